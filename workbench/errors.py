@@ -1,0 +1,46 @@
+"""Every error a user can meet.
+
+    WorkbenchError
+    ├── ConfigError   (ValueError)    a key, option or value of a configuration
+    ├── DataError     (ValueError)    a file, row, column, image or box of the data
+    ├── PolicyError   (RuntimeError)  a model, processor, tokenizer or template
+    ├── TraceError    (RuntimeError)  a trace that is missing, torn or of another schema
+    └── RunError      (RuntimeError)  a run folder, a checkpoint, a loss that is not a number
+
+A message says what is wrong, the value, where it is, what is allowed and what to do.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class WorkbenchError(Exception):
+    """Base of all errors that are the user's to read; the command line prints it without a traceback."""
+
+
+class ConfigError(WorkbenchError, ValueError):
+    """A configuration names something unknown or gives a value that is not allowed."""
+
+
+class DataError(WorkbenchError, ValueError):
+    """An example cannot be read or lacks what the method needs; names file, row and column."""
+
+
+class PolicyError(WorkbenchError, RuntimeError):
+    """A model, its processor or its tokenizer does not fit the task."""
+
+
+class TraceError(WorkbenchError, RuntimeError):
+    """A trace cannot be read or written."""
+
+
+class RunError(WorkbenchError, RuntimeError):
+    """A run folder or a checkpoint is not usable, or training cannot go on."""
+
+
+def unknown(what: str, value: str, known: Iterable[str]) -> str:
+    """The sentence for a name that is not known: the value, what is allowed, the nearest name."""
+    known = sorted(known)
+    near = difflib.get_close_matches(value, known, n=1)
+    hint = f' Did you mean "{near[0]}"?' if near else ""
+    return f'{what} "{value}" is unknown. Allowed: {", ".join(known) or "none"}.{hint}'

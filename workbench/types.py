@@ -1,0 +1,151 @@
+"""The data that flows through the workbench, in this order:
+
+    Example -> Prompt -> Rollout -> TokenScores -> Routing -> loss -> traces
+
+Everything here is frozen. Axis letters, used everywhere: B sequence, T position in a sequence, N valid positions of a
+batch laid end to end, V vocabulary, K top-k, D hidden width. Log-probabilities, gaps and entropies are in nats.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+VISIBLE, PRIVILEGED = "visible", "privileged"
+
+
+@dataclass(frozen=True)
+class Box:
+    """A labelled rectangle in pixels of the example's first image; x0 < x1, y0 < y1, the far edge excluded."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What may be shown to a teacher and never to the deployed student. Any part may be absent."""
+
+    boxes: tuple[Box, ...] = ()
+    crop: Image.Image | Path | None = None  # an own crop image; without it the crop is cut from the first box
+    caption: str | None = None
+    hint: str | None = None  # where to look, without the answer
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Tells what a part of an answer is: the first group of `pattern`, wherever it matches in the answer's text.
+
+    kind   template | location | attribute | tag | answer, or any word of the data set's own
+    truth  "visible" if the plain prompt determines it, "privileged" if only the evidence does, None if not known
+    """
+
+    pattern: str
+    kind: str
+    truth: str | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One earlier turn of a conversation; role is system, user or assistant."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with everything that may be known about it."""
+
+    id: str
+    question: str
+    images: tuple[Image.Image | Path, ...] = ()
+    answer: str | None = None  # the final answer alone, for scoring
+    reference: str | None = None  # a whole worked answer, for sequences taken from the data
+    evidence: Evidence = Evidence()
+    history: tuple[Turn, ...] = ()
+    domain: str = ""  # question family
+    marks: tuple[Mark, ...] = ()
+    origin: str = ""  # file and row, for messages
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one policy is shown under one context. `text` follows `images` in the last user turn."""
+
+    images: tuple[Image.Image | Path, ...]
+    text: str
+    history: tuple[Turn, ...] = ()
+    key: str = ""  # example id and context: what a cache of encoded prompts may go by
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One written answer. Its ids are never made from text again: what was sampled is what is scored."""
+
+    example: Example
+    sample_idx: int  # which of the example's rollouts
+    ids: tuple[int, ...]  # completion tokens, the end token included if it was written
+    text: str  # decoded without special tokens
+    finished: bool  # False: cut at the longest length allowed
+    logprobs: tuple[float, ...] | None = None  # the sampler's own, per token; None for sequences from the data
+    reward: float | None = None  # 1.0 right, 0.0 wrong, None not known
+    source: str = "student"  # policy that wrote it, or "dataset"
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What the router may see of one view: numbers per position, no vocabulary."""
+
+    logprob: Float[Tensor, " N"]  # of the written token
+    entropy: Float[Tensor, " N"]
+    max_logprob: Float[Tensor, " N"]  # of the view's most likely token
+    rank: Int[Tensor, " N"]  # of the written token, 0 = most likely
+
+
+@dataclass(frozen=True)
+class RouteBatch:
+    """All that a router is given about a batch of rollouts laid end to end."""
+
+    scores: dict[str, TokenScores]  # by view name
+    sequence: Int[Tensor, " N"]  # which rollout a position belongs to
+    position: Int[Tensor, " N"]  # index in its completion
+    micro_batch: Int[Tensor, " N"]
+    rollouts: tuple[Rollout, ...]
+    seed: int  # of this step, for rules that draw at random
+
+    @property
+    def num_positions(self) -> int:
+        return self.sequence.numel()
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where each position gets its supervision from. Regimes partition the positions: each has exactly one."""
+
+    regime: Int[Tensor, " N"]  # index into Method.regimes
+    weight: Float[Tensor, " N"]  # multiplies the losses of the position's regime; 0 = no supervision
+    advantage: Float[Tensor, " N"] | None = None  # for losses whose target is REWARD
+    thresholds: dict[str, float] = field(default_factory=dict)  # what the gaps were compared with; goes to the trace
+
+
+def mark_tokens(text_spans: list[tuple[int, int]], text: str, marks: tuple[Mark, ...]) -> list[tuple[str, str | None]]:
+    """Kind and truth of each token, from its (start, end) characters in the answer's `text`.
+
+    A later mark wins over an earlier one. Tokens under no mark are ("template", "visible") if the example has marks
+    at all and ("", None) otherwise, since nothing is known then.
+    """
+    found: list[tuple[str, str | None]] = [("template", VISIBLE) if marks else ("", None)] * len(text_spans)
+    for mark in marks:
+        for match in re.finditer(mark.pattern, text):
+            start, end = match.span(1)
+            for token_idx, (token_start, token_end) in enumerate(text_spans):
+                if token_start < end and start < token_end:
+                    found[token_idx] = (mark.kind, mark.truth)
+    return found
