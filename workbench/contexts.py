@@ -9,6 +9,8 @@
     hint        plain, and where to look, as text
     answer      plain, and the final answer as text
     reference   plain, and the whole worked answer as text
+
+A teacher may be shown any of them; the deployed student gets `plain`.
 """
 
 from pathlib import Path

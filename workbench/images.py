@@ -25,11 +25,15 @@ def open_image(source: Image.Image | Path) -> Image.Image:
                 _check_size(image, str(source))
                 return image.convert("RGB")
     except FileNotFoundError:
-        raise DataError(f"image {source} does not exist. Check the path; relative paths start at the data file.") from None
+        raise DataError(
+            f"image {source} does not exist. Check the path; relative paths start at the data file."
+        ) from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"image {source} cannot be read ({error}). Save it again as PNG or JPEG, or drop its row.") from None
+        raise DataError(
+            f"image {source} cannot be read ({error}). Save it again as PNG or JPEG, or drop its row."
+        ) from None
 
 
 def _check_size(image: Image.Image, name: str) -> None:

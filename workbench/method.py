@@ -1,0 +1,145 @@
+"""The vocabulary in which every method is written: views, losses, and a method that joins them by a router.
+
+A method is data. It names who writes the sequences, which views read them, the rule that gives each position a regime,
+and the losses of each regime. The loop in train.py runs all of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from workbench.contexts import parse_context
+from workbench.divergences import Divergence
+from workbench.errors import ConfigError, unknown
+from workbench.types import RouteBatch, Routing
+
+TOKENS = "tokens"  # target of a loss: the written tokens themselves
+REWARD = "reward"  # target of a loss: the position's advantage, given by the router
+POLICIES = ("student", "student@start", "student@ema", "teacher")
+AVERAGES = ("position", "sequence")
+
+Router = Callable[[RouteBatch], Routing]
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field of `Options` means, for help texts and forms: `Annotated[float, Option("...", low=0)]`."""
+
+    help: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class View:
+    """A policy shown a context: `View("teacher", "boxes")`.
+
+    policy   student, student@start (frozen copy), student@ema (moving average), teacher, or teacher:<domain>
+    context  what it is shown, see workbench.contexts
+    learns   gradients flow through this view; exactly one view of a method learns
+    """
+
+    policy: str
+    context: str
+    learns: bool = False
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES and not self.policy.startswith("teacher:"):
+            raise ConfigError(unknown("policy", self.policy, POLICIES) + " Several teachers: teacher:<domain>.")
+        if self.learns and self.policy != "student":
+            raise ConfigError(f'only the policy "student" can learn, not "{self.policy}".')
+        parse_context(self.context)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Pull the learner to `target` (a view's name, TOKENS or REWARD) by `divergence`, times `weight`."""
+
+    target: str
+    divergence: Divergence
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Regime:
+    """The losses at positions of one kind; `meaning` is read by people. No losses: positions without supervision."""
+
+    losses: tuple[Loss, ...]
+    meaning: str = ""
+
+    @property
+    def source(self) -> str | None:
+        """Targets that supervise, joined by "+", or None."""
+        return "+".join(dict.fromkeys(loss.target for loss in self.losses)) or None
+
+    @property
+    def divergence(self) -> str | None:
+        """Labels of the divergences, joined by "+", or None."""
+        return " + ".join(loss.divergence.label for loss in self.losses) or None
+
+
+@dataclass(frozen=True)
+class Method:
+    """One training method.
+
+    views          by name; "student" is the learner, and by custom "teacher" the teacher, "self" the privileged student
+    regimes        by name; the router's regime index counts in this order
+    route          the rule: per-position scalars of views -> regime, weight and advantage of every position
+    reads          views whose scalars the rule needs. Naming the learner costs one more forward when micro-batches are
+                   accumulated, since it must then be scored before the first gradient
+    average        "sequence": mean over a sequence's positions, then over sequences; "position": over all positions
+    dataset_share  share of sequences that are the data's reference answers instead of the student's own
+    ema_rate       share of the student mixed into student@ema after each step
+    """
+
+    name: str
+    views: dict[str, View]
+    regimes: dict[str, Regime]
+    route: Router
+    reads: tuple[str, ...] = ()
+    average: str = "sequence"
+    dataset_share: float = 0.0
+    ema_rate: float = 0.05
+    options: object = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        learning = [name for name, view in self.views.items() if view.learns]
+        if len(learning) != 1:
+            raise ConfigError(f"method {self.name}: exactly one view must learn, got {learning or 'none'}.")
+        if self.average not in AVERAGES:
+            raise ConfigError(unknown("average", self.average, AVERAGES))
+        if not 0.0 <= self.dataset_share <= 1.0:
+            raise ConfigError(f"dataset_share must be between 0 and 1, got {self.dataset_share}.")
+        if not 0.0 < self.ema_rate <= 1.0:
+            raise ConfigError(f"ema_rate must be above 0 and at most 1, got {self.ema_rate}.")
+        targets = {loss.target for regime in self.regimes.values() for loss in regime.losses}
+        for target in targets - {TOKENS, REWARD}:
+            if target not in self.views:
+                raise ConfigError(unknown(f"method {self.name}: target", target, [*self.views, TOKENS, REWARD]))
+            if target == learning[0]:
+                raise ConfigError(f"method {self.name}: the learning view cannot be its own target.")
+        for name in self.reads:
+            if name not in self.views:
+                raise ConfigError(unknown(f"method {self.name}: view", name, self.views))
+
+    @property
+    def learner(self) -> str:
+        """Name of the learning view."""
+        return next(name for name, view in self.views.items() if view.learns)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Views whose whole distributions the losses need, in order of definition."""
+        used = {loss.target for regime in self.regimes.values() for loss in regime.losses}
+        return tuple(name for name in self.views if name in used)
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Policies that the views need, in order of definition, each once."""
+        return tuple(dict.fromkeys(view.policy for view in self.views.values()))
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """Contexts that the views need, each once."""
+        return tuple(dict.fromkeys(view.context for view in self.views.values()))

@@ -1,0 +1,109 @@
+"""DOPD: each token goes to the privileged teacher or to the privileged student, by their advantage gap.
+
+Source: Dual On-policy Distillation, arXiv 2606.30626, sections 3.1 and 3.2, equations 1 to 11.
+1. The student s answers the plain prompt x. Teacher t and student s' score the same tokens, both shown x and p.
+2. Gap A = |log t(y) - log s'(y)|; A, t(y) and s'(y) are compared with their means over the batch.
+3. A low:  LH if t(y) + s'(y) is high, pulled to the teacher, light;  else LL, pulled to s', weak.
+4. A high: HT if t(y) >= s'(y), pulled to the teacher by full JSD;    else HS, pulled to s', light.
+5. Mean over a sequence's positions, then over sequences. No gradient through t, s', A or the masks.
+Open in the paper, options here with the default first: what is trimmed before the means (the gap), whether trimmed
+tokens keep their loss (yes), normalisation (none), scope of the means (the whole batch), whose top-k (the teacher's in
+LH, the student's in LL and HS), the tail (one bucket), the average, and the weights of s' (the live student, as in the
+paper; there is one update per batch, so weights now and at sampling time are the same). A live s' can fall into an
+absorbing state at high learning rates (HS takes the teacher away): student@ema and student@start avoid it.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from workbench.divergences import TAILS, TOP_K_OF, Divergence
+from workbench.method import Loss, Method, Option, Regime, View
+from workbench.routers import below_quantile, trimmed_mean
+from workbench.types import RouteBatch, Routing
+
+LH, LL, HT, HS = range(4)
+SELF_POLICIES = ("student", "student@ema", "student@start")
+
+
+@dataclass(frozen=True)
+class Options:
+    privilege: Annotated[str, Option("context of teacher and privileged student; plain = the control without privilege")] = "boxes"  # fmt: skip
+    self_policy: Annotated[str, Option("weights of the privileged student", choices=SELF_POLICIES)] = "student"
+    beta_light: Annotated[float, Option("weight of LH and HS", low=0)] = 0.6
+    beta_weak: Annotated[float, Option("weight of LL", low=0)] = 0.3
+    top_k: Annotated[int, Option("entries compared in LH, LL and HS", low=1)] = 128
+    top_k_of_teacher_regime: Annotated[str, Option("whose most likely entries in LH", choices=TOP_K_OF)] = "target"
+    top_k_of_self_regimes: Annotated[str, Option("whose most likely entries in LL and HS", choices=TOP_K_OF)] = "learner"  # fmt: skip
+    tail: Annotated[str, Option("what becomes of the other entries", choices=TAILS)] = "bucket"
+    trim: Annotated[float, Option("share of outliers left out of the means; 0 = none", low=0, high=0.5)] = 0.05
+    trim_target: Annotated[str, Option("trimmed by its largest values", choices=("gap", "gap+probability"))] = "gap"
+    trim_drops_loss: Annotated[bool, Option("tokens with a trimmed gap lose their supervision")] = False
+    normalise: Annotated[str, Option("applied in the batch before comparing", choices=("none", "zscore", "minmax"))] = "none"  # fmt: skip
+    stat_scope: Annotated[str, Option("positions that the means are taken over", choices=("batch", "micro_batch"))] = "batch"  # fmt: skip
+    average: Annotated[str, Option("mean over a sequence first, or over all positions", choices=("sequence", "position"))] = "sequence"  # fmt: skip
+    ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
+
+
+def build(options: Options) -> Method:
+    def top_k(of: str) -> Divergence:
+        return Divergence("reverse_kl", "top_k", top_k=options.top_k, of=of, tail=options.tail)
+
+    teacher, own = top_k(options.top_k_of_teacher_regime), top_k(options.top_k_of_self_regimes)
+    light, weak = options.beta_light, options.beta_weak
+    return Method(
+        name="dopd",
+        views={
+            "student": View("student", "plain", learns=True),
+            "self": View(options.self_policy, options.privilege),
+            "teacher": View("teacher", options.privilege),
+        },
+        regimes={
+            "LH": Regime((Loss("teacher", teacher, light),), "low gap, both sure: teacher, light"),
+            "LL": Regime((Loss("self", own, weak),), "low gap, unsure: privileged self, weak"),
+            "HT": Regime((Loss("teacher", Divergence("jensen_shannon")),), "high gap, teacher leads: teacher, strong"),
+            "HS": Regime((Loss("self", own, light),), "high gap, self leads: privileged self, light"),
+        },
+        route=lambda batch: route(batch, options),
+        reads=("self", "teacher"),
+        average=options.average,
+        ema_rate=options.ema_rate,
+    )
+
+
+def route(batch: RouteBatch, options: Options) -> Routing:
+    """The four regimes by the batch's means (section 3.2.3)."""
+    log_t, log_s = batch.scores["teacher"].logprob, batch.scores["self"].logprob
+    group = batch.micro_batch if options.stat_scope == "micro_batch" else torch.zeros_like(batch.micro_batch)
+    regime = torch.empty_like(batch.sequence)
+    weight = torch.ones_like(log_t)
+    thresholds = {}
+    for group_idx in group.unique().tolist():
+        inside = group == group_idx
+        gap, prob_t, prob_s = (log_t - log_s)[inside].abs(), log_t[inside].exp(), log_s[inside].exp()
+        leads = prob_t >= prob_s  # by the probabilities themselves, whatever the normalisation
+        kept = below_quantile(gap, options.trim)
+        gap, mean_gap = _with_mean(gap, kept, options)
+        own_kept = options.trim_target == "gap+probability"
+        prob_t, mean_t = _with_mean(prob_t, below_quantile(prob_t, options.trim) if own_kept else kept, options)
+        prob_s, mean_s = _with_mean(prob_s, below_quantile(prob_s, options.trim) if own_kept else kept, options)
+        low, sure = gap < mean_gap, prob_s + prob_t >= mean_s + mean_t
+        regime[inside] = torch.where(low, torch.where(sure, LH, LL), torch.where(leads, HT, HS))
+        if options.trim_drops_loss:
+            weight[inside] = kept.to(weight.dtype)
+        suffix = "" if options.stat_scope == "batch" else f"_{group_idx}"
+        thresholds |= {f"gap{suffix}": float(mean_gap), f"probability_sum{suffix}": float(mean_s + mean_t)}
+    return Routing(regime, weight, thresholds=thresholds)
+
+
+def _with_mean(values: Float[Tensor, " M"], kept: Bool[Tensor, " M"], options: Options) -> tuple[Tensor, Tensor]:
+    """The values, normalised if asked for, and the mean of the kept ones on the same scale."""
+    if options.normalise == "zscore":
+        values = (values - values[kept].mean()) / values[kept].std(unbiased=False).clamp(min=1e-6)
+    elif options.normalise == "minmax":
+        low, high = values[kept].min(), values[kept].max()
+        values = (values - low) / (high - low).clamp(min=1e-6)
+    return values, trimmed_mean(values, kept)

@@ -1,0 +1,39 @@
+"""GKD: a share of the sequences comes from the data, the rest from the student; generalised Jensen-Shannon divergence.
+
+Source: Agarwal et al., arXiv 2306.13649, Algorithm 1 and equation 1.
+1. A share of the prompts keeps the data's reference answer; the student answers the others.
+2. The teacher scores all of them under the plain prompt.
+3. Every token: beta KL(teacher || m) + (1 - beta) KL(student || m), m = beta teacher + (1 - beta) student.
+Differs: other tools turn the ends of beta into full KLs, a thousandfold jump; here divergence=forward_kl or reverse_kl
+asks for them by name.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from workbench.divergences import Divergence
+from workbench.method import Loss, Method, Option, Regime, View
+from workbench.routers import everywhere
+
+
+@dataclass(frozen=True)
+class Options:
+    dataset_share: Annotated[float, Option("share of sequences that are the data's reference answers", low=0, high=1)] = 0.5  # fmt: skip
+    divergence: Annotated[str, Option("what is minimised", choices=("generalized_jsd", "forward_kl", "reverse_kl"))] = "generalized_jsd"  # fmt: skip
+    beta: Annotated[float, Option("weight of the teacher in the mixture, strictly between 0 and 1", low=0, high=1)] = 0.5  # fmt: skip
+    privilege: Annotated[str, Option("context shown to the teacher")] = "plain"
+
+
+def build(options: Options) -> Method:
+    beta = options.beta if options.divergence == "generalized_jsd" else None
+    return Method(
+        name="gkd",
+        views={
+            "student": View("student", "plain", learns=True),
+            "teacher": View("teacher", options.privilege),
+        },
+        regimes={"ALL": Regime((Loss("teacher", Divergence(options.divergence, beta=beta)),), "every token: teacher")},
+        route=everywhere,
+        average="position",
+        dataset_share=options.dataset_share,
+    )

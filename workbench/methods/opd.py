@@ -1,0 +1,40 @@
+"""On-policy distillation: the student writes, the teacher supervises every token by reverse KL.
+
+Source: Agarwal et al., GKD, arXiv 2306.13649; the "vanilla OPD" row of DOPD, arXiv 2606.30626, Table 2.
+1. The student answers the plain prompt.
+2. The teacher scores the same tokens, shown `privilege`.
+3. Every token is pulled to the teacher.
+With privilege=plain this is vanilla OPD. With any other it is the "naive privileged" control: uniform imitation of a
+teacher that sees more than the student ever will (arXiv 2606.30626, Figure 3).
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from workbench.divergences import KINDS, Divergence
+from workbench.method import Loss, Method, Option, Regime, View
+from workbench.routers import everywhere
+
+
+@dataclass(frozen=True)
+class Options:
+    privilege: Annotated[str, Option("context shown to the teacher; plain = vanilla OPD")] = "plain"
+    divergence: Annotated[str, Option("what is minimised, from learner to teacher", choices=KINDS[1:4])] = "reverse_kl"
+    support: Annotated[str, Option("vocabulary entries compared", choices=("full", "top_k", "sampled"))] = "full"
+    top_k: Annotated[int, Option("entries compared when support=top_k", low=1)] = 128
+    average: Annotated[str, Option("mean over a sequence first, or over all positions", choices=("sequence", "position"))] = "sequence"  # fmt: skip
+
+
+def build(options: Options) -> Method:
+    top_k = options.top_k if options.support == "top_k" else 0
+    divergence = Divergence(options.divergence, options.support, top_k=top_k)
+    return Method(
+        name="opd",
+        views={
+            "student": View("student", "plain", learns=True),
+            "teacher": View("teacher", options.privilege),
+        },
+        regimes={"ALL": Regime((Loss("teacher", divergence),), "every token: teacher")},
+        route=everywhere,
+        average=options.average,
+    )

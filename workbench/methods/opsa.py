@@ -1,0 +1,51 @@
+"""OPSA control: no teacher at all. The student's least likely written tokens are pushed down.
+
+Source: "Does OPD really distill?", arXiv 2608.31046; methods note 10.15. A gain that this control also reaches is not
+evidence that a teacher taught anything.
+1. The student answers the plain prompt.
+2. The lowest `share` of written tokens by log-prob get advantage -1/2 - (H - Hmin) / (2 (Hmax - Hmin)), H the student's
+   entropy there, Hmin and Hmax over these tokens.
+3. Loss: minus advantage times log-prob. Other tokens have none.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+
+from workbench.divergences import Divergence
+from workbench.method import REWARD, Loss, Method, Option, Regime, View
+from workbench.routers import below_quantile
+from workbench.types import RouteBatch, Routing
+
+
+@dataclass(frozen=True)
+class Options:
+    share: Annotated[float, Option("share of positions, from the lowest log-prob up, that are pushed down", low=0, high=1)] = 0.2  # fmt: skip
+
+
+def build(options: Options) -> Method:
+    def route(batch: RouteBatch) -> Routing:
+        student = batch.scores["student"]
+        low = below_quantile(student.logprob, 1.0 - options.share)
+        entropy = student.entropy[low]
+        spread = (entropy.max() - entropy.min()).clamp(min=1e-6)
+        advantage = torch.zeros_like(student.logprob)
+        advantage[low] = -0.5 - (entropy - entropy.min()) / (2 * spread)
+        return Routing(
+            regime=(~low).long(),
+            weight=torch.ones_like(advantage),
+            advantage=advantage,
+            thresholds={"logprob": float(student.logprob[low].max())},
+        )
+
+    return Method(
+        name="opsa",
+        views={"student": View("student", "plain", learns=True)},
+        regimes={
+            "LOW": Regime((Loss(REWARD, Divergence("policy_gradient")),), "least likely tokens: pushed down"),
+            "REST": Regime((), "no supervision"),
+        },
+        route=route,
+        reads=("student",),
+    )

@@ -1,0 +1,37 @@
+"""OPSD: the student's own frozen start, shown the answer, teaches the student that is not.
+
+Source: Self-Distilled Reasoner, arXiv 2601.18734.
+1. The student answers the plain prompt.
+2. Its frozen start (with LoRA: the adapter switched off) scores the same tokens, shown `privilege`.
+3. Every token is pulled to it by JSD, forward or reverse KL.
+Differs: the paper shows the whole reference solution (privilege=reference); the default here is the final answer.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from workbench.divergences import KINDS, Divergence
+from workbench.method import Loss, Method, Option, Regime, View
+from workbench.routers import everywhere
+
+
+@dataclass(frozen=True)
+class Options:
+    privilege: Annotated[str, Option("context shown to the self-teacher")] = "answer"
+    divergence: Annotated[str, Option("what is minimised", choices=KINDS[1:4])] = "jensen_shannon"
+    self_policy: Annotated[str, Option("weights of the self-teacher", choices=("student@start", "student@ema"))] = "student@start"  # fmt: skip
+    ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
+
+
+def build(options: Options) -> Method:
+    loss = Loss("self", Divergence(options.divergence))
+    return Method(
+        name="opsd",
+        views={
+            "student": View("student", "plain", learns=True),
+            "self": View(options.self_policy, options.privilege),
+        },
+        regimes={"ALL": Regime((loss,), "every token: privileged self")},
+        route=everywhere,
+        ema_rate=options.ema_rate,
+    )

@@ -1,0 +1,53 @@
+"""Vision-OPD: the student's moving average, shown the evidence crop, teaches the student that sees the whole image.
+
+Source: arXiv 2605.18740, section 3 and the official code.
+1. The student answers about the whole image (`student_context`: plain, or marked as in the paper: box drawn in red).
+2. Its moving average scores the same tokens, shown the crop.
+3. Every token: Jensen-Shannon over the student's 100 most likely entries and one for the rest.
+4. Weight of a token: min(p_now / p_when_sampled, ratio_clip), without gradient; mean over all positions.
+Differs: no rollout-correction weights of an inference engine, since rollouts here come from the training weights. The
+deployed student sees plain prompts, so student_context=plain is the default; the paper trains on marked ones.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+
+from workbench.divergences import Divergence
+from workbench.method import Loss, Method, Option, Regime, View
+from workbench.routers import everywhere
+from workbench.types import RouteBatch, Routing
+
+
+@dataclass(frozen=True)
+class Options:
+    privilege: Annotated[str, Option("context of the self-teacher; crop_only: the crop instead of the image, as in the paper")] = "crop"  # fmt: skip
+    student_context: Annotated[str, Option("context of the student while training", choices=("plain", "marked"))] = "plain"  # fmt: skip
+    top_k: Annotated[int, Option("entries of the student's distribution that are compared", low=1)] = 100
+    ratio_clip: Annotated[float, Option("largest importance weight of a token; 0 = weights off", low=0)] = 2.0
+    self_policy: Annotated[str, Option("weights of the self-teacher", choices=("student@ema", "student@start", "student"))] = "student@ema"  # fmt: skip
+    ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
+
+
+def build(options: Options) -> Method:
+    def route(batch: RouteBatch) -> Routing:
+        routing = everywhere(batch)
+        sampled = [logprob for rollout in batch.rollouts for logprob in rollout.logprobs or [float("nan")] * len(rollout.ids)]  # fmt: skip
+        ratio = (batch.scores["student"].logprob - torch.tensor(sampled, device=routing.weight.device)).exp()
+        weight = ratio.nan_to_num(1.0).clamp(max=options.ratio_clip)  # sequences of the data have no sampler: weight 1
+        return replace(routing, weight=weight, thresholds={"ratio_clip": options.ratio_clip})
+
+    divergence = Divergence("jensen_shannon", "top_k", top_k=options.top_k, of="learner", tail="bucket")
+    return Method(
+        name="vision_opd",
+        views={
+            "student": View("student", options.student_context, learns=True),
+            "self": View(options.self_policy, options.privilege),
+        },
+        regimes={"ALL": Regime((Loss("self", divergence),), "every token: privileged self")},
+        route=route if options.ratio_clip > 0 else everywhere,
+        reads=("student",) if options.ratio_clip > 0 else (),
+        average="position",
+        ema_rate=options.ema_rate,
+    )
