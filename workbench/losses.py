@@ -1,0 +1,253 @@
+"""The chunked engine: hidden states of views -> head in chunks -> scalars of every view, then losses per regime.
+
+A vocabulary has 150,000 entries and a batch thousands of positions; their product never exists here. Hidden states
+(N, D) are turned into logits a chunk of positions at a time, and what leaves a chunk is per-position numbers and the
+gradient with respect to hidden states and head. Peak memory therefore grows with the chunk and not with N.
+
+Gradients are computed while the chunk's logits exist, so no chunk is computed twice.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from workbench.method import REWARD, TOKENS, Regime
+from workbench.types import Routing, TokenScores
+
+CHUNK_BYTES = 64 * 2**20  # of one chunk's fp32 logits
+
+
+@dataclass(frozen=True)
+class Head:
+    """Makes logits of hidden states: a linear layer, then the model's own scale and soft cap, if it has them.
+
+    Parameters that are not those of `linear` alone (an adapter inside it) are found by `linear.parameters()`.
+    """
+
+    linear: nn.Module
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    def __call__(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
+        return self.finish(self.linear(hidden))
+
+    def finish(self, raw: Float[Tensor, "M V"]) -> Float[Tensor, "M V"]:
+        """What follows the linear layer, in fp32."""
+        logits = raw.float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.soft_cap is not None:
+            logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
+        return logits
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What one view says at N positions: the hidden states that predict each written token, and the head."""
+
+    hidden: Float[Tensor, "N D"]
+    head: Head
+    vocabulary: int  # V, entries that learner and target share; a longer (padded) head is cut to it
+
+    def logits(self, index: Int[Tensor, " M"]) -> Float[Tensor, "M V"]:
+        return self.head(self.hidden[index])[:, : self.vocabulary]
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """The learner's side of a step.
+
+    total   sum of coefficient * loss over positions, the number to call backward() on
+    loss    (N) each position's weighted loss in nats, before any averaging
+    scores  the learner's own scalars
+    """
+
+    total: Float[Tensor, ""]
+    loss: Float[Tensor, " N"]
+    scores: TokenScores
+
+
+def chunk_size(vocabulary: int) -> int:
+    """Positions per chunk, so that its fp32 logits take CHUNK_BYTES."""
+    return max(16, CHUNK_BYTES // (4 * vocabulary))
+
+
+@torch.no_grad()
+def score(readout: Readout, token_ids: Int[Tensor, " N"]) -> TokenScores:
+    """Scalars of one view at every position."""
+    order = torch.arange(token_ids.numel(), device=token_ids.device)
+    parts = [_scalars(readout.logits(chunk), token_ids[chunk]) for chunk in order.split(chunk_size(readout.vocabulary))]
+    return _joined(parts, token_ids)
+
+
+@torch.no_grad()
+def alternatives(
+    readout: Readout, index: Int[Tensor, " M"], count: int
+) -> tuple[Int[Tensor, "M K"], Float[Tensor, "M K"]]:
+    """Ids and log-probs of the most likely tokens at some positions."""
+    ids, logprobs = [], []
+    for chunk in index.split(chunk_size(readout.vocabulary)):
+        logprob = readout.logits(chunk).log_softmax(-1)
+        best = logprob.topk(min(count, readout.vocabulary), -1)
+        ids.append(best.indices)
+        logprobs.append(best.values)
+    if not ids:
+        return index.new_zeros((0, count)), readout.hidden.new_zeros((0, count), dtype=torch.float32)
+    return torch.cat(ids), torch.cat(logprobs)
+
+
+def supervise(
+    learner: Readout,
+    targets: dict[str, Readout],
+    token_ids: Int[Tensor, " N"],
+    *,
+    regimes: tuple[Regime, ...],
+    routing: Routing,
+    coefficient: Float[Tensor, " N"],
+) -> Supervision:
+    """Losses of all regimes at their positions.
+
+    `coefficient` is what a position's loss counts in the total: 1 over the number that the loss is averaged by.
+    Gradients reach the learner's hidden states and its head; `targets` are read without gradient.
+    """
+    head_parameters = [parameter for parameter in learner.head.linear.parameters() if parameter.requires_grad]
+    work = _Work(learner, targets, token_ids, regimes, routing, coefficient, {})
+    total = _Supervise.apply(learner.hidden, work, *head_parameters)
+    return Supervision(total, work.out["loss"], work.out["scores"])
+
+
+@dataclass(frozen=True)
+class _Work:
+    learner: Readout
+    targets: dict[str, Readout]
+    token_ids: Tensor
+    regimes: tuple[Regime, ...]
+    routing: Routing
+    coefficient: Tensor
+    out: dict  # results that carry no gradient: autograd functions can only return tensors
+
+    def position_losses(self, regime: Regime, index: Tensor, logits: Tensor) -> Tensor:
+        """Weighted sum of the regime's losses at the positions `index`, whose learner logits are given."""
+        weighted = torch.zeros(index.numel(), device=logits.device)
+        for loss in regime.losses:
+            target = None if loss.target in (TOKENS, REWARD) else self.targets[loss.target].logits(index)
+            advantage = self.routing.advantage[index] if loss.target == REWARD else None
+            weighted = weighted + loss.weight * loss.divergence(logits, target, self.token_ids[index], advantage)
+        return weighted * self.routing.weight[index]
+
+
+class _Supervise(torch.autograd.Function):
+    """Computes the gradient in its forward pass, chunk by chunk, and hands it out in its backward pass."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, work: _Work, *head_parameters: Tensor) -> Tensor:
+        wants_gradient = any(ctx.needs_input_grad)
+        gradients = _Gradients(work.learner, hidden, head_parameters) if wants_gradient else None
+        loss = torch.zeros(work.token_ids.numel(), device=hidden.device)
+        parts, order = [], []
+        for regime_idx, regime in enumerate(work.regimes):
+            positions = (work.routing.regime == regime_idx).nonzero().squeeze(-1)
+            for index in positions.split(chunk_size(work.learner.vocabulary)):
+                if index.numel() == 0:
+                    continue
+                need = wants_gradient and bool(regime.losses)
+                logits, step = gradients.logits(index) if need else (work.learner.logits(index), None)
+                if regime.losses:
+                    with torch.set_grad_enabled(need):
+                        weighted = work.position_losses(regime, index, logits)
+                        if need:
+                            gradients.add(index, (weighted * work.coefficient[index]).sum(), step)
+                    loss[index] = weighted.detach()
+                parts.append(_scalars(logits.detach(), work.token_ids[index]))
+                order.append(index)
+        if order:
+            back = torch.cat(order).argsort()
+            scores = _joined(parts, work.token_ids)
+            scores = TokenScores(*(values[back] for values in vars(scores).values()))
+        else:
+            scores = _joined([], work.token_ids)
+        work.out.update(loss=loss, scores=scores)
+        ctx.gradients = gradients
+        return (loss * work.coefficient).sum()
+
+    @staticmethod
+    def backward(ctx, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.gradients
+        of_head = [grad.mul_(grad_total) for grad in gradients.of_head]
+        return gradients.of_hidden.mul_(grad_total), None, *of_head
+
+
+class _Gradients:
+    """Accumulates d total / d hidden and d total / d head over chunks.
+
+    A plain linear head gets its two products directly into the accumulators: asking autograd for them would make a
+    second (V, D) array per chunk. Any other head goes through autograd.
+    """
+
+    def __init__(self, learner: Readout, hidden: Tensor, head_parameters: tuple[Tensor, ...]) -> None:
+        self.learner, self.hidden, self.head_parameters = learner, hidden.detach(), head_parameters
+        self.of_hidden = torch.zeros_like(self.hidden)
+        self.of_head = [torch.zeros_like(parameter) for parameter in head_parameters]
+        self.is_plain = type(learner.head.linear) is nn.Linear
+
+    def logits(self, index: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Learner logits of a chunk, and what the gradient is taken with respect to."""
+        head, vocabulary = self.learner.head, self.learner.vocabulary
+        hidden = self.hidden[index]
+        with torch.enable_grad():
+            if self.is_plain:
+                raw = F.linear(hidden, head.linear.weight.detach(), _detached(head.linear.bias)).requires_grad_()
+                return head.finish(raw)[:, :vocabulary], (raw, hidden)
+            hidden.requires_grad_()
+            return head(hidden)[:, :vocabulary], (hidden,)
+
+    def add(self, index: Tensor, chunk_total: Tensor, step: tuple[Tensor, ...]) -> None:
+        if not self.is_plain:
+            grad_hidden, *grad_head = torch.autograd.grad(
+                chunk_total, (step[0], *self.head_parameters), allow_unused=True
+            )
+            self.of_hidden[index] = grad_hidden
+            for total, grad in zip(self.of_head, grad_head, strict=True):
+                if grad is not None:
+                    total.add_(grad)
+            return
+        raw, hidden = step
+        (grad_raw,) = torch.autograd.grad(chunk_total, raw)
+        linear = self.learner.head.linear
+        self.of_hidden[index] = grad_raw @ linear.weight.detach()
+        for parameter, total in zip(self.head_parameters, self.of_head, strict=True):
+            if parameter is linear.weight:
+                total.addmm_(grad_raw.T, hidden)
+            else:
+                total.add_(grad_raw.sum(0))
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
+
+
+def _scalars(logits: Float[Tensor, "M V"], token_ids: Int[Tensor, " M"]) -> TokenScores:
+    """Log-prob, entropy, highest log-prob and rank at each position of a chunk."""
+    log_normaliser = logits.logsumexp(-1)
+    written = logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+    probability = (logits - log_normaliser.unsqueeze(-1)).exp()
+    # entropy as log Z - E[logit]; an entry at minus infinity has no mass and must not make 0 * inf
+    expected = torch.where(probability > 0, probability * logits, 0.0).sum(-1)
+    return TokenScores(
+        logprob=written - log_normaliser,
+        entropy=(log_normaliser - expected).clamp(min=0.0),
+        max_logprob=logits.amax(-1) - log_normaliser,
+        rank=(logits > written.unsqueeze(-1)).sum(-1),
+    )
+
+
+def _joined(parts: list[TokenScores], token_ids: Tensor) -> TokenScores:
+    if not parts:
+        empty = torch.zeros(0, device=token_ids.device)
+        return TokenScores(empty, empty, empty, empty.long())
+    columns: Callable[[str], Tensor] = lambda name: torch.cat([getattr(part, name) for part in parts])  # noqa: E731
+    return TokenScores(columns("logprob"), columns("entropy"), columns("max_logprob"), columns("rank"))

@@ -1,0 +1,48 @@
+"""Policies: what can write an answer (`sample`) and read one (`read`). Two verbs, one Protocol."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from workbench.losses import Readout
+from workbench.types import Prompt
+
+
+@dataclass(frozen=True)
+class Written:
+    """One sampled completion.
+
+    ids       tokens, the end token included if it was written
+    logprobs  of each token under the policy itself, at temperature 1 and before any cut of the vocabulary
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How completions are drawn. temperature 0 = the most likely token; top_p 1 and top_k 0 = no cut."""
+
+    max_completion_length: int = 32
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+class Policy(Protocol):
+    """What the loop needs of a model."""
+
+    name: str
+
+    def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
+        """As many completions of each prompt as it has seeds; a completion depends on its own seed alone."""
+
+    def read(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Readout:
+        """Hidden states that predict each completion token, laid end to end."""
+
+    def text(self, ids: tuple[int, ...]) -> str:
+        """The completion as text, without special tokens."""
+
+    def token_texts(self, ids: tuple[int, ...]) -> list[str]:
+        """Each token as text, special tokens included; joined, they are the whole completion."""

@@ -1,0 +1,300 @@
+"""Hugging Face image-text-to-text and causal language models as policies.
+
+Positions: a prompt is padded on the left, its completion on the right, so the completion of every row starts in the same
+column P. The hidden state of column P - 1 + t predicts completion token t. Views whose prompts differ in length (a crop
+adds image tokens) therefore agree on completion positions and on nothing else.
+"""
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    DynamicCache,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from workbench.errors import PolicyError
+from workbench.losses import Head, Readout
+from workbench.policies import SamplingOptions, Written
+from workbench.policies.encoding import PromptEncoder, collate
+from workbench.types import Prompt
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+_IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "image_sizes", "image_grid_thw", "num_crops")
+
+
+class AutoregressivePolicy:
+    """A model with its processor: samples completions and reads them.
+
+    adapter  None: the model as it is. "off": LoRA adapters switched off while reading (student@start under LoRA)
+    """
+
+    def __init__(
+        self, model: nn.Module, processor, name: str, *, vocabulary: int | None = None, adapter: str | None = None
+    ) -> None:
+        self.name, self.model, self.processor, self.adapter = name, model, processor, adapter
+        self.encoder = PromptEncoder(processor, max_prompt_length=_context_length(model))
+        self.tokenizer = self.encoder.tokenizer
+        self.head = _head(model)
+        self.vocabulary = vocabulary or model.get_output_embeddings().weight.shape[0]
+        self.stop_ids = stop_ids(model, self.tokenizer)
+        if not self.stop_ids:
+            raise PolicyError(
+                f"{name}: neither the tokenizer nor generation_config names an end token, so an answer would never stop. "
+                "Set eos_token_id in the model's generation_config.json."
+            )
+        self._takes_encoded_images = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def copy(self, name: str) -> "AutoregressivePolicy":
+        """An own copy of the weights, frozen; processor and kept prompts are shared."""
+        model = copy.deepcopy(self.model).requires_grad_(False).eval()
+        twin = AutoregressivePolicy(model, self.processor, name, vocabulary=self.vocabulary)
+        twin.encoder = self.encoder
+        return twin
+
+    def without_adapter(self, name: str) -> "AutoregressivePolicy":
+        """The same weights read with LoRA adapters switched off."""
+        twin = copy.copy(self)
+        twin.name, twin.adapter = name, "off"
+        return twin
+
+    @torch.no_grad()
+    def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
+        """Completions, one per seed of each prompt. All prompts must have equally many seeds.
+
+        The prompt's key-value cache is made once and repeated for its completions. A completion depends on its own seed
+        and prompt, not on its neighbours.
+        """
+        per_prompt = len(seeds[0])
+        encoded = self._to_device(self.encoder.batch(prompts))
+        mask, cache = encoded["attention_mask"], DynamicCache(config=self.model.config)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            hidden = self._hidden(encoded | {"past_key_values": cache, "use_cache": True})[:, -1]
+            if per_prompt > 1:
+                cache.batch_repeat_interleave(per_prompt)
+                hidden, mask = (x.repeat_interleave(per_prompt, 0) for x in (hidden, mask))
+            return self._continue(hidden, mask, cache, [seed for row in seeds for seed in row], options, per_prompt)
+        finally:
+            self.model.train(was_training)
+
+    def _continue(
+        self, hidden: Float[Tensor, "B D"], mask: Int[Tensor, "B P"], cache, seeds: list[int], options, per_prompt: int
+    ) -> list[list[Written]]:
+        stop = torch.tensor(sorted(self.stop_ids), device=self.device)
+        uniform = torch.stack([_uniform(seed, options.max_completion_length) for seed in seeds]).to(self.device)
+        ids_BT, logprobs_BT = [], []
+        ended = torch.zeros(len(seeds), dtype=torch.bool, device=self.device)
+        ones = torch.ones(len(seeds), 1, dtype=mask.dtype, device=self.device)
+        for column in range(options.max_completion_length):
+            logits = self.head(hidden)[:, : self.vocabulary]
+            ids = _draw(logits, uniform[:, column], options)
+            ids_BT.append(ids)
+            logprobs_BT.append(logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1))
+            ended = ended | torch.isin(ids, stop)
+            if bool(ended.all()) or column + 1 == options.max_completion_length:
+                break
+            mask = torch.cat((mask, ones), -1)
+            step = {"input_ids": ids.unsqueeze(-1), "attention_mask": mask, "past_key_values": cache, "use_cache": True}
+            hidden = self._hidden(step)[:, -1]
+        ids_BT, logprobs_BT = torch.stack(ids_BT, -1).tolist(), torch.stack(logprobs_BT, -1).tolist()
+        written = [self._cut(*row) for row in zip(ids_BT, logprobs_BT, strict=True)]
+        return [written[start : start + per_prompt] for start in range(0, len(written), per_prompt)]
+
+    def _cut(self, ids: list[int], logprobs: list[float]) -> Written:
+        """Ends a completion after its first end token."""
+        for length, token in enumerate(ids, start=1):
+            if token in self.stop_ids:
+                return Written(tuple(ids[:length]), tuple(logprobs[:length]), True)
+        return Written(tuple(ids), tuple(logprobs), False)
+
+    def read(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Readout:
+        """Hidden states of all completion positions, row after row; with gradient unless it is switched off outside.
+
+        Images of a prompt that occurs in several rows are encoded once.
+        """
+        unique = list({id(prompt): prompt for prompt in prompts}.values())
+        row_of = {id(prompt): row for row, prompt in enumerate(unique)}
+        rows = [row_of[id(prompt)] for prompt in prompts]
+        encoded = [self.encoder.encode(prompt) for prompt in unique]
+        if len(unique) < len(prompts) and self._takes_encoded_images:
+            inputs = self._with_shared_images(encoded, rows)
+        else:
+            inputs = self._to_device(collate([encoded[row] for row in rows], self.encoder.pad_id))
+        lengths = torch.tensor([len(ids) for ids in completions])
+        if int(lengths.sum()) == 0:
+            return Readout(torch.zeros(0, self.head_width, device=self.device), self.head, self.vocabulary)
+        prompt_length = inputs["input_ids"].shape[1]
+        inputs = _append(inputs, completions, self.encoder.pad_id)
+        hidden = self._hidden(inputs | {"use_cache": False})
+        # columns P - 1 .. P - 2 + longest predict completion tokens 0 .. longest - 1
+        hidden = hidden[:, prompt_length - 1 : prompt_length - 1 + int(lengths.max())]
+        valid = torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)
+        return Readout(hidden[valid.to(hidden.device)], self.head, self.vocabulary)
+
+    @property
+    def head_width(self) -> int:
+        return self.model.get_input_embeddings().weight.shape[1]
+
+    def text(self, ids: tuple[int, ...]) -> str:
+        """The completion as text, without special tokens."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def token_texts(self, ids: tuple[int, ...]) -> list[str]:
+        """Each token's own text; bytes of an unfinished character stay with the token that finishes it."""
+        texts, done = [], ""
+        for length in range(1, len(ids) + 1):
+            so_far = self.tokenizer.decode(list(ids[:length]), skip_special_tokens=False)
+            complete = not so_far.endswith("\ufffd") or length == len(ids)
+            texts.append(so_far[len(done) :] if complete and so_far.startswith(done) else "")
+            done = so_far if complete else done
+        return texts
+
+    def _with_shared_images(self, encoded: list[dict[str, Tensor]], rows: list[int]) -> dict[str, Tensor]:
+        """Model inputs of rows that share prompts, with every image encoded once."""
+        unique = self._to_device(collate(encoded, self.encoder.pad_id))
+        images = {name: unique.pop(name) for name in _IMAGE_INPUTS if name in unique}
+        row_idx = torch.tensor(rows, device=self.device)
+        inputs = {name: value[row_idx] for name, value in unique.items()}
+        if not images:
+            return inputs
+        with self._adapter_state():
+            features = self.model.get_image_features(**images, return_dict=True)
+        flat = torch.cat(list(features.pooler_output))  # (image tokens of all prompts, D), in the order of the prompts
+        counts = (unique["input_ids"] == self.model.config.image_token_id).sum(-1).tolist()
+        per_prompt = flat.split(counts)
+        shared = BaseModelOutputWithPooling(pooler_output=[per_prompt[row] for row in rows])
+        return inputs | {"mm_encoder_outputs": {"image": shared}}
+
+    def _hidden(self, inputs: dict) -> Float[Tensor, "B T D"]:
+        """Last hidden states of the model without its head."""
+        with self._adapter_state():
+            return self.model.base_model(**inputs).last_hidden_state
+
+    @contextlib.contextmanager
+    def _adapter_state(self) -> Iterator[None]:
+        if self.adapter != "off":
+            yield
+            return
+        self.model.disable_adapters()
+        try:
+            yield
+        finally:
+            self.model.enable_adapters()
+
+    def _to_device(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+        dtype = next(self.model.parameters()).dtype
+        return {
+            name: value.to(self.device, dtype if value.is_floating_point() else None) for name, value in encoded.items()
+        }
+
+
+def load_policy(
+    path: str | Path, name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False
+) -> AutoregressivePolicy:
+    """A model folder or hub name as a policy, frozen and in evaluation mode.
+
+    Raises: PolicyError naming the path if it holds no model, no processor, or no safetensors weights.
+    """
+    options = {"trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(path, **options)
+        auto = (
+            AutoModelForImageTextToText
+            if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+            else AutoModelForCausalLM
+        )
+        model = auto.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise PolicyError(
+            f'{name}: "{path}" cannot be loaded as a model ({_first_line(error)}). Give a folder written by '
+            "save_pretrained with config.json and *.safetensors, or the name of a model on the hub."
+        ) from error
+    try:
+        processor = AutoProcessor.from_pretrained(path, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise PolicyError(
+            f'{name}: "{path}" has a model but its processor cannot be loaded ({_first_line(error)}). Save the processor '
+            "beside the model with processor.save_pretrained."
+        ) from error
+    model = model.to(device).requires_grad_(False).eval()
+    return AutoregressivePolicy(model, processor, name)
+
+
+def stop_ids(model: nn.Module, tokenizer) -> frozenset[int]:
+    """Every token that ends an answer: the generation config's and the tokenizer's."""
+    declared = getattr(model.generation_config, "eos_token_id", None)
+    declared = declared if isinstance(declared, (list, tuple)) else [declared]
+    return frozenset(int(token) for token in [*declared, tokenizer.eos_token_id] if token is not None)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _context_length(model: nn.Module) -> int | None:
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def _head(model: nn.Module) -> Head:
+    """The output layer and what the family does after it: a scale (Cohere, Granite) and a soft cap (Gemma)."""
+    config = model.config.get_text_config()
+    scale = 1.0
+    if model.config.model_type in ("cohere", "cohere2", "aya_vision", "cohere2_vision"):
+        scale = float(getattr(config, "logit_scale", None) or 1.0)
+    if getattr(config, "logits_scaling", None):
+        scale = 1.0 / float(config.logits_scaling)
+    return Head(model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))
+
+
+def _append(inputs: dict, completions: list[tuple[int, ...]], pad_id: int) -> dict:
+    """Completions to the right of the prompts, padded on the right; masks and token types follow."""
+    device, longest = inputs["input_ids"].device, max(len(ids) for ids in completions)
+    ids = torch.full((len(completions), longest), pad_id)
+    mask = torch.zeros((len(completions), longest), dtype=torch.long)
+    for row, completion in enumerate(completions):
+        ids[row, : len(completion)] = torch.tensor(completion, dtype=torch.long)
+        mask[row, : len(completion)] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    appended = dict(inputs)
+    appended["input_ids"] = torch.cat((inputs["input_ids"], ids), -1)
+    appended["attention_mask"] = torch.cat((inputs["attention_mask"], mask), -1)
+    for name in ("token_type_ids", "mm_token_type_ids"):
+        if name in inputs:
+            appended[name] = torch.cat((inputs[name], torch.zeros_like(ids)), -1)
+    return appended
+
+
+def _uniform(seed: int, count: int) -> Float[Tensor, " T"]:
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], options: SamplingOptions) -> Int[Tensor, " B"]:
+    """One token per row by inverting the cumulative distribution at the row's own uniform number."""
+    if options.temperature == 0.0:
+        return logits.argmax(-1)
+    probability, ids = (logits.double() / options.temperature).softmax(-1).sort(-1, descending=True, stable=True)
+    cumulative = probability.cumsum(-1)
+    allowed = cumulative[:, -1:].clone()
+    if options.top_p < 1.0:  # keep the smallest set whose mass reaches top_p
+        allowed = torch.minimum(allowed, cumulative.gather(-1, (cumulative < options.top_p).sum(-1, keepdim=True)))
+    if options.top_k > 0:
+        allowed = torch.minimum(allowed, cumulative[:, min(options.top_k, logits.shape[-1]) - 1 :][:, :1])
+    place = torch.searchsorted(cumulative, uniform.unsqueeze(-1) * allowed, right=True)
+    return ids.gather(-1, place.clamp(max=logits.shape[-1] - 1)).squeeze(-1)

@@ -1,0 +1,144 @@
+"""Prompts to tensors: the one place that knows processors and chat templates.
+
+Each prompt is encoded alone and kept; a batch is put together from the kept pieces. So a batch can be cut anywhere
+without cutting an image in two, whatever way a family packs its pixels:
+
+    ids and masks        padded on the left to the longest prompt
+    everything else      laid along the first axis; other axes padded with zeros to the largest (families with one row
+                         per prompt pad the number of images or patches so)
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workbench.errors import PolicyError
+from workbench.images import open_image
+from workbench.types import Prompt
+
+CACHE_BYTES = 512 * 2**20  # of encoded prompts per policy family; oldest go first
+_PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+Encoded = dict[str, Tensor]
+
+
+class PromptEncoder:
+    """Encodes prompts with a Hugging Face processor (or a tokenizer alone, for models without images)."""
+
+    def __init__(self, processor: Callable, *, max_prompt_length: int | None = None) -> None:
+        self.processor = processor
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.max_prompt_length = max_prompt_length
+        self._kept: OrderedDict[str, Encoded] = OrderedDict()
+        self._kept_bytes = 0
+        self._special = tuple(token for token in self.tokenizer.all_special_tokens if token.strip())
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        """One prompt, ids of shape (1, T). Raises PolicyError for special tokens in its text or too long a prompt."""
+        if prompt.key and prompt.key in self._kept:
+            self._kept.move_to_end(prompt.key)
+            return self._kept[prompt.key]
+        encoded = self._encode(prompt)
+        length = encoded["input_ids"].shape[1]
+        if self.max_prompt_length is not None and length > self.max_prompt_length:
+            raise PolicyError(
+                f'prompt "{prompt.key}" has {length} tokens (images included), the model takes {self.max_prompt_length} '
+                "beside the completion. Use smaller images, a shorter text, or a smaller sampling.max_completion_length."
+            )
+        if prompt.key:
+            self._keep(prompt.key, encoded)
+        return encoded
+
+    def batch(self, prompts: list[Prompt]) -> Encoded:
+        """Several prompts, ids padded on the left to (B, T)."""
+        return collate([self.encode(prompt) for prompt in prompts], self.pad_id)
+
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
+    def _encode(self, prompt: Prompt) -> Encoded:
+        for text in (prompt.text, *(turn.text for turn in prompt.history)):
+            for token in self._special:
+                if token in text:
+                    raise PolicyError(
+                        f'prompt "{prompt.key}" contains the special token "{token}" as text, which the model would '
+                        "read as a command. Remove it from the question; images are placed by the workbench."
+                    )
+        images = [open_image(image) for image in prompt.images]
+        if images and self.processor is self.tokenizer:
+            raise PolicyError(
+                f'prompt "{prompt.key}" has {len(images)} image(s), but this model has no image processor. '
+                "Choose a vision-language model, or contexts and data without images."
+            )
+        if getattr(self.processor, "chat_template", None) is None:
+            return self._encode_plainly(prompt, images)
+        if self.processor is self.tokenizer:
+            messages = [{"role": turn.role, "content": turn.text} for turn in prompt.history]
+            messages.append({"role": "user", "content": prompt.text})
+        else:
+            messages = [
+                {"role": turn.role, "content": [{"type": "text", "text": turn.text}]} for turn in prompt.history
+            ]
+            parts = [{"type": "image", "image": image} for image in images]
+            messages.append({"role": "user", "content": [*parts, {"type": "text", "text": prompt.text}]})
+        encoded = self.processor.apply_chat_template(
+            [messages], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        return {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
+
+    def _encode_plainly(self, prompt: Prompt, images: list) -> Encoded:
+        """Without a chat template: image tokens, then the text."""
+        if prompt.history:
+            raise PolicyError(
+                f'prompt "{prompt.key}" has earlier turns, but the model\'s processor has no chat template for them. '
+                "Save a chat template with the processor, or use single questions."
+            )
+        if not images:
+            return dict(self.tokenizer([prompt.text], return_tensors="pt"))
+        token = getattr(self.processor, "image_token", "<image>")
+        encoded = self.processor(text=[token * len(images) + prompt.text], images=[images], return_tensors="pt")
+        return {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
+
+    def _keep(self, key: str, encoded: Encoded) -> None:
+        self._kept[key] = encoded
+        self._kept_bytes += _num_bytes(encoded)
+        while self._kept_bytes > CACHE_BYTES:
+            self._kept_bytes -= _num_bytes(self._kept.popitem(last=False)[1])
+
+
+def collate(encoded: list[Encoded], pad_id: int) -> Encoded:
+    """Encoded prompts as one batch, ids and masks padded on the left."""
+    batch = {}
+    names = dict.fromkeys(name for one in encoded for name in one)
+    longest = max(one["input_ids"].shape[1] for one in encoded)
+    for name in names:
+        if name in _PER_TOKEN:
+            fill = pad_id if name == "input_ids" else 0
+            rows = [F.pad(one[name], (longest - one[name].shape[1], 0), value=fill) for one in encoded]
+        else:
+            rows = [one[name] for one in encoded if name in one]
+            largest = [max(sizes) for sizes in zip(*(row.shape[1:] for row in rows), strict=True)]
+            rows = [_pad_to(row, largest) for row in rows]
+        batch[name] = torch.cat(rows)
+    return batch
+
+
+def repeat_rows(encoded: Encoded, counts: list[int]) -> list[int]:
+    """Row numbers of a batch in which prompt b appears counts[b] times in a row."""
+    return [row for row, count in enumerate(counts) for _ in range(count)]
+
+
+def _pad_to(value: Tensor, sizes: list[int]) -> Tensor:
+    padding = []
+    for have, want in zip(reversed(value.shape[1:]), reversed(sizes), strict=True):
+        padding += [0, want - have]
+    return F.pad(value, padding) if any(padding) else value
+
+
+def _num_bytes(encoded: Encoded) -> int:
+    return sum(value.numel() * value.element_size() for value in encoded.values())
