@@ -221,7 +221,7 @@ class _Gradients:
         self.of_hidden[index] = grad_raw @ linear.weight.detach()
         for parameter, total in zip(self.head_parameters, self.of_head, strict=True):
             if parameter is linear.weight:
-                total.addmm_(grad_raw.T, hidden)
+                total.addmm_(grad_raw.T.to(total.dtype), hidden.to(total.dtype))
             else:
                 total.add_(grad_raw.sum(0))
 

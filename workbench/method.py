@@ -4,6 +4,9 @@ A method is data. It names who writes the sequences, which views read them, the 
 and the losses of each regime. The loop in train.py runs all of them.
 """
 
+import math
+import types
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -29,6 +32,37 @@ class Option:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+
+
+def check_option(key: str, value: object, value_type: type, option: Option) -> object:
+    """The value as `value_type`, inside the option's range. Raises ConfigError naming the key and what is allowed."""
+    allowed = typing.get_args(value_type) if isinstance(value_type, types.UnionType) else (value_type,)
+    value = _number(value)
+    if value is None and type(None) in allowed:
+        return None
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
+        names = " or ".join("null" if one is type(None) else one.__name__ for one in allowed)
+        raise ConfigError(f"{key} must be {names}, got {value!r}. Meaning: {option.help}.")
+    if option.choices and value not in option.choices:
+        raise ConfigError(unknown(key, str(value), option.choices))
+    too_low = option.low is not None and value < option.low
+    too_high = option.high is not None and value > option.high
+    if too_low or too_high:
+        low, high = ("any" if limit is None else f"{limit:g}" for limit in (option.low, option.high))
+        raise ConfigError(f"{key} must be from {low} to {high}, got {value}. Meaning: {option.help}.")
+    return value
+
+
+def _number(value: object) -> object:
+    """YAML 1.1 reads 5e-6 as text; here it is a number."""
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() and value[:1] in "0123456789+-." else value
+        except ValueError:
+            return value
+    return value
 
 
 @dataclass(frozen=True)

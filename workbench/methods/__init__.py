@@ -7,12 +7,11 @@ A method file has a docstring (source, idea, what differs), a frozen dataclass `
 import dataclasses
 import importlib
 import pkgutil
-import types
 import typing
 from types import ModuleType
 
 from workbench.errors import ConfigError, unknown
-from workbench.method import Method, Option
+from workbench.method import Method, Option, check_option
 
 
 def list_methods() -> tuple[str, ...]:
@@ -48,26 +47,6 @@ def load_method(name: str, options: dict[str, object] | None = None) -> Method:
     for key, value in (options or {}).items():
         if key not in described:
             raise ConfigError(unknown(f"option of method {name}", key, described))
-        values[key] = _checked(f"method.{key}", value, *described[key][::2])
+        values[key] = check_option(f"method.{key}", value, *described[key][::2])
     chosen = method_module(name).Options(**values)
     return dataclasses.replace(method_module(name).build(chosen), options=chosen)
-
-
-def _checked(key: str, value: object, value_type: type, option: Option) -> object:
-    """The value as `value_type`, inside the option's range."""
-    allowed = typing.get_args(value_type) if isinstance(value_type, types.UnionType) else (value_type,)
-    if value is None and type(None) in allowed:
-        return None
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) not in allowed:
-        names = " or ".join("null" if one is type(None) else one.__name__ for one in allowed)
-        raise ConfigError(f"{key} must be {names}, got {value!r}. {option.help}")
-    if option.choices and value not in option.choices:
-        raise ConfigError(unknown(key, str(value), option.choices))
-    too_low = option.low is not None and value < option.low
-    too_high = option.high is not None and value > option.high
-    if too_low or too_high:
-        low, high = ("-" if limit is None else f"{limit:g}" for limit in (option.low, option.high))
-        raise ConfigError(f"{key} must be in [{low}, {high}], got {value}. {option.help}")
-    return value

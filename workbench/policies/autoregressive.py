@@ -75,28 +75,25 @@ class AutoregressivePolicy:
 
     @torch.no_grad()
     def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
-        """Completions, one per seed of each prompt. All prompts must have equally many seeds.
+        """Completions, one per seed of each prompt.
 
         The prompt's key-value cache is made once and repeated for its completions. A completion depends on its own seed
         and prompt, not on its neighbours.
         """
-        per_prompt = len(seeds[0])
+        rows = torch.tensor([row for row, own in enumerate(seeds) for _ in own], device=self.device)
         encoded = self._to_device(self.encoder.batch(prompts))
         mask, cache = encoded["attention_mask"], DynamicCache(config=self.model.config)
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with self._evaluation():
             hidden = self._hidden(encoded | {"past_key_values": cache, "use_cache": True})[:, -1]
-            if per_prompt > 1:
-                cache.batch_repeat_interleave(per_prompt)
-                hidden, mask = (x.repeat_interleave(per_prompt, 0) for x in (hidden, mask))
-            return self._continue(hidden, mask, cache, [seed for row in seeds for seed in row], options, per_prompt)
-        finally:
-            self.model.train(was_training)
+            if rows.numel() > len(prompts):
+                cache.batch_select_indices(rows)
+                hidden, mask = hidden[rows], mask[rows]
+            written = iter(self._continue(hidden, mask, cache, [seed for own in seeds for seed in own], options))
+            return [[next(written) for _ in own] for own in seeds]
 
     def _continue(
-        self, hidden: Float[Tensor, "B D"], mask: Int[Tensor, "B P"], cache, seeds: list[int], options, per_prompt: int
-    ) -> list[list[Written]]:
+        self, hidden: Float[Tensor, "B D"], mask: Int[Tensor, "B P"], cache, seeds: list[int], options: SamplingOptions
+    ) -> list[Written]:
         stop = torch.tensor(sorted(self.stop_ids), device=self.device)
         uniform = torch.stack([_uniform(seed, options.max_completion_length) for seed in seeds]).to(self.device)
         ids_BT, logprobs_BT = [], []
@@ -114,8 +111,7 @@ class AutoregressivePolicy:
             step = {"input_ids": ids.unsqueeze(-1), "attention_mask": mask, "past_key_values": cache, "use_cache": True}
             hidden = self._hidden(step)[:, -1]
         ids_BT, logprobs_BT = torch.stack(ids_BT, -1).tolist(), torch.stack(logprobs_BT, -1).tolist()
-        written = [self._cut(*row) for row in zip(ids_BT, logprobs_BT, strict=True)]
-        return [written[start : start + per_prompt] for start in range(0, len(written), per_prompt)]
+        return [self._cut(*row) for row in zip(ids_BT, logprobs_BT, strict=True)]
 
     def _cut(self, ids: list[int], logprobs: list[float]) -> Written:
         """Ends a completion after its first end token."""
@@ -152,6 +148,11 @@ class AutoregressivePolicy:
     def head_width(self) -> int:
         return self.model.get_input_embeddings().weight.shape[1]
 
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        """An answer given as text, as the model would have written it: its tokens and the end token."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return (*ids, self.tokenizer.eos_token_id)
+
     def text(self, ids: tuple[int, ...]) -> str:
         """The completion as text, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -186,6 +187,15 @@ class AutoregressivePolicy:
         """Last hidden states of the model without its head."""
         with self._adapter_state():
             return self.model.base_model(**inputs).last_hidden_state
+
+    @contextlib.contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
 
     @contextlib.contextmanager
     def _adapter_state(self) -> Iterator[None]:

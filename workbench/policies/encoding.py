@@ -128,11 +128,6 @@ def collate(encoded: list[Encoded], pad_id: int) -> Encoded:
     return batch
 
 
-def repeat_rows(encoded: Encoded, counts: list[int]) -> list[int]:
-    """Row numbers of a batch in which prompt b appears counts[b] times in a row."""
-    return [row for row, count in enumerate(counts) for _ in range(count)]
-
-
 def _pad_to(value: Tensor, sizes: list[int]) -> Tensor:
     padding = []
     for have, want in zip(reversed(value.shape[1:]), reversed(sizes), strict=True):

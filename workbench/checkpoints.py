@@ -1,0 +1,158 @@
+"""Checkpoints: all that training needs to go on as if it had never stopped.
+
+    checkpoint-000040/
+        student/               loads with the Auto classes, processor and chat template included (LoRA: the adapter)
+        student_ema/           if the method has a moving average
+        optimizer.safetensors  AdamW's two moments and step count of every trained weight
+        state.json             step, and what was saved
+
+A checkpoint is written under a temporary name and renamed when it is complete, so a kill leaves either all of it or
+nothing. Nothing random is stored: draws are seeded by step. What analysis of the weights reads is `student/`.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from workbench.errors import RunError
+from workbench.policies.autoregressive import AutoregressivePolicy
+
+_STATE, _OPTIMIZER = "state.json", "optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    step: int
+
+    @property
+    def student(self) -> Path:
+        return self.path / "student"
+
+    @property
+    def student_ema(self) -> Path | None:
+        """None if the method had no moving average."""
+        folder = self.path / "student_ema"
+        return folder if folder.is_dir() else None
+
+
+def save_checkpoint(
+    run_dir: Path,
+    step: int,
+    policies: dict[str, AutoregressivePolicy],
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    keep: int = 0,
+) -> Checkpoint:
+    """Write checkpoint `step`, then delete the oldest ones beyond `keep` (0 = keep all)."""
+    final = run_dir / f"checkpoint-{step:06d}"
+    temporary = run_dir / f".checkpoint-{step:06d}"
+    for leftover in run_dir.glob(".checkpoint-*"):
+        shutil.rmtree(leftover)
+    temporary.mkdir(parents=True)
+    for name, folder in (("student", "student"), ("student@ema", "student_ema")):
+        if name in policies:
+            policies[name].model.save_pretrained(temporary / folder)
+            policies[name].processor.save_pretrained(temporary / folder)
+    if optimizer is not None:
+        moments = _moments(optimizer, _names(policies["student"].model))
+        safetensors.torch.save_file(moments, temporary / _OPTIMIZER)
+    files = {str(path.relative_to(temporary)): path.stat().st_size for path in temporary.rglob("*") if path.is_file()}
+    (temporary / _STATE).write_text(json.dumps({"step": step, "files": files}, indent=1))
+    _sync(temporary)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    complete = list_checkpoints(run_dir)
+    for old in complete[: len(complete) - keep] if keep else []:
+        shutil.rmtree(old.path)
+    return Checkpoint(final, step)
+
+
+def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
+    """Checkpoints of a run, oldest first, complete or not; `open_checkpoint` tells."""
+    found = []
+    for path in run_dir.glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if path.is_dir() and number.isdigit():
+            found.append(Checkpoint(path, int(number)))
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint whose files are all there in full length.
+
+    Raises: RunError naming the file that is missing or torn.
+    """
+    try:
+        state = json.loads((path / _STATE).read_text())
+        files = dict(state["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is no complete checkpoint ({_STATE}: {error}). Resume from an earlier one.") from None
+    for name, size in files.items():
+        file = path / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            state_of = "is missing" if found is None else f"has {found} bytes instead of {size}"
+            raise RunError(f"checkpoint {path} is torn: {name} {state_of}. Resume from an earlier one or start again.")
+    return Checkpoint(path, state["step"])
+
+
+def latest_checkpoint(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest complete checkpoint, or None, and a sentence for each torn one that was passed over."""
+    torn = []
+    for checkpoint in reversed(list_checkpoints(run_dir)):
+        try:
+            return open_checkpoint(checkpoint.path), torn
+        except RunError as error:
+            torn.append(str(error))
+    return None, torn
+
+
+def load_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Put the saved moments into a fresh AdamW. Raises RunError if they are not those of this model's weights."""
+    try:
+        saved = safetensors.torch.load_file(checkpoint.path / _OPTIMIZER)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{checkpoint.path / _OPTIMIZER} cannot be read ({error}).") from None
+    names = _names(model)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            state = {key: saved.get(f"{key}/{name}") for key in ("exp_avg", "exp_avg_sq", "step")}
+            if any(value is None for value in state.values()):
+                raise RunError(
+                    f"{checkpoint.path} has no optimizer state of the weight {name}: it was saved with other "
+                    "trained weights (LoRA?). Resume with the run's own configuration."
+                )
+            state = {key: value.to(parameter.device if key != "step" else "cpu") for key, value in state.items()}
+            optimizer.state[parameter] = state
+
+
+def _moments(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, torch.Tensor]:
+    return {
+        f"{key}/{names[id(parameter)]}": value.detach().cpu().contiguous()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+def _sync(folder: Path) -> None:
+    """Have the files on disk before the rename makes them count."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,268 @@
+"""RunConfig: everything a training run is told, from a YAML file and dotted overrides.
+
+    config = load_config("configs/demo.yaml", ["training.steps=20", "method.name=opd"])
+
+The classes below are the reference: each field has its meaning, unit and range. An unknown key is an error that names the
+nearest known one, and nothing heavy is loaded before the whole configuration is known to be good. Lists and mappings in
+overrides are written as YAML: `evaluation.contexts=[plain, crop]`.
+"""
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+
+from workbench.contexts import parse_context
+from workbench.errors import ConfigError, unknown
+from workbench.grading import RULES
+from workbench.method import Method, Option, check_option
+from workbench.methods import describe_options, load_method, method_module
+
+DTYPES = ("float32", "bfloat16", "float16")
+SCHEDULES = ("constant", "linear", "cosine", "constant_with_warmup")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Train low-rank adapters instead of the whole student (peft); student@start is then the adapter switched off."""
+
+    rank: Annotated[int, Option("width of the adapters; 0 = no LoRA, all weights are trained", low=0)] = 0
+    alpha: Annotated[float, Option("scale of the adapters' output, divided by rank", low=0)] = 16.0
+    dropout: Annotated[float, Option("share of adapter inputs dropped while learning", low=0, high=0.9)] = 0.0
+    target_modules: Annotated[str, Option("layers that get adapters: all-linear, or a regular expression")] = "all-linear"  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelsConfig:
+    """Which models play which role: folders written by save_pretrained, or names on the hub."""
+
+    student: Annotated[str, Option("the model that is trained")] = ""
+    teacher: Annotated[str | None, Option("the frozen teacher; null if the method has none")] = None
+    teachers: Annotated[dict, Option("domain: model, for methods with a teacher per domain")] = field(default_factory=dict)  # fmt: skip
+    dtype: Annotated[str, Option("of the student's weights", choices=DTYPES)] = "float32"
+    teacher_dtype: Annotated[str | None, Option("of the teachers' weights; null = as the student", choices=DTYPES)] = None  # fmt: skip
+    trust_remote_code: Annotated[bool, Option("run Python code that comes with a model")] = False
+    gradient_checkpointing: Annotated[bool, Option("less memory, one more forward of the student")] = False
+    lora: LoraConfig = LoraConfig()
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where examples come from: scenes:SPLIT?count=N, a .jsonl or .parquet file, or hf:NAME?split=S."""
+
+    train: Annotated[str, Option("examples to train on")] = ""
+    eval: Annotated[str | None, Option("examples to evaluate on; null = no evaluation")] = None
+    probes: Annotated[str | None, Option("examples re-scored through the run; null = the first evaluation examples")] = None  # fmt: skip
+    limit: Annotated[int | None, Option("use only the first so many training examples; null = all", low=1)] = None
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the student writes answers."""
+
+    num_generations: Annotated[int, Option("answers per prompt", low=1)] = 4
+    max_completion_length: Annotated[int, Option("longest answer", unit="tokens", low=1)] = 256
+    temperature: Annotated[float, Option("0 = always the most likely token", low=0)] = 1.0
+    top_p: Annotated[float, Option("share of the probability mass that is sampled from; 1 = all", low=0.01, high=1)] = 1.0  # fmt: skip
+    top_k: Annotated[int, Option("entries of the vocabulary that are sampled from; 0 = all", low=0)] = 0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The optimiser and the step."""
+
+    steps: Annotated[int, Option("optimiser steps", low=1)] = 100
+    batch_size: Annotated[int, Option("prompts per step", low=1)] = 8
+    micro_batch_size: Annotated[int, Option("sequences per forward pass; 0 = all of a step", low=0)] = 0
+    learning_rate: Annotated[float, Option("highest learning rate", low=0)] = 5e-6
+    schedule: Annotated[str, Option("course of the learning rate", choices=SCHEDULES)] = "cosine"
+    warmup_steps: Annotated[int, Option("steps of linear rise", low=0)] = 0
+    weight_decay: Annotated[float, Option("AdamW's", low=0)] = 0.0
+    betas: Annotated[list, Option("AdamW's two decay rates")] = field(default_factory=lambda: [0.9, 0.999])
+    max_grad_norm: Annotated[float, Option("gradients are scaled down to this norm; 0 = never", low=0)] = 1.0
+    mixed_precision: Annotated[str, Option("precision of forward passes over float32 weights", choices=("no", "bf16"))] = "no"  # fmt: skip
+    save_every: Annotated[int, Option("steps between checkpoints; 0 = only at the end", low=0)] = 50
+    keep: Annotated[int, Option("newest checkpoints kept; 0 = all", low=0)] = 2
+    trackers: Annotated[list, Option("accelerate's trackers: trackio, tensorboard, wandb, ...")] = field(default_factory=list)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TraceConfig:
+    """What is recorded of every step, see docs/traces.md."""
+
+    every: Annotated[int, Option("steps between recorded steps; 1 = all, 0 = none", low=0)] = 1
+    alternatives: Annotated[int, Option("most likely tokens kept per view; 0 = none", low=0, high=50)] = 5
+    alternatives_of: Annotated[int, Option("sequences per step whose alternatives are kept", low=0)] = 4
+    probes: Annotated[int, Option("answers re-scored through the run; 0 = none", low=0)] = 16
+    probe_every: Annotated[int, Option("steps between probes", low=1)] = 10
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Accuracy and confidence of the policies under each context, on data.eval."""
+
+    every: Annotated[int, Option("steps between evaluations; 0 = only before and after", low=0)] = 0
+    count: Annotated[int, Option("examples used; 0 = all", low=0)] = 128
+    contexts: Annotated[list, Option("contexts shown to the student")] = field(default_factory=lambda: ["plain"])
+    teacher: Annotated[bool, Option("evaluate the teacher too, once, before training")] = True
+    rule: Annotated[str, Option("how an answer is compared with the right one", choices=RULES)] = RULES[0]
+    batch_size: Annotated[int, Option("answers written at once", low=1)] = 64
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run. `method` is {name: ..., and the method's own options}."""
+
+    name: Annotated[str, Option("name of the run's folder")] = ""
+    output_dir: Annotated[str, Option("folder of all runs")] = "runs"
+    seed: Annotated[int, Option("of everything random", low=0)] = 0
+    models: ModelsConfig = ModelsConfig()
+    data: DataConfig = DataConfig()
+    method: Annotated[dict, Option("name and options of the method")] = field(default_factory=dict)
+    sampling: SamplingConfig = SamplingConfig()
+    training: TrainingConfig = TrainingConfig()
+    trace: TraceConfig = TraceConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self) -> None:
+        for key, value in (("models.student", self.models.student), ("data.train", self.data.train)):
+            if not value:
+                raise ConfigError(f"{key} is missing. Give it in the file or as {key}=...")
+        if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
+            raise ConfigError(f'name "{self.name}" must be a plain folder name: no slashes, not empty, no leading dot.')
+        betas = self.training.betas
+        if len(betas) != 2 or not all(isinstance(beta, float) and 0.0 <= beta < 1.0 for beta in betas):
+            raise ConfigError(f"training.betas must be two numbers in [0, 1), got {betas}.")
+        for context in self.evaluation.contexts:
+            parse_context(str(context))
+        teachers = [policy for policy in self.load_method().policies if policy.startswith("teacher")]
+        for policy in teachers:
+            _, _, domain = policy.partition(":")
+            if domain and domain not in self.models.teachers:
+                raise ConfigError(unknown(f"method {self.method['name']} needs models.teachers of domain", domain, self.models.teachers))  # fmt: skip
+            if not domain and not self.models.teacher:
+                raise ConfigError(f"method {self.method['name']} needs a teacher: set models.teacher.")
+
+    def load_method(self) -> Method:
+        """The method with its options."""
+        return load_method(self.method["name"], {key: value for key, value in self.method.items() if key != "name"})
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return Path(self.output_dir) / self.name
+
+    def to_dict(self) -> dict:
+        """Plain values with every default and every option of the method written out."""
+        plain = dataclasses.asdict(self)
+        plain["method"] = {"name": self.method["name"], **dataclasses.asdict(self.load_method().options)}
+        return plain
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """The configuration of a YAML file with `key.subkey=value` overrides, checked as a whole.
+
+    An override of method.name starts from that method's own defaults: options written in the file belong to the method
+    named there.
+
+    Raises: ConfigError naming the file and the key.
+    """
+    return build_config(override(read_yaml(path), overrides), name=Path(path).stem, where=str(path))
+
+
+def read_yaml(path: str | Path) -> dict:
+    """A mapping from a YAML file, loaded safely. Raises ConfigError if there is none or it is no mapping."""
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"configuration {path} does not exist. Recipes are in configs/.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"configuration {path} is not readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"configuration {path} must be a mapping of keys to values, got {type(loaded).__name__}.")
+    return loaded
+
+
+def override(values: dict, overrides: list[str] | tuple[str, ...]) -> dict:
+    """A copy of `values` with `key.subkey=value` entries set; values are YAML."""
+    values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    parsed = [_parse_override(text) for text in overrides]
+    for key, value in parsed:
+        if key == "method.name" and isinstance(values.get("method"), dict) and values["method"].get("name") != value:
+            values["method"] = {"name": value}
+    for key, value in parsed:
+        *parents, last = key.split(".")
+        place = values
+        for parent in parents:
+            place[parent] = dict(place.get(parent) or {})
+            place = place[parent]
+        place[last] = value
+    return values
+
+
+def _parse_override(text: str) -> tuple[str, object]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f'override "{text}" must look like key.subkey=value, for example training.steps=20.')
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f'override "{text}": "{value}" is not a YAML value. Put quotes around it.') from None
+
+
+def build_config(values: dict, *, name: str = "", where: str = "") -> RunConfig:
+    """A RunConfig of plain values. `name` is used if they give none; `where` begins the messages."""
+    prefix = f"{where}: " if where else ""
+    try:
+        values = {"name": name, **values}
+        if not isinstance(values.get("method"), dict) or "name" not in values["method"]:
+            raise ConfigError("method.name is missing. Give method: {name: dopd}, or method.name=dopd.")
+        method_module(values["method"]["name"])
+        return _build(RunConfig, values, "")
+    except ConfigError as error:
+        raise ConfigError(f"{prefix}{error}") from None
+
+
+def describe_config(method: str | None = None) -> dict[str, tuple[type, object, Option]]:
+    """Every dotted key with its type, default and meaning; forms and help texts are made of it."""
+    described = dict(_describe(RunConfig, ""))
+    described.pop("method")
+    names = typing.get_args(Annotated[str, Option("the method")])
+    described["method.name"] = (names[0], method, names[1])
+    if method is not None:
+        described |= {f"method.{key}": value for key, value in describe_options(method).items()}
+    return described
+
+
+def _describe(section: type, prefix: str) -> typing.Iterator[tuple[str, tuple]]:
+    hints = typing.get_type_hints(section, include_extras=True)
+    for one in dataclasses.fields(section):
+        hint = hints[one.name]
+        if dataclasses.is_dataclass(hint):
+            yield from _describe(hint, f"{prefix}{one.name}.")
+        else:
+            default = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
+            yield f"{prefix}{one.name}", (*typing.get_args(hint)[:1], default, typing.get_args(hint)[1])
+
+
+def _build(section: type, values: object, prefix: str) -> object:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{prefix.rstrip('.')} must be a mapping of keys to values, got {values!r}.")
+    hints = typing.get_type_hints(section, include_extras=True)
+    built = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise ConfigError(unknown("key", f"{prefix}{key}", [f"{prefix}{known}" for known in hints]))
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            built[key] = _build(hint, value, f"{prefix}{key}.")
+        else:
+            value_type, option = typing.get_args(hint)
+            built[key] = check_option(f"{prefix}{key}", value, value_type, option)
+    return section(**built)

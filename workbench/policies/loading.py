@@ -1,0 +1,102 @@
+"""From the names that views use (`student`, `student@ema`, `teacher:ocr`) to loaded policies that fit together."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from workbench.errors import ConfigError, PolicyError
+from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+
+
+def load_policies(
+    names: Iterable[str],
+    *,
+    student: str | Path,
+    teacher: str | Path | None = None,
+    teachers: dict[str, str] | None = None,
+    ema: str | Path | None = None,
+    start: str | Path | None = None,
+    dtype: str = "float32",
+    teacher_dtype: str | None = None,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    max_completion_length: int = 0,
+    adapter: object | None = None,
+) -> dict[str, AutoregressivePolicy]:
+    """Every policy in `names` and always the student, frozen, sharing one vocabulary.
+
+    student  folder to load the student from: the starting model, or a checkpoint's
+    start    the starting model, when the student comes from a checkpoint; its frozen copy is student@start
+    ema      folder of student@ema, when it comes from a checkpoint; otherwise it is a copy of the student
+    adapter  a peft configuration: the student gets low-rank adapters unless its folder already holds them
+
+    Raises: PolicyError if a model cannot be loaded or does not share the student's vocabulary.
+    """
+    options = {"device": device, "trust_remote_code": trust_remote_code}
+    policies = {"student": load_policy(student, "student", dtype=dtype, **options)}
+    own = policies["student"]
+    if adapter is not None and not has_adapter(own):
+        own.model.add_adapter(adapter)
+    for name in names:
+        if name == "student":
+            continue
+        kind, _, domain = name.partition(":")
+        if name == "student@start":
+            if has_adapter(own):
+                policies[name] = own.without_adapter(name)
+            else:
+                policies[name] = own.copy(name) if start is None else load_policy(start, name, dtype=dtype, **options)
+        elif name == "student@ema":
+            policies[name] = own.copy(name) if ema is None else load_policy(ema, name, dtype=dtype, **options)
+        elif kind == "teacher":
+            path = (teachers or {}).get(domain) if domain else teacher
+            if path is None:
+                raise ConfigError(f'no model is given for the policy "{name}"; set models.teacher or models.teachers.')
+            policies[name] = load_policy(path, name, dtype=teacher_dtype or dtype, **options)
+    share_vocabulary(policies)
+    for encoder in {id(policy.encoder): policy.encoder for policy in policies.values()}.values():
+        if encoder.max_prompt_length is not None:
+            encoder.max_prompt_length -= max_completion_length
+            if encoder.max_prompt_length <= 0:
+                raise ConfigError(
+                    f"sampling.max_completion_length is {max_completion_length}, but the models take only "
+                    f"{encoder.max_prompt_length + max_completion_length} tokens in all."
+                )
+    return policies
+
+
+def has_adapter(policy: AutoregressivePolicy) -> bool:
+    """Whether the policy's model carries LoRA adapters."""
+    return bool(getattr(policy.model, "_hf_peft_config_loaded", False))
+
+
+def share_vocabulary(policies: dict[str, AutoregressivePolicy]) -> None:
+    """Cut every head to the entries that all policies have.
+
+    Raises: PolicyError naming the first token that two policies number differently: their log-probs of one id would be
+    of different words, and nothing later could tell.
+    """
+    student = policies["student"]
+    own = student.tokenizer.get_vocab()
+    for policy in policies.values():
+        if policy.tokenizer is student.tokenizer:
+            continue
+        theirs = policy.tokenizer.get_vocab()
+        for token, token_id in own.items():
+            if theirs.get(token) != token_id:
+                found = "no such token" if token not in theirs else f"id {theirs[token]}"
+                raise PolicyError(
+                    f'{policy.name} has another vocabulary than student: token "{token}" is id {token_id} for the '
+                    f"student, and {policy.name} has {found}. Distillation compares them id by id: choose models of "
+                    "one family."
+                )
+    size = min(policy.vocabulary for policy in policies.values())
+    if size < len(own):
+        raise PolicyError(f"a head has {size} entries, but the student's tokenizer has {len(own)} tokens.")
+    for policy in policies.values():
+        extra = sum(token_id >= size for token_id in policy.tokenizer.get_vocab().values())
+        if extra:
+            raise PolicyError(
+                f"{policy.name} knows {extra} tokens beyond the {size} entries that all heads share; choose models of one "
+                "family."
+            )
+        policy.vocabulary = size

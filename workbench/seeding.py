@@ -1,0 +1,35 @@
+"""Everything random comes from here: a seed of names and numbers, so that no generator's state has to be saved."""
+
+import hashlib
+
+import torch
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed that depends on every part and on nothing else."""
+    digest = hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def draw_uniform(*parts: object) -> float:
+    """A number in [0, 1) that depends on the parts alone."""
+    return derive_seed(*parts) / 2**63
+
+
+class Order:
+    """The order in which examples are met: a new permutation each epoch, the same for the same seed."""
+
+    def __init__(self, num_examples: int, seed: int) -> None:
+        self.num_examples, self.seed = num_examples, seed
+        self._epoch, self._permutation = -1, []
+
+    def batch(self, step: int, size: int) -> list[int]:
+        """Indices of the examples of a step; steps count from 1."""
+        return [self._at(place) for place in range((step - 1) * size, step * size)]
+
+    def _at(self, place: int) -> int:
+        epoch, offset = divmod(place, self.num_examples)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
+            self._epoch, self._permutation = epoch, torch.randperm(self.num_examples, generator=generator).tolist()
+        return self._permutation[offset]
