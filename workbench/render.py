@@ -1,0 +1,29 @@
+"""One answer token by token, beside its image evidence: for the app, notebooks, static reports and the terminal.
+
+    TokenView -> render_tokens   -> one HTML fragment      (render_page joins fragments to a document)
+              -> render_terminal -> coloured or plain text
+    render_movement: the regimes of one answer over training, as a heatmap
+
+A host page that replaces its content, as Gradio does, puts `page_head()` into its head once and asks for fragments with
+standalone=False. What happens in the browser is in assets/tokens.js.
+"""
+
+from workbench.rendering.colours import QUANTITIES
+from workbench.rendering.fragment import THEMES, page_head, render_tokens
+from workbench.rendering.model import PictureOfView, RegimeNote, TokenCell, TokenView
+from workbench.rendering.page import render_page
+from workbench.rendering.words import consequence, explain
+
+__all__ = [
+    "QUANTITIES",
+    "THEMES",
+    "PictureOfView",
+    "RegimeNote",
+    "TokenCell",
+    "TokenView",
+    "consequence",
+    "explain",
+    "page_head",
+    "render_page",
+    "render_tokens",
+]

@@ -1,0 +1,228 @@
+"""One answer as an HTML fragment: evidence at the left, tokens in the middle, the pinned token's reasons at the right.
+
+1. Python chooses every colour and writes every sentence; a token carries one class per quantity.
+2. Choosing another quantity changes one attribute of the root, so the browser recolours by CSS alone.
+3. The numbers travel as JSON by columns; assets/tokens.js reads them when a token is hovered or pinned.
+4. A fragment with standalone=True brings its own CSS and JS. Others need `page_head()` once in their page.
+"""
+
+import functools
+import json
+from html import escape
+from pathlib import Path
+
+from workbench.errors import ConfigError, unknown
+from workbench.rendering import colours
+from workbench.rendering.legends import legends
+from workbench.rendering.model import TokenCell, TokenView
+from workbench.rendering.pictures import evidence
+from workbench.rendering.words import consequence, explain, is_control_token, visible_text
+
+THEMES = ("auto", "light", "dark")
+ASSETS = Path(__file__).parent.parent / "assets"
+BAR_PIXELS = 8  # of the gap bars under a token, at the end of their scale
+
+
+def render_tokens(
+    view: TokenView,
+    *,
+    colour_by: str = "regime",
+    theme: str = "auto",
+    standalone: bool = True,
+    pinned: int | None = None,
+) -> str:
+    """The answer as one HTML fragment that loads nothing.
+
+    colour_by   the quantity shown first, a key of QUANTITIES; the reader can choose another
+    theme       auto: as the page or the system; or light, dark
+    standalone  carry CSS and JS; False for a page that has `page_head()` in its head
+    pinned      index of the token shown in full at first; None: the one with the largest total gap or loss
+
+    Raises: ConfigError for an unknown quantity or theme; DataError for a picture that cannot be read.
+    """
+    if colour_by not in colours.QUANTITIES:
+        raise ConfigError(unknown("colour_by", colour_by, colours.QUANTITIES))
+    check_theme(theme)
+    pinned = _most_telling(view) if pinned is None else max(0, min(len(view.tokens) - 1, pinned))
+    label = escape(f"Tokens of {view.title}", quote=True)
+    return (
+        f'<div class="wb-root wb-tokens" data-by="{colour_by}" data-bars="on" data-theme="{theme}" data-pin="{pinned}" '
+        f'role="region" aria-label="{label}">'
+        + (f"<style>{stylesheet()}</style>" if standalone else "")
+        + '<div class="wb-body">'
+        + _head(view)
+        + f'<div class="wb-grid{"" if view.pictures or view.prompts else " wb-no-evidence"}">'
+        + evidence(view)
+        + f'<section class="wb-main" aria-label="answer">{_question(view)}{_chips(view, colour_by)}'
+        + _answer(view, pinned)
+        + legends(view)
+        + '</section><section class="wb-detail" aria-label="pinned token"><p class="wb-hint">Point at a token for its '
+        "numbers; click it, or move with the arrow keys, to keep it here.</p></section></div></div>"
+        '<div class="wb-card" popover="manual" role="tooltip"></div><div class="wb-status" role="status"></div>'
+        + f'<script type="application/json" class="wb-data">{embed_json(_columns(view))}</script>'
+        + (f"<script>{script()}</script>" if standalone else "")
+        + "</div>"
+    )
+
+
+def check_theme(theme: str) -> None:
+    """Raises ConfigError for an unknown theme."""
+    if theme not in THEMES:
+        raise ConfigError(unknown("theme", theme, THEMES))
+
+
+@functools.cache
+def stylesheet() -> str:
+    """All CSS: the layout of assets/tokens.css and the palette."""
+    return (ASSETS / "tokens.css").read_text(encoding="utf-8") + colours.palette_css()
+
+
+@functools.cache
+def script() -> str:
+    """The JS that makes every fragment of a page live, also those added later."""
+    return (ASSETS / "tokens.js").read_text(encoding="utf-8")
+
+
+def page_head() -> str:
+    """What a page needs once in its head to show fragments made with standalone=False."""
+    return f"<style>{stylesheet()}</style><script>{script()}</script>"
+
+
+def embed_json(value: object) -> str:
+    """JSON that is safe inside a script element: no character of it can end the element or start a comment."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def _most_telling(view: TokenView) -> int:
+    def weight(token_idx: int) -> tuple[float, float]:
+        token = view.tokens[token_idx]
+        gap = max(abs(colours.finite(gap) or 0.0) for gap in (token.total_gap, token.capability_gap, token.information_gap))
+        return gap, colours.finite(token.loss) or 0.0
+
+    return max(range(len(view.tokens)), key=weight, default=-1)
+
+
+def _head(view: TokenView) -> str:
+    meta = "".join(
+        f"<span><span class='wb-key'>{escape(str(key))}</span> {escape(str(value))}</span>" for key, value in view.meta.items()
+    )
+    return f'<header class="wb-head"><span class="wb-title">{escape(view.title)}</span><span class="wb-meta">{meta}</span></header>'
+
+
+def _question(view: TokenView) -> str:
+    verdict = ""
+    if view.right is not None:
+        verdict = f'<span class="wb-verdict wb-{"right" if view.right else "wrong"}">{"✓ right" if view.right else "✗ wrong"}</span>'
+    expected = "" if view.expected is None else f'<span class="wb-expected">expected <b>{escape(view.expected)}</b></span>'
+    return f'<div class="wb-question"><span class="wb-ask">{escape(view.question)}</span>{expected}{verdict}</div>'
+
+
+def _chips(view: TokenView, colour_by: str) -> str:
+    chips = []
+    for quantity, (label, _, _) in colours.QUANTITIES.items():
+        if quantity == "truth":
+            known = any(token.truth for token in view.tokens)
+        else:
+            known = quantity == "regime" or any(value is not None for value in colours.values_of(view, quantity))
+        state = "" if known else ' disabled title="not recorded for this answer"'
+        pressed = "true" if quantity == colour_by else "false"
+        chips.append(f'<button type="button" class="wb-chip" data-by="{quantity}" aria-pressed="{pressed}"{state}>{label}</button>')
+    bars = '<button type="button" class="wb-chip wb-toggle" data-bars aria-pressed="true">gap bars</button>'
+    return f'<div class="wb-chips"><span role="group" aria-label="colour by">{"".join(chips)}</span>{bars}</div>'
+
+
+def _answer(view: TokenView, pinned: int) -> str:
+    if not view.tokens:
+        return '<p class="wb-hint">The answer is empty: no token was written.</p>'
+    gaps = [*colours.values_of(view, "capability"), *colours.values_of(view, "information")]
+    bound = colours.scale_bound(gaps)
+    growing = {name: colours.values_of(view, name) for name in ("weight", "loss", "entropy")}
+    bounds = {name: colours.scale_bound(values) for name, values in growing.items()}
+    slots = colours.regime_slots(view.all_regimes)
+    parts, before = [], None
+    for token_idx, token in enumerate(view.tokens):
+        steps = [
+            ("c", colours.diverging_step(colours.finite(token.capability_gap), bound)),
+            ("i", colours.diverging_step(colours.finite(token.information_gap), bound)),
+            *((name[0], colours.growing_step(values[token_idx], bounds[name])) for name, values in growing.items()),
+        ]
+        classes = f"wb-t wb-r-{slots[token.regime]} wb-t-{token.truth if token.truth in colours.TRUTH else 'unknown'}"
+        classes += "".join(f" wb-{letter}-{step}" for letter, step in steps if step is not None)
+        parts.append(_token(token, token_idx, classes, _bars(token, bound), token_idx == pinned, token.regime != before))
+        before = token.regime
+    return f'<div class="wb-answer" dir="auto" role="group" aria-label="answer, token by token">{"".join(parts)}</div>'
+
+
+def _token(token: TokenCell, token_idx: int, classes: str, bars: str, is_pinned: bool, starts_run: bool) -> str:
+    shown = visible_text(token.text, special=token.special)
+    if token.special or is_control_token(token.text):
+        classes += " wb-control"
+    text = escape(shown)
+    for sign in "·↵→":
+        text = text.replace(sign, f"<s>{sign}</s>") if sign in text and sign not in token.text else text
+    tag = f"<i aria-hidden=true>{escape(token.regime)}</i>" if starts_run else ""
+    label = escape(f"{token.text.strip() or shown}, {token.regime}", quote=True)
+    return (
+        f'<button type="button" class="{classes}" data-i="{token_idx}" tabindex="{0 if is_pinned else -1}" '
+        f'aria-label="{label}"{" aria-pressed=true" if is_pinned else ""}{bars}>{tag}{text}</button>'
+        + "<br>" * min(token.text.count("\n"), 2)
+    )
+
+
+def _bars(token: TokenCell, bound: float) -> str:
+    """Heights of the two bars in pixels, as CSS variables; both gaps of all tokens are on one scale."""
+    sizes = []
+    for name, gap in (("c", token.capability_gap), ("i", token.information_gap)):
+        gap = colours.finite(gap)
+        if gap is not None:
+            height = max(-1.0, min(1.0, gap / bound)) * BAR_PIXELS
+            sizes.append(f"--{name}:{height:.1f}".replace(".0", ""))
+    return f' style="{";".join(sizes)}"' if sizes else ""
+
+
+def _columns(view: TokenView) -> dict[str, object]:
+    """All that hovering and pinning show, by columns; numbers with four decimals."""
+    tokens, names = view.tokens, view.views
+    slots = colours.regime_slots(view.all_regimes)
+
+    def column(read) -> list[float | None]:
+        values = [colours.finite(read(token)) for token in tokens]
+        return [None if value is None else round(value, 4) for value in values]
+
+    def by_view(field: str) -> list[list[float | None]]:
+        return [column(lambda token, name=name: getattr(token, field).get(name)) for name in names]
+
+    return {
+        "views": [{"name": name, "context": view.contexts.get(name, "")} for name in names],
+        "regimes": {
+            name: {"meaning": note.meaning, "slot": slots[name]} for name, note in view.all_regimes.items()
+        },
+        "text": [visible_text(token.text, special=token.special) for token in tokens],
+        "id": [token.token_id for token in tokens],
+        "regime": [token.regime for token in tokens],
+        "source": [token.source for token in tokens],
+        "divergence": [token.divergence for token in tokens],
+        "kind": [token.kind for token in tokens],
+        "truth": [token.truth for token in tokens],
+        "weight": column(lambda token: token.weight),
+        "loss": column(lambda token: token.loss),
+        "sampled": column(lambda token: token.sampled_logprob),
+        "capability": column(lambda token: token.capability_gap),
+        "information": column(lambda token: token.information_gap),
+        "total": column(lambda token: token.total_gap),
+        "logprob": by_view("logprobs"),
+        "entropy": by_view("entropies"),
+        "rank": by_view("ranks"),
+        "best": [
+            [
+                [[visible_text(text), round(logprob, 4), int(text == token.text)] for text, logprob in token.alternatives.get(name, ())]
+                for token in tokens
+            ]
+            for name in names
+        ],
+        "why": [explain(token, view.thresholds, view.all_regimes) for token in tokens],
+        "then": [consequence(token) for token in tokens],
+    }  # fmt: skip

@@ -1,0 +1,93 @@
+"""What the colours mean, with numbers: one legend per quantity, of which CSS shows the one that is chosen."""
+
+from html import escape
+
+from workbench.rendering import colours
+from workbench.rendering.model import RegimeNote, TokenView
+from workbench.rendering.words import NONE, plain, share, signed
+
+
+def legends(view: TokenView) -> str:
+    """All legends of an answer, and the key to the bars under its tokens."""
+    if not view.tokens:
+        return ""
+    gaps = [*colours.values_of(view, "capability"), *colours.values_of(view, "information")]
+    bound = colours.scale_bound(gaps)
+    parts = [_regimes(view), _truth(view)]
+    for quantity in ("capability", "information"):
+        parts.append(_ramp(view, quantity, "diverging", len(colours.DIVERGING), bound))
+    for quantity in ("weight", "loss", "entropy"):
+        parts.append(_ramp(view, quantity, "growing", len(colours.GROWING), colours.scale_bound(colours.values_of(view, quantity))))
+    bars = ""
+    if any(value is not None for value in gaps):
+        bars = (
+            '<p class="wb-barkey"><span class="wb-stroke wb-cap"></span>capability gap <span class="wb-stroke wb-info"></span>'
+            f"information gap <span>bars above the line are positive; full height = {plain(bound, 2)} nats</span></p>"
+        )
+    return f'<div class="wb-legends">{"".join(parts)}{bars}</div>'
+
+
+def regime_shares(view: TokenView) -> dict[str, tuple[int, float, float | None]]:
+    """Per regime: count, share of positions, share of the answer's loss (None where losses are unknown or not positive)."""
+    losses = {name: 0.0 for name in view.all_regimes}
+    counts = dict.fromkeys(losses, 0)
+    for token in view.tokens:
+        counts[token.regime] += 1
+        losses[token.regime] += colours.finite(token.loss) or 0.0
+    total, known = sum(losses.values()), all(loss >= 0 for loss in losses.values())
+    num = max(1, len(view.tokens))
+    return {
+        name: (counts[name], counts[name] / num, losses[name] / total if known and total > 0 else None) for name in losses
+    }
+
+
+def _regimes(view: TokenView) -> str:
+    slots, shares = colours.regime_slots(view.all_regimes), regime_shares(view)
+    rows = "".join(_regime_row(name, note, slots[name], *shares[name]) for name, note in view.all_regimes.items())
+    return (
+        '<table class="wb-legend" data-for="regime"><thead><tr><th scope="col">regime</th><th scope="col">meaning</th>'
+        '<th scope="col">source · divergence</th><th scope="col" class="wb-num">tokens</th>'
+        f'<th scope="col" class="wb-num">of loss</th></tr></thead><tbody>{rows}</tbody></table>'
+    )
+
+
+def _regime_row(name: str, note: RegimeNote, slot: str, count: int, of_tokens: float, of_loss: float | None) -> str:
+    how = " · ".join(part for part in (note.source, note.divergence) if part) or "none"
+    loss = NONE if of_loss is None else share(of_loss)
+    bar = "" if not of_loss else f'<span class="wb-share" style="--share:{100 * of_loss:.1f}%"></span>'
+    return (
+        f'<tr{"" if count else " class=wb-absent"}><th scope="row"><span class="wb-swatch wb-s-{slot}"></span>{escape(name)}</th>'
+        f"<td>{escape(note.meaning) or NONE}</td><td class=wb-how>{escape(how)}</td>"
+        f'<td class="wb-num">{count} <span class="wb-faint">{share(of_tokens)}</span></td><td class="wb-num">{loss}{bar}</td></tr>'
+    )
+
+
+def _truth(view: TokenView) -> str:
+    counts = {name: sum(1 for token in view.tokens if (token.truth or "unknown") == name) for name in colours.TRUTH}
+    meanings = {
+        "privileged": "only the evidence determines it",
+        "visible": "the student's prompt determines it",
+        "unknown": "not known",
+    }
+    items = "".join(
+        f'<span class="wb-item"><span class="wb-swatch wb-truth-{name}"></span><b>{name}</b> {meanings[name]} '
+        f'<span class="wb-faint">{counts[name]}</span></span>'
+        for name in colours.TRUTH
+    )
+    return f'<div class="wb-legend wb-row" data-for="truth">{items}</div>'
+
+
+def _ramp(view: TokenView, quantity: str, scale: str, steps: int, bound: float) -> str:
+    label, unit, _ = colours.QUANTITIES[quantity]
+    known = [value for value in colours.values_of(view, quantity) if value is not None]
+    ends = (f"≤ −{bound:g}", f"≥ +{bound:g}") if scale == "diverging" else ("0", f"≥ {bound:g}")
+    swatches = "".join(f'<span class="wb-step wb-{scale}-{step}"></span>' for step in range(steps))
+    number = signed if scale == "diverging" else plain
+    if known:
+        facts = f"mean {number(sum(known) / len(known))}, from {number(min(known))} to {number(max(known))} {unit}"
+    else:
+        facts = "not recorded"
+    return (
+        f'<div class="wb-legend wb-row" data-for="{quantity}"><b>{label}</b><span class="wb-ramp"><span>{ends[0]}</span>'
+        f'{swatches}<span>{ends[1]} {unit}</span></span><span class="wb-faint">{facts} over {len(known)} tokens</span></div>'
+    )
