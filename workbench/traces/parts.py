@@ -1,0 +1,212 @@
+"""The Parquet files of one trace: their names, which of their rows count, merging and deleting.
+
+1. `step-000012-rank-0.parquet` holds one step of one process; `merged-000001.parquet` many of them, named in its header.
+2. A file appears whole: it is written under a name that begins with a dot and then renamed.
+3. If two files hold the same step of the same process, a step file beats merged ones and a later merged one an earlier.
+   So merging is: add the merged file, then delete the step files. Whenever it is killed, every row counts once.
+4. Rollouts appear after their positions and go before them: a rollout that can be seen has all its positions.
+"""
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workbench.errors import TraceError
+from workbench.traces.schema import PROBE, Header, decode_header, merge_headers
+
+WRITE_ORDER = ("positions", "rollouts", PROBE + "positions", PROBE + "rollouts")
+SMALL_BYTES = 2**20  # larger step files gain nothing from merging, and merging them would need much memory
+_STEP_FILE = re.compile(r"step-(\d+)-rank-(\d+)\.parquet")
+_MERGED_FILE = re.compile(r"merged-(\d+)\.parquet")
+_ROW_GROUP = 2**15
+_MEASURED = ("logprob_", "max_logprob_", "entropy_", "sampler_logprob", "loss")  # hardly two values alike
+
+Pair = tuple[int, int]  # step, process rank
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file, the pairs that it holds, and those of them that another file holds more recently."""
+
+    file: Path
+    header: Header
+    pairs: frozenset[Pair]
+    hidden: frozenset[Pair] = frozenset()
+
+
+def traces_folder(run_folder: Path) -> Path:
+    """Where the traces of a run lie."""
+    return Path(run_folder) / "traces"
+
+
+def step_file(folder: Path, step: int, rank: int) -> Path:
+    """The file of one step of one process in a table's folder."""
+    return folder / f"step-{step:06d}-rank-{rank}.parquet"
+
+
+def write_part(file: Path, table: pa.Table, header: Header, *, durable: bool = False) -> None:
+    """Write a file that appears whole or not at all. durable: it survives a loss of power too."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.parent / f".{file.name}.{os.getpid()}"
+    exact = [field.name for field in table.schema if field.name.startswith(_MEASURED)]
+    coded = [path for field in table.schema if field.name not in exact for path in _leaves(field)]
+    try:
+        with pq.ParquetWriter(
+            temporary,
+            table.schema,
+            compression="zstd",
+            use_dictionary=coded,
+            use_byte_stream_split=exact,
+            write_statistics=["step", "rollout_idx"],
+            store_schema=False,  # half of a small file; the types are Parquet's own
+        ) as parquet:
+            parquet.write_table(table, row_group_size=_ROW_GROUP)
+            parquet.add_key_value_metadata(header.encode())
+        if durable:
+            _flush(temporary)
+        os.replace(temporary, file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TraceError(
+            f"{file} cannot be written ({error}). Free some space or check the folder's rights."
+        ) from error
+
+
+def list_parts(folder: Path, headers: dict | None = None) -> list[Part]:
+    """The files of a table's folder, in order of step, with what counts in each.
+
+    `headers` keeps what was read before, by file. Raises: TraceError naming a file that cannot be read.
+    FileNotFoundError if a file goes while it is read; list again then.
+    """
+    headers = {} if headers is None else headers
+    parts = []
+    for name in _stable_names(folder):
+        file = folder / name
+        header = _header_of(file, headers)
+        match = _STEP_FILE.fullmatch(name)
+        pairs = frozenset({(int(match[1]), int(match[2]))} if match else header.covers)
+        parts.append(Part(file, header, pairs))
+    parts.sort(key=_precedence)
+    seen: set[Pair] = set()
+    counted = []
+    for part in parts:
+        counted.append(replace(part, hidden=part.pairs & seen))
+        seen |= part.pairs
+    return sorted(counted, key=lambda part: (min(part.pairs, default=(0, 0)), part.file.name))
+
+
+def compact(run_folder: Path, *, min_parts: int = 2) -> None:
+    """Merge the small step files of each table that has at least `min_parts` of them.
+
+    Readers and the writers of later steps may go on; only one process may compact or delete at a time.
+    """
+    for table in WRITE_ORDER:
+        folder = traces_folder(run_folder) / table
+        parts = list_parts(folder)
+        small = [part for part in parts if _is_step(part) and part.file.stat().st_size <= SMALL_BYTES]
+        if len(small) < min_parts:
+            continue
+        covers = tuple(sorted(pair for part in small for pair in part.pairs))
+        header = replace(merge_headers([part.header for part in small]), covers=covers)
+        merged = pa.concat_tables([_read(part.file) for part in small], promote_options="default")
+        numbers = [int(match[1]) for part in parts if (match := _MERGED_FILE.fullmatch(part.file.name))]
+        write_part(folder / f"merged-{max(numbers, default=0) + 1:06d}.parquet", merged, header, durable=True)
+        replaced = [part for part in parts if not _is_step(part) and part.pairs <= set(covers)]
+        for part in (*small, *replaced):
+            part.file.unlink()
+
+
+def delete_after(run_folder: Path, step: int) -> None:
+    """Remove the rows of later steps, as a run does that goes on from a checkpoint; and what a kill left half written."""
+    for table in reversed(WRITE_ORDER):
+        folder = traces_folder(run_folder) / table
+        if not folder.is_dir():
+            continue
+        for file in folder.glob(".*"):
+            file.unlink()
+        for name in _stable_names(folder):
+            match = _STEP_FILE.fullmatch(name)
+            if match and int(match[1]) > step:
+                (folder / name).unlink()
+        for part in list_parts(folder):
+            kept = tuple(sorted(pair for pair in part.pairs if pair[0] <= step))
+            if not kept and part.pairs:
+                part.file.unlink()
+            elif len(kept) < len(part.pairs):
+                rows = _read(part.file)
+                rows = rows.filter(pa.compute.less_equal(rows["step"], step))
+                write_part(part.file, rows, replace(part.header, covers=kept), durable=True)
+
+
+def _stable_names(folder: Path) -> list[str]:
+    """Names of a table's files. Listed until two listings agree: one alone may miss a file and what it was merged into."""
+    previous = None
+    while True:
+        try:
+            names = sorted(
+                name for name in os.listdir(folder) if _STEP_FILE.fullmatch(name) or _MERGED_FILE.fullmatch(name)
+            )
+        except FileNotFoundError:
+            return []
+        if names == previous:
+            return names
+        previous = names
+
+
+def _header_of(file: Path, headers: dict) -> Header:
+    state = file.stat()
+    key = (str(file), state.st_mtime_ns, state.st_size, state.st_ino)
+    if key not in headers:
+        try:
+            headers[key] = decode_header(pq.read_metadata(file).metadata, file)
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise torn(file, error) from error
+    return headers[key]
+
+
+def _read(file: Path) -> pa.Table:
+    try:
+        return pq.ParquetFile(file).read()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise torn(file, error) from error
+
+
+def torn(file: Path, error: Exception) -> TraceError:
+    """The error for a file that is no whole Parquet file."""
+    return TraceError(
+        f"{file} cannot be read: it is cut short or damaged ({str(error).splitlines()[0][:200]}). Delete this file to "
+        "read the other steps, or copy it again from where it is whole."
+    )
+
+
+def _is_step(part: Part) -> bool:
+    return _STEP_FILE.fullmatch(part.file.name) is not None
+
+
+def _precedence(part: Part) -> tuple[int, int]:
+    """Step files first, then merged ones, the latest first."""
+    match = _MERGED_FILE.fullmatch(part.file.name)
+    return (1, -int(match[1])) if match else (0, 0)
+
+
+def _leaves(field: pa.Field, prefix: str = "") -> list[str]:
+    """Parquet's names of the columns that a field is stored in."""
+    path, dtype = prefix + field.name, field.type
+    if pa.types.is_list(dtype):
+        return _leaves(dtype.value_field.with_name("element"), f"{path}.list.")
+    if pa.types.is_map(dtype):
+        return [f"{path}.key_value.key", f"{path}.key_value.value"]
+    if pa.types.is_struct(dtype):
+        return [leaf for child in dtype for leaf in _leaves(child, f"{path}.")]
+    return [path]
+
+
+def _flush(file: Path) -> None:
+    with open(file, "rb+") as stream:
+        os.fsync(stream.fileno())

@@ -1,0 +1,292 @@
+"""The only place that says what a column of a trace is.
+
+1. Four tables: rollouts, positions, and the same two for probes (a fixed set of answers, scored again and again).
+2. A name with {view} stands for one column per view of the method: logprob_{view} -> logprob_student, logprob_teacher.
+3. A column with `sql` is not stored. The reader computes it, so a gap is always the difference of two recorded numbers.
+4. Every file carries a Header: the schema's version, the method, its views and regimes.
+
+`python -m workbench.traces.schema` writes docs/traces.md from this file.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from workbench.errors import TraceError
+
+VERSION = 1
+HEADER_KEY = "workbench.traces"
+PROBE = "probe_"  # prefix of the tables that hold probes
+_DOCUMENT = Path(__file__).parents[2] / "docs" / "traces.md"
+
+_TEXT, _WHOLE, _REAL = pa.string(), pa.int32(), pa.float32()
+_BOX = pa.struct([("x0", _REAL), ("y0", _REAL), ("x1", _REAL), ("y1", _REAL), ("label", _TEXT)])
+_TURN = pa.struct([("role", _TEXT), ("text", _TEXT)])
+_ALTERNATIVE = pa.struct([("token_id", _WHOLE), ("text", _TEXT), ("logprob", _REAL)])
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. `sql`: how the reader derives it, from the columns that `needs` names; NULL if one is missing."""
+
+    name: str
+    dtype: pa.DataType
+    unit: str
+    meaning: str
+    sql: str | None = None
+    needs: tuple[str, ...] = ()
+
+
+_KEY = (
+    Column(
+        "step", _WHOLE, "steps", "optimizer step that the batch was used for; of a probe, the step it was scored at"
+    ),
+    Column("process_rank", _WHOLE, "", "training process that wrote the row; 0 on a single device"),
+    Column("rollout_idx", _WHOLE, "", "place of the rollout in the process's batch"),
+)
+
+ROLLOUTS = (
+    *_KEY,
+    Column("example_id", _TEXT, "", "id of the example"),
+    Column("sample_idx", _WHOLE, "", "which of the example's rollouts"),
+    Column("domain", _TEXT, "", "question family"),
+    Column("origin", _TEXT, "", "file and row of the example"),
+    Column("question", _TEXT, "", "the question"),
+    Column("answer", _TEXT, "", "the right final answer; NULL if not known"),
+    Column("reference", _TEXT, "", "a whole worked answer; NULL if there is none"),
+    Column("completion", _TEXT, "", "what was written, without special tokens"),
+    Column("source_policy", _TEXT, "", 'policy that wrote it, or "dataset"'),
+    Column("finished", pa.bool_(), "", "false: cut at the longest length allowed"),
+    Column("reward", _REAL, "", "1 right, 0 wrong, NULL not known"),
+    Column("num_positions", _WHOLE, "tokens", "length of the completion, its end token included"),
+    Column("images", pa.list_(_TEXT), "path", "the example's images; a relative path starts at the traces folder"),
+    Column("evidence_boxes", pa.list_(_BOX), "pixels", "privileged boxes, of the first image"),
+    Column("evidence_crop", _TEXT, "path", "privileged crop; NULL if it is cut from the first box"),
+    Column("evidence_caption", _TEXT, "", "privileged description"),
+    Column("evidence_hint", _TEXT, "", "privileged hint: where to look, without the answer"),
+    Column("thresholds", pa.map_(_TEXT, pa.float64()), "nats or 1", "what the router compared with at this step"),
+    Column("prompt_{view}", _TEXT, "", "text that the view was shown after its images"),
+    Column("images_{view}", pa.list_(_TEXT), "path", "images that the view was shown"),
+    Column("history_{view}", pa.list_(_TURN), "", "earlier turns that the view was shown"),
+)
+
+POSITIONS = (
+    *_KEY,
+    Column("position", _WHOLE, "tokens", "index in the completion, from 0"),
+    Column("token_id", _WHOLE, "", "the written token"),
+    Column("token_text", _TEXT, "", "its text, special tokens included"),
+    Column("kind", _TEXT, "", "template, location, attribute, tag, answer or the data's own word; empty: not known"),
+    Column("truth", _TEXT, "", '"visible" or "privileged": does the plain prompt determine the token? NULL not known'),
+    Column("sampler_logprob", _REAL, "nats", "log-prob at the time of writing; NULL for sequences from the data"),
+    Column("regime", _TEXT, "", "kind of supervision that the router chose; each position has exactly one"),
+    Column("weight", _REAL, "1", "what the router multiplied the losses by; 0 = no supervision"),
+    Column("advantage", _REAL, "1", "for losses whose target is a reward; NULL without one"),
+    Column("coefficient", _REAL, "1", "what the position's loss counts in the step's total"),
+    Column("loss", _REAL, "nats", "weighted loss before averaging"),
+    Column("logprob_{view}", _REAL, "nats", "log-prob of the written token under the view"),
+    Column("entropy_{view}", _REAL, "nats", "entropy of the view's next-token distribution"),
+    Column("max_logprob_{view}", _REAL, "nats", "log-prob of the view's most likely token"),
+    Column("rank_{view}", _WHOLE, "", "rank of the written token under the view, 0 = most likely"),
+    Column(
+        "alternatives_{view}", pa.list_(_ALTERNATIVE), "nats", "the view's most likely tokens; NULL if not recorded"
+    ),
+    Column(
+        "total_gap",
+        _REAL,
+        "nats",
+        "capability gap plus information gap",
+        "logprob_teacher - logprob_student",
+        ("logprob_teacher", "logprob_student"),
+    ),
+    Column(
+        "capability_gap",
+        _REAL,
+        "nats",
+        "what the teacher knows better from the same evidence",
+        "logprob_teacher - logprob_self",
+        ("logprob_teacher", "logprob_self"),
+    ),
+    Column(
+        "information_gap",
+        _REAL,
+        "nats",
+        "what the evidence alone changes, for the same weights",
+        "logprob_self - logprob_student",
+        ("logprob_self", "logprob_student"),
+    ),
+    Column("contribution", _REAL, "nats", "the position's part of the step's loss", "loss * coefficient", ("loss",)),
+    Column("source", _TEXT, "", "what the regime pulls towards: a view, tokens or reward", "regimes.source"),
+    Column("divergence", _TEXT, "", "the regime's divergence", "regimes.divergence"),
+)
+
+TABLES = {"rollouts": ROLLOUTS, "positions": POSITIONS, PROBE + "rollouts": ROLLOUTS, PROBE + "positions": POSITIONS}
+
+
+@dataclass(frozen=True)
+class TracedView:
+    """Who read, and what it was shown."""
+
+    policy: str
+    context: str
+
+
+@dataclass(frozen=True)
+class TracedRegime:
+    """What positions of one regime were pulled towards, how, and what that means."""
+
+    source: str | None
+    divergence: str | None
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself. `covers`: the (step, process rank) pairs of a merged file, else empty."""
+
+    method: str
+    views: dict[str, TracedView]
+    regimes: dict[str, TracedRegime]
+    covers: tuple[tuple[int, int], ...] = ()
+
+    def encode(self) -> dict[str, str]:
+        """As key and value of a Parquet footer."""
+        return {HEADER_KEY: json.dumps({"version": VERSION, **asdict(self)}, ensure_ascii=False)}
+
+
+def decode_header(metadata: dict[bytes, bytes] | None, file: Path) -> Header:
+    """The header in a footer. Raises TraceError if there is none or its version is another one."""
+    text = (metadata or {}).get(HEADER_KEY.encode())
+    if text is None:
+        raise TraceError(f"{file} is a Parquet file but no trace of the workbench. Move it out of the traces folder.")
+    try:
+        fields = json.loads(text)
+        if fields["version"] == VERSION:
+            return Header(
+                method=fields["method"],
+                views={name: TracedView(**view) for name, view in fields["views"].items()},
+                regimes={name: TracedRegime(**regime) for name, regime in fields["regimes"].items()},
+                covers=tuple((int(step), int(process_rank)) for step, process_rank in fields["covers"]),
+            )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TraceError(f"{file} has a damaged header ({error}). Delete this file to read the other steps.") from error
+    raise TraceError(
+        f"{file} has trace schema version {fields['version']}; this workbench reads version {VERSION}. "
+        "Read it with the version of the workbench that wrote it (commit in run.json), or train again."
+    )
+
+
+def merge_headers(headers: list[Header]) -> Header:
+    """One header for many files: the last method, views and regimes of all. Raises ValueError if the list is empty."""
+    if not headers:
+        raise ValueError("no headers to merge")
+    views = {name: view for header in headers for name, view in header.views.items()}
+    regimes = {name: regime for header in headers for name, regime in header.regimes.items()}
+    return Header(headers[-1].method, views, regimes)
+
+
+def stored_schema(table: str, views: tuple[str, ...]) -> pa.Schema:
+    """The Arrow schema of a table's files."""
+    fields = []
+    for column in TABLES[table]:
+        if column.sql is None:
+            fields += [pa.field(name, column.dtype) for name in column_names(column, views)]
+    return pa.schema(fields)
+
+
+def derived_columns(table: str, stored: set[str]) -> dict[str, str]:
+    """Name -> SQL of the columns that the reader adds to the `stored` ones."""
+    derived = {}
+    for column in TABLES[table]:
+        if column.sql is not None:
+            derived[column.name] = column.sql if stored.issuperset(column.needs) else "CAST(NULL AS FLOAT)"
+    return derived
+
+
+def column_names(column: Column, views: tuple[str, ...]) -> list[str]:
+    """The column's names in a trace of these views."""
+    return [column.name.format(view=view) for view in views] if "{view}" in column.name else [column.name]
+
+
+EXAMPLES = {
+    "Where did the loss go? Share of each regime, by what is known of the token": """\
+SELECT truth, regime, any_value(source) AS source, count(*) AS positions,
+       sum(contribution) / sum(sum(contribution)) OVER () AS loss_share
+FROM positions GROUP BY truth, regime ORDER BY loss_share DESC""",
+    "Which tokens are imitated although only the evidence explains them?": """\
+SELECT token_text, count(*) AS positions, avg(information_gap) AS information_gap, sum(contribution) AS loss
+FROM positions WHERE information_gap > capability_gap
+GROUP BY token_text ORDER BY loss DESC LIMIT 20""",
+    "How does the same probe token move from step to step?": """\
+SELECT example_id, position, token_text, list(regime ORDER BY step) AS regimes,
+       list(information_gap ORDER BY step) AS information_gaps
+FROM probe_positions JOIN probe_rollouts USING (step, process_rank, rollout_idx)
+GROUP BY ALL ORDER BY example_id, position""",
+}
+
+_INTRODUCTION = """\
+<!-- Written by `python -m workbench.traces.schema`. Change workbench/traces/schema.py, not this file. -->
+# Traces
+
+Training records every token: what each view thought of it, where the router sent it, and how much loss it carried.
+
+| table | one row is |
+|---|---|
+| `rollouts` | a written answer, with its prompts, evidence and outcome |
+| `positions` | a token of such an answer |
+| `probe_rollouts`, `probe_positions` | the same columns for probes: fixed answers, scored again every few steps |
+| `regimes` | a regime of the method: `regime`, `source`, `divergence`, `meaning` |
+
+Rows of one answer share `step`, `process_rank` and `rollout_idx`. A name with `{view}` stands for one column per view:
+`student` (the learner, plain prompt), `self` (the student shown the evidence), `teacher`, or whatever the method calls them.
+
+```python
+from workbench.traces.reader import open_traces
+
+traces = open_traces("runs/my-run")     # works while the run is training
+traces.summary()
+traces.sql("SELECT regime, count(*) AS positions FROM positions GROUP BY regime").to_pandas()
+```
+"""
+
+_NOTES = """\
+## Good to know
+
+- *Derived* columns are computed when read, from what is stored. A gap is the float32 difference of two recorded
+  log-probs, bit for bit, and NULL if the method lacks one of the views. All logarithms are natural.
+- `capability_gap + information_gap = total_gap`, up to float32 rounding.
+- Files are `traces/<table>/step-000012-rank-0.parquet`, later merged into `merged-000001.parquet`. A file is complete or
+  absent; a step that is written again replaces the earlier one. Read through `open_traces`: it knows which rows count.
+- Images that were in memory lie once in `traces/images/`, named by their content; images from files keep their path.
+"""
+
+
+def document() -> str:
+    """docs/traces.md."""
+    parts = [_INTRODUCTION]
+    for table, note in (("rollouts", "probe_rollouts"), ("positions", "probe_positions")):
+        lines = [f"## {table}, {note}", "", "| column | type | unit | meaning |", "|---|---|---|---|"]
+        for column in TABLES[table]:
+            meaning = column.meaning if column.sql is None else f"{column.meaning}. *Derived:* `{column.sql}`"
+            lines.append(f"| `{column.name}` | {_type_name(column.dtype)} | {column.unit} | {meaning} |")
+        parts.append("\n".join(lines) + "\n")
+    parts.append("## Three questions\n")
+    parts += [f"{title}:\n\n```sql\n{query}\n```\n" for title, query in EXAMPLES.items()]
+    parts.append(_NOTES)
+    return "\n".join(parts)
+
+
+def _type_name(dtype: pa.DataType) -> str:
+    if pa.types.is_list(dtype):
+        return f"list of {_type_name(dtype.value_type)}"
+    if pa.types.is_struct(dtype):
+        return "(" + ", ".join(field.name for field in dtype) + ")"
+    if pa.types.is_map(dtype):
+        return f"map of {_type_name(dtype.key_type)} to {_type_name(dtype.item_type)}"
+    return re.sub(r"^float$", "float32", re.sub(r"^double$", "float64", str(dtype)))
+
+
+if __name__ == "__main__":
+    _DOCUMENT.write_text(document(), encoding="utf-8")

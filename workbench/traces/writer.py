@@ -1,0 +1,230 @@
+"""Writes what a step did, token by token: one Parquet file per table, step and process.
+
+Tensors become Arrow arrays by way of numpy, without a Python object per number. Columns are those of schema.py; a value
+missing here is a KeyError in the first test that writes.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from workbench.errors import TraceError
+from workbench.images import open_image
+from workbench.method import Regime
+from workbench.traces.parts import compact, step_file, traces_folder, write_part
+from workbench.traces.schema import PROBE, Header, TracedRegime, TracedView, stored_schema
+from workbench.types import Prompt, Rollout, Routing, TokenScores
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """The most likely tokens of some views at M recorded positions: view name -> ids and log-probs."""
+
+    index: Int[Tensor, " M"]
+    top: dict[str, tuple[Int[Tensor, "M K"], Float[Tensor, "M K"]]]
+
+
+@dataclass(frozen=True)
+class TracedBatch:
+    """One step of one process. N positions are laid end to end in the order of the R rollouts.
+
+    views        view name -> (policy, context)
+    prompts      view name -> one prompt per rollout
+    regimes      by name; routing.regime counts in this order
+    coefficient  what a position's loss counts in the step's total
+    loss         weighted, in nats, before averaging
+    token_texts  per rollout, one text per token
+    kinds        per rollout, kind and truth of each token, as workbench.types.mark_tokens gives them
+    """
+
+    step: int
+    rollouts: tuple[Rollout, ...]
+    views: dict[str, tuple[str, str]]
+    prompts: dict[str, tuple[Prompt, ...]]
+    scores: dict[str, TokenScores]
+    routing: Routing
+    regimes: dict[str, Regime]
+    coefficient: Float[Tensor, " N"]
+    loss: Float[Tensor, " N"]
+    token_texts: tuple[tuple[str, ...], ...]
+    kinds: tuple[tuple[tuple[str, str | None], ...], ...]
+    alternatives: Alternatives | None = None
+
+
+class TraceWriter:
+    """Writes the traces of one process of a run.
+
+    policy_text    text of one token id, for alternatives
+    compact_every  the first process merges step files when a table has that many; 0 = never
+    """
+
+    def __init__(
+        self,
+        run_folder: Path,
+        *,
+        method: str,
+        policy_text: Callable[[int], str],
+        rank: int = 0,
+        compact_every: int = 100,
+    ) -> None:
+        self.run_folder, self.method, self.rank, self.compact_every = Path(run_folder), method, rank, compact_every
+        self.folder = traces_folder(self.run_folder)
+        self._policy_text = policy_text
+        self._token_texts: dict[int, str] = {}
+        self._image_names: dict[str, list[str]] = {}  # by prompt or example: pictures are hashed once
+        self._num_written = 0
+
+    def write(self, batch: TracedBatch) -> None:
+        """Record a training step. A step written before is replaced."""
+        self._write(batch, "")
+
+    def write_probe(self, batch: TracedBatch) -> None:
+        """Record probes as they are scored at this step."""
+        self._write(batch, PROBE)
+
+    def _write(self, batch: TracedBatch, prefix: str) -> None:
+        views = {name: TracedView(*view) for name, view in batch.views.items()}
+        regimes = {name: TracedRegime(one.source, one.divergence, one.meaning) for name, one in batch.regimes.items()}
+        header = Header(self.method, views, regimes)
+        for table, columns in (("positions", self._positions(batch)), ("rollouts", self._rollouts(batch))):
+            schema = stored_schema(prefix + table, tuple(batch.views))
+            arrays = [_array(columns[field.name], field.type) for field in schema]
+            file = step_file(self.folder / (prefix + table), batch.step, self.rank)
+            write_part(file, pa.Table.from_arrays(arrays, schema=schema), header)
+        self._num_written += 1
+        if self.rank == 0 and self.compact_every and self._num_written % self.compact_every == 0:
+            compact(self.run_folder, min_parts=self.compact_every)
+
+    def _key(self, batch: TracedBatch, rollout_idx: np.ndarray) -> dict:
+        same = np.ones_like(rollout_idx)
+        return {"step": same * batch.step, "process_rank": same * self.rank, "rollout_idx": rollout_idx}
+
+    def _positions(self, batch: TracedBatch) -> dict:
+        lengths = np.array([len(rollout.ids) for rollout in batch.rollouts], dtype=np.int32)
+        num_positions = int(lengths.sum())
+        assert batch.loss.numel() == num_positions, (batch.loss.shape, num_positions)
+        starts = np.cumsum(lengths, dtype=np.int32) - lengths
+        kinds = list(chain.from_iterable(batch.kinds))
+        routing, regime_names = batch.routing, np.array(list(batch.regimes), dtype=object)
+        columns = self._key(batch, np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)) | {
+            "position": np.arange(num_positions, dtype=np.int32) - np.repeat(starts, lengths),
+            "token_id": list(chain.from_iterable(rollout.ids for rollout in batch.rollouts)),
+            "token_text": list(chain.from_iterable(batch.token_texts)),
+            "kind": [kind for kind, _ in kinds],
+            "truth": [truth for _, truth in kinds],
+            "sampler_logprob": list(chain.from_iterable(_sampler_logprobs(rollout) for rollout in batch.rollouts)),
+            "regime": regime_names[_numpy(routing.regime)] if num_positions else [],
+            "weight": _numpy(routing.weight),
+            "advantage": [None] * num_positions if routing.advantage is None else _numpy(routing.advantage),
+            "coefficient": _numpy(batch.coefficient),
+            "loss": _numpy(batch.loss),
+        }
+        for view in batch.views:
+            for name in ("logprob", "entropy", "max_logprob", "rank"):
+                columns[f"{name}_{view}"] = _numpy(getattr(batch.scores[view], name))
+            columns[f"alternatives_{view}"] = self._alternatives(batch.alternatives, view, num_positions)
+        return columns
+
+    def _alternatives(self, recorded: Alternatives | None, view: str, num_positions: int) -> list | pa.Array:
+        if recorded is None or view not in recorded.top:
+            return [None] * num_positions
+        ids, logprobs = (_numpy(values) for values in recorded.top[view])
+        index = _numpy(recorded.index)
+        order = index.argsort()
+        ids, logprobs = ids[order].reshape(-1).astype(np.int32), logprobs[order].reshape(-1).astype(np.float32)
+        counts = np.zeros(num_positions + 1, dtype=np.int32)
+        counts[index + 1] = recorded.top[view][0].shape[1]
+        is_missing = np.ones(num_positions, dtype=bool)
+        is_missing[index] = False
+        texts = [self._text(token_id) for token_id in ids.tolist()]
+        entries = pa.StructArray.from_arrays(
+            [pa.array(ids), pa.array(texts, pa.string()), pa.array(logprobs)], names=["token_id", "text", "logprob"]
+        )
+        return pa.ListArray.from_arrays(np.cumsum(counts, dtype=np.int32), entries, mask=pa.array(is_missing))
+
+    def _text(self, token_id: int) -> str:
+        if token_id not in self._token_texts:
+            self._token_texts[token_id] = self._policy_text(token_id)
+        return self._token_texts[token_id]
+
+    def _rollouts(self, batch: TracedBatch) -> dict:
+        rollouts = batch.rollouts
+        examples = [rollout.example for rollout in rollouts]
+        evidence = [example.evidence for example in examples]
+        crops = [
+            self._images(f"crop|{one.id}", () if (crop := one.evidence.crop) is None else (crop,)) for one in examples
+        ]
+        columns = self._key(batch, np.arange(len(rollouts), dtype=np.int32)) | {
+            "example_id": [example.id for example in examples],
+            "sample_idx": [rollout.sample_idx for rollout in rollouts],
+            "domain": [example.domain for example in examples],
+            "origin": [example.origin for example in examples],
+            "question": [example.question for example in examples],
+            "answer": [example.answer for example in examples],
+            "reference": [example.reference for example in examples],
+            "completion": [rollout.text for rollout in rollouts],
+            "source_policy": [rollout.source for rollout in rollouts],
+            "finished": [rollout.finished for rollout in rollouts],
+            "reward": [rollout.reward for rollout in rollouts],
+            "num_positions": [len(rollout.ids) for rollout in rollouts],
+            "images": [self._images(f"example|{example.id}", example.images) for example in examples],
+            "evidence_boxes": [[vars(box) for box in one.boxes] for one in evidence],
+            "evidence_crop": [next(iter(crop), None) for crop in crops],
+            "evidence_caption": [one.caption for one in evidence],
+            "evidence_hint": [one.hint for one in evidence],
+            "thresholds": [list(batch.routing.thresholds.items())] * len(rollouts),
+        }
+        for view, prompts in batch.prompts.items():
+            columns[f"prompt_{view}"] = [prompt.text for prompt in prompts]
+            columns[f"images_{view}"] = [self._images(_key_of(prompt), prompt.images) for prompt in prompts]
+            columns[f"history_{view}"] = [[vars(turn) for turn in prompt.history] for prompt in prompts]
+        return columns
+
+    def _images(self, key: str, images: Iterable[Image.Image | Path]) -> list[str]:
+        """References of the images. `key` names what they belong to; "" if that may change from call to call."""
+        if key and key in self._image_names:
+            return self._image_names[key]
+        names = [self._save(one) if isinstance(one, Image.Image) else os.path.abspath(one) for one in images]
+        if key:
+            self._image_names[key] = names
+        return names
+
+    def _save(self, image: Image.Image) -> str:
+        image = open_image(image)
+        digest = hashlib.sha256(f"{image.size} ".encode() + image.tobytes()).hexdigest()[:16]
+        file = self.folder / "images" / f"{digest}.png"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.parent / f".{file.name}.{os.getpid()}"
+            try:
+                image.save(temporary, format="PNG", compress_level=1)
+                os.replace(temporary, file)
+            except OSError as error:
+                raise TraceError(f"{file} cannot be written ({error}). Free some space or check the rights.") from error
+        return f"images/{file.name}"
+
+
+def _key_of(prompt: Prompt) -> str:
+    return f"prompt|{prompt.key}" if prompt.key else ""
+
+
+def _sampler_logprobs(rollout: Rollout) -> Iterable[float | None]:
+    return [None] * len(rollout.ids) if rollout.logprobs is None else rollout.logprobs
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def _array(values: list | np.ndarray | pa.Array, dtype: pa.DataType) -> pa.Array:
+    return values if isinstance(values, pa.Array) else pa.array(values, dtype)
