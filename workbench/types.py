@@ -149,3 +149,12 @@ def mark_tokens(text_spans: list[tuple[int, int]], text: str, marks: tuple[Mark,
                 if token_start < end and start < token_end:
                     found[token_idx] = (mark.kind, mark.truth)
     return found
+
+
+def label_tokens(texts: list[str], marks: tuple[Mark, ...]) -> list[tuple[str, str | None]]:
+    """Kind and truth of each token, from the tokens' own texts; joined, they are the answer."""
+    spans, end = [], 0
+    for text in texts:
+        spans.append((end, end + len(text)))
+        end += len(text)
+    return mark_tokens(spans, "".join(texts), marks)

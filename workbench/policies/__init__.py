@@ -38,6 +38,12 @@ class Policy(Protocol):
     def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
         """As many completions of each prompt as it has seeds; a completion depends on its own seed alone."""
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raises DataError or PolicyError if the policy cannot be shown this prompt."""
+
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        """An answer given as text, as the policy would have written it: its tokens and the end token."""
+
     def read(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Readout:
         """Hidden states that predict each completion token, laid end to end."""
 

@@ -73,6 +73,10 @@ class AutoregressivePolicy:
         twin.name, twin.adapter = name, "off"
         return twin
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raises DataError or PolicyError if the prompt's images cannot be read or it is too long."""
+        self.encoder.encode(prompt)
+
     @torch.no_grad()
     def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
         """Completions, one per seed of each prompt.

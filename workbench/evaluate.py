@@ -1,0 +1,188 @@
+"""Accuracy and confidence of a policy under each context, and how they differ where the image does not tell.
+
+Answers are written with the most likely token at each place. An example's truth is that of its final answer: "visible"
+if the plain prompt determines it, "privileged" if only the evidence does, None where nothing is known.
+
+Confidence is the probability that the policy gave to the final answer it wrote (the tokens marked `answer`, multiplied);
+without marks it is the geometric mean over all tokens. Confidence above accuracy on privileged questions is what
+imitating a better informed teacher buys: certainty about what cannot be seen.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from workbench.errors import DataError, RunError
+from workbench.policies import Policy, SamplingOptions
+from workbench.rollouts import write_rollouts
+from workbench.types import PRIVILEGED, Example, Rollout, label_tokens
+
+NUM_BINS = 10  # of confidence, for the calibration error
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question answered by one policy under one context."""
+
+    step: int
+    policy: str
+    context: str
+    example_id: str
+    domain: str
+    truth: str | None
+    answer: str | None
+    text: str
+    reward: float | None  # 1 right, 0 wrong, None: no answer is known
+    confidence: float
+    length: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A group of answered questions, with its size; shares from 0 to 1.
+
+    overconfidence     mean confidence minus accuracy
+    calibration_error  expected, over NUM_BINS equal bins of confidence
+    """
+
+    count: int
+    accuracy: float
+    confidence: float
+    overconfidence: float
+    calibration_error: float
+    truncated: float
+
+
+def answer_questions(
+    policy: Policy,
+    examples: list[Example],
+    context: str,
+    *,
+    step: int,
+    max_completion_length: int,
+    rule: str = "final",
+    batch_size: int = 64,
+) -> list[Answered]:
+    """Every example answered once, by the most likely tokens."""
+    greedy = SamplingOptions(max_completion_length, temperature=0.0)
+    rollouts = write_rollouts(
+        policy,
+        examples,
+        context=context,
+        sampling=greedy,
+        num_generations=1,
+        seed=("greedy",),
+        rule=rule,
+        batch_size=batch_size,
+    )
+    return [_answered(policy, rollout, context, step) for rollout in rollouts]
+
+
+def measure(answered: Iterable[Answered]) -> Accuracy | None:
+    """Accuracy and calibration of a group; None if no right answer is known in it."""
+    rows = [row for row in answered if row.reward is not None]
+    if not rows:
+        return None
+    accuracy = math.fsum(row.reward for row in rows) / len(rows)
+    confidence = math.fsum(row.confidence for row in rows) / len(rows)
+    bins: list[list[Answered]] = [[] for _ in range(NUM_BINS)]
+    for row in rows:
+        bins[min(NUM_BINS - 1, int(row.confidence * NUM_BINS))].append(row)
+    error = math.fsum(abs(math.fsum(row.confidence - row.reward for row in part)) for part in bins) / len(rows)
+    truncated = sum(not row.finished for row in rows) / len(rows)
+    return Accuracy(len(rows), accuracy, confidence, confidence - accuracy, error, truncated)
+
+
+def tabulate(answered: list[Answered], by: str = "truth") -> dict[tuple[int, str, str, str], Accuracy]:
+    """Groups (step, policy, context, value of `by`), and "all" of each, in order of first appearance."""
+    groups: dict[tuple[int, str, str, str], list[Answered]] = {}
+    for row in answered:
+        for value in ("all", getattr(row, by)):
+            if value:
+                groups.setdefault((row.step, row.policy, row.context, value), []).append(row)
+    measured = {key: measure(rows) for key, rows in groups.items()}
+    return {key: accuracy for key, accuracy in measured.items() if accuracy is not None}
+
+
+def save_answers(run_dir: Path, step: int, answered: list[Answered]) -> None:
+    """Write evals/step-N.jsonl, whole or not at all."""
+    folder = run_dir / "evals"
+    folder.mkdir(exist_ok=True)
+    temporary = folder / f".step-{step:06d}.jsonl"
+    temporary.write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in answered))
+    os.replace(temporary, folder / f"step-{step:06d}.jsonl")
+
+
+def load_answers(run_dir: str | Path) -> list[Answered]:
+    """All evaluations of a run, by step. Raises RunError naming a file and line that cannot be read."""
+    rows = []
+    for file in sorted(Path(run_dir, "evals").glob("step-*.jsonl")):
+        for line_number, line in enumerate(file.read_text().splitlines(), start=1):
+            try:
+                rows.append(Answered(**json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise RunError(
+                    f"{file}:{line_number} cannot be read ({error}). Delete it and evaluate again."
+                ) from None
+    return rows
+
+
+def forget_answers_after(run_dir: Path, step: int) -> None:
+    """Delete evaluations of later steps, before a resumed run does them again."""
+    for file in (run_dir / "evals").glob("step-*.jsonl"):
+        if int(file.stem.removeprefix("step-")) > step:
+            file.unlink()
+
+
+def summarise(table: dict[tuple[int, str, str, str], Accuracy]) -> dict[str, float]:
+    """A table of one step as flat numbers: accuracy/student/plain/visible and so on."""
+    flat = {}
+    for (_, policy, context, group), measured in table.items():
+        for name in ("accuracy", "confidence", "calibration_error"):
+            flat[f"{name}/{policy}/{context}/{group}"] = getattr(measured, name)
+    return flat
+
+
+def truth_of(example: Example) -> str | None:
+    """Whether the example's final answer is visible or privileged; None if its marks do not say."""
+    truths = {mark.truth for mark in example.marks if mark.kind == "answer"}
+    if PRIVILEGED in truths:
+        return PRIVILEGED
+    return next(iter(truths - {None}), None)
+
+
+def require_answers(examples: list[Example]) -> None:
+    """Raises DataError if no example has an answer to compare with."""
+    if examples and all(example.answer is None for example in examples):
+        raise DataError(
+            f'none of the {len(examples)} evaluation examples has an "answer", so nothing can be counted as right. '
+            "Add the column, or set data.eval=null."
+        )
+
+
+def _answered(policy: Policy, rollout: Rollout, context: str, step: int) -> Answered:
+    example = rollout.example
+    kinds = [kind for kind, _ in label_tokens(policy.token_texts(rollout.ids), example.marks)]
+    answers = [logprob for logprob, kind in zip(rollout.logprobs, kinds, strict=True) if kind == "answer"]
+    if answers:
+        confidence = math.exp(math.fsum(answers))
+    else:
+        confidence = math.exp(math.fsum(rollout.logprobs) / max(1, len(rollout.logprobs)))
+    return Answered(
+        step=step,
+        policy=policy.name,
+        context=context,
+        example_id=example.id,
+        domain=example.domain,
+        truth=truth_of(example),
+        answer=example.answer,
+        text=rollout.text,
+        reward=rollout.reward,
+        confidence=min(1.0, confidence),
+        length=len(rollout.ids),
+        finished=rollout.finished,
+    )

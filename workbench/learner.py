@@ -1,0 +1,106 @@
+"""A learner: the policies that are its student, its past and its teachers, and the optimiser that moves it.
+
+A method names policies relative to one learner ("student", "student@ema", ...). A run has one learner, or several that
+each see themselves as the student.
+"""
+
+from collections.abc import Callable
+
+import torch
+from transformers import get_scheduler
+
+from workbench.checkpoints import Checkpoint
+from workbench.config import RunConfig
+from workbench.errors import ConfigError
+from workbench.method import Method
+from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies.loading import has_adapter, load_policies
+
+try:
+    from peft import LoraConfig as PeftLoraConfig
+except ImportError:  # the extra "lora" is not installed
+    PeftLoraConfig = None
+
+
+class Learner:
+    """Weights that are trained, with what belongs to them."""
+
+    def __init__(self, policies: dict[str, AutoregressivePolicy], config: RunConfig, ema_rate: float) -> None:
+        self.policies, self.ema_rate = policies, ema_rate
+        model = self.student.model
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name or not has_adapter(self.student))
+        if config.models.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        training = config.training
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=training.learning_rate, betas=tuple(training.betas), weight_decay=training.weight_decay
+        )
+        self._rate = learning_rates(config)
+        self.max_grad_norm = training.max_grad_norm
+
+    @property
+    def student(self) -> AutoregressivePolicy:
+        return self.policies["student"]
+
+    def step(self, step: int) -> dict[str, float]:
+        """One optimiser step with the gradients that are there; steps count from 1."""
+        limit = self.max_grad_norm or float("inf")
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        rate = self._rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if "student@ema" in self.policies:
+            self._follow()
+        return {"grad_norm": float(grad_norm), "learning_rate": rate}
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """student@ema <- (1 - rate) student@ema + rate student."""
+        average = dict(self.policies["student@ema"].model.named_parameters())
+        pairs = [(average[name], own) for name, own in self.student.model.named_parameters() if own.requires_grad]
+        torch._foreach_lerp_([mean for mean, _ in pairs], [own.to(mean.dtype) for mean, own in pairs], self.ema_rate)
+
+
+def build_learner(
+    config: RunConfig, method: Method, *, device: str = "cpu", checkpoint: Checkpoint | None = None
+) -> Learner:
+    """The learner of a run, at its start or at a checkpoint."""
+    models, lora = config.models, config.models.lora
+    adapter = None
+    if lora.rank:
+        if PeftLoraConfig is None:
+            raise ConfigError("models.lora needs the package peft: pip install 'vlm-distillation-workbench[lora]'.")
+        adapter = PeftLoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules
+        )
+    torch.manual_seed(config.seed)  # an adapter's first weights are random
+    policies = load_policies(
+        method.policies,
+        student=checkpoint.student if checkpoint else models.student,
+        start=models.student if checkpoint else None,
+        ema=checkpoint.student_ema if checkpoint else None,
+        teacher=models.teacher,
+        teachers=models.teachers,
+        dtype=models.dtype,
+        teacher_dtype=models.teacher_dtype,
+        device=device,
+        trust_remote_code=models.trust_remote_code,
+        max_completion_length=config.sampling.max_completion_length,
+        adapter=adapter,
+    )
+    return Learner(policies, config, method.ema_rate)
+
+
+def learning_rates(config: RunConfig) -> Callable[[int], float]:
+    """Learning rate of each step, counting from 1, as a function of the step alone: nothing to save or restore."""
+    training = config.training
+    dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = get_scheduler(training.schedule, dummy, training.warmup_steps, training.steps)
+    factor = schedule.lr_lambdas[0]
+    # the field's schedules count from 0 and start a warm-up with a step of length 0; the first step here already moves
+    shift = 0 if training.warmup_steps else 1
+    return lambda step: training.learning_rate * float(factor(step - shift))

@@ -1,0 +1,71 @@
+"""What a step says about itself in numbers: one flat dictionary, the same for every method."""
+
+from workbench.method import Method
+from workbench.supervision import Scored
+from workbench.types import Rollout
+
+
+def step_metrics(method: Method, scored: Scored) -> dict[str, float]:
+    """Loss in nats, gaps and entropies in nats per token, shares from 0 to 1."""
+    routing, scores = scored.routing, scored.scores
+    bought = (scored.loss * scored.coefficient).double()
+    total = float(bought.sum())
+    metrics = {
+        "loss": total,
+        "entropy": float(scores[method.learner].entropy.mean()),
+        **rollout_metrics(scored.batch.rollouts),
+    }
+    if routing.advantage is not None:
+        metrics["advantage"] = float(routing.advantage.mean())
+    teacher_share = 0.0
+    for regime_idx, (name, regime) in enumerate(method.regimes.items()):
+        inside = routing.regime == regime_idx
+        share = float(inside.double().mean())
+        metrics[f"share/{name}"] = share
+        metrics[f"loss_share/{name}"] = float(bought[inside].sum()) / total if total else 0.0
+        if any(loss.target in method.views and _is_teacher(method, loss.target) for loss in regime.losses):
+            teacher_share += share
+    metrics["teacher_share"] = teacher_share
+    logprob = {name: view.logprob for name, view in scores.items()}
+    if {"teacher", "self"} <= logprob.keys():
+        gap = logprob["teacher"] - logprob["self"]
+        metrics |= {"capability_gap": float(gap.mean()), "capability_gap_abs": float(gap.abs().mean())}
+    if {"self", "student"} <= logprob.keys():
+        gap = logprob["self"] - logprob["student"]
+        metrics |= {"information_gap": float(gap.mean()), "information_gap_abs": float(gap.abs().mean())}
+    if {"teacher", "student"} <= logprob.keys():
+        metrics["total_gap"] = float((logprob["teacher"] - logprob["student"]).mean())
+    return metrics | {f"threshold/{name}": value for name, value in routing.thresholds.items()}
+
+
+def rollout_metrics(rollouts: tuple[Rollout, ...]) -> dict[str, float]:
+    """Length in tokens; shares of answers that are cut, right, from the data, and equal to a sibling."""
+    count = max(1, len(rollouts))
+    rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
+    metrics = {
+        "completion_length": sum(len(rollout.ids) for rollout in rollouts) / count,
+        "truncated": sum(not rollout.finished for rollout in rollouts) / count,
+        "dataset_share": sum(rollout.source == "dataset" for rollout in rollouts) / count,
+        "agreement": _agreement(rollouts),
+    }
+    if rewards:
+        metrics["accuracy"] = sum(rewards) / len(rewards)
+    return metrics
+
+
+def _agreement(rollouts: tuple[Rollout, ...]) -> float:
+    """Share of pairs of answers to one example that are the same, token by token."""
+    groups: dict[int, list[tuple[int, ...]]] = {}
+    for rollout in rollouts:
+        if rollout.source != "dataset":
+            groups.setdefault(id(rollout.example), []).append(rollout.ids)
+    same = pairs = 0
+    for group in groups.values():
+        pairs += len(group) * (len(group) - 1) // 2
+        counts = {ids: group.count(ids) for ids in group}
+        same += sum(count * (count - 1) // 2 for count in counts.values())
+    return same / pairs if pairs else 0.0
+
+
+def _is_teacher(method: Method, view: str) -> bool:
+    return method.views[view].policy.startswith("teacher")

@@ -1,0 +1,57 @@
+"""Probes: fixed answers that every view re-scores through a run.
+
+Rollouts change at every step, so where supervision moved cannot be read from them. The starting student answers a few
+questions once; the same tokens are then scored and routed every few steps, by the method's own rule.
+"""
+
+from workbench.config import RunConfig
+from workbench.errors import RunError
+from workbench.method import Method
+from workbench.policies import Policy, SamplingOptions
+from workbench.rollouts import write_rollouts
+from workbench.runs import RunFolder
+from workbench.types import Example, Rollout
+
+
+def open_probes(
+    config: RunConfig,
+    folder: RunFolder,
+    student: Policy,
+    method: Method,
+    pool: list[Example],
+    sampling: SamplingOptions,
+) -> tuple[Rollout, ...]:
+    """The run's probes: as kept in its folder, or written now by the student and kept."""
+    examples = pool[: config.trace.probes]
+    kept = folder.probes()
+    if kept is not None:
+        return tuple(_restored(probe, {example.id: example for example in pool}) for probe in kept)
+    if not examples:
+        return ()
+    rollouts = write_rollouts(
+        student,
+        examples,
+        context=method.views[method.learner].context,
+        sampling=sampling,
+        num_generations=1,
+        seed=("probe", config.seed),
+        rule=config.evaluation.rule,
+    )
+    folder.write_probes([_kept(rollout) for rollout in rollouts])
+    return tuple(rollouts)
+
+
+def _kept(rollout: Rollout) -> dict:
+    fields = ("sample_idx", "ids", "text", "finished", "logprobs", "reward", "source")
+    return {"example": rollout.example.id, **{name: getattr(rollout, name) for name in fields}}
+
+
+def _restored(probe: dict, examples: dict[str, Example]) -> Rollout:
+    if probe["example"] not in examples:
+        raise RunError(
+            f"probe {probe['example']} is no longer in the data the run was started with. Restore data.eval (or "
+            "data.probes) to what config.yaml names."
+        )
+    values = {**probe, "example": examples[probe["example"]]}
+    values |= {name: tuple(probe[name]) for name in ("ids", "logprobs")}
+    return Rollout(**values)

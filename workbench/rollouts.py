@@ -1,0 +1,80 @@
+"""Writing: from examples to rollouts, whoever writes them: the student, or the data."""
+
+from workbench.contexts import build_prompt
+from workbench.errors import DataError
+from workbench.grading import grade
+from workbench.policies import Policy, SamplingOptions, Written
+from workbench.seeding import derive_seed, draw_uniform
+from workbench.types import Example, Rollout
+
+DATASET = "dataset"
+
+
+def write_rollouts(
+    writer: Policy,
+    examples: list[Example],
+    *,
+    context: str,
+    sampling: SamplingOptions,
+    num_generations: int,
+    seed: tuple[object, ...],
+    dataset_share: float = 0.0,
+    rule: str = "final",
+    batch_size: int = 0,
+) -> list[Rollout]:
+    """`num_generations` rollouts of each example, one example's next to each other.
+
+    A share of them, drawn by seed, are the data's reference answers instead of the student's. Each rollout depends on
+    `seed`, its place and its example alone. `batch_size` is in sequences per sampling batch, 0 = all at once.
+    """
+    sampled: list[list[int]] = []  # per example, the seeds of the completions that the student writes
+    from_data: list[list[bool]] = []
+    for place in range(len(examples)):
+        own = [(*seed, place, sample_idx) for sample_idx in range(num_generations)]
+        from_data.append([draw_uniform("source", *key) < dataset_share for key in own])
+        sampled.append([derive_seed("sample", *key) for key, data in zip(own, from_data[-1], strict=True) if not data])
+    written = _sample(writer, examples, sampled, context, sampling, batch_size)
+    rollouts = []
+    for example, sources, completions in zip(examples, from_data, written, strict=True):
+        remaining = iter(completions)
+        for sample_idx, is_data in enumerate(sources):
+            completion = reference_completion(writer, example) if is_data else next(remaining)
+            text = writer.text(completion.ids)
+            reward = grade(text, example.answer, rule) if example.answer is not None else None
+            logprobs = None if is_data else completion.logprobs
+            source = DATASET if is_data else writer.name
+            rollouts.append(
+                Rollout(example, sample_idx, completion.ids, text, completion.finished, logprobs, reward, source)
+            )
+    return rollouts
+
+
+def reference_completion(writer: Policy, example: Example) -> Written:
+    """The data's own answer as tokens of the writer, the end token included."""
+    text = example.reference or example.answer
+    if not text:
+        raise DataError(
+            f'{example.origin or example.id} has no "reference" and no "answer"; sequences taken from the data need one. '
+            "Add the column or set method.dataset_share=0."
+        )
+    return Written(writer.answer_ids(text), (), True)
+
+
+def _sample(
+    writer: Policy,
+    examples: list[Example],
+    seeds: list[list[int]],
+    context: str,
+    sampling: SamplingOptions,
+    batch_size: int,
+) -> list[list[Written]]:
+    written: list[list[Written]] = [[] for _ in examples]
+    todo = [place for place, own in enumerate(seeds) if own]
+    per_example = max((len(own) for own in seeds), default=1) or 1
+    size = max(1, batch_size // per_example) if batch_size else len(todo)
+    for start in range(0, len(todo), size or 1):
+        part = todo[start : start + size]
+        prompts = [build_prompt(examples[place], context) for place in part]
+        for place, completions in zip(part, writer.sample(prompts, [seeds[p] for p in part], sampling), strict=True):
+            written[place] = completions
+    return written

@@ -1,0 +1,142 @@
+"""Reading: every view of a method scores the same rollouts.
+
+rollouts -> Batch (positions end to end) -> read_view, score_views -> RouteBatch -> Routing
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from workbench.contexts import build_prompt
+from workbench.losses import Readout, score
+from workbench.method import Method
+from workbench.policies import Policy
+from workbench.types import Prompt, Rollout, RouteBatch, Routing, TokenScores
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rollouts with their positions laid end to end, cut into micro-batches of `micro_batch_size` rollouts (0 = one)."""
+
+    rollouts: tuple[Rollout, ...]
+    micro_batch_size: int = 0
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        return [len(rollout.ids) for rollout in self.rollouts]
+
+    @property
+    def num_positions(self) -> int:
+        return sum(self.lengths)
+
+    @cached_property
+    def token_ids(self) -> Int[Tensor, " N"]:
+        return torch.tensor([token for rollout in self.rollouts for token in rollout.ids], dtype=torch.long)
+
+    @cached_property
+    def sequence(self) -> Int[Tensor, " N"]:
+        return torch.repeat_interleave(torch.arange(len(self.rollouts)), torch.tensor(self.lengths, dtype=torch.long))
+
+    @cached_property
+    def position(self) -> Int[Tensor, " N"]:
+        return torch.tensor([column for length in self.lengths for column in range(length)], dtype=torch.long)
+
+    @property
+    def num_micro_batches(self) -> int:
+        return len(list(self.parts()))
+
+    def parts(self) -> Iterator[tuple[slice, slice]]:
+        """Per micro-batch: its rollouts and its positions."""
+        size = self.micro_batch_size or max(1, len(self.rollouts))
+        done = 0
+        for start in range(0, len(self.rollouts), size):
+            stop = min(start + size, len(self.rollouts))
+            count = sum(self.lengths[start:stop])
+            yield slice(start, stop), slice(done, done + count)
+            done += count
+
+    @cached_property
+    def micro_batch(self) -> Int[Tensor, " N"]:
+        size = self.micro_batch_size or max(1, len(self.rollouts))
+        return self.sequence // size
+
+
+def view_prompts(method: Method, rollouts: tuple[Rollout, ...]) -> dict[str, tuple[Prompt, ...]]:
+    """What every view is shown, one prompt per rollout; rollouts of one example share one Prompt object."""
+    built: dict[tuple[int, str], Prompt] = {}
+    for rollout in rollouts:
+        for context in method.contexts:
+            key = (id(rollout.example), context)
+            if key not in built:
+                built[key] = build_prompt(rollout.example, context)
+    return {
+        name: tuple(built[id(rollout.example), view.context] for rollout in rollouts)
+        for name, view in method.views.items()
+    }
+
+
+def read_part(policy: Policy, prompts: tuple[Prompt, ...], batch: Batch, rows: slice) -> Readout:
+    """One micro-batch under one view."""
+    return policy.read(list(prompts[rows]), [rollout.ids for rollout in batch.rollouts[rows]])
+
+
+@torch.no_grad()
+def read_view(policy: Policy, prompts: tuple[Prompt, ...], batch: Batch) -> Readout:
+    """The whole batch under one view, without gradient: hidden states of completion positions and nothing else."""
+    readouts = [read_part(policy, prompts, batch, rows) for rows, _ in batch.parts()]
+    return replace(readouts[0], hidden=torch.cat([readout.hidden for readout in readouts]))
+
+
+def part_of(readout: Readout, positions: slice) -> Readout:
+    """A micro-batch's positions of a whole batch's readout."""
+    return replace(readout, hidden=readout.hidden[positions])
+
+
+def score_views(
+    method: Method, policies: dict[str, Policy], prompts: dict[str, tuple[Prompt, ...]], batch: Batch
+) -> tuple[dict[str, Readout], dict[str, TokenScores]]:
+    """Readouts and scalars of the views that do not learn."""
+    readouts, scores = {}, {}
+    for name, view in method.views.items():
+        if not view.learns:
+            readouts[name] = read_view(policies[view.policy], prompts[name], batch)
+            scores[name] = score(readouts[name], batch.token_ids.to(readouts[name].hidden.device))
+    return readouts, scores
+
+
+def route(method: Method, scores: dict[str, TokenScores], batch: Batch, seed: int) -> Routing:
+    """The method's own rule on the whole batch; every position gets exactly one regime."""
+    device = next(iter(scores.values())).logprob.device if scores else torch.device("cpu")
+    known = {name: scores[name] for name in method.views if name in scores}
+    routing = method.route(
+        RouteBatch(
+            known,
+            batch.sequence.to(device),
+            batch.position.to(device),
+            batch.micro_batch.to(device),
+            batch.rollouts,
+            seed,
+        )
+    )
+    allowed = (routing.regime >= 0) & (routing.regime < len(method.regimes))
+    assert routing.regime.shape == (batch.num_positions,) and bool(allowed.all()), (method.name, routing.regime)
+    return routing
+
+
+def part_of_routing(routing: Routing, positions: slice) -> Routing:
+    """A micro-batch's positions of a whole batch's routing."""
+    advantage = None if routing.advantage is None else routing.advantage[positions]
+    return replace(routing, regime=routing.regime[positions], weight=routing.weight[positions], advantage=advantage)
+
+
+def coefficients(method: Method, batch: Batch) -> Tensor:
+    """What each position's loss counts in the step's total: the one division, for all micro-batches together."""
+    if method.average == "position":
+        return torch.full((batch.num_positions,), 1.0 / max(1, batch.num_positions))
+    lengths = torch.tensor(batch.lengths, dtype=torch.float32)
+    num_sequences = int((lengths > 0).sum())
+    return (1.0 / (lengths.clamp(min=1.0) * max(1, num_sequences)))[batch.sequence]

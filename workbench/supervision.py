@@ -1,0 +1,158 @@
+"""One batch from rollouts to losses: read by every view, routed, supervised. The loop, probes, `check` and the API use it.
+
+readings = read_batch(method, policies, batch)               every view that does not learn, without gradient
+scored = supervise_batch(method, policies, readings, ...)    route, then the learner; with gradient if asked for
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.errors import RunError
+from workbench.losses import Readout, Supervision, alternatives, score, supervise
+from workbench.method import Method
+from workbench.policies import Policy
+from workbench.scoring import (
+    Batch,
+    coefficients,
+    part_of,
+    part_of_routing,
+    read_part,
+    read_view,
+    route,
+    score_views,
+    view_prompts,
+)
+from workbench.traces import Alternatives, TracedBatch
+from workbench.types import Prompt, Routing, TokenScores, label_tokens
+
+
+class NotFiniteLoss(RunError):
+    """A position's loss is infinite or not a number; raised before any weight was changed by it."""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """A batch as the views that do not learn read it."""
+
+    batch: Batch
+    prompts: dict[str, tuple[Prompt, ...]]
+    readouts: dict[str, Readout]
+    scores: dict[str, TokenScores]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A routed and supervised batch: all that is recorded about it."""
+
+    batch: Batch
+    prompts: dict[str, tuple[Prompt, ...]]
+    scores: dict[str, TokenScores]  # of every view, in the method's order
+    routing: Routing
+    loss: Float[Tensor, " N"]
+    coefficient: Float[Tensor, " N"]
+    alternatives: Alternatives | None
+
+    def traced(self, step: int, student: Policy) -> TracedBatch:
+        """What the trace stores."""
+        texts = tuple(tuple(student.token_texts(rollout.ids)) for rollout in self.batch.rollouts)
+        kinds = tuple(
+            tuple(label_tokens(list(own), rollout.example.marks))
+            for own, rollout in zip(texts, self.batch.rollouts, strict=True)
+        )
+        return TracedBatch(
+            step=step,
+            rollouts=self.batch.rollouts,
+            prompts=self.prompts,
+            scores=self.scores,
+            routing=self.routing,
+            coefficient=self.coefficient,
+            loss=self.loss,
+            token_texts=texts,
+            kinds=kinds,
+            alternatives=self.alternatives,
+        )
+
+
+def read_batch(method: Method, policies: dict[str, Policy], batch: Batch) -> Readings:
+    """Every view that does not learn."""
+    prompts = view_prompts(method, batch.rollouts)
+    readouts, scores = score_views(method, policies, prompts, batch)
+    return Readings(batch, prompts, readouts, scores)
+
+
+def supervise_batch(
+    method: Method,
+    policies: dict[str, Policy],
+    readings: Readings,
+    *,
+    seed: int,
+    num_alternatives: int = 0,
+    alternatives_of: int = 0,
+    backward: Callable[[Tensor], None] | None = None,
+) -> Scored:
+    """Route the whole batch, then the learner's pass, a micro-batch at a time.
+
+    backward          called with each micro-batch's share of the total loss; None: no gradient is computed
+    num_alternatives  most likely tokens kept per view, at positions of the first `alternatives_of` rollouts
+
+    Raises: NotFiniteLoss naming the position.
+    """
+    batch, name, own = readings.batch, method.learner, policies["student"]
+    prompts, scores, parts = readings.prompts[name], dict(readings.scores), list(batch.parts())
+    whole = None  # the learner's readout, where one forward pass serves both the rule and the loss
+    with torch.set_grad_enabled(backward is not None):
+        if name in method.reads:
+            if len(parts) == 1:
+                whole = read_part(own, prompts, batch, parts[0][0])
+            reading = whole or read_view(own, prompts, batch)
+            scores[name] = score(reading, batch.token_ids.to(reading.hidden.device))
+        routing = route(method, scores, batch, seed)
+        device = routing.regime.device
+        coefficient, token_ids = coefficients(method, batch).to(device), batch.token_ids.to(device)
+        recorded = torch.arange(sum(batch.lengths[:alternatives_of]) if num_alternatives else 0, device=device)
+        results, likely = [], []
+        for rows, positions in parts:
+            readout = whole or read_part(own, prompts, batch, rows)
+            result = supervise(
+                readout,
+                {target: part_of(readings.readouts[target], positions) for target in method.targets},
+                token_ids[positions],
+                regimes=tuple(method.regimes.values()),
+                routing=part_of_routing(routing, positions),
+                coefficient=coefficient[positions],
+            )
+            _require_finite(batch, positions, result, scores)
+            inside = recorded[(recorded >= positions.start) & (recorded < positions.stop)] - positions.start
+            likely.append(alternatives(readout, inside, num_alternatives))
+            results.append(result)
+            if backward is not None:
+                backward(result.total)
+    scores[name] = TokenScores(
+        *(torch.cat([getattr(r.scores, key) for r in results]) for key in vars(results[0].scores))
+    )
+    kept = None
+    if recorded.numel():
+        found = {view: alternatives(readout, recorded, num_alternatives) for view, readout in readings.readouts.items()}
+        found[name] = (torch.cat([ids for ids, _ in likely]), torch.cat([logprobs for _, logprobs in likely]))
+        kept = Alternatives(recorded, {view: found[view] for view in method.views})
+    scores = {view: scores[view] for view in method.views}
+    return Scored(batch, readings.prompts, scores, routing, torch.cat([r.loss for r in results]), coefficient, kept)
+
+
+def _require_finite(batch: Batch, positions: slice, result: Supervision, scores: dict[str, TokenScores]) -> None:
+    wrong = (~torch.isfinite(result.loss)).nonzero().squeeze(-1)
+    if not wrong.numel():
+        return
+    place = int(wrong[0]) + positions.start
+    rollout = batch.rollouts[int(batch.sequence[place])]
+    said = {view: float(values.logprob[place]) for view, values in scores.items()}
+    said["learner"] = float(result.scores.logprob[place - positions.start])
+    values = ", ".join(f"{view} {logprob:.3g}" for view, logprob in said.items())
+    raise NotFiniteLoss(
+        f"the loss of {wrong.numel()} of {result.loss.numel()} positions is not a finite number; the first is token "
+        f"{int(batch.position[place])} of an answer to {rollout.example.id} (log-probs: {values})."
+    )

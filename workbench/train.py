@@ -1,0 +1,404 @@
+"""THE loop. One step of every method:
+
+    write    the student answers (or the data does)                  rollouts.py
+    read     every view that does not learn scores the same tokens   scoring.py, supervision.py
+    route    the method's rule gives each position a regime          methods/
+    learn    the learner reads them with gradient; losses by regime  losses.py
+    step     one division, one clipping, one optimiser step          learner.py
+    trace    what each view said, where each token went and why      traces/
+
+A resumed run equals an uninterrupted one bit for bit on the CPU: draws are seeded by step, and what later steps left
+behind is deleted before they are done again.
+"""
+
+import logging
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from workbench.checkpoints import Checkpoint, latest_checkpoint, load_optimizer, save_checkpoint
+from workbench.config import RunConfig
+from workbench.contexts import build_prompt
+from workbench.datasets import load_examples, split_by_evidence
+from workbench.errors import DataError, PolicyError, RunError
+from workbench.evaluate import (
+    answer_questions,
+    forget_answers_after,
+    require_answers,
+    save_answers,
+    summarise,
+    tabulate,
+)
+from workbench.learner import build_learner
+from workbench.metrics import step_metrics
+from workbench.policies import SamplingOptions
+from workbench.probes import open_probes
+from workbench.rollouts import write_rollouts
+from workbench.runs import RunFolder
+from workbench.scoring import Batch
+from workbench.seeding import Order, derive_seed
+from workbench.supervision import NotFiniteLoss, read_batch, supervise_batch
+from workbench.traces import TraceWriter, delete_after
+from workbench.types import Example
+from workbench.watch import Watch
+
+log = logging.getLogger("workbench")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves: its folder, the steps done, examples skipped by reason, and what looked wrong."""
+
+    run_dir: Path
+    steps: int
+    stopped: bool
+    skipped: dict[str, int]
+    warnings: tuple[str, ...]
+
+
+def train(
+    config: RunConfig, *, resume: bool = False, on_step: Callable[[int, dict], None] | None = None
+) -> TrainResult:
+    """Train as configured; SIGTERM and SIGINT stop after the step at hand, with a checkpoint.
+
+    resume   go on from the newest complete checkpoint of the run folder
+    on_step  called after each step with its number and metrics
+
+    Raises: WorkbenchError saying what to do. If a loss is not a number, the weights before that step are saved first.
+    """
+    if resume:
+        folder = RunFolder.open(config.run_dir)
+    else:
+        load_examples(config.data.train, limit=1)  # a wrong path should not leave a folder behind
+        folder = RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=config.method["name"])
+    handler = folder.log_to_file()
+    finished = False
+    try:
+        folder.update(status="running", error=None)
+        with _StopSignal() as stop:
+            trainer = Trainer(config, folder, resume=resume)
+            result = trainer.run(stop, on_step)
+        folder.update(status="stopped" if result.stopped else "finished")
+        finished = True
+        return result
+    except (RunError, DataError, PolicyError) as error:
+        log.error("%s", error)
+        folder.update(error=str(error))
+        raise
+    finally:
+        if not finished:
+            folder.update(status="failed")
+        log.removeHandler(handler)
+        handler.close()
+
+
+class Trainer:
+    """State of one run; `run` is the loop and `step` one turn of it."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, *, resume: bool = False) -> None:
+        self.config, self.folder = config, folder
+        self.method = config.load_method()
+        self.accelerator = _accelerator(config, folder.path)
+        self.skipped: Counter[str] = Counter()
+        self.examples = self._with_evidence(load_examples(config.data.train, limit=config.data.limit))
+        self.eval_examples = _eval_examples(config)
+        checkpoint = _rewind(folder) if resume else None
+        self.step_done = checkpoint.step if checkpoint else 0
+        self.learner = build_learner(config, self.method, device=str(self.accelerator.device), checkpoint=checkpoint)
+        if checkpoint is not None:
+            load_optimizer(checkpoint, self.learner.optimizer, self.learner.student.model)
+        self.order = Order(len(self.examples), config.seed)
+        sampling = config.sampling
+        self.sampling = SamplingOptions(
+            sampling.max_completion_length, sampling.temperature, sampling.top_p, sampling.top_k
+        )
+        self.writer = TraceWriter(folder.path, self.method, self.learner.student.token_texts)
+        self.watch = Watch()
+        for line in folder.metrics("train"):
+            self.watch.look(line["step"], line)
+        pool = self.eval_examples if config.data.probes is None else load_examples(config.data.probes)
+        pool = split_by_evidence(pool or self.examples, list(self.method.contexts))[0]
+        self.probes = open_probes(config, folder, self.learner.student, self.method, pool, self.sampling)
+
+    def run(self, stop: "_StopSignal", on_step: Callable[[int, dict], None] | None) -> TrainResult:
+        training, trace, evaluation = self.config.training, self.config.trace, self.config.evaluation
+        log.info(
+            "%s: %d examples, steps %d to %d", self.method.name, len(self.examples), self.step_done, training.steps
+        )
+        if self.step_done == 0:
+            self._evaluate(0)
+            self._probe(0)
+        steps = range(self.step_done + 1, training.steps + 1)
+        bar = tqdm(steps, initial=self.step_done, total=training.steps, unit="step", dynamic_ncols=True)
+        for step in bar:
+            metrics = self.step(step)
+            self.step_done = step
+            last = step == training.steps or stop.asked
+            if last or step % trace.probe_every == 0:
+                self._probe(step)
+            if last or (evaluation.every and step % evaluation.every == 0):
+                self._evaluate(step)
+            if last or (training.save_every and step % training.save_every == 0):
+                self._save(step)
+            self._report(step, metrics, bar)
+            if on_step is not None:
+                on_step(step, metrics)
+            if stop.asked:
+                log.info("stopped after step %d; `workbench resume %s` goes on", step, self.folder.path)
+                break
+        self.accelerator.end_training()
+        stopped = self.step_done < training.steps
+        warnings = tuple(self.watch.warnings.values())
+        return TrainResult(self.folder.path, self.step_done, stopped, dict(self.skipped), warnings)
+
+    def step(self, step: int) -> dict[str, float]:
+        """One turn of the loop; returns its metrics."""
+        config, method, learner = self.config, self.method, self.learner
+        clock = _Clock()
+        rollouts = write_rollouts(
+            learner.student,
+            self._batch_examples(step),
+            context=method.views[method.learner].context,
+            sampling=self.sampling,
+            num_generations=config.sampling.num_generations,
+            seed=(config.seed, step),
+            dataset_share=method.dataset_share,
+            rule=config.evaluation.rule,
+        )
+        clock.lap("write")
+        batch = Batch(tuple(rollouts), config.training.micro_batch_size)
+        with self.accelerator.autocast():
+            readings = read_batch(method, learner.policies, batch)
+            clock.lap("read")
+            torch.manual_seed(derive_seed("dropout", config.seed, step))
+            learner.student.model.train()
+            try:
+                scored = supervise_batch(
+                    method,
+                    learner.policies,
+                    readings,
+                    seed=derive_seed("route", config.seed, step),
+                    num_alternatives=config.trace.alternatives,
+                    alternatives_of=config.trace.alternatives_of,
+                    backward=self.accelerator.backward,
+                )
+            except NotFiniteLoss as error:
+                raise self._stop_for(step, error) from None
+        learner.student.model.eval()
+        metrics = step_metrics(method, scored)
+        metrics |= learner.step(step)
+        clock.lap("learn")
+        if config.trace.every and step % config.trace.every == 0:
+            self.writer.write(scored.traced(step, learner.student))
+        clock.lap("trace")
+        metrics |= clock.seconds() | {"tokens": batch.num_positions, "skipped": sum(self.skipped.values())}
+        self.folder.log_metrics("train", step, metrics)
+        return metrics
+
+    def _batch_examples(self, step: int) -> list[Example]:
+        """The step's examples that every view can be shown; others are skipped and counted."""
+        chosen = [self.examples[place] for place in self.order.batch(step, self.config.training.batch_size)]
+        usable = [example for example in chosen if self._can_show(example)]
+        if not usable:
+            raise DataError(
+                f"step {step}: none of the {len(chosen)} examples of the batch can be shown to every view. Skipped so "
+                f"far: {dict(self.skipped)}. `workbench check` shows one example under every view."
+            )
+        return usable
+
+    def _can_show(self, example: Example) -> bool:
+        for view in self.method.views.values():
+            try:
+                self.learner.policies[view.policy].check_prompt(build_prompt(example, view.context))
+            except (DataError, PolicyError) as error:
+                self._skip(type(error).__name__, f"{example.origin or example.id}: {error}")
+                return False
+        return True
+
+    def _with_evidence(self, examples: list[Example]) -> list[Example]:
+        """Examples that have what the method's contexts need; the others are counted and named."""
+        usable, lacking = split_by_evidence(examples, list(self.method.contexts))
+        for example, column in lacking:
+            self._skip(f"no {column}", f'{example.origin or example.id} has no "{column}"')
+        if not usable:
+            raise DataError(
+                f"none of the {len(examples)} examples of {self.config.data.train} has what method {self.method.name} "
+                f"needs (contexts {', '.join(self.method.contexts)}); missing: {dict(self.skipped)}. Add the columns or "
+                "choose another method.privilege."
+            )
+        return usable
+
+    def _skip(self, reason: str, message: str) -> None:
+        self.skipped[reason] += 1
+        if self.skipped[reason] <= 3:
+            log.warning("skipped: %s", message)
+        self.folder.update(skipped=dict(self.skipped))
+
+    def _probe(self, step: int) -> None:
+        """Re-score the fixed answers under every view and route them by the method's own rule."""
+        if not self.probes:
+            return
+        trace, policies = self.config.trace, self.learner.policies
+        with self.accelerator.autocast():
+            readings = read_batch(self.method, policies, Batch(self.probes, self.config.training.micro_batch_size))
+            scored = supervise_batch(
+                self.method,
+                policies,
+                readings,
+                seed=derive_seed("probe", self.config.seed),
+                num_alternatives=trace.alternatives,
+                alternatives_of=len(self.probes),
+            )
+        self.writer.write_probe(scored.traced(step, self.learner.student))
+        self.folder.log_metrics("probe", step, step_metrics(self.method, scored))
+
+    def _evaluate(self, step: int) -> None:
+        """The student under each context; before the first step the teachers too."""
+        if not self.eval_examples:
+            return
+        settings, policies = self.config.evaluation, self.learner.policies
+        teachers = [name for name in policies if name.startswith("teacher")] if settings.teacher and step == 0 else []
+        answered = []
+        for name in ["student", *teachers]:
+            for context in settings.contexts:
+                usable, _ = split_by_evidence(self.eval_examples, [context])
+                with self.accelerator.autocast():
+                    answered += answer_questions(
+                        policies[name],
+                        usable,
+                        context,
+                        step=step,
+                        max_completion_length=self.sampling.max_completion_length,
+                        rule=settings.rule,
+                        batch_size=settings.batch_size,
+                    )
+        save_answers(self.folder.path, step, answered)
+        measured = summarise(tabulate(answered))
+        self.folder.log_metrics("eval", step, measured)
+        self.accelerator.log(measured, step=step)
+
+    def _save(self, step: int) -> Checkpoint:
+        keep = self.config.training.keep
+        checkpoint = save_checkpoint(self.folder.path, step, self.learner.policies, self.learner.optimizer, keep=keep)
+        log.info("saved %s", checkpoint.path)
+        return checkpoint
+
+    def _stop_for(self, step: int, error: NotFiniteLoss) -> RunError:
+        """Save the weights before the step, and say what to do."""
+        self.learner.optimizer.zero_grad(set_to_none=True)
+        saved = f"The weights before this step are in {self._save(step - 1).path}. " if step > 1 else ""
+        return RunError(
+            f"step {step}: {error} {saved}Lower training.learning_rate, set training.max_grad_norm, or use float32 "
+            "if this is half precision."
+        )
+
+    def _report(self, step: int, metrics: dict[str, float], bar: tqdm) -> None:
+        shown = {"loss": f"{metrics['loss']:.4f}", "entropy": f"{metrics['entropy']:.3f}"}
+        if "accuracy" in metrics:
+            shown["right"] = f"{metrics['accuracy']:.0%}"
+        bar.set_postfix(shown)
+        for warning in self.watch.look(step, metrics):
+            log.warning("%s", warning)
+            self.folder.update(warnings=list(self.watch.warnings.values()))
+        rate = bar.format_dict["rate"]
+        remaining = (self.config.training.steps - step) / rate if rate else None
+        self.folder.update(steps_done=step, steps=self.config.training.steps, remaining_s=remaining)
+        numbers = {name: value for name, value in metrics.items() if value is not None}
+        self.accelerator.log(numbers, step=step)
+        log.debug("step %d loss %.5f", step, metrics["loss"])
+
+
+def _accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
+    training = config.training
+    accelerator = Accelerator(
+        mixed_precision=training.mixed_precision, log_with=training.trackers or None, project_dir=str(run_dir)
+    )
+    if accelerator.num_processes > 1:
+        raise RunError(
+            f"started as {accelerator.num_processes} processes, but a run is one process so far. Start it with "
+            "`workbench train`, without `accelerate launch`."
+        )
+    if training.trackers:
+        accelerator.init_trackers("workbench", config=_flat(config.to_dict()))
+    return accelerator
+
+
+def _eval_examples(config: RunConfig) -> list[Example]:
+    if config.data.eval is None:
+        return []
+    examples = load_examples(config.data.eval, limit=config.evaluation.count or None)
+    require_answers(examples)
+    return examples
+
+
+def _rewind(folder: RunFolder) -> Checkpoint | None:
+    """The newest complete checkpoint; whatever the run recorded after it is deleted, since it is done again."""
+    checkpoint, torn = latest_checkpoint(folder.path)
+    for sentence in torn:
+        log.warning("%s", sentence)
+    step = checkpoint.step if checkpoint else -1
+    log.info("going on from %s", checkpoint.path if checkpoint else "the start: there is no checkpoint yet")
+    folder.forget_metrics_after(step)
+    forget_answers_after(folder.path, step)
+    delete_after(folder.path, step)
+    return checkpoint
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, object]:
+    """Nested values with dotted keys, as trackers take them."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return flat
+
+
+class _Clock:
+    """Seconds of each part of a step."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._laps[f"seconds/{name}"] = now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        return self._laps | {"seconds/step": self._last - self._start}
+
+
+class _StopSignal:
+    """Turns SIGTERM and SIGINT into a request to stop after the step at hand; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "_StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        log.info("asked to stop: finishing this step and saving")

@@ -1,0 +1,55 @@
+"""Watches a run for the ways in which on-policy distillation goes wrong without an error.
+
+A collapsed run still has a falling loss. What gives it away: entropy that halves, answers of one prompt that all agree,
+lengths that run to the limit, and, with a live privileged student as a target, positions that all leave the teacher (a
+confident student routes its tokens to itself and nothing pulls it back).
+"""
+
+from statistics import fmean
+
+WINDOW = 10  # steps that a mean is taken over
+ENTROPY_LOST = 0.5  # of the first window's
+AGREEMENT = 0.9
+TRUNCATED = 0.5
+TEACHER_LOST = 0.25  # of the first window's share of loss-carrying positions that the teacher supervises
+
+
+class Watch:
+    """Fed with a step's metrics; answers with sentences, each once per run."""
+
+    def __init__(self) -> None:
+        self._steps: list[dict[str, float]] = []
+        self.warnings: dict[str, str] = {}
+
+    def look(self, step: int, metrics: dict[str, float]) -> list[str]:
+        """New warnings at this step."""
+        self._steps.append(metrics)
+        if len(self._steps) < 2 * WINDOW:
+            return []
+        found = {}
+        first, last = (
+            lambda name, part=part: _mean(part, name) for part in (self._steps[:WINDOW], self._steps[-WINDOW:])
+        )
+        if first("entropy") > 0.05 and last("entropy") < ENTROPY_LOST * first("entropy"):
+            found["entropy"] = (
+                f"the student's entropy fell from {first('entropy'):.3f} to {last('entropy'):.3f} nats: it may be collapsing"
+            )
+        if last("agreement") > AGREEMENT > first("agreement"):
+            found["agreement"] = (
+                f"{last('agreement'):.0%} of answers to one prompt are the same: samples no longer explore"
+            )
+        if last("truncated") > max(TRUNCATED, 2 * first("truncated")):
+            found["truncated"] = f"{last('truncated'):.0%} of answers are cut at the longest length allowed"
+        if first("teacher_share") > 0 and last("teacher_share") < TEACHER_LOST * first("teacher_share"):
+            found["teacher_share"] = (
+                f"the teacher now supervises {last('teacher_share'):.0%} of positions instead of {first('teacher_share'):.0%}: "
+                "the privileged student has taken over and nothing may pull it back; lower learning_rate, or use "
+                "method.self_policy=student@start"
+            )
+        new = [f"step {step}: {text}." for name, text in found.items() if name not in self.warnings]
+        self.warnings |= {name: f"step {step}: {text}." for name, text in found.items() if name not in self.warnings}
+        return new
+
+
+def _mean(steps: list[dict[str, float]], name: str) -> float:
+    return fmean([step.get(name) or 0.0 for step in steps])
