@@ -1,0 +1,347 @@
+"""Makes the built-in models: tiny Idefics3 models that learn the built-in world from nothing, on a processor core.
+
+    pretrain(load_pretrain_config("configs/pretrain-student.yaml"))
+
+writes a folder that AutoProcessor and AutoModelForImageTextToText load like any other, and pretrain.json, which says how
+it was made and what it can do. Two things decide whether a model this small learns at all: weights that start at a
+standard deviation near 0.1 (at the usual 0.02 nothing happens in a thousand steps), and the mix of lessons.
+"""
+
+import dataclasses
+import json
+import platform
+import time
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import transformers
+import yaml
+from PIL import Image
+from tqdm import tqdm
+from transformers import GenerationConfig, Idefics3Config, Idefics3ForConditionalGeneration
+
+from workbench.contexts import build_prompt
+from workbench.errors import ConfigError, unknown
+from workbench.images import open_image
+from workbench.policies import Policy, SamplingOptions
+from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.policies.encoding import PromptEncoder
+from workbench.scenes import check_split, family_cycle, final_answer, make_examples
+from workbench.scenes.lessons import Lesson, make_lesson
+from workbench.scenes.processor import IMAGE_SIZE, PATCH_SIZE, SCALE_FACTOR, build_processor
+from workbench.types import PRIVILEGED, VISIBLE, Example, Prompt
+
+MAX_POSITIONS = 512  # tokens of prompt and completion together
+ANSWER_TOKENS = 32  # room for the longest answer of the world, which has 23
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """One pretraining; every field can be written in the YAML file."""
+
+    output_dir: str  # folder of the finished model
+    seed: int = 0  # of weights and lessons
+    steps: int = 2000
+    batch_size: int = 32  # lessons a step
+    learning_rate: float = 1e-3  # reached after `warmup` steps, then falling in a line to zero
+    warmup: int = 50  # steps
+    weight_decay: float = 0.01
+    init_std: float = 0.1  # of the weights at the start
+    text_width: int = 128
+    text_layers: int = 3
+    vision_width: int = 128
+    vision_layers: int = 2
+    heads: int = 4  # of attention, in both parts
+    start_from: str | None = None  # folder of a saved model to go on from, which decides the sizes; null = from nothing
+    families: tuple[str, ...] | None = None  # ask questions of these families only; null = all
+    eval_count: int = 400  # questions asked after training; 0 = none
+
+    def __post_init__(self) -> None:
+        if self.families is not None:
+            object.__setattr__(self, "families", tuple(self.families))
+        family_cycle(self.families)
+        for name in ("steps", "batch_size", "text_width", "text_layers", "vision_width", "vision_layers", "heads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"pretrain: {name} is {getattr(self, name)}; it must be 1 or more.")
+        for name in ("learning_rate", "init_std"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"pretrain: {name} is {getattr(self, name)}; it must be greater than 0.")
+        for name in ("seed", "warmup", "weight_decay", "eval_count"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"pretrain: {name} is {getattr(self, name)}; it must be 0 or more.")
+        for name in ("text_width", "vision_width"):
+            if getattr(self, name) % (2 * self.heads):
+                raise ConfigError(
+                    f"pretrain: {name} is {getattr(self, name)}; it must be a multiple of {2 * self.heads}, two for each "
+                    f"of the {self.heads} heads."
+                )
+
+
+@dataclass(frozen=True)
+class WorldScore:
+    """How often the final answer is exactly right."""
+
+    domain: str  # question family, or "all"
+    truth: str  # visible | privileged: whether the full view determines the answer
+    context: str
+    count: int
+    accuracy: float
+
+
+def load_pretrain_config(path: str | Path) -> PretrainConfig:
+    """A PretrainConfig from a YAML file. Raises ConfigError naming the file and the key."""
+    try:
+        fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path} must be a list of `key: value` lines, such as `output_dir: data/models/student`.")
+    types = typing.get_type_hints(PretrainConfig)
+    for key, value in fields.items():
+        if key not in types:
+            raise ConfigError(f"{path}: " + unknown("key", str(key), types))
+        _check_type(path, key, value, types[key])
+    if "output_dir" not in fields:
+        raise ConfigError(f"{path} has no output_dir: the folder where the finished model is to be written.")
+    return PretrainConfig(**{key: float(v) if types[key] is float else v for key, v in fields.items()})
+
+
+def _check_type(path: str | Path, key: str, value: object, kind: object) -> None:
+    allowed = {
+        int: isinstance(value, int) and not isinstance(value, bool),
+        float: isinstance(value, (int, float)) and not isinstance(value, bool),
+        str: isinstance(value, str),
+        str | None: value is None or isinstance(value, str),
+        tuple[str, ...] | None: value is None
+        or (isinstance(value, list) and all(isinstance(part, str) for part in value)),
+    }
+    if not allowed[kind]:
+        wanted = {int: "a whole number", float: "a number such as 0.001", str: "a text", str | None: "a text or null"}
+        raise ConfigError(f"{path}: {key} is {value!r}; it must be {wanted.get(kind, 'a list of texts or null')}.")
+
+
+def pretrain(config: PretrainConfig, *, progress: bool = True) -> Path:
+    """Trains a model as `config` says, measures it, and writes its folder; returns the folder."""
+    started = time.monotonic()
+    torch.manual_seed(config.seed)
+    policy = _starting_policy(config)
+    losses = train_on_lessons(policy, config, progress=progress)
+    wall_s = time.monotonic() - started
+    scores = evaluate_world(policy, "eval", config.eval_count) if config.eval_count else []
+    return _save(policy, config, losses, wall_s, scores)
+
+
+def _starting_policy(config: PretrainConfig) -> AutoregressivePolicy:
+    if config.start_from is not None:
+        return load_policy(config.start_from, "start_from")
+    processor = build_processor()
+    return AutoregressivePolicy(build_model(config, processor.tokenizer), processor, "pretrained")
+
+
+def build_model(config: PretrainConfig, tokenizer) -> Idefics3ForConditionalGeneration:
+    """An Idefics3 model with random weights that fits the built-in processor."""
+    text = {
+        "model_type": "llama",
+        "hidden_size": config.text_width,
+        "intermediate_size": 3 * config.text_width,
+        "num_hidden_layers": config.text_layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.heads,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": MAX_POSITIONS,
+        "initializer_range": config.init_std,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision = {
+        "hidden_size": config.vision_width,
+        "intermediate_size": 4 * config.vision_width,
+        "num_hidden_layers": config.vision_layers,
+        "num_attention_heads": config.heads,
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "initializer_range": config.init_std,
+    }
+    model = Idefics3ForConditionalGeneration(
+        Idefics3Config(
+            text_config=text,
+            vision_config=vision,
+            scale_factor=SCALE_FACTOR,
+            image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    model.generation_config = GenerationConfig(
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        max_new_tokens=ANSWER_TOKENS,
+    )
+    return model
+
+
+def train_on_lessons(policy: AutoregressivePolicy, config: PretrainConfig, *, progress: bool = True) -> list[float]:
+    """Trains the policy's model in place; the loss of each step in nats per token."""
+    model, encoder = policy.model.requires_grad_(True).train(), LessonEncoder(policy)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / (config.warmup + 1), 1 - step / config.steps)
+    )
+    losses = []
+    bar = tqdm(
+        range(config.steps), desc=f"pretrain {Path(config.output_dir).name}", disable=not progress, mininterval=5
+    )
+    for step in bar:
+        lessons = [
+            make_lesson(config.seed, step * config.batch_size + row, config.families)
+            for row in range(config.batch_size)
+        ]
+        batches = encoder.batches(lessons)
+        num_tokens = sum(int((batch["labels"] >= 0).sum()) for batch in batches)
+        total = 0.0
+        for batch in batches:
+            loss = _summed_loss(model, **batch) / num_tokens
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(total)
+        if step % 10 == 9:
+            bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.3f}", refresh=False)
+    model.requires_grad_(False).eval()
+    return losses
+
+
+def _summed_loss(model, input_ids, labels, pixel_values) -> torch.Tensor:
+    """Padding is on the right, where no token looks, so no mask is needed."""
+    hidden = model.model(input_ids=input_ids, pixel_values=pixel_values, use_cache=False).last_hidden_state[:, :-1]
+    wanted = labels[:, 1:] >= 0
+    return F.cross_entropy(model.lm_head(hidden[wanted]), labels[:, 1:][wanted], reduction="sum")
+
+
+class LessonEncoder:
+    """Lessons to batches, an order of magnitude faster than the processor and with the same result.
+
+    Token ids depend on the text and on the number of images alone, so they are asked of PromptEncoder once per text, with
+    blank pictures; pixels are made directly.
+    """
+
+    def __init__(self, policy: AutoregressivePolicy) -> None:
+        self._encoder = PromptEncoder(policy.processor)
+        self._tokenizer, self._pad_id = self._encoder.tokenizer, self._encoder.pad_id
+        images = policy.processor.image_processor
+        self._size, self._resample = images.size["longest_edge"], images.resample
+        self._mean, self._std = (torch.tensor(value).view(3, 1, 1) for value in (images.image_mean, images.image_std))
+        self._blank = Image.new("RGB", (self._size, self._size))
+        self._kept: dict[tuple[str, int], list[int]] = {}
+
+    def batches(self, lessons: list[Lesson]) -> list[dict[str, torch.Tensor]]:
+        """Two batches, short lessons and long ones, padded on the right."""
+        encoded = sorted(
+            ((self.prompt_ids(one.prompt), self.completion_ids(one.completion), one.prompt.images) for one in lessons),
+            key=lambda row: len(row[0]) + len(row[1]),
+        )
+        half = (len(encoded) + 1) // 2
+        return [self._batch(rows) for rows in (encoded[:half], encoded[half:]) if rows]
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        key = (prompt.text, len(prompt.images))
+        if key not in self._kept:
+            blank = Prompt((self._blank,) * len(prompt.images), prompt.text)
+            self._kept[key] = self._encoder.encode(blank)["input_ids"][0].tolist()
+        return self._kept[key]
+
+    def completion_ids(self, text: str) -> list[int]:
+        return [*self._tokenizer(text, add_special_tokens=False)["input_ids"], self._tokenizer.eos_token_id]
+
+    def pixels(self, image) -> torch.Tensor:
+        """One picture as the processor would give it, (3, size, size)."""
+        small = open_image(image).resize((self._size, self._size), self._resample)
+        raw = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(self._size, self._size, 3)
+        return (raw.permute(2, 0, 1).float() / 255 - self._mean) / self._std
+
+    def _batch(self, rows: list[tuple]) -> dict[str, torch.Tensor]:
+        longest = max(len(prompt) + len(completion) for prompt, completion, _ in rows)
+        input_ids = torch.full((len(rows), longest), self._pad_id)
+        labels = torch.full((len(rows), longest), -1)
+        for row, (prompt, completion, _) in enumerate(rows):
+            end = len(prompt) + len(completion)
+            input_ids[row, :end] = torch.tensor(prompt + completion)
+            labels[row, len(prompt) : end] = torch.tensor(completion)
+        num_images = max(len(images) for _, _, images in rows)
+        pixel_values = torch.zeros(len(rows), num_images, 3, self._size, self._size)  # all zero = no picture
+        for row, (_, _, images) in enumerate(rows):
+            for image_idx, image in enumerate(images):
+                pixel_values[row, image_idx] = self.pixels(image)
+        return {"input_ids": input_ids, "labels": labels, "pixel_values": pixel_values}
+
+
+def evaluate_world(
+    policy: Policy,
+    split: str,
+    count: int,
+    seed: int = 0,
+    *,
+    contexts: tuple[str, ...] = ("plain", "crop"),
+    families: tuple[str, ...] | None = None,
+    batch_size: int = 50,
+) -> list[WorldScore]:
+    """Asks the first `count` questions of a split under each context; the most likely token is written each time.
+
+    Returns a row for each family, truth and context, and rows of domain "all".
+    """
+    check_split(split)
+    right: dict[tuple[str, str, str], list[bool]] = {}
+    options = SamplingOptions(max_completion_length=ANSWER_TOKENS, temperature=0.0)
+    for start in range(0, count, batch_size):
+        number = min(batch_size, count - start)
+        examples = make_examples(split, seed=seed, start=start, count=number, families=families)
+        for context in contexts:
+            prompts = [build_prompt(example, context) for example in examples]
+            written = policy.sample(prompts, [[0]] * number, options)
+            for example, (completion,) in zip(examples, written, strict=True):
+                is_right = final_answer(policy.text(completion.ids)) == example.answer
+                for domain in (example.domain, "all"):
+                    right.setdefault((domain, answer_truth(example), context), []).append(is_right)
+    return [WorldScore(*key, count=len(rows), accuracy=sum(rows) / len(rows)) for key, rows in sorted(right.items())]
+
+
+def answer_truth(example: Example) -> str:
+    """Whether the full view determines the final answer of an example of the built-in world."""
+    return PRIVILEGED if any(m.kind == "answer" and m.truth == PRIVILEGED for m in example.marks) else VISIBLE
+
+
+def _save(
+    policy: AutoregressivePolicy, config: PretrainConfig, losses: list[float], wall_s: float, scores: list[WorldScore]
+) -> Path:
+    folder = Path(config.output_dir)
+    policy.model.save_pretrained(folder)
+    policy.processor.save_pretrained(folder)
+    tail = losses[-100:]
+    record = {
+        "config": dataclasses.asdict(config),
+        "parameters": policy.model.num_parameters(),
+        "loss_nats_per_token": round(sum(tail) / len(tail), 4),
+        "wall_s": round(wall_s),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        "accuracy_eval_seed_0": [dataclasses.asdict(score) for score in scores],
+    }
+    (folder / "pretrain.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return folder

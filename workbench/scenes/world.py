@@ -1,0 +1,183 @@
+"""The built-in world: what a scene is and how it is drawn.
+
+A scene is a 3 x 3 grid of cells, some of which hold a thing: a coloured shape with a name plate on which one letter is
+written, its tag. A scene is drawn in two ways:
+
+    full_view   288 pixels wide, what every policy is shown. A large tag can be read in it, also after the model's
+                processor has shrunk it to 96 pixels. In place of a small tag it has a smudge.
+    original    576 pixels wide, with all tags sharp. Crops are cut from it, and nobody is shown the whole.
+
+All smudges are the same pixels. Two scenes that differ in a small tag alone therefore have byte-identical full views, and no
+model, however good, can read a small tag without evidence. Drawing it tiny instead would not do: a linear probe still
+reads a letter that box filtering has made three pixels high.
+
+Sizes are chosen so that after shrinking one cell is four patches of 16 pixels and a large tag lies inside one of them;
+in a crop shrunk to the same 96 pixels a small tag does.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from PIL import Image, ImageDraw
+
+SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
+COLORS = {
+    "red": (214, 45, 48),
+    "green": (38, 158, 82),
+    "blue": (45, 98, 214),
+    "yellow": (240, 190, 28),
+    "purple": (146, 70, 190),
+    "black": (48, 50, 56),
+}
+TAGS = ("A", "C", "H", "L", "T", "X")
+PLACES = tuple(f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "center", "right"))
+
+GRID = 3
+CELL = 96  # pixels of one cell in the full view
+VIEW_SIZE = GRID * CELL
+ORIGINAL_SCALE = 2  # pixels of the original per pixel of the full view
+
+# One per shape and one per colour, so that every shape and every colour is seen in training.
+WITHHELD = frozenset(zip(SHAPES, COLORS, strict=True))
+
+_GROUND, _CARD, _CARD_EDGE = (226, 224, 218), (249, 248, 245), (208, 205, 198)
+_PLATE, _PLATE_EDGE, _INK, _SMUDGE = (255, 255, 255), (120, 120, 124), (20, 20, 24), (150, 150, 154)
+_SMOOTH = 4  # drawn so many times larger, then averaged
+_PLATE_BOX = (50, 49, 94, 95)
+_GLYPHS = {  # 5 x 7 dots, a row a number of five bits
+    "A": (0b01110, 0b10001, 0b10001, 0b11111, 0b10001, 0b10001, 0b10001),
+    "C": (0b01111, 0b10000, 0b10000, 0b10000, 0b10000, 0b10000, 0b01111),
+    "H": (0b10001, 0b10001, 0b10001, 0b11111, 0b10001, 0b10001, 0b10001),
+    "L": (0b10000, 0b10000, 0b10000, 0b10000, 0b10000, 0b10000, 0b11111),
+    "T": (0b11111, 0b00100, 0b00100, 0b00100, 0b00100, 0b00100, 0b00100),
+    "X": (0b10001, 0b01010, 0b01010, 0b00100, 0b01010, 0b01010, 0b10001),
+}
+_UNIT_STAR = (
+    *((0.0, -1.0), (0.24, -0.32), (0.95, -0.31), (0.38, 0.12), (0.59, 0.81)),
+    *((0.0, 0.4), (-0.59, 0.81), (-0.38, 0.12), (-0.95, -0.31), (-0.24, -0.32)),
+)
+_UNIT_POLYGONS = {
+    "square": ((-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)),
+    "triangle": ((0.0, -0.95), (1.0, 0.85), (-1.0, 0.85)),
+    "star": tuple((1.08 * x, 1.08 * y + 0.05) for x, y in _UNIT_STAR),
+    "diamond": ((0.0, -1.05), (0.8, 0.0), (0.0, 1.05), (-0.8, 0.0)),
+    "cross": (
+        *((-0.32, -0.95), (0.32, -0.95), (0.32, -0.32), (0.95, -0.32), (0.95, 0.32), (0.32, 0.32)),
+        *((0.32, 0.95), (-0.32, 0.95), (-0.32, 0.32), (-0.95, 0.32), (-0.95, -0.32), (-0.32, -0.32)),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object. `readable` is False for a small tag, which the full view hides; `shift` moves the shape, in pixels."""
+
+    cell: int  # 0..8, row by row
+    shape: str
+    color: str
+    tag: str
+    readable: bool
+    shift: tuple[int, int] = (0, 0)
+
+    @property
+    def name(self) -> str:
+        return f"{self.color} {self.shape}"
+
+    @property
+    def place(self) -> str:
+        return PLACES[self.cell]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Things in the order of their cells, at most one in a cell, no two of the same colour and shape."""
+
+    things: tuple[Thing, ...]
+
+
+def full_view(scene: Scene) -> Image.Image:
+    """What every policy is shown: VIEW_SIZE pixels wide, a smudge in place of every small tag."""
+    return _draw(scene, 1, sharp=False)
+
+
+def original(scene: Scene) -> Image.Image:
+    """The scene with every tag sharp, ORIGINAL_SCALE times as wide as the full view."""
+    return _draw(scene, ORIGINAL_SCALE, sharp=True)
+
+
+def crop(scene: Scene, cell: int) -> Image.Image:
+    """One cell cut from the original."""
+    thing = next((thing for thing in scene.things if thing.cell == cell), None)
+    return _cell_of(thing, ORIGINAL_SCALE, sharp=True).copy()
+
+
+def cell_box(cell: int) -> tuple[int, int, int, int]:
+    """Corners x0, y0, x1, y1 of a cell in pixels of the full view."""
+    row, column = divmod(cell, GRID)
+    return (column * CELL, row * CELL, (column + 1) * CELL, (row + 1) * CELL)
+
+
+def _draw(scene: Scene, scale: int, *, sharp: bool) -> Image.Image:
+    image = Image.new("RGB", (scale * VIEW_SIZE, scale * VIEW_SIZE))
+    by_cell = {thing.cell: thing for thing in scene.things}
+    for cell in range(GRID * GRID):
+        x0, y0, _, _ = cell_box(cell)
+        image.paste(_cell_of(by_cell.get(cell), scale, sharp=sharp), (scale * x0, scale * y0))
+    return image
+
+
+def _cell_of(thing: Thing | None, scale: int, *, sharp: bool) -> Image.Image:
+    if thing is None:
+        return _draw_cell(None, None, None, False, (0, 0), scale)
+    shown = thing.tag if sharp or thing.readable else None
+    return _draw_cell(thing.shape, thing.color, shown, thing.readable, thing.shift, scale)
+
+
+@lru_cache(maxsize=6000)
+def _draw_cell(
+    shape: str | None, color: str | None, tag: str | None, large: bool, shift: tuple[int, int], scale: int
+) -> Image.Image:
+    """A cell as an image; `tag` None is a smudge. Kept, since training draws the same few thousand over and over."""
+    unit = scale * _SMOOTH
+    image = Image.new("RGB", (CELL * unit, CELL * unit), _GROUND)
+    draw = ImageDraw.Draw(image)
+    card = tuple(unit * corner for corner in (2, 2, CELL - 2, CELL - 2))
+    draw.rounded_rectangle(card, radius=7 * unit, fill=_CARD, outline=_CARD_EDGE, width=unit)
+    if shape is not None:
+        _draw_shape(draw, shape, COLORS[color], shift, unit)
+        plate = tuple(unit * corner for corner in _PLATE_BOX)
+        draw.rounded_rectangle(plate, radius=5 * unit, fill=_PLATE, outline=_PLATE_EDGE, width=unit)
+        if tag is None:
+            _draw_smudge(draw, unit)
+        else:
+            _draw_glyph(draw, tag, (6 if large else 2) * unit, unit)
+    return image.resize((CELL * scale, CELL * scale), Image.Resampling.BOX)
+
+
+def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, fill: tuple, shift: tuple[int, int], unit: int) -> None:
+    center_x, center_y, radius = (35 + shift[0]) * unit, (35 + shift[1]) * unit, 25 * unit
+    edge = tuple(int(0.7 * part) for part in fill)
+    if shape == "circle":
+        corners = (center_x - radius, center_y - radius, center_x + radius, center_y + radius)
+        draw.ellipse(corners, fill=fill, outline=edge, width=unit)
+        return
+    points = [(round(center_x + radius * x), round(center_y + radius * y)) for x, y in _UNIT_POLYGONS[shape]]
+    draw.polygon(points, fill=fill, outline=edge, width=unit)
+
+
+def _draw_glyph(draw: ImageDraw.ImageDraw, tag: str, dot: int, unit: int) -> None:
+    x0, y0 = 72 * unit - 5 * dot // 2, 72 * unit - 7 * dot // 2
+    for row, bits in enumerate(_GLYPHS[tag]):
+        for column in range(5):
+            if bits >> (4 - column) & 1:
+                left, top = x0 + column * dot, y0 + row * dot
+                draw.rectangle((left, top, left + dot - 1, top + dot - 1), fill=_INK)
+
+
+def _draw_smudge(draw: ImageDraw.ImageDraw, unit: int) -> None:
+    """A soft grey spot, darker to the middle; the same for every tag."""
+    for step in range(8):
+        share = step / 7
+        width, height = (15 - 9 * share) * unit, (11 - 7 * share) * unit
+        fill = tuple(round(255 + (part - 255) * (0.15 + 0.85 * share)) for part in _SMUDGE)
+        draw.ellipse((72 * unit - width, 72 * unit - height, 72 * unit + width, 72 * unit + height), fill=fill)
