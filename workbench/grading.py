@@ -1,0 +1,220 @@
+"""Is a written answer right? Rules that compare text with the right answer: 1.0 right, 0.0 wrong, None cannot be told.
+
+exact     the whole text is the answer
+final     the final answer (see `final_answer`) is the answer; without a marker, the last words of the text are
+choice    the final answer names the same letter A to H: B, (B), B., "option B", "B: red"
+numeric   the final answer holds exactly one number, equal within `tolerance`; without a marker, the text's last number
+contains  the answer stands somewhere in the text as whole words
+
+Case, spaces, Markdown stars, outer quotes and end punctuation never count. None of the rules understands language; each
+says below where it errs. No rule gives credit for hedging ("red or blue") or for a denial ("not red"), except "contains".
+"""
+
+import re
+import unicodedata
+from fractions import Fraction
+
+from workbench.errors import ConfigError, unknown
+
+RULES = ("final", "exact", "choice", "numeric", "contains")
+
+_MARKER = re.compile(
+    r"(?<![<\w/])answer\b(?: to\b[^.:\n]{0,80}?(?=\bis\b|:))?[\s:=*_→]*(?:(?:is|was|are|would be|should be)\b[\s:=*_]*)?",
+    re.I,
+)
+_BOXED = re.compile(r"\\boxed\s*\{")
+_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.I | re.S)
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
+_REASON = re.compile(r"[,;]?\s+(?:because|since)\b.*|,\s*not\s.*", re.I | re.S)
+_WORD = re.compile(r"(?:(?<![\w.,])[-+](?=\d))?[^\W_]+(?:[.,:/'-][^\W_]+)*")
+_NUMBER = re.compile(
+    r"(?<![\w.,/])[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?(?:/\d+)?(?!\d|[.,/]\d)"
+)
+_LEADING_LETTER = re.compile(r"(?:(?:the )?(?:option|choice|letter)\s*)?[(\[]?([a-h])(?=$|\s*[)\].:])", re.I)
+_LONE_LETTER = re.compile(r"[(\[]([A-Ha-h])[)\]]|(?<![\w'])([A-H])(?=[.)*]{0,4}$)")
+_MARKERS_TRIED = 8
+_LOOK_BACK = 60  # characters that may hold a denial
+_LONGEST_ANSWER = 1_000  # characters after a marker
+_OUTER = " \t\n\r\"'`*_$“”‘’.,;:!?"
+_ARTICLES = ("a", "an", "the")
+_DENIALS = ("not", "no", "never", "neither", "nor", "cannot", "without")
+_HEDGES = ("or",)
+
+
+def grade(text: str, answer: str | None, rule: str = "final", *, tolerance: float = 1e-6) -> float | None:
+    """1.0 if `text` gives `answer` under `rule`, 0.0 if not, None if there is no answer that the rule could compare.
+
+    tolerance  of "numeric", as a share of the right number (0.05: five per cent off is right)
+    Raises     ConfigError for an unknown rule
+    """
+    if rule not in RULES:
+        raise ConfigError(unknown("grading rule", rule, RULES))
+    if answer is None or not normalise(answer):
+        return None
+    if rule == "numeric":
+        return _grade_numeric(text, answer, tolerance)
+    if rule == "choice":
+        return _grade_choice(text, answer)
+    same = {"exact": _is_exact, "final": _is_final, "contains": _is_contained}[rule]
+    return float(same(text, answer))
+
+
+def normalise(text: str) -> str:
+    """Text with one spelling: NFKC, lower case, single spaces, a plain minus, nothing but words at its ends."""
+    return _plain(text).strip(_OUTER)
+
+
+def _plain(text: str) -> str:
+    folded = unicodedata.normalize("NFKC", text).replace("−", "-").replace("’", "'").casefold()
+    return " ".join(folded.split())
+
+
+def final_answer(text: str) -> str:
+    """The part of the text that states the answer, as written.
+
+    The last of `\\boxed{X}`, `<answer>X</answer>` and "answer X" (also "answer: X", "the answer is X", "answer = X") up to
+    the end of its sentence, less a reason ("because ...") or a contrast (", not ..."). Without any of them: the last
+    sentence. Errs on answers of several sentences, and on "answer" used as a common word after the answer was given.
+    """
+    found = _marked_answer(text)
+    if found is not None:
+        return found
+    sentences = [part.strip() for part in _SENTENCE_END.split(text) if part and part.strip(_OUTER)]
+    return sentences[-1] if sentences else ""
+
+
+def _marked_answer(text: str) -> str | None:
+    """The part after the last marker, "" if a box was never closed, or None if the text has no marker."""
+    candidates = [(match.start(), match.group(1)) for match in list(_TAG.finditer(text))[-1:]]
+    for match in list(_MARKER.finditer(text))[: -_MARKERS_TRIED - 1 : -1]:
+        phrase = _to_sentence_end(text[match.end() :])
+        if phrase.strip(_OUTER):  # else "answer" ends the sentence: no marker
+            candidates.append((match.start(), phrase))
+            break
+    candidates += [(match.start(), _braced(text, match.end())) for match in list(_BOXED.finditer(text))[-1:]]
+    return max(candidates)[1].strip() if candidates else None
+
+
+def _braced(text: str, start: int) -> str:
+    """Text from `start` to the brace that closes the one before it, `\\text{...}` unwrapped."""
+    depth = 1
+    for end in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if depth == 0:
+            return re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text[start:end])
+    return ""  # cut off before it closed: no answer was given
+
+
+def _to_sentence_end(text: str) -> str:
+    sentence = _SENTENCE_END.split(text.lstrip(), maxsplit=1)[0]
+    return _REASON.sub("", " ".join(sentence[:_LONGEST_ANSWER].split()))
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(normalise(text))
+
+
+def _without_article(words: list[str]) -> list[str]:
+    return words[1:] if len(words) > 1 and words[0] in _ARTICLES else words
+
+
+def _is_withdrawn(before: list[str], blockers: tuple[str, ...]) -> bool:
+    """Whether the last words before an answer deny it or offer it as one of several; articles between do not matter."""
+    words = [word for word in before[-3:] if word not in _ARTICLES]
+    return bool(words) and (words[-1] in blockers or words[-1].endswith("n't"))
+
+
+def _is_exact(text: str, answer: str) -> bool:
+    """Errs on any other wording of the same answer."""
+    return normalise(text) == normalise(answer)
+
+
+def _is_final(text: str, answer: str) -> bool:
+    """Errs on synonyms, units ("5 cm" is not "5"), and an unmarked answer that does not end the last sentence."""
+    wanted = _without_article(_words(answer))
+    if not wanted:  # signs only, such as "?" or "+"
+        return normalise(final_answer(text)) == normalise(answer)
+    marked = _marked_answer(text)
+    if marked is not None:
+        return _without_article(_words(marked)) == wanted
+    words = _words(final_answer(text))
+    start = len(words) - len(wanted)
+    return start >= 0 and words[start:] == wanted and not _is_withdrawn(words[:start], _DENIALS + _HEDGES)
+
+
+def _is_contained(text: str, answer: str) -> bool:
+    """Errs on hedges: "red or blue" contains red. A denial just before the answer ("not red") is no match."""
+    wanted, words = _words(answer), _words(text)
+    return bool(wanted) and any(
+        words[start : start + len(wanted)] == wanted and not _is_withdrawn(words[max(0, start - 3) : start], _DENIALS)
+        for start in range(len(words) - len(wanted) + 1)
+    )
+
+
+def _grade_numeric(text: str, answer: str, tolerance: float) -> float | None:
+    """Errs on number words ("ten"), decimal commas, per cent against shares, and "10 of 12"."""
+    wanted = _numbers(answer)
+    if len(wanted) != 1:
+        return None
+    marked = _marked_answer(text)
+    found = _numbers(text if marked is None else marked)
+    if not found or (marked is not None and len(found) > 1):
+        return 0.0
+    before, number = found[-1]
+    if _is_withdrawn(_words(before), _DENIALS + _HEDGES):
+        return 0.0
+    right = wanted[0][1]
+    return float(abs(number - right) <= Fraction(tolerance) * abs(right))
+
+
+def _numbers(text: str) -> list[tuple[str, Fraction]]:
+    """Each number of the text with the text before it: 1,234.5, -3, 1e5, 3/4."""
+    plain = _plain(text)
+    numbers = (
+        (plain[max(0, match.start() - _LOOK_BACK) : match.start()], match.group()) for match in _NUMBER.finditer(plain)
+    )
+    return [(before, number) for before, digits in numbers if (number := _to_number(digits)) is not None]
+
+
+def _to_number(digits: str) -> Fraction | None:
+    """The exact value, or None for what is no plain number: 1/0, 1.5/2, or too long to be one."""
+    _, _, exponent = digits.partition("e")
+    if len(digits) > 100 or len(exponent) > 4:
+        return None
+    try:
+        return Fraction(digits.replace(",", ""))
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _grade_choice(text: str, answer: str) -> float | None:
+    """Errs on "B is right, not A" without a marker, and on options that are named by their text alone."""
+    wanted = _LEADING_LETTER.match(answer.strip(_OUTER))
+    if wanted is None:
+        return None
+    marked = _marked_answer(text)
+    if marked is None:
+        letter = _whole_letter(text) or _last_lone_letter(text)
+    else:
+        leading = _LEADING_LETTER.match(marked.strip(_OUTER))
+        letter = leading.group(1) if leading is not None else _last_lone_letter(marked)
+    return float(letter is not None and letter.upper() == wanted.group(1).upper())
+
+
+def _whole_letter(text: str) -> str | None:
+    """The letter of a text that is a letter and nothing else, or that starts as an option does: "B. red"."""
+    plain = text.strip(_OUTER)
+    leading = _LEADING_LETTER.match(plain)
+    if leading is None or len(_LONE_LETTER.findall(plain)) > 1:
+        return None
+    return leading.group(1)
+
+
+def _last_lone_letter(text: str) -> str | None:
+    """The last letter in brackets or at the text's end, unless the words before it deny or hedge it."""
+    plain = text.strip()
+    matches = list(_LONE_LETTER.finditer(plain))
+    before = plain[max(0, matches[-1].start() - _LOOK_BACK) : matches[-1].start()] if matches else ""
+    if not matches or _is_withdrawn(_words(before), _DENIALS + _HEDGES):
+        return None
+    return matches[-1].group(1) or matches[-1].group(2)
