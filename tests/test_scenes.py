@@ -1,0 +1,291 @@
+"""The built-in world: what is hidden is hidden byte for byte, and every answer token has the truth it should have."""
+
+import dataclasses
+import random
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from workbench.contexts import CONTEXTS, build_prompt
+from workbench.errors import ConfigError, DataError
+from workbench.scenes import (
+    FAMILIES,
+    SPLITS,
+    Scene,
+    Thing,
+    _digest,
+    final_answer,
+    make_examples,
+    make_scene,
+)
+from workbench.scenes.lessons import DETAIL, MIX, make_lesson
+from workbench.scenes.processor import SPECIAL_TOKENS, build_processor
+from workbench.scenes.questions import Wish, ask
+from workbench.scenes.world import TAGS, WITHHELD, crop, full_view, original
+from workbench.types import PRIVILEGED, VISIBLE, mark_tokens
+
+SCENE = Scene(
+    (
+        Thing(0, "star", "red", "A", readable=True),
+        Thing(3, "circle", "blue", "L", readable=True),
+        Thing(5, "square", "red", "A", readable=False),
+        Thing(8, "cross", "black", "X", readable=False),
+    )
+)
+
+KNOWN = [
+    ("what is the tag of the blue square?", "at bottom center, tag A, answer A"),
+    ("what color is the diamond?", "at middle right, color red, answer red"),
+    (
+        "do the yellow square and the red star have the same tag?",
+        "at bottom right, tag C, at bottom left, tag C, answer yes",
+    ),
+]
+
+
+def with_tag(scene: Scene, cell: int, tag: str) -> Scene:
+    return Scene(tuple(dataclasses.replace(t, tag=tag) if t.cell == cell else t for t in scene.things))
+
+
+def asked(family: str, truth: str, question: str, *, same: bool = False, number: int = 1):
+    """The example about SCENE with this very question."""
+    for seed in range(300):
+        example = ask(SCENE, Wish(family, truth, same, number), random.Random(seed))
+        if example is not None and example.question == question:
+            return example
+    raise AssertionError(f"never asked: {question}")
+
+
+def marked(example, text: str | None = None) -> list[tuple[str, str, str]]:
+    """(word, kind, truth) of the words that are not template."""
+    text = text or example.reference
+    spans = [match.span() for match in re.finditer(r"\w+", text)]
+    marks = mark_tokens(spans, text, example.marks)
+    return [(text[a:b], *mark) for (a, b), mark in zip(spans, marks, strict=True) if mark[0] != "template"]
+
+
+@pytest.mark.parametrize("cell", [5, 8])
+def test_full_view_is_byte_identical_whatever_a_small_tag_is(cell):
+    views = {full_view(with_tag(SCENE, cell, tag)).tobytes() for tag in TAGS}
+    assert len(views) == 1
+
+
+@pytest.mark.parametrize("cell", [5, 8])
+def test_original_and_crop_show_every_small_tag_differently(cell):
+    assert len({original(with_tag(SCENE, cell, tag)).tobytes() for tag in TAGS}) == len(TAGS)
+    assert len({crop(with_tag(SCENE, cell, tag), cell).tobytes() for tag in TAGS}) == len(TAGS)
+
+
+@pytest.mark.parametrize("cell", [0, 3])
+def test_a_large_tag_changes_the_full_view_also_after_shrinking(cell):
+    shrunk = [full_view(with_tag(SCENE, cell, tag)).resize((96, 96), Image.Resampling.LANCZOS) for tag in TAGS]
+    assert len({image.tobytes() for image in shrunk}) == len(TAGS)
+
+
+@pytest.mark.parametrize(("cell", "picture"), [(0, full_view), (5, lambda scene: crop(scene, 5))])
+def test_a_tag_lies_inside_one_patch_of_what_the_model_sees(cell, picture):
+    def seen(tag):
+        image = picture(with_tag(SCENE, cell, tag)).resize((96, 96), Image.Resampling.BOX)
+        return np.asarray(image, dtype=int)
+
+    changed = np.abs(seen("A") - seen("T")).sum(-1) > 0
+    rows, columns = np.nonzero(changed)
+    assert rows.min() // 16 == rows.max() // 16
+    assert columns.min() // 16 == columns.max() // 16
+
+
+def test_the_crop_is_the_cell_of_the_original():
+    cut = original(SCENE).crop((2 * 192, 192, 3 * 192, 2 * 192))
+    assert crop(SCENE, 5).tobytes() == cut.tobytes()
+
+
+def test_examples_depend_on_split_seed_and_index_alone():
+    whole = make_examples("eval", seed=3, start=0, count=12)
+    part = make_examples("eval", seed=3, start=8, count=4)
+    for one, other in zip(whole[8:], part, strict=True):
+        assert (one.id, one.question, one.reference) == (other.id, other.question, other.reference)
+        assert one.images[0].tobytes() == other.images[0].tobytes()
+        assert one.evidence.crop.tobytes() == other.evidence.crop.tobytes()
+    assert whole[5].id == "scenes:eval:3:5"
+    assert make_examples("eval", seed=4, start=8, count=4)[0].reference != part[0].reference
+
+
+def test_known_examples_do_not_change_between_versions():
+    """Whoever compares runs over time must get the same questions. Written down when the world was made."""
+    texts = [(e.question, e.reference) for e in make_examples("eval", count=3)]
+    assert texts == KNOWN
+
+
+def test_no_scene_is_both_in_train_and_in_another_split():
+    rng = random.Random(0)
+    assert all(_digest(make_scene("train", rng)) % 4 != 0 for _ in range(200))
+    for split in ("eval", "combos", "hard"):
+        assert all(_digest(make_scene(split, rng)) % 4 == 0 for _ in range(200))
+
+
+def test_withheld_combinations_are_only_in_combos_and_always_there():
+    rng = random.Random(1)
+    for split in SPLITS:
+        for _ in range(200):
+            pairs = {(thing.shape, thing.color) for thing in make_scene(split, rng).things}
+            assert bool(pairs & WITHHELD) == (split == "combos")
+    assert {shape for shape, _ in WITHHELD} == {"circle", "square", "triangle", "star", "diamond", "cross"}
+
+
+def test_combos_asks_about_the_withheld_thing():
+    names = {f"{color} {shape}" for shape, color in WITHHELD}
+    for example in make_examples("combos", count=40):
+        if example.domain in ("tag", "compare", "relation"):
+            assert any(name in example.question for name in names), example.question
+
+
+def test_hard_scenes_hold_more_things():
+    def sizes(split):
+        return [len(example.evidence.caption.split(";")) for example in make_examples(split, count=40)]
+
+    assert max(sizes("eval")) == 6 and min(sizes("eval")) == 3
+    assert set(sizes("hard")) == {8, 9}
+
+
+def test_a_tag_read_in_the_full_view_is_visible():
+    example = asked("tag", VISIBLE, "what is the tag of the red star?")
+    assert example.reference == "at top left, tag A, answer A"
+    assert example.answer == "A"
+    assert marked(example) == [
+        ("top", "location", VISIBLE),
+        ("left", "location", VISIBLE),
+        ("A", "tag", VISIBLE),
+        ("A", "answer", VISIBLE),
+    ]
+
+
+def test_a_small_tag_is_privileged_and_its_place_is_not():
+    example = asked("tag", PRIVILEGED, "what is the tag of the black cross?")
+    assert marked(example) == [
+        ("bottom", "location", VISIBLE),
+        ("right", "location", VISIBLE),
+        ("X", "tag", PRIVILEGED),
+        ("X", "answer", PRIVILEGED),
+    ]
+
+
+def test_marks_also_hold_in_a_wrong_answer():
+    example = asked("tag", PRIVILEGED, "what is the tag of the black cross?")
+    words = marked(example, "at middle center, tag T, answer C")
+    assert words[2:] == [("T", "tag", PRIVILEGED), ("C", "answer", PRIVILEGED)]
+
+
+@pytest.mark.parametrize(
+    ("question", "truths", "answer"),
+    [
+        ("do the red star and the red square have the same tag?", [VISIBLE, PRIVILEGED], "yes"),
+        ("do the red square and the red star have the same tag?", [PRIVILEGED, VISIBLE], "yes"),
+        ("do the black cross and the blue circle have the same tag?", [PRIVILEGED, VISIBLE], "no"),
+    ],
+)
+def test_of_two_compared_tags_one_is_privileged_and_so_is_the_answer(question, truths, answer):
+    example = asked("compare", PRIVILEGED, question, same=answer == "yes")
+    words = [word for word in marked(example) if word[1] != "location"]
+    assert [word[2] for word in words if word[1] == "tag"] == truths
+    assert words[-1] == (answer, "answer", PRIVILEGED)
+    small = "red square" if "square" in question else "black cross"
+    assert example.evidence.boxes[0].label == small
+
+
+def test_a_comparison_of_two_large_tags_is_visible():
+    example = asked("compare", VISIBLE, "do the red star and the blue circle have the same tag?")
+    assert example.reference == "at top left, tag A, at middle left, tag L, answer no"
+    assert {truth for _, _, truth in marked(example)} == {VISIBLE}
+
+
+@pytest.mark.parametrize(
+    ("family", "question", "reference", "number"),
+    [
+        ("color", "what color is the circle?", "at middle left, color blue, answer blue", 1),
+        ("shape", "what shape is the black object?", "at bottom right, shape cross, answer cross", 1),
+        ("count", "how many red objects are there?", "at top left, at middle right, answer 2", 2),
+        ("count", "how many crosses are there?", "at bottom right, answer 1", 1),
+        ("relation", "what shape is below the red star?", "at top left, then at middle left, shape circle, answer circle", 1),
+        ("relation", "what shape is above the black cross?", "at bottom right, then at middle right, shape square, answer square", 1),
+    ],
+)  # fmt: skip
+def test_other_families_are_answered_from_the_full_view(family, question, reference, number):
+    example = asked(family, VISIBLE, question, number=number)
+    assert example.reference == reference
+    assert {truth for _, _, truth in marked(example)} == {VISIBLE}
+    assert marked(example)[-1] == (example.answer, "answer", VISIBLE)
+
+
+def test_evidence_suffices_for_every_context():
+    for split in SPLITS:
+        for example in make_examples(split, count=16):
+            for context in CONTEXTS:
+                build_prompt(example, context)
+            first = example.evidence.boxes[0]
+            view = example.images[0].size
+            assert view == (288, 288) and 0 <= first.x0 < first.x1 <= 288 and 0 <= first.y0 < first.y1 <= 288
+            assert example.evidence.crop.size == (192, 192)
+
+
+def test_one_example_in_four_is_privileged_and_families_are_in_turn():
+    examples = make_examples("train", count=16)
+    privileged = [any(m.kind == "answer" and m.truth == PRIVILEGED for m in example.marks) for example in examples]
+    assert sum(privileged) == 4
+    assert {example.domain for example in examples} == set(FAMILIES)
+    assert {e.domain for e in make_examples("train", count=8, families=("count", "tag"))} == {"count", "tag"}
+
+
+def test_the_answer_yes_is_as_frequent_as_no():
+    answers = [example.answer for example in make_examples("eval", count=400, families=("compare",))]
+    assert abs(answers.count("yes") - 200) < 3 * 10  # three standard deviations of a fair coin
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("at top left, tag A, answer A", "A"),
+        ("answer red, at top left, answer blue", "blue"),
+        ("at top left", None),
+        ("", None),
+    ],
+)
+def test_final_answer_is_what_follows_the_last_answer(text, answer):
+    assert final_answer(text) == answer
+
+
+def test_unknown_names_and_impossible_ranges_are_refused():
+    with pytest.raises(ConfigError, match=r'scenes split "evl" is unknown.*Did you mean "eval"'):
+        make_examples("evl", count=1)
+    with pytest.raises(ConfigError, match=r'"colour".*Did you mean "color"'):
+        make_examples("eval", count=1, families=("colour",))
+    with pytest.raises(DataError, match="-3 examples"):
+        make_examples("eval", count=-3)
+
+
+def test_lessons_are_deterministic_and_of_all_kinds():
+    lessons = [make_lesson(0, index) for index in range(200)]
+    again = make_lesson(0, 117)
+    assert (again.prompt.text, again.completion) == (lessons[117].prompt.text, lessons[117].completion)
+    assert sum(MIX.values()) == 100
+    assert {lesson.prompt.text for lesson in lessons} > {"describe the scene", "find the objects", DETAIL}
+    assert {len(lesson.prompt.images) for lesson in lessons} == {1, 2}
+
+
+def test_every_word_of_the_world_is_one_token_and_any_text_survives():
+    tokenizer = build_processor().tokenizer
+    assert len(tokenizer) <= 512
+    for example in make_examples("hard", count=24):
+        text = build_prompt(example, "boxes+caption+hint+reference+answer").text
+        words = re.findall(r"\w+|[^\w\s]|\n", text)
+        assert len(tokenizer(text)["input_ids"]) == len(words)
+    strange = "Zoë's 日本 café:\t42 % <b>triangles</b>\n\x07"
+    assert tokenizer.decode(tokenizer(strange)["input_ids"]) == strange
+
+
+def test_special_tokens_are_distinct_and_known_as_such():
+    tokenizer = build_processor().tokenizer
+    assert len({tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}) == 3
+    assert set(SPECIAL_TOKENS) == set(tokenizer.all_special_tokens)
+    assert [tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS] == list(range(len(SPECIAL_TOKENS)))
