@@ -7,6 +7,7 @@
 4. Rollouts appear after their positions and go before them: a rollout that can be seen has all its positions.
 """
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ SMALL_BYTES = 2**20  # larger step files gain nothing from merging, and merging 
 _STEP_FILE = re.compile(r"step-(\d+)-rank-(\d+)\.parquet")
 _MERGED_FILE = re.compile(r"merged-(\d+)\.parquet")
 _ROW_GROUP = 2**15
-_MEASURED = ("logprob_", "max_logprob_", "entropy_", "sampler_logprob", "loss")  # hardly two values alike
+_MEASURED = ("logprob_", "max_logprob_", "sampler_logprob", "loss")  # hardly two values alike
 
 Pair = tuple[int, int]  # step, process rank
 
@@ -50,11 +51,11 @@ def step_file(folder: Path, step: int, rank: int) -> Path:
 
 def write_part(file: Path, table: pa.Table, header: Header, *, durable: bool = False) -> None:
     """Write a file that appears whole or not at all. durable: it survives a loss of power too."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.parent / f".{file.name}.{os.getpid()}"
     exact = [field.name for field in table.schema if field.name.startswith(_MEASURED)]
     coded = [path for field in table.schema if field.name not in exact for path in _leaves(field)]
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with pq.ParquetWriter(
             temporary,
             table.schema,
@@ -70,7 +71,8 @@ def write_part(file: Path, table: pa.Table, header: Header, *, durable: bool = F
             _flush(temporary)
         os.replace(temporary, file)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise TraceError(
             f"{file} cannot be written ({error}). Free some space or check the folder's rights."
         ) from error
@@ -150,7 +152,7 @@ def _stable_names(folder: Path) -> list[str]:
             names = sorted(
                 name for name in os.listdir(folder) if _STEP_FILE.fullmatch(name) or _MERGED_FILE.fullmatch(name)
             )
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         if names == previous:
             return names
@@ -172,7 +174,7 @@ def _header_of(file: Path, headers: dict) -> Header:
 
 def _read(file: Path) -> pa.Table:
     try:
-        return pq.ParquetFile(file).read()
+        return pq.ParquetFile(file).read(use_threads=False)  # threads only slow small files down
     except (pa.ArrowInvalid, OSError) as error:
         raise torn(file, error) from error
 

@@ -274,9 +274,9 @@ class Traces:
         used = [table for table in TABLES if re.search(rf"\b{table}\b", text, re.IGNORECASE)]
         try:
             for table in used:
-                empty = stored_schema(table, tuple(header.views)).empty_table()
-                cursor.register(f"no_{table}", empty)
-                cursor.execute(_view_sql(table, parts[table], set(empty.column_names)))
+                schema = stored_schema(table, tuple(header.views))
+                cursor.register(f"no_{table}", _without_rows(schema))
+                cursor.execute(_view_sql(table, parts[table], set(schema.names)))
             return [cursor.sql(query, params=params).to_arrow_table() for query, params in queries]
         except duckdb.IOException:
             for table in used:
@@ -313,6 +313,12 @@ def _regime_table(header: Header) -> pa.Table:
     regimes = [{"idx": idx, "regime": name, **vars(one)} for idx, (name, one) in enumerate(header.regimes.items())]
     names = ("regime", "source", "divergence", "meaning")
     return pa.Table.from_pylist(regimes, pa.schema([("idx", pa.int32()), *((name, pa.string()) for name in names)]))
+
+
+def _without_rows(schema: pa.Schema) -> pa.Table:
+    """An empty table, with the types that DuckDB gives a table that was read."""
+    wide = [field.with_type(pa.float32()) if field.type == pa.float16() else field for field in schema]
+    return pa.schema(wide).empty_table()
 
 
 def _view_sql(table: str, parts: list[Part], stored: set[str]) -> str:

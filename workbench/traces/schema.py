@@ -9,8 +9,7 @@
 """
 
 import json
-import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,9 +19,10 @@ from workbench.errors import TraceError
 VERSION = 1
 HEADER_KEY = "workbench.traces"
 PROBE = "probe_"  # prefix of the tables that hold probes
+_TYPE_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "traces.md"
 
-_TEXT, _WHOLE, _REAL = pa.string(), pa.int32(), pa.float32()
+_TEXT, _WHOLE, _REAL, _ROUGH = pa.string(), pa.int32(), pa.float32(), pa.float16()
 _BOX = pa.struct([("x0", _REAL), ("y0", _REAL), ("x1", _REAL), ("y1", _REAL), ("label", _TEXT)])
 _TURN = pa.struct([("role", _TEXT), ("text", _TEXT)])
 _ALTERNATIVE = pa.struct([("token_id", _WHOLE), ("text", _TEXT), ("logprob", _REAL)])
@@ -87,7 +87,7 @@ POSITIONS = (
     Column("coefficient", _REAL, "1", "what the position's loss counts in the step's total"),
     Column("loss", _REAL, "nats", "weighted loss before averaging"),
     Column("logprob_{view}", _REAL, "nats", "log-prob of the written token under the view"),
-    Column("entropy_{view}", _REAL, "nats", "entropy of the view's next-token distribution"),
+    Column("entropy_{view}", _ROUGH, "nats", "entropy of the view's next-token distribution, to three digits"),
     Column("max_logprob_{view}", _REAL, "nats", "log-prob of the view's most likely token"),
     Column("rank_{view}", _WHOLE, "", "rank of the written token under the view, 0 = most likely"),
     Column(
@@ -153,7 +153,7 @@ class Header:
 
     def encode(self) -> dict[str, str]:
         """As key and value of a Parquet footer."""
-        return {HEADER_KEY: json.dumps({"version": VERSION, **asdict(self)}, ensure_ascii=False)}
+        return {HEADER_KEY: json.dumps({"version": VERSION, **vars(self)}, default=vars)}
 
 
 def decode_header(metadata: dict[bytes, bytes] | None, file: Path) -> Header:
@@ -285,7 +285,7 @@ def _type_name(dtype: pa.DataType) -> str:
         return "(" + ", ".join(field.name for field in dtype) + ")"
     if pa.types.is_map(dtype):
         return f"map of {_type_name(dtype.key_type)} to {_type_name(dtype.item_type)}"
-    return re.sub(r"^float$", "float32", re.sub(r"^double$", "float64", str(dtype)))
+    return _TYPE_NAMES.get(str(dtype), str(dtype))
 
 
 if __name__ == "__main__":

@@ -203,9 +203,9 @@ class TraceWriter:
         digest = hashlib.sha256(f"{image.size} ".encode() + image.tobytes()).hexdigest()[:16]
         file = self.folder / "images" / f"{digest}.png"
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
             temporary = file.parent / f".{file.name}.{os.getpid()}"
             try:
+                file.parent.mkdir(parents=True, exist_ok=True)
                 image.save(temporary, format="PNG", compress_level=1)
                 os.replace(temporary, file)
             except OSError as error:
@@ -227,4 +227,6 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 
 
 def _array(values: list | np.ndarray | pa.Array, dtype: pa.DataType) -> pa.Array:
-    return values if isinstance(values, pa.Array) else pa.array(values, dtype)
+    if isinstance(values, pa.Array):
+        return values
+    return pa.array(values.astype(np.float16) if dtype == pa.float16() else values, dtype)

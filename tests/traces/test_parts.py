@@ -1,0 +1,152 @@
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from workbench.traces import parts
+from workbench.traces.parts import compact, delete_after, list_parts
+from workbench.traces.reader import open_traces
+from workbench.traces.writer import TraceWriter
+
+
+def writer(folder, **options) -> TraceWriter:
+    return TraceWriter(folder, method="dopd", policy_text=str, **options)
+
+
+def write_steps(folder, make_batch, steps, *, seed=0) -> None:
+    one = writer(folder)
+    for step in steps:
+        one.write(make_batch(step, seed=seed))
+
+
+def names(folder, table="positions") -> list[str]:
+    return sorted(file.name for file in (folder / "traces" / table).iterdir())
+
+
+def rows(folder) -> list[dict]:
+    traces = open_traces(folder)
+    positions = traces.sql("SELECT * FROM positions ORDER BY step, process_rank, rollout_idx, position").to_pylist()
+    return positions + traces.sql("SELECT * FROM rollouts ORDER BY step, process_rank, rollout_idx").to_pylist()
+
+
+def test_merging_changes_no_row(tmp_path, make_batch):
+    one = writer(tmp_path)
+    for step in range(5):
+        one.write(make_batch(step, top=2))
+    writer(tmp_path, rank=1).write(make_batch(2, seed=1))
+    before = rows(tmp_path)
+    compact(tmp_path)
+    assert names(tmp_path) == names(tmp_path, "rollouts") == ["merged-000001.parquet"]
+    assert rows(tmp_path) == before
+
+
+def test_merged_files_keep_steps_without_rows(tmp_path, make_batch):
+    writer(tmp_path).write(make_batch(0))
+    writer(tmp_path).write(make_batch(1, lengths=()))
+    compact(tmp_path)
+    assert list_parts(tmp_path / "traces" / "positions")[0].pairs == {(0, 0), (1, 0)}
+
+
+def test_the_writer_merges_every_so_many_steps(tmp_path, make_batch):
+    one = writer(tmp_path, compact_every=3)
+    for step in range(7):
+        one.write(make_batch(step))
+    assert names(tmp_path) == ["merged-000001.parquet", "merged-000002.parquet", "step-000006-rank-0.parquet"]
+    assert open_traces(tmp_path).steps() == list(range(7))
+
+
+def test_large_step_files_are_left_alone(tmp_path, make_batch, monkeypatch):
+    write_steps(tmp_path, make_batch, range(3))
+    monkeypatch.setattr(parts, "SMALL_BYTES", 10)
+    compact(tmp_path)
+    assert len(names(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("merged_again", [False, True])
+def test_a_step_written_again_after_merging_counts_once_and_as_written_last(tmp_path, make_batch, merged_again):
+    write_steps(tmp_path, make_batch, range(4))
+    compact(tmp_path)
+    write_steps(tmp_path, make_batch, [2, 4], seed=1)
+    if merged_again:
+        compact(tmp_path)
+        assert len(names(tmp_path)) == 2
+    found = open_traces(tmp_path).sql("SELECT step, loss FROM positions ORDER BY step, rollout_idx, position")
+    assert found["step"].to_pylist() == sorted([0, 1, 2, 3, 4] * 9)
+    expected = [make_batch(step, seed=int(step in (2, 4))).loss.numpy() for step in range(5)]
+    np.testing.assert_array_equal(found["loss"].to_numpy(), np.concatenate(expected))
+
+
+def test_a_merged_file_that_counts_no_more_is_deleted(tmp_path, make_batch):
+    write_steps(tmp_path, make_batch, range(2))
+    compact(tmp_path)
+    write_steps(tmp_path, make_batch, range(3), seed=1)
+    compact(tmp_path)
+    assert names(tmp_path) == ["merged-000002.parquet"]
+    assert rows(tmp_path)[0]["step"] == 0
+
+
+def test_deleting_reaches_into_merged_files(tmp_path, make_batch):
+    write_steps(tmp_path, make_batch, range(4))
+    kept = [row for row in rows(tmp_path) if row["step"] <= 1]
+    compact(tmp_path)
+    write_steps(tmp_path, make_batch, [4, 5])
+    compact(tmp_path)
+    write_steps(tmp_path, make_batch, [6])
+    writer(tmp_path).write_probe(make_batch(5))
+    traces = open_traces(tmp_path)
+    delete_after(tmp_path, 1)
+    assert names(tmp_path) == names(tmp_path, "rollouts") == ["merged-000001.parquet"]
+    assert names(tmp_path, "probe_positions") == []
+    assert rows(tmp_path) == kept
+    assert traces.steps() == [0, 1]  # a reader that was open before sees it too
+    write_steps(tmp_path, make_batch, range(2, 7))
+    compact(tmp_path)
+    assert traces.count_rollouts() == 7 * 4
+
+
+def test_deleting_removes_what_a_kill_left_half_written(tmp_path, make_batch):
+    write_steps(tmp_path, make_batch, range(2))
+    (tmp_path / "traces" / "positions" / ".step-000002-rank-0.parquet.77").write_bytes(b"PAR1")
+    (tmp_path / "traces" / "positions" / "step-000009-rank-0.parquet").write_bytes(b"torn")
+    delete_after(tmp_path, 1)
+    assert names(tmp_path) == ["step-000000-rank-0.parquet", "step-000001-rank-0.parquet"]
+
+
+def test_deleting_and_merging_nothing_is_no_error(tmp_path):
+    delete_after(tmp_path, 3)
+    compact(tmp_path)
+    assert not (tmp_path / "traces").exists()
+
+
+KILLED_MERGE = """
+import os, sys
+from pathlib import Path
+import workbench.traces.parts as parts
+
+calls, last = 0, int(sys.argv[2])
+def killed_at(event, args):
+    global calls
+    if event in ("os.rename", "os.remove") and ".parquet" in str(args[0]):
+        calls += 1
+        if calls > last:
+            os.kill(os.getpid(), 9)
+sys.addaudithook(killed_at)
+parts.compact(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("num_events", range(0, 11, 2))
+def test_a_merge_killed_anywhere_loses_and_doubles_nothing(tmp_path, make_batch, num_events):
+    """Four steps in two tables: five renames and removals per table, killed before one of them."""
+    write_steps(tmp_path, make_batch, range(4))
+    before = rows(tmp_path)
+    root = Path(parts.__file__).parents[2]
+    command = [sys.executable, "-c", KILLED_MERGE, str(tmp_path), str(num_events)]
+    killed = subprocess.run(command, cwd=root, check=False)
+    assert killed.returncode == (0 if num_events >= 10 else -signal.SIGKILL)
+    assert rows(tmp_path) == before
+    compact(tmp_path)
+    assert rows(tmp_path) == before

@@ -1,0 +1,316 @@
+import dataclasses
+import multiprocessing
+import threading
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from workbench.errors import TraceError
+from workbench.traces import schema
+from workbench.traces.parts import compact
+from workbench.traces.reader import open_traces
+from workbench.traces.writer import TraceWriter
+from workbench.types import TokenScores
+
+GAPS = {
+    "total_gap": ("teacher", "student"),
+    "capability_gap": ("teacher", "self"),
+    "information_gap": ("self", "student"),
+}
+
+
+def writer(folder, **options) -> TraceWriter:
+    return TraceWriter(folder, method="dopd", policy_text=str, **options)
+
+
+@pytest.fixture
+def run(tmp_path, make_batch):
+    """Four steps, two of them probed."""
+    one = writer(tmp_path)
+    for step in range(4):
+        one.write(make_batch(step))
+    for step in (0, 2):
+        one.write_probe(make_batch(step, lengths=(2, 2)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_gaps_are_the_float32_differences_of_the_recorded_logprobs(tmp_path, make_batch, seed):
+    batch = make_batch(seed=seed, lengths=(40, 3))
+    writer(tmp_path).write(batch)
+    found = open_traces(tmp_path).sql("SELECT * FROM positions ORDER BY rollout_idx, position")
+    for gap, (above, below) in GAPS.items():
+        expected = batch.scores[above].logprob.numpy() - batch.scores[below].logprob.numpy()
+        assert found[gap].type == "float"
+        np.testing.assert_array_equal(found[gap].to_numpy().view(np.int32), expected.view(np.int32))
+    contribution = batch.loss.numpy() * batch.coefficient.numpy()
+    np.testing.assert_array_equal(found["contribution"].to_numpy(), contribution)
+
+
+def test_gaps_of_missing_views_are_null(tmp_path, make_batch):
+    views = {"student": ("student", "plain"), "teacher": ("teacher", "plain")}
+    writer(tmp_path).write(make_batch(views=views))
+    traces = open_traces(tmp_path)
+    found = traces.sql("SELECT total_gap, capability_gap, information_gap FROM positions")
+    assert [found[name].null_count for name in found.column_names] == [0, 9, 9]
+    assert found["capability_gap"].type == "float"
+    assert traces.summary()["information_loss_share"] is None
+    assert traces.rollouts(order="capability_gap").num_rows == 4
+
+
+def test_positions_know_source_and_divergence_of_their_regime(run):
+    rows = open_traces(run).sql("SELECT DISTINCT regime, source, divergence FROM positions").to_pylist()
+    assert {row["regime"]: row["source"] for row in rows} == {"low": "teacher", "high": "self", "none": None}
+    assert all(row["divergence"] for row in rows if row["source"])
+
+
+def test_the_header_tells_method_views_and_regimes(run):
+    traces = open_traces(run)
+    assert traces.method == "dopd"
+    assert traces.views["self"] == schema.TracedView("student@ema", "boxes")
+    assert list(traces.regimes) == ["low", "high", "none"]
+    assert traces.regimes["high"].meaning == "high gap: privileged self"
+
+
+def test_a_run_or_its_traces_folder_opens_whatever_its_name(tmp_path, make_batch):
+    folder = tmp_path / "run's [a-z] *? 10%"
+    writer(folder).write(make_batch())
+    assert open_traces(folder).steps() == open_traces(str(folder / "traces")).steps() == [0]
+
+
+@pytest.mark.parametrize("name", ["missing", "empty", "file"])
+def test_a_folder_without_traces_says_what_to_do(tmp_path, name):
+    (tmp_path / "empty" / "traces" / "positions").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TraceError, match="Give the folder of a run"):
+        open_traces(tmp_path / name)
+
+
+def test_steps_are_listed_per_table(run):
+    traces = open_traces(run)
+    assert traces.steps() == [0, 1, 2, 3]
+    assert traces.steps("probe_rollouts") == [0, 2]
+    with pytest.raises(TraceError, match='table "probes" is unknown'):
+        traces.steps("probes")
+
+
+def test_tables_that_were_never_written_are_empty(tmp_path, make_batch):
+    writer(tmp_path).write(make_batch())
+    traces = open_traces(tmp_path)
+    assert traces.steps("probe_rollouts") == []
+    assert traces.rollouts(probe=True).num_rows == 0
+    assert traces.sql("SELECT capability_gap, entropy_self FROM probe_positions").num_rows == 0
+
+
+def test_pages_of_rollouts_are_complete_and_do_not_overlap(run):
+    traces = open_traces(run)
+    for order in ("step", "capability_gap", "information_gap", "loss"):
+        pages = [traces.rollouts(order=order, limit=3, offset=offset).to_pylist() for offset in range(0, 18, 3)]
+        rows = [row for page in pages for row in page]
+        assert len({(row["step"], row["rollout_idx"]) for row in rows}) == len(rows) == traces.count_rollouts() == 16
+        values = [row[order] for row in rows if row[order] is not None]
+        assert values == sorted(values, reverse=True)
+
+
+def test_aggregates_of_a_rollout_are_those_of_its_positions(run, make_batch):
+    row = next(row for row in open_traces(run).rollouts(2).to_pylist() if row["rollout_idx"] == 2)
+    batch = make_batch(2)
+    of_rollout = slice(3, 8)
+    gap = (batch.scores["teacher"].logprob - batch.scores["self"].logprob)[of_rollout]
+    assert row["capability_gap"] == pytest.approx(float(gap.mean()), rel=1e-5)  # another order of summing
+    assert row["contribution"] == pytest.approx(float((batch.loss * batch.coefficient)[of_rollout].sum()), rel=1e-5)
+    assert sum(dict(row["regimes"]).values()) == row["num_positions"] == 5
+
+
+@pytest.mark.parametrize(
+    ("filters", "count"),
+    [
+        ({"step": 1}, 4),
+        ({"domain": "count"}, 8),
+        ({"right": True}, 8),
+        ({"right": False}, 4),
+        ({"truth": "privileged"}, 8),  # the two of three and five tokens, at four steps
+        ({"truth": "visible"}, 0),
+        ({"step": 1, "right": True, "domain": "read"}, 1),
+        ({"domain": "'; DROP TABLE x; --"}, 0),
+    ],
+)
+def test_filters_keep_what_they_say_and_counting_agrees(run, filters, count):
+    traces = open_traces(run)
+    assert traces.rollouts(**filters).num_rows == traces.count_rollouts(**filters) == count
+
+
+def test_a_regime_keeps_rollouts_with_such_a_position(run):
+    traces = open_traces(run)
+    found = {(row["step"], row["rollout_idx"]) for row in traces.rollouts(regime="high").to_pylist()}
+    rows = traces.sql("SELECT step, rollout_idx FROM positions WHERE regime = ?", ["high"]).to_pylist()
+    assert found == {(row["step"], row["rollout_idx"]) for row in rows} != set()
+    with pytest.raises(TraceError, match=r'regime "hihg" is unknown.*Did you mean "high"'):
+        traces.rollouts(regime="hihg")
+    with pytest.raises(TraceError, match='order "token" is unknown'):
+        traces.rollouts(order="token")
+
+
+def test_one_rollout_comes_with_its_positions_in_order(run, make_batch):
+    traced = open_traces(run).rollout(3, 2)
+    assert [position["position"] for position in traced.positions] == [0, 1, 2, 3, 4]
+    assert tuple(position["token_text"] for position in traced.positions) == make_batch(3).token_texts[2]
+    assert traced.positions[0]["capability_gap"] is not None
+    assert len(open_traces(run).rollout(2, 1, probe=True).positions) == 2
+    with pytest.raises(TraceError, match="no rollout 9 of step 3"):
+        open_traces(run).rollout(3, 9)
+
+
+@pytest.mark.parametrize("by", ["step", "kind", "truth", "domain"])
+def test_regimes_partition_the_positions_and_the_loss(run, by):
+    rows = open_traces(run).regime_shares(by).to_pylist()
+    groups = {row[by] for row in rows}
+    assert len(rows) == 3 * len(groups)
+    assert sum(row["num_positions"] for row in rows) == 4 * 9
+    for group in groups:
+        shares = [(row["position_share"], row["loss_share"]) for row in rows if row[by] == group]
+        assert np.sum(shares, axis=0) == pytest.approx([1.0, 1.0])
+
+
+def test_regime_shares_of_one_step_by_hand(tmp_path, make_batch):
+    batch = make_batch(lengths=(4,))
+    routing = dataclasses.replace(batch.routing, regime=torch.tensor([0, 1, 1, 0]))
+    loss, coefficient = torch.tensor([1.0, 2.0, -4.0, 1.0]), torch.tensor([0.5, 0.5, 0.25, 1.0])
+    writer(tmp_path).write(dataclasses.replace(batch, routing=routing, loss=loss, coefficient=coefficient))
+    found = open_traces(tmp_path).regime_shares().to_pylist()
+    assert [row["regime"] for row in found] == ["low", "high", "none"]
+    assert [row["position_share"] for row in found] == [0.5, 0.5, 0.0]
+    assert [row["loss_share"] for row in found] == pytest.approx([1.5 / 3.5, 2.0 / 3.5, 0.0])
+    with pytest.raises(TraceError, match='group "reward" is unknown'):
+        open_traces(tmp_path).regime_shares("reward")
+
+
+def test_the_summary_by_hand(tmp_path, make_batch):
+    batch = make_batch(lengths=(2, 1, 0))
+    logprob = {"student": [-3.0, -1.0, -2.0], "self": [-1.0, -1.0, -2.0], "teacher": [-0.5, 0.0, -1.0]}
+    scores = {
+        view: TokenScores(torch.tensor(values), *(torch.zeros(3) for _ in range(2)), torch.zeros(3, dtype=torch.long))
+        for view, values in logprob.items()
+    }
+    loss, coefficient = torch.tensor([2.0, 1.0, 1.0]), torch.ones(3)
+    writer(tmp_path).write(dataclasses.replace(batch, scores=scores, loss=loss, coefficient=coefficient))
+    summary = open_traces(tmp_path).summary()
+    assert (summary["steps"], summary["rollouts"], summary["positions"], summary["probe_rollouts"]) == (1, 3, 3, 0)
+    # only the first position's information gap (2.0) exceeds its capability gap (0.5)
+    assert summary["information_position_share"] == pytest.approx(1 / 3)
+    assert summary["information_loss_share"] == pytest.approx(0.5)
+    assert summary["mean_reward"] == 0.5
+    assert summary["cut_share"] == pytest.approx(1 / 3)
+    assert summary["bytes_on_disk"] > summary["image_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    "query", ["DROP VIEW positions", "SELECT 1; SELECT 2", "COPY (SELECT 1) TO 'x'", "", "ATTACH 'x'"]
+)
+def test_only_one_select_is_taken(run, query):
+    with pytest.raises(TraceError, match="read only"):
+        open_traces(run).sql(query)
+
+
+@pytest.mark.parametrize("query", ["SELEC 1", "SELECT nothing FROM positions", "SELECT * FROM tokens"])
+def test_a_wrong_query_is_told_with_the_place_to_look(run, query):
+    with pytest.raises(TraceError, match=r"(?s)the query failed.*docs/traces.md"):
+        open_traces(run).sql(query)
+
+
+@pytest.mark.parametrize("size", [0, 3, 700])
+def test_a_file_cut_short_is_named(run, size):
+    file = run / "traces" / "positions" / "step-000002-rank-0.parquet"
+    traces = open_traces(run)
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(TraceError, match=r"positions/step-000002-rank-0.parquet cannot be read"):
+        traces.regime_shares()
+
+
+def test_a_file_damaged_inside_is_named(run):
+    file = run / "traces" / "positions" / "step-000002-rank-0.parquet"
+    content = file.read_bytes()
+    file.write_bytes(content[:4] + bytes(len(content) // 2) + content[len(content) // 2 + 4 :])
+    with pytest.raises(TraceError, match=r"positions/step-000002-rank-0.parquet cannot be read"):
+        open_traces(run).sql("SELECT * FROM positions")
+
+
+def test_a_file_of_another_version_is_named(run, make_batch, monkeypatch):
+    traces = open_traces(run)
+    monkeypatch.setattr(schema, "VERSION", 99)
+    writer(run).write(make_batch(8))
+    monkeypatch.undo()
+    with pytest.raises(TraceError, match=r"step-000008-rank-0.parquet has trace schema version 99"):
+        traces.steps()
+
+
+def test_a_foreign_parquet_file_is_ignored_or_named(run):
+    table = pq.ParquetFile(run / "traces" / "rollouts" / "step-000000-rank-0.parquet").read().replace_schema_metadata()
+    pq.write_table(table, run / "traces" / "rollouts" / "mine.parquet")
+    assert open_traces(run).steps() == [0, 1, 2, 3]
+    pq.write_table(table, run / "traces" / "rollouts" / "merged-000009.parquet")
+    with pytest.raises(TraceError, match=r"merged-000009.parquet is a Parquet file but no trace"):
+        open_traces(run).steps()
+
+
+def test_views_added_by_a_later_step_are_null_before_it(tmp_path, make_batch):
+    one = writer(tmp_path)
+    one.write(make_batch(0, views={"student": ("student", "plain")}))
+    one.write(make_batch(1))
+    for _ in range(2):
+        rows = open_traces(tmp_path).sql("SELECT step, logprob_teacher, information_gap FROM positions").to_pylist()
+        assert len(rows) == 18
+        assert all((row["step"] == 0) == (row["logprob_teacher"] is None) for row in rows)
+        assert all((row["step"] == 0) == (row["information_gap"] is None) for row in rows)
+        compact(tmp_path)
+
+
+def test_threads_share_one_reader(run):
+    traces, wrong = open_traces(run), []
+
+    def ask(step: int) -> None:
+        for _ in range(5):
+            if traces.count_rollouts(step) != 4 or len(traces.rollout(step, 2).positions) != 5:
+                wrong.append(step)
+
+    threads = [threading.Thread(target=ask, args=(step,)) for step in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+NUM_STEPS = 60
+
+
+def _train(folder, make_batch) -> None:
+    one = writer(folder, compact_every=5)
+    for step in range(1, NUM_STEPS):
+        one.write(make_batch(step))
+
+
+def test_a_reader_never_sees_half_a_step_nor_one_twice(tmp_path, make_batch):
+    writer(tmp_path).write(make_batch(0))
+    traces, seen = open_traces(tmp_path), 1
+    training = multiprocessing.get_context("fork").Process(target=_train, args=(tmp_path, make_batch))
+    training.start()
+    num_queries = 0
+    while seen < NUM_STEPS:
+        is_over = not training.is_alive()
+        found = traces.sql(
+            """SELECT r.step, count(DISTINCT r.rollout_idx) AS rollouts, count(p.position) AS positions
+            FROM rollouts AS r LEFT JOIN positions AS p USING (step, process_rank, rollout_idx)
+            GROUP BY r.step ORDER BY r.step"""
+        ).to_pylist()
+        assert [row["step"] for row in found] == list(range(len(found)))  # no gap, whatever is merged meanwhile
+        assert all((row["rollouts"], row["positions"]) == (4, 9) for row in found)
+        assert len(found) >= seen
+        assert len(found) == NUM_STEPS or not is_over
+        seen, num_queries = len(found), num_queries + 1
+    training.join()
+    assert training.exitcode == 0
+    assert num_queries > 1
+    assert len(list((tmp_path / "traces" / "positions").glob("merged-*"))) > 5

@@ -1,0 +1,180 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from workbench.errors import TraceError
+from workbench.traces.reader import open_traces
+from workbench.traces.writer import TraceWriter
+from workbench.types import Prompt
+
+SCORES = ("logprob", "entropy", "max_logprob", "rank")
+
+
+def writer(folder, **options) -> TraceWriter:
+    return TraceWriter(folder, method="dopd", policy_text=lambda token: f"<{token}>", **options)
+
+
+def column(folder, name, table="positions"):
+    order = "step, process_rank, rollout_idx" + (", position" if "positions" in table else "")
+    return open_traces(folder).sql(f"SELECT * FROM {table} ORDER BY {order}")[name].to_pylist()
+
+
+def floats(folder, name) -> np.ndarray:
+    return np.array(column(folder, name), dtype=np.float32)
+
+
+def test_positions_come_back_bit_for_bit(tmp_path, make_batch):
+    batch = make_batch(4)
+    writer(tmp_path).write(batch)
+    for view, scores in batch.scores.items():
+        np.testing.assert_array_equal(floats(tmp_path, f"logprob_{view}"), scores.logprob.numpy())
+        np.testing.assert_array_equal(floats(tmp_path, f"max_logprob_{view}"), scores.max_logprob.numpy())
+        np.testing.assert_array_equal(floats(tmp_path, f"entropy_{view}"), scores.entropy.half().float().numpy())
+        assert column(tmp_path, f"rank_{view}") == scores.rank.tolist()
+    np.testing.assert_array_equal(floats(tmp_path, "loss"), batch.loss.numpy())
+    np.testing.assert_array_equal(floats(tmp_path, "coefficient"), batch.coefficient.numpy())
+    np.testing.assert_array_equal(floats(tmp_path, "weight"), batch.routing.weight.numpy())
+    assert column(tmp_path, "token_id") == [token for one in batch.rollouts for token in one.ids]
+    assert column(tmp_path, "token_text") == [text for texts in batch.token_texts for text in texts]
+    assert column(tmp_path, "kind") == [kind for kinds in batch.kinds for kind, _ in kinds]
+    assert column(tmp_path, "truth") == [truth for kinds in batch.kinds for _, truth in kinds]
+    assert column(tmp_path, "regime") == [list(batch.regimes)[idx] for idx in batch.routing.regime]
+    assert column(tmp_path, "rollout_idx") == [0] * 3 + [2] * 5 + [3]
+    assert column(tmp_path, "position") == [0, 1, 2, 0, 1, 2, 3, 4, 0]
+    assert set(column(tmp_path, "step")) == {4}
+
+
+def test_numbers_that_are_not_finite_come_back(tmp_path, make_batch):
+    batch = make_batch(lengths=(3,))
+    logprob = torch.tensor([-math.inf, math.nan, -1e-30])
+    scores = batch.scores | {"teacher": dataclasses.replace(batch.scores["teacher"], logprob=logprob)}
+    writer(tmp_path).write(dataclasses.replace(batch, scores=scores))
+    np.testing.assert_array_equal(floats(tmp_path, "logprob_teacher"), logprob.numpy())
+
+
+def test_bfloat16_tensors_come_back_bit_for_bit(tmp_path, make_batch):
+    batch = make_batch()
+    writer(tmp_path).write(dataclasses.replace(batch, loss=batch.loss.bfloat16()))
+    np.testing.assert_array_equal(floats(tmp_path, "loss"), batch.loss.bfloat16().float().numpy())
+
+
+def test_rollouts_come_back_with_prompts_evidence_and_outcome(tmp_path, make_batch):
+    batch = make_batch(4)
+    writer(tmp_path, rank=3).write(batch)
+    row = open_traces(tmp_path).rollout(4, 2, process_rank=3).row
+    rollout, prompt = batch.rollouts[2], batch.prompts["self"][2]
+    assert row["question"] == rollout.example.question
+    assert row["completion"] == "ответ 2"
+    assert row["finished"] is False
+    assert row["reward"] is None
+    assert row["num_positions"] == 5
+    assert row["prompt_self"] == prompt.text
+    assert row["prompt_self"] != row["prompt_student"]
+    assert row["history_self"] == [{"role": "user", "text": "hello"}]
+    assert row["evidence_boxes"] == [{"x0": 0.5, "y0": 1.0, "x1": 3.0, "y1": 4.0, "label": "tag"}]
+    assert (row["evidence_hint"], row["evidence_caption"]) == ("left", None)
+    assert dict(row["thresholds"]) == {"gap": 4.1, "probability_sum": 1.5}
+    assert column(tmp_path, "reward", "rollouts") == [1.0, 0.0, None, 1.0]
+
+
+def test_pictures_in_memory_are_saved_once_and_come_back(tmp_path, make_batch):
+    batch = make_batch()
+    one = writer(tmp_path)
+    one.write(batch)
+    one.write(make_batch(1))
+    files = sorted((tmp_path / "traces" / "images").iterdir())
+    assert len(files) == 3  # two pictures shared by all four examples, and their crop
+    traced = open_traces(tmp_path).rollout(0, 1)
+    assert Image.open(traced.images("teacher")[0]).tobytes() == batch.rollouts[1].example.images[0].tobytes()
+    assert Image.open(tmp_path / "traces" / traced.row["evidence_crop"]).size == (2, 2)
+
+
+def test_pictures_from_files_are_named_by_their_path(tmp_path, make_batch):
+    batch = make_batch(lengths=(1,))
+    prompts = batch.prompts | {"student": (Prompt((tmp_path / "photo.jpg",), "what?"),)}
+    writer(tmp_path / "run").write(dataclasses.replace(batch, prompts=prompts))
+    assert open_traces(tmp_path / "run").rollout(0, 0).images("student") == (tmp_path / "photo.jpg",)
+
+
+def test_prompts_without_a_key_are_looked_at_each_time(tmp_path, make_batch):
+    one = writer(tmp_path)
+    for step in range(2):
+        batch = make_batch(step, lengths=(1,))
+        prompt = Prompt((Image.new("L", (3, 3), step),), "what?")
+        one.write(dataclasses.replace(batch, prompts=batch.prompts | {"student": (prompt,)}))
+    first, second = column(tmp_path, "images_student", "rollouts")
+    assert first != second
+
+
+def test_alternatives_are_at_their_positions_and_nowhere_else(tmp_path, make_batch):
+    batch = make_batch(top=2)
+    writer(tmp_path).write(batch)
+    found = column(tmp_path, "alternatives_teacher")
+    ids, logprobs = batch.alternatives.top["teacher"]
+    expected = dict(zip(batch.alternatives.index.tolist(), range(len(ids)), strict=True))
+    for position, entries in enumerate(found):
+        if position not in expected:
+            assert entries is None
+            continue
+        row = expected[position]
+        assert [entry["token_id"] for entry in entries] == ids[row].tolist()
+        assert [entry["text"] for entry in entries] == [f"<{token}>" for token in ids[row].tolist()]
+        np.testing.assert_array_equal(np.float32([entry["logprob"] for entry in entries]), logprobs[row].numpy())
+    assert column(tmp_path, "alternatives_student") == [None] * len(found)
+
+
+def test_sampler_logprobs_and_advantages_are_null_only_where_there_are_none(tmp_path, make_batch):
+    batch = make_batch(lengths=(2, 1))
+    sampled = dataclasses.replace(batch.rollouts[0], logprobs=(-0.5, -0.25))
+    routing = dataclasses.replace(batch.routing, advantage=torch.tensor([1.0, -1.0, 0.5]))
+    one = dataclasses.replace(batch, rollouts=(sampled, batch.rollouts[1]), routing=routing)
+    writer(tmp_path).write(one)
+    assert column(tmp_path, "sampler_logprob") == [-0.5, -0.25, None]
+    assert column(tmp_path, "advantage") == [1.0, -1.0, 0.5]
+    writer(tmp_path).write(batch)
+    assert column(tmp_path, "advantage") == [None] * 3
+
+
+@pytest.mark.parametrize("lengths", [(), (0,), (0, 0), (0, 2)])
+def test_empty_batches_and_completions_are_recorded(tmp_path, make_batch, lengths):
+    one = writer(tmp_path)
+    one.write(make_batch(0, lengths=lengths, top=1 if sum(lengths) else 0))
+    one.write(make_batch(1))
+    assert column(tmp_path, "step").count(0) == sum(lengths)
+    assert column(tmp_path, "step", "rollouts").count(0) == len(lengths)
+    if lengths:
+        assert open_traces(tmp_path).rollout(0, 0).positions == ()
+
+
+def test_a_step_written_again_replaces_the_first(tmp_path, make_batch):
+    traces, one = None, writer(tmp_path)
+    for seed in range(3):
+        batch = make_batch(1, seed=seed)
+        one.write(batch)
+        traces = traces or open_traces(tmp_path)
+        logprobs = traces.sql("SELECT logprob_self FROM positions ORDER BY rollout_idx, position")["logprob_self"]
+        np.testing.assert_array_equal(logprobs.to_numpy(), batch.scores["self"].logprob.numpy())
+
+
+def test_processes_and_probes_do_not_touch_one_another(tmp_path, make_batch):
+    writer(tmp_path, rank=0).write(make_batch(seed=0))
+    writer(tmp_path, rank=1).write(make_batch(seed=1))
+    writer(tmp_path, rank=0).write_probe(make_batch(seed=2, lengths=(2,)))
+    assert column(tmp_path, "process_rank", "rollouts") == [0] * 4 + [1] * 4
+    assert len(column(tmp_path, "token_id", "probe_positions")) == 2
+
+
+def test_only_whole_files_lie_in_the_folder(tmp_path, make_batch):
+    writer(tmp_path).write(make_batch(12))
+    names = [file.name for file in (tmp_path / "traces" / "positions").iterdir()]
+    assert names == ["step-000012-rank-0.parquet"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, make_batch):
+    (tmp_path / "traces").write_text("in the way")
+    with pytest.raises(TraceError, match=r"traces.*cannot be written"):
+        writer(tmp_path).write(make_batch())
