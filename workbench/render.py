@@ -1,5 +1,6 @@
 """One answer token by token, beside its image evidence: for the app, notebooks, static reports and the terminal.
 
+    a recorded answer (workbench.traces) -> token_view -> TokenView
     TokenView -> render_tokens   -> one HTML fragment      (render_page joins fragments to a document)
               -> render_terminal -> coloured or plain text
     render_movement: the regimes of one answer over training, as a heatmap
@@ -11,7 +12,10 @@ standalone=False. What happens in the browser is in assets/tokens.js.
 from workbench.rendering.colours import QUANTITIES
 from workbench.rendering.fragment import THEMES, page_head, render_tokens
 from workbench.rendering.model import PictureOfView, RegimeNote, TokenCell, TokenView
+from workbench.rendering.movement import render_movement
 from workbench.rendering.page import render_page
+from workbench.rendering.recorded import token_view
+from workbench.rendering.terminal import render_terminal
 from workbench.rendering.words import consequence, explain
 
 __all__ = [
@@ -24,6 +28,9 @@ __all__ = [
     "consequence",
     "explain",
     "page_head",
+    "render_movement",
     "render_page",
+    "render_terminal",
     "render_tokens",
+    "token_view",
 ]

@@ -45,8 +45,8 @@
   };
   const percent = (probability) => {
     const value = 100 * probability;
-    if (value >= 99.95 || value === 0) return `${value.toFixed(0)} %`;
-    return value < 0.1 ? "<0.1 %" : `${value.toFixed(value < 10 ? 1 : 0)} %`;
+    if (value >= 99.95 || value === 0) return `${value.toFixed(0)}%`;
+    return value < 0.1 ? "<0.1%" : `${value.toFixed(value < 10 ? 1 : 0)}%`;
   };
 
   // ---- what is said about one token
@@ -65,11 +65,11 @@
     add("source", data.source[i] || "none");
     if (data.divergence[i]) add("by", data.divergence[i]);
     if (data.weight[i] !== null) add("weight", number(data.weight[i], 2));
-    add("loss", data.loss[i] === null ? DASH : number(data.loss[i], 3) + " nats");
+    add("loss", number(data.loss[i], 3) + (data.loss[i] === null ? "" : " nats"));
     return row;
   };
 
-  const viewTable = (data, i, options) => {
+  const viewTable = (data, i, options, isFull) => {
     const table = make("table", "wb-views");
     const head = make("tr", "", make("th", ""));
     for (const view of data.views) {
@@ -94,8 +94,10 @@
     };
     values("log-prob", data.logprob, (value) => number(value, 3), "logprob");
     values("prob", data.logprob, (value) => percent(Math.exp(value)));
-    values("rank", data.rank, (value) => String(value + 1));
-    values("entropy", data.entropy, (value) => number(value, 2));
+    if (isFull) {
+      values("rank", data.rank, (value) => String(value + 1));
+      values("entropy", data.entropy, (value) => number(value, 2));
+    }
     const longest = Math.min(options, Math.max(0, ...data.best.map((column) => column[i].length)));
     for (let k = 0; k < longest; k += 1) {
       const cells = data.best.map((column) => {
@@ -143,10 +145,9 @@
     const svg = draw("svg", { viewBox: `0 0 360 ${height}`, role: "img", "aria-label": `gaps in nats: ${spoken}` });
     names.forEach((name, k) => {
       const [px, y] = [x(at[name]), bottom + 13 + k * 15];
-      svg.append(draw("line", { x1: px, x2: px, y1: top, y2: y - 9, stroke: "var(--muted)", "stroke-width": 1, "stroke-dasharray": "2 2" }));
+      svg.append(draw("line", { x1: px, x2: px, y1: top, y2: y, stroke: "var(--muted)", "stroke-width": 1, "stroke-dasharray": "2 2" }));
       const anchor = px > (left + right) / 2 ? "end" : "start";
-      const offset = anchor === "end" ? 2 : -2;
-      svg.append(draw("text", { x: px + offset, y: y + 1, class: "wb-quiet", "text-anchor": anchor }, `${name} ${number(at[name], 2)}`));
+      svg.append(draw("text", { x: px + (anchor === "end" ? -4 : 4), y, class: "wb-quiet", "text-anchor": anchor }, `${name} ${number(at[name], 2)}`));
     });
     steps.forEach(([label, from, to, gap, fill], k) => {
       const y = top + k * rowHeight;
@@ -171,7 +172,7 @@
     token.tabIndex = 0;
     root.dataset.pin = index;
     const fall = waterfall(data, index);
-    const parts = make("div", "wb-parts", make("div", "", viewTable(data, index, 5)), make("div", "", reason(data, index), ...(fall ? [fall] : [])));
+    const parts = make("div", "wb-parts", make("div", "", viewTable(data, index, 5, true)), make("div", "", reason(data, index), ...(fall ? [fall] : [])));
     root.querySelector(".wb-detail").replaceChildren(heading(data, index), facts(data, index), parts);
     if (focus) {
       token.focus();
@@ -205,12 +206,14 @@
     for (const name of ["information", "capability", "total"]) {
       gaps.append(make("span", "", make("span", "wb-sub", name + " "), signed(data[name][i])));
     }
-    gaps.append(make("span", "wb-sub", "loss "), data.loss[i] === null ? DASH : number(data.loss[i], 3));
-    card.replaceChildren(heading(data, i), gaps, viewTable(data, i, 3), reason(data, i));
+    gaps.append(make("span", "", make("span", "wb-sub", "loss "), number(data.loss[i], 3)));
+    card.replaceChildren(heading(data, i), gaps, viewTable(data, i, 3, false), reason(data, i));
     if (!card.matches(":popover-open")) card.showPopover();
     const [spot, size] = [hovered.getBoundingClientRect(), card.getBoundingClientRect()];
-    const x = Math.max(8, Math.min(spot.left - 12, window.innerWidth - size.width - 8));
-    const below = spot.bottom + 22;
+    const main = root.querySelector(".wb-main").getBoundingClientRect();
+    const end = main.width > size.width ? main.right : window.innerWidth - 8; // leaves the pinned token in sight
+    const x = Math.max(8, Math.min(spot.left - 12, end - size.width));
+    const below = spot.bottom + (root.dataset.bars === "on" ? 32 : 8);
     const y = below + size.height < window.innerHeight ? below : Math.max(8, spot.top - size.height - 14);
     card.style.transform = `translate(${Math.round(x)}px, ${Math.round(y)}px)`;
   };

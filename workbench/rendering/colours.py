@@ -21,8 +21,8 @@ class Fill(NamedTuple):
     pattern: str = "none"
 
 
-_HATCH = "repeating-linear-gradient(135deg,rgb(0 0 0/.16) 0 1.5px,transparent 1.5px 6px)"
-_DOTS = "radial-gradient(circle at 2px 2px,rgb(128 128 128/.5) .8px,transparent 1.1px) 0 0/6px 6px"
+_HATCH = "repeating-linear-gradient(135deg,rgb(0 0 0/.1) 0 1.5px,transparent 1.5px 6px)"
+_DOTS = "radial-gradient(circle at 2px 2px,rgb(128 128 128/.42) .8px,transparent 1.1px) 0 0/6px 6px"
 _LINES = "repeating-linear-gradient(0deg,rgb(0 0 0/.14) 0 1px,transparent 1px 5px)"
 
 SLOTS = {
@@ -71,7 +71,7 @@ QUANTITIES = {  # what tokens can be coloured by: label, unit, one letter for th
     "information": ("information gap", "nats", "i"),
     "weight": ("weight", "", "w"),
     "loss": ("loss", "nats", "l"),
-    "entropy": ("student entropy", "nats", "e"),
+    "entropy": ("entropy", "nats", "e"),
     "truth": ("truth", "", "t"),
 }
 
@@ -116,6 +116,14 @@ def scale_bound(values: Iterable[float | None]) -> float:
     return next(step * power for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if size <= step * power * (1 + 1e-9))
 
 
+def bar_range(gaps: Iterable[float | None]) -> tuple[float, float]:
+    """Nats that the gap bars reach up and down: the largest gaps of each sign, but no more than 10, where sizes stop
+    to mean much. Both directions share one scale, so room goes where the gaps are."""
+    known = [gap for gap in gaps if gap is not None]
+    up, down = max(known, default=0.0), -min(known, default=0.0)
+    return tuple(float(min(10, max(1, math.ceil(2 * size) / 2))) for size in (up, down))
+
+
 def diverging_step(value: float | None, bound: float) -> int | None:
     """Index into DIVERGING; the middle is zero within an eighth of a step."""
     if value is None:
@@ -151,7 +159,11 @@ def _luminance(colour: str) -> float:
 def palette_css() -> str:
     """The rules that give a token its fill from its class and the quantity chosen on the fragment's root."""
     rules = [_rule(f'.wb-s-{slot},.wb-tokens[data-by="regime"] .wb-r-{slot}', fill) for slot, fill in SLOTS.items()]
-    for scale, fills in (("diverging", dict(enumerate(DIVERGING))), ("growing", dict(enumerate(GROWING))), ("truth", TRUTH)):
+    for scale, fills in (
+        ("diverging", dict(enumerate(DIVERGING))),
+        ("growing", dict(enumerate(GROWING))),
+        ("truth", TRUTH),
+    ):
         rules += [_rule(f".wb-{scale}-{name}", fill) for name, fill in fills.items()]
     for quantity, (_, _, letter) in QUANTITIES.items():
         if quantity == "truth":

@@ -20,7 +20,7 @@ from workbench.rendering.words import consequence, explain, is_control_token, vi
 
 THEMES = ("auto", "light", "dark")
 ASSETS = Path(__file__).parent.parent / "assets"
-BAR_PIXELS = 8  # of the gap bars under a token, at the end of their scale
+BAR_PIXELS = 24  # room for the gap bars under a token, both directions together
 
 
 def render_tokens(
@@ -99,7 +99,9 @@ def embed_json(value: object) -> str:
 def _most_telling(view: TokenView) -> int:
     def weight(token_idx: int) -> tuple[float, float]:
         token = view.tokens[token_idx]
-        gap = max(abs(colours.finite(gap) or 0.0) for gap in (token.total_gap, token.capability_gap, token.information_gap))
+        gap = max(
+            abs(colours.finite(gap) or 0.0) for gap in (token.total_gap, token.capability_gap, token.information_gap)
+        )
         return gap, colours.finite(token.loss) or 0.0
 
     return max(range(len(view.tokens)), key=weight, default=-1)
@@ -107,7 +109,8 @@ def _most_telling(view: TokenView) -> int:
 
 def _head(view: TokenView) -> str:
     meta = "".join(
-        f"<span><span class='wb-key'>{escape(str(key))}</span> {escape(str(value))}</span>" for key, value in view.meta.items()
+        f"<span><span class='wb-key'>{escape(str(key))}</span> {escape(str(value))}</span>"
+        for key, value in view.meta.items()
     )
     return f'<header class="wb-head"><span class="wb-title">{escape(view.title)}</span><span class="wb-meta">{meta}</span></header>'
 
@@ -116,7 +119,9 @@ def _question(view: TokenView) -> str:
     verdict = ""
     if view.right is not None:
         verdict = f'<span class="wb-verdict wb-{"right" if view.right else "wrong"}">{"✓ right" if view.right else "✗ wrong"}</span>'
-    expected = "" if view.expected is None else f'<span class="wb-expected">expected <b>{escape(view.expected)}</b></span>'
+    expected = (
+        "" if view.expected is None else f'<span class="wb-expected">expected <b>{escape(view.expected)}</b></span>'
+    )
     return f'<div class="wb-question"><span class="wb-ask">{escape(view.question)}</span>{expected}{verdict}</div>'
 
 
@@ -129,9 +134,10 @@ def _chips(view: TokenView, colour_by: str) -> str:
             known = quantity == "regime" or any(value is not None for value in colours.values_of(view, quantity))
         state = "" if known else ' disabled title="not recorded for this answer"'
         pressed = "true" if quantity == colour_by else "false"
-        chips.append(f'<button type="button" class="wb-chip" data-by="{quantity}" aria-pressed="{pressed}"{state}>{label}</button>')
-    bars = '<button type="button" class="wb-chip wb-toggle" data-bars aria-pressed="true">gap bars</button>'
-    return f'<div class="wb-chips"><span role="group" aria-label="colour by">{"".join(chips)}</span>{bars}</div>'
+        chips.append(
+            f'<button type="button" class="wb-chip" data-by="{quantity}" aria-pressed="{pressed}"{state}>{label}</button>'
+        )
+    return f'<div class="wb-chips" role="group" aria-label="colour by">{"".join(chips)}</div>'
 
 
 def _answer(view: TokenView, pinned: int) -> str:
@@ -139,6 +145,8 @@ def _answer(view: TokenView, pinned: int) -> str:
         return '<p class="wb-hint">The answer is empty: no token was written.</p>'
     gaps = [*colours.values_of(view, "capability"), *colours.values_of(view, "information")]
     bound = colours.scale_bound(gaps)
+    up, down = colours.bar_range(gaps)
+    pixels_per_nat = BAR_PIXELS / (up + down)
     growing = {name: colours.values_of(view, name) for name in ("weight", "loss", "entropy")}
     bounds = {name: colours.scale_bound(values) for name, values in growing.items()}
     slots = colours.regime_slots(view.all_regimes)
@@ -151,9 +159,11 @@ def _answer(view: TokenView, pinned: int) -> str:
         ]
         classes = f"wb-t wb-r-{slots[token.regime]} wb-t-{token.truth if token.truth in colours.TRUTH else 'unknown'}"
         classes += "".join(f" wb-{letter}-{step}" for letter, step in steps if step is not None)
-        parts.append(_token(token, token_idx, classes, _bars(token, bound), token_idx == pinned, token.regime != before))
+        parts.append(
+            _token(token, token_idx, classes, _bars(token, up, down), token_idx == pinned, token.regime != before)
+        )
         before = token.regime
-    return f'<div class="wb-answer" dir="auto" role="group" aria-label="answer, token by token">{"".join(parts)}</div>'
+    return f'<div class="wb-answer" dir="auto" style="--up:{up * pixels_per_nat:.1f}" role="group" aria-label="answer, token by token">{"".join(parts)}</div>'
 
 
 def _token(token: TokenCell, token_idx: int, classes: str, bars: str, is_pinned: bool, starts_run: bool) -> str:
@@ -168,18 +178,20 @@ def _token(token: TokenCell, token_idx: int, classes: str, bars: str, is_pinned:
     return (
         f'<button type="button" class="{classes}" data-i="{token_idx}" tabindex="{0 if is_pinned else -1}" '
         f'aria-label="{label}"{" aria-pressed=true" if is_pinned else ""}{bars}>{tag}{text}</button>'
-        + "<br>" * min(token.text.count("\n"), 2)
+        + "<br>"
+        * min(token.text.count("\n"), 2)
     )
 
 
-def _bars(token: TokenCell, bound: float) -> str:
+def _bars(token: TokenCell, up: float, down: float) -> str:
     """Heights of the two bars in pixels, as CSS variables; both gaps of all tokens are on one scale."""
     sizes = []
     for name, gap in (("c", token.capability_gap), ("i", token.information_gap)):
         gap = colours.finite(gap)
         if gap is not None:
-            height = max(-1.0, min(1.0, gap / bound)) * BAR_PIXELS
-            sizes.append(f"--{name}:{height:.1f}".replace(".0", ""))
+            height = max(-down, min(up, gap)) * BAR_PIXELS / (up + down)
+            if abs(height) >= 0.5:
+                sizes.append(f"--{name}:{height:.1f}")
     return f' style="{";".join(sizes)}"' if sizes else ""
 
 

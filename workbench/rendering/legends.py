@@ -17,19 +17,24 @@ def legends(view: TokenView) -> str:
     for quantity in ("capability", "information"):
         parts.append(_ramp(view, quantity, "diverging", len(colours.DIVERGING), bound))
     for quantity in ("weight", "loss", "entropy"):
-        parts.append(_ramp(view, quantity, "growing", len(colours.GROWING), colours.scale_bound(colours.values_of(view, quantity))))
-    bars = ""
+        parts.append(
+            _ramp(
+                view, quantity, "growing", len(colours.GROWING), colours.scale_bound(colours.values_of(view, quantity))
+            )
+        )
+    bars, (up, down) = "", colours.bar_range(gaps)
     if any(value is not None for value in gaps):
         bars = (
-            '<p class="wb-barkey"><span class="wb-stroke wb-cap"></span>capability gap <span class="wb-stroke wb-info"></span>'
-            f"information gap <span>bars above the line are positive; full height = {plain(bound, 2)} nats</span></p>"
+            '<div class="wb-barkey"><button type="button" class="wb-chip wb-toggle" data-bars aria-pressed="true">gap bars'
+            '</button><span><span class="wb-stroke wb-cap"></span>capability gap</span><span><span class="wb-stroke wb-info">'
+            f"</span>information gap</span><span>from −{down:g} to +{up:g} nats</span></div>"
         )
     return f'<div class="wb-legends">{"".join(parts)}{bars}</div>'
 
 
 def regime_shares(view: TokenView) -> dict[str, tuple[int, float, float | None]]:
     """Per regime: count, share of positions, share of the answer's loss (None where losses are unknown or not positive)."""
-    losses = {name: 0.0 for name in view.all_regimes}
+    losses = dict.fromkeys(view.all_regimes, 0.0)
     counts = dict.fromkeys(losses, 0)
     for token in view.tokens:
         counts[token.regime] += 1
@@ -37,7 +42,8 @@ def regime_shares(view: TokenView) -> dict[str, tuple[int, float, float | None]]
     total, known = sum(losses.values()), all(loss >= 0 for loss in losses.values())
     num = max(1, len(view.tokens))
     return {
-        name: (counts[name], counts[name] / num, losses[name] / total if known and total > 0 else None) for name in losses
+        name: (counts[name], counts[name] / num, losses[name] / total if known and total > 0 else None)
+        for name in losses
     }
 
 
@@ -79,6 +85,7 @@ def _truth(view: TokenView) -> str:
 
 def _ramp(view: TokenView, quantity: str, scale: str, steps: int, bound: float) -> str:
     label, unit, _ = colours.QUANTITIES[quantity]
+    label = f"student {label}" if quantity == "entropy" else label
     known = [value for value in colours.values_of(view, quantity) if value is not None]
     ends = (f"≤ −{bound:g}", f"≥ +{bound:g}") if scale == "diverging" else ("0", f"≥ {bound:g}")
     swatches = "".join(f'<span class="wb-step wb-{scale}-{step}"></span>' for step in range(steps))

@@ -24,7 +24,9 @@ def render_page(sections: Sequence[str | tuple[str, str]], title: str, *, theme:
     parts = []
     for section in sections:
         heading, fragment = ("", section) if isinstance(section, str) else section
-        parts.append(f'<section class="wb-section">{f"<h2>{escape(heading)}</h2>" if heading else ""}{fragment}</section>')
+        parts.append(
+            f'<section class="wb-section">{f"<h2>{escape(heading)}</h2>" if heading else ""}{fragment}</section>'
+        )
     return (
         f'<!DOCTYPE html>\n<html lang="en" style="color-scheme:{scheme}"{" class=dark" if theme == "dark" else ""}>'
         f'<head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'

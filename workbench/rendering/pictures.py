@@ -6,6 +6,7 @@ from html import escape
 
 from PIL import Image
 
+from workbench.errors import DataError
 from workbench.images import open_image
 from workbench.rendering.model import STUDENT, VIEW_ORDER, PictureOfView, TokenView
 from workbench.types import Box
@@ -33,19 +34,26 @@ def data_uri(image: Image.Image) -> str:
 
 
 def _figure(picture: PictureOfView) -> str:
-    image = open_image(picture.image)
+    title = escape(picture.title, quote=True)
+    try:
+        image = open_image(picture.image)
+    except DataError as error:  # the words are worth showing without their picture, but say so
+        return f'<figure class="wb-figure"><figcaption>{title}</figcaption><p class="wb-note">{escape(str(error))}</p></figure>'
     width, height = image.size
     pixelated = " wb-pixelated" if max(width, height) <= _SMALL else ""
     drawn = "".join(_box(box, width, "wb-box") for box in picture.boxes)
     if picture.crop is not None:
         drawn += _box(picture.crop, width, "wb-crop")
-    overlay = f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg>' if drawn else ""
+    overlay = (
+        f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg>'
+        if drawn
+        else ""
+    )
     labels = "".join(_label(box, width, height) for box in (*picture.boxes, *filter(None, [picture.crop])) if box.label)
     note = f'<p class="wb-note">{escape(picture.note)}</p>' if picture.note else ""
-    title = escape(picture.title, quote=True)
     return (
         f'<figure class="wb-figure"><figcaption>{title}<span class="wb-size">{width} × {height}</span></figcaption>'
-        f'<div class="wb-picture" style="aspect-ratio:{width}/{height};max-height:420px">'
+        f'<div class="wb-picture" style="--ratio:{width}/{height}">'
         f'<img class="wb-image{pixelated}" alt="{title}" src="{data_uri(image)}">{overlay}{labels}</div>{note}</figure>'
     )
 
@@ -80,5 +88,7 @@ def _prompts(view: TokenView) -> str:
             extra = plain_lines is not None and line not in plain_lines
             lines.append(f"<mark>{escape(line)}</mark>" if extra else escape(line))
         shown = " · ".join(f"{name} ({view.contexts[name]})" if view.contexts.get(name) else name for name in names)
-        blocks.append(f'<div class="wb-prompt"><div class="wb-caption">{escape(shown)}</div><pre>{chr(10).join(lines)}</pre></div>')
+        blocks.append(
+            f'<div class="wb-prompt"><div class="wb-caption">{escape(shown)}</div><pre>{chr(10).join(lines)}</pre></div>'
+        )
     return f'<details class="wb-prompts" open><summary>What each view was asked</summary>{"".join(blocks)}</details>'

@@ -86,7 +86,9 @@ def _dopd_reason(cell: TokenCell, limits: dict[str, float]) -> str:
     gap, mean_gap = abs(log_t - log_s), limits["gap"]
     is_low = cell.regime in ("LH", "LL")
     if (gap < mean_gap) != is_low and not math.isclose(gap, mean_gap, rel_tol=1e-3, abs_tol=1e-6):
-        return f"gap {plain(gap)} nats is {'low' if is_low else 'high'} after normalisation (threshold {plain(mean_gap)})"
+        return (
+            f"gap {plain(gap)} nats is {'low' if is_low else 'high'} after normalisation (threshold {plain(mean_gap)})"
+        )
     size = f"gap {plain(gap)} {'<' if is_low else '≥'} mean {plain(mean_gap)}"
     if not is_low:
         sign = "≥" if cell.regime == "HT" else "<"
@@ -108,7 +110,9 @@ def consequence(cell: TokenCell) -> str:
     parts = []
     if best is not None:
         word = "keeps" if best[0] == cell.text else "pulls the student to"
-        parts.append(f"The loss {word} “{visible_text(best[0])}”, {share(math.exp(best[1]))} for {_title(cell.source)}.")
+        parts.append(
+            f"The loss {word} “{visible_text(best[0].strip() or best[0])}”, {share(math.exp(best[1]))} for {_title(cell.source)}."
+        )
     if cell.truth == PRIVILEGED and cell.source in (TEACHER, SELF):
         parts.append("Only the evidence shows this value; the student's own prompt does not.")
     elif cell.information_gap is not None and cell.capability_gap is not None:

@@ -1,0 +1,398 @@
+"""What the pictures of an answer say, and that nothing in an answer can break out of them."""
+
+import base64
+import io
+import json
+import math
+import re
+import time
+
+import pytest
+from PIL import Image
+
+from workbench.errors import ConfigError
+from workbench.render import (
+    QUANTITIES,
+    PictureOfView,
+    RegimeNote,
+    TokenCell,
+    TokenView,
+    consequence,
+    explain,
+    page_head,
+    render_movement,
+    render_page,
+    render_terminal,
+    render_tokens,
+    token_view,
+)
+from workbench.rendering import colours
+from workbench.rendering.words import plain, signed, visible_text
+from workbench.traces.reader import TracedRollout
+from workbench.traces.schema import TracedRegime, TracedView
+from workbench.types import Box
+
+REGIMES = {
+    "LH": RegimeNote("low gap, both sure: teacher, light", "teacher", "reverse KL, top-128"),
+    "LL": RegimeNote("low gap, unsure: privileged self, weak", "self", "reverse KL, top-128"),
+    "HT": RegimeNote("high gap, teacher leads: teacher, strong", "teacher", "JSD"),
+    "HS": RegimeNote("high gap, self leads: privileged self, light", "self", "reverse KL, top-128"),
+}
+THRESHOLDS = {"gap": 0.55, "probability_sum": 1.20}
+
+
+def cell(text="4", regime="LH", student=-0.5, self_=-0.2, teacher=-0.1, **fields):
+    note = REGIMES.get(regime, RegimeNote())
+    logprobs = {"student": student, "self": self_, "teacher": teacher}
+    logprobs = {name: value for name, value in logprobs.items() if value is not None}
+    return TokenCell(text, 7, regime, note.source, note.divergence, logprobs=logprobs, **fields)
+
+
+def view(*tokens, **fields):
+    given = {"title": "a run", "question": "which digit?", "answer": "4", "regimes": REGIMES, "thresholds": THRESHOLDS}
+    return TokenView(tokens=tokens, **(given | fields))
+
+
+def data_of(html):
+    text = re.search(r'<script type="application/json" class="wb-data">(.*?)</script>', html, re.DOTALL)[1]
+    return json.loads(text)
+
+
+def test_gaps_are_signed_differences_and_add_up():
+    token = cell(student=-1.83, self_=-8.97, teacher=-11.82)
+    assert token.information_gap == pytest.approx(-7.14)
+    assert token.capability_gap == pytest.approx(-2.85)
+    assert token.total_gap == pytest.approx(token.information_gap + token.capability_gap)
+
+
+def test_a_gap_without_its_view_is_none_and_drawn_as_a_dash():
+    token = cell(self_=None)
+    assert (token.capability_gap, token.information_gap) == (None, None)
+    assert token.total_gap == pytest.approx(0.4)
+    assert data_of(render_tokens(view(token)))["capability"] == [None]
+    assert data_of(render_tokens(view(cell(student=None, self_=None, teacher=None))))["views"] == []
+
+
+@pytest.mark.parametrize(
+    "hostile", ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<!--", "\"'>&"]
+)
+def test_no_text_can_become_markup(hostile):
+    token = cell(hostile, "LH", kind=hostile, alternatives={"student": [(hostile, -0.5)]})
+    drawn = view(
+        token,
+        title=hostile,
+        question=hostile,
+        expected=hostile,
+        prompts={"student": hostile, "teacher": f"{hostile}\nmore"},
+        contexts={"student": hostile},
+        meta={hostile: hostile},
+        regimes={"LH": RegimeNote(hostile, hostile, hostile)},
+        pictures=(PictureOfView(hostile, Image.new("RGB", (8, 8)), (Box(1, 1, 4, 4, hostile),), note=hostile),),
+    )
+    html = render_tokens(drawn, standalone=False)
+    assert html.count("<script") == 1 and html.count("</script>") == 1 and "<!--" not in html
+    assert re.findall(r"<img[^>]*onerror", html.replace("&lt;img", "")) == []
+    assert data_of(html)["best"][0][0][0][0] == hostile
+    page = render_page([(hostile, html)], hostile)
+    assert page.count("<script") == 2, "one of the page, one of the data"
+    movement = render_movement([0], [hostile], [["LH"]], {"LH": RegimeNote(hostile)}, title=hostile)
+    assert "<script" not in movement and "<img" not in movement
+
+
+def test_a_fragment_brings_its_style_and_script_only_if_it_stands_alone():
+    alone, hosted = render_tokens(view(cell())), render_tokens(view(cell()), standalone=False)
+    assert alone.count("<style>") == 1 and alone.count("<script>") == 1
+    assert "<style>" not in hosted and "<script>" not in hosted
+    assert "<style>" in page_head() and "<script>" in page_head()
+
+
+def test_nothing_is_loaded_from_anywhere():
+    html = render_page(
+        [render_tokens(view(cell(), pictures=(PictureOfView("student", Image.new("RGB", (9, 9))),)))], "t"
+    )
+    addresses = set(re.findall(r"https?://[^\s\"')]+", html))
+    assert addresses <= {"http://www.w3.org/2000/svg"}, "the name of the SVG vocabulary is no request"
+    assert "default-src 'none'" in html and "@import" not in html
+
+
+def test_an_empty_answer_says_so():
+    for text in (render_tokens(view(answer="")), render_terminal(view(answer=""))):
+        assert "no token was written" in text
+
+
+def test_json_holds_every_number_and_no_nan():
+    token = cell(
+        loss=float("nan"), weight=float("inf"), entropies={"student": 0.25}, ranks={"self": 3}, sampled_logprob=-0.5
+    )
+    data = data_of(render_tokens(view(token, cell(regime="HT", loss=1.23456))))
+    assert data["logprob"] == [[-0.5, -0.5], [-0.2, -0.2], [-0.1, -0.1]]
+    assert data["loss"] == [None, 1.2346] and data["weight"] == [None, None]
+    assert data["entropy"] == [[0.25, None], [None, None], [None, None]] and data["rank"][1] == [3, None]
+
+
+def test_a_token_carries_a_class_for_every_quantity_that_it_has():
+    token = cell(loss=1.0, weight=1.0, entropies={"student": 1.0}, truth="privileged")
+    html = render_tokens(view(token), colour_by="loss")
+    classes = re.search(r'class="(wb-t [^"]*)"', html)[1].split()
+    assert classes == [
+        "wb-t",
+        "wb-r-teacher-light",
+        "wb-t-privileged",
+        "wb-c-5",
+        "wb-i-7",
+        "wb-w-6",
+        "wb-l-6",
+        "wb-e-6",
+    ]
+    assert 'data-by="loss"' in html
+
+
+def test_quantities_that_were_not_recorded_cannot_be_chosen():
+    html = render_tokens(view(cell(self_=None)))
+    disabled = re.findall(r'data-by="(\w+)" aria-pressed="false" disabled', html)
+    assert disabled == ["capability", "information", "weight", "loss", "entropy", "truth"]
+
+
+@pytest.mark.parametrize(
+    "call", [lambda v: render_tokens(v, colour_by="colour"), lambda v: render_terminal(v, colour_by="x")]
+)
+def test_an_unknown_quantity_is_refused_with_the_allowed_ones(call):
+    with pytest.raises(ConfigError, match="capability, entropy, information, loss, regime, truth, weight"):
+        call(view(cell()))
+
+
+def test_an_unknown_theme_is_refused():
+    with pytest.raises(ConfigError, match='theme "blue" is unknown'):
+        render_tokens(view(cell()), theme="blue")
+
+
+def test_every_text_has_a_contrast_of_at_least_four_and_a_half():
+    fills = [*colours.SLOTS.values(), *colours.TRUTH.values(), *colours.DIVERGING, *colours.GROWING]
+    for background in (colour for fill in fills for colour in (fill.light, fill.dark)):
+        assert colours.contrast(colours.ink(background), background) >= 4.5, background
+
+
+def test_contrast_of_black_on_white_is_21():
+    assert colours.contrast("#000000", "#ffffff") == pytest.approx(21.0)
+
+
+@pytest.mark.parametrize(
+    "method", [{"ALL": "teacher"}, {"KEPT": "teacher", "REST": None}, {"LOW": "reward", "REST": None}]
+)
+def test_regimes_of_other_methods_get_colours_by_their_source(method):
+    slots = colours.regime_slots({name: RegimeNote("", source) for name, source in method.items()})
+    expected = {"teacher": "teacher-light", "reward": "reward", None: "none"}
+    assert slots == {name: expected[source] for name, source in method.items()}
+
+
+def test_four_teachers_get_four_colours():
+    slots = colours.regime_slots({name: RegimeNote("", f"teacher:{name}") for name in "abcd"})
+    assert len(set(slots.values())) == 4 and "none" not in slots.values()
+
+
+@pytest.mark.parametrize(
+    ("regime", "self_", "teacher", "sentence"),
+    [
+        ("LH", math.log(0.71), math.log(0.88), "gap 0.21 < mean 0.55, and 0.88 + 0.71 ≥ 1.20: LH"),
+        ("LL", math.log(0.30), math.log(0.25), "gap 0.18 < mean 0.55, and 0.25 + 0.30 < 1.20: LL"),
+        (
+            "HT",
+            -3.0,
+            -1.0,
+            "gap 2.00 ≥ mean 0.55, and the teacher's log-prob −1.00 ≥ the privileged student's −3.00: HT",
+        ),
+        (
+            "HS",
+            -8.97,
+            -11.82,
+            "gap 2.85 ≥ mean 0.55, and the teacher's log-prob −11.82 < the privileged student's −8.97: HS",
+        ),
+    ],
+)
+def test_the_reason_states_the_comparison_with_its_numbers(regime, self_, teacher, sentence):
+    assert explain(cell(regime=regime, self_=self_, teacher=teacher), THRESHOLDS, REGIMES).startswith(sentence)
+
+
+def test_thresholds_of_micro_batches_are_found_by_their_suffix():
+    token = cell(regime="HT", self_=-3.0, teacher=-1.0)
+    alone = explain(token, {"gap_0": 0.55, "probability_sum_0": 1.2}, REGIMES)
+    assert alone.startswith("gap 2.00 ≥ mean 0.55")
+    several = {"gap_0": 9.0, "probability_sum_0": 1.0, "gap_1": 0.55, "probability_sum_1": 1.2}
+    assert "gap_0 9.00" in explain(token, several, REGIMES), "whose means these are is not known, so none is claimed"
+    own = TokenCell("4", 7, "HT", micro_batch=1, logprobs=token.logprobs)
+    assert explain(own, several, REGIMES).startswith("gap 2.00 ≥ mean 0.55")
+
+
+def test_a_comparison_that_the_numbers_contradict_is_not_claimed():
+    """With normalise=zscore the rule compares other numbers than the recorded log-probs."""
+    reason = explain(cell(regime="HT", self_=-1.3, teacher=-1.0), {"gap": 0.55, "probability_sum": 0.0}, REGIMES)
+    assert reason.startswith("gap 0.30 nats is high after normalisation")
+
+
+def test_other_methods_get_their_meaning_and_thresholds():
+    everywhere = {"ALL": RegimeNote("every token: teacher", "teacher")}
+    assert explain(cell(regime="ALL"), {}, everywhere).startswith(
+        "ALL (every token: teacher); the rule compares nothing"
+    )
+    low = {"LOW": RegimeNote("pushed down", "reward")}
+    assert (
+        explain(cell(regime="LOW", student=-5.1), {"logprob": -2.31}, low)
+        == "student log-prob −5.10 ≤ −2.31: LOW (pushed down)."
+    )
+    assert explain(cell(regime="ALL"), {"ratio_clip": 2.0}, everywhere).endswith(
+        "thresholds at this step: ratio_clip 2.00."
+    )
+    assert explain(cell(regime="new"), {}, {}).startswith("new;")
+
+
+def test_the_consequence_names_the_target_and_that_only_the_evidence_shows_it():
+    best = {"self": [("4", math.log(0.97))]}
+    token = cell("2", "HS", -1.83, -8.97, -11.82, truth="privileged", alternatives=best)
+    assert consequence(token) == (
+        "The loss pulls the student to “4”, 97 % for the privileged student. "
+        "Only the evidence shows this value; the student's own prompt does not."
+    )
+    assert "Most of the gap is information" in consequence(cell("2", "HS", -1.83, -8.97, -11.82))
+    assert consequence(TokenCell("a", 1, "REST")) == "No supervision here."
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [(" the", "·the"), ("\n", "↵"), ("<|im_end|>", "‹im_end›"), ("</s>", "‹/s›"), ("<b>", "<b>"), ("", "∅"),
+     ("\x1b[31m", "\\u001b[31m"), ("\u202e", "\\u202e"), ("答", "答")],
+)  # fmt: skip
+def test_token_text_is_made_visible(text, shown):
+    assert visible_text(text) == shown
+
+
+def test_numbers_carry_their_sign_but_zero_has_none():
+    assert [signed(value) for value in (1.234, -1.234, 0.0, -0.001, None, math.nan)] == [
+        "+1.23",
+        "−1.23",
+        "0.00",
+        "0.00",
+        "–",
+        "–",
+    ]
+    assert [plain(value) for value in (1.0, -0.001, -2.0, None)] == ["1.00", "0.00", "−2.00", "–"]
+
+
+def test_a_line_break_in_the_answer_breaks_the_line():
+    assert render_tokens(view(cell("a\n"), cell("b")), standalone=False).count("</button><br>") == 1
+
+
+def test_pictures_are_small_data_uris_with_boxes_in_their_own_pixels():
+    picture = PictureOfView(
+        "student", Image.effect_noise((3000, 1500), 40), (Box(300, 600, 900, 900, "ring"),), Box(0, 0, 30, 30)
+    )
+    html = render_tokens(view(cell(), pictures=(picture,)), standalone=False)
+    kind, payload = re.search(r"data:image/(\w+);base64,([^\"]+)", html).groups()
+    assert kind == "webp" and Image.open(io.BytesIO(base64.b64decode(payload))).size == (640, 320)
+    assert 'viewBox="0 0 3000 1500"' in html and 'x="300" y="600" width="600" height="300"' in html
+    assert "3000 × 1500" in html and 'class="wb-crop"' in html
+
+
+def test_a_missing_picture_is_said_and_the_tokens_stay(tmp_path):
+    html = render_tokens(view(cell(), pictures=(PictureOfView("student", tmp_path / "gone.png"),)))
+    assert "gone.png does not exist" in html and 'data-i="0"' in html
+
+
+def test_lines_that_only_privileged_views_were_given_are_marked():
+    html = render_tokens(
+        view(cell(), prompts={"student": "which?", "teacher": "which?\nboxes: ring", "self": "which?\nboxes: ring"})
+    )
+    assert html.count("<mark>") == 1 and "<mark>boxes: ring</mark>" in html
+    assert "self · teacher" in html
+
+
+def test_the_legend_counts_tokens_and_loss():
+    tokens = [cell(loss=1.0), cell(loss=1.0), cell(regime="HT", loss=6.0)]
+    html = render_tokens(view(*tokens), standalone=False)
+    row = re.search(r"HT</th>(.*?)</tr>", html)[1]
+    assert ">1 <" in row and "33 %" in row and "75 %" in row
+
+
+def test_two_thousand_tokens_render_in_seconds_and_about_a_megabyte():
+    best = {name: [(f"w{k}", -0.1 - k) for k in range(5)] for name in ("student", "self", "teacher")}
+    tokens = [cell(f" w{k}", list(REGIMES)[k % 4], loss=k / 100, weight=1.0, alternatives=best) for k in range(2000)]
+    before = time.perf_counter()
+    html = render_tokens(view(*tokens), standalone=False)
+    assert time.perf_counter() - before < 5.0, "0.3 s where it was written"
+    assert html.count('class="wb-t ') == 2000 and len(html.encode()) < 2_000_000
+
+
+def test_terminal_text_without_colour_has_no_escapes_and_marks_the_regimes():
+    text = render_terminal(view(cell("the"), cell(" digit"), cell(" 2", "HS"), cell("\x1b]0;x\x07")), colour=False)
+    assert "\x1b" not in text and "\x07" not in text
+    assert "[LH]the·digit [HS]·2 [LH]\\u001b]0;x\\u0007" in text
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("width", [40, 80, 132])
+def test_terminal_lines_of_tokens_and_table_fit_the_width(width, colour):
+    tokens = [cell(f" 数字{k}", loss=0.5, weight=1.0, truth="visible") for k in range(30)]
+    text = re.sub(r"\x1b\[[\d;]*m", "", render_terminal(view(*tokens), width=width, colour=colour))
+    table = text[text.index("#") :].splitlines()[:-2]
+    tokens_shown = [line for line in text.splitlines() if line.startswith(("·数", "[LH]"))]
+    for line in [*table, *tokens_shown]:
+        assert sum(2 if ord(sign) > 0x2E80 else 1 for sign in line) <= width, line
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_every_quantity_has_colours_in_the_terminal(quantity):
+    token = cell(loss=1.0, weight=1.0, entropies={"student": 1.0}, truth="privileged")
+    assert "\x1b[48;2;" in render_terminal(view(token), colour_by=quantity)
+
+
+def test_movement_draws_a_cell_per_step_and_token():
+    html = render_movement([0, 20], ["the", " 2"], [["LH", "HS"], ["LH", None]], REGIMES)
+    assert html.count('class="wb-cell"') == 3 and "step 0 · token 2 “·2” · HS" in html
+    assert "50 → 0 %" in html
+
+
+def test_movement_of_a_long_answer_joins_neighbours():
+    html = render_movement(range(20), ["a"] * 2000, [["LH"] * 1999 + ["HS"]] * 20, REGIMES)
+    assert html.count('class="wb-cell"') == 40 and "tokens 1 to 1999" in html
+
+
+def test_movement_refuses_rows_of_another_length():
+    with pytest.raises(ConfigError, match=r"1 steps, 2 tokens, 1 rows of length \[1\]"):
+        render_movement([0], ["a", "b"], [["LH"]], REGIMES)
+    assert "No probe has been scored yet" in render_movement([], [], [], REGIMES)
+
+
+def test_a_recorded_answer_becomes_a_view(tmp_path):
+    for name in ("scene.png", "crop.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    row = {
+        "step": 12, "rollout_idx": 3, "process_rank": 0, "example_id": "e7", "domain": "tags", "question": "which digit?",
+        "answer": "4", "completion": "4", "reward": 0.0, "finished": False, "images": ["scene.png"],
+        "images_student": ["scene.png"], "images_teacher": ["scene.png", "crop.png"], "prompt_student": "which digit?",
+        "prompt_teacher": None, "thresholds": [("gap", 0.5)],
+        "evidence_boxes": [{"x0": 1.0, "y0": 1.0, "x1": 3.0, "y1": 3.0, "label": "ring"}],
+    }  # fmt: skip
+    position = {
+        "token_text": "4", "token_id": 9, "regime": "ALL", "source": "teacher", "divergence": "JSD", "weight": 1.0,
+        "loss": 0.5, "kind": None, "truth": None, "sampler_logprob": -0.3, "logprob_student": -0.3,
+        "logprob_teacher": -0.1, "entropy_student": 0.2, "rank_student": 0, "max_logprob_student": -0.3,
+        "alternatives_student": [{"token_id": 9, "text": "4", "logprob": -0.3}], "alternatives_teacher": None,
+    }  # fmt: skip
+    views = {"teacher": TracedView("teacher", "crop"), "student": TracedView("student", "plain")}
+    regimes = {"ALL": TracedRegime("teacher", "JSD", "every token: teacher")}
+    found = token_view(TracedRollout(row, (position,), views, regimes, tmp_path), run="first")
+    assert found.meta == {
+        "run": "first",
+        "step": 12,
+        "rollout": 3,
+        "example": "e7",
+        "length": "cut at the longest allowed",
+    }
+    assert found.right is False and found.thresholds == {"gap": 0.5} and found.views == ("student", "teacher")
+    assert found.tokens[0].total_gap == pytest.approx(0.2) and found.tokens[0].alternatives == {
+        "student": [("4", -0.3)]
+    }
+    assert [(one.title, len(one.boxes)) for one in found.pictures] == [
+        ("seen by student, teacher", 1),
+        ("seen by teacher", 0),
+    ]
+    assert "every token: teacher" in render_tokens(found)

@@ -1,0 +1,79 @@
+"""From a recorded answer of workbench.traces to what is drawn."""
+
+from pathlib import Path
+
+from workbench.rendering.model import VIEW_ORDER, PictureOfView, RegimeNote, TokenCell, TokenView
+from workbench.traces.reader import TracedRollout
+from workbench.types import Box
+
+
+def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
+    """The recorded answer, ready to be drawn; `run` is the name shown for its run."""
+    row = traced.row
+    meta = {"run": run, "step": row["step"], "rollout": row["rollout_idx"], "example": row["example_id"]}
+    if row.get("process_rank"):
+        meta["process"] = row["process_rank"]
+    if row.get("finished") is False:
+        meta["length"] = "cut at the longest allowed"
+    reward = row.get("reward")
+    return TokenView(
+        title=row.get("domain") or row["example_id"],
+        question=row["question"] or "",
+        answer=row["completion"] or "",
+        tokens=tuple(_cell(position, traced) for position in traced.positions),
+        expected=row.get("answer"),
+        right=None if reward is None else reward == 1.0,
+        regimes={name: RegimeNote(one.meaning, one.source, one.divergence) for name, one in traced.regimes.items()},
+        pictures=_pictures(traced),
+        prompts={name: row[f"prompt_{name}"] for name in traced.views if row.get(f"prompt_{name}") is not None},
+        contexts={
+            name: one.context if one.policy in ("student", "teacher") else f"{one.policy}, {one.context}"
+            for name, one in traced.views.items()
+        },
+        thresholds={key: value for key, value in dict(row.get("thresholds") or ()).items() if value is not None},
+        meta={key: value for key, value in meta.items() if value != ""},
+    )
+
+
+def _cell(position: dict, traced: TracedRollout) -> TokenCell:
+    def by_view(column: str) -> dict:
+        found = {name: position.get(f"{column}_{name}") for name in traced.views}
+        return {name: value for name, value in found.items() if value is not None}
+
+    return TokenCell(
+        text=position["token_text"],
+        token_id=position["token_id"],
+        regime=position["regime"],
+        source=position.get("source"),
+        divergence=position.get("divergence"),
+        weight=position.get("weight"),
+        loss=position.get("loss"),
+        kind=position.get("kind") or "",
+        truth=position.get("truth"),
+        logprobs=by_view("logprob"),
+        entropies=by_view("entropy"),
+        max_logprobs=by_view("max_logprob"),
+        ranks=by_view("rank"),
+        alternatives={
+            name: [(one["text"], one["logprob"]) for one in entries]
+            for name, entries in by_view("alternatives").items()
+        },
+        sampled_logprob=position.get("sampler_logprob"),
+    )
+
+
+def _pictures(traced: TracedRollout) -> tuple[PictureOfView, ...]:
+    """Each file once, under the views that saw it. The boxes are pixels of the example's first image."""
+    first = next(iter(traced.images()), None)
+    readers: dict[Path, list[str]] = {}
+    order = sorted(traced.views, key=lambda name: VIEW_ORDER.index(name) if name in VIEW_ORDER else len(VIEW_ORDER))
+    for name in order:
+        for file in traced.images(name):
+            readers.setdefault(file, []).append(name)
+    boxes = tuple(Box(**box) for box in traced.row.get("evidence_boxes") or ())
+    pictures = []
+    for file, names in readers.items():
+        drawn = boxes if file == first else ()
+        note = "The boxes are evidence: not drawn in what the views saw." if drawn else ""
+        pictures.append(PictureOfView("seen by " + ", ".join(names), file, drawn, note=note))
+    return tuple(pictures)
