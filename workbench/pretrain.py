@@ -318,6 +318,21 @@ def evaluate_world(
     return [WorldScore(*key, count=len(rows), accuracy=sum(rows) / len(rows)) for key, rows in sorted(right.items())]
 
 
+def score_table(scores: dict[str, list[WorldScore]]) -> str:
+    """Scores of several models, by name, as a Markdown table: percent right, and the number of questions."""
+    found = {(name, s.domain, s.truth, s.context): s for name, rows in scores.items() for s in rows}
+    columns = list(dict.fromkeys((name, context) for name, _, _, context in found))
+    rows = sorted({(truth, domain) for _, domain, truth, _ in found}, key=lambda row: (row[0] != VISIBLE, row))
+    lines = ["| truth | family | questions | " + " | ".join(f"{name}, {context}" for name, context in columns) + " |"]
+    lines.append("|---|---|--:|" + "--:|" * len(columns))
+    for truth, domain in rows:
+        cells = [found.get((name, domain, truth, context)) for name, context in columns]
+        number = max(cell.count for cell in cells if cell)
+        percents = " | ".join(f"{100 * cell.accuracy:.1f}" if cell else "" for cell in cells)
+        lines.append(f"| {truth} | {domain} | {number} | {percents} |")
+    return "\n".join(lines)
+
+
 def answer_truth(example: Example) -> str:
     """Whether the full view determines the final answer of an example of the built-in world."""
     return PRIVILEGED if any(m.kind == "answer" and m.truth == PRIVILEGED for m in example.marks) else VISIBLE
