@@ -1,0 +1,376 @@
+"""Every source gives the same examples; every bad input is refused with file, row, column, value and remedy."""
+
+import io
+import json
+import shutil
+
+import datasets as hf_datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+import workbench.datasets
+import workbench.tables
+from workbench.contexts import build_prompt
+from workbench.datasets import check_evidence, decode_image, load_examples, split_by_evidence
+from workbench.errors import ConfigError, DataError
+from workbench.images import open_image
+from workbench.scenes import make_examples
+from workbench.types import Box, Mark, Turn
+
+FULL = {
+    "id": "a",
+    "question": "What does the sign say?",
+    "images": ["pictures/sign.png"],
+    "answer": "STOP",
+    "reference": "The sign is red. answer STOP",
+    "boxes": [{"x0": 1, "y0": 2, "x1": 30.5, "y1": 40, "label": "sign"}],
+    "crop": "pictures/crop.png",
+    "caption": "a red sign",
+    "hint": "at the left",
+    "history": [{"role": "user", "text": "Hello"}, {"role": "assistant", "text": "Hi"}],
+    "domain": "signs",
+    "marks": [{"pattern": "answer (.*)", "kind": "answer", "truth": "privileged"}],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (40, 60), "red").save(tmp_path / "pictures/sign.png")
+    Image.new("RGB", (8, 8), "blue").save(tmp_path / "pictures/crop.png")
+    return tmp_path
+
+
+def write(folder, *rows):
+    path = folder / "rows.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def png(size=(40, 60), color="red"):
+    data = io.BytesIO()
+    Image.new("RGB", size, color).save(data, "PNG")
+    return data.getvalue()
+
+
+def refusal(folder, *rows):
+    """The message with which rows are refused; it always starts with file and row."""
+    path = write(folder, *rows)
+    with pytest.raises(DataError) as caught:
+        load_examples(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:{len(rows)}"), message
+    assert message.endswith((".", "?")), message
+    return message.removeprefix(f"{path}:{len(rows)}")
+
+
+def test_a_full_row_of_jsonl_becomes_an_example(folder):
+    path = write(folder, FULL)
+    (example,) = load_examples(path)
+    assert (example.id, example.answer, example.domain) == ("a", "STOP", "signs")
+    assert example.images == (folder / "pictures/sign.png",)
+    assert example.evidence.boxes == (Box(1.0, 2.0, 30.5, 40.0, "sign"),)
+    assert example.evidence.crop == folder / "pictures/crop.png"
+    assert (example.evidence.caption, example.evidence.hint) == ("a red sign", "at the left")
+    assert example.history == (Turn("user", "Hello"), Turn("assistant", "Hi"))
+    assert example.marks == (Mark("answer (.*)", "answer", "privileged"),)
+    assert example.origin == f"{path}:1"
+    assert len(build_prompt(example, "crop+boxes+caption").images) == 2
+
+
+def test_only_the_question_is_required_and_rows_are_named_by_number(folder):
+    path = write(folder, {"question": "One?"}, "", {"question": "Two?", "images": None, "answer": None})
+    first, second = load_examples(path)
+    assert (first.id, second.id) == ("1", "3")  # the blank line counts, so that the number is the editor's
+    assert second.origin == f"{path}:3"
+
+
+def test_parquet_with_paths_equals_jsonl(folder):
+    parquet = folder / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([FULL, {"question": "Plain?"}]), parquet)
+    full, plain = load_examples(parquet)
+    assert full.evidence == load_examples(write(folder, FULL))[0].evidence
+    assert (full.images, full.marks) == (
+        (folder / "pictures/sign.png",),
+        (Mark("answer (.*)", "answer", "privileged"),),
+    )
+    assert (plain.id, plain.images, plain.evidence.boxes) == ("2", (), ())
+
+
+def test_parquet_with_embedded_images_is_decoded(folder):
+    row = FULL | {"images": [{"bytes": png(), "path": "sign.png"}], "crop": {"bytes": png((8, 8)), "path": None}}
+    parquet = folder / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), parquet)
+    (example,) = load_examples(parquet)
+    assert example.images[0].getpixel((0, 0)) == (255, 0, 0)
+    assert example.evidence.crop.size == (8, 8)
+
+
+def saved(folder, **splits):
+    features = hf_datasets.Features({"question": hf_datasets.Value("string"), "images": [hf_datasets.Image()]})
+    built = {
+        name: hf_datasets.Dataset.from_list(
+            [{"question": f"{name} {idx}?", "images": [{"bytes": png(), "path": None}]} for idx in range(count)],
+            features,
+        )
+        for name, count in splits.items()
+    }
+    whole = built["all"] if "all" in built else hf_datasets.DatasetDict(built)
+    whole.save_to_disk(str(folder / "saved"))
+    return folder / "saved"
+
+
+def test_a_folder_saved_by_datasets_is_read_without_decoding_twice(folder):
+    path = saved(folder, all=70)  # more than one batch
+    examples = load_examples(path, limit=66)
+    assert [example.question for example in examples] == [f"all {idx}?" for idx in range(66)]
+    assert examples[-1].images[0].size == (40, 60)
+    assert examples[-1].origin == f"{path}:66"
+
+
+def test_a_split_of_a_saved_folder_is_its_sub_folder(folder):
+    path = saved(folder, train=2, test=1)
+    with pytest.raises(DataError, match=r"has several splits: train, test\. Name one, as in .*saved/train"):
+        load_examples(path)
+    assert len(load_examples(path / "train")) == 2
+
+
+def test_a_saved_folder_of_one_split_needs_no_name(folder):
+    assert len(load_examples(saved(folder, train=2))) == 2
+
+
+def test_without_the_datasets_package_saved_folders_and_names_say_what_to_install(folder, monkeypatch):
+    path = saved(folder, all=1)
+    monkeypatch.setattr(workbench.tables, "hf_datasets", None)
+    for source in (path, "hf:owner/name?split=train"):
+        with pytest.raises(ConfigError, match=r'needs the package "datasets".*pip install'):
+            load_examples(source)
+
+
+def test_a_name_of_the_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(hf_datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match='data set "owner/name", split "train" cannot be loaded'):
+        load_examples("hf:owner/name?split=train")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("hf:owner/name", "must name a data set and a split"),
+        ("hf:?split=train", "must name a data set and a split"),
+        ("hf:owner/name?spilt=train", 'parameter "spilt" is unknown.*Did you mean "split"'),
+    ],
+)
+def test_a_faulty_name_of_the_hub_is_refused(source, message):
+    with pytest.raises(ConfigError, match=message):
+        load_examples(source)
+
+
+def test_scenes_come_from_the_query():
+    examples = load_examples("scenes:eval?count=3&seed=3&start=2")
+    assert [example.id for example in examples] == [e.id for e in make_examples("eval", seed=3, start=2, count=3)]
+    assert len(load_examples("scenes:train?count=5", limit=2)) == 2
+    assert len(load_examples("scenes:train", limit=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("scenes:evil", 'scenes split "evil" is unknown.*Did you mean "eval"'),
+        ("scenes:", "names no split"),
+        ("scenes:eval?cuont=3", 'parameter "cuont" is unknown.*Did you mean "count"'),
+        ("scenes:eval?count=0", 'count must be a whole number of at least 1, got "0"'),
+        ("scenes:eval?count=many", 'count must be a whole number of at least 1, got "many"'),
+        ("scenes:eval?seed=-1", "seed must be a whole number of at least 0"),
+        ("scenes:eval?count=", "count must be a whole number"),
+        ("scenes:eval?count", "write key=value"),
+        ("scenes:eval?count=1&count=2", "gives count twice"),
+    ],
+)
+def test_a_faulty_scenes_query_is_refused(source, message):
+    with pytest.raises(ConfigError, match=message):
+        load_examples(source)
+
+
+def test_malformed_json_names_the_line(folder):
+    assert "is not valid JSON" in refusal(folder, FULL, '{"question": "cut')
+    assert "is not valid JSON" in refusal(folder, "[" * 100_000)
+    assert "each line must be one JSON object" in refusal(folder, "[1, 2]")
+    path = folder / "rows.jsonl"
+    path.write_bytes(b'{"question": "\xff"}\n')
+    with pytest.raises(DataError, match=r"rows\.jsonl:1 is not valid JSON"):
+        load_examples(path)
+
+
+def test_a_byte_order_mark_is_no_fault(folder):
+    path = folder / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"question": "Q?"}\r\n')
+    assert load_examples(path)[0].question == "Q?"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": ""}, ", column \"question\": must be text that is not empty, got ''."),
+        ({"question": "  \n"}, "must be text that is not empty"),
+        ({"question": None}, "must be text that is not empty, got None"),
+        ({"question": 5}, 'column "question": must be text, got 5'),
+        ({"answer": 42}, 'column "answer": must be text, got 42. Write it in quotes'),
+        ({"caption": ["a"]}, 'column "caption": must be text'),
+        ({"anwser": "x"}, ': column "anwser" is unknown.'),
+        ({"anwser": "x"}, 'Did you mean "answer"?'),
+        ({"prompt": "x"}, "converted by `workbench import`"),
+        ({"id": ""}, 'column "id": must not be empty'),
+        ({"id": True}, 'column "id": must be text, got True'),
+        ({"images": "a.png"}, "column \"images\": must be a list, got 'a.png'"),
+        ({"images": [5]}, 'column "images[0]": must be an image path or an embedded image, got 5'),
+        ({"images": [""]}, 'column "images[0]": must be an image path'),
+        ({"images": ["gone.png"]}, 'column "images[0]": image file'),
+        ({"images": ["gone.png"]}, "does not exist, got 'gone.png'. Relative paths start at the data file"),
+        ({"images": ["x" * 5000]}, "does not exist"),
+        ({"images": ["a\0b"]}, "does not exist"),
+        ({"images": ["pictures"]}, "does not exist"),  # a folder
+        ({"images": ["https://host/a.png"]}, "must be a local file, not a web address"),
+        ({"crop": "gone.png"}, 'column "crop": image file'),
+        ({"boxes": {"x0": 1}}, 'column "boxes": must be a list'),
+        ({"boxes": [[1, 2, 3, 4]]}, 'column "boxes[0]": must be {x0, y0, x1, y1, label}, got [1, 2, 3, 4]'),
+        ({"boxes": [{"x0": 1, "y0": 1, "x1": 2}]}, 'with "y1"'),
+        ({"boxes": [{"x0": 1, "y0": 1, "x1": 2, "yy1": 2}]}, 'column "boxes[0]": key "yy1" is unknown'),
+        ({"boxes": [{"x0": 5, "y0": 1, "x1": 5, "y1": 2}]}, "[5, 1, 5, 2] is empty; x0 < x1"),
+        ({"boxes": [{"x0": 6, "y0": 1, "x1": 5, "y1": 2}]}, "[6, 1, 5, 2] is empty"),
+        ({"boxes": [{"x0": 1, "y0": 9, "x1": 5, "y1": 2}]}, "[1, 9, 5, 2] is empty"),
+        ({"boxes": [{"x0": 1, "y0": 1, "x1": 41, "y1": 2}]}, "leaves the image of 40 x 60 pixels"),
+        ({"boxes": [{"x0": 1, "y0": 1, "x1": 9, "y1": 60.5}]}, "leaves the image of 40 x 60 pixels"),
+        ({"boxes": [{"x0": -1, "y0": 1, "x1": 9, "y1": 6}]}, "leaves the image"),
+        ({"boxes": [{"x0": "1", "y0": 1, "x1": 9, "y1": 6}]}, 'column "boxes[0].x0": must be a finite number'),
+        ({"boxes": [{"x0": True, "y0": 1, "x1": 9, "y1": 6}]}, "must be a finite number, got True"),
+        ({"boxes": [{"x0": float("nan"), "y0": 1, "x1": 9, "y1": 6}]}, "must be a finite number, got nan"),
+        ({"boxes": [{"x0": 1, "y0": 1, "x1": 9, "y1": 6, "label": 3}]}, 'column "boxes[0].label": must be text'),
+        ({"images": []}, "has boxes and no image"),
+        ({"history": [{"role": "robot", "text": "x"}]}, 'column "history[0].role": must be one of system, user'),
+        ({"history": [{"role": "user"}]}, 'with "text"'),
+        ({"history": [{"role": "user", "text": 4}]}, 'column "history[0].text": must be text'),
+        ({"history": ["x"]}, 'column "history[0]": must be {role, text}'),
+        ({"marks": [{"pattern": "answer (", "kind": "x"}]}, "is no regular expression"),
+        ({"marks": [{"pattern": "answer", "kind": "x"}]}, 'column "marks[0].pattern": must have a group'),
+        ({"marks": [{"pattern": "(a)", "kind": "x", "truth": "maybe"}]}, "must be visible, privileged or null"),
+        ({"marks": [{"pattern": "(a)"}]}, 'with "kind"'),
+    ],
+)
+def test_a_faulty_column_is_refused(folder, change, message):
+    assert message in refusal(folder, FULL, FULL | {"id": "b"} | change)
+
+
+def test_a_repeated_id_names_both_rows(folder):
+    message = refusal(folder, FULL, FULL)
+    assert '"a" is also the id of' in message
+    assert "rows.jsonl:1. Ids must be unique" in message
+    assert "is also the id of" in refusal(folder, {"id": 7, "question": "Q?"}, {"id": "7", "question": "Q?"})
+
+
+def test_a_file_that_is_no_image_is_refused_where_its_size_is_needed(folder):
+    (folder / "pictures/sign.png").write_text("not a picture")
+    assert 'column "images[0]": image' in refusal(folder, FULL)
+    (example,) = load_examples(write(folder, {"question": "Q?", "images": ["pictures/sign.png"]}))
+    with pytest.raises(DataError, match=r"sign\.png cannot be read"):
+        open_image(example.images[0])
+
+
+@pytest.mark.parametrize("data", [b"", b"not a picture", png()[:60], png()[:-30]])
+def test_a_damaged_embedded_image_names_row_and_column(folder, data):
+    parquet = folder / "rows.parquet"
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{"question": "Q?", "images": [{"bytes": data, "path": ""}]}]), parquet
+    )
+    with pytest.raises(DataError, match=r'rows\.parquet:1, column "images\[0\]"'):
+        load_examples(parquet)
+
+
+def test_an_embedded_image_of_too_many_pixels_is_not_decoded():
+    with pytest.raises(DataError, match="at most 64,000,000 are allowed"):
+        decode_image(bomb())
+
+
+def bomb():
+    """A small PNG whose head stands for 90 million pixels."""
+    data = io.BytesIO()
+    Image.new("1", (30_000, 3_000)).save(data, "PNG")
+    return data.getvalue()
+
+
+def test_embedded_images_are_bounded_in_memory(folder, monkeypatch):
+    path = saved(folder, all=3)
+    monkeypatch.setattr(workbench.datasets, "MAX_EMBEDDED_BYTES", 2 * 40 * 60 * 3)
+    assert len(load_examples(path, limit=2)) == 2
+    with pytest.raises(DataError, match=r"embedded images by row 3\. Run `workbench import"):
+        load_examples(path)
+
+
+def test_paths_may_be_absolute_or_leave_the_folder(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copy(folder / "pictures/sign.png", elsewhere / "sign.png")
+    parent = f"../{elsewhere.name}/sign.png" if elsewhere.parent == folder.parent else str(elsewhere / "sign.png")
+    rows = [{"question": "Q?", "images": [str(elsewhere / "sign.png")]}, {"question": "Q?", "images": [parent]}]
+    assert all(example.images[0].is_file() for example in load_examples(write(folder, *rows)))
+
+
+def test_root_moves_where_relative_paths_start(folder):
+    (folder / "lists").mkdir()
+    path = write(folder / "lists", FULL)
+    with pytest.raises(DataError, match="does not exist"):
+        load_examples(path)
+    assert load_examples(path, root=folder)[0].images == (folder / "pictures/sign.png",)
+
+
+def test_a_source_that_is_no_data_file_is_refused(folder):
+    for name, content, message in (
+        ("gone.jsonl", None, "does not exist"),
+        ("rows.csv", "a,b", 'ends in ".csv"; data files are .jsonl or .parquet'),
+        ("empty.jsonl", "\n\n", "has no rows"),
+        ("torn.parquet", "PAR1", "cannot be read as Parquet"),
+    ):
+        if content is not None:
+            (folder / name).write_text(content)
+        with pytest.raises(DataError, match=message):
+            load_examples(folder / name)
+    with pytest.raises(DataError, match=r"no data set saved with save_to_disk\. Name one of its files: empty\.jsonl"):
+        load_examples(folder)
+    with pytest.raises(ConfigError, match="limit must be at least 1, got 0"):
+        load_examples(write(folder, FULL), limit=0)
+
+
+def test_a_torn_saved_folder_is_refused(folder):
+    path = saved(folder, all=2)
+    (path / "state.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be read as a saved data set"):
+        load_examples(path)
+
+
+def test_rows_after_the_limit_are_not_read(folder):
+    assert len(load_examples(write(folder, FULL, "{broken"), limit=1)) == 1
+
+
+def test_missing_evidence_is_counted_and_the_first_rows_named(folder):
+    path = write(folder, FULL, *({"question": "Q?"} for _ in range(4)), {"question": "Q?", "caption": "c"})
+    examples = load_examples(path)
+    with pytest.raises(DataError) as caught:
+        check_evidence(examples, ("plain", "boxes+caption", "caption"))
+    message = str(caught.value)
+    assert (
+        f'5 of 6 examples have no "boxes", which context "boxes+caption" needs: {path}:2, {path}:3, {path}:4, ...'
+        in message
+    )
+    assert '4 of 6 examples have no "caption", which context "caption" needs' in message
+    assert message.endswith("Add the column, drop such rows, or choose another context.")
+    check_evidence(examples, ("plain",))
+    check_evidence(examples[:1], ("boxes+caption", "crop", "hint", "answer", "reference"))
+
+
+def test_examples_are_split_by_evidence(folder):
+    examples = load_examples(write(folder, FULL, {"question": "Q?"}, {"question": "Q?", "hint": "h"}))
+    split = split_by_evidence(examples, ("plain", "hint"))
+    assert [example.id for example in split.usable] == ["a", "3"]
+    assert [(example.id, column) for example, column in split.skipped] == [("2", "hint")]
+    assert [column for _, column in split_by_evidence(examples, ("crop",)).skipped] == ["boxes (or crop)"] * 2

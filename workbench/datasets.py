@@ -1,0 +1,364 @@
+"""Data -> Example: JSONL, Parquet, folders saved by `datasets`, Hugging Face names, and the built-in scenes.
+
+1. A row is checked whole when it is loaded, so that a fault of row 90,000 shows before training and not an hour into it.
+2. A message names file, row (from 1; the line of a JSONL file) and column, the value, what is allowed and what to do.
+3. Relative paths start at the data file. Absolute paths and ".." are followed: see docs/data.md.
+4. Image files must exist; their pixels are read, and bounded, when first opened. Images embedded in Parquet are decoded
+   at once and kept in memory, up to MAX_EMBEDDED_BYTES.
+"""
+
+import io
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+
+from workbench.contexts import missing_evidence
+from workbench.errors import ConfigError, DataError, unknown
+from workbench.images import open_image
+from workbench.scenes import SPLITS, check_split, make_examples
+from workbench.tables import open_table, parse_source, show
+from workbench.types import PRIVILEGED, VISIBLE, Box, Evidence, Example, Mark, Turn
+
+COLUMNS = {
+    "id": "text, unique; row number if absent",
+    "question": "text, required",
+    "images": "list of image paths, or of embedded images",
+    "answer": "text: the final answer alone, for scoring",
+    "reference": "text: a whole worked answer",
+    "boxes": "list of {x0, y0, x1, y1, label} in pixels of the first image",
+    "crop": "image path or embedded image",
+    "caption": "text: a description",
+    "hint": "text: where to look, without the answer",
+    "history": "list of {role, text}: earlier turns",
+    "domain": "text: question family",
+    "marks": "list of {pattern, kind, truth}: what parts of an answer are",
+}
+MAX_EMBEDDED_BYTES = 4 * 2**30  # of decoded embedded images in one load
+SCENES_DEFAULTS = {"count": 256, "seed": 0, "start": 0}
+_ROLES = ("system", "user", "assistant")
+_FOREIGN = ("prompt", "messages", "image", "privileged_context", "teacher_images", "solution", "bbox", "objects")
+_SHOWN = 3  # rows named in a message about many
+
+
+class EvidenceSplit(NamedTuple):
+    """Examples that have all the evidence asked for, and those that lack some, with the first column they lack."""
+
+    usable: list[Example]
+    skipped: list[tuple[Example, str]]
+
+
+def load_examples(source: str | Path, *, limit: int | None = None, root: Path | None = None) -> list[Example]:
+    """All examples of `source`, or the first `limit`.
+
+    source  scenes:SPLIT?count=N&seed=N&start=N, a .jsonl or .parquet file, a folder saved by `datasets`, or
+            hf:NAME?split=S
+    root    where relative image paths start; None = the folder of the data file
+    Raises  ConfigError if `source` names something unknown, DataError at the first faulty row
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit must be at least 1, got {limit}. Leave it out to load all examples.")
+    if str(source).startswith("scenes:"):
+        return _load_scenes(str(source), limit)
+    table = open_table(source)
+    examples: list[Example] = []
+    seen: dict[str, str] = {}
+    embedded_bytes = 0
+    for row in table.rows:
+        example = example_from_values(row.values(), row.origin, folder=root or table.folder, default_id=str(row.number))
+        if example.id in seen:
+            raise DataError(
+                f'{row.origin}, column "id": "{example.id}" is also the id of {seen[example.id]}. '
+                "Ids must be unique; rename one, or drop the column to use row numbers."
+            )
+        seen[example.id] = row.origin
+        embedded_bytes += _embedded_bytes(example)
+        if embedded_bytes > MAX_EMBEDDED_BYTES:
+            raise DataError(
+                f"{table.name} holds more than {MAX_EMBEDDED_BYTES / 2**30:.1f} GiB of embedded images by row "
+                f"{row.number}. Run `workbench import {table.name} FOLDER`, which writes image files, or set a limit."
+            )
+        examples.append(example)
+        if len(examples) == limit:
+            break
+    if not examples:
+        raise DataError(f"{table.name} has no rows. Check that it is the right file and was written to its end.")
+    return examples
+
+
+def check_evidence(examples: Iterable[Example], contexts: Iterable[str]) -> None:
+    """Raises DataError that counts the examples which lack evidence for any of the contexts, and names the first."""
+    examples = list(examples)
+    faults = []
+    for context in contexts:
+        lacking: dict[str, list[str]] = {}
+        for example in examples:
+            column = missing_evidence(example, context)
+            if column is not None:
+                lacking.setdefault(column, []).append(example.origin or example.id)
+        for column, origins in lacking.items():
+            more = ", ..." if len(origins) > _SHOWN else ""
+            faults.append(
+                f'{len(origins)} of {len(examples)} examples have no "{column}", which context "{context}" needs: '
+                f"{', '.join(origins[:_SHOWN])}{more}"
+            )
+    if faults:
+        raise DataError("; ".join(faults) + ". Add the column, drop such rows, or choose another context.")
+
+
+def split_by_evidence(examples: Iterable[Example], contexts: Iterable[str]) -> EvidenceSplit:
+    """Examples that every context can be built for, and the others with the first column that they lack."""
+    contexts = tuple(contexts)
+    split = EvidenceSplit([], [])
+    for example in examples:
+        lacking = next((column for context in contexts if (column := missing_evidence(example, context))), None)
+        if lacking is None:
+            split.usable.append(example)
+        else:
+            split.skipped.append((example, lacking))
+    return split
+
+
+def _load_scenes(source: str, limit: int | None) -> list[Example]:
+    """Examples of "scenes:eval?count=256&seed=3&start=0"; what is left out is as in SCENES_DEFAULTS."""
+    split, query = parse_source(source, "scenes:", tuple(SCENES_DEFAULTS))
+    if not split:
+        raise ConfigError(f'"{source}" names no split. Write scenes:SPLIT, with SPLIT one of {", ".join(SPLITS)}.')
+    check_split(split)
+    numbers = dict(SCENES_DEFAULTS)
+    for name, value in query.items():
+        low = 1 if name == "count" else 0
+        if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) < low:
+            raise ConfigError(f'"{source}": {name} must be a whole number of at least {low}, got "{value}".')
+        numbers[name] = int(value)
+    if limit is not None:
+        numbers["count"] = min(limit, numbers["count"])
+    return make_examples(split, **numbers)
+
+
+def example_from_values(values: dict[str, Any], origin: str, *, folder: Path, default_id: str) -> Example:
+    """The example that a row's columns describe.
+
+    origin  file and row, for messages
+    folder  where relative image paths start
+    Raises  DataError naming origin and column
+    """
+    _refuse_unknown_columns(values, origin)
+    question = _text(values, "question", origin)
+    if question is None or not question.strip():
+        raise fault(origin, "question", question, "must be text that is not empty", "Fill it in, or drop the row")
+    images = _images(values, origin, folder)
+    return Example(
+        id=_id(values, origin) or default_id,
+        question=question,
+        images=images,
+        answer=_text(values, "answer", origin),
+        reference=_text(values, "reference", origin),
+        evidence=Evidence(
+            boxes=_boxes(values, images, origin),
+            crop=_image(values["crop"], "crop", origin, folder) if values.get("crop") is not None else None,
+            caption=_text(values, "caption", origin),
+            hint=_text(values, "hint", origin),
+        ),
+        history=tuple(_turn(entry, origin, idx) for idx, entry in enumerate(_list(values, "history", origin))),
+        domain=_text(values, "domain", origin) or "",
+        marks=tuple(_mark(entry, origin, idx) for idx, entry in enumerate(_list(values, "marks", origin))),
+        origin=origin,
+    )
+
+
+def fault(origin: str, column: str, value: Any, allowed: str, remedy: str) -> DataError:
+    """The error for one value: where it is, what it is, what is allowed, what to do."""
+    return DataError(f'{origin}, column "{column}": {allowed}, got {show(value)}. {remedy}.')
+
+
+def _refuse_unknown_columns(values: dict[str, Any], origin: str) -> None:
+    for column in values:
+        if column not in COLUMNS:
+            message = f"{origin}: " + unknown("column", column, COLUMNS)
+            if column in _FOREIGN:
+                message += " Data of TRL or ms-swift is converted by `workbench import`."
+            raise DataError(message)
+
+
+def _text(values: dict[str, Any], column: str, origin: str) -> str | None:
+    value = values.get(column)
+    if value is None or isinstance(value, str):
+        return value
+    raise fault(origin, column, value, "must be text", f'Write it in quotes, as in "{column}": "..."')
+
+
+def _id(values: dict[str, Any], origin: str) -> str | None:
+    value = values.get("id")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    name = _text(values, "id", origin)
+    if name is not None and not name.strip():
+        raise fault(origin, "id", name, "must not be empty", "Name the row, or drop the column to use row numbers")
+    return name
+
+
+def _list(values: dict[str, Any], column: str, origin: str) -> list[Any]:
+    value = values.get(column)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise fault(origin, column, value, "must be a list", f"Write it in brackets; {column} is a {COLUMNS[column]}")
+    return value
+
+
+def _record(entry: Any, column: str, origin: str, keys: tuple[str, ...], required: int) -> dict[str, Any]:
+    """An entry of a list column as a dict with known keys, of which the first `required` are there."""
+    form = "{" + ", ".join(keys) + "}"
+    if not isinstance(entry, dict):
+        raise fault(origin, column, entry, f"must be {form}", "Write the keys out")
+    for key in entry:
+        if key not in keys:
+            raise DataError(f'{origin}, column "{column}": ' + unknown("key", str(key), keys))
+    for key in keys[:required]:
+        if entry.get(key) is None:
+            raise fault(origin, column, entry, f'must be {form} with "{key}"', "Add it")
+    return entry
+
+
+def _entry_text(entry: dict[str, Any], key: str, column: str, origin: str) -> str:
+    value = entry.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise fault(origin, f"{column}.{key}", value, "must be text", "Write it in quotes")
+    return value
+
+
+def _images(values: dict[str, Any], origin: str, folder: Path) -> tuple[Image.Image | Path, ...]:
+    entries = _list(values, "images", origin)
+    return tuple(_image(entry, f"images[{idx}]", origin, folder) for idx, entry in enumerate(entries))
+
+
+def _image(value: Any, column: str, origin: str, folder: Path) -> Image.Image | Path:
+    """The path of an image file that exists, or an embedded image, decoded."""
+    if isinstance(value, dict) and set(value) <= {"bytes", "path"}:
+        if isinstance(value.get("bytes"), bytes):
+            try:
+                return decode_image(value["bytes"])
+            except DataError as error:
+                raise DataError(f'{origin}, column "{column}": {error}') from None
+        value = value.get("path")
+    if not isinstance(value, str) or not value:
+        raise fault(origin, column, value, "must be an image path or an embedded image", "Give a PNG or JPEG file")
+    if "://" in value:
+        raise fault(origin, column, value, "must be a local file, not a web address", "Download the image")
+    path = folder / value
+    if not os.path.isfile(path):  # unlike Path.is_file, false for names that are too long
+        raise fault(
+            origin,
+            column,
+            value,
+            f"image file {show(str(path))} does not exist",
+            "Relative paths start at the data file",
+        )
+    return path
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """An embedded image as RGB, fully loaded. Raises DataError if it is no image, is damaged or is too large."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # open_image checks more strictly
+            image = open_image(Image.open(io.BytesIO(data)))
+            image.load()
+            return image
+    except DataError:
+        raise
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError) as error:
+        raise DataError(
+            f"embedded image of {len(data):,} bytes cannot be read ({error}). Save it again as PNG or JPEG, or drop its row."
+        ) from None
+
+
+def _embedded_bytes(example: Example) -> int:
+    pictures = [image for image in (*example.images, example.evidence.crop) if isinstance(image, Image.Image)]
+    return sum(3 * picture.width * picture.height for picture in pictures)
+
+
+def image_size(image: Image.Image | Path) -> tuple[int, int]:
+    """Width and height in pixels, from the file's head alone. Raises DataError if it is no image."""
+    if isinstance(image, Image.Image):
+        return image.size
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # no pixel is decoded here
+            with Image.open(image) as opened:
+                return opened.size
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError) as error:
+        raise DataError(
+            f"image {image} cannot be read ({error}). Save it again as PNG or JPEG, or drop its row."
+        ) from None
+
+
+def _boxes(values: dict[str, Any], images: tuple[Image.Image | Path, ...], origin: str) -> tuple[Box, ...]:
+    entries = _list(values, "boxes", origin)
+    if not entries:
+        return ()
+    if not images:
+        raise DataError(f'{origin}, column "boxes": the row has boxes and no image. Add the image, or drop the boxes.')
+    try:
+        size = image_size(images[0])
+    except DataError as error:
+        raise DataError(f'{origin}, column "images[0]": {error}') from None
+    return tuple(_box(entry, f"boxes[{idx}]", size, origin) for idx, entry in enumerate(entries))
+
+
+def _box(entry: Any, column: str, size: tuple[int, int], origin: str) -> Box:
+    entry = _record(entry, column, origin, ("x0", "y0", "x1", "y1", "label"), required=4)
+    for key in ("x0", "y0", "x1", "y1"):
+        number = entry[key]
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise fault(origin, f"{column}.{key}", number, "must be a finite number", "Give pixels of the first image")
+    box = Box(*(float(entry[key]) for key in ("x0", "y0", "x1", "y1")), _entry_text(entry, "label", column, origin))
+    shown = f"[{box.x0:g}, {box.y0:g}, {box.x1:g}, {box.y1:g}]"
+    width, height = size
+    if not (box.x0 < box.x1 and box.y0 < box.y1):
+        raise DataError(
+            f'{origin}, column "{column}": {shown} is empty; x0 < x1 and y0 < y1 must hold. '
+            "If it is x, y, width, height, convert it: x1 = x + width."
+        )
+    if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height:
+        raise DataError(
+            f'{origin}, column "{column}": {shown} leaves the image of {width} x {height} pixels. Boxes are in pixels of '
+            "the first image as stored. `workbench import` converts other units (--box-units)."
+        )
+    return box
+
+
+def _turn(entry: Any, origin: str, idx: int) -> Turn:
+    column = f"history[{idx}]"
+    entry = _record(entry, column, origin, ("role", "text"), required=2)
+    if entry["role"] not in _ROLES:
+        raise fault(origin, f"{column}.role", entry["role"], f"must be one of {', '.join(_ROLES)}", "Rename or drop it")
+    return Turn(entry["role"], _entry_text(entry, "text", column, origin))
+
+
+def _mark(entry: Any, origin: str, idx: int) -> Mark:
+    column = f"marks[{idx}]"
+    entry = _record(entry, column, origin, ("pattern", "kind", "truth"), required=2)
+    pattern, kind = (_entry_text(entry, key, column, origin) for key in ("pattern", "kind"))
+    try:
+        groups = re.compile(pattern).groups
+    except (re.error, RecursionError, OverflowError) as error:
+        raise DataError(
+            f'{origin}, column "{column}.pattern": {show(pattern)} is no regular expression ({error}).'
+        ) from None
+    if groups < 1:
+        raise fault(
+            origin, f"{column}.pattern", pattern, "must have a group", "Put (...) around the part that is meant"
+        )
+    truth = entry.get("truth")
+    if truth not in (VISIBLE, PRIVILEGED, None):
+        raise fault(origin, f"{column}.truth", truth, f"must be {VISIBLE}, {PRIVILEGED} or null", "Correct it")
+    return Mark(pattern, kind, truth)

@@ -1,0 +1,184 @@
+"""Rows of a data file, a folder saved by `datasets`, or a Hugging Face data set, whatever their columns mean.
+
+Rows come one after another and as they were stored: a line of JSON is parsed when its values are asked for, so that a
+reader may skip a bad line, and embedded images stay {"bytes", "path"}.
+"""
+
+import json
+import os
+import reprlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pyarrow
+import pyarrow.parquet
+
+from workbench.errors import ConfigError, DataError, unknown
+
+try:
+    import datasets as hf_datasets
+except ImportError:  # the optional extra "data"
+    hf_datasets = None
+
+_HF_PARAMETERS = ("split", "config", "revision")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it was read: a line of JSON not yet parsed, or values."""
+
+    origin: str  # file:row
+    number: int
+    raw: bytes | dict[str, Any]
+
+    def values(self) -> dict[str, Any]:
+        """The row's columns. Raises DataError if the line is not a JSON object in UTF-8."""
+        if isinstance(self.raw, dict):
+            return self.raw
+        try:
+            values = json.loads(self.raw.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{self.origin} is not valid JSON ({error}): {show(self.raw[:80])}. Each line must be one JSON object."
+            ) from None
+        if not isinstance(values, dict):
+            raise DataError(f"{self.origin} is {show(values)}; each line must be one JSON object, {{...}}.")
+        return values
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a data file, a saved folder or a Hugging Face data set, read one after another."""
+
+    name: str
+    folder: Path  # where relative image paths start
+    rows: Iterator[Row]
+
+
+def show(value: Any) -> str:
+    """A value as messages quote it, cut if long."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    return short.repr(value)
+
+
+def parse_source(source: str, scheme: str, allowed: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """Name and parameters of SCHEME:NAME?key=value&key=value."""
+    name, _, query = source.removeprefix(scheme).partition("?")
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError:
+        raise ConfigError(f'"{source}": after "?" write key=value, several joined by "&"; got "{query}".') from None
+    for key, _ in pairs:
+        if key not in allowed:
+            raise ConfigError(f'"{source}": ' + unknown("parameter", key, allowed))
+    repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    if repeated:
+        raise ConfigError(f'"{source}" gives {repeated[0]} twice. Give it once.')
+    return name, dict(pairs)
+
+
+def open_table(source: str | Path, *, split: str | None = None) -> Table:
+    """The rows of a file, a saved folder or hf:NAME?split=S, read as they are asked for.
+
+    split  of a saved folder or Hugging Face data set that has several; an `hf:` source can name it itself
+    """
+    if str(source).startswith("hf:"):
+        return _open_hub(str(source), split)
+    path = Path(source)
+    if path.is_dir():
+        return _open_saved(path, split)
+    if split is not None:
+        raise ConfigError(f'{path} is one file and has no splits; leave split "{split}" out.')
+    if not os.path.isfile(path):
+        raise DataError(
+            f"{path} does not exist. Give a .jsonl or .parquet file, a saved folder, hf:NAME or scenes:SPLIT."
+        )
+    if path.suffix == ".jsonl":
+        return Table(str(path), path.parent, _jsonl_rows(path))
+    if path.suffix == ".parquet":
+        return Table(str(path), path.parent, _parquet_rows(path))
+    raise DataError(f'{path} ends in "{path.suffix}"; data files are .jsonl or .parquet.')
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield Row(f"{path}:{number}", number, line)
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as parquet:
+            for batch in parquet.iter_batches(batch_size=64):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(f"{path}:{number}", number, values)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as Parquet after row {number} ({error}). Write it again.") from None
+
+
+def _open_saved(folder: Path, split: str | None) -> Table:
+    """A folder that `datasets` wrote with save_to_disk, of one split or several."""
+    if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        files = sorted(path.name for pattern in ("*.jsonl", "*.parquet") for path in folder.glob(pattern))
+        instead = f"Name one of its files: {', '.join(files[:8])}." if files else "Give a .jsonl or .parquet file."
+        raise DataError(f"{folder} is no data set saved with save_to_disk. {instead}")
+    library = _require_library(str(folder))
+    try:
+        saved = library.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
+        raise DataError(f"{folder} cannot be read as a saved data set ({error}). Save it again.") from None
+    if isinstance(saved, dict):
+        if split is None and len(saved) == 1:
+            split = next(iter(saved))
+        if split not in saved:
+            asked = f'has no split "{split}"' if split else "has several splits"
+            raise DataError(
+                f"{folder} {asked}: {', '.join(saved)}. Name one, as in {folder / next(iter(saved), 'train')}."
+            )
+        saved = saved[split]
+    elif split is not None:
+        raise ConfigError(f'{folder} is one split already; leave split "{split}" out.')
+    return Table(str(folder), folder, _arrow_rows(saved, str(folder)))
+
+
+def _open_hub(source: str, split: str | None) -> Table:
+    """A data set of the Hugging Face Hub or of its local cache; code of the data set is never run."""
+    name, query = parse_source(source, "hf:", _HF_PARAMETERS)
+    split = query.get("split", split)
+    if not name or split is None:
+        raise ConfigError(f'"{source}" must name a data set and a split, as in hf:owner/name?split=train.')
+    library = _require_library(source)
+    try:
+        loaded = library.load_dataset(name, query.get("config"), split=split, revision=query.get("revision"))
+    except (OSError, ValueError, KeyError, pyarrow.ArrowException, library.exceptions.DatasetsError) as error:
+        raise DataError(
+            f'data set "{name}", split "{split}" cannot be loaded ({error}). '
+            "Check name, split and network, or download it and give the file."
+        ) from None
+    return Table(source, Path.cwd(), _arrow_rows(loaded, source))
+
+
+def _require_library(source: str) -> Any:
+    if hf_datasets is None:
+        raise ConfigError(
+            f'{source} needs the package "datasets", which is not installed. '
+            "Run `pip install vlm-distillation-workbench[data]`, or use a .jsonl or .parquet file."
+        )
+    return hf_datasets
+
+
+def _arrow_rows(saved: Any, name: str) -> Iterator[Row]:
+    """Rows with images as they are stored, {"bytes", "path"}, not decoded."""
+    number = 0
+    for batch in saved.with_format("arrow").iter(batch_size=64):
+        for values in batch.to_pylist():
+            number += 1
+            yield Row(f"{name}:{number}", number, values)
