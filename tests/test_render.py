@@ -6,6 +6,7 @@ import json
 import math
 import re
 import time
+from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
@@ -38,6 +39,11 @@ REGIMES = {
     "HT": RegimeNote("high gap, teacher leads: teacher, strong", "teacher", "JSD"),
     "HS": RegimeNote("high gap, self leads: privileged self, light", "self", "reverse KL, top-128"),
 }
+OWN_ELEMENTS = {
+    *("div", "style", "script", "header", "span", "aside", "section", "button", "details", "summary", "figure"),
+    *("figcaption", "img", "svg", "rect", "g", "text", "title", "p", "pre", "mark", "s", "i", "b", "br"),
+    *("table", "thead", "tbody", "tr", "th", "td"),
+}
 THRESHOLDS = {"gap": 0.55, "probability_sum": 1.20}
 
 
@@ -51,6 +57,19 @@ def cell(text="4", regime="LH", student=-0.5, self_=-0.2, teacher=-0.1, **fields
 def view(*tokens, **fields):
     given = {"title": "a run", "question": "which digit?", "answer": "4", "regimes": REGIMES, "thresholds": THRESHOLDS}
     return TokenView(tokens=tokens, **(given | fields))
+
+
+class Elements(HTMLParser):
+    """Names of the elements and attributes that a browser would see."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.names, self.attributes = set(), set()
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.names.add(tag)
+        self.attributes |= {name for name, _ in attrs}
 
 
 def data_of(html):
@@ -91,12 +110,13 @@ def test_no_text_can_become_markup(hostile):
     )
     html = render_tokens(drawn, standalone=False)
     assert html.count("<script") == 1 and html.count("</script>") == 1 and "<!--" not in html
-    assert re.findall(r"<img[^>]*onerror", html.replace("&lt;img", "")) == []
-    assert data_of(html)["best"][0][0][0][0] == hostile
+    elements = Elements(html)
+    assert elements.names <= OWN_ELEMENTS and not {name for name in elements.attributes if name.startswith("on")}
+    assert data_of(html)["best"][0][0][0][0] == hostile.replace(" ", "·")
     page = render_page([(hostile, html)], hostile)
     assert page.count("<script") == 2, "one of the page, one of the data"
     movement = render_movement([0], [hostile], [["LH"]], {"LH": RegimeNote(hostile)}, title=hostile)
-    assert "<script" not in movement and "<img" not in movement
+    assert Elements(movement).names <= OWN_ELEMENTS - {"script", "img"}
 
 
 def test_a_fragment_brings_its_style_and_script_only_if_it_stands_alone():
@@ -139,7 +159,7 @@ def test_a_token_carries_a_class_for_every_quantity_that_it_has():
         "wb-r-teacher-light",
         "wb-t-privileged",
         "wb-c-5",
-        "wb-i-7",
+        "wb-i-8",
         "wb-w-6",
         "wb-l-6",
         "wb-e-6",

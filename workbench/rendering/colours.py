@@ -27,7 +27,7 @@ _LINES = "repeating-linear-gradient(0deg,rgb(0 0 0/.14) 0 1px,transparent 1px 5p
 
 SLOTS = {
     "teacher-light": Fill("#c9e4f6", "#1d4b6a"),
-    "teacher": Fill("#0072b2", "#0f7fc0"),
+    "teacher": Fill("#0072b2", "#0072b2"),
     "self-light": Fill("#f9dfa6", "#6a4d0c", _HATCH),
     "self": Fill("#e69f00", "#e69f00", _HATCH),
     "weak": Fill("#e3e3e1", "#44484e", _DOTS),

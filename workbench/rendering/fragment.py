@@ -197,8 +197,8 @@ def _bars(token: TokenCell, up: float, down: float) -> str:
 
 def _columns(view: TokenView) -> dict[str, object]:
     """All that hovering and pinning show, by columns; numbers with four decimals."""
-    tokens, names = view.tokens, view.views
-    slots = colours.regime_slots(view.all_regimes)
+    tokens, names, regimes = view.tokens, view.views, view.all_regimes
+    slots = colours.regime_slots(regimes)
 
     def column(read) -> list[float | None]:
         values = [colours.finite(read(token)) for token in tokens]
@@ -210,7 +210,7 @@ def _columns(view: TokenView) -> dict[str, object]:
     return {
         "views": [{"name": name, "context": view.contexts.get(name, "")} for name in names],
         "regimes": {
-            name: {"meaning": note.meaning, "slot": slots[name]} for name, note in view.all_regimes.items()
+            name: {"meaning": note.meaning, "slot": slots[name]} for name, note in regimes.items()
         },
         "text": [visible_text(token.text, special=token.special) for token in tokens],
         "id": [token.token_id for token in tokens],
@@ -235,6 +235,6 @@ def _columns(view: TokenView) -> dict[str, object]:
             ]
             for name in names
         ],
-        "why": [explain(token, view.thresholds, view.all_regimes) for token in tokens],
+        "why": [explain(token, view.thresholds, regimes) for token in tokens],
         "then": [consequence(token) for token in tokens],
     }  # fmt: skip

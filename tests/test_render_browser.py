@@ -1,0 +1,283 @@
+"""A fragment in a real browser: what hovering, pinning, the keyboard and the choice of colours do."""
+
+import json
+import math
+import os
+import re
+import shutil
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from workbench.render import RegimeNote, TokenCell, TokenView, page_head, render_movement, render_page, render_tokens
+
+ARGUMENTS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+REGIMES = {
+    "LH": RegimeNote("low gap, both sure: teacher, light", "teacher", "reverse KL"),
+    "HT": RegimeNote("high gap, teacher leads: teacher, strong", "teacher", "JSD"),
+    "HS": RegimeNote("high gap, self leads: privileged self, light", "self", "reverse KL"),
+}
+
+
+def cell(text, regime, student, self_, teacher, **fields):
+    logprobs = {"student": student, "self": self_, "teacher": teacher}
+    best = {name: [(text, value), ("other", -3.0)] for name, value in logprobs.items()}
+    note = REGIMES[regime]
+    return TokenCell(text, 5, regime, note.source, note.divergence, 1.0, logprobs=logprobs, alternatives=best, **fields)
+
+
+TOKENS = (
+    cell("the", "LH", -0.125, -0.25, -0.375, loss=0.1, truth="visible", entropies={"student": 0.5}),
+    cell(" digit", "HT", -2.5, -1.5, -0.0624, loss=0.7, truth="visible", entropies={"student": 1.5}),
+    cell(" <b>&2", "HS", -1.83, -8.97, -11.82, loss=3.0, truth="privileged", entropies={"student": 2.0}),
+)
+VIEW = TokenView(
+    "a run",
+    "which digit?",
+    "the digit 2",
+    TOKENS,
+    expected="4",
+    right=False,
+    regimes=REGIMES,
+    thresholds={"gap": 0.55, "probability_sum": 1.2},
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = os.environ.get("CHROMIUM") or next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if found is None:
+        pytest.fail("These tests need Chromium: apt-get install chromium, or set CHROMIUM to the path of a browser.")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        yield started
+        started.close()
+
+
+class Opened:
+    """A page that remembers what it complained about and what it asked for."""
+
+    def __init__(self, browser, tmp_path, html, **context):
+        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **context)
+        self.page = self.context.new_page()
+        self.complaints, self.requests = [], []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        file = tmp_path / "page.html"
+        file.write_text(html, encoding="utf-8")
+        self.page.goto(file.as_uri())
+
+    def token(self, index, root=".wb-tokens"):
+        return self.page.locator(f"{root} .wb-t[data-i='{index}']").first
+
+    def fill(self, index):
+        return self.token(index).evaluate("node => getComputedStyle(node).backgroundColor")
+
+
+@pytest.fixture
+def open_page(browser, tmp_path):
+    opened = []
+
+    def open_html(html=None, **context):
+        html = render_page([render_tokens(VIEW, standalone=False)], "t") if html is None else html
+        opened.append(Opened(browser, tmp_path, html, **context))
+        return opened[-1]
+
+    yield open_html
+    for one in opened:
+        external = [url for url in one.requests if not url.startswith(("file:", "data:"))]
+        complaints = one.complaints
+        one.context.close()
+        assert complaints == [], "the console must stay silent"
+        assert external == [], "nothing may be asked of a network"
+
+
+def numbers(texts):
+    return [float(text.replace("−", "-")) for text in texts]
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_hover_shows_the_log_probs_of_every_view_and_the_reason(open_page, index):
+    opened = open_page()
+    opened.token(index).hover()
+    card = opened.page.locator(".wb-card:popover-open")
+    card.wait_for(state="visible")
+    shown = numbers(card.locator("[data-logprob]").all_inner_texts())
+    assert shown == [round(TOKENS[index].logprobs[name], 3) for name in ("student", "self", "teacher")]
+    assert TOKENS[index].regime in card.inner_text() and "mean 0.55" in card.inner_text()
+    assert card.locator(".wb-option").count() == 6
+    best = card.locator(".wb-option").first.inner_text()
+    assert best.endswith("%") and f"{100 * math.exp(TOKENS[index].logprobs['student']):.0f}" in best
+    opened.page.mouse.move(2, 2)
+    card.wait_for(state="hidden")
+
+
+def test_the_most_telling_token_is_pinned_at_first_and_a_click_pins_another(open_page):
+    opened = open_page()
+    assert opened.token(2).get_attribute("aria-pressed") == "true"
+    opened.page.evaluate("document.addEventListener('workbench:pin', e => window.pinned = e.detail.index)")
+    opened.token(1).click()
+    assert opened.page.evaluate("window.pinned") == 1
+    assert [opened.token(k).get_attribute("aria-pressed") for k in range(3)] == [None, "true", None]
+    bars = opened.page.locator(".wb-detail rect")
+    gaps = {bar.get_attribute("class"): float(bar.get_attribute("data-gap")) for bar in bars.all()}
+    assert gaps == {"wb-bar-information": 1.0, "wb-bar-capability": 1.4376, "wb-bar-total": 2.4376}
+    widths = {bar.get_attribute("class"): float(bar.get_attribute("width")) for bar in bars.all()}
+    assert widths["wb-bar-information"] + widths["wb-bar-capability"] == pytest.approx(widths["wb-bar-total"])
+
+
+def test_markup_in_a_token_stays_text(open_page):
+    opened = open_page()
+    assert opened.page.locator(".wb-detail code").inner_text() == "·<b>&2"
+    assert opened.token(2).inner_text().endswith("<b>&2")
+
+
+def test_arrow_keys_move_the_pin_and_home_and_end_jump(open_page):
+    opened = open_page()
+    opened.token(0).click()
+    where = "document.activeElement.dataset.i"
+    for key, expected in [
+        ("ArrowRight", "1"),
+        ("ArrowRight", "2"),
+        ("ArrowRight", "2"),
+        ("ArrowLeft", "1"),
+        ("Home", "0"),
+    ]:
+        opened.page.keyboard.press(key)
+        assert opened.page.evaluate(where) == expected
+    opened.page.keyboard.press("End")
+    assert "token 3 of 3" in opened.page.locator(".wb-detail").inner_text()
+    assert "capability −2.85, information −7.14" in opened.page.locator(".wb-status").text_content()
+    assert opened.page.locator(".wb-t[tabindex='0']").count() == 1, "Tab enters and leaves the answer in one step"
+
+
+def test_focus_by_keyboard_is_visible(open_page):
+    opened = open_page()
+    opened.token(0).click()
+    opened.page.keyboard.press("ArrowRight")
+    assert opened.token(1).evaluate("node => getComputedStyle(node).outlineStyle") == "solid"
+
+
+def test_up_and_down_are_offered_to_the_host_page(open_page):
+    opened = open_page()
+    opened.page.evaluate(
+        "window.moves = []; document.addEventListener('workbench:rollout', e => moves.push(e.detail.direction))"
+    )
+    opened.token(0).click()
+    opened.page.keyboard.press("ArrowDown")
+    opened.page.keyboard.press("ArrowUp")
+    assert opened.page.evaluate("moves") == [1, -1]
+
+
+def test_another_quantity_changes_the_colours_and_the_legend(open_page):
+    opened = open_page()
+    seen = {}
+    for quantity in ("regime", "capability", "information", "loss", "entropy", "truth"):
+        opened.page.locator(f".wb-chip[data-by='{quantity}']").click()
+        assert opened.page.locator(".wb-chip[aria-pressed='true'][data-by]").get_attribute("data-by") == quantity
+        visible = [one.get_attribute("data-for") for one in opened.page.locator(".wb-legend").all() if one.is_visible()]
+        assert visible == [quantity]
+        seen[quantity] = tuple(opened.fill(k) for k in range(3))
+    assert len(set(seen.values())) == 6
+    assert seen["truth"][0] == seen["truth"][1] != seen["truth"][2]
+    assert seen["regime"][2] == "rgb(230, 159, 0)", "self leads: orange"
+
+
+def test_the_bars_can_be_hidden(open_page):
+    opened = open_page()
+    height = "node => getComputedStyle(node, '::after').height"
+    assert opened.token(2).evaluate(height) != opened.token(0).evaluate(height)
+    opened.page.locator(".wb-chip[data-bars]").click()
+    assert opened.token(2).evaluate("node => getComputedStyle(node, '::after').display") == "none"
+
+
+def luminance(rgb):
+    red, green, blue = (int(value) for value in re.findall(r"\d+", rgb)[:3])
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def text_of_page(opened):
+    return luminance(opened.page.locator(".wb-ask").first.evaluate("node => getComputedStyle(node).color"))
+
+
+@pytest.mark.parametrize(
+    ("theme", "system", "body", "is_dark"),
+    [
+        ("auto", "light", "", False), ("auto", "dark", "", True), ("light", "dark", "", False), ("dark", "light", "", True),
+        ("auto", "light", "dark", True), ("light", "light", "dark", False),
+        ("auto", "dark", "gradio-container", False), ("auto", "light", "dark gradio-container", True),
+    ],
+)  # fmt: skip
+def test_the_theme_follows_the_caller_then_the_host_then_the_system(open_page, theme, system, body, is_dark):
+    html = f"<!DOCTYPE html><body class='{body}'>{render_tokens(VIEW, theme=theme)}</body>"
+    opened = open_page(html, color_scheme=system)
+    assert (text_of_page(opened) > 128) is is_dark
+
+
+def test_style_rules_of_a_host_page_for_all_its_elements_lose(open_page):
+    host = "<style>.prose * { color: rgb(255, 0, 0) } .prose table, .prose p { margin: 99px; font-size: 40px }</style>"
+    opened = open_page(f"<!DOCTYPE html>{host}<div class='prose'>{render_tokens(VIEW, theme='light')}</div>")
+    colour = "node => getComputedStyle(node).color"
+    for selector in (".wb-t", ".wb-ask", ".wb-legend td", ".wb-why", ".wb-why b", ".wb-views td"):
+        assert opened.page.locator(selector).first.evaluate(colour) != "rgb(255, 0, 0)", selector
+    assert opened.page.locator(".wb-legend").first.evaluate("node => getComputedStyle(node).marginTop") == "0px"
+
+
+def test_fragments_that_come_later_work_without_running_a_script(open_page):
+    """As in Gradio, whose HTML component sets innerHTML on every update."""
+    opened = open_page(f"<!DOCTYPE html><head>{page_head()}</head><body><div id='host'></div></body>")
+    for pinned in (0, 1):
+        html = render_tokens(VIEW, standalone=False, pinned=pinned)
+        opened.page.evaluate(f"document.getElementById('host').innerHTML = {json.dumps(html)}")
+        opened.page.locator(".wb-detail .wb-views").wait_for()
+        assert f"token {pinned + 1} of 3" in opened.page.locator(".wb-detail").inner_text()
+    opened.token(2).click()
+    assert "token 3 of 3" in opened.page.locator(".wb-detail").inner_text()
+
+
+def test_several_fragments_on_one_page_do_not_disturb_each_other(open_page):
+    movement = render_movement([0, 20], ["the", "2"], [["LH", "HS"], ["LH", "LH"]], REGIMES)
+    opened = open_page(render_page([render_tokens(VIEW), ("again", render_tokens(VIEW)), movement], "t"))
+    opened.page.locator(".wb-tokens").nth(1).locator(".wb-t").first.click()
+    opened.page.locator(".wb-tokens").nth(1).locator(".wb-chip[data-by='loss']").click()
+    details = opened.page.locator(".wb-detail").all_inner_texts()
+    assert "token 3 of 3" in details[0] and "token 1 of 3" in details[1]
+    assert [one.get_attribute("data-by") for one in opened.page.locator(".wb-tokens").all()] == ["regime", "loss"]
+    assert opened.page.locator(".wb-cell").nth(1).evaluate("node => getComputedStyle(node).fill") == "rgb(230, 159, 0)"
+
+
+def test_an_empty_answer_and_missing_views_raise_nothing(open_page):
+    alone = TokenView(
+        "t", "q", "a", (TokenCell("a", 1, "ALL", "teacher", logprobs={"student": -1.0}), TokenCell("b", 2, "ALL"))
+    )
+    opened = open_page(render_page([render_tokens(TokenView("t", "q", "", ())), render_tokens(alone, pinned=1)], "t"))
+    opened.page.locator(".wb-t").first.hover()
+    opened.page.locator(".wb-card:popover-open").wait_for()
+    assert "–" in opened.page.locator(".wb-detail").nth(1).inner_text()
+
+
+def test_two_thousand_tokens_stay_quick(open_page):
+    tokens = tuple(
+        cell(f" w{k}", ("LH", "HT", "HS")[k % 3], -0.1 * (k % 7), -0.2 * (k % 5), -0.1, loss=k / 900)
+        for k in range(2000)
+    )
+    opened = open_page(render_page([render_tokens(TokenView("t", "q", "a", tokens, regimes=REGIMES))], "t"))
+    opened.token(1990).scroll_into_view_if_needed()
+    timed = """async () => {
+        const root = document.querySelector('.wb-tokens');
+        const spent = async (act) => {
+            const start = performance.now(); act(); root.getBoundingClientRect();
+            document.querySelector('.wb-t').offsetTop; return performance.now() - start; };
+        const colour = await spent(() => root.querySelector('[data-by="capability"].wb-chip').click());
+        const pin = await spent(() => root.querySelector('.wb-t[data-i="1985"]').click());
+        return [colour, pin];
+    }"""
+    colour_ms, pin_ms = opened.page.evaluate(timed)
+    # 20 and 10 ms where it was written; the bounds leave room for a busy machine
+    assert colour_ms < 1000 and pin_ms < 500, (colour_ms, pin_ms)
