@@ -26,7 +26,7 @@ from workbench.scoring import (
     score_views,
     view_prompts,
 )
-from workbench.traces import Alternatives, TracedBatch
+from workbench.traces.writer import Alternatives, TracedBatch
 from workbench.types import Prompt, Routing, TokenScores, label_tokens
 
 
@@ -48,6 +48,7 @@ class Readings:
 class Scored:
     """A routed and supervised batch: all that is recorded about it."""
 
+    method: Method
     batch: Batch
     prompts: dict[str, tuple[Prompt, ...]]
     scores: dict[str, TokenScores]  # of every view, in the method's order
@@ -66,9 +67,11 @@ class Scored:
         return TracedBatch(
             step=step,
             rollouts=self.batch.rollouts,
+            views={name: (view.policy, view.context) for name, view in self.method.views.items()},
             prompts=self.prompts,
             scores=self.scores,
             routing=self.routing,
+            regimes=self.method.regimes,
             coefficient=self.coefficient,
             loss=self.loss,
             token_texts=texts,
@@ -140,7 +143,9 @@ def supervise_batch(
         found[name] = (torch.cat([ids for ids, _ in likely]), torch.cat([logprobs for _, logprobs in likely]))
         kept = Alternatives(recorded, {view: found[view] for view in method.views})
     scores = {view: scores[view] for view in method.views}
-    return Scored(batch, readings.prompts, scores, routing, torch.cat([r.loss for r in results]), coefficient, kept)
+    return Scored(
+        method, batch, readings.prompts, scores, routing, torch.cat([r.loss for r in results]), coefficient, kept
+    )
 
 
 def _require_finite(batch: Batch, positions: slice, result: Supervision, scores: dict[str, TokenScores]) -> None:

@@ -47,7 +47,8 @@ from workbench.runs import RunFolder
 from workbench.scoring import Batch
 from workbench.seeding import Order, derive_seed
 from workbench.supervision import NotFiniteLoss, read_batch, supervise_batch
-from workbench.traces import TraceWriter, delete_after
+from workbench.traces.parts import delete_after
+from workbench.traces.writer import TraceWriter
 from workbench.types import Example
 from workbench.watch import Watch
 
@@ -121,7 +122,7 @@ class Trainer:
         self.sampling = SamplingOptions(
             sampling.max_completion_length, sampling.temperature, sampling.top_p, sampling.top_k
         )
-        self.writer = TraceWriter(folder.path, self.method, self.learner.student.token_texts)
+        self.writer = TraceWriter(folder.path, method=self.method.name, policy_text=self.learner.student.token_text)
         self.watch = Watch()
         for line in folder.metrics("train"):
             self.watch.look(line["step"], line)

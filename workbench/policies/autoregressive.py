@@ -8,6 +8,7 @@ adds image tokens) therefore agree on completion positions and on nothing else.
 import contextlib
 import copy
 import inspect
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from workbench.errors import PolicyError
+from workbench.errors import DataError, PolicyError
 from workbench.losses import Head, Readout
 from workbench.policies import SamplingOptions, Written
 from workbench.policies.encoding import PromptEncoder, collate
@@ -54,7 +55,13 @@ class AutoregressivePolicy:
                 f"{name}: neither the tokenizer nor generation_config names an end token, so an answer would never stop. "
                 "Set eos_token_id in the model's generation_config.json."
             )
-        self._takes_encoded_images = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+        # families that also hand features to deeper layers (Qwen3-VL) encode a prompt's images once per row instead
+        # placeholders of images stand for features; one written by the student would stand for an image that is not there
+        tokens = (getattr(model.config, name, None) for name in ("image_token_id", "video_token_id"))
+        self._placeholders = [token for token in tokens if isinstance(token, int) and token < self.vocabulary]
+        takes_features = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+        vision = getattr(model.config, "vision_config", None)
+        self._shares_images = takes_features and not hasattr(vision, "deepstack_visual_indexes")
 
     @property
     def device(self) -> torch.device:
@@ -99,13 +106,15 @@ class AutoregressivePolicy:
         self, hidden: Float[Tensor, "B D"], mask: Int[Tensor, "B P"], cache, seeds: list[int], options: SamplingOptions
     ) -> list[Written]:
         stop = torch.tensor(sorted(self.stop_ids), device=self.device)
+        placeholders = torch.tensor(self._placeholders, dtype=torch.long, device=self.device)
         uniform = torch.stack([_uniform(seed, options.max_completion_length) for seed in seeds]).to(self.device)
         ids_BT, logprobs_BT = [], []
         ended = torch.zeros(len(seeds), dtype=torch.bool, device=self.device)
         ones = torch.ones(len(seeds), 1, dtype=mask.dtype, device=self.device)
         for column in range(options.max_completion_length):
             logits = self.head(hidden)[:, : self.vocabulary]
-            ids = _draw(logits, uniform[:, column], options)
+            allowed = logits.index_fill(-1, placeholders, -math.inf)
+            ids = _draw(allowed, uniform[:, column], options)
             ids_BT.append(ids)
             logprobs_BT.append(logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1))
             ended = ended | torch.isin(ids, stop)
@@ -129,24 +138,30 @@ class AutoregressivePolicy:
 
         Images of a prompt that occurs in several rows are encoded once.
         """
-        unique = list({id(prompt): prompt for prompt in prompts}.values())
-        row_of = {id(prompt): row for row, prompt in enumerate(unique)}
-        rows = [row_of[id(prompt)] for prompt in prompts]
-        encoded = [self.encoder.encode(prompt) for prompt in unique]
-        if len(unique) < len(prompts) and self._takes_encoded_images:
-            inputs = self._with_shared_images(encoded, rows)
-        else:
-            inputs = self._to_device(collate([encoded[row] for row in rows], self.encoder.pad_id))
-        lengths = torch.tensor([len(ids) for ids in completions])
+        inputs, prompt_length, lengths = self.model_inputs(prompts, completions)
         if int(lengths.sum()) == 0:
             return Readout(torch.zeros(0, self.head_width, device=self.device), self.head, self.vocabulary)
-        prompt_length = inputs["input_ids"].shape[1]
-        inputs = _append(inputs, completions, self.encoder.pad_id)
         hidden = self._hidden(inputs | {"use_cache": False})
         # columns P - 1 .. P - 2 + longest predict completion tokens 0 .. longest - 1
         hidden = hidden[:, prompt_length - 1 : prompt_length - 1 + int(lengths.max())]
         valid = torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)
         return Readout(hidden[valid.to(hidden.device)], self.head, self.vocabulary)
+
+    def model_inputs(
+        self, prompts: list[Prompt], completions: list[tuple[int, ...]]
+    ) -> tuple[dict, int, Int[Tensor, " B"]]:
+        """What the model is given, the column where completions start, and their lengths."""
+        unique = list({id(prompt): prompt for prompt in prompts}.values())
+        row_of = {id(prompt): row for row, prompt in enumerate(unique)}
+        rows = [row_of[id(prompt)] for prompt in prompts]
+        encoded = [self.encoder.encode(prompt) for prompt in unique]
+        if len(unique) < len(prompts) and self._shares_images:
+            inputs = self._with_shared_images(encoded, rows)
+        else:
+            inputs = self._to_device(collate([encoded[row] for row in rows], self.encoder.pad_id))
+        prompt_length = inputs["input_ids"].shape[1]
+        lengths = torch.tensor([len(ids) for ids in completions])
+        return _append(inputs, completions, self.encoder.pad_id), prompt_length, lengths
 
     @property
     def head_width(self) -> int:
@@ -155,11 +170,17 @@ class AutoregressivePolicy:
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """An answer given as text, as the model would have written it: its tokens and the end token."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if set(ids) & set(self._placeholders):
+            raise DataError(f"answer {text[:80]!r} contains an image placeholder. Answers are text: remove it.")
         return (*ids, self.tokenizer.eos_token_id)
 
     def text(self, ids: tuple[int, ...]) -> str:
         """The completion as text, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def token_text(self, token_id: int) -> str:
+        """One entry of the vocabulary as text."""
+        return self.tokenizer.decode([token_id], skip_special_tokens=False)
 
     def token_texts(self, ids: tuple[int, ...]) -> list[str]:
         """Each token's own text; bytes of an unfinished character stay with the token that finishes it."""
@@ -181,10 +202,13 @@ class AutoregressivePolicy:
             return inputs
         with self._adapter_state():
             features = self.model.get_image_features(**images, return_dict=True)
-        flat = torch.cat(list(features.pooler_output))  # (image tokens of all prompts, D), in the order of the prompts
+        is_tensor = isinstance(features.pooler_output, Tensor)  # families take either, and take back what they gave
+        width = features.pooler_output[0].shape[-1]
+        flat = torch.cat([image.reshape(-1, width) for image in features.pooler_output])
         counts = (unique["input_ids"] == self.model.config.image_token_id).sum(-1).tolist()
-        per_prompt = flat.split(counts)
-        shared = BaseModelOutputWithPooling(pooler_output=[per_prompt[row] for row in rows])
+        per_prompt = flat.split(counts)  # image tokens of each prompt, in the order of its images
+        repeated = [per_prompt[row] for row in rows]
+        shared = BaseModelOutputWithPooling(pooler_output=torch.cat(repeated) if is_tensor else repeated)
         return inputs | {"mm_encoder_outputs": {"image": shared}}
 
     def _hidden(self, inputs: dict) -> Float[Tensor, "B T D"]:
@@ -303,12 +327,22 @@ def _draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], options: S
     """One token per row by inverting the cumulative distribution at the row's own uniform number."""
     if options.temperature == 0.0:
         return logits.argmax(-1)
-    probability, ids = (logits.double() / options.temperature).softmax(-1).sort(-1, descending=True, stable=True)
+    probability = (logits.double() / options.temperature).softmax(-1)
+    if options.top_p == 1.0 and options.top_k == 0:
+        cumulative = probability.cumsum(-1)
+        return _place(cumulative, uniform.unsqueeze(-1) * cumulative[:, -1:])
+    probability, ids = probability.sort(dim=-1, descending=True, stable=True)
     cumulative = probability.cumsum(-1)
-    allowed = cumulative[:, -1:].clone()
-    if options.top_p < 1.0:  # keep the smallest set whose mass reaches top_p
-        allowed = torch.minimum(allowed, cumulative.gather(-1, (cumulative < options.top_p).sum(-1, keepdim=True)))
+    kept = cumulative[:, -1:]
+    if options.top_p < 1.0:  # the smallest set whose mass reaches top_p
+        reached = (cumulative < options.top_p).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+        kept = torch.minimum(kept, cumulative.gather(-1, reached))
     if options.top_k > 0:
-        allowed = torch.minimum(allowed, cumulative[:, min(options.top_k, logits.shape[-1]) - 1 :][:, :1])
-    place = torch.searchsorted(cumulative, uniform.unsqueeze(-1) * allowed, right=True)
-    return ids.gather(-1, place.clamp(max=logits.shape[-1] - 1)).squeeze(-1)
+        last = min(options.top_k, logits.shape[-1]) - 1
+        kept = torch.minimum(kept, cumulative[:, last : last + 1])
+    return ids.gather(-1, _place(cumulative, uniform.unsqueeze(-1) * kept).unsqueeze(-1)).squeeze(-1)
+
+
+def _place(cumulative: Float[Tensor, "B V"], mass: Float[Tensor, "B 1"]) -> Int[Tensor, " B"]:
+    """The first entry whose cumulative mass exceeds `mass`; entries without mass are never chosen."""
+    return torch.searchsorted(cumulative, mass, right=True).squeeze(-1).clamp(max=cumulative.shape[-1] - 1)

@@ -1,0 +1,182 @@
+"""`workbench check`: proves on one batch, before any training, that all views speak of the same tokens.
+
+Silent misalignment is this field's commonest bug: a completion tokenised twice, a view cut at another column, an end
+token that the teacher does not know. Each line of the table is one such bug, measured and not assumed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+import workbench.losses
+from workbench.config import RunConfig
+from workbench.contexts import is_privileged
+from workbench.datasets import load_examples, split_by_evidence
+from workbench.errors import DataError
+from workbench.learner import Learner, build_learner
+from workbench.losses import score
+from workbench.policies import SamplingOptions
+from workbench.rollouts import write_rollouts
+from workbench.scoring import Batch
+from workbench.supervision import Scored, read_batch, supervise_batch
+
+NUM_EXAMPLES = 4
+TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25, "float16": 0.1}  # nats; padding changes the order of additions
+OK, NOTE, WRONG = "ok", "note", "WRONG"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One proven fact. status: ok, note (allowed, but know it), or WRONG (training would learn something else)."""
+
+    name: str
+    status: str
+    found: str
+
+
+def check_config(config: RunConfig) -> list[Check]:
+    """Load what the run would load, write a few answers, and compare every view with every other.
+
+    Raises: WorkbenchError if the models or the data cannot be loaded at all.
+    """
+    method = config.load_method()
+    examples = load_examples(config.data.train, limit=config.data.limit)
+    usable, lacking = split_by_evidence(examples, list(method.contexts))
+    if not usable:
+        raise DataError(
+            f"none of the {len(examples)} examples of {config.data.train} has what the contexts "
+            f"{', '.join(method.contexts)} need, first: {lacking[0][0].origin} has no {lacking[0][1]}."
+        )
+    learner = build_learner(config, method)
+    sampling = config.sampling
+    rollouts = write_rollouts(
+        learner.student,
+        usable[:NUM_EXAMPLES],
+        context=method.views[method.learner].context,
+        sampling=SamplingOptions(sampling.max_completion_length, sampling.temperature, sampling.top_p, sampling.top_k),
+        num_generations=2,
+        seed=("check", config.seed),
+        rule=config.evaluation.rule,
+    )
+    batch = Batch(tuple(rollouts))
+    with torch.no_grad():
+        scored = supervise_batch(method, learner.policies, read_batch(method, learner.policies, batch), seed=0)
+        tolerance = TOLERANCE[config.models.dtype]
+        return [
+            _evidence(len(examples), len(usable), lacking),
+            *_tokens(scored, learner),
+            *_images(scored, learner),
+            *_views(scored, learner, tolerance),
+            _chunks(scored, learner),
+            *_routing(scored),
+            _answers(scored),
+        ]
+
+
+def is_good(checks: list[Check]) -> bool:
+    """Whether nothing is wrong."""
+    return all(check.status != WRONG for check in checks)
+
+
+def _evidence(total: int, num_usable: int, lacking: list) -> Check:
+    if not lacking:
+        return Check("evidence", OK, f"all {total} examples have what every view is shown")
+    example, column = lacking[0]
+    return Check("evidence", NOTE, f"{num_usable} of {total} usable; {example.origin or example.id} has no {column}")
+
+
+def _tokens(scored: Scored, learner: Learner) -> Iterator[Check]:
+    completions = [rollout.ids for rollout in scored.batch.rollouts]
+    for name, view in scored.method.views.items():
+        policy = learner.policies[view.policy]
+        inputs, start, lengths = policy.model_inputs(list(scored.prompts[name]), completions)
+        rows = [row[start : start + int(n)] for row, n in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
+        same = rows == [list(ids) for ids in completions]
+        longest = max(policy.encoder.encode(prompt)["input_ids"].shape[1] for prompt in scored.prompts[name])
+        room = policy.encoder.max_prompt_length
+        found = f"prompts up to {longest} tokens" + ("" if room is None else f" of {room} allowed")
+        found = f"the written ids, token by token; {found}" if same else "other ids than were written"
+        yield Check(f"completion in view {name} ({view.policy} / {view.context})", OK if same else WRONG, found)
+    sizes = {name: policy.vocabulary for name, policy in learner.policies.items()}
+    yield Check("vocabulary", OK, f"{learner.student.vocabulary} entries shared by {', '.join(sizes)}")
+    own = learner.student.tokenizer.eos_token_id
+    for name, policy in learner.policies.items():
+        if policy.tokenizer.eos_token_id != own:
+            theirs = policy.tokenizer.eos_token
+            text = f"{name} ends with {theirs}, the student with {learner.student.tokenizer.eos_token}"
+            yield Check("end token", NOTE, f"{text}: the teacher finds the student's end unlikely")
+
+
+def _images(scored: Scored, learner: Learner) -> Iterator[Check]:
+    for name, view in scored.method.views.items():
+        policy = learner.policies[view.policy]
+        image_token = getattr(policy.model.config, "image_token_id", None)
+        prompt = scored.prompts[name][0]
+        if image_token is None:
+            continue
+        count = int((policy.encoder.encode(prompt)["input_ids"] == image_token).sum())
+        status = OK if bool(count) == bool(prompt.images) else WRONG
+        yield Check(f"images in view {name}", status, f"{len(prompt.images)} image(s), {count} image tokens")
+
+
+def _views(scored: Scored, learner: Learner, tolerance: float) -> Iterator[Check]:
+    batch = scored.batch
+    for name, view in scored.method.views.items():
+        policy, prompts = learner.policies[view.policy], scored.prompts[name]
+        alone = []
+        for prompt, rollout in zip(prompts, batch.rollouts, strict=True):
+            ids = torch.tensor(rollout.ids, device=policy.device)
+            alone.append(score(policy.read([prompt], [rollout.ids]), ids).logprob)
+        difference = _largest(torch.cat(alone), scored.scores[name].logprob)
+        yield Check(
+            f"view {name} scored alone = in a padded batch",
+            OK if difference <= tolerance else WRONG,
+            f"log-probs differ by at most {difference:.1e} nats (allowed: {tolerance:g})",
+        )
+    sampled = torch.tensor([logprob for rollout in batch.rollouts for logprob in rollout.logprobs])
+    difference = _largest(sampled, scored.scores[scored.method.learner].logprob)
+    plain = scored.method.views[scored.method.learner].context
+    yield Check(
+        f"sampler = student on {plain}",
+        OK if difference <= tolerance else WRONG,
+        f"log-probs differ by at most {difference:.1e} nats (allowed: {tolerance:g})",
+    )
+
+
+def _chunks(scored: Scored, learner: Learner) -> Check:
+    usual = workbench.losses.CHUNK_BYTES
+    try:
+        workbench.losses.CHUNK_BYTES = 1  # 16 positions at a time, the least there is
+        readings = read_batch(scored.method, learner.policies, scored.batch)
+        pieces = supervise_batch(scored.method, learner.policies, readings, seed=0)
+    finally:
+        workbench.losses.CHUNK_BYTES = usual
+    difference = _largest(pieces.loss, scored.loss)
+    status = OK if difference <= 1e-4 else WRONG
+    return Check("loss in chunks = at once", status, f"positions differ by at most {difference:.1e} nats")
+
+
+def _routing(scored: Scored) -> Iterator[Check]:
+    method, regime = scored.method, scored.routing.regime
+    counts = {name: int((regime == idx).sum()) for idx, name in enumerate(method.regimes)}
+    shares = ", ".join(f"{name} {count / regime.numel():.0%}" for name, count in counts.items())
+    yield Check("regimes of this batch", OK, f"{shares} of {regime.numel()} positions")
+    learner = method.views[method.learner]
+    for name in method.targets:
+        view = method.views[name]
+        if (view.policy, view.context) == (learner.policy, learner.context):
+            yield Check(f"target {name}", NOTE, "the learner itself on the same prompt: its losses are always zero")
+        elif is_privileged(view.context):
+            yield Check(f"target {name}", OK, f"{view.policy} shown {view.context}, which the student is not")
+
+
+def _answers(scored: Scored) -> Check:
+    rollouts = scored.batch.rollouts
+    finished = sum(rollout.finished for rollout in rollouts)
+    status = OK if finished else NOTE
+    return Check("answers", status, f"{finished} of {len(rollouts)} end by themselves; first: {rollouts[0].text!r}")
+
+
+def _largest(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one.cpu() - other.cpu()).abs().max()) if one.numel() else 0.0

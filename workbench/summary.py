@@ -1,0 +1,92 @@
+"""What a run did, as a few plain tables: accuracy per context before and after, regimes, warnings, what to do next."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from workbench.errors import TraceError
+from workbench.evaluate import Answered, load_answers, measure
+from workbench.runs import RunFolder
+from workbench.traces.reader import open_traces
+from workbench.types import PRIVILEGED, VISIBLE
+
+
+def summarise_run(run_dir: str | Path) -> str:
+    """The whole summary of a run, ready to print."""
+    folder = RunFolder.open(run_dir)
+    status = folder.status
+    parts = [f"{status['method']} · {status.get('steps_done', 0)} steps · {status['status']} · {folder.path}"]
+    answered = load_answers(folder.path)
+    if answered:
+        parts.append(accuracy_table(answered))
+    parts += _regimes(folder.path)
+    skipped = status.get("skipped") or {}
+    if skipped:
+        parts.append("skipped examples: " + ", ".join(f"{reason}: {count}" for reason, count in skipped.items()))
+    parts += [f"warning: {warning}" for warning in status.get("warnings") or ()]
+    if status.get("error"):
+        parts.append(f"error: {status['error']}")
+    return "\n\n".join(parts)
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned by spaces; the first to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    lines = []
+    for row in (header, *rows):
+        cells = [
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  " + "  ".join(cells).rstrip())
+    lines.insert(1, "  " + "  ".join("─" * width for width in widths))
+    return "\n".join(lines)
+
+
+def accuracy_table(answered: list[Answered]) -> str:
+    """Right answers per policy and context, first and last evaluation side by side."""
+    steps = sorted({row.step for row in answered})
+    first, last = steps[0], steps[-1]
+    truths = [truth for truth in (VISIBLE, PRIVILEGED) if any(row.truth == truth for row in answered)]
+    groups = ["all", *truths] if truths else ["all"]
+    header = ["accuracy", "context", "questions"]
+    for group in groups:
+        header += [f"{group} @{first}", f"@{last}"] if last != first else [f"{group} @{first}"]
+    rows = []
+    for policy, context in dict.fromkeys((row.policy, row.context) for row in answered):
+        own = [row for row in answered if (row.policy, row.context) == (policy, context)]
+        cells = [policy, context, str(sum(row.step == own[0].step for row in own))]
+        for group in groups:
+            for step in dict.fromkeys((first, last)):
+                chosen = [row for row in own if row.step == step and group in ("all", row.truth)]
+                cells.append(_percent(measure(chosen)))
+        rows.append(cells)
+    return format_table(header, rows)
+
+
+def _percent(measured: object) -> str:
+    return "-" if measured is None else f"{measured.accuracy:.1%}"
+
+
+def _regimes(run_dir: Path) -> list[str]:
+    try:
+        traces = open_traces(run_dir)
+    except TraceError:
+        return []
+    rows = traces.sql(
+        """SELECT regime, count(*) AS positions, count(*) / sum(count(*)) OVER () AS share,
+                  sum(contribution) / nullif(sum(sum(contribution)) OVER (), 0) AS loss_share,
+                  avg(capability_gap) AS capability, avg(information_gap) AS information
+           FROM positions GROUP BY regime"""
+    ).to_pylist()
+    found = {row["regime"]: row for row in rows}
+    lines = []
+    for name, regime in traces.regimes.items():
+        row = found.get(name)
+        numbers = ["0", "0.0%", "0.0%", "-", "-"]
+        if row is not None:
+            shares = [f"{row[key]:.1%}" if row[key] is not None else "-" for key in ("share", "loss_share")]
+            gaps = ["-" if row[key] is None else f"{row[key]:+.3f}" for key in ("capability", "information")]
+            numbers = [f"{row['positions']:,}", *shares, *gaps]
+        lines.append([name, *numbers, regime.meaning])
+    header = ["regime", "tokens", "of tokens", "of loss", "capability gap", "information gap", "meaning"]
+    return [format_table(header, lines) + "\n  gaps: mean nats per token"]
