@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from workbench.errors import TraceError
@@ -89,10 +90,10 @@ def list_parts(folder: Path, headers: dict | None = None) -> list[Part]:
     for name in _stable_names(folder):
         file = folder / name
         header = _header_of(file, headers)
-        match = _STEP_FILE.fullmatch(name)
-        pairs = frozenset({(int(match[1]), int(match[2]))} if match else header.covers)
+        pair = _pair_of(name)
+        pairs = frozenset({pair} if pair else header.covers)
         parts.append(Part(file, header, pairs))
-    parts.sort(key=_precedence)
+    parts.sort(key=lambda part: (_number_of(part.file) > 0, -_number_of(part.file)))
     seen: set[Pair] = set()
     counted = []
     for part in parts:
@@ -108,22 +109,29 @@ def compact(run_folder: Path, *, min_parts: int = 2) -> None:
     """
     for table in WRITE_ORDER:
         folder = traces_folder(run_folder) / table
-        parts = list_parts(folder)
-        small = [part for part in parts if _is_step(part) and part.file.stat().st_size <= SMALL_BYTES]
+        names = _stable_names(folder)
+        small = {
+            pair: folder / name for name in names if (pair := _pair_of(name)) and _size(folder / name) <= SMALL_BYTES
+        }
         if len(small) < min_parts:
             continue
-        covers = tuple(sorted(pair for part in small for pair in part.pairs))
-        header = replace(merge_headers([part.header for part in small]), covers=covers)
-        merged = pa.concat_tables([_read(part.file) for part in small], promote_options="default")
-        numbers = [int(match[1]) for part in parts if (match := _MERGED_FILE.fullmatch(part.file.name))]
-        write_part(folder / f"merged-{max(numbers, default=0) + 1:06d}.parquet", merged, header, durable=True)
-        replaced = [part for part in parts if not _is_step(part) and part.pairs <= set(covers)]
-        for part in (*small, *replaced):
-            part.file.unlink()
+        covers = tuple(sorted(small))
+        headers, tables = zip(*(_read(small[pair]) for pair in covers), strict=True)
+        header = replace(merge_headers(list(headers)), covers=covers)
+        earlier = [folder / name for name in names if _number_of(folder / name)]
+        useless = [file for file in earlier if set(_header_of(file, {}).covers) <= small.keys()]
+        number = max(map(_number_of, earlier), default=0) + 1
+        merged = pa.concat_tables(tables, promote_options="default")
+        write_part(folder / f"merged-{number:06d}.parquet", merged, header, durable=True)
+        for file in (*small.values(), *useless):
+            file.unlink()
 
 
 def delete_after(run_folder: Path, step: int) -> None:
-    """Remove the rows of later steps, as a run does that goes on from a checkpoint; and what a kill left half written."""
+    """Remove the rows of later steps, and what a kill left half written.
+
+    For a run that goes on from a checkpoint; call it in one process, before any writes.
+    """
     for table in reversed(WRITE_ORDER):
         folder = traces_folder(run_folder) / table
         if not folder.is_dir():
@@ -131,16 +139,16 @@ def delete_after(run_folder: Path, step: int) -> None:
         for file in folder.glob(".*"):
             file.unlink()
         for name in _stable_names(folder):
-            match = _STEP_FILE.fullmatch(name)
-            if match and int(match[1]) > step:
+            pair = _pair_of(name)
+            if pair and pair[0] > step:
                 (folder / name).unlink()
         for part in list_parts(folder):
             kept = tuple(sorted(pair for pair in part.pairs if pair[0] <= step))
             if not kept and part.pairs:
                 part.file.unlink()
             elif len(kept) < len(part.pairs):
-                rows = _read(part.file)
-                rows = rows.filter(pa.compute.less_equal(rows["step"], step))
+                _, rows = _read(part.file)
+                rows = rows.filter(pc.less_equal(rows["step"], step))
                 write_part(part.file, rows, replace(part.header, covers=kept), durable=True)
 
 
@@ -172,9 +180,10 @@ def _header_of(file: Path, headers: dict) -> Header:
     return headers[key]
 
 
-def _read(file: Path) -> pa.Table:
+def _read(file: Path) -> tuple[Header, pa.Table]:
     try:
-        return pq.ParquetFile(file).read(use_threads=False)  # threads only slow small files down
+        parquet = pq.ParquetFile(file)
+        return decode_header(parquet.metadata.metadata, file), parquet.read(use_threads=False)  # threads only cost here
     except (pa.ArrowInvalid, OSError) as error:
         raise torn(file, error) from error
 
@@ -182,19 +191,25 @@ def _read(file: Path) -> pa.Table:
 def torn(file: Path, error: Exception) -> TraceError:
     """The error for a file that is no whole Parquet file."""
     return TraceError(
-        f"{file} cannot be read: it is cut short or damaged ({str(error).splitlines()[0][:200]}). Delete this file to "
+        f"{file} cannot be read: it is cut short or damaged ({str(error)[:200].strip()}). Delete this file to "
         "read the other steps, or copy it again from where it is whole."
     )
 
 
-def _is_step(part: Part) -> bool:
-    return _STEP_FILE.fullmatch(part.file.name) is not None
+def _pair_of(name: str) -> Pair | None:
+    """Step and process of a step file, None for a merged file."""
+    match = _STEP_FILE.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
 
 
-def _precedence(part: Part) -> tuple[int, int]:
-    """Step files first, then merged ones, the latest first."""
-    match = _MERGED_FILE.fullmatch(part.file.name)
-    return (1, -int(match[1])) if match else (0, 0)
+def _number_of(file: Path) -> int:
+    """Which merged file it is, counted from 1; 0 for a step file."""
+    match = _MERGED_FILE.fullmatch(file.name)
+    return int(match[1]) if match else 0
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
 
 
 def _leaves(field: pa.Field, prefix: str = "") -> list[str]:

@@ -71,7 +71,7 @@ class Traces:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._database = duckdb.connect()
+        self._database = duckdb.connect(config={"python_enable_replacements": False})  # or local variables are tables
         self._headers: dict = {}
 
     def sql(self, query: str, params: Sequence | dict | None = None) -> pa.Table:
@@ -80,7 +80,7 @@ class Traces:
         Raises: TraceError if the query is not a SELECT or fails, or if a file is torn or of another schema version.
         """
         try:
-            statements = duckdb.extract_statements(query)
+            statements = self._database.cursor().extract_statements(query)
         except duckdb.Error as error:
             raise _query_error(error) from error
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
@@ -173,7 +173,11 @@ class Traces:
             )
         header = self._header()
         return TracedRollout(
-            rows.to_pylist()[0], tuple(positions.to_pylist()), header.views, header.regimes, self.folder
+            rows.to_pylist(maps_as_pydicts="strict")[0],
+            tuple(positions.to_pylist()),
+            header.views,
+            header.regimes,
+            self.folder,
         )
 
     def regime_shares(self, by: str = "step", *, probe: bool = False) -> pa.Table:
@@ -278,28 +282,22 @@ class Traces:
                 cursor.register(f"no_{table}", _without_rows(schema))
                 cursor.execute(_view_sql(table, parts[table], set(schema.names)))
             return [cursor.sql(query, params=params).to_arrow_table() for query, params in queries]
-        except duckdb.IOException:
-            for table in used:
-                for part in parts[table]:
-                    part.file.stat()  # FileNotFoundError: it was merged away, and all is done again
-            _raise_torn(parts, used)
-            raise
         except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
             raise _query_error(error) from error
         except duckdb.Error as error:
-            _raise_torn(parts, used)
+            _check_files(parts, used)
             raise _query_error(error) from error
         finally:
             cursor.close()
 
     def _again(self, read: Callable[[], Result]) -> Result:
         """What `read` returns; it starts over if a file was merged away under it."""
-        for _ in range(_ATTEMPTS - 1):
+        for _ in range(_ATTEMPTS):
             try:
                 return read()
-            except FileNotFoundError:
-                continue
-        return read()
+            except FileNotFoundError as error:
+                gone = error.filename
+        raise TraceError(f"{gone} and others went while they were read. Is something deleting the run? Ask again.")
 
 
 def _header(parts: dict[str, list[Part]]) -> Header:
@@ -341,16 +339,18 @@ def _parquet(files: list[Path]) -> str:
     return "read_parquet([" + ", ".join(f"'{name}'" for name in names) + "], union_by_name = true)"
 
 
-def _raise_torn(parts: dict[str, list[Part]], tables: list[str]) -> None:
-    """TraceError naming the first file that cannot be read whole, if there is one."""
-    for table in tables:
-        for part in parts[table]:
-            try:
-                pq.ParquetFile(part.file).read()
-            except (pa.ArrowInvalid, OSError) as error:
-                if isinstance(error, FileNotFoundError):
-                    raise
-                raise torn(part.file, error) from error
+def _check_files(parts: dict[str, list[Part]], tables: list[str]) -> None:
+    """Raises FileNotFoundError if a file was merged away, so that all is done again; TraceError if one is torn."""
+    files = [part.file for table in tables for part in parts[table]]
+    for file in files:
+        file.stat()
+    for file in files:
+        try:
+            pq.ParquetFile(file).read()
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise torn(file, error) from error
 
 
 def _query_error(error: duckdb.Error) -> TraceError:

@@ -113,7 +113,7 @@ POSITIONS = (
         "information_gap",
         _REAL,
         "nats",
-        "what the evidence alone changes, for the same weights",
+        "what the evidence changes; the weights are the same if the view self is the live student",
         "logprob_self - logprob_student",
         ("logprob_self", "logprob_student"),
     ),
@@ -211,7 +211,7 @@ def column_names(column: Column, views: tuple[str, ...]) -> list[str]:
 
 
 EXAMPLES = {
-    "Where did the loss go? Share of each regime, by what is known of the token": """\
+    "Where did the loss go? Each regime's share, by what is known of the token.": """\
 SELECT truth, regime, any_value(source) AS source, count(*) AS positions,
        sum(contribution) / sum(sum(contribution)) OVER () AS loss_share
 FROM positions GROUP BY truth, regime ORDER BY loss_share DESC""",
@@ -273,7 +273,7 @@ def document() -> str:
             lines.append(f"| `{column.name}` | {_type_name(column.dtype)} | {column.unit} | {meaning} |")
         parts.append("\n".join(lines) + "\n")
     parts.append("## Three questions\n")
-    parts += [f"{title}:\n\n```sql\n{query}\n```\n" for title, query in EXAMPLES.items()]
+    parts += [f"**{title}**\n\n```sql\n{query}\n```\n" for title, query in EXAMPLES.items()]
     parts.append(_NOTES)
     return "\n".join(parts)
 

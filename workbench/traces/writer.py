@@ -24,6 +24,8 @@ from workbench.traces.parts import compact, step_file, traces_folder, write_part
 from workbench.traces.schema import PROBE, Header, TracedRegime, TracedView, stored_schema
 from workbench.types import Prompt, Rollout, Routing, TokenScores
 
+_MOST_NAMES = 100_000  # image references kept; tens of megabytes
+
 
 @dataclass(frozen=True)
 class Alternatives:
@@ -161,7 +163,8 @@ class TraceWriter:
         examples = [rollout.example for rollout in rollouts]
         evidence = [example.evidence for example in examples]
         crops = [
-            self._images(f"crop|{one.id}", () if (crop := one.evidence.crop) is None else (crop,)) for one in examples
+            self._images(f"crop|{one.origin}|{one.id}", () if (crop := one.evidence.crop) is None else (crop,))
+            for one in examples
         ]
         columns = self._key(batch, np.arange(len(rollouts), dtype=np.int32)) | {
             "example_id": [example.id for example in examples],
@@ -176,7 +179,7 @@ class TraceWriter:
             "finished": [rollout.finished for rollout in rollouts],
             "reward": [rollout.reward for rollout in rollouts],
             "num_positions": [len(rollout.ids) for rollout in rollouts],
-            "images": [self._images(f"example|{example.id}", example.images) for example in examples],
+            "images": [self._images(f"example|{example.origin}|{example.id}", example.images) for example in examples],
             "evidence_boxes": [[vars(box) for box in one.boxes] for one in evidence],
             "evidence_crop": [next(iter(crop), None) for crop in crops],
             "evidence_caption": [one.caption for one in evidence],
@@ -195,6 +198,8 @@ class TraceWriter:
             return self._image_names[key]
         names = [self._save(one) if isinstance(one, Image.Image) else os.path.abspath(one) for one in images]
         if key:
+            if len(self._image_names) >= _MOST_NAMES:
+                self._image_names.clear()
             self._image_names[key] = names
         return names
 
