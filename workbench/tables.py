@@ -178,7 +178,10 @@ def _require_library(source: str) -> Any:
 def _arrow_rows(saved: Any, name: str) -> Iterator[Row]:
     """Rows with images as they are stored, {"bytes", "path"}, not decoded."""
     number = 0
-    for batch in saved.with_format("arrow").iter(batch_size=64):
-        for values in batch.to_pylist():
-            number += 1
-            yield Row(f"{name}:{number}", number, values)
+    try:
+        for batch in saved.with_format("arrow").iter(batch_size=64):
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(f"{name}:{number}", number, values)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{name} cannot be read after row {number} ({error}). Save it again.") from None

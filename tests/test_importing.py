@@ -1,0 +1,287 @@
+"""Rows in the columns of TRL and ms-swift, written out by hand, become rows that the loader takes."""
+
+import io
+import json
+
+import datasets as hf_datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from workbench.datasets import load_examples
+from workbench.errors import ConfigError, DataError
+from workbench.importing import import_dataset
+from workbench.types import Box, Turn
+
+WIDTH, HEIGHT = 200, 100
+
+
+def encoded(kind="PNG", color="red"):
+    data = io.BytesIO()
+    Image.new("RGB", (WIDTH, HEIGHT), color).save(data, kind)
+    return data.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/a.png").write_bytes(encoded())
+    (tmp_path / "theirs/b.png").write_bytes(encoded(color="blue"))
+    return tmp_path
+
+
+def write(folder, *rows):
+    path = folder / "theirs/rows.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def imported(folder, *rows, **options):
+    """The report and the examples that load from what was written."""
+    report = import_dataset(write(folder, *rows), folder / "ours", **options)
+    return report, load_examples(report.path)
+
+
+def test_trl_prompts_with_image_parts_and_privileged_context(folder):
+    prompt = [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What colour?"}]},
+    ]
+    row = {"prompt": prompt, "images": ["a.png"], "privileged_context": "a red field", "solution": "red", "extra": 1}
+    report, (example,) = imported(folder, row)
+    assert (example.question, example.answer, example.evidence.caption) == ("What colour?", "red", "a red field")
+    assert example.history == (Turn("system", "Be short."),)
+    assert example.images[0].resolve() == folder / "theirs/a.png"
+    assert report.columns["question"] == "prompt" and report.columns["caption"] == "privileged_context"
+    assert report.unused == ("extra",)
+    assert report.notes == {"image mark taken out of the text": 1}
+
+
+def test_privileged_context_can_be_a_hint(folder):
+    _, (example,) = imported(folder, {"prompt": "Q?", "privileged_context": "look left"}, privileged_as="hint")
+    assert (example.evidence.hint, example.evidence.caption) == ("look left", None)
+
+
+def test_swift_messages_with_teacher_images(folder):
+    messages = [
+        {"role": "user", "content": "<image>What is it?"},
+        {"role": "assistant", "content": "A field."},
+        {"role": "user", "content": "<image>\nAnd this?"},
+        {"role": "assistant", "content": "It is blue."},
+    ]
+    row = {"messages": messages, "images": ["a.png", "b.png"], "teacher_images": ["b.png", "a.png"]}
+    report, (example,) = imported(folder, row)
+    assert (example.question, example.reference) == ("And this?", "It is blue.")
+    assert example.history == (Turn("user", "What is it?"), Turn("assistant", "A field."))
+    assert example.evidence.crop.resolve() == folder / "theirs/b.png"
+    assert report.notes == {
+        "image mark taken out of the text": 2,
+        "image of an earlier turn moved to the last": 1,
+        "teacher image after the first left out": 1,
+    }
+
+
+def test_sharegpt_turns_and_a_completion_in_turns(folder):
+    _, (first, second) = imported(
+        folder,
+        {"conversations": [{"from": "human", "value": "<image>\nQ?"}, {"from": "gpt", "value": "A"}], "image": "a.png"},
+        {"prompt": [{"role": "user", "content": "Q?"}], "completion": [{"role": "assistant", "content": "B"}]},
+    )
+    assert (first.question, first.reference, len(first.images)) == ("Q?", "A", 1)
+    assert second.reference == "B"
+
+
+def test_images_inside_the_turns_are_used_if_no_column_has_them(folder):
+    content = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "Q?"}]
+    _, (example,) = imported(folder, {"prompt": [{"role": "user", "content": content}]})
+    assert example.images[0].name == "a.png"
+
+
+def test_swift_objects_carry_labels_units_and_image_numbers(folder):
+    objects = {"ref": ["dog", "cat"], "bbox": [[10, 20, 30, 40], [50, 60, 70, 80]], "image_id": [0, 1]}
+    norm1 = {"ref": ["dog"], "bbox": [[0.1, 0.2, 0.5, 1.0], [0, 0, 0.5, 0.5]], "bbox_type": "norm1"}
+    report, (first, second) = imported(
+        folder,
+        {"query": "Q?", "images": ["a.png", "b.png"], "objects": objects},
+        {"query": "Q?", "images": ["a.png"], "objects": norm1},
+    )
+    assert first.evidence.boxes == (Box(10, 20, 30, 40, "dog"),)
+    assert second.evidence.boxes == (Box(20, 20, 100, 100, "dog"), Box(0, 0, 100, 50, "dog"))
+    assert report.notes == {"box of an image after the first left out": 1}
+
+
+# one rectangle, 20 <= x < 60 and 50 <= y < 80 of an image of 200 x 100, in every form and unit
+@pytest.mark.parametrize(
+    ("box", "box_format", "box_units"),
+    [
+        ([20, 50, 60, 80], "xyxy", "pixels"),
+        ([20, 50, 40, 30], "xywh", "pixels"),
+        ([40, 65, 40, 30], "cxcywh", "pixels"),
+        ([0.1, 0.5, 0.3, 0.8], "xyxy", "normalised"),
+        ([0.1, 0.5, 0.2, 0.3], "xywh", "normalised"),
+        ([0.2, 0.65, 0.2, 0.3], "cxcywh", "normalised"),
+        ([10, 50, 30, 80], "xyxy", "percent"),
+        ([10, 50, 20, 30], "xywh", "percent"),
+        ([20, 65, 20, 30], "cxcywh", "percent"),
+        ([100, 500, 300, 800], "xyxy", "thousand"),
+        ([100, 500, 200, 300], "xywh", "thousand"),
+        ([200, 650, 200, 300], "cxcywh", "thousand"),
+    ],
+)
+def test_every_box_format_and_unit_gives_the_same_pixels(folder, box, box_format, box_units):
+    row = {"prompt": "Q?", "image": "a.png", "bbox": box}
+    report, (example,) = imported(folder, row, box_format=box_format, box_units=box_units)
+    assert example.evidence.boxes == (Box(20, 50, 60, 80),)
+    assert not report.notes
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [20, 50, 60, 80],
+        [[20, 50, 60, 80]],
+        "[20, 50, 60, 80]",
+        [{"bbox": [20, 50, 60, 80]}],
+        [{"x0": 20, "y0": 50, "x1": 60, "y1": 80}],
+        {"bbox": [[20, 50, 60, 80]]},
+        {"bbox": [[20, 50, 60, 80], [1, 2]]},
+    ],
+)
+def test_boxes_are_read_in_every_shape(folder, boxes):
+    _, (example,) = imported(folder, {"prompt": "Q?", "image": "a.png", "boxes": boxes})
+    assert example.evidence.boxes == (Box(20, 50, 60, 80),)
+
+
+def test_a_box_that_overshoots_by_rounding_is_cut_and_counted(folder):
+    report, (example,) = imported(folder, {"prompt": "Q?", "image": "a.png", "bbox": [-0.4, 0, 200.6, 100]})
+    assert example.evidence.boxes == (Box(0, 0, 200, 100),)
+    assert report.notes == {"box cut at the image's edge, by a pixel at most": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("{broken", "row cannot be read"),
+        ({"prompt": ""}, "question is empty"),
+        ({"prompt": "<image>"}, "question is empty"),
+        ({"answer": "x"}, "question is empty"),
+        ({"prompt": "<image><image>Q?", "images": ["a.png"]}, "more <image> marks than images"),
+        ({"prompt": "Q?", "images": ["gone.png"]}, "image file does not exist"),
+        ({"prompt": "Q?", "images": ["rows.jsonl"]}, "image cannot be read"),
+        ({"prompt": "Q?", "images": ["https://host/a.png"]}, "an image is a web address; download it first"),
+        ({"prompt": "Q?", "images": [5]}, "an image is neither a path nor embedded"),
+        ({"messages": [{"role": "assistant", "content": "A"}]}, "conversation does not end with a question"),
+        ({"messages": [{"role": "tool", "content": "A"}]}, "role is none of system, user and assistant"),
+        ({"messages": ["Q?"]}, "a turn is not {role, content}"),
+        ({"messages": [{"role": "user", "content": None}]}, "content is neither text nor an image"),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "video"}]}]},
+            "content is neither text nor an image",
+        ),
+        ({"prompt": "<video>Q?"}, "<video>, <audio>, <bbox> or <ref-object> marks in the text"),
+        ({"prompt": "Q?", "answer": ["a", "b"]}, "answer is neither text nor a number"),
+        ({"prompt": "Q?", "bbox": [1, 2, 3, 4]}, "boxes without an image"),
+        ({"prompt": "Q?", "image": "a.png", "bbox": [5, 5, 5, 9]}, "a box is empty (is the box format right?)"),
+        (
+            {"prompt": "Q?", "image": "a.png", "bbox": [0.1, 0.1, 0.5, 0.5]},
+            "a box is smaller than a pixel (are the box units right?)",
+        ),
+        (
+            {"prompt": "Q?", "image": "a.png", "bbox": [1, 1, 900, 50]},
+            "a box leaves the image (are box format and units right?)",
+        ),
+        ({"prompt": "Q?", "image": "a.png", "bbox": [[1, 2, 3]]}, "a box is not four numbers"),
+        ({"prompt": "Q?", "image": "a.png", "bbox": [1, 2, 3, float("nan")]}, "a box is not four numbers"),
+        ({"prompt": "Q?", "image": "a.png", "bbox": "left"}, "boxes cannot be read"),
+        ({"prompt": "Q?", "id": "good"}, "id repeated"),
+    ],
+)
+def test_a_bad_row_is_skipped_counted_and_named(folder, row, reason):
+    report, examples = imported(folder, {"id": "good", "prompt": "Q?"}, row, {"prompt": "Last?"})
+    assert [example.question for example in examples] == ["Q?", "Last?"]
+    assert report.skipped == {reason: 1}
+    (where,) = report.first_skipped[reason]
+    assert where.startswith(f"{folder}/theirs/rows.jsonl:2")
+    assert f"skipped: 1 x {reason}" in str(report)
+
+
+def test_of_many_bad_rows_the_first_are_named(folder):
+    report, _ = imported(folder, {"prompt": "Q?"}, *({"prompt": ""} for _ in range(9)))
+    assert report.skipped.total() == 9
+    assert [where.rpartition(":")[2] for where in report.first_skipped["question is empty"]] == ["2", "3", "4"]
+
+
+def test_embedded_images_are_written_once_as_png(folder):
+    rows = [{"prompt": "Q?", "images": [{"bytes": encoded("JPEG"), "path": "x.jpg"}]}] * 2
+    source = folder / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), source)
+    report = import_dataset(source, folder / "ours")
+    (picture,) = (folder / "ours/images").iterdir()
+    with Image.open(picture) as image:
+        assert (image.format, image.size) == ("PNG", (WIDTH, HEIGHT))
+    assert [example.images for example in load_examples(report.path)] == [(picture,)] * 2
+
+
+def test_a_saved_folder_with_image_columns_and_splits(folder):
+    features = hf_datasets.Features({"prompt": hf_datasets.Value("string"), "image": hf_datasets.Image()})
+    rows = [{"prompt": "Q?", "image": {"bytes": encoded(), "path": None}}]
+    split = hf_datasets.Dataset.from_list(rows, features)
+    hf_datasets.DatasetDict({"train": split, "test": split}).save_to_disk(str(folder / "saved"))
+    with pytest.raises(DataError, match="has several splits: train, test"):
+        import_dataset(folder / "saved", folder / "ours")
+    report = import_dataset(folder / "saved", folder / "ours", split="test")
+    assert load_examples(report.path)[0].images[0].is_file()
+
+
+def test_columns_can_be_named(folder):
+    report, (example,) = imported(folder, {"prompt": "Q?", "label": 3}, columns={"answer": "label"})
+    assert (example.answer, report.columns["answer"]) == ("3", "label")
+
+
+def test_limit_counts_rows_of_the_source(folder):
+    report, examples = imported(folder, {"prompt": "Q?"}, {"prompt": ""}, {"prompt": "R?"}, limit=2)
+    assert (len(examples), report.skipped.total()) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"box_format": "xyhw"}, 'box format "xyhw" is unknown.*Did you mean "xyxy"|Did you mean "xywh"'),
+        ({"box_units": "normalized"}, 'box units "normalized" is unknown.*Did you mean "normalised"'),
+        ({"privileged_as": "hnt"}, 'privileged_as "hnt" is unknown.*Did you mean "hint"'),
+        ({"columns": {"anser": "x"}}, 'column "anser" is unknown.*Did you mean "answer"'),
+        ({"columns": {"answer": "labl"}}, 'answer=labl: .*column "labl" is unknown.*Did you mean "label"'),
+        ({"limit": 0}, "limit must be at least 1, got 0"),
+        ({"split": "train"}, "is one file and has no splits"),
+    ],
+)
+def test_a_faulty_option_is_refused_and_leaves_nothing(folder, options, message):
+    source = write(folder, {"prompt": "Q?", "label": "x"})
+    with pytest.raises(ConfigError, match=message):
+        import_dataset(source, folder / "ours", **options)
+    assert sorted(path.name for path in folder.iterdir()) == ["theirs"]
+
+
+def test_an_existing_destination_is_refused_and_kept(folder):
+    (folder / "ours").mkdir()
+    with pytest.raises(DataError, match="ours exists already"):
+        import_dataset(write(folder, {"prompt": "Q?"}), folder / "ours")
+    assert list((folder / "ours").iterdir()) == []
+
+
+def test_an_import_without_one_good_row_says_why_and_leaves_nothing(folder):
+    with pytest.raises(DataError, match=r"not one row of .* could be converted.(.|\n)*skipped: 2 x question is empty"):
+        import_dataset(write(folder, {"prompt": ""}, {"text": "x"}), folder / "ours")
+    assert sorted(path.name for path in folder.iterdir()) == ["theirs"]
+
+
+def test_a_destination_that_cannot_be_written_is_one_sentence(folder):
+    with pytest.raises(DataError, match="cannot be written"):
+        import_dataset(write(folder, {"prompt": "Q?"}), folder / "theirs/a.png/ours")
+
+
+def test_a_row_of_our_own_columns_passes_through(folder):
+    row = {"id": "x", "question": "Q?", "images": ["a.png"], "hint": "left", "domain": "signs", "reference": "answer K"}
+    _, (example,) = imported(folder, row)
+    assert (example.id, example.evidence.hint, example.domain, example.reference) == ("x", "left", "signs", "answer K")
