@@ -18,7 +18,7 @@ from PIL import Image
 
 from workbench.contexts import build_prompt
 from workbench.divergences import Divergence
-from workbench.losses import _scalars
+from workbench.losses import Head, Readout, score
 from workbench.method import Loss, Regime
 from workbench.traces.parts import compact
 from workbench.traces.reader import open_traces
@@ -54,7 +54,9 @@ def batch(step: int, num_rollouts: int, num_tokens: int, *, top: int = 0) -> Tra
     views = {name: (logits + 0.3 * noise * torch.randn(logits.shape, generator=generator)) * sharpness
              for noise, name in enumerate(VIEWS)}  # fmt: skip
     ids = torch.distributions.Categorical(logits=views["student"]).sample()
-    scores = {name: _scalars(values, ids) for name, values in views.items()}
+    scores = {
+        name: score(Readout(values, Head(torch.nn.Identity()), VOCABULARY), ids) for name, values in views.items()
+    }
     gap = scores["teacher"].logprob - scores["self"].logprob
     regime = 2 * (gap.abs() > gap.abs().mean()).long() + (gap < 0).long()
     examples = [example(step * (num_rollouts // 4) + row // 4) for row in range(num_rollouts)]
