@@ -221,12 +221,17 @@ def test_the_theme_follows_the_caller_then_the_host_then_the_system(open_page, t
 
 
 def test_style_rules_of_a_host_page_for_all_its_elements_lose(open_page):
-    host = "<style>.prose * { color: rgb(255, 0, 0) } .prose table, .prose p { margin: 99px; font-size: 40px }</style>"
-    opened = open_page(f"<!DOCTYPE html>{host}<div class='prose'>{render_tokens(VIEW, theme='light')}</div>")
+    host = """<style>.host .prose * { color: rgb(255, 0, 0) } .host .page table, .host .page p { margin: 99px; font-size: 40px }
+        .host .prose.page button { background: red; padding: 50px; transition: all 9s } .host .prose td { border: 9px solid }</style>"""
+    opened = open_page(
+        f"<!DOCTYPE html>{host}<div class='host'><div class='prose page'>{render_tokens(VIEW, theme='light')}</div></div>"
+    )
     colour = "node => getComputedStyle(node).color"
     for selector in (".wb-t", ".wb-ask", ".wb-legend td", ".wb-why", ".wb-why b", ".wb-views td"):
         assert opened.page.locator(selector).first.evaluate(colour) != "rgb(255, 0, 0)", selector
     assert opened.page.locator(".wb-legend").first.evaluate("node => getComputedStyle(node).marginTop") == "0px"
+    assert opened.page.locator(".wb-legend td").first.evaluate("node => getComputedStyle(node).borderTopWidth") == "0px"
+    assert opened.fill(2) == "rgb(230, 159, 0)"
 
 
 def test_fragments_that_come_later_work_without_running_a_script(open_page):
@@ -279,5 +284,5 @@ def test_two_thousand_tokens_stay_quick(open_page):
         return [colour, pin];
     }"""
     colour_ms, pin_ms = opened.page.evaluate(timed)
-    # 20 and 10 ms where it was written; the bounds leave room for a busy machine
-    assert colour_ms < 1000 and pin_ms < 500, (colour_ms, pin_ms)
+    # 100 to 400 and 15 ms on two busy cores; the bounds leave room for a busy machine
+    assert colour_ms < 1500 and pin_ms < 500, (colour_ms, pin_ms)

@@ -15,7 +15,7 @@
   const loaded = new WeakMap(); // fragment -> its numbers
 
   const dataOf = (root) => {
-    if (!loaded.has(root)) loaded.set(root, JSON.parse(root.querySelector("script.wb-data").textContent));
+    if (!loaded.has(root)) loaded.set(root, JSON.parse(root.querySelector("template.wb-data").content.textContent));
     return loaded.get(root);
   };
   const tokenAt = (root, index) => root.querySelector(`.wb-t[data-i="${index}"]`);

@@ -101,7 +101,7 @@ def values_of(view: TokenView, quantity: str) -> list[float | None]:
     return [finite(read(token)) for token in view.tokens]
 
 
-def finite(value: float | None) -> float | None:
+def finite(value: float | int | None) -> float | int | None:
     """The value, or None if it is missing, infinite or not a number."""
     return value if value is not None and math.isfinite(value) else None
 

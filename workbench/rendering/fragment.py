@@ -59,7 +59,7 @@ def render_tokens(
         + '</section><section class="wb-detail" aria-label="pinned token"><p class="wb-hint">Point at a token for its '
         "numbers; click it, or move with the arrow keys, to keep it here.</p></section></div></div>"
         '<div class="wb-card" popover="manual" role="tooltip"></div><div class="wb-status" role="status"></div>'
-        + f'<script type="application/json" class="wb-data">{embed_json(_columns(view))}</script>'
+        + f'<template class="wb-data">{embed_json(_columns(view))}</template>'
         + (f"<script>{script()}</script>" if standalone else "")
         + "</div>"
     )
@@ -89,7 +89,7 @@ def page_head() -> str:
 
 
 def embed_json(value: object) -> str:
-    """JSON that is safe inside a script element: no character of it can end the element or start a comment."""
+    """JSON that is safe inside any element: it has no character that markup is made of."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
