@@ -54,7 +54,9 @@ def generalized_jsd(learner: Float[Tensor, "N V"], target: Float[Tensor, "N V"],
     Raises: ConfigError unless 0 < beta < 1.
     """
     check_beta(beta)
-    learner_logp, target_logp = learner.float().log_softmax(-1), target.float().log_softmax(-1)
+    # an entry without mass on either side must not make a NaN gradient: finite, and exp of it still 0
+    learner_logp = learner.float().log_softmax(-1).clamp(min=-1e4)
+    target_logp = target.float().log_softmax(-1).clamp(min=-1e4)
     mixture_logp = torch.logaddexp(target_logp + math.log(beta), learner_logp + math.log1p(-beta))
     return beta * _kl(target_logp, mixture_logp) + (1 - beta) * _kl(learner_logp, mixture_logp)
 

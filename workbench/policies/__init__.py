@@ -1,7 +1,7 @@
 """Policies: what can write an answer (`sample`) and read one (`read`). Two verbs, one Protocol."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from workbench.losses import Readout
 from workbench.types import Prompt
@@ -30,6 +30,7 @@ class SamplingOptions:
     top_k: int = 0
 
 
+@runtime_checkable
 class Policy(Protocol):
     """What the loop needs of a model."""
 

@@ -1,0 +1,115 @@
+"""DOPD's routing by hand (arXiv 2606.30626, section 3.2.3) and its open points."""
+
+import math
+
+import pytest
+import torch
+from small import rollouts, table_policies
+
+from workbench.errors import ConfigError
+from workbench.methods import load_method
+from workbench.scoring import Batch
+from workbench.supervision import read_batch, supervise_batch
+from workbench.types import RouteBatch, TokenScores
+
+LH, LL, HT, HS = range(4)
+# probabilities of the written tokens under the privileged teacher and the privileged student
+TEACHER = [0.90, 0.10, 0.80, 0.05, 0.50, 0.30]
+SELF = [0.80, 0.10, 0.10, 0.60, 0.50, 0.25]
+# |log ratio|: 0.118, 0, 2.079, 2.485, 0, 0.182; mean 0.811. Sum of probabilities: mean 0.8333
+BY_HAND = [LH, LL, HT, HS, LH, LL]
+
+
+def batch_of(teacher: list[float], own: list[float], micro_batch: list[int] | None = None) -> RouteBatch:
+    def scores(values: list[float]) -> TokenScores:
+        logprob = torch.tensor(values).log()
+        return TokenScores(logprob, torch.zeros_like(logprob), logprob, torch.zeros(len(values), dtype=torch.long))
+
+    count = len(teacher)
+    micro = torch.tensor(micro_batch or [0] * count)
+    views = {"self": scores(own), "teacher": scores(teacher)}
+    return RouteBatch(views, torch.zeros(count, dtype=torch.long), torch.arange(count), micro, (), 0)
+
+
+def test_the_four_regimes_by_hand() -> None:
+    routing = load_method("dopd", {"trim": 0.0}).route(batch_of(TEACHER, SELF))
+    assert routing.regime.tolist() == BY_HAND
+    gaps = [abs(math.log(t / s)) for t, s in zip(TEACHER, SELF, strict=True)]
+    assert routing.thresholds["gap"] == pytest.approx(sum(gaps) / 6, abs=1e-6)
+    assert routing.thresholds["probability_sum"] == pytest.approx((sum(TEACHER) + sum(SELF)) / 6, abs=1e-6)
+    assert routing.weight.tolist() == [1.0] * 6
+
+
+def test_trimming_leaves_the_largest_gaps_out_of_the_means_but_routes_them() -> None:
+    method = load_method("dopd", {"trim": 0.2})  # 1 of 6: the gap of 2.485
+    routing = method.route(batch_of(TEACHER, SELF))
+    gaps = sorted(abs(math.log(t / s)) for t, s in zip(TEACHER, SELF, strict=True))
+    assert routing.thresholds["gap"] == pytest.approx(sum(gaps[:5]) / 5, abs=1e-6)
+    assert routing.regime[3] == HS and routing.weight[3] == 1.0
+    dropped = load_method("dopd", {"trim": 0.2, "trim_drops_loss": True}).route(batch_of(TEACHER, SELF))
+    assert dropped.weight.tolist() == [1.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+
+
+def test_normalising_the_gap_moves_no_token_between_high_and_low() -> None:
+    # an increasing affine map on values and mean alike
+    plain = load_method("dopd").route(batch_of(TEACHER, SELF)).regime
+    for kind in ("zscore", "minmax"):
+        other = load_method("dopd", {"normalise": kind}).route(batch_of(TEACHER, SELF)).regime
+        assert torch.equal(plain >= HT, other >= HT)
+
+
+def test_means_per_micro_batch_are_those_of_its_own_tokens() -> None:
+    method = load_method("dopd", {"trim": 0.0, "stat_scope": "micro_batch"})
+    routing = method.route(batch_of(TEACHER, SELF, micro_batch=[0, 0, 0, 1, 1, 1]))
+    for group, inside in ((0, slice(0, 3)), (1, slice(3, 6))):
+        alone = load_method("dopd", {"trim": 0.0}).route(batch_of(TEACHER[inside], SELF[inside]))
+        assert torch.equal(routing.regime[inside], alone.regime)
+        assert routing.thresholds[f"gap_{group}"] == pytest.approx(alone.thresholds["gap"])
+
+
+def test_losses_of_the_regimes_are_those_of_the_paper() -> None:
+    regimes = load_method("dopd").regimes
+    found = {
+        name: (one.losses[0].target, one.losses[0].divergence.kind, one.losses[0].weight)
+        for name, one in regimes.items()
+    }
+    assert found == {
+        "LH": ("teacher", "reverse_kl", 0.6),
+        "LL": ("self", "reverse_kl", 0.3),
+        "HT": ("teacher", "jensen_shannon", 1.0),
+        "HS": ("self", "reverse_kl", 0.6),
+    }
+    assert {name: one.losses[0].divergence.top_k for name, one in regimes.items()} == {
+        "LH": 128,
+        "LL": 128,
+        "HT": 0,
+        "HS": 128,
+    }
+
+
+def test_without_privilege_a_live_self_teaches_nothing() -> None:
+    # the control of the paper's Table 8: KL(s || sg s) is zero in value and gradient
+    policies = table_policies()
+    method = load_method("dopd", {"privilege": "plain"})
+    readings = read_batch(method, policies, Batch(rollouts(7, 7, 7, 7)))
+    scored = supervise_batch(method, policies, readings, seed=0, backward=lambda total: total.backward())
+    own = (scored.routing.regime == LL) | (scored.routing.regime == HS)
+    assert own.any() and not own.all()
+    assert scored.loss[own].abs().max() < 1e-6
+    assert scored.loss[~own].abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"privilege": "boxs"}, 'Did you mean "boxes"'),
+        ({"self_policy": "teacher"}, "Allowed: student, student@ema, student@start"),
+        ({"beta_weak": -1.0}, "from 0 to any"),
+        ({"trim": 0.9}, "from 0 to 0.5"),
+        ({"topk": 5}, 'Did you mean "top_k"'),
+        ({"trim": "many"}, "must be float"),
+    ],
+)
+def test_wrong_options_are_named(options: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load_method("dopd", options)

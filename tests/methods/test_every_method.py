@@ -1,0 +1,104 @@
+"""One contract for all methods, present and future: a new file in workbench/methods is tested by being there."""
+
+import pytest
+import torch
+from small import rollouts, table_policies
+
+from workbench.method import REWARD, TOKENS
+from workbench.methods import describe_options, list_methods, load_method, method_module
+from workbench.scoring import Batch
+from workbench.supervision import read_batch, supervise_batch
+
+LENGTHS = (3, 1, 7, 5)
+
+
+def run(name: str, *, micro_batch_size: int = 0, backward: bool = False):
+    method, policies = load_method(name), table_policies()
+    batch = Batch(rollouts(*LENGTHS), micro_batch_size)
+    scored = supervise_batch(
+        method,
+        policies,
+        read_batch(method, policies, batch),
+        seed=1,
+        backward=(lambda total: total.backward()) if backward else None,
+    )
+    return scored, policies
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_says_what_it_is(name: str) -> None:
+    doc = method_module(name).__doc__
+    assert "Source:" in doc
+    for key, (_, default, option) in describe_options(name).items():
+        assert option.help, key
+        assert not option.choices or default in option.choices
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_builds_with_its_defaults_and_one_view_learns(name: str) -> None:
+    method = load_method(name)
+    assert method.name == name
+    assert [view.learns for view in method.views.values()].count(True) == 1
+    targets = {loss.target for regime in method.regimes.values() for loss in regime.losses}
+    assert targets <= {*method.views, TOKENS, REWARD} - {method.learner}
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_every_position_has_exactly_one_regime_and_a_finite_loss(name: str) -> None:
+    scored, _ = run(name)
+    regime = scored.routing.regime
+    assert regime.shape == (sum(LENGTHS),)
+    masks = torch.stack([regime == idx for idx in range(len(scored.method.regimes))])
+    assert (masks.sum(0) == 1).all()
+    assert torch.isfinite(scored.loss).all()
+    without = [idx for idx, one in enumerate(scored.method.regimes.values()) if not one.losses]
+    for idx in without:
+        assert scored.loss[regime == idx].abs().sum() == 0.0
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_only_the_learner_gets_gradient(name: str) -> None:
+    scored, policies = run(name, backward=True)
+    grads = {key: table.grad for key, table in policies["student"].tables.items()}
+    shown = scored.method.views[scored.method.learner].context
+    assert grads[shown].abs().sum() > 0
+    assert all(grad is None for key, grad in grads.items() if key != shown)
+    for policy_name, policy in policies.items():
+        if policy_name != "student":
+            assert all(table.grad is None for table in policy.tables.values())
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_micro_batches_change_neither_routing_nor_gradient(name: str) -> None:
+    whole, policies = run(name, backward=True)
+    pieces, others = run(name, micro_batch_size=1, backward=True)
+    shown = whole.method.views[whole.method.learner].context
+    assert torch.equal(whole.routing.regime, pieces.routing.regime)
+    assert torch.allclose(whole.loss, pieces.loss, atol=1e-6)
+    assert torch.allclose(policies["student"].tables[shown].grad, others["student"].tables[shown].grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_ten_steps_lower_the_loss_under_the_first_routing(name: str) -> None:
+    method, policies = load_method(name), table_policies()
+    readings = read_batch(method, policies, Batch(rollouts(*LENGTHS)))
+    first = supervise_batch(method, policies, readings, seed=1).routing
+    frozen = method.__class__(**{**vars(method), "route": lambda batch: first, "reads": ()})
+    optimizer = torch.optim.SGD(policies["student"].tables.parameters(), lr=0.5)
+    totals = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        scored = supervise_batch(frozen, policies, readings, seed=1, backward=lambda total: total.backward())
+        totals.append(float((scored.loss * scored.coefficient).sum()))
+        optimizer.step()
+    assert totals[-1] < totals[0]
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_what_the_router_saw_is_what_is_recorded(name: str) -> None:
+    scored, _ = run(name)
+    assert list(scored.scores) == list(scored.method.views)
+    for one in scored.scores.values():
+        assert one.logprob.shape == (sum(LENGTHS),)
+        assert (one.logprob <= one.max_logprob + 1e-6).all()
+        assert (one.entropy >= 0).all()

@@ -1,0 +1,68 @@
+"""Small inputs that several test files use."""
+
+import torch
+from PIL import Image
+
+from workbench.config import RunConfig, build_config
+from workbench.contexts import CONTEXTS
+from workbench.policies.table import TablePolicy
+from workbench.types import Box, Evidence, Example, Rollout
+
+VOCABULARY, LENGTH = 11, 7
+
+
+def table_policy(name: str, seed: int, *, learns: bool = False, scale: float = 2.0) -> TablePolicy:
+    """Random logits of its own for every context."""
+    generator = torch.Generator().manual_seed(seed)
+    tables = {context: scale * torch.randn(LENGTH, VOCABULARY, generator=generator) for context in CONTEXTS}
+    return TablePolicy(name, tables, learns=learns)
+
+
+def table_policies() -> dict[str, TablePolicy]:
+    """One for every name that a view may use; the student's own copies have the same weights."""
+    student = table_policy("student", 1, learns=True)
+    copies = {name: TablePolicy(name, dict(student.tables)) for name in ("student@start", "student@ema")}
+    return {"student": student, **copies, "teacher": table_policy("teacher", 2)}
+
+
+def example(idx: int = 0, **values: object) -> Example:
+    """An example with every kind of evidence and an answer of the table policies' words."""
+    facts = {
+        "images": (Image.new("RGB", (20, 10), (10 * idx % 256, 0, 0)),),
+        "answer": "3",
+        "reference": "5 3",
+        "evidence": Evidence((Box(2, 2, 8, 8, "thing"),), caption="a caption", hint="a hint"),
+    }
+    return Example(f"example-{idx}", "question", **{**facts, **values})
+
+
+def rollouts(*lengths: int, seed: int = 0) -> tuple[Rollout, ...]:
+    """Rollouts of random tokens with the given lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for idx, length in enumerate(lengths):
+        ids = tuple(torch.randint(1, VOCABULARY, (length,), generator=generator).tolist())
+        made.append(Rollout(example(idx), 0, ids, "", True, tuple([-1.0] * length), 1.0))
+    return tuple(made)
+
+
+def run_config(models: dict, output_dir: object, **values: object) -> RunConfig:
+    """A DOPD run of four quick steps on the built-in world; dotted keys as in overrides, with __ for the dot."""
+    plain = {
+        "name": "run",
+        "output_dir": str(output_dir),
+        "models": {"student": str(models["student"]), "teacher": str(models["teacher"])},
+        "data": {"train": "scenes:train?count=12", "eval": "scenes:eval?count=6"},
+        "method": {"name": "dopd", "privilege": "crop"},
+        "sampling": {"num_generations": 2, "max_completion_length": 6},
+        "training": {"steps": 4, "batch_size": 3, "learning_rate": 1e-3, "save_every": 2, "keep": 0},
+        "trace": {"probes": 2, "probe_every": 2, "alternatives": 3, "alternatives_of": 2},
+        "evaluation": {"count": 6, "contexts": ["plain", "crop"]},
+    }
+    for key, value in values.items():
+        section, _, name = key.partition("__")
+        if name:
+            plain[section] = {**plain[section], name: value}
+        else:
+            plain[section] = value
+    return build_config(plain)

@@ -1,0 +1,173 @@
+"""Values by hand, limits, symmetries and exact expectations; nothing here repeats the implementation."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from workbench.divergences import (
+    TAILS,
+    TOP_K_OF,
+    Divergence,
+    forward_kl,
+    generalized_jsd,
+    jensen_shannon,
+    reverse_kl,
+)
+from workbench.errors import ConfigError
+
+HALVES = torch.tensor([[0.5, 0.25, 0.25]]).log()
+QUARTERS = torch.tensor([[0.25, 0.25, 0.5]]).log()
+UNIFORM = torch.tensor([[1 / 3, 1 / 3, 1 / 3]]).log()
+N, V = 7, 11
+TOP_K = [
+    Divergence(kind, "top_k", top_k=3, of=of, tail=tail, beta=0.3 if kind == "generalized_jsd" else None)
+    for kind, of, tail in itertools.product(
+        ("forward_kl", "reverse_kl", "jensen_shannon", "generalized_jsd"), TOP_K_OF, TAILS
+    )
+    if tail != "bregman" or kind in ("forward_kl", "reverse_kl")
+]
+ALL = [
+    Divergence("forward_kl"),
+    Divergence("reverse_kl"),
+    Divergence("jensen_shannon"),
+    Divergence("generalized_jsd", beta=0.1),
+    Divergence("reverse_kl", "sampled"),
+    *TOP_K,
+]
+
+
+def random_logits(seed: int) -> torch.Tensor:
+    return 2 * torch.randn(N, V, generator=torch.Generator().manual_seed(seed))
+
+
+def test_values_of_three_tokens_by_hand() -> None:
+    # KL(halves || uniform) = ln 3 - H(halves) = ln 3 - 1.5 ln 2
+    by_hand = math.log(3) - 1.5 * math.log(2)
+    assert reverse_kl(HALVES, UNIFORM).item() == pytest.approx(by_hand, abs=1e-6)
+    assert forward_kl(UNIFORM, HALVES).item() == pytest.approx(by_hand, abs=1e-6)
+    # the two differ in two entries: .5 ln 2 + .25 ln(1/2)
+    assert reverse_kl(HALVES, QUARTERS).item() == pytest.approx(0.25 * math.log(2), abs=1e-6)
+    # mean (.375 .25 .375): .5 ln(4/3) + .25 ln(2/3), the same on both sides
+    assert jensen_shannon(HALVES, QUARTERS).item() == pytest.approx(
+        0.5 * math.log(4 / 3) + 0.25 * math.log(2 / 3), abs=1e-6
+    )
+
+
+def test_first_argument_is_the_learner() -> None:
+    peaked = torch.tensor([[0.98, 0.01, 0.01]]).log()
+    by_hand = 0.98 * math.log(0.98 * 3) + 0.02 * math.log(0.03)  # KL(peaked || uniform)
+    assert reverse_kl(peaked, UNIFORM).item() == pytest.approx(by_hand, abs=1e-6)
+    assert forward_kl(peaked, UNIFORM).item() != pytest.approx(by_hand, abs=1e-3)
+
+
+def test_jensen_shannon_is_symmetric_and_bounded_by_ln_2() -> None:
+    one, other = random_logits(0), random_logits(1)
+    assert torch.allclose(jensen_shannon(one, other), jensen_shannon(other, one), atol=1e-6)
+    apart = torch.tensor([[0.0, -50.0], [-50.0, 0.0]])
+    assert torch.allclose(jensen_shannon(apart, apart.flip(0)), torch.full((2,), math.log(2)), atol=1e-5)
+
+
+def test_generalized_jsd_does_not_jump_at_its_ends() -> None:
+    one, other = random_logits(0), random_logits(1)
+    near = [generalized_jsd(one, other, beta=beta).mean().item() for beta in (1e-3, 1e-2, 0.5, 0.99, 0.999)]
+    assert near[0] < near[1] < near[2] > near[3] > near[4]
+    # to first order in beta it is beta KL(target || learner)
+    least = generalized_jsd(one, other, beta=1e-4).mean().item()
+    assert least == pytest.approx(1e-4 * forward_kl(one, other).mean().item(), rel=0.01)
+    for beta in (0.0, 1.0, -0.1, 1.5):
+        with pytest.raises(ConfigError, match="forward_kl or reverse_kl"):
+            generalized_jsd(one, other, beta=beta)
+
+
+@pytest.mark.parametrize("divergence", ALL, ids=lambda one: one.label)
+def test_is_zero_with_zero_gradient_where_learner_equals_target(divergence: Divergence) -> None:
+    logits = random_logits(3)
+    learner = logits.clone().requires_grad_()
+    loss = divergence(learner, logits, torch.arange(N))
+    loss.sum().backward()
+    assert loss.abs().max() < 2e-6
+    assert learner.grad.abs().max() < 2e-6  # fp32: differences of numbers near 1
+
+
+@pytest.mark.parametrize("divergence", [one for one in ALL if one.support != "sampled"], ids=lambda one: one.label)
+def test_is_never_negative(divergence: Divergence) -> None:
+    loss = divergence(random_logits(4), random_logits(5), torch.arange(N))
+    assert loss.shape == (N,)
+    assert (loss > -1e-6).all()
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_a_tail_bucket_never_exceeds_the_full_divergence(kind: str) -> None:
+    # merging entries loses information: the data processing inequality
+    learner, target, ids = random_logits(6), random_logits(7), torch.arange(N)
+    full = Divergence(kind)(learner, target, ids)
+    for of in ("learner", "target", "union"):
+        assert (Divergence(kind, "top_k", top_k=3, of=of)(learner, target, ids) <= full + 1e-6).all()
+
+
+def test_top_k_of_the_whole_vocabulary_is_full() -> None:
+    learner, target, ids = random_logits(6), random_logits(7), torch.arange(N)
+    for tail in TAILS:
+        some = Divergence("reverse_kl", "top_k", top_k=V, tail=tail)(learner, target, ids)
+        assert torch.allclose(some, reverse_kl(learner, target), atol=1e-6)
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    learner, target = random_logits(8)[:1], random_logits(9)[:1]
+    direction = torch.randn(1, V, generator=torch.Generator().manual_seed(10))
+    for divergence in (one for one in ALL if one.support != "sampled"):
+        point = learner.clone().requires_grad_()
+        divergence(point, target, torch.zeros(1, dtype=torch.long)).sum().backward()
+        along = (point.grad * direction).sum().item()
+        step = 1e-2  # central differences in fp32: rounding 1e-7 / step, curvature step^2
+        ahead, behind = (
+            divergence(learner + sign * step * direction, target, torch.zeros(1, dtype=torch.long)).item()
+            for sign in (1, -1)
+        )
+        assert (ahead - behind) / (2 * step) == pytest.approx(along, abs=2e-3), divergence.label
+
+
+def test_the_sampled_estimate_has_the_gradient_of_reverse_kl_in_expectation() -> None:
+    target = random_logits(11)[:1].expand(V, V)
+    learner = random_logits(12)[:1].clone().requires_grad_()
+    every_token = Divergence("reverse_kl", "sampled")(learner.expand(V, V), target, torch.arange(V))
+    (every_token * learner.detach().softmax(-1).squeeze(0)).sum().backward()
+    exact = random_logits(12)[:1].clone().requires_grad_()
+    reverse_kl(exact, target[:1]).sum().backward()
+    assert torch.allclose(learner.grad, exact.grad, atol=1e-5)
+
+
+def test_entries_without_mass_make_no_nan() -> None:
+    learner = torch.tensor([[0.0, 1.0, -torch.inf]]).requires_grad_()
+    target = torch.tensor([[0.0, -torch.inf, -torch.inf]])
+    loss = jensen_shannon(learner, target)
+    loss.sum().backward()
+    assert torch.isfinite(loss).all() and torch.isfinite(learner.grad).all()
+
+
+def test_nll_and_policy_gradient_read_the_written_token_alone() -> None:
+    logits, ids = HALVES.expand(2, 3), torch.tensor([0, 1])
+    assert Divergence("nll")(logits, None, ids).tolist() == pytest.approx([math.log(2), math.log(4)])
+    advantage = torch.tensor([-1.0, 2.0])
+    assert Divergence("policy_gradient")(logits, None, ids, advantage).tolist() == pytest.approx(
+        [-math.log(2), 2 * math.log(4)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"kind": "reverse"}, 'Did you mean "reverse_kl"'),
+        ({"kind": "generalized_jsd"}, "strictly between 0 and 1"),
+        ({"kind": "reverse_kl", "beta": 0.5}, "remove it"),
+        ({"kind": "reverse_kl", "support": "top_k"}, "K >= 1"),
+        ({"kind": "reverse_kl", "support": "top_k", "top_k": 4, "tail": "none"}, "Allowed: bregman"),
+        ({"kind": "jensen_shannon", "support": "top_k", "top_k": 4, "tail": "bregman"}, "bregman is defined for"),
+        ({"kind": "forward_kl", "support": "sampled"}, "reverse_kl only"),
+    ],
+)
+def test_impossible_combinations_are_refused(values: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        Divergence(**values)

@@ -1,0 +1,163 @@
+"""The chunked engine against plain autograd over all positions at once."""
+
+import pytest
+import torch
+from torch import nn
+
+import workbench.losses
+from workbench.divergences import Divergence
+from workbench.losses import Head, Readout, alternatives, score, supervise
+from workbench.method import REWARD, TOKENS, Loss, Regime
+from workbench.types import Routing
+
+N, D, V = 37, 5, 13
+REGIMES = (
+    Regime((Loss("teacher", Divergence("jensen_shannon")),)),
+    Regime((Loss("self", Divergence("reverse_kl", "top_k", top_k=4)), Loss(TOKENS, Divergence("nll"), 0.3))),
+    Regime(()),
+    Regime((Loss(REWARD, Divergence("policy_gradient"), 0.5),)),
+)
+
+
+def setup(
+    seed: int = 0, *, bias: bool = False, **head: float
+) -> tuple[Readout, dict[str, Readout], torch.Tensor, Routing]:
+    torch.manual_seed(seed)
+    linear = nn.Linear(D, V, bias=bias)
+    hidden = torch.randn(N, D, requires_grad=True)
+    targets = {name: Readout(torch.randn(N, D), Head(nn.Linear(D, V)), V) for name in ("teacher", "self")}
+    ids = torch.randint(0, V, (N,))
+    routing = Routing(torch.randint(0, len(REGIMES), (N,)), torch.rand(N), torch.randn(N))
+    return Readout(hidden, Head(linear, **head), V), targets, ids, routing
+
+
+def at_once(learner: Readout, targets: dict[str, Readout], ids: torch.Tensor, routing: Routing) -> torch.Tensor:
+    """Loss of every position, written position by position."""
+    everything = torch.arange(N)
+    own = learner.logits(everything)
+    losses = []
+    for n in range(N):
+        loss = own.new_zeros(())
+        for part in REGIMES[int(routing.regime[n])].losses:
+            target = targets[part.target].logits(everything).detach()[n : n + 1] if part.target in targets else None
+            value = part.divergence(own[n : n + 1], target, ids[n : n + 1], routing.advantage[n : n + 1])
+            loss = loss + part.weight * value.squeeze(0)
+        losses.append(loss * routing.weight[n])
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("head", [{}, {"bias": True}, {"scale": 0.5}, {"soft_cap": 3.0}], ids=str)
+def test_values_and_gradients_equal_those_of_one_piece(head: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workbench.losses, "CHUNK_BYTES", 1)  # 16 positions a chunk
+    learner, targets, ids, routing = setup(**head)
+    coefficient = torch.rand(N)
+    parameters = list(learner.head.linear.parameters())
+    result = supervise(learner, targets, ids, regimes=REGIMES, routing=routing, coefficient=coefficient)
+    (3.0 * result.total).backward()
+    chunked = [learner.hidden.grad, *(parameter.grad for parameter in parameters)]
+    expected = at_once(learner, targets, ids, routing)
+    whole = torch.autograd.grad(3.0 * (expected * coefficient).sum(), [learner.hidden, *parameters])
+    assert torch.allclose(result.loss, expected, atol=1e-6)
+    assert result.total.item() == pytest.approx((expected * coefficient).sum().item(), abs=1e-5)
+    for one, other in zip(chunked, whole, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)  # sums in another order
+
+
+def test_two_halves_add_up_to_the_whole() -> None:
+    learner, targets, ids, routing = setup()
+    coefficient = torch.rand(N)
+    whole = supervise(learner, targets, ids, regimes=REGIMES, routing=routing, coefficient=coefficient)
+    whole.total.backward()
+    expected, learner.hidden.grad = learner.hidden.grad.clone(), None
+    for part in (slice(0, 17), slice(17, N)):
+        half = supervise(
+            Readout(learner.hidden[part], learner.head, V),
+            {name: Readout(target.hidden[part], target.head, V) for name, target in targets.items()},
+            ids[part],
+            regimes=REGIMES,
+            routing=Routing(routing.regime[part], routing.weight[part], routing.advantage[part]),
+            coefficient=coefficient[part],
+        )
+        half.total.backward()
+    assert torch.allclose(learner.hidden.grad, expected, atol=1e-6)
+
+
+def test_no_gradient_reaches_a_target() -> None:
+    learner, targets, ids, routing = setup()
+    for target in targets.values():
+        target.hidden.requires_grad_()
+    supervise(learner, targets, ids, regimes=REGIMES, routing=routing, coefficient=torch.ones(N)).total.backward()
+    for target in targets.values():
+        assert target.hidden.grad is None
+        assert all(parameter.grad is None for parameter in target.head.linear.parameters())
+
+
+def test_scores_are_those_of_the_softmax() -> None:
+    learner, _, ids, _ = setup()
+    logprobs = learner.logits(torch.arange(N)).log_softmax(-1).detach()
+    found = score(learner, ids)
+    assert torch.allclose(found.logprob, logprobs[torch.arange(N), ids], atol=1e-6)
+    assert torch.allclose(found.entropy, torch.distributions.Categorical(logits=logprobs).entropy(), atol=1e-5)
+    assert torch.equal(found.rank == 0, logprobs.argmax(-1) == ids)
+    assert torch.allclose(found.max_logprob, logprobs.max(-1).values, atol=1e-6)
+
+
+def test_the_learners_scores_come_with_its_losses_in_order() -> None:
+    learner, targets, ids, routing = setup()
+    result = supervise(learner, targets, ids, regimes=REGIMES, routing=routing, coefficient=torch.ones(N))
+    alone = score(learner, ids)
+    assert torch.equal(result.scores.rank, alone.rank)
+    assert torch.allclose(result.scores.logprob, alone.logprob, atol=1e-6)
+
+
+def test_no_position_at_all_is_no_loss() -> None:
+    learner, targets, _, _ = setup()
+    empty = Readout(learner.hidden[:0], learner.head, V)
+    result = supervise(
+        empty,
+        {name: Readout(target.hidden[:0], target.head, V) for name, target in targets.items()},
+        torch.zeros(0, dtype=torch.long),
+        regimes=REGIMES,
+        routing=Routing(torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0)),
+        coefficient=torch.zeros(0),
+    )
+    result.total.backward()
+    assert result.total.item() == 0.0 and result.loss.numel() == 0
+
+
+def test_weight_zero_everywhere_is_no_gradient() -> None:
+    learner, targets, ids, routing = setup()
+    masked = Routing(routing.regime, torch.zeros(N), routing.advantage)
+    supervise(learner, targets, ids, regimes=REGIMES, routing=masked, coefficient=torch.ones(N)).total.backward()
+    assert learner.hidden.grad.abs().max() == 0.0
+
+
+def test_a_padded_head_is_cut_to_the_shared_vocabulary() -> None:
+    learner, _, ids, _ = setup()
+    longer = Readout(learner.hidden, Head(nn.Linear(D, V + 3)), V)
+    assert longer.logits(torch.arange(4)).shape == (4, V)
+    assert score(longer, ids).logprob.exp().sum() > 0
+
+
+def test_alternatives_are_the_most_likely_tokens_in_order() -> None:
+    learner, _, _, _ = setup()
+    index = torch.tensor([3, 30])
+    ids, logprobs = alternatives(learner, index, 4)
+    every = learner.logits(index).log_softmax(-1)
+    assert torch.equal(ids[:, 0], every.argmax(-1))
+    assert (logprobs[:, :-1] >= logprobs[:, 1:]).all()
+    assert torch.allclose(every.gather(-1, ids), logprobs, atol=1e-6)
+
+
+def test_half_precision_hidden_states_get_half_precision_gradients() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(D, V, bias=False).bfloat16()
+    hidden = torch.randn(N, D).bfloat16().requires_grad_()
+    _, targets, ids, routing = setup()
+    result = supervise(
+        Readout(hidden, Head(linear), V), targets, ids, regimes=REGIMES, routing=routing, coefficient=torch.ones(N) / N
+    )
+    result.total.backward()
+    assert hidden.grad.dtype == linear.weight.grad.dtype == torch.bfloat16
+    assert result.loss.dtype == torch.float32
+    assert torch.isfinite(hidden.grad).all() and hidden.grad.abs().max() > 0
