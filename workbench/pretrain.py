@@ -56,6 +56,7 @@ class PretrainConfig:
     vision_layers: int = 2
     heads: int = 4  # of attention, in both parts
     start_from: str | None = None  # folder of a saved model to go on from, which decides the sizes; null = from nothing
+    caption_percent: float = 50  # share of lessons that are captions; a model that finds things needs fewer
     families: tuple[str, ...] | None = None  # ask questions of these families only; null = all
     eval_count: int = 400  # questions asked after training; 0 = none
 
@@ -72,6 +73,8 @@ class PretrainConfig:
         for name in ("seed", "warmup", "weight_decay", "eval_count"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"pretrain: {name} is {getattr(self, name)}; it must be 0 or more.")
+        if not 0 <= self.caption_percent <= 100:
+            raise ConfigError(f"pretrain: caption_percent is {self.caption_percent}; it must be from 0 to 100.")
         for name in ("text_width", "vision_width"):
             if getattr(self, name) % (2 * self.heads):
                 raise ConfigError(
@@ -202,10 +205,7 @@ def train_on_lessons(policy: AutoregressivePolicy, config: PretrainConfig, *, pr
         range(config.steps), desc=f"pretrain {Path(config.output_dir).name}", disable=not progress, mininterval=5
     )
     for step in bar:
-        lessons = [
-            make_lesson(config.seed, step * config.batch_size + row, config.families)
-            for row in range(config.batch_size)
-        ]
+        lessons = [_lesson(config, step * config.batch_size + row) for row in range(config.batch_size)]
         batches = encoder.batches(lessons)
         num_tokens = sum(int((batch["labels"] >= 0).sum()) for batch in batches)
         total = 0.0
@@ -222,6 +222,10 @@ def train_on_lessons(policy: AutoregressivePolicy, config: PretrainConfig, *, pr
             bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.3f}", refresh=False)
     model.requires_grad_(False).eval()
     return losses
+
+
+def _lesson(config: PretrainConfig, index: int) -> Lesson:
+    return make_lesson(config.seed, index, families=config.families, caption_percent=config.caption_percent)
 
 
 def _summed_loss(model, input_ids, labels, pixel_values) -> torch.Tensor:

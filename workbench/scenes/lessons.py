@@ -17,11 +17,9 @@ from workbench.scenes.world import crop, full_view
 from workbench.types import Example, Prompt
 
 DESCRIBE, LIST, DETAIL = "describe the scene", "find the objects", "describe the detail"
-# Share of lessons of each kind, in percent. Contexts name questions asked under that context.
-MIX = {
-    DESCRIBE: 20,
-    LIST: 20,
-    DETAIL: 10,
+# Weights of the kinds of lessons; those of captions add up to 50, those of questions, by context, to 50 too.
+CAPTIONS = {DESCRIBE: 20, LIST: 20, DETAIL: 10}
+QUESTIONS = {
     "plain": 22,
     "crop": 15,
     "boxes": 2,
@@ -41,11 +39,15 @@ class Lesson:
     completion: str
 
 
-def make_lesson(seed: int, index: int, families: tuple[str, ...] | None = None) -> Lesson:
+def make_lesson(
+    seed: int, index: int, *, families: tuple[str, ...] | None = None, caption_percent: float = 50
+) -> Lesson:
     """Lesson number `index`; `families` limits the questions, not the captions."""
     rng = random.Random(f"lesson:{seed}:{index}")
-    (kind,) = rng.choices(list(MIX), weights=list(MIX.values()))
-    if kind in (DESCRIBE, LIST, DETAIL):
+    weights = [weight * caption_percent for weight in CAPTIONS.values()]
+    weights += [weight * (100 - caption_percent) for weight in QUESTIONS.values()]
+    (kind,) = rng.choices([*CAPTIONS, *QUESTIONS], weights=weights)
+    if kind in CAPTIONS:
         return _caption(kind, rng)
     (example,) = make_examples("train", seed=seed, start=index, count=1, families=families)
     return Lesson(build_prompt(example, kind), example.reference)
