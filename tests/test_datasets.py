@@ -1,8 +1,12 @@
 """Every source gives the same examples; every bad input is refused with file, row, column, value and remedy."""
 
+import contextlib
 import io
 import json
+import random
+import re
 import shutil
+from pathlib import Path
 
 import datasets as hf_datasets
 import pyarrow
@@ -12,13 +16,15 @@ from PIL import Image
 
 import workbench.datasets
 import workbench.tables
-from workbench.contexts import build_prompt
-from workbench.datasets import check_evidence, decode_image, load_examples, split_by_evidence
+from workbench.contexts import CONTEXTS, build_prompt, evidence_crop
+from workbench.datasets import COLUMNS, check_evidence, decode_image, image_size, load_examples, split_by_evidence
 from workbench.errors import ConfigError, DataError
+from workbench.grading import grade
 from workbench.images import open_image
 from workbench.scenes import make_examples
 from workbench.types import Box, Mark, Turn
 
+REPOSITORY = Path(__file__).parent.parent
 FULL = {
     "id": "a",
     "question": "What does the sign say?",
@@ -374,3 +380,43 @@ def test_examples_are_split_by_evidence(folder):
     assert [example.id for example in split.usable] == ["a", "3"]
     assert [(example.id, column) for example, column in split.skipped] == [("2", "hint")]
     assert [column for _, column in split_by_evidence(examples, ("crop",)).skipped] == ["boxes (or crop)"] * 2
+
+
+def test_the_samples_have_evidence_for_every_context_and_true_references():
+    examples = load_examples(REPOSITORY / "data/samples/samples.jsonl")
+    check_evidence(examples, CONTEXTS)
+    for example in examples:
+        assert grade(example.reference, example.answer) == 1.0
+        assert all(re.search(mark.pattern, example.reference).group(1) == example.answer for mark in example.marks)
+        assert open_image(example.images[0]).width > 200 and open_image(evidence_crop(example)).width > 20
+
+
+def test_the_page_on_data_lists_every_column_and_its_lines_load(tmp_path):
+    page = (REPOSITORY / "docs/data.md").read_text()
+    table = page.partition("## Columns")[2].partition("Three lines")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.M) == list(COLUMNS)
+    lines = page.partition("```json\n")[2].partition("```")[0]
+    for name in ("street", "receipt", "tram"):
+        shutil.copy(REPOSITORY / f"data/samples/{name}.png", tmp_path)
+    (tmp_path / "rows.jsonl").write_text(lines)
+    assert len(load_examples(tmp_path / "rows.jsonl")) == 3
+
+
+def damaged(kind, seed):
+    """A small picture of a file format with a few bytes changed at random."""
+    data = io.BytesIO()
+    Image.radial_gradient("L").resize((24, 24)).convert("RGB").save(data, kind)
+    raw, rng = bytearray(data.getvalue()), random.Random(seed)
+    for _ in range(rng.randint(1, 6)):
+        raw[rng.randrange(len(raw))] = rng.randrange(256)
+    return bytes(raw[: rng.randrange(len(raw))] if rng.random() < 0.2 else raw)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM"])
+def test_no_damaged_picture_escapes_as_another_error(kind, tmp_path):
+    for seed in range(150):
+        data = damaged(kind, seed)
+        (tmp_path / "picture").write_bytes(data)
+        for read, source in ((decode_image, data), (image_size, tmp_path / "picture")):
+            with contextlib.suppress(DataError):
+                read(source)
