@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import math
 import re
 import time
 from html.parser import HTMLParser
@@ -13,13 +12,10 @@ from PIL import Image
 
 from workbench.errors import ConfigError
 from workbench.render import (
-    QUANTITIES,
     PictureOfView,
     RegimeNote,
     TokenCell,
     TokenView,
-    consequence,
-    explain,
     page_head,
     render_movement,
     render_page,
@@ -28,7 +24,6 @@ from workbench.render import (
     token_view,
 )
 from workbench.rendering import colours
-from workbench.rendering.words import plain, signed, visible_text
 from workbench.traces.reader import TracedRollout
 from workbench.traces.schema import TracedRegime, TracedView
 from workbench.types import Box
@@ -210,93 +205,6 @@ def test_four_teachers_get_four_colours():
     assert len(set(slots.values())) == 4 and "none" not in slots.values()
 
 
-@pytest.mark.parametrize(
-    ("regime", "self_", "teacher", "sentence"),
-    [
-        ("LH", math.log(0.71), math.log(0.88), "gap 0.21 < mean 0.55, and 0.88 + 0.71 ≥ 1.20: LH"),
-        ("LL", math.log(0.30), math.log(0.25), "gap 0.18 < mean 0.55, and 0.25 + 0.30 < 1.20: LL"),
-        (
-            "HT",
-            -3.0,
-            -1.0,
-            "gap 2.00 ≥ mean 0.55, and the teacher's log-prob −1.00 ≥ the privileged student's −3.00: HT",
-        ),
-        (
-            "HS",
-            -8.97,
-            -11.82,
-            "gap 2.85 ≥ mean 0.55, and the teacher's log-prob −11.82 < the privileged student's −8.97: HS",
-        ),
-    ],
-)
-def test_the_reason_states_the_comparison_with_its_numbers(regime, self_, teacher, sentence):
-    assert explain(cell(regime=regime, self_=self_, teacher=teacher), THRESHOLDS, REGIMES).startswith(sentence)
-
-
-def test_thresholds_of_micro_batches_are_found_by_their_suffix():
-    token = cell(regime="HT", self_=-3.0, teacher=-1.0)
-    alone = explain(token, {"gap_0": 0.55, "probability_sum_0": 1.2}, REGIMES)
-    assert alone.startswith("gap 2.00 ≥ mean 0.55")
-    several = {"gap_0": 9.0, "probability_sum_0": 1.0, "gap_1": 0.55, "probability_sum_1": 1.2}
-    assert "gap_0 9.00" in explain(token, several, REGIMES), "whose means these are is not known, so none is claimed"
-    own = TokenCell("4", 7, "HT", micro_batch=1, logprobs=token.logprobs)
-    assert explain(own, several, REGIMES).startswith("gap 2.00 ≥ mean 0.55")
-
-
-def test_a_comparison_that_the_numbers_contradict_is_not_claimed():
-    """With normalise=zscore the rule compares other numbers than the recorded log-probs."""
-    reason = explain(cell(regime="HT", self_=-1.3, teacher=-1.0), {"gap": 0.55, "probability_sum": 0.0}, REGIMES)
-    assert reason.startswith("gap 0.30 nats is high after normalisation")
-
-
-def test_other_methods_get_their_meaning_and_thresholds():
-    everywhere = {"ALL": RegimeNote("every token: teacher", "teacher")}
-    assert explain(cell(regime="ALL"), {}, everywhere).startswith(
-        "ALL (every token: teacher); the rule compares nothing"
-    )
-    low = {"LOW": RegimeNote("pushed down", "reward")}
-    assert (
-        explain(cell(regime="LOW", student=-5.1), {"logprob": -2.31}, low)
-        == "student log-prob −5.10 ≤ −2.31: LOW (pushed down)."
-    )
-    assert explain(cell(regime="ALL"), {"ratio_clip": 2.0}, everywhere).endswith(
-        "thresholds at this step: ratio_clip 2.00."
-    )
-    assert explain(cell(regime="new"), {}, {}).startswith("new;")
-
-
-def test_the_consequence_names_the_target_and_that_only_the_evidence_shows_it():
-    best = {"self": [("4", math.log(0.97))]}
-    token = cell("2", "HS", -1.83, -8.97, -11.82, truth="privileged", alternatives=best)
-    assert consequence(token) == (
-        "The loss pulls the student to “4”, 97 % for the privileged student. "
-        "Only the evidence shows this value; the student's own prompt does not."
-    )
-    assert "Most of the gap is information" in consequence(cell("2", "HS", -1.83, -8.97, -11.82))
-    assert consequence(TokenCell("a", 1, "REST")) == "No supervision here."
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [(" the", "·the"), ("\n", "↵"), ("<|im_end|>", "‹im_end›"), ("</s>", "‹/s›"), ("<b>", "<b>"), ("", "∅"),
-     ("\x1b[31m", "\\u001b[31m"), ("\u202e", "\\u202e"), ("答", "答")],
-)  # fmt: skip
-def test_token_text_is_made_visible(text, shown):
-    assert visible_text(text) == shown
-
-
-def test_numbers_carry_their_sign_but_zero_has_none():
-    assert [signed(value) for value in (1.234, -1.234, 0.0, -0.001, None, math.nan)] == [
-        "+1.23",
-        "−1.23",
-        "0.00",
-        "0.00",
-        "–",
-        "–",
-    ]
-    assert [plain(value) for value in (1.0, -0.001, -2.0, None)] == ["1.00", "0.00", "−2.00", "–"]
-
-
 def test_a_line_break_in_the_answer_breaks_the_line():
     assert render_tokens(view(cell("a\n"), cell("b")), standalone=False).count("</button><br>") == 1
 
@@ -339,29 +247,6 @@ def test_two_thousand_tokens_render_in_seconds_and_about_a_megabyte():
     html = render_tokens(view(*tokens), standalone=False)
     assert time.perf_counter() - before < 5.0, "0.3 s where it was written"
     assert html.count('class="wb-t ') == 2000 and len(html.encode()) < 2_000_000
-
-
-def test_terminal_text_without_colour_has_no_escapes_and_marks_the_regimes():
-    text = render_terminal(view(cell("the"), cell(" digit"), cell(" 2", "HS"), cell("\x1b]0;x\x07")), colour=False)
-    assert "\x1b" not in text and "\x07" not in text
-    assert "[LH]the·digit [HS]·2 [LH]\\u001b]0;x\\u0007" in text
-
-
-@pytest.mark.parametrize("colour", [False, True])
-@pytest.mark.parametrize("width", [40, 80, 132])
-def test_terminal_lines_of_tokens_and_table_fit_the_width(width, colour):
-    tokens = [cell(f" 数字{k}", loss=0.5, weight=1.0, truth="visible") for k in range(30)]
-    text = re.sub(r"\x1b\[[\d;]*m", "", render_terminal(view(*tokens), width=width, colour=colour))
-    table = text[text.index("#") :].splitlines()[:-2]
-    tokens_shown = [line for line in text.splitlines() if line.startswith(("·数", "[LH]"))]
-    for line in [*table, *tokens_shown]:
-        assert sum(2 if ord(sign) > 0x2E80 else 1 for sign in line) <= width, line
-
-
-@pytest.mark.parametrize("quantity", QUANTITIES)
-def test_every_quantity_has_colours_in_the_terminal(quantity):
-    token = cell(loss=1.0, weight=1.0, entropies={"student": 1.0}, truth="privileged")
-    assert "\x1b[48;2;" in render_terminal(view(token), colour_by=quantity)
 
 
 def test_movement_draws_a_cell_per_step_and_token():

@@ -122,6 +122,7 @@ def test_the_most_telling_token_is_pinned_at_first_and_a_click_pins_another(open
     opened = open_page()
     assert opened.token(2).get_attribute("aria-pressed") == "true"
     opened.page.evaluate("document.addEventListener('workbench:pin', e => window.pinned = e.detail.index)")
+    assert opened.page.evaluate("window.pinned") is None
     opened.token(1).click()
     assert opened.page.evaluate("window.pinned") == 1
     assert [opened.token(k).get_attribute("aria-pressed") for k in range(3)] == [None, "true", None]

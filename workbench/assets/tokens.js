@@ -2,7 +2,7 @@
  *
  * Listeners sit on the document, so fragments that come later (a Gradio update, a notebook cell) work without running a
  * script of their own; an observer fills their detail panel. Nothing is ever written by innerHTML: token text is data.
- * For the host page: "workbench:pin" {index} when a token is pinned, "workbench:rollout" {direction: -1 | 1} for the up
+ * For the host page: "workbench:pin" {index} when the reader pins a token, "workbench:rollout" {direction: -1 | 1} for the up
  * and down keys; call preventDefault() on the latter to keep the page from scrolling. Both bubble from the fragment.
  */
 (() => {
@@ -133,6 +133,7 @@
       ["total", "student", "teacher", data.total[i], "var(--muted)"],
     ].filter(([, from, to, gap]) => gap !== null && at[from] !== undefined && at[to] !== undefined);
     if (steps.length === 0) return null;
+    const title = steps.length === 3 ? "Total gap = information + capability, in nats" : `The ${steps[0][0]} gap, in nats`;
     const names = ["student", "self", "teacher"].filter((name) => at[name] !== undefined && at[name] !== null);
     const known = names.map((name) => at[name]);
     const [left, right, rowHeight, top] = [86, 310, 24, 4];
@@ -156,12 +157,12 @@
       svg.append(draw("rect", { x: Math.min(start, end), y: y + 4, width: Math.max(1.5, Math.abs(end - start)), height: 15, rx: 1.5, fill, class: `wb-bar-${label}`, "data-gap": gap }));
       svg.append(draw("text", { x: 360, y: y + 15, "text-anchor": "end", "font-weight": 600 }, signed(gap)));
     });
-    return make("div", "wb-fall", make("div", "wb-heading", "Total gap = information + capability, in nats"), svg);
+    return make("div", "wb-fall", make("div", "wb-heading", title), svg);
   };
 
   // ---- pinning
 
-  const pin = (root, index, { focus = false } = {}) => {
+  const pin = (root, index, { byReader = false } = {}) => {
     const data = dataOf(root);
     const before = root.querySelector('.wb-t[aria-pressed="true"]');
     const token = tokenAt(root, index);
@@ -174,12 +175,12 @@
     const fall = waterfall(data, index);
     const parts = make("div", "wb-parts", make("div", "", viewTable(data, index, 5, true)), make("div", "", reason(data, index), ...(fall ? [fall] : [])));
     root.querySelector(".wb-detail").replaceChildren(heading(data, index), facts(data, index), parts);
-    if (focus) {
+    if (byReader) {
       token.focus();
       root.querySelector(".wb-status").textContent =
         `${data.text[index]}, ${data.regime[index]}, capability ${signed(data.capability[index])}, information ${signed(data.information[index])} nats`;
+      root.dispatchEvent(new CustomEvent("workbench:pin", { bubbles: true, detail: { index } }));
     }
-    root.dispatchEvent(new CustomEvent("workbench:pin", { bubbles: true, detail: { index } }));
   };
 
   const upgrade = (root) => {
@@ -235,7 +236,7 @@
     if (!button) return;
     const root = button.closest(".wb-tokens");
     if (button.classList.contains("wb-t")) {
-      pin(root, Number(button.dataset.i), { focus: true });
+      pin(root, Number(button.dataset.i), { byReader: true });
     } else if (button.dataset.by) {
       root.dataset.by = button.dataset.by;
       for (const chip of root.querySelectorAll(".wb-chip[data-by]")) chip.setAttribute("aria-pressed", String(chip === button));
@@ -255,7 +256,7 @@
     if (goal !== undefined) {
       event.preventDefault();
       hover(null);
-      pin(root, Math.max(0, Math.min(last, goal)), { focus: true });
+      pin(root, Math.max(0, Math.min(last, goal)), { byReader: true });
     } else if (event.key === "ArrowUp" || event.key === "ArrowDown") {
       const detail = { direction: event.key === "ArrowUp" ? -1 : 1 };
       const isFree = root.dispatchEvent(new CustomEvent("workbench:rollout", { bubbles: true, cancelable: true, detail }));

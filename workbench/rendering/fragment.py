@@ -45,8 +45,9 @@ def render_tokens(
     check_theme(theme)
     pinned = _most_telling(view) if pinned is None else max(0, min(len(view.tokens) - 1, pinned))
     label = escape(f"Tokens of {view.title}", quote=True)
+    has_gaps = any(token.capability_gap is not None or token.information_gap is not None for token in view.tokens)
     return (
-        f'<div class="wb-root wb-tokens" data-by="{colour_by}" data-bars="on" data-theme="{theme}" data-pin="{pinned}" '
+        f'<div class="wb-root wb-tokens" data-by="{colour_by}" data-bars="{"on" if has_gaps else "off"}" data-theme="{theme}" data-pin="{pinned}" '
         f'role="region" aria-label="{label}">'
         + (f"<style>{stylesheet()}</style>" if standalone else "")
         + '<div class="wb-body">'
@@ -174,7 +175,7 @@ def _token(token: TokenCell, token_idx: int, classes: str, bars: str, is_pinned:
     for sign in "·↵→":
         text = text.replace(sign, f"<s>{sign}</s>") if sign in text and sign not in token.text else text
     tag = f"<i aria-hidden=true>{escape(token.regime)}</i>" if starts_run else ""
-    label = escape(f"{token.text.strip() or shown}, {token.regime}", quote=True)
+    label = escape(f"{visible_text(token.text.strip() or token.text)}, {token.regime}", quote=True)
     return (
         f'<button type="button" class="{classes}" data-i="{token_idx}" tabindex="{0 if is_pinned else -1}" '
         f'aria-label="{label}"{" aria-pressed=true" if is_pinned else ""}{bars}>{tag}{text}</button>'

@@ -24,10 +24,12 @@ def legends(view: TokenView) -> str:
         )
     bars, (up, down) = "", colours.bar_range(gaps)
     if any(value is not None for value in gaps):
+        known = [value for value in gaps if value is not None]
+        low, high = "≤ −" if min(known) < -down else "−", "≥ +" if max(known) > up else "+"
         bars = (
             '<div class="wb-barkey"><button type="button" class="wb-chip wb-toggle" data-bars aria-pressed="true">gap bars'
             '</button><span><span class="wb-stroke wb-cap"></span>capability gap</span><span><span class="wb-stroke wb-info">'
-            f"</span>information gap</span><span>from −{down:g} to +{up:g} nats</span></div>"
+            f"</span>information gap</span><span>from {low}{down:g} to {high}{up:g} nats</span></div>"
         )
     return f'<div class="wb-legends">{"".join(parts)}{bars}</div>'
 

@@ -62,7 +62,7 @@ def render_movement(
     return (
         f'<div class="wb-root wb-movement" data-theme="{theme}" role="region" aria-label="{label}">'
         + (f"<style>{stylesheet()}</style>" if standalone else "")
-        + f'<div class="wb-main">{heading}{empty or picture + _legend(named, slots, regimes)}</div></div>'
+        + f'<div class="wb-main">{heading}{empty or picture + _legend(steps, named, slots, regimes)}</div></div>'
     )
 
 
@@ -106,7 +106,12 @@ def _cell(
     )
 
 
-def _legend(named: Mapping[str, RegimeNote], slots: Mapping[str, str], regimes: Sequence[Sequence[str | None]]) -> str:
+def _legend(
+    steps: Sequence[int],
+    named: Mapping[str, RegimeNote],
+    slots: Mapping[str, str],
+    regimes: Sequence[Sequence[str | None]],
+) -> str:
     items = []
     for name, note in named.items():
         first, last = (
@@ -116,4 +121,5 @@ def _legend(named: Mapping[str, RegimeNote], slots: Mapping[str, str], regimes: 
             f'<span class="wb-item"><span class="wb-swatch wb-s-{slots[name]}"></span><b>{escape(name)}</b> '
             f'{escape(note.meaning)} <span class="wb-faint">{first} → {last} %</span></span>'
         )
-    return f'<div class="wb-maplegend">{"".join(items)}</div>'
+    when = f'<span class="wb-faint">share of tokens at step {steps[0]} → {steps[-1]}</span>'
+    return f'<div class="wb-maplegend">{"".join(items)}{when}</div>'

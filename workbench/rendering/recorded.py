@@ -25,7 +25,7 @@ def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
         right=None if reward is None else reward == 1.0,
         regimes={name: RegimeNote(one.meaning, one.source, one.divergence) for name, one in traced.regimes.items()},
         pictures=_pictures(traced),
-        prompts={name: row[f"prompt_{name}"] for name in traced.views if row.get(f"prompt_{name}") is not None},
+        prompts={name: _prompt(row, name) for name in traced.views if row.get(f"prompt_{name}") is not None},
         contexts={
             name: one.context if one.policy in ("student", "teacher") else f"{one.policy}, {one.context}"
             for name, one in traced.views.items()
@@ -33,6 +33,12 @@ def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
         thresholds={key: value for key, value in dict(row.get("thresholds") or ()).items() if value is not None},
         meta={key: value for key, value in meta.items() if value != ""},
     )
+
+
+def _prompt(row: dict, name: str) -> str:
+    """What a view was asked, after the earlier turns if there were any."""
+    turns = [f"{turn['role']}: {turn['text']}" for turn in row.get(f"history_{name}") or ()]
+    return "\n".join([*turns, row[f"prompt_{name}"]])
 
 
 def _cell(position: dict, traced: TracedRollout) -> TokenCell:

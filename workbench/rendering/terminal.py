@@ -43,6 +43,7 @@ def _cells(text: str) -> int:
 
 
 def _pad(text: str, cells: int, *, right: bool = False) -> str:
+    text = _safe(text)
     while _cells(text) > cells:
         text = text[:-2] + "…" if len(text) > 1 else ""
     space = " " * (cells - _cells(text))
@@ -106,7 +107,7 @@ def _legend(view: TokenView, colour_by: str, colour: bool) -> list[str]:
             swatch = _paint(f" {_pad(name, wide)} ", colours.SLOTS[slots[name]], colour)
             loss = NONE if of_loss is None else share(of_loss)
             numbers = f"{count:>5} {share(of_tokens):>6} of tokens {loss:>6} of loss"
-            lines.append(f"{swatch} {numbers}  {names[name].meaning or names[name].source or ''}")
+            lines.append(f"{swatch} {numbers}  {_safe(names[name].meaning or names[name].source or '')}")
     elif colour_by == "truth":
         lines.append("  ".join(_paint(f" {name} ", fill, colour) for name, fill in colours.TRUTH.items()))
     else:
