@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from workbench.contexts import build_prompt
@@ -66,11 +65,13 @@ def test_shipped_models_load_with_the_auto_classes(name):
     assert type(model).__name__ == "Idefics3ForConditionalGeneration"
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert model.get_output_embeddings().weight.shape[0] == len(tokenizer)
-    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what color is the star?"}]}
+    (example,) = make_examples("eval", start=5, count=1)  # a question that even the student answers
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": example.question}]}
     text = processor.apply_chat_template([message], add_generation_prompt=True)
-    inputs = processor(text=text, images=[Image.new("RGB", (400, 300))], return_tensors="pt")
+    inputs = processor(text=text, images=[list(example.images)], return_tensors="pt")
     ids = model.generate(**inputs, do_sample=False)
-    assert "answer" in processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    text = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert text == example.reference
 
 
 def test_shipped_models_share_one_tokenizer_and_are_small():
@@ -159,7 +160,7 @@ def test_start_from_goes_on_with_the_saved_weights(tiny, tmp_path):
 
 
 def test_a_specialist_is_asked_its_own_families_only(tmp_path, tiny):
-    config = PretrainConfig(output_dir=str(tmp_path), steps=1, families=["count"], **TINY | {"eval_count": 8})
+    config = PretrainConfig(output_dir=str(tmp_path), steps=1, families=("count",), **TINY | {"eval_count": 8})
     record = json.loads((pretrain(config, progress=False) / "pretrain.json").read_text())
     assert record["config"]["families"] == ["count"]
     scores = evaluate_world(load_policy(tiny, "tiny"), "eval", 6, families=("count",))
@@ -177,6 +178,7 @@ def test_start_from_a_missing_folder_names_it(tmp_path):
         ("output_dir: x\nlearning_rat: 1", r'"learning_rat" is unknown.*Did you mean "learning_rate"'),
         ("output_dir: x\nsteps: many", "steps is 'many'; it must be a whole number"),
         ("output_dir: x\nsteps: 0", "steps is 0; it must be 1 or more"),
+        ("output_dir: x\ncaption_percent: 120", "caption_percent is 120.0; it must be from 0 to 100"),
         ("output_dir: x\nlearning_rate: -1", "learning_rate is -1.0; it must be greater than 0"),
         ("output_dir: x\ntext_width: 100\nheads: 8", "text_width is 100; it must be a multiple of 16"),
         ("output_dir: x\nfamilies: [tags]", '"tags" is unknown.*Did you mean "tag"'),
@@ -191,6 +193,13 @@ def test_wrong_configurations_are_refused_with_the_reason(tmp_path, text, messag
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_pretrain_config(path)
+
+
+def test_overrides_replace_what_the_file_says():
+    config = load_pretrain_config(ROOT / "configs" / "pretrain-student.yaml", ["steps=5", "families=[tag, count]"])
+    assert config.steps == 5 and config.families == ("tag", "count") and config.text_width == 128
+    with pytest.raises(ConfigError, match='override "steps" must look like key=value'):
+        load_pretrain_config(ROOT / "configs" / "pretrain-student.yaml", ["steps"])
 
 
 @pytest.mark.parametrize("name", ["student", "teacher"])

@@ -10,13 +10,13 @@ from PIL import Image
 
 from workbench.contexts import CONTEXTS, build_prompt
 from workbench.errors import ConfigError, DataError
+from workbench.grading import grade
 from workbench.scenes import (
     FAMILIES,
     SPLITS,
     Scene,
     Thing,
     _digest,
-    final_answer,
     make_examples,
     make_scene,
 )
@@ -242,17 +242,12 @@ def test_the_answer_yes_is_as_frequent_as_no():
     assert abs(answers.count("yes") - 200) < 3 * 10  # three standard deviations of a fair coin
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("at top left, tag A, answer A", "A"),
-        ("answer red, at top left, answer blue", "blue"),
-        ("at top left", None),
-        ("", None),
-    ],
-)
-def test_final_answer_is_what_follows_the_last_answer(text, answer):
-    assert final_answer(text) == answer
+def test_every_reference_is_graded_as_right_and_no_other_answer_is():
+    examples = make_examples("eval", count=64)
+    for example in examples:
+        assert grade(example.reference, example.answer) == 1.0
+        others = {other.answer for other in examples} - {example.answer}
+        assert not any(grade(example.reference, other) for other in others)
 
 
 def test_unknown_names_and_impossible_ranges_are_refused():

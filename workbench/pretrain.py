@@ -25,11 +25,12 @@ from transformers import GenerationConfig, Idefics3Config, Idefics3ForConditiona
 
 from workbench.contexts import build_prompt
 from workbench.errors import ConfigError, unknown
+from workbench.grading import grade
 from workbench.images import open_image
 from workbench.policies import Policy, SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.encoding import PromptEncoder
-from workbench.scenes import check_split, family_cycle, final_answer, make_examples
+from workbench.scenes import check_split, family_cycle, make_examples
 from workbench.scenes.lessons import Lesson, make_lesson
 from workbench.scenes.processor import IMAGE_SIZE, PATCH_SIZE, SCALE_FACTOR, build_processor
 from workbench.types import PRIVILEGED, VISIBLE, Example, Prompt
@@ -61,8 +62,6 @@ class PretrainConfig:
     eval_count: int = 400  # questions asked after training; 0 = none
 
     def __post_init__(self) -> None:
-        if self.families is not None:
-            object.__setattr__(self, "families", tuple(self.families))
         family_cycle(self.families)
         for name in ("steps", "batch_size", "text_width", "text_layers", "vision_width", "vision_layers", "heads"):
             if getattr(self, name) < 1:
@@ -94,14 +93,15 @@ class WorldScore:
     accuracy: float
 
 
-def load_pretrain_config(path: str | Path) -> PretrainConfig:
-    """A PretrainConfig from a YAML file. Raises ConfigError naming the file and the key."""
+def load_pretrain_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> PretrainConfig:
+    """A PretrainConfig from a YAML file and `key=value` overrides. Raises ConfigError naming the file and the key."""
     try:
         fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(fields, dict):
         raise ConfigError(f"{path} must be a list of `key: value` lines, such as `output_dir: data/models/student`.")
+    fields |= dict(_parse_override(text) for text in overrides)
     types = typing.get_type_hints(PretrainConfig)
     for key, value in fields.items():
         if key not in types:
@@ -109,7 +109,18 @@ def load_pretrain_config(path: str | Path) -> PretrainConfig:
         _check_type(path, key, value, types[key])
     if "output_dir" not in fields:
         raise ConfigError(f"{path} has no output_dir: the folder where the finished model is to be written.")
-    return PretrainConfig(**{key: float(v) if types[key] is float else v for key, v in fields.items()})
+    convert = {float: float, tuple[str, ...] | None: lambda value: value and tuple(value)}
+    return PretrainConfig(**{key: convert.get(types[key], lambda value: value)(value) for key, value in fields.items()})
+
+
+def _parse_override(text: str) -> tuple[str, object]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f'override "{text}" must look like key=value, for example steps=20.')
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f'override "{text}": "{value}" is not a YAML value. Put quotes around it.') from None
 
 
 def _check_type(path: str | Path, key: str, value: object, kind: object) -> None:
@@ -316,7 +327,7 @@ def evaluate_world(
             prompts = [build_prompt(example, context) for example in examples]
             written = policy.sample(prompts, [[0]] * number, options)
             for example, (completion,) in zip(examples, written, strict=True):
-                is_right = final_answer(policy.text(completion.ids)) == example.answer
+                is_right = grade(policy.text(completion.ids), example.answer) == 1.0
                 for domain in (example.domain, "all"):
                     right.setdefault((domain, answer_truth(example), context), []).append(is_right)
     return [WorldScore(*key, count=len(rows), accuracy=sum(rows) / len(rows)) for key, rows in sorted(right.items())]

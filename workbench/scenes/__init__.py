@@ -12,13 +12,12 @@ Any example can be made alone: it depends on split, seed and index, and on nothi
 
 import dataclasses
 import random
-import re
 import zlib
 
 from workbench.errors import ConfigError, DataError, unknown
 from workbench.scenes.questions import CYCLE, FAMILIES, Wish, ask
 from workbench.scenes.world import COLORS, GRID, SHAPES, TAGS, WITHHELD, Scene, Thing
-from workbench.types import VISIBLE, Example
+from workbench.types import Example
 
 SPLITS = ("train", "eval", "combos", "hard")
 _HELD_OUT_SHARE = 4  # one scene in four belongs to the splits that are not trained on
@@ -51,12 +50,6 @@ def family_cycle(families: tuple[str, ...] | None) -> tuple[tuple[str, str], ...
         if family not in FAMILIES:
             raise ConfigError(unknown("question family", family, FAMILIES))
     return tuple(pair for pair in CYCLE if families is None or pair[0] in families)
-
-
-def final_answer(text: str) -> str | None:
-    """What a written answer states after its last "answer", or None if it states nothing."""
-    stated = re.findall(r"\banswer (\w+)", text)
-    return stated[-1] if stated else None
 
 
 def _make_example(split: str, seed: int, index: int, family: str, truth: str) -> Example:
@@ -109,12 +102,10 @@ def _digest(scene: Scene) -> int:
 __all__ = [
     "FAMILIES",
     "SPLITS",
-    "VISIBLE",
     "Scene",
     "Thing",
     "check_split",
     "family_cycle",
-    "final_answer",
     "make_examples",
     "make_scene",
 ]

@@ -133,7 +133,7 @@ def _cell_of(thing: Thing | None, scale: int, *, sharp: bool) -> Image.Image:
     return _draw_cell(thing.shape, thing.color, shown, thing.readable, thing.shift, scale)
 
 
-@lru_cache(maxsize=6000)
+@lru_cache(maxsize=2400)
 def _draw_cell(
     shape: str | None, color: str | None, tag: str | None, large: bool, shift: tuple[int, int], scale: int
 ) -> Image.Image:
