@@ -46,12 +46,12 @@ def rollouts(*lengths: int, seed: int = 0) -> tuple[Rollout, ...]:
     return tuple(made)
 
 
-def run_config(models: dict, output_dir: object, **values: object) -> RunConfig:
+def run_config(folders: dict, output_dir: object, /, **values: object) -> RunConfig:
     """A DOPD run of four quick steps on the built-in world; dotted keys as in overrides, with __ for the dot."""
     plain = {
         "name": "run",
         "output_dir": str(output_dir),
-        "models": {"student": str(models["student"]), "teacher": str(models["teacher"])},
+        "models": {"student": str(folders["student"]), "teacher": str(folders["teacher"])},
         "data": {"train": "scenes:train?count=12", "eval": "scenes:eval?count=6"},
         "method": {"name": "dopd", "privilege": "crop"},
         "sampling": {"num_generations": 2, "max_completion_length": 6},

@@ -11,6 +11,7 @@ import dataclasses
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Annotated
 
 import yaml
@@ -229,7 +230,7 @@ def build_config(values: dict, *, name: str = "", where: str = "") -> RunConfig:
         raise ConfigError(f"{prefix}{error}") from None
 
 
-def describe_config(method: str | None = None) -> dict[str, tuple[type, object, Option]]:
+def describe_config(method: str | None = None) -> dict[str, tuple[type | UnionType, object, Option]]:
     """Every dotted key with its type, default and meaning; forms and help texts are made of it."""
     described = dict(_describe(RunConfig, ""))
     described.pop("method")

@@ -3,7 +3,7 @@
 import warnings
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from workbench.errors import DataError
 
@@ -23,7 +23,7 @@ def open_image(source: Image.Image | Path) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, stricter check follows
             with Image.open(source) as image:
                 _check_size(image, str(source))
-                return image.convert("RGB")
+                return ImageOps.exif_transpose(image).convert("RGB")  # upright, as a viewer shows it
     except FileNotFoundError:
         raise DataError(
             f"image {source} does not exist. Check the path; relative paths start at the data file."

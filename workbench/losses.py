@@ -210,7 +210,7 @@ class _Gradients:
             grad_hidden, *grad_head = torch.autograd.grad(
                 chunk_total, (step[0], *self.head_parameters), allow_unused=True
             )
-            self.of_hidden[index] = grad_hidden
+            self.of_hidden[index] = grad_hidden.to(self.of_hidden.dtype)
             for total, grad in zip(self.of_head, grad_head, strict=True):
                 if grad is not None:
                     total.add_(grad)
@@ -218,12 +218,12 @@ class _Gradients:
         raw, hidden = step
         (grad_raw,) = torch.autograd.grad(chunk_total, raw)
         linear = self.learner.head.linear
-        self.of_hidden[index] = grad_raw @ linear.weight.detach()
+        self.of_hidden[index] = (grad_raw @ linear.weight.detach()).to(self.of_hidden.dtype)
         for parameter, total in zip(self.head_parameters, self.of_head, strict=True):
             if parameter is linear.weight:
                 total.addmm_(grad_raw.T.to(total.dtype), hidden.to(total.dtype))
             else:
-                total.add_(grad_raw.sum(0))
+                total.add_(grad_raw.sum(0).to(total.dtype))
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:

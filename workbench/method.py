@@ -34,7 +34,7 @@ class Option:
     choices: tuple[str, ...] = ()
 
 
-def check_option(key: str, value: object, value_type: type, option: Option) -> object:
+def check_option(key: str, value: object, value_type: type | types.UnionType, option: Option) -> object:
     """The value as `value_type`, inside the option's range. Raises ConfigError naming the key and what is allowed."""
     allowed = typing.get_args(value_type) if isinstance(value_type, types.UnionType) else (value_type,)
     value = _number(value)

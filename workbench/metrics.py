@@ -1,5 +1,7 @@
 """What a step says about itself in numbers: one flat dictionary, the same for every method."""
 
+import time
+
 from workbench.method import Method
 from workbench.supervision import Scored
 from workbench.types import Rollout
@@ -69,3 +71,19 @@ def _agreement(rollouts: tuple[Rollout, ...]) -> float:
 
 def _is_teacher(method: Method, view: str) -> bool:
     return method.views[view].policy.startswith("teacher")
+
+
+class Clock:
+    """Seconds of each part of a step."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._laps[f"seconds/{name}"] = now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        return self._laps | {"seconds/step": self._last - self._start}

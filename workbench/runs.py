@@ -14,12 +14,15 @@ import json
 import logging
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 
 from workbench.errors import RunError
 
@@ -106,6 +109,8 @@ class RunFolder:
         handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(handler)
+        if log.level == logging.NOTSET:
+            log.setLevel(logging.INFO)
         return handler
 
     def _metric_lines(self) -> Iterator[str]:
@@ -120,6 +125,30 @@ class RunFolder:
         temporary = self.path / f".{name}.{os.getpid()}"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, self.path / name)
+
+
+class StopSignal:
+    """Turns SIGTERM and SIGINT into a request to stop after the step at hand; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        log.info("asked to stop: finishing this step and saving")
 
 
 def list_runs(output_dir: str | Path) -> list[RunFolder]:

@@ -1,5 +1,6 @@
 """What a run did, as a few plain tables: accuracy per context before and after, regimes, warnings, what to do next."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from workbench.evaluate import Answered, load_answers, measure
 from workbench.runs import RunFolder
 from workbench.traces.reader import open_traces
 from workbench.types import PRIVILEGED, VISIBLE
+
+_NUMBER = re.compile(r"[-+]?[\d,.]*%?")
 
 
 def summarise_run(run_dir: str | Path) -> str:
@@ -29,15 +32,17 @@ def summarise_run(run_dir: str | Path) -> str:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned by spaces; the first to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    """Columns aligned by spaces: text to the left, numbers to the right."""
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    is_number = [all(_NUMBER.fullmatch(cell) for cell in column[1:]) for column in columns]
     lines = []
     for row in (header, *rows):
         cells = [
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, is_number, strict=True)
         ]
-        lines.append("  " + "  ".join(cells).rstrip())
+        lines.append(f"  {'  '.join(cells)}".rstrip())
     lines.insert(1, "  " + "  ".join("─" * width for width in widths))
     return "\n".join(lines)
 

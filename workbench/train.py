@@ -12,14 +12,10 @@ behind is deleted before they are done again.
 """
 
 import logging
-import signal
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 from accelerate import Accelerator
@@ -27,7 +23,7 @@ from tqdm import tqdm
 
 from workbench.checkpoints import Checkpoint, latest_checkpoint, load_optimizer, save_checkpoint
 from workbench.config import RunConfig
-from workbench.contexts import build_prompt
+from workbench.contexts import build_prompt, missing_evidence
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.errors import DataError, PolicyError, RunError
 from workbench.evaluate import (
@@ -39,11 +35,11 @@ from workbench.evaluate import (
     tabulate,
 )
 from workbench.learner import build_learner
-from workbench.metrics import step_metrics
+from workbench.metrics import Clock, step_metrics
 from workbench.policies import SamplingOptions
 from workbench.probes import open_probes
 from workbench.rollouts import write_rollouts
-from workbench.runs import RunFolder
+from workbench.runs import RunFolder, StopSignal
 from workbench.scoring import Batch
 from workbench.seeding import Order, derive_seed
 from workbench.supervision import NotFiniteLoss, read_batch, supervise_batch
@@ -85,7 +81,7 @@ def train(
     finished = False
     try:
         folder.update(status="running", error=None)
-        with _StopSignal() as stop:
+        with StopSignal() as stop:
             trainer = Trainer(config, folder, resume=resume)
             result = trainer.run(stop, on_step)
         folder.update(status="stopped" if result.stopped else "finished")
@@ -109,9 +105,9 @@ class Trainer:
         self.config, self.folder = config, folder
         self.method = config.load_method()
         self.accelerator = _accelerator(config, folder.path)
-        self.skipped: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()  # examples by reason, each counted once
+        self._skipped_ids: set[str] = set()
         self.examples = self._with_evidence(load_examples(config.data.train, limit=config.data.limit))
-        self.eval_examples = _eval_examples(config)
         checkpoint = _rewind(folder) if resume else None
         self.step_done = checkpoint.step if checkpoint else 0
         self.learner = build_learner(config, self.method, device=str(self.accelerator.device), checkpoint=checkpoint)
@@ -125,12 +121,14 @@ class Trainer:
         self.writer = TraceWriter(folder.path, method=self.method.name, policy_text=self.learner.student.token_text)
         self.watch = Watch()
         for line in folder.metrics("train"):
-            self.watch.look(line["step"], line)
+            self.watch.look(line["step"], {name: value for name, value in line.items() if name != "kind"})
+        self.eval_examples = self._readable(_eval_examples(config), config.evaluation.contexts)
         pool = self.eval_examples if config.data.probes is None else load_examples(config.data.probes)
         pool = split_by_evidence(pool or self.examples, list(self.method.contexts))[0]
+        pool = [example for example in pool[: 2 * config.trace.probes] if self._can_show(example)]
         self.probes = open_probes(config, folder, self.learner.student, self.method, pool, self.sampling)
 
-    def run(self, stop: "_StopSignal", on_step: Callable[[int, dict], None] | None) -> TrainResult:
+    def run(self, stop: StopSignal, on_step: Callable[[int, dict], None] | None) -> TrainResult:
         training, trace, evaluation = self.config.training, self.config.trace, self.config.evaluation
         log.info(
             "%s: %d examples, steps %d to %d", self.method.name, len(self.examples), self.step_done, training.steps
@@ -153,8 +151,9 @@ class Trainer:
             self._report(step, metrics, bar)
             if on_step is not None:
                 on_step(step, metrics)
-            if stop.asked:
+            if last and step < training.steps:
                 log.info("stopped after step %d; `workbench resume %s` goes on", step, self.folder.path)
+            if last:
                 break
         self.accelerator.end_training()
         stopped = self.step_done < training.steps
@@ -164,7 +163,7 @@ class Trainer:
     def step(self, step: int) -> dict[str, float]:
         """One turn of the loop; returns its metrics."""
         config, method, learner = self.config, self.method, self.learner
-        clock = _Clock()
+        clock = Clock()
         rollouts = write_rollouts(
             learner.student,
             self._batch_examples(step),
@@ -177,7 +176,7 @@ class Trainer:
         )
         clock.lap("write")
         batch = Batch(tuple(rollouts), config.training.micro_batch_size)
-        with self.accelerator.autocast():
+        with self._autocast():
             readings = read_batch(method, learner.policies, batch)
             clock.lap("read")
             torch.manual_seed(derive_seed("dropout", config.seed, step))
@@ -221,15 +220,33 @@ class Trainer:
             try:
                 self.learner.policies[view.policy].check_prompt(build_prompt(example, view.context))
             except (DataError, PolicyError) as error:
-                self._skip(type(error).__name__, f"{example.origin or example.id}: {error}")
+                self._skip(example, type(error).__name__, str(error))
                 return False
         return True
+
+    def _readable(self, examples: list[Example], contexts: list[str]) -> list[Example]:
+        """Evaluation examples whose images can be opened and whose prompts are not too long."""
+        usable = []
+        for example in examples:
+            try:
+                for context in contexts:
+                    if missing_evidence(example, context) is None:
+                        self.learner.student.check_prompt(build_prompt(example, context))
+            except (DataError, PolicyError) as error:
+                self._skip(example, f"evaluation: {type(error).__name__}", str(error))
+            else:
+                usable.append(example)
+        return usable
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.training.mixed_precision == "bf16"
+        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _with_evidence(self, examples: list[Example]) -> list[Example]:
         """Examples that have what the method's contexts need; the others are counted and named."""
         usable, lacking = split_by_evidence(examples, list(self.method.contexts))
         for example, column in lacking:
-            self._skip(f"no {column}", f'{example.origin or example.id} has no "{column}"')
+            self._skip(example, f"no {column}", f'it has no "{column}"')
         if not usable:
             raise DataError(
                 f"none of the {len(examples)} examples of {self.config.data.train} has what method {self.method.name} "
@@ -238,10 +255,13 @@ class Trainer:
             )
         return usable
 
-    def _skip(self, reason: str, message: str) -> None:
+    def _skip(self, example: Example, reason: str, message: str) -> None:
+        if example.id in self._skipped_ids:
+            return
+        self._skipped_ids.add(example.id)
         self.skipped[reason] += 1
         if self.skipped[reason] <= 3:
-            log.warning("skipped: %s", message)
+            log.warning("skipped %s: %s", example.origin or example.id, message)
         self.folder.update(skipped=dict(self.skipped))
 
     def _probe(self, step: int) -> None:
@@ -249,7 +269,7 @@ class Trainer:
         if not self.probes:
             return
         trace, policies = self.config.trace, self.learner.policies
-        with self.accelerator.autocast():
+        with self._autocast():
             readings = read_batch(self.method, policies, Batch(self.probes, self.config.training.micro_batch_size))
             scored = supervise_batch(
                 self.method,
@@ -272,7 +292,7 @@ class Trainer:
         for name in ["student", *teachers]:
             for context in settings.contexts:
                 usable, _ = split_by_evidence(self.eval_examples, [context])
-                with self.accelerator.autocast():
+                with self._autocast():
                     answered += answer_questions(
                         policies[name],
                         usable,
@@ -320,9 +340,7 @@ class Trainer:
 
 def _accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
     training = config.training
-    accelerator = Accelerator(
-        mixed_precision=training.mixed_precision, log_with=training.trackers or None, project_dir=str(run_dir)
-    )
+    accelerator = Accelerator(log_with=training.trackers or None, project_dir=str(run_dir))
     if accelerator.num_processes > 1:
         raise RunError(
             f"started as {accelerator.num_processes} processes, but a run is one process so far. Start it with "
@@ -363,43 +381,3 @@ def _flat(values: dict, prefix: str = "") -> dict[str, object]:
         else:
             flat[f"{prefix}{key}"] = value if isinstance(value, (int, float, str, bool)) else str(value)
     return flat
-
-
-class _Clock:
-    """Seconds of each part of a step."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-        self._laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self._laps[f"seconds/{name}"] = now - self._last
-        self._last = now
-
-    def seconds(self) -> dict[str, float]:
-        return self._laps | {"seconds/step": self._last - self._start}
-
-
-class _StopSignal:
-    """Turns SIGTERM and SIGINT into a request to stop after the step at hand; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> "_StopSignal":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        log.info("asked to stop: finishing this step and saving")

@@ -8,7 +8,7 @@ import dataclasses
 import importlib
 import pkgutil
 import typing
-from types import ModuleType
+from types import ModuleType, UnionType
 
 from workbench.errors import ConfigError, unknown
 from workbench.method import Method, Option, check_option
@@ -26,7 +26,7 @@ def method_module(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def describe_options(name: str) -> dict[str, tuple[type, object, Option]]:
+def describe_options(name: str) -> dict[str, tuple[type | UnionType, object, Option]]:
     """Of each option of a method: its type, its default and its description. Forms and help texts are made of it."""
     options_class = method_module(name).Options
     hints = typing.get_type_hints(options_class, include_extras=True)

@@ -8,6 +8,7 @@ adds image tokens) therefore agree on completion positions and on nothing else.
 import contextlib
 import copy
 import inspect
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -252,7 +253,7 @@ def load_policy(
     """
     options = {"trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(path, **options)
+        config = AutoConfig.from_pretrained(_base_of(path), **options)
         auto = (
             AutoModelForImageTextToText
             if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -280,6 +281,14 @@ def stop_ids(model: nn.Module, tokenizer) -> frozenset[int]:
     declared = getattr(model.generation_config, "eos_token_id", None)
     declared = declared if isinstance(declared, (list, tuple)) else [declared]
     return frozenset(int(token) for token in [*declared, tokenizer.eos_token_id] if token is not None)
+
+
+def _base_of(path: str | Path) -> str | Path:
+    """The model that a folder with a LoRA adapter belongs to; any other path is its own."""
+    adapter = Path(path) / "adapter_config.json"
+    if not adapter.is_file():
+        return path
+    return json.loads(adapter.read_text())["base_model_name_or_path"]
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,133 @@
+from pathlib import Path
+
+import pytest
+
+from workbench.config import build_config, describe_config, load_config, override
+from workbench.errors import ConfigError
+from workbench.methods import list_methods
+
+ROOT = Path(__file__).parent.parent
+LEAST = """
+models: {student: s, teacher: t}
+data: {train: "scenes:train?count=4"}
+method: {name: dopd, privilege: crop}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(LEAST)
+    return path
+
+
+def test_a_file_names_its_run_and_gets_every_default(file: Path) -> None:
+    config = load_config(file)
+    assert config.name == "small"
+    assert config.run_dir == Path("runs/small")
+    assert config.sampling.num_generations == 4
+    assert config.load_method().views["self"].context == "crop"
+
+
+def test_overrides_are_typed_and_nested(file: Path) -> None:
+    config = load_config(
+        file, ["training.learning_rate=5e-6", "models.lora.rank=8", "evaluation.contexts=[plain, crop]", "name=other"]
+    )
+    assert config.training.learning_rate == 5e-6
+    assert config.models.lora.rank == 8
+    assert config.evaluation.contexts == ["plain", "crop"]
+    assert config.run_dir == Path("runs/other")
+
+
+def test_the_resolved_configuration_loads_to_itself(file: Path, tmp_path: Path) -> None:
+    config = load_config(file, ["training.steps=7"])
+    again = tmp_path / "resolved.yaml"
+    again.write_text(config.to_yaml())
+    assert load_config(again).to_dict() == config.to_dict()
+    assert config.to_dict()["method"]["beta_weak"] == 0.3  # every option of the method is written out
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_the_demo_takes_every_method_by_name_alone(name: str) -> None:
+    config = load_config(ROOT / "configs" / "demo.yaml", [f"method.name={name}"])
+    assert config.load_method().name == name
+
+
+def test_another_method_starts_from_its_own_defaults(file: Path) -> None:
+    config = load_config(file, ["method.name=opd"])
+    assert config.load_method().views["teacher"].context == "plain"
+    named = load_config(file, ["method.privilege=hint", "method.name=opd"])
+    assert named.load_method().views["teacher"].context == "hint"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["trainig.steps=3"], 'key "trainig" is unknown.*Did you mean "training"'),
+        (["training.stepz=3"], 'key "training.stepz" is unknown.*Did you mean "training.steps"'),
+        (["method.privelege=crop"], 'Did you mean "privilege"'),
+        (["method.name=dpod"], 'Did you mean "dopd"'),
+        (["training.steps=0"], "training.steps must be from 1 to any, got 0"),
+        (["training.steps=many"], "training.steps must be int, got 'many'"),
+        (["training.steps=true"], "training.steps must be int, got True"),
+        (["training.learning_rate=.nan"], "must be float, got nan"),
+        (["training.schedule=cosin"], 'Did you mean "cosine"'),
+        (["training.betas=[0.9]"], "must be two numbers"),
+        (["evaluation.contexts=[plan]"], 'Did you mean "plain"'),
+        (["evaluation.contexts=plain"], "must be list"),
+        (["models.teacher=null"], "needs a teacher: set models.teacher"),
+        (["models.student=null"], "models.student must be str"),
+        (["data.train="], "data.train"),
+        (["name=a/b"], "plain folder name"),
+        (["name=../b"], "plain folder name"),
+        (["training"], "must look like key.subkey=value"),
+        (["training=3"], "training must be a mapping"),
+        (["name='"], "not a YAML value"),
+    ],
+)
+def test_mistakes_are_named_with_what_is_allowed(file: Path, overrides: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(file, overrides)
+
+
+def test_files_that_are_no_configuration_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml does not exist"):
+        load_config(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1, 2")
+    with pytest.raises(ConfigError, match=r"broken\.yaml is not readable YAML"):
+        load_config(broken)
+    broken.write_text("- 1\n- 2")
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        load_config(broken)
+    broken.write_text("!!python/object/apply:os.system [true]")
+    with pytest.raises(ConfigError, match="not readable YAML"):
+        load_config(broken)
+
+
+def test_overrides_leave_the_given_values_alone() -> None:
+    values = {"training": {"steps": 1}}
+    assert override(values, ["training.steps=2"]) == {"training": {"steps": 2}}
+    assert values == {"training": {"steps": 1}}
+
+
+def test_a_method_without_a_teacher_needs_none() -> None:
+    config = build_config(
+        {"models": {"student": "s"}, "data": {"train": "x.jsonl"}, "method": {"name": "opsd"}}, name="n"
+    )
+    assert config.models.teacher is None
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_every_key_is_described(name: str) -> None:
+    described = describe_config(name)
+    assert {"training.steps", "models.lora.rank", "method.name", "sampling.top_p"} <= described.keys()
+    for key, (_, _, option) in described.items():
+        assert option.help, key
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted(path.name for path in (ROOT / "configs").glob("*.yaml") if "pretrain" not in path.name)
+)
+def test_every_recipe_is_valid(recipe: str) -> None:
+    assert load_config(ROOT / "configs" / recipe).load_method()

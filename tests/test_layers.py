@@ -1,0 +1,76 @@
+"""Nothing imports from a layer below its own; the order is that of docs/design.md."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "workbench"
+# modules of one line do not import each other, unless one is the package of the other
+LAYERS = """
+errors
+types images seeding
+divergences grading
+contexts
+method routers
+methods
+losses
+policies
+scenes tables
+conversations
+pretrain datasets
+importing
+traces
+rollouts scoring
+supervision
+config runs watch
+checkpoints metrics probes evaluate
+learner
+check train scorer
+summary
+rendering
+render
+cli
+__main__
+__init__
+""".strip().splitlines()
+RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}
+
+
+def imports() -> list[tuple[str, str]]:
+    """(importing, imported) pairs of top-level modules of the package."""
+    found = []
+    for file in PACKAGE.rglob("*.py"):
+        own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("workbench"):
+                names = (
+                    [node.module] if node.module != "workbench" else [f"workbench.{alias.name}" for alias in node.names]
+                )
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names if alias.name.startswith("workbench.")]
+            found += [(own, name.split(".")[1]) for name in names]
+    return [(own, other) for own, other in found if own != other]
+
+
+def test_every_module_has_a_layer() -> None:
+    modules = {
+        path.name.removesuffix(".py")
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert modules == RANK.keys()
+
+
+def test_imports_point_upwards_only() -> None:
+    wrong = [f"{own} imports {other}" for own, other in imports() if RANK[own] <= RANK[other]]
+    assert not wrong
+
+
+def test_files_keep_to_their_budget() -> None:
+    over = []
+    for file in PACKAGE.rglob("*.py"):
+        budget = 120 if file.parent.name == "methods" and file.name != "__init__.py" else 400
+        lines = len(file.read_text().splitlines())
+        if lines > budget:
+            over.append(f"{file.relative_to(PACKAGE)}: {lines} lines, budget {budget}")
+    assert not over

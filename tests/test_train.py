@@ -1,0 +1,289 @@
+"""The loop on real, tiny models with random weights: what it records, that a kill loses nothing, that errors are sentences."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from families import save_gemma3, save_llava
+from small import run_config
+
+from workbench.checkpoints import list_checkpoints, open_checkpoint
+from workbench.config import RunConfig
+from workbench.errors import DataError, PolicyError, RunError
+from workbench.evaluate import load_answers
+from workbench.method import Loss, Method
+from workbench.methods import list_methods
+from workbench.policies.autoregressive import load_policy
+from workbench.runs import RunFolder
+from workbench.traces.reader import open_traces
+from workbench.train import train
+
+POSITIONS = "SELECT * EXCLUDE (process_rank) FROM {} ORDER BY step, rollout_idx, position"
+
+
+@pytest.fixture(scope="module")
+def dopd(models: dict, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A finished DOPD run."""
+    config = run_config(models, tmp_path_factory.mktemp("runs"))
+    train(config)
+    return config
+
+
+def stop_after(step: int):
+    """Sends SIGTERM when a step is done, as a cluster or a person would; the next step is then the last."""
+
+    def interrupt(done: int, metrics: dict) -> None:
+        if done == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return interrupt
+
+
+def losses(config: RunConfig) -> list[float]:
+    return [line["loss"] for line in RunFolder.open(config.run_dir).metrics("train")]
+
+
+def weights(config: RunConfig) -> dict[str, torch.Tensor]:
+    newest = list_checkpoints(config.run_dir)[-1]
+    return load_policy(newest.student, "student").model.state_dict()
+
+
+def test_leaves_everything_a_run_is_read_by(dopd: RunConfig) -> None:
+    run = RunFolder.open(dopd.run_dir)
+    assert run.status["status"] == "finished"
+    assert run.status["steps_done"] == 4
+    assert {"torch", "transformers", "python"} <= run.status["versions"].keys()
+    assert [line["step"] for line in run.metrics("train")] == [1, 2, 3, 4]
+    assert [line["step"] for line in run.metrics("probe")] == [0, 2, 4]
+    assert [line["step"] for line in run.metrics("eval")] == [0, 4]
+    assert [checkpoint.step for checkpoint in list_checkpoints(dopd.run_dir)] == [2, 4]
+    assert {(row.step, row.policy, row.context) for row in load_answers(dopd.run_dir)} == {
+        *((step, "student", context) for step in (0, 4) for context in ("plain", "crop")),
+        *((0, "teacher", context) for context in ("plain", "crop")),
+    }
+    assert "dopd: 12 examples" in (dopd.run_dir / "train.log").read_text()
+
+
+def test_the_trace_holds_every_token_in_one_regime_with_gaps_of_the_recorded_log_probs(dopd: RunConfig) -> None:
+    traces = open_traces(dopd.run_dir)
+    rows = traces.sql(POSITIONS.format("positions")).to_pylist()
+    metrics = RunFolder.open(dopd.run_dir).metrics("train")
+    assert len(rows) == sum(line["tokens"] for line in metrics)
+    assert {row["regime"] for row in rows} == {"LH", "LL", "HT", "HS"}
+    for row in rows:
+        assert row["capability_gap"] == pytest.approx(row["logprob_teacher"] - row["logprob_self"], abs=1e-6)
+        assert row["information_gap"] == pytest.approx(row["logprob_self"] - row["logprob_student"], abs=1e-6)
+        assert row["sampler_logprob"] == pytest.approx(row["logprob_student"], abs=1e-3)
+        leads = row["logprob_teacher"] >= row["logprob_self"]
+        assert row["regime"] in (("LH", "LL", "HT") if leads else ("LH", "LL", "HS"))
+    for line in metrics:  # what the trace says a step cost is what the optimiser was given
+        own = [row["contribution"] for row in rows if row["step"] == line["step"]]
+        assert sum(own) == pytest.approx(line["loss"], abs=1e-5)
+        shares = [line[f"share/{name}"] for name in traces.regimes]
+        assert sum(shares) == pytest.approx(1.0)
+
+
+def test_probes_are_the_same_tokens_at_every_step(dopd: RunConfig) -> None:
+    probes = open_traces(dopd.run_dir).sql("SELECT * FROM probe_positions").to_pylist()
+    by_step: dict[int, list] = {}
+    for row in probes:
+        by_step.setdefault(row["step"], []).append((row["rollout_idx"], row["position"], row["token_id"]))
+    assert sorted(by_step) == [0, 2, 4]
+    assert sorted(by_step[0]) == sorted(by_step[2]) == sorted(by_step[4])
+
+
+def test_the_same_run_twice_is_the_same_bit_for_bit(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
+    again = run_config(models, tmp_path)
+    train(again)
+    assert losses(again) == losses(dopd)
+    for name, value in weights(dopd).items():
+        assert torch.equal(weights(again)[name], value)
+
+
+def test_one_batch_of_six_is_six_of_one(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
+    pieces = run_config(models, tmp_path, training__micro_batch_size=1)
+    train(pieces)
+    # the same sums in another order, carried through four steps
+    assert losses(pieces) == pytest.approx(losses(dopd), abs=2e-4)
+
+
+def test_recording_does_not_change_training(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
+    silent = run_config(models, tmp_path, trace__every=0, trace__probes=0, trace__alternatives=0)
+    train(silent)
+    assert losses(silent) == losses(dopd)
+
+
+@pytest.mark.parametrize("name", [name for name in list_methods() if name != "dopd"])
+def test_every_method_trains_and_is_recorded(name: str, models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path, method={"name": name}, training__steps=2, data__eval=None)
+    train(config)
+    traces = open_traces(config.run_dir)
+    assert traces.method == name
+    assert traces.sql("SELECT count(*) FROM positions WHERE loss != 0").to_pylist()[0]["count_star()"] > 0
+    start = load_policy(models["student"], "student").model.state_dict()
+    assert any(not torch.equal(start[key], value) for key, value in weights(config).items())
+
+
+@pytest.mark.parametrize("save", [save_llava, save_gemma3], ids=["llava", "gemma3"])
+def test_one_dopd_step_on_other_families(save, tmp_path: Path) -> None:
+    other = {"student": save(tmp_path / "student", 0), "teacher": save(tmp_path / "teacher", 1)}
+    config = run_config(other, tmp_path, training__steps=1, data__eval=None, sampling__max_completion_length=4)
+    train(config)
+    assert (
+        open_traces(config.run_dir).summary()["positions"]
+        == RunFolder.open(config.run_dir).metrics("train")[0]["tokens"]
+    )
+
+
+def test_lora_trains_the_adapter_alone_and_resumes(models: dict, tmp_path: Path) -> None:
+    values = {"models": {"student": str(models["student"]), "lora": {"rank": 2}}, "method": {"name": "opsd"}}
+    whole = run_config(models, tmp_path / "whole", **values)
+    train(whole)
+    half = run_config(models, tmp_path / "half", **values)
+    assert train(half, on_step=stop_after(1)).steps == 2
+    train(half, resume=True)
+    assert losses(half) == losses(whole)
+    folder = list_checkpoints(whole.run_dir)[-1].student
+    assert (folder / "adapter_config.json").is_file() and not (folder / "model.safetensors").exists()
+
+
+def test_gradient_checkpointing_changes_no_loss(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path, models__gradient_checkpointing=True)
+    train(config)
+    assert losses(config) == pytest.approx(losses(dopd), abs=1e-5)
+
+
+def test_bfloat16_trains(models: dict, tmp_path: Path) -> None:
+    for precision in ({"models__dtype": "bfloat16"}, {"training__mixed_precision": "bf16"}):
+        config = run_config(
+            models, tmp_path, name=next(iter(precision)), training__steps=2, data__eval=None, **precision
+        )
+        train(config)
+        assert len(losses(config)) == 2
+
+
+def test_a_run_killed_at_any_moment_resumes_to_the_same_end(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path)
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml())
+    command = [sys.executable, "-m", "workbench", "train", str(file)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = config.run_dir / "metrics.jsonl"
+    while process.poll() is None:  # killed after step 3: one step behind the checkpoint of step 2
+        if metrics.exists() and any(line["step"] == 3 for line in RunFolder(config.run_dir).metrics("train")):
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.01)
+    process.wait()
+    assert RunFolder.open(config.run_dir).status["status"] == "running"
+    train(config, resume=True)
+    assert losses(config) == losses(dopd)
+    for table in ("positions", "probe_positions"):
+        rows = [open_traces(one.run_dir).sql(POSITIONS.format(table)).to_pylist() for one in (config, dopd)]
+        assert rows[0] == rows[1]
+    key = ("step", "policy", "context", "example_id", "text", "confidence")
+    answers = [[[getattr(row, k) for k in key] for row in load_answers(one.run_dir)] for one in (config, dopd)]
+    assert answers[0] == answers[1]
+
+
+def test_sigterm_saves_and_stops_and_resume_goes_on(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path)
+    result = train(config, on_step=stop_after(1))
+    assert result.stopped and result.steps == 2
+    assert RunFolder.open(config.run_dir).status["status"] == "stopped"
+    train(config, resume=True)
+    assert losses(config) == losses(dopd)
+
+
+def test_a_torn_checkpoint_is_passed_over(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path)
+    train(config)
+    newest = list_checkpoints(config.run_dir)[-1]
+    file = newest.student / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(RunError, match=r"torn: student/model.safetensors has \d+ bytes instead of \d+"):
+        open_checkpoint(newest.path)
+    train(config, resume=True)
+    assert "torn" in (config.run_dir / "train.log").read_text()
+    assert losses(config) == losses(dopd)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(
+    models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(models, tmp_path, training__learning_rate=1e30, training__max_grad_norm=0.0)
+    with pytest.raises(RunError, match=r"step \d: the loss of .* is not a finite number.*Lower training.learning_rate"):
+        train(config)
+    status = RunFolder.open(config.run_dir).status
+    assert status["status"] == "failed" and "not a finite number" in status["error"]
+
+
+def test_an_existing_run_is_never_written_over(dopd: RunConfig) -> None:
+    before = (dopd.run_dir / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunError, match=r"exists\. Continue it with `workbench resume"):
+        train(dopd)
+    assert (dopd.run_dir / "metrics.jsonl").read_bytes() == before
+
+
+def test_rows_without_evidence_are_counted_and_training_goes_on(models: dict, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    rows = [{"id": str(n), "question": "what is this?", "answer": "red"} for n in range(6)]
+    for row in rows[:4]:
+        row["hint"] = "top left"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = run_config(
+        models, tmp_path, method={"name": "dopd", "privilege": "hint"}, data={"train": str(data)}, training__steps=1
+    )
+    result = train(config)
+    assert result.skipped == {"no hint": 2}
+    assert RunFolder.open(config.run_dir).status["skipped"] == {"no hint": 2}
+    nothing = run_config(
+        models, tmp_path, name="other", method={"name": "dopd", "privilege": "caption"}, data={"train": str(data)}
+    )
+    with pytest.raises(DataError, match=r"none of the 6 examples"):
+        train(nothing)
+
+
+def test_an_unreadable_image_is_skipped_and_counted(models: dict, tmp_path: Path) -> None:
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    data = tmp_path / "data.jsonl"
+    rows = [{"id": str(n), "question": "what?", "answer": "red"} for n in range(3)]
+    rows[1]["images"] = ["torn.png"]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = run_config(models, tmp_path, method={"name": "opd"}, data={"train": str(data)}, training__steps=2)
+    result = train(config)
+    assert result.skipped == {"DataError": 1}
+    assert "torn.png cannot be read" in (config.run_dir / "train.log").read_text()
+
+
+def test_a_teacher_with_another_vocabulary_is_refused(models: dict, tmp_path: Path) -> None:
+    other = save_llava(tmp_path / "llava")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["red"], vocabulary["green"] = vocabulary["green"], vocabulary["red"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = run_config({"student": models["student"], "teacher": other}, tmp_path)
+    with pytest.raises(PolicyError, match=r'teacher has another vocabulary than student: token "(red|green)" is id'):
+        train(config)
+
+
+def test_a_model_that_is_none_is_named(models: dict, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    config = run_config({"student": tmp_path / "empty", "teacher": models["teacher"]}, tmp_path)
+    with pytest.raises(PolicyError, match=r"student: .*empty.* cannot be loaded as a model"):
+        train(config)
+
+
+def test_no_method_needs_the_loop_to_know_its_name() -> None:
+    source = Path(__file__).parent.parent / "workbench"
+    for file in ("train.py", "supervision.py", "scoring.py", "losses.py", "metrics.py", "learner.py"):
+        text = (source / file).read_text()
+        assert not [name for name in list_methods() if f'"{name}"' in text], file
+    assert Method and Loss
