@@ -22,7 +22,7 @@ traces
 rollouts scoring
 supervision
 config runs watch
-checkpoints metrics probes evaluate
+checkpoints metrics probes evaluate skipping
 learner
 check train scorer
 summary

@@ -1,0 +1,58 @@
+"""On-policy distillation of vision-language models with privileged inputs: who supervised every token, and why.
+
+    import workbench as wb
+
+    config = wb.load_config("configs/demo.yaml", ["training.steps=20"])
+    result = wb.train(config)
+    traces = wb.open_traces(result.run_dir)
+    traces.sql("SELECT regime, avg(information_gap) FROM positions GROUP BY regime").to_pandas()
+
+The names in `__all__` are the public interface; everything else may change without notice. A name is loaded when it is
+first used, so that reading traces does not wait for torch.
+"""
+
+import importlib
+
+_HOME = {
+    "Box": "types",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "Evidence": "types",
+    "Example": "types",
+    "Mark": "types",
+    "PolicyError": "errors",
+    "RunConfig": "config",
+    "RunError": "errors",
+    "TraceError": "errors",
+    "WorkbenchError": "errors",
+    "build_config": "config",
+    "check_config": "check",
+    "evaluate_run": "scorer",
+    "import_dataset": "importing",
+    "list_methods": "methods",
+    "list_runs": "runs",
+    "load_config": "config",
+    "load_examples": "datasets",
+    "load_method": "methods",
+    "open_scorer": "scorer",
+    "open_traces": "traces.reader",
+    "pretrain": "pretrain",
+    "render_page": "render",
+    "render_terminal": "render",
+    "render_tokens": "render",
+    "resume": "train",
+    "summarise_run": "summary",
+    "token_view": "render",
+    "train": "train",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module workbench has no public name {name!r}")
+    return getattr(importlib.import_module(f"workbench.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

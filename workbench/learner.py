@@ -4,22 +4,18 @@ A method names policies relative to one learner ("student", "student@ema", ...).
 each see themselves as the student.
 """
 
+import importlib
 from collections.abc import Callable
 
 import torch
 from transformers import get_scheduler
 
 from workbench.checkpoints import Checkpoint
-from workbench.config import RunConfig
+from workbench.config import LoraConfig, RunConfig
 from workbench.errors import ConfigError
 from workbench.method import Method
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.loading import has_adapter, load_policies
-
-try:
-    from peft import LoraConfig as PeftLoraConfig
-except ImportError:  # the extra "lora" is not installed
-    PeftLoraConfig = None
 
 
 class Learner:
@@ -70,13 +66,7 @@ def build_learner(
 ) -> Learner:
     """The learner of a run, at its start or at a checkpoint."""
     models, lora = config.models, config.models.lora
-    adapter = None
-    if lora.rank:
-        if PeftLoraConfig is None:
-            raise ConfigError("models.lora needs the package peft: pip install 'vlm-distillation-workbench[lora]'.")
-        adapter = PeftLoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules
-        )
+    adapter = _adapter_config(lora) if lora.rank else None
     torch.manual_seed(config.seed)  # an adapter's first weights are random
     policies = load_policies(
         method.policies,
@@ -93,6 +83,18 @@ def build_learner(
         adapter=adapter,
     )
     return Learner(policies, config, method.ema_rate)
+
+
+def _adapter_config(lora: LoraConfig) -> object:
+    try:
+        peft = importlib.import_module("peft")  # an extra, and slow to import
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "models.lora needs the package peft: pip install 'vlm-distillation-workbench[lora]'."
+        ) from None
+    return peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules
+    )
 
 
 def learning_rates(config: RunConfig) -> Callable[[int], float]:

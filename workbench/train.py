@@ -11,8 +11,8 @@ A resumed run equals an uninterrupted one bit for bit on the CPU: draws are seed
 behind is deleted before they are done again.
 """
 
+import json
 import logging
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,9 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from workbench.checkpoints import Checkpoint, latest_checkpoint, load_optimizer, save_checkpoint
-from workbench.config import RunConfig
-from workbench.contexts import build_prompt, missing_evidence
+from workbench.config import RunConfig, load_config
 from workbench.datasets import load_examples, split_by_evidence
-from workbench.errors import DataError, PolicyError, RunError
+from workbench.errors import ConfigError, DataError, PolicyError, RunError
 from workbench.evaluate import (
     answer_questions,
     forget_answers_after,
@@ -42,6 +41,7 @@ from workbench.rollouts import write_rollouts
 from workbench.runs import RunFolder, StopSignal
 from workbench.scoring import Batch
 from workbench.seeding import Order, derive_seed
+from workbench.skipping import Skipped, can_show, with_evidence
 from workbench.supervision import NotFiniteLoss, read_batch, supervise_batch
 from workbench.traces.parts import delete_after
 from workbench.traces.writer import TraceWriter
@@ -49,6 +49,8 @@ from workbench.types import Example
 from workbench.watch import Watch
 
 log = logging.getLogger("workbench")
+
+RESUMABLE = ("training.save_every", "training.keep", "training.trackers")
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,24 @@ def train(
         handler.close()
 
 
+def resume(
+    run_dir: str | Path, overrides: list[str] | tuple[str, ...] = (), on_step: Callable[[int, dict], None] | None = None
+) -> TrainResult:
+    """Go on with a run, as its own config.yaml says, from its newest complete checkpoint.
+
+    Raises: ConfigError for an override that would make another run of it; those in RESUMABLE may change.
+    """
+    folder = RunFolder.open(run_dir)
+    for text in overrides:
+        if not text.startswith(tuple(f"{key}=" for key in RESUMABLE)):
+            raise ConfigError(
+                f'"{text}" would make another run of it. On resume only {", ".join(RESUMABLE)} may change; start a new '
+                "run for anything else."
+            )
+    place = [f"output_dir={json.dumps(str(folder.path.parent))}", f"name={json.dumps(folder.path.name)}"]
+    return train(load_config(folder.path / "config.yaml", [*place, *overrides]), resume=True, on_step=on_step)
+
+
 class Trainer:
     """State of one run; `run` is the loop and `step` one turn of it."""
 
@@ -105,14 +125,16 @@ class Trainer:
         self.config, self.folder = config, folder
         self.method = config.load_method()
         self.accelerator = _accelerator(config, folder.path)
-        self.skipped: Counter[str] = Counter()  # examples by reason, each counted once
-        self._skipped_ids: set[str] = set()
-        self.examples = self._with_evidence(load_examples(config.data.train, limit=config.data.limit))
+        self.skipped = Skipped(folder)
+        self.examples = with_evidence(
+            load_examples(config.data.train, limit=config.data.limit), self.method, self.skipped
+        )
         checkpoint = _rewind(folder) if resume else None
         self.step_done = checkpoint.step if checkpoint else 0
         self.learner = build_learner(config, self.method, device=str(self.accelerator.device), checkpoint=checkpoint)
         if checkpoint is not None:
             load_optimizer(checkpoint, self.learner.optimizer, self.learner.student.model)
+        self.views = [(self.learner.policies[view.policy], view.context) for view in self.method.views.values()]
         self.order = Order(len(self.examples), config.seed)
         sampling = config.sampling
         self.sampling = SamplingOptions(
@@ -122,10 +144,11 @@ class Trainer:
         self.watch = Watch()
         for line in folder.metrics("train"):
             self.watch.look(line["step"], {name: value for name, value in line.items() if name != "kind"})
-        self.eval_examples = self._readable(_eval_examples(config), config.evaluation.contexts)
+        views = [(self.learner.student, context) for context in config.evaluation.contexts]
+        self.eval_examples = [one for one in _eval_examples(config) if can_show(one, views, self.skipped)]
         pool = self.eval_examples if config.data.probes is None else load_examples(config.data.probes)
         pool = split_by_evidence(pool or self.examples, list(self.method.contexts))[0]
-        pool = [example for example in pool[: 2 * config.trace.probes] if self._can_show(example)]
+        pool = [example for example in pool[: 2 * config.trace.probes] if can_show(example, self.views, self.skipped)]
         self.probes = open_probes(config, folder, self.learner.student, self.method, pool, self.sampling)
 
     def run(self, stop: StopSignal, on_step: Callable[[int, dict], None] | None) -> TrainResult:
@@ -158,7 +181,7 @@ class Trainer:
         self.accelerator.end_training()
         stopped = self.step_done < training.steps
         warnings = tuple(self.watch.warnings.values())
-        return TrainResult(self.folder.path, self.step_done, stopped, dict(self.skipped), warnings)
+        return TrainResult(self.folder.path, self.step_done, stopped, dict(self.skipped.counts), warnings)
 
     def step(self, step: int) -> dict[str, float]:
         """One turn of the loop; returns its metrics."""
@@ -200,69 +223,24 @@ class Trainer:
         if config.trace.every and step % config.trace.every == 0:
             self.writer.write(scored.traced(step, learner.student))
         clock.lap("trace")
-        metrics |= clock.seconds() | {"tokens": batch.num_positions, "skipped": sum(self.skipped.values())}
+        metrics |= clock.seconds() | {"tokens": batch.num_positions, "skipped": self.skipped.counts.total()}
         self.folder.log_metrics("train", step, metrics)
         return metrics
 
     def _batch_examples(self, step: int) -> list[Example]:
         """The step's examples that every view can be shown; others are skipped and counted."""
         chosen = [self.examples[place] for place in self.order.batch(step, self.config.training.batch_size)]
-        usable = [example for example in chosen if self._can_show(example)]
+        usable = [example for example in chosen if can_show(example, self.views, self.skipped)]
         if not usable:
             raise DataError(
                 f"step {step}: none of the {len(chosen)} examples of the batch can be shown to every view. Skipped so "
-                f"far: {dict(self.skipped)}. `workbench check` shows one example under every view."
+                f"far: {dict(self.skipped.counts)}. `workbench check` shows one example under every view."
             )
-        return usable
-
-    def _can_show(self, example: Example) -> bool:
-        for view in self.method.views.values():
-            try:
-                self.learner.policies[view.policy].check_prompt(build_prompt(example, view.context))
-            except (DataError, PolicyError) as error:
-                self._skip(example, type(error).__name__, str(error))
-                return False
-        return True
-
-    def _readable(self, examples: list[Example], contexts: list[str]) -> list[Example]:
-        """Evaluation examples whose images can be opened and whose prompts are not too long."""
-        usable = []
-        for example in examples:
-            try:
-                for context in contexts:
-                    if missing_evidence(example, context) is None:
-                        self.learner.student.check_prompt(build_prompt(example, context))
-            except (DataError, PolicyError) as error:
-                self._skip(example, f"evaluation: {type(error).__name__}", str(error))
-            else:
-                usable.append(example)
         return usable
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.training.mixed_precision == "bf16"
         return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=enabled)
-
-    def _with_evidence(self, examples: list[Example]) -> list[Example]:
-        """Examples that have what the method's contexts need; the others are counted and named."""
-        usable, lacking = split_by_evidence(examples, list(self.method.contexts))
-        for example, column in lacking:
-            self._skip(example, f"no {column}", f'it has no "{column}"')
-        if not usable:
-            raise DataError(
-                f"none of the {len(examples)} examples of {self.config.data.train} has what method {self.method.name} "
-                f"needs (contexts {', '.join(self.method.contexts)}); missing: {dict(self.skipped)}. Add the columns or "
-                "choose another method.privilege."
-            )
-        return usable
-
-    def _skip(self, example: Example, reason: str, message: str) -> None:
-        if example.id in self._skipped_ids:
-            return
-        self._skipped_ids.add(example.id)
-        self.skipped[reason] += 1
-        if self.skipped[reason] <= 3:
-            log.warning("skipped %s: %s", example.origin or example.id, message)
-        self.folder.update(skipped=dict(self.skipped))
 
     def _probe(self, step: int) -> None:
         """Re-score the fixed answers under every view and route them by the method's own rule."""

@@ -1,0 +1,62 @@
+"""Examples that cannot be used: skipped, counted, named in the log, and shown in the run's summary. Training goes on."""
+
+import logging
+from collections import Counter
+
+from workbench.contexts import build_prompt, missing_evidence
+from workbench.datasets import split_by_evidence
+from workbench.errors import DataError, PolicyError
+from workbench.method import Method
+from workbench.policies import Policy
+from workbench.runs import RunFolder
+from workbench.types import Example
+
+NUM_NAMED = 3  # examples of each reason that the log names
+
+log = logging.getLogger("workbench")
+
+
+class Skipped:
+    """Counts examples by reason, each example once, and keeps run.json up to date."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.counts: Counter[str] = Counter()
+        self._folder, self._seen = folder, set()
+
+    def add(self, example: Example, reason: str, message: str) -> None:
+        if example.id in self._seen:
+            return
+        self._seen.add(example.id)
+        self.counts[reason] += 1
+        if self.counts[reason] <= NUM_NAMED:
+            log.warning("skipped %s: %s", example.origin or example.id, message)
+        self._folder.update(skipped=dict(self.counts))
+
+
+def with_evidence(examples: list[Example], method: Method, skipped: Skipped) -> list[Example]:
+    """Examples that have what the method's contexts need. Raises DataError if none has."""
+    usable, lacking = split_by_evidence(examples, list(method.contexts))
+    for example, column in lacking:
+        skipped.add(example, f"no {column}", f'it has no "{column}"')
+    if not usable:
+        raise DataError(
+            f"none of the {len(examples)} examples has what method {method.name} needs (contexts "
+            f"{', '.join(method.contexts)}); missing: {dict(skipped.counts)}. Add the columns or choose another "
+            "method.privilege."
+        )
+    return usable
+
+
+def can_show(example: Example, views: list[tuple[Policy, str]], skipped: Skipped) -> bool:
+    """Whether each policy can be shown the example under its context: images open, prompt not too long.
+
+    A context whose evidence the example lacks is not asked about here.
+    """
+    try:
+        for policy, context in views:
+            if missing_evidence(example, context) is None:
+                policy.check_prompt(build_prompt(example, context))
+    except (DataError, PolicyError) as error:
+        skipped.add(example, type(error).__name__, str(error))
+        return False
+    return True
