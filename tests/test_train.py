@@ -15,7 +15,7 @@ from small import run_config
 
 from workbench.checkpoints import list_checkpoints, open_checkpoint
 from workbench.config import RunConfig
-from workbench.errors import DataError, PolicyError, RunError
+from workbench.errors import ConfigError, DataError, PolicyError, RunError
 from workbench.evaluate import load_answers
 from workbench.method import Loss, Method
 from workbench.methods import list_methods
@@ -261,6 +261,16 @@ def test_an_unreadable_image_is_skipped_and_counted(models: dict, tmp_path: Path
     result = train(config)
     assert result.skipped == {"DataError": 1}
     assert "torn.png cannot be read" in (config.run_dir / "train.log").read_text()
+
+
+def test_metrics_also_go_to_a_tracker(models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path, training__steps=1, training__trackers=["tensorboard"])
+    train(config)
+    events = list(config.run_dir.rglob("events.out.tfevents.*"))
+    assert events and b"loss_share/HT" in b"".join(file.read_bytes() for file in events)
+    for name, sentence in (("wandb", "wandb is not installed"), ("tensorbord", "tensorbord")):
+        with pytest.raises(ConfigError, match=sentence):
+            train(run_config(models, tmp_path, name=name, training__trackers=[name]))
 
 
 def test_a_teacher_with_another_vocabulary_is_refused(models: dict, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from workbench.checkpoints import Checkpoint, latest_checkpoint, load_optimizer, save_checkpoint
 from workbench.config import RunConfig, load_config
 from workbench.datasets import load_examples, split_by_evidence
-from workbench.errors import ConfigError, DataError, PolicyError, RunError
+from workbench.errors import ConfigError, DataError, PolicyError, RunError, TraceError
 from workbench.evaluate import (
     answer_questions,
     forget_answers_after,
@@ -43,7 +43,7 @@ from workbench.scoring import Batch
 from workbench.seeding import Order, derive_seed
 from workbench.skipping import Skipped, can_show, with_evidence
 from workbench.supervision import NotFiniteLoss, read_batch, supervise_batch
-from workbench.traces.parts import delete_after
+from workbench.traces.parts import compact, delete_after
 from workbench.traces.writer import TraceWriter
 from workbench.types import Example
 from workbench.watch import Watch
@@ -140,7 +140,9 @@ class Trainer:
         self.sampling = SamplingOptions(
             sampling.max_completion_length, sampling.temperature, sampling.top_p, sampling.top_k
         )
-        self.writer = TraceWriter(folder.path, method=self.method.name, policy_text=self.learner.student.token_text)
+        self.writer = TraceWriter(
+            folder.path, method=self.method.name, policy_text=self.learner.student.token_text, compact_every=0
+        )
         self.watch = Watch()
         for line in folder.metrics("train"):
             self.watch.look(line["step"], {name: value for name, value in line.items() if name != "kind"})
@@ -289,6 +291,10 @@ class Trainer:
         keep = self.config.training.keep
         checkpoint = save_checkpoint(self.folder.path, step, self.learner.policies, self.learner.optimizer, keep=keep)
         log.info("saved %s", checkpoint.path)
+        try:
+            compact(self.folder.path)
+        except TraceError as error:  # a damaged file: the rows are where they were, and training goes on
+            log.warning("traces were not merged: %s", error)
         return checkpoint
 
     def _stop_for(self, step: int, error: NotFiniteLoss) -> RunError:
@@ -318,7 +324,15 @@ class Trainer:
 
 def _accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
     training = config.training
-    accelerator = Accelerator(log_with=training.trackers or None, project_dir=str(run_dir))
+    try:
+        accelerator = Accelerator(log_with=training.trackers or None, project_dir=str(run_dir))
+    except ValueError as error:
+        raise ConfigError(f"training.trackers {training.trackers}: {error}") from None
+    missing = set(training.trackers) - {str(tracker) for tracker in accelerator.log_with}
+    if missing:
+        raise ConfigError(
+            f"training.trackers: {', '.join(sorted(missing))} is not installed; pip install it, or leave it out."
+        )
     if accelerator.num_processes > 1:
         raise RunError(
             f"started as {accelerator.num_processes} processes, but a run is one process so far. Start it with "

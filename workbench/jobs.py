@@ -1,0 +1,422 @@
+"""A run as a process of its own, that neither a closed browser nor a stopped app ends.
+
+1. `start_run` starts `workbench train` in its own session; what it prints goes to a file, so nobody has to read along.
+2. Beside the run folders lies `.jobs/NAME/`: config.yaml and train.out (what the process was told and printed) and
+   job.json (which process it is). The run folder itself is the training's alone.
+3. Every state is derived from files and the process table, so whoever looks later sees the same: `find_jobs`.
+4. A pid counts only with the time of its birth. A run whose run.json says "running" and whose process is gone has died.
+5. Stopping is SIGTERM, once: the loop finishes its step, saves and exits. A second one would cost the checkpoint.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+
+from workbench.checkpoints import list_checkpoints
+from workbench.config import RunConfig, describe_config, load_config, read_yaml
+from workbench.errors import ConfigError, RunError
+from workbench.processes import born_at, identify, send
+from workbench.runs import RunFolder
+
+STATUSES = ("starting", "running", "stopping", "finished", "stopped", "failed", "died", "unreadable")
+ALIVE = ("starting", "running", "stopping")
+_FOLDER = ".jobs"
+_TAIL_BYTES = 2**16
+_RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt)(?:: .*)?")
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A run as it is now. Times are seconds since the epoch; what is not known is None.
+
+    status       one of STATUSES; "died": it says it is running, and its process is gone
+    step, steps  done, and asked for
+    remaining_s  estimated by the run at its last step
+    updated      the run's heartbeat: when it last wrote run.json
+    error        the sentence that the run ended with
+    command      how it was started, as arguments
+    """
+
+    name: str
+    run_dir: Path
+    status: str
+    method: str | None = None
+    step: int = 0
+    steps: int | None = None
+    remaining_s: float | None = None
+    started: float | None = None
+    updated: float | None = None
+    pid: int | None = None
+    error: str | None = None
+    warnings: tuple[str, ...] = ()
+    skipped: dict[str, int] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+
+    @property
+    def is_alive(self) -> bool:
+        return self.status in ALIVE
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether there is a run folder to go on from, and something left to do."""
+        return self.status in ("stopped", "failed", "died") and (self.run_dir / "config.yaml").is_file()
+
+    @property
+    def silent_s(self) -> float | None:
+        """Seconds since the last heartbeat."""
+        return None if self.updated is None else max(0.0, time.time() - self.updated)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """job.json: the process, and what run.json looked like before it.
+
+    identity  see workbench.processes
+    seen_ns   change time of run.json at the start; the same later means that the process has not come so far
+    offset    where its output begins in train.out
+    """
+
+    pid: int
+    identity: str | None
+    started: float
+    command: tuple[str, ...] = ()
+    folder: str = "."
+    seen_ns: int = 0
+    offset: int = 0
+    stop_asked: bool = False
+
+
+def safe_run_dir(runs_dir: str | Path, name: str) -> Path:
+    """The folder of a run called `name`. Raises RunError if that is not directly inside the runs folder."""
+    plain = isinstance(name, str) and name.isprintable() and Path(name).name == name and "\\" not in name
+    if not plain or name.startswith(".") or len(name.encode()) > 200:
+        raise RunError(f"run name {name!r} must be a plain folder name: no slashes, no leading dot, not empty.")
+    path = Path(runs_dir) / name
+    if path.resolve().parent != Path(runs_dir).resolve():
+        raise RunError(f"{path} leads out of the runs folder {runs_dir}. Only runs inside it can be opened.")
+    return path
+
+
+def start_run(config: RunConfig, runs_dir: str | Path | None = None, *, allow_remote_code: bool = False) -> JobState:
+    """Start training in a process of its own and return at once.
+
+    runs_dir           folder that the run is made in, in place of the configuration's output_dir
+    allow_remote_code  whether models.trust_remote_code may be true
+
+    Raises: RunError if the name is taken or leads out of the folder; ConfigError if the configuration would run code.
+    """
+    runs_dir = Path(config.output_dir if runs_dir is None else runs_dir)
+    config = replace(config, output_dir=str(runs_dir))
+    run_dir = safe_run_dir(runs_dir, config.name)
+    if config.models.trust_remote_code and not allow_remote_code:
+        raise ConfigError(
+            "models.trust_remote_code=true runs Python code that comes with a model. Runs started from here may not; "
+            "start it with `workbench train` in a terminal if you trust the model."
+        )
+    folder = _job_folder(run_dir, make=True)
+    with _lock(folder):
+        if run_dir.exists():
+            raise RunError(f"run folder {run_dir} exists. Resume that run, or choose another name.")
+        record = _read_record(run_dir)
+        if record is not None and _is_alive(record):
+            raise RunError(f'a run "{config.name}" is starting already (process {record.pid}). Choose another name.')
+        file = folder / "config.yaml"
+        file.write_text(config.to_yaml(), encoding="utf-8")
+        _spawn(run_dir, ["train", str(file.resolve())], Path.cwd())
+    return read_job(run_dir)
+
+
+def resume_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> JobState:
+    """Go on with a run that stopped, failed or died, in a new process.
+
+    overrides  what `workbench resume` takes: more training.steps=..., another training.save_every=...
+
+    Raises: RunError if there is no such run, if it is running, or if it has nothing left to do.
+    """
+    run_dir = Path(run_dir)
+    safe_run_dir(run_dir.parent, run_dir.name)
+    RunFolder.open(run_dir)
+    with _lock(_job_folder(run_dir, make=True)):
+        state = read_job(run_dir)
+        if state.is_alive:
+            raise RunError(f"run {run_dir} is {state.status} (process {state.pid}). Stop it first.")
+        if state.status == "finished" and not any(text.startswith("training.steps=") for text in overrides):
+            raise RunError(
+                f"run {run_dir} has finished its {state.steps} steps. Resume it with more (training.steps=...), or start "
+                "a new run from its configuration."
+            )
+        record = _read_record(run_dir)
+        start = Path(record.folder) if record and Path(record.folder).is_dir() else Path.cwd()
+        _spawn(run_dir, ["resume", str(run_dir.resolve()), *overrides], start)
+    return read_job(run_dir)
+
+
+def stop_run(run_dir: str | Path, *, at_once: bool = False) -> JobState:
+    """Ask a run to finish its step, save a checkpoint and exit; asking again changes nothing.
+
+    at_once  kill it: for a run that hangs. Steps since its newest checkpoint are done again when it is resumed.
+
+    Raises: RunError if it is not running.
+    """
+    run_dir = Path(run_dir)
+    safe_run_dir(run_dir.parent, run_dir.name)
+    with _lock(_job_folder(run_dir, make=True)):
+        record = _living(run_dir)
+        if record is None:
+            raise RunError(f"run {run_dir} is not running: it is {read_job(run_dir).status}.")
+        if at_once:
+            send(record.pid, record.identity, signal.SIGKILL)
+        elif not record.stop_asked and send(record.pid, record.identity, signal.SIGTERM):
+            _write_record(run_dir, replace(record, stop_asked=True))
+    return read_job(run_dir)
+
+
+def find_jobs(runs_dir: str | Path) -> list[JobState]:
+    """All runs of a folder, also those that failed before they made one, newest first."""
+    runs_dir = Path(runs_dir)
+    names = {path.parent.name for path in runs_dir.glob("*/run.json")}
+    names |= {path.parent.name for path in (runs_dir / _FOLDER).glob("*/job.json")}
+    found = []
+    for name in names:
+        with contextlib.suppress(RunError):  # a link that leads out, or a run that was deleted meanwhile
+            found.append(read_job(safe_run_dir(runs_dir, name)))
+    return sorted(found, key=lambda state: (state.started or 0.0, state.name), reverse=True)
+
+
+def read_job(run_dir: str | Path) -> JobState:
+    """One run. Raises RunError if there is none."""
+    run_dir = Path(run_dir)
+    record, living = _read_record(run_dir), _living(run_dir)
+    process = living or record
+    facts, change_ns, fault = _read_status(run_dir)
+    if facts is None and record is None and fault is None:
+        raise RunError(f"there is no run {run_dir}. It may have been deleted; the list of runs shows what there is.")
+    facts = facts or {}
+    is_stale = record is not None and change_ns == record.seen_ns  # run.json is older than the process
+    said = "starting" if is_stale else facts.get("status", "starting")
+    if fault is not None:
+        status = "unreadable"
+    elif living is not None:
+        status = "stopping" if living.stop_asked else said if said == "running" else "starting" if is_stale else said
+    elif said == "starting":
+        status = "stopped" if record is not None and record.stop_asked else "failed"
+    else:
+        status = "died" if said == "running" else said
+    if living is not None and status not in ALIVE:
+        status = "running"  # it has said its last word and is about to exit
+    updated = _epoch(facts.get("updated"))
+    return JobState(
+        name=run_dir.name,
+        run_dir=run_dir,
+        status=status,
+        method=facts.get("method") or _configured(run_dir, "method", "name"),
+        step=facts.get("steps_done") or 0,
+        steps=facts.get("steps") or _configured(run_dir, "training", "steps"),
+        remaining_s=_remaining(facts, updated) if status == "running" else None,
+        started=_epoch(facts.get("started")) or (record.started if record else None),
+        updated=updated,
+        pid=process.pid if process else facts.get("pid"),
+        error=fault or _error(run_dir, status, facts, record),
+        warnings=tuple(facts.get("warnings") or ()),
+        skipped=dict(facts.get("skipped") or {}),
+        command=tuple(process.command if process and process.command else facts.get("command") or ()),
+    )
+
+
+def log_tail(run_dir: str | Path, num_lines: int = 200) -> str:
+    """The last lines that a run printed; of a progress bar only its last state."""
+    run_dir = Path(run_dir)
+    for file in (_job_folder(run_dir) / "train.out", run_dir / "train.log"):
+        if file.is_file():
+            return "\n".join(_tail(file)[-num_lines:])
+    return ""
+
+
+def train_command(recipe: str | Path, overrides: Sequence[str] = ()) -> list[str]:
+    """The command line that starts the same run in a terminal."""
+    return ["workbench", "train", str(recipe), *overrides]
+
+
+def copyable(command: Sequence[str]) -> str:
+    """A command as it is pasted into a shell."""
+    return shlex.join(command)
+
+
+def overrides_between(recipe: str | Path, config: RunConfig) -> list[str]:
+    """The overrides that make `config` of a recipe, method.name first: load_config(recipe, these) == config."""
+    name = config.method["name"]
+    base = load_config(recipe)
+    found = [] if base.method["name"] == name else [f"method.name={name}"]
+    before, after = load_config(recipe, found).to_dict(), config.to_dict()
+    for key in describe_config(name):
+        value = _at(after, key)
+        if value != _at(before, key):
+            text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+            found.append(f"{key}={text.removesuffix('...\n').strip()}" if key != "method.name" else f"{key}={value}")
+    return list(dict.fromkeys(found))
+
+
+def _at(values: dict, key: str) -> object:
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
+def _spawn(run_dir: Path, arguments: list[str], start: Path) -> None:
+    """The process, with its record. Nothing here goes through a shell."""
+    command = (sys.executable, "-m", "workbench", *arguments)
+    out = _job_folder(run_dir) / "train.out"
+    seen_ns = _read_status(run_dir)[1]
+    with out.open("ab") as stream:
+        offset = stream.tell()
+        process = subprocess.Popen(
+            command,
+            cwd=start,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # signals of the app's terminal are not the run's
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "2"},  # or the bar fills the disk
+        )
+    # somebody has to take its exit status, or it stays in the process table for as long as the app runs
+    threading.Thread(target=process.wait, name=f"reap {process.pid}", daemon=True).start()
+    record = _Record(process.pid, identify(process.pid), time.time(), command, str(start), seen_ns, offset)
+    _write_record(run_dir, record)
+
+
+def _living(run_dir: Path) -> _Record | None:
+    """The run's process if it lives: the recorded one, or the one that run.json names, started in a terminal."""
+    record = _read_record(run_dir)
+    if record is not None and _is_alive(record):
+        return record
+    facts = _read_status(run_dir)[0] or {}
+    pid, updated = facts.get("pid"), _epoch(facts.get("updated"))
+    if facts.get("status") != "running" or not isinstance(pid, int) or updated is None:
+        return None
+    born = born_at(pid)
+    if born is None or born > updated + 2:  # at its last heartbeat it lived, so a younger process is another
+        return None
+    return _Record(pid, identify(pid), born, tuple(facts.get("command") or ()))
+
+
+def _is_alive(record: _Record) -> bool:
+    return record.identity is not None and identify(record.pid) == record.identity
+
+
+def _job_folder(run_dir: Path, *, make: bool = False) -> Path:
+    folder = run_dir.parent / _FOLDER / run_dir.name
+    if make:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{folder} cannot be made ({error.strerror}). Choose another runs folder.") from None
+    if folder.resolve() != run_dir.parent.resolve() / _FOLDER / run_dir.name:
+        raise RunError(f"{folder} leads out of the runs folder {run_dir.parent}. Remove the link.")
+    return folder
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One start, stop or resume of a run at a time, also between two apps."""
+    with (folder / "lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _read_record(run_dir: Path) -> _Record | None:
+    try:
+        values = json.loads((_job_folder(run_dir) / "job.json").read_text())
+        return _Record(**{**values, "command": tuple(values["command"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _write_record(run_dir: Path, record: _Record) -> None:
+    file = _job_folder(run_dir) / "job.json"
+    temporary = file.with_name(f".job.json.{os.getpid()}")
+    temporary.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def _read_status(run_dir: Path) -> tuple[dict | None, int, str | None]:
+    """run.json, its change time (0: there is none), and what is wrong with it."""
+    file = run_dir / "run.json"
+    try:
+        change_ns = file.stat().st_mtime_ns
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None, 0, None
+    except (OSError, ValueError) as error:
+        return (
+            None,
+            0,
+            f"{file} cannot be read ({error}). The run is half written; delete its folder, or restore the file.",
+        )
+    if not isinstance(facts, dict):
+        return None, 0, f"{file} is no mapping. The run is half written; delete its folder, or restore the file."
+    return facts, change_ns, None
+
+
+def _configured(run_dir: Path, section: str, key: str) -> object:
+    """A value of the run's configuration, or of what it was started with."""
+    for folder in (run_dir, _job_folder(run_dir)):
+        with contextlib.suppress(ConfigError):
+            values = read_yaml(folder / "config.yaml").get(section)
+            if isinstance(values, dict):
+                return values.get(key)
+    return None
+
+
+def _epoch(text: object) -> float | None:
+    try:
+        return datetime.strptime(str(text), "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    except ValueError:
+        return None
+
+
+def _remaining(facts: dict, updated: float | None) -> float | None:
+    remaining = facts.get("remaining_s")
+    if not isinstance(remaining, (int, float)) or updated is None:
+        return None
+    return max(0.0, remaining - (time.time() - updated))
+
+
+def _error(run_dir: Path, status: str, facts: dict, record: _Record | None) -> str | None:
+    """Why a run ended: its own sentence, else the last exception in what it printed."""
+    if status not in ("failed", "died"):
+        return None
+    own = record is None or _read_status(run_dir)[1] != record.seen_ns
+    if status == "failed" and own and facts.get("error"):
+        return facts["error"]
+    out = _job_folder(run_dir) / "train.out"
+    lines = _tail(out, record.offset) if record is not None and out.is_file() else []
+    raised = [line for line in lines if _RAISED.fullmatch(line)]
+    if raised:
+        return raised[-1]
+    saved = list_checkpoints(run_dir)
+    goes_on = f"goes on from step {saved[-1].step}" if saved else "begins again: it saved no checkpoint"
+    again = f" Resuming it {goes_on}." if (run_dir / "config.yaml").is_file() else " Start it again."
+    return f"the process ended without a word: killed, out of memory, or the machine was restarted.{again}"
+
+
+def _tail(file: Path, offset: int = 0) -> list[str]:
+    """The last lines of a file, from `offset` on."""
+    with file.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(offset, size - _TAIL_BYTES))
+        text = stream.read().decode("utf-8", errors="replace")
+    return [line.rstrip("\r").rsplit("\r", 1)[-1].rstrip() for line in text.split("\n")]
