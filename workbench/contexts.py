@@ -13,12 +13,13 @@
 A teacher may be shown any of them; the deployed student gets `plain`.
 """
 
+import math
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from workbench.errors import ConfigError, DataError, unknown
-from workbench.images import open_image
+from workbench.images import MAX_PIXELS, open_image
 from workbench.types import Box, Example, Prompt
 
 CONTEXTS = ("plain", "crop", "crop_only", "marked", "boxes", "caption", "hint", "answer", "reference")
@@ -50,6 +51,9 @@ def missing_evidence(example: Example, context: str) -> str | None:
             return "boxes (or crop)"
         if part in ("boxes", "marked") and not example.evidence.boxes:
             return "boxes"
+        cuts = part in ("crop", "crop_only") and example.evidence.crop is None
+        if (cuts or part in ("boxes", "marked")) and not example.images:
+            return "images"
         if part in ("caption", "hint") and not getattr(example.evidence, part):
             return part
         if part in ("answer", "reference") and not getattr(example, part):
@@ -78,7 +82,7 @@ def build_prompt(example: Example, context: str) -> Prompt:
         images = [evidence_crop(example)]
     lines = [example.question]
     lines += [f"{part}: {evidence_text(example, part)}" for part in _TEXTUAL if part in parts]
-    return Prompt(tuple(images), "\n".join(lines), example.history, key=f"{example.id}|{context}")
+    return Prompt(tuple(images), "\n".join(lines), example.history, key=f"{example.origin or example.id}|{context}")
 
 
 def evidence_text(example: Example, part: str) -> str:
@@ -98,11 +102,16 @@ def _box_text(box: Box, width: int, height: int) -> str:
 
 
 def evidence_crop(example: Example) -> Image.Image | Path:
-    """The example's own crop, or its first box cut out of its first image and enlarged twofold."""
+    """The example's own crop, or its first box cut out of its first image and, if small enough, enlarged twofold.
+
+    Pixels that the box touches belong to it, so the crop of a box smaller than a pixel is one pixel.
+    """
     if example.evidence.crop is not None:
         return example.evidence.crop
     box = example.evidence.boxes[0]
-    cut = open_image(example.images[0]).crop((int(box.x0), int(box.y0), round(box.x1), round(box.y1)))
+    cut = open_image(example.images[0]).crop((int(box.x0), int(box.y0), math.ceil(box.x1), math.ceil(box.y1)))
+    if 4 * cut.width * cut.height > MAX_PIXELS:
+        return cut
     return cut.resize((2 * cut.width, 2 * cut.height), Image.Resampling.BICUBIC)
 
 
@@ -110,5 +119,6 @@ def draw_box(image: Image.Image, box: Box) -> Image.Image:
     """A copy of the image with the box outlined in red."""
     marked = image.copy()
     width = max(1, min(image.size) // 100)
-    ImageDraw.Draw(marked).rectangle((box.x0, box.y0, box.x1 - 1, box.y1 - 1), outline=(255, 0, 0), width=width)
+    corners = (box.x0, box.y0, max(box.x0, box.x1 - 1), max(box.y0, box.y1 - 1))
+    ImageDraw.Draw(marked).rectangle(corners, outline=(255, 0, 0), width=width)
     return marked

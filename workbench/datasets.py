@@ -16,11 +16,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from workbench.contexts import missing_evidence
 from workbench.errors import ConfigError, DataError, unknown
-from workbench.images import open_image
+from workbench.images import UNREADABLE, open_image, upright_size
 from workbench.scenes import SPLITS, check_split, make_examples
 from workbench.tables import open_table, parse_source, show
 from workbench.types import PRIVILEGED, VISIBLE, Box, Evidence, Example, Mark, Turn
@@ -189,8 +189,19 @@ def _refuse_unknown_columns(values: dict[str, Any], origin: str) -> None:
 def _text(values: dict[str, Any], column: str, origin: str) -> str | None:
     value = values.get(column)
     if value is None or isinstance(value, str):
-        return value
+        return _unicode(value, column, origin)
     raise fault(origin, column, value, "must be text", f'Write it in quotes, as in "{column}": "..."')
+
+
+def _unicode(text: str | None, column: str, origin: str) -> str | None:
+    """The text itself. JSON can write half a character ("\\ud83d"), which no tokenizer and no file takes."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise fault(
+            origin, column, text, f"must be whole characters (character {error.start} is half of one)", "Write it again"
+        ) from None
+    return text
 
 
 def _id(values: dict[str, Any], origin: str) -> str | None:
@@ -232,7 +243,7 @@ def _entry_text(entry: dict[str, Any], key: str, column: str, origin: str) -> st
         return ""
     if not isinstance(value, str):
         raise fault(origin, f"{column}.{key}", value, "must be text", "Write it in quotes")
-    return value
+    return _unicode(value, f"{column}.{key}", origin) or ""
 
 
 def _images(values: dict[str, Any], origin: str, folder: Path) -> tuple[Image.Image | Path, ...]:
@@ -275,7 +286,7 @@ def decode_image(data: bytes) -> Image.Image:
             return image
     except DataError:
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise DataError(
             f"embedded image of {len(data):,} bytes cannot be read ({error}). Save it again as PNG or JPEG, or drop its row."
         ) from None
@@ -287,15 +298,15 @@ def _embedded_bytes(example: Example) -> int:
 
 
 def image_size(image: Image.Image | Path) -> tuple[int, int]:
-    """Width and height in pixels, from the file's head alone. Raises DataError if it is no image."""
+    """Width and height in pixels, upright, from the file's head alone. Raises DataError if it is no image."""
     if isinstance(image, Image.Image):
-        return image.size
+        return upright_size(image)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # no pixel is decoded here
             with Image.open(image) as opened:
-                return opened.size
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError) as error:
+                return upright_size(opened)
+    except UNREADABLE as error:
         raise DataError(
             f"image {image} cannot be read ({error}). Save it again as PNG or JPEG, or drop its row."
         ) from None
@@ -331,7 +342,7 @@ def _box(entry: Any, column: str, size: tuple[int, int], origin: str) -> Box:
     if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height:
         raise DataError(
             f'{origin}, column "{column}": {shown} leaves the image of {width} x {height} pixels. Boxes are in pixels of '
-            "the first image as stored. `workbench import` converts other units (--box-units)."
+            "the first image, upright as viewers show it. `workbench import` converts other units (--box-units)."
         )
     return box
 

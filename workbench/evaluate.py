@@ -18,7 +18,7 @@ from pathlib import Path
 from workbench.errors import DataError, RunError
 from workbench.policies import Policy, SamplingOptions
 from workbench.rollouts import write_rollouts
-from workbench.types import PRIVILEGED, Example, Rollout, label_tokens
+from workbench.types import PRIVILEGED, Example, Rollout, label_completion
 
 NUM_BINS = 10  # of confidence, for the calibration error
 
@@ -166,7 +166,7 @@ def require_answers(examples: list[Example]) -> None:
 
 def _answered(policy: Policy, rollout: Rollout, context: str, step: int) -> Answered:
     example = rollout.example
-    kinds = [kind for kind, _ in label_tokens(policy.token_texts(rollout.ids), example.marks)]
+    kinds = [kind for kind, _ in label_completion(policy.token_texts(rollout.ids), rollout)]
     answers = [logprob for logprob, kind in zip(rollout.logprobs, kinds, strict=True) if kind == "answer"]
     if answers:
         confidence = math.exp(math.fsum(answers))

@@ -1,39 +1,79 @@
-"""Opening images safely: bounded in size, converted to RGB, errors that name the file."""
+"""Opening images safely: bounded in size, upright, converted to 8-bit RGB, errors that name the file."""
 
+import struct
 import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from workbench.errors import DataError
 
 MAX_PIXELS = 64_000_000  # an 8000 x 8000 picture; larger ones are refused, not shrunk
+# what Pillow raises on damaged files, by format; a DataError is a ValueError too and is passed on by those who catch these
+UNREADABLE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    ArithmeticError,
+    LookupError,
+    NotImplementedError,
+    struct.error,
+)
+_ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
 def open_image(source: Image.Image | Path) -> Image.Image:
-    """The picture as RGB, fully loaded.
+    """The picture as a viewer shows it: upright, RGB, fully loaded.
 
     Raises: DataError if the file is missing, is not an image, is truncated, or has more than MAX_PIXELS pixels.
     """
-    if isinstance(source, Image.Image):
-        _check_size(source, "an image in memory")
-        return source if source.mode == "RGB" else source.convert("RGB")
+    in_memory = isinstance(source, Image.Image)
+    name = "an image in memory" if in_memory else str(source)
     try:
+        if in_memory:
+            return _as_rgb(source, name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, stricter check follows
             with Image.open(source) as image:
-                _check_size(image, str(source))
-                return ImageOps.exif_transpose(image).convert("RGB")  # upright, as a viewer shows it
+                return _as_rgb(image, name)
     except FileNotFoundError:
         raise DataError(
             f"image {source} does not exist. Check the path; relative paths start at the data file."
         ) from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"image {source} cannot be read ({error}). Save it again as PNG or JPEG, or drop its row."
+            f"image {name} cannot be read ({error}). Save it again as PNG or JPEG, or drop its row."
         ) from None
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image as open_image will return it; no pixel is read."""
+    width, height = image.size
+    return (height, width) if _orientation(image) in _ON_ITS_SIDE else (width, height)
+
+
+def _as_rgb(image: Image.Image, name: str) -> Image.Image:
+    _check_size(image, name)
+    if _orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise DataError(f"{name} has floating-point pixels, which mean no colour. Save it as 8-bit PNG or JPEG.")
+    if image.mode.startswith("I"):  # 16 bits: Pillow would cut at 255 and leave white
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if image.mode == "RGB":
+        image.load()
+        return image
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _check_size(image: Image.Image, name: str) -> None:

@@ -27,7 +27,7 @@ from workbench.scoring import (
     view_prompts,
 )
 from workbench.traces.writer import Alternatives, TracedBatch
-from workbench.types import Prompt, Routing, TokenScores, label_tokens
+from workbench.types import Prompt, Routing, TokenScores, label_completion
 
 
 class NotFiniteLoss(RunError):
@@ -61,7 +61,7 @@ class Scored:
         """What the trace stores."""
         texts = tuple(tuple(student.token_texts(rollout.ids)) for rollout in self.batch.rollouts)
         kinds = tuple(
-            tuple(label_tokens(list(own), rollout.example.marks))
+            tuple(label_completion(list(own), rollout))
             for own, rollout in zip(texts, self.batch.rollouts, strict=True)
         )
         return TracedBatch(

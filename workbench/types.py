@@ -82,7 +82,7 @@ class Prompt:
     images: tuple[Image.Image | Path, ...]
     text: str
     history: tuple[Turn, ...] = ()
-    key: str = ""  # example id and context: what a cache of encoded prompts may go by
+    key: str = ""  # where the example is from, and the context: names the prompt, unique in a run
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,12 @@ def mark_tokens(text_spans: list[tuple[int, int]], text: str, marks: tuple[Mark,
                 if token_start < end and start < token_end:
                     found[token_idx] = (mark.kind, mark.truth)
     return found
+
+
+def label_completion(texts: list[str], rollout: Rollout) -> list[tuple[str, str | None]]:
+    """As label_tokens, by the rollout's own marks. The end token is no part of the answer: "$" matches before it."""
+    texts = [*texts[:-1], ""] if rollout.finished and texts else texts
+    return label_tokens(texts, rollout.example.marks)
 
 
 def label_tokens(texts: list[str], marks: tuple[Mark, ...]) -> list[tuple[str, str | None]]:

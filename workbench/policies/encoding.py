@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from jinja2 import TemplateError
+from PIL import Image
 from torch import Tensor
 
 from workbench.errors import PolicyError
@@ -32,15 +34,16 @@ class PromptEncoder:
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.max_prompt_length = max_prompt_length
-        self._kept: OrderedDict[str, Encoded] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[Prompt, Encoded]] = OrderedDict()
         self._kept_bytes = 0
         self._special = tuple(token for token in self.tokenizer.all_special_tokens if token.strip())
 
     def encode(self, prompt: Prompt) -> Encoded:
         """One prompt, ids of shape (1, T). Raises PolicyError for special tokens in its text or too long a prompt."""
-        if prompt.key and prompt.key in self._kept:
+        known, kept = self._kept.get(prompt.key, (None, None))
+        if known == prompt:  # text, turns and pictures: an example may have been changed and kept its name
             self._kept.move_to_end(prompt.key)
-            return self._kept[prompt.key]
+            return kept
         encoded = self._encode(prompt)
         length = encoded["input_ids"].shape[1]
         if self.max_prompt_length is not None and length > self.max_prompt_length:
@@ -49,7 +52,7 @@ class PromptEncoder:
                 "beside the completion. Use smaller images, a shorter text, or a smaller sampling.max_completion_length."
             )
         if prompt.key:
-            self._keep(prompt.key, encoded)
+            self._keep(prompt, encoded)
         return encoded
 
     def batch(self, prompts: list[Prompt]) -> Encoded:
@@ -75,6 +78,15 @@ class PromptEncoder:
                 f'prompt "{prompt.key}" has {len(images)} image(s), but this model has no image processor. '
                 "Choose a vision-language model, or contexts and data without images."
             )
+        try:
+            return self._process(prompt, images)
+        except (ValueError, TypeError, TemplateError) as error:
+            raise PolicyError(
+                f'prompt "{prompt.key}" cannot be encoded: the model\'s processor or chat template says '
+                f"{str(error) or type(error).__name__!r}. Change the question, its earlier turns or its images, or drop the row."
+            ) from error
+
+    def _process(self, prompt: Prompt, images: list[Image.Image]) -> Encoded:
         if getattr(self.processor, "chat_template", None) is None:
             return self._encode_plainly(prompt, images)
         if self.processor is self.tokenizer:
@@ -104,11 +116,13 @@ class PromptEncoder:
         encoded = self.processor(text=[token * len(images) + prompt.text], images=[images], return_tensors="pt")
         return {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
 
-    def _keep(self, key: str, encoded: Encoded) -> None:
-        self._kept[key] = encoded
-        self._kept_bytes += _num_bytes(encoded)
+    def _keep(self, prompt: Prompt, encoded: Encoded) -> None:
+        if prompt.key in self._kept:
+            self._kept_bytes -= _num_bytes(*self._kept.pop(prompt.key))
+        self._kept[prompt.key] = prompt, encoded
+        self._kept_bytes += _num_bytes(prompt, encoded)
         while self._kept_bytes > CACHE_BYTES:
-            self._kept_bytes -= _num_bytes(self._kept.popitem(last=False)[1])
+            self._kept_bytes -= _num_bytes(*self._kept.popitem(last=False)[1])
 
 
 def collate(encoded: list[Encoded], pad_id: int) -> Encoded:
@@ -135,5 +149,6 @@ def _pad_to(value: Tensor, sizes: list[int]) -> Tensor:
     return F.pad(value, padding) if any(padding) else value
 
 
-def _num_bytes(encoded: Encoded) -> int:
-    return sum(value.numel() * value.element_size() for value in encoded.values())
+def _num_bytes(prompt: Prompt, encoded: Encoded) -> int:
+    pictures = sum(3 * image.width * image.height for image in prompt.images if isinstance(image, Image.Image))
+    return pictures + sum(value.numel() * value.element_size() for value in encoded.values())

@@ -51,7 +51,7 @@ class TablePolicy:
         return (*(int(word) for word in text.split()), END)
 
     def _table(self, prompt: Prompt) -> Float[Tensor, "T V"]:
-        return self.tables[prompt.key.partition("|")[2] or "plain"]
+        return self.tables[prompt.key.rpartition("|")[2] or "plain"]
 
     def _rows(self, prompt: Prompt, length: int) -> Float[Tensor, "L V"]:
         table = self._table(prompt)
@@ -63,8 +63,19 @@ class TablePolicy:
         logprobs = self._rows(prompt, options.max_completion_length).log_softmax(-1)
         ids: list[int] = []
         for row in logprobs:
-            ids.append(int(torch.multinomial(row.exp(), 1, generator=generator)))
+            ids.append(int(torch.multinomial(_drawn_from(row, options), 1, generator=generator)))
             if ids[-1] == END:
                 break
         chosen = logprobs[torch.arange(len(ids)), torch.tensor(ids)]
         return Written(tuple(ids), tuple(chosen.tolist()), ids[-1] == END)
+
+
+def _drawn_from(logprob: Float[Tensor, " V"], options: SamplingOptions) -> Float[Tensor, " V"]:
+    """Probabilities at the temperature, those that are cut set to zero."""
+    if options.temperature == 0.0:
+        return torch.nn.functional.one_hot(logprob.argmax(), logprob.numel()).float()
+    probability, ids = (logprob / options.temperature).softmax(-1).sort(descending=True, stable=True)
+    before = probability.cumsum(-1) - probability  # mass of the more likely entries
+    place = torch.arange(logprob.numel())
+    kept = (place == 0) | ((before < options.top_p) & (place < (options.top_k or logprob.numel())))
+    return torch.zeros_like(logprob).scatter(-1, ids, torch.where(kept, probability, 0.0))
