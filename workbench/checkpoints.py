@@ -72,8 +72,8 @@ def save_checkpoint(
     if final.exists():
         shutil.rmtree(final)
     os.replace(temporary, final)
-    complete = list_checkpoints(run_dir)
-    for old in complete[: len(complete) - keep] if keep else []:
+    done = [one for one in list_checkpoints(run_dir) if one.step <= step]  # a later one is torn: it was passed over
+    for old in done[: len(done) - keep] if keep else []:
         shutil.rmtree(old.path)
     return Checkpoint(final, step)
 
@@ -95,7 +95,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         state = json.loads((path / _STATE).read_text())
-        files = dict(state["files"])
+        files, step = dict(state["files"]), int(state["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is no complete checkpoint ({_STATE}: {error}). Resume from an earlier one.") from None
     for name, size in files.items():
@@ -104,7 +104,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if found != size:
             state_of = "is missing" if found is None else f"has {found} bytes instead of {size}"
             raise RunError(f"checkpoint {path} is torn: {name} {state_of}. Resume from an earlier one or start again.")
-    return Checkpoint(path, state["step"])
+    return Checkpoint(path, step)
 
 
 def latest_checkpoint(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -119,7 +119,7 @@ class RunConfig:
 
     name: Annotated[str, Option("name of the run's folder")] = ""
     output_dir: Annotated[str, Option("folder of all runs")] = "runs"
-    seed: Annotated[int, Option("of everything random", low=0)] = 0
+    seed: Annotated[int, Option("of everything random", low=0, high=2**63 - 1)] = 0
     models: ModelsConfig = ModelsConfig()
     data: DataConfig = DataConfig()
     method: Annotated[dict, Option("name and options of the method")] = field(default_factory=dict)
@@ -201,7 +201,10 @@ def override(values: dict, overrides: list[str] | tuple[str, ...]) -> dict:
         *parents, last = key.split(".")
         place = values
         for parent in parents:
-            place[parent] = dict(place.get(parent) or {})
+            inner = place.get(parent) or {}
+            if not isinstance(inner, dict):
+                raise ConfigError(f'override "{key}": {parent} is {inner!r} and no mapping, so it has no keys to set.')
+            place[parent] = dict(inner)
             place = place[parent]
         place[last] = value
     return values

@@ -38,9 +38,9 @@ class RunError(WorkbenchError, RuntimeError):
     """A run folder or a checkpoint is not usable, or training cannot go on."""
 
 
-def unknown(what: str, value: str, known: Iterable[str]) -> str:
+def unknown(what: str, value: object, known: Iterable[str]) -> str:
     """The sentence for a name that is not known: the value, what is allowed, the nearest name."""
     known = sorted(known)
-    near = difflib.get_close_matches(value, known, n=1)
+    near = difflib.get_close_matches(str(value), known, n=1)
     hint = f' Did you mean "{near[0]}"?' if near else ""
     return f'{what} "{value}" is unknown. Allowed: {", ".join(known) or "none"}.{hint}'

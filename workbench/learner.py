@@ -16,6 +16,7 @@ from workbench.errors import ConfigError
 from workbench.method import Method
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.loading import has_adapter, load_policies
+from workbench.supervision import NotFinite
 
 
 class Learner:
@@ -41,9 +42,14 @@ class Learner:
         return self.policies["student"]
 
     def step(self, step: int) -> dict[str, float]:
-        """One optimiser step with the gradients that are there; steps count from 1."""
+        """One optimiser step with the gradients that are there; steps count from 1.
+
+        Raises: NotFinite before any weight is changed by a gradient that is not a number.
+        """
         limit = self.max_grad_norm or float("inf")
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        if not torch.isfinite(grad_norm):
+            raise NotFinite(f"the norm of the gradient is {float(grad_norm)}, though every loss is finite.")
         rate = self._rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -10,10 +10,13 @@ traces/         see docs/traces.md
 checkpoint-N/   see workbench.checkpoints
 """
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +43,12 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config_yaml: str, *, seed: int, method: str) -> "RunFolder":
-        """A new run. Raises RunError if the folder exists: finished work is never written over."""
+        """A new run. Raises RunError if the folder exists: finished work is never written over.
+
+        A run that failed before its first number (a wrong path, say) left no work, and is made anew.
+        """
+        if _failed_at_start(path):
+            shutil.rmtree(path)
         try:
             path.mkdir(parents=True)
         except FileExistsError:
@@ -50,7 +58,7 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"run folder {path} cannot be made ({error.strerror}). Choose another output_dir.") from None
         folder = cls(path)
-        folder._write("config.yaml", config_yaml)
+        folder.write_config(config_yaml)
         folder._write("run.json", json.dumps({"status": "running", "method": method, "seed": seed, "started": _now()}))
         folder.update(steps_done=0, command=sys.argv, **_surroundings())
         return folder
@@ -65,6 +73,18 @@ class RunFolder:
             )
         return folder
 
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """Keeps other processes from training this run. The system ends the claim with the process, however it ends."""
+        with (self.path / ".claim").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.path} is being trained by process {self.status.get('pid')}. Wait for it, or stop it first."
+                ) from None
+            yield
+
     @property
     def status(self) -> dict:
         """The contents of run.json."""
@@ -77,6 +97,9 @@ class RunFolder:
         """Set facts in run.json."""
         self._write("run.json", json.dumps({**self.status, **facts, "updated": _now()}, indent=1, default=str))
 
+    def write_config(self, config_yaml: str) -> None:
+        self._write("config.yaml", config_yaml)
+
     def log_metrics(self, kind: str, step: int, values: dict[str, object]) -> None:
         """Append one line to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a") as file:
@@ -84,16 +107,11 @@ class RunFolder:
 
     def metrics(self, kind: str | None = None) -> list[dict]:
         """Lines of metrics.jsonl, in order; a last line that is being written is left out."""
-        lines = []
-        for text in self._metric_lines():
-            line = json.loads(text)
-            if kind is None or line["kind"] == kind:
-                lines.append(line)
-        return lines
+        return [line for line in map(self._parsed, self._metric_lines()) if kind is None or line["kind"] == kind]
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of later steps, before they are written again by a resumed run."""
-        kept = [text for text in self._metric_lines() if json.loads(text)["step"] <= step]
+        kept = [text for text in self._metric_lines() if self._parsed(text)["step"] <= step]
         self._write("metrics.jsonl", "".join(text + "\n" for text in kept))
 
     def write_probes(self, probes: list[dict]) -> None:
@@ -120,6 +138,14 @@ class RunFolder:
         for text in file.read_text().splitlines(keepends=True):
             if text.endswith("\n"):
                 yield text.rstrip("\n")
+
+    def _parsed(self, text: str) -> dict:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise RunError(
+                f"{self.path / 'metrics.jsonl'} has a line that cannot be read ({error}): {text[:80]!r}. Delete the line."
+            ) from None
 
     def _write(self, name: str, text: str) -> None:
         temporary = self.path / f".{name}.{os.getpid()}"
@@ -149,6 +175,16 @@ class StopSignal:
             raise KeyboardInterrupt
         self.asked = True
         log.info("asked to stop: finishing this step and saving")
+
+
+def _failed_at_start(path: Path) -> bool:
+    """Whether the folder is that of a run which failed and left its configuration and a message and nothing else."""
+    try:
+        if not {file.name for file in path.iterdir()} <= {"config.yaml", "run.json", "train.log", ".claim"}:
+            return False
+        return json.loads((path / "run.json").read_text())["status"] == "failed"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def list_runs(output_dir: str | Path) -> list[RunFolder]:

@@ -39,8 +39,6 @@ class Scorer:
         self.method = config.load_method()
         self.learner = build_learner(config, self.method, checkpoint=checkpoint)
         self._folder = tempfile.TemporaryDirectory(prefix="workbench-")  # traces of what was scored, with its images
-        student = self.learner.student
-        self._writer = TraceWriter(Path(self._folder.name), method=self.method.name, policy_text=student.token_text)
         self._num_scored = 0
 
     def score(self, example: Example, answer: str | None = None, *, seed: int = 0) -> TracedRollout:
@@ -63,8 +61,11 @@ class Scorer:
                 num_alternatives=max(5, config.trace.alternatives),
                 alternatives_of=1,
             )
+        # a writer of its own: it keeps references of pictures by example, and this one may have been changed
+        student = self.learner.student
+        writer = TraceWriter(Path(self._folder.name), method=self.method.name, policy_text=student.token_text)
         self._num_scored += 1
-        self._writer.write(scored.traced(self._num_scored, self.learner.student))
+        writer.write(scored.traced(self._num_scored, student))
         return open_traces(self._folder.name).rollout(self._num_scored, 0)
 
     def _write(self, example: Example, seed: int) -> Rollout:

@@ -49,6 +49,8 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def accuracy_table(answered: list[Answered]) -> str:
     """Right answers per policy and context, first and last evaluation side by side."""
+    if not answered:
+        return "no question was asked: no example has the evidence that the contexts show"
     steps = sorted({row.step for row in answered})
     first, last = steps[0], steps[-1]
     truths = [truth for truth in (VISIBLE, PRIVILEGED) if any(row.truth == truth for row in answered)]

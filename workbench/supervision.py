@@ -30,8 +30,8 @@ from workbench.traces.writer import Alternatives, TracedBatch
 from workbench.types import Prompt, Routing, TokenScores, label_completion
 
 
-class NotFiniteLoss(RunError):
-    """A position's loss is infinite or not a number; raised before any weight was changed by it."""
+class NotFinite(RunError):
+    """A position's loss or the gradient is infinite or not a number; raised before any weight was changed by it."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ class Scored:
         """What the trace stores."""
         texts = tuple(tuple(student.token_texts(rollout.ids)) for rollout in self.batch.rollouts)
         kinds = tuple(
-            tuple(label_completion(list(own), rollout))
-            for own, rollout in zip(texts, self.batch.rollouts, strict=True)
+            tuple(label_completion(list(own), rollout)) for own, rollout in zip(texts, self.batch.rollouts, strict=True)
         )
         return TracedBatch(
             step=step,
@@ -102,7 +101,7 @@ def supervise_batch(
     backward          called with each micro-batch's share of the total loss; None: no gradient is computed
     num_alternatives  most likely tokens kept per view, at positions of the first `alternatives_of` rollouts
 
-    Raises: NotFiniteLoss naming the position.
+    Raises: NotFinite naming the position.
     """
     batch, name, own = readings.batch, method.learner, policies["student"]
     prompts, scores, parts = readings.prompts[name], dict(readings.scores), list(batch.parts())
@@ -157,7 +156,7 @@ def _require_finite(batch: Batch, positions: slice, result: Supervision, scores:
     said = {view: float(values.logprob[place]) for view, values in scores.items()}
     said["learner"] = float(result.scores.logprob[place - positions.start])
     values = ", ".join(f"{view} {logprob:.3g}" for view, logprob in said.items())
-    raise NotFiniteLoss(
+    raise NotFinite(
         f"the loss of {wrong.numel()} of {result.loss.numel()} positions is not a finite number; the first is token "
         f"{int(batch.position[place])} of an answer to {rollout.example.id} (log-probs: {values})."
     )

@@ -13,6 +13,7 @@ behind is deleted before they are done again.
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from workbench.checkpoints import Checkpoint, latest_checkpoint, load_optimizer, save_checkpoint
 from workbench.config import RunConfig, load_config
 from workbench.datasets import load_examples, split_by_evidence
-from workbench.errors import ConfigError, DataError, PolicyError, RunError, TraceError
+from workbench.errors import ConfigError, DataError, RunError, TraceError, WorkbenchError
 from workbench.evaluate import (
     answer_questions,
     forget_answers_after,
@@ -42,7 +43,7 @@ from workbench.runs import RunFolder, StopSignal
 from workbench.scoring import Batch
 from workbench.seeding import Order, derive_seed
 from workbench.skipping import Skipped, can_show, with_evidence
-from workbench.supervision import NotFiniteLoss, read_batch, supervise_batch
+from workbench.supervision import NotFinite, read_batch, supervise_batch
 from workbench.traces.parts import compact, delete_after
 from workbench.traces.writer import TraceWriter
 from workbench.types import Example
@@ -79,17 +80,26 @@ def train(
     else:
         load_examples(config.data.train, limit=1)  # a wrong path should not leave a folder behind
         folder = RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=config.method["name"])
+    with folder.claim():
+        if resume:
+            folder.write_config(config.to_yaml())  # more steps, say: the next resume is to know of them
+        return _train_in(folder, config, resume, on_step)
+
+
+def _train_in(
+    folder: RunFolder, config: RunConfig, resume: bool, on_step: Callable[[int, dict], None] | None
+) -> TrainResult:
     handler = folder.log_to_file()
     finished = False
     try:
-        folder.update(status="running", error=None)
+        folder.update(status="running", error=None, pid=os.getpid())
         with StopSignal() as stop:
             trainer = Trainer(config, folder, resume=resume)
             result = trainer.run(stop, on_step)
         folder.update(status="stopped" if result.stopped else "finished")
         finished = True
         return result
-    except (RunError, DataError, PolicyError) as error:
+    except WorkbenchError as error:
         log.error("%s", error)
         folder.update(error=str(error))
         raise
@@ -216,11 +226,14 @@ class Trainer:
                     alternatives_of=config.trace.alternatives_of,
                     backward=self.accelerator.backward,
                 )
-            except NotFiniteLoss as error:
+            except NotFinite as error:
                 raise self._stop_for(step, error) from None
         learner.student.model.eval()
         metrics = step_metrics(method, scored)
-        metrics |= learner.step(step)
+        try:
+            metrics |= learner.step(step)
+        except NotFinite as error:
+            raise self._stop_for(step, error) from None
         clock.lap("learn")
         if config.trace.every and step % config.trace.every == 0:
             self.writer.write(scored.traced(step, learner.student))
@@ -297,7 +310,7 @@ class Trainer:
             log.warning("traces were not merged: %s", error)
         return checkpoint
 
-    def _stop_for(self, step: int, error: NotFiniteLoss) -> RunError:
+    def _stop_for(self, step: int, error: NotFinite) -> RunError:
         """Save the weights before the step, and say what to do."""
         self.learner.optimizer.zero_grad(set_to_none=True)
         saved = f"The weights before this step are in {self._save(step - 1).path}. " if step > 1 else ""
