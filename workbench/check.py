@@ -17,9 +17,11 @@ from workbench.errors import DataError
 from workbench.learner import Learner, build_learner
 from workbench.losses import score
 from workbench.policies import SamplingOptions
+from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.rollouts import write_rollouts
 from workbench.scoring import Batch
 from workbench.supervision import Scored, read_batch, supervise_batch
+from workbench.types import Prompt
 
 NUM_EXAMPLES = 4
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25, "float16": 0.1}  # nats; padding changes the order of additions
@@ -124,24 +126,30 @@ def _views(scored: Scored, learner: Learner, tolerance: float) -> Iterator[Check
     batch = scored.batch
     for name, view in scored.method.views.items():
         policy, prompts = learner.policies[view.policy], scored.prompts[name]
-        alone = []
-        for prompt, rollout in zip(prompts, batch.rollouts, strict=True):
-            ids = torch.tensor(rollout.ids, device=policy.device)
-            alone.append(score(policy.read([prompt], [rollout.ids]), ids).logprob)
-        difference = _largest(torch.cat(alone), scored.scores[name].logprob)
-        yield Check(
-            f"view {name} scored alone = in a padded batch",
-            OK if difference <= tolerance else WRONG,
-            f"log-probs differ by at most {difference:.1e} nats (allowed: {tolerance:g})",
+        alone = [
+            _logprobs(policy, prompt, rollout.ids) for prompt, rollout in zip(prompts, batch.rollouts, strict=True)
+        ]
+        yield _same(
+            f"view {name} scored alone = in a padded batch", torch.cat(alone), scored.scores[name].logprob, tolerance
         )
-    sampled = torch.tensor([logprob for rollout in batch.rollouts for logprob in rollout.logprobs])
-    difference = _largest(sampled, scored.scores[scored.method.learner].logprob)
-    plain = scored.method.views[scored.method.learner].context
-    yield Check(
-        f"sampler = student on {plain}",
-        OK if difference <= tolerance else WRONG,
-        f"log-probs differ by at most {difference:.1e} nats (allowed: {tolerance:g})",
-    )
+        if view.learns:
+            sampled = torch.tensor([logprob for rollout in batch.rollouts for logprob in rollout.logprobs])
+            yield _same(f"sampler = student on {view.context}", sampled, scored.scores[name].logprob, tolerance)
+        else:  # what the view's policy writes token by token it must read the same; nothing else tells of a shift
+            written = policy.sample([prompts[0]], [[0]], SamplingOptions(max(batch.lengths)))[0][0]
+            sampled = torch.tensor(written.logprobs)
+            read = _logprobs(policy, prompts[0], written.ids)
+            yield _same(f"view {name} reads what it writes", sampled, read, tolerance)
+
+
+def _logprobs(policy: AutoregressivePolicy, prompt: Prompt, ids: tuple[int, ...]) -> torch.Tensor:
+    return score(policy.read([prompt], [ids]), torch.tensor(ids, device=policy.device)).logprob
+
+
+def _same(name: str, one: torch.Tensor, other: torch.Tensor, tolerance: float) -> Check:
+    difference = _largest(one, other)
+    found = f"log-probs differ by at most {difference:.1e} nats (allowed: {tolerance:g})"
+    return Check(name, OK if difference <= tolerance else WRONG, found)
 
 
 def _chunks(scored: Scored, learner: Learner) -> Check:
