@@ -138,15 +138,15 @@ parts.compact(Path(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize("num_events", range(0, 11, 2))
+@pytest.mark.parametrize("num_events", range(0, 16, 3))
 def test_a_merge_killed_anywhere_loses_and_doubles_nothing(tmp_path, make_batch, num_events):
-    """Four steps in two tables: five renames and removals per table, killed before one of them."""
+    """Four steps in three tables: five renames and removals per table, killed before one of them."""
     write_steps(tmp_path, make_batch, range(4))
     before = rows(tmp_path)
     root = Path(parts.__file__).parents[2]
     command = [sys.executable, "-c", KILLED_MERGE, str(tmp_path), str(num_events)]
     killed = subprocess.run(command, cwd=root, check=False)
-    assert killed.returncode == (0 if num_events >= 10 else -signal.SIGKILL)
+    assert killed.returncode == (0 if num_events >= 15 else -signal.SIGKILL)
     assert rows(tmp_path) == before
     compact(tmp_path)
     assert rows(tmp_path) == before

@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 from workbench.errors import TraceError
 from workbench.traces.schema import PROBE, Header, decode_header, merge_headers
 
-WRITE_ORDER = ("positions", "rollouts", PROBE + "positions", PROBE + "rollouts")
+WRITE_ORDER = ("positions", "cells", "rollouts", PROBE + "positions", PROBE + "rollouts")
 SMALL_BYTES = 2**20  # larger step files gain nothing from merging, and merging them would need much memory
 _STEP_FILE = re.compile(r"step-(\d+)-rank-(\d+)\.parquet")
 _MERGED_FILE = re.compile(r"merged-(\d+)\.parquet")
-_ROW_GROUP = 2**15
+_POSITION_ROWS, _OTHER_ROWS = 2**15, 2**12  # of a row group, the least that is read
 _MEASURED = ("logprob_", "max_logprob_", "sampler_logprob", "loss")  # hardly two values alike
 
 Pair = tuple[int, int]  # step, process rank
@@ -66,7 +66,9 @@ def write_part(file: Path, table: pa.Table, header: Header, *, durable: bool = F
             write_statistics=["step", "rollout_idx"],
             store_schema=False,  # half of a small file; the types are Parquet's own
         ) as parquet:
-            parquet.write_table(table, row_group_size=_ROW_GROUP)
+            parquet.write_table(
+                table, row_group_size=_POSITION_ROWS if "token_id" in table.column_names else _OTHER_ROWS
+            )
             parquet.add_key_value_metadata(header.encode())
         if durable:
             _flush(temporary)

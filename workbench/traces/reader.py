@@ -7,8 +7,10 @@ Each query lists the files anew and sees whole steps only. Tables and columns: d
 """
 
 import contextlib
+import os
 import re
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -25,15 +27,17 @@ from workbench.traces.schema import (
     Header,
     TracedRegime,
     TracedView,
-    derived_columns,
     merge_headers,
     stored_schema,
 )
+from workbench.traces.views import regime_table, view_sql, without_rows
 
 Result = TypeVar("Result")
 ORDERS = ("step", "capability_gap", "information_gap", "loss")
 GROUPS = ("step", "kind", "truth", "domain")
 _KEY = "step, process_rank, rollout_idx"
+MEMORY = "512MB"  # that queries may take, beyond it they use the disk
+_MOST_IDLE = 8  # cursors kept
 _ATTEMPTS = 8  # a file may be merged away between listing and reading; that happens every hundred steps at most
 
 
@@ -71,8 +75,19 @@ class Traces:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._database = duckdb.connect(config={"python_enable_replacements": False})  # or local variables are tables
+        spill = Path(tempfile.gettempdir()) / f"workbench-duckdb-{os.getpid()}"  # made if a query needs it
+        self._database = duckdb.connect(
+            config={
+                "python_enable_replacements": False,  # or local variables are tables
+                "memory_limit": MEMORY,
+                "temp_directory": str(spill),
+            }
+        )
+        self._database.execute("SET GLOBAL parquet_metadata_cache = true")
         self._headers: dict = {}
+        self._idle: list[
+            tuple[object, duckdb.DuckDBPyConnection]
+        ] = []  # cursors whose views are made, and for which files
 
     def sql(self, query: str, params: Sequence | dict | None = None) -> pa.Table:
         """The result of one SELECT; `.to_pandas()` makes a data frame of it. Values go in as `?` or `$name`.
@@ -114,8 +129,10 @@ class Traces:
         *,
         regime: str | None = None,
         domain: str | None = None,
+        kind: str | None = None,
         truth: str | None = None,
         right: bool | None = None,
+        example: str | None = None,
         order: str = "step",
         limit: int = 50,
         offset: int = 0,
@@ -123,23 +140,22 @@ class Traces:
     ) -> pa.Table:
         """A page of answers, the latest step or the largest mean per position first.
 
-        regime and truth keep answers with at least one such position; right keeps rewards of 1 (True) or below (False).
+        regime, kind and truth keep answers with at least one such position; right keeps rewards of 1 (True) or below.
         """
         if order not in ORDERS:
             raise TraceError(unknown("order", order, ORDERS))
-        where, params = self._filters(step, regime, domain, truth, right, probe)
-        prefix = PROBE if probe else ""
+        where, params = self._filters(step, regime, domain, kind, truth, right, example)
+        table = f"{PROBE if probe else ''}rollouts"
+        column = order if order == "step" else f"mean_{order}"
+        first = f"{column} DESC NULLS LAST, step DESC, process_rank, rollout_idx"
         query = f"""
-            WITH chosen AS (
-                SELECT {_KEY}, example_id, sample_idx, domain, question, answer, completion, source_policy, finished,
-                       reward, num_positions
-                FROM {prefix}rollouts WHERE {where}),
-            aggregates AS (
-                SELECT {_KEY}, avg(capability_gap) AS capability_gap, avg(information_gap) AS information_gap,
-                       avg(loss) AS loss, sum(contribution) AS contribution, histogram(regime) AS regimes
-                FROM {prefix}positions SEMI JOIN chosen USING ({_KEY}) GROUP BY {_KEY})
-            SELECT * FROM chosen LEFT JOIN aggregates USING ({_KEY})
-            ORDER BY {order} DESC NULLS LAST, step DESC, process_rank, rollout_idx LIMIT $limit OFFSET $offset"""
+            WITH page AS (
+                SELECT {_KEY}, {column} FROM {table} WHERE {where} ORDER BY {first} LIMIT $limit OFFSET $offset)
+            SELECT {_KEY}, example_id, sample_idx, domain, question, answer, completion, source_policy, finished,
+                   reward, num_positions, mean_capability_gap AS capability_gap, mean_information_gap AS information_gap,
+                   mean_loss AS loss, total_contribution AS contribution, regime_counts AS regimes
+            FROM {table} SEMI JOIN page USING ({_KEY})
+            ORDER BY {first}"""  # texts are read of the page's rows only
         return self._run((query, {**params, "limit": limit, "offset": offset}))[0]
 
     def count_rollouts(
@@ -148,12 +164,14 @@ class Traces:
         *,
         regime: str | None = None,
         domain: str | None = None,
+        kind: str | None = None,
         truth: str | None = None,
         right: bool | None = None,
+        example: str | None = None,
         probe: bool = False,
     ) -> int:
         """How many answers the same filters keep."""
-        where, params = self._filters(step, regime, domain, truth, right, probe)
+        where, params = self._filters(step, regime, domain, kind, truth, right, example)
         table = f"{PROBE if probe else ''}rollouts"
         return self._run((f"SELECT count(*) AS n FROM {table} WHERE {where}", params))[0]["n"][0].as_py()
 
@@ -187,19 +205,23 @@ class Traces:
         """
         if by not in GROUPS:
             raise TraceError(unknown("group", by, GROUPS))
-        prefix = PROBE if probe else ""
-        joined = f"JOIN {prefix}rollouts USING ({_KEY})" if by == "domain" else ""
+        if probe:
+            joined = f"JOIN {PROBE}rollouts USING ({_KEY})" if by == "domain" else ""
+            cells = f"SELECT {by}, regime, count(*) AS positions, sum(abs(contribution)) AS loss FROM {PROBE}positions {joined}"
+            cells = cells.replace("contribution)", f"{PROBE}positions.contribution)").replace(
+                " regime,", f" {PROBE}positions.regime,"
+            )
+        else:
+            cells = f"SELECT {by}, regime, sum(num_positions) AS positions, sum(loss_size) AS loss FROM cells"
         query = f"""
-            WITH cells AS (
-                SELECT {by}, regime, count(*) AS positions, sum(abs(contribution)) AS loss
-                FROM {prefix}positions {joined} GROUP BY {by}, regime),
-            totals AS (SELECT {by}, sum(positions) AS positions, sum(loss) AS loss FROM cells GROUP BY {by})
+            WITH counted AS ({cells} GROUP BY ALL),
+            totals AS (SELECT {by}, sum(positions) AS positions, sum(loss) AS loss FROM counted GROUP BY {by})
             SELECT totals.{by}, regimes.regime, regimes.source,
-                   CAST(coalesce(cells.positions, 0) AS BIGINT) AS num_positions,
-                   coalesce(cells.positions, 0) / totals.positions AS position_share,
-                   coalesce(cells.loss, 0) / nullif(totals.loss, 0) AS loss_share
+                   CAST(coalesce(counted.positions, 0) AS BIGINT) AS num_positions,
+                   coalesce(counted.positions, 0) / totals.positions AS position_share,
+                   coalesce(counted.loss, 0) / nullif(totals.loss, 0) AS loss_share
             FROM totals CROSS JOIN regimes
-            LEFT JOIN cells ON cells.{by} IS NOT DISTINCT FROM totals.{by} AND cells.regime = regimes.regime
+            LEFT JOIN counted ON counted.{by} IS NOT DISTINCT FROM totals.{by} AND counted.regime = regimes.regime
             ORDER BY totals.{by}, regimes.idx"""
         return self._run((query, None))[0]
 
@@ -208,20 +230,20 @@ class Traces:
 
         information_* counts positions whose information gap exceeds their capability gap.
         """
-        counts = {f"{name}s": f"(SELECT count(*) FROM {name}s)" for name in ("rollout", "position")}
-        counts |= {f"{PROBE}{name}": query.replace("FROM ", f"FROM {PROBE}") for name, query in counts.items()}
+        counts = {name: f"(SELECT count(*) FROM {name})" for name in (f"{PROBE}rollouts", f"{PROBE}positions")}
         positions, rollouts = self._run(
             (
-                f"""SELECT {", ".join(f"{query} AS {name}" for name, query in counts.items())},
-                avg(CAST(information_gap > capability_gap AS INT)) AS information_position_share,
-                sum(abs(contribution)) FILTER (information_gap > capability_gap)
-                    / nullif(sum(abs(contribution)) FILTER (information_gap IS NOT NULL AND capability_gap IS NOT NULL), 0)
+                f"""SELECT CAST(coalesce(sum(num_positions), 0) AS BIGINT) AS positions,
+                {", ".join(f"{query} AS {name}" for name, query in counts.items())},
+                sum(num_information) / sum(num_positions) FILTER (num_information IS NOT NULL)
+                    AS information_position_share,
+                sum(information_loss_size) / nullif(sum(loss_size) FILTER (num_information IS NOT NULL), 0)
                     AS information_loss_share
-                FROM positions""",
+                FROM cells""",
                 None,
             ),
             (
-                """SELECT count(DISTINCT step) AS steps, min(step) AS first_step, max(step) AS last_step,
+                """SELECT count(*) AS rollouts, count(DISTINCT step) AS steps, min(step) AS first_step, max(step) AS last_step,
                 avg(reward) AS mean_reward, avg(CAST(NOT finished AS INT)) AS cut_share FROM rollouts""",
                 None,
             ),
@@ -240,23 +262,24 @@ class Traces:
         step: int | None,
         regime: str | None,
         domain: str | None,
+        kind: str | None,
         truth: str | None,
         right: bool | None,
-        probe: bool,
+        example: str | None,
     ) -> tuple[str, dict]:
         if regime is not None and regime not in self.regimes:
             raise TraceError(unknown("regime", regime, self.regimes))
-        found = f"({_KEY}) IN (SELECT ({_KEY}) FROM {PROBE if probe else ''}positions WHERE"
         conditions = {
-            "step": "step = $step",
-            "domain": "domain = $domain",
-            "right": "(reward = 1) = $right",
-            "regime": f"{found} regime = $regime)",
-            "truth": f"{found} truth = $truth)",
+            "step": ("step = $step", step),
+            "domain": ("domain = $domain", domain),
+            "right": ("(reward = 1) = $right", right),
+            "example": ("example_id = $example", example),
+            "regime": ("list_contains(map_keys(regime_counts), $regime)", regime),
+            "kind": ("list_contains(kinds, $kind)", kind),
+            "truth": ("list_contains(truths, $truth)", truth),
         }
-        values = {"step": step, "domain": domain, "right": right, "regime": regime, "truth": truth}
-        params = {name: value for name, value in values.items() if value is not None}
-        return " AND ".join(conditions[name] for name in params) or "true", params
+        params = {name: value for name, (_, value) in conditions.items() if value is not None}
+        return " AND ".join(conditions[name][0] for name in params) or "true", params
 
     def _header(self) -> Header:
         return _header(self._again(self._list))
@@ -272,23 +295,42 @@ class Traces:
     def _run_once(self, queries: tuple[tuple[str, Sequence | dict | None], ...]) -> list[pa.Table]:
         parts = self._list()
         header = _header(parts)
-        cursor = self._database.cursor()  # its views are its own
-        cursor.register("regimes", _regime_table(header))
         text = " ".join(query for query, _ in queries)
-        used = [table for table in TABLES if re.search(rf"\b{table}\b", text, re.IGNORECASE)]
+        used = tuple(table for table in TABLES if re.search(rf"\b{table}\b", text, re.IGNORECASE))
         try:
-            for table in used:
-                schema = stored_schema(table, tuple(header.views))
-                cursor.register(f"no_{table}", _without_rows(schema))
-                cursor.execute(_view_sql(table, parts[table], set(schema.names)))
-            return [cursor.sql(query, params=params).to_arrow_table() for query, params in queries]
+            with self._cursor(used, parts, header) as cursor:
+                return [cursor.sql(query, params=params).to_arrow_table() for query, params in queries]
         except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
             raise _query_error(error) from error
         except duckdb.Error as error:
             _check_files(parts, used)
             raise _query_error(error) from error
-        finally:
-            cursor.close()
+
+    @contextlib.contextmanager
+    def _cursor(
+        self, used: tuple[str, ...], parts: dict[str, list[Part]], header: Header
+    ) -> Iterator:  # of a duckdb cursor
+        """A cursor with views over these files. One that has just been used for the same files is used again."""
+        files = {table: tuple((part.file, part.hidden, id(part.header)) for part in parts[table]) for table in used}
+        key = (files, header)
+        idle = next((pair for pair in self._idle if pair[0] == key), None)
+        cursor = None
+        if idle is not None:
+            with contextlib.suppress(ValueError):  # another thread was quicker
+                self._idle.remove(idle)
+                cursor = idle[1]
+        if cursor is None:
+            cursor = self._database.cursor()  # its views are its own
+            cursor.register("regimes", regime_table(header))
+            for table in used:
+                schema = stored_schema(table, tuple(header.views))
+                cursor.register(f"no_{table}", without_rows(schema))
+                cursor.execute(view_sql(table, parts[table], header, set(schema.names)))
+        yield cursor  # not given back after an error
+        self._idle.append((key, cursor))
+        for _, oldest in self._idle[:-_MOST_IDLE]:
+            oldest.close()
+        del self._idle[:-_MOST_IDLE]
 
     def _again(self, read: Callable[[], Result]) -> Result:
         """What `read` returns; it starts over if a file was merged away under it."""
@@ -307,39 +349,7 @@ def _header(parts: dict[str, list[Part]]) -> Header:
     return merge_headers(headers)
 
 
-def _regime_table(header: Header) -> pa.Table:
-    regimes = [{"idx": idx, "regime": name, **vars(one)} for idx, (name, one) in enumerate(header.regimes.items())]
-    names = ("regime", "source", "divergence", "meaning")
-    return pa.Table.from_pylist(regimes, pa.schema([("idx", pa.int32()), *((name, pa.string()) for name in names)]))
-
-
-def _without_rows(schema: pa.Schema) -> pa.Table:
-    """An empty table, with the types that DuckDB gives a table that was read."""
-    wide = [field.with_type(pa.float32()) if field.type == pa.float16() else field for field in schema]
-    return pa.schema(wide).empty_table()
-
-
-def _view_sql(table: str, parts: list[Part], stored: set[str]) -> str:
-    """CREATE VIEW over the files, less the rows that another file holds more recently, plus derived columns."""
-    plain = [part.file for part in parts if not part.hidden]
-    reads = [f"SELECT * FROM {_parquet(plain)}"] if plain else [f"SELECT * FROM no_{table}"]
-    for part in parts:
-        if part.hidden:
-            pairs = ", ".join(str(pair) for pair in part.hidden)
-            reads.append(f"SELECT * FROM {_parquet([part.file])} WHERE (step, process_rank) NOT IN ({pairs})")
-    derived = "".join(f", {sql} AS {name}" for name, sql in derived_columns(table, stored).items())
-    joined = "LEFT JOIN regimes ON parts.regime = regimes.regime" if "regime" in stored else ""
-    rows = " UNION ALL BY NAME ".join(reads)
-    return f"CREATE TEMP VIEW {table} AS SELECT parts.*{derived} FROM ({rows}) AS parts {joined}"
-
-
-def _parquet(files: list[Path]) -> str:
-    # brackets keep DuckDB from reading a folder's name as a pattern
-    names = (re.sub(r"([\[*?])", r"[\1]", str(file)).replace("'", "''") for file in files)
-    return "read_parquet([" + ", ".join(f"'{name}'" for name in names) + "], union_by_name = true)"
-
-
-def _check_files(parts: dict[str, list[Part]], tables: list[str]) -> None:
+def _check_files(parts: dict[str, list[Part]], tables: Sequence[str]) -> None:
     """Raises FileNotFoundError if a file was merged away, so that all is done again; TraceError if one is torn."""
     files = [part.file for table in tables for part in parts[table]]
     for file in files:

@@ -1,6 +1,7 @@
 """The only place that says what a column of a trace is.
 
-1. Four tables: rollouts, positions, and the same two for probes (a fixed set of answers, scored again and again).
+1. Tables: rollouts, positions, the same two for probes (a fixed set of answers, scored again and again), and cells:
+   sums over positions that are alike, so that what is asked of a whole run need not read every position.
 2. A name with {view} stands for one column per view of the method: logprob_{view} -> logprob_student, logprob_teacher.
 3. A column with `sql` is not stored. The reader computes it, so a gap is always the difference of two recorded numbers.
 4. Every file carries a Header: the schema's version, the method, its views and regimes.
@@ -16,13 +17,13 @@ import pyarrow as pa
 
 from workbench.errors import TraceError
 
-VERSION = 1
+VERSION = 2
 HEADER_KEY = "workbench.traces"
 PROBE = "probe_"  # prefix of the tables that hold probes
 _TYPE_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "traces.md"
 
-_TEXT, _WHOLE, _REAL, _ROUGH = pa.string(), pa.int32(), pa.float32(), pa.float16()
+_TEXT, _WHOLE, _REAL, _ROUGH, _SUM = pa.string(), pa.int32(), pa.float32(), pa.float16(), pa.float64()
 _BOX = pa.struct([("x0", _REAL), ("y0", _REAL), ("x1", _REAL), ("y1", _REAL), ("label", _TEXT)])
 _TURN = pa.struct([("role", _TEXT), ("text", _TEXT)])
 _ALTERNATIVE = pa.struct([("token_id", _WHOLE), ("text", _TEXT), ("logprob", _REAL)])
@@ -68,6 +69,13 @@ ROLLOUTS = (
     Column("evidence_caption", _TEXT, "", "privileged description"),
     Column("evidence_hint", _TEXT, "", "privileged hint: where to look, without the answer"),
     Column("thresholds", pa.map_(_TEXT, pa.float64()), "nats or 1", "what the router compared with at this step"),
+    Column("mean_capability_gap", _REAL, "nats", "mean over its positions; NULL if the method lacks one of the views"),
+    Column("mean_information_gap", _REAL, "nats", "mean over its positions; NULL if the method lacks one of the views"),
+    Column("mean_loss", _REAL, "nats", "mean over its positions"),
+    Column("total_contribution", _REAL, "nats", "its part of the step's loss"),
+    Column("regime_counts", pa.map_(_TEXT, _WHOLE), "tokens", "positions in each regime that it has"),
+    Column("kinds", pa.list_(_TEXT), "", "kinds that its positions have"),
+    Column("truths", pa.list_(_TEXT), "", "truths that its positions have"),
     Column("prompt_{view}", _TEXT, "", "text that the view was shown after its images"),
     Column("images_{view}", pa.list_(_TEXT), "path", "images that the view was shown"),
     Column("history_{view}", pa.list_(_TURN), "", "earlier turns that the view was shown"),
@@ -122,7 +130,35 @@ POSITIONS = (
     Column("divergence", _TEXT, "", "the regime's divergence", "regimes.divergence"),
 )
 
-TABLES = {"rollouts": ROLLOUTS, "positions": POSITIONS, PROBE + "rollouts": ROLLOUTS, PROBE + "positions": POSITIONS}
+CELLS = (
+    *_KEY[:2],
+    Column("domain", _TEXT, "", "question family"),
+    Column("kind", _TEXT, "", "as in positions"),
+    Column("truth", _TEXT, "", "as in positions"),
+    Column("regime", _TEXT, "", "as in positions"),
+    Column("num_positions", _WHOLE, "tokens", "how many positions the sums are over"),
+    Column("loss", _SUM, "nats", "sum of the weighted losses before averaging"),
+    Column("contribution", _SUM, "nats", "sum: the cell's part of the step's loss"),
+    Column("loss_size", _SUM, "nats", "sum of the contributions' sizes; rewards make negative contributions too"),
+    Column("capability_gap", _SUM, "nats", "sum; NULL if the method lacks one of the views"),
+    Column("information_gap", _SUM, "nats", "sum; NULL if the method lacks one of the views"),
+    Column("capability_size", _SUM, "nats", "sum of sizes; NULL if the method lacks one of the views"),
+    Column("information_size", _SUM, "nats", "sum of sizes; NULL if the method lacks one of the views"),
+    Column(
+        "num_information", _WHOLE, "tokens", "positions whose information gap exceeds their capability gap, else NULL"
+    ),
+    Column("information_loss_size", _SUM, "nats", "loss_size of those positions; NULL if a gap is not known"),
+    Column("entropy_{view}", _SUM, "nats", "sum of the view's entropies"),
+    Column("confidence_{view}", _SUM, "tokens", "sum of the probabilities of the view's most likely tokens"),
+)
+
+TABLES = {
+    "rollouts": ROLLOUTS,
+    "cells": CELLS,
+    "positions": POSITIONS,
+    PROBE + "rollouts": ROLLOUTS,
+    PROBE + "positions": POSITIONS,
+}
 
 
 @dataclass(frozen=True)
@@ -236,6 +272,7 @@ Training records every token: what each view thought of it, where the router sen
 |---|---|
 | `rollouts` | a written answer, with its prompts, evidence and outcome |
 | `positions` | a token of such an answer |
+| `cells` | sums over a step's positions of the same domain, kind, truth and regime |
 | `probe_rollouts`, `probe_positions` | the same columns for probes: fixed answers, scored again every few steps |
 | `regimes` | a regime of the method: `regime`, `source`, `divergence`, `meaning` |
 
@@ -266,8 +303,9 @@ _NOTES = """\
 def document() -> str:
     """docs/traces.md."""
     parts = [_INTRODUCTION]
-    for table, note in (("rollouts", "probe_rollouts"), ("positions", "probe_positions")):
-        lines = [f"## {table}, {note}", "", "| column | type | unit | meaning |", "|---|---|---|---|"]
+    for table in ("rollouts", "positions", "cells"):
+        title = f"{table}, {PROBE}{table}" if PROBE + table in TABLES else table
+        lines = [f"## {title}", "", "| column | type | unit | meaning |", "|---|---|---|---|"]
         for column in TABLES[table]:
             meaning = column.meaning if column.sql is None else f"{column.meaning}. *Derived:* `{column.sql}`"
             lines.append(f"| `{column.name}` | {_type_name(column.dtype)} | {column.unit} | {meaning} |")

@@ -22,6 +22,7 @@ from workbench.images import open_image
 from workbench.method import Regime
 from workbench.traces.parts import compact, step_file, traces_folder, write_part
 from workbench.traces.schema import PROBE, Header, TracedRegime, TracedView, stored_schema
+from workbench.traces.totals import sum_cells, sum_rollouts
 from workbench.types import Prompt, Rollout, Routing, TokenScores
 
 _MOST_NAMES = 100_000  # image references kept; tens of megabytes
@@ -97,7 +98,12 @@ class TraceWriter:
         views = {name: TracedView(*view) for name, view in batch.views.items()}
         regimes = {name: TracedRegime(one.source, one.divergence, one.meaning) for name, one in batch.regimes.items()}
         header = Header(self.method, views, regimes)
-        for table, columns in (("positions", self._positions(batch)), ("rollouts", self._rollouts(batch))):
+        positions = self._positions(batch)
+        tables = {"positions": positions}
+        if not prefix:
+            tables["cells"] = sum_cells(positions, [rollout.example.domain for rollout in batch.rollouts])
+        tables["rollouts"] = self._rollouts(batch) | sum_rollouts(positions, len(batch.rollouts))
+        for table, columns in tables.items():
             schema = stored_schema(prefix + table, tuple(batch.views))
             arrays = [_array(columns[field.name], field.type) for field in schema]
             file = step_file(self.folder / (prefix + table), batch.step, self.rank)

@@ -1,0 +1,220 @@
+"""How fast a large run is read: a run of ten million positions is made by the trace writer, then asked as the app asks.
+
+    python benchmarks/big_run.py [--positions 10000000] [--folder FOLDER] [--repeats 40]
+
+The folder is kept if --folder names it, and read again if it is there. The numbers are drawn, not computed by models:
+log-probs of a sharp or unsure student, of a privileged copy that knows some tokens better, and of a teacher near it.
+Regimes follow DOPD's rule, so that their shares over kinds and truths are like those of a run.
+"""
+
+import argparse
+import random
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from workbench.contexts import build_prompt
+from workbench.divergences import Divergence
+from workbench.method import Loss, Regime
+from workbench.traces.parts import compact
+from workbench.traces.reader import Traces, open_traces
+from workbench.traces.writer import Alternatives, TracedBatch, TraceWriter
+from workbench.types import Box, Evidence, Example, Prompt, Rollout, Routing, TokenScores
+
+VIEWS = {"student": ("student", "plain"), "self": ("student", "boxes"), "teacher": ("teacher", "boxes")}
+REGIMES = {
+    "LH": Regime((Loss("teacher", Divergence("reverse_kl")),), "low gap, both sure: teacher, light"),
+    "LL": Regime((Loss("self", Divergence("reverse_kl")),), "low gap, unsure: privileged self, weak"),
+    "HT": Regime((Loss("teacher", Divergence("jensen_shannon")),), "high gap, teacher leads: teacher, strong"),
+    "HS": Regime((Loss("self", Divergence("reverse_kl")),), "high gap, self leads: privileged self, light"),
+}
+KINDS = (("template", "visible"),) * 5 + (("location", "visible"), ("attribute", "visible"), ("tag", "privileged"))
+DOMAINS = ("read", "count", "compare", "locate")
+WORDS = [f" w{idx}" for idx in range(5000)]
+EXAMPLES = 20_000
+PROBE_EVERY, NUM_PROBES, PROBE_TOKENS = 10, 16, 48
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--positions", type=int, default=10_000_000)
+    parser.add_argument("--rollouts", type=int, default=64, help="answers per step")
+    parser.add_argument("--tokens", type=int, default=160, help="mean length of an answer")
+    parser.add_argument("--folder", type=Path, help="where the run is made and kept")
+    parser.add_argument("--repeats", type=int, default=40, help="how often each question is asked")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
+        if not (folder / "traces").is_dir():
+            make_run(folder, args.positions, args.rollouts, args.tokens)
+        measure(folder, args.repeats)
+
+
+def make_run(folder: Path, num_positions: int, num_rollouts: int, num_tokens: int) -> None:
+    """A run's traces with at least that many positions."""
+    writer = TraceWriter(folder, method="dopd", policy_text=lambda token_id: WORDS[token_id])
+    examples = [make_example(idx) for idx in range(EXAMPLES)]
+    start, written, step, write_s = time.perf_counter(), 0, 0, []
+    while written < num_positions:
+        step += 1
+        made = make_batch(step, examples, num_rollouts, num_tokens)
+        before = time.perf_counter()
+        writer.write(made)
+        if step % PROBE_EVERY == 0:
+            writer.write_probe(make_batch(step, examples, NUM_PROBES, PROBE_TOKENS, probe=True))
+        write_s.append(time.perf_counter() - before)
+        written += made.loss.numel()
+    compact(folder)
+    sizes = sum(file.stat().st_size for file in (folder / "traces").rglob("*.parquet"))
+    print(
+        f"made {written:,} positions, {step:,} steps, in {time.perf_counter() - start:.0f} s; writing a step took "
+        f"{1000 * statistics.median(write_s):.0f} ms (median); {sizes / 2**20:.0f} MiB"
+    )
+
+
+def make_example(idx: int) -> Example:
+    """One question about one of a few small pictures."""
+    box = Box(idx % 7 * 8, idx % 5 * 8, idx % 7 * 8 + 16, idx % 5 * 8 + 16, "tag")
+    picture = Image.new("RGB", (96, 96), (idx % 16 * 15, 40, 7))
+    question = f"What does the tag in row {idx % 3} say, {idx}?"
+    evidence = Evidence((box,), hint=f"look at row {idx % 3}")
+    return Example(f"scene-{idx:06d}", question, (picture,), str(idx % 97), None, evidence, domain=DOMAINS[idx % 4])
+
+
+def make_batch(
+    step: int, examples: list[Example], num_rollouts: int, num_tokens: int, *, probe: bool = False
+) -> TracedBatch:
+    """One step; the gaps shrink slowly with training. Probes are the same tokens at every step."""
+    generator = torch.Generator().manual_seed(0 if probe else step)
+    chooser = random.Random(0 if probe else step)
+    lengths = [chooser.randint(num_tokens // 2, num_tokens * 3 // 2) for _ in range(num_rollouts)]
+    num_positions = sum(lengths)
+    ids = (torch.rand(num_positions, generator=generator) ** 3 * len(WORDS)).long()
+    if probe:
+        generator.manual_seed(step)
+    kind_of = torch.arange(num_positions) % len(KINDS)
+    scores = make_scores(kind_of == len(KINDS) - 1, 1 / (1 + step / 500), generator)
+    gap = scores["teacher"].logprob - scores["self"].logprob
+    sure = scores["teacher"].logprob.exp() + scores["self"].logprob.exp()
+    high = gap.abs() >= gap.abs().mean()
+    regime = torch.where(high, torch.where(gap >= 0, 2, 3), torch.where(sure >= sure.mean(), 0, 1))
+    chosen = [examples[(0 if probe else step * num_rollouts // 4) % EXAMPLES + row // 4] for row in range(num_rollouts)]
+    rows = [tuple(row.tolist()) for row in ids.split(lengths)]
+    texts = [tuple(WORDS[token] for token in row) for row in rows]
+    logprobs = [tuple(row.tolist()) for row in scores["student"].logprob.split(lengths)]
+    kinds, start = [], 0
+    for length in lengths:
+        kinds.append(tuple(KINDS[place % len(KINDS)] for place in range(start, start + length)))
+        start += length
+    index = torch.arange(sum(lengths[:4]))  # the first four answers have alternatives
+    top = {
+        name: (torch.randint(len(WORDS), (len(index), 3)), -torch.rand(len(index), 3).sort().values) for name in VIEWS
+    }
+    return TracedBatch(
+        step=step,
+        rollouts=tuple(
+            Rollout(one, row % 4, rows[row], "".join(texts[row]), chooser.random() < 0.95, logprobs[row], float(chooser.random() < 0.6))
+            for row, one in enumerate(chosen)
+        ),
+        views=VIEWS,
+        prompts={name: tuple(_prompt(one, context) for one in chosen) for name, (_, context) in VIEWS.items()},
+        scores=scores,
+        routing=Routing(regime, torch.ones(num_positions), thresholds={"gap": float(gap.abs().mean()), "probability_sum": float(sure.mean())}),
+        regimes=REGIMES,
+        coefficient=torch.full((num_positions,), 1 / num_positions),
+        loss=torch.rand(num_positions, generator=generator) * gap.abs(),
+        token_texts=tuple(texts),
+        kinds=tuple(kinds),
+        alternatives=Alternatives(index, top),
+    )  # fmt: skip
+
+
+def make_scores(privileged: torch.Tensor, scale: float, generator: torch.Generator) -> dict[str, TokenScores]:
+    """Per view: sure at most tokens; the evidence explains the privileged ones."""
+
+    def draw() -> torch.Tensor:
+        return torch.rand(len(privileged), generator=generator)
+
+    student = -(draw() ** 4) * 4 - privileged * draw() * 3 * scale
+    own = student * torch.where(privileged, 0.1 + 0.3 * draw(), 0.8 + 0.3 * draw())
+    logprobs = {"student": student, "self": own, "teacher": own * (0.5 + draw())}
+    return {
+        name: TokenScores(value, -value * 0.7 + 0.05 * draw(), value * 0.6, (-value).long())
+        for name, value in logprobs.items()
+    }
+
+
+_PROMPTS: dict[tuple[str, str], Prompt] = {}
+
+
+def _prompt(example: Example, context: str) -> Prompt:
+    key = (example.id, context)
+    if key not in _PROMPTS:
+        _PROMPTS[key] = build_prompt(example, context)
+    return _PROMPTS[key]
+
+
+def measure(folder: Path, repeats: int) -> None:
+    """Times of each question, each time with another step or answer; p95 is what is promised."""
+    start = time.perf_counter()
+    traces = open_traces(folder)
+    summary = traces.summary()
+    print(f"open and first summary {1000 * (time.perf_counter() - start):.0f} ms; {summary['positions']:,} positions")
+    chooser = random.Random(0)
+    steps = traces.steps()
+    for kind, questions in {
+        "selection (150 ms)": selections(traces, steps, chooser),
+        "summary (1 s)": summaries(traces),
+    }.items():
+        print(f"\n{kind:40} {'median':>9} {'p95':>9} {'longest':>9} {'processor':>10}")
+        for title, ask in questions.items():
+            times, used_s = [], time.process_time()
+            for _ in range(repeats):
+                before = time.perf_counter()
+                ask()
+                times.append(1000 * (time.perf_counter() - before))
+            used_ms = 1000 * (time.process_time() - used_s) / repeats  # unlike the others, not longer on a busy machine
+            times.sort()
+            p95 = times[int(0.95 * (len(times) - 1))]
+            print(f"  {title:38} {statistics.median(times):9.1f} {p95:9.1f} {times[-1]:9.1f} {used_ms:10.1f} ms")
+    print(f"\nlargest memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+def selections(traces: Traces, steps: list[int], chooser: random.Random) -> dict[str, Callable]:
+    """What a click in the Tokens tab asks."""
+    step = lambda: chooser.choice(steps)  # noqa: E731
+    return {
+        "one answer": lambda: traces.rollout(step(), chooser.randrange(64)),
+        "answers of one step": lambda: traces.rollouts(step()),
+        "one step, with a regime": lambda: traces.rollouts(step(), regime="HS"),
+        "one step, largest information gap": lambda: traces.rollouts(step(), order="information_gap"),
+        "all steps, newest first": lambda: traces.rollouts(),
+        "all steps, page 1000": lambda: traces.rollouts(offset=50_000),
+        "all steps, largest information gap": lambda: traces.rollouts(order="information_gap"),
+        "all steps, HS, wrong, largest loss": lambda: traces.rollouts(regime="HS", right=False, order="loss"),
+        "all steps, privileged, one domain": lambda: traces.rollouts(truth="privileged", domain="read"),
+        "count of the same": lambda: traces.count_rollouts(truth="privileged", domain="read"),
+        "list of steps": lambda: traces.steps(),
+    }
+
+
+def summaries(traces: Traces) -> dict[str, Callable]:
+    """What the other tabs ask when they are opened."""
+    return {
+        "summary": traces.summary,
+        "regime shares over steps": traces.regime_shares,
+        "regime shares by kind": lambda: traces.regime_shares("kind"),
+        "regime shares by truth": lambda: traces.regime_shares("truth"),
+        "regime shares by domain": lambda: traces.regime_shares("domain"),
+        "regime shares of probes": lambda: traces.regime_shares(probe=True),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What is summed when it is written equals what the positions add up to when they are read."""
+
+import pytest
+
+from workbench.traces.parts import compact
+from workbench.traces.reader import open_traces
+from workbench.traces.writer import TraceWriter
+
+SUMS = """
+    count(*) AS num_positions, sum(positions.loss) AS loss, sum(contribution) AS contribution,
+    sum(abs(contribution)) AS loss_size,
+    sum(capability_gap) AS capability_gap, sum(information_gap) AS information_gap,
+    sum(abs(capability_gap)) AS capability_size, sum(abs(information_gap)) AS information_size,
+    sum(CAST(information_gap > capability_gap AS INT)) AS num_information,
+    sum(abs(contribution) * CAST(information_gap > capability_gap AS INT)) AS information_loss_size,
+    sum(entropy_student) AS entropy_student, sum(exp(max_logprob_student)) AS confidence_student"""
+KEY = "step, process_rank, domain, kind, truth, regime"
+
+
+@pytest.fixture
+def traces(tmp_path, make_batch):
+    writer = TraceWriter(tmp_path, method="dopd", policy_text=str)
+    for step in range(3):
+        writer.write(make_batch(step, lengths=(3, 0, 5, 1)))
+    TraceWriter(tmp_path, method="dopd", policy_text=str, rank=1).write(make_batch(1, seed=3))
+    return open_traces(tmp_path)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_cells_are_the_sums_of_their_positions(traces, merged):
+    if merged:
+        compact(traces.folder.parent)
+    joined = "positions JOIN rollouts USING (step, process_rank, rollout_idx)"
+    expected = traces.sql(f"SELECT {KEY}, {SUMS} FROM {joined} GROUP BY ALL ORDER BY ALL").to_pylist()
+    found = traces.sql(f"SELECT {', '.join(expected[0])} FROM cells ORDER BY ALL").to_pylist()
+    assert len(found) == len(expected) > 10
+    for one, other in zip(found, expected, strict=True):
+        for name, value in one.items():
+            is_number = not isinstance(value, str | None)
+            # entropies are stored to three digits
+            assert value == (pytest.approx(float(other[name]), rel=1e-3, abs=1e-6) if is_number else other[name]), name
+
+
+def test_rollouts_hold_the_means_of_their_positions(traces):
+    expected = traces.sql(
+        """SELECT step, process_rank, rollout_idx, avg(capability_gap) AS mean_capability_gap,
+                  avg(information_gap) AS mean_information_gap, avg(loss) AS mean_loss,
+                  sum(contribution) AS total_contribution, histogram(regime) AS regime_counts,
+                  list_sort(list_distinct(list(kind))) AS kinds, list_sort(list_distinct(list(truth))) AS truths
+           FROM positions GROUP BY ALL ORDER BY ALL"""
+    ).to_pylist()
+    columns = ", ".join(f"list_sort({name}) AS {name}" if name in ("kinds", "truths") else name for name in expected[0])
+    found = traces.sql(f"SELECT {columns} FROM rollouts WHERE num_positions > 0 ORDER BY ALL").to_pylist()
+    assert len(found) == len(expected) == 4 * 3
+    for one, other in zip(found, expected, strict=True):
+        assert sorted(one.pop("regime_counts")) == sorted(other.pop("regime_counts"))
+        assert (one.pop("kinds"), one.pop("truths")) == (other.pop("kinds"), other.pop("truths") or [])
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_an_empty_answer_has_no_means_and_no_part_of_the_loss(traces):
+    row = traces.sql("SELECT * FROM rollouts WHERE num_positions = 0 LIMIT 1").to_pylist()[0]
+    assert row["mean_loss"] is None and row["mean_capability_gap"] is None
+    assert row["total_contribution"] == 0
+    assert (row["regime_counts"], row["kinds"], row["truths"]) == ([], [], [])
+
+
+def test_sums_of_gaps_that_a_method_lacks_are_null(tmp_path, make_batch):
+    views = {"student": ("student", "plain"), "teacher": ("teacher", "plain")}
+    TraceWriter(tmp_path, method="opd", policy_text=str).write(make_batch(views=views))
+    traces = open_traces(tmp_path)
+    assert traces.sql("SELECT count(*) AS n FROM cells WHERE information_gap IS NOT NULL")["n"][0].as_py() == 0
+    assert traces.sql("SELECT sum(entropy_teacher) > 0 AS known FROM cells")["known"][0].as_py()
+    assert traces.rollouts(kind="tag").num_rows == traces.count_rollouts(kind="tag") == 2
+    assert traces.rollouts(example="e2").num_rows == 1
+
+
+def test_a_reader_follows_the_files_it_has_views_of(traces, make_batch):
+    assert traces.count_rollouts() == traces.count_rollouts() == 16
+    TraceWriter(traces.folder.parent, method="dopd", policy_text=str).write(make_batch(1, lengths=(2, 2)))
+    assert traces.count_rollouts() == 14  # step 1 was written again, with two answers instead of four
+    compact(traces.folder.parent)
+    assert traces.count_rollouts() == 14

@@ -1,0 +1,93 @@
+"""What a step's positions add up to: per rollout, and per cell of positions that are alike.
+
+Both are written beside the positions they are made of, so that a list of answers or a curve over steps does not read
+every position of a run. Input are the columns of the positions table, before they become Arrow arrays.
+"""
+
+import numpy as np
+
+Columns = dict[str, np.ndarray | list]
+
+
+def sum_rollouts(positions: Columns, num_rollouts: int) -> Columns:
+    """Per rollout: mean gaps and loss, its part of the step's loss, regimes, kinds and truths."""
+    index = np.asarray(positions["rollout_idx"], dtype=np.int64)
+    counts = np.bincount(index, minlength=num_rollouts)
+
+    def total(values: np.ndarray | None) -> list[float | None]:
+        if values is None:
+            return [None] * num_rollouts
+        return np.bincount(index, values, num_rollouts).tolist()
+
+    def mean(values: np.ndarray | None) -> list[float | None]:
+        pairs = zip(total(values), counts.tolist(), strict=True)
+        return [value / count if count and value is not None else None for value, count in pairs]
+
+    regimes: list[dict[str, int]] = [{} for _ in range(num_rollouts)]
+    kinds: list[dict[str, None]] = [{} for _ in range(num_rollouts)]
+    truths: list[dict[str, None]] = [{} for _ in range(num_rollouts)]
+    texts = zip(index.tolist(), positions["regime"], positions["kind"], positions["truth"], strict=True)
+    for rollout_idx, regime, kind, truth in texts:
+        regimes[rollout_idx][regime] = regimes[rollout_idx].get(regime, 0) + 1
+        kinds[rollout_idx][kind] = None
+        if truth is not None:
+            truths[rollout_idx][truth] = None
+    return {
+        "mean_capability_gap": mean(_gap(positions, "teacher", "self")),
+        "mean_information_gap": mean(_gap(positions, "self", "student")),
+        "mean_loss": mean(np.asarray(positions["loss"], dtype=np.float64)),
+        "total_contribution": total(_contribution(positions)),
+        "regime_counts": [list(one.items()) for one in regimes],
+        "kinds": [list(one) for one in kinds],
+        "truths": [list(one) for one in truths],
+    }
+
+
+def sum_cells(positions: Columns, domains: list[str]) -> Columns:
+    """Sums over positions of the same domain, kind, truth and regime; `domains` are those of the rollouts."""
+    keys: dict[tuple, int] = {}
+    own = [domains[rollout_idx] for rollout_idx in np.asarray(positions["rollout_idx"]).tolist()]
+    found = zip(own, positions["kind"], positions["truth"], positions["regime"], strict=True)
+    cell = np.array([keys.setdefault(key, len(keys)) for key in found], dtype=np.int64)
+
+    def total(values: np.ndarray | None) -> np.ndarray | list[None]:
+        return [None] * len(keys) if values is None else np.bincount(cell, values, len(keys))
+
+    contribution = _contribution(positions)
+    capability, information = _gap(positions, "teacher", "self"), _gap(positions, "self", "student")
+    bought = None if capability is None or information is None else information > capability
+    num_information = total(bought)
+    columns: Columns = {
+        name: np.full(len(keys), np.asarray(positions[name])[0] if len(keys) else 0, dtype=np.int32)
+        for name in ("step", "process_rank")
+    }
+    for place, name in enumerate(("domain", "kind", "truth", "regime")):
+        columns[name] = [key[place] for key in keys]
+    columns |= {
+        "num_positions": np.bincount(cell, minlength=len(keys)).astype(np.int32),
+        "loss": total(np.asarray(positions["loss"], dtype=np.float64)),
+        "contribution": total(contribution),
+        "loss_size": total(np.abs(contribution)),
+        "capability_gap": total(capability),
+        "information_gap": total(information),
+        "capability_size": total(None if capability is None else np.abs(capability)),
+        "information_size": total(None if information is None else np.abs(information)),
+        "num_information": num_information if bought is None else num_information.astype(np.int32),
+        "information_loss_size": total(None if bought is None else np.abs(contribution) * bought),
+    }
+    for name, values in positions.items():
+        if name.startswith("entropy_"):
+            columns[name] = total(np.asarray(values, dtype=np.float64))
+        elif name.startswith("max_logprob_"):
+            columns[name.replace("max_logprob_", "confidence_")] = total(np.exp(np.asarray(values, dtype=np.float64)))
+    return columns
+
+
+def _gap(positions: Columns, above: str, below: str) -> np.ndarray | None:
+    """The float32 difference, as the reader derives it; None if a view is missing."""
+    names = f"logprob_{above}", f"logprob_{below}"
+    return positions[names[0]] - positions[names[1]] if positions.keys() >= set(names) else None
+
+
+def _contribution(positions: Columns) -> np.ndarray:
+    return np.asarray(positions["loss"] * positions["coefficient"], dtype=np.float64)
