@@ -4,18 +4,30 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AyaVisionConfig,
+    AyaVisionForConditionalGeneration,
+    AyaVisionProcessor,
     CLIPImageProcessorPil,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessorPil,
     Gemma3Processor,
     GenerationConfig,
+    GotOcr2ImageProcessorPil,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
     LlavaProcessor,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
     PreTrainedTokenizerFast,
+    SiglipImageProcessorPil,
 )
 
 from workbench.scenes.processor import EOS, build_processor
@@ -89,7 +101,81 @@ def save_gemma3(folder: Path, seed: int = 0) -> Path:
     return _save(folder, Gemma3ForConditionalGeneration, config, processor, seed)
 
 
-FAMILIES = {"idefics3": save_idefics3, "llava": save_llava, "gemma3": save_gemma3}
+def save_llava_next(folder: Path, seed: int = 0) -> Path:
+    """Pictures are cut into as many tiles as their shape asks for: prompts differ in length, pixels in number of tiles."""
+    tokenizer = _tokenizer()
+    grid = [[28, 56], [56, 28]]
+    image_processor = LlavaNextImageProcessorPil(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_grid_pinpoints=grid
+    )
+    processor = LlavaNextProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE.replace("IMAGE", "<image>"),
+        image_token="<image>",
+    )
+    config = LlavaNextConfig(
+        text_config={"model_type": "llama", "vocab_size": len(tokenizer), **TEXT},
+        vision_config={"model_type": "clip_vision_model", **VISION, "image_size": 28, "patch_size": 14},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=grid,
+        vision_feature_layer=-1,
+    )
+    return _save(folder, LlavaNextForConditionalGeneration, config, processor, seed)
+
+
+def save_paligemma(folder: Path, seed: int = 0) -> Path:
+    """No chat template; the prompt is read in both directions and the answer in one."""
+    tokenizer = _tokenizer()
+    image_processor = SiglipImageProcessorPil(size={"height": 28, "width": 28})
+    image_processor.image_seq_length = 4
+    processor = PaliGemmaProcessor(image_processor, tokenizer)
+    config = PaliGemmaConfig(
+        text_config={"model_type": "gemma", "vocab_size": len(processor.tokenizer), **TEXT},
+        vision_config={**VISION, "image_size": 28, "patch_size": 14, "projection_dim": 32},
+        projection_dim=32,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    return _save(folder, PaliGemmaForConditionalGeneration, config, processor, seed)
+
+
+def save_aya_vision(folder: Path, seed: int = 0) -> Path:
+    """Logits are scaled after the head."""
+    tokenizer = _tokenizer()
+    image_processor = GotOcr2ImageProcessorPil(size={"height": 28, "width": 28}, max_patches=2)
+    processor = AyaVisionProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=7,
+        img_size=28,
+        image_token="<image>",
+        img_patch_token="<global-img>",
+        downsample_factor=2,
+        start_of_img_token="<start_of_image>",
+        end_of_img_token="<end_of_image>",
+        chat_template=TEMPLATE.replace("IMAGE", "<image>"),
+    )
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    config = AyaVisionConfig(
+        text_config={"model_type": "cohere2", "vocab_size": len(tokenizer), "logit_scale": 0.25, **TEXT, **ends},
+        vision_config={"model_type": "siglip_vision_model", **VISION, "image_size": 28, "patch_size": 7},
+        image_token_index=tokenizer.convert_tokens_to_ids("<global-img>"),
+        downsample_factor=2,
+    )
+    return _save(folder, AyaVisionForConditionalGeneration, config, processor, seed)
+
+
+FAMILIES = {
+    "idefics3": save_idefics3,
+    "llava": save_llava,
+    "gemma3": save_gemma3,
+    "llava_next": save_llava_next,
+    "paligemma": save_paligemma,
+    "aya_vision": save_aya_vision,
+}
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

@@ -162,7 +162,8 @@ class AutoregressivePolicy:
             inputs = self._to_device(collate([encoded[row] for row in rows], self.encoder.pad_id))
         prompt_length = inputs["input_ids"].shape[1]
         lengths = torch.tensor([len(ids) for ids in completions])
-        return _append(inputs, completions, self.encoder.pad_id), prompt_length, lengths
+        token_type = 1 if self.model.config.model_type == "paligemma" else 0  # its 0 is read in both directions
+        return _append(inputs, completions, self.encoder.pad_id, token_type), prompt_length, lengths
 
     @property
     def head_width(self) -> int:
@@ -310,7 +311,7 @@ def _head(model: nn.Module) -> Head:
     return Head(model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))
 
 
-def _append(inputs: dict, completions: list[tuple[int, ...]], pad_id: int) -> dict:
+def _append(inputs: dict, completions: list[tuple[int, ...]], pad_id: int, token_type: int) -> dict:
     """Completions to the right of the prompts, padded on the right; masks and token types follow."""
     device, longest = inputs["input_ids"].device, max(len(ids) for ids in completions)
     ids = torch.full((len(completions), longest), pad_id)
@@ -324,7 +325,7 @@ def _append(inputs: dict, completions: list[tuple[int, ...]], pad_id: int) -> di
     appended["attention_mask"] = torch.cat((inputs["attention_mask"], mask), -1)
     for name in ("token_type_ids", "mm_token_type_ids"):
         if name in inputs:
-            appended[name] = torch.cat((inputs[name], torch.zeros_like(ids)), -1)
+            appended[name] = torch.cat((inputs[name], torch.full_like(ids, token_type)), -1)
     return appended
 
 

@@ -9,7 +9,7 @@ without cutting an image in two, whatever way a family packs its pixels:
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,9 @@ class PromptEncoder:
         self.max_prompt_length = max_prompt_length
         self._kept: OrderedDict[str, tuple[Prompt, Encoded]] = OrderedDict()
         self._kept_bytes = 0
-        self._special = tuple(token for token in self.tokenizer.all_special_tokens if token.strip())
+        added = self.tokenizer.added_tokens_decoder.values()  # not all are in the list of roles: placeholders of images
+        special = dict.fromkeys([*self.tokenizer.all_special_tokens, *(one.content for one in added if one.special)])
+        self._special = tuple(token for token in special if token.strip())
 
     def encode(self, prompt: Prompt) -> Encoded:
         """One prompt, ids of shape (1, T). Raises PolicyError for special tokens in its text or too long a prompt."""
@@ -101,7 +103,7 @@ class PromptEncoder:
         encoded = self.processor.apply_chat_template(
             [messages], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
-        return {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
+        return _inputs(encoded)
 
     def _encode_plainly(self, prompt: Prompt, images: list) -> Encoded:
         """Without a chat template: image tokens, then the text."""
@@ -111,10 +113,10 @@ class PromptEncoder:
                 "Save a chat template with the processor, or use single questions."
             )
         if not images:
-            return dict(self.tokenizer([prompt.text], return_tensors="pt"))
+            return _inputs(self.tokenizer([prompt.text], return_tensors="pt"))
         token = getattr(self.processor, "image_token", "<image>")
         encoded = self.processor(text=[token * len(images) + prompt.text], images=[images], return_tensors="pt")
-        return {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
+        return _inputs(encoded)
 
     def _keep(self, prompt: Prompt, encoded: Encoded) -> None:
         if prompt.key in self._kept:
@@ -125,6 +127,11 @@ class PromptEncoder:
             self._kept_bytes -= _num_bytes(*self._kept.popitem(last=False)[1])
 
 
+def _inputs(encoded: Mapping[str, object]) -> Encoded:
+    """What the model is given; some processors add labels, which would make it compute a loss of its own."""
+    return {name: value for name, value in encoded.items() if isinstance(value, Tensor) and name != "labels"}
+
+
 def collate(encoded: list[Encoded], pad_id: int) -> Encoded:
     """Encoded prompts as one batch, ids and masks padded on the left."""
     batch = {}
@@ -133,7 +140,9 @@ def collate(encoded: list[Encoded], pad_id: int) -> Encoded:
     for name in names:
         if name in _PER_TOKEN:
             fill = pad_id if name == "input_ids" else 0
-            rows = [F.pad(one[name], (longest - one[name].shape[1], 0), value=fill) for one in encoded]
+            # some families give token types only to prompts with images; 0 is text
+            own = [one[name] if name in one else torch.zeros_like(one["input_ids"]) for one in encoded]
+            rows = [F.pad(ids, (longest - ids.shape[1], 0), value=fill) for ids in own]
         else:
             rows = [one[name] for one in encoded if name in one]
             largest = [max(sizes) for sizes in zip(*(row.shape[1:] for row in rows), strict=True)]
