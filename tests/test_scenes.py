@@ -20,7 +20,7 @@ from workbench.scenes import (
     make_examples,
     make_scene,
 )
-from workbench.scenes.lessons import CAPTIONS, DETAIL, QUESTIONS, make_lesson
+from workbench.scenes.lessons import CAPTIONS, DETAIL, MIX, SHAPES, make_lesson
 from workbench.scenes.processor import SPECIAL_TOKENS, build_processor
 from workbench.scenes.questions import Wish, ask
 from workbench.scenes.world import TAGS, WITHHELD, crop, full_view, original
@@ -263,8 +263,11 @@ def test_lessons_are_deterministic_and_of_all_kinds():
     lessons = [make_lesson(0, index) for index in range(200)]
     again = make_lesson(0, 117)
     assert (again.prompt.text, again.completion) == (lessons[117].prompt.text, lessons[117].completion)
-    assert sum(CAPTIONS.values()) == sum(QUESTIONS.values()) == 50
-    assert not any(make_lesson(0, index, caption_percent=0).prompt.text in CAPTIONS for index in range(50))
+    assert sum(MIX.values()) == 100
+    only = dict.fromkeys(MIX, 0) | {SHAPES: 1}
+    assert {make_lesson(0, index, mix=only).prompt.text for index in range(20)} == {SHAPES}
+    no_captions = dict.fromkeys(CAPTIONS, 0)
+    assert not any(make_lesson(0, index, mix=no_captions).prompt.text in CAPTIONS for index in range(50))
     assert {lesson.prompt.text for lesson in lessons} > {"describe the scene", "find the objects", DETAIL}
     assert {len(lesson.prompt.images) for lesson in lessons} == {1, 2}
 

@@ -31,7 +31,7 @@ from workbench.policies import Policy, SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.encoding import PromptEncoder
 from workbench.scenes import check_split, family_cycle, make_examples
-from workbench.scenes.lessons import Lesson, make_lesson
+from workbench.scenes.lessons import MIX, Lesson, make_lesson
 from workbench.scenes.processor import IMAGE_SIZE, PATCH_SIZE, SCALE_FACTOR, build_processor
 from workbench.types import PRIVILEGED, VISIBLE, Example, Prompt
 
@@ -57,7 +57,7 @@ class PretrainConfig:
     vision_layers: int = 2
     heads: int = 4  # of attention, in both parts
     start_from: str | None = None  # folder of a saved model to go on from, which decides the sizes; null = from nothing
-    caption_percent: float = 50  # share of lessons that are captions; a model that finds things needs fewer
+    mix: dict[str, float] | None = None  # weights of kinds of lessons that replace those of scenes.lessons.MIX
     families: tuple[str, ...] | None = None  # ask questions of these families only; null = all
     eval_count: int = 400  # questions asked after training; 0 = none
 
@@ -72,8 +72,13 @@ class PretrainConfig:
         for name in ("seed", "warmup", "weight_decay", "eval_count"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"pretrain: {name} is {getattr(self, name)}; it must be 0 or more.")
-        if not 0 <= self.caption_percent <= 100:
-            raise ConfigError(f"pretrain: caption_percent is {self.caption_percent}; it must be from 0 to 100.")
+        for kind, weight in (self.mix or {}).items():
+            if kind not in MIX:
+                raise ConfigError("pretrain: " + unknown("kind of lesson", str(kind), MIX))
+            if not isinstance(weight, (int, float)) or not weight >= 0:
+                raise ConfigError(
+                    f'pretrain: weight of "{kind}" lessons is {weight!r}; it must be a number, 0 or more.'
+                )
         for name in ("text_width", "vision_width"):
             if getattr(self, name) % (2 * self.heads):
                 raise ConfigError(
@@ -129,11 +134,13 @@ def _check_type(path: str | Path, key: str, value: object, kind: object) -> None
         float: isinstance(value, (int, float)) and not isinstance(value, bool),
         str: isinstance(value, str),
         str | None: value is None or isinstance(value, str),
+        dict[str, float] | None: value is None or isinstance(value, dict),
         tuple[str, ...] | None: value is None
         or (isinstance(value, list) and all(isinstance(part, str) for part in value)),
     }
     if not allowed[kind]:
         wanted = {int: "a whole number", float: "a number such as 0.001", str: "a text", str | None: "a text or null"}
+        wanted |= {dict[str, float] | None: "kinds of lessons with their weights, or null"}
         raise ConfigError(f"{path}: {key} is {value!r}; it must be {wanted.get(kind, 'a list of texts or null')}.")
 
 
@@ -236,7 +243,7 @@ def train_on_lessons(policy: AutoregressivePolicy, config: PretrainConfig, *, pr
 
 
 def _lesson(config: PretrainConfig, index: int) -> Lesson:
-    return make_lesson(config.seed, index, families=config.families, caption_percent=config.caption_percent)
+    return make_lesson(config.seed, index, families=config.families, mix=config.mix)
 
 
 def _summed_loss(model, input_ids, labels, pixel_values) -> torch.Tensor:

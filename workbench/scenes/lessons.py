@@ -16,10 +16,14 @@ from workbench.scenes.questions import describe_crop, describe_seen, list_things
 from workbench.scenes.world import crop, full_view
 from workbench.types import Example, Prompt
 
-DESCRIBE, LIST, DETAIL = "describe the scene", "find the objects", "describe the detail"
-# Weights of the kinds of lessons; those of captions add up to 50, those of questions, by context, to 50 too.
-CAPTIONS = {DESCRIBE: 20, LIST: 20, DETAIL: 10}
-QUESTIONS = {
+DESCRIBE, LIST, SHAPES, DETAIL = "describe the scene", "find the objects", "find the shape", "describe the detail"
+CAPTIONS = (DESCRIBE, LIST, SHAPES, DETAIL)
+# Weights of the kinds of lessons: captions by what is asked, questions by the context they are asked in.
+MIX = {
+    DESCRIBE: 20,
+    LIST: 20,
+    SHAPES: 0,
+    DETAIL: 10,
     "plain": 22,
     "crop": 15,
     "boxes": 2,
@@ -40,13 +44,12 @@ class Lesson:
 
 
 def make_lesson(
-    seed: int, index: int, *, families: tuple[str, ...] | None = None, caption_percent: float = 50
+    seed: int, index: int, *, families: tuple[str, ...] | None = None, mix: dict[str, float] | None = None
 ) -> Lesson:
-    """Lesson number `index`; `families` limits the questions, not the captions."""
+    """Lesson number `index`. `families` limits the questions, not the captions; `mix` replaces weights of MIX."""
     rng = random.Random(f"lesson:{seed}:{index}")
-    weights = [weight * caption_percent for weight in CAPTIONS.values()]
-    weights += [weight * (100 - caption_percent) for weight in QUESTIONS.values()]
-    (kind,) = rng.choices([*CAPTIONS, *QUESTIONS], weights=weights)
+    weights = MIX | (mix or {})
+    (kind,) = rng.choices(list(MIX), weights=[weights[kind] for kind in MIX])
     if kind in CAPTIONS:
         return _caption(kind, rng)
     (example,) = make_examples("train", seed=seed, start=index, count=1, families=families)
@@ -59,5 +62,6 @@ def _caption(kind: str, rng: random.Random) -> Lesson:
         thing = rng.choice(scene.things)
         image, text = crop(scene, thing.cell), describe_crop(thing)
     else:
-        image, text = full_view(scene), describe_seen(scene) if kind == DESCRIBE else list_things(scene, rng)
+        image = full_view(scene)
+        text = describe_seen(scene) if kind == DESCRIBE else list_things(scene, rng, by_shape=kind == SHAPES)
     return Lesson(build_prompt(Example(id="", question=kind, images=(image,)), "plain"), text)

@@ -70,11 +70,11 @@ def describe_seen(scene: Scene) -> str:
     return "; ".join(f"at {thing.place}, {part}{thing.name}" for thing, part in zip(scene.things, parts, strict=True))
 
 
-def list_things(scene: Scene, rng: random.Random) -> str:
-    """What the full view shows, names first and places after them, in random order."""
+def list_things(scene: Scene, rng: random.Random, *, by_shape: bool = False) -> str:
+    """What the full view shows, names first and places after them, in random order; by shape without the colour."""
     things = list(scene.things)
     rng.shuffle(things)
-    return "; ".join(f"{thing.name} at {thing.place}" for thing in things)
+    return "; ".join(f"{thing.shape if by_shape else thing.name} at {thing.place}" for thing in things)
 
 
 def describe_crop(thing: Thing) -> str:
