@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from workbench.errors import ConfigError, unknown
 
@@ -33,12 +34,12 @@ TAILS = ("bucket", "renormalise", "bregman")
 
 def forward_kl(learner: Float[Tensor, "N V"], target: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
     """KL(target || learner): covers every mode of the target."""
-    return _kl(target.float().log_softmax(-1), learner.float().log_softmax(-1))
+    return _Kl.apply(target.float(), learner.float())
 
 
 def reverse_kl(learner: Float[Tensor, "N V"], target: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
     """KL(learner || target): settles on modes of the target."""
-    return _kl(learner.float().log_softmax(-1), target.float().log_softmax(-1))
+    return _Kl.apply(learner.float(), target.float())
 
 
 def jensen_shannon(learner: Float[Tensor, "N V"], target: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
@@ -54,11 +55,7 @@ def generalized_jsd(learner: Float[Tensor, "N V"], target: Float[Tensor, "N V"],
     Raises: ConfigError unless 0 < beta < 1.
     """
     check_beta(beta)
-    # an entry without mass on either side must not make a NaN gradient: finite, and exp of it still 0
-    learner_logp = learner.float().log_softmax(-1).clamp(min=-1e4)
-    target_logp = target.float().log_softmax(-1).clamp(min=-1e4)
-    mixture_logp = torch.logaddexp(target_logp + math.log(beta), learner_logp + math.log1p(-beta))
-    return beta * _kl(target_logp, mixture_logp) + (1 - beta) * _kl(learner_logp, mixture_logp)
+    return _Jsd.apply(learner.float(), target.float(), beta)
 
 
 def check_beta(beta: float | None) -> None:
@@ -70,11 +67,71 @@ def check_beta(beta: float | None) -> None:
         )
 
 
-def _kl(first_logp: Tensor, second_logp: Tensor) -> Tensor:
-    """KL(first || second) over the last axis; an entry with no mass in `first` adds nothing."""
-    ratio = first_logp - second_logp
-    ratio = ratio.masked_fill(first_logp == -torch.inf, 0.0)  # 0 * log(0 / x) is 0, and must not make a NaN gradient
-    return (first_logp.exp() * ratio).sum(-1)
+class _Kl(torch.autograd.Function):
+    """KL(first || second) of logits.
+
+    The gradients are written down: p (log p - log q - KL) for the first, q - p for the second. Autograd would keep and
+    pass over twice as many (N, V) arrays, which is where the time and the memory of a large vocabulary go.
+    """
+
+    @staticmethod
+    def forward(ctx, first: Tensor, second: Tensor) -> Tensor:
+        first_logp = first.log_softmax(-1)
+        ratio = second.log_softmax(-1).neg_().add_(first_logp)
+        ratio.masked_fill_(first_logp == -torch.inf, 0.0)  # 0 * log(0 / x) is 0
+        mass = first_logp.exp_()
+        divergence = (mass * ratio).sum(-1)
+        ctx.save_for_backward(mass, ratio, divergence, second)
+        return divergence
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        mass, ratio, divergence, second = ctx.saved_tensors
+        of_first = of_second = None
+        if ctx.needs_input_grad[0]:
+            of_first = (ratio - divergence.unsqueeze(-1)).mul_(mass).mul_(grad.unsqueeze(-1))
+        if ctx.needs_input_grad[1]:
+            of_second = second.softmax(-1).sub_(mass).mul_(grad.unsqueeze(-1))
+        return of_first, of_second
+
+
+class _Jsd(torch.autograd.Function):
+    """beta KL(target || m) + (1 - beta) KL(learner || m) of logits, m = beta target + (1 - beta) learner.
+
+    Gradient for the learner, written down as above: (1 - beta) p (log p - log m - KL(learner || m)); what comes through m
+    cancels. The target's has the same form.
+    """
+
+    @staticmethod
+    def forward(ctx, learner: Tensor, target: Tensor, beta: float) -> Tensor:
+        # an entry without mass on either side must not make a NaN: finite, and exp of it still 0
+        learner_logp = learner.log_softmax(-1).clamp_(min=-1e4)
+        target_logp = target.log_softmax(-1).clamp_(min=-1e4)
+        mixture_logp = torch.logaddexp(target_logp + math.log(beta), learner_logp + math.log1p(-beta))
+        total, saved = 0.0, []
+        for logp, weight in ((learner_logp, 1 - beta), (target_logp, beta)):
+            ratio = logp - mixture_logp
+            mass = logp.exp_()
+            divergence = (mass * ratio).sum(-1)
+            total = total + weight * divergence
+            saved += [mass, ratio, divergence]
+        needed = [ctx.needs_input_grad[idx // 3] for idx in range(6)]
+        ctx.save_for_backward(*(one if need else None for one, need in zip(saved, needed, strict=True)))
+        ctx.beta = beta
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        grads = []
+        for side, weight in enumerate((1 - ctx.beta, ctx.beta)):
+            mass, ratio, divergence = ctx.saved_tensors[3 * side : 3 * side + 3]
+            if mass is None:
+                grads.append(None)
+            else:
+                grads.append((ratio - divergence.unsqueeze(-1)).mul_(mass).mul_(weight * grad.unsqueeze(-1)))
+        return grads[0], grads[1], None
 
 
 @dataclass(frozen=True)
@@ -143,7 +200,7 @@ class Divergence:
             return ratio + ratio * (learner_logp - learner_logp.detach())
         if self.support == "full" or self.top_k >= learner.shape[-1]:
             return self._full(learner, target)
-        return self._on_top_k(learner.float().log_softmax(-1), target.float().log_softmax(-1))
+        return self._on_top_k(learner.float(), target.float())
 
     def _full(self, learner: Tensor, target: Tensor) -> Tensor:
         if self.kind == "forward_kl":
@@ -152,9 +209,9 @@ class Divergence:
             return reverse_kl(learner, target)
         return generalized_jsd(learner, target, beta=0.5 if self.beta is None else self.beta)
 
-    def _on_top_k(self, learner_logp: Tensor, target_logp: Tensor) -> Tensor:
-        ids, keep = self._top_k_ids(learner_logp.detach(), target_logp)
-        learner_k, target_k = learner_logp.gather(-1, ids), target_logp.gather(-1, ids)
+    def _on_top_k(self, learner: Tensor, target: Tensor) -> Tensor:
+        ids, keep = self._top_k_ids(learner.detach(), target)
+        learner_k, target_k = _logp_of(learner, ids), _logp_of(target, ids)
         if self.tail == "bregman":
             first, second = (learner_k, target_k) if self.kind == "reverse_kl" else (target_k, learner_k)
             terms = first.exp() * (first - second) - first.exp() + second.exp()
@@ -166,13 +223,13 @@ class Divergence:
             target_k = torch.cat((target_k, _rest_logp(target_k)), -1)
         return self._full(learner_k, target_k)
 
-    def _top_k_ids(self, learner_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
+    def _top_k_ids(self, learner: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Vocabulary entries compared (N, K or 2K) and which of them count."""
         if self.of in ("learner", "target"):
-            ids = (learner_logp if self.of == "learner" else target_logp).topk(self.top_k, -1).indices
+            ids = (learner if self.of == "learner" else target).topk(self.top_k, -1).indices
             return ids, torch.ones_like(ids, dtype=torch.bool)
-        own = learner_logp.topk(self.top_k, -1).indices
-        other = target_logp.topk(self.top_k, -1).indices
+        own = learner.topk(self.top_k, -1).indices
+        other = target.topk(self.top_k, -1).indices
         shared = (own.unsqueeze(-1) == other.unsqueeze(-2)).any(-1)  # (N, K): entries of `own` that `other` has too
         if self.of == "intersection":
             return own, shared
@@ -181,9 +238,13 @@ class Divergence:
 
 
 def _written(logits: Tensor, token_ids: Tensor) -> Tensor:
-    """Log-prob (N) of the written tokens, without a second (N, V) array of log-probabilities."""
-    logits = logits.float()
-    return logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    """Log-prob (N) of the written tokens."""
+    return _logp_of(logits.float(), token_ids.unsqueeze(-1)).squeeze(-1)
+
+
+def _logp_of(logits: Tensor, ids: Tensor) -> Tensor:
+    """Log-probs of some entries per position, without a second (N, V) array."""
+    return logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True)
 
 
 def _rest_logp(kept_logp: Tensor) -> Tensor:

@@ -130,11 +130,25 @@ class _Work:
     coefficient: Tensor
     out: dict  # results that carry no gradient: autograd functions can only return tensors
 
+    def chunk(self, regime: Regime, index: Tensor, gradients: "_Gradients | None") -> tuple[Tensor, TokenScores]:
+        """Losses and the learner's scalars at some positions of a regime; a function of its own, so that all arrays of
+        one chunk are gone before the next begins."""
+        if gradients is None or not regime.losses:
+            logits = self.learner.logits(index)
+            weighted = self.position_losses(regime, index, logits)
+        else:
+            logits, step = gradients.logits(index)
+            with torch.enable_grad():
+                weighted = self.position_losses(regime, index, logits)
+                gradients.add(index, (weighted * self.coefficient[index]).sum(), step)
+        return weighted.detach(), _scalars(logits.detach(), self.token_ids[index])
+
     def position_losses(self, regime: Regime, index: Tensor, logits: Tensor) -> Tensor:
         """Weighted sum of the regime's losses at the positions `index`, whose learner logits are given."""
         weighted = torch.zeros(index.numel(), device=logits.device)
         for loss in regime.losses:
-            target = None if loss.target in (TOKENS, REWARD) else self.targets[loss.target].logits(index)
+            with torch.no_grad():  # a target's head may be the learner's own
+                target = None if loss.target in (TOKENS, REWARD) else self.targets[loss.target].logits(index)
             advantage = self.routing.advantage[index] if loss.target == REWARD else None
             weighted = weighted + loss.weight * loss.divergence(logits, target, self.token_ids[index], advantage)
         return weighted * self.routing.weight[index]
@@ -145,25 +159,16 @@ class _Supervise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: Tensor, work: _Work, *head_parameters: Tensor) -> Tensor:
-        wants_gradient = any(ctx.needs_input_grad)
-        gradients = _Gradients(work.learner, hidden, head_parameters) if wants_gradient else None
+        gradients = _Gradients(work.learner, hidden, head_parameters) if any(ctx.needs_input_grad) else None
         loss = torch.zeros(work.token_ids.numel(), device=hidden.device)
         parts, order = [], []
         for regime_idx, regime in enumerate(work.regimes):
             positions = (work.routing.regime == regime_idx).nonzero().squeeze(-1)
             for index in positions.split(chunk_size(work.learner.vocabulary)):
-                if index.numel() == 0:
-                    continue
-                need = wants_gradient and bool(regime.losses)
-                logits, step = gradients.logits(index) if need else (work.learner.logits(index), None)
-                if regime.losses:
-                    with torch.set_grad_enabled(need):
-                        weighted = work.position_losses(regime, index, logits)
-                        if need:
-                            gradients.add(index, (weighted * work.coefficient[index]).sum(), step)
-                    loss[index] = weighted.detach()
-                parts.append(_scalars(logits.detach(), work.token_ids[index]))
-                order.append(index)
+                if index.numel():
+                    loss[index], scores = work.chunk(regime, index, gradients)
+                    parts.append(scores)
+                    order.append(index)
         if order:
             back = torch.cat(order).argsort()
             scores = _joined(parts, work.token_ids)
@@ -176,7 +181,7 @@ class _Supervise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_total: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = ctx.gradients
+        gradients, ctx.gradients = ctx.gradients, None  # held by nobody else, they become .grad without being copied
         of_head = [grad.mul_(grad_total) for grad in gradients.of_head]
         return gradients.of_hidden.mul_(grad_total), None, *of_head
 
@@ -232,16 +237,14 @@ def _detached(tensor: Tensor | None) -> Tensor | None:
 
 def _scalars(logits: Float[Tensor, "M V"], token_ids: Int[Tensor, " M"]) -> TokenScores:
     """Log-prob, entropy, highest log-prob and rank at each position of a chunk."""
-    log_normaliser = logits.logsumexp(-1)
-    written = logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
-    probability = (logits - log_normaliser.unsqueeze(-1)).exp()
-    # entropy as log Z - E[logit]; an entry at minus infinity has no mass and must not make 0 * inf
-    expected = torch.where(probability > 0, probability * logits, 0.0).sum(-1)
+    logprobs = logits.log_softmax(-1)
+    written = logprobs.gather(-1, token_ids.unsqueeze(-1))
+    rank = (logprobs > written).sum(-1)
+    highest = logprobs.amax(-1)
+    # an entry at minus infinity has no mass and must not make 0 * inf; in place, since a pass over (M, V) is not cheap
+    terms = logprobs.clamp_(min=-1e4).exp().mul_(logprobs)
     return TokenScores(
-        logprob=written - log_normaliser,
-        entropy=(log_normaliser - expected).clamp(min=0.0),
-        max_logprob=logits.amax(-1) - log_normaliser,
-        rank=(logits > written.unsqueeze(-1)).sum(-1),
+        logprob=written.squeeze(-1), entropy=terms.sum(-1).neg().clamp(min=0.0), max_logprob=highest, rank=rank
     )
 
 
