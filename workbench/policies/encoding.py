@@ -112,10 +112,11 @@ class PromptEncoder:
                 f'prompt "{prompt.key}" has earlier turns, but the model\'s processor has no chat template for them. '
                 "Save a chat template with the processor, or use single questions."
             )
-        if not images:
+        if self.processor is self.tokenizer:
             return _inputs(self.tokenizer([prompt.text], return_tensors="pt"))
         token = getattr(self.processor, "image_token", "<image>")
-        encoded = self.processor(text=[token * len(images) + prompt.text], images=[images], return_tensors="pt")
+        pictures = {"images": [images]} if images else {}
+        encoded = self.processor(text=[token * len(images) + prompt.text], **pictures, return_tensors="pt")
         return _inputs(encoded)
 
     def _keep(self, prompt: Prompt, encoded: Encoded) -> None:

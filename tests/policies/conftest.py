@@ -1,0 +1,43 @@
+"""One small policy of each family, made once."""
+
+from pathlib import Path
+
+import pytest
+from families import FAMILIES
+from PIL import Image
+
+from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.types import Prompt
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: save(tmp_path_factory.mktemp(name)) for name, save in FAMILIES.items()}
+
+
+@pytest.fixture(scope="session", params=list(FAMILIES))
+def policy(request: pytest.FixtureRequest, folders: dict[str, Path]) -> AutoregressivePolicy:
+    return load_policy(folders[request.param], "student")
+
+
+@pytest.fixture(scope="session")
+def idefics3(folders: dict[str, Path]) -> AutoregressivePolicy:
+    return load_policy(folders["idefics3"], "student")
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (60, 40)) -> Image.Image:
+    """Stripes of a colour and a width of their own: no noise, so that the same seed is the same picture."""
+    image = Image.new("RGB", size, (40 * seed % 256, 90, 200))
+    for column in range(seed % 3, size[0], 3 + seed):
+        image.paste((250, 70 * seed % 256, 10), (column, 0, column + 1, size[1]))
+    return image
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[Prompt]:
+    """Prompts of three lengths, with one image, with two of other shapes, and with one that is wide."""
+    return [
+        Prompt((picture(1),), "what is this?", key="one|plain"),
+        Prompt((picture(2), picture(3, (30, 60))), "which of the two pictures is larger?", key="two|crop"),
+        Prompt((picture(4, (90, 30)),), "red", key="three|plain"),
+    ]

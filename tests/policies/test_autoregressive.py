@@ -1,0 +1,274 @@
+"""Every family of models: what it writes it reads the same, alone or in a batch, with images shared or not."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from workbench.errors import DataError, PolicyError
+from workbench.losses import score
+from workbench.policies import SamplingOptions, Written
+from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.types import Prompt
+
+CLOSE = 2e-5  # nats; padding and batching change the order of float32 additions
+SEEDS = [[1, 2], [3], [4, 5, 6]]
+LENGTH = 9
+
+
+def logprobs(policy: AutoregressivePolicy, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> torch.Tensor:
+    ids = torch.tensor([token for completion in completions for token in completion])
+    return score(policy.read(prompts, completions), ids).logprob
+
+
+def flat(prompts: list[Prompt], written: list[list[Written]]) -> tuple[list[Prompt], list[Written]]:
+    """A prompt and a completion for every row."""
+    rows = [(prompt, one) for prompt, own in zip(prompts, written, strict=True) for one in own]
+    return [prompt for prompt, _ in rows], [one for _, one in rows]
+
+
+def written(policy: AutoregressivePolicy, prompts: list[Prompt]) -> tuple[list[Prompt], list[Written]]:
+    return flat(prompts, policy.sample(prompts, SEEDS, SamplingOptions(LENGTH)))
+
+
+def test_what_is_sampled_is_read_with_the_same_log_probs(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+    shown, rows = written(policy, prompts)
+    sampled = torch.tensor([logprob for one in rows for logprob in one.logprobs])
+    assert torch.allclose(logprobs(policy, shown, [one.ids for one in rows]), sampled, atol=CLOSE)
+
+
+def test_a_row_alone_is_read_as_in_a_padded_batch(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+    shown, rows = written(policy, prompts)
+    completions = [one.ids[: 1 + row % LENGTH] for row, one in enumerate(rows)]  # all of another length
+    alone = [logprobs(policy, [prompt], [ids]) for prompt, ids in zip(shown, completions, strict=True)]
+    assert torch.allclose(logprobs(policy, shown, completions), torch.cat(alone), atol=CLOSE)
+
+
+def test_no_completion_token_sees_the_ones_after_it(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+    ids = (300, 301, 302, 303, 304, 305)
+    changed = (*ids[:3], 310, 311, 312)
+    one, other = (logprobs(policy, prompts[:1], [completion]) for completion in (ids, changed))
+    assert torch.allclose(one[:3], other[:3], atol=CLOSE)
+    assert not torch.allclose(one[4:], other[4:], atol=CLOSE)
+
+
+def test_logits_are_those_of_the_model_itself(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+    completion = (300, 301, 302)
+    inputs, start, _ = policy.model_inputs(prompts[:1], [completion])
+    with torch.no_grad():
+        whole = policy.model(**inputs).logits[0, start - 1 : start + 2].float()
+        mine = policy.read(prompts[:1], [completion]).logits(torch.arange(3))
+    # transformers leaves Cohere's scale out in its vision models; the language model they were trained with has it
+    scale = policy.model.config.text_config.logit_scale if policy.model.config.model_type == "aya_vision" else 1.0
+    assert torch.allclose(mine, scale * whole[:, : policy.vocabulary], atol=1e-4)
+
+
+def test_images_count(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+    """A view without its pixels would be scored without a word."""
+    other = dataclasses.replace(prompts[0], images=prompts[2].images, key="other|plain")
+    one, two = (logprobs(policy, [prompt], [(300, 301)]) for prompt in (prompts[0], other))
+    assert not torch.allclose(one, two, atol=1e-3)
+
+
+def test_views_of_other_prompt_lengths_agree_on_the_completion(
+    policy: AutoregressivePolicy, prompts: list[Prompt]
+) -> None:
+    completions = [(300,), (301, 302, 303, 304), (305, 306)]
+    starts = set()
+    for view in (prompts, [prompts[1]] * 3, [prompts[2], prompts[0], prompts[2]]):
+        inputs, start, lengths = policy.model_inputs(view, completions)
+        starts.add(start)
+        for row, (ids, length) in enumerate(zip(completions, lengths.tolist(), strict=True)):
+            assert tuple(inputs["input_ids"][row, start : start + length].tolist()) == ids
+            assert inputs["attention_mask"][row, start : start + length].all()
+            assert not inputs["attention_mask"][row, start + length :].any()
+    assert len(starts) > 1
+
+
+def test_shared_images_give_the_hidden_states_and_the_gradient_of_images_encoded_per_row(
+    policy: AutoregressivePolicy, prompts: list[Prompt]
+) -> None:
+    rows = [prompts[0], prompts[1], prompts[0], prompts[2], prompts[0], prompts[1]]
+    completions = [(300, 301), (302,), (303, 304, 305), (306, 307), (308,), (309, 310)]
+    copies = [dataclasses.replace(prompt) for prompt in rows]  # equal, and no two the same object: nothing is shared
+    policy.model.requires_grad_(True)
+    found = []
+    for shown in (rows, copies):
+        policy.model.zero_grad()
+        hidden = policy.read(shown, completions).hidden
+        hidden.square().sum().backward()
+        found.append((hidden.detach(), {n: p.grad for n, p in policy.model.named_parameters() if p.grad is not None}))
+    policy.model.zero_grad()
+    policy.model.requires_grad_(False)
+    (hidden, gradient), (expected, expected_gradient) = found
+    assert torch.allclose(hidden, expected, atol=1e-4)
+    assert gradient.keys() == expected_gradient.keys()
+    assert any("vision" in name for name in gradient)
+    for name, value in expected_gradient.items():  # sums over rows in another order
+        assert torch.allclose(gradient[name], value, atol=1e-4 * (1 + float(value.abs().max()))), name
+
+
+def test_rows_with_and_without_images_share_a_batch(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+    text = Prompt((), "what is the color of the sky?", key="text|plain")
+    if policy.model.config.model_type == "paligemma":  # its processor has no way to write such a prompt
+        with pytest.raises(PolicyError, match="cannot be encoded"):
+            policy.check_prompt(text)
+        return
+    shown = [prompts[0], text, prompts[1], text, prompts[0]]
+    completions = [(300, 301), (302, 303, 304), (305,), (306,), (307,)]
+    alone = [logprobs(policy, [prompt], [ids]) for prompt, ids in zip(shown, completions, strict=True)]
+    assert torch.allclose(logprobs(policy, shown, completions), torch.cat(alone), atol=CLOSE)
+
+
+def test_a_completion_depends_on_its_own_seed_alone(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+    options = SamplingOptions(LENGTH)
+    together = policy.sample(prompts, SEEDS, options)
+    for place, own in enumerate(SEEDS):
+        assert [one.ids for one in policy.sample([prompts[place]], [own], options)[0]] == [
+            one.ids for one in together[place]
+        ]
+    turned = policy.sample(prompts[::-1], [own[::-1] for own in SEEDS[::-1]], options)
+    assert [[one.ids for one in own[::-1]] for own in turned[::-1]] == [[one.ids for one in own] for own in together]
+    assert len({one.ids for own in together for one in own}) == 6
+
+
+def test_image_placeholders_are_never_sampled(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+    placeholder = policy.model.config.image_token_id
+    bias = torch.zeros(policy.model.get_output_embeddings().weight.shape[0])
+    bias[placeholder] = 1e4
+    handle = policy.model.get_output_embeddings().register_forward_hook(lambda _, __, logits: logits + bias)
+    try:
+        for temperature in (0.0, 1.0):
+            ((one,),) = policy.sample(prompts[:1], [[1]], SamplingOptions(4, temperature=temperature))
+            assert placeholder not in one.ids
+    finally:
+        handle.remove()
+
+
+def test_a_longer_limit_does_not_change_the_beginning(idefics3: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+    short, long = (idefics3.sample(prompts, SEEDS, SamplingOptions(length)) for length in (4, 20))
+    for one, other in zip(flat(prompts, short)[1], flat(prompts, long)[1], strict=True):
+        assert other.ids[: len(one.ids)] == one.ids
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-6}], ids=str
+)
+def test_all_ways_to_ask_for_the_most_likely_token_agree(
+    options: dict, idefics3: AutoregressivePolicy, prompts: list[Prompt]
+) -> None:
+    for one in flat(prompts, idefics3.sample(prompts, SEEDS, SamplingOptions(LENGTH, **options)))[1]:
+        assert one.logprobs  # of the whole distribution, not of the one that was cut
+        assert max(one.logprobs) < -1e-3
+    greedy = idefics3.sample(prompts, SEEDS, SamplingOptions(LENGTH, temperature=0.0))
+    other = idefics3.sample(prompts, SEEDS, SamplingOptions(LENGTH, **options))
+    assert [[one.ids for one in own] for own in greedy] == [[one.ids for one in own] for own in other]
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.5}, {"top_k": 3, "top_p": 0.5}, {"temperature": 2}])
+def test_tokens_come_as_often_as_their_probability_says(
+    options: dict, idefics3: AutoregressivePolicy, prompts: list[Prompt]
+) -> None:
+    count = 4000
+    settings = SamplingOptions(1, **options)
+    (drawn,) = idefics3.sample(prompts[:1], [list(range(count))], settings)
+    with torch.no_grad():
+        logits = idefics3.read(prompts[:1], [(300,)]).logits(torch.tensor([0]))[0].double()
+    logits[idefics3.model.config.image_token_id] = -math.inf
+    expected = (logits / settings.temperature).softmax(-1)
+    order = expected.argsort(descending=True)
+    kept, mass = [], 0.0
+    for place, token in enumerate(order.tolist()):  # by hand: until top_k tokens or the mass top_p are reached
+        if (settings.top_k and place >= settings.top_k) or (settings.top_p < 1.0 and mass >= settings.top_p):
+            break
+        kept.append(token)
+        mass += float(expected[token])
+    tokens = [one.ids[0] for one in drawn]
+    assert set(tokens) <= set(kept)
+    for token in kept[:3]:
+        share = float(expected[token]) / mass
+        # five standard deviations of a share of `count` draws
+        assert abs(tokens.count(token) / count - share) < 5 * math.sqrt(share * (1 - share) / count)
+
+
+def with_stops(policy: AutoregressivePolicy, declared: object, end_token: str | None) -> AutoregressivePolicy:
+    """The policy as it would load with other declarations of its end."""
+    twin = policy.copy("student")
+    twin.model.generation_config = GenerationConfig(eos_token_id=declared)
+    before = policy.tokenizer.eos_token
+    try:
+        policy.tokenizer.eos_token = end_token
+        return AutoregressivePolicy(twin.model, policy.processor, "student")
+    finally:
+        policy.tokenizer.eos_token = before
+
+
+def test_all_declared_end_tokens_end_an_answer(idefics3: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+    usual = flat(prompts, idefics3.sample(prompts, SEEDS, SamplingOptions(LENGTH)))[1]
+    others = (usual[0].ids[2], usual[1].ids[4])
+    several = with_stops(idefics3, list(others), "<end_of_utterance>")
+    assert several.stop_ids == {*others, idefics3.tokenizer.eos_token_id}
+    for before, one in zip(usual, flat(prompts, several.sample(prompts, SEEDS, SamplingOptions(LENGTH)))[1], strict=True):
+        assert one.ids == before.ids[: len(one.ids)]
+        ends = [place for place, token in enumerate(before.ids) if token in several.stop_ids]
+        assert len(one.ids) == (ends[0] + 1 if ends else LENGTH)
+        assert one.finished == bool(ends)
+        assert len(one.logprobs) == len(one.ids)
+
+
+def test_a_model_without_an_end_token_is_refused(idefics3: AutoregressivePolicy) -> None:
+    with pytest.raises(PolicyError, match=r"names an end token.*Set eos_token_id"):
+        with_stops(idefics3, None, None)
+
+
+def test_the_pad_token_may_be_the_end_token(folders: dict, idefics3: AutoregressivePolicy, prompts: list) -> None:
+    other = load_policy(folders["idefics3"], "student")
+    other.tokenizer.pad_token = other.tokenizer.eos_token
+    completions = [(300, other.tokenizer.eos_token_id), (301,), (302, 303, other.tokenizer.eos_token_id)]
+    assert other.encoder.pad_id == other.tokenizer.eos_token_id
+    one, two = (logprobs(policy, prompts, completions) for policy in (other, idefics3))
+    assert torch.allclose(one, two, atol=CLOSE)  # the end token is scored as any other
+
+
+@pytest.mark.parametrize(
+    "text", ["red circle", "naïve café", "日本語 text", "🙂🙃", "a\tb\n c  d", "<end_of_utterance", "\ufffd end"]
+)
+def test_token_texts_joined_are_the_text(text: str, idefics3: AutoregressivePolicy) -> None:
+    ids = idefics3.answer_ids(text)
+    texts = idefics3.token_texts(ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == text + "<end_of_utterance>"
+    assert idefics3.text(ids) == text
+
+
+def test_an_answer_cut_inside_a_character_keeps_every_token(idefics3: AutoregressivePolicy) -> None:
+    whole = idefics3.answer_ids("ab🙂")[:-1]
+    for length in range(1, len(whole) + 1):
+        texts = idefics3.token_texts(whole[:length])
+        assert len(texts) == length
+        assert "".join(texts) == idefics3.tokenizer.decode(list(whole[:length]))
+
+
+def test_answers_of_the_data_hold_no_image_placeholder(idefics3: AutoregressivePolicy) -> None:
+    with pytest.raises(DataError, match="image placeholder"):
+        idefics3.answer_ids("red <image>")
+    assert idefics3.answer_ids("red")[-1] == idefics3.tokenizer.eos_token_id
+
+
+def test_nothing_to_read_is_nothing(idefics3: AutoregressivePolicy, prompts: list[Prompt]) -> None:
+    assert idefics3.read(prompts, [(), (), ()]).hidden.shape == (0, 32)
+    some = idefics3.read(prompts, [(300, 301), (), (302,)])
+    assert some.hidden.shape == (3, 32)
+
+
+def test_a_copy_is_frozen_and_does_not_follow(folders: dict, prompts: list[Prompt]) -> None:
+    student = load_policy(folders["idefics3"], "student")
+    start = student.copy("student@start")
+    before = logprobs(start, prompts[:1], [(300, 301)])
+    student.model.requires_grad_(True)
+    with torch.no_grad():
+        next(iter(student.model.parameters())).mul_(3.0)
+    assert torch.equal(logprobs(start, prompts[:1], [(300, 301)]), before)
+    assert not any(parameter.requires_grad for parameter in start.model.parameters())
