@@ -13,7 +13,6 @@ import fcntl
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -24,10 +23,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-import yaml
-
 from workbench.checkpoints import list_checkpoints
-from workbench.config import RunConfig, describe_config, load_config, read_yaml
+from workbench.config import RunConfig, read_yaml
 from workbench.errors import ConfigError, RunError
 from workbench.processes import born_at, identify, send
 from workbench.runs import RunFolder
@@ -102,8 +99,8 @@ class _Record:
 
 def safe_run_dir(runs_dir: str | Path, name: str) -> Path:
     """The folder of a run called `name`. Raises RunError if that is not directly inside the runs folder."""
-    plain = isinstance(name, str) and name.isprintable() and Path(name).name == name and "\\" not in name
-    if not plain or name.startswith(".") or len(name.encode()) > 200:
+    plain = name.isprintable() and Path(name).name == name and "\\" not in name
+    if not plain or not name or name.startswith(".") or len(name.encode()) > 200:
         raise RunError(f"run name {name!r} must be a plain folder name: no slashes, no leading dot, not empty.")
     path = Path(runs_dir) / name
     if path.resolve().parent != Path(runs_dir).resolve():
@@ -143,7 +140,7 @@ def start_run(config: RunConfig, runs_dir: str | Path | None = None, *, allow_re
 def resume_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> JobState:
     """Go on with a run that stopped, failed or died, in a new process.
 
-    overrides  what `workbench resume` takes: more training.steps=..., another training.save_every=...
+    overrides  what `workbench resume` takes, as training.save_every=...
 
     Raises: RunError if there is no such run, if it is running, or if it has nothing left to do.
     """
@@ -154,10 +151,9 @@ def resume_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> JobState:
         state = read_job(run_dir)
         if state.is_alive:
             raise RunError(f"run {run_dir} is {state.status} (process {state.pid}). Stop it first.")
-        if state.status == "finished" and not any(text.startswith("training.steps=") for text in overrides):
+        if state.status == "finished":
             raise RunError(
-                f"run {run_dir} has finished its {state.steps} steps. Resume it with more (training.steps=...), or start "
-                "a new run from its configuration."
+                f"run {run_dir} has finished its {state.steps} steps. Start a new run from its configuration instead."
             )
         record = _read_record(run_dir)
         start = Path(record.folder) if record and Path(record.folder).is_dir() else Path.cwd()
@@ -244,36 +240,6 @@ def log_tail(run_dir: str | Path, num_lines: int = 200) -> str:
         if file.is_file():
             return "\n".join(_tail(file)[-num_lines:])
     return ""
-
-
-def train_command(recipe: str | Path, overrides: Sequence[str] = ()) -> list[str]:
-    """The command line that starts the same run in a terminal."""
-    return ["workbench", "train", str(recipe), *overrides]
-
-
-def copyable(command: Sequence[str]) -> str:
-    """A command as it is pasted into a shell."""
-    return shlex.join(command)
-
-
-def overrides_between(recipe: str | Path, config: RunConfig) -> list[str]:
-    """The overrides that make `config` of a recipe, method.name first: load_config(recipe, these) == config."""
-    name = config.method["name"]
-    base = load_config(recipe)
-    found = [] if base.method["name"] == name else [f"method.name={name}"]
-    before, after = load_config(recipe, found).to_dict(), config.to_dict()
-    for key in describe_config(name):
-        value = _at(after, key)
-        if value != _at(before, key):
-            text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
-            found.append(f"{key}={text.removesuffix('...\n').strip()}" if key != "method.name" else f"{key}={value}")
-    return list(dict.fromkeys(found))
-
-
-def _at(values: dict, key: str) -> object:
-    for part in key.split("."):
-        values = values[part]
-    return values
 
 
 def _spawn(run_dir: Path, arguments: list[str], start: Path) -> None:

@@ -1,0 +1,260 @@
+"""Runs as processes of their own: real ones, with tiny models. What is known of them comes from files alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from small import run_config
+
+from workbench.commands import copyable, overrides_between, train_command
+from workbench.config import RunConfig, load_config
+from workbench.errors import ConfigError, RunError
+from workbench.jobs import JobState, find_jobs, log_tail, read_job, resume_run, safe_run_dir, start_run, stop_run
+from workbench.processes import born_at, identify, send
+from workbench.runs import RunFolder
+
+NO_PID = 4_190_000  # below the largest pid that Linux allows, and not in use
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def wait_for(run_dir: Path, is_so: Callable[[JobState], bool], seconds: float = 120.0) -> JobState:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        state = read_job(run_dir)
+        if is_so(state):
+            return state
+        time.sleep(0.05)
+    raise AssertionError(f"still {read_job(run_dir)}\n{log_tail(run_dir)}")
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in RunFolder.open(run_dir).metrics("train")}
+
+
+def a_run(folder: Path, status: dict) -> Path:
+    """A run folder as training would leave it."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("method: {name: dopd}\ntraining: {steps: 9}\n")
+    (folder / "run.json").write_text(json.dumps({"method": "dopd", "started": now(), "updated": now(), **status}))
+    return folder
+
+
+def now(offset: float = 0.0) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() + offset))
+
+
+@pytest.fixture(scope="module")
+def two_runs(models: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, RunConfig]:
+    """Two runs that went at once: one to its end; the other was stopped, resumed, and stopped again."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    runs = tmp_path_factory.mktemp("runs")
+    short = run_config(models, "elsewhere", name="short", data__eval=None)
+    long = run_config(models, "elsewhere", name="long", data__eval=None, training__steps=400)
+    for config in (short, long):
+        state = start_run(config, runs)
+        assert state.status == "starting" and state.run_dir == runs / config.name
+    with pytest.raises(RunError, match=r'"short" is starting already|exists'):
+        start_run(short, runs)
+    assert {state.name for state in find_jobs(runs)} == {"short", "long"}
+    running = wait_for(runs / "long", lambda state: state.step >= 3)
+    assert running.status == "running" and running.is_alive and running.silent_s < 60
+    assert (running.method, running.steps) == ("dopd", 400)
+    assert stop_run(runs / "long").status in ("stopping", "stopped")
+    stopped = wait_for(runs / "long", lambda state: not state.is_alive)
+    assert stopped.status == "stopped" and 3 <= stopped.step < 400, log_tail(runs / "long")
+    assert (runs / "long" / f"checkpoint-{stopped.step:06d}").is_dir()
+    assert stopped.can_resume
+    resumed = resume_run(runs / "long", ["training.keep=1"])
+    assert resumed.status == "starting" and resumed.pid != stopped.pid
+    with pytest.raises(RunError, match="Stop it first"):
+        resume_run(runs / "long")
+    wait_for(runs / "long", lambda state: state.step >= stopped.step + 2)
+    stop_run(runs / "long")
+    return replace(short, output_dir=str(runs)), replace(long, output_dir=str(runs))
+
+
+def test_a_run_goes_to_its_end_by_itself(two_runs: tuple) -> None:
+    state = wait_for(two_runs[0].run_dir, lambda state: not state.is_alive)
+    assert (state.status, state.step, state.steps, state.error) == ("finished", 4, 4, None)
+    assert list(losses(two_runs[0].run_dir)) == [1, 2, 3, 4]
+    assert "dopd" in log_tail(two_runs[0].run_dir)
+    with pytest.raises(RunError, match="has finished its 4 steps"):
+        resume_run(state.run_dir)
+    with pytest.raises(RunError, match="is not running: it is finished"):
+        stop_run(state.run_dir)
+
+
+def test_a_stopped_run_goes_on_where_it_was(two_runs: tuple) -> None:
+    state = wait_for(two_runs[1].run_dir, lambda state: not state.is_alive)
+    assert state.status == "stopped", log_tail(state.run_dir)
+    assert list(losses(state.run_dir)) == list(range(1, state.step + 1))
+
+
+def test_asking_twice_to_stop_does_not_cost_the_checkpoint(models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path, training__steps=400, training__save_every=0, data__eval=None)
+    start_run(config)
+    wait_for(config.run_dir, lambda state: state.step >= 1)
+    for _ in range(5):
+        if read_job(config.run_dir).is_alive:
+            stop_run(config.run_dir)
+    state = wait_for(config.run_dir, lambda state: not state.is_alive)
+    assert state.status == "stopped", log_tail(config.run_dir)
+    assert (config.run_dir / f"checkpoint-{state.step:06d}").is_dir()
+
+
+def test_another_app_sees_the_same(two_runs: tuple) -> None:
+    runs = two_runs[0].run_dir.parent
+    code = "import sys; from workbench.jobs import find_jobs; print([s.name for s in find_jobs(sys.argv[1])])"
+    printed = subprocess.run(
+        [sys.executable, "-c", code, str(runs)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert printed.stdout.strip() == str([state.name for state in find_jobs(runs)])
+
+
+def test_a_run_outlives_the_app_and_is_found_and_killed_by_another(models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path, training__steps=400, data__eval=None)
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    app = (
+        "import sys; from workbench.config import load_config; from workbench.jobs import start_run\n"
+        "print(start_run(load_config(sys.argv[1])).pid)"
+    )
+    command = [sys.executable, "-c", app, str(tmp_path / "config.yaml")]
+    root = Path(__file__).parent.parent
+    pid = int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout)
+    state = wait_for(config.run_dir, lambda state: state.step >= 3)
+    assert (state.status, state.pid) == ("running", pid)
+    assert os.getsid(pid) == pid  # a session of its own
+    stop_run(config.run_dir, at_once=True)
+    died = wait_for(config.run_dir, lambda state: not state.is_alive)
+    assert died.status == "died"
+    assert "Resuming it goes on from step" in died.error
+    assert died.can_resume
+
+
+def test_a_run_that_cannot_begin_says_why(models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path, data={"train": str(tmp_path / "nothing.jsonl")})
+    start_run(config)
+    state = wait_for(config.run_dir, lambda state: not state.is_alive)
+    assert state.status == "failed" and not state.can_resume
+    assert state.error.startswith("DataError: ") and "nothing.jsonl" in state.error
+    assert find_jobs(tmp_path) == [state]
+    assert not config.run_dir.exists()
+    start_run(config)  # the name is free: nothing was made
+    again = wait_for(config.run_dir, lambda state: not state.is_alive)
+    assert log_tail(config.run_dir).count("DataError") == 2 and again.error == state.error
+
+
+def test_a_run_that_says_it_runs_and_has_no_process_has_died(tmp_path: Path) -> None:
+    run_dir = a_run(tmp_path / "gone", {"status": "running", "pid": NO_PID, "steps_done": 3})
+    state = read_job(run_dir)
+    assert (state.status, state.step, state.steps) == ("died", 3, 9)
+    assert "begins again" in state.error
+
+
+def test_a_pid_that_is_anothers_by_now_is_not_the_run(tmp_path: Path) -> None:
+    own = os.getpid()
+    recycled = a_run(tmp_path / "recycled", {"status": "running", "pid": own, "updated": "2020-01-01T00:00:00+0000"})
+    assert read_job(recycled).status == "died"
+    with pytest.raises(RunError, match="not running"):
+        stop_run(recycled)
+    # started in a terminal, it has no record, and its heartbeat is younger than the process
+    assert read_job(a_run(tmp_path / "live", {"status": "running", "pid": own})).status == "running"
+    assert not send(own, "another boot 1", signal.SIGKILL)
+    assert identify(NO_PID) is None and born_at(NO_PID) is None
+    assert born_at(own) == pytest.approx(time.time(), abs=3600 * 24)
+
+
+def test_a_zombie_is_no_living_process() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    while Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        time.sleep(0.01)
+    assert identify(process.pid) is None
+    process.wait()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+def test_a_half_written_run_is_listed_and_named(tmp_path: Path, text: str) -> None:
+    run_dir = a_run(tmp_path / "half", {})
+    (run_dir / "run.json").write_text(text)
+    (state,) = find_jobs(tmp_path)
+    assert state.status == "unreadable" and "run.json" in state.error and not state.is_alive
+
+
+def test_a_deleted_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="It may have been deleted"):
+        read_job(tmp_path / "nothing")
+    with pytest.raises(RunError):
+        stop_run(tmp_path / "nothing")
+    assert find_jobs(tmp_path) == []
+    assert find_jobs(tmp_path / "no folder") == []
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc", ".jobs", "a\\b", "a\0b", "a\nb", "x" * 300])
+def test_a_name_that_is_no_plain_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RunError, match="must be a plain folder name"):
+        safe_run_dir(tmp_path, name)
+
+
+def test_links_that_lead_out_are_refused(models: dict, tmp_path: Path) -> None:
+    outside, runs = a_run(tmp_path / "outside", {"status": "finished"}), tmp_path / "runs"
+    runs.mkdir()
+    (runs / "link").symlink_to(outside)
+    for act in (lambda: safe_run_dir(runs, "link"), lambda: resume_run(runs / "link"), lambda: stop_run(runs / "link")):
+        with pytest.raises(RunError, match="leads out of the runs folder"):
+            act()
+    assert find_jobs(runs) == []
+    (tmp_path / "elsewhere").mkdir()
+    (runs / ".jobs").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="leads out of the runs folder"):
+        start_run(run_config(models, runs))
+    assert not list((tmp_path / "elsewhere").rglob("*.yaml"))
+
+
+def test_a_configuration_that_would_run_code_is_refused(models: dict, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="trust_remote_code"):
+        start_run(run_config(models, tmp_path, models__trust_remote_code=True))
+    assert not (tmp_path / ".jobs").exists()
+
+
+def test_a_taken_name_is_refused(models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path)
+    config.run_dir.mkdir()
+    with pytest.raises(RunError, match="exists"):
+        start_run(config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"training__learning_rate": 1e-05, "name": "it's mine", "evaluation__contexts": ["plain", "boxes+caption"]},
+        {"method": {"name": "opd"}, "data__eval": None, "models__teachers": {"a b": "c"}},
+        {"method": {"name": "dopd", "privilege": "boxes", "trim": 0.1}, "training__betas": [0.5, 0.75]},
+    ],
+)
+def test_the_command_line_starts_the_same_run(models: dict, tmp_path: Path, changes: dict) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(run_config(models, "runs").to_yaml())
+    config = run_config(models, "runs", **changes)
+    overrides = overrides_between(recipe, config)
+    assert load_config(recipe, overrides).to_dict() == config.to_dict()
+    assert bool(overrides) == bool(changes)
+    command = train_command(recipe, overrides)
+    shell = f'{sys.executable} -c "import sys; print(repr(sys.argv[1:]))" {copyable(command[1:])}'
+    printed = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == repr(command[1:])

@@ -1,0 +1,49 @@
+"""The command line that does the same as a form: shown beside it, so that nothing started by mouse is a secret."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from workbench.config import RunConfig, describe_config, load_config
+
+
+def train_command(recipe: str | Path, overrides: Sequence[str] = ()) -> list[str]:
+    """The command that starts such a run in a terminal, as arguments."""
+    return ["workbench", "train", str(recipe), *overrides]
+
+
+def copyable(command: Sequence[str]) -> str:
+    """A command as it is pasted into a shell."""
+    return shlex.join(command)
+
+
+def overrides_between(recipe: str | Path, config: RunConfig) -> list[str]:
+    """The overrides that make `config` of a recipe, method.name first: load_config(recipe, these) == config.
+
+    Raises: ConfigError if the recipe cannot be read.
+    """
+    name = config.method["name"]
+    is_same_method = load_config(recipe).method["name"] == name
+    found = [] if is_same_method else [f"method.name={name}"]
+    before, after = load_config(recipe, found).to_dict(), config.to_dict()
+    for key in describe_config(name):
+        value = value_at(after, key)
+        if value != value_at(before, key):
+            found.append(f"{key}={_as_yaml(value)}")
+    return found
+
+
+def value_at(values: dict, key: str) -> object:
+    """The value of a dotted key; None where there is none."""
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return None
+        values = values[part]
+    return values
+
+
+def _as_yaml(value: object) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+    return text.removesuffix("...\n").strip()
