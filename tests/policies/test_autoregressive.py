@@ -210,7 +210,9 @@ def test_all_declared_end_tokens_end_an_answer(idefics3: AutoregressivePolicy, p
     others = (usual[0].ids[2], usual[1].ids[4])
     several = with_stops(idefics3, list(others), "<end_of_utterance>")
     assert several.stop_ids == {*others, idefics3.tokenizer.eos_token_id}
-    for before, one in zip(usual, flat(prompts, several.sample(prompts, SEEDS, SamplingOptions(LENGTH)))[1], strict=True):
+    for before, one in zip(
+        usual, flat(prompts, several.sample(prompts, SEEDS, SamplingOptions(LENGTH)))[1], strict=True
+    ):
         assert one.ids == before.ids[: len(one.ids)]
         ends = [place for place, token in enumerate(before.ids) if token in several.stop_ids]
         assert len(one.ids) == (ends[0] + 1 if ends else LENGTH)
@@ -251,9 +253,10 @@ def test_an_answer_cut_inside_a_character_keeps_every_token(idefics3: Autoregres
         assert "".join(texts) == idefics3.tokenizer.decode(list(whole[:length]))
 
 
-def test_answers_of_the_data_hold_no_image_placeholder(idefics3: AutoregressivePolicy) -> None:
-    with pytest.raises(DataError, match="image placeholder"):
-        idefics3.answer_ids("red <image>")
+def test_answers_of_the_data_hold_no_image_and_no_end(idefics3: AutoregressivePolicy) -> None:
+    for token in ("<image>", "<end_of_utterance>"):
+        with pytest.raises(DataError, match=f'contains the special token "{token}" as text'):
+            idefics3.answer_ids(f"red {token} blue")
     assert idefics3.answer_ids("red")[-1] == idefics3.tokenizer.eos_token_id
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -172,9 +173,12 @@ class AutoregressivePolicy:
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """An answer given as text, as the model would have written it: its tokens and the end token."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if set(ids) & set(self._placeholders):
-            raise DataError(f"answer {text[:80]!r} contains an image placeholder. Answers are text: remove it.")
-        return (*ids, self.tokenizer.eos_token_id)
+        for token in ids:
+            if token in self._placeholders or token in self.stop_ids:
+                special = self.token_text(token)
+                raise DataError(f'answer {text[:80]!r} contains the special token "{special}" as text: remove it.')
+        own = self.tokenizer.eos_token_id
+        return (*ids, min(self.stop_ids) if own is None else own)
 
     def text(self, ids: tuple[int, ...]) -> str:
         """The completion as text, without special tokens."""
@@ -261,7 +265,7 @@ def load_policy(
             else AutoModelForCausalLM
         )
         model = auto.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise PolicyError(
             f'{name}: "{path}" cannot be loaded as a model ({_first_line(error)}). Give a folder written by '
             "save_pretrained with config.json and *.safetensors, or the name of a model on the hub."

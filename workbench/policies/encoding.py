@@ -63,8 +63,10 @@ class PromptEncoder:
 
     @property
     def pad_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return self.tokenizer.eos_token_id if pad is None else pad
+        """What fills a row up; masked, so any text token will do."""
+        return next(
+            (token for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if token is not None), 0
+        )
 
     def _encode(self, prompt: Prompt) -> Encoded:
         for text in (prompt.text, *(turn.text for turn in prompt.history)):

@@ -1,0 +1,145 @@
+"""Prompts to tensors: kept by what they say and not by their name, refused with a sentence."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import picture
+from PIL import Image
+from small import example
+
+import workbench.policies.encoding
+from workbench.contexts import build_prompt
+from workbench.datasets import load_examples
+from workbench.errors import PolicyError
+from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.policies.encoding import PromptEncoder, collate
+from workbench.types import Prompt, Turn
+
+
+@pytest.fixture
+def encoder(idefics3: AutoregressivePolicy) -> PromptEncoder:
+    return PromptEncoder(idefics3.processor)
+
+
+def text_of(encoder: PromptEncoder, encoded: dict) -> str:
+    return encoder.tokenizer.decode(encoded["input_ids"][0])
+
+
+def test_a_prompt_has_one_start_token_and_its_image_tokens(encoder: PromptEncoder) -> None:
+    ids = encoder.encode(Prompt((picture(1), picture(2)), "what is this?"))["input_ids"][0].tolist()
+    assert ids.count(encoder.tokenizer.bos_token_id) == 1
+    assert ids.count(encoder.tokenizer.convert_tokens_to_ids("<image>")) == 18  # nine for each
+    assert encoder.tokenizer.decode(ids).endswith("what is this?<end_of_utterance><assistant>")
+
+
+def test_earlier_turns_come_before_the_question(encoder: PromptEncoder) -> None:
+    turns = (Turn("system", "be short"), Turn("user", "hello"), Turn("assistant", "yes"))
+    text = text_of(encoder, encoder.encode(Prompt((picture(1),), "and now?", turns)))
+    places = [text.index(part) for part in ("be short", "hello", "yes", "<image>", "and now?")]
+    assert places == sorted(places)
+
+
+def test_two_prompts_of_one_name_are_not_mixed_up(encoder: PromptEncoder) -> None:
+    prompt = Prompt((picture(1),), "one", key="1|plain")
+    variants = [
+        prompt,
+        dataclasses.replace(prompt, text="another question"),
+        dataclasses.replace(prompt, images=(picture(2),)),
+        dataclasses.replace(prompt, history=(Turn("user", "hello"), Turn("assistant", "yes"))),
+    ]
+    kept = [encoder.encode(variant) for variant in variants]
+    for variant, found in zip(variants, kept, strict=True):
+        fresh = encoder.encode(dataclasses.replace(variant, key=""))
+        assert all(torch.equal(found[name], fresh[name]) for name in fresh)
+
+
+def test_rows_of_two_files_without_ids_are_different_prompts(encoder: PromptEncoder, tmp_path: Path) -> None:
+    for name in ("train", "eval"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"question": "a {name} question"}}\n')
+    prompts = [build_prompt(load_examples(tmp_path / f"{name}.jsonl")[0], "plain") for name in ("train", "eval")]
+    assert len({prompt.key for prompt in prompts}) == 2
+    assert [f"a {name} question" in text_of(encoder, encoder.encode(prompt)) for name, prompt in zip(("train", "eval"), prompts, strict=True)] == [True, True]  # fmt: skip
+
+
+def test_an_equal_prompt_is_encoded_once(encoder: PromptEncoder) -> None:
+    first = encoder.encode(build_prompt(example(), "crop"))
+    assert encoder.encode(build_prompt(example(), "crop")) is first
+
+
+def test_the_oldest_prompts_are_forgotten_when_there_is_no_room(
+    encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workbench.policies.encoding, "CACHE_BYTES", 300_000)  # two prompts of about 120 kB
+    prompts = [Prompt((picture(n),), "what?", key=f"{n}|plain") for n in range(3)]
+    first, *_, last = [encoder.encode(prompt) for prompt in prompts]
+    assert encoder.encode(prompts[2]) is last
+    assert encoder.encode(prompts[0]) is not first
+    for _ in range(5):  # what replaces a prompt of the same name does not count twice
+        for n in (1, 2):
+            encoder.encode(Prompt((picture(n),), "same name", key="x|plain"))
+    kept = encoder.encode(prompts[0])
+    assert encoder.encode(prompts[0]) is kept
+
+
+@pytest.mark.parametrize("where", ["question", "turn"])
+@pytest.mark.parametrize("token", ["<image>", "<end_of_utterance>", "<global-img>", "<bos>"])
+def test_a_special_token_as_text_is_refused(where: str, token: str, policy: AutoregressivePolicy) -> None:
+    said = f"what is {token} here"
+    prompt = Prompt((), said) if where == "question" else Prompt((), "what?", (Turn("user", said),))
+    with pytest.raises(PolicyError, match=f'contains the special token "{token}" as text'):
+        policy.check_prompt(prompt)
+
+
+def test_too_long_a_prompt_says_how_long(idefics3: AutoregressivePolicy) -> None:
+    encoder = PromptEncoder(idefics3.processor, max_prompt_length=20)
+    encoder.encode(Prompt((picture(1),), "what?"))
+    with pytest.raises(
+        PolicyError, match=r'prompt "far\|plain" has \d\d tokens \(images included\), the model takes 20'
+    ):
+        encoder.encode(Prompt((picture(1), picture(2)), "what?", key="far|plain"))
+
+
+def test_what_a_chat_template_refuses_is_a_sentence(folders: dict) -> None:
+    processor = load_policy(folders["idefics3"], "student").processor
+    processor.chat_template = "{{ raise_exception('Conversation roles must alternate') }}"
+    with pytest.raises(PolicyError, match=r'prompt "7\|plain" cannot be encoded.*Conversation roles must alternate'):
+        PromptEncoder(processor).encode(Prompt((), "what?", key="7|plain"))
+
+
+def test_half_a_character_is_a_sentence(encoder: PromptEncoder) -> None:
+    with pytest.raises(PolicyError, match="cannot be encoded"):
+        encoder.encode(Prompt((), "half \ud83d of one"))
+
+
+def test_images_of_any_shape_are_taken_or_refused_with_a_sentence(policy: AutoregressivePolicy) -> None:
+    for size in ((1, 1), (1, 900), (900, 1), (3, 500)):
+        prompt = Prompt((Image.new("RGB", size, (9, 200, 30)),), "what?")
+        try:
+            policy.read([prompt], [(300,)])
+        except PolicyError as error:
+            assert "cannot be encoded" in str(error) or "tokens" in str(error)
+
+
+def test_a_language_model_alone_takes_text_and_no_images(idefics3: AutoregressivePolicy) -> None:
+    encoder = PromptEncoder(idefics3.tokenizer)
+    assert encoder.encode(Prompt((), "what is this?"))["input_ids"].shape[0] == 1
+    with pytest.raises(PolicyError, match=r"has 1 image\(s\), but this model has no image processor"):
+        encoder.encode(Prompt((picture(1),), "what?"))
+
+
+def test_collate_pads_ids_on_the_left_and_pixels_with_zeros() -> None:
+    one = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, 2).long(), "pixel_values": torch.ones(1, 1, 3)}  # fmt: skip
+    two = {
+        "input_ids": torch.tensor([[7, 8, 9]]),
+        "attention_mask": torch.ones(1, 3).long(),
+        "pixel_values": torch.ones(1, 2, 3),
+        "token_type_ids": torch.tensor([[1, 1, 0]]),
+    }
+    batch = collate([one, two], pad_id=4)
+    assert batch["input_ids"].tolist() == [[4, 5, 6], [7, 8, 9]]
+    assert batch["attention_mask"].tolist() == [[0, 1, 1], [1, 1, 1]]
+    assert batch["token_type_ids"].tolist() == [[0, 0, 0], [1, 1, 0]]
+    assert batch["pixel_values"].shape == (2, 2, 3)
+    assert batch["pixel_values"][0, 1].sum() == 0

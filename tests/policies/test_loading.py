@@ -1,0 +1,121 @@
+"""Policies that do not fit together are refused before anything is compared."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from small import example
+
+from workbench.contexts import build_prompt
+from workbench.errors import ConfigError, PolicyError
+from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.policies.loading import load_policies
+
+
+@pytest.fixture
+def folder(folders: dict[str, Path], tmp_path: Path) -> Path:
+    """An own copy of the small model, to damage."""
+    return shutil.copytree(folders["idefics3"], tmp_path / "model")
+
+
+def edit(file: Path, change) -> None:
+    values = json.loads(file.read_text())
+    change(values)
+    file.write_text(json.dumps(values))
+
+
+def test_the_names_of_views_become_policies(models: dict[str, Path]) -> None:
+    names = ("student", "student@start", "student@ema", "teacher", "teacher:ocr")
+    policies = load_policies(names, **models, teachers={"ocr": str(models["teacher"])}, max_completion_length=12)
+    assert tuple(policies) == names
+    assert {policy.name for policy in policies.values()} == set(names)
+    assert not any(p.requires_grad for policy in policies.values() for p in policy.model.parameters())
+    assert {policy.encoder.max_prompt_length for policy in policies.values()} == {500}  # 512 less the completion
+    weights = [next(iter(policies[name].model.parameters())) for name in names]
+    assert torch.equal(weights[0], weights[1]) and weights[0] is not weights[1]
+    assert torch.equal(weights[0], weights[2]) and not torch.equal(weights[0], weights[3])
+
+
+def test_a_teacher_that_is_not_given_is_asked_for(models: dict[str, Path]) -> None:
+    for name in ("teacher", "teacher:ocr"):
+        with pytest.raises(ConfigError, match=f'no model is given for the policy "{name}"'):
+            load_policies((name,), student=models["student"])
+
+
+def test_a_completion_longer_than_the_model_is_refused(models: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"max_completion_length is 512, but the models take only 512 tokens"):
+        load_policies((), student=models["student"], max_completion_length=512)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("config.json", "cannot be loaded as a model"), ("model.safetensors", "cannot be loaded as a model"),
+     ("tokenizer.json", "its processor cannot be loaded"), ("processor_config.json", "its processor cannot be loaded")],
+)  # fmt: skip
+@pytest.mark.parametrize("damage", ["missing", "torn", "empty"])
+def test_a_damaged_model_folder_is_named(name: str, sentence: str, damage: str, folder: Path) -> None:
+    file = folder / name
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(b"" if damage == "empty" else file.read_bytes()[: file.stat().st_size // 2])
+    if name == "processor_config.json" and damage == "missing":
+        (folder / "preprocessor_config.json").unlink(missing_ok=True)
+    with pytest.raises(PolicyError, match=f'teacher: ".*model" .*{sentence}'):
+        load_policy(folder, "teacher")
+
+
+def test_weights_of_another_size_are_named(folder: Path) -> None:
+    edit(folder / "config.json", lambda values: values["text_config"].update(hidden_size=64))
+    with pytest.raises(PolicyError, match="cannot be loaded as a model"):
+        load_policy(folder, "teacher")
+
+
+def test_a_teacher_that_numbers_a_token_differently_is_refused(models: dict, folder: Path) -> None:
+    def swap(values: dict) -> None:
+        vocabulary = values["model"]["vocab"]
+        vocabulary["red"], vocabulary["green"] = vocabulary["green"], vocabulary["red"]
+
+    edit(folder / "tokenizer.json", swap)
+    with pytest.raises(PolicyError, match=r'teacher has another vocabulary.*token "(red|green)" is id \d+ for the student, and teacher has id'):  # fmt: skip
+        load_policies(("teacher",), student=models["student"], teacher=folder)
+
+
+def resized(folder: Path, extra: int, target: Path) -> Path:
+    """The model with a padded vocabulary, as families pad theirs to another multiple."""
+    policy = load_policy(folder, "teacher")
+    policy.model.resize_token_embeddings(policy.vocabulary + extra, mean_resizing=False)
+    policy.model.save_pretrained(target)
+    policy.processor.save_pretrained(target)
+    return target
+
+
+def test_a_padded_head_is_cut_to_the_entries_that_both_have(models: dict, tmp_path: Path) -> None:
+    padded = resized(models["teacher"], 13, tmp_path / "padded")
+    for student, teacher in ((models["student"], padded), (padded, models["student"])):
+        policies = load_policies(("teacher",), student=student, teacher=teacher)
+        sizes = {policy.vocabulary for policy in policies.values()}
+        assert sizes == {len(policies["student"].tokenizer)}
+        prompt = build_prompt(example(), "plain")
+        for policy in policies.values():
+            logits = policy.read([prompt], [(300, 301)]).logits(torch.arange(2))
+            assert logits.shape == (2, sizes.copy().pop())
+            assert torch.allclose(logits.softmax(-1).sum(-1), torch.ones(2))
+
+
+def test_heads_smaller_than_the_tokenizer_are_refused(models: dict, tmp_path: Path) -> None:
+    small = resized(models["teacher"], -3, tmp_path / "small")
+    with pytest.raises(PolicyError, match=r"a head has \d+ entries, but the student's tokenizer has \d+ tokens"):
+        load_policies(("teacher",), student=models["student"], teacher=small)
+
+
+def test_a_tokenizer_without_an_end_is_no_obstacle_if_the_model_names_one(folder: Path) -> None:
+    policy = load_policy(folder, "student")
+    policy.tokenizer.eos_token = None
+    policy.tokenizer.pad_token = None
+    bare = AutoregressivePolicy(policy.model, policy.processor, "student")
+    prompts = [build_prompt(example(0), "plain"), build_prompt(example(1), "caption")]
+    assert bare.answer_ids("red")[-1] in bare.stop_ids
+    assert bare.read(prompts, [(300,), (301, 302)]).hidden.shape[0] == 3
