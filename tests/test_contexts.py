@@ -1,0 +1,176 @@
+"""What a policy is shown, for every name of a context and for sums; evidence that is missing is named."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from small import example
+
+import workbench.contexts
+from workbench.contexts import (
+    CONTEXTS,
+    build_prompt,
+    evidence_crop,
+    evidence_text,
+    is_privileged,
+    missing_evidence,
+    parse_context,
+)
+from workbench.errors import ConfigError, DataError
+from workbench.types import Box, Evidence, Example, Turn
+
+
+def test_plain_is_what_the_deployed_student_gets() -> None:
+    turns = (Turn("user", "hello"), Turn("assistant", "yes"))
+    prompt = build_prompt(example(history=turns), "plain")
+    assert (prompt.text, len(prompt.images), prompt.history) == ("question", 1, turns)
+    assert [context for context in CONTEXTS if not is_privileged(context)] == ["plain"]
+
+
+@pytest.mark.parametrize(
+    ("context", "text", "num_images"),
+    [
+        ("crop", "question", 2),
+        ("crop_only", "question", 1),
+        ("marked", "question", 1),
+        ("boxes", "question\nboxes: thing at 10 20 40 80", 1),
+        ("caption", "question\ncaption: a caption", 1),
+        ("hint", "question\nhint: a hint", 1),
+        ("answer", "question\nanswer: 3", 1),
+        ("reference", "question\nreference: 5 3", 1),
+        ("hint+caption+crop", "question\ncaption: a caption\nhint: a hint", 2),
+        ("answer + boxes", "question\nboxes: thing at 10 20 40 80\nanswer: 3", 1),
+        ("marked+crop", "question", 2),
+    ],
+)
+def test_every_context_shows_its_evidence_and_nothing_else(context: str, text: str, num_images: int) -> None:
+    prompt = build_prompt(example(), context)
+    assert (prompt.text, len(prompt.images)) == (text, num_images)
+
+
+def test_every_context_has_a_test() -> None:
+    assert {"plain", "crop", "crop_only", "marked", "boxes", "caption", "hint", "answer", "reference"} == set(CONTEXTS)
+
+
+def test_the_order_of_a_sum_changes_nothing() -> None:
+    one, other = (build_prompt(example(), context) for context in ("boxes+caption", "caption+boxes"))
+    assert (one.text, one.images) == (other.text, other.images)
+
+
+@pytest.mark.parametrize(
+    ("context", "sentence"),
+    [
+        ("box", 'context "box" is unknown.*Did you mean "boxes"'),
+        ("", 'context "" is unknown'),
+        ("boxes+", "is unknown"),
+        ("boxes+boxes", "repeats a part"),
+        ("plain+boxes", 'adds "plain"'),
+        ("crop+crop_only", "choose one"),
+        ("Crop", 'Did you mean "crop"'),
+    ],
+)
+def test_names_that_mean_nothing_are_refused(context: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        parse_context(context)
+
+
+@pytest.mark.parametrize(
+    ("context", "column"),
+    [("crop", "boxes (or crop)"), ("crop_only", "boxes (or crop)"), ("marked", "boxes"), ("boxes", "boxes"),
+     ("caption", "caption"), ("hint", "hint"), ("answer", "answer"), ("reference", "reference"),
+     ("caption+hint", "caption")],
+)  # fmt: skip
+def test_missing_evidence_is_named_with_its_row(context: str, column: str) -> None:
+    bare = Example("7", "question", example().images, origin="data.jsonl:7")
+    assert missing_evidence(bare, context) == column
+    with pytest.raises(DataError) as raised:
+        build_prompt(bare, context)
+    assert f'data.jsonl:7 has no "{column}"; context "{context}" needs one' in str(raised.value)
+    assert missing_evidence(bare, "plain") is None
+    assert missing_evidence(example(), context) is None
+
+
+def test_an_empty_text_is_no_evidence() -> None:
+    assert missing_evidence(example(evidence=Evidence(caption="")), "caption") == "caption"
+    assert missing_evidence(example(answer=""), "answer") == "answer"
+
+
+@pytest.mark.parametrize("context", ["crop", "crop_only", "boxes", "marked"])
+def test_a_box_without_an_image_is_no_evidence(context: str) -> None:
+    assert missing_evidence(example(images=()), context) == "images"
+    with pytest.raises(DataError, match='has no "images"'):
+        build_prompt(example(images=()), context)
+
+
+def test_boxes_are_written_in_hundredths_from_0_to_99() -> None:
+    boxes = (Box(0, 0, 20, 10, "all"), Box(19.99, 9.99, 20, 10), Box(10, 5, 10.4, 5.2, "dot"))
+    text = evidence_text(example(evidence=Evidence(boxes)), "boxes")
+    assert text == "all at 0 0 99 99; region at 99 99 99 99; dot at 50 50 52 52"
+
+
+def quarters() -> Image.Image:
+    image = Image.new("RGB", (20, 10))
+    image.paste((255, 0, 0), (0, 0, 10, 5))
+    image.paste((0, 255, 0), (10, 5, 20, 10))
+    return image
+
+
+def test_the_crop_is_the_first_box_at_twice_the_size() -> None:
+    boxes = (Box(10, 5, 20, 10), Box(0, 0, 3, 3))
+    crop = evidence_crop(example(images=(quarters(),), evidence=Evidence(boxes)))
+    assert crop.size == (20, 10)
+    assert set(crop.getdata()) == {(0, 255, 0)}
+
+
+def test_an_own_crop_is_taken_as_it_is(tmp_path: Path) -> None:
+    own = Image.new("RGB", (3, 3))
+    assert evidence_crop(example(evidence=Evidence(crop=own))) is own
+    assert build_prompt(example(evidence=Evidence(crop=tmp_path / "c.png")), "crop").images[1] == tmp_path / "c.png"
+
+
+@pytest.mark.parametrize(
+    "box", [Box(5.2, 4, 5.4, 8), Box(5.9, 4.1, 6.1, 4.2), Box(0, 0, 0.3, 0.3), Box(19.8, 9.8, 20, 10)]
+)
+@pytest.mark.parametrize("context", ["crop", "crop_only", "marked", "boxes", "marked+boxes+crop"])
+def test_boxes_smaller_than_a_pixel_can_be_shown(box: Box, context: str) -> None:
+    images = build_prompt(example(evidence=Evidence((box,))), context).images
+    assert all(min(image.size) >= 1 for image in images)
+
+
+def test_the_crop_holds_every_pixel_that_the_box_touches() -> None:
+    box = Box(2.3, 1.7, 6.1, 4.2)
+    crop = evidence_crop(example(evidence=Evidence((box,))))
+    assert crop.size == (2 * (math.ceil(6.1) - 2), 2 * (math.ceil(4.2) - 1))
+
+
+def test_a_crop_too_large_to_enlarge_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workbench.contexts, "MAX_PIXELS", 799)
+    assert evidence_crop(example(evidence=Evidence((Box(0, 0, 20, 10),)))).size == (20, 10)
+    assert evidence_crop(example(evidence=Evidence((Box(0, 0, 10, 10),)))).size == (20, 20)
+
+
+def test_the_mark_is_a_red_frame_on_a_copy() -> None:
+    one = example()
+    (marked,) = build_prompt(one, "marked").images
+    red = {(x, y) for x in range(20) for y in range(10) if marked.getpixel((x, y)) == (255, 0, 0)}
+    frame = {(x, y) for x in range(2, 8) for y in range(2, 8) if x in (2, 7) or y in (2, 7)}
+    assert red == frame
+    assert one.images[0].getpixel((2, 2)) != (255, 0, 0)
+
+
+def test_prompts_of_other_rows_files_and_contexts_have_other_names() -> None:
+    rows = [example(0, origin=origin) for origin in ("train.jsonl:1", "eval.jsonl:1")] + [example(0), example(1)]
+    assert all(row.id == "example-0" for row in rows[:3])
+    keys = [build_prompt(row, context).key for row in rows for context in ("plain", "boxes", "boxes+hint")]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_student_never_sees_evidence() -> None:
+    secret = dataclasses.replace(
+        example(answer="S3CRET", reference="S3CRET"),
+        evidence=Evidence((Box(1, 1, 2, 2, "S3CRET"),), caption="S3CRET", hint="S3CRET"),
+    )
+    assert "S3CRET" not in build_prompt(secret, "plain").text
+    assert build_prompt(secret, "plain").images == secret.images

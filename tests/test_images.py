@@ -1,0 +1,123 @@
+"""Pictures are opened upright, in colour and bounded, or refused with the file's name."""
+
+import io
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import workbench.images
+from workbench.datasets import decode_image, image_size, load_examples
+from workbench.errors import DataError
+from workbench.images import open_image
+
+
+def upper_left_red(size: tuple[int, int] = (40, 20)) -> Image.Image:
+    image = Image.new("RGB", size, (0, 0, 255))
+    image.paste((255, 0, 0), (0, 0, size[0] // 2, size[1] // 2))
+    return image
+
+
+def save_turned(path: Path, orientation: int) -> Path:
+    """A photo as a camera held on its side stores it: pixels turned, and a note how to turn them back."""
+    back = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upper_left_red().transpose(back[orientation]).save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_a_photo_is_shown_and_measured_upright(orientation: int, tmp_path: Path) -> None:
+    path = save_turned(tmp_path / "photo.png", orientation)
+    assert image_size(path) == (40, 20)
+    with Image.open(path) as lazily:
+        for image in (open_image(path), decode_image(path.read_bytes()), open_image(lazily)):
+            assert image.size == (40, 20)
+            assert image.getpixel((2, 2)) == (255, 0, 0)
+            assert image.getpixel((38, 18)) == (0, 0, 255)
+            assert image_size(image) == (40, 20)
+
+
+def test_a_box_of_a_photo_is_checked_and_cut_upright(tmp_path: Path) -> None:
+    save_turned(tmp_path / "photo.png", 6)
+    row = '{"question": "q", "images": ["photo.png"], "boxes": [{"x0": 22, "y0": 0, "x1": %d, "y1": 8}]}\n'
+    (tmp_path / "good.jsonl").write_text(row % 38)  # outside the picture as it is stored, 20 wide
+    assert load_examples(tmp_path / "good.jsonl")[0].evidence.boxes[0].x1 == 38
+    (tmp_path / "bad.jsonl").write_text(row % 41)
+    with pytest.raises(DataError, match="leaves the image of 40 x 20 pixels"):
+        load_examples(tmp_path / "bad.jsonl")
+
+
+def test_sixteen_bit_pictures_keep_their_greys(tmp_path: Path) -> None:
+    picture = Image.new("I;16", (3, 1))
+    for column, value in enumerate((0, 32768, 65535)):
+        picture.putpixel((column, 0), value)
+    picture.save(tmp_path / "grey.png")
+    for source in (tmp_path / "grey.png", picture):
+        assert [open_image(source).getpixel((column, 0)) for column in range(3)] == [(v, v, v) for v in (0, 128, 255)]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
+def test_other_modes_become_rgb(mode: str) -> None:
+    image = open_image(upper_left_red().convert(mode))
+    assert image.mode == "RGB"
+    assert image.size == (40, 20)
+
+
+def test_floating_point_pixels_are_refused() -> None:
+    with pytest.raises(DataError, match="floating-point pixels"):
+        open_image(Image.new("F", (2, 2), 0.5))
+
+
+def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.png").write_bytes(b"")
+    for name in ("text.png", "empty.png", "."):
+        with pytest.raises(DataError, match=r"cannot be read .*Save it again as PNG or JPEG, or drop its row"):
+            open_image(tmp_path / name)
+    for name in ("missing.png", "missing/x.png"):
+        with pytest.raises(DataError, match=f"{name} does not exist"):
+            open_image(tmp_path / name)
+    with pytest.raises(DataError, match="cannot be read"):
+        open_image(tmp_path / ("x" * 5000))
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workbench.images, "MAX_PIXELS", 799)
+    upper_left_red().save(tmp_path / "large.png")
+    for source in (tmp_path / "large.png", upper_left_red()):
+        with pytest.raises(DataError, match=r"has 40 x 20 pixels; at most 799 are allowed"):
+            open_image(source)
+
+
+def test_a_torn_picture_in_memory_is_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "torn.png"
+    Image.effect_noise((50, 50), 90).save(file)
+    file.write_bytes(file.read_bytes()[:300])
+    with Image.open(file) as lazily, pytest.raises(DataError, match="an image in memory cannot be read"):
+        open_image(lazily)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "MPO", "DDS", "TGA"])
+def test_damaged_files_never_raise_anything_else(kind: str, tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.effect_noise((24, 20), 60).convert("RGB").save(
+        stream, kind, **({"exif": exif} if kind in ("PNG", "JPEG", "TIFF", "WEBP", "MPO") else {})
+    )
+    whole, draw, file = stream.getvalue(), random.Random(0), tmp_path / "damaged"
+    refused = 0
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(draw.randint(1, 6)):
+            data[draw.randrange(min(len(data), 300))] = draw.choice([0, 255, draw.randrange(256)])
+        file.write_bytes(data[: draw.choice([len(data), draw.randrange(1, len(data))])])
+        try:
+            assert open_image(file).mode == "RGB"
+        except DataError as error:
+            assert str(file) in str(error)
+            refused += 1
+    assert refused
