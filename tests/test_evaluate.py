@@ -1,0 +1,122 @@
+"""Accuracy and calibration, by hand."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small import example
+
+from workbench.errors import DataError, RunError
+from workbench.evaluate import (
+    Answered,
+    answer_questions,
+    forget_answers_after,
+    load_answers,
+    measure,
+    require_answers,
+    save_answers,
+    summarise,
+    tabulate,
+    truth_of,
+)
+from workbench.policies.table import TablePolicy
+from workbench.types import Mark
+
+ONE = Answered(0, "student", "plain", "e", "", None, "3", "3", 1.0, 0.5, 2, True)
+
+
+def answered(*pairs: tuple[float | None, float], **values: object) -> list[Answered]:
+    return [replace(ONE, reward=reward, confidence=confidence, **values) for reward, confidence in pairs]
+
+
+def test_calibration_by_hand() -> None:
+    """Bins: 0.15 | 0.95, 0.99 | 0.55, 0.52: |-0.15| and |0.95 + 0.99 - 1| and |0.55 + 0.52 - 1|, over five."""
+    measured = measure(answered((0.0, 0.15), (1.0, 0.95), (0.0, 0.99), (1.0, 0.55), (0.0, 0.52)))
+    assert measured.count == 5
+    assert measured.accuracy == pytest.approx(0.4)
+    assert measured.confidence == pytest.approx((0.15 + 0.95 + 0.99 + 0.55 + 0.52) / 5)
+    assert measured.overconfidence == pytest.approx(measured.confidence - 0.4)
+    assert measured.calibration_error == pytest.approx((0.15 + 0.94 + 0.07) / 5)
+
+
+def test_certain_and_right_is_calibrated_and_certain_and_wrong_is_not() -> None:
+    assert measure(answered((1.0, 1.0), (1.0, 1.0))).calibration_error == 0.0
+    assert measure(answered((0.0, 1.0))).calibration_error == 1.0
+    assert measure(answered((0.0, 0.0))).calibration_error == 0.0
+    assert measure(answered((1.0, 0.5), (0.0, 0.5))).calibration_error == 0.0
+
+
+def test_questions_without_an_answer_are_not_counted() -> None:
+    assert measure(answered((None, 0.9))) is None
+    assert measure([]) is None
+    assert measure(answered((None, 0.9), (1.0, 0.2))).count == 1
+
+
+def test_tables_have_every_group_and_all() -> None:
+    rows = answered((1.0, 0.9), truth="visible") + answered((0.0, 0.8), (0.0, 0.7), truth="privileged")
+    table = tabulate(rows)
+    assert {key[3]: measured.count for key, measured in table.items()} == {"all": 3, "visible": 1, "privileged": 2}
+    flat = summarise(table)
+    assert flat["accuracy/student/plain/visible"] == 1.0
+    assert flat["confidence/student/plain/privileged"] == pytest.approx(0.75)
+
+
+def policy() -> TablePolicy:
+    """Writes 5 3 END with probabilities that are known."""
+    rows = [[0.1, 0.0, 0.0, 0.1, 0.0, 0.8], [0.1, 0.0, 0.0, 0.6, 0.3, 0.0], [0.5, 0.0, 0.0, 0.25, 0.25, 0.0]]
+    return TablePolicy("student", {"plain": torch.tensor(rows).clamp(min=1e-9).log()})
+
+
+def test_confidence_is_that_of_the_answer_where_the_answer_is_marked() -> None:
+    (row,) = answer_questions(
+        policy(), [example(marks=(Mark(r"(\d) $", "answer", "privileged"),))], "plain", step=7, max_completion_length=5
+    )
+    assert (row.text, row.reward, row.truth, row.step, row.finished, row.length) == (
+        "5 3",
+        1.0,
+        "privileged",
+        7,
+        True,
+        3,
+    )
+    assert row.confidence == pytest.approx(0.6, abs=1e-5)
+
+
+def test_confidence_without_marks_is_the_mean_over_the_tokens() -> None:
+    (row,) = answer_questions(policy(), [example()], "plain", step=0, max_completion_length=5)
+    assert row.confidence == pytest.approx(math.prod((0.8, 0.6, 0.5)) ** (1 / 3), abs=1e-5)
+    (cut,) = answer_questions(policy(), [example()], "plain", step=0, max_completion_length=1)
+    assert (cut.finished, cut.reward) == (False, 0.0)
+
+
+def test_answers_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    rows = answered((1.0, 0.5), (None, 0.25), text='é "quoted"\n')
+    save_answers(tmp_path, 3, rows)
+    save_answers(tmp_path, 10, answered((0.0, 1.0), step=10))
+    assert load_answers(tmp_path) == [*rows, *answered((0.0, 1.0), step=10)]
+    forget_answers_after(tmp_path, 3)
+    assert load_answers(tmp_path) == rows
+    assert load_answers(tmp_path / "nothing") == []
+    file = tmp_path / "evals" / "step-000003.jsonl"
+    file.write_text(file.read_text()[:-20])
+    with pytest.raises(RunError, match=r"step-000003.jsonl:2 cannot be read .*Delete it and evaluate again"):
+        load_answers(tmp_path)
+    file.write_text(json.dumps({"unknown": 1}) + "\n")
+    with pytest.raises(RunError, match=r"step-000003.jsonl:1 cannot be read"):
+        load_answers(tmp_path)
+
+
+def test_data_without_any_answer_is_refused_and_with_some_is_not() -> None:
+    with pytest.raises(DataError, match='none of the 2 evaluation examples has an "answer"'):
+        require_answers([example(0, answer=None), example(1, answer=None)])
+    require_answers([example(0, answer=None), example(1)])
+
+
+def test_an_example_is_privileged_if_any_part_of_its_answer_is() -> None:
+    marks = tuple(Mark("(x)", "answer", truth) for truth in ("visible", None, "privileged"))
+    assert truth_of(example(marks=marks)) == "privileged"
+    assert truth_of(example(marks=marks[:2])) == "visible"
+    assert truth_of(example(marks=(Mark("(x)", "tag", "privileged"),))) is None

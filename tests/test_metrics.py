@@ -1,0 +1,51 @@
+from dataclasses import replace
+
+import pytest
+from small import rollouts, table_policies
+
+from workbench.methods import load_method
+from workbench.metrics import Clock, rollout_metrics, step_metrics
+from workbench.scoring import Batch
+from workbench.supervision import read_batch, supervise_batch
+
+
+def test_rollouts_are_counted_by_hand() -> None:
+    one, two, three, four = rollouts(2, 4, 4, 2)
+    twin = replace(two, example=one.example, ids=one.ids)
+    other = replace(three, example=one.example, finished=False, reward=0.0)
+    given = replace(four, source="dataset", logprobs=None, reward=None)
+    assert rollout_metrics((one, twin, other, given)) == pytest.approx(
+        {
+            "completion_length": (2 + 2 + 4 + 2) / 4,
+            "truncated": 0.25,
+            "dataset_share": 0.25,
+            "agreement": 1 / 3,  # of the three pairs of answers to the first example
+            "accuracy": 2 / 3,
+        }
+    )
+
+
+def test_nothing_written_is_no_division_by_zero() -> None:
+    assert rollout_metrics(())["completion_length"] == 0
+    assert "accuracy" not in rollout_metrics(tuple(replace(one, reward=None) for one in rollouts(1, 2)))
+
+
+def test_shares_of_a_step_sum_to_one_and_gaps_add_up() -> None:
+    method, policies = load_method("dopd"), table_policies()
+    batch = Batch(rollouts(3, 5, 7))
+    scored = supervise_batch(method, policies, read_batch(method, policies, batch), seed=0)
+    metrics = step_metrics(method, scored)
+    assert sum(metrics[f"share/{name}"] for name in method.regimes) == pytest.approx(1.0)
+    assert sum(metrics[f"loss_share/{name}"] for name in method.regimes) == pytest.approx(1.0)
+    assert metrics["teacher_share"] == pytest.approx(metrics["share/LH"] + metrics["share/HT"])
+    assert metrics["total_gap"] == pytest.approx(metrics["capability_gap"] + metrics["information_gap"], abs=1e-6)
+    assert metrics["loss"] == pytest.approx(float((scored.loss * scored.coefficient).sum()), abs=1e-6)
+    assert metrics["capability_gap_abs"] >= abs(metrics["capability_gap"])
+
+
+def test_the_clock_adds_up() -> None:
+    clock = Clock()
+    for name in ("write", "read"):
+        clock.lap(name)
+    seconds = clock.seconds()
+    assert seconds["seconds/step"] == pytest.approx(seconds["seconds/write"] + seconds["seconds/read"])

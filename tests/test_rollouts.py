@@ -1,0 +1,64 @@
+"""Writing: who wrote what, from which seed, and how it is graded."""
+
+import pytest
+from small import example, table_policy
+
+from workbench.errors import DataError
+from workbench.policies import SamplingOptions
+from workbench.rollouts import write_rollouts
+
+EXAMPLES = [example(idx) for idx in range(4)]
+
+
+def write(examples: list = EXAMPLES, **values: object) -> list:
+    options = {"context": "plain", "sampling": SamplingOptions(5), "num_generations": 3, "seed": (0, 1), **values}
+    return write_rollouts(table_policy("student", 1), examples, **options)
+
+
+def test_rollouts_of_an_example_are_next_to_each_other() -> None:
+    rollouts = write()
+    assert [rollout.example.id for rollout in rollouts] == [one.id for one in EXAMPLES for _ in range(3)]
+    assert [rollout.sample_idx for rollout in rollouts] == [0, 1, 2] * 4
+    assert all(len(rollout.ids) == len(rollout.logprobs) <= 5 for rollout in rollouts)
+    assert all(rollout.source == "student" for rollout in rollouts)
+    assert len({rollout.ids for rollout in rollouts}) > 6
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
+def test_the_size_of_a_sampling_batch_changes_nothing(batch_size: int) -> None:
+    assert [one.ids for one in write(batch_size=batch_size)] == [one.ids for one in write()]
+
+
+def test_an_answer_depends_on_its_place_and_not_on_its_neighbours() -> None:
+    assert [one.ids for one in write(EXAMPLES[:2])] == [one.ids for one in write()][:6]
+    assert [one.ids for one in write(num_generations=2)][:2] == [one.ids for one in write()][:2]
+    assert [one.ids for one in write(seed=(0, 2))] != [one.ids for one in write()]
+
+
+def test_a_share_of_the_answers_comes_from_the_data() -> None:
+    rollouts = write([example(idx) for idx in range(300)], num_generations=1, dataset_share=0.4)
+    given = [rollout for rollout in rollouts if rollout.source == "dataset"]
+    assert len(given) / 300 == pytest.approx(0.4, abs=0.15)  # five standard deviations
+    assert {(rollout.ids, rollout.logprobs, rollout.text, rollout.finished) for rollout in given} == {
+        ((5, 3, 0), None, "5 3", True)
+    }
+    own = write([example(idx) for idx in range(300)], num_generations=1)
+    same = [(one.ids, two.ids) for one, two in zip(rollouts, own, strict=True) if one.source == "student"]
+    assert all(one == two for one, two in same)  # the student's answers do not know of the others
+
+
+def test_all_or_none_can_come_from_the_data() -> None:
+    assert all(one.source == "dataset" for one in write(dataset_share=1.0))
+    assert all(one.source == "student" for one in write(dataset_share=0.0))
+
+
+def test_a_row_without_an_answer_cannot_be_taken_from_the_data() -> None:
+    bare = [example(0, answer=None, reference=None, origin="data.jsonl:1")]
+    with pytest.raises(DataError, match=r'data.jsonl:1 has no "reference" and no "answer"'):
+        write(bare, dataset_share=1.0)
+    assert all(one.reward is None for one in write(bare))
+    assert write([example(0, reference=None)], dataset_share=1.0)[0].ids == (3, 0)
+
+
+def test_no_examples_are_no_rollouts() -> None:
+    assert write([]) == []

@@ -1,0 +1,90 @@
+"""Batches of positions: cut anywhere, the same."""
+
+import pytest
+import torch
+from small import example, rollouts, table_policies
+
+from workbench.method import Method, Regime, View
+from workbench.methods import load_method
+from workbench.scoring import Batch, coefficients, part_of_routing, route, score_views, view_prompts
+from workbench.types import Routing
+
+LENGTHS = (3, 1, 7, 5, 2)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 9])
+def test_parts_cover_every_rollout_and_position_once(size: int) -> None:
+    batch = Batch(rollouts(*LENGTHS), size)
+    rows = [row for part, _ in batch.parts() for row in range(part.start, part.stop)]
+    positions = [place for _, part in batch.parts() for place in range(part.start, part.stop)]
+    assert rows == list(range(5))
+    assert positions == list(range(sum(LENGTHS)))
+    assert batch.num_micro_batches == (1 if size == 0 else -(-5 // size))
+    for number, (part, places) in enumerate(batch.parts()):
+        assert batch.sequence[places].unique().tolist() == list(range(part.start, part.stop))
+        assert batch.micro_batch[places].unique().tolist() == [number]
+    assert batch.position.tolist() == [place for length in LENGTHS for place in range(length)]
+    assert batch.token_ids.tolist() == [token for rollout in batch.rollouts for token in rollout.ids]
+
+
+def test_the_divisor_counts_all_micro_batches() -> None:
+    for size in (0, 1, 2):
+        batch = Batch(rollouts(*LENGTHS), size)
+        by_sequence = coefficients(load_method("opd", {"average": "sequence"}), batch)
+        by_position = coefficients(load_method("opd", {"average": "position"}), batch)
+        assert by_sequence.tolist() == pytest.approx([1 / (5 * length) for length in LENGTHS for _ in range(length)])
+        assert by_position.tolist() == pytest.approx([1 / sum(LENGTHS)] * sum(LENGTHS))
+
+
+def test_an_empty_answer_takes_no_share_of_the_mean() -> None:
+    batch = Batch(rollouts(4, 0, 2))
+    assert float(coefficients(load_method("opd"), batch).sum()) == pytest.approx(1.0)
+    assert batch.sequence.tolist() == [0, 0, 0, 0, 2, 2]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_views_are_scored_the_same_in_pieces(size: int) -> None:
+    method, policies = load_method("dopd"), table_policies()
+    found = []
+    for batch in (Batch(rollouts(*LENGTHS)), Batch(rollouts(*LENGTHS), size)):
+        prompts = view_prompts(method, batch.rollouts)
+        found.append(score_views(method, policies, prompts, batch)[1])
+    for name, scores in found[0].items():
+        for key, values in vars(scores).items():
+            assert torch.allclose(values, getattr(found[1][name], key)), (name, key)
+
+
+def test_no_view_that_is_scored_has_a_gradient() -> None:
+    method, policies = load_method("dopd"), table_policies()
+    batch = Batch(rollouts(*LENGTHS))
+    readouts, scores = score_views(method, policies, view_prompts(method, batch.rollouts), batch)
+    assert "student" not in readouts
+    assert not any(readout.hidden.requires_grad for readout in readouts.values())
+    assert not any(scores[name].logprob.requires_grad for name in scores)
+
+
+def test_rollouts_of_one_example_share_a_prompt_object() -> None:
+    one, two = example(0), example(1)
+    method = load_method("dopd")
+    made = [rollout.__class__(**{**vars(rollout), "example": who}) for rollout, who in zip(rollouts(1, 2, 3), (one, two, one), strict=True)]  # fmt: skip
+    prompts = view_prompts(method, tuple(made))
+    assert prompts["teacher"][0] is prompts["teacher"][2] is prompts["self"][0]
+    assert prompts["teacher"][0] is not prompts["teacher"][1]
+    assert prompts["student"][0].text != prompts["teacher"][0].text
+
+
+@pytest.mark.parametrize("regime", [[0, 1], [0, 0, 2], [-1, 0, 0]])
+def test_a_rule_that_does_not_give_every_position_one_regime_is_caught(regime: list[int]) -> None:
+    def rule(batch) -> Routing:
+        return Routing(torch.tensor(regime), torch.ones(len(regime)))
+
+    method = Method("odd", {"student": View("student", "plain", learns=True)}, {"A": Regime(()), "B": Regime(())}, rule)
+    with pytest.raises(AssertionError, match="odd"):
+        route(method, {}, Batch(rollouts(3)), seed=0)
+
+
+def test_a_part_of_a_routing_keeps_its_thresholds() -> None:
+    whole = Routing(torch.tensor([0, 1, 0]), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0]), {"gap": 1.0})
+    part = part_of_routing(whole, slice(1, 3))
+    assert (part.regime.tolist(), part.weight.tolist(), part.advantage.tolist()) == ([1, 0], [2.0, 3.0], [5.0, 6.0])
+    assert part.thresholds == {"gap": 1.0}

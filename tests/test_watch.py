@@ -1,0 +1,70 @@
+"""Warns of a collapse, once, and of nothing else."""
+
+import math
+
+import pytest
+
+from workbench.watch import WINDOW, Watch
+
+HEALTHY = {"entropy": 1.0, "agreement": 0.3, "truncated": 0.1, "teacher_share": 0.6, "loss": 0.5}
+
+
+def watched(*spans: tuple[int, dict]) -> Watch:
+    watch, step = Watch(), 0
+    for count, change in spans:
+        for _ in range(count):
+            step += 1
+            watch.look(step, {**HEALTHY, **change})
+    return watch
+
+
+def test_a_healthy_run_is_left_alone() -> None:
+    assert watched((100, {})).warnings == {}
+    noisy = Watch()
+    for step in range(1, 200):
+        wave = math.sin(step)
+        noisy.look(
+            step, {**HEALTHY, "entropy": 1.0 + 0.4 * wave, "agreement": 0.4 + 0.3 * wave, "truncated": 0.2 + 0.2 * wave}
+        )
+    assert noisy.warnings == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "words"),
+    [
+        ({"entropy": 0.4}, "entropy", "entropy fell from 1.000 to 0.400 nats"),
+        ({"agreement": 0.95}, "agreement", "95% of answers to one prompt are the same"),
+        ({"truncated": 0.8}, "truncated", "80% of answers are cut"),
+        ({"teacher_share": 0.1}, "teacher_share", "supervises 10% of positions instead of 60%"),
+    ],
+)
+def test_each_collapse_is_told_once(change: dict, name: str, words: str) -> None:
+    watch = watched((WINDOW, {}), (3 * WINDOW, change))
+    assert list(watch.warnings) == [name]
+    assert words in watch.warnings[name]
+    assert watch.look(99, {**HEALTHY, **change}) == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"entropy": 0.6}, {"agreement": 0.85}, {"truncated": 0.45}, {"teacher_share": 0.2}], ids=str
+)
+def test_less_than_a_collapse_is_none(change: dict) -> None:
+    assert watched((WINDOW, {}), (3 * WINDOW, change)).warnings == {}
+
+
+def test_what_was_so_from_the_start_is_no_collapse() -> None:
+    for change in ({"entropy": 0.01}, {"agreement": 1.0}, {"teacher_share": 0.0}):
+        assert watched((5 * WINDOW, change)).warnings == {}
+
+
+def test_a_single_bad_step_is_no_collapse() -> None:
+    assert (
+        watched((2 * WINDOW, {}), (1, {"entropy": 0.0, "truncated": 1.0, "teacher_share": 0.0}), (20, {})).warnings
+        == {}
+    )
+
+
+def test_metrics_that_a_method_lacks_are_not_missed() -> None:
+    watch = Watch()
+    for step in range(1, 50):
+        assert watch.look(step, {"entropy": 1.0, "agreement": None, "truncated": 0.0}) == []
