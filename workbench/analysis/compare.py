@@ -1,0 +1,135 @@
+"""Two runs side by side: on the same example token by token, and in their metrics and accuracies."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from workbench.analysis.runs import metrics
+from workbench.analysis.table import NO_EVALS, Table, run_name, table, traces_of
+from workbench.errors import TraceError
+from workbench.evaluate import load_answers, tabulate
+from workbench.rendering.model import TokenView
+from workbench.rendering.recorded import token_view
+from workbench.traces.reader import TracedRollout, Traces
+
+ALIGNED_COLUMNS = ["position_a", "token_a", "regime_a", "capability_gap_a", "information_gap_a", "loss_a", "position_b", "token_b", "regime_b", "capability_gap_b", "information_gap_b", "loss_b", "same_token", "same_regime"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One example in two runs. `aligned`: a row per token of either answer; `by`: how tokens were matched."""
+
+    first: TokenView
+    second: TokenView
+    aligned: Table
+    by: str
+
+
+def shared_examples(first: str | Path | Traces, second: str | Path | Traces) -> Table:
+    """Examples that both runs answered: as probes (best: fixed answers), else in training; with their latest steps."""
+    columns = ["example", "question", "probe", "step_a", "rollout_a", "step_b", "rollout_b", "same_answer"]
+    traces = [traces_of(first), traces_of(second)]
+    empty = (
+        "These runs have no example in common. Train both on the same data, or give both the same data.probes; a run "
+        "without traces has none."
+    )
+    if None in traces:
+        return table([], columns, run="", empty=empty)
+    found = []
+    for is_probe, name in ((True, "probe_rollouts"), (False, "rollouts")):
+        query = f"""
+            SELECT example_id AS example, question, step, rollout_idx AS rollout, completion FROM {name}
+            WHERE process_rank = 0
+            QUALIFY row_number() OVER (PARTITION BY example_id ORDER BY step DESC, rollout_idx) = 1 ORDER BY example_id"""
+        frames = [one.sql(query).to_pandas() for one in traces]
+        both = frames[0].merge(frames[1].drop(columns="question"), on="example", suffixes=("_a", "_b"))
+        both["probe"], both["same_answer"] = is_probe, both["completion_a"] == both["completion_b"]
+        found.append(both)
+    joined = pd.concat(found).drop_duplicates("example")
+    return table(joined, columns, run=f"{run_name(traces[0])}, {run_name(traces[1])}", empty=empty)
+
+
+def pair(first: str | Path | Traces, second: str | Path | Traces, row: dict) -> Pair:
+    """One row of `shared_examples`, token by token. Raises TraceError if an answer is gone."""
+    traced = []
+    for run, place in ((first, "a"), (second, "b")):
+        traces = traces_of(run)
+        if traces is None:
+            raise TraceError(f"{run} holds no traces any more. Choose another run.")
+        traced.append((traces.rollout(int(row[f"step_{place}"]), int(row[f"rollout_{place}"]), probe=bool(row["probe"])), run_name(traces)))  # fmt: skip
+    views = [token_view(one, run=name) for one, name in traced]
+    aligned, by = align(*(one for one, _ in traced))
+    names = f"{traced[0][1]}, {traced[1][1]}"
+    units = {name: "nats" for name in ALIGNED_COLUMNS if "gap" in name or "loss" in name}
+    return Pair(*views, table(aligned, ALIGNED_COLUMNS, run=names, empty="Both answers are empty.", units=units), by)
+
+
+def align(first: TracedRollout, second: TracedRollout) -> tuple[list[dict], str]:
+    """Tokens of two answers beside each other, and how they were matched; a token without a partner has None there."""
+    ids = [[position["token_id"] for position in one.positions] for one in (first, second)]
+    if ids[0] == ids[1]:
+        pairs = [(place, place) for place in range(len(ids[0]))]
+        by = "same tokens"
+    else:
+        pairs, by = _matched(*ids), "longest common stretches"
+    rows = []
+    for place_a, place_b in pairs:
+        row: dict[str, object] = {}
+        for suffix, place, one in (("a", place_a, first), ("b", place_b, second)):
+            position = {} if place is None else one.positions[place]
+            row |= {f"position_{suffix}": place, f"token_{suffix}": position.get("token_text")}
+            names = ("regime", "capability_gap", "information_gap", "loss")
+            row |= {f"{name}_{suffix}": position.get(name) for name in names}
+        row["same_token"] = None not in (place_a, place_b) and ids[0][place_a] == ids[1][place_b]
+        row["same_regime"] = row["same_token"] and row["regime_a"] == row["regime_b"]
+        rows.append(row)
+    return rows, by
+
+
+def _matched(first: list[int], second: list[int]) -> list[tuple[int | None, int | None]]:
+    pairs: list[tuple[int | None, int | None]] = []
+    for _, start_a, end_a, start_b, end_b in difflib.SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
+        for offset in range(max(end_a - start_a, end_b - start_b)):
+            place_a, place_b = start_a + offset, start_b + offset
+            pairs.append((place_a if place_a < end_a else None, place_b if place_b < end_b else None))
+    return pairs
+
+
+def metrics_of(first: str | Path, second: str | Path, names: tuple[str, ...], *, kind: str = "train") -> Table:
+    """Curves of both runs: run, step, metric, value."""
+    tables = [metrics(run, names, kind=kind) for run in (first, second)]
+    frames = [one.frame.assign(run=one.run) for one in tables]
+    units = tables[0].units | tables[1].units
+    title = ", ".join(one.run for one in tables)
+    return table(pd.concat(frames), ["run", "step", "metric", "value"], run=title, empty=tables[0].empty, units=units)
+
+
+def accuracy_of(*runs: str | Path) -> Table:
+    """Accuracy and confidence of the student at the first and the last evaluation, per context and truth."""
+    columns = ["run", "policy", "context", "truth", "step", "count", "accuracy", "confidence", "change"]
+    rows = []
+    for run in runs:
+        answered = load_answers(run)
+        own = tabulate(answered)
+        for (step, policy, context, truth), measured in own.items():
+            steps = sorted({key[0] for key in own if key[1:] == (policy, context, truth)})
+            if step in (steps[0], steps[-1]):
+                before = own[(steps[0], policy, context, truth)].accuracy
+                rows.append(
+                    {
+                        "run": Path(run).name,
+                        "policy": policy,
+                        "context": context,
+                        "truth": truth,
+                        "step": step,
+                        "count": measured.count,
+                        "accuracy": measured.accuracy,
+                        "confidence": measured.confidence,
+                        "change": measured.accuracy - before if step != steps[0] else None,
+                    }
+                )
+    units = {"accuracy": "share of questions", "confidence": "probability", "change": "share of questions", "count": "questions"}  # fmt: skip
+    title = ", ".join(Path(run).name for run in runs)
+    return table(rows, columns, run=title, empty=NO_EVALS, units=units)

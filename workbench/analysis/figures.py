@@ -1,0 +1,324 @@
+"""Plotly figures of the tables of this package. Every axis has its unit, every title its run, every hover its step.
+
+A table without rows becomes a figure that says what to do. `theme` is light or dark.
+"""
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from workbench.analysis.style import (
+    CAPABILITY,
+    DASHES,
+    INFORMATION,
+    INK,
+    LINE,
+    MONO,
+    MUTED,
+    SANS,
+    SERIES,
+    SURFACE,
+    bound,
+    empty_figure,
+    escaped,
+    figure,
+    ramp,
+    regime_fills,
+    see_through,
+)
+from workbench.analysis.table import Table
+from workbench.rendering.colours import ink
+from workbench.rendering.model import RegimeNote
+from workbench.rendering.words import visible_text
+
+STEP = "step"
+MEASURES = {"position_share": "share of tokens", "loss_share": "share of loss"}
+
+
+def curves(table: Table, *, title: str, theme: str = "light", height: int = 340) -> go.Figure:
+    """Metrics over steps: step, metric, value, and run if there are several. One colour per metric, one dash per run."""
+    if table.empty:
+        return empty_figure(table.empty, theme, title=title)
+    made = figure(theme, title=title, subtitle=table.run, height=height)
+    frame = table.frame if "run" in table.frame else table.frame.assign(run=table.run)
+    names, runs = list(frame["metric"].unique()), list(frame["run"].unique())
+    for (run, name), curve in frame.groupby(["run", "metric"], sort=False):
+        label = _words(name) if len(runs) == 1 else run if len(names) == 1 else f"{run}: {_words(name)}"
+        by_run = len(names) == 1
+        unit = table.units.get(name, "")
+        made.add_scatter(
+            x=curve["step"], y=curve["value"], name=escaped(label), mode="lines+markers" if len(curve) < 40 else "lines",
+            line={"width": 2, "color": _series(theme, runs.index(run) if by_run else names.index(name)), "dash": DASHES[0 if by_run else runs.index(run) % len(DASHES)]},
+            marker={"size": 5},
+            hovertemplate=f"<b>{escaped(_words(name))}</b> %{{y:.4g}} {escaped(unit)}<br>{escaped(run)}, step %{{x}}<extra></extra>",
+        )  # fmt: skip
+    units = list(dict.fromkeys(table.units.get(name, "") for name in names))
+    made.update_xaxes(title_text=STEP).update_yaxes(title_text=escaped(", ".join(unit for unit in units if unit)))
+    made.update_layout(showlegend=len(names) * len(runs) > 1)
+    if all("share" in unit for unit in units):
+        made.update_yaxes(tickformat=".0%", rangemode="tozero")
+    return made
+
+
+def stacked_shares(
+    table: Table, *, by: str = "position_share", title: str = "Who supervised", theme: str = "light"
+) -> go.Figure:
+    """Regimes' shares over steps as stacked areas, one panel per group. by: position_share or loss_share."""
+    if table.empty:
+        return empty_figure(table.empty, theme, title=title)
+    frame = table.frame.fillna({by: 0.0})
+    groups = list(frame.groupby("group")["num_positions"].sum().sort_values(ascending=False).index)
+    counts = frame.groupby("group")["num_positions"].sum()
+    columns = min(3, len(groups))
+    rows = -(-len(groups) // columns)
+    made = make_subplots(
+        rows, columns, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.3 / rows if rows > 1 else 0,
+        subplot_titles=[f"{escaped(name)} · {counts[name]:,} tokens" for name in groups] if len(groups) > 1 else None,
+    )  # fmt: skip
+    _dress(made, theme, title=f"{title}, by {MEASURES[by]}", subtitle=table.run, height=150 + 200 * rows)
+    notes = _notes_of(frame)
+    fills = regime_fills(notes, theme)
+    for place, group in enumerate(groups):
+        own = frame[frame["group"] == group]
+        for name in notes:
+            part = own[own["regime"] == name]
+            colour, pattern = fills[name]
+            made.add_scatter(
+                x=part["step"], y=part[by], name=escaped(name), legendgroup=name, showlegend=place == 0, mode="lines",
+                stackgroup=group, line={"width": 0.8, "color": SURFACE[theme]}, fillcolor=colour,
+                fillpattern={"shape": pattern, "fgcolor": see_through("#000000", 0.28), "fgopacity": 0.35, "size": 6, "solidity": 0.2, "fillmode": "overlay"} if pattern else None,
+                customdata=part["num_positions"],
+                hovertemplate=f"<b>{escaped(name)}</b> %{{y:.1%}} {MEASURES[by]}<br>%{{customdata:,}} tokens, step %{{x}}, {escaped(group)}<extra></extra>",
+                row=place // columns + 1, col=place % columns + 1,
+            )  # fmt: skip
+    made.update_yaxes(range=[0, 1], tickformat=".0%").update_yaxes(title_text=MEASURES[by], col=1)
+    made.update_xaxes(showline=False, title_text=STEP, row=rows)
+    return made
+
+
+def share_bars(table: Table, *, by: str = "position_share", title: str, theme: str = "light") -> go.Figure:
+    """Regimes' shares in each kind, truth or domain, as stacked bars with the tokens they count."""
+    if table.empty:
+        return empty_figure(table.empty, theme, title=title)
+    frame = table.frame.fillna({by: 0.0})
+    counts = frame.groupby("group", sort=False)["num_positions"].sum()
+    labels = {
+        group: f"{escaped(group)}<br><span style='color:{MUTED[theme]}'>{n:,}</span>" for group, n in counts.items()
+    }
+    made = figure(theme, title=f"{title}, by {MEASURES[by]}", subtitle=table.run, height=150 + 46 * len(counts))
+    notes = _notes_of(frame)
+    for name, (colour, pattern) in regime_fills(notes, theme).items():
+        part = frame[frame["regime"] == name]
+        made.add_bar(
+            y=[labels[group] for group in part["group"]], x=part[by], orientation="h", name=escaped(name), customdata=part["num_positions"],
+            marker={"color": colour, "line": {"width": 1, "color": SURFACE[theme]}, "pattern": {"shape": pattern, "fgcolor": "#000000", "fgopacity": 0.22, "size": 6, "solidity": 0.2}},
+            text=[f"{name} {value:.0%}" if value >= 0.08 else "" for value in part[by]], textposition="inside", insidetextanchor="middle",
+            textfont={"color": ink(colour), "size": 12}, textangle=0,
+            hovertemplate=f"<b>{escaped(name)}</b> %{{x:.1%}} {MEASURES[by]}<br>%{{customdata:,}} tokens<extra></extra>",
+        )  # fmt: skip
+    made.update_layout(barmode="stack", bargap=0.28, legend_traceorder="normal")
+    made.update_xaxes(range=[0, 1], tickformat=".0%", title_text=MEASURES[by])
+    return made.update_yaxes(autorange="reversed")
+
+
+def gap_curves(table: Table, *, title: str = "The two gaps over training", theme: str = "light", by_size: bool = True) -> go.Figure:  # fmt: skip
+    """Mean capability and information gap per token over steps, a panel per truth."""
+    columns = ("capability_size", "information_size") if by_size else ("capability_gap", "information_gap")
+    if table.empty or table.frame[list(columns)].isna().all(axis=None):
+        message = table.empty or "This method has no privileged student, so its gap cannot be split."
+        return empty_figure(message, theme, title=title)
+    truths = list(table.frame["truth"].unique())
+    made = make_subplots(1, len(truths), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=[escaped(f"{truth} tokens") for truth in truths])  # fmt: skip
+    _dress(made, theme, title=title, subtitle=table.run)
+    for place, truth in enumerate(truths):
+        own = table.frame[table.frame["truth"] == truth]
+        for column, colour, dash in zip(columns, (CAPABILITY, INFORMATION), DASHES, strict=False):
+            name = column.split("_")[0] + " gap"
+            made.add_scatter(
+                x=own["step"], y=own[column], name=name, legendgroup=name, showlegend=place == 0, mode="lines", line={"width": 2, "color": colour[theme], "dash": dash},
+                customdata=own["num_positions"], hovertemplate=f"<b>{name}</b> %{{y:.3f}} nats per token<br>%{{customdata:,}} {escaped(truth)} tokens, step %{{x}}<extra></extra>",
+                row=1, col=place + 1,
+            )  # fmt: skip
+    sort = "size of the gap, mean nats per token" if by_size else "gap, mean nats per token"
+    return made.update_xaxes(title_text=STEP).update_yaxes(title_text=sort, col=1)
+
+
+def sankey(
+    table: Table, notes: dict[str, RegimeNote], *, title: str = "Where supervision moved", theme: str = "light"
+) -> go.Figure:
+    """Probe tokens from their regime at one step to that at another; `notes` as movement.regime_notes gives them."""
+    if table.empty:
+        return empty_figure(table.empty, theme, title=title)
+    frame = table.frame
+    first, last = int(frame["first_step"].iloc[0]), int(frame["last_step"].iloc[0])
+    total, moved = frame["num_positions"].sum(), frame.loc[frame["source"] != frame["target"], "num_positions"].sum()
+    subtitle = f"{table.run} · step {first} → {last} · {moved:,} of {total:,} probe tokens moved"
+    made = figure(theme, title=title, subtitle=subtitle, height=420)
+    fills = regime_fills(notes, theme)
+    nodes = [(side, name) for side in ("source", "target") for name in notes if (frame[side] == name).any()]
+    sizes = [int(frame.loc[frame[side] == name, "num_positions"].sum()) for side, name in nodes]
+    made.add_sankey(
+        arrangement="snap", domain={"x": [0.02, 0.98], "y": [0, 0.94]},
+        textfont={"family": SANS, "size": 13, "color": INK[theme]},
+        node={
+            "label": [f"{escaped(name)}  {size:,}" for (_, name), size in zip(nodes, sizes, strict=True)],
+            "color": [fills[name][0] for _, name in nodes], "pad": 22, "thickness": 22, "line": {"color": MUTED[theme], "width": 0.6},
+            "customdata": [f"{escaped(notes[name].meaning)}<br>step {first if side == 'source' else last}" for side, name in nodes],
+            "hovertemplate": "%{label} tokens<br>%{customdata}<extra></extra>",
+        },
+        link={
+            "source": [nodes.index(("source", name)) for name in frame["source"]], "target": [nodes.index(("target", name)) for name in frame["target"]],
+            "value": frame["num_positions"],
+            "color": [see_through(fills[a][0], 0.28 if a == b else 0.72) for a, b in zip(frame["source"], frame["target"], strict=True)],
+            "line": {"color": LINE[theme], "width": 0.6},
+            "customdata": [f"{share:.1%} of tokens · {escaped(text)}" for share, text in zip(frame["share"], frame["examples"], strict=True)],
+            "hovertemplate": "<b>%{source.label} → %{target.label}</b><br>%{value:,} tokens, %{customdata}<extra></extra>",
+        },
+    )  # fmt: skip
+    for x, step in ((0.02, first), (0.98, last)):
+        made.add_annotation(
+            text=f"step {step}", x=x, y=1.0, xref="paper", yref="paper", showarrow=False,
+            xanchor="left" if x < 0.5 else "right", font={"size": 12, "color": MUTED[theme]},
+        )  # fmt: skip
+    return made.update_layout(margin={"l": 16, "r": 16, "t": 72, "b": 16})
+
+
+def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, RegimeNote] | None = None) -> go.Figure:
+    """A value of one probe, token by step: of movement.values_of_probe. With `notes` the values are regimes."""
+    if table.empty:
+        return empty_figure(table.empty, theme, title=title)
+    frame = table.frame
+    tokens = frame.drop_duplicates("position").sort_values("position")
+    words = [visible_text(text) for text in tokens["token"]]
+    wide = frame.pivot(index="step", columns="position", values="value")
+    made = figure(theme, title=title, subtitle=table.run, height=170 + 26 * len(wide))
+    shared = {"x": list(range(len(words))), "y": [str(step) for step in wide.index], "xgap": 1.5, "ygap": 1.5}
+    shared["customdata"] = [[escaped(word) for word in words] for _ in wide.index]
+    if notes is not None:
+        fills = [colour for colour, _ in regime_fills(notes, theme).values()]
+        index = {name: place for place, name in enumerate(notes)}
+        steps = [(edge / len(fills), fills[place]) for place in range(len(fills)) for edge in (place, place + 1)]
+        numbers = [[None if pd.isna(value) else index[value] for value in row] for row in wide.to_numpy()]
+        made.add_heatmap(
+            z=numbers, text=wide.to_numpy(), texttemplate="%{text}", textfont={"size": 10.5}, colorscale=steps, zmin=-0.5, zmax=len(fills) - 0.5, showscale=False,
+            hovertemplate="<b>%{customdata}</b> %{text}<br>position %{x}, step %{y}<extra></extra>", **shared,
+        )  # fmt: skip
+    else:
+        limit = bound(wide.to_numpy().ravel().tolist())
+        has_signs = bool((frame["value"] < 0).any())
+        unit = table.units.get("value", "")
+        made.add_heatmap(
+            z=wide.to_numpy(), colorscale=ramp("diverging" if has_signs else "growing", theme), zmin=-limit if has_signs else 0, zmax=limit,
+            colorbar={"title": {"text": unit, "side": "right"}, "thickness": 10, "outlinewidth": 0},
+            hovertemplate=f"<b>%{{customdata}}</b> %{{z:+.3f}} {unit}<br>position %{{x}}, step %{{y}}<extra></extra>", **shared,
+        )  # fmt: skip
+    made.update_xaxes(tickvals=shared["x"], ticktext=[escaped(word) for word in words], tickfont={"family": MONO, "size": 12}, side="bottom", showline=False, ticks="")  # fmt: skip
+    made.update_yaxes(title_text=STEP, autorange="reversed", type="category", showgrid=False)
+    return made.update_layout(margin_t=72)
+
+
+def bars(
+    table: Table, label: str, value: str, *, count: str = "", title: str, theme: str = "light", reference: float | None = None
+) -> go.Figure:  # fmt: skip
+    """One horizontal bar per row, with its value and, if `count` names a column, what it is counted over."""
+    if table.empty:
+        return empty_figure(table.empty, theme, title=title)
+    frame = table.frame
+    made = figure(theme, title=title, subtitle=table.run, height=150 + 34 * len(frame))
+    counted = [f" · n = {n:,}" for n in frame[count]] if count else [""] * len(frame)
+    made.add_bar(
+        x=frame[value], y=[escaped(text) for text in frame[label]], orientation="h", marker={"color": SERIES[theme][0]},
+        text=[f"{number:.3g}{n}" for number, n in zip(frame[value], counted, strict=True)], textposition="outside", cliponaxis=False,
+        textfont={"size": 12, "color": INK[theme]}, hovertemplate="<b>%{y}</b> %{text}<extra></extra>",
+    )  # fmt: skip
+    if reference is not None:
+        made.add_vline(x=reference, line={"color": MUTED[theme], "dash": "dot", "width": 1.5})
+    made.update_layout(bargap=0.35, margin={"r": 130, "t": 72})
+    made.update_xaxes(title_text=escaped(table.units.get(value, _words(value))), rangemode="tozero")
+    return made.update_yaxes(autorange="reversed")
+
+
+def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", theme: str = "light") -> go.Figure:
+    """Per truth a panel: accuracy (solid) and confidence (dotted) of each policy under each context, over steps."""
+    if table.empty:
+        return empty_figure(table.empty, theme, title=title)
+    frame = table.frame
+    truths = [name for name in ("all", "visible", "privileged") if (frame["truth"] == name).any()]
+    counts = [int(frame.loc[frame["truth"] == truth, "count"].max()) for truth in truths]
+    made = make_subplots(1, len(truths), shared_yaxes=True, horizontal_spacing=0.035, subplot_titles=[f"{truth} · {n:,} questions" for truth, n in zip(truths, counts, strict=True)])  # fmt: skip
+    _dress(made, theme, title=title, subtitle=f"{table.run} · solid: accuracy, dotted: confidence", height=380)
+    pairs = list(dict.fromkeys(zip(frame["policy"], frame["context"], strict=True)))
+    for place, truth in enumerate(truths):
+        for number, (policy, context) in enumerate(pairs):
+            own = frame[(frame["truth"] == truth) & (frame["policy"] == policy) & (frame["context"] == context)]
+            name = escaped(f"{policy}, {context}")
+            for column, dash in (("accuracy", "solid"), ("confidence", "dot")):
+                made.add_scatter(
+                    x=own["step"], y=own[column], name=name, legendgroup=name, showlegend=place == 0 and dash == "solid", mode="lines+markers",
+                    line={"width": 2, "color": _series(theme, number), "dash": dash}, marker={"size": 7, "symbol": ("circle", "square", "diamond", "triangle-up", "x")[number % 5], "opacity": 1 if dash == "solid" else 0.6},
+                    customdata=own["count"], hovertemplate=f"<b>{name}</b> {column} %{{y:.1%}}<br>%{{customdata}} {truth} questions, step %{{x}}<extra></extra>",
+                    row=1, col=place + 1,
+                )  # fmt: skip
+    made.update_yaxes(tickformat=".0%", range=[-0.02, 1.04]).update_yaxes(
+        title_text="share of questions, probability", col=1
+    )
+    return made.update_xaxes(title_text=STEP)
+
+
+def reliability(table: Table, *, title: str = "Is it as often right as it is sure?", theme: str = "light") -> go.Figure:
+    """Accuracy over confidence, per truth; points under the diagonal are over-confident."""
+    if table.empty:
+        return empty_figure(table.empty, theme, title=title)
+    made = figure(theme, title=title, subtitle=table.run, height=400)
+    made.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line={"color": MUTED[theme], "dash": "dot", "width": 1.5}, name="as sure as right", hoverinfo="skip")  # fmt: skip
+    for number, (truth, own) in enumerate(table.frame.groupby("truth", sort=False)):
+        made.add_scatter(
+            x=own["confidence"], y=own["accuracy"], name=escaped(truth), mode="lines+markers", customdata=own["count"], line={"width": 1.5, "color": _series(theme, number)},
+            marker={"size": [7 + 20 * (n / own["count"].max()) ** 0.5 for n in own["count"]], "symbol": ("circle", "square", "diamond")[number % 3], "opacity": 0.85, "line": {"width": 1, "color": SURFACE[theme]}},
+            hovertemplate=f"<b>{escaped(truth)}</b> right %{{y:.1%}}, sure %{{x:.1%}}<br>%{{customdata}} questions<extra></extra>",
+        )  # fmt: skip
+    made.update_xaxes(title_text="confidence, mean probability of the answer", range=[-0.02, 1.03], tickformat=".0%")
+    return made.update_yaxes(title_text="accuracy, share of questions", range=[-0.04, 1.06], tickformat=".0%")
+
+
+def information_share(table: Table, *, title: str = "Bought by information", theme: str = "light") -> go.Figure:
+    """Shares of loss (solid) and of tokens (dotted) whose information gap exceeds their capability gap, by truth."""
+    if table.empty:
+        return empty_figure(table.empty, theme, title=title)
+    made = figure(theme, title=title, subtitle=f"{table.run} · solid: share of loss, dotted: share of tokens")
+    tints = {
+        "all": INK[theme],
+        "visible": SERIES[theme][2],
+        "privileged": INFORMATION[theme],
+        "not known": MUTED[theme],
+    }
+    for truth, own in table.frame.groupby("truth", sort=False):
+        for column, dash in (("loss_share", "solid"), ("position_share", "dot")):
+            made.add_scatter(
+                x=own["step"], y=own[column], name=escaped(truth), legendgroup=truth, showlegend=dash == "solid", mode="lines", line={"width": 2, "color": tints.get(truth, INK[theme]), "dash": dash},
+                customdata=own["num_positions"], hovertemplate=f"<b>{escaped(truth)}</b> %{{y:.1%}} {MEASURES[column]}<br>%{{customdata:,}} tokens, step %{{x}}<extra></extra>",
+            )  # fmt: skip
+    made.update_yaxes(range=[0, 1.02], tickformat=".0%", title_text="information gap exceeds capability gap")
+    return made.update_xaxes(title_text=STEP)
+
+
+def _dress(made: go.Figure, theme: str, *, title: str, subtitle: str, height: int = 340) -> None:
+    """The house style on a figure of several panels."""
+    made.update_layout(figure(theme, title=title, subtitle=subtitle, height=height).layout)
+    made.update_annotations(font={"size": 12.5, "color": MUTED[theme]}, yshift=2)
+    made.update_layout(margin_t=124, legend={"y": 1.0, "yref": "container", "yanchor": "top"})
+    made.layout.legend.y = 1 - 58 / height
+
+
+def _notes_of(frame: pd.DataFrame) -> dict[str, RegimeNote]:
+    """The regimes in their order, with the sources that give them their colours."""
+    named = frame.drop_duplicates("regime")
+    return {row.regime: RegimeNote("", None if pd.isna(row.source) else row.source) for row in named.itertuples()}
+
+
+def _series(theme: str, number: int) -> str:
+    return SERIES[theme][number % len(SERIES[theme])]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").replace("/", ": ", 1)

@@ -1,0 +1,159 @@
+"""What was learned and what was only imitated.
+
+Capability shows as accuracy where the student can see. Imitation shows as confidence where it cannot: supervision that
+the evidence alone explains, loss spent on it, and answers that are sure and wrong.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from workbench.analysis.table import NO_EVALS, NO_SELF, NO_TRACES, Table, has_gaps, run_name, table, traces_of
+from workbench.evaluate import load_answers, tabulate
+from workbench.traces.reader import Traces
+from workbench.types import PRIVILEGED, VISIBLE
+
+ACCURACY_COLUMNS = ["step", "policy", "context", "truth", "count", "accuracy", "confidence", "overconfidence", "calibration_error", "truncated"]  # fmt: skip
+ACCURACY_UNITS = {"count": "questions", "accuracy": "share of questions", "confidence": "mean probability of the answer", "overconfidence": "confidence minus accuracy", "calibration_error": "expected calibration error", "truncated": "share of answers"}  # fmt: skip
+MOST_RANKED = 200_000  # positions that an AUROC is computed over; more are drawn evenly
+
+
+def accuracy(run_dir: str | Path) -> Table:
+    """Accuracy, confidence and calibration of every policy, context and truth, over steps."""
+    table_of = tabulate(load_answers(run_dir))
+    rows = [
+        {"step": step, "policy": policy, "context": context, "truth": truth, **vars(measured)}
+        for (step, policy, context, truth), measured in table_of.items()
+    ]
+    return table(rows, ACCURACY_COLUMNS, run=Path(run_dir).name, empty=NO_EVALS, units=ACCURACY_UNITS)
+
+
+def reliability(
+    run_dir: str | Path, *, step: int | None = None, policy: str = "student", context: str = "plain"
+) -> Table:
+    """Calibration: per tenth of confidence how many questions, how sure, how often right; default the last evaluation."""
+    columns = ["truth", "bin", "count", "confidence", "accuracy"]
+    answered = [row for row in load_answers(run_dir) if row.policy == policy and row.context == context]
+    answered = [row for row in answered if row.reward is not None]
+    step = max((row.step for row in answered), default=0) if step is None else step
+    rows = []
+    for truth in ("all", VISIBLE, PRIVILEGED):
+        own = [row for row in answered if row.step == step and truth in ("all", row.truth)]
+        for bin_idx in range(10):
+            part = [row for row in own if min(9, int(10 * row.confidence)) == bin_idx]
+            if part:
+                sure, right = np.mean([row.confidence for row in part]), np.mean([row.reward for row in part])
+                rows.append(
+                    dict(zip(columns, (truth, bin_idx / 10, len(part), float(sure), float(right)), strict=True))
+                )
+    return table(rows, columns, run=Path(run_dir).name, empty=NO_EVALS, units={"count": "questions"})
+
+
+def bought_by_information(run: str | Path | Traces) -> Table:
+    """Per step and truth: shares of tokens and of loss whose information gap exceeds their capability gap."""
+    columns = ["step", "truth", "num_positions", "position_share", "loss_share"]
+    traces = traces_of(run)
+    if traces is None or not has_gaps(traces):
+        return table([], columns, run=run_name(traces), empty=NO_TRACES if traces is None else NO_SELF)
+    query = """
+        WITH known AS (SELECT * FROM cells WHERE num_information IS NOT NULL),
+        grouped AS (SELECT 'all' AS group_name, * FROM known
+                 UNION ALL SELECT coalesce(truth, 'not known') AS group_name, * FROM known)
+        SELECT step, group_name AS truth, CAST(sum(num_positions) AS BIGINT) AS num_positions,
+               sum(num_information) / sum(num_positions) AS position_share,
+               sum(information_loss_size) / nullif(sum(loss_size), 0) AS loss_share
+        FROM grouped GROUP BY ALL ORDER BY step, truth"""
+    units = {"num_positions": "tokens", "position_share": "share of tokens", "loss_share": "share of loss"}
+    return table(traces.sql(query).to_pandas(), columns, run=run_name(traces), empty=NO_TRACES, units=units)
+
+
+def loss_by_truth(run: str | Path | Traces) -> Table:
+    """Over the whole run: tokens, loss and mean gaps by truth and by which gap is larger is answered here."""
+    columns = ["truth", "num_positions", "position_share", "loss_share", "capability_gap", "information_gap"]
+    traces = traces_of(run)
+    if traces is None:
+        return table([], columns, run="", empty=NO_TRACES)
+    query = """
+        SELECT coalesce(truth, 'not known') AS truth, CAST(sum(num_positions) AS BIGINT) AS num_positions,
+               sum(num_positions) / sum(sum(num_positions)) OVER () AS position_share,
+               sum(loss_size) / nullif(sum(sum(loss_size)) OVER (), 0) AS loss_share,
+               sum(capability_gap) / sum(num_positions) AS capability_gap,
+               sum(information_gap) / sum(num_positions) AS information_gap
+        FROM cells GROUP BY ALL ORDER BY truth"""
+    units = {"num_positions": "tokens", "position_share": "share of tokens", "loss_share": "share of loss", "capability_gap": "nats per token", "information_gap": "nats per token"}  # fmt: skip
+    return table(traces.sql(query).to_pandas(), columns, run=run_name(traces), empty=NO_TRACES, units=units)
+
+
+def separation(run: str | Path | Traces) -> Table:
+    """How well each gap tells privileged tokens from visible ones: AUROC, 0.5 = not at all, 1 = always larger there."""
+    columns = ["gap", "auroc", "num_privileged", "num_visible"]
+    traces = traces_of(run)
+    if traces is None or not has_gaps(traces):
+        return table([], columns, run=run_name(traces), empty=NO_TRACES if traces is None else NO_SELF)
+    total = traces.sql("SELECT sum(num_positions) AS n FROM cells WHERE truth IS NOT NULL")["n"][0].as_py() or 0
+    every = max(1, -(-int(total) // MOST_RANKED))
+    where = "truth IN ('privileged', 'visible') AND (step * 31 + rollout_idx * 7 + position) % $every = 0"
+    names = ("information_gap", "capability_gap", "total_gap", "information_gap_size", "capability_gap_size")
+    query = f"""SELECT truth, information_gap, capability_gap, total_gap, abs(information_gap) AS information_gap_size,
+                abs(capability_gap) AS capability_gap_size FROM positions WHERE {where}"""
+    frame = traces.sql(query, {"every": every}).to_pandas()
+    is_privileged = (frame["truth"] == PRIVILEGED).to_numpy()
+    rows = []
+    if 0 < is_privileged.sum() < len(frame):
+        rows = [
+            {
+                "gap": name.replace("_", " "),
+                "auroc": auroc(frame[name].to_numpy(), is_privileged),
+                "num_privileged": int(is_privileged.sum()),
+                "num_visible": int((~is_privileged).sum()),
+            }
+            for name in names
+        ]
+    empty = "Which tokens only the evidence shows is not known of this data. The built-in scenes know it; so do data with marks."
+    units = {"auroc": "area under the ROC curve", "num_privileged": "tokens", "num_visible": "tokens"}
+    return table(rows, columns, run=run_name(traces), empty=empty, units=units)
+
+
+def auroc(values: np.ndarray, is_positive: np.ndarray) -> float:
+    """Chance that a positive one has the larger value, ties counted half (Mann and Whitney's statistic)."""
+    ranks = pd.Series(values).rank().to_numpy()
+    num_positive, num_negative = int(is_positive.sum()), int((~is_positive).sum())
+    return float((ranks[is_positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+
+
+def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None = None) -> Table:
+    """Tokens with the most loss spent on what only the evidence explains; each opens in the token view."""
+    columns = ["step", "rollout", "process", "position", "token", "kind", "truth", "regime", "source", "information_gap", "capability_gap", "loss", "question", "answer", "expected"]  # fmt: skip
+    traces = traces_of(run)
+    if traces is None or not has_gaps(traces):
+        return table([], columns, run=run_name(traces), empty=NO_TRACES if traces is None else NO_SELF)
+    query = """
+        WITH worst AS (
+            SELECT step, process_rank, rollout_idx, position, token_text, kind, truth, regime, source,
+                   information_gap, capability_gap, loss
+            FROM positions
+            WHERE ($step IS NULL OR step = $step) AND information_gap > capability_gap
+              AND information_gap > 0 AND source IS NOT NULL AND coalesce(truth, 'privileged') = 'privileged'
+            ORDER BY loss DESC, step DESC, rollout_idx, position LIMIT $limit)
+        SELECT worst.step, worst.rollout_idx AS rollout, worst.process_rank AS process, position, token_text AS token,
+               kind, truth, regime, source, information_gap, capability_gap, loss, question, completion AS answer,
+               answer AS expected
+        FROM worst JOIN rollouts USING (step, process_rank, rollout_idx)
+        ORDER BY loss DESC, worst.step DESC, rollout, position"""
+    found = traces.sql(query, {"limit": limit, "step": step}).to_pandas()
+    empty = "No token's supervision rests on the evidence alone: nothing to show here."
+    units = dict.fromkeys(("information_gap", "capability_gap", "loss"), "nats")
+    return table(found, columns, run=run_name(traces), empty=empty, units=units)
+
+
+def sure_and_wrong(run_dir: str | Path, *, limit: int = 50) -> Table:
+    """Answers of the last evaluation that are wrong, the surest first."""
+    columns = ["step", "policy", "context", "example", "truth", "confidence", "text", "answer"]
+    answered = load_answers(run_dir)
+    last = max((row.step for row in answered), default=0)
+    wrong = [row for row in answered if row.step == last and row.policy == "student" and row.reward == 0]
+    wrong.sort(key=lambda row: -row.confidence)
+    rows = [{**vars(row), "example": row.example_id} for row in wrong[:limit]]
+    empty = NO_EVALS if not answered else "The last evaluation has no wrong answer."
+    return table(rows, columns, run=Path(run_dir).name, empty=empty, units={"confidence": "probability"})

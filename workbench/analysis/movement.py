@@ -1,0 +1,190 @@
+"""Where supervision moved. Read from probes: the same tokens of the same answers, scored again and again.
+
+A rollout differs from step to step, so a change in it says nothing about where a token went; a probe's token stays.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from workbench.analysis.table import NO_PROBES, Table, run_name, table, traces_of
+from workbench.errors import TraceError, unknown
+from workbench.rendering.model import RegimeNote
+from workbench.traces.reader import Traces
+
+_KEY = "step, process_rank, rollout_idx"
+VALUES = ("regime", "capability_gap", "information_gap", "loss", "entropy_student")
+
+
+@dataclass(frozen=True)
+class Movement:
+    """One probe over training, as render_movement takes it: a row per step, a column per token."""
+
+    steps: list[int]
+    tokens: list[str]
+    regimes: list[list[str | None]]
+    notes: dict[str, RegimeNote]
+    title: str = ""
+    empty: str = ""
+
+
+def probes(run: str | Path | Traces) -> Table:
+    """The fixed answers, and how often their tokens changed hands."""
+    columns = ["rollout", "process", "example", "domain", "question", "answer", "right", "tokens", "changes"]
+    traces = traces_of(run)
+    if traces is None:
+        return table([], columns, run="", empty=NO_PROBES)
+    query = """
+        WITH changes AS (
+            SELECT process_rank, rollout_idx, sum(CAST(changed AS INT)) AS changes FROM (
+                SELECT process_rank, rollout_idx, regime <> lag(regime) OVER (
+                    PARTITION BY process_rank, rollout_idx, position ORDER BY step) AS changed
+                FROM probe_positions) GROUP BY ALL),
+        first AS (
+            SELECT * FROM probe_rollouts WHERE step = (SELECT min(step) FROM probe_rollouts))
+        SELECT rollout_idx AS rollout, process_rank AS process, example_id AS example, domain, question,
+               completion AS answer, reward = 1 AS "right", num_positions AS tokens,
+               CAST(coalesce(changes, 0) AS BIGINT) AS changes
+        FROM first LEFT JOIN changes USING (process_rank, rollout_idx) ORDER BY process_rank, rollout_idx"""
+    return table(
+        traces.sql(query).to_pandas(), columns, run=run_name(traces), empty=NO_PROBES, units={"tokens": "tokens"}
+    )
+
+
+def of_probe(run: str | Path | Traces, rollout: int, *, process: int = 0) -> Movement:
+    """One fixed answer: the regime of each token at each step."""
+    traces = traces_of(run)
+    if traces is None:
+        return Movement([], [], [], {}, empty=NO_PROBES)
+    found = values_of_probe(traces, rollout, process=process)
+    if found.empty:
+        return Movement([], [], [], regime_notes(traces), empty=found.empty)
+    frame = found.frame
+    tokens = frame.drop_duplicates("position").sort_values("position")["token"].tolist()
+    wide = frame.pivot(index="step", columns="position", values="value")
+    wide = wide.astype(object).where(wide.notna(), None)
+    title = f"{found.run} · probe {rollout} · {frame['example'].iloc[0]}"
+    return Movement([int(step) for step in wide.index], tokens, wide.to_numpy().tolist(), regime_notes(traces), title)
+
+
+def values_of_probe(run: str | Path | Traces, rollout: int, *, value: str = "regime", process: int = 0) -> Table:
+    """One fixed answer in long form: step, position, token, kind, truth, and a value of each token at each step.
+
+    Raises: TraceError for an unknown value.
+    """
+    if value not in VALUES:
+        raise TraceError(unknown("value", value, VALUES))
+    columns = ["step", "position", "token", "kind", "truth", "example", "value"]
+    traces = traces_of(run)
+    if traces is None:
+        return table([], columns, run="", empty=NO_PROBES)
+    query = f"""
+        SELECT p.step, p.position, p.token_text AS token, p.kind, p.truth, r.example_id AS example, p.{value} AS value
+        FROM probe_positions AS p JOIN probe_rollouts AS r USING ({_KEY})
+        WHERE p.rollout_idx = $rollout AND p.process_rank = $process ORDER BY p.step, p.position"""
+    found = traces.sql(query, {"rollout": rollout, "process": process}).to_pandas()
+    known = traces.steps("probe_rollouts")
+    empty = f"There is no probe {rollout}. The list of probes shows what there is." if known else NO_PROBES
+    units = {"value": "" if value == "regime" else "nats"}
+    return table(found, columns, run=run_name(traces), empty=empty, units=units)
+
+
+def transitions(
+    run: str | Path | Traces, first: int | None = None, last: int | None = None, *, truth: str | None = None
+) -> Table:
+    """How many probe tokens went from each regime at step `first` to each at step `last`; default: first and last probed.
+
+    Raises: TraceError if a step was not probed.
+    """
+    columns = ["first_step", "last_step", "source", "target", "num_positions", "share", "examples"]
+    traces = traces_of(run)
+    steps = [] if traces is None else traces.steps("probe_rollouts")
+    if not steps:
+        return table([], columns, run="", empty=NO_PROBES)
+    first, last = steps[0] if first is None else first, steps[-1] if last is None else last
+    for step in (first, last):
+        if step not in steps:
+            raise TraceError(f"step {step} was not probed. Probed steps: {', '.join(map(str, steps))}.")
+    query = """
+        SELECT CAST($first AS INT) AS first_step, CAST($last AS INT) AS last_step, a.regime AS source,
+               b.regime AS target, count(*) AS num_positions, count(*) / sum(count(*)) OVER () AS share,
+               string_agg(a.token_text, ' ' ORDER BY abs(b.loss) DESC) AS examples
+        FROM probe_positions AS a
+        JOIN probe_positions AS b USING (process_rank, rollout_idx, position)
+        LEFT JOIN regimes AS x ON x.regime = a.regime LEFT JOIN regimes AS y ON y.regime = b.regime
+        WHERE a.step = $first AND b.step = $last AND ($truth IS NULL OR a.truth = $truth)
+        GROUP BY a.regime, b.regime, x.idx, y.idx ORDER BY x.idx, y.idx"""
+    found = traces.sql(query, {"first": first, "last": last, "truth": truth}).to_pandas()
+    found["examples"] = found["examples"].str.slice(0, 80) if len(found) else found["examples"]
+    empty = f"No probe token is {truth}. Choose all tokens." if truth else "The probes of these steps share no token."
+    units = {"num_positions": "tokens", "share": "share of tokens"}
+    return table(found, columns, run=run_name(traces), empty=empty, units=units)
+
+
+def most_moved(run: str | Path | Traces, *, limit: int = 50) -> Table:
+    """Probe tokens by how often they changed hands, each with its way."""
+    columns = [
+        "rollout",
+        "process",
+        "position",
+        "token",
+        "kind",
+        "truth",
+        "example",
+        "changes",
+        "way",
+        "information_gap",
+    ]
+    traces = traces_of(run)
+    if traces is None:
+        return table([], columns, run="", empty=NO_PROBES)
+    query = f"""
+        WITH moved AS (
+            SELECT *, coalesce(regime <> lag(regime) OVER (
+                PARTITION BY process_rank, rollout_idx, position ORDER BY step), true) AS changed
+            FROM probe_positions)
+        SELECT m.rollout_idx AS rollout, m.process_rank AS process, m.position, any_value(m.token_text) AS token,
+               any_value(m.kind) AS kind, any_value(m.truth) AS truth, any_value(r.example_id) AS example,
+               CAST(sum(CAST(changed AS INT)) - 1 AS BIGINT) AS changes,
+               string_agg(m.regime, ' → ' ORDER BY m.step) FILTER (changed) AS way,
+               avg(information_gap) AS information_gap
+        FROM moved AS m JOIN probe_rollouts AS r USING ({_KEY})
+        GROUP BY m.process_rank, m.rollout_idx, m.position
+        HAVING changes > 0 ORDER BY changes DESC, process, rollout, position LIMIT $limit"""
+    found = traces.sql(query, {"limit": limit}).to_pandas()
+    empty = "No probe token changed its regime." if traces.steps("probe_rollouts") else NO_PROBES
+    units = {"changes": "changes of regime", "information_gap": "nats, mean over steps"}
+    return table(found, columns, run=run_name(traces), empty=empty, units=units)
+
+
+def changes_by(run: str | Path | Traces, split: str = "kind") -> Table:
+    """Changes of regime per probe token, by kind or truth.
+
+    Raises: TraceError for an unknown split.
+    """
+    if split not in ("kind", "truth"):
+        raise TraceError(unknown("split", split, ("kind", "truth")))
+    columns = ["group", "tokens", "changes", "changes_per_token"]
+    traces = traces_of(run)
+    if traces is None:
+        return table([], columns, run="", empty=NO_PROBES)
+    query = f"""
+        SELECT coalesce(nullif({split}, ''), 'not known') AS "group",
+               count(DISTINCT (process_rank, rollout_idx, position)) AS tokens,
+               CAST(sum(CAST(changed AS INT)) AS BIGINT) AS changes, changes / tokens AS changes_per_token
+        FROM (SELECT *, coalesce(regime <> lag(regime) OVER (
+                  PARTITION BY process_rank, rollout_idx, position ORDER BY step), false) AS changed
+              FROM probe_positions) GROUP BY 1 ORDER BY changes_per_token DESC"""
+    found: pd.DataFrame = traces.sql(query).to_pandas()
+    return table(
+        found, columns, run=run_name(traces), empty=NO_PROBES, units={"tokens": "tokens", "changes": "changes"}
+    )
+
+
+def regime_notes(run: str | Path | Traces) -> dict[str, RegimeNote]:
+    """The method's regimes in its order, for colours and legends; empty without traces."""
+    traces = traces_of(run)
+    if traces is None:
+        return {}
+    return {name: RegimeNote(one.meaning, one.source, one.divergence) for name, one in traces.regimes.items()}

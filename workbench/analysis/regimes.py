@@ -1,0 +1,98 @@
+"""Who supervised: shares of regimes by tokens and by loss, over steps, split by what is known of the tokens."""
+
+from pathlib import Path
+
+from workbench.analysis.table import NO_PROBES, NO_TRACES, Table, run_name, table, traces_of
+from workbench.errors import TraceError, unknown
+from workbench.traces.reader import Traces
+
+SPLITS = ("kind", "truth", "domain")
+COLUMNS = ["step", "group", "regime", "source", "num_positions", "position_share", "loss_share"]
+UNITS = {"num_positions": "tokens", "position_share": "share of tokens", "loss_share": "share of loss"}
+
+
+def shares_over_steps(
+    run: str | Path | Traces, *, split: str | None = None, bins: int = 200, probe: bool = False
+) -> Table:
+    """Per step, and group if split by kind, truth or domain: each regime's share of tokens and of loss.
+
+    bins   long runs are taken together into at most so many stretches; `step` is then a stretch's first
+    probe  of the fixed answers instead of the training answers
+
+    Raises: TraceError for an unknown split.
+    """
+    if split is not None and split not in SPLITS:
+        raise TraceError(unknown("split", split, SPLITS))
+    traces = traces_of(run)
+    if traces is None:
+        return table([], COLUMNS, run="", empty=NO_TRACES)
+    group = "'all'" if split is None else f"coalesce(nullif({split}, ''), 'not known')"
+    if probe:
+        joined = "JOIN probe_rollouts USING (step, process_rank, rollout_idx)" if split == "domain" else ""
+        cells = f"""SELECT step, {group} AS grp, regime, count(*) AS positions, sum(abs(contribution)) AS loss
+                    FROM probe_positions {joined} GROUP BY ALL"""
+    else:
+        cells = f"""SELECT step, {group} AS grp, regime, sum(num_positions) AS positions, sum(loss_size) AS loss
+                    FROM cells GROUP BY ALL"""
+    query = f"""
+        WITH raw AS ({cells}),
+        steps AS (SELECT step, (row_number() OVER (ORDER BY step) - 1) * $bins // greatest($bins, count(*) OVER ()) AS bin
+                  FROM (SELECT DISTINCT step FROM raw)),
+        counted AS (
+            SELECT min(step) OVER (PARTITION BY bin) AS step, grp, regime, positions, loss
+            FROM raw JOIN steps USING (step)),
+        merged AS (SELECT step, grp, regime, sum(positions) AS positions, sum(loss) AS loss FROM counted GROUP BY ALL),
+        totals AS (SELECT step, grp, sum(positions) AS positions, sum(loss) AS loss FROM merged GROUP BY ALL)
+        SELECT totals.step, totals.grp AS "group", regimes.regime, regimes.source,
+               CAST(coalesce(merged.positions, 0) AS BIGINT) AS num_positions,
+               CAST(coalesce(merged.positions, 0) / totals.positions AS DOUBLE) AS position_share,
+               CAST(coalesce(merged.loss, 0) / nullif(totals.loss, 0) AS DOUBLE) AS loss_share
+        FROM totals CROSS JOIN regimes
+        LEFT JOIN merged ON merged.step = totals.step AND merged.grp = totals.grp AND merged.regime = regimes.regime
+        ORDER BY totals.step, totals.grp, regimes.idx"""
+    found = traces.sql(query, {"bins": bins}).to_pandas()
+    return table(found, COLUMNS, run=run_name(traces), empty=NO_PROBES if probe else NO_TRACES, units=UNITS)
+
+
+def shares_by(run: str | Path | Traces, split: str, *, first: int | None = None, last: int | None = None) -> Table:
+    """Over a stretch of steps: each regime's share of tokens and of loss in every kind, truth or domain.
+
+    Raises: TraceError for an unknown split.
+    """
+    if split not in SPLITS:
+        raise TraceError(unknown("split", split, SPLITS))
+    traces = traces_of(run)
+    columns = ["group", "regime", "source", "num_positions", "position_share", "loss_share"]
+    if traces is None:
+        return table([], columns, run="", empty=NO_TRACES)
+    query = f"""
+        WITH merged AS (
+            SELECT coalesce(nullif({split}, ''), 'not known') AS grp, regime,
+                   sum(num_positions) AS positions, sum(loss_size) AS loss
+            FROM cells WHERE step BETWEEN $first AND $last GROUP BY ALL),
+        totals AS (SELECT grp, sum(positions) AS positions, sum(loss) AS loss FROM merged GROUP BY ALL)
+        SELECT totals.grp AS "group", regimes.regime, regimes.source,
+               CAST(coalesce(merged.positions, 0) AS BIGINT) AS num_positions,
+               CAST(coalesce(merged.positions, 0) / totals.positions AS DOUBLE) AS position_share,
+               CAST(coalesce(merged.loss, 0) / nullif(totals.loss, 0) AS DOUBLE) AS loss_share
+        FROM totals CROSS JOIN regimes
+        LEFT JOIN merged ON merged.grp = totals.grp AND merged.regime = regimes.regime
+        ORDER BY totals.positions DESC, totals.grp, regimes.idx"""
+    bounds = {"first": 0 if first is None else first, "last": 2**31 - 1 if last is None else last}
+    return table(traces.sql(query, bounds).to_pandas(), columns, run=run_name(traces), empty=NO_TRACES, units=UNITS)
+
+
+def gaps_over_steps(run: str | Path | Traces) -> Table:
+    """Per step and truth: mean gaps with sign and by size, the student's entropy and confidence, per token."""
+    columns = ["step", "truth", "num_positions", "capability_gap", "information_gap", "capability_size", "information_size", "entropy", "confidence"]  # fmt: skip
+    traces = traces_of(run)
+    if traces is None:
+        return table([], columns, run="", empty=NO_TRACES)
+    means = ", ".join(f"sum({name}) / sum(num_positions) AS {name}" for name in columns[3:7])
+    query = f"""
+        SELECT step, coalesce(truth, 'not known') AS truth, CAST(sum(num_positions) AS BIGINT) AS num_positions, {means},
+               sum(entropy_student) / sum(num_positions) AS entropy,
+               sum(confidence_student) / sum(num_positions) AS confidence
+        FROM cells GROUP BY ALL ORDER BY step, truth"""
+    units = dict.fromkeys(columns[3:8], "nats per token") | {"confidence": "mean probability of the likeliest token"}
+    return table(traces.sql(query).to_pandas(), columns, run=run_name(traces), empty=NO_TRACES, units=units)

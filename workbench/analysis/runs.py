@@ -1,0 +1,147 @@
+"""Runs as lists and curves: what there is, how far it is, what its metrics did, in what two of them differ."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from workbench.analysis.table import Table, table
+from workbench.config import read_yaml
+from workbench.errors import ConfigError
+from workbench.jobs import find_jobs
+from workbench.runs import RunFolder
+
+RUN_COLUMNS = ["run", "status", "method", "step", "steps", "progress", "remaining_s", "started", "silent_s", "loss", "accuracy", "error"]  # fmt: skip
+METRIC_UNITS = {
+    "loss": "nats",
+    "entropy": "nats per token",
+    "learning_rate": "",
+    "grad_norm": "",
+    "completion_length": "tokens",
+    "truncated": "share of answers",
+    "accuracy": "share of answers",
+    "agreement": "share of pairs",
+    "advantage": "",
+    "teacher_share": "share of tokens",
+    "capability_gap": "nats per token",
+    "information_gap": "nats per token",
+    "capability_gap_abs": "nats per token",
+    "information_gap_abs": "nats per token",
+    "total_gap": "nats per token",
+    "tokens": "tokens per step",
+}
+_PREFIX_UNITS = {"share": "share of tokens", "loss_share": "share of loss", "seconds": "s", "threshold": "nats or 1"}
+MOST_POINTS = 1500  # of one curve; more are thinned, keeping each stretch's lowest and highest
+
+
+def list_runs(runs_dir: str | Path) -> Table:
+    """Every run with its state, newest first."""
+    rows = []
+    for state in find_jobs(runs_dir):
+        last = _last_metrics(state.run_dir)
+        rows.append(
+            {
+                "run": state.name,
+                "status": state.status,
+                "method": state.method,
+                "step": state.step,
+                "steps": state.steps,
+                "progress": state.step / state.steps if state.steps else None,
+                "remaining_s": state.remaining_s,
+                "started": pd.Timestamp(state.started, unit="s") if state.started else None,
+                "silent_s": state.silent_s,
+                "loss": last.get("loss"),
+                "accuracy": last.get("accuracy"),
+                "error": state.error,
+            }
+        )
+    units = {"remaining_s": "s", "silent_s": "s", "loss": "nats", "accuracy": "share of answers", "progress": "share"}
+    empty = f"No run is in {runs_dir} yet. Launch one, or `workbench train configs/demo.yaml`."
+    return table(rows, RUN_COLUMNS, run="", empty=empty, units=units)
+
+
+def metrics(run_dir: str | Path, names: Sequence[str] = (), *, kind: str = "train") -> Table:
+    """Curves in long form: step, metric, value. kind: train, eval or probe. Without names all of them."""
+    folder = RunFolder(run_dir)
+    rows = [
+        {"step": line["step"], "metric": name, "value": value}
+        for line in folder.metrics(kind)
+        for name, value in line.items()
+        if name not in ("kind", "step") and isinstance(value, (int, float)) and (not names or name in names)
+    ]
+    frame = thin(pd.DataFrame(rows, columns=["step", "metric", "value"]))
+    units = {name: unit_of(name) for name in frame["metric"].unique()}
+    empty = {
+        "train": "No step is done yet. The first takes longest: models are loaded and evaluated before it.",
+        "eval": "Nothing was evaluated yet. Set data.eval, and wait for the first evaluation.",
+        "probe": "No probes are recorded. Train with trace.probes above 0.",
+    }[kind]
+    return table(frame, ["step", "metric", "value"], run=folder.path.name, empty=empty, units=units)
+
+
+def unit_of(metric: str) -> str:
+    """Unit of a metric of metrics.jsonl."""
+    return METRIC_UNITS.get(metric) or _PREFIX_UNITS.get(metric.partition("/")[0], "")
+
+
+def thin(frame: pd.DataFrame) -> pd.DataFrame:
+    """At most MOST_POINTS per metric: of each stretch of steps its lowest and its highest value, so that peaks stay."""
+    parts = []
+    for _, curve in frame.groupby("metric", sort=False):
+        if len(curve) > MOST_POINTS:
+            stretch = pd.Series(range(len(curve)), index=curve.index) * (MOST_POINTS // 2) // len(curve)
+            values = curve["value"].astype(float).groupby(stretch)
+            kept = sorted({curve.index[0], curve.index[-1], *values.idxmin(), *values.idxmax()})
+            curve = curve.loc[kept]
+        parts.append(curve)
+    return pd.concat(parts) if parts else frame
+
+
+def config_difference(first: str | Path, second: str | Path) -> Table:
+    """Keys that two runs' configurations give different values; name and output_dir left out."""
+    first, second = Path(first), Path(second)
+    values = [_flat(_config(one)) for one in (first, second)]
+    keys = [key for key in {**values[0], **values[1]} if key not in ("name", "output_dir")]
+    rows = [
+        {"key": key, first.name: _show(values[0], key), second.name: _show(values[1], key)}
+        for key in keys
+        if values[0].get(key) != values[1].get(key)
+    ]
+    columns = list(dict.fromkeys(["key", first.name, second.name]))
+    return table(rows, columns, run=f"{first.name}, {second.name}", empty="Both runs have the same configuration.")
+
+
+def _config(run_dir: Path) -> dict:
+    try:
+        return read_yaml(run_dir / "config.yaml")
+    except ConfigError:
+        return {}
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _show(values: dict, key: str) -> str:
+    return str(values[key]) if key in values else "–"
+
+
+def _last_metrics(run_dir: Path) -> dict:
+    """The last complete training line; read from the file's end, since lists of runs are asked for often."""
+    file = run_dir / "metrics.jsonl"
+    if not file.is_file():
+        return {}
+    lines = RunFolder(run_dir).metrics("train") if file.stat().st_size < 2**16 else _tail_metrics(file)
+    return lines[-1] if lines else {}
+
+
+def _tail_metrics(file: Path) -> list[dict]:
+    with file.open("rb") as stream:
+        stream.seek(-(2**16), 2)
+        texts = stream.read().decode("utf-8", errors="replace").split("\n")[1:-1]
+    lines = [json.loads(text) for text in texts]
+    return [line for line in lines if line["kind"] == "train"]

@@ -1,0 +1,127 @@
+"""The house style of figures: fonts, colours and axes, light and dark. Regimes have the colours of the token view."""
+
+import math
+
+import plotly.graph_objects as go
+
+from workbench.errors import ConfigError, unknown
+from workbench.rendering import colours
+from workbench.rendering.model import RegimeNote
+
+THEMES = ("light", "dark")
+SANS = 'Inter, ui-sans-serif, system-ui, -apple-system, "Segoe UI", "Liberation Sans", Arial, sans-serif'
+MONO = '"JetBrains Mono", ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace'
+INK = {"light": "#12161b", "dark": "#e9ecef"}
+MUTED = {"light": "#565e68", "dark": "#a4adb7"}
+LINE = {"light": "#dfe2e6", "dark": "#333940"}
+SURFACE = {"light": "#ffffff", "dark": "#15181c"}
+CAPABILITY = {"light": "#0072b2", "dark": "#4aa9e6"}
+INFORMATION = {"light": "#b5588c", "dark": "#dd93bd"}
+# Okabe and Ito's hues, those for lines darkened or lightened until they have 3 : 1 on the page
+SERIES = {
+    "light": ("#0072b2", "#c25a00", "#00785a", "#b5588c", "#8a6d00", "#2b7bab", "#565e68"),
+    "dark": ("#4aa9e6", "#f08f4c", "#3fbf97", "#dd93bd", "#e6c229", "#8ad0f5", "#a4adb7"),
+}
+DASHES = ("solid", "dash", "dot", "dashdot")
+PATTERNS = {"self": "/", "self-light": "/", "weak": ".", "sky": "-", "data": "-", "reward": ".", "yellow": "."}
+
+
+def check_theme(theme: str) -> None:
+    """Raises ConfigError for an unknown theme."""
+    if theme not in THEMES:
+        raise ConfigError(unknown("theme", theme, THEMES))
+
+
+def figure(theme: str, *, title: str, subtitle: str = "", height: int = 340) -> go.Figure:
+    """A figure without data, in the house style. Raises ConfigError for an unknown theme."""
+    check_theme(theme)
+    axis = {
+        "gridcolor": LINE[theme],
+        "linecolor": LINE[theme],
+        "zerolinecolor": LINE[theme],
+        "tickcolor": LINE[theme],
+        "tickfont": {"size": 12, "color": MUTED[theme]},
+        "title": {"font": {"size": 12, "color": MUTED[theme]}, "standoff": 8},
+        "automargin": True,
+    }
+    template = go.layout.Template(
+        layout={
+            "font": {"family": SANS, "size": 13, "color": INK[theme]},
+            "paper_bgcolor": SURFACE[theme],
+            "plot_bgcolor": SURFACE[theme],
+            "colorway": SERIES[theme],
+            "xaxis": {**axis, "showgrid": False, "showline": True, "ticks": "outside", "ticklen": 4},
+            "yaxis": {**axis, "zeroline": True},
+            "hoverlabel": {
+                "font": {"family": SANS, "size": 12.5, "color": INK[theme]},
+                "bgcolor": SURFACE[theme],
+                "bordercolor": MUTED[theme],
+                "align": "left",
+            },
+            "legend": {
+                "orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom",
+                "font": {"size": 12.5}, "bgcolor": "rgba(0,0,0,0)", "title": {"text": ""},
+            },
+            "separators": ".\u2009",
+        }
+    )  # fmt: skip
+    made = go.Figure()
+    head = f"<b>{escaped(title)}</b>"
+    if subtitle:
+        head += f'<br><span style="font-size:12px;color:{MUTED[theme]}">{escaped(subtitle)}</span>'
+    made.update_layout(
+        template=template,
+        title={"text": head, "x": 0, "xref": "container", "xanchor": "left", "y": 1, "yanchor": "top", "font": {"size": 15}, "pad": {"t": 14, "l": 16}},
+        height=height,
+        margin={"l": 64, "r": 24, "t": 96, "b": 48},
+        hovermode="closest",
+    )  # fmt: skip
+    return made
+
+
+def empty_figure(message: str, theme: str = "light", *, title: str = "", height: int = 240) -> go.Figure:
+    """Says why there is nothing and what to do."""
+    made = figure(theme, title=title, height=height)
+    made.update_xaxes(visible=False).update_yaxes(visible=False)
+    made.add_annotation(
+        text="<br>".join(_wrapped(escaped(message), 78)),
+        showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 14, "color": MUTED[theme]},
+    )  # fmt: skip
+    return made
+
+
+def regime_fills(notes: dict[str, RegimeNote], theme: str) -> dict[str, tuple[str, str]]:
+    """Colour and pattern of each regime."""
+    slots = colours.regime_slots(notes)
+    return {name: (getattr(colours.SLOTS[slot], theme), PATTERNS.get(slot, "")) for name, slot in slots.items()}
+
+
+def ramp(kind: str, theme: str) -> list[tuple[float, str]]:
+    """A plotly colour scale: "diverging" around zero, or "growing"."""
+    fills = {"diverging": colours.DIVERGING, "growing": colours.GROWING}[kind]
+    return [(place / (len(fills) - 1), getattr(fill, theme)) for place, fill in enumerate(fills)]
+
+
+def see_through(colour: str, opacity: float) -> str:
+    """A hex colour with opacity, as CSS takes it."""
+    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
+
+
+def escaped(text: object) -> str:
+    """Text that plotly shows as it is; it reads some HTML tags."""
+    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def bound(values: list[float | None]) -> float:
+    """A round number that nearly all values stay under in size."""
+    return colours.scale_bound([value for value in values if value is not None and math.isfinite(value)])
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        if len(lines[-1]) + len(word) > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines

@@ -1,0 +1,99 @@
+"""Answers and their tokens: a page of a selection, and one answer ready to be drawn."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.analysis.table import NO_TRACES, Table, run_name, table, traces_of
+from workbench.rendering.model import TokenView
+from workbench.rendering.recorded import token_view
+from workbench.traces.reader import Traces
+
+PAGE_COLUMNS = ["step", "rollout", "process", "example", "domain", "question", "answer", "expected", "right", "tokens", "capability_gap", "information_gap", "loss", "regimes"]  # fmt: skip
+PAGE_UNITS = {"tokens": "tokens", "capability_gap": "nats per token", "information_gap": "nats per token", "loss": "nats per token"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which answers; None means any. `order`: step (newest first), capability_gap, information_gap or loss (largest)."""
+
+    step: int | None = None
+    regime: str | None = None
+    domain: str | None = None
+    kind: str | None = None
+    truth: str | None = None
+    right: bool | None = None
+    example: str | None = None
+    order: str = "step"
+    probe: bool = False
+
+    @property
+    def filters(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "order"}
+
+
+def page(run: str | Path | Traces, selection: Selection = Selection(), *, page_idx: int = 0, size: int = 25) -> Table:
+    """A page of answers.
+
+    Raises: TraceError for an unknown regime or order.
+    """
+    traces = traces_of(run)
+    if traces is None:
+        return table([], PAGE_COLUMNS, run="", empty=NO_TRACES)
+    found = traces.rollouts(
+        **selection.filters, order=selection.order, limit=size, offset=max(0, page_idx) * size
+    ).to_pylist()
+    rows = [
+        {
+            "step": row["step"],
+            "rollout": row["rollout_idx"],
+            "process": row["process_rank"],
+            "example": row["example_id"],
+            "domain": row["domain"],
+            "question": row["question"],
+            "answer": row["completion"],
+            "expected": row["answer"],
+            "right": None if row["reward"] is None else row["reward"] == 1.0,
+            "tokens": row["num_positions"],
+            "capability_gap": row["capability_gap"],
+            "information_gap": row["information_gap"],
+            "loss": row["loss"],
+            "regimes": ", ".join(f"{name} {count}" for name, count in row["regimes"] or ()),
+        }
+        for row in found
+    ]
+    empty = "No answer fits this selection. Remove a filter, or choose another step."
+    return table(rows, PAGE_COLUMNS, run=run_name(traces), empty=empty, units=PAGE_UNITS)
+
+
+def count(run: str | Path | Traces, selection: Selection = Selection()) -> int:
+    """How many answers a selection has."""
+    traces = traces_of(run)
+    return 0 if traces is None else traces.count_rollouts(**selection.filters)
+
+
+def choices(run: str | Path | Traces) -> dict[str, list]:
+    """What each filter can be set to, from what is recorded."""
+    traces = traces_of(run)
+    names = ("domain", "kind", "truth")
+    if traces is None:
+        return {"step": [], "regime": [], **{name: [] for name in names}}
+    found = {}
+    for name in names:
+        values = traces.sql(f"SELECT DISTINCT {name} FROM cells WHERE {name} <> '' ORDER BY 1")
+        found[name] = values[name].to_pylist()
+    return {"step": traces.steps(), "regime": list(traces.regimes), **found}
+
+
+def answer(
+    run: str | Path | Traces, step: int, rollout: int, *, process: int = 0, probe: bool = False, name: str = ""
+) -> TokenView:
+    """One answer, ready for render_tokens. Raises TraceError if it was not recorded."""
+    traces = traces_of(run)
+    if traces is None:
+        traces = Traces(Path(run) / "traces")  # says what is missing
+    return token_view(traces.rollout(step, rollout, process_rank=process, probe=probe), run=name or run_name(traces))
+
+
+def answers_over_time(run: str | Path | Traces, example: str) -> Table:
+    """What was answered to one prompt, step by step."""
+    return page(run, Selection(example=example), size=500)
