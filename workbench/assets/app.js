@@ -1,0 +1,38 @@
+// The page's own few lines: the theme, and what the address says. Runs before anything is drawn.
+window.workbenchApp = (() => {
+  const asked = location.search; // the page may rewrite it before the server has answered
+  let forced = new URLSearchParams(asked).get("__theme"); // a link may choose the theme
+  let looks = 0;
+  const stored = () => { try { return localStorage.getItem("workbench-theme"); } catch { return null; } };
+  const isDark = () => {
+    const wanted = forced || stored();
+    return wanted ? wanted === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  };
+  const paint = (dark) => {
+    document.body.classList.toggle("dark", dark);
+    document.documentElement.style.colorScheme = dark ? "dark" : "light";
+    return dark ? "dark" : "light";
+  };
+  return {
+    start: () => [asked, paint(isDark())],
+    toggle: () => {
+      const theme = paint(!document.body.classList.contains("dark"));
+      forced = null;
+      try { localStorage.setItem("workbench-theme", theme); } catch { /* a browser that stores nothing */ }
+      return theme;
+    },
+    look: () => { looks += 1; },
+    // writes the address, and wakes the open tab if what it shows has changed
+    show: (tabs, run, tab, theme, address, ...wakes) => {
+      if (!tab) return wakes;
+      const query = new URLSearchParams();
+      if (run) query.set("run", run);
+      query.set("tab", tab);
+      for (const [key, value] of Object.entries(address || {}))
+        if (value !== null && value !== undefined && value !== "") query.set(key, value);
+      if (forced) query.set("__theme", forced);
+      history.replaceState(null, "", `${location.pathname}?${query}`);
+      return tabs.map((name, k) => name === tab ? JSON.stringify([run, theme, address, looks]) : wakes[k]);
+    },
+  };
+})();

@@ -1,0 +1,103 @@
+"""What every tab is given, and the one way in which a mistake reaches the page: as a sentence.
+
+A tab is `build_tab(context, shared)`. Its callbacks are functions of (context, plain values); components only wire them:
+
+    draw = told(partial(draw_answer, context))
+    shared.on_show("tokens", draw, inputs=[shared.run, shared.theme, shared.address], outputs=[picture])
+
+`on_show` calls when the tab is open and the run, the theme or the address has changed since it was last drawn, and when
+the reader asks to look again. What the page holds (run, theme, address) is kept by the browser, so it survives a restart
+of the server.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+from gradio.components import Component
+
+from workbench.errors import RunError, WorkbenchError
+from workbench.jobs import read_job, safe_run_dir
+
+ADDRESS_KEYS = ("step", "rollout", "process", "probe", "example", "other", "page")
+NO_RUN = "No run is chosen. Launch one, or choose one above."
+
+
+@dataclass(frozen=True)
+class AppContext:
+    """The folders that the app works in.
+
+    runs_dir     every run is directly inside it; nothing else is read or written
+    configs_dir  recipes to start from
+    read_only    look, and change nothing
+    """
+
+    runs_dir: Path
+    configs_dir: Path
+    read_only: bool = False
+
+    def run_dir(self, name: str | None) -> Path:
+        """The folder of an existing run. Raises RunError if the name leads out of the runs folder or to no run."""
+        if not name:
+            raise RunError(NO_RUN)
+        return read_job(safe_run_dir(self.runs_dir, name)).run_dir
+
+    def check_writable(self) -> None:
+        """Raises RunError if the app was opened read-only."""
+        if self.read_only:
+            raise RunError("this page is read-only. Open the app without --read-only to start and stop runs.")
+
+
+@dataclass
+class Shared:
+    """Components of the page that all tabs see.
+
+    run       the chosen run's name
+    theme     "light" or "dark", for figures
+    address   the rest of the address: a mapping with some of ADDRESS_KEYS, values as text
+    tabs      return gr.Tabs(selected="tokens") to open another tab
+    wake      by tab: a hidden text that changes when an open tab has to be drawn; see on_show
+    """
+
+    run: gr.Dropdown
+    theme: gr.Textbox
+    address: gr.JSON
+    tabs: gr.Tabs
+    wake: dict[str, gr.Textbox]
+
+    def on_show(self, tab: str, draw: Callable, inputs: Sequence[Component], outputs: Sequence[Component]) -> object:
+        """Call `draw` when `tab` is open and what the page shows has changed. Returns the event, for .then(...)."""
+        return self.wake[tab].change(
+            draw, inputs, outputs, show_progress="hidden", trigger_mode="always_last", api_visibility="private"
+        )
+
+
+def told(callback: Callable) -> Callable:
+    """The callback; a mistake of the user's or of the disk becomes a message on the page, and the page stays as it is."""
+
+    @functools.wraps(callback, updated=())
+    def safe(*values: object) -> object:
+        try:
+            return callback(*values)
+        except (WorkbenchError, OSError) as error:
+            gr.Warning(escape(sentence(error)), title="That did not work", duration=12)
+            return gr.skip()
+
+    return safe
+
+
+def sentence(error: Exception) -> str:
+    """What went wrong, for a reader."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'A file'} cannot be read or written ({error.strerror or error})."
+    text = str(error)
+    return text[:1].upper() + text[1:]
+
+
+def note(text: str, kind: str = "hint") -> str:
+    """A sentence as HTML: an empty state, a hint or an error. kind: hint, error, good or warning."""
+    role = "alert" if kind == "error" else "status"
+    return f'<p class="app-note app-{kind}" role="{role}">{escape(text)}</p>' if text else ""

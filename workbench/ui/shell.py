@@ -1,0 +1,148 @@
+"""The page around the tabs: header, run picker, theme and address.
+
+Every view has its address, `?run=...&tab=tokens&step=20&rollout=3`: a link opens it again. The browser writes it
+(assets/app.js) whenever the run, the tab or a tab's own part of it changes, and the server reads it once, on load.
+"""
+
+import json
+from functools import partial
+from html import escape
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import parse_qs
+
+import gradio as gr
+
+from workbench.analysis.style import MONO, SANS
+from workbench.jobs import find_jobs
+from workbench.render import page_head
+from workbench.ui import launch, watch
+from workbench.ui.context import ADDRESS_KEYS, AppContext, Shared, told
+
+TABS: dict[str, tuple[str, ModuleType]] = {
+    "launch": ("Launch", launch),
+    "watch": ("Watch", watch),
+}
+ASSETS = Path(__file__).parent.parent / "assets"
+ACCENT = gr.themes.Color(
+    "#eef6fb", "#d3e6f4", "#a9d0ea", "#7bb8de", "#4aa9e6", "#1f86c4", "#0072b2", "#005f99", "#004b79", "#00395c", "#00263d"
+)  # fmt: skip
+INK = gr.themes.Color(
+    "#f7f8f9", "#eceef0", "#dfe2e6", "#c5cad0", "#a4adb7", "#747d88", "#565e68", "#333940", "#1f242a", "#15181c", "#101316"
+)  # fmt: skip
+_LONGEST = 200  # characters of one part of an address
+
+
+def build_app(context: AppContext) -> gr.Blocks:
+    """The whole page over a runs folder."""
+    with gr.Blocks(title="Distillation workbench", fill_width=True, analytics_enabled=False) as app:
+        with gr.Row(elem_id="app-header", equal_height=True):
+            gr.HTML(_title(context), elem_id="app-title", padding=False)
+            run = gr.Dropdown(
+                run_choices(context), label="Run", allow_custom_value=True, elem_id="app-run", min_width=360, scale=2
+            )  # a run that was started elsewhere is not among the choices yet
+            look = gr.Button("Look again", elem_id="app-look", size="sm", min_width=110, scale=0)
+            toggle = gr.Button("Light / dark", elem_id="app-theme", size="sm", min_width=110, scale=0)
+        with gr.Row(visible="hidden"):
+            search = gr.Textbox(visible="hidden")
+            theme = gr.Textbox("light", visible="hidden", elem_id="app-theme-name")
+            tab = gr.Textbox("", visible="hidden")
+            address = gr.JSON({}, visible="hidden")
+            wake = {name: gr.Textbox("", visible="hidden", elem_id=f"app-wake-{name}") for name in TABS}
+        with gr.Tabs(elem_id="app-tabs") as tabs:
+            shared = Shared(run, theme, address, tabs, wake)
+            for name, (label, module) in TABS.items():
+                with gr.Tab(label, id=name, elem_id=f"tab-{name}") as one:
+                    module.build_tab(context, shared)
+                one.select(None, None, tab, js=f"() => {json.dumps(name)}")
+        shown = {
+            "fn": None, "inputs": [run, tab, theme, address, *wake.values()], "outputs": list(wake.values()),
+            "js": f"(...values) => workbenchApp.show({json.dumps(list(TABS))}, ...values)",
+        }  # fmt: skip
+        gr.on([run.change, tab.change, theme.change, address.change], **shown)
+        toggle.click(None, None, theme, js="() => workbenchApp.toggle()")
+        again = look.click(told(partial(look_again, context)), run, run, api_visibility="private")
+        again.then(None, js="() => workbenchApp.look()").then(**shown)
+        app.load(
+            told(partial(open_address, context)), [search, theme], [run, tabs, address, theme],
+            js="() => workbenchApp.start()", api_visibility="private",
+        )  # fmt: skip
+    return app
+
+
+def look() -> dict:
+    """What gr.Blocks.launch needs to dress the page: all of it lies on this machine."""
+    style = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in ("app.css",))
+    script = (ASSETS / "app.js").read_text(encoding="utf-8")
+    return {"theme": _theme(), "css": style, "head": f"{page_head()}<script>{script}</script>"}
+
+
+def run_choices(context: AppContext) -> list[tuple[str, str]]:
+    """The runs, newest first, each with its state."""
+    return [(f"{state.name}  ·  {state.status}", state.name) for state in find_jobs(context.runs_dir)]
+
+
+def look_again(context: AppContext, run: str | None) -> object:
+    """The run picker with the runs that there are now; the chosen one stays."""
+    choices = run_choices(context)
+    names = [name for _, name in choices]
+    return gr.Dropdown(choices=choices, value=run if run in names else names[0] if names else None)
+
+
+def open_address(context: AppContext, search: str, theme: str) -> tuple:
+    """Run, tab and the rest of what an address says; a part that says nothing useful is left out."""
+    asked = {key: values[-1][:_LONGEST] for key, values in parse_qs((search or "").lstrip("?")).items()}
+    choices = run_choices(context)
+    names = [name for _, name in choices]
+    run, tab = asked.get("run"), asked.get("tab")
+    if tab not in TABS:
+        tab = "watch" if names else "launch"
+    if run is not None and run not in names:
+        message = f'There is no run "{run}" here. It may have been deleted; the list above shows what there is.'
+        gr.Warning(escape(message), title="An old link?")
+        run = None
+    address = {key: asked[key] for key in ADDRESS_KEYS if key in asked}
+    chosen = run or (names[0] if names else None)
+    return gr.Dropdown(choices=choices, value=chosen), gr.Tabs(selected=tab), address, theme
+
+
+def _title(context: AppContext) -> str:
+    locked = '<span class="app-badge" title="Runs can be looked at, not started or stopped">read-only</span>'
+    return (
+        "<h1>Distillation workbench</h1><p>who supervised every token, and why</p>"
+        + (locked if context.read_only else "")
+    )  # fmt: skip
+
+
+def _theme() -> gr.themes.Base:
+    """System fonts, one accent, square-cut and dense."""
+    theme = gr.themes.Base(
+        primary_hue=ACCENT,
+        secondary_hue=ACCENT,
+        neutral_hue=INK,
+        text_size=gr.themes.sizes.text_sm,
+        spacing_size=gr.themes.sizes.spacing_sm,
+        radius_size=gr.themes.sizes.radius_sm,
+        font=[name.strip(' "') for name in SANS.split(",")],
+        font_mono=[name.strip(' "') for name in MONO.split(",")],
+    )
+    return theme.set(
+        body_background_fill="*neutral_50",
+        body_background_fill_dark="*neutral_950",
+        block_background_fill="white",
+        block_background_fill_dark="*neutral_900",
+        block_border_width="1px",
+        block_shadow="none",
+        block_shadow_dark="none",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_text_color="white",
+        input_background_fill="white",
+        input_background_fill_dark="*neutral_800",
+        block_label_text_color="*neutral_600",
+        block_label_text_color_dark="*neutral_400",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_400",
+    )
