@@ -31,7 +31,7 @@ from workbench.policies import Policy, SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.encoding import PromptEncoder
 from workbench.scenes import check_split, family_cycle, make_examples
-from workbench.scenes.lessons import MIX, Lesson, make_lesson
+from workbench.scenes.lessons import LOOKING, MIX, Lesson, make_lesson
 from workbench.scenes.processor import IMAGE_SIZE, PATCH_SIZE, SCALE_FACTOR, build_processor
 from workbench.types import PRIVILEGED, VISIBLE, Example, Prompt
 
@@ -48,6 +48,10 @@ class PretrainConfig:
     steps: int = 2000
     batch_size: int = 32  # lessons a step
     learning_rate: float = 1e-3  # reached after `warmup` steps, then falling in a line to zero
+    matrix_learning_rate: float = 5e-3  # of the matrices inside the layers, which Muon trains; same course
+    caption_steps: int = (
+        0  # first steps that are captions of whole scenes alone: finding things is learned before answering
+    )
     warmup: int = 50  # steps
     weight_decay: float = 0.01
     init_std: float = 0.1  # of the weights at the start
@@ -69,7 +73,7 @@ class PretrainConfig:
         for name in ("learning_rate", "init_std"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"pretrain: {name} is {getattr(self, name)}; it must be greater than 0.")
-        for name in ("seed", "warmup", "weight_decay", "eval_count"):
+        for name in ("seed", "warmup", "weight_decay", "eval_count", "caption_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"pretrain: {name} is {getattr(self, name)}; it must be 0 or more.")
         for kind, weight in (self.mix or {}).items():
@@ -212,12 +216,13 @@ def build_model(config: PretrainConfig, tokenizer) -> Idefics3ForConditionalGene
 def train_on_lessons(policy: AutoregressivePolicy, config: PretrainConfig, *, progress: bool = True) -> list[float]:
     """Trains the policy's model in place; the loss of each step in nats per token."""
     model, encoder = policy.model.requires_grad_(True).train(), LessonEncoder(policy)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / (config.warmup + 1), 1 - step / config.steps)
-    )
+    optimizers = _optimizers(model, config)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / (config.warmup + 1), 1 - step / config.steps)
+        )
+        for optimizer in optimizers
+    ]
     losses = []
     bar = tqdm(
         range(config.steps), desc=f"pretrain {Path(config.output_dir).name}", disable=not progress, mininterval=5
@@ -232,9 +237,9 @@ def train_on_lessons(policy: AutoregressivePolicy, config: PretrainConfig, *, pr
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        for part in (*optimizers, *schedules):
+            part.step()
+        model.zero_grad()
         losses.append(total)
         if step % 10 == 9:
             bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.3f}", refresh=False)
@@ -242,8 +247,21 @@ def train_on_lessons(policy: AutoregressivePolicy, config: PretrainConfig, *, pr
     return losses
 
 
+def _optimizers(model, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for matrices inside the layers, AdamW for everything else: about half the steps of AdamW alone."""
+    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
+    known = {id(parameter) for parameter in inner}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    decay = {"weight_decay": config.weight_decay}
+    return [
+        torch.optim.Muon(inner, lr=config.matrix_learning_rate, adjust_lr_fn="match_rms_adamw", **decay),
+        torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.98), **decay),
+    ]
+
+
 def _lesson(config: PretrainConfig, index: int) -> Lesson:
-    return make_lesson(config.seed, index, families=config.families, mix=config.mix)
+    mix = LOOKING if index < config.caption_steps * config.batch_size else config.mix
+    return make_lesson(config.seed, index, families=config.families, mix=mix)
 
 
 def _summed_loss(model, input_ids, labels, pixel_values) -> torch.Tensor:

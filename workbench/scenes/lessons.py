@@ -35,6 +35,8 @@ MIX = {
     "answer": 4,
     "reference": 1,
 }
+# For the first steps of a model that is to find things reliably: no questions yet.
+LOOKING = dict.fromkeys(MIX, 0) | {DESCRIBE: 25, LIST: 50, SHAPES: 25}
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def _draw_cell(
 
 
 def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, fill: tuple, shift: tuple[int, int], unit: int) -> None:
-    center_x, center_y, radius = (35 + shift[0]) * unit, (35 + shift[1]) * unit, 25 * unit
+    center_x, center_y, radius = (25 + shift[0]) * unit, (25 + shift[1]) * unit, 19 * unit
     edge = tuple(int(0.7 * part) for part in fill)
     if shape == "circle":
         corners = (center_x - radius, center_y - radius, center_x + radius, center_y + radius)
