@@ -10,7 +10,7 @@ import copy
 import inspect
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -49,6 +49,7 @@ class AutoregressivePolicy:
         self.name, self.model, self.processor, self.adapter = name, model, processor, adapter
         self.encoder = PromptEncoder(processor, max_prompt_length=_context_length(model))
         self.tokenizer = self.encoder.tokenizer
+        self._token_texts: dict[int, str] = {}
         self.head = _head(model)
         self.vocabulary = vocabulary or model.get_output_embeddings().weight.shape[0]
         self.stop_ids = stop_ids(model, self.tokenizer)
@@ -186,17 +187,27 @@ class AutoregressivePolicy:
 
     def token_text(self, token_id: int) -> str:
         """One entry of the vocabulary as text."""
-        return self.tokenizer.decode([token_id], skip_special_tokens=False)
+        if token_id not in self._token_texts:
+            self._token_texts[token_id] = self._decode([token_id])
+        return self._token_texts[token_id]
 
     def token_texts(self, ids: tuple[int, ...]) -> list[str]:
         """Each token's own text; bytes of an unfinished character stay with the token that finishes it."""
-        texts, done = [], ""
-        for length in range(1, len(ids) + 1):
-            so_far = self.tokenizer.decode(list(ids[:length]), skip_special_tokens=False)
-            complete = not so_far.endswith("\ufffd") or length == len(ids)
-            texts.append(so_far[len(done) :] if complete and so_far.startswith(done) else "")
-            done = so_far if complete else done
+        texts, whole = [self.token_text(token_id) for token_id in ids], self._decode(ids)
+        if "".join(texts) == whole and "\ufffd" not in whole:
+            return texts
+        # a token's text may depend on what is before it: each is decoded after the last finished ones
+        texts, start, done = [], 0, 0
+        for stop in range(1, len(ids) + 1):
+            before, so_far = self._decode(ids[start:done]), self._decode(ids[start:stop])
+            complete = not so_far.endswith("\ufffd") or stop == len(ids)
+            texts.append(so_far[len(before) :] if complete and so_far.startswith(before) else "")
+            if complete:
+                start, done = done, stop
         return texts
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def _with_shared_images(self, encoded: list[dict[str, Tensor]], rows: list[int]) -> dict[str, Tensor]:
         """Model inputs of rows that share prompts, with every image encoded once."""
