@@ -1,0 +1,21 @@
+/* The place of one answer: up and down ask Python for the neighbouring answer, and what the reader chose stays chosen. */
+let follows = false; // the reader came by a key, so the next answer takes the focus
+let colour = null;
+
+element.addEventListener("workbench:rollout", (event) => {
+  event.preventDefault();
+  follows = true;
+  trigger("turn", { direction: event.detail.direction });
+});
+
+element.addEventListener("click", (event) => {
+  const chip = event.target.closest(".wb-chip[data-by]");
+  if (chip && event.isTrusted) colour = chip.dataset.by;
+});
+
+watch("value", () => {
+  const chip = colour && element.querySelector(`.wb-chip[data-by="${colour}"][aria-pressed="false"]:not(:disabled)`);
+  if (chip) chip.click();
+  if (follows) element.querySelector('.wb-t[aria-pressed="true"]')?.focus({ preventScroll: true });
+  follows = false;
+});

@@ -1,0 +1,249 @@
+"""Compare: two runs on the same example, token beside token; their metrics, accuracies and configurations."""
+
+from collections.abc import Mapping
+from functools import partial
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from workbench.analysis import compare, figures
+from workbench.analysis.compare import Pair
+from workbench.analysis.runs import config_difference, metrics
+from workbench.analysis.table import Table, table
+from workbench.errors import WorkbenchError
+from workbench.jobs import find_jobs
+from workbench.render import TokenView, render_tokens
+from workbench.rendering import colours
+from workbench.rendering.words import NONE, signed, visible_text
+from workbench.ui.context import AppContext, Shared, sentence, told
+from workbench.ui.pieces import (
+    TRACES,
+    Column,
+    empty_html,
+    fragment_component,
+    fresh,
+    plot_component,
+    read_asset,
+    rows_component,
+    rows_html,
+)
+
+METRICS = ("loss", "accuracy", "entropy", "completion_length", "capability_gap_abs", "information_gap_abs")
+EXAMPLE_COLUMNS = (
+    Column("example", kind="short"), Column("question"), Column("probe", "fixed answer", "short"), Column("step_a", "step, first", "number"),
+    Column("step_b", "step, second", "number"), Column("same_answer", kind="short"),
+)  # fmt: skip
+NO_OTHER = "Choose a second run to compare with. Two runs of one data set, with different methods, say most."
+
+
+def draw(context: AppContext, run: str | None, theme: str, address: Mapping | None, metric: str, layout: str) -> tuple:
+    """Everything on the tab: second runs, examples, aligned tokens, both views, curves, accuracies, configurations."""
+    address = address or {}
+    first = context.run_dir(run)
+    others = other_choices(context, first.name)
+    name = str(address.get("other") or "")
+    names = [value for _, value in others]
+    chooser = gr.Dropdown(choices=others, value=name if name in names else None)
+    if name not in names:
+        message = NO_OTHER if names else "There is only one run. Launch a second one, with another method, to compare."
+        if name:
+            message = f'There is no run "{name}" here any more. {NO_OTHER}'
+        nothing = gr.Plot(visible=False)
+        return chooser, empty_html(message), "", "", gr.Dropdown(choices=[], value=None), nothing, "", ""
+    second = context.run_dir(name)
+    listed, row = draw_examples(first, second, str(address.get("example") or ""))
+    aligned, views = draw_pair(first, second, row, layout)
+    known = known_metrics(first, second)
+    metric = metric if metric in known else known[0] if known else ""
+    curves = compare.metrics_of(first, second, (metric,) if metric else ())
+    return (
+        chooser,
+        listed,
+        aligned,
+        views,
+        gr.Dropdown(
+            choices=[(one.replace("_", " ").replace("/", ": ", 1), one) for one in known], value=metric or None
+        ),
+        gr.Plot(value=figures.curves(curves, title=metric.replace("_", " ") or "metrics", theme=theme), visible=True),
+        draw_accuracy(first, second),
+        draw_difference(first, second),
+    )
+
+
+def other_choices(context: AppContext, own: str) -> list[tuple[str, str]]:
+    """The runs that can be compared with, each with its method."""
+    return [(f"{state.name}  ·  {state.method or state.status}", state.name) for state in find_jobs(context.runs_dir) if state.name != own]  # fmt: skip
+
+
+def draw_examples(first: Path, second: Path, wanted: str) -> tuple[str, dict | None]:
+    """What both runs answered, and the row of the wanted example, or the first one whose answers can be aligned."""
+    shared = compare.shared_examples(TRACES.of(first) or first, TRACES.of(second) or second)
+    row = next((one for one in shared.rows if one["example"] == wanted), None)
+    if row is None and not shared.empty:
+        row = shared.rows[0]
+    chosen = None if row is None else {"example": row["example"]}
+    shown = Table(shared.frame.head(200), shared.run, shared.units, shared.empty)
+    words = shown.frame.assign(
+        probe=shown.frame["probe"].map({True: "yes: a probe", False: "no"}),
+        same_answer=shown.frame["same_answer"].map({True: "yes", False: "no"}),
+    )
+    shown = Table(words, shared.run, shared.units, shared.empty)
+    html = rows_html(
+        shown, EXAMPLE_COLUMNS, label="examples of both runs", key=("example",), chosen=chosen, tall=210, follow=True
+    )
+    return html, row
+
+
+def draw_pair(first: Path, second: Path, row: Mapping | None, layout: str) -> tuple[str, str]:
+    """The two answers token beside token, and both in full. layout: side by side, or one under the other."""
+    if row is None:
+        return "", ""
+    try:
+        pair = compare.pair(TRACES.of(first) or first, TRACES.of(second) or second, dict(row))
+    except WorkbenchError as error:
+        return empty_html(sentence(error)), ""
+    views = "".join(
+        f'<section class="wbu-side" aria-label="{escape(name, quote=True)}"><h3>{escape(name)}</h3>{render_tokens(view, standalone=False)}</section>'
+        for name, view in ((first.name, pair.first), (second.name, pair.second))
+    )
+    place = "wbu-sides" if layout == "beside" else "wbu-stack"
+    return fresh(aligned_html(pair, first.name, second.name)), fresh(f'<div class="{place}">{views}</div>')
+
+
+def aligned_html(pair: Pair, first: str, second: str) -> str:
+    """Both answers as columns of a table: a token of the first over its partner, with regimes and gaps, differences marked."""
+    if pair.aligned.empty:
+        return empty_html(pair.aligned.empty)
+    rows = pair.aligned.rows
+    same = sum(row["same_regime"] for row in rows)
+    matched = sum(row["same_token"] for row in rows)
+    lines = []
+    for suffix, name, view in (("a", first, pair.first), ("b", second, pair.second)):
+        slots = colours.regime_slots(view.all_regimes)
+        cells = "".join(_aligned_cell(row, suffix, slots) for row in rows)
+        lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
+    marks = "".join(f"<td>{'' if row['same_regime'] else '≠' if row['same_token'] else '·'}</td>" for row in rows)
+    lines.insert(1, f'<tr class="wbu-marks" aria-hidden="true"><th></th>{marks}</tr>')
+    legend = _legend((first, pair.first), (second, pair.second))
+    said = f"{same} of {matched} common tokens have the same regime · matched by {pair.by} · ≠ another regime, · another token"
+    return (
+        '<div class="wb-root"><div class="wbu-scroll"><table class="wbu-aligned" aria-label="both answers, token beside token">'
+        f'<tbody>{"".join(lines)}</tbody></table></div><p class="wb-faint wbu-said">{escape(said)}</p>{legend}</div>'
+    )
+
+
+def _aligned_cell(row: Mapping, suffix: str, slots: Mapping[str, str]) -> str:
+    text, regime = row[f"token_{suffix}"], row[f"regime_{suffix}"]
+    if text is None:
+        return '<td class="wbu-gone" aria-label="no partner"></td>'
+    gaps = {name: row[f"{name}_gap_{suffix}"] for name in ("information", "capability")}
+    told_gaps = ", ".join(f"{name} {signed(value)} nats" for name, value in gaps.items() if value is not None)
+    title = escape(f"{visible_text(text)} · {regime}" + (f" · {told_gaps}" if told_gaps else ""), quote=True)
+    information = NONE if gaps["information"] is None else signed(gaps["information"], 1)
+    return (
+        f'<td title="{title}"><span class="wbu-token wb-s-{slots.get(regime, "none")}">{escape(visible_text(text))}</span>'
+        f"<small>{escape(regime)}</small><small>{information}</small></td>"
+    )
+
+
+def _legend(*named: tuple[str, TokenView]) -> str:
+    items = []
+    for name, view in named:
+        slots = colours.regime_slots(view.all_regimes)
+        swatches = "".join(
+            f'<span class="wb-item"><span class="wb-swatch wb-s-{slots[regime]}"></span><b>{escape(regime)}</b> {escape(note.meaning)}</span>'
+            for regime, note in view.all_regimes.items()
+        )
+        items.append(f'<div class="wb-maplegend"><span class="wb-faint">{escape(name)}</span>{swatches}</div>')
+    return "".join(dict.fromkeys(items)) + '<p class="wb-faint wbu-said">under a token: its regime, its information gap in nats</p>'  # fmt: skip
+
+
+def known_metrics(first: Path, second: Path) -> list[str]:
+    """Metrics that either run has, the common ones first."""
+    found: dict[str, None] = {}
+    for run in (first, second):
+        found |= dict.fromkeys(metrics(run).frame["metric"].unique())
+    return [name for name in METRICS if name in found] + sorted(name for name in found if name not in METRICS)
+
+
+def draw_accuracy(first: Path, second: Path) -> str:
+    """Per policy, context and truth: both runs' accuracy before and after, and how sure they were in the end."""
+    found = compare.accuracy_of(first, second)
+    if found.empty:
+        return empty_html(found.empty, title="Accuracy")
+    groups: dict[tuple, dict] = {}
+    for row in found.rows:
+        side = "a" if row["run"] == first.name else "b"
+        own = groups.setdefault((row["policy"], row["context"], row["truth"]), {"count": row["count"]})
+        own.setdefault(f"before_{side}", row["accuracy"])
+        own |= {f"after_{side}": row["accuracy"], f"confidence_{side}": row["confidence"]}
+    columns = ["policy", "context", "truth", "count", "before_a", "after_a", "confidence_a", "before_b", "after_b", "confidence_b"]  # fmt: skip
+    rows = [dict(zip(columns, key, strict=False)) | own for key, own in groups.items()]
+    units = {"count": "questions"} | {f"{name}_{side}": run.name for name in ("before", "after", "confidence") for side, run in (("a", first), ("b", second))}  # fmt: skip
+    shown = (
+        Column("policy", kind="short"), Column("context", "shown", "short"), Column("truth", "questions on", "short"), Column("count", "questions", "number"),
+        Column("before_a", "right, first", "share"), Column("after_a", "right, last", "share"), Column("confidence_a", "sure, last", "share"),
+        Column("before_b", "right, first", "share"), Column("after_b", "right, last", "share"), Column("confidence_b", "sure, last", "share"),
+    )  # fmt: skip
+    made = table(rows, columns, run=found.run, empty=found.empty, units=units)
+    return rows_html(
+        made, shown, label="accuracy of both runs", title="Accuracy and confidence, first and last evaluation", tall=380
+    )
+
+
+def draw_difference(first: Path, second: Path) -> str:
+    """Keys of the configurations that differ."""
+    found = config_difference(first, second)
+    names = [name for name in found.frame.columns if name != "key"]
+    columns = (Column("key", kind="mono"), *(Column(name, name, "mono") for name in names))
+    return rows_html(
+        found, columns, label="difference of configurations", title="Where the configurations differ", tall=380
+    )
+
+
+def chosen_example(address: Mapping | None, key: Mapping) -> dict:
+    """The address after an example was chosen."""
+    return {"other": str((address or {}).get("other") or ""), "example": str(key["example"])}
+
+
+def build_tab(context: AppContext, shared: Shared) -> None:
+    """A second run, the examples that both answered, the answers side by side."""
+    with gr.Row():
+        other = gr.Dropdown([], label="compare with", elem_id="compare-other", min_width=320, scale=2)
+        layout = gr.Radio(
+            (("one under the other", "under"), ("side by side", "beside")), value="under", label="answers in full",
+            elem_id="compare-layout", min_width=300,
+        )  # fmt: skip
+    listed = rows_component("examples of both runs", elem_id="compare-examples")
+    aligned = gr.HTML(
+        label="both answers", js_on_load=None, css_template=read_asset("rows.css") + read_asset("compare.css"),
+        apply_default_css=False, elem_id="compare-aligned",
+    )  # fmt: skip
+    views = gr.HTML(
+        label="both answers in full", js_on_load=None, css_template=read_asset("compare.css"), apply_default_css=False,
+        elem_id="compare-views",
+    )  # fmt: skip
+    with gr.Row():
+        with gr.Column(min_width=420):
+            metric = gr.Dropdown([], label="metric", elem_id="compare-metric")
+            curves = plot_component("metrics of both runs")
+        with gr.Column(min_width=420):
+            difference = fragment_component("difference of configurations", elem_id="compare-config")
+    accuracy = fragment_component("accuracy of both runs", elem_id="compare-accuracy")
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    inputs = [shared.run, shared.theme, shared.address, metric, layout]
+    outputs = [other, listed, aligned, views, metric, curves, accuracy, difference]
+    drawing = told(partial(draw, context))
+    shared.on_show("compare", drawing, inputs, outputs)
+    gr.on([metric.input, layout.input], drawing, inputs, outputs, **quiet)
+    other.input(
+        lambda name, address: {key: value for key, value in {"other": name or "", "example": (address or {}).get("example", "")}.items() if value},
+        [other, shared.address], shared.address, **quiet,
+    )  # fmt: skip
+
+    def choose(event: gr.EventData, address: dict) -> dict:
+        return chosen_example(address, event.key)
+
+    listed.select(told(choose), shared.address, shared.address, **quiet)

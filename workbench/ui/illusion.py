@@ -1,0 +1,208 @@
+"""Illusion: what was learned and what was only imitated; the worst cases open in Tokens."""
+
+from collections.abc import Mapping
+from functools import partial
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from workbench.analysis import figures, illusion, regimes
+from workbench.analysis.table import NO_EVALS, Table, table
+from workbench.rendering.words import NONE
+from workbench.traces.reader import Traces
+from workbench.types import PRIVILEGED, VISIBLE
+from workbench.ui.context import AppContext, Shared, told
+from workbench.ui.pieces import (
+    TRACES,
+    Column,
+    answer_address,
+    empty_html,
+    fragment_component,
+    plot_component,
+    rows_component,
+    rows_html,
+)
+
+KEY = ("step", "process", "rollout", "position")
+WORST_COLUMNS = (
+    Column("token", kind="token"), Column("truth", kind="short"), Column("regime", kind="short"), Column("source", kind="short"),
+    Column("information_gap", "information", "signed"), Column("capability_gap", "capability", "signed"), Column("loss", kind="number"),
+    Column("question"), Column("answer"), Column("expected", kind="short"), Column("step", kind="number"), Column("rollout", "no.", "number"),
+)  # fmt: skip
+SURE_COLUMNS = (
+    Column("confidence", kind="share"), Column("text", "answered"), Column("answer", "right answer", "short"), Column("truth", kind="short"),
+    Column("context", kind="short"), Column("example", kind="short"), Column("step", kind="number"),
+)  # fmt: skip
+ACCURACY_COLUMNS = (
+    Column("policy", kind="short"), Column("context", "shown", "short"), Column("truth", "questions on", "short"), Column("step", kind="number"),
+    Column("count", "questions", "number"), Column("accuracy", kind="share"), Column("confidence", kind="share"),
+    Column("overconfidence", "over-confidence", "signed"), Column("calibration_error", kind="number"), Column("truncated", kind="share"),
+)  # fmt: skip
+
+
+def draw(context: AppContext, run: str | None, theme: str, shown: str) -> tuple:
+    """Everything on the tab: headline, choices of who answered, figures, tables.
+
+    shown  "policy, context" of the reliability curve
+    """
+    run_dir = context.run_dir(run)
+    traces = TRACES.of(run_dir)
+    accuracy = illusion.accuracy(run_dir)
+    pairs = [] if accuracy.empty else list(dict.fromkeys(f"{row['policy']}, {row['context']}" for row in accuracy.rows))
+    shown = shown if shown in pairs else pairs[0] if pairs else ""
+    return (
+        headline(run_dir, traces, accuracy),
+        figures.accuracy_curves(accuracy, theme=theme),
+        gr.Dropdown(choices=pairs, value=shown or None),
+        draw_reliability(run_dir, shown, theme),
+        figures.bars(
+            overconfidence(accuracy), "who", "overconfidence", count="count", title="Over-confidence on privileged questions",
+            theme=theme, reference=0.0,
+        ),
+        figures.information_share(illusion.bought_by_information(traces or run_dir), theme=theme),
+        figures.curves(entropies(traces, run_dir), title="The student's entropy", theme=theme),
+        figures.bars(
+            illusion.separation(traces or run_dir), "gap", "auroc", title="Which gap finds privileged tokens", theme=theme, reference=0.5
+        ),
+        rows_html(
+            illusion.worst_cases(traces or run_dir), WORST_COLUMNS, label="worst cases", key=KEY,
+            title="Most loss spent on what only the evidence explains", tall=440,
+        ),
+        rows_html(illusion.sure_and_wrong(run_dir), SURE_COLUMNS, label="sure and wrong", title="Sure and wrong", tall=340),
+        rows_html(last_step(accuracy), ACCURACY_COLUMNS, label="accuracy", title="Accuracy and confidence, last evaluation", tall=340),
+    )  # fmt: skip
+
+
+def headline(run_dir: Path, traces: Traces | None, accuracy: Table) -> str:
+    """Four numbers that say how much was learned and how much imitated, each with what it is of."""
+    rows = {
+        (row["step"], row["truth"]): row
+        for row in accuracy.rows
+        if row["policy"] == "student" and row["context"] == "plain"
+    }
+    steps = sorted({step for step, _ in rows})
+    tiles = []
+    if steps:
+        first, last = steps[0], steps[-1]
+        group = VISIBLE if (last, VISIBLE) in rows else "all"
+        change = 100 * (rows[last, group]["accuracy"] - rows[first, group]["accuracy"])
+        tiles.append(
+            (f"{100 * rows[last, group]['accuracy']:.1f}\u2009%", f"right on {group} questions", f"step {last}, n = {rows[last, group]['count']:,}, {_points(change)} since step {first}")
+        )  # fmt: skip
+        if (last, PRIVILEGED) in rows:
+            hidden = rows[last, PRIVILEGED]
+            tiles.append(
+                (_points(100 * hidden["overconfidence"]), "over-confident on privileged questions", f"step {last}, n = {hidden['count']:,}: sure {hidden['confidence']:.0%}, right {hidden['accuracy']:.0%}")
+            )  # fmt: skip
+    bought = illusion.bought_by_information(traces or run_dir)
+    spent = [row for row in bought.rows if row["truth"] == "all" and row["loss_share"] is not None]
+    if spent:
+        end = spent[-1]
+        tiles.append((f"{end['loss_share']:.0%}", "of the loss bought on information", f"step {end['step']}, {end['num_positions']:,} tokens; {spent[0]['loss_share']:.0%} at step {spent[0]['step']}"))  # fmt: skip
+    parted = {row["gap"]: row for row in illusion.separation(traces or run_dir).rows}
+    if "information gap" in parted:
+        row = parted["information gap"]
+        tiles.append((f"{row['auroc']:.2f}", "AUROC of the information gap", f"{row['num_privileged']:,} privileged against {row['num_visible']:,} visible tokens; 0.5 tells nothing"))  # fmt: skip
+    if not tiles:
+        return empty_html(NO_EVALS)
+    cards = "".join(f"<div><b>{escape(number)}</b><span>{escape(what)}</span><small>{escape(of)}</small></div>" for number, what, of in tiles)  # fmt: skip
+    return (
+        f'<div class="wbu-tiles" role="group" aria-label="headline of {escape(run_dir.name, quote=True)}">{cards}</div>'
+    )
+
+
+def draw_reliability(run_dir: Path, shown: str, theme: str) -> object:
+    """Accuracy over confidence of one policy under one context."""
+    policy, _, context = (shown or "student, plain").partition(", ")
+    return figures.reliability(
+        illusion.reliability(run_dir, policy=policy, context=context),
+        title=f"Is it as often right as it is sure? {policy}, {context}",
+        theme=theme,
+    )
+
+
+def last_step(accuracy: Table) -> Table:
+    """Each policy's and context's newest rows."""
+    if accuracy.empty:
+        return accuracy
+    frame = accuracy.frame
+    newest = frame.groupby(["policy", "context"])["step"].transform("max")
+    return Table(frame[frame["step"] == newest].reset_index(drop=True), accuracy.run, accuracy.units, accuracy.empty)
+
+
+def overconfidence(accuracy: Table) -> Table:
+    """The newest rows on privileged questions (all, where truth is not known), named by policy and context."""
+    rows = last_step(accuracy).rows
+    truths = {row["truth"] for row in rows}
+    group = PRIVILEGED if PRIVILEGED in truths else "all"
+    kept = [{**row, "who": f"{row['policy']}, {row['context']} (step {row['step']})"} for row in rows if row["truth"] == group]  # fmt: skip
+    columns = ["who", "overconfidence", "count"]
+    units = {"overconfidence": f"confidence minus accuracy on {group} questions"}
+    return table(kept, columns, run=accuracy.run, empty=NO_EVALS, units=units)
+
+
+def entropies(traces: Traces | None, run_dir: Path) -> Table:
+    """The student's entropy over steps, a curve per truth, as figures.curves takes it."""
+    found = regimes.gaps_over_steps(traces or run_dir)
+    rows = [
+        {"step": row["step"], "metric": f"{row['truth']} tokens", "value": row["entropy"]}
+        for row in found.rows
+        if row["entropy"] is not None
+    ]
+    empty = found.empty or "This run's traces hold no entropies."
+    return table(
+        rows,
+        ["step", "metric", "value"],
+        run=found.run,
+        empty=empty,
+        units={row["metric"]: "nats per token" for row in rows},
+    )
+
+
+def worst_address(key: Mapping) -> dict:
+    """The address of a worst case's answer."""
+    return answer_address(
+        int(key["step"]), int(key["rollout"]), process=int(key["process"]), token=int(key["position"])
+    )
+
+
+def _points(value: float) -> str:
+    return f"{value:+.1f} points".replace("-", "−") if value or value == 0 else NONE
+
+
+def build_tab(context: AppContext, shared: Shared) -> None:
+    """Headline, figures, worst cases."""
+    head = fragment_component("headline", elem_id="illusion-headline")
+    accuracy = plot_component("accuracy and confidence", elem_id="illusion-accuracy")
+    with gr.Row():
+        with gr.Column(min_width=420):
+            share = plot_component("bought by information")
+        with gr.Column(min_width=420):
+            over = plot_component("over-confidence")
+    with gr.Row():
+        with gr.Column(min_width=420):
+            entropy = plot_component("entropy")
+            separation = plot_component("separation")
+        with gr.Column(min_width=420):
+            who = gr.Dropdown([], label="whose reliability", elem_id="illusion-who")
+            reliability = plot_component("reliability")
+    worst = rows_component("worst cases", elem_id="illusion-worst")
+    wrong = rows_component("sure and wrong", elem_id="illusion-wrong")
+    measured = rows_component("accuracy", elem_id="illusion-table")
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    inputs = [shared.run, shared.theme, who]
+    outputs = [head, accuracy, who, reliability, over, share, entropy, separation, worst, wrong, measured]
+    shared.on_show("illusion", told(partial(draw, context)), inputs, outputs)
+    who.input(
+        told(lambda run, theme, shown: draw_reliability(context.run_dir(run), shown, theme)),
+        inputs,
+        reliability,
+        **quiet,
+    )
+
+    def open_case(event: gr.EventData) -> tuple:
+        return worst_address(event.key), gr.Tabs(selected="tokens")
+
+    worst.select(told(open_case), None, [shared.address, shared.tabs], **quiet)

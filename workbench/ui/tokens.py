@@ -1,0 +1,237 @@
+"""Tokens: a page of answers, and one of them token by token beside its image evidence.
+
+1. The address says which answer is open (step, rollout, process, probe), which of its tokens, and which page of the list; the filters are the page's.
+2. Choosing a row changes the address and nothing else; whatever changes the address draws.
+3. Hovering, pinning and colours happen in the browser. Up and down inside an answer ask for its neighbour in the list.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import gradio as gr
+
+from workbench.analysis import tokens
+from workbench.analysis.table import NO_TRACES
+from workbench.analysis.tokens import Selection
+from workbench.errors import WorkbenchError
+from workbench.render import render_tokens
+from workbench.traces.reader import Traces
+from workbench.ui.context import AppContext, Shared, sentence, told
+from workbench.ui.pieces import (
+    TRACES,
+    Column,
+    answer_address,
+    empty_html,
+    fragment_component,
+    fresh,
+    read_asset,
+    rows_component,
+    rows_html,
+    whole,
+)
+
+PAGE_SIZE = 20
+KEY = ("step", "process", "rollout")
+FILTERS = ("step", "regime", "domain", "kind", "truth")  # those whose choices come from the run
+ORDERS = (
+    ("newest first", "step"),
+    ("largest information gap", "information_gap"),
+    ("largest capability gap", "capability_gap"),
+    ("largest loss", "loss"),
+)
+VERDICTS = (("any", ""), ("right", "right"), ("wrong", "wrong"))
+COLUMNS = (
+    Column("step", kind="number"), Column("rollout", "no.", "number"), Column("domain", kind="short"), Column("question"),
+    Column("answer"), Column("expected", kind="short"), Column("right", "", "right"), Column("tokens", "", "number"),
+    Column("information_gap", "information", "signed"), Column("capability_gap", "capability", "signed"), Column("loss", kind="number"),
+    Column("regimes", kind="short"),
+)  # fmt: skip
+
+
+def draw(
+    context: AppContext,
+    run: str | None,
+    address: Mapping | None,
+    step: str = "",
+    regime: str = "",
+    domain: str = "",
+    kind: str = "",
+    truth: str = "",
+    right: str = "",
+    order: str = "step",
+) -> tuple:
+    """Everything on the tab: the filters' choices, the example, the probe box, the list, where it is, the answer."""
+    traces = TRACES.of(context.run_dir(run))
+    choices = tokens.choices(traces) if traces is not None else {name: [] for name in FILTERS}
+    wanted = dict(zip(FILTERS, (step, regime, domain, kind, truth), strict=True))
+    kept = {name: value if value in map(str, choices[name]) else "" for name, value in wanted.items()}
+    boxes = [gr.Dropdown(choices=[("any", ""), *((str(one), str(one)) for one in choices[name])], value=kept[name]) for name in FILTERS]  # fmt: skip
+    address = address or {}
+    selection = select(address, **kept, right=right, order=order)
+    try:
+        key, token, fault = key_of(address), whole(address, "token"), ""
+    except WorkbenchError as error:
+        key, token, fault = None, None, sentence(error)
+    listed, where, first = draw_list(traces, selection, page_of(address), key)
+    shown = empty_html(fault) if fault else draw_answer(traces, key or first, selection.probe, run or "", token)
+    return *boxes, address.get("example", ""), selection.probe, listed, where, shown
+
+
+def select(address: Mapping, *, right: str = "", order: str = "step", step: str = "", **filters: str) -> Selection:
+    """What the page's filters and the address ask for."""
+    return Selection(
+        step=int(step) if step else None,
+        right=None if not right else right == "right",
+        example=str(address.get("example") or "") or None,
+        order=order or "step",
+        probe=bool(address.get("probe")),
+        **{name: value or None for name, value in filters.items()},
+    )
+
+
+def key_of(address: Mapping | None) -> dict | None:
+    """The answer that the address names, or None. Raises TraceError if a part is no number."""
+    step, rollout = whole(address, "step"), whole(address, "rollout")
+    if step is None or rollout is None:
+        return None
+    return {"step": step, "process": whole(address, "process") or 0, "rollout": rollout}
+
+
+def page_of(address: Mapping | None) -> int:
+    """Index of the list's page; a link's nonsense is the first one."""
+    try:
+        return whole(address, "page") or 0
+    except WorkbenchError:
+        return 0
+
+
+def draw_list(
+    traces: Traces | None, selection: Selection, page_idx: int, key: dict | None
+) -> tuple[str, str, dict | None]:
+    """The list, where in it the page is, and the key of its first answer."""
+    if traces is None:
+        return empty_html(NO_TRACES), "", None
+    total = tokens.count(traces, selection)
+    page_idx = min(page_idx, max(0, (total - 1) // PAGE_SIZE))
+    page = tokens.page(traces, selection, page_idx=page_idx, size=PAGE_SIZE)
+    first = {name: page.rows[0][name] for name in KEY} if page.rows else None
+    html = rows_html(page, COLUMNS, label="answers", key=KEY, chosen=key or first, tall=290, follow=True)
+    start = page_idx * PAGE_SIZE
+    where = f"{start + 1:,}–{min(total, start + PAGE_SIZE):,} of {total:,}" if total else "none"
+    return (
+        html,
+        f'<p class="wbu-where" aria-live="polite">{where} {"probes" if selection.probe else "answers"}</p>',
+        first,
+    )
+
+
+def draw_answer(traces: Traces | None, key: dict | None, probe: bool, run: str, token: int | None = None) -> str:
+    """One answer as a live fragment with a token pinned, or why there is none."""
+    if traces is None or key is None:
+        return ""
+    try:
+        view = tokens.answer(traces, key["step"], key["rollout"], process=key["process"], probe=probe, name=run)
+    except WorkbenchError as error:
+        return empty_html(sentence(error))
+    return fresh(render_tokens(view, standalone=False, pinned=token))
+
+
+def opened(address: Mapping | None, key: Mapping) -> dict:
+    """The address after a row was chosen."""
+    kept = {name: value for name, value in (address or {}).items() if name in ("probe", "example", "page")}
+    return kept | answer_address(int(key["step"]), int(key["rollout"]), process=int(key["process"]))
+
+
+def paged(context: AppContext, run: str | None, address: Mapping | None, by: int, *filters: str) -> dict:
+    """The address one page on (by = 1) or back (by = -1), with that page's first answer."""
+    traces = TRACES.of(context.run_dir(run))
+    address = address or {}
+    selection = select(address, **dict(zip((*FILTERS, "right", "order"), filters, strict=True)))
+    last = 0 if traces is None else max(0, (tokens.count(traces, selection) - 1) // PAGE_SIZE)
+    page_idx = min(last, max(0, page_of(address) + by))
+    kept = {name: value for name, value in address.items() if name in ("probe", "example")}
+    return kept | ({"page": str(page_idx)} if page_idx else {})
+
+
+def turned(context: AppContext, run: str | None, address: Mapping | None, direction: int, *filters: str) -> dict:
+    """The address of the answer before (-1) or after (1) the open one, in the order of the list, across pages."""
+    traces = TRACES.of(context.run_dir(run))
+    address = address or {}
+    selection = select(address, **dict(zip((*FILTERS, "right", "order"), filters, strict=True)))
+    if traces is None:
+        return dict(address)
+    page_idx, key = page_of(address), key_of(address)
+    keys = _keys(traces, selection, page_idx)
+    place = (keys.index(key) if key in keys else 0 if key is None else -1) + direction
+    if key is not None and key not in keys:
+        place = 0  # it came by a link and is not on this page: go on from the page's first
+    if place < 0 and page_idx > 0:
+        page_idx -= 1
+        keys = _keys(traces, selection, page_idx)
+        place = len(keys) - 1
+    elif place >= len(keys) and tokens.count(traces, selection) > (page_idx + 1) * PAGE_SIZE:
+        page_idx, place = page_idx + 1, 0
+        keys = _keys(traces, selection, page_idx)
+    if not keys:
+        return dict(address)
+    place = max(0, min(len(keys) - 1, place))
+    return opened({**address, "page": str(page_idx) if page_idx else ""}, keys[place])
+
+
+def _keys(traces: Traces, selection: Selection, page_idx: int) -> list[dict]:
+    rows = tokens.page(traces, selection, page_idx=page_idx, size=PAGE_SIZE).rows
+    return [{name: row[name] for name in KEY} for row in rows]
+
+
+def build_tab(context: AppContext, shared: Shared) -> None:
+    """Filters, the list, the answer under it."""
+    with gr.Row(elem_classes="wbu-bar"):
+        boxes = [
+            gr.Dropdown([("any", "")], value="", label=name, min_width=104, elem_id=f"tokens-{name}")
+            for name in FILTERS
+        ]
+        right = gr.Dropdown(VERDICTS, value="", label="right or wrong", min_width=104, elem_id="tokens-right")
+        order = gr.Dropdown(ORDERS, value="step", label="order", min_width=170, elem_id="tokens-order")
+        example = gr.Textbox(
+            label="example", placeholder="an id, then Enter", min_width=130, elem_id="tokens-example", max_lines=1
+        )
+        probe = gr.Checkbox(label="probes: fixed answers", min_width=120, elem_id="tokens-probe")
+    listed = rows_component("answers", elem_id="tokens-list")
+    with gr.Row(elem_classes="wbu-pager"):
+        where = fragment_component("where in the list", elem_id="tokens-where")
+        back = gr.Button("← Previous", size="sm", scale=0, min_width=96, elem_id="tokens-back")
+        on = gr.Button("Next →", size="sm", scale=0, min_width=96, elem_id="tokens-on")
+    shown = fragment_component("the answer, token by token", js=read_asset("answer.js"), elem_id="tokens-answer")
+
+    filters = [*boxes, right, order]
+    inputs = [shared.run, shared.address, *filters]
+    outputs = [*boxes, example, probe, listed, where, shown]
+    drawing = told(partial(draw, context))
+    shared.on_show("tokens", drawing, inputs, outputs)
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+
+    def choose(event: gr.EventData, address: dict) -> dict:
+        return opened(address, event.key)
+
+    def turn(event: gr.EventData, run: str, address: dict, *values: str) -> dict:
+        return turned(context, run, address, 1 if event.direction > 0 else -1, *values)
+
+    def page(by: int, run: str, address: dict, *values: str) -> dict:
+        return paged(context, run, address, by, *values)
+
+    listed.select(told(choose), shared.address, shared.address, **quiet)
+    shown.turn(told(turn), inputs, shared.address, **quiet)
+    back.click(told(partial(page, -1)), inputs, shared.address, **quiet)
+    on.click(told(partial(page, 1)), inputs, shared.address, **quiet)
+    probe.input(lambda is_on: {"probe": "1"} if is_on else {}, probe, shared.address, **quiet)
+    example.submit(
+        lambda text, is_on: ({"example": text.strip()} if text.strip() else {}) | ({"probe": "1"} if is_on else {}),
+        [example, probe], shared.address, **quiet,
+    )  # fmt: skip
+    for box in filters:  # a filter is not part of the address, so it draws itself, from the first page
+        cleared = box.input(_first_page, shared.address, shared.address, **quiet)
+        cleared.then(drawing, inputs, outputs, **quiet)
+
+
+def _first_page(address: dict | None) -> dict:
+    return {name: value for name, value in (address or {}).items() if name in ("probe", "example")}
