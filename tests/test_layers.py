@@ -21,13 +21,16 @@ importing
 traces
 rollouts scoring
 supervision
-config runs watch
+config runs watch processes
+commands
 checkpoints metrics probes evaluate skipping
 learner
 check train scorer
 summary
+jobs
 rendering
 render
+analysis
 cli
 __main__
 __init__

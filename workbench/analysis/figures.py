@@ -111,7 +111,7 @@ def share_bars(table: Table, *, by: str = "position_share", title: str, theme: s
         part = frame[frame["regime"] == name]
         made.add_bar(
             y=[labels[group] for group in part["group"]], x=part[by], orientation="h", name=escaped(name), customdata=part["num_positions"],
-            marker={"color": colour, "line": {"width": 1, "color": SURFACE[theme]}, "pattern": {"shape": pattern, "fgcolor": "#000000", "fgopacity": 0.22, "size": 6, "solidity": 0.2}},
+            marker={"color": colour, "line": {"width": 1, "color": SURFACE[theme]}, "pattern": {"shape": pattern, "fillmode": "overlay", "fgcolor": "#000000", "fgopacity": 0.22, "size": 6, "solidity": 0.2}},
             text=[f"{name} {value:.0%}" if value >= 0.08 else "" for value in part[by]], textposition="inside", insidetextanchor="middle",
             textfont={"color": ink(colour), "size": 12}, textangle=0,
             hovertemplate=f"<b>{escaped(name)}</b> %{{x:.1%}} {MEASURES[by]}<br>%{{customdata:,}} tokens<extra></extra>",
@@ -162,7 +162,7 @@ def sankey(
         textfont={"family": SANS, "size": 13, "color": INK[theme]},
         node={
             "label": [f"{escaped(name)}  {size:,}" for (_, name), size in zip(nodes, sizes, strict=True)],
-            "color": [fills[name][0] for _, name in nodes], "pad": 22, "thickness": 22, "line": {"color": MUTED[theme], "width": 0.6},
+            "color": [fills[name][0] for _, name in nodes], "pad": 30, "thickness": 22, "line": {"color": MUTED[theme], "width": 0.6},
             "customdata": [f"{escaped(notes[name].meaning)}<br>step {first if side == 'source' else last}" for side, name in nodes],
             "hovertemplate": "%{label} tokens<br>%{customdata}<extra></extra>",
         },
@@ -209,7 +209,7 @@ def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, 
         unit = table.units.get("value", "")
         made.add_heatmap(
             z=wide.to_numpy(), colorscale=ramp("diverging" if has_signs else "growing", theme), zmin=-limit if has_signs else 0, zmax=limit,
-            colorbar={"title": {"text": unit, "side": "right"}, "thickness": 10, "outlinewidth": 0},
+            colorbar={"title": {"text": unit, "side": "right", "font": {"size": 12}}, "tickfont": {"size": 12}, "thickness": 10, "outlinewidth": 0},
             hovertemplate=f"<b>%{{customdata}}</b> %{{z:+.3f}} {unit}<br>position %{{x}}, step %{{y}}<extra></extra>", **shared,
         )  # fmt: skip
     made.update_xaxes(tickvals=shared["x"], ticktext=[escaped(word) for word in words], tickfont={"family": MONO, "size": 12}, side="bottom", showline=False, ticks="")  # fmt: skip

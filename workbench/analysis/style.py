@@ -50,7 +50,7 @@ def figure(theme: str, *, title: str, subtitle: str = "", height: int = 340) -> 
             "paper_bgcolor": SURFACE[theme],
             "plot_bgcolor": SURFACE[theme],
             "colorway": SERIES[theme],
-            "xaxis": {**axis, "showgrid": False, "showline": True, "ticks": "outside", "ticklen": 4},
+            "xaxis": {**axis, "showgrid": False, "zeroline": False, "showline": True, "ticks": "outside", "ticklen": 4},
             "yaxis": {**axis, "zeroline": True},
             "hoverlabel": {
                 "font": {"family": SANS, "size": 12.5, "color": INK[theme]},

@@ -1,0 +1,100 @@
+"""Figures say what their tables say, with units, run and step, in both themes; and nothing becomes a sentence."""
+
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from workbench.analysis import compare, figures, illusion, movement, regimes
+from workbench.analysis import runs as run_tables
+from workbench.analysis.style import INK, SERIES, SURFACE, figure
+from workbench.analysis.table import Table
+from workbench.errors import ConfigError
+from workbench.rendering.colours import contrast
+
+
+def drawn(dopd: Path, opd: Path, theme: str) -> dict[str, go.Figure]:
+    """One of every kind."""
+    notes = movement.regime_notes(dopd)
+    probe = movement.values_of_probe(dopd, 0)
+    return {
+        "curves": figures.curves(run_tables.metrics(dopd, ("loss",)), title="Loss", theme=theme),
+        "compared": figures.curves(compare.metrics_of(dopd, opd, ("loss",)), title="Loss", theme=theme),
+        "stacked": figures.stacked_shares(regimes.shares_over_steps(dopd, split="kind"), theme=theme),
+        "bars of shares": figures.share_bars(regimes.shares_by(dopd, "kind"), title="Kinds", theme=theme),
+        "gaps": figures.gap_curves(regimes.gaps_over_steps(dopd), theme=theme),
+        "sankey": figures.sankey(movement.transitions(dopd), notes, theme=theme),
+        "regimes": figures.heatmap(probe, title="Probe", notes=notes, theme=theme),
+        "numbers": figures.heatmap(movement.values_of_probe(dopd, 0, value="loss"), title="Probe", theme=theme),
+        "bars": figures.bars(movement.changes_by(dopd), "group", "changes_per_token", count="tokens", title="Changes", theme=theme),
+        "accuracy": figures.accuracy_curves(illusion.accuracy(dopd), theme=theme),
+        "reliability": figures.reliability(illusion.reliability(dopd), theme=theme),
+        "information": figures.information_share(illusion.bought_by_information(dopd), theme=theme),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_figure_names_its_run_and_its_units(dopd: Path, opd: Path, theme: str) -> None:
+    for kind, made in drawn(dopd, opd, theme).items():
+        assert "dopd" in made.layout.title.text, kind
+        assert made.layout.template.layout.paper_bgcolor == SURFACE[theme] and len(made.data), kind
+        if kind not in ("sankey",):
+            titles = [axis.title.text for axis in (*made.select_xaxes(), *made.select_yaxes())]
+            assert any(titles), kind
+        for trace in made.data:
+            shown = [trace.node.hovertemplate, trace.link.hovertemplate] if kind == "sankey" else [trace.hovertemplate]
+            assert trace.hoverinfo == "skip" or all("<extra></extra>" in text for text in shown), kind
+        made.to_json()
+
+
+def test_curves_draw_the_numbers_of_the_table(dopd: Path) -> None:
+    table = run_tables.metrics(dopd, ("loss",))
+    (trace,) = figures.curves(table, title="Loss").data
+    assert list(trace.y) == table.frame["value"].tolist() and list(trace.x) == [1, 2, 3, 4]
+    assert "nats" in trace.hovertemplate and "step %{x}" in trace.hovertemplate
+
+
+def test_a_sankey_has_a_link_per_row_and_says_how_many_moved(dopd: Path) -> None:
+    table = movement.transitions(dopd)
+    made = figures.sankey(table, movement.regime_notes(dopd))
+    link = made.data[0].link
+    assert list(link.value) == table.frame["num_positions"].tolist()
+    moved = table.frame.loc[table.frame["source"] != table.frame["target"], "num_positions"].sum()
+    assert f"{moved:,} of {table.frame['num_positions'].sum():,} probe tokens moved" in made.layout.title.text
+
+
+def test_stacked_shares_reach_one_everywhere(dopd: Path) -> None:
+    made = figures.stacked_shares(regimes.shares_over_steps(dopd))
+    assert [trace.name for trace in made.data] == ["LH", "LL", "HT", "HS"]
+    assert [sum(values) for values in zip(*(trace.y for trace in made.data), strict=True)] == pytest.approx([1.0] * 4)
+    assert len({trace.fillcolor for trace in made.data}) == 4
+
+
+def test_an_empty_table_becomes_a_sentence() -> None:
+    nothing = Table(pd.DataFrame(), empty="Wait for the first step, then <b>look</b> again.")
+    for draw in (figures.curves, figures.share_bars, figures.heatmap):
+        made = draw(nothing, title="Nothing")
+        assert "Wait for the first step, then &lt;b&gt;look&lt;/b&gt; again." in made.layout.annotations[0].text
+    for draw in (figures.stacked_shares, figures.gap_curves, figures.accuracy_curves, figures.information_share):
+        assert draw(nothing).layout.annotations[0].text
+    assert figures.sankey(nothing, {}).layout.annotations[0].text
+
+
+def test_gaps_that_are_missing_become_a_sentence(opd: Path) -> None:
+    assert "no privileged student" in figures.gap_curves(regimes.gaps_over_steps(opd)).layout.annotations[0].text
+
+
+def test_text_of_users_is_shown_and_not_read_as_markup() -> None:
+    assert "&lt;script&gt;" in figure("light", title="<script>", subtitle="a&b").layout.title.text
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_lines_and_text_can_be_told_from_the_page(theme: str) -> None:
+    assert contrast(INK[theme], SURFACE[theme]) >= 7
+    assert all(contrast(colour, SURFACE[theme]) >= 3 for colour in SERIES[theme])
+
+
+def test_an_unknown_theme_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r'theme "drak" is unknown.*"dark"'):
+        figure("drak", title="")

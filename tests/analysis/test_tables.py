@@ -1,0 +1,228 @@
+"""Every analysis on a real run: its numbers against what the trace, the metrics and the evaluations say themselves."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.analysis import compare, illusion, movement, regimes, tokens
+from workbench.analysis import runs as run_tables
+from workbench.errors import TraceError
+from workbench.evaluate import load_answers
+from workbench.render import render_movement, render_tokens
+from workbench.runs import RunFolder
+from workbench.traces.reader import open_traces
+
+REGIMES = ["LH", "LL", "HT", "HS"]
+
+
+def test_runs_are_listed_with_their_progress_and_last_metrics(runs: Path) -> None:
+    rows = {row["run"]: row for row in run_tables.list_runs(runs).rows}
+    assert rows.keys() == {"dopd", "opd", "begun"}
+    assert (rows["dopd"]["status"], rows["dopd"]["step"], rows["dopd"]["progress"]) == ("finished", 4, 1.0)
+    last = RunFolder.open(runs / "dopd").metrics("train")[-1]
+    assert rows["dopd"]["loss"] == last["loss"]
+    assert (rows["begun"]["status"], rows["begun"]["steps"], rows["begun"]["loss"]) == ("stopped", 4, None)
+
+
+def test_curves_are_the_lines_of_the_metrics_file(dopd: Path) -> None:
+    found = run_tables.metrics(dopd, ("loss", "share/HT"))
+    lines = RunFolder.open(dopd).metrics("train")
+    for name in ("loss", "share/HT"):
+        own = found.frame[found.frame["metric"] == name]
+        assert own["value"].tolist() == [line[name] for line in lines]
+    assert found.units == {"loss": "nats", "share/HT": "share of tokens"}
+    assert set(run_tables.metrics(dopd, kind="eval").frame["step"]) == {0, 2, 4}
+
+
+def test_thinning_keeps_the_ends_and_the_peaks() -> None:
+    values = np.zeros(20_000)
+    values[12_345], values[7_000] = 5.0, -5.0
+    frame = pd.DataFrame({"step": range(20_000), "metric": "loss", "value": values})
+    kept = run_tables.thin(frame)
+    assert len(kept) <= run_tables.MOST_POINTS + 2
+    assert {0, 7_000, 12_345, 19_999} <= set(kept["step"])
+
+
+def test_configurations_differ_in_what_was_changed(dopd: Path, opd: Path) -> None:
+    rows = {row["key"]: row for row in run_tables.config_difference(dopd, opd).rows}
+    assert (rows["method.name"]["dopd"], rows["method.name"]["opd"]) == ("dopd", "opd")
+    assert "name" not in rows and "seed" not in rows
+    assert run_tables.config_difference(dopd, dopd).empty == "Both runs have the same configuration."
+
+
+def test_a_page_is_what_the_filters_say(dopd: Path) -> None:
+    traces = open_traces(dopd)
+    assert tokens.count(dopd) == 4 * 6
+    first, second = (tokens.page(traces, page_idx=idx, size=13) for idx in (0, 1))
+    keys = [(row["step"], row["rollout"]) for one in (first, second) for row in one.rows]
+    assert len(set(keys)) == 24 and keys[0][0] == 4
+    chosen = tokens.Selection(regime="HS", order="information_gap")
+    found = tokens.page(traces, chosen)
+    assert len(found.frame) == min(25, tokens.count(traces, chosen))
+    assert all("HS" in row["regimes"] for row in found.rows)
+    assert found.frame["information_gap"].is_monotonic_decreasing
+    assert tokens.page(traces, tokens.Selection(domain="no such")).empty.startswith("No answer fits")
+    choices = tokens.choices(traces)
+    assert choices["step"] == [1, 2, 3, 4] and choices["regime"] == REGIMES
+
+
+def test_one_answer_is_ready_to_be_drawn(dopd: Path) -> None:
+    view = tokens.answer(dopd, 2, 1)
+    assert view.meta["run"] == "dopd" and view.meta["step"] == 2
+    assert len(view.tokens) == tokens.page(dopd, tokens.Selection(step=2)).rows[1]["tokens"]
+    assert "wb-tokens" in render_tokens(view)
+    with pytest.raises(TraceError, match="no rollout 99 of step 2"):
+        tokens.answer(dopd, 2, 99)
+
+
+@pytest.mark.parametrize("split", [None, "kind", "truth", "domain"])
+@pytest.mark.parametrize("probe", [False, True])
+def test_shares_partition_each_step_and_group(dopd: Path, split: str | None, probe: bool) -> None:
+    frame = regimes.shares_over_steps(dopd, split=split, probe=probe).frame
+    assert set(frame["regime"]) == set(REGIMES)
+    sums = frame.groupby(["step", "group"])[["position_share", "loss_share"]].sum()
+    np.testing.assert_allclose(sums, 1.0)
+    table = "probe_positions" if probe else "positions"
+    assert frame["num_positions"].sum() == open_traces(dopd).sql(f"SELECT count(*) AS n FROM {table}")["n"][0].as_py()
+
+
+def test_shares_over_steps_are_the_metrics_of_the_steps(dopd: Path) -> None:
+    frame = regimes.shares_over_steps(dopd).frame
+    for line in RunFolder.open(dopd).metrics("train"):
+        for name in REGIMES:
+            (row,) = frame[(frame["step"] == line["step"]) & (frame["regime"] == name)].to_dict("records")
+            assert row["position_share"] == pytest.approx(line[f"share/{name}"])
+
+
+def test_long_runs_are_taken_together_without_losing_a_token(dopd: Path) -> None:
+    whole, two = (regimes.shares_over_steps(dopd, bins=bins).frame for bins in (200, 2))
+    assert sorted(set(two["step"])) == [1, 3]
+    assert two["num_positions"].sum() == whole["num_positions"].sum()
+
+
+def test_shares_of_a_stretch_and_gaps_agree_with_the_positions(dopd: Path) -> None:
+    part = regimes.shares_by(dopd, "kind", first=2, last=3).frame
+    counted = open_traces(dopd).sql("SELECT count(*) AS n FROM positions WHERE step BETWEEN 2 AND 3")["n"][0].as_py()
+    assert part["num_positions"].sum() == counted
+    gaps = regimes.gaps_over_steps(dopd).frame
+    expected = open_traces(dopd).sql("SELECT avg(abs(information_gap)) AS gap FROM positions WHERE step = 3")["gap"][0]
+    own = gaps[gaps["step"] == 3]
+    mean = (own["information_size"] * own["num_positions"]).sum() / own["num_positions"].sum()
+    assert mean == pytest.approx(expected.as_py(), rel=1e-4)
+
+
+def test_a_probe_over_training_is_a_rectangle_that_can_be_drawn(dopd: Path) -> None:
+    found = movement.of_probe(dopd, 1)
+    assert found.steps == [0, 2, 4]
+    assert {len(row) for row in found.regimes} == {len(found.tokens)}
+    assert {name for row in found.regimes for name in row} <= set(REGIMES)
+    assert "<svg" in render_movement(found.steps, found.tokens, found.regimes, found.notes)
+    assert movement.of_probe(dopd, 77).empty.startswith("There is no probe 77")
+
+
+def test_transitions_keep_every_probe_token(dopd: Path) -> None:
+    found = movement.transitions(dopd)
+    tokens_of_probes = sum(row["tokens"] for row in movement.probes(dopd).rows)
+    assert found.frame["num_positions"].sum() == tokens_of_probes
+    assert found.frame["share"].sum() == pytest.approx(1.0)
+    assert (found.frame["first_step"].iloc[0], found.frame["last_step"].iloc[0]) == (0, 4)
+    same = movement.transitions(dopd, 2, 2).frame
+    assert (same["source"] == same["target"]).all()
+    with pytest.raises(TraceError, match=r"step 3 was not probed. Probed steps: 0, 2, 4"):
+        movement.transitions(dopd, 0, 3)
+
+
+def test_changes_of_hands_are_counted_as_one_counts_them(dopd: Path) -> None:
+    expected = 0
+    for probe in movement.probes(dopd).rows:
+        found = movement.of_probe(dopd, probe["rollout"])
+        changes = sum(a != b for before, after in zip(found.regimes, found.regimes[1:], strict=False) for a, b in zip(before, after, strict=True))  # fmt: skip
+        assert probe["changes"] == changes
+        expected += changes
+    assert movement.changes_by(dopd).frame["changes"].sum() == expected
+    moved = movement.most_moved(dopd, limit=1000)
+    assert (0 if moved.empty else moved.frame["changes"].sum()) == expected
+    assert all(row["way"].count("→") == row["changes"] for row in moved.rows)
+
+
+def test_two_runs_meet_on_their_probes(dopd: Path, opd: Path) -> None:
+    rows = compare.shared_examples(dopd, opd).rows
+    assert [row["probe"] for row in rows][:3] == [True] * 3
+    pair = compare.pair(dopd, opd, rows[0])
+    assert pair.by == "same tokens"  # probes are written by the starting student, which both share
+    assert pair.aligned.frame["same_token"].all()
+    assert (pair.first.meta["run"], pair.second.meta["run"]) == ("dopd", "opd")
+    assert set(pair.aligned.frame["regime_b"]) == {"ALL"}
+
+
+def test_other_answers_are_aligned_by_their_common_stretches() -> None:
+    assert compare._matched([1, 2, 3, 4], [1, 3, 4, 5]) == [(0, 0), (1, None), (2, 1), (3, 2), (None, 3)]
+    assert compare._matched([], [7]) == [(None, 0)]
+
+
+def test_accuracies_and_curves_of_two_runs(dopd: Path, opd: Path) -> None:
+    rows = compare.accuracy_of(dopd, opd).rows
+    assert {row["run"] for row in rows} == {"dopd", "opd"}
+    right = [row.reward for row in load_answers(dopd) if (row.step, row.policy, row.context) == (4, "student", "plain")]
+    (found,) = (
+        row for row in rows
+        if (row["run"], row["policy"], row["context"], row["truth"], row["step"]) == ("dopd", "student", "plain", "all", 4)
+    )  # fmt: skip
+    assert found["accuracy"] == pytest.approx(np.mean(right))
+    assert set(compare.metrics_of(dopd, opd, ("loss",)).frame["run"]) == {"dopd", "opd"}
+
+
+def test_shares_bought_by_information_are_those_of_the_positions(dopd: Path) -> None:
+    frame = illusion.bought_by_information(dopd).frame
+    query = """SELECT step, avg(CAST(information_gap > capability_gap AS INT)) AS share,
+                      sum(abs(contribution)) FILTER (information_gap > capability_gap) / sum(abs(contribution)) AS loss
+               FROM positions GROUP BY step ORDER BY step"""
+    expected = open_traces(dopd).sql(query).to_pandas()
+    own = frame[frame["truth"] == "all"]
+    np.testing.assert_allclose(own["position_share"], expected["share"])
+    np.testing.assert_allclose(own["loss_share"], expected["loss"].fillna(0.0), rtol=1e-5)
+    assert illusion.loss_by_truth(dopd).frame["position_share"].sum() == pytest.approx(1.0)
+
+
+def test_auroc_by_hand() -> None:
+    values, positive = np.array([1.0, 2.0, 3.0, 4.0]), np.array([False, True, False, True])
+    assert illusion.auroc(values, positive) == 0.75  # of four pairs the positive is larger in three
+    assert illusion.auroc(np.ones(4), positive) == 0.5
+
+
+def test_worst_cases_are_ranked_and_open_in_the_token_view(dopd: Path) -> None:
+    found = illusion.worst_cases(dopd)
+    for row in found.rows:
+        assert row["information_gap"] > row["capability_gap"] and row["source"]
+    if not found.empty:
+        assert found.frame["loss"].is_monotonic_decreasing
+        row = found.rows[0]
+        view = tokens.answer(dopd, row["step"], row["rollout"], process=row["process"])
+        assert view.tokens[row["position"]].text == row["token"]
+    wrong = illusion.sure_and_wrong(dopd).frame
+    assert wrong["confidence"].is_monotonic_decreasing
+    reliable = illusion.reliability(dopd).frame
+    assert reliable.loc[reliable["truth"] == "all", "count"].sum() == 6
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        run_tables.metrics, tokens.page, regimes.shares_over_steps, regimes.gaps_over_steps, movement.probes,
+        movement.transitions, movement.most_moved, movement.changes_by, illusion.accuracy, illusion.reliability,
+        illusion.bought_by_information, illusion.loss_by_truth, illusion.separation, illusion.worst_cases,
+        illusion.sure_and_wrong, lambda run: regimes.shares_by(run, "kind"), lambda run: movement.of_probe(run, 0),
+        lambda run: compare.shared_examples(run, run), compare.accuracy_of,
+    ],
+)  # fmt: skip
+def test_a_run_that_has_only_begun_says_what_to_do(runs: Path, ask) -> None:
+    assert len(ask(runs / "begun").empty) > 20
+    assert tokens.choices(runs / "begun")["step"] == []
+
+
+def test_gaps_that_a_method_has_not_are_said_to_be_missing(opd: Path) -> None:
+    for ask in (illusion.bought_by_information, illusion.separation, illusion.worst_cases):
+        assert "no privileged student" in ask(opd).empty
+    assert run_tables.list_runs(opd.parent / "nowhere").empty
