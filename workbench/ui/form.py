@@ -1,0 +1,210 @@
+"""A configuration as a form, and a form as a configuration: plain values in, plain values out.
+
+The fields are those of `workbench options`: what the command line has, the form has. A value is checked where the
+command line checks it, in config.py, so both say the same sentence.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from workbench.commands import value_at
+from workbench.config import RunConfig, build_config, describe_config, load_config, override, read_yaml
+from workbench.contexts import CONTEXTS
+from workbench.errors import ConfigError
+from workbench.jobs import find_jobs, safe_run_dir
+from workbench.method import Option
+from workbench.methods import describe_options, list_methods
+from workbench.ui.context import AppContext
+
+SWITCH, CHOICE, OFFER, OFFERS, NUMBER, TEXT, YAML = "switch", "choice", "offer", "offers", "number", "text", "yaml"
+TOP = ("name", "method.name")  # above the sections
+OFFERED = {  # other values are allowed too
+    "method.privilege": (*CONTEXTS, "boxes+caption"),
+    "evaluation.contexts": (*CONTEXTS, "boxes+caption"),
+}
+_EXACT = 2**53  # a browser rounds larger whole numbers
+
+
+@dataclass(frozen=True)
+class Field:
+    """One key of a configuration. `method`: the method whose option it is; None if every method has it."""
+
+    key: str
+    value_type: object
+    default: object = dataclasses.field(hash=False)
+    option: Option = dataclasses.field(hash=False)
+    method: str | None = None
+
+    @property
+    def allowed(self) -> tuple[type, ...]:
+        return typing.get_args(self.value_type) if isinstance(self.value_type, types.UnionType) else (self.value_type,)  # type: ignore[return-value]
+
+    @property
+    def is_nullable(self) -> bool:
+        return type(None) in self.allowed
+
+    @property
+    def kind(self) -> str:
+        """What it is entered with."""
+        if self.key in OFFERED:
+            return OFFERS if list in self.allowed else OFFER
+        if bool in self.allowed:
+            return SWITCH
+        if self.option.choices:
+            return CHOICE
+        if list in self.allowed or dict in self.allowed:
+            return YAML
+        if {int, float} & set(self.allowed):
+            return TEXT if (self.option.high or 0) > _EXACT else NUMBER
+        return TEXT
+
+    @property
+    def section(self) -> str:
+        return self.key.rpartition(".")[0]
+
+    @property
+    def label(self) -> str:
+        return self.key.rpartition(".")[2].replace("_", " ")
+
+    @property
+    def hint(self) -> str:
+        """Meaning, unit, range, and what an empty field means."""
+        option = self.option
+        parts = [option.help + (f" [{option.unit}]" if option.unit else "")]
+        low, high = option.low, option.high if (option.high or 0) <= _EXACT else None
+        if low is not None and high is not None:
+            parts.append(f"{low:g} to {high:g}")
+        elif low is not None or high is not None:
+            parts.append(f"at least {low:g}" if low is not None else f"at most {high:g}")
+        if self.is_nullable and "null" not in option.help:
+            parts.append("empty: none")
+        return " · ".join(parts).replace("null ", "empty ")
+
+    def shown(self, value: object) -> object:
+        """A value as its component takes it."""
+        if self.kind == YAML:
+            return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).strip()
+        if self.kind == TEXT:
+            return "" if value is None else str(value)
+        return value
+
+    def read(self, entered: object) -> object:
+        """What was entered, as a plain value. Raises ConfigError if it is no YAML where YAML is asked for."""
+        if entered is None or (isinstance(entered, str) and not entered.strip()):
+            return None if self.is_nullable else "" if str in self.allowed else entered
+        if self.kind == YAML or (self.kind == TEXT and str not in self.allowed):
+            try:
+                return yaml.safe_load(str(entered))
+            except yaml.YAMLError:
+                raise ConfigError(f'{self.key}: "{entered}" is not a YAML value.') from None
+        return entered.strip() if isinstance(entered, str) else entered
+
+
+def fields() -> list[Field]:
+    """Every key of a configuration, then every option of every method."""
+    common = [Field(key, *described) for key, described in describe_config().items()]
+    options = [
+        Field(f"method.{key}", *described, method=name)
+        for name in list_methods()
+        for key, described in describe_options(name).items()
+    ]
+    return common + options
+
+
+def section_notes() -> dict[str, str]:
+    """Each section with the first line of what its class says; the method's own is left to the form."""
+    return dict(_notes(RunConfig, ""))
+
+
+def _notes(section: type, prefix: str) -> typing.Iterator[tuple[str, str]]:
+    for name, hint in typing.get_type_hints(section).items():
+        if dataclasses.is_dataclass(hint):
+            yield f"{prefix}{name}", (hint.__doc__ or "").splitlines()[0].rstrip(".")
+            yield from _notes(hint, f"{prefix}{name}.")
+
+
+def recipes(context: AppContext) -> list[tuple[str, str]]:
+    """What a form can start from: the recipes, then earlier runs, newest first; (label, value) pairs."""
+    found = []
+    for file in sorted(context.configs_dir.glob("*.yaml")):
+        try:
+            is_run = "method" in read_yaml(file)  # others make models, as configs/pretrain-student.yaml
+        except ConfigError:
+            is_run = True  # choosing it says what is wrong
+        if is_run:
+            found.append((f"recipe  {file.name}", f"recipe:{file.name}"))
+    runs = [state.name for state in find_jobs(context.runs_dir) if (state.run_dir / "config.yaml").is_file()]
+    return found + [(f"run  {name}", f"run:{name}") for name in runs]
+
+
+def recipe_file(context: AppContext, choice: str | None) -> Path:
+    """The file that a choice means. Raises ConfigError or RunError if it is none of `recipes`."""
+    kind, _, name = (choice or "").partition(":")
+    if kind == "run":
+        return safe_run_dir(context.runs_dir, name) / "config.yaml"
+    file = context.configs_dir / name
+    if kind != "recipe" or Path(name).name != name or file.suffix != ".yaml":
+        raise ConfigError(
+            f'"{choice}" is no recipe. Choose one of the list, or put a YAML file into {context.configs_dir}.'
+        )
+    return file
+
+
+def free_name(context: AppContext, wanted: str) -> str:
+    """The name, or the next one that no run has: demo, demo-2, demo-3."""
+    taken = {state.name for state in find_jobs(context.runs_dir)}
+    stem, dash, number = wanted.rpartition("-")
+    stem = stem if dash and number.isdigit() else wanted
+    name, count = wanted, 1
+    while name in taken:
+        count += 1
+        name = f"{stem}-{count}"
+    return name
+
+
+def form_values(context: AppContext, choice: str | None) -> dict[str, object]:
+    """The value of each key of a recipe, with a name that is free and the app's runs folder.
+
+    Raises: ConfigError if the recipe is not a good configuration.
+    """
+    plain = load_config(recipe_file(context, choice)).to_dict()
+    keys = ["method.name", *describe_config(plain["method"]["name"])]
+    values = {key: value_at(plain, key) for key in keys}
+    return {**values, "name": free_name(context, str(values["name"])), "output_dir": str(context.runs_dir)}
+
+
+def entered_config(context: AppContext, entered: Mapping[Field, object], overrides: str = "") -> RunConfig:
+    """The configuration that a form holds. `overrides`: more lines of key=value, which win.
+
+    Raises: ConfigError naming the key and what is allowed.
+    """
+    method = next(value for field, value in entered.items() if field.key == "method.name")
+    values: dict[str, object] = {}
+    for field, value in entered.items():
+        if field.method in (None, method):
+            *parents, last = field.key.split(".")
+            place = values
+            for parent in parents:
+                place = place.setdefault(parent, {})  # type: ignore[assignment]
+            place[last] = field.read(value)
+    lines = [line.strip() for line in overrides.splitlines() if line.strip()]
+    config = build_config(override(values, lines))
+    return dataclasses.replace(config, output_dir=str(context.runs_dir))
+
+
+def check_table(text: str) -> list[tuple[str, ...]]:
+    """The rows of a table that the command line printed: its columns are as wide as the rules under its header."""
+    lines = text.splitlines()
+    ruled = next((place for place, line in enumerate(lines) if line.strip() and set(line) <= {" ", "─"}), None)
+    if ruled is None:
+        return []
+    starts = [place for place, sign in enumerate(lines[ruled]) if sign == "─" and lines[ruled][place - 1] != "─"]
+    ends: Sequence[int | None] = [*starts[1:], None]
+    rows = [line for line in lines[ruled + 1 :] if line.strip()]
+    return [tuple(row[start:end].strip() for start, end in zip(starts, ends, strict=True)) for row in rows]
