@@ -53,6 +53,8 @@ def step_file(folder: Path, step: int, rank: int) -> Path:
 def write_part(file: Path, table: pa.Table, header: Header, *, durable: bool = False) -> None:
     """Write a file that appears whole or not at all. durable: it survives a loss of power too."""
     temporary = file.parent / f".{file.name}.{os.getpid()}"
+    # zstd's start takes longer than writing a small step file does, and merging writes those again
+    compression = "zstd" if durable or table.nbytes > SMALL_BYTES else "lz4"
     exact = [field.name for field in table.schema if field.name.startswith(_MEASURED)]
     coded = [path for field in table.schema if field.name not in exact for path in _leaves(field)]
     try:
@@ -60,7 +62,7 @@ def write_part(file: Path, table: pa.Table, header: Header, *, durable: bool = F
         with pq.ParquetWriter(
             temporary,
             table.schema,
-            compression="zstd",
+            compression=compression,
             use_dictionary=coded,
             use_byte_stream_split=exact,
             write_statistics=["step", "rollout_idx"],

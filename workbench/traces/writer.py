@@ -21,6 +21,7 @@ from workbench.errors import TraceError
 from workbench.images import open_image
 from workbench.method import Regime
 from workbench.traces.parts import compact, step_file, traces_folder, write_part
+from workbench.traces.png import encode_png
 from workbench.traces.schema import PROBE, Header, TracedRegime, TracedView, stored_schema
 from workbench.traces.totals import sum_cells, sum_rollouts
 from workbench.types import Prompt, Rollout, Routing, TokenScores
@@ -84,6 +85,7 @@ class TraceWriter:
         self._policy_text = policy_text
         self._token_texts: dict[int, str] = {}
         self._image_names: dict[str, list[str]] = {}  # by prompt or example: pictures are hashed once
+        self._step_names: dict[int, str] = {}  # by identity: good for as long as the batch is held
         self._num_written = 0
 
     def write(self, batch: TracedBatch) -> None:
@@ -98,6 +100,7 @@ class TraceWriter:
         views = {name: TracedView(*view) for name, view in batch.views.items()}
         regimes = {name: TracedRegime(one.source, one.divergence, one.meaning) for name, one in batch.regimes.items()}
         header = Header(self.method, views, regimes)
+        self._step_names.clear()
         positions = self._positions(batch)
         tables = {"positions": positions}
         if not prefix:
@@ -202,22 +205,27 @@ class TraceWriter:
         """References of the images. `key` names what they belong to; "" if that may change from call to call."""
         if key and key in self._image_names:
             return self._image_names[key]
-        names = [self._save(one) if isinstance(one, Image.Image) else os.path.abspath(one) for one in images]
+        names = [self._name(one) if isinstance(one, Image.Image) else os.path.abspath(one) for one in images]
         if key:
             if len(self._image_names) >= _MOST_NAMES:
                 self._image_names.clear()
             self._image_names[key] = names
         return names
 
+    def _name(self, image: Image.Image) -> str:
+        """Of a picture in memory; one that several prompts of a step show is looked at once."""
+        if id(image) not in self._step_names:
+            self._step_names[id(image)] = self._save(image)
+        return self._step_names[id(image)]
+
     def _save(self, image: Image.Image) -> str:
-        image = open_image(image)
-        digest = hashlib.sha256(f"{image.size} ".encode() + image.tobytes()).hexdigest()[:16]
-        file = self.folder / "images" / f"{digest}.png"
+        content = encode_png(open_image(image))
+        file = self.folder / "images" / f"{hashlib.sha256(content).hexdigest()[:16]}.png"
         if not file.exists():
             temporary = file.parent / f".{file.name}.{os.getpid()}"
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                image.save(temporary, format="PNG", compress_level=1)
+                temporary.write_bytes(content)
                 os.replace(temporary, file)
             except OSError as error:
                 raise TraceError(f"{file} cannot be written ({error}). Free some space or check the rights.") from error
