@@ -12,6 +12,8 @@ first used, so that reading traces does not wait for torch.
 """
 
 import importlib
+import sys
+from types import ModuleType
 
 _HOME = {
     "Box": "types",
@@ -56,3 +58,14 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _Package(ModuleType):
+    """Importing workbench.train would set the module in place of the function of that name; the function stays."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

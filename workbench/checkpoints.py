@@ -73,7 +73,7 @@ def save_checkpoint(
         shutil.rmtree(final)
     os.replace(temporary, final)
     done = [one for one in list_checkpoints(run_dir) if one.step <= step]  # a later one is torn: it was passed over
-    for old in done[: len(done) - keep] if keep else []:
+    for old in done[: max(0, len(done) - keep)] if keep else []:
         shutil.rmtree(old.path)
     return Checkpoint(final, step)
 

@@ -227,7 +227,7 @@ def build_config(values: dict, *, name: str = "", where: str = "") -> RunConfig:
         values = {"name": name, **values}
         if not isinstance(values.get("method"), dict) or "name" not in values["method"]:
             raise ConfigError("method.name is missing. Give method: {name: dopd}, or method.name=dopd.")
-        method_module(values["method"]["name"])
+        method_module(str(values["method"]["name"]))
         return _build(RunConfig, values, "")
     except ConfigError as error:
         raise ConfigError(f"{prefix}{error}") from None

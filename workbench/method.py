@@ -37,7 +37,8 @@ class Option:
 def check_option(key: str, value: object, value_type: type | types.UnionType, option: Option) -> object:
     """The value as `value_type`, inside the option's range. Raises ConfigError naming the key and what is allowed."""
     allowed = typing.get_args(value_type) if isinstance(value_type, types.UnionType) else (value_type,)
-    value = _number(value)
+    if str not in allowed:
+        value = _number(value)
     if value is None and type(None) in allowed:
         return None
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):

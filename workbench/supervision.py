@@ -112,6 +112,7 @@ def supervise_batch(
                 whole = read_part(own, prompts, batch, parts[0][0])
             reading = whole or read_view(own, prompts, batch)
             scores[name] = score(reading, batch.token_ids.to(reading.hidden.device))
+        _require_numbers(method, batch, scores)
         routing = route(method, scores, batch, seed)
         device = routing.regime.device
         coefficient, token_ids = coefficients(method, batch).to(device), batch.token_ids.to(device)
@@ -145,6 +146,19 @@ def supervise_batch(
     return Scored(
         method, batch, readings.prompts, scores, routing, torch.cat([r.loss for r in results]), coefficient, kept
     )
+
+
+def _require_numbers(method: Method, batch: Batch, scores: dict[str, TokenScores]) -> None:
+    """A rule would compare what is no number as false, and send the token somewhere without a word."""
+    for name, values in scores.items():
+        wrong = torch.isnan(values.logprob).nonzero().squeeze(-1)
+        if wrong.numel():
+            place, view = int(wrong[0]), method.views[name]
+            raise NotFinite(
+                f"view {name} ({view.policy} / {view.context}) has no number for {wrong.numel()} of {batch.num_positions} "
+                f"positions; the first is token {int(batch.position[place])} of an answer to "
+                f"{batch.rollouts[int(batch.sequence[place])].example.id}."
+            )
 
 
 def _require_finite(batch: Batch, positions: slice, result: Supervision, scores: dict[str, TokenScores]) -> None:

@@ -82,7 +82,7 @@ def train(
         folder = RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=config.method["name"])
     with folder.claim():
         if resume:
-            folder.write_config(config.to_yaml())  # more steps, say: the next resume is to know of them
+            folder.write_config(config.to_yaml())  # with what was changed: the next resume is to know of it
         return _train_in(folder, config, resume, on_step)
 
 

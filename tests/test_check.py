@@ -1,0 +1,151 @@
+"""`workbench check` finds what it is there to find: each test plants one silent bug and looks for the line that tells."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from families import save_idefics3
+from small import run_config
+
+import workbench.check
+from workbench.check import Check, check_config, is_good
+from workbench.config import RunConfig
+from workbench.errors import DataError
+from workbench.learner import Learner, build_learner
+from workbench.policies.autoregressive import AutoregressivePolicy
+
+
+@pytest.fixture(scope="module")
+def config(models: dict, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    return run_config(models, tmp_path_factory.mktemp("runs"), method={"name": "dopd", "privilege": "crop+caption"})
+
+
+@pytest.fixture
+def planted(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Checks the configuration with a bug in one policy; the names of the lines that say WRONG."""
+
+    def check(policy: str, bug: Callable[[AutoregressivePolicy], None]) -> list[str]:
+        def build(*arguments: object) -> Learner:
+            learner = build_learner(*arguments)
+            bug(learner.policies[policy])
+            return learner
+
+        monkeypatch.setattr(workbench.check, "build_learner", build)
+        checks = check_config(config)
+        assert not is_good(checks)
+        return [one.name for one in checks if one.status == "WRONG"]
+
+    return check
+
+
+def by_name(checks: list[Check]) -> dict[str, Check]:
+    return {one.name: one for one in checks}
+
+
+def test_models_that_fit_are_good(config: RunConfig) -> None:
+    checks = check_config(config)
+    assert is_good(checks)
+    assert {one.status for one in checks} <= {"ok", "note"}
+    assert "2 image(s), 18 image tokens" in by_name(checks)["images in view teacher"].found
+    assert not list(config.run_dir.parent.glob("*"))  # nothing is left behind
+
+
+def shifted(policy: AutoregressivePolicy) -> None:
+    """Every token is read by the state after it, as when a view is cut one column late."""
+    read = policy.read
+    policy.read = lambda prompts, completions: (
+        lambda found: replace(found, hidden=torch.roll(found.hidden, -1, 0))
+    )(read(prompts, completions))  # fmt: skip
+
+
+def retokenised(policy: AutoregressivePolicy) -> None:
+    """Completions go through text on their way."""
+    inputs = policy.model_inputs
+    policy.model_inputs = lambda prompts, completions: inputs(
+        prompts, [policy.answer_ids(policy.text(ids))[: len(ids)] or ids for ids in completions]
+    )
+
+
+def blind(policy: AutoregressivePolicy) -> None:
+    """Images are lost on the way."""
+    encode = policy.encoder.encode
+    policy.encoder.encode = lambda prompt: encode(replace(prompt, images=(), key=""))
+
+
+def unmasked(policy: AutoregressivePolicy) -> None:
+    """Padding is looked at."""
+    inputs = policy.model_inputs
+
+    def whole(prompts: list, completions: list) -> tuple:
+        made, start, lengths = inputs(prompts, completions)
+        return {**made, "attention_mask": torch.ones_like(made["attention_mask"])}, start, lengths
+
+    policy.model_inputs = whole
+
+
+def test_a_student_read_one_column_off_is_found(planted: Callable) -> None:
+    assert "sampler = student on plain" in planted("student", shifted)
+
+
+def test_a_teacher_read_one_column_off_is_found(planted: Callable) -> None:
+    assert "view teacher reads what it writes" in planted("teacher", shifted)
+
+
+def test_completions_made_from_text_again_are_found(planted: Callable) -> None:
+    assert "completion in view teacher (teacher / crop+caption)" in planted("teacher", retokenised)
+
+
+def test_a_view_without_its_pixels_is_found(planted: Callable) -> None:
+    assert "images in view teacher" in planted("teacher", blind)
+
+
+def test_padding_that_is_looked_at_is_found(planted: Callable) -> None:
+    assert "view teacher scored alone = in a padded batch" in planted("teacher", unmasked)
+
+
+def test_a_teacher_with_another_end_is_noted(config: RunConfig, models: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*arguments: object) -> Learner:
+        learner = build_learner(*arguments)
+        learner.policies["teacher"].tokenizer.eos_token = "<assistant>"
+        return learner
+
+    monkeypatch.setattr(workbench.check, "build_learner", build)
+    checks = check_config(config)
+    assert by_name(checks)["end token"].status == "note"
+    assert "teacher ends with <assistant>, the student with <end_of_utterance>" in by_name(checks)["end token"].found
+
+
+def test_a_loss_that_depends_on_chunks_is_found(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervise, seen = workbench.check.supervise_batch, []
+
+    def uneven(*arguments: object, **options: object) -> object:
+        seen.append(supervise(*arguments, **options))
+        return seen[-1] if len(seen) == 1 else replace(seen[-1], loss=seen[-1].loss + 0.1)
+
+    monkeypatch.setattr(workbench.check, "supervise_batch", uneven)
+    assert [one.name for one in check_config(config) if one.status == "WRONG"] == ["loss in chunks = at once"]
+
+
+def test_a_learner_that_is_its_own_target_is_noted(models: dict, tmp_path) -> None:
+    checks = check_config(run_config(models, tmp_path, method={"name": "dopd", "privilege": "plain"}))
+    assert by_name(checks)["target self"].status == "note"
+    assert is_good(checks)
+
+
+def test_rows_without_evidence_are_noted_and_none_is_an_error(models: dict, tmp_path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"question": "a", "hint": "left"}\n{"question": "b"}\n')
+    values = {"data": {"train": str(data)}, "method": {"name": "dopd", "privilege": "hint"}}
+    (evidence, *_) = check_config(run_config(models, tmp_path, **values))
+    assert (evidence.status, evidence.found) == ("note", f"1 of 2 usable; {data}:2 has no hint")
+    values["method"]["privilege"] = "caption"
+    with pytest.raises(DataError, match=r"none of the 2 examples .* first: .*:1 has no caption"):
+        check_config(run_config(models, tmp_path, **values))
+
+
+def test_families_are_checked_like_any_other(models: dict, tmp_path) -> None:
+    other = save_idefics3(tmp_path / "other", 5)
+    assert is_good(
+        check_config(run_config({"student": other, "teacher": models["teacher"]}, tmp_path, method={"name": "gkd"}))
+    )

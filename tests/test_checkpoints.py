@@ -1,0 +1,115 @@
+"""A checkpoint is all there or is passed over, and none is deleted for one that is torn."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small import run_config
+
+from workbench.checkpoints import (
+    latest_checkpoint,
+    list_checkpoints,
+    load_optimizer,
+    open_checkpoint,
+    save_checkpoint,
+)
+from workbench.errors import RunError
+from workbench.learner import Learner, build_learner
+
+
+@pytest.fixture(scope="module")
+def learner(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Learner:
+    config = run_config(
+        models, tmp_path_factory.mktemp("unused"), method={"name": "opsd", "self_policy": "student@ema"}
+    )
+    learner = build_learner(config, config.load_method())
+    for parameter in learner.parameters:
+        parameter.grad = torch.ones_like(parameter)
+    learner.step(1)
+    return learner
+
+
+def save(folder: Path, learner: Learner, *steps: int, keep: int = 0) -> None:
+    for step in steps:
+        save_checkpoint(folder, step, learner.policies, learner.optimizer, keep=keep)
+
+
+def tear(folder: Path, step: int) -> None:
+    file = folder / f"checkpoint-{step:06d}" / "student" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def steps(folder: Path) -> list[int]:
+    return [checkpoint.step for checkpoint in list_checkpoints(folder)]
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0, [1, 2, 10, 100]), (1, [100]), (3, [2, 10, 100]), (9, [1, 2, 10, 100])])
+def test_the_newest_are_kept(keep: int, left: list[int], learner: Learner, tmp_path: Path) -> None:
+    save(tmp_path, learner, 1, 2, 10, 100, keep=keep)
+    assert steps(tmp_path) == left
+    assert latest_checkpoint(tmp_path)[0].step == 100
+
+
+def test_everything_comes_back(learner: Learner, models: dict, tmp_path: Path) -> None:
+    save(tmp_path, learner, 7)
+    checkpoint = open_checkpoint(tmp_path / "checkpoint-000007")
+    config = run_config(models, tmp_path, method={"name": "opsd", "self_policy": "student@ema"})
+    again = build_learner(config, config.load_method(), checkpoint=checkpoint)
+    load_optimizer(checkpoint, again.optimizer, again.student.model)
+    for name in ("student", "student@ema"):
+        own, loaded = (one.policies[name].model.state_dict() for one in (learner, again))
+        assert all(torch.equal(value, loaded[key]) for key, value in own.items())
+    for one, other in zip(learner.parameters, again.parameters, strict=True):
+        for key, value in learner.optimizer.state[one].items():
+            assert torch.equal(value, again.optimizer.state[other][key])
+
+
+def test_torn_ones_are_passed_over_and_named(learner: Learner, tmp_path: Path) -> None:
+    save(tmp_path, learner, 2, 4, 6)
+    tear(tmp_path, 4)
+    (tmp_path / "checkpoint-000006" / "state.json").unlink()
+    found, torn = latest_checkpoint(tmp_path)
+    assert found.step == 2
+    assert len(torn) == 2 and "state.json" in torn[0] and "instead of" in torn[1]
+    tear(tmp_path, 2)
+    assert latest_checkpoint(tmp_path)[0] is None
+    assert latest_checkpoint(tmp_path / "nowhere") == (None, [])
+
+
+@pytest.mark.parametrize("state", ["", "[]", '{"files": {}}', '{"files": 3, "step": 1}', '{"step": 1}', "null"])
+def test_a_state_that_says_nothing_is_no_checkpoint(state: str, learner: Learner, tmp_path: Path) -> None:
+    save(tmp_path, learner, 1)
+    (tmp_path / "checkpoint-000001" / "state.json").write_text(state)
+    with pytest.raises(RunError, match="is no complete checkpoint"):
+        open_checkpoint(tmp_path / "checkpoint-000001")
+
+
+def test_a_good_checkpoint_is_not_deleted_for_a_torn_later_one(learner: Learner, tmp_path: Path) -> None:
+    save(tmp_path, learner, 2, 4)
+    tear(tmp_path, 4)  # the run goes on from 2, and is stopped at 3
+    save(tmp_path, learner, 3, keep=1)
+    assert latest_checkpoint(tmp_path)[0].step == 3
+    save(tmp_path, learner, 4, keep=1)
+    assert steps(tmp_path) == [4] and latest_checkpoint(tmp_path)[1] == []
+
+
+def test_what_a_kill_left_half_written_counts_for_nothing(learner: Learner, tmp_path: Path) -> None:
+    (tmp_path / ".checkpoint-000003" / "student").mkdir(parents=True)
+    (tmp_path / "checkpoint-notes").mkdir()
+    assert steps(tmp_path) == []
+    save(tmp_path, learner, 5)
+    assert steps(tmp_path) == [5]
+    assert not list(tmp_path.glob(".checkpoint-*"))
+
+
+def test_moments_of_other_weights_are_refused(learner: Learner, models: dict, tmp_path: Path) -> None:
+    save(tmp_path, learner, 1)
+    checkpoint = open_checkpoint(tmp_path / "checkpoint-000001")
+    other = torch.nn.Linear(2, 2)
+    with pytest.raises(RunError, match="has no optimizer state of the weight weight"):
+        load_optimizer(checkpoint, torch.optim.AdamW(other.parameters()), other)
+    (checkpoint.path / "optimizer.safetensors").write_bytes(b"x" * 40)
+    with pytest.raises(RunError, match="cannot be read"):
+        load_optimizer(checkpoint, learner.optimizer, learner.student.model)
+    assert json.loads((checkpoint.path / "state.json").read_text())["step"] == 1

@@ -1,0 +1,321 @@
+"""Every command once for real, and every mistake as one sentence: exit status 2 and no traceback, ever."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from families import save_llava
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from small import run_config
+
+from workbench.checkpoints import list_checkpoints
+from workbench.cli import main
+from workbench.methods import list_methods
+
+
+@pytest.fixture(scope="module")
+def config_file(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    file = folder / "small.yaml"
+    values = run_config(models, folder / "runs", training__steps=2).to_dict()
+    file.write_text(yaml.safe_dump({**values, "name": "small"}))
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(config_file: Path) -> Path:
+    """The folder of a finished run."""
+    assert main(["train", str(config_file)]) == 0
+    return config_file.parent / "runs" / "small"
+
+
+@pytest.fixture
+def own(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to damage."""
+    return Path(shutil.copytree(run, tmp_path / "own"))
+
+
+def said(capsys: pytest.CaptureFixture, *arguments: object, status: int = 0) -> str:
+    """What a command prints; a sentence about a mistake if that is what is expected."""
+    capsys.readouterr()
+    found = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert found == status, err
+    assert "Traceback" not in out + err
+    return err if status == 2 else out
+
+
+def test_train_prints_a_summary_and_what_to_do_next(config_file: Path, capsys: pytest.CaptureFixture) -> None:
+    out = said(capsys, "train", config_file, "name=printed", "training.steps=1", "data.eval=null")
+    assert "dopd · 1 steps · finished" in out
+    assert "workbench show" in out
+
+
+def test_every_reading_command_works_on_a_run(run: Path, capsys: pytest.CaptureFixture) -> None:
+    summary = said(capsys, "summary", run)
+    for part in ("dopd · 2 steps · finished", "student +plain", "teacher +crop", "HT", "of loss"):
+        assert re.search(part, summary), part
+    assert "regime" in said(capsys, "show", run, "--step", 2, "--rollout", 3)
+    assert "\x1b[" in said(capsys, "show", run, "--step", 0, "--probe", "--by", "information", "--colour")
+    table = said(capsys, "eval", run, "--contexts", "plain", "caption", "--count", 3, "--data", "scenes:hard?count=9")
+    assert re.search("student +caption", table) and re.search("teacher +plain", table)
+
+
+def test_check_prints_the_table_and_its_verdict(config_file: Path, capsys: pytest.CaptureFixture) -> None:
+    out = said(capsys, "check", config_file)
+    assert "sampler = student on plain" in out
+    assert "WRONG" not in out
+
+
+def test_methods_and_options_list_what_there_is(capsys: pytest.CaptureFixture) -> None:
+    listed = said(capsys, "methods")
+    assert all(f"  {name} " in listed for name in list_methods())
+    assert "method.beta_light=0.6" in said(capsys, "methods", "dopd")
+    assert "training.learning_rate=5e-06" in said(capsys, "options")
+    assert "method.share=0.2" in said(capsys, "options", "--method", "opsa")
+
+
+def test_import_makes_data_that_trains(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    Image.new("RGB", (30, 30), (200, 0, 0)).save(tmp_path / "a.png")
+    row = {
+        "messages": [{"role": "user", "content": "<image>what?"}, {"role": "assistant", "content": "red"}],
+        "images": ["a.png"],
+    }
+    (tmp_path / "theirs.jsonl").write_text(
+        json.dumps({**row, "privileged_context": "it is red", "solution": "red"}) + "\n"
+    )
+    report = said(capsys, "import", tmp_path / "theirs.jsonl", tmp_path / "ours")
+    assert "1" in report
+    data = next((tmp_path / "ours").glob("*.jsonl"))
+    said(capsys, "check", config_file, f"data.train={data}", "data.eval=null", "method.privilege=caption")
+
+
+def test_pretrain_makes_a_model_that_trains(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    sizes = {"text_width": 16, "vision_width": 16, "text_layers": 1, "vision_layers": 1, "heads": 2}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"output_dir": str(tmp_path / "model"), "steps": 1, "batch_size": 2, "eval_count": 0, **sizes}))  # fmt: skip
+    assert str(tmp_path / "model") in said(capsys, "pretrain", tmp_path / "p.yaml")
+    out = said(capsys, "train", config_file, "name=pretrained", "training.steps=1", "data.eval=null", f"models.student={tmp_path / 'model'}")  # fmt: skip
+    assert "finished" in out
+
+
+def test_resume_remembers_what_was_changed(own: Path, capsys: pytest.CaptureFixture) -> None:
+    assert "2 steps · finished" in said(capsys, "resume", own, "training.keep=1")
+    assert yaml.safe_load((own / "config.yaml").read_text())["training"]["keep"] == 1
+    assert "would make another run of it" in said(capsys, "resume", own, "sampling.top_k=3", status=2)
+
+
+def test_a_run_with_the_name_of_a_number_resumes(own: Path, capsys: pytest.CaptureFixture) -> None:
+    for name in ("2024", "true # x", "1e5"):
+        moved = own.rename(own.parent / name)
+        assert "finished" in said(capsys, "resume", moved)
+        own = moved
+
+
+def rows(folder: Path, *values: dict) -> Path:
+    file = folder / "data.jsonl"
+    file.write_text("".join(json.dumps({"question": "what?", "answer": "red", **value}) + "\n" for value in values))
+    return file
+
+
+def red(folder: Path) -> str:
+    Image.new("RGB", (20, 10), (200, 0, 0)).save(folder / "red.png")
+    return "red.png"
+
+
+def bomb(folder: Path) -> str:
+    """A few kilobytes that say they are 10,000 x 10,000 pixels."""
+    Image.new("1", (10_000, 10_000)).save(folder / "bomb.png")
+    return "bomb.png"
+
+
+BOX = {"x0": 1, "y0": 1, "x1": 9, "y1": 9}
+BAD_DATA = {
+    "missing image": (lambda f: [{"images": ["nowhere.png"]}], [], r"data.jsonl:1, column \"images\[0\]\": image file"),
+    "image bomb": (lambda f: [{"images": [bomb(f)]}], ["method.name=opd"], "step 1: none of the 3 examples"),
+    "no evidence": (lambda f: [{"images": [red(f)]}], [], "none of the 1 examples .* missing: {'no boxes"),
+    "box outside": (lambda f: [{"images": [red(f)], "boxes": [{**BOX, "x1": 21}]}], [], "leaves the image of 20 x 10 pixels"),
+    "box without image": (lambda f: [{"boxes": [BOX]}], [], "the row has boxes and no image"),
+    "empty prompt": (lambda f: [{"question": " "}], [], 'column "question": must be text that is not empty'),
+    "unknown column": (lambda f: [{"qestion": "x"}], [], 'column "qestion" is unknown.*Did you mean "question"'),
+    "half a character": (lambda f: [{"answer": "\ud83d"}], [], r'data.jsonl:1, column "answer": must be whole characters'),
+    "special token": (lambda f: [{"question": "what is <image>?"}], ["method.name=opd"], "step 1: none of the 3 examples"),
+    "too long": (lambda f: [{"question": "what " * 600}], ["method.name=opd"], "step 1: none of the 3 examples"),
+    "answer with an end": (lambda f: [{"answer": "a<end_of_utterance>"}], ["method.name=gkd", "method.dataset_share=1"], 'special token "<end_of_utterance>"'),
+    "nothing to compare": (lambda f: [{"answer": None}], ["method.name=opd", "data.eval={data}"], 'has an "answer"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", BAD_DATA)
+def test_faulty_data_is_a_sentence(
+    fault: str, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    make, overrides, sentence = BAD_DATA[fault]
+    data = rows(tmp_path, *make(tmp_path))
+    settings = ["data.eval=null", *(text.format(data=data) for text in overrides)]
+    error = said(capsys, "train", config_file, f"output_dir={tmp_path}", f"data.train={data}", *settings, status=2)
+    assert pytest.raises(AssertionError, match=sentence).matches(AssertionError(error)), error
+
+
+def test_an_unreadable_image_among_good_ones_is_skipped_and_said(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "torn.png").write_bytes((tmp_path / red(tmp_path)).read_bytes()[:40])
+    good, torn = {"images": ["red.png"]}, {"images": ["torn.png"]}
+    data = rows(tmp_path, good, torn, good)
+    out = said(
+        capsys,
+        "train",
+        config_file,
+        f"output_dir={tmp_path}",
+        f"data.train={data}",
+        "data.eval=null",
+        "method.name=opd",
+    )
+    assert "skipped examples: DataError: 1" in out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["method.name=dpod"], 'method "dpod" is unknown.*Did you mean "dopd"'),
+        (["method.name=3"], 'method "3" is unknown'),
+        (["method.privelege=crop"], 'Did you mean "privilege"'),
+        (["method.privilege=cropp"], 'context "cropp" is unknown.*Did you mean "crop"'),
+        (["method.self_policy=studnet"], '"studnet" is unknown.*Did you mean "student"'),
+        (["training.stepz=3"], 'Did you mean "training.steps"'),
+        (["name.first=3"], 'name is .* and no mapping'),
+        (["training=3", "training.steps=3"], "training is 3 and no mapping"),
+        (["seed=99999999999999999999"], "seed must be from 0 to"),
+        (["training.trackers=[nope]"], "nope"),
+        (["sampling.max_completion_length=512"], "the models take only 512 tokens"),
+        (["models.teacher=nowhere"], 'teacher: "nowhere" cannot be loaded'),
+        (["data.train=nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        (["data.eval=scenes:nowhere"], '"nowhere" is unknown'),
+        (["data.train=scenes:train?count=0"], "count must be a whole number"),
+        (["nonsense"], "must look like key.subkey=value"),
+    ],
+)  # fmt: skip
+def test_a_faulty_configuration_is_a_sentence(
+    overrides: list[str], sentence: str, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    error = said(capsys, "train", config_file, f"output_dir={tmp_path}", "name=bad", *overrides, status=2)
+    assert pytest.raises(AssertionError, match=sentence).matches(AssertionError(error)), error
+    # what never began leaves nothing that would stand in the way of the corrected command
+    assert said(capsys, "train", config_file, f"output_dir={tmp_path}", "name=bad", *overrides, status=2) == error
+
+
+def test_a_run_that_never_began_can_be_started_again(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    common = ["train", config_file, f"output_dir={tmp_path}", "training.steps=1", "data.eval=null"]
+    said(capsys, *common, "models.teacher=nowhere", status=2)
+    assert "cannot be loaded" in said(capsys, "summary", tmp_path / "small")
+    assert "finished" in said(capsys, *common)
+    assert "exists. Continue it with" in said(capsys, *common, status=2)
+
+
+def test_a_teacher_of_another_vocabulary_is_a_sentence(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    other = save_llava(tmp_path / "llava")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["red"], vocabulary["green"] = vocabulary["green"], vocabulary["red"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    for command in ("train", "check"):
+        error = said(capsys, command, config_file, f"output_dir={tmp_path}", f"models.teacher={other}", status=2)
+        assert "teacher has another vocabulary than student" in error
+
+
+def test_a_model_without_an_end_token_is_a_sentence(
+    models: dict, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    bare = Path(shutil.copytree(models["student"], tmp_path / "bare"))
+    (bare / "generation_config.json").write_text("{}")
+    settings = json.loads((bare / "tokenizer_config.json").read_text())
+    settings.pop("eos_token")
+    (bare / "tokenizer_config.json").write_text(json.dumps(settings))
+    error = said(capsys, "check", config_file, f"models.student={bare}", status=2)
+    assert "names an end token" in error and "generation_config.json" in error
+
+
+def test_damaged_runs_are_sentences(own: Path, capsys: pytest.CaptureFixture) -> None:
+    for checkpoint in list_checkpoints(own):
+        weights = checkpoint.student / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-9])
+    error = said(capsys, "eval", own, status=2)
+    assert "has no complete checkpoint yet" in error and "torn: student/model.safetensors" in error
+    with (own / "metrics.jsonl").open("r+") as file:
+        file.write("#")
+    assert "metrics.jsonl has a line that cannot be read" in said(capsys, "resume", own, status=2)
+    (own / "run.json").write_text("{")
+    assert "run.json cannot be read" in said(capsys, "summary", own, status=2)
+    shutil.rmtree(own / "traces")
+    said(capsys, "show", own, "--step", 1, status=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["summary", "{run}/nowhere"], "is no run folder"),
+        (["resume", "{run}/nowhere"], "is no run folder"),
+        (["resume", "{run}", "seed=3"], "would make another run of it"),
+        (["eval", "{run}", "--contexts", "cropp"], 'Did you mean "crop"'),
+        (["eval", "{run}", "--data", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        (["eval", "{run}", "--count", "-3"], "limit must be at least 1"),
+        (["show", "{run}", "--step", "99"], "99"),
+        (["show", "{run}", "--step", "1", "--rollout", "99"], "99"),
+        (["methods", "dpod"], 'Did you mean "dopd"'),
+        (["options", "--method", "dpod"], 'Did you mean "dopd"'),
+        (["train", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["train", "{run}"], "is not readable YAML"),
+        (["check", "{run}/run.json"], "method.name is missing"),
+        (["import", "nowhere.jsonl", "{run}/x"], "nowhere.jsonl does not exist"),
+        (["import", "x.jsonl", "{run}/x", "--column", "answer"], "must look like ours=theirs"),
+        (["pretrain", "nowhere.yaml"], "cannot be read"),
+    ],
+    ids=str,
+)
+def test_other_mistakes_are_sentences(
+    arguments: list[str], sentence: str, run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert sentence in said(capsys, *(argument.format(run=run) for argument in arguments), status=2)
+
+
+def test_questions_that_nobody_can_be_asked_are_no_table(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data = rows(tmp_path, {})
+    assert "no question was asked" in said(capsys, "eval", run, "--data", data, "--contexts", "hint")
+
+
+def test_a_loss_that_is_no_number_stops_with_a_sentence(
+    models: dict, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    broken = Path(shutil.copytree(models["teacher"], tmp_path / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    name = next(name for name in weights if "layers.0.self_attn.q_proj" in name and "text" in name)
+    weights[name].fill_(torch.nan)
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    error = said(capsys, "train", config_file, f"output_dir={tmp_path}", f"models.teacher={broken}", "data.eval=null", "trace.probes=0", status=2)  # fmt: skip
+    assert (
+        "step 1: view teacher (teacher / crop) has no number for" in error and "Lower training.learning_rate" in error
+    )
+
+
+def test_as_a_program_it_says_the_same_and_lets_its_reader_go(run: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = f'"{sys.executable}" -m workbench'
+    wrong = subprocess.run(f"{command} summary nowhere", shell=True, env=environment, capture_output=True, text=True, check=False)  # fmt: skip
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("RunError: nowhere is no run folder") and not wrong.stdout
+    piped = subprocess.run(f"{command} options | head -1", shell=True, env=environment, capture_output=True, text=True, check=True)  # fmt: skip
+    assert piped.stderr == "" and piped.stdout.startswith("  name=")

@@ -1,0 +1,59 @@
+"""The optimiser's step: its rates, its moving average, and what it refuses."""
+
+import pytest
+import torch
+from small import run_config
+
+from workbench.learner import Learner, build_learner, learning_rates
+from workbench.supervision import NotFinite
+
+
+@pytest.fixture
+def learner(models: dict, tmp_path) -> Learner:
+    config = run_config(models, tmp_path, method={"name": "opsd", "self_policy": "student@ema", "ema_rate": 0.25})
+    return build_learner(config, config.load_method())
+
+
+def test_the_moving_average_follows_by_its_rate(learner: Learner) -> None:
+    before = {name: value.clone() for name, value in learner.policies["student@ema"].model.named_parameters()}
+    for parameter in learner.parameters:
+        parameter.grad = torch.ones_like(parameter)
+    assert learner.step(1)["learning_rate"] > 0
+    student = dict(learner.student.model.named_parameters())
+    for name, value in learner.policies["student@ema"].model.named_parameters():
+        assert torch.allclose(value, 0.75 * before[name] + 0.25 * student[name], atol=1e-7)
+        assert not value.requires_grad
+    assert all(parameter.grad is None for parameter in learner.parameters)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_no_number_changes_no_weight(value: float, learner: Learner) -> None:
+    before = [parameter.detach().clone() for parameter in learner.parameters]
+    for parameter in learner.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    learner.parameters[3].grad.view(-1)[0] = value
+    with pytest.raises(NotFinite, match="the norm of the gradient is"):
+        learner.step(1)
+    assert all(torch.equal(one, other) for one, other in zip(before, learner.parameters, strict=True))
+
+
+def test_learning_rates_are_functions_of_the_step(models: dict, tmp_path) -> None:
+    def rates(**values: object) -> list[float]:
+        config = run_config(models, tmp_path, training__steps=4, training__learning_rate=1.0, **values)
+        return [learning_rates(config)(step) for step in range(1, 5)]
+
+    def training(**values: object) -> dict:
+        return {"training": {"steps": 4, "learning_rate": 1.0, **values}}
+
+    assert rates(**training(schedule="constant")) == [1.0, 1.0, 1.0, 1.0]
+    assert rates(**training(schedule="linear")) == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    assert rates(**training(schedule="linear", warmup_steps=2)) == pytest.approx([0.5, 1.0, 0.5, 0.0])
+    cosine = rates(**training(schedule="cosine"))
+    assert cosine[0] == 1.0 and cosine == sorted(cosine, reverse=True) and cosine[-1] > 0
+
+
+def test_no_schedule_is_at_zero_in_its_first_step(models: dict, tmp_path) -> None:
+    for schedule in ("constant", "linear", "cosine", "constant_with_warmup"):
+        for warmup in (0, 3):
+            values = {"steps": 9, "learning_rate": 1.0, "schedule": schedule, "warmup_steps": warmup}
+            assert learning_rates(run_config(models, tmp_path, training=values))(1) > 0

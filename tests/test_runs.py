@@ -1,0 +1,126 @@
+"""The run folder: nothing finished is written over, and nobody trains a run that somebody is training."""
+
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from small import run_config
+
+from workbench.errors import RunError
+from workbench.runs import RunFolder, list_runs
+from workbench.train import resume, train
+
+
+def create(path: Path) -> RunFolder:
+    return RunFolder.create(path, "name: x\n", seed=3, method="dopd")
+
+
+def test_a_new_run_says_what_it_is(tmp_path: Path) -> None:
+    folder = create(tmp_path / "deep" / "run")
+    status = folder.status
+    assert (status["status"], status["method"], status["seed"], status["pid"]) == ("running", "dopd", 3, os.getpid())
+    assert RunFolder.open(folder.path).status == status
+
+
+@pytest.mark.parametrize("kind", ["run", "folder", "file"])
+def test_what_exists_is_not_written_over(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    if kind == "run":
+        create(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.write_text("mine")
+    with pytest.raises(RunError, match=r"exists\. Continue it with"):
+        create(path)
+    assert kind != "file" or path.read_text() == "mine"
+
+
+def test_only_a_run_that_failed_and_left_nothing_is_made_anew(tmp_path: Path) -> None:
+    folder = create(tmp_path / "run")
+    (folder.path / "train.log").write_text("no such model")
+    folder.update(status="failed", error="no such model")
+    assert "error" not in create(folder.path).status
+    folder.update(status="failed")
+    folder.log_metrics("eval", 0, {"accuracy": 1.0})
+    with pytest.raises(RunError, match="exists"):
+        create(folder.path)
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be made"):
+        create(tmp_path / "file" / "run")
+
+
+def test_of_two_runs_with_one_name_at_once_one_begins(models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path, training__steps=1, data__eval=None)
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = [running.exception() for running in [pool.submit(train, config) for _ in range(4)]]
+    refused = [outcome for outcome in outcomes if outcome is not None]
+    assert len(refused) == 3
+    assert all(isinstance(one, RunError) and "exists. Continue it with" in str(one) for one in refused)
+    assert RunFolder.open(config.run_dir).status["status"] == "finished"
+
+
+def test_a_run_that_is_being_trained_is_not_resumed(models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path, training__steps=2, data__eval=None)
+    refused = []
+
+    def meanwhile(step: int, metrics: dict) -> None:
+        before = (config.run_dir / "run.json").read_bytes()
+        with pytest.raises(RunError, match=f"is being trained by process {os.getpid()}. Wait for it, or stop it first"):
+            resume(config.run_dir)
+        refused.append((config.run_dir / "run.json").read_bytes() == before)
+
+    train(config, on_step=meanwhile)
+    assert refused == [True, True]
+    assert resume(config.run_dir).steps == 2  # the claim ended with the run
+
+
+def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
+    folder = create(tmp_path / "run")
+    code = "import sys, time; from workbench.runs import RunFolder\nwith RunFolder(sys.argv[1]).claim(): print('mine', flush=True); time.sleep(60)"  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder.path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "mine\n"
+    with pytest.raises(RunError, match="is being trained"), folder.claim():
+        pass
+    process.kill()
+    process.communicate()
+    time.sleep(0.01)
+    with folder.claim():
+        pass
+
+
+def test_metrics_come_back_without_a_torn_last_line(tmp_path: Path) -> None:
+    folder = create(tmp_path / "run")
+    for step in (1, 2, 3):
+        folder.log_metrics("train", step, {"loss": 0.5 * step})
+    folder.log_metrics("eval", 3, {"accuracy": 1.0})
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    assert [line["loss"] for line in folder.metrics("train")] == [0.5, 1.0, 1.5]
+    folder.forget_metrics_after(2)
+    folder.log_metrics("train", 3, {"loss": 9.0})
+    assert [(line["kind"], line["step"]) for line in folder.metrics()] == [("train", 1), ("train", 2), ("train", 3)]
+
+
+def test_a_damaged_line_is_a_sentence(tmp_path: Path) -> None:
+    folder = create(tmp_path / "run")
+    (folder.path / "metrics.jsonl").write_text("\0\0\0\n")
+    for read in (folder.metrics, lambda: folder.forget_metrics_after(1)):
+        with pytest.raises(RunError, match=r"metrics.jsonl has a line that cannot be read"):
+            read()
+
+
+def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
+    for name, started in (("old", "2020"), ("new", "2030")):
+        create(tmp_path / name).update(started=started)
+    (tmp_path / "other").mkdir()
+    assert [run.path.name for run in list_runs(tmp_path)] == ["new", "old"]
+    with pytest.raises(RunError, match="is no run folder"):
+        RunFolder.open(tmp_path / "other")

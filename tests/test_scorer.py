@@ -1,0 +1,78 @@
+"""A run's policies asked again: what was changed in an example is what is scored."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from small import example, run_config
+
+from workbench.errors import DataError, RunError
+from workbench.scorer import Scorer, evaluate_run, open_scorer
+from workbench.train import train
+
+
+@pytest.fixture(scope="module")
+def run(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = run_config(models, tmp_path_factory.mktemp("runs"), training__steps=2)
+    train(config)
+    return config.run_dir
+
+
+@pytest.fixture(scope="module")
+def scorer(run: Path) -> Scorer:
+    return open_scorer(run)
+
+
+def logprobs(scored, view: str = "student") -> list[float]:
+    return [position[f"logprob_{view}"] for position in scored.positions]
+
+
+def test_a_given_answer_is_read_by_every_view(scorer: Scorer) -> None:
+    scored = scorer.score(example(answer="red"), "the tag is red")
+    assert "".join(position["token_text"] for position in scored.positions) == "the tag is red<end_of_utterance>"
+    for position in scored.positions:
+        total = position["logprob_teacher"] - position["logprob_student"]
+        assert position["capability_gap"] + position["information_gap"] == pytest.approx(total, abs=1e-5)
+
+
+def test_the_same_again_is_the_same(scorer: Scorer) -> None:
+    assert logprobs(scorer.score(example(), "red")) == logprobs(scorer.score(example(), "red"))
+    one, two, three = (scorer.score(example(), seed=seed) for seed in (1, 1, 2))
+    assert [p["token_id"] for p in one.positions] == [p["token_id"] for p in two.positions]
+    assert [p["token_id"] for p in one.positions] != [p["token_id"] for p in three.positions]
+
+
+def test_an_example_that_was_changed_is_scored_as_it_is_now(scorer: Scorer) -> None:
+    first = scorer.score(example(), "red")
+    other = Image.new("RGB", (20, 10), (0, 250, 90))
+    for changed in (replace(example(), question="how many?"), example(images=(other,))):
+        assert changed.id == example().id
+        assert logprobs(scorer.score(changed, "red")) != logprobs(first)
+    hint = replace(
+        example(), evidence=replace(example().evidence, boxes=(replace(example().evidence.boxes[0], x1=19.0),))
+    )
+    assert logprobs(scorer.score(hint, "red"), "teacher") != logprobs(first, "teacher")
+    assert logprobs(scorer.score(hint, "red")) == logprobs(first)
+
+
+def test_what_a_view_cannot_be_shown_is_said(scorer: Scorer) -> None:
+    with pytest.raises(DataError, match='has no "boxes'):
+        scorer.score(example(evidence=type(example().evidence)()), "red")
+
+
+def test_evaluating_again_gives_what_the_run_wrote(run: Path) -> None:
+    answered = evaluate_run(run)
+    assert {(row.policy, row.context, row.step) for row in answered} == {
+        (policy, context, 2) for policy in ("student", "teacher") for context in ("plain", "crop")
+    }
+    assert len(evaluate_run(run, contexts=["hint"], count=2)) == 4
+
+
+def test_a_run_without_a_checkpoint_cannot_be_asked(models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path)
+    config.run_dir.mkdir(parents=True)
+    (config.run_dir / "config.yaml").write_text(config.to_yaml())
+    (config.run_dir / "run.json").write_text("{}")
+    with pytest.raises(RunError, match="has no complete checkpoint yet"):
+        open_scorer(config.run_dir)

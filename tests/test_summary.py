@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+
+from workbench.errors import RunError
+from workbench.evaluate import Answered, save_answers
+from workbench.runs import RunFolder
+from workbench.summary import accuracy_table, format_table, summarise_run
+
+
+def row(step: int, policy: str, context: str, reward: float | None, truth: str | None = None) -> Answered:
+    return Answered(step, policy, context, "e", "", truth, "3", "3", reward, 0.5, 2, True)
+
+
+def test_columns_are_aligned_text_left_and_numbers_right() -> None:
+    table = format_table(("name", "count"), [("a", "1"), ("longer", "1,234"), ("b", "-")])
+    assert table.splitlines() == [
+        "  name    count",
+        "  ──────  ─────",
+        "  a           1",
+        "  longer  1,234",
+        "  b           -",
+    ]
+
+
+def test_first_and_last_evaluation_are_side_by_side() -> None:
+    rows = [row(0, "student", "plain", 0.0, "visible"), row(0, "student", "plain", 1.0, "privileged")]
+    rows += [row(5, "student", "plain", 0.0, "visible"), row(5, "student", "plain", 0.0, "privileged")]
+    rows += [row(9, "student", "plain", 1.0, "visible"), row(9, "student", "plain", 1.0, "privileged")]
+    rows += [row(0, "teacher", "crop", None, "visible")]
+    header, _, student, teacher = accuracy_table(rows).splitlines()
+    assert header.split() == ["accuracy", "context", "questions", "all", "@0", "@9", "visible", "@0", "@9", "privileged", "@0", "@9"]  # fmt: skip
+    assert student.split() == ["student", "plain", "2", "50.0%", "100.0%", "0.0%", "100.0%", "100.0%", "100.0%"]
+    assert teacher.split() == ["teacher", "crop", "1", *["-"] * 6]
+
+
+def test_no_answers_are_no_table() -> None:
+    assert "no question was asked" in accuracy_table([])
+
+
+def test_a_failed_run_is_summed_up_with_its_error(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", "", seed=0, method="dopd")
+    folder.update(status="failed", error="step 3: no number", skipped={"no hint": 2}, warnings=["step 2: collapsing."])
+    save_answers(folder.path, 0, [row(0, "student", "plain", 1.0)])
+    text = summarise_run(folder.path)
+    for part in ("dopd · 0 steps · failed", "100.0%", "no hint: 2", "warning: step 2: collapsing.", "error: step 3"):
+        assert part in text
+
+
+def test_what_is_no_run_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is no run folder"):
+        summarise_run(tmp_path)
