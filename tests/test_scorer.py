@@ -44,16 +44,17 @@ def test_the_same_again_is_the_same(scorer: Scorer) -> None:
 
 
 def test_an_example_that_was_changed_is_scored_as_it_is_now(scorer: Scorer) -> None:
-    first = scorer.score(example(), "red")
+    picture = Image.linear_gradient("L").resize((20, 10)).rotate(30)
+    asked = example(images=(picture,))
+    first = scorer.score(asked, "red")
     other = Image.new("RGB", (20, 10), (0, 250, 90))
-    for changed in (replace(example(), question="how many?"), example(images=(other,))):
+    for changed in (replace(asked, question="how many?"), replace(asked, images=(other,))):
         assert changed.id == example().id
         assert logprobs(scorer.score(changed, "red")) != logprobs(first)
-    hint = replace(
-        example(), evidence=replace(example().evidence, boxes=(replace(example().evidence.boxes[0], x1=19.0),))
-    )
-    assert logprobs(scorer.score(hint, "red"), "teacher") != logprobs(first, "teacher")
-    assert logprobs(scorer.score(hint, "red")) == logprobs(first)
+    wider = replace(asked.evidence, boxes=(replace(asked.evidence.boxes[0], x1=19.0),))
+    other_box = replace(asked, evidence=wider)
+    assert logprobs(scorer.score(other_box, "red"), "teacher") != logprobs(first, "teacher")
+    assert logprobs(scorer.score(other_box, "red")) == logprobs(first)
 
 
 def test_what_a_view_cannot_be_shown_is_said(scorer: Scorer) -> None:
