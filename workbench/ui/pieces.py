@@ -104,7 +104,7 @@ def empty_html(message: str, *, title: str = "") -> str:
 
 def _heading(column: Column, table: Table) -> str:
     unit = table.units.get(column.name, "")
-    small = f"<small>{escape(unit)}</small>" if unit and column.kind != "right" else ""
+    small = f"<small>{escape(unit)}</small>" if unit and unit != column.heading else ""
     return f'<th scope="col" class="{_CLASSES[column.kind]}">{escape(column.heading)}{small}</th>'
 
 

@@ -1,0 +1,338 @@
+"""Data: examples with their evidence drawn, and an own image scored under every view of a run's checkpoint.
+
+At most one checkpoint is kept in memory. An upload is bounded, opened as any other image, and never leaves this machine.
+"""
+
+import functools
+import threading
+from collections.abc import Mapping
+from functools import partial
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from workbench.analysis.table import table
+from workbench.checkpoints import latest_checkpoint
+from workbench.config import load_config, read_yaml
+from workbench.contexts import CONTEXTS, build_prompt, evidence_crop, missing_evidence
+from workbench.datasets import load_examples
+from workbench.errors import DataError, RunError, WorkbenchError
+from workbench.images import open_image
+from workbench.render import PictureOfView, TokenView, render_tokens, token_view
+from workbench.rendering.pictures import evidence
+from workbench.scorer import Scorer, open_scorer
+from workbench.types import Box, Evidence, Example
+from workbench.ui.context import AppContext, Shared, note, sentence, told
+from workbench.ui.pieces import Column, empty_html, fragment_component, fresh, read_asset, rows_component, rows_html
+
+MOST_EXAMPLES = 200  # of a source that are listed
+MAX_UPLOAD = 20 * 2**20  # bytes
+KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+OWN = "your image"
+COLUMNS = (
+    Column("id", kind="short"), Column("domain", kind="short"), Column("question"), Column("answer", kind="short"), Column("evidence"),
+)  # fmt: skip
+NO_SOURCE = "This run names no data. Give a source above: a .jsonl or .parquet file, or scenes:eval?count=40."
+
+
+class OneScorer:
+    """The policies of the run that was asked last. One question at a time; another run's policies are let go first."""
+
+    def __init__(self) -> None:
+        self._key: tuple | None = None
+        self._scorer: Scorer | None = None
+        self._lock = threading.Lock()
+
+    def score(self, run_dir: Path, example: Example, answer: str | None) -> TokenView:
+        """Every token of the answer, or of one that the student writes, as the run's newest checkpoint sees it."""
+        with self._lock:
+            checkpoint, _ = latest_checkpoint(run_dir)
+            if checkpoint is None:
+                raise RunError(
+                    f"run {run_dir.name} has saved no checkpoint yet. Wait for its first, or choose another run."
+                )
+            key = (run_dir, checkpoint.path, checkpoint.path.stat().st_mtime_ns)
+            if key != self._key:
+                self._key = self._scorer = None
+                if load_config(run_dir / "config.yaml").models.trust_remote_code:
+                    raise RunError(
+                        f"run {run_dir.name} has models.trust_remote_code=true, and this page runs no code that comes with "
+                        "a model. Use wb.open_scorer in Python if you trust it."
+                    )
+                self._scorer = open_scorer(run_dir)
+                self._key = key
+            scored = self._scorer.score(example, answer)
+            return token_view(scored, run=f"{run_dir.name}, checkpoint of step {checkpoint.step}")
+
+
+SCORER = OneScorer()
+
+
+def draw(context: AppContext, run: str | None, address: Mapping | None, source: str | None) -> tuple:
+    """Sources to choose from, the list of examples, and the chosen one with its evidence."""
+    run_dir = context.run_dir(run)
+    known = sources_of(run_dir)
+    source = chosen_source(context, run_dir, source)
+    chooser = gr.Dropdown(choices=known, value=source, allow_custom_value=not context.read_only)
+    if source is None:
+        return chooser, empty_html(NO_SOURCE), ""
+    try:
+        examples = load(source)
+    except (WorkbenchError, OSError) as error:
+        return chooser, empty_html(sentence(error)), ""
+    example = find(examples, address)
+    return chooser, list_html(source, examples, example), fresh(example_html(example)) if example else ""
+
+
+def sources_of(run_dir: Path) -> list[tuple[str, str]]:
+    """The data that the run's configuration names."""
+    try:
+        named = read_yaml(run_dir / "config.yaml").get("data") or {}
+    except WorkbenchError:
+        return []
+    words = {"train": "trained on", "eval": "evaluated on", "probes": "probes from"}
+    return [(f"{word}  {named[name]}", str(named[name])) for name, word in words.items() if named.get(name)]
+
+
+def chosen_source(context: AppContext, run_dir: Path, source: str | None) -> str | None:
+    """The source to list: the asked one, else the run's own. A read-only page reads the run's own only."""
+    known = [value for _, value in sources_of(run_dir)]
+    if source and (source in known or not context.read_only):
+        return source
+    return known[-1] if len(known) > 1 else known[0] if known else None
+
+
+def load(source: str) -> list[Example]:
+    """The first examples of a source; files are read again when they change."""
+    file = Path(source.partition("?")[0])
+    changed = file.stat().st_mtime_ns if file.exists() else 0
+    return list(_load(source, changed))
+
+
+@functools.lru_cache(maxsize=2)
+def _load(source: str, changed: int) -> tuple[Example, ...]:
+    return tuple(load_examples(source, limit=MOST_EXAMPLES))
+
+
+def find(examples: list[Example], address: Mapping | None) -> Example | None:
+    """The example that the address names, else the first."""
+    wanted = str((address or {}).get("example") or "")
+    return next((one for one in examples if one.id == wanted), examples[0] if examples else None)
+
+
+def list_html(source: str, examples: list[Example], chosen: Example | None) -> str:
+    """Examples as rows, with the evidence that each has."""
+    rows = [
+        {"id": one.id, "domain": one.domain or None, "question": one.question, "answer": one.answer, "evidence": ", ".join(evidence_of(one)) or None}
+        for one in examples
+    ]  # fmt: skip
+    more = f", the first {MOST_EXAMPLES}" if len(examples) == MOST_EXAMPLES else ""
+    made = table(rows, [column.name for column in COLUMNS], run=f"{source}{more}", empty=f"{source} holds no example.")
+    key = None if chosen is None else {"id": chosen.id}
+    return rows_html(made, COLUMNS, label="examples", key=("id",), chosen=key, title="Examples", tall=270, follow=True)
+
+
+def evidence_of(example: Example) -> list[str]:
+    """The contexts that the example has evidence for."""
+    return [name for name in CONTEXTS if name != "plain" and missing_evidence(example, name) is None]
+
+
+def pictures_of(example: Example) -> tuple[PictureOfView, ...]:
+    """The example's images, boxes drawn on the first, and the crop."""
+    boxes, pictures = example.evidence.boxes, []
+    for place, image in enumerate(example.images):
+        title = "image" if len(example.images) == 1 else f"image {place + 1}"
+        drawn = boxes if place == 0 else ()
+        pictures.append(
+            PictureOfView(
+                title, image, drawn, note="The boxes are evidence: the student never sees them." if drawn else ""
+            )
+        )
+    if missing_evidence(example, "crop") is None:
+        title = "crop" if example.evidence.crop is not None else "crop, cut from the first box"
+        pictures.append(PictureOfView(title, evidence_crop(example)))
+    return tuple(pictures)
+
+
+def example_html(example: Example) -> str:
+    """One example: pictures with the evidence drawn on them, and what every context says."""
+    contexts = [
+        "plain",
+        *(name for name in evidence_of(example) if name in ("boxes", "caption", "hint", "answer", "reference")),
+    ]
+    prompts = {"student" if name == "plain" else name: build_prompt(example, name).text for name in contexts}
+    shown = {"student": "plain", **{name: "a privileged view" for name in prompts if name != "student"}}
+    view = TokenView(example.id, example.question, "", (), pictures=pictures_of(example))
+    words = TokenView(example.id, example.question, "", (), prompts=prompts, contexts=shown)
+    facts = {
+        "answer": example.answer, "reference": example.reference, "question family": example.domain, "from": example.origin,
+        "marks": "; ".join(f"{mark.kind}: {mark.truth or 'truth not known'}" for mark in example.marks),
+    }  # fmt: skip
+    lines = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
+        for name, value in facts.items()
+        if value
+    )
+    turns = "".join(f"<p class='wb-faint'>{escape(turn.role)}: {escape(turn.text)}</p>" for turn in example.history)
+    return (
+        '<div class="wb-root"><div class="wb-body"><div class="wb-grid wbu-example">'
+        f'{evidence(view)}<section class="wb-main"><div class="wb-question"><span class="wb-ask">{escape(example.question)}</span></div>{turns}'
+        f'<table class="wbu-facts"><tbody>{lines}</tbody></table></section>{evidence(words)}</div></div></div>'
+    )
+
+
+def parse_boxes(text: str, size: tuple[int, int]) -> tuple[Box, ...]:
+    """Boxes as lines of "x0 y0 x1 y1 label", in pixels. Raises DataError naming the line."""
+    boxes = []
+    for number, line in enumerate((text or "").splitlines(), start=1):
+        if not line.strip():
+            continue
+        parts = line.replace(",", " ").split(maxsplit=4)
+        try:
+            x0, y0, x1, y1 = (float(part) for part in parts[:4])
+        except ValueError:
+            raise DataError(
+                f'line {number} of the boxes is "{line.strip()}". Write x0 y0 x1 y1 and a label, in pixels.'
+            ) from None
+        if not (0 <= x0 < x1 <= size[0] and 0 <= y0 < y1 <= size[1]):
+            raise DataError(
+                f'line {number} of the boxes, "{line.strip()}", is not inside the image of {size[0]} x {size[1]} pixels. '
+                "x0 must be below x1, and y0 below y1."
+            )
+        boxes.append(Box(x0, y0, x1, y1, parts[4].strip() if len(parts) > 4 else ""))
+    return tuple(boxes)
+
+
+def own_example(file: str | None, question: str, answer: str, caption: str, hint: str, boxes: str) -> Example:
+    """What was dropped in, as an example. Raises DataError for a file, box or question that cannot be used."""
+    image = open_upload(file)
+    if not (question or "").strip():
+        raise DataError("there is no question. Write one: what should be answered about the image?")
+    return Example(
+        OWN,
+        question.strip(),
+        (image,),
+        answer=(answer or "").strip() or None,
+        evidence=Evidence(
+            parse_boxes(boxes, image.size), caption=(caption or "").strip() or None, hint=(hint or "").strip() or None
+        ),
+        origin=OWN,
+    )
+
+
+def open_upload(file: str | None) -> object:
+    """The uploaded image. Raises DataError if there is none, or it is too large or no image."""
+    if not file:
+        raise DataError("there is no image. Drop one in: PNG, JPEG or WebP, at most 20 MB.")
+    path = Path(file)
+    size = path.stat().st_size
+    if size > MAX_UPLOAD:
+        raise DataError(
+            f"{path.name} has {size / 2**20:.0f} MB; at most {MAX_UPLOAD // 2**20} are taken. Shrink it first."
+        )
+    return open_image(path)
+
+
+def preview(file: str | None, boxes: str) -> str:
+    """The dropped image with its boxes, on which boxes can be drawn; a fault as a sentence."""
+    if not file:
+        return ""
+    try:
+        image = open_upload(file)
+        drawn = parse_boxes(boxes, image.size)
+    except DataError as error:
+        return note(sentence(error), "error")
+    view = TokenView("", "", "", (), pictures=(PictureOfView("image", image, drawn, note="Drag on it to draw a box."),))
+    return fresh(f'<div class="wb-root"><div class="wb-body">{evidence(view)}</div></div>')
+
+
+def with_box(file: str | None, boxes: str, corners: Mapping) -> str:
+    """The lines of boxes and one more, drawn on the picture: corners as shares of width and height."""
+    width, height = open_upload(file).size
+    shares = [max(0.0, min(1.0, float(corners[name]))) for name in ("x0", "y0", "x1", "y1")]
+    pixels = [round(share * size) for share, size in zip(shares, (width, height, width, height), strict=True)]
+    return "\n".join([*(boxes or "").rstrip().splitlines(), f"{' '.join(map(str, pixels))} region"])
+
+
+def score(context: AppContext, run: str | None, example: Example, answer: str) -> str:
+    """The answer's tokens under every view of the run's newest checkpoint."""
+    context.check_writable()
+    view = SCORER.score(context.run_dir(run), example, (answer or "").strip() or None)
+    return fresh(render_tokens(view, standalone=False))
+
+
+def score_own(
+    context: AppContext, run: str | None, file: str | None, question: str, answer: str, caption: str, hint: str, boxes: str, given: str
+) -> str:  # fmt: skip
+    """The dropped image, scored."""
+    context.check_writable()
+    return score(context, run, own_example(file, question, answer, caption, hint, boxes), given)
+
+
+def score_listed(context: AppContext, run: str | None, address: Mapping | None, source: str | None, given: str) -> str:
+    """The chosen example of the list, scored."""
+    context.check_writable()
+    asked = chosen_source(context, context.run_dir(run), source)
+    example = find(load(asked), address) if asked else None
+    if example is None:
+        raise DataError("there is no example to score. Choose a source that has some.")
+    return score(context, run, example, given)
+
+
+def build_tab(context: AppContext, shared: Shared) -> None:
+    """Examples with their evidence; an own image; what every view says of it."""
+    css = read_asset("data.css")
+    is_open = not context.read_only
+    with gr.Row():
+        source = gr.Dropdown([], label="examples of", allow_custom_value=is_open, elem_id="data-source", scale=3)
+        given = gr.Textbox(label="answer to score", placeholder="empty: the student writes one", elem_id="data-given", max_lines=1, scale=2, interactive=is_open)  # fmt: skip
+        button = gr.Button("Score this example", elem_id="data-score", scale=0, min_width=170, interactive=is_open)
+    listed = rows_component("examples", elem_id="data-list")
+    shown = gr.HTML(
+        label="the example", js_on_load=None, css_template=css, apply_default_css=False, elem_id="data-example"
+    )
+    with gr.Accordion("Your own image", open=False, elem_id="data-own"):
+        if not is_open:
+            fragment = "Own images are scored where the app was opened without --read-only."
+            gr.HTML(empty_html(fragment), css_template=read_asset("rows.css"), apply_default_css=False)
+        with gr.Row(visible=is_open):
+            with gr.Column(scale=2, min_width=320):
+                file = gr.File(
+                    label="image, at most 20 MB",
+                    file_types=list(KINDS),
+                    type="filepath",
+                    height=120,
+                    elem_id="data-file",
+                )
+                picture = gr.HTML(label="your image", js_on_load=read_asset("boxes.js"), css_template=css, apply_default_css=False, elem_id="data-preview")  # fmt: skip
+            with gr.Column(scale=3, min_width=320):
+                question = gr.Textbox(label="question", elem_id="data-question", max_lines=3)
+                boxes = gr.Textbox(label="boxes: x0 y0 x1 y1 label, in pixels, one per line; or drag on the image", lines=2, elem_id="data-boxes")  # fmt: skip
+                with gr.Row():
+                    answer = gr.Textbox(label="right answer, if known", max_lines=1, elem_id="data-answer")
+                    hint = gr.Textbox(label="hint: where to look", max_lines=1, elem_id="data-hint")
+                caption = gr.Textbox(label="caption: what the teacher is told", max_lines=3, elem_id="data-caption")
+                own_given = gr.Textbox(label="answer to score", placeholder="empty: the student writes one", max_lines=1, elem_id="data-own-given")  # fmt: skip
+                own_button = gr.Button("Score under every view", variant="primary", elem_id="data-own-score")
+    scored = fragment_component("who would supervise which token", elem_id="data-scored")
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    drawing = told(partial(draw, context))
+    inputs, outputs = [shared.run, shared.address, source], [source, listed, shown]
+    shared.on_show("data", drawing, inputs, outputs)
+    source.input(drawing, inputs, outputs, **quiet)
+
+    def choose(event: gr.EventData) -> dict:
+        return {"example": str(event.key["id"])}
+
+    def add_box(event: gr.EventData, dropped: str, lines: str) -> str:
+        return with_box(dropped, lines, event.corners)
+
+    listed.select(told(choose), None, shared.address, **quiet)
+    gr.on([file.change, boxes.change], told(preview), [file, boxes], picture, **quiet)
+    picture.box(told(add_box), [file, boxes], boxes, **quiet)
+    busy = {"show_progress": "full", "concurrency_limit": 1, "concurrency_id": "scorer", "api_visibility": "private"}
+    button.click(told(partial(score_listed, context)), [shared.run, shared.address, source, given], scored, **busy)
+    own = [shared.run, file, question, answer, caption, hint, boxes, own_given]
+    own_button.click(told(partial(score_own, context)), own, scored, **busy)
