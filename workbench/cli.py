@@ -101,6 +101,22 @@ def _described(key: str, default: object, option: object) -> str:
     return f"  {key}={value}{unit}\n      {option.help}.{allowed}"
 
 
+def _app(options: argparse.Namespace) -> None:
+    serve = _module("ui.serve")
+    serve.check_port(options.host, options.port)  # before it says where it is
+    print(
+        f"http://{options.host}:{options.port}  (runs of {options.runs}; Ctrl-C closes the app, runs go on)", flush=True
+    )
+    serve.serve(
+        options.runs,
+        configs=options.configs,
+        host=options.host,
+        port=options.port,
+        read_only=options.read_only,
+        auth=options.auth,
+    )
+
+
 def _import(options: argparse.Namespace) -> None:
     report = wb.import_dataset(
         options.source,
@@ -132,6 +148,10 @@ def _show(options: argparse.Namespace) -> None:
 
 def _summary(options: argparse.Namespace) -> None:
     print(wb.summarise_run(options.run_dir))
+
+
+def _report(options: argparse.Namespace) -> None:
+    print(_module("report").write_report(options.run_dir, options.out, answers=options.answers, theme=options.theme))
 
 
 def _module(name: str) -> object:
@@ -181,6 +201,18 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--colour", action=argparse.BooleanOptionalAction, help="default: if the output is a terminal")
     one = command("summary", _summary, "accuracy per context and shares of regimes of a run")
     one.add_argument("run_dir", help="the run's folder")
+    one = command("app", _app, "open the app: launch, watch, and see who supervised every token")
+    one.add_argument("--runs", default="runs", help="folder of all runs")
+    one.add_argument("--configs", default="configs", help="folder of recipes to start from")
+    one.add_argument("--host", default="127.0.0.1", help="another one than this machine needs --auth or --read-only")
+    one.add_argument("--port", type=int, default=7860)
+    one.add_argument("--read-only", action="store_true", help="look, but neither start nor stop")
+    one.add_argument("--auth", metavar="FILE", help="who may look: lines of user:password")
+    one = command("report", _report, "write one HTML file of a run: curves, movement, answers token by token")
+    one.add_argument("run_dir", help="the run's folder")
+    one.add_argument("--out", help="file to write; default: report.html in the run's folder")
+    one.add_argument("--answers", type=int, default=8, help="answers drawn token by token, 0 to 24")
+    one.add_argument("--theme", default="light", choices=("light", "dark"))
     one = command("methods", _methods, "list the methods, or show one with its options")
     one.add_argument("name", nargs="?")
     one = command("options", _options, "list every key of a configuration with its default and meaning")
