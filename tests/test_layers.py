@@ -31,6 +31,7 @@ jobs
 rendering
 render
 analysis
+ui
 cli
 __main__
 __init__
