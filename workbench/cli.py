@@ -102,19 +102,21 @@ def _described(key: str, default: object, option: object) -> str:
 
 
 def _app(options: argparse.Namespace) -> None:
-    serve = _module("ui.serve")
-    serve.check_port(options.host, options.port)  # before it says where it is
+    try:
+        served = _module("ui.serve").serve(
+            options.runs,
+            configs=options.configs,
+            host=options.host,
+            port=options.port,
+            read_only=options.read_only,
+            auth=options.auth,
+        )
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the app needs {error.name}: pip install 'vlm-distillation-workbench[app]'.") from None
     print(
-        f"http://{options.host}:{options.port}  (runs of {options.runs}; Ctrl-C closes the app, runs go on)", flush=True
+        f"http://{options.host}:{options.port}  (runs in {options.runs}; Ctrl-C closes the app, runs go on)", flush=True
     )
-    serve.serve(
-        options.runs,
-        configs=options.configs,
-        host=options.host,
-        port=options.port,
-        read_only=options.read_only,
-        auth=options.auth,
-    )
+    served.block_thread()
 
 
 def _import(options: argparse.Namespace) -> None:

@@ -20,9 +20,9 @@ import gradio as gr
 from gradio.components import Component
 
 from workbench.errors import RunError, WorkbenchError
-from workbench.jobs import read_job, safe_run_dir
+from workbench.jobs import find_jobs, read_job, safe_run_dir
 
-ADDRESS_KEYS = ("step", "rollout", "process", "probe", "example", "other", "page")
+ADDRESS_KEYS = ("step", "rollout", "process", "probe", "token", "example", "other", "page")
 NO_RUN = "No run is chosen. Launch one, or choose one above."
 
 
@@ -73,6 +73,11 @@ class Shared:
         return self.wake[tab].change(
             draw, inputs, outputs, show_progress="hidden", trigger_mode="always_last", api_visibility="private"
         )
+
+
+def run_choices(context: AppContext) -> list[tuple[str, str]]:
+    """The runs, newest first, each with its state: (label, name) pairs for the run picker."""
+    return [(f"{state.name}  ·  {state.status}", state.name) for state in find_jobs(context.runs_dir)]
 
 
 def told(callback: Callable) -> Callable:

@@ -18,7 +18,7 @@ from workbench.config import RunConfig
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.jobs import start_run
 from workbench.methods import list_methods, method_module
-from workbench.ui.context import AppContext, Shared, note, sentence, told
+from workbench.ui.context import AppContext, Shared, note, run_choices, sentence, told
 from workbench.ui.form import (
     CHOICE,
     NUMBER,
@@ -187,7 +187,7 @@ def check_html(rows: list[tuple[str, ...]]) -> str:
         else note(f"All {len(rows)} checks hold.", "good")
     )
     body = "".join(
-        f'<tr class="app-{status.lower()}"><th scope="row">{escape(name)}</th><td>{escape(status)}</td><td>{escape(found)}</td></tr>'
+        f'<tr class="app-{status.lower()}-row"><th scope="row">{escape(name)}</th><td>{escape(status)}</td><td>{escape(found)}</td></tr>'
         for name, status, found in rows
     )
     return f'{verdict}<table class="app-table"><thead><tr><th>check</th><th></th><th>found</th></tr></thead><tbody>{body}</tbody></table>'
@@ -198,8 +198,7 @@ def start_from(context: AppContext, every_field: list[Field], recipe: str, more:
     context.check_writable()
     config = _entered(context, every_field, more, entered)
     state = start_run(config, context.runs_dir)
-    label = f"{state.name}  ·  {state.status}"
-    picker = gr.Dropdown(choices=[(label, state.name)], value=state.name)
+    picker = gr.Dropdown(choices=run_choices(context), value=state.name)
     return picker, {}, gr.Tabs(selected="watch"), free_name(context, config.name)
 
 

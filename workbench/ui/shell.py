@@ -14,14 +14,19 @@ from urllib.parse import parse_qs
 import gradio as gr
 
 from workbench.analysis.style import MONO, SANS
-from workbench.jobs import find_jobs
 from workbench.render import page_head
-from workbench.ui import launch, watch
-from workbench.ui.context import ADDRESS_KEYS, AppContext, Shared, told
+from workbench.ui import compare, data, illusion, launch, movement, report, tokens, watch
+from workbench.ui.context import ADDRESS_KEYS, AppContext, Shared, run_choices, told
 
 TABS: dict[str, tuple[str, ModuleType]] = {
     "launch": ("Launch", launch),
     "watch": ("Watch", watch),
+    "tokens": ("Tokens", tokens),
+    "movement": ("Movement", movement),
+    "compare": ("Compare", compare),
+    "illusion": ("Illusion", illusion),
+    "data": ("Data", data),
+    "report": ("Report", report),
 }
 ASSETS = Path(__file__).parent.parent / "assets"
 ACCENT = gr.themes.Color(
@@ -39,7 +44,13 @@ def build_app(context: AppContext) -> gr.Blocks:
         with gr.Row(elem_id="app-header", equal_height=True):
             gr.HTML(_title(context), elem_id="app-title", padding=False)
             run = gr.Dropdown(
-                run_choices(context), label="Run", allow_custom_value=True, elem_id="app-run", min_width=360, scale=2
+                run_choices(context),
+                value=None,
+                label="Run",
+                allow_custom_value=True,
+                elem_id="app-run",
+                min_width=360,
+                scale=2,
             )  # a run that was started elsewhere is not among the choices yet
             look = gr.Button("Look again", elem_id="app-look", size="sm", min_width=110, scale=0)
             toggle = gr.Button("Light / dark", elem_id="app-theme", size="sm", min_width=110, scale=0)
@@ -75,11 +86,6 @@ def look() -> dict:
     style = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in ("app.css",))
     script = (ASSETS / "app.js").read_text(encoding="utf-8")
     return {"theme": _theme(), "css": style, "head": f"{page_head()}<script>{script}</script>"}
-
-
-def run_choices(context: AppContext) -> list[tuple[str, str]]:
-    """The runs, newest first, each with its state."""
-    return [(f"{state.name}  ·  {state.status}", state.name) for state in find_jobs(context.runs_dir)]
 
 
 def look_again(context: AppContext, run: str | None) -> object:

@@ -1,7 +1,286 @@
-"""Watch: one run as it goes."""
+"""Watch: one run as it goes: its state, its curves, its answers; stop and resume.
 
-from workbench.ui.context import AppContext, Shared
+The page asks again every two seconds while the run lives and the tab is open. Asking is a look at a few small files.
+Curves are drawn anew only if a number was added, and seldom enough that drawing takes at most a fiftieth of the time, so
+that watching does not slow the training down. What was drawn last is remembered by the browser, so a restarted server
+goes on where the other one was.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+import plotly.graph_objects as go
+
+from workbench.analysis import figures
+from workbench.analysis.illusion import accuracy
+from workbench.analysis.regimes import gaps_over_steps, shares_over_steps
+from workbench.analysis.runs import metrics
+from workbench.analysis.style import empty_figure
+from workbench.analysis.table import Table, table
+from workbench.commands import copyable
+from workbench.errors import RunError, WorkbenchError
+from workbench.jobs import JobState, log_tail, read_job, resume_run, stop_run
+from workbench.traces.reader import Traces
+from workbench.ui.answers import COLUMNS, answers_to, asked_questions
+from workbench.ui.context import AppContext, Shared, note, run_choices, sentence, told
+from workbench.ui.pieces import TRACES, Column, plot_component, rows_component, rows_html
+
+POLL_S = 2.0
+DRAW_S = 5.0  # at least so long between two drawings of the curves
+SHARE = 1 / 50  # of the time, at most, that drawing takes
+CURVES = (  # title, metrics
+    ("Loss", ("loss",)),
+    ("Right answers while sampling", ("accuracy",)),
+    ("Entropy of the student", ("entropy",)),
+    ("Length of answers", ("completion_length",)),
+    ("Cut at the limit, and agreeing", ("truncated", "agreement")),
+    ("Learning rate", ("learning_rate",)),
+)
+PANELS = ("accuracy", "shares", "loss_shares", "gaps")
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
     """The tab."""
+    may_act = not context.read_only
+    timer = gr.Timer(POLL_S, active=False)
+    seen = gr.Textbox("", visible="hidden", elem_id="watch-seen")
+    with gr.Row(elem_id="watch-head", equal_height=True):
+        status = gr.HTML(elem_id="watch-status", min_width=520)
+        with gr.Column(scale=0, min_width=260, elem_id="watch-actions"):
+            with gr.Row():
+                stop = gr.Button("Stop", interactive=False, elem_id="watch-stop", min_width=100)
+                resume = gr.Button("Resume", interactive=False, elem_id="watch-resume", min_width=100)
+            kill = gr.Button("Stop at once", variant="stop", visible=False, elem_id="watch-kill")
+            more = gr.Textbox(
+                label="Resume with", placeholder="training.save_every=10", lines=1, max_lines=4, visible=may_act,
+                info="lines of key=value; empty: as before", elem_id="watch-overrides",
+            )  # fmt: skip
+    with gr.Accordion("What it printed", open=False, elem_id="watch-log-section"):
+        log = gr.Textbox(show_label=False, label="Log", lines=16, max_lines=16, interactive=False, buttons=["copy"], elem_id="watch-log")  # fmt: skip
+    with gr.Row(elem_classes="app-plots"):
+        plots = [plot_component(title) for title, _ in CURVES]
+    with gr.Row(elem_classes="app-plots app-wide"):
+        plots += [plot_component(name) for name in PANELS]
+    gr.HTML("<h2>The same question over training</h2>", elem_classes="app-heading")
+    question = gr.Dropdown(
+        [], value=None, label="Question", info="those answered at most steps first", allow_custom_value=True,
+        elem_id="watch-question",
+    )  # fmt: skip
+    answers = rows_component("Answers to one question, by step", elem_id="watch-answers")
+
+    state_outputs = [status, stop, kill, resume, timer]
+    outputs = [*state_outputs, shared.run, log, seen, *plots]
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    look = told(partial(look_at, context))
+    inputs = [shared.run, shared.theme, seen]
+    drawn = shared.on_show("watch", told(partial(look_at, context, anew=True)), inputs, outputs)
+    drawn.then(told(partial(offer_questions, context)), [shared.run, question], [question, answers], **quiet)
+    timer.tick(look, inputs, outputs, **quiet)
+    question.input(told(partial(show_answers, context)), [shared.run, question], answers, **quiet)
+    for button, act, given in (
+        (stop, partial(stop_it, context), [shared.run]),
+        (kill, partial(stop_it, context, at_once=True), [shared.run]),
+        (resume, partial(resume_it, context), [shared.run, more]),
+    ):
+        button.click(told(act), given, state_outputs, **quiet).then(look, inputs, outputs, **quiet)
+
+
+def look_at(context: AppContext, run: str | None, theme: str, seen: str, *, anew: bool = False) -> tuple:
+    """State, log and curves of a run, of each only what has changed since `seen`; `anew` draws all of it."""
+    if not run:
+        empty = note("No run is here yet. Launch one, or `workbench train configs/demo.yaml`.")
+        return (empty, *_buttons(context, None), gr.skip(), "", "", *_cleared())
+    try:
+        run_dir = context.run_dir(run)
+    except RunError as error:  # deleted while it was looked at
+        return (note(sentence(error), "error"), *_buttons(context, None), gr.skip(), "", "", *_cleared())
+    state = read_job(run_dir)
+    before = _remembered(seen, run, theme)
+    now = {
+        "run": run,
+        "theme": theme,
+        "log": _mark(run_dir.parent / ".jobs" / run / "train.out", run_dir / "train.log"),
+    }
+    marks = _mark(run_dir / "metrics.jsonl", run_dir / "evals", run_dir / "run.json" if not state.is_alive else None)
+    log = gr.skip() if before.get("log") == now["log"] else log_tail(run_dir)
+    is_due = time.time() >= before.get("next", 0.0) or not state.is_alive
+    if anew or (before.get("marks") != marks and is_due):
+        start = time.perf_counter()
+        drawn = draw(run_dir, TRACES.of(run_dir), theme)
+        cost = time.perf_counter() - start
+        now |= {"marks": marks, "next": time.time() + max(DRAW_S, cost / SHARE)}
+    else:
+        drawn = [gr.skip()] * (len(CURVES) + len(PANELS))
+        now |= {"marks": before.get("marks"), "next": before.get("next", 0.0)}
+    has_turned = before.get("status") not in (None, state.status)
+    picker = gr.Dropdown(choices=run_choices(context)) if has_turned else gr.skip()
+    # a run that has ended is drawn once more by the tick that finds it ended; then the timer rests
+    return (status_html(state), *_buttons(context, state), picker, log, json.dumps(now), *drawn)
+
+
+def draw(run_dir: Path, traces: Traces | None, theme: str) -> list[go.Figure]:
+    """All figures of a run, in the order of CURVES and PANELS; one that cannot be drawn says why."""
+
+    def drawn(title: str, make: Callable[[], go.Figure]) -> go.Figure:
+        try:
+            return make()
+        except WorkbenchError as error:
+            return empty_figure(sentence(error), theme, title=title, height=270)
+
+    source = run_dir if traces is None else traces
+    try:
+        trained = metrics(run_dir)
+        curves = [
+            figures.curves(_of(trained, names, title), title=title, theme=theme, height=270) for title, names in CURVES
+        ]
+    except WorkbenchError as error:
+        curves = [empty_figure(sentence(error), theme, title=title, height=270) for title, _ in CURVES]
+    return [
+        *curves,
+        drawn("Accuracy and confidence", lambda: figures.accuracy_curves(accuracy(run_dir), theme=theme)),
+        drawn("Who supervised", lambda: figures.stacked_shares(shares_over_steps(source), theme=theme)),
+        drawn(
+            "Who supervised", lambda: figures.stacked_shares(shares_over_steps(source), by="loss_share", theme=theme)
+        ),
+        drawn("The two gaps", lambda: figures.gap_curves(gaps_over_steps(source), theme=theme)),
+    ]
+
+
+def status_html(state: JobState) -> str:
+    """State, progress, time left, and what went wrong, as the run itself says it."""
+    done, steps = state.step, state.steps
+    share = min(1.0, done / steps) if steps else 0.0
+    facts = [
+        ("method", state.method or "–"),
+        ("step", f"{done:,} of {steps:,}" if steps else f"{done:,}"),
+        ("left", span(state.remaining_s) if state.remaining_s is not None else "–"),
+        ("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(state.started)) if state.started else "–"),
+        ("last sign", f"{span(state.silent_s)} ago" if state.silent_s is not None else "–"),
+    ]
+    listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
+    said = note(state.error, "error") if state.error else ""
+    said += "".join(note(warning, "warning") for warning in state.warnings)
+    if state.skipped:
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in state.skipped.items())
+        said += note(f"Examples left out: {reasons}")
+    command = (
+        f'<p class="app-command"><code>{escape(copyable(_plain(state.command)))}</code></p>' if state.command else ""
+    )
+    return (
+        f'<div class="app-run"><h2>{escape(state.name)}</h2>'
+        f'<span class="app-badge app-is-{escape(state.status)}" role="status">{escape(state.status)}</span></div>'
+        f'<div class="app-progress" role="progressbar" aria-label="Steps done" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{100 * share:.0f}"><i style="width:{100 * share:.1f}%"></i></div>'
+        f'<dl class="app-facts">{listed}</dl>{said}{command}'
+    )
+
+
+def span(seconds: float | None) -> str:
+    """A length of time as people say it."""
+    if seconds is None:
+        return "–"
+    minutes, hours = seconds / 60, seconds / 3600
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 90 else f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} days"
+
+
+def stop_it(context: AppContext, run: str, *, at_once: bool = False) -> tuple:
+    """Asks a run to save and end, or ends it; returns its state."""
+    context.check_writable()
+    return _state(context, stop_run(context.run_dir(run), at_once=at_once))
+
+
+def resume_it(context: AppContext, run: str, overrides: str) -> tuple:
+    """Goes on with a run; returns its state."""
+    context.check_writable()
+    lines = [line.strip() for line in (overrides or "").splitlines() if line.strip()]
+    return _state(context, resume_run(context.run_dir(run), lines))
+
+
+def offer_questions(context: AppContext, run: str | None, chosen: str | None) -> tuple:
+    """The questions of a run, and the answers to the chosen or the first of them."""
+    if not run:
+        return gr.Dropdown(choices=[], value=None), ""
+    run_dir = context.run_dir(run)
+    asked = asked_questions(run_dir, TRACES.of(run_dir))
+    known = [one.example for one in asked]
+    example = chosen if chosen in known else known[0] if known else None
+    picker = gr.Dropdown(choices=[(one.label, one.example) for one in asked], value=example)
+    return picker, show_answers(context, run, example)
+
+
+def show_answers(context: AppContext, run: str | None, example: str | None) -> str:
+    """Every answer to a question, as a table."""
+    run_dir = context.run_dir(run)
+    return answers_html(answers_to(run_dir, TRACES.of(run_dir), example or ""))
+
+
+def answers_html(found: Table) -> str:
+    kinds = {"step": "number", "tokens": "number", "right": "right", "where": "short", "expected": "short"}
+    columns = [Column(name, kind=kinds.get(name, "mono")) for name in COLUMNS]
+    return rows_html(found, columns, label="Answers to one question, by step")
+
+
+def _state(context: AppContext, state: JobState) -> tuple:
+    return (status_html(state), *_buttons(context, state))
+
+
+def _buttons(context: AppContext, state: JobState | None) -> tuple:
+    """Stop, stop at once, resume, and whether to ask again."""
+    may = not context.read_only and state is not None
+    is_alive = state is not None and state.is_alive
+    is_stopping = state is not None and state.status == "stopping"
+    return (
+        gr.Button("Stopping …" if is_stopping else "Stop", interactive=may and is_alive and not is_stopping),
+        gr.Button(visible=may and is_stopping),
+        gr.Button(interactive=may and state is not None and state.can_resume),
+        gr.Timer(active=is_alive),
+    )
+
+
+def _of(trained: Table, names: tuple[str, ...], title: str) -> Table:
+    """Some of the curves; a table without rows says why."""
+    if trained.empty:
+        return trained
+    own = trained.frame[trained.frame["metric"].isin(names)]
+    empty = f"Nothing is recorded for {title.lower()}: this data has no answers to compare with."
+    return table(own, list(trained.frame.columns), run=trained.run, empty=empty, units=trained.units)
+
+
+def _mark(*files: Path | None) -> list:
+    """Changes whenever one of the files does; reads none of them."""
+    marks = []
+    for file in files:
+        try:
+            found = file.stat() if file is not None else None
+        except OSError:
+            found = None
+        marks.append([found.st_mtime_ns, found.st_size] if found else None)
+    return marks
+
+
+def _cleared() -> list:
+    return [None] * (len(CURVES) + len(PANELS))
+
+
+def _remembered(seen: str, run: str, theme: str) -> dict:
+    """What the browser holds, if it is about this run in this theme."""
+    try:
+        before = json.loads(seen) if seen else {}
+    except ValueError:
+        return {}
+    is_same = isinstance(before, dict) and (before.get("run"), before.get("theme")) == (run, theme)
+    return before if is_same else {}
+
+
+def _plain(command: tuple[str, ...]) -> tuple[str, ...]:
+    """`python -m workbench train ...` as people type it."""
+    if command[1:3] == ("-m", "workbench"):
+        return ("workbench", *command[3:])
+    return ("workbench", *command[1:]) if command[0].endswith(("workbench", "__main__.py")) else command

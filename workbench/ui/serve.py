@@ -1,0 +1,122 @@
+"""Serves the page: where it listens, who may look, and what it says if it cannot.
+
+1. Starting runs is running programs, so another machine may not do it without a password: a host that is not this
+   machine needs `--auth FILE` or `--read-only`.
+2. Users and passwords come from a file, since a command line can be read by everybody on the machine.
+3. Nothing is loaded from a network, and nothing of the page is told to one.
+"""
+
+import ipaddress
+import os
+import socket
+from pathlib import Path
+
+import gradio as gr
+
+from workbench.errors import ConfigError, RunError
+from workbench.ui.context import AppContext
+from workbench.ui.shell import build_app, look
+
+MAX_UPLOAD = "64mb"
+_LOCAL = ("localhost", "localhost.localdomain")
+
+
+def serve(
+    runs: str | Path = "runs",
+    *,
+    configs: str | Path = "configs",
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    read_only: bool = False,
+    auth: str | Path | None = None,
+) -> gr.Blocks:
+    """Open the app and serve it in a thread; its block_thread() waits until it is interrupted.
+
+    auth  a file with lines of user:password
+
+    Raises: ConfigError for a host, port or file that will not do; RunError if the port is in use.
+    """
+    users = read_users(auth) if auth is not None else None
+    check_host(host, has_password=users is not None, read_only=read_only)
+    check_port(host, port)
+    runs = Path(runs)
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"runs folder {runs} cannot be made ({error.strerror}). Choose another with --runs.") from None
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    app = build_app(AppContext(runs, Path(configs), read_only))
+    app.queue(default_concurrency_limit=8)
+    app.launch(
+        server_name=host,
+        server_port=port,
+        auth=users,
+        share=False,
+        inbrowser=False,
+        quiet=True,
+        show_error=False,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        max_file_size=MAX_UPLOAD,
+        prevent_thread_lock=True,
+        **look(),
+    )
+    return app
+
+
+def read_users(file: str | Path) -> list[tuple[str, str]]:
+    """Users and passwords. Raises ConfigError naming the line that is wrong."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}). Write lines of user:password into it.") from None
+    users = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        user, colon, password = line.strip().partition(":")
+        if not (user and colon and password):
+            raise ConfigError(f"{file}:{number} must look like user:password.")  # without the line: it may hold one
+        users.append((user, password))
+    if not users:
+        raise ConfigError(f"{file} names nobody. Write lines of user:password into it.")
+    return users
+
+
+def check_host(host: str, *, has_password: bool, read_only: bool) -> None:
+    """Raises ConfigError if other machines could start programs here without a password."""
+    if has_password or read_only or is_local(host):
+        return
+    raise ConfigError(
+        f"--host {host} lets other machines start runs here. Give --auth FILE with lines of user:password, or --read-only."
+    )
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host in _LOCAL
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises ConfigError if there is no such port or host, RunError if the port is in use."""
+    if not 1 <= port <= 65535:
+        raise ConfigError(f"--port must be from 1 to 65535, got {port}.")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        raise ConfigError(f'--host "{host}" is not known here. Use 127.0.0.1 for this machine alone.') from None
+    family, kind, _, _, address = found[0]
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise RunError(
+                f"port {port} on {host} cannot be used ({error.strerror}). Another app may be open there: look at "
+                f"http://{host}:{port}, or choose another with --port {port % 65535 + 1}."
+            ) from None
