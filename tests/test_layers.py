@@ -31,6 +31,7 @@ jobs
 rendering
 render
 analysis
+report
 ui
 cli
 __main__
