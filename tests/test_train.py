@@ -251,6 +251,14 @@ def test_rows_without_evidence_are_counted_and_training_goes_on(models: dict, tm
         train(nothing)
 
 
+def test_a_row_without_an_answer_is_skipped_where_answers_are_learned_from(models: dict, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    rows = [{"id": "1", "question": "what?", "answer": "red"}, {"id": "2", "question": "what?"}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = run_config(models, tmp_path, method={"name": "gkd"}, data={"train": str(data)}, training__steps=1)
+    assert train(config).skipped == {"no reference or answer": 1}
+
+
 def test_an_unreadable_image_is_skipped_and_counted(models: dict, tmp_path: Path) -> None:
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
     data = tmp_path / "data.jsonl"

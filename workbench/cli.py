@@ -238,5 +238,7 @@ class _Console(logging.Handler):
     """Messages above the progress bar, not through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR:
+            return  # `main` prints the sentence that ends a command; this line of it is for the run's own log
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         tqdm.write(f"{prefix}{record.getMessage()}", file=sys.stderr)

@@ -38,6 +38,11 @@ def with_evidence(examples: list[Example], method: Method, skipped: Skipped) -> 
     usable, lacking = split_by_evidence(examples, list(method.contexts))
     for example, column in lacking:
         skipped.add(example, f"no {column}", f'it has no "{column}"')
+    if method.dataset_share > 0.0:  # some sequences are the data's own answers
+        for example in usable:
+            if not (example.reference or example.answer):
+                skipped.add(example, "no reference or answer", 'it has no "reference" and no "answer" to learn from')
+        usable = [example for example in usable if example.reference or example.answer]
     if not usable:
         raise DataError(
             f"none of the {len(examples)} examples has what method {method.name} needs (contexts "
