@@ -54,7 +54,7 @@ class Readout:
     vocabulary: int  # V, entries that learner and target share; a longer (padded) head is cut to it
 
     def logits(self, index: Int[Tensor, " M"]) -> Float[Tensor, "M V"]:
-        return self.head(self.hidden[index])[:, : self.vocabulary]
+        return _cut(self.head(self.hidden[index]), self.vocabulary)
 
 
 @dataclass(frozen=True)
@@ -206,9 +206,9 @@ class _Gradients:
         with torch.enable_grad():
             if self.is_plain:
                 raw = F.linear(hidden, head.linear.weight.detach(), _detached(head.linear.bias)).requires_grad_()
-                return head.finish(raw)[:, :vocabulary], (raw, hidden)
+                return _cut(head.finish(raw), vocabulary), (raw, hidden)
             hidden.requires_grad_()
-            return head(hidden)[:, :vocabulary], (hidden,)
+            return _cut(head(hidden), vocabulary), (hidden,)
 
     def add(self, index: Tensor, chunk_total: Tensor, step: tuple[Tensor, ...]) -> None:
         if not self.is_plain:
@@ -229,6 +229,11 @@ class _Gradients:
                 total.addmm_(grad_raw.T.to(total.dtype), hidden.to(total.dtype))
             else:
                 total.add_(grad_raw.sum(0).to(total.dtype))
+
+
+def _cut(logits: Tensor, vocabulary: int) -> Tensor:
+    """The first `vocabulary` entries; the gradient of a slice that cuts nothing off would still be a copy."""
+    return logits if logits.shape[-1] == vocabulary else logits[:, :vocabulary]
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:
