@@ -99,7 +99,8 @@ def sentence(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or 'A file'} cannot be read or written ({error.strerror or error})."
     text = str(error)
-    return text[:1].upper() + text[1:]
+    is_key = not text.split(" ", 1)[0].isalpha()  # training.steps stays as it is written
+    return text if is_key else text[:1].upper() + text[1:]
 
 
 def note(text: str, kind: str = "hint") -> str:

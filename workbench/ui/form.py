@@ -61,7 +61,8 @@ class Field:
         if list in self.allowed or dict in self.allowed:
             return YAML
         if {int, float} & set(self.allowed):
-            return TEXT if (self.option.high or 0) > _EXACT else NUMBER
+            # a number's component shows 0 where nothing is entered
+            return TEXT if self.is_nullable or (self.option.high or 0) > _EXACT else NUMBER
         return TEXT
 
     @property
