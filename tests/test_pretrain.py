@@ -134,7 +134,7 @@ def test_training_lowers_the_loss(tmp_path):
     losses = train_on_lessons(policy, config, progress=False)
     assert len(losses) == 30
     assert losses[0] > 5.0  # a uniform guess among 401 tokens costs 6.0 nats
-    assert sum(losses[-10:]) / 10 < losses[0] - 1.5
+    assert sum(losses[-10:]) / 10 < losses[0] - 1.0
 
 
 def test_a_pretrained_folder_says_how_it_was_made(tiny):
@@ -154,7 +154,9 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(tiny, tmp_path
 
 def test_start_from_goes_on_with_the_saved_weights(tiny, tmp_path):
     """With a learning rate too small to move anything, what comes out is what went in."""
-    config = PretrainConfig(output_dir=str(tmp_path), steps=1, start_from=str(tiny), learning_rate=1e-12, **TINY)
+    config = PretrainConfig(
+        output_dir=str(tmp_path), steps=1, start_from=str(tiny), learning_rate=1e-12, matrix_learning_rate=1e-12, **TINY
+    )
     before, after = weights(tiny), weights(pretrain(config, progress=False))
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
 
