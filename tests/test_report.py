@@ -1,0 +1,66 @@
+"""The report of a run: one file, nothing from outside, everything in it."""
+
+import re
+from pathlib import Path
+
+import pytest
+from small import run_config
+
+from workbench.cli import main
+from workbench.errors import ConfigError, RunError
+from workbench.report import write_report
+from workbench.train import train
+
+
+@pytest.fixture(scope="module")
+def run(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    train(run_config(models, folder, name="a-run", evaluation__every=2, trace__probes=2))
+    return folder / "a-run"
+
+
+def test_the_report_has_every_part_and_loads_nothing(run: Path, tmp_path: Path) -> None:
+    file = write_report(run, tmp_path / "out.html", answers=3)
+    text = file.read_text(encoding="utf-8")
+    assert file == tmp_path / "out.html" and not list(tmp_path.glob(".*"))
+    for heading in (
+        "What was learned",
+        "Who supervised",
+        "Where supervision moved",
+        "What was only imitated",
+        "Answers, token by token",
+    ):
+        assert f"<h2>{heading}</h2>" in text
+    assert text.count('class="wb-root wb-tokens"') == 3 and 'class="wb-root wb-movement"' in text
+    assert text.count("plotly.js v") == 1, "once, and not per figure"
+    assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=(?![\"']data:)", text)
+    assert "default-src 'none'" in text
+
+
+def test_it_lies_in_the_run_s_folder_unless_told_otherwise(run: Path, tmp_path: Path) -> None:
+    assert write_report(run, answers=0, theme="dark") == run / "report.html"
+    assert write_report(run, tmp_path, answers=0) == tmp_path / "a-run-report.html"
+
+
+def test_wrong_options_and_runs_are_sentences(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="theme"):
+        write_report(run, theme="blue")
+    with pytest.raises(ConfigError, match="from 0 to"):
+        write_report(run, answers=99)
+    with pytest.raises(RunError, match="no run folder"):
+        write_report(tmp_path / "none")
+    with pytest.raises(RunError, match="--out"):
+        write_report(run, tmp_path / "no" / "such" / "folder.html", answers=0)
+
+
+def test_a_run_that_has_only_begun_has_a_report_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: <b>begun</b>\n")
+    (tmp_path / "run.json").write_text('{"status": "running", "method": "dopd", "error": "<script>"}')
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "trace.every" in text and "&lt;b&gt;begun" in text and "&lt;script&gt;" in text
+
+
+def test_the_command_writes_it_and_says_where(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["report", str(run), "--out", str(tmp_path / "r.html"), "--answers", "1"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "r.html") and (tmp_path / "r.html").is_file()
+    assert main(["report", str(tmp_path / "none")]) == 2

@@ -1,0 +1,50 @@
+"""The tab that compares two runs on one example."""
+
+import re
+
+from test_tokens import keys
+
+from workbench.ui import compare
+from workbench.ui.context import AppContext
+
+OTHER, LISTED, ALIGNED, VIEWS, METRIC, CURVES, ACCURACY, DIFFERENCE = range(8)
+
+
+def draw(context: AppContext, run: str = "dopd", metric: str = "", layout: str = "under", **address: str) -> tuple:
+    return compare.draw(context, run, "light", address, metric, layout)
+
+
+def test_other_runs_are_offered_with_their_methods_and_not_the_own(context: AppContext) -> None:
+    drawn = draw(context)
+    assert {value for _, value in drawn[OTHER].choices} == {"opd", "begun"} and "second run" in drawn[LISTED]
+    assert any(label == "opd  ·  opd" for label, _ in drawn[OTHER].choices)
+
+
+def test_probes_of_both_runs_are_aligned_token_by_token(context: AppContext) -> None:
+    drawn = draw(context, other="opd")
+    assert len(keys(drawn[LISTED])) >= 3
+    assert drawn[ALIGNED].count('class="wbu-token') % 2 == 0 and "matched by same tokens" in drawn[ALIGNED]
+    assert drawn[VIEWS].count("wb-root wb-tokens") == 2 and "wbu-stack" in drawn[VIEWS]
+    assert "wbu-sides" in draw(context, other="opd", layout="beside")[VIEWS]
+
+
+def test_the_address_chooses_the_example(context: AppContext) -> None:
+    last = keys(draw(context, other="opd")[LISTED])[-1]["example"]
+    assert last in draw(context, other="opd", example=last)[VIEWS]
+
+
+def test_configurations_and_accuracies_stand_side_by_side(context: AppContext) -> None:
+    drawn = draw(context, other="opd", metric="entropy")
+    assert "method.name" in drawn[DIFFERENCE] and drawn[METRIC].value == "entropy"
+    heads = re.findall(r"<th[^>]*>(.*?)</th>", drawn[ACCURACY])
+    assert sum("<small>dopd" in head for head in heads) == 3 == sum("<small>opd" in head for head in heads)
+
+
+def test_a_run_that_is_gone_or_has_no_traces_is_a_sentence(context: AppContext) -> None:
+    assert "There is no run" in draw(context, other="gone")[LISTED]
+    drawn = draw(context, other="begun")
+    assert "no example in common" in drawn[LISTED] and drawn[VIEWS] == ""
+
+
+def test_choosing_an_example_keeps_the_second_run() -> None:
+    assert compare.chosen_example({"other": "opd", "step": "3"}, {"example": "e"}) == {"other": "opd", "example": "e"}

@@ -1,0 +1,128 @@
+"""The tab of examples and of an own image: what is drawn, what is refused, what is scored."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_tokens import keys
+
+from workbench.errors import DataError, RunError
+from workbench.ui import data
+from workbench.ui.context import AppContext
+
+CHOOSER, LISTED, SHOWN = range(3)
+NASTY = '<script>alert(1)</script> & "עברית" 🙂'
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    Image.new("RGB", (60, 40), (200, 30, 30)).save(tmp_path / "own.png")
+    return str(tmp_path / "own.png")
+
+
+def test_examples_of_the_run_are_listed_and_the_first_is_drawn_with_its_evidence(context: AppContext) -> None:
+    drawn = data.draw(context, "dopd", {}, None)
+    assert drawn[CHOOSER].value == "scenes:eval?count=6" and len(keys(drawn[LISTED])) == 6
+    assert drawn[SHOWN].count("<figure") == 2 and 'class="wb-box"' in drawn[SHOWN] and ">crop<" in drawn[SHOWN]
+    assert "<mark>" in drawn[SHOWN], "what a context adds to the question is marked"
+
+
+def test_the_address_chooses_the_example(context: AppContext) -> None:
+    last = keys(data.draw(context, "dopd", {}, None)[LISTED])[-1]["id"]
+    drawn = data.draw(context, "dopd", {"example": last}, None)
+    chosen = keys(drawn[LISTED].split('aria-selected="true"')[0])[-1]
+    assert chosen == {"id": last}
+
+
+def test_another_source_is_read_again_when_it_changes_and_its_text_stays_text(
+    context: AppContext, tmp_path: Path, picture: str
+) -> None:
+    file = tmp_path / "own.jsonl"
+    row = {
+        "question": NASTY,
+        "images": [picture],
+        "answer": NASTY,
+        "caption": NASTY,
+        "boxes": [{"x0": 1, "y0": 1, "x1": 9, "y1": 9, "label": NASTY}],
+    }
+    file.write_text(json.dumps(row) + "\n")
+    drawn = data.draw(context, "dopd", {}, str(file))
+    assert "<script" not in drawn[LISTED] + drawn[SHOWN] and "🙂" in drawn[SHOWN] and len(keys(drawn[LISTED])) == 1
+    file.write_text((json.dumps(row) + "\n") * 3)
+    assert len(keys(data.draw(context, "dopd", {}, str(file))[LISTED])) == 3
+
+
+@pytest.mark.parametrize("source", ["no/such.jsonl", "scenes:nowhere", "hf:"])
+def test_a_source_that_cannot_be_read_is_a_sentence(context: AppContext, source: str) -> None:
+    assert "wbu-empty" in data.draw(context, "dopd", {}, source)[LISTED]
+
+
+def test_read_only_reads_the_run_s_own_data_and_scores_nothing(runs: Path, tmp_path: Path, picture: str) -> None:
+    locked = AppContext(runs, runs, read_only=True)
+    assert data.draw(locked, "dopd", {}, str(tmp_path / "other.jsonl"))[CHOOSER].value == "scenes:eval?count=6"
+    with pytest.raises(RunError, match="read-only"):
+        data.score_own(locked, "dopd", picture, "what?", "", "", "", "", "")
+    with pytest.raises(RunError, match="read-only"):
+        data.score_listed(locked, "dopd", {}, None, "")
+
+
+def test_boxes_are_lines_and_a_wrong_one_is_named() -> None:
+    boxes = data.parse_boxes("1 2 30 20 red door\n\n 0, 0, 60, 40", (60, 40))
+    assert [(box.x0, box.y1, box.label) for box in boxes] == [(1, 20, "red door"), (0, 40, "")]
+    for text, said in (
+        ("1 2 3", "line 1"),
+        ("\n5 5 5 9", "line 2"),
+        ("0 0 61 40", "60 x 40"),
+        ("nan 0 1 1", "line 1"),
+        ("a b c d", "Write x0"),
+    ):
+        with pytest.raises(DataError, match=said):
+            data.parse_boxes(text, (60, 40))
+
+
+def test_a_box_drawn_on_the_picture_becomes_a_line_in_pixels(picture: str) -> None:
+    lines = data.with_box(picture, "1 2 3 4 door", {"x0": 0.5, "y0": -0.2, "x1": 1.3, "y1": 0.5})
+    assert lines == "1 2 3 4 door\n30 0 60 20 region" and "wb-box" in data.preview(picture, lines)
+
+
+def test_uploads_that_are_no_image_or_too_large_are_refused_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: str
+) -> None:
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(Path(picture).read_bytes()[:60])
+    text = tmp_path / "text.png"
+    text.write_text("<script>")
+    for file in (torn, text):
+        assert "app-error" in data.preview(str(file), "")
+        with pytest.raises(DataError, match="cannot be read"):
+            data.own_example(str(file), "what?", "", "", "", "")
+    monkeypatch.setattr(data, "MAX_UPLOAD", 10)
+    with pytest.raises(DataError, match="at most"):
+        data.open_upload(picture)
+    with pytest.raises(DataError, match="no image"):
+        data.open_upload(None)
+
+
+def test_an_own_image_needs_a_question(picture: str) -> None:
+    with pytest.raises(DataError, match="no question"):
+        data.own_example(picture, "  ", "", "", "", "")
+
+
+def test_an_own_image_is_scored_under_every_view_with_one_scorer_in_memory(context: AppContext, picture: str) -> None:
+    shown = data.score_own(context, "dopd", picture, "what is it?", "", "", "", "5 5 30 30 thing", "at top left")
+    assert "wb-tokens" in shown and "your image" in shown and "checkpoint of step 4" in shown
+    first = data.SCORER._scorer
+    data.score_listed(context, "dopd", {}, None, "at top left")
+    assert data.SCORER._scorer is first, "the same run's policies are used again"
+    with pytest.raises(DataError, match="boxes"):
+        data.score_own(context, "dopd", picture, "what is it?", "", "", "", "", "at top left")
+    data.score_listed(context, "opd", {}, None, "")
+    assert data.SCORER._scorer is not first
+
+
+def test_a_run_without_a_checkpoint_or_with_foreign_code_is_not_opened(
+    context: AppContext, runs: Path, tmp_path: Path, picture: str
+) -> None:
+    with pytest.raises(RunError, match="no checkpoint"):
+        data.score_own(context, "begun", picture, "what?", "", "", "", "", "")

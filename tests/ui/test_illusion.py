@@ -1,0 +1,45 @@
+"""The tab of what was learned and what was only imitated."""
+
+import pytest
+
+from workbench.analysis import illusion as measured
+from workbench.ui import illusion
+from workbench.ui.context import AppContext
+
+HEAD, ACCURACY, WHO, RELIABILITY, OVER, SHARE, ENTROPY, SEPARATION, WORST, SURE, TABLE = range(11)
+
+
+def test_every_number_of_the_headline_says_what_it_is_of(context: AppContext) -> None:
+    head = illusion.draw(context, "dopd", "light", "")[HEAD]
+    assert head.count("<b>") == 3 == head.count("<small>") == head.count("step 4"), "no token is privileged: no AUROC"
+
+
+def test_reliability_can_be_asked_of_each_policy_and_context(context: AppContext) -> None:
+    drawn = illusion.draw(context, "dopd", "dark", "student, crop")
+    assert drawn[WHO].value == "student, crop" and "student, crop" in drawn[RELIABILITY].layout.title.text
+    assert illusion.draw(context, "dopd", "dark", "nobody, plain")[WHO].value in {
+        value for _, value in drawn[WHO].choices
+    }
+
+
+def test_overconfidence_is_of_the_newest_evaluation_of_each_policy(context: AppContext) -> None:
+    accuracy = measured.accuracy(context.run_dir("dopd"))
+    rows = illusion.overconfidence(accuracy).rows
+    assert len(rows) == len({row["who"] for row in rows})
+    assert any(row["who"] == "student, plain (step 4)" for row in rows) and any(
+        "step 0" in row["who"] for row in rows
+    ), "the teacher"
+
+
+@pytest.mark.parametrize("run", ["opd", "begun"])
+def test_what_is_not_known_says_what_to_do(context: AppContext, run: str) -> None:
+    drawn = illusion.draw(context, run, "light", "")
+    assert "wbu-empty" in drawn[WORST] and drawn[SHARE].layout.annotations[0].text
+
+
+def test_a_worst_case_opens_with_its_token(context: AppContext) -> None:
+    assert illusion.worst_address({"step": 3, "process": 0, "rollout": 4, "position": 7}) == {
+        "step": "3",
+        "rollout": "4",
+        "token": "7",
+    }

@@ -1,0 +1,70 @@
+"""The tab of movement: probes over training, as fragments and figures."""
+
+import pytest
+from test_tokens import keys
+
+from workbench.errors import TraceError
+from workbench.ui import movement
+from workbench.ui.context import AppContext
+from workbench.ui.pieces import TRACES
+
+LISTED, MAP, HEATMAP, FIRST, LAST, FLOW, SHARES, MOVED = range(8)
+
+
+def draw(context: AppContext, run: str = "dopd", **values: str) -> tuple:
+    given = {"value": "regime", "first": "", "last": "", "truth": "", "split": "", "measure": "position_share", "theme": "light"} | values  # fmt: skip
+    address = {"probe": "1", "rollout": values["rollout"]} if "rollout" in values else {}
+    return movement.draw(context, run, given["theme"], address, *(given[name] for name in ("value", "first", "last", "truth", "split", "measure")))  # fmt: skip
+
+
+def test_the_probe_that_moved_most_is_drawn_first(context: AppContext) -> None:
+    drawn = draw(context)
+    rows = keys(drawn[LISTED])
+    assert len(rows) == 3 and "wb-movement" in drawn[MAP].value and drawn[MAP].visible
+    assert drawn[FIRST].value == "0" and drawn[LAST].value == "4"
+    assert (
+        not drawn[HEATMAP].visible and drawn[FLOW].value.data[0].type == "sankey"
+        if hasattr(drawn[FLOW].value, "data")
+        else True
+    )
+
+
+def test_the_address_chooses_the_probe(context: AppContext) -> None:
+    assert "probe 2" in draw(context, rollout="2")[MAP].value
+
+
+def test_a_gap_is_drawn_as_a_figure(context: AppContext) -> None:
+    traces = TRACES.of(context.run_dir("dopd"))
+    html, figure = movement.draw_probe(traces, {"process": 0, "rollout": 0}, "information_gap", "dark")
+    assert html == "" and figure.data[0].type == "heatmap"
+    opd = TRACES.of(context.run_dir("opd"))
+    html, figure = movement.draw_probe(opd, {"process": 0, "rollout": 0}, "information_gap", "dark")
+    assert figure is None and "information gap" in html
+
+
+def test_flows_between_steps_that_were_not_probed_are_refused(context: AppContext) -> None:
+    traces = TRACES.of(context.run_dir("dopd"))
+    assert movement.draw_flow(traces, "0", "4", "", "light").data[0].type == "sankey"
+    with pytest.raises(TraceError, match="was not probed"):
+        movement.draw_flow(traces, "0", "3", "", "light")
+    assert draw(context, first="3")[FIRST].value == "0", "a step of another run falls back"
+
+
+def test_shares_split_by_domain_have_a_panel_each(context: AppContext) -> None:
+    traces = TRACES.of(context.run_dir("dopd"))
+    one, many = (movement.draw_shares(traces, split, "loss_share", "light") for split in ("", "domain"))
+    assert len(many.data) == 3 * len(one.data), "three probes, each of a domain of its own"
+
+
+def test_choosing_a_token_that_moved_opens_it_at_the_last_probed_step(context: AppContext) -> None:
+    address = movement.moved_address(context, "dopd", {"process": 0, "rollout": 2, "position": 5})
+    assert address == {"step": "4", "rollout": "2", "probe": "1", "token": "5"}
+    assert movement.probe_address({"step": "2"}, {"process": 0, "rollout": 1}) == {
+        "step": "2",
+        "rollout": "1",
+        "probe": "1",
+    }
+
+
+def test_without_probes_it_says_how_to_get_them(context: AppContext) -> None:
+    assert "trace.probes" in draw(context, "begun")[MAP]

@@ -1,0 +1,114 @@
+"""The tab of answers and tokens, without a server: what it draws for a run, an address and filters."""
+
+import html
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from workbench.analysis.table import Table
+from workbench.errors import RunError, TraceError
+from workbench.ui import tokens
+from workbench.ui.context import AppContext
+from workbench.ui.pieces import Column, fresh, rows_html, whole
+
+LISTED, WHERE, SHOWN = 7, 8, 9
+ANY = ("",) * 6
+
+
+def keys(listed: str) -> list[dict]:
+    return [json.loads(html.unescape(text)) for text in re.findall(r'data-key="([^"]*)"', listed)]
+
+
+def title(shown: str) -> dict:
+    return dict(re.findall(r"<span class='wb-key'>(\w+)</span> ([^<]*)</span>", shown))
+
+
+def test_without_an_address_the_newest_answers_and_the_first_of_them(context: AppContext) -> None:
+    drawn = tokens.draw(context, "dopd", {})
+    found = keys(drawn[LISTED])
+    assert len(found) == tokens.PAGE_SIZE and found[0] == {"step": 4, "process": 0, "rollout": 0}
+    assert "1–20 of 24 answers" in drawn[WHERE]
+    assert title(drawn[SHOWN])["step"] == "4" and title(drawn[SHOWN])["rollout"] == "0"
+    assert drawn[LISTED].count('aria-selected="true"') == 1
+
+
+def test_the_address_opens_an_answer_and_pins_a_token(context: AppContext) -> None:
+    shown = tokens.draw(context, "dopd", {"step": "2", "rollout": "3", "token": "1"})[SHOWN]
+    assert title(shown)["step"] == "2" and title(shown)["rollout"] == "3" and 'data-pin="1"' in shown
+
+
+@pytest.mark.parametrize(
+    "address", [{"step": "two", "rollout": "1"}, {"step": "1", "rollout": "-1"}, {"step": "99", "rollout": "0"}]
+)
+def test_an_address_that_leads_nowhere_is_a_sentence_and_the_list_stays(context: AppContext, address: dict) -> None:
+    drawn = tokens.draw(context, "dopd", address)
+    assert "wbu-empty" in drawn[SHOWN] and keys(drawn[LISTED])
+
+
+def test_probes_are_listed_when_the_address_says_so(context: AppContext) -> None:
+    drawn = tokens.draw(context, "dopd", {"probe": "1"})
+    assert drawn[6] is True and "probes" in drawn[WHERE] and {key["step"] for key in keys(drawn[LISTED])} == {0, 2, 4}
+
+
+def test_filters_keep_what_they_name_and_forget_what_the_run_does_not_have(context: AppContext) -> None:
+    drawn = tokens.draw(context, "dopd", {}, "2", "", "", "", "", "wrong", "loss")
+    assert {key["step"] for key in keys(drawn[LISTED])} == {2}
+    other = tokens.draw(context, "opd", {}, "", "HT")
+    assert other[1].value == "" and "24 answers" in other[WHERE], "opd has no regime HT"
+    example = tokens.draw(context, "dopd", {"example": "no such"})
+    assert "Remove a filter" in example[LISTED] and example[SHOWN] == ""
+
+
+def test_up_and_down_walk_through_the_list_and_over_its_pages(context: AppContext) -> None:
+    address, seen = {}, []
+    for _ in range(30):
+        address = tokens.turned(context, "dopd", address, 1, *ANY, "step")
+        seen.append(tokens.key_of(address))
+    assert len({tuple(key.items()) for key in seen}) == 23, "all but the first, which is open at the start"
+    assert address["page"] == "1" and tokens.turned(context, "dopd", address, 1, *ANY, "step") == address
+    for _ in range(30):
+        address = tokens.turned(context, "dopd", address, -1, *ANY, "step")
+    assert tokens.key_of(address) == {"step": 4, "process": 0, "rollout": 0} and not address.get("page")
+
+
+def test_pages_stop_at_both_ends(context: AppContext) -> None:
+    assert tokens.paged(context, "dopd", {}, -1, *ANY, "step") == {}
+    second = tokens.paged(context, "dopd", {"step": "1", "rollout": "1"}, 1, *ANY, "step")
+    assert second == {"page": "1"} == tokens.paged(context, "dopd", second, 1, *ANY, "step")
+    assert "21–24 of 24" in tokens.draw(context, "dopd", second)[WHERE]
+
+
+def test_a_run_without_traces_says_what_to_do(context: AppContext) -> None:
+    drawn = tokens.draw(context, "begun", {})
+    assert "trace.every" in drawn[LISTED] and drawn[SHOWN] == ""
+
+
+@pytest.mark.parametrize("name", [None, "", "..", "../dopd", "no-such", "/etc"])
+def test_only_runs_of_the_folder_are_opened(context: AppContext, name: str | None) -> None:
+    with pytest.raises(RunError):
+        tokens.draw(context, name, {})
+
+
+def test_rows_show_hostile_text_as_text() -> None:
+    nasty = '<script>alert(1)</script> & "עברית" 🙂'
+    frame = pd.DataFrame([{"question": nasty, "token": nasty, "n": float("nan")}])
+    made = rows_html(
+        Table(frame, run=nasty, units={"n": nasty}), [Column("question"), Column("token", kind="token"), Column("n", kind="number")],
+        label=nasty, key=("question",), title=nasty,
+    )  # fmt: skip
+    assert "<script" not in made and "&lt;script&gt;" in made and "עברית" in made and "🙂" in made
+    assert keys(made) == [{"question": nasty}] and ">–</td>" in made
+
+
+def test_another_fragment_has_another_element() -> None:
+    first, second = fresh("<p>a</p>"), fresh("<p>b</p>")
+    assert first.split()[0] != second.split()[0] and fresh("<p>a</p>") == first
+
+
+def test_numbers_of_an_address_are_whole() -> None:
+    assert whole({"step": "12"}, "step") == 12 and whole({}, "step") is None and whole(None, "step") is None
+    for text in ("1.5", "-1", "٣x", "9" * 12):
+        with pytest.raises(TraceError, match="no whole number"):
+            whole({"step": text}, "step")
