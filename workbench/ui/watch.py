@@ -104,6 +104,7 @@ def look_at(context: AppContext, run: str | None, theme: str, seen: str, *, anew
     now = {
         "run": run,
         "theme": theme,
+        "status": state.status,
         "log": _mark(run_dir.parent / ".jobs" / run / "train.out", run_dir / "train.log"),
     }
     marks = _mark(run_dir / "metrics.jsonl", run_dir / "evals", run_dir / "run.json" if not state.is_alive else None)

@@ -1,0 +1,234 @@
+"""Launch: the form is the configuration, the command is the form, and a mistake is a sentence. Without a server."""
+
+import shlex
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import yaml
+from small import run_config
+
+from workbench.commands import copyable, overrides_between
+from workbench.config import describe_config, load_config
+from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.jobs import read_job
+from workbench.methods import describe_options, list_methods
+from workbench.ui.context import AppContext, note, sentence, told
+from workbench.ui.form import (
+    NUMBER,
+    Field,
+    check_table,
+    entered_config,
+    fields,
+    form_values,
+    free_name,
+    recipe_file,
+    recipes,
+)
+from workbench.ui.launch import _in_order, beside, check_html, fill, preview, run_check, start_from
+
+RECIPE = "recipe:tiny.yaml"
+
+
+@pytest.fixture
+def context(models: dict, tmp_path: Path) -> AppContext:
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    (configs / "tiny.yaml").write_text(run_config(models, "runs", name="tiny").to_yaml())
+    (configs / "model.yaml").write_text("output_dir: data/models/student\nsteps: 3\n")
+    return AppContext(tmp_path / "runs", configs)
+
+
+def entered(context: AppContext, **changes: object) -> list[object]:
+    """What the form sends after a recipe was chosen and some keys were changed; __ for the dot."""
+    changes = {key.replace("__", "."): value for key, value in changes.items()}
+    every_field = fields()
+    values = fill(context, every_field, RECIPE)
+    return [changes.get(field.key, value) for field, value in zip(_in_order(every_field), values, strict=True)]
+
+
+def shown(context: AppContext, more: str = "", **changes: object) -> str:
+    return preview(context, fields(), RECIPE, more, *entered(context, **changes))[0]
+
+
+def test_nothing_that_the_command_line_has_is_missing() -> None:
+    common = {field.key for field in fields() if field.method is None}
+    assert common == set(describe_config())
+    for name in list_methods():
+        own = {field.key for field in fields() if field.method == name}
+        assert own == {f"method.{key}" for key in describe_options(name)}
+
+
+def test_every_field_says_its_meaning_unit_and_range() -> None:
+    by_key = {field.key: field for field in fields() if field.method is None}
+    assert by_key["sampling.max_completion_length"].hint == "longest answer [tokens] · at least 1"
+    assert by_key["models.lora.dropout"].hint.endswith("0 to 0.9")
+    assert by_key["data.limit"].hint == "use only the first so many training examples; empty = all · at least 1"
+    assert all(field.option.help.split(";")[0] in field.hint for field in fields())
+    assert by_key["seed"].kind != NUMBER, "a browser would round large seeds"
+
+
+def test_a_recipe_comes_through_the_form_unchanged(context: AppContext) -> None:
+    config = entered_config(context, dict(zip(_in_order(fields()), entered(context), strict=True)))
+    before = load_config(context.configs_dir / "tiny.yaml").to_dict()
+    assert {**config.to_dict(), "output_dir": "runs"} == before
+
+
+def test_the_shipped_recipes_come_through_the_form_unchanged(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "configs"
+    context = AppContext(tmp_path, shipped)
+    for _, choice in recipes(context):
+        values = fill(context, fields(), choice)
+        config = entered_config(context, dict(zip(_in_order(fields()), values, strict=True)))
+        assert overrides_between(recipe_file(context, choice), config) == [f"output_dir={tmp_path}"]
+
+
+def test_the_command_does_what_the_form_says(context: AppContext) -> None:
+    command = shown(context, training__steps=7, name="x", evaluation__contexts=["plain"], more="trace.every=2\n\n")
+    program, verb, recipe, *overrides = shlex.split(command)
+    assert (program, verb) == ("workbench", "train")
+    config = load_config(recipe, overrides)
+    assert (config.name, config.training.steps, config.trace.every) == ("x", 7, 2)
+    assert config.evaluation.contexts == ["plain"]
+    assert config.output_dir == str(context.runs_dir)
+    assert command == copyable(["workbench", "train", recipe, *overrides])
+
+
+def test_another_method_brings_its_own_options(context: AppContext) -> None:
+    overrides = shlex.split(shown(context, **{"method.name": "opd"}))[3:]
+    assert overrides[0] == "method.name=opd"
+    assert not any("self_policy" in one for one in overrides)
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "said"),
+    [
+        ({"training__steps": 0}, "", "training.steps must be from 1 to any, got 0"),
+        ({"training__steps": 2.5}, "", "training.steps must be int, got 2.5"),
+        ({"training__steps": None}, "", "training.steps must be int, got None"),
+        ({"training__betas": "[0.9"}, "", 'training.betas: "[0.9" is not a YAML value'),
+        ({"name": ""}, "", 'name "" must be a plain folder name'),
+        ({"name": "../out"}, "", "must be a plain folder name"),
+        ({"method__name": "dpod"}, "", 'Did you mean "dopd"?'),
+        ({}, "training.stpes=3", 'Did you mean "training.steps"?'),
+        ({}, "steps", "must look like key.subkey=value"),
+        ({"models__teacher": " "}, "", "needs a teacher"),
+    ],
+)
+def test_a_mistake_is_a_sentence_beside_the_form(context: AppContext, changes: dict, more: str, said: str) -> None:
+    call = beside(partial(preview, context, fields()), 1)
+    ((message, command),) = call(RECIPE, more, *entered(context, **changes))
+    assert 'role="alert"' in message
+    assert said.replace('"', "&quot;").lower() in message.lower()
+    assert command == {"__type__": "update"}, "the command stays as it was"
+
+
+def test_markup_in_what_was_entered_is_shown_as_text(context: AppContext) -> None:
+    ((message, _),) = beside(partial(preview, context, fields()), 1)(RECIPE, "<script>=1", *entered(context))
+    assert "<script>" not in message and "&lt;script&gt;" in message
+
+
+@pytest.mark.parametrize("choice", ["recipe:../secret.yaml", "recipe:/etc/passwd", "recipe:", "run:../x", "run:", "", None])  # fmt: skip
+def test_only_recipes_and_runs_can_be_opened(context: AppContext, choice: str | None) -> None:
+    with pytest.raises((ConfigError, RunError)):
+        form_values(context, choice)
+
+
+def test_recipes_that_make_models_are_not_offered_and_broken_ones_say_so(context: AppContext) -> None:
+    (context.configs_dir / "broken.yaml").write_text("a: [")
+    assert [choice for _, choice in recipes(context)] == ["recipe:broken.yaml", RECIPE]
+    with pytest.raises(ConfigError, match=r"broken\.yaml is not readable YAML"):
+        fill(context, fields(), "recipe:broken.yaml")
+
+
+def test_code_of_a_model_is_run_neither_by_check_nor_by_start(context: AppContext) -> None:
+    values = entered(context, models__trust_remote_code=True)
+    with pytest.raises(ConfigError, match="trust_remote_code"):
+        list(run_check(context, fields(), RECIPE, "", *values))
+    with pytest.raises(ConfigError, match="trust_remote_code"):
+        start_from(context, fields(), RECIPE, "", *values)
+    assert not (context.runs_dir / "tiny").exists()
+
+
+def test_a_run_cannot_be_made_outside_the_runs_folder(context: AppContext, tmp_path: Path) -> None:
+    values = entered(context, output_dir=str(tmp_path / "elsewhere"))
+    config = entered_config(
+        context, dict(zip(_in_order(fields()), values, strict=True)), f"output_dir={tmp_path / 'elsewhere'}"
+    )
+    assert config.output_dir == str(context.runs_dir)
+
+
+def test_read_only_neither_checks_nor_starts(context: AppContext) -> None:
+    locked = AppContext(context.runs_dir, context.configs_dir, read_only=True)
+    for act in (lambda *values: list(run_check(*values)), start_from):
+        with pytest.raises(RunError, match="read-only"):
+            act(locked, fields(), RECIPE, "", *entered(context))
+
+
+def test_a_started_run_goes_on_and_its_name_is_not_offered_again(
+    context: AppContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    values = entered(context, training__steps=1, data__eval="", trace__probes=0)
+    picker, address, tabs, name = start_from(context, fields(), RECIPE, "", *values)
+    assert (picker.value, address, tabs.selected, name) == ("tiny", {}, "watch", "tiny-2")
+    with pytest.raises(RunError, match=r"is starting already|exists"):
+        start_from(context, fields(), RECIPE, "", *values)
+    wait_until(lambda: not read_job(context.runs_dir / "tiny").is_alive)
+    assert read_job(context.runs_dir / "tiny").status == "finished"
+    assert recipes(context)[-1] == ("run  tiny", "run:tiny")
+    assert form_values(context, "run:tiny")["training.steps"] == 1
+    assert free_name(context, "tiny") == "tiny-2" and free_name(context, "other") == "other"
+
+
+def test_the_check_shows_its_table(context: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    first, last = run_check(context, fields(), RECIPE, "", *entered(context))
+    assert "Checking" in first[0]
+    assert "checks hold" in last[0] and "<td>ok</td>" in last[0] and "regimes of this batch" in last[0]
+
+
+def test_a_check_that_cannot_begin_says_why(context: AppContext) -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        list(run_check(context, fields(), RECIPE, "", *entered(context, models__student="nowhere/at/all")))
+
+
+def test_a_wrong_check_is_named_first() -> None:
+    printed = "  check   status  found\n  ──────  ──────  ─────────\n  one     ok      a  b\n  two <b  WRONG   c d\n"
+    rows = check_table(printed)
+    assert rows == [("one", "ok", "a  b"), ("two <b", "WRONG", "c d")]
+    html = check_html(rows)
+    assert html.startswith('<p class="app-note app-error" role="alert">1 of 2') and "two &lt;b" in html
+    assert check_table("nothing") == []
+
+
+def test_messages_begin_with_a_capital_and_are_escaped(tmp_path: Path) -> None:
+    assert sentence(RunError("run x exists.")) == "Run x exists."
+    assert "cannot be read" in sentence(FileNotFoundError(2, "No such file", "x"))
+    assert note("<b>", "error") == '<p class="app-note app-error" role="alert">&lt;b&gt;</p>'
+    assert note("") == ""
+
+
+def test_only_mistakes_become_messages() -> None:
+    def fails(error: Exception) -> None:
+        raise error
+
+    with pytest.warns(UserWarning, match="A &lt;b&gt;"):
+        assert told(fails)(WorkbenchError("a <b>")) == {"__type__": "update"}
+    with pytest.raises(ZeroDivisionError):
+        told(fails)(ZeroDivisionError())
+
+
+def test_yaml_values_are_read_as_on_the_command_line() -> None:
+    field = next(one for one in fields() if one.key == "models.teachers")
+    assert field.read("{maths: a/b}") == yaml.safe_load("{maths: a/b}")
+    assert isinstance(field, Field) and field.shown({}) == "{}"
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 300.0) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.1)

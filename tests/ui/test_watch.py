@@ -1,0 +1,202 @@
+"""Watch: what is drawn, when it is drawn anew, and what the buttons may do. Without a server, on files of a run."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import gradio as gr
+import pytest
+
+from workbench.errors import RunError
+from workbench.jobs import JobState
+from workbench.ui import watch
+from workbench.ui.context import AppContext
+from workbench.ui.watch import (
+    CURVES,
+    PANELS,
+    answers_html,
+    look_at,
+    offer_questions,
+    resume_it,
+    span,
+    status_html,
+    stop_it,
+)
+
+SKIP = {"__type__": "update"}
+STATUS, STOP, KILL, RESUME, TIMER, PICKER, LOG, SEEN = range(8)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> AppContext:
+    return AppContext(tmp_path / "runs", tmp_path)
+
+
+def a_run(context: AppContext, name: str = "one", steps_done: int = 3, **facts: object) -> Path:
+    """A run folder as training leaves it: three steps of metrics, two evaluations, no traces."""
+    folder = context.runs_dir / name
+    (folder / "evals").mkdir(parents=True)
+    (folder / "config.yaml").write_text("method: {name: dopd}\ntraining: {steps: 9}\n")
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    facts = {"status": "finished", "method": "dopd", "started": now, "updated": now, "steps": 9, **facts}
+    (folder / "run.json").write_text(json.dumps({"steps_done": steps_done, **facts}))
+    for step in range(1, steps_done + 1):
+        add_step(folder, step)
+    for step, text in ((0, "first <b>"), (9, "later")):
+        row = {
+            "step": step, "policy": "student", "context": "plain", "example_id": "scene-1", "domain": "", "truth": None,
+            "answer": "4", "text": text, "reward": float(step > 0), "confidence": 0.5, "length": 3, "finished": True,
+        }  # fmt: skip
+        (folder / "evals" / f"step-{step:06d}.jsonl").write_text(json.dumps(row) + "\n")
+    (folder / "train.log").write_text("hello\n")
+    return folder
+
+
+def add_step(folder: Path, step: int) -> None:
+    line = {"kind": "train", "step": step, "loss": 1.0 / step, "entropy": 0.5, "learning_rate": 0.1, "accuracy": 0.5}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def look(context: AppContext, seen: str = "", run: str = "one", theme: str = "light", **how: bool) -> list:
+    found = list(look_at(context, run, theme, seen, **how))
+    assert len(found) == 8 + len(CURVES) + len(PANELS)
+    return found
+
+
+def figures(found: list) -> list:
+    return found[8:]
+
+
+def test_a_run_is_drawn_with_its_curves_and_its_log(context: AppContext) -> None:
+    a_run(context)
+    found = look(context)
+    assert "3 of 9" in found[STATUS] and "finished" in found[STATUS] and found[LOG].strip() == "hello"
+    titles = [title for title, _ in CURVES]
+    for title, made in zip(titles, figures(found), strict=False):
+        assert title in made.layout.title.text
+    assert list(figures(found)[0].data[0].y) == [1.0, 0.5, 1 / 3]
+    assert "No tokens are recorded yet" in figures(found)[-1].layout.annotations[0].text
+    assert not found[TIMER].active
+
+
+def test_nothing_is_drawn_again_before_something_has_changed(context: AppContext) -> None:
+    folder = a_run(context)
+    seen = look(context)[SEEN]
+    again = look(context, seen)
+    assert all(one == SKIP for one in figures(again)) and again[LOG] == SKIP and again[PICKER] == SKIP
+    add_step(folder, 4)
+    assert len(figures(look(context, again[SEEN]))[0].data[0].y) == 4
+
+
+def test_a_living_run_is_drawn_no_more_often_than_drawing_costs(
+    context: AppContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = a_run(context, status="running", pid=os.getpid())
+    found = look(context)
+    assert found[TIMER].active and found[STOP].interactive and not found[RESUME].interactive
+    add_step(folder, 4)
+    soon = look(context, found[SEEN])
+    assert all(one == SKIP for one in figures(soon)), "it was drawn a moment ago"
+    assert json.loads(soon[SEEN])["next"] >= time.time() + watch.DRAW_S - 2
+    now = time.time()
+    monkeypatch.setattr(watch.time, "time", lambda: now + 3600)
+    assert figures(look(context, soon[SEEN]))[0].data
+
+
+def test_another_run_another_theme_and_a_shown_tab_are_drawn_at_once(context: AppContext) -> None:
+    a_run(context)
+    a_run(context, "two")
+    seen = look(context)[SEEN]
+    for changed in ({"run": "two"}, {"theme": "dark"}, {"anew": True}):
+        assert figures(look(context, seen, **changed))[0].data
+    for foreign in ("no json", "[1]"):
+        assert figures(look(context, foreign))[0].data
+
+
+def test_the_run_picker_learns_that_a_run_has_ended(context: AppContext) -> None:
+    folder = a_run(context, status="running", pid=os.getpid())
+    seen = look(context)[SEEN]
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**facts, "status": "finished"}))
+    found = look(context, seen)
+    assert [label for label, _ in found[PICKER].choices] == ["one  ·  finished"]
+    assert not found[TIMER].active
+
+
+def test_no_run_and_a_deleted_run_say_what_to_do(context: AppContext) -> None:
+    assert "Launch one" in look(context, run="")[STATUS]
+    gone = look(context, run="gone")
+    assert "may have been deleted" in gone[STATUS] and not gone[TIMER].active and figures(gone)[0] is None
+    assert "plain folder name" in look(context, run="../x")[STATUS]
+
+
+def test_a_torn_line_of_metrics_is_named_in_the_figures(context: AppContext) -> None:
+    folder = a_run(context)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("{torn\n")
+    assert "metrics.jsonl has a line" in figures(look(context))[0].layout.annotations[0].text.replace("<br>", " ")
+
+
+def test_a_half_written_run_is_named(context: AppContext) -> None:
+    folder = a_run(context)
+    (folder / "run.json").write_text("{")
+    assert "half written" in look(context)[STATUS]
+
+
+def test_the_state_says_what_went_wrong_and_escapes_it() -> None:
+    state = JobState(
+        "x<y", Path("runs/x"), "failed", "dopd", 3, 10, error="step 3: <b> is not finite", warnings=("careful",),
+        skipped={"no boxes": 4}, command=("python", "-m", "workbench", "train", "a b.yaml"),
+    )  # fmt: skip
+    html = status_html(state)
+    assert "step 3: &lt;b&gt; is not finite" in html and "x&lt;y" in html and "<b>" not in html
+    assert "careful" in html and "no boxes: 4" in html and "workbench train &#x27;a b.yaml&#x27;" in html
+    assert 'aria-valuenow="30"' in html
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(None, "–"), (0, "0 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h"), (10**6, "12 days")],
+)
+def test_times_are_said_as_people_say_them(seconds: float | None, said: str) -> None:
+    assert span(seconds) == said
+
+
+def test_buttons_offer_what_can_be_done(context: AppContext) -> None:
+    a_run(context, status="stopped")
+    found = look(context)
+    assert not found[STOP].interactive and found[RESUME].interactive and not found[KILL].visible
+    locked = AppContext(context.runs_dir, context.configs_dir, read_only=True)
+    assert not look(locked)[RESUME].interactive
+
+
+def test_stop_and_resume_say_why_they_cannot(context: AppContext) -> None:
+    a_run(context)
+    with pytest.raises(RunError, match="is not running"):
+        stop_it(context, "one")
+    with pytest.raises(RunError, match="has finished"):
+        resume_it(context, "one", "")
+    locked = AppContext(context.runs_dir, context.configs_dir, read_only=True)
+    for act in (lambda: stop_it(locked, "one"), lambda: resume_it(locked, "one", "")):
+        with pytest.raises(RunError, match="read-only"):
+            act()
+
+
+def test_answers_to_one_question_stand_in_the_order_of_steps(context: AppContext) -> None:
+    a_run(context)
+    picker, html = offer_questions(context, "one", None)
+    assert isinstance(picker, gr.Dropdown) and picker.value == "scene-1"
+    assert html.index("first &lt;b&gt;") < html.index("later") and "wrong" in html and "evaluation, plain" in html
+    assert offer_questions(context, "one", "scene-1")[0].value == "scene-1"
+
+
+def test_a_run_without_answers_says_so(context: AppContext) -> None:
+    folder = a_run(context)
+    for file in (folder / "evals").iterdir():
+        file.unlink()
+    picker, html = offer_questions(context, "one", None)
+    assert picker.value is None and "Nothing was answered yet" in html
+    assert offer_questions(context, None, None)[1] == ""
+    assert callable(answers_html)
