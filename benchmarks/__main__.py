@@ -1,0 +1,26 @@
+"""All benchmarks, by name. Ratios are within one run: variants take turns, and medians are compared.
+
+    python -m benchmarks opd        a step of opd against a step of TRL's DistillationTrainer
+    python -m benchmarks dopd       a step of dopd against a step of opd, and the least it could cost
+    python -m benchmarks losses     time and peak memory of the chunked losses against whole logits
+    python -m benchmarks tracing    what recording every token adds to a step
+    python -m benchmarks traces     the trace files alone: bytes per token, time per query
+
+What follows the name goes to the benchmark: python -m benchmarks opd --help. Results are kept in docs/LOG.md.
+"""
+
+import runpy
+import sys
+
+NAMES = ("opd", "dopd", "losses", "tracing", "traces")
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
+        sys.exit(__doc__)
+    name = sys.argv.pop(1)
+    runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Time and peak memory of the chunked losses against whole (N, V) logits, values and gradients compared.
+
+    python -m benchmarks losses [--positions 2048] [--vocabulary 151936] [--width 1024] [--repeats 5]
+
+Whole: logits of learner and target for all positions at once, the divergence as its formula reads, autograd. Each
+measurement is a process of its own. Memory is the highest resident size above what it was when weights and hidden states
+existed; the gradient of the head, (V, D), is part of the result of both and is also shown apart.
+"""
+
+import argparse
+import json
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import threading
+
+import psutil
+import torch
+from torch import nn
+
+from benchmarks.timing import Clock, Turn, machine, show
+from workbench.divergences import Divergence
+from workbench.losses import Head, Readout, supervise
+from workbench.method import Loss, Regime
+from workbench.types import Routing
+
+
+def whole_reverse_kl(learner: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    p, q = learner.log_softmax(-1), target.log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def whole_jensen_shannon(learner: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    p, q = learner.log_softmax(-1), target.log_softmax(-1)
+    m = torch.logaddexp(p, q) - math.log(2)
+    return ((p.exp() * (p - m)).sum(-1) + (q.exp() * (q - m)).sum(-1)) / 2
+
+
+def whole_top_128(learner: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    p, q = learner.log_softmax(-1), target.log_softmax(-1)
+    ids = p.detach().topk(128, -1).indices
+    p, q = p.gather(-1, ids), q.gather(-1, ids)
+    p_rest, q_rest = (torch.log1p(-one.exp().sum(-1)) for one in (p, q))
+    return (p.exp() * (p - q)).sum(-1) + p_rest.exp() * (p_rest - q_rest)
+
+
+CASES = {
+    "reverse_kl": (Divergence("reverse_kl"), whole_reverse_kl),
+    "jensen_shannon": (Divergence("jensen_shannon"), whole_jensen_shannon),
+    "reverse_kl top-128, bucket": (Divergence("reverse_kl", "top_k", top_k=128), whole_top_128),
+}
+WHOLE, CHUNKED = "whole", "chunked"
+
+
+def main() -> None:
+    args = arguments()
+    if args.variant:
+        print(json.dumps(measure(args)))
+        return
+    print(f"{args.positions} positions, vocabulary {args.vocabulary}, width {args.width}, fp32; {machine()}")
+    for name in [name for name in CASES if args.only in (None, name)]:
+        found: dict[str, list[dict]] = {WHOLE: [], CHUNKED: []}
+        for _ in range(args.repeats):
+            for variant, results in found.items():
+                results.append(in_process(args, name, variant))
+        show(name, {variant: [Turn(*one["turn"]) for one in results] for variant, results in found.items()}, base=WHOLE)
+        head = args.vocabulary * args.width * 4 / 2**30
+        memory = {v: statistics.median(one["bytes"] for one in results) / 2**30 for v, results in found.items()}
+        whole, chunked = memory[WHOLE], memory[CHUNKED]
+        print(f"memory: whole {whole:.2f} GiB, chunked {chunked:.2f} GiB, 1/{whole / chunked:.1f}; ", end="")
+        print(f"gradient of the head {head:.2f} GiB, beside it 1/{(whole - head) / (chunked - head):.1f}")
+        for key in ("loss", "of_hidden", "of_head"):
+            whole, chunked = found[WHOLE][0][key], found[CHUNKED][0][key]
+            print(
+                f"{key:12} whole {whole:.9g}, chunked {chunked:.9g}, differ by {abs(whole - chunked) / abs(whole):.1e}"
+            )
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--positions", type=int, default=2048)
+    parser.add_argument("--vocabulary", type=int, default=151_936)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=tuple(CASES))
+    parser.add_argument("--variant", choices=(WHOLE, CHUNKED), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def in_process(args: argparse.Namespace, name: str, variant: str) -> dict:
+    command = [sys.executable, "-m", "benchmarks.losses", "--variant", variant, "--only", name]
+    for key in ("positions", "vocabulary", "width"):
+        command += [f"--{key}", str(getattr(args, key))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{variant} {name} ended with {done.returncode}; too little memory? {done.stderr[-500:]}")
+    return json.loads(done.stdout)
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """Seconds, bytes and a few numbers of values and gradients of one variant."""
+    torch.manual_seed(0)
+    N, V, D = args.positions, args.vocabulary, args.width
+    learner, target = (nn.Linear(D, V, bias=False) for _ in range(2))
+    target.requires_grad_(False)
+    for linear in (learner, target):  # logits with a standard deviation of 3: peaked, as a model's
+        nn.init.normal_(linear.weight, std=3 / D**0.5)
+    hidden, other = torch.randn(N, D, requires_grad=True), torch.randn(N, D)
+    ids, (divergence, formula) = torch.randint(0, V, (N,)), CASES[args.only]
+    with Peak() as peak:
+        clock = Clock()
+        if args.variant == WHOLE:
+            own = learner(hidden)
+            with torch.no_grad():
+                wanted = target(other)
+            total = formula(own, wanted).mean()
+        else:
+            total = supervise(
+                Readout(hidden, Head(learner), V),
+                {"teacher": Readout(other, Head(target), V)},
+                ids,
+                regimes=(Regime((Loss("teacher", divergence),)),),
+                routing=Routing(torch.zeros(N, dtype=torch.long), torch.ones(N)),
+                coefficient=torch.full((N,), 1 / N),
+            ).total
+        total.backward()
+        turn = clock.stop()
+    sums = {
+        "of_hidden": float(hidden.grad.double().norm()),
+        "of_head": float(learner.weight.grad.norm(dtype=torch.double)),
+    }
+    return {"turn": turn, "bytes": peak.bytes, "loss": float(total.detach())} | sums
+
+
+class Peak:
+    """Highest resident size inside the block, above that at its start."""
+
+    def __enter__(self) -> "Peak":
+        self._process, self._done = psutil.Process(), threading.Event()
+        self._start = self._highest = self._process.memory_info().rss
+        self._before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        highest = after if after > self._before else self._highest  # the kernel's own mark, where it moved
+        self.bytes = highest - self._start
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.002):
+            self._highest = max(self._highest, self._process.memory_info().rss)
+
+
+if __name__ == "__main__":
+    main()

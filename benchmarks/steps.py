@@ -1,0 +1,60 @@
+"""A trainer whose steps can be done one by one, on the built-in pair and the built-in world."""
+
+import argparse
+from pathlib import Path
+
+from workbench.config import build_config
+from workbench.runs import RunFolder
+from workbench.train import Trainer
+
+WARMUP = 3  # steps before the first that counts
+
+
+def step_arguments(description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--student", default="data/models/student")
+    parser.add_argument("--teacher", default="data/models/teacher")
+    parser.add_argument("--prompts", type=int, default=8, help="per step")
+    parser.add_argument("--generations", type=int, default=4, help="per prompt")
+    parser.add_argument("--tokens", type=int, default=32, help="per answer, exactly")
+    parser.add_argument("--repeats", type=int, default=15)
+    return parser.parse_args()
+
+
+def make_trainer(name: str, args: argparse.Namespace, folder: Path, method: dict, *, traced: bool = False) -> Trainer:
+    """A run without evaluation and probes whose answers all have `args.tokens` tokens."""
+    config = build_config(
+        {
+            "name": name.replace(" ", "-").replace(",", ""),
+            "output_dir": str(folder),
+            "models": {"student": args.student, "teacher": args.teacher},
+            "data": {"train": f"scenes:train?count={args.prompts * (args.repeats + WARMUP)}"},
+            "method": method,
+            "sampling": {"num_generations": args.generations, "max_completion_length": args.tokens},
+            "training": {"steps": 10_000, "batch_size": args.prompts, "learning_rate": 1e-5, "schedule": "constant"},
+            "trace": {"every": int(traced), "probes": 0},
+        }
+    )
+    run = RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=method["name"])
+    trainer = Trainer(config, run)
+    student = trainer.learner.student
+    student._placeholders = [*student._placeholders, *student.stop_ids]  # never sampled
+    return trainer
+
+
+class Steps:
+    """Does a trainer's next step when called."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.done = trainer, 0
+        self.metrics: dict[str, float] = {}
+
+    def __call__(self) -> None:
+        self.done += 1
+        self.metrics = self.trainer.step(self.done)
+
+
+def parts(metrics: dict[str, float]) -> str:
+    """Milliseconds of each part of a step."""
+    found = {name.removeprefix("seconds/"): value for name, value in metrics.items() if name.startswith("seconds/")}
+    return ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in found.items())
