@@ -1,0 +1,271 @@
+"""The app as a person uses it, in a real browser: runs are launched, watched, stopped, resumed and found again.
+
+Screenshots go to the folder $WORKBENCH_SCREENSHOTS if it is set.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from small import run_config
+
+from workbench.jobs import JobState, read_job
+
+ARGUMENTS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+SLOW_MS = 120_000  # a busy machine loads models in the background
+
+
+class Server:
+    """`workbench app` as a process, on a port of its own that it keeps when it is started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs = folder / "runs"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.process: subprocess.Popen | None = None
+
+    def start(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "workbench", "app", "--runs", "runs", "--configs", "configs", "--port", str(self.port)]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+        with (self.folder / "app.log").open("a") as log:
+            self.process = subprocess.Popen(
+                [*command, *arguments], cwd=self.folder, env=environment, stdout=log, stderr=log
+            )
+        wait_for(self.answers)
+
+    def answers(self) -> bool:
+        assert self.process.poll() is None, self.log
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=20) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "app.log").read_text()
+
+    def address(self, query: str = "") -> str:
+        return f"http://127.0.0.1:{self.port}/{query}"
+
+    def state(self, name: str) -> JobState:
+        return read_job(self.runs / name)
+
+
+def wait_for(is_so: Callable[[], bool], seconds: float = 240.0) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = os.environ.get("CHROMIUM") or next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if found is None:
+        pytest.fail("These tests need Chromium: apt-get install chromium, or set CHROMIUM to the path of a browser.")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def server(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("app")
+    (folder / "configs").mkdir()
+    config = run_config(models, "runs", name="tiny", data__eval="scenes:eval?count=4")
+    (folder / "configs" / "tiny.yaml").write_text(config.to_yaml())
+    server = Server(folder)
+    server.start()
+    yield server
+    server.kill()
+    for job in server.runs.glob("*/run.json"):
+        state = server.state(job.parent.name)
+        if state.is_alive:
+            os.kill(state.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def open_page(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]:
+    contexts, complaints, foreign = [], [], []
+
+    def open_at(query: str = "", *, width: int = 1280, scheme: str = "light") -> Page:
+        context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(SLOW_MS)
+        expect.set_options(timeout=SLOW_MS)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: foreign.append(request.url) if is_foreign(request.url, server) else None)
+        page.goto(server.address(query))
+        page.locator("#app-run").wait_for()
+        return page
+
+    yield open_at
+    for context in contexts:
+        context.close()
+    assert not complaints and not foreign
+
+
+def is_foreign(url: str, server: Server) -> bool:
+    return not url.startswith((server.address(), "data:", "blob:"))
+
+
+def launch(page: Page, name: str, *, steps: int, more: str = "") -> None:
+    """Fills the form by mouse and keyboard and starts the run."""
+    page.locator("#launch-name input, #launch-name textarea").fill(name)
+    page.locator("#launch-training-steps input").fill(str(steps))
+    if more:
+        page.get_by_role("button", name="More overrides").click()
+        page.locator("#launch-more textarea").fill(more)
+    expect(page.locator("#launch-command textarea")).to_have_value(re.compile(f"name={name}.*training.steps={steps}"))
+    page.locator("#launch-start").click()
+    expect(page.locator("#watch-status h2")).to_have_text(name)
+
+
+def badge(page: Page, state: str) -> None:
+    expect(page.locator("#watch-status .app-badge")).to_have_text(state)
+
+
+def test_a_run_is_launched_from_the_page_and_watched_to_its_end(server: Server, open_page: Callable) -> None:
+    page = open_page("?tab=launch")
+    launch(page, "first", steps=3)
+    assert "run=first" in page.url and "tab=watch" in page.url
+    badge(page, "finished")
+    assert server.state("first").status == "finished"
+    expect(page.locator("#watch-status")).to_contain_text("3 of 3")
+    expect(page.locator("#watch-status [role=progressbar]")).to_have_attribute("aria-valuenow", "100")
+    expect(page.locator(".app-plots .js-plotly-plot .scatterlayer .trace").first).to_be_attached()
+    expect(page.locator("#app-run input")).to_have_value("first  ·  finished")
+    assert page.locator("#watch-stop").is_disabled() and page.locator("#watch-resume").is_disabled()
+    page.get_by_role("button", name="What it printed").click()
+    expect(page.locator("#watch-log textarea")).to_have_value(re.compile("accuracy"))
+    expect(page.locator("#watch-answers tbody tr").first).to_be_attached()
+
+
+def test_a_mistake_in_the_form_is_a_sentence_and_nothing_starts(server: Server, open_page: Callable) -> None:
+    page = open_page("?tab=launch")
+    page.locator("#launch-training-steps input").fill("0")
+    expect(page.locator("#launch-message [role=alert]")).to_contain_text("training.steps must be from 1 to any, got 0")
+    page.locator("#launch-name input, #launch-name textarea").fill("../out")
+    page.locator("#launch-training-steps input").fill("2")
+    expect(page.locator("#launch-message [role=alert]")).to_contain_text("must be a plain folder name")
+    page.locator("#launch-start").click()
+    expect(page.locator("#launch-message [role=alert]")).to_contain_text("must be a plain folder name")
+    assert "Traceback" not in page.content()
+
+
+def test_another_method_shows_its_own_options_and_the_check_its_table(open_page: Callable) -> None:
+    page = open_page("?tab=launch")
+    expect(page.locator("#launch-dopd-method-trim input")).to_be_visible()
+    page.locator("#launch-method-name input").click()
+    page.get_by_role("option", name="opd", exact=True).click()
+    expect(page.locator("#launch-opd-method-support")).to_be_visible()
+    expect(page.locator("#launch-dopd-method-trim")).to_have_count(0)
+    expect(page.locator("#launch-command textarea")).to_have_value(re.compile(r"method\.name=opd"))
+    page.locator("#launch-check").click()
+    expect(page.locator("#launch-report table tbody tr").first).to_contain_text("evidence")
+    expect(page.locator("#launch-report .app-good")).to_contain_text("checks hold")
+
+
+def test_a_run_survives_the_page_and_the_server_and_is_stopped_and_resumed(server: Server, open_page: Callable) -> None:
+    page = open_page("?tab=launch")
+    launch(page, "long", steps=5000, more="data.eval=null\ntrace.probes=0")
+    badge(page, "running")
+    wait_for(lambda: server.state("long").step >= 2)
+    page.reload()
+    expect(page.locator("#watch-status h2")).to_have_text("long")
+    badge(page, "running")
+
+    server.kill()
+    before = server.state("long").step
+    wait_for(lambda: server.state("long").step > before)
+    server.start()
+    page.goto(server.address("?run=long&tab=watch"))
+    badge(page, "running")
+    expect(page.locator("#watch-stop")).to_be_enabled()
+    page.locator("#watch-stop").click()
+    badge(page, "stopped")
+    state = server.state("long")
+    assert state.status == "stopped" and (state.run_dir / f"checkpoint-{state.step}").is_dir()
+
+    page.locator("#watch-resume").click()
+    badge(page, "running")
+    wait_for(lambda: server.state("long").step > state.step)
+    page.locator("#watch-stop").click()
+    badge(page, "stopped")
+
+
+def test_an_open_page_goes_on_after_the_server_was_started_again(server: Server, open_page: Callable) -> None:
+    page = open_page("?run=first&tab=watch")
+    badge(page, "finished")
+    server.kill()
+    server.start()
+    page.locator("#app-look").click()
+    badge(page, "finished")
+
+
+def test_a_link_reopens_the_run_and_the_tab_and_an_old_one_says_so(open_page: Callable) -> None:
+    page = open_page("?run=first&tab=watch&step=2&rollout=1")
+    expect(page.locator("#watch-status h2")).to_have_text("first")
+    page.wait_for_url(re.compile("step=2&rollout=1"))
+    gone = open_page("?run=gone&tab=watch")
+    expect(gone.get_by_text('There is no run "gone" here')).to_be_visible()
+
+
+def test_the_theme_is_chosen_and_kept(open_page: Callable) -> None:
+    page = open_page("?run=first&tab=watch")
+    assert not page.evaluate("document.body.classList.contains('dark')")
+    page.locator("#app-theme").click()
+    assert page.evaluate("document.body.classList.contains('dark')")
+    page.reload()
+    expect(page.locator("#watch-status h2")).to_have_text("first")
+    assert page.evaluate("document.body.classList.contains('dark')")
+
+
+@pytest.mark.parametrize("width", [1280, 1920])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_launch_and_watch_fit_the_page(open_page: Callable, tmp_path: Path, width: int, scheme: str) -> None:
+    folder = Path(os.environ.get("WORKBENCH_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    for tab, drawn in (("launch", "#launch-start"), ("watch", ".app-plots .js-plotly-plot .scatterlayer")):
+        page = open_page(f"?run=first&tab={tab}", width=width, scheme=scheme)
+        page.locator(drawn).first.wait_for()
+        page.wait_for_timeout(1500)  # figures fade in
+        page.screenshot(path=folder / f"{tab}-{width}-{scheme}.png", full_page=True, timeout=SLOW_MS)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing leaves the page sideways"
+
+
+def test_read_only_offers_nothing_that_changes_anything(server: Server, open_page: Callable) -> None:
+    server.kill()
+    server.start("--read-only")
+    page = open_page("?tab=launch")
+    expect(page.locator("#launch-message")).to_contain_text("read-only")
+    assert page.locator("#launch-start").is_disabled() and page.locator("#launch-check").is_disabled()
+    page = open_page("?run=long&tab=watch")
+    badge(page, "stopped")
+    assert page.locator("#watch-resume").is_disabled()

@@ -1,0 +1,127 @@
+"""The page around the tabs: what an address opens, what leaves the runs folder, who may look, and where it listens."""
+
+import socket
+from pathlib import Path
+
+import gradio as gr
+import pytest
+
+from workbench.cli import main
+from workbench.errors import ConfigError, RunError
+from workbench.ui.context import ADDRESS_KEYS, AppContext, run_choices
+from workbench.ui.serve import check_host, check_port, is_local, read_users
+from workbench.ui.shell import TABS, build_app, look, look_again, open_address
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> AppContext:
+    for name, started in (("old", "2026-01-01T00:00:00+0000"), ("new", "2026-02-01T00:00:00+0000")):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text("method: {name: dopd}\n")
+        (folder / "run.json").write_text(f'{{"status": "finished", "method": "dopd", "started": "{started}"}}')
+    return AppContext(tmp_path / "runs", tmp_path)
+
+
+def opened(context: AppContext, search: str) -> tuple[str | None, str, dict]:
+    run, tabs, address, _ = open_address(context, search, "light")
+    return run.value, tabs.selected, address
+
+
+def test_an_address_opens_its_run_tab_and_the_rest(context: AppContext) -> None:
+    rest = "&".join(f"{key}={idx}" for idx, key in enumerate(ADDRESS_KEYS))
+    run, tab, address = opened(context, f"?run=old&tab=watch&{rest}&__theme=dark&foreign=1")
+    assert (run, tab) == ("old", "watch")
+    assert address == {key: str(idx) for idx, key in enumerate(ADDRESS_KEYS)}
+
+
+def test_without_an_address_the_newest_run_is_watched_and_without_runs_one_is_launched(
+    context: AppContext, tmp_path: Path
+) -> None:
+    assert opened(context, "") == ("new", "watch", {})
+    assert opened(AppContext(tmp_path / "none", tmp_path), "?tab=nonsense") == (None, "launch", {})
+
+
+def test_an_address_of_a_run_that_is_gone_says_so_and_opens_what_there_is(context: AppContext) -> None:
+    with pytest.warns(UserWarning, match="There is no run &quot;&lt;b&gt;&quot; here"):
+        assert opened(context, "?run=%3Cb%3E&tab=watch")[0] == "new"
+    with pytest.warns(UserWarning, match="There is no run"):
+        assert opened(context, "?run=../../etc")[0] == "new"
+
+
+def test_a_long_address_is_cut(context: AppContext) -> None:
+    assert len(opened(context, "?example=" + "x" * 10_000)[2]["example"]) == 200
+
+
+@pytest.mark.parametrize("name", ["../runs", "/etc", "..", ".jobs", "a/b", "", "missing"])
+def test_only_runs_inside_the_folder_can_be_named(context: AppContext, name: str) -> None:
+    with pytest.raises(RunError):
+        context.run_dir(name)
+
+
+def test_a_link_out_of_the_runs_folder_is_refused(context: AppContext, tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (context.runs_dir / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(RunError, match="leads out"):
+        context.run_dir("link")
+    assert [name for _, name in run_choices(context)] == ["new", "old"]
+
+
+def test_looking_again_keeps_the_chosen_run_while_it_is_there(context: AppContext) -> None:
+    assert look_again(context, "old").value == "old"
+    assert look_again(context, "gone").value == "new"
+    assert look_again(context, None).choices == [("new  ·  finished", "new"), ("old  ·  finished", "old")]
+
+
+def test_the_page_is_built_with_its_tabs_in_order(context: AppContext) -> None:
+    app = build_app(context)
+    labels = [block.label for block in app.blocks.values() if isinstance(block, gr.Tab) and block.id in TABS]
+    assert labels[:2] == ["Launch", "Watch"] and labels == [label for label, _ in TABS.values()]
+
+
+def test_the_page_asks_no_other_machine_for_its_look() -> None:
+    dressed = look()
+    theme = dressed["theme"]
+    assert "http" not in dressed["css"] and "https:" not in dressed["head"]
+    assert not theme._stylesheets and "googleapis" not in theme._get_theme_css()
+
+
+def test_another_machine_may_not_start_runs_without_a_password() -> None:
+    for host in ("0.0.0.0", "::", "192.168.1.7", "example.org"):
+        with pytest.raises(ConfigError, match=r"--auth FILE .* or --read-only"):
+            check_host(host, has_password=False, read_only=False)
+        check_host(host, has_password=True, read_only=False)
+        check_host(host, has_password=False, read_only=True)
+    assert is_local("127.0.0.1") and is_local("::1") and is_local("localhost") and not is_local("0.0.0.0")
+
+
+def test_users_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "users"
+    file.write_text("# who\nann:one:two\n\nbob:x\n")
+    assert read_users(file) == [("ann", "one:two"), ("bob", "x")]
+    file.write_text("ann:one\nsecret\n")
+    with pytest.raises(ConfigError, match=r"users:2 must look like user:password") as raised:
+        read_users(file)
+    assert "secret" not in str(raised.value)
+    file.write_text("\n")
+    with pytest.raises(ConfigError, match="names nobody"):
+        read_users(file)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_users(tmp_path / "missing")
+
+
+def test_a_port_in_use_is_a_sentence(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["app", "--port", str(port), "--runs", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert f"port {port} on 127.0.0.1 cannot be used" in said and "--port" in said and "Traceback" not in said
+
+
+def test_a_host_or_port_that_does_not_exist_is_a_sentence() -> None:
+    with pytest.raises(ConfigError, match="from 1 to 65535"):
+        check_port("127.0.0.1", 0)
+    with pytest.raises(ConfigError, match="not known here"):
+        check_port("no host at all", 7860)
