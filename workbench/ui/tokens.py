@@ -41,7 +41,7 @@ ORDERS = (
 )
 VERDICTS = (("any", ""), ("right", "right"), ("wrong", "wrong"))
 COLUMNS = (
-    Column("step", kind="number"), Column("rollout", "no.", "number"), Column("domain", kind="short"), Column("question"),
+    Column("step", kind="number"), Column("rollout", "no.", "number"), Column("question"),
     Column("answer"), Column("expected", kind="short"), Column("right", "", "right"), Column("tokens", "", "number"),
     Column("information_gap", "information", "signed"), Column("capability_gap", "capability", "signed"), Column("loss", kind="number"),
     Column("regimes", kind="short"),
@@ -192,10 +192,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         ]
         right = gr.Dropdown(VERDICTS, value="", label="right or wrong", min_width=104, elem_id="tokens-right")
         order = gr.Dropdown(ORDERS, value="step", label="order", min_width=170, elem_id="tokens-order")
-        example = gr.Textbox(
-            label="example", placeholder="an id, then Enter", min_width=130, elem_id="tokens-example", max_lines=1
-        )
-        probe = gr.Checkbox(label="probes: fixed answers", min_width=120, elem_id="tokens-probe")
+        example = gr.Textbox(label="example", placeholder="id", min_width=130, elem_id="tokens-example", max_lines=1)
+        probe = gr.Checkbox(label="probes", min_width=90, elem_id="tokens-probe")
     listed = rows_component("answers", elem_id="tokens-list")
     with gr.Row(elem_classes="wbu-pager"):
         where = fragment_component("where in the list", elem_id="tokens-where")

@@ -1,0 +1,234 @@
+"""The tabs that read a run, in a real browser over a real server: hover, pin, keyboard, links, comparison, own image, report.
+
+Screenshots of every tab, light and dark, narrow and wide, go to $WORKBENCH_SCREENSHOTS or a temporary folder.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect, sync_playwright
+
+from workbench.ui.serve import serve
+
+ARGUMENTS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+PATIENCE_MS = 60_000  # a busy machine is slow, and a wrong page stays wrong
+SHOWS = {  # what a tab has when it is drawn
+    "tokens": "#tokens-answer .wb-detail .wb-views",
+    "movement": "#movement-shares .js-plotly-plot .main-svg",
+    "compare": "#compare-config table",
+    "illusion": "#illusion-accuracy .js-plotly-plot .main-svg",
+    "data": "#data-example .wb-figure",
+    "report": "#report-about h2",
+}
+expect.set_options(timeout=PATIENCE_MS)
+
+
+@pytest.fixture(scope="module")
+def address(runs: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = serve(runs, configs=runs, port=port)
+    yield f"http://127.0.0.1:{port}"
+    app.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = os.environ.get("CHROMIUM") or next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if found is None:
+        pytest.fail("These tests need Chromium: apt-get install chromium, or set CHROMIUM to the path of a browser.")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser, address: str):
+    """Opens an address of the app; at the end the page must have asked nobody else and said no script error."""
+    contexts, foreign, faults = [], [], []
+
+    def opened(query: str, tab: str, width: int = 1280, height: int = 1000) -> Page:
+        context = browser.new_context(viewport={"width": width, "height": height})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        page.on(
+            "request",
+            lambda request: (
+                foreign.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None
+            ),
+        )
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(f"{address}/?{query}&tab={tab}")
+        page.locator(SHOWS[tab]).first.wait_for()
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert foreign == [] and faults == []
+
+
+def test_the_first_answer_is_open_and_hover_and_pin_work(visit) -> None:
+    page = visit("run=dopd", "tokens")
+    token = page.locator("#tokens-answer .wb-t").nth(1)
+    token.hover()
+    card = page.locator(".wb-card:popover-open")
+    card.wait_for()
+    assert card.locator("[data-logprob]").count() == 3, "the written token under every view"
+    token.click()
+    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token 2 of")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token 3 of")
+
+
+def test_choosing_an_answer_replaces_all_its_numbers_and_the_address_follows(visit) -> None:
+    page = visit("run=dopd", "tokens")
+    page.locator("#tokens-list tr[data-key]").nth(3).click()
+    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 3")
+    expect(page).to_have_url(re.compile("step=4.*rollout=3"))
+    expect(page.locator("#tokens-list tr[aria-selected='true']")).to_have_attribute(
+        "data-key", re.compile('"rollout": 3')
+    )
+    shown, told = page.evaluate(
+        """() => { const root = document.querySelector('#tokens-answer .wb-tokens');
+                   const data = JSON.parse(root.querySelector('template.wb-data').content.textContent);
+                   return [[...root.querySelectorAll('.wb-t')].length, data.text.length]; }"""
+    )
+    assert shown == told, "the numbers are those of this answer"
+
+
+def test_up_and_down_move_through_answers_and_keep_colour_and_focus(visit) -> None:
+    page = visit("run=dopd", "tokens")
+    page.locator("#tokens-answer .wb-chip[data-by='entropy']").click()
+    page.locator("#tokens-answer .wb-t").first.click()
+    for rollout in ("1", "2"):
+        page.keyboard.press("ArrowDown")
+        expect(page.locator("#tokens-answer .wb-meta")).to_contain_text(f"rollout {rollout}")
+        expect(page.locator("#tokens-answer .wb-tokens")).to_have_attribute("data-by", "entropy")
+        expect(page.locator("#tokens-answer .wb-t[aria-pressed='true']")).to_be_focused()
+    page.keyboard.press("ArrowUp")
+    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 1")
+
+
+def test_a_link_opens_the_same_token_again(visit) -> None:
+    page = visit("run=dopd&step=2&rollout=5&token=1", "tokens")
+    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("step 2")
+    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 5")
+    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token 2 of")
+    page.reload()
+    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 5")
+
+
+def test_pages_and_filters_ask_the_server(visit) -> None:
+    page = visit("run=dopd", "tokens")
+    page.locator("#tokens-on").click()
+    expect(page.locator("#tokens-where")).to_contain_text("21–24 of 24")
+    page.locator("#tokens-step input").click()
+    page.get_by_role("option", name="2", exact=True).click()
+    expect(page.locator("#tokens-where")).to_contain_text("1–6 of 6")
+    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("step 2")
+
+
+def test_a_token_that_moved_opens_in_tokens(visit) -> None:
+    page = visit("run=dopd", "movement")
+    expect(page.locator("#movement-map .wb-cell").first).to_be_visible()
+    page.locator("#movement-probes tr[data-key]").nth(2).click()
+    expect(page.locator("#movement-map .wb-heading")).to_contain_text("probe 2")
+    page.locator("#movement-moved tr[data-key]").first.click()
+    page.locator(SHOWS["tokens"]).wait_for()
+    expect(page).to_have_url(re.compile("tab=tokens.*probe=1"))
+    expect(page.locator("#tokens-probe input")).to_be_checked()
+
+
+def test_a_worst_case_opens_in_tokens(visit) -> None:
+    page = visit("run=dopd", "illusion")
+    row = page.locator("#illusion-worst tr[data-key]").first
+    key = json.loads(row.get_attribute("data-key"))
+    row.click()
+    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text(f"step {key['step']}")
+    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text(f"token {key['position'] + 1} of")
+
+
+def test_two_runs_are_compared_token_by_token(visit) -> None:
+    page = visit("run=dopd&other=opd", "compare")
+    expect(page.locator("#compare-views .wb-tokens")).to_have_count(2)
+    expect(page.locator("#compare-aligned .wbu-token").first).to_be_visible()
+    page.locator("#compare-examples tr[data-key]").nth(1).click()
+    expect(page).to_have_url(re.compile("other=opd.*example="))
+    page.locator("#compare-layout").get_by_text("side by side").click()
+    expect(page.locator("#compare-views .wbu-sides")).to_be_visible()
+
+
+def test_an_own_image_is_scored_with_a_box_drawn_by_mouse(visit, tmp_path: Path) -> None:
+    Image.new("RGB", (300, 200), (40, 90, 200)).save(tmp_path / "own.png")
+    page = visit("run=dopd", "data")
+    page.locator("#data-own").get_by_text("Your own image").click()
+    page.locator("#data-file input[type=file]").set_input_files(tmp_path / "own.png")
+    picture = page.locator("#data-preview .wb-picture")
+    picture.wait_for()
+    picture.scroll_into_view_if_needed()
+    spot = picture.bounding_box()
+    page.mouse.move(spot["x"] + 0.2 * spot["width"], spot["y"] + 0.2 * spot["height"])
+    page.mouse.down()
+    page.mouse.move(spot["x"] + 0.6 * spot["width"], spot["y"] + 0.7 * spot["height"], steps=4)
+    page.mouse.up()
+    expect(page.locator("#data-boxes textarea")).to_have_value(re.compile(r"\d+ \d+ \d+ \d+ region"))
+    page.locator("#data-own-score").click()
+    expect(page.get_by_text("there is no question", exact=False)).to_be_visible()
+    page.locator("#data-question textarea").fill('<script>alert(1)</script> & "עברית" 🙂?')
+    page.locator("#data-own-given textarea, #data-own-given input").fill("at top left")
+    page.locator("#data-own-score").click()
+    expect(page.locator("#data-scored .wb-ask")).to_have_text('<script>alert(1)</script> & "עברית" 🙂?')
+    assert page.locator("#data-scored .wb-t").count() >= 3
+
+
+def test_the_report_is_written_and_opens_alone(visit, runs: Path, tmp_path: Path, browser) -> None:
+    page = visit("run=dopd", "report")
+    page.locator("#report-write").click()
+    link = page.locator("#report-link")
+    expect(link).to_contain_text("dopd-report.html")
+    with page.expect_download() as waiting:
+        link.click()
+    waiting.value.save_as(tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_bytes() == (runs / "dopd" / "report.html").read_bytes()
+    alone = browser.new_page()
+    asked, faults = [], []
+    alone.on(
+        "request", lambda request: asked.append(request.url) if not request.url.startswith(("file:", "data:")) else None
+    )
+    alone.on("pageerror", lambda error: faults.append(str(error)))
+    alone.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    alone.goto((tmp_path / "report.html").as_uri())
+    alone.locator(".js-plotly-plot .main-svg").first.wait_for()
+    alone.locator(".wb-t").nth(1).click()
+    expect(alone.locator(".wb-detail").first).to_contain_text("token 2 of")
+    assert asked == [] and faults == []
+    alone.close()
+
+
+@pytest.mark.parametrize("tab", list(SHOWS))
+def test_no_tab_is_wider_than_its_window_in_light_and_dark(visit, tab: str, tmp_path: Path) -> None:
+    folder = Path(os.environ.get("WORKBENCH_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    for width in (1280, 1920):
+        for theme in ("light", "dark"):
+            page = visit(f"run=dopd&other=opd&__theme={theme}", tab, width=width)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            for plot in page.locator(f"#tab-{tab} .js-plotly-plot").all():
+                plot.locator(".main-svg").first.wait_for()
+            page.screenshot(path=folder / f"{tab}-{width}-{theme}.png", full_page=True, animations="disabled")
+            page.close()
