@@ -15,7 +15,6 @@ from workbench.ui.context import AppContext
 from workbench.ui.watch import (
     CURVES,
     PANELS,
-    answers_html,
     look_at,
     offer_questions,
     resume_it,
@@ -25,7 +24,7 @@ from workbench.ui.watch import (
 )
 
 SKIP = {"__type__": "update"}
-STATUS, STOP, KILL, RESUME, TIMER, PICKER, LOG, SEEN = range(8)
+STATUS, STOP, KILL, RESUME, TIMER, PICKER, LOG, SEEN, QUESTION, ANSWERS = range(10)
 
 
 @pytest.fixture
@@ -60,13 +59,13 @@ def add_step(folder: Path, step: int) -> None:
 
 
 def look(context: AppContext, seen: str = "", run: str = "one", theme: str = "light", **how: bool) -> list:
-    found = list(look_at(context, run, theme, seen, **how))
-    assert len(found) == 8 + len(CURVES) + len(PANELS)
+    found = list(look_at(context, run, theme, seen, None, **how))
+    assert len(found) == 10 + len(CURVES) + len(PANELS)
     return found
 
 
 def figures(found: list) -> list:
-    return found[8:]
+    return found[10:]
 
 
 def test_a_run_is_drawn_with_its_curves_and_its_log(context: AppContext) -> None:
@@ -79,6 +78,7 @@ def test_a_run_is_drawn_with_its_curves_and_its_log(context: AppContext) -> None
     assert list(figures(found)[0].data[0].y) == [1.0, 0.5, 1 / 3]
     assert "No tokens are recorded yet" in figures(found)[-1].layout.annotations[0].text
     assert not found[TIMER].active
+    assert found[QUESTION].value == "scene-1" and "later" in found[ANSWERS]
 
 
 def test_nothing_is_drawn_again_before_something_has_changed(context: AppContext) -> None:
@@ -198,5 +198,3 @@ def test_a_run_without_answers_says_so(context: AppContext) -> None:
         file.unlink()
     picker, html = offer_questions(context, "one", None)
     assert picker.value is None and "Nothing was answered yet" in html
-    assert offer_questions(context, None, None)[1] == ""
-    assert callable(answers_html)

@@ -74,12 +74,11 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     answers = rows_component("Answers to one question, by step", elem_id="watch-answers")
 
     state_outputs = [status, stop, kill, resume, timer]
-    outputs = [*state_outputs, shared.run, log, seen, *plots]
+    outputs = [*state_outputs, shared.run, log, seen, question, answers, *plots]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     look = told(partial(look_at, context))
-    inputs = [shared.run, shared.theme, seen]
-    drawn = shared.on_show("watch", told(partial(look_at, context, anew=True)), inputs, outputs)
-    drawn.then(told(partial(offer_questions, context)), [shared.run, question], [question, answers], **quiet)
+    inputs = [shared.run, shared.theme, seen, question]
+    shared.on_show("watch", told(partial(look_at, context, anew=True)), inputs, outputs)
     timer.tick(look, inputs, outputs, **quiet)
     question.input(told(partial(show_answers, context)), [shared.run, question], answers, **quiet)
     for button, act, given in (
@@ -90,8 +89,10 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         button.click(told(act), given, state_outputs, **quiet).then(look, inputs, outputs, **quiet)
 
 
-def look_at(context: AppContext, run: str | None, theme: str, seen: str, *, anew: bool = False) -> tuple:
-    """State, log and curves of a run, of each only what has changed since `seen`; `anew` draws all of it."""
+def look_at(
+    context: AppContext, run: str | None, theme: str, seen: str, question: str | None, *, anew: bool = False
+) -> tuple:
+    """State, log, answers and curves of a run, of each only what has changed since `seen`; `anew` draws all of it."""
     if not run:
         empty = note("No run is here yet. Launch one, or `workbench train configs/demo.yaml`.")
         return (empty, *_buttons(context, None), gr.skip(), "", "", *_cleared())
@@ -112,11 +113,11 @@ def look_at(context: AppContext, run: str | None, theme: str, seen: str, *, anew
     is_due = time.time() >= before.get("next", 0.0) or not state.is_alive
     if anew or (before.get("marks") != marks and is_due):
         start = time.perf_counter()
-        drawn = draw(run_dir, TRACES.of(run_dir), theme)
+        drawn = [*offer_questions(context, run, question), *draw(run_dir, TRACES.of(run_dir), theme)]
         cost = time.perf_counter() - start
         now |= {"marks": marks, "next": time.time() + max(DRAW_S, cost / SHARE)}
     else:
-        drawn = [gr.skip()] * (len(CURVES) + len(PANELS))
+        drawn = [gr.skip()] * len(_cleared())
         now |= {"marks": before.get("marks"), "next": before.get("next", 0.0)}
     has_turned = before.get("status") not in (None, state.status)
     picker = gr.Dropdown(choices=run_choices(context)) if has_turned else gr.skip()
@@ -204,10 +205,8 @@ def resume_it(context: AppContext, run: str, overrides: str) -> tuple:
     return _state(context, resume_run(context.run_dir(run), lines))
 
 
-def offer_questions(context: AppContext, run: str | None, chosen: str | None) -> tuple:
+def offer_questions(context: AppContext, run: str, chosen: str | None) -> tuple:
     """The questions of a run, and the answers to the chosen or the first of them."""
-    if not run:
-        return gr.Dropdown(choices=[], value=None), ""
     run_dir = context.run_dir(run)
     asked = asked_questions(run_dir, TRACES.of(run_dir))
     known = [one.example for one in asked]
@@ -267,7 +266,8 @@ def _mark(*files: Path | None) -> list:
 
 
 def _cleared() -> list:
-    return [None] * (len(CURVES) + len(PANELS))
+    """No question, no answers, no curves."""
+    return [gr.Dropdown(choices=[], value=None), "", *[None] * (len(CURVES) + len(PANELS))]
 
 
 def _remembered(seen: str, run: str, theme: str) -> dict:
