@@ -1,4 +1,5 @@
 # make demo    train the two-minute demo and print what it did
+# make app     open the page over runs/
 # make test    the whole suite
 # make check   formatting, lint, budgets
 PYTHON ?= python3.11
@@ -6,7 +7,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 NAME   ?= demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test check clean
+.PHONY: demo app test browser check clean
 
 # torch first: asked for with a range, pip on a machine without an accelerator may fetch gigabytes of CUDA libraries
 TORCH  ?= torch==2.13.0
@@ -17,6 +18,10 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
+$(VENV)/.installed-app: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[app]"
+	touch $@
+
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
@@ -24,8 +29,17 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/workbench train configs/demo.yaml name=$(NAME)
 
-test: $(VENV)/.installed-dev
+app: $(VENV)/.installed-app
+	$(BIN)/workbench app
+
+test: $(VENV)/.installed-dev browser
 	$(BIN)/python -m pytest
+
+# the page and the pictures are tested in a real browser
+browser:
+	@which chromium >/dev/null || which chromium-browser >/dev/null || which google-chrome >/dev/null || [ -n "$(CHROMIUM)" ] \
+	|| { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium fonts-dejavu >/dev/null; } \
+	|| echo "Install Chromium, or set CHROMIUM to the path of a browser: the browser tests need one."
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
