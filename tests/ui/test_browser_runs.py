@@ -128,7 +128,8 @@ def open_page(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]
     yield open_at
     for context in contexts:
         context.close()
-    assert not complaints and not foreign
+    assert not complaints, complaints
+    assert not foreign, foreign
 
 
 def is_foreign(url: str, server: Server) -> bool:
@@ -211,7 +212,7 @@ def test_a_run_survives_the_page_and_the_server_and_is_stopped_and_resumed(serve
     page.locator("#watch-stop").click()
     badge(page, "stopped")
     state = server.state("long")
-    assert state.status == "stopped" and (state.run_dir / f"checkpoint-{state.step}").is_dir()
+    assert state.status == "stopped" and (state.run_dir / f"checkpoint-{state.step:06d}").is_dir()
 
     page.locator("#watch-resume").click()
     badge(page, "running")

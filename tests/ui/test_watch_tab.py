@@ -24,7 +24,7 @@ from workbench.ui.watch import (
 )
 
 SKIP = {"__type__": "update"}
-STATUS, STOP, KILL, RESUME, TIMER, PICKER, LOG, SEEN, QUESTION, ANSWERS = range(10)
+STATUS, STOP, KILL, RESUME, MORE, TIMER, PICKER, LOG, SEEN, QUESTION, ANSWERS = range(11)
 
 
 @pytest.fixture
@@ -60,12 +60,12 @@ def add_step(folder: Path, step: int) -> None:
 
 def look(context: AppContext, seen: str = "", run: str = "one", theme: str = "light", **how: bool) -> list:
     found = list(look_at(context, run, theme, seen, None, **how))
-    assert len(found) == 10 + len(CURVES) + len(PANELS)
+    assert len(found) == 11 + len(CURVES) + len(PANELS)
     return found
 
 
 def figures(found: list) -> list:
-    return found[10:]
+    return found[11:]
 
 
 def test_a_run_is_drawn_with_its_curves_and_its_log(context: AppContext) -> None:
@@ -168,6 +168,7 @@ def test_buttons_offer_what_can_be_done(context: AppContext) -> None:
     a_run(context, status="stopped")
     found = look(context)
     assert not found[STOP].interactive and found[RESUME].interactive and not found[KILL].visible
+    assert found[MORE].visible
     locked = AppContext(context.runs_dir, context.configs_dir, read_only=True)
     assert not look(locked)[RESUME].interactive
 
