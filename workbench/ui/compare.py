@@ -37,7 +37,9 @@ EXAMPLE_COLUMNS = (
 NO_OTHER = "Choose a second run to compare with. Two runs of one data set, with different methods, say most."
 
 
-def draw(context: AppContext, run: str | None, theme: str, address: Mapping | None, metric: str, layout: str) -> tuple:
+def draw(
+    context: AppContext, run: str | None, theme: str, address: Mapping | None, metric: str | None, layout: str
+) -> tuple:
     """Everything on the tab: second runs, examples, aligned tokens, both views, curves, accuracies, configurations."""
     address = address or {}
     first = context.run_dir(run)
@@ -235,7 +237,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     inputs = [shared.run, shared.theme, shared.address, metric, layout]
     outputs = [other, listed, aligned, views, metric, curves, accuracy, difference]
-    drawing = told(partial(draw, context))
+    drawing = told(partial(draw, context), len(outputs))
     shared.on_show("compare", drawing, inputs, outputs)
     gr.on([metric.input, layout.input], drawing, inputs, outputs, **quiet)
     other.input(

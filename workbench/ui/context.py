@@ -80,8 +80,11 @@ def run_choices(context: AppContext) -> list[tuple[str, str]]:
     return [(f"{state.name}  ·  {state.status}", state.name) for state in find_jobs(context.runs_dir)]
 
 
-def told(callback: Callable) -> Callable:
-    """The callback; a mistake of the user's or of the disk becomes a message on the page, and the page stays as it is."""
+def told(callback: Callable, outputs: int = 1) -> Callable:
+    """The callback; a mistake of the user's or of the disk becomes a message on the page, and the page stays as it is.
+
+    outputs  how many components it changes: Gradio wants to hear of each that it stays
+    """
 
     @functools.wraps(callback, updated=())
     def safe(*values: object) -> object:
@@ -89,7 +92,7 @@ def told(callback: Callable) -> Callable:
             return callback(*values)
         except (WorkbenchError, OSError) as error:
             gr.Warning(escape(sentence(error)), title="That did not work", duration=12)
-            return gr.skip()
+            return gr.skip() if outputs == 1 else (gr.skip(),) * outputs
 
     return safe
 

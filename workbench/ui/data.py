@@ -204,7 +204,9 @@ def parse_boxes(text: str, size: tuple[int, int]) -> tuple[Box, ...]:
     return tuple(boxes)
 
 
-def own_example(file: str | None, question: str, answer: str, caption: str, hint: str, boxes: str) -> Example:
+def own_example(
+    file: str | None, question: str | None, answer: str | None, caption: str | None, hint: str | None, boxes: str | None
+) -> Example:
     """What was dropped in, as an example. Raises DataError for a file, box or question that cannot be used."""
     image = open_upload(file)
     if not (question or "").strip():
@@ -234,7 +236,7 @@ def open_upload(file: str | None) -> object:
     return open_image(path)
 
 
-def preview(file: str | None, boxes: str) -> str:
+def preview(file: str | None, boxes: str | None) -> str:
     """The dropped image with its boxes, on which boxes can be drawn; a fault as a sentence."""
     if not file:
         return ""
@@ -247,7 +249,7 @@ def preview(file: str | None, boxes: str) -> str:
     return fresh(f'<div class="wb-root"><div class="wb-body">{evidence(view)}</div></div>')
 
 
-def with_box(file: str | None, boxes: str, corners: Mapping) -> str:
+def with_box(file: str | None, boxes: str | None, corners: Mapping) -> str:
     """The lines of boxes and one more, drawn on the picture: corners as shares of width and height."""
     width, height = open_upload(file).size
     shares = [max(0.0, min(1.0, float(corners[name]))) for name in ("x0", "y0", "x1", "y1")]
@@ -255,7 +257,7 @@ def with_box(file: str | None, boxes: str, corners: Mapping) -> str:
     return "\n".join([*(boxes or "").rstrip().splitlines(), f"{' '.join(map(str, pixels))} region"])
 
 
-def score(context: AppContext, run: str | None, example: Example, answer: str) -> str:
+def score(context: AppContext, run: str | None, example: Example, answer: str | None) -> str:
     """The answer's tokens under every view of the run's newest checkpoint."""
     context.check_writable()
     view = SCORER.score(context.run_dir(run), example, (answer or "").strip() or None)
@@ -263,14 +265,16 @@ def score(context: AppContext, run: str | None, example: Example, answer: str) -
 
 
 def score_own(
-    context: AppContext, run: str | None, file: str | None, question: str, answer: str, caption: str, hint: str, boxes: str, given: str
+    context: AppContext, run: str | None, file: str | None, question: str | None, answer: str | None, caption: str | None, hint: str | None, boxes: str | None, given: str | None
 ) -> str:  # fmt: skip
     """The dropped image, scored."""
     context.check_writable()
     return score(context, run, own_example(file, question, answer, caption, hint, boxes), given)
 
 
-def score_listed(context: AppContext, run: str | None, address: Mapping | None, source: str | None, given: str) -> str:
+def score_listed(
+    context: AppContext, run: str | None, address: Mapping | None, source: str | None, given: str | None
+) -> str:
     """The chosen example of the list, scored."""
     context.check_writable()
     asked = chosen_source(context, context.run_dir(run), source)
@@ -318,8 +322,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     scored = fragment_component("who would supervise which token", elem_id="data-scored")
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    drawing = told(partial(draw, context))
     inputs, outputs = [shared.run, shared.address, source], [source, listed, shown]
+    drawing = told(partial(draw, context), len(outputs))
     shared.on_show("data", drawing, inputs, outputs)
     source.input(drawing, inputs, outputs, **quiet)
 

@@ -41,7 +41,7 @@ ACCURACY_COLUMNS = (
 )  # fmt: skip
 
 
-def draw(context: AppContext, run: str | None, theme: str, shown: str) -> tuple:
+def draw(context: AppContext, run: str | None, theme: str, shown: str | None) -> tuple:
     """Everything on the tab: headline, choices of who answered, figures, tables.
 
     shown  "policy, context" of the reliability curve
@@ -112,7 +112,7 @@ def headline(run_dir: Path, traces: Traces | None, accuracy: Table) -> str:
     )
 
 
-def draw_reliability(run_dir: Path, shown: str, theme: str) -> object:
+def draw_reliability(run_dir: Path, shown: str | None, theme: str) -> object:
     """Accuracy over confidence of one policy under one context."""
     policy, _, context = (shown or "student, plain").partition(", ")
     return figures.reliability(
@@ -194,7 +194,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     inputs = [shared.run, shared.theme, who]
     outputs = [head, accuracy, who, reliability, over, share, entropy, separation, worst, wrong, measured]
-    shared.on_show("illusion", told(partial(draw, context)), inputs, outputs)
+    shared.on_show("illusion", told(partial(draw, context), len(outputs)), inputs, outputs)
     who.input(
         told(lambda run, theme, shown: draw_reliability(context.run_dir(run), shown, theme)),
         inputs,
@@ -205,4 +205,4 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     def open_case(event: gr.EventData) -> tuple:
         return worst_address(event.key), gr.Tabs(selected="tokens")
 
-    worst.select(told(open_case), None, [shared.address, shared.tabs], **quiet)
+    worst.select(told(open_case, 2), None, [shared.address, shared.tabs], **quiet)

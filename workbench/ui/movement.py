@@ -51,10 +51,10 @@ def draw(
     theme: str,
     address: Mapping | None,
     value: str,
-    first: str,
-    last: str,
-    truth: str,
-    split: str,
+    first: str | None,
+    last: str | None,
+    truth: str | None,
+    split: str | None,
     measure: str,
 ) -> tuple:
     """Everything on the tab: probes, heatmap as fragment or as figure, steps to choose, Sankey, shares, moved tokens."""
@@ -111,13 +111,13 @@ def draw_probe(traces: Traces, key: Mapping | None, value: str, theme: str) -> t
     return "", figures.heatmap(found, title=f"Probe {rollout}: {value.replace('_', ' ')}", theme=theme)
 
 
-def draw_flow(traces: Traces, first: str, last: str, truth: str, theme: str) -> object:
+def draw_flow(traces: Traces, first: str, last: str, truth: str | None, theme: str) -> object:
     """Tokens from their regime at one probed step to that at another."""
     found = movement.transitions(traces, int(first), int(last), truth=truth or None)
     return figures.sankey(found, movement.regime_notes(traces), theme=theme)
 
 
-def draw_shares(traces: Traces, split: str, measure: str, theme: str) -> object:
+def draw_shares(traces: Traces, split: str | None, measure: str, theme: str) -> object:
     """Regimes' shares of the probes' tokens or loss over steps."""
     found = regimes.shares_over_steps(traces, split=split or None, probe=True)
     return figures.stacked_shares(found, by=measure, title="Who supervised the probes", theme=theme)
@@ -176,7 +176,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     inputs = [shared.run, shared.theme, shared.address, value, first, last, truth, split, measure]
     outputs = [listed, fragment, heatmap, first, last, flow, shares, moved]
-    drawing = told(partial(draw, context))
+    drawing = told(partial(draw, context), len(outputs))
     shared.on_show("movement", drawing, inputs, outputs)
     gr.on(
         [value.input, first.input, last.input, truth.input, split.input, measure.input],
@@ -193,4 +193,4 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         return moved_address(context, run, event.key), gr.Tabs(selected="tokens")
 
     listed.select(told(choose), shared.address, shared.address, **quiet)
-    moved.select(told(open_token), shared.run, [shared.address, shared.tabs], **quiet)
+    moved.select(told(open_token, 2), shared.run, [shared.address, shared.tabs], **quiet)

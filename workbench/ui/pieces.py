@@ -3,6 +3,7 @@
 Everything that comes from a run is data: it is escaped here, and nowhere is a text put into a page in another way.
 """
 
+import atexit
 import hashlib
 import json
 import math
@@ -202,5 +203,11 @@ class OpenTraces:
                     self._open.popitem(last=False)
         return traces
 
+    def close(self) -> None:
+        """Let all of them go."""
+        with self._lock:
+            self._open.clear()
+
 
 TRACES = OpenTraces()
+atexit.register(TRACES.close)  # before the interpreter takes the database's library apart

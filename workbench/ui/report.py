@@ -76,10 +76,10 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         button = gr.Button("Write the report", variant="primary", elem_id="report-write", scale=0, min_width=200)
         link = gr.DownloadButton(_LINK, visible=False, elem_id="report-link", scale=0, min_width=260)
     said = fragment_component("what was written", elem_id="report-said")
-    shared.on_show("report", told(partial(draw, context)), [shared.run], [words, link])
+    shared.on_show("report", told(partial(draw, context), 2), [shared.run], [words, link])
     shared.run.change(lambda: "", None, said, show_progress="hidden", api_visibility="private")
     button.click(
-        told(partial(write, context)),
+        told(partial(write, context), 2),
         [shared.run, answers, theme],
         [said, link],
         concurrency_limit=1,

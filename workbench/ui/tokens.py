@@ -52,13 +52,13 @@ def draw(
     context: AppContext,
     run: str | None,
     address: Mapping | None,
-    step: str = "",
-    regime: str = "",
-    domain: str = "",
-    kind: str = "",
-    truth: str = "",
-    right: str = "",
-    order: str = "step",
+    step: str | None = "",
+    regime: str | None = "",
+    domain: str | None = "",
+    kind: str | None = "",
+    truth: str | None = "",
+    right: str | None = "",
+    order: str | None = "step",
 ) -> tuple:
     """Everything on the tab: the filters' choices, the example, the probe box, the list, where it is, the answer."""
     traces = TRACES.of(context.run_dir(run))
@@ -77,7 +77,14 @@ def draw(
     return *boxes, address.get("example", ""), selection.probe, listed, where, shown
 
 
-def select(address: Mapping, *, right: str = "", order: str = "step", step: str = "", **filters: str) -> Selection:
+def select(
+    address: Mapping,
+    *,
+    right: str | None = "",
+    order: str | None = "step",
+    step: str | None = "",
+    **filters: str | None,
+) -> Selection:
     """What the page's filters and the address ask for."""
     return Selection(
         step=int(step) if step else None,
@@ -142,7 +149,7 @@ def opened(address: Mapping | None, key: Mapping) -> dict:
     return kept | answer_address(int(key["step"]), int(key["rollout"]), process=int(key["process"]))
 
 
-def paged(context: AppContext, run: str | None, address: Mapping | None, by: int, *filters: str) -> dict:
+def paged(context: AppContext, run: str | None, address: Mapping | None, by: int, *filters: str | None) -> dict:
     """The address one page on (by = 1) or back (by = -1), with that page's first answer."""
     traces = TRACES.of(context.run_dir(run))
     address = address or {}
@@ -153,7 +160,7 @@ def paged(context: AppContext, run: str | None, address: Mapping | None, by: int
     return kept | ({"page": str(page_idx)} if page_idx else {})
 
 
-def turned(context: AppContext, run: str | None, address: Mapping | None, direction: int, *filters: str) -> dict:
+def turned(context: AppContext, run: str | None, address: Mapping | None, direction: int, *filters: str | None) -> dict:
     """The address of the answer before (-1) or after (1) the open one, in the order of the list, across pages."""
     traces = TRACES.of(context.run_dir(run))
     address = address or {}
@@ -204,17 +211,17 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     filters = [*boxes, right, order]
     inputs = [shared.run, shared.address, *filters]
     outputs = [*boxes, example, probe, listed, where, shown]
-    drawing = told(partial(draw, context))
+    drawing = told(partial(draw, context), len(outputs))
     shared.on_show("tokens", drawing, inputs, outputs)
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
 
     def choose(event: gr.EventData, address: dict) -> dict:
         return opened(address, event.key)
 
-    def turn(event: gr.EventData, run: str, address: dict, *values: str) -> dict:
+    def turn(event: gr.EventData, run: str, address: dict, *values: str | None) -> dict:
         return turned(context, run, address, 1 if event.direction > 0 else -1, *values)
 
-    def page(by: int, run: str, address: dict, *values: str) -> dict:
+    def page(by: int, run: str, address: dict, *values: str | None) -> dict:
         return paged(context, run, address, by, *values)
 
     listed.select(told(choose), shared.address, shared.address, **quiet)
