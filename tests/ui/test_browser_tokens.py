@@ -25,7 +25,7 @@ SHOWS = {  # what a tab has when it is drawn
     "tokens": "#tokens-answer .wb-detail .wb-views",
     "movement": "#movement-shares .js-plotly-plot .main-svg",
     "compare": "#compare-config table",
-    "illusion": "#illusion-accuracy .js-plotly-plot .main-svg",
+    "illusion": "#illusion-accuracy .js-plotly-plot",
     "data": "#data-example .wb-figure",
     "report": "#report-about h2",
 }
@@ -155,7 +155,7 @@ def test_a_token_that_moved_opens_in_tokens(visit) -> None:
 
 
 def test_a_worst_case_opens_in_tokens(visit) -> None:
-    page = visit("run=dopd", "illusion")
+    page = visit("run=photos", "illusion")
     row = page.locator("#illusion-worst tr[data-key]").first
     key = json.loads(row.get_attribute("data-key"))
     row.click()

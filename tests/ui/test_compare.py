@@ -16,7 +16,7 @@ def draw(context: AppContext, run: str = "dopd", metric: str = "", layout: str =
 
 def test_other_runs_are_offered_with_their_methods_and_not_the_own(context: AppContext) -> None:
     drawn = draw(context)
-    assert {value for _, value in drawn[OTHER].choices} == {"opd", "begun"} and "second run" in drawn[LISTED]
+    assert {value for _, value in drawn[OTHER].choices} == {"opd", "begun", "photos"} and "second run" in drawn[LISTED]
     assert any(label == "opd  ·  opd" for label, _ in drawn[OTHER].choices)
 
 
