@@ -27,7 +27,7 @@ from workbench.ui.form import (
     recipe_file,
     recipes,
 )
-from workbench.ui.launch import _in_order, beside, check_html, fill, preview, run_check, start_from
+from workbench.ui.launch import _in_order, beside, check_html, fill, offer, preview, run_check, start_from
 
 RECIPE = "recipe:tiny.yaml"
 
@@ -181,6 +181,8 @@ def test_a_started_run_goes_on_and_its_name_is_not_offered_again(
     assert recipes(context)[-1] == ("run  tiny", "run:tiny")
     assert form_values(context, "run:tiny")["training.steps"] == 1
     assert free_name(context, "tiny") == "tiny-2" and free_name(context, "other") == "other"
+    assert offer(context, RECIPE, "tiny")[1] == "tiny-2"
+    assert offer(context, RECIPE, "other")[1] == {"__type__": "update"}, "somebody may be typing"
 
 
 def test_the_check_shows_its_table(context: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,12 +144,17 @@ def show_method(names: list[str], method: str) -> list[dict]:
     return [gr.update(visible=name == method) for name in names]
 
 
-def offer(context: AppContext, recipe: str | None, name: str) -> tuple[object, str]:
-    """The list of recipes and runs as it is now; the chosen one stays. And the name, or the next that is free."""
+def offer(context: AppContext, recipe: str | None, name: str) -> tuple[object, object]:
+    """The list of recipes and runs as it is now, and a free name in place of one that is taken; the rest stays.
+
+    A reader may be typing already when the answer arrives, so nothing is sent back that need not change.
+    """
     choices = recipes(context)
     if not choices:
         raise ConfigError(f"there is no recipe in {context.configs_dir}. Open the app with --configs FOLDER.")
-    return gr.Dropdown(choices=choices, value=recipe or choices[0][1]), free_name(context, name)
+    picker = gr.Dropdown(choices=choices) if recipe else gr.Dropdown(choices=choices, value=choices[0][1])
+    free = free_name(context, name)
+    return picker, gr.skip() if free == name else free
 
 
 def run_check(

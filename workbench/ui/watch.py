@@ -9,7 +9,7 @@ goes on where the other one was.
 import json
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from html import escape
 from pathlib import Path
 
@@ -41,12 +41,16 @@ CURVES = (  # title, metrics
     ("Cut at the limit, and agreeing", ("truncated", "agreement")),
     ("Learning rate", ("learning_rate",)),
 )
-PANELS = ("accuracy", "shares", "loss_shares", "gaps")
+PANELS = {  # title
+    "accuracy": "Accuracy and confidence",
+    "shares": "Who supervised, by share of tokens",
+    "loss_shares": "Who supervised, by share of loss",
+    "gaps": "The two gaps over training",
+}
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
     """The tab."""
-    may_act = not context.read_only
     timer = gr.Timer(POLL_S, active=False)
     seen = gr.Textbox("", visible="hidden", elem_id="watch-seen")
     with gr.Row(elem_id="watch-head", equal_height=True):
@@ -57,7 +61,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                 resume = gr.Button("Resume", interactive=False, elem_id="watch-resume", min_width=100)
             kill = gr.Button("Stop at once", variant="stop", visible=False, elem_id="watch-kill")
             more = gr.Textbox(
-                label="Resume with", placeholder="training.save_every=10", lines=1, max_lines=4, visible=may_act,
+                label="Resume with", placeholder="training.save_every=10", lines=1, max_lines=4, visible=False,
                 info="lines of key=value; empty: as before", elem_id="watch-overrides",
             )  # fmt: skip
     with gr.Accordion("What it printed", open=False, elem_id="watch-log-section"):
@@ -65,7 +69,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     with gr.Row(elem_classes="app-plots"):
         plots = [plot_component(title) for title, _ in CURVES]
     with gr.Row(elem_classes="app-plots app-wide"):
-        plots += [plot_component(name) for name in PANELS]
+        plots += [plot_component(title, elem_id=f"watch-{name}") for name, title in PANELS.items()]
     gr.HTML("<h2>The same question over training</h2>", elem_classes="app-heading")
     question = gr.Dropdown(
         [], value=None, label="Question", info="those answered at most steps first", allow_custom_value=True,
@@ -73,7 +77,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     )  # fmt: skip
     answers = rows_component("Answers to one question, by step", elem_id="watch-answers")
 
-    state_outputs = [status, stop, kill, resume, timer]
+    state_outputs = [status, stop, kill, resume, more, timer]
     outputs = [*state_outputs, shared.run, log, seen, question, answers, *plots]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     look = told(partial(look_at, context))
@@ -134,22 +138,21 @@ def draw(run_dir: Path, traces: Traces | None, theme: str) -> list[go.Figure]:
         except WorkbenchError as error:
             return empty_figure(sentence(error), theme, title=title, height=270)
 
-    source = run_dir if traces is None else traces
-    try:
-        trained = metrics(run_dir)
-        curves = [
-            figures.curves(_of(trained, names, title), title=title, theme=theme, height=270) for title, names in CURVES
-        ]
-    except WorkbenchError as error:
-        curves = [empty_figure(sentence(error), theme, title=title, height=270) for title, _ in CURVES]
+    def curve(title: str, names: tuple[str, ...]) -> go.Figure:
+        made = figures.curves(_of(metrics_of(), names, title), title=title, theme=theme, height=270)
+        return made if len(names) > 1 else made.update_layout(margin_t=62)  # no legend
+
+    metrics_of = cache(partial(metrics, run_dir))
+    shares_of = cache(partial(shares_over_steps, run_dir if traces is None else traces))
+    panels = {
+        "accuracy": lambda: figures.accuracy_curves(accuracy(run_dir), theme=theme),
+        "shares": lambda: figures.stacked_shares(shares_of(), theme=theme),
+        "loss_shares": lambda: figures.stacked_shares(shares_of(), by="loss_share", theme=theme),
+        "gaps": lambda: figures.gap_curves(gaps_over_steps(run_dir if traces is None else traces), theme=theme),
+    }
     return [
-        *curves,
-        drawn("Accuracy and confidence", lambda: figures.accuracy_curves(accuracy(run_dir), theme=theme)),
-        drawn("Who supervised", lambda: figures.stacked_shares(shares_over_steps(source), theme=theme)),
-        drawn(
-            "Who supervised", lambda: figures.stacked_shares(shares_over_steps(source), by="loss_share", theme=theme)
-        ),
-        drawn("The two gaps", lambda: figures.gap_curves(gaps_over_steps(source), theme=theme)),
+        *(drawn(title, partial(curve, title, names)) for title, names in CURVES),
+        *(drawn(PANELS[name], panels[name]) for name in PANELS),
     ]
 
 
@@ -232,14 +235,16 @@ def _state(context: AppContext, state: JobState) -> tuple:
 
 
 def _buttons(context: AppContext, state: JobState | None) -> tuple:
-    """Stop, stop at once, resume, and whether to ask again."""
+    """Stop, stop at once, resume, with what, and whether to ask again."""
     may = not context.read_only and state is not None
     is_alive = state is not None and state.is_alive
+    can_resume = may and state is not None and state.can_resume
     is_stopping = state is not None and state.status == "stopping"
     return (
         gr.Button("Stopping …" if is_stopping else "Stop", interactive=may and is_alive and not is_stopping),
         gr.Button(visible=may and is_stopping),
-        gr.Button(interactive=may and state is not None and state.can_resume),
+        gr.Button(interactive=can_resume),
+        gr.Textbox(visible=can_resume),
         gr.Timer(active=is_alive),
     )
 
