@@ -1,13 +1,20 @@
 """Shared by all tests: small real models on disk, made once."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import sync_playwright
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in the suite may reach for a network
 torch.set_num_threads(1)
+
+ARGUMENTS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +24,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     folder = tmp_path_factory.mktemp("models")
     return {"student": save_idefics3(folder / "student", 0), "teacher": save_idefics3(folder / "teacher", 1)}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real Chromium, for pages and fragments."""
+    found = os.environ.get("CHROMIUM") or next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if found is None:
+        pytest.fail("These tests need Chromium: apt-get install chromium, or set CHROMIUM to the path of a browser.")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        yield started
+        started.close()

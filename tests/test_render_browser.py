@@ -2,19 +2,12 @@
 
 import json
 import math
-import os
 import re
-import shutil
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from workbench.render import RegimeNote, TokenCell, TokenView, page_head, render_movement, render_page, render_tokens
 
-ARGUMENTS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 REGIMES = {
     "LH": RegimeNote("low gap, both sure: teacher, light", "teacher", "reverse KL"),
     "HT": RegimeNote("high gap, teacher leads: teacher, strong", "teacher", "JSD"),
@@ -44,19 +37,6 @@ VIEW = TokenView(
     regimes=REGIMES,
     thresholds={"gap": 0.55, "probability_sum": 1.2},
 )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = os.environ.get("CHROMIUM") or next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if found is None:
-        pytest.fail("These tests need Chromium: apt-get install chromium, or set CHROMIUM to the path of a browser.")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
-        yield started
-        started.close()
 
 
 class Opened:

@@ -5,7 +5,6 @@ Screenshots go to the folder $WORKBENCH_SCREENSHOTS if it is set.
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,15 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from small import run_config
 
 from workbench.jobs import JobState, read_job
 
-ARGUMENTS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 SLOW_MS = 120_000  # a busy machine loads models in the background
 
 
@@ -78,19 +73,6 @@ def wait_for(is_so: Callable[[], bool], seconds: float = 240.0) -> None:
     while not is_so():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.1)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = os.environ.get("CHROMIUM") or next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if found is None:
-        pytest.fail("These tests need Chromium: apt-get install chromium, or set CHROMIUM to the path of a browser.")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

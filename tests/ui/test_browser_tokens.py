@@ -6,20 +6,15 @@ Screenshots of every tab, light and dark, narrow and wide, go to $WORKBENCH_SCRE
 import json
 import os
 import re
-import shutil
 import socket
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from workbench.ui.serve import serve
 
-ARGUMENTS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 PATIENCE_MS = 60_000  # a busy machine is slow, and a wrong page stays wrong
 SHOWS = {  # what a tab has when it is drawn
     "tokens": "#tokens-answer .wb-detail .wb-views",
@@ -40,19 +35,6 @@ def address(runs: Path):
     app = serve(runs, configs=runs, port=port)
     yield f"http://127.0.0.1:{port}"
     app.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = os.environ.get("CHROMIUM") or next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if found is None:
-        pytest.fail("These tests need Chromium: apt-get install chromium, or set CHROMIUM to the path of a browser.")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
-        yield started
-        started.close()
 
 
 @pytest.fixture
