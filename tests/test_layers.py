@@ -31,7 +31,7 @@ jobs
 rendering
 render
 analysis
-report
+report study
 ui
 cli
 __main__

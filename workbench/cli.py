@@ -64,6 +64,21 @@ def _eval(options: argparse.Namespace) -> None:
     print(_module("summary").accuracy_table(answered))
 
 
+def _study(options: argparse.Namespace) -> int:
+    study = _module("study.plan").load_study(options.config, options.overrides)
+    for name, fault in study.faults.items():
+        print(f"variant {name} cannot be run: {fault}", file=sys.stderr)
+    if not options.report and not _module("study.conduct").run_study(study):
+        print(f"stopped; the same command goes on. What is finished: workbench study {options.config} --report")
+        return 130
+    table = _module("study.report").write_report(study)
+    print(
+        f"\n{table.read_text()}\n{table}, figure.html and Parquet beside it; its runs: workbench app --runs {study.folder}"
+    )
+    unfinished = _module("study.report").unfinished(study)
+    return 1 if study.faults or unfinished else 0
+
+
 def _check(options: argparse.Namespace) -> int:
     _quiet()
     checks = wb.check_config(wb.load_config(options.config, options.overrides))
@@ -191,6 +206,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--data", help="other examples than the run's: scenes:hard?count=200, a file, ...")
     one.add_argument("--contexts", nargs="+", help="contexts to show the policies")
     one.add_argument("--count", type=int, help="examples used")
+    one = command("study", _study, "run a grid of methods and seeds from one file, and say what is really true of it")
+    one.add_argument("config", help="a study's YAML file, see configs/studies/")
+    one.add_argument("--report", action="store_true", help="run nothing: tables and figure of what is finished")
+    one.add_argument("overrides", nargs="*", metavar="key=value", help="seeds=[0,1], parallel=1, overrides.KEY=VALUE")
     one = command("check", _check, "prove that all views of a configuration speak of the same tokens")
     one.add_argument("config", help="a YAML file, see configs/")
     overrides(one)

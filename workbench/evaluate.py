@@ -5,7 +5,8 @@ if the plain prompt determines it, "privileged" if only the evidence does, None 
 
 Confidence is the probability that the policy gave to the final answer it wrote (the tokens marked `answer`, multiplied);
 without marks it is the geometric mean over all tokens. Confidence above accuracy on privileged questions is what
-imitating a better informed teacher buys: certainty about what cannot be seen.
+imitating a better informed teacher buys: certainty about what cannot be seen. Entropy is the mean over the tokens of
+the written answer, in nats.
 """
 
 import json
@@ -15,7 +16,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
+from workbench.contexts import build_prompt
 from workbench.errors import DataError, RunError
+from workbench.losses import score
 from workbench.policies import Policy, SamplingOptions
 from workbench.rollouts import write_rollouts
 from workbench.types import PRIVILEGED, Example, Rollout, label_completion
@@ -39,6 +44,7 @@ class Answered:
     confidence: float
     length: int
     finished: bool
+    entropy: float | None = None  # None: written before entropies were
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class Accuracy:
 
     overconfidence     mean confidence minus accuracy
     calibration_error  expected, over NUM_BINS equal bins of confidence
+    length             mean, in tokens, the end token included
+    entropy            mean over questions, nats per token; None if it was not recorded
     """
 
     count: int
@@ -55,6 +63,8 @@ class Accuracy:
     overconfidence: float
     calibration_error: float
     truncated: float
+    length: float
+    entropy: float | None
 
 
 def answer_questions(
@@ -79,7 +89,8 @@ def answer_questions(
         rule=rule,
         batch_size=batch_size,
     )
-    return [_answered(policy, rollout, context, step) for rollout in rollouts]
+    entropies = _entropies(policy, rollouts, context, batch_size)
+    return [_answered(policy, *written, context, step) for written in zip(rollouts, entropies, strict=True)]
 
 
 def measure(answered: Iterable[Answered]) -> Accuracy | None:
@@ -94,7 +105,10 @@ def measure(answered: Iterable[Answered]) -> Accuracy | None:
         bins[min(NUM_BINS - 1, int(row.confidence * NUM_BINS))].append(row)
     error = math.fsum(abs(math.fsum(row.confidence - row.reward for row in part)) for part in bins) / len(rows)
     truncated = sum(not row.finished for row in rows) / len(rows)
-    return Accuracy(len(rows), accuracy, confidence, confidence - accuracy, error, truncated)
+    length = sum(row.length for row in rows) / len(rows)
+    entropies = [row.entropy for row in rows if row.entropy is not None]
+    entropy = math.fsum(entropies) / len(entropies) if len(entropies) == len(rows) else None
+    return Accuracy(len(rows), accuracy, confidence, confidence - accuracy, error, truncated, length, entropy)
 
 
 def tabulate(answered: list[Answered], by: str = "truth") -> dict[tuple[int, str, str, str], Accuracy]:
@@ -164,7 +178,20 @@ def require_answers(examples: list[Example]) -> None:
         )
 
 
-def _answered(policy: Policy, rollout: Rollout, context: str, step: int) -> Answered:
+@torch.no_grad()
+def _entropies(policy: Policy, rollouts: list[Rollout], context: str, batch_size: int) -> list[float]:
+    """Mean entropy over each answer's tokens, in nats: the policy reads what it wrote."""
+    found = []
+    for start in range(0, len(rollouts), batch_size):
+        part = rollouts[start : start + batch_size]
+        readout = policy.read([build_prompt(one.example, context) for one in part], [one.ids for one in part])
+        ids = torch.tensor([token for one in part for token in one.ids], dtype=torch.long)
+        entropy = score(readout, ids.to(readout.hidden.device)).entropy
+        found += [float(own.mean()) for own in entropy.split([len(one.ids) for one in part])]
+    return found
+
+
+def _answered(policy: Policy, rollout: Rollout, entropy: float, context: str, step: int) -> Answered:
     example = rollout.example
     kinds = [kind for kind, _ in label_completion(policy.token_texts(rollout.ids), rollout)]
     answers = [logprob for logprob, kind in zip(rollout.logprobs, kinds, strict=True) if kind == "answer"]
@@ -185,4 +212,5 @@ def _answered(policy: Policy, rollout: Rollout, context: str, step: int) -> Answ
         confidence=min(1.0, confidence),
         length=len(rollout.ids),
         finished=rollout.finished,
+        entropy=entropy,
     )

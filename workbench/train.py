@@ -49,6 +49,8 @@ from workbench.traces.writer import TraceWriter
 from workbench.types import Example
 from workbench.watch import Watch
 
+Loader = Callable[..., list[Example]]  # as load_examples
+
 log = logging.getLogger("workbench")
 
 RESUMABLE = ("training.save_every", "training.keep", "training.trackers")
@@ -66,35 +68,40 @@ class TrainResult:
 
 
 def train(
-    config: RunConfig, *, resume: bool = False, on_step: Callable[[int, dict], None] | None = None
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    on_step: Callable[[int, dict], None] | None = None,
+    load: Loader = load_examples,
 ) -> TrainResult:
     """Train as configured; SIGTERM and SIGINT stop after the step at hand, with a checkpoint.
 
     resume   go on from the newest complete checkpoint of the run folder
     on_step  called after each step with its number and metrics
+    load     reads examples; several runs in one process may share one that remembers
 
     Raises: WorkbenchError saying what to do. If a loss is not a number, the weights before that step are saved first.
     """
     if resume:
         folder = RunFolder.open(config.run_dir)
     else:
-        load_examples(config.data.train, limit=1)  # a wrong path should not leave a folder behind
+        load(config.data.train, limit=1)  # a wrong path should not leave a folder behind
         folder = RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=config.method["name"])
     with folder.claim():
         if resume:
             folder.write_config(config.to_yaml())  # with what was changed: the next resume is to know of it
-        return _train_in(folder, config, resume, on_step)
+        return _train_in(folder, config, resume, on_step, load)
 
 
 def _train_in(
-    folder: RunFolder, config: RunConfig, resume: bool, on_step: Callable[[int, dict], None] | None
+    folder: RunFolder, config: RunConfig, resume: bool, on_step: Callable[[int, dict], None] | None, load: Loader
 ) -> TrainResult:
     handler = folder.log_to_file()
     finished = False
     try:
         folder.update(status="running", error=None, pid=os.getpid())
         with StopSignal() as stop:
-            trainer = Trainer(config, folder, resume=resume)
+            trainer = Trainer(config, folder, resume=resume, load=load)
             result = trainer.run(stop, on_step)
         folder.update(status="stopped" if result.stopped else "finished")
         finished = True
@@ -131,14 +138,14 @@ def resume(
 class Trainer:
     """State of one run; `run` is the loop and `step` one turn of it."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, *, resume: bool = False) -> None:
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, *, resume: bool = False, load: Loader = load_examples
+    ) -> None:
         self.config, self.folder = config, folder
         self.method = config.load_method()
         self.accelerator = _accelerator(config, folder.path)
         self.skipped = Skipped(folder)
-        self.examples = with_evidence(
-            load_examples(config.data.train, limit=config.data.limit), self.method, self.skipped
-        )
+        self.examples = with_evidence(load(config.data.train, limit=config.data.limit), self.method, self.skipped)
         checkpoint = _rewind(folder) if resume else None
         self.step_done = checkpoint.step if checkpoint else 0
         self.learner = build_learner(config, self.method, device=str(self.accelerator.device), checkpoint=checkpoint)
@@ -157,8 +164,8 @@ class Trainer:
         for line in folder.metrics("train"):
             self.watch.look(line["step"], {name: value for name, value in line.items() if name != "kind"})
         views = [(self.learner.student, context) for context in config.evaluation.contexts]
-        self.eval_examples = [one for one in _eval_examples(config) if can_show(one, views, self.skipped)]
-        pool = self.eval_examples if config.data.probes is None else load_examples(config.data.probes)
+        self.eval_examples = [one for one in _eval_examples(config, load) if can_show(one, views, self.skipped)]
+        pool = self.eval_examples if config.data.probes is None else load(config.data.probes)
         pool = split_by_evidence(pool or self.examples, list(self.method.contexts))[0]
         pool = [example for example in pool[: 2 * config.trace.probes] if can_show(example, self.views, self.skipped)]
         self.probes = open_probes(config, folder, self.learner.student, self.method, pool, self.sampling)
@@ -356,10 +363,10 @@ def _accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
     return accelerator
 
 
-def _eval_examples(config: RunConfig) -> list[Example]:
+def _eval_examples(config: RunConfig, load: Loader) -> list[Example]:
     if config.data.eval is None:
         return []
-    examples = load_examples(config.data.eval, limit=config.evaluation.count or None)
+    examples = load(config.data.eval, limit=config.evaluation.count or None)
     require_answers(examples)
     return examples
 

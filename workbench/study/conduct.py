@@ -1,0 +1,233 @@
+"""Runs a study: tasks to worker processes, results to study.json, and a clean stop that the same command goes on from.
+
+1. References (the student as it starts, every teacher) are asked first, once for the study.
+2. Runs follow, all variants of the first seed, then of the second: what is finished at any time is balanced.
+3. A run that fails is recorded with its sentence; the others go on. A process that dies is replaced.
+4. SIGINT or SIGTERM: every run finishes its step and saves. A second one ends the processes at once.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from workbench.errors import RunError
+from workbench.runs import _surroundings
+from workbench.study.plan import Study
+from workbench.study.work import Outcome, Task, work
+
+log = logging.getLogger("workbench")
+
+
+def run_study(study: Study, *, say: Callable[[str], None] = print) -> bool:
+    """Do everything that is not done yet. Returns whether it came to its end; False if it was asked to stop.
+
+    say  is told one line per finished run
+    """
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with _claim(study):
+        record = Record(study)
+        tasks = deque(_tasks(study))
+        conductor = _Conductor(study, record, len(tasks), say)
+        with conductor.signals():
+            return conductor.conduct(tasks)
+
+
+class Record:
+    """study.json: what was done so far, by whom, and how long it took. Every write is complete or not there."""
+
+    def __init__(self, study: Study) -> None:
+        self.file = study.folder / "study.json"
+        try:
+            self.facts = json.loads(self.file.read_text())
+        except (OSError, ValueError):
+            self.facts = {}
+        self.facts.setdefault("sessions", [])
+        self.facts.setdefault("runs", {})
+
+    def begin(self, num_threads: int) -> None:
+        started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        surroundings = _surroundings()
+        command = shlex.join(["workbench", *sys.argv[1:]])
+        self.facts["sessions"].append({"started": started, "command": command, "seconds": 0.0, "threads": num_threads, **surroundings})  # fmt: skip
+        self._begun = time.perf_counter()
+        self.write()
+
+    def add(self, outcome: Outcome) -> None:
+        before = self.facts["runs"].get(outcome.name, {})
+        seconds = outcome.seconds if outcome.trained or "seconds" not in before else 0.0
+        self.facts["runs"][outcome.name] = {
+            "status": outcome.status,
+            "error": outcome.error,
+            "seconds": round(before.get("seconds", 0.0) + seconds, 2),
+        }
+        self.write()
+
+    def write(self) -> None:
+        self.facts["sessions"][-1]["seconds"] = round(time.perf_counter() - self._begun, 2)
+        temporary = self.file.with_name(f".study.json.{os.getpid()}")
+        temporary.write_text(json.dumps(self.facts, indent=1, default=str))
+        os.replace(temporary, self.file)
+
+
+class _Worker:
+    """A process with its pipe, and the task it is at."""
+
+    def __init__(self, study: Study, number: int, num_threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        arguments = (theirs, num_threads, study.folder / f".worker-{number}.log", os.getpid())
+        self.process = context.Process(target=work, args=arguments, name=f"worker {number}", daemon=True)
+        self.process.start()
+        theirs.close()
+        self.number, self.task, self.ready = number, None, False
+
+    def give(self, task: Task) -> None:
+        self.task = task
+        self.pipe.send(task)
+
+
+class _Conductor:
+    def __init__(self, study: Study, record: Record, total: int, say: Callable[[str], None]) -> None:
+        self.study, self.record, self.total, self.say = study, record, total, say
+        self.workers: list[_Worker] = []
+        self.asked, self.done, self.num_trained = False, 0, 0
+        self.num_threads = max(1, num_cores() // study.parallel)
+
+    def conduct(self, tasks: deque[Task]) -> bool:
+        self.record.begin(self.num_threads)
+        self.begun = time.perf_counter()
+        with _environment(self.num_threads):
+            self.workers = [_Worker(self.study, number, self.num_threads) for number in range(min(self.study.parallel, len(tasks)))]  # fmt: skip
+            try:
+                while self.workers:
+                    self._wait(tasks)
+            finally:
+                for worker in self.workers:
+                    worker.process.kill()
+        self.record.write()
+        return not self.asked
+
+    def _wait(self, tasks: deque[Task]) -> None:
+        """One turn: what workers said, or that one is gone."""
+        handles = {handle: worker for worker in self.workers for handle in (worker.pipe, worker.process.sentinel)}
+        for worker in {id(one): one for one in (handles[ready] for ready in wait(list(handles)))}.values():
+            try:
+                if worker.pipe.poll():
+                    outcome, worker.ready = worker.pipe.recv(), True
+                else:
+                    outcome = self._gone(worker)
+            except (EOFError, ConnectionResetError):
+                outcome = self._gone(worker)
+            if outcome is not None:
+                self._took(outcome, len(tasks))
+            worker.task = None
+            if not worker.process.is_alive() and not worker.pipe.poll():
+                self.workers.remove(worker)
+                if tasks and not self.asked:
+                    self.workers.append(_Worker(self.study, worker.number, self.num_threads))
+            elif tasks and not self.asked:
+                worker.give(tasks.popleft())
+            else:
+                worker.pipe.close()
+                worker.process.join(timeout=30)
+                self.workers.remove(worker)
+
+    def _gone(self, worker: _Worker) -> Outcome | None:
+        worker.process.join(timeout=30)
+        if worker.task is None:
+            if not worker.ready and not self.asked:
+                self.asked = True
+                raise RunError(f"a worker process ended before its first task: see {self.study.folder}/.worker-{worker.number}.log.")  # fmt: skip
+            return None
+        if self.asked:
+            return Outcome(worker.task.name, "stopped", None)
+        code = worker.process.exitcode
+        why = f"signal {-code}" if code and code < 0 else f"exit status {code}"
+        log_file = self.study.folder / f".worker-{worker.number}.log"
+        return Outcome(worker.task.name, "failed", f"its process ended without a word ({why}): killed, or out of memory. See {log_file}; the same command tries again.")  # fmt: skip
+
+    def _took(self, outcome: Outcome, num_left: int) -> None:
+        self.record.add(outcome)
+        self.done += 1
+        self.num_trained += outcome.trained
+        spent = time.perf_counter() - self.begun
+        line = f"[{self.done}/{self.total}] {outcome.name} {outcome.status} in {outcome.seconds:.0f} s"
+        if self.num_trained and num_left:
+            line += f"; about {spent / self.num_trained * num_left / 60:.0f} min left"
+        self.say(line if outcome.error is None else f"{line}: {outcome.error}")
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: object) -> None:
+        if self.asked:
+            for worker in self.workers:
+                worker.process.kill()
+            raise KeyboardInterrupt
+        self.asked = True
+        log.info("asked to stop: every run finishes its step and saves; the same command goes on")
+        for worker in self.workers:
+            worker.process.terminate()
+
+
+def _tasks(study: Study) -> list[Task]:
+    references = {reference: reference_file(study, reference.row) for reference in study.references()}
+    tasks = [Task(reference.row, study.evaluate, reference=reference, file=file) for reference, file in references.items()]  # fmt: skip
+    for seed in study.seeds:
+        for variant in study.usable:
+            config = study.config(variant, seed)
+            models = (config.models.student, config.models.teacher)
+            starts = tuple(file for reference, file in references.items() if reference.model in models)
+            tasks.append(Task(config.name, study.evaluate, config=config, starts=starts))
+    return tasks
+
+
+def reference_file(study: Study, row: str) -> Path:
+    """Where the answers of a model as it is are kept."""
+    return study.folder / ".references" / f"{row.replace(' ', '-')}.parquet"
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _claim(study: Study) -> Iterator[None]:
+    """One process per study. The system ends the claim with the process, however it ends."""
+    with (study.folder / ".claim").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"study {study.folder} is being run by another process. Wait for it, or stop it.") from None
+        yield
+
+
+@contextlib.contextmanager
+def _environment(num_threads: int) -> Iterator[None]:
+    """What worker processes start with."""
+    own = {"OMP_NUM_THREADS": str(num_threads), "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})

@@ -1,0 +1,313 @@
+"""A study's file, and the runs it stands for.
+
+    name: main
+    base: configs/demo.yaml              a recipe, see `workbench train`
+    overrides: {training.steps: 120}     dotted keys, for all runs
+    seeds: [0, 1, 2, 3, 4]
+    parallel: 2                          runs at a time
+    baseline: opd                        the variant that the others are compared with; default the first
+    variants:
+      opd: {method.name: opd}
+      dopd: {note: as in the paper, method.name: dopd, method.privilege: crop}
+    grid: {method.privilege: [crop, boxes]}   optional: multiplied into every variant
+    evaluate:
+      - {data: "scenes:eval?count=512", contexts: [plain, crop]}
+
+What the study decides itself (seed, folder, evaluation) is not set by overrides. Paths start at the working directory.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from workbench.config import RunConfig, build_config, override, read_yaml
+from workbench.contexts import parse_context
+from workbench.datasets import load_examples, split_by_evidence
+from workbench.errors import ConfigError, DataError, WorkbenchError, unknown
+from workbench.evaluate import require_answers
+
+KEYS = ("name", "base", "overrides", "seeds", "parallel", "baseline", "variants", "grid", "evaluate")
+BASE, TEACHER = "base", "teacher"  # names of rows, so no variant may have them
+_OWN = ("name", "output_dir", "seed", "data.eval", "evaluation.count", "evaluation.contexts", "evaluation.teacher", "evaluation.every")  # fmt: skip
+_PEEKED = 64  # training examples whose evidence is looked at before all of them are
+
+
+@dataclass(frozen=True)
+class Questions:
+    """One entry of `evaluate`: who is asked what. `label` names it in tables."""
+
+    data: str
+    contexts: tuple[str, ...]
+    count: int | None
+    label: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model as it is, asked once for the whole study: the student before training, or a teacher."""
+
+    role: str  # "student" or "teacher"
+    model: str
+    row: str  # its name in tables
+    config: RunConfig = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the study: a configuration, apart from the seed. `fault`: why it cannot be built."""
+
+    name: str
+    note: str = ""
+    config: RunConfig | None = None
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A whole study, checked. Its folder holds one run per variant and seed, and the tables."""
+
+    name: str
+    folder: Path
+    source: Path
+    seeds: tuple[int, ...]
+    parallel: int
+    baseline: str
+    variants: tuple[Variant, ...]
+    evaluate: tuple[Questions, ...]
+
+    @property
+    def usable(self) -> list[Variant]:
+        return [variant for variant in self.variants if variant.config is not None]
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """Variants that cannot be built, and why."""
+        return {variant.name: variant.fault for variant in self.variants if variant.fault is not None}
+
+    def config(self, variant: Variant, seed: int) -> RunConfig:
+        """The configuration of one run."""
+        values = variant.config.to_dict() | {"seed": seed, "name": run_name(variant.name, seed)}
+        return build_config(values)
+
+    def references(self) -> list[Reference]:
+        """Every starting student and every teacher of the variants, each once."""
+        found: dict[tuple[str, str], RunConfig] = {}
+        for variant in self.usable:
+            for role, model in (("student", variant.config.models.student), ("teacher", variant.config.models.teacher)):
+                if model is not None:
+                    found.setdefault((role, model), variant.config)
+        rows = []
+        for (role, model), config in found.items():
+            row = BASE if role == "student" else TEACHER
+            several = sum(other == role for other, _ in found) > 1
+            rows.append(Reference(role, model, f"{row} {Path(model).name}" if several else row, config))
+        return rows
+
+
+def run_name(variant: str, seed: int) -> str:
+    """The folder of a run: the variant's name in plain characters, and the seed."""
+    return f"{re.sub(r'[^A-Za-z0-9._+=-]+', '-', variant).strip('-.')}-s{seed}"
+
+
+def load_study(path: str | Path, overrides: Iterable[str] = (), *, load: Callable = load_examples) -> Study:
+    """The study of a YAML file, every variant's configuration built and its evidence looked for in the data.
+
+    overrides  `key=value` of the study's own keys: seeds=[0,1], parallel=1, overrides.training.steps=20
+
+    Raises: ConfigError or DataError for what is wrong with the study as a whole. A variant that cannot be built keeps
+    its sentence in `Variant.fault`; the others go on. If none can be built, that is an error.
+    """
+    values = _own_overrides(read_yaml(path), overrides)
+    where = f"study {path}"
+    for key in values:
+        if key not in KEYS:
+            raise ConfigError(f"{where}: {unknown('key', key, KEYS)}")
+    for key in ("base", "variants", "evaluate"):
+        if not values.get(key):
+            raise ConfigError(f"{where}: {key} is missing. The top of workbench/study/plan.py shows a whole file.")
+    name = values.get("name", Path(path).stem)
+    if not isinstance(name, str) or run_name(name, 0) != f"{name}-s0":
+        raise ConfigError(f"{where}: name {name!r} must be a plain folder name.")
+    common = _mapping(values.get("overrides"), f"{where}: overrides")
+    _refuse_own(common, f"{where}: overrides")
+    base = read_yaml(values["base"])
+    questions = _questions(values["evaluate"], where, load)
+    folder = Path(str(base.get("output_dir", "runs"))) / name
+    fixed = {"output_dir": str(folder), "data.eval": None}
+    if override(base, _texts(common)).get("data", {}).get("probes") is None:
+        fixed["data.probes"] = questions[0].data
+    variants = []
+    for variant, note, own in _expanded(values, where):
+        variants.append(_variant(variant, note, base, {**common, **own, **fixed}, load))
+    study = Study(
+        name,
+        folder,
+        Path(path),
+        _seeds(values.get("seeds", [0, 1, 2, 3, 4]), where),
+        _count(values.get("parallel", 2), f"{where}: parallel"),
+        str(values.get("baseline", variants[0].name)),
+        tuple(variants),
+        questions,
+    )
+    if study.baseline not in [variant.name for variant in variants]:
+        raise ConfigError(f"{where}: {unknown('baseline', study.baseline, [one.name for one in variants])}")
+    if not study.usable:
+        faults = "; ".join(f"{name}: {fault}" for name, fault in study.faults.items())
+        raise ConfigError(f"{where}: none of its {len(variants)} variants can be built. {faults}")
+    return study
+
+
+def _expanded(values: dict, where: str) -> list[tuple[str, str, dict]]:
+    """Every variant with its note and its own overrides, the grid multiplied in. Names are unique as folders."""
+    variants = _mapping(values["variants"], f"{where}: variants")
+    grid = _mapping(values.get("grid"), f"{where}: grid")
+    _refuse_own(grid, f"{where}: grid")
+    for key, several in grid.items():
+        if not isinstance(several, list) or not several:
+            raise ConfigError(f"{where}: grid.{key} must be a list of values, got {several!r}.")
+    last = [key.rpartition(".")[2] for key in grid]
+    short = {key: name if last.count(name) == 1 else key for key, name in zip(grid, last, strict=True)}
+    expanded = []
+    for name, own in variants.items():
+        own = _mapping(own, f"{where}: variants.{name}")
+        _refuse_own(own, f"{where}: variants.{name}")
+        note = str(own.pop("note", ""))
+        for chosen in itertools.product(*grid.values()):
+            point = dict(zip(grid, chosen, strict=True))
+            label = " ".join([str(name), *(f"{short[key]}={_plain(value)}" for key, value in point.items())])
+            expanded.append((label, note, {**own, **point}))
+    folders: dict[str, str] = {}
+    for name, _, _ in expanded:
+        if name in (BASE, TEACHER):
+            raise ConfigError(f'{where}: a variant cannot be called "{name}": that is a row of every table. Rename it.')
+        other = folders.setdefault(run_name(name, 0), name)
+        if other != name or sum(name == one for one, _, _ in expanded) > 1:
+            raise ConfigError(f'{where}: variants "{other}" and "{name}" would have one folder. Rename one.')
+    return expanded
+
+
+def _variant(name: str, note: str, base: dict, own: dict, load: Callable) -> Variant:
+    try:
+        config = build_config(override(base, _texts({**own, "name": run_name(name, 0)})))
+        _check_models(config)
+        _check_evidence(config, load)
+    except WorkbenchError as error:
+        return Variant(name, note, fault=str(error))
+    return Variant(name, note, config)
+
+
+def _check_models(config: RunConfig) -> None:
+    """A local path without a model is found out now. Names on the hub (`owner/name`) cannot be told without a network."""
+    for key in ("student", "teacher"):
+        model = getattr(config.models, key)
+        if model is None or (Path(model) / "config.json").is_file() or (Path(model) / "adapter_config.json").is_file():
+            continue
+        if Path(model).is_dir() or model.count("/") > 1 or model.startswith((".", "/")):
+            raise ConfigError(f'models.{key} "{model}" is no model folder: it has no config.json.')
+
+
+def _check_evidence(config: RunConfig, load: Callable) -> None:
+    """Raises DataError if no training example has what the method's contexts need."""
+    contexts = list(config.load_method().contexts)
+    for limit in (_PEEKED, config.data.limit):
+        examples = load(config.data.train, limit=limit)
+        split = split_by_evidence(examples, contexts)
+        if split.usable:
+            return
+        if limit is not None and len(examples) < limit:
+            break
+    lacking = sorted({column for _, column in split.skipped})
+    raise DataError(
+        f"none of the {len(examples)} examples of {config.data.train} has what method {config.method['name']} needs "
+        f"(contexts {', '.join(contexts)}): no {', '.join(lacking)}. Add the columns, or choose another context."
+    )
+
+
+def _questions(entries: object, where: str, load: Callable) -> tuple[Questions, ...]:
+    if not isinstance(entries, list):
+        raise ConfigError(f"{where}: evaluate must be a list of {{data, contexts, count}}, got {entries!r}.")
+    made = []
+    for place, entry in enumerate(entries):
+        here = f"{where}: evaluate[{place}]"
+        entry = _mapping(entry, here)
+        for key in entry:
+            if key not in ("data", "contexts", "count"):
+                raise ConfigError(f"{here}: {unknown('key', key, ('data', 'contexts', 'count'))}")
+        if not isinstance(entry.get("data"), str):
+            raise ConfigError(f"{here}: data is missing: scenes:SPLIT?count=N, a file, or hf:NAME.")
+        contexts = entry.get("contexts", ["plain"])
+        if not isinstance(contexts, list) or not contexts:
+            raise ConfigError(f"{here}: contexts must be a list such as [plain, crop], got {contexts!r}.")
+        for context in contexts:
+            parse_context(str(context))
+        count = None if entry.get("count") is None else _count(entry["count"], f"{here}: count")
+        examples = load(entry["data"], limit=count)
+        require_answers(examples)
+        for context in contexts:
+            split = split_by_evidence(examples, [context])
+            if not split.usable:
+                column = split.skipped[0][1]
+                raise DataError(
+                    f'{here}: no example of {entry["data"]} has "{column}", which context "{context}" needs.'
+                )
+        made.append(Questions(entry["data"], tuple(contexts), count, entry["data"]))
+    short = [one.data.partition("?")[0] for one in made]
+    labels = short if len(set(short)) == len(short) else [one.data for one in made]
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"{where}: evaluate names the same data twice. Put the contexts into one entry.")
+    return tuple(Questions(one.data, one.contexts, one.count, label) for one, label in zip(made, labels, strict=True))
+
+
+def _own_overrides(values: dict, overrides: Iterable[str]) -> dict:
+    """`overrides.training.steps=20` sets one dotted key of the study's overrides; any other key is replaced."""
+    plain = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key.startswith("overrides."):
+            (parsed,) = override({}, [f"value={value}"]).values()
+            values = {
+                **values,
+                "overrides": {**(values.get("overrides") or {}), key.removeprefix("overrides."): parsed},
+            }
+        else:
+            plain.append(text)
+    return override(values, plain)
+
+
+def _mapping(value: object, what: str) -> dict:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{what} must be a mapping of keys to values, got {value!r}.")
+    return dict(value)
+
+
+def _refuse_own(values: dict, what: str) -> None:
+    for key in values:
+        if key in _OWN:
+            raise ConfigError(f"{what}: {key} is the study's own. Use its keys: seeds, variants, evaluate.")
+
+
+def _seeds(seeds: object, where: str) -> tuple[int, ...]:
+    good = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not good or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"{where}: seeds must be a list of different whole numbers such as [0, 1, 2], got {seeds!r}.")
+    return tuple(seeds)
+
+
+def _count(value: object, what: str) -> int:
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"{what} must be a whole number of at least 1, got {value!r}.")
+    return value
+
+
+def _texts(values: dict) -> list[str]:
+    """Values as overrides; JSON is YAML."""
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,341 @@
+"""What a study found: results.parquet, comparisons.parquet, questions.parquet, table.md and figure.html, of what is finished.
+
+results      one row per variant, seed, data, context, policy, truth and measure
+comparisons  means over seeds and paired differences with their intervals
+questions    every question of every run, to pair and to look up
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workbench.errors import RunError, TraceError
+from workbench.study.conduct import reference_file
+from workbench.study.measures import GAP_RECOVERED, TRAINING, Comparison, Row, Value, compare, measure_of, values_of
+from workbench.study.plan import Study
+from workbench.study.questions import FILE, asked_of, describe, read
+from workbench.traces.reader import open_traces
+from workbench.types import PRIVILEGED, VISIBLE
+
+_COLUMNS = ("accuracy", "confidence", "entropy", "length", "truncated")
+HEADLINES = (
+    ("accuracy", VISIBLE), (GAP_RECOVERED, VISIBLE), ("accuracy", PRIVILEGED), ("overconfidence", PRIVILEGED),
+    ("calibration_error", "all"), ("entropy", "all"), ("length", "all"), ("truncated", "all"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's numbers. `unfinished`: run -> what became of it; `faults`: variants that were never built."""
+
+    study: Study
+    rows: list[Row]
+    values: list[Value]
+    comparisons: list[Comparison]
+    unfinished: dict[str, str]
+    faults: dict[str, str]
+    record: dict
+
+
+def collect(study: Study) -> Results:
+    """The numbers of everything that is finished. Raises RunError if no run is."""
+    record = _record(study)
+    rows, missing = [], unfinished(study)
+    for reference in study.references():
+        file = reference_file(study, reference.row)
+        if asked_of(file) is not None:
+            rows.append(Row(reference.row, reference.role, (0,), _aligned([read(file)])))
+    names = {(reference.role, reference.model): reference.row for reference in study.references()}
+    num_finished = 0
+    for variant in study.usable:
+        finished = {}
+        for seed in study.seeds:
+            config = study.config(variant, seed)
+            if config.name not in missing:
+                finished[seed] = config.run_dir / FILE
+        if finished:
+            num_finished += len(finished)
+            models = variant.config.models
+            rows.append(
+                Row(
+                    variant.name, "variant", tuple(finished), _aligned([read(file) for file in finished.values()]),
+                    _traced([file.parent for file in finished.values()]), names["student", models.student], names.get(("teacher", models.teacher)),
+                )
+            )  # fmt: skip
+    if not num_finished:
+        told = "".join(f"\n  {name}: {why}" for name, why in {**study.faults, **missing}.items())
+        raise RunError(f"study {study.folder} has no finished run, so there is nothing to report.{told}")
+    return Results(study, rows, values_of(rows), compare(rows, study.baseline), missing, study.faults, record)
+
+
+def unfinished(study: Study) -> dict[str, str]:
+    """Runs without answers to every question, and what became of them."""
+    record, found = _record(study), {}
+    for variant in study.usable:
+        for seed in study.seeds:
+            config = study.config(variant, seed)
+            if asked_of(config.run_dir / FILE) != describe(config, study.evaluate, config.training.steps):
+                known = record["runs"].get(config.name, {})
+                found[config.name] = known.get("error") or known.get("status") or "not started"
+    return found
+
+
+def write_report(study: Study) -> Path:
+    """Write all files of a study's results; returns the Markdown table."""
+    results = collect(study)
+    _write_parquet(study.folder / "results.parquet", results.values, study.name)
+    _write_parquet(study.folder / "comparisons.parquet", results.comparisons, study.name)
+    _write_questions(results)
+    table = study.folder / "table.md"
+    _write_text(table, markdown(results))
+    try:
+        from workbench.study.figures import figure  # noqa: PLC0415  (plotly is an extra)
+
+        _write_text(study.folder / "figure.html", figure(results.comparisons, baseline=study.baseline, title=f"Study {study.name}").to_html(include_plotlyjs=True))  # fmt: skip
+    except ModuleNotFoundError:
+        _write_text(study.folder / "figure.html", "The figure needs plotly: pip install 'vlm-distillation-workbench[app]'.")  # fmt: skip
+    return table
+
+
+def markdown(results: Results) -> str:
+    """The tables of a study with how they came about: command, commit, seeds, wall time, what is missing."""
+    study = results.study
+    parts = [f"# Study {study.name}", _preamble(results)]
+    for questions in study.evaluate:
+        for context in questions.contexts:
+            parts.append(f"## {questions.label}, shown {context}")
+            parts.append(_overview(results, questions.label, context))
+            for measure, truth in HEADLINES:
+                table = _differences(results, questions.label, context, measure, truth)
+                if table:
+                    parts += [f"### {_title(measure, truth)}", table]
+    trace = _trace_table(results)
+    if trace:
+        parts += ["## While training", trace]
+    parts.append(_notes(results))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _preamble(results: Results) -> str:
+    study, sessions = results.study, results.record["sessions"]
+    lines = [f"- file: `{study.source}`; seeds {', '.join(map(str, study.seeds))}; baseline: {study.baseline}"]
+    if sessions:
+        last = sessions[-1]
+        commits = dict.fromkeys(f"{str(one.get('commit'))[:10]}{' with changes' if one.get('dirty') else ''}" for one in sessions)  # fmt: skip
+        wall = sum(one["seconds"] for one in sessions)
+        busy = sum(one["seconds"] for one in results.record["runs"].values())
+        lines += [
+            f"- command: `{last['command']}`",
+            f"- commit: {', '.join(commits)}",
+            f"- wall time: {wall / 60:.1f} min in {len(sessions)} session(s), {study.parallel} processes of {last['threads']} thread(s); "
+            f"tasks took {busy / 60:.1f} min of process time",
+        ]
+    num_seeds = {row.name: len(row.seeds) for row in results.rows if row.kind == "variant"}
+    if set(num_seeds.values()) == {len(study.seeds)} and not results.unfinished and not results.faults:
+        lines.append(f"- all {sum(num_seeds.values())} runs finished")
+    else:
+        lines.append(f"- finished: {sum(num_seeds.values())} runs; not: {len(results.unfinished)}")
+        lines += [f"- variant {name} was not run: {fault}" for name, fault in results.faults.items()]
+        lines += [f"- run {name}: {why}" for name, why in results.unfinished.items()]
+    if study.baseline not in num_seeds:
+        lines.append(f"- no run of the baseline {study.baseline} finished, so nothing is compared with it")
+    return "\n".join(lines)
+
+
+def _overview(results: Results, data: str, context: str) -> str:
+    """Means over seeds, every row and headline measure."""
+    found = {(one.variant, one.measure, one.truth): one for one in results.comparisons if one.against is None and (one.data, one.context) == (data, context)}  # fmt: skip
+    shown = [key for key in HEADLINES if any(one[1:] == key for one in found)]
+    lines = []
+    for row in results.rows:
+        if any(one[0] == row.name for one in found):
+            cells = [_value(found.get((row.name, *key))) for key in shown]
+            lines.append([_row_name(results, row), str(len(row.seeds)) if row.kind == "variant" else "-", *cells])
+    header = ["", "seeds", *(_title(*key) for key in shown)]
+    return _table(header, lines)
+
+
+def _differences(results: Results, data: str, context: str, measure: str, truth: str) -> str:
+    own = [one for one in results.comparisons if (one.data, one.context, one.measure, one.truth) == (data, context, measure, truth)]  # fmt: skip
+    return _compared_table(results, own)
+
+
+def _trace_table(results: Results) -> str:
+    """Measures of the trace, values only; regimes differ by method."""
+    own = {(one.variant, one.measure): one for one in results.comparisons if one.data == TRAINING and one.against is None}  # fmt: skip
+    names = list(dict.fromkeys(measure for _, measure in own))
+    lines = [
+        [
+            row.name,
+            str(len(row.seeds)),
+            name.replace("/", " "),
+            _value(own[row.name, name]),
+            _bounds(own[row.name, name]),
+        ]
+        for row in results.rows
+        for name in names
+        if (row.name, name) in own
+    ]
+    return _table(["", "seeds", "share", "mean", "95 % over seeds"], lines) if lines else ""
+
+
+def _compared_table(results: Results, own: list[Comparison]) -> str:
+    by = {(one.variant, one.against): one for one in own}
+    baseline = results.study.baseline
+    lines = []
+    for row in results.rows:
+        if (row.name, None) not in by:
+            continue
+        cells = [row.name, str(len(row.seeds)) if row.kind == "variant" else "-", _value(by[row.name, None])]
+        for against in (baseline, row.base):
+            one = by.get((row.name, against))
+            cells += ["", ""] if one is None else [f"{_signed(one)} {_bounds(one)}", one.verdict]
+        lines.append(cells)
+    if len(lines) < 2:
+        return ""
+    return _table(["", "seeds", "mean", f"against {baseline} [95 %]", "", "against base [95 %]", ""], lines)
+
+
+def _notes(results: Results) -> str:
+    notes = [f"- {row.name}: {variant.note}" for row in results.rows for variant in results.study.variants if variant.name == row.name and variant.note]  # fmt: skip
+    reading = (
+        "Differences are in percentage points where values are in per cent. Intervals: 10,000 paired bootstrap "
+        "replicates over seeds and questions; each is for one comparison alone. A verdict other than "
+        '"not distinguishable" means that the interval is clear of zero.'
+    )
+    return "\n".join([*notes, "", reading] if notes else [reading])
+
+
+def _row_name(results: Results, row: Row) -> str:
+    return f"**{row.name}**" if row.name == results.study.baseline else row.name
+
+
+def _title(measure: str, truth: str) -> str:
+    return measure_of(measure).label + ("" if truth == "all" else f", {truth}")
+
+
+def _value(one: Comparison | None) -> str:
+    if one is None:
+        return "-"
+    known = measure_of(one.measure)
+    return f"{100 * one.value:.{known.digits}f} %" if known.unit == "%" else f"{one.value:.{known.digits}f}"
+
+
+def _signed(one: Comparison) -> str:
+    return _number(one.measure, one.value)
+
+
+def _bounds(one: Comparison) -> str:
+    return f"[{_number(one.measure, one.low)}, {_number(one.measure, one.high)}]"
+
+
+def _number(measure: str, value: float) -> str:
+    known = measure_of(measure)
+    return f"{100 * value if known.unit == '%' else value:+.{known.digits}f}"
+
+
+def _table(header: list[str], lines: list[list[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def _aligned(tables: list[pa.Table]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """(data, context) -> column -> (runs, questions), questions in the same order everywhere."""
+    found: dict[tuple[str, str], list[dict]] = {}
+    for table in tables:
+        columns = {name: np.asarray(table[name].to_pylist(), dtype=object) for name in ("data", "context", "example_id", "truth", "domain")}  # fmt: skip
+        columns |= {name: table[name].cast(pa.float64()).to_numpy() if name != "truncated" else table[name].cast(pa.int8()).to_numpy().astype(float) for name in _COLUMNS}  # fmt: skip
+        for key in dict.fromkeys(zip(columns["data"], columns["context"], strict=True)):
+            inside = (columns["data"] == key[0]) & (columns["context"] == key[1])
+            order = np.argsort(columns["example_id"][inside].astype(str), kind="stable")
+            found.setdefault(key, []).append({name: own[inside][order] for name, own in columns.items()})
+    aligned = {}
+    for key, runs in found.items():
+        if any(list(run["example_id"]) != list(runs[0]["example_id"]) for run in runs):
+            raise RunError(f"runs of one variant were asked different questions of {key[0]}. Delete their {FILE}.")
+        aligned[key] = {name: np.stack([run[name] for run in runs]) for name in _COLUMNS}
+        aligned[key] |= {name: runs[0][name] for name in ("example_id", "truth", "domain")}
+    return aligned
+
+
+def _traced(run_dirs: list[Path]) -> dict[str, np.ndarray]:
+    """Measures of the runs' traces, nan where a run has none."""
+    found = [trace_measures(run_dir) for run_dir in run_dirs]
+    names = dict.fromkeys(name for one in found for name in one)
+    return {name: np.array([one.get(name, np.nan) for one in found]) for name in names}
+
+
+def trace_measures(run_dir: Path) -> dict[str, float]:
+    """Shares of tokens per regime in the first and the last third of steps, and of the loss that the information gap
+    bought (its size where that gap exceeds the capability gap, as in the app). Kept beside the run."""
+    file = run_dir / "trace-measures.json"
+    if file.is_file():
+        return json.loads(file.read_text())
+    try:
+        traces = open_traces(run_dir)
+    except TraceError:
+        return {}
+    query = """
+        WITH bounds AS (SELECT min(step) AS low, max(step) AS high FROM cells),
+        thirds AS (
+            SELECT regime, num_positions, CASE WHEN step <= low + (high - low) / 3.0 THEN 'first third'
+                   WHEN step >= high - (high - low) / 3.0 THEN 'last third' END AS third
+            FROM cells CROSS JOIN bounds),
+        counted AS (SELECT third, regime, sum(num_positions) AS n FROM thirds WHERE third IS NOT NULL GROUP BY third, regime)
+        SELECT third, regime, n / sum(n) OVER (PARTITION BY third) AS share FROM counted ORDER BY third, regime"""
+    found = {f"{row['regime']}/{row['third']}": float(row["share"]) for row in traces.sql(query).to_pylist()}
+    if len(traces.regimes) > 1:
+        found = {f"{regime}/{third}": found.get(f"{regime}/{third}", 0.0) for regime in traces.regimes for third in ("first third", "last third")}  # fmt: skip
+    else:
+        found = {}
+    bought = traces.sql(
+        "SELECT sum(information_loss_size) / nullif(sum(loss_size), 0) AS share FROM cells WHERE num_information IS NOT NULL"
+    ).to_pylist()[0]["share"]
+    if bought is not None:
+        found["information_loss_share"] = float(bought)
+    _write_text(file, json.dumps(found))
+    return found
+
+
+def _record(study: Study) -> dict:
+    try:
+        facts = json.loads((study.folder / "study.json").read_text())
+    except (OSError, ValueError):
+        facts = {}
+    return {"sessions": [], "runs": {}, **facts}
+
+
+def _write_parquet(file: Path, rows: list[Value] | list[Comparison], study: str) -> None:
+    table = pa.Table.from_pylist([{"study": study, **dataclasses.asdict(row)} for row in rows])
+    temporary = file.with_name(f".{file.name}")
+    pq.write_table(table, temporary)
+    os.replace(temporary, file)
+
+
+def _write_questions(results: Results) -> None:
+    study, tables = results.study, []
+    sources = [(row.name, None, reference_file(study, row.name)) for row in results.rows if row.kind != "variant"]
+    by_name = {variant.name: variant for variant in study.usable}
+    for row in results.rows:
+        if row.kind == "variant":
+            sources += [(row.name, seed, study.config(by_name[row.name], seed).run_dir / FILE) for seed in row.seeds]
+    for name, seed, file in sources:
+        table = read(file).replace_schema_metadata(None)
+        table = table.add_column(0, "seed", pa.array([seed] * table.num_rows, pa.int64()))
+        tables.append(table.add_column(0, "variant", pa.array([name] * table.num_rows)))
+    file = study.folder / "questions.parquet"
+    temporary = file.with_name(f".{file.name}")
+    pq.write_table(pa.concat_tables(tables).unify_dictionaries(), temporary, compression="zstd")
+    os.replace(temporary, file)
+
+
+def _write_text(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)

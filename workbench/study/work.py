@@ -1,0 +1,153 @@
+"""One process that does one task of a study after the other: torch is imported once, examples are rendered once.
+
+Tasks come through a pipe and answers go back, one for one. A task is a run (train it, or go on with it, then ask its
+student) or a reference (ask a model as it is). SIGTERM stops a run after the step at hand, with a checkpoint.
+"""
+
+import functools
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from workbench.config import RunConfig, build_config, read_yaml
+from workbench.errors import RunError, WorkbenchError
+from workbench.runs import RunFolder
+from workbench.study.plan import Questions, Reference
+
+_REMEMBERED = 8  # sets of examples kept per process
+_FREE = ("output_dir", "data.eval", "data.probes", "evaluation", "training.save_every", "training.keep", "training.trackers")  # fmt: skip
+_CLAIM_WAIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to do: a run if there is a configuration, else a reference."""
+
+    name: str
+    evaluate: tuple[Questions, ...]
+    config: RunConfig | None = None
+    reference: Reference | None = None
+    file: Path | None = None  # of the reference's answers
+    starts: tuple[Path, ...] = ()  # of the run's references
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task. status: finished, stopped or failed; `trained`: steps were done now."""
+
+    name: str
+    status: str
+    error: str | None = None
+    seconds: float = 0.0
+    trained: bool = False
+
+
+def work(pipe: Connection, num_threads: int, log_file: Path, parent: int) -> None:
+    """The life of a worker process. It ends when the pipe is closed or its parent is gone."""
+    os.setpgid(0, 0)  # a Ctrl-C in the terminal is the parent's; it asks each worker once
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stream = log_file.open("a", buffering=1)
+    os.dup2(stream.fileno(), 1)
+    os.dup2(stream.fileno(), 2)
+    import torch  # noqa: PLC0415
+    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
+
+    from workbench.datasets import load_examples  # noqa: PLC0415
+
+    torch.set_num_threads(num_threads)
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("workbench").addHandler(logging.NullHandler())
+    load = functools.lru_cache(maxsize=_REMEMBERED)(load_examples)
+    pipe.send(None)  # ready
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        start = time.perf_counter()
+        status, error, trained = "finished", None, False
+        try:
+            if task.reference is not None:
+                from workbench.study.questions import ask_reference  # noqa: PLC0415
+
+                ask_reference(task.reference, task.evaluate, task.file, load=load)
+            else:
+                status, trained = _do_run(task, load, parent)
+        except WorkbenchError as fault:
+            status, error = "failed", str(fault)
+        except Exception as fault:
+            traceback.print_exc()
+            status, error = "failed", f"{type(fault).__name__}: {fault} (the whole of it is in {log_file})"
+        pipe.send(Outcome(task.name, status, error, time.perf_counter() - start, trained))
+
+
+def _do_run(task: Task, load: object, parent: int) -> tuple[str, bool]:
+    """Train, or go on, or do nothing; then ask. Returns the status and whether steps were done."""
+    from workbench.study.questions import ask_run, show_start  # noqa: PLC0415
+    from workbench.train import train  # noqa: PLC0415
+
+    config, trained = task.config, False
+
+    def on_step(step: int, metrics: dict) -> None:
+        if os.getppid() != parent:  # nobody would start what comes next, and a later study would wait for this run
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    exists = (config.run_dir / "run.json").is_file() and (config.run_dir / "config.yaml").is_file()
+    if exists:
+        _check_same(config)
+        _wait_for_claim(config.run_dir)
+    if not exists or RunFolder.open(config.run_dir).status.get("status") != "finished":
+        trained = True
+        resume = exists and _has_begun(config.run_dir)
+        result = train(config, resume=resume, on_step=on_step, load=load)
+        if result.stopped:
+            return "stopped", True
+    show_start(config.run_dir, list(task.starts), task.evaluate)
+    ask_run(config, task.evaluate, load=load)
+    return "finished", trained
+
+
+def _has_begun(run_dir: Path) -> bool:
+    """Whether there is anything to go on from; a run that failed before its first number is made anew."""
+    return (run_dir / "metrics.jsonl").is_file() or any(run_dir.glob("checkpoint-*"))
+
+
+def _check_same(config: RunConfig) -> None:
+    """Raises RunError if the folder is of a run with other settings: its numbers would be called by a wrong name."""
+    there = _flat(build_config(read_yaml(config.run_dir / "config.yaml"), where=str(config.run_dir)).to_dict())
+    here = _flat(config.to_dict())
+    others = [key for key in {**here, **there} if not key.startswith(_FREE) and here.get(key) != there.get(key)]
+    if others:
+        changes = ", ".join(f"{key}={there.get(key)} there, {here.get(key)} here" for key in others[:3])
+        raise RunError(
+            f"{config.run_dir} was made with other settings ({changes}). Rename the study or the variant, or delete "
+            "that folder."
+        )
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _wait_for_claim(run_dir: Path) -> None:
+    """A worker of a study that was killed finishes its step first."""
+    folder, until = RunFolder(run_dir), time.monotonic() + _CLAIM_WAIT_S
+    while time.monotonic() < until:
+        try:
+            with folder.claim():
+                return
+        except RunError:
+            time.sleep(0.2)
