@@ -17,6 +17,7 @@ Source of the formulas: Hinton 2015; GKD, arXiv 2306.13649, equation 1; DOPD, ar
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -134,6 +135,13 @@ class _Jsd(torch.autograd.Function):
         return grads[0], grads[1], None
 
 
+def row_slices(logits: Float[Tensor, "N V"]) -> Iterator[slice]:
+    """A few positions at a time, where a pass over (N, V) would make arrays of its own: small ones stay in the
+    processor's cache until they are read again."""
+    count = max(1, 2**21 // (4 * logits.shape[-1]))
+    return (slice(start, start + count) for start in range(0, logits.shape[0], count))
+
+
 @dataclass(frozen=True)
 class Divergence:
     """A divergence with its support; the field of a `Loss`. Options are checked when it is made.
@@ -243,8 +251,30 @@ def _written(logits: Tensor, token_ids: Tensor) -> Tensor:
 
 
 def _logp_of(logits: Tensor, ids: Tensor) -> Tensor:
-    """Log-probs of some entries per position, without a second (N, V) array."""
-    return logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True)
+    """Log-probs (N, K) of some entries per position."""
+    return _LogProbs.apply(logits, ids)
+
+
+class _LogProbs(torch.autograd.Function):
+    """log_softmax(logits)[ids], with one (N, V) array for the gradient: indicator minus softmax, summed over entries.
+
+    Autograd would fill one for the chosen entries, one for the normaliser, and add them.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, ids: Tensor) -> Tensor:
+        total = logits.new_empty(logits.shape[0], 1)
+        for rows in row_slices(logits):
+            total[rows] = logits[rows].logsumexp(-1, keepdim=True)  # makes a copy of what it is given
+        ctx.save_for_backward(logits, total, ids)
+        return logits.gather(-1, ids) - total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        logits, total, ids = ctx.saved_tensors
+        of_logits = (logits - total).exp_().mul_(grad.sum(-1, keepdim=True).neg_())
+        return of_logits.scatter_add_(-1, ids, grad), None
 
 
 def _rest_logp(kept_logp: Tensor) -> Tensor:

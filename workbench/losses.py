@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from workbench.divergences import row_slices
 from workbench.method import REWARD, TOKENS, Regime
 from workbench.types import Routing, TokenScores
 
-CHUNK_BYTES = 64 * 2**20  # of one chunk's fp32 logits
+CHUNK_BYTES = 56 * 2**20  # of one chunk's fp32 logits
 
 
 @dataclass(frozen=True)
@@ -242,15 +243,16 @@ def _detached(tensor: Tensor | None) -> Tensor | None:
 
 def _scalars(logits: Float[Tensor, "M V"], token_ids: Int[Tensor, " M"]) -> TokenScores:
     """Log-prob, entropy, highest log-prob and rank at each position of a chunk."""
-    logprobs = logits.log_softmax(-1)
-    written = logprobs.gather(-1, token_ids.unsqueeze(-1))
-    rank = (logprobs > written).sum(-1)
-    highest = logprobs.amax(-1)
-    # an entry at minus infinity has no mass and must not make 0 * inf; in place, since a pass over (M, V) is not cheap
-    terms = logprobs.clamp_(min=-1e4).exp().mul_(logprobs)
-    return TokenScores(
-        logprob=written.squeeze(-1), entropy=terms.sum(-1).neg().clamp(min=0.0), max_logprob=highest, rank=rank
-    )
+    scores = TokenScores(*logits.new_empty(3, logits.shape[0]), rank=torch.empty_like(token_ids))
+    for rows in row_slices(logits):
+        logprobs = logits[rows].log_softmax(-1)
+        written = logprobs.gather(-1, token_ids[rows].unsqueeze(-1))
+        scores.logprob[rows] = written.squeeze(-1)
+        scores.rank[rows] = (logprobs > written).sum(-1)
+        scores.max_logprob[rows] = logprobs.amax(-1)
+        # an entry at minus infinity has no mass and must not make 0 * inf
+        scores.entropy[rows] = logprobs.clamp_(min=-1e4).exp().mul_(logprobs).sum(-1).neg_().clamp_(min=0.0)
+    return scores
 
 
 def _joined(parts: list[TokenScores], token_ids: Tensor) -> TokenScores:
