@@ -1,10 +1,11 @@
 """How fast a large run is read: a run of ten million positions is made by the trace writer, then asked as the app asks.
 
-    python benchmarks/big_run.py [--positions 10000000] [--folder FOLDER] [--repeats 40]
+    python benchmarks/big_run.py [--positions 10000000] [--folder runs/big] [--repeats 40]
 
 The folder is kept if --folder names it, and read again if it is there. The numbers are drawn, not computed by models:
 log-probs of a sharp or unsure student, of a privileged copy that knows some tokens better, and of a teacher near it.
-Regimes follow DOPD's rule, so that their shares over kinds and truths are like those of a run.
+Regimes follow DOPD's rule, so that their shares over kinds and truths are like those of a run. It has metrics of every step
+and ten evaluations of 256 questions.
 """
 
 import argparse
@@ -19,13 +20,19 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from workbench.analysis import illusion as tables
+from workbench.config import build_config
 from workbench.contexts import build_prompt
 from workbench.divergences import Divergence
+from workbench.evaluate import Answered, save_answers
 from workbench.method import Loss, Regime
+from workbench.runs import RunFolder
 from workbench.traces.parts import compact
 from workbench.traces.reader import Traces, open_traces
 from workbench.traces.writer import Alternatives, TracedBatch, TraceWriter
 from workbench.types import Box, Evidence, Example, Prompt, Rollout, Routing, TokenScores
+from workbench.ui import compare, illusion, movement, tokens, watch
+from workbench.ui.context import AppContext, run_choices
 
 VIEWS = {"student": ("student", "plain"), "self": ("student", "boxes"), "teacher": ("teacher", "boxes")}
 REGIMES = {
@@ -39,6 +46,7 @@ DOMAINS = ("read", "count", "compare", "locate")
 WORDS = [f" w{idx}" for idx in range(5000)]
 EXAMPLES = 20_000
 PROBE_EVERY, NUM_PROBES, PROBE_TOKENS = 10, 16, 48
+NUM_EVALS, EVALUATED = 10, 256
 
 
 def main() -> None:
@@ -50,14 +58,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=40, help="how often each question is asked")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
+        folder = args.folder or Path(temporary) / "big"
         if not (folder / "traces").is_dir():
             make_run(folder, args.positions, args.rollouts, args.tokens)
         measure(folder, args.repeats)
 
 
 def make_run(folder: Path, num_positions: int, num_rollouts: int, num_tokens: int) -> None:
-    """A run's traces with at least that many positions."""
+    """A finished run with at least that many positions."""
+    config = build_config({"name": folder.name, "output_dir": str(folder.parent), "method": {"name": "dopd"}, "models": {"student": "student", "teacher": "teacher"}, "data": {"train": "scenes:train", "eval": "scenes:eval?count=256"}})  # fmt: skip
+    run = RunFolder.create(folder, config.to_yaml(), seed=0, method="dopd")
     writer = TraceWriter(folder, method="dopd", policy_text=lambda token_id: WORDS[token_id])
     examples = [make_example(idx) for idx in range(EXAMPLES)]
     start, written, step, write_s = time.perf_counter(), 0, 0, []
@@ -70,12 +80,39 @@ def make_run(folder: Path, num_positions: int, num_rollouts: int, num_tokens: in
             writer.write_probe(make_batch(step, examples, NUM_PROBES, PROBE_TOKENS, probe=True))
         write_s.append(time.perf_counter() - before)
         written += made.loss.numel()
+        run.log_metrics("train", step, make_metrics(made))
+    for at in range(0, step + 1, max(1, step // (NUM_EVALS - 1))):
+        save_answers(folder, at, make_answers(at / step))
+    run.update(status="finished", steps=step, steps_done=step)
     compact(folder)
     sizes = sum(file.stat().st_size for file in (folder / "traces").rglob("*.parquet"))
     print(
         f"made {written:,} positions, {step:,} steps, in {time.perf_counter() - start:.0f} s; writing a step took "
         f"{1000 * statistics.median(write_s):.0f} ms (median); {sizes / 2**20:.0f} MiB"
     )
+
+
+def make_metrics(made: TracedBatch) -> dict[str, float]:
+    """What the loop logs of a step, as far as the app draws it."""
+    values = {name: value.logprob for name, value in made.scores.items()}
+    gaps = {"capability_gap": values["teacher"] - values["self"], "information_gap": values["self"] - values["student"]}
+    return {
+        "loss": float(made.loss.mean()), "entropy": float(made.scores["student"].entropy.mean()), "learning_rate": 1e-4,
+        "accuracy": 0.6, "completion_length": made.loss.numel() / len(made.rollouts), "truncated": 0.05, "agreement": 0.9,
+        **{name: float(gap.mean()) for name, gap in gaps.items()},
+    }  # fmt: skip
+
+
+def make_answers(progress: float) -> list[Answered]:
+    """An evaluation: the student learns what it can see, and grows sure of what it cannot."""
+    chooser, rows = random.Random(progress), []
+    for policy, context in (("student", "plain"), ("student", "boxes"), ("teacher", "plain"), ("teacher", "boxes")):
+        for idx in range(EVALUATED):
+            truth = "privileged" if idx % 4 == 0 else "visible"
+            knows = 0.9 if truth == "visible" or context == "boxes" else 0.3
+            is_right, sure = chooser.random() < knows * (0.7 + 0.3 * progress), min(1.0, 0.5 + 0.4 * progress + chooser.random() / 10)  # fmt: skip
+            rows.append(Answered(round(1000 * progress), policy, context, f"scene-{idx:06d}", DOMAINS[idx % 4], truth, str(idx % 97), f"answer {idx}", float(is_right), sure, 30, True))  # fmt: skip
+    return rows
 
 
 def make_example(idx: int) -> Example:
@@ -170,7 +207,9 @@ def measure(folder: Path, repeats: int) -> None:
     steps = traces.steps()
     for kind, questions in {
         "selection (150 ms)": selections(traces, steps, chooser),
+        "the Tokens tab as a whole (150 ms)": tokens_tab(folder, steps, chooser),
         "summary (1 s)": summaries(traces),
+        "the other tabs as a whole (1 s)": other_tabs(folder),
     }.items():
         print(f"\n{kind:40} {'median':>9} {'p95':>9} {'longest':>9} {'processor':>10}")
         for title, ask in questions.items():
@@ -204,6 +243,42 @@ def selections(traces: Traces, steps: list[int], chooser: random.Random) -> dict
     }
 
 
+def tokens_tab(folder: Path, steps: list[int], chooser: random.Random) -> dict[str, Callable]:
+    """Everything that the server does for a click in Tokens: choices, list, count, answer, HTML."""
+    context = AppContext(folder.parent, folder.parent)
+
+    def one() -> dict:
+        return {"step": str(chooser.choice(steps)), "rollout": str(chooser.randrange(64))}
+
+    def filtered(*filters: str) -> Callable:
+        return lambda: tokens.draw(context, folder.name, {}, *filters)
+
+    return {
+        "another answer": lambda: tokens.draw(context, folder.name, one()),
+        "another page": lambda: tokens.draw(context, folder.name, {"page": str(chooser.randrange(3000))}),
+        "one step": lambda: tokens.draw(context, folder.name, {}, str(chooser.choice(steps))),
+        "largest information gap": filtered("", "", "", "", "", "", "information_gap"),
+        "HS, wrong, largest loss": filtered("", "HS", "", "", "", "wrong", "loss"),
+        "privileged, one domain": filtered("", "", "read", "", "privileged", "", "step"),
+        "probes": lambda: tokens.draw(context, folder.name, {"probe": "1"}),
+        "down to the next answer": lambda: tokens.turned(context, folder.name, {**one(), "page": "0"}, 1, *[""] * 6, "step"),
+    }  # fmt: skip
+
+
+def other_tabs(folder: Path) -> dict[str, Callable]:
+    """Everything that the server does when a tab is opened."""
+    context, run = AppContext(folder.parent, folder.parent), folder.name
+    return {
+        "watch": lambda: watch.look_at(context, run, "light", "", None, anew=True),
+        "movement": lambda: movement.draw(context, run, "light", {}, "regime", None, None, "", "", "position_share"),
+        "movement by domain": lambda: movement.draw(context, run, "light", {}, "loss", None, None, "visible", "domain", "loss_share"),
+        "compare: examples of both": lambda: compare.draw_examples(folder, folder, ""),
+        "compare: accuracies": lambda: compare.draw_accuracy(folder, folder),
+        "illusion": lambda: illusion.draw(context, run, "light", ""),
+        "the list of runs": lambda: run_choices(context),
+    }  # fmt: skip
+
+
 def summaries(traces: Traces) -> dict[str, Callable]:
     """What the other tabs ask when they are opened."""
     return {
@@ -213,6 +288,9 @@ def summaries(traces: Traces) -> dict[str, Callable]:
         "regime shares by truth": lambda: traces.regime_shares("truth"),
         "regime shares by domain": lambda: traces.regime_shares("domain"),
         "regime shares of probes": lambda: traces.regime_shares(probe=True),
+        "which gap finds privileged tokens": lambda: tables.separation(traces),
+        "worst cases": lambda: tables.worst_cases(traces),
+        "bought by information": lambda: tables.bought_by_information(traces),
     }
 
 

@@ -6,13 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks import big_run
 from workbench.analysis import compare, illusion, movement, regimes, tokens
 from workbench.analysis import runs as run_tables
 from workbench.errors import TraceError
 from workbench.evaluate import load_answers
 from workbench.render import render_movement, render_tokens
 from workbench.runs import RunFolder
-from workbench.traces.reader import open_traces
+from workbench.traces.reader import Traces, open_traces
+from workbench.traces.writer import TraceWriter
 
 REGIMES = ["LH", "LL", "HT", "HS"]
 
@@ -205,6 +207,42 @@ def test_worst_cases_are_ranked_and_open_in_the_token_view(dopd: Path) -> None:
     assert wrong["confidence"].is_monotonic_decreasing
     reliable = illusion.reliability(dopd).frame
     assert reliable.loc[reliable["truth"] == "all", "count"].sum() == 6
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory: pytest.TempPathFactory) -> Traces:
+    """Sixty steps with tokens that only the evidence shows, as the benchmarks draw them."""
+    folder = tmp_path_factory.mktemp("long")
+    examples = [big_run.make_example(idx) for idx in range(100)]
+    writer = TraceWriter(folder, method="dopd", policy_text=lambda token_id: big_run.WORDS[token_id])
+    for step in range(1, 61):
+        writer.write(big_run.make_batch(step, examples, 4, 20))
+    return open_traces(folder)
+
+
+def test_worst_cases_of_a_long_run_are_those_of_all_its_tokens(
+    long_run: Traces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = illusion.worst_cases(long_run, limit=20).rows
+    monkeypatch.setattr(illusion, "MOST_RANKED", 200)
+    few, known = illusion._even_steps(long_run, 200, "truth = 'privileged'")
+    assert len(few) < known, "the first look reads a part of the run only"
+    assert illusion.worst_cases(long_run, limit=20).rows == every and len(every) == 20
+    losses = long_run.sql(
+        "SELECT loss FROM positions WHERE information_gap > greatest(capability_gap, 0) AND truth = 'privileged' "
+        "ORDER BY loss DESC LIMIT 20"
+    )
+    assert [row["loss"] for row in every] == losses["loss"].to_pylist()
+    assert len(illusion.worst_cases(long_run, limit=5000).rows) > 20, "more than the first look finds"
+
+
+def test_a_separation_that_reads_some_steps_only_says_so(long_run: Traces, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = illusion.separation(long_run)
+    assert "drawn" not in every.run and sum(every.frame[["num_privileged", "num_visible"]].iloc[0]) == long_run.summary()["positions"]
+    monkeypatch.setattr(illusion, "MOST_RANKED", 1000)
+    some = illusion.separation(long_run)
+    assert "of 12 of 60 steps, drawn evenly" in some.run
+    np.testing.assert_allclose(some.frame["auroc"], every.frame["auroc"], atol=0.1)
 
 
 @pytest.mark.parametrize(

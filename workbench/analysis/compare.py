@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from workbench.analysis.evals import answers_of
 from workbench.analysis.runs import metrics
 from workbench.analysis.table import NO_EVALS, Table, run_name, table, traces_of
 from workbench.errors import TraceError
-from workbench.evaluate import load_answers, tabulate
+from workbench.evaluate import tabulate
 from workbench.rendering.model import TokenView
 from workbench.rendering.recorded import token_view
 from workbench.traces.reader import TracedRollout, Traces
@@ -111,7 +112,7 @@ def accuracy_of(*runs: str | Path) -> Table:
     columns = ["run", "policy", "context", "truth", "step", "count", "accuracy", "confidence", "change"]
     rows = []
     for run in runs:
-        answered = load_answers(run)
+        answered = answers_of(run)
         own = tabulate(answered)
         for (step, policy, context, truth), measured in own.items():
             steps = sorted({key[0] for key in own if key[1:] == (policy, context, truth)})

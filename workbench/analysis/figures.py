@@ -22,14 +22,16 @@ from workbench.analysis.style import (
     empty_figure,
     escaped,
     figure,
+    layout,
     ramp,
     regime_fills,
     see_through,
+    step_axis,
 )
 from workbench.analysis.table import Table
 from workbench.rendering.colours import ink
 from workbench.rendering.model import RegimeNote
-from workbench.rendering.words import visible_text
+from workbench.rendering.words import plain, visible_text
 
 STEP = "step"
 MEASURES = {"position_share": "share of tokens", "loss_share": "share of loss"}
@@ -53,7 +55,7 @@ def curves(table: Table, *, title: str, theme: str = "light", height: int = 340)
             hovertemplate=f"<b>{escaped(_words(name))}</b> %{{y:.4g}} {escaped(unit)}<br>{escaped(run)}, step %{{x}}<extra></extra>",
         )  # fmt: skip
     units = list(dict.fromkeys(table.units.get(name, "") for name in names))
-    made.update_xaxes(title_text=STEP).update_yaxes(title_text=escaped(", ".join(unit for unit in units if unit)))
+    step_axis(made, frame["step"]).update_yaxes(title_text=escaped(", ".join(unit for unit in units if unit)))
     made.update_layout(showlegend=len(names) * len(runs) > 1)
     if all("share" in unit for unit in units):
         made.update_yaxes(tickformat=".0%", rangemode="tozero")
@@ -92,7 +94,7 @@ def stacked_shares(
                 row=place // columns + 1, col=place % columns + 1,
             )  # fmt: skip
     made.update_yaxes(range=[0, 1], tickformat=".0%").update_yaxes(title_text=MEASURES[by], col=1)
-    made.update_xaxes(showline=False, title_text=STEP, row=rows)
+    step_axis(made, frame["step"]).update_xaxes(showline=False, title_text="").update_xaxes(title_text=STEP, row=rows)
     return made
 
 
@@ -140,7 +142,7 @@ def gap_curves(table: Table, *, title: str = "The two gaps over training", theme
                 row=1, col=place + 1,
             )  # fmt: skip
     sort = "size of the gap, mean nats per token" if by_size else "gap, mean nats per token"
-    return made.update_xaxes(title_text=STEP).update_yaxes(title_text=sort, col=1)
+    return step_axis(made, table.frame["step"]).update_yaxes(title_text=sort, col=1)
 
 
 def sankey(
@@ -218,22 +220,30 @@ def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, 
 
 
 def bars(
-    table: Table, label: str, value: str, *, count: str = "", title: str, theme: str = "light", reference: float | None = None
+    table: Table, label: str, value: str, *, count: str = "", title: str, theme: str = "light", reference: float | None = None, meaning: str = ""
 ) -> go.Figure:  # fmt: skip
-    """One horizontal bar per row, with its value and, if `count` names a column, what it is counted over."""
+    """One horizontal bar per row; its value and, if `count` names a column, what it is counted over stand at the right.
+
+    reference, meaning  a line across the bars, and what it means
+    """
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     frame = table.frame
-    made = figure(theme, title=title, subtitle=table.run, height=150 + 34 * len(frame))
+    made = figure(theme, title=title, subtitle=table.run, height=160 + 34 * len(frame))
     counted = [f" · n = {n:,}" for n in frame[count]] if count else [""] * len(frame)
     made.add_bar(
         x=frame[value], y=[escaped(text) for text in frame[label]], orientation="h", marker={"color": SERIES[theme][0]},
-        text=[f"{number:.3g}{n}" for number, n in zip(frame[value], counted, strict=True)], textposition="outside", cliponaxis=False,
-        textfont={"size": 12, "color": INK[theme]}, hovertemplate="<b>%{y}</b> %{text}<extra></extra>",
+        text=[f"{plain(number)}{n}" for number, n in zip(frame[value], counted, strict=True)], textposition="none",
+        hovertemplate="<b>%{y}</b> %{text}<extra></extra>",
     )  # fmt: skip
+    for name, text in zip(made.data[0].y, made.data[0].text, strict=True):
+        made.add_annotation(
+            x=1.012, xref="paper", xanchor="left", y=name, text=text, showarrow=False, font={"size": 12}
+        )
     if reference is not None:
         made.add_vline(x=reference, line={"color": MUTED[theme], "dash": "dot", "width": 1.5})
-    made.update_layout(bargap=0.35, margin={"r": 130, "t": 72})
+        made.add_annotation(x=reference, y=1, yref="paper", yanchor="bottom", text=escaped(meaning), showarrow=False, font={"size": 12, "color": MUTED[theme]})  # fmt: skip
+    made.update_layout(bargap=0.35, margin={"r": 120 if count else 60, "t": 84 if meaning else 72})
     made.update_xaxes(title_text=escaped(table.units.get(value, _words(value))), rangemode="tozero")
     return made.update_yaxes(autorange="reversed")
 
@@ -262,7 +272,7 @@ def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", the
     made.update_yaxes(tickformat=".0%", range=[-0.02, 1.04]).update_yaxes(
         title_text="share of questions, probability", col=1
     )
-    return made.update_xaxes(title_text=STEP)
+    return step_axis(made, frame["step"])
 
 
 def reliability(table: Table, *, title: str = "Is it as often right as it is sure?", theme: str = "light") -> go.Figure:
@@ -299,15 +309,20 @@ def information_share(table: Table, *, title: str = "Bought by information", the
                 customdata=own["num_positions"], hovertemplate=f"<b>{escaped(truth)}</b> %{{y:.1%}} {MEASURES[column]}<br>%{{customdata:,}} tokens, step %{{x}}<extra></extra>",
             )  # fmt: skip
     made.update_yaxes(range=[0, 1.02], tickformat=".0%", title_text="information gap exceeds capability gap")
-    return made.update_xaxes(title_text=STEP)
+    return step_axis(made, table.frame["step"])
 
 
 def _dress(made: go.Figure, theme: str, *, title: str, subtitle: str, height: int = 340) -> None:
     """The house style on a figure of several panels."""
-    made.update_layout(figure(theme, title=title, subtitle=subtitle, height=height).layout)
+    dress = layout(theme, title=title, subtitle=subtitle, height=height)
     made.update_annotations(font={"size": 12.5, "color": MUTED[theme]}, yshift=2)
-    made.update_layout(margin_t=124, legend={"y": 1.0, "yref": "container", "yanchor": "top"})
-    made.layout.legend.y = 1 - 58 / height
+    made.update_layout(
+        {
+            **dress,
+            "margin": {**dress["margin"], "t": 124},
+            "legend": {"y": 1 - 58 / height, "yref": "container", "yanchor": "top"},
+        }
+    )
 
 
 def _notes_of(frame: pd.DataFrame) -> dict[str, RegimeNote]:

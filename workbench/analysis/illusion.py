@@ -9,19 +9,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from workbench.analysis.evals import answers_of
 from workbench.analysis.table import NO_EVALS, NO_SELF, NO_TRACES, Table, has_gaps, run_name, table, traces_of
-from workbench.evaluate import load_answers, tabulate
+from workbench.evaluate import tabulate
 from workbench.traces.reader import Traces
 from workbench.types import PRIVILEGED, VISIBLE
 
 ACCURACY_COLUMNS = ["step", "policy", "context", "truth", "count", "accuracy", "confidence", "overconfidence", "calibration_error", "truncated"]  # fmt: skip
 ACCURACY_UNITS = {"count": "questions", "accuracy": "share of questions", "confidence": "mean probability of the answer", "overconfidence": "confidence minus accuracy", "calibration_error": "expected calibration error", "truncated": "share of answers"}  # fmt: skip
-MOST_RANKED = 200_000  # positions that an AUROC is computed over; more are drawn evenly
+MOST_RANKED = 100_000  # positions that an AUROC is computed over, about; of longer runs steps are drawn evenly
 
 
 def accuracy(run_dir: str | Path) -> Table:
     """Accuracy, confidence and calibration of every policy, context and truth, over steps."""
-    table_of = tabulate(load_answers(run_dir))
+    table_of = tabulate(answers_of(run_dir))
     rows = [
         {"step": step, "policy": policy, "context": context, "truth": truth, **vars(measured)}
         for (step, policy, context, truth), measured in table_of.items()
@@ -34,7 +35,7 @@ def reliability(
 ) -> Table:
     """Calibration: per tenth of confidence how many questions, how sure, how often right; default the last evaluation."""
     columns = ["truth", "bin", "count", "confidence", "accuracy"]
-    answered = [row for row in load_answers(run_dir) if row.policy == policy and row.context == context]
+    answered = [row for row in answers_of(run_dir) if row.policy == policy and row.context == context]
     answered = [row for row in answered if row.reward is not None]
     step = max((row.step for row in answered), default=0) if step is None else step
     rows = []
@@ -86,18 +87,20 @@ def loss_by_truth(run: str | Path | Traces) -> Table:
 
 
 def separation(run: str | Path | Traces) -> Table:
-    """How well each gap tells privileged tokens from visible ones: AUROC, 0.5 = not at all, 1 = always larger there."""
+    """How well each gap tells privileged tokens from visible ones: AUROC, 0.5 = not at all, 1 = always larger there.
+
+    Of a run with more than about MOST_RANKED such tokens, steps are drawn evenly; the table's `run` says how many.
+    """
     columns = ["gap", "auroc", "num_privileged", "num_visible"]
     traces = traces_of(run)
     if traces is None or not has_gaps(traces):
         return table([], columns, run=run_name(traces), empty=NO_TRACES if traces is None else NO_SELF)
-    total = traces.sql("SELECT sum(num_positions) AS n FROM cells WHERE truth IS NOT NULL")["n"][0].as_py() or 0
-    every = max(1, -(-int(total) // MOST_RANKED))
-    where = "truth IN ('privileged', 'visible') AND (step * 31 + rollout_idx * 7 + position) % $every = 0"
+    steps, known = _even_steps(traces, MOST_RANKED, "truth IS NOT NULL")
     names = ("information_gap", "capability_gap", "total_gap", "information_gap_size", "capability_gap_size")
-    query = f"""SELECT truth, information_gap, capability_gap, total_gap, abs(information_gap) AS information_gap_size,
-                abs(capability_gap) AS capability_gap_size FROM positions WHERE {where}"""
-    frame = traces.sql(query, {"every": every}).to_pandas()
+    query = """SELECT truth, information_gap, capability_gap, total_gap, abs(information_gap) AS information_gap_size,
+                abs(capability_gap) AS capability_gap_size FROM positions
+                WHERE truth IN ('privileged', 'visible') AND list_contains($steps, step)"""
+    frame = traces.sql(query, {"steps": steps}).to_pandas()
     is_privileged = (frame["truth"] == PRIVILEGED).to_numpy()
     rows = []
     if 0 < is_privileged.sum() < len(frame):
@@ -112,7 +115,16 @@ def separation(run: str | Path | Traces) -> Table:
         ]
     empty = "Which tokens only the evidence shows is not known of this data. The built-in scenes know it; so do data with marks."
     units = {"auroc": "area under the ROC curve", "num_privileged": "tokens", "num_visible": "tokens"}
-    return table(rows, columns, run=run_name(traces), empty=empty, units=units)
+    of = f"tokens of {len(steps):,} of {known:,} steps, drawn evenly" if len(steps) < known else ""
+    return table(rows, columns, run=" · ".join(filter(None, (run_name(traces), of))), empty=empty, units=units)
+
+
+def _even_steps(traces: Traces, most: int, where: str) -> tuple[list[int], int]:
+    """Steps, drawn evenly, whose cells of that kind have at most about `most` positions; and how many have any."""
+    query = f"SELECT step, sum(num_positions) AS n FROM cells WHERE {where} GROUP BY step ORDER BY step"
+    found = traces.sql(query).to_pydict()
+    every = max(1, -(-int(sum(found["n"])) // most))
+    return found["step"][::every], len(found["step"])
 
 
 def auroc(values: np.ndarray, is_positive: np.ndarray) -> float:
@@ -123,25 +135,34 @@ def auroc(values: np.ndarray, is_positive: np.ndarray) -> float:
 
 
 def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None = None) -> Table:
-    """Tokens with the most loss spent on what only the evidence explains; each opens in the token view."""
+    """Tokens with the most loss spent on what only the evidence explains; each opens in the token view.
+
+    All of a run is ranked. A few steps are read first: the loss of their worst cases is one that the run's reach too, so
+    the rest of the run is read where a loss is at least that.
+    """
     columns = ["step", "rollout", "process", "position", "token", "kind", "truth", "regime", "source", "information_gap", "capability_gap", "loss", "question", "answer", "expected"]  # fmt: skip
     traces = traces_of(run)
     if traces is None or not has_gaps(traces):
         return table([], columns, run=run_name(traces), empty=NO_TRACES if traces is None else NO_SELF)
-    query = """
+    where = """($step IS NULL OR step = $step) AND information_gap > capability_gap AND information_gap > 0
+               AND source IS NOT NULL AND coalesce(truth, 'privileged') = 'privileged'"""
+    values = {"step": step, "limit": limit}
+    steps, _ = _even_steps(traces, MOST_RANKED, "true")
+    query = f"SELECT loss FROM positions WHERE {where} AND list_contains($steps, step) ORDER BY loss DESC LIMIT $limit"
+    sampled = traces.sql(query, {**values, "steps": steps})["loss"].to_pylist()
+    least = sampled[-1] if len(sampled) == limit else None
+    query = f"""
         WITH worst AS (
             SELECT step, process_rank, rollout_idx, position, token_text, kind, truth, regime, source,
                    information_gap, capability_gap, loss
-            FROM positions
-            WHERE ($step IS NULL OR step = $step) AND information_gap > capability_gap
-              AND information_gap > 0 AND source IS NOT NULL AND coalesce(truth, 'privileged') = 'privileged'
+            FROM positions WHERE {where} {"" if least is None else "AND loss >= $least"}
             ORDER BY loss DESC, step DESC, rollout_idx, position LIMIT $limit)
         SELECT worst.step, worst.rollout_idx AS rollout, worst.process_rank AS process, position, token_text AS token,
                kind, truth, regime, source, information_gap, capability_gap, loss, question, completion AS answer,
                answer AS expected
         FROM worst JOIN rollouts USING (step, process_rank, rollout_idx)
         ORDER BY loss DESC, worst.step DESC, rollout, position"""
-    found = traces.sql(query, {"limit": limit, "step": step}).to_pandas()
+    found = traces.sql(query, values if least is None else {**values, "least": least}).to_pandas()
     empty = "No token's supervision rests on the evidence alone: nothing to show here."
     units = dict.fromkeys(("information_gap", "capability_gap", "loss"), "nats")
     return table(found, columns, run=run_name(traces), empty=empty, units=units)
@@ -150,7 +171,7 @@ def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None =
 def sure_and_wrong(run_dir: str | Path, *, limit: int = 50) -> Table:
     """Answers of the last evaluation that are wrong, the surest first."""
     columns = ["step", "policy", "context", "example", "truth", "confidence", "text", "answer"]
-    answered = load_answers(run_dir)
+    answered = answers_of(run_dir)
     last = max((row.step for row in answered), default=0)
     wrong = [row for row in answered if row.step == last and row.policy == "student" and row.reward == 0]
     wrong.sort(key=lambda row: -row.confidence)

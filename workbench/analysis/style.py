@@ -1,6 +1,8 @@
 """The house style of figures: fonts, colours and axes, light and dark. Regimes have the colours of the token view."""
 
+import functools
 import math
+from collections.abc import Iterable
 
 import plotly.graph_objects as go
 
@@ -23,6 +25,7 @@ SERIES = {
     "dark": ("#4aa9e6", "#f08f4c", "#3fbf97", "#dd93bd", "#e6c229", "#8ad0f5", "#a4adb7"),
 }
 DASHES = ("solid", "dash", "dot", "dashdot")
+MOST_SINGLE_TICKS = 8  # steps that are each given a tick; of more, plotly chooses
 PATTERNS = {"self": "/", "self-light": "/", "weak": ".", "sky": "-", "data": "-", "reward": ".", "yellow": "."}
 
 
@@ -34,7 +37,26 @@ def check_theme(theme: str) -> None:
 
 def figure(theme: str, *, title: str, subtitle: str = "", height: int = 340) -> go.Figure:
     """A figure without data, in the house style. Raises ConfigError for an unknown theme."""
+    return go.Figure(layout=layout(theme, title=title, subtitle=subtitle, height=height))
+
+
+def layout(theme: str, *, title: str, subtitle: str = "", height: int = 340) -> dict:
+    """The house style: what `figure` has, for figures of several panels. Raises ConfigError for an unknown theme."""
     check_theme(theme)
+    head = f"<b>{escaped(title)}</b>"
+    if subtitle:
+        head += f'<br><span style="font-size:12px;color:{MUTED[theme]}">{escaped(subtitle)}</span>'
+    return {
+        "template": _template(theme),
+        "title": {"text": head, "x": 0, "xref": "container", "xanchor": "left", "y": 1, "yanchor": "top", "font": {"size": 15}, "pad": {"t": 16, "l": 16}},
+        "height": height,
+        "margin": {"l": 64, "r": 24, "t": 96, "b": 48},
+        "hovermode": "closest",
+    }  # fmt: skip
+
+
+@functools.cache
+def _template(theme: str) -> go.layout.Template:
     axis = {
         "gridcolor": LINE[theme],
         "linecolor": LINE[theme],
@@ -44,7 +66,7 @@ def figure(theme: str, *, title: str, subtitle: str = "", height: int = 340) -> 
         "title": {"font": {"size": 12, "color": MUTED[theme]}, "standoff": 8},
         "automargin": True,
     }
-    template = go.layout.Template(
+    return go.layout.Template(
         layout={
             "font": {"family": SANS, "size": 13, "color": INK[theme]},
             "paper_bgcolor": SURFACE[theme],
@@ -65,18 +87,13 @@ def figure(theme: str, *, title: str, subtitle: str = "", height: int = 340) -> 
             "separators": ".\u2009",
         }
     )  # fmt: skip
-    made = go.Figure()
-    head = f"<b>{escaped(title)}</b>"
-    if subtitle:
-        head += f'<br><span style="font-size:12px;color:{MUTED[theme]}">{escaped(subtitle)}</span>'
-    made.update_layout(
-        template=template,
-        title={"text": head, "x": 0, "xref": "container", "xanchor": "left", "y": 1, "yanchor": "top", "font": {"size": 15}, "pad": {"t": 14, "l": 16}},
-        height=height,
-        margin={"l": 64, "r": 24, "t": 96, "b": 48},
-        hovermode="closest",
-    )  # fmt: skip
-    return made
+
+
+def step_axis(made: go.Figure, steps: Iterable[int]) -> go.Figure:
+    """Steps along x, at whole numbers only."""
+    steps = list(steps)
+    is_short = not steps or max(steps) - min(steps) <= MOST_SINGLE_TICKS
+    return made.update_xaxes(title_text="step", dtick=1 if is_short else None, tickformat=",d")
 
 
 def empty_figure(message: str, theme: str = "light", *, title: str = "", height: int = 240) -> go.Figure:

@@ -1,6 +1,7 @@
 """The result of every analysis: a table that knows its run, its units, and what to do if it has no rows."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import pandas as pd
 
@@ -30,7 +31,7 @@ class Table:
     def __post_init__(self) -> None:
         assert bool(self.empty) == self.frame.empty, (self.empty, len(self.frame))
 
-    @property
+    @cached_property
     def rows(self) -> list[dict]:
         """The rows as plain values, None where nothing is known."""
         return self.frame.astype(object).where(self.frame.notna(), None).to_dict("records")

@@ -77,10 +77,8 @@ def choices(run: str | Path | Traces) -> dict[str, list]:
     names = ("domain", "kind", "truth")
     if traces is None:
         return {"step": [], "regime": [], **{name: [] for name in names}}
-    found = {}
-    for name in names:
-        values = traces.sql(f"SELECT DISTINCT {name} FROM cells WHERE {name} <> '' ORDER BY 1")
-        found[name] = values[name].to_pylist()
+    cells = traces.sql(f"SELECT DISTINCT {', '.join(names)} FROM cells").to_pydict()
+    found = {name: sorted(filter(None, set(cells[name]))) for name in names}
     return {"step": traces.steps(), "regime": list(traces.regimes), **found}
 
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.analysis.evals import answers_of
 from workbench.analysis.table import Table, table
 from workbench.analysis.tokens import answers_over_time
-from workbench.evaluate import Answered, load_answers
+from workbench.evaluate import Answered
 from workbench.traces.reader import Traces
 
 COLUMNS = ["step", "where", "answer", "expected", "right", "tokens"]
@@ -67,4 +68,4 @@ def answers_to(run_dir: Path, traces: Traces | None, example: str) -> Table:
 
 
 def _of_student(run_dir: Path) -> list[Answered]:
-    return [row for row in load_answers(run_dir) if row.policy == "student"]
+    return [row for row in answers_of(run_dir) if row.policy == "student"]

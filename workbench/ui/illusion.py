@@ -51,20 +51,19 @@ def draw(context: AppContext, run: str | None, theme: str, shown: str | None) ->
     accuracy = illusion.accuracy(run_dir)
     pairs = [] if accuracy.empty else list(dict.fromkeys(f"{row['policy']}, {row['context']}" for row in accuracy.rows))
     shown = shown if shown in pairs else pairs[0] if pairs else ""
+    bought, parted = illusion.bought_by_information(traces or run_dir), illusion.separation(traces or run_dir)
     return (
-        headline(run_dir, traces, accuracy),
+        headline(run_dir.name, accuracy, bought, parted),
         figures.accuracy_curves(accuracy, theme=theme),
         gr.Dropdown(choices=pairs, value=shown or None),
         draw_reliability(run_dir, shown, theme),
         figures.bars(
             overconfidence(accuracy), "who", "overconfidence", count="count", title="Over-confidence on privileged questions",
-            theme=theme, reference=0.0,
+            theme=theme, reference=0.0, meaning="as sure as right",
         ),
-        figures.information_share(illusion.bought_by_information(traces or run_dir), theme=theme),
+        figures.information_share(bought, theme=theme),
         figures.curves(entropies(traces, run_dir), title="The student's entropy", theme=theme),
-        figures.bars(
-            illusion.separation(traces or run_dir), "gap", "auroc", title="Which gap finds privileged tokens", theme=theme, reference=0.5
-        ),
+        figures.bars(parted, "gap", "auroc", title="Which gap finds privileged tokens", theme=theme, reference=0.5, meaning="tells nothing"),
         rows_html(
             illusion.worst_cases(traces or run_dir), WORST_COLUMNS, label="worst cases", key=KEY,
             title="Most loss spent on what only the evidence explains", tall=440,
@@ -74,7 +73,7 @@ def draw(context: AppContext, run: str | None, theme: str, shown: str | None) ->
     )  # fmt: skip
 
 
-def headline(run_dir: Path, traces: Traces | None, accuracy: Table) -> str:
+def headline(run: str, accuracy: Table, bought: Table, parted: Table) -> str:
     """Four numbers that say how much was learned and how much imitated, each with what it is of."""
     rows = {
         (row["step"], row["truth"]): row
@@ -95,21 +94,16 @@ def headline(run_dir: Path, traces: Traces | None, accuracy: Table) -> str:
             tiles.append(
                 (_points(100 * hidden["overconfidence"]), "over-confident on privileged questions", f"step {last}, n = {hidden['count']:,}: sure {hidden['confidence']:.0%}, right {hidden['accuracy']:.0%}")
             )  # fmt: skip
-    bought = illusion.bought_by_information(traces or run_dir)
     spent = [row for row in bought.rows if row["truth"] == "all" and row["loss_share"] is not None]
     if spent:
         end = spent[-1]
         tiles.append((f"{end['loss_share']:.0%}", "of the loss bought on information", f"step {end['step']}, {end['num_positions']:,} tokens; {spent[0]['loss_share']:.0%} at step {spent[0]['step']}"))  # fmt: skip
-    parted = {row["gap"]: row for row in illusion.separation(traces or run_dir).rows}
-    if "information gap" in parted:
-        row = parted["information gap"]
+    for row in parted.rows[:1]:
         tiles.append((f"{row['auroc']:.2f}", "AUROC of the information gap", f"{row['num_privileged']:,} privileged against {row['num_visible']:,} visible tokens; 0.5 tells nothing"))  # fmt: skip
     if not tiles:
         return empty_html(NO_EVALS)
     cards = "".join(f"<div><b>{escape(number)}</b><span>{escape(what)}</span><small>{escape(of)}</small></div>" for number, what, of in tiles)  # fmt: skip
-    return (
-        f'<div class="wbu-tiles" role="group" aria-label="headline of {escape(run_dir.name, quote=True)}">{cards}</div>'
-    )
+    return f'<div class="wbu-tiles" role="group" aria-label="headline of {escape(run, quote=True)}">{cards}</div>'
 
 
 def draw_reliability(run_dir: Path, shown: str | None, theme: str) -> object:
