@@ -29,6 +29,7 @@ _HOME = {
     "WorkbenchError": "errors",
     "build_config": "config",
     "check_config": "check",
+    "evaluate_model": "scorer",
     "evaluate_run": "scorer",
     "import_dataset": "importing",
     "list_methods": "methods",

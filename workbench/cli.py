@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import workbench as wb
 from workbench.errors import ConfigError, WorkbenchError
+from workbench.grading import RULES
 
 COLOURS = ("regime", "capability", "information", "weight", "loss", "entropy", "truth")
 
@@ -60,23 +61,26 @@ def _print_end(run_dir: Path) -> None:
 
 def _eval(options: argparse.Namespace) -> None:
     _quiet()
-    answered = wb.evaluate_run(options.run_dir, data=options.data, contexts=options.contexts, count=options.count)
-    print(_module("summary").accuracy_table(answered))
+    contexts = [part for text in options.contexts or () for part in text.split(",") if part]
+    answered = _module("scorer").evaluate(
+        options.path, data=options.data, contexts=contexts, count=options.count, rule=options.rule
+    )
+    print(_module("summary").evaluation_table(answered))
 
 
 def _study(options: argparse.Namespace) -> int:
+    report = _module("study.report")
     study = _module("study.plan").load_study(options.config, options.overrides)
     for name, fault in study.faults.items():
         print(f"variant {name} cannot be run: {fault}", file=sys.stderr)
     if not options.report and not _module("study.conduct").run_study(study):
         print(f"stopped; the same command goes on. What is finished: workbench study {options.config} --report")
         return 130
-    table = _module("study.report").write_report(study)
+    table = report.write_report(study)
     print(
         f"\n{table.read_text()}\n{table}, figure.html and Parquet beside it; its runs: workbench app --runs {study.folder}"
     )
-    unfinished = _module("study.report").unfinished(study)
-    return 1 if study.faults or unfinished else 0
+    return 1 if study.faults or report.unfinished(study) else 0
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -201,11 +205,12 @@ def _parser() -> argparse.ArgumentParser:
     one = command("resume", _resume, "go on with a run from its newest checkpoint")
     one.add_argument("run_dir", help="the run's folder")
     overrides(one)
-    one = command("eval", _eval, "evaluate a run's newest checkpoint")
-    one.add_argument("run_dir", help="the run's folder")
-    one.add_argument("--data", help="other examples than the run's: scenes:hard?count=200, a file, ...")
-    one.add_argument("--contexts", nargs="+", help="contexts to show the policies")
+    one = command("eval", _eval, "ask a run's newest checkpoint, or any model folder")
+    one.add_argument("path", metavar="RUN_OR_MODEL", help="a run's folder, or a folder written by save_pretrained")
+    one.add_argument("--data", help="examples: scenes:hard?count=200, a file, hf:NAME; default: the run's own")
+    one.add_argument("--contexts", nargs="+", help="contexts to show, as in plain,crop,boxes")
     one.add_argument("--count", type=int, help="examples used")
+    one.add_argument("--rule", choices=RULES, help="how an answer is compared with the right one; default: the run's")
     one = command("study", _study, "run a grid of methods and seeds from one file, and say what is really true of it")
     one.add_argument("config", help="a study's YAML file, see configs/studies/")
     one.add_argument("--report", action="store_true", help="run nothing: tables and figure of what is finished")

@@ -3,10 +3,12 @@
 Answers are written with the most likely token at each place. An example's truth is that of its final answer: "visible"
 if the plain prompt determines it, "privileged" if only the evidence does, None where nothing is known.
 
-Confidence is the probability that the policy gave to the final answer it wrote (the tokens marked `answer`, multiplied);
-without marks it is the geometric mean over all tokens. Confidence above accuracy on privileged questions is what
-imitating a better informed teacher buys: certainty about what cannot be seen. Entropy is the mean over the tokens of
-the written answer, in nats.
+Confidence is the probability that the policy gave to what decides its answer: the marked tokens of the answer's own truth,
+multiplied (of a privileged question those that only the evidence shows). The final words alone would not do: who has
+written "tag A" repeats "answer A" with certainty. Where other ways lead to the same answer it is a lower bound of the
+answer's probability. Without marks it is the geometric mean over all tokens. Confidence above accuracy on privileged
+questions is what imitating a better informed teacher buys: certainty about what cannot be seen. Entropy is the mean over
+the tokens of the written answer, in nats.
 """
 
 import json
@@ -193,8 +195,10 @@ def _entropies(policy: Policy, rollouts: list[Rollout], context: str, batch_size
 
 def _answered(policy: Policy, rollout: Rollout, entropy: float, context: str, step: int) -> Answered:
     example = rollout.example
-    kinds = [kind for kind, _ in label_completion(policy.token_texts(rollout.ids), rollout)]
-    answers = [logprob for logprob, kind in zip(rollout.logprobs, kinds, strict=True) if kind == "answer"]
+    truth = truth_of(example)
+    labels = label_completion(policy.token_texts(rollout.ids), rollout)
+    decides = [kind not in ("", "template") and own == truth for kind, own in labels]
+    answers = [logprob for logprob, is_own in zip(rollout.logprobs, decides, strict=True) if is_own]
     if answers:
         confidence = math.exp(math.fsum(answers))
     else:
@@ -205,7 +209,7 @@ def _answered(policy: Policy, rollout: Rollout, entropy: float, context: str, st
         context=context,
         example_id=example.id,
         domain=example.domain,
-        truth=truth_of(example),
+        truth=truth,
         answer=example.answer,
         text=rollout.text,
         reward=rollout.reward,

@@ -10,19 +10,22 @@ over the tokens of that one answer here.
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from workbench.checkpoints import Checkpoint, latest_checkpoint
-from workbench.config import RunConfig, load_config
-from workbench.contexts import build_prompt
+from workbench.config import EvaluationConfig, RunConfig, SamplingConfig, load_config
+from workbench.contexts import build_prompt, parse_context
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.errors import ConfigError, RunError
 from workbench.evaluate import Answered, answer_questions, require_answers
-from workbench.grading import grade
+from workbench.grading import RULES, grade
 from workbench.learner import build_learner
-from workbench.policies import SamplingOptions
+from workbench.policies import Policy, SamplingOptions
+from workbench.policies.autoregressive import load_policy
 from workbench.runs import RunFolder
 from workbench.scoring import Batch
 from workbench.supervision import read_batch, supervise_batch
@@ -34,10 +37,10 @@ from workbench.types import Example, Rollout
 class Scorer:
     """The policies of a configuration, ready to read answers."""
 
-    def __init__(self, config: RunConfig, checkpoint: Checkpoint | None = None) -> None:
+    def __init__(self, config: RunConfig, checkpoint: Checkpoint | None = None, *, device: str = "cpu") -> None:
         self.config, self.checkpoint = config, checkpoint
         self.method = config.load_method()
-        self.learner = build_learner(config, self.method, checkpoint=checkpoint)
+        self.learner = build_learner(config, self.method, device=device, checkpoint=checkpoint)
         self._folder = tempfile.TemporaryDirectory(prefix="workbench-")  # traces of what was scored, with its images
         self._num_scored = 0
 
@@ -88,46 +91,106 @@ def evaluate_run(
     run_dir: str | Path,
     *,
     data: str | None = None,
-    contexts: list[str] | None = None,
+    contexts: Sequence[str] | None = None,
     count: int | None = None,
+    rule: str | None = None,
 ) -> list[Answered]:
     """The student of a run's newest checkpoint, and its teachers, asked again.
 
-    data, contexts and count default to the run's own; nothing is written into the run folder.
+    data, contexts, count and rule default to the run's own; nothing is written into the run folder.
     """
-    scorer = open_scorer(run_dir)
-    config, step = scorer.config, scorer.checkpoint.step
+    scorer = open_scorer(run_dir, device=default_device())
+    config = scorer.config
     source = data or config.data.eval
     if source is None:
         raise ConfigError("the run has no data.eval; give examples with --data.")
-    examples = load_examples(source, limit=count or config.evaluation.count or None)
+    own_count = config.evaluation.count or None
+    examples = load_examples(source, limit=own_count if count is None else count)
+    asked = {name: one for name, one in scorer.learner.policies.items() if name == "student" or name.startswith("teacher")}  # fmt: skip
+    return _ask(
+        list(asked.values()),
+        examples,
+        contexts or config.evaluation.contexts,
+        step=scorer.checkpoint.step,
+        max_completion_length=config.sampling.max_completion_length,
+        rule=rule or config.evaluation.rule,
+        batch_size=config.evaluation.batch_size,
+    )
+
+
+def evaluate_model(
+    path: str | Path,
+    *,
+    data: str,
+    contexts: Sequence[str] = ("plain",),
+    count: int | None = None,
+    rule: str = RULES[0],
+    max_completion_length: int = SamplingConfig().max_completion_length,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+) -> list[Answered]:
+    """Any image-text-to-text model asked: a folder written by save_pretrained, or a name on the hub."""
+    examples = load_examples(data, limit=count)
+    for context in contexts:
+        parse_context(context)
+    policy = load_policy(path, "model", dtype=dtype, device=default_device(), trust_remote_code=trust_remote_code)
+    options = {"max_completion_length": max_completion_length, "batch_size": EvaluationConfig().batch_size}
+    return _ask([policy], examples, contexts, step=0, rule=rule, **options)
+
+
+def evaluate(
+    path: str | Path,
+    *,
+    data: str | None = None,
+    contexts: Sequence[str] | None = None,
+    count: int | None = None,
+    rule: str | None = None,
+) -> list[Answered]:
+    """A run's newest checkpoint with its teachers, or a model folder: whichever `path` is.
+
+    Raises: RunError if it is neither.
+    """
+    folder = Path(path)
+    if (folder / "run.json").is_file():
+        return evaluate_run(folder, data=data, contexts=contexts, count=count, rule=rule)
+    for model in (folder, folder / "student"):  # a checkpoint holds its student in a folder of that name
+        if (model / "config.json").is_file() or (model / "adapter_config.json").is_file():
+            if data is None:
+                raise ConfigError(f"{path} is a model and has no data of its own; give examples with --data.")
+            return evaluate_model(model, data=data, contexts=contexts or ("plain",), count=count, rule=rule or RULES[0])
+    raise RunError(
+        f"{path} is no run folder and no model folder: it has neither run.json nor config.json. Runs are made by "
+        "`workbench train`, model folders by save_pretrained."
+    )
+
+
+def default_device() -> str:
+    """The accelerator if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _ask(
+    policies: Sequence[Policy], examples: list[Example], contexts: Sequence[str], **options: Any
+) -> list[Answered]:
     require_answers(examples)
     answered = []
-    for name, policy in scorer.learner.policies.items():
-        if name != "student" and not name.startswith("teacher"):
-            continue
-        for context in contexts or config.evaluation.contexts:
-            answered += answer_questions(
-                policy,
-                split_by_evidence(examples, [context])[0],
-                context,
-                step=step,
-                max_completion_length=config.sampling.max_completion_length,
-                rule=config.evaluation.rule,
-                batch_size=config.evaluation.batch_size,
-            )
+    for policy in policies:
+        for context in contexts:
+            answered += answer_questions(policy, split_by_evidence(examples, [context])[0], context, **options)
     return answered
 
 
-def open_scorer(source: str | Path | RunConfig, overrides: list[str] | tuple[str, ...] = ()) -> Scorer:
+def open_scorer(
+    source: str | Path | RunConfig, overrides: list[str] | tuple[str, ...] = (), *, device: str = "cpu"
+) -> Scorer:
     """A scorer of a run (its newest checkpoint), of a configuration file, or of a configuration."""
     if isinstance(source, RunConfig):
-        return Scorer(source)
+        return Scorer(source, device=device)
     path = Path(source)
     if not path.is_dir():
-        return Scorer(load_config(path, overrides))
+        return Scorer(load_config(path, overrides), device=device)
     folder = RunFolder.open(path)
     checkpoint, torn = latest_checkpoint(folder.path)
     if checkpoint is None:
         raise RunError(f"{path} has no complete checkpoint yet. {' '.join(torn)}")
-    return Scorer(load_config(folder.path / "config.yaml", overrides), checkpoint)
+    return Scorer(load_config(folder.path / "config.yaml", overrides), checkpoint, device=device)

@@ -10,6 +10,8 @@ from workbench.runs import RunFolder
 from workbench.traces.reader import open_traces
 from workbench.types import PRIVILEGED, VISIBLE
 
+NOBODY_ASKED = "no question was asked: no example has the evidence that the contexts show"
+NOBODY_GRADED = "no answer could be graded: choose another --rule, or look at the answers in the data"
 _NUMBER = re.compile(r"[-+]?[\d,.]*%?")
 
 
@@ -50,7 +52,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def accuracy_table(answered: list[Answered]) -> str:
     """Right answers per policy and context, first and last evaluation side by side."""
     if not answered:
-        return "no question was asked: no example has the evidence that the contexts show"
+        return NOBODY_ASKED
     steps = sorted({row.step for row in answered})
     first, last = steps[0], steps[-1]
     truths = [truth for truth in (VISIBLE, PRIVILEGED) if any(row.truth == truth for row in answered)]
@@ -68,6 +70,38 @@ def accuracy_table(answered: list[Answered]) -> str:
                 cells.append(_percent(measure(chosen)))
         rows.append(cells)
     return format_table(header, rows)
+
+
+def evaluation_table(answered: list[Answered]) -> str:
+    """Every measure of every policy and context: over all questions, by truth, and by kind of question."""
+    if not answered:
+        return NOBODY_ASKED
+    header = ["policy", "context", "kind", "truth", "questions", "accuracy", "confidence", "over-confidence", "calibration error", "entropy", "length", "cut"]  # fmt: skip
+    rows = []
+    for policy, context in dict.fromkeys((row.policy, row.context) for row in answered):
+        own = [row for row in answered if (row.policy, row.context) == (policy, context)]
+        for kind, truth in _kinds(own):
+            chosen = [row for row in own if kind in ("all", row.domain) and truth in ("all", row.truth)]
+            measured = measure(chosen)
+            if measured is not None:
+                entropy = "-" if measured.entropy is None else f"{measured.entropy:.3f}"
+                shares = [f"{value:.1%}" for value in (measured.accuracy, measured.confidence)]
+                shares += [f"{measured.overconfidence:+.1%}", f"{measured.calibration_error:.1%}", entropy]
+                rows.append([policy, context, kind, truth, str(measured.count), *shares, f"{measured.length:.1f}", f"{measured.truncated:.1%}"])  # fmt: skip
+    if not rows:
+        return NOBODY_GRADED
+    legend = "  entropy: nats per token; length: tokens; cut: answers that reached the longest length allowed"
+    return f"{format_table(header, rows)}\n{legend}"
+
+
+def _kinds(answered: list[Answered]) -> list[tuple[str, str]]:
+    """(kind, truth) of the table's rows: all, each truth, each kind, and each truth of a kind that has several."""
+    truths = [truth for truth in (VISIBLE, PRIVILEGED) if any(row.truth == truth for row in answered)]
+    found = [("all", "all"), *(("all", truth) for truth in truths)]
+    for kind in sorted({row.domain for row in answered if row.domain}):
+        own = [truth for truth in truths if any((row.domain, row.truth) == (kind, truth) for row in answered)]
+        found += [(kind, truth) for truth in own] if own else [(kind, "all")]
+    return found
 
 
 def _percent(measured: object) -> str:

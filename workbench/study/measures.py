@@ -5,7 +5,7 @@
     compare    the mean over seeds, and its difference to the baseline and to the student before training, with
                paired intervals and a verdict that is clear of zero or none
 
-Of the privilege-illusion lab: over-confidence is mean confidence minus accuracy, on privileged questions the price of
+Over-confidence is mean confidence minus accuracy, on privileged questions the price of
 imitating who knows more. Gap recovered is (accuracy - base) / (teacher on plain - base), on visible questions, as the
 89.8 % and 53.0 % of arXiv 2606.30626, section 4.2. It is not given where the teacher is not clearly better.
 """
@@ -220,11 +220,16 @@ class _Group:
 
     def _measured(self, row: Row, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
         measured = _measured(self._lines(row), question_weights)
-        if self.truth in (VISIBLE, "all") and row.teacher in self._by_name and row.base in self._by_name:
+        if (
+            self.context == "plain"
+            and self.truth in (VISIBLE, "all")
+            and {row.base, row.teacher} <= self._by_name.keys()
+        ):
             gap = self._gap(row, question_weights)
             if gap is not None:
                 base, teacher = gap
-                measured[GAP_RECOVERED] = (measured["accuracy"] - base) / (teacher - base)
+                # at least one question: a drawing of questions in which the teacher is no better has no gap
+                measured[GAP_RECOVERED] = (measured["accuracy"] - base) / np.maximum(teacher - base, 1.0 / self.count)
         return measured
 
     def _gap(self, row: Row, question_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

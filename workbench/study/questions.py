@@ -17,6 +17,7 @@ from workbench.datasets import load_examples, split_by_evidence
 from workbench.errors import RunError
 from workbench.evaluate import Answered, answer_questions, save_answers
 from workbench.policies.loading import load_policies
+from workbench.scorer import default_device
 from workbench.study.plan import Questions, Reference
 
 FILE = "questions.parquet"
@@ -50,7 +51,7 @@ def ask_run(config: RunConfig, evaluate: tuple[Questions, ...], *, load: Callabl
     asked = describe(config, evaluate, checkpoint.step)
     if asked_of(file) == asked:
         return file
-    policies = load_policies([], student=checkpoint.student, dtype=config.models.dtype, device=device(), trust_remote_code=config.models.trust_remote_code)  # fmt: skip
+    policies = load_policies([], student=checkpoint.student, dtype=config.models.dtype, device=default_device(), trust_remote_code=config.models.trust_remote_code)  # fmt: skip
     answered = _ask(policies["student"], config, evaluate, checkpoint.step, load)
     save_answers(config.run_dir, checkpoint.step, answered[evaluate[0].label])  # where the app looks for them
     _write(file, answered, asked)
@@ -72,7 +73,7 @@ def ask_reference(
         teacher=reference.model if names else None,
         dtype=config.models.dtype,
         teacher_dtype=config.models.teacher_dtype,
-        device=device(),
+        device=default_device(),
         trust_remote_code=config.models.trust_remote_code,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -118,12 +119,6 @@ def read(file: Path) -> pa.Table:
         return pq.read_table(file).cast(SCHEMA)
     except (OSError, pa.ArrowInvalid) as error:
         raise RunError(f"{file} cannot be read ({error}). Delete it; the same study asks again.") from None
-
-
-def device() -> str:
-    import torch  # noqa: PLC0415
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _ask(

@@ -26,7 +26,7 @@ from workbench.types import PRIVILEGED, VISIBLE
 _COLUMNS = ("accuracy", "confidence", "entropy", "length", "truncated")
 HEADLINES = (
     ("accuracy", VISIBLE), (GAP_RECOVERED, VISIBLE), ("accuracy", PRIVILEGED), ("overconfidence", PRIVILEGED),
-    ("calibration_error", "all"), ("entropy", "all"), ("length", "all"), ("truncated", "all"),
+    ("calibration_error", PRIVILEGED), ("entropy", "all"), ("length", "all"), ("truncated", "all"),
 )  # fmt: skip
 
 

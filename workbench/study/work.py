@@ -5,6 +5,7 @@ student) or a reference (ask a model as it is). SIGTERM stops a run after the st
 """
 
 import functools
+import gc
 import logging
 import os
 import signal
@@ -15,10 +16,16 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import torch
+from transformers.utils import logging as transformers_logging
+
 from workbench.config import RunConfig, build_config, read_yaml
+from workbench.datasets import load_examples
 from workbench.errors import RunError, WorkbenchError
 from workbench.runs import RunFolder
 from workbench.study.plan import Questions, Reference
+from workbench.study.questions import ask_reference, ask_run, show_start
+from workbench.train import train
 
 _REMEMBERED = 8  # sets of examples kept per process
 _FREE = ("output_dir", "data.eval", "data.probes", "evaluation", "training.save_every", "training.keep", "training.trackers")  # fmt: skip
@@ -56,11 +63,6 @@ def work(pipe: Connection, num_threads: int, log_file: Path, parent: int) -> Non
     stream = log_file.open("a", buffering=1)
     os.dup2(stream.fileno(), 1)
     os.dup2(stream.fileno(), 2)
-    import torch  # noqa: PLC0415
-    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
-
-    from workbench.datasets import load_examples  # noqa: PLC0415
-
     torch.set_num_threads(num_threads)
     transformers_logging.disable_progress_bar()
     logging.getLogger("workbench").addHandler(logging.NullHandler())
@@ -75,8 +77,6 @@ def work(pipe: Connection, num_threads: int, log_file: Path, parent: int) -> Non
         status, error, trained = "finished", None, False
         try:
             if task.reference is not None:
-                from workbench.study.questions import ask_reference  # noqa: PLC0415
-
                 ask_reference(task.reference, task.evaluate, task.file, load=load)
             else:
                 status, trained = _do_run(task, load, parent)
@@ -85,14 +85,12 @@ def work(pipe: Connection, num_threads: int, log_file: Path, parent: int) -> Non
         except Exception as fault:
             traceback.print_exc()
             status, error = "failed", f"{type(fault).__name__}: {fault} (the whole of it is in {log_file})"
+        gc.collect()  # models of the task at hand are in cycles, and gigabytes
         pipe.send(Outcome(task.name, status, error, time.perf_counter() - start, trained))
 
 
 def _do_run(task: Task, load: object, parent: int) -> tuple[str, bool]:
     """Train, or go on, or do nothing; then ask. Returns the status and whether steps were done."""
-    from workbench.study.questions import ask_run, show_start  # noqa: PLC0415
-    from workbench.train import train  # noqa: PLC0415
-
     config, trained = task.config, False
 
     def on_step(step: int, metrics: dict) -> None:
