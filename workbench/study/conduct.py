@@ -24,6 +24,7 @@ from pathlib import Path
 from workbench.errors import RunError
 from workbench.runs import _surroundings
 from workbench.study.plan import Study
+from workbench.study.questions import FILE, asked_of, describe, describe_reference
 from workbench.study.work import Outcome, Task, work
 
 log = logging.getLogger("workbench")
@@ -37,7 +38,12 @@ def run_study(study: Study, *, say: Callable[[str], None] = print) -> bool:
     study.folder.mkdir(parents=True, exist_ok=True)
     with _claim(study):
         record = Record(study)
-        tasks = deque(_tasks(study))
+        todo = _tasks(study)
+        tasks = deque(task for task in todo if not _is_done(task))
+        if len(tasks) < len(todo):
+            say(f"{len(todo) - len(tasks)} of {len(todo)} tasks are done already")
+        if not tasks:
+            return True
         conductor = _Conductor(study, record, len(tasks), say)
         with conductor.signals():
             return conductor.conduct(tasks)
@@ -197,6 +203,12 @@ def _tasks(study: Study) -> list[Task]:
             starts = tuple(file for reference, file in references.items() if reference.model in models)
             tasks.append(Task(config.name, study.evaluate, config=config, starts=starts))
     return tasks
+
+
+def _is_done(task: Task) -> bool:
+    if task.reference is not None:
+        return asked_of(task.file) == describe_reference(task.reference, task.evaluate)
+    return asked_of(task.config.run_dir / FILE) == describe(task.config, task.evaluate, task.config.training.steps)
 
 
 def reference_file(study: Study, row: str) -> Path:

@@ -32,6 +32,8 @@ from workbench.evaluate import require_answers
 KEYS = ("name", "base", "overrides", "seeds", "parallel", "baseline", "variants", "grid", "evaluate")
 BASE, TEACHER = "base", "teacher"  # names of rows, so no variant may have them
 _OWN = ("name", "output_dir", "seed", "data.eval", "evaluation.count", "evaluation.contexts", "evaluation.teacher", "evaluation.every")  # fmt: skip
+# what may differ between a run that is there and the run that is asked for: nothing that its numbers depend on
+_FREE = ("name", "output_dir", "data.eval", "data.probes", "evaluation.", "training.save_every", "training.keep", "training.trackers")  # fmt: skip
 _PEEKED = 64  # training examples whose evidence is looked at before all of them are
 
 
@@ -110,6 +112,24 @@ class Study:
 def run_name(variant: str, seed: int) -> str:
     """The folder of a run: the variant's name in plain characters, and the seed."""
     return f"{re.sub(r'[^A-Za-z0-9._+=-]+', '-', variant).strip('-.')}-s{seed}"
+
+
+def settings(config: RunConfig) -> dict[str, object]:
+    """Everything that a run's numbers depend on, with dotted keys."""
+    return {key: value for key, value in _flat(config.to_dict()).items() if not key.startswith(_FREE)}
+
+
+def other_settings(config: RunConfig) -> str | None:
+    """A sentence if the run's folder is of a run with other settings: its numbers would be called by a wrong name."""
+    if not (config.run_dir / "config.yaml").is_file():
+        return None
+    there = settings(build_config(read_yaml(config.run_dir / "config.yaml"), where=str(config.run_dir)))
+    here = settings(config)
+    others = [key for key in {**here, **there} if here.get(key) != there.get(key)]
+    if not others:
+        return None
+    changes = ", ".join(f"{key}={there.get(key)} there, {here.get(key)} here" for key in others[:3])
+    return f"{config.run_dir} was made with other settings ({changes}). Rename the study or the variant, or delete that folder."  # fmt: skip
 
 
 def load_study(path: str | Path, overrides: Iterable[str] = (), *, load: Callable = load_examples) -> Study:
@@ -311,3 +331,14 @@ def _texts(values: dict) -> list[str]:
 
 def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, object]:
+    """Nested values with dotted keys."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

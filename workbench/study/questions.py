@@ -18,7 +18,7 @@ from workbench.errors import RunError
 from workbench.evaluate import Answered, answer_questions, save_answers
 from workbench.policies.loading import load_policies
 from workbench.scorer import default_device
-from workbench.study.plan import Questions, Reference
+from workbench.study.plan import Questions, Reference, settings
 
 FILE = "questions.parquet"
 TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -63,7 +63,7 @@ def ask_reference(
 ) -> Path:
     """A model as it is, asked everything; does nothing if it has been."""
     config = reference.config
-    asked = describe(config, evaluate, 0) | {"model": reference.model}
+    asked = describe_reference(reference, evaluate)
     if asked_of(file) == asked:
         return file
     names = ["teacher"] if reference.role == "teacher" else []
@@ -96,13 +96,21 @@ def show_start(run_dir: Path, files: list[Path], evaluate: tuple[Questions, ...]
 
 
 def describe(config: RunConfig, evaluate: tuple[Questions, ...], step: int) -> dict:
-    """What is asked, and how: two files with the same description hold the same questions."""
+    """What is asked of whom, and how: two files with the same description hold the same answers."""
     return {
         "step": step,
         "rule": config.evaluation.rule,
-        "max_completion_length": config.sampling.max_completion_length,
+        "settings": json.loads(json.dumps(settings(config))),
         "evaluate": [[one.label, one.data, list(one.contexts), one.count] for one in evaluate],
     }
+
+
+def describe_reference(reference: Reference, evaluate: tuple[Questions, ...]) -> dict:
+    """As `describe`, of a model as it is: it does not depend on how others are trained."""
+    config = reference.config
+    asked = describe(config, evaluate, 0) | {"model": reference.model}
+    length = config.sampling.max_completion_length
+    return asked | {"settings": {"dtype": config.models.dtype, "max_completion_length": length}}
 
 
 def asked_of(file: Path) -> dict | None:

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from workbench.errors import RunError, TraceError
 from workbench.study.conduct import reference_file
 from workbench.study.measures import GAP_RECOVERED, TRAINING, Comparison, Row, Value, compare, measure_of, values_of
-from workbench.study.plan import Study
-from workbench.study.questions import FILE, asked_of, describe, read
+from workbench.study.plan import Study, other_settings
+from workbench.study.questions import FILE, asked_of, describe, describe_reference, read
 from workbench.traces.reader import open_traces
 from workbench.types import PRIVILEGED, VISIBLE
 
@@ -49,7 +49,7 @@ def collect(study: Study) -> Results:
     rows, missing = [], unfinished(study)
     for reference in study.references():
         file = reference_file(study, reference.row)
-        if asked_of(file) is not None:
+        if asked_of(file) == describe_reference(reference, study.evaluate):
             rows.append(Row(reference.row, reference.role, (0,), _aligned([read(file)])))
     names = {(reference.role, reference.model): reference.row for reference in study.references()}
     num_finished = 0
@@ -82,7 +82,8 @@ def unfinished(study: Study) -> dict[str, str]:
             config = study.config(variant, seed)
             if asked_of(config.run_dir / FILE) != describe(config, study.evaluate, config.training.steps):
                 known = record["runs"].get(config.name, {})
-                found[config.name] = known.get("error") or known.get("status") or "not started"
+                status = "asked other questions" if known.get("status") == "finished" else known.get("status")
+                found[config.name] = other_settings(config) or known.get("error") or status or "not started"
     return found
 
 

@@ -19,16 +19,15 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from workbench.config import RunConfig, build_config, read_yaml
+from workbench.config import RunConfig
 from workbench.datasets import load_examples
 from workbench.errors import RunError, WorkbenchError
 from workbench.runs import RunFolder
-from workbench.study.plan import Questions, Reference
+from workbench.study.plan import Questions, Reference, other_settings
 from workbench.study.questions import ask_reference, ask_run, show_start
 from workbench.train import train
 
 _REMEMBERED = 8  # sets of examples kept per process
-_FREE = ("output_dir", "data.eval", "data.probes", "evaluation", "training.save_every", "training.keep", "training.trackers")  # fmt: skip
 _CLAIM_WAIT_S = 60.0
 
 
@@ -99,7 +98,9 @@ def _do_run(task: Task, load: object, parent: int) -> tuple[str, bool]:
 
     exists = (config.run_dir / "run.json").is_file() and (config.run_dir / "config.yaml").is_file()
     if exists:
-        _check_same(config)
+        fault = other_settings(config)
+        if fault is not None:
+            raise RunError(fault)
         _wait_for_claim(config.run_dir)
     if not exists or RunFolder.open(config.run_dir).status.get("status") != "finished":
         trained = True
@@ -115,29 +116,6 @@ def _do_run(task: Task, load: object, parent: int) -> tuple[str, bool]:
 def _has_begun(run_dir: Path) -> bool:
     """Whether there is anything to go on from; a run that failed before its first number is made anew."""
     return (run_dir / "metrics.jsonl").is_file() or any(run_dir.glob("checkpoint-*"))
-
-
-def _check_same(config: RunConfig) -> None:
-    """Raises RunError if the folder is of a run with other settings: its numbers would be called by a wrong name."""
-    there = _flat(build_config(read_yaml(config.run_dir / "config.yaml"), where=str(config.run_dir)).to_dict())
-    here = _flat(config.to_dict())
-    others = [key for key in {**here, **there} if not key.startswith(_FREE) and here.get(key) != there.get(key)]
-    if others:
-        changes = ", ".join(f"{key}={there.get(key)} there, {here.get(key)} here" for key in others[:3])
-        raise RunError(
-            f"{config.run_dir} was made with other settings ({changes}). Rename the study or the variant, or delete "
-            "that folder."
-        )
-
-
-def _flat(values: dict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _wait_for_claim(run_dir: Path) -> None:
