@@ -102,7 +102,8 @@ def _train_in(
         folder.update(status="running", error=None, pid=os.getpid())
         with StopSignal() as stop:
             trainer = Trainer(config, folder, resume=resume, load=load)
-            result = trainer.run(stop, on_step)
+            with trainer.writer:
+                result = trainer.run(stop, on_step)
         folder.update(status="stopped" if result.stopped else "finished")
         finished = True
         return result
@@ -158,7 +159,11 @@ class Trainer:
             sampling.max_completion_length, sampling.temperature, sampling.top_p, sampling.top_k
         )
         self.writer = TraceWriter(
-            folder.path, method=self.method.name, policy_text=self.learner.student.token_text, compact_every=0
+            folder.path,
+            method=self.method.name,
+            policy_text=self.learner.student.token_text,
+            compact_every=0,
+            background=True,
         )
         self.watch = Watch()
         for line in folder.metrics("train"):
@@ -308,6 +313,7 @@ class Trainer:
         self.accelerator.log(measured, step=step)
 
     def _save(self, step: int) -> Checkpoint:
+        self.writer.flush()  # what a checkpoint stands for is on disk before it
         keep = self.config.training.keep
         checkpoint = save_checkpoint(self.folder.path, step, self.learner.policies, self.learner.optimizer, keep=keep)
         log.info("saved %s", checkpoint.path)
@@ -337,8 +343,7 @@ class Trainer:
         rate = bar.format_dict["rate"]
         remaining = (self.config.training.steps - step) / rate if rate else None
         self.folder.update(steps_done=step, steps=self.config.training.steps, remaining_s=remaining)
-        numbers = {name: value for name, value in metrics.items() if value is not None}
-        self.accelerator.log(numbers, step=step)
+        self.accelerator.log({name: value for name, value in metrics.items() if value is not None}, step=step)
         log.debug("step %d loss %.5f", step, metrics["loss"])
 
 

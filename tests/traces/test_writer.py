@@ -178,3 +178,29 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, make_batch):
     (tmp_path / "traces").write_text("in the way")
     with pytest.raises(TraceError, match=r"traces.*cannot be written"):
         writer(tmp_path).write(make_batch())
+
+
+def test_in_the_background_the_same_rows_are_written_and_a_flush_waits_for_them(tmp_path, make_batch):
+    with writer(tmp_path / "behind", background=True) as behind:
+        for step in (1, 2, 3):
+            behind.write(make_batch(step))
+        behind.flush()
+        assert set(column(tmp_path / "behind", "step")) == {1, 2, 3}
+        behind.write(make_batch(4))
+    at_once = writer(tmp_path / "at_once")
+    for step in (1, 2, 3, 4):
+        at_once.write(make_batch(step))
+    for table in ("positions", "rollouts"):
+        first, second = (
+            open_traces(tmp_path / name).sql(f"FROM {table} ORDER BY ALL") for name in ("behind", "at_once")
+        )
+        assert first.equals(second)
+
+
+def test_in_the_background_an_error_is_raised_by_the_next_call(tmp_path, make_batch):
+    behind = writer(tmp_path, background=True)
+    (tmp_path / "traces").write_text("in the way")
+    behind.write(make_batch(1))
+    with pytest.raises(TraceError, match="cannot be written"):
+        behind.write(make_batch(2))
+    behind.flush()  # said once

@@ -11,6 +11,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -223,6 +224,7 @@ def merge_headers(headers: list[Header]) -> Header:
     return Header(headers[-1].method, views, regimes)
 
 
+@cache
 def stored_schema(table: str, views: tuple[str, ...]) -> pa.Schema:
     """The Arrow schema of a table's files."""
     fields = []

@@ -7,6 +7,7 @@ missing here is a KeyError in the first test that writes.
 import hashlib
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -69,6 +70,8 @@ class TraceWriter:
 
     policy_text    text of one token id, for alternatives
     compact_every  the first process merges step files when a table has that many; 0 = never
+    background     write in a thread while the next step is computed, at most one step behind; an error is raised by the
+                   next call. Call `flush` before what was written is counted on.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class TraceWriter:
         policy_text: Callable[[int], str],
         rank: int = 0,
         compact_every: int = 100,
+        background: bool = False,
     ) -> None:
         self.run_folder, self.method, self.rank, self.compact_every = Path(run_folder), method, rank, compact_every
         self.folder = traces_folder(self.run_folder)
@@ -87,14 +91,38 @@ class TraceWriter:
         self._image_names: dict[str, list[str]] = {}  # by prompt or example: pictures are hashed once
         self._step_names: dict[int, str] = {}  # by identity: good for as long as the batch is held
         self._num_written = 0
+        self._thread = ThreadPoolExecutor(1, "traces") if background else None
+        self._pending: Future | None = None
 
     def write(self, batch: TracedBatch) -> None:
         """Record a training step. A step written before is replaced."""
-        self._write(batch, "")
+        self._start(batch, "")
 
     def write_probe(self, batch: TracedBatch) -> None:
         """Record probes as they are scored at this step."""
-        self._write(batch, PROBE)
+        self._start(batch, PROBE)
+
+    def flush(self) -> None:
+        """Return when everything is on disk. Raises TraceError if something could not be written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> "TraceWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.flush()
+
+    def _start(self, batch: TracedBatch, prefix: str) -> None:
+        self.flush()
+        if self._thread is None:
+            self._write(batch, prefix)
+            return
+        for ids, _ in batch.alternatives.top.values() if batch.alternatives else ():
+            for token_id in ids.unique().tolist():
+                self._text(token_id)  # here and not in the thread: a tokenizer is for one thread at a time
+        self._pending = self._thread.submit(self._write, batch, prefix)
 
     def _write(self, batch: TracedBatch, prefix: str) -> None:
         views = {name: TracedView(*view) for name, view in batch.views.items()}
