@@ -5,6 +5,8 @@
     python -m benchmarks losses     time and peak memory of the chunked losses against whole logits
     python -m benchmarks tracing    what recording every token adds to a step
     python -m benchmarks traces     the trace files alone: bytes per token, time per query
+    python -m benchmarks big_run    a run of ten million positions, asked as the app asks
+    python -m benchmarks app        first page, drawing in the browser, watching a run: app page, app draw, app watch
 
 What follows the name goes to the benchmark: python -m benchmarks opd --help. Results are kept in docs/LOG.md.
 """
@@ -12,7 +14,7 @@ What follows the name goes to the benchmark: python -m benchmarks opd --help. Re
 import runpy
 import sys
 
-NAMES = ("opd", "dopd", "losses", "tracing", "traces")
+NAMES = ("opd", "dopd", "losses", "tracing", "traces", "big_run", "app")
 
 
 def main() -> None:

@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from workbench.checkpoints import list_checkpoints
 from workbench.config import RunConfig, read_yaml
 from workbench.errors import ConfigError, RunError
 from workbench.processes import born_at, identify, send
@@ -373,6 +372,8 @@ def _error(run_dir: Path, status: str, facts: dict, record: _Record | None) -> s
     raised = [line for line in lines if _RAISED.fullmatch(line)]
     if raised:
         return raised[-1]
+    from workbench.checkpoints import list_checkpoints  # noqa: PLC0415  (it brings transformers, which the app seldom needs)
+
     saved = list_checkpoints(run_dir)
     goes_on = f"goes on from step {saved[-1].step}" if saved else "begins again: it saved no checkpoint"
     again = f" Resuming it {goes_on}." if (run_dir / "config.yaml").is_file() else " Start it again."

@@ -24,8 +24,9 @@ def context(tmp_path: Path) -> AppContext:
 
 
 def opened(context: AppContext, search: str) -> tuple[str | None, str, dict]:
-    run, tabs, address, _ = open_address(context, search, "light")
-    return run.value, tabs.selected, address
+    run, tabs, tab, address, _ = open_address(context, search, "light")
+    assert tab == tabs.selected
+    return run.value, tab, address
 
 
 def test_an_address_opens_its_run_tab_and_the_rest(context: AppContext) -> None:
@@ -77,6 +78,17 @@ def test_the_page_is_built_with_its_tabs_in_order(context: AppContext) -> None:
     app = build_app(context)
     labels = [block.label for block in app.blocks.values() if isinstance(block, gr.Tab) and block.id in TABS]
     assert labels[:2] == ["Launch", "Watch"] and labels == [label for label, _ in TABS.values()]
+
+
+def test_a_mistake_leaves_every_output_as_it_is(context: AppContext) -> None:
+    """A callback that fails must answer for as many components as its event changes."""
+    wrong, found = [], 0
+    for event in build_app(context).fns.values():
+        told_of = getattr(event.fn, "outputs", None)
+        if told_of is not None:
+            found += 1
+            wrong += [] if told_of == len(event.outputs) else [(event.name, told_of, len(event.outputs))]
+    assert not wrong and found > 20
 
 
 def test_the_page_asks_no_other_machine_for_its_look() -> None:

@@ -3,6 +3,7 @@ window.workbenchApp = (() => {
   const asked = location.search; // the page may rewrite it before the server has answered
   let forced = new URLSearchParams(asked).get("__theme"); // a link may choose the theme
   let looks = 0;
+  let isOpen = false; // the address is not touched before the server has read it
   const stored = () => { try { return localStorage.getItem("workbench-theme"); } catch { return null; } };
   const isDark = () => {
     const wanted = forced || stored();
@@ -21,10 +22,11 @@ window.workbenchApp = (() => {
       try { localStorage.setItem("workbench-theme", theme); } catch { /* a browser that stores nothing */ }
       return theme;
     },
+    open: () => { isOpen = true; },
     look: () => { looks += 1; },
     // writes the address, and wakes the open tab if what it shows has changed
     show: (tabs, run, tab, theme, address, ...wakes) => {
-      if (!tab) return wakes;
+      if (!tab || !isOpen) return wakes;
       const query = new URLSearchParams();
       if (run) query.set("run", run);
       query.set("tab", tab);

@@ -10,7 +10,7 @@ from workbench.evaluate import Answered
 from workbench.traces.reader import Traces
 
 COLUMNS = ["step", "where", "answer", "expected", "right", "tokens"]
-MOST = 300  # questions that are offered
+MOST = 100  # questions that are offered
 NONE_YET = (
     "Nothing was answered yet. The first answers are those of the evaluation before step 1, then those of step 1."
 )

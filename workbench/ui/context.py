@@ -94,6 +94,7 @@ def told(callback: Callable, outputs: int = 1) -> Callable:
             gr.Warning(escape(sentence(error)), title="That did not work", duration=12)
             return gr.skip() if outputs == 1 else (gr.skip(),) * outputs
 
+    safe.outputs = outputs  # type: ignore[attr-defined]
     return safe
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import gradio as gr
 
 from workbench.analysis.table import table
-from workbench.checkpoints import latest_checkpoint
 from workbench.config import load_config, read_yaml
 from workbench.contexts import CONTEXTS, build_prompt, evidence_crop, missing_evidence
 from workbench.datasets import load_examples
@@ -21,7 +20,6 @@ from workbench.errors import DataError, RunError, WorkbenchError
 from workbench.images import open_image
 from workbench.render import PictureOfView, TokenView, render_tokens, token_view
 from workbench.rendering.pictures import evidence
-from workbench.scorer import Scorer, open_scorer
 from workbench.types import Box, Evidence, Example
 from workbench.ui.context import AppContext, Shared, note, sentence, told
 from workbench.ui.pieces import Column, empty_html, fragment_component, fresh, read_asset, rows_component, rows_html
@@ -41,11 +39,14 @@ class OneScorer:
 
     def __init__(self) -> None:
         self._key: tuple | None = None
-        self._scorer: Scorer | None = None
+        self._scorer: object | None = None  # a workbench.scorer.Scorer
         self._lock = threading.Lock()
 
     def score(self, run_dir: Path, example: Example, answer: str | None) -> TokenView:
         """Every token of the answer, or of one that the student writes, as the run's newest checkpoint sees it."""
+        from workbench.checkpoints import latest_checkpoint  # noqa: PLC0415  (transformers: seconds, and only needed here)
+        from workbench.scorer import open_scorer  # noqa: PLC0415
+
         with self._lock:
             checkpoint, _ = latest_checkpoint(run_dir)
             if checkpoint is None:

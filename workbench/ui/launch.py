@@ -88,7 +88,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     loaded.then(*shows, **silent)
     changed = method.change(partial(show_method, list(groups)), method, list(groups.values()), **silent)
     changed.then(*shows, **silent)
-    shared.on_show("launch", told(partial(offer, context)), [recipe, name], [recipe, name]).then(*shows, **silent)
+    shared.on_show("launch", told(partial(offer, context), 2), [recipe, name], [recipe, name]).then(*shows, **silent)
 
     running = {"show_progress": "minimal", "show_progress_on": report, "api_visibility": "private"}
     check.click(beside(partial(run_check, context, every_field), 1), inputs, [message, report], **running)

@@ -15,6 +15,7 @@ from workbench.ui.pieces import (
     Column,
     answer_address,
     empty_html,
+    few,
     fragment_component,
     fresh,
     plot_component,
@@ -71,8 +72,8 @@ def draw(
         listed,
         gr.HTML(value=fragment, visible=figure is None),
         gr.Plot(value=figure, visible=figure is not None),
-        gr.Dropdown(choices=steps, value=first),
-        gr.Dropdown(choices=steps, value=last),
+        gr.Dropdown(choices=few(steps), value=first),
+        gr.Dropdown(choices=few(steps), value=last),
         gr.Plot(value=draw_flow(traces, first, last, truth, theme), visible=True),
         gr.Plot(value=draw_shares(traces, split, measure, theme), visible=True),
         draw_moved(traces),
@@ -162,8 +163,10 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     with gr.Row():
         with gr.Column(min_width=420):
             with gr.Row():
-                first = gr.Dropdown([], label="from step", min_width=90, elem_id="movement-first")
-                last = gr.Dropdown([], label="to step", min_width=90, elem_id="movement-last")
+                first = gr.Dropdown(
+                    [], label="from step", min_width=90, allow_custom_value=True, elem_id="movement-first"
+                )
+                last = gr.Dropdown([], label="to step", min_width=90, allow_custom_value=True, elem_id="movement-last")
                 truth = gr.Dropdown(TRUTHS, value="", label="of", min_width=140)
             flow = plot_component("where supervision moved", elem_id="movement-flow")
         with gr.Column(min_width=420):

@@ -22,6 +22,7 @@ from workbench.rendering.fragment import ASSETS
 from workbench.rendering.words import NONE, plain, signed, visible_text
 from workbench.traces.reader import Traces
 
+MOST_STEPS = 60  # of a list to choose from: the page carries it along in every event
 _MOST_OPEN = 2  # runs whose traces are kept open; each may take the memory of its queries
 
 
@@ -151,6 +152,12 @@ def answer_address(
         "token": token,
     }
     return {name: str(value) for name, value in parts.items() if value is not None}
+
+
+def few(steps: Sequence) -> list:
+    """At most MOST_STEPS of the steps, evenly and with the first and the last: what a list offers; others are typed."""
+    every = max(1, -(-len(steps) // MOST_STEPS))
+    return [step for place, step in enumerate(steps) if place % every == 0 or place == len(steps) - 1]
 
 
 def rows_component(label: str, **values: object) -> gr.HTML:

@@ -40,11 +40,12 @@ _LONGEST = 200  # characters of one part of an address
 
 def build_app(context: AppContext) -> gr.Blocks:
     """The whole page over a runs folder."""
+    names = run_choices(context)
     with gr.Blocks(title="Distillation workbench", fill_width=True, analytics_enabled=False) as app:
         with gr.Row(elem_id="app-header", equal_height=True):
             gr.HTML(_title(context), elem_id="app-title", padding=False)
             run = gr.Dropdown(
-                run_choices(context),
+                names,
                 value=None,
                 label="Run",
                 container=False,
@@ -61,7 +62,8 @@ def build_app(context: AppContext) -> gr.Blocks:
             tab = gr.Textbox("", visible="hidden")
             address = gr.JSON({}, visible="hidden")
             wake = {name: gr.Textbox("", visible="hidden", elem_id=f"app-wake-{name}") for name in TABS}
-        with gr.Tabs(elem_id="app-tabs") as tabs:
+        first = _first_tab(names)  # drawn before the address is known: what most addresses ask for
+        with gr.Tabs(selected=first, elem_id="app-tabs") as tabs:
             shared = Shared(run, theme, address, tabs, wake)
             for name, (label, module) in TABS.items():
                 with gr.Tab(label, id=name, elem_id=f"tab-{name}") as one:
@@ -75,10 +77,12 @@ def build_app(context: AppContext) -> gr.Blocks:
         toggle.click(None, None, theme, js="() => workbenchApp.toggle()")
         again = look.click(told(partial(look_again, context)), run, run, api_visibility="private")
         again.then(None, js="() => workbenchApp.look()").then(**shown)
-        app.load(
-            told(partial(open_address, context)), [search, theme], [run, tabs, address, theme],
-            js="() => workbenchApp.start()", api_visibility="private",
+        opened = [run, tabs, tab, address, theme]
+        asked = app.load(
+            told(partial(open_address, context), len(opened)), [search, theme], opened,
+            js="() => workbenchApp.start()", api_visibility="private", show_progress="hidden",
         )  # fmt: skip
+        asked.then(None, js="() => workbenchApp.open()").then(**shown)
     return app
 
 
@@ -97,20 +101,23 @@ def look_again(context: AppContext, run: str | None) -> object:
 
 
 def open_address(context: AppContext, search: str, theme: str) -> tuple:
-    """Run, tab and the rest of what an address says; a part that says nothing useful is left out."""
+    """Run, tab (to open, and its name), the rest of what an address says, theme; what says nothing useful is left out."""
     asked = {key: values[-1][:_LONGEST] for key, values in parse_qs((search or "").lstrip("?")).items()}
     choices = run_choices(context)
     names = [name for _, name in choices]
     run, tab = asked.get("run"), asked.get("tab")
-    if tab not in TABS:
-        tab = "watch" if names else "launch"
+    tab = tab if tab in TABS else _first_tab(names)
     if run is not None and run not in names:
         message = f'There is no run "{run}" here. It may have been deleted; the list above shows what there is.'
         gr.Warning(escape(message), title="An old link?")
         run = None
     address = {key: asked[key] for key in ADDRESS_KEYS if key in asked}
     chosen = run or (names[0] if names else None)
-    return gr.Dropdown(choices=choices, value=chosen), gr.Tabs(selected=tab), address, theme
+    return gr.Dropdown(choices=choices, value=chosen), gr.Tabs(selected=tab), tab, address, theme
+
+
+def _first_tab(runs: list) -> str:
+    return "watch" if runs else "launch"
 
 
 def _title(context: AppContext) -> str:

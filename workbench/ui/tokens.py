@@ -22,6 +22,7 @@ from workbench.ui.pieces import (
     Column,
     answer_address,
     empty_html,
+    few,
     fragment_component,
     fresh,
     read_asset,
@@ -65,7 +66,8 @@ def draw(
     choices = tokens.choices(traces) if traces is not None else {name: [] for name in FILTERS}
     wanted = dict(zip(FILTERS, (step, regime, domain, kind, truth), strict=True))
     kept = {name: value if value in map(str, choices[name]) else "" for name, value in wanted.items()}
-    boxes = [gr.Dropdown(choices=[("any", ""), *((str(one), str(one)) for one in choices[name])], value=kept[name]) for name in FILTERS]  # fmt: skip
+    offered = {**choices, "step": few(choices["step"])}
+    boxes = [gr.Dropdown(choices=[("any", ""), *((str(one), str(one)) for one in offered[name])], value=kept[name]) for name in FILTERS]  # fmt: skip
     address = address or {}
     selection = select(address, **kept, right=right, order=order)
     try:
@@ -194,7 +196,14 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     """Filters, the list, the answer under it."""
     with gr.Row(elem_classes="wbu-bar"):
         boxes = [
-            gr.Dropdown([("any", "")], value="", label=name, min_width=104, elem_id=f"tokens-{name}")
+            gr.Dropdown(
+                [("any", "")],
+                value="",
+                label=name,
+                min_width=104,
+                elem_id=f"tokens-{name}",
+                allow_custom_value=name == "step",
+            )
             for name in FILTERS
         ]
         right = gr.Dropdown(VERDICTS, value="", label="right or wrong", min_width=104, elem_id="tokens-right")

@@ -30,6 +30,7 @@ from workbench.ui.answers import COLUMNS, answers_to, asked_questions
 from workbench.ui.context import AppContext, Shared, note, run_choices, sentence, told
 from workbench.ui.pieces import TRACES, Column, plot_component, rows_component, rows_html
 
+NO_RUNS = "No run is here yet. Launch one, or `workbench train configs/demo.yaml`."
 POLL_S = 2.0
 DRAW_S = 5.0  # at least so long between two drawings of the curves
 SHARE = 1 / 50  # of the time, at most, that drawing takes
@@ -80,9 +81,10 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     state_outputs = [status, stop, kill, resume, more, timer]
     outputs = [*state_outputs, shared.run, log, seen, question, answers, *plots]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    look = told(partial(look_at, context))
+    look = told(partial(look_at, context), len(outputs))
     inputs = [shared.run, shared.theme, seen, question]
-    shared.on_show("watch", told(partial(look_at, context, anew=True)), inputs, outputs)
+    first = shared.on_show("watch", told(partial(glance, context), len(state_outputs)), [shared.run], state_outputs)
+    first.then(told(partial(look_at, context, anew=True), len(outputs)), inputs, outputs, **quiet)
     timer.tick(look, inputs, outputs, **quiet)
     question.input(told(partial(show_answers, context)), [shared.run, question], answers, **quiet)
     for button, act, given in (
@@ -90,21 +92,28 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         (kill, partial(stop_it, context, at_once=True), [shared.run]),
         (resume, partial(resume_it, context), [shared.run, more]),
     ):
-        button.click(told(act), given, state_outputs, **quiet).then(look, inputs, outputs, **quiet)
+        button.click(told(act, len(state_outputs)), given, state_outputs, **quiet).then(look, inputs, outputs, **quiet)
+
+
+def glance(context: AppContext, run: str | None) -> tuple:
+    """What is known of a run before any curve is drawn."""
+    if not run:
+        return (note(NO_RUNS), *_buttons(context, None))
+    try:
+        return _state(context, read_job(context.run_dir(run)))
+    except RunError as error:  # deleted while it was looked at
+        return (note(sentence(error), "error"), *_buttons(context, None))
 
 
 def look_at(
     context: AppContext, run: str | None, theme: str, seen: str, question: str | None, *, anew: bool = False
 ) -> tuple:
     """State, log, answers and curves of a run, of each only what has changed since `seen`; `anew` draws all of it."""
-    if not run:
-        empty = note("No run is here yet. Launch one, or `workbench train configs/demo.yaml`.")
-        return (empty, *_buttons(context, None), gr.skip(), "", "", *_cleared())
     try:
         run_dir = context.run_dir(run)
-    except RunError as error:  # deleted while it was looked at
-        return (note(sentence(error), "error"), *_buttons(context, None), gr.skip(), "", "", *_cleared())
-    state = read_job(run_dir)
+        state = read_job(run_dir)
+    except RunError:  # there is none, or it was deleted while it was looked at
+        return (*glance(context, run), gr.skip(), "", "", *_cleared())
     before = _remembered(seen, run, theme)
     now = {
         "run": run,

@@ -1,0 +1,349 @@
+"""What the app costs: the first page and every tab over a large run, drawing in the browser, and watching a run.
+
+    python -m benchmarks app page [--runs FOLDER]     first page, tabs, selections in Chromium; memory of the server
+    python -m benchmarks app draw                     an answer of 512 tokens with three alternatives per view, in Chromium
+    python -m benchmarks app watch [--pairs 12]       training with the page open on it against training without
+
+`page` takes a folder with a run called "big", as `python benchmarks/big_run.py --folder runs/big` leaves it, and makes
+one if there is none. Chromium is that of the system, headless.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from benchmarks import big_run
+from workbench.config import load_config
+from workbench.jobs import read_job, start_run, stop_run
+from workbench.render import page_head, render_tokens
+from workbench.rendering.model import RegimeNote, TokenCell, TokenView
+
+ROOT = Path(__file__).parent.parent
+DRAWN = {  # what a tab has when it is drawn
+    "watch": "#watch-gaps .main-svg",
+    "tokens": "#tokens-answer .wb-detail .wb-views",
+    "movement": "#movement-shares .main-svg",
+    "illusion": "#illusion-worst tbody tr",
+    "report": "#report-about h2",
+    "launch": "#launch-start",
+}
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("page", "draw", "watch"))
+    parser.add_argument("--runs", type=Path, help='folder with the run "big"')
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--pairs", type=int, default=12, help="of watch: how often the page is opened and closed")
+    parser.add_argument("--seconds", type=float, default=15, help="of watch: length of each turn")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary, chromium() as browser:
+        if args.what == "draw":
+            draw(browser, args.repeats)
+        elif args.what == "page":
+            page(browser, args.runs or Path(temporary), args.repeats)
+        else:
+            watch(browser, Path(temporary), args.pairs, args.seconds)
+
+
+# ---- the first page, tabs and selections ----------------------------------------------------------------------------
+
+
+def page(browser: Browser, runs: Path, repeats: int) -> None:
+    """Times from the request to what a reader sees; the server is a process of its own, as the command line starts it."""
+    if not (runs / "big" / "traces").is_dir():
+        big_run.make_run(runs / "big", 10_000_000, 64, 160)
+    print("wall: longer on a busy machine. processor: of server and browser, on an idle machine no less than wall")
+    with serving(runs) as (address, server):
+        told("first page: the run's state (2 s)", [seen(browser, server.pid, f"{address}/", "#watch-status h2") for _ in range(repeats)])  # fmt: skip
+        told("first page: all its curves", [seen(browser, server.pid, f"{address}/", DRAWN["watch"]) for _ in range(repeats)])  # fmt: skip
+        told("a link to Tokens: the answer", [seen(browser, server.pid, f"{address}/?run=big&tab=tokens", DRAWN["tokens"]) for _ in range(repeats)])  # fmt: skip
+        opened = browser.new_page(viewport={"width": 1280, "height": 1000})
+        opened.goto(f"{address}/?run=big&tab=tokens")
+        opened.locator(DRAWN["tokens"]).wait_for()
+        opened.wait_for_timeout(2000)
+        told("another answer, click to drawn", [choose(opened, server.pid, place) for place in range(1, 2 * repeats)])
+        for name in ("movement", "illusion", "watch", "report", "launch"):
+            with Meter(server.pid) as meter:
+                opened.locator("#app-tabs button[role=tab]", has_text=name.capitalize()).first.click()
+                opened.locator(DRAWN[name]).first.wait_for()
+            told(f"the tab {name}, click to drawn", [meter.cost])
+        print(f"{'largest memory of the server (1.5 GiB)':40}{peak_memory(server) / 2**30:7.2f} GiB")
+
+
+def seen(browser: Browser, server: int, address: str, selector: str) -> "Cost":
+    """Until the element is visible, in a browser that has nothing of the page yet."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    opened = context.new_page()
+    with Meter(server) as meter:
+        opened.goto(address, wait_until="commit")
+        opened.locator(selector).first.wait_for()
+    context.close()
+    return meter.cost
+
+
+def choose(opened: Page, server: int, place: int) -> "Cost":
+    """From the click on a row to its answer on the page."""
+    row = opened.locator("#tokens-list tr[data-key]").nth(place % 20)
+    key = json.loads(row.get_attribute("data-key"))
+    with Meter(server) as meter:
+        opened.evaluate(
+            """async ([place, wanted]) => {
+                const row = document.querySelectorAll('#tokens-list tr[data-key]')[place];
+                const parts = () => [...document.querySelector('#tokens-answer .wb-meta').children];
+                const is_there = () => parts().some(one => one.textContent.replace(/\\s+/g, ' ').trim() === wanted);
+                row.click();
+                while (!is_there()) await new Promise(requestAnimationFrame);
+            }""",
+            [place % 20, f"rollout {key['rollout']}"],
+        )
+    return meter.cost
+
+
+# ---- drawing one answer ---------------------------------------------------------------------------------------------
+
+
+def draw(browser: Browser, repeats: int) -> None:
+    """Python's part, and the browser's: from the HTML as text to the frame that shows it."""
+    view = answer(512)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        html = render_tokens(view, standalone=False)
+        times.append(Cost(time.perf_counter() - start))
+    told("512 tokens: HTML, in Python", times)
+    opened = browser.new_page(viewport={"width": 1280, "height": 1000})
+    opened.set_content(f"<!doctype html><head>{page_head()}</head><body><div id=place></div></body>")
+    drawn = opened.evaluate(
+        """async ([html, repeats]) => {
+            const frame = () => new Promise(resolve => requestAnimationFrame(() => setTimeout(resolve)));
+            const place = document.getElementById('place'), times = [];
+            for (let turn = 0; turn < repeats; turn++) {
+                place.innerHTML = ''; await frame(); await frame();
+                const start = performance.now();
+                place.innerHTML = html; place.getBoundingClientRect(); await frame();
+                times.push((performance.now() - start) / 1000);
+            }
+            return times;
+        }""",
+        [html, repeats],
+    )
+    told("512 tokens: drawn by Chromium (200 ms)", [Cost(one) for one in drawn[1:]])
+    print(f"{'size of the HTML':40}{len(html.encode()) / 1024:8.0f} KiB, {opened.locator('.wb-t').count()} tokens")
+
+
+def answer(num_tokens: int) -> TokenView:
+    """An answer with everything that one can have, three alternatives under each of three views."""
+    chooser = random.Random(0)
+    views, regimes = ("student", "self", "teacher"), list(big_run.REGIMES)
+    cells = []
+    for place in range(num_tokens):
+        logprobs = {name: -4 * chooser.random() ** 3 for name in views}
+        tops = {name: [(f" w{chooser.randrange(5000)}", -chooser.random()) for _ in range(3)] for name in views}
+        cells.append(
+            TokenCell(
+                text=f" w{chooser.randrange(5000)}", token_id=place, regime=chooser.choice(regimes), source=chooser.choice(("teacher", "self")),
+                divergence="reverse_kl", weight=1.0, loss=chooser.random(), kind="template", truth=chooser.choice(("visible", "privileged")),
+                logprobs=logprobs, entropies={name: chooser.random() for name in views}, max_logprobs={name: value / 2 for name, value in logprobs.items()},
+                ranks=dict.fromkeys(views, 1), alternatives=tops, sampled_logprob=logprobs["student"],
+            )
+        )  # fmt: skip
+    notes = {name: RegimeNote(one.meaning, one.losses[0].target) for name, one in big_run.REGIMES.items()}  # fmt: skip
+    return TokenView("long", "What is seen?", "", tuple(cells), regimes=notes, thresholds={"gap": 0.4, "probability_sum": 1.2})  # fmt: skip
+
+
+# ---- watching a run -------------------------------------------------------------------------------------------------
+
+
+def watch(browser: Browser, folder: Path, pairs: int, seconds: float) -> None:
+    """One run; in turn a page is open on it, or none. Steps are compared by their own seconds and by processor time."""
+    more = ["name=watched", f"output_dir={folder}", "data.eval=null", "training.steps=100000", "training.learning_rate=1e-7", "training.save_every=0"]  # fmt: skip
+    state = start_run(load_config(ROOT / "configs/demo.yaml", more), folder)
+    try:
+        with serving(folder) as (address, server):
+            lines = Lines(state.run_dir / "metrics.jsonl")
+            lines.wait(5)
+            pid = read_job(state.run_dir).pid
+            turns: dict[str, list[Turn]] = {"closed": [], "open": []}
+            for _ in range(pairs):
+                turns["closed"].append(turn(lines, pid, server.pid, seconds))
+                context = browser.new_context(viewport={"width": 1280, "height": 1000})
+                opened = context.new_page()
+                opened.goto(f"{address}/?run=watched&tab=watch")
+                opened.locator(DRAWN["watch"]).wait_for()
+                turns["open"].append(turn(lines, pid, server.pid, seconds))
+                context.close()
+    finally:
+        stop_run(state.run_dir, at_once=True)
+    report(turns)
+
+
+class Lines:
+    """The lines of a run's metrics, as they are added."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def read(self) -> list[dict]:
+        text = self.file.read_text() if self.file.exists() else ""
+        return [line for line in map(json.loads, text.splitlines()[: text.count("\n")]) if line["kind"] == "train"]
+
+    def wait(self, num_lines: int) -> list[dict]:
+        while len(found := self.read()) < num_lines:
+            time.sleep(0.01)
+        return found
+
+
+class Turn(dict):
+    """processor: seconds per step of the run's process; step: median seconds of a step; server: share of a core."""
+
+
+def turn(lines: Lines, pid: int, server: int, seconds: float) -> Turn:
+    """Whole steps for about that long."""
+    first = len(lines.wait(len(lines.read()) + 1))
+    start, used, served = time.perf_counter(), processor_s(pid), processor_s(server)
+    time.sleep(seconds)
+    found = lines.wait(len(lines.read()) + 1)
+    took, steps = time.perf_counter() - start, len(found) - first
+    own = [sum(value for name, value in line.items() if name.startswith("seconds/")) for line in found[first:]]
+    return Turn(
+        processor=(processor_s(pid) - used) / steps, step=statistics.median(own), wall=took / steps, steps=steps,
+        server=(processor_s(server) - served) / took,
+    )  # fmt: skip
+
+
+def report(turns: dict[str, list[Turn]]) -> None:
+    steps = {name: sum(one["steps"] for one in of) for name, of in turns.items()}
+    print(f"{len(turns['open'])} pairs of turns, {steps['closed']} steps unwatched, {steps['open']} watched")
+    for name, text in (
+        ("processor", "processor time a step"),
+        ("step", "median step"),
+        ("wall", "wall time a step, pauses included"),
+    ):
+        ratios = [watched[name] / alone[name] for alone, watched in zip(turns["closed"], turns["open"], strict=True)]
+        low, high = statistics.quantiles(ratios, n=4)[::2] if len(ratios) > 1 else (ratios[0], ratios[0])
+        alone = 1000 * statistics.median(one[name] for one in turns["closed"])
+        print(f"{text:36}{alone:9.1f} ms  watched / unwatched {statistics.median(ratios):6.3f}  (quartiles {low:.3f} .. {high:.3f})")  # fmt: skip
+    for name, of in turns.items():
+        print(f"{'server, page ' + name:36}{100 * statistics.median(one['server'] for one in of):9.2f} % of a core")
+
+
+# ---- processes ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=found, args=["--headless", "--no-sandbox", "--disable-gpu"]
+        )
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def serving(runs: Path) -> Iterator[tuple[str, subprocess.Popen]]:
+    """`workbench app` over a folder: its address and its process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "workbench", "app", "--runs", str(runs), "--configs", str(ROOT / "configs")]
+    start = time.perf_counter()
+    server = subprocess.Popen([*command, "--port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        while server.poll() is None:
+            try:
+                urllib.request.urlopen(address, timeout=20).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        told("the app answers after", [Cost(time.perf_counter() - start, processor_s(server.pid))])
+        yield address, server
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait()
+
+
+def processor_s(pid: int) -> float:
+    """Processor time of a process so far; 0 if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def peak_memory(process: subprocess.Popen) -> int:
+    """Bytes that a process had at most."""
+    (line,) = (one for one in Path(f"/proc/{process.pid}/status").read_text().splitlines() if one.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
+
+
+class Cost(NamedTuple):
+    """Seconds: of the wall, of the server's processor, of the browser's."""
+
+    wall: float
+    server: float | None = None
+    browser: float | None = None
+
+
+class Meter:
+    """What happens inside it costs `cost`."""
+
+    def __init__(self, server: int) -> None:
+        self.server = server
+
+    def __enter__(self) -> "Meter":
+        self._start = self._now()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.cost = Cost(*(now - before for now, before in zip(self._now(), self._start, strict=True)))
+
+    def _now(self) -> tuple[float, float, float]:
+        own = set(descendants(os.getpid())) - {self.server, *descendants(self.server)}
+        return time.perf_counter(), processor_s(self.server), sum(processor_s(pid) for pid in own)
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process started, and theirs."""
+    found = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += [int(text) for text in file.read_text().split()]
+    return found + [one for child in found for one in descendants(child)]
+
+
+def told(title: str, costs: list[Cost]) -> None:
+    """Median and p95 of what was measured, and medians of processor time."""
+    walls = sorted(cost.wall for cost in costs)
+    p95 = walls[math.ceil(0.95 * len(walls)) - 1]
+    line = f"{title:40}{1000 * statistics.median(walls):7.0f} ms" + (f"  p95 {1000 * p95:6.0f} ms" if len(costs) > 1 else " " * 15)  # fmt: skip
+    for name in ("server", "browser"):
+        used = [getattr(cost, name) for cost in costs]
+        line += "" if None in used else f"  {name} {1000 * statistics.median(used):6.0f} ms"
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
