@@ -75,13 +75,13 @@ def blind(policy: AutoregressivePolicy) -> None:
 
 def unmasked(policy: AutoregressivePolicy) -> None:
     """Padding is looked at."""
-    inputs = policy.model_inputs
+    encode = policy.encoder.batch
 
-    def whole(prompts: list, completions: list) -> tuple:
-        made, start, lengths = inputs(prompts, completions)
-        return {**made, "attention_mask": torch.ones_like(made["attention_mask"])}, start, lengths
+    def whole(prompts: list) -> dict:
+        made = encode(prompts)
+        return {**made, "attention_mask": torch.ones_like(made["attention_mask"])}
 
-    policy.model_inputs = whole
+    policy.encoder.batch = whole
 
 
 def test_a_student_read_one_column_off_is_found(planted: Callable) -> None:

@@ -87,13 +87,16 @@ def test_views_of_other_prompt_lengths_agree_on_the_completion(
     assert len(starts) > 1
 
 
-def test_shared_images_give_the_hidden_states_and_the_gradient_of_images_encoded_per_row(
-    policy: AutoregressivePolicy, prompts: list[Prompt]
+@pytest.mark.parametrize("recomputes", [False, True], ids=["prompts shared", "images shared"])
+def test_shared_prompts_give_the_hidden_states_and_the_gradient_of_prompts_read_per_row(
+    policy: AutoregressivePolicy, prompts: list[Prompt], recomputes: bool
 ) -> None:
     rows = [prompts[0], prompts[1], prompts[0], prompts[2], prompts[0], prompts[1]]
     completions = [(300, 301), (302,), (303, 304, 305), (306, 307), (308,), (309, 310)]
     copies = [dataclasses.replace(prompt) for prompt in rows]  # equal, and no two the same object: nothing is shared
-    policy.model.requires_grad_(True)
+    policy.model.requires_grad_(True).train()  # no family here has dropout
+    if recomputes:
+        policy.model.gradient_checkpointing_enable()
     found = []
     for shown in (rows, copies):
         policy.model.zero_grad()
@@ -101,7 +104,8 @@ def test_shared_images_give_the_hidden_states_and_the_gradient_of_images_encoded
         hidden.square().sum().backward()
         found.append((hidden.detach(), {n: p.grad for n, p in policy.model.named_parameters() if p.grad is not None}))
     policy.model.zero_grad()
-    policy.model.requires_grad_(False)
+    policy.model.gradient_checkpointing_disable()
+    policy.model.requires_grad_(False).eval()
     (hidden, gradient), (expected, expected_gradient) = found
     assert torch.allclose(hidden, expected, atol=1e-4)
     assert gradient.keys() == expected_gradient.keys()

@@ -30,7 +30,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from workbench.errors import DataError, PolicyError
 from workbench.losses import Head, Readout
 from workbench.policies import SamplingOptions, Written
-from workbench.policies.encoding import PromptEncoder, collate
+from workbench.policies.encoding import PromptEncoder, append, collate
 from workbench.types import Prompt
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
@@ -58,17 +58,21 @@ class AutoregressivePolicy:
                 f"{name}: neither the tokenizer nor generation_config names an end token, so an answer would never stop. "
                 "Set eos_token_id in the model's generation_config.json."
             )
-        # families that also hand features to deeper layers (Qwen3-VL) encode a prompt's images once per row instead
         # placeholders of images stand for features; one written by the student would stand for an image that is not there
         tokens = (getattr(model.config, name, None) for name in ("image_token_id", "video_token_id"))
         self._placeholders = [token for token in tokens if isinstance(token, int) and token < self.vocabulary]
         takes_features = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
         vision = getattr(model.config, "vision_config", None)
+        # families that also hand features to deeper layers (Qwen3-VL) encode a prompt's images once per row instead
         self._shares_images = takes_features and not hasattr(vision, "deepstack_visual_indexes")
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def head_width(self) -> int:
+        return self.model.get_input_embeddings().weight.shape[1]
 
     def copy(self, name: str) -> "AutoregressivePolicy":
         """An own copy of the weights, frozen; processor and kept prompts are shared."""
@@ -89,10 +93,9 @@ class AutoregressivePolicy:
 
     @torch.no_grad()
     def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
-        """Completions, one per seed of each prompt.
+        """Completions, one per seed of each prompt; each depends on its own seed and prompt, not on its neighbours.
 
-        The prompt's key-value cache is made once and repeated for its completions. A completion depends on its own seed
-        and prompt, not on its neighbours.
+        The prompt's key-value cache is made once and repeated for its completions.
         """
         rows = torch.tensor([row for row, own in enumerate(seeds) for _ in own], device=self.device)
         encoded = self._to_device(self.encoder.batch(prompts))
@@ -139,24 +142,50 @@ class AutoregressivePolicy:
     def read(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Readout:
         """Hidden states of all completion positions, row after row; with gradient unless it is switched off outside.
 
-        Images of a prompt that occurs in several rows are encoded once.
+        A prompt that occurs in several rows (several answers to one question) passes the model once: its key-value
+        cache is repeated for its rows, and its gradient is the sum of theirs.
         """
-        inputs, prompt_length, lengths = self.model_inputs(prompts, completions)
-        if int(lengths.sum()) == 0:
+        lengths = torch.tensor([len(ids) for ids in completions])
+        longest = int(lengths.max()) if completions else 0
+        if longest == 0:
             return Readout(torch.zeros(0, self.head_width, device=self.device), self.head, self.vocabulary)
-        hidden = self._hidden(inputs | {"use_cache": False})
-        # columns P - 1 .. P - 2 + longest predict completion tokens 0 .. longest - 1
-        hidden = hidden[:, prompt_length - 1 : prompt_length - 1 + int(lengths.max())]
-        valid = torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)
+        if len({id(prompt) for prompt in prompts}) < len(prompts) and self._shares_prompts:
+            hidden = self._read_after_shared_prompts(prompts, completions)
+        else:
+            inputs, start, _ = self.model_inputs(prompts, completions)
+            # columns P - 1 .. P - 2 + longest predict completion tokens 0 .. longest - 1
+            hidden = self._hidden(inputs | {"use_cache": False})[:, start - 1 : start - 1 + longest]
+        valid = torch.arange(longest) < lengths.unsqueeze(-1)
         return Readout(hidden[valid.to(hidden.device)], self.head, self.vocabulary)
+
+    @property
+    def _shares_prompts(self) -> bool:
+        """Not while activations are recomputed, which goes without a cache, and not where positions are a model's state."""
+        recomputes = self.model.training and getattr(self.model, "is_gradient_checkpointing", False)
+        return not recomputes and not hasattr(self.model.base_model, "rope_deltas")
+
+    def _read_after_shared_prompts(
+        self, prompts: list[Prompt], completions: list[tuple[int, ...]]
+    ) -> Float[Tensor, "B T D"]:
+        unique, rows = _unique(prompts)
+        encoded, cache = self._to_device(self.encoder.batch(unique)), DynamicCache(config=self.model.config)
+        row_idx = torch.tensor(rows, device=self.device)
+        first = self._hidden(encoded | {"past_key_values": cache, "use_cache": True})[row_idx, -1:]
+        cache.batch_select_indices(row_idx)
+        rest = [ids[:-1] for ids in completions]  # what follows a last token is not asked
+        if not any(rest):
+            return first
+        inputs = {name: encoded[name][row_idx] for name in ("input_ids", "attention_mask")}
+        start = inputs["input_ids"].shape[1]
+        inputs = append(inputs, rest, self.encoder.pad_id, 0)
+        inputs["input_ids"] = inputs["input_ids"][:, start:]
+        return torch.cat((first, self._hidden(inputs | {"past_key_values": cache, "use_cache": True})), 1)
 
     def model_inputs(
         self, prompts: list[Prompt], completions: list[tuple[int, ...]]
     ) -> tuple[dict, int, Int[Tensor, " B"]]:
         """What the model is given, the column where completions start, and their lengths."""
-        unique = list({id(prompt): prompt for prompt in prompts}.values())
-        row_of = {id(prompt): row for row, prompt in enumerate(unique)}
-        rows = [row_of[id(prompt)] for prompt in prompts]
+        unique, rows = _unique(prompts)
         encoded = [self.encoder.encode(prompt) for prompt in unique]
         if len(unique) < len(prompts) and self._shares_images:
             inputs = self._with_shared_images(encoded, rows)
@@ -165,11 +194,7 @@ class AutoregressivePolicy:
         prompt_length = inputs["input_ids"].shape[1]
         lengths = torch.tensor([len(ids) for ids in completions])
         token_type = 1 if self.model.config.model_type == "paligemma" else 0  # its 0 is read in both directions
-        return _append(inputs, completions, self.encoder.pad_id, token_type), prompt_length, lengths
-
-    @property
-    def head_width(self) -> int:
-        return self.model.get_input_embeddings().weight.shape[1]
+        return append(inputs, completions, self.encoder.pad_id, token_type), prompt_length, lengths
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """An answer given as text, as the model would have written it: its tokens and the end token."""
@@ -326,22 +351,11 @@ def _head(model: nn.Module) -> Head:
     return Head(model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))
 
 
-def _append(inputs: dict, completions: list[tuple[int, ...]], pad_id: int, token_type: int) -> dict:
-    """Completions to the right of the prompts, padded on the right; masks and token types follow."""
-    device, longest = inputs["input_ids"].device, max(len(ids) for ids in completions)
-    ids = torch.full((len(completions), longest), pad_id)
-    mask = torch.zeros((len(completions), longest), dtype=torch.long)
-    for row, completion in enumerate(completions):
-        ids[row, : len(completion)] = torch.tensor(completion, dtype=torch.long)
-        mask[row, : len(completion)] = 1
-    ids, mask = ids.to(device), mask.to(device)
-    appended = dict(inputs)
-    appended["input_ids"] = torch.cat((inputs["input_ids"], ids), -1)
-    appended["attention_mask"] = torch.cat((inputs["attention_mask"], mask), -1)
-    for name in ("token_type_ids", "mm_token_type_ids"):
-        if name in inputs:
-            appended[name] = torch.cat((inputs[name], torch.full_like(ids, token_type)), -1)
-    return appended
+def _unique(prompts: list[Prompt]) -> tuple[list[Prompt], list[int]]:
+    """The different prompts, and which of them each row has."""
+    row_of: dict[int, int] = {}
+    rows = [row_of.setdefault(id(prompt), len(row_of)) for prompt in prompts]
+    return list({id(prompt): prompt for prompt in prompts}.values()), rows
 
 
 def _uniform(seed: int, count: int) -> Float[Tensor, " T"]:

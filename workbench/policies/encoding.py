@@ -164,3 +164,21 @@ def _pad_to(value: Tensor, sizes: list[int]) -> Tensor:
 def _num_bytes(prompt: Prompt, encoded: Encoded) -> int:
     pictures = sum(3 * image.width * image.height for image in prompt.images if isinstance(image, Image.Image))
     return pictures + sum(value.numel() * value.element_size() for value in encoded.values())
+
+
+def append(inputs: dict, completions: list[tuple[int, ...]], pad_id: int, token_type: int) -> dict:
+    """Completions to the right of the prompts, padded on the right; masks and token types follow."""
+    device, longest = inputs["input_ids"].device, max(len(ids) for ids in completions)
+    ids = torch.full((len(completions), longest), pad_id)
+    mask = torch.zeros((len(completions), longest), dtype=torch.long)
+    for row, completion in enumerate(completions):
+        ids[row, : len(completion)] = torch.tensor(completion, dtype=torch.long)
+        mask[row, : len(completion)] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    appended = dict(inputs)
+    appended["input_ids"] = torch.cat((inputs["input_ids"], ids), -1)
+    appended["attention_mask"] = torch.cat((inputs["attention_mask"], mask), -1)
+    for name in ("token_type_ids", "mm_token_type_ids"):
+        if name in inputs:
+            appended[name] = torch.cat((inputs[name], torch.full_like(ids, token_type)), -1)
+    return appended
