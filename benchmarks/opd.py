@@ -50,7 +50,8 @@ def main() -> None:
         }
         turns = TakeTurns(ours)
         trainer = trl_trainer(args, folder, ours[OURS], turns)
-        trainer.train()
+        with ours[TRACED].trainer.writer:
+            trainer.train()
         counted = {name: values[WARMUP:] for name, values in turns.turns.items()}
         logged, metrics = trainer.state.log_history[0], ours[OURS].metrics
         print(f"tokens per answer: ours {metrics['completion_length']}, TRL's mean {logged['completions/mean_length']}")

@@ -30,6 +30,7 @@ def main() -> None:
         trace_s = [line["seconds/trace"] for line in traced.folder.metrics("train")][WARMUP:]
         print(f"last step: {parts(variants[ON].metrics)}")
         show(f"one step, {args.prompts} prompts x {args.generations} answers x {args.tokens} tokens", turns, base=OFF)
+        traced.writer.flush()
         clock = Clock()
         compact(traced.folder.path, min_parts=2)
         merged_s = clock.stop().wall_s / (args.repeats + WARMUP)
