@@ -16,7 +16,17 @@ from small import run_config
 from workbench.commands import copyable, overrides_between, train_command
 from workbench.config import RunConfig, load_config
 from workbench.errors import ConfigError, RunError
-from workbench.jobs import JobState, find_jobs, log_tail, read_job, resume_run, safe_run_dir, start_run, stop_run
+from workbench.jobs import (
+    JobState,
+    find_jobs,
+    find_run_dir,
+    log_tail,
+    read_job,
+    resume_run,
+    safe_run_dir,
+    start_run,
+    stop_run,
+)
 from workbench.processes import born_at, identify, send
 from workbench.runs import RunFolder
 
@@ -223,6 +233,19 @@ def test_links_that_lead_out_are_refused(models: dict, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="leads out of the runs folder"):
         start_run(run_config(models, runs))
     assert not list((tmp_path / "elsewhere").rglob("*.yaml"))
+
+
+def test_the_runs_of_a_study_are_found_under_its_name(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    a_run(runs / "one", {"status": "finished"})
+    a_run(runs / "study" / "dopd-s0", {"status": "stopped"})
+    a_run(runs / "one" / "inside", {"status": "finished"})  # a run holds no runs
+    (runs / "study" / "link").symlink_to(a_run(tmp_path / "outside", {"status": "finished"}))
+    assert {state.name for state in find_jobs(runs)} == {"one", "study/dopd-s0"}
+    assert find_run_dir(runs, "study/dopd-s0") == runs / "study" / "dopd-s0"
+    for name in ("study/link", "study/../one", "../runs/one", "study/a/b", "study/", "/one", ".jobs/one"):
+        with pytest.raises(RunError, match=r"must be a plain folder name|leads out"):
+            find_run_dir(runs, name)
 
 
 def test_a_configuration_that_would_run_code_is_refused(models: dict, tmp_path: Path) -> None:

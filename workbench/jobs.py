@@ -107,6 +107,13 @@ def safe_run_dir(runs_dir: str | Path, name: str) -> Path:
     return path
 
 
+def find_run_dir(runs_dir: str | Path, name: str) -> Path:
+    """The folder of a run that find_jobs lists: `name`, or `study/name`. Raises RunError if it leads out of the folder."""
+    study, slash, own = name.partition("/")
+    folder = safe_run_dir(runs_dir, study)
+    return safe_run_dir(folder, own) if slash else folder
+
+
 def start_run(config: RunConfig, runs_dir: str | Path | None = None, *, allow_remote_code: bool = False) -> JobState:
     """Start training in a process of its own and return at once.
 
@@ -181,14 +188,15 @@ def stop_run(run_dir: str | Path, *, at_once: bool = False) -> JobState:
 
 
 def find_jobs(runs_dir: str | Path) -> list[JobState]:
-    """All runs of a folder, also those that failed before they made one, newest first."""
+    """All runs of a folder, also those that failed before they made one, newest first; those of a study as study/name."""
     runs_dir = Path(runs_dir)
     names = {path.parent.name for path in runs_dir.glob("*/run.json")}
-    names |= {path.parent.name for path in (runs_dir / _FOLDER).glob("*/job.json")}
+    nested = {f"{path.parent.parent.name}/{path.parent.name}" for path in runs_dir.glob("*/*/run.json") if path.parent.parent.name not in names}  # fmt: skip
+    started = {path.parent.name for path in (runs_dir / _FOLDER).glob("*/job.json")}
     found = []
-    for name in names:
+    for name in names | nested | started:
         with contextlib.suppress(RunError):  # a link that leads out, or a run that was deleted meanwhile
-            found.append(read_job(safe_run_dir(runs_dir, name)))
+            found.append(replace(read_job(find_run_dir(runs_dir, name)), name=name))
     return sorted(found, key=lambda state: (state.started or 0.0, state.name), reverse=True)
 
 

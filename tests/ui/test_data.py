@@ -1,12 +1,14 @@
 """The tab of examples and of an own image: what is drawn, what is refused, what is scored."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from test_tokens import keys
 
+from workbench import scorer
 from workbench.errors import DataError, RunError
 from workbench.ui import data
 from workbench.ui.context import AppContext
@@ -97,7 +99,7 @@ def test_uploads_that_are_no_image_or_too_large_are_refused_with_a_sentence(
         assert "app-error" in data.preview(str(file), "")
         with pytest.raises(DataError, match="cannot be read"):
             data.own_example(str(file), "what?", "", "", "", "")
-    monkeypatch.setattr(data, "MAX_UPLOAD", 10)
+    monkeypatch.setattr(data, "MAX_UPLOAD_MB", 0)
     with pytest.raises(DataError, match="at most"):
         data.open_upload(picture)
     with pytest.raises(DataError, match="no image"):
@@ -126,3 +128,15 @@ def test_a_run_without_a_checkpoint_or_with_foreign_code_is_not_opened(
 ) -> None:
     with pytest.raises(RunError, match="no checkpoint"):
         data.score_own(context, "begun", picture, "what?", "", "", "", "", "")
+
+
+def test_a_run_whose_model_brings_code_is_not_opened(
+    context: AppContext, tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(context.runs_dir / "opd", tmp_path / "opd")
+    config = tmp_path / "opd" / "config.yaml"
+    assert "trust_remote_code: false" in config.read_text()
+    config.write_text(config.read_text().replace("trust_remote_code: false", "trust_remote_code: true"))
+    monkeypatch.setattr(scorer, "open_scorer", lambda run_dir: pytest.fail("the model was loaded"))
+    with pytest.raises(RunError, match=r"opd has models.trust_remote_code=true, and this page runs no code"):
+        data.score_own(AppContext(tmp_path, tmp_path), "opd", picture, "What is it?", "", "", "", "", "a")

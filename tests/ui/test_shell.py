@@ -60,6 +60,13 @@ def test_only_runs_inside_the_folder_can_be_named(context: AppContext, name: str
         context.run_dir(name)
 
 
+def test_a_run_of_a_study_is_opened_by_its_address(context: AppContext) -> None:
+    (context.runs_dir / "study").mkdir()
+    (context.runs_dir / "old").rename(context.runs_dir / "study" / "dopd-s0")
+    assert opened(context, "?run=study%2Fdopd-s0&tab=watch")[0] == "study/dopd-s0"
+    assert context.run_dir("study/dopd-s0") == context.runs_dir / "study" / "dopd-s0"
+
+
 def test_a_link_out_of_the_runs_folder_is_refused(context: AppContext, tmp_path: Path) -> None:
     (tmp_path / "secret").mkdir()
     (context.runs_dir / "link").symlink_to(tmp_path / "secret")

@@ -156,6 +156,13 @@ def test_the_state_says_what_went_wrong_and_escapes_it() -> None:
     assert 'aria-valuenow="30"' in html
 
 
+def test_the_command_of_a_run_that_the_page_started_can_be_typed(tmp_path: Path) -> None:
+    started = ("python", "-m", "workbench", "train", str(tmp_path / "runs" / ".jobs" / "one" / "config.yaml"))
+    state = JobState("study/one", tmp_path / "runs" / "one", "running", command=started)
+    said = status_html(state)
+    assert ".jobs" not in said and f"workbench train {tmp_path}/runs/one/config.yaml name=one-again" in said
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [(None, "–"), (0, "0 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h"), (10**6, "12 days")],

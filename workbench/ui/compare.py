@@ -43,7 +43,7 @@ def draw(
     """Everything on the tab: second runs, examples, aligned tokens, both views, curves, accuracies, configurations."""
     address = address or {}
     first = context.run_dir(run)
-    others = other_choices(context, first.name)
+    others = other_choices(context, run or "")
     name = str(address.get("other") or "")
     names = [value for _, value in others]
     chooser = gr.Dropdown(choices=others, value=name if name in names else None)

@@ -12,7 +12,7 @@ of the server.
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -20,9 +20,10 @@ import gradio as gr
 from gradio.components import Component
 
 from workbench.errors import RunError, WorkbenchError
-from workbench.jobs import find_jobs, read_job, safe_run_dir
+from workbench.jobs import JobState, find_jobs, find_run_dir, read_job
 
 ADDRESS_KEYS = ("step", "rollout", "process", "probe", "token", "example", "other", "page")
+MAX_UPLOAD_MB = 20
 NO_RUN = "No run is chosen. Launch one, or choose one above."
 
 
@@ -30,7 +31,7 @@ NO_RUN = "No run is chosen. Launch one, or choose one above."
 class AppContext:
     """The folders that the app works in.
 
-    runs_dir     every run is directly inside it; nothing else is read or written
+    runs_dir     every run is inside it, those of a study one folder deeper; nothing else is read or written
     configs_dir  recipes to start from
     read_only    look, and change nothing
     """
@@ -41,9 +42,13 @@ class AppContext:
 
     def run_dir(self, name: str | None) -> Path:
         """The folder of an existing run. Raises RunError if the name leads out of the runs folder or to no run."""
+        return self.job(name).run_dir
+
+    def job(self, name: str | None) -> JobState:
+        """The state of an existing run, under the name that the page has for it. Raises RunError as `run_dir`."""
         if not name:
             raise RunError(NO_RUN)
-        return read_job(safe_run_dir(self.runs_dir, name)).run_dir
+        return replace(read_job(find_run_dir(self.runs_dir, name)), name=name)
 
     def check_writable(self) -> None:
         """Raises RunError if the app was opened read-only."""

@@ -21,11 +21,10 @@ from workbench.images import open_image
 from workbench.render import PictureOfView, TokenView, render_tokens, token_view
 from workbench.rendering.pictures import evidence
 from workbench.types import Box, Evidence, Example
-from workbench.ui.context import AppContext, Shared, note, sentence, told
+from workbench.ui.context import MAX_UPLOAD_MB, AppContext, Shared, note, sentence, told
 from workbench.ui.pieces import Column, empty_html, fragment_component, fresh, read_asset, rows_component, rows_html
 
 MOST_EXAMPLES = 200  # of a source that are listed
-MAX_UPLOAD = 20 * 2**20  # bytes
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 OWN = "your image"
 COLUMNS = (
@@ -227,13 +226,11 @@ def own_example(
 def open_upload(file: str | None) -> object:
     """The uploaded image. Raises DataError if there is none, or it is too large or no image."""
     if not file:
-        raise DataError("there is no image. Drop one in: PNG, JPEG or WebP, at most 20 MB.")
+        raise DataError(f"there is no image. Drop one in: PNG, JPEG or WebP, at most {MAX_UPLOAD_MB} MB.")
     path = Path(file)
     size = path.stat().st_size
-    if size > MAX_UPLOAD:
-        raise DataError(
-            f"{path.name} has {size / 2**20:.0f} MB; at most {MAX_UPLOAD // 2**20} are taken. Shrink it first."
-        )
+    if size > MAX_UPLOAD_MB * 2**20:
+        raise DataError(f"{path.name} has {size / 2**20:.0f} MB; at most {MAX_UPLOAD_MB} are taken. Shrink it first.")
     return open_image(path)
 
 
@@ -304,7 +301,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         with gr.Row(visible=is_open):
             with gr.Column(scale=2, min_width=320):
                 file = gr.File(
-                    label="image, at most 20 MB",
+                    label=f"image, at most {MAX_UPLOAD_MB} MB",
                     file_types=list(KINDS),
                     type="filepath",
                     height=120,

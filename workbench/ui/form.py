@@ -17,7 +17,7 @@ from workbench.commands import value_at
 from workbench.config import RunConfig, build_config, describe_config, load_config, override, read_yaml
 from workbench.contexts import CONTEXTS
 from workbench.errors import ConfigError
-from workbench.jobs import find_jobs, safe_run_dir
+from workbench.jobs import find_jobs, find_run_dir
 from workbench.method import Option
 from workbench.methods import describe_options, list_methods
 from workbench.ui.context import AppContext
@@ -148,7 +148,7 @@ def recipe_file(context: AppContext, choice: str | None) -> Path:
     """The file that a choice means. Raises ConfigError or RunError if it is none of `recipes`."""
     kind, _, name = (choice or "").partition(":")
     if kind == "run":
-        return safe_run_dir(context.runs_dir, name) / "config.yaml"
+        return find_run_dir(context.runs_dir, name) / "config.yaml"
     file = context.configs_dir / name
     if kind != "recipe" or Path(name).name != name or file.suffix != ".yaml":
         raise ConfigError(

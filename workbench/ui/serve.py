@@ -14,10 +14,9 @@ from pathlib import Path
 import gradio as gr
 
 from workbench.errors import ConfigError, RunError
-from workbench.ui.context import AppContext
+from workbench.ui.context import MAX_UPLOAD_MB, AppContext
 from workbench.ui.shell import build_app, look
 
-MAX_UPLOAD = "64mb"
 _LOCAL = ("localhost", "localhost.localdomain")
 
 
@@ -59,7 +58,7 @@ def serve(
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,
-        max_file_size=MAX_UPLOAD,
+        max_file_size=f"{MAX_UPLOAD_MB}mb",
         prevent_thread_lock=True,
         **look(),
     )

@@ -24,7 +24,7 @@ from workbench.analysis.style import empty_figure
 from workbench.analysis.table import Table, table
 from workbench.commands import copyable
 from workbench.errors import RunError, WorkbenchError
-from workbench.jobs import JobState, log_tail, read_job, resume_run, stop_run
+from workbench.jobs import JobState, log_tail, resume_run, stop_run
 from workbench.traces.reader import Traces
 from workbench.ui.answers import COLUMNS, answers_to, asked_questions
 from workbench.ui.context import AppContext, Shared, note, run_choices, sentence, told
@@ -100,7 +100,7 @@ def glance(context: AppContext, run: str | None) -> tuple:
     if not run:
         return (note(NO_RUNS), *_buttons(context, None))
     try:
-        return _state(context, read_job(context.run_dir(run)))
+        return _state(context, context.job(run))
     except RunError as error:  # deleted while it was looked at
         return (note(sentence(error), "error"), *_buttons(context, None))
 
@@ -110,8 +110,8 @@ def look_at(
 ) -> tuple:
     """State, log, answers and curves of a run, of each only what has changed since `seen`; `anew` draws all of it."""
     try:
-        run_dir = context.run_dir(run)
-        state = read_job(run_dir)
+        state = context.job(run)
+        run_dir = state.run_dir
     except RunError:  # there is none, or it was deleted while it was looked at
         return (*glance(context, run), gr.skip(), "", "", *_cleared())
     before = _remembered(seen, run, theme)
@@ -119,7 +119,7 @@ def look_at(
         "run": run,
         "theme": theme,
         "status": state.status,
-        "log": _mark(run_dir.parent / ".jobs" / run / "train.out", run_dir / "train.log"),
+        "log": _mark(run_dir.parent / ".jobs" / run_dir.name / "train.out", run_dir / "train.log"),
     }
     marks = _mark(run_dir / "metrics.jsonl", run_dir / "evals", run_dir / "run.json" if not state.is_alive else None)
     log = gr.skip() if before.get("log") == now["log"] else log_tail(run_dir)
@@ -182,9 +182,7 @@ def status_html(state: JobState) -> str:
     if state.skipped:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in state.skipped.items())
         said += note(f"Examples left out: {reasons}")
-    command = (
-        f'<p class="app-command"><code>{escape(copyable(_plain(state.command)))}</code></p>' if state.command else ""
-    )
+    command = f'<p class="app-command"><code>{escape(copyable(_plain(state)))}</code></p>' if state.command else ""
     return (
         f'<div class="app-run"><h2>{escape(state.name)}</h2>'
         f'<span class="app-badge app-is-{escape(state.status)}" role="status">{escape(state.status)}</span></div>'
@@ -207,14 +205,16 @@ def span(seconds: float | None) -> str:
 def stop_it(context: AppContext, run: str, *, at_once: bool = False) -> tuple:
     """Asks a run to save and end, or ends it; returns its state."""
     context.check_writable()
-    return _state(context, stop_run(context.run_dir(run), at_once=at_once))
+    stop_run(context.run_dir(run), at_once=at_once)
+    return _state(context, context.job(run))
 
 
 def resume_it(context: AppContext, run: str, overrides: str) -> tuple:
     """Goes on with a run; returns its state."""
     context.check_writable()
     lines = [line.strip() for line in (overrides or "").splitlines() if line.strip()]
-    return _state(context, resume_run(context.run_dir(run), lines))
+    resume_run(context.run_dir(run), lines)
+    return _state(context, context.job(run))
 
 
 def offer_questions(context: AppContext, run: str, chosen: str | None) -> tuple:
@@ -294,8 +294,13 @@ def _remembered(seen: str, run: str, theme: str) -> dict:
     return before if is_same else {}
 
 
-def _plain(command: tuple[str, ...]) -> tuple[str, ...]:
-    """`python -m workbench train ...` as people type it."""
+def _plain(state: JobState) -> tuple[str, ...]:
+    """The command of a run as people type it. One that the page started is repeated from the run's own configuration."""
+    command, run_dir = state.command, state.run_dir
     if command[1:3] == ("-m", "workbench"):
-        return ("workbench", *command[3:])
-    return ("workbench", *command[1:]) if command[0].endswith(("workbench", "__main__.py")) else command
+        command = ("workbench", *command[3:])
+    elif command[0].endswith(("workbench", "__main__.py")):
+        command = ("workbench", *command[1:])
+    if command[1:2] == ("train",) and Path(command[-1]).parts[-3:-1] == (".jobs", run_dir.name):
+        return ("workbench", "train", str(run_dir / "config.yaml"), f"name={run_dir.name}-again")
+    return tuple(str(run_dir) if part == str(run_dir.resolve()) else part for part in command)
