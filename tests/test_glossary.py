@@ -1,0 +1,53 @@
+"""Every place that docs/glossary.md names is there: a term whose code was renamed is found out."""
+
+import dataclasses
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import workbench
+
+ROOT = Path(__file__).parent.parent
+ROWS = re.findall(
+    r"^\| \*\*(.+?)\*\*.*\|(.*)\|$", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE
+)
+MODULES = {info.name for info in pkgutil.walk_packages(workbench.__path__, "workbench.") if "ui" not in info.name and "__main__" not in info.name}  # fmt: skip
+CLASSES = ("types", "method", "divergences", "evaluate", "study.plan", "study.measures")
+
+
+def has(owner: object, names: list[str]) -> bool:
+    """Whether owner.a.b is there; fields of dataclasses count."""
+    for name in names:
+        fields = {one.name for one in dataclasses.fields(owner)} if dataclasses.is_dataclass(owner) else set()
+        if not hasattr(owner, name):
+            return name in fields and name == names[-1]
+        owner = getattr(owner, name)
+    return True
+
+
+def is_there(place: str) -> bool:
+    if "/" in place:
+        return any((ROOT / folder / place.rstrip("/")).exists() for folder in ("", "workbench"))
+    if place.endswith(".py"):
+        return (ROOT / "workbench" / place).is_file()
+    first, *rest = place.split(".")
+    owners = [importlib.import_module(name) for name in MODULES if name.endswith(f".{first}")]
+    deeper = [importlib.import_module(name) for name in MODULES if rest and name.endswith(f".{first}.{rest[0]}")]
+    if any(has(owner, rest) for owner in owners) or any(has(owner, rest[1:]) for owner in deeper):
+        return True
+    return any(has(importlib.import_module(f"workbench.{name}"), [first, *rest]) for name in CLASSES)
+
+
+def test_there_are_rows() -> None:
+    assert len(ROWS) > 60
+
+
+@pytest.mark.parametrize(("term", "where"), ROWS, ids=[term for term, _ in ROWS])
+def test_the_place_is_there(term: str, where: str) -> None:
+    places = re.findall(r"`([\w./]+)`", where)
+    for place in places:
+        if re.fullmatch(r"[\w.]*[.][\w.]+|[\w/.]+/[\w/.]*|\w+\.py", place):
+            assert is_there(place), f"{term}: {place}"
