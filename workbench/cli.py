@@ -70,7 +70,7 @@ def _eval(options: argparse.Namespace) -> None:
 
 def _study(options: argparse.Namespace) -> int:
     report = _module("study.report")
-    study = _module("study.plan").load_study(options.config, options.overrides)
+    study = _module("study.plan").load_study(options.config, options.overrides, check=not options.report)
     for name, fault in study.faults.items():
         print(f"variant {name} cannot be run: {fault}", file=sys.stderr)
     if not options.report and not _module("study.conduct").run_study(study):

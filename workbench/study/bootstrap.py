@@ -17,38 +17,50 @@ from collections.abc import Sequence
 from zlib import crc32
 
 import numpy as np
+from jaxtyping import Float
 
 NUM_REPLICATES = 10_000
 LEVEL = 0.95
 
 
-def weights(count: int, *, key: str, num_replicates: int = NUM_REPLICATES, seed: int = 0) -> np.ndarray:
-    """How much each of `count` items counts in every replicate, (R, count); rows sum to 1. Drawn by seed and key alone."""
+def weights(
+    count: int, *, key: str, num_replicates: int = NUM_REPLICATES, seed: int = 0
+) -> Float[np.ndarray, "R {count}"]:
+    """How much each of `count` items counts in every replicate; rows sum to 1. Drawn by seed and key alone."""
     rng = np.random.default_rng([seed, crc32(key.encode())])
-    return rng.multinomial(count, np.full(count, 1.0 / count), size=num_replicates) / count
+    drawn = rng.integers(count, size=(num_replicates, count)) + count * np.arange(num_replicates)[:, None]
+    return np.bincount(drawn.ravel(), minlength=num_replicates * count).reshape(num_replicates, count) / count
 
 
-def over_questions(values: np.ndarray, question_weights: np.ndarray) -> np.ndarray:
-    """Weighted means over questions: (L, S, Q) and (R, Q) -> (R, L, S)."""
+def over_questions(
+    values: Float[np.ndarray, "L S Q"], question_weights: Float[np.ndarray, "R Q"]
+) -> Float[np.ndarray, "R L S"]:
+    """Weighted means over questions, of L quantities of S seeds."""
     num_rows, num_seeds, num_questions = values.shape
     flat = question_weights @ values.reshape(-1, num_questions).T
     return flat.reshape(-1, num_rows, num_seeds)
 
 
-def over_seeds(values: np.ndarray, seed_weights: np.ndarray) -> np.ndarray:
-    """Weighted means over seeds: (R, L, S) and (R, S) -> (R, L)."""
-    return np.einsum("rls,rs->rl", values, seed_weights)
+def over_seeds(
+    values: Float[np.ndarray, "R ... S"], seed_weights: Float[np.ndarray, "R S"]
+) -> Float[np.ndarray, "R ..."]:
+    """Weighted means over seeds."""
+    return np.einsum("r...s,rs->r...", values, seed_weights)
 
 
-def interval(replicates: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
-    """The middle `level` of the replicates along the first axis."""
+def interval(replicates: Float[np.ndarray, " R"], level: float = LEVEL) -> tuple[float, float]:
+    """The middle `level` of the replicates."""
     tail = (1.0 - level) / 2.0
-    low, high = np.quantile(replicates, [tail, 1.0 - tail], axis=0)
-    return low, high
+    low, high = np.quantile(replicates, [tail, 1.0 - tail])
+    return float(low), float(high)
 
 
 def paired_interval(
-    first: np.ndarray, second: np.ndarray, *, num_replicates: int = NUM_REPLICATES, seed: int = 0
+    first: Float[np.ndarray, "S Q"],
+    second: Float[np.ndarray, "S Q"],
+    *,
+    num_replicates: int = NUM_REPLICATES,
+    seed: int = 0,
 ) -> tuple[float, float, float]:
     """Mean of first - second with its interval, for outcomes of the same seeds and questions, (S, Q) each."""
     difference = (first - second)[None]
@@ -56,7 +68,7 @@ def paired_interval(
     by_question = weights(num_questions, key="questions", num_replicates=num_replicates, seed=seed)
     by_seed = weights(num_seeds, key=seed_key(range(num_seeds)), num_replicates=num_replicates, seed=seed)
     low, high = interval(over_seeds(over_questions(difference, by_question), by_seed)[:, 0])
-    return float(difference.mean()), float(low), float(high)
+    return float(difference.mean()), low, high
 
 
 def seed_key(seeds: Sequence[int]) -> str:

@@ -28,7 +28,8 @@ def figure(
     heads = [_head(*key, alone.get((baseline, *key)), baseline) for key in panels]
     made = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=heads)
     height = 190 + 27 * len(names)
-    seeds = max((one.num_seeds for one in apart.values()), default=0)
+    counts = sorted({one.num_seeds for one in apart.values() if one.num_seeds})
+    seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     subtitle = f"{data}, {context} · difference to {baseline}, paired 95 % intervals over {seeds} seeds and questions · filled: clear of zero"  # fmt: skip
     made.update_layout(styled(theme, title=title, subtitle=subtitle, height=height).layout)
     for place, key in enumerate(panels, start=1):

@@ -45,6 +45,7 @@ MEASURES = {
     "truncated": Measure("truncated", -1, "%"),
     "information_loss_share": Measure("loss bought on the information gap", 0, "%"),
 }
+_NOTHING = 1e-9  # differences that only rounding makes
 _FROM_ANSWERS = ("accuracy", "confidence", "overconfidence", "calibration_error", "entropy", "length", "truncated")
 
 
@@ -141,7 +142,7 @@ def compare(rows: list[Row], baseline: str, *, num_replicates: int = NUM_REPLICA
 
 def verdict(measure: str, low: float, high: float) -> str:
     """What an interval of a difference says: it must be clear of zero to say anything."""
-    if not (low > 0.0 or high < 0.0):
+    if not (low > _NOTHING or high < -_NOTHING):
         return "not distinguishable"
     rises = low > 0.0
     better = measure_of(measure).better
@@ -178,12 +179,12 @@ def _compared(
             drawn = drawn - _at(replicas[other.name][name], other, seeds)
         if np.isnan(mean).any():
             continue
-        low, high = interval(over_seeds(drawn[:, None], by_seed)[:, 0])
+        low, high = interval(over_seeds(drawn, by_seed))
         found.append(
             Comparison(
                 row.name, None if other is None else other.name, group.data, group.context, _policy(row), group.truth, name,
-                float(mean.mean()), float(low), float(high), len(seeds) if "variant" in (row.kind, other.kind if other else "") else 0,
-                group.count, "" if other is None else verdict(name, float(low), float(high)),
+                float(mean.mean()), low, high, len(seeds) if "variant" in (row.kind, other.kind if other else "") else 0,
+                group.count, "" if other is None else verdict(name, low, high),
             )
         )  # fmt: skip
     return found

@@ -16,6 +16,7 @@
 What the study decides itself (seed, folder, evaluation) is not set by overrides. Paths start at the working directory.
 """
 
+import functools
 import itertools
 import json
 import re
@@ -28,6 +29,7 @@ from workbench.contexts import parse_context
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.errors import ConfigError, DataError, WorkbenchError, unknown
 from workbench.evaluate import require_answers
+from workbench.types import Example
 
 KEYS = ("name", "base", "overrides", "seeds", "parallel", "baseline", "variants", "grid", "evaluate")
 BASE, TEACHER = "base", "teacher"  # names of rows, so no variant may have them
@@ -132,14 +134,18 @@ def other_settings(config: RunConfig) -> str | None:
     return f"{config.run_dir} was made with other settings ({changes}). Rename the study or the variant, or delete that folder."  # fmt: skip
 
 
-def load_study(path: str | Path, overrides: Iterable[str] = (), *, load: Callable = load_examples) -> Study:
+def load_study(
+    path: str | Path, overrides: Iterable[str] = (), *, check: bool = True, load: Callable = load_examples
+) -> Study:
     """The study of a YAML file, every variant's configuration built and its evidence looked for in the data.
 
     overrides  `key=value` of the study's own keys: seeds=[0,1], parallel=1, overrides.training.steps=20
+    check      look at models and data, too; False is enough to report what is finished
 
     Raises: ConfigError or DataError for what is wrong with the study as a whole. A variant that cannot be built keeps
     its sentence in `Variant.fault`; the others go on. If none can be built, that is an error.
     """
+    load = functools.cache(load) if check else None  # all variants look at the same examples
     values = _own_overrides(read_yaml(path), overrides)
     where = f"study {path}"
     for key in values:
@@ -209,11 +215,12 @@ def _expanded(values: dict, where: str) -> list[tuple[str, str, dict]]:
     return expanded
 
 
-def _variant(name: str, note: str, base: dict, own: dict, load: Callable) -> Variant:
+def _variant(name: str, note: str, base: dict, own: dict, load: Callable | None) -> Variant:
     try:
         config = build_config(override(base, _texts({**own, "name": run_name(name, 0)})))
-        _check_models(config)
-        _check_evidence(config, load)
+        if load is not None:
+            _check_models(config)
+            _check_evidence(config, load)
     except WorkbenchError as error:
         return Variant(name, note, fault=str(error))
     return Variant(name, note, config)
@@ -246,7 +253,7 @@ def _check_evidence(config: RunConfig, load: Callable) -> None:
     )
 
 
-def _questions(entries: object, where: str, load: Callable) -> tuple[Questions, ...]:
+def _questions(entries: object, where: str, load: Callable | None) -> tuple[Questions, ...]:
     if not isinstance(entries, list):
         raise ConfigError(f"{where}: evaluate must be a list of {{data, contexts, count}}, got {entries!r}.")
     made = []
@@ -264,21 +271,24 @@ def _questions(entries: object, where: str, load: Callable) -> tuple[Questions, 
         for context in contexts:
             parse_context(str(context))
         count = None if entry.get("count") is None else _count(entry["count"], f"{here}: count")
-        examples = load(entry["data"], limit=count)
-        require_answers(examples)
-        for context in contexts:
-            split = split_by_evidence(examples, [context])
-            if not split.usable:
-                column = split.skipped[0][1]
-                raise DataError(
-                    f'{here}: no example of {entry["data"]} has "{column}", which context "{context}" needs.'
-                )
+        if load is not None:
+            _check_questions(load(entry["data"], limit=count), entry["data"], contexts, here)
         made.append(Questions(entry["data"], tuple(contexts), count, entry["data"]))
     short = [one.data.partition("?")[0] for one in made]
     labels = short if len(set(short)) == len(short) else [one.data for one in made]
     if len(set(labels)) < len(labels):
         raise ConfigError(f"{where}: evaluate names the same data twice. Put the contexts into one entry.")
     return tuple(Questions(one.data, one.contexts, one.count, label) for one, label in zip(made, labels, strict=True))
+
+
+def _check_questions(examples: list[Example], data: str, contexts: list[str], here: str) -> None:
+    """Raises DataError if nothing can be counted as right, or a context can be built for no example."""
+    require_answers(examples)
+    for context in contexts:
+        split = split_by_evidence(examples, [context])
+        if not split.usable:
+            column = split.skipped[0][1]
+            raise DataError(f'{here}: no example of {data} has "{column}", which context "{context}" needs.')
 
 
 def _own_overrides(values: dict, overrides: Iterable[str]) -> dict:

@@ -143,7 +143,12 @@ def _preamble(results: Results) -> str:
     else:
         lines.append(f"- finished: {sum(num_seeds.values())} runs; not: {len(results.unfinished)}")
         lines += [f"- variant {name} was not run: {fault}" for name, fault in results.faults.items()]
-        lines += [f"- run {name}: {why}" for name, why in results.unfinished.items()]
+        reasons: dict[str, list[str]] = {}
+        for name, why in results.unfinished.items():
+            reasons.setdefault(why, []).append(name)
+        lines += [
+            f"- {'runs' if len(names) > 1 else 'run'} {', '.join(names)}: {why}" for why, names in reasons.items()
+        ]
     if study.baseline not in num_seeds:
         lines.append(f"- no run of the baseline {study.baseline} finished, so nothing is compared with it")
     return "\n".join(lines)
@@ -200,7 +205,9 @@ def _compared_table(results: Results, own: list[Comparison]) -> str:
         lines.append(cells)
     if len(lines) < 2:
         return ""
-    return _table(["", "seeds", "mean", f"against {baseline} [95 %]", "", "against base [95 %]", ""], lines)
+    header = ["", "seeds", "mean", f"against {baseline} [95 %]", "", "against base [95 %]", ""]
+    used = [place for place in range(len(header)) if place < 3 or any(line[place] for line in lines)]
+    return _table([header[place] for place in used], [[line[place] for place in used] for line in lines])
 
 
 def _notes(results: Results) -> str:
