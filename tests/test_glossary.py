@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import workbench
+from workbench.config import describe_config
 
 ROOT = Path(__file__).parent.parent
 ROWS = re.findall(
@@ -33,6 +34,8 @@ def is_there(place: str) -> bool:
         return any((ROOT / folder / place.rstrip("/")).exists() for folder in ("", "workbench"))
     if place.endswith(".py"):
         return (ROOT / "workbench" / place).is_file()
+    if place in describe_config():
+        return True
     first, *rest = place.split(".")
     owners = [importlib.import_module(name) for name in MODULES if name.endswith(f".{first}")]
     deeper = [importlib.import_module(name) for name in MODULES if rest and name.endswith(f".{first}.{rest[0]}")]
