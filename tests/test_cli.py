@@ -66,7 +66,23 @@ def test_every_reading_command_works_on_a_run(run: Path, capsys: pytest.CaptureF
     assert "regime" in said(capsys, "show", run, "--step", 2, "--rollout", 3)
     assert "\x1b[" in said(capsys, "show", run, "--step", 0, "--probe", "--by", "information", "--colour")
     table = said(capsys, "eval", run, "--contexts", "plain", "caption", "--count", 3, "--data", "scenes:hard?count=9")
-    assert re.search("student +caption", table) and re.search("teacher +plain", table)
+    assert re.search("student +caption +all +all +3 ", table) and re.search("teacher +plain", table)
+
+
+def test_eval_asks_runs_and_models_by_kind_and_truth(run: Path, models: dict, capsys: pytest.CaptureFixture) -> None:
+    data = "scenes:eval?count=16"
+    table = said(capsys, "eval", run, "--contexts", "plain,crop", "boxes", "--data", data, "--count", 16)
+    for policy in ("student", "teacher"):
+        for context in ("plain", "crop", "boxes"):
+            for group in ("all +all +16", "all +visible +12", "all +privileged +4", "compare +privileged +2", "count +visible +2"):  # fmt: skip
+                assert re.search(f"{policy} +{context} +{group} ", table), group
+    assert re.search("questions +accuracy +confidence +over-confidence +calibration error +entropy +length +cut", table)
+    for folder in (models["teacher"], next(run.glob("checkpoint-*"))):  # a checkpoint holds its student
+        table = said(capsys, "eval", folder, "--data", data, "--count", 8, "--rule", "contains")
+        assert re.search("model +plain +all +all +8 ", table) and "student" not in table
+    exact = said(capsys, "eval", models["teacher"], "--data", data, "--rule", "exact", "--count", 8)
+    assert re.search(r"model +plain +all +all +8 +0.0%", exact)
+    assert "no answer could be graded" in said(capsys, "eval", models["teacher"], "--data", "scenes:eval?start=2&count=1", "--rule", "numeric")  # fmt: skip
 
 
 def test_check_prints_the_table_and_its_verdict(config_file: Path, capsys: pytest.CaptureFixture) -> None:
@@ -269,6 +285,15 @@ def test_damaged_runs_are_sentences(own: Path, capsys: pytest.CaptureFixture) ->
         (["resume", "{run}/nowhere"], "is no run folder"),
         (["resume", "{run}", "seed=3"], "would make another run of it"),
         (["eval", "{run}", "--contexts", "cropp"], 'Did you mean "crop"'),
+        (["eval", "{run}/nowhere"], "is no run folder and no model folder"),
+        (["eval", "{run}/traces"], "is no run folder and no model folder"),
+        (["eval", "{run}/checkpoint-000002"], "is a model and has no data of its own"),
+        (
+            ["eval", "{run}/checkpoint-000002", "--data", "scenes:eval", "--contexts", "plain,cropp"],
+            'Did you mean "crop"',
+        ),
+        (["study", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["study", "{run}/config.yaml"], "is unknown. Allowed: base, baseline, evaluate"),
         (["eval", "{run}", "--data", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["eval", "{run}", "--count", "-3"], "limit must be at least 1"),
         (["show", "{run}", "--step", "99"], "99"),

@@ -85,6 +85,32 @@ def test_confidence_is_that_of_the_answer_where_the_answer_is_marked() -> None:
     assert row.confidence == pytest.approx(0.6, abs=1e-5)
 
 
+def test_confidence_is_of_the_tokens_that_only_the_evidence_shows() -> None:
+    """Writes 5 3 END: 5 is read where all can see, 3 is what the evidence shows, and both are the answer's if visible."""
+    place = Mark(r"^(\d)", "location", "visible")
+    for truth, expected in (("privileged", 0.6), ("visible", 0.8 * 0.6)):
+        marked = example(marks=(place, Mark(r"(\d) $", "answer", truth)))
+        (row,) = answer_questions(policy(), [marked], "plain", step=0, max_completion_length=5)
+        assert row.confidence == pytest.approx(expected, abs=1e-5), truth
+
+
+def test_entropy_is_the_mean_over_the_written_tokens() -> None:
+    rows = [[0.1, 0.1, 0.8], [0.1, 0.3, 0.6], [0.5, 0.25, 0.25]]
+    expected = sum(-p * math.log(p) for row in rows for p in row) / 3
+    for size in (1, 64):
+        found = answer_questions(policy(), [example(0), example(1)], "plain", step=0, max_completion_length=5, batch_size=size)  # fmt: skip
+        assert [row.entropy for row in found] == pytest.approx([expected] * 2, abs=1e-5)
+    (cut,) = answer_questions(policy(), [example()], "plain", step=0, max_completion_length=1)
+    assert cut.entropy == pytest.approx(sum(-p * math.log(p) for p in rows[0]), abs=1e-5)
+
+
+def test_entropy_and_length_of_a_group() -> None:
+    rows = answered((1.0, 0.5), (0.0, 0.5))
+    measured = measure([replace(rows[0], entropy=0.2, length=4), replace(rows[1], entropy=0.4, length=7)])
+    assert (measured.entropy, measured.length) == (pytest.approx(0.3), 5.5)
+    assert measure([replace(rows[0], entropy=0.2), rows[1]]).entropy is None, "one was written before entropies were"
+
+
 def test_confidence_without_marks_is_the_mean_over_the_tokens() -> None:
     (row,) = answer_questions(policy(), [example()], "plain", step=0, max_completion_length=5)
     assert row.confidence == pytest.approx(math.prod((0.8, 0.6, 0.5)) ** (1 / 3), abs=1e-5)

@@ -1,0 +1,149 @@
+"""Intervals against closed forms, against loops, and where pairing decides."""
+
+import math
+
+import numpy as np
+import pytest
+
+from workbench.evaluate import Answered, measure
+from workbench.study.bootstrap import interval, over_questions, over_seeds, paired_interval, weights
+from workbench.study.measures import Row, compare, values_of, verdict
+
+REPLICATES = 2_000
+
+
+def test_weights_are_drawings_with_replacement() -> None:
+    drawn = weights(7, key="a", num_replicates=50)
+    counts = drawn * 7
+    assert np.allclose(counts, counts.round()) and np.allclose(drawn.sum(1), 1.0)
+    assert np.array_equal(drawn, weights(7, key="a", num_replicates=50))
+    assert not np.array_equal(drawn, weights(7, key="b", num_replicates=50))
+    assert not np.array_equal(drawn, weights(7, key="a", num_replicates=50, seed=1))
+
+
+def test_replicates_are_what_loops_give() -> None:
+    """Every replicate spelled out: the drawn seeds, and in each of them the same drawn questions."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(2, 3, 5))
+    by_question, by_seed = weights(5, key="q", num_replicates=20), weights(3, key="s", num_replicates=20)
+    found = over_seeds(over_questions(values, by_question), by_seed)
+    for replicate in range(20):
+        questions = np.repeat(np.arange(5), (by_question[replicate] * 5).round().astype(int))
+        seeds = np.repeat(np.arange(3), (by_seed[replicate] * 3).round().astype(int))
+        for line in range(2):
+            looped = np.mean([values[line, seed, question] for seed in seeds for question in questions])
+            assert found[replicate, line] == pytest.approx(looped)
+
+
+def test_questions_alone_have_the_width_of_the_textbook() -> None:
+    """All seeds agree, so only questions vary: the interval is 1.96 standard errors to either side."""
+    outcomes = (np.arange(400) % 4 == 0).astype(float)
+    first = np.tile(outcomes, (5, 1))
+    mean, low, high = paired_interval(first, np.zeros_like(first))
+    error = math.sqrt(0.25 * 0.75 / 400)
+    assert mean == 0.25
+    assert low == pytest.approx(0.25 - 1.96 * error, abs=0.2 * error)
+    assert high == pytest.approx(0.25 + 1.96 * error, abs=0.2 * error)
+
+
+def test_both_factors_add_up() -> None:
+    """Seed effects and question effects: the variance of replicates is that of both, each divided by its own number."""
+    rng = np.random.default_rng(1)
+    of_seed, of_question = rng.normal(size=(12, 1)), rng.normal(size=(1, 300))
+    values = (of_seed + of_question)[None]
+    drawn = over_seeds(over_questions(values, weights(300, key="q")), weights(12, key="s"))[:, 0]
+    assert drawn.var() == pytest.approx(of_seed.var() / 12 + of_question.var() / 300, rel=0.06)
+
+
+def test_pairing_sees_what_separate_intervals_do_not() -> None:
+    """Half of the questions are hard for both; one is right two questions in a hundred more often."""
+    rng = np.random.default_rng(2)
+    second = (rng.random((1, 500)) < 0.5).astype(float).repeat(4, axis=0)
+    first = second.copy()
+    wrong = np.flatnonzero(second[0] == 0)
+    first[:, wrong[:15]] = 1.0
+    mean, low, _ = paired_interval(first, second)
+    assert mean == pytest.approx(0.03) and low > 0.0
+    alone = [paired_interval(one, np.zeros_like(one)) for one in (first, second)]
+    assert alone[0][1] < alone[1][2], "separate intervals overlap, and would have shown nothing"
+    assert paired_interval(second, first)[2] == pytest.approx(-low)
+
+
+def test_an_interval_is_the_middle_of_the_replicates() -> None:
+    assert interval(np.arange(1001.0)) == pytest.approx((25.0, 975.0))
+
+
+def row(name: str, kind: str, accuracy: list[list[float]], confidence: list[list[float]], truth: str = "vvvp", **values: object) -> Row:  # fmt: skip
+    """A row whose answers are given; truth: v or p per question."""
+    right = np.array(accuracy)
+    truths = np.array([{"v": "visible", "p": "privileged"}[letter] for letter in truth], dtype=object)
+    rest = {"entropy": right * 0.1, "length": right + 3.0, "truncated": 1.0 - right}
+    answers = {"accuracy": right, "confidence": np.array(confidence), **rest, "truth": truths}
+    return Row(name, kind, tuple(range(len(right))), {("data", "plain"): answers}, **values)
+
+
+def test_measures_of_a_run_are_those_of_evaluate() -> None:
+    rng = np.random.default_rng(3)
+    right, sure = (rng.random((2, 40)) < 0.6).astype(float), rng.random((2, 40))
+    one = row("x", "variant", right.tolist(), sure.tolist(), "vvvp" * 10)
+    found = {(value.seed, value.truth, value.measure): value for value in values_of([one])}
+    for seed in (0, 1):
+        for truth, chosen in (("all", range(40)), ("privileged", range(3, 40, 4))):
+            answered = [Answered(0, "student", "plain", str(n), "", None, "a", "a", right[seed, n], sure[seed, n], int(3 + right[seed, n]), bool(right[seed, n]), 0.1 * right[seed, n]) for n in chosen]  # fmt: skip
+            expected = measure(answered)
+            for name in ("accuracy", "confidence", "overconfidence", "calibration_error", "entropy", "length", "truncated"):  # fmt: skip
+                assert found[seed, truth, name].value == pytest.approx(getattr(expected, name)), (seed, truth, name)
+            assert found[seed, truth, "accuracy"].count == expected.count
+
+
+def test_the_gap_recovered_is_between_the_start_and_the_teacher() -> None:
+    """Start 40 % of 200 questions, teacher 90 %, variant 65 %: half of the gap; nothing where the teacher is no better."""
+    questions = np.arange(200) / 200
+    base = row("base", "student", [(questions < 0.4).astype(float).tolist()], [[0.5] * 200], "v" * 200)
+    teacher = row("teacher", "teacher", [(questions < 0.9).astype(float).tolist()], [[0.5] * 200], "v" * 200)
+    variant = row("x", "variant", [(questions < 0.65).astype(float).tolist()] * 3, [[0.5] * 200] * 3, "v" * 200, teacher="teacher")  # fmt: skip
+    found = {(one.variant, one.against, one.measure): one for one in compare([base, teacher, variant], "x", num_replicates=REPLICATES) if one.truth == "visible"}  # fmt: skip
+    recovered = found["x", None, "gap_recovered"]
+    assert recovered.value == pytest.approx(0.5) and 0.3 < recovered.low < 0.5 < recovered.high < 0.7
+    against = found["x", "base", "accuracy"]
+    assert (against.value, against.verdict, against.num_seeds) == (pytest.approx(0.25), "better", 3)
+    assert found["base", "x", "accuracy"].value == pytest.approx(-0.25)
+    assert found["base", "x", "accuracy"].verdict == "worse"
+    weak = row("teacher", "teacher", [(questions < 0.41).astype(float).tolist()], [[0.5] * 200], "v" * 200)
+    assert not [one for one in compare([base, weak, variant], "x", num_replicates=REPLICATES) if one.measure == "gap_recovered"]  # fmt: skip
+
+
+def test_only_seeds_that_both_have_are_compared() -> None:
+    first = row("a", "variant", [[1, 1, 1, 1], [0, 0, 0, 0]], [[0.5] * 4] * 2)
+    second = row("b", "variant", [[0, 0, 0, 0]], [[0.5] * 4])
+    second.seeds = (1,)
+    found = {(one.variant, one.against): one for one in compare([first, second], "b", num_replicates=REPLICATES) if (one.measure, one.truth) == ("accuracy", "all")}  # fmt: skip
+    assert (found["a", "b"].value, found["a", "b"].num_seeds) == (0.0, 1)
+    assert (found["a", None].value, found["a", None].num_seeds) == (0.5, 2)
+    second.seeds = (7,)
+    assert not [one for one in compare([first, second], "b", num_replicates=REPLICATES) if one.against == "b"]
+
+
+def test_a_trace_measure_varies_by_seed_alone() -> None:
+    one = row("a", "variant", [[1, 1, 1, 1]] * 3, [[0.5] * 4] * 3)
+    one.trace = {"HT/last third": np.array([0.1, 0.2, 0.3])}
+    (found,) = [one for one in compare([one], "a", num_replicates=REPLICATES) if one.measure == "HT/last third"]
+    assert found.value == pytest.approx(0.2)
+    assert 0.1 <= found.low < 0.2 < found.high <= 0.3
+
+
+@pytest.mark.parametrize(
+    ("measure", "low", "high", "said"),
+    [
+        ("accuracy", 0.01, 0.05, "better"),
+        ("accuracy", -0.05, -0.01, "worse"),
+        ("accuracy", -0.01, 0.05, "not distinguishable"),
+        ("accuracy", 0.0, 0.05, "not distinguishable"),
+        ("overconfidence", 0.01, 0.05, "worse"),
+        ("overconfidence", -0.05, -0.01, "better"),
+        ("entropy", 0.01, 0.05, "higher"),
+        ("length", -2.0, -1.0, "lower"),
+    ],
+)
+def test_a_verdict_needs_an_interval_clear_of_zero(measure: str, low: float, high: float, said: str) -> None:
+    assert verdict(measure, low, high) == said

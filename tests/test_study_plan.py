@@ -1,0 +1,163 @@
+"""A study's file: what it stands for, and every mistake in it as a sentence before anything runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from small import run_config
+
+from workbench.errors import ConfigError, DataError
+from workbench.study.plan import Study, load_study, other_settings, run_name
+
+
+@pytest.fixture
+def base(models: dict, tmp_path: Path) -> Path:
+    file = tmp_path / "base.yaml"
+    values = run_config(models, tmp_path / "runs", data__eval=None).to_dict()
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+def load(base: Path, /, *overrides: str, **values: object) -> Study:
+    plain = {
+        "name": "small",
+        "base": str(base),
+        "overrides": {"training.steps": 2},
+        "seeds": [0, 3],
+        "variants": {"opd": {"method.name": "opd"}, "dopd": {"note": "as it is"}},
+        "evaluate": [
+            {"data": "scenes:eval?count=8", "contexts": ["plain", "crop"]},
+            {"data": "scenes:hard", "count": 4},
+        ],
+        **values,
+    }
+    file = base.with_name("study.yaml")
+    file.write_text(yaml.safe_dump({key: value for key, value in plain.items() if value is not None}, sort_keys=False))
+    return load_study(file, overrides)
+
+
+def test_a_file_is_variants_times_seeds(base: Path) -> None:
+    study = load(base)
+    assert [(one.name, one.note, one.config.method["name"]) for one in study.variants] == [("opd", "", "opd"), ("dopd", "as it is", "dopd")]  # fmt: skip
+    config = study.config(study.variants[1], 3)
+    assert (config.seed, config.training.steps, config.run_dir) == (3, 2, study.folder / "dopd-s3")
+    assert (config.data.eval, config.data.probes) == (None, "scenes:eval?count=8")
+    assert (study.baseline, study.parallel) == ("opd", 2)
+    assert [(one.label, one.contexts, one.count) for one in study.evaluate] == [("scenes:eval", ("plain", "crop"), None), ("scenes:hard", ("plain",), 4)]  # fmt: skip
+    assert [(one.role, one.row) for one in study.references()] == [("student", "base"), ("teacher", "teacher")]
+
+
+def test_a_grid_is_multiplied_into_every_variant(base: Path) -> None:
+    study = load(base, grid={"method.privilege": ["crop", "boxes+caption"], "training.learning_rate": [1e-4]})
+    assert [one.name for one in study.variants] == [f"{method} privilege={context} learning_rate=0.0001" for method in ("opd", "dopd") for context in ("crop", "boxes+caption")]  # fmt: skip
+    assert study.config(study.variants[3], 0).name == "dopd-privilege=boxes+caption-learning_rate=0.0001-s0"
+    assert study.variants[3].config.method["privilege"] == "boxes+caption"
+    ambiguous = load(base, grid={"training.steps": [1], "trace.every": [1], "trace.probe_every": [1]})
+    assert ambiguous.variants[0].name == "opd steps=1 every=1 probe_every=1"
+
+
+def test_overrides_of_the_command_reach_the_runs_and_the_study(base: Path) -> None:
+    study = load(base, "overrides.training.steps=5", "seeds=[9]", "parallel=1")
+    assert (study.variants[0].config.training.steps, study.seeds, study.parallel) == (5, (9,), 1)
+
+
+def test_two_students_are_two_rows_of_what_they_started_from(base: Path, models: dict) -> None:
+    study = load(base, variants={"a": {"method.name": "opd"}, "b": {"method.name": "opd", "models.teacher": str(models["student"])}})  # fmt: skip
+    assert [one.row for one in study.references()] == ["base", "teacher teacher", "teacher student"]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"variannts": {}}, 'key "variannts" is unknown.*Did you mean "variants"'),
+        ({"variants": None}, "variants is missing"),
+        ({"base": None}, "base is missing"),
+        ({"base": "nowhere.yaml"}, "nowhere.yaml does not exist"),
+        ({"evaluate": None}, "evaluate is missing"),
+        ({"evaluate": {"data": "scenes:eval"}}, "evaluate must be a list"),
+        ({"evaluate": [{"datta": "scenes:eval"}]}, 'key "datta" is unknown.*Did you mean "data"'),
+        ({"evaluate": [{"contexts": ["plain"]}]}, "data is missing"),
+        ({"evaluate": [{"data": "scenes:evil"}]}, 'scenes split "evil" is unknown.*"eval"'),
+        ({"evaluate": [{"data": "scenes:eval", "contexts": ["cropp"]}]}, 'context "cropp" is unknown'),
+        ({"evaluate": [{"data": "scenes:eval", "count": 0}]}, "count must be a whole number of at least 1"),
+        ({"evaluate": [{"data": "scenes:eval"}] * 2}, "names the same data twice"),
+        ({"baseline": "opdd"}, 'baseline "opdd" is unknown.*Did you mean "opd"'),
+        ({"seeds": [0, 0]}, "seeds must be a list of different whole numbers"),
+        ({"seeds": []}, "seeds must be a list"),
+        ({"parallel": 0}, "parallel must be a whole number of at least 1"),
+        ({"name": "a/b"}, "must be a plain folder name"),
+        ({"overrides": {"seed": 3}}, "seed is the study's own"),
+        ({"variants": {"a": {"data.eval": "scenes:eval"}}}, "data.eval is the study's own"),
+        ({"variants": {"base": {}}}, 'a variant cannot be called "base"'),
+        ({"variants": {"a b": {}, "a-b": {}}}, 'variants "a b" and "a-b" would have one folder'),
+        ({"variants": ["opd"]}, "variants must be a mapping"),
+        ({"grid": {"training.steps": 3}}, "grid.training.steps must be a list"),
+        ({"variants": {"a": {"method.name": "dpod"}}}, 'none of its 1 variants can be built. a: .*Did you mean "dopd"'),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_the_file_is_a_sentence(base: Path, values: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load(base, **values)
+
+
+@pytest.mark.parametrize(
+    ("own", "sentence"),
+    [
+        ({"method.name": "opd", "method.privelege": "crop"}, 'Did you mean "privilege"'),
+        ({"method.name": "dpod"}, 'Did you mean "dopd"'),
+        ({"training.stepz": 3}, 'Did you mean "training.steps"'),
+        ({"models.teacher": "./nowhere"}, 'models.teacher "./nowhere" is no model folder'),
+        ({"data.train": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
+    ],
+    ids=str,
+)
+def test_a_variant_that_cannot_be_built_is_named_and_the_others_go_on(base: Path, own: dict, sentence: str) -> None:
+    study = load(base, variants={"opd": {"method.name": "opd"}, "wrong": own})
+    assert [one.name for one in study.usable] == ["opd"]
+    assert pytest.raises(AssertionError, match=sentence).matches(AssertionError(study.faults["wrong"])), study.faults
+
+
+def test_evidence_that_the_data_lack_is_found_before_anything_runs(base: Path, tmp_path: Path) -> None:
+    data = tmp_path / "bare.jsonl"
+    data.write_text("".join(json.dumps({"question": "what?", "answer": "red"}) + "\n" for _ in range(3)))
+    variants = {"opd": {"method.name": "opd"}, "hinted": {"method.name": "opd", "method.privilege": "hint"}}
+    study = load(base, overrides={"data.train": str(data)}, variants=variants)
+    assert "none of the 3 examples" in study.faults["hinted"] and "no hint" in study.faults["hinted"]
+    with pytest.raises(DataError, match=r'evaluate\[0\]: no example of .* has "hint"'):
+        load(base, evaluate=[{"data": str(data), "contexts": ["plain", "hint"]}])
+    data.write_text(json.dumps({"question": "what?"}) + "\n")
+    with pytest.raises(DataError, match='none of the 1 evaluation examples has an "answer"'):
+        load(base, evaluate=[{"data": str(data)}])
+
+
+def test_evidence_behind_the_first_rows_is_found(base: Path, tmp_path: Path) -> None:
+    rows = [{"question": "what?", "answer": "red"}] * 70 + [{"question": "what?", "answer": "red", "hint": "left"}]
+    data = tmp_path / "late.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert not load(base, overrides={"data.train": str(data)}, variants={"a": {"method.name": "opd", "method.privilege": "hint"}}).faults  # fmt: skip
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_one(base: Path) -> None:
+    study = load(base)
+    config = study.config(study.variants[0], 0)
+    assert other_settings(config) is None
+    config.run_dir.mkdir(parents=True)
+    (config.run_dir / "config.yaml").write_text(config.to_yaml())
+    assert other_settings(config) is None
+    changed = load(base, "overrides.training.learning_rate=0.5", "overrides.training.keep=7")
+    said = other_settings(changed.config(changed.variants[0], 0))
+    assert "training.learning_rate=0.001 there, 0.5 here" in said and "keep" not in said
+
+
+def test_shipped_studies_can_be_built_but_for_what_has_to_be_made() -> None:
+    for file in sorted(Path("configs/studies").glob("*.yaml")):
+        study = load_study(file)
+        assert {name.split()[0] for name in study.faults} <= {"weaker"}, (file, study.faults)
+        assert len(study.seeds) >= 5, file
+
+
+def test_names_of_runs_are_folders() -> None:
+    assert run_name("dopd boxes+caption", 2) == "dopd-boxes+caption-s2"
+    assert run_name("../x", 0) == "x-s0"
