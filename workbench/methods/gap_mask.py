@@ -1,0 +1,74 @@
+"""Gap-mask control: on-policy distillation without the tokens whose gap is largest, or smallest.
+
+Source: the token-drop ablation of DOPD, arXiv 2606.30626, Figure 4 (a fifth of the tokens dropped by their advantage gap
+on vanilla OPD). Differs: the gap may also be one of the two that its views are recorded for, so that the tokens that
+carry information (what evidence alone told the student) and those that carry capability can be dropped apart.
+1. The student s answers the plain prompt x. Teacher t and privileged student s' score the same tokens, shown `gap_context` p.
+2. Gap of a token y: advantage |log t(y|x,p) - log s'(y|x,p)|, capability log t(y|x,p) - log s'(y|x,p), or information
+   log s'(y|x,p) - log s(y|x).
+3. The `share` of the batch's positions with the highest (or lowest) gap has no supervision; the rest is pulled to the
+   teacher shown `privilege`.
+The loss stays divided by all positions, so that the pull on a kept token is that of opd, and random_mask with
+share = 1 - `share` is the control of equal size.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.divergences import KINDS, Divergence
+from workbench.method import Loss, Method, Option, Regime, View
+from workbench.types import RouteBatch, Routing
+
+
+@dataclass(frozen=True)
+class Options:
+    gap: Annotated[str, Option("what tokens are ranked by", choices=("advantage", "capability", "information"))] = "advantage"  # fmt: skip
+    drop: Annotated[str, Option("which end of the ranking has no supervision", choices=("highest", "lowest"))] = "highest"  # fmt: skip
+    share: Annotated[float, Option("share of positions that is dropped", low=0, high=1)] = 0.2
+    gap_context: Annotated[str, Option("context under which the gaps are measured")] = "crop"
+    privilege: Annotated[str, Option("context of the teacher that supervises")] = "plain"
+    divergence: Annotated[str, Option("what is minimised", choices=KINDS[1:4])] = "reverse_kl"
+
+
+def build(options: Options) -> Method:
+    views = {
+        "student": View("student", "plain", learns=True),
+        "self": View("student", options.gap_context),
+        "teacher": View("teacher", options.gap_context),
+    }
+    target = "teacher"
+    if options.privilege != options.gap_context:
+        target = "supervisor"
+        views[target] = View("teacher", options.privilege)
+    loss = Loss(target, Divergence(options.divergence))
+    return Method(
+        name="gap_mask",
+        views=views,
+        regimes={"KEPT": Regime((loss,), "kept: teacher"), "DROPPED": Regime((), "dropped by gap: no supervision")},
+        route=lambda batch: route(batch, options),
+        reads=("student", "self") if options.gap == "information" else ("self", "teacher"),
+    )
+
+
+def route(batch: RouteBatch, options: Options) -> Routing:
+    """Exactly the asked share of positions is dropped; of equal gaps the earlier one goes first."""
+    values = gaps(batch, options.gap)
+    order = values.argsort(stable=True, descending=options.drop == "highest")
+    dropped = order[: int(options.share * batch.num_positions)]
+    regime = torch.zeros_like(batch.sequence)
+    regime[dropped] = 1
+    thresholds = {f"{options.gap}_gap": float(values[dropped[-1]])} if dropped.numel() else {}
+    return Routing(regime, torch.ones_like(values), thresholds=thresholds)
+
+
+def gaps(batch: RouteBatch, kind: str) -> Float[Tensor, " N"]:
+    """The gap of every position, in nats."""
+    own = batch.scores["self"].logprob
+    if kind == "information":
+        return own - batch.scores["student"].logprob
+    teacher = batch.scores["teacher"].logprob
+    return (teacher - own).abs() if kind == "advantage" else teacher - own
