@@ -26,6 +26,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"student": save_idefics3(folder / "student", 0), "teacher": save_idefics3(folder / "teacher", 1)}
 
 
+@pytest.fixture(scope="session")
+def trained(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two finished runs, dopd and opd, on the same examples. To be copied, not changed."""
+    from small import run_config  # noqa: PLC0415
+
+    from workbench.train import train  # noqa: PLC0415
+
+    folder = tmp_path_factory.mktemp("trained")
+    values = {"sampling__max_completion_length": 8, "evaluation__every": 2, "trace__probes": 3}
+    train(run_config(models, folder, name="dopd", **values))
+    train(run_config(models, folder, name="opd", method={"name": "opd"}, **values))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def browser():
     """A real Chromium, for pages and fragments."""

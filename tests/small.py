@@ -1,5 +1,7 @@
 """Small inputs that several test files use."""
 
+from pathlib import Path
+
 import torch
 from PIL import Image
 
@@ -66,3 +68,11 @@ def run_config(folders: dict, output_dir: object, /, **values: object) -> RunCon
         else:
             plain[section] = value
     return build_config(plain)
+
+
+def add_begun(folder: Path) -> None:
+    """A run that has only begun: no number yet."""
+    begun = folder / "begun"
+    begun.mkdir()
+    (begun / "config.yaml").write_text("name: begun\nmethod: {name: dopd}\ntraining: {steps: 4}\n")
+    (begun / "run.json").write_text('{"status": "stopped", "method": "dopd"}')

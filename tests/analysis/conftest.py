@@ -1,24 +1,18 @@
 """Runs that analysis is tested on: real ones, of tiny models with random weights."""
 
+import shutil
 from pathlib import Path
 
 import pytest
-from small import run_config
-
-from workbench.train import train
+from small import add_begun
 
 
 @pytest.fixture(scope="session")
-def runs(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two finished runs, dopd and opd, on the same examples, and one that has only begun."""
-    folder = tmp_path_factory.mktemp("runs")
-    values = {"sampling__max_completion_length": 8, "evaluation__every": 2, "trace__probes": 3}
-    train(run_config(models, folder, name="dopd", **values))
-    train(run_config(models, folder, name="opd", method={"name": "opd"}, **values))
-    begun = folder / "begun"
-    begun.mkdir()
-    (begun / "config.yaml").write_text("name: begun\nmethod: {name: dopd}\ntraining: {steps: 4}\n")
-    (begun / "run.json").write_text('{"status": "stopped", "method": "dopd"}')
+    folder = tmp_path_factory.mktemp("analysed") / "runs"
+    shutil.copytree(trained, folder)
+    add_begun(folder)
     return folder
 
 

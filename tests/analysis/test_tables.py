@@ -238,7 +238,10 @@ def test_worst_cases_of_a_long_run_are_those_of_all_its_tokens(
 
 def test_a_separation_that_reads_some_steps_only_says_so(long_run: Traces, monkeypatch: pytest.MonkeyPatch) -> None:
     every = illusion.separation(long_run)
-    assert "drawn" not in every.run and sum(every.frame[["num_privileged", "num_visible"]].iloc[0]) == long_run.summary()["positions"]
+    assert (
+        "drawn" not in every.run
+        and sum(every.frame[["num_privileged", "num_visible"]].iloc[0]) == long_run.summary()["positions"]
+    )
     monkeypatch.setattr(illusion, "MOST_RANKED", 1000)
     some = illusion.separation(long_run)
     assert "of 12 of 60 steps, drawn evenly" in some.run

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 from small import run_config
 
 from workbench.jobs import JobState, read_job
@@ -91,14 +91,21 @@ def server(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
             os.kill(state.pid, signal.SIGKILL)
 
 
-@pytest.fixture
-def open_page(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]:
-    contexts, complaints, foreign = [], [], []
+@pytest.fixture(scope="module")
+def visitor(browser: Browser) -> Iterator[BrowserContext]:
+    """One visitor for all tests: its browser keeps the page's scripts."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    yield context
+    context.close()
 
-    def open_at(query: str = "", *, width: int = 1280, scheme: str = "light") -> Page:
-        context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
+
+@pytest.fixture
+def open_page(visitor: BrowserContext, server: Server) -> Iterator[Callable[..., Page]]:
+    pages, complaints, foreign = [], [], []
+
+    def open_at(query: str = "") -> Page:
+        page = visitor.new_page()
+        pages.append(page)
         page.set_default_timeout(SLOW_MS)
         expect.set_options(timeout=SLOW_MS)
         page.on("pageerror", lambda error: None if is_cut_off(str(error)) else complaints.append(str(error)))
@@ -108,8 +115,8 @@ def open_page(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]
         return page
 
     yield open_at
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
     assert not complaints, complaints
     assert not foreign, foreign
 
@@ -233,19 +240,28 @@ def test_the_theme_is_chosen_and_kept(open_page: Callable) -> None:
     page.reload()
     expect(page.locator("#watch-status h2")).to_have_text("first")
     assert page.evaluate("document.body.classList.contains('dark')")
+    page.locator("#app-theme").click()  # the next visitor is the same
 
 
-@pytest.mark.parametrize("width", [1280, 1920])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_launch_and_watch_fit_the_page(open_page: Callable, tmp_path: Path, width: int, scheme: str) -> None:
+def test_launch_and_watch_fit_the_page(open_page: Callable, tmp_path: Path, scheme: str) -> None:
     folder = Path(os.environ.get("WORKBENCH_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
+    page = open_page(f"?run=first&tab=launch&__theme={scheme}")
     for tab, drawn in (("launch", "#launch-start"), ("watch", ".app-plots .js-plotly-plot .scatterlayer")):
-        page = open_page(f"?run=first&tab={tab}", width=width, scheme=scheme)
+        page.get_by_role("tab", name=tab.capitalize(), exact=True).click()
         page.locator(drawn).first.wait_for()
-        page.wait_for_timeout(1500)  # figures fade in
-        page.screenshot(path=folder / f"{tab}-{width}-{scheme}.png", full_page=True, timeout=SLOW_MS)
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing leaves the page sideways"
+        for width in (1920, 1280):
+            page.set_viewport_size({"width": width, "height": 1000})
+            page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
+            page.screenshot(path=folder / f"{tab}-{width}-{scheme}.png", full_page=True, animations="disabled")
+
+
+def test_start_stays_in_sight_while_the_form_is_scrolled(open_page: Callable) -> None:
+    page = open_page("?tab=launch")
+    page.locator("#launch-training-steps").scroll_into_view_if_needed()
+    page.mouse.wheel(0, 3000)
+    expect(page.locator("#launch-start")).to_be_in_viewport()
 
 
 def test_read_only_offers_nothing_that_changes_anything(server: Server, open_page: Callable) -> None:

@@ -245,7 +245,7 @@ def bars(
         made.add_annotation(x=reference, y=1, yref="paper", yanchor="bottom", text=escaped(meaning), showarrow=False, font={"size": 12, "color": MUTED[theme]})  # fmt: skip
     made.update_layout(bargap=0.35, margin={"r": 120 if count else 60, "t": 84 if meaning else 72})
     made.update_xaxes(title_text=escaped(table.units.get(value, _words(value))), rangemode="tozero")
-    return made.update_yaxes(autorange="reversed")
+    return made.update_yaxes(autorange="reversed", ticksuffix="  ")
 
 
 def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", theme: str = "light") -> go.Figure:

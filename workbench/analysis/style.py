@@ -101,7 +101,7 @@ def empty_figure(message: str, theme: str = "light", *, title: str = "", height:
     made = figure(theme, title=title, height=height)
     made.update_xaxes(visible=False).update_yaxes(visible=False)
     made.add_annotation(
-        text="<br>".join(_wrapped(escaped(message), 78)),
+        text="<br>".join(_wrapped(escaped(message), 46)),
         showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 14, "color": MUTED[theme]},
     )  # fmt: skip
     return made

@@ -286,10 +286,10 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     """Examples with their evidence; an own image; what every view says of it."""
     css = read_asset("data.css")
     is_open = not context.read_only
-    with gr.Row():
+    with gr.Row(elem_classes="wbu-bar"):
         source = gr.Dropdown([], label="examples of", allow_custom_value=is_open, elem_id="data-source", scale=3)
         given = gr.Textbox(label="answer to score", placeholder="empty: the student writes one", elem_id="data-given", max_lines=1, scale=2, interactive=is_open)  # fmt: skip
-        button = gr.Button("Score this example", elem_id="data-score", scale=0, min_width=170, interactive=is_open)
+        button = gr.Button("Score this example", elem_id="data-score", scale=0, min_width=190, interactive=is_open)
     listed = rows_component("examples", elem_id="data-list")
     shown = gr.HTML(
         label="the example", js_on_load=None, css_template=css, apply_default_css=False, elem_id="data-example"

@@ -178,7 +178,7 @@ def fragment_component(label: str, *, js: str | None = None, **values: object) -
 
 def plot_component(label: str, **values: object) -> gr.Plot:
     """The place of a figure, which has its title in itself."""
-    return gr.Plot(label=label, show_label=False, container=False, **values)
+    return gr.Plot(label=label, show_label=False, container=False, elem_classes="app-plot", **values)
 
 
 def read_asset(name: str) -> str:
