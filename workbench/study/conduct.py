@@ -98,9 +98,14 @@ class _Worker:
         theirs.close()
         self.number, self.task, self.ready = number, None, False
 
-    def give(self, task: Task) -> None:
+    def give(self, task: Task) -> bool:
+        """False if the process is gone: the task is nobody's yet."""
+        try:
+            self.pipe.send(task)
+        except BrokenPipeError:
+            return False
         self.task = task
-        self.pipe.send(task)
+        return True
 
 
 class _Conductor:
@@ -138,16 +143,15 @@ class _Conductor:
             if outcome is not None:
                 self._took(outcome, len(tasks))
             worker.task = None
-            if not worker.process.is_alive() and not worker.pipe.poll():
-                self.workers.remove(worker)
-                if tasks and not self.asked:
-                    self.workers.append(_Worker(self.study, worker.number, self.num_threads))
-            elif tasks and not self.asked:
-                worker.give(tasks.popleft())
-            else:
-                worker.pipe.close()
+            if self.asked or not tasks:
+                worker.pipe.close()  # it ends by itself
                 worker.process.join(timeout=30)
                 self.workers.remove(worker)
+            elif worker.process.is_alive() and worker.give(tasks[0]):
+                tasks.popleft()
+            else:
+                self.workers.remove(worker)
+                self.workers.append(_Worker(self.study, worker.number, self.num_threads))
 
     def _gone(self, worker: _Worker) -> Outcome | None:
         worker.process.join(timeout=30)

@@ -125,7 +125,10 @@ def other_settings(config: RunConfig) -> str | None:
     """A sentence if the run's folder is of a run with other settings: its numbers would be called by a wrong name."""
     if not (config.run_dir / "config.yaml").is_file():
         return None
-    there = settings(build_config(read_yaml(config.run_dir / "config.yaml"), where=str(config.run_dir)))
+    try:
+        there = settings(build_config(read_yaml(config.run_dir / "config.yaml"), where=str(config.run_dir)))
+    except ConfigError as error:
+        return f"{error} Delete {config.run_dir}; the same study makes it anew."
     here = settings(config)
     others = [key for key in {**here, **there} if here.get(key) != there.get(key)]
     if not others:

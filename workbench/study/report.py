@@ -134,8 +134,8 @@ def _preamble(results: Results) -> str:
         lines += [
             f"- command: `{last['command']}`",
             f"- commit: {', '.join(commits)}",
-            f"- wall time: {wall / 60:.1f} min in {len(sessions)} session(s), {study.parallel} processes of {last['threads']} thread(s); "
-            f"tasks took {busy / 60:.1f} min of process time",
+            f"- wall time: {wall / 60:.1f} min in {len(sessions)} session(s), {study.parallel} processes of {last['threads']} thread(s), "
+            f"which were at work {busy / (wall * study.parallel):.0%} of it",
         ]
     num_seeds = {row.name: len(row.seeds) for row in results.rows if row.kind == "variant"}
     if set(num_seeds.values()) == {len(study.seeds)} and not results.unfinished and not results.faults:

@@ -8,6 +8,7 @@ import functools
 import gc
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -96,7 +97,7 @@ def _do_run(task: Task, load: object, parent: int) -> tuple[str, bool]:
         if os.getppid() != parent:  # nobody would start what comes next, and a later study would wait for this run
             os.kill(os.getpid(), signal.SIGTERM)
 
-    exists = (config.run_dir / "run.json").is_file() and (config.run_dir / "config.yaml").is_file()
+    exists = _is_run(config.run_dir)
     if exists:
         fault = other_settings(config)
         if fault is not None:
@@ -104,8 +105,7 @@ def _do_run(task: Task, load: object, parent: int) -> tuple[str, bool]:
         _wait_for_claim(config.run_dir)
     if not exists or RunFolder.open(config.run_dir).status.get("status") != "finished":
         trained = True
-        resume = exists and _has_begun(config.run_dir)
-        result = train(config, resume=resume, on_step=on_step, load=load)
+        result = train(config, resume=exists, on_step=on_step, load=load)
         if result.stopped:
             return "stopped", True
     show_start(config.run_dir, list(task.starts), task.evaluate)
@@ -113,9 +113,13 @@ def _do_run(task: Task, load: object, parent: int) -> tuple[str, bool]:
     return "finished", trained
 
 
-def _has_begun(run_dir: Path) -> bool:
-    """Whether there is anything to go on from; a run that failed before its first number is made anew."""
-    return (run_dir / "metrics.jsonl").is_file() or any(run_dir.glob("checkpoint-*"))
+def _is_run(run_dir: Path) -> bool:
+    """Whether there is a run to go on with. What a kill in its very making left is taken away."""
+    if (run_dir / "run.json").is_file() and (run_dir / "config.yaml").is_file():
+        return True
+    if run_dir.is_dir() and all(file.name.startswith(".") or file.name == "config.yaml" for file in run_dir.iterdir()):
+        shutil.rmtree(run_dir)
+    return False
 
 
 def _wait_for_claim(run_dir: Path) -> None:

@@ -1,0 +1,278 @@
+"""Whole studies on tiny models: run, killed, gone on with, failed in part, and reported."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from small import run_config
+
+from workbench.cli import main
+from workbench.errors import RunError
+from workbench.evaluate import load_answers
+from workbench.jobs import find_jobs
+from workbench.runs import RunFolder
+from workbench.study.conduct import run_study
+from workbench.study.plan import Study, load_study
+from workbench.study.report import collect, write_report
+from workbench.train import train
+
+VARIANTS = {"opd": {"method.name": "opd"}, "dopd": {"note": "shown the crop"}}
+
+
+def study_file(models: dict, folder: Path, **values: object) -> Path:
+    """Two methods, two seeds, four steps; `values` replace keys of the study."""
+    (folder / "base.yaml").write_text(
+        yaml.safe_dump(run_config(models, folder / "runs", data__eval=None, training__save_every=1).to_dict())
+    )
+    plain = {
+        "name": "small",
+        "base": str(folder / "base.yaml"),
+        "seeds": [0, 1],
+        "variants": VARIANTS,
+        "evaluate": [{"data": "scenes:eval?count=16", "contexts": ["plain", "crop"]}, {"data": "scenes:hard?count=8"}],
+        **values,
+    }
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(plain, sort_keys=False))
+    return file
+
+
+@contextlib.contextmanager
+def cores(number: int) -> Iterator[None]:
+    """Only so many cores are used: numbers are the same bit for bit only under the same number of threads."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:number])
+    yield
+    os.sched_setaffinity(0, before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_cores() -> Iterator[None]:
+    with cores(2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A study that ran through."""
+    study = load_study(study_file(models, tmp_path_factory.mktemp("study")))
+    said: list[str] = []
+    assert run_study(study, say=said.append)
+    assert len(said) == 6 and re.fullmatch(r"\[6/6\] dopd-s1 finished in \d+ s", said[-1]), said
+    write_report(study)
+    return study
+
+
+@pytest.fixture
+def own(finished: Study, tmp_path: Path) -> Study:
+    """A copy of it, to damage."""
+    source = yaml.safe_load(finished.source.read_text())
+    base = yaml.safe_load(Path(source["base"]).read_text()) | {"output_dir": str(tmp_path / "runs")}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    (tmp_path / "study.yaml").write_text(
+        yaml.safe_dump({**source, "base": str(tmp_path / "base.yaml")}, sort_keys=False)
+    )
+    shutil.copytree(finished.folder, tmp_path / "runs" / "small")
+    return load_study(tmp_path / "study.yaml")
+
+
+def answers(study: Study) -> list[dict]:
+    rows = pq.read_table(study.folder / "questions.parquet").to_pylist()
+    return sorted(rows, key=lambda row: [str(row[key]) for key in ("variant", "seed", "data", "context", "example_id")])
+
+
+def test_every_run_is_an_ordinary_run(finished: Study) -> None:
+    assert {(job.name, job.status, job.step) for job in find_jobs(finished.folder)} == {
+        (f"{method}-s{seed}", "finished", 4) for method in ("opd", "dopd") for seed in (0, 1)
+    }
+    asked = {(row.step, row.policy, row.context) for row in load_answers(finished.folder / "dopd-s1")}
+    assert asked == {(0, policy, context) for policy in ("student", "teacher") for context in ("plain", "crop")} | {(4, "student", "plain"), (4, "student", "crop")}  # fmt: skip
+
+
+def test_every_row_was_asked_the_same_questions(finished: Study) -> None:
+    rows = answers(finished)
+    assert len(rows) == (2 * 16 + 8) * (2 + 4)  # two models as they are, two variants of two seeds
+    asked: dict[tuple, set] = {}
+    for row in rows:
+        asked.setdefault((row["variant"], row["seed"]), set()).add((row["data"], row["context"], row["example_id"]))
+    assert set(asked) == {("base", None), ("teacher", None), *((name, seed) for name in VARIANTS for seed in (0, 1))}
+    assert len({frozenset(one) for one in asked.values()}) == 1
+
+
+def test_the_tables_numbers_are_those_of_its_questions(finished: Study) -> None:
+    """Every accuracy, confidence, length and cut of results.parquet, and the table's lines, from the questions alone."""
+    rows, found = answers(finished), pq.read_table(finished.folder / "results.parquet").to_pylist()
+    checked = 0
+    for value in found:
+        if value["measure"] not in ("accuracy", "confidence", "overconfidence", "entropy", "length", "truncated"):
+            continue
+        own = [
+            row
+            for row in rows
+            if all(row[key] == value[key] for key in ("variant", "seed", "data", "context", "policy"))
+            and value["truth"] in ("all", row["truth"])
+        ]
+        assert len(own) == value["count"]
+        means = {key: float(np.mean([row[key] for row in own])) for key in ("accuracy", "confidence", "entropy", "length", "truncated")}  # fmt: skip
+        means["overconfidence"] = means["confidence"] - means["accuracy"]
+        assert value["value"] == pytest.approx(means[value["measure"]])
+        checked += 1
+    assert checked == 6 * 6 * 3 * 3  # measures, runs and models, truths, sets of questions
+    table = (finished.folder / "table.md").read_text()
+    for name in VARIANTS:
+        own = [row["confidence"] - row["accuracy"] for row in rows if (row["variant"], row["data"], row["context"], row["truth"]) == (name, "scenes:eval", "plain", "privileged")]  # fmt: skip
+        section = table.split("### over-confidence, privileged")[1].split("###")[0]
+        assert re.search(rf"\| {name} \| 2 \| {100 * np.mean(own):.1f} % \|", section), section
+
+
+def test_the_table_says_how_it_came_about(finished: Study) -> None:
+    table = (finished.folder / "table.md").read_text()
+    for part in ("seeds 0, 1; baseline: opd", "- command: `workbench", "- commit: ", "- wall time: ", "all 4 runs finished", "- dopd: shown the crop", "scenes:hard, shown plain", "LH/last third".replace("/", " ")):  # fmt: skip
+        assert part in table, part
+    assert "plotly" in (finished.folder / "figure.html").read_text()
+
+
+def test_what_is_done_is_not_done_again(own: Study) -> None:
+    before = {file: file.stat().st_mtime_ns for file in own.folder.glob("*/questions.parquet")}
+    said: list[str] = []
+    assert run_study(own, say=said.append)
+    assert said == ["6 of 6 tasks are done already"]
+    assert {file: file.stat().st_mtime_ns for file in own.folder.glob("*/questions.parquet")} == before
+
+
+def test_half_a_run_and_a_dead_worker_go_on_and_end_the_same(own: Study, finished: Study) -> None:
+    """One run was stopped, one was never begun, one was not asked; then the process that trains is killed from outside."""
+    stopped, absent = own.config(own.variants[1], 0), own.config(own.variants[0], 1)
+    shutil.rmtree(stopped.run_dir)
+    shutil.rmtree(absent.run_dir)
+    (own.config(own.variants[1], 1).run_dir / "questions.parquet").unlink()
+
+    def stop(step: int, metrics: dict) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    unborn = own.config(own.variants[0], 0).run_dir
+    shutil.rmtree(unborn)
+    unborn.mkdir()
+    (unborn / "config.yaml").write_text("half a configuration, of a kill in the making")
+    assert train(stopped, on_step=stop).steps == 3
+    assert RunFolder.open(stopped.run_dir).status["status"] == "stopped"
+
+    def kill_the_worker() -> None:
+        while not (absent.run_dir / "run.json").is_file():  # the only worker begins with what was never begun
+            time.sleep(0.01)
+        for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
+            if "spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes().decode():
+                os.kill(int(child), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_worker)
+    killer.start()
+    said: list[str] = []
+    with cores(1):
+        assert run_study(replace(own, parallel=1), say=said.append)
+    killer.join()
+    assert said[0] == "2 of 6 tasks are done already"
+    assert re.match(r"\[2/4\] dopd-s0 finished in", said[2])
+    assert re.match(r"\[3/4\] opd-s1 failed in .* its process ended without a word \(signal 9\): killed, .*worker-0.log", said[3])  # fmt: skip
+    assert "dopd-s1 finished" in said[4]
+    assert list(collect(own).unfinished) == ["opd-s1"]
+    assert run_study(own, say=said.append)
+    write_report(own)
+    assert answers(own) == answers(finished)
+
+
+def test_a_stopped_and_then_killed_study_goes_on_and_ends_the_same(
+    models: dict, tmp_path: Path, finished: Study
+) -> None:
+    """Asked to stop, every run saves; killed outright, its worker notices. The same command does the rest."""
+    file = study_file(models, tmp_path)
+    command = [sys.executable, "-m", "workbench", "study", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob("runs/small/*/metrics.jsonl")) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate()
+    assert process.returncode == 130, err
+    assert "asked to stop" in err and "the same command goes on" in out
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        for line in process.stdout:
+            if "opd-s0 finished" in line:
+                break
+        process.kill()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"[345] of 6 tasks are done already", done.stdout), done.stdout
+    assert answers(load_study(file)) == answers(finished)
+
+
+def test_a_seed_that_failed_is_named_and_the_rest_is_reported(own: Study, capsys: pytest.CaptureFixture) -> None:
+    """A folder of other settings is in the way of one seed; one variant's loss is no number."""
+    clash = own.config(own.variants[1], 1).run_dir
+    text = (clash / "config.yaml").read_text()
+    (clash / "config.yaml").write_text(text.replace("learning_rate: 0.001", "learning_rate: 0.25"))
+    (clash / "questions.parquet").unlink()
+    values = yaml.safe_load(own.source.read_text())
+    values["variants"]["wild"] = {"method.name": "opd", "training.learning_rate": 1e30}
+    values["variants"]["typo"] = {"method.name": "opdd"}
+    own.source.write_text(yaml.safe_dump(values, sort_keys=False))
+    assert main(["study", str(own.source)]) == 1
+    out, err = capsys.readouterr()
+    assert 'variant typo cannot be run: method "opdd" is unknown' in err
+    table = (own.folder / "table.md").read_text()
+    assert "- finished: 3 runs; not: 3" in table
+    assert "- run dopd-s1: " in table and "was made with other settings (training.learning_rate=0.25 there" in table
+    assert re.search(r"- run wild-s0: step \d: .*Lower training.learning_rate", table), table
+    assert '- variant typo was not run: method "opdd" is unknown' in table
+    assert re.search(r"\| dopd \| 1 \|", table) and re.search(r"\| \*\*opd\*\* \| 2 \|", table)
+    assert "wild" not in table.split("## scenes:eval")[1]
+    assert re.search(r"wild-s1 failed in \d+ s", out)
+    (found,) = [one for one in collect(load_study(own.source)).comparisons if (one.variant, one.against, one.measure, one.truth, one.data, one.context) == ("dopd", "opd", "accuracy", "all", "scenes:eval", "plain")]  # fmt: skip
+    assert found.num_seeds == 1
+
+
+def test_no_finished_run_is_a_sentence(models: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = study_file(models, tmp_path)
+    assert main(["study", str(file), "--report"]) == 2
+    assert "has no finished run, so there is nothing to report" in capsys.readouterr().err
+    with pytest.raises(RunError, match="opd-s0: not started"):
+        collect(load_study(file))
+
+
+def test_one_process_runs_a_study_at_a_time(own: Study) -> None:
+    import fcntl  # noqa: PLC0415
+
+    with (own.folder / ".claim").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="is being run by another process"):
+            run_study(own)
+
+
+def test_questions_added_later_are_asked_of_what_was_trained(own: Study) -> None:
+    values = yaml.safe_load(own.source.read_text())
+    values["evaluate"].append({"data": "scenes:combos?count=8"})
+    own.source.write_text(yaml.safe_dump(values, sort_keys=False))
+    study = load_study(own.source)
+    assert len(collect_fails(study)) == 4
+    trained = {file: file.stat().st_mtime_ns for file in own.folder.glob("*/metrics.jsonl")}
+    assert run_study(study, say=lambda line: None)
+    assert {file: file.stat().st_mtime_ns for file in own.folder.glob("*/metrics.jsonl")} == trained
+    assert {row["data"] for row in pq.read_table(write_report(study).with_name("results.parquet")).to_pylist()} == {"scenes:eval", "scenes:hard", "scenes:combos", "training"}  # fmt: skip
+
+
+def collect_fails(study: Study) -> list[str]:
+    with pytest.raises(RunError, match="asked other questions") as caught:
+        collect(study)
+    return re.findall("asked other questions", str(caught.value))
