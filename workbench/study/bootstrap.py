@@ -3,14 +3,16 @@
 Every variant is trained with the same seeds and asked the same questions, so a difference is taken seed by seed and
 question by question before anything is averaged. One replicate draws seeds with replacement and questions with
 replacement; the drawn questions are the same for every seed and variant, since they were the same in fact (both factors
-are crossed, so each is drawn on its own: Owen, "The pigeonhole bootstrap", arXiv 0712.1111). The interval is the middle
-95 % of 10,000 replicates.
+are crossed, so each is drawn on its own: Owen, "The pigeonhole bootstrap", 2007, doi 10.1214/07-AOAS122). The interval
+is the middle 95 % of 10,000 replicates.
 
 What it covers: which questions happened to be asked, and what order of data and which sampled answers a seed brought.
 What it does not: other training data, other models, other learning rates, other worlds; nor the search for the best of
-many rows, since each interval is for one comparison alone. With few seeds it is too narrow where seeds vary much: the
-spread of n seeds is drawn from these n, and its size shrinks by (n - 1) / n (at 5 seeds the part that is due to seeds
-has 0.89 of its width, and that of a t interval is wider still). With one seed it covers the questions alone.
+many rows, since each interval is for one comparison alone. With few seeds it is too narrow where seeds vary much: their
+spread is drawn from these few. Of 5 seeds and 200 questions without a true difference the interval held zero in 96 % of
+400 simulated studies if questions alone had effects, in 92 % if seeds and questions shared the error, in 82 % if seeds
+alone had effects, and always if neither had (tests/test_study_bootstrap.py repeats a part of it). With one seed it covers
+the questions alone.
 """
 
 from collections.abc import Sequence

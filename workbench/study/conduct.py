@@ -70,12 +70,11 @@ class Record:
         self.write()
 
     def add(self, outcome: Outcome) -> None:
-        before = self.facts["runs"].get(outcome.name, {})
-        seconds = outcome.seconds if outcome.trained or "seconds" not in before else 0.0
+        seconds = self.facts["runs"].get(outcome.name, {}).get("seconds", 0.0) + outcome.seconds
         self.facts["runs"][outcome.name] = {
             "status": outcome.status,
             "error": outcome.error,
-            "seconds": round(before.get("seconds", 0.0) + seconds, 2),
+            "seconds": round(seconds, 2),
         }
         self.write()
 
