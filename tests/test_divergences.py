@@ -107,6 +107,17 @@ def test_a_tail_bucket_never_exceeds_the_full_divergence(kind: str) -> None:
         assert (Divergence(kind, "top_k", top_k=3, of=of)(learner, target, ids) <= full + 1e-6).all()
 
 
+def test_a_bucket_with_hardly_any_mass_keeps_it() -> None:
+    # 1e-5 of the learner's mass and 1e-3 of the target's are outside the two entries that are compared
+    learner = torch.tensor([[0.6 - 5e-6, 0.4 - 5e-6, 1e-5]], dtype=torch.double)
+    target = torch.tensor([[0.6 - 5e-4, 0.4 - 5e-4, 1e-3]], dtype=torch.double)
+    expected = (target * (target / learner).log()).sum()
+    found = Divergence("forward_kl", "top_k", top_k=2)(
+        learner.log().float(), target.log().float(), torch.zeros(1).long()
+    )
+    assert float(found) == pytest.approx(float(expected), rel=0.02)
+
+
 def test_top_k_of_the_whole_vocabulary_is_full() -> None:
     learner, target, ids = random_logits(6), random_logits(7), torch.arange(N)
     for tail in TAILS:

@@ -37,6 +37,21 @@ def test_a_gradient_that_is_no_number_changes_no_weight(value: float, learner: L
     assert all(torch.equal(one, other) for one, other in zip(before, learner.parameters, strict=True))
 
 
+@pytest.mark.parametrize(("limit", "expected"), [(0.0, None), (2.0, 2.0)])
+def test_gradients_are_scaled_down_to_the_limit_and_with_limit_0_left_alone(
+    limit: float, expected: float | None, models: dict, tmp_path
+) -> None:
+    config = run_config(models, tmp_path, training__max_grad_norm=limit)
+    learner = build_learner(config, config.load_method())
+    for parameter in learner.parameters:
+        parameter.grad = torch.full_like(parameter, 3.0)
+    whole = sum(9.0 * parameter.numel() for parameter in learner.parameters) ** 0.5
+    assert learner.step(1)["grad_norm"] == pytest.approx(whole, rel=1e-4)
+    moments = [learner.optimizer.state[parameter]["exp_avg"] for parameter in learner.parameters]
+    used = sum(float(moment.square().sum()) for moment in moments) ** 0.5 / (1 - config.training.betas[0])
+    assert used == pytest.approx(expected or whole, rel=1e-3)
+
+
 def test_learning_rates_are_functions_of_the_step(models: dict, tmp_path) -> None:
     def rates(**values: object) -> list[float]:
         config = run_config(models, tmp_path, training__steps=4, training__learning_rate=1.0, **values)

@@ -13,7 +13,7 @@ import torch
 from families import save_gemma3, save_llava
 from small import run_config
 
-from workbench.checkpoints import list_checkpoints, open_checkpoint
+from workbench.checkpoints import Checkpoint, list_checkpoints, open_checkpoint, save_checkpoint
 from workbench.config import RunConfig
 from workbench.errors import ConfigError, DataError, PolicyError, RunError
 from workbench.evaluate import load_answers
@@ -22,6 +22,7 @@ from workbench.methods import list_methods
 from workbench.policies.autoregressive import load_policy
 from workbench.runs import RunFolder
 from workbench.traces.reader import open_traces
+from workbench.traces.writer import TracedBatch, TraceWriter
 from workbench.train import train
 
 POSITIONS = "SELECT * EXCLUDE (process_rank) FROM {} ORDER BY step, rollout_idx, position"
@@ -119,6 +120,38 @@ def test_recording_does_not_change_training(dopd: RunConfig, models: dict, tmp_p
     assert losses(silent) == losses(dopd)
 
 
+def test_the_same_question_is_answered_anew_in_every_step(models: dict, tmp_path: Path) -> None:
+    one = {"data__limit": 1, "data__eval": None, "training__batch_size": 1, "training__learning_rate": 0.0}
+    config = run_config(models, tmp_path, **one)
+    train(config)
+    written = open_traces(config.run_dir).sql(
+        "SELECT step, list(completion ORDER BY sample_idx) AS own FROM rollouts GROUP BY step"
+    )
+    assert len({tuple(own) for own in written["own"].to_pylist()}) == 4
+
+
+def test_a_checkpoint_waits_for_the_traces_before_it(
+    models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, found = TraceWriter._write, []
+
+    def slowly(writer: TraceWriter, batch: TracedBatch, prefix: str) -> None:
+        time.sleep(0.3)
+        write(writer, batch, prefix)
+
+    def looking(folder: Path, step: int, *values: object, **options: object) -> Checkpoint:
+        tables = ("positions", "probe_positions")
+        found.append(
+            (step, *(open_traces(folder).sql(f"SELECT max(step) AS s FROM {t}")["s"][0].as_py() for t in tables))
+        )
+        return save_checkpoint(folder, step, *values, **options)
+
+    monkeypatch.setattr(TraceWriter, "_write", slowly)
+    monkeypatch.setattr(sys.modules["workbench.train"], "save_checkpoint", looking)
+    train(run_config(models, tmp_path, data__eval=None))
+    assert found == [(2, 2, 2), (4, 4, 4)]
+
+
 @pytest.mark.parametrize("name", [name for name in list_methods() if name != "dopd"])
 def test_every_method_trains_and_is_recorded(name: str, models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path, method={"name": name}, training__steps=2, data__eval=None)
@@ -212,6 +245,16 @@ def test_a_torn_checkpoint_is_passed_over(dopd: RunConfig, models: dict, tmp_pat
         open_checkpoint(newest.path)
     train(config, resume=True)
     assert "torn" in (config.run_dir / "train.log").read_text()
+    assert losses(config) == losses(dopd)
+
+
+def test_an_evaluation_of_a_step_that_is_done_again_is_forgotten(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path)
+    train(config, on_step=stop_after(2))  # ends with step 3, evaluated and saved
+    (list_checkpoints(config.run_dir)[-1].path / "student" / "model.safetensors").write_bytes(b"torn")
+    train(config, resume=True)
+    for rows in (load_answers(config.run_dir), RunFolder.open(config.run_dir).metrics("eval")):
+        assert {row["step"] if isinstance(row, dict) else row.step for row in rows} == {0, 4}
     assert losses(config) == losses(dopd)
 
 

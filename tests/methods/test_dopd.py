@@ -40,6 +40,12 @@ def test_the_four_regimes_by_hand() -> None:
     assert routing.weight.tolist() == [1.0] * 6
 
 
+def test_sure_is_measured_against_both_means() -> None:
+    # teacher 0.65 on average, self 0.245: the first token's 0.80 is above twice the second mean, and below their sum
+    routing = load_method("dopd", {"trim": 0.0}).route(batch_of([0.40, 0.40, 0.90, 0.90], [0.40, 0.38, 0.10, 0.10]))
+    assert routing.regime.tolist() == [LL, LL, HT, HT]
+
+
 def test_trimming_leaves_the_largest_gaps_out_of_the_means_but_routes_them() -> None:
     method = load_method("dopd", {"trim": 0.2})  # 1 of 6: the gap of 2.485
     routing = method.route(batch_of(TEACHER, SELF))
