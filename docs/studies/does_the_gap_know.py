@@ -1,0 +1,178 @@
+"""Does the gap know? How well what a router sees tells privileged tokens from visible ones, over the seeds of a study.
+
+    python docs/studies/does_the_gap_know.py runs/main dopd     after    workbench study configs/studies/main.yaml
+
+Writes does-the-gap-know.md and .png beside this file (needs Chromium and the extra "dev"). The runs of one variant are its seeds; every number is a mean over
+them with the 95 % interval of Student's t.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from playwright.sync_api import sync_playwright
+
+import workbench as wb
+from workbench.analysis.illusion import auroc
+from workbench.config import read_yaml
+
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
+HERE = Path(__file__).parent
+SCORES = {
+    "advantage gap, the size of teacher's minus privileged self's log-prob": "abs(logprob_teacher - logprob_self)",
+    "capability gap (signed)": "logprob_teacher - logprob_self",
+    "information gap (signed)": "logprob_self - logprob_student",
+    "size of the information gap": "abs(logprob_self - logprob_student)",
+    "size of the total gap": "abs(logprob_teacher - logprob_student)",
+    "entropy of the student": "entropy_student",
+    "entropy of the teacher": "entropy_teacher",
+    "entropy that the evidence takes from the student": "entropy_student - entropy_self",
+    "surprise: minus the student's log-prob": "-logprob_student",
+    "regime is HT or HS (high gap)": "CAST(regime IN ('HT', 'HS') AS FLOAT)",
+    "regime is HS (privileged self leads)": "CAST(regime = 'HS' AS FLOAT)",
+}
+TASKS = {
+    "privileged or visible, tags alone": ("kind = 'tag'", "truth = 'privileged'"),
+    "privileged or visible, all tokens": ("truth IS NOT NULL", "truth = 'privileged'"),
+    "says something (tag, place, attribute) or template": ("true", "kind IN ('tag', 'location', 'attribute')"),
+}
+
+
+def main() -> None:
+    study, variant = Path(sys.argv[1]), sys.argv[2]
+    runs = [wb.open_traces(folder) for folder in sorted(study.glob(f"{variant}-s*"))]
+    if len(runs) < 2:
+        sys.exit(f"{study} has {len(runs)} runs named {variant}-s*; an interval needs two. Run the study first.")
+    frame = pd.concat([measured(run, seed) for seed, run in enumerate(runs)])
+    drift = pd.concat([probed(run, seed) for seed, run in enumerate(runs)])
+    config = read_yaml(next(iter(sorted(study.glob(f"{variant}-s*")))) / "config.yaml")
+    (HERE / "does-the-gap-know.md").write_text(page(frame, drift, config, len(runs)))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1100, "height": 600}, device_scale_factor=1.5)
+        tab.set_content(figure(frame).to_html(include_plotlyjs=True, config={"staticPlot": True}))
+        tab.wait_for_selector(".legendtext")
+        tab.screenshot(path=HERE / "does-the-gap-know.png")
+        browser.close()
+
+
+def measured(run, seed: int) -> pd.DataFrame:
+    """AUROC of every score for every task, in the first and the last third of the steps."""
+    columns = ", ".join(f"{sql} AS score_{idx}" for idx, sql in enumerate(SCORES.values()))
+    last = run.sql("SELECT max(step) AS last FROM positions")["last"][0].as_py()
+    rows = []
+    for part, where in (("first third", f"step <= {last / 3}"), ("last third", f"step > {2 * last / 3}")):
+        for task, (among, positive) in TASKS.items():
+            found = run.sql(
+                f"SELECT {positive} AS positive, {columns} FROM positions WHERE {where} AND {among}"
+            ).to_pandas()
+            is_positive = found["positive"].to_numpy(dtype=bool)
+            for idx, score in enumerate(SCORES):
+                value = auroc(found[f"score_{idx}"].to_numpy(dtype=float), is_positive)
+                rows.append((seed, part, task, score, value, int(is_positive.sum()), int((~is_positive).sum())))
+    return pd.DataFrame(rows, columns=["seed", "part", "task", "score", "auroc", "positive", "negative"])
+
+
+def probed(run, seed: int) -> pd.DataFrame:
+    """Mean sizes of both gaps on the tags of the probes, the same tokens throughout."""
+    query = """SELECT step, truth, avg(abs(information_gap)) AS information, avg(abs(capability_gap)) AS capability,
+               count(*) AS num FROM probe_positions WHERE kind = 'tag' AND truth IS NOT NULL GROUP BY ALL ORDER BY ALL"""
+    return run.sql(query).to_pandas().assign(seed=seed)
+
+
+def interval(values: pd.Series) -> tuple[float, float]:
+    """Mean, and half of the 95 % interval over seeds."""
+    half = T_975[len(values) - 2] * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(half)
+
+
+def figure(frame: pd.DataFrame) -> go.Figure:
+    """One row per score, one dot per task and third."""
+    chart = go.Figure()
+    for (task, part), colour, symbol in zip(
+        [(task, part) for task in list(TASKS)[:2] for part in ("first third", "last third")],
+        ("#0072B2", "#0072B2", "#D55E00", "#D55E00"),
+        ("circle-open", "circle", "diamond-open", "diamond"),
+        strict=True,
+    ):
+        own = frame[(frame["task"] == task) & (frame["part"] == part)].groupby("score", sort=False)["auroc"]
+        points = {score: interval(values) for score, values in own}
+        chart.add_scatter(
+            x=[points[score][0] for score in SCORES],
+            y=list(SCORES),
+            error_x={"array": [points[score][1] for score in SCORES], "thickness": 1.2},
+            mode="markers",
+            marker={"color": colour, "symbol": symbol, "size": 10},
+            name=f"{task}, {part}",
+        )
+    chart.add_vline(x=0.5, line_dash="dot", line_color="#888")
+    chart.update_layout(
+        template="plotly_white",
+        height=580,
+        title="What tells privileged tokens from visible ones (AUROC; 0.5 knows nothing)",
+        xaxis={"range": [0, 1], "title": "AUROC, mean over seeds with 95 % interval"},
+        yaxis={"autorange": "reversed"},
+        legend={"orientation": "h", "y": -0.18},
+        margin={"l": 20, "r": 20, "t": 60, "b": 20},
+    )
+    return chart
+
+
+def page(frame: pd.DataFrame, drift: pd.DataFrame, config: dict, num_seeds: int) -> str:
+    steps, method = config["training"]["steps"], config["method"]
+    lines = [
+        "# Does the gap know?",
+        "",
+        f"`python docs/studies/does_the_gap_know.py {sys.argv[1]} {sys.argv[2]}`, after `workbench study` has made the runs: "
+        f"{num_seeds} seeds of {method['name']}, shown the {method['privilege']}, {steps} steps, rate "
+        f"{config['training']['learning_rate']:g}. On the built-in scenes it is known of every token whether the picture shows it.",
+        "",
+        "AUROC: the chance that a token of the first kind has the larger value; 0.5 knows nothing, 0 and 1 know all. Mean over",
+        "seeds ± half of the 95 % interval (Student's t). *first* and *last* are thirds of the steps.",
+        "",
+        "![What tells privileged tokens from visible ones](does-the-gap-know.png)",
+        "",
+    ]
+    for task in TASKS:
+        own = frame[frame["task"] == task]
+        counts = own[own["score"] == next(iter(SCORES))].groupby("part")[["positive", "negative"]].sum()
+        numbers = "; ".join(
+            f"{part}: {int(row.positive):,} against {int(row.negative):,}" for part, row in counts.iterrows()
+        )
+        lines += [
+            f"## {task[0].upper()}{task[1:]}",
+            "",
+            f"Tokens, all seeds, {numbers}.",
+            "",
+            "| score | first | last |",
+            "|---|---|---|",
+        ]
+        for score in SCORES:
+            cells = []
+            for part in ("first third", "last third"):
+                mean, half = interval(own[(own["score"] == score) & (own["part"] == part)]["auroc"])
+                cells.append(f"{mean:.2f} ± {half:.2f}")
+            lines.append(f"| {score} | {' | '.join(cells)} |")
+        lines.append("")
+    lines += [
+        "## Drift, on probes",
+        "",
+        "Mean size of the gaps on tags of the same answers, scored again through the run, in nats.",
+        "",
+    ]
+    lines += ["| step | truth | information | capability | tokens a seed |", "|---|---|---|---|---|"]
+    for step in sorted({0, steps // 3 // 10 * 10, 2 * steps // 3 // 10 * 10, steps}):
+        for truth in ("visible", "privileged"):
+            own = drift[(drift["step"] == step) & (drift["truth"] == truth)]
+            if len(own) < 2:
+                continue
+            cells = ["{:.2f} ± {:.2f}".format(*interval(own[name])) for name in ("information", "capability")]
+            lines.append(f"| {step} | {truth} | {' | '.join(cells)} | {own['num'].mean():.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
