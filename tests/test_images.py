@@ -2,6 +2,8 @@
 
 import io
 import random
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,17 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path, mon
     for source in (tmp_path / "large.png", upper_left_red()):
         with pytest.raises(DataError, match=r"has 40 x 20 pixels; at most 799 are allowed"):
             open_image(source)
+
+
+def test_an_image_bomb_is_told_what_is_allowed_here(tmp_path: Path) -> None:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    bomb = tmp_path / "bomb.png"
+    bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    with pytest.raises(DataError, match=r"bomb.png has far more than the 64,000,000 pixels that are allowed"):
+        open_image(bomb)
 
 
 def test_a_torn_picture_in_memory_is_a_sentence(tmp_path: Path) -> None:

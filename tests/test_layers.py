@@ -23,7 +23,7 @@ rollouts scoring
 supervision
 config runs watch processes
 commands
-checkpoints metrics probes evaluate skipping
+checkpoints metrics probes evaluate skipping tracking
 learner
 check train scorer
 summary

@@ -228,11 +228,39 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_end(dopd: RunConfig, mod
 
 def test_sigterm_saves_and_stops_and_resume_goes_on(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path)
-    result = train(config, on_step=stop_after(1))
-    assert result.stopped and result.steps == 2
-    assert RunFolder.open(config.run_dir).status["status"] == "stopped"
+    result = train(config, on_step=stop_after(2))
+    assert result.stopped and result.steps == 3
+    run = RunFolder.open(config.run_dir)
+    assert run.status["status"] == "stopped"
+    assert [checkpoint.step for checkpoint in list_checkpoints(config.run_dir)] == [2, 3]
     train(config, resume=True)
     assert losses(config) == losses(dopd)
+    for kind in ("probe", "eval"):  # nothing that an uninterrupted run would not have
+        assert [line["step"] for line in run.metrics(kind)] == [
+            line["step"] for line in RunFolder.open(dopd.run_dir).metrics(kind)
+        ]
+
+
+def test_an_evaluation_that_a_kill_prevented_is_made_up_for(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path)
+    train(config)
+    before = load_answers(config.run_dir)
+    (config.run_dir / "evals" / "step-000004.jsonl").unlink()
+    lines = (config.run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["kind"] != "eval" or json.loads(line)["step"] < 4]
+    (config.run_dir / "metrics.jsonl").write_text("".join(kept))
+    train(config, resume=True)
+    assert load_answers(config.run_dir) == before
+
+
+def test_a_run_that_cannot_be_resumed_stays_as_it_was(dopd: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PolicyError("there is no such model here")
+
+    monkeypatch.setattr(sys.modules["workbench.train"], "build_learner", refuse)
+    with pytest.raises(PolicyError):
+        train(dopd, resume=True)
+    assert RunFolder.open(dopd.run_dir).status["status"] == "finished"
 
 
 def test_a_torn_checkpoint_is_passed_over(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
@@ -250,11 +278,12 @@ def test_a_torn_checkpoint_is_passed_over(dopd: RunConfig, models: dict, tmp_pat
 
 def test_an_evaluation_of_a_step_that_is_done_again_is_forgotten(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path)
-    train(config, on_step=stop_after(2))  # ends with step 3, evaluated and saved
-    (list_checkpoints(config.run_dir)[-1].path / "student" / "model.safetensors").write_bytes(b"torn")
+    train(config)
+    evals = config.run_dir / "evals"
+    (evals / "step-000003.jsonl").write_bytes((evals / "step-000004.jsonl").read_bytes())
+    (list_checkpoints(config.run_dir)[-1].student / "model.safetensors").write_bytes(b"torn")
     train(config, resume=True)
-    for rows in (load_answers(config.run_dir), RunFolder.open(config.run_dir).metrics("eval")):
-        assert {row["step"] if isinstance(row, dict) else row.step for row in rows} == {0, 4}
+    assert sorted(file.name for file in evals.iterdir()) == ["step-000000.jsonl", "step-000004.jsonl"]
     assert losses(config) == losses(dopd)
 
 
@@ -262,10 +291,10 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(
     models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_config(models, tmp_path, training__learning_rate=1e30, training__max_grad_norm=0.0)
-    with pytest.raises(RunError, match=r"step \d: .*(no number|not a finite number).*Lower training.learning_rate"):
+    with pytest.raises(RunError, match=r"step \d: .*(no number|not a finite number).*lower training.learning_rate"):
         train(config)
     status = RunFolder.open(config.run_dir).status
-    assert status["status"] == "failed" and "Lower training.learning_rate" in status["error"]
+    assert status["status"] == "failed" and "lower training.learning_rate" in status["error"]
 
 
 def test_an_existing_run_is_never_written_over(dopd: RunConfig) -> None:
@@ -310,8 +339,24 @@ def test_an_unreadable_image_is_skipped_and_counted(models: dict, tmp_path: Path
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = run_config(models, tmp_path, method={"name": "opd"}, data={"train": str(data)}, training__steps=2)
     result = train(config)
-    assert result.skipped == {"DataError": 1}
+    assert result.skipped == {"image cannot be read": 1}
     assert "torn.png cannot be read" in (config.run_dir / "train.log").read_text()
+
+
+def test_a_batch_of_nothing_but_unreadable_images_takes_the_next_that_can_be_read(models: dict, tmp_path: Path) -> None:
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    data = tmp_path / "data.jsonl"
+    rows = [{"id": str(n), "question": "what?", "answer": "red", "images": ["torn.png"]} for n in range(4)]
+    del rows[2]["images"]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {"method": {"name": "opd"}, "data": {"train": str(data)}, "training__batch_size": 1}
+    config = run_config(models, tmp_path, **values)
+    assert train(config).skipped == {"image cannot be read": 3}
+    shown = open_traces(config.run_dir).sql("SELECT DISTINCT step, example_id FROM rollouts ORDER BY step")
+    assert shown.to_pylist() == [{"step": step, "example_id": "2"} for step in (1, 2, 3, 4)]
+    data.write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(DataError, match="step 1: none of the 1 examples can be shown"):
+        train(run_config(models, tmp_path, name="none", **values))
 
 
 def test_metrics_also_go_to_a_tracker(models: dict, tmp_path: Path) -> None:

@@ -177,7 +177,13 @@ def _report(options: argparse.Namespace) -> None:
 
 def _module(name: str) -> object:
     """A module of the package, loaded when a command needs it: `--help` should not wait for torch."""
-    return importlib.import_module(f"workbench.{name}")
+    try:
+        return importlib.import_module(f"workbench.{name}")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"this command needs {error.name}: pip install 'vlm-distillation-workbench[app]', or [app] added to the "
+            "installation from a clone: pip install -e '.[app]'."
+        ) from None
 
 
 def _quiet() -> None:

@@ -44,6 +44,10 @@ def open_image(source: Image.Image | Path) -> Image.Image:
         raise DataError(
             f"image {source} does not exist. Check the path; relative paths start at the data file."
         ) from None
+    except Image.DecompressionBombError:
+        raise DataError(
+            f"image {name} has far more than the {MAX_PIXELS:,} pixels that are allowed. Shrink it first."
+        ) from None
     except UNREADABLE as error:
         if isinstance(error, DataError):
             raise

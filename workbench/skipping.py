@@ -61,7 +61,10 @@ def can_show(example: Example, views: list[tuple[Policy, str]], skipped: Skipped
         for policy, context in views:
             if missing_evidence(example, context) is None:
                 policy.check_prompt(build_prompt(example, context))
-    except (DataError, PolicyError) as error:
-        skipped.add(example, type(error).__name__, str(error))
+    except DataError as error:
+        skipped.add(example, "image cannot be read", str(error))
+        return False
+    except PolicyError as error:
+        skipped.add(example, "prompt cannot be encoded", str(error))
         return False
     return True

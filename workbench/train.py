@@ -16,10 +16,10 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from tqdm import tqdm
 
 from workbench.checkpoints import Checkpoint, latest_checkpoint, load_optimizer, save_checkpoint
@@ -46,6 +46,7 @@ from workbench.skipping import Skipped, can_show, with_evidence
 from workbench.supervision import NotFinite, read_batch, supervise_batch
 from workbench.traces.parts import compact, delete_after
 from workbench.traces.writer import TraceWriter
+from workbench.tracking import build_accelerator
 from workbench.types import Example
 from workbench.watch import Watch
 
@@ -96,24 +97,25 @@ def train(
 def _train_in(
     folder: RunFolder, config: RunConfig, resume: bool, on_step: Callable[[int, dict], None] | None, load: Loader
 ) -> TrainResult:
-    handler = folder.log_to_file()
-    finished = False
+    handler, before = folder.log_to_file(), folder.status.get("status")
+    outcome = (
+        before if resume and before in ("finished", "stopped") else "failed"
+    )  # of a run that cannot even begin: what was done before is as it was
     try:
         folder.update(status="running", error=None, pid=os.getpid())
         with StopSignal() as stop:
             trainer = Trainer(config, folder, resume=resume, load=load)
+            outcome = "failed"
             with trainer.writer:
                 result = trainer.run(stop, on_step)
-        folder.update(status="stopped" if result.stopped else "finished")
-        finished = True
+        outcome = "stopped" if result.stopped else "finished"
         return result
     except WorkbenchError as error:
         log.error("%s", error)
         folder.update(error=str(error))
         raise
     finally:
-        if not finished:
-            folder.update(status="failed")
+        folder.update(status=outcome)
         log.removeHandler(handler)
         handler.close()
 
@@ -144,7 +146,7 @@ class Trainer:
     ) -> None:
         self.config, self.folder = config, folder
         self.method = config.load_method()
-        self.accelerator = _accelerator(config, folder.path)
+        self.accelerator = build_accelerator(config, folder.path)
         self.skipped = Skipped(folder)
         self.examples = with_evidence(load(config.data.train, limit=config.data.limit), self.method, self.skipped)
         checkpoint = _rewind(folder) if resume else None
@@ -176,31 +178,35 @@ class Trainer:
         self.probes = open_probes(config, folder, self.learner.student, self.method, pool, self.sampling)
 
     def run(self, stop: StopSignal, on_step: Callable[[int, dict], None] | None) -> TrainResult:
-        training, trace, evaluation = self.config.training, self.config.trace, self.config.evaluation
+        training, trace = self.config.training, self.config.trace
         log.info(
             "%s: %d examples, steps %d to %d", self.method.name, len(self.examples), self.step_done, training.steps
         )
         if self.step_done == 0:
             self._evaluate(0)
             self._probe(0)
+        elif self._evaluates(self.step_done) and self.step_done not in {
+            row["step"] for row in self.folder.metrics("eval")
+        }:
+            self._evaluate(self.step_done)  # it was saved, and killed before it was asked
         steps = range(self.step_done + 1, training.steps + 1)
         bar = tqdm(steps, initial=self.step_done, total=training.steps, unit="step", dynamic_ncols=True)
         for step in bar:
             metrics = self.step(step)
             self.step_done = step
-            last = step == training.steps or stop.asked
+            last, stopping = step == training.steps, stop.asked
             if last or step % trace.probe_every == 0:
                 self._probe(step)
-            if last or (evaluation.every and step % evaluation.every == 0):
-                self._evaluate(step)
-            if last or (training.save_every and step % training.save_every == 0):
+            if last or stopping or (training.save_every and step % training.save_every == 0):
                 self._save(step)
+            if self._evaluates(step):
+                self._evaluate(step)
             self._report(step, metrics, bar)
             if on_step is not None:
                 on_step(step, metrics)
-            if last and step < training.steps:
+            if stopping and not last:
                 log.info("stopped after step %d; `workbench resume %s` goes on", step, self.folder.path)
-            if last:
+            if stopping:
                 break
         self.accelerator.end_training()
         stopped = self.step_done < training.steps
@@ -255,13 +261,19 @@ class Trainer:
         return metrics
 
     def _batch_examples(self, step: int) -> list[Example]:
-        """The step's examples that every view can be shown; others are skipped and counted."""
-        chosen = [self.examples[place] for place in self.order.batch(step, self.config.training.batch_size)]
+        """The step's examples that every view can be shown; others are skipped and counted.
+
+        If none can, the next one in the order that can: a single damaged file must not end a run.
+        """
+        size = self.config.training.batch_size
+        chosen = [self.examples[place] for place in self.order.batch(step, size)]
         usable = [example for example in chosen if can_show(example, self.views, self.skipped)]
+        later = (self.examples[self.order.at(step * size + ahead)] for ahead in range(2 * len(self.examples)))
+        usable = usable or list(islice((one for one in later if can_show(one, self.views, self.skipped)), 1))
         if not usable:
             raise DataError(
-                f"step {step}: none of the {len(chosen)} examples of the batch can be shown to every view. Skipped so "
-                f"far: {dict(self.skipped.counts)}. `workbench check` shows one example under every view."
+                f"step {step}: none of the {len(self.examples)} examples can be shown to every view. Skipped so far: "
+                f"{dict(self.skipped.counts)}. `workbench check` shows one example under every view."
             )
         return usable
 
@@ -287,11 +299,16 @@ class Trainer:
         self.writer.write_probe(scored.traced(step, self.learner.student))
         self.folder.log_metrics("probe", step, step_metrics(self.method, scored))
 
+    def _evaluates(self, step: int) -> bool:
+        every = self.config.evaluation.every
+        return step == self.config.training.steps or (every > 0 and step % every == 0)
+
     def _evaluate(self, step: int) -> None:
         """The student under each context; before the first step the teachers too."""
         if not self.eval_examples:
             return
         settings, policies = self.config.evaluation, self.learner.policies
+        log.info("step %d: asking %d questions, shown %s", step, len(self.eval_examples), ", ".join(settings.contexts))
         teachers = [name for name in policies if name.startswith("teacher")] if settings.teacher and step == 0 else []
         answered = []
         for name in ["student", *teachers]:
@@ -328,8 +345,9 @@ class Trainer:
         self.learner.optimizer.zero_grad(set_to_none=True)
         saved = f"The weights before this step are in {self._save(step - 1).path}. " if step > 1 else ""
         return RunError(
-            f"step {step}: {error} {saved}Lower training.learning_rate, set training.max_grad_norm, or use float32 "
-            "if this is half precision."
+            f"step {step}: {error} {saved}Start a new run (name=...) with a lower training.learning_rate, with "
+            "training.max_grad_norm, or in float32 if this is half precision. It may begin from a checkpoint of this one: "
+            "models.student=CHECKPOINT/student. If the newest is ruined already, take an earlier one."
         )
 
     def _report(self, step: int, metrics: dict[str, float], bar: tqdm) -> None:
@@ -345,27 +363,6 @@ class Trainer:
         self.folder.update(steps_done=step, steps=self.config.training.steps, remaining_s=remaining)
         self.accelerator.log({name: value for name, value in metrics.items() if value is not None}, step=step)
         log.debug("step %d loss %.5f", step, metrics["loss"])
-
-
-def _accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
-    training = config.training
-    try:
-        accelerator = Accelerator(log_with=training.trackers or None, project_dir=str(run_dir))
-    except ValueError as error:
-        raise ConfigError(f"training.trackers {training.trackers}: {error}") from None
-    missing = set(training.trackers) - {str(tracker) for tracker in accelerator.log_with}
-    if missing:
-        raise ConfigError(
-            f"training.trackers: {', '.join(sorted(missing))} is not installed; pip install it, or leave it out."
-        )
-    if accelerator.num_processes > 1:
-        raise RunError(
-            f"started as {accelerator.num_processes} processes, but a run is one process so far. Start it with "
-            "`workbench train`, without `accelerate launch`."
-        )
-    if training.trackers:
-        accelerator.init_trackers("workbench", config=_flat(config.to_dict()))
-    return accelerator
 
 
 def _eval_examples(config: RunConfig, load: Loader) -> list[Example]:
@@ -387,14 +384,3 @@ def _rewind(folder: RunFolder) -> Checkpoint | None:
     forget_answers_after(folder.path, step)
     delete_after(folder.path, step)
     return checkpoint
-
-
-def _flat(values: dict, prefix: str = "") -> dict[str, object]:
-    """Nested values with dotted keys, as trackers take them."""
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, (int, float, str, bool)) else str(value)
-    return flat

@@ -41,9 +41,13 @@ def test_the_four_regimes_by_hand() -> None:
 
 
 def test_sure_is_measured_against_both_means() -> None:
-    # teacher 0.65 on average, self 0.245: the first token's 0.80 is above twice the second mean, and below their sum
-    routing = load_method("dopd", {"trim": 0.0}).route(batch_of([0.40, 0.40, 0.90, 0.90], [0.40, 0.38, 0.10, 0.10]))
-    assert routing.regime.tolist() == [LL, LL, HT, HT]
+    # means: teacher 0.56, self 0.22, sum 0.78. First token: 0.90 is above the sum, though 0.45 is below the teacher's mean.
+    # Second: 0.74 is above twice either mean's lower one (0.44), below the sum. Third and fourth: a gap of 2.2.
+    routing = load_method("dopd", {"trim": 0.0}).route(
+        batch_of([0.45, 0.39, 0.9, 0.9, 0.16], [0.45, 0.35, 0.1, 0.1, 0.1])
+    )
+    assert routing.thresholds["probability_sum"] == pytest.approx(0.78)
+    assert routing.regime.tolist() == [LH, LL, HT, HT, LL]
 
 
 def test_trimming_leaves_the_largest_gaps_out_of_the_means_but_routes_them() -> None:
