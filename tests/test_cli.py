@@ -155,15 +155,15 @@ def bomb(folder: Path) -> str:
 BOX = {"x0": 1, "y0": 1, "x1": 9, "y1": 9}
 BAD_DATA = {
     "missing image": (lambda f: [{"images": ["nowhere.png"]}], [], r"data.jsonl:1, column \"images\[0\]\": image file"),
-    "image bomb": (lambda f: [{"images": [bomb(f)]}], ["method.name=opd"], "step 1: none of the 3 examples"),
+    "image bomb": (lambda f: [{"images": [bomb(f)]}], ["method.name=opd"], "step 1: none of the 1 examples"),
     "no evidence": (lambda f: [{"images": [red(f)]}], [], "none of the 1 examples .* missing: {'no boxes"),
     "box outside": (lambda f: [{"images": [red(f)], "boxes": [{**BOX, "x1": 21}]}], [], "leaves the image of 20 x 10 pixels"),
     "box without image": (lambda f: [{"boxes": [BOX]}], [], "the row has boxes and no image"),
     "empty prompt": (lambda f: [{"question": " "}], [], 'column "question": must be text that is not empty'),
     "unknown column": (lambda f: [{"qestion": "x"}], [], 'column "qestion" is unknown.*Did you mean "question"'),
     "half a character": (lambda f: [{"answer": "\ud83d"}], [], r'data.jsonl:1, column "answer": must be whole characters'),
-    "special token": (lambda f: [{"question": "what is <image>?"}], ["method.name=opd"], "step 1: none of the 3 examples"),
-    "too long": (lambda f: [{"question": "what " * 600}], ["method.name=opd"], "step 1: none of the 3 examples"),
+    "special token": (lambda f: [{"question": "what is <image>?"}], ["method.name=opd"], "step 1: none of the 1 examples"),
+    "too long": (lambda f: [{"question": "what " * 600}], ["method.name=opd"], "step 1: none of the 1 examples"),
     "answer with an end": (lambda f: [{"answer": "a<end_of_utterance>"}], ["method.name=gkd", "method.dataset_share=1"], 'special token "<end_of_utterance>"'),
     "nothing to compare": (lambda f: [{"answer": None}], ["method.name=opd", "data.eval={data}"], 'has an "answer"'),
 }  # fmt: skip
