@@ -161,7 +161,7 @@ class AutoregressivePolicy:
     @property
     def _shares_prompts(self) -> bool:
         """Not while activations are recomputed, which goes without a cache, and not where positions are a model's state."""
-        recomputes = self.model.training and getattr(self.model, "is_gradient_checkpointing", False)
+        recomputes = self.model.training and getattr(self.model, "is_activation_checkpointing", False)
         return not recomputes and not hasattr(self.model.base_model, "rope_deltas")
 
     def _read_after_shared_prompts(
