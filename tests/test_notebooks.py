@@ -1,0 +1,66 @@
+"""Every notebook runs from top to bottom in a fresh kernel, and what is stored in it is fit to be read.
+
+A failing cell fails its test with the cell's own traceback.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from notebooks.execute import execute, without_paths
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+MOST_BYTES, MOST_CELLS = 300 * 1024, 26
+
+
+def names(file: Path) -> str:
+    return file.stem
+
+
+def test_there_are_five() -> None:
+    assert [file.name[:2] for file in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=names)
+def test_runs_in_a_fresh_kernel(file: Path) -> None:
+    # every other one starts where a reader of the README would be
+    notebook = execute(file, FOLDER if int(file.name[:2]) % 2 else ROOT)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert any("data" in output for cell in code for output in cell.outputs)
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=names)
+def test_what_is_stored_was_run_in_order_and_is_small(file: Path) -> None:
+    notebook = nbformat.read(file, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not [output for cell in code for output in cell.outputs if output.output_type == "error" or output.get("name") == "stderr"]  # fmt: skip
+    assert sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs) >= 1
+    assert file.stat().st_size <= MOST_BYTES
+    assert len(notebook.cells) <= MOST_CELLS
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=names)
+def test_what_is_stored_names_no_folder_of_a_machine(file: Path) -> None:
+    text = re.sub(r'"image/png": "[^"]*"', "", file.read_text(encoding="utf-8"))
+    assert without_paths(text) == text
+    assert not re.findall(r"(?:/tmp|/home|/root|/Users|/work|[A-Z]:\\\\Users)\b[^\"\s]*", text)
+
+
+@pytest.mark.parametrize("file", [*NOTEBOOKS, FOLDER / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=names)
+def test_links_lead_somewhere(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".ipynb":
+        text = "\n".join(
+            "".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"
+        )
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        if not target.startswith(("http://", "https://")):
+            assert (file.parent / target).exists(), f"{file.name} links to {target}"
