@@ -131,3 +131,10 @@ def test_every_key_is_described(name: str) -> None:
 )
 def test_every_recipe_is_valid(recipe: str) -> None:
     assert load_config(ROOT / "configs" / recipe).load_method()
+
+
+def test_a_wrong_override_is_not_laid_on_the_file(tmp_path) -> None:
+    file = tmp_path / "good.yaml"
+    file.write_text("models: {student: a, teacher: b}\ndata: {train: scenes:train}\nmethod: {name: opd}\n")
+    with pytest.raises(ConfigError, match=r'good.yaml with seed=1 method.name=opf: method "opf" is unknown'):
+        load_config(file, ["seed=1", "method.name=opf"])

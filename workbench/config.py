@@ -174,7 +174,8 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
     Raises: ConfigError naming the file and the key.
     """
-    return build_config(override(read_yaml(path), overrides), name=Path(path).stem, where=str(path))
+    where = f"{path} with {' '.join(overrides)}" if overrides else str(path)
+    return build_config(override(read_yaml(path), overrides), name=Path(path).stem, where=where)
 
 
 def read_yaml(path: str | Path) -> dict:
