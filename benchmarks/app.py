@@ -78,7 +78,7 @@ def page(browser: Browser, runs: Path, repeats: int) -> None:
         told("a link to Tokens: the answer", [seen(browser, server.pid, f"{address}/?run=big&tab=tokens", DRAWN["tokens"]) for _ in range(repeats)])  # fmt: skip
         opened = browser.new_page(viewport={"width": 1280, "height": 1000})
         opened.goto(f"{address}/?run=big&tab=tokens")
-        opened.locator(DRAWN["tokens"]).wait_for()
+        opened.locator(DRAWN["tokens"]).first.wait_for()
         opened.wait_for_timeout(2000)
         told("another answer, click to drawn", [choose(opened, server.pid, place) for place in range(1, 2 * repeats)])
         for name in ("movement", "illusion", "watch", "report", "launch"):
@@ -188,7 +188,7 @@ def watch(browser: Browser, folder: Path, pairs: int, seconds: float) -> None:
                 context = browser.new_context(viewport={"width": 1280, "height": 1000})
                 opened = context.new_page()
                 opened.goto(f"{address}/?run=watched&tab=watch")
-                opened.locator(DRAWN["watch"]).wait_for()
+                opened.locator(DRAWN["watch"]).first.wait_for()
                 turns["open"].append(turn(lines, pid, server.pid, seconds))
                 context.close()
     finally:
@@ -223,7 +223,7 @@ def turn(lines: Lines, pid: int, server: int, seconds: float) -> Turn:
     time.sleep(seconds)
     found = lines.wait(len(lines.read()) + 1)
     took, steps = time.perf_counter() - start, len(found) - first
-    own = [sum(value for name, value in line.items() if name.startswith("seconds/")) for line in found[first:]]
+    own = [line["seconds/step"] for line in found[first:]]
     return Turn(
         processor=(processor_s(pid) - used) / steps, step=statistics.median(own), wall=took / steps, steps=steps,
         server=(processor_s(server) - served) / took,
