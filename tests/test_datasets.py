@@ -181,6 +181,12 @@ def test_scenes_come_from_the_query():
     assert len(load_examples("scenes:train", limit=2)) == 2
 
 
+def test_scenes_of_some_families_are_the_same_examples():
+    chosen = load_examples("scenes:eval?count=6&start=1&families=count,tag")
+    everything = [one for one in load_examples("scenes:eval?count=24") if one.domain in ("count", "tag")]
+    assert [(one.id, one.question) for one in chosen] == [(one.id, one.question) for one in everything[1:7]]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -193,6 +199,8 @@ def test_scenes_come_from_the_query():
         ("scenes:eval?count=", "count must be a whole number"),
         ("scenes:eval?count", "write key=value"),
         ("scenes:eval?count=1&count=2", "gives count twice"),
+        ("scenes:eval?families=tag,colour", 'question family "colour" is unknown.*Did you mean "color"'),
+        ("scenes:eval?families=", 'question family "" is unknown'),
     ],
 )
 def test_a_faulty_scenes_query_is_refused(source, message):

@@ -56,7 +56,7 @@ class EvidenceSplit(NamedTuple):
 def load_examples(source: str | Path, *, limit: int | None = None, root: Path | None = None) -> list[Example]:
     """All examples of `source`, or the first `limit`.
 
-    source  scenes:SPLIT?count=N&seed=N&start=N, a .jsonl or .parquet file, a folder saved by `datasets`, or
+    source  scenes:SPLIT?count=N&seed=N&start=N&families=A,B, a .jsonl or .parquet file, a folder saved by `datasets`, or
             hf:NAME?split=S
     root    where relative image paths start; None = the folder of the data file
     Raises  ConfigError if `source` names something unknown, DataError at the first faulty row
@@ -125,11 +125,13 @@ def split_by_evidence(examples: Iterable[Example], contexts: Iterable[str]) -> E
 
 
 def _load_scenes(source: str, limit: int | None) -> list[Example]:
-    """Examples of "scenes:eval?count=256&seed=3&start=0"; what is left out is as in SCENES_DEFAULTS."""
-    split, query = parse_source(source, "scenes:", tuple(SCENES_DEFAULTS))
+    """Examples of "scenes:eval?count=256&seed=3&start=0&families=tag,color"; what is left out is as in SCENES_DEFAULTS,
+    of all families."""
+    split, query = parse_source(source, "scenes:", (*SCENES_DEFAULTS, "families"))
     if not split:
         raise ConfigError(f'"{source}" names no split. Write scenes:SPLIT, with SPLIT one of {", ".join(SPLITS)}.')
     check_split(split)
+    families = query.pop("families", None)
     numbers = dict(SCENES_DEFAULTS)
     for name, value in query.items():
         low = 1 if name == "count" else 0
@@ -138,7 +140,11 @@ def _load_scenes(source: str, limit: int | None) -> list[Example]:
         numbers[name] = int(value)
     if limit is not None:
         numbers["count"] = min(limit, numbers["count"])
-    return make_examples(split, **numbers)
+    chosen = None if families is None else tuple(name.strip() for name in families.split(","))
+    try:
+        return make_examples(split, **numbers, families=chosen)
+    except ConfigError as error:
+        raise ConfigError(f'"{source}": {error}') from None
 
 
 def example_from_values(values: dict[str, Any], origin: str, *, folder: Path, default_id: str) -> Example:

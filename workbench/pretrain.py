@@ -27,7 +27,7 @@ from workbench.errors import ConfigError, unknown
 from workbench.grading import grade
 from workbench.policies import Policy, SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
-from workbench.scenes import check_split, family_cycle, make_examples
+from workbench.scenes import check_split, family_places, make_examples
 from workbench.scenes.batches import LessonEncoder
 from workbench.scenes.lessons import LOOKING, MIX, Lesson, make_lesson
 from workbench.scenes.processor import IMAGE_SIZE, PATCH_SIZE, SCALE_FACTOR, build_processor
@@ -64,7 +64,7 @@ class PretrainConfig:
     eval_count: int = 400  # questions asked after training; 0 = none
 
     def __post_init__(self) -> None:
-        family_cycle(self.families)
+        family_places(self.families)
         for name in ("steps", "batch_size", "text_width", "text_layers", "vision_width", "vision_layers", "heads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"pretrain: {name} is {getattr(self, name)}; it must be 1 or more.")

@@ -29,14 +29,17 @@ def make_examples(
 ) -> list[Example]:
     """Examples start .. start + count - 1 of a split.
 
-    families  only these question families; None = all. Raises ConfigError for an unknown split or family, DataError
-    for a range that is not one.
+    families  only these question families, counted among themselves: an example and its id are the same as without;
+              None = all
+
+    Raises: ConfigError for an unknown split or family, DataError for a range that is not one.
     """
     check_split(split)
-    cycle = family_cycle(families)
+    places = family_places(families)
     if start < 0 or count < 0:
         raise DataError(f"scenes:{split} was asked for {count} examples from number {start}; both must be 0 or more.")
-    return [_make_example(split, seed, index, *cycle[index % len(cycle)]) for index in range(start, start + count)]
+    turns = (divmod(number, len(places)) for number in range(start, start + count))
+    return [_make_example(split, seed, turn * len(CYCLE) + places[place]) for turn, place in turns]
 
 
 def check_split(split: str) -> None:
@@ -44,15 +47,18 @@ def check_split(split: str) -> None:
         raise ConfigError(unknown("scenes split", split, SPLITS))
 
 
-def family_cycle(families: tuple[str, ...] | None) -> tuple[tuple[str, str], ...]:
-    """The (family, truth) pairs that follow each other, all of them or those of some families."""
+def family_places(families: tuple[str, ...] | None) -> tuple[int, ...]:
+    """Which places of CYCLE, after which questions repeat, ask about some families. Raises ConfigError if none can."""
+    if families == ():
+        raise ConfigError(f"no question family is named. Choose from: {', '.join(FAMILIES)}.")
     for family in families or ():
         if family not in FAMILIES:
             raise ConfigError(unknown("question family", family, FAMILIES))
-    return tuple(pair for pair in CYCLE if families is None or pair[0] in families)
+    return tuple(place for place, (family, _) in enumerate(CYCLE) if families is None or family in families)
 
 
-def _make_example(split: str, seed: int, index: int, family: str, truth: str) -> Example:
+def _make_example(split: str, seed: int, index: int) -> Example:
+    family, truth = CYCLE[index % len(CYCLE)]
     rng = random.Random(f"{split}:{seed}:{index}:{family}:{truth}")
     wanted = WITHHELD if split == "combos" else None
     wish = Wish(family, truth, same=rng.random() < 0.5, number=rng.randint(1, 3), wanted=wanted)
@@ -105,7 +111,7 @@ __all__ = [
     "Scene",
     "Thing",
     "check_split",
-    "family_cycle",
+    "family_places",
     "make_examples",
     "make_scene",
 ]
