@@ -1,5 +1,7 @@
 """Batches of positions: cut anywhere, the same."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small import example, rollouts, table_policies
@@ -27,19 +29,38 @@ def test_parts_cover_every_rollout_and_position_once(size: int) -> None:
     assert batch.token_ids.tolist() == [token for rollout in batch.rollouts for token in rollout.ids]
 
 
+def kept(*regime: int) -> Routing:
+    """Regime 0 has losses in random_mask and opd, regime 1 has none."""
+    return Routing(torch.tensor(regime), torch.ones(len(regime)))
+
+
 def test_the_divisor_counts_all_micro_batches() -> None:
+    every = kept(*[0] * sum(LENGTHS))
     for size in (0, 1, 2):
         batch = Batch(rollouts(*LENGTHS), size)
-        by_sequence = coefficients(load_method("opd", {"average": "sequence"}), batch)
-        by_position = coefficients(load_method("opd", {"average": "position"}), batch)
+        by_sequence = coefficients(load_method("opd", {"average": "sequence"}), batch, every)
+        by_position = coefficients(load_method("opd", {"average": "position"}), batch, every)
         assert by_sequence.tolist() == pytest.approx([1 / (5 * length) for length in LENGTHS for _ in range(length)])
         assert by_position.tolist() == pytest.approx([1 / sum(LENGTHS)] * sum(LENGTHS))
 
 
 def test_an_empty_answer_takes_no_share_of_the_mean() -> None:
     batch = Batch(rollouts(4, 0, 2))
-    assert float(coefficients(load_method("opd"), batch).sum()) == pytest.approx(1.0)
+    assert float(coefficients(load_method("opd"), batch, kept(*[0] * 6)).sum()) == pytest.approx(1.0)
     assert batch.sequence.tolist() == [0, 0, 0, 0, 2, 2]
+
+
+def test_positions_without_supervision_count_in_the_mean_only_if_asked_for() -> None:
+    batch, routing = Batch(rollouts(3, 2, 1), 1), kept(0, 1, 0, 1, 1, 0)
+    methods = {over: load_method("random_mask", {"average_over": over}) for over in ("all", "supervised")}
+    assert coefficients(methods["all"], batch, routing).tolist() == pytest.approx([1 / 9] * 3 + [1 / 6] * 2 + [1 / 3])
+    own = coefficients(methods["supervised"], batch, routing)  # the second answer has no supervision: two are left
+    assert own.tolist() == pytest.approx([1 / 4, 0, 1 / 4, 0, 0, 1 / 2])
+    by_position = coefficients(replace(methods["supervised"], average="position"), batch, routing)
+    assert by_position.tolist() == pytest.approx([1 / 3, 0, 1 / 3, 0, 0, 1 / 3])
+    unweighted = replace(routing, weight=torch.tensor([0.0, 1, 1, 1, 1, 1]))
+    assert coefficients(methods["supervised"], batch, unweighted).tolist() == pytest.approx([0, 0, 1 / 2, 0, 0, 1 / 2])
+    assert coefficients(methods["supervised"], batch, kept(*[1] * 6)).tolist() == [0.0] * 6
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

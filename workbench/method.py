@@ -19,6 +19,7 @@ TOKENS = "tokens"  # target of a loss: the written tokens themselves
 REWARD = "reward"  # target of a loss: the position's advantage, given by the router
 POLICIES = ("student", "student@start", "student@ema", "teacher")
 AVERAGES = ("position", "sequence")
+AVERAGED = ("all", "supervised")
 
 Router = Callable[[RouteBatch], Routing]
 
@@ -124,6 +125,8 @@ class Method:
     reads          views whose scalars the rule needs. Naming the learner costs one more forward when micro-batches are
                    accumulated, since it must then be scored before the first gradient
     average        "sequence": mean over a sequence's positions, then over sequences; "position": over all positions
+    average_over   "all": positions without supervision count in these means, as zeros; "supervised": they do not, so that
+                   leaving positions out does not lower the learning rate of the others
     dataset_share  share of sequences that are the data's reference answers instead of the student's own
     ema_rate       share of the student mixed into student@ema after each step
     """
@@ -134,6 +137,7 @@ class Method:
     route: Router
     reads: tuple[str, ...] = ()
     average: str = "sequence"
+    average_over: str = "all"
     dataset_share: float = 0.0
     ema_rate: float = 0.05
     options: object = field(default=None, compare=False)
@@ -144,6 +148,8 @@ class Method:
             raise ConfigError(f"method {self.name}: exactly one view must learn, got {learning or 'none'}.")
         if self.average not in AVERAGES:
             raise ConfigError(unknown("average", self.average, AVERAGES))
+        if self.average_over not in AVERAGED:
+            raise ConfigError(unknown("average_over", self.average_over, AVERAGED))
         if not 0.0 <= self.dataset_share <= 1.0:
             raise ConfigError(f"dataset_share must be between 0 and 1, got {self.dataset_share}.")
         if not 0.0 < self.ema_rate <= 1.0:

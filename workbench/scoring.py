@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.contexts import build_prompt
@@ -133,10 +133,14 @@ def part_of_routing(routing: Routing, positions: slice) -> Routing:
     return replace(routing, regime=routing.regime[positions], weight=routing.weight[positions], advantage=advantage)
 
 
-def coefficients(method: Method, batch: Batch) -> Tensor:
+def coefficients(method: Method, batch: Batch, routing: Routing) -> Float[Tensor, " N"]:
     """What each position's loss counts in the step's total: the one division, for all micro-batches together."""
+    counts = torch.ones(batch.num_positions)
+    if method.average_over == "supervised":
+        has_losses = torch.tensor([bool(regime.losses) for regime in method.regimes.values()])
+        counts = (has_losses[routing.regime.cpu()] & (routing.weight.cpu() != 0)).float()
     if method.average == "position":
-        return torch.full((batch.num_positions,), 1.0 / max(1, batch.num_positions))
-    lengths = torch.tensor(batch.lengths, dtype=torch.float32)
+        return counts / counts.sum().clamp(min=1.0)
+    lengths = torch.zeros(len(batch.rollouts)).index_add(0, batch.sequence, counts)
     num_sequences = int((lengths > 0).sum())
-    return (1.0 / (lengths.clamp(min=1.0) * max(1, num_sequences)))[batch.sequence]
+    return counts / (lengths.clamp(min=1.0) * max(1, num_sequences))[batch.sequence]

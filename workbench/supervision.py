@@ -115,7 +115,7 @@ def supervise_batch(
         _require_numbers(method, batch, scores)
         routing = route(method, scores, batch, seed)
         device = routing.regime.device
-        coefficient, token_ids = coefficients(method, batch).to(device), batch.token_ids.to(device)
+        coefficient, token_ids = coefficients(method, batch, routing).to(device), batch.token_ids.to(device)
         recorded = torch.arange(sum(batch.lengths[:alternatives_of]) if num_alternatives else 0, device=device)
         results, likely = [], []
         for rows, positions in parts:
