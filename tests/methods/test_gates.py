@@ -1,0 +1,120 @@
+"""EOPD and TIP: which tokens get more, and which get none; by numbers written down by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from small import example, rollouts, table_policies
+
+from workbench.divergences import forward_kl, reverse_kl
+from workbench.methods import load_method
+from workbench.policies.table import TablePolicy
+from workbench.scoring import Batch
+from workbench.supervision import Scored, read_batch, supervise_batch
+from workbench.types import Rollout, RouteBatch, TokenScores
+
+
+def routed(name: str, scores: dict[str, TokenScores], **options):
+    count = len(next(iter(scores.values())).logprob)
+    zeros = torch.zeros(count, dtype=torch.long)
+    return load_method(name, options).route(RouteBatch(scores, zeros, torch.arange(count), zeros, (), 0))
+
+
+def said(logprob: list[float], entropy: list[float] | None = None) -> TokenScores:
+    values = torch.tensor(logprob)
+    return TokenScores(values, torch.tensor(entropy or [0.0] * len(logprob)), values, torch.zeros(len(logprob)).long())
+
+
+def supervised(name: str, **options) -> tuple[Scored, torch.Tensor, torch.Tensor]:
+    """The table policies' batch, and the logits of student and teacher at its positions."""
+    policies, method = table_policies(), load_method(name, options)
+    batch = Batch(rollouts(7, 4, 7))
+    scored = supervise_batch(
+        method, policies, read_batch(method, policies, batch), seed=0, backward=torch.Tensor.backward
+    )
+    return scored, *(policies[who].tables["plain"].detach()[batch.position] for who in ("student", "teacher"))
+
+
+@pytest.mark.parametrize(("threshold", "undecided"), [(0.0, [0, 1, 1, 1]), (0.8, [0, 0, 0, 1]), (1.5, [0, 0, 0, 0])])
+def test_eopd_gates_by_the_entropy_of_the_teacher(threshold: float, undecided: list[int]) -> None:
+    scores = {"teacher": said([-1.0] * 4, [0.0, 0.3, 0.8, 1.5])}  # at the threshold itself: not above it
+    routing = routed("eopd", scores, threshold=threshold)
+    assert routing.regime.tolist() == undecided
+    assert routing.thresholds == {"teacher_entropy": threshold}
+
+
+def test_eopd_adds_forward_kl_where_the_gate_is_open_and_keeps_reverse_kl_everywhere() -> None:
+    scored, student, teacher = supervised("eopd", threshold=1.2, forward_weight=0.5)
+    entropy = torch.distributions.Categorical(logits=teacher).entropy()
+    open_gate = entropy > 1.2
+    assert 0 < open_gate.sum() < open_gate.numel()
+    expected = reverse_kl(student, teacher) + 0.5 * forward_kl(student, teacher) * open_gate
+    assert torch.allclose(scored.loss, expected, atol=1e-5)
+
+
+def test_a_gate_that_never_opens_is_opd() -> None:
+    closed, _, _ = supervised("eopd", threshold=math.log(11) + 0.01)
+    assert torch.allclose(closed.loss, supervised("opd")[0].loss, atol=1e-6)
+
+
+def test_a_student_that_cannot_follow_keeps_more_of_the_choices_under_eopd() -> None:
+    # one row of logits for two places: the teacher is undecided between 0 and 1, then between 1 and 2. Reverse KL rests at
+    # the normalised product of both, which is token 1 alone; the forward KL that is added pulls to 0 and 2 as well
+    teacher = TablePolicy("teacher", {"plain": torch.tensor([[4.0, 4, -4, -4], [-4.0, 4, 4, -4]])})
+    product = torch.tensor([[0.0, 4, 0, -4]])
+    grads = {}
+    for name, options in (("opd", {}), ("eopd", {"threshold": 0.5})):
+        student = TablePolicy("student", {"plain": product}, learns=True)
+        method, policies = load_method(name, options), {"student": student, "teacher": teacher}
+        readings = read_batch(method, policies, Batch((Rollout(example(), 0, (1, 2), "", True),)))
+        supervise_batch(method, policies, readings, seed=0, backward=torch.Tensor.backward)
+        grads[name] = student.tables["plain"].grad
+    assert grads["opd"].abs().max() < 1e-6
+    before, after = (
+        torch.distributions.Categorical(logits=row).entropy() for row in (product, product - grads["eopd"])
+    )
+    assert after > before + 0.1
+
+
+# entropy 0..1 of its range: 0, 1, 0.5, 0; distance 0, 0, 0.5, 1; either: 0, 1, 0.75, 1
+STUDENT, TEACHER = said([-1.0, -1, -2, -1], [0.2, 2.2, 1.2, 0.2]), said([-1.0, -1, -1, -3])
+
+
+@pytest.mark.parametrize(
+    ("select", "share", "kept", "score"),
+    [
+        ("either", 0.5, [1, 3], 1.0),
+        ("either", 0.75, [1, 2, 3], 0.75),
+        ("entropy", 0.25, [1], 1.0),
+        ("distance", 0.5, [2, 3], 0.5),
+        ("either", 0.0, [1], 1.0),  # at least one
+        ("either", 1.0, [0, 1, 2, 3], 0.0),
+    ],
+)
+def test_tip_keeps_the_highest_scores(select: str, share: float, kept: list[int], score: float) -> None:
+    routing = routed("tip", {"student": STUDENT, "teacher": TEACHER}, select=select, share=share)
+    assert (routing.regime == 0).nonzero().squeeze(-1).tolist() == kept
+    assert routing.thresholds["score"] == pytest.approx(score)
+
+
+def test_tip_scores_are_finite_where_all_tokens_are_alike() -> None:
+    same = said([-1.0] * 4, [0.5] * 4)
+    assert routed("tip", {"student": same, "teacher": same}).regime.tolist() == [0, 0, 1, 1]
+
+
+def test_tip_divides_by_the_tokens_that_it_kept() -> None:
+    scored, student, teacher = supervised("tip", share=0.5)
+    kept = scored.routing.regime == 0
+    assert kept.sum() == 9
+    total = float((scored.loss * scored.coefficient).sum())
+    assert total == pytest.approx(float(reverse_kl(student, teacher)[kept].mean()), rel=1e-5)
+    cut, _, _ = supervised("tip", share=0.5, average_over="all")
+    assert float((cut.loss * cut.coefficient).sum()) == pytest.approx(total / 2, rel=1e-5)
+
+
+def test_all_tokens_kept_is_opd() -> None:
+    everything, _, _ = supervised("tip", share=1.0)
+    opd, _, _ = supervised("opd", average="position")
+    assert torch.allclose(everything.loss, opd.loss) and torch.allclose(everything.coefficient, opd.coefficient)
+    assert replace(everything.routing, thresholds={}).weight.tolist() == opd.routing.weight.tolist()

@@ -1,0 +1,48 @@
+"""ExOPD: on-policy distillation that goes past the teacher, along the line from a reference to it.
+
+Source: G-OPD, arXiv 2602.12125, and its code (RUCBM/G-OPD).
+1. The student s answers the plain prompt; teacher t (shown `privilege`) and reference r (shown the plain prompt) score it.
+2. Advantage of a token y: A = strength (log t(y) - log r(y)) - (log s(y) - log r(y)).
+3. Loss: minus A times log s(y); no gradient through A.
+It rests where s is proportional to r^(1 - strength) t^strength: strength 1 is opd with support=sampled (r cancels), 0 stays
+at the reference, more than 1 overshoots the teacher; far more collapses (arXiv 2605.08737).
+Reference: the student's start, or teacher:reference, the teacher before its own training (models.teachers.reference).
+Differs: no importance weights (the paper cuts them at 5): one update follows each batch, so they are 1.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from workbench.divergences import Divergence
+from workbench.method import AVERAGES, REWARD, Loss, Method, Option, Regime, View
+from workbench.routers import everywhere
+from workbench.types import RouteBatch, Routing
+
+
+@dataclass(frozen=True)
+class Options:
+    strength: Annotated[float, Option("how far from reference to teacher (the paper's lambda); 1 = opd", low=0)] = 1.25
+    reference: Annotated[str, Option("policy where the line begins", choices=("student@start", "teacher:reference"))] = "student@start"  # fmt: skip
+    privilege: Annotated[str, Option("context shown to the teacher")] = "plain"
+    average: Annotated[str, Option("mean over a sequence first, or over all positions", choices=AVERAGES)] = "position"
+
+
+def build(options: Options) -> Method:
+    def route(batch: RouteBatch) -> Routing:
+        student, teacher, reference = (batch.scores[name].logprob for name in ("student", "teacher", "reference"))
+        advantage = options.strength * (teacher - reference) - (student - reference)
+        return replace(everywhere(batch), advantage=advantage)
+
+    loss = Loss(REWARD, Divergence("policy_gradient"))
+    return Method(
+        name="exopd",
+        views={
+            "student": View("student", "plain", learns=True),
+            "reference": View(options.reference, "plain"),
+            "teacher": View("teacher", options.privilege),
+        },
+        regimes={"ALL": Regime((loss,), "every token: by its advantage")},
+        route=route,
+        reads=("student", "reference", "teacher"),
+        average=options.average,
+    )

@@ -1,0 +1,44 @@
+"""SDFT: the student itself, shown a demonstration, teaches the student that is not, on the student's own answers.
+
+Source: Self-Distillation Fine-Tuning, arXiv 2601.19897, as trl.experimental.sdft documents it. Its aim is to learn from
+demonstrations without forgetting: fine-tuning on them directly is lm_kd with alpha=0.
+1. The student answers the plain prompt.
+2. A copy of it, frozen at the start, scores the same tokens, shown the demonstration (`privilege`).
+3. Every token: reverse KL over the student's `top_k` most likely entries and one for the rest.
+Differs from opsd in what is shown and in the divergence alone. No importance weights: one update follows each batch.
+A guess: top_k=100. Other options are the documented ones: a live or an averaged copy, forward KL or JSD, renormalising.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from workbench.divergences import KINDS, TAILS, Divergence
+from workbench.method import AVERAGES, Loss, Method, Option, Regime, View
+from workbench.routers import everywhere
+
+
+@dataclass(frozen=True)
+class Options:
+    privilege: Annotated[str, Option("context of the self-teacher: reference is the whole worked answer")] = "reference"
+    self_policy: Annotated[str, Option("weights of the self-teacher", choices=("student@start", "student@ema", "student"))] = "student@start"  # fmt: skip
+    divergence: Annotated[str, Option("what is minimised", choices=KINDS[1:4])] = "reverse_kl"
+    top_k: Annotated[int, Option("most likely entries of the student that are compared; 0 = all", low=0)] = 100
+    tail: Annotated[str, Option("what becomes of the other entries", choices=TAILS[:2])] = "bucket"
+    average: Annotated[str, Option("mean over a sequence first, or over all positions", choices=AVERAGES)] = "position"
+    ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
+
+
+def build(options: Options) -> Method:
+    support = "top_k" if options.top_k else "full"
+    divergence = Divergence(options.divergence, support, top_k=options.top_k, of="learner", tail=options.tail)
+    return Method(
+        name="sdft",
+        views={
+            "student": View("student", "plain", learns=True),
+            "self": View(options.self_policy, options.privilege),
+        },
+        regimes={"ALL": Regime((Loss("self", divergence),), "every token: self that was shown the demonstration")},
+        route=everywhere,
+        average=options.average,
+        ema_rate=options.ema_rate,
+    )

@@ -1,0 +1,69 @@
+"""TIP: on-policy distillation on the tokens where the student is undecided, or far from the teacher.
+
+Source: arXiv 2604.14084 (abstract and an audit; the selection is not in the released code).
+1. The student answers the plain prompt; the teacher scores the same tokens, shown `privilege`.
+2. h is the student's entropy and d its distance from the teacher, each brought to 0..1 by its least and largest value in
+   the batch.
+3. Score h + d - h d: high if either is. Or h alone, or d alone (`select`).
+4. The `share` of the batch's positions with the highest score is pulled to the teacher, the rest has no supervision.
+5. The loss is divided by the kept positions, or it would only be a lower learning rate.
+Differs: d is |log t(y) - log s(y)| of the written token y, not a divergence over the vocabulary, since rules see no
+vocabulary. A guess: reverse KL is what is minimised. Control: random_mask with the same share, average_over=supervised.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.divergences import KINDS, Divergence
+from workbench.method import AVERAGED, AVERAGES, Loss, Method, Option, Regime, View
+from workbench.types import RouteBatch, Routing
+
+
+@dataclass(frozen=True)
+class Options:
+    share: Annotated[float, Option("share of positions that is kept", low=0, high=1)] = 0.5
+    select: Annotated[str, Option("what positions are ranked by", choices=("either", "entropy", "distance"))] = "either"
+    privilege: Annotated[str, Option("context shown to the teacher")] = "plain"
+    divergence: Annotated[str, Option("what is minimised", choices=KINDS[1:4])] = "reverse_kl"
+    average: Annotated[str, Option("mean over a sequence first, or over all positions", choices=AVERAGES)] = "position"
+    average_over: Annotated[str, Option("positions that the loss is divided by", choices=AVERAGED)] = "supervised"
+
+
+def build(options: Options) -> Method:
+    loss = Loss("teacher", Divergence(options.divergence))
+    return Method(
+        name="tip",
+        views={
+            "student": View("student", "plain", learns=True),
+            "teacher": View("teacher", options.privilege),
+        },
+        regimes={"KEPT": Regime((loss,), "undecided or far off: teacher"), "REST": Regime((), "no supervision")},
+        route=lambda batch: route(batch, options),
+        reads=("student", "teacher"),
+        average=options.average,
+        average_over=options.average_over,
+    )
+
+
+def route(batch: RouteBatch, options: Options) -> Routing:
+    """Exactly the asked share of positions is kept, at least one; of equal scores the earlier one first."""
+    student = batch.scores["student"]
+    entropy = _spread(student.entropy)
+    distance = _spread((batch.scores["teacher"].logprob - student.logprob).abs())
+    score = {"either": entropy + distance - entropy * distance, "entropy": entropy, "distance": distance}[
+        options.select
+    ]
+    kept = score.argsort(stable=True, descending=True)[: max(1, round(options.share * batch.num_positions))]
+    regime = torch.ones_like(batch.sequence)
+    regime[kept] = 0
+    return Routing(regime, torch.ones_like(score), thresholds={"score": float(score[kept[-1]])})
+
+
+def _spread(values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """The values brought to 0..1 by their least and largest; all 0 where they are equal."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low).clamp(min=1e-6)
