@@ -38,6 +38,14 @@ def test_the_names_of_views_become_policies(models: dict[str, Path]) -> None:
     assert torch.equal(weights[0], weights[2]) and not torch.equal(weights[0], weights[3])
 
 
+def test_policies_that_make_the_same_of_a_prompt_prepare_it_once(folder: Path, models: dict[str, Path]) -> None:
+    policies = load_policies(("teacher",), **models)
+    assert policies["student"].encoder is policies["teacher"].encoder
+    edit(folder / "processor_config.json", lambda values: values["image_processor"].update(rescale_factor=0.5))
+    policies = load_policies(("teacher",), student=folder, teacher=models["teacher"])
+    assert policies["student"].encoder is not policies["teacher"].encoder
+
+
 def test_a_teacher_that_is_not_given_is_asked_for(models: dict[str, Path]) -> None:
     for name in ("teacher", "teacher:ocr"):
         with pytest.raises(ConfigError, match=f'no model is given for the policy "{name}"'):

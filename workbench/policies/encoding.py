@@ -40,6 +40,13 @@ class PromptEncoder:
         special = dict.fromkeys([*self.tokenizer.all_special_tokens, *(one.content for one in added if one.special)])
         self._special = tuple(token for token in special if token.strip())
 
+    def encodes_as(self, other: "PromptEncoder") -> bool:
+        """Whether both make the same of every prompt: processors of one kind, with the same settings, words and template."""
+        if type(self.processor) is not type(other.processor) or self.max_prompt_length != other.max_prompt_length:
+            return False
+        own, theirs = (_settings(encoder.processor, encoder.tokenizer) for encoder in (self, other))
+        return own is not None and own == theirs
+
     def encode(self, prompt: Prompt) -> Encoded:
         """One prompt, ids of shape (1, T). Raises PolicyError for special tokens in its text or too long a prompt."""
         known, kept = self._kept.get(prompt.key, (None, None))
@@ -128,6 +135,16 @@ class PromptEncoder:
         self._kept_bytes += _num_bytes(prompt, encoded)
         while self._kept_bytes > CACHE_BYTES:
             self._kept_bytes -= _num_bytes(*self._kept.popitem(last=False)[1])
+
+
+def _settings(processor: Callable, tokenizer: Callable) -> tuple | None:
+    """All that decides what a processor makes of a prompt; None for tokenizers that do not tell."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    template = getattr(processor, "chat_template", None)
+    whole = None if processor is tokenizer else processor.to_json_string()
+    return backend.to_str(), tokenizer.special_tokens_map, tokenizer.padding_side, template, whole
 
 
 def _inputs(encoded: Mapping[str, object]) -> Encoded:

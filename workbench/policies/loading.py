@@ -53,6 +53,7 @@ def load_policies(
                 raise ConfigError(f'no model is given for the policy "{name}"; set models.teacher or models.teachers.')
             policies[name] = load_policy(path, name, dtype=teacher_dtype or dtype, **options)
     share_vocabulary(policies)
+    share_encoders(policies)
     for encoder in {id(policy.encoder): policy.encoder for policy in policies.values()}.values():
         if encoder.max_prompt_length is not None:
             encoder.max_prompt_length -= max_completion_length
@@ -67,6 +68,17 @@ def load_policies(
 def has_adapter(policy: AutoregressivePolicy) -> bool:
     """Whether the policy's model carries LoRA adapters."""
     return bool(getattr(policy.model, "_hf_peft_config_loaded", False))
+
+
+def share_encoders(policies: dict[str, AutoregressivePolicy]) -> None:
+    """Policies that make the same of a prompt share one encoder, so that a prompt that all are shown is prepared once."""
+    distinct = []
+    for policy in policies.values():
+        same = next((encoder for encoder in distinct if encoder is policy.encoder or encoder.encodes_as(policy.encoder)), None)  # fmt: skip
+        if same is None:
+            distinct.append(policy.encoder)
+        else:
+            policy.encoder = same
 
 
 def share_vocabulary(policies: dict[str, AutoregressivePolicy]) -> None:

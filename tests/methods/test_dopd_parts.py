@@ -1,0 +1,42 @@
+"""What the ablations of DOPD leave (arXiv 2606.30626, Tables 6 and 8)."""
+
+import pytest
+
+from workbench.errors import ConfigError
+from workbench.methods import load_method
+
+
+def parts(**options: object) -> dict[str, tuple]:
+    regimes = load_method("dopd_parts", options).regimes
+    return {name: tuple((one.target, one.divergence.label, one.weight) for one in regime.losses) for name, regime in regimes.items()}  # fmt: skip
+
+
+def test_nothing_taken_away_is_dopd() -> None:
+    own, whole = load_method("dopd_parts"), load_method("dopd")
+    assert own.views == whole.views
+    assert {name: regime.losses for name, regime in own.regimes.items()} == {name: regime.losses for name, regime in whole.regimes.items()}  # fmt: skip
+
+
+def test_one_regime_alone() -> None:
+    assert {name: bool(losses) for name, losses in parts(supervised="HT").items()} == {"LH": False, "LL": False, "HT": True, "HS": False}  # fmt: skip
+
+
+def test_one_source_for_all() -> None:
+    assert {losses[0][0] for losses in parts(source="teacher").values()} == {"teacher"}
+    assert {losses[0][0] for losses in parts(source="self").values()} == {"self"}
+
+
+def test_without_advantage_awareness_every_regime_has_the_same_loss() -> None:
+    equal = parts(source="teacher", divergence="jensen_shannon", support="top_k", beta_light=1.0, beta_weak=1.0)
+    kinds = {(target, label.partition(" of ")[0], weight) for ((target, label, weight),) in equal.values()}
+    assert kinds == {("teacher", "jensen_shannon top-128", 1.0)}
+
+
+def test_one_divergence_and_one_support() -> None:
+    assert {losses[0][1].split()[0] for losses in parts(divergence="reverse_kl").values()} == {"reverse_kl"}
+    assert {losses[0][1] for losses in parts(support="full").values()} == {"reverse_kl", "jensen_shannon"}
+
+
+def test_a_regime_that_is_none_is_named() -> None:
+    with pytest.raises(ConfigError, match=r'"HX".*LH'):
+        load_method("dopd_parts", {"supervised": "HT+HX"})

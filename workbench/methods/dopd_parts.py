@@ -1,0 +1,52 @@
+"""DOPD with parts taken away: the ablations by which the paper says what its parts are worth.
+
+Source: Dual On-policy Distillation, arXiv 2606.30626, Tables 6 and 8. Views, routing and every other option are dopd's.
+1. supervised: regimes that keep their losses; tokens of the others are supervised by nobody (Table 6: HT, HT+LH, ...).
+2. source: "teacher" lets the teacher supervise all regimes ("without student source"), "self" the privileged student.
+3. divergence and support: the same in every regime instead of by regime ("without adaptive divergence / strategies").
+4. Equal weights: beta_light=1 beta_weak=1. Table 6 compares Jensen-Shannon over the top-k; Table 8's row "without
+   advantage-aware" is that with the teacher alone, in all regimes.
+"Without privileged input" is dopd itself with privilege=plain. Guess: with one source the top-k is still whose it was.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from workbench.divergences import Divergence
+from workbench.errors import ConfigError, unknown
+from workbench.method import Loss, Method, Option, Regime
+from workbench.methods import dopd
+
+
+@dataclass(frozen=True)
+class Options(dopd.Options):
+    supervised: Annotated[str, Option('regimes that keep their supervision, joined by "+"')] = "LH+LL+HT+HS"
+    source: Annotated[str, Option("who supervises: by regime, or one for all", choices=("routed", "teacher", "self"))] = "routed"  # fmt: skip
+    divergence: Annotated[str, Option("by regime, or one for all", choices=("adaptive", "reverse_kl", "jensen_shannon"))] = "adaptive"  # fmt: skip
+    support: Annotated[str, Option("entries compared: by regime, or one for all", choices=("adaptive", "full", "top_k"))] = "adaptive"  # fmt: skip
+
+
+def build(options: Options) -> Method:
+    method = dopd.build(options)
+    supervised = options.supervised.split("+")
+    for name in supervised:
+        if name not in method.regimes:
+            raise ConfigError(unknown("method.supervised: regime", name, method.regimes))
+    regimes = {name: _part(regime, name in supervised, options) for name, regime in method.regimes.items()}
+    return replace(method, name="dopd_parts", regimes=regimes)
+
+
+def _part(regime: Regime, supervised: bool, options: Options) -> Regime:
+    when = regime.meaning.partition(":")[0]
+    if not supervised:
+        return Regime((), f"{when}: nobody")
+    (loss,) = regime.losses
+    kind = loss.divergence.kind if options.divergence == "adaptive" else options.divergence
+    support = loss.divergence.support if options.support == "adaptive" else options.support
+    of = loss.divergence.of if loss.divergence.top_k else "target"
+    divergence = Divergence(kind)
+    if support == "top_k":
+        divergence = Divergence(kind, "top_k", top_k=options.top_k, of=of, tail=options.tail)
+    target = loss.target if options.source == "routed" else options.source
+    who = "teacher" if target == "teacher" else "privileged self"
+    return Regime((Loss(target, divergence, loss.weight),), f"{when}: {who}, weight {loss.weight:g}")
