@@ -242,7 +242,10 @@ def test_the_legend_counts_tokens_and_loss():
 
 def test_two_thousand_tokens_render_in_seconds_and_about_a_megabyte():
     best = {name: [(f"w{k}", -0.1 - k) for k in range(5)] for name in ("student", "self", "teacher")}
-    tokens = [cell(f" w{k}", list(REGIMES)[k % 4], loss=k / 100, weight=1.0, effective=0.6, alternatives=best) for k in range(2000)]
+    tokens = [
+        cell(f" w{k}", list(REGIMES)[k % 4], loss=k / 100, weight=1.0, effective=0.6, alternatives=best)
+        for k in range(2000)
+    ]
     before = time.perf_counter()
     html = render_tokens(view(*tokens), standalone=False)
     assert time.perf_counter() - before < 5.0, "0.3 s where it was written"

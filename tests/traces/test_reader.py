@@ -336,7 +336,9 @@ def test_the_effective_weight_is_the_rules_times_that_of_the_losses(tmp_path, ma
     rows = traces.sql("SELECT regime, weight, effective_weight FROM positions").to_pylist()
     factors = {"low": 0.6, "high": 1.0, "none": 0.0}
     assert {row["regime"] for row in rows} == set(factors)
-    assert [row["effective_weight"] for row in rows] == pytest.approx([row["weight"] * factors[row["regime"]] for row in rows])
+    assert [row["effective_weight"] for row in rows] == pytest.approx(
+        [row["weight"] * factors[row["regime"]] for row in rows]
+    )
     assert [(loss.target, loss.weight) for loss in traces.regimes["low"].losses] == [("teacher", 0.5), ("self", 0.1)]
 
 

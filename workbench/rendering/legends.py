@@ -62,7 +62,9 @@ def _regimes(view: TokenView) -> str:
 def _regime_row(name: str, note: RegimeNote, slot: str, count: int, of_tokens: float, of_loss: float | None) -> str:
     how = " · ".join(part for part in (note.source, note.divergence) if part) or "none"
     if note.losses:  # ×0.6: what the method lets this loss count
-        how = " + ".join(f"{target} · {by}{f' ×{weight:g}' if weight != 1 else ''}" for target, by, weight in note.losses)
+        how = " + ".join(
+            f"{target} · {by}{f' ×{weight:g}' if weight != 1 else ''}" for target, by, weight in note.losses
+        )
     loss = NONE if of_loss is None else share(of_loss)
     bar = "" if not of_loss else f'<span class="wb-share" style="--share:{100 * of_loss:.1f}%"></span>'
     return (
