@@ -246,9 +246,9 @@ def test_two_thousand_tokens_render_in_seconds_and_about_a_megabyte():
         cell(f" w{k}", list(REGIMES)[k % 4], loss=k / 100, weight=1.0, effective=0.6, alternatives=best)
         for k in range(2000)
     ]
-    before = time.perf_counter()
+    before = time.process_time()
     html = render_tokens(view(*tokens), standalone=False)
-    assert time.perf_counter() - before < 5.0, "0.3 s where it was written"
+    assert time.process_time() - before < 5.0, "0.3 s where it was written"
     assert html.count('class="wb-t ') == 2000 and len(html.encode()) < 2_000_000
 
 
