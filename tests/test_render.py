@@ -146,7 +146,7 @@ def test_json_holds_every_number_and_no_nan():
 
 
 def test_a_token_carries_a_class_for_every_quantity_that_it_has():
-    token = cell(loss=1.0, weight=1.0, entropies={"student": 1.0}, truth="privileged")
+    token = cell(loss=1.0, weight=1.0, effective=1.0, entropies={"student": 1.0}, truth="privileged")
     html = render_tokens(view(token), colour_by="loss")
     classes = re.search(r'class="(wb-t [^"]*)"', html)[1].split()
     assert classes == [
@@ -242,10 +242,13 @@ def test_the_legend_counts_tokens_and_loss():
 
 def test_two_thousand_tokens_render_in_seconds_and_about_a_megabyte():
     best = {name: [(f"w{k}", -0.1 - k) for k in range(5)] for name in ("student", "self", "teacher")}
-    tokens = [cell(f" w{k}", list(REGIMES)[k % 4], loss=k / 100, weight=1.0, alternatives=best) for k in range(2000)]
-    before = time.perf_counter()
+    tokens = [
+        cell(f" w{k}", list(REGIMES)[k % 4], loss=k / 100, weight=1.0, effective=0.6, alternatives=best)
+        for k in range(2000)
+    ]
+    before = time.process_time()
     html = render_tokens(view(*tokens), standalone=False)
-    assert time.perf_counter() - before < 5.0, "0.3 s where it was written"
+    assert time.process_time() - before < 5.0, "0.3 s where it was written"
     assert html.count('class="wb-t ') == 2000 and len(html.encode()) < 2_000_000
 
 

@@ -9,7 +9,7 @@ import pytest
 from workbench.render import RegimeNote, TokenCell, TokenView, page_head, render_movement, render_page, render_tokens
 
 REGIMES = {
-    "LH": RegimeNote("low gap, both sure: teacher, light", "teacher", "reverse KL"),
+    "LH": RegimeNote("low gap, both sure: teacher, light", "teacher", "reverse KL", (("teacher", "reverse KL", 0.6),)),
     "HT": RegimeNote("high gap, teacher leads: teacher, strong", "teacher", "JSD"),
     "HS": RegimeNote("high gap, self leads: privileged self, light", "self", "reverse KL"),
 }
@@ -23,7 +23,7 @@ def cell(text, regime, student, self_, teacher, **fields):
 
 
 TOKENS = (
-    cell("the", "LH", -0.125, -0.25, -0.375, loss=0.1, truth="visible", entropies={"student": 0.5}),
+    cell("the", "LH", -0.125, -0.25, -0.375, loss=0.1, effective=0.6, truth="visible", entropies={"student": 0.5}),
     cell(" digit", "HT", -2.5, -1.5, -0.0624, loss=0.7, truth="visible", entropies={"student": 1.5}),
     cell(" <b>&2", "HS", -1.83, -8.97, -11.82, loss=3.0, truth="privileged", entropies={"student": 2.0}),
 )
@@ -96,6 +96,16 @@ def test_hover_shows_the_log_probs_of_every_view_and_the_reason(open_page, index
     assert best.endswith("%") and f"{100 * math.exp(TOKENS[index].logprobs['student']):.0f}" in best
     opened.page.mouse.move(2, 2)
     card.wait_for(state="hidden")
+
+
+def test_the_weight_that_counts_is_shown_with_its_factors(open_page):
+    opened = open_page()
+    opened.token(0).click()
+    facts = opened.page.locator(".wb-detail .wb-facts")
+    assert "effective weight 0.60 = 1.00 (rule) × 0.60 (loss)" in facts.inner_text()
+    opened.token(1).click()  # what it counts was not recorded: the rule's part is not passed off as the whole
+    assert "the rule's weight (the loss's own is not recorded) 1.00" in facts.inner_text()
+    assert "×0.6" in opened.page.locator(".wb-legend[data-for='regime']").inner_text()
 
 
 def test_the_most_telling_token_is_pinned_at_first_and_a_click_pins_another(open_page):

@@ -137,5 +137,5 @@ def test_terminal_lines_of_tokens_and_table_fit_the_width(width, colour):
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_every_quantity_has_colours_in_the_terminal(quantity):
-    token = cell(loss=1.0, weight=1.0, entropies={"student": 1.0}, truth="privileged")
+    token = cell(loss=1.0, weight=1.0, effective=1.0, entropies={"student": 1.0}, truth="privileged")
     assert "\x1b[48;2;" in render_terminal(view(token), colour_by=quantity)

@@ -3,6 +3,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from workbench.divergences import Divergence
 from workbench.errors import TraceError
+from workbench.method import Loss, Regime
 from workbench.traces import schema
 from workbench.traces.parts import compact
 from workbench.traces.reader import open_traces
+from workbench.traces.schema import TracedRegime
 from workbench.traces.writer import TraceWriter
 from workbench.types import TokenScores
 
@@ -322,3 +326,25 @@ def test_a_reader_never_sees_half_a_step_nor_one_twice(tmp_path, make_batch):
     assert training.wait() == 0
     assert num_queries > 10
     assert len(list((tmp_path / "traces" / "positions").glob("merged-*"))) > 5
+
+
+def test_the_effective_weight_is_the_rules_times_that_of_the_losses(tmp_path, make_batch):
+    batch = make_batch(lengths=(12, 0, 9, 4))
+    light = Regime((Loss("teacher", Divergence("reverse_kl"), 0.5), Loss("self", Divergence("reverse_kl"), 0.1)), "two")
+    writer(tmp_path).write(replace(batch, regimes={**batch.regimes, "low": light}))
+    traces = open_traces(tmp_path)
+    rows = traces.sql("SELECT regime, weight, effective_weight FROM positions").to_pylist()
+    factors = {"low": 0.6, "high": 1.0, "none": 0.0}
+    assert {row["regime"] for row in rows} == set(factors)
+    assert [row["effective_weight"] for row in rows] == pytest.approx(
+        [row["weight"] * factors[row["regime"]] for row in rows]
+    )
+    assert [(loss.target, loss.weight) for loss in traces.regimes["low"].losses] == [("teacher", 0.5), ("self", 0.1)]
+
+
+def test_traces_that_do_not_say_what_losses_weigh_have_no_effective_weight(tmp_path, make_batch, monkeypatch):
+    older = lambda regime: TracedRegime(regime.source, regime.divergence, regime.meaning)  # noqa: E731
+    monkeypatch.setattr("workbench.traces.writer._traced_regime", older)
+    writer(tmp_path).write(make_batch())
+    rows = open_traces(tmp_path).sql("SELECT DISTINCT regime, effective_weight AS known FROM positions").to_pylist()
+    assert all(row["known"] is None for row in rows if row["regime"] != "none")

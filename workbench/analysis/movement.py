@@ -11,6 +11,7 @@ import pandas as pd
 from workbench.analysis.table import NO_PROBES, Table, run_name, table, traces_of
 from workbench.errors import TraceError, unknown
 from workbench.rendering.model import RegimeNote
+from workbench.rendering.recorded import regime_note
 from workbench.traces.reader import Traces
 
 _KEY = "step, process_rank, rollout_idx"
@@ -187,4 +188,4 @@ def regime_notes(run: str | Path | Traces) -> dict[str, RegimeNote]:
     traces = traces_of(run)
     if traces is None:
         return {}
-    return {name: RegimeNote(one.meaning, one.source, one.divergence) for name, one in traces.regimes.items()}
+    return {name: regime_note(one) for name, one in traces.regimes.items()}

@@ -62,11 +62,20 @@
   const facts = (data, i) => {
     const row = make("div", "wb-facts");
     const add = (label, text) => row.append(make("span", "", make("span", "wb-sub", label + " "), text));
+    const { losses } = data.regimes[data.regime[i]];
     add("source", data.source[i] || "none");
     if (data.divergence[i]) add("by", data.divergence[i]);
-    if (data.weight[i] !== null) add("weight", number(data.weight[i], 2));
+    if (data.effective[i] !== null) add("effective weight", weights(losses, data.weight[i], data.effective[i]));
+    else if (data.weight[i] !== null) add("the rule's weight (the loss's own is not recorded)", number(data.weight[i], 2));
     add("loss", number(data.loss[i], 3) + (data.loss[i] === null ? "" : " nats"));
     return row;
+  };
+
+  /* What each loss counts: the rule's weight of the token times the method's weight of that loss. */
+  const weights = (losses, rule, total) => {
+    const factors = (loss) => `${number(rule, 2)} (rule) × ${number(loss[2], 2)} (loss)`;
+    if (losses.length < 2) return number(total, 2) + (losses.length ? ` = ${factors(losses[0])}` : "");
+    return losses.map((loss) => `${loss[0]} ${number(rule * loss[2], 2)} = ${factors(loss)}`).join("; ");
   };
 
   const viewTable = (data, i, options, isFull) => {

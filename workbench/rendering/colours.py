@@ -69,7 +69,7 @@ QUANTITIES = {  # what tokens can be coloured by: label, unit, one letter for th
     "regime": ("regime", "", "r"),
     "capability": ("capability gap", "nats", "c"),
     "information": ("information gap", "nats", "i"),
-    "weight": ("weight", "", "w"),
+    "weight": ("effective weight", "", "w"),
     "loss": ("loss", "nats", "l"),
     "entropy": ("entropy", "nats", "e"),
     "truth": ("truth", "", "t"),
@@ -94,7 +94,7 @@ def values_of(view: TokenView, quantity: str) -> list[float | None]:
     read = {
         "capability": lambda token: token.capability_gap,
         "information": lambda token: token.information_gap,
-        "weight": lambda token: token.weight,
+        "weight": lambda token: token.effective,
         "loss": lambda token: token.loss,
         "entropy": lambda token: token.entropies.get("student"),
     }[quantity]

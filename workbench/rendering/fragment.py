@@ -211,7 +211,8 @@ def _columns(view: TokenView) -> dict[str, object]:
     return {
         "views": [{"name": name, "context": view.contexts.get(name, "")} for name in names],
         "regimes": {
-            name: {"meaning": note.meaning, "slot": slots[name]} for name, note in regimes.items()
+            name: {"meaning": note.meaning, "slot": slots[name], "losses": [list(loss) for loss in note.losses]}
+            for name, note in regimes.items()
         },
         "text": [visible_text(token.text, special=token.special) for token in tokens],
         "id": [token.token_id for token in tokens],
@@ -221,6 +222,7 @@ def _columns(view: TokenView) -> dict[str, object]:
         "kind": [token.kind for token in tokens],
         "truth": [token.truth for token in tokens],
         "weight": column(lambda token: token.weight),
+        "effective": column(lambda token: token.effective),
         "loss": column(lambda token: token.loss),
         "sampled": column(lambda token: token.sampled_logprob),
         "capability": column(lambda token: token.capability_gap),

@@ -61,6 +61,10 @@ def _regimes(view: TokenView) -> str:
 
 def _regime_row(name: str, note: RegimeNote, slot: str, count: int, of_tokens: float, of_loss: float | None) -> str:
     how = " · ".join(part for part in (note.source, note.divergence) if part) or "none"
+    if note.losses:  # ×0.6: what the method lets this loss count
+        how = " + ".join(
+            f"{target} · {by}{f' ×{weight:g}' if weight != 1 else ''}" for target, by, weight in note.losses
+        )
     loss = NONE if of_loss is None else share(of_loss)
     bar = "" if not of_loss else f'<span class="wb-share" style="--share:{100 * of_loss:.1f}%"></span>'
     return (
@@ -93,10 +97,12 @@ def _ramp(view: TokenView, quantity: str, scale: str, steps: int, bound: float) 
     swatches = "".join(f'<span class="wb-step wb-{scale}-{step}"></span>' for step in range(steps))
     number = signed if scale == "diverging" else plain
     if known:
-        facts = f"mean {number(sum(known) / len(known))}, from {number(min(known))} to {number(max(known))} {unit}"
+        facts = f"mean {number(sum(known) / len(known))}, from {number(min(known))} to {number(max(known))} {unit} over {len(known)} tokens"
     else:
         facts = "not recorded"
+    if quantity == "weight":
+        facts += "; the rule's weight of the token times the method's weight of the loss"
     return (
         f'<div class="wb-legend wb-row" data-for="{quantity}"><b>{label}</b><span class="wb-ramp"><span>{ends[0]}</span>'
-        f'{swatches}<span>{ends[1]} {unit}</span></span><span class="wb-faint">{facts} over {len(known)} tokens</span></div>'
+        f'{swatches}<span>{ends[1]} {unit}</span></span><span class="wb-faint">{facts} </span></div>'
     )

@@ -17,17 +17,20 @@ VIEW_ORDER = (STUDENT, SELF, TEACHER)
 
 
 class RegimeNote(NamedTuple):
-    """What people read about a regime."""
+    """What people read about a regime. losses: (target, divergence, the method's weight of it) each; () if not known."""
 
     meaning: str = ""
     source: str | None = None
     divergence: str | None = None
+    losses: tuple[tuple[str, str, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class TokenCell:
     """One position of an answer. The dictionaries are keyed by view name; views may be missing.
 
+    weight        what the rule multiplied the regime's losses by
+    effective     the same times what the method lets those losses weigh: what the token counts beside others
     alternatives  per view its most likely entries, best first, as (text, log-probability)
     micro_batch   which micro-batch the router took its means over, if it took one per micro-batch
     special       a control token such as the end of the answer; drawn faintly
@@ -39,6 +42,7 @@ class TokenCell:
     source: str | None = None
     divergence: str | None = None
     weight: float | None = None
+    effective: float | None = None
     loss: float | None = None
     kind: str = ""
     truth: str | None = None

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from workbench.rendering.model import VIEW_ORDER, PictureOfView, RegimeNote, TokenCell, TokenView
 from workbench.traces.reader import TracedRollout
+from workbench.traces.schema import TracedRegime
 from workbench.types import Box
 
 
@@ -23,7 +24,7 @@ def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
         tokens=tuple(_cell(position, traced) for position in traced.positions),
         expected=row.get("answer"),
         right=None if reward is None else reward == 1.0,
-        regimes={name: RegimeNote(one.meaning, one.source, one.divergence) for name, one in traced.regimes.items()},
+        regimes={name: regime_note(one) for name, one in traced.regimes.items()},
         pictures=_pictures(traced),
         prompts={name: _prompt(row, name) for name in traced.views if row.get(f"prompt_{name}") is not None},
         contexts={
@@ -33,6 +34,12 @@ def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
         thresholds={key: value for key, value in dict(row.get("thresholds") or ()).items() if value is not None},
         meta={key: value for key, value in meta.items() if value != ""},
     )
+
+
+def regime_note(regime: TracedRegime) -> RegimeNote:
+    """What people read about a recorded regime."""
+    losses = tuple((loss.target, loss.divergence, loss.weight) for loss in regime.losses)
+    return RegimeNote(regime.meaning, regime.source, regime.divergence, losses)
 
 
 def _prompt(row: dict, name: str) -> str:
@@ -53,6 +60,7 @@ def _cell(position: dict, traced: TracedRollout) -> TokenCell:
         source=position.get("source"),
         divergence=position.get("divergence"),
         weight=position.get("weight"),
+        effective=position.get("effective_weight"),
         loss=position.get("loss"),
         kind=position.get("kind") or "",
         truth=position.get("truth"),

@@ -128,7 +128,7 @@ def _table(view: TokenView, fills: list, width: int, colour: bool) -> list[str]:
     for name, quantity in (("info", "information"), ("cap", "capability")):
         columns.append((name, [signed(value) for value in colours.values_of(view, quantity)]))
     columns.append(("total", [signed(colours.finite(token.total_gap)) for token in view.tokens]))
-    columns.append(("weight", [plain(token.weight) for token in view.tokens]))
+    columns.append(("weight", [plain(token.effective) for token in view.tokens]))
     columns.append(("loss", [plain(token.loss, 3) for token in view.tokens]))
     columns.append(("source", [token.source or "none" for token in view.tokens]))
     columns.append(("truth", [token.truth or "" for token in view.tokens]))

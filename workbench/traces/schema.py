@@ -91,7 +91,7 @@ POSITIONS = (
     Column("truth", _TEXT, "", '"visible" or "privileged": does the plain prompt determine the token? NULL not known'),
     Column("sampler_logprob", _REAL, "nats", "log-prob at the time of writing; NULL for sequences from the data"),
     Column("regime", _TEXT, "", "kind of supervision that the router chose; each position has exactly one"),
-    Column("weight", _REAL, "1", "what the router multiplied the losses by; 0 = no supervision"),
+    Column("weight", _REAL, "1", "what the router multiplied the regime's losses by; 0 = no supervision"),
     Column("advantage", _REAL, "1", "for losses whose target is a reward; NULL without one"),
     Column("coefficient", _REAL, "1", "what the position's loss counts in the step's total"),
     Column("loss", _REAL, "nats", "weighted loss before averaging"),
@@ -125,6 +125,15 @@ POSITIONS = (
         "what the evidence changes; the weights are the same if the view self is the live student",
         "logprob_self - logprob_student",
         ("logprob_self", "logprob_student"),
+    ),
+    Column(
+        "effective_weight",
+        _REAL,
+        "1",
+        "what the position's losses count, the method's own weights of them included: DOPD's light regimes have 1 in `weight` "
+        "and less here. NULL if the trace does not say what the losses weigh",
+        "weight * regimes.loss_weight",
+        ("weight",),
     ),
     Column("contribution", _REAL, "nats", "the position's part of the step's loss", "loss * coefficient", ("loss",)),
     Column("source", _TEXT, "", "what the regime pulls towards: a view, tokens or reward", "regimes.source"),
@@ -171,12 +180,29 @@ class TracedView:
 
 
 @dataclass(frozen=True)
+class TracedLoss:
+    """One loss of a regime: the view, tokens or reward that it pulls to, how, and what the method multiplies it by."""
+
+    target: str
+    divergence: str
+    weight: float
+
+
+@dataclass(frozen=True)
 class TracedRegime:
-    """What positions of one regime were pulled towards, how, and what that means."""
+    """What positions of one regime were pulled towards, how, and what that means. losses: empty in older traces."""
 
     source: str | None
     divergence: str | None
     meaning: str
+    losses: tuple[TracedLoss, ...] = ()
+
+    @property
+    def loss_weight(self) -> float | None:
+        """What all its losses together count; 0 where nobody supervises, None if it was not recorded."""
+        if self.source is None:
+            return 0.0
+        return sum(loss.weight for loss in self.losses) if self.losses else None
 
 
 @dataclass(frozen=True)
@@ -204,7 +230,7 @@ def decode_header(metadata: dict[bytes, bytes] | None, file: Path) -> Header:
             return Header(
                 method=fields["method"],
                 views={name: TracedView(**view) for name, view in fields["views"].items()},
-                regimes={name: TracedRegime(**regime) for name, regime in fields["regimes"].items()},
+                regimes={name: _decode_regime(regime) for name, regime in fields["regimes"].items()},
                 covers=tuple((int(step), int(process_rank)) for step, process_rank in fields["covers"]),
             )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -213,6 +239,10 @@ def decode_header(metadata: dict[bytes, bytes] | None, file: Path) -> Header:
         f"{file} has trace schema version {fields['version']}; this workbench reads version {VERSION}. "
         "Read it with the version of the workbench that wrote it (commit in run.json), or train again."
     )
+
+
+def _decode_regime(fields: dict) -> TracedRegime:
+    return TracedRegime(**fields | {"losses": tuple(TracedLoss(**loss) for loss in fields.get("losses", ()))})
 
 
 def merge_headers(headers: list[Header]) -> Header:
@@ -276,7 +306,7 @@ Training records every token: what each view thought of it, where the router sen
 | `positions` | a token of such an answer |
 | `cells` | sums over a step's positions of the same domain, kind, truth and regime |
 | `probe_rollouts`, `probe_positions` | the same columns for probes: fixed answers, scored again every few steps |
-| `regimes` | a regime of the method: `regime`, `source`, `divergence`, `meaning` |
+| `regimes` | a regime of the method: `regime`, `source`, `divergence`, `meaning`, `loss_weight` (of all its losses together) |
 
 Rows of one answer share `step`, `process_rank` and `rollout_idx`. A name with `{view}` stands for one column per view:
 `student` (the learner, plain prompt), `self` (the student shown the evidence), `teacher`, or whatever the method calls them.

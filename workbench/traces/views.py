@@ -11,9 +11,12 @@ from workbench.traces.schema import Header, derived_columns
 
 def regime_table(header: Header) -> pa.Table:
     """The table `regimes`."""
-    regimes = [{"idx": idx, "regime": name, **vars(one)} for idx, (name, one) in enumerate(header.regimes.items())]
-    names = ("regime", "source", "divergence", "meaning")
-    return pa.Table.from_pylist(regimes, pa.schema([("idx", pa.int32()), *((name, pa.string()) for name in names)]))
+    regimes = [
+        {"idx": idx, "regime": name, **vars(one), "loss_weight": one.loss_weight}
+        for idx, (name, one) in enumerate(header.regimes.items())
+    ]
+    texts = [(name, pa.string()) for name in ("regime", "source", "divergence", "meaning")]
+    return pa.Table.from_pylist(regimes, pa.schema([("idx", pa.int32()), *texts, ("loss_weight", pa.float32())]))
 
 
 def without_rows(schema: pa.Schema) -> pa.Table:
@@ -32,16 +35,21 @@ def view_sql(table: str, parts: list[Part], header: Header, stored: set[str]) ->
             reads.append(f"SELECT * FROM {_parquet([part.file])} WHERE (step, process_rank) NOT IN ({pairs})")
     derived = ""
     for name, sql in derived_columns(table, stored).items():
-        table_name, _, fact = sql.partition(".")
-        derived += f", {_fact_sql(header, fact) if table_name == 'regimes' else sql} AS {name}"
+        sql = re.sub(r"\bregimes\.(\w+)", lambda match: _fact_sql(header, match[1]), sql)
+        derived += f", {sql} AS {name}"
     return f"CREATE TEMP VIEW {table} AS SELECT parts.*{derived} FROM ({' UNION ALL BY NAME '.join(reads)}) AS parts"
 
 
 def _fact_sql(header: Header, fact: str) -> str:
     """A fact of the row's regime, written out: a join would keep filters from reaching the files."""
     known = {name: getattr(regime, fact) for name, regime in header.regimes.items()}
-    cases = "".join(f" WHEN {_quoted(name)} THEN {_quoted(text)}" for name, text in known.items() if text is not None)
-    return f"CASE regime{cases} ELSE NULL END" if cases else "CAST(NULL AS VARCHAR)"
+    cases = "".join(f" WHEN {_quoted(name)} THEN {_literal(fact)}" for name, fact in known.items() if fact is not None)
+    dtype = "FLOAT" if fact == "loss_weight" else "VARCHAR"
+    return f"CAST(CASE regime{cases} ELSE NULL END AS {dtype})" if cases else f"CAST(NULL AS {dtype})"
+
+
+def _literal(fact: str | float) -> str:
+    return _quoted(fact) if isinstance(fact, str) else repr(float(fact))
 
 
 def _quoted(text: str) -> str:

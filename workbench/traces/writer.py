@@ -23,7 +23,7 @@ from workbench.images import open_image
 from workbench.method import Regime
 from workbench.traces.parts import compact, step_file, traces_folder, write_part
 from workbench.traces.png import encode_png
-from workbench.traces.schema import PROBE, Header, TracedRegime, TracedView, stored_schema
+from workbench.traces.schema import PROBE, Header, TracedLoss, TracedRegime, TracedView, stored_schema
 from workbench.traces.totals import sum_cells, sum_rollouts
 from workbench.types import Prompt, Rollout, Routing, TokenScores
 
@@ -126,7 +126,7 @@ class TraceWriter:
 
     def _write(self, batch: TracedBatch, prefix: str) -> None:
         views = {name: TracedView(*view) for name, view in batch.views.items()}
-        regimes = {name: TracedRegime(one.source, one.divergence, one.meaning) for name, one in batch.regimes.items()}
+        regimes = {name: _traced_regime(one) for name, one in batch.regimes.items()}
         header = Header(self.method, views, regimes)
         self._step_names.clear()
         positions = self._positions(batch)
@@ -258,6 +258,11 @@ class TraceWriter:
             except OSError as error:
                 raise TraceError(f"{file} cannot be written ({error}). Free some space or check the rights.") from error
         return f"images/{file.name}"
+
+
+def _traced_regime(regime: Regime) -> TracedRegime:
+    losses = tuple(TracedLoss(loss.target, loss.divergence.label, loss.weight) for loss in regime.losses)
+    return TracedRegime(regime.source, regime.divergence, regime.meaning, losses)
 
 
 def _key_of(prompt: Prompt) -> str:
