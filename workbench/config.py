@@ -16,7 +16,7 @@ from typing import Annotated
 
 import yaml
 
-from workbench.contexts import parse_context
+from workbench.contexts import check_asked
 from workbench.errors import ConfigError, unknown
 from workbench.grading import RULES
 from workbench.method import Method, Option, check_option
@@ -138,7 +138,7 @@ class RunConfig:
         if len(betas) != 2 or not all(isinstance(beta, float) and 0.0 <= beta < 1.0 for beta in betas):
             raise ConfigError(f"training.betas must be two numbers in [0, 1), got {betas}.")
         for context in self.evaluation.contexts:
-            parse_context(str(context))
+            check_asked(str(context))
         teachers = [policy for policy in self.load_method().policies if policy.startswith("teacher")]
         for policy in teachers:
             _, _, domain = policy.partition(":")

@@ -226,6 +226,7 @@ class Trainer:
             seed=(config.seed, step),
             dataset_share=method.dataset_share,
             rule=config.evaluation.rule,
+            replier=learner.policies[method.replier],
         )
         clock.lap("write")
         batch = Batch(tuple(rollouts), config.training.micro_batch_size)
