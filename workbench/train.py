@@ -154,6 +154,8 @@ class Trainer:
         self.learner = build_learner(config, self.method, device=str(self.accelerator.device), checkpoint=checkpoint)
         if checkpoint is not None:
             load_optimizer(checkpoint, self.learner.optimizer, self.learner.student.model)
+            if self.learner.mask is not None:
+                self.learner.mask.check_moments(self.learner.optimizer)
         self.views = [(self.learner.policies[view.policy], view.context) for view in self.method.views.values()]
         self.order = Order(len(self.examples), config.seed)
         sampling = config.sampling
