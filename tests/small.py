@@ -1,5 +1,6 @@
 """Small inputs that several test files use."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,12 +31,13 @@ def table_policies() -> dict[str, TablePolicy]:
 def example(idx: int = 0, **values: object) -> Example:
     """An example with every kind of evidence and an answer of the table policies' words."""
     facts = {
+        "question": "question",
         "images": (Image.new("RGB", (20, 10), (10 * idx % 256, 0, 0)),),
         "answer": "3",
         "reference": "5 3",
         "evidence": Evidence((Box(2, 2, 8, 8, "thing"),), caption="a caption", hint="a hint"),
     }
-    return Example(f"example-{idx}", "question", **{**facts, **values})
+    return Example(f"example-{idx}", **{**facts, **values})
 
 
 def rollouts(*lengths: int, seed: int = 0) -> tuple[Rollout, ...]:
@@ -45,6 +47,16 @@ def rollouts(*lengths: int, seed: int = 0) -> tuple[Rollout, ...]:
     for idx, length in enumerate(lengths):
         ids = tuple(torch.randint(1, VOCABULARY, (length,), generator=generator).tolist())
         made.append(Rollout(example(idx), 0, ids, "", True, tuple([-1.0] * length), 1.0))
+    return tuple(made)
+
+
+def groups(*lengths: int) -> tuple[Rollout, ...]:
+    """As rollouts, two of each example: a wrong one and a right one, written after a first turn was replied to."""
+    made = []
+    for idx, rollout in enumerate(rollouts(*lengths)):
+        own = example(idx // 2, question="A fact. A question?")
+        facts = {"sample_idx": idx % 2, "text": f"text {idx}", "reward": float(idx % 2), "replies": ("a reply",)}
+        made.append(replace(rollout, example=made[-1].example if idx % 2 else own, **facts))
     return tuple(made)
 
 

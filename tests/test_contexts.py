@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,22 +12,27 @@ from small import example
 import workbench.contexts
 from workbench.contexts import (
     CONTEXTS,
+    EVIDENCE,
     build_prompt,
+    check_asked,
     evidence_crop,
     evidence_text,
     is_privileged,
+    lacks,
     missing_evidence,
     parse_context,
+    stand_in,
+    user_turns,
 )
 from workbench.errors import ConfigError, DataError
-from workbench.types import Box, Evidence, Example, Turn
+from workbench.types import Box, Evidence, Example, Rollout, Turn
 
 
 def test_plain_is_what_the_deployed_student_gets() -> None:
     turns = (Turn("user", "hello"), Turn("assistant", "yes"))
     prompt = build_prompt(example(history=turns), "plain")
     assert (prompt.text, len(prompt.images), prompt.history) == ("question", 1, turns)
-    assert [context for context in CONTEXTS if not is_privileged(context)] == ["plain"]
+    assert [context for context in CONTEXTS if not is_privileged(context)] == ["plain", "concat", "turns"]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +57,51 @@ def test_every_context_shows_its_evidence_and_nothing_else(context: str, text: s
 
 
 def test_every_context_has_a_test() -> None:
-    assert {"plain", "crop", "crop_only", "marked", "boxes", "caption", "hint", "answer", "reference"} == set(CONTEXTS)
+    assert {"crop", "crop_only", "marked", "boxes", "caption", "hint", "answer", "reference"} == set(EVIDENCE)
+    assert set(CONTEXTS) - {*EVIDENCE} == {"plain", "feedback", "concat", "turns"}  # tested below
+
+
+FACTS = "A red box holds 3 pens. How many pens are there?\nA blue box holds 1.5 times as many."
+
+
+def test_a_question_is_revealed_by_its_sentences_what_is_asked_first() -> None:
+    one = example(question=FACTS)
+    turns = user_turns(one)
+    assert [turn.text for turn in turns] == [
+        "How many pens are there?", "A red box holds 3 pens.", "A blue box holds 1.5 times as many."
+    ]  # fmt: skip
+    assert [len(turn.images) for turn in turns] == [1, 0, 0]
+    assert user_turns(example(question="Say how many. There are 3.", images=()))[0].text == "There are 3."
+    concat = build_prompt(one, "concat")
+    assert (concat.text, concat.history) == ("\n".join(turn.text for turn in turns), ())
+    assert build_prompt(one, "plain").text == FACTS
+    own = (Turn("user", "one", one.images), Turn("user", "two", one.images))
+    assert user_turns(example(question=FACTS, turns=own)) == own
+    assert len(build_prompt(example(turns=own), "concat").images) == 2
+
+
+def test_the_last_turn_follows_the_replies_to_those_before_it() -> None:
+    rollout = Rollout(example(question=FACTS), 0, (1,), "1", True, replies=("3", "4"))
+    prompt = build_prompt(rollout.example, "turns+hint", rollout)
+    assert [(turn.role, turn.text, len(turn.images)) for turn in prompt.history] == [
+        ("user", "How many pens are there?", 1), ("assistant", "3", 0), ("user", "A red box holds 3 pens.", 0), ("assistant", "4", 0)
+    ]  # fmt: skip
+    assert (prompt.text, prompt.images) == ("A blue box holds 1.5 times as many.\nhint: a hint", ())
+    assert prompt.all_images == rollout.example.images
+    assert lacks(replace(rollout, replies=("3",)), "turns") and not lacks(rollout, "turns")
+    for context in ("turns", "concat"):
+        assert missing_evidence(example(), context) == "turns (or a question of several sentences)"
+
+
+def test_feedback_is_shown_as_it_was_written_and_only_of_a_rollout() -> None:
+    rollout = Rollout(example(), 0, (1,), "1", True, feedback="reference: 5 3")
+    assert build_prompt(rollout.example, "hint+feedback", rollout).text == "question\nhint: a hint\nreference: 5 3"
+    for context, own in (("feedback", None), ("feedback", replace(rollout, feedback=None)), ("turns", None)):
+        with pytest.raises(DataError, match="belongs to a rollout"):
+            build_prompt(example(question=FACTS), context, own)
+    with pytest.raises(ConfigError, match="nobody can be asked"):
+        check_asked("crop+feedback")
+    build_prompt(example(question=FACTS), "turns+feedback", stand_in(example(question=FACTS)))
 
 
 def test_the_order_of_a_sum_changes_nothing() -> None:
@@ -68,6 +118,8 @@ def test_the_order_of_a_sum_changes_nothing() -> None:
         ("boxes+boxes", "repeats a part"),
         ("plain+boxes", 'adds "plain"'),
         ("crop+crop_only", "choose one"),
+        ("turns+marked", "choose one"),
+        ("concat+turns", "choose one"),
         ("Crop", 'Did you mean "crop"'),
     ],
 )

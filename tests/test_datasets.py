@@ -16,7 +16,7 @@ from PIL import Image
 
 import workbench.datasets
 import workbench.tables
-from workbench.contexts import CONTEXTS, build_prompt, evidence_crop
+from workbench.contexts import EVIDENCE, build_prompt, evidence_crop
 from workbench.datasets import COLUMNS, check_evidence, decode_image, image_size, load_examples, split_by_evidence
 from workbench.errors import ConfigError, DataError
 from workbench.grading import grade
@@ -392,7 +392,7 @@ def test_examples_are_split_by_evidence(folder):
 
 def test_the_samples_have_evidence_for_every_context_and_true_references():
     examples = load_examples(REPOSITORY / "data/samples/samples.jsonl")
-    check_evidence(examples, CONTEXTS)
+    check_evidence(examples, ("plain", *EVIDENCE))
     for example in examples:
         assert grade(example.reference, example.answer) == 1.0
         assert all(re.search(mark.pattern, example.reference).group(1) == example.answer for mark in example.marks)

@@ -18,12 +18,12 @@ scenes tables
 conversations
 pretrain datasets
 importing
-traces
+traces weights
 rollouts scoring
 supervision
 config runs watch processes
 commands
-checkpoints metrics probes evaluate skipping tracking
+checkpoints masks metrics probes evaluate skipping tracking
 learner
 check train scorer
 summary

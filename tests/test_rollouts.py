@@ -62,3 +62,19 @@ def test_a_row_without_an_answer_cannot_be_taken_from_the_data() -> None:
 
 def test_no_examples_are_no_rollouts() -> None:
     assert write([]) == []
+
+
+def test_turns_are_replied_to_one_after_the_other() -> None:
+    questions = ["One? Two. Three.", "One? Two."]
+    examples = [example(idx, question=questions[idx % 2]) for idx in range(4)]
+    rollouts = write(examples, context="turns", num_generations=2)
+    assert [len(one.replies) for one in rollouts] == [2, 2, 1, 1, 2, 2, 1, 1]
+    assert rollouts[0].replies is rollouts[1].replies  # one conversation, several last answers
+    assert len({one.replies for one in rollouts}) == 4
+    assert [(one.ids, one.replies) for one in write(examples, context="turns", num_generations=2, batch_size=1)] == [
+        (one.ids, one.replies) for one in rollouts
+    ]
+    other = write(examples, context="turns", num_generations=2, replier=table_policy("student@start", 9))
+    assert [one.replies for one in other] != [one.replies for one in rollouts]
+    assert [one.ids for one in other] == [one.ids for one in rollouts]  # a table does not read what was said
+    assert all(one.replies == () for one in write(examples, context="concat"))

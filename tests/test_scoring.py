@@ -4,11 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import example, rollouts, table_policies
+from small import example, groups, rollouts, table_policies
 
-from workbench.method import Method, Regime, View
+from workbench.divergences import Divergence
+from workbench.errors import ConfigError
+from workbench.method import Loss, Method, Regime, View
 from workbench.methods import load_method
 from workbench.scoring import Batch, coefficients, part_of_routing, route, score_views, view_prompts
+from workbench.supervision import read_batch, supervise_batch
 from workbench.types import Routing
 
 LENGTHS = (3, 1, 7, 5, 2)
@@ -109,3 +112,64 @@ def test_a_part_of_a_routing_keeps_its_thresholds() -> None:
     part = part_of_routing(whole, slice(1, 3))
     assert (part.regime.tolist(), part.weight.tolist(), part.advantage.tolist()) == ([1, 0], [2.0, 3.0], [5.0, 6.0])
     assert part.thresholds == {"gap": 1.0}
+
+
+def with_feedback(*places: int, lost: tuple[int, ...] = ()) -> Method:
+    """Feedback is written about the rollouts at these places; the rule also sends those in `lost` to who read it."""
+
+    def annotate(written):
+        return tuple(
+            replace(one, feedback=f"f {place}") if place in places else one for place, one in enumerate(written)
+        )
+
+    def rule(batch) -> Routing:
+        told = [one.feedback is not None or place in lost for place, one in enumerate(batch.rollouts)]
+        return Routing((~torch.tensor(told)[batch.sequence]).long(), torch.ones(batch.num_positions))
+
+    views = {"student": View("student", "plain", learns=True), "self": View("student@ema", "feedback")}
+    regimes = {"TOLD": Regime((Loss("self", Divergence("jensen_shannon")),)), "REST": Regime(())}
+    return Method("odd", views, regimes, rule, annotate=annotate)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3])
+@pytest.mark.parametrize("places", [(0, 2), (3,), (), (0, 1, 2, 3)])
+def test_a_view_reads_only_rollouts_that_have_what_it_is_shown(size: int, places: tuple[int, ...]) -> None:
+    policies, method, batch = table_policies(), with_feedback(*places), Batch(groups(3, 1, 7, 5), size)
+    readings = read_batch(method, policies, batch)
+    scored = supervise_batch(
+        method,
+        policies,
+        readings,
+        seed=0,
+        num_alternatives=2,
+        alternatives_of=4,
+        backward=lambda total: total.backward(),
+    )
+    read = torch.tensor([place in places for place in batch.sequence.tolist()])
+    assert torch.equal(~scored.scores["self"].logprob.isnan(), read)
+    assert torch.equal(scored.scores["self"].rank >= 0, read)
+    assert torch.equal(scored.loss > 0, read)
+    shown = [prompt and prompt.text for prompt in readings.prompts["self"]]
+    assert shown == [f"A fact. A question?\nf {place}" if place in places else None for place in range(4)]
+    whole = supervise_batch(
+        with_feedback(0, 1, 2, 3), policies, read_batch(with_feedback(0, 1, 2, 3), policies, batch), seed=0
+    )
+    assert torch.allclose(scored.loss[read], whole.loss[read])
+    gradient = policies["student"].tables["plain"].grad
+    assert torch.isfinite(gradient).all() and bool(gradient.abs().sum() > 0) == bool(places)
+
+
+def test_no_position_is_supervised_by_a_view_that_did_not_read_it() -> None:
+    policies, method = table_policies(), with_feedback(0, lost=(1,))
+    with pytest.raises(AssertionError, match="to TOLD that self did not read"):
+        supervise_batch(method, policies, read_batch(method, policies, Batch(groups(3, 1))), seed=0)
+
+
+def test_a_view_of_what_nobody_writes_is_refused() -> None:
+    plain, rule = View("student", "plain", learns=True), lambda batch: None
+    for view, sentence in (
+        (View("teacher", "feedback"), "the method writes none"),
+        (View("teacher", "turns"), "in one turn"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            Method("odd", {"student": plain, "teacher": view}, {"A": Regime(())}, rule)

@@ -60,6 +60,7 @@ def check_config(config: RunConfig) -> list[Check]:
         num_generations=2,
         seed=("check", config.seed),
         rule=config.evaluation.rule,
+        replier=learner.policies[method.replier],
     )
     batch = Batch(tuple(rollouts))
     with torch.no_grad():
@@ -89,17 +90,23 @@ def _evidence(total: int, num_usable: int, lacking: list) -> Check:
 
 
 def _tokens(scored: Scored, learner: Learner) -> Iterator[Check]:
-    completions = [rollout.ids for rollout in scored.batch.rollouts]
     for name, view in scored.method.views.items():
-        policy = learner.policies[view.policy]
-        inputs, start, lengths = policy.model_inputs(list(scored.prompts[name]), completions)
+        policy, prompts, completions = learner.policies[view.policy], *_read_by(scored, name)
+        title = f"completion in view {name} ({view.policy} / {view.context})"
+        if not prompts:
+            text = (
+                f"none of {len(scored.batch.rollouts)} answers has what the view is shown of it: nothing was compared"
+            )
+            yield Check(title, NOTE, text)
+            continue
+        inputs, start, lengths = policy.model_inputs(prompts, completions)
         rows = [row[start : start + int(n)] for row, n in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
         same = rows == [list(ids) for ids in completions]
-        longest = max(policy.encoder.encode(prompt)["input_ids"].shape[1] for prompt in scored.prompts[name])
+        longest = max(policy.encoder.encode(prompt)["input_ids"].shape[1] for prompt in prompts)
         room = policy.encoder.max_prompt_length
         found = f"prompts up to {longest} tokens" + ("" if room is None else f" of {room} allowed")
         found = f"the written ids, token by token; {found}" if same else "other ids than were written"
-        yield Check(f"completion in view {name} ({view.policy} / {view.context})", OK if same else WRONG, found)
+        yield Check(title, OK if same else WRONG, found)
     sizes = {name: policy.vocabulary for name, policy in learner.policies.items()}
     yield Check("vocabulary", OK, f"{learner.student.vocabulary} entries shared by {', '.join(sizes)}")
     own = learner.student.tokenizer.eos_token_id
@@ -114,24 +121,24 @@ def _images(scored: Scored, learner: Learner) -> Iterator[Check]:
     for name, view in scored.method.views.items():
         policy = learner.policies[view.policy]
         image_token = getattr(policy.model.config, "image_token_id", None)
-        prompt = scored.prompts[name][0]
-        if image_token is None:
+        prompt = next((prompt for prompt in scored.prompts[name] if prompt is not None), None)
+        if image_token is None or prompt is None:
             continue
         count = int((policy.encoder.encode(prompt)["input_ids"] == image_token).sum())
-        status = OK if bool(count) == bool(prompt.images) else WRONG
-        yield Check(f"images in view {name}", status, f"{len(prompt.images)} image(s), {count} image tokens")
+        status = OK if bool(count) == bool(prompt.all_images) else WRONG
+        yield Check(f"images in view {name}", status, f"{len(prompt.all_images)} image(s), {count} image tokens")
 
 
 def _views(scored: Scored, learner: Learner, tolerance: float) -> Iterator[Check]:
     batch = scored.batch
     for name, view in scored.method.views.items():
-        policy, prompts = learner.policies[view.policy], scored.prompts[name]
-        alone = [
-            _logprobs(policy, prompt, rollout.ids) for prompt, rollout in zip(prompts, batch.rollouts, strict=True)
-        ]
-        yield _same(
-            f"view {name} scored alone = in a padded batch", torch.cat(alone), scored.scores[name].logprob, tolerance
-        )
+        policy, prompts, completions = learner.policies[view.policy], *_read_by(scored, name)
+        if not prompts:
+            continue
+        alone = [_logprobs(policy, prompt, ids) for prompt, ids in zip(prompts, completions, strict=True)]
+        together = scored.scores[name].logprob
+        together = together[~together.isnan()]
+        yield _same(f"view {name} scored alone = in a padded batch", torch.cat(alone), together, tolerance)
         if view.learns:
             sampled = torch.tensor([logprob for rollout in batch.rollouts for logprob in rollout.logprobs])
             yield _same(f"sampler = student on {view.context}", sampled, scored.scores[name].logprob, tolerance)
@@ -140,6 +147,13 @@ def _views(scored: Scored, learner: Learner, tolerance: float) -> Iterator[Check
             sampled = torch.tensor(written.logprobs)
             read = _logprobs(policy, prompts[0], written.ids)
             yield _same(f"view {name} reads what it writes", sampled, read, tolerance)
+
+
+def _read_by(scored: Scored, view: str) -> tuple[list[Prompt], list[tuple[int, ...]]]:
+    """Prompts and completions of the rollouts that the view read."""
+    pairs = zip(scored.prompts[view], scored.batch.rollouts, strict=True)
+    read = [(prompt, rollout.ids) for prompt, rollout in pairs if prompt is not None]
+    return [prompt for prompt, _ in read], [ids for _, ids in read]
 
 
 def _logprobs(policy: AutoregressivePolicy, prompt: Prompt, ids: tuple[int, ...]) -> torch.Tensor:

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import yaml
 
-from workbench.contexts import parse_context
+from workbench.contexts import check_asked
 from workbench.errors import ConfigError, unknown
 from workbench.grading import RULES
 from workbench.method import Method, Option, check_option
@@ -85,6 +85,7 @@ class TrainingConfig:
     betas: Annotated[list, Option("AdamW's two decay rates")] = field(default_factory=lambda: [0.9, 0.999])
     max_grad_norm: Annotated[float, Option("gradients are scaled down to this norm; 0 = never", low=0)] = 1.0
     mixed_precision: Annotated[str, Option("precision of forward passes over float32 weights", choices=("no", "bf16"))] = "no"  # fmt: skip
+    update_mask: Annotated[str | None, Option("file of the coordinates that are trained, all others keep their bits; null = all. Made by workbench geometry RUN --save-mask")] = None  # fmt: skip
     save_every: Annotated[int, Option("steps between checkpoints; 0 = only at the end", low=0)] = 50
     keep: Annotated[int, Option("newest checkpoints kept; 0 = all", low=0)] = 2
     trackers: Annotated[list, Option("accelerate's trackers: trackio, tensorboard, wandb, ...")] = field(default_factory=list)  # fmt: skip
@@ -137,8 +138,10 @@ class RunConfig:
         betas = self.training.betas
         if len(betas) != 2 or not all(isinstance(beta, float) and 0.0 <= beta < 1.0 for beta in betas):
             raise ConfigError(f"training.betas must be two numbers in [0, 1), got {betas}.")
+        if self.training.update_mask and self.models.lora.rank:
+            raise ConfigError("training.update_mask is of a student's own weights, and models.lora.rank trains adapters instead. Set one of the two to null or 0.")  # fmt: skip
         for context in self.evaluation.contexts:
-            parse_context(str(context))
+            check_asked(str(context))
         teachers = [policy for policy in self.load_method().policies if policy.startswith("teacher")]
         for policy in teachers:
             _, _, domain = policy.partition(":")

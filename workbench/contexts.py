@@ -9,21 +9,30 @@
     hint        plain, and where to look, as text
     answer      plain, and the final answer as text
     reference   plain, and the whole worked answer as text
+    feedback    plain, and what was written about the rollout that is read
+    concat      the question revealed part by part, all parts in one prompt
+    turns       the question revealed part by part, a turn each, with the replies that the rollout was written after
 
-A teacher may be shown any of them; the deployed student gets `plain`.
+A teacher may be shown any of them; the deployed student gets `plain`, or as much in another form: `concat`, `turns`.
+Most depend on the example alone; `feedback` and `turns` (OF_ROLLOUT) on the rollout too.
 """
 
 import math
+import re
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from workbench.errors import ConfigError, DataError, unknown
 from workbench.images import MAX_PIXELS, open_image
-from workbench.types import Box, Example, Prompt
+from workbench.types import Box, Example, Prompt, Rollout, Turn
 
-CONTEXTS = ("plain", "crop", "crop_only", "marked", "boxes", "caption", "hint", "answer", "reference")
+OF_ROLLOUT = ("feedback", "turns")
+_FORMS = ("plain", "concat", "turns")  # the same information, presented differently
+EVIDENCE = ("crop", "crop_only", "marked", "boxes", "caption", "hint", "answer", "reference")
+CONTEXTS = ("plain", *EVIDENCE, "feedback", "concat", "turns")
 _TEXTUAL = ("boxes", "caption", "hint", "reference", "answer")  # in the order in which they are written
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 def parse_context(context: str) -> tuple[str, ...]:
@@ -36,17 +45,54 @@ def parse_context(context: str) -> tuple[str, ...]:
         raise ConfigError(f'context "{context}" repeats a part or adds "plain", which every context contains.')
     if "crop" in parts and "crop_only" in parts:
         raise ConfigError(f'context "{context}" asks for the crop beside the image and instead of it; choose one.')
+    forms = {"concat", "turns"}.intersection(parts)
+    if len(forms) > 1 or (forms and {"crop_only", "marked"}.intersection(parts)):
+        raise ConfigError(f'context "{context}": "{min(forms)}" decides itself which images are shown; choose one.')
     return parts
 
 
 def is_privileged(context: str) -> bool:
     """Whether the context shows anything that the deployed student does not get."""
-    return context != "plain"
+    return any(part not in _FORMS for part in parse_context(context))
+
+
+def check_asked(context: str) -> None:
+    """Raises ConfigError for a context in which no question can be asked, since it shows what is written afterwards."""
+    if "feedback" in parse_context(context):
+        raise ConfigError(f'context "{context}" shows what was written about an answer; nobody can be asked in it.')
+
+
+def is_of_rollout(context: str) -> bool:
+    """Whether the context depends on the rollout, and not on the example alone."""
+    return any(part in OF_ROLLOUT for part in parse_context(context))
+
+
+def stand_in(example: Example) -> Rollout:
+    """A rollout that says nothing, to see whether an example can be shown under a context at all."""
+    return Rollout(example, 0, (), "", True, replies=("",) * (len(user_turns(example)) - 1), feedback="")
+
+
+def user_turns(example: Example) -> tuple[Turn, ...]:
+    """The question and its images part by part: the example's own turns, else its sentences; () if it has but one.
+
+    Sentences: what is asked (the last with a question mark) comes first with all images, then the facts in order, so that
+    every early reply is premature (CCOPD, arXiv 2605.30251). A sentence ends at . ! ? before a space, or with its line.
+    """
+    if example.turns:
+        return example.turns
+    sentences = [part.strip() for part in _SENTENCE_END.split(example.question) if part.strip()]
+    if len(sentences) < 2:
+        return ()
+    asked = max((place for place, text in enumerate(sentences) if text.endswith("?")), default=len(sentences) - 1)
+    first = Turn("user", sentences.pop(asked), example.images)
+    return (first, *(Turn("user", text) for text in sentences))
 
 
 def missing_evidence(example: Example, context: str) -> str | None:
-    """The column that the context needs and the example lacks, or None."""
+    """The column that the context needs and the example lacks, or None. What a rollout brings is not asked for."""
     for part in parse_context(context):
+        if part in ("concat", "turns") and len(user_turns(example)) < 2:
+            return "turns (or a question of several sentences)"
         if part in ("crop", "crop_only") and example.evidence.crop is None and not example.evidence.boxes:
             return "boxes (or crop)"
         if part in ("boxes", "marked") and not example.evidence.boxes:
@@ -61,28 +107,61 @@ def missing_evidence(example: Example, context: str) -> str | None:
     return None
 
 
-def build_prompt(example: Example, context: str) -> Prompt:
-    """What a policy is shown of `example` under `context`.
+def lacks(rollout: Rollout, context: str) -> bool:
+    """Whether the rollout lacks what the context shows of it: feedback, or a reply to each turn but the last.
 
-    Raises: ConfigError for an unknown context; DataError naming the example if it lacks the evidence.
+    A view of such a context does not read such a rollout.
     """
     parts = parse_context(context)
+    unanswered = "turns" in parts and len(rollout.replies) != len(user_turns(rollout.example)) - 1
+    return unanswered or ("feedback" in parts and rollout.feedback is None)
+
+
+def build_prompt(example: Example, context: str, rollout: Rollout | None = None) -> Prompt:
+    """What a policy is shown of `example` under `context`; contexts OF_ROLLOUT need the rollout that is read.
+
+    Raises: ConfigError for an unknown context; DataError naming the example if it, or the rollout, lacks what is shown.
+    """
+    parts = parse_context(context)
+    if is_of_rollout(context) and (rollout is None or lacks(rollout, context)):
+        raise DataError(
+            f'{example.origin or example.id}: context "{context}" shows what belongs to a rollout '
+            f"({'its feedback' if 'feedback' in parts else 'the replies it was written after'}), and there is none. "
+            "Only views that read rollouts can be shown it."
+        )
     missing = missing_evidence(example, context)
     if missing is not None:
         raise DataError(
             f'{example.origin or example.id} has no "{missing}"; context "{context}" needs one for every example. '
             "Add the column, drop such rows, or choose another context."
         )
-    images = list(example.images)
+    images, history, question = list(example.images), example.history, example.question
+    if "turns" in parts:
+        last = build_turn(example, rollout.replies)
+        images, history, question = list(last.images), last.history, last.text
+    if "concat" in parts:
+        turns = user_turns(example)
+        images, question = [image for turn in turns for image in turn.images], "\n".join(turn.text for turn in turns)
     if "marked" in parts:
         images[0] = draw_box(open_image(images[0]), example.evidence.boxes[0])
     if "crop" in parts:
         images.append(evidence_crop(example))
     if "crop_only" in parts:
         images = [evidence_crop(example)]
-    lines = [example.question]
+    lines = [question]
     lines += [f"{part}: {evidence_text(example, part)}" for part in _TEXTUAL if part in parts]
-    return Prompt(tuple(images), "\n".join(lines), example.history, key=f"{example.origin or example.id}|{context}")
+    if "feedback" in parts:
+        lines.append(rollout.feedback)
+    return Prompt(tuple(images), "\n".join(lines), history, key=f"{example.origin or example.id}|{context}")
+
+
+def build_turn(example: Example, replies: tuple[str, ...]) -> Prompt:
+    """The prompt of the turn after as many turns as there are replies."""
+    turns = user_turns(example)
+    said = zip(turns[: len(replies)], replies, strict=True)
+    history = [turn for asked, reply in said for turn in (asked, Turn("assistant", reply))]
+    here = turns[len(replies)]
+    return Prompt(here.images, here.text, (*example.history, *history), key=f"{example.origin or example.id}|turns")
 
 
 def evidence_text(example: Example, part: str) -> str:

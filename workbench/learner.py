@@ -13,6 +13,7 @@ from transformers import get_scheduler
 from workbench.checkpoints import Checkpoint
 from workbench.config import LoraConfig, RunConfig
 from workbench.errors import ConfigError
+from workbench.masks import UpdateMask
 from workbench.method import Method
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.loading import has_adapter, load_policies
@@ -34,6 +35,10 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=training.learning_rate, betas=tuple(training.betas), weight_decay=training.weight_decay
         )
+        self.mask = UpdateMask(training.update_mask, model) if training.update_mask else None
+        if self.mask is not None:
+            self.optimizer.param_groups[0]["weight_decay"] = 0.0  # it would move what is masked; see `step`
+        self.weight_decay = training.weight_decay
         self._rate = learning_rates(config)
         self.max_grad_norm = training.max_grad_norm
 
@@ -46,6 +51,8 @@ class Learner:
 
         Raises: NotFinite before any weight is changed by a gradient that is not a number.
         """
+        if self.mask is not None:
+            self.mask.hide_gradients()
         limit = self.max_grad_norm or float("inf")
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
         if not torch.isfinite(grad_norm):
@@ -53,6 +60,8 @@ class Learner:
         rate = self._rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if self.mask is not None:
+            self.mask.decay(1 - rate * self.weight_decay)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if "student@ema" in self.policies:

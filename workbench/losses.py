@@ -8,11 +8,11 @@ Gradients are computed while the chunk's logits exist, so no chunk is computed t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from workbench.divergences import row_slices
@@ -53,6 +53,7 @@ class Readout:
     hidden: Float[Tensor, "N D"]
     head: Head
     vocabulary: int  # V, entries that learner and target share; a longer (padded) head is cut to it
+    read: Bool[Tensor, " N"] | None = None  # positions that the view read, None = all; the others have no hidden state
 
     def logits(self, index: Int[Tensor, " M"]) -> Float[Tensor, "M V"]:
         return _cut(self.head(self.hidden[index]), self.vocabulary)
@@ -79,17 +80,37 @@ def chunk_size(vocabulary: int) -> int:
 
 @torch.no_grad()
 def score(readout: Readout, token_ids: Int[Tensor, " N"]) -> TokenScores:
-    """Scalars of one view at every position."""
+    """Scalars of one view at every position; NaN, and rank -1, where it did not read."""
     order = torch.arange(token_ids.numel(), device=token_ids.device)
+    order = order if readout.read is None else order[readout.read]
     parts = [_scalars(readout.logits(chunk), token_ids[chunk]) for chunk in order.split(chunk_size(readout.vocabulary))]
-    return _joined(parts, token_ids)
+    found = _joined(parts, token_ids)
+    if readout.read is None:
+        return found
+    whole = unread_scores(token_ids.numel(), token_ids.device)
+    for name, values in vars(found).items():
+        getattr(whole, name)[order] = values
+    return whole
+
+
+def unread_scores(num_positions: int, device: torch.device | str = "cpu") -> TokenScores:
+    """Scalars of a view that read nothing."""
+    nothing = torch.full((3, num_positions), torch.nan, device=device)
+    return TokenScores(*nothing, rank=torch.full((num_positions,), -1, device=device))
 
 
 @torch.no_grad()
 def alternatives(
     readout: Readout, index: Int[Tensor, " M"], count: int
 ) -> tuple[Int[Tensor, "M K"], Float[Tensor, "M K"]]:
-    """Ids and log-probs of the most likely tokens at some positions."""
+    """Ids and log-probs of the most likely tokens at some positions; -1 and NaN where the view did not read."""
+    if readout.read is not None:
+        read = readout.read[index]
+        some_ids, some_logprobs = alternatives(replace(readout, read=None), index[read], count)
+        ids = some_ids.new_full((index.numel(), some_ids.shape[1]), -1)
+        logprobs = some_logprobs.new_full(ids.shape, torch.nan)
+        ids[read], logprobs[read] = some_ids, some_logprobs
+        return ids, logprobs
     ids, logprobs = [], []
     for chunk in index.split(chunk_size(readout.vocabulary)):
         logprob = readout.logits(chunk).log_softmax(-1)

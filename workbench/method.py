@@ -10,10 +10,10 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from workbench.contexts import parse_context
+from workbench.contexts import check_asked, parse_context
 from workbench.divergences import Divergence
 from workbench.errors import ConfigError, unknown
-from workbench.types import RouteBatch, Routing
+from workbench.types import Rollout, RouteBatch, Routing
 
 TOKENS = "tokens"  # target of a loss: the written tokens themselves
 REWARD = "reward"  # target of a loss: the position's advantage, given by the router
@@ -22,6 +22,7 @@ AVERAGES = ("position", "sequence")
 AVERAGED = ("all", "supervised")
 
 Router = Callable[[RouteBatch], Routing]
+Annotator = Callable[[tuple[Rollout, ...]], tuple[Rollout, ...]]
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,8 @@ class Method:
                    leaving positions out does not lower the learning rate of the others
     dataset_share  share of sequences that are the data's reference answers instead of the student's own
     ema_rate       share of the student mixed into student@ema after each step
+    annotate       adds to the written rollouts of a batch what views are to be shown of them (Rollout.feedback)
+    replier        policy that replies to all turns but the last, where the learner's context is "turns"
     """
 
     name: str
@@ -140,6 +143,8 @@ class Method:
     average_over: str = "all"
     dataset_share: float = 0.0
     ema_rate: float = 0.05
+    annotate: Annotator | None = None
+    replier: str = "student"
     options: object = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -154,6 +159,19 @@ class Method:
             raise ConfigError(f"dataset_share must be between 0 and 1, got {self.dataset_share}.")
         if not 0.0 < self.ema_rate <= 1.0:
             raise ConfigError(f"ema_rate must be above 0 and at most 1, got {self.ema_rate}.")
+        if self.replier not in self.policies:
+            raise ConfigError(unknown(f"method {self.name}: replier", self.replier, self.policies))
+        shown = self.views[learning[0]].context
+        check_asked(shown)
+        for name, view in self.views.items():
+            parts = parse_context(view.context)
+            if "feedback" in parts and self.annotate is None:
+                raise ConfigError(f'method {self.name}: view "{name}" is shown feedback, and the method writes none.')
+            if "turns" in parts and "turns" not in parse_context(shown):
+                raise ConfigError(
+                    f'method {self.name}: view "{name}" is shown the turns that an answer was written after, but the student '
+                    f'answers under "{shown}", in one turn. Give the student the context "turns" too.'
+                )
         targets = {loss.target for regime in self.regimes.values() for loss in regime.losses}
         for target in targets - {TOKENS, REWARD}:
             if target not in self.views:

@@ -2,6 +2,9 @@
 
 import time
 
+from jaxtyping import Float
+from torch import Tensor
+
 from workbench.method import Method
 from workbench.supervision import Scored
 from workbench.types import Rollout
@@ -30,14 +33,20 @@ def step_metrics(method: Method, scored: Scored) -> dict[str, float]:
     metrics["teacher_share"] = teacher_share
     logprob = {name: view.logprob for name, view in scores.items()}
     if {"teacher", "self"} <= logprob.keys():
-        gap = logprob["teacher"] - logprob["self"]
+        gap = _known(logprob["teacher"] - logprob["self"])
         metrics |= {"capability_gap": float(gap.mean()), "capability_gap_abs": float(gap.abs().mean())}
     if {"self", "student"} <= logprob.keys():
-        gap = logprob["self"] - logprob["student"]
+        gap = _known(logprob["self"] - logprob["student"])
         metrics |= {"information_gap": float(gap.mean()), "information_gap_abs": float(gap.abs().mean())}
     if {"teacher", "student"} <= logprob.keys():
-        metrics["total_gap"] = float((logprob["teacher"] - logprob["student"]).mean())
+        metrics["total_gap"] = float(_known(logprob["teacher"] - logprob["student"]).mean())
+    metrics = {name: value for name, value in metrics.items() if value == value}  # no mean where a view read nothing
     return metrics | {f"threshold/{name}": value for name, value in routing.thresholds.items()}
+
+
+def _known(gap: Float[Tensor, " N"]) -> Float[Tensor, " M"]:
+    """Gaps of the positions that both views read."""
+    return gap[~gap.isnan()]
 
 
 def rollout_metrics(rollouts: tuple[Rollout, ...]) -> dict[str, float]:

@@ -42,7 +42,7 @@ def open_probes(
 
 
 def _kept(rollout: Rollout) -> dict:
-    fields = ("sample_idx", "ids", "text", "finished", "logprobs", "reward", "source")
+    fields = ("sample_idx", "ids", "text", "finished", "logprobs", "reward", "source", "replies")
     return {"example": rollout.example.id, **{name: getattr(rollout, name) for name in fields}}
 
 
@@ -53,5 +53,5 @@ def _restored(probe: dict, examples: dict[str, Example]) -> Rollout:
             "data.probes) to what config.yaml names."
         )
     values = {**probe, "example": examples[probe["example"]]}
-    values |= {name: tuple(probe[name]) for name in ("ids", "logprobs")}
+    values |= {name: tuple(probe.get(name, ())) for name in ("ids", "logprobs", "replies")}
     return Rollout(**values)

@@ -1,6 +1,8 @@
 """Writing: from examples to rollouts, whoever writes them: the student, or the data."""
 
-from workbench.contexts import build_prompt
+from collections.abc import Sequence
+
+from workbench.contexts import build_prompt, build_turn, parse_context, user_turns
 from workbench.errors import DataError
 from workbench.grading import grade
 from workbench.policies import Policy, SamplingOptions, Written
@@ -21,21 +23,27 @@ def write_rollouts(
     dataset_share: float = 0.0,
     rule: str = "final",
     batch_size: int = 0,
+    replier: Policy | None = None,
 ) -> list[Rollout]:
     """`num_generations` rollouts of each example, one example's next to each other.
 
     A share of them, drawn by seed, are the data's reference answers instead of the student's. Each rollout depends on
-    `seed`, its place and its example alone. `batch_size` is in sequences per sampling batch, 0 = all at once.
+    `seed`, its place and its example alone. `batch_size` is in sequences per sampling batch, 0 = all at once. Under the
+    context "turns" `replier` (None: the writer) first replies to each turn before the last, once per example.
     """
+    if "turns" in parse_context(context):
+        replies = reply_in_turns(replier or writer, examples, sampling=sampling, seed=seed, batch_size=batch_size)
+    else:
+        replies = [()] * len(examples)
     sampled: list[list[int]] = []  # per example, the seeds of the completions that the student writes
     from_data: list[list[bool]] = []
     for place in range(len(examples)):
         own = [(*seed, place, sample_idx) for sample_idx in range(num_generations)]
         from_data.append([draw_uniform("source", *key) < dataset_share for key in own])
         sampled.append([derive_seed("sample", *key) for key, data in zip(own, from_data[-1], strict=True) if not data])
-    written = _sample(writer, examples, sampled, context, sampling, batch_size)
+    written = _sample(writer, examples, sampled, context, sampling, batch_size, replies)
     rollouts = []
-    for example, sources, completions in zip(examples, from_data, written, strict=True):
+    for example, sources, completions, said in zip(examples, from_data, written, replies, strict=True):
         remaining = iter(completions)
         for sample_idx, is_data in enumerate(sources):
             completion = reference_completion(writer, example) if is_data else next(remaining)
@@ -44,9 +52,23 @@ def write_rollouts(
             logprobs = None if is_data else completion.logprobs
             source = DATASET if is_data else writer.name
             rollouts.append(
-                Rollout(example, sample_idx, completion.ids, text, completion.finished, logprobs, reward, source)
+                Rollout(example, sample_idx, completion.ids, text, completion.finished, logprobs, reward, source, said)
             )
     return rollouts
+
+
+def reply_in_turns(
+    writer: Policy, examples: list[Example], *, sampling: SamplingOptions, seed: tuple[object, ...], batch_size: int = 0
+) -> list[tuple[str, ...]]:
+    """What the writer replies to each turn but the last of every example, each reply after those before it."""
+    replies: list[tuple[str, ...]] = [() for _ in examples]
+    while todo := [place for place, one in enumerate(examples) if len(replies[place]) < len(user_turns(one)) - 1]:
+        part = todo[: batch_size or len(todo)]
+        prompts = [build_turn(examples[place], replies[place]) for place in part]
+        seeds = [[derive_seed("reply", *seed, place, len(replies[place]))] for place in part]
+        for place, (reply,) in zip(part, writer.sample(prompts, seeds, sampling), strict=True):
+            replies[place] = (*replies[place], writer.text(reply.ids))
+    return replies
 
 
 def reference_completion(writer: Policy, example: Example) -> Written:
@@ -67,6 +89,7 @@ def _sample(
     context: str,
     sampling: SamplingOptions,
     batch_size: int,
+    replies: Sequence[tuple[str, ...]],
 ) -> list[list[Written]]:
     written: list[list[Written]] = [[] for _ in examples]
     todo = [place for place, own in enumerate(seeds) if own]
@@ -74,7 +97,12 @@ def _sample(
     size = max(1, batch_size // per_example) if batch_size else len(todo)
     for start in range(0, len(todo), size or 1):
         part = todo[start : start + size]
-        prompts = [build_prompt(examples[place], context) for place in part]
+        prompts = [build_prompt(examples[place], context, _before(examples[place], replies[place])) for place in part]
         for place, completions in zip(part, writer.sample(prompts, [seeds[p] for p in part], sampling), strict=True):
             written[place] = completions
     return written
+
+
+def _before(example: Example, replies: tuple[str, ...]) -> Rollout:
+    """A rollout of which nothing is written yet but the replies before it."""
+    return Rollout(example, 0, (), "", finished=False, replies=replies)

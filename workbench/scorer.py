@@ -18,7 +18,7 @@ import torch
 
 from workbench.checkpoints import Checkpoint, latest_checkpoint
 from workbench.config import EvaluationConfig, RunConfig, SamplingConfig, load_config
-from workbench.contexts import build_prompt, parse_context
+from workbench.contexts import build_prompt, check_asked, parse_context, stand_in
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.errors import ConfigError, RunError
 from workbench.evaluate import Answered, answer_questions, require_answers
@@ -26,6 +26,7 @@ from workbench.grading import RULES, grade
 from workbench.learner import build_learner
 from workbench.policies import Policy, SamplingOptions
 from workbench.policies.autoregressive import load_policy
+from workbench.rollouts import reply_in_turns
 from workbench.runs import RunFolder
 from workbench.scoring import Batch
 from workbench.supervision import read_batch, supervise_batch
@@ -52,8 +53,8 @@ class Scorer:
         Raises: DataError if the example lacks evidence that a view is shown.
         """
         for view in self.method.views.values():
-            self.learner.policies[view.policy].check_prompt(build_prompt(example, view.context))
-        rollout = self._write(example, seed) if answer is None else self._given(example, answer)
+            self.learner.policies[view.policy].check_prompt(build_prompt(example, view.context, stand_in(example)))
+        rollout = self._write(example, seed) if answer is None else self._given(example, answer, seed)
         policies, config = self.learner.policies, self.config
         with torch.no_grad():
             scored = supervise_batch(
@@ -72,16 +73,32 @@ class Scorer:
         return open_traces(self._folder.name).rollout(self._num_scored, 0)
 
     def _write(self, example: Example, seed: int) -> Rollout:
-        sampling, student = self.config.sampling, self.learner.student
-        options = SamplingOptions(sampling.max_completion_length, sampling.temperature, sampling.top_p, sampling.top_k)
-        prompt = build_prompt(example, self.method.views[self.method.learner].context)
-        written = student.sample([prompt], [[seed]], options)[0][0]
+        student, replies = self.learner.student, self._replies(example, seed)
+        prompt = build_prompt(example, self._context, Rollout(example, 0, (), "", False, replies=replies))
+        written = student.sample([prompt], [[seed]], self._sampling)[0][0]
         text = student.text(written.ids)
-        return Rollout(example, 0, written.ids, text, written.finished, written.logprobs, self._grade(example, text))
+        reward = self._grade(example, text)
+        return Rollout(example, 0, written.ids, text, written.finished, written.logprobs, reward, replies=replies)
 
-    def _given(self, example: Example, answer: str) -> Rollout:
-        ids = self.learner.student.answer_ids(answer)
-        return Rollout(example, 0, ids, answer, True, None, self._grade(example, answer), "given")
+    def _given(self, example: Example, answer: str, seed: int) -> Rollout:
+        ids, reward = self.learner.student.answer_ids(answer), self._grade(example, answer)
+        return Rollout(example, 0, ids, answer, True, None, reward, "given", replies=self._replies(example, seed))
+
+    def _replies(self, example: Example, seed: int) -> tuple[str, ...]:
+        """What the student is shown to have said before, where it answers over turns."""
+        if "turns" not in parse_context(self._context):
+            return ()
+        replier = self.learner.policies[self.method.replier]
+        return reply_in_turns(replier, [example], sampling=self._sampling, seed=(seed,))[0]
+
+    @property
+    def _context(self) -> str:
+        return self.method.views[self.method.learner].context
+
+    @property
+    def _sampling(self) -> SamplingOptions:
+        own = self.config.sampling
+        return SamplingOptions(own.max_completion_length, own.temperature, own.top_p, own.top_k)
 
     def _grade(self, example: Example, text: str) -> float | None:
         return None if example.answer is None else grade(text, example.answer, self.config.evaluation.rule)
@@ -132,7 +149,7 @@ def evaluate_model(
     """Any image-text-to-text model asked: a folder written by save_pretrained, or a name on the hub."""
     examples = load_examples(data, limit=count)
     for context in contexts:
-        parse_context(context)
+        check_asked(context)
     policy = load_policy(path, "model", dtype=dtype, device=default_device(), trust_remote_code=trust_remote_code)
     options = {"max_completion_length": max_completion_length, "batch_size": EvaluationConfig().batch_size}
     return _ask([policy], examples, contexts, step=0, rule=rule, **options)

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.contexts import build_prompt
-from workbench.losses import Readout, score
+from workbench.contexts import build_prompt, is_of_rollout, lacks
+from workbench.losses import Readout, score, unread_scores
 from workbench.method import Method
 from workbench.policies import Policy
 from workbench.types import Prompt, Rollout, RouteBatch, Routing, TokenScores
@@ -65,46 +65,72 @@ class Batch:
         return self.sequence // size
 
 
-def view_prompts(method: Method, rollouts: tuple[Rollout, ...]) -> dict[str, tuple[Prompt, ...]]:
-    """What every view is shown, one prompt per rollout; rollouts of one example share one Prompt object."""
-    built: dict[tuple[int, str], Prompt] = {}
-    for rollout in rollouts:
-        for context in method.contexts:
-            key = (id(rollout.example), context)
-            if key not in built:
-                built[key] = build_prompt(rollout.example, context)
-    return {
-        name: tuple(built[id(rollout.example), view.context] for rollout in rollouts)
-        for name, view in method.views.items()
-    }
+Prompts = tuple[Prompt | None, ...]  # one per rollout; None: the view does not read it
 
 
-def read_part(policy: Policy, prompts: tuple[Prompt, ...], batch: Batch, rows: slice) -> Readout:
-    """One micro-batch under one view."""
+def view_prompts(method: Method, rollouts: tuple[Rollout, ...]) -> dict[str, Prompts]:
+    """What every view is shown, one prompt per rollout; None where it reads nothing, since the rollout lacks what its
+    context shows. Rollouts of one example that are shown the same share one Prompt object.
+    """
+    built: dict[tuple, Prompt | None] = {}
+
+    def prompt(rollout: Rollout, context: str) -> Prompt | None:
+        own = (rollout.replies, rollout.feedback) if is_of_rollout(context) else ()
+        key = (id(rollout.example), context, *own)
+        if key not in built:
+            built[key] = None if lacks(rollout, context) else build_prompt(rollout.example, context, rollout)
+        return built[key]
+
+    prompts = {name: tuple(prompt(one, view.context) for one in rollouts) for name, view in method.views.items()}
+    assert None not in prompts[method.learner], f"the learner of {method.name} must read every rollout"
+    return prompts
+
+
+def read_part(policy: Policy, prompts: Prompts, batch: Batch, rows: slice) -> Readout:
+    """One micro-batch under one view that reads all of it."""
     return policy.read(list(prompts[rows]), [rollout.ids for rollout in batch.rollouts[rows]])
 
 
 @torch.no_grad()
-def read_view(policy: Policy, prompts: tuple[Prompt, ...], batch: Batch) -> Readout:
-    """The whole batch under one view, without gradient: hidden states of completion positions and nothing else."""
-    readouts = [read_part(policy, prompts, batch, rows) for rows, _ in batch.parts()]
-    return replace(readouts[0], hidden=torch.cat([readout.hidden for readout in readouts]))
+def read_view(policy: Policy, prompts: Prompts, batch: Batch) -> Readout | None:
+    """The whole batch under one view, without gradient: hidden states of completion positions and nothing else.
+
+    Positions of rollouts that the view does not read are NaN, see Readout.read; None if it reads nothing at all.
+    """
+    is_read = [prompt is not None for prompt in prompts]
+    part = Batch(tuple(one for one, own in zip(batch.rollouts, is_read, strict=True) if own), batch.micro_batch_size)
+    if not part.rollouts and batch.rollouts:
+        return None
+    shown = tuple(prompt for prompt in prompts if prompt is not None)
+    readouts = [read_part(policy, shown, part, rows) for rows, _ in part.parts()]
+    found = replace(readouts[0], hidden=torch.cat([readout.hidden for readout in readouts]))
+    if all(is_read):
+        return found
+    read = torch.tensor(is_read)[batch.sequence].to(found.hidden.device)
+    hidden = found.hidden.new_full((batch.num_positions, found.hidden.shape[1]), torch.nan)
+    hidden[read] = found.hidden
+    return replace(found, hidden=hidden, read=read)
 
 
 def part_of(readout: Readout, positions: slice) -> Readout:
     """A micro-batch's positions of a whole batch's readout."""
-    return replace(readout, hidden=readout.hidden[positions])
+    read = None if readout.read is None else readout.read[positions]
+    return replace(readout, hidden=readout.hidden[positions], read=read)
 
 
 def score_views(
-    method: Method, policies: dict[str, Policy], prompts: dict[str, tuple[Prompt, ...]], batch: Batch
+    method: Method, policies: dict[str, Policy], prompts: dict[str, Prompts], batch: Batch
 ) -> tuple[dict[str, Readout], dict[str, TokenScores]]:
-    """Readouts and scalars of the views that do not learn."""
+    """Readouts and scalars of the views that do not learn; a view that reads nothing of the batch has no readout."""
     readouts, scores = {}, {}
     for name, view in method.views.items():
         if not view.learns:
-            readouts[name] = read_view(policies[view.policy], prompts[name], batch)
-            scores[name] = score(readouts[name], batch.token_ids.to(readouts[name].hidden.device))
+            readout = read_view(policies[view.policy], prompts[name], batch)
+            if readout is None:
+                scores[name] = unread_scores(batch.num_positions)
+            else:
+                readouts[name] = readout
+                scores[name] = score(readout, batch.token_ids.to(readout.hidden.device))
     return readouts, scores
 
 
@@ -124,6 +150,10 @@ def route(method: Method, scores: dict[str, TokenScores], batch: Batch, seed: in
     )
     allowed = (routing.regime >= 0) & (routing.regime < len(method.regimes))
     assert routing.regime.shape == (batch.num_positions,) and bool(allowed.all()), (method.name, routing.regime)
+    for regime_idx, (regime_name, regime) in enumerate(method.regimes.items()):
+        for target in {loss.target for loss in regime.losses}.intersection(known):
+            unread = known[target].logprob.isnan() & (routing.regime == regime_idx)
+            assert not unread.any(), f"{method.name} sends positions to {regime_name} that {target} did not read"
     return routing
 
 

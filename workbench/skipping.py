@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 
-from workbench.contexts import build_prompt, missing_evidence
+from workbench.contexts import build_prompt, missing_evidence, stand_in
 from workbench.datasets import split_by_evidence
 from workbench.errors import DataError, PolicyError
 from workbench.method import Method
@@ -60,7 +60,7 @@ def can_show(example: Example, views: list[tuple[Policy, str]], skipped: Skipped
     try:
         for policy, context in views:
             if missing_evidence(example, context) is None:
-                policy.check_prompt(build_prompt(example, context))
+                policy.check_prompt(build_prompt(example, context, stand_in(example)))
     except DataError as error:
         skipped.add(example, "image cannot be read", str(error))
         return False

@@ -17,6 +17,7 @@ from workbench.method import Method
 from workbench.policies import Policy
 from workbench.scoring import (
     Batch,
+    Prompts,
     coefficients,
     part_of,
     part_of_routing,
@@ -27,7 +28,7 @@ from workbench.scoring import (
     view_prompts,
 )
 from workbench.traces.writer import Alternatives, TracedBatch
-from workbench.types import Prompt, Routing, TokenScores, label_completion
+from workbench.types import Routing, TokenScores, label_completion
 
 
 class NotFinite(RunError):
@@ -39,7 +40,7 @@ class Readings:
     """A batch as the views that do not learn read it."""
 
     batch: Batch
-    prompts: dict[str, tuple[Prompt, ...]]
+    prompts: dict[str, Prompts]
     readouts: dict[str, Readout]
     scores: dict[str, TokenScores]
 
@@ -50,7 +51,7 @@ class Scored:
 
     method: Method
     batch: Batch
-    prompts: dict[str, tuple[Prompt, ...]]
+    prompts: dict[str, Prompts]
     scores: dict[str, TokenScores]  # of every view, in the method's order
     routing: Routing
     loss: Float[Tensor, " N"]
@@ -80,7 +81,9 @@ class Scored:
 
 
 def read_batch(method: Method, policies: dict[str, Policy], batch: Batch) -> Readings:
-    """Every view that does not learn."""
+    """Every view that does not learn, after the method has written its feedback, if it writes any."""
+    if method.annotate is not None:
+        batch = Batch(method.annotate(batch.rollouts), batch.micro_batch_size)
     prompts = view_prompts(method, batch.rollouts)
     readouts, scores = score_views(method, policies, prompts, batch)
     return Readings(batch, prompts, readouts, scores)
@@ -112,7 +115,7 @@ def supervise_batch(
                 whole = read_part(own, prompts, batch, parts[0][0])
             reading = whole or read_view(own, prompts, batch)
             scores[name] = score(reading, batch.token_ids.to(reading.hidden.device))
-        _require_numbers(method, batch, scores)
+        _require_numbers(method, readings, scores)
         routing = route(method, scores, batch, seed)
         device = routing.regime.device
         coefficient, token_ids = coefficients(method, batch, routing).to(device), batch.token_ids.to(device)
@@ -122,7 +125,11 @@ def supervise_batch(
             readout = whole or read_part(own, prompts, batch, rows)
             result = supervise(
                 readout,
-                {target: part_of(readings.readouts[target], positions) for target in method.targets},
+                {
+                    target: part_of(readings.readouts[target], positions)
+                    for target in method.targets
+                    if target in readings.readouts
+                },
                 token_ids[positions],
                 regimes=tuple(method.regimes.values()),
                 routing=part_of_routing(routing, positions),
@@ -141,17 +148,19 @@ def supervise_batch(
     if recorded.numel():
         found = {view: alternatives(readout, recorded, num_alternatives) for view, readout in readings.readouts.items()}
         found[name] = (torch.cat([ids for ids, _ in likely]), torch.cat([logprobs for _, logprobs in likely]))
-        kept = Alternatives(recorded, {view: found[view] for view in method.views})
+        kept = Alternatives(recorded, {view: found[view] for view in method.views if view in found})
     scores = {view: scores[view] for view in method.views}
     return Scored(
         method, batch, readings.prompts, scores, routing, torch.cat([r.loss for r in results]), coefficient, kept
     )
 
 
-def _require_numbers(method: Method, batch: Batch, scores: dict[str, TokenScores]) -> None:
+def _require_numbers(method: Method, readings: Readings, scores: dict[str, TokenScores]) -> None:
     """A rule would compare what is no number as false, and send the token somewhere without a word."""
+    batch = readings.batch
     for name, values in scores.items():
-        wrong = torch.isnan(values.logprob).nonzero().squeeze(-1)
+        is_read = torch.tensor([prompt is not None for prompt in readings.prompts[name]])[batch.sequence]
+        wrong = (torch.isnan(values.logprob).cpu() & is_read).nonzero().squeeze(-1)
         if wrong.numel():
             place, view = int(wrong[0]), method.views[name]
             raise NotFinite(

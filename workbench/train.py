@@ -154,6 +154,8 @@ class Trainer:
         self.learner = build_learner(config, self.method, device=str(self.accelerator.device), checkpoint=checkpoint)
         if checkpoint is not None:
             load_optimizer(checkpoint, self.learner.optimizer, self.learner.student.model)
+            if self.learner.mask is not None:
+                self.learner.mask.check_moments(self.learner.optimizer)
         self.views = [(self.learner.policies[view.policy], view.context) for view in self.method.views.values()]
         self.order = Order(len(self.examples), config.seed)
         sampling = config.sampling
@@ -226,6 +228,7 @@ class Trainer:
             seed=(config.seed, step),
             dataset_share=method.dataset_share,
             rule=config.evaluation.rule,
+            replier=learner.policies[method.replier],
         )
         clock.lap("write")
         batch = Batch(tuple(rollouts), config.training.micro_batch_size)

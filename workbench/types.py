@@ -53,10 +53,11 @@ class Mark:
 
 @dataclass(frozen=True)
 class Turn:
-    """One earlier turn of a conversation; role is system, user or assistant."""
+    """One turn of a conversation; role is system, user or assistant. `text` follows `images`."""
 
     role: str
     text: str
+    images: tuple[Image.Image | Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Example:
     reference: str | None = None  # a whole worked answer, for sequences taken from the data
     evidence: Evidence = Evidence()
     history: tuple[Turn, ...] = ()
+    turns: tuple[Turn, ...] = ()  # the question and its images revealed part by part; see contexts.user_turns
     domain: str = ""  # question family
     marks: tuple[Mark, ...] = ()
     origin: str = ""  # file and row, for messages
@@ -82,7 +84,12 @@ class Prompt:
     images: tuple[Image.Image | Path, ...]
     text: str
     history: tuple[Turn, ...] = ()
-    key: str = ""  # where the example is from, and the context: names the prompt, unique in a run
+    key: str = ""  # where the example is from, and the context: names the prompt, unique in a run but for its rollout
+
+    @property
+    def all_images(self) -> tuple[Image.Image | Path, ...]:
+        """Images of earlier turns and of the last, in the order in which they are shown."""
+        return (*(image for turn in self.history for image in turn.images), *self.images)
 
 
 @dataclass(frozen=True)
@@ -97,11 +104,16 @@ class Rollout:
     logprobs: tuple[float, ...] | None = None  # the sampler's own, per token; None for sequences from the data
     reward: float | None = None  # 1.0 right, 0.0 wrong, None not known
     source: str = "student"  # policy that wrote it, or "dataset"
+    replies: tuple[str, ...] = ()  # what was replied to each turn before the last; read, never learned from
+    feedback: str | None = None  # what was written about this rollout, as it is to be shown; context "feedback"
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What the router may see of one view: numbers per position, no vocabulary."""
+    """What the router may see of one view: numbers per position, no vocabulary.
+
+    Positions of a rollout that the view does not read have NaN, and rank -1.
+    """
 
     logprob: Float[Tensor, " N"]  # of the written token
     entropy: Float[Tensor, " N"]

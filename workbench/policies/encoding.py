@@ -19,7 +19,7 @@ from torch import Tensor
 
 from workbench.errors import PolicyError
 from workbench.images import open_image
-from workbench.types import Prompt
+from workbench.types import Prompt, Turn
 
 CACHE_BYTES = 512 * 2**20  # of encoded prompts per policy family; oldest go first
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -83,7 +83,7 @@ class PromptEncoder:
                         f'prompt "{prompt.key}" contains the special token "{token}" as text, which the model would '
                         "read as a command. Remove it from the question; images are placed by the workbench."
                     )
-        images = [open_image(image) for image in prompt.images]
+        images = [open_image(image) for image in prompt.all_images]
         if images and self.processor is self.tokenizer:
             raise PolicyError(
                 f'prompt "{prompt.key}" has {len(images)} image(s), but this model has no image processor. '
@@ -104,11 +104,10 @@ class PromptEncoder:
             messages = [{"role": turn.role, "content": turn.text} for turn in prompt.history]
             messages.append({"role": "user", "content": prompt.text})
         else:
-            messages = [
-                {"role": turn.role, "content": [{"type": "text", "text": turn.text}]} for turn in prompt.history
-            ]
-            parts = [{"type": "image", "image": image} for image in images]
-            messages.append({"role": "user", "content": [*parts, {"type": "text", "text": prompt.text}]})
+            remaining, messages = iter(images), []
+            for turn in (*prompt.history, Turn("user", prompt.text, prompt.images)):
+                parts = [{"type": "image", "image": next(remaining)} for _ in turn.images]
+                messages.append({"role": turn.role, "content": [*parts, {"type": "text", "text": turn.text}]})
         encoded = self.processor.apply_chat_template(
             [messages], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
@@ -179,7 +178,7 @@ def _pad_to(value: Tensor, sizes: list[int]) -> Tensor:
 
 
 def _num_bytes(prompt: Prompt, encoded: Encoded) -> int:
-    pictures = sum(3 * image.width * image.height for image in prompt.images if isinstance(image, Image.Image))
+    pictures = sum(3 * image.width * image.height for image in prompt.all_images if isinstance(image, Image.Image))
     return pictures + sum(value.numel() * value.element_size() for value in encoded.values())
 
 

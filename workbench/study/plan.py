@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from workbench.config import RunConfig, build_config, override, read_yaml
-from workbench.contexts import parse_context
+from workbench.contexts import check_asked
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.errors import ConfigError, DataError, WorkbenchError, unknown
 from workbench.evaluate import require_answers
@@ -272,7 +272,7 @@ def _questions(entries: object, where: str, load: Callable | None) -> tuple[Ques
         if not isinstance(contexts, list) or not contexts:
             raise ConfigError(f"{here}: contexts must be a list such as [plain, crop], got {contexts!r}.")
         for context in contexts:
-            parse_context(str(context))
+            check_asked(str(context))
         count = None if entry.get("count") is None else _count(entry["count"], f"{here}: count")
         if load is not None:
             _check_questions(load(entry["data"], limit=count), entry["data"], contexts, here)

@@ -12,16 +12,13 @@ Columns = dict[str, np.ndarray | list]
 def sum_rollouts(positions: Columns, num_rollouts: int) -> Columns:
     """Per rollout: mean gaps and loss, its part of the step's loss, regimes, kinds and truths."""
     index = np.asarray(positions["rollout_idx"], dtype=np.int64)
-    counts = np.bincount(index, minlength=num_rollouts)
-
-    def total(values: np.ndarray | None) -> list[float | None]:
-        if values is None:
-            return [None] * num_rollouts
-        return np.bincount(index, values, num_rollouts).tolist()
 
     def mean(values: np.ndarray | None) -> list[float | None]:
-        pairs = zip(total(values), counts.tolist(), strict=True)
-        return [value / count if count and value is not None else None for value, count in pairs]
+        if values is None:
+            return [None] * num_rollouts
+        counts = np.bincount(index, ~np.isnan(values), num_rollouts)
+        pairs = zip(_sums(index, values, num_rollouts).tolist(), counts.tolist(), strict=True)
+        return [total / count if count else None for total, count in pairs]
 
     regimes: list[dict[str, int]] = [{} for _ in range(num_rollouts)]
     kinds: list[dict[str, None]] = [{} for _ in range(num_rollouts)]
@@ -36,7 +33,7 @@ def sum_rollouts(positions: Columns, num_rollouts: int) -> Columns:
         "mean_capability_gap": mean(_gap(positions, "teacher", "self")),
         "mean_information_gap": mean(_gap(positions, "self", "student")),
         "mean_loss": mean(np.asarray(positions["loss"], dtype=np.float64)),
-        "total_contribution": total(_contribution(positions)),
+        "total_contribution": _sums(index, _contribution(positions), num_rollouts, empty=0.0).tolist(),
         "regime_counts": [list(one.items()) for one in regimes],
         "kinds": [list(one) for one in kinds],
         "truths": [list(one) for one in truths],
@@ -51,7 +48,7 @@ def sum_cells(positions: Columns, domains: list[str]) -> Columns:
     cell = np.array([keys.setdefault(key, len(keys)) for key in found], dtype=np.int64)
 
     def total(values: np.ndarray | None) -> np.ndarray | list[None]:
-        return [None] * len(keys) if values is None else np.bincount(cell, values, len(keys))
+        return [None] * len(keys) if values is None else _sums(cell, values, len(keys))
 
     contribution = _contribution(positions)
     capability, information = _gap(positions, "teacher", "self"), _gap(positions, "self", "student")
@@ -81,6 +78,13 @@ def sum_cells(positions: Columns, domains: list[str]) -> Columns:
         elif name.startswith("max_logprob_"):
             columns[name.replace("max_logprob_", "confidence_")] = total(np.exp(np.asarray(values, dtype=np.float64)))
     return columns
+
+
+def _sums(index: np.ndarray, values: np.ndarray, count: int, empty: float = np.nan) -> np.ndarray:
+    """Sums of the values of each index, those that are NaN (their view did not read) left out; `empty` if none is left."""
+    known = ~np.isnan(values)
+    totals = np.bincount(index[known], values[known], count)
+    return np.where(np.bincount(index[known], minlength=count) > 0, totals, empty)
 
 
 def _gap(positions: Columns, above: str, below: str) -> np.ndarray | None:

@@ -25,7 +25,7 @@ from workbench.traces.parts import compact, step_file, traces_folder, write_part
 from workbench.traces.png import encode_png
 from workbench.traces.schema import PROBE, Header, TracedLoss, TracedRegime, TracedView, stored_schema
 from workbench.traces.totals import sum_cells, sum_rollouts
-from workbench.types import Prompt, Rollout, Routing, TokenScores
+from workbench.types import Prompt, Rollout, Routing, TokenScores, Turn
 
 _MOST_NAMES = 100_000  # image references kept; tens of megabytes
 
@@ -43,7 +43,7 @@ class TracedBatch:
     """One step of one process. N positions are laid end to end in the order of the R rollouts.
 
     views        view name -> (policy, context)
-    prompts      view name -> one prompt per rollout
+    prompts      view name -> one prompt per rollout, None where the view did not read it
     regimes      by name; routing.regime counts in this order
     coefficient  what a position's loss counts in the step's total
     loss         weighted, in nats, before averaging
@@ -54,7 +54,7 @@ class TracedBatch:
     step: int
     rollouts: tuple[Rollout, ...]
     views: dict[str, tuple[str, str]]
-    prompts: dict[str, tuple[Prompt, ...]]
+    prompts: dict[str, tuple[Prompt | None, ...]]
     scores: dict[str, TokenScores]
     routing: Routing
     regimes: dict[str, Regime]
@@ -121,7 +121,8 @@ class TraceWriter:
             return
         for ids, _ in batch.alternatives.top.values() if batch.alternatives else ():
             for token_id in ids.unique().tolist():
-                self._text(token_id)  # here and not in the thread: a tokenizer is for one thread at a time
+                if token_id >= 0:
+                    self._text(token_id)  # here and not in the thread: a tokenizer is for one thread at a time
         self._pending = self._thread.submit(self._write, batch, prefix)
 
     def _write(self, batch: TracedBatch, prefix: str) -> None:
@@ -168,8 +169,10 @@ class TraceWriter:
             "loss": _numpy(batch.loss),
         }
         for view in batch.views:
-            for name in ("logprob", "entropy", "max_logprob", "rank"):
+            for name in ("logprob", "entropy", "max_logprob"):
                 columns[f"{name}_{view}"] = _numpy(getattr(batch.scores[view], name))
+            rank = _numpy(batch.scores[view].rank)
+            columns[f"rank_{view}"] = pa.array(rank, pa.int32(), mask=rank < 0)
             columns[f"alternatives_{view}"] = self._alternatives(batch.alternatives, view, num_positions)
         return columns
 
@@ -177,7 +180,8 @@ class TraceWriter:
         if recorded is None or view not in recorded.top:
             return [None] * num_positions
         ids, logprobs = (_numpy(values) for values in recorded.top[view])
-        index = _numpy(recorded.index)
+        read = (ids >= 0).all(1)
+        ids, logprobs, index = ids[read], logprobs[read], _numpy(recorded.index)[read]
         order = index.argsort()
         ids, logprobs = ids[order].reshape(-1).astype(np.int32), logprobs[order].reshape(-1).astype(np.float32)
         counts = np.zeros(num_positions + 1, dtype=np.int32)
@@ -224,9 +228,11 @@ class TraceWriter:
             "thresholds": [list(batch.routing.thresholds.items())] * len(rollouts),
         }
         for view, prompts in batch.prompts.items():
-            columns[f"prompt_{view}"] = [prompt.text for prompt in prompts]
-            columns[f"images_{view}"] = [self._images(_key_of(prompt), prompt.images) for prompt in prompts]
-            columns[f"history_{view}"] = [[vars(turn) for turn in prompt.history] for prompt in prompts]
+            columns[f"prompt_{view}"] = [prompt and prompt.text for prompt in prompts]
+            columns[f"images_{view}"] = [
+                prompt and self._images(_key_of(prompt), prompt.all_images) for prompt in prompts
+            ]
+            columns[f"history_{view}"] = [prompt and [_turn(turn) for turn in prompt.history] for prompt in prompts]
         return columns
 
     def _images(self, key: str, images: Iterable[Image.Image | Path]) -> list[str]:
@@ -265,6 +271,11 @@ def _traced_regime(regime: Regime) -> TracedRegime:
     return TracedRegime(regime.source, regime.divergence, regime.meaning, losses)
 
 
+def _turn(turn: Turn) -> dict[str, str]:
+    """An earlier turn as text; each of its images is a mark, and is listed with the view's images."""
+    return {"role": turn.role, "text": "<image>" * len(turn.images) + turn.text}
+
+
 def _key_of(prompt: Prompt) -> str:
     return f"prompt|{prompt.key}" if prompt.key else ""
 
@@ -281,4 +292,4 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 def _array(values: list | np.ndarray | pa.Array, dtype: pa.DataType) -> pa.Array:
     if isinstance(values, pa.Array):
         return values
-    return pa.array(values.astype(np.float16) if dtype == pa.float16() else values, dtype)
+    return pa.array(values.astype(np.float16) if dtype == pa.float16() else values, dtype, from_pandas=True)

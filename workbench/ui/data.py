@@ -14,7 +14,7 @@ import gradio as gr
 
 from workbench.analysis.table import table
 from workbench.config import load_config, read_yaml
-from workbench.contexts import CONTEXTS, build_prompt, evidence_crop, missing_evidence
+from workbench.contexts import EVIDENCE, build_prompt, evidence_crop, missing_evidence
 from workbench.datasets import load_examples
 from workbench.errors import DataError, RunError, WorkbenchError
 from workbench.images import open_image
@@ -135,7 +135,7 @@ def list_html(source: str, examples: list[Example], chosen: Example | None) -> s
 
 def evidence_of(example: Example) -> list[str]:
     """The contexts that the example has evidence for."""
-    return [name for name in CONTEXTS if name != "plain" and missing_evidence(example, name) is None]
+    return [name for name in EVIDENCE if missing_evidence(example, name) is None]
 
 
 def pictures_of(example: Example) -> tuple[PictureOfView, ...]:

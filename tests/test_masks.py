@@ -1,0 +1,150 @@
+"""An update mask trains its coordinates and leaves every other bit: through steps, weight decay and a resume."""
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from families import save_llava
+from small import run_config
+
+from workbench.checkpoints import list_checkpoints
+from workbench.config import RunConfig
+from workbench.errors import ConfigError, RunError
+from workbench.learner import build_learner
+from workbench.masks import mask_facts, read_mask, write_mask, write_random_mask
+from workbench.train import train
+from workbench.weights import Weights, open_weights
+
+
+@pytest.fixture(scope="module")
+def pair(models: dict, trained: Path) -> tuple[Weights, Weights]:
+    """Start and end of a run."""
+    return open_weights(models["student"]), open_weights(list_checkpoints(trained / "opd")[-1].student)
+
+
+@pytest.fixture(scope="module")
+def mask(pair: tuple, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run moved by more than 2e-3."""
+    file = tmp_path_factory.mktemp("mask") / "found.safetensors"
+    write_mask(file, *pair, dtype="float32", above=2e-3)
+    return file
+
+
+def masked(models: dict, folder: Path, file: Path, **values: object) -> RunConfig:
+    values = {
+        "training__weight_decay": 0.1,
+        "training__steps": 3,
+        "training__save_every": 1,
+        "evaluation__count": 2,
+        **values,
+    }
+    return run_config(models, folder, method={"name": "opd"}, training__update_mask=str(file), **values)
+
+
+def last(config: RunConfig) -> dict[str, torch.Tensor]:
+    weights = open_weights(list_checkpoints(config.run_dir)[-1].student)
+    return {name: weights.tensor(name) for name in weights.shapes}
+
+
+def test_a_mask_names_what_changed_in_its_precision(pair: tuple, tmp_path: Path) -> None:
+    shares = {}
+    for dtype in ("float32", "bfloat16"):
+        facts = write_mask(tmp_path / "mask.safetensors", *pair, dtype=dtype)
+        shares[dtype] = int(facts["coordinates"]) / int(facts["of"])
+        found = read_mask(tmp_path / "mask.safetensors")
+        for name in pair[0].shapes:
+            values = [one.tensor(name).to(getattr(torch, dtype)) for one in pair]
+            assert torch.equal(found[name], values[0] != values[1])
+    assert shares["bfloat16"] < shares["float32"]
+    assert mask_facts(tmp_path / "mask.safetensors")["dtype"] == "bfloat16"
+    with pytest.raises(ConfigError, match=r"no coordinate changed by more than 1 in float32.*more steps"):
+        write_mask(tmp_path / "none.safetensors", *pair, dtype="float32", above=1.0)
+
+
+def test_a_random_mask_has_as_many_coordinates_in_every_tensor(mask: Path, tmp_path: Path) -> None:
+    files = [tmp_path / f"{seed}.safetensors" for seed in (0, 1)]
+    for seed, file in enumerate(files):
+        assert write_random_mask(file, mask, seed=seed)["coordinates"] == mask_facts(mask)["coordinates"]
+    found, first, second = (read_mask(file) for file in (mask, *files))
+    assert all(found[name].sum() == first[name].sum() == second[name].sum() for name in found)
+    assert any(not torch.equal(first[name], second[name]) for name in found)
+
+
+def test_what_is_not_in_the_mask_keeps_its_bits_through_weight_decay_and_resume(
+    models: dict, mask: Path, tmp_path: Path
+) -> None:
+    start, chosen = open_weights(models["student"]), read_mask(mask)
+    config = masked(models, tmp_path, mask)
+    train(config)
+    after = last(config)
+    moved = 0
+    for name, one in chosen.items():
+        before = start.tensor(name)
+        assert torch.equal(after[name][~one].view(torch.int32), before[~one].view(torch.int32)), name
+        moved += int((after[name][one] != before[one]).sum())
+    assert moved > 0.9 * sum(int(one.sum()) for one in chosen.values())
+    stopped = masked(models, tmp_path, mask, name="stopped")
+
+    def interrupt(step: int, metrics: dict) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, on_step=interrupt)
+    train(stopped, resume=True)
+    assert all(torch.equal(value, last(stopped)[name]) for name, value in after.items())
+    everything = write_random_mask(tmp_path / "other.safetensors", mask, seed=0)
+    assert everything["coordinates"] == mask_facts(mask)["coordinates"]
+    (list_checkpoints(stopped.run_dir)[-1].path / "state.json").unlink()
+    with pytest.raises(RunError, match=r"begun with another training\.update_mask"):
+        train(masked(models, tmp_path, tmp_path / "other.safetensors", name="stopped"), resume=True)
+
+
+def test_a_mask_of_everything_is_no_mask_bit_for_bit(models: dict, tmp_path: Path) -> None:
+    start = open_weights(models["student"])
+    zeros = {name: torch.zeros(shape) for name, shape in start.shapes.items()}
+    folders = [tmp_path / "zeros", tmp_path / "ones"]
+    for value, folder in enumerate(folders):
+        folder.mkdir()
+        safetensors.torch.save_file({name: one + value for name, one in zeros.items()}, folder / "model.safetensors")
+    write_mask(tmp_path / "all.safetensors", *map(open_weights, folders))
+    learners = []
+    for config in (masked(models, tmp_path, tmp_path / "all.safetensors"), masked(models, tmp_path, "")):
+        learner = build_learner(config, config.load_method())
+        for place, parameter in enumerate(learner.parameters):
+            parameter.grad = torch.full_like(parameter, 0.1 * place)
+        learner.step(1)
+        learners.append(learner)
+    assert learners[0].mask.size == sum(one.numel() for one in learners[0].parameters) and learners[1].mask is None
+    assert all(torch.equal(*both) for both in zip(*(one.parameters for one in learners), strict=True))
+
+
+def test_a_mask_of_another_model_is_refused(mask: Path, models: dict, tmp_path: Path) -> None:
+    llava = save_llava(tmp_path / "llava", 0)
+    config = masked({**models, "student": llava, "teacher": llava}, tmp_path, mask)
+    with pytest.raises(ConfigError, match=r"is of another model: .* is only in the mask; .*; and \d+ more"):
+        build_learner(config, config.load_method())
+
+
+def test_a_family_whose_files_have_other_names_than_its_weights_takes_a_mask(models: dict, tmp_path: Path) -> None:
+    llava = save_llava(tmp_path / "llava", 0)
+    write_mask(tmp_path / "mask.safetensors", open_weights(llava), open_weights(save_llava(tmp_path / "other", 1)))
+    config = masked({"student": llava, "teacher": llava}, tmp_path, tmp_path / "mask.safetensors")
+    assert build_learner(config, config.load_method()).mask.size > 0
+
+
+@pytest.mark.parametrize("content", [None, b"torn", {"a": torch.ones(2, dtype=torch.bool)}])
+def test_what_is_no_mask_is_a_sentence(content: object, models: dict, tmp_path: Path) -> None:
+    file = tmp_path / "mask.safetensors"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        safetensors.torch.save_file(content, file)
+    config = masked(models, tmp_path, file)
+    with pytest.raises(ConfigError, match=r"mask.*workbench geometry RUN --save-mask FILE"):
+        build_learner(config, config.load_method())
+
+
+def test_adapters_are_not_masked(models: dict, mask: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"update_mask is of a student's own weights.*lora.rank"):
+        run_config(models, tmp_path, training__update_mask=str(mask), models__lora={"rank": 2})
