@@ -1,17 +1,19 @@
-"""Makes data/models/student-pruned: the built-in teacher without its second text layer.
+"""Makes data/models/student-pruned: the built-in teacher without one of its four text layers.
 
-    python data/prune.py
+    python data/prune.py                          # without its second text layer: the student of the studies
+    python data/prune.py 2 build/teacher-weak     # without its third: a teacher that is weaker than that student
 
 A student that is smaller than its teacher, of one origin with it, and damaged: what it lacks can be taught in a hundred steps,
 so studies that compare methods have something to measure. Depth pruning before distillation: Minitron, arXiv 2407.14679.
 """
 
+import sys
 from pathlib import Path
 
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 MODELS = Path(__file__).parent / "models"
-LAYER = 1  # counted from 0; without the first or the last layer nothing is left, without the third a little less
+LAYER = 1  # counted from 0; without the first or the last layer nothing is left
 
 
 def prune(source: Path = MODELS / "teacher", target: Path = MODELS / "student-pruned", layer: int = LAYER) -> Path:
@@ -26,4 +28,5 @@ def prune(source: Path = MODELS / "teacher", target: Path = MODELS / "student-pr
 
 
 if __name__ == "__main__":
-    prune()
+    layer = int(sys.argv[1]) if len(sys.argv) > 1 else LAYER
+    print(prune(target=Path(sys.argv[2]) if len(sys.argv) > 2 else MODELS / "student-pruned", layer=layer))

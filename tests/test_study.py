@@ -276,3 +276,14 @@ def collect_fails(study: Study) -> list[str]:
     with pytest.raises(RunError, match="asked other questions") as caught:
         collect(study)
     return re.findall("asked other questions", str(caught.value))
+
+
+def test_a_run_starts_from_the_student_of_the_one_before(models: dict, tmp_path: Path) -> None:
+    """Both at once if it could; what follows a run that fails is named and fails, too."""
+    variants = {"first": {}, "second": {"after": "first"}, "lost": {"training.learning_rate": 1e30}, "after lost": {"after": "lost"}}  # fmt: skip
+    file = study_file(models, tmp_path, seeds=[0], variants=variants, evaluate=[{"data": "scenes:hard?count=2"}])
+    study, said = load_study(file), []
+    assert run_study(study, say=said.append)
+    begun = yaml.safe_load((study.folder / "second-s0" / "config.yaml").read_text())["models"]["student"]
+    assert begun == str(study.folder / "first-s0" / "checkpoint-000004" / "student")
+    assert any("after-lost-s0 failed" in line and "last student of lost-s0" in line for line in said), said

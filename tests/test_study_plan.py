@@ -161,3 +161,18 @@ def test_shipped_studies_can_be_built_but_for_what_has_to_be_made() -> None:
 def test_names_of_runs_are_folders() -> None:
     assert run_name("dopd boxes+caption", 2) == "dopd-boxes+caption-s2"
     assert run_name("../x", 0) == "x-s0"
+
+
+def test_a_variant_may_start_where_another_ended(base: Path) -> None:
+    study = load(base, variants={"first": {}, "second": {"after": "first"}, "third": {"after": "second"}})
+    second, third = study.config(study.variants[1], 3), study.config(study.variants[2], 3)
+    assert second.models.student == str(study.folder / "first-s3" / "checkpoint-000002" / "student")
+    assert third.models.student == str(study.folder / "second-s3" / "checkpoint-000002" / "student")
+    assert [one.row for one in study.references()] == ["base", "teacher"]
+
+
+def test_what_a_variant_starts_after_must_stand_above_it(base: Path) -> None:
+    with pytest.raises(ConfigError, match=r'variants\.a: after: .*"b".*none'):
+        load(base, variants={"a": {"after": "b"}, "b": {}})
+    study = load(base, variants={"ok": {}, "broken": {"method.name": "nosuch"}, "next": {"after": "broken"}})
+    assert study.faults["next"] == 'it starts after "broken", which cannot be built'

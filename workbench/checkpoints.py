@@ -45,6 +45,11 @@ class Checkpoint:
         return folder if folder.is_dir() else None
 
 
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, once it is complete."""
+    return run_dir / f"checkpoint-{step:06d}"
+
+
 def save_checkpoint(
     run_dir: Path,
     step: int,
@@ -54,7 +59,7 @@ def save_checkpoint(
     keep: int = 0,
 ) -> Checkpoint:
     """Write checkpoint `step`, then delete the oldest ones beyond `keep` (0 = keep all)."""
-    final = run_dir / f"checkpoint-{step:06d}"
+    final = checkpoint_path(run_dir, step)
     temporary = run_dir / f".checkpoint-{step:06d}"
     for leftover in run_dir.glob(".checkpoint-*"):
         shutil.rmtree(leftover)

@@ -142,15 +142,23 @@ class _Conductor:
             if outcome is not None:
                 self._took(outcome, len(tasks))
             worker.task = None
-            if self.asked or not tasks:
-                worker.pipe.close()  # it ends by itself
-                worker.process.join(timeout=30)
-                self.workers.remove(worker)
-            elif worker.process.is_alive() and worker.give(tasks[0]):
-                tasks.popleft()
-            else:
-                self.workers.remove(worker)
-                self.workers.append(_Worker(self.study, worker.number, self.num_threads))
+        for worker in [one for one in self.workers if one.task is None and (one.ready or not one.process.is_alive())]:
+            self._employ(worker, tasks)
+
+    def _employ(self, worker: _Worker, tasks: deque[Task]) -> None:
+        """The first task that can begin; a worker for whom there is none waits until another one has said something."""
+        if self.asked or not tasks:
+            worker.pipe.close()  # it ends by itself
+            worker.process.join(timeout=30)
+            self.workers.remove(worker)
+            return
+        coming = {task.name for task in tasks} | {one.task.name for one in self.workers if one.task is not None}
+        task = next((one for one in tasks if one.after not in coming), None)
+        if task is not None and worker.process.is_alive() and worker.give(task):
+            tasks.remove(task)
+        elif task is not None or not worker.process.is_alive():
+            self.workers.remove(worker)
+            self.workers.append(_Worker(self.study, worker.number, self.num_threads))
 
     def _gone(self, worker: _Worker) -> Outcome | None:
         worker.process.join(timeout=30)
@@ -204,7 +212,9 @@ def _tasks(study: Study) -> list[Task]:
             config = study.config(variant, seed)
             models = (config.models.student, config.models.teacher)
             starts = tuple(file for reference, file in references.items() if reference.model in models)
-            tasks.append(Task(config.name, study.evaluate, config=config, starts=starts))
+            before = study.before(variant, seed)
+            after = None if before is None else before.name
+            tasks.append(Task(config.name, study.evaluate, config=config, starts=starts, after=after))
     return tasks
 
 

@@ -9,6 +9,7 @@
     variants:
       opd: {method.name: opd}
       dopd: {note: as in the paper, method.name: dopd, method.privilege: crop}
+      later: {after: dopd, method.name: opd}    starts from the student that dopd's run of the same seed ended with
     grid: {method.privilege: [crop, boxes]}   optional: multiplied into every variant
     evaluate:
       - {data: "scenes:eval?count=512", contexts: [plain, crop]}
@@ -21,9 +22,10 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from workbench.checkpoints import checkpoint_path
 from workbench.config import RunConfig, build_config, override, read_yaml
 from workbench.contexts import check_asked
 from workbench.datasets import load_examples, split_by_evidence
@@ -61,12 +63,16 @@ class Reference:
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the study: a configuration, apart from the seed. `fault`: why it cannot be built."""
+    """One row of the study: a configuration, apart from the seed. `fault`: why it cannot be built.
+
+    after  an earlier variant: each run starts from the student that the other's run of the same seed ended with
+    """
 
     name: str
     note: str = ""
     config: RunConfig | None = None
     fault: str | None = None
+    after: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,16 @@ class Study:
     def config(self, variant: Variant, seed: int) -> RunConfig:
         """The configuration of one run."""
         values = variant.config.to_dict() | {"seed": seed, "name": run_name(variant.name, seed)}
+        before = self.before(variant, seed)
+        if before is not None:
+            last = checkpoint_path(before.run_dir, before.training.steps)
+            values["models"] = values["models"] | {"student": str(last / "student")}
         return build_config(values)
+
+    def before(self, variant: Variant, seed: int) -> RunConfig | None:
+        """The run whose student this one starts from."""
+        earlier = next((one for one in self.usable if one.name == variant.after), None)
+        return None if earlier is None else self.config(earlier, seed)
 
     def references(self) -> list[Reference]:
         """Every starting student and every teacher of the variants, each once."""
@@ -169,8 +184,9 @@ def load_study(
     if override(base, _texts(common)).get("data", {}).get("probes") is None:
         fixed["data.probes"] = questions[0].data
     variants = []
-    for variant, note, own in _expanded(values, where):
-        variants.append(_variant(variant, note, base, {**common, **own, **fixed}, load))
+    for variant, note, after, own in _expanded(values, where):
+        made = _variant(variant, note, base, {**common, **own, **fixed}, load)
+        variants.append(_placed(made, after, variants, where))
     study = Study(
         name,
         folder,
@@ -189,8 +205,20 @@ def load_study(
     return study
 
 
-def _expanded(values: dict, where: str) -> list[tuple[str, str, dict]]:
-    """Every variant with its note and its own overrides, the grid multiplied in. Names are unique as folders."""
+def _placed(made: Variant, after: str | None, earlier: list[Variant], where: str) -> Variant:
+    """The variant with the one that it goes on from, which must stand above it; it cannot be built if that cannot."""
+    if after is None:
+        return made
+    before = next((one for one in earlier if one.name == after), None)
+    if before is None:
+        raise ConfigError(f"{where}: variants.{made.name}: after: {unknown('earlier variant', after, [one.name for one in earlier])}")  # fmt: skip
+    fault = made.fault or (before.fault and f'it starts after "{after}", which cannot be built')
+    return replace(made, after=after, fault=fault, config=None if fault else made.config)
+
+
+def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict]]:
+    """Every variant with its note, what it goes on from, and its own overrides, the grid multiplied in. Names are
+    unique as folders."""
     variants = _mapping(values["variants"], f"{where}: variants")
     grid = _mapping(values.get("grid"), f"{where}: grid")
     _refuse_own(grid, f"{where}: grid")
@@ -203,17 +231,17 @@ def _expanded(values: dict, where: str) -> list[tuple[str, str, dict]]:
     for name, own in variants.items():
         own = _mapping(own, f"{where}: variants.{name}")
         _refuse_own(own, f"{where}: variants.{name}")
-        note = str(own.pop("note", ""))
+        note, after = str(own.pop("note", "")), own.pop("after", None)
         for chosen in itertools.product(*grid.values()):
             point = dict(zip(grid, chosen, strict=True))
             label = " ".join([str(name), *(f"{short[key]}={_plain(value)}" for key, value in point.items())])
-            expanded.append((label, note, {**own, **point}))
+            expanded.append((label, note, None if after is None else str(after), {**own, **point}))
     folders: dict[str, str] = {}
-    for name, _, _ in expanded:
+    for name, *_ in expanded:
         if name in (BASE, TEACHER):
             raise ConfigError(f'{where}: a variant cannot be called "{name}": that is a row of every table. Rename it.')
         other = folders.setdefault(run_name(name, 0), name)
-        if other != name or sum(name == one for one, _, _ in expanded) > 1:
+        if other != name or sum(name == one for one, *_ in expanded) > 1:
             raise ConfigError(f'{where}: variants "{other}" and "{name}" would have one folder. Rename one.')
     return expanded
 

@@ -42,6 +42,7 @@ class Task:
     reference: Reference | None = None
     file: Path | None = None  # of the reference's answers
     starts: tuple[Path, ...] = ()  # of the run's references
+    after: str | None = None  # name of the run whose last student it starts from
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def _do_run(task: Task, load: object, parent: int) -> tuple[str, bool]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     exists = _is_run(config.run_dir)
+    if task.after is not None and not exists and not Path(config.models.student).is_dir():
+        raise RunError(f"it starts from the last student of {task.after}, which did not come to its end.")
     if exists:
         fault = other_settings(config)
         if fault is not None:
