@@ -8,6 +8,7 @@ overrides are written as YAML: `evaluation.contexts=[plain, crop]`.
 """
 
 import dataclasses
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,11 @@ from workbench.errors import ConfigError, unknown
 from workbench.grading import RULES
 from workbench.method import Method, Option, check_option
 from workbench.methods import describe_options, load_method, method_module
+from workbench.types import STUDENT
 
 DTYPES = ("float32", "bfloat16", "float16")
+NO_PEERS = (STUDENT, "teacher", "dataset", "optimizer")  # these mean something else where learners are named
+_PEER = re.compile(r"[a-z][a-z0-9]*")
 SCHEDULES = ("constant", "linear", "cosine", "constant_with_warmup")
 
 
@@ -43,11 +47,17 @@ class ModelsConfig:
     student: Annotated[str, Option("the model that is trained")] = ""
     teacher: Annotated[str | None, Option("the frozen teacher; null if the method has none")] = None
     teachers: Annotated[dict, Option("domain: model, for methods with a teacher per domain")] = field(default_factory=dict)  # fmt: skip
+    peers: Annotated[dict, Option("name: model, further students that learn in the same run, on the same prompts")] = field(default_factory=dict)  # fmt: skip
     dtype: Annotated[str, Option("of the student's weights", choices=DTYPES)] = "float32"
     teacher_dtype: Annotated[str | None, Option("of the teachers' weights; null = as the student", choices=DTYPES)] = None  # fmt: skip
     trust_remote_code: Annotated[bool, Option("run Python code that comes with a model")] = False
     gradient_checkpointing: Annotated[bool, Option("less memory, one more forward of the student")] = False
     lora: LoraConfig = LoraConfig()
+
+    @property
+    def learners(self) -> dict[str, str]:
+        """Every model that is trained, by the name of its learner."""
+        return {STUDENT: self.student, **self.peers}
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,12 @@ class RunConfig:
             raise ConfigError("training.update_mask is of a student's own weights, and models.lora.rank trains adapters instead. Set one of the two to null or 0.")  # fmt: skip
         for context in self.evaluation.contexts:
             check_asked(str(context))
+        for name, path in self.models.peers.items():
+            if not isinstance(name, str) or not _PEER.fullmatch(name) or name in NO_PEERS or not isinstance(path, str):
+                raise ConfigError(
+                    f"models.peers must be name: model, names of small letters and digits that are none of "
+                    f"{', '.join(NO_PEERS)}; got {name!r}: {path!r}."
+                )
         teachers = [policy for policy in self.load_method().policies if policy.startswith("teacher")]
         for policy in teachers:
             _, _, domain = policy.partition(":")

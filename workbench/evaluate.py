@@ -17,10 +17,12 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from workbench.contexts import build_prompt
+from workbench.datasets import split_by_evidence
 from workbench.errors import DataError, RunError
 from workbench.losses import score
 from workbench.policies import Policy, SamplingOptions
@@ -111,6 +113,15 @@ def measure(answered: Iterable[Answered]) -> Accuracy | None:
     entropies = [row.entropy for row in rows if row.entropy is not None]
     entropy = math.fsum(entropies) / len(entropies) if len(entropies) == len(rows) else None
     return Accuracy(len(rows), accuracy, confidence, confidence - accuracy, error, truncated, length, entropy)
+
+
+def ask(policies: Iterable[Policy], examples: list[Example], contexts: Iterable[str], **options: Any) -> list[Answered]:
+    """Every policy asked what has the evidence of each context; options are those of answer_questions."""
+    answered = []
+    for policy in policies:
+        for context in contexts:
+            answered += answer_questions(policy, split_by_evidence(examples, [context]).usable, context, **options)
+    return answered
 
 
 def tabulate(answered: list[Answered], by: str = "truth") -> dict[tuple[int, str, str, str], Accuracy]:

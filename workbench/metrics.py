@@ -7,7 +7,7 @@ from torch import Tensor
 
 from workbench.method import Method
 from workbench.supervision import Scored
-from workbench.types import Rollout
+from workbench.types import STUDENT, Rollout
 
 
 def step_metrics(method: Method, scored: Scored) -> dict[str, float]:
@@ -82,6 +82,11 @@ def _is_teacher(method: Method, view: str) -> bool:
     return method.views[view].policy.startswith("teacher")
 
 
+def of_learner(name: str, metrics: dict[str, float]) -> dict[str, float]:
+    """A learner's metrics as they stand in a run's line: those of a peer begin with its name."""
+    return metrics if name == STUDENT else {f"{name}/{key}": value for key, value in metrics.items()}
+
+
 class Clock:
     """Seconds of each part of a step."""
 
@@ -91,7 +96,8 @@ class Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self._laps[f"seconds/{name}"] = now - self._last
+        key = f"seconds/{name}"
+        self._laps[key] = self._laps.get(key, 0.0) + now - self._last
         self._last = now
 
     def seconds(self) -> dict[str, float]:

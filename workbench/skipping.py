@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from itertools import islice
 
 from workbench.contexts import build_prompt, missing_evidence, stand_in
 from workbench.datasets import split_by_evidence
@@ -9,6 +10,7 @@ from workbench.errors import DataError, PolicyError
 from workbench.method import Method
 from workbench.policies import Policy
 from workbench.runs import RunFolder
+from workbench.seeding import Order
 from workbench.types import Example
 
 NUM_NAMED = 3  # examples of each reason that the log names
@@ -68,3 +70,22 @@ def can_show(example: Example, views: list[tuple[Policy, str]], skipped: Skipped
         skipped.add(example, "prompt cannot be encoded", str(error))
         return False
     return True
+
+
+def usable_batch(
+    examples: list[Example], order: Order, step: int, size: int, views: list[tuple[Policy, str]], skipped: Skipped
+) -> list[Example]:
+    """The step's examples that every view can be shown; others are skipped and counted.
+
+    If none can, the next one in the order that can: a single damaged file must not end a run.
+    """
+    chosen = [examples[place] for place in order.batch(step, size)]
+    usable = [example for example in chosen if can_show(example, views, skipped)]
+    later = (examples[order.at(step * size + ahead)] for ahead in range(2 * len(examples)))
+    usable = usable or list(islice((one for one in later if can_show(one, views, skipped)), 1))
+    if not usable:
+        raise DataError(
+            f"step {step}: none of the {len(examples)} examples can be shown to every view. Skipped so far: "
+            f"{dict(skipped.counts)}. `workbench check` shows one example under every view."
+        )
+    return usable

@@ -66,6 +66,7 @@ class Scored:
         )
         return TracedBatch(
             step=step,
+            learner=student.name,
             rollouts=self.batch.rollouts,
             views={name: (view.policy, view.context) for name, view in self.method.views.items()},
             prompts=self.prompts,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from workbench.errors import ConfigError, PolicyError
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.types import STUDENT
 
 
 def load_policies(
@@ -21,6 +22,7 @@ def load_policies(
     trust_remote_code: bool = False,
     max_completion_length: int = 0,
     adapter: object | None = None,
+    learner: str = STUDENT,
 ) -> dict[str, AutoregressivePolicy]:
     """Every policy in `names` and always the student, frozen, sharing one vocabulary.
 
@@ -28,25 +30,29 @@ def load_policies(
     start    the starting model, when the student comes from a checkpoint; its frozen copy is student@start
     ema      folder of student@ema, when it comes from a checkpoint; otherwise it is a copy of the student
     adapter  a peft configuration: the student gets low-rank adapters unless its folder already holds them
+    learner  what the student calls itself where several learn: "ann" calls its policies ann, ann@ema, ann@start
 
     Raises: PolicyError if a model cannot be loaded or does not share the student's vocabulary.
     """
     options = {"device": device, "trust_remote_code": trust_remote_code}
-    policies = {"student": load_policy(student, "student", dtype=dtype, **options)}
-    own = policies["student"]
+    policies = {STUDENT: load_policy(student, learner, dtype=dtype, **options)}
+    own = policies[STUDENT]
     if adapter is not None and not has_adapter(own):
         own.model.add_adapter(adapter)
     for name in names:
-        if name == "student":
+        if name == STUDENT:
             continue
         kind, _, domain = name.partition(":")
+        called = name.replace(STUDENT, learner, 1)
         if name == "student@start":
             if has_adapter(own):
-                policies[name] = own.without_adapter(name)
+                policies[name] = own.without_adapter(called)
             else:
-                policies[name] = own.copy(name) if start is None else load_policy(start, name, dtype=dtype, **options)
+                policies[name] = (
+                    own.copy(called) if start is None else load_policy(start, called, dtype=dtype, **options)
+                )
         elif name == "student@ema":
-            policies[name] = own.copy(name) if ema is None else load_policy(ema, name, dtype=dtype, **options)
+            policies[name] = own.copy(called) if ema is None else load_policy(ema, called, dtype=dtype, **options)
         elif kind == "teacher":
             path = (teachers or {}).get(domain) if domain else teacher
             if path is None:
@@ -87,7 +93,7 @@ def share_vocabulary(policies: dict[str, AutoregressivePolicy]) -> None:
     Raises: PolicyError naming the first token that two policies number differently: their log-probs of one id would be
     of different words, and nothing later could tell.
     """
-    student = policies["student"]
+    student = policies[STUDENT]
     own = student.tokenizer.get_vocab()
     for policy in policies.values():
         if policy.tokenizer is student.tokenizer:
