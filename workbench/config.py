@@ -189,12 +189,35 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """The configuration of a YAML file with `key.subkey=value` overrides, checked as a whole.
 
     An override of method.name starts from that method's own defaults: options written in the file belong to the method
-    named there.
+    named there. `base: demo.yaml` in a file: what it does not say is as in that file, which is in the same folder.
 
     Raises: ConfigError naming the file and the key.
     """
     where = f"{path} with {' '.join(overrides)}" if overrides else str(path)
-    return build_config(override(read_yaml(path), overrides), name=Path(path).stem, where=where)
+    return build_config(override(read_recipe(path), overrides), name=Path(path).stem, where=where)
+
+
+def read_recipe(path: str | Path) -> dict:
+    """The values of a run's YAML file laid over those of its `base`. Name and options of another method stay behind."""
+    values = read_yaml(path)
+    if "base" not in values:
+        return values
+    base = values.pop("base")
+    if not isinstance(base, str) or not (Path(path).parent / base).is_file():
+        raise ConfigError(f"{path}: base is {base!r}; it must be the name of a recipe in the same folder.")
+    under = read_yaml(Path(path).parent / base)
+    if "base" in under:
+        raise ConfigError(f"{path}: its base {base} has a base itself; name {under['base']} or write the values here.")
+    under.pop("name", None)
+    methods = [values.get("method"), under.get("method")]
+    if all(isinstance(one, dict) for one in methods) and methods[0].get("name") not in (None, methods[1].get("name")):
+        del under["method"]
+    return _laid_over(under, values)
+
+
+def _laid_over(under: dict, over: dict) -> dict:
+    both = [key for key in over if isinstance(over[key], dict) and isinstance(under.get(key), dict)]
+    return {**under, **over, **{key: _laid_over(under[key], over[key]) for key in both}}
 
 
 def read_yaml(path: str | Path) -> dict:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workbench.config import RunConfig, build_config, override, read_yaml
+from workbench.config import RunConfig, build_config, override, read_recipe, read_yaml
 from workbench.contexts import check_asked
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.errors import ConfigError, DataError, WorkbenchError, unknown
@@ -162,7 +162,7 @@ def load_study(
         raise ConfigError(f"{where}: name {name!r} must be a plain folder name.")
     common = _mapping(values.get("overrides"), f"{where}: overrides")
     _refuse_own(common, f"{where}: overrides")
-    base = read_yaml(values["base"])
+    base = read_recipe(values["base"])
     questions = _questions(values["evaluate"], where, load)
     folder = Path(str(base.get("output_dir", "runs"))) / name
     fixed = {"output_dir": str(folder), "data.eval": None}
