@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from workbench.errors import RunError
-from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies import Policy
 from workbench.types import STUDENT
 
 _STATE = "state.json"
@@ -59,7 +59,7 @@ class Trained(Protocol):
     """What a checkpoint holds of a learner (workbench.learner)."""
 
     name: str
-    policies: dict[str, AutoregressivePolicy]
+    policies: dict[str, Policy]
     optimizer: torch.optim.Optimizer
 
 

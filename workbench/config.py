@@ -20,7 +20,7 @@ import yaml
 from workbench.contexts import check_asked
 from workbench.errors import ConfigError, unknown
 from workbench.grading import RULES
-from workbench.method import Method, Option, check_option
+from workbench.method import Method, Option, check_option, is_by_domain
 from workbench.methods import describe_options, load_method, method_module
 from workbench.types import STUDENT
 
@@ -45,14 +45,19 @@ class ModelsConfig:
     """Which models play which role: folders written by save_pretrained, or names on the hub."""
 
     student: Annotated[str, Option("the model that is trained")] = ""
-    teacher: Annotated[str | None, Option("the frozen teacher; null if the method has none")] = None
-    teachers: Annotated[dict, Option("domain: model, for methods with a teacher per domain")] = field(default_factory=dict)  # fmt: skip
+    teacher: Annotated[str | None, Option("the frozen teacher; null if the method has none; beside models.teachers, that of all other domains")] = None  # fmt: skip
+    teachers: Annotated[dict, Option("domain: frozen teacher, where each domain has its own")] = field(default_factory=dict)  # fmt: skip
     peers: Annotated[dict, Option("name: model, further students that learn in the same run, on the same prompts")] = field(default_factory=dict)  # fmt: skip
     dtype: Annotated[str, Option("of the student's weights", choices=DTYPES)] = "float32"
     teacher_dtype: Annotated[str | None, Option("of the teachers' weights; null = as the student", choices=DTYPES)] = None  # fmt: skip
     trust_remote_code: Annotated[bool, Option("run Python code that comes with a model")] = False
     gradient_checkpointing: Annotated[bool, Option("less memory, one more forward of the student")] = False
     lora: LoraConfig = LoraConfig()
+
+    def __post_init__(self) -> None:
+        for domain, model in self.teachers.items():
+            if not (isinstance(domain, str) and isinstance(model, str) and model):
+                raise ConfigError(f"models.teachers must be domain: model, both texts; got {domain!r}: {model!r}.")
 
     @property
     def learners(self) -> dict[str, str]:
@@ -163,12 +168,18 @@ class RunConfig:
             _, _, domain = policy.partition(":")
             if domain and domain not in self.models.teachers:
                 raise ConfigError(unknown(f"method {self.method['name']} needs models.teachers of domain", domain, self.models.teachers))  # fmt: skip
-            if not domain and not self.models.teacher:
-                raise ConfigError(f"method {self.method['name']} needs a teacher: set models.teacher.")
+            if not domain and not self.models.teacher and not self.models.teachers:
+                raise ConfigError(f"method {self.method['name']} needs a teacher: set models.teacher, or models.teachers by domain.")  # fmt: skip
 
     def load_method(self) -> Method:
         """The method with its options."""
         return load_method(self.method["name"], {key: value for key, value in self.method.items() if key != "name"})
+
+    @property
+    def teacher_domains(self) -> tuple[str, ...] | None:
+        """Domains that an example must be of, or it has no teacher; None = any."""
+        several = is_by_domain(self.load_method().policies, self.models.teachers)
+        return tuple(self.models.teachers) if several and self.models.teacher is None else None
 
     @property
     def run_dir(self) -> Path:

@@ -15,6 +15,7 @@ from workbench.config import LoraConfig, RunConfig
 from workbench.errors import ConfigError
 from workbench.masks import UpdateMask
 from workbench.method import Method
+from workbench.policies import Policy
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.loading import has_adapter, load_policies
 from workbench.supervision import NotFinite
@@ -24,9 +25,7 @@ from workbench.types import STUDENT
 class Learner:
     """Weights that are trained, with what belongs to them. Policies are by the method's names, whatever its own is."""
 
-    def __init__(
-        self, policies: dict[str, AutoregressivePolicy], config: RunConfig, ema_rate: float, name: str = STUDENT
-    ) -> None:
+    def __init__(self, policies: dict[str, Policy], config: RunConfig, ema_rate: float, name: str = STUDENT) -> None:
         self.name, self.policies, self.ema_rate = name, policies, ema_rate
         self.seed = () if name == STUDENT else (name,)  # goes into its draws, so that peers do not draw alike
         model = self.student.model

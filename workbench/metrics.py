@@ -28,7 +28,7 @@ def step_metrics(method: Method, scored: Scored) -> dict[str, float]:
         share = float(inside.double().mean())
         metrics[f"share/{name}"] = share
         metrics[f"loss_share/{name}"] = float(bought[inside].sum()) / total if total else 0.0
-        if any(loss.target in method.views and _is_teacher(method, loss.target) for loss in regime.losses):
+        if any(_is_teacher(method, loss.by or loss.target) for loss in regime.losses):
             teacher_share += share
     metrics["teacher_share"] = teacher_share
     logprob = {name: view.logprob for name, view in scores.items()}
@@ -79,7 +79,7 @@ def _agreement(rollouts: tuple[Rollout, ...]) -> float:
 
 
 def _is_teacher(method: Method, view: str) -> bool:
-    return method.views[view].policy.startswith("teacher")
+    return view in method.views and method.views[view].policy.startswith("teacher")
 
 
 def of_learner(name: str, metrics: dict[str, float]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Collection
 from itertools import islice
 
 from workbench.contexts import build_prompt, missing_evidence, stand_in
@@ -33,6 +34,32 @@ class Skipped:
         if self.counts[reason] <= NUM_NAMED:
             log.warning("skipped %s: %s", example.origin or example.id, message)
         self._folder.update(skipped=dict(self.counts))
+
+
+def split_by_teacher(
+    examples: list[Example], domains: Collection[str] | None
+) -> tuple[list[Example], list[tuple[Example, str]]]:
+    """Examples whose domain has a teacher, and the others with what to do. domains: those that have one, None = all.
+
+    Raises: DataError that counts the domains if no example has a teacher.
+    """
+    if domains is None:
+        return examples, []
+    remedy = f"there are teachers for {', '.join(domains)}: add models.teachers.DOMAIN, or models.teacher for all other domains"  # fmt: skip
+    usable = [example for example in examples if example.domain in domains]
+    if examples and not usable:
+        found = Counter(example.domain for example in examples)
+        listed = ", ".join(f'"{domain}" ({count})' for domain, count in found.most_common(10))
+        raise DataError(f"none of the {len(examples)} examples has a domain with a teacher. Their domains: {listed}; {remedy}.")  # fmt: skip
+    return usable, [(one, f'its domain is "{one.domain}"; {remedy}') for one in examples if one.domain not in domains]
+
+
+def with_teacher(examples: list[Example], domains: Collection[str] | None, skipped: Skipped) -> list[Example]:
+    """Examples whose domain has a teacher, as split_by_teacher; the others are counted as skipped."""
+    usable, lacking = split_by_teacher(examples, domains)
+    for example, message in lacking:
+        skipped.add(example, f'no teacher for domain "{example.domain}"', message)
+    return usable
 
 
 def with_evidence(examples: list[Example], method: Method, skipped: Skipped) -> list[Example]:

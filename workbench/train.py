@@ -29,13 +29,14 @@ from workbench.evaluate import ask, require_answers, save_answers, summarise, ta
 from workbench.learner import Learner, build_learner
 from workbench.metrics import Clock, of_learner, step_metrics
 from workbench.policies import SamplingOptions
+from workbench.policies.by_domain import covers
 from workbench.probes import open_probes
 from workbench.rewind import rewind
 from workbench.rollouts import write_rollouts
 from workbench.runs import RunFolder, StopSignal
 from workbench.scoring import Batch
 from workbench.seeding import Order, derive_seed
-from workbench.skipping import Skipped, can_show, usable_batch, with_evidence
+from workbench.skipping import Skipped, can_show, usable_batch, with_evidence, with_teacher
 from workbench.supervision import NotFinite, Scored, read_batch, supervise_batch
 from workbench.traces.parts import compact
 from workbench.traces.writer import TraceWriter
@@ -141,7 +142,8 @@ class Trainer:
         self.method = config.load_method()
         self.accelerator = build_accelerator(config, folder.path)
         self.skipped = Skipped(folder)
-        self.examples = with_evidence(load(config.data.train, limit=config.data.limit), self.method, self.skipped)
+        examples = with_teacher(load(config.data.train, limit=config.data.limit), config.teacher_domains, self.skipped)
+        self.examples = with_evidence(examples, self.method, self.skipped)
         checkpoint = rewind(folder) if resume else None
         self.step_done = checkpoint.step if checkpoint else 0
         device = str(self.accelerator.device)
@@ -177,6 +179,7 @@ class Trainer:
         self.eval_examples = [one for one in _eval_examples(config, load) if can_show(one, views, self.skipped)]
         pool = self.eval_examples if config.data.probes is None else load(config.data.probes)
         pool = split_by_evidence(pool or self.examples, list(self.method.contexts))[0]
+        pool = [one for one in pool if all(covers(policy, one.domain) for policy, _ in self.views)]
         pool = [example for example in pool[: 2 * config.trace.probes] if can_show(example, self.views, self.skipped)]
         students = {learner.name: learner.student for learner in self.learners}
         self.probes = open_probes(config, folder, students, self.method, pool, self.sampling)

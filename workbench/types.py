@@ -86,6 +86,7 @@ class Prompt:
     text: str
     history: tuple[Turn, ...] = ()
     key: str = ""  # where the example is from, and the context: names the prompt, unique in a run but for its rollout
+    domain: str = ""  # the example's; of several teachers its own reads the prompt
 
     @property
     def all_images(self) -> tuple[Image.Image | Path, ...]:

@@ -100,7 +100,9 @@ class Study:
         """Every starting student and every teacher of the variants, each once."""
         found: dict[tuple[str, str], RunConfig] = {}
         for variant in self.usable:
-            for role, model in (("student", variant.config.models.student), ("teacher", variant.config.models.teacher)):
+            models = variant.config.models
+            roles = [("student", models.student), ("teacher", models.teacher)]
+            for role, model in (*roles, *(("teacher", model) for model in models.teachers.values())):
                 if model is not None:
                     found.setdefault((role, model), variant.config)
         rows = []
@@ -231,8 +233,9 @@ def _variant(name: str, note: str, base: dict, own: dict, load: Callable | None)
 
 def _check_models(config: RunConfig) -> None:
     """A local path without a model is found out now. Names on the hub (`owner/name`) cannot be told without a network."""
-    for key in ("student", "teacher"):
-        model = getattr(config.models, key)
+    models = {key: getattr(config.models, key) for key in ("student", "teacher")}
+    models |= {f"teachers.{domain}": model for domain, model in config.models.teachers.items()}
+    for key, model in models.items():
         if model is None or (Path(model) / "config.json").is_file() or (Path(model) / "adapter_config.json").is_file():
             continue
         if Path(model).is_dir() or model.count("/") > 1 or model.startswith((".", "/")):

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -44,6 +44,7 @@ class TracedBatch:
 
     views        view name -> (policy, context)
     prompts      view name -> one prompt per rollout, None where the view did not read it
+    readers      view name -> per rollout the name of the policy that read it; a view that is missing has one, its own
     regimes      by name; routing.regime counts in this order
     coefficient  what a position's loss counts in the step's total
     loss         weighted, in nats, before averaging
@@ -64,6 +65,7 @@ class TracedBatch:
     kinds: tuple[tuple[tuple[str, str | None], ...], ...]
     alternatives: Alternatives | None = None
     learner: str = STUDENT
+    readers: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class TraceWriter:
@@ -249,6 +251,8 @@ class TraceWriter:
             "thresholds": [list(batch.routing.thresholds.items())] * len(rollouts),
         }
         for view, prompts in batch.prompts.items():
+            names = batch.readers.get(view) or [batch.views[view][0]] * len(rollouts)
+            columns[f"policy_{view}"] = [prompt and name for prompt, name in zip(prompts, names, strict=True)]
             columns[f"prompt_{view}"] = [prompt and prompt.text for prompt in prompts]
             columns[f"images_{view}"] = [
                 prompt and self._images(_key_of(prompt), prompt.all_images) for prompt in prompts
