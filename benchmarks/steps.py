@@ -37,7 +37,7 @@ def make_trainer(name: str, args: argparse.Namespace, folder: Path, method: dict
     )
     run = RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=method["name"])
     trainer = Trainer(config, run)
-    student = trainer.learner.student
+    student = trainer.learners[0].student
     student._placeholders = [*student._placeholders, *student.stop_ids]  # never sampled
     return trainer
 

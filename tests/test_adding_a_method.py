@@ -72,9 +72,12 @@ def test_it_trains_and_its_traces_say_who_was_spared(models: dict[str, Path], tm
 
 
 @pytest.mark.usefixtures("dropped_in")
-def test_its_study_builds_every_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_recipe_and_its_study_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    recipe, text = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "demo.yaml").write_bytes((ROOT / "configs" / "demo.yaml").read_bytes())
+    (tmp_path / f"{NAME}.yaml").write_text(recipe)
+    assert wb.load_config(tmp_path / f"{NAME}.yaml").method == {"name": NAME}
     file = tmp_path / "grounded.yaml"
     file.write_text(text)
     study = load_study(file)

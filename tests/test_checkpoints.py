@@ -32,7 +32,7 @@ def learner(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Learner:
 
 def save(folder: Path, learner: Learner, *steps: int, keep: int = 0) -> None:
     for step in steps:
-        save_checkpoint(folder, step, learner.policies, learner.optimizer, keep=keep)
+        save_checkpoint(folder, step, [learner], keep=keep)
 
 
 def tear(folder: Path, step: int) -> None:

@@ -133,6 +133,44 @@ def test_every_recipe_is_valid(recipe: str) -> None:
     assert load_config(ROOT / "configs" / recipe).load_method()
 
 
+@pytest.mark.parametrize("name", list_methods())
+def test_every_method_has_a_recipe_and_a_row_in_the_readme(name: str) -> None:
+    config = load_config(ROOT / "configs" / f"{name}.yaml")
+    assert (config.name, config.method["name"]) == (name, name)
+    models = [config.models.student, config.models.teacher, *config.models.teachers.values()]
+    for model in filter(None, models):
+        assert (ROOT / model / "config.json").is_file(), model
+    for data in filter(None, (config.data.train, config.data.eval)):
+        assert data.startswith("scenes:") or (ROOT / data).is_file(), data
+    assert f"| `{name}` |" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_recipe_is_laid_over_its_base(file: Path) -> None:
+    over = file.parent / "over.yaml"
+    over.write_text("base: small.yaml\nmethod: {name: dopd, trim: 0.1}\nmodels: {student: other}\n")
+    config = load_config(over, ["models.dtype=bfloat16"])
+    assert (config.name, config.models.student, config.models.teacher) == ("over", "other", "t")
+    assert (config.method["privilege"], config.method["trim"]) == ("crop", 0.1)
+    over.write_text("base: small.yaml\nmethod: {name: opd}\n")
+    assert load_config(over).method == {"name": "opd"}  # another method has other options
+    assert "base" not in load_config(over).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("base", "sentence"),
+    [
+        ("none.yaml", "over.yaml: base is 'none.yaml'; it must be the name of a recipe in the same folder"),
+        ("[1]", r"base is \[1\]"),
+        ("over.yaml", "has a base itself"),
+    ],
+)
+def test_a_wrong_base_is_named(file: Path, base: str, sentence: str) -> None:
+    over = file.parent / "over.yaml"
+    over.write_text(f"base: {base}\n")
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(over)
+
+
 def test_a_wrong_override_is_not_laid_on_the_file(tmp_path) -> None:
     file = tmp_path / "good.yaml"
     file.write_text("models: {student: a, teacher: b}\ndata: {train: scenes:train}\nmethod: {name: opd}\n")

@@ -24,7 +24,7 @@ supervision
 config runs watch processes
 commands
 checkpoints masks metrics probes evaluate skipping tracking
-learner
+learner rewind
 check train scorer
 summary
 jobs

@@ -47,6 +47,23 @@ def test_the_divisor_counts_all_micro_batches() -> None:
         assert by_position.tolist() == pytest.approx([1 / sum(LENGTHS)] * sum(LENGTHS))
 
 
+def test_domains_count_the_same_whatever_their_lengths() -> None:
+    method = load_method("opd", {"average": "domain"})
+    shares = []
+    for lengths in ((3, 1, 7, 5, 2), (3, 1, 7, 500, 2)):
+        made = zip(rollouts(*lengths), ("a", "a", "b", "b", "c"), strict=True)
+        batch = Batch(
+            tuple(replace(one, example=example(idx, domain=domain)) for idx, (one, domain) in enumerate(made))
+        )
+        weight = coefficients(method, batch, kept(*[0] * batch.num_positions))
+        shares.append([float(weight[batch.sequence == row].sum()) for row in range(5)])
+        assert sum(shares[-1][:2]) == pytest.approx(1 / 3) and sum(shares[-1][2:4]) == pytest.approx(1 / 3)
+    assert shares[0][:2] + shares[0][4:] == pytest.approx(
+        shares[1][:2] + shares[1][4:]
+    )  # others do not feel the long one
+    assert shares[0][:2] == pytest.approx([1 / 4, 1 / 12])  # tokens of one domain count alike
+
+
 def test_an_empty_answer_takes_no_share_of_the_mean() -> None:
     batch = Batch(rollouts(4, 0, 2))
     assert float(coefficients(load_method("opd"), batch, kept(*[0] * 6)).sum()) == pytest.approx(1.0)

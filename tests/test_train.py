@@ -135,9 +135,9 @@ def test_a_checkpoint_waits_for_the_traces_before_it(
 ) -> None:
     write, found = TraceWriter._write, []
 
-    def slowly(writer: TraceWriter, batch: TracedBatch, prefix: str) -> None:
+    def slowly(writer: TraceWriter, batches: tuple[TracedBatch, ...], prefix: str) -> None:
         time.sleep(0.3)
-        write(writer, batch, prefix)
+        write(writer, batches, prefix)
 
     def looking(folder: Path, step: int, *values: object, **options: object) -> Checkpoint:
         tables = ("positions", "probe_positions")

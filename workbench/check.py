@@ -16,12 +16,14 @@ from workbench.datasets import load_examples, split_by_evidence
 from workbench.errors import DataError
 from workbench.learner import Learner, build_learner
 from workbench.losses import score
-from workbench.policies import SamplingOptions
+from workbench.policies import Policy, SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies.by_domain import member
 from workbench.rollouts import write_rollouts
 from workbench.scoring import Batch
+from workbench.skipping import split_by_teacher
 from workbench.supervision import Scored, read_batch, supervise_batch
-from workbench.types import Prompt
+from workbench.types import Example, Prompt
 
 NUM_EXAMPLES = 4
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25, "float16": 0.1}  # nats; padding changes the order of additions
@@ -44,7 +46,8 @@ def check_config(config: RunConfig) -> list[Check]:
     """
     method = config.load_method()
     examples = load_examples(config.data.train, limit=config.data.limit)
-    usable, lacking = split_by_evidence(examples, list(method.contexts))
+    taught, untaught = split_by_teacher(examples, config.teacher_domains)
+    usable, lacking = split_by_evidence(taught, list(method.contexts))
     if not usable:
         raise DataError(
             f"none of the {len(examples)} examples of {config.data.train} has what the contexts "
@@ -67,7 +70,8 @@ def check_config(config: RunConfig) -> list[Check]:
         scored = supervise_batch(method, learner.policies, read_batch(method, learner.policies, batch), seed=0)
         tolerance = TOLERANCE[config.models.dtype]
         return [
-            _evidence(len(examples), len(usable), lacking),
+            _evidence(len(taught), len(usable), lacking),
+            *_domains(examples, untaught),
             *_tokens(scored, learner),
             *_images(scored, learner),
             *_views(scored, learner, tolerance),
@@ -89,44 +93,60 @@ def _evidence(total: int, num_usable: int, lacking: list) -> Check:
     return Check("evidence", NOTE, f"{num_usable} of {total} usable; {example.origin or example.id} has no {column}")
 
 
+def _domains(examples: list[Example], untaught: list[tuple[Example, str]]) -> Iterator[Check]:
+    if untaught:
+        example, message = untaught[0]
+        text = f"{len(untaught)} of {len(examples)} examples are skipped; {example.origin or example.id}: {message}"
+        yield Check("teacher of each domain", NOTE, text)
+
+
 def _tokens(scored: Scored, learner: Learner) -> Iterator[Check]:
     for name, view in scored.method.views.items():
-        policy, prompts, completions = learner.policies[view.policy], *_read_by(scored, name)
-        title = f"completion in view {name} ({view.policy} / {view.context})"
+        prompts, completions = _read_by(scored, name)
         if not prompts:
             text = (
                 f"none of {len(scored.batch.rollouts)} answers has what the view is shown of it: nothing was compared"
             )
-            yield Check(title, NOTE, text)
-            continue
-        inputs, start, lengths = policy.model_inputs(prompts, completions)
-        rows = [row[start : start + int(n)] for row, n in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
-        same = rows == [list(ids) for ids in completions]
-        longest = max(policy.encoder.encode(prompt)["input_ids"].shape[1] for prompt in prompts)
-        room = policy.encoder.max_prompt_length
-        found = f"prompts up to {longest} tokens" + ("" if room is None else f" of {room} allowed")
-        found = f"the written ids, token by token; {found}" if same else "other ids than were written"
-        yield Check(title, OK if same else WRONG, found)
-    sizes = {name: policy.vocabulary for name, policy in learner.policies.items()}
-    yield Check("vocabulary", OK, f"{learner.student.vocabulary} entries shared by {', '.join(sizes)}")
+            yield Check(f"completion in view {name} ({view.policy} / {view.context})", NOTE, text)
+        for policy, places in _readers(learner.policies[view.policy], prompts):
+            shown, written = [prompts[place] for place in places], [completions[place] for place in places]
+            inputs, start, lengths = policy.model_inputs(shown, written)
+            rows = [row[start : start + int(n)] for row, n in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
+            same = rows == [list(ids) for ids in written]
+            longest = max(policy.encoder.encode(prompt)["input_ids"].shape[1] for prompt in shown)
+            room = policy.encoder.max_prompt_length
+            found = f"prompts up to {longest} tokens" + ("" if room is None else f" of {room} allowed")
+            found = f"the written ids, token by token; {found}" if same else "other ids than were written"
+            yield Check(f"completion in view {name} ({policy.name} / {view.context})", OK if same else WRONG, found)
+    yield Check("vocabulary", OK, f"{learner.student.vocabulary} entries shared by {', '.join(learner.policies)}")
     own = learner.student.tokenizer.eos_token_id
-    for name, policy in learner.policies.items():
+    models = {name: one for name, one in learner.policies.items() if isinstance(one, AutoregressivePolicy)}
+    for name, policy in models.items():
         if policy.tokenizer.eos_token_id != own:
             theirs = policy.tokenizer.eos_token
             text = f"{name} ends with {theirs}, the student with {learner.student.tokenizer.eos_token}"
             yield Check("end token", NOTE, f"{text}: the teacher finds the student's end unlikely")
 
 
+def _readers(policy: Policy, prompts: list[Prompt]) -> list[tuple[AutoregressivePolicy, list[int]]]:
+    """The policies that read these prompts, each with the places of its own: one, or one for each domain."""
+    readers: dict[int, tuple[AutoregressivePolicy, list[int]]] = {}
+    for place, prompt in enumerate(prompts):
+        own = member(policy, prompt.domain)
+        readers.setdefault(id(own), (own, []))[1].append(place)
+    return list(readers.values())
+
+
 def _images(scored: Scored, learner: Learner) -> Iterator[Check]:
     for name, view in scored.method.views.items():
-        policy = learner.policies[view.policy]
-        image_token = getattr(policy.model.config, "image_token_id", None)
-        prompt = next((prompt for prompt in scored.prompts[name] if prompt is not None), None)
-        if image_token is None or prompt is None:
-            continue
-        count = int((policy.encoder.encode(prompt)["input_ids"] == image_token).sum())
-        status = OK if bool(count) == bool(prompt.all_images) else WRONG
-        yield Check(f"images in view {name}", status, f"{len(prompt.all_images)} image(s), {count} image tokens")
+        prompts, _ = _read_by(scored, name)
+        for policy, places in _readers(learner.policies[view.policy], prompts):
+            image_token, prompt = getattr(policy.model.config, "image_token_id", None), prompts[places[0]]
+            if image_token is None:
+                continue
+            count = int((policy.encoder.encode(prompt)["input_ids"] == image_token).sum())
+            status = OK if bool(count) == bool(prompt.all_images) else WRONG
+            yield Check(f"images in view {name}", status, f"{len(prompt.all_images)} image(s), {count} image tokens")
 
 
 def _views(scored: Scored, learner: Learner, tolerance: float) -> Iterator[Check]:
@@ -156,8 +176,9 @@ def _read_by(scored: Scored, view: str) -> tuple[list[Prompt], list[tuple[int, .
     return [prompt for prompt, _ in read], [ids for _, ids in read]
 
 
-def _logprobs(policy: AutoregressivePolicy, prompt: Prompt, ids: tuple[int, ...]) -> torch.Tensor:
-    return score(policy.read([prompt], [ids]), torch.tensor(ids, device=policy.device)).logprob
+def _logprobs(policy: Policy, prompt: Prompt, ids: tuple[int, ...]) -> torch.Tensor:
+    readout = policy.read([prompt], [ids])
+    return score(readout, torch.tensor(ids, device=readout.device)).logprob
 
 
 def _same(name: str, one: torch.Tensor, other: torch.Tensor, tolerance: float) -> Check:

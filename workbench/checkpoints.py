@@ -4,6 +4,7 @@
         student/               loads with the Auto classes, processor and chat template included (LoRA: the adapter)
         student_ema/           if the method has a moving average
         optimizer.safetensors  AdamW's two moments and step count of every trained weight
+        ann/, ann_ema/, optimizer_ann.safetensors      the same of a peer that learns in the same run
         state.json             step, and what was saved
 
 A checkpoint is written under a temporary name and renamed when it is complete, so a kill leaves either all of it or
@@ -13,8 +14,10 @@ nothing. Nothing random is stored: draws are seeded by step. What analysis of th
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import safetensors.torch
 import torch
@@ -22,9 +25,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from workbench.errors import RunError
-from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies import Policy
+from workbench.types import STUDENT
 
-_STATE, _OPTIMIZER = "state.json", "optimizer.safetensors"
+_STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,18 @@ class Checkpoint:
 
     @property
     def student(self) -> Path:
-        return self.path / "student"
+        return self.weights(STUDENT)
 
-    @property
-    def student_ema(self) -> Path | None:
+    def weights(self, learner: str) -> Path:
+        return self.path / learner
+
+    def ema(self, learner: str) -> Path | None:
         """None if the method had no moving average."""
-        folder = self.path / "student_ema"
+        folder = self.path / f"{learner}_ema"
         return folder if folder.is_dir() else None
+
+    def optimizer(self, learner: str) -> Path:
+        return self.path / ("optimizer.safetensors" if learner == STUDENT else f"optimizer_{learner}.safetensors")
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -50,27 +59,29 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
     return run_dir / f"checkpoint-{step:06d}"
 
 
-def save_checkpoint(
-    run_dir: Path,
-    step: int,
-    policies: dict[str, AutoregressivePolicy],
-    optimizer: torch.optim.Optimizer | None = None,
-    *,
-    keep: int = 0,
-) -> Checkpoint:
+@runtime_checkable
+class Trained(Protocol):
+    """What a checkpoint holds of a learner (workbench.learner)."""
+
+    name: str
+    policies: dict[str, Policy]
+    optimizer: torch.optim.Optimizer
+
+
+def save_checkpoint(run_dir: Path, step: int, learners: Iterable[Trained], *, keep: int = 0) -> Checkpoint:
     """Write checkpoint `step`, then delete the oldest ones beyond `keep` (0 = keep all)."""
     final = checkpoint_path(run_dir, step)
     temporary = run_dir / f".checkpoint-{step:06d}"
     for leftover in run_dir.glob(".checkpoint-*"):
         shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
-    for name, folder in (("student", "student"), ("student@ema", "student_ema")):
-        if name in policies:
-            policies[name].model.save_pretrained(temporary / folder)
-            policies[name].processor.save_pretrained(temporary / folder)
-    if optimizer is not None:
-        moments = _moments(optimizer, _names(policies["student"].model))
-        safetensors.torch.save_file(moments, temporary / _OPTIMIZER)
+    for learner in learners:
+        for name, folder in ((STUDENT, learner.name), (f"{STUDENT}@ema", f"{learner.name}_ema")):
+            if name in learner.policies:
+                learner.policies[name].model.save_pretrained(temporary / folder)
+                learner.policies[name].processor.save_pretrained(temporary / folder)
+        moments = _moments(learner.optimizer, _names(learner.policies[STUDENT].model))
+        safetensors.torch.save_file(moments, Checkpoint(temporary, step).optimizer(learner.name))
     files = {str(path.relative_to(temporary)): path.stat().st_size for path in temporary.rglob("*") if path.is_file()}
     (temporary / _STATE).write_text(json.dumps({"step": step, "files": files}, indent=1))
     _sync(temporary)
@@ -123,12 +134,15 @@ def latest_checkpoint(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, torn
 
 
-def load_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+def load_optimizer(
+    checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, model: nn.Module, learner: str = STUDENT
+) -> None:
     """Put the saved moments into a fresh AdamW. Raises RunError if they are not those of this model's weights."""
+    file = checkpoint.optimizer(learner)
     try:
-        saved = safetensors.torch.load_file(checkpoint.path / _OPTIMIZER)
+        saved = safetensors.torch.load_file(file)
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{checkpoint.path / _OPTIMIZER} cannot be read ({error}).") from None
+        raise RunError(f"{file} cannot be read ({error}).") from None
     names = _names(model)
     for group in optimizer.param_groups:
         for parameter in group["params"]:

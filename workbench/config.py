@@ -8,6 +8,7 @@ overrides are written as YAML: `evaluation.contexts=[plain, crop]`.
 """
 
 import dataclasses
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +20,13 @@ import yaml
 from workbench.contexts import check_asked
 from workbench.errors import ConfigError, unknown
 from workbench.grading import RULES
-from workbench.method import Method, Option, check_option
+from workbench.method import Method, Option, check_option, is_by_domain
 from workbench.methods import describe_options, load_method, method_module
+from workbench.types import STUDENT
 
 DTYPES = ("float32", "bfloat16", "float16")
+NO_PEERS = (STUDENT, "teacher", "dataset", "optimizer")  # these mean something else where learners are named
+_PEER = re.compile(r"[a-z][a-z0-9]*")
 SCHEDULES = ("constant", "linear", "cosine", "constant_with_warmup")
 
 
@@ -41,13 +45,24 @@ class ModelsConfig:
     """Which models play which role: folders written by save_pretrained, or names on the hub."""
 
     student: Annotated[str, Option("the model that is trained")] = ""
-    teacher: Annotated[str | None, Option("the frozen teacher; null if the method has none")] = None
-    teachers: Annotated[dict, Option("domain: model, for methods with a teacher per domain")] = field(default_factory=dict)  # fmt: skip
+    teacher: Annotated[str | None, Option("the frozen teacher; null if the method has none; beside models.teachers, that of all other domains")] = None  # fmt: skip
+    teachers: Annotated[dict, Option("domain: frozen teacher, where each domain has its own")] = field(default_factory=dict)  # fmt: skip
+    peers: Annotated[dict, Option("name: model, further students that learn in the same run, on the same prompts")] = field(default_factory=dict)  # fmt: skip
     dtype: Annotated[str, Option("of the student's weights", choices=DTYPES)] = "float32"
     teacher_dtype: Annotated[str | None, Option("of the teachers' weights; null = as the student", choices=DTYPES)] = None  # fmt: skip
     trust_remote_code: Annotated[bool, Option("run Python code that comes with a model")] = False
     gradient_checkpointing: Annotated[bool, Option("less memory, one more forward of the student")] = False
     lora: LoraConfig = LoraConfig()
+
+    def __post_init__(self) -> None:
+        for domain, model in self.teachers.items():
+            if not (isinstance(domain, str) and isinstance(model, str) and model):
+                raise ConfigError(f"models.teachers must be domain: model, both texts; got {domain!r}: {model!r}.")
+
+    @property
+    def learners(self) -> dict[str, str]:
+        """Every model that is trained, by the name of its learner."""
+        return {STUDENT: self.student, **self.peers}
 
 
 @dataclass(frozen=True)
@@ -142,17 +157,29 @@ class RunConfig:
             raise ConfigError("training.update_mask is of a student's own weights, and models.lora.rank trains adapters instead. Set one of the two to null or 0.")  # fmt: skip
         for context in self.evaluation.contexts:
             check_asked(str(context))
+        for name, path in self.models.peers.items():
+            if not isinstance(name, str) or not _PEER.fullmatch(name) or name in NO_PEERS or not isinstance(path, str):
+                raise ConfigError(
+                    f"models.peers must be name: model, names of small letters and digits that are none of "
+                    f"{', '.join(NO_PEERS)}; got {name!r}: {path!r}."
+                )
         teachers = [policy for policy in self.load_method().policies if policy.startswith("teacher")]
         for policy in teachers:
             _, _, domain = policy.partition(":")
             if domain and domain not in self.models.teachers:
                 raise ConfigError(unknown(f"method {self.method['name']} needs models.teachers of domain", domain, self.models.teachers))  # fmt: skip
-            if not domain and not self.models.teacher:
-                raise ConfigError(f"method {self.method['name']} needs a teacher: set models.teacher.")
+            if not domain and not self.models.teacher and not self.models.teachers:
+                raise ConfigError(f"method {self.method['name']} needs a teacher: set models.teacher, or models.teachers by domain.")  # fmt: skip
 
     def load_method(self) -> Method:
         """The method with its options."""
         return load_method(self.method["name"], {key: value for key, value in self.method.items() if key != "name"})
+
+    @property
+    def teacher_domains(self) -> tuple[str, ...] | None:
+        """Domains that an example must be of, or it has no teacher; None = any."""
+        several = is_by_domain(self.load_method().policies, self.models.teachers)
+        return tuple(self.models.teachers) if several and self.models.teacher is None else None
 
     @property
     def run_dir(self) -> Path:
@@ -173,12 +200,35 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """The configuration of a YAML file with `key.subkey=value` overrides, checked as a whole.
 
     An override of method.name starts from that method's own defaults: options written in the file belong to the method
-    named there.
+    named there. `base: demo.yaml` in a file: what it does not say is as in that file, which is in the same folder.
 
     Raises: ConfigError naming the file and the key.
     """
     where = f"{path} with {' '.join(overrides)}" if overrides else str(path)
-    return build_config(override(read_yaml(path), overrides), name=Path(path).stem, where=where)
+    return build_config(override(read_recipe(path), overrides), name=Path(path).stem, where=where)
+
+
+def read_recipe(path: str | Path) -> dict:
+    """The values of a run's YAML file laid over those of its `base`. Name and options of another method stay behind."""
+    values = read_yaml(path)
+    if "base" not in values:
+        return values
+    base = values.pop("base")
+    if not isinstance(base, str) or not (Path(path).parent / base).is_file():
+        raise ConfigError(f"{path}: base is {base!r}; it must be the name of a recipe in the same folder.")
+    under = read_yaml(Path(path).parent / base)
+    if "base" in under:
+        raise ConfigError(f"{path}: its base {base} has a base itself; name {under['base']} or write the values here.")
+    under.pop("name", None)
+    methods = [values.get("method"), under.get("method")]
+    if all(isinstance(one, dict) for one in methods) and methods[0].get("name") not in (None, methods[1].get("name")):
+        del under["method"]
+    return _laid_over(under, values)
+
+
+def _laid_over(under: dict, over: dict) -> dict:
+    both = [key for key in over if isinstance(over[key], dict) and isinstance(under.get(key), dict)]
+    return {**under, **over, **{key: _laid_over(under[key], over[key]) for key in both}}
 
 
 def read_yaml(path: str | Path) -> dict:

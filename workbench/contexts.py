@@ -152,7 +152,8 @@ def build_prompt(example: Example, context: str, rollout: Rollout | None = None)
     lines += [f"{part}: {evidence_text(example, part)}" for part in _TEXTUAL if part in parts]
     if "feedback" in parts:
         lines.append(rollout.feedback)
-    return Prompt(tuple(images), "\n".join(lines), history, key=f"{example.origin or example.id}|{context}")
+    key = f"{example.origin or example.id}|{context}"
+    return Prompt(tuple(images), "\n".join(lines), history, key, example.domain)
 
 
 def build_turn(example: Example, replies: tuple[str, ...]) -> Prompt:
@@ -160,8 +161,8 @@ def build_turn(example: Example, replies: tuple[str, ...]) -> Prompt:
     turns = user_turns(example)
     said = zip(turns[: len(replies)], replies, strict=True)
     history = [turn for asked, reply in said for turn in (asked, Turn("assistant", reply))]
-    here = turns[len(replies)]
-    return Prompt(here.images, here.text, (*example.history, *history), key=f"{example.origin or example.id}|turns")
+    here, key = turns[len(replies)], f"{example.origin or example.id}|turns"
+    return Prompt(here.images, here.text, (*example.history, *history), key, example.domain)
 
 
 def evidence_text(example: Example, part: str) -> str:

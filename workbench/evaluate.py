@@ -17,13 +17,16 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from workbench.contexts import build_prompt
+from workbench.datasets import split_by_evidence
 from workbench.errors import DataError, RunError
 from workbench.losses import score
 from workbench.policies import Policy, SamplingOptions
+from workbench.policies.by_domain import covers
 from workbench.rollouts import write_rollouts
 from workbench.types import PRIVILEGED, Example, Rollout, label_completion
 
@@ -113,6 +116,16 @@ def measure(answered: Iterable[Answered]) -> Accuracy | None:
     return Accuracy(len(rows), accuracy, confidence, confidence - accuracy, error, truncated, length, entropy)
 
 
+def ask(policies: Iterable[Policy], examples: list[Example], contexts: Iterable[str], **options: Any) -> list[Answered]:
+    """Every policy asked what has the evidence of each context and is of a domain that it knows; options are those of answer_questions."""
+    answered = []
+    for policy in policies:
+        for context in contexts:
+            usable = [one for one in split_by_evidence(examples, [context]).usable if covers(policy, one.domain)]
+            answered += answer_questions(policy, usable, context, **options)
+    return answered
+
+
 def tabulate(answered: list[Answered], by: str = "truth") -> dict[tuple[int, str, str, str], Accuracy]:
     """Groups (step, policy, context, value of `by`), and "all" of each, in order of first appearance."""
     groups: dict[tuple[int, str, str, str], list[Answered]] = {}
@@ -188,7 +201,7 @@ def _entropies(policy: Policy, rollouts: list[Rollout], context: str, batch_size
         part = rollouts[start : start + batch_size]
         readout = policy.read([build_prompt(one.example, context, one) for one in part], [one.ids for one in part])
         ids = torch.tensor([token for one in part for token in one.ids], dtype=torch.long)
-        entropy = score(readout, ids.to(readout.hidden.device)).entropy
+        entropy = score(readout, ids.to(readout.device)).entropy
         found += [float(own.mean()) for own in entropy.split([len(one.ids) for one in part])]
     return found
 

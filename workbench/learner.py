@@ -15,16 +15,19 @@ from workbench.config import LoraConfig, RunConfig
 from workbench.errors import ConfigError
 from workbench.masks import UpdateMask
 from workbench.method import Method
+from workbench.policies import Policy
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.loading import has_adapter, load_policies
 from workbench.supervision import NotFinite
+from workbench.types import STUDENT
 
 
 class Learner:
-    """Weights that are trained, with what belongs to them."""
+    """Weights that are trained, with what belongs to them. Policies are by the method's names, whatever its own is."""
 
-    def __init__(self, policies: dict[str, AutoregressivePolicy], config: RunConfig, ema_rate: float) -> None:
-        self.policies, self.ema_rate = policies, ema_rate
+    def __init__(self, policies: dict[str, Policy], config: RunConfig, ema_rate: float, name: str = STUDENT) -> None:
+        self.name, self.policies, self.ema_rate = name, policies, ema_rate
+        self.seed = () if name == STUDENT else (name,)  # goes into its draws, so that peers do not draw alike
         model = self.student.model
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name or not has_adapter(self.student))
@@ -44,19 +47,23 @@ class Learner:
 
     @property
     def student(self) -> AutoregressivePolicy:
-        return self.policies["student"]
+        return self.policies[STUDENT]
 
-    def step(self, step: int) -> dict[str, float]:
-        """One optimiser step with the gradients that are there; steps count from 1.
+    def clip(self) -> dict[str, float]:
+        """Scale the gradients that are there down to the largest norm allowed.
 
-        Raises: NotFinite before any weight is changed by a gradient that is not a number.
+        Raises: NotFinite if one is not a number; no weight was changed by it.
         """
         if self.mask is not None:
             self.mask.hide_gradients()
         limit = self.max_grad_norm or float("inf")
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
         if not torch.isfinite(grad_norm):
-            raise NotFinite(f"the norm of the gradient is {float(grad_norm)}, though every loss is finite.")
+            raise NotFinite(f"the norm of {self.name}'s gradient is {float(grad_norm)}, though every loss is finite.")
+        return {"grad_norm": float(grad_norm)}
+
+    def step(self, step: int) -> dict[str, float]:
+        """One optimiser step with the gradients that are there; steps count from 1."""
         rate = self._rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -66,7 +73,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         if "student@ema" in self.policies:
             self._follow()
-        return {"grad_norm": float(grad_norm), "learning_rate": rate}
+        return {"learning_rate": rate}
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -77,17 +84,19 @@ class Learner:
 
 
 def build_learner(
-    config: RunConfig, method: Method, *, device: str = "cpu", checkpoint: Checkpoint | None = None
+    config: RunConfig, method: Method, name: str = STUDENT, *, device: str = "cpu", checkpoint: Checkpoint | None = None
 ) -> Learner:
-    """The learner of a run, at its start or at a checkpoint."""
+    """A learner of a run, at its start or at a checkpoint."""
     models, lora = config.models, config.models.lora
+    start = models.learners[name]
     adapter = _adapter_config(lora) if lora.rank else None
     torch.manual_seed(config.seed)  # an adapter's first weights are random
     policies = load_policies(
         method.policies,
-        student=checkpoint.student if checkpoint else models.student,
-        start=models.student if checkpoint else None,
-        ema=checkpoint.student_ema if checkpoint else None,
+        learner=name,
+        student=checkpoint.weights(name) if checkpoint else start,
+        start=start if checkpoint else None,
+        ema=checkpoint.ema(name) if checkpoint else None,
         teacher=models.teacher,
         teachers=models.teachers,
         dtype=models.dtype,
@@ -97,7 +106,7 @@ def build_learner(
         max_completion_length=config.sampling.max_completion_length,
         adapter=adapter,
     )
-    return Learner(policies, config, method.ema_rate)
+    return Learner(policies, config, method.ema_rate, name)
 
 
 def _adapter_config(lora: LoraConfig) -> object:

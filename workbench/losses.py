@@ -55,8 +55,89 @@ class Readout:
     vocabulary: int  # V, entries that learner and target share; a longer (padded) head is cut to it
     read: Bool[Tensor, " N"] | None = None  # positions that the view read, None = all; the others have no hidden state
 
+    @property
+    def device(self) -> torch.device:
+        return self.hidden.device
+
     def logits(self, index: Int[Tensor, " M"]) -> Float[Tensor, "M V"]:
         return _cut(self.head(self.hidden[index]), self.vocabulary)
+
+    def part(self, positions: slice) -> "Readout":
+        """What it says at some of its positions."""
+        read = None if self.read is None else self.read[positions]
+        return replace(self, hidden=self.hidden[positions], read=read)
+
+    def spread(self, read: Bool[Tensor, " M"]) -> "Readout":
+        """Its positions at the places that are `read`, in their order; the others have none."""
+        hidden = self.hidden.new_full((read.numel(), self.hidden.shape[1]), torch.nan)
+        hidden[read] = self.hidden
+        return replace(self, hidden=hidden, read=read)
+
+
+@dataclass(frozen=True)
+class MixedReadout:
+    """What several policies say, each at positions of its own: position n is row `row[n]` of `parts[which[n]]`."""
+
+    parts: tuple[Readout, ...]
+    which: Int[Tensor, " N"]
+    row: Int[Tensor, " N"]
+    read: Bool[Tensor, " N"] | None = None  # as Readout.read
+
+    @property
+    def device(self) -> torch.device:
+        return self.which.device
+
+    @property
+    def vocabulary(self) -> int:
+        return min(part.vocabulary for part in self.parts)
+
+    def logits(self, index: Int[Tensor, " M"]) -> Float[Tensor, "M V"]:
+        which, row = self.which[index], self.row[index]
+        logits = torch.empty(index.numel(), self.vocabulary, device=self.device)
+        for part_idx, part in enumerate(self.parts):
+            own = (which == part_idx).nonzero().squeeze(-1)
+            if own.numel():
+                logits[own] = part.logits(row[own])
+        return logits
+
+    def part(self, positions: slice) -> "MixedReadout":
+        """What it says at some of its positions."""
+        read = None if self.read is None else self.read[positions]
+        return replace(self, which=self.which[positions], row=self.row[positions], read=read)
+
+    def spread(self, read: Bool[Tensor, " M"]) -> "MixedReadout":
+        """Its positions at the places that are `read`, in their order; the others have none."""
+        which, row = torch.full((2, read.numel()), -1, device=self.device)
+        which[read], row[read] = self.which, self.row
+        return replace(self, which=which, row=row, read=read)
+
+
+def mix(pieces: list[tuple[Readout, Tensor]]) -> MixedReadout:
+    """Readouts with the positions that they are of, which together are 0 .. N - 1. Those of one head become one part."""
+    by_head: dict[int, list[tuple[Readout, Tensor]]] = {}
+    for piece in pieces:
+        by_head.setdefault(id(piece[0].head), []).append(piece)
+    parts = []
+    which, row = torch.empty(2, sum(len(own) for _, own in pieces), dtype=torch.long, device=pieces[0][0].device)
+    for part_idx, group in enumerate(by_head.values()):
+        positions = torch.cat([own for _, own in group]).to(which.device)
+        which[positions] = part_idx
+        row[positions] = torch.arange(positions.numel(), device=which.device)
+        parts.append(replace(group[0][0], hidden=torch.cat([one.hidden for one, _ in group])))
+    return MixedReadout(tuple(parts), which, row)
+
+
+def join(readouts: list[Readout] | list[MixedReadout]) -> Readout | MixedReadout:
+    """Readouts of one policy, laid end to end."""
+    if isinstance(readouts[0], Readout):
+        return replace(readouts[0], hidden=torch.cat([one.hidden for one in readouts]))
+    pieces, start = [], 0
+    for one in readouts:
+        for part_idx, part in enumerate(one.parts):
+            own = (one.which == part_idx).nonzero().squeeze(-1)
+            pieces.append((part, start + own[one.row[own].argsort()]))
+        start += one.which.numel()
+    return mix(pieces)
 
 
 @dataclass(frozen=True)
@@ -79,7 +160,7 @@ def chunk_size(vocabulary: int) -> int:
 
 
 @torch.no_grad()
-def score(readout: Readout, token_ids: Int[Tensor, " N"]) -> TokenScores:
+def score(readout: Readout | MixedReadout, token_ids: Int[Tensor, " N"]) -> TokenScores:
     """Scalars of one view at every position; NaN, and rank -1, where it did not read."""
     order = torch.arange(token_ids.numel(), device=token_ids.device)
     order = order if readout.read is None else order[readout.read]
@@ -101,7 +182,7 @@ def unread_scores(num_positions: int, device: torch.device | str = "cpu") -> Tok
 
 @torch.no_grad()
 def alternatives(
-    readout: Readout, index: Int[Tensor, " M"], count: int
+    readout: Readout | MixedReadout, index: Int[Tensor, " M"], count: int
 ) -> tuple[Int[Tensor, "M K"], Float[Tensor, "M K"]]:
     """Ids and log-probs of the most likely tokens at some positions; -1 and NaN where the view did not read."""
     if readout.read is not None:
@@ -118,13 +199,13 @@ def alternatives(
         ids.append(best.indices)
         logprobs.append(best.values)
     if not ids:
-        return index.new_zeros((0, count)), readout.hidden.new_zeros((0, count), dtype=torch.float32)
+        return index.new_zeros((0, count)), torch.zeros(0, count, device=readout.device)
     return torch.cat(ids), torch.cat(logprobs)
 
 
 def supervise(
     learner: Readout,
-    targets: dict[str, Readout],
+    targets: dict[str, Readout | MixedReadout],
     token_ids: Int[Tensor, " N"],
     *,
     regimes: tuple[Regime, ...],
@@ -145,7 +226,7 @@ def supervise(
 @dataclass(frozen=True)
 class _Work:
     learner: Readout
-    targets: dict[str, Readout]
+    targets: dict[str, Readout | MixedReadout]
     token_ids: Tensor
     regimes: tuple[Regime, ...]
     routing: Routing

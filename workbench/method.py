@@ -7,7 +7,7 @@ and the losses of each regime. The loop in train.py runs all of them.
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from workbench.contexts import check_asked, parse_context
@@ -18,11 +18,17 @@ from workbench.types import Rollout, RouteBatch, Routing
 TOKENS = "tokens"  # target of a loss: the written tokens themselves
 REWARD = "reward"  # target of a loss: the position's advantage, given by the router
 POLICIES = ("student", "student@start", "student@ema", "teacher")
-AVERAGES = ("position", "sequence")
+AVERAGES = ("sequence", "position", "domain")
 AVERAGED = ("all", "supervised")
 
 Router = Callable[[RouteBatch], Routing]
 Annotator = Callable[[tuple[Rollout, ...]], tuple[Rollout, ...]]
+
+
+def is_by_domain(policies: Iterable[str], teachers: Mapping[str, str]) -> bool:
+    """Whether "teacher" is several, one for each domain: with models.teachers, unless views name these one by one."""
+    names = list(policies)
+    return bool(teachers) and "teacher" in names and not any(name.startswith("teacher:") for name in names)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,8 @@ def _number(value: object) -> object:
 class View:
     """A policy shown a context: `View("teacher", "boxes")`.
 
-    policy   student, student@start (frozen copy), student@ema (moving average), teacher, or teacher:<domain>
+    policy   student, student@start (frozen copy), student@ema (moving average), teacher, or teacher:<domain>. With
+             models.teachers, teacher is the one of the example's domain, and reads that domain's answers alone
     context  what it is shown, see workbench.contexts
     learns   gradients flow through this view; exactly one view of a method learns
     """
@@ -91,11 +98,15 @@ class View:
 
 @dataclass(frozen=True)
 class Loss:
-    """Pull the learner to `target` (a view's name, TOKENS or REWARD) by `divergence`, times `weight`."""
+    """Pull the learner to `target` (a view's name, TOKENS or REWARD) by `divergence`, times `weight`.
+
+    by   of REWARD: the view that the router makes the advantage from, if there is one
+    """
 
     target: str
     divergence: Divergence
     weight: float = 1.0
+    by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,8 +118,8 @@ class Regime:
 
     @property
     def source(self) -> str | None:
-        """Targets that supervise, joined by "+", or None."""
-        return "+".join(dict.fromkeys(loss.target for loss in self.losses)) or None
+        """What supervises, joined by "+", or None: targets, and of a reward the view that it is made from."""
+        return "+".join(dict.fromkeys(loss.by or loss.target for loss in self.losses)) or None
 
     @property
     def divergence(self) -> str | None:
@@ -125,7 +136,8 @@ class Method:
     route          the rule: per-position scalars of views -> regime, weight and advantage of every position
     reads          views whose scalars the rule needs. Naming the learner costs one more forward when micro-batches are
                    accumulated, since it must then be scored before the first gradient
-    average        "sequence": mean over a sequence's positions, then over sequences; "position": over all positions
+    average        "sequence": mean over a sequence's positions, then over sequences; "position": over all positions;
+                   "domain": over the positions of a domain, then over the domains of the step, whatever their lengths
     average_over   "all": positions without supervision count in these means, as zeros; "supervised": they do not, so that
                    leaving positions out does not lower the learning rate of the others
     dataset_share  share of sequences that are the data's reference answers instead of the student's own
@@ -178,6 +190,10 @@ class Method:
                 raise ConfigError(unknown(f"method {self.name}: target", target, [*self.views, TOKENS, REWARD]))
             if target == learning[0]:
                 raise ConfigError(f"method {self.name}: the learning view cannot be its own target.")
+        for regime in self.regimes.values():
+            for loss in regime.losses:
+                if loss.by is not None and (loss.target != REWARD or loss.by not in self.views):
+                    raise ConfigError(f'method {self.name}: by="{loss.by}" names the view of a reward; views: {", ".join(self.views)}.')  # fmt: skip
         for name in self.reads:
             if name not in self.views:
                 raise ConfigError(unknown(f"method {self.name}: view", name, self.views))

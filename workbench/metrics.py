@@ -7,7 +7,7 @@ from torch import Tensor
 
 from workbench.method import Method
 from workbench.supervision import Scored
-from workbench.types import Rollout
+from workbench.types import STUDENT, Rollout
 
 
 def step_metrics(method: Method, scored: Scored) -> dict[str, float]:
@@ -28,7 +28,7 @@ def step_metrics(method: Method, scored: Scored) -> dict[str, float]:
         share = float(inside.double().mean())
         metrics[f"share/{name}"] = share
         metrics[f"loss_share/{name}"] = float(bought[inside].sum()) / total if total else 0.0
-        if any(loss.target in method.views and _is_teacher(method, loss.target) for loss in regime.losses):
+        if any(_is_teacher(method, loss.by or loss.target) for loss in regime.losses):
             teacher_share += share
     metrics["teacher_share"] = teacher_share
     logprob = {name: view.logprob for name, view in scores.items()}
@@ -79,7 +79,12 @@ def _agreement(rollouts: tuple[Rollout, ...]) -> float:
 
 
 def _is_teacher(method: Method, view: str) -> bool:
-    return method.views[view].policy.startswith("teacher")
+    return view in method.views and method.views[view].policy.startswith("teacher")
+
+
+def of_learner(name: str, metrics: dict[str, float]) -> dict[str, float]:
+    """A learner's metrics as they stand in a run's line: those of a peer begin with its name."""
+    return metrics if name == STUDENT else {f"{name}/{key}": value for key, value in metrics.items()}
 
 
 class Clock:
@@ -91,7 +96,8 @@ class Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self._laps[f"seconds/{name}"] = now - self._last
+        key = f"seconds/{name}"
+        self._laps[key] = self._laps.get(key, 0.0) + now - self._last
         self._last = now
 
     def seconds(self) -> dict[str, float]:

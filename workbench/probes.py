@@ -16,29 +16,33 @@ from workbench.types import Example, Rollout
 def open_probes(
     config: RunConfig,
     folder: RunFolder,
-    student: Policy,
+    students: dict[str, Policy],
     method: Method,
     pool: list[Example],
     sampling: SamplingOptions,
-) -> tuple[Rollout, ...]:
-    """The run's probes: as kept in its folder, or written now by the student and kept."""
+) -> dict[str, tuple[Rollout, ...]]:
+    """The probes of each learner's student: as kept in the run's folder, or written now by the student and kept."""
     examples = pool[: config.trace.probes]
     kept = folder.probes()
     if kept is not None:
-        return tuple(_restored(probe, {example.id: example for example in pool}) for probe in kept)
-    if not examples:
-        return ()
-    rollouts = write_rollouts(
-        student,
-        examples,
-        context=method.views[method.learner].context,
-        sampling=sampling,
-        num_generations=1,
-        seed=("probe", config.seed),
-        rule=config.evaluation.rule,
-    )
-    folder.write_probes([_kept(rollout) for rollout in rollouts])
-    return tuple(rollouts)
+        known = {example.id: example for example in pool}
+        restored = [_restored(probe, known) for probe in kept]
+        return {name: tuple(one for one in restored if one.source == policy.name) for name, policy in students.items()}
+    written = {}
+    for name, student in students.items() if examples else ():
+        written[name] = tuple(
+            write_rollouts(
+                student,
+                examples,
+                context=method.views[method.learner].context,
+                sampling=sampling,
+                num_generations=1,
+                seed=("probe", config.seed),
+                rule=config.evaluation.rule,
+            )
+        )
+    folder.write_probes([_kept(rollout) for rollouts in written.values() for rollout in rollouts])
+    return written
 
 
 def _kept(rollout: Rollout) -> dict:

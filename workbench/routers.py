@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from workbench.types import RouteBatch, Routing
+from workbench.types import Rollout, RouteBatch, Routing
 
 
 def everywhere(batch: RouteBatch) -> Routing:
@@ -28,6 +28,30 @@ def below_quantile(values: Float[Tensor, " N"], share_cut: float) -> Bool[Tensor
     # kthvalue instead of torch.quantile, which refuses more than 2**24 values
     kept = max(1, values.numel() - int(share_cut * values.numel()))
     return values <= values.kthvalue(kept).values
+
+
+def sampler_ratio(batch: RouteBatch) -> Float[Tensor, " N"]:
+    """Importance ratio of every position: the student's probability now over the sampler's. 1 where no sampler wrote."""
+    student = batch.scores["student"].logprob
+    sampled = [logprob for one in batch.rollouts for logprob in one.logprobs or [float("nan")] * len(one.ids)]
+    return (student - torch.tensor(sampled, device=student.device)).exp().nan_to_num(1.0)
+
+
+def group_advantage(rollouts: tuple[Rollout, ...], eps: float = 1e-4) -> Float[Tensor, " R"]:
+    """Outcome advantage of every rollout: (reward - mean) / (deviation + eps) over the rollouts of its example.
+
+    0 where no reward is known, and where all of a group are right or all wrong.
+    Source: GRPO, arXiv 2402.03300, section 4.1.2.
+    """
+    groups: dict[int, list[int]] = {}
+    for idx, rollout in enumerate(rollouts):
+        if rollout.reward is not None:
+            groups.setdefault(id(rollout.example), []).append(idx)
+    advantage = torch.zeros(len(rollouts))
+    for group in groups.values():
+        rewards = torch.tensor([rollouts[idx].reward for idx in group])
+        advantage[group] = (rewards - rewards.mean()) / (rewards.std(correction=0) + eps)
+    return advantage
 
 
 def draw_positions(batch: RouteBatch, share: float) -> Bool[Tensor, " N"]:

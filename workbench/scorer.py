@@ -12,19 +12,18 @@ over the tokens of that one answer here.
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from workbench.checkpoints import Checkpoint, latest_checkpoint
 from workbench.config import EvaluationConfig, RunConfig, SamplingConfig, load_config
 from workbench.contexts import build_prompt, check_asked, parse_context, stand_in
-from workbench.datasets import load_examples, split_by_evidence
+from workbench.datasets import load_examples
 from workbench.errors import ConfigError, RunError
-from workbench.evaluate import Answered, answer_questions, require_answers
+from workbench.evaluate import Answered, ask, require_answers
 from workbench.grading import RULES, grade
 from workbench.learner import build_learner
-from workbench.policies import Policy, SamplingOptions
+from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import load_policy
 from workbench.rollouts import reply_in_turns
 from workbench.runs import RunFolder
@@ -32,7 +31,7 @@ from workbench.scoring import Batch
 from workbench.supervision import read_batch, supervise_batch
 from workbench.traces.reader import TracedRollout, open_traces
 from workbench.traces.writer import TraceWriter
-from workbench.types import Example, Rollout
+from workbench.types import STUDENT, Example, Rollout
 
 
 class Scorer:
@@ -123,9 +122,10 @@ def evaluate_run(
         raise ConfigError("the run has no data.eval; give examples with --data.")
     own_count = config.evaluation.count or None
     examples = load_examples(source, limit=own_count if count is None else count)
-    asked = {name: one for name, one in scorer.learner.policies.items() if name == "student" or name.startswith("teacher")}  # fmt: skip
-    return _ask(
-        list(asked.values()),
+    asked = [one for name, one in scorer.learner.policies.items() if name == STUDENT or name.startswith("teacher")]
+    require_answers(examples)
+    return ask(
+        asked,
         examples,
         contexts or config.evaluation.contexts,
         step=scorer.checkpoint.step,
@@ -152,7 +152,8 @@ def evaluate_model(
         check_asked(context)
     policy = load_policy(path, "model", dtype=dtype, device=default_device(), trust_remote_code=trust_remote_code)
     options = {"max_completion_length": max_completion_length, "batch_size": EvaluationConfig().batch_size}
-    return _ask([policy], examples, contexts, step=0, rule=rule, **options)
+    require_answers(examples)
+    return ask([policy], examples, contexts, step=0, rule=rule, **options)
 
 
 def evaluate(
@@ -184,17 +185,6 @@ def evaluate(
 def default_device() -> str:
     """The accelerator if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _ask(
-    policies: Sequence[Policy], examples: list[Example], contexts: Sequence[str], **options: Any
-) -> list[Answered]:
-    require_answers(examples)
-    answered = []
-    for policy in policies:
-        for context in contexts:
-            answered += answer_questions(policy, split_by_evidence(examples, [context])[0], context, **options)
-    return answered
 
 
 def open_scorer(

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.contexts import build_prompt, is_of_rollout, lacks
-from workbench.losses import Readout, score, unread_scores
+from workbench.losses import MixedReadout, Readout, join, score, unread_scores
 from workbench.method import Method
 from workbench.policies import Policy
 from workbench.types import Prompt, Rollout, RouteBatch, Routing, TokenScores
@@ -86,13 +86,13 @@ def view_prompts(method: Method, rollouts: tuple[Rollout, ...]) -> dict[str, Pro
     return prompts
 
 
-def read_part(policy: Policy, prompts: Prompts, batch: Batch, rows: slice) -> Readout:
+def read_part(policy: Policy, prompts: Prompts, batch: Batch, rows: slice) -> Readout | MixedReadout:
     """One micro-batch under one view that reads all of it."""
     return policy.read(list(prompts[rows]), [rollout.ids for rollout in batch.rollouts[rows]])
 
 
 @torch.no_grad()
-def read_view(policy: Policy, prompts: Prompts, batch: Batch) -> Readout | None:
+def read_view(policy: Policy, prompts: Prompts, batch: Batch) -> Readout | MixedReadout | None:
     """The whole batch under one view, without gradient: hidden states of completion positions and nothing else.
 
     Positions of rollouts that the view does not read are NaN, see Readout.read; None if it reads nothing at all.
@@ -102,25 +102,13 @@ def read_view(policy: Policy, prompts: Prompts, batch: Batch) -> Readout | None:
     if not part.rollouts and batch.rollouts:
         return None
     shown = tuple(prompt for prompt in prompts if prompt is not None)
-    readouts = [read_part(policy, shown, part, rows) for rows, _ in part.parts()]
-    found = replace(readouts[0], hidden=torch.cat([readout.hidden for readout in readouts]))
-    if all(is_read):
-        return found
-    read = torch.tensor(is_read)[batch.sequence].to(found.hidden.device)
-    hidden = found.hidden.new_full((batch.num_positions, found.hidden.shape[1]), torch.nan)
-    hidden[read] = found.hidden
-    return replace(found, hidden=hidden, read=read)
-
-
-def part_of(readout: Readout, positions: slice) -> Readout:
-    """A micro-batch's positions of a whole batch's readout."""
-    read = None if readout.read is None else readout.read[positions]
-    return replace(readout, hidden=readout.hidden[positions], read=read)
+    found = join([read_part(policy, shown, part, rows) for rows, _ in part.parts()])
+    return found if all(is_read) else found.spread(torch.tensor(is_read)[batch.sequence].to(found.device))
 
 
 def score_views(
     method: Method, policies: dict[str, Policy], prompts: dict[str, Prompts], batch: Batch
-) -> tuple[dict[str, Readout], dict[str, TokenScores]]:
+) -> tuple[dict[str, Readout | MixedReadout], dict[str, TokenScores]]:
     """Readouts and scalars of the views that do not learn; a view that reads nothing of the batch has no readout."""
     readouts, scores = {}, {}
     for name, view in method.views.items():
@@ -130,7 +118,7 @@ def score_views(
                 scores[name] = unread_scores(batch.num_positions)
             else:
                 readouts[name] = readout
-                scores[name] = score(readout, batch.token_ids.to(readout.hidden.device))
+                scores[name] = score(readout, batch.token_ids.to(readout.device))
     return readouts, scores
 
 
@@ -171,6 +159,12 @@ def coefficients(method: Method, batch: Batch, routing: Routing) -> Float[Tensor
         counts = (has_losses[routing.regime.cpu()] & (routing.weight.cpu() != 0)).float()
     if method.average == "position":
         return counts / counts.sum().clamp(min=1.0)
+    if method.average == "domain":
+        domains = [rollout.example.domain for rollout in batch.rollouts]
+        numbers = {domain: number for number, domain in enumerate(dict.fromkeys(domains))}
+        domain_of = torch.tensor([numbers[domain] for domain in domains], dtype=torch.long)[batch.sequence]
+        sizes = torch.zeros(len(numbers)).index_add(0, domain_of, counts)
+        return counts / (sizes.clamp(min=1.0) * max(1, int((sizes > 0).sum())))[domain_of]
     lengths = torch.zeros(len(batch.rollouts)).index_add(0, batch.sequence, counts)
     num_sequences = int((lengths > 0).sum())
     return counts / (lengths.clamp(min=1.0) * max(1, num_sequences))[batch.sequence]

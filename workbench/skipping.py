@@ -2,6 +2,8 @@
 
 import logging
 from collections import Counter
+from collections.abc import Collection
+from itertools import islice
 
 from workbench.contexts import build_prompt, missing_evidence, stand_in
 from workbench.datasets import split_by_evidence
@@ -9,6 +11,7 @@ from workbench.errors import DataError, PolicyError
 from workbench.method import Method
 from workbench.policies import Policy
 from workbench.runs import RunFolder
+from workbench.seeding import Order
 from workbench.types import Example
 
 NUM_NAMED = 3  # examples of each reason that the log names
@@ -31,6 +34,32 @@ class Skipped:
         if self.counts[reason] <= NUM_NAMED:
             log.warning("skipped %s: %s", example.origin or example.id, message)
         self._folder.update(skipped=dict(self.counts))
+
+
+def split_by_teacher(
+    examples: list[Example], domains: Collection[str] | None
+) -> tuple[list[Example], list[tuple[Example, str]]]:
+    """Examples whose domain has a teacher, and the others with what to do. domains: those that have one, None = all.
+
+    Raises: DataError that counts the domains if no example has a teacher.
+    """
+    if domains is None:
+        return examples, []
+    remedy = f"there are teachers for {', '.join(domains)}: add models.teachers.DOMAIN, or models.teacher for all other domains"  # fmt: skip
+    usable = [example for example in examples if example.domain in domains]
+    if examples and not usable:
+        found = Counter(example.domain for example in examples)
+        listed = ", ".join(f'"{domain}" ({count})' for domain, count in found.most_common(10))
+        raise DataError(f"none of the {len(examples)} examples has a domain with a teacher. Their domains: {listed}; {remedy}.")  # fmt: skip
+    return usable, [(one, f'its domain is "{one.domain}"; {remedy}') for one in examples if one.domain not in domains]
+
+
+def with_teacher(examples: list[Example], domains: Collection[str] | None, skipped: Skipped) -> list[Example]:
+    """Examples whose domain has a teacher, as split_by_teacher; the others are counted as skipped."""
+    usable, lacking = split_by_teacher(examples, domains)
+    for example, message in lacking:
+        skipped.add(example, f'no teacher for domain "{example.domain}"', message)
+    return usable
 
 
 def with_evidence(examples: list[Example], method: Method, skipped: Skipped) -> list[Example]:
@@ -68,3 +97,22 @@ def can_show(example: Example, views: list[tuple[Policy, str]], skipped: Skipped
         skipped.add(example, "prompt cannot be encoded", str(error))
         return False
     return True
+
+
+def usable_batch(
+    examples: list[Example], order: Order, step: int, size: int, views: list[tuple[Policy, str]], skipped: Skipped
+) -> list[Example]:
+    """The step's examples that every view can be shown; others are skipped and counted.
+
+    If none can, the next one in the order that can: a single damaged file must not end a run.
+    """
+    chosen = [examples[place] for place in order.batch(step, size)]
+    usable = [example for example in chosen if can_show(example, views, skipped)]
+    later = (examples[order.at(step * size + ahead)] for ahead in range(2 * len(examples)))
+    usable = usable or list(islice((one for one in later if can_show(one, views, skipped)), 1))
+    if not usable:
+        raise DataError(
+            f"step {step}: none of the {len(examples)} examples can be shown to every view. Skipped so far: "
+            f"{dict(skipped.counts)}. `workbench check` shows one example under every view."
+        )
+    return usable

@@ -12,14 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.errors import RunError
-from workbench.losses import Readout, Supervision, alternatives, score, supervise
+from workbench.losses import MixedReadout, Readout, Supervision, alternatives, score, supervise
 from workbench.method import Method
 from workbench.policies import Policy
+from workbench.policies.by_domain import member
 from workbench.scoring import (
     Batch,
     Prompts,
     coefficients,
-    part_of,
     part_of_routing,
     read_part,
     read_view,
@@ -41,7 +41,7 @@ class Readings:
 
     batch: Batch
     prompts: dict[str, Prompts]
-    readouts: dict[str, Readout]
+    readouts: dict[str, Readout | MixedReadout]
     scores: dict[str, TokenScores]
 
 
@@ -57,6 +57,7 @@ class Scored:
     loss: Float[Tensor, " N"]
     coefficient: Float[Tensor, " N"]
     alternatives: Alternatives | None
+    readers: dict[str, tuple[str, ...]]  # by view, the name of the policy that read each rollout
 
     def traced(self, step: int, student: Policy) -> TracedBatch:
         """What the trace stores."""
@@ -66,6 +67,7 @@ class Scored:
         )
         return TracedBatch(
             step=step,
+            learner=student.name,
             rollouts=self.batch.rollouts,
             views={name: (view.policy, view.context) for name, view in self.method.views.items()},
             prompts=self.prompts,
@@ -77,6 +79,7 @@ class Scored:
             token_texts=texts,
             kinds=kinds,
             alternatives=self.alternatives,
+            readers=self.readers,
         )
 
 
@@ -114,7 +117,7 @@ def supervise_batch(
             if len(parts) == 1:
                 whole = read_part(own, prompts, batch, parts[0][0])
             reading = whole or read_view(own, prompts, batch)
-            scores[name] = score(reading, batch.token_ids.to(reading.hidden.device))
+            scores[name] = score(reading, batch.token_ids.to(reading.device))
         _require_numbers(method, readings, scores)
         routing = route(method, scores, batch, seed)
         device = routing.regime.device
@@ -126,7 +129,7 @@ def supervise_batch(
             result = supervise(
                 readout,
                 {
-                    target: part_of(readings.readouts[target], positions)
+                    target: readings.readouts[target].part(positions)
                     for target in method.targets
                     if target in readings.readouts
                 },
@@ -150,9 +153,14 @@ def supervise_batch(
         found[name] = (torch.cat([ids for ids, _ in likely]), torch.cat([logprobs for _, logprobs in likely]))
         kept = Alternatives(recorded, {view: found[view] for view in method.views if view in found})
     scores = {view: scores[view] for view in method.views}
-    return Scored(
-        method, batch, readings.prompts, scores, routing, torch.cat([r.loss for r in results]), coefficient, kept
-    )
+    loss = torch.cat([result.loss for result in results])
+    readers = {view: _readers(policies[one.policy], one.policy, batch) for view, one in method.views.items()}
+    return Scored(method, batch, readings.prompts, scores, routing, loss, coefficient, kept, readers)
+
+
+def _readers(policy: Policy, name: str, batch: Batch) -> tuple[str, ...]:
+    domains = [rollout.example.domain for rollout in batch.rollouts]
+    return tuple(name if (own := member(policy, domain)) is policy else own.name for domain in domains)
 
 
 def _require_numbers(method: Method, readings: Readings, scores: dict[str, TokenScores]) -> None:

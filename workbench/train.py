@@ -16,38 +16,32 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from workbench.checkpoints import Checkpoint, latest_checkpoint, load_optimizer, save_checkpoint
+from workbench.checkpoints import Checkpoint, load_optimizer, save_checkpoint
 from workbench.config import RunConfig, load_config
 from workbench.datasets import load_examples, split_by_evidence
-from workbench.errors import ConfigError, DataError, RunError, TraceError, WorkbenchError
-from workbench.evaluate import (
-    answer_questions,
-    forget_answers_after,
-    require_answers,
-    save_answers,
-    summarise,
-    tabulate,
-)
-from workbench.learner import build_learner
-from workbench.metrics import Clock, step_metrics
+from workbench.errors import ConfigError, RunError, TraceError, WorkbenchError
+from workbench.evaluate import ask, require_answers, save_answers, summarise, tabulate
+from workbench.learner import Learner, build_learner
+from workbench.metrics import Clock, of_learner, step_metrics
 from workbench.policies import SamplingOptions
+from workbench.policies.by_domain import covers
 from workbench.probes import open_probes
+from workbench.rewind import rewind
 from workbench.rollouts import write_rollouts
 from workbench.runs import RunFolder, StopSignal
 from workbench.scoring import Batch
 from workbench.seeding import Order, derive_seed
-from workbench.skipping import Skipped, can_show, with_evidence
-from workbench.supervision import NotFinite, read_batch, supervise_batch
-from workbench.traces.parts import compact, delete_after
+from workbench.skipping import Skipped, can_show, usable_batch, with_evidence, with_teacher
+from workbench.supervision import NotFinite, Scored, read_batch, supervise_batch
+from workbench.traces.parts import compact
 from workbench.traces.writer import TraceWriter
 from workbench.tracking import build_accelerator
-from workbench.types import Example
+from workbench.types import Example, Rollout
 from workbench.watch import Watch
 
 Loader = Callable[..., list[Example]]  # as load_examples
@@ -148,15 +142,24 @@ class Trainer:
         self.method = config.load_method()
         self.accelerator = build_accelerator(config, folder.path)
         self.skipped = Skipped(folder)
-        self.examples = with_evidence(load(config.data.train, limit=config.data.limit), self.method, self.skipped)
-        checkpoint = _rewind(folder) if resume else None
+        examples = with_teacher(load(config.data.train, limit=config.data.limit), config.teacher_domains, self.skipped)
+        self.examples = with_evidence(examples, self.method, self.skipped)
+        checkpoint = rewind(folder) if resume else None
         self.step_done = checkpoint.step if checkpoint else 0
-        self.learner = build_learner(config, self.method, device=str(self.accelerator.device), checkpoint=checkpoint)
-        if checkpoint is not None:
-            load_optimizer(checkpoint, self.learner.optimizer, self.learner.student.model)
-            if self.learner.mask is not None:
-                self.learner.mask.check_moments(self.learner.optimizer)
-        self.views = [(self.learner.policies[view.policy], view.context) for view in self.method.views.values()]
+        device = str(self.accelerator.device)
+        self.learners = [
+            build_learner(config, self.method, name, device=device, checkpoint=checkpoint)
+            for name in config.models.learners
+        ]
+        for learner in self.learners if checkpoint else ():
+            load_optimizer(checkpoint, learner.optimizer, learner.student.model, learner.name)
+            if learner.mask is not None:
+                learner.mask.check_moments(learner.optimizer)
+        self.views = [
+            (learner.policies[view.policy], view.context)
+            for learner in self.learners
+            for view in self.method.views.values()
+        ]
         self.order = Order(len(self.examples), config.seed)
         sampling = config.sampling
         self.sampling = SamplingOptions(
@@ -165,19 +168,21 @@ class Trainer:
         self.writer = TraceWriter(
             folder.path,
             method=self.method.name,
-            policy_text=self.learner.student.token_text,
+            policy_text={learner.name: learner.student.token_text for learner in self.learners},
             compact_every=0,
             background=True,
         )
-        self.watch = Watch()
+        self.watches = [Watch(learner.name) for learner in self.learners]
         for line in folder.metrics("train"):
-            self.watch.look(line["step"], {name: value for name, value in line.items() if name != "kind"})
-        views = [(self.learner.student, context) for context in config.evaluation.contexts]
+            self._look(line["step"], {name: value for name, value in line.items() if name != "kind"})
+        views = [(learner.student, context) for learner in self.learners for context in config.evaluation.contexts]
         self.eval_examples = [one for one in _eval_examples(config, load) if can_show(one, views, self.skipped)]
         pool = self.eval_examples if config.data.probes is None else load(config.data.probes)
         pool = split_by_evidence(pool or self.examples, list(self.method.contexts))[0]
+        pool = [one for one in pool if all(covers(policy, one.domain) for policy, _ in self.views)]
         pool = [example for example in pool[: 2 * config.trace.probes] if can_show(example, self.views, self.skipped)]
-        self.probes = open_probes(config, folder, self.learner.student, self.method, pool, self.sampling)
+        students = {learner.name: learner.student for learner in self.learners}
+        self.probes = open_probes(config, folder, students, self.method, pool, self.sampling)
 
     def run(self, stop: StopSignal, on_step: Callable[[int, dict], None] | None) -> TrainResult:
         training, trace = self.config.training, self.config.trace
@@ -212,73 +217,69 @@ class Trainer:
                 break
         self.accelerator.end_training()
         stopped = self.step_done < training.steps
-        warnings = tuple(self.watch.warnings.values())
-        return TrainResult(self.folder.path, self.step_done, stopped, dict(self.skipped.counts), warnings)
+        return TrainResult(
+            self.folder.path, self.step_done, stopped, dict(self.skipped.counts), tuple(self._warnings())
+        )
 
     def step(self, step: int) -> dict[str, float]:
         """One turn of the loop; returns its metrics."""
-        config, method, learner = self.config, self.method, self.learner
         clock = Clock()
-        rollouts = write_rollouts(
-            learner.student,
-            self._batch_examples(step),
-            context=method.views[method.learner].context,
-            sampling=self.sampling,
-            num_generations=config.sampling.num_generations,
-            seed=(config.seed, step),
-            dataset_share=method.dataset_share,
-            rule=config.evaluation.rule,
-            replier=learner.policies[method.replier],
+        examples = usable_batch(
+            self.examples, self.order, step, self.config.training.batch_size, self.views, self.skipped
         )
+        written = [self._write(learner, examples, step) for learner in self.learners]  # all before any of them learns
         clock.lap("write")
+        try:
+            scored = [self._learn(*one, step, clock) for one in zip(self.learners, written, strict=True)]
+            clipped = [learner.clip() for learner in self.learners]
+        except NotFinite as error:
+            raise self._stop_for(step, error) from None
+        metrics = {}
+        for learner, one, grad_norm in zip(self.learners, scored, clipped, strict=True):
+            metrics |= of_learner(learner.name, step_metrics(self.method, one) | grad_norm | learner.step(step))
+        clock.lap("learn")
+        if self.config.trace.every and step % self.config.trace.every == 0:
+            self.writer.write(*(one.traced(step, own.student) for own, one in zip(self.learners, scored, strict=True)))
+        clock.lap("trace")
+        num_positions = sum(one.batch.num_positions for one in scored)
+        metrics |= clock.seconds() | {"tokens": num_positions, "skipped": self.skipped.counts.total()}
+        self.folder.log_metrics("train", step, metrics)
+        return metrics
+
+    def _write(self, learner: Learner, examples: list[Example], step: int) -> list[Rollout]:
+        return write_rollouts(
+            learner.student,
+            examples,
+            context=self.method.views[self.method.learner].context,
+            sampling=self.sampling,
+            num_generations=self.config.sampling.num_generations,
+            seed=(self.config.seed, step, *learner.seed),
+            dataset_share=self.method.dataset_share,
+            rule=self.config.evaluation.rule,
+            replier=learner.policies[self.method.replier],
+        )
+
+    def _learn(self, learner: Learner, rollouts: list[Rollout], step: int, clock: Clock) -> Scored:
+        """Read, route and supervise one learner's batch; its gradients are there then, and its weights as before."""
+        config, method = self.config, self.method
         batch = Batch(tuple(rollouts), config.training.micro_batch_size)
         with self._autocast():
             readings = read_batch(method, learner.policies, batch)
             clock.lap("read")
-            torch.manual_seed(derive_seed("dropout", config.seed, step))
+            torch.manual_seed(derive_seed("dropout", config.seed, step, *learner.seed))
             learner.student.model.train()
-            try:
-                scored = supervise_batch(
-                    method,
-                    learner.policies,
-                    readings,
-                    seed=derive_seed("route", config.seed, step),
-                    num_alternatives=config.trace.alternatives,
-                    alternatives_of=config.trace.alternatives_of,
-                    backward=self.accelerator.backward,
-                )
-            except NotFinite as error:
-                raise self._stop_for(step, error) from None
-        learner.student.model.eval()
-        metrics = step_metrics(method, scored)
-        try:
-            metrics |= learner.step(step)
-        except NotFinite as error:
-            raise self._stop_for(step, error) from None
-        clock.lap("learn")
-        if config.trace.every and step % config.trace.every == 0:
-            self.writer.write(scored.traced(step, learner.student))
-        clock.lap("trace")
-        metrics |= clock.seconds() | {"tokens": batch.num_positions, "skipped": self.skipped.counts.total()}
-        self.folder.log_metrics("train", step, metrics)
-        return metrics
-
-    def _batch_examples(self, step: int) -> list[Example]:
-        """The step's examples that every view can be shown; others are skipped and counted.
-
-        If none can, the next one in the order that can: a single damaged file must not end a run.
-        """
-        size = self.config.training.batch_size
-        chosen = [self.examples[place] for place in self.order.batch(step, size)]
-        usable = [example for example in chosen if can_show(example, self.views, self.skipped)]
-        later = (self.examples[self.order.at(step * size + ahead)] for ahead in range(2 * len(self.examples)))
-        usable = usable or list(islice((one for one in later if can_show(one, self.views, self.skipped)), 1))
-        if not usable:
-            raise DataError(
-                f"step {step}: none of the {len(self.examples)} examples can be shown to every view. Skipped so far: "
-                f"{dict(self.skipped.counts)}. `workbench check` shows one example under every view."
+            scored = supervise_batch(
+                method,
+                learner.policies,
+                readings,
+                seed=derive_seed("route", config.seed, step, *learner.seed),
+                num_alternatives=config.trace.alternatives,
+                alternatives_of=config.trace.alternatives_of,
+                backward=self.accelerator.backward,
             )
-        return usable
+        learner.student.model.eval()
+        clock.lap("learn")
+        return scored
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.training.mixed_precision == "bf16"
@@ -286,47 +287,47 @@ class Trainer:
 
     def _probe(self, step: int) -> None:
         """Re-score the fixed answers under every view and route them by the method's own rule."""
-        if not self.probes:
-            return
-        trace, policies = self.config.trace, self.learner.policies
-        with self._autocast():
-            readings = read_batch(self.method, policies, Batch(self.probes, self.config.training.micro_batch_size))
-            scored = supervise_batch(
-                self.method,
-                policies,
-                readings,
-                seed=derive_seed("probe", self.config.seed),
-                num_alternatives=trace.alternatives,
-                alternatives_of=len(self.probes),
-            )
-        self.writer.write_probe(scored.traced(step, self.learner.student))
-        self.folder.log_metrics("probe", step, step_metrics(self.method, scored))
+        traced, metrics = [], {}
+        for learner in self.learners:
+            probes = self.probes.get(learner.name)
+            if not probes:
+                return
+            with self._autocast():
+                batch = Batch(probes, self.config.training.micro_batch_size)
+                scored = supervise_batch(
+                    self.method,
+                    learner.policies,
+                    read_batch(self.method, learner.policies, batch),
+                    seed=derive_seed("probe", self.config.seed),
+                    num_alternatives=self.config.trace.alternatives,
+                    alternatives_of=len(probes),
+                )
+            traced.append(scored.traced(step, learner.student))
+            metrics |= of_learner(learner.name, step_metrics(self.method, scored))
+        self.writer.write_probe(*traced)
+        self.folder.log_metrics("probe", step, metrics)
 
     def _evaluates(self, step: int) -> bool:
         every = self.config.evaluation.every
         return step == self.config.training.steps or (every > 0 and step % every == 0)
 
     def _evaluate(self, step: int) -> None:
-        """The student under each context; before the first step the teachers too."""
+        """Every student under each context; before the first step the teachers too."""
         if not self.eval_examples:
             return
-        settings, policies = self.config.evaluation, self.learner.policies
+        settings, policies = self.config.evaluation, self.learners[0].policies
         log.info("step %d: asking %d questions, shown %s", step, len(self.eval_examples), ", ".join(settings.contexts))
         teachers = [name for name in policies if name.startswith("teacher")] if settings.teacher and step == 0 else []
-        answered = []
-        for name in ["student", *teachers]:
-            for context in settings.contexts:
-                usable, _ = split_by_evidence(self.eval_examples, [context])
-                with self._autocast():
-                    answered += answer_questions(
-                        policies[name],
-                        usable,
-                        context,
-                        step=step,
-                        max_completion_length=self.sampling.max_completion_length,
-                        rule=settings.rule,
-                        batch_size=settings.batch_size,
-                    )
+        with self._autocast():
+            answered = ask(
+                [*(learner.student for learner in self.learners), *(policies[name] for name in teachers)],
+                self.eval_examples,
+                settings.contexts,
+                step=step,
+                max_completion_length=self.sampling.max_completion_length,
+                rule=settings.rule,
+                batch_size=settings.batch_size,
+            )
         save_answers(self.folder.path, step, answered)
         measured = summarise(tabulate(answered))
         self.folder.log_metrics("eval", step, measured)
@@ -334,8 +335,7 @@ class Trainer:
 
     def _save(self, step: int) -> Checkpoint:
         self.writer.flush()  # what a checkpoint stands for is on disk before it
-        keep = self.config.training.keep
-        checkpoint = save_checkpoint(self.folder.path, step, self.learner.policies, self.learner.optimizer, keep=keep)
+        checkpoint = save_checkpoint(self.folder.path, step, self.learners, keep=self.config.training.keep)
         log.info("saved %s", checkpoint.path)
         try:
             compact(self.folder.path)
@@ -345,7 +345,8 @@ class Trainer:
 
     def _stop_for(self, step: int, error: NotFinite) -> RunError:
         """Save the weights before the step, and say what to do."""
-        self.learner.optimizer.zero_grad(set_to_none=True)
+        for learner in self.learners:
+            learner.optimizer.zero_grad(set_to_none=True)
         saved = f"The weights before this step are in {self._save(step - 1).path}. " if step > 1 else ""
         return RunError(
             f"step {step}: {error} {saved}Start a new run (name=...) with a lower training.learning_rate, with "
@@ -358,14 +359,20 @@ class Trainer:
         if "accuracy" in metrics:
             shown["right"] = f"{metrics['accuracy']:.0%}"
         bar.set_postfix(shown)
-        for warning in self.watch.look(step, metrics):
+        for warning in self._look(step, metrics):
             log.warning("%s", warning)
-            self.folder.update(warnings=list(self.watch.warnings.values()))
+            self.folder.update(warnings=self._warnings())
         rate = bar.format_dict["rate"]
         remaining = (self.config.training.steps - step) / rate if rate else None
         self.folder.update(steps_done=step, steps=self.config.training.steps, remaining_s=remaining)
         self.accelerator.log({name: value for name, value in metrics.items() if value is not None}, step=step)
         log.debug("step %d loss %.5f", step, metrics["loss"])
+
+    def _look(self, step: int, metrics: dict[str, float]) -> list[str]:
+        return [warning for watch in self.watches for warning in watch.look(step, metrics)]
+
+    def _warnings(self) -> list[str]:
+        return [warning for watch in self.watches for warning in watch.warnings.values()]
 
 
 def _eval_examples(config: RunConfig, load: Loader) -> list[Example]:
@@ -374,16 +381,3 @@ def _eval_examples(config: RunConfig, load: Loader) -> list[Example]:
     examples = load(config.data.eval, limit=config.evaluation.count or None)
     require_answers(examples)
     return examples
-
-
-def _rewind(folder: RunFolder) -> Checkpoint | None:
-    """The newest complete checkpoint; whatever the run recorded after it is deleted, since it is done again."""
-    checkpoint, torn = latest_checkpoint(folder.path)
-    for sentence in torn:
-        log.warning("%s", sentence)
-    step = checkpoint.step if checkpoint else -1
-    log.info("going on from %s", checkpoint.path if checkpoint else "the start: there is no checkpoint yet")
-    folder.forget_metrics_after(step)
-    forget_answers_after(folder.path, step)
-    delete_after(folder.path, step)
-    return checkpoint

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+STUDENT = "student"  # the learner of every run; a run may have peers beside it
 VISIBLE, PRIVILEGED = "visible", "privileged"
 
 
@@ -85,6 +86,7 @@ class Prompt:
     text: str
     history: tuple[Turn, ...] = ()
     key: str = ""  # where the example is from, and the context: names the prompt, unique in a run but for its rollout
+    domain: str = ""  # the example's; of several teachers its own reads the prompt
 
     @property
     def all_images(self) -> tuple[Image.Image | Path, ...]:
@@ -103,7 +105,7 @@ class Rollout:
     finished: bool  # False: cut at the longest length allowed
     logprobs: tuple[float, ...] | None = None  # the sampler's own, per token; None for sequences from the data
     reward: float | None = None  # 1.0 right, 0.0 wrong, None not known
-    source: str = "student"  # policy that wrote it, or "dataset"
+    source: str = STUDENT  # policy that wrote it, or "dataset"
     replies: tuple[str, ...] = ()  # what was replied to each turn before the last; read, never learned from
     feedback: str | None = None  # what was written about this rollout, as it is to be shown; context "feedback"
 

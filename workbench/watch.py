@@ -7,6 +7,8 @@ confident student routes its tokens to itself and nothing pulls it back).
 
 from statistics import fmean
 
+from workbench.types import STUDENT
+
 WINDOW = 10  # steps that a mean is taken over
 ENTROPY_LOST = 0.5  # of the first window's
 AGREEMENT = 0.9
@@ -15,15 +17,17 @@ TEACHER_LOST = 0.25  # of the first window's share of loss-carrying positions th
 
 
 class Watch:
-    """Fed with a step's metrics; answers with sentences, each once per run."""
+    """Fed with a step's metrics; answers with sentences, each once per run. Of a peer, with those of its name alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, learner: str = STUDENT) -> None:
+        self.learner, self._prefix = learner, "" if learner == STUDENT else f"{learner}/"
         self._steps: list[dict[str, float]] = []
         self.warnings: dict[str, str] = {}
 
     def look(self, step: int, metrics: dict[str, float]) -> list[str]:
         """New warnings at this step."""
-        self._steps.append(metrics)
+        start = len(self._prefix)
+        self._steps.append({name[start:]: value for name, value in metrics.items() if name.startswith(self._prefix)})
         if len(self._steps) < 2 * WINDOW:
             return []
         found = {}
@@ -46,9 +50,10 @@ class Watch:
                 "the privileged student has taken over and nothing may pull it back; lower learning_rate, or use "
                 "method.self_policy=student@start"
             )
-        new = [f"step {step}: {text}." for name, text in found.items() if name not in self.warnings]
-        self.warnings |= {name: f"step {step}: {text}." for name, text in found.items() if name not in self.warnings}
-        return new
+        who = "" if self.learner == STUDENT else f" of {self.learner}"
+        new = {name: f"step {step}{who}: {text}." for name, text in found.items() if name not in self.warnings}
+        self.warnings |= new
+        return list(new.values())
 
 
 def _mean(steps: list[dict[str, float]], name: str) -> float:

@@ -89,6 +89,25 @@ def test_a_teacher_that_numbers_a_token_differently_is_refused(models: dict, fol
     edit(folder / "tokenizer.json", swap)
     with pytest.raises(PolicyError, match=r'teacher has another vocabulary.*token "(red|green)" is id \d+ for the student, and teacher has id'):  # fmt: skip
         load_policies(("teacher",), student=models["student"], teacher=folder)
+    with pytest.raises(PolicyError, match="teacher:count has another vocabulary than student"):
+        load_policies(
+            ("teacher",),
+            student=models["student"],
+            teachers={"color": str(models["teacher"]), "count": str(folder)},
+        )
+
+
+def test_teachers_by_domain_are_one_policy_and_load_each_model_once(models: dict) -> None:
+    one, two = str(models["teacher"]), str(models["student"])
+    policies = load_policies(
+        ("teacher",), student=two, teacher=two, teachers={"color": one, "count": two, "shape": one}
+    )
+    assert set(policies) == {"student", "teacher:color+shape", "teacher:count", "teacher:other", "teacher"}
+    teacher = policies["teacher"]
+    assert teacher.of("shape") is policies["teacher:color+shape"] and teacher.of("tag") is policies["teacher:other"]
+    alone = load_policies(("teacher",), student=two, teachers={"color": one})["teacher"]
+    with pytest.raises(PolicyError, match='no teacher for domain "tag"; there are for color'):
+        alone.check_prompt(build_prompt(example(domain="tag"), "plain"))
 
 
 def resized(folder: Path, extra: int, target: Path) -> Path:

@@ -81,8 +81,9 @@ def metrics(run_dir: str | Path, names: Sequence[str] = (), *, kind: str = "trai
 
 
 def unit_of(metric: str) -> str:
-    """Unit of a metric of metrics.jsonl."""
-    return METRIC_UNITS.get(metric) or _PREFIX_UNITS.get(metric.partition("/")[0], "")
+    """Unit of a metric of metrics.jsonl; a peer's begins with its name."""
+    first, _, rest = metric.partition("/")
+    return METRIC_UNITS.get(metric) or _PREFIX_UNITS.get(first) or (unit_of(rest) if rest else "")
 
 
 def thin(frame: pd.DataFrame) -> pd.DataFrame:

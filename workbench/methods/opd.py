@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from workbench.divergences import KINDS, Divergence
-from workbench.method import Loss, Method, Option, Regime, View
+from workbench.method import AVERAGES, Loss, Method, Option, Regime, View
 from workbench.routers import everywhere
 
 
@@ -22,7 +22,7 @@ class Options:
     divergence: Annotated[str, Option("what is minimised, from learner to teacher", choices=KINDS[1:4])] = "reverse_kl"
     support: Annotated[str, Option("vocabulary entries compared", choices=("full", "top_k", "sampled"))] = "full"
     top_k: Annotated[int, Option("entries compared when support=top_k", low=1)] = 128
-    average: Annotated[str, Option("mean over a sequence first, or over all positions", choices=("sequence", "position"))] = "sequence"  # fmt: skip
+    average: Annotated[str, Option("mean over a sequence first, over all positions, or over a domain first", choices=AVERAGES)] = "sequence"  # fmt: skip
 
 
 def build(options: Options) -> Method:

@@ -12,11 +12,9 @@ deployed student sees plain prompts, so student_context=plain is the default; th
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-import torch
-
 from workbench.divergences import Divergence
 from workbench.method import Loss, Method, Option, Regime, View
-from workbench.routers import everywhere
+from workbench.routers import everywhere, sampler_ratio
 from workbench.types import RouteBatch, Routing
 
 
@@ -33,9 +31,7 @@ class Options:
 def build(options: Options) -> Method:
     def route(batch: RouteBatch) -> Routing:
         routing = everywhere(batch)
-        sampled = [logprob for rollout in batch.rollouts for logprob in rollout.logprobs or [float("nan")] * len(rollout.ids)]  # fmt: skip
-        ratio = (batch.scores["student"].logprob - torch.tensor(sampled, device=routing.weight.device)).exp()
-        weight = ratio.nan_to_num(1.0).clamp(max=options.ratio_clip)  # sequences of the data have no sampler: weight 1
+        weight = sampler_ratio(batch).clamp(max=options.ratio_clip)
         return replace(routing, weight=weight, thresholds={"ratio_clip": options.ratio_clip})
 
     divergence = Divergence("jensen_shannon", "top_k", top_k=options.top_k, of="learner", tail="bucket")

@@ -4,7 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from workbench.errors import ConfigError, PolicyError
+from workbench.method import is_by_domain
+from workbench.policies import Policy
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.policies.by_domain import PolicyByDomain
+from workbench.types import STUDENT
 
 
 def load_policies(
@@ -21,32 +25,43 @@ def load_policies(
     trust_remote_code: bool = False,
     max_completion_length: int = 0,
     adapter: object | None = None,
-) -> dict[str, AutoregressivePolicy]:
+    learner: str = STUDENT,
+) -> dict[str, Policy]:
     """Every policy in `names` and always the student, frozen, sharing one vocabulary.
 
     student  folder to load the student from: the starting model, or a checkpoint's
+    teachers by domain: "teacher" is then made of them and, for all other domains, of `teacher`. Each is a policy of its
+             own too, by the name of its domains: teacher:color, teacher:math+code, teacher:other
     start    the starting model, when the student comes from a checkpoint; its frozen copy is student@start
     ema      folder of student@ema, when it comes from a checkpoint; otherwise it is a copy of the student
     adapter  a peft configuration: the student gets low-rank adapters unless its folder already holds them
+    learner  what the student calls itself where several learn: "ann" calls its policies ann, ann@ema, ann@start
 
     Raises: PolicyError if a model cannot be loaded or does not share the student's vocabulary.
     """
     options = {"device": device, "trust_remote_code": trust_remote_code}
-    policies = {"student": load_policy(student, "student", dtype=dtype, **options)}
-    own = policies["student"]
+    policies = {STUDENT: load_policy(student, learner, dtype=dtype, **options)}
+    names, own, by_domain = tuple(names), policies[STUDENT], None
     if adapter is not None and not has_adapter(own):
         own.model.add_adapter(adapter)
     for name in names:
-        if name == "student":
+        if name == STUDENT:
             continue
         kind, _, domain = name.partition(":")
+        called = name.replace(STUDENT, learner, 1)
         if name == "student@start":
             if has_adapter(own):
-                policies[name] = own.without_adapter(name)
+                policies[name] = own.without_adapter(called)
             else:
-                policies[name] = own.copy(name) if start is None else load_policy(start, name, dtype=dtype, **options)
+                policies[name] = (
+                    own.copy(called) if start is None else load_policy(start, called, dtype=dtype, **options)
+                )
         elif name == "student@ema":
-            policies[name] = own.copy(name) if ema is None else load_policy(ema, name, dtype=dtype, **options)
+            policies[name] = own.copy(called) if ema is None else load_policy(ema, called, dtype=dtype, **options)
+        elif name == "teacher" and is_by_domain(names, teachers or {}):
+            members, other = _load_teachers(teachers, teacher, dtype=teacher_dtype or dtype, **options)
+            policies |= {one.name: one for one in (*members.values(), other) if one is not None}
+            by_domain = PolicyByDomain(name, members, other)
         elif kind == "teacher":
             path = (teachers or {}).get(domain) if domain else teacher
             if path is None:
@@ -62,7 +77,19 @@ def load_policies(
                     f"sampling.max_completion_length is {max_completion_length}, but the models take only "
                     f"{encoder.max_prompt_length + max_completion_length} tokens in all."
                 )
-    return policies
+    return policies if by_domain is None else policies | {by_domain.name: by_domain}
+
+
+def _load_teachers(
+    teachers: dict[str, str], other: str | Path | None, **options: object
+) -> tuple[dict[str, AutoregressivePolicy], AutoregressivePolicy | None]:
+    """Domain -> its teacher, each model loaded once, and the teacher of all other domains."""
+    members = {}
+    for path in dict.fromkeys(teachers.values()):
+        domains = [domain for domain, own in teachers.items() if own == path]
+        members |= dict.fromkeys(domains, load_policy(path, f"teacher:{'+'.join(domains)}", **options))
+    ordered = {domain: members[domain] for domain in teachers}
+    return ordered, None if other is None else load_policy(other, "teacher:other", **options)
 
 
 def has_adapter(policy: AutoregressivePolicy) -> bool:
@@ -87,7 +114,7 @@ def share_vocabulary(policies: dict[str, AutoregressivePolicy]) -> None:
     Raises: PolicyError naming the first token that two policies number differently: their log-probs of one id would be
     of different words, and nothing later could tell.
     """
-    student = policies["student"]
+    student = policies[STUDENT]
     own = student.tokenizer.get_vocab()
     for policy in policies.values():
         if policy.tokenizer is student.tokenizer:

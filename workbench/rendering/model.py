@@ -4,6 +4,7 @@ All log-probabilities, gaps, entropies and losses are in nats. A value that was 
 drawn as a dash and never as zero.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -69,6 +70,12 @@ class TokenCell:
     def total_gap(self) -> float | None:
         """log-prob of the teacher minus that of the student; the sum of the two gaps where both are known."""
         return _difference(self.logprobs.get(TEACHER), self.logprobs.get(STUDENT))
+
+    @property
+    def ratio(self) -> float | None:
+        """Importance ratio: the student's probability while learning over that while writing."""
+        gap = _difference(self.logprobs.get(STUDENT), self.sampled_logprob)
+        return None if gap is None else math.exp(min(gap, 700.0))
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
         pictures=_pictures(traced),
         prompts={name: _prompt(row, name) for name in traced.views if row.get(f"prompt_{name}") is not None},
         contexts={
-            name: one.context if one.policy in ("student", "teacher") else f"{one.policy}, {one.context}"
+            name: one.context if policy in ("student", "teacher") else f"{policy}, {one.context}"
             for name, one in traced.views.items()
+            for policy in [row.get(f"policy_{name}") or one.policy]
         },
         thresholds={key: value for key, value in dict(row.get("thresholds") or ()).items() if value is not None},
         meta={key: value for key, value in meta.items() if value != ""},

@@ -66,6 +66,10 @@ def explain(cell: TokenCell, thresholds: dict[str, float], regimes: dict[str, Re
     if "logprob" in limits and STUDENT in cell.logprobs:
         value, limit = cell.logprobs[STUDENT], limits["logprob"]
         return f"student log-prob {plain(value)} {'≤' if value <= limit else '>'} {plain(limit)}: {name}."
+    if {"ratio_low", "ratio_high"} <= limits.keys() and cell.ratio is not None:
+        low, high = limits["ratio_low"], limits["ratio_high"]
+        place = "inside" if low <= cell.ratio <= high else "outside"
+        return f"ratio {plain(cell.ratio)} {place} {plain(low)} to {plain(high)}: {name}."
     if not limits:
         return f"{name}; the rule compares nothing, or recorded no threshold."
     listed = ", ".join(f"{key} {plain(value)}" for key, value in sorted(limits.items()))

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from workbench.checkpoints import checkpoint_path
-from workbench.config import RunConfig, build_config, override, read_yaml
+from workbench.config import RunConfig, build_config, override, read_recipe, read_yaml
 from workbench.contexts import check_asked
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.errors import ConfigError, DataError, WorkbenchError, unknown
@@ -115,7 +115,9 @@ class Study:
         """Every starting student and every teacher of the variants, each once."""
         found: dict[tuple[str, str], RunConfig] = {}
         for variant in self.usable:
-            for role, model in (("student", variant.config.models.student), ("teacher", variant.config.models.teacher)):
+            models = variant.config.models
+            roles = [("student", models.student), ("teacher", models.teacher)]
+            for role, model in (*roles, *(("teacher", model) for model in models.teachers.values())):
                 if model is not None:
                     found.setdefault((role, model), variant.config)
         rows = []
@@ -177,7 +179,7 @@ def load_study(
         raise ConfigError(f"{where}: name {name!r} must be a plain folder name.")
     common = _mapping(values.get("overrides"), f"{where}: overrides")
     _refuse_own(common, f"{where}: overrides")
-    base = read_yaml(values["base"])
+    base = read_recipe(values["base"])
     questions = _questions(values["evaluate"], where, load)
     folder = Path(str(base.get("output_dir", "runs"))) / name
     fixed = {"output_dir": str(folder), "data.eval": None}
@@ -259,8 +261,9 @@ def _variant(name: str, note: str, base: dict, own: dict, load: Callable | None)
 
 def _check_models(config: RunConfig) -> None:
     """A local path without a model is found out now. Names on the hub (`owner/name`) cannot be told without a network."""
-    for key in ("student", "teacher"):
-        model = getattr(config.models, key)
+    models = {key: getattr(config.models, key) for key in ("student", "teacher")}
+    models |= {f"teachers.{domain}": model for domain, model in config.models.teachers.items()}
+    for key, model in models.items():
         if model is None or (Path(model) / "config.json").is_file() or (Path(model) / "adapter_config.json").is_file():
             continue
         if Path(model).is_dir() or model.count("/") > 1 or model.startswith((".", "/")):

@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from workbench.errors import TraceError
 
-VERSION = 2
+VERSION = 3
+READABLE = (2, VERSION)  # version 2 has no column `learner`: there was one, the student
 HEADER_KEY = "workbench.traces"
 PROBE = "probe_"  # prefix of the tables that hold probes
 _TYPE_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
@@ -49,9 +50,11 @@ _KEY = (
     Column("process_rank", _WHOLE, "", "training process that wrote the row; 0 on a single device"),
     Column("rollout_idx", _WHOLE, "", "place of the rollout in the process's batch"),
 )
+_LEARNER = Column("learner", _TEXT, "", 'student that learns from it: "student", or a peer (models.peers)')
 
 ROLLOUTS = (
     *_KEY,
+    _LEARNER,
     Column("example_id", _TEXT, "", "id of the example"),
     Column("sample_idx", _WHOLE, "", "which of the example's rollouts"),
     Column("domain", _TEXT, "", "question family"),
@@ -77,6 +80,7 @@ ROLLOUTS = (
     Column("regime_counts", pa.map_(_TEXT, _WHOLE), "tokens", "positions in each regime that it has"),
     Column("kinds", pa.list_(_TEXT), "", "kinds that its positions have"),
     Column("truths", pa.list_(_TEXT), "", "truths that its positions have"),
+    Column("policy_{view}", _TEXT, "", "policy that read it for the view; of several teachers the one of its domain"),
     Column("prompt_{view}", _TEXT, "", "text that the view was shown after its images"),
     Column("images_{view}", pa.list_(_TEXT), "path", "images that the view was shown"),
     Column("history_{view}", pa.list_(_TURN), "", "earlier turns that the view was shown"),
@@ -84,6 +88,7 @@ ROLLOUTS = (
 
 POSITIONS = (
     *_KEY,
+    _LEARNER,
     Column("position", _WHOLE, "tokens", "index in the completion, from 0"),
     Column("token_id", _WHOLE, "", "the written token"),
     Column("token_text", _TEXT, "", "its text, special tokens included"),
@@ -135,6 +140,14 @@ POSITIONS = (
         "weight * regimes.loss_weight",
         ("weight",),
     ),
+    Column(
+        "ratio",
+        _REAL,
+        "1",
+        "importance ratio: the student's probability while learning over that while writing",
+        "exp(logprob_student - sampler_logprob)",
+        ("logprob_student", "sampler_logprob"),
+    ),
     Column("contribution", _REAL, "nats", "the position's part of the step's loss", "loss * coefficient", ("loss",)),
     Column("source", _TEXT, "", "what the regime pulls towards: a view, tokens or reward", "regimes.source"),
     Column("divergence", _TEXT, "", "the regime's divergence", "regimes.divergence"),
@@ -142,6 +155,7 @@ POSITIONS = (
 
 CELLS = (
     *_KEY[:2],
+    _LEARNER,
     Column("domain", _TEXT, "", "question family"),
     Column("kind", _TEXT, "", "as in positions"),
     Column("truth", _TEXT, "", "as in positions"),
@@ -226,7 +240,7 @@ def decode_header(metadata: dict[bytes, bytes] | None, file: Path) -> Header:
         raise TraceError(f"{file} is a Parquet file but no trace of the workbench. Move it out of the traces folder.")
     try:
         fields = json.loads(text)
-        if fields["version"] == VERSION:
+        if fields["version"] in READABLE:
             return Header(
                 method=fields["method"],
                 views={name: TracedView(**view) for name, view in fields["views"].items()},
@@ -236,7 +250,8 @@ def decode_header(metadata: dict[bytes, bytes] | None, file: Path) -> Header:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TraceError(f"{file} has a damaged header ({error}). Delete this file to read the other steps.") from error
     raise TraceError(
-        f"{file} has trace schema version {fields['version']}; this workbench reads version {VERSION}. "
+        f"{file} has trace schema version {fields['version']}; this workbench reads versions "
+        f"{' and '.join(map(str, READABLE))}. "
         "Read it with the version of the workbench that wrote it (commit in run.json), or train again."
     )
 
@@ -304,7 +319,7 @@ Training records every token: what each view thought of it, where the router sen
 |---|---|
 | `rollouts` | a written answer, with its prompts, evidence and outcome |
 | `positions` | a token of such an answer |
-| `cells` | sums over a step's positions of the same domain, kind, truth and regime |
+| `cells` | sums over a step's positions of the same learner, domain, kind, truth and regime |
 | `probe_rollouts`, `probe_positions` | the same columns for probes: fixed answers, scored again every few steps |
 | `regimes` | a regime of the method: `regime`, `source`, `divergence`, `meaning`, `loss_weight` (of all its losses together) |
 

@@ -41,7 +41,7 @@ def sum_rollouts(positions: Columns, num_rollouts: int) -> Columns:
 
 
 def sum_cells(positions: Columns, domains: list[str]) -> Columns:
-    """Sums over positions of the same domain, kind, truth and regime; `domains` are those of the rollouts."""
+    """Sums over one learner's positions of the same domain, kind, truth and regime; `domains` are those of the rollouts."""
     keys: dict[tuple, int] = {}
     own = [domains[rollout_idx] for rollout_idx in np.asarray(positions["rollout_idx"]).tolist()]
     found = zip(own, positions["kind"], positions["truth"], positions["regime"], strict=True)

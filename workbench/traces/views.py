@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from workbench.traces.parts import Part
 from workbench.traces.schema import Header, derived_columns
+from workbench.types import STUDENT
 
 
 def regime_table(header: Header) -> pa.Table:
@@ -28,7 +29,8 @@ def without_rows(schema: pa.Schema) -> pa.Table:
 def view_sql(table: str, parts: list[Part], header: Header, stored: set[str]) -> str:
     """CREATE VIEW over the files, less the rows that another file holds more recently, plus derived columns."""
     plain = [part.file for part in parts if not part.hidden]
-    reads = [f"SELECT * FROM {_parquet(plain)}"] if plain else [f"SELECT * FROM no_{table}"]
+    reads = [f"SELECT * FROM no_{table}"]  # has every column, also those that older files lack
+    reads += [f"SELECT * FROM {_parquet(plain)}"] if plain else []
     for part in parts:
         if part.hidden:
             pairs = ", ".join(str(pair) for pair in part.hidden)
@@ -37,7 +39,8 @@ def view_sql(table: str, parts: list[Part], header: Header, stored: set[str]) ->
     for name, sql in derived_columns(table, stored).items():
         sql = re.sub(r"\bregimes\.(\w+)", lambda match: _fact_sql(header, match[1]), sql)
         derived += f", {sql} AS {name}"
-    return f"CREATE TEMP VIEW {table} AS SELECT parts.*{derived} FROM ({' UNION ALL BY NAME '.join(reads)}) AS parts"
+    rows = f"SELECT * REPLACE (coalesce(learner, '{STUDENT}') AS learner) FROM ({' UNION ALL BY NAME '.join(reads)})"
+    return f"CREATE TEMP VIEW {table} AS SELECT parts.*{derived} FROM ({rows}) AS parts"
 
 
 def _fact_sql(header: Header, fact: str) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -23,9 +23,9 @@ from workbench.images import open_image
 from workbench.method import Regime
 from workbench.traces.parts import compact, step_file, traces_folder, write_part
 from workbench.traces.png import encode_png
-from workbench.traces.schema import PROBE, Header, TracedLoss, TracedRegime, TracedView, stored_schema
+from workbench.traces.schema import PROBE, TABLES, Header, TracedLoss, TracedRegime, TracedView, stored_schema
 from workbench.traces.totals import sum_cells, sum_rollouts
-from workbench.types import Prompt, Rollout, Routing, TokenScores, Turn
+from workbench.types import STUDENT, Prompt, Rollout, Routing, TokenScores, Turn
 
 _MOST_NAMES = 100_000  # image references kept; tens of megabytes
 
@@ -40,10 +40,11 @@ class Alternatives:
 
 @dataclass(frozen=True)
 class TracedBatch:
-    """One step of one process. N positions are laid end to end in the order of the R rollouts.
+    """One step of one process and learner. N positions are laid end to end in the order of the R rollouts.
 
     views        view name -> (policy, context)
     prompts      view name -> one prompt per rollout, None where the view did not read it
+    readers      view name -> per rollout the name of the policy that read it; a view that is missing has one, its own
     regimes      by name; routing.regime counts in this order
     coefficient  what a position's loss counts in the step's total
     loss         weighted, in nats, before averaging
@@ -63,12 +64,14 @@ class TracedBatch:
     token_texts: tuple[tuple[str, ...], ...]
     kinds: tuple[tuple[tuple[str, str | None], ...], ...]
     alternatives: Alternatives | None = None
+    learner: str = STUDENT
+    readers: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class TraceWriter:
     """Writes the traces of one process of a run.
 
-    policy_text    text of one token id, for alternatives
+    policy_text    text of one token id, for alternatives; by learner, if they have different vocabularies
     compact_every  the first process merges step files when a table has that many; 0 = never
     background     write in a thread while the next step is computed, at most one step behind; an error is raised by the
                    next call. Call `flush` before what was written is counted on.
@@ -79,7 +82,7 @@ class TraceWriter:
         run_folder: Path,
         *,
         method: str,
-        policy_text: Callable[[int], str],
+        policy_text: Callable[[int], str] | dict[str, Callable[[int], str]],
         rank: int = 0,
         compact_every: int = 100,
         background: bool = False,
@@ -87,20 +90,20 @@ class TraceWriter:
         self.run_folder, self.method, self.rank, self.compact_every = Path(run_folder), method, rank, compact_every
         self.folder = traces_folder(self.run_folder)
         self._policy_text = policy_text
-        self._token_texts: dict[int, str] = {}
+        self._token_texts: dict[tuple[str, int], str] = {}
         self._image_names: dict[str, list[str]] = {}  # by prompt or example: pictures are hashed once
         self._step_names: dict[int, str] = {}  # by identity: good for as long as the batch is held
         self._num_written = 0
         self._thread = ThreadPoolExecutor(1, "traces") if background else None
         self._pending: Future | None = None
 
-    def write(self, batch: TracedBatch) -> None:
-        """Record a training step. A step written before is replaced."""
-        self._start(batch, "")
+    def write(self, *batches: TracedBatch) -> None:
+        """Record a training step, one batch per learner, all of one method. A step written before is replaced."""
+        self._start(batches, "")
 
-    def write_probe(self, batch: TracedBatch) -> None:
+    def write_probe(self, *batches: TracedBatch) -> None:
         """Record probes as they are scored at this step."""
-        self._start(batch, PROBE)
+        self._start(batches, PROBE)
 
     def flush(self) -> None:
         """Return when everything is on disk. Raises TraceError if something could not be written."""
@@ -114,35 +117,52 @@ class TraceWriter:
     def __exit__(self, *exception: object) -> None:
         self.flush()
 
-    def _start(self, batch: TracedBatch, prefix: str) -> None:
+    def _start(self, batches: tuple[TracedBatch, ...], prefix: str) -> None:
         self.flush()
         if self._thread is None:
-            self._write(batch, prefix)
+            self._write(batches, prefix)
             return
-        for ids, _ in batch.alternatives.top.values() if batch.alternatives else ():
-            for token_id in ids.unique().tolist():
-                if token_id >= 0:
-                    self._text(token_id)  # here and not in the thread: a tokenizer is for one thread at a time
-        self._pending = self._thread.submit(self._write, batch, prefix)
+        for batch in batches:
+            for ids, _ in batch.alternatives.top.values() if batch.alternatives else ():
+                for token_id in ids.unique().tolist():
+                    if token_id >= 0:
+                        self._text(batch.learner, token_id)  # not in the thread: a tokenizer is for one at a time
+        self._pending = self._thread.submit(self._write, batches, prefix)
 
-    def _write(self, batch: TracedBatch, prefix: str) -> None:
+    def _write(self, batches: tuple[TracedBatch, ...], prefix: str) -> None:
+        batch = batches[0]
         views = {name: TracedView(*view) for name, view in batch.views.items()}
         regimes = {name: _traced_regime(one) for name, one in batch.regimes.items()}
         header = Header(self.method, views, regimes)
         self._step_names.clear()
-        positions = self._positions(batch)
-        tables = {"positions": positions}
-        if not prefix:
-            tables["cells"] = sum_cells(positions, [rollout.example.domain for rollout in batch.rollouts])
-        tables["rollouts"] = self._rollouts(batch) | sum_rollouts(positions, len(batch.rollouts))
-        for table, columns in tables.items():
-            schema = stored_schema(prefix + table, tuple(batch.views))
-            arrays = [_array(columns[field.name], field.type) for field in schema]
-            file = step_file(self.folder / (prefix + table), batch.step, self.rank)
-            write_part(file, pa.Table.from_arrays(arrays, schema=schema), header)
+        tables: dict[str, list[pa.Table]] = {"positions": [], "cells": [], "rollouts": []}
+        first = 0  # of the batch's rollouts in the file
+        for batch in batches:
+            for table, columns in self._columns(batch, first).items():
+                schema = stored_schema(prefix + table, tuple(batch.views))
+                arrays = [_array(columns[field.name], field.type) for field in schema]
+                tables[table].append(pa.Table.from_arrays(arrays, schema=schema))
+            first += len(batch.rollouts)
+        for table, parts in tables.items():
+            if prefix + table in TABLES:
+                write_part(
+                    step_file(self.folder / (prefix + table), batch.step, self.rank), pa.concat_tables(parts), header
+                )
         self._num_written += 1
         if self.rank == 0 and self.compact_every and self._num_written % self.compact_every == 0:
             compact(self.run_folder, min_parts=self.compact_every)
+
+    def _columns(self, batch: TracedBatch, first: int) -> dict[str, dict]:
+        """Columns of each table; the batch's rollouts are counted from `first`."""
+        positions = self._positions(batch)
+        cells = sum_cells(positions, [rollout.example.domain for rollout in batch.rollouts])
+        rollouts = self._rollouts(batch) | sum_rollouts(positions, len(batch.rollouts))
+        tables = {"positions": positions, "cells": cells, "rollouts": rollouts}
+        for columns in tables.values():
+            columns["learner"] = [batch.learner] * len(columns["step"])
+        for columns in (positions, rollouts):
+            columns["rollout_idx"] = columns["rollout_idx"] + first
+        return tables
 
     def _key(self, batch: TracedBatch, rollout_idx: np.ndarray) -> dict:
         same = np.ones_like(rollout_idx)
@@ -173,10 +193,11 @@ class TraceWriter:
                 columns[f"{name}_{view}"] = _numpy(getattr(batch.scores[view], name))
             rank = _numpy(batch.scores[view].rank)
             columns[f"rank_{view}"] = pa.array(rank, pa.int32(), mask=rank < 0)
-            columns[f"alternatives_{view}"] = self._alternatives(batch.alternatives, view, num_positions)
+            columns[f"alternatives_{view}"] = self._alternatives(batch, view, num_positions)
         return columns
 
-    def _alternatives(self, recorded: Alternatives | None, view: str, num_positions: int) -> list | pa.Array:
+    def _alternatives(self, batch: TracedBatch, view: str, num_positions: int) -> list | pa.Array:
+        recorded = batch.alternatives
         if recorded is None or view not in recorded.top:
             return [None] * num_positions
         ids, logprobs = (_numpy(values) for values in recorded.top[view])
@@ -188,16 +209,18 @@ class TraceWriter:
         counts[index + 1] = recorded.top[view][0].shape[1]
         is_missing = np.ones(num_positions, dtype=bool)
         is_missing[index] = False
-        texts = [self._text(token_id) for token_id in ids.tolist()]
+        texts = [self._text(batch.learner, token_id) for token_id in ids.tolist()]
         entries = pa.StructArray.from_arrays(
             [pa.array(ids), pa.array(texts, pa.string()), pa.array(logprobs)], names=["token_id", "text", "logprob"]
         )
         return pa.ListArray.from_arrays(np.cumsum(counts, dtype=np.int32), entries, mask=pa.array(is_missing))
 
-    def _text(self, token_id: int) -> str:
-        if token_id not in self._token_texts:
-            self._token_texts[token_id] = self._policy_text(token_id)
-        return self._token_texts[token_id]
+    def _text(self, learner: str, token_id: int) -> str:
+        key = (learner, token_id)
+        if key not in self._token_texts:
+            of = self._policy_text[learner] if isinstance(self._policy_text, dict) else self._policy_text
+            self._token_texts[key] = of(token_id)
+        return self._token_texts[key]
 
     def _rollouts(self, batch: TracedBatch) -> dict:
         rollouts = batch.rollouts
@@ -228,6 +251,8 @@ class TraceWriter:
             "thresholds": [list(batch.routing.thresholds.items())] * len(rollouts),
         }
         for view, prompts in batch.prompts.items():
+            names = batch.readers.get(view) or [batch.views[view][0]] * len(rollouts)
+            columns[f"policy_{view}"] = [prompt and name for prompt, name in zip(prompts, names, strict=True)]
             columns[f"prompt_{view}"] = [prompt and prompt.text for prompt in prompts]
             columns[f"images_{view}"] = [
                 prompt and self._images(_key_of(prompt), prompt.all_images) for prompt in prompts

@@ -131,9 +131,9 @@ def _notes(section: type, prefix: str) -> typing.Iterator[tuple[str, str]]:
 
 
 def recipes(context: AppContext) -> list[tuple[str, str]]:
-    """What a form can start from: the recipes, then earlier runs, newest first; (label, value) pairs."""
+    """What a form can start from: the recipes, the demo first, then earlier runs, newest first; (label, value) pairs."""
     found = []
-    for file in sorted(context.configs_dir.glob("*.yaml")):
+    for file in sorted(context.configs_dir.glob("*.yaml"), key=lambda file: (file.stem != "demo", file.name)):
         try:
             is_run = "method" in read_yaml(file)  # others make models, as configs/pretrain-student.yaml
         except ConfigError:

@@ -1,0 +1,164 @@
+"""MOPD: methods' exact checks by hand, and several teachers of which each reads its own domain."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from small import example, rollouts, table_policies, table_policy
+
+from workbench.divergences import Divergence
+from workbench.errors import ConfigError, DataError
+from workbench.methods import load_method
+from workbench.policies.by_domain import PolicyByDomain
+from workbench.policies.table import TablePolicy
+from workbench.routers import group_advantage
+from workbench.scoring import Batch
+from workbench.skipping import split_by_teacher
+from workbench.supervision import read_batch, supervise_batch
+from workbench.types import RouteBatch, TokenScores
+
+KEPT, DROPPED = range(2)
+OBJECTIVES = ("sampled", "full", "bregman")
+DOMAINS = ("color", "count", "color", "count")
+
+
+def of_domains(*lengths: int):
+    pairs = zip(rollouts(*lengths), DOMAINS, strict=True)
+    return tuple(replace(one, example=example(idx, domain=domain)) for idx, (one, domain) in enumerate(pairs))
+
+
+def supervised(policies: dict, made, micro_batch_size: int = 0, **options: object):
+    method, batch = load_method("mopd", options), Batch(made, micro_batch_size)
+    readings = read_batch(method, policies, batch)
+    return supervise_batch(method, policies, readings, seed=0, backward=lambda total: total.backward())
+
+
+def grad(policies: dict) -> torch.Tensor:
+    return policies["student"].tables["plain"].grad
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_teacher_equal_to_the_student_moves_nothing(objective: str) -> None:
+    policies = table_policies()
+    policies["teacher"] = TablePolicy("teacher", dict(policies["student"].tables))
+    scored = supervised(policies, rollouts(3, 5), objective=objective, top_k=4, ratio_high=0.0)
+    assert grad(policies).abs().max() < 1e-7
+    if objective == "sampled":
+        assert scored.routing.advantage.abs().max() == 0.0
+
+
+def test_tokens_outside_the_band_are_dropped_and_not_clipped() -> None:
+    ratio = torch.tensor([1.0, 4.9, 5.1, 0.21, 0.19])
+    logprob, same = torch.full((5,), math.log(0.02)), torch.zeros(5, dtype=torch.long)
+    student = TokenScores(logprob, logprob, logprob, same)
+    teacher = TokenScores(logprob + 0.5, logprob, logprob, same)
+    (wrote,) = rollouts(5)
+    wrote = replace(wrote, logprobs=tuple((logprob - ratio.log()).tolist()))
+    batch = RouteBatch({"student": student, "teacher": teacher}, same, torch.arange(5), same, (wrote,), 0)
+    routing = load_method("mopd").route(batch)
+    assert routing.regime.tolist() == [KEPT, KEPT, DROPPED, KEPT, DROPPED]
+    assert routing.weight.tolist() == pytest.approx([1.0, 4.9, 0.0, 0.21, 0.0], rel=1e-4)
+    assert routing.advantage.tolist() == pytest.approx([0.5] * 5)
+    assert routing.thresholds == {"ratio_low": 0.2, "ratio_high": 5.0}
+    assert load_method("mopd", {"advantage_clip": 0.1}).route(batch).advantage.tolist() == pytest.approx([0.1] * 5)
+    unbound = load_method("mopd", {"ratio_high": 0.0}).route(batch)
+    assert unbound.regime.tolist() == [KEPT] * 5 and unbound.weight.tolist() == [1.0] * 5
+
+
+def test_the_gradient_is_that_of_the_formula_and_nothing_else_is_differentiated() -> None:
+    made = tuple(replace(one, logprobs=tuple([-2.0] * len(one.ids))) for one in rollouts(3, 5))
+    policies = table_policies()
+    for table in policies["teacher"].tables.values():
+        table.requires_grad_()
+    scored = supervised(policies, made, ratio_low=0.0, ratio_high=1e9, outcome=0.5)
+    assert all(table.grad is None for table in policies["teacher"].tables.values())
+    table = policies["student"].tables["plain"].detach().clone().requires_grad_()
+    total = torch.zeros(())
+    for row, one in enumerate(made):
+        places, ids = torch.arange(len(one.ids)), torch.tensor(one.ids)
+        own = table.log_softmax(-1)[places, ids]
+        taught = policies["teacher"].tables["plain"].log_softmax(-1)[places, ids].detach()
+        advantage = (taught - own.detach()) + 0.5 * group_advantage(made)[row]
+        total = total - ((own.detach() + 2.0).exp() * advantage * own).mean() / len(made)
+    total.backward()
+    assert torch.allclose(grad(policies), table.grad, atol=1e-6)
+    assert scored.method.regimes["KEPT"].source == "teacher"
+
+
+def test_truncation_without_the_correction_pulls_at_equality_and_with_it_does_not() -> None:
+    logits = torch.randn(6, 11, generator=torch.Generator().manual_seed(0))
+    written = torch.zeros(6, dtype=torch.long)
+    ids = logits.topk(4).indices
+    naive = logits.clone().requires_grad_()
+    own, target = naive.log_softmax(-1).gather(1, ids), logits.log_softmax(-1).gather(1, ids)
+    (own.exp() * (own - target)).sum().backward()
+    assert naive.grad.abs().max() > 0.05
+    corrected = logits.clone().requires_grad_()
+    (loss,) = (one for one in load_method("mopd", {"objective": "bregman", "top_k": 4}).regimes["KEPT"].losses)
+    assert loss.divergence == Divergence("reverse_kl", "top_k", top_k=4, of="target", tail="bregman")
+    loss.divergence(corrected, logits, written).sum().backward()
+    assert corrected.grad.abs().max() < 1e-6
+
+
+def test_outcomes_are_compared_inside_a_group() -> None:
+    one, two = example(0), example(1)
+    made = zip(rollouts(1, 1, 1, 1, 1, 1), (one, one, one, one, two, two), (1.0, 0.0, 0.0, 0.0, 1.0, 1.0), strict=True)
+    advantage = group_advantage(tuple(replace(wrote, example=who, reward=reward) for wrote, who, reward in made))
+    deviation = math.sqrt(0.25 * 0.75)
+    assert advantage.tolist() == pytest.approx([0.75 / deviation, *[-0.25 / deviation] * 3, 0.0, 0.0], rel=1e-3)
+
+
+class Counted(TablePolicy):
+    """Remembers what it was asked to read."""
+
+    domains: list
+
+    def read(self, prompts, completions):
+        self.domains += [prompt.domain for prompt in prompts]
+        return super().read(prompts, completions)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("size", [0, 1, 3])
+def test_each_teacher_reads_its_own_domain_once_and_no_other(size: int, objective: str) -> None:
+    policies = table_policies()
+    members = {}
+    for seed, domain in ((2, "color"), (3, "count")):
+        members[domain] = Counted(f"teacher:{domain}", dict(table_policy("", seed).tables))
+        members[domain].domains = []
+    policies["teacher"] = PolicyByDomain("teacher", members)
+    made = of_domains(3, 4, 1, 5)
+    scored = supervised(policies, made, size, objective=objective, top_k=4, ratio_high=0.0)
+    assert {domain: one.domains for domain, one in members.items()} == {"color": ["color"] * 2, "count": ["count"] * 2}
+    assert scored.readers["teacher"] == tuple(f"teacher:{domain}" for domain in DOMAINS)
+    position = Batch(made).position.tolist()
+    for place, row in enumerate(Batch(made).sequence.tolist()):
+        table = members[DOMAINS[row]].tables["plain"].log_softmax(-1)
+        expected = float(table[position[place], made[row].ids[position[place]]])
+        assert float(scored.scores["teacher"].logprob[place]) == pytest.approx(expected, abs=1e-6)
+    reference, alone = torch.zeros_like(grad(policies)), table_policies()
+    for domain in members:  # as if each were the only teacher, on its half
+        alone["teacher"], alone["student"].tables["plain"].grad = members[domain], None
+        supervised(alone, tuple(one for one in made if one.example.domain == domain), objective=objective, top_k=4, ratio_high=0.0)  # fmt: skip
+        reference += grad(alone) / 2
+    assert torch.allclose(grad(policies), reference, atol=1e-6)
+
+
+def test_a_domain_without_a_teacher_is_named_and_counted() -> None:
+    examples = [example(idx, domain=domain) for idx, domain in enumerate(("color", "tag", "tag", "shape"))]
+    usable, lacking = split_by_teacher(examples, ("color", "count"))
+    assert [one.domain for one in usable] == ["color"] and [one.domain for one, _ in lacking] == ["tag", "tag", "shape"]
+    assert 'its domain is "tag"; there are teachers for color, count: add models.teachers.DOMAIN' in lacking[0][1]
+    with pytest.raises(
+        DataError, match=r'none of the 3 examples has a domain with a teacher.*"tag" \(2\), "shape" \(1\)'
+    ):
+        split_by_teacher(examples[1:], ("color", "count"))
+    assert split_by_teacher(examples, None) == (examples, [])
+
+
+def test_options_that_contradict_are_refused() -> None:
+    with pytest.raises(ConfigError, match="ratio_high is 0"):
+        load_method("mopd", {"ratio_high": 0.5})
+    with pytest.raises(ConfigError, match="advantage_clip is of objective=sampled"):
+        load_method("mopd", {"advantage_clip": 1.0, "objective": "full"})

@@ -1,0 +1,89 @@
+"""Several learners in one run: each has its weights, optimiser, answers, probes and rows; a kill loses nothing of any."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from small import run_config
+
+from workbench.checkpoints import list_checkpoints
+from workbench.config import RunConfig
+from workbench.errors import ConfigError
+from workbench.evaluate import load_answers
+from workbench.policies.autoregressive import load_policy
+from workbench.runs import RunFolder
+from workbench.traces.reader import open_traces
+from workbench.train import train
+
+METHOD = {"name": "opsd", "self_policy": "student@ema"}
+
+
+def two(models: dict, output_dir: object, **values: object) -> RunConfig:
+    plain = {"models__peers": {"ann": str(models["student"])}, "method": METHOD}
+    return run_config(models, output_dir, **(plain | values))
+
+
+@pytest.fixture(scope="module")
+def pair(models: dict, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A finished run of two learners that begin with the same weights."""
+    config = two(models, tmp_path_factory.mktemp("runs"))
+    train(config)
+    return config
+
+
+def metrics(config: RunConfig, kind: str = "train") -> list[dict]:
+    lines = RunFolder.open(config.run_dir).metrics(kind)
+    return [{name: value for name, value in line.items() if not name.startswith("seconds/")} for line in lines]
+
+
+def weights(config: RunConfig, learner: str) -> dict[str, torch.Tensor]:
+    return load_policy(list_checkpoints(config.run_dir)[-1].weights(learner), learner).model.state_dict()
+
+
+def test_the_student_learns_as_it_would_alone(pair: RunConfig, models: dict, tmp_path: Path) -> None:
+    alone = run_config(models, tmp_path, method=METHOD)
+    train(alone)
+    assert [line["loss"] for line in metrics(alone)] == [line["loss"] for line in metrics(pair)]
+    assert all(torch.equal(value, weights(pair, "student")[name]) for name, value in weights(alone, "student").items())
+
+
+def test_each_draws_and_learns_for_itself(pair: RunConfig) -> None:
+    assert all(line["loss"] != line["ann/loss"] for line in metrics(pair))
+    own, other = weights(pair, "student"), weights(pair, "ann")
+    assert any(not torch.equal(own[name], other[name]) for name in own)
+    newest = list_checkpoints(pair.run_dir)[-1].path
+    assert (newest / "ann_ema").is_dir() and (newest / "optimizer_ann.safetensors").is_file()
+    asked = {(row.step, row.policy) for row in load_answers(pair.run_dir)}
+    assert asked == {(0, "student"), (0, "ann"), (4, "student"), (4, "ann")}
+
+
+def test_every_row_says_whose_it_is(pair: RunConfig) -> None:
+    traces = open_traces(pair.run_dir)
+    rows = traces.sql("SELECT learner, source_policy, count(*) AS n FROM rollouts GROUP BY ALL ORDER BY 1").to_pylist()
+    assert rows == [{"learner": name, "source_policy": name, "n": 24} for name in ("ann", "student")]
+    of_positions = "SELECT learner, count(*) AS n FROM positions GROUP BY 1 ORDER BY 1"
+    of_cells = "SELECT learner, CAST(sum(num_positions) AS BIGINT) AS n FROM cells GROUP BY 1 ORDER BY 1"
+    assert traces.sql(of_positions).to_pylist() == traces.sql(of_cells).to_pylist()
+    wrong = """SELECT count(*) AS n FROM rollouts JOIN positions USING (step, process_rank, rollout_idx)
+               WHERE rollouts.learner <> positions.learner"""
+    assert traces.sql(wrong)["n"][0].as_py() == 0
+    keys = "SELECT count(*) AS n, count(DISTINCT (step, rollout_idx, position)) AS k FROM positions"
+    assert len(set(traces.sql(keys).to_pylist()[0].values())) == 1
+    probes = traces.sql("SELECT DISTINCT learner FROM probe_rollouts ORDER BY 1")
+    assert probes["learner"].to_pylist() == ["ann", "student"]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(pair: RunConfig, models: dict, tmp_path: Path) -> None:
+    config = two(models, tmp_path)
+    train(config)
+    (list_checkpoints(config.run_dir)[-1].weights("ann") / "model.safetensors").write_bytes(b"torn")
+    train(config, resume=True)  # from step 2
+    assert metrics(config) == metrics(pair) and metrics(config, "probe") == metrics(pair, "probe")
+    for learner in ("student", "ann"):
+        assert all(torch.equal(value, weights(pair, learner)[name]) for name, value in weights(config, learner).items())
+
+
+@pytest.mark.parametrize("name", ["student", "teacher", "an n", "ann/b", ""])
+def test_a_name_that_means_something_else_is_refused(name: str, models: dict, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"models\.peers must be name: model"):
+        two(models, tmp_path, models__peers={name: "x"})

@@ -1,0 +1,27 @@
+"""The parameter average of models of one shape."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from families import save_llava
+
+from workbench.errors import ConfigError
+from workbench.policies.autoregressive import load_policy
+from workbench.policies.average import average_models
+
+
+def test_the_average_is_a_model_of_mean_weights(models: dict[str, Path], tmp_path: Path) -> None:
+    output = average_models([models["student"], models["teacher"]], tmp_path / "mean")
+    one, two, mean = (
+        dict(load_policy(folder, "one").model.named_parameters())
+        for folder in (models["student"], models["teacher"], output)
+    )
+    assert all(torch.allclose(mean[name], (one[name] + two[name]) / 2, atol=1e-6) for name in one)
+
+
+def test_models_of_other_shapes_are_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="only models of one shape can be averaged"):
+        average_models([models["student"], save_llava(tmp_path / "llava")], tmp_path / "mean")
+    with pytest.raises(ConfigError, match="two models or more, got 1"):
+        average_models([models["student"]], tmp_path / "mean")

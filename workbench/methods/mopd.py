@@ -1,0 +1,99 @@
+"""MOPD: a teacher for each domain, all from the student's own start; every answer is taught by its domain's teacher alone.
+
+Source: MiMo-V2-Flash, arXiv 2601.02780, and MOPD, arXiv 2606.30406; average=domain: Open-MOPD, arXiv 2608.19098.
+1. The student answers questions of all domains; models.teachers names each domain's teacher, which reads that domain's
+   answers and no others.
+2. Advantage of a token: A = log teacher(y) - log student(y), without gradient, clipped if asked for, plus `outcome` times
+   the group-normalised reward of its answer.
+3. Ratio r of the student now to the student that wrote. Inside the band: loss - r A log student(y).
+4. Outside it the token is dropped, not clipped: no supervision.
+5. objective=full: reverse KL over the vocabulary in place of A; bregman: over the teacher's top_k entries, with the
+   correction - student + teacher, without which truncation itself would pull.
+6. Mean over each answer, or with average=domain over each domain, so that long answers of one do not crowd out others.
+Differs: answers are sampled from the training weights, so r is 1 up to rounding and the band drops nothing unless
+answers are older or come from another engine. The reports do not give their band; it is NeMo RL's. The weight of the
+outcome is not given either and is 0 here.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.divergences import Divergence
+from workbench.errors import ConfigError
+from workbench.method import AVERAGES, REWARD, Loss, Method, Option, Regime, View
+from workbench.routers import group_advantage, sampler_ratio
+from workbench.types import RouteBatch, Routing
+
+KEPT, DROPPED = range(2)
+
+
+@dataclass(frozen=True)
+class Options:
+    objective: Annotated[str, Option("what is minimised: reverse KL of the written token, of the vocabulary, or of the teacher's top_k", choices=("sampled", "full", "bregman"))] = "sampled"  # fmt: skip
+    top_k: Annotated[int, Option("the teacher's entries that are compared when objective=bregman", low=1)] = 64
+    ratio_low: Annotated[float, Option("tokens whose importance ratio is lower are dropped", low=0, high=1)] = 0.2
+    ratio_high: Annotated[float, Option("tokens whose importance ratio is higher are dropped; 0 = no band", low=0)] = 5.0  # fmt: skip
+    advantage_clip: Annotated[float, Option("largest size of a token's log-ratio to its teacher; 0 = not clipped", unit="nats", low=0)] = 0.0  # fmt: skip
+    outcome: Annotated[float, Option("weight of the group-normalised outcome in the advantage", low=0)] = 0.0
+    privilege: Annotated[str, Option("context shown to the teachers")] = "plain"
+    average: Annotated[str, Option("what the loss is averaged over first", choices=AVERAGES)] = "sequence"
+
+
+def build(options: Options) -> Method:
+    if 0 < options.ratio_high < 1:
+        raise ConfigError(f"method.ratio_high is {options.ratio_high:g}: it must be 0, or at least 1 so that fresh answers are inside.")  # fmt: skip
+    if options.advantage_clip and options.objective != "sampled":
+        raise ConfigError(f"method.advantage_clip is of objective=sampled; {options.objective} has no sampled log-ratio.")  # fmt: skip
+    return Method(
+        name="mopd",
+        views={
+            "student": View("student", "plain", learns=True),
+            "teacher": View("teacher", options.privilege),
+        },
+        regimes={
+            "KEPT": Regime(_losses(options), "ratio inside the band: its domain's teacher"),
+            "DROPPED": Regime((), "ratio outside the band: no supervision"),
+        },
+        route=lambda batch: route(batch, options),
+        reads=("student", "teacher") if options.objective == "sampled" else ("student",) if options.ratio_high else (),
+        average=options.average,
+    )
+
+
+def _losses(options: Options) -> tuple[Loss, ...]:
+    outcome = (Loss(REWARD, Divergence("policy_gradient")),) if options.outcome else ()
+    if options.objective == "sampled":  # teacher and outcome are one advantage
+        return (Loss(REWARD, Divergence("policy_gradient"), by="teacher"),)
+    if options.objective == "full":
+        return (Loss("teacher", Divergence("reverse_kl")), *outcome)
+    return (Loss("teacher", Divergence("reverse_kl", "top_k", top_k=options.top_k, of="target", tail="bregman")), *outcome)  # fmt: skip
+
+
+def route(batch: RouteBatch, options: Options) -> Routing:
+    """Inside the band the weight is the ratio; scores come without gradient, so the advantage has none."""
+    weight, regime = torch.ones(batch.num_positions, device=batch.sequence.device), torch.zeros_like(batch.sequence)
+    thresholds = {}
+    if options.ratio_high:
+        weight = sampler_ratio(batch)
+        regime = torch.where((weight >= options.ratio_low) & (weight <= options.ratio_high), KEPT, DROPPED)
+        weight = torch.where(regime == KEPT, weight, 0.0)
+        thresholds = {"ratio_low": options.ratio_low, "ratio_high": options.ratio_high}
+    return Routing(regime, weight, advantages(batch, options), thresholds)
+
+
+def advantages(batch: RouteBatch, options: Options) -> Float[Tensor, " N"] | None:
+    """What a position's log-prob is raised by: its teacher's part, if it is sampled, and its answer's outcome."""
+    if options.objective != "sampled" and not options.outcome:
+        return None
+    advantage = torch.zeros(batch.num_positions, device=batch.sequence.device)
+    if options.objective == "sampled":
+        advantage = batch.scores["teacher"].logprob - batch.scores["student"].logprob
+        if options.advantage_clip:
+            advantage = advantage.clamp(-options.advantage_clip, options.advantage_clip)
+    if options.outcome:
+        advantage = advantage + options.outcome * group_advantage(batch.rollouts).to(advantage.device)[batch.sequence]
+    return advantage

@@ -1,0 +1,43 @@
+"""The parameter average of models that began as one: what merging specialists without any training gives.
+
+python -m workbench.policies.average OUTPUT MODEL MODEL ...
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from workbench.errors import ConfigError, WorkbenchError
+from workbench.policies.autoregressive import load_policy
+
+
+def average_models(models: list[str | Path], output: str | Path) -> Path:
+    """Write the mean of the models' weights as a model folder; returns it.
+
+    Raises: ConfigError if fewer than two are given or their parameters differ in name or shape.
+    """
+    if len(models) < 2:
+        raise ConfigError(f"an average needs two models or more, got {len(models)}.")
+    first, *others = (load_policy(model, str(model)) for model in models)
+    total = dict(first.model.named_parameters())
+    with torch.no_grad():
+        for other in others:
+            own = dict(other.model.named_parameters())
+            odd = next((name for name in {**total, **own} if name not in own or name not in total or own[name].shape != total[name].shape), None)  # fmt: skip
+            if odd is not None:
+                raise ConfigError(f'{other.name} and {first.name} differ in "{odd}"; only models of one shape can be averaged.')  # fmt: skip
+            for name, parameter in total.items():
+                parameter.add_(own[name])
+        for parameter in total.values():
+            parameter.div_(len(models))
+    first.model.save_pretrained(output)
+    first.processor.save_pretrained(output)
+    return Path(output)
+
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(f"{average_models(sys.argv[2:], sys.argv[1])}\n")
+    except (IndexError, WorkbenchError) as error:
+        sys.exit(str(error) if isinstance(error, WorkbenchError) else __doc__)

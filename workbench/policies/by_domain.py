@@ -1,0 +1,81 @@
+"""One policy made of several: each prompt is answered and read by the policy of its example's domain, and by no other."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from workbench.errors import PolicyError
+from workbench.losses import MixedReadout, Readout, mix
+from workbench.policies import Policy, SamplingOptions, Written
+from workbench.types import Prompt
+
+
+@dataclass(frozen=True)
+class PolicyByDomain:
+    """members: domain -> policy; several domains may share one. other: policy of every other domain, None = there is none."""
+
+    name: str
+    members: dict[str, Policy]
+    other: Policy | None = None
+
+    def of(self, domain: str) -> Policy:
+        """Raises PolicyError naming the domains that there are."""
+        policy = self.members.get(domain, self.other)
+        if policy is None:
+            raise PolicyError(
+                f'there is no {self.name} for domain "{domain}"; there are for {", ".join(self.members)}. Add it under '
+                f"models.{self.name}s, or set models.{self.name} for all other domains."
+            )
+        return policy
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        self.of(prompt.domain).check_prompt(prompt)
+
+    def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
+        written: list[list[Written]] = [[] for _ in prompts]
+        for policy, rows in self._groups(prompts):
+            own = policy.sample([prompts[row] for row in rows], [seeds[row] for row in rows], options)
+            for row, completions in zip(rows, own, strict=True):
+                written[row] = completions
+        return written
+
+    def read(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Readout | MixedReadout:
+        lengths = [len(ids) for ids in completions]
+        ends = torch.tensor(lengths).cumsum(0).tolist()
+        pieces = []
+        for policy, rows in self._groups(prompts):
+            positions = [torch.arange(ends[row] - lengths[row], ends[row]) for row in rows]
+            readout = policy.read([prompts[row] for row in rows], [completions[row] for row in rows])
+            pieces.append((readout, torch.cat(positions).to(readout.device)))
+        return mix(pieces)
+
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        return self._any.answer_ids(text)
+
+    def text(self, ids: tuple[int, ...]) -> str:
+        return self._any.text(ids)
+
+    def token_texts(self, ids: tuple[int, ...]) -> list[str]:
+        return self._any.token_texts(ids)
+
+    @property
+    def _any(self) -> Policy:
+        """They share one vocabulary."""
+        return next(iter(self.members.values()))
+
+    def _groups(self, prompts: list[Prompt]) -> Iterator[tuple[Policy, list[int]]]:
+        """Each policy with the places of its prompts."""
+        policies = [self.of(prompt.domain) for prompt in prompts]
+        for policy in {id(policy): policy for policy in policies}.values():
+            yield policy, [row for row, own in enumerate(policies) if own is policy]
+
+
+def member(policy: Policy, domain: str) -> Policy:
+    """The policy itself, or of several the one of a domain. Raises PolicyError if there is none for it."""
+    return policy.of(domain) if isinstance(policy, PolicyByDomain) else policy
+
+
+def covers(policy: Policy, domain: str) -> bool:
+    """Whether the policy can be asked about a domain."""
+    return not isinstance(policy, PolicyByDomain) or policy.other is not None or domain in policy.members
