@@ -29,4 +29,4 @@ def prune(source: Path = MODELS / "teacher", target: Path = MODELS / "student-pr
 
 if __name__ == "__main__":
     layer = int(sys.argv[1]) if len(sys.argv) > 1 else LAYER
-    print(prune(target=Path(sys.argv[2]) if len(sys.argv) > 2 else MODELS / "student-pruned", layer=layer))
+    prune(target=Path(sys.argv[2]) if len(sys.argv) > 2 else MODELS / "student-pruned", layer=layer)
