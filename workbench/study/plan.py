@@ -13,6 +13,7 @@
     evaluate:
       - {data: "scenes:eval?count=512", contexts: [plain, crop]}
 
+`{seed}` in a value is replaced by the run's seed: training.update_mask: masks/found-s{seed}.safetensors.
 What the study decides itself (seed, folder, evaluation) is not set by overrides. Paths start at the working directory.
 """
 
@@ -93,8 +94,8 @@ class Study:
 
     def config(self, variant: Variant, seed: int) -> RunConfig:
         """The configuration of one run."""
-        values = variant.config.to_dict() | {"seed": seed, "name": run_name(variant.name, seed)}
-        return build_config(values)
+        values = json.loads(json.dumps(variant.config.to_dict()).replace("{seed}", str(seed)))
+        return build_config(values | {"seed": seed, "name": run_name(variant.name, seed)})
 
     def references(self) -> list[Reference]:
         """Every starting student and every teacher of the variants, each once."""
