@@ -175,6 +175,37 @@ def _report(options: argparse.Namespace) -> None:
     print(_module("report").write_report(options.run_dir, options.out, answers=options.answers, theme=options.theme))
 
 
+def _geometry(options: argparse.Namespace) -> None:
+    files = _module("analysis.geometry_files")
+    pair = files.pair_of(options.first, options.second)
+    if options.save_mask is None and (options.random_mask or options.against):
+        raise ConfigError("--random-mask and --against are about the mask that --save-mask FILE writes: give it, too.")
+    if options.save_mask is not None:
+        masks = _module("masks")
+        facts = masks.write_mask(
+            options.save_mask, pair.source, pair.target, dtype=options.precision, above=options.above
+        )
+        share = int(facts["coordinates"]) / int(facts["of"])
+        print(f"{options.save_mask}: {int(facts['coordinates']):,} of {int(facts['of']):,} coordinates ({share:.2%}) changed by more than {options.above:g} in {options.precision}")  # fmt: skip
+        if options.random_mask is not None:
+            masks.write_random_mask(options.random_mask, options.save_mask, seed=options.seed)
+            print(f"{options.random_mask}: as many in every tensor, drawn with seed {options.seed}")
+        if options.against is not None:
+            found = masks.overlap(options.save_mask, options.against)
+            print(
+                f"{found['overlap']:.1%} of them are in {options.against}; at random in every tensor {found['chance']:.1%}"
+            )
+        return
+    bar = tqdm(total=len(pair.source.shapes), unit="tensor", leave=False, disable=None)
+    measured = files.measure_pair(pair, seed=options.seed, device=options.device, say=lambda name: bar.update())
+    bar.close()
+    print(files.text_of(measured))
+    out = options.out or (Path(options.first) / files.FOLDER if options.second is None else None)
+    if out is not None:
+        files.save(measured, out, _module("analysis.geometry_figures").page(measured))
+        print(f"\n{out}: figure.html, geometry.json with every column's meaning, tensors.parquet")
+
+
 def _module(name: str) -> object:
     """A module of the package, loaded when a command needs it: `--help` should not wait for torch."""
     try:
@@ -245,6 +276,30 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--out", help="file to write; default: report.html in the run's folder")
     one.add_argument("--answers", type=int, default=8, help="answers drawn token by token, 0 to 24")
     one.add_argument("--theme", default="light", choices=("light", "dark"))
+    one = command(
+        "geometry", _geometry, "how large, how sparse and where an update of the weights is, beside a random one"
+    )
+    one.add_argument(
+        "first", metavar="RUN_OR_MODEL", help="a run: its start against its newest checkpoint; or a model folder"
+    )
+    one.add_argument("second", nargs="?", metavar="MODEL", help="the model after the update, a checkpoint or a run")
+    one.add_argument("--out", help="folder to write; default: geometry/ in the run's folder, for two models none")
+    one.add_argument("--seed", type=int, default=0, help="of the random control and of --random-mask")
+    one.add_argument("--device", default="cpu", help="where tensors are decomposed: cpu, cuda")
+    one.add_argument(
+        "--save-mask", metavar="FILE", help="measure nothing; write which coordinates changed, for training.update_mask"
+    )
+    one.add_argument(
+        "--precision",
+        default="bfloat16",
+        choices=("float32", "bfloat16", "float16"),
+        help="of --save-mask: both models are rounded to it",
+    )
+    one.add_argument("--above", type=float, default=0.0, help="of --save-mask: smallest change that counts, exclusive")
+    one.add_argument(
+        "--random-mask", metavar="FILE", help="with --save-mask: a control of as many coordinates in every tensor"
+    )
+    one.add_argument("--against", metavar="FILE", help="with --save-mask: another mask, how much of it is the same")
     one = command("methods", _methods, "list the methods, or show one with its options")
     one.add_argument("name", nargs="?")
     one = command("options", _options, "list every key of a configuration with its default and meaning")

@@ -65,6 +65,27 @@ def write_random_mask(file: str | Path, like: str | Path, *, seed: int) -> dict:
     return _write(file, drawn, {"dtype": facts["dtype"], "above": facts["above"], "random_like": str(like), "seed": str(seed)})  # fmt: skip
 
 
+def overlap(first: str | Path, second: str | Path) -> dict[str, float]:
+    """How much two masks have in common: `overlap`, share of the first that is in the second; `coverage`, the other way round;
+    `chance`, what the overlap would be if either lay at random in every tensor; `enrichment`, overlap / chance.
+
+    Raises: ConfigError for masks of two models.
+    """
+    masks = [read_mask(file) for file in (first, second)]
+    if {name: mask.shape for name, mask in masks[0].items()} != {name: mask.shape for name, mask in masks[1].items()}:
+        raise ConfigError(f"{first} and {second} are masks of two models, so their coordinates cannot be compared.")
+    pairs = [(mask, masks[1][name]) for name, mask in masks[0].items()]
+    both = sum(int((one & other).sum()) for one, other in pairs)
+    sizes = [sum(int(mask.sum()) for mask in own.values()) for own in masks]
+    by_chance = sum(float(one.sum()) * float(other.sum()) / one.numel() for one, other in pairs)
+    return {
+        "overlap": both / sizes[0],
+        "coverage": both / sizes[1],
+        "chance": by_chance / sizes[0],
+        "enrichment": both / by_chance,
+    }
+
+
 def read_mask(file: str | Path) -> dict[str, torch.Tensor]:
     """Tensor -> booleans. Raises ConfigError if the file is missing or no mask."""
     mask_facts(file)

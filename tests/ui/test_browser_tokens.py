@@ -21,6 +21,7 @@ SHOWS = {  # what a tab has when it is drawn
     "movement": "#movement-shares .js-plotly-plot .main-svg",
     "compare": "#compare-config table",
     "illusion": "#illusion-accuracy .js-plotly-plot",
+    "geometry": "#geometry-about h2",
     "data": "#data-example .wb-figure",
     "report": "#report-about h2",
 }

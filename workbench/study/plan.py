@@ -14,6 +14,7 @@
     evaluate:
       - {data: "scenes:eval?count=512", contexts: [plain, crop]}
 
+`{seed}` in a value is replaced by the run's seed: training.update_mask: masks/found-s{seed}.safetensors.
 What the study decides itself (seed, folder, evaluation) is not set by overrides. Paths start at the working directory.
 """
 
@@ -99,12 +100,12 @@ class Study:
 
     def config(self, variant: Variant, seed: int) -> RunConfig:
         """The configuration of one run."""
-        values = variant.config.to_dict() | {"seed": seed, "name": run_name(variant.name, seed)}
+        values = json.loads(json.dumps(variant.config.to_dict()).replace("{seed}", str(seed)))
         before = self.before(variant, seed)
         if before is not None:
             last = checkpoint_path(before.run_dir, before.training.steps)
             values["models"] = values["models"] | {"student": str(last / "student")}
-        return build_config(values)
+        return build_config(values | {"seed": seed, "name": run_name(variant.name, seed)})
 
     def before(self, variant: Variant, seed: int) -> RunConfig | None:
         """The run whose student this one starts from."""

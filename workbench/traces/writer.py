@@ -135,19 +135,17 @@ class TraceWriter:
         regimes = {name: _traced_regime(one) for name, one in batch.regimes.items()}
         header = Header(self.method, views, regimes)
         self._step_names.clear()
-        tables: dict[str, list[pa.Table]] = {"positions": [], "cells": [], "rollouts": []}
+        tables: dict[str, list[pa.Table]] = {}
         first = 0  # of the batch's rollouts in the file
         for batch in batches:
             for table, columns in self._columns(batch, first).items():
-                schema = stored_schema(prefix + table, tuple(batch.views))
-                arrays = [_array(columns[field.name], field.type) for field in schema]
-                tables[table].append(pa.Table.from_arrays(arrays, schema=schema))
+                if prefix + table in TABLES:  # probes have no totals
+                    schema = stored_schema(prefix + table, tuple(batch.views))
+                    arrays = [_array(columns[field.name], field.type) for field in schema]
+                    tables.setdefault(prefix + table, []).append(pa.Table.from_arrays(arrays, schema=schema))
             first += len(batch.rollouts)
         for table, parts in tables.items():
-            if prefix + table in TABLES:
-                write_part(
-                    step_file(self.folder / (prefix + table), batch.step, self.rank), pa.concat_tables(parts), header
-                )
+            write_part(step_file(self.folder / table, batch.step, self.rank), pa.concat_tables(parts), header)
         self._num_written += 1
         if self.rank == 0 and self.compact_every and self._num_written % self.compact_every == 0:
             compact(self.run_folder, min_parts=self.compact_every)

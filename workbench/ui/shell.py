@@ -15,7 +15,7 @@ import gradio as gr
 
 from workbench.analysis.style import MONO, SANS
 from workbench.render import page_head
-from workbench.ui import compare, data, illusion, launch, movement, report, tokens, watch
+from workbench.ui import compare, data, geometry, illusion, launch, movement, report, tokens, watch
 from workbench.ui.context import ADDRESS_KEYS, AppContext, Shared, run_choices, told
 
 TABS: dict[str, tuple[str, ModuleType]] = {
@@ -25,6 +25,7 @@ TABS: dict[str, tuple[str, ModuleType]] = {
     "movement": ("Movement", movement),
     "compare": ("Compare", compare),
     "illusion": ("Illusion", illusion),
+    "geometry": ("Geometry", geometry),
     "data": ("Data", data),
     "report": ("Report", report),
 }

@@ -1,0 +1,198 @@
+"""Is a sparse update enough? Geometry of OPD's updates over seeds, and what training nothing but the found coordinates recovers.
+
+    python docs/studies/geometry.py [seeds=[0,1] overrides.training.steps=20 ...]
+
+Trains what configs/studies/geometry.yaml says (goes on after a kill), makes the masks from the runs of opd, trains again under
+them, measures, and writes geometry.md beside this file. With overrides it is a trial: the page is printed and not written.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from workbench.analysis.geometry import RANDOM, UPDATE
+from workbench.analysis.geometry_files import measure_pair, pair_of_run
+from workbench.masks import mask_facts, overlap, write_mask, write_random_mask
+from workbench.runs import RunFolder
+from workbench.study.conduct import run_study
+from workbench.study.measures import values_of
+from workbench.study.plan import BASE, TEACHER, Study, load_study
+from workbench.study.report import collect, write_report
+
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
+HERE = Path(__file__).parent
+FULL, OFF_POLICY = "opd", "off_policy"
+FURTHEST = 0.1  # share of coordinates in the second mask
+METRICS = {
+    "relative size, \\|\\|D\\|\\| / \\|\\|W0\\|\\|": ("relative_delta", "float32"),
+    "unchanged, float32": ("unchanged", "float32"),
+    "unchanged, rounded to bfloat16": ("unchanged", "bfloat16"),
+    "\\|D\\| < 1e-5, float32": ("below_1e-05", "float32"),
+    "\\|D\\| < 1e-5, rounded to bfloat16": ("below_1e-05", "bfloat16"),
+    "numerical rank (1e-5), of the full one": ("rank_1e-05", "float32"),
+    "effective rank": ("effective_rank", "float32"),
+    "energy in the 16 largest directions": ("energy_top_16", "float32"),
+    "energy inside the principal 10 % of directions": ("projection_10pct", "float32"),
+    "rotation of the principal 10 % (mean sine)": ("rotation_10pct", "float32"),
+    "enrichment on the principal 10 % of weights, bfloat16": ("enrichment_principal_10pct_0e+00", "bfloat16"),
+    "enrichment on the smallest 10 % of weights, bfloat16": ("enrichment_low_10pct_0e+00", "bfloat16"),
+}
+
+
+def main() -> None:
+    study = load_study("configs/studies/geometry.yaml", sys.argv[1:])
+    free = [variant for variant in study.variants if variant.config and not variant.config.training.update_mask]
+    if not run_study(dataclasses.replace(study, variants=tuple(free))):
+        sys.exit("stopped; the same command goes on")
+    masks = make_masks(study)
+    if not run_study(study):
+        sys.exit("stopped; the same command goes on")
+    print(f"tables with paired intervals: {write_report(study)}")
+    text = page(study, masks, geometry_of(study), recovered(study), asked(study))
+    if sys.argv[1:]:
+        print(text)
+    else:
+        (HERE / "geometry.md").write_text(text)
+
+
+def make_masks(study: Study) -> pd.DataFrame:
+    """The masks of every seed; a row for each with its size, its limit, and what it shares with the next seed's."""
+    by_name = {variant.name: variant for variant in study.variants}
+    files = {
+        (name, seed): Path(study.config(by_name[name], seed).training.update_mask)
+        for name in by_name
+        if name not in (FULL, OFF_POLICY)
+        for seed in study.seeds
+    }
+    for seed in study.seeds:
+        pair = pair_of_run(study.config(by_name[FULL], seed).run_dir)
+        sizes = [(pair.target.tensor(name) - pair.source.tensor(name)).abs().flatten() for name in pair.source.shapes]
+        sizes = torch.cat(sizes)
+        limit = float(sizes.kthvalue(round((1 - FURTHEST) * len(sizes))).values)
+        for name, precision, above in (("visible", "bfloat16", 0.0), ("furthest", "float32", limit)):
+            if not files[name, seed].is_file():
+                write_mask(files[name, seed], pair.source, pair.target, dtype=precision, above=above)
+                write_random_mask(files[f"{name}_random", seed], files[name, seed], seed=seed)
+    rows = []
+    for (name, seed), file in files.items():
+        facts, following = mask_facts(file), files[name, study.seeds[(study.seeds.index(seed) + 1) % len(study.seeds)]]
+        share = int(facts["coordinates"]) / int(facts["of"])
+        rows.append({"mask": name, "share": share, "above": float(facts["above"]), **overlap(file, following)})
+    return pd.DataFrame(rows)
+
+
+def geometry_of(study: Study) -> pd.DataFrame:
+    """Every metric of "all" tensors, of every seed of opd and of off-policy distillation, and of their random controls."""
+    rows = []
+    for variant in study.usable:
+        if variant.name in (FULL, OFF_POLICY):
+            for seed in study.seeds:
+                found = measure_pair(pair_of_run(study.config(variant, seed).run_dir)).geometry.groups
+                rows.append(found[found["group"] == "all"].assign(variant=variant.name, seed=seed))
+    return pd.concat(rows)
+
+
+def recovered(study: Study) -> pd.DataFrame:
+    """Loss (reverse KL to the teacher, nats a token) on the probes, before and after, and the share of OPD's fall in it."""
+    found = {}
+    for variant in study.usable:
+        for seed in study.seeds:
+            lines = RunFolder(study.config(variant, seed).run_dir).metrics("probe")
+            found[variant.name, seed] = (lines[0]["loss"], lines[-1]["loss"])
+    rows = []
+    for (name, seed), (before, after) in found.items():
+        if name != OFF_POLICY:  # its loss is another divergence
+            fall = found[FULL, seed][0] - found[FULL, seed][1]
+            rows.append({"variant": name, "seed": seed, "before": before, "after": after, "recovered": (before - after) / fall})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def asked(study: Study) -> pd.DataFrame:
+    """Accuracy on visible and over-confidence on privileged questions of every variant and seed, in points."""
+    values = [vars(value) if not dataclasses.is_dataclass(value) else dataclasses.asdict(value) for value in values_of(collect(study).rows)]  # fmt: skip
+    frame = pd.DataFrame(values)
+    wanted = [("accuracy", "visible"), ("overconfidence", "privileged"), ("entropy", "all")]
+    return frame[[pair in wanted for pair in zip(frame["measure"], frame["truth"], strict=True)]]
+
+
+def interval(values: pd.Series, show: str = "{:.3f}") -> str:
+    """Mean ± half of the 95 % interval over seeds."""
+    values = values.dropna().astype(float)
+    if not len(values):
+        return "-"
+    if len(values) == 1:
+        return show.format(values.mean())
+    half = T_975[len(values) - 2] * values.std(ddof=1) / np.sqrt(len(values))
+    return f"{show.format(values.mean())} ± {show.format(half)}"
+
+
+def page(study: Study, masks: pd.DataFrame, geometry: pd.DataFrame, loss: pd.DataFrame, answers: pd.DataFrame) -> str:
+    training = study.usable[0].config.training
+    lines = [
+        "# Is a sparse update enough?",
+        "",
+        f"`python docs/studies/geometry.py`: {len(study.seeds)} seeds, {training.steps} steps, rate {training.learning_rate:g}, float32, AdamW without weight decay, "
+        "the built-in student and teacher. Numbers: mean over seeds ± half of the 95 % interval (Student's t).",
+        "",
+        "## Geometry",
+        "",
+        "All tensors: shares over all coordinates, spectra as medians over matrices. *Random*: a Gaussian of the same norm in every tensor.",
+        "",
+        "| metric | OPD | random | off-policy | random |",
+        "|---|---|---|---|---|",
+    ]
+    for label, (column, precision) in METRICS.items():
+        cells = []
+        for variant in (FULL, OFF_POLICY):
+            for delta in (UPDATE, RANDOM):
+                own = geometry[
+                    (geometry["variant"] == variant)
+                    & (geometry["precision"] == precision)
+                    & (geometry["delta"] == delta)
+                ]
+                cells.append(
+                    interval(own[column], "{:.2f}" if column.startswith(("effective", "enrichment")) else "{:.2%}")
+                )
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "## Masks",
+        "",
+        "*Visible*: the change is there after rounding both to bfloat16. *Furthest*: the largest tenth of changes, float32. *Same as another",
+        "seed's*: share of a mask's coordinates that are in the mask of the next seed, and what chance gives with as many in every tensor.",
+        "",
+        "| mask | share of coordinates | changes above | same as another seed's | by chance |",
+        "|---|---|---|---|---|",
+    ]
+    for name, own in masks.groupby("mask", sort=False):
+        cells = [interval(own["share"], "{:.1%}"), interval(own["above"], "{:.1e}"), interval(own["overlap"], "{:.1%}"), interval(own["chance"], "{:.1%}")]  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "## Recovered",
+        "",
+        f"From the start again, the same steps. Loss: reverse KL to the teacher on {study.usable[0].config.trace.probes} fixed answers to held-out questions, in the unit of the",
+        "run's loss; *recovered*: its fall as a share of the fall in the same seed's whole training.",
+        "",
+        "| trained | loss before | loss after | recovered | right on visible | over-confidence on privileged | entropy, nats a token |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in [BASE, *(variant.name for variant in study.usable), TEACHER]:
+        own, said = loss[loss["variant"] == name], answers[answers["variant"] == name]
+        cells = [
+            interval(own["before"], "{:.4f}"),
+            interval(own["after"], "{:.4f}"),
+            interval(own["recovered"], "{:.1%}"),
+        ]
+        cells += [interval(said[said["measure"] == measure]["value"], show) for measure, show in (("accuracy", "{:.1%}"), ("overconfidence", "{:+.1%}"), ("entropy", "{:.3f}"))]  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "With paired intervals over seeds and questions: `table.md` in the study's folder.", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""`workbench geometry` and its tab: what is compared, what is written and drawn, and what is said where nothing can be."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from workbench.analysis import geometry_figures, geometry_files
+from workbench.analysis.geometry import columns
+from workbench.cli import main
+from workbench.errors import ConfigError, PolicyError, RunError
+from workbench.masks import mask_facts
+from workbench.ui import geometry as tab
+from workbench.ui.context import AppContext
+
+
+@pytest.fixture(scope="module")
+def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one measured run, opd, and one that is not."""
+    folder = tmp_path_factory.mktemp("measured")
+    for name in ("opd", "dopd"):
+        shutil.copytree(trained / name, folder / name)
+    assert main(["geometry", str(folder / "opd")]) == 0
+    return folder
+
+
+def test_a_run_is_compared_with_the_model_it_started_from(folder: Path, models: dict) -> None:
+    facts = json.loads((folder / "opd/geometry/geometry.json").read_text())
+    assert (facts["name"], facts["method"], facts["step"]) == ("opd", "opd", 4) and facts["learning_rate"] == 1e-3
+    assert facts["source"] == str(models["student"]) and "checkpoint-000004" in facts["target"]
+    assert facts["columns"].keys() == columns().keys()
+    tensors = pd.read_parquet(folder / "opd/geometry/tensors.parquet")
+    assert len(tensors) == 4 * tensors["tensor"].nunique() and 0 < tensors["relative_delta"].max() < 1
+    page = (folder / "opd/geometry/figure.html").read_text()
+    assert "Geometry of opd" in page and "<script src" not in page
+
+
+def test_the_table_of_a_terminal_shows_both_precisions_and_the_control(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    text = geometry_files.text_of(geometry_files.read(folder / "opd/geometry"))
+    for heading in (
+        "unchanged, fp32",
+        "unchanged, bf16",
+        "in top 10 %",
+        "vision tower",
+        "connector",
+        "attention q",
+        "all",
+    ):
+        assert heading in text
+    assert main(["geometry", str(folder / "opd"), str(folder / "dopd")]) == 0
+    assert "attention q" in capsys.readouterr().out and not (folder / "dopd/geometry").exists()
+
+
+def test_masks_are_written_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    files = [str(folder / f"{name}.safetensors") for name in ("found", "random")]
+    assert main(["geometry", str(folder / "opd"), "--save-mask", files[0], "--random-mask", files[1], "--against", files[1]]) == 0  # fmt: skip
+    said = capsys.readouterr().out
+    assert "changed by more than 0 in bfloat16" in said and "as many in every tensor" in said
+    assert mask_facts(files[0])["dtype"] == "bfloat16" and mask_facts(files[1])["random_like"] == files[0]
+    assert main(["geometry", str(folder / "opd"), "--random-mask", files[1]]) == 2
+    assert "--save-mask FILE" in capsys.readouterr().err
+
+
+def test_what_cannot_be_compared_says_what_to_do(folder: Path, models: dict, tmp_path: Path) -> None:
+    shutil.copytree(folder / "dopd", tmp_path / "early")
+    for checkpoint in (tmp_path / "early").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    with pytest.raises(RunError, match=r"no complete checkpoint.*workbench resume"):
+        geometry_files.pair_of(tmp_path / "early")
+    with pytest.raises(ConfigError, match=r"one model alone has no update.*two model folders"):
+        geometry_files.pair_of(models["student"])
+    with pytest.raises(PolicyError, match="is no folder"):
+        geometry_files.pair_of(models["student"], tmp_path / "missing" / "model")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn/geometry.json").write_text("{")
+    with pytest.raises(RunError, match="measure again"):
+        geometry_files.read(tmp_path / "torn")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_tab_draws_what_was_measured_and_else_says_what_to_do(folder: Path, theme: str) -> None:
+    context = AppContext(folder, folder)
+    words, *figures, rows = tab.draw(context, "opd", theme)
+    assert "workbench geometry" in words and len(figures) == tab.NUM_FIGURES
+    assert all("opd, step 4, learning rate 0.001" in one.layout.title.text and one.data for one in figures)
+    assert "random" in rows and "bfloat16" in rows and "vision tower" in rows
+    for made, same in zip(
+        figures, geometry_figures.all_figures(geometry_files.read(folder / "opd/geometry"), theme), strict=True
+    ):
+        assert made == same
+    _, first, *others, rows = tab.draw(context, "dopd", theme)
+    assert "not measured yet" in first.layout.annotations[0].text.replace("<br>", " ") and others == [None] * 4
+    assert "workbench geometry RUN" in rows
+
+
+def test_the_tab_measures_unless_it_is_read_only(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "dopd", tmp_path / "runs/dopd")
+    said, *drawn = tab.measure(AppContext(tmp_path / "runs", tmp_path), "dopd", "light")
+    assert "Measured: dopd, step 4" in said and drawn[1].data
+    with pytest.raises(RunError, match="read-only"):
+        tab.measure(AppContext(tmp_path / "runs", tmp_path, read_only=True), "dopd", "light")
