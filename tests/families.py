@@ -23,6 +23,8 @@ from transformers import (
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
     LlavaProcessor,
+    ModernVBertConfig,
+    ModernVBertForMaskedLM,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     PaliGemmaProcessor,
@@ -166,6 +168,23 @@ def save_aya_vision(folder: Path, seed: int = 0) -> Path:
         downsample_factor=2,
     )
     return _save(folder, AyaVisionForConditionalGeneration, config, processor, seed)
+
+
+def save_modernvbert(folder: Path, seed: int = 0) -> Path:
+    """A masked language model that sees images; four blocks of four, two tokens a step."""
+    processor = build_processor(masked=True)
+    tokenizer = processor.tokenizer
+    text = {key: value for key, value in TEXT.items() if key not in ("num_key_value_heads", "head_dim")}
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    ends |= {"bos_token_id": tokenizer.bos_token_id, "cls_token_id": tokenizer.bos_token_id}
+    config = ModernVBertConfig(
+        text_config={"model_type": "modernbert", "vocab_size": len(tokenizer), **text, **ends, "sep_token_id": None},
+        vision_config={"model_type": "siglip_vision_model", **VISION, "image_size": 96, "patch_size": 16},
+        pixel_shuffle_factor=2,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        denoising={"block": 4, "steps_per_block": 2, "canvas": 16},
+    )
+    return _save(folder, ModernVBertForMaskedLM, config, processor, seed)
 
 
 FAMILIES = {

@@ -54,9 +54,9 @@ def test_models_that_fit_are_good(config: RunConfig) -> None:
 def shifted(policy: AutoregressivePolicy) -> None:
     """Every token is read by the state after it, as when a view is cut one column late."""
     read = policy.read
-    policy.read = lambda prompts, completions: (
+    policy.read = lambda prompts, completions, denoisings=None: (
         lambda found: replace(found, hidden=torch.roll(found.hidden, -1, 0))
-    )(read(prompts, completions))  # fmt: skip
+    )(read(prompts, completions, denoisings))  # fmt: skip
 
 
 def retokenised(policy: AutoregressivePolicy) -> None:

@@ -58,7 +58,7 @@ def test_every_context_shows_its_evidence_and_nothing_else(context: str, text: s
 
 def test_every_context_has_a_test() -> None:
     assert {"crop", "crop_only", "marked", "boxes", "caption", "hint", "answer", "reference"} == set(EVIDENCE)
-    assert set(CONTEXTS) - {*EVIDENCE} == {"plain", "feedback", "concat", "turns"}  # tested below
+    assert set(CONTEXTS) - {*EVIDENCE} == {"plain", "feedback", "concat", "turns", "future"}  # tested below
 
 
 FACTS = "A red box holds 3 pens. How many pens are there?\nA blue box holds 1.5 times as many."

@@ -5,7 +5,7 @@ token that the teacher does not know. Each line of the table is one such bug, me
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,14 +16,14 @@ from workbench.datasets import load_examples, split_by_evidence
 from workbench.errors import DataError
 from workbench.learner import Learner, build_learner
 from workbench.losses import score
-from workbench.policies import Policy, SamplingOptions
+from workbench.policies import Policy, SamplingOptions, Written
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import member
 from workbench.rollouts import write_rollouts
 from workbench.scoring import Batch
 from workbench.skipping import split_by_teacher
 from workbench.supervision import Scored, read_batch, supervise_batch
-from workbench.types import Example, Prompt
+from workbench.types import Example, Prompt, Rollout
 
 NUM_EXAMPLES = 4
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25, "float16": 0.1}  # nats; padding changes the order of additions
@@ -102,7 +102,8 @@ def _domains(examples: list[Example], untaught: list[tuple[Example, str]]) -> It
 
 def _tokens(scored: Scored, learner: Learner) -> Iterator[Check]:
     for name, view in scored.method.views.items():
-        prompts, completions = _read_by(scored, name)
+        prompts, rollouts = _read_by(scored, name)
+        completions = [rollout.ids for rollout in rollouts]
         if not prompts:
             text = (
                 f"none of {len(scored.batch.rollouts)} answers has what the view is shown of it: nothing was compared"
@@ -152,10 +153,10 @@ def _images(scored: Scored, learner: Learner) -> Iterator[Check]:
 def _views(scored: Scored, learner: Learner, tolerance: float) -> Iterator[Check]:
     batch = scored.batch
     for name, view in scored.method.views.items():
-        policy, prompts, completions = learner.policies[view.policy], *_read_by(scored, name)
+        policy, prompts, rollouts = learner.policies[view.policy], *_read_by(scored, name)
         if not prompts:
             continue
-        alone = [_logprobs(policy, prompt, ids) for prompt, ids in zip(prompts, completions, strict=True)]
+        alone = [_logprobs(policy, prompt, one) for prompt, one in zip(prompts, rollouts, strict=True)]
         together = scored.scores[name].logprob
         together = together[~together.isnan()]
         yield _same(f"view {name} scored alone = in a padded batch", torch.cat(alone), together, tolerance)
@@ -163,22 +164,23 @@ def _views(scored: Scored, learner: Learner, tolerance: float) -> Iterator[Check
             sampled = torch.tensor([logprob for rollout in batch.rollouts for logprob in rollout.logprobs])
             yield _same(f"sampler = student on {view.context}", sampled, scored.scores[name].logprob, tolerance)
         else:  # what the view's policy writes token by token it must read the same; nothing else tells of a shift
-            written = policy.sample([prompts[0]], [[0]], SamplingOptions(max(batch.lengths)))[0][0]
+            prompt = replace(prompts[0], future=())  # it shows something of another answer
+            written = policy.sample([prompt], [[0]], SamplingOptions(max(batch.lengths)))[0][0]
             sampled = torch.tensor(written.logprobs)
-            read = _logprobs(policy, prompts[0], written.ids)
+            read = _logprobs(policy, prompt, written)
             yield _same(f"view {name} reads what it writes", sampled, read, tolerance)
 
 
-def _read_by(scored: Scored, view: str) -> tuple[list[Prompt], list[tuple[int, ...]]]:
-    """Prompts and completions of the rollouts that the view read."""
+def _read_by(scored: Scored, view: str) -> tuple[list[Prompt], list[Rollout]]:
+    """Rollouts that the view read, and the prompt of each."""
     pairs = zip(scored.prompts[view], scored.batch.rollouts, strict=True)
-    read = [(prompt, rollout.ids) for prompt, rollout in pairs if prompt is not None]
-    return [prompt for prompt, _ in read], [ids for _, ids in read]
+    read = [(prompt, rollout) for prompt, rollout in pairs if prompt is not None]
+    return [prompt for prompt, _ in read], [rollout for _, rollout in read]
 
 
-def _logprobs(policy: Policy, prompt: Prompt, ids: tuple[int, ...]) -> torch.Tensor:
-    readout = policy.read([prompt], [ids])
-    return score(readout, torch.tensor(ids, device=readout.device)).logprob
+def _logprobs(policy: Policy, prompt: Prompt, one: Rollout | Written) -> torch.Tensor:
+    readout = policy.read([prompt], [one.ids], [one.denoising])
+    return score(readout, torch.tensor(one.ids, device=readout.device)).logprob
 
 
 def _same(name: str, one: torch.Tensor, other: torch.Tensor, tolerance: float) -> Check:

@@ -84,6 +84,8 @@ class SamplingConfig:
     temperature: Annotated[float, Option("0 = always the most likely token", low=0)] = 1.0
     top_p: Annotated[float, Option("share of the probability mass that is sampled from; 1 = all", low=0.01, high=1)] = 1.0  # fmt: skip
     top_k: Annotated[int, Option("entries of the vocabulary that are sampled from; 0 = all", low=0)] = 0
+    block: Annotated[int, Option("masked diffusion: positions denoised together; 0 = the model's own", unit="tokens", low=0)] = 0  # fmt: skip
+    steps_per_block: Annotated[int, Option("masked diffusion: steps to fill a block; 0 = the model's own", low=0)] = 0
 
 
 @dataclass(frozen=True)

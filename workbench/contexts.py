@@ -12,12 +12,15 @@
     feedback    plain, and what was written about the rollout that is read
     concat      the question revealed part by part, all parts in one prompt
     turns       the question revealed part by part, a turn each, with the replies that the rollout was written after
+    future      plain, and a quarter of the later blocks of the denoised answer that is read (d-OPSD, arXiv 2606.18195,
+                section 3); future:0.5 shows half
 
 A teacher may be shown any of them; the deployed student gets `plain`, or as much in another form: `concat`, `turns`.
-Most depend on the example alone; `feedback` and `turns` (OF_ROLLOUT) on the rollout too.
+Most depend on the example alone; `feedback`, `turns` and `future` (OF_ROLLOUT) on the rollout too.
 """
 
 import math
+import random
 import re
 from pathlib import Path
 
@@ -25,19 +28,25 @@ from PIL import Image, ImageDraw
 
 from workbench.errors import ConfigError, DataError, unknown
 from workbench.images import MAX_PIXELS, open_image
-from workbench.types import Box, Example, Prompt, Rollout, Turn
+from workbench.seeding import derive_seed
+from workbench.types import Box, Denoising, Example, Prompt, Rollout, Turn
 
-OF_ROLLOUT = ("feedback", "turns")
+OF_ROLLOUT = ("feedback", "turns", "future")
+AFTERWARDS = ("feedback", "future")  # not there before an answer is
+FUTURE_SHARE = 0.25  # of the positions of later blocks, where the context names none
 _FORMS = ("plain", "concat", "turns")  # the same information, presented differently
 EVIDENCE = ("crop", "crop_only", "marked", "boxes", "caption", "hint", "answer", "reference")
-CONTEXTS = ("plain", *EVIDENCE, "feedback", "concat", "turns")
+CONTEXTS = ("plain", *EVIDENCE, "feedback", "concat", "turns", "future")
 _TEXTUAL = ("boxes", "caption", "hint", "reference", "answer")  # in the order in which they are written
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 def parse_context(context: str) -> tuple[str, ...]:
     """The parts of a context name. Raises ConfigError for an unknown part or one that cannot be combined."""
-    parts = tuple(part.strip() for part in context.split("+"))
+    written = [part.strip() for part in context.split("+")]
+    for part in written:
+        _share_of(part)
+    parts = tuple("future" if part.startswith("future:") else part for part in written)
     for part in parts:
         if part not in CONTEXTS:
             raise ConfigError(unknown("context", part, CONTEXTS) + ' Join several with "+", as in boxes+caption.')
@@ -51,6 +60,20 @@ def parse_context(context: str) -> tuple[str, ...]:
     return parts
 
 
+def _share_of(part: str) -> float:
+    """The share that a part "future:SHARE" names. Raises ConfigError unless it is a number from 0 to 1."""
+    name, colon, number = part.partition(":")
+    if name != "future" or not colon:
+        return FUTURE_SHARE
+    try:
+        share = float(number)
+    except ValueError:
+        share = -1.0
+    if not 0.0 <= share <= 1.0:
+        raise ConfigError(f'context "{part}": the share of later blocks must be from 0 to 1, as in future:0.25.')
+    return share
+
+
 def is_privileged(context: str) -> bool:
     """Whether the context shows anything that the deployed student does not get."""
     return any(part not in _FORMS for part in parse_context(context))
@@ -58,8 +81,10 @@ def is_privileged(context: str) -> bool:
 
 def check_asked(context: str) -> None:
     """Raises ConfigError for a context in which no question can be asked, since it shows what is written afterwards."""
-    if "feedback" in parse_context(context):
-        raise ConfigError(f'context "{context}" shows what was written about an answer; nobody can be asked in it.')
+    if any(part in AFTERWARDS for part in parse_context(context)):
+        raise ConfigError(
+            f'context "{context}" shows what is written about an answer, or the answer itself; nobody can be asked in it.'
+        )
 
 
 def is_of_rollout(context: str) -> bool:
@@ -69,7 +94,16 @@ def is_of_rollout(context: str) -> bool:
 
 def stand_in(example: Example) -> Rollout:
     """A rollout that says nothing, to see whether an example can be shown under a context at all."""
-    return Rollout(example, 0, (), "", True, replies=("",) * (len(user_turns(example)) - 1), feedback="")
+    return Rollout(
+        example,
+        0,
+        (),
+        "",
+        True,
+        replies=("",) * (len(user_turns(example)) - 1),
+        feedback="",
+        denoising=Denoising((), 1, 1),
+    )
 
 
 def user_turns(example: Example) -> tuple[Turn, ...]:
@@ -108,13 +142,15 @@ def missing_evidence(example: Example, context: str) -> str | None:
 
 
 def lacks(rollout: Rollout, context: str) -> bool:
-    """Whether the rollout lacks what the context shows of it: feedback, or a reply to each turn but the last.
+    """Whether the rollout lacks what the context shows of it: feedback, a reply to each turn but the last, or later blocks
+    of an answer that was denoised.
 
     A view of such a context does not read such a rollout.
     """
     parts = parse_context(context)
     unanswered = "turns" in parts and len(rollout.replies) != len(user_turns(rollout.example)) - 1
-    return unanswered or ("feedback" in parts and rollout.feedback is None)
+    undenoised = "future" in parts and rollout.denoising is None
+    return unanswered or undenoised or ("feedback" in parts and rollout.feedback is None)
 
 
 def build_prompt(example: Example, context: str, rollout: Rollout | None = None) -> Prompt:
@@ -126,7 +162,7 @@ def build_prompt(example: Example, context: str, rollout: Rollout | None = None)
     if is_of_rollout(context) and (rollout is None or lacks(rollout, context)):
         raise DataError(
             f'{example.origin or example.id}: context "{context}" shows what belongs to a rollout '
-            f"({'its feedback' if 'feedback' in parts else 'the replies it was written after'}), and there is none. "
+            "(its feedback, the replies it was written after, or later blocks of a denoised answer), and there is none. "
             "Only views that read rollouts can be shown it."
         )
     missing = missing_evidence(example, context)
@@ -152,8 +188,23 @@ def build_prompt(example: Example, context: str, rollout: Rollout | None = None)
     lines += [f"{part}: {evidence_text(example, part)}" for part in _TEXTUAL if part in parts]
     if "feedback" in parts:
         lines.append(rollout.feedback)
-    key = f"{example.origin or example.id}|{context}"
-    return Prompt(tuple(images), "\n".join(lines), history, key, example.domain)
+    key, future = f"{example.origin or example.id}|{context}", ()
+    if "future" in parts:
+        share = next(_share_of(part.strip()) for part in context.split("+") if part.strip().startswith("future"))
+        future = _future(rollout, share)
+    return Prompt(tuple(images), "\n".join(lines), history, key, example.domain, future)
+
+
+def _future(rollout: Rollout, share: float) -> tuple[tuple[int, ...], ...]:
+    """Per denoising step, a share of the positions after its block that are still masked, drawn by the answer's seed."""
+    denoising, shown = rollout.denoising, []
+    closed_at = denoising.steps[-1] if rollout.finished and denoising.steps else denoising.num_steps
+    for step in range(denoising.num_steps):
+        stop = 0 if step > closed_at else denoising.canvas  # behind a committed end nothing is masked
+        later = range((denoising.block_of(step) + 1) * denoising.block, stop)
+        draw = random.Random(derive_seed("future", denoising.seed, step))
+        shown.append(tuple(sorted(draw.sample(later, math.floor(share * len(later) + 0.5)))))
+    return tuple(shown)
 
 
 def build_turn(example: Example, replies: tuple[str, ...]) -> Prompt:

@@ -199,7 +199,8 @@ def _entropies(policy: Policy, rollouts: list[Rollout], context: str, batch_size
     found = []
     for start in range(0, len(rollouts), batch_size):
         part = rollouts[start : start + batch_size]
-        readout = policy.read([build_prompt(one.example, context, one) for one in part], [one.ids for one in part])
+        prompts = [build_prompt(one.example, context, one) for one in part]
+        readout = policy.read(prompts, [one.ids for one in part], [one.denoising for one in part])
         ids = torch.tensor([token for one in part for token in one.ids], dtype=torch.long)
         entropy = score(readout, ids.to(readout.device)).entropy
         found += [float(own.mean()) for own in entropy.split([len(one.ids) for one in part])]

@@ -104,6 +104,8 @@ def build_learner(
         device=device,
         trust_remote_code=models.trust_remote_code,
         max_completion_length=config.sampling.max_completion_length,
+        block=config.sampling.block,
+        steps_per_block=config.sampling.steps_per_block,
         adapter=adapter,
     )
     return Learner(policies, config, method.ema_rate, name)

@@ -10,7 +10,7 @@ from workbench.method import Method
 from workbench.policies import Policy, SamplingOptions
 from workbench.rollouts import write_rollouts
 from workbench.runs import RunFolder
-from workbench.types import Example, Rollout
+from workbench.types import Denoising, Example, Rollout
 
 
 def open_probes(
@@ -47,7 +47,8 @@ def open_probes(
 
 def _kept(rollout: Rollout) -> dict:
     fields = ("sample_idx", "ids", "text", "finished", "logprobs", "reward", "source", "replies")
-    return {"example": rollout.example.id, **{name: getattr(rollout, name) for name in fields}}
+    kept = {"example": rollout.example.id, **{name: getattr(rollout, name) for name in fields}}
+    return kept if rollout.denoising is None else {**kept, "denoising": vars(rollout.denoising)}
 
 
 def _restored(probe: dict, examples: dict[str, Example]) -> Rollout:
@@ -58,4 +59,6 @@ def _restored(probe: dict, examples: dict[str, Example]) -> Rollout:
         )
     values = {**probe, "example": examples[probe["example"]]}
     values |= {name: tuple(probe.get(name, ())) for name in ("ids", "logprobs", "replies")}
+    if "denoising" in probe:
+        values["denoising"] = Denoising(**{**probe["denoising"], "steps": tuple(probe["denoising"]["steps"])})
     return Rollout(**values)

@@ -52,7 +52,18 @@ def write_rollouts(
             logprobs = None if is_data else completion.logprobs
             source = DATASET if is_data else writer.name
             rollouts.append(
-                Rollout(example, sample_idx, completion.ids, text, completion.finished, logprobs, reward, source, said)
+                Rollout(
+                    example,
+                    sample_idx,
+                    completion.ids,
+                    text,
+                    completion.finished,
+                    logprobs,
+                    reward,
+                    source,
+                    said,
+                    denoising=completion.denoising,
+                )
             )
     return rollouts
 
@@ -79,7 +90,8 @@ def reference_completion(writer: Policy, example: Example) -> Written:
             f'{example.origin or example.id} has no "reference" and no "answer"; sequences taken from the data need one. '
             "Add the column or set method.dataset_share=0."
         )
-    return Written(writer.answer_ids(text), (), True)
+    ids = writer.answer_ids(text)
+    return Written(ids, (), True, writer.order_of(ids))
 
 
 def _sample(

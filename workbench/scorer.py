@@ -24,7 +24,7 @@ from workbench.evaluate import Answered, ask, require_answers
 from workbench.grading import RULES, grade
 from workbench.learner import build_learner
 from workbench.policies import SamplingOptions
-from workbench.policies.autoregressive import load_policy
+from workbench.policies.loading import load_policy
 from workbench.rollouts import reply_in_turns
 from workbench.runs import RunFolder
 from workbench.scoring import Batch
@@ -77,11 +77,13 @@ class Scorer:
         written = student.sample([prompt], [[seed]], self._sampling)[0][0]
         text = student.text(written.ids)
         reward = self._grade(example, text)
-        return Rollout(example, 0, written.ids, text, written.finished, written.logprobs, reward, replies=replies)
+        own = {"replies": replies, "denoising": written.denoising}
+        return Rollout(example, 0, written.ids, text, written.finished, written.logprobs, reward, **own)
 
     def _given(self, example: Example, answer: str, seed: int) -> Rollout:
         ids, reward = self.learner.student.answer_ids(answer), self._grade(example, answer)
-        return Rollout(example, 0, ids, answer, True, None, reward, "given", replies=self._replies(example, seed))
+        own = {"replies": self._replies(example, seed), "denoising": self.learner.student.order_of(ids)}
+        return Rollout(example, 0, ids, answer, True, None, reward, "given", **own)
 
     def _replies(self, example: Example, seed: int) -> tuple[str, ...]:
         """What the student is shown to have said before, where it answers over turns."""

@@ -75,7 +75,7 @@ def view_prompts(method: Method, rollouts: tuple[Rollout, ...]) -> dict[str, Pro
     built: dict[tuple, Prompt | None] = {}
 
     def prompt(rollout: Rollout, context: str) -> Prompt | None:
-        own = (rollout.replies, rollout.feedback) if is_of_rollout(context) else ()
+        own = (rollout.replies, rollout.feedback, rollout.ids, rollout.denoising) if is_of_rollout(context) else ()
         key = (id(rollout.example), context, *own)
         if key not in built:
             built[key] = None if lacks(rollout, context) else build_prompt(rollout.example, context, rollout)
@@ -88,7 +88,8 @@ def view_prompts(method: Method, rollouts: tuple[Rollout, ...]) -> dict[str, Pro
 
 def read_part(policy: Policy, prompts: Prompts, batch: Batch, rows: slice) -> Readout | MixedReadout:
     """One micro-batch under one view that reads all of it."""
-    return policy.read(list(prompts[rows]), [rollout.ids for rollout in batch.rollouts[rows]])
+    rollouts = batch.rollouts[rows]
+    return policy.read(list(prompts[rows]), [one.ids for one in rollouts], [one.denoising for one in rollouts])
 
 
 @torch.no_grad()

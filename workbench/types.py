@@ -87,11 +87,36 @@ class Prompt:
     history: tuple[Turn, ...] = ()
     key: str = ""  # where the example is from, and the context: names the prompt, unique in a run but for its rollout
     domain: str = ""  # the example's; of several teachers its own reads the prompt
+    future: tuple[tuple[int, ...], ...] = ()  # of a denoised answer, per step: positions shown before their time
 
     @property
     def all_images(self) -> tuple[Image.Image | Path, ...]:
         """Images of earlier turns and of the last, in the order in which they are shown."""
         return (*(image for turn in self.history for image in turn.images), *self.images)
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """How a masked diffusion policy wrote an answer: on a canvas of masks, block after block, surest tokens first.
+
+    steps   of each token of the answer: the denoising step that committed it, from 0 over the whole canvas
+    block   positions that are denoised together before the next ones begin
+    canvas  positions in all; those behind the end token are closed at the step that commits it
+    seed    what it was drawn by; draws about the answer come from it too
+    """
+
+    steps: tuple[int, ...]
+    block: int
+    canvas: int
+    seed: int = 0
+
+    @property
+    def num_steps(self) -> int:
+        return max(self.steps, default=-1) + 1
+
+    def block_of(self, step: int) -> int:
+        """The block that a step worked on."""
+        return self.steps.index(step) // self.block
 
 
 @dataclass(frozen=True)
@@ -108,6 +133,7 @@ class Rollout:
     source: str = STUDENT  # policy that wrote it, or "dataset"
     replies: tuple[str, ...] = ()  # what was replied to each turn before the last; read, never learned from
     feedback: str | None = None  # what was written about this rollout, as it is to be shown; context "feedback"
+    denoising: Denoising | None = None  # None: written from left to right
 
 
 @dataclass(frozen=True)

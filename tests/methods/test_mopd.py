@@ -114,9 +114,9 @@ class Counted(TablePolicy):
 
     domains: list
 
-    def read(self, prompts, completions):
+    def read(self, prompts, completions, denoisings=None):
         self.domains += [prompt.domain for prompt in prompts]
-        return super().read(prompts, completions)
+        return super().read(prompts, completions, denoisings)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

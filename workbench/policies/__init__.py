@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from workbench.losses import Readout
-from workbench.types import Prompt
+from workbench.types import Denoising, Prompt
 
 
 @dataclass(frozen=True)
@@ -13,11 +13,13 @@ class Written:
 
     ids       tokens, the end token included if it was written
     logprobs  of each token under the policy itself, at temperature 1 and before any cut of the vocabulary
+    denoising in which order, if not from left to right
     """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finished: bool
+    denoising: Denoising | None = None
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,19 @@ class Policy(Protocol):
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """An answer given as text, as the policy would have written it: its tokens and the end token."""
 
-    def read(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Readout:
-        """Hidden states that predict each completion token, laid end to end."""
+    def order_of(self, ids: tuple[int, ...]) -> Denoising | None:
+        """The order in which the policy would write a given answer; None: from left to right, token by token."""
+
+    def read(
+        self,
+        prompts: list[Prompt],
+        completions: list[tuple[int, ...]],
+        denoisings: list[Denoising | None] | None = None,
+    ) -> Readout:
+        """Hidden states that predict each completion token, laid end to end.
+
+        denoisings  in which order each was written; a policy that reads from left to right has no use for it
+        """
 
     def text(self, ids: tuple[int, ...]) -> str:
         """The completion as text, without special tokens."""

@@ -8,32 +8,23 @@ adds image tokens) therefore agree on completion positions and on nothing else.
 import contextlib
 import copy
 import inspect
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    DynamicCache,
-)
+from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from workbench.errors import DataError, PolicyError
 from workbench.losses import Head, Readout
 from workbench.policies import SamplingOptions, Written
 from workbench.policies.encoding import PromptEncoder, append, collate
-from workbench.types import Prompt
+from workbench.policies.weights import load_model
+from workbench.types import Denoising, Prompt
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 _IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "image_sizes", "image_grid_thw", "num_crops")
 
 
@@ -77,7 +68,7 @@ class AutoregressivePolicy:
     def copy(self, name: str) -> "AutoregressivePolicy":
         """An own copy of the weights, frozen; processor and kept prompts are shared."""
         model = copy.deepcopy(self.model).requires_grad_(False).eval()
-        twin = AutoregressivePolicy(model, self.processor, name, vocabulary=self.vocabulary)
+        twin = type(self)(model, self.processor, name, vocabulary=self.vocabulary)
         twin.encoder = self.encoder
         return twin
 
@@ -139,7 +130,16 @@ class AutoregressivePolicy:
                 return Written(tuple(ids[:length]), tuple(logprobs[:length]), True)
         return Written(tuple(ids), tuple(logprobs), False)
 
-    def read(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Readout:
+    def order_of(self, ids: tuple[int, ...]) -> Denoising | None:
+        """None: from left to right, token by token."""
+        return None
+
+    def read(
+        self,
+        prompts: list[Prompt],
+        completions: list[tuple[int, ...]],
+        denoisings: list[Denoising | None] | None = None,
+    ) -> Readout:
         """Hidden states of all completion positions, row after row; with gradient unless it is switched off outside.
 
         A prompt that occurs in several rows (several answers to one question) passes the model once: its key-value
@@ -285,55 +285,16 @@ class AutoregressivePolicy:
         }
 
 
-def load_policy(
-    path: str | Path, name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False
-) -> AutoregressivePolicy:
-    """A model folder or hub name as a policy, frozen and in evaluation mode.
-
-    Raises: PolicyError naming the path if it holds no model, no processor, or no safetensors weights.
-    """
-    options = {"trust_remote_code": trust_remote_code}
-    try:
-        config = AutoConfig.from_pretrained(_base_of(path), **options)
-        auto = (
-            AutoModelForImageTextToText
-            if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-            else AutoModelForCausalLM
-        )
-        model = auto.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise PolicyError(
-            f'{name}: "{path}" cannot be loaded as a model ({_first_line(error)}). Give a folder written by '
-            "save_pretrained with config.json and *.safetensors, or the name of a model on the hub."
-        ) from error
-    try:
-        processor = AutoProcessor.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise PolicyError(
-            f'{name}: "{path}" has a model but its processor cannot be loaded ({_first_line(error)}). Save the processor '
-            "beside the model with processor.save_pretrained."
-        ) from error
-    model = model.to(device).requires_grad_(False).eval()
-    return AutoregressivePolicy(model, processor, name)
+def load_policy(path: str | Path, name: str, **options) -> AutoregressivePolicy:
+    """A model that writes from left to right, frozen and in evaluation mode; options are those of load_model."""
+    return AutoregressivePolicy(*load_model(path, name, **options), name)
 
 
 def stop_ids(model: nn.Module, tokenizer) -> frozenset[int]:
     """Every token that ends an answer: the generation config's and the tokenizer's."""
-    declared = getattr(model.generation_config, "eos_token_id", None)
+    declared = getattr(getattr(model, "generation_config", None), "eos_token_id", None)  # masked LMs have none
     declared = declared if isinstance(declared, (list, tuple)) else [declared]
     return frozenset(int(token) for token in [*declared, tokenizer.eos_token_id] if token is not None)
-
-
-def _base_of(path: str | Path) -> str | Path:
-    """The model that a folder with a LoRA adapter belongs to; any other path is its own."""
-    adapter = Path(path) / "adapter_config.json"
-    if not adapter.is_file():
-        return path
-    return json.loads(adapter.read_text())["base_model_name_or_path"]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _context_length(model: nn.Module) -> int | None:

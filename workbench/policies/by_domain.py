@@ -8,7 +8,7 @@ import torch
 from workbench.errors import PolicyError
 from workbench.losses import MixedReadout, Readout, mix
 from workbench.policies import Policy, SamplingOptions, Written
-from workbench.types import Prompt
+from workbench.types import Denoising, Prompt
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,25 @@ class PolicyByDomain:
                 written[row] = completions
         return written
 
-    def read(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Readout | MixedReadout:
+    def read(
+        self,
+        prompts: list[Prompt],
+        completions: list[tuple[int, ...]],
+        denoisings: list[Denoising | None] | None = None,
+    ) -> Readout | MixedReadout:
+        denoisings = denoisings or [None] * len(completions)
         lengths = [len(ids) for ids in completions]
         ends = torch.tensor(lengths).cumsum(0).tolist()
         pieces = []
         for policy, rows in self._groups(prompts):
             positions = [torch.arange(ends[row] - lengths[row], ends[row]) for row in rows]
-            readout = policy.read([prompts[row] for row in rows], [completions[row] for row in rows])
+            own = [[values[row] for row in rows] for values in (prompts, completions, denoisings)]
+            readout = policy.read(*own)
             pieces.append((readout, torch.cat(positions).to(readout.device)))
         return mix(pieces)
+
+    def order_of(self, ids: tuple[int, ...]) -> Denoising | None:
+        return self._any.order_of(ids)
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         return self._any.answer_ids(text)

@@ -6,9 +6,18 @@ from pathlib import Path
 from workbench.errors import ConfigError, PolicyError
 from workbench.method import is_by_domain
 from workbench.policies import Policy
-from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import PolicyByDomain
+from workbench.policies.diffusion import DiffusionPolicy
+from workbench.policies.weights import is_masked_lm, load_model
 from workbench.types import STUDENT
+
+
+def load_policy(path: str | Path, name: str, **options) -> AutoregressivePolicy:
+    """A model folder or hub name as the policy that its class makes it; options are those of weights.load_model."""
+    model, processor = load_model(path, name, **options)
+    kind = DiffusionPolicy if is_masked_lm(model.config) else AutoregressivePolicy
+    return kind(model, processor, name)
 
 
 def load_policies(
@@ -26,6 +35,8 @@ def load_policies(
     max_completion_length: int = 0,
     adapter: object | None = None,
     learner: str = STUDENT,
+    block: int = 0,
+    steps_per_block: int = 0,
 ) -> dict[str, Policy]:
     """Every policy in `names` and always the student, frozen, sharing one vocabulary.
 
@@ -36,6 +47,7 @@ def load_policies(
     ema      folder of student@ema, when it comes from a checkpoint; otherwise it is a copy of the student
     adapter  a peft configuration: the student gets low-rank adapters unless its folder already holds them
     learner  what the student calls itself where several learn: "ann" calls its policies ann, ann@ema, ann@start
+    block, steps_per_block  how masked diffusion models write; 0 = as each says itself
 
     Raises: PolicyError if a model cannot be loaded or does not share the student's vocabulary.
     """
@@ -67,6 +79,7 @@ def load_policies(
             if path is None:
                 raise ConfigError(f'no model is given for the policy "{name}"; set models.teacher or models.teachers.')
             policies[name] = load_policy(path, name, dtype=teacher_dtype or dtype, **options)
+    write_alike(policies, block, steps_per_block, max_completion_length)
     share_vocabulary(policies)
     share_encoders(policies)
     for encoder in {id(policy.encoder): policy.encoder for policy in policies.values()}.values():
@@ -106,6 +119,31 @@ def share_encoders(policies: dict[str, AutoregressivePolicy]) -> None:
             distinct.append(policy.encoder)
         else:
             policy.encoder = same
+
+
+def write_alike(policies: dict[str, AutoregressivePolicy], block: int, steps_per_block: int, canvas: int) -> None:
+    """Have all policies write and read in one order, from left to right or by denoising at one pace.
+
+    Raises: PolicyError if they do not; ConfigError if a pace is given to models that go from left to right.
+    """
+    own = policies["student"]
+    for policy in policies.values():
+        if isinstance(policy, DiffusionPolicy) != isinstance(own, DiffusionPolicy):
+            raise PolicyError(
+                f"{own.name} is {type(own.model).__name__} and {policy.name} is {type(policy.model).__name__}: one writes by "
+                "denoising, the other from left to right, and the same token means other things to them. Choose models of "
+                "one kind."
+            )
+    if not isinstance(own, DiffusionPolicy):
+        if block or steps_per_block:
+            raise ConfigError(
+                f"sampling.block={block} and sampling.steps_per_block={steps_per_block} are for masked diffusion models; "
+                f"{type(own.model).__name__} writes from left to right. Remove them."
+            )
+        return
+    own.set_pace(block, steps_per_block, canvas)
+    for policy in policies.values():
+        policy.set_pace(own.block, own.steps_per_block, canvas)
 
 
 def share_vocabulary(policies: dict[str, AutoregressivePolicy]) -> None:

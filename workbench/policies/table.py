@@ -4,13 +4,15 @@ Its logits depend on the context, the position in the completion, and nothing el
 promise of the Protocol, so all methods run on it.
 """
 
+import re
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from workbench.losses import Head, Readout
 from workbench.policies import SamplingOptions, Written
-from workbench.types import Prompt
+from workbench.types import Denoising, Prompt
 
 END = 0  # the end token
 
@@ -31,7 +33,15 @@ class TablePolicy:
             [self._write(prompt, seed, options) for seed in own] for prompt, own in zip(prompts, seeds, strict=True)
         ]
 
-    def read(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Readout:
+    def order_of(self, ids: tuple[int, ...]) -> None:
+        return None
+
+    def read(
+        self,
+        prompts: list[Prompt],
+        completions: list[tuple[int, ...]],
+        denoisings: list[Denoising | None] | None = None,
+    ) -> Readout:
         rows = [self._rows(prompt, len(ids)) for prompt, ids in zip(prompts, completions, strict=True)]
         return Readout(torch.cat(rows), self._head, self.vocabulary)
 
@@ -51,7 +61,8 @@ class TablePolicy:
         return (*(int(word) for word in text.split()), END)
 
     def _table(self, prompt: Prompt) -> Float[Tensor, "T V"]:
-        return self.tables[prompt.key.rpartition("|")[2] or "plain"]
+        context = re.sub(r":[\d.]+", "", prompt.key.rpartition("|")[2])  # future:0.25 is read as future
+        return self.tables[context or "plain"]
 
     def _rows(self, prompt: Prompt, length: int) -> Float[Tensor, "L V"]:
         table = self._table(prompt)

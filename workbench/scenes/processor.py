@@ -14,7 +14,7 @@ PATCH_SIZE = 16
 SCALE_FACTOR = 2  # 2 x 2 patches become one image token
 IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE // SCALE_FACTOR) ** 2
 
-PAD, BOS, EOS = "<pad>", "<bos>", "<end_of_utterance>"
+PAD, BOS, EOS, MASK = "<pad>", "<bos>", "<end_of_utterance>", "<mask>"
 SPECIAL_TOKENS = (
     PAD,
     BOS,
@@ -46,8 +46,8 @@ _WORDS = (
 )
 
 
-def build_processor() -> Idefics3Processor:
-    """Processor and tokenizer of both built-in models."""
+def build_processor(*, masked: bool = False) -> Idefics3Processor:
+    """Processor and tokenizer of the built-in models; `masked` adds a mask token behind all others."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=_build_tokenizer(),
         pad_token=PAD,
@@ -62,6 +62,8 @@ def build_processor() -> Idefics3Processor:
             "global_token": "<global-img>",
         },
     )
+    if masked:
+        tokenizer.add_special_tokens({"mask_token": MASK})
     size = {"longest_edge": IMAGE_SIZE}
     image_processor = Idefics3ImageProcessorPil(size=size, max_image_size=size, do_image_splitting=False)
     return Idefics3Processor(image_processor, tokenizer, image_seq_len=IMAGE_TOKENS, chat_template=CHAT_TEMPLATE)

@@ -94,6 +94,13 @@ POSITIONS = (
     Column("token_text", _TEXT, "", "its text, special tokens included"),
     Column("kind", _TEXT, "", "template, location, attribute, tag, answer or the data's own word; empty: not known"),
     Column("truth", _TEXT, "", '"visible" or "privileged": does the plain prompt determine the token? NULL not known'),
+    Column(
+        "denoising_step",
+        _WHOLE,
+        "steps",
+        "step of a masked diffusion policy that committed the token, from 0; every view read it in the canvas before that step. "
+        "NULL: written from left to right",
+    ),
     Column("sampler_logprob", _REAL, "nats", "log-prob at the time of writing; NULL for sequences from the data"),
     Column("regime", _TEXT, "", "kind of supervision that the router chose; each position has exactly one"),
     Column("weight", _REAL, "1", "what the router multiplied the regime's losses by; 0 = no supervision"),

@@ -179,6 +179,7 @@ class TraceWriter:
             "token_text": list(chain.from_iterable(batch.token_texts)),
             "kind": [kind for kind, _ in kinds],
             "truth": [truth for _, truth in kinds],
+            "denoising_step": list(chain.from_iterable(_denoising_steps(rollout) for rollout in batch.rollouts)),
             "sampler_logprob": list(chain.from_iterable(_sampler_logprobs(rollout) for rollout in batch.rollouts)),
             "regime": regime_names[_numpy(routing.regime)] if num_positions else [],
             "weight": _numpy(routing.weight),
@@ -305,6 +306,10 @@ def _key_of(prompt: Prompt) -> str:
 
 def _sampler_logprobs(rollout: Rollout) -> Iterable[float | None]:
     return [None] * len(rollout.ids) if rollout.logprobs is None else rollout.logprobs
+
+
+def _denoising_steps(rollout: Rollout) -> Iterable[int | None]:
+    return [None] * len(rollout.ids) if rollout.denoising is None else rollout.denoising.steps
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -15,7 +15,7 @@ import yaml
 
 from workbench.commands import value_at
 from workbench.config import RunConfig, build_config, describe_config, load_config, override, read_yaml
-from workbench.contexts import CONTEXTS, EVIDENCE
+from workbench.contexts import AFTERWARDS, CONTEXTS, EVIDENCE
 from workbench.errors import ConfigError
 from workbench.jobs import find_jobs, find_run_dir
 from workbench.method import Option
@@ -26,7 +26,7 @@ SWITCH, CHOICE, OFFER, OFFERS, NUMBER, TEXT, YAML = "switch", "choice", "offer",
 TOP = ("name", "method.name")  # above the sections
 OFFERED = {  # other values are allowed too
     "method.privilege": ("plain", *EVIDENCE, "boxes+caption"),
-    "evaluation.contexts": (*(name for name in CONTEXTS if name != "feedback"), "boxes+caption"),
+    "evaluation.contexts": (*(name for name in CONTEXTS if name not in AFTERWARDS), "boxes+caption"),
 }
 _EXACT = 2**53  # a browser rounds larger whole numbers
 

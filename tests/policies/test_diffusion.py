@@ -1,0 +1,213 @@
+"""The masked diffusion policy: what it writes it reads the same, and every position in the canvas before its own step."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from families import save_idefics3, save_modernvbert
+from small import example
+from transformers import EuroBertConfig, EuroBertForMaskedLM, PreTrainedTokenizerFast
+
+from workbench.contexts import build_prompt, check_asked, lacks, parse_context, stand_in
+from workbench.errors import ConfigError, DataError, PolicyError
+from workbench.losses import score
+from workbench.policies import SamplingOptions, Written
+from workbench.policies.diffusion import DiffusionPolicy
+from workbench.policies.loading import load_policies, load_policy
+from workbench.scenes.processor import EOS
+from workbench.types import Denoising, Prompt, Rollout
+
+OPTIONS = SamplingOptions(16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_modernvbert(tmp_path_factory.mktemp("modernvbert"))
+
+
+@pytest.fixture(scope="module")
+def policy(folder: Path) -> DiffusionPolicy:
+    return load_policy(folder, "student")
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[Prompt]:
+    return [build_prompt(example(0), "plain"), build_prompt(example(1, images=()), "caption"), build_prompt(example(2), "crop")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(policy: DiffusionPolicy, prompts: list[Prompt]) -> list[Written]:
+    return [one for own in policy.sample(prompts, [[1, 2], [3], [4, 5]], OPTIONS) for one in own]
+
+
+def logprobs(policy: DiffusionPolicy, prompts: list[Prompt], written: list[Written]) -> torch.Tensor:
+    readout = policy.read(prompts, [one.ids for one in written], [one.denoising for one in written])
+    return score(readout, torch.tensor([token for one in written for token in one.ids])).logprob
+
+
+def test_what_is_written_is_read_with_the_same_log_probs(policy, prompts, written) -> None:
+    rows = [prompts[row] for row in (0, 0, 1, 2, 2)]
+    sampled = torch.tensor([value for one in written for value in one.logprobs])
+    assert torch.allclose(logprobs(policy, rows, written), sampled, atol=1e-4)
+    alone = torch.cat([logprobs(policy, [row], [one]) for row, one in zip(rows, written, strict=True)])
+    assert torch.allclose(alone, sampled, atol=1e-4)
+
+
+def test_two_tokens_a_step_block_after_block(written) -> None:
+    for one in written:
+        steps = one.denoising.steps
+        assert sorted(set(steps)) == list(range(one.denoising.num_steps))
+        assert all(1 <= steps.count(step) <= 2 for step in steps)
+        blocks = [max(steps[start : start + 4]) for start in range(0, len(steps), 4)]
+        assert blocks == sorted(blocks)
+        assert [step // 2 for step in steps[: 4 * (len(steps) // 4)]] == [
+            at // 4 for at in range(4 * (len(steps) // 4))
+        ]
+
+
+def test_an_answer_depends_on_its_own_seed_alone(policy, prompts, written) -> None:
+    (again,) = policy.sample([prompts[0]], [[2]], OPTIONS)[0]
+    assert (again.ids, again.denoising) == (written[1].ids, written[1].denoising)
+    greedy = [policy.sample([prompts[0]], [[seed]], replace(OPTIONS, temperature=0.0))[0][0].ids for seed in (1, 2)]
+    assert greedy[0] == greedy[1] != written[0].ids
+
+
+def test_one_end_closes_the_canvas_and_padding_is_never_written(policy, prompts) -> None:
+    eager = policy.copy("eager")
+    end = eager.tokenizer.eos_token_id
+    with torch.no_grad():  # a head that likes the end token at every position
+        eager.model.lm_head.bias[end] += 4.0
+    ended = [one for one in eager.sample([prompts[0]], [list(range(24))], OPTIONS)[0] if one.finished]
+    assert len(ended) > 12
+    assert len({len(one.ids) for one in ended}) > 1
+    for one in ended:
+        assert one.ids.count(end) == 1 == one.ids[::-1].index(end) + 1
+        assert not {eager.mask_id, eager.pad_id} & set(one.ids)
+    sampled = torch.tensor([value for one in ended for value in one.logprobs])
+    assert torch.allclose(logprobs(eager, [prompts[0]] * len(ended), ended), sampled, atol=1e-4)
+
+
+def test_a_token_is_read_before_its_step_and_sees_nothing_later(policy, prompts, written) -> None:
+    one = max(written, key=lambda one: len(one.ids))
+    before = logprobs(policy, [prompts[0]], [one])
+    steps, changed = torch.tensor(one.denoising.steps), one.denoising.num_steps - 3
+    ids = tuple(token if step < changed else 40 for token, step in zip(one.ids, one.denoising.steps, strict=True))
+    other = replace(one, ids=ids)
+    readout = [policy.read([prompts[0]], [each.ids], [each.denoising]).hidden for each in (one, other)]
+    same = (readout[0] - readout[1]).abs().amax(-1) < 1e-5
+    assert bool(same[steps <= changed].all())
+    assert not bool(same[steps > changed].any())
+    assert before.shape == (len(one.ids),)
+
+
+def rollout(one: Written) -> Rollout:
+    return Rollout(example(0), 0, one.ids, "", one.finished, one.logprobs, 1.0, denoising=one.denoising)
+
+
+def test_the_future_shows_a_share_of_later_blocks_and_nothing_of_the_own_one(policy, written) -> None:
+    one = rollout(written[0])
+    shown = build_prompt(example(0), "future:0.5", one).future
+    assert shown == build_prompt(example(0), "future:0.5", one).future
+    order = one.denoising
+    for step, places in enumerate(shown):
+        later = order.canvas - 4 * (order.block_of(step) + 1)
+        assert len(places) == later // 2
+        assert all(place >= 4 * (order.block_of(step) + 1) for place in places)
+    other = rollout(replace(written[0], denoising=replace(order, seed=order.seed + 1)))
+    assert build_prompt(example(0), "future:0.5", other).future != shown
+    assert not any(build_prompt(example(0), "future:0", one).future)
+    assert build_prompt(example(0), "future", one).future != shown
+
+
+def test_behind_a_committed_end_there_is_no_future() -> None:
+    order = Denoising((0, 1, 0, 1, 3, 2), 4, 16)
+    shown = build_prompt(example(0), "future:1", Rollout(example(0), 0, (9, 9, 9, 9, 9, 2), "", True, denoising=order)).future  # fmt: skip
+    assert [len(places) for places in shown] == [12, 12, 8, 0]
+
+
+def test_reading_with_a_future_changes_what_is_before_it_and_share_zero_nothing(policy, written) -> None:
+    one = rollout(written[0])
+    hidden = {}
+    for context in ("plain", "future:0", "future:0.5"):
+        hidden[context] = policy.read([build_prompt(example(0), context, one)], [one.ids], [one.denoising]).hidden
+    assert torch.equal(hidden["plain"], hidden["future:0"])
+    differs = (hidden["plain"] - hidden["future:0.5"]).abs().amax(-1) > 1e-6
+    assert bool(differs[:12].all()) and not bool(differs[12:].any())
+
+
+@pytest.mark.parametrize("context", ["future:2", "future:x", "future+future:0.5", "plain+future"])
+def test_a_future_that_is_none_is_refused(context: str) -> None:
+    with pytest.raises(ConfigError, match="future"):
+        parse_context(context)
+
+
+def test_only_a_view_that_reads_a_denoised_answer_is_shown_its_future(policy, written) -> None:
+    with pytest.raises(DataError, match="later blocks of a denoised answer"):
+        build_prompt(example(0), "caption+future")
+    left_to_right = replace(rollout(written[0]), denoising=None)
+    assert lacks(left_to_right, "caption+future:0.1") and not lacks(rollout(written[0]), "future")
+    with pytest.raises(ConfigError, match="nobody can be asked in it"):
+        check_asked("future:0.1")
+    assert build_prompt(example(0), "caption+future", stand_in(example(0))).future == ()
+
+
+def test_a_given_answer_is_read_from_left_to_right_at_the_models_pace(policy) -> None:
+    order = policy.order_of(tuple(range(30, 37)))
+    assert order == Denoising((0, 0, 1, 1, 2, 2, 3), 4, 16)
+    with pytest.raises(PolicyError, match="17 tokens, its end included, does not fit on the canvas of 16"):
+        policy.order_of(tuple(range(30, 47)))
+
+
+def test_a_run_sets_the_pace_of_all_and_a_saved_model_keeps_it(folder: Path, tmp_path: Path) -> None:
+    names = ("student", "student@start", "teacher")
+    policies = load_policies(
+        names, student=folder, teacher=folder, block=8, steps_per_block=3, max_completion_length=24
+    )
+    assert {(one.block, one.steps_per_block, one.canvas) for one in policies.values()} == {(8, 3, 24)}
+    own = policies["student"]
+    assert own.encoder.max_prompt_length == 512 - 24
+    own.model.save_pretrained(tmp_path)
+    own.processor.save_pretrained(tmp_path)
+    again = load_policy(tmp_path, "again")
+    assert (again.block, again.steps_per_block, again.canvas) == (8, 3, 24)
+    with pytest.raises(ConfigError, match="9 denoising steps for a block of 8 positions"):
+        own.set_pace(8, 9)
+
+
+def test_kinds_of_models_are_not_mixed(folder: Path, tmp_path: Path) -> None:
+    left_to_right = save_idefics3(tmp_path)
+    with pytest.raises(PolicyError, match="one writes by denoising"):
+        load_policies(("teacher",), student=folder, teacher=left_to_right, max_completion_length=8)
+    with pytest.raises(ConfigError, match="Idefics3ForConditionalGeneration writes from left to right"):
+        load_policies((), student=left_to_right, block=4)
+    with pytest.raises(ConfigError, match="take only 512 tokens in all"):
+        load_policies((), student=folder, max_completion_length=512)
+
+
+def test_too_long_a_prompt_is_refused_with_its_length(folder: Path) -> None:
+    student = load_policies((), student=folder, max_completion_length=480)["student"]
+    with pytest.raises(PolicyError, match="the model takes 32 beside the completion"):
+        student.check_prompt(build_prompt(replace(example(0), question="word " * 40), "plain"))
+
+
+def test_a_masked_model_without_images_reads_text(policy: DiffusionPolicy, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    own = policy.tokenizer
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=own.backend_tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token=EOS, mask_token="<mask>"
+    )
+    config = EuroBertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        pad_token_id=tokenizer.pad_token_id, mask_token_id=tokenizer.mask_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, initializer_range=0.3,
+    )  # fmt: skip
+    EuroBertForMaskedLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    text = load_policy(tmp_path, "text")
+    prompts = [Prompt((), "what is the tag?", key="one"), Prompt((), "a longer question than the other one", key="two")]
+    written = [one for own in text.sample(prompts, [[1], [2]], SamplingOptions(8)) for one in own]
+    sampled = torch.tensor([value for one in written for value in one.logprobs])
+    assert torch.allclose(logprobs(text, prompts, written), sampled, atol=1e-4)
+    with pytest.raises(PolicyError, match="no image processor"):
+        text.check_prompt(build_prompt(example(0), "plain"))

@@ -1,0 +1,283 @@
+"""Masked diffusion language models as policies: a bidirectional masked LM that fills a canvas of masks.
+
+Model classes: any masked LM that the Auto classes load and whose logits are a linear head over its base model, with or
+without a transform between (ModernVBERT, which sees images; EuroBERT, whose layers are LLaDA's; ModernBERT; BERT).
+DiffusionGemma, the diffusion class that transformers ships, does not fit: it denoises random tokens of one canvas, reads
+finished ones causally, and has neither masks nor later blocks.
+
+1. A prompt is followed by a canvas of max_completion_length masks. Blocks of `block` positions are filled one after the
+   other, each in `steps_per_block` steps: every mask of the block gets a token drawn at the temperature, and those whose
+   token has the highest probability are committed (LLaDA, arXiv 2502.09992, low-confidence remasking).
+2. The end token closes the canvas behind it, once: positions behind it become padding at the same step, and no other end is
+   drawn before it. So ids and steps of an answer say exactly what the model saw at every step.
+3. A position of an answer is (denoising step, committed token). It is read in the canvas as it was before its step, plus
+   what the prompt shows of its future. All states of an answer are rows of a batch; `STATES` of them pass at a time.
+
+The model must tell padding from the end token: one that fills the canvas with end tokens would commit the last of them first.
+`block` and `steps_per_block` are the model's own (config.json, "denoising") unless the run's sampling options name others.
+"""
+
+import inspect
+import math
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from workbench.errors import ConfigError, PolicyError
+from workbench.losses import Readout
+from workbench.policies import SamplingOptions, Written
+from workbench.policies.autoregressive import AutoregressivePolicy, _draw, _unique
+from workbench.types import Denoising, Prompt
+
+STATES = 256  # canvases of one forward pass
+BLOCK, STEPS_PER_BLOCK = 32, 16  # where a model names none: two tokens a step, as in d-OPSD's experiments
+_TRANSFORMS = ("", "projection_head", "head", "cls.predictions.transform")  # between base model and head
+
+
+class DiffusionPolicy(AutoregressivePolicy):
+    """A masked LM with its processor; only writing and reading differ from a model that goes from left to right."""
+
+    def __init__(self, model: nn.Module, processor, name: str, **options) -> None:
+        super().__init__(model, processor, name, **options)
+        if self.tokenizer.mask_token_id is None or self.tokenizer.pad_token_id in (None, *self.stop_ids):
+            raise PolicyError(
+                f"{name}: a masked diffusion model needs a mask token, and a padding token that is not its end token "
+                f"(mask {self.tokenizer.mask_token!r}, padding {self.tokenizer.pad_token!r}, end "
+                f"{self.tokenizer.eos_token!r}). Name them in the model's tokenizer_config.json."
+            )
+        self.mask_id, self.pad_id = self.tokenizer.mask_token_id, self.tokenizer.pad_token_id
+        own = getattr(model.config, "denoising", None) or {}
+        self.canvas = int(own.get("canvas", 4 * BLOCK))  # of answers that were not written by a policy
+        self.set_pace(int(own.get("block", BLOCK)), int(own.get("steps_per_block", STEPS_PER_BLOCK)))
+        self._takes_features = "image_hidden_states" in inspect.signature(model.base_model.forward).parameters
+        self._transform = self._find_transform()
+
+    def set_pace(self, block: int, steps_per_block: int, canvas: int | None = None) -> None:
+        """How answers are written from now on, also by a model saved from this one; 0 = as it is."""
+        self.block, self.canvas = block or self.block, canvas or self.canvas
+        self.steps_per_block = steps_per_block or self.steps_per_block
+        if not 1 <= self.steps_per_block <= self.block:
+            raise ConfigError(
+                f"{self.name}: {self.steps_per_block} denoising steps for a block of {self.block} positions; a step commits at "
+                "least one. Set sampling.steps_per_block from 1 to sampling.block."
+            )
+        pace = {"block": self.block, "steps_per_block": self.steps_per_block, "canvas": self.canvas}
+        self.model.config.denoising = pace
+
+    @torch.no_grad()
+    def _find_transform(self) -> str:
+        """Name of the module between base model and head, proven on three tokens. Raises PolicyError if there is another."""
+        ids = torch.tensor([[self.mask_id, self.pad_id, *sorted(self.stop_ids)[:1]]], device=self.device)
+        with self._evaluation():
+            logits = self.model(input_ids=ids).logits[0].float()
+            hidden = self.model.base_model(input_ids=ids).last_hidden_state[0]
+            for name in _TRANSFORMS:
+                try:
+                    guess = self.head(self.model.get_submodule(name)(hidden) if name else hidden)
+                except (AttributeError, RuntimeError, TypeError):
+                    continue
+                if guess.shape == logits.shape and torch.allclose(guess, logits, rtol=1e-2, atol=1e-2):
+                    return name
+        raise PolicyError(
+            f"{self.name}: the logits of {type(self.model).__name__} are not its head over its base model, so they cannot be "
+            "read in chunks. Classes that work: ModernVBERT, EuroBERT, ModernBERT, BERT."
+        )
+
+    @torch.no_grad()
+    def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
+        """Answers, one per seed of each prompt; each depends on its own seed and prompt, not on its neighbours."""
+        rows = [row for row, own in enumerate(seeds) for _ in own]
+        flat = [seed for own in seeds for seed in own]
+        with self._evaluation():
+            written = iter(self._write(_Context(self, prompts, rows), flat, options))
+            return [[next(written) for _ in own] for own in seeds]
+
+    def _write(self, context: "_Context", seeds: list[int], options: SamplingOptions) -> list[Written]:
+        count, length = len(seeds), options.max_completion_length
+        blocks = math.ceil(length / self.block)
+        canvas = torch.full((count, length), self.mask_id, device=self.device)
+        steps, logprobs = torch.full((count, length), -1), torch.zeros(count, length)
+        done = torch.zeros(count, dtype=torch.long)  # denoising steps of each answer
+        shape = (blocks * self.steps_per_block, length)
+        uniform = [torch.rand(shape, generator=_generator(seed), dtype=torch.float64) for seed in seeds]
+        ends = torch.tensor(sorted(self.stop_ids), device=self.device)
+        for start in range(0, length, self.block):
+            for left in range(self.steps_per_block, 0, -1):
+                masked = canvas == self.mask_id
+                masked[:, :start] = masked[:, start + self.block :] = False
+                active = masked.any(-1).nonzero().squeeze(-1)
+                if not active.numel():
+                    break
+                logits = self._logits(context, active, canvas[active], masked[active])
+                place = masked[active].nonzero()  # (M, 2): which active answer, which position
+                mine = active[place[:, 0]]
+                tokens, sure, logprob = self._draw(
+                    logits,
+                    self._may_end(canvas, ends)[mine, place[:, 1]],
+                    torch.stack([uniform[row][done[row], column] for row, column in zip(mine.tolist(), place[:, 1].tolist(), strict=True)]),
+                    options,
+                )  # fmt: skip
+                for idx, row in enumerate(active.tolist()):
+                    own = (place[:, 0] == idx).nonzero().squeeze(-1)
+                    best = own[sure[own].argsort(descending=True, stable=True)[: math.ceil(own.numel() / left)]]
+                    for at in best[place[best, 1].argsort()].tolist():
+                        column, token = int(place[at, 1]), int(tokens[at])
+                        canvas[row, column], steps[row, column], logprobs[row, column] = token, done[row], logprob[at]
+                        if token in self.stop_ids:
+                            canvas[row, column + 1 :] = self.pad_id
+                            break
+                    done[row] += 1
+        return [
+            self._written(*answer, seed) for *answer, seed in zip(canvas.tolist(), steps.tolist(), logprobs.tolist(), seeds, strict=True)
+        ]  # fmt: skip
+
+    def _may_end(self, canvas: Int[Tensor, "B C"], ends: Int[Tensor, " E"]) -> Bool[Tensor, "B C"]:
+        """Where an end token may be drawn: nowhere if there is one, and not before a token that is committed."""
+        filled = canvas != self.mask_id
+        later = filled.flip(-1).cumsum(-1).flip(-1) > 0
+        return ~later & ~torch.isin(canvas, ends).any(-1, keepdim=True)
+
+    def _draw(
+        self,
+        logits: Float[Tensor, "M V"],
+        may_end: Bool[Tensor, " M"],
+        uniform: Float[Tensor, " M"],
+        options: SamplingOptions,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A token per mask, the probability that decides who is committed, and its log-prob; padding is never drawn."""
+        never = torch.tensor([self.mask_id, self.pad_id, *self._placeholders], device=logits.device)
+        allowed = logits.index_fill(-1, never, -math.inf)
+        for token in self.stop_ids:
+            allowed[:, token] = allowed[:, token].masked_fill(~may_end, -math.inf)
+        tokens = _draw(allowed, uniform.to(logits.device), options)
+        logprob = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+        return tokens, logprob.exp().cpu(), logprob.cpu()
+
+    def _written(self, ids: list[int], steps: list[int], logprobs: list[float], seed: int) -> Written:
+        length = next((at for at, token in enumerate(ids, start=1) if token in self.stop_ids), len(ids))
+        finished = bool(ids) and ids[length - 1] in self.stop_ids
+        denoising = Denoising(tuple(steps[:length]), self.block, len(ids), seed)
+        return Written(tuple(ids[:length]), tuple(logprobs[:length]), finished, denoising)
+
+    def order_of(self, ids: tuple[int, ...]) -> Denoising:
+        """A given answer, as if committed from left to right at the policy's own pace."""
+        if len(ids) > self.canvas:
+            raise PolicyError(
+                f"an answer of {len(ids)} tokens, its end included, does not fit on the canvas of {self.canvas}. Raise "
+                "sampling.max_completion_length."
+            )
+        steps, step = [], 0
+        for start in range(0, len(ids), self.block):
+            todo = min(self.block, self.canvas - start)
+            for left in range(self.steps_per_block, 0, -1):
+                count = math.ceil(todo / left)
+                steps += [step] * min(count, len(ids) - len(steps))
+                todo, step = todo - count, step + 1
+        return Denoising(tuple(steps), self.block, self.canvas)
+
+    def read(
+        self,
+        prompts: list[Prompt],
+        completions: list[tuple[int, ...]],
+        denoisings: list[Denoising | None] | None = None,
+    ) -> Readout:
+        """The hidden state that predicts each token, in the canvas as it was before the token's step."""
+        known = denoisings or [None] * len(completions)
+        orders = [one or self.order_of(ids) for one, ids in zip(known, completions, strict=True)]
+        states, rows, place = [], [], []  # canvases; whose they are; per token (canvas, column)
+        for row, (prompt, ids, order) in enumerate(zip(prompts, completions, orders, strict=True)):
+            first, own = len(states), self._states(prompt, ids, order)
+            states += own
+            rows += [row] * len(own)
+            place += [(first + step, column) for column, step in enumerate(order.steps)]
+        if not place:
+            return Readout(torch.zeros(0, self.head_width, device=self.device), self.head, self.vocabulary)
+        context, at = _Context(self, prompts, list(range(len(prompts)))), torch.tensor(place)
+        order = at[:, 0].argsort(stable=True)
+        parts = []
+        for start in range(0, len(states), STATES):
+            chunk = slice(start, start + STATES)
+            canvas, lengths = _stack(states[chunk], self.pad_id)
+            hidden = self._canvas_hidden(context, torch.tensor(rows[chunk]), canvas.to(self.device), lengths)
+            inside = at[order][(at[order, 0] >= start) & (at[order, 0] < start + STATES)]
+            parts.append(hidden[inside[:, 0] - start, inside[:, 1]])
+        return Readout(torch.cat(parts)[order.argsort().to(self.device)], self.head, self.vocabulary)
+
+    def _states(self, prompt: Prompt, ids: tuple[int, ...], order: Denoising) -> list[list[int]]:
+        """The canvas before each step, with what the prompt shows of its future."""
+        closed = order.steps[-1] if ids and ids[-1] in self.stop_ids else order.num_steps
+        final = [*ids, *[self.pad_id] * (order.canvas - len(ids))]
+        when = [*order.steps, *[closed] * (order.canvas - len(ids))]
+        states = []
+        for step in range(order.num_steps):
+            shown = set(prompt.future[step]) if prompt.future else ()
+            states.append(
+                [
+                    token if when[at] < step or at in shown else self.mask_id
+                    for at, token in enumerate(final)
+                ]
+            )  # fmt: skip
+        return states
+
+    def _logits(
+        self, context: "_Context", rows: Int[Tensor, " A"], canvas: Int[Tensor, "A C"], masked: Bool[Tensor, "A C"]
+    ) -> Float[Tensor, "M V"]:
+        hidden = self._canvas_hidden(context, rows, canvas, torch.full((len(rows),), canvas.shape[1]))
+        return self.head(hidden[masked])[:, : self.vocabulary]
+
+    def _canvas_hidden(
+        self, context: "_Context", rows: Int[Tensor, " A"], canvas: Int[Tensor, "A C"], lengths: Int[Tensor, " A"]
+    ) -> Float[Tensor, "A C D"]:
+        """What the head reads at every position of some canvases, each after the prompt of its row."""
+        ids, mask, extra = context.of(rows)
+        inside = (torch.arange(canvas.shape[1]) < lengths.unsqueeze(-1)).to(mask.device, mask.dtype)
+        mask = torch.cat((mask, inside), -1)
+        inputs = {
+            "input_ids": torch.cat((ids, canvas), -1),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+        }
+        hidden = self._hidden(inputs | extra)[:, -canvas.shape[1] :]
+        return self.model.get_submodule(self._transform)(hidden) if self._transform else hidden
+
+
+class _Context:
+    """Encoded prompts of a batch, images turned into features once; `rows` says which prompt each row has."""
+
+    def __init__(self, policy: DiffusionPolicy, prompts: list[Prompt], rows: list[int]) -> None:
+        unique, which = _unique(prompts)
+        # what is shown of an answer is no part of what is encoded and kept
+        encoded = policy._to_device(policy.encoder.batch([replace(prompt, future=()) for prompt in unique]))
+        self.prompt_of = torch.tensor([which[row] for row in rows])
+        self.ids, self.mask = encoded["input_ids"], encoded["attention_mask"]
+        pixels = {name: encoded[name] for name in ("pixel_values", "pixel_attention_mask") if name in encoded}
+        self.features: dict[int, Tensor] = {}  # by prompt, of those that have images
+        if pixels and not policy._takes_features:
+            raise PolicyError(
+                f"{policy.name} is given images that {type(policy.model).__name__} takes in no known way."
+            )
+        if pixels:
+            with policy._adapter_state():
+                features = policy.model.base_model.get_image_features(**pixels).pooler_output
+            with_images = [place for place, prompt in enumerate(unique) if prompt.images]
+            self.features = dict(zip(with_images, features, strict=True))
+
+    def of(self, rows: Int[Tensor, " A"]) -> tuple[Tensor, Tensor, dict]:
+        """Ids, mask and image features of some rows' prompts."""
+        prompt = self.prompt_of[rows.cpu()]
+        features = [self.features[one] for one in prompt.tolist() if one in self.features]
+        prompt = prompt.to(self.ids.device)
+        return self.ids[prompt], self.mask[prompt], {"image_hidden_states": features} if features else {}
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _stack(states: list[list[int]], pad_id: int) -> tuple[Int[Tensor, "A C"], Int[Tensor, " A"]]:
+    """Canvases as one batch, shorter ones padded on the right, and their lengths."""
+    longest = max(map(len, states))
+    rows = [[*state, *[pad_id] * (longest - len(state))] for state in states]
+    return torch.tensor(rows), torch.tensor([len(state) for state in states])
