@@ -11,9 +11,9 @@ types images seeding
 divergences grading
 contexts
 method routers
-methods
 losses
 policies
+methods
 scenes tables
 conversations
 pretrain datasets
@@ -25,6 +25,7 @@ config runs watch processes
 commands
 checkpoints masks metrics probes evaluate skipping tracking
 learner rewind
+writing
 check train scorer
 summary
 jobs

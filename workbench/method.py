@@ -8,7 +8,10 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from workbench.contexts import check_asked, parse_context
 from workbench.divergences import Divergence
@@ -128,6 +131,29 @@ class Regime:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """What was made before the first step: arrays by name, and what is to be known about them (numbers and words)."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Something made once of the starting student, and how the student writes with it.
+
+    make     (student, examples, seed) -> Prepared. `examples` is an iterator: take as many as are needed. The result is
+             kept in the run's folder, so that a resumed run writes with the same
+    writing  (student, tensors) -> a context. Inside it the student writes with them; after it, it is as it was
+    source   what is added to the student's name, as in "student+projection", to say in traces who has written
+    """
+
+    make: Callable[..., Prepared]
+    writing: Callable[..., AbstractContextManager]
+    source: str
+
+
+@dataclass(frozen=True)
 class Method:
     """One training method.
 
@@ -144,6 +170,8 @@ class Method:
     ema_rate       share of the student mixed into student@ema after each step
     annotate       adds to the written rollouts of a batch what views are to be shown of them (Rollout.feedback)
     replier        policy that replies to all turns but the last, where the learner's context is "turns"
+    prepare        what is made once, before the first step, and how the student writes with it
+    resample       False: the starting student writes every sequence once; epochs then go over them
     """
 
     name: str
@@ -157,6 +185,8 @@ class Method:
     ema_rate: float = 0.05
     annotate: Annotator | None = None
     replier: str = "student"
+    prepare: Prepare | None = None
+    resample: bool = True
     options: object = field(default=None, compare=False)
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from workbench.errors import ConfigError, RunError
 from workbench.render import render_movement, render_page, render_tokens
 from workbench.rendering.words import NONE, visible_text
 from workbench.runs import RunFolder
+from workbench.summary import written_by
 from workbench.traces.reader import Traces
 
 REPORT_NAME = "report.html"
@@ -85,6 +86,8 @@ def _facts(folder: RunFolder) -> str:
         "steps": f"{status.get('steps_done', 0)} of {status.get('steps', '?')}", "started": status.get("started"), "seed": status.get("seed"),
         "commit": f"{status.get('commit') or NONE}{' with changes' if status.get('dirty') else ''}",
         "skipped examples": ", ".join(f"{reason}: {count}" for reason, count in (status.get("skipped") or {}).items()) or None,
+        "prepared": "; ".join(f"{name}: {value}" for name, value in (status.get("prepared") or {}).items()) or None,
+        "written by": "; ".join(f"{name}: {found}" for name, found in written_by(folder.path).items()) or None,
         "warnings": " ".join(status.get("warnings") or ()) or None, "error": status.get("error"),
     }  # fmt: skip
     rows = "".join(f'<tr><th scope="row">{name}</th><td>{escape(str(value))}</td></tr>' for name, value in named.items() if value is not None)  # fmt: skip

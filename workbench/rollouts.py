@@ -1,13 +1,14 @@
 """Writing: from examples to rollouts, whoever writes them: the student, or the data."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 from workbench.contexts import build_prompt, build_turn, parse_context, user_turns
-from workbench.errors import DataError
+from workbench.errors import DataError, RunError
 from workbench.grading import grade
 from workbench.policies import Policy, SamplingOptions, Written
 from workbench.seeding import derive_seed, draw_uniform
-from workbench.types import Example, Rollout
+from workbench.types import Denoising, Example, Rollout
 
 DATASET = "dataset"
 
@@ -118,3 +119,27 @@ def _sample(
 def _before(example: Example, replies: tuple[str, ...]) -> Rollout:
     """A rollout of which nothing is written yet but the replies before it."""
     return Rollout(example, 0, (), "", finished=False, replies=replies)
+
+
+def to_row(rollout: Rollout) -> dict:
+    """A rollout as plain values, its example by id."""
+    values = {one.name: getattr(rollout, one.name) for one in fields(Rollout)}
+    denoising = None if rollout.denoising is None else vars(rollout.denoising)
+    return values | {"example": rollout.example.id, "denoising": denoising}
+
+
+def from_row(row: dict, examples: dict[str, Example], key: str) -> Rollout:
+    """What to_row made, from JSON again. `key`: where the examples are configured. Raises RunError if one is gone."""
+    if row["example"] not in examples:
+        raise RunError(
+            f"an answer of this run is to {row['example']}, which is no longer in the data that the run was started "
+            f"with. Restore {key} to what config.yaml names."
+        )
+    values = _with_tuples(row) | {"example": examples[row["example"]]}
+    if values.get("denoising") is not None:
+        values["denoising"] = Denoising(**_with_tuples(values["denoising"]))
+    return Rollout(**values)
+
+
+def _with_tuples(values: dict) -> dict:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -5,6 +5,7 @@ run.json        status, process, steps done, seed, commit, versions, what was sk
 metrics.jsonl   one line per step (kind train), evaluation (kind eval) and probe (kind probe)
 train.log       what the terminal showed
 probes.json     the answers that are re-scored through the run
+prepared.safetensors, sequences.jsonl    what a method made, and what was written, once and before the first step
 evals/          one file per evaluation
 traces/         see docs/traces.md
 checkpoint-N/   see workbench.checkpoints
@@ -121,6 +122,19 @@ class RunFolder:
         """What write_probes wrote, or None."""
         file = self.path / "probes.json"
         return json.loads(file.read_text()) if file.is_file() else None
+
+    def write_sequences(self, name: str, rows: list[dict]) -> None:
+        self._write(name, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def sequences(self, name: str = "sequences.jsonl") -> list[dict] | None:
+        """What write_sequences wrote, or None."""
+        file = self.path / name
+        if not file.is_file():
+            return None
+        try:
+            return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise RunError(f"{file} cannot be read ({error}). Start a new run: name=...") from None
 
     def log_to_file(self) -> logging.Handler:
         """From now on messages also go to train.log; close the handler when done."""

@@ -24,6 +24,11 @@ def summarise_run(run_dir: str | Path) -> str:
     if answered:
         parts.append(accuracy_table(answered))
     parts += _regimes(folder.path)
+    writers = written_by(folder.path)
+    if writers and list(writers) != ["student"]:
+        parts.append("\n".join(f"written by {name}: {found}" for name, found in writers.items()))
+    if status.get("prepared"):
+        parts.append("prepared: " + "; ".join(f"{name}: {value}" for name, value in status["prepared"].items()))
     skipped = status.get("skipped") or {}
     if skipped:
         parts.append("skipped examples: " + ", ".join(f"{reason}: {count}" for reason, count in skipped.items()))
@@ -31,6 +36,23 @@ def summarise_run(run_dir: str | Path) -> str:
     if status.get("error"):
         parts.append(f"error: {status['error']}")
     return "\n\n".join(parts)
+
+
+def written_by(run_dir: str | Path) -> dict[str, str]:
+    """Who wrote the recorded sequences: how many, and the share that is right where that is known."""
+    try:
+        rows = open_traces(run_dir).sql(
+            """SELECT source_policy AS name, count(*) AS n, count(DISTINCT (example_id, sample_idx, completion)) AS own,
+                      avg(reward) AS accuracy FROM rollouts GROUP BY ALL ORDER BY n DESC, name"""
+        )
+    except TraceError:
+        return {}
+    found = {}
+    for row in rows.to_pylist():
+        again = f" ({row['own']:,} different)" if row["own"] < row["n"] else ""
+        right = "" if row["accuracy"] is None else f", {row['accuracy']:.1%} right"
+        found[row["name"]] = f"{row['n']:,} sequences{again}{right}"
+    return found
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

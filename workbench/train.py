@@ -1,6 +1,6 @@
 """THE loop. One step of every method:
 
-    write    the student answers (or the data does)                  rollouts.py
+    write    the student answers (or the data does)                  writing.py, rollouts.py
     read     every view that does not learn scores the same tokens   scoring.py, supervision.py
     route    the method's rule gives each position a regime          methods/
     learn    the learner reads them with gradient; losses by regime  losses.py
@@ -32,7 +32,6 @@ from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import covers
 from workbench.probes import open_probes
 from workbench.rewind import rewind
-from workbench.rollouts import write_rollouts
 from workbench.runs import RunFolder, StopSignal
 from workbench.scoring import Batch
 from workbench.seeding import Order, derive_seed
@@ -43,6 +42,7 @@ from workbench.traces.writer import TraceWriter
 from workbench.tracking import build_accelerator
 from workbench.types import Example, Rollout
 from workbench.watch import Watch
+from workbench.writing import Writer
 
 Loader = Callable[..., list[Example]]  # as load_examples
 
@@ -165,6 +165,11 @@ class Trainer:
         self.sampling = SamplingOptions(
             sampling.max_completion_length, sampling.temperature, sampling.top_p, sampling.top_k
         )
+        in_order = [self.examples[self.order.at(place)] for place in range(len(self.examples))]
+        self.writers = [
+            Writer(config, folder, learner, self.method, self.sampling, in_order, self._usable, self.step_done > 0)
+            for learner in self.learners
+        ]
         self.writer = TraceWriter(
             folder.path,
             method=self.method.name,
@@ -180,9 +185,12 @@ class Trainer:
         pool = self.eval_examples if config.data.probes is None else load(config.data.probes)
         pool = split_by_evidence(pool or self.examples, list(self.method.contexts))[0]
         pool = [one for one in pool if all(covers(policy, one.domain) for policy, _ in self.views)]
-        pool = [example for example in pool[: 2 * config.trace.probes] if can_show(example, self.views, self.skipped)]
+        pool = list(filter(self._usable, pool[: 2 * config.trace.probes]))
         students = {learner.name: learner.student for learner in self.learners}
         self.probes = open_probes(config, folder, students, self.method, pool, self.sampling)
+
+    def _usable(self, example: Example) -> bool:
+        return can_show(example, self.views, self.skipped)
 
     def run(self, stop: StopSignal, on_step: Callable[[int, dict], None] | None) -> TrainResult:
         training, trace = self.config.training, self.config.trace
@@ -227,7 +235,7 @@ class Trainer:
         examples = usable_batch(
             self.examples, self.order, step, self.config.training.batch_size, self.views, self.skipped
         )
-        written = [self._write(learner, examples, step) for learner in self.learners]  # all before any of them learns
+        written = [write(step, examples) for write in self.writers]  # all before any of them learns
         clock.lap("write")
         try:
             scored = [self._learn(*one, step, clock) for one in zip(self.learners, written, strict=True)]
@@ -245,19 +253,6 @@ class Trainer:
         metrics |= clock.seconds() | {"tokens": num_positions, "skipped": self.skipped.counts.total()}
         self.folder.log_metrics("train", step, metrics)
         return metrics
-
-    def _write(self, learner: Learner, examples: list[Example], step: int) -> list[Rollout]:
-        return write_rollouts(
-            learner.student,
-            examples,
-            context=self.method.views[self.method.learner].context,
-            sampling=self.sampling,
-            num_generations=self.config.sampling.num_generations,
-            seed=(self.config.seed, step, *learner.seed),
-            dataset_share=self.method.dataset_share,
-            rule=self.config.evaluation.rule,
-            replier=learner.policies[self.method.replier],
-        )
 
     def _learn(self, learner: Learner, rollouts: list[Rollout], step: int, clock: Clock) -> Scored:
         """Read, route and supervise one learner's batch; its gradients are there then, and its weights as before."""

@@ -1,0 +1,121 @@
+"""What is prepared and written once: kept, used again, the same after a kill, and named when it is gone."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from small import run_config
+
+from workbench.checkpoints import list_checkpoints
+from workbench.config import RunConfig
+from workbench.errors import ConfigError, RunError
+from workbench.policies.autoregressive import load_policy
+from workbench.runs import RunFolder
+from workbench.summary import summarise_run
+from workbench.traces.reader import open_traces
+from workbench.train import Trainer, train
+from workbench.writing import PREPARED, Writer
+
+METHOD = {"name": "spd", "calibration": 3}
+WRITTEN = "SELECT step, example_id, sample_idx, completion, source_policy FROM rollouts ORDER BY step, rollout_idx"
+
+
+def config_of(models: dict, folder: Path, **values: object) -> RunConfig:
+    """Four steps of three of six examples: two epochs."""
+    return run_config(
+        models,
+        folder,
+        **{
+            "method": METHOD,
+            "data": {"train": "scenes:train?count=6"},
+            "trace__probes": 0,
+            "trace__alternatives": 0,
+            **values,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(models: dict, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    config = config_of(models, tmp_path_factory.mktemp("runs"))
+    train(config)
+    return config
+
+
+def weights(config: RunConfig) -> dict[str, torch.Tensor]:
+    return load_policy(list_checkpoints(config.run_dir)[-1].student, "student").model.state_dict()
+
+
+def test_every_epoch_meets_the_same_sequences_and_says_who_wrote_them(whole: RunConfig) -> None:
+    rows = open_traces(whole.run_dir).sql(WRITTEN).to_pylist()
+    assert {row["source_policy"] for row in rows} == {"student+projection"}
+    key = ("example_id", "sample_idx", "completion")
+    first, second = (sorted(tuple(r[k] for k in key) for r in rows if r["step"] in steps) for steps in ((1, 2), (3, 4)))
+    assert first == second and len(set(first)) == len(first) == 12
+    kept = RunFolder.open(whole.run_dir).sequences()
+    assert {row["text"] for row in kept} == {row["completion"] for row in rows}
+
+
+def test_what_was_prepared_is_in_the_summary(whole: RunConfig) -> None:
+    prepared = RunFolder.open(whole.run_dir).status["prepared"]
+    assert prepared["calibration examples"] == 3 and prepared["rank"].startswith("1.k_proj 8, 1.v_proj 8")
+    text = summarise_run(whole.run_dir)
+    assert "rank: 1.k_proj 8" in text
+    assert "student+projection" in text
+
+
+def test_a_killed_run_goes_on_with_what_was_made(whole: RunConfig, models: dict, tmp_path: Path) -> None:
+    half = config_of(models, tmp_path)
+    stop = lambda step, metrics: step == 1 and os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    assert train(half, on_step=stop).steps == 2
+    (half.run_dir / PREPARED).rename(tmp_path / "aside")
+    with pytest.raises(RunError, match=r"prepared.safetensors is missing. It was made of the student before"):
+        train(half, resume=True)
+    (tmp_path / "aside").rename(half.run_dir / PREPARED)
+    train(half, resume=True)
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(half)[name], value)
+    assert open_traces(half.run_dir).sql(WRITTEN) == open_traces(whole.run_dir).sql(WRITTEN)
+
+
+def test_a_run_killed_between_preparing_and_writing_makes_the_same(
+    whole: RunConfig, models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(models, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, "_sequences", lambda *arguments: os.kill(os.getpid(), signal.SIGINT) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config)
+    assert (config.run_dir / PREPARED).is_file()
+    trainer = Trainer(config, RunFolder.open(config.run_dir), resume=True)
+    assert trainer.folder.sequences() == RunFolder.open(whole.run_dir).sequences()
+    assert not any(module._forward_hooks for module in trainer.learners[0].student.model.modules())
+
+
+def test_without_a_subspace_the_student_itself_writes_and_with_full_rank_the_same(models: dict, tmp_path: Path) -> None:
+    values = {"training__steps": 1}
+    completions, sources = [], []
+    for name, options in (("none", {"subspace": "none"}), ("full", {"share": 1.0}), ("random", {"subspace": "random"})):
+        config = config_of(models, tmp_path, name=name, method={**METHOD, **options}, **values)
+        train(config)
+        rows = open_traces(config.run_dir).sql(WRITTEN).to_pylist()
+        completions.append([row["completion"] for row in rows])
+        sources.append({row["source_policy"] for row in rows})
+    assert sources == [{"student"}, {"student+projection"}, {"student+random projection"}]
+    assert completions[0] == completions[1] != completions[2]
+
+
+def test_a_subspace_larger_than_the_layer_ends_before_the_first_step(models: dict, tmp_path: Path) -> None:
+    config = config_of(models, tmp_path, method={**METHOD, "rank": 17})
+    with pytest.raises(
+        ConfigError, match=r"method.rank=17 is more than model.text_model.layers.1.self_attn.k_proj has"
+    ):
+        train(config)
+
+
+def test_an_answer_to_a_lost_example_is_named(whole: RunConfig, models: dict) -> None:
+    fewer = config_of(models, whole.run_dir.parent, data={"train": "scenes:train?count=5"})
+    with pytest.raises(RunError, match=r"answer of this run is to scenes:train:0:5, .* Restore data.train"):
+        Trainer(fewer, RunFolder.open(whole.run_dir), resume=True)

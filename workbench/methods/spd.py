@@ -1,0 +1,94 @@
+"""SPD: the student writes once with its keys and values held to what its right answers need, then learns from that text.
+
+Source: "Self-Policy Distillation via Capability-Selective Subspace Projection", arXiv 2605.22675, known to us by an audit
+and notes: there is no official code.
+1. On labelled examples: loss on the tokens that make an answer right, and its gradient with respect to the key and value
+   projections' outputs of a middle and the last layer, at all positions.
+2. The gradients' first right singular vectors, half of them, span a subspace for each projection.
+3. The starting student answers every prompt once with keys and values projected on it. Nothing is filtered.
+4. Without projection the student learns these answers, token by token, for some epochs.
+Differs: the loss is on the answer's tokens alone (there: the prompt's too); sampling is as in `sampling` (there not said).
+Not said there, chosen here: all heads of a projection are one space; projected before key norm and rotary embedding, so
+that it can be folded into weights; gradients are not centred; the middle layer is number L // 2, counted from 0; each
+example's loss is a mean over its tokens; calibration takes the first examples of the run's own order.
+The labels of calibration are a signal from outside, whatever the name says. subspace=random is the control; subspace=none
+is plain self-retraining (PSR); calibrate_on=all is the paper's ablation that loses.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from workbench.divergences import Divergence
+from workbench.method import TOKENS, Loss, Method, Option, Prepare, Prepared, Regime, View
+from workbench.policies.projection import (
+    LAYERS,
+    Subspace,
+    calibrate,
+    find_projections,
+    gradient_subspace,
+    projected,
+    random_subspace,
+    rank_of,
+)
+from workbench.routers import everywhere
+from workbench.seeding import derive_seed
+from workbench.types import Example
+
+
+@dataclass(frozen=True)
+class Options:
+    subspace: Annotated[str, Option("what keys and values are projected on while writing: of the gradients, a random one as a control, or nothing", choices=("gradient", "random", "none"))] = "gradient"  # fmt: skip
+    layers: Annotated[str, Option("layers of the text decoder that are projected", choices=LAYERS)] = LAYERS[0]
+    share: Annotated[float, Option("dimensions kept, as a share of a projection's width", low=0, high=1)] = 0.5
+    rank: Annotated[int, Option("dimensions kept, as a number; 0 = by share", low=0)] = 0
+    calibrate_on: Annotated[str, Option("kind of token, as the data's marks name it, that makes an answer right; all = every token")] = "answer"  # fmt: skip
+    calibration: Annotated[int, Option("labelled examples whose gradients are taken", low=1)] = 50
+
+
+def build(options: Options) -> Method:
+    def make(student, examples: Iterator[Example], seed: int) -> Prepared:
+        ranks = {
+            name: rank_of(name, module.out_features, options.share, options.rank)
+            for name, module in find_projections(student.model, options.layers).items()
+        }
+        if options.subspace == "random":
+            widths = {name: student.model.get_submodule(name).out_features for name in ranks}
+            spaces = {
+                name: random_subspace(widths[name], rank, derive_seed(seed, name)) for name, rank in ranks.items()
+            }
+            return Prepared(_tensors(spaces), {"rank": _each(spaces, lambda space: space.rank)})
+        done = calibrate(student, examples, count=options.calibration, kind=options.calibrate_on, layers=options.layers)
+        spaces = {name: gradient_subspace(done.moments[name], rank) for name, rank in ranks.items()}
+        facts = {
+            "calibration examples": done.used,
+            f"{options.calibrate_on} tokens": done.tokens,
+            "examples without": done.left_out,
+            "rank": _each(spaces, lambda space: space.rank),
+            "rank of the gradients": _each(spaces, lambda space: space.found),
+            "their energy inside": _each(spaces, lambda space: "-" if space.energy is None else f"{space.energy:.1%}"),
+        }
+        return Prepared(_tensors(spaces), facts)
+
+    prepare = None if options.subspace == "none" else Prepare(make, projected, _NAMES[options.subspace])
+    return Method(
+        name="spd",
+        views={"student": View("student", "plain", learns=True)},
+        regimes={"ALL": Regime((Loss(TOKENS, Divergence("nll")),), "every token: what was written")},
+        route=everywhere,
+        average="position",
+        prepare=prepare,
+        resample=False,
+    )
+
+
+_NAMES = {"gradient": "projection", "random": "random projection"}
+
+
+def _tensors(spaces: dict[str, Subspace]) -> dict:
+    return {name: space.projector for name, space in spaces.items()}
+
+
+def _each(spaces: dict[str, Subspace], value) -> str:
+    """A value of every projection, in order."""
+    return ", ".join(f"{name.split('layers.')[-1].replace('self_attn.', '')} {value(space)}" for name, space in spaces.items())  # fmt: skip
