@@ -1,3 +1,4 @@
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ def test_a_failed_run_is_summed_up_with_its_error(tmp_path: Path) -> None:
     text = summarise_run(folder.path)
     for part in ("dopd · 0 steps · failed", "100.0%", "no hint: 2", "warning: step 2: collapsing.", "error: step 3"):
         assert part in text
+
+
+def test_a_run_whose_process_is_gone_has_died_and_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", "", seed=0, method="dopd")
+    assert "· running ·" in summarise_run(folder.path)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    folder.update(pid=gone.pid)
+    text = summarise_run(folder.path)
+    assert "· died ·" in text and f"workbench resume {folder.path}" in text
 
 
 def test_what_is_no_run_is_said(tmp_path: Path) -> None:

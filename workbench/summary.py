@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from workbench.errors import TraceError
 from workbench.evaluate import Answered, load_answers, measure
+from workbench.processes import born_at
 from workbench.runs import RunFolder
 from workbench.traces.reader import open_traces
 from workbench.types import PRIVILEGED, VISIBLE
@@ -19,7 +21,9 @@ def summarise_run(run_dir: str | Path) -> str:
     """The whole summary of a run, ready to print."""
     folder = RunFolder.open(run_dir)
     status = folder.status
-    parts = [f"{status['method']} · {status.get('steps_done', 0)} steps · {status['status']} · {folder.path}"]
+    parts = [f"{status['method']} · {status.get('steps_done', 0)} steps · {_state(status)} · {folder.path}"]
+    if _state(status) == "died":
+        parts.append(f"its process was killed or ran out of memory; go on with: workbench resume {folder.path}")
     answered = load_answers(folder.path)
     if answered:
         parts.append(accuracy_table(answered))
@@ -114,6 +118,14 @@ def evaluation_table(answered: list[Answered]) -> str:
         return NOBODY_GRADED
     legend = "  entropy: nats per token; length: tokens; cut: answers that reached the longest length allowed"
     return f"{format_table(header, rows)}\n{legend}"
+
+
+def _state(status: dict) -> str:
+    """As run.json says, unless it says "running" and the process that wrote it is gone."""
+    born = born_at(status["pid"]) if isinstance(status.get("pid"), int) else None
+    written = datetime.fromisoformat(status["updated"]).timestamp() if status.get("updated") else 0.0
+    is_gone = born is None or born > written + 2  # a younger process has the same pid by chance
+    return "died" if status["status"] == "running" and is_gone else status["status"]
 
 
 def _kinds(answered: list[Answered]) -> list[tuple[str, str]]:

@@ -23,11 +23,17 @@ SHOWS = {  # what a tab has when it is drawn
     "illusion": "#illusion-accuracy .js-plotly-plot",
     "geometry": "#geometry-about h2",
     "data": "#data-example .wb-figure",
+    "studies": "#studies-head .wbu-empty",
     "report": "#report-about h2",
 }
 FITS = """tab => document.documentElement.scrollWidth <= innerWidth
     && [...document.querySelectorAll(`${tab} .js-plotly-plot`)].every(plot => plot.offsetWidth === 0 || (
         plot.querySelector('.main-svg') && Math.abs(plot.querySelector('.main-svg').clientWidth - plot.clientWidth) < 2))"""
+NAMELESS = """tab => [...document.querySelectorAll(`${tab} :is(button, input, select, textarea, [role=grid], [role=tab])`)]
+    .filter(one => one.offsetParent && !one.closest('.js-plotly-plot') && one.type !== 'file')
+    .filter(one => !(one.ariaLabel || one.ariaLabelledByElements?.length || one.labels?.length || one.title
+        || one.textContent.trim() || one.closest('label')?.textContent.trim()))
+    .map(one => one.outerHTML.slice(0, 200))"""  # what a screen reader has no name for
 expect.set_options(timeout=PATIENCE_MS)
 
 
@@ -221,6 +227,7 @@ def test_no_tab_is_wider_than_its_window_in_light_and_dark(visit, theme: str, tm
     for tab, shows in SHOWS.items():
         page.get_by_role("tab", name=tab.capitalize(), exact=True).click()
         page.locator(shows).first.wait_for()
+        assert page.evaluate(NAMELESS, f"#tab-{tab}") == [], tab
         for width in (1920, 1280):
             page.set_viewport_size({"width": width, "height": 1000})
             page.wait_for_function(FITS, arg=f"#tab-{tab}")

@@ -4,12 +4,14 @@ import socket
 from pathlib import Path
 
 import gradio as gr
+import httpx
 import pytest
 
 from workbench.cli import main
 from workbench.errors import ConfigError, RunError
 from workbench.ui.context import ADDRESS_KEYS, AppContext, run_choices
-from workbench.ui.serve import check_host, check_port, is_local, read_users
+from workbench.ui.pieces import TRACES
+from workbench.ui.serve import check_host, check_port, is_local, read_users, serve
 from workbench.ui.shell import TABS, build_app, look, look_again, open_address
 
 
@@ -96,6 +98,55 @@ def test_a_mistake_leaves_every_output_as_it_is(context: AppContext) -> None:
             found += 1
             wrong += [] if told_of == len(event.outputs) else [(event.name, told_of, len(event.outputs))]
     assert not wrong and found > 20
+
+
+def shown_instead(context: AppContext, run: str) -> dict[str, str]:
+    """By tab: all texts that it has after the page turned to a run."""
+    app, found = build_app(context), {}
+    for event in app.fns.values():
+        woken = [app.blocks[block].elem_id or "" for block, _ in event.targets if block in app.blocks]
+        for name in (one.removeprefix("app-wake-") for one in woken if one.startswith("app-wake-")):
+            if event.fn is not None:
+                values = [run if one.elem_id == "app-run" else one.value for one in event.inputs]
+                drawn = event.fn(*values)
+                drawn = drawn if isinstance(drawn, tuple) else (drawn,)
+                texts = [value for value, one in zip(drawn, event.outputs, strict=True) if isinstance(one, gr.HTML)]
+                found[name] = "".join(text for text in texts if isinstance(text, str))
+    return found
+
+
+def test_a_run_that_was_deleted_or_is_of_an_older_schema_is_said_where_another_was_drawn(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = AppContext(runs, runs)
+    gone = shown_instead(context, "gone")
+    for tab in ("watch", "tokens", "movement", "compare", "illusion", "data", "report"):
+        assert "there is no run" in gone[tab].lower() and 'role="alert"' in gone[tab], tab
+    TRACES.close()
+    monkeypatch.setattr("workbench.traces.schema.VERSION", 99)
+    older = shown_instead(context, "dopd")
+    for tab in ("tokens", "movement", "illusion"):
+        assert "this workbench reads version 99" in older[tab] and "wb-t " not in older[tab], tab
+
+
+def test_a_password_is_asked_for_and_no_file_is_handed_out(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "users").write_text("ann:right\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = serve(runs, configs=runs, port=port, auth=tmp_path / "users")
+    visitor = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+    try:
+        assert visitor.get("/config").status_code == 401
+        assert visitor.post("/login", data={"username": "ann", "password": "wrong"}).status_code == 400
+        assert visitor.get("/config").status_code == 401
+        assert visitor.post("/login", data={"username": "ann", "password": "right"}).status_code == 200
+        assert visitor.get("/config").status_code == 200
+        for file in ("/etc/passwd", tmp_path / "users", runs / "dopd" / "config.yaml", "../../etc/passwd"):
+            assert visitor.get(f"/gradio_api/file={file}").status_code in (403, 404), file
+    finally:
+        visitor.close()
+        app.close()
 
 
 def test_the_page_asks_no_other_machine_for_its_look() -> None:

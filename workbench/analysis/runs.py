@@ -66,7 +66,7 @@ def metrics(run_dir: str | Path, names: Sequence[str] = (), *, kind: str = "trai
     folder = RunFolder(run_dir)
     rows = [
         {"step": line["step"], "metric": name, "value": value}
-        for line in folder.metrics(kind)
+        for line in sorted(folder.metrics(kind), key=lambda line: line["step"])
         for name, value in line.items()
         if name not in ("kind", "step") and isinstance(value, (int, float)) and (not names or name in names)
     ]

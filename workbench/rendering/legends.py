@@ -70,7 +70,7 @@ def _regime_row(name: str, note: RegimeNote, slot: str, count: int, of_tokens: f
     return (
         f'<tr{"" if count else " class=wb-absent"}><th scope="row"><span class="wb-swatch wb-s-{slot}"></span>{escape(name)}</th>'
         f"<td>{escape(note.meaning) or NONE}</td><td class=wb-how>{escape(how)}</td>"
-        f'<td class="wb-num">{count} <span class="wb-faint">{share(of_tokens)}</span></td><td class="wb-num">{loss}{bar}</td></tr>'
+        f'<td class="wb-num">{count} <span class="wb-faint">({share(of_tokens)})</span></td><td class="wb-num">{loss}{bar}</td></tr>'
     )
 
 

@@ -90,5 +90,11 @@ def _pictures(traced: TracedRollout) -> tuple[PictureOfView, ...]:
     for file, names in readers.items():
         drawn = boxes if file == first else ()
         note = "The boxes are evidence: not drawn in what the views saw." if drawn else ""
+        if (
+            drawn
+            and traced.row.get("evidence_crop") is None
+            and any("crop" in one.context for one in traced.views.values())
+        ):
+            note += " The crop is the first of them, cut out."
         pictures.append(PictureOfView("seen by " + ", ".join(names), file, drawn, note=note))
     return tuple(pictures)

@@ -8,4 +8,5 @@ bootstrap.py   paired intervals over seeds and questions
 measures.py    what is measured of a run, and the comparison of variants
 report.py      Parquet, Markdown, figure
 figures.py     dots with intervals
+folder.py      a study as its folder tells it, while it runs and afterwards
 """

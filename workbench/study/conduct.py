@@ -22,6 +22,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from workbench.errors import RunError
+from workbench.processes import identify
 from workbench.runs import _surroundings
 from workbench.study.plan import Study
 from workbench.study.questions import FILE, asked_of, describe, describe_reference
@@ -60,12 +61,18 @@ class Record:
             self.facts = {}
         self.facts.setdefault("sessions", [])
         self.facts.setdefault("runs", {})
+        self.facts["plan"] = {
+            "source": str(study.source), "baseline": study.baseline, "seeds": list(study.seeds), "faults": study.faults,
+            "runs": [study.config(variant, seed).name for seed in study.seeds for variant in study.usable],
+            "notes": {variant.name: variant.note for variant in study.variants if variant.note},
+        }  # fmt: skip
 
     def begin(self, num_threads: int) -> None:
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         surroundings = _surroundings()
         command = shlex.join(["workbench", *sys.argv[1:]])
-        self.facts["sessions"].append({"started": started, "command": command, "seconds": 0.0, "threads": num_threads, **surroundings})  # fmt: skip
+        process = {"pid": os.getpid(), "identity": identify(os.getpid())}
+        self.facts["sessions"].append({"started": started, "command": command, "seconds": 0.0, "threads": num_threads, **process, **surroundings})  # fmt: skip
         self._begun = time.perf_counter()
         self.write()
 

@@ -30,7 +30,8 @@ def figure(
     height = 190 + 27 * len(names)
     counts = sorted({one.num_seeds for one in apart.values() if one.num_seeds})
     seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-    subtitle = f"{data}, {context} · difference to {baseline}, paired 95 % intervals over {seeds} seeds and questions · filled: clear of zero"  # fmt: skip
+    seeds += " seed" if counts[-1] == 1 else " seeds"
+    subtitle = f"{data}, {context} · difference to {baseline}, paired 95 % intervals over {seeds} and questions · filled: clear of zero"  # fmt: skip
     made.update_layout(styled(theme, title=title, subtitle=subtitle, height=height).layout)
     for place, key in enumerate(panels, start=1):
         scale = 100.0 if measure_of(key[0]).unit == "%" else 1.0

@@ -29,6 +29,12 @@ HEADLINES = (
     ("calibration_error", PRIVILEGED), ("entropy", "all"), ("length", "all"), ("truncated", "all"),
 )  # fmt: skip
 
+READING = (
+    "Differences are in percentage points where values are in per cent. Intervals: 10,000 paired bootstrap replicates over "
+    'seeds and questions; each is for one comparison alone. A verdict other than "not distinguishable" means that the '
+    "interval is clear of zero."
+)
+
 
 @dataclass(frozen=True)
 class Results:
@@ -115,7 +121,7 @@ def markdown(results: Results) -> str:
             for measure, truth in HEADLINES:
                 table = _differences(results, questions.label, context, measure, truth)
                 if table:
-                    parts += [f"### {_title(measure, truth)}", table]
+                    parts += [f"### {title_of(measure, truth)}", table]
     trace = _trace_table(results)
     if trace:
         parts += ["## While training", trace]
@@ -161,9 +167,9 @@ def _overview(results: Results, data: str, context: str) -> str:
     lines = []
     for row in results.rows:
         if any(one[0] == row.name for one in found):
-            cells = [_value(found.get((row.name, *key))) for key in shown]
+            cells = [value_text(found.get((row.name, *key))) for key in shown]
             lines.append([_row_name(results, row), str(len(row.seeds)) if row.kind == "variant" else "-", *cells])
-    header = ["", "seeds", *(_title(*key) for key in shown)]
+    header = ["", "seeds", *(title_of(*key) for key in shown)]
     return _table(header, lines)
 
 
@@ -181,8 +187,8 @@ def _trace_table(results: Results) -> str:
             row.name,
             str(len(row.seeds)),
             name.replace("/", " "),
-            _value(own[row.name, name]),
-            _bounds(own[row.name, name]),
+            value_text(own[row.name, name]),
+            interval_text(own[row.name, name]),
         ]
         for row in results.rows
         for name in names
@@ -198,10 +204,10 @@ def _compared_table(results: Results, own: list[Comparison]) -> str:
     for row in results.rows:
         if (row.name, None) not in by:
             continue
-        cells = [row.name, str(len(row.seeds)) if row.kind == "variant" else "-", _value(by[row.name, None])]
+        cells = [row.name, str(len(row.seeds)) if row.kind == "variant" else "-", value_text(by[row.name, None])]
         for against in (baseline, row.base):
             one = by.get((row.name, against))
-            cells += ["", ""] if one is None else [f"{_signed(one)} {_bounds(one)}", one.verdict]
+            cells += ["", ""] if one is None else [f"{difference_text(one)} {interval_text(one)}", one.verdict]
         lines.append(cells)
     if len(lines) < 2:
         return ""
@@ -212,34 +218,33 @@ def _compared_table(results: Results, own: list[Comparison]) -> str:
 
 def _notes(results: Results) -> str:
     notes = [f"- {row.name}: {variant.note}" for row in results.rows for variant in results.study.variants if variant.name == row.name and variant.note]  # fmt: skip
-    reading = (
-        "Differences are in percentage points where values are in per cent. Intervals: 10,000 paired bootstrap "
-        "replicates over seeds and questions; each is for one comparison alone. A verdict other than "
-        '"not distinguishable" means that the interval is clear of zero.'
-    )
-    return "\n".join([*notes, "", reading] if notes else [reading])
+    return "\n".join([*notes, "", READING] if notes else [READING])
 
 
 def _row_name(results: Results, row: Row) -> str:
     return f"**{row.name}**" if row.name == results.study.baseline else row.name
 
 
-def _title(measure: str, truth: str) -> str:
+def title_of(measure: str, truth: str) -> str:
+    """A measure as tables call it."""
     return measure_of(measure).label + ("" if truth == "all" else f", {truth}")
 
 
-def _value(one: Comparison | None) -> str:
+def value_text(one: Comparison | None) -> str:
+    """A mean in its unit; a dash if there is none."""
     if one is None:
         return "-"
     known = measure_of(one.measure)
     return f"{100 * one.value:.{known.digits}f} %" if known.unit == "%" else f"{one.value:.{known.digits}f}"
 
 
-def _signed(one: Comparison) -> str:
+def difference_text(one: Comparison) -> str:
+    """A difference with its sign; in percentage points where values are in per cent."""
     return _number(one.measure, one.value)
 
 
-def _bounds(one: Comparison) -> str:
+def interval_text(one: Comparison) -> str:
+    """Its 95 % interval, as `difference_text`."""
     return f"[{_number(one.measure, one.low)}, {_number(one.measure, one.high)}]"
 
 

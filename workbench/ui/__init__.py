@@ -4,4 +4,5 @@ context.py   what every tab is given: the folders, the header's components, and 
 shell.py     the header, the tabs, the address
 launch.py    a form of a configuration; starts a run
 watch.py     one run as it goes
+studies.py   a grid of runs: state, differences with intervals
 """

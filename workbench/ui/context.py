@@ -22,7 +22,7 @@ from gradio.components import Component
 from workbench.errors import RunError, WorkbenchError
 from workbench.jobs import JobState, find_jobs, find_run_dir, read_job
 
-ADDRESS_KEYS = ("step", "rollout", "process", "probe", "token", "example", "other", "page")
+ADDRESS_KEYS = ("step", "rollout", "process", "probe", "token", "example", "other", "page", "study")
 MAX_UPLOAD_MB = 20
 NO_RUN = "No run is chosen. Launch one, or choose one above."
 
@@ -74,9 +74,17 @@ class Shared:
     wake: dict[str, gr.Textbox]
 
     def on_show(self, tab: str, draw: Callable, inputs: Sequence[Component], outputs: Sequence[Component]) -> object:
-        """Call `draw` when `tab` is open and what the page shows has changed. Returns the event, for .then(...)."""
+        """Call `draw` when `tab` is open and what the page shows has changed. Returns the event, for .then(...).
+
+        What cannot be drawn is said in its place: nothing of another run stays.
+        """
         return self.wake[tab].change(
-            draw, inputs, outputs, show_progress="hidden", trigger_mode="always_last", api_visibility="private"
+            in_its_place(draw, outputs),
+            inputs,
+            outputs,
+            show_progress="hidden",
+            trigger_mode="always_last",
+            api_visibility="private",
         )
 
 
@@ -101,6 +109,34 @@ def told(callback: Callable, outputs: int = 1) -> Callable:
 
     safe.outputs = outputs  # type: ignore[attr-defined]
     return safe
+
+
+def in_its_place(draw: Callable, outputs: Sequence[Component]) -> Callable:
+    """The callback; if it fails, its first text says why, and its other texts and figures are emptied."""
+    place = next((place for place, one in enumerate(outputs) if isinstance(one, gr.HTML)), None)
+    if place is None:
+        return draw
+    plain = getattr(draw, "__wrapped__", draw)
+
+    @functools.wraps(draw, updated=())
+    def drawn(*values: object) -> object:
+        try:
+            return plain(*values)
+        except (WorkbenchError, OSError) as error:
+            blank = [_emptied(one) for one in outputs]
+            blank[place] = note(sentence(error), "error")
+            return tuple(blank) if len(blank) > 1 else blank[0]
+
+    drawn.outputs = len(outputs)  # type: ignore[attr-defined]
+    return drawn
+
+
+def _emptied(component: Component) -> object:
+    if isinstance(component, gr.HTML):
+        return ""
+    if isinstance(component, gr.Plot):
+        return None
+    return gr.DownloadButton(visible=False) if isinstance(component, gr.DownloadButton) else gr.skip()
 
 
 def sentence(error: Exception) -> str:

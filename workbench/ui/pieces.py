@@ -31,7 +31,7 @@ class Column:
     """A column of a table on a page.
 
     title   default: the name, blanks for underscores
-    kind    text | short | mono | number | signed | share | right | token
+    kind    text | short | mono | number | signed | share | right-text | right | token
     """
 
     name: str
@@ -52,7 +52,7 @@ _SHOWN: dict[str, Callable[[object], str]] = {
 }
 _CLASSES = {
     "text": "wbu-long", "short": "wbu-short", "mono": "wbu-long wbu-mono", "number": "wbu-number", "signed": "wbu-number",
-    "share": "wbu-number", "right": "wbu-short", "token": "wbu-short wbu-mono",
+    "share": "wbu-number", "right-text": "wbu-number", "right": "wbu-short", "token": "wbu-short wbu-mono",
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import gradio as gr
 
 from workbench.analysis.style import MONO, SANS
 from workbench.render import page_head
-from workbench.ui import compare, data, geometry, illusion, launch, movement, report, tokens, watch
+from workbench.ui import compare, data, geometry, illusion, launch, movement, report, studies, tokens, watch
 from workbench.ui.context import ADDRESS_KEYS, AppContext, Shared, run_choices, told
 
 TABS: dict[str, tuple[str, ModuleType]] = {
@@ -27,6 +27,7 @@ TABS: dict[str, tuple[str, ModuleType]] = {
     "illusion": ("Illusion", illusion),
     "geometry": ("Geometry", geometry),
     "data": ("Data", data),
+    "studies": ("Studies", studies),
     "report": ("Report", report),
 }
 ASSETS = Path(__file__).parent.parent / "assets"

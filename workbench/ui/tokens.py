@@ -67,7 +67,7 @@ def draw(
     wanted = dict(zip(FILTERS, (step, regime, domain, kind, truth), strict=True))
     kept = {name: value if value in map(str, choices[name]) else "" for name, value in wanted.items()}
     offered = {**choices, "step": few(choices["step"])}
-    boxes = [gr.Dropdown(choices=[("any", ""), *((str(one), str(one)) for one in offered[name])], value=kept[name]) for name in FILTERS]  # fmt: skip
+    boxes = [gr.Dropdown(choices=[("any", ""), *((str(one), str(one)) for one in offered[name])], value=kept[name], allow_custom_value=name == "step") for name in FILTERS]  # fmt: skip
     address = address or {}
     selection = select(address, **kept, right=right, order=order)
     try:

@@ -1,0 +1,110 @@
+"""The Studies tab: a study as its folder tells it, while it runs, killed, finished, and where there is none."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from workbench.errors import RunError
+from workbench.processes import identify
+from workbench.study.folder import compared, find_studies, read_study
+from workbench.study.measures import Comparison
+from workbench.study.report import _write_parquet
+from workbench.ui import studies
+from workbench.ui.context import AppContext
+
+PLAN = {
+    "source": "configs/studies/<b>small.yaml", "baseline": "opd", "seeds": [0, 1], "faults": {"none": "no <models>"},
+    "runs": ["opd-s0", "dopd-s0", "opd-s1", "dopd-s1"], "notes": {"dopd": "shown <i>the crop</i>"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> AppContext:
+    return AppContext(tmp_path / "runs", tmp_path)
+
+
+def write(
+    context: AppContext, *, session: dict | None = None, outcomes: dict | None = None, compared: bool = False
+) -> Path:
+    """The folder of a study of two variants and two seeds."""
+    folder = context.runs_dir / "small"
+    folder.mkdir(parents=True)
+    outcomes = {"opd-s0": {"status": "finished", "error": None, "seconds": 9.5}, **(outcomes or {})}
+    (folder / "study.json").write_text(json.dumps({"sessions": [session or {}], "runs": outcomes, "plan": PLAN}))
+    if compared:
+        shared = ("eval", "plain", "student", "visible", "accuracy")
+        rows = [
+            Comparison("opd", None, *shared, 0.612, 0.60, 0.63, 2, 96, ""),
+            Comparison("dopd", None, *shared, 0.642, 0.62, 0.66, 2, 96, ""),
+            Comparison("dopd", "opd", *shared, 0.03, 0.011, 0.049, 2, 96, "better"),
+            Comparison("dopd", "base", *shared, -0.01, -0.03, 0.01, 2, 96, "not distinguishable"),
+        ]  # fmt: skip
+        _write_parquet(folder / "comparisons.parquet", rows, "small")
+    return folder
+
+
+def test_a_folder_without_studies_says_what_to_type(context: AppContext) -> None:
+    drawn = studies.draw(context, "light", {})
+    assert "workbench study configs/studies/main.yaml" in drawn[1] and find_studies(context.runs_dir) == []
+
+
+def test_what_a_study_found_is_shown_as_its_report_has_it(context: AppContext) -> None:
+    write(context, compared=True)
+    chooser, _, group, measure, plot, table, _, notes = studies.draw(context, "dark", {"study": "small"})
+    assert chooser.value == "small" and group.choices == [("eval, shown plain", "0")]
+    assert measure.choices == [("accuracy, visible", "0")] and plot.visible
+    for text in (
+        "64.2 %",
+        "+3.0",
+        "[+1.1, +4.9]",
+        "better",
+        "−1.0",
+        "not distinguishable",
+        "against opd",
+    ):
+        assert text in table, text
+    assert "&lt;i&gt;the crop" in notes and "clear of zero" in notes
+    row = compared(read_study(context.runs_dir, "small"), "eval", "plain", "accuracy", "visible").rows[0]
+    assert (row["variant"], row["difference"]) == ("opd", None), "the baseline is not compared with itself"
+
+
+def test_a_study_that_was_killed_says_how_it_goes_on(context: AppContext) -> None:
+    write(
+        context,
+        session={"pid": os.getpid(), "identity": "another process"},
+        outcomes={"dopd-s0": {"status": "failed", "error": "the loss is <nan>"}},
+    )
+    _, head, _, _, plot, table, runs, _ = studies.draw(context, "light", {})
+    assert "unfinished" in head and "2 not started, 1 finished, 1 failed" in head.replace(
+        "1 failed, 1 finished", "1 finished, 1 failed"
+    )
+    assert "To go on: <code>workbench study configs/studies/&lt;b&gt;small.yaml</code>" in head
+    assert "none cannot be run: no &lt;models&gt;" in head and not plot.visible and "--report" in table
+    assert runs.index("the loss is &lt;nan&gt;") < runs.index(">opd-s0<"), "what needs a look comes first"
+
+
+def test_a_study_at_work_is_running(context: AppContext) -> None:
+    write(context, session={"pid": os.getpid(), "identity": identify(os.getpid())})
+    assert read_study(context.runs_dir, "small").state == "running"
+
+
+def test_a_row_opens_its_run_in_watch(context: AppContext) -> None:
+    run, address, tabs = studies.opened({"study": "small", "page": "2"}, "small", {"run": "dopd-s1"})
+    assert (run, address, tabs.selected) == ("small/dopd-s1", {"page": "2"}, "watch")
+
+
+def test_what_is_no_study_is_a_sentence(context: AppContext) -> None:
+    folder = write(context)
+    assert "There is no study" in studies.draw(context, "light", {"study": "../small"})[1]
+    with pytest.raises(RunError, match="plain folder name"):
+        read_study(context.runs_dir, "../small")
+    (folder / "study.json").write_text('{"runs": ')
+    with pytest.raises(RunError, match="cannot be read"):
+        read_study(context.runs_dir, "small")
+    (folder / "study.json").write_text("[]")
+    with pytest.raises(RunError, match="cannot be read"):
+        read_study(context.runs_dir, "small")
+    (context.runs_dir / "out").symlink_to("/tmp")
+    assert find_studies(context.runs_dir) == ["small"]
