@@ -75,6 +75,11 @@ class Learner:
             self._follow()
         return {"learning_rate": rate}
 
+    def rest(self, step: int) -> dict[str, float]:
+        """A step in which no position was supervised: nothing moves, by momentum or decay neither."""
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"learning_rate": self._rate(step)}
+
     @torch.no_grad()
     def _follow(self) -> None:
         """student@ema <- (1 - rate) student@ema + rate student."""

@@ -22,15 +22,16 @@ def step_metrics(method: Method, scored: Scored) -> dict[str, float]:
     }
     if routing.advantage is not None:
         metrics["advantage"] = float(routing.advantage.mean())
-    teacher_share = 0.0
+    teacher_share = supervised = 0.0
     for regime_idx, (name, regime) in enumerate(method.regimes.items()):
         inside = routing.regime == regime_idx
         share = float(inside.double().mean())
         metrics[f"share/{name}"] = share
+        supervised += float((inside & (routing.weight != 0)).double().mean()) if regime.losses else 0.0
         metrics[f"loss_share/{name}"] = float(bought[inside].sum()) / total if total else 0.0
         if any(_is_teacher(method, loss.by or loss.target) for loss in regime.losses):
             teacher_share += share
-    metrics["teacher_share"] = teacher_share
+    metrics |= {"teacher_share": teacher_share, "supervised": supervised}
     logprob = {name: view.logprob for name, view in scores.items()}
     if {"teacher", "self"} <= logprob.keys():
         gap = _known(logprob["teacher"] - logprob["self"])

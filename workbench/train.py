@@ -244,7 +244,9 @@ class Trainer:
             raise self._stop_for(step, error) from None
         metrics = {}
         for learner, one, grad_norm in zip(self.learners, scored, clipped, strict=True):
-            metrics |= of_learner(learner.name, step_metrics(self.method, one) | grad_norm | learner.step(step))
+            own = step_metrics(self.method, one)
+            moved = learner.step(step) if own["supervised"] else learner.rest(step)
+            metrics |= of_learner(learner.name, own | grad_norm | moved)
         clock.lap("learn")
         if self.config.trace.every and step % self.config.trace.every == 0:
             self.writer.write(*(one.traced(step, own.student) for own, one in zip(self.learners, scored, strict=True)))

@@ -1,0 +1,61 @@
+"""SDPO: who is shown a sibling, and that nobody else contributes anything."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small import groups, run_config, table_policies
+
+from workbench.methods import load_method
+from workbench.methods.sdpo import show_siblings
+from workbench.scoring import Batch
+from workbench.supervision import read_batch, supervise_batch
+from workbench.train import train
+
+
+def graded(*rewards: float | None) -> tuple:
+    """Two answers to each question, graded so."""
+    lengths = (3, 2, 4, 5, 2, 3)[: len(rewards)]
+    return tuple(replace(one, reward=reward) for one, reward in zip(groups(*lengths), rewards, strict=True))
+
+
+def gradient(rollouts: tuple) -> torch.Tensor:
+    policies, method = table_policies(), load_method("sdpo")
+    readings = read_batch(method, policies, Batch(rollouts))
+    supervise_batch(method, policies, readings, seed=0, backward=lambda total: total.backward())
+    return policies["student"].tables["plain"].grad
+
+
+def test_a_wrong_answer_is_shown_the_first_right_sibling() -> None:
+    shown = [one.feedback for one in show_siblings(graded(0.0, 1.0, 1.0, 0.0, 0.0, None), "feedback")]
+    assert shown == ["feedback: text 1", None, None, "feedback: text 2", None, None]
+
+
+def test_tokens_go_where_their_answer_goes() -> None:
+    policies, method = table_policies(), load_method("sdpo")
+    readings = read_batch(method, policies, Batch(graded(0.0, 1.0, 0.0, 0.0)))
+    scored = supervise_batch(method, policies, readings, seed=0)
+    assert scored.routing.regime.tolist() == [0] * 3 + [1] * 2 + [2] * 9
+    assert readings.prompts["self"][0].text == "A fact. A question?\nreference: text 1"
+
+
+@pytest.mark.parametrize("rewards", [(0.0, 0.0), (1.0, 1.0), (None, None)])
+def test_a_group_without_both_contributes_exactly_nothing(rewards: tuple) -> None:
+    alone, beside = gradient(graded(0.0, 1.0)), gradient(graded(0.0, 1.0, *rewards))
+    assert torch.allclose(beside * 14, alone * 5)  # only the number of positions that the mean is over has changed
+    assert not gradient(graded(*rewards)).any()
+
+
+def test_steps_without_any_right_answer_move_nothing_and_are_counted(models, tmp_path) -> None:
+    steps = []
+    config = run_config(
+        models, tmp_path, method={"name": "sdpo"}, trace__probes=0, training__weight_decay=0.1, evaluation__rule="exact",
+        data={"train": "scenes:train?count=6&families=tag", "eval": None},
+    )  # fmt: skip
+    result = train(config, on_step=lambda step, metrics: steps.append(metrics))  # random weights answer nothing right
+    assert result.steps == 4
+    assert [(one["share/ALONE"], one["supervised"], one["loss"], one["grad_norm"]) for one in steps] == [
+        (1, 0, 0, 0)
+    ] * 4
+    first, last = ((tmp_path / f"run/checkpoint-{step}/student/model.safetensors").read_bytes() for step in (2, 4))
+    assert first == last

@@ -1,0 +1,76 @@
+"""SDPO: a wrong answer is read again by the student's moving average, shown a sibling that was right.
+
+Source: arXiv 2601.20802; methods note 10.4.
+1. The student answers each question `sampling.num_generations` times; answers are graded.
+2. A wrong answer gets feedback if a sibling is right: the text of the first right one of its group.
+3. TOLD: tokens of such an answer. JSD to the self-teacher, shown the question and the feedback, over the student's
+   100 most likely entries and one for the rest, times min(p_now / p_when_sampled, ratio_clip).
+4. RIGHT (own success is not shown again) and ALONE (nobody of the group is right): no loss, no gradient.
+Differs: `show_as` says in which words the sibling is shown, since the built-in models know worked answers as "reference: ...";
+feedback of an environment other than the grade is not used.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+
+from workbench.divergences import Divergence
+from workbench.method import Loss, Method, Option, Regime, View
+from workbench.routers import sampler_ratio
+from workbench.types import Rollout, RouteBatch, Routing
+
+TOLD, RIGHT, ALONE = range(3)
+FORMS = ("reference", "feedback")
+
+
+@dataclass(frozen=True)
+class Options:
+    show_as: Annotated[str, Option("word before the sibling in the self-teacher's prompt", choices=FORMS)] = "reference"
+    top_k: Annotated[int, Option("entries of the student's distribution that are compared", low=1)] = 100
+    ratio_clip: Annotated[float, Option("largest importance weight of a token", low=0.01)] = 2.0
+    self_policy: Annotated[str, Option("weights of the self-teacher", choices=("student@ema", "student@start", "student"))] = "student@ema"  # fmt: skip
+    ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
+
+
+def build(options: Options) -> Method:
+    divergence = Divergence("jensen_shannon", "top_k", top_k=options.top_k, of="learner", tail="bucket")
+    return Method(
+        name="sdpo",
+        views={
+            "student": View("student", "plain", learns=True),
+            "self": View(options.self_policy, "feedback"),
+        },
+        regimes={
+            "TOLD": Regime((Loss("self", divergence),), "wrong, a sibling is right: self shown the sibling"),
+            "RIGHT": Regime((), "right, or not graded: no supervision"),
+            "ALONE": Regime((), "wrong, no sibling is right: no supervision"),
+        },
+        route=lambda batch: route(batch, options),
+        reads=("student",),
+        average="position",
+        ema_rate=options.ema_rate,
+        annotate=lambda rollouts: show_siblings(rollouts, options.show_as),
+    )
+
+
+def show_siblings(rollouts: tuple[Rollout, ...], show_as: str = "reference") -> tuple[Rollout, ...]:
+    """Wrong answers with the first right answer to the same question as their feedback."""
+    right: dict[int, list[str]] = defaultdict(list)
+    for one in rollouts:
+        if one.reward == 1.0:
+            right[id(one.example)].append(one.text)
+    return tuple(
+        replace(one, feedback=f"{show_as}: {right[id(one.example)][0]}")
+        if one.reward == 0.0 and right[id(one.example)]
+        else one
+        for one in rollouts
+    )
+
+
+def route(batch: RouteBatch, options: Options) -> Routing:
+    kinds = [TOLD if one.feedback is not None else ALONE if one.reward == 0.0 else RIGHT for one in batch.rollouts]
+    regime = torch.tensor(kinds, device=batch.sequence.device)[batch.sequence]
+    weight = sampler_ratio(batch).clamp(max=options.ratio_clip)
+    return Routing(regime, weight, thresholds={"ratio_clip": options.ratio_clip})
