@@ -22,6 +22,7 @@ from workbench.contexts import missing_evidence
 from workbench.errors import ConfigError, DataError, unknown
 from workbench.images import UNREADABLE, open_image, upright_size
 from workbench.scenes import SPLITS, check_split, make_examples
+from workbench.scenes.revealed import reveal
 from workbench.tables import open_table, parse_source, show
 from workbench.types import PRIVILEGED, VISIBLE, Box, Evidence, Example, Mark, Turn
 
@@ -36,6 +37,7 @@ COLUMNS = {
     "caption": "text: a description",
     "hint": "text: where to look, without the answer",
     "history": "list of {role, text}: earlier turns",
+    "turns": "list of {text, images}: the question revealed part by part",
     "domain": "text: question family",
     "marks": "list of {pattern, kind, truth}: what parts of an answer are",
 }
@@ -126,12 +128,12 @@ def split_by_evidence(examples: Iterable[Example], contexts: Iterable[str]) -> E
 
 def _load_scenes(source: str, limit: int | None) -> list[Example]:
     """Examples of "scenes:eval?count=256&seed=3&start=0&families=tag,color"; what is left out is as in SCENES_DEFAULTS,
-    of all families."""
-    split, query = parse_source(source, "scenes:", (*SCENES_DEFAULTS, "families"))
+    of all families; "turns=caption" or "turns=rows" reveals the questions over turns."""
+    split, query = parse_source(source, "scenes:", (*SCENES_DEFAULTS, "families", "turns"))
     if not split:
         raise ConfigError(f'"{source}" names no split. Write scenes:SPLIT, with SPLIT one of {", ".join(SPLITS)}.')
     check_split(split)
-    families = query.pop("families", None)
+    families, form = query.pop("families", None), query.pop("turns", None)
     numbers = dict(SCENES_DEFAULTS)
     for name, value in query.items():
         low = 1 if name == "count" else 0
@@ -142,7 +144,8 @@ def _load_scenes(source: str, limit: int | None) -> list[Example]:
         numbers["count"] = min(limit, numbers["count"])
     chosen = None if families is None else tuple(name.strip() for name in families.split(","))
     try:
-        return make_examples(split, **numbers, families=chosen)
+        examples = make_examples(split, **numbers, families=chosen)
+        return examples if form is None else [reveal(example, form) for example in examples]
     except ConfigError as error:
         raise ConfigError(f'"{source}": {error}') from None
 
@@ -172,6 +175,7 @@ def example_from_values(values: dict[str, Any], origin: str, *, folder: Path, de
             hint=_text(values, "hint", origin),
         ),
         history=tuple(_turn(entry, origin, idx) for idx, entry in enumerate(_list(values, "history", origin))),
+        turns=_revealed(values, origin, folder),
         domain=_text(values, "domain", origin) or "",
         marks=tuple(_mark(entry, origin, idx) for idx, entry in enumerate(_list(values, "marks", origin))),
         origin=origin,
@@ -299,7 +303,8 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def _embedded_bytes(example: Example) -> int:
-    pictures = [image for image in (*example.images, example.evidence.crop) if isinstance(image, Image.Image)]
+    revealed = (image for turn in example.turns for image in turn.images)
+    pictures = [one for one in (*example.images, example.evidence.crop, *revealed) if isinstance(one, Image.Image)]
     return sum(3 * picture.width * picture.height for picture in pictures)
 
 
@@ -359,6 +364,20 @@ def _turn(entry: Any, origin: str, idx: int) -> Turn:
     if entry["role"] not in _ROLES:
         raise fault(origin, f"{column}.role", entry["role"], f"must be one of {', '.join(_ROLES)}", "Rename or drop it")
     return Turn(entry["role"], _entry_text(entry, "text", column, origin))
+
+
+def _revealed(values: dict[str, Any], origin: str, folder: Path) -> tuple[Turn, ...]:
+    entries = _list(values, "turns", origin)
+    if len(entries) == 1:
+        raise fault(origin, "turns", entries, "must be at least two turns", "Split the question, or drop the column")
+    turns = []
+    for idx, entry in enumerate(entries):
+        column = f"turns[{idx}]"
+        entry = _record(entry, column, origin, ("text", "images"), required=1)
+        pictures = enumerate(entry.get("images") or ())
+        images = tuple(_image(one, f"{column}.images[{place}]", origin, folder) for place, one in pictures)
+        turns.append(Turn("user", _entry_text(entry, "text", column, origin), images))
+    return tuple(turns)
 
 
 def _mark(entry: Any, origin: str, idx: int) -> Mark:

@@ -1,10 +1,15 @@
 """Routing rules and statistics that more than one method uses. A rule maps a RouteBatch to a Routing."""
 
+import re
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from workbench.types import Rollout, RouteBatch, Routing
+from workbench.grading import final_answer
+from workbench.types import Mark, Rollout, RouteBatch, Routing, label_tokens
+
+ANSWER = "answer"  # kind of the tokens that state the final answer
 
 
 def everywhere(batch: RouteBatch) -> Routing:
@@ -52,6 +57,22 @@ def group_advantage(rollouts: tuple[Rollout, ...], eps: float = 1e-4) -> Float[T
         rewards = torch.tensor([rollouts[idx].reward for idx in group])
         advantage[group] = (rewards - rewards.mean()) / (rewards.std(correction=0) + eps)
     return advantage
+
+
+def answer_positions(batch: RouteBatch) -> Bool[Tensor, " N"]:
+    """Tokens that state the final answer: those that the example's marks call "answer", else those of the text that
+    grading.final_answer finds; none of a rollout that states none.
+    """
+    found: list[bool] = []
+    for rollout in batch.rollouts:
+        texts = batch.token_texts(rollout.ids)
+        marks = rollout.example.marks
+        if not any(mark.kind == ANSWER for mark in marks):
+            stated = re.escape(final_answer(rollout.text))
+            marks = (Mark(rf"(?s).*({stated})", ANSWER),) if stated else ()
+        texts = [*texts[:-1], ""] if rollout.finished and texts else texts  # the end token is no part of the answer
+        found += [kind == ANSWER for kind, _ in label_tokens(texts, marks)]
+    return torch.tensor(found, dtype=torch.bool, device=batch.sequence.device)
 
 
 def draw_positions(batch: RouteBatch, share: float) -> Bool[Tensor, " N"]:

@@ -3,7 +3,7 @@
 rollouts -> Batch (positions end to end) -> read_view, score_views -> RouteBatch -> Routing
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -123,7 +123,13 @@ def score_views(
     return readouts, scores
 
 
-def route(method: Method, scores: dict[str, TokenScores], batch: Batch, seed: int) -> Routing:
+def route(
+    method: Method,
+    scores: dict[str, TokenScores],
+    batch: Batch,
+    seed: int,
+    token_texts: Callable[[tuple[int, ...]], list[str]] | None = None,
+) -> Routing:
     """The method's own rule on the whole batch; every position gets exactly one regime."""
     device = next(iter(scores.values())).logprob.device if scores else torch.device("cpu")
     known = {name: scores[name] for name in method.views if name in scores}
@@ -135,6 +141,7 @@ def route(method: Method, scores: dict[str, TokenScores], batch: Batch, seed: in
             batch.micro_batch.to(device),
             batch.rollouts,
             seed,
+            *(() if token_texts is None else (token_texts,)),
         )
     )
     allowed = (routing.regime >= 0) & (routing.regime < len(method.regimes))

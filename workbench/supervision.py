@@ -119,7 +119,7 @@ def supervise_batch(
             reading = whole or read_view(own, prompts, batch)
             scores[name] = score(reading, batch.token_ids.to(reading.device))
         _require_numbers(method, readings, scores)
-        routing = route(method, scores, batch, seed)
+        routing = route(method, scores, batch, seed, own.token_texts)
         device = routing.regime.device
         coefficient, token_ids = coefficients(method, batch, routing).to(device), batch.token_ids.to(device)
         recorded = torch.arange(sum(batch.lengths[:alternatives_of]) if num_alternatives else 0, device=device)

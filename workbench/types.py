@@ -7,6 +7,7 @@ batch laid end to end, V vocabulary, K top-k, D hidden width. Log-probabilities,
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -159,6 +160,7 @@ class RouteBatch:
     micro_batch: Int[Tensor, " N"]
     rollouts: tuple[Rollout, ...]
     seed: int  # of this step, for rules that draw at random
+    token_texts: Callable[[tuple[int, ...]], list[str]] = lambda ids: [""] * len(ids)  # of a rollout's ids; costs time
 
     @property
     def num_positions(self) -> int:

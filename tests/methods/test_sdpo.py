@@ -57,5 +57,5 @@ def test_steps_without_any_right_answer_move_nothing_and_are_counted(models, tmp
     assert [(one["share/ALONE"], one["supervised"], one["loss"], one["grad_norm"]) for one in steps] == [
         (1, 0, 0, 0)
     ] * 4
-    first, last = ((tmp_path / f"run/checkpoint-{step}/student/model.safetensors").read_bytes() for step in (2, 4))
+    first, last = ((tmp_path / f"run/checkpoint-{step:06d}/student/model.safetensors").read_bytes() for step in (2, 4))
     assert first == last

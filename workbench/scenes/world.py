@@ -40,7 +40,7 @@ ORIGINAL_SCALE = 2  # pixels of the original per pixel of the full view
 # One per shape and one per colour, so that every shape and every colour is seen in training.
 WITHHELD = frozenset(zip(SHAPES, COLORS, strict=True))
 
-_GROUND, _CARD, _CARD_EDGE = (226, 224, 218), (249, 248, 245), (208, 205, 198)
+GROUND, _CARD, _CARD_EDGE = (226, 224, 218), (249, 248, 245), (208, 205, 198)
 _PLATE, _PLATE_EDGE, _INK, _SMUDGE = (255, 255, 255), (120, 120, 124), (20, 20, 24), (150, 150, 154)
 _SMOOTH = 4  # drawn so many times larger, then averaged
 _PLATE_BOX = (50, 49, 94, 95)
@@ -139,7 +139,7 @@ def _draw_cell(
 ) -> Image.Image:
     """A cell as an image; `tag` None is a smudge. Kept, since training draws the same few thousand over and over."""
     unit = scale * _SMOOTH
-    image = Image.new("RGB", (CELL * unit, CELL * unit), _GROUND)
+    image = Image.new("RGB", (CELL * unit, CELL * unit), GROUND)
     draw = ImageDraw.Draw(image)
     card = tuple(unit * corner for corner in (2, 2, CELL - 2, CELL - 2))
     draw.rounded_rectangle(card, radius=7 * unit, fill=_CARD, outline=_CARD_EDGE, width=unit)
