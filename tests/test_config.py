@@ -4,7 +4,7 @@ import pytest
 
 from workbench.config import build_config, describe_config, load_config, override
 from workbench.errors import ConfigError
-from workbench.methods import list_methods
+from workbench.methods import list_methods, load_method
 
 ROOT = Path(__file__).parent.parent
 LEAST = """
@@ -49,7 +49,8 @@ def test_the_resolved_configuration_loads_to_itself(file: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", list_methods())
 def test_the_demo_takes_every_method_by_name_alone(name: str) -> None:
-    config = load_config(ROOT / "configs" / "demo.yaml", [f"method.name={name}"])
+    peers = [f"models.peers={{ann: {ROOT}/data/models/student}}"] if load_method(name).min_learners > 1 else []
+    config = load_config(ROOT / "configs" / "demo.yaml", [f"method.name={name}", *peers])
     assert config.load_method().name == name
 
 
@@ -137,7 +138,7 @@ def test_every_recipe_is_valid(recipe: str) -> None:
 def test_every_method_has_a_recipe_and_a_row_in_the_readme(name: str) -> None:
     config = load_config(ROOT / "configs" / f"{name}.yaml")
     assert (config.name, config.method["name"]) == (name, name)
-    models = [config.models.student, config.models.teacher, *config.models.teachers.values()]
+    models = [*config.models.learners.values(), config.models.teacher, *config.models.teachers.values()]
     for model in filter(None, models):
         assert (ROOT / model / "config.json").is_file(), model
     for data in filter(None, (config.data.train, config.data.eval)):

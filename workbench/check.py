@@ -5,7 +5,7 @@ token that the teacher does not know. Each line of the table is one such bug, me
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -19,11 +19,11 @@ from workbench.losses import score
 from workbench.policies import Policy, SamplingOptions, Written
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import member
-from workbench.rollouts import write_rollouts
-from workbench.scoring import Batch
+from workbench.rollouts import ask_all, write_rollouts
+from workbench.scoring import Batch, score_views
 from workbench.skipping import split_by_teacher
-from workbench.supervision import Scored, read_batch, supervise_batch
-from workbench.types import Example, Prompt, Rollout
+from workbench.supervision import Readings, Scored, read_batch, supervise_batch
+from workbench.types import STUDENT, Example, Prompt, Rollout
 
 NUM_EXAMPLES = 4
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25, "float16": 0.1}  # nats; padding changes the order of additions
@@ -53,29 +53,46 @@ def check_config(config: RunConfig) -> list[Check]:
             f"none of the {len(examples)} examples of {config.data.train} has what the contexts "
             f"{', '.join(method.contexts)} need, first: {lacking[0][0].origin} has no {lacking[0][1]}."
         )
-    learner = build_learner(config, method)
-    sampling = config.sampling
-    rollouts = write_rollouts(
-        learner.student,
-        usable[:NUM_EXAMPLES],
-        context=method.views[method.learner].context,
-        sampling=SamplingOptions(sampling.max_completion_length, sampling.temperature, sampling.top_p, sampling.top_k),
-        num_generations=2,
-        seed=("check", config.seed),
-        rule=config.evaluation.rule,
-        replier=learner.policies[method.replier],
-    )
-    batch = Batch(tuple(rollouts))
+    learners = {name: build_learner(config, method, name) for name in config.models.learners}
+    sampling = SamplingOptions(*(getattr(config.sampling, field.name) for field in fields(SamplingOptions)))
+    written = {
+        name: tuple(
+            write_rollouts(
+                learner.student,
+                usable[:NUM_EXAMPLES],
+                context=method.views[method.learner].context,
+                sampling=sampling,
+                num_generations=2,
+                seed=("check", config.seed, *learner.seed),
+                rule=config.evaluation.rule,
+                replier=learner.policies[method.replier],
+            )
+        )
+        for name, learner in learners.items()
+    }
+    if method.asks_peers is not None:
+        students = {name: learner.student for name, learner in learners.items()}
+        written = ask_all(written, students, method.asks_peers, sampling=sampling, seed=("check", config.seed))
+    checks = [_evidence(len(taught), len(usable), lacking), *_domains(examples, untaught)]
+    for name, learner in learners.items():
+        others = tuple(rollouts for other, rollouts in written.items() if other != name)
+        own = _learner_checks(config, learner, Batch(written[name]), others)
+        checks += own if name == STUDENT else [replace(one, name=f"{name}: {one.name}") for one in own]
+    return checks
+
+
+def _learner_checks(
+    config: RunConfig, learner: Learner, batch: Batch, others: tuple[tuple[Rollout, ...], ...]
+) -> list[Check]:
+    method = config.load_method()
     with torch.no_grad():
-        scored = supervise_batch(method, learner.policies, read_batch(method, learner.policies, batch), seed=0)
-        tolerance = TOLERANCE[config.models.dtype]
+        readings = read_batch(method, learner.policies, batch, others)
+        scored = supervise_batch(method, learner.policies, readings, seed=0)
         return [
-            _evidence(len(taught), len(usable), lacking),
-            *_domains(examples, untaught),
             *_tokens(scored, learner),
             *_images(scored, learner),
-            *_views(scored, learner, tolerance),
-            _chunks(scored, learner),
+            *_views(scored, learner, TOLERANCE[config.models.dtype]),
+            _chunks(scored, learner, readings),
             *_routing(scored),
             _answers(scored),
         ]
@@ -189,12 +206,13 @@ def _same(name: str, one: torch.Tensor, other: torch.Tensor, tolerance: float) -
     return Check(name, OK if difference <= tolerance else WRONG, found)
 
 
-def _chunks(scored: Scored, learner: Learner) -> Check:
+def _chunks(scored: Scored, learner: Learner, readings: Readings) -> Check:
     usual = workbench.losses.CHUNK_BYTES
     try:
         workbench.losses.CHUNK_BYTES = 1  # 16 positions at a time, the least there is
-        readings = read_batch(scored.method, learner.policies, scored.batch)
-        pieces = supervise_batch(scored.method, learner.policies, readings, seed=0)
+        method, prompts = scored.method, readings.prompts
+        again = Readings(scored.batch, prompts, *score_views(method, learner.policies, prompts, scored.batch))
+        pieces = supervise_batch(method, learner.policies, again, seed=0)
     finally:
         workbench.losses.CHUNK_BYTES = usual
     difference = _largest(pieces.loss, scored.loss)

@@ -165,6 +165,12 @@ class RunConfig:
                     f"models.peers must be name: model, names of small letters and digits that are none of "
                     f"{', '.join(NO_PEERS)}; got {name!r}: {path!r}."
                 )
+        needed, learners = self.load_method().min_learners, self.models.learners
+        if len(learners) < needed:
+            raise ConfigError(
+                f"method {self.method['name']} needs {needed} students that learn in one run, and there is "
+                f"{', '.join(learners)} alone. Name the others: models.peers={{NAME: MODEL}}."
+            )
         teachers = [policy for policy in self.load_method().policies if policy.startswith("teacher")]
         for policy in teachers:
             _, _, domain = policy.partition(":")

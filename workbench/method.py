@@ -25,7 +25,7 @@ AVERAGES = ("sequence", "position", "domain")
 AVERAGED = ("all", "supervised")
 
 Router = Callable[[RouteBatch], Routing]
-Annotator = Callable[[tuple[Rollout, ...]], tuple[Rollout, ...]]
+Annotator = Callable[..., tuple[Rollout, ...]]  # (own, *those of each peer, on the same examples) -> own
 
 
 def is_by_domain(policies: Iterable[str], teachers: Mapping[str, str]) -> bool:
@@ -168,7 +168,10 @@ class Method:
                    leaving positions out does not lower the learning rate of the others
     dataset_share  share of sequences that are the data's reference answers instead of the student's own
     ema_rate       share of the student mixed into student@ema after each step
-    annotate       adds to the written rollouts of a batch what views are to be shown of them (Rollout.feedback)
+    annotate       adds to the written rollouts of a batch what views are to be shown of them (Rollout.feedback) and what
+                   it decided (Rollout.facts); it also sees what peers wrote about the same examples, one batch each
+    asks_peers     what every peer is asked about each rollout, {text} being the rollout's; its reply is in Rollout.remarks
+    min_learners   students that must learn in the run: the student and models.peers
     replier        policy that replies to all turns but the last, where the learner's context is "turns"
     prepare        what is made once, before the first step, and how the student writes with it
     resample       False: the starting student writes every sequence once; epochs then go over them
@@ -184,6 +187,8 @@ class Method:
     dataset_share: float = 0.0
     ema_rate: float = 0.05
     annotate: Annotator | None = None
+    asks_peers: str | None = None
+    min_learners: int = 1
     replier: str = "student"
     prepare: Prepare | None = None
     resample: bool = True

@@ -42,6 +42,10 @@ def step_metrics(method: Method, scored: Scored) -> dict[str, float]:
     if {"teacher", "student"} <= logprob.keys():
         metrics["total_gap"] = float(_known(logprob["teacher"] - logprob["student"]).mean())
     metrics = {name: value for name, value in metrics.items() if value == value}  # no mean where a view read nothing
+    facts: dict[str, list[float]] = {}
+    for name, value in (fact for rollout in scored.batch.rollouts for fact in rollout.facts):
+        facts.setdefault(name, []).append(value)
+    metrics |= {f"fact/{name}": sum(values) / len(values) for name, values in facts.items()}
     return metrics | {f"threshold/{name}": value for name, value in routing.thresholds.items()}
 
 

@@ -7,7 +7,7 @@ questions once; the same tokens are then scored and routed every few steps, by t
 from workbench.config import RunConfig
 from workbench.method import Method
 from workbench.policies import Policy, SamplingOptions
-from workbench.rollouts import from_row, to_row, write_rollouts
+from workbench.rollouts import ask_all, from_row, to_row, write_rollouts
 from workbench.runs import RunFolder
 from workbench.types import Example, Rollout
 
@@ -40,5 +40,7 @@ def open_probes(
                 rule=config.evaluation.rule,
             )
         )
+    if method.asks_peers is not None:
+        written = ask_all(written, students, method.asks_peers, sampling=sampling, seed=("probe", config.seed))
     folder.write_probes([to_row(rollout) for rollouts in written.values() for rollout in rollouts])
     return written

@@ -1,7 +1,7 @@
 """Writing: from examples to rollouts, whoever writes them: the student, or the data."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from workbench.contexts import build_prompt, build_turn, parse_context, user_turns
 from workbench.errors import DataError, RunError
@@ -81,6 +81,42 @@ def reply_in_turns(
         for place, (reply,) in zip(part, writer.sample(prompts, seeds, sampling), strict=True):
             replies[place] = (*replies[place], writer.text(reply.ids))
     return replies
+
+
+def ask_all(
+    written: dict[str, tuple[Rollout, ...]],
+    students: dict[str, Policy],
+    asked: str,
+    *,
+    sampling: SamplingOptions,
+    seed: tuple[object, ...],
+) -> dict[str, tuple[Rollout, ...]]:
+    """What each learner wrote, with what every other one writes when it is shown the question and asked about the answer.
+
+    asked  as Method.asks_peers
+    """
+    return {
+        name: _asked(
+            rollouts, [peer for other, peer in students.items() if other != name], asked, sampling, (*seed, name)
+        )
+        for name, rollouts in written.items()
+    }
+
+
+def _asked(
+    rollouts: tuple[Rollout, ...], peers: list[Policy], asked: str, sampling: SamplingOptions, seed: tuple[object, ...]
+) -> tuple[Rollout, ...]:
+    plain = [build_prompt(one.example, "plain") for one in rollouts]
+    prompts = [
+        replace(prompt, text=f"{prompt.text}\n{asked.format(text=one.text)}", key="")
+        for prompt, one in zip(plain, rollouts, strict=True)
+    ]
+    remarks: list[tuple[str, ...]] = [()] * len(rollouts)
+    for peer in peers:
+        seeds = [[derive_seed("remark", *seed, peer.name, place)] for place in range(len(rollouts))]
+        texts = [peer.text(own[0].ids) for own in peer.sample(prompts, seeds, sampling)]
+        remarks = [(*before, text) for before, text in zip(remarks, texts, strict=True)]
+    return tuple(replace(one, remarks=own) for one, own in zip(rollouts, remarks, strict=True))
 
 
 def reference_completion(writer: Policy, example: Example) -> Written:

@@ -6,7 +6,7 @@
     scored.positions[3]["capability_gap"]
 
 `score` says who would supervise which token. A rule that compares with means over a batch (DOPD) takes them
-over the tokens of that one answer here.
+over the tokens of that one answer here. Of a run with peers it is the student that is scored, and no peer is asked.
 """
 
 import tempfile
@@ -113,7 +113,7 @@ def evaluate_run(
     count: int | None = None,
     rule: str | None = None,
 ) -> list[Answered]:
-    """The student of a run's newest checkpoint, and its teachers, asked again.
+    """The students of a run's newest checkpoint, and its teachers, asked again.
 
     data, contexts, count and rule default to the run's own; nothing is written into the run folder.
     """
@@ -125,6 +125,10 @@ def evaluate_run(
     own_count = config.evaluation.count or None
     examples = load_examples(source, limit=own_count if count is None else count)
     asked = [one for name, one in scorer.learner.policies.items() if name == STUDENT or name.startswith("teacher")]
+    for name in config.models.peers:
+        asked.append(
+            build_learner(config, scorer.method, name, device=default_device(), checkpoint=scorer.checkpoint).student
+        )
     require_answers(examples)
     return ask(
         asked,

@@ -28,7 +28,7 @@ from workbench.scoring import (
     view_prompts,
 )
 from workbench.traces.writer import Alternatives, TracedBatch
-from workbench.types import Routing, TokenScores, label_completion
+from workbench.types import Rollout, Routing, TokenScores, label_completion
 
 
 class NotFinite(RunError):
@@ -83,10 +83,15 @@ class Scored:
         )
 
 
-def read_batch(method: Method, policies: dict[str, Policy], batch: Batch) -> Readings:
-    """Every view that does not learn, after the method has written its feedback, if it writes any."""
+def read_batch(
+    method: Method, policies: dict[str, Policy], batch: Batch, peers: tuple[tuple[Rollout, ...], ...] = ()
+) -> Readings:
+    """Every view that does not learn, after the method has written its feedback, if it writes any.
+
+    peers  what the run's other learners wrote about the same examples
+    """
     if method.annotate is not None:
-        batch = Batch(method.annotate(batch.rollouts), batch.micro_batch_size)
+        batch = Batch(method.annotate(batch.rollouts, *peers), batch.micro_batch_size)
     prompts = view_prompts(method, batch.rollouts)
     readouts, scores = score_views(method, policies, prompts, batch)
     return Readings(batch, prompts, readouts, scores)

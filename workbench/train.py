@@ -32,6 +32,7 @@ from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import covers
 from workbench.probes import open_probes
 from workbench.rewind import rewind
+from workbench.rollouts import ask_all
 from workbench.runs import RunFolder, StopSignal
 from workbench.scoring import Batch
 from workbench.seeding import Order, derive_seed
@@ -186,8 +187,8 @@ class Trainer:
         pool = split_by_evidence(pool or self.examples, list(self.method.contexts))[0]
         pool = [one for one in pool if all(covers(policy, one.domain) for policy, _ in self.views)]
         pool = list(filter(self._usable, pool[: 2 * config.trace.probes]))
-        students = {learner.name: learner.student for learner in self.learners}
-        self.probes = open_probes(config, folder, students, self.method, pool, self.sampling)
+        self.students = {learner.name: learner.student for learner in self.learners}
+        self.probes = open_probes(config, folder, self.students, self.method, pool, self.sampling)
 
     def _usable(self, example: Example) -> bool:
         return can_show(example, self.views, self.skipped)
@@ -235,10 +236,13 @@ class Trainer:
         examples = usable_batch(
             self.examples, self.order, step, self.config.training.batch_size, self.views, self.skipped
         )
-        written = [write(step, examples) for write in self.writers]  # all before any of them learns
-        clock.lap("write")
+        written = {name: tuple(write(step, examples)) for name, write in zip(self.students, self.writers, strict=True)}
+        if self.method.asks_peers is not None:
+            seed = (self.config.seed, step)
+            written = ask_all(written, self.students, self.method.asks_peers, sampling=self.sampling, seed=seed)
+        clock.lap("write")  # all write before any learns
         try:
-            scored = [self._learn(*one, step, clock) for one in zip(self.learners, written, strict=True)]
+            scored = [self._learn(learner, written, step, clock) for learner in self.learners]
             clipped = [learner.clip() for learner in self.learners]
         except NotFinite as error:
             raise self._stop_for(step, error) from None
@@ -256,12 +260,12 @@ class Trainer:
         self.folder.log_metrics("train", step, metrics)
         return metrics
 
-    def _learn(self, learner: Learner, rollouts: list[Rollout], step: int, clock: Clock) -> Scored:
+    def _learn(self, learner: Learner, written: dict[str, tuple[Rollout, ...]], step: int, clock: Clock) -> Scored:
         """Read, route and supervise one learner's batch; its gradients are there then, and its weights as before."""
         config, method = self.config, self.method
-        batch = Batch(tuple(rollouts), config.training.micro_batch_size)
+        batch = Batch(written[learner.name], config.training.micro_batch_size)
         with self._autocast():
-            readings = read_batch(method, learner.policies, batch)
+            readings = read_batch(method, learner.policies, batch, _others(written, learner))
             clock.lap("read")
             torch.manual_seed(derive_seed("dropout", config.seed, step, *learner.seed))
             learner.student.model.train()
@@ -294,7 +298,7 @@ class Trainer:
                 scored = supervise_batch(
                     self.method,
                     learner.policies,
-                    read_batch(self.method, learner.policies, batch),
+                    read_batch(self.method, learner.policies, batch, _others(self.probes, learner)),
                     seed=derive_seed("probe", self.config.seed),
                     num_alternatives=self.config.trace.alternatives,
                     alternatives_of=len(probes),
@@ -317,7 +321,7 @@ class Trainer:
         teachers = [name for name in policies if name.startswith("teacher")] if settings.teacher and step == 0 else []
         with self._autocast():
             answered = ask(
-                [*(learner.student for learner in self.learners), *(policies[name] for name in teachers)],
+                [*self.students.values(), *(policies[name] for name in teachers)],
                 self.eval_examples,
                 settings.contexts,
                 step=step,
@@ -370,6 +374,11 @@ class Trainer:
 
     def _warnings(self) -> list[str]:
         return [warning for watch in self.watches for warning in watch.warnings.values()]
+
+
+def _others(written: dict[str, tuple[Rollout, ...]], learner: Learner) -> tuple[tuple[Rollout, ...], ...]:
+    """What the other learners wrote."""
+    return tuple(rollouts for name, rollouts in written.items() if name != learner.name)
 
 
 def _eval_examples(config: RunConfig, load: Loader) -> list[Example]:

@@ -133,6 +133,8 @@ class Rollout:
     reward: float | None = None  # 1.0 right, 0.0 wrong, None not known
     source: str = STUDENT  # policy that wrote it, or "dataset"
     replies: tuple[str, ...] = ()  # what was replied to each turn before the last; read, never learned from
+    remarks: tuple[str, ...] = ()  # what each peer wrote when asked about this rollout
+    facts: tuple[tuple[str, float], ...] = ()  # what Method.annotate found out and decided; goes to the trace
     feedback: str | None = None  # what was written about this rollout, as it is to be shown; context "feedback"
     denoising: Denoising | None = None  # None: written from left to right
 

@@ -51,7 +51,7 @@ def build(options: Options) -> Method:
         reads=("student",),
         average="position",
         ema_rate=options.ema_rate,
-        annotate=lambda rollouts: show_siblings(rollouts, options.show_as),
+        annotate=lambda rollouts, *_: show_siblings(rollouts, options.show_as),
     )
 
 

@@ -73,6 +73,9 @@ ROLLOUTS = (
     Column("evidence_caption", _TEXT, "", "privileged description"),
     Column("evidence_hint", _TEXT, "", "privileged hint: where to look, without the answer"),
     Column("thresholds", pa.map_(_TEXT, pa.float64()), "nats or 1", "what the router compared with at this step"),
+    Column(
+        "facts", pa.map_(_TEXT, pa.float64()), "", "what the method found out and decided about the rollout, by name"
+    ),
     Column("mean_capability_gap", _REAL, "nats", "mean over its positions; NULL if the method lacks one of the views"),
     Column("mean_information_gap", _REAL, "nats", "mean over its positions; NULL if the method lacks one of the views"),
     Column("mean_loss", _REAL, "nats", "mean over its positions"),

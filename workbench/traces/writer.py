@@ -247,6 +247,7 @@ class TraceWriter:
             "evidence_crop": [next(iter(crop), None) for crop in crops],
             "evidence_caption": [one.caption for one in evidence],
             "evidence_hint": [one.hint for one in evidence],
+            "facts": [list(rollout.facts) for rollout in rollouts],
             "thresholds": [list(batch.routing.thresholds.items())] * len(rollouts),
         }
         for view, prompts in batch.prompts.items():

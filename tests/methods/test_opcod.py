@@ -1,0 +1,132 @@
+"""OPCoD: who may speak, what of it is shown, and that nothing shown is nothing learned; on answers written down by hand."""
+
+from dataclasses import replace
+
+import pytest
+from small import example, groups, run_config, table_policies
+
+from workbench.errors import ConfigError
+from workbench.methods import load_method
+from workbench.policies import SamplingOptions
+from workbench.rollouts import ask_all
+from workbench.scoring import Batch
+from workbench.supervision import read_batch, supervise_batch
+from workbench.types import Rollout
+
+STAR = example(0, question="what color is the star?", answer="red")
+REDS = example(1, question="how many red objects are there?", answer="2")
+RIGHT = {STAR.id: "at top left, color red, answer red", REDS.id: "at top left, at middle right, answer 2"}
+WRONG = {STAR.id: "at bottom, color blue, answer blue", REDS.id: "at bottom, answer 1"}
+
+
+def answers(star: str, reds: str) -> tuple[Rollout, ...]:
+    """Answers to both questions, one per letter: r right, w wrong."""
+    made = []
+    for one, outcomes in ((STAR, star), (REDS, reds)):
+        for number, letter in enumerate(outcomes):
+            text = (RIGHT if letter == "r" else WRONG)[one.id]
+            made.append(Rollout(one, number, (number,), text, True, None, float(letter == "r")))
+    return tuple(made)
+
+
+def annotated(own: tuple[Rollout, ...], *peers: tuple[Rollout, ...], **options: object) -> list[tuple]:
+    rollouts = load_method("opcod", options).annotate(own, *peers)
+    return [(one.feedback, dict(one.facts)) for one in rollouts]
+
+
+@pytest.mark.parametrize(
+    ("exchange", "star", "heard"),
+    [
+        ("gated", "rw", True),
+        ("gated", "rwww", False),
+        ("gated", "ww", False),
+        ("ungated", "ww", True),
+        ("none", "rr", False),
+    ],
+)
+def test_a_peer_speaks_if_it_knows_the_question(exchange: str, star: str, heard: bool) -> None:
+    (feedback, facts), *_ = annotated(answers("ww", "ww"), answers(star, "ww"), exchange=exchange)
+    place = "top left" if "r" in star else "bottom"
+    assert feedback == (f"hint: at {place}" if heard else None)
+    assert facts["gate_open"] == float(star in ("rw",)) and facts["lines_kept"] == float(heard)
+
+
+def test_a_line_that_tells_an_answer_is_dropped_unless_the_control_keeps_it() -> None:
+    own, peer = answers("w", "w"), answers("r", "r")
+    (star, facts), (reds, _) = annotated(own, peer)
+    assert (star, reds) == (
+        "hint: at top left",
+        "hint: at top left and at middle right",
+    )
+    assert facts["lines_telling"] == 2.0
+    (star, facts), _ = annotated(own, peer, leak=True)
+    assert star == "hint: at top left and color red and answer red"
+    assert facts["lines_telling"] == 0.0
+    wrong, _ = annotated(own, answers("w", "w"), exchange="ungated")  # a wrong answer is no hint either
+    assert wrong[0] == "hint: at bottom"
+
+
+def test_a_line_about_something_else_is_dropped() -> None:
+    peer = [replace(one, remarks=("look at the stars\nI like trains\nit is red",)) for one in answers("w", "w")]
+    (star, facts), (reds, _) = annotated(tuple(peer), answers("r", "r"), feedback="written")
+    assert star == "hint: look at the stars" and facts["lines_off_topic"] == 2.0
+    assert reds == "hint: it is red"
+    (star, facts), _ = annotated(tuple(peer), answers("r", "r"), feedback="written", anchor=False)
+    assert star == "hint: look at the stars and I like trains" and facts["lines_telling"] == 1.0
+
+
+def test_a_peer_that_does_not_know_may_be_made_to_speak_of_another_question() -> None:
+    own, peer = answers("w", "w"), answers("w", "r")
+    (star, facts), (reds, _) = annotated(own, peer, exchange="ungated", noise=1.0, leak=True)
+    assert star is None and facts["lines_off_topic"] == 3.0
+    assert reds.startswith("hint: at top left")  # this one it knows
+    (star, _), _ = annotated(own, peer, exchange="ungated", noise=1.0, leak=True, anchor=False)
+    assert star.startswith("hint: at top left")
+
+
+def test_another_right_answer_of_its_own_is_shown_and_never_the_answer_itself() -> None:
+    found = [feedback for feedback, _ in annotated(answers("rw", "rr"), exchange="none")]
+    assert found == [
+        None,
+        f"reference: {RIGHT[STAR.id]}",
+        f"reference: {RIGHT[REDS.id]}",
+        f"reference: {RIGHT[REDS.id]}",
+    ]
+    both, _ = annotated(answers("wr", "w"), answers("r", "r"))[0]
+    assert both == f"hint: at top left\nreference: {RIGHT[STAR.id]}"
+
+
+def supervised(rollouts: tuple[Rollout, ...], *peers: tuple[Rollout, ...]):
+    method, policies = load_method("opcod"), table_policies()
+    readings = read_batch(method, policies, Batch(rollouts), peers)
+    scored = supervise_batch(method, policies, readings, seed=0, backward=lambda total: total.backward())
+    return scored, policies["student"].tables["plain"].grad
+
+
+def test_nothing_to_show_is_no_loss_and_no_gradient_at_all() -> None:
+    rollouts = tuple(replace(one, reward=0.0) for one in groups(3, 1, 7, 5))
+    scored, gradient = supervised(rollouts, rollouts)
+    assert scored.loss.tolist() == [0.0] * 16 and bool((gradient == 0).all())
+    assert set(scored.routing.regime.tolist()) == {0} and next(iter(scored.method.regimes)) == "NONE"
+    scored, gradient = supervised(groups(3, 1, 7, 5))  # each second answer is right
+    by_rollout = dict(zip(scored.batch.sequence.tolist(), scored.routing.regime.tolist(), strict=True))
+    assert by_rollout == {0: 1, 1: 0, 2: 1, 3: 0}
+    assert bool((gradient != 0).any()) and bool((scored.loss[scored.routing.regime == 0] == 0).all())
+
+
+def test_each_peer_is_asked_about_each_answer() -> None:
+    students = table_policies()
+    students = {"student": students["student"], "ann": students["teacher"]}
+    written = {name: groups(3, 2) for name in students}
+    found = ask_all(written, students, "say {text}", sampling=SamplingOptions(4), seed=(0,))
+    remarks = {name: [one.remarks for one in found[name]] for name in students}
+    assert all(len(one) == 1 for own in remarks.values() for one in own)
+    assert remarks["student"] != remarks["ann"]
+    again = ask_all(written, students, "say {text}", sampling=SamplingOptions(4), seed=(0,))
+    assert [one.remarks for one in again["ann"]] == remarks["ann"]
+
+
+def test_a_run_without_a_peer_is_refused(models: dict, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"opcod needs 2 students that learn in one run.*models\.peers="):
+        run_config(models, tmp_path, method={"name": "opcod"})
+    run_config(models, tmp_path, method={"name": "opcod", "exchange": "none"})

@@ -1,0 +1,114 @@
+"""OPCoD: students that are strong at different things learn at once; what a peer says about an answer goes into its teaching.
+
+Source: Be My Tutor, arXiv 2606.14368. The idea, a gate by competence, anchoring and stripped answers are the paper's. Its
+formulas could not be read: the objective (SDPO's), the form of the gate, kappa and all that is marked * are reconstructed.
+1. Every student answers the same questions; answers are graded.
+2. Gate*: a peer may speak about a question if at least `kappa` of its own answers to it are right.
+3. It says how it went about it*, the clauses of an own answer (a right one if there is one), or what it writes when asked
+   about the student's answer (feedback=written). What is about another question, or tells an answer, is dropped.
+4. A copy of the student, shown another right answer of its own*, if any, and what peers said, reads the student's tokens;
+   the student is pulled to it. Nothing to show: no loss, counted (regime NONE).
+5. All write before any learns, and all learn at every step: no rounds.
+Controls: exchange (none, ungated), anchor, leak, and noise in what peers say that do not know the question.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+
+from workbench.divergences import KINDS, Divergence
+from workbench.grading import final_answer, grade
+from workbench.method import Loss, Method, Option, Regime, View
+from workbench.seeding import draw_uniform
+from workbench.types import Rollout, RouteBatch, Routing
+
+_COMMON = frozenset("a an and any are at by can do does for from has have how in is it its many much of on or than that the there these this to was what where which who with".split())  # noqa: SIM905  # fmt: skip
+_CLAUSE_END = re.compile(r"[,;\n]+|(?<=[.!?])\s+")
+ASKED = "Another student answered: {text}\nSay where to look and how to go about it, without the answer."
+
+
+@dataclass(frozen=True)
+class Options:
+    exchange: Annotated[str, Option("who may speak: peers that know the question, every peer, nobody", choices=("gated", "ungated", "none"))] = "gated"  # fmt: skip
+    kappa: Annotated[float, Option("share of a peer's own answers that must be right", low=0, high=1)] = 0.5
+    feedback: Annotated[str, Option("from the peer's own answer, or written by it when asked", choices=("own_answer", "written"))] = "own_answer"  # fmt: skip
+    anchor: Annotated[bool, Option("drop lines that name nothing of the question")] = True
+    leak: Annotated[bool, Option("control: keep lines that tell an answer")] = False
+    noise: Annotated[float, Option("control: share of questions below kappa at which a peer speaks of another question", low=0, high=1)] = 0.0  # fmt: skip
+    divergence: Annotated[str, Option("what is minimised", choices=KINDS[1:4])] = "jensen_shannon"
+    top_k: Annotated[int, Option("most likely entries of the student that are compared, and one for the rest; 0 = all", low=0)] = 100  # fmt: skip
+    self_policy: Annotated[str, Option("weights of the self-teacher", choices=("student@ema", "student@start"))] = "student@ema"  # fmt: skip
+    ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
+
+
+def build(options: Options) -> Method:
+    def annotate(written: tuple[Rollout, ...], *peers: tuple[Rollout, ...]) -> tuple[Rollout, ...]:
+        heard = () if options.exchange == "none" else peers
+        return tuple(_annotated(options, rollout, written, heard) for rollout in written)
+
+    def route(batch: RouteBatch) -> Routing:
+        facts = [dict(rollout.facts) for rollout in batch.rollouts]
+        shown = [int(one["own_answer"]) + 2 * (one["lines_kept"] > 0) for one in facts]
+        regime = torch.tensor(shown, device=batch.sequence.device)[batch.sequence]
+        return Routing(regime, torch.ones(batch.num_positions, device=regime.device))
+
+    support = "top_k" if options.top_k else "full"
+    loss = Loss("self", Divergence(options.divergence, support, top_k=options.top_k, of="learner", tail="bucket"))
+    return Method(
+        name="opcod",
+        views={"student": View("student", "plain", learns=True), "self": View(options.self_policy, "feedback")},
+        regimes={
+            "NONE": Regime((), "nothing to show: no supervision"),
+            "OWN": Regime((loss,), "self, shown another right answer of its own"),
+            "PEER": Regime((loss,), "self, shown what peers said"),
+            "BOTH": Regime((loss,), "self, shown both"),
+        },
+        route=route,
+        annotate=annotate,
+        asks_peers=ASKED if options.feedback == "written" and options.exchange != "none" else None,
+        min_learners=1 if options.exchange == "none" else 2,
+        ema_rate=options.ema_rate,
+    )
+
+
+def _annotated(options: Options, rollout: Rollout, written: tuple[Rollout, ...], peers: tuple) -> Rollout:
+    """The rollout with what its self-teacher is shown, and what was decided about it."""
+    own = next((one.text for one in _about(written, rollout) if one.reward == 1.0 and one is not rollout), None)
+    facts = dict.fromkeys(("own_answer", "gate_open", "lines_kept", "lines_off_topic", "lines_telling"), 0.0)
+    lines: list[str] = []
+    for number, answers in enumerate(peers):
+        said = _about(answers, rollout)
+        knows = sum(one.reward == 1.0 for one in said) >= options.kappa * len(said)
+        facts["gate_open"] += knows / len(peers)
+        if options.exchange == "gated" and not knows:
+            continue
+        best = next((one for one in said if one.reward == 1.0), said[0])
+        if not knows and draw_uniform("noise", best.example.id, best.ids) < options.noise:
+            best = answers[(answers.index(said[-1]) + 1) % len(answers)]
+        told, topic = rollout.remarks[number].splitlines() if options.feedback == "written" else [], ""
+        if options.feedback == "own_answer":  # clauses are about the question that they answer
+            told, topic = [part for part in _CLAUSE_END.split(best.text) if part.strip()], best.example.question
+        for line in told:
+            if options.anchor and not _concepts(f"{topic} {line}") & _concepts(rollout.example.question):
+                facts["lines_off_topic"] += 1
+            elif not options.leak and _tells(line, rollout.example.answer, final_answer(best.text)):
+                facts["lines_telling"] += 1
+            elif line.strip() not in lines:
+                lines.append(line.strip())
+    facts |= {"own_answer": float(own is not None), "lines_kept": float(len(lines))}
+    parts = [f"hint: {' and '.join(lines)}"] * bool(lines) + [f"reference: {own}"] * (own is not None)
+    return replace(rollout, feedback="\n".join(parts) or None, facts=tuple(facts.items()))
+
+
+def _about(rollouts: tuple[Rollout, ...], one: Rollout) -> list[Rollout]:
+    return [other for other in rollouts if other.example.id == one.example.id]
+
+
+def _concepts(text: str) -> set[str]:
+    return {word.removesuffix("s") for word in re.findall(r"\w+", text.lower()) if word not in _COMMON}
+
+
+def _tells(line: str, *answers: str | None) -> bool:
+    return any(grade(line, answer, "contains") == 1.0 for answer in answers if answer)
