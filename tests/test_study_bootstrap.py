@@ -163,3 +163,11 @@ def test_a_trace_measure_varies_by_seed_alone() -> None:
 )
 def test_a_verdict_needs_an_interval_clear_of_zero(measure: str, low: float, high: float, said: str) -> None:
     assert verdict(measure, low, high) == said
+
+
+def test_what_training_repaired_and_broke_is_counted_against_the_start() -> None:
+    base = row("base", "student", [[1, 1, 0, 0]], [[0.5] * 4])
+    trained = row("x", "variant", [[1, 0, 1, 1], [1, 1, 0, 0]], [[0.5] * 4] * 2)
+    found = {(value.seed, value.measure): value.value for value in values_of([base, trained]) if value.truth == "all"}
+    assert [found[seed, name] for seed in (0, 1) for name in ("repaired", "broken")] == [0.5, 0.25, 0.0, 0.0]
+    assert (None, "repaired") not in found

@@ -62,6 +62,18 @@ def test_overrides_of_the_command_reach_the_runs_and_the_study(base: Path) -> No
     assert (study.variants[0].config.training.steps, study.seeds, study.parallel) == (5, (9,), 1)
 
 
+def test_a_peer_is_asked_as_it_starts_too(base: Path, models: dict) -> None:
+    peers = {"models.peers": {"ann": str(models["teacher"])}}
+    study = load(base, variants={"alone": {"method.name": "opd"}, "both": {"method.name": "opd", **peers}})
+    assert [(one.row, one.learner) for one in study.references()] == [("base", "student"), ("base ann", "ann"), ("teacher", "student")]  # fmt: skip
+    alone, both = (study.config(variant, 0) for variant in study.variants)
+    assert [[one.row for one in study.references() if one.belongs_to(config)] for config in (alone, both)] == [
+        ["base", "teacher"], ["base", "base ann", "teacher"]
+    ]  # fmt: skip
+    missing = load(base, variants={"a": {"method.name": "opd"}, "b": {"method.name": "opd", "models.peers": {"ann": "./no"}}})  # fmt: skip
+    assert 'models.peers.ann "./no" is no model folder' in missing.faults["b"]
+
+
 def test_two_students_are_two_rows_of_what_they_started_from(base: Path, models: dict) -> None:
     study = load(base, variants={"a": {"method.name": "opd"}, "b": {"method.name": "opd", "models.teacher": str(models["student"])}})  # fmt: skip
     assert [one.row for one in study.references()] == ["base", "teacher teacher", "teacher student"]

@@ -1,4 +1,5 @@
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from workbench.errors import RunError
 from workbench.evaluate import Answered, save_answers
 from workbench.runs import RunFolder
-from workbench.summary import accuracy_table, format_table, summarise_run
+from workbench.summary import accuracy_table, format_table, peer_table, summarise_run
 
 
 def row(step: int, policy: str, context: str, reward: float | None, truth: str | None = None) -> Answered:
@@ -33,6 +34,24 @@ def test_first_and_last_evaluation_are_side_by_side() -> None:
     assert header.split() == ["accuracy", "context", "questions", "all", "@0", "@9", "visible", "@0", "@9", "privileged", "@0", "@9"]  # fmt: skip
     assert student.split() == ["student", "plain", "2", "50.0%", "100.0%", "0.0%", "100.0%", "100.0%", "100.0%"]
     assert teacher.split() == ["teacher", "crop", "1", *["-"] * 6]
+
+
+def test_each_learner_is_shown_by_kind_of_question_with_what_it_won_and_lost() -> None:
+    outcomes = {("student", "tag"): ("0110", "1110"), ("ann", "tag"): ("11", "01"), ("ann", "count"): ("0", "1")}
+    rows = []
+    for (policy, kind), by_step in outcomes.items():
+        for step, outcome in zip((0, 9), by_step, strict=True):
+            for number, right in enumerate(outcome):
+                one = replace(row(step, policy, "plain", float(right)), domain=kind, example_id=f"{kind}{number}")
+                rows.append(one)
+    assert peer_table([one for one in rows if one.policy == "ann"]) == []
+    header, _, *lines = peer_table([*rows, row(0, "teacher", "plain", 1.0)])[0].splitlines()
+    assert header.split()[-4:] == ["@0", "@9", "repaired", "broken"]
+    assert [line.split() for line in lines] == [
+        ["count", "ann", "plain", "1", "0.0%", "100.0%", "100.0%", "0.0%"],
+        ["tag", "ann", "plain", "2", "100.0%", "50.0%", "0.0%", "50.0%"],
+        ["tag", "student", "plain", "4", "50.0%", "75.0%", "25.0%", "0.0%"],
+    ]
 
 
 def test_no_answers_are_no_table() -> None:

@@ -1,5 +1,6 @@
 """What a run did, as a few plain tables: accuracy per context before and after, regimes, warnings, what to do next."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,8 +10,8 @@ from workbench.errors import TraceError
 from workbench.evaluate import Answered, load_answers, measure
 from workbench.processes import born_at
 from workbench.runs import RunFolder
-from workbench.traces.reader import open_traces
-from workbench.types import PRIVILEGED, VISIBLE
+from workbench.traces.reader import Traces, open_traces
+from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
 NOBODY_ASKED = "no question was asked: no example has the evidence that the contexts show"
 NOBODY_GRADED = "no answer could be graded: choose another --rule, or look at the answers in the data"
@@ -27,6 +28,7 @@ def summarise_run(run_dir: str | Path) -> str:
     answered = load_answers(folder.path)
     if answered:
         parts.append(accuracy_table(answered))
+        parts += peer_table(answered)
     parts += _regimes(folder.path)
     writers = written_by(folder.path)
     if writers and list(writers) != ["student"]:
@@ -98,6 +100,30 @@ def accuracy_table(answered: list[Answered]) -> str:
     return format_table(header, rows)
 
 
+def peer_table(answered: list[Answered]) -> list[str]:
+    """Of a run in which several learn: what each won and lost in each kind of question, from first to last evaluation.
+
+    repaired and broken are questions, of all asked: wrong at first and right at last, and the other way round.
+    """
+    steps = sorted({row.step for row in answered})
+    asked = {step: {(row.policy, row.context, row.example_id): row for row in answered if row.step == step} for step in steps}  # fmt: skip
+    if len(steps) < 2:
+        return []
+    first, last = asked[steps[0]], asked[steps[-1]]
+    learners = dict.fromkeys(key[0] for key in last)
+    if len(learners) < 2:
+        return []
+    rows = []
+    for key in dict.fromkeys((row.domain or "-", *name[:2]) for name, row in last.items()):
+        names = [name for name, row in last.items() if ((row.domain or "-"), *name[:2]) == key and name in first]
+        pairs = [(first[name].reward, last[name].reward) for name in names if None not in (first[name].reward, last[name].reward)]  # fmt: skip
+        if pairs:
+            shares = [sum(one) / len(pairs) for one in zip(*((a, b, (1 - a) * b, a * (1 - b)) for a, b in pairs), strict=True)]  # fmt: skip
+            rows.append([*key, str(len(pairs)), *(f"{share:.1%}" for share in shares)])
+    header = ["kind", "learner", "context", "questions", f"right @{steps[0]}", f"@{steps[-1]}", "repaired", "broken"]
+    return [format_table(header, sorted(rows))] if rows else []
+
+
 def evaluation_table(answered: list[Answered]) -> str:
     """Every measure of every policy and context: over all questions, by truth, and by kind of question."""
     if not answered:
@@ -148,20 +174,36 @@ def _regimes(run_dir: Path) -> list[str]:
     except TraceError:
         return []
     rows = traces.sql(
-        """SELECT regime, count(*) AS positions, count(*) / sum(count(*)) OVER () AS share,
-                  sum(contribution) / nullif(sum(sum(contribution)) OVER (), 0) AS loss_share,
+        """SELECT learner, regime, count(*) AS positions, count(*) / sum(count(*)) OVER (PARTITION BY learner) AS share,
+                  sum(contribution) / nullif(sum(sum(contribution)) OVER (PARTITION BY learner), 0) AS loss_share,
                   avg(capability_gap) AS capability, avg(information_gap) AS information
-           FROM positions GROUP BY regime"""
+           FROM positions GROUP BY learner, regime"""
     ).to_pylist()
-    found = {row["regime"]: row for row in rows}
+    found = {(row["learner"], row["regime"]): row for row in rows}
+    learners = sorted({row["learner"] for row in rows} or {STUDENT}, key=lambda name: (name != STUDENT, name))
     lines = []
-    for name, regime in traces.regimes.items():
-        row = found.get(name)
+    for learner, (name, regime) in itertools.product(learners, traces.regimes.items()):
+        row = found.get((learner, name))
         numbers = ["0", "0.0%", "0.0%", "-", "-"]
         if row is not None:
             shares = [f"{row[key]:.1%}" if row[key] is not None else "-" for key in ("share", "loss_share")]
             gaps = ["-" if row[key] is None else f"{row[key]:+.3f}" for key in ("capability", "information")]
             numbers = [f"{row['positions']:,}", *shares, *gaps]
-        lines.append([name, *numbers, regime.meaning])
+        lines.append([name if learner == STUDENT else f"{learner} {name}", *numbers, regime.meaning])
     header = ["regime", "tokens", "of tokens", "of loss", "capability gap", "information gap", "meaning"]
-    return [format_table(header, lines) + "\n  gaps: mean nats per token"]
+    return [format_table(header, lines) + "\n  gaps: mean nats per token", *_facts(traces)]
+
+
+def _facts(traces: Traces) -> list[str]:
+    """Means of what the method found out and decided about answers, by learner and kind of question."""
+    rows = traces.sql(
+        """SELECT learner, domain, fact.key AS fact, avg(fact.value) AS mean
+           FROM (SELECT learner, domain, unnest(map_entries(facts)) AS fact FROM rollouts)
+           GROUP BY ALL ORDER BY learner <> 'student', learner, domain"""
+    ).to_pylist()
+    names = sorted({row["fact"] for row in rows})
+    means = {(row["learner"], row["domain"], row["fact"]): row["mean"] for row in rows}
+    groups = dict.fromkeys((row["learner"], row["domain"]) for row in rows)
+    lines = [[*group, *(f"{means[*group, name]:.2f}" if (*group, name) in means else "-" for name in names)] for group in groups]  # fmt: skip
+    header = ["decided", "kind", *(name.replace("_", " ") for name in names)]
+    return [format_table(header, lines) + "\n  means per answer"] if lines else []

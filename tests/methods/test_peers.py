@@ -4,14 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from small import run_config
 
+from workbench.check import check_config
 from workbench.checkpoints import list_checkpoints
 from workbench.config import RunConfig
 from workbench.errors import ConfigError
 from workbench.evaluate import load_answers
 from workbench.policies.autoregressive import load_policy
 from workbench.runs import RunFolder
+from workbench.scorer import evaluate_run
+from workbench.study.conduct import reference_file
+from workbench.study.plan import load_study
+from workbench.study.questions import ask_reference, ask_run
+from workbench.study.report import collect, markdown
 from workbench.traces.reader import open_traces
 from workbench.train import train
 
@@ -87,3 +94,39 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pair: RunConfig, models: dict
 def test_a_name_that_means_something_else_is_refused(name: str, models: dict, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"models\.peers must be name: model"):
         two(models, tmp_path, models__peers={name: "x"})
+
+
+def test_every_student_of_a_run_is_asked_again(pair: RunConfig) -> None:
+    found = evaluate_run(pair.run_dir, contexts=["plain"], count=2)
+    before = {(row.policy, row.example_id): row.text for row in load_answers(pair.run_dir) if row.step == 4 and row.context == "plain"}  # fmt: skip
+    assert {row.policy for row in found} == {"student", "ann"}
+    assert all(row.text == before[row.policy, row.example_id] for row in found)
+
+
+def test_check_looks_at_every_learner(pair: RunConfig) -> None:
+    names = [one.name for one in check_config(pair)]
+    assert "loss in chunks = at once" in names and "ann: loss in chunks = at once" in names
+
+
+def test_a_study_asks_each_learner_and_compares_it_with_its_own_start(models: dict, tmp_path: Path) -> None:
+    config = two(models, tmp_path, models__peers={"ann": str(models["teacher"])}, training__steps=1, data__eval=None)
+    base = tmp_path / "base.yaml"
+    base.write_text(config.to_yaml())
+    file = tmp_path / "pair.yaml"
+    file.write_text(
+        yaml.safe_dump(
+            {"base": str(base), "variants": {"one": {}}, "seeds": [0], "evaluate": [{"data": "scenes:eval?count=4"}]}
+        )
+    )
+    study = load_study(file)
+    for reference in study.references():
+        ask_reference(reference, study.evaluate, reference_file(study, reference.row))
+    run = study.config(study.variants[0], 0)
+    train(run)
+    ask_run(run, study.evaluate)
+    results = collect(study)
+    assert [row.name for row in results.rows] == ["base", "one"]
+    asked = [(one.variant, one.data, one.against) for one in results.comparisons if one.measure == "accuracy" and one.truth == "all"]  # fmt: skip
+    assert {("one", data, against) for data in ("scenes:eval", "scenes:eval, asked of ann") for against in (None, "base")} <= set(asked)  # fmt: skip
+    text = markdown(results)
+    assert "## scenes:eval, shown plain" in text and "## scenes:eval, asked of ann, shown plain" in text

@@ -217,8 +217,7 @@ def _tasks(study: Study) -> list[Task]:
     for seed in study.seeds:
         for variant in study.usable:
             config = study.config(variant, seed)
-            models = (config.models.student, config.models.teacher)
-            starts = tuple(file for reference, file in references.items() if reference.model in models)
+            starts = tuple(file for reference, file in references.items() if reference.belongs_to(config))
             before = study.before(variant, seed)
             after = None if before is None else before.name
             tasks.append(Task(config.name, study.evaluate, config=config, starts=starts, after=after))

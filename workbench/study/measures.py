@@ -43,6 +43,8 @@ MEASURES = {
     "entropy": Measure("entropy", 0, "nats per token", 3),
     "length": Measure("length", 0, "tokens", 2),
     "truncated": Measure("truncated", -1, "%"),
+    "repaired": Measure("wrong before training and right after", 1, "%"),
+    "broken": Measure("right before training and wrong after", -1, "%"),
     "information_loss_share": Measure("loss bought on the information gap", 0, "%"),
 }
 _NOTHING = 1e-9  # differences that only rounding makes
@@ -220,7 +222,12 @@ class _Group:
         return self._measured(row, drawn, drawn)
 
     def _measured(self, row: Row, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
-        measured = _measured(self._lines(row), question_weights)
+        lines = self._lines(row)
+        measured = _measured(lines, question_weights)
+        if row.kind == "variant" and row.base in self._by_name:
+            before, after = self._lines(self._by_name[row.base])[0], lines[0]  # (1, Q), (S, Q)
+            changed = over_questions(np.stack([(1 - before) * after, before * (1 - after)]), question_weights)
+            measured |= {"repaired": changed[:, 0], "broken": changed[:, 1]}
         if (
             self.context == "plain"
             and self.truth in (VISIBLE, "all")

@@ -32,7 +32,7 @@ from workbench.contexts import check_asked
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.errors import ConfigError, DataError, WorkbenchError, unknown
 from workbench.evaluate import require_answers
-from workbench.types import Example
+from workbench.types import STUDENT, Example
 
 KEYS = ("name", "base", "overrides", "seeds", "parallel", "baseline", "variants", "grid", "evaluate")
 BASE, TEACHER = "base", "teacher"  # names of rows, so no variant may have them
@@ -54,12 +54,20 @@ class Questions:
 
 @dataclass(frozen=True)
 class Reference:
-    """A model as it is, asked once for the whole study: the student before training, or a teacher."""
+    """A model as it is, asked once for the whole study: a student before training, or a teacher."""
 
     role: str  # "student" or "teacher"
     model: str
     row: str  # its name in tables
     config: RunConfig = field(compare=False)
+    learner: str = STUDENT  # of a run with peers, which of its students
+
+    def belongs_to(self, config: RunConfig) -> bool:
+        """Whether a run begins with this student, or has this teacher."""
+        models = config.models
+        if self.role == TEACHER:
+            return self.model in (models.teacher, *models.teachers.values())
+        return self.model == models.learners.get(self.learner)
 
 
 @dataclass(frozen=True)
@@ -114,18 +122,18 @@ class Study:
 
     def references(self) -> list[Reference]:
         """Every starting student and every teacher of the variants, each once."""
-        found: dict[tuple[str, str], RunConfig] = {}
+        found: dict[tuple[str, str, str], RunConfig] = {}
         for variant in self.usable:
             models = variant.config.models
-            roles = [("student", models.student), ("teacher", models.teacher)]
-            for role, model in (*roles, *(("teacher", model) for model in models.teachers.values())):
-                if model is not None:
-                    found.setdefault((role, model), variant.config)
+            for learner, model in models.learners.items():
+                found.setdefault(("student", learner, model), variant.config)
+            for model in filter(None, (models.teacher, *models.teachers.values())):
+                found.setdefault((TEACHER, STUDENT, model), variant.config)
         rows = []
-        for (role, model), config in found.items():
-            row = BASE if role == "student" else TEACHER
-            several = sum(other == role for other, _ in found) > 1
-            rows.append(Reference(role, model, f"{row} {Path(model).name}" if several else row, config))
+        for (role, learner, model), config in sorted(found.items(), key=lambda one: one[0][0] == TEACHER):
+            row = TEACHER if role == TEACHER else BASE if learner == STUDENT else f"{BASE} {learner}"
+            several = sum(other[:2] == (role, learner) for other in found) > 1
+            rows.append(Reference(role, model, f"{row} {Path(model).name}" if several else row, config, learner))
         return rows
 
 
@@ -264,6 +272,7 @@ def _check_models(config: RunConfig) -> None:
     """A local path without a model is found out now. Names on the hub (`owner/name`) cannot be told without a network."""
     models = {key: getattr(config.models, key) for key in ("student", "teacher")}
     models |= {f"teachers.{domain}": model for domain, model in config.models.teachers.items()}
+    models |= {f"peers.{name}": model for name, model in config.models.peers.items()}
     for key, model in models.items():
         if model is None or (Path(model) / "config.json").is_file() or (Path(model) / "adapter_config.json").is_file():
             continue

@@ -19,6 +19,7 @@ from workbench.evaluate import Answered, answer_questions, save_answers
 from workbench.policies.loading import load_policies
 from workbench.scorer import default_device
 from workbench.study.plan import Questions, Reference, settings
+from workbench.types import STUDENT
 
 FILE = "questions.parquet"
 TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -43,7 +44,7 @@ _METADATA = b"workbench.asked"
 
 
 def ask_run(config: RunConfig, evaluate: tuple[Questions, ...], *, load: Callable = load_examples) -> Path:
-    """The student of a finished run's newest checkpoint is asked everything; does nothing if it has been."""
+    """The students of a finished run's newest checkpoint are asked everything; does nothing if they have been."""
     checkpoint, torn = latest_checkpoint(config.run_dir)
     if checkpoint is None:
         raise RunError(f"{config.run_dir} has no complete checkpoint to ask. {' '.join(torn)}")
@@ -51,8 +52,12 @@ def ask_run(config: RunConfig, evaluate: tuple[Questions, ...], *, load: Callabl
     asked = describe(config, evaluate, checkpoint.step)
     if asked_of(file) == asked:
         return file
-    policies = load_policies([], student=checkpoint.student, dtype=config.models.dtype, device=default_device(), trust_remote_code=config.models.trust_remote_code)  # fmt: skip
-    answered = _ask(policies["student"], config, evaluate, checkpoint.step, load)
+    answered: dict[str, list[Answered]] = {}
+    options = {"dtype": config.models.dtype, "device": default_device(), "trust_remote_code": config.models.trust_remote_code}  # fmt: skip
+    for name in config.models.learners:
+        policies = load_policies([], student=checkpoint.weights(name), learner=name, **options)
+        for label, rows in _ask(policies[STUDENT], config, evaluate, checkpoint.step, load).items():
+            answered.setdefault(label, []).extend(rows)
     save_answers(config.run_dir, checkpoint.step, answered[evaluate[0].label])  # where the app looks for them
     _write(file, answered, asked)
     return file
@@ -69,7 +74,8 @@ def ask_reference(
     names = ["teacher"] if reference.role == "teacher" else []
     policies = load_policies(
         names,
-        student=config.models.student,
+        student=config.models.learners[reference.learner],
+        learner=reference.learner,
         teacher=reference.model if names else None,
         dtype=config.models.dtype,
         teacher_dtype=config.models.teacher_dtype,

@@ -6,6 +6,7 @@ questions    every question of every run, to pair and to look up
 """
 
 import dataclasses
+import itertools
 import json
 import os
 from dataclasses import dataclass
@@ -18,15 +19,16 @@ import pyarrow.parquet as pq
 from workbench.errors import RunError, TraceError
 from workbench.study.conduct import reference_file
 from workbench.study.measures import GAP_RECOVERED, TRAINING, Comparison, Row, Value, compare, measure_of, values_of
-from workbench.study.plan import Study, other_settings
+from workbench.study.plan import TEACHER, Study, other_settings
 from workbench.study.questions import FILE, asked_of, describe, describe_reference, read
 from workbench.traces.reader import open_traces
-from workbench.types import PRIVILEGED, VISIBLE
+from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
 _COLUMNS = ("accuracy", "confidence", "entropy", "length", "truncated")
 HEADLINES = (
     ("accuracy", VISIBLE), (GAP_RECOVERED, VISIBLE), ("accuracy", PRIVILEGED), ("overconfidence", PRIVILEGED),
-    ("calibration_error", PRIVILEGED), ("entropy", "all"), ("length", "all"), ("truncated", "all"),
+    ("calibration_error", PRIVILEGED), ("repaired", "all"), ("broken", "all"), ("entropy", "all"), ("length", "all"),
+    ("truncated", "all"),
 )  # fmt: skip
 
 READING = (
@@ -57,7 +59,8 @@ def collect(study: Study) -> Results:
         file = reference_file(study, reference.row)
         if asked_of(file) == describe_reference(reference, study.evaluate):
             rows.append(Row(reference.row, reference.role, (0,), _aligned([read(file)])))
-    names = {(reference.role, reference.model): reference.row for reference in study.references()}
+    names = {(one.role, one.model): one.row for one in study.references() if one.learner == STUDENT}
+    _join_peers(study, rows)
     num_finished = 0
     for variant in study.usable:
         finished = {}
@@ -78,6 +81,21 @@ def collect(study: Study) -> Results:
         told = "".join(f"\n  {name}: {why}" for name, why in {**study.faults, **missing}.items())
         raise RunError(f"study {study.folder} has no finished run, so there is nothing to report.{told}")
     return Results(study, rows, values_of(rows), compare(rows, study.baseline), missing, study.faults, record)
+
+
+def _join_peers(study: Study, rows: list[Row]) -> None:
+    """Every starting student's row also answers for the peers, so that a peer is compared with its own start."""
+    references = {one.row: one for one in study.references()}
+    peers = [row for row in rows if references[row.name].learner != STUDENT]
+    for peer in peers:
+        learner = references[peer.name].learner
+        if (
+            sum(references[row.name].learner == learner for row in peers) == 1
+        ):  # else whose start it is depends on the variant
+            for row in rows:
+                if row.kind == "student" and references[row.name].learner == STUDENT:
+                    row.answers |= peer.answers
+            rows.remove(peer)
 
 
 def unfinished(study: Study) -> dict[str, str]:
@@ -114,12 +132,14 @@ def markdown(results: Results) -> str:
     """The tables of a study with how they came about: command, commit, seeds, wall time, what is missing."""
     study = results.study
     parts = [f"# Study {study.name}", _preamble(results)]
-    for questions in study.evaluate:
+    learners = dict.fromkeys(name for variant in study.usable for name in variant.config.models.learners)
+    for questions, learner in itertools.product(study.evaluate, learners):
+        label = labelled(questions.label, learner)
         for context in questions.contexts:
-            parts.append(f"## {questions.label}, shown {context}")
-            parts.append(_overview(results, questions.label, context))
+            parts.append(f"## {label}, shown {context}")
+            parts.append(_overview(results, label, context))
             for measure, truth in HEADLINES:
-                table = _differences(results, questions.label, context, measure, truth)
+                table = _differences(results, label, context, measure, truth)
                 if table:
                     parts += [f"### {title_of(measure, truth)}", table]
     trace = _trace_table(results)
@@ -258,11 +278,17 @@ def _table(header: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
+def labelled(label: str, policy: str) -> str:
+    """Questions as they are called where a peer answers them."""
+    return label if policy in (STUDENT, TEACHER) else f"{label}, asked of {policy}"
+
+
 def _aligned(tables: list[pa.Table]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
     """(data, context) -> column -> (runs, questions), questions in the same order everywhere."""
     found: dict[tuple[str, str], list[dict]] = {}
     for table in tables:
-        columns = {name: np.asarray(table[name].to_pylist(), dtype=object) for name in ("data", "context", "example_id", "truth", "domain")}  # fmt: skip
+        columns = {name: np.asarray(table[name].to_pylist(), dtype=object) for name in ("data", "policy", "context", "example_id", "truth", "domain")}  # fmt: skip
+        columns["data"] = np.array([labelled(*one) for one in zip(columns["data"], columns["policy"], strict=True)], dtype=object)  # fmt: skip
         columns |= {name: table[name].cast(pa.float64()).to_numpy() if name != "truncated" else table[name].cast(pa.int8()).to_numpy().astype(float) for name in _COLUMNS}  # fmt: skip
         for key in dict.fromkeys(zip(columns["data"], columns["context"], strict=True)):
             inside = (columns["data"] == key[0]) & (columns["context"] == key[1])
@@ -333,7 +359,8 @@ def _write_parquet(file: Path, rows: list[Value] | list[Comparison], study: str)
 
 def _write_questions(results: Results) -> None:
     study, tables = results.study, []
-    sources = [(row.name, None, reference_file(study, row.name)) for row in results.rows if row.kind != "variant"]
+    references = {one.row: reference_file(study, one.row) for one in study.references()}
+    sources = [(name, None, file) for name, file in references.items() if file.is_file()]
     by_name = {variant.name: variant for variant in study.usable}
     for row in results.rows:
         if row.kind == "variant":
