@@ -21,7 +21,7 @@ from workbench.runs import RunFolder
 from workbench.study.conduct import run_study
 from workbench.study.measures import values_of
 from workbench.study.plan import BASE, TEACHER, Study, load_study
-from workbench.study.report import collect, write_report
+from workbench.study.report import collect, unfinished, write_report
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 HERE = Path(__file__).parent
@@ -46,17 +46,21 @@ METRICS = {
 def main() -> None:
     study = load_study("configs/studies/geometry.yaml", sys.argv[1:])
     free = [variant for variant in study.variants if variant.config and not variant.config.training.update_mask]
-    if not run_study(dataclasses.replace(study, variants=tuple(free))):
-        sys.exit("stopped; the same command goes on")
+    train_all(dataclasses.replace(study, variants=tuple(free)))
     masks = make_masks(study)
-    if not run_study(study):
-        sys.exit("stopped; the same command goes on")
+    train_all(study)
     print(f"tables with paired intervals: {write_report(study)}")
     text = page(study, masks, geometry_of(study), recovered(study), asked(study))
     if sys.argv[1:]:
         print(text)
     else:
         (HERE / "geometry.md").write_text(text)
+
+
+def train_all(study: Study) -> None:
+    """Every run of a study; ends the program if one was stopped or failed."""
+    if not run_study(study) or unfinished(study):
+        sys.exit(f"not finished, the same command goes on: {unfinished(study)}")
 
 
 def make_masks(study: Study) -> pd.DataFrame:
