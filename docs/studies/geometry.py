@@ -95,7 +95,7 @@ def geometry_of(study: Study) -> pd.DataFrame:
     for variant in study.usable:
         if variant.name in (FULL, OFF_POLICY):
             for seed in study.seeds:
-                found = measure_pair(pair_of_run(study.config(variant, seed).run_dir)).geometry.groups
+                found = measure_pair(pair_of_run(study.config(variant, seed).run_dir), seed=seed).geometry.groups
                 rows.append(found[found["group"] == "all"].assign(variant=variant.name, seed=seed))
     return pd.concat(rows)
 
@@ -131,7 +131,7 @@ def interval(values: pd.Series, show: str = "{:.3f}") -> str:
     if len(values) == 1:
         return show.format(values.mean())
     half = T_975[len(values) - 2] * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{show.format(values.mean())} ± {show.format(half)}"
+    return f"{show.format(values.mean())} ± {show.replace('+', '').format(half)}"
 
 
 def page(study: Study, masks: pd.DataFrame, geometry: pd.DataFrame, loss: pd.DataFrame, answers: pd.DataFrame) -> str:
