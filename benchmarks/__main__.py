@@ -2,6 +2,7 @@
 
     python -m benchmarks opd        a step of opd against a step of TRL's DistillationTrainer
     python -m benchmarks dopd       a step of dopd against a step of opd, and the least it could cost
+    python -m benchmarks methods    a step of every method against its floor: the forward passes that its views need
     python -m benchmarks losses     time and peak memory of the chunked losses against whole logits
     python -m benchmarks tracing    what recording every token adds to a step
     python -m benchmarks traces     the trace files alone: bytes per token, time per query
@@ -14,7 +15,7 @@ What follows the name goes to the benchmark: python -m benchmarks opd --help. Re
 import runpy
 import sys
 
-NAMES = ("opd", "dopd", "losses", "tracing", "traces", "big_run", "app")
+NAMES = ("opd", "dopd", "methods", "losses", "tracing", "traces", "big_run", "app")
 
 
 def main() -> None:

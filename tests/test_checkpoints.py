@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from small import run_config
 
@@ -101,6 +102,18 @@ def test_what_a_kill_left_half_written_counts_for_nothing(learner: Learner, tmp_
     save(tmp_path, learner, 5)
     assert steps(tmp_path) == [5]
     assert not list(tmp_path.glob(".checkpoint-*"))
+
+
+def test_a_weight_that_never_had_a_gradient_has_no_moments(learner: Learner, tmp_path: Path) -> None:
+    save(tmp_path, learner, 1)
+    checkpoint, model = open_checkpoint(tmp_path / "checkpoint-000001"), learner.student.model
+    saved = safetensors.torch.load_file(checkpoint.optimizer("student"))
+    one = next(name for name, _ in model.named_parameters())
+    kept = {key: value for key, value in saved.items() if key.partition("/")[2] != one}
+    safetensors.torch.save_file(kept, checkpoint.optimizer("student"))
+    fresh = torch.optim.AdamW(learner.parameters)
+    load_optimizer(checkpoint, fresh, model)
+    assert len(fresh.state) == len(learner.parameters) - 1
 
 
 def test_moments_of_other_weights_are_refused(learner: Learner, models: dict, tmp_path: Path) -> None:

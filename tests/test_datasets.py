@@ -36,6 +36,7 @@ FULL = {
     "caption": "a red sign",
     "hint": "at the left",
     "history": [{"role": "user", "text": "Hello"}, {"role": "assistant", "text": "Hi"}],
+    "turns": [{"text": "What does it say?", "images": ["pictures/crop.png"]}, {"text": "The sign, I mean."}],
     "domain": "signs",
     "marks": [{"pattern": "answer (.*)", "kind": "answer", "truth": "privileged"}],
 }
@@ -81,6 +82,10 @@ def test_a_full_row_of_jsonl_becomes_an_example(folder):
     assert example.evidence.crop == folder / "pictures/crop.png"
     assert (example.evidence.caption, example.evidence.hint) == ("a red sign", "at the left")
     assert example.history == (Turn("user", "Hello"), Turn("assistant", "Hi"))
+    assert example.turns == (
+        Turn("user", "What does it say?", (folder / "pictures/crop.png",)),
+        Turn("user", "The sign, I mean."),
+    )
     assert example.marks == (Mark("answer (.*)", "answer", "privileged"),)
     assert example.origin == f"{path}:1"
     assert len(build_prompt(example, "crop+boxes+caption").images) == 2
@@ -201,6 +206,7 @@ def test_scenes_of_some_families_are_the_same_examples():
         ("scenes:eval?count=1&count=2", "gives count twice"),
         ("scenes:eval?families=tag,colour", 'question family "colour" is unknown.*Did you mean "color"'),
         ("scenes:eval?families=", 'question family "" is unknown'),
+        ("scenes:eval?turns=row", 'turns "row" is unknown.*Did you mean "rows"'),
     ],
 )
 def test_a_faulty_scenes_query_is_refused(source, message):
@@ -267,6 +273,9 @@ def test_a_byte_order_mark_is_no_fault(folder):
         ({"history": [{"role": "user"}]}, 'with "text"'),
         ({"history": [{"role": "user", "text": 4}]}, 'column "history[0].text": must be text'),
         ({"history": ["x"]}, 'column "history[0]": must be {role, text}'),
+        ({"turns": [{"text": "x"}]}, 'column "turns": must be at least two turns'),
+        ({"turns": [{"text": "x"}, {"text": 4}]}, 'column "turns[1].text": must be text'),
+        ({"turns": [{"text": "x", "images": ["no.png"]}, {"text": "y"}]}, 'column "turns[0].images[0]"'),
         ({"marks": [{"pattern": "answer (", "kind": "x"}]}, "is no regular expression"),
         ({"marks": [{"pattern": "answer", "kind": "x"}]}, 'column "marks[0].pattern": must have a group'),
         ({"marks": [{"pattern": "(a)", "kind": "x", "truth": "maybe"}]}, "must be visible, privileged or null"),

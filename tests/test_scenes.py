@@ -23,6 +23,7 @@ from workbench.scenes import (
 from workbench.scenes.lessons import CAPTIONS, DETAIL, MIX, SHAPES, make_lesson
 from workbench.scenes.processor import SPECIAL_TOKENS, build_processor
 from workbench.scenes.questions import Wish, ask
+from workbench.scenes.revealed import reveal
 from workbench.scenes.world import TAGS, WITHHELD, crop, full_view, original
 from workbench.types import PRIVILEGED, VISIBLE, mark_tokens
 
@@ -288,3 +289,19 @@ def test_special_tokens_are_distinct_and_known_as_such():
     assert len({tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}) == 3
     assert set(SPECIAL_TOKENS) == set(tokenizer.all_special_tokens)
     assert [tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS] == list(range(len(SPECIAL_TOKENS)))
+
+
+def test_a_question_is_revealed_by_its_description_or_by_rows_of_its_picture():
+    for plain in make_examples("eval", count=8):
+        told, seen = reveal(plain, "caption"), reveal(plain, "rows")
+        asked, *parts = told.turns
+        assert (asked.text, asked.images) == (plain.question, plain.images)
+        assert "; ".join(part.text.removeprefix("caption: ") for part in parts) == plain.evidence.caption
+        assert build_prompt(told, "plain").text == build_prompt(plain, "caption").text
+        assert {mark.truth for mark in told.marks} == {VISIBLE}  # all is in the question now
+        assert len(parts) == 2 and (seen.question, seen.marks) == (plain.question, plain.marks)
+        rows = [turn.images[0] for turn in seen.turns]
+        whole = rows[0].copy()
+        for row in (1, 2):
+            whole.paste(rows[row].crop((0, 96 * row, 288, 288)), (0, 96 * row))
+        assert whole == plain.images[0] and len({row.tobytes() for row in rows}) > 1

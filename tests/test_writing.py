@@ -8,6 +8,7 @@ import pytest
 import torch
 from small import run_config
 
+from workbench.check import check_config
 from workbench.checkpoints import list_checkpoints
 from workbench.config import RunConfig
 from workbench.errors import ConfigError, RunError
@@ -109,10 +110,16 @@ def test_without_a_subspace_the_student_itself_writes_and_with_full_rank_the_sam
 
 def test_a_subspace_larger_than_the_layer_ends_before_the_first_step(models: dict, tmp_path: Path) -> None:
     config = config_of(models, tmp_path, method={**METHOD, "rank": 17})
-    with pytest.raises(
-        ConfigError, match=r"method.rank=17 is more than model.text_model.layers.1.self_attn.k_proj has"
-    ):
-        train(config)
+    for begin in (train, check_config):
+        with pytest.raises(
+            ConfigError, match=r"method.rank=17 is more than model.text_model.layers.1.self_attn.k_proj"
+        ):
+            begin(config)
+
+
+def test_the_check_tells_what_would_be_prepared(whole: RunConfig) -> None:
+    found = {check.name: check.found for check in check_config(whole)}
+    assert found["prepared, of 4 examples"].startswith("calibration examples: 3, answer tokens: 3")
 
 
 def test_an_answer_to_a_lost_example_is_named(whole: RunConfig, models: dict) -> None:

@@ -16,6 +16,7 @@ from workbench.datasets import load_examples, split_by_evidence
 from workbench.errors import DataError
 from workbench.learner import Learner, build_learner
 from workbench.losses import score
+from workbench.method import Method
 from workbench.policies import Policy, SamplingOptions, Written
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import member
@@ -74,6 +75,7 @@ def check_config(config: RunConfig) -> list[Check]:
         students = {name: learner.student for name, learner in learners.items()}
         written = ask_all(written, students, method.asks_peers, sampling=sampling, seed=("check", config.seed))
     checks = [_evidence(len(taught), len(usable), lacking), *_domains(examples, untaught)]
+    checks += _prepared(method, usable, learners[STUDENT])
     for name, learner in learners.items():
         others = tuple(rollouts for other, rollouts in written.items() if other != name)
         own = _learner_checks(config, learner, Batch(written[name]), others)
@@ -115,6 +117,14 @@ def _domains(examples: list[Example], untaught: list[tuple[Example, str]]) -> It
         example, message = untaught[0]
         text = f"{len(untaught)} of {len(examples)} examples are skipped; {example.origin or example.id}: {message}"
         yield Check("teacher of each domain", NOTE, text)
+
+
+def _prepared(method: Method, usable: list[Example], learner: Learner) -> Iterator[Check]:
+    """What the method makes before the first step can be made, here of a few examples."""
+    if method.prepare is not None:
+        made = method.prepare.make(learner.student, iter(usable[:NUM_EXAMPLES]), 0)
+        facts = ", ".join(f"{name}: {fact}" for name, fact in made.facts.items())
+        yield Check(f"prepared, of {NUM_EXAMPLES} examples", OK, facts)
 
 
 def _tokens(scored: Scored, learner: Learner) -> Iterator[Check]:

@@ -144,10 +144,14 @@ def load_optimizer(
     except (OSError, SafetensorError) as error:
         raise RunError(f"{file} cannot be read ({error}).") from None
     names = _names(model)
+    trained = {names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]}
+    foreign = {key.partition("/")[2] for key in saved} - trained
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
             state = {key: saved.get(f"{key}/{name}") for key in ("exp_avg", "exp_avg_sq", "step")}
+            if not foreign and all(value is None for value in state.values()):
+                continue  # it never had a gradient: the vision tower of a run without pictures
             if any(value is None for value in state.values()):
                 raise RunError(
                     f"{checkpoint.path} has no optimizer state of the weight {name}: it was saved with other "

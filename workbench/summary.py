@@ -199,7 +199,7 @@ def _facts(traces: Traces) -> list[str]:
     rows = traces.sql(
         """SELECT learner, domain, fact.key AS fact, avg(fact.value) AS mean
            FROM (SELECT learner, domain, unnest(map_entries(facts)) AS fact FROM rollouts)
-           GROUP BY ALL ORDER BY learner <> 'student', learner, domain"""
+           GROUP BY learner, domain, fact.key ORDER BY learner <> 'student', learner, domain"""
     ).to_pylist()
     names = sorted({row["fact"] for row in rows})
     means = {(row["learner"], row["domain"], row["fact"]): row["mean"] for row in rows}

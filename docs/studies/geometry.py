@@ -21,7 +21,7 @@ from workbench.runs import RunFolder
 from workbench.study.conduct import run_study
 from workbench.study.measures import values_of
 from workbench.study.plan import BASE, TEACHER, Study, load_study
-from workbench.study.report import collect, write_report
+from workbench.study.report import collect, unfinished, write_report
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 HERE = Path(__file__).parent
@@ -46,17 +46,21 @@ METRICS = {
 def main() -> None:
     study = load_study("configs/studies/geometry.yaml", sys.argv[1:])
     free = [variant for variant in study.variants if variant.config and not variant.config.training.update_mask]
-    if not run_study(dataclasses.replace(study, variants=tuple(free))):
-        sys.exit("stopped; the same command goes on")
+    train_all(dataclasses.replace(study, variants=tuple(free)))
     masks = make_masks(study)
-    if not run_study(study):
-        sys.exit("stopped; the same command goes on")
+    train_all(study)
     print(f"tables with paired intervals: {write_report(study)}")
     text = page(study, masks, geometry_of(study), recovered(study), asked(study))
     if sys.argv[1:]:
         print(text)
     else:
         (HERE / "geometry.md").write_text(text)
+
+
+def train_all(study: Study) -> None:
+    """Every run of a study; ends the program if one was stopped or failed."""
+    if not run_study(study) or unfinished(study):
+        sys.exit(f"not finished, the same command goes on: {unfinished(study)}")
 
 
 def make_masks(study: Study) -> pd.DataFrame:
@@ -91,7 +95,7 @@ def geometry_of(study: Study) -> pd.DataFrame:
     for variant in study.usable:
         if variant.name in (FULL, OFF_POLICY):
             for seed in study.seeds:
-                found = measure_pair(pair_of_run(study.config(variant, seed).run_dir)).geometry.groups
+                found = measure_pair(pair_of_run(study.config(variant, seed).run_dir), seed=seed).geometry.groups
                 rows.append(found[found["group"] == "all"].assign(variant=variant.name, seed=seed))
     return pd.concat(rows)
 
@@ -127,7 +131,7 @@ def interval(values: pd.Series, show: str = "{:.3f}") -> str:
     if len(values) == 1:
         return show.format(values.mean())
     half = T_975[len(values) - 2] * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{show.format(values.mean())} ± {show.format(half)}"
+    return f"{show.format(values.mean())} ± {show.replace('+', '').format(half)}"
 
 
 def page(study: Study, masks: pd.DataFrame, geometry: pd.DataFrame, loss: pd.DataFrame, answers: pd.DataFrame) -> str:

@@ -34,6 +34,16 @@ def test_a_prompt_has_one_start_token_and_its_image_tokens(encoder: PromptEncode
     assert encoder.tokenizer.decode(ids).endswith("what is this?<end_of_utterance><assistant>")
 
 
+def test_images_stay_in_the_turn_that_brings_them(encoder: PromptEncoder) -> None:
+    turns = (Turn("user", "one", (picture(1),)), Turn("assistant", "yes"))
+    prompt = Prompt((picture(2),), "two", turns)
+    ids = encoder.encode(prompt)
+    text = text_of(encoder, ids)
+    assert [part.count("<image>") for part in text.split("<end_of_utterance>")] == [9, 0, 9, 0]
+    single = [encoder.encode(Prompt((picture(place),), "x"))["pixel_values"][0, 0] for place in (1, 2)]
+    assert torch.equal(ids["pixel_values"][0], torch.stack(single))
+
+
 def test_earlier_turns_come_before_the_question(encoder: PromptEncoder) -> None:
     turns = (Turn("system", "be short"), Turn("user", "hello"), Turn("assistant", "yes"))
     text = text_of(encoder, encoder.encode(Prompt((picture(1),), "and now?", turns)))

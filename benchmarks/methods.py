@@ -1,0 +1,74 @@
+"""A step of every method, as its recipe has it, against its floor: the forward passes that its views need, and one loss.
+
+The floor keeps the method's models, writing, contexts and batch, and puts the rule of opd in place of its own: every view that
+does not learn reads the answers, the learner reads them with gradient, and one divergence pulls it to the first view that does
+not learn (to the written tokens where there is none). What is above the floor is routing, more losses and whatever else a method
+does in a step. How many forward passes each makes is printed beside it; opd makes two. Target: at most 1.15.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+from pathlib import Path
+
+from benchmarks.steps import WARMUP, Steps
+from benchmarks.timing import machine, take_turns
+from workbench.config import load_config
+from workbench.divergences import Divergence
+from workbench.errors import WorkbenchError
+from workbench.method import TOKENS, Loss, Method, Regime
+from workbench.methods import list_methods
+from workbench.routers import everywhere
+from workbench.runs import RunFolder
+from workbench.train import Trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default=",".join(list_methods()), help="methods, joined by commas")
+    parser.add_argument("--repeats", type=int, default=15)
+    args = parser.parse_args()
+    print(f"one step of every recipe, medians of {args.repeats}, processor time; {machine()}")
+    print(f"{'method':16}{'forwards':>9}{'floor ms':>10}{'method ms':>11}{'ratio':>8}")
+    for name in args.only.split(","):
+        try:
+            print(measured(name, args.repeats), flush=True)
+        except WorkbenchError as error:
+            print(f"{name:16} not measured: {error}", flush=True)
+
+
+def measured(name: str, repeats: int) -> str:
+    """One line of the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        own, floor = (trainer(name, Path(folder), which, repeats) for which in ("own", "floor"))
+        floor.method = floor_of(own.method)
+        turns = take_turns({"floor": Steps(floor), "own": Steps(own)}, repeats=repeats, warmup=WARMUP)
+    low, high = (1000 * statistics.median(turn.processor_s for turn in turns[which]) for which in ("floor", "own"))
+    return f"{name:16}{len(own.method.views):9}{low:10.1f}{high:11.1f}{high / low:8.2f}"
+
+
+def floor_of(method: Method) -> Method:
+    """The same writing and views, with one loss at every position and no rule."""
+    others = [name for name, view in method.views.items() if not view.learns]
+    loss = Loss(others[0], Divergence("reverse_kl")) if others else Loss(TOKENS, Divergence("nll"))
+    return dataclasses.replace(method, regimes={"ALL": Regime((loss,))}, route=everywhere, reads=())
+
+
+def trainer(name: str, folder: Path, run: str, repeats: int) -> Trainer:
+    """The recipe's run without evaluation, probes and traces, its answers all of the greatest length."""
+    settings = ("trace.every=0", "trace.probes=0", "data.eval=null", "evaluation.teacher=false", "training.steps=10000")
+    config = load_config(f"configs/{name}.yaml", [f"output_dir={folder}", f"name={run}", *settings])
+    limit = config.training.batch_size * (repeats + WARMUP)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, limit=limit))
+    made = RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=name)
+    done = Trainer(config, made)
+    for learner in done.learners:
+        placeholders = getattr(learner.student, "_placeholders", None)
+        if placeholders is not None:
+            learner.student._placeholders = [*placeholders, *learner.student.stop_ids]  # never sampled
+    return done
+
+
+if __name__ == "__main__":
+    main()
