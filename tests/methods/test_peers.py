@@ -125,7 +125,7 @@ def test_a_study_asks_each_learner_and_compares_it_with_its_own_start(models: di
     train(run)
     ask_run(run, study.evaluate)
     results = collect(study)
-    assert [row.name for row in results.rows] == ["base", "one"]
+    assert [row.name for row in results.rows] == ["base", "teacher", "one"]
     asked = [(one.variant, one.data, one.against) for one in results.comparisons if one.measure == "accuracy" and one.truth == "all"]  # fmt: skip
     assert {("one", data, against) for data in ("scenes:eval", "scenes:eval, asked of ann") for against in (None, "base")} <= set(asked)  # fmt: skip
     text = markdown(results)
