@@ -9,7 +9,7 @@ from PIL import Image
 from workbench.config import RunConfig, build_config
 from workbench.contexts import CONTEXTS
 from workbench.policies.table import TablePolicy
-from workbench.types import Box, Evidence, Example, Rollout
+from workbench.types import Box, Denoising, Evidence, Example, Rollout
 
 VOCABULARY, LENGTH = 11, 7
 
@@ -46,7 +46,10 @@ def rollouts(*lengths: int, seed: int = 0) -> tuple[Rollout, ...]:
     made = []
     for idx, length in enumerate(lengths):
         ids = tuple(torch.randint(1, VOCABULARY, (length,), generator=generator).tolist())
-        made.append(Rollout(example(idx), 0, ids, "", True, tuple([-1.0] * length), 1.0))
+        order = Denoising(
+            tuple(column // 2 for column in range(length)), 2, 8
+        )  # pairs from left to right, for who asks
+        made.append(Rollout(example(idx), 0, ids, "", True, tuple([-1.0] * length), 1.0, denoising=order))
     return tuple(made)
 
 

@@ -19,6 +19,7 @@ def test_rollouts_are_counted_by_hand() -> None:
             "completion_length": (2 + 2 + 4 + 2) / 4,
             "truncated": 0.25,
             "dataset_share": 0.25,
+            "distinct_tokens": len({*one.ids, *other.ids, *given.ids}),
             "agreement": 1 / 3,  # of the three pairs of answers to the first example
             "accuracy": 2 / 3,
         }

@@ -1,5 +1,6 @@
 """Pretraining of the built-in models, and what the shipped pair can do."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from workbench.contexts import build_prompt
 from workbench.errors import ConfigError, PolicyError
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.encoding import PromptEncoder
+from workbench.policies.loading import load_policy as load_policy_of_any_kind
 from workbench.pretrain import (
     LessonEncoder,
     PretrainConfig,
@@ -23,11 +26,13 @@ from workbench.pretrain import (
     train_on_lessons,
 )
 from workbench.scenes import make_examples
+from workbench.scenes.lessons import MIX
 from workbench.scenes.processor import build_processor
 from workbench.types import PRIVILEGED, VISIBLE
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "data" / "models"
+NO_CAPTION = [kind for kind in MIX if kind != "caption"]
 TINY = {"batch_size": 8, "text_width": 32, "text_layers": 1, "vision_width": 32, "vision_layers": 1, "eval_count": 0}
 
 
@@ -108,7 +113,9 @@ def test_shipped_models_can_only_guess_a_hidden_tag(name, request):
 def test_shipped_models_say_how_they_were_made(name):
     record = json.loads((MODELS / name / "pretrain.json").read_text())
     config = load_pretrain_config(ROOT / "configs" / f"pretrain-{name}.yaml")
-    assert record["config"] == json.loads(json.dumps(config.__dict__))
+    defaults = {field.name: field.default for field in dataclasses.fields(PretrainConfig)}
+    # a key that came later had its default
+    assert json.loads(json.dumps({**defaults, **record["config"]})) == json.loads(json.dumps(config.__dict__))
     assert {row["context"] for row in record["accuracy_eval_seed_0"]} == {"plain", "crop"}
 
 
@@ -167,6 +174,15 @@ def test_a_specialist_is_asked_its_own_families_only(tmp_path, tiny):
     assert record["config"]["families"] == ["count"]
     scores = evaluate_world(load_policy(tiny, "tiny"), "eval", 6, families=("count",))
     assert {score.domain for score in scores} == {"count", "all"}
+
+
+def test_a_masked_model_is_made_with_its_pace_and_loads_as_one(tmp_path):
+    config = PretrainConfig(output_dir=str(tmp_path), steps=2, masked=True, **TINY, mix={"caption": 1.0, **dict.fromkeys(NO_CAPTION, 0)})  # fmt: skip
+    policy = load_policy_of_any_kind(pretrain(config, progress=False), "masked")
+    assert isinstance(policy, DiffusionPolicy)
+    assert (policy.block, policy.steps_per_block, policy.canvas) == (4, 2, 24)
+    longest = max(make_examples("train", count=64), key=lambda one: len(one.reference))
+    assert len(policy.answer_ids(longest.reference)) <= policy.canvas
 
 
 def test_start_from_a_missing_folder_names_it(tmp_path):

@@ -172,7 +172,7 @@ def test_quantities_that_were_not_recorded_cannot_be_chosen():
     "call", [lambda v: render_tokens(v, colour_by="colour"), lambda v: render_terminal(v, colour_by="x")]
 )
 def test_an_unknown_quantity_is_refused_with_the_allowed_ones(call):
-    with pytest.raises(ConfigError, match="capability, entropy, information, loss, regime, truth, weight"):
+    with pytest.raises(ConfigError, match="capability, denoising, entropy, information, loss, regime, truth, weight"):
         call(view(cell()))
 
 

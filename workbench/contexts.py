@@ -198,10 +198,8 @@ def build_prompt(example: Example, context: str, rollout: Rollout | None = None)
 def _future(rollout: Rollout, share: float) -> tuple[tuple[int, ...], ...]:
     """Per denoising step, a share of the positions after its block that are still masked, drawn by the answer's seed."""
     denoising, shown = rollout.denoising, []
-    closed_at = denoising.steps[-1] if rollout.finished and denoising.steps else denoising.num_steps
     for step in range(denoising.num_steps):
-        stop = 0 if step > closed_at else denoising.canvas  # behind a committed end nothing is masked
-        later = range((denoising.block_of(step) + 1) * denoising.block, stop)
+        later = denoising.later(step, rollout.finished)
         draw = random.Random(derive_seed("future", denoising.seed, step))
         shown.append(tuple(sorted(draw.sample(later, math.floor(share * len(later) + 0.5)))))
     return tuple(shown)

@@ -13,6 +13,10 @@ A `Divergence` adds the support, that is which vocabulary entries are compared:
       The naive sum over K entries is not offered: its gradient is not zero at equality (arXiv 2605.11182).
     sampled       the written token alone: value log p - log q, gradient through sg[log p - log q] * log p
 
+`clip` bounds what one entry adds to a KL before entries are summed (OPSD, arXiv 2601.18734; d-OPSD, arXiv 2606.18195): a few
+entries with a large ratio do not decide the gradient. Entries that lower the sum stay as they are, so the loss may be below
+zero. It is no bound of the position's loss.
+
 Source of the formulas: Hinton 2015; GKD, arXiv 2306.13649, equation 1; DOPD, arXiv 2606.30626, equation 4.
 """
 
@@ -150,6 +154,7 @@ class Divergence:
     support   full, top_k or sampled
     beta      generalized_jsd only
     top_k     number of entries K; `of`: whose most likely entries; `tail`: what becomes of the rest
+    clip      most that one entry adds to a forward or reverse KL, in nats; 0 = no clip
     """
 
     kind: str
@@ -158,6 +163,7 @@ class Divergence:
     top_k: int = 0
     of: str = "learner"
     tail: str = "bucket"
+    clip: float = 0.0
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -178,6 +184,12 @@ class Divergence:
             raise ConfigError(f"support=sampled is an estimate of reverse_kl only, not of {self.kind}.")
         if self.support == "top_k" and self.kind in ("nll", "policy_gradient"):
             raise ConfigError(f"{self.kind} reads the written token alone; top_k does not apply.")
+        summed = self.kind in ("forward_kl", "reverse_kl") and self.support != "sampled" and self.tail != "bregman"
+        if self.clip < 0 or (self.clip and not summed):
+            raise ConfigError(
+                f"clip={self.clip:g} bounds the entries of a forward or reverse KL, so it is 0 or more, and 0 for "
+                f"{self.kind} with support={self.support} and tail={self.tail}."
+            )
         if self.tail == "bregman" and self.support == "top_k" and self.kind not in ("forward_kl", "reverse_kl"):
             raise ConfigError(f"tail=bregman is defined for forward_kl and reverse_kl, not for {self.kind}.")
 
@@ -186,8 +198,10 @@ class Divergence:
         """Short name for traces and legends, such as "reverse_kl top-128 of target, bucket"."""
         text = self.kind if self.beta is None else f"{self.kind} beta={self.beta:g}"
         if self.support == "top_k":
-            return f"{text} top-{self.top_k} of {self.of}, {self.tail}"
-        return text if self.support == "full" else f"{text} {self.support}"
+            text = f"{text} top-{self.top_k} of {self.of}, {self.tail}"
+        elif self.support != "full":
+            text = f"{text} {self.support}"
+        return f"{text}, entries at most {self.clip:g}" if self.clip else text
 
     def __call__(
         self,
@@ -211,6 +225,10 @@ class Divergence:
         return self._on_top_k(learner.float(), target.float())
 
     def _full(self, learner: Tensor, target: Tensor) -> Tensor:
+        if self.clip:
+            learner_logp, target_logp = learner.float().log_softmax(-1), target.float().log_softmax(-1)
+            pair = (learner_logp, target_logp) if self.kind == "reverse_kl" else (target_logp, learner_logp)
+            return (pair[0].exp() * (pair[0] - pair[1])).clamp(max=self.clip).sum(-1)
         if self.kind == "forward_kl":
             return forward_kl(learner, target)
         if self.kind == "reverse_kl":

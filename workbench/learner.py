@@ -12,6 +12,7 @@ from transformers import get_scheduler
 
 from workbench.checkpoints import Checkpoint
 from workbench.config import LoraConfig, RunConfig
+from workbench.contexts import parse_context
 from workbench.errors import ConfigError
 from workbench.masks import UpdateMask
 from workbench.method import Method
@@ -113,6 +114,14 @@ def build_learner(
         steps_per_block=config.sampling.steps_per_block,
         adapter=adapter,
     )
+    if (
+        any("future" in parse_context(context) for context in method.contexts)
+        and policies[STUDENT].order_of(()) is None
+    ):
+        raise ConfigError(
+            f"method {method.name} shows a view later blocks of an answer, and {start} writes from left to right. Set "
+            "models.student to a masked diffusion model, such as data/models/diffusion."
+        )
     return Learner(policies, config, method.ema_rate, name)
 
 

@@ -168,6 +168,7 @@ class Method:
                    leaving positions out does not lower the learning rate of the others
     dataset_share  share of sequences that are the data's reference answers instead of the student's own
     ema_rate       share of the student mixed into student@ema after each step
+    needs          fields of an example without which it cannot be used, beside what contexts show: "answer"
     annotate       adds to the written rollouts of a batch what views are to be shown of them (Rollout.feedback) and what
                    it decided (Rollout.facts); it also sees what peers wrote about the same examples, one batch each
     asks_peers     what every peer is asked about each rollout, {text} being the rollout's; its reply is in Rollout.remarks
@@ -186,6 +187,7 @@ class Method:
     average_over: str = "all"
     dataset_share: float = 0.0
     ema_rate: float = 0.05
+    needs: tuple[str, ...] = ()
     annotate: Annotator | None = None
     asks_peers: str | None = None
     min_learners: int = 1

@@ -2,6 +2,7 @@
 
 import time
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from workbench.types import STUDENT, Rollout
 
 
 def step_metrics(method: Method, scored: Scored) -> dict[str, float]:
-    """Loss in nats, gaps and entropies in nats per token, shares from 0 to 1."""
+    """Loss in nats, gaps and entropies in nats per token, shares from 0 to 1; `supervised`: of positions with a loss."""
     routing, scores = scored.routing, scored.scores
     bought = (scored.loss * scored.coefficient).double()
     total = float(bought.sum())
@@ -20,6 +21,8 @@ def step_metrics(method: Method, scored: Scored) -> dict[str, float]:
         "entropy": float(scores[method.learner].entropy.mean()),
         **rollout_metrics(scored.batch.rollouts),
     }
+    has_losses = torch.tensor([bool(regime.losses) for regime in method.regimes.values()], device=routing.regime.device)
+    metrics["supervised"] = float((has_losses[routing.regime] & (routing.weight != 0)).double().mean())
     if routing.advantage is not None:
         metrics["advantage"] = float(routing.advantage.mean())
     teacher_share = supervised = 0.0
@@ -55,7 +58,7 @@ def _known(gap: Float[Tensor, " N"]) -> Float[Tensor, " M"]:
 
 
 def rollout_metrics(rollouts: tuple[Rollout, ...]) -> dict[str, float]:
-    """Length in tokens; shares of answers that are cut, right, from the data, and equal to a sibling."""
+    """Length and number of different tokens; shares of answers that are cut, right, from the data, equal to a sibling."""
     count = max(1, len(rollouts))
     rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
     metrics = {
@@ -63,6 +66,7 @@ def rollout_metrics(rollouts: tuple[Rollout, ...]) -> dict[str, float]:
         "truncated": sum(not rollout.finished for rollout in rollouts) / count,
         "dataset_share": sum(rollout.source == "dataset" for rollout in rollouts) / count,
         "agreement": _agreement(rollouts),
+        "distinct_tokens": float(len({token for rollout in rollouts for token in rollout.ids})),
     }
     if rewards:
         metrics["accuracy"] = sum(rewards) / len(rewards)

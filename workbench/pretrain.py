@@ -12,6 +12,7 @@ import json
 import platform
 import time
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,17 +21,21 @@ import torch.nn.functional as F
 import transformers
 import yaml
 from tqdm import tqdm
-from transformers import GenerationConfig, Idefics3Config, Idefics3ForConditionalGeneration
+from transformers import GenerationConfig, Idefics3Config, Idefics3ForConditionalGeneration, ModernVBertForMaskedLM
 
 from workbench.contexts import build_prompt
 from workbench.errors import ConfigError, unknown
 from workbench.grading import grade
 from workbench.policies import Policy, SamplingOptions
-from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies.diffusion import DiffusionPolicy
+from workbench.policies.loading import load_policy
 from workbench.scenes import check_split, family_places, make_examples
 from workbench.scenes.batches import LessonEncoder
 from workbench.scenes.lessons import LOOKING, MIX, Lesson, make_lesson
+from workbench.scenes.masked import build_masked_model, masked_loss
 from workbench.scenes.processor import IMAGE_SIZE, PATCH_SIZE, SCALE_FACTOR, build_processor
+from workbench.seeding import derive_seed
 from workbench.types import PRIVILEGED, VISIBLE, Example
 
 MAX_POSITIONS = 512  # tokens of prompt and completion together
@@ -61,6 +66,7 @@ class PretrainConfig:
     start_from: str | None = None  # folder of a saved model to go on from, which decides the sizes; null = from nothing
     mix: dict[str, float] | None = None  # weights of kinds of lessons that replace those of scenes.lessons.MIX
     families: tuple[str, ...] | None = None  # ask questions of these families only; null = all
+    masked: bool = False  # a masked diffusion model that reads captions, saved in half precision
     eval_count: int = 400  # questions asked after training; 0 = none
 
     def __post_init__(self) -> None:
@@ -133,6 +139,7 @@ def _parse_override(text: str) -> tuple[str, object]:
 def _check_type(path: str | Path, key: str, value: object, kind: object) -> None:
     allowed = {
         int: isinstance(value, int) and not isinstance(value, bool),
+        bool: isinstance(value, bool),
         float: isinstance(value, (int, float)) and not isinstance(value, bool),
         str: isinstance(value, str),
         str | None: value is None or isinstance(value, str),
@@ -141,7 +148,13 @@ def _check_type(path: str | Path, key: str, value: object, kind: object) -> None
         or (isinstance(value, list) and all(isinstance(part, str) for part in value)),
     }
     if not allowed[kind]:
-        wanted = {int: "a whole number", float: "a number such as 0.001", str: "a text", str | None: "a text or null"}
+        wanted = {
+            int: "a whole number",
+            bool: "true or false",
+            float: "a number such as 0.001",
+            str: "a text",
+            str | None: "a text or null",
+        }
         wanted |= {dict[str, float] | None: "kinds of lessons with their weights, or null"}
         raise ConfigError(f"{path}: {key} is {value!r}; it must be {wanted.get(kind, 'a list of texts or null')}.")
 
@@ -153,15 +166,34 @@ def pretrain(config: PretrainConfig, *, progress: bool = True) -> Path:
     policy = _starting_policy(config)
     losses = train_on_lessons(policy, config, progress=progress)
     wall_s = time.monotonic() - started
-    scores = evaluate_world(policy, "eval", config.eval_count) if config.eval_count else []
+    contexts = ("plain", "caption") if config.masked else ("plain", "crop")
+    scores = evaluate_world(policy, "eval", config.eval_count, contexts=contexts) if config.eval_count else []
     return _save(policy, config, losses, wall_s, scores)
 
 
 def _starting_policy(config: PretrainConfig) -> AutoregressivePolicy:
     if config.start_from is not None:
         return load_policy(config.start_from, "start_from")
-    processor = build_processor()
-    return AutoregressivePolicy(build_model(config, processor.tokenizer), processor, "pretrained")
+    processor = build_processor(masked=config.masked)
+    kind, build = (DiffusionPolicy, _build_masked) if config.masked else (AutoregressivePolicy, build_model)
+    return kind(build(config, processor.tokenizer), processor, "pretrained")
+
+
+def _build_masked(config: PretrainConfig, tokenizer) -> ModernVBertForMaskedLM:
+    text = {
+        "hidden_size": config.text_width,
+        "intermediate_size": 2 * config.text_width,
+        "num_hidden_layers": config.text_layers,
+        "num_attention_heads": config.heads,
+        "max_position_embeddings": MAX_POSITIONS,
+    }
+    vision = {
+        "hidden_size": config.vision_width,
+        "intermediate_size": 2 * config.vision_width,
+        "num_hidden_layers": config.vision_layers,
+        "num_attention_heads": config.heads,
+    }
+    return build_masked_model(tokenizer, text=text, vision=vision, init_std=config.init_std)
 
 
 def build_model(config: PretrainConfig, tokenizer) -> Idefics3ForConditionalGeneration:
@@ -227,11 +259,8 @@ def train_on_lessons(policy: AutoregressivePolicy, config: PretrainConfig, *, pr
     )
     for step in bar:
         lessons = [_lesson(config, step * config.batch_size + row) for row in range(config.batch_size)]
-        batches = encoder.batches(lessons)
-        num_tokens = sum(int((batch["labels"] >= 0).sum()) for batch in batches)
         total = 0.0
-        for batch in batches:
-            loss = _summed_loss(model, **batch) / num_tokens
+        for loss in _losses(policy, config, encoder, lessons, step):
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -243,6 +272,20 @@ def train_on_lessons(policy: AutoregressivePolicy, config: PretrainConfig, *, pr
             bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.3f}", refresh=False)
     model.requires_grad_(False).eval()
     return losses
+
+
+def _losses(
+    policy: AutoregressivePolicy, config: PretrainConfig, encoder: LessonEncoder, lessons: list[Lesson], step: int
+) -> Iterator[torch.Tensor]:
+    """The step's loss in parts, each to be differentiated before the next is made."""
+    if config.masked:
+        seed = derive_seed("pretrain", config.seed, step)
+        yield masked_loss(policy.model, encoder, lessons, policy.tokenizer, seed) / len(lessons)
+        return
+    batches = encoder.batches(lessons)
+    num_tokens = sum(int((batch["labels"] >= 0).sum()) for batch in batches)
+    for batch in batches:
+        yield _summed_loss(policy.model, **batch) / num_tokens
 
 
 def _optimizers(model, config: PretrainConfig) -> list[torch.optim.Optimizer]:
@@ -285,7 +328,7 @@ def evaluate_world(
     """
     check_split(split)
     right: dict[tuple[str, str, str], list[bool]] = {}
-    options = SamplingOptions(max_completion_length=ANSWER_TOKENS, temperature=0.0)
+    options = SamplingOptions(max_completion_length=getattr(policy, "canvas", ANSWER_TOKENS), temperature=0.0)
     for start in range(0, count, batch_size):
         number = min(batch_size, count - start)
         examples = make_examples(split, seed=seed, start=start, count=number, families=families)
@@ -323,7 +366,7 @@ def _save(
     policy: AutoregressivePolicy, config: PretrainConfig, losses: list[float], wall_s: float, scores: list[WorldScore]
 ) -> Path:
     folder = Path(config.output_dir)
-    policy.model.save_pretrained(folder)
+    (policy.model.half() if config.masked else policy.model).save_pretrained(folder)
     policy.processor.save_pretrained(folder)
     tail = losses[-100:]
     record = {

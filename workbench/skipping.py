@@ -72,6 +72,13 @@ def with_evidence(examples: list[Example], method: Method, skipped: Skipped) -> 
             if not (example.reference or example.answer):
                 skipped.add(example, "no reference or answer", 'it has no "reference" and no "answer" to learn from')
         usable = [example for example in usable if example.reference or example.answer]
+    for column in method.needs:
+        for example in usable:
+            if not getattr(example, column):
+                skipped.add(
+                    example, f"no {column}", f'it has no "{column}", by which the method decides what to learn from'
+                )
+        usable = [example for example in usable if getattr(example, column)]
     if not usable:
         raise DataError(
             f"none of the {len(examples)} examples has what method {method.name} needs (contexts "

@@ -119,6 +119,11 @@ class Denoising:
         """The block that a step worked on."""
         return self.steps.index(step) // self.block
 
+    def later(self, step: int, finished: bool) -> range:
+        """Positions behind a step's block that were masks then; none once the end token had closed the canvas."""
+        closed = finished and step > self.steps[-1]
+        return range((self.block_of(step) + 1) * self.block, 0 if closed else self.canvas)
+
 
 @dataclass(frozen=True)
 class Rollout:

@@ -1,7 +1,8 @@
 """Watches a run for the ways in which on-policy distillation goes wrong without an error.
 
 A collapsed run still has a falling loss. What gives it away: entropy that halves, answers of one prompt that all agree,
-lengths that run to the limit, and, with a live privileged student as a target, positions that all leave the teacher (a
+lengths that run to the limit, answers that are no longer right, words that are no longer used, steps in which nothing is
+supervised, and, with a live privileged student as a target, positions that all leave the teacher (a
 confident student routes its tokens to itself and nothing pulls it back).
 """
 
@@ -13,6 +14,8 @@ WINDOW = 10  # steps that a mean is taken over
 ENTROPY_LOST = 0.5  # of the first window's
 AGREEMENT = 0.9
 TRUNCATED = 0.5
+RIGHT_LOST = 0.5  # of the first window's accuracy
+TOKENS_LOST = 0.5  # of the first window's number of different tokens
 TEACHER_LOST = 0.25  # of the first window's share of loss-carrying positions that the teacher supervises
 
 
@@ -44,6 +47,20 @@ class Watch:
             )
         if last("truncated") > max(TRUNCATED, 2 * first("truncated")):
             found["truncated"] = f"{last('truncated'):.0%} of answers are cut at the longest length allowed"
+        if first("accuracy") > 0.1 and last("accuracy") < RIGHT_LOST * first("accuracy"):
+            found["accuracy"] = (
+                f"the student's own answers are right in {last('accuracy'):.0%} instead of {first('accuracy'):.0%}: it is "
+                "collapsing; use an earlier checkpoint, or lower learning_rate"
+            )
+        if last("distinct_tokens") < TOKENS_LOST * first("distinct_tokens"):
+            found["distinct_tokens"] = (
+                f"a step's answers use {last('distinct_tokens'):.0f} different tokens instead of "
+                f"{first('distinct_tokens'):.0f}: the student may be repeating itself"
+            )
+        if all(one.get("supervised") == 0.0 for one in self._steps[-WINDOW:]):
+            found["supervised"] = (
+                f"no token was supervised in the last {WINDOW} steps: the method found nothing to learn from (no right answer?)"
+            )
         if first("teacher_share") > 0 and last("teacher_share") < TEACHER_LOST * first("teacher_share"):
             found["teacher_share"] = (
                 f"the teacher now supervises {last('teacher_share'):.0%} of positions instead of {first('teacher_share'):.0%}: "

@@ -68,6 +68,7 @@
     if (data.effective[i] !== null) add("effective weight", weights(losses, data.weight[i], data.effective[i]));
     else if (data.weight[i] !== null) add("the rule's weight (the loss's own is not recorded)", number(data.weight[i], 2));
     add("loss", number(data.loss[i], 3) + (data.loss[i] === null ? "" : " nats"));
+    if (data.denoising[i] !== null) add("denoising step", String(data.denoising[i]));
     return row;
   };
 
@@ -217,6 +218,7 @@
       gaps.append(make("span", "", make("span", "wb-sub", name + " "), signed(data[name][i])));
     }
     gaps.append(make("span", "", make("span", "wb-sub", "loss "), number(data.loss[i], 3)));
+    if (data.denoising[i] !== null) gaps.append(make("span", "", make("span", "wb-sub", "denoising step "), String(data.denoising[i])));
     card.replaceChildren(heading(data, i), gaps, viewTable(data, i, 3, false), reason(data, i));
     if (!card.matches(":popover-open")) card.showPopover();
     const [spot, size] = [hovered.getBoundingClientRect(), card.getBoundingClientRect()];

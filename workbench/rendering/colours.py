@@ -72,6 +72,7 @@ QUANTITIES = {  # what tokens can be coloured by: label, unit, one letter for th
     "weight": ("effective weight", "", "w"),
     "loss": ("loss", "nats", "l"),
     "entropy": ("entropy", "nats", "e"),
+    "denoising": ("denoising step", "", "d"),
     "truth": ("truth", "", "t"),
 }
 
@@ -97,6 +98,7 @@ def values_of(view: TokenView, quantity: str) -> list[float | None]:
         "weight": lambda token: token.effective,
         "loss": lambda token: token.loss,
         "entropy": lambda token: token.entropies.get("student"),
+        "denoising": lambda token: token.denoising_step,
     }[quantity]
     return [finite(read(token)) for token in view.tokens]
 

@@ -133,6 +133,8 @@ def _chips(view: TokenView, colour_by: str) -> str:
             known = any(token.truth for token in view.tokens)
         else:
             known = quantity == "regime" or any(value is not None for value in colours.values_of(view, quantity))
+        if quantity == "denoising" and not known:
+            continue  # written from left to right
         state = "" if known else ' disabled title="not recorded for this answer"'
         pressed = "true" if quantity == colour_by else "false"
         chips.append(
@@ -148,7 +150,7 @@ def _answer(view: TokenView, pinned: int) -> str:
     bound = colours.scale_bound(gaps)
     up, down = colours.bar_range(gaps)
     pixels_per_nat = BAR_PIXELS / (up + down)
-    growing = {name: colours.values_of(view, name) for name in ("weight", "loss", "entropy")}
+    growing = {name: colours.values_of(view, name) for name in ("weight", "loss", "entropy", "denoising")}
     bounds = {name: colours.scale_bound(values) for name, values in growing.items()}
     slots = colours.regime_slots(view.all_regimes)
     parts, before = [], None
@@ -224,6 +226,7 @@ def _columns(view: TokenView) -> dict[str, object]:
         "weight": column(lambda token: token.weight),
         "effective": column(lambda token: token.effective),
         "loss": column(lambda token: token.loss),
+        "denoising": [token.denoising_step for token in tokens],
         "sampled": column(lambda token: token.sampled_logprob),
         "capability": column(lambda token: token.capability_gap),
         "information": column(lambda token: token.information_gap),

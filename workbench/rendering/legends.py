@@ -16,7 +16,7 @@ def legends(view: TokenView) -> str:
     parts = [_regimes(view), _truth(view)]
     for quantity in ("capability", "information"):
         parts.append(_ramp(view, quantity, "diverging", len(colours.DIVERGING), bound))
-    for quantity in ("weight", "loss", "entropy"):
+    for quantity in ("weight", "loss", "entropy", "denoising"):
         parts.append(
             _ramp(
                 view, quantity, "growing", len(colours.GROWING), colours.scale_bound(colours.values_of(view, quantity))

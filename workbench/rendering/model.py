@@ -53,6 +53,7 @@ class TokenCell:
     ranks: dict[str, int] = field(default_factory=dict)
     alternatives: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     sampled_logprob: float | None = None
+    denoising_step: int | None = None  # None: written from left to right
     micro_batch: int | None = None
     special: bool = False
 

@@ -74,6 +74,7 @@ def _cell(position: dict, traced: TracedRollout) -> TokenCell:
             for name, entries in by_view("alternatives").items()
         },
         sampled_logprob=position.get("sampler_logprob"),
+        denoising_step=position.get("denoising_step"),
     )
 
 

@@ -130,6 +130,9 @@ def _table(view: TokenView, fills: list, width: int, colour: bool) -> list[str]:
     columns.append(("total", [signed(colours.finite(token.total_gap)) for token in view.tokens]))
     columns.append(("weight", [plain(token.effective) for token in view.tokens]))
     columns.append(("loss", [plain(token.loss, 3) for token in view.tokens]))
+    columns.append(
+        ("step", [str(NONE if token.denoising_step is None else token.denoising_step) for token in view.tokens])
+    )
     columns.append(("source", [token.source or "none" for token in view.tokens]))
     columns.append(("truth", [token.truth or "" for token in view.tokens]))
     columns = [(name, cells) for name, cells in columns if any(cell not in (NONE, "") for cell in cells)]

@@ -1,0 +1,159 @@
+"""d-OPSD's own arithmetic, its filter of right answers, and a real, tiny run."""
+
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from families import save_idefics3, save_modernvbert
+from small import example, rollouts, run_config, table_policies
+
+from workbench.checkpoints import list_checkpoints
+from workbench.config import RunConfig
+from workbench.datasets import load_examples
+from workbench.divergences import Divergence
+from workbench.errors import ConfigError, DataError
+from workbench.learner import build_learner
+from workbench.methods import load_method
+from workbench.policies import SamplingOptions
+from workbench.policies.loading import load_policy
+from workbench.rollouts import write_rollouts
+from workbench.runs import RunFolder
+from workbench.scoring import Batch
+from workbench.supervision import Scored, read_batch, supervise_batch
+from workbench.traces.reader import open_traces
+from workbench.train import train
+from workbench.watch import Watch
+
+FUTURE, LAST, WRONG = range(3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_modernvbert(tmp_path_factory.mktemp("modernvbert"))
+
+
+def config(folder: Path, output_dir: object, **values: object) -> RunConfig:
+    values = {"method": {"name": "d_opsd", "right_only": False}, "sampling__max_completion_length": 16, **values}
+    values |= {"evaluation__contexts": ["plain"], "evaluation__teacher": False}
+    return run_config({"student": folder, "teacher": folder}, output_dir, **values)
+
+
+def scored(folder: Path, *, seed: int = 3, **options: object) -> tuple[Scored, torch.nn.Module]:
+    method = load_method("d_opsd", {"right_only": False, **options})
+    learner = build_learner(config(folder, "runs"), method)
+    written = write_rollouts(learner.student, load_examples("scenes:train?count=2"), context="plain", sampling=SamplingOptions(16), num_generations=2, seed=(seed,))  # fmt: skip
+    readings = read_batch(method, learner.policies, Batch(tuple(written)))
+    found = supervise_batch(method, learner.policies, readings, seed=0, backward=lambda total: total.backward())
+    return found, learner.student.model
+
+
+def largest_gradient(model: torch.nn.Module) -> float:
+    return max(float(one.grad.abs().max()) for one in model.parameters() if one.grad is not None)
+
+
+def test_a_clipped_entry_adds_no_more_than_the_limit() -> None:
+    learner, target = torch.tensor([[0.7, 0.2, 0.1]]).log(), torch.tensor([[0.1, 0.3, 0.6]]).log()
+    terms = [0.7 * math.log(7), 0.2 * math.log(2 / 3), 0.1 * math.log(1 / 6)]
+    ids = torch.zeros(1, dtype=torch.long)
+    whole = Divergence("reverse_kl")(learner, target, ids)
+    assert float(whole) == pytest.approx(sum(terms), abs=1e-6)
+    clipped = Divergence("reverse_kl", clip=0.05)
+    assert float(clipped(learner, target, ids)) == pytest.approx(0.05 + terms[1] + terms[2], abs=1e-6)
+    assert "entries at most 0.05" in clipped.label
+    equal = target.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(clipped(equal, target, ids).sum(), equal)
+    assert float(grad.abs().max()) < 1e-7
+    assert torch.allclose(Divergence("forward_kl", clip=9.0)(learner, target, ids), Divergence("forward_kl")(learner, target, ids))  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{"kind": "jensen_shannon"}, {"kind": "reverse_kl", "support": "sampled"}])
+def test_a_clip_where_nothing_is_summed_is_refused(options: dict) -> None:
+    with pytest.raises(ConfigError, match="bounds the entries of a forward or reverse KL"):
+        Divergence(**options, clip=0.05)
+
+
+def test_only_right_answers_with_blocks_to_come_are_supervised() -> None:
+    method, policies = load_method("d_opsd"), table_policies()
+    right, wrong, unknown, long = rollouts(3, 3, 3, 7)
+    batch = Batch((right, replace(wrong, reward=0.0), replace(unknown, reward=None), long))
+    found = supervise_batch(method, policies, read_batch(method, policies, batch), seed=0)
+    # blocks of two on a canvas of eight: the seventh token is in the last block
+    assert found.routing.regime.tolist() == [FUTURE] * 3 + [WRONG] * 6 + [FUTURE] * 6 + [LAST]
+
+
+def test_a_step_without_a_right_answer_changes_nothing_and_is_named() -> None:
+    method, policies = load_method("d_opsd"), table_policies()
+    batch = Batch(tuple(replace(one, reward=0.0) for one in rollouts(3, 4)))
+    found = supervise_batch(method, policies, read_batch(method, policies, batch), seed=0, backward=lambda total: total.backward())  # fmt: skip
+    assert found.loss.abs().sum() == 0.0
+    assert all(table.grad is None or not table.grad.any() for table in policies["student"].tables.values())
+    watch, seen = Watch(), []
+    for step in range(1, 21):
+        seen += watch.look(step, {"supervised": 0.0 if step > 5 else 0.4})
+    assert seen == ["step 20: no token was supervised in the last 10 steps: the method found nothing to learn from (no right answer?)."]  # fmt: skip
+
+
+def test_collapse_is_called_by_name() -> None:
+    watch = Watch()
+    for step in range(1, 31):
+        share = 1.0 if step <= 10 else 0.3
+        watch.look(step, {"accuracy": 0.8 * share, "distinct_tokens": 60 * share, "supervised": 1.0})
+    assert "right in 24% instead of 80%" in watch.warnings["accuracy"]
+    assert "use 18 different tokens instead of 60" in watch.warnings["distinct_tokens"]
+
+
+def test_nothing_shown_is_exactly_nothing_lost_and_something_shown_is_not(folder: Path) -> None:
+    nothing, model = scored(folder, share=0.0)
+    assert float(nothing.loss.abs().max()) < 1e-6
+    assert largest_gradient(model) < 1e-6
+    something, model = scored(folder, share=1.0)
+    supervised = something.routing.regime == FUTURE
+    assert bool((something.loss[supervised] != 0).all()) and not bool(something.loss[~supervised].any())
+    assert largest_gradient(model) > 1e-5
+
+
+def test_gradient_comes_from_the_selected_positions_alone(folder: Path) -> None:
+    method = load_method("d_opsd", {"right_only": False})
+    found, _ = scored(folder)
+    learner = build_learner(config(folder, "runs"), method)
+    prompts = found.prompts["student"]
+    readout = learner.student.read(list(prompts), [one.ids for one in found.batch.rollouts], [one.denoising for one in found.batch.rollouts])  # fmt: skip
+    readout.hidden.retain_grad()
+    (readout.hidden * (found.routing.regime == FUTURE).unsqueeze(-1)).sum().backward()
+    touched = readout.hidden.grad.abs().sum(-1) > 0
+    assert torch.equal(touched, found.routing.regime == FUTURE)
+
+
+def test_a_run_is_recorded_with_its_denoising_steps_and_resumed_bit_for_bit(folder: Path, tmp_path: Path) -> None:
+    whole = config(folder, tmp_path / "whole")
+    train(whole)
+    rows = open_traces(whole.run_dir).sql("SELECT * FROM positions").to_pylist()
+    assert {row["regime"] for row in rows} >= {"FUTURE"}
+    for row in rows:
+        assert row["denoising_step"] // 2 == row["position"] // 4  # blocks of four in two steps
+        assert row["sampler_logprob"] == pytest.approx(row["logprob_student"], abs=1e-3)
+    stopped = config(folder, tmp_path / "part")
+    train(stopped, on_step=lambda step, metrics: os.kill(os.getpid(), signal.SIGTERM) if step == 1 else None)
+    assert RunFolder.open(stopped.run_dir).status["steps_done"] == 2
+    train(stopped, resume=True)
+    ends = [
+        load_policy(list_checkpoints(one.run_dir)[-1].student, "end").model.state_dict() for one in (whole, stopped)
+    ]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    probes = [open_traces(one.run_dir).sql("SELECT * FROM probe_positions ORDER BY ALL").to_pylist() for one in (whole, stopped)]  # fmt: skip
+    assert probes[0] == probes[1]
+
+
+def test_a_student_that_writes_from_left_to_right_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="writes from left to right"):
+        build_learner(config(save_idefics3(tmp_path), tmp_path), load_method("d_opsd"))
+
+
+def test_examples_without_an_answer_are_skipped_by_name(folder: Path, tmp_path: Path) -> None:
+    asked = config(folder, tmp_path, method={"name": "d_opsd"})
+    with pytest.raises(DataError, match="no answer"):
+        train(asked, load=lambda *args, **options: [replace(example(0), answer=None)])
