@@ -132,7 +132,10 @@ def test_the_tables_numbers_are_those_of_its_questions(finished: Study) -> None:
         checked += 1
     assert checked == 6 * 6 * 3 * 3  # measures, runs and models, truths, sets of questions
     table = (finished.folder / "table.md").read_text()
+    by_domain = table.split("### accuracy by domain (questions)")[1].split("###")[0]
     for name in VARIANTS:
+        tags = [row["accuracy"] for row in rows if (row["variant"], row["data"], row["context"], row["domain"]) == (name, "scenes:eval", "plain", "tag")]  # fmt: skip
+        assert re.search(rf"\| {name} \|.* {100 * np.mean(tags):.1f} % \|\n", by_domain), by_domain
         own = [row["confidence"] - row["accuracy"] for row in rows if (row["variant"], row["data"], row["context"], row["truth"]) == (name, "scenes:eval", "plain", "privileged")]  # fmt: skip
         section = table.split("### over-confidence, privileged")[1].split("###")[0]
         assert re.search(rf"\| {name} \| 2 \| {100 * np.mean(own):.1f} % \|", section), section

@@ -137,7 +137,7 @@ def markdown(results: Results) -> str:
         label = labelled(questions.label, learner)
         for context in questions.contexts:
             parts.append(f"## {label}, shown {context}")
-            parts.append(_overview(results, label, context))
+            parts += [_overview(results, label, context), _by_domain(results, label, context)]
             for measure, truth in HEADLINES:
                 table = _differences(results, label, context, measure, truth)
                 if table:
@@ -191,6 +191,21 @@ def _overview(results: Results, data: str, context: str) -> str:
             lines.append([_row_name(results, row), str(len(row.seeds)) if row.kind == "variant" else "-", *cells])
     header = ["", "seeds", *(title_of(*key) for key in shown)]
     return _table(header, lines)
+
+
+def _by_domain(results: Results, data: str, context: str) -> str:
+    """Accuracy of every row in every domain, where there are several; questions without a known answer are left out."""
+    asked = {row.name: row.answers[data, context] for row in results.rows if (data, context) in row.answers}
+    found = next(iter(asked.values()))["domain"] if asked else []
+    domains = sorted({str(domain) for domain in found if domain})
+    if len(domains) < 2:
+        return ""
+    lines = []
+    for name, own in asked.items():
+        means = [float(np.nanmean(own["accuracy"][:, own["domain"] == domain])) for domain in domains]
+        lines.append([name, *(f"{100 * mean:.1f} %" for mean in means)])
+    counts = [f"{domain} ({int((found == domain).sum())})" for domain in domains]
+    return "### accuracy by domain (questions)\n\n" + _table(["", *counts], lines)
 
 
 def _differences(results: Results, data: str, context: str, measure: str, truth: str) -> str:
