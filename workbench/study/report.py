@@ -196,13 +196,14 @@ def _overview(results: Results, data: str, context: str) -> str:
 def _by_domain(results: Results, data: str, context: str) -> str:
     """Accuracy of every row in every domain, where there are several; questions without a known answer are left out."""
     asked = {row.name: row.answers[data, context] for row in results.rows if (data, context) in row.answers}
-    found = next(iter(asked.values()))["domain"] if asked else []
+    first = next(iter(asked.values()))
+    found = np.where(np.isnan(first["accuracy"][0]), "", first["domain"])
     domains = sorted({str(domain) for domain in found if domain})
     if len(domains) < 2:
         return ""
     lines = []
     for name, own in asked.items():
-        means = [float(np.nanmean(own["accuracy"][:, own["domain"] == domain])) for domain in domains]
+        means = [float(own["accuracy"][:, found == domain].mean()) for domain in domains]
         lines.append([name, *(f"{100 * mean:.1f} %" for mean in means)])
     counts = [f"{domain} ({int((found == domain).sum())})" for domain in domains]
     return "### accuracy by domain (questions)\n\n" + _table(["", *counts], lines)
