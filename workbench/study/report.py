@@ -196,6 +196,8 @@ def _overview(results: Results, data: str, context: str) -> str:
 def _by_domain(results: Results, data: str, context: str) -> str:
     """Accuracy of every row in every domain, where there are several; questions without a known answer are left out."""
     asked = {row.name: row.answers[data, context] for row in results.rows if (data, context) in row.answers}
+    if not asked:
+        return ""
     first = next(iter(asked.values()))
     found = np.where(np.isnan(first["accuracy"][0]), "", first["domain"])
     domains = sorted({str(domain) for domain in found if domain})
