@@ -67,7 +67,7 @@ def stacked_shares(
 ) -> go.Figure:
     """Regimes' shares over steps as stacked areas, one panel per group. by: position_share or loss_share."""
     if table.empty:
-        return empty_figure(table.empty, theme, title=title)
+        return empty_figure(table.empty, theme, title=f"{title}, by {MEASURES[by]}")
     frame = table.frame.fillna({by: 0.0})
     groups = list(frame.groupby("group")["num_positions"].sum().sort_values(ascending=False).index)
     counts = frame.groupby("group")["num_positions"].sum()

@@ -85,7 +85,7 @@ def _grouped(measured: Measured, theme: str, title: str, bars: list[tuple[str, s
     """Horizontal bars per group. bars: (precision, delta, column, name)."""
     groups = measured.geometry.groups
     names = list(dict.fromkeys(groups["group"]))[::-1]
-    made = figure(theme, title=title, subtitle=measured.title, height=150 + 17 * len(names) * len(bars))
+    made = figure(theme, title=title, subtitle=measured.title, height=130 + (17 * len(names) + 20) * len(bars))
     for place, (precision, delta, column, name) in enumerate(bars):
         own = (
             groups[(groups["precision"] == precision) & (groups["delta"] == delta)]
@@ -97,7 +97,9 @@ def _grouped(measured: Measured, theme: str, title: str, bars: list[tuple[str, s
             y=names, x=pd.to_numeric(own), orientation="h", name=escaped(name), marker={"color": colour},
             hovertemplate=f"<b>%{{y}}</b> %{{x:.4g}}<br>{escaped(name)}<extra></extra>",
         )  # fmt: skip
-    return made.update_layout(barmode="group", bargap=0.25, legend={"traceorder": "normal"})
+    return made.update_layout(
+        barmode="group", bargap=0.25, legend={"traceorder": "normal"}, margin_t=76 + 20 * len(bars)
+    )
 
 
 def _over(measured: Measured, theme: str, title: str, points: list[tuple[float, str]]) -> go.Figure:

@@ -155,7 +155,7 @@ def most_moved(run: str | Path | Traces, *, limit: int = 50) -> Table:
         HAVING changes > 0 ORDER BY changes DESC, process, rollout, position LIMIT $limit"""
     found = traces.sql(query, {"limit": limit}).to_pandas()
     empty = "No probe token changed its regime." if traces.steps("probe_rollouts") else NO_PROBES
-    units = {"changes": "changes of regime", "information_gap": "nats, mean over steps"}
+    units = {"information_gap": "nats, mean over steps"}
     return table(found, columns, run=run_name(traces), empty=empty, units=units)
 
 

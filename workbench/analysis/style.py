@@ -73,7 +73,7 @@ def _template(theme: str) -> go.layout.Template:
             "plot_bgcolor": SURFACE[theme],
             "colorway": SERIES[theme],
             "xaxis": {**axis, "showgrid": False, "zeroline": False, "showline": True, "ticks": "outside", "ticklen": 4},
-            "yaxis": {**axis, "zeroline": True},
+            "yaxis": {**axis, "zeroline": True, "exponentformat": "e"},
             "hoverlabel": {
                 "font": {"family": SANS, "size": 12.5, "color": INK[theme]},
                 "bgcolor": SURFACE[theme],

@@ -26,3 +26,15 @@ element.addEventListener("keydown", (event) => {
     if (next !== row && element.querySelector("table[data-follow]")) choose(next);
   }
 });
+
+/* The chosen row may lie further down than the table shows: an address or Python chose it. */
+const reveal = () => {
+  const row = element.querySelector('tr[aria-selected="true"]');
+  const box = row?.closest(".wbu-scroll");
+  if (!box || box.scrollHeight <= box.clientHeight) return;
+  const head = box.querySelector("thead")?.offsetHeight || 0;
+  const [top, bottom] = [row.offsetTop - head, row.offsetTop + row.offsetHeight];
+  if (top < box.scrollTop || bottom > box.scrollTop + box.clientHeight) box.scrollTop = top - row.offsetHeight;
+};
+watch("value", () => requestAnimationFrame(reveal));
+requestAnimationFrame(reveal);

@@ -9,7 +9,6 @@ from workbench.analysis import geometry_files
 from workbench.analysis.geometry import UPDATE
 from workbench.analysis.geometry_figures import all_figures, page
 from workbench.analysis.geometry_files import FOLDER, NOT_MEASURED, Measured
-from workbench.analysis.style import empty_figure
 from workbench.analysis.table import Table, table
 from workbench.ui.context import AppContext, Shared, note, told
 from workbench.ui.pieces import Column, fragment_component, plot_component, rows_component, rows_html
@@ -34,8 +33,11 @@ def draw(context: AppContext, run: str | None, theme: str) -> tuple:
     command = f"<p>From a terminal: <code>workbench geometry {escape(str(run_dir))}</code></p>"
     words = f'<div class="wbu-words">{WHAT}{command}</div>'
     if measured is None:
-        nothing = [empty_figure(NOT_MEASURED, theme, title="Geometry of the update")] + [None] * (NUM_FIGURES - 1)
-        return (words, *nothing, rows_html(groups_table(None, run_dir.name), COLUMNS, label="geometry by group"))
+        return (
+            words,
+            *[None] * NUM_FIGURES,
+            rows_html(groups_table(None, run_dir.name), COLUMNS, label="geometry by group"),
+        )
     rows = rows_html(
         groups_table(measured, run_dir.name), COLUMNS, label="geometry by group", title="By group", tall=520
     )

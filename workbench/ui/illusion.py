@@ -66,7 +66,7 @@ def draw(context: AppContext, run: str | None, theme: str, shown: str | None) ->
         figures.bars(parted, "gap", "auroc", title="Which gap finds privileged tokens", theme=theme, reference=0.5, meaning="tells nothing"),
         rows_html(
             illusion.worst_cases(traces or run_dir), WORST_COLUMNS, label="worst cases", key=KEY,
-            title="Most loss spent on what only the evidence explains", tall=440,
+            title="Most loss spent on what only the evidence explains: choose one to open it in Tokens", tall=440,
         ),
         rows_html(illusion.sure_and_wrong(run_dir), SURE_COLUMNS, label="sure and wrong", title="Sure and wrong", tall=340),
         rows_html(last_step(accuracy), ACCURACY_COLUMNS, label="accuracy", title="Accuracy and confidence, last evaluation", tall=340),

@@ -35,6 +35,7 @@ SPLITS = (("all tokens", ""), ("by kind", "kind"), ("by truth", "truth"), ("by d
 MEASURES = (("tokens", "position_share"), ("loss", "loss_share"))
 TRUTHS = (("all tokens", ""), ("visible tokens", "visible"), ("privileged tokens", "privileged"))
 PROBE_KEY = ("process", "rollout")
+PROBES = "Probes: the same answers, read again every few steps. Choose one to see its tokens over training"
 PROBE_COLUMNS = (
     Column("rollout", "probe", "number"), Column("domain", kind="short"), Column("question"), Column("answer"),
     Column("right", "", "right"), Column("tokens", "", "number"), Column("changes", "changes of regime", "number"),
@@ -42,7 +43,7 @@ PROBE_COLUMNS = (
 MOVED_KEY = ("process", "rollout", "position")
 MOVED_COLUMNS = (
     Column("token", kind="token"), Column("kind", kind="short"), Column("truth", kind="short"), Column("changes", kind="number"),
-    Column("way", kind="short"), Column("information_gap", kind="signed"), Column("rollout", "probe", "number"), Column("example", kind="short"),
+    Column("way", kind="short"), Column("information_gap", "information", "signed"), Column("rollout", "probe", "number"), Column("example", kind="short"),
 )  # fmt: skip
 
 
@@ -89,7 +90,9 @@ def draw_probes(traces: Traces, address: Mapping | None) -> tuple[str, dict | No
         asked = {"process": whole(address, "process") or 0, "rollout": whole(address, "rollout")}
     most = max(range(len(keys)), key=lambda place: found.rows[place]["changes"], default=None)
     key = asked if asked in keys else None if most is None else keys[most]
-    html = rows_html(found, PROBE_COLUMNS, label="probes", key=PROBE_KEY, chosen=key, tall=240, follow=True)
+    html = rows_html(
+        found, PROBE_COLUMNS, label="probes", key=PROBE_KEY, chosen=key, title=PROBES, tall=270, follow=True
+    )
     return html, key
 
 
@@ -132,7 +135,7 @@ def draw_moved(traces: Traces) -> str:
         MOVED_COLUMNS,
         label="tokens that moved",
         key=MOVED_KEY,
-        title="Tokens that changed hands most often",
+        title="Tokens that changed hands most often: choose one to open it in Tokens",
         tall=420,
     )
 

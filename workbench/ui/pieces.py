@@ -79,7 +79,7 @@ def rows_html(
     if table.empty:
         return empty_html(table.empty, title=title)
     heads = "".join(_heading(column, table) for column in columns)
-    rows = table.rows
+    rows = _whole_numbers(table)
     keys = [{name: row[name] for name in key} for row in rows]
     stop = keys.index(chosen) if chosen in keys else 0  # the one row that the Tab key reaches
     body = []
@@ -96,6 +96,17 @@ def rows_html(
         f'<div class="wbu-scroll"{style}><table{role} aria-label="{escape(label, quote=True)}"{" data-follow" if follow else ""}>'
         f"{caption}<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _whole_numbers(table: Table) -> list[dict]:
+    """The rows; counts that became 5.0 because one of their column is missing are whole again."""
+    rows = table.rows
+    for name in table.frame.columns:
+        values = [row[name] for row in rows]
+        present = [value for value in values if isinstance(value, float) and math.isfinite(value)]
+        if len(present) < len(values) and present and all(value.is_integer() for value in present):
+            rows = [{**row, name: int(row[name])} if row[name] in present else row for row in rows]
+    return rows
 
 
 def empty_html(message: str, *, title: str = "") -> str:

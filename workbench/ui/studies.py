@@ -54,7 +54,7 @@ def draw(
         gr.Dropdown(choices=[(title_of(*one), str(idx)) for idx, one in enumerate(measures)], value=str(_place(measure, measures)) if measures else None),
         gr.Plot(value=plot, visible=plot is not None),
         rows_html(compared(study, data, shown, *key), compared_columns(study), label="variants compared", title=title_of(*key) if measures else "Comparison"),
-        rows_html(runs_of(study), RUN_COLUMNS, label="runs of the study", key=("run",), title="Its runs", tall=420),
+        rows_html(runs_of(study), RUN_COLUMNS, label="runs of the study", key=("run",), title="Its runs: choose one to open it in Watch", tall=420),
         notes_html(study),
     )  # fmt: skip
 

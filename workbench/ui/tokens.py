@@ -127,9 +127,11 @@ def draw_list(
     html = rows_html(page, COLUMNS, label="answers", key=KEY, chosen=key or first, tall=290, follow=True)
     start = page_idx * PAGE_SIZE
     where = f"{start + 1:,}–{min(total, start + PAGE_SIZE):,} of {total:,}" if total else "none"
+    is_elsewhere = key is not None and all({name: row[name] for name in KEY} != key for row in page.rows)
+    told_open = f"open: step {key['step']}, no. {key['rollout']}, not on this page · " if is_elsewhere else ""
     return (
         html,
-        f'<p class="wbu-where" aria-live="polite">{where} {"probes" if selection.probe else "answers"}</p>',
+        f'<p class="wbu-where" aria-live="polite">{told_open}{where} {"probes" if selection.probe else "answers"}</p>',
         first,
     )
 

@@ -133,7 +133,7 @@ def look_at(
         drawn = [gr.skip()] * len(_cleared())
         now |= {"marks": before.get("marks"), "next": before.get("next", 0.0)}
     has_turned = before.get("status") not in (None, state.status)
-    picker = gr.Dropdown(choices=run_choices(context)) if has_turned else gr.skip()
+    picker = gr.Dropdown(choices=run_choices(context)) if has_turned or anew else gr.skip()
     # a run that has ended is drawn once more by the tick that finds it ended; then the timer rests
     return (status_html(state), *_buttons(context, state), picker, log, json.dumps(now), *drawn)
 
