@@ -41,7 +41,9 @@ class RunError(WorkbenchError, RuntimeError):
 def unknown(what: str, value: object, known: Iterable[str]) -> str:
     """The sentence for a name that is not known: the value, what is allowed, the nearest name."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(value), known, n=3)
-    near.sort(key=lambda name: sorted(name) != sorted(str(value)))  # two letters that changed places come first
+    value = str(value)
+    near = difflib.get_close_matches(value, known, n=3)
+    # letters that changed places behind the first come before one that is missing
+    near.sort(key=lambda name: (name[:1], sorted(name)) != (value[:1], sorted(value)))
     hint = f' Did you mean "{near[0]}"?' if near else ""
     return f'{what} "{value}" is unknown. Allowed: {", ".join(known) or "none"}.{hint}'
