@@ -71,7 +71,7 @@ def finished(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Study:
     study = load_study(study_file(models, tmp_path_factory.mktemp("study")))
     said: list[str] = []
     assert run_study(study, say=said.append)
-    assert len(said) == 6 and re.fullmatch(r"\[6/6\] dopd-s1 finished in \d+ s", said[-1]), said
+    assert len(said) == 6 and re.fullmatch(r"\[6/6\] d?opd-s1 finished in \d+ s", said[-1]), said
     write_report(study)
     return study
 
