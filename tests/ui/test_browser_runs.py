@@ -221,6 +221,7 @@ def test_an_open_page_goes_on_after_the_server_was_started_again(server: Server,
     server.kill()
     server.start()
     page.locator("#app-look").click()
+    expect(page.locator("#watch-status h2")).to_have_text("first")
     badge(page, "finished")
 
 

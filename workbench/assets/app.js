@@ -24,6 +24,7 @@ window.workbenchApp = (() => {
     },
     open: () => { isOpen = true; },
     look: () => { looks += 1; },
+    run: (chosen) => chosen || new URLSearchParams(location.search).get("run"),
     // writes the address, and wakes the open tab if what it shows has changed
     show: (tabs, run, tab, theme, address, ...wakes) => {
       if (!tab || !isOpen) return wakes;

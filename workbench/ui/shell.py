@@ -77,7 +77,9 @@ def build_app(context: AppContext) -> gr.Blocks:
         }  # fmt: skip
         gr.on([run.change, tab.change, theme.change, address.change], **shown)
         toggle.click(None, None, theme, js="() => workbenchApp.toggle()")
-        again = look.click(told(partial(look_again, context)), run, run, api_visibility="private")
+        again = look.click(  # a page that is just coming back from a lost server has no run yet, and its address has
+            told(partial(look_again, context)), run, run, js="(run) => [workbenchApp.run(run)]", api_visibility="private",
+        )  # fmt: skip
         again.then(None, js="() => workbenchApp.look()").then(**shown)
         opened = [run, tabs, tab, address, theme]
         asked = app.load(
