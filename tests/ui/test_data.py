@@ -38,9 +38,9 @@ def test_the_address_chooses_the_example(context: AppContext) -> None:
 
 
 def test_another_source_is_read_again_when_it_changes_and_its_text_stays_text(
-    context: AppContext, tmp_path: Path, picture: str
+    context: AppContext, picture: str
 ) -> None:
-    file = tmp_path / "own.jsonl"
+    file = context.runs_dir / "own.jsonl"
     row = {
         "question": NASTY,
         "images": [picture],
@@ -53,11 +53,25 @@ def test_another_source_is_read_again_when_it_changes_and_its_text_stays_text(
     assert "<script" not in drawn[LISTED] + drawn[SHOWN] and "🙂" in drawn[SHOWN] and len(keys(drawn[LISTED])) == 1
     file.write_text((json.dumps(row) + "\n") * 3)
     assert len(keys(data.draw(context, "dopd", {}, str(file))[LISTED])) == 3
+    file.unlink()
+
+
+def test_nothing_outside_the_runs_folder_is_read(context: AppContext, tmp_path: Path) -> None:
+    file = tmp_path / "secret.jsonl"
+    file.write_text(json.dumps({"question": "a secret"}) + "\n")
+    (link := context.runs_dir / "link.jsonl").symlink_to(file)
+    for source in (file, link, context.runs_dir / ".." / ".." / "etc" / "passwd"):
+        drawn = data.draw(context, "dopd", {}, str(source), is_typed=True)
+        assert "is not read here" in drawn[LISTED] and "a secret" not in "".join(map(str, drawn))
+        assert data.draw(context, "dopd", {}, str(source))[CHOOSER].value == "scenes:eval?count=6", "of another run"
+        with pytest.raises(DataError, match="is not read here"):
+            data.score_listed(context, "dopd", {}, str(source), None)
+    link.unlink()
 
 
 @pytest.mark.parametrize("source", ["no/such.jsonl", "scenes:nowhere", "hf:"])
 def test_a_source_that_cannot_be_read_is_a_sentence(context: AppContext, source: str) -> None:
-    assert "wbu-empty" in data.draw(context, "dopd", {}, source)[LISTED]
+    assert "wbu-empty" in data.draw(context, "dopd", {}, source, is_typed=True)[LISTED]
 
 
 def test_read_only_reads_the_run_s_own_data_and_scores_nothing(runs: Path, tmp_path: Path, picture: str) -> None:

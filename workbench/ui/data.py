@@ -69,12 +69,22 @@ class OneScorer:
 SCORER = OneScorer()
 
 
-def draw(context: AppContext, run: str | None, address: Mapping | None, source: str | None) -> tuple:
-    """Sources to choose from, the list of examples, and the chosen one with its evidence."""
+def draw(
+    context: AppContext, run: str | None, address: Mapping | None, source: str | None, *, is_typed: bool = False
+) -> tuple:
+    """Sources to choose from, the list of examples, and the chosen one with its evidence.
+
+    is_typed  the source was just asked for: one that may not be read is said, and otherwise the run's own is listed
+    """
     run_dir = context.run_dir(run)
     known = sources_of(run_dir)
-    source = chosen_source(context, run_dir, source)
-    chooser = gr.Dropdown(choices=known, value=source, allow_custom_value=not context.read_only)
+    try:
+        source = chosen_source(context, run_dir, source)
+    except DataError as error:
+        if is_typed:
+            return gr.Dropdown(choices=known, value=source), empty_html(sentence(error)), ""
+        source = chosen_source(context, run_dir, None)  # the page still holds another run's
+    chooser = gr.Dropdown(choices=known, value=source)
     if source is None:
         return chooser, empty_html(NO_SOURCE), ""
     try:
@@ -96,11 +106,29 @@ def sources_of(run_dir: Path) -> list[tuple[str, str]]:
 
 
 def chosen_source(context: AppContext, run_dir: Path, source: str | None) -> str | None:
-    """The source to list: the asked one, else the run's own. A read-only page reads the run's own only."""
+    """The source to list: the asked one, else the run's own.
+
+    Raises DataError for one that is neither the run's own, nor built-in scenes, nor a file inside the runs folder; a
+    read-only page reads the run's own only.
+    """
     known = [value for _, value in sources_of(run_dir)]
-    if source and (source in known or not context.read_only):
+    if not source:
+        return known[-1] if len(known) > 1 else known[0] if known else None
+    if source in known or (not context.read_only and _is_ours(context, source)):
         return source
-    return known[-1] if len(known) > 1 else known[0] if known else None
+    others = "" if context.read_only else f", scenes:eval?count=40 and the like, and files inside {context.runs_dir}"
+    raise DataError(
+        f'"{source}" is not read here: this page reads the data that the run names{others}. '
+        "To look at other data, launch a run that names it as data.train."
+    )
+
+
+def _is_ours(context: AppContext, source: str) -> bool:
+    """Whether a typed source lies where the app may read."""
+    if source.startswith("scenes:"):
+        return True
+    file = Path(source.partition("?")[0]).resolve()
+    return file.is_relative_to(context.runs_dir.resolve()) and file.is_file()
 
 
 def load(source: str) -> list[Example]:
@@ -323,7 +351,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     inputs, outputs = [shared.run, shared.address, source], [source, listed, shown]
     drawing = told(partial(draw, context), len(outputs))
     shared.on_show("data", drawing, inputs, outputs)
-    source.input(drawing, inputs, outputs, **quiet)
+    source.input(told(partial(draw, context, is_typed=True), len(outputs)), inputs, outputs, **quiet)
 
     def choose(event: gr.EventData) -> dict:
         return {"example": str(event.key["id"])}
