@@ -12,7 +12,7 @@ from families import save_idefics3, save_modernvbert
 from small import example, rollouts, run_config, table_policies
 
 from workbench.checkpoints import list_checkpoints
-from workbench.config import RunConfig
+from workbench.config import RunConfig, load_config
 from workbench.datasets import load_examples
 from workbench.divergences import Divergence
 from workbench.errors import ConfigError, DataError
@@ -114,6 +114,20 @@ def test_nothing_shown_is_exactly_nothing_lost_and_something_shown_is_not(folder
     supervised = something.routing.regime == FUTURE
     assert bool((something.loss[supervised] != 0).all()) and not bool(something.loss[~supervised].any())
     assert largest_gradient(model) > 1e-5
+
+
+def test_the_shipped_model_reads_its_future(monkeypatch: pytest.MonkeyPatch) -> None:
+    """arXiv 2606.18195, section 3: the suffix teacher is surer of the student's tokens, the more of what follows it sees."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+    recipe, nats = load_config("configs/d_opsd.yaml"), []
+    for share in (0.0, 0.5, 1.0):
+        method = load_method("d_opsd", {"context": "caption", "share": share, "right_only": False})
+        learner = build_learner(recipe, method)
+        examples = load_examples("scenes:eval?count=48")
+        written = write_rollouts(learner.student, examples, context="caption", sampling=SamplingOptions(24), num_generations=1, seed=(1,))  # fmt: skip
+        found = supervise_batch(method, learner.policies, read_batch(method, learner.policies, Batch(tuple(written))), seed=0)  # fmt: skip
+        nats.append(float(-found.scores["self"].logprob[found.routing.regime == FUTURE].mean()))
+    assert nats[0] - nats[1] > 0.02 and nats[1] - nats[2] > 0.02, nats
 
 
 def test_gradient_comes_from_the_selected_positions_alone(folder: Path) -> None:
