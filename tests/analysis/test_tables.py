@@ -188,6 +188,18 @@ def test_shares_bought_by_information_are_those_of_the_positions(dopd: Path) -> 
     assert illusion.loss_by_truth(dopd).frame["position_share"].sum() == pytest.approx(1.0)
 
 
+def test_of_a_long_run_neighbouring_steps_are_one_point(dopd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(illusion, "MOST_POINTS", 2)
+    frame = illusion.bought_by_information(dopd).frame
+    own = frame[frame["truth"] == "all"]
+    steps = sorted(open_traces(dopd).steps("positions"))
+    half = -(-len(steps) // 2)
+    assert own[["first_step", "step"]].to_numpy().tolist() == [[steps[0], steps[half - 1]], [steps[half], steps[-1]]]
+    query = "SELECT avg(CAST(information_gap > capability_gap AS INT)) AS share FROM positions WHERE step < ?"
+    expected = open_traces(dopd).sql(query.replace("?", str(steps[half]))).to_pandas()["share"]
+    np.testing.assert_allclose(own["position_share"].iloc[0], expected.iloc[0])
+
+
 def test_auroc_by_hand() -> None:
     values, positive = np.array([1.0, 2.0, 3.0, 4.0]), np.array([False, True, False, True])
     assert illusion.auroc(values, positive) == 0.75  # of four pairs the positive is larger in three

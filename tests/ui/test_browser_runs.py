@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
+from screen_reader import nameless
 from small import run_config
 
 from workbench.jobs import JobState, read_job
@@ -252,6 +253,7 @@ def test_launch_and_watch_fit_the_page(open_page: Callable, tmp_path: Path, sche
     for tab, drawn in (("launch", "#launch-start"), ("watch", ".app-plots .js-plotly-plot .scatterlayer")):
         page.get_by_role("tab", name=tab.capitalize(), exact=True).click()
         page.locator(drawn).first.wait_for()
+        assert nameless(page, f"#tab-{tab}") == [] == nameless(page, "#app-header"), tab
         for width in (1920, 1280):
             page.set_viewport_size({"width": width, "height": 1000})
             page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")

@@ -6,13 +6,17 @@ Screenshots of every tab, light and dark, narrow and wide, go to $WORKBENCH_SCRE
 import json
 import os
 import re
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
+from screen_reader import nameless
+from test_studies import write
 
+from workbench.ui.context import AppContext
 from workbench.ui.serve import serve
 
 PATIENCE_MS = 60_000  # a busy machine is slow, and a wrong page stays wrong
@@ -23,17 +27,12 @@ SHOWS = {  # what a tab has when it is drawn
     "illusion": "#illusion-accuracy .js-plotly-plot",
     "geometry": "#geometry-about h2",
     "data": "#data-example .wb-figure",
-    "studies": "#studies-head .wbu-empty",
+    "studies": "#studies-figure .js-plotly-plot .main-svg",
     "report": "#report-about h2",
 }
 FITS = """tab => document.documentElement.scrollWidth <= innerWidth
     && [...document.querySelectorAll(`${tab} .js-plotly-plot`)].every(plot => plot.offsetWidth === 0 || (
         plot.querySelector('.main-svg') && Math.abs(plot.querySelector('.main-svg').clientWidth - plot.clientWidth) < 2))"""
-NAMELESS = """tab => [...document.querySelectorAll(`${tab} :is(button, input, select, textarea, [role=grid], [role=tab])`)]
-    .filter(one => one.offsetParent && !one.closest('.js-plotly-plot') && one.type !== 'file')
-    .filter(one => !(one.ariaLabel || one.ariaLabelledByElements?.length || one.labels?.length || one.title
-        || one.textContent.trim() || one.closest('label')?.textContent.trim()))
-    .map(one => one.outerHTML.slice(0, 200))"""  # what a screen reader has no name for
 expect.set_options(timeout=PATIENCE_MS)
 
 
@@ -42,9 +41,11 @@ def address(runs: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    write(AppContext(runs, runs), compared=True)  # a study beside the runs
     app = serve(runs, configs=runs, port=port)
     yield f"http://127.0.0.1:{port}"
     app.close()
+    shutil.rmtree(runs / "small")
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +228,7 @@ def test_no_tab_is_wider_than_its_window_in_light_and_dark(visit, theme: str, tm
     for tab, shows in SHOWS.items():
         page.get_by_role("tab", name=tab.capitalize(), exact=True).click()
         page.locator(shows).first.wait_for()
-        assert page.evaluate(NAMELESS, f"#tab-{tab}") == [], tab
+        assert nameless(page, f"#tab-{tab}") == [], tab
         for width in (1920, 1280):
             page.set_viewport_size({"width": width, "height": 1000})
             page.wait_for_function(FITS, arg=f"#tab-{tab}")

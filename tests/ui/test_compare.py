@@ -28,6 +28,15 @@ def test_probes_of_both_runs_are_aligned_token_by_token(context: AppContext) -> 
     assert "wbu-sides" in draw(context, other="opd", layout="beside")[VIEWS]
 
 
+def test_methods_without_a_common_regime_are_not_marked_as_different_everywhere(context: AppContext) -> None:
+    drawn = draw(context, other="opd")[ALIGNED]
+    assert "no regime in common" in drawn and "≠" not in drawn
+
+
+def test_the_metric_is_asked_for_only_beside_a_second_run(context: AppContext) -> None:
+    assert draw(context)[METRIC].visible is False and draw(context, other="opd")[METRIC].visible is True
+
+
 def test_the_address_chooses_the_example(context: AppContext) -> None:
     last = keys(draw(context, other="opd")[LISTED])[-1]["example"]
     assert last in draw(context, other="opd", example=last)[VIEWS]

@@ -295,7 +295,8 @@ def information_share(table: Table, *, title: str = "Bought by information", the
     """Shares of loss (solid) and of tokens (dotted) whose information gap exceeds their capability gap, by truth."""
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
-    made = figure(theme, title=title, subtitle=f"{table.run} · solid: share of loss, dotted: share of tokens")
+    grouped = "" if (table.frame["first_step"] == table.frame["step"]).all() else " · a point: the steps since the last"
+    made = figure(theme, title=title, subtitle=f"{table.run} · solid: share of loss, dotted: share of tokens{grouped}")
     tints = {
         "all": INK[theme],
         "visible": SERIES[theme][2],

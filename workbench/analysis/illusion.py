@@ -17,6 +17,7 @@ from workbench.types import PRIVILEGED, VISIBLE
 
 ACCURACY_COLUMNS = ["step", "policy", "context", "truth", "count", "accuracy", "confidence", "overconfidence", "calibration_error", "truncated"]  # fmt: skip
 ACCURACY_UNITS = {"count": "questions", "accuracy": "share of questions", "confidence": "mean probability of the answer", "overconfidence": "confidence minus accuracy", "calibration_error": "expected calibration error", "truncated": "share of answers"}  # fmt: skip
+MOST_POINTS = 24  # of a curve of shares: of more recorded steps, neighbours are taken together
 MOST_RANKED = 100_000  # positions that an AUROC is computed over, about; of longer runs steps are drawn evenly
 
 
@@ -52,21 +53,30 @@ def reliability(
 
 
 def bought_by_information(run: str | Path | Traces) -> Table:
-    """Per step and truth: shares of tokens and of loss whose information gap exceeds their capability gap."""
-    columns = ["step", "truth", "num_positions", "position_share", "loss_share"]
+    """Per step and truth: shares of tokens and of loss whose information gap exceeds their capability gap.
+
+    Of a run with more than MOST_POINTS recorded steps, equally many neighbours are one row, `first_step` to `step`.
+    """
+    columns = ["first_step", "step", "truth", "num_positions", "position_share", "loss_share"]
     traces = traces_of(run)
     if traces is None or not has_gaps(traces):
         return table([], columns, run=run_name(traces), empty=NO_TRACES if traces is None else NO_SELF)
     query = """
         WITH known AS (SELECT * FROM cells WHERE num_information IS NOT NULL),
+        ranked AS (SELECT step, row_number() OVER (ORDER BY step) - 1 AS place, count(*) OVER () AS num_steps
+                   FROM (SELECT DISTINCT step FROM known)),
+        parts AS (SELECT step, place // ceil(num_steps / $points) AS part FROM ranked),
+        named AS (SELECT step, min(step) OVER same AS first_step, max(step) OVER same AS last_step FROM parts
+                  WINDOW same AS (PARTITION BY part)),
         grouped AS (SELECT 'all' AS group_name, * FROM known
                  UNION ALL SELECT coalesce(truth, 'not known') AS group_name, * FROM known)
-        SELECT step, group_name AS truth, CAST(sum(num_positions) AS BIGINT) AS num_positions,
+        SELECT first_step, last_step AS step, group_name AS truth, CAST(sum(num_positions) AS BIGINT) AS num_positions,
                sum(num_information) / sum(num_positions) AS position_share,
                sum(information_loss_size) / nullif(sum(loss_size), 0) AS loss_share
-        FROM grouped GROUP BY ALL ORDER BY step, truth"""
+        FROM grouped JOIN named USING (step) GROUP BY ALL ORDER BY step, truth"""
     units = {"num_positions": "tokens", "position_share": "share of tokens", "loss_share": "share of loss"}
-    return table(traces.sql(query).to_pandas(), columns, run=run_name(traces), empty=NO_TRACES, units=units)
+    frame = traces.sql(query, {"points": MOST_POINTS}).to_pandas()
+    return table(frame, columns, run=run_name(traces), empty=NO_TRACES, units=units)
 
 
 def loss_by_truth(run: str | Path | Traces) -> Table:

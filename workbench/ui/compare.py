@@ -52,7 +52,7 @@ def draw(
         if name:
             message = f'There is no run "{name}" here any more. {NO_OTHER}'
         nothing = gr.Plot(visible=False)
-        return chooser, empty_html(message), "", "", gr.Dropdown(choices=[], value=None), nothing, "", ""
+        return chooser, empty_html(message), "", "", gr.Dropdown(choices=[], value=None, visible=False), nothing, "", ""
     second = context.run_dir(name)
     listed, row = draw_examples(first, second, str(address.get("example") or ""))
     aligned, views = draw_pair(first, second, row, layout)
@@ -65,7 +65,9 @@ def draw(
         aligned,
         views,
         gr.Dropdown(
-            choices=[(one.replace("_", " ").replace("/", ": ", 1), one) for one in known], value=metric or None
+            choices=[(one.replace("_", " ").replace("/", ": ", 1), one) for one in known],
+            value=metric or None,
+            visible=bool(known),
         ),
         gr.Plot(value=figures.curves(curves, title=metric.replace("_", " ") or "metrics", theme=theme), visible=True),
         draw_accuracy(first, second),
@@ -114,7 +116,10 @@ def draw_pair(first: Path, second: Path, row: Mapping | None, layout: str) -> tu
 
 
 def aligned_html(pair: Pair, first: str, second: str) -> str:
-    """Both answers as columns of a table: a token of the first over its partner, with regimes and gaps, differences marked."""
+    """Both answers as columns of a table: a token of the first over its partner, with regimes and gaps, differences marked.
+
+    Two methods that have no regime in common differ everywhere, so no difference is marked: their gaps can be compared.
+    """
     if pair.aligned.empty:
         return empty_html(pair.aligned.empty)
     rows = pair.aligned.rows
@@ -125,10 +130,19 @@ def aligned_html(pair: Pair, first: str, second: str) -> str:
         slots = colours.regime_slots(view.all_regimes)
         cells = "".join(_aligned_cell(row, suffix, slots) for row in rows)
         lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
-    marks = "".join(f"<td>{'' if row['same_regime'] else '≠' if row['same_token'] else '·'}</td>" for row in rows)
+    is_common = bool(set(pair.first.all_regimes) & set(pair.second.all_regimes))
+    marks = "".join(
+        f"<td>{'·' if not row['same_token'] else '≠' if is_common and not row['same_regime'] else ''}</td>"
+        for row in rows
+    )
     lines.insert(1, f'<tr class="wbu-marks" aria-hidden="true"><th></th>{marks}</tr>')
     legend = _legend((first, pair.first), (second, pair.second))
-    said = f"{same} of {matched} common tokens have the same regime · matched by {pair.by} · ≠ another regime, · another token"
+    regimes = (
+        f"{same} of {matched} common tokens have the same regime · matched by {pair.by} · ≠ another regime"
+        if is_common
+        else f"{matched} common tokens · matched by {pair.by} · the two methods have no regime in common, compare the gaps"
+    )
+    said = f"{regimes}, · another token"
     return (
         '<div class="wb-root"><div class="wbu-scroll"><table class="wbu-aligned" aria-label="both answers, token beside token">'
         f'<tbody>{"".join(lines)}</tbody></table></div><p class="wb-faint wbu-said">{escape(said)}</p>{legend}</div>'
@@ -228,7 +242,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     )  # fmt: skip
     with gr.Row():
         with gr.Column(min_width=420):
-            metric = gr.Dropdown([], label="metric", elem_id="compare-metric")
+            metric = gr.Dropdown([], label="metric", visible=False, elem_id="compare-metric")
             curves = plot_component("metrics of both runs")
         with gr.Column(min_width=420):
             difference = fragment_component("difference of configurations", elem_id="compare-config")

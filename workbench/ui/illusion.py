@@ -97,13 +97,17 @@ def headline(run: str, accuracy: Table, bought: Table, parted: Table) -> str:
     spent = [row for row in bought.rows if row["truth"] == "all" and row["loss_share"] is not None]
     if spent:
         end = spent[-1]
-        tiles.append((f"{end['loss_share']:.0%}", "of the loss bought on information", f"step {end['step']}, {end['num_positions']:,} tokens; {spent[0]['loss_share']:.0%} at step {spent[0]['step']}"))  # fmt: skip
+        tiles.append((f"{end['loss_share']:.0%}", "of the loss bought on information", f"{_steps(end)}, {end['num_positions']:,} tokens; {spent[0]['loss_share']:.0%} at {_steps(spent[0])}"))  # fmt: skip
     for row in parted.rows[:1]:
         tiles.append((f"{row['auroc']:.2f}", "AUROC of the information gap", f"{row['num_privileged']:,} privileged against {row['num_visible']:,} visible tokens; 0.5 tells nothing"))  # fmt: skip
     if not tiles:
         return empty_html(NO_EVALS)
     cards = "".join(f"<div><b>{escape(number)}</b><span>{escape(what)}</span><small>{escape(of)}</small></div>" for number, what, of in tiles)  # fmt: skip
     return f'<div class="wbu-tiles" role="group" aria-label="headline of {escape(run, quote=True)}">{cards}</div>'
+
+
+def _steps(row: Mapping) -> str:
+    return f"step {row['step']}" if row["first_step"] == row["step"] else f"steps {row['first_step']} to {row['step']}"
 
 
 def draw_reliability(run_dir: Path, shown: str | None, theme: str) -> object:

@@ -1,0 +1,14 @@
+"""What a screen reader has no name for."""
+
+from playwright.sync_api import Page
+
+NAMELESS = """tab => [...document.querySelectorAll(`${tab} :is(button, input, select, textarea, [role=grid], [role=tab])`)]
+    .filter(one => one.offsetParent && !one.closest('.js-plotly-plot') && one.type !== 'file')
+    .filter(one => !(one.ariaLabel || one.ariaLabelledByElements?.length || one.labels?.length || one.title
+        || one.textContent.trim() || one.closest('label')?.textContent.trim()))
+    .map(one => one.outerHTML.slice(0, 200))"""  # what a screen reader has no name for
+
+
+def nameless(page: Page, part: str) -> list[str]:
+    """The beginnings of controls inside `part` (a selector) that have no accessible name."""
+    return page.evaluate(NAMELESS, part)
