@@ -78,6 +78,16 @@ def test_torn_ones_are_passed_over_and_named(learner: Learner, tmp_path: Path) -
     assert latest_checkpoint(tmp_path / "nowhere") == (None, [])
 
 
+def test_one_that_is_damaged_at_equal_size_is_passed_over_when_a_run_goes_on(learner: Learner, tmp_path: Path) -> None:
+    save(tmp_path, learner, 2, 4)
+    weights = tmp_path / "checkpoint-000004" / "student" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    found, torn = latest_checkpoint(tmp_path, reads=True)
+    assert found.step == 2 and "model.safetensors does not hold what was written" in torn[0]
+
+
 @pytest.mark.parametrize("state", ["", "[]", '{"files": {}}', '{"files": 3, "step": 1}', '{"step": 1}', "null"])
 def test_a_state_that_says_nothing_is_no_checkpoint(state: str, learner: Learner, tmp_path: Path) -> None:
     save(tmp_path, learner, 1)

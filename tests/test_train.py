@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import save_gemma3, save_llava
+from PIL import Image
 from small import run_config
 
 from workbench.checkpoints import Checkpoint, list_checkpoints, open_checkpoint, save_checkpoint
@@ -347,6 +348,11 @@ def test_an_unreadable_image_is_skipped_and_counted(models: dict, tmp_path: Path
     result = train(config)
     assert result.skipped == {"image cannot be read": 1}
     assert "torn.png cannot be read" in (config.run_dir / "train.log").read_text()
+    Image.new("RGB", (40, 40)).save(tmp_path / "torn.png")  # what was left out before is not forgotten when it goes on
+    assert train(config, resume=True).skipped == {"image cannot be read": 1}
+    assert [json.loads(line)["example"] for line in (config.run_dir / "skipped.jsonl").read_text().splitlines()] == [
+        "1"
+    ]
 
 
 def test_a_batch_of_nothing_but_unreadable_images_takes_the_next_that_can_be_read(models: dict, tmp_path: Path) -> None:

@@ -5,12 +5,13 @@
         student_ema/           if the method has a moving average
         optimizer.safetensors  AdamW's two moments and step count of every trained weight
         ann/, ann_ema/, optimizer_ann.safetensors      the same of a peer that learns in the same run
-        state.json             step, and what was saved
+        state.json             step, and what was saved: size and SHA-256 of every file
 
 A checkpoint is written under a temporary name and renamed when it is complete, so a kill leaves either all of it or
 nothing. Nothing random is stored: draws are seeded by step. What analysis of the weights reads is `student/`.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -82,8 +83,10 @@ def save_checkpoint(run_dir: Path, step: int, learners: Iterable[Trained], *, ke
                 learner.policies[name].processor.save_pretrained(temporary / folder)
         moments = _moments(learner.optimizer, _names(learner.policies[STUDENT].model))
         safetensors.torch.save_file(moments, Checkpoint(temporary, step).optimizer(learner.name))
-    files = {str(path.relative_to(temporary)): path.stat().st_size for path in temporary.rglob("*") if path.is_file()}
-    (temporary / _STATE).write_text(json.dumps({"step": step, "files": files}, indent=1))
+    written = {str(path.relative_to(temporary)): path for path in temporary.rglob("*") if path.is_file()}
+    files = {name: path.stat().st_size for name, path in written.items()}
+    digests = {name: _digest(path) for name, path in written.items()}
+    (temporary / _STATE).write_text(json.dumps({"step": step, "files": files, "sha256": digests}, indent=1))
     _sync(temporary)
     if final.exists():
         shutil.rmtree(final)
@@ -104,14 +107,15 @@ def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, *, reads: bool = False) -> Checkpoint:
     """A checkpoint whose files are all there in full length.
 
-    Raises: RunError naming the file that is missing or torn.
+    reads   read them too: each must hold what was written
+    Raises  RunError naming the file that is missing, torn or damaged
     """
     try:
         state = json.loads((path / _STATE).read_text())
-        files, step = dict(state["files"]), int(state["step"])
+        files, digests, step = dict(state["files"]), dict(state.get("sha256", {})), int(state["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is no complete checkpoint ({_STATE}: {error}). Resume from an earlier one.") from None
     for name, size in files.items():
@@ -120,15 +124,20 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if found != size:
             state_of = "is missing" if found is None else f"has {found} bytes instead of {size}"
             raise RunError(f"checkpoint {path} is torn: {name} {state_of}. Resume from an earlier one or start again.")
+        if reads and name in digests and _digest(file) != digests[name]:
+            raise RunError(
+                f"checkpoint {path} is damaged: {name} does not hold what was written. Resume from an earlier one or "
+                "start again."
+            )
     return Checkpoint(path, step)
 
 
-def latest_checkpoint(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest complete checkpoint, or None, and a sentence for each torn one that was passed over."""
+def latest_checkpoint(run_dir: Path, *, reads: bool = False) -> tuple[Checkpoint | None, list[str]]:
+    """The newest complete checkpoint, or None, and a sentence for each that was passed over. reads: see open_checkpoint."""
     torn = []
     for checkpoint in reversed(list_checkpoints(run_dir)):
         try:
-            return open_checkpoint(checkpoint.path), torn
+            return open_checkpoint(checkpoint.path, reads=reads), torn
         except RunError as error:
             torn.append(str(error))
     return None, torn
@@ -159,6 +168,11 @@ def load_optimizer(
                 )
             state = {key: value.to(parameter.device if key != "step" else "cpu") for key, value in state.items()}
             optimizer.state[parameter] = state
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _moments(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ log = logging.getLogger("workbench")
 
 def rewind(folder: RunFolder) -> Checkpoint | None:
     """The newest complete checkpoint; whatever the run recorded after it is deleted, since it is done again."""
-    checkpoint, torn = latest_checkpoint(folder.path)
+    checkpoint, torn = latest_checkpoint(folder.path, reads=True)
     for sentence in torn:
         log.warning("%s", sentence)
     step = checkpoint.step if checkpoint else -1

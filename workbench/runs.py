@@ -2,6 +2,7 @@
 
 config.yaml     the resolved configuration: every default written out
 run.json        status, process, steps done, seed, commit, versions, what was skipped, warnings
+skipped.jsonl   the examples that could not be used, each with the reason
 metrics.jsonl   one line per step (kind train), evaluation (kind eval) and probe (kind probe)
 train.log       what the terminal showed
 probes.json     the answers that are re-scored through the run

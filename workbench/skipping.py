@@ -1,5 +1,6 @@
 """Examples that cannot be used: skipped, counted, named in the log, and shown in the run's summary. Training goes on."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Collection
@@ -20,11 +21,19 @@ log = logging.getLogger("workbench")
 
 
 class Skipped:
-    """Counts examples by reason, each example once, and keeps run.json up to date."""
+    """Counts examples by reason, each example once, and keeps run.json up to date.
+
+    skipped.jsonl of the run names every one: {"example", "reason", "message"}. A run that goes on still knows them.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
-        self.counts: Counter[str] = Counter()
-        self._folder, self._seen = folder, set()
+        self._folder, self._file = folder, folder.path / "skipped.jsonl"
+        text = self._file.read_text() if self._file.is_file() else ""
+        known = [
+            json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()
+        ]  # the last may be torn by a kill
+        self.counts = Counter(line["reason"] for line in known)
+        self._seen = {line["example"] for line in known}
 
     def add(self, example: Example, reason: str, message: str) -> None:
         if example.id in self._seen:
@@ -33,6 +42,8 @@ class Skipped:
         self.counts[reason] += 1
         if self.counts[reason] <= NUM_NAMED:
             log.warning("skipped %s: %s", example.origin or example.id, message)
+        with self._file.open("a") as file:
+            file.write(json.dumps({"example": example.id, "reason": reason, "message": message}) + "\n")
         self._folder.update(skipped=dict(self.counts))
 
 

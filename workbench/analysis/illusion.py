@@ -65,7 +65,7 @@ def bought_by_information(run: str | Path | Traces) -> Table:
         WITH known AS (SELECT * FROM cells WHERE num_information IS NOT NULL),
         ranked AS (SELECT step, row_number() OVER (ORDER BY step) - 1 AS place, count(*) OVER () AS num_steps
                    FROM (SELECT DISTINCT step FROM known)),
-        parts AS (SELECT step, place // ceil(num_steps / $points) AS part FROM ranked),
+        parts AS (SELECT step, place // CAST(ceil(num_steps / $points) AS BIGINT) AS part FROM ranked),
         named AS (SELECT step, min(step) OVER same AS first_step, max(step) OVER same AS last_step FROM parts
                   WINDOW same AS (PARTITION BY part)),
         grouped AS (SELECT 'all' AS group_name, * FROM known
