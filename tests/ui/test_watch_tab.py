@@ -81,6 +81,15 @@ def test_a_run_is_drawn_with_its_curves_and_its_log(context: AppContext) -> None
     assert found[QUESTION].value == "scene-1" and "later" in found[ANSWERS]
 
 
+def test_a_peer_that_learns_in_the_same_run_has_its_own_curve(context: AppContext) -> None:
+    folder = a_run(context)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 4, "loss": 0.25, "ann/loss": 0.75, "ann/entropy": 0.5}\n')
+    loss, _, entropy = figures(look(context))[:3]
+    assert [one.name for one in loss.data] == ["loss", "ann: loss"] and list(loss.data[1].y) == [0.75]
+    assert "ann: entropy" in [one.name for one in entropy.data]
+
+
 def test_nothing_is_drawn_again_before_something_has_changed(context: AppContext) -> None:
     folder = a_run(context)
     seen = look(context)[SEEN]

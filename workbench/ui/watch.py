@@ -149,7 +149,7 @@ def draw(run_dir: Path, traces: Traces | None, theme: str) -> list[go.Figure]:
 
     def curve(title: str, names: tuple[str, ...]) -> go.Figure:
         made = figures.curves(_of(metrics_of(), names, title), title=title, theme=theme, height=270)
-        return made if len(names) > 1 else made.update_layout(margin_t=62)  # no legend
+        return made if len(made.data) > 1 else made.update_layout(margin_t=62)  # no legend
 
     metrics_of = cache(partial(metrics, run_dir))
     shares_of = cache(partial(shares_over_steps, run_dir if traces is None else traces))
@@ -259,10 +259,10 @@ def _buttons(context: AppContext, state: JobState | None) -> tuple:
 
 
 def _of(trained: Table, names: tuple[str, ...], title: str) -> Table:
-    """Some of the curves; a table without rows says why."""
+    """Some of the curves, those of peers that learn in the same run too; a table without rows says why."""
     if trained.empty:
         return trained
-    own = trained.frame[trained.frame["metric"].isin(names)]
+    own = trained.frame[trained.frame["metric"].str.rpartition("/")[2].isin(names)]
     empty = f"Nothing is recorded for {title.lower()}: this data has no answers to compare with."
     return table(own, list(trained.frame.columns), run=trained.run, empty=empty, units=trained.units)
 
