@@ -49,12 +49,18 @@ class ModelsConfig:
     teachers: Annotated[dict, Option("domain: frozen teacher, where each domain has its own")] = field(default_factory=dict)  # fmt: skip
     peers: Annotated[dict, Option("name: model, further students that learn in the same run, on the same prompts")] = field(default_factory=dict)  # fmt: skip
     dtype: Annotated[str, Option("of the student's weights", choices=DTYPES)] = "float32"
-    teacher_dtype: Annotated[str | None, Option("of the teachers' weights; null = as the student", choices=DTYPES)] = None  # fmt: skip
+    teacher_dtype: Annotated[str | None, Option("of the teachers' weights; null = as the student; int8 needs bitsandbytes", choices=(*DTYPES, "int8"))] = None  # fmt: skip
+    offload_teachers: Annotated[bool, Option("teachers lie in host memory and visit the device while they read")] = False  # fmt: skip
+    attention: Annotated[str | None, Option("transformers' attention implementation: eager, sdpa, flash_attention_2, ...; null = its choice")] = None  # fmt: skip
+    compile: Annotated[str | None, Option("backend of torch.compile for the models: inductor, ...; null = not compiled")] = None  # fmt: skip
+    share_images: Annotated[bool, Option("in one step, the same weights look at the same pictures once, where no gradient is asked")] = True  # fmt: skip
     trust_remote_code: Annotated[bool, Option("run Python code that comes with a model")] = False
     gradient_checkpointing: Annotated[bool, Option("less memory, one more forward of the student")] = False
     lora: LoraConfig = LoraConfig()
 
     def __post_init__(self) -> None:
+        if self.offload_teachers and self.teacher_dtype == "int8":
+            raise ConfigError("models.offload_teachers moves weights, and those of models.teacher_dtype=int8 stay where they were made. Choose one, or bfloat16.")  # fmt: skip
         for domain, model in self.teachers.items():
             if not (isinstance(domain, str) and isinstance(model, str) and model):
                 raise ConfigError(f"models.teachers must be domain: model, both texts; got {domain!r}: {model!r}.")
@@ -95,6 +101,7 @@ class TrainingConfig:
     steps: Annotated[int, Option("optimiser steps", low=1)] = 100
     batch_size: Annotated[int, Option("prompts per step", low=1)] = 8
     micro_batch_size: Annotated[int, Option("sequences per forward pass; 0 = all of a step", low=0)] = 0
+    bucket: Annotated[bool, Option("micro-batches of answers of like length, so that less is padding; answers to one prompt stay together")] = False  # fmt: skip
     learning_rate: Annotated[float, Option("highest learning rate", low=0)] = 5e-6
     schedule: Annotated[str, Option("course of the learning rate", choices=SCHEDULES)] = "cosine"
     warmup_steps: Annotated[int, Option("steps of linear rise", low=0)] = 0

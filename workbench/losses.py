@@ -62,7 +62,7 @@ class Readout:
     def logits(self, index: Int[Tensor, " M"]) -> Float[Tensor, "M V"]:
         return _cut(self.head(self.hidden[index]), self.vocabulary)
 
-    def part(self, positions: slice) -> "Readout":
+    def part(self, positions: slice | Int[Tensor, " M"]) -> "Readout":
         """What it says at some of its positions."""
         read = None if self.read is None else self.read[positions]
         return replace(self, hidden=self.hidden[positions], read=read)
@@ -100,7 +100,7 @@ class MixedReadout:
                 logits[own] = part.logits(row[own])
         return logits
 
-    def part(self, positions: slice) -> "MixedReadout":
+    def part(self, positions: slice | Int[Tensor, " M"]) -> "MixedReadout":
         """What it says at some of its positions."""
         read = None if self.read is None else self.read[positions]
         return replace(self, which=self.which[positions], row=self.row[positions], read=read)

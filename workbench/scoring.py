@@ -6,6 +6,7 @@ rollouts -> Batch (positions end to end) -> read_view, score_views -> RouteBatch
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -17,13 +18,19 @@ from workbench.method import Method
 from workbench.policies import Policy
 from workbench.types import Prompt, Rollout, RouteBatch, Routing, TokenScores
 
+Positions = slice | Int[Tensor, " M"]
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Rollouts with their positions laid end to end, cut into micro-batches of `micro_batch_size` rollouts (0 = one)."""
+    """Rollouts with their positions laid end to end, cut into micro-batches of `micro_batch_size` rollouts (0 = one).
+
+    bucket  micro-batches are made of rollouts of like length, those of one example next to each other
+    """
 
     rollouts: tuple[Rollout, ...]
     micro_batch_size: int = 0
+    bucket: bool = False
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -45,24 +52,41 @@ class Batch:
     def position(self) -> Int[Tensor, " N"]:
         return torch.tensor([column for length in self.lengths for column in range(length)], dtype=torch.long)
 
-    @property
-    def num_micro_batches(self) -> int:
-        return len(list(self.parts()))
+    @cached_property
+    def order(self) -> list[int] | None:
+        """The order in which rollouts fill micro-batches; None: as they are."""
+        if not self.bucket or not 0 < self.micro_batch_size < len(self.rollouts):
+            return None
+        longest: dict[int, int] = {}  # of an example's
+        for rollout, length in zip(self.rollouts, self.lengths, strict=True):
+            longest[id(rollout.example)] = max(length, longest.get(id(rollout.example), 0))
+        place = {example: idx for idx, example in enumerate(longest)}
+        keys = [(longest[own], place[own]) for own in (id(rollout.example) for rollout in self.rollouts)]
+        return sorted(range(len(self.rollouts)), key=lambda row: (*keys[row], self.lengths[row]))
 
-    def parts(self) -> Iterator[tuple[slice, slice]]:
+    def parts(self) -> Iterator[tuple[list[int], Positions]]:
         """Per micro-batch: its rollouts and its positions."""
         size = self.micro_batch_size or max(1, len(self.rollouts))
-        done = 0
-        for start in range(0, len(self.rollouts), size):
-            stop = min(start + size, len(self.rollouts))
-            count = sum(self.lengths[start:stop])
-            yield slice(start, stop), slice(done, done + count)
-            done += count
+        order = self.order or range(len(self.rollouts))
+        ends = list(accumulate(self.lengths))
+        for first in range(0, len(self.rollouts), size):
+            rows = list(order[first : first + size])
+            if self.order is None:
+                yield rows, slice(ends[rows[0]] - self.lengths[rows[0]], ends[rows[-1]])
+            else:
+                yield rows, torch.cat([torch.arange(ends[row] - self.lengths[row], ends[row]) for row in rows])
+
+    @cached_property
+    def back(self) -> Positions:
+        """Where the batch's positions are when those of its micro-batches are laid end to end."""
+        return slice(None) if self.order is None else torch.cat([positions for _, positions in self.parts()]).argsort()
 
     @cached_property
     def micro_batch(self) -> Int[Tensor, " N"]:
-        size = self.micro_batch_size or max(1, len(self.rollouts))
-        return self.sequence // size
+        which = torch.zeros(len(self.rollouts), dtype=torch.long)
+        for number, (rows, _) in enumerate(self.parts()):
+            which[rows] = number
+        return which[self.sequence]
 
 
 Prompts = tuple[Prompt | None, ...]  # one per rollout; None: the view does not read it
@@ -86,10 +110,12 @@ def view_prompts(method: Method, rollouts: tuple[Rollout, ...]) -> dict[str, Pro
     return prompts
 
 
-def read_part(policy: Policy, prompts: Prompts, batch: Batch, rows: slice) -> Readout | MixedReadout:
+def read_part(policy: Policy, prompts: Prompts, batch: Batch, rows: list[int]) -> Readout | MixedReadout:
     """One micro-batch under one view that reads all of it."""
-    rollouts = batch.rollouts[rows]
-    return policy.read(list(prompts[rows]), [one.ids for one in rollouts], [one.denoising for one in rollouts])
+    rollouts = [batch.rollouts[row] for row in rows]
+    return policy.read(
+        [prompts[row] for row in rows], [one.ids for one in rollouts], [one.denoising for one in rollouts]
+    )
 
 
 @torch.no_grad()
@@ -99,11 +125,12 @@ def read_view(policy: Policy, prompts: Prompts, batch: Batch) -> Readout | Mixed
     Positions of rollouts that the view does not read are NaN, see Readout.read; None if it reads nothing at all.
     """
     is_read = [prompt is not None for prompt in prompts]
-    part = Batch(tuple(one for one, own in zip(batch.rollouts, is_read, strict=True) if own), batch.micro_batch_size)
+    part = replace(batch, rollouts=tuple(one for one, own in zip(batch.rollouts, is_read, strict=True) if own))
     if not part.rollouts and batch.rollouts:
         return None
     shown = tuple(prompt for prompt in prompts if prompt is not None)
     found = join([read_part(policy, shown, part, rows) for rows, _ in part.parts()])
+    found = found if part.order is None else found.part(part.back)
     return found if all(is_read) else found.spread(torch.tensor(is_read)[batch.sequence].to(found.device))
 
 
@@ -153,7 +180,7 @@ def route(
     return routing
 
 
-def part_of_routing(routing: Routing, positions: slice) -> Routing:
+def part_of_routing(routing: Routing, positions: Positions) -> Routing:
     """A micro-batch's positions of a whole batch's routing."""
     advantage = None if routing.advantage is None else routing.advantage[positions]
     return replace(routing, regime=routing.regime[positions], weight=routing.weight[positions], advantage=advantage)

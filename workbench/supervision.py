@@ -5,7 +5,7 @@ scored = supervise_batch(method, policies, readings, ...)    route, then the lea
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -91,7 +91,7 @@ def read_batch(
     peers  what the run's other learners wrote about the same examples
     """
     if method.annotate is not None:
-        batch = Batch(method.annotate(batch.rollouts, *peers), batch.micro_batch_size)
+        batch = replace(batch, rollouts=method.annotate(batch.rollouts, *peers))
     prompts = view_prompts(method, batch.rollouts)
     readouts, scores = score_views(method, policies, prompts, batch)
     return Readings(batch, prompts, readouts, scores)
@@ -128,6 +128,7 @@ def supervise_batch(
         device = routing.regime.device
         coefficient, token_ids = coefficients(method, batch, routing).to(device), batch.token_ids.to(device)
         recorded = torch.arange(sum(batch.lengths[:alternatives_of]) if num_alternatives else 0, device=device)
+        places, back = torch.arange(batch.num_positions, device=device), batch.back
         results, likely = [], []
         for rows, positions in parts:
             readout = whole or read_part(own, prompts, batch, rows)
@@ -143,22 +144,24 @@ def supervise_batch(
                 routing=part_of_routing(routing, positions),
                 coefficient=coefficient[positions],
             )
-            _require_finite(batch, positions, result, scores)
-            inside = recorded[(recorded >= positions.start) & (recorded < positions.stop)] - positions.start
+            _require_finite(batch, places[positions], result, scores)
+            inside = (places[positions] < recorded.numel()).nonzero().squeeze(-1)
             likely.append(alternatives(readout, inside, num_alternatives))
             results.append(result)
             if backward is not None:
                 backward(result.total)
     scores[name] = TokenScores(
-        *(torch.cat([getattr(r.scores, key) for r in results]) for key in vars(results[0].scores))
+        *(torch.cat([getattr(r.scores, key) for r in results])[back] for key in vars(results[0].scores))
     )
     kept = None
     if recorded.numel():
         found = {view: alternatives(readout, recorded, num_alternatives) for view, readout in readings.readouts.items()}
-        found[name] = (torch.cat([ids for ids, _ in likely]), torch.cat([logprobs for _, logprobs in likely]))
+        there = torch.cat([places[positions] for _, positions in parts])
+        order = there[there < recorded.numel()].argsort()
+        found[name] = tuple(torch.cat(values)[order] for values in zip(*likely, strict=True))
         kept = Alternatives(recorded, {view: found[view] for view in method.views if view in found})
     scores = {view: scores[view] for view in method.views}
-    loss = torch.cat([result.loss for result in results])
+    loss = torch.cat([result.loss for result in results])[back]
     readers = {view: _readers(policies[one.policy], one.policy, batch) for view, one in method.views.items()}
     return Scored(method, batch, readings.prompts, scores, routing, loss, coefficient, kept, readers)
 
@@ -183,14 +186,15 @@ def _require_numbers(method: Method, readings: Readings, scores: dict[str, Token
             )
 
 
-def _require_finite(batch: Batch, positions: slice, result: Supervision, scores: dict[str, TokenScores]) -> None:
+def _require_finite(batch: Batch, places: Tensor, result: Supervision, scores: dict[str, TokenScores]) -> None:
+    """places  of the result's positions in the batch"""
     wrong = (~torch.isfinite(result.loss)).nonzero().squeeze(-1)
     if not wrong.numel():
         return
-    place = int(wrong[0]) + positions.start
+    place = int(places[wrong[0]])
     rollout = batch.rollouts[int(batch.sequence[place])]
     said = {view: float(values.logprob[place]) for view, values in scores.items()}
-    said["learner"] = float(result.scores.logprob[place - positions.start])
+    said["learner"] = float(result.scores.logprob[wrong[0]])
     values = ", ".join(f"{view} {logprob:.3g}" for view, logprob in said.items())
     raise NotFinite(
         f"the loss of {wrong.numel()} of {result.loss.numel()} positions is not a finite number; the first is token "

@@ -30,6 +30,7 @@ from workbench.learner import Learner, build_learner
 from workbench.metrics import Clock, of_learner, step_metrics
 from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import covers
+from workbench.policies.image_features import remembered_images
 from workbench.probes import open_probes
 from workbench.rewind import rewind
 from workbench.rollouts import ask_all
@@ -236,13 +237,11 @@ class Trainer:
         examples = usable_batch(
             self.examples, self.order, step, self.config.training.batch_size, self.views, self.skipped
         )
-        written = {name: tuple(write(step, examples)) for name, write in zip(self.students, self.writers, strict=True)}
-        if self.method.asks_peers is not None:
-            seed = (self.config.seed, step)
-            written = ask_all(written, self.students, self.method.asks_peers, sampling=self.sampling, seed=seed)
-        clock.lap("write")  # all write before any learns
         try:
-            scored = [self._learn(learner, written, step, clock) for learner in self.learners]
+            with remembered_images(self.config.models.share_images):
+                written = self._write(step, examples)
+                clock.lap("write")  # all write before any learns
+                scored = [self._learn(learner, written, step, clock) for learner in self.learners]
             clipped = [learner.clip() for learner in self.learners]
         except NotFinite as error:
             raise self._stop_for(step, error) from None
@@ -260,10 +259,17 @@ class Trainer:
         self.folder.log_metrics("train", step, metrics)
         return metrics
 
+    def _write(self, step: int, examples: list[Example]) -> dict[str, tuple[Rollout, ...]]:
+        written = {name: tuple(write(step, examples)) for name, write in zip(self.students, self.writers, strict=True)}
+        if self.method.asks_peers is None:
+            return written
+        seed = (self.config.seed, step)
+        return ask_all(written, self.students, self.method.asks_peers, sampling=self.sampling, seed=seed)
+
     def _learn(self, learner: Learner, written: dict[str, tuple[Rollout, ...]], step: int, clock: Clock) -> Scored:
         """Read, route and supervise one learner's batch; its gradients are there then, and its weights as before."""
         config, method = self.config, self.method
-        batch = Batch(written[learner.name], config.training.micro_batch_size)
+        batch = Batch(written[learner.name], config.training.micro_batch_size, config.training.bucket)
         with self._autocast():
             readings = read_batch(method, learner.policies, batch, _others(written, learner))
             clock.lap("read")
@@ -294,7 +300,7 @@ class Trainer:
             if not probes:
                 return
             with self._autocast():
-                batch = Batch(probes, self.config.training.micro_batch_size)
+                batch = Batch(probes, self.config.training.micro_batch_size, self.config.training.bucket)
                 scored = supervise_batch(
                     self.method,
                     learner.policies,

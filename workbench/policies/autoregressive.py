@@ -20,8 +20,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from workbench.errors import DataError, PolicyError
 from workbench.losses import Head, Readout
-from workbench.policies import SamplingOptions, Written
-from workbench.policies.encoding import PromptEncoder, append, collate
+from workbench.policies import SamplingOptions, Written, image_features
+from workbench.policies.encoding import Encoded, PromptEncoder, append, collate
 from workbench.policies.weights import load_model
 from workbench.types import Denoising, Prompt
 
@@ -56,6 +56,7 @@ class AutoregressivePolicy:
         vision = getattr(model.config, "vision_config", None)
         # families that also hand features to deeper layers (Qwen3-VL) encode a prompt's images once per row instead
         self._shares_images = takes_features and not hasattr(vision, "deepstack_visual_indexes")
+        self._takes_one_tensor = True  # image features; found out when the model gives some
 
     @property
     def device(self) -> torch.device:
@@ -89,9 +90,10 @@ class AutoregressivePolicy:
         The prompt's key-value cache is made once and repeated for its completions.
         """
         rows = torch.tensor([row for row, own in enumerate(seeds) for _ in own], device=self.device)
-        encoded = self._to_device(self.encoder.batch(prompts))
-        mask, cache = encoded["attention_mask"], DynamicCache(config=self.model.config)
+        cache = DynamicCache(config=self.model.config)
         with self._evaluation():
+            encoded = self._encoded(prompts)
+            mask = encoded["attention_mask"]
             hidden = self._hidden(encoded | {"past_key_values": cache, "use_cache": True})[:, -1]
             if rows.numel() > len(prompts):
                 cache.batch_select_indices(rows)
@@ -168,7 +170,7 @@ class AutoregressivePolicy:
         self, prompts: list[Prompt], completions: list[tuple[int, ...]]
     ) -> Float[Tensor, "B T D"]:
         unique, rows = _unique(prompts)
-        encoded, cache = self._to_device(self.encoder.batch(unique)), DynamicCache(config=self.model.config)
+        encoded, cache = self._encoded(unique), DynamicCache(config=self.model.config)
         row_idx = torch.tensor(rows, device=self.device)
         first = self._hidden(encoded | {"past_key_values": cache, "use_cache": True})[row_idx, -1:]
         cache.batch_select_indices(row_idx)
@@ -186,11 +188,10 @@ class AutoregressivePolicy:
     ) -> tuple[dict, int, Int[Tensor, " B"]]:
         """What the model is given, the column where completions start, and their lengths."""
         unique, rows = _unique(prompts)
-        encoded = [self.encoder.encode(prompt) for prompt in unique]
         if len(unique) < len(prompts) and self._shares_images:
-            inputs = self._with_shared_images(encoded, rows)
+            inputs = self._with_shared_images(unique, rows)
         else:
-            inputs = self._to_device(collate([encoded[row] for row in rows], self.encoder.pad_id))
+            inputs = self._encoded([unique[row] for row in rows])
         prompt_length = inputs["input_ids"].shape[1]
         lengths = torch.tensor([len(ids) for ids in completions])
         token_type = 1 if self.model.config.model_type == "paligemma" else 0  # its 0 is read in both directions
@@ -234,24 +235,46 @@ class AutoregressivePolicy:
     def _decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=False)
 
-    def _with_shared_images(self, encoded: list[dict[str, Tensor]], rows: list[int]) -> dict[str, Tensor]:
+    def _encoded(self, prompts: list[Prompt]) -> dict[str, Tensor]:
+        """What the model is given of some prompts; features instead of pictures where those may be kept."""
+        if self._shares_images and image_features.remembers():
+            return self._with_shared_images(prompts, list(range(len(prompts))))
+        return self._to_device(self.encoder.batch(prompts))
+
+    def _with_shared_images(self, prompts: list[Prompt], rows: list[int]) -> dict[str, Tensor]:
         """Model inputs of rows that share prompts, with every image encoded once."""
-        unique = self._to_device(collate(encoded, self.encoder.pad_id))
-        images = {name: unique.pop(name) for name in _IMAGE_INPUTS if name in unique}
+        encoded = [self.encoder.encode(prompt) for prompt in prompts]
+        per_token = [{key: value for key, value in one.items() if key not in _IMAGE_INPUTS} for one in encoded]
         row_idx = torch.tensor(rows, device=self.device)
+        unique = self._to_device(collate(per_token, self.encoder.pad_id))
         inputs = {name: value[row_idx] for name, value in unique.items()}
-        if not images:
+        if not any(name in one for one in encoded for name in _IMAGE_INPUTS):
             return inputs
-        with self._adapter_state():
-            features = self.model.get_image_features(**images, return_dict=True)
-        is_tensor = isinstance(features.pooler_output, Tensor)  # families take either, and take back what they gave
-        width = features.pooler_output[0].shape[-1]
-        flat = torch.cat([image.reshape(-1, width) for image in features.pooler_output])
-        counts = (unique["input_ids"] == self.model.config.image_token_id).sum(-1).tolist()
-        per_prompt = flat.split(counts)  # image tokens of each prompt, in the order of its images
+        per_prompt, is_tensor = self._features(prompts, encoded)
         repeated = [per_prompt[row] for row in rows]
         shared = BaseModelOutputWithPooling(pooler_output=torch.cat(repeated) if is_tensor else repeated)
         return inputs | {"mm_encoder_outputs": {"image": shared}}
+
+    def _features(self, prompts: list[Prompt], encoded: list[Encoded]) -> tuple[list[Float[Tensor, "T W"]], bool]:
+        """Image tokens of each prompt, in the order of its images, and whether the family takes them as one tensor."""
+        weights, remembers = (id(self.model), self.adapter), image_features.remembers()
+        known = [image_features.find(weights, one) if remembers else None for one in prompts]
+        todo = [place for place, one in enumerate(known) if one is None]
+        if not todo:
+            return known, self._takes_one_tensor
+        new = self._to_device(collate([encoded[place] for place in todo], self.encoder.pad_id))
+        with self._adapter_state():
+            images = {name: new[name] for name in _IMAGE_INPUTS if name in new}
+            features = self.model.get_image_features(**images, return_dict=True)
+        self._takes_one_tensor = isinstance(features.pooler_output, Tensor)  # families take back what they gave
+        width = features.pooler_output[0].shape[-1]
+        flat = torch.cat([image.reshape(-1, width) for image in features.pooler_output])
+        counts = (new["input_ids"] == self.model.config.image_token_id).sum(-1).tolist()
+        for place, own in zip(todo, flat.split(counts), strict=True):
+            known[place] = own
+            if remembers:
+                image_features.keep(weights, prompts[place], own)
+        return known, self._takes_one_tensor
 
     def _hidden(self, inputs: dict) -> Float[Tensor, "B T D"]:
         """Last hidden states of the model without its head."""

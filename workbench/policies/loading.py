@@ -9,6 +9,7 @@ from workbench.policies import Policy
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import PolicyByDomain
 from workbench.policies.diffusion import DiffusionPolicy
+from workbench.policies.offload import offload
 from workbench.policies.weights import is_masked_lm, load_model
 from workbench.types import STUDENT
 
@@ -30,8 +31,11 @@ def load_policies(
     start: str | Path | None = None,
     dtype: str = "float32",
     teacher_dtype: str | None = None,
+    offload_teachers: bool = False,
     device: str = "cpu",
     trust_remote_code: bool = False,
+    attention: str | None = None,
+    compiler: str | None = None,
     max_completion_length: int = 0,
     adapter: object | None = None,
     learner: str = STUDENT,
@@ -44,6 +48,8 @@ def load_policies(
     teachers by domain: "teacher" is then made of them and, for all other domains, of `teacher`. Each is a policy of its
              own too, by the name of its domains: teacher:color, teacher:math+code, teacher:other
     start    the starting model, when the student comes from a checkpoint; its frozen copy is student@start
+    offload_teachers  their weights lie in host memory and visit the device while they read
+    attention, compiler  as weights.load_model
     ema      folder of student@ema, when it comes from a checkpoint; otherwise it is a copy of the student
     adapter  a peft configuration: the student gets low-rank adapters unless its folder already holds them
     learner  what the student calls itself where several learn: "ann" calls its policies ann, ann@ema, ann@start
@@ -51,7 +57,8 @@ def load_policies(
 
     Raises: PolicyError if a model cannot be loaded or does not share the student's vocabulary.
     """
-    options = {"device": device, "trust_remote_code": trust_remote_code}
+    options = {"device": device, "trust_remote_code": trust_remote_code, "attention": attention, "compiler": compiler}
+    of_teachers = {**options, "dtype": teacher_dtype or dtype, "device": "cpu" if offload_teachers else device}
     policies = {STUDENT: load_policy(student, learner, dtype=dtype, **options)}
     names, own, by_domain = tuple(names), policies[STUDENT], None
     if adapter is not None and not has_adapter(own):
@@ -71,14 +78,17 @@ def load_policies(
         elif name == "student@ema":
             policies[name] = own.copy(called) if ema is None else load_policy(ema, called, dtype=dtype, **options)
         elif name == "teacher" and is_by_domain(names, teachers or {}):
-            members, other = _load_teachers(teachers, teacher, dtype=teacher_dtype or dtype, **options)
+            members, other = _load_teachers(teachers, teacher, **of_teachers)
             policies |= {one.name: one for one in (*members.values(), other) if one is not None}
             by_domain = PolicyByDomain(name, members, other)
         elif kind == "teacher":
             path = (teachers or {}).get(domain) if domain else teacher
             if path is None:
                 raise ConfigError(f'no model is given for the policy "{name}"; set models.teacher or models.teachers.')
-            policies[name] = load_policy(path, name, dtype=teacher_dtype or dtype, **options)
+            policies[name] = load_policy(path, name, **of_teachers)
+    for name in policies if offload_teachers else ():
+        if name.startswith("teacher"):
+            offload(policies[name], device)
     write_alike(policies, block, steps_per_block, max_completion_length)
     share_vocabulary(policies)
     share_encoders(policies)

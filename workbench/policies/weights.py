@@ -1,5 +1,6 @@
 """Model folders and hub names to models and processors, whatever kind of model it is."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -13,26 +14,54 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
     AutoProcessor,
+    BitsAndBytesConfig,
     PretrainedConfig,
 )
 
-from workbench.errors import PolicyError
+from workbench.errors import ConfigError, PolicyError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+INT8 = "int8"
+DTYPES = {
+    INT8: torch.bfloat16,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "auto": "auto",
+}
 
 
 def load_model(
-    path: str | Path, name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False
+    path: str | Path,
+    name: str,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    attention: str | None = None,
+    compiler: str | None = None,
 ) -> tuple[nn.Module, object]:
     """The model, frozen and in evaluation mode, and its processor; `name` is the policy's, for messages.
 
-    Raises: PolicyError naming the path if it holds no model, no processor, or no safetensors weights.
+    dtype      or INT8: linear layers but the head in 8 bits, everything else in bfloat16 (bitsandbytes)
+    attention  implementation that transformers is asked for, None = its choice
+    compiler   backend of torch.compile for everything below the head, None = not compiled
+
+    Raises: PolicyError naming the path if it holds no model, no processor, or no safetensors weights; ConfigError if a
+    package is missing that what is asked for needs.
     """
     options = {"trust_remote_code": trust_remote_code}
+    asked = {"attn_implementation": attention} if attention else {}
+    if dtype == INT8:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ConfigError(
+                f"{name}: weights in {INT8} need the package bitsandbytes: pip install 'vlm-distillation-workbench[int8]', or "
+                "choose models.teacher_dtype=bfloat16."
+            )
+        asked |= {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": {"": device}}
     try:
         config = AutoConfig.from_pretrained(_base_of(path), **options)
-        model = _auto(config).from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        model = _auto(config).from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, **asked, **options)
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise PolicyError(
             f'{name}: "{path}" cannot be loaded as a model ({_first_line(error)}). Give a folder written by '
             "save_pretrained with config.json and *.safetensors, or the name of a model on the hub."
@@ -44,7 +73,10 @@ def load_model(
             f'{name}: "{path}" has a model but its processor cannot be loaded ({_first_line(error)}). Save the processor '
             "beside the model with processor.save_pretrained."
         ) from error
-    return model.to(device).requires_grad_(False).eval(), processor
+    model = model if dtype == INT8 else model.to(device)
+    if compiler:
+        model.base_model.compile(backend=compiler, dynamic=True)
+    return model.requires_grad_(False).eval(), processor
 
 
 def is_masked_lm(config: PretrainedConfig) -> bool:

@@ -1,0 +1,147 @@
+"""What saves memory or time changes no number: each of these options against the same without it."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from small import example
+
+from workbench.contexts import build_prompt
+from workbench.errors import ConfigError
+from workbench.losses import score
+from workbench.method import Method
+from workbench.methods import load_method
+from workbench.policies import SamplingOptions
+from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies.image_features import remembered_images
+from workbench.policies.loading import load_policies
+from workbench.rollouts import write_rollouts
+from workbench.scoring import Batch
+from workbench.supervision import Scored, read_batch, supervise_batch
+from workbench.types import Prompt
+
+IDS = (300, 301, 302, 303)
+
+
+def logprobs(policy: AutoregressivePolicy, prompts: list[Prompt]) -> torch.Tensor:
+    return score(policy.read(prompts, [IDS] * len(prompts)), torch.tensor(IDS * len(prompts))).logprob.detach()
+
+
+def teacher(models: dict[str, Path], **options: object) -> AutoregressivePolicy:
+    return load_policies(("teacher",), student=models["student"], teacher=models["teacher"], **options)["teacher"]
+
+
+def test_an_offloaded_teacher_says_the_same_and_is_away_only_while_it_reads(models: dict, prompts: list) -> None:
+    resident, offloaded = teacher(models), teacher(models, offload_teachers=True)
+    head = offloaded.model.get_output_embeddings().weight
+    at_home = {name: one.data_ptr() for name, one in offloaded.model.named_parameters()}
+    abroad = {}
+    offloaded.model.base_model.register_forward_hook(
+        lambda *_: abroad.update({name: one.data_ptr() for name, one in offloaded.model.named_parameters()})
+    )
+    assert torch.allclose(logprobs(offloaded, prompts), logprobs(resident, prompts), atol=2e-5)
+    written = [policy.sample(prompts[:1], [[1]], SamplingOptions(4))[0][0].ids for policy in (offloaded, resident)]
+    assert written[0] == written[1]
+    assert {name: one.data_ptr() for name, one in offloaded.model.named_parameters()} == at_home
+    moved = {name for name, place in abroad.items() if place != at_home[name]}
+    assert moved == {name for name, one in offloaded.model.named_parameters() if one is not head}
+
+
+def test_attention_and_compilation_are_passed_on(models: dict, prompts: list) -> None:
+    plain, eager = teacher(models), teacher(models, attention="eager")
+    assert (plain.model.config._attn_implementation, eager.model.config._attn_implementation) == ("sdpa", "eager")
+    assert torch.allclose(logprobs(eager, prompts), logprobs(plain, prompts), atol=2e-5)
+    compiled = teacher(models, compiler="eager")  # reading with it takes half a minute: benchmarks/gpu.py does
+    assert compiled.model.base_model._compiled_call_impl is not None
+    assert plain.model.base_model._compiled_call_impl is None
+
+
+def scored(method: Method, policies: dict, batch: Batch) -> Scored:
+    policies["student"].model.requires_grad_(True)
+    return supervise_batch(
+        method,
+        policies,
+        read_batch(method, policies, batch),
+        seed=0,
+        num_alternatives=3,
+        alternatives_of=2,
+        backward=lambda total: total.backward(),
+    )
+
+
+def test_the_same_weights_look_at_the_same_pictures_once(models: dict) -> None:
+    """dopd shown boxes: the student looks once to write and to read as `self`, and once more to learn."""
+    method = load_method("dopd", {"privilege": "boxes"})
+    policies = load_policies(method.policies, **models)
+    looks = []
+    for name, policy in policies.items():
+        policy.model.model.vision_model.register_forward_hook(lambda *_, name=name: looks.append(name))
+    examples = [example(0), example(1)]
+
+    def step(enabled: bool) -> Scored:
+        looks.clear()
+        with remembered_images(enabled):
+            own = write_rollouts(
+                policies["student"],
+                examples,
+                context="plain",
+                sampling=SamplingOptions(5),
+                num_generations=2,
+                seed=(0,),
+            )
+            return scored(method, policies, Batch(tuple(own)))
+
+    with_memory, seen = step(True), sorted(looks)
+    without, seen_without = step(False), sorted(looks)
+    assert seen == ["student", "student", "teacher"] and seen_without == ["student"] * 3 + ["teacher"]
+    assert with_memory.batch.rollouts == without.batch.rollouts
+    assert torch.equal(with_memory.loss, without.loss)
+    for view, values in with_memory.scores.items():
+        assert torch.equal(values.logprob, without.scores[view].logprob)
+
+
+def test_a_prompt_with_other_pictures_gets_its_own_features(idefics3: AutoregressivePolicy, prompts: list) -> None:
+    alone = [logprobs(idefics3, [prompt]) for prompt in prompts]
+    with remembered_images(), torch.no_grad():
+        logprobs(idefics3, prompts[:1])
+        again = logprobs(idefics3, [dataclasses.replace(prompts[0], text="red"), *prompts])
+        assert torch.allclose(again[len(IDS) :], torch.cat(alone), atol=2e-5)
+
+
+def test_buckets_change_the_order_of_work_and_no_number(models: dict) -> None:
+    method = load_method("dopd", {"privilege": "boxes"})
+    policies = load_policies(method.policies, **models)
+    prompt = build_prompt(example(0), "plain")
+    own = policies["student"].sample([prompt], [[1, 2, 3, 4, 5]], SamplingOptions(9))[0]
+    shaped = [
+        dataclasses.replace(one, ids=written.ids[:length], logprobs=written.logprobs[:length])
+        for one, written, length in zip(
+            write_rollouts(policies["student"], [example(idx) for idx in range(5)], context="plain", sampling=SamplingOptions(3), num_generations=1, seed=(0,)),
+            own,
+            (9, 2, 7, 1, 4),
+            strict=True,
+        )
+    ]  # fmt: skip
+    found = []
+    for bucket in (False, True):
+        policies["student"].model.zero_grad()
+        result = scored(method, policies, Batch(tuple(shaped), 2, bucket))
+        found.append(
+            (result, [one.grad.clone() for one in policies["student"].model.parameters() if one.grad is not None])
+        )
+    (plain, of_plain), (bucketed, of_bucketed) = found
+    assert torch.allclose(plain.loss, bucketed.loss, atol=1e-5)
+    assert torch.equal(plain.routing.regime, bucketed.routing.regime)
+    for view, values in plain.scores.items():
+        assert torch.allclose(values.logprob, bucketed.scores[view].logprob, atol=2e-5)
+        for one, other in zip(plain.alternatives.top[view], bucketed.alternatives.top[view], strict=True):
+            assert torch.allclose(one.float(), other.float(), atol=2e-5)
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(of_plain, of_bucketed, strict=True))
+
+
+def test_eight_bits_need_their_package(models: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="need the package bitsandbytes"):
+        teacher(models, teacher_dtype="int8")
