@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -178,6 +179,18 @@ def test_another_quantity_changes_the_colours_and_the_legend(open_page):
     assert len(set(seen.values())) == 6
     assert seen["truth"][0] == seen["truth"][1] != seen["truth"][2]
     assert seen["regime"][2] == "rgb(230, 159, 0)", "self leads: orange"
+
+
+def test_tokens_that_were_not_written_from_left_to_right_show_their_denoising_step(open_page):
+    assert open_page().page.locator(".wb-chip[data-by='denoising']").count() == 0, "these were"
+    steps = [replace(one, denoising_step=step) for one, step in zip(TOKENS, (4, 0, 2), strict=True)]
+    opened = open_page(render_page([render_tokens(replace(VIEW, tokens=tuple(steps)), standalone=False)], "t"))
+    opened.page.locator(".wb-chip[data-by='denoising']").click()
+    assert len({opened.fill(k) for k in range(3)}) == 3
+    opened.token(0).hover()
+    assert re.search(r"denoising step\s*4", opened.page.locator(".wb-card:popover-open").inner_text())
+    opened.token(1).click()
+    assert re.search(r"denoising step\s*0", opened.page.locator(".wb-detail").inner_text())
 
 
 def test_the_bars_can_be_hidden(open_page):
