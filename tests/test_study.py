@@ -194,6 +194,7 @@ def test_half_a_run_and_a_dead_worker_go_on_and_end_the_same(own: Study, finishe
     assert list(collect(own).unfinished) == ["opd-s1"]
     assert run_study(own, say=said.append)
     write_report(own)
+    assert "2 and 1 process(es) of" in (own.folder / "table.md").read_text(), "as it was run, whatever the file says"
     assert answers(own) == answers(finished)
 
 

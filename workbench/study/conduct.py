@@ -67,12 +67,12 @@ class Record:
             "notes": {variant.name: variant.note for variant in study.variants if variant.note},
         }  # fmt: skip
 
-    def begin(self, num_threads: int) -> None:
+    def begin(self, num_processes: int, num_threads: int) -> None:
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         surroundings = _surroundings()
         command = shlex.join(["workbench", *sys.argv[1:]])
         process = {"pid": os.getpid(), "identity": identify(os.getpid())}
-        self.facts["sessions"].append({"started": started, "command": command, "seconds": 0.0, "threads": num_threads, **process, **surroundings})  # fmt: skip
+        self.facts["sessions"].append({"started": started, "command": command, "seconds": 0.0, "processes": num_processes, "threads": num_threads, **process, **surroundings})  # fmt: skip
         self._begun = time.perf_counter()
         self.write()
 
@@ -122,7 +122,7 @@ class _Conductor:
         self.num_threads = max(1, num_cores() // study.parallel)
 
     def conduct(self, tasks: deque[Task]) -> bool:
-        self.record.begin(self.num_threads)
+        self.record.begin(self.study.parallel, self.num_threads)
         self.begun = time.perf_counter()
         with _environment(self.num_threads):
             self.workers = [_Worker(self.study, number, self.num_threads) for number in range(min(self.study.parallel, len(tasks)))]  # fmt: skip

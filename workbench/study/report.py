@@ -155,13 +155,14 @@ def _preamble(results: Results) -> str:
     if sessions:
         last = sessions[-1]
         commits = dict.fromkeys(f"{str(one.get('commit'))[:10]}{' with changes' if one.get('dirty') else ''}" for one in sessions)  # fmt: skip
-        wall = sum(one["seconds"] for one in sessions)
-        busy = sum(one["seconds"] for one in results.record["runs"].values())
+        wall, busy = (sum(one["seconds"] for one in ones) for ones in (sessions, results.record["runs"].values()))
+        processes = [one.get("processes", study.parallel) for one in sessions]
+        room = sum(count * one["seconds"] for count, one in zip(processes, sessions, strict=True))
         lines += [
             f"- command: `{last['command']}`",
             f"- commit: {', '.join(commits)}",
-            f"- wall time: {wall / 60:.1f} min in {len(sessions)} session(s), {study.parallel} processes of {last['threads']} thread(s), "
-            f"which were at work {busy / (wall * study.parallel):.0%} of it",
+            f"- wall time: {wall / 60:.1f} min in {len(sessions)} session(s), {' and '.join(map(str, dict.fromkeys(processes)))} process(es) of {last['threads']} thread(s), "
+            f"which were at work {busy / room if room else 0:.0%} of it",
         ]
     num_seeds = {row.name: len(row.seeds) for row in results.rows if row.kind == "variant"}
     if set(num_seeds.values()) == {len(study.seeds)} and not results.unfinished and not results.faults:
