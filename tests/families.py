@@ -16,6 +16,8 @@ from transformers import (
     GotOcr2ImageProcessorPil,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -29,10 +31,12 @@ from transformers import (
     PaliGemmaForConditionalGeneration,
     PaliGemmaProcessor,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     SiglipImageProcessorPil,
 )
 
-from workbench.scenes.processor import EOS, build_processor
+from workbench.scenes.processor import CHAT_TEMPLATE, EOS, build_processor
 
 TEXT = {
     "hidden_size": 32,
@@ -62,11 +66,11 @@ def save_idefics3(folder: Path, seed: int = 0) -> Path:
         pad_token_id=tokenizer.pad_token_id,
         vocab_size=len(tokenizer),
     )
-    return _save(folder, Idefics3ForConditionalGeneration, config, processor, seed)
+    return save_model(folder, Idefics3ForConditionalGeneration, config, processor, seed)
 
 
 def save_llava(folder: Path, seed: int = 0) -> Path:
-    tokenizer = _tokenizer()
+    tokenizer = small_tokenizer(IMAGE_TOKENS)
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     processor = LlavaProcessor(
         image_processor,
@@ -84,11 +88,11 @@ def save_llava(folder: Path, seed: int = 0) -> Path:
         image_seq_length=4,
         vision_feature_layer=-1,
     )
-    return _save(folder, LlavaForConditionalGeneration, config, processor, seed)
+    return save_model(folder, LlavaForConditionalGeneration, config, processor, seed)
 
 
 def save_gemma3(folder: Path, seed: int = 0) -> Path:
-    tokenizer = _tokenizer()
+    tokenizer = small_tokenizer(IMAGE_TOKENS)
     image_processor = Gemma3ImageProcessorPil(size={"height": 28, "width": 28})
     template = TEMPLATE.replace("IMAGE", "<start_of_image>")
     processor = Gemma3Processor(image_processor, tokenizer, chat_template=template, image_seq_length=4)
@@ -100,12 +104,12 @@ def save_gemma3(folder: Path, seed: int = 0) -> Path:
         boi_token_id=tokenizer.convert_tokens_to_ids("<start_of_image>"),
         eoi_token_id=tokenizer.convert_tokens_to_ids("<end_of_image>"),
     )
-    return _save(folder, Gemma3ForConditionalGeneration, config, processor, seed)
+    return save_model(folder, Gemma3ForConditionalGeneration, config, processor, seed)
 
 
 def save_llava_next(folder: Path, seed: int = 0) -> Path:
     """Pictures are cut into as many tiles as their shape asks for: prompts differ in length, pixels in number of tiles."""
-    tokenizer = _tokenizer()
+    tokenizer = small_tokenizer(IMAGE_TOKENS)
     grid = [[28, 56], [56, 28]]
     image_processor = LlavaNextImageProcessorPil(
         size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_grid_pinpoints=grid
@@ -126,12 +130,12 @@ def save_llava_next(folder: Path, seed: int = 0) -> Path:
         image_grid_pinpoints=grid,
         vision_feature_layer=-1,
     )
-    return _save(folder, LlavaNextForConditionalGeneration, config, processor, seed)
+    return save_model(folder, LlavaNextForConditionalGeneration, config, processor, seed)
 
 
 def save_paligemma(folder: Path, seed: int = 0) -> Path:
     """No chat template; the prompt is read in both directions and the answer in one."""
-    tokenizer = _tokenizer()
+    tokenizer = small_tokenizer(IMAGE_TOKENS)
     image_processor = SiglipImageProcessorPil(size={"height": 28, "width": 28})
     image_processor.image_seq_length = 4
     processor = PaliGemmaProcessor(image_processor, tokenizer)
@@ -141,12 +145,12 @@ def save_paligemma(folder: Path, seed: int = 0) -> Path:
         projection_dim=32,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
-    return _save(folder, PaliGemmaForConditionalGeneration, config, processor, seed)
+    return save_model(folder, PaliGemmaForConditionalGeneration, config, processor, seed)
 
 
 def save_aya_vision(folder: Path, seed: int = 0) -> Path:
     """Logits are scaled after the head."""
-    tokenizer = _tokenizer()
+    tokenizer = small_tokenizer(IMAGE_TOKENS)
     image_processor = GotOcr2ImageProcessorPil(size={"height": 28, "width": 28}, max_patches=2)
     processor = AyaVisionProcessor(
         image_processor,
@@ -167,7 +171,7 @@ def save_aya_vision(folder: Path, seed: int = 0) -> Path:
         image_token_index=tokenizer.convert_tokens_to_ids("<global-img>"),
         downsample_factor=2,
     )
-    return _save(folder, AyaVisionForConditionalGeneration, config, processor, seed)
+    return save_model(folder, AyaVisionForConditionalGeneration, config, processor, seed)
 
 
 def save_modernvbert(folder: Path, seed: int = 0) -> Path:
@@ -184,7 +188,7 @@ def save_modernvbert(folder: Path, seed: int = 0) -> Path:
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         denoising={"block": 4, "steps_per_block": 2, "canvas": 16},
     )
-    return _save(folder, ModernVBertForMaskedLM, config, processor, seed)
+    return save_model(folder, ModernVBertForMaskedLM, config, processor, seed)
 
 
 FAMILIES = {
@@ -197,14 +201,12 @@ FAMILIES = {
 }
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """The built-in tokenizer with the image tokens that these families' processors look for."""
+IMAGE_TOKENS = {"image_token": "<image>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+
+
+def small_tokenizer(extra: dict[str, str]) -> PreTrainedTokenizerFast:
+    """The built-in tokenizer with the tokens that a family's processor looks for."""
     built_in = build_processor().tokenizer
-    extra = {
-        "image_token": "<image>",
-        "boi_token": "<start_of_image>",
-        "eoi_token": "<end_of_image>",
-    }
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=built_in.backend_tokenizer,
         pad_token="<pad>",
@@ -216,14 +218,35 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _save(folder: Path, model_class: type, config, processor, seed: int) -> Path:
+def save_model(folder: Path, model_class: type, config, processor, seed: int) -> Path:
     torch.manual_seed(seed)
     model = model_class(config)
     for parameter in model.parameters():
         if parameter.ndim > 1:  # at the usual small initial values, all answers look the same
             torch.nn.init.normal_(parameter, std=0.2)
-    tokenizer = processor.tokenizer
+    tokenizer = getattr(processor, "tokenizer", processor)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def save_llama(folder: Path, seed: int = 0) -> Path:
+    """A language model alone."""
+    return _save_text(folder, LlamaForCausalLM, LlamaConfig, seed)
+
+
+def save_qwen3(folder: Path, seed: int = 0) -> Path:
+    """A language model alone, with normalised queries and keys."""
+    return _save_text(folder, Qwen3ForCausalLM, Qwen3Config, seed)
+
+
+def _save_text(folder: Path, model_class: type, config_class: type, seed: int) -> Path:
+    tokenizer = small_tokenizer({})
+    tokenizer.chat_template = CHAT_TEMPLATE
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = config_class(vocab_size=len(tokenizer), **TEXT, **ends, bos_token_id=tokenizer.bos_token_id)
+    return save_model(folder, model_class, config, tokenizer, seed)
+
+
+TEXT_FAMILIES = {"llama": save_llama, "qwen3": save_qwen3}

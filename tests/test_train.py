@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import save_gemma3, save_llava
+from families import save_llava
 from PIL import Image
 from small import run_config
 
@@ -168,17 +168,6 @@ def test_every_method_trains_and_is_recorded(name: str, models: dict, tmp_path: 
     assert (traces.sql("SELECT count(*) AS n FROM positions WHERE loss != 0").to_pylist()[0]["n"] > 0) == learns
     start = load_policy(models["student"], "student").model.state_dict()
     assert any(not torch.equal(start[key], value) for key, value in weights(config).items()) == learns
-
-
-@pytest.mark.parametrize("save", [save_llava, save_gemma3], ids=["llava", "gemma3"])
-def test_one_dopd_step_on_other_families(save, tmp_path: Path) -> None:
-    other = {"student": save(tmp_path / "student", 0), "teacher": save(tmp_path / "teacher", 1)}
-    config = run_config(other, tmp_path, training__steps=1, data__eval=None, sampling__max_completion_length=4)
-    train(config)
-    assert (
-        open_traces(config.run_dir).summary()["positions"]
-        == RunFolder.open(config.run_dir).metrics("train")[0]["tokens"]
-    )
 
 
 def test_lora_trains_the_adapter_alone_and_resumes(models: dict, tmp_path: Path) -> None:

@@ -5,17 +5,20 @@ from pathlib import Path
 import pytest
 from families import FAMILIES
 from PIL import Image
+from video_families import VIDEO_FAMILIES
 
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.types import Prompt
 
+ALL = FAMILIES | VIDEO_FAMILIES
+
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {name: save(tmp_path_factory.mktemp(name)) for name, save in FAMILIES.items()}
+    return {name: save(tmp_path_factory.mktemp(name)) for name, save in ALL.items()}
 
 
-@pytest.fixture(scope="session", params=list(FAMILIES))
+@pytest.fixture(scope="session", params=list(ALL))
 def policy(request: pytest.FixtureRequest, folders: dict[str, Path]) -> AutoregressivePolicy:
     return load_policy(folders[request.param], "student")
 

@@ -25,7 +25,8 @@ from workbench.policies.encoding import Encoded, PromptEncoder, append, collate
 from workbench.policies.weights import load_model
 from workbench.types import Denoising, Prompt
 
-_IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "image_sizes", "image_grid_thw", "num_crops")
+_GRID = "image_grid_thw"
+_IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "image_sizes", _GRID, "num_crops", "batch_num_images")
 
 
 class AutoregressivePolicy:
@@ -94,9 +95,9 @@ class AutoregressivePolicy:
         with self._evaluation():
             encoded = self._encoded(prompts)
             mask = encoded["attention_mask"]
-            hidden = self._hidden(encoded | {"past_key_values": cache, "use_cache": True})[:, -1]
+            hidden = self._begin(encoded, cache)[:, -1]
             if rows.numel() > len(prompts):
-                cache.batch_select_indices(rows)
+                self._repeat(cache, rows)
                 hidden, mask = hidden[rows], mask[rows]
             written = iter(self._continue(hidden, mask, cache, [seed for own in seeds for seed in own], options))
             return [[next(written) for _ in own] for own in seeds]
@@ -120,8 +121,7 @@ class AutoregressivePolicy:
             if bool(ended.all()) or column + 1 == options.max_completion_length:
                 break
             mask = torch.cat((mask, ones), -1)
-            step = {"input_ids": ids.unsqueeze(-1), "attention_mask": mask, "past_key_values": cache, "use_cache": True}
-            hidden = self._hidden(step)[:, -1]
+            hidden = self._go_on({"input_ids": ids.unsqueeze(-1), "attention_mask": mask}, cache)[:, -1]
         ids_BT, logprobs_BT = torch.stack(ids_BT, -1).tolist(), torch.stack(logprobs_BT, -1).tolist()
         return [self._cut(*row) for row in zip(ids_BT, logprobs_BT, strict=True)]
 
@@ -162,9 +162,8 @@ class AutoregressivePolicy:
 
     @property
     def _shares_prompts(self) -> bool:
-        """Not while activations are recomputed, which goes without a cache, and not where positions are a model's state."""
-        recomputes = self.model.training and getattr(self.model, "is_activation_checkpointing", False)
-        return not recomputes and not hasattr(self.model.base_model, "rope_deltas")
+        """Not while activations are recomputed, which goes without a cache."""
+        return not (self.model.training and getattr(self.model, "is_activation_checkpointing", False))
 
     def _read_after_shared_prompts(
         self, prompts: list[Prompt], completions: list[tuple[int, ...]]
@@ -172,8 +171,8 @@ class AutoregressivePolicy:
         unique, rows = _unique(prompts)
         encoded, cache = self._encoded(unique), DynamicCache(config=self.model.config)
         row_idx = torch.tensor(rows, device=self.device)
-        first = self._hidden(encoded | {"past_key_values": cache, "use_cache": True})[row_idx, -1:]
-        cache.batch_select_indices(row_idx)
+        first = self._begin(encoded, cache)[row_idx, -1:]
+        self._repeat(cache, row_idx)
         rest = [ids[:-1] for ids in completions]  # what follows a last token is not asked
         if not any(rest):
             return first
@@ -181,7 +180,7 @@ class AutoregressivePolicy:
         start = inputs["input_ids"].shape[1]
         inputs = append(inputs, rest, self.encoder.pad_id, 0)
         inputs["input_ids"] = inputs["input_ids"][:, start:]
-        return torch.cat((first, self._hidden(inputs | {"past_key_values": cache, "use_cache": True})), 1)
+        return torch.cat((first, self._go_on(inputs, cache)), 1)
 
     def model_inputs(
         self, prompts: list[Prompt], completions: list[tuple[int, ...]]
@@ -253,7 +252,32 @@ class AutoregressivePolicy:
         per_prompt, is_tensor = self._features(prompts, encoded)
         repeated = [per_prompt[row] for row in rows]
         shared = BaseModelOutputWithPooling(pooler_output=torch.cat(repeated) if is_tensor else repeated)
-        return inputs | {"mm_encoder_outputs": {"image": shared}}
+        grids = [encoded[row][_GRID] for row in rows if _GRID in encoded[row]]  # M-RoPE: where image tokens are
+        return inputs | {"mm_encoder_outputs": {"image": shared}} | ({_GRID: torch.cat(grids)} if grids else {})
+
+    def _begin(self, encoded: dict, cache: DynamicCache) -> Float[Tensor, "B T D"]:
+        """Hidden states of prompts, whose keys and values fill an empty cache."""
+        if hasattr(self.model.base_model, "rope_deltas"):
+            self.model.base_model.rope_deltas = None  # of the prompts before
+        return self._hidden(encoded | {"past_key_values": cache, "use_cache": True})
+
+    def _repeat(self, cache: DynamicCache, rows: Int[Tensor, " B"]) -> None:
+        """Have the prompts that a cache holds once for each of its completions, whatever the model keeps of them."""
+        cache.batch_select_indices(rows)
+        deltas = getattr(self.model.base_model, "rope_deltas", None)
+        if deltas is not None:
+            self.model.base_model.rope_deltas = deltas[rows]
+
+    def _go_on(self, inputs: dict, cache: DynamicCache) -> Float[Tensor, "B T D"]:
+        """Hidden states of tokens that come after what a cache holds.
+
+        Under M-RoPE (Qwen-VL) an image takes fewer positions than it has tokens: rope_deltas is that difference.
+        """
+        deltas = getattr(self.model.base_model, "rope_deltas", None)
+        if deltas is not None:
+            places = inputs["attention_mask"].cumsum(-1)[:, -inputs["input_ids"].shape[1] :] - 1
+            inputs = inputs | {"position_ids": (places + deltas).expand(3, -1, -1)}
+        return self._hidden(inputs | {"past_key_values": cache, "use_cache": True})
 
     def _features(self, prompts: list[Prompt], encoded: list[Encoded]) -> tuple[list[Float[Tensor, "T W"]], bool]:
         """Image tokens of each prompt, in the order of its images, and whether the family takes them as one tensor."""

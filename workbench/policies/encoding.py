@@ -143,7 +143,8 @@ def _settings(processor: Callable, tokenizer: Callable) -> tuple | None:
         return None
     template = getattr(processor, "chat_template", None)
     whole = None if processor is tokenizer else processor.to_json_string()
-    return backend.to_str(), tokenizer.special_tokens_map, tokenizer.padding_side, template, whole
+    rules = backend.to_str().partition('"added_tokens"')[2]  # before it: how the last call padded, which is no rule
+    return rules, tokenizer.special_tokens_map, tokenizer.padding_side, template, whole
 
 
 def _inputs(encoded: Mapping[str, object]) -> Encoded:

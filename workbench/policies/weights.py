@@ -13,12 +13,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
-    AutoProcessor,
     BitsAndBytesConfig,
     PretrainedConfig,
 )
 
 from workbench.errors import ConfigError, PolicyError
+from workbench.policies.processors import load_processor
 
 INT8 = "int8"
 DTYPES = {
@@ -67,7 +67,7 @@ def load_model(
             "save_pretrained with config.json and *.safetensors, or the name of a model on the hub."
         ) from error
     try:
-        processor = AutoProcessor.from_pretrained(path, **options)
+        processor = load_processor(path, config, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise PolicyError(
             f'{name}: "{path}" has a model but its processor cannot be loaded ({_first_line(error)}). Save the processor '
