@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from workbench.check import Check, check_config, is_good
 from workbench.config import RunConfig
 from workbench.errors import DataError
 from workbench.learner import Learner, build_learner
-from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 
 
 @pytest.fixture(scope="module")
@@ -104,16 +105,20 @@ def test_padding_that_is_looked_at_is_found(planted: Callable) -> None:
     assert "view teacher scored alone = in a padded batch" in planted("teacher", unmasked)
 
 
-def test_a_teacher_with_another_end_is_noted(config: RunConfig, models: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(*arguments: object) -> Learner:
-        learner = build_learner(*arguments)
-        learner.policies["teacher"].tokenizer.eos_token = "<assistant>"
-        return learner
-
-    monkeypatch.setattr(workbench.check, "build_learner", build)
-    checks = check_config(config)
-    assert by_name(checks)["end token"].status == "note"
-    assert "teacher ends with <assistant>, the student with <end_of_utterance>" in by_name(checks)["end token"].found
+def test_what_teacher_and_student_have_in_common_but_not_alike_is_noted(models: dict, tmp_path: Path) -> None:
+    """Another end token, another chat template, a head padded to another multiple: allowed, and said."""
+    teacher = load_policy(models["teacher"], "teacher")
+    teacher.model.resize_token_embeddings(teacher.vocabulary + 3, mean_resizing=False)
+    teacher.model.generation_config.eos_token_id = teacher.tokenizer.convert_tokens_to_ids("<system>")
+    teacher.processor.chat_template = teacher.processor.chat_template.replace("<assistant>", "<assistant>no thinking;")
+    for part in (teacher.model, teacher.processor):
+        part.save_pretrained(tmp_path / "teacher")
+    checks = check_config(run_config(models | {"teacher": tmp_path / "teacher"}, tmp_path))
+    assert is_good(checks)
+    assert by_name(checks)["vocabulary"].found.endswith("; 3 more of teacher, which are no tokens, are left out")
+    assert by_name(checks)["end token"].found.startswith("<end_of_utterance>, <system> are one action in every view")
+    assert "teacher reads '<end_of_utterance><assistant>no thinking;'" in by_name(checks)["chat template"].found
+    assert {by_name(checks)[name].status for name in ("end token", "chat template")} == {"note"}
 
 
 def test_a_loss_that_depends_on_chunks_is_found(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,14 +146,40 @@ def _tokens(scored: Scored, learner: Learner) -> Iterator[Check]:
             found = f"prompts up to {longest} tokens" + ("" if room is None else f" of {room} allowed")
             found = f"the written ids, token by token; {found}" if same else "other ids than were written"
             yield Check(f"completion in view {name} ({policy.name} / {view.context})", OK if same else WRONG, found)
-    yield Check("vocabulary", OK, f"{learner.student.vocabulary} entries shared by {', '.join(learner.policies)}")
-    own = learner.student.tokenizer.eos_token_id
+    shown = next(prompt for prompt in scored.prompts[scored.method.learner] if prompt is not None)
+    yield from _agreement(learner, shown)
+
+
+def _agreement(learner: Learner, shown: Prompt) -> Iterator[Check]:
+    """What the policies had to agree on, and what still differs between them."""
+    own = learner.student
     models = {name: one for name, one in learner.policies.items() if isinstance(one, AutoregressivePolicy)}
+    found = f"{own.vocabulary} entries shared by {', '.join(learner.policies)}"
     for name, policy in models.items():
-        if policy.tokenizer.eos_token_id != own:
-            theirs = policy.tokenizer.eos_token
-            text = f"{name} ends with {theirs}, the student with {learner.student.tokenizer.eos_token}"
+        padding = policy.model.get_output_embeddings().weight.shape[0] - own.vocabulary
+        if padding:
+            found += f"; {padding} more of {name}, which are no tokens, are left out"
+    yield Check("vocabulary", OK, found)
+    if own.head.ends:
+        names = ", ".join(own.token_text(token) for token in own.head.ends)
+        text = f"{names} are one action in every view, their probabilities added up and written as the first"
+        yield Check("end token", NOTE, text)
+    for name, policy in models.items():
+        if not policy.head.ends and policy.end_id != own.end_id:
+            text = f"{name} ends with {policy.token_text(policy.end_id)}, the student with {own.token_text(own.end_id)}"
             yield Check("end token", NOTE, f"{text}: the teacher finds the student's end unlikely")
+    opening = _opening(own, shown)
+    for name, policy in models.items():
+        theirs = opening if policy.encoder is own.encoder else _opening(policy, shown)
+        if theirs != opening:
+            text = f"before an answer {name} reads {theirs!r} and the student {opening!r}: their chat templates differ"
+            yield Check("chat template", NOTE, text)
+
+
+def _opening(policy: AutoregressivePolicy, shown: Prompt) -> str:
+    """What the chat template puts between a question and its answer: some leave room for thinking there, some close it."""
+    text = policy.tokenizer.decode(policy.encoder.encode(shown)["input_ids"][0])
+    return text.rpartition(shown.text)[2] if shown.text in text else ""
 
 
 def _readers(policy: Policy, prompts: list[Prompt]) -> list[tuple[AutoregressivePolicy, list[int]]]:

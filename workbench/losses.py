@@ -20,6 +20,7 @@ from workbench.method import REWARD, TOKENS, Regime
 from workbench.types import Routing, TokenScores
 
 CHUNK_BYTES = 56 * 2**20  # of one chunk's fp32 logits
+_NOTHING = -1e4  # a logit without probability; at minus infinity, divergences would make 0 * inf
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Head:
     linear: nn.Module
     scale: float = 1.0
     soft_cap: float | None = None
+    ends: tuple[int, ...] = ()  # tokens that are one action, to stop: the first gets the probability of all
 
     def __call__(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
         return self.finish(self.linear(hidden))
@@ -43,6 +45,11 @@ class Head:
             logits = logits * self.scale
         if self.soft_cap is not None:
             logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
+        if len(self.ends) > 1:
+            ends = torch.tensor(self.ends, device=logits.device)
+            whole = logits[:, ends].logsumexp(-1, keepdim=True)
+            nothing = torch.full((len(logits), len(self.ends) - 1), _NOTHING, device=logits.device)
+            logits = logits.index_copy(-1, ends, torch.cat((whole, nothing), -1))
         return logits
 
 

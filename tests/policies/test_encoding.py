@@ -1,5 +1,6 @@
 """Prompts to tensors: kept by what they say and not by their name, refused with a sentence."""
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -153,3 +154,15 @@ def test_collate_pads_ids_on_the_left_and_pixels_with_zeros() -> None:
     assert batch["token_type_ids"].tolist() == [[0, 0, 0], [1, 1, 0]]
     assert batch["pixel_values"].shape == (2, 2, 3)
     assert batch["pixel_values"][0, 1].sum() == 0
+
+
+def test_a_template_with_another_number_of_images_is_refused(policy: AutoregressivePolicy) -> None:
+    """A processor would else hand over pixels that no token stands for."""
+    if policy.processor.chat_template is None:  # PaliGemma: the marks are placed by its processor
+        return
+    processor = copy.copy(policy.processor)
+    processor.chat_template = (
+        "{{ bos_token }}question:{% for part in messages[0]['content'] %}{{ part['text'] }}{% endfor %}"
+    )
+    with pytest.raises(PolicyError, match=r'prompt "two\|plain" cannot be encoded: .*processor or chat template says'):
+        PromptEncoder(processor).encode(Prompt((picture(1), picture(2)), "what?", key="two|plain"))

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from workbench.errors import DataError, PolicyError
 from workbench.losses import Head, Readout
 from workbench.policies import SamplingOptions, Written, image_features
+from workbench.policies.drawing import draw, uniform
 from workbench.policies.encoding import Encoded, PromptEncoder, append, collate
 from workbench.policies.weights import load_model
 from workbench.types import Denoising, Prompt
@@ -107,14 +108,14 @@ class AutoregressivePolicy:
     ) -> list[Written]:
         stop = torch.tensor(sorted(self.stop_ids), device=self.device)
         placeholders = torch.tensor(self._placeholders, dtype=torch.long, device=self.device)
-        uniform = torch.stack([_uniform(seed, options.max_completion_length) for seed in seeds]).to(self.device)
+        numbers = torch.stack([uniform(seed, options.max_completion_length) for seed in seeds]).to(self.device)
         ids_BT, logprobs_BT = [], []
         ended = torch.zeros(len(seeds), dtype=torch.bool, device=self.device)
         ones = torch.ones(len(seeds), 1, dtype=mask.dtype, device=self.device)
         for column in range(options.max_completion_length):
             logits = self.head(hidden)[:, : self.vocabulary]
             allowed = logits.index_fill(-1, placeholders, -math.inf)
-            ids = _draw(allowed, uniform[:, column], options)
+            ids = draw(allowed, numbers[:, column], options)
             ids_BT.append(ids)
             logprobs_BT.append(logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1))
             ended = ended | torch.isin(ids, stop)
@@ -203,8 +204,20 @@ class AutoregressivePolicy:
             if token in self._placeholders or token in self.stop_ids:
                 special = self.token_text(token)
                 raise DataError(f'answer {text[:80]!r} contains the special token "{special}" as text: remove it.')
-        own = self.tokenizer.eos_token_id
-        return (*ids, min(self.stop_ids) if own is None else own)
+        return (*ids, self.end_id)
+
+    @property
+    def end_id(self) -> int:
+        """The token that an answer given as text ends with: where several are one action, the one that stands for all."""
+        own = self.head.ends[0] if self.head.ends else self.tokenizer.eos_token_id
+        return min(self.stop_ids) if own is None else own
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether an entry of the vocabulary is a mark of the model's and no text, or no token at all."""
+        tokenizer = self.tokenizer
+        added = tokenizer.added_tokens_decoder.get(token_id)
+        is_text = token_id < len(tokenizer) and not (added and added.special)
+        return token_id in tokenizer.all_special_ids or not is_text
 
     def text(self, ids: tuple[int, ...]) -> str:
         """The completion as text, without special tokens."""
@@ -364,32 +377,3 @@ def _unique(prompts: list[Prompt]) -> tuple[list[Prompt], list[int]]:
     row_of: dict[int, int] = {}
     rows = [row_of.setdefault(id(prompt), len(row_of)) for prompt in prompts]
     return list({id(prompt): prompt for prompt in prompts}.values()), rows
-
-
-def _uniform(seed: int, count: int) -> Float[Tensor, " T"]:
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], options: SamplingOptions) -> Int[Tensor, " B"]:
-    """One token per row by inverting the cumulative distribution at the row's own uniform number."""
-    if options.temperature == 0.0:
-        return logits.argmax(-1)
-    probability = (logits.double() / options.temperature).softmax(-1)
-    if options.top_p == 1.0 and options.top_k == 0:
-        cumulative = probability.cumsum(-1)
-        return _place(cumulative, uniform.unsqueeze(-1) * cumulative[:, -1:])
-    probability, ids = probability.sort(dim=-1, descending=True, stable=True)
-    cumulative = probability.cumsum(-1)
-    kept = cumulative[:, -1:]
-    if options.top_p < 1.0:  # the smallest set whose mass reaches top_p
-        reached = (cumulative < options.top_p).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
-        kept = torch.minimum(kept, cumulative.gather(-1, reached))
-    if options.top_k > 0:
-        last = min(options.top_k, logits.shape[-1]) - 1
-        kept = torch.minimum(kept, cumulative[:, last : last + 1])
-    return ids.gather(-1, _place(cumulative, uniform.unsqueeze(-1) * kept).unsqueeze(-1)).squeeze(-1)
-
-
-def _place(cumulative: Float[Tensor, "B V"], mass: Float[Tensor, "B 1"]) -> Int[Tensor, " B"]:
-    """The first entry whose cumulative mass exceeds `mass`; entries without mass are never chosen."""
-    return torch.searchsorted(cumulative, mass, right=True).squeeze(-1).clamp(max=cumulative.shape[-1] - 1)

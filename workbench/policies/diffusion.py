@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from workbench.errors import ConfigError, PolicyError
 from workbench.losses import Readout
 from workbench.policies import SamplingOptions, Written
-from workbench.policies.autoregressive import AutoregressivePolicy, _draw, _unique
+from workbench.policies.autoregressive import AutoregressivePolicy, _unique
+from workbench.policies.drawing import draw
 from workbench.types import Denoising, Prompt
 
 STATES = 256  # canvases of one forward pass
@@ -151,7 +152,7 @@ class DiffusionPolicy(AutoregressivePolicy):
         allowed = logits.index_fill(-1, never, -math.inf)
         for token in self.stop_ids:
             allowed[:, token] = allowed[:, token].masked_fill(~may_end, -math.inf)
-        tokens = _draw(allowed, uniform.to(logits.device), options)
+        tokens = draw(allowed, uniform.to(logits.device), options)
         logprob = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
         return tokens, logprob.exp().cpu(), logprob.cpu()
 

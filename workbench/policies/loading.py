@@ -6,6 +6,7 @@ from pathlib import Path
 from workbench.errors import ConfigError, PolicyError
 from workbench.method import is_by_domain
 from workbench.policies import Policy
+from workbench.policies.agreement import merge_ends, share_vocabulary
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import PolicyByDomain
 from workbench.policies.diffusion import DiffusionPolicy
@@ -91,6 +92,7 @@ def load_policies(
             offload(policies[name], device)
     write_alike(policies, block, steps_per_block, max_completion_length)
     share_vocabulary(policies)
+    merge_ends(policies)
     share_encoders(policies)
     for encoder in {id(policy.encoder): policy.encoder for policy in policies.values()}.values():
         if encoder.max_prompt_length is not None:
@@ -154,36 +156,3 @@ def write_alike(policies: dict[str, AutoregressivePolicy], block: int, steps_per
     own.set_pace(block, steps_per_block, canvas)
     for policy in policies.values():
         policy.set_pace(own.block, own.steps_per_block, canvas)
-
-
-def share_vocabulary(policies: dict[str, AutoregressivePolicy]) -> None:
-    """Cut every head to the entries that all policies have.
-
-    Raises: PolicyError naming the first token that two policies number differently: their log-probs of one id would be
-    of different words, and nothing later could tell.
-    """
-    student = policies[STUDENT]
-    own = student.tokenizer.get_vocab()
-    for policy in policies.values():
-        if policy.tokenizer is student.tokenizer:
-            continue
-        theirs = policy.tokenizer.get_vocab()
-        for token, token_id in own.items():
-            if theirs.get(token) != token_id:
-                found = "no such token" if token not in theirs else f"id {theirs[token]}"
-                raise PolicyError(
-                    f'{policy.name} has another vocabulary than student: token "{token}" is id {token_id} for the '
-                    f"student, and {policy.name} has {found}. Distillation compares them id by id: choose models of "
-                    "one family."
-                )
-    size = min(policy.vocabulary for policy in policies.values())
-    if size < len(own):
-        raise PolicyError(f"a head has {size} entries, but the student's tokenizer has {len(own)} tokens.")
-    for policy in policies.values():
-        extra = sum(token_id >= size for token_id in policy.tokenizer.get_vocab().values())
-        if extra:
-            raise PolicyError(
-                f"{policy.name} knows {extra} tokens beyond the {size} entries that all heads share; choose models of one "
-                "family."
-            )
-        policy.vocabulary = size

@@ -1,0 +1,36 @@
+"""Drawing tokens: each row by its own numbers, so that an answer does not depend on its neighbours in a batch."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.policies import SamplingOptions
+
+
+def uniform(seed: int, count: int) -> Float[Tensor, " T"]:
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], options: SamplingOptions) -> Int[Tensor, " B"]:
+    """One token per row by inverting the cumulative distribution at the row's own uniform number."""
+    if options.temperature == 0.0:
+        return logits.argmax(-1)
+    probability = (logits.double() / options.temperature).softmax(-1)
+    if options.top_p == 1.0 and options.top_k == 0:
+        cumulative = probability.cumsum(-1)
+        return _place(cumulative, uniform.unsqueeze(-1) * cumulative[:, -1:])
+    probability, ids = probability.sort(dim=-1, descending=True, stable=True)
+    cumulative = probability.cumsum(-1)
+    kept = cumulative[:, -1:]
+    if options.top_p < 1.0:  # the smallest set whose mass reaches top_p
+        reached = (cumulative < options.top_p).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+        kept = torch.minimum(kept, cumulative.gather(-1, reached))
+    if options.top_k > 0:
+        last = min(options.top_k, logits.shape[-1]) - 1
+        kept = torch.minimum(kept, cumulative[:, last : last + 1])
+    return ids.gather(-1, _place(cumulative, uniform.unsqueeze(-1) * kept).unsqueeze(-1)).squeeze(-1)
+
+
+def _place(cumulative: Float[Tensor, "B V"], mass: Float[Tensor, "B 1"]) -> Int[Tensor, " B"]:
+    """The first entry whose cumulative mass exceeds `mass`; entries without mass are never chosen."""
+    return torch.searchsorted(cumulative, mass, right=True).squeeze(-1).clamp(max=cumulative.shape[-1] - 1)
