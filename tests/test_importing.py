@@ -12,6 +12,7 @@ from PIL import Image
 from workbench.datasets import load_examples
 from workbench.errors import ConfigError, DataError
 from workbench.importing import import_dataset
+from workbench.preview import preview_dataset
 from workbench.types import Box, Turn
 
 WIDTH, HEIGHT = 200, 100
@@ -285,3 +286,72 @@ def test_a_row_of_our_own_columns_passes_through(folder):
     row = {"id": "x", "question": "Q?", "images": ["a.png"], "hint": "left", "domain": "signs", "reference": "answer K"}
     _, (example,) = imported(folder, row)
     assert (example.id, example.evidence.hint, example.domain, example.reference) == ("x", "left", "signs", "answer K")
+
+
+LAID_OUT = {
+    "visual-cot": (
+        {"question": "What is on the sign?", "answer": "stop", "possible_answers": ["stop"], "image": "a.png", "width": 200, "height": 100, "bboxs": [[20, 10, 60, 40]], "dataset": "textvqa", "split": "train"},
+        {"question": "What is on the sign?", "answer": "stop", "boxes": (Box(20, 10, 60, 40),), "domain": "textvqa"},
+    ),
+    "virl39k": (
+        {"qid": "MMMath-12", "question": "<image>How large is angle A?", "answer": "\\boxed{17^\\circ}", "image": ["b.png"], "category": "geometry", "source": "MM-Math", "PassRate_32BTrained": 0.5, "PassRate_7BBase": -1.0},
+        {"id": "MMMath-12", "question": "How large is angle A?", "answer": "17^\\circ", "boxes": (), "domain": "geometry"},
+    ),
+    "treebench": (
+        {"index": 7, "question": "Which colour is the bag?", "A": "red", "B": "blue", "C": "green", "D": None, "answer": "B", "image": "a.png", "category": "attributes", "target_instances": [{"bbox": [1, 2, 30, 40], "label": "bag"}, {"bbox": [50, 2, 80, 40], "label": "person"}]},
+        {"id": "7", "question": "Which colour is the bag?\n(A) red\n(B) blue\n(C) green", "answer": "B", "boxes": (Box(1, 2, 30, 40, "bag"), Box(50, 2, 80, 40, "person")), "domain": "attributes"},
+    ),
+    "vstar": (
+        {"question_id": 3, "text": "What is the colour of the dog?", "options": ["black", "white"], "label": "A", "category": "direct_attributes", "image": "a.png", "target_object": ["dog"], "bbox": [[10, 20, 30, 40]]},
+        {"id": "3", "question": "What is the colour of the dog?\n(A) black\n(B) white", "answer": "A", "boxes": (Box(10, 20, 40, 60, "dog"),), "domain": "direct_attributes"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAID_OUT)
+def test_rows_of_published_layouts_are_read_by_their_declaration(folder, layout):
+    row, expected = LAID_OUT[layout]
+    report, (example,) = imported(folder, row, layout=layout)
+    found = {"id": example.id, "question": example.question, "answer": example.answer, "boxes": example.evidence.boxes, "domain": example.domain}  # fmt: skip
+    assert found == {"id": "1"} | expected
+    assert len(example.images) == 1 and example.images[0].is_file()
+    known = {"possible_answers", "width", "height", "split", "source", "PassRate_32BTrained", "PassRate_7BBase"}
+    assert set(report.unused) <= known  # what says nothing that a context could show
+
+
+def test_what_is_asked_for_goes_before_the_layout(folder):
+    row = {"text": "What?", "bbox": [[0.1, 0.1, 0.5, 0.5]], "image": "a.png", "name": "x"}
+    options = {"layout": "vstar", "box_format": "xyxy", "box_units": "normalised", "columns": {"domain": "name"}}
+    _, (example,) = imported(folder, row, **options)
+    assert example.evidence.boxes == (Box(20, 10, 100, 50),) and example.domain == "x"
+    with pytest.raises(ConfigError, match=r'layout "v\*star" is unknown.*Did you mean "vstar"'):
+        imported(folder, row, layout="v*star")
+
+
+def test_a_preview_draws_the_first_rows_and_leaves_nothing_else(folder):
+    rows = [
+        {"text": f"Question {n}?", "bbox": [[10, 20, 30, 40]], "target_object": ["dog"], "image": "a.png"}
+        for n in range(7)
+    ]
+    source = write(folder, {"text": "lost", "image": "no.png"}, *rows)
+    before = set(folder.rglob("*"))
+    path = preview_dataset(source, layout="vstar")
+    assert set(folder.rglob("*")) - before == {path} and path == source.parent / "rows.jsonl.preview.html"
+    page = path.read_text()
+    assert [f"Question {n}?" in page for n in range(6)] == [True] * 5 + [False] and "lost" not in page
+    assert page.count('<rect class="wb-box" x="10" y="20" width="30" height="40">') == 5
+    assert "crop, cut from the first box" in page and 'src="http' not in page
+
+
+def test_a_data_set_of_the_hub_is_read_row_by_row_where_it_is_streamed(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    data = folder / "hub"
+    data.mkdir()
+    table = pyarrow.table({"prompt": ["What?", "Where?"], "image": [{"bytes": encoded(), "path": None}] * 2})
+    pyarrow.parquet.write_table(table, data / "train.parquet")
+    for streaming in ("true", "false"):
+        report = import_dataset(f"hf:{data}?split=train&streaming={streaming}", folder / f"ours-{streaming}", limit=1)
+        (example,) = load_examples(report.path)
+        assert example.question == "What?" and example.images[0].is_file()
+    with pytest.raises(ConfigError, match="streaming must be true or false"):
+        import_dataset(f"hf:{data}?split=train&streaming=yes", folder / "no")

@@ -16,7 +16,7 @@ losses
 policies
 methods
 scenes tables
-conversations
+conversations layouts
 pretrain datasets
 importing
 traces weights
@@ -31,7 +31,7 @@ check train scorer
 summary
 jobs
 rendering
-render
+render preview
 analysis
 report study
 ui

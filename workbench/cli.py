@@ -139,17 +139,22 @@ def _app(options: argparse.Namespace) -> None:
 
 
 def _import(options: argparse.Namespace) -> None:
-    report = wb.import_dataset(
-        options.source,
-        options.destination,
-        box_format=options.box_format,
-        box_units=options.box_units,
-        privileged_as=options.privileged_as,
-        split=options.split,
-        columns=dict(_pair(text) for text in options.column) or None,
-        limit=options.limit,
-    )
-    print(report)
+    if options.destination is None and not options.preview:
+        raise ConfigError("name a folder to be made, or ask for --preview alone to see what the rows would become.")
+    chosen = {
+        "layout": options.layout,
+        "box_format": options.box_format,
+        "box_units": options.box_units,
+        "privileged_as": options.privileged_as,
+        "split": options.split,
+        "columns": dict(_pair(text) for text in options.column) or None,
+    }
+    if options.destination is not None:
+        report = wb.import_dataset(options.source, options.destination, limit=options.limit, **chosen)
+        print(report)
+    if options.preview:
+        path = wb.preview_dataset(options.source, **chosen)
+        print(f"the first rows, with their evidence drawn: {path}")
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -306,9 +311,15 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--method", help="with the options of this method")
     one = command("import", _import, "turn a data set of TRL, ms-swift or your own into examples")
     one.add_argument("source", help=".jsonl, .parquet, a folder of datasets.save_to_disk, or hf:NAME")
-    one.add_argument("destination", help="folder to be made")
-    one.add_argument("--box-format", default="xyxy", choices=("xyxy", "xywh", "cxcywh"))
-    one.add_argument("--box-units", default="pixels", choices=("pixels", "normalised", "percent", "thousand"))
+    one.add_argument("destination", nargs="?", help="folder to be made; may be left out with --preview")
+    one.add_argument(
+        "--preview", action="store_true", help="draw the first five rows with their evidence, as an HTML file"
+    )
+    one.add_argument("--layout", default="plain", help=f"whose columns these are: {', '.join(wb.LAYOUTS)}")
+    one.add_argument("--box-format", choices=("xyxy", "xywh", "cxcywh"), help="default: the layout's")
+    one.add_argument(
+        "--box-units", choices=("pixels", "normalised", "percent", "thousand"), help="default: the layout's"
+    )
     one.add_argument("--privileged-as", default="caption", choices=("caption", "hint"))
     one.add_argument("--split")
     one.add_argument("--column", action="append", default=[], metavar="ours=theirs", help="a column by another name")

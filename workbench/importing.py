@@ -11,16 +11,19 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from workbench.conversations import Refused, plain_text, split_conversation
 from workbench.datasets import decode_image, example_from_values, image_size
 from workbench.errors import ConfigError, DataError, unknown
+from workbench.layouts import Layout, load_layout
 from workbench.tables import Table, open_table, show
 
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
@@ -41,6 +44,7 @@ COLUMN_NAMES = {
 DATA_FILE, IMAGES_FOLDER = "data.jsonl", "images"
 _MOST_OVERSHOOT = 1.0  # pixels by which a box may leave the image through rounding; it is then cut, and counted
 _SHOWN = 3  # rows named per reason
+_BOXED = re.compile(r"\\boxed\{(.*)\}", re.DOTALL)
 
 
 @dataclass
@@ -82,6 +86,7 @@ class _Importer:
     box_format: str
     box_units: str
     names: dict[str, tuple[str, ...]]
+    layout: Layout
     report: ImportReport
 
 
@@ -89,8 +94,9 @@ def import_dataset(
     source: str | Path,
     destination: str | Path,
     *,
-    box_format: str = "xyxy",
-    box_units: str = "pixels",
+    layout: str = "plain",
+    box_format: str | None = None,
+    box_units: str | None = None,
     privileged_as: str = "caption",
     split: str | None = None,
     columns: dict[str, str] | None = None,
@@ -98,15 +104,18 @@ def import_dataset(
 ) -> ImportReport:
     """Convert `source` (a file, saved folder or hf:NAME?split=S) into the new folder `destination`.
 
-    box_format     xyxy corners, xywh corner and size, cxcywh centre and size
-    box_units      pixels, normalised (0 to 1), percent (0 to 100), thousand (0 to 1000)
+    layout         whose columns these are, one of LAYOUTS
+    box_format     xyxy corners, xywh corner and size, cxcywh centre and size; None = the layout's
+    box_units      pixels, normalised (0 to 1), percent (0 to 100), thousand (0 to 1000); None = the layout's
     privileged_as  what the text of `privileged_context` is: caption or hint
     columns        ours -> theirs, where COLUMN_NAMES does not find them
     limit          convert only the first so many rows
     Raises         ConfigError for an unknown option; DataError if the source cannot be read, the destination exists or
                    cannot be written, or not one row could be converted
     """
-    names = _column_names(columns or {}, privileged_as)
+    chosen = load_layout(layout)
+    names = _column_names(columns or {}, privileged_as, chosen)
+    box_format, box_units = box_format or chosen.box_format, box_units or chosen.box_units
     _check_options(box_format, box_units, limit)
     destination = Path(destination)
     if os.path.lexists(destination):
@@ -116,7 +125,8 @@ def import_dataset(
     report = ImportReport(destination / DATA_FILE)
     try:
         (target / IMAGES_FOLDER).mkdir(parents=True)
-        _convert_all(_Importer(table, target, destination, box_format, box_units, names, report), columns or {}, limit)
+        importer = _Importer(table, target, destination, box_format, box_units, names, chosen, report)
+        _convert_all(importer, columns or {}, limit)
         target.rename(destination)
     except OSError as error:
         raise DataError(
@@ -127,10 +137,10 @@ def import_dataset(
     return report
 
 
-def _column_names(columns: dict[str, str], privileged_as: str) -> dict[str, tuple[str, ...]]:
+def _column_names(columns: dict[str, str], privileged_as: str, layout: Layout) -> dict[str, tuple[str, ...]]:
     if privileged_as not in PRIVILEGED_AS:
         raise ConfigError(unknown("privileged_as", privileged_as, PRIVILEGED_AS))
-    names = dict(COLUMN_NAMES)
+    names = {**COLUMN_NAMES, **layout.columns}
     names[privileged_as] += ("privileged_context",)
     for ours, theirs in columns.items():
         if ours not in names:
@@ -173,7 +183,7 @@ def _convert_all(importer: _Importer, columns: dict[str, str], limit: int | None
     for ours, name in columns.items():
         if theirs and name not in theirs:
             raise ConfigError(f"{ours}={name}: {importer.table.name}: " + unknown("column", name, theirs))
-    report.unused = tuple(name for name in theirs if name not in report.columns.values())
+    report.unused = tuple(name for name in theirs if name not in {*report.columns.values(), *importer.layout.also_read})
     if report.written == 0:
         reasons = str(report).partition("\n")[2] if report.skipped else "it has no rows"
         raise DataError(f"not one row of {importer.table.name} could be converted.\n{reasons}")
@@ -189,14 +199,17 @@ def _convert(importer: _Importer, values: dict[str, Any], default_id: str) -> tu
         raise Refused("question is empty")
     if talk.num_image_marks > len(pictures):
         raise Refused("more <image> marks than images", f"{talk.num_image_marks} marks, {len(pictures)} images")
-    crops = _as_list(found["crop"])
+    crops, answer = _as_list(found["crop"]), _scalar_text(found["answer"], "answer")
+    if importer.layout.boxed_answer and answer and (boxed := _BOXED.search(answer)):
+        answer = boxed.group(1)
+        notes["answer taken out of \\boxed{}"] += 1
     if len(crops) > 1:
         notes["teacher image after the first left out"] += len(crops) - 1
     converted = {
         "id": _scalar_text(found["id"], "id") or default_id,
-        "question": talk.question,
+        "question": "\n".join((talk.question, *_choices(importer, values))),
         "images": [_store(importer, picture) for picture in pictures],
-        "answer": _scalar_text(found["answer"], "answer"),
+        "answer": answer,
         "reference": plain_text(found["reference"], notes) or talk.reference,
         "boxes": [],
         "crop": _store(importer, crops[0]) if crops else None,
@@ -209,8 +222,20 @@ def _convert(importer: _Importer, values: dict[str, Any], default_id: str) -> tu
         if not pictures:
             raise Refused("boxes without an image")
         size = _size(importer.target / converted["images"][0])
-        converted["boxes"] = _boxes(found["boxes"], size, importer.box_format, importer.box_units, notes)
+        boxes, labels = found["boxes"], values.get(importer.layout.box_labels or "")
+        if labels and isinstance(boxes, list):
+            boxes = {"bbox": boxes, "ref": labels}
+        converted["boxes"] = _boxes(boxes, size, importer.box_format, importer.box_units, notes)
     return {name: value for name, value in converted.items() if value not in (None, [], "")}, notes
+
+
+def _choices(importer: _Importer, values: dict[str, Any]) -> list[str]:
+    """The answers to choose from, a line each, as (A), (B), ...; none if the layout or the row has none."""
+    found = [values.get(name) for name in importer.layout.choices]
+    if len(found) == 1:
+        found = _as_list(found[0])
+    given = [(letter, _scalar_text(one, "choice")) for letter, one in zip(ascii_uppercase, found, strict=False)]
+    return [f"({letter}) {text}" for letter, text in given if text]
 
 
 def _find(importer: _Importer, values: dict[str, Any], ours: str) -> Any:

@@ -24,7 +24,7 @@ try:
 except ImportError:  # the optional extra "data"
     hf_datasets = None
 
-_HF_PARAMETERS = ("split", "config", "revision")
+_HF_PARAMETERS = ("split", "config", "revision", "streaming")
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,14 @@ def _open_hub(source: str, split: str | None) -> Table:
     split = query.get("split", split)
     if not name or split is None:
         raise ConfigError(f'"{source}" must name a data set and a split, as in hf:owner/name?split=train.')
+    streaming = query.get("streaming", "false")
+    if streaming not in ("true", "false"):
+        raise ConfigError(f'"{source}": streaming must be true or false, got "{streaming}".')
     library = _require_library(source)
     try:
-        loaded = library.load_dataset(name, query.get("config"), split=split, revision=query.get("revision"))
+        loaded = library.load_dataset(
+            name, query.get("config"), split=split, revision=query.get("revision"), streaming=streaming == "true"
+        )
     except (OSError, ValueError, KeyError, pyarrow.ArrowException, library.exceptions.DatasetsError) as error:
         raise DataError(
             f'data set "{name}", split "{split}" cannot be loaded ({error}). '

@@ -7,18 +7,17 @@ import functools
 import threading
 from collections.abc import Mapping
 from functools import partial
-from html import escape
 from pathlib import Path
 
 import gradio as gr
 
 from workbench.analysis.table import table
 from workbench.config import load_config, read_yaml
-from workbench.contexts import EVIDENCE, build_prompt, evidence_crop, missing_evidence
 from workbench.datasets import load_examples
 from workbench.errors import DataError, RunError, WorkbenchError
 from workbench.images import open_image
 from workbench.render import PictureOfView, TokenView, render_tokens, token_view
+from workbench.rendering.examples import evidence_of, example_html
 from workbench.rendering.pictures import evidence
 from workbench.types import Box, Evidence, Example
 from workbench.ui.context import MAX_UPLOAD_MB, AppContext, Shared, note, sentence, told
@@ -159,55 +158,6 @@ def list_html(source: str, examples: list[Example], chosen: Example | None) -> s
     made = table(rows, [column.name for column in COLUMNS], run=f"{source}{more}", empty=f"{source} holds no example.")
     key = None if chosen is None else {"id": chosen.id}
     return rows_html(made, COLUMNS, label="examples", key=("id",), chosen=key, title="Examples", tall=270, follow=True)
-
-
-def evidence_of(example: Example) -> list[str]:
-    """The contexts that the example has evidence for."""
-    return [name for name in EVIDENCE if missing_evidence(example, name) is None]
-
-
-def pictures_of(example: Example) -> tuple[PictureOfView, ...]:
-    """The example's images, boxes drawn on the first, and the crop."""
-    boxes, pictures = example.evidence.boxes, []
-    for place, image in enumerate(example.images):
-        title = "image" if len(example.images) == 1 else f"image {place + 1}"
-        drawn = boxes if place == 0 else ()
-        pictures.append(
-            PictureOfView(
-                title, image, drawn, note="The boxes are evidence: the student never sees them." if drawn else ""
-            )
-        )
-    if missing_evidence(example, "crop") is None:
-        title = "crop" if example.evidence.crop is not None else "crop, cut from the first box"
-        pictures.append(PictureOfView(title, evidence_crop(example)))
-    return tuple(pictures)
-
-
-def example_html(example: Example) -> str:
-    """One example: pictures with the evidence drawn on them, and what every context says."""
-    contexts = [
-        "plain",
-        *(name for name in evidence_of(example) if name in ("boxes", "caption", "hint", "answer", "reference")),
-    ]
-    prompts = {"student" if name == "plain" else name: build_prompt(example, name).text for name in contexts}
-    shown = {"student": "plain", **{name: "a privileged view" for name in prompts if name != "student"}}
-    view = TokenView(example.id, example.question, "", (), pictures=pictures_of(example))
-    words = TokenView(example.id, example.question, "", (), prompts=prompts, contexts=shown)
-    facts = {
-        "answer": example.answer, "reference": example.reference, "question family": example.domain, "from": example.origin,
-        "marks": "; ".join(f"{mark.kind}: {mark.truth or 'truth not known'}" for mark in example.marks),
-    }  # fmt: skip
-    lines = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
-        for name, value in facts.items()
-        if value
-    )
-    turns = "".join(f"<p class='wb-faint'>{escape(turn.role)}: {escape(turn.text)}</p>" for turn in example.history)
-    return (
-        '<div class="wb-root"><div class="wb-body"><div class="wb-grid wbu-example">'
-        f'{evidence(view)}<section class="wb-main"><div class="wb-question"><span class="wb-ask">{escape(example.question)}</span></div>{turns}'
-        f'<table class="wbu-facts"><tbody>{lines}</tbody></table></section>{evidence(words)}</div></div></div>'
-    )
 
 
 def parse_boxes(text: str, size: tuple[int, int]) -> tuple[Box, ...]:

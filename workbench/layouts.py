@@ -1,0 +1,73 @@
+"""Layouts of published grounded data sets: which of their columns is which of ours. Declared, not programmed.
+
+A layout is what `workbench import --layout NAME` reads a table by; a column that it does not name is found as usual, and
+`--column ours=theirs`, `--box-format` and `--box-units` go before it. Releases of one data set differ: look at `--preview`.
+"""
+
+from dataclasses import dataclass, field
+
+from workbench.errors import ConfigError, unknown
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Columns of one data set, as its authors name them."""
+
+    meaning: str
+    columns: dict[str, tuple[str, ...]] = field(default_factory=dict)  # ours -> theirs, the first that a row fills
+    box_format: str = "xyxy"
+    box_units: str = "pixels"
+    box_labels: str | None = None  # their column of names, one for each box
+    choices: tuple[
+        str, ...
+    ] = ()  # a column each, or one column with a list: written under the question as (A), (B), ...
+    boxed_answer: bool = False  # the answer stands in \boxed{}
+
+    @property
+    def also_read(self) -> tuple[str, ...]:
+        """Their columns that go into another column of ours."""
+        return (*self.choices, *(() if self.box_labels is None else (self.box_labels,)))
+
+
+LAYOUTS = {
+    "plain": Layout("TRL's, ms-swift's or your own columns"),
+    "visual-cot": Layout(
+        "a question about one image and the regions that answer it, corners in pixels (arXiv 2403.16999)",
+        columns={
+            "answer": ("answer",),
+            "reference": ("full_answer", "reasoning"),
+            "boxes": ("bboxs", "bboxes", "bbox"),
+            "domain": ("dataset",),
+        },
+    ),
+    "virl39k": Layout(
+        "verifiable questions without boxes, the answer in \\boxed{} (arXiv 2504.08837)",
+        columns={"id": ("qid",), "images": ("image",), "domain": ("category",)},
+        boxed_answer=True,
+    ),
+    "treebench": Layout(
+        "multiple choice with a column for each choice, and every object that the answer rests on (arXiv 2507.07999)",
+        columns={"id": ("index",), "boxes": ("target_instances", "bboxes", "bbox"), "domain": ("category",)},
+        choices=("A", "B", "C", "D", "E", "F"),
+    ),
+    "vstar": Layout(
+        "a small object to be found in a large image, corner and size in pixels, its name beside (arXiv 2312.14135)",
+        columns={
+            "id": ("question_id",),
+            "question": ("text", "question"),
+            "answer": ("label", "answer"),
+            "boxes": ("bbox",),
+            "domain": ("category", "test_type"),
+        },
+        box_format="xywh",
+        box_labels="target_object",
+        choices=("options",),
+    ),
+}
+
+
+def load_layout(name: str) -> Layout:
+    """The layout of that name. Raises ConfigError naming those that there are."""
+    if name not in LAYOUTS:
+        raise ConfigError(unknown("layout", name, LAYOUTS))
+    return LAYOUTS[name]
