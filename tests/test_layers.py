@@ -33,7 +33,7 @@ jobs
 rendering
 render preview
 analysis
-report study
+report study export
 ui
 cli
 __main__

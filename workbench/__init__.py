@@ -32,6 +32,8 @@ _HOME = {
     "check_config": "check",
     "evaluate_model": "scorer",
     "evaluate_run": "scorer",
+    "export_student": "export",
+    "export_traces": "export",
     "import_dataset": "importing",
     "list_methods": "methods",
     "list_runs": "runs",

@@ -164,6 +164,13 @@ def _pair(text: str) -> tuple[str, str]:
     return ours, theirs
 
 
+def _export(options: argparse.Namespace) -> None:
+    if options.traces:
+        print(wb.export_traces(options.run_dir, options.to))
+    else:
+        print(wb.export_student(options.run_dir, options.to, step=options.step, learner=options.learner))
+
+
 def _show(options: argparse.Namespace) -> None:
     traced = wb.open_traces(options.run_dir).rollout(options.step, options.rollout, probe=options.probe)
     colour = sys.stdout.isatty() if options.colour is None else options.colour
@@ -324,6 +331,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--split")
     one.add_argument("--column", action="append", default=[], metavar="ours=theirs", help="a column by another name")
     one.add_argument("--limit", type=int)
+    one = command("export", _export, "the trained student, or the traces, for people without the workbench")
+    one.add_argument("run_dir", help="folder of a run")
+    one.add_argument("--to", required=True, help="folder to be made, or hf:OWNER/NAME")
+    one.add_argument("--traces", action="store_true", help="the traces as a Hugging Face data set, not the student")
+    one.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    one.add_argument("--learner", default="student", help="which of several that learned")
     one = command("pretrain", _pretrain, "make a tiny model that knows the built-in world")
     one.add_argument("config", help="a YAML file, see configs/pretrain-student.yaml")
     overrides(one)

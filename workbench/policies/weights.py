@@ -60,7 +60,7 @@ def load_model(
         asked |= {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": {"": device}}
     try:
         config = AutoConfig.from_pretrained(_base_of(path), **options)
-        model = _auto(config).from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, **asked, **options)
+        model = auto_class(config).from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, **asked, **options)
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise PolicyError(
             f'{name}: "{path}" cannot be loaded as a model ({_first_line(error)}). Give a folder written by '
@@ -84,7 +84,7 @@ def is_masked_lm(config: PretrainedConfig) -> bool:
     return any(name.endswith("ForMaskedLM") for name in config.architectures or ())
 
 
-def _auto(config: PretrainedConfig) -> type:
+def auto_class(config: PretrainedConfig) -> type:
     if is_masked_lm(config):
         return AutoModelForMaskedLM
     return AutoModelForImageTextToText if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else AutoModelForCausalLM

@@ -1,0 +1,109 @@
+"""What leaves the workbench is read without it: the student by transformers, the traces by datasets."""
+
+import json
+import os
+from pathlib import Path
+
+import datasets as hf_datasets
+import pytest
+import torch
+from PIL import Image
+from small import example, run_config
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from workbench.checkpoints import list_checkpoints
+from workbench.contexts import build_prompt
+from workbench.errors import ConfigError, RunError
+from workbench.export import export_student, export_traces
+from workbench.policies.autoregressive import load_policy
+from workbench.traces.reader import open_traces
+from workbench.train import train
+
+
+@pytest.fixture(scope="module", params=[0, 2], ids=["whole", "lora"])
+def run(request: pytest.FixtureRequest, models: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folders = {name: str(folder) for name, folder in models.items()} | {"lora": {"rank": request.param}}
+    quick = {"training__steps": 2, "evaluation__every": 2, "trace__probes": 2}
+    config = run_config(models, tmp_path_factory.mktemp("runs"), models=folders, **quick)
+    train(config)
+    return config.run_dir
+
+
+def logits_of(model: torch.nn.Module, policy) -> torch.Tensor:
+    inputs, start, _ = policy.model_inputs([build_prompt(example(), "plain")], [(300, 301)])
+    with torch.no_grad():
+        return model.eval()(**inputs).logits[:, start - 1 :]
+
+
+def test_the_student_alone_loads_with_the_auto_classes_and_says_the_same(run: Path, tmp_path: Path) -> None:
+    exported = export_student(run, tmp_path / "model")
+    files = {file.name for file in (tmp_path / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "README.md", "chat_template.jinja", "tokenizer.json"} <= files
+    assert not any(word in name for name in files for word in ("adapter", "optimizer", "ema", "state"))
+    assert "auto_map" not in json.loads((tmp_path / "model/config.json").read_text())
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    assert exported.num_parameters == sum(one.numel() for one in model.parameters())
+    trained = load_policy(list_checkpoints(run)[-1].student, "student")
+    assert torch.allclose(logits_of(model, trained), logits_of(trained.model, trained), atol=1e-5)
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    chat = [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": example().images[0]}, {"type": "text", "text": "what?"}],
+        }
+    ]
+    inputs = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")  # fmt: skip
+    assert model.generate(**inputs, max_new_tokens=3).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_the_card_says_what_taught_it_what_it_never_sees_and_how_it_does_without(run: Path, tmp_path: Path) -> None:
+    export_student(run, tmp_path / "model", step=2)
+    card = (tmp_path / "model/README.md").read_text()
+    front, body = card.split("---\n", 2)[1:]
+    assert "pipeline_tag: image-text-to-text" in front and "- dopd" in front
+    assert "after 2 steps of `dopd`" in body and "arXiv 2606.30626" in body
+    assert "| `teacher` | teacher | crop | read only |" in body and "| `student` | student | plain | learns |" in body
+    assert "to be given `plain`: the images and the question, and nothing else" in body
+    assert "While it was taught, `crop` of each question was shown" in body
+    assert "| plain (as in use) | 2 | 6 |" in body and "| crop (not as in use) | 2 | 6 |" in body
+    assert os.sep + "tmp" not in card  # no path of this machine
+    assert ("LoRA of rank 2, merged" in body) == any((one.student / "adapter_config.json").exists() for one in list_checkpoints(run))  # fmt: skip
+
+
+def test_traces_are_a_data_set_with_its_images(run: Path, tmp_path: Path) -> None:
+    exported = export_traces(run, tmp_path / "traces")
+    traces = open_traces(run)
+    for table in ("rollouts", "positions", "cells", "probe_rollouts", "probe_positions"):
+        loaded = hf_datasets.load_dataset(
+            str(tmp_path / "traces"), table, split="train", cache_dir=str(tmp_path / "cache")
+        )
+        assert len(loaded) == exported.rows[table] == len(traces.sql(f"SELECT step FROM {table}"))
+    rollouts, images = (
+        hf_datasets.load_dataset(str(tmp_path / "traces"), name, split="train", cache_dir=str(tmp_path / "cache"))
+        for name in ("rollouts", "images")
+    )
+    pictures = {row["name"]: row["image"] for row in images}
+    assert len(pictures) == len(images)
+    row = rollouts[0]
+    assert set(row["images"]) | set(row["images_teacher"]) <= pictures.keys() and len(row["images_teacher"]) == 2
+    (first,) = traces.rollout(row["step"], row["rollout_idx"]).images()
+    assert pictures[row["images"][0]].tobytes() == Image.open(first).tobytes()
+    assert {entry["key"] for entry in row["regime_counts"]} <= traces.regimes.keys()
+    positions = hf_datasets.load_dataset(str(tmp_path / "traces"), "positions", split="train", cache_dir=str(tmp_path / "cache"))  # fmt: skip
+    mine = traces.sql("SELECT * FROM positions ORDER BY step, process_rank, rollout_idx, position")
+    for column in ("token_id", "regime", "capability_gap", "information_gap", "loss"):
+        assert positions[column][:] == mine[column].to_pylist()
+
+
+def test_what_cannot_be_written_is_one_sentence_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for export in (export_student, export_traces):
+        with pytest.raises(ConfigError, match=r"there exists already. Name a new folder"):
+            export(run, tmp_path / "there")
+    with pytest.raises(RunError, match=r'"ann" did not learn in .*; there are student'):
+        export_student(run, tmp_path / "model", learner="ann")
+    with pytest.raises(RunError, match="is no complete checkpoint"):
+        export_student(run, tmp_path / "model", step=7)
+    with pytest.raises(RunError, match=r"hf:nobody/nothing could not be written .*export to a folder"):
+        export_student(run, "hf:nobody/nothing")
+    assert {path.name for path in tmp_path.iterdir()} == {"there"}

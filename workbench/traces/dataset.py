@@ -1,0 +1,143 @@
+"""The traces of a run as a Hugging Face data set: `datasets.load_dataset(FOLDER, "positions")`.
+
+    rollouts positions cells probe_rollouts probe_positions    a configuration each, with the columns of docs/traces.md
+    images                                                     every image once: `name`, as rollouts call it, and `image`
+
+What differs from the run folder: derived columns are written out, maps are lists of {key, value}, and paths of this machine
+are gone: images are named by their content, and of `origin` the name of the file is left.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from workbench.errors import ConfigError
+from workbench.traces.reader import Traces
+from workbench.traces.schema import TABLES, document
+
+try:
+    import datasets as hf_datasets
+except ImportError:  # the optional extra "data"
+    hf_datasets = None
+
+IMAGES = "images"
+
+
+def write_dataset(traces: Traces, folder: Path, title: str) -> dict[str, int]:
+    """Write every table that has rows below `folder`, and a card. Returns the number of rows of each.
+
+    Raises: ConfigError if the package datasets is missing; TraceError if a trace cannot be read.
+    """
+    if hf_datasets is None:
+        raise ConfigError(
+            'traces as a data set need the package "datasets", which is not installed. '
+            "Run `pip install vlm-distillation-workbench[data]`."
+        )
+    pictures = _Pictures(traces.folder)
+    counts = {}
+    for table in TABLES:
+        steps = traces.steps(table)
+        if steps:
+            parts = (_step(traces, table, step, pictures) for step in steps)
+            counts[table] = _write(folder / table / "train.parquet", parts)
+    if pictures.names:
+        counts[IMAGES] = _write(folder / IMAGES / "train.parquet", pictures.rows(), image="image")
+    (folder / "columns.md").write_text(document(), "utf-8")
+    (folder / "README.md").write_text(_card(title, traces.method, counts), "utf-8")
+    return counts
+
+
+class _Pictures:
+    """Names by content for the image files that rollouts mention."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.names: dict[
+            str, tuple[str, bool]
+        ] = {}  # path as the traces have it -> name, and whether the file is there
+
+    def name(self, path: str | None) -> str | None:
+        if path is None:
+            return None
+        if path not in self.names:
+            file = self.folder / path
+            data = file.read_bytes() if file.is_file() else None
+            digest = hashlib.sha256(data if data is not None else path.encode()).hexdigest()[:20]
+            self.names[path] = digest + Path(path).suffix.lower(), data is not None
+        return self.names[path][0]
+
+    def rows(self) -> Iterator[pa.Table]:
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        for name, path in sorted({name: path for path, (name, _) in self.names.items()}.items()):
+            data = (self.folder / path).read_bytes() if self.names[path][1] else None
+            image = None if data is None else {"bytes": data, "path": name}
+            yield pa.table({"name": [name], "image": pa.array([image], kind)})
+
+
+def _step(traces: Traces, table: str, step: int, pictures: _Pictures) -> pa.Table:
+    """The rows of one step, in order, without what only this machine can follow."""
+    fields = traces.sql(f"SELECT * FROM {table} LIMIT 0").schema
+    columns = ", ".join(
+        f'map_entries("{field.name}") AS "{field.name}"' if pa.types.is_map(field.type) else f'"{field.name}"'
+        for field in fields
+    )
+    order = ", ".join(name for name in ("process_rank", "rollout_idx", "position") if fields.get_field_index(name) >= 0)
+    found = traces.sql(f"SELECT {columns} FROM {table} WHERE step = ?{f' ORDER BY {order}' if order else ''}", [step])
+    for place, field in enumerate(found.schema):
+        values = None
+        if field.name == IMAGES or field.name.startswith(f"{IMAGES}_"):
+            values = [
+                None if row is None else [pictures.name(path) for path in row] for row in found[place].to_pylist()
+            ]
+        elif field.name == "evidence_crop":
+            values = [pictures.name(path) for path in found[place].to_pylist()]
+        elif field.name == "origin":
+            values = [None if text is None else Path(text).name for text in found[place].to_pylist()]
+        if values is not None:
+            found = found.set_column(place, field, pa.array(values, field.type))
+    return found
+
+
+def _write(file: Path, parts: Iterator[pa.Table], image: str | None = None) -> int:
+    """One Parquet file, a part after the other, that says to `datasets` what its columns are."""
+    file.parent.mkdir(parents=True)
+    first = next(parts)
+    features = hf_datasets.Features.from_arrow_schema(first.schema)
+    if image is not None:
+        features[image] = hf_datasets.Image()
+    schema, count = features.arrow_schema, 0
+    with pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+        for part in itertools.chain([first], parts):
+            writer.write_table(part.cast(schema))
+            count += part.num_rows
+    return count
+
+
+def _card(title: str, method: str, counts: dict[str, int]) -> str:
+    configurations = "".join(
+        f"- config_name: {name}\n  data_files: {name}/train.parquet\n"
+        + ("  default: true\n" if name == "rollouts" else "")
+        for name in counts
+    )
+    rows = "\n".join(f"| `{name}` | {count:,} |" for name, count in counts.items())
+    return f"""---
+pretty_name: {title}
+tags: [vlm-distillation-workbench, distillation, {method}]
+configs:
+{configurations}---
+# {title}
+
+What supervised every token of a distillation with `{method}`, and why: written by the VLM distillation workbench.
+
+| configuration | rows |
+|---|---|
+{rows}
+
+`datasets.load_dataset(FOLDER, "positions")["train"]`. Columns, units and meanings: [columns.md](columns.md). Rows of one answer share
+`step`, `process_rank` and `rollout_idx`; images are called by the `name` that the configuration `images` gives them. The evidence in
+these tables was shown to teachers; the deployed student never sees it.
+"""
