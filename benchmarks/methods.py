@@ -17,11 +17,11 @@ from benchmarks.timing import machine, take_turns
 from workbench.config import load_config
 from workbench.divergences import Divergence
 from workbench.errors import WorkbenchError
+from workbench.loop import Trainer
 from workbench.method import TOKENS, Loss, Method, Regime
 from workbench.methods import list_methods
 from workbench.routers import everywhere
 from workbench.runs import RunFolder
-from workbench.train import Trainer
 
 
 def main() -> None:

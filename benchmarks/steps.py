@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from workbench.config import build_config
+from workbench.loop import Trainer
 from workbench.runs import RunFolder
-from workbench.train import Trainer
 
 WARMUP = 3  # steps before the first that counts
 

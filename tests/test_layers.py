@@ -8,6 +8,7 @@ PACKAGE = Path(__file__).parent.parent / "workbench"
 # modules of one line do not import each other, unless one is the package of the other
 LAYERS = """
 errors
+distributed
 types images seeding
 divergences grading
 contexts
@@ -27,6 +28,7 @@ commands
 checkpoints masks metrics probes evaluate skipping tracking
 learner rewind
 writing
+loop
 check train scorer
 summary
 jobs

@@ -148,7 +148,7 @@ def test_a_checkpoint_waits_for_the_traces_before_it(
         return save_checkpoint(folder, step, *values, **options)
 
     monkeypatch.setattr(TraceWriter, "_write", slowly)
-    monkeypatch.setattr(sys.modules["workbench.train"], "save_checkpoint", looking)
+    monkeypatch.setattr(sys.modules["workbench.loop"], "save_checkpoint", looking)
     train(run_config(models, tmp_path, data__eval=None))
     assert found == [(2, 2, 2), (4, 4, 4)]
 
@@ -253,7 +253,7 @@ def test_a_run_that_cannot_be_resumed_stays_as_it_was(dopd: RunConfig, monkeypat
     def refuse(*arguments: object, **options: object) -> None:
         raise PolicyError("there is no such model here")
 
-    monkeypatch.setattr(sys.modules["workbench.train"], "build_learner", refuse)
+    monkeypatch.setattr(sys.modules["workbench.loop"], "build_learner", refuse)
     with pytest.raises(PolicyError):
         train(dopd, resume=True)
     assert RunFolder.open(dopd.run_dir).status["status"] == "finished"
@@ -390,7 +390,7 @@ def test_a_model_that_is_none_is_named(models: dict, tmp_path: Path) -> None:
 
 def test_no_method_needs_the_loop_to_know_its_name() -> None:
     source = Path(__file__).parent.parent / "workbench"
-    for file in ("train.py", "supervision.py", "scoring.py", "losses.py", "metrics.py", "learner.py"):
+    for file in ("train.py", "loop.py", "supervision.py", "scoring.py", "losses.py", "metrics.py", "learner.py"):
         text = (source / file).read_text()
         assert not [name for name in list_methods() if f'"{name}"' in text], file
     assert Method and Loss

@@ -12,11 +12,12 @@ from workbench.check import check_config
 from workbench.checkpoints import list_checkpoints
 from workbench.config import RunConfig
 from workbench.errors import ConfigError, RunError
+from workbench.loop import Trainer
 from workbench.policies.autoregressive import load_policy
 from workbench.runs import RunFolder
 from workbench.summary import summarise_run
 from workbench.traces.reader import open_traces
-from workbench.train import Trainer, train
+from workbench.train import train
 from workbench.writing import PREPARED, Writer
 
 METHOD = {"name": "spd", "calibration": 3}

@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.run(options) or 0
     except WorkbenchError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if error.loud or os.environ.get("RANK", "0") == "0":  # of several processes the first says it
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output (head, less) went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -55,6 +56,8 @@ def _resume(options: argparse.Namespace) -> None:
 
 
 def _print_end(run_dir: Path) -> None:
+    if not _module("distributed").is_main():
+        return
     print(f"\n{wb.summarise_run(run_dir)}\n")
     print(f"Look at one answer, token by token:\n  workbench show {run_dir} --step 1 --rollout 0")
 

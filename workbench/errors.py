@@ -15,7 +15,12 @@ from collections.abc import Iterable
 
 
 class WorkbenchError(Exception):
-    """Base of all errors that are the user's to read; the command line prints it without a traceback."""
+    """Base of all errors that are the user's to read; the command line prints it without a traceback.
+
+    loud  said by this process although it is not the first of its run
+    """
+
+    loud = False
 
 
 class ConfigError(WorkbenchError, ValueError):

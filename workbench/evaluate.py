@@ -12,6 +12,7 @@ the tokens of the written answer, in nats.
 """
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterable
@@ -21,14 +22,19 @@ from typing import Any
 
 import torch
 
+from workbench.config import RunConfig
 from workbench.contexts import build_prompt
 from workbench.datasets import split_by_evidence
+from workbench.distributed import ALONE, Group
 from workbench.errors import DataError, RunError
 from workbench.losses import score
 from workbench.policies import Policy, SamplingOptions
 from workbench.policies.by_domain import covers
 from workbench.rollouts import write_rollouts
+from workbench.runs import RunFolder
 from workbench.types import PRIVILEGED, Example, Rollout, label_completion
+
+log = logging.getLogger("workbench")
 
 NUM_BINS = 10  # of confidence, for the calibration error
 
@@ -182,6 +188,53 @@ def truth_of(example: Example) -> str | None:
     if PRIVILEGED in truths:
         return PRIVILEGED
     return next(iter(truths - {None}), None)
+
+
+class Evaluation:
+    """Every student of a run under each context, and before the first step its teachers, on the run's questions.
+
+    policies  of the first learner, by the method's names
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        students: list[Policy],
+        policies: dict[str, Policy],
+        examples: list[Example],
+        group: Group = ALONE,
+    ) -> None:
+        self.config, self.folder, self.group = config, folder, group
+        self.students, self.examples = students, examples
+        self.teachers = [policy for name, policy in policies.items() if name.startswith("teacher")]
+
+    def is_due(self, step: int) -> bool:
+        every = self.config.evaluation.every
+        return step == self.config.training.steps or (every > 0 and step % every == 0)
+
+    def is_missing(self, step: int) -> bool:
+        """The step was saved, and the run killed before it was asked."""
+        return self.is_due(step) and step not in {row["step"] for row in self.folder.metrics("eval")}
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Ask, write down, and return the numbers; each process asks a part of the questions."""
+        if not self.examples:
+            return {}
+        settings = self.config.evaluation
+        log.info("step %d: asking %d questions, shown %s", step, len(self.examples), ", ".join(settings.contexts))
+        policies = [*self.students, *(self.teachers if settings.teacher and step == 0 else [])]
+        options = {"max_completion_length": self.config.sampling.max_completion_length, "rule": settings.rule}
+        answered = self.group.share(
+            self.examples,
+            lambda own, _: ask(policies, own, settings.contexts, step=step, batch_size=settings.batch_size, **options),
+        )
+        order = {key: place for place, key in enumerate(dict.fromkeys((row.policy, row.context) for row in answered))}
+        answered.sort(key=lambda row: order[row.policy, row.context])  # stable: questions in their order
+        self.group.first(lambda: save_answers(self.folder.path, step, answered))
+        measured = summarise(tabulate(answered))
+        self.folder.log_metrics("eval", step, measured)
+        return measured
 
 
 def require_answers(examples: list[Example]) -> None:

@@ -1,7 +1,7 @@
 """The vocabulary in which every method is written: views, losses, and a method that joins them by a router.
 
 A method is data. It names who writes the sequences, which views read them, the rule that gives each position a regime,
-and the losses of each regime. The loop in train.py runs all of them.
+and the losses of each regime. The loop in loop.py runs all of them.
 """
 
 import math

@@ -25,21 +25,25 @@ def write_rollouts(
     rule: str = "final",
     batch_size: int = 0,
     replier: Policy | None = None,
+    first: int = 0,
 ) -> list[Rollout]:
     """`num_generations` rollouts of each example, one example's next to each other.
 
     A share of them, drawn by seed, are the data's reference answers instead of the student's. Each rollout depends on
-    `seed`, its place and its example alone. `batch_size` is in sequences per sampling batch, 0 = all at once. Under the
-    context "turns" `replier` (None: the writer) first replies to each turn before the last, once per example.
+    `seed`, its place (counted from `first`) and its example alone. `batch_size` is in sequences per sampling batch, 0 = all
+    at once. Under the context "turns" `replier` (None: the writer) first replies to each turn before the last, once per
+    example.
     """
     if "turns" in parse_context(context):
-        replies = reply_in_turns(replier or writer, examples, sampling=sampling, seed=seed, batch_size=batch_size)
+        replies = reply_in_turns(
+            replier or writer, examples, sampling=sampling, seed=seed, batch_size=batch_size, first=first
+        )
     else:
         replies = [()] * len(examples)
     sampled: list[list[int]] = []  # per example, the seeds of the completions that the student writes
     from_data: list[list[bool]] = []
     for place in range(len(examples)):
-        own = [(*seed, place, sample_idx) for sample_idx in range(num_generations)]
+        own = [(*seed, first + place, sample_idx) for sample_idx in range(num_generations)]
         from_data.append([draw_uniform("source", *key) < dataset_share for key in own])
         sampled.append([derive_seed("sample", *key) for key, data in zip(own, from_data[-1], strict=True) if not data])
     written = _sample(writer, examples, sampled, context, sampling, batch_size, replies)
@@ -70,14 +74,20 @@ def write_rollouts(
 
 
 def reply_in_turns(
-    writer: Policy, examples: list[Example], *, sampling: SamplingOptions, seed: tuple[object, ...], batch_size: int = 0
+    writer: Policy,
+    examples: list[Example],
+    *,
+    sampling: SamplingOptions,
+    seed: tuple[object, ...],
+    batch_size: int = 0,
+    first: int = 0,
 ) -> list[tuple[str, ...]]:
     """What the writer replies to each turn but the last of every example, each reply after those before it."""
     replies: list[tuple[str, ...]] = [() for _ in examples]
     while todo := [place for place, one in enumerate(examples) if len(replies[place]) < len(user_turns(one)) - 1]:
         part = todo[: batch_size or len(todo)]
         prompts = [build_turn(examples[place], replies[place]) for place in part]
-        seeds = [[derive_seed("reply", *seed, place, len(replies[place]))] for place in part]
+        seeds = [[derive_seed("reply", *seed, first + place, len(replies[place]))] for place in part]
         for place, (reply,) in zip(part, writer.sample(prompts, seeds, sampling), strict=True):
             replies[place] = (*replies[place], writer.text(reply.ids))
     return replies
@@ -90,21 +100,28 @@ def ask_all(
     *,
     sampling: SamplingOptions,
     seed: tuple[object, ...],
+    first: int = 0,
 ) -> dict[str, tuple[Rollout, ...]]:
     """What each learner wrote, with what every other one writes when it is shown the question and asked about the answer.
 
     asked  as Method.asks_peers
+    first  place of the first rollout in the step
     """
     return {
         name: _asked(
-            rollouts, [peer for other, peer in students.items() if other != name], asked, sampling, (*seed, name)
+            rollouts, [peer for other, peer in students.items() if other != name], asked, sampling, (*seed, name), first
         )
         for name, rollouts in written.items()
     }
 
 
 def _asked(
-    rollouts: tuple[Rollout, ...], peers: list[Policy], asked: str, sampling: SamplingOptions, seed: tuple[object, ...]
+    rollouts: tuple[Rollout, ...],
+    peers: list[Policy],
+    asked: str,
+    sampling: SamplingOptions,
+    seed: tuple[object, ...],
+    first: int,
 ) -> tuple[Rollout, ...]:
     plain = [build_prompt(one.example, "plain") for one in rollouts]
     prompts = [
@@ -113,7 +130,7 @@ def _asked(
     ]
     remarks: list[tuple[str, ...]] = [()] * len(rollouts)
     for peer in peers:
-        seeds = [[derive_seed("remark", *seed, peer.name, place)] for place in range(len(rollouts))]
+        seeds = [[derive_seed("remark", *seed, peer.name, first + place)] for place in range(len(rollouts))]
         texts = [peer.text(own[0].ids) for own in peer.sample(prompts, seeds, sampling)]
         remarks = [(*before, text) for before, text in zip(remarks, texts, strict=True)]
     return tuple(replace(one, remarks=own) for one, own in zip(rollouts, remarks, strict=True))

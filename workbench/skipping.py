@@ -8,6 +8,7 @@ from itertools import islice
 
 from workbench.contexts import build_prompt, missing_evidence, stand_in
 from workbench.datasets import split_by_evidence
+from workbench.distributed import ALONE, Group
 from workbench.errors import DataError, PolicyError
 from workbench.method import Method
 from workbench.policies import Policy
@@ -34,6 +35,12 @@ class Skipped:
         ]  # the last may be torn by a kill
         self.counts = Counter(line["reason"] for line in known)
         self._seen = {line["example"] for line in known}
+
+    def add_if(self, example: Example, problem: tuple[str, str] | None) -> bool:
+        """Add an example if there is a problem with it; returns whether there is."""
+        if problem is not None:
+            self.add(example, *problem)
+        return problem is not None
 
     def add(self, example: Example, reason: str, message: str) -> None:
         if example.id in self._seen:
@@ -104,33 +111,44 @@ def can_show(example: Example, views: list[tuple[Policy, str]], skipped: Skipped
 
     A context whose evidence the example lacks is not asked about here.
     """
+    return not skipped.add_if(example, _problem(example, views))
+
+
+def _problem(example: Example, views: list[tuple[Policy, str]]) -> tuple[str, str] | None:
+    """Why the example cannot be shown, in short and as a sentence."""
     try:
         for policy, context in views:
             if missing_evidence(example, context) is None:
                 policy.check_prompt(build_prompt(example, context, stand_in(example)))
     except DataError as error:
-        skipped.add(example, "image cannot be read", str(error))
-        return False
+        return "image cannot be read", str(error)
     except PolicyError as error:
-        skipped.add(example, "prompt cannot be encoded", str(error))
-        return False
-    return True
+        return "prompt cannot be encoded", str(error)
+    return None
 
 
 def usable_batch(
-    examples: list[Example], order: Order, step: int, size: int, views: list[tuple[Policy, str]], skipped: Skipped
+    examples: list[Example],
+    order: Order,
+    step: int,
+    size: int,
+    views: list[tuple[Policy, str]],
+    skipped: Skipped,
+    group: Group = ALONE,
 ) -> list[Example]:
     """The step's examples that every view can be shown; others are skipped and counted.
 
-    If none can, the next one in the order that can: a single damaged file must not end a run.
+    If none can, the next one in the order that can (with several processes: if there is not one for each): a single damaged
+    file must not end a run.
     """
     chosen = [examples[place] for place in order.batch(step, size)]
-    usable = [example for example in chosen if can_show(example, views, skipped)]
+    problems = group.share(chosen, lambda own, _: [_problem(example, views) for example in own])
+    usable = [one for one, problem in zip(chosen, problems, strict=True) if not skipped.add_if(one, problem)]
     later = (examples[order.at(step * size + ahead)] for ahead in range(2 * len(examples)))
-    usable = usable or list(islice((one for one in later if can_show(one, views, skipped)), 1))
-    if not usable:
+    usable += islice((one for one in later if can_show(one, views, skipped)), max(0, group.size - len(usable)))
+    if len(usable) < group.size:
         raise DataError(
-            f"step {step}: none of the {len(examples)} examples can be shown to every view. Skipped so far: "
+            f"step {step}: {len(usable) or 'none'} of the {len(examples)} examples can be shown to every view. Skipped so far: "
             f"{dict(skipped.counts)}. `workbench check` shows one example under every view."
         )
     return usable

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.distributed import ALONE, Group
 from workbench.errors import RunError
 from workbench.losses import MixedReadout, Readout, Supervision, alternatives, score, supervise
 from workbench.method import Method
@@ -28,7 +29,7 @@ from workbench.scoring import (
     view_prompts,
 )
 from workbench.traces.writer import Alternatives, TracedBatch
-from workbench.types import Rollout, Routing, TokenScores, label_completion
+from workbench.types import Evidence, Rollout, Routing, TokenScores, label_completion
 
 
 class NotFinite(RunError):
@@ -58,6 +59,12 @@ class Scored:
     coefficient: Float[Tensor, " N"]
     alternatives: Alternatives | None
     readers: dict[str, tuple[str, ...]]  # by view, the name of the policy that read each rollout
+    everybody: "Scored | None" = None  # the batch of all processes: numbers only, None = this is it
+
+    @property
+    def whole(self) -> "Scored":
+        """The batch of all processes that train the run."""
+        return self.everybody or self
 
     def traced(self, step: int, student: Policy) -> TracedBatch:
         """What the trace stores."""
@@ -106,11 +113,13 @@ def supervise_batch(
     num_alternatives: int = 0,
     alternatives_of: int = 0,
     backward: Callable[[Tensor], None] | None = None,
+    group: Group = ALONE,
 ) -> Scored:
     """Route the whole batch, then the learner's pass, a micro-batch at a time.
 
     backward          called with each micro-batch's share of the total loss; None: no gradient is computed
     num_alternatives  most likely tokens kept per view, at positions of the first `alternatives_of` rollouts
+    group             processes that each have a part of the batch: routing and coefficients are of all of it
 
     Raises: NotFinite naming the position.
     """
@@ -124,10 +133,13 @@ def supervise_batch(
             reading = whole or read_view(own, prompts, batch)
             scores[name] = score(reading, batch.token_ids.to(reading.device))
         _require_numbers(method, readings, scores)
-        routing = route(method, scores, batch, seed, own.token_texts)
-        device = routing.regime.device
-        coefficient, token_ids = coefficients(method, batch, routing).to(device), batch.token_ids.to(device)
-        recorded = torch.arange(sum(batch.lengths[:alternatives_of]) if num_alternatives else 0, device=device)
+        everybody = _gather(group, batch, scores)
+        whole_routing = route(method, everybody.scores, everybody.batch, seed, own.token_texts)
+        device, here = whole_routing.regime.device, everybody.positions
+        whole_coefficient = coefficients(method, everybody.batch, whole_routing).to(device)
+        routing, coefficient = part_of_routing(whole_routing, here), whole_coefficient[here]
+        token_ids, first = batch.token_ids.to(device), max(0, alternatives_of - everybody.first_rollout)
+        recorded = torch.arange(sum(batch.lengths[:first]) if num_alternatives else 0, device=device)
         places, back = torch.arange(batch.num_positions, device=device), batch.back
         results, likely = [], []
         for rows, positions in parts:
@@ -163,7 +175,50 @@ def supervise_batch(
     scores = {view: scores[view] for view in method.views}
     loss = torch.cat([result.loss for result in results])[back]
     readers = {view: _readers(policies[one.policy], one.policy, batch) for view, one in method.views.items()}
-    return Scored(method, batch, readings.prompts, scores, routing, loss, coefficient, kept, readers)
+    found = Scored(method, batch, readings.prompts, scores, routing, loss, coefficient, kept, readers)
+    if everybody.batch is batch:
+        return found
+    learned = _concatenated(
+        group.exchange({"loss": loss.cpu(), **{key: value.cpu() for key, value in vars(scores[name]).items()}})
+    )
+    whole_loss = learned.pop("loss")
+    whole_scores = {view: TokenScores(**learned) if view == name else everybody.scores[view] for view in method.views}
+    return replace(
+        found,
+        everybody=Scored(
+            method, everybody.batch, {}, whole_scores, whole_routing, whole_loss, whole_coefficient, None, {}
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Everybody:
+    """The batch and the scores of all processes, and where this one's are in them."""
+
+    batch: Batch
+    scores: dict[str, TokenScores]
+    positions: slice
+    first_rollout: int
+
+
+def _gather(group: Group, batch: Batch, scores: dict[str, TokenScores]) -> _Everybody:
+    if group.size == 1:
+        return _Everybody(batch, scores, slice(0, batch.num_positions), 0)
+    device = next(iter(scores.values())).logprob.device if scores else torch.device("cpu")
+    light = {id(one.example): replace(one.example, images=(), evidence=Evidence()) for one in batch.rollouts}
+    rollouts = tuple(replace(one, example=light[id(one.example)]) for one in batch.rollouts)
+    numbers = {(view, key): value.cpu() for view, own in scores.items() for key, value in vars(own).items()}
+    received = group.exchange((rollouts, numbers))
+    everyone = replace(batch, rollouts=tuple(one for own, _ in received for one in own))
+    joined = {key: value.to(device) for key, value in _concatenated([own for _, own in received]).items()}
+    views = {view: TokenScores(**{key: joined[view, key] for key in vars(own)}) for view, own in scores.items()}
+    before = [own for own, _ in received[: group.rank]]
+    start = sum(len(one.ids) for own in before for one in own)
+    return _Everybody(everyone, views, slice(start, start + batch.num_positions), sum(map(len, before)))
+
+
+def _concatenated(parts: list[dict]) -> dict:
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
 def _readers(policy: Policy, name: str, batch: Batch) -> tuple[str, ...]:

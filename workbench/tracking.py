@@ -5,11 +5,11 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from workbench.config import RunConfig
-from workbench.errors import ConfigError, RunError
+from workbench.errors import ConfigError
 
 
 def build_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
-    """Raises ConfigError for a tracker that is not installed, RunError if started as several processes."""
+    """Raises ConfigError for a tracker that is not installed."""
     training = config.training
     try:
         accelerator = Accelerator(log_with=training.trackers or None, project_dir=str(run_dir))
@@ -19,11 +19,6 @@ def build_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
     if missing:
         raise ConfigError(
             f"training.trackers: {', '.join(sorted(missing))} is not installed; pip install it, or leave it out."
-        )
-    if accelerator.num_processes > 1:
-        raise RunError(
-            f"started as {accelerator.num_processes} processes, but a run is one process so far. Start it with "
-            "`workbench train`, without `accelerate launch`."
         )
     if training.trackers:
         accelerator.init_trackers("workbench", config=_flat(config.to_dict()))

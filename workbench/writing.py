@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from workbench.config import RunConfig
+from workbench.distributed import ALONE, Group
 from workbench.errors import RunError
 from workbench.learner import Learner
 from workbench.method import Method
@@ -52,16 +53,17 @@ class Writer:
         examples: list[Example],
         usable: Callable[[Example], bool],
         begun: bool = False,
+        group: Group = ALONE,
     ) -> None:
         self.config, self.folder, self.learner, self.method, self.sampling = config, folder, learner, method, sampling
-        self.student = learner.student
-        self._tensors = self._prepared(filter(usable, examples), begun) if method.prepare else {}
+        self.student, self.group = learner.student, group
+        self._tensors = group.first(lambda: self._prepared(filter(usable, examples), begun)) if method.prepare else {}
         self._written = None if method.resample else self._sequences(examples, usable, begun)
 
-    def __call__(self, step: int, examples: list[Example]) -> list[Rollout]:
-        """The rollouts of a step, one example's next to each other."""
+    def __call__(self, step: int, examples: list[Example], first: int = 0) -> list[Rollout]:
+        """The rollouts of a step, one example's next to each other; `first`: place of the first example in the step."""
         if self._written is None:
-            return self._write(examples, (self.config.seed, step, *self.learner.seed))
+            return self._write(examples, (self.config.seed, step, *self.learner.seed), first=first)
         for example in examples:
             if example.id not in self._written:
                 raise RunError(
@@ -70,7 +72,9 @@ class Writer:
                 )
         return [rollout for example in examples for rollout in self._written[example.id]]
 
-    def _write(self, examples: list[Example], seed: tuple[object, ...], batch_size: int = 0) -> list[Rollout]:
+    def _write(
+        self, examples: list[Example], seed: tuple[object, ...], batch_size: int = 0, first: int = 0
+    ) -> list[Rollout]:
         method, prepare = self.method, self.method.prepare
         with prepare.writing(self.student, self._tensors) if prepare else contextlib.nullcontext():
             rollouts = write_rollouts(
@@ -84,6 +88,7 @@ class Writer:
                 rule=self.config.evaluation.rule,
                 batch_size=batch_size,
                 replier=self.learner.policies[method.replier],
+                first=first,
             )
         if prepare is None:
             return rollouts
@@ -122,19 +127,18 @@ class Writer:
     ) -> dict[str, list[Rollout]]:
         """By example id, what the starting student wrote: for as many examples as the steps will meet."""
         file = self._file(SEQUENCES)
-        rows = self.folder.sequences(file.name)
+        known = {example.id: example for example in examples}
+        rows = self.group.first(lambda: self.folder.sequences(file.name))
         if rows is not None:
-            known = {example.id: example for example in examples}
             return _by_example([from_row(row, known, "data.train") for row in rows])
         self._require_start(begun, file)
         training = self.config.training
         chosen = list(islice(filter(usable, examples), training.steps * training.batch_size))
         log.info("writing answers to %d examples, once", len(chosen))
-        rollouts = self._write(
-            chosen, (self.config.seed, "once", *self.learner.seed), self.config.evaluation.batch_size
-        )
-        self.folder.write_sequences(file.name, [to_row(rollout) for rollout in rollouts])
-        return _by_example(rollouts)
+        seed, size = (self.config.seed, "once", *self.learner.seed), self.config.evaluation.batch_size
+        rows = self.group.share(chosen, lambda own, first: [to_row(one) for one in self._write(own, seed, size, first)])
+        self.folder.write_sequences(file.name, rows)
+        return _by_example([from_row(row, known, "data.train") for row in rows])
 
     def _file(self, name: str) -> Path:
         """In the run's folder; a peer's has its name in it."""

@@ -1,0 +1,150 @@
+"""Two processes train what one trains: same losses, every token recorded once, one evaluation, one checkpoint; and if one of
+them dies, the other says so once and the run goes on from its checkpoint, in any number of processes."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from small import run_config
+
+from workbench.checkpoints import list_checkpoints
+from workbench.config import RunConfig
+from workbench.distributed import Group, refuse_sharding
+from workbench.errors import ConfigError
+from workbench.evaluate import load_answers
+from workbench.runs import RunFolder
+from workbench.traces.reader import open_traces
+from workbench.train import resume, train
+
+ROOT = Path(__file__).parent.parent
+TWO_RUNS = """
+import os, signal, sys
+import workbench
+from workbench.train import main as launched
+
+resume = workbench.resume
+
+def die(step, metrics):
+    if os.environ["RANK"] == "0" and step == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if launched([sys.argv[1]]) == 0:
+    workbench.resume = lambda *arguments: resume(*arguments, on_step=die)
+    sys.exit(launched(["--resume", sys.argv[2]]))
+"""
+SETTINGS = {"training__steps": 3, "training__save_every": 1, "evaluation__contexts": ["plain"]}
+
+
+def launch(*command: str, processes: int = 2) -> list[subprocess.CompletedProcess]:
+    """The same program as several processes that find each other, as a launcher starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
+    started = []
+    for rank in map(str, range(processes)):
+        environment = os.environ | there | {"RANK": rank, "LOCAL_RANK": rank}
+        options = {"cwd": ROOT, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen([sys.executable, *command], **options))
+    said = [one.communicate() for one in started]
+    return [subprocess.CompletedProcess(command, one.returncode, *own) for one, own in zip(started, said, strict=True)]
+
+
+def numbers(config: RunConfig, kind: str) -> list[dict]:
+    lines = RunFolder.open(config.run_dir).metrics(kind)
+    return [
+        {key: value for key, value in line.items() if isinstance(value, (int, float)) and "seconds" not in key}
+        for line in lines
+    ]
+
+
+def assert_same_run(one: RunConfig, other: RunConfig) -> None:
+    for kind in ("train", "eval", "probe"):
+        own, theirs = numbers(one, kind), numbers(other, kind)
+        assert [line["step"] for line in own] == [line["step"] for line in theirs]
+        for line, again in zip(own, theirs, strict=True):
+            assert line == pytest.approx(again, rel=1e-3, abs=1e-5)
+    tokens = "SELECT step, example_id, sample_idx, position, token_id, regime, loss, coefficient"
+    joined = f"{tokens} FROM positions JOIN rollouts USING (step, process_rank, rollout_idx) ORDER BY ALL"
+    own, theirs = (open_traces(config.run_dir).sql(joined).to_pylist() for config in (one, other))
+    assert len(own) == len(theirs) == sum(line["tokens"] for line in numbers(one, "train"))
+    for row, again in zip(own, theirs, strict=True):
+        assert row.pop("loss") == pytest.approx(again.pop("loss"), rel=1e-3, abs=1e-5)
+        assert row.pop("coefficient") == pytest.approx(again.pop("coefficient"))
+        assert row == again
+
+
+def killed_after_first_checkpoint(config: RunConfig, models: dict, folder: Path) -> RunConfig:
+    shutil.copytree(config.run_dir, folder / config.name)
+    for later in list_checkpoints(folder / config.name)[1:]:
+        shutil.rmtree(later.path)
+    return run_config(models, folder, **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def alone(models: dict, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    config = run_config(models, tmp_path_factory.mktemp("alone"), **SETTINGS)
+    train(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def pair(alone: RunConfig, models: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """Two processes do a run, then go on with one of a single process, in whose second step the first of them is killed."""
+    whole, broken = (tmp_path_factory.mktemp(name) for name in ("whole", "broken"))
+    config, going_on = run_config(models, whole, **SETTINGS), killed_after_first_checkpoint(alone, models, broken)
+    (whole / "config.yaml").write_text(config.to_yaml())
+    return config, going_on, *launch("-c", TWO_RUNS, str(whole / "config.yaml"), str(going_on.run_dir))
+
+
+def test_two_processes_train_what_one_trains(pair: tuple, alone: RunConfig, models: dict, tmp_path: Path) -> None:
+    config, _, first, second = pair
+    assert "3 steps · finished" in first.stdout and not second.stdout, first.stderr + second.stderr
+    assert_same_run(alone, config)
+    shares = open_traces(config.run_dir).sql(
+        "SELECT step, process_rank AS rank, count(*) AS n FROM rollouts GROUP BY ALL"
+    )
+    found = {(row["step"], row["rank"]): row["n"] for row in shares.to_pylist()}
+    assert found == {(step, rank): count for step in (1, 2, 3) for rank, count in ((0, 2), (1, 4))}
+    ours, theirs = (
+        [(row.step, row.policy, row.context, row.example_id, row.text) for row in load_answers(one.run_dir)]
+        for one in (config, alone)
+    )
+    assert ours == theirs
+    assert [one.step for one in list_checkpoints(config.run_dir)] == [1, 2, 3]
+    going_on = killed_after_first_checkpoint(config, models, tmp_path)
+    resume(going_on.run_dir)  # in one process
+    assert_same_run(alone, going_on)
+
+
+def test_when_a_process_dies_the_others_stop_with_one_sentence_and_the_run_goes_on(
+    pair: tuple, alone: RunConfig
+) -> None:
+    _, config, killed, survivor = pair
+    assert (killed.returncode, survivor.returncode) == (-9, 2), survivor.stderr
+    said = [line for line in survivor.stderr.splitlines() if "without a word" in line]
+    assert len(said) == 1 and said[0].startswith("LostProcess") and f"--resume {config.run_dir}" in said[0]
+    assert "Traceback" not in survivor.stderr
+    assert RunFolder.open(config.run_dir).status["status"] == "failed"
+    resume(config.run_dir)
+    assert_same_run(alone, config)
+
+
+def test_sharding_is_refused_and_the_recipes_are_accelerates(monkeypatch: pytest.MonkeyPatch) -> None:
+    for recipe in ("one-node-8", "several-nodes"):
+        found = load_config_from_file(str(ROOT / "configs" / "accelerate" / f"{recipe}.yaml"))
+        assert found.distributed_type == "MULTI_GPU" and found.num_processes == 8 * found.num_machines
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="strategy FSDP, which shards parameters"):
+        refuse_sharding()
+
+
+def test_blocks_are_even_and_every_process_needs_a_prompt() -> None:
+    assert [list(Group(rank, 3).block(8)) for rank in range(3)] == [[0, 1], [2, 3, 4], [5, 6, 7]]
+    with pytest.raises(ConfigError, match=r"training\.batch_size is 2 prompts for 3 processes"):
+        Group(0, 3).require(2)
