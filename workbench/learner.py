@@ -18,6 +18,7 @@ from workbench.masks import UpdateMask
 from workbench.method import Method
 from workbench.policies import Policy
 from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies.engine import VllmEngine
 from workbench.policies.loading import has_adapter, load_policies
 from workbench.supervision import NotFinite
 from workbench.types import STUDENT
@@ -124,6 +125,15 @@ def build_learner(
         raise ConfigError(
             f"method {method.name} shows a view later blocks of an answer, and {start} writes from left to right. Set "
             "models.student to a masked diffusion model, such as data/models/diffusion."
+        )
+    if config.sampling.engine == "vllm":
+        longest = policies[STUDENT].encoder.max_prompt_length
+        policies[STUDENT].engine = VllmEngine(
+            start,
+            dtype=models.dtype,
+            length=None if longest is None else longest + config.sampling.max_completion_length,
+            memory=config.sampling.engine_memory,
+            trust_remote_code=models.trust_remote_code,
         )
     return Learner(policies, config, method.ema_rate, name)
 

@@ -23,6 +23,11 @@ def step_metrics(method: Method, scored: Scored) -> dict[str, float]:
     }
     has_losses = torch.tensor([bool(regime.losses) for regime in method.regimes.values()], device=routing.regime.device)
     metrics["supervised"] = float((has_losses[routing.regime] & (routing.weight != 0)).double().mean())
+    sampled = [logprob for one in scored.batch.rollouts for logprob in one.logprobs or [float("nan")] * len(one.ids)]
+    own = scores[method.learner].logprob
+    gap = _known(own - torch.tensor(sampled, dtype=own.dtype, device=own.device)).abs()
+    if gap.numel():  # what writes and what reads: other kernels, another precision, other weights if something is wrong
+        metrics["sampler_gap"] = float(gap.mean())
     if routing.advantage is not None:
         metrics["advantage"] = float(routing.advantage.mean())
     teacher_share = supervised = 0.0

@@ -23,6 +23,7 @@ from workbench.losses import Head, Readout
 from workbench.policies import SamplingOptions, Written, image_features
 from workbench.policies.drawing import draw, uniform
 from workbench.policies.encoding import Encoded, PromptEncoder, append, collate
+from workbench.policies.engine import Engine, Request, check_same_prompt, weights_of
 from workbench.policies.weights import load_model
 from workbench.types import Denoising, Prompt
 
@@ -58,6 +59,7 @@ class AutoregressivePolicy:
         vision = getattr(model.config, "vision_config", None)
         # families that also hand features to deeper layers (Qwen3-VL) encode a prompt's images once per row instead
         self._shares_images = takes_features and not hasattr(vision, "deepstack_visual_indexes")
+        self.engine: Engine | None = None  # what writes instead of the model itself
         self._takes_one_tensor = True  # image features; found out when the model gives some
 
     @property
@@ -89,8 +91,10 @@ class AutoregressivePolicy:
     def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
         """Completions, one per seed of each prompt; each depends on its own seed and prompt, not on its neighbours.
 
-        The prompt's key-value cache is made once and repeated for its completions.
+        The prompt's key-value cache is made once and repeated for its completions. With an engine, that writes.
         """
+        if self.engine is not None:
+            return self._sample_by(self.engine, prompts, seeds, options)
         rows = torch.tensor([row for row, own in enumerate(seeds) for _ in own], device=self.device)
         cache = DynamicCache(config=self.model.config)
         with self._evaluation():
@@ -102,6 +106,19 @@ class AutoregressivePolicy:
                 hidden, mask = hidden[rows], mask[rows]
             written = iter(self._continue(hidden, mask, cache, [seed for own in seeds for seed in own], options))
             return [[next(written) for _ in own] for own in seeds]
+
+    def _sample_by(
+        self, engine: Engine, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions
+    ) -> list[list[Written]]:
+        """Raises PolicyError if the engine reads another prompt than the student."""
+        engine.load(weights_of(self.model))
+        requests = [Request(*self.encoder.request(prompt)) for prompt in prompts]
+        sampled = engine.generate(requests, seeds, options, self.stop_ids, self._placeholders)
+        for prompt, own in zip(prompts, sampled, strict=True):
+            shown = tuple(self.encoder.encode(prompt)["input_ids"][0].tolist())
+            for one in own:
+                check_same_prompt(one.prompt_ids, shown, prompt.key)
+        return [[self._cut(one.ids, one.logprobs) for one in own] for own in sampled]
 
     def _continue(
         self, hidden: Float[Tensor, "B D"], mask: Int[Tensor, "B P"], cache, seeds: list[int], options: SamplingOptions
@@ -126,7 +143,7 @@ class AutoregressivePolicy:
         ids_BT, logprobs_BT = torch.stack(ids_BT, -1).tolist(), torch.stack(logprobs_BT, -1).tolist()
         return [self._cut(*row) for row in zip(ids_BT, logprobs_BT, strict=True)]
 
-    def _cut(self, ids: list[int], logprobs: list[float]) -> Written:
+    def _cut(self, ids: Sequence[int], logprobs: Sequence[float]) -> Written:
         """Ends a completion after its first end token."""
         for length, token in enumerate(ids, start=1):
             if token in self.stop_ids:

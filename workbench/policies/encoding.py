@@ -99,21 +99,36 @@ class PromptEncoder:
 
     def _process(self, prompt: Prompt, images: list[Image.Image]) -> Encoded:
         if getattr(self.processor, "chat_template", None) is None:
-            return self._encode_plainly(prompt, images)
-        if self.processor is self.tokenizer:
-            messages = [{"role": turn.role, "content": turn.text} for turn in prompt.history]
-            messages.append({"role": "user", "content": prompt.text})
-        else:
-            remaining, messages = iter(images), []
-            for turn in (*prompt.history, Turn("user", prompt.text, prompt.images)):
-                parts = [{"type": "image", "image": next(remaining)} for _ in turn.images]
-                messages.append({"role": turn.role, "content": [*parts, {"type": "text", "text": turn.text}]})
+            pictures = {"images": [images]} if images else {}
+            return _inputs(self.processor(text=[self._plain_text(prompt)], **pictures, return_tensors="pt"))
         encoded = self.processor.apply_chat_template(
-            [messages], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            [self._messages(prompt, images)],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
         )
         return _inputs(encoded)
 
-    def _encode_plainly(self, prompt: Prompt, images: list) -> Encoded:
+    def request(self, prompt: Prompt) -> tuple[str, tuple[Image.Image, ...]]:
+        """The prompt as text, one placeholder an image, and its images: what a rollout engine is given."""
+        images = [open_image(image) for image in prompt.all_images]
+        if getattr(self.processor, "chat_template", None) is None:
+            return self._plain_text(prompt), tuple(images)
+        messages = self._messages(prompt, images)
+        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False), tuple(images)
+
+    def _messages(self, prompt: Prompt, images: list[Image.Image]) -> list[dict]:
+        if self.processor is self.tokenizer:
+            messages = [{"role": turn.role, "content": turn.text} for turn in prompt.history]
+            return [*messages, {"role": "user", "content": prompt.text}]
+        remaining, messages = iter(images), []
+        for turn in (*prompt.history, Turn("user", prompt.text, prompt.images)):
+            parts = [{"type": "image", "image": next(remaining)} for _ in turn.images]
+            messages.append({"role": turn.role, "content": [*parts, {"type": "text", "text": turn.text}]})
+        return messages
+
+    def _plain_text(self, prompt: Prompt) -> str:
         """Without a chat template: image tokens, then the text."""
         if prompt.history:
             raise PolicyError(
@@ -121,11 +136,8 @@ class PromptEncoder:
                 "Save a chat template with the processor, or use single questions."
             )
         if self.processor is self.tokenizer:
-            return _inputs(self.tokenizer([prompt.text], return_tensors="pt"))
-        token = getattr(self.processor, "image_token", "<image>")
-        pictures = {"images": [images]} if images else {}
-        encoded = self.processor(text=[token * len(images) + prompt.text], **pictures, return_tensors="pt")
-        return _inputs(encoded)
+            return prompt.text
+        return getattr(self.processor, "image_token", "<image>") * len(prompt.all_images) + prompt.text
 
     def _keep(self, prompt: Prompt, encoded: Encoded) -> None:
         if prompt.key in self._kept:

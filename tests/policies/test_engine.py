@@ -1,0 +1,134 @@
+"""An engine writes with the student's weights of this moment, to the prompt that the student is shown; what it draws by is recorded."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from small import run_config
+
+from workbench.errors import ConfigError, PolicyError
+from workbench.loop import Trainer
+from workbench.policies import SamplingOptions
+from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.policies.encoding import collate
+from workbench.policies.engine import Request, Sampled, VllmEngine, weights_of
+from workbench.runs import RunFolder
+from workbench.traces.reader import open_traces
+from workbench.types import Prompt
+
+
+class OtherModel:
+    """An engine with a model of its own, whose first weights are another's; given text and images, it encodes them itself.
+
+    stale   keeps the weights that it was given first
+    shift   reads every prompt with another end
+    """
+
+    def __init__(self, other: Path, *, stale: bool = False, shift: bool = False) -> None:
+        self.policy, self.stale, self.shift, self.loads = load_policy(other, "engine"), stale, shift, 0
+
+    def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        self.loads += 1
+        given = dict(weights)
+        own = dict(weights_of(self.policy.model))
+        assert given.keys() == own.keys() and all(given[name].shape == own[name].shape for name in own)
+        if not (self.stale and self.loads > 1):
+            for name, value in own.items():
+                value.copy_(given[name])
+
+    def generate(
+        self,
+        requests: list[Request],
+        seeds: list[list[int]],
+        options: SamplingOptions,
+        stop: frozenset[int],
+        never: list[int],
+    ) -> list[list[Sampled]]:
+        assert stop == self.policy.stop_ids and never == self.policy._placeholders
+        encoded = [self._encode(request) for request in requests]
+        prompts = [Prompt((), "", key=str(place)) for place in range(len(requests))]
+        self.policy.encoder = _Encoder(encoded, self.policy.encoder.pad_id)
+        written = self.policy.sample(prompts, seeds, options)
+        read = [tuple(one["input_ids"][0].tolist()) + (7,) * self.shift for one in encoded]
+        return [[Sampled(one.ids, one.logprobs, ids) for one in own] for ids, own in zip(read, written, strict=True)]
+
+    def _encode(self, request: Request) -> dict:
+        pictures = {"images": [list(request.images)]} if request.images else {}
+        return dict(self.policy.processor(text=[request.text], **pictures, return_tensors="pt"))
+
+
+class _Encoder:
+    def __init__(self, encoded: list[dict], pad_id: int) -> None:
+        self.encoded, self.pad_id = encoded, pad_id
+
+    def batch(self, prompts: list[Prompt]) -> dict:
+        return collate([self.encoded[int(prompt.key)] for prompt in prompts], self.pad_id)
+
+
+def steps(models: dict, folder: Path, engine: OtherModel | None) -> Trainer:
+    config = run_config(models, folder, models__share_images=False, trace__probes=0, training__learning_rate=0.01)
+    run = RunFolder.create(config.run_dir, config.to_yaml(), seed=0, method="dopd")
+    trainer = Trainer(config, run)
+    trainer.learners[0].student.engine = engine
+    with trainer.writer:
+        trainer.measured = [trainer.step(step) for step in (1, 2, 3)]
+    return trainer
+
+
+def test_a_run_with_an_engine_is_the_run_without_and_stale_weights_show(models: dict, tmp_path: Path) -> None:
+    without = steps(models, tmp_path / "without", None)
+    engine = OtherModel(models["teacher"])
+    found = steps(models, tmp_path / "with", engine)
+    assert engine.loads == 3  # before every generation
+    for own, theirs in zip(found.measured, without.measured, strict=True):
+        assert own["loss"] == pytest.approx(theirs["loss"], rel=1e-4) and own["sampler_gap"] < 1e-4
+    stale = steps(models, tmp_path / "stale", OtherModel(models["teacher"], stale=True)).measured
+    assert stale[0]["sampler_gap"] < 1e-4 < 1e-3 < stale[2]["sampler_gap"]
+    traced = open_traces(tmp_path / "stale" / "run").sql(
+        "SELECT step, avg(abs(logprob_student - sampler_logprob)) AS gap FROM positions GROUP BY step ORDER BY step"
+    )
+    assert [row["gap"] for row in traced.to_pylist()] == pytest.approx([one["sampler_gap"] for one in stale], abs=1e-5)
+
+
+def test_an_engine_that_reads_another_prompt_is_refused(models: dict, prompts: list) -> None:
+    student = load_policy(models["student"], "student")
+    student.engine = OtherModel(models["teacher"], shift=True)
+    with pytest.raises(PolicyError, match=r'reads prompt "one\|plain" as other tokens .*tokens instead of'):
+        student.sample(prompts[:1], [[1]], SamplingOptions(3))
+
+
+def test_adapters_are_added_in(models: dict) -> None:
+    peft = pytest.importorskip("peft")
+    student, plain = (load_policy(models["student"], "student") for _ in range(2))
+    student.model.add_adapter(peft.LoraConfig(r=2, target_modules=r".*text_model.*q_proj"))
+    for name, value in student.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value)
+    merged = dict(weights_of(student.model))
+    assert merged.keys() == dict(weights_of(plain.model)).keys()
+    moved = [name for name, value in weights_of(plain.model) if not torch.equal(value, merged[name])]
+    assert moved and all(name.endswith("q_proj.weight") for name in moved)
+    text = student.tokenizer("which of the two", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        wanted = student.model(input_ids=text).logits
+        plain.model.load_state_dict(merged, strict=False)
+        assert torch.allclose(plain.model(input_ids=text).logits, wanted, atol=1e-4)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
+def test_vllm_is_asked_for_where_it_is_absent(models: dict) -> None:
+    with pytest.raises(ConfigError, match="needs the package vllm"):
+        VllmEngine(str(models["student"]), dtype="float32", length=None, memory=0.1, trust_remote_code=False)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vllm is not installed: its engine cannot be run here"
+)
+def test_vllm_writes_what_the_student_reads(idefics3: AutoregressivePolicy, prompts: list, folders: dict) -> None:
+    idefics3.engine = VllmEngine(
+        str(folders["idefics3"]), dtype="float32", length=256, memory=0.1, trust_remote_code=False
+    )
+    written = idefics3.sample(prompts, [[1], [2], [3]], SamplingOptions(5))
+    assert all(len(one.ids) == len(one.logprobs) > 0 for (one,) in written)
