@@ -1,6 +1,7 @@
 """A checkpoint is all there or is passed over, and none is deleted for one that is torn."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from workbench.checkpoints import (
     list_checkpoints,
     load_optimizer,
     open_checkpoint,
+    refuse_other_run,
     save_checkpoint,
 )
 from workbench.errors import RunError
@@ -136,3 +138,26 @@ def test_moments_of_other_weights_are_refused(learner: Learner, models: dict, tm
     with pytest.raises(RunError, match="cannot be read"):
         load_optimizer(checkpoint, learner.optimizer, learner.student.model)
     assert json.loads((checkpoint.path / "state.json").read_text())["step"] == 1
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(learner: Learner, models: dict, tmp_path: Path) -> None:
+    save(tmp_path, learner, 1)
+    checkpoint = open_checkpoint(tmp_path / "checkpoint-000001")
+    asked = {"learner": "student", "start": models["student"], "lora": False, "averages": False}
+    refuse_other_run(checkpoint, **asked)
+    refuse_other_run(checkpoint, **asked | {"start": "owner/name-on-the-hub"})
+    refuse_other_run(checkpoint, **asked | {"averages": True})
+    shutil.rmtree(checkpoint.ema("student"))
+    wider = tmp_path / "wider"
+    wider.mkdir()
+    config = json.loads((models["student"] / "config.json").read_text())
+    config["text_config"]["hidden_size"] = 64
+    (wider / "config.json").write_text(json.dumps(config))
+    for change, fault in (
+        ({"learner": "ann"}, 'it holds no learner "ann"'),
+        ({"lora": True}, r"it holds whole weights, and models\.lora\.rank is above 0"),
+        ({"averages": True}, "it holds no moving average, which the method reads"),
+        ({"start": wider}, "its student has hidden_size 32, and .*wider has 64"),
+    ):
+        with pytest.raises(RunError, match=f"belongs to another configuration: {fault}.*or start a new run"):
+            refuse_other_run(checkpoint, **asked | change)

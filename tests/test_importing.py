@@ -335,7 +335,13 @@ def test_a_preview_draws_the_first_rows_and_leaves_nothing_else(folder):
     ]
     source = write(folder, {"text": "lost", "image": "no.png"}, *rows)
     before = set(folder.rglob("*"))
-    path = preview_dataset(source, layout="vstar")
+    preview = preview_dataset(source, layout="vstar")
+    path, said = preview.path, str(preview)
+    assert (
+        "of the first 8 rows 7 can be imported" in said
+        and "boxes from bbox" in said
+        and "image file does not exist" in said
+    )
     assert set(folder.rglob("*")) - before == {path} and path == source.parent / "rows.jsonl.preview.html"
     page = path.read_text()
     assert [f"Question {n}?" in page for n in range(6)] == [True] * 5 + [False] and "lost" not in page

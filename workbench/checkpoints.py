@@ -143,6 +143,43 @@ def latest_checkpoint(run_dir: Path, *, reads: bool = False) -> tuple[Checkpoint
     return None, torn
 
 
+def refuse_other_run(checkpoint: Checkpoint, learner: str, start: str | Path, *, lora: bool, averages: bool) -> None:
+    """Raises RunError if a checkpoint was not made of what a run says: other learners or models, LoRA, a moving average."""
+    folder = checkpoint.weights(learner)
+    adapts, found, told = _adapts(folder), _build(folder), _build(Path(start))
+    other = [name for name in found.keys() & told.keys() if found[name] != told[name]]
+    if not folder.is_dir():
+        fault = f'it holds no learner "{learner}"'
+    elif adapts != (lora or _adapts(Path(start))):
+        fault = f"it holds {'a LoRA adapter' if adapts else 'whole weights'}, and models.lora.rank is {'above 0' if lora else '0'}"
+    elif averages and checkpoint.ema(learner) is None:
+        fault = "it holds no moving average, which the method reads"
+    elif other:
+        fault = f"its {learner} has {min(other)} {found[min(other)]}, and {start} has {told[min(other)]}"
+    else:
+        return
+    raise RunError(
+        f"{checkpoint.path} belongs to another configuration: {fault}. Resume with the config.yaml that the run was started "
+        "with, or start a new run."
+    )
+
+
+def _adapts(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def _build(folder: Path) -> dict[str, object]:
+    """What kind of model a folder holds and how large it is, as far as it says."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    text = config.get("text_config") or config
+    sizes = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
+    said = {"model_type": config.get("model_type")} | {name: text.get(name) for name in sizes}
+    return {name: value for name, value in said.items() if value is not None}
+
+
 def load_optimizer(
     checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, model: nn.Module, learner: str = STUDENT
 ) -> None:

@@ -156,8 +156,7 @@ def _import(options: argparse.Namespace) -> None:
         report = wb.import_dataset(options.source, options.destination, limit=options.limit, **chosen)
         print(report)
     if options.preview:
-        path = wb.preview_dataset(options.source, **chosen)
-        print(f"the first rows, with their evidence drawn: {path}")
+        print(wb.preview_dataset(options.source, **chosen))
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from transformers import get_scheduler
 
-from workbench.checkpoints import Checkpoint
+from workbench.checkpoints import Checkpoint, refuse_other_run
 from workbench.config import LoraConfig, RunConfig
 from workbench.contexts import parse_context
 from workbench.errors import ConfigError
@@ -96,6 +96,9 @@ def build_learner(
     """A learner of a run, at its start or at a checkpoint."""
     models, lora = config.models, config.models.lora
     start = models.learners[name]
+    if checkpoint is not None:
+        averages = f"{STUDENT}@ema" in method.policies
+        refuse_other_run(checkpoint, name, start, lora=bool(lora.rank), averages=averages)
     adapter = _adapter_config(lora) if lora.rank else None
     torch.manual_seed(config.seed)  # an adapter's first weights are random
     policies = load_policies(
