@@ -20,13 +20,23 @@ from workbench.traces.reader import open_traces
 from workbench.train import train
 
 
-@pytest.fixture(scope="module", params=[0, 2], ids=["whole", "lora"])
-def run(request: pytest.FixtureRequest, models: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folders = {name: str(folder) for name, folder in models.items()} | {"lora": {"rank": request.param}}
-    quick = {"training__steps": 2, "evaluation__every": 2, "trace__probes": 2}
-    config = run_config(models, tmp_path_factory.mktemp("runs"), models=folders, **quick)
+def trained(models: dict, folder: Path, rank: int) -> Path:
+    folders = {name: str(folder) for name, folder in models.items()} | {"lora": {"rank": rank}}
+    quick = {"training__steps": 2, "evaluation__every": 2 if rank == 0 else 0, "trace__probes": 2 if rank == 0 else 0}
+    config = run_config(models, folder, models=folders, **quick | ({"data__eval": None} if rank else {}))
     train(config)
     return config.run_dir
+
+
+@pytest.fixture(scope="module")
+def run(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(models, tmp_path_factory.mktemp("whole"), 0)
+
+
+@pytest.fixture(scope="module")
+def adapted(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that trained a LoRA adapter."""
+    return trained(models, tmp_path_factory.mktemp("lora"), 2)
 
 
 def logits_of(model: torch.nn.Module, policy) -> torch.Tensor:
@@ -35,7 +45,11 @@ def logits_of(model: torch.nn.Module, policy) -> torch.Tensor:
         return model.eval()(**inputs).logits[:, start - 1 :]
 
 
-def test_the_student_alone_loads_with_the_auto_classes_and_says_the_same(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["run", "adapted"])
+def test_the_student_alone_loads_with_the_auto_classes_and_says_the_same(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    run = request.getfixturevalue(which)
     exported = export_student(run, tmp_path / "model")
     files = {file.name for file in (tmp_path / "model").iterdir()}
     assert {"config.json", "model.safetensors", "README.md", "chat_template.jinja", "tokenizer.json"} <= files
@@ -67,7 +81,12 @@ def test_the_card_says_what_taught_it_what_it_never_sees_and_how_it_does_without
     assert "While it was taught, `crop` of each question was shown" in body
     assert "| plain (as in use) | 2 | 6 |" in body and "| crop (not as in use) | 2 | 6 |" in body
     assert os.sep + "tmp" not in card  # no path of this machine
-    assert ("LoRA of rank 2, merged" in body) == any((one.student / "adapter_config.json").exists() for one in list_checkpoints(run))  # fmt: skip
+
+
+def test_the_card_of_a_run_that_asked_nothing_says_so(adapted: Path, tmp_path: Path) -> None:
+    export_student(adapted, tmp_path / "model")
+    card = (tmp_path / "model/README.md").read_text()
+    assert "LoRA of rank 2, merged" in card and "It was not evaluated under `plain`" in card
 
 
 def test_traces_are_a_data_set_with_its_images(run: Path, tmp_path: Path) -> None:
