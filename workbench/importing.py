@@ -23,7 +23,7 @@ from typing import Any
 from workbench.conversations import Refused, plain_text, split_conversation
 from workbench.datasets import decode_image, example_from_values, image_size
 from workbench.errors import ConfigError, DataError, unknown
-from workbench.layouts import Layout, load_layout
+from workbench.layouts import LAYOUTS, Layout, load_layout
 from workbench.tables import Table, open_table, show
 
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
@@ -186,7 +186,10 @@ def _convert_all(importer: _Importer, columns: dict[str, str], limit: int | None
     report.unused = tuple(name for name in theirs if name not in {*report.columns.values(), *importer.layout.also_read})
     if report.written == 0:
         reasons = str(report).partition("\n")[2] if report.skipped else "it has no rows"
-        raise DataError(f"not one row of {importer.table.name} could be converted.\n{reasons}")
+        raise DataError(
+            f"not one row of {importer.table.name} could be converted.\n{reasons}\n"
+            f"Columns of other names: --column ours=theirs, or --layout, one of {', '.join(LAYOUTS)}."
+        )
 
 
 def _convert(importer: _Importer, values: dict[str, Any], default_id: str) -> tuple[dict[str, Any], Counter[str]]:
