@@ -184,6 +184,14 @@ def test_a_pid_that_is_anothers_by_now_is_not_the_run(tmp_path: Path) -> None:
         stop_run(recycled)
     # started in a terminal, it has no record, and its heartbeat is younger than the process
     assert read_job(a_run(tmp_path / "live", {"status": "running", "pid": own})).status == "running"
+    foreign = {
+        "status": "running",
+        "pid": own,
+        "process": "another boot 1",
+    }  # written in a container, or on another machine
+    assert read_job(a_run(tmp_path / "foreign", foreign)).status == "died"
+    with pytest.raises(RunError, match="not running"):
+        stop_run(tmp_path / "foreign", at_once=True)
     assert not send(own, "another boot 1", signal.SIGKILL)
     assert identify(NO_PID) is None and born_at(NO_PID) is None
     assert born_at(own) == pytest.approx(time.time(), abs=3600 * 24)
@@ -197,7 +205,7 @@ def test_a_zombie_is_no_living_process() -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"skipped": ["a"]}', '{"steps_done": "x"}', '{"status": 3}'])
 def test_a_half_written_run_is_listed_and_named(tmp_path: Path, text: str) -> None:
     run_dir = a_run(tmp_path / "half", {})
     (run_dir / "run.json").write_text(text)
@@ -212,6 +220,16 @@ def test_a_deleted_run_is_named(tmp_path: Path) -> None:
         stop_run(tmp_path / "nothing")
     assert find_jobs(tmp_path) == []
     assert find_jobs(tmp_path / "no folder") == []
+    folder = tmp_path / ".jobs" / "finished"  # one that the app had started, and somebody deleted
+    folder.mkdir(parents=True)
+    record = {"pid": NO_PID, "identity": "another boot 1", "started": 1.0, "command": ["workbench"]}
+    (folder / "job.json").write_text(json.dumps(record))
+    (folder / "train.out").write_text("step 4 of 4\n")
+    with pytest.raises(RunError, match="was deleted"):
+        read_job(tmp_path / "finished")
+    assert find_jobs(tmp_path) == []
+    (folder / "train.out").write_text("workbench.errors.DataError: there is no such file\n")
+    assert [(one.name, one.status) for one in find_jobs(tmp_path)] == [("finished", "failed")], "it never made a run"
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc", ".jobs", "a\\b", "a\0b", "a\nb", "x" * 300])

@@ -23,7 +23,7 @@ importing
 traces weights
 rollouts scoring
 supervision
-config runs watch processes
+config runs watch processes printed
 commands
 checkpoints masks metrics probes evaluate skipping tracking
 learner rewind

@@ -62,6 +62,8 @@ class ModelsConfig:
     def __post_init__(self) -> None:
         if self.offload_teachers and self.teacher_dtype == "int8":
             raise ConfigError("models.offload_teachers moves weights, and those of models.teacher_dtype=int8 stay where they were made. Choose one, or bfloat16.")  # fmt: skip
+        if "/" in (self.attention or "") and not self.trust_remote_code:
+            raise ConfigError(f'models.attention="{self.attention}" names a kernel of a hub, which is a program. Set models.trust_remote_code=true if you trust it, or choose eager, sdpa or flash_attention_2.')  # fmt: skip
         for domain, model in self.teachers.items():
             if not (isinstance(domain, str) and isinstance(model, str) and model):
                 raise ConfigError(f"models.teachers must be domain: model, both texts; got {domain!r}: {model!r}.")

@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -25,14 +24,14 @@ from pathlib import Path
 
 from workbench.config import RunConfig, read_yaml
 from workbench.errors import ConfigError, RunError
+from workbench.printed import is_exception, tail
 from workbench.processes import born_at, identify, send
 from workbench.runs import RunFolder
 
 STATUSES = ("starting", "running", "stopping", "finished", "stopped", "failed", "died", "unreadable")
 ALIVE = ("starting", "running", "stopping")
 _FOLDER = ".jobs"
-_TAIL_BYTES = 2**16
-_RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt)(?:: .*)?")
+_KINDS = {"status": str, "method": str, "steps_done": int, "steps": int, "skipped": dict, "warnings": list, "command": list, "error": str}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -208,6 +207,8 @@ def read_job(run_dir: str | Path) -> JobState:
     facts, change_ns, fault = _read_status(run_dir)
     if facts is None and record is None and fault is None:
         raise RunError(f"there is no run {run_dir}. It may have been deleted; the list of runs shows what there is.")
+    if facts is None and fault is None and living is None and _has_run(run_dir, record):
+        raise RunError(f"run {run_dir} was deleted. The list of runs shows what there is.")
     facts = facts or {}
     is_stale = record is not None and change_ns == record.seen_ns  # run.json is older than the process
     said = "starting" if is_stale else facts.get("status", "starting")
@@ -245,7 +246,7 @@ def log_tail(run_dir: str | Path, num_lines: int = 200) -> str:
     run_dir = Path(run_dir)
     for file in (_job_folder(run_dir) / "train.out", run_dir / "train.log"):
         if file.is_file():
-            return "\n".join(_tail(file)[-num_lines:])
+            return "\n".join(tail(file)[-num_lines:])
     return ""
 
 
@@ -282,6 +283,8 @@ def _living(run_dir: Path) -> _Record | None:
         return None
     born = born_at(pid)
     if born is None or born > updated + 2:  # at its last heartbeat it lived, so a younger process is another
+        return None
+    if "process" in facts and facts["process"] != identify(pid):  # of another machine, a container, or before a restart
         return None
     return _Record(pid, identify(pid), born, tuple(facts.get("command") or ()))
 
@@ -334,13 +337,12 @@ def _read_status(run_dir: Path) -> tuple[dict | None, int, str | None]:
     except FileNotFoundError:
         return None, 0, None
     except (OSError, ValueError) as error:
-        return (
-            None,
-            0,
-            f"{file} cannot be read ({error}). The run is half written; delete its folder, or restore the file.",
-        )
+        return None, 0, f"{file} cannot be read ({error}). The run is half written; delete its folder, or restore it."
     if not isinstance(facts, dict):
         return None, 0, f"{file} is no mapping. The run is half written; delete its folder, or restore the file."
+    for name, kind in _KINDS.items():
+        if facts.get(name) is not None and not isinstance(facts[name], kind):
+            return None, 0, f'{file}: "{name}" is {facts[name]!r:.60}. Restore the file, or delete the run\'s folder.'
     return facts, change_ns, None
 
 
@@ -376,8 +378,8 @@ def _error(run_dir: Path, status: str, facts: dict, record: _Record | None) -> s
     if status == "failed" and own and facts.get("error"):
         return facts["error"]
     out = _job_folder(run_dir) / "train.out"
-    lines = _tail(out, record.offset) if record is not None and out.is_file() else []
-    raised = [line for line in lines if _RAISED.fullmatch(line)]
+    lines = tail(out, record.offset) if record is not None and out.is_file() else []
+    raised = [line for line in lines if is_exception(line)]
     if raised:
         return raised[-1]
     from workbench.checkpoints import list_checkpoints  # noqa: PLC0415  (it brings transformers, which the app seldom needs)
@@ -385,13 +387,12 @@ def _error(run_dir: Path, status: str, facts: dict, record: _Record | None) -> s
     saved = list_checkpoints(run_dir)
     goes_on = f"goes on from step {saved[-1].step}" if saved else "begins again: it saved no checkpoint"
     again = f" Resuming it {goes_on}." if (run_dir / "config.yaml").is_file() else " Start it again."
-    return f"the process ended without a word: killed, out of memory, or the machine was restarted.{again}"
+    said = next((f' The last it printed: "{line[-200:]}".' for line in reversed(lines) if line.strip()), "")
+    return f"the process ended without a word: killed, out of memory, or the machine was restarted.{said}{again}"
 
 
-def _tail(file: Path, offset: int = 0) -> list[str]:
-    """The last lines of a file, from `offset` on."""
-    with file.open("rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(offset, size - _TAIL_BYTES))
-        text = stream.read().decode("utf-8", errors="replace")
-    return [line.rstrip("\r").rsplit("\r", 1)[-1].rstrip() for line in text.split("\n")]
+def _has_run(run_dir: Path, record: _Record) -> bool:
+    """Whether a process that left no run.json had made one: it printed something, and no exception."""
+    out = _job_folder(run_dir) / "train.out"
+    lines = list(filter(None, tail(out, record.offset))) if out.is_file() else []
+    return bool(lines) and not any(map(is_exception, lines))

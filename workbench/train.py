@@ -19,6 +19,7 @@ from workbench.datasets import load_examples
 from workbench.distributed import Group, LostProcess, join
 from workbench.errors import ConfigError, RunError, WorkbenchError
 from workbench.loop import Loader, Trainer, TrainResult
+from workbench.processes import identify
 from workbench.runs import ReadOnlyFolder, RunFolder, StopSignal
 
 log = logging.getLogger("workbench")
@@ -96,7 +97,9 @@ def _train_in(
         before if resume and before in ("finished", "stopped") else "failed"
     )  # of a run that cannot even begin: what was done before is as it was
     try:
-        folder.update(status="running", error=None, pid=os.getpid(), processes=group.size)
+        folder.update(
+            status="running", error=None, pid=os.getpid(), process=identify(os.getpid()), processes=group.size
+        )
         with StopSignal() as stop:
             trainer = Trainer(config, folder, resume=resume, load=load, group=group)
             outcome = "failed"

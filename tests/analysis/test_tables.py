@@ -64,7 +64,7 @@ def test_a_page_is_what_the_filters_say(dopd: Path) -> None:
     found = tokens.page(traces, chosen)
     assert len(found.frame) == min(25, tokens.count(traces, chosen))
     assert all("HS" in row["regimes"] for row in found.rows)
-    assert found.frame["information_gap"].is_monotonic_decreasing
+    assert found.frame["information_gap"].abs().is_monotonic_decreasing
     assert tokens.page(traces, tokens.Selection(domain="no such")).empty.startswith("No answer fits")
     choices = tokens.choices(traces)
     assert choices["step"] == [1, 2, 3, 4] and choices["regime"] == REGIMES
@@ -178,8 +178,8 @@ def test_accuracies_and_curves_of_two_runs(dopd: Path, opd: Path) -> None:
 
 def test_shares_bought_by_information_are_those_of_the_positions(dopd: Path) -> None:
     frame = illusion.bought_by_information(dopd).frame
-    query = """SELECT step, avg(CAST(information_gap > capability_gap AS INT)) AS share,
-                      sum(abs(contribution)) FILTER (information_gap > capability_gap) / sum(abs(contribution)) AS loss
+    query = """SELECT step, avg(CAST(abs(information_gap) > abs(capability_gap) AS INT)) AS share,
+                      sum(abs(contribution)) FILTER (abs(information_gap) > abs(capability_gap)) / sum(abs(contribution)) AS loss
                FROM positions GROUP BY step ORDER BY step"""
     expected = open_traces(dopd).sql(query).to_pandas()
     own = frame[frame["truth"] == "all"]
@@ -195,7 +195,7 @@ def test_of_a_long_run_neighbouring_steps_are_one_point(dopd: Path, monkeypatch:
     steps = sorted(open_traces(dopd).steps("positions"))
     half = -(-len(steps) // 2)
     assert own[["first_step", "step"]].to_numpy().tolist() == [[steps[0], steps[half - 1]], [steps[half], steps[-1]]]
-    query = "SELECT avg(CAST(information_gap > capability_gap AS INT)) AS share FROM positions WHERE step < ?"
+    query = "SELECT avg(CAST(abs(information_gap) > abs(capability_gap) AS INT)) AS share FROM positions WHERE step < ?"
     expected = open_traces(dopd).sql(query.replace("?", str(steps[half]))).to_pandas()["share"]
     np.testing.assert_allclose(own["position_share"].iloc[0], expected.iloc[0])
 
@@ -209,7 +209,7 @@ def test_auroc_by_hand() -> None:
 def test_worst_cases_are_ranked_and_open_in_the_token_view(dopd: Path) -> None:
     found = illusion.worst_cases(dopd)
     for row in found.rows:
-        assert row["information_gap"] > row["capability_gap"] and row["source"]
+        assert row["information_gap"] > abs(row["capability_gap"]) and row["source"]
     if not found.empty:
         assert found.frame["loss"].is_monotonic_decreasing
         row = found.rows[0]

@@ -11,8 +11,8 @@ SUMS = """
     sum(abs(contribution)) AS loss_size,
     sum(capability_gap) AS capability_gap, sum(information_gap) AS information_gap,
     sum(abs(capability_gap)) AS capability_size, sum(abs(information_gap)) AS information_size,
-    sum(CAST(information_gap > capability_gap AS INT)) AS num_information,
-    sum(abs(contribution) * CAST(information_gap > capability_gap AS INT)) AS information_loss_size,
+    sum(CAST(abs(information_gap) > abs(capability_gap) AS INT)) AS num_information,
+    sum(abs(contribution) * CAST(abs(information_gap) > abs(capability_gap) AS INT)) AS information_loss_size,
     sum(entropy_student) AS entropy_student, sum(exp(max_logprob_student)) AS confidence_student"""
 KEY = "step, process_rank, domain, kind, truth, regime"
 

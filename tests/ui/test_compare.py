@@ -1,6 +1,7 @@
 """The tab that compares two runs on one example."""
 
 import re
+import shutil
 
 from test_tokens import keys
 
@@ -47,6 +48,19 @@ def test_configurations_and_accuracies_stand_side_by_side(context: AppContext) -
     assert "method.name" in drawn[DIFFERENCE] and drawn[METRIC].value == "entropy"
     heads = re.findall(r"<th[^>]*>(.*?)</th>", drawn[ACCURACY])
     assert sum("<small>dopd" in head for head in heads) == 3 == sum("<small>opd" in head for head in heads)
+
+
+def test_runs_of_two_studies_with_the_same_name_stay_apart(context: AppContext) -> None:
+    for study, run in (("one", "dopd"), ("two", "opd")):
+        shutil.copytree(context.runs_dir / run, context.runs_dir / study / "x-s0")
+    drawn = draw(context, run="one/x-s0", other="two/x-s0", metric="entropy")
+    heads = re.findall(r"<th[^>]*>(.*?)</th>", drawn[ACCURACY])
+    assert sum("<small>one/x-s0" in head for head in heads) == 3 == sum("<small>two/x-s0" in head for head in heads)
+    assert {one.name for one in drawn[CURVES].value.data} == {"one/x-s0", "two/x-s0"} and "two/x-s0" in drawn[
+        DIFFERENCE
+    ]
+    for study in ("one", "two"):
+        shutil.rmtree(context.runs_dir / study)
 
 
 def test_a_run_that_is_gone_or_has_no_traces_is_a_sentence(context: AppContext) -> None:

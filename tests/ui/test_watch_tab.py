@@ -12,6 +12,7 @@ from workbench.errors import RunError
 from workbench.jobs import JobState
 from workbench.ui import watch
 from workbench.ui.context import AppContext
+from workbench.ui.pieces import TRACES
 from workbench.ui.watch import (
     CURVES,
     PANELS,
@@ -88,6 +89,16 @@ def test_a_peer_that_learns_in_the_same_run_has_its_own_curve(context: AppContex
     loss, _, entropy = figures(look(context))[:3]
     assert [one.name for one in loss.data] == ["loss", "ann: loss"] and list(loss.data[1].y) == [0.75]
     assert "ann: entropy" in [one.name for one in entropy.data]
+
+
+def test_traces_that_cannot_be_read_do_not_hide_the_curves(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    TRACES.close()
+    monkeypatch.setattr("workbench.traces.schema.READABLE", (98, 99))
+    found = look(AppContext(runs, runs), run="dopd", anew=True)
+    loss, *_, shares, _, gaps = figures(found)
+    assert len(loss.data[0].y) == 4 and "this workbench reads versions 98 and 99" in found[ANSWERS]
+    for made in (shares, gaps):
+        assert "this workbench reads versions 98 and 99" in made.layout.annotations[0].text
 
 
 def test_nothing_is_drawn_again_before_something_has_changed(context: AppContext) -> None:
@@ -203,15 +214,15 @@ def test_stop_and_resume_say_why_they_cannot(context: AppContext) -> None:
 
 def test_answers_to_one_question_stand_in_the_order_of_steps(context: AppContext) -> None:
     a_run(context)
-    picker, html = offer_questions(context, "one", None)
+    picker, html = offer_questions(context.run_dir("one"), None, None)
     assert isinstance(picker, gr.Dropdown) and picker.value == "scene-1"
     assert html.index("first &lt;b&gt;") < html.index("later") and "wrong" in html and "evaluation, plain" in html
-    assert offer_questions(context, "one", "scene-1")[0].value == "scene-1"
+    assert offer_questions(context.run_dir("one"), None, "scene-1")[0].value == "scene-1"
 
 
 def test_a_run_without_answers_says_so(context: AppContext) -> None:
     folder = a_run(context)
     for file in (folder / "evals").iterdir():
         file.unlink()
-    picker, html = offer_questions(context, "one", None)
+    picker, html = offer_questions(context.run_dir("one"), None, None)
     assert picker.value is None and "Nothing was answered yet" in html

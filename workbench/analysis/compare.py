@@ -8,7 +8,7 @@ import pandas as pd
 
 from workbench.analysis.evals import answers_of
 from workbench.analysis.runs import metrics
-from workbench.analysis.table import NO_EVALS, Table, run_name, table, traces_of
+from workbench.analysis.table import NO_EVALS, Table, names_of, run_name, table, traces_of
 from workbench.errors import TraceError
 from workbench.evaluate import tabulate
 from workbench.rendering.model import TokenView
@@ -101,9 +101,10 @@ def _matched(first: list[int], second: list[int]) -> list[tuple[int | None, int 
 def metrics_of(first: str | Path, second: str | Path, names: tuple[str, ...], *, kind: str = "train") -> Table:
     """Curves of both runs: run, step, metric, value."""
     tables = [metrics(run, names, kind=kind) for run in (first, second)]
-    frames = [one.frame.assign(run=one.run) for one in tables]
+    shown = names_of(first, second)
+    frames = [one.frame.assign(run=name) for one, name in zip(tables, shown, strict=True)]
     units = tables[0].units | tables[1].units
-    title = ", ".join(one.run for one in tables)
+    title = ", ".join(shown)
     return table(pd.concat(frames), ["run", "step", "metric", "value"], run=title, empty=tables[0].empty, units=units)
 
 
@@ -111,7 +112,8 @@ def accuracy_of(*runs: str | Path) -> Table:
     """Accuracy and confidence of the student at the first and the last evaluation, per context and truth."""
     columns = ["run", "policy", "context", "truth", "step", "count", "accuracy", "confidence", "change"]
     rows = []
-    for run in runs:
+    shown = names_of(*runs)
+    for run, name in zip(runs, shown, strict=True):
         answered = answers_of(run)
         own = tabulate(answered)
         for (step, policy, context, truth), measured in own.items():
@@ -120,7 +122,7 @@ def accuracy_of(*runs: str | Path) -> Table:
                 before = own[(steps[0], policy, context, truth)].accuracy
                 rows.append(
                     {
-                        "run": Path(run).name,
+                        "run": name,
                         "policy": policy,
                         "context": context,
                         "truth": truth,
@@ -132,5 +134,4 @@ def accuracy_of(*runs: str | Path) -> Table:
                     }
                 )
     units = {"accuracy": "share of questions", "confidence": "probability", "change": "share of questions", "count": "questions"}  # fmt: skip
-    title = ", ".join(Path(run).name for run in runs)
-    return table(rows, columns, run=title, empty=NO_EVALS, units=units)
+    return table(rows, columns, run=", ".join(shown), empty=NO_EVALS, units=units)

@@ -292,7 +292,7 @@ def reliability(table: Table, *, title: str = "Is it as often right as it is sur
 
 
 def information_share(table: Table, *, title: str = "Bought by information", theme: str = "light") -> go.Figure:
-    """Shares of loss (solid) and of tokens (dotted) whose information gap exceeds their capability gap, by truth."""
+    """Shares of loss (solid) and of tokens (dotted) whose information gap is larger in size than their capability gap, by truth."""
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     grouped = "" if (table.frame["first_step"] == table.frame["step"]).all() else " · a point: the steps since the last"
@@ -309,7 +309,7 @@ def information_share(table: Table, *, title: str = "Bought by information", the
                 x=own["step"], y=own[column], name=escaped(truth), legendgroup=truth, showlegend=dash == "solid", mode="lines", line={"width": 2, "color": tints.get(truth, INK[theme]), "dash": dash},
                 customdata=own["num_positions"], hovertemplate=f"<b>{escaped(truth)}</b> %{{y:.1%}} {MEASURES[column]}<br>%{{customdata:,}} tokens, step %{{x}}<extra></extra>",
             )  # fmt: skip
-    made.update_yaxes(range=[0, 1.02], tickformat=".0%", title_text="information gap exceeds capability gap")
+    made.update_yaxes(range=[0, 1.02], tickformat=".0%", title_text="information gap larger than capability gap")
     return step_axis(made, table.frame["step"])
 
 

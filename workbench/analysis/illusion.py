@@ -53,7 +53,7 @@ def reliability(
 
 
 def bought_by_information(run: str | Path | Traces) -> Table:
-    """Per step and truth: shares of tokens and of loss whose information gap exceeds their capability gap.
+    """Per step and truth: shares of tokens and of loss whose information gap is larger in size than their capability gap.
 
     Of a run with more than MOST_POINTS recorded steps, equally many neighbours are one row, `first_step` to `step`.
     """
@@ -154,7 +154,7 @@ def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None =
     traces = traces_of(run)
     if traces is None or not has_gaps(traces):
         return table([], columns, run=run_name(traces), empty=NO_TRACES if traces is None else NO_SELF)
-    where = """($step IS NULL OR step = $step) AND information_gap > capability_gap AND information_gap > 0
+    where = """($step IS NULL OR step = $step) AND information_gap > abs(capability_gap)
                AND source IS NOT NULL AND coalesce(truth, 'privileged') = 'privileged'"""
     values = {"step": step, "limit": limit}
     steps, _ = _even_steps(traces, MOST_RANKED, "true")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench.analysis.table import Table, table
+from workbench.analysis.table import Table, names_of, table
 from workbench.config import read_yaml
 from workbench.errors import ConfigError
 from workbench.jobs import find_jobs
@@ -104,13 +104,15 @@ def config_difference(first: str | Path, second: str | Path) -> Table:
     first, second = Path(first), Path(second)
     values = [_flat(_config(one)) for one in (first, second)]
     keys = [key for key in {**values[0], **values[1]} if key not in ("name", "output_dir")]
+    names = names_of(first, second)
     rows = [
-        {"key": key, first.name: _show(values[0], key), second.name: _show(values[1], key)}
+        {"key": key, names[0]: _show(values[0], key), names[1]: _show(values[1], key)}
         for key in keys
         if values[0].get(key) != values[1].get(key)
     ]
-    columns = list(dict.fromkeys(["key", first.name, second.name]))
-    return table(rows, columns, run=f"{first.name}, {second.name}", empty="Both runs have the same configuration.")
+    return table(
+        rows, list(dict.fromkeys(["key", *names])), run=", ".join(names), empty="Both runs have the same configuration."
+    )
 
 
 def _config(run_dir: Path) -> dict:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import pandas as pd
 
@@ -60,6 +61,13 @@ def traces_of(run_dir: object) -> Traces | None:
 def has_gaps(traces: Traces) -> bool:
     """Whether the total gap can be split in two."""
     return {"student", "self", "teacher"} <= traces.views.keys()
+
+
+def names_of(*runs: str | Path) -> list[str]:
+    """The names of runs that stand side by side: with their study where two have the same."""
+    paths = [Path(run) for run in runs]
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else [f"{path.parent.name}/{path.name}" for path in paths]
 
 
 def run_name(traces: Traces | None) -> str:

@@ -8,6 +8,8 @@ element.addEventListener("workbench:rollout", (event) => {
   trigger("turn", { direction: event.detail.direction });
 });
 
+element.addEventListener("workbench:pin", (event) => window.workbenchApp?.pin(event.detail.index));
+
 element.addEventListener("click", (event) => {
   const chip = event.target.closest(".wb-chip[data-by]");
   if (chip && event.isTrusted) colour = chip.dataset.by;

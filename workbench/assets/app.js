@@ -24,6 +24,11 @@ window.workbenchApp = (() => {
     },
     open: () => { isOpen = true; },
     look: () => { looks += 1; },
+    pin: (index) => { // the address of the open answer names the token that the reader looks at
+      const query = new URLSearchParams(location.search);
+      query.set("token", index);
+      history.replaceState(null, "", `${location.pathname}?${query}`);
+    },
     run: (chosen) => chosen || new URLSearchParams(location.search).get("run"),
     // writes the address, and wakes the open tab if what it shows has changed
     show: (tabs, run, tab, theme, address, ...wakes) => {

@@ -1,6 +1,7 @@
 """Examples with their evidence drawn: what a row of data became, before anything is trained on it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -28,11 +29,9 @@ def pictures_of(example: Example) -> tuple[PictureOfView, ...]:
     for place, image in enumerate(example.images):
         title = "image" if len(example.images) == 1 else f"image {place + 1}"
         drawn = boxes if place == 0 else ()
-        pictures.append(
-            PictureOfView(
-                title, image, drawn, note="The boxes are evidence: the student never sees them." if drawn else ""
-            )
-        )
+        crop = replace(drawn[0], label="") if drawn and example.evidence.crop is None else None
+        note = "The boxes are evidence: the student never sees them." if drawn else ""
+        pictures.append(PictureOfView(title, image, drawn, crop, note))
     if missing_evidence(example, "crop") is None:
         title = "crop" if example.evidence.crop is not None else "crop, cut from the first box"
         pictures.append(PictureOfView(title, evidence_crop(example)))

@@ -1,5 +1,6 @@
 """From a recorded answer of workbench.traces to what is drawn."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from workbench.rendering.model import VIEW_ORDER, PictureOfView, RegimeNote, TokenCell, TokenView
@@ -91,11 +92,11 @@ def _pictures(traced: TracedRollout) -> tuple[PictureOfView, ...]:
     for file, names in readers.items():
         drawn = boxes if file == first else ()
         note = "The boxes are evidence: not drawn in what the views saw." if drawn else ""
-        if (
-            drawn
-            and traced.row.get("evidence_crop") is None
-            and any("crop" in one.context for one in traced.views.values())
-        ):
-            note += " The crop is the first of them, cut out."
-        pictures.append(PictureOfView("seen by " + ", ".join(names), file, drawn, note=note))
+        is_cropped = bool(drawn) and any("crop" in one.context for one in traced.views.values())
+        crop = None
+        if is_cropped and traced.row.get("evidence_crop") is None:
+            crop, note = replace(drawn[0], label=""), f"{note} The crop is the first of them, cut out."
+        elif is_cropped:
+            note += " The crop came with the data; its place is not recorded."
+        pictures.append(PictureOfView("seen by " + ", ".join(names), file, drawn, crop, note))
     return tuple(pictures)

@@ -331,7 +331,7 @@ def _traced(run_dirs: list[Path]) -> dict[str, np.ndarray]:
 
 def trace_measures(run_dir: Path) -> dict[str, float]:
     """Shares of tokens per regime in the first and the last third of steps, and of the loss that the information gap
-    bought (its size where that gap exceeds the capability gap, as in the app). Kept beside the run."""
+    bought (its size where that gap is the larger one, as in the app). Kept beside the run."""
     file = run_dir / "trace-measures.json"
     if file.is_file():
         return json.loads(file.read_text())

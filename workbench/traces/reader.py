@@ -138,7 +138,7 @@ class Traces:
         offset: int = 0,
         probe: bool = False,
     ) -> pa.Table:
-        """A page of answers, the latest step or the largest mean per position first.
+        """A page of answers, the latest step or the largest mean per position, whatever its sign, first.
 
         regime, kind and truth keep answers with at least one such position; right keeps rewards of 1 (True) or below.
         """
@@ -146,11 +146,11 @@ class Traces:
             raise TraceError(unknown("order", order, ORDERS))
         where, params = self._filters(step, regime, domain, kind, truth, right, example)
         table = f"{PROBE if probe else ''}rollouts"
-        column = order if order == "step" else f"mean_{order}"
+        column = order if order == "step" else f"abs(mean_{order})"
         first = f"{column} DESC NULLS LAST, step DESC, process_rank, rollout_idx"
         query = f"""
             WITH page AS (
-                SELECT {_KEY}, {column} FROM {table} WHERE {where} ORDER BY {first} LIMIT $limit OFFSET $offset)
+                SELECT {_KEY} FROM {table} WHERE {where} ORDER BY {first} LIMIT $limit OFFSET $offset)
             SELECT {_KEY}, example_id, sample_idx, domain, question, answer, completion, source_policy, finished,
                    reward, num_positions, mean_capability_gap AS capability_gap, mean_information_gap AS information_gap,
                    mean_loss AS loss, total_contribution AS contribution, regime_counts AS regimes
@@ -228,7 +228,7 @@ class Traces:
     def summary(self) -> dict:
         """What there is, what it takes, and the shares that a report opens with (None where nothing is known).
 
-        information_* counts positions whose information gap exceeds their capability gap.
+        information_* counts positions whose information gap is larger in size than their capability gap.
         """
         counts = {name: f"(SELECT count(*) FROM {name})" for name in (f"{PROBE}rollouts", f"{PROBE}positions")}
         positions, rollouts = self._run(

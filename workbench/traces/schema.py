@@ -18,8 +18,12 @@ import pyarrow as pa
 
 from workbench.errors import TraceError
 
-VERSION = 3
-READABLE = (2, VERSION)  # version 2 has no column `learner`: there was one, the student
+VERSION = 4
+READABLE = (
+    2,
+    3,
+    VERSION,
+)  # 2 has no column `learner`; before 4 num_information compared the signed gaps, not their sizes
 HEADER_KEY = "workbench.traces"
 PROBE = "probe_"  # prefix of the tables that hold probes
 _TYPE_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
@@ -179,7 +183,10 @@ CELLS = (
     Column("capability_size", _SUM, "nats", "sum of sizes; NULL if the method lacks one of the views"),
     Column("information_size", _SUM, "nats", "sum of sizes; NULL if the method lacks one of the views"),
     Column(
-        "num_information", _WHOLE, "tokens", "positions whose information gap exceeds their capability gap, else NULL"
+        "num_information",
+        _WHOLE,
+        "tokens",
+        "positions whose information gap is larger in size than their capability gap; NULL if a gap is not known",
     ),
     Column("information_loss_size", _SUM, "nats", "loss_size of those positions; NULL if a gap is not known"),
     Column("entropy_{view}", _SUM, "nats", "sum of the view's entropies"),
@@ -310,7 +317,7 @@ SELECT truth, regime, any_value(source) AS source, count(*) AS positions,
 FROM positions GROUP BY truth, regime ORDER BY loss_share DESC""",
     "Which tokens are imitated although only the evidence explains them?": """\
 SELECT token_text, count(*) AS positions, avg(information_gap) AS information_gap, sum(contribution) AS loss
-FROM positions WHERE information_gap > capability_gap
+FROM positions WHERE abs(information_gap) > abs(capability_gap)
 GROUP BY token_text ORDER BY loss DESC LIMIT 20""",
     "How does the same probe token move from step to step?": """\
 SELECT example_id, position, token_text, list(regime ORDER BY step) AS regimes,

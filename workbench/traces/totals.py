@@ -52,7 +52,7 @@ def sum_cells(positions: Columns, domains: list[str]) -> Columns:
 
     contribution = _contribution(positions)
     capability, information = _gap(positions, "teacher", "self"), _gap(positions, "self", "student")
-    bought = None if capability is None or information is None else information > capability
+    bought = None if capability is None or information is None else np.abs(information) > np.abs(capability)
     num_information = total(bought)
     columns: Columns = {
         name: np.full(len(keys), np.asarray(positions[name])[0] if len(keys) else 0, dtype=np.int32)

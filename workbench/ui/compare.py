@@ -10,13 +10,13 @@ import gradio as gr
 from workbench.analysis import compare, figures
 from workbench.analysis.compare import Pair
 from workbench.analysis.runs import config_difference, metrics
-from workbench.analysis.table import Table, table
+from workbench.analysis.table import Table, names_of, table
 from workbench.errors import WorkbenchError
 from workbench.jobs import find_jobs
 from workbench.render import TokenView, render_tokens
 from workbench.rendering import colours
 from workbench.rendering.words import NONE, signed, visible_text
-from workbench.ui.context import AppContext, Shared, sentence, told
+from workbench.ui.context import AppContext, Shared, kept, sentence, told
 from workbench.ui.pieces import (
     TRACES,
     Column,
@@ -107,12 +107,13 @@ def draw_pair(first: Path, second: Path, row: Mapping | None, layout: str) -> tu
         pair = compare.pair(TRACES.of(first) or first, TRACES.of(second) or second, dict(row))
     except WorkbenchError as error:
         return empty_html(sentence(error)), ""
+    names = names_of(first, second)
     views = "".join(
         f'<section class="wbu-side" aria-label="{escape(name, quote=True)}"><h3>{escape(name)}</h3>{render_tokens(view, standalone=False)}</section>'
-        for name, view in ((first.name, pair.first), (second.name, pair.second))
+        for name, view in zip(names, (pair.first, pair.second), strict=True)
     )
     place = "wbu-sides" if layout == "beside" else "wbu-stack"
-    return fresh(aligned_html(pair, first.name, second.name)), fresh(f'<div class="{place}">{views}</div>')
+    return fresh(aligned_html(pair, *names)), fresh(f'<div class="{place}">{views}</div>')
 
 
 def aligned_html(pair: Pair, first: str, second: str) -> str:
@@ -189,14 +190,15 @@ def draw_accuracy(first: Path, second: Path) -> str:
     if found.empty:
         return empty_html(found.empty, title="Accuracy")
     groups: dict[tuple, dict] = {}
+    names = names_of(first, second)
     for row in found.rows:
-        side = "a" if row["run"] == first.name else "b"
+        side = "a" if row["run"] == names[0] else "b"
         own = groups.setdefault((row["policy"], row["context"], row["truth"]), {"count": row["count"]})
         own.setdefault(f"before_{side}", row["accuracy"])
         own |= {f"after_{side}": row["accuracy"], f"confidence_{side}": row["confidence"]}
     columns = ["policy", "context", "truth", "count", "before_a", "after_a", "confidence_a", "before_b", "after_b", "confidence_b"]  # fmt: skip
     rows = [dict(zip(columns, key, strict=False)) | own for key, own in groups.items()]
-    units = {"count": "questions"} | {f"{name}_{side}": run.name for name in ("before", "after", "confidence") for side, run in (("a", first), ("b", second))}  # fmt: skip
+    units = {"count": "questions"} | {f"{name}_{side}": run for name in ("before", "after", "confidence") for side, run in zip("ab", names, strict=True)}  # fmt: skip
     shown = (
         Column("policy", kind="short"), Column("context", "shown", "short"), Column("truth", "questions on", "short"), Column("count", "questions", "number"),
         Column("before_a", "right, first", "share"), Column("after_a", "right, last", "share"), Column("confidence_a", "sure, last", "share"),
@@ -220,7 +222,7 @@ def draw_difference(first: Path, second: Path) -> str:
 
 def chosen_example(address: Mapping | None, key: Mapping) -> dict:
     """The address after an example was chosen."""
-    return {"other": str((address or {}).get("other") or ""), "example": str(key["example"])}
+    return kept(address) | {"example": str(key["example"])}
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:

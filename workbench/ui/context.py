@@ -11,7 +11,7 @@ of the server.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -63,6 +63,7 @@ class Shared:
     run       the chosen run's name
     theme     "light" or "dark", for figures
     address   the rest of the address: a mapping with some of ADDRESS_KEYS, values as text
+    tab       the open tab's name
     tabs      return gr.Tabs(selected="tokens") to open another tab
     wake      by tab: a hidden text that changes when an open tab has to be drawn; see on_show
     """
@@ -70,6 +71,7 @@ class Shared:
     run: gr.Dropdown
     theme: gr.Textbox
     address: gr.JSON
+    tab: gr.Textbox
     tabs: gr.Tabs
     wake: dict[str, gr.Textbox]
 
@@ -86,6 +88,11 @@ class Shared:
             trigger_mode="always_last",
             api_visibility="private",
         )
+
+
+def kept(address: Mapping | None) -> dict:
+    """What other tabs have in the address, for one that writes its own part anew: the second run and the study."""
+    return {name: value for name, value in (address or {}).items() if name in ("other", "study") and value}
 
 
 def run_choices(context: AppContext) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from workbench.render import PictureOfView, TokenView, render_tokens, token_view
 from workbench.rendering.examples import evidence_of, example_html
 from workbench.rendering.pictures import evidence
 from workbench.types import Box, Evidence, Example
-from workbench.ui.context import MAX_UPLOAD_MB, AppContext, Shared, note, sentence, told
+from workbench.ui.context import MAX_UPLOAD_MB, AppContext, Shared, kept, note, sentence, told
 from workbench.ui.pieces import Column, empty_html, fragment_component, fresh, read_asset, rows_component, rows_html
 
 MOST_EXAMPLES = 200  # of a source that are listed
@@ -303,13 +303,13 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     shared.on_show("data", drawing, inputs, outputs)
     source.input(told(partial(draw, context, is_typed=True), len(outputs)), inputs, outputs, **quiet)
 
-    def choose(event: gr.EventData) -> dict:
-        return {"example": str(event.key["id"])}
+    def choose(event: gr.EventData, address: dict) -> dict:
+        return kept(address) | {"example": str(event.key["id"])}
 
     def add_box(event: gr.EventData, dropped: str, lines: str) -> str:
         return with_box(dropped, lines, event.corners)
 
-    listed.select(told(choose), None, shared.address, **quiet)
+    listed.select(told(choose), shared.address, shared.address, **quiet)
     gr.on([file.change, boxes.change], told(preview), [file, boxes], picture, **quiet)
     picture.box(told(add_box), [file, boxes], boxes, **quiet)
     busy = {"show_progress": "full", "concurrency_limit": 1, "concurrency_id": "scorer", "api_visibility": "private"}

@@ -9,7 +9,7 @@ from workbench.analysis import figures, movement, regimes
 from workbench.analysis.table import NO_PROBES, Table
 from workbench.render import render_movement
 from workbench.traces.reader import Traces
-from workbench.ui.context import AppContext, Shared, told
+from workbench.ui.context import AppContext, Shared, kept, told
 from workbench.ui.pieces import (
     TRACES,
     Column,
@@ -144,7 +144,7 @@ def probe_address(address: Mapping | None, key: Mapping) -> dict:
     """The address after a probe was chosen; the step stays, so that its answer opens at the same one."""
     step = str((address or {}).get("step") or "")
     parts = {"step": step, "rollout": str(key["rollout"]), "process": str(key["process"] or ""), "probe": "1"}
-    return {name: value for name, value in parts.items() if value}
+    return kept(address) | {name: value for name, value in parts.items() if value}
 
 
 def moved_address(context: AppContext, run: str | None, key: Mapping) -> dict:

@@ -58,7 +58,7 @@ def serve(
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,
-        max_file_size=f"{MAX_UPLOAD_MB}mb",
+        max_file_size=1 if read_only else f"{MAX_UPLOAD_MB}mb",  # nothing is taken there
         prevent_thread_lock=True,
         **look(),
     )

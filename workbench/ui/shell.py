@@ -43,7 +43,9 @@ _LONGEST = 200  # characters of one part of an address
 def build_app(context: AppContext) -> gr.Blocks:
     """The whole page over a runs folder."""
     names = run_choices(context)
-    with gr.Blocks(title="Distillation workbench", fill_width=True, analytics_enabled=False) as app:
+    with gr.Blocks(
+        title="Distillation workbench", fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)
+    ) as app:
         with gr.Row(elem_id="app-header", equal_height=True):
             gr.HTML(_title(context), elem_id="app-title", padding=False)
             run = gr.Dropdown(
@@ -66,7 +68,7 @@ def build_app(context: AppContext) -> gr.Blocks:
             wake = {name: gr.Textbox("", visible="hidden", elem_id=f"app-wake-{name}") for name in TABS}
         first = _first_tab(names)  # drawn before the address is known: what most addresses ask for
         with gr.Tabs(selected=first, elem_id="app-tabs") as tabs:
-            shared = Shared(run, theme, address, tabs, wake)
+            shared = Shared(run, theme, address, tab, tabs, wake)
             for name, (label, module) in TABS.items():
                 with gr.Tab(label, id=name, elem_id=f"tab-{name}") as one:
                     module.build_tab(context, shared)

@@ -16,7 +16,7 @@ from workbench.analysis.tokens import Selection
 from workbench.errors import WorkbenchError
 from workbench.render import render_tokens
 from workbench.traces.reader import Traces
-from workbench.ui.context import AppContext, Shared, sentence, told
+from workbench.ui.context import AppContext, Shared, kept, sentence, told
 from workbench.ui.pieces import (
     TRACES,
     Column,
@@ -36,8 +36,8 @@ KEY = ("step", "process", "rollout")
 FILTERS = ("step", "regime", "domain", "kind", "truth")  # those whose choices come from the run
 ORDERS = (
     ("newest first", "step"),
-    ("largest information gap", "information_gap"),
-    ("largest capability gap", "capability_gap"),
+    ("largest information gap, either sign", "information_gap"),
+    ("largest capability gap, either sign", "capability_gap"),
     ("largest loss", "loss"),
 )
 VERDICTS = (("any", ""), ("right", "right"), ("wrong", "wrong"))
@@ -65,11 +65,11 @@ def draw(
     traces = TRACES.of(context.run_dir(run))
     choices = tokens.choices(traces) if traces is not None else {name: [] for name in FILTERS}
     wanted = dict(zip(FILTERS, (step, regime, domain, kind, truth), strict=True))
-    kept = {name: value if value in map(str, choices[name]) else "" for name, value in wanted.items()}
+    chosen = {name: value if value in map(str, choices[name]) else "" for name, value in wanted.items()}
     offered = {**choices, "step": few(choices["step"])}
-    boxes = [gr.Dropdown(choices=[("any", ""), *((str(one), str(one)) for one in offered[name])], value=kept[name], allow_custom_value=name == "step") for name in FILTERS]  # fmt: skip
+    boxes = [gr.Dropdown(choices=[("any", ""), *((str(one), str(one)) for one in offered[name])], value=chosen[name], allow_custom_value=name == "step") for name in FILTERS]  # fmt: skip
     address = address or {}
-    selection = select(address, **kept, right=right, order=order)
+    selection = select(address, **chosen, right=right, order=order)
     try:
         key, token, fault = key_of(address), whole(address, "token"), ""
     except WorkbenchError as error:
@@ -149,8 +149,8 @@ def draw_answer(traces: Traces | None, key: dict | None, probe: bool, run: str, 
 
 def opened(address: Mapping | None, key: Mapping) -> dict:
     """The address after a row was chosen."""
-    kept = {name: value for name, value in (address or {}).items() if name in ("probe", "example", "page")}
-    return kept | answer_address(int(key["step"]), int(key["rollout"]), process=int(key["process"]))
+    own = {name: value for name, value in (address or {}).items() if name in ("probe", "example", "page")}
+    return kept(address) | own | answer_address(int(key["step"]), int(key["rollout"]), process=int(key["process"]))
 
 
 def paged(context: AppContext, run: str | None, address: Mapping | None, by: int, *filters: str | None) -> dict:
@@ -160,8 +160,8 @@ def paged(context: AppContext, run: str | None, address: Mapping | None, by: int
     selection = select(address, **dict(zip((*FILTERS, "right", "order"), filters, strict=True)))
     last = 0 if traces is None else max(0, (tokens.count(traces, selection) - 1) // PAGE_SIZE)
     page_idx = min(last, max(0, page_of(address) + by))
-    kept = {name: value for name, value in address.items() if name in ("probe", "example")}
-    return kept | ({"page": str(page_idx)} if page_idx else {})
+    own = {name: value for name, value in address.items() if name in ("probe", "example")}
+    return kept(address) | own | ({"page": str(page_idx)} if page_idx else {})
 
 
 def turned(context: AppContext, run: str | None, address: Mapping | None, direction: int, *filters: str | None) -> dict:
@@ -250,4 +250,4 @@ def build_tab(context: AppContext, shared: Shared) -> None:
 
 
 def _first_page(address: dict | None) -> dict:
-    return {name: value for name, value in (address or {}).items() if name in ("probe", "example")}
+    return kept(address) | {name: value for name, value in (address or {}).items() if name in ("probe", "example")}

@@ -23,12 +23,12 @@ from workbench.analysis.runs import metrics
 from workbench.analysis.style import empty_figure
 from workbench.analysis.table import Table, table
 from workbench.commands import copyable
-from workbench.errors import RunError, WorkbenchError
+from workbench.errors import RunError, TraceError, WorkbenchError
 from workbench.jobs import JobState, log_tail, resume_run, stop_run
 from workbench.traces.reader import Traces
 from workbench.ui.answers import COLUMNS, answers_to, asked_questions
 from workbench.ui.context import AppContext, Shared, note, run_choices, sentence, told
-from workbench.ui.pieces import TRACES, Column, plot_component, rows_component, rows_html
+from workbench.ui.pieces import TRACES, Column, empty_html, plot_component, rows_component, rows_html
 
 NO_RUNS = "No run is here yet. Launch one, or `workbench train configs/demo.yaml`."
 POLL_S = 2.0
@@ -82,7 +82,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     outputs = [*state_outputs, shared.run, log, seen, question, answers, *plots]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     look = told(partial(look_at, context), len(outputs))
-    inputs = [shared.run, shared.theme, seen, question]
+    inputs = [shared.run, shared.theme, seen, question, shared.tab]
     first = shared.on_show("watch", told(partial(glance, context), len(state_outputs)), [shared.run], state_outputs)
     first.then(told(partial(look_at, context, anew=True), len(outputs)), inputs, outputs, **quiet)
     timer.tick(look, inputs, outputs, **quiet)
@@ -106,9 +106,19 @@ def glance(context: AppContext, run: str | None) -> tuple:
 
 
 def look_at(
-    context: AppContext, run: str | None, theme: str, seen: str, question: str | None, *, anew: bool = False
+    context: AppContext,
+    run: str | None,
+    theme: str,
+    seen: str,
+    question: str | None,
+    tab: str = "watch",
+    *,
+    anew: bool = False,
 ) -> tuple:
-    """State, log, answers and curves of a run, of each only what has changed since `seen`; `anew` draws all of it."""
+    """State, log, answers and curves of a run, of each only what has changed since `seen`; `anew` draws all of it.
+
+    Behind another open tab nothing is drawn.
+    """
     try:
         state = context.job(run)
         run_dir = state.run_dir
@@ -124,9 +134,10 @@ def look_at(
     marks = _mark(run_dir / "metrics.jsonl", run_dir / "evals", run_dir / "run.json" if not state.is_alive else None)
     log = gr.skip() if before.get("log") == now["log"] else log_tail(run_dir)
     is_due = time.time() >= before.get("next", 0.0) or not state.is_alive
-    if anew or (before.get("marks") != marks and is_due):
+    if anew or (before.get("marks") != marks and is_due and tab == "watch"):
         start = time.perf_counter()
-        drawn = [*offer_questions(context, run, question), *draw(run_dir, TRACES.of(run_dir), theme)]
+        traces, fault = read_traces(run_dir)
+        drawn = [*(offer_questions(run_dir, traces, question, fault)), *draw(run_dir, traces, theme, fault)]
         cost = time.perf_counter() - start
         now |= {"marks": marks, "next": time.time() + max(DRAW_S, cost / SHARE)}
     else:
@@ -138,13 +149,24 @@ def look_at(
     return (status_html(state), *_buttons(context, state), picker, log, json.dumps(now), *drawn)
 
 
-def draw(run_dir: Path, traces: Traces | None, theme: str) -> list[go.Figure]:
-    """All figures of a run, in the order of CURVES and PANELS; one that cannot be drawn says why."""
+def read_traces(run_dir: Path) -> tuple[Traces | None, str]:
+    """The run's traces, or None and why they cannot be read: metrics are drawn all the same."""
+    try:
+        return TRACES.of(run_dir), ""
+    except (WorkbenchError, OSError) as error:
+        return None, sentence(error)
+
+
+def draw(run_dir: Path, traces: Traces | None, theme: str, fault: str = "") -> list[go.Figure]:
+    """All figures of a run, in the order of CURVES and PANELS; one that cannot be drawn says why.
+
+    fault  why the traces cannot be read, if they cannot
+    """
 
     def drawn(title: str, make: Callable[[], go.Figure]) -> go.Figure:
         try:
             return make()
-        except WorkbenchError as error:
+        except (WorkbenchError, OSError) as error:
             return empty_figure(sentence(error), theme, title=title, height=270)
 
     def curve(title: str, names: tuple[str, ...]) -> go.Figure:
@@ -152,13 +174,16 @@ def draw(run_dir: Path, traces: Traces | None, theme: str) -> list[go.Figure]:
         return made if len(made.data) > 1 else made.update_layout(margin_t=62)  # no legend
 
     metrics_of = cache(partial(metrics, run_dir))
-    shares_of = cache(partial(shares_over_steps, run_dir if traces is None else traces))
+    source = run_dir if traces is None else traces
+    shares_of = cache(partial(shares_over_steps, source))
     panels = {
         "accuracy": lambda: figures.accuracy_curves(accuracy(run_dir), theme=theme),
         "shares": lambda: figures.stacked_shares(shares_of(), theme=theme),
         "loss_shares": lambda: figures.stacked_shares(shares_of(), by="loss_share", theme=theme),
-        "gaps": lambda: figures.gap_curves(gaps_over_steps(run_dir if traces is None else traces), theme=theme),
+        "gaps": lambda: figures.gap_curves(gaps_over_steps(source), theme=theme),
     }
+    if fault:
+        panels |= {name: partial(_refuse, fault) for name in ("shares", "loss_shares", "gaps")}
     return [
         *(drawn(title, partial(curve, title, names)) for title, names in CURVES),
         *(drawn(PANELS[name], panels[name]) for name in PANELS),
@@ -213,24 +238,35 @@ def resume_it(context: AppContext, run: str, overrides: str) -> tuple:
     """Goes on with a run; returns its state."""
     context.check_writable()
     lines = [line.strip() for line in (overrides or "").splitlines() if line.strip()]
+    for line in lines:
+        if "=" not in line or line.startswith("-"):
+            raise RunError(f'"{line}" is no key=value. Write one change a line, as training.save_every=10.')
     resume_run(context.run_dir(run), lines)
     return _state(context, context.job(run))
 
 
-def offer_questions(context: AppContext, run: str, chosen: str | None) -> tuple:
-    """The questions of a run, and the answers to the chosen or the first of them."""
-    run_dir = context.run_dir(run)
-    asked = asked_questions(run_dir, TRACES.of(run_dir))
+def offer_questions(run_dir: Path, traces: Traces | None, chosen: str | None, fault: str = "") -> tuple:
+    """The questions of a run, and the answers to the chosen or the first of them; or the fault of its traces."""
+    try:
+        asked = [] if fault else asked_questions(run_dir, traces)
+    except (WorkbenchError, OSError) as error:
+        asked, fault = [], sentence(error)
+    if fault:
+        return gr.Dropdown(choices=[], value=None), empty_html(fault)
     known = [one.example for one in asked]
     example = chosen if chosen in known else known[0] if known else None
     picker = gr.Dropdown(choices=[(one.label, one.example) for one in asked], value=example)
-    return picker, show_answers(context, run, example)
+    return picker, answers_html(answers_to(run_dir, traces, example or ""))
 
 
 def show_answers(context: AppContext, run: str | None, example: str | None) -> str:
     """Every answer to a question, as a table."""
     run_dir = context.run_dir(run)
     return answers_html(answers_to(run_dir, TRACES.of(run_dir), example or ""))
+
+
+def _refuse(fault: str) -> go.Figure:
+    raise TraceError(fault)
 
 
 def answers_html(found: Table) -> str:
