@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from page_checks import FITS, nameless
 from playwright.sync_api import Browser, BrowserContext, Page, expect
-from screen_reader import nameless
 from small import run_config
 
 from workbench.jobs import JobState, read_job
@@ -256,7 +256,7 @@ def test_launch_and_watch_fit_the_page(open_page: Callable, tmp_path: Path, sche
         assert nameless(page, f"#tab-{tab}") == [] == nameless(page, "#app-header"), tab
         for width in (1920, 1280):
             page.set_viewport_size({"width": width, "height": 1000})
-            page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
+            page.wait_for_function(FITS, arg=f"#tab-{tab}")
             page.screenshot(path=folder / f"{tab}-{width}-{scheme}.png", full_page=True, animations="disabled")
 
 

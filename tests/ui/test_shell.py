@@ -129,6 +129,18 @@ def test_a_run_that_was_deleted_or_is_of_an_older_schema_is_said_where_another_w
         assert "this workbench reads versions 98 and 99" in older[tab] and "wb-t " not in older[tab], tab
 
 
+def test_a_read_only_page_takes_no_upload(runs: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = serve(runs, configs=runs, port=port, read_only=True)
+    try:
+        sent = httpx.post(f"http://127.0.0.1:{port}/gradio_api/upload", files={"files": ("own.png", b"x" * 40)}, timeout=60)  # fmt: skip
+        assert sent.status_code >= 400, sent.text
+    finally:
+        app.close()
+
+
 def test_a_password_is_asked_for_and_no_file_is_handed_out(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "users").write_text("ann:right\n")
     with socket.socket() as free:
