@@ -4,6 +4,7 @@
     python -m benchmarks dopd       a step of dopd against a step of opd, and the least it could cost
     python -m benchmarks methods    a step of every method against its floor: the forward passes that its views need
     python -m benchmarks losses     time and peak memory of the chunked losses against whole logits
+    python -m benchmarks gpu        Qwen3-VL with random weights: parts of a step, its floor, memory; small shapes without a GPU
     python -m benchmarks tracing    what recording every token adds to a step
     python -m benchmarks traces     the trace files alone: bytes per token, time per query
     python -m benchmarks big_run    a run of ten million positions, asked as the app asks
@@ -15,7 +16,7 @@ What follows the name goes to the benchmark: python -m benchmarks opd --help. Re
 import runpy
 import sys
 
-NAMES = ("opd", "dopd", "methods", "losses", "tracing", "traces", "big_run", "app")
+NAMES = ("opd", "dopd", "methods", "losses", "gpu", "tracing", "traces", "big_run", "app")
 
 
 def main() -> None:
