@@ -122,6 +122,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--micro-batch", type=int, default=8, help="answers per forward pass")
     parser.add_argument("--compile", help="backend of torch.compile")
     parser.add_argument("--attention", help="eager, sdpa, flash_attention_2")
+    parser.add_argument("--width", type=int, help="of the hidden states of `losses`; default 2048, without a GPU 256")
+    parser.add_argument("--divergence", choices=tuple(losses.CASES), help="of `losses`; default: two of them")
     parser.add_argument("--keep", help="folder to make the models in, and to leave them")
     return parser.parse_args()
 
@@ -370,12 +372,12 @@ def measure_lengths(args: argparse.Namespace, folder: Path, device: str) -> None
 
 def measure_losses(args: argparse.Namespace, device: str) -> None:
     """Reverse KL and Jensen-Shannon, chunked; each CPU measurement is a process of its own."""
-    width = 2048 if device == "cuda" else 256
+    width = args.width or (2048 if device == "cuda" else 256)
     print(
         f"\nlosses: V = {VOCABULARY:,}, width {width}; GiB above hidden states and weights, the head's gradient included ({VOCABULARY * width * (2 if device == 'cuda' else 4) / 2**30:.2f})"
     )
     print("  divergence        positions     GiB      ms  microseconds per position")
-    for name in ("reverse_kl", "jensen_shannon"):
+    for name in [args.divergence] if args.divergence else ("reverse_kl", "jensen_shannon"):
         for positions in (1024, 2048, 4096, 8192, 16_384):
             if device == "cuda":
                 seconds, memory = losses_on_cuda(name, positions, width)
