@@ -25,7 +25,7 @@ from workbench.errors import RunError
 from workbench.processes import identify
 from workbench.runs import _surroundings
 from workbench.study.plan import Study
-from workbench.study.questions import FILE, asked_of, describe, describe_reference
+from workbench.study.questions import FILE, describe, describe_reference, is_asked
 from workbench.study.work import Outcome, Task, work
 
 log = logging.getLogger("workbench")
@@ -226,8 +226,8 @@ def _tasks(study: Study) -> list[Task]:
 
 def _is_done(task: Task) -> bool:
     if task.reference is not None:
-        return asked_of(task.file) == describe_reference(task.reference, task.evaluate)
-    return asked_of(task.config.run_dir / FILE) == describe(task.config, task.evaluate, task.config.training.steps)
+        return is_asked(task.file, describe_reference(task.reference, task.evaluate))
+    return is_asked(task.config.run_dir / FILE, describe(task.config, task.evaluate, task.config.training.steps))
 
 
 def reference_file(study: Study, row: str) -> Path:

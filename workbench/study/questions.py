@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workbench.checkpoints import latest_checkpoint
-from workbench.config import RunConfig
+from workbench.config import RunConfig, build_config
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.errors import RunError
 from workbench.evaluate import Answered, answer_questions, save_answers
@@ -50,7 +50,7 @@ def ask_run(config: RunConfig, evaluate: tuple[Questions, ...], *, load: Callabl
         raise RunError(f"{config.run_dir} has no complete checkpoint to ask. {' '.join(torn)}")
     file = config.run_dir / FILE
     asked = describe(config, evaluate, checkpoint.step)
-    if asked_of(file) == asked:
+    if is_asked(file, asked):
         return file
     answered: dict[str, list[Answered]] = {}
     options = {"dtype": config.models.dtype, "device": default_device(), "trust_remote_code": config.models.trust_remote_code}  # fmt: skip
@@ -69,7 +69,7 @@ def ask_reference(
     """A model as it is, asked everything; does nothing if it has been."""
     config = reference.config
     asked = describe_reference(reference, evaluate)
-    if asked_of(file) == asked:
+    if is_asked(file, asked):
         return file
     names = ["teacher"] if reference.role == "teacher" else []
     policies = load_policies(
@@ -125,6 +125,24 @@ def asked_of(file: Path) -> dict | None:
         return json.loads(pq.read_schema(file).metadata[_METADATA])
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
         return None
+
+
+def is_asked(file: Path, wanted: dict) -> bool:
+    """Whether a file holds the answers to what is `wanted`. A setting that the workbench did not have when it was written
+    was then as its default is now.
+    """
+    found = asked_of(file)
+    if found is None or found == wanted:
+        return found is not None
+    own = found.get("settings", {})
+    later = {
+        key: value for key, value in wanted["settings"].items() if key not in own and not key.startswith("method.")
+    }
+    plain = {"models": {"student": "-", "teacher": "-"}, "data": {"train": "-"}, "method": {"name": "opd"}}
+    defaults = json.loads(json.dumps(settings(build_config(plain, name="-")))) if later else {}
+    return (
+        all(value == defaults.get(key) for key, value in later.items()) and found | {"settings": own | later} == wanted
+    )
 
 
 def read(file: Path) -> pa.Table:

@@ -20,14 +20,14 @@ from workbench.errors import RunError, TraceError
 from workbench.study.conduct import reference_file
 from workbench.study.measures import GAP_RECOVERED, TRAINING, Comparison, Row, Value, compare, measure_of, values_of
 from workbench.study.plan import TEACHER, Study, other_settings
-from workbench.study.questions import FILE, asked_of, describe, describe_reference, read
+from workbench.study.questions import FILE, describe, describe_reference, is_asked, read
 from workbench.traces.reader import open_traces
 from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
 _COLUMNS = ("accuracy", "confidence", "entropy", "length", "truncated")
 HEADLINES = (
     ("accuracy", VISIBLE), (GAP_RECOVERED, VISIBLE), ("accuracy", PRIVILEGED), ("overconfidence", PRIVILEGED),
-    ("calibration_error", PRIVILEGED), ("repaired", "all"), ("broken", "all"), ("entropy", "all"), ("length", "all"),
+    ("confidence", PRIVILEGED), ("calibration_error", PRIVILEGED), ("repaired", "all"), ("broken", "all"), ("entropy", "all"), ("length", "all"),
     ("truncated", "all"),
 )  # fmt: skip
 
@@ -57,7 +57,7 @@ def collect(study: Study) -> Results:
     rows, missing = [], unfinished(study)
     for reference in study.references():
         file = reference_file(study, reference.row)
-        if asked_of(file) == describe_reference(reference, study.evaluate):
+        if is_asked(file, describe_reference(reference, study.evaluate)):
             rows.append(Row(reference.row, reference.role, (0,), _aligned([read(file)])))
     names = {(one.role, one.model): one.row for one in study.references() if one.learner == STUDENT}
     _join_peers(study, rows)
@@ -104,7 +104,7 @@ def unfinished(study: Study) -> dict[str, str]:
     for variant in study.usable:
         for seed in study.seeds:
             config = study.config(variant, seed)
-            if asked_of(config.run_dir / FILE) != describe(config, study.evaluate, config.training.steps):
+            if not is_asked(config.run_dir / FILE, describe(config, study.evaluate, config.training.steps)):
                 known = record["runs"].get(config.name, {})
                 status = "asked other questions" if known.get("status") == "finished" else known.get("status")
                 found[config.name] = other_settings(config) or known.get("error") or status or "not started"
@@ -225,7 +225,7 @@ def _trace_table(results: Results) -> str:
         [
             row.name,
             str(len(row.seeds)),
-            name.replace("/", " "),
+            measure_of(name).label,
             value_text(own[row.name, name]),
             interval_text(own[row.name, name]),
         ]
@@ -332,7 +332,7 @@ def _traced(run_dirs: list[Path]) -> dict[str, np.ndarray]:
 def trace_measures(run_dir: Path) -> dict[str, float]:
     """Shares of tokens per regime in the first and the last third of steps, and of the loss that the information gap
     bought (its size where that gap is the larger one, as in the app). Kept beside the run."""
-    file = run_dir / "trace-measures.json"
+    file = run_dir / "trace-measures-of-sizes.json"  # before trace version 4 signed gaps were compared
     if file.is_file():
         return json.loads(file.read_text())
     try:
@@ -348,12 +348,12 @@ def trace_measures(run_dir: Path) -> dict[str, float]:
         counted AS (SELECT third, regime, sum(num_positions) AS n FROM thirds WHERE third IS NOT NULL GROUP BY third, regime)
         SELECT third, regime, n / sum(n) OVER (PARTITION BY third) AS share FROM counted ORDER BY third, regime"""
     found = {f"{row['regime']}/{row['third']}": float(row["share"]) for row in traces.sql(query).to_pylist()}
-    if len(traces.regimes) > 1:
-        found = {f"{regime}/{third}": found.get(f"{regime}/{third}", 0.0) for regime in traces.regimes for third in ("first third", "last third")}  # fmt: skip
-    else:
-        found = {}
+    names = [f"{regime}/{third}" for regime in traces.regimes for third in ("first third", "last third")]
+    found = {name: found.get(name, 0.0) for name in names} if len(traces.regimes) > 1 else {}
     bought = traces.sql(
-        "SELECT sum(information_loss_size) / nullif(sum(loss_size), 0) AS share FROM cells WHERE num_information IS NOT NULL"
+        """SELECT sum(abs(contribution)) FILTER (abs(information_gap) > abs(capability_gap))
+                  / nullif(sum(abs(contribution)), 0) AS share
+           FROM positions WHERE information_gap IS NOT NULL AND capability_gap IS NOT NULL"""
     ).to_pylist()[0]["share"]
     if bought is not None:
         found["information_loss_share"] = float(bought)
