@@ -1,6 +1,7 @@
 """Answers and their tokens: a page of a selection, and one answer ready to be drawn."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from workbench.analysis.table import NO_TRACES, Table, run_name, table, traces_of
@@ -10,6 +11,8 @@ from workbench.traces.reader import Traces
 
 PAGE_COLUMNS = ["step", "rollout", "process", "example", "domain", "question", "answer", "expected", "right", "tokens", "capability_gap", "information_gap", "loss", "regimes"]  # fmt: skip
 PAGE_UNITS = {"tokens": "tokens", "capability_gap": "nats per token", "information_gap": "nats per token", "loss": "nats per token"}  # fmt: skip
+
+_CHOSEN = ("domain", "kind", "truth")
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,18 @@ def count(run: str | Path | Traces, selection: Selection = Selection()) -> int:
 
 
 def choices(run: str | Path | Traces) -> dict[str, list]:
-    """What each filter can be set to, from what is recorded."""
+    """What each filter can be set to, from what is recorded. Asked once for as long as no file is added."""
     traces = traces_of(run)
-    names = ("domain", "kind", "truth")
     if traces is None:
-        return {"step": [], "regime": [], **{name: [] for name in names}}
-    cells = traces.sql(f"SELECT DISTINCT {', '.join(names)} FROM cells").to_pydict()
-    found = {name: sorted(filter(None, set(cells[name]))) for name in names}
+        return {name: [] for name in ("step", "regime", *_CHOSEN)}
+    tables = (traces.folder / name for name in ("cells", "rollouts"))
+    return {**_choices(traces, tuple(table.stat().st_mtime_ns for table in tables if table.is_dir()))}
+
+
+@lru_cache(maxsize=8)
+def _choices(traces: Traces, changed: tuple[int, ...]) -> dict[str, list]:
+    cells = traces.sql(f"SELECT DISTINCT {', '.join(_CHOSEN)} FROM cells").to_pydict()
+    found = {name: sorted(filter(None, set(cells[name]))) for name in _CHOSEN}
     return {"step": traces.steps(), "regime": list(traces.regimes), **found}
 
 
