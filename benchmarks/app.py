@@ -289,7 +289,7 @@ def serving(runs: Path) -> Iterator[tuple[str, subprocess.Popen]]:
         told("the app answers after", [Cost(time.perf_counter() - start, processor_s(server.pid))])
         yield address, server
     finally:
-        server.send_signal(signal.SIGINT)
+        server.terminate()
         server.wait()
 
 

@@ -32,7 +32,7 @@ from workbench.ui.pieces import TRACES, Column, empty_html, plot_component, rows
 
 NO_RUNS = "No run is here yet. Launch one, or `workbench train configs/demo.yaml`."
 POLL_S = 2.0
-DRAW_S = 5.0  # at least so long between two drawings of the curves
+DRAW_S = 20.0  # at least so long between two drawings of the curves: a browser takes a second of a core for each
 SHARE = 1 / 50  # of the time, at most, that drawing takes
 CURVES = (  # title, metrics
     ("Loss", ("loss",)),
