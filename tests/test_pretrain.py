@@ -82,7 +82,7 @@ def test_shipped_models_load_with_the_auto_classes(name):
 def test_shipped_models_share_one_tokenizer_and_are_small():
     tokenizers = [(MODELS / name / "tokenizer.json").read_bytes() for name in ("student", "teacher")]
     assert tokenizers[0] == tokenizers[1]
-    assert sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file()) <= 20 * 2**20
+    assert sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file()) <= 30 * 2**20
     assert not list(MODELS.rglob("*.bin")) and not list(MODELS.rglob("*.pt"))
 
 
