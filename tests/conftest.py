@@ -17,16 +17,6 @@ ARGUMENTS = [
 ]  # fmt: skip
 
 
-LONG = (  # files that take longest, so that no worker is left with one when the others are done
-    "test_notebooks", "test_browser_runs", "test_browser_tokens", "test_study", "test_train", "test_families",
-    "test_distributed", "test_your_models_your_data", "test_jobs", "test_pretrain",
-)  # fmt: skip
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem not in LONG)
-
-
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A student and a teacher with random weights: real Idefics3 models, tiny, in folders as save_pretrained leaves them."""
