@@ -250,18 +250,18 @@ def tokens_tab(folder: Path, steps: list[int], chooser: random.Random) -> dict[s
     def one() -> dict:
         return {"step": str(chooser.choice(steps)), "rollout": str(chooser.randrange(64))}
 
-    def filtered(*filters: str) -> Callable:
-        return lambda: tokens.draw(context, folder.name, {}, *filters)
+    def filtered(**address: str) -> Callable:
+        return lambda: tokens.draw(context, folder.name, address)
 
     return {
         "another answer": lambda: tokens.draw(context, folder.name, one()),
         "another page": lambda: tokens.draw(context, folder.name, {"page": str(chooser.randrange(3000))}),
-        "one step": lambda: tokens.draw(context, folder.name, {}, str(chooser.choice(steps))),
-        "largest information gap": filtered("", "", "", "", "", "", "information_gap"),
-        "HS, wrong, largest loss": filtered("", "HS", "", "", "", "wrong", "loss"),
-        "privileged, one domain": filtered("", "", "read", "", "privileged", "", "step"),
+        "one step": lambda: tokens.draw(context, folder.name, {"at_step": str(chooser.choice(steps))}),
+        "largest information gap": filtered(order="information_gap"),
+        "HS, wrong, largest loss": filtered(regime="HS", right="wrong", order="loss"),
+        "privileged, one domain": filtered(domain="read", truth="privileged"),
         "probes": lambda: tokens.draw(context, folder.name, {"probe": "1"}),
-        "down to the next answer": lambda: tokens.turned(context, folder.name, {**one(), "page": "0"}, 1, *[""] * 6, "step"),
+        "down to the next answer": lambda: tokens.turned(context, folder.name, {**one(), "page": "0"}, 1),
     }  # fmt: skip
 
 
@@ -270,8 +270,8 @@ def other_tabs(folder: Path) -> dict[str, Callable]:
     context, run = AppContext(folder.parent, folder.parent), folder.name
     return {
         "watch": lambda: watch.look_at(context, run, "light", "", None, anew=True),
-        "movement": lambda: movement.draw(context, run, "light", {}, "regime", None, None, "", "", "position_share"),
-        "movement by domain": lambda: movement.draw(context, run, "light", {}, "loss", None, None, "visible", "domain", "loss_share"),
+        "movement": lambda: movement.draw(context, run, "light", {}),
+        "movement by domain": lambda: movement.draw(context, run, "light", {"colour": "loss", "of": "visible", "panels": "domain", "share": "loss_share"}),
         "compare: examples of both": lambda: compare.draw_examples(folder, folder, ""),
         "compare: accuracies": lambda: compare.draw_accuracy(folder, folder),
         "illusion": lambda: illusion.draw(context, run, "light", ""),

@@ -90,6 +90,8 @@ def test_the_first_answer_is_open_and_hover_and_pin_work(visit) -> None:
     expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token 2 of")
     page.keyboard.press("ArrowRight")
     expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token 3 of")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token 2 of")
 
 
 def test_choosing_an_answer_replaces_all_its_numbers_and_the_address_follows(visit) -> None:
@@ -138,6 +140,10 @@ def test_pages_and_filters_ask_the_server(visit) -> None:
     page.get_by_role("option", name="2", exact=True).click()
     expect(page.locator("#tokens-where")).to_contain_text("1–6 of 6")
     expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("step 2")
+    expect(page).to_have_url(re.compile("at_step=2"))
+    page.reload()
+    expect(page.locator("#tokens-where")).to_contain_text("1–6 of 6")
+    expect(page.locator("#tokens-step input")).to_have_value("2")
 
 
 def test_a_token_that_moved_opens_in_tokens(visit) -> None:

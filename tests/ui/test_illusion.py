@@ -38,7 +38,7 @@ def test_what_is_not_known_says_what_to_do(context: AppContext, run: str) -> Non
 
 
 def test_a_worst_case_opens_with_its_token(context: AppContext) -> None:
-    assert illusion.worst_address({"step": 3, "process": 0, "rollout": 4, "position": 7}) == {
+    assert illusion.worst_address({"regime": "HT"}, {"step": 3, "process": 0, "rollout": 4, "position": 7}) == {
         "step": "3",
         "rollout": "4",
         "token": "7",

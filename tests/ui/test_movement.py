@@ -8,13 +8,11 @@ from workbench.ui import movement
 from workbench.ui.context import AppContext
 from workbench.ui.pieces import TRACES
 
-LISTED, MAP, HEATMAP, FIRST, LAST, FLOW, SHARES, MOVED = range(8)
+VALUE, FIRST, LAST, TRUTH, SPLIT, MEASURE, LISTED, MAP, HEATMAP, FLOW, SHARES, MOVED = range(12)
 
 
 def draw(context: AppContext, run: str = "dopd", **values: str) -> tuple:
-    given = {"value": "regime", "first": "", "last": "", "truth": "", "split": "", "measure": "position_share", "theme": "light"} | values  # fmt: skip
-    address = {"probe": "1", "rollout": values["rollout"]} if "rollout" in values else {}
-    return movement.draw(context, run, given["theme"], address, *(given[name] for name in ("value", "first", "last", "truth", "split", "measure")))  # fmt: skip
+    return movement.draw(context, run, "light", values)
 
 
 def test_the_probe_that_moved_most_is_drawn_first(context: AppContext) -> None:
@@ -30,7 +28,7 @@ def test_the_probe_that_moved_most_is_drawn_first(context: AppContext) -> None:
 
 
 def test_the_address_chooses_the_probe(context: AppContext) -> None:
-    assert "probe 2" in draw(context, rollout="2")[MAP].value
+    assert "probe 2" in draw(context, probe="1", rollout="2")[MAP].value
 
 
 def test_a_gap_is_drawn_as_a_figure(context: AppContext) -> None:
@@ -47,7 +45,9 @@ def test_flows_between_steps_that_were_not_probed_are_refused(context: AppContex
     assert movement.draw_flow(traces, "0", "4", "", "light").data[0].type == "sankey"
     with pytest.raises(TraceError, match="was not probed"):
         movement.draw_flow(traces, "0", "3", "", "light")
-    assert draw(context, first="3")[FIRST].value == "0", "a step of another run falls back"
+    drawn = draw(context, **{"from": "3", "to": "2", "of": "visible", "panels": "no such"})
+    assert drawn[FIRST].value == "0", "a step of another run falls back"
+    assert drawn[LAST].value == "2" and drawn[TRUTH] == "visible" and drawn[SPLIT] == ""
 
 
 def test_shares_split_by_domain_have_a_panel_each(context: AppContext) -> None:
@@ -57,8 +57,10 @@ def test_shares_split_by_domain_have_a_panel_each(context: AppContext) -> None:
 
 
 def test_choosing_a_token_that_moved_opens_it_at_the_last_probed_step(context: AppContext) -> None:
-    address = movement.moved_address(context, "dopd", {"process": 0, "rollout": 2, "position": 5})
-    assert address == {"step": "4", "rollout": "2", "probe": "1", "token": "5"}
+    address = movement.moved_address(
+        context, "dopd", {"panels": "kind", "regime": "HT"}, {"process": 0, "rollout": 2, "position": 5}
+    )
+    assert address == {"panels": "kind", "step": "4", "rollout": "2", "probe": "1", "token": "5"}
     assert movement.probe_address({"step": "2"}, {"process": 0, "rollout": 1}) == {
         "step": "2",
         "rollout": "1",

@@ -13,8 +13,7 @@ from workbench.ui import tokens
 from workbench.ui.context import AppContext
 from workbench.ui.pieces import Column, fresh, rows_html, whole
 
-LISTED, WHERE, SHOWN = 7, 8, 9
-ANY = ("",) * 6
+EXAMPLE, PROBE, LISTED, WHERE, SHOWN = 7, 8, 9, 10, 11
 
 
 def keys(listed: str) -> list[dict]:
@@ -49,13 +48,17 @@ def test_an_address_that_leads_nowhere_is_a_sentence_and_the_list_stays(context:
 
 def test_probes_are_listed_when_the_address_says_so(context: AppContext) -> None:
     drawn = tokens.draw(context, "dopd", {"probe": "1"})
-    assert drawn[6] is True and "probes" in drawn[WHERE] and {key["step"] for key in keys(drawn[LISTED])} == {0, 2, 4}
+    assert (
+        drawn[PROBE] is True and "probes" in drawn[WHERE] and {key["step"] for key in keys(drawn[LISTED])} == {0, 2, 4}
+    )
 
 
 def test_filters_keep_what_they_name_and_forget_what_the_run_does_not_have(context: AppContext) -> None:
-    drawn = tokens.draw(context, "dopd", {}, "2", "", "", "", "", "wrong", "loss")
+    drawn = tokens.draw(context, "dopd", {"at_step": "2", "right": "wrong", "order": "loss"})
     assert {key["step"] for key in keys(drawn[LISTED])} == {2}
-    other = tokens.draw(context, "opd", {}, "", "HT")
+    assert (drawn[0].value, drawn[5], drawn[6]) == ("2", "wrong", "loss"), "a link shows what it chose"
+    assert tokens.draw(context, "dopd", {"order": "no such", "right": "maybe", "at_step": "x"})[5:7] == ("", "step")
+    other = tokens.draw(context, "opd", {"regime": "HT"})
     assert other[1].value == "" and "24 answers" in other[WHERE], "opd has no regime HT"
     example = tokens.draw(context, "dopd", {"example": "no such"})
     assert "Remove a filter" in example[LISTED] and example[SHOWN] == ""
@@ -64,19 +67,19 @@ def test_filters_keep_what_they_name_and_forget_what_the_run_does_not_have(conte
 def test_up_and_down_walk_through_the_list_and_over_its_pages(context: AppContext) -> None:
     address, seen = {}, []
     for _ in range(30):
-        address = tokens.turned(context, "dopd", address, 1, *ANY, "step")
+        address = tokens.turned(context, "dopd", address, 1)
         seen.append(tokens.key_of(address))
     assert len({tuple(key.items()) for key in seen}) == 23, "all but the first, which is open at the start"
-    assert address["page"] == "1" and tokens.turned(context, "dopd", address, 1, *ANY, "step") == address
+    assert address["page"] == "1" and tokens.turned(context, "dopd", address, 1) == address
     for _ in range(30):
-        address = tokens.turned(context, "dopd", address, -1, *ANY, "step")
+        address = tokens.turned(context, "dopd", address, -1)
     assert tokens.key_of(address) == {"step": 4, "process": 0, "rollout": 0} and not address.get("page")
 
 
 def test_pages_stop_at_both_ends(context: AppContext) -> None:
-    assert tokens.paged(context, "dopd", {}, -1, *ANY, "step") == {}
-    second = tokens.paged(context, "dopd", {"step": "1", "rollout": "1"}, 1, *ANY, "step")
-    assert second == {"page": "1"} == tokens.paged(context, "dopd", second, 1, *ANY, "step")
+    assert tokens.paged(context, "dopd", {}, -1) == {}
+    second = tokens.paged(context, "dopd", {"step": "1", "rollout": "1"}, 1)
+    assert second == {"page": "1"} == tokens.paged(context, "dopd", second, 1)
     assert "21–24 of 24" in tokens.draw(context, "dopd", second)[WHERE]
 
 

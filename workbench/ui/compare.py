@@ -257,7 +257,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     shared.on_show("compare", drawing, inputs, outputs)
     gr.on([metric.input, layout.input], drawing, inputs, outputs, **quiet)
     other.input(
-        lambda name, address: {key: value for key, value in {"other": name or "", "example": (address or {}).get("example", "")}.items() if value},
+        lambda name, address: kept(address) | {"other": name or "", "example": (address or {}).get("example", "")},
         [other, shared.address], shared.address, **quiet,
     )  # fmt: skip
 

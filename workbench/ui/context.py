@@ -11,6 +11,7 @@ of the server.
 """
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -22,7 +23,16 @@ from gradio.components import Component
 from workbench.errors import RunError, WorkbenchError
 from workbench.jobs import JobState, find_jobs, find_run_dir, read_job
 
-ADDRESS_KEYS = ("step", "rollout", "process", "probe", "token", "example", "other", "page", "study")
+CHOICES = {  # what a tab's lists and switches may say in the address, and what they say at first
+    "tokens": {"at_step": "", "regime": "", "domain": "", "kind": "", "truth": "", "right": "", "order": "step"},
+    "movement": {"colour": "regime", "from": "", "to": "", "of": "", "panels": "", "share": "position_share"},
+}
+STANDING = (
+    "other",
+    "study",
+    *(name for chosen in CHOICES.values() for name in chosen),
+)  # stay when another answer is opened
+ADDRESS_KEYS = ("step", "rollout", "process", "probe", "token", "example", "page", *STANDING)
 MAX_UPLOAD_MB = 20
 NO_RUN = "No run is chosen. Launch one, or choose one above."
 
@@ -90,9 +100,35 @@ class Shared:
         )
 
 
-def kept(address: Mapping | None) -> dict:
-    """What other tabs have in the address, for one that writes its own part anew: the second run and the study."""
-    return {name: value for name, value in (address or {}).items() if name in ("other", "study") and value}
+def kept(address: Mapping | None, but: str = "") -> dict:
+    """What stays in the address when another answer is opened: the second run, the study, and each tab's choices.
+
+    but  the tab that is opened for that answer, wherever it is in its list: its choices do not stay
+    """
+    left = CHOICES.get(but, {})
+    return {name: value for name, value in (address or {}).items() if name in STANDING and name not in left and value}
+
+
+def choice(address: Mapping | None, tab: str, name: str, allowed: Sequence[str] | None = None) -> str:
+    """What the address says of one of a tab's choices; what it does not say, or nothing allowed, is the default."""
+    said = str((address or {}).get(name) or "")
+    return said if said and (allowed is None or said in allowed) else CHOICES[tab][name]
+
+
+def chooses(
+    shared: "Shared",
+    events: Sequence,
+    defaults: Mapping[str, str],
+    boxes: Sequence[Component],
+    forgets: Sequence[str] = (),
+) -> None:
+    """At one of the events the browser writes the boxes' values into the address, and the open tab is drawn anew.
+
+    defaults  name in the address -> what is not written into it, in the order of the boxes
+    forgets   parts of the address that mean nothing once the reader has chosen otherwise
+    """
+    js = f"(...values) => workbenchApp.choose({json.dumps(defaults)}, {json.dumps(forgets)}, ...values)"
+    gr.on(events, None, [shared.address, *boxes], shared.address, js=js)
 
 
 def run_choices(context: AppContext) -> list[tuple[str, str]]:

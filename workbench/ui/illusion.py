@@ -12,7 +12,7 @@ from workbench.analysis.table import NO_EVALS, Table, table
 from workbench.rendering.words import NONE
 from workbench.traces.reader import Traces
 from workbench.types import PRIVILEGED, VISIBLE
-from workbench.ui.context import AppContext, Shared, told
+from workbench.ui.context import AppContext, Shared, kept, told
 from workbench.ui.pieces import (
     TRACES,
     Column,
@@ -158,9 +158,9 @@ def entropies(traces: Traces | None, run_dir: Path) -> Table:
     )
 
 
-def worst_address(key: Mapping) -> dict:
+def worst_address(address: Mapping | None, key: Mapping) -> dict:
     """The address of a worst case's answer."""
-    return answer_address(
+    return kept(address, but="tokens") | answer_address(
         int(key["step"]), int(key["rollout"]), process=int(key["process"]), token=int(key["position"])
     )
 
@@ -200,7 +200,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         **quiet,
     )
 
-    def open_case(event: gr.EventData) -> tuple:
-        return worst_address(event.key), gr.Tabs(selected="tokens")
+    def open_case(event: gr.EventData, address: dict) -> tuple:
+        return worst_address(address, event.key), gr.Tabs(selected="tokens")
 
-    worst.select(told(open_case, 2), None, [shared.address, shared.tabs], **quiet)
+    worst.select(told(open_case, 2), shared.address, [shared.address, shared.tabs], **quiet)

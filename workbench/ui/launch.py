@@ -81,7 +81,15 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     silent = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
 
     shows = (beside(partial(preview, context, every_field), 1), inputs, [message, command])
-    gr.on([one.input for one in (more, *made.values()) if one is not method], *shows, **silent)
+    typed = gr.Textbox("", visible="hidden")
+    gr.on(
+        [one.input for one in (more, *made.values()) if one is not method],
+        None,
+        None,
+        typed,
+        js="() => workbenchApp.typed()",
+    )
+    typed.change(*shows, **silent)
     loaded = recipe.change(
         beside(partial(fill, context, every_field), len(made)), recipe, [message, *made.values()], **silent
     )

@@ -9,7 +9,7 @@ from workbench.analysis import figures, movement, regimes
 from workbench.analysis.table import NO_PROBES, Table
 from workbench.render import render_movement
 from workbench.traces.reader import Traces
-from workbench.ui.context import AppContext, Shared, kept, told
+from workbench.ui.context import CHOICES, AppContext, Shared, choice, chooses, kept, told
 from workbench.ui.pieces import (
     TRACES,
     Column,
@@ -52,29 +52,32 @@ def draw(
     run: str | None,
     theme: str,
     address: Mapping | None,
-    value: str,
-    first: str | None,
-    last: str | None,
-    truth: str | None,
-    split: str | None,
-    measure: str,
 ) -> tuple:
-    """Everything on the tab: probes, heatmap as fragment or as figure, steps to choose, Sankey, shares, moved tokens."""
+    """Everything on the tab: its choices, probes, heatmap as fragment or as figure, Sankey, shares, moved tokens."""
     traces = TRACES.of(context.run_dir(run))
+    chosen = partial(choice, address, "movement")
+    value, truth, split, measure = (
+        chosen(name, [one for _, one in allowed])
+        for name, allowed in (("colour", VALUES), ("of", TRUTHS), ("panels", SPLITS), ("share", MEASURES))
+    )
     if traces is None or not traces.steps("probe_rollouts"):
         nothing = gr.Plot(visible=False)
         steps = gr.Dropdown(choices=[], value=None)
-        return "", empty_html(NO_PROBES), nothing, steps, steps, nothing, nothing, ""
+        return value, steps, steps, truth, split, measure, "", empty_html(NO_PROBES), nothing, nothing, nothing, ""
     steps = [str(step) for step in traces.steps("probe_rollouts")]
-    first, last = first if first in steps else steps[0], last if last in steps else steps[-1]
+    first, last = chosen("from", steps) or steps[0], chosen("to", steps) or steps[-1]
     listed, key = draw_probes(traces, address)
     fragment, figure = draw_probe(traces, key, value, theme)
     return (
+        value,
+        gr.Dropdown(choices=few(steps), value=first, allow_custom_value=True),
+        gr.Dropdown(choices=few(steps), value=last, allow_custom_value=True),
+        truth,
+        split,
+        measure,
         listed,
         gr.HTML(value=fragment, visible=figure is None),
         gr.Plot(value=figure, visible=figure is not None),
-        gr.Dropdown(choices=few(steps), value=first, allow_custom_value=True),
-        gr.Dropdown(choices=few(steps), value=last, allow_custom_value=True),
         gr.Plot(value=draw_flow(traces, first, last, truth, theme), visible=True),
         gr.Plot(value=draw_shares(traces, split, measure, theme), visible=True),
         draw_moved(traces),
@@ -147,12 +150,12 @@ def probe_address(address: Mapping | None, key: Mapping) -> dict:
     return kept(address) | {name: value for name, value in parts.items() if value}
 
 
-def moved_address(context: AppContext, run: str | None, key: Mapping) -> dict:
+def moved_address(context: AppContext, run: str | None, address: Mapping | None, key: Mapping) -> dict:
     """The address of a moved token's answer at the last probed step."""
     traces = TRACES.of(context.run_dir(run))
     steps = traces.steps("probe_rollouts") if traces is not None else []
     last = steps[-1] if steps else 0
-    return answer_address(
+    return kept(address, but="tokens") | answer_address(
         last, int(key["rollout"]), process=int(key["process"]), probe=True, token=int(key["position"])
     )
 
@@ -180,23 +183,18 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     moved = rows_component("tokens that moved", elem_id="movement-moved")
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    inputs = [shared.run, shared.theme, shared.address, value, first, last, truth, split, measure]
-    outputs = [listed, fragment, heatmap, first, last, flow, shares, moved]
-    drawing = told(partial(draw, context), len(outputs))
-    shared.on_show("movement", drawing, inputs, outputs)
-    gr.on(
-        [value.input, first.input, last.input, truth.input, split.input, measure.input],
-        drawing,
-        inputs,
-        outputs,
-        **quiet,
+    boxes = [value, first, last, truth, split, measure]
+    outputs = [*boxes, listed, fragment, heatmap, flow, shares, moved]
+    shared.on_show(
+        "movement", told(partial(draw, context), len(outputs)), [shared.run, shared.theme, shared.address], outputs
     )
+    chooses(shared, [box.input for box in boxes], CHOICES["movement"], boxes)
 
     def choose(event: gr.EventData, address: dict) -> dict:
         return probe_address(address, event.key)
 
-    def open_token(event: gr.EventData, run: str) -> tuple:
-        return moved_address(context, run, event.key), gr.Tabs(selected="tokens")
+    def open_token(event: gr.EventData, run: str, address: dict) -> tuple:
+        return moved_address(context, run, address, event.key), gr.Tabs(selected="tokens")
 
     listed.select(told(choose), shared.address, shared.address, **quiet)
-    moved.select(told(open_token, 2), shared.run, [shared.address, shared.tabs], **quiet)
+    moved.select(told(open_token, 2), [shared.run, shared.address], [shared.address, shared.tabs], **quiet)

@@ -1,7 +1,7 @@
 """Tokens: a page of answers, and one of them token by token beside its image evidence.
 
-1. The address says which answer is open (step, rollout, process, probe), which of its tokens, and which page of the list; the filters are the page's.
-2. Choosing a row changes the address and nothing else; whatever changes the address draws.
+1. The address says which answer is open (step, rollout, process, probe), which of its tokens, which page of the list, and its filters.
+2. Choosing a row or a filter changes the address and nothing else; whatever changes the address draws.
 3. Hovering, pinning and colours happen in the browser. Up and down inside an answer ask for its neighbour in the list.
 """
 
@@ -16,7 +16,7 @@ from workbench.analysis.tokens import Selection
 from workbench.errors import WorkbenchError
 from workbench.render import render_tokens
 from workbench.traces.reader import Traces
-from workbench.ui.context import AppContext, Shared, kept, sentence, told
+from workbench.ui.context import CHOICES, AppContext, Shared, choice, chooses, kept, sentence, told
 from workbench.ui.pieces import (
     TRACES,
     Column,
@@ -33,7 +33,13 @@ from workbench.ui.pieces import (
 
 PAGE_SIZE = 20
 KEY = ("step", "process", "rollout")
-FILTERS = ("step", "regime", "domain", "kind", "truth")  # those whose choices come from the run
+FILTERS = {
+    "at_step": "step",
+    "regime": "regime",
+    "domain": "domain",
+    "kind": "kind",
+    "truth": "truth",
+}  # choices come from the run
 ORDERS = (
     ("newest first", "step"),
     ("largest information gap, either sign", "information_gap"),
@@ -41,6 +47,7 @@ ORDERS = (
     ("largest loss", "loss"),
 )
 VERDICTS = (("any", ""), ("right", "right"), ("wrong", "wrong"))
+OPENED = ("step", "rollout", "process", "token", "page")  # of the address: what another list does not have
 COLUMNS = (
     Column("step", kind="number"), Column("rollout", "no.", "number"), Column("question"),
     Column("answer"), Column("expected", kind="short"), Column("right", "", "right"), Column("tokens", "", "number"),
@@ -49,52 +56,51 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def draw(
-    context: AppContext,
-    run: str | None,
-    address: Mapping | None,
-    step: str | None = "",
-    regime: str | None = "",
-    domain: str | None = "",
-    kind: str | None = "",
-    truth: str | None = "",
-    right: str | None = "",
-    order: str | None = "step",
-) -> tuple:
-    """Everything on the tab: the filters' choices, the example, the probe box, the list, where it is, the answer."""
+def draw(context: AppContext, run: str | None, address: Mapping | None) -> tuple:
+    """Everything on the tab: the filters, the example, the probe box, the list, where it is, the answer."""
     traces = TRACES.of(context.run_dir(run))
-    choices = tokens.choices(traces) if traces is not None else {name: [] for name in FILTERS}
-    wanted = dict(zip(FILTERS, (step, regime, domain, kind, truth), strict=True))
-    chosen = {name: value if value in map(str, choices[name]) else "" for name, value in wanted.items()}
-    offered = {**choices, "step": few(choices["step"])}
-    boxes = [gr.Dropdown(choices=[("any", ""), *((str(one), str(one)) for one in offered[name])], value=chosen[name], allow_custom_value=name == "step") for name in FILTERS]  # fmt: skip
+    choices = tokens.choices(traces) if traces is not None else {name: [] for name in FILTERS.values()}
     address = address or {}
-    selection = select(address, **chosen, right=right, order=order)
+    selection = select(address, choices)
     try:
         key, token, fault = key_of(address), whole(address, "token"), ""
     except WorkbenchError as error:
         key, token, fault = None, None, sentence(error)
     listed, where, first = draw_list(traces, selection, page_of(address), key)
     shown = empty_html(fault) if fault else draw_answer(traces, key or first, selection.probe, run or "", token)
-    return *boxes, address.get("example", ""), selection.probe, listed, where, shown
+    boxes = [*_filter_boxes(choices, selection), _verdict(selection), selection.order]
+    return *boxes, selection.example or "", selection.probe, listed, where, shown
 
 
-def select(
-    address: Mapping,
-    *,
-    right: str | None = "",
-    order: str | None = "step",
-    step: str | None = "",
-    **filters: str | None,
-) -> Selection:
-    """What the page's filters and the address ask for."""
+def _filter_boxes(choices: Mapping[str, list], selection: Selection) -> list[gr.Dropdown]:
+    offered = {**choices, "step": few(choices["step"])}
+    return [
+        gr.Dropdown(
+            choices=[("any", ""), *((str(one), str(one)) for one in offered[name])],
+            value=str(getattr(selection, name) or ""),
+            allow_custom_value=name == "step",
+        )
+        for name in FILTERS.values()
+    ]
+
+
+def _verdict(selection: Selection) -> str:
+    return {None: "", True: "right", False: "wrong"}[selection.right]
+
+
+def select(address: Mapping, choices: Mapping[str, list]) -> Selection:
+    """What the address asks for, as far as this run has it: an address that was another run's is no mistake."""
+    filters = {
+        name: choice(address, "tokens", key, [str(one) for one in choices[name]]) for key, name in FILTERS.items()
+    }
+    right = choice(address, "tokens", "right", ("right", "wrong"))
     return Selection(
-        step=int(step) if step else None,
-        right=None if not right else right == "right",
+        **{name: value or None for name, value in filters.items() if name != "step"},
+        step=int(filters["step"]) if filters["step"] else None,
+        right=right == "right" if right else None,
         example=str(address.get("example") or "") or None,
-        order=order or "step",
+        order=choice(address, "tokens", "order", [value for _, value in ORDERS]),
         probe=bool(address.get("probe")),
-        **{name: value or None for name, value in filters.items()},
     )
 
 
@@ -153,24 +159,25 @@ def opened(address: Mapping | None, key: Mapping) -> dict:
     return kept(address) | own | answer_address(int(key["step"]), int(key["rollout"]), process=int(key["process"]))
 
 
-def paged(context: AppContext, run: str | None, address: Mapping | None, by: int, *filters: str | None) -> dict:
+def paged(context: AppContext, run: str | None, address: Mapping | None, by: int) -> dict:
     """The address one page on (by = 1) or back (by = -1), with that page's first answer."""
     traces = TRACES.of(context.run_dir(run))
     address = address or {}
-    selection = select(address, **dict(zip((*FILTERS, "right", "order"), filters, strict=True)))
-    last = 0 if traces is None else max(0, (tokens.count(traces, selection) - 1) // PAGE_SIZE)
+    last = 0
+    if traces is not None:
+        last = max(0, (tokens.count(traces, select(address, tokens.choices(traces))) - 1) // PAGE_SIZE)
     page_idx = min(last, max(0, page_of(address) + by))
     own = {name: value for name, value in address.items() if name in ("probe", "example")}
     return kept(address) | own | ({"page": str(page_idx)} if page_idx else {})
 
 
-def turned(context: AppContext, run: str | None, address: Mapping | None, direction: int, *filters: str | None) -> dict:
+def turned(context: AppContext, run: str | None, address: Mapping | None, direction: int) -> dict:
     """The address of the answer before (-1) or after (1) the open one, in the order of the list, across pages."""
     traces = TRACES.of(context.run_dir(run))
     address = address or {}
-    selection = select(address, **dict(zip((*FILTERS, "right", "order"), filters, strict=True)))
     if traces is None:
         return dict(address)
+    selection = select(address, tokens.choices(traces))
     page_idx, key = page_of(address), key_of(address)
     keys = _keys(traces, selection, page_idx)
     place = (keys.index(key) if key in keys else 0 if key is None else -1) + direction
@@ -206,7 +213,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                 elem_id=f"tokens-{name}",
                 allow_custom_value=name == "step",
             )
-            for name in FILTERS
+            for name in FILTERS.values()
         ]
         right = gr.Dropdown(VERDICTS, value="", label="right or wrong", min_width=104, elem_id="tokens-right")
         order = gr.Dropdown(ORDERS, value="step", label="order", min_width=170, elem_id="tokens-order")
@@ -220,34 +227,23 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     shown = fragment_component("the answer, token by token", js=read_asset("answer.js"), elem_id="tokens-answer")
 
     filters = [*boxes, right, order]
-    inputs = [shared.run, shared.address, *filters]
-    outputs = [*boxes, example, probe, listed, where, shown]
-    drawing = told(partial(draw, context), len(outputs))
-    shared.on_show("tokens", drawing, inputs, outputs)
+    inputs = [shared.run, shared.address]
+    outputs = [*filters, example, probe, listed, where, shown]
+    shared.on_show("tokens", told(partial(draw, context), len(outputs)), inputs, outputs)
+    chooses(shared, [box.input for box in filters], CHOICES["tokens"], filters, OPENED)
+    chooses(shared, [probe.input, example.submit], {"probe": "", "example": ""}, [probe, example], OPENED)
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
 
     def choose(event: gr.EventData, address: dict) -> dict:
         return opened(address, event.key)
 
-    def turn(event: gr.EventData, run: str, address: dict, *values: str | None) -> dict:
-        return turned(context, run, address, 1 if event.direction > 0 else -1, *values)
+    def turn(event: gr.EventData, run: str, address: dict) -> dict:
+        return turned(context, run, address, 1 if event.direction > 0 else -1)
 
-    def page(by: int, run: str, address: dict, *values: str | None) -> dict:
-        return paged(context, run, address, by, *values)
+    def page(by: int, run: str, address: dict) -> dict:
+        return paged(context, run, address, by)
 
     listed.select(told(choose), shared.address, shared.address, **quiet)
     shown.turn(told(turn), inputs, shared.address, **quiet)
     back.click(told(partial(page, -1)), inputs, shared.address, **quiet)
     on.click(told(partial(page, 1)), inputs, shared.address, **quiet)
-    probe.input(lambda is_on: {"probe": "1"} if is_on else {}, probe, shared.address, **quiet)
-    example.submit(
-        lambda text, is_on: ({"example": text.strip()} if text.strip() else {}) | ({"probe": "1"} if is_on else {}),
-        [example, probe], shared.address, **quiet,
-    )  # fmt: skip
-    for box in filters:  # a filter is not part of the address, so it draws itself, from the first page
-        cleared = box.input(_first_page, shared.address, shared.address, **quiet)
-        cleared.then(drawing, inputs, outputs, **quiet)
-
-
-def _first_page(address: dict | None) -> dict:
-    return kept(address) | {name: value for name, value in (address or {}).items() if name in ("probe", "example")}
