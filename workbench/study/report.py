@@ -131,7 +131,7 @@ def write_report(study: Study) -> Path:
 def markdown(results: Results) -> str:
     """The tables of a study with how they came about: command, commit, seeds, wall time, what is missing."""
     study = results.study
-    parts = [f"# Study {study.name}", _preamble(results)]
+    parts = [f"# Study {study.name}", preamble(results)]
     learners = dict.fromkeys(name for variant in study.usable for name in variant.config.models.learners)
     for questions, learner in itertools.product(study.evaluate, learners):
         label = labelled(questions.label, learner)
@@ -149,19 +149,19 @@ def markdown(results: Results) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _preamble(results: Results) -> str:
+def preamble(results: Results) -> str:
+    """How a study came about, as lines of a list: file, command, commit, seeds, wall time, what is missing."""
     study, sessions = results.study, results.record["sessions"]
     lines = [f"- file: `{study.source}`; seeds {', '.join(map(str, study.seeds))}; baseline: {study.baseline}"]
     if sessions:
-        last = sessions[-1]
         commits = dict.fromkeys(f"{str(one.get('commit'))[:10]}{' with changes' if one.get('dirty') else ''}" for one in sessions)  # fmt: skip
         wall, busy = (sum(one["seconds"] for one in ones) for ones in (sessions, results.record["runs"].values()))
         processes = [one.get("processes", study.parallel) for one in sessions]
         room = sum(count * one["seconds"] for count, one in zip(processes, sessions, strict=True))
         lines += [
-            f"- command: `{last['command']}`",
+            f"- command: `{sessions[-1]['command']}`",
             f"- commit: {', '.join(commits)}",
-            f"- wall time: {wall / 60:.1f} min in {len(sessions)} session(s), {' and '.join(map(str, dict.fromkeys(processes)))} process(es) of {last['threads']} thread(s), "
+            f"- wall time: {wall / 60:.1f} min in {len(sessions)} session(s), {' and '.join(map(str, dict.fromkeys(processes)))} process(es) of {sessions[-1]['threads']} thread(s), "
             f"which were at work {busy / room if room else 0:.0%} of it",
         ]
     num_seeds = {row.name: len(row.seeds) for row in results.rows if row.kind == "variant"}
