@@ -235,7 +235,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         )  # fmt: skip
     listed = rows_component("examples of both runs", elem_id="compare-examples")
     aligned = gr.HTML(
-        label="both answers", js_on_load=None, css_template=read_asset("rows.css") + read_asset("compare.css"),
+        label="both answers", js_on_load=None, elem_classes="wbu", css_template=read_asset("compare.css"),
         apply_default_css=False, elem_id="compare-aligned",
     )  # fmt: skip
     views = gr.HTML(

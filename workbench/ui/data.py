@@ -275,7 +275,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     with gr.Accordion("Your own image", open=False, elem_id="data-own"):
         if not is_open:
             fragment = "Own images are scored where the app was opened without --read-only."
-            gr.HTML(empty_html(fragment), css_template=read_asset("rows.css"), apply_default_css=False)
+            gr.HTML(empty_html(fragment), elem_classes="wbu", apply_default_css=False)
         with gr.Row(visible=is_open):
             with gr.Column(scale=2, min_width=320):
                 file = gr.File(

@@ -175,8 +175,8 @@ def rows_component(label: str, **values: object) -> gr.HTML:
     """The place of a table of rows; its `select` event carries the key of the chosen row."""
     return gr.HTML(
         label=label,
-        css_template=read_asset("rows.css"),
-        js_on_load=read_asset("rows.js"),
+        elem_classes="wbu",
+        js_on_load="workbenchRows(element, trigger, watch);",
         apply_default_css=False,
         **values,
     )
@@ -184,7 +184,7 @@ def rows_component(label: str, **values: object) -> gr.HTML:
 
 def fragment_component(label: str, *, js: str | None = None, **values: object) -> gr.HTML:
     """The place of a fragment that brings its own look."""
-    return gr.HTML(label=label, js_on_load=js, css_template=read_asset("rows.css"), apply_default_css=False, **values)
+    return gr.HTML(label=label, js_on_load=js, elem_classes="wbu", apply_default_css=False, **values)
 
 
 def plot_component(label: str, **values: object) -> gr.Plot:

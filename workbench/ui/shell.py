@@ -7,7 +7,6 @@ Every view has its address, `?run=...&tab=tokens&step=20&rollout=3`: a link open
 import json
 from functools import partial
 from html import escape
-from pathlib import Path
 from types import ModuleType
 from urllib.parse import parse_qs
 
@@ -17,6 +16,7 @@ from workbench.analysis.style import MONO, SANS
 from workbench.render import page_head
 from workbench.ui import compare, data, geometry, illusion, launch, movement, report, studies, tokens, watch
 from workbench.ui.context import ADDRESS_KEYS, AppContext, Shared, run_choices, told
+from workbench.ui.pieces import read_asset
 
 TABS: dict[str, tuple[str, ModuleType]] = {
     "launch": ("Launch", launch),
@@ -30,7 +30,6 @@ TABS: dict[str, tuple[str, ModuleType]] = {
     "studies": ("Studies", studies),
     "report": ("Report", report),
 }
-ASSETS = Path(__file__).parent.parent / "assets"
 ACCENT = gr.themes.Color(
     "#eef6fb", "#d3e6f4", "#a9d0ea", "#7bb8de", "#4aa9e6", "#1f86c4", "#0072b2", "#005f99", "#004b79", "#00395c", "#00263d"
 )  # fmt: skip
@@ -94,8 +93,8 @@ def build_app(context: AppContext) -> gr.Blocks:
 
 def look() -> dict:
     """What gr.Blocks.launch needs to dress the page: all of it lies on this machine."""
-    style = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in ("app.css",))
-    script = (ASSETS / "app.js").read_text(encoding="utf-8")
+    style = f"{read_asset('app.css')}\n#app-tabs :where(.wbu .html-container > div) {{ {read_asset('rows.css')} }}"
+    script = read_asset("app.js") + read_asset("rows.js")
     return {"theme": _theme(), "css": style, "head": f"{page_head()}<script>{script}</script>"}
 
 
