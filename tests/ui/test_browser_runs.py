@@ -206,11 +206,11 @@ def test_a_mistake_in_the_form_is_a_sentence_and_nothing_starts(server: Server, 
 
 def test_another_method_shows_its_own_options_and_the_check_its_table(open_page: Callable) -> None:
     page = open_page("?tab=launch")
-    expect(page.locator("#launch-dopd-method-trim input")).to_be_visible()
+    expect(page.locator("#launch-method-trim input")).to_be_visible()
     page.locator("#launch-method-name input").click()
     page.get_by_role("option", name="opd", exact=True).click()
-    expect(page.locator("#launch-opd-method-support")).to_be_visible()
-    expect(page.locator("#launch-dopd-method-trim")).to_have_count(0)
+    expect(page.locator("#launch-method-support")).to_be_visible()
+    expect(page.locator("#launch-method-trim")).to_have_count(0)
     expect(page.locator("#launch-command textarea")).to_have_value(re.compile(r"method\.name=opd"))
     page.locator("#launch-check").click()
     expect(page.locator("#launch-report table tbody tr").first).to_contain_text("evidence")

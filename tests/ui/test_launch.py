@@ -24,12 +24,24 @@ from workbench.ui.form import (
     fields,
     form_values,
     free_name,
+    places,
     recipe_file,
     recipes,
 )
-from workbench.ui.launch import _in_order, beside, check_html, fill, offer, preview, run_check, start_from
+from workbench.ui.launch import (
+    beside,
+    check_html,
+    fill,
+    offer,
+    preview,
+    recipe_values,
+    run_check,
+    show_method,
+    start_from,
+)
 
 RECIPE = "recipe:tiny.yaml"
+FORM = places(fields())
 
 
 @pytest.fixture
@@ -44,13 +56,12 @@ def context(models: dict, tmp_path: Path) -> AppContext:
 def entered(context: AppContext, **changes: object) -> list[object]:
     """What the form sends after a recipe was chosen and some keys were changed; __ for the dot."""
     changes = {key.replace("__", "."): value for key, value in changes.items()}
-    every_field = fields()
-    values = fill(context, every_field, RECIPE)
-    return [changes.get(field.key, value) for field, value in zip(_in_order(every_field), values, strict=True)]
+    values = recipe_values(context, FORM, RECIPE)
+    return [changes.get(next(iter(place.values())).key, value) for place, value in zip(FORM, values, strict=True)]
 
 
 def shown(context: AppContext, more: str = "", **changes: object) -> str:
-    return preview(context, fields(), RECIPE, more, *entered(context, **changes))[0]
+    return preview(context, FORM, RECIPE, more, *entered(context, **changes))[0]
 
 
 def test_nothing_that_the_command_line_has_is_missing() -> None:
@@ -59,6 +70,20 @@ def test_nothing_that_the_command_line_has_is_missing() -> None:
     for name in list_methods():
         own = {field.key for field in fields() if field.method == name}
         assert own == {f"method.{key}" for key in describe_options(name)}
+
+
+def test_an_option_has_a_component_in_every_method_and_shows_that_methods_words_and_default() -> None:
+    for name in list_methods():
+        _, *updates = show_method(FORM, name)
+        options = [place for place in FORM if None not in place]
+        shown_now = {place[name].key for place, update in zip(options, updates, strict=True) if update["visible"]}
+        assert shown_now == {f"method.{key}" for key in describe_options(name)}
+        for place, update in zip(options, updates, strict=True):
+            if update["visible"]:
+                assert update["info"] == place[name].hint and update["value"] == place[name].shown(place[name].default)
+    keys = [next(iter(place.values())).key for place in FORM]
+    assert len(keys) == len(set(keys)), "components are found by their key"
+    assert "a share of" in show_method(FORM, "gkd")[0] and show_method(FORM, "dpod")[0] == '<p class="app-about"></p>'
 
 
 def test_every_field_says_its_meaning_unit_and_range() -> None:
@@ -71,7 +96,7 @@ def test_every_field_says_its_meaning_unit_and_range() -> None:
 
 
 def test_a_recipe_comes_through_the_form_unchanged(context: AppContext) -> None:
-    config = entered_config(context, dict(zip(_in_order(fields()), entered(context), strict=True)))
+    config = entered_config(context, FORM, entered(context))
     before = load_config(context.configs_dir / "tiny.yaml").to_dict()
     assert {**config.to_dict(), "output_dir": "runs"} == before
 
@@ -80,8 +105,7 @@ def test_the_shipped_recipes_come_through_the_form_unchanged(tmp_path: Path) -> 
     shipped = Path(__file__).parents[2] / "configs"
     context = AppContext(tmp_path, shipped)
     for _, choice in recipes(context):
-        values = fill(context, fields(), choice)
-        config = entered_config(context, dict(zip(_in_order(fields()), values, strict=True)))
+        config = entered_config(context, FORM, recipe_values(context, FORM, choice))
         assert overrides_between(recipe_file(context, choice), config) == [f"output_dir={tmp_path}"]
 
 
@@ -97,7 +121,10 @@ def test_the_command_does_what_the_form_says(context: AppContext) -> None:
 
 
 def test_another_method_brings_its_own_options(context: AppContext) -> None:
-    overrides = shlex.split(shown(context, **{"method.name": "opd"}))[3:]
+    values = iter(update.get("value") for update in show_method(FORM, "opd")[1:])
+    held = entered(context, method__name="opd")
+    after = [value if None in place else next(values) for place, value in zip(FORM, held, strict=True)]
+    overrides = shlex.split(preview(context, FORM, RECIPE, "", *after)[0])[3:]
     assert overrides[0] == "method.name=opd"
     assert not any("self_policy" in one for one in overrides)
 
@@ -118,7 +145,7 @@ def test_another_method_brings_its_own_options(context: AppContext) -> None:
     ],
 )
 def test_a_mistake_is_a_sentence_beside_the_form(context: AppContext, changes: dict, more: str, said: str) -> None:
-    call = beside(partial(preview, context, fields()), 1)
+    call = beside(partial(preview, context, FORM), 1)
     ((message, command),) = call(RECIPE, more, *entered(context, **changes))
     assert 'role="alert"' in message
     assert said.replace('"', "&quot;").lower() in message.lower()
@@ -126,7 +153,7 @@ def test_a_mistake_is_a_sentence_beside_the_form(context: AppContext, changes: d
 
 
 def test_markup_in_what_was_entered_is_shown_as_text(context: AppContext) -> None:
-    ((message, _),) = beside(partial(preview, context, fields()), 1)(RECIPE, "<script>=1", *entered(context))
+    ((message, _),) = beside(partial(preview, context, FORM), 1)(RECIPE, "<script>=1", *entered(context))
     assert "<script>" not in message and "&lt;script&gt;" in message
 
 
@@ -140,23 +167,21 @@ def test_recipes_that_make_models_are_not_offered_and_broken_ones_say_so(context
     (context.configs_dir / "broken.yaml").write_text("a: [")
     assert [choice for _, choice in recipes(context)] == ["recipe:broken.yaml", RECIPE]
     with pytest.raises(ConfigError, match=r"broken\.yaml is not readable YAML"):
-        fill(context, fields(), "recipe:broken.yaml")
+        fill(context, FORM, "recipe:broken.yaml")
 
 
 def test_code_of_a_model_is_run_neither_by_check_nor_by_start(context: AppContext) -> None:
     values = entered(context, models__trust_remote_code=True)
     with pytest.raises(ConfigError, match="trust_remote_code"):
-        list(run_check(context, fields(), RECIPE, "", *values))
+        list(run_check(context, FORM, RECIPE, "", *values))
     with pytest.raises(ConfigError, match="trust_remote_code"):
-        start_from(context, fields(), RECIPE, "", *values)
+        start_from(context, FORM, RECIPE, "", *values)
     assert not (context.runs_dir / "tiny").exists()
 
 
 def test_a_run_cannot_be_made_outside_the_runs_folder(context: AppContext, tmp_path: Path) -> None:
     values = entered(context, output_dir=str(tmp_path / "elsewhere"))
-    config = entered_config(
-        context, dict(zip(_in_order(fields()), values, strict=True)), f"output_dir={tmp_path / 'elsewhere'}"
-    )
+    config = entered_config(context, FORM, values, f"output_dir={tmp_path / 'elsewhere'}")
     assert config.output_dir == str(context.runs_dir)
 
 
@@ -164,7 +189,7 @@ def test_read_only_neither_checks_nor_starts(context: AppContext) -> None:
     locked = AppContext(context.runs_dir, context.configs_dir, read_only=True)
     for act in (lambda *values: list(run_check(*values)), start_from):
         with pytest.raises(RunError, match="read-only"):
-            act(locked, fields(), RECIPE, "", *entered(context))
+            act(locked, FORM, RECIPE, "", *entered(context))
 
 
 def test_a_started_run_goes_on_and_its_name_is_not_offered_again(
@@ -172,10 +197,10 @@ def test_a_started_run_goes_on_and_its_name_is_not_offered_again(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     values = entered(context, training__steps=1, data__eval="", trace__probes=0)
-    picker, address, tabs, name = start_from(context, fields(), RECIPE, "", *values)
+    picker, address, tabs, name = start_from(context, FORM, RECIPE, "", *values)
     assert (picker.value, address, tabs.selected, name) == ("tiny", {}, "watch", "tiny-2")
     with pytest.raises(RunError, match=r"is starting already|exists"):
-        start_from(context, fields(), RECIPE, "", *values)
+        start_from(context, FORM, RECIPE, "", *values)
     wait_until(lambda: not read_job(context.runs_dir / "tiny").is_alive)
     assert read_job(context.runs_dir / "tiny").status == "finished"
     assert recipes(context)[-1] == ("run  tiny", "run:tiny")
@@ -187,14 +212,14 @@ def test_a_started_run_goes_on_and_its_name_is_not_offered_again(
 
 def test_the_check_shows_its_table(context: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    first, last = run_check(context, fields(), RECIPE, "", *entered(context))
+    first, last = run_check(context, FORM, RECIPE, "", *entered(context))
     assert "Checking" in first[0]
     assert "checks hold" in last[0] and "<td>ok</td>" in last[0] and "regimes of this batch" in last[0]
 
 
 def test_a_check_that_cannot_begin_says_why(context: AppContext) -> None:
     with pytest.raises(ConfigError, match="nowhere"):
-        list(run_check(context, fields(), RECIPE, "", *entered(context, models__student="nowhere/at/all")))
+        list(run_check(context, FORM, RECIPE, "", *entered(context, models__student="nowhere/at/all")))
 
 
 def test_a_wrong_check_is_named_first() -> None:

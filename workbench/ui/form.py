@@ -118,6 +118,27 @@ def fields() -> list[Field]:
     return common + options
 
 
+def places(every_field: Sequence[Field]) -> list[dict[str | None, Field]]:
+    """What the page has components for, in its order: a key of every method as {None: field}, an option as {method: field}.
+
+    Options of one name that are entered alike share a component: it is one method's at a time.
+    """
+    common = [field for field in every_field if field.method is None]
+    options: dict[tuple[str, str], dict[str | None, Field]] = {}
+    for field in every_field:
+        if field.method is not None:
+            options.setdefault((field.key, field.kind), {})[field.method] = field
+    top, rest = ([{None: field} for field in common if (field.key in TOP) == is_top] for is_top in (True, False))
+    sections = dict.fromkeys(place[None].section for place in rest)
+    order = [*(name for name in sections if name), ""]
+    return [*top, *options.values(), *sorted(rest, key=lambda place: order.index(place[None].section))]  # type: ignore[list-item]
+
+
+def field_at(place: Mapping[str | None, Field], method: str) -> Field | None:
+    """The field that a component is for while `method` is chosen; None if it is for another method's."""
+    return place.get(None) or place.get(method)
+
+
 def section_notes() -> dict[str, str]:
     """Each section with the first line of what its class says; the method's own is left to the form."""
     return dict(_notes(RunConfig, ""))
@@ -180,15 +201,18 @@ def form_values(context: AppContext, choice: str | None) -> dict[str, object]:
     return {**values, "name": free_name(context, str(values["name"])), "output_dir": str(context.runs_dir)}
 
 
-def entered_config(context: AppContext, entered: Mapping[Field, object], overrides: str = "") -> RunConfig:
-    """The configuration that a form holds. `overrides`: more lines of key=value, which win.
+def entered_config(
+    context: AppContext, form: Sequence[Mapping[str | None, Field]], entered: Sequence[object], overrides: str = ""
+) -> RunConfig:
+    """The configuration that a form holds: a value for each of its `places`. `overrides`: more lines of key=value, which win.
 
     Raises: ConfigError naming the key and what is allowed.
     """
-    method = next(value for field, value in entered.items() if field.key == "method.name")
+    method = next(value for place, value in zip(form, entered, strict=True) if _key(place) == "method.name")
     values: dict[str, object] = {}
-    for field, value in entered.items():
-        if field.method in (None, method):
+    for place, value in zip(form, entered, strict=True):
+        field = field_at(place, str(method))
+        if field is not None:
             *parents, last = field.key.split(".")
             place = values
             for parent in parents:
@@ -197,6 +221,10 @@ def entered_config(context: AppContext, entered: Mapping[Field, object], overrid
     lines = [line.strip() for line in overrides.splitlines() if line.strip()]
     config = build_config(override(values, lines))
     return dataclasses.replace(config, output_dir=str(context.runs_dir))
+
+
+def _key(place: Mapping[str | None, Field]) -> str:
+    return next(iter(place.values())).key
 
 
 def check_table(text: str) -> list[tuple[str, ...]]:

@@ -4,9 +4,10 @@ A run is a process of its own (workbench.jobs): it outlives the page and the app
 are never loaded into the app.
 """
 
+import itertools
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial, wraps
 from html import escape
 
@@ -14,7 +15,6 @@ import gradio as gr
 from gradio.components import Component
 
 from workbench.commands import copyable, overrides_between, train_command
-from workbench.config import RunConfig
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.jobs import start_run
 from workbench.methods import list_methods, method_module
@@ -30,14 +30,17 @@ from workbench.ui.form import (
     Field,
     check_table,
     entered_config,
+    field_at,
     fields,
     form_values,
     free_name,
+    places,
     recipe_file,
     recipes,
     section_notes,
 )
 
+Form = list[dict[str | None, Field]]  # form.places
 CHECK_SECONDS = 600.0
 OPEN = ("method", "models", "data", "training")
 TITLES = {"models.lora": "Models: LoRA", "trace": "Traces"}
@@ -46,10 +49,10 @@ READ_ONLY = "This page is read-only: runs cannot be started from here. The comma
 
 def build_tab(context: AppContext, shared: Shared) -> None:
     """The tab."""
-    every_field = fields()
+    form = places(fields())
     choices = recipes(context)
     first = choices[0][1] if choices else None
-    values = _first_values(context, every_field, first)
+    method, values = _first_values(context, form, first)
     with gr.Row(elem_id="launch"):
         with gr.Column(scale=5, min_width=560):
             with gr.Row(elem_classes="app-top"):
@@ -57,8 +60,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                     choices, value=first, label="Start from", info="a recipe, or the configuration of an earlier run",
                     allow_custom_value=True, elem_id="launch-recipe",
                 )  # fmt: skip
-                made = {field: _component(field, values[field]) for field in every_field if field.key in TOP}
-            groups = _sections(every_field, made, values)
+                made = [_component(place, method, value) for place, value in zip(form, values, strict=True) if _is_top(place)]  # fmt: skip
+            about = _sections(form, made, method, values)
             with gr.Accordion("More overrides", open=False):
                 more = gr.Textbox(
                     label="Overrides", lines=3, placeholder="training.steps=20\nmodels.teachers={maths: path/to/model}",
@@ -75,33 +78,28 @@ def build_tab(context: AppContext, shared: Shared) -> None:
             message = gr.HTML(note(READ_ONLY) if context.read_only else "", elem_id="launch-message")
             report = gr.HTML(note(_WHAT_CHECK_DOES), elem_id="launch-report")
 
-    inputs: list[Component] = [recipe, more, *made.values()]
-    method = made[next(field for field in made if field.key == "method.name")]
-    name = made[next(field for field in made if field.key == "name")]
+    inputs: list[Component] = [recipe, more, *made]
+    chooser, name = (made[[_first(place).key for place in form].index(key)] for key in ("method.name", "name"))
+    options = [one for place, one in zip(form, made, strict=True) if None not in place]
     silent = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
 
-    shows = (beside(partial(preview, context, every_field), 1), inputs, [message, command])
+    shows = (beside(partial(preview, context, form), 1), inputs, [message, command])
     typed = gr.Textbox("", visible="hidden")
-    gr.on(
-        [one.input for one in (more, *made.values()) if one is not method],
-        None,
-        None,
-        typed,
-        js="() => workbenchApp.typed()",
-    )
+    events = [one.input for one in (more, *made) if one is not chooser]
+    gr.on(events, None, None, typed, js="() => workbenchApp.typed()")
     typed.change(*shows, **silent)
     loaded = recipe.change(
-        beside(partial(fill, context, every_field), len(made)), recipe, [message, *made.values()], **silent
+        beside(partial(fill, context, form), 1 + len(made)), recipe, [message, about, *made], **silent
     )
     loaded.then(*shows, **silent)
-    changed = method.change(partial(show_method, list(groups)), method, list(groups.values()), **silent)
+    changed = chooser.input(partial(show_method, form), chooser, [about, *options], **silent)
     changed.then(*shows, **silent)
     shared.on_show("launch", told(partial(offer, context), 2), [recipe, name], [recipe, name]).then(*shows, **silent)
 
     running = {"show_progress": "minimal", "show_progress_on": report, "api_visibility": "private"}
-    check.click(beside(partial(run_check, context, every_field), 1), inputs, [message, report], **running)
+    check.click(beside(partial(run_check, context, form), 1), inputs, [message, report], **running)
     started = start.click(
-        beside(partial(start_from, context, every_field), 4), inputs,
+        beside(partial(start_from, context, form), 4), inputs,
         [message, shared.run, shared.address, shared.tabs, name], **silent | {"trigger_mode": "once"},
     )  # fmt: skip
     started.then(*shows, **silent)
@@ -131,25 +129,40 @@ def beside(callback: Callable, num_outputs: int) -> Callable:
     return safe
 
 
-def preview(context: AppContext, every_field: list[Field], recipe: str, more: str, *entered: object) -> tuple[str]:
+def preview(context: AppContext, form: Form, recipe: str, more: str, *entered: object) -> tuple[str]:
     """The command that starts what the form holds."""
     file = recipe_file(context, recipe)
-    config = _entered(context, every_field, more, entered)
+    config = entered_config(context, form, entered, more or "")
     return (copyable(train_command(file, overrides_between(file, config))),)
 
 
-def fill(context: AppContext, every_field: list[Field], recipe: str) -> list[object]:
-    """The values of a recipe, in the order of the fields' components; other methods' options at their defaults."""
+def recipe_values(context: AppContext, form: Form, recipe: str) -> list[object]:
+    """What each component holds for a recipe; one that is for other methods' options holds a default of theirs."""
     values = form_values(context, recipe)
+    method = str(values["method.name"])
+    fields_now = [field_at(place, method) for place in form]
     return [
-        field.shown(values[field.key] if field.method in (None, values["method.name"]) else field.default)
-        for field in _in_order(every_field)
+        field.shown(values[field.key]) if field else _first(place).shown(_first(place).default)
+        for field, place in zip(fields_now, form, strict=True)
     ]
 
 
-def show_method(names: list[str], method: str) -> list[dict]:
-    """Shows the options of the chosen method and hides the others'."""
-    return [gr.update(visible=name == method) for name in names]
+def fill(context: AppContext, form: Form, recipe: str) -> list[object]:
+    """What is said about a recipe's method, and its values; options of other methods are hidden."""
+    values = recipe_values(context, form, recipe)
+    method = str(values[[_first(place).key for place in form].index("method.name")])
+    return [
+        _about(method),
+        *(
+            value if None in place else _shown_option(place, method, value)
+            for place, value in zip(form, values, strict=True)
+        ),
+    ]
+
+
+def show_method(form: Form, method: str) -> list[object]:
+    """What is said about the chosen method, and its options at their defaults; other methods' are hidden."""
+    return [_about(method), *(_shown_option(place, method) for place in form if None not in place)]
 
 
 def offer(context: AppContext, recipe: str | None, name: str) -> tuple[object, object]:
@@ -165,13 +178,11 @@ def offer(context: AppContext, recipe: str | None, name: str) -> tuple[object, o
     return picker, gr.skip() if free == name else free
 
 
-def run_check(
-    context: AppContext, every_field: list[Field], recipe: str, more: str, *entered: object
-) -> Iterator[tuple[str]]:
+def run_check(context: AppContext, form: Form, recipe: str, more: str, *entered: object) -> Iterator[tuple[str]]:
     """What `workbench check` finds, as a table. First says that it is at work."""
     context.check_writable()
     file = recipe_file(context, recipe)
-    config = _entered(context, every_field, more, entered)
+    config = entered_config(context, form, entered, more or "")
     if config.models.trust_remote_code:
         raise ConfigError("models.trust_remote_code=true runs code that comes with a model; check it in a terminal.")
     overrides = overrides_between(file, config)
@@ -206,75 +217,62 @@ def check_html(rows: list[tuple[str, ...]]) -> str:
     return f'{verdict}<table class="app-table"><thead><tr><th>check</th><th></th><th>found</th></tr></thead><tbody>{body}</tbody></table>'
 
 
-def start_from(context: AppContext, every_field: list[Field], recipe: str, more: str, *entered: object) -> tuple:
+def start_from(context: AppContext, form: Form, recipe: str, more: str, *entered: object) -> tuple:
     """Starts the run and turns the page to it: run picker, address, tabs, and the next free name for the form."""
     context.check_writable()
-    config = _entered(context, every_field, more, entered)
+    config = entered_config(context, form, entered, more or "")
     state = start_run(config, context.runs_dir)
     picker = gr.Dropdown(choices=run_choices(context), value=state.name)
     return picker, {}, gr.Tabs(selected="watch"), free_name(context, config.name)
 
 
-def _entered(context: AppContext, every_field: list[Field], more: str, entered: tuple) -> RunConfig:
-    return entered_config(context, dict(zip(_in_order(every_field), entered, strict=True)), more or "")
+def _first(place: Mapping[str | None, Field]) -> Field:
+    return next(iter(place.values()))
 
 
-def _in_order(every_field: list[Field]) -> list[Field]:
-    """The order of the components on the page."""
-    top = [field for field in every_field if field.key in TOP]
-    rest = [field for field in every_field if field.key not in TOP]
-    places = {section: place for place, section in enumerate(_section_names(every_field))}
-    return top + sorted(
-        rest, key=lambda field: (places[field.section], list_methods().index(field.method or list_methods()[0]))
-    )
+def _is_top(place: Mapping[str | None, Field]) -> bool:
+    return None in place and _first(place).key in TOP
 
 
-def _section_names(every_field: list[Field]) -> list[str]:
-    named = dict.fromkeys(field.section for field in every_field if field.key not in TOP)
-    return ["method", *[name for name in named if name not in ("", "method")], ""]
+def _about(method: str) -> str:
+    """The first line of what a method says of itself; nothing for a name that is none."""
+    text = (method_module(method).__doc__ or "").splitlines()[0] if method in list_methods() else ""
+    return f'<p class="app-about">{escape(text)}</p>'
 
 
-def _first_values(context: AppContext, every_field: list[Field], recipe: str | None) -> dict[Field, object]:
-    """What the form holds at first: the first recipe, or defaults if that is none; its command then says what is wrong."""
+def _first_values(context: AppContext, form: Form, recipe: str | None) -> tuple[str, list[object]]:
+    """The first recipe's method and values, or defaults if that is none; its command then says what is wrong."""
     try:
-        shown = fill(context, every_field, recipe)
+        values = recipe_values(context, form, recipe or "")
     except WorkbenchError:
-        shown = [field.shown(field.default) for field in _in_order(every_field)]
-    return dict(zip(_in_order(every_field), shown, strict=True))
+        values = [_first(place).shown(_first(place).default) for place in form]
+    return str(values[[_first(place).key for place in form].index("method.name")]), values
 
 
-def _sections(
-    every_field: list[Field], made: dict[Field, Component], values: dict[Field, object]
-) -> dict[str, gr.Column]:
-    """An accordion per section, added to `made` in order; returns the column of each method's options."""
-    groups: dict[str, gr.Column] = {}
+def _sections(form: Form, made: list[Component], method: str, values: list[object]) -> gr.HTML:
+    """An accordion per section, its components added to `made` in the form's order; returns the line about the method."""
     notes = section_notes()
-    chosen = next(value for field, value in values.items() if field.key == "method.name")
-    ordered = [field for field in _in_order(every_field) if field.key not in TOP]
-    for section in _section_names(every_field):
+    rest = [(place, value) for place, value in zip(form, values, strict=True) if not _is_top(place)]
+    for section, group in itertools.groupby(rest, key=lambda pair: _first(pair[0]).section):
         title = TITLES.get(section) or ("Run" if not section else section.capitalize())
         with gr.Accordion(title, open=section in OPEN, elem_id=f"launch-section-{section.replace('.', '-') or 'run'}"):
-            if section != "method":
+            if section == "method":
+                about = gr.HTML(_about(method), elem_id="launch-about")
+            else:
                 gr.HTML(f'<p class="app-about">{escape(notes.get(section, "Where it goes, and its dice."))}</p>')
-                with gr.Row(elem_classes="app-grid"):
-                    made |= {field: _component(field, values[field]) for field in ordered if field.section == section}
-                continue
-            for name in list_methods():
-                with gr.Column(visible=name == chosen, elem_id=f"launch-method-{name}") as groups[name]:
-                    about = (method_module(name).__doc__ or "").splitlines()[0]
-                    gr.HTML(f'<p class="app-about">{escape(about)}</p>')
-                    with gr.Row(elem_classes="app-grid"):
-                        made |= {field: _component(field, values[field]) for field in ordered if field.method == name}
-    return groups
+            with gr.Row(elem_classes="app-grid"):
+                made += [_component(place, method, value) for place, value in group]
+    return about
 
 
-def _component(field: Field, value: object) -> Component:
+def _component(place: Mapping[str | None, Field], method: str, value: object) -> Component:
     """What a key is entered with."""
+    field = field_at(place, method) or _first(place)
     common = {
-        "label": {"name": "Run name", "method.name": "Method"}.get(field.key, field.label),
-        "info": field.hint,
-        "elem_id": "-".join(["launch", *([field.method] if field.method else []), *field.key.split(".")]),
+        **_words(field),
+        "elem_id": "-".join(["launch", *field.key.split(".")]),
         "min_width": 200,
+        "visible": field_at(place, method) is not None,
     }
     if field.key == "method.name":
         return gr.Dropdown(list(list_methods()), value=value, allow_custom_value=True, **common)
@@ -284,9 +282,29 @@ def _component(field: Field, value: object) -> Component:
     if kind == SWITCH:
         return gr.Checkbox(bool(value), **common)
     if kind == CHOICE:
-        empty = [("none", "")] if field.is_nullable else []
-        return gr.Dropdown([*empty, *((one, one) for one in field.option.choices)], value=value or "", **common)
+        return gr.Dropdown(value=value or "", **common)
     if kind in (OFFER, OFFERS):
         offered = list(OFFERED[field.key])
         return gr.Dropdown(offered, value=value, allow_custom_value=True, multiselect=kind == OFFERS, **common)
     return gr.Number(value, **common) if kind == NUMBER else gr.Textbox(value, **common)
+
+
+def _words(field: Field) -> dict[str, object]:
+    """What a component says about its field, and what it lets choose."""
+    words = {
+        "label": {"name": "Run name", "method.name": "Method"}.get(field.key, field.label),
+        "info": field.hint,
+    }
+    if field.kind != CHOICE:
+        return words
+    empty = [("none", "")] if field.is_nullable else []
+    return {**words, "choices": [*empty, *((one, one) for one in field.option.choices)]}
+
+
+def _shown_option(place: Mapping[str | None, Field], method: str, value: object = None) -> dict:
+    """A component as the method's option, at its default unless a value is given; hidden if the method has none of it."""
+    field = place.get(method)
+    if field is None:
+        return gr.update(visible=False)
+    value = field.shown(field.default) if value is None else value
+    return gr.update(value=value or "" if field.kind == CHOICE else value, visible=True, **_words(field))
