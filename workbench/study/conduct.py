@@ -70,7 +70,9 @@ class Record:
     def begin(self, num_processes: int, num_threads: int) -> None:
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         surroundings = _surroundings()
-        command = shlex.join(["workbench", *sys.argv[1:]])
+        program = Path(sys.argv[0])
+        called = ["python", sys.argv[0]] if program.suffix == ".py" and program.name != "__main__.py" else ["workbench"]
+        command = shlex.join([*called, *sys.argv[1:]])
         process = {"pid": os.getpid(), "identity": identify(os.getpid())}
         self.facts["sessions"].append({"started": started, "command": command, "seconds": 0.0, "processes": num_processes, "threads": num_threads, **process, **surroundings})  # fmt: skip
         self._begun = time.perf_counter()
