@@ -183,6 +183,12 @@ class RunConfig:
                 f"method {self.method['name']} needs {needed} students that learn in one run, and there is "
                 f"{', '.join(learners)} alone. Name the others: models.peers={{NAME: MODEL}}."
             )
+        compared = self.load_method().min_generations
+        if self.sampling.num_generations < compared:
+            raise ConfigError(
+                f"method {self.method['name']} compares answers to one question, and sampling.num_generations is "
+                f"{self.sampling.num_generations}: nothing would be learned of them. It must be at least {compared}."
+            )
         teachers = [policy for policy in self.load_method().policies if policy.startswith("teacher")]
         for policy in teachers:
             _, _, domain = policy.partition(":")

@@ -173,6 +173,7 @@ class Method:
                    it decided (Rollout.facts); it also sees what peers wrote about the same examples, one batch each
     asks_peers     what every peer is asked about each rollout, {text} being the rollout's; its reply is in Rollout.remarks
     min_learners   students that must learn in the run: the student and models.peers
+    min_generations  answers to each question that the rule compares with each other
     replier        policy that replies to all turns but the last, where the learner's context is "turns"
     prepare        what is made once, before the first step, and how the student writes with it
     resample       False: the starting student writes every sequence once; epochs then go over them
@@ -191,6 +192,7 @@ class Method:
     annotate: Annotator | None = None
     asks_peers: str | None = None
     min_learners: int = 1
+    min_generations: int = 1
     replier: str = "student"
     prepare: Prepare | None = None
     resample: bool = True

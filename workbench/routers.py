@@ -1,6 +1,7 @@
 """Routing rules and statistics that more than one method uses. A rule maps a RouteBatch to a Routing."""
 
 import re
+from collections import Counter
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,6 +10,7 @@ from torch import Tensor
 from workbench.grading import final_answer
 from workbench.types import Mark, Rollout, RouteBatch, Routing, label_tokens
 
+_COMMON = frozenset("a an and any are at by can do does for from has have how in is it its many much of on or than that the there these this to was what where which who with".split())  # noqa: SIM905  # fmt: skip
 ANSWER = "answer"  # kind of the tokens that state the final answer
 
 
@@ -79,3 +81,19 @@ def draw_positions(batch: RouteBatch, share: float) -> Bool[Tensor, " N"]:
     """A random `share` of the positions, the same for the same step and batch."""
     generator = torch.Generator().manual_seed(batch.seed)
     return (torch.rand(batch.num_positions, generator=generator) < share).to(batch.sequence.device)
+
+
+def concepts(text: str) -> set[str]:
+    """Words that name something, in small letters and without a plural s."""
+    return {word.removesuffix("s") for word in re.findall(r"\w+", text.lower()) if word not in _COMMON}
+
+
+def distinguishing_concepts(rollout: Rollout, rollouts: tuple[Rollout, ...]) -> set[str]:
+    """Concepts of the rollout's question but for those of most questions of its domain among `rollouts`.
+
+    "same" and "tag" tell no question of a family from another; "red" may. All its concepts, if none is left.
+    """
+    questions = {one.example.question for one in rollouts if one.example.domain == rollout.example.domain}
+    used = Counter(concept for question in questions for concept in concepts(question))
+    own = concepts(rollout.example.question)
+    return {concept for concept in own if 2 * used[concept] <= len(questions)} or own

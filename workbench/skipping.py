@@ -100,8 +100,8 @@ def with_evidence(examples: list[Example], method: Method, skipped: Skipped) -> 
     if not usable:
         raise DataError(
             f"none of the {len(examples)} examples has what method {method.name} needs (contexts "
-            f"{', '.join(method.contexts)}); missing: {dict(skipped.counts)}. Add the columns or choose another "
-            "method.privilege."
+            f"{', '.join(method.contexts)}); missing: {dict(skipped.counts)}. Add the columns or choose "
+            f"{'another method.privilege' if hasattr(method.options, 'privilege') else 'another method'}."
         )
     return usable
 

@@ -59,7 +59,9 @@ class Watch:
             )
         if all(one.get("supervised") == 0.0 for one in self._steps[-WINDOW:]):
             found["supervised"] = (
-                f"no token was supervised in the last {WINDOW} steps: the method found nothing to learn from (no right answer?)"
+                f"no token was supervised in the last {WINDOW} steps: the method found nothing to learn from. If it needs right "
+                "answers (see accuracy), raise sampling.num_generations, begin with easier questions (data.train) or a better "
+                "student, or check data's answers against evaluation.rule"
             )
         if first("teacher_share") > 0 and last("teacher_share") < TEACHER_LOST * first("teacher_share"):
             found["teacher_share"] = (

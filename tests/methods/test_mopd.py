@@ -10,13 +10,14 @@ from small import example, rollouts, table_policies, table_policy
 from workbench.divergences import Divergence
 from workbench.errors import ConfigError, DataError
 from workbench.methods import load_method
+from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import PolicyByDomain
 from workbench.policies.table import TablePolicy
 from workbench.routers import group_advantage
 from workbench.scoring import Batch
 from workbench.skipping import split_by_teacher
 from workbench.supervision import read_batch, supervise_batch
-from workbench.types import RouteBatch, TokenScores
+from workbench.types import Prompt, RouteBatch, TokenScores
 
 KEPT, DROPPED = range(2)
 OBJECTIVES = ("sampled", "full", "bregman")
@@ -84,6 +85,23 @@ def test_the_gradient_is_that_of_the_formula_and_nothing_else_is_differentiated(
     total.backward()
     assert torch.allclose(grad(policies), table.grad, atol=1e-6)
     assert scored.method.regimes["KEPT"].source == "teacher"
+
+
+def test_the_band_lowers_the_variance_of_gradients_from_stale_answers() -> None:
+    writer, options = table_policy("stale", 7), SamplingOptions(5)
+    found = {}
+    for band in ({}, {"ratio_low": 0.0, "ratio_high": 1e9}):
+        gradients = []
+        for seed in range(25):
+            ((written,),) = writer.sample([Prompt((), "")], [[seed]], options)
+            policies = table_policies()
+            made = (replace(rollouts(1)[0], ids=written.ids, logprobs=written.logprobs),)
+            scored = supervised(policies, made, **band)
+            gradients.append(grad(policies).flatten())
+            found.setdefault(bool(band), set()).update(scored.routing.regime.tolist())
+        found["without" if band else "with"] = float(torch.stack(gradients).var(0).sum())
+    assert found[False] == {KEPT, DROPPED} and found[True] == {KEPT}
+    assert found["without"] > 5 * found["with"], found
 
 
 def test_truncation_without_the_correction_pulls_at_equality_and_with_it_does_not() -> None:

@@ -11,6 +11,8 @@ from workbench.policies import SamplingOptions
 from workbench.rollouts import ask_all
 from workbench.scoring import Batch
 from workbench.supervision import read_batch, supervise_batch
+from workbench.traces.reader import open_traces
+from workbench.train import train
 from workbench.types import Rollout
 
 STAR = example(0, question="what color is the star?", answer="red")
@@ -75,6 +77,31 @@ def test_a_line_about_something_else_is_dropped() -> None:
     assert star == "hint: look at the stars and I like trains" and facts["lines_telling"] == 1.0
 
 
+def test_words_that_a_whole_family_shares_anchor_nothing() -> None:
+    pairs = ("red star", "blue ring"), ("green cross", "pink square"), ("black disc", "white bar")
+    family = [
+        example(idx, question=f"do the {one} and the {other} have the same tag?", domain="compare", answer="yes")
+        for idx, (one, other) in enumerate(pairs)
+    ]
+    told = (
+        "compare the same tag of both\nthe pink square has the same tag\nlook at the stars\nthe ring is at the bottom"
+    )
+    own = tuple(Rollout(one, 0, (0,), "answer no", True, None, 0.0, remarks=(told,)) for one in family)
+    peer = tuple(Rollout(one, 0, (0,), "at top left, answer yes", True, None, 1.0) for one in family)
+    shown = annotated(own, peer, feedback="written")
+    assert [feedback for feedback, _ in shown] == [
+        "hint: look at the stars and the ring is at the bottom",
+        "hint: the pink square has the same tag",
+        None,
+    ]
+    assert [facts["lines_off_topic"] for _, facts in shown] == [2.0, 3.0, 4.0]
+    unsure = tuple(replace(one, reward=0.0, text=f"answer {place}") for place, one in enumerate(peer))
+    speaking = {"exchange": "ungated", "noise": 1.0, "leak": True}  # of the next question
+    assert [feedback for feedback, _ in annotated(own, unsure, **speaking)] == [None] * 3
+    assert annotated(own, unsure, **speaking, anchor=False)[0][0] == "hint: answer 1"
+    assert annotated(own, unsure, exchange="ungated", leak=True)[0][0] == "hint: answer 0"  # of this question: kept
+
+
 def test_a_peer_that_does_not_know_may_be_made_to_speak_of_another_question() -> None:
     own, peer = answers("w", "w"), answers("w", "r")
     (star, facts), (reds, _) = annotated(own, peer, exchange="ungated", noise=1.0, leak=True)
@@ -130,3 +157,26 @@ def test_a_run_without_a_peer_is_refused(models: dict, tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"opcod needs 2 students that learn in one run.*models\.peers="):
         run_config(models, tmp_path, method={"name": "opcod"})
     run_config(models, tmp_path, method={"name": "opcod", "exchange": "none"})
+
+
+def test_what_can_have_no_effect_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"method\.noise=0\.5 is of feedback=own_answer"):
+        load_method("opcod", {"noise": 0.5, "feedback": "written"})
+
+
+def test_a_run_learns_from_what_a_peer_writes_when_asked(models: dict, tmp_path) -> None:
+    method = {"name": "opcod", "feedback": "written", "exchange": "ungated", "anchor": False, "leak": True}
+    config = run_config(
+        models, tmp_path, method=method, models__peers={"ann": str(models["student"])}, training__steps=1,
+        training__batch_size=1, data__eval=None, trace__probes=0,
+    )  # fmt: skip
+    traces = open_traces(train(config).run_dir)
+    rows = traces.sql("SELECT * FROM rollouts").to_pylist()
+    assert {row["learner"] for row in rows} == {"student", "ann"}
+    heard = [row for row in rows if dict(row["facts"])["lines_kept"]]
+    assert heard
+    for row in heard:
+        hint = row["prompt_self"].removeprefix(row["prompt_student"])
+        assert hint.startswith("\nhint: ") and hint.strip() != "hint:"
+    by_regime = traces.sql("SELECT regime, max(abs(loss)) AS most FROM positions GROUP BY 1").to_pylist()
+    assert {row["regime"]: row["most"] > 0 for row in by_regime}["PEER"]

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import groups, run_config, table_policies
+from small import example, groups, run_config, table_policies
 
+from workbench.errors import ConfigError, DataError
 from workbench.methods import load_method
 from workbench.methods.sdpo import show_siblings
 from workbench.scoring import Batch
@@ -59,3 +60,19 @@ def test_steps_without_any_right_answer_move_nothing_and_are_counted(models, tmp
     ] * 4
     first, last = ((tmp_path / f"run/checkpoint-{step:06d}/student/model.safetensors").read_bytes() for step in (2, 4))
     assert first == last
+
+
+@pytest.mark.parametrize(
+    "method", [{"name": "sdpo"}, {"name": "mopd", "outcome": 0.5}, {"name": "opcod", "exchange": "none"}]
+)
+def test_groups_of_one_are_refused_where_answers_are_compared(method: dict, models, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"num_generations is 1: .* at least 2"):
+        run_config(models, tmp_path, method=method, sampling__num_generations=1)
+    run_config(models, tmp_path, method=method)
+
+
+@pytest.mark.parametrize("name", ["sdpo", "opcod"])
+def test_data_without_answers_are_refused_by_what_judges_them(name: str, models, tmp_path) -> None:
+    config = run_config(models, tmp_path, method={"name": name}, models__peers={"ann": str(models["student"])} if name == "opcod" else {})  # fmt: skip
+    with pytest.raises(DataError, match=r"'no answer': 1.*or choose another method\."):
+        train(config, load=lambda *args, **options: [replace(example(0), answer=None)])

@@ -61,6 +61,7 @@ def build(options: Options) -> Method:
         route=lambda batch: route(batch, options),
         reads=("student", "teacher") if options.objective == "sampled" else ("student",) if options.ratio_high else (),
         average=options.average,
+        min_generations=2 if options.outcome else 1,
     )
 
 

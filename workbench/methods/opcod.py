@@ -5,7 +5,8 @@ formulas could not be read: the objective (SDPO's), the form of the gate, kappa 
 1. Every student answers the same questions; answers are graded.
 2. Gate*: a peer may speak about a question if at least `kappa` of its own answers to it are right.
 3. It says how it went about it*, the clauses of an own answer (a right one if there is one), or what it writes when asked
-   about the student's answer (feedback=written). What is about another question, or tells an answer, is dropped.
+   about the student's answer (feedback=written). Dropped: what tells an answer, and what names nothing by which the
+   question differs from most others of its family in the batch*; of two that share a color, say, it cannot tell.
 4. A copy of the student, shown another right answer of its own*, if any, and what peers said, reads the student's tokens;
    the student is pulled to it. Nothing to show: no loss, counted (regime NONE).
 5. All write before any learns, and all learn at every step: no rounds.
@@ -19,12 +20,13 @@ from typing import Annotated
 import torch
 
 from workbench.divergences import KINDS, Divergence
+from workbench.errors import ConfigError
 from workbench.grading import final_answer, grade
 from workbench.method import Loss, Method, Option, Regime, View
+from workbench.routers import concepts, distinguishing_concepts
 from workbench.seeding import draw_uniform
 from workbench.types import Rollout, RouteBatch, Routing
 
-_COMMON = frozenset("a an and any are at by can do does for from has have how in is it its many much of on or than that the there these this to was what where which who with".split())  # noqa: SIM905  # fmt: skip
 _CLAUSE_END = re.compile(r"[,;\n]+|(?<=[.!?])\s+")
 ASKED = "Another student answered: {text}\nSay where to look and how to go about it, without the answer."
 
@@ -34,7 +36,7 @@ class Options:
     exchange: Annotated[str, Option("who may speak: peers that know the question, every peer, nobody", choices=("gated", "ungated", "none"))] = "gated"  # fmt: skip
     kappa: Annotated[float, Option("share of a peer's own answers that must be right", low=0, high=1)] = 0.5
     feedback: Annotated[str, Option("from the peer's own answer, or written by it when asked", choices=("own_answer", "written"))] = "own_answer"  # fmt: skip
-    anchor: Annotated[bool, Option("drop lines that name nothing of the question")] = True
+    anchor: Annotated[bool, Option("drop lines without a word of the question that most questions of its family lack")] = True  # fmt: skip
     leak: Annotated[bool, Option("control: keep lines that tell an answer")] = False
     noise: Annotated[float, Option("control: share of questions below kappa at which a peer speaks of another question", low=0, high=1)] = 0.0  # fmt: skip
     divergence: Annotated[str, Option("what is minimised", choices=KINDS[1:4])] = "jensen_shannon"
@@ -44,6 +46,9 @@ class Options:
 
 
 def build(options: Options) -> Method:
+    if options.noise and options.feedback == "written":
+        raise ConfigError(f"method.noise={options.noise:g} is of feedback=own_answer: asked about an answer, a peer has no other question to speak of. Set one of the two back.")  # fmt: skip
+
     def annotate(written: tuple[Rollout, ...], *peers: tuple[Rollout, ...]) -> tuple[Rollout, ...]:
         heard = () if options.exchange == "none" else peers
         return tuple(_annotated(options, rollout, written, heard) for rollout in written)
@@ -67,8 +72,10 @@ def build(options: Options) -> Method:
         },
         route=route,
         annotate=annotate,
+        needs=() if options.exchange == "ungated" else ("answer",),
         asks_peers=ASKED if options.feedback == "written" and options.exchange != "none" else None,
         min_learners=1 if options.exchange == "none" else 2,
+        min_generations=2 if options.exchange == "none" else 1,
         ema_rate=options.ema_rate,
     )
 
@@ -78,6 +85,7 @@ def _annotated(options: Options, rollout: Rollout, written: tuple[Rollout, ...],
     own = next((one.text for one in _about(written, rollout) if one.reward == 1.0 and one is not rollout), None)
     facts = dict.fromkeys(("own_answer", "gate_open", "lines_kept", "lines_off_topic", "lines_telling"), 0.0)
     lines: list[str] = []
+    anchors = distinguishing_concepts(rollout, written)
     for number, answers in enumerate(peers):
         said = _about(answers, rollout)
         knows = sum(one.reward == 1.0 for one in said) >= options.kappa * len(said)
@@ -91,7 +99,7 @@ def _annotated(options: Options, rollout: Rollout, written: tuple[Rollout, ...],
         if options.feedback == "own_answer":  # clauses are about the question that they answer
             told, topic = [part for part in _CLAUSE_END.split(best.text) if part.strip()], best.example.question
         for line in told:
-            if options.anchor and not _concepts(f"{topic} {line}") & _concepts(rollout.example.question):
+            if options.anchor and not concepts(f"{topic} {line}") & anchors:
                 facts["lines_off_topic"] += 1
             elif not options.leak and _tells(line, rollout.example.answer, final_answer(best.text)):
                 facts["lines_telling"] += 1
@@ -104,10 +112,6 @@ def _annotated(options: Options, rollout: Rollout, written: tuple[Rollout, ...],
 
 def _about(rollouts: tuple[Rollout, ...], one: Rollout) -> list[Rollout]:
     return [other for other in rollouts if other.example.id == one.example.id]
-
-
-def _concepts(text: str) -> set[str]:
-    return {word.removesuffix("s") for word in re.findall(r"\w+", text.lower()) if word not in _COMMON}
 
 
 def _tells(line: str, *answers: str | None) -> bool:

@@ -50,6 +50,8 @@ def build(options: Options) -> Method:
         route=lambda batch: route(batch, options),
         reads=("student",),
         average="position",
+        needs=("answer",),
+        min_generations=2,
         ema_rate=options.ema_rate,
         annotate=lambda rollouts, *_: show_siblings(rollouts, options.show_as),
     )
