@@ -22,6 +22,7 @@ from workbench.method import TOKENS, Loss, Method, Regime
 from workbench.methods import list_methods
 from workbench.routers import everywhere
 from workbench.runs import RunFolder
+from workbench.types import RouteBatch, Routing
 
 
 def main() -> None:
@@ -51,8 +52,14 @@ def measured(name: str, repeats: int) -> str:
 def floor_of(method: Method) -> Method:
     """The same writing and views, with one loss at every position and no rule."""
     others = [name for name, view in method.views.items() if not view.learns]
-    loss = Loss(others[0], Divergence("reverse_kl")) if others else Loss(TOKENS, Divergence("nll"))
-    return dataclasses.replace(method, regimes={"ALL": Regime((loss,))}, route=everywhere, reads=())
+    if not others:
+        return dataclasses.replace(method, regimes={"ALL": Regime((Loss(TOKENS, Divergence("nll")),))}, route=everywhere, reads=())  # fmt: skip
+
+    def where_read(batch: RouteBatch) -> Routing:  # some views read only rollouts that have what they show
+        return dataclasses.replace(everywhere(batch), regime=batch.scores[others[0]].logprob.isnan().long())
+
+    regimes = {"ALL": Regime((Loss(others[0], Divergence("reverse_kl")),)), "UNREAD": Regime(())}
+    return dataclasses.replace(method, regimes=regimes, route=where_read, reads=())
 
 
 def trainer(name: str, folder: Path, run: str, repeats: int) -> Trainer:
