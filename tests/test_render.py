@@ -277,6 +277,7 @@ def test_a_recorded_answer_becomes_a_view(tmp_path):
         "answer": "4", "completion": "4", "reward": 0.0, "finished": False, "images": ["scene.png"],
         "images_student": ["scene.png"], "images_teacher": ["scene.png", "crop.png"], "prompt_student": "which digit?",
         "prompt_teacher": None, "thresholds": [("gap", 0.5)],
+        "facts": [("gate_open", 1.0), ("lines<b>", 0.25), ("unknown", None)],
         "evidence_boxes": [{"x0": 1.0, "y0": 1.0, "x1": 3.0, "y1": 3.0, "label": "ring"}],
     }  # fmt: skip
     position = {
@@ -294,7 +295,10 @@ def test_a_recorded_answer_becomes_a_view(tmp_path):
         "rollout": 3,
         "example": "e7",
         "length": "cut at the longest allowed",
+        "decided": "gate open 1.00, lines<b> 0.25, unknown –",
     }
+    assert "gate open 1.00, lines&lt;b&gt; 0.25" in render_tokens(found)
+    assert "decided gate open 1.00, lines<b> 0.25" in render_terminal(found, colour=False)
     assert found.right is False and found.thresholds == {"gap": 0.5} and found.views == ("student", "teacher")
     assert found.tokens[0].total_gap == pytest.approx(0.2) and found.tokens[0].alternatives == {
         "student": [("4", -0.3)]

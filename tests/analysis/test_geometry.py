@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from workbench.analysis import geometry
 from workbench.analysis.geometry import columns, compare, measure, measure_all, random_like
 from workbench.analysis.modules import place_of
 from workbench.errors import PolicyError
@@ -216,3 +217,14 @@ def test_every_family_s_names_have_a_module(name: str, group: str, layer: int | 
     place = place_of(name)
     assert place.group == group
     assert place.layer == (None if name == "multi_modal_projector.linear_1.weight" else layer)
+
+
+def test_of_a_large_matrix_the_directions_are_drawn_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(geometry, "MOST_EXACT", 4)
+    before, moved = torch.randn(2, 60, 60, generator=torch.Generator().manual_seed(0))
+    state, found = torch.get_rng_state(), []
+    for seed in (3, 3, 4):
+        found.append(measure(before, before + 0.1 * moved, seed=seed))
+        torch.rand(1)
+    torch.set_rng_state(state)
+    assert found[0] == found[1] != found[2]

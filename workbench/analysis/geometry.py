@@ -6,9 +6,12 @@ Source: "Dense Supervision, Sparse Updates: On the Sparsity and Geometry of On-P
 as in its published code. Three things are added, since each number alone misleads:
 - **Precision.** All is measured in float32 and again with both checkpoints rounded to bfloat16. AdamW in float32 moves nearly every
   weight; after rounding, moves below half a step of the weight's own grid are gone. What is left is called sparse.
-- **A random control** for each tensor: a Gaussian of the same norm, added to W0 and rounded in the same way. It is also what as many
-  random steps add up to. A number that the control shows, too, says nothing of training.
+- **A random control** for each tensor: a Gaussian of the same norm, added to W0 and rounded in the same way. In float32 it is also
+  what as many random steps add up to; steps that are each rounded to bfloat16 are mostly lost one by one, and no control here shows
+  that. A number that the control shows, too, says nothing of training.
 - **Groups** with the language model, the connector and the vision tower apart.
+The published code also counts |D| <= eps ("isclose"). That is no column here: D is a float32 number and no eps is one, so the
+two never differ.
 """
 
 from collections.abc import Callable, Iterator
@@ -92,7 +95,7 @@ def compare(
 ) -> Geometry:
     """Every metric of every tensor of two checkpoints of one architecture. Holds one pair of tensors at a time.
 
-    seed  of the random control
+    seed  of the random control, and of the directions of large matrices
     say   is told each tensor's name
 
     Raises: PolicyError naming the first tensors that differ in name or shape, or a file that cannot be read.
@@ -118,18 +121,20 @@ def measure_all(before: torch.Tensor, after: torch.Tensor, *, seed: int = 0) -> 
     """`measure` in both precisions, of the update and of its random control: four rows."""
     control = random_like(before, after, seed=seed)
     for precision in SHOWN_PRECISIONS:
-        spectrum = _Spectrum(_rounded(before, precision))
+        spectrum = _Spectrum(_rounded(before, precision), seed)
         for delta, moved in ((UPDATE, after), (RANDOM, control)):
             yield {"precision": precision, "delta": delta, **_measured(spectrum, _rounded(moved, precision))}
 
 
-def measure(before: torch.Tensor, after: torch.Tensor, *, precision: str = "float32") -> dict[str, float | None]:
+def measure(
+    before: torch.Tensor, after: torch.Tensor, *, precision: str = "float32", seed: int = 0
+) -> dict[str, float | None]:
     """Every metric of one pair of tensors, both rounded to `precision` first. None where it is not defined.
 
     A tensor of more than two dimensions is read as a matrix, first dimension against the rest; vectors have no spectrum. Above
-    MOST_EXACT the top directions are found by a randomised decomposition, and what needs all singular values is None.
+    MOST_EXACT the top directions are found by a decomposition that draws from `seed`, and what needs all singular values is None.
     """
-    return _measured(_Spectrum(_rounded(before, precision)), _rounded(after, precision))
+    return _measured(_Spectrum(_rounded(before, precision), seed), _rounded(after, precision))
 
 
 def random_like(before: torch.Tensor, after: torch.Tensor, *, seed: int = 0) -> torch.Tensor:
@@ -184,14 +189,14 @@ def _count(ratio: float, of: int) -> int:
 class _Spectrum:
     """A source tensor with its singular vectors, computed once for all deltas."""
 
-    def __init__(self, weight: torch.Tensor) -> None:
-        self.weight = weight
+    def __init__(self, weight: torch.Tensor, seed: int) -> None:
+        self.weight, self.seed = weight, seed
         self.matrix = weight.double().flatten(1) if weight.ndim >= 2 else None
         if self.matrix is None:
             return
         self.smaller = min(self.matrix.shape)
         self.is_exact = self.smaller <= MOST_EXACT
-        self.left, self.values, self.right = _decomposed(self.matrix, self.is_exact)
+        self.left, self.values, self.right = _decomposed(self.matrix, self.is_exact, seed)
         self.masks = {}
         for ratio in RATIOS:
             k = _count(ratio, self.smaller)
@@ -200,11 +205,13 @@ class _Spectrum:
             self.masks["low", ratio] = _largest(-self.matrix.abs(), ratio)
 
 
-def _decomposed(matrix: torch.Tensor, is_exact: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _decomposed(matrix: torch.Tensor, is_exact: bool, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if is_exact:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         return left, values, right.mT
-    return torch.svd_lowrank(matrix, q=_count(max(RATIOS), min(matrix.shape)), niter=4)
+    with torch.random.fork_rng([matrix.device] if matrix.is_cuda else []):
+        torch.manual_seed(seed)
+        return torch.svd_lowrank(matrix, q=_count(max(RATIOS), min(matrix.shape)), niter=4)
 
 
 def _largest(values: torch.Tensor, ratio: float) -> torch.Tensor:
@@ -240,7 +247,7 @@ def _measured(source: _Spectrum, after: torch.Tensor) -> dict[str, float | None]
 
 def _spectral(source: _Spectrum, delta: torch.Tensor, energy: float) -> dict[str, float | None]:
     """Spectrum of the delta, and where it lies in that of its source."""
-    values = torch.linalg.svdvals(delta) if source.is_exact else _decomposed(delta, False)[1]
+    values = torch.linalg.svdvals(delta) if source.is_exact else _decomposed(delta, False, source.seed)[1]
     squares = values.square()
     found: dict[str, float | None] = {"stable_rank": energy / float(squares[0])}
     if source.is_exact:
@@ -249,7 +256,7 @@ def _spectral(source: _Spectrum, delta: torch.Tensor, energy: float) -> dict[str
         found["effective_rank"] = float(torch.special.entr(shares).sum().exp())
     found |= {f"energy_top_{one}": float(squares[:one].sum()) / energy for one in TOPS}
     found |= {f"energy_top_{_percent(one)}": float(squares[: _count(one, source.smaller)].sum()) / energy for one in TOP_SHARES}  # fmt: skip
-    left, after_values, _ = _decomposed(source.matrix + delta, source.is_exact)
+    left, after_values, _ = _decomposed(source.matrix + delta, source.is_exact, source.seed)
     in_left, in_right = source.left.T @ delta, delta @ source.right
     in_both = in_left @ source.right
     for ratio in RATIOS:

@@ -9,7 +9,8 @@ Source: arXiv 2606.18195, section 3 and the official code.
 Differs: the paper picks as many positions as the step committed by the TEACHER's confidence (81.0 on GSM8K; by the student's
 78.6, its ablation and the choice here, where a position is a token that was written); it resamples up to eight times until
 an answer is right (here: num_generations, all of which count); it takes several optimiser steps per answer (here: one).
-Wrong answers count as zeros in the mean, as in the code. `source=tokens` is its control: the student's own right answers
+Wrong answers count as zeros in the mean, as in the code; so do positions without a future, whose states the code leaves
+out of its mean (their share: regime LAST). `source=tokens` is its control: the student's own right answers
 as targets, every token in its own state.
 """
 

@@ -98,7 +98,7 @@ class TokenView:
     prompts     the text each view was given
     regimes     by name, in the method's order, also those that no token of this answer has
     thresholds  what the router compared with at this step
-    meta        where this comes from, in the order in which it is shown: run, step, rollout
+    meta        where this comes from, in the order in which it is shown: run, step, rollout; and what the method decided
     """
 
     title: str

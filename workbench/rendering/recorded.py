@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from workbench.rendering.model import VIEW_ORDER, PictureOfView, RegimeNote, TokenCell, TokenView
+from workbench.rendering.words import plain
 from workbench.traces.reader import TracedRollout
 from workbench.traces.schema import TracedRegime
 from workbench.types import Box
@@ -17,6 +18,9 @@ def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
         meta["process"] = row["process_rank"]
     if row.get("finished") is False:
         meta["length"] = "cut at the longest allowed"
+    facts = dict(row.get("facts") or ())
+    if facts:
+        meta["decided"] = ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in facts.items())
     reward = row.get("reward")
     return TokenView(
         title=row.get("domain") or row["example_id"],

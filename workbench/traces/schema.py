@@ -78,7 +78,10 @@ ROLLOUTS = (
     Column("evidence_hint", _TEXT, "", "privileged hint: where to look, without the answer"),
     Column("thresholds", pa.map_(_TEXT, pa.float64()), "nats or 1", "what the router compared with at this step"),
     Column(
-        "facts", pa.map_(_TEXT, pa.float64()), "", "what the method found out and decided about the rollout, by name"
+        "facts",
+        pa.map_(_TEXT, pa.float64()),
+        "",
+        "what the method found out and decided about the rollout, by name; shown above its tokens",
     ),
     Column("mean_capability_gap", _REAL, "nats", "mean over its positions; NULL if the method lacks one of the views"),
     Column("mean_information_gap", _REAL, "nats", "mean over its positions; NULL if the method lacks one of the views"),
@@ -360,6 +363,8 @@ _NOTES = """\
 - `capability_gap + information_gap = total_gap`, up to float32 rounding.
 - Files are `traces/<table>/step-000012-rank-0.parquet`, later merged into `merged-000001.parquet`. A file is complete or
   absent; a step that is written again replaces the earlier one. Read through `open_traces`: it knows which rows count.
+- Which questions training repaired (wrong before, right after) and which it broke is known only by asking them twice, so it is in
+  no column here: `workbench summary` tells it of a run in which several learn, by question family, and a study of every variant.
 - Images that were in memory lie once in `traces/images/`, named by their content; images from files keep their path.
 """
 
