@@ -14,7 +14,7 @@ from small import run_config
 
 from workbench.checkpoints import list_checkpoints
 from workbench.config import RunConfig
-from workbench.distributed import Group, refuse_sharding
+from workbench.distributed import Group, Sharding, sharding_asked
 from workbench.errors import ConfigError
 from workbench.evaluate import load_answers
 from workbench.runs import RunFolder
@@ -135,13 +135,28 @@ def test_when_a_process_dies_the_others_stop_with_one_sentence_and_the_run_goes_
     assert_same_run(alone, config)
 
 
-def test_sharding_is_refused_and_the_recipes_are_accelerates(monkeypatch: pytest.MonkeyPatch) -> None:
-    for recipe in ("one-node-8", "several-nodes"):
+def test_what_accelerate_is_told_of_sharding_is_done_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for recipe in ("one-node-8", "several-nodes", "one-node-8-fsdp2"):
         found = load_config_from_file(str(ROOT / "configs" / "accelerate" / f"{recipe}.yaml"))
-        assert found.distributed_type == "MULTI_GPU" and found.num_processes == 8 * found.num_machines
+        kind = "FSDP" if recipe.endswith("fsdp2") else "MULTI_GPU"
+        assert found.distributed_type == kind and found.num_processes == 8 * found.num_machines
+    assert sharding_asked() is None
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ConfigError, match="strategy FSDP, which shards parameters"):
-        refuse_sharding()
+    for name, value in found.fsdp_config.items():
+        monkeypatch.setenv(name.upper(), str(value).lower())
+    assert sharding_asked() == Sharding(reshard=True)
+    for name, value, said in (
+        ("VERSION", "1", "fsdp_version is 1, and here there is FSDP2 alone. Set it to 2"),
+        ("OFFLOAD_PARAMS", "true", "shards stay on their device. Set it to false"),
+        ("TRANSFORMER_CLS_TO_WRAP", "Layer", "fsdp_transformer_cls_to_wrap is Layer"),
+        ("RESHARD_AFTER_FORWARD", "FULL_SHARD", "it is true or false"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(ConfigError, match=said):
+            patch.setenv(f"FSDP_{name}", value)
+            sharding_asked()
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match="strategy DEEPSPEED, and there are two"):
+        sharding_asked()
 
 
 def test_blocks_are_even_and_every_process_needs_a_prompt() -> None:

@@ -15,6 +15,7 @@ contexts
 method routers
 losses
 policies
+sharding
 methods
 scenes tables
 conversations layouts

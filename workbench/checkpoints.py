@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -24,12 +24,15 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from workbench.errors import RunError
 from workbench.policies import Policy
+from workbench.sharding import part_like, whole, whole_weights
 from workbench.types import STUDENT
 
 _STATE = "state.json"
+_SAVED = {STUDENT: "", f"{STUDENT}@ema": "_ema"}  # policies that are saved: endings of their folders
 
 
 @dataclass(frozen=True)
@@ -69,20 +72,50 @@ class Trained(Protocol):
     optimizer: torch.optim.Optimizer
 
 
-def save_checkpoint(run_dir: Path, step: int, learners: Iterable[Trained], *, keep: int = 0) -> Checkpoint:
-    """Write checkpoint `step`, then delete the oldest ones beyond `keep` (0 = keep all)."""
+@dataclass(frozen=True)
+class Gathered:
+    """What processes hold of a learner in parts, put together in host memory. weights: by policy, then by name."""
+
+    weights: dict[str, dict[str, torch.Tensor]]
+    moments: dict[str, torch.Tensor]
+
+
+def gather(learner: Trained, keep: bool) -> Gathered | None:
+    """Every process gives its parts of a learner, and who is to `keep` them has it whole; None if it is not in parts."""
+    model = learner.policies[STUDENT].model
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return None
+    found = Gathered({}, {})
+    for name in _SAVED:
+        own = found.weights.setdefault(name, {})
+        for key, value in whole_weights(learner.policies[name].model) if name in learner.policies else ():
+            own |= {key: value} if keep else {}
+    for key, value in _moments(learner.optimizer, _names(model)):
+        found.moments.update({key: value} if keep else {})
+    return found
+
+
+def save_checkpoint(
+    run_dir: Path, step: int, learners: Sequence[Trained], *, keep: int = 0, gathered: Sequence[Gathered | None] = ()
+) -> Checkpoint:
+    """Write checkpoint `step`, then delete the oldest ones beyond `keep` (0 = keep all).
+
+    gathered  the learners as `gather` gives them; () = none is in parts
+    """
     final = checkpoint_path(run_dir, step)
     temporary = run_dir / f".checkpoint-{step:06d}"
     for leftover in run_dir.glob(".checkpoint-*"):
         shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
-    for learner in learners:
-        for name, folder in ((STUDENT, learner.name), (f"{STUDENT}@ema", f"{learner.name}_ema")):
+    for learner, parts in zip(learners, gathered or [None] * len(learners), strict=True):
+        for name, ending in _SAVED.items():
             if name in learner.policies:
-                learner.policies[name].model.save_pretrained(temporary / folder)
-                learner.policies[name].processor.save_pretrained(temporary / folder)
-        moments = _moments(learner.optimizer, _names(learner.policies[STUDENT].model))
-        safetensors.torch.save_file(moments, Checkpoint(temporary, step).optimizer(learner.name))
+                folder = temporary / f"{learner.name}{ending}"
+                weights = None if parts is None else parts.weights[name]
+                learner.policies[name].model.save_pretrained(folder, state_dict=weights)
+                learner.policies[name].processor.save_pretrained(folder)
+        own = _moments(learner.optimizer, _names(learner.policies[STUDENT].model)) if parts is None else parts.moments
+        safetensors.torch.save_file(dict(own), Checkpoint(temporary, step).optimizer(learner.name))
     written = {str(path.relative_to(temporary)): path for path in temporary.rglob("*") if path.is_file()}
     files = {name: path.stat().st_size for name, path in written.items()}
     digests = {name: _digest(path) for name, path in written.items()}
@@ -203,8 +236,8 @@ def load_optimizer(
                     f"{checkpoint.path} has no optimizer state of the weight {name}: it was saved with other "
                     "trained weights (LoRA?). Resume with the run's own configuration."
                 )
-            state = {key: value.to(parameter.device if key != "step" else "cpu") for key, value in state.items()}
-            optimizer.state[parameter] = state
+            moments = {key: part_like(value, parameter) for key, value in state.items() if key != "step"}
+            optimizer.state[parameter] = {"step": state["step"], **moments}
 
 
 def _digest(file: Path) -> str:
@@ -212,12 +245,10 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _moments(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, torch.Tensor]:
-    return {
-        f"{key}/{names[id(parameter)]}": value.detach().cpu().contiguous()
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
+def _moments(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> Iterator[tuple[str, torch.Tensor]]:
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            yield f"{key}/{names[id(parameter)]}", whole(value.detach()).cpu().contiguous()
 
 
 def _names(model: nn.Module) -> dict[int, str]:

@@ -1,7 +1,7 @@
 """The processes that train one run together; one alone is a group of one, for which everything here is nothing.
 
-Every process holds the whole student, writes and reads its own block of the step's examples, and adds its gradient to those of
-the others once a step. What a rule compares (means over the batch) it compares over all blocks, and a position's coefficient
+Every process holds the whole student, or a part of every weight (workbench.sharding), writes and reads its own block of the
+step's examples, and adds its gradient to those of the others. What a rule compares (means over the batch) it compares over all blocks, and a position's coefficient
 counts all of them, so that the gradients' sum is that of one process with the whole batch. The first process (rank 0) writes
 the run's files; traces are written by each.
 
@@ -14,6 +14,7 @@ import logging
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
@@ -25,12 +26,17 @@ from torch import Tensor
 from workbench.errors import ConfigError, RunError, WorkbenchError
 
 PATIENCE = timedelta(hours=2)  # for a process that lives and says nothing
-_SHARDING = (
-    "FSDP",
-    "DEEPSPEED",
-    "MEGATRON_LM",
-    "PARALLELISM_CONFIG",
-)  # as accelerate's launcher names them in the environment
+_OTHERS = ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # as accelerate's launcher names them in the environment
+_FSDP, _ASKED = "ACCELERATE_USE_FSDP", "WORKBENCH_SHARDS"
+# settings of FSDP in that environment: the only value that is not refused, and what does that here
+_FSDP_SETTINGS = {
+    "VERSION": ("2", "there is FSDP2 alone"),
+    "OFFLOAD_PARAMS": ("false", "shards stay on their device"),
+    "ACTIVATION_CHECKPOINTING": ("false", "models.gradient_checkpointing=true does it"),
+    "AUTO_WRAP_POLICY": ("TRANSFORMER_BASED_WRAP", "weights travel by decoder layer"),
+    "TRANSFORMER_CLS_TO_WRAP": (None, "the layers are those of the model's text decoder"),
+    "IGNORED_MODULES": (None, "all weights are sharded"),
+}
 BUCKET_BYTES = 64 * 2**20  # of gradients that travel together
 T, R = TypeVar("T"), TypeVar("R")
 
@@ -39,11 +45,27 @@ class LostProcess(RunError):
     """A process of the run is gone, and could not say why."""
 
 
+@dataclass(frozen=True)
+class Sharding:
+    """Each process is to hold a part of every weight.
+
+    reshard  a layer's weights go apart again between its forward and its backward pass
+    """
+
+    reshard: bool = True
+
+
 class Group:
     """Processes of a run, this one being number `rank` of `size`."""
 
-    def __init__(self, rank: int = 0, size: int = 1, messages: dist.ProcessGroup | None = None) -> None:
-        self.rank, self.size, self._messages = rank, size, messages
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        messages: dist.ProcessGroup | None = None,
+        sharding: "Sharding | None" = None,
+    ) -> None:
+        self.rank, self.size, self._messages, self.sharding = rank, size, messages, sharding
         self.remedy = ""  # what to do if a process is lost
 
     @property
@@ -97,8 +119,13 @@ class Group:
             yield
         except Exception as error:
             if self.size > 1 and not getattr(error, "told", False):
-                with contextlib.suppress(Exception):
+                try:
                     self._swap(_sendable(error, self.rank), None)
+                except LostProcess as lost:
+                    if type(error) is RuntimeError:  # from a collective that somebody left
+                        raise lost from error
+                except Exception:
+                    pass
                 error.told = True
             raise
 
@@ -107,15 +134,20 @@ class Group:
         """Every gradient becomes the sum of all processes'; one that nobody has stays None."""
         if self.size == 1:
             return
-        device = parameters[0].device
-        has = torch.tensor([one.grad is not None for one in parameters], dtype=torch.uint8, device=device)
-        self._reduce(has, dist.ReduceOp.MAX)
-        todo = [one for one, own in zip(parameters, has.tolist(), strict=True) if own]
+        has = self.anywhere([one.grad is not None for one in parameters], parameters[0].device)
+        todo = [one for one, own in zip(parameters, has, strict=True) if own]
         for bucket in _buckets(todo):
             flat = torch.cat([(torch.zeros_like(one) if one.grad is None else one.grad).reshape(-1) for one in bucket])
             self._reduce(flat, dist.ReduceOp.SUM)
             for one, summed in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
                 one.grad = summed.reshape(one.shape).clone()
+
+    def anywhere(self, flags: Sequence[bool] | Tensor, device: torch.device) -> list[bool]:
+        """Which flags any process has set."""
+        found = torch.as_tensor(flags, dtype=torch.uint8, device=device)
+        if self.size > 1:
+            self._reduce(found, dist.ReduceOp.MAX)
+        return found.bool().tolist()
 
     def _reduce(self, values: Tensor, how: dist.ReduceOp) -> None:
         try:
@@ -150,29 +182,50 @@ ALONE = Group()
 def join() -> Group:
     """The group that a launcher (accelerate launch, torchrun) started this process in; without one, it is alone.
 
-    Raises: ConfigError for a strategy that shards parameters.
+    Raises: ConfigError for a strategy that is not known here, or a setting of FSDP.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
+    sharding = sharding_asked() if launched > 1 else None
+    if (
+        sharding is not None
+    ):  # accelerate and transformers, were they to read it too, would load and wrap models their way
+        os.environ |= {_FSDP: "false", _ASKED: "true"}
     # accelerate's launcher starts several processes without an accelerator too, and its state would take each to be alone
     state = PartialState(cpu=launched > 1 and not torch.accelerator.is_available())
     if state.num_processes == 1:
         return ALONE
-    refuse_sharding()
-    group = Group(state.process_index, state.num_processes, dist.new_group(backend="gloo", timeout=PATIENCE))
+    messages = dist.new_group(backend="gloo", timeout=PATIENCE)
+    group = Group(state.process_index, state.num_processes, messages, sharding)
     if not group.is_main:
         logging.getLogger("workbench").disabled = True  # the first process says it
     return group
 
 
-def refuse_sharding() -> None:
-    """Raises ConfigError if the launcher was told to shard parameters."""
-    asked = [name for name in _SHARDING if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true")]
+def sharding_asked() -> Sharding | None:
+    """How the launcher was told to shard weights; None: not at all. Raises ConfigError as join."""
+    asked = [name for name in _OTHERS if _is_set(f"ACCELERATE_USE_{name}")]
     if asked:
         raise ConfigError(
-            f"started with the strategy {asked[0]}, which shards parameters; here every process holds the whole student. Start "
-            "with distributed_type: MULTI_GPU (configs/accelerate/); a large student fits with models.lora.rank, "
-            "models.dtype=bfloat16 or models.offload_teachers."
+            f"started with the strategy {asked[0]}, and there are two: every process holds the whole student "
+            "(distributed_type: MULTI_GPU), or a part of every weight (FSDP, fsdp_version: 2). See configs/accelerate/."
         )
+    if not (_is_set(_FSDP) or _is_set(_ASKED)):
+        return None
+    for name, (allowed, why) in _FSDP_SETTINGS.items():
+        told = os.environ.get(f"FSDP_{name}", allowed)
+        if told != allowed:
+            remedy = "Leave it out" if allowed is None else f"Set it to {allowed}"
+            raise ConfigError(
+                f"accelerate's fsdp_{name.lower()} is {told}, and here {why}. {remedy}, as configs/accelerate/one-node-8-fsdp2.yaml has it."
+            )
+    told = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower()
+    if told not in ("true", "false"):
+        raise ConfigError(f"accelerate's fsdp_reshard_after_forward is {told}; with FSDP2 it is true or false.")
+    return Sharding(reshard=told == "true")
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true")
 
 
 def is_main() -> bool:

@@ -32,6 +32,7 @@ from workbench.policies import Policy, SamplingOptions
 from workbench.policies.by_domain import covers
 from workbench.rollouts import write_rollouts
 from workbench.runs import RunFolder
+from workbench.sharding import heads, together
 from workbench.types import PRIVILEGED, Example, Rollout, label_completion
 
 log = logging.getLogger("workbench")
@@ -225,10 +226,13 @@ class Evaluation:
         log.info("step %d: asking %d questions, shown %s", step, len(self.examples), ", ".join(settings.contexts))
         policies = [*self.students, *(self.teachers if settings.teacher and step == 0 else [])]
         options = {"max_completion_length": self.config.sampling.max_completion_length, "rule": settings.rule}
-        answered = self.group.share(
-            self.examples,
-            lambda own, _: ask(policies, own, settings.contexts, step=step, batch_size=settings.batch_size, **options),
-        )
+        options |= {"step": step, "batch_size": settings.batch_size}
+        answered = []
+        for policy in policies:
+            with heads(policy), together(policy):
+                answered += self.group.share(
+                    self.examples, lambda own, _, policy=policy: ask([policy], own, settings.contexts, **options)
+                )
         order = {key: place for place, key in enumerate(dict.fromkeys((row.policy, row.context) for row in answered))}
         answered.sort(key=lambda row: order[row.policy, row.context])  # stable: questions in their order
         self.group.first(lambda: save_answers(self.folder.path, step, answered))

@@ -13,6 +13,7 @@ from transformers import get_scheduler
 from workbench.checkpoints import Checkpoint, refuse_other_run
 from workbench.config import LoraConfig, RunConfig
 from workbench.contexts import parse_context
+from workbench.distributed import ALONE, Group
 from workbench.errors import ConfigError
 from workbench.masks import UpdateMask
 from workbench.method import Method
@@ -20,6 +21,7 @@ from workbench.policies import Policy
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.engine import VllmEngine
 from workbench.policies.loading import has_adapter, load_policies
+from workbench.sharding import local, shard, whole
 from workbench.supervision import NotFinite
 from workbench.types import STUDENT
 
@@ -51,6 +53,13 @@ class Learner:
     def student(self) -> AutoregressivePolicy:
         return self.policies[STUDENT]
 
+    def sum_gradients(self, group: Group) -> None:
+        """Make the gradients those of all processes' batches; of sharded weights they are summed already."""
+        if self.student.shards is None:
+            group.sum_gradients(self.parameters)
+        else:
+            self.student.shards.leave_untouched(self.parameters)
+
     def clip(self) -> dict[str, float]:
         """Scale the gradients that are there down to the largest norm allowed.
 
@@ -59,7 +68,7 @@ class Learner:
         if self.mask is not None:
             self.mask.hide_gradients()
         limit = self.max_grad_norm or float("inf")
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        grad_norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
         if not torch.isfinite(grad_norm):
             raise NotFinite(f"the norm of {self.name}'s gradient is {float(grad_norm)}, though every loss is finite.")
         return {"grad_norm": float(grad_norm)}
@@ -86,14 +95,21 @@ class Learner:
     def _follow(self) -> None:
         """student@ema <- (1 - rate) student@ema + rate student."""
         average = dict(self.policies["student@ema"].model.named_parameters())
-        pairs = [(average[name], own) for name, own in self.student.model.named_parameters() if own.requires_grad]
+        both = [(average[name], own) for name, own in self.student.model.named_parameters() if own.requires_grad]
+        pairs = [(local(mean), local(own)) for mean, own in both]
         torch._foreach_lerp_([mean for mean, _ in pairs], [own.to(mean.dtype) for mean, own in pairs], self.ema_rate)
 
 
 def build_learner(
-    config: RunConfig, method: Method, name: str = STUDENT, *, device: str = "cpu", checkpoint: Checkpoint | None = None
+    config: RunConfig,
+    method: Method,
+    name: str = STUDENT,
+    *,
+    device: str = "cpu",
+    checkpoint: Checkpoint | None = None,
+    group: Group = ALONE,
 ) -> Learner:
-    """A learner of a run, at its start or at a checkpoint."""
+    """A learner of a run, at its start or at a checkpoint; in parts, if the group's processes are to hold some each."""
     models, lora = config.models, config.models.lora
     start = models.learners[name]
     if checkpoint is not None:
@@ -114,7 +130,7 @@ def build_learner(
         offload_teachers=models.offload_teachers,
         attention=models.attention,
         compiler=models.compile,
-        device=device,
+        device="cpu" if group.sharding else device,
         trust_remote_code=models.trust_remote_code,
         max_completion_length=config.sampling.max_completion_length,
         block=config.sampling.block,
@@ -138,7 +154,28 @@ def build_learner(
             memory=config.sampling.engine_memory,
             trust_remote_code=models.trust_remote_code,
         )
+    if group.sharding is not None:
+        shard(policies.values(), group, device)
     return Learner(policies, config, method.ema_rate, name)
+
+
+def refuse_with_shards(config: RunConfig) -> None:
+    """Raises ConfigError if something is asked for that does not go with sharded weights."""
+    models = config.models
+    told = {
+        "models.lora.rank": models.lora.rank,
+        "models.compile": models.compile,
+        "models.offload_teachers": models.offload_teachers,
+        "models.teacher_dtype": models.teacher_dtype == "int8" and models.teacher_dtype,
+        "sampling.engine": config.sampling.engine == "vllm" and config.sampling.engine,
+        "training.update_mask": config.training.update_mask,
+    }
+    for key, value in told.items():
+        if value:
+            raise ConfigError(
+                f"{key}={value} does not go with sharded weights (docs/devices.md). Leave it out, or start with "
+                "distributed_type: MULTI_GPU (configs/accelerate/one-node-8.yaml)."
+            )
 
 
 def _adapter_config(lora: LoraConfig) -> object:

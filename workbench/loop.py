@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from workbench.checkpoints import checkpoint_path, load_optimizer, save_checkpoint
+from workbench.checkpoints import Gathered, checkpoint_path, gather, load_optimizer, save_checkpoint
 from workbench.config import RunConfig
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.distributed import ALONE, Group
@@ -36,12 +36,13 @@ from workbench.rollouts import ask_all
 from workbench.runs import RunFolder, StopSignal
 from workbench.scoring import Batch
 from workbench.seeding import Order, derive_seed
+from workbench.sharding import heads, together
 from workbench.skipping import Skipped, can_show, usable_batch, with_evidence, with_teacher
-from workbench.supervision import NotFinite, Scored, read_batch, supervise_batch
+from workbench.supervision import NotFinite, Scored, attend, read_batch, supervise_batch
 from workbench.traces.parts import compact
 from workbench.traces.writer import TraceWriter
 from workbench.tracking import build_accelerator
-from workbench.types import Example, Rollout
+from workbench.types import STUDENT, Example, Rollout
 from workbench.watch import Watch
 from workbench.writing import Writer
 
@@ -84,7 +85,7 @@ class Trainer:
         self.step_done = checkpoint.step if checkpoint else 0
         device = str(self.accelerator.device)
         self.learners = [
-            build_learner(config, self.method, name, device=device, checkpoint=checkpoint)
+            build_learner(config, self.method, name, device=device, checkpoint=checkpoint, group=group)
             for name in config.models.learners
         ]
         for learner in self.learners if checkpoint else ():
@@ -101,13 +102,15 @@ class Trainer:
         self.sampling = SamplingOptions(
             sampling.max_completion_length, sampling.temperature, sampling.top_p, sampling.top_k
         )
+        self.policies = [policy for learner in self.learners for policy in learner.policies.values()]
+        self.writing = [one.policies[policy] for one in self.learners for policy in (STUDENT, self.method.replier)]
         in_order = [self.examples[self.order.at(place)] for place in range(len(self.examples))]
-        self.writers = [
-            Writer(
-                config, folder, learner, self.method, self.sampling, in_order, self._usable, self.step_done > 0, group
-            )
-            for learner in self.learners
-        ]
+        begun = self.step_done > 0
+        with heads(*self.writing), together(*self.writing):
+            self.writers = [
+                Writer(config, folder, learner, self.method, self.sampling, in_order, self._usable, begun, group)
+                for learner in self.learners
+            ]
         self.writer = TraceWriter(
             folder.path,
             method=self.method.name,
@@ -128,9 +131,10 @@ class Trainer:
         pool = split_by_evidence(pool or self.examples, list(self.method.contexts))[0]
         pool = [one for one in pool if all(covers(policy, one.domain) for policy, _ in self.views)]
         pool = list(filter(self._usable, pool[: 2 * config.trace.probes]))
-        self.probes = group.here(
-            lambda: open_probes(config, folder, self.students, self.method, pool, self.sampling), {}
-        )
+        with heads(*self.writing), together(*self.writing):
+            self.probes = group.here(
+                lambda: open_probes(config, folder, self.students, self.method, pool, self.sampling), {}
+            )
 
     def _usable(self, example: Example) -> bool:
         return can_show(example, self.views, self.skipped)
@@ -187,12 +191,16 @@ class Trainer:
             self.examples, self.order, step, self.config.training.batch_size, self.views, self.skipped, self.group
         )
         try:
-            with self.group.guard(), remembered_images(self.config.models.share_images):
+            with (
+                self.group.guard(),
+                heads(*self.policies),
+                remembered_images(self.config.models.share_images),
+            ):
                 written = self._write(step, examples)
                 clock.lap("write")  # all write before any learns
                 scored = [self._learn(learner, written, step, clock) for learner in self.learners]
             for learner in self.learners:
-                self.group.sum_gradients(learner.parameters)
+                learner.sum_gradients(self.group)
             clipped = [learner.clip() for learner in self.learners]
         except NotFinite as error:
             raise self._stop_for(step, error) from None
@@ -214,13 +222,15 @@ class Trainer:
         """What this process's part of the step's examples is answered by every student."""
         block = self.group.block(len(examples))
         own = [examples[place] for place in block]
-        written = {
-            name: tuple(write(step, own, block.start)) for name, write in zip(self.students, self.writers, strict=True)
-        }
-        if self.method.asks_peers is None:
-            return written
-        seed, first = (self.config.seed, step), block.start * self.config.sampling.num_generations
-        return ask_all(written, self.students, self.method.asks_peers, sampling=self.sampling, seed=seed, first=first)
+        with together(*self.writing):
+            written = {
+                name: tuple(write(step, own, block.start))
+                for name, write in zip(self.students, self.writers, strict=True)
+            }
+            if self.method.asks_peers is None:
+                return written
+            options = {"seed": (self.config.seed, step), "first": block.start * self.config.sampling.num_generations}
+            return ask_all(written, self.students, self.method.asks_peers, sampling=self.sampling, **options)
 
     def _learn(self, learner: Learner, written: dict[str, tuple[Rollout, ...]], step: int, clock: Clock) -> Scored:
         """Read, route and supervise one learner's batch; its gradients are there then, and its weights as before."""
@@ -252,22 +262,29 @@ class Trainer:
     def _probe(self, step: int) -> None:
         """Re-score the fixed answers under every view and route them by the method's own rule."""
         traced, metrics = [], {}
+        if not self.group.first(lambda: all(self.probes.get(learner.name) for learner in self.learners)):
+            return
         for learner in self.learners:
-            probes = self.probes.get(learner.name)
-            if not probes:  # those of a run of several processes are with the first
-                return
-            with self._autocast():
+            with heads(*learner.policies.values()), self._autocast():
+                if not self.group.is_main:  # the probes are with the first
+                    attend(self.method, learner.policies)
+                    continue
+                probes = self.probes[learner.name]
                 batch = Batch(probes, self.config.training.micro_batch_size, self.config.training.bucket)
-                scored = supervise_batch(
-                    self.method,
-                    learner.policies,
-                    read_batch(self.method, learner.policies, batch, _others(self.probes, learner)),
-                    seed=derive_seed("probe", self.config.seed),
-                    num_alternatives=self.config.trace.alternatives,
-                    alternatives_of=len(probes),
-                )
+                readings = read_batch(self.method, learner.policies, batch, _others(self.probes, learner))
+                with together(learner.student):
+                    scored = supervise_batch(
+                        self.method,
+                        learner.policies,
+                        readings,
+                        seed=derive_seed("probe", self.config.seed),
+                        num_alternatives=self.config.trace.alternatives,
+                        alternatives_of=len(probes),
+                    )
             traced.append(scored.traced(step, learner.student))
             metrics |= of_learner(learner.name, step_metrics(self.method, scored))
+        if not self.group.is_main:
+            return
         self.writer.write_probe(*traced)
         self.folder.log_metrics("probe", step, metrics)
 
@@ -279,10 +296,12 @@ class Trainer:
     def _save(self, step: int) -> None:
         self.writer.flush()
         self.group.exchange("flushed")  # what a checkpoint stands for is on disk before it
-        self.group.first(lambda: self._save_here(step))
+        gathered = [gather(learner, self.group.is_main) for learner in self.learners]
+        self.group.first(lambda: self._save_here(step, gathered))
 
-    def _save_here(self, step: int) -> None:
-        checkpoint = save_checkpoint(self.folder.path, step, self.learners, keep=self.config.training.keep)
+    def _save_here(self, step: int, gathered: list[Gathered | None]) -> None:
+        keep = self.config.training.keep
+        checkpoint = save_checkpoint(self.folder.path, step, self.learners, keep=keep, gathered=gathered)
         log.info("saved %s", checkpoint.path)
         try:
             compact(self.folder.path)

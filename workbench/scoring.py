@@ -16,6 +16,7 @@ from workbench.contexts import build_prompt, is_of_rollout, lacks
 from workbench.losses import MixedReadout, Readout, join, score, unread_scores
 from workbench.method import Method
 from workbench.policies import Policy
+from workbench.sharding import together
 from workbench.types import Prompt, Rollout, RouteBatch, Routing, TokenScores
 
 Positions = slice | Int[Tensor, " M"]
@@ -141,7 +142,8 @@ def score_views(
     readouts, scores = {}, {}
     for name, view in method.views.items():
         if not view.learns:
-            readout = read_view(policies[view.policy], prompts[name], batch)
+            with together(policies[view.policy]):
+                readout = read_view(policies[view.policy], prompts[name], batch)
             if readout is None:
                 scores[name] = unread_scores(batch.num_positions)
             else:

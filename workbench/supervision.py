@@ -28,6 +28,7 @@ from workbench.scoring import (
     score_views,
     view_prompts,
 )
+from workbench.sharding import rounds, together
 from workbench.traces.writer import Alternatives, TracedBatch
 from workbench.types import Evidence, Rollout, Routing, TokenScores, label_completion
 
@@ -104,6 +105,16 @@ def read_batch(
     return Readings(batch, prompts, readouts, scores)
 
 
+def attend(method: Method, policies: dict[str, Policy]) -> None:
+    """What a process does while another alone reads and supervises a batch without gradient: it gives its parts of weights."""
+    for view in method.views.values():
+        if not view.learns:
+            with together(policies[view.policy]):
+                pass
+    with together(policies["student"]):
+        pass
+
+
 def supervise_batch(
     method: Method,
     policies: dict[str, Policy],
@@ -126,11 +137,14 @@ def supervise_batch(
     batch, name, own = readings.batch, method.learner, policies["student"]
     prompts, scores, parts = readings.prompts[name], dict(readings.scores), list(batch.parts())
     whole = None  # the learner's readout, where one forward pass serves both the rule and the loss
+    passes = len(parts) if backward is None else rounds(own, len(parts))
     with torch.set_grad_enabled(backward is not None):
         if name in method.reads:
-            if len(parts) == 1:
-                whole = read_part(own, prompts, batch, parts[0][0])
-            reading = whole or read_view(own, prompts, batch)
+            if passes == 1:
+                whole = reading = read_part(own, prompts, batch, parts[0][0])
+            else:
+                with together(own):
+                    reading = read_view(own, prompts, batch)
             scores[name] = score(reading, batch.token_ids.to(reading.device))
         _require_numbers(method, readings, scores)
         everybody = _gather(group, batch, scores)
@@ -156,12 +170,17 @@ def supervise_batch(
                 routing=part_of_routing(routing, positions),
                 coefficient=coefficient[positions],
             )
-            _require_finite(batch, places[positions], result, scores)
             inside = (places[positions] < recorded.numel()).nonzero().squeeze(-1)
             likely.append(alternatives(readout, inside, num_alternatives))
             results.append(result)
             if backward is not None:
                 backward(result.total)
+        for _ in range(
+            passes - len(parts)
+        ):  # other processes have more, and go through the layers together with this one
+            backward(read_part(own, prompts, batch, parts[0][0]).hidden.sum() * 0.0)
+    for (_, positions), result in zip(parts, results, strict=True):
+        _require_finite(batch, places[positions], result, scores)
     scores[name] = TokenScores(
         *(torch.cat([getattr(r.scores, key) for r in results])[back] for key in vars(results[0].scores))
     )

@@ -18,6 +18,7 @@ from workbench.config import RunConfig, load_config
 from workbench.datasets import load_examples
 from workbench.distributed import Group, LostProcess, join
 from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.learner import refuse_with_shards
 from workbench.loop import Loader, Trainer, TrainResult
 from workbench.processes import identify
 from workbench.runs import ReadOnlyFolder, RunFolder, StopSignal
@@ -52,6 +53,8 @@ def train(
     folder = RunFolder(config.run_dir) if group.is_main else ReadOnlyFolder(config.run_dir)
     try:
         with group.guard():
+            if group.sharding is not None:
+                refuse_with_shards(config)
             group.first(lambda: _prepare(config, resume, load))
             with folder.claim():
                 group.exchange("claimed")

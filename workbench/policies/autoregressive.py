@@ -22,7 +22,7 @@ from workbench.errors import DataError, PolicyError
 from workbench.losses import Head, Readout
 from workbench.policies import SamplingOptions, Written, image_features
 from workbench.policies.drawing import draw, uniform
-from workbench.policies.encoding import Encoded, PromptEncoder, append, collate
+from workbench.policies.encoding import Encoded, PromptEncoder, append, collate, distinct
 from workbench.policies.engine import Engine, Request, check_same_prompt, weights_of
 from workbench.policies.weights import load_model
 from workbench.types import Denoising, Prompt
@@ -60,6 +60,7 @@ class AutoregressivePolicy:
         # families that also hand features to deeper layers (Qwen3-VL) encode a prompt's images once per row instead
         self._shares_images = takes_features and not hasattr(vision, "deepstack_visual_indexes")
         self.engine: Engine | None = None  # what writes instead of the model itself
+        self.shards = None  # of the model, if each process of the run holds a part (workbench.sharding)
         self._takes_one_tensor = True  # image features; found out when the model gives some
 
     @property
@@ -181,12 +182,18 @@ class AutoregressivePolicy:
     @property
     def _shares_prompts(self) -> bool:
         """Not while activations are recomputed, which goes without a cache."""
-        return not (self.model.training and getattr(self.model, "is_activation_checkpointing", False))
+        recomputes = self.model.training and getattr(self.model, "is_activation_checkpointing", False)
+        return not recomputes and not self._in_step
+
+    @property
+    def _in_step(self) -> bool:
+        """Whether a pass must be one call of the whole model, as it is in the processes that hold the other parts."""
+        return self.shards is not None and torch.is_grad_enabled()
 
     def _read_after_shared_prompts(
         self, prompts: list[Prompt], completions: list[tuple[int, ...]]
     ) -> Float[Tensor, "B T D"]:
-        unique, rows = _unique(prompts)
+        unique, rows = distinct(prompts)
         encoded, cache = self._encoded(unique), DynamicCache(config=self.model.config)
         row_idx = torch.tensor(rows, device=self.device)
         first = self._begin(encoded, cache)[row_idx, -1:]
@@ -204,8 +211,8 @@ class AutoregressivePolicy:
         self, prompts: list[Prompt], completions: list[tuple[int, ...]]
     ) -> tuple[dict, int, Int[Tensor, " B"]]:
         """What the model is given, the column where completions start, and their lengths."""
-        unique, rows = _unique(prompts)
-        if len(unique) < len(prompts) and self._shares_images:
+        unique, rows = distinct(prompts)
+        if len(unique) < len(prompts) and self._shares_images and not self._in_step:
             inputs = self._with_shared_images(unique, rows)
         else:
             inputs = self._encoded([unique[row] for row in rows])
@@ -332,6 +339,8 @@ class AutoregressivePolicy:
 
     def _hidden(self, inputs: dict) -> Float[Tensor, "B T D"]:
         """Last hidden states of the model without its head."""
+        if self.shards is not None:
+            return self.model.below_head(**inputs)
         with self._adapter_state():
             return self.model.base_model(**inputs).last_hidden_state
 
@@ -387,10 +396,3 @@ def _head(model: nn.Module) -> Head:
     if getattr(config, "logits_scaling", None):
         scale = 1.0 / float(config.logits_scaling)
     return Head(model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))
-
-
-def _unique(prompts: list[Prompt]) -> tuple[list[Prompt], list[int]]:
-    """The different prompts, and which of them each row has."""
-    row_of: dict[int, int] = {}
-    rows = [row_of.setdefault(id(prompt), len(row_of)) for prompt in prompts]
-    return list({id(prompt): prompt for prompt in prompts}.values()), rows

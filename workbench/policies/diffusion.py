@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from workbench.errors import ConfigError, PolicyError
 from workbench.losses import Readout
 from workbench.policies import SamplingOptions, Written
-from workbench.policies.autoregressive import AutoregressivePolicy, _unique
+from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.drawing import draw
+from workbench.policies.encoding import distinct
 from workbench.types import Denoising, Prompt
 
 STATES = 256  # canvases of one forward pass
@@ -248,7 +249,7 @@ class _Context:
     """Encoded prompts of a batch, images turned into features once; `rows` says which prompt each row has."""
 
     def __init__(self, policy: DiffusionPolicy, prompts: list[Prompt], rows: list[int]) -> None:
-        unique, which = _unique(prompts)
+        unique, which = distinct(prompts)
         # what is shown of an answer is no part of what is encoded and kept
         encoded = policy._to_device(policy.encoder.batch([replace(prompt, future=()) for prompt in unique]))
         self.prompt_of = torch.tensor([which[row] for row in rows])

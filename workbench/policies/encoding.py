@@ -211,3 +211,10 @@ def append(inputs: dict, completions: list[tuple[int, ...]], pad_id: int, token_
         if name in inputs:
             appended[name] = torch.cat((inputs[name], torch.full_like(ids, token_type)), -1)
     return appended
+
+
+def distinct(prompts: list[Prompt]) -> tuple[list[Prompt], list[int]]:
+    """The different prompts, and which of them each row has."""
+    row_of: dict[int, int] = {}
+    rows = [row_of.setdefault(id(prompt), len(row_of)) for prompt in prompts]
+    return list({id(prompt): prompt for prompt in prompts}.values()), rows

@@ -1,0 +1,191 @@
+"""Weights in parts: each process of a run holds a part of every weight, of its gradient and of its moments (FSDP2).
+
+The decoder's layers are one group of weights each. All else (embeddings, head, vision tower) is the root, which is put
+together once a step and stays so until its end: losses read the head outside of any forward pass.
+
+    learn         a layer is together while it computes, forwards and backwards, and its gradient is summed and parted in the
+                  backward pass. All processes go through the same layers the same number of times: who has fewer
+                  micro-batches reads one again for nothing
+    write, read   without gradient the model is together all the while (`together`), so that nothing is sent between tokens
+                  and processes need not make equally many passes. It costs one whole model at a time beside the parts
+
+Without shards every function here does nothing.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from types import MethodType
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from workbench.distributed import Group
+from workbench.errors import PolicyError
+from workbench.policies import Policy
+from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies.by_domain import PolicyByDomain
+from workbench.policies.diffusion import DiffusionPolicy
+
+
+class Shards:
+    """One model in parts over all processes of a group; what calls it with gradient is `model.below_head`.
+
+    Raises: PolicyError if its decoder has no list of layers, or its weights are of several kinds of number.
+    """
+
+    def __init__(self, model: nn.Module, group: Group, mesh: DeviceMesh) -> None:
+        self.model, self.group, self._depth = model, group, 0
+        layers = getattr(model.get_decoder(), "layers", None)
+        kinds = sorted({str(one.dtype) for one in model.parameters()})
+        if not isinstance(layers, nn.ModuleList) or len(kinds) > 1:
+            fault = (
+                f"has weights of {' and '.join(kinds)}" if len(kinds) > 1 else "has a decoder without a list of layers"
+            )
+            raise PolicyError(
+                f"{type(model).__name__} {fault}, and cannot be sharded. Start with distributed_type: MULTI_GPU "
+                "(configs/accelerate/one-node-8.yaml)."
+            )
+        self.layers = list(layers)
+        model.below_head = MethodType(_below_head, model)
+        for part in (*self.layers, model):
+            fully_shard(part, mesh=mesh)
+            part.set_gradient_divide_factor(1.0)  # a position's coefficient counts all processes already
+            part.set_force_sum_reduction_for_comms(True)
+        register_fsdp_forward_method(model, "below_head")
+        model.set_reduce_scatter_unused_params(True)  # one process may have pictures where another has none
+        self._work_in_layers()
+
+    def _work_in_layers(self) -> None:
+        self.model.set_requires_gradient_sync(True)
+        for layer in self.layers:
+            layer.set_reshard_after_forward(self.group.sharding.reshard)
+            layer.set_reshard_after_backward(True)
+        self.model.set_reshard_after_forward(False, recurse=False)
+        self.model.set_reshard_after_backward(False, recurse=False)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside, all weights are whole in every process, and passes send nothing; after it, the root still is."""
+        if not self._depth:
+            self.group.exchange("together")  # who failed before says so here, and nobody waits for its weights
+            for part in (*self.layers, self.model):
+                part.unshard()
+            self.model.set_reshard_after_forward(False)
+            self.model.set_reshard_after_backward(False)
+            self.model.set_requires_gradient_sync(False)
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                self._work_in_layers()
+                for layer in self.layers:
+                    layer.reshard()
+
+    @contextlib.contextmanager
+    def head(self) -> Iterator[None]:
+        """Inside, the root is whole; after it, all is in parts."""
+        self.group.exchange("head")
+        self.model.unshard()
+        try:
+            yield
+        finally:
+            self.model.reshard()
+
+    @torch.no_grad()
+    def leave_untouched(self, parameters: Sequence[nn.Parameter]) -> None:
+        """A gradient that is zero everywhere is that of a weight that took no part (the vision tower, without pictures): as
+        in a process alone it becomes None, and neither momentum nor decay moves the weight."""
+        zero = torch.zeros((), dtype=torch.bool, device=parameters[0].device)
+        moved = [zero if one.grad is None else one.grad.to_local().any() for one in parameters]
+        for one, own in zip(parameters, self.group.anywhere(torch.stack(moved), zero.device), strict=True):
+            if not own:
+                one.grad = None
+
+
+def _below_head(model: nn.Module, **inputs: object) -> Tensor:
+    return model.base_model(**inputs).last_hidden_state
+
+
+def shard(policies: Iterable[Policy], group: Group, device: str) -> None:
+    """Part the models of policies over the processes, each part on its process's `device`.
+
+    Raises: PolicyError for a model that cannot be; a masked diffusion model among them.
+    """
+    mesh = init_device_mesh(torch.device(device).type, (group.size,))
+    for policy in _members(policies):
+        if policy.shards is None:
+            if isinstance(policy, DiffusionPolicy):
+                raise PolicyError(
+                    f"{policy.name} is a masked diffusion model: it reads an answer in as many passes as it has steps, in each "
+                    "process another number, so it cannot be sharded. Start with distributed_type: MULTI_GPU "
+                    "(configs/accelerate/one-node-8.yaml)."
+                )
+            policy.shards = Shards(policy.model, group, mesh)
+
+
+@contextlib.contextmanager
+def together(*policies: Policy) -> Iterator[None]:
+    """Inside, the policies write and read without gradient, in each process as often as it likes."""
+    with contextlib.ExitStack() as stack:
+        for shards in _shards(policies):
+            stack.enter_context(shards.together())
+        yield
+
+
+@contextlib.contextmanager
+def heads(*policies: Policy) -> Iterator[None]:
+    """Inside, the policies' heads can be used; no weight may change."""
+    with contextlib.ExitStack() as stack:
+        for shards in _shards(policies):
+            stack.enter_context(shards.head())
+        yield
+
+
+def rounds(policy: Policy, count: int) -> int:
+    """How often the policy is to be read with gradient: `count` times, or as often as in the process with the most."""
+    return max([count, *(most for shards in _shards([policy]) for most in shards.group.exchange(count))])
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor put together of its parts, in every process; one that is whole is given back."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def part_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """This process's part of a whole tensor, or all of it, as it is of a parameter; on its device."""
+    value = value.to(parameter.device)
+    if not isinstance(parameter, DTensor):
+        return value
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def local(value: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def whole_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every weight and buffer under its name, whole and in host memory; tied ones are one tensor."""
+    known: dict[int, Tensor] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) not in known:
+            known[id(value)] = whole(value.detach()).cpu()
+        yield name, known[id(value)]
+
+
+def _members(policies: Iterable[Policy]) -> Iterator[AutoregressivePolicy]:
+    for policy in policies:
+        if isinstance(policy, PolicyByDomain):
+            yield from filter(None, (*policy.members.values(), policy.other))
+        elif isinstance(policy, AutoregressivePolicy):
+            yield policy
+
+
+def _shards(policies: Iterable[Policy]) -> list[Shards]:
+    found = {id(one.shards): one.shards for one in _members(policies) if one.shards is not None}
+    return list(found.values())
