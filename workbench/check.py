@@ -13,6 +13,7 @@ import workbench.losses
 from workbench.config import RunConfig
 from workbench.contexts import is_privileged
 from workbench.datasets import load_examples, split_by_evidence
+from workbench.distributed import choose_device
 from workbench.errors import DataError
 from workbench.learner import Learner, build_learner
 from workbench.losses import score
@@ -46,6 +47,7 @@ def check_config(config: RunConfig) -> list[Check]:
     Raises: WorkbenchError if the models or the data cannot be loaded at all.
     """
     method = config.load_method()
+    choose_device(config.models.device)
     examples = load_examples(config.data.train, limit=config.data.limit)
     taught, untaught = split_by_teacher(examples, config.teacher_domains)
     usable, lacking = split_by_evidence(taught, list(method.contexts))

@@ -49,6 +49,7 @@ class ModelsConfig:
     teacher: Annotated[str | None, Option("the frozen teacher; null if the method has none; beside models.teachers, that of all other domains")] = None  # fmt: skip
     teachers: Annotated[dict, Option("domain: frozen teacher, where each domain has its own")] = field(default_factory=dict)  # fmt: skip
     peers: Annotated[dict, Option("name: model, further students that learn in the same run, on the same prompts")] = field(default_factory=dict)  # fmt: skip
+    device: Annotated[str | None, Option("where models are: cpu, cuda, cuda:1, mps, ...; null = the accelerator that there is, or else the CPU")] = None  # fmt: skip
     dtype: Annotated[str, Option("of the student's weights", choices=DTYPES)] = "float32"
     teacher_dtype: Annotated[str | None, Option("of the teachers' weights; null = as the student; int8 needs bitsandbytes", choices=(*DTYPES, "int8"))] = None  # fmt: skip
     offload_teachers: Annotated[bool, Option("teachers lie in host memory and visit the device while they read")] = False  # fmt: skip

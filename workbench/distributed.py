@@ -27,6 +27,7 @@ from workbench.errors import ConfigError, RunError, WorkbenchError
 
 PATIENCE = timedelta(hours=2)  # for a process that lives and says nothing
 _OTHERS = ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # as accelerate's launcher names them in the environment
+_COLLECTIVES = ("gloo", "NCCL", "Connection", "imed out")  # in the errors of those whose partner is gone
 _FSDP, _ASKED = "ACCELERATE_USE_FSDP", "WORKBENCH_SHARDS"
 # settings of FSDP in that environment: the only value that is not refused, and what does that here
 _FSDP_SETTINGS = {
@@ -67,6 +68,7 @@ class Group:
     ) -> None:
         self.rank, self.size, self._messages, self.sharding = rank, size, messages, sharding
         self.remedy = ""  # what to do if a process is lost
+        self.entangled = False  # in a pass that all make together, layer by layer
 
     @property
     def is_main(self) -> bool:
@@ -119,15 +121,25 @@ class Group:
             yield
         except Exception as error:
             if self.size > 1 and not getattr(error, "told", False):
-                try:
-                    self._swap(_sendable(error, self.rank), None)
-                except LostProcess as lost:
-                    if type(error) is RuntimeError:  # from a collective that somebody left
-                        raise lost from error
-                except Exception:
-                    pass
+                self._tell(error)
                 error.told = True
             raise
+
+    def _tell(self, error: Exception) -> None:
+        """Raises LostProcess instead, if the error at hand is that somebody left."""
+        of_others = type(error) is RuntimeError and any(word in str(error) for word in _COLLECTIVES)
+        if self.entangled:  # the others wait for this one's weights and hear no message; that it leaves they notice
+            if of_others:
+                raise self._lost() from error
+            error.loud = True
+            return
+        try:
+            self._swap(_sendable(error, self.rank), None)
+        except LostProcess as lost:
+            if of_others:
+                raise lost from error
+        except Exception:
+            pass  # another's, who failed too: this one is said here
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
@@ -226,6 +238,35 @@ def sharding_asked() -> Sharding | None:
 
 def _is_set(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true")
+
+
+def choose_device(asked: str | None, group: Group = ALONE) -> torch.device:
+    """The device that this process's models are to be on: `asked` (models.device), or with None an accelerator if there is one.
+
+    Raises: ConfigError naming the devices that there are.
+    """
+    own = PartialState().device
+    if asked is None:
+        return own
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    there = ["cpu", *(f"{kind.type}:{idx}" for idx in range(torch.accelerator.device_count()) if kind is not None)]
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        device = None
+    found = f"models.device={asked}"
+    if device is None or f"{device.type}:{device.index or 0}" not in (*there, "cpu:0"):
+        built = "" if torch.version.cuda or torch.version.hip else f" (torch {torch.__version__} is built for no GPU)"
+        raise ConfigError(
+            f"{found}, and this machine has no such device that torch can use{built}. There is: {', '.join(there)}. Set "
+            "models.device to one of them, or leave it out: then it is the accelerator, if there is one."
+        )
+    if group.size > 1 and (device.type != own.type or device.index is not None):
+        raise ConfigError(
+            f"{found} in one of {group.size} processes, which was given {own}: the launcher gives each its own. Leave "
+            "models.device out; use_cpu: true in accelerate's config has all on the CPU."
+        )
+    return own if group.size > 1 else device
 
 
 def is_main() -> bool:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from workbench.checkpoints import Gathered, checkpoint_path, gather, load_optimizer, save_checkpoint
 from workbench.config import RunConfig
 from workbench.datasets import load_examples, split_by_evidence
-from workbench.distributed import ALONE, Group
+from workbench.distributed import ALONE, Group, choose_device
 from workbench.errors import RunError, TraceError
 from workbench.evaluate import Evaluation, require_answers
 from workbench.learner import Learner, build_learner
@@ -83,9 +83,9 @@ class Trainer:
         self.examples = with_evidence(examples, self.method, self.skipped)
         checkpoint = group.first(lambda: rewind(folder)) if resume else None
         self.step_done = checkpoint.step if checkpoint else 0
-        device = str(self.accelerator.device)
+        self.device = choose_device(config.models.device, group)
         self.learners = [
-            build_learner(config, self.method, name, device=device, checkpoint=checkpoint, group=group)
+            build_learner(config, self.method, name, device=str(self.device), checkpoint=checkpoint, group=group)
             for name in config.models.learners
         ]
         for learner in self.learners if checkpoint else ():
@@ -257,7 +257,7 @@ class Trainer:
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.training.mixed_precision == "bf16"
-        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=enabled)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _probe(self, step: int) -> None:
         """Re-score the fixed answers under every view and route them by the method's own rule."""

@@ -146,6 +146,17 @@ def heads(*policies: Policy) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def entangled(policy: Policy) -> Iterator[None]:
+    """Inside, the policy is read with gradient, by all processes together; who fails there leaves without waiting for others."""
+    groups = [shards.group for shards in _shards([policy])]
+    for group in groups:
+        group.entangled = True
+    yield
+    for group in groups:
+        group.entangled = False
+
+
 def rounds(policy: Policy, count: int) -> int:
     """How often the policy is to be read with gradient: `count` times, or as often as in the process with the most."""
     return max([count, *(most for shards in _shards([policy]) for most in shards.group.exchange(count))])

@@ -4,6 +4,8 @@ readings = read_batch(method, policies, batch)               every view that doe
 scored = supervise_batch(method, policies, readings, ...)    route, then the learner; with gradient if asked for
 """
 
+import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -28,7 +30,7 @@ from workbench.scoring import (
     score_views,
     view_prompts,
 )
-from workbench.sharding import rounds, together
+from workbench.sharding import entangled, rounds, together
 from workbench.traces.writer import Alternatives, TracedBatch
 from workbench.types import Evidence, Rollout, Routing, TokenScores, label_completion
 
@@ -138,10 +140,12 @@ def supervise_batch(
     prompts, scores, parts = readings.prompts[name], dict(readings.scores), list(batch.parts())
     whole = None  # the learner's readout, where one forward pass serves both the rule and the loss
     passes = len(parts) if backward is None else rounds(own, len(parts))
+    passing = contextlib.nullcontext if backward is None else functools.partial(entangled, own)
     with torch.set_grad_enabled(backward is not None):
         if name in method.reads:
             if passes == 1:
-                whole = reading = read_part(own, prompts, batch, parts[0][0])
+                with passing():
+                    whole = reading = read_part(own, prompts, batch, parts[0][0])
             else:
                 with together(own):
                     reading = read_view(own, prompts, batch)
@@ -156,29 +160,28 @@ def supervise_batch(
         recorded = torch.arange(sum(batch.lengths[:first]) if num_alternatives else 0, device=device)
         places, back = torch.arange(batch.num_positions, device=device), batch.back
         results, likely = [], []
-        for rows, positions in parts:
-            readout = whole or read_part(own, prompts, batch, rows)
-            result = supervise(
-                readout,
-                {
-                    target: readings.readouts[target].part(positions)
-                    for target in method.targets
-                    if target in readings.readouts
-                },
-                token_ids[positions],
-                regimes=tuple(method.regimes.values()),
-                routing=part_of_routing(routing, positions),
-                coefficient=coefficient[positions],
-            )
-            inside = (places[positions] < recorded.numel()).nonzero().squeeze(-1)
-            likely.append(alternatives(readout, inside, num_alternatives))
-            results.append(result)
-            if backward is not None:
-                backward(result.total)
-        for _ in range(
-            passes - len(parts)
-        ):  # other processes have more, and go through the layers together with this one
-            backward(read_part(own, prompts, batch, parts[0][0]).hidden.sum() * 0.0)
+        with passing():
+            for rows, positions in parts:
+                readout = whole or read_part(own, prompts, batch, rows)
+                result = supervise(
+                    readout,
+                    {
+                        target: readings.readouts[target].part(positions)
+                        for target in method.targets
+                        if target in readings.readouts
+                    },
+                    token_ids[positions],
+                    regimes=tuple(method.regimes.values()),
+                    routing=part_of_routing(routing, positions),
+                    coefficient=coefficient[positions],
+                )
+                inside = (places[positions] < recorded.numel()).nonzero().squeeze(-1)
+                likely.append(alternatives(readout, inside, num_alternatives))
+                results.append(result)
+                if backward is not None:
+                    backward(result.total)
+            for _ in range(passes - len(parts)):  # others have more: all go through the layers together
+                backward(read_part(own, prompts, batch, parts[0][0]).hidden.sum() * 0.0)
     for (_, positions), result in zip(parts, results, strict=True):
         _require_finite(batch, places[positions], result, scores)
     scores[name] = TokenScores(

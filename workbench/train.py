@@ -16,7 +16,7 @@ from pathlib import Path
 
 from workbench.config import RunConfig, load_config
 from workbench.datasets import load_examples
-from workbench.distributed import Group, LostProcess, join
+from workbench.distributed import Group, LostProcess, choose_device, join
 from workbench.errors import ConfigError, RunError, WorkbenchError
 from workbench.learner import refuse_with_shards
 from workbench.loop import Loader, Trainer, TrainResult
@@ -53,6 +53,7 @@ def train(
     folder = RunFolder(config.run_dir) if group.is_main else ReadOnlyFolder(config.run_dir)
     try:
         with group.guard():
+            choose_device(config.models.device, group)
             if group.sharding is not None:
                 refuse_with_shards(config)
             group.first(lambda: _prepare(config, resume, load))
