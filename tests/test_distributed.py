@@ -1,5 +1,6 @@
-"""Two processes train what one trains: same losses, every token recorded once, one evaluation, one checkpoint; and if one of
-them dies, the other says so once and the run goes on from its checkpoint, in any number of processes."""
+"""Two processes train what one trains, each with all weights or with its part of them: same losses, every token recorded once,
+one evaluation, one checkpoint; and if one of them dies, the other says so once and the run goes on from its checkpoint, in any
+number of processes."""
 
 import os
 import shutil
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from small import run_config
 
@@ -22,22 +25,34 @@ from workbench.traces.reader import open_traces
 from workbench.train import resume, train
 
 ROOT = Path(__file__).parent.parent
-TWO_RUNS = """
+THREE_RUNS = """
 import os, signal, sys
-import workbench
+import workbench.supervision
 from workbench.train import main as launched
 
-resume = workbench.resume
+supervise, passes = workbench.supervision.supervise, []
 
-def die(step, metrics):
-    if os.environ["RANK"] == "0" and step == 2:
+def die(*arguments, **options):
+    passes.append(None)
+    if len(passes) == 3:  # step 2, its probes, step 3
         os.kill(os.getpid(), signal.SIGKILL)
+    return supervise(*arguments, **options)
 
 if launched([sys.argv[1]]) == 0:
-    workbench.resume = lambda *arguments: resume(*arguments, on_step=die)
-    sys.exit(launched(["--resume", sys.argv[2]]))
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    if launched([sys.argv[2]]) == 0:
+        if os.environ["RANK"] == "0":
+            workbench.supervision.supervise = die
+        sys.exit(launched(["--resume", sys.argv[3]]))
 """
-SETTINGS = {"training__steps": 3, "training__save_every": 1, "evaluation__contexts": ["plain"]}
+SETTINGS = {
+    "method": {"name": "dopd", "privilege": "crop", "self_policy": "student@ema"},
+    "training__steps": 3,
+    "training__save_every": 1,
+    "training__micro_batch_size": 2,  # one process has one, the other two
+    "training__weight_decay": 0.1,
+    "evaluation__contexts": ["plain"],
+}
 
 
 def launch(*command: str, processes: int = 2) -> list[subprocess.CompletedProcess]:
@@ -95,15 +110,19 @@ def alone(models: dict, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def pair(alone: RunConfig, models: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """Two processes do a run, then go on with one of a single process, in whose second step the first of them is killed."""
-    whole, broken = (tmp_path_factory.mktemp(name) for name in ("whole", "broken"))
-    config, going_on = run_config(models, whole, **SETTINGS), killed_after_first_checkpoint(alone, models, broken)
-    (whole / "config.yaml").write_text(config.to_yaml())
-    return config, going_on, *launch("-c", TWO_RUNS, str(whole / "config.yaml"), str(going_on.run_dir))
+    """Two processes do a run, and one with sharded weights; then, sharded, they go on with one of a single process after its
+    first step, and in the midst of the third the first of them is killed."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("whole", "parts", "broken")]
+    configs = [run_config(models, folder, **SETTINGS) for folder in folders[:2]]
+    for config, folder in zip(configs, folders, strict=False):
+        (folder / "config.yaml").write_text(config.to_yaml())
+    going_on = killed_after_first_checkpoint(alone, models, folders[2])
+    files = [str(folder / "config.yaml") for folder in folders[:2]]
+    return *configs, going_on, *launch("-c", THREE_RUNS, *files, str(going_on.run_dir))
 
 
 def test_two_processes_train_what_one_trains(pair: tuple, alone: RunConfig, models: dict, tmp_path: Path) -> None:
-    config, _, first, second = pair
+    config, _, _, first, second = pair
     assert "3 steps · finished" in first.stdout and not second.stdout, first.stderr + second.stderr
     assert_same_run(alone, config)
     shares = open_traces(config.run_dir).sql(
@@ -122,15 +141,29 @@ def test_two_processes_train_what_one_trains(pair: tuple, alone: RunConfig, mode
     assert_same_run(alone, going_on)
 
 
+def test_sharded_they_train_the_same_and_write_the_same_files(pair: tuple, alone: RunConfig) -> None:
+    config = pair[1]
+    assert_same_run(alone, config)
+    saved = [list_checkpoints(one.run_dir)[-1].path for one in (alone, config)]
+    own, theirs = ({str(path.relative_to(one)) for path in one.rglob("*")} for one in saved)
+    assert own == theirs
+    for file in ("student/model.safetensors", "student_ema/model.safetensors", "optimizer.safetensors"):
+        own, theirs = (safetensors.torch.load_file(one / file) for one in saved)
+        assert own.keys() == theirs.keys() and not all(torch.equal(own[name], theirs[name]) for name in own)
+        for name in own:
+            torch.testing.assert_close(own[name], theirs[name], rtol=1e-3, atol=2e-4)
+
+
 def test_when_a_process_dies_the_others_stop_with_one_sentence_and_the_run_goes_on(
     pair: tuple, alone: RunConfig
 ) -> None:
-    _, config, killed, survivor = pair
+    _, _, config, killed, survivor = pair
     assert (killed.returncode, survivor.returncode) == (-9, 2), survivor.stderr
     said = [line for line in survivor.stderr.splitlines() if "without a word" in line]
     assert len(said) == 1 and said[0].startswith("LostProcess") and f"--resume {config.run_dir}" in said[0]
     assert "Traceback" not in survivor.stderr
     assert RunFolder.open(config.run_dir).status["status"] == "failed"
+    assert [one.step for one in list_checkpoints(config.run_dir)] == [1, 2]  # of one process; of two with parts
     resume(config.run_dir)
     assert_same_run(alone, config)
 

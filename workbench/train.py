@@ -25,7 +25,7 @@ from workbench.runs import ReadOnlyFolder, RunFolder, StopSignal
 
 log = logging.getLogger("workbench")
 
-RESUMABLE = ("training.save_every", "training.keep", "training.trackers")
+RESUMABLE = ("training.save_every", "training.keep", "training.trackers", "models.device")
 
 
 def train(
