@@ -17,9 +17,10 @@ from small import run_config
 
 from workbench.checkpoints import list_checkpoints
 from workbench.config import RunConfig
-from workbench.distributed import Group, Sharding, sharding_asked
+from workbench.distributed import Group, LostProcess, Sharding, choose_device, sharding_asked
 from workbench.errors import ConfigError
 from workbench.evaluate import load_answers
+from workbench.learner import refuse_with_shards
 from workbench.runs import RunFolder
 from workbench.traces.reader import open_traces
 from workbench.train import resume, train
@@ -196,3 +197,35 @@ def test_blocks_are_even_and_every_process_needs_a_prompt() -> None:
     assert [list(Group(rank, 3).block(8)) for rank in range(3)] == [[0, 1], [2, 3, 4], [5, 6, 7]]
     with pytest.raises(ConfigError, match=r"training\.batch_size is 2 prompts for 3 processes"):
         Group(0, 3).require(2)
+
+
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(
+    models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    for name in ("cuda", "gpu", "cuda:1"):
+        with pytest.raises(
+            ConfigError, match=f"models.device={name}, and this machine has no such .*There is: cpu. Set"
+        ):
+            train(run_config(models, tmp_path, models={"student": str(models["student"]), "device": name}, method={"name": "opsa"}))  # fmt: skip
+    assert not list(tmp_path.iterdir()) and choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(ConfigError, match=r"models\.device=cpu:0 in one of 2 processes"):
+        choose_device("cpu:0", Group(0, 2))
+
+
+def test_what_does_not_go_with_shards_is_refused(models: dict, tmp_path: Path) -> None:
+    for key, value in (("models.lora", {"rank": 4}), ("models.compile", "inductor"), ("models.teacher_dtype", "int8")):
+        own = {"student": str(models["student"]), "teacher": str(models["teacher"]), key.partition(".")[2]: value}
+        with pytest.raises(ConfigError, match=f"^{key}.* does not go with sharded weights"):
+            refuse_with_shards(run_config(models, tmp_path, models=own))
+    refuse_with_shards(run_config(models, tmp_path))
+
+
+def test_who_fails_in_a_pass_of_all_leaves_and_who_is_left_says_so() -> None:
+    group = Group(0, 2)  # without connections: a message would fail
+    group.entangled, group.remedy = True, "start again"
+    with pytest.raises(MemoryError) as own, group.guard():
+        raise MemoryError("no memory")
+    assert own.value.loud and own.value.told
+    with pytest.raises(LostProcess, match=r"one of 2.*start again"), group.guard():
+        raise RuntimeError("gloo/transport/tcp/pair.cc: Connection closed by peer")
