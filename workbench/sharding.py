@@ -19,11 +19,11 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from workbench.distributed import Group
-from workbench.errors import PolicyError
+from workbench.errors import ConfigError, PolicyError
 from workbench.policies import Policy
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import PolicyByDomain
@@ -114,8 +114,13 @@ def _below_head(model: nn.Module, **inputs: object) -> Tensor:
 def shard(policies: Iterable[Policy], group: Group, device: str) -> None:
     """Part the models of policies over the processes, each part on its process's `device`.
 
-    Raises: PolicyError for a model that cannot be; a masked diffusion model among them.
+    Raises: ConfigError if torch is too old; PolicyError for a model that cannot be, a masked diffusion model among them.
     """
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise ConfigError(
+            f"sharded weights need torch 2.13 or newer, this is {torch.__version__}. Install it, or start with "
+            "distributed_type: MULTI_GPU (configs/accelerate/one-node-8.yaml)."
+        )
     mesh = init_device_mesh(torch.device(device).type, (group.size,))
     for policy in _members(policies):
         if policy.shards is None:
