@@ -54,7 +54,7 @@ def test_what_is_stored_names_no_folder_of_a_machine(file: Path) -> None:
     assert not re.findall(r"(?:/tmp|/home|/root|/Users|/work|[A-Z]:\\\\Users)\b[^\"\s]*", text)
 
 
-@pytest.mark.parametrize("file", [*NOTEBOOKS, FOLDER / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=names)
+@pytest.mark.parametrize("file", [*NOTEBOOKS, FOLDER / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=names)
 def test_links_lead_somewhere(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".ipynb":
