@@ -25,6 +25,7 @@ from workbench.evaluate import load_answers
 from workbench.jobs import find_jobs
 from workbench.runs import RunFolder
 from workbench.study.conduct import run_study
+from workbench.study.folder import compared, read_study
 from workbench.study.plan import Study, load_study
 from workbench.study.report import collect, write_report
 from workbench.train import train
@@ -123,19 +124,22 @@ def test_the_tables_numbers_are_those_of_its_questions(finished: Study) -> None:
             row
             for row in rows
             if all(row[key] == value[key] for key in ("variant", "seed", "data", "context", "policy"))
-            and value["truth"] in ("all", row["truth"])
+            and value["truth"] in ("all", row["truth"], f"{row['domain']} questions")
         ]
         assert len(own) == value["count"]
         means = {key: float(np.mean([row[key] for row in own])) for key in ("accuracy", "confidence", "entropy", "length", "truncated")}  # fmt: skip
         means["overconfidence"] = means["confidence"] - means["accuracy"]
         assert value["value"] == pytest.approx(means[value["measure"]])
         checked += 1
-    assert checked == 6 * 6 * 3 * 3  # measures, runs and models, truths, sets of questions
+    domains = [len({row["domain"] for row in rows if row["data"] == data}) for data in ("scenes:eval", "scenes:hard")]
+    # measures, runs and models, truths, sets of questions; and accuracy by domain
+    assert checked == 6 * 6 * 3 * 3 + 6 * (2 * domains[0] + domains[1])
     table = (finished.folder / "table.md").read_text()
-    by_domain = table.split("### accuracy by domain (questions)")[1].split("###")[0]
+    by_domain = table.split("### accuracy by domain (questions); against opd [95 %]")[1].split("###")[0]
     for name in VARIANTS:
         tags = [row["accuracy"] for row in rows if (row["variant"], row["data"], row["context"], row["domain"]) == (name, "scenes:eval", "plain", "tag")]  # fmt: skip
-        assert re.search(rf"\| {name} \|.* {100 * np.mean(tags):.1f} % \|\n", by_domain), by_domain
+        apart = r"; [+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]" if name == "dopd" else ""
+        assert re.search(rf"\| {name} \| 2 \|.* {100 * np.mean(tags):.1f} %{apart} \|\n", by_domain), by_domain
         own = [row["confidence"] - row["accuracy"] for row in rows if (row["variant"], row["data"], row["context"], row["truth"]) == (name, "scenes:eval", "plain", "privileged")]  # fmt: skip
         section = table.split("### over-confidence, privileged")[1].split("###")[0]
         assert re.search(rf"\| {name} \| 2 \| {100 * np.mean(own):.1f} % \|", section), section
@@ -245,6 +249,21 @@ def test_a_seed_that_failed_is_named_and_the_rest_is_reported(own: Study, capsys
     assert re.search(r"wild-s1 failed in \d+ s", out)
     (found,) = [one for one in collect(load_study(own.source)).comparisons if (one.variant, one.against, one.measure, one.truth, one.data, one.context) == ("dopd", "opd", "accuracy", "all", "scenes:eval", "plain")]  # fmt: skip
     assert found.num_seeds == 1
+
+
+def test_a_difference_says_over_how_many_seeds_where_the_baseline_lost_one(own: Study) -> None:
+    """dopd has two seeds and opd one: what is paired are those that both have, in the report and in the app."""
+    (own.config(own.variants[0], 1).run_dir / "questions.parquet").unlink()
+    table = write_report(own).read_text()
+    for heading in ("### accuracy, visible", "### accuracy by domain"):
+        line = next(line for line in table.split(heading)[1].splitlines() if line.startswith("| dopd |"))
+        assert line.startswith("| dopd | 2 |") and "] (1 seed)" in line, line
+    section = table.split("### accuracy, visible")[1].split("###")[0]
+    assert section.count("(1 seed)") == 1, "against base it is over both seeds, and opd's own row says 1"
+    found = compared(read_study(own.folder.parent, own.name), "scenes:eval", "plain", "accuracy", "visible")
+    row = found.frame.set_index("variant").loc["dopd"]
+    assert row["seeds"] == 2 and row["difference_interval"].endswith("(1 seed)")
+    assert row["gain_interval"].endswith("]")
 
 
 def test_no_finished_run_is_a_sentence(models: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

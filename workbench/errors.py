@@ -10,8 +10,9 @@
 A message says what is wrong, the value, where it is, what is allowed and what to do.
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class WorkbenchError(Exception):
@@ -41,6 +42,15 @@ class TraceError(WorkbenchError, RuntimeError):
 
 class RunError(WorkbenchError, RuntimeError):
     """A run folder or a checkpoint is not usable, or training cannot go on."""
+
+
+@contextlib.contextmanager
+def at(where: str) -> Iterator[None]:
+    """Whatever error is met inside begins with the place."""
+    try:
+        yield
+    except WorkbenchError as error:
+        raise type(error)(f"{where}: {error}") from None
 
 
 def unknown(what: str, value: object, known: Iterable[str]) -> str:

@@ -158,7 +158,7 @@ def compared(study: FoundStudy, data: str, context: str, measure: str, truth: st
                 name = "gain" if prefix else "difference"
                 row |= {
                     name: _minus(difference_text(other)),
-                    f"{name}_interval": _minus(interval_text(other)),
+                    f"{name}_interval": _minus(interval_text(other, one)),
                     f"{prefix}verdict": other.verdict,
                 }
             rows.append(row)

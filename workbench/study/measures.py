@@ -11,16 +11,20 @@ imitating who knows more. Gap recovered is (accuracy - base) / (teacher on plain
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from workbench.errors import TraceError
 from workbench.evaluate import NUM_BINS
 from workbench.study.bootstrap import NUM_REPLICATES, interval, over_questions, over_seeds, seed_key, weights
 from workbench.study.plan import BASE
+from workbench.traces.reader import open_traces
 from workbench.types import PRIVILEGED, VISIBLE
 
 TRAINING = "training"  # stands for the data of measures that are taken from the trace
 GAP_RECOVERED = "gap_recovered"
+OF_DOMAIN = " questions"  # after a domain's name: stands for the truth where accuracy is counted by domain
 _LINEAR = ("accuracy", "confidence", "entropy", "length", "truncated")
 
 
@@ -95,6 +99,7 @@ class Value:
 class Comparison:
     """The mean of a row over seeds with its interval, and, against another row, the difference with its own.
 
+    truth     visible, privileged or all; or a domain's name and "questions"
     against   None: the row alone. verdict: better, worse, higher, lower, not distinguishable; "" if alone
     num_seeds seeds that both have
     """
@@ -151,6 +156,34 @@ def verdict(measure: str, low: float, high: float) -> str:
     if better == 0:
         return "higher" if rises else "lower"
     return "better" if rises == (better > 0) else "worse"
+
+
+def measured_in_trace(run_dir: Path) -> dict[str, float] | None:
+    """Shares of tokens per regime in the first and the last third of steps, and of the loss that the information gap
+    bought (its size where that gap is the larger one, as in the app); None if the run has no trace."""
+    try:
+        traces = open_traces(run_dir)
+    except TraceError:
+        return None
+    query = """
+        WITH bounds AS (SELECT min(step) AS low, max(step) AS high FROM cells),
+        thirds AS (
+            SELECT regime, num_positions, CASE WHEN step <= low + (high - low) / 3.0 THEN 'first third'
+                   WHEN step >= high - (high - low) / 3.0 THEN 'last third' END AS third
+            FROM cells CROSS JOIN bounds),
+        counted AS (SELECT third, regime, sum(num_positions) AS n FROM thirds WHERE third IS NOT NULL GROUP BY third, regime)
+        SELECT third, regime, n / sum(n) OVER (PARTITION BY third) AS share FROM counted ORDER BY third, regime"""
+    found = {f"{row['regime']}/{row['third']}": float(row["share"]) for row in traces.sql(query).to_pylist()}
+    names = [f"{regime}/{third}" for regime in traces.regimes for third in ("first third", "last third")]
+    found = {name: found.get(name, 0.0) for name in names} if len(traces.regimes) > 1 else {}
+    bought = traces.sql(
+        """SELECT sum(abs(contribution)) FILTER (abs(information_gap) > abs(capability_gap))
+                  / nullif(sum(abs(contribution)), 0) AS share
+           FROM positions WHERE information_gap IS NOT NULL AND capability_gap IS NOT NULL"""
+    ).to_pylist()[0]["share"]
+    if bought is not None:
+        found["information_loss_share"] = float(bought)
+    return found
 
 
 def _compared(
@@ -257,6 +290,14 @@ class _Group:
         return np.stack([*own.values(), *bins])
 
 
+class _DomainGroup(_Group):
+    """Questions of one domain, of whatever truth: accuracy alone."""
+
+    def _measured(self, row: Row, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
+        own = row.answers[self.data, self.context]["accuracy"][None, :, self.chosen]
+        return {"accuracy": over_questions(own, question_weights)[:, 0]}
+
+
 class _TraceGroup(_Group):
     """Measures taken from the trace: one number per run, so seeds alone vary."""
 
@@ -276,7 +317,7 @@ def _measured(lines: np.ndarray, question_weights: np.ndarray) -> dict[str, np.n
 
 
 def _groups(rows: list[Row]) -> list[_Group]:
-    """Data, context and truth in order of appearance; then the trace."""
+    """Data, context and truth in order of appearance, domains where there are several; then the trace."""
     groups: list[_Group] = []
     for key in dict.fromkeys(key for row in rows for key in row.answers):
         own = [row for row in rows if key in row.answers]
@@ -285,5 +326,9 @@ def _groups(rows: list[Row]) -> list[_Group]:
             chosen = known & ((truth == name) | (name == "all"))
             if chosen.any():
                 groups.append(_Group(*key, name, own, chosen))
+        domains = np.where(known, own[0].answers[key]["domain"], None)
+        names = sorted({str(name) for name in domains if name})
+        if len(names) > 1:
+            groups += [_DomainGroup(*key, f"{name}{OF_DOMAIN}", own, domains == name) for name in names]
     traced = [row for row in rows if row.trace]
     return [*groups, _TraceGroup(traced)] if traced else groups

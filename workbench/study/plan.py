@@ -30,7 +30,7 @@ from workbench.checkpoints import checkpoint_path
 from workbench.config import RunConfig, build_config, override, read_recipe, read_yaml
 from workbench.contexts import check_asked
 from workbench.datasets import load_examples, split_by_evidence
-from workbench.errors import ConfigError, DataError, WorkbenchError, unknown
+from workbench.errors import ConfigError, DataError, WorkbenchError, at, unknown
 from workbench.evaluate import require_answers
 from workbench.types import STUDENT, Example
 
@@ -183,6 +183,8 @@ def load_study(
     for key in ("base", "variants", "evaluate"):
         if not values.get(key):
             raise ConfigError(f"{where}: {key} is missing. The top of workbench/study/plan.py shows a whole file.")
+    if not isinstance(values["base"], str):
+        raise ConfigError(f"{where}: base must be a recipe's file such as configs/demo.yaml, got {values['base']!r}.")
     name = values.get("name", Path(path).stem)
     if not isinstance(name, str) or run_name(name, 0) != f"{name}-s0":
         raise ConfigError(f"{where}: name {name!r} must be a plain folder name.")
@@ -312,8 +314,9 @@ def _questions(entries: object, where: str, load: Callable | None) -> tuple[Ques
         contexts = entry.get("contexts", ["plain"])
         if not isinstance(contexts, list) or not contexts:
             raise ConfigError(f"{here}: contexts must be a list such as [plain, crop], got {contexts!r}.")
-        for context in contexts:
-            check_asked(str(context))
+        with at(here):
+            for context in contexts:
+                check_asked(str(context))
         count = None if entry.get("count") is None else _count(entry["count"], f"{here}: count")
         if load is not None:
             _check_questions(load(entry["data"], limit=count), entry["data"], contexts, here)
@@ -331,8 +334,9 @@ def _check_questions(examples: list[Example], data: str, contexts: list[str], he
     for context in contexts:
         split = split_by_evidence(examples, [context])
         if not split.usable:
-            column = split.skipped[0][1]
-            raise DataError(f'{here}: no example of {data} has "{column}", which context "{context}" needs.')
+            raise DataError(
+                f'{here}: no example of {data} has "{split.skipped[0][1]}", which context "{context}" needs.'
+            )
 
 
 def _own_overrides(values: dict, overrides: Iterable[str]) -> dict:
@@ -342,10 +346,8 @@ def _own_overrides(values: dict, overrides: Iterable[str]) -> dict:
         key, _, value = text.partition("=")
         if key.startswith("overrides."):
             (parsed,) = override({}, [f"value={value}"]).values()
-            values = {
-                **values,
-                "overrides": {**(values.get("overrides") or {}), key.removeprefix("overrides."): parsed},
-            }
+            own = {**(values.get("overrides") or {}), key.removeprefix("overrides."): parsed}
+            values = {**values, "overrides": own}
         else:
             plain.append(text)
     return override(values, plain)

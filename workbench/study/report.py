@@ -16,12 +16,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workbench.errors import RunError, TraceError
+from workbench.errors import RunError
 from workbench.study.conduct import reference_file
-from workbench.study.measures import GAP_RECOVERED, TRAINING, Comparison, Row, Value, compare, measure_of, values_of
+from workbench.study.measures import (
+    GAP_RECOVERED,
+    OF_DOMAIN,
+    TRAINING,
+    Comparison,
+    Row,
+    Value,
+    compare,
+    measure_of,
+    measured_in_trace,
+    values_of,
+)
 from workbench.study.plan import TEACHER, Study, other_settings
 from workbench.study.questions import FILE, describe, describe_reference, is_asked, read
-from workbench.traces.reader import open_traces
 from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
 _COLUMNS = ("accuracy", "confidence", "entropy", "length", "truncated")
@@ -139,7 +149,7 @@ def markdown(results: Results) -> str:
             parts.append(f"## {label}, shown {context}")
             parts += [_overview(results, label, context), _by_domain(results, label, context)]
             for measure, truth in HEADLINES:
-                table = _differences(results, label, context, measure, truth)
+                table = _compared_table(results, label, context, measure, truth)
                 if table:
                     parts += [f"### {title_of(measure, truth)}", table]
     trace = _trace_table(results)
@@ -189,32 +199,29 @@ def _overview(results: Results, data: str, context: str) -> str:
     for row in results.rows:
         if any(one[0] == row.name for one in found):
             cells = [value_text(found.get((row.name, *key))) for key in shown]
-            lines.append([_row_name(results, row), str(len(row.seeds)) if row.kind == "variant" else "-", *cells])
+            lines.append([_row_name(results, row), _seeds_text(row), *cells])
     header = ["", "seeds", *(title_of(*key) for key in shown)]
     return _table(header, lines)
 
 
 def _by_domain(results: Results, data: str, context: str) -> str:
-    """Accuracy of every row in every domain, where there are several; questions without a known answer are left out."""
-    asked = {row.name: row.answers[data, context] for row in results.rows if (data, context) in row.answers}
-    if not asked:
+    """Accuracy of every row in every domain, where there are several, and its difference to the baseline."""
+    own = {(one.variant, one.against, one.truth): one for one in results.comparisons if (one.data, one.context) == (data, context) and one.truth.endswith(OF_DOMAIN)}  # fmt: skip
+    if not own:
         return ""
-    first = next(iter(asked.values()))
-    found = np.where(np.isnan(first["accuracy"][0]), "", first["domain"])
-    domains = sorted({str(domain) for domain in found if domain})
-    if len(domains) < 2:
-        return ""
+    domains = {truth: f"{truth.removesuffix(OF_DOMAIN)} ({one.count})" for (*_, truth), one in own.items()}
     lines = []
-    for name, own in asked.items():
-        means = [float(own["accuracy"][:, found == domain].mean()) for domain in domains]
-        lines.append([name, *(f"{100 * mean:.1f} %" for mean in means)])
-    counts = [f"{domain} ({int((found == domain).sum())})" for domain in domains]
-    return "### accuracy by domain (questions)\n\n" + _table(["", *counts], lines)
-
-
-def _differences(results: Results, data: str, context: str, measure: str, truth: str) -> str:
-    own = [one for one in results.comparisons if (one.data, one.context, one.measure, one.truth) == (data, context, measure, truth)]  # fmt: skip
-    return _compared_table(results, own)
+    for row in results.rows:
+        cells = []
+        for domain in domains:
+            alone, apart = own.get((row.name, None, domain)), own.get((row.name, results.study.baseline, domain))
+            cells.append(
+                value_text(alone) + (f"; {difference_text(apart)} {interval_text(apart, alone)}" if apart else "")
+            )
+        if any(cell != "-" for cell in cells):
+            lines.append([row.name, _seeds_text(row), *cells])
+    against = f"; against {results.study.baseline} [95 %]" if any(one.against for one in own.values()) else ""
+    return f"### accuracy by domain (questions){against}\n\n" + _table(["", "seeds", *domains.values()], lines)
 
 
 def _trace_table(results: Results) -> str:
@@ -236,17 +243,18 @@ def _trace_table(results: Results) -> str:
     return _table(["", "seeds", "share", "mean", "95 % over seeds"], lines) if lines else ""
 
 
-def _compared_table(results: Results, own: list[Comparison]) -> str:
-    by = {(one.variant, one.against): one for one in own}
+def _compared_table(results: Results, data: str, context: str, measure: str, truth: str) -> str:
+    by = {(one.variant, one.against): one for one in results.comparisons if (one.data, one.context, one.measure, one.truth) == (data, context, measure, truth)}  # fmt: skip
     baseline = results.study.baseline
     lines = []
     for row in results.rows:
-        if (row.name, None) not in by:
+        alone = by.get((row.name, None))
+        if alone is None:
             continue
-        cells = [row.name, str(len(row.seeds)) if row.kind == "variant" else "-", value_text(by[row.name, None])]
+        cells = [row.name, _seeds_text(row), value_text(alone)]
         for against in (baseline, row.base):
             one = by.get((row.name, against))
-            cells += ["", ""] if one is None else [f"{difference_text(one)} {interval_text(one)}", one.verdict]
+            cells += ["", ""] if one is None else [f"{difference_text(one)} {interval_text(one, alone)}", one.verdict]
         lines.append(cells)
     if len(lines) < 2:
         return ""
@@ -258,6 +266,10 @@ def _compared_table(results: Results, own: list[Comparison]) -> str:
 def _notes(results: Results) -> str:
     notes = [f"- {row.name}: {variant.note}" for row in results.rows for variant in results.study.variants if variant.name == row.name and variant.note]  # fmt: skip
     return "\n".join([*notes, "", READING] if notes else [READING])
+
+
+def _seeds_text(row: Row) -> str:
+    return str(len(row.seeds)) if row.kind == "variant" else "-"
 
 
 def _row_name(results: Results, row: Row) -> str:
@@ -282,9 +294,11 @@ def difference_text(one: Comparison) -> str:
     return _number(one.measure, one.value)
 
 
-def interval_text(one: Comparison) -> str:
-    """Its 95 % interval, as `difference_text`."""
-    return f"[{_number(one.measure, one.low)}, {_number(one.measure, one.high)}]"
+def interval_text(one: Comparison, alone: Comparison | None = None) -> str:
+    """Its interval; and its number of seeds where a difference has fewer than its row, `alone`: those both have."""
+    fewer = alone is not None and alone.num_seeds and one.num_seeds != alone.num_seeds
+    seeds = f" ({one.num_seeds} {'seed' if one.num_seeds == 1 else 'seeds'})" if fewer else ""
+    return f"[{_number(one.measure, one.low)}, {_number(one.measure, one.high)}]{seeds}"
 
 
 def _number(measure: str, value: float) -> str:
@@ -330,35 +344,14 @@ def _traced(run_dirs: list[Path]) -> dict[str, np.ndarray]:
 
 
 def trace_measures(run_dir: Path) -> dict[str, float]:
-    """Shares of tokens per regime in the first and the last third of steps, and of the loss that the information gap
-    bought (its size where that gap is the larger one, as in the app). Kept beside the run."""
+    """What the trace of a run says (`measured_in_trace`), kept beside the run."""
     file = run_dir / "trace-measures-of-sizes.json"  # before trace version 4 signed gaps were compared
     if file.is_file():
         return json.loads(file.read_text())
-    try:
-        traces = open_traces(run_dir)
-    except TraceError:
-        return {}
-    query = """
-        WITH bounds AS (SELECT min(step) AS low, max(step) AS high FROM cells),
-        thirds AS (
-            SELECT regime, num_positions, CASE WHEN step <= low + (high - low) / 3.0 THEN 'first third'
-                   WHEN step >= high - (high - low) / 3.0 THEN 'last third' END AS third
-            FROM cells CROSS JOIN bounds),
-        counted AS (SELECT third, regime, sum(num_positions) AS n FROM thirds WHERE third IS NOT NULL GROUP BY third, regime)
-        SELECT third, regime, n / sum(n) OVER (PARTITION BY third) AS share FROM counted ORDER BY third, regime"""
-    found = {f"{row['regime']}/{row['third']}": float(row["share"]) for row in traces.sql(query).to_pylist()}
-    names = [f"{regime}/{third}" for regime in traces.regimes for third in ("first third", "last third")]
-    found = {name: found.get(name, 0.0) for name in names} if len(traces.regimes) > 1 else {}
-    bought = traces.sql(
-        """SELECT sum(abs(contribution)) FILTER (abs(information_gap) > abs(capability_gap))
-                  / nullif(sum(abs(contribution)), 0) AS share
-           FROM positions WHERE information_gap IS NOT NULL AND capability_gap IS NOT NULL"""
-    ).to_pylist()[0]["share"]
-    if bought is not None:
-        found["information_loss_share"] = float(bought)
-    _write_text(file, json.dumps(found))
-    return found
+    found = measured_in_trace(run_dir)
+    if found is not None:
+        _write_text(file, json.dumps(found))
+    return found or {}
 
 
 def _record(study: Study) -> dict:
