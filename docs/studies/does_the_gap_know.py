@@ -10,16 +10,15 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from intervals import came_from, interval
 from playwright.sync_api import sync_playwright
 
 import workbench as wb
 from workbench.analysis.illusion import auroc
 from workbench.config import read_yaml
 
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 HERE = Path(__file__).parent
 SCORES = {
     "advantage gap, the size of teacher's minus privileged self's log-prob": "abs(logprob_teacher - logprob_self)",
@@ -48,8 +47,9 @@ def main() -> None:
         sys.exit(f"{study} has {len(runs)} runs named {variant}-s*; an interval needs two. Run the study first.")
     frame = pd.concat([measured(run, seed) for seed, run in enumerate(runs)])
     drift = pd.concat([probed(run, seed) for seed, run in enumerate(runs)])
-    config = read_yaml(next(iter(sorted(study.glob(f"{variant}-s*")))) / "config.yaml")
-    (HERE / "does-the-gap-know.md").write_text(page(frame, drift, config, len(runs)))
+    folders = sorted(study.glob(f"{variant}-s*"))
+    config = read_yaml(folders[0] / "config.yaml")
+    (HERE / "does-the-gap-know.md").write_text(page(frame, drift, config, len(runs), came_from(folders)))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 1100, "height": 600}, device_scale_factor=1.5)
@@ -81,12 +81,6 @@ def probed(run, seed: int) -> pd.DataFrame:
     query = """SELECT step, truth, avg(abs(information_gap)) AS information, avg(abs(capability_gap)) AS capability,
                count(*) AS num FROM probe_positions WHERE kind = 'tag' AND truth IS NOT NULL GROUP BY ALL ORDER BY ALL"""
     return run.sql(query).to_pandas().assign(seed=seed)
-
-
-def interval(values: pd.Series) -> tuple[float, float]:
-    """Mean, and half of the 95 % interval over seeds."""
-    half = T_975[len(values) - 2] * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(half)
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:
@@ -121,12 +115,12 @@ def figure(frame: pd.DataFrame) -> go.Figure:
     return chart
 
 
-def page(frame: pd.DataFrame, drift: pd.DataFrame, config: dict, num_seeds: int) -> str:
+def page(frame: pd.DataFrame, drift: pd.DataFrame, config: dict, num_seeds: int, source: str) -> str:
     steps, method = config["training"]["steps"], config["method"]
     lines = [
         "# Does the gap know?",
         "",
-        f"`python docs/studies/does_the_gap_know.py {sys.argv[1]} {sys.argv[2]}`, after `workbench study` has made the runs: "
+        f"`python docs/studies/does_the_gap_know.py {sys.argv[1]} {sys.argv[2]}`, after `workbench study` has made the runs ({source}): "
         f"{num_seeds} seeds of {method['name']}, shown the {method['privilege']}, {steps} steps, rate "
         f"{config['training']['learning_rate']:g}. On the built-in scenes it is known of every token whether the picture shows it.",
         "",
@@ -160,7 +154,8 @@ def page(frame: pd.DataFrame, drift: pd.DataFrame, config: dict, num_seeds: int)
     lines += [
         "## Drift, on probes",
         "",
-        "Mean size of the gaps on tags of the same answers, scored again through the run, in nats.",
+        "Mean size of the gaps on tags of the same answers, scored again through the run, in nats. "
+        "A seed has few such tags: too few to see a drift that is not large.",
         "",
     ]
     lines += ["| step | truth | information | capability | tokens a seed |", "|---|---|---|---|---|"]

@@ -7,10 +7,11 @@ tokens of the runs (one run per seed) and compared with the default; no training
 """
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-import pandas as pd
 import torch
+from intervals import came_from, interval
 
 import workbench as wb
 from workbench.methods.dopd import Options, route
@@ -31,16 +32,20 @@ READINGS = {  # reading: (what it changes, options)
 
 def main() -> None:
     study, variant = Path(sys.argv[1]), sys.argv[2]
-    runs = [wb.open_traces(folder) for folder in sorted(study.glob(f"{variant}-s*"))]
-    if not runs:
-        sys.exit(f"{study} has no run named {variant}-s*. Run the study first.")
-    batches = [batch for run in runs for batch in recorded(run)]
-    default = torch.cat([route(batch, Options()).regime for batch in batches])
+    folders = sorted(study.glob(f"{variant}-s*"))
+    if len(folders) < 2:
+        sys.exit(f"{study} has {len(folders)} runs named {variant}-s*; an interval needs two. Run the study first.")
+    runs = [recorded(wb.open_traces(folder)) for folder in folders]
+    default = [regimes(run) for run in runs]
     rows = [row("the default", default, default)]
-    for reading, options in READINGS.items():
-        rows.append(row(reading, torch.cat([route(batch, Options(**options)).regime for batch in batches]), default))
-    dropped = torch.cat([route(batch, Options(trim_drops_loss=True)).weight == 0 for batch in batches])
-    (HERE / "open-points.md").write_text(page(pd.DataFrame(rows), default, dropped, len(runs), len(batches)))
+    rows += [row(reading, [regimes(run, **options) for run in runs], default) for reading, options in READINGS.items()]
+    dropped = [torch.cat([route(one, Options(trim_drops_loss=True)).weight == 0 for one in run]) for run in runs]
+    (HERE / "open-points.md").write_text(page(rows, default, dropped, sum(map(len, runs)), came_from(folders)))
+
+
+def regimes(run: list[RouteBatch], **options: object) -> torch.Tensor:
+    """The regime of every recorded token of a run under one reading."""
+    return torch.cat([route(batch, Options(**options)).regime for batch in run])
 
 
 def recorded(run: Traces) -> list[RouteBatch]:
@@ -60,29 +65,36 @@ def recorded(run: Traces) -> list[RouteBatch]:
     return batches
 
 
-def row(reading: str, regime: torch.Tensor, default: torch.Tensor) -> dict:
-    shares = {name: float((regime == place).double().mean()) for place, name in enumerate(REGIMES)}
-    return {"reading": reading, **shares, "moved": float((regime != default).double().mean())}
+def row(reading: str, found: list[torch.Tensor], default: list[torch.Tensor]) -> list[str]:
+    """Shares of tokens by regime and of those that moved, means over runs with half of their 95 % interval."""
+    cells = [share(own == place for own in found) for place in range(len(REGIMES))]
+    moved = "" if found is default else share(own != usual for own, usual in zip(found, default, strict=True))
+    return [reading, *cells, moved]
 
 
-def page(rows: pd.DataFrame, default: torch.Tensor, dropped: torch.Tensor, num_runs: int, num_steps: int) -> str:
+def share(chosen: Iterable[torch.Tensor]) -> str:
+    mean, half = interval([float(own.double().mean()) for own in chosen])
+    return f"{mean:.1%} ± {100 * half:.1f}"
+
+
+def page(rows: list[list[str]], default: list[torch.Tensor], dropped: list[torch.Tensor], num_steps: int, source: str) -> str:  # fmt: skip
     lines = [
         "# What the paper leaves open",
         "",
-        f"`python docs/studies/open_points.py {sys.argv[1]} {sys.argv[2]}`, after `workbench study configs/studies/regimes.yaml`: "
-        f"{default.numel():,} tokens of {num_steps} recorded steps of {num_runs} runs, each routed by every reading.",
+        f"`python docs/studies/open_points.py {sys.argv[1]} {sys.argv[2]}`, after `workbench study configs/studies/regimes.yaml` "
+        f"({source}): {sum(map(len, default)):,} tokens of {num_steps} recorded steps of {len(default)} runs, each routed by every "
+        "reading. Means over runs ± half of the 95 % interval (Student's t).",
         "",
         "| reading | " + " | ".join(REGIMES) + " | tokens in another regime than by default |",
         "|---|" + "---|" * (len(REGIMES) + 1),
+        *("| " + " | ".join(cells) + " |" for cells in rows),
     ]
-    for one in rows.to_dict("records"):
-        moved = "" if one["reading"] == "the default" else f"{one['moved']:.1%}"
-        lines.append(f"| {one['reading']} | " + " | ".join(f"{one[name]:.1%}" for name in REGIMES) + f" | {moved} |")
-    lost = {name: float((default[dropped] == place).double().mean()) for place, name in enumerate(REGIMES)}
+    pairs = list(zip(dropped, default, strict=True))
+    lost = {name: share(regime[gone] == place for gone, regime in pairs) for place, name in enumerate(REGIMES)}
     lines += [
         "",
-        f"If trimmed tokens lose their supervision, that is {float(dropped.double().mean()):.1%} of all tokens, of which "
-        f"{lost['HT']:.0%} are HT and {lost['HS']:.0%} HS: {float(dropped[default >= 2].double().mean()):.0%} of all tokens with a high gap.",
+        f"If trimmed tokens lose their supervision, that is {share(dropped)} of all tokens, of which "
+        f"{lost['HT']} are HT and {lost['HS']} HS: {share(gone[regime >= 2] for gone, regime in pairs)} of all tokens with a high gap.",
         "",
     ]
     return "\n".join(lines)
