@@ -27,8 +27,8 @@ def planted(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Callable:
     """Checks the configuration with a bug in one policy; the names of the lines that say WRONG."""
 
     def check(policy: str, bug: Callable[[AutoregressivePolicy], None]) -> list[str]:
-        def build(*arguments: object) -> Learner:
-            learner = build_learner(*arguments)
+        def build(*arguments: object, **options: object) -> Learner:
+            learner = build_learner(*arguments, **options)
             bug(learner.policies[policy])
             return learner
 
@@ -50,6 +50,28 @@ def test_models_that_fit_are_good(config: RunConfig) -> None:
     assert {one.status for one in checks} <= {"ok", "note"}
     assert "2 image(s), 18 image tokens" in by_name(checks)["images in view teacher"].found
     assert not list(config.run_dir.parent.glob("*"))  # nothing is left behind
+
+
+def test_models_are_built_on_the_device_that_is_asked_for(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def build(*arguments: object, device: str = "not told") -> Learner:
+        asked.append(device)
+        return build_learner(*arguments, device="cpu")
+
+    monkeypatch.setattr(workbench.check, "build_learner", build)
+    monkeypatch.setattr(workbench.check, "choose_device", lambda _: torch.device("cuda:1"))
+    check_config(config)
+    assert asked == ["cuda:1"]
+
+
+def test_a_view_is_held_to_what_its_own_weights_can_keep(config: RunConfig) -> None:
+    models = replace(config.models, teacher_dtype="bfloat16")
+    checks = check_config(replace(config, models=models))
+    allowed = {one.name: one.found.rpartition("allowed: ")[2] for one in checks if "allowed: " in one.found}
+    assert allowed["view teacher reads what it writes"] == "0.25)"
+    assert allowed["sampler = student on plain"] == "0.002)"
+    assert is_good(checks), [one for one in checks if one.status == "WRONG"]
 
 
 def shifted(policy: AutoregressivePolicy) -> None:

@@ -9,6 +9,7 @@
 over the tokens of that one answer here. Of a run with peers it is the student that is scored, and no peer is asked.
 """
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from workbench.checkpoints import Checkpoint, latest_checkpoint
 from workbench.config import EvaluationConfig, RunConfig, SamplingConfig, load_config
 from workbench.contexts import build_prompt, check_asked, parse_context, stand_in
 from workbench.datasets import load_examples
+from workbench.distributed import choose_device
 from workbench.errors import ConfigError, RunError
 from workbench.evaluate import Answered, ask, require_answers
 from workbench.grading import RULES, grade
@@ -33,14 +35,17 @@ from workbench.traces.reader import TracedRollout, open_traces
 from workbench.traces.writer import TraceWriter
 from workbench.types import STUDENT, Example, Rollout
 
+log = logging.getLogger(__name__)
+
 
 class Scorer:
     """The policies of a configuration, ready to read answers."""
 
-    def __init__(self, config: RunConfig, checkpoint: Checkpoint | None = None, *, device: str = "cpu") -> None:
+    def __init__(self, config: RunConfig, checkpoint: Checkpoint | None = None, *, device: str | None = "cpu") -> None:
         self.config, self.checkpoint = config, checkpoint
+        self.device = default_device(config.models.device) if device is None else device
         self.method = config.load_method()
-        self.learner = build_learner(config, self.method, device=device, checkpoint=checkpoint)
+        self.learner = build_learner(config, self.method, device=self.device, checkpoint=checkpoint)
         self._folder = tempfile.TemporaryDirectory(prefix="workbench-")  # traces of what was scored, with its images
         self._num_scored = 0
 
@@ -117,7 +122,7 @@ def evaluate_run(
 
     data, contexts, count and rule default to the run's own; nothing is written into the run folder.
     """
-    scorer = open_scorer(run_dir, device=default_device())
+    scorer = open_scorer(run_dir, device=None)
     config = scorer.config
     source = data or config.data.eval
     if source is None:
@@ -127,7 +132,7 @@ def evaluate_run(
     asked = [one for name, one in scorer.learner.policies.items() if name == STUDENT or name.startswith("teacher")]
     for name in config.models.peers:
         asked.append(
-            build_learner(config, scorer.method, name, device=default_device(), checkpoint=scorer.checkpoint).student
+            build_learner(config, scorer.method, name, device=scorer.device, checkpoint=scorer.checkpoint).student
         )
     require_answers(examples)
     return ask(
@@ -188,15 +193,20 @@ def evaluate(
     )
 
 
-def default_device() -> str:
-    """The accelerator if there is one."""
+def default_device(asked: str | None = None) -> str:
+    """`asked` (a run's models.device) where this machine has it; else the accelerator if there is one."""
+    if asked is not None:
+        try:
+            return str(choose_device(asked))
+        except ConfigError as error:  # a run may be looked at on another machine than its own
+            log.warning("%s It is not used here.", error)
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def open_scorer(
-    source: str | Path | RunConfig, overrides: list[str] | tuple[str, ...] = (), *, device: str = "cpu"
+    source: str | Path | RunConfig, overrides: list[str] | tuple[str, ...] = (), *, device: str | None = "cpu"
 ) -> Scorer:
-    """A scorer of a run (its newest checkpoint), of a configuration file, or of a configuration."""
+    """A scorer of a run (its newest checkpoint), of a configuration file, or of a configuration; device None: its own."""
     if isinstance(source, RunConfig):
         return Scorer(source, device=device)
     path = Path(source)

@@ -53,7 +53,7 @@ def ask_run(config: RunConfig, evaluate: tuple[Questions, ...], *, load: Callabl
     if is_asked(file, asked):
         return file
     answered: dict[str, list[Answered]] = {}
-    options = {"dtype": config.models.dtype, "device": default_device(), "trust_remote_code": config.models.trust_remote_code}  # fmt: skip
+    options = {"dtype": config.models.dtype, "device": default_device(config.models.device), "trust_remote_code": config.models.trust_remote_code}  # fmt: skip
     for name in config.models.learners:
         policies = load_policies([], student=checkpoint.weights(name), learner=name, **options)
         for label, rows in _ask(policies[STUDENT], config, evaluate, checkpoint.step, load).items():
@@ -79,7 +79,7 @@ def ask_reference(
         teacher=reference.model if names else None,
         dtype=config.models.dtype,
         teacher_dtype=config.models.teacher_dtype,
-        device=default_device(),
+        device=default_device(config.models.device),
         trust_remote_code=config.models.trust_remote_code,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
