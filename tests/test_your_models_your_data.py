@@ -46,6 +46,7 @@ def test_the_page_can_be_followed(folder: Path, capsys: pytest.CaptureFixture) -
     assert "dopd · 2 steps · finished" in said["summary runs/my-run"]
     assert sum(row["tokens"] for row in names["found"].to_pylist()) > 0
     assert type(names["student"]).__name__ == "Qwen3VLForConditionalGeneration"
+    assert "AutoProcessor` needs the package torchvision" in (folder / "my-student/README.md").read_text()
     assert {path.name for path in folder.iterdir()} == {
         "models", "photos", "mine.parquet", "mine.parquet.preview.html", "my-run.yaml", "runs", "my-student", "my-traces",
     }  # fmt: skip

@@ -134,7 +134,7 @@ class Group:
             error.loud = True
             return
         try:
-            self._swap(_sendable(error, self.rank), None)
+            self._swap(_sendable(error, self.rank, self.remedy), None)
         except LostProcess as lost:
             if of_others:
                 raise lost from error
@@ -274,11 +274,11 @@ def is_main() -> bool:
     return PartialState().is_main_process
 
 
-def _sendable(error: Exception, rank: int) -> WorkbenchError:
+def _sendable(error: Exception, rank: int, remedy: str) -> WorkbenchError:
     with contextlib.suppress(Exception):
         if isinstance(error, WorkbenchError) and type(pickle.loads(pickle.dumps(error))) is type(error):
             return error
-    return RunError(f"process {rank} stopped: {type(error).__name__}: {error}")
+    return RunError(f"process {rank} stopped: {type(error).__name__}: {error}. {remedy}".strip())
 
 
 def _buckets(parameters: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -22,6 +22,7 @@ from workbench.contexts import is_privileged, parse_context
 from workbench.errors import ConfigError, RunError
 from workbench.evaluate import load_answers, measure
 from workbench.methods import method_module
+from workbench.policies.processors import has_video_part
 from workbench.policies.weights import auto_class, load_model
 from workbench.runs import RunFolder
 from workbench.traces.dataset import write_dataset
@@ -73,8 +74,15 @@ def export_student(
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         card = model_card(run, config, checkpoint.step, learner, auto_class(model.config).__name__)
+        if has_video_part(processor):
+            card += NEEDS_TORCHVISION
         (folder / "README.md").write_text(card, "utf-8")
         return Exported(str(to), checkpoint.step, sum(one.numel() for one in model.parameters()))
+
+
+NEEDS_TORCHVISION = """
+`AutoProcessor` needs the package torchvision here, for the part of this processor that takes videos.
+"""
 
 
 def export_traces(run_dir: str | Path, to: str | Path) -> Exported:

@@ -58,6 +58,14 @@ def test_attention_and_compilation_are_passed_on(models: dict, prompts: list) ->
     assert plain.model.base_model._compiled_call_impl is None
 
 
+def test_a_compiler_or_an_attention_that_is_not_there_is_said_with_what_there_is(models: dict) -> None:
+    with pytest.raises(ConfigError, match=r"models\.compile=nonsense is no backend.*There is: .*inductor"):
+        teacher(models, compiler="nonsense")
+    if importlib.util.find_spec("flash_attn") is None:
+        with pytest.raises(ConfigError, match=r"models\.attention=flash_attention_2 needs.*models\.attention=sdpa"):
+            teacher(models, attention="flash_attention_2")
+
+
 def scored(method: Method, policies: dict, batch: Batch) -> Scored:
     policies["student"].model.requires_grad_(True)
     return supervise_batch(

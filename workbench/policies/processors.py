@@ -38,6 +38,11 @@ def load_processor(path: str | Path, config: PretrainedConfig, **options) -> obj
         return _load_images_only(official, path, **options)
 
 
+def has_video_part(processor: object) -> bool:
+    """Whether the official class has one, so that AutoProcessor loads what is saved only where torchvision is."""
+    return isinstance(processor, ProcessorMixin) and VIDEO in processor.get_attributes()
+
+
 @functools.cache
 def images_only(official: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """The official class without its video part, under the official name, which checkpoints record."""

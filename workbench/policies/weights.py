@@ -47,7 +47,7 @@ def load_model(
     compiler   backend of torch.compile for everything below the head, None = not compiled
 
     Raises: PolicyError naming the path if it holds no model, no processor, or no safetensors weights; ConfigError if a
-    package is missing that what is asked for needs.
+    package is missing that what is asked for needs, or torch has no such compiler.
     """
     options = {"trust_remote_code": trust_remote_code}
     asked = {"attn_implementation": attention} if attention else {}
@@ -62,6 +62,11 @@ def load_model(
         config = AutoConfig.from_pretrained(_base_of(path), **options)
         model = auto_class(config).from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, **asked, **options)
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, ImportError) and "flash" in (attention or "") and "flash" in str(error).lower():
+            raise ConfigError(
+                f"{name}: models.attention={attention} needs a package that is not here ({_first_line(error)}). Install it "
+                "(flash_attention_2: pip install flash-attn, for a CUDA GPU), or choose models.attention=sdpa."
+            ) from error
         raise PolicyError(
             f'{name}: "{path}" cannot be loaded as a model ({_first_line(error)}). Give a folder written by '
             "save_pretrained with config.json and *.safetensors, or the name of a model on the hub."
@@ -75,7 +80,15 @@ def load_model(
         ) from error
     model = model if dtype == INT8 else model.to(device)
     if compiler:
-        model.base_model.compile(backend=compiler, dynamic=True)
+        from torch._dynamo.exc import InvalidBackend  # noqa: PLC0415  (seconds of importing, for who compiles alone)
+
+        try:
+            model.base_model.compile(backend=compiler, dynamic=True)
+        except InvalidBackend as error:
+            raise ConfigError(
+                f"models.compile={compiler} is no backend of torch.compile. There is: {', '.join(torch._dynamo.list_backends())}. "
+                "Choose one, or leave models.compile out: then nothing is compiled."
+            ) from error
     return model.requires_grad_(False).eval(), processor
 
 
