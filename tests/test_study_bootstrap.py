@@ -94,7 +94,13 @@ def row(name: str, kind: str, accuracy: list[list[float]], confidence: list[list
     right = np.array(accuracy)
     truths = np.array([{"v": "visible", "p": "privileged"}[letter] for letter in truth], dtype=object)
     rest = {"entropy": right * 0.1, "length": right + 3.0, "truncated": 1.0 - right}
-    answers = {"accuracy": right, "confidence": np.array(confidence), **rest, "truth": truths}
+    answers = {
+        "accuracy": right,
+        "confidence": np.array(confidence),
+        **rest,
+        "truth": truths,
+        "domain": np.full(len(truths), "tag", dtype=object),
+    }
     return Row(name, kind, tuple(range(len(right))), {("data", "plain"): answers}, **values)
 
 

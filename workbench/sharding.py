@@ -196,10 +196,8 @@ def whole_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _members(policies: Iterable[Policy]) -> Iterator[AutoregressivePolicy]:
     for policy in policies:
-        if isinstance(policy, PolicyByDomain):
-            yield from filter(None, (*policy.members.values(), policy.other))
-        elif isinstance(policy, AutoregressivePolicy):
-            yield policy
+        members = (*policy.members.values(), policy.other) if isinstance(policy, PolicyByDomain) else (policy,)
+        yield from (one for one in members if isinstance(one, AutoregressivePolicy))
 
 
 def _shards(policies: Iterable[Policy]) -> list[Shards]:
