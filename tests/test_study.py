@@ -214,7 +214,7 @@ def test_a_stopped_and_then_killed_study_goes_on_and_ends_the_same(
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate()
     assert process.returncode == 130, err
-    assert "asked to stop" in err and "the same command goes on" in out
+    assert "asked to stop" in err and "To go on: workbench study " in out
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         for line in process.stdout:
             if "opd-s0 finished" in line:
@@ -224,6 +224,14 @@ def test_a_stopped_and_then_killed_study_goes_on_and_ends_the_same(
     assert done.returncode == 0, done.stderr
     assert re.search(r"[345] of 6 tasks are done already", done.stdout), done.stdout
     assert answers(load_study(file)) == answers(finished)
+
+
+def test_other_overrides_start_nothing_and_leave_what_is_there(own: Study, capsys: pytest.CaptureFixture) -> None:
+    before = {file: file.read_bytes() for file in own.folder.rglob("*.json")}
+    assert main(["study", str(own.source), "overrides.training.steps=7"]) == 2
+    said = capsys.readouterr().err
+    assert "have other settings; nothing was started" in said and "training.steps=" in said
+    assert {file: file.read_bytes() for file in own.folder.rglob("*.json")} == before
 
 
 def test_a_seed_that_failed_is_named_and_the_rest_is_reported(own: Study, capsys: pytest.CaptureFixture) -> None:

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import logging
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -77,7 +78,8 @@ def _study(options: argparse.Namespace) -> int:
     for name, fault in study.faults.items():
         print(f"variant {name} cannot be run: {fault}", file=sys.stderr)
     if not options.report and not _module("study.conduct").run_study(study):
-        print(f"stopped; the same command goes on. What is finished: workbench study {options.config} --report")
+        command = shlex.join(["workbench", "study", options.config, *options.overrides])
+        print(f"stopped. To go on: {command}\nWhat is finished: {command} --report")
         return 130
     table = report.write_report(study)
     print(

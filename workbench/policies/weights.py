@@ -67,6 +67,11 @@ def load_model(
                 f"{name}: models.attention={attention} needs a package that is not here ({_first_line(error)}). Install it "
                 "(flash_attention_2: pip install flash-attn, for a CUDA GPU), or choose models.attention=sdpa."
             ) from error
+        is_hub_name = str(path).count("/") <= 1 and not str(path).startswith((".", "/", "~"))
+        if not is_hub_name and not Path(path).exists():
+            raise PolicyError(
+                f'{name}: folder "{path}" does not exist. Give a folder written by save_pretrained, or the name of a model on the hub.'
+            ) from None
         raise PolicyError(
             f'{name}: "{path}" cannot be loaded as a model ({_first_line(error)}). Give a folder written by '
             "save_pretrained with config.json and *.safetensors, or the name of a model on the hub."

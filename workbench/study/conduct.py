@@ -24,7 +24,7 @@ from pathlib import Path
 from workbench.errors import RunError
 from workbench.processes import identify
 from workbench.runs import _surroundings
-from workbench.study.plan import Study
+from workbench.study.plan import Study, other_settings
 from workbench.study.questions import FILE, describe, describe_reference, is_asked
 from workbench.study.work import Outcome, Task, work
 
@@ -38,6 +38,7 @@ def run_study(study: Study, *, say: Callable[[str], None] = print) -> bool:
     """
     study.folder.mkdir(parents=True, exist_ok=True)
     with _claim(study):
+        _refuse_another(study)
         record = Record(study)
         todo = _tasks(study)
         tasks = deque(task for task in todo if not _is_done(task))
@@ -62,7 +63,7 @@ class Record:
         self.facts.setdefault("sessions", [])
         self.facts.setdefault("runs", {})
         self.facts["plan"] = {
-            "source": str(study.source), "baseline": study.baseline, "seeds": list(study.seeds), "faults": study.faults,
+            "source": str(study.source), "command": _command(), "baseline": study.baseline, "seeds": list(study.seeds), "faults": study.faults,
             "runs": [study.config(variant, seed).name for seed in study.seeds for variant in study.usable],
             "notes": {variant.name: variant.note for variant in study.variants if variant.note},
         }  # fmt: skip
@@ -70,11 +71,8 @@ class Record:
     def begin(self, num_processes: int, num_threads: int) -> None:
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         surroundings = _surroundings()
-        program = Path(sys.argv[0])
-        called = ["python", sys.argv[0]] if program.suffix == ".py" and program.name != "__main__.py" else ["workbench"]
-        command = shlex.join([*called, *sys.argv[1:]])
         process = {"pid": os.getpid(), "identity": identify(os.getpid())}
-        self.facts["sessions"].append({"started": started, "command": command, "seconds": 0.0, "processes": num_processes, "threads": num_threads, **process, **surroundings})  # fmt: skip
+        self.facts["sessions"].append({"started": started, "command": _command(), "seconds": 0.0, "processes": num_processes, "threads": num_threads, **process, **surroundings})  # fmt: skip
         self._begun = time.perf_counter()
         self.write()
 
@@ -211,6 +209,25 @@ class _Conductor:
         log.info("asked to stop: every run finishes its step and saves; the same command goes on")
         for worker in self.workers:
             worker.process.terminate()
+
+
+def _command() -> str:
+    """What this process was called with."""
+    program = Path(sys.argv[0])
+    called = ["python", sys.argv[0]] if program.suffix == ".py" and program.name != "__main__.py" else ["workbench"]
+    return shlex.join([*called, *sys.argv[1:]])
+
+
+def _refuse_another(study: Study) -> None:
+    """Raises RunError if every run that is there has other settings: it is another study, or this one with other overrides."""
+    configs = [study.config(variant, seed) for variant in study.usable for seed in study.seeds]
+    there = [config for config in configs if (config.run_dir / "config.yaml").is_file()]
+    faults = [fault for config in there if (fault := other_settings(config)) is not None]
+    if faults and len(faults) == len(there):
+        raise RunError(
+            f"the {len(there)} runs in {study.folder} that this study would go on with have other settings; nothing was started. "
+            f"{faults[0]} If you gave overrides last time, give them again; the Studies tab shows the command."
+        )
 
 
 def _tasks(study: Study) -> list[Task]:

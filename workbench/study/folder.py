@@ -62,7 +62,10 @@ class FoundStudy:
 
     @property
     def command(self) -> str:
-        """What goes on with it."""
+        """What goes on with it, overrides and all."""
+        called = self.plan.get("command") or ""
+        if called.startswith("workbench study "):
+            return called
         return f"workbench study {self.plan['source']}" if self.plan.get("source") else ""
 
     def status_of(self, run: str) -> str:

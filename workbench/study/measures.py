@@ -52,6 +52,7 @@ MEASURES = {
     "information_loss_share": Measure("loss bought on the information gap", 0, "%"),
 }
 _NOTHING = 1e-9  # differences that only rounding makes
+_SHOWN = 5e-4  # an interval whose ends are both nearer to zero is printed as zero
 _FROM_ANSWERS = ("accuracy", "confidence", "overconfidence", "calibration_error", "entropy", "length", "truncated")
 
 
@@ -149,7 +150,7 @@ def compare(rows: list[Row], baseline: str, *, num_replicates: int = NUM_REPLICA
 
 def verdict(measure: str, low: float, high: float) -> str:
     """What an interval of a difference says: it must be clear of zero to say anything."""
-    if not (low > _NOTHING or high < -_NOTHING):
+    if not (low > _NOTHING or high < -_NOTHING) or max(abs(low), abs(high)) < _SHOWN:
         return "not distinguishable"
     rises = low > 0.0
     better = measure_of(measure).better

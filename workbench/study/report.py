@@ -174,6 +174,8 @@ def preamble(results: Results) -> str:
             f"- wall time: {wall / 60:.1f} min in {len(sessions)} session(s), {' and '.join(map(str, dict.fromkeys(processes)))} process(es) of {sessions[-1]['threads']} thread(s), "
             f"which were at work {busy / room if room else 0:.0%} of it",
         ]
+    if len(study.seeds) == 1:
+        lines.append("- one seed: intervals and verdicts hold what other questions would change, and nothing of what another seed would")  # fmt: skip
     num_seeds = {row.name: len(row.seeds) for row in results.rows if row.kind == "variant"}
     if set(num_seeds.values()) == {len(study.seeds)} and not results.unfinished and not results.faults:
         lines.append(f"- all {sum(num_seeds.values())} runs finished")

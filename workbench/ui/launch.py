@@ -85,7 +85,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
 
     shows = (beside(partial(preview, context, form), 1), inputs, [message, command])
     typed = gr.Textbox("", visible="hidden")
-    events = [one.input for one in (more, *made) if one is not chooser]
+    # a Textbox has no `input` for what is pasted or deleted, only `change`
+    events = [one.change if isinstance(one, gr.Textbox) else one.input for one in (more, *made) if one is not chooser]
     gr.on(events, None, None, typed, js="() => workbenchApp.typed()")
     typed.change(*shows, **silent)
     loaded = recipe.change(

@@ -18,7 +18,7 @@ from workbench.ui.pieces import Column, empty_html, fragment_component, plot_com
 
 NO_STUDY = (
     "There is no study in this folder. A study is a file that names variants and seeds; start one in a terminal: "
-    "workbench study configs/studies/main.yaml    (the files in configs/studies say how long they take)"
+    "workbench study configs/studies/main.yaml    (docs/studies/README.md says how long each takes)"
 )
 RUN_COLUMNS = (
     Column("run", kind="short"), Column("status", kind="short"), Column("step", kind="number"), Column("of", kind="number"),
