@@ -197,6 +197,7 @@ def watch(browser: Browser, folder: Path, pairs: int, seconds: float) -> None:
                 opened = context.new_page()
                 opened.goto(f"{address}/?run=watched&tab=watch")
                 opened.locator(DRAWN["watch"]).first.wait_for()
+                opened.wait_for_timeout(3000)  # what opening costs is told by `page`
                 turns["open"].append(turn(lines, pid, server.pid, seconds))
                 context.close()
     finally:
@@ -221,20 +222,21 @@ class Lines:
 
 
 class Turn(dict):
-    """processor: seconds per step of the run's process; step: median seconds of a step; server: share of a core."""
+    """processor: seconds per step of the run's process; step: median seconds of a step; server, browser: share of a core."""
 
 
 def turn(lines: Lines, pid: int, server: int, seconds: float) -> Turn:
     """Whole steps for about that long."""
     first = len(lines.wait(len(lines.read()) + 1))
-    start, used, served = time.perf_counter(), processor_s(pid), processor_s(server)
-    time.sleep(seconds)
+    start, used = time.perf_counter(), processor_s(pid)
+    with Meter(server, pid) as meter:
+        time.sleep(seconds)
     found = lines.wait(len(lines.read()) + 1)
     took, steps = time.perf_counter() - start, len(found) - first
     own = [line["seconds/step"] for line in found[first:]]
     return Turn(
         processor=(processor_s(pid) - used) / steps, step=statistics.median(own), wall=took / steps, steps=steps,
-        server=(processor_s(server) - served) / took,
+        server=meter.cost.server / meter.cost.wall, browser=meter.cost.browser / meter.cost.wall,
     )  # fmt: skip
 
 
@@ -318,8 +320,9 @@ class Cost(NamedTuple):
 class Meter:
     """What happens inside it costs `cost`."""
 
-    def __init__(self, server: int) -> None:
+    def __init__(self, server: int, *others: int) -> None:
         self.server = server
+        self.others = others  # started from here too, and no browser
 
     def __enter__(self) -> "Meter":
         self._start = self._now()
@@ -329,7 +332,8 @@ class Meter:
         self.cost = Cost(*(now - before for now, before in zip(self._now(), self._start, strict=True)))
 
     def _now(self) -> tuple[float, float, float]:
-        own = set(descendants(os.getpid())) - {self.server, *descendants(self.server)}
+        apart = (self.server, *self.others)
+        own = set(descendants(os.getpid())).difference(apart, *map(descendants, apart))
         return time.perf_counter(), processor_s(self.server), sum(processor_s(pid) for pid in own)
 
 

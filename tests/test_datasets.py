@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import datasets as hf_datasets
@@ -15,7 +16,6 @@ import pytest
 from PIL import Image
 
 import workbench.datasets
-import workbench.tables
 from workbench.contexts import EVIDENCE, build_prompt, evidence_crop
 from workbench.datasets import COLUMNS, check_evidence, decode_image, image_size, load_examples, split_by_evidence
 from workbench.errors import ConfigError, DataError
@@ -154,7 +154,7 @@ def test_a_saved_folder_of_one_split_needs_no_name(folder):
 
 def test_without_the_datasets_package_saved_folders_and_names_say_what_to_install(folder, monkeypatch):
     path = saved(folder, all=1)
-    monkeypatch.setattr(workbench.tables, "hf_datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
     for source in (path, "hf:owner/name?split=train"):
         with pytest.raises(ConfigError, match=r'needs the package "datasets".*pip install'):
             load_examples(source)

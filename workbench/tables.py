@@ -4,6 +4,7 @@ Rows come one after another and as they were stored: a line of JSON is parsed wh
 reader may skip a bad line, and embedded images stay {"bytes", "path"}.
 """
 
+import importlib
 import json
 import os
 import reprlib
@@ -18,11 +19,6 @@ import pyarrow
 import pyarrow.parquet
 
 from workbench.errors import ConfigError, DataError, unknown
-
-try:
-    import datasets as hf_datasets
-except ImportError:  # the optional extra "data"
-    hf_datasets = None
 
 _HF_PARAMETERS = ("split", "config", "revision", "streaming")
 
@@ -172,12 +168,13 @@ def _open_hub(source: str, split: str | None) -> Table:
 
 
 def _require_library(source: str) -> Any:
-    if hf_datasets is None:
+    try:
+        return importlib.import_module("datasets")  # an extra, and a second of every start
+    except ImportError:
         raise ConfigError(
             f'{source} needs the package "datasets", which is not installed. '
             "Run `pip install vlm-distillation-workbench[data]`, or use a .jsonl or .parquet file."
-        )
-    return hf_datasets
+        ) from None
 
 
 def _arrow_rows(saved: Any, name: str) -> Iterator[Row]:
