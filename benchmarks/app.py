@@ -14,6 +14,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=12, help="of watch: how often the page is opened and closed")
     parser.add_argument("--seconds", type=float, default=15, help="of watch: length of each turn")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started ends too
     with tempfile.TemporaryDirectory() as temporary, chromium() as browser:
         if args.what == "draw":
             draw(browser, args.repeats)

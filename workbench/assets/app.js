@@ -16,6 +16,7 @@ window.workbenchApp = (() => {
     return dark ? "dark" : "light";
   };
   return {
+    asked: () => asked,
     start: () => [asked, paint(isDark())],
     toggle: () => {
       const theme = paint(!document.body.classList.contains("dark"));

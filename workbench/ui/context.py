@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import gradio as gr
 from gradio.components import Component
@@ -34,6 +35,7 @@ STANDING = (
 )  # stay when another answer is opened
 ADDRESS_KEYS = ("step", "rollout", "process", "probe", "token", "example", "page", *STANDING)
 MAX_UPLOAD_MB = 20
+_LONGEST = 200  # characters of one part of an address
 NO_RUN = "No run is chosen. Launch one, or choose one above."
 
 
@@ -70,19 +72,23 @@ class AppContext:
 class Shared:
     """Components of the page that all tabs see.
 
+    app       the page; what it draws as soon as it is opened is asked by app.load
     run       the chosen run's name
     theme     "light" or "dark", for figures
     address   the rest of the address: a mapping with some of ADDRESS_KEYS, values as text
     tab       the open tab's name
     tabs      return gr.Tabs(selected="tokens") to open another tab
+    search    the address as the browser first had it, as text; see read_address
     wake      by tab: a hidden text that changes when an open tab has to be drawn; see on_show
     """
 
+    app: gr.Blocks
     run: gr.Dropdown
     theme: gr.Textbox
     address: gr.JSON
     tab: gr.Textbox
     tabs: gr.Tabs
+    search: gr.Textbox
     wake: dict[str, gr.Textbox]
 
     def on_show(self, tab: str, draw: Callable, inputs: Sequence[Component], outputs: Sequence[Component]) -> object:
@@ -129,6 +135,21 @@ def chooses(
     """
     js = f"(...values) => workbenchApp.choose({json.dumps(defaults)}, {json.dumps(forgets)}, ...values)"
     gr.on(events, None, [shared.address, *boxes], shared.address, js=js)
+
+
+def read_address(search: str | None) -> dict[str, str]:
+    """The parts of an address as the browser has it, "?run=a&tab=tokens"; of a part that stands twice the last."""
+    return {key: values[-1][:_LONGEST] for key, values in parse_qs((search or "").lstrip("?")).items()}
+
+
+def asked_run(asked: Mapping[str, str], runs: Sequence[str]) -> str | None:
+    """The run that an address names, or the newest if it names none that is here."""
+    return asked["run"] if asked.get("run") in runs else next(iter(runs), None)
+
+
+def first_tab(runs: Sequence) -> str:
+    """The tab of an address that names none."""
+    return "watch" if runs else "launch"
 
 
 def run_choices(context: AppContext) -> list[tuple[str, str]]:

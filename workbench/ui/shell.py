@@ -8,14 +8,13 @@ import json
 from functools import partial
 from html import escape
 from types import ModuleType
-from urllib.parse import parse_qs
 
 import gradio as gr
 
 from workbench.analysis.style import MONO, SANS
 from workbench.render import page_head
 from workbench.ui import compare, data, geometry, illusion, launch, movement, report, studies, tokens, watch
-from workbench.ui.context import ADDRESS_KEYS, AppContext, Shared, run_choices, told
+from workbench.ui.context import ADDRESS_KEYS, AppContext, Shared, asked_run, first_tab, read_address, run_choices, told
 from workbench.ui.pieces import read_asset
 
 TABS: dict[str, tuple[str, ModuleType]] = {
@@ -36,7 +35,6 @@ ACCENT = gr.themes.Color(
 INK = gr.themes.Color(
     "#f7f8f9", "#eceef0", "#dfe2e6", "#c5cad0", "#a4adb7", "#747d88", "#565e68", "#333940", "#1f242a", "#15181c", "#101316"
 )  # fmt: skip
-_LONGEST = 200  # characters of one part of an address
 
 
 def build_app(context: AppContext) -> gr.Blocks:
@@ -65,9 +63,9 @@ def build_app(context: AppContext) -> gr.Blocks:
             tab = gr.Textbox("", visible="hidden")
             address = gr.JSON({}, visible="hidden")
             wake = {name: gr.Textbox("", visible="hidden", elem_id=f"app-wake-{name}") for name in TABS}
-        first = _first_tab(names)  # drawn before the address is known: what most addresses ask for
+        first = first_tab(names)  # drawn before the address is known: what most addresses ask for
         with gr.Tabs(selected=first, elem_id="app-tabs") as tabs:
-            shared = Shared(run, theme, address, tab, tabs, wake)
+            shared = Shared(app, run, theme, address, tab, tabs, search, wake)
             for name, (label, module) in TABS.items():
                 with gr.Tab(label, id=name, elem_id=f"tab-{name}") as one:
                     module.build_tab(context, shared)
@@ -107,22 +105,16 @@ def look_again(context: AppContext, run: str | None) -> object:
 
 def open_address(context: AppContext, search: str, theme: str) -> tuple:
     """Run, tab (to open, and its name), the rest of what an address says, theme; what says nothing useful is left out."""
-    asked = {key: values[-1][:_LONGEST] for key, values in parse_qs((search or "").lstrip("?")).items()}
     choices = run_choices(context)
     names = [name for _, name in choices]
-    run, tab = asked.get("run"), asked.get("tab")
-    tab = tab if tab in TABS else _first_tab(names)
+    asked = read_address(search)
+    run = asked.get("run")
     if run is not None and run not in names:
         message = f'There is no run "{run}" here. It may have been deleted; the list above shows what there is.'
         gr.Warning(escape(message), title="An old link?")
-        run = None
+    tab = asked["tab"] if asked.get("tab") in TABS else first_tab(names)
     address = {key: asked[key] for key in ADDRESS_KEYS if key in asked}
-    chosen = run or (names[0] if names else None)
-    return gr.Dropdown(choices=choices, value=chosen), gr.Tabs(selected=tab), tab, address, theme
-
-
-def _first_tab(runs: list) -> str:
-    return "watch" if runs else "launch"
+    return gr.Dropdown(choices=choices, value=asked_run(asked, names)), gr.Tabs(selected=tab), tab, address, theme
 
 
 def _title(context: AppContext) -> str:

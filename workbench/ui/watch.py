@@ -1,7 +1,7 @@
 """Watch: one run as it goes: its state, its curves, its answers; stop and resume.
 
 The page asks again every two seconds while the run lives and the tab is open. Asking is a look at a few small files.
-Curves are drawn anew only if a number was added, and seldom enough that drawing takes at most a fiftieth of the time, so
+Curves are drawn anew only if a number was added, and more seldom the older the run is and the longer drawing takes, so
 that watching does not slow the training down. What was drawn last is remembered by the browser, so a restarted server
 goes on where the other one was.
 """
@@ -27,13 +27,24 @@ from workbench.errors import RunError, TraceError, WorkbenchError
 from workbench.jobs import JobState, log_tail, resume_run, stop_run
 from workbench.traces.reader import Traces
 from workbench.ui.answers import COLUMNS, answers_to, asked_questions
-from workbench.ui.context import AppContext, Shared, note, run_choices, sentence, told
+from workbench.ui.context import (
+    AppContext,
+    Shared,
+    asked_run,
+    first_tab,
+    note,
+    read_address,
+    run_choices,
+    sentence,
+    told,
+)
 from workbench.ui.pieces import TRACES, Column, empty_html, plot_component, rows_component, rows_html
 
 NO_RUNS = "No run is here yet. Launch one, or `workbench train configs/demo.yaml`."
 POLL_S = 2.0
-DRAW_S = 20.0  # at least so long between two drawings of the curves: a browser takes a second of a core for each
-SHARE = 1 / 50  # of the time, at most, that drawing takes
+DRAW_S, OLD_DRAW_S = 20.0, 300.0  # between two drawings of the curves: a browser takes a second of a core for each
+AGE_SHARE = 1 / 20  # between these two, the part of a run's age in which its curves hardly grow
+SHARE = 1 / 50  # of the time, at most, that drawing takes the server
 CURVES = (  # title, metrics
     ("Loss", ("loss",)),
     ("Right answers while sampling", ("accuracy",)),
@@ -83,6 +94,10 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     look = told(partial(look_at, context), len(outputs))
     inputs = [shared.run, shared.theme, seen, question, shared.tab]
+    shared.app.load(
+        told(partial(glance_first, context), len(state_outputs)), shared.search, state_outputs,
+        js="() => workbenchApp.asked()", **quiet,
+    )  # fmt: skip
     first = shared.on_show("watch", told(partial(glance, context), len(state_outputs)), [shared.run], state_outputs)
     first.then(told(partial(look_at, context, anew=True), len(outputs)), inputs, outputs, **quiet)
     timer.tick(look, inputs, outputs, **quiet)
@@ -93,6 +108,14 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         (resume, partial(resume_it, context), [shared.run, more]),
     ):
         button.click(told(act, len(state_outputs)), given, state_outputs, **quiet).then(look, inputs, outputs, **quiet)
+
+
+def glance_first(context: AppContext, search: str) -> tuple:
+    """The state of the run that a page is opened on, asked beside the address and not after it; nothing for other tabs."""
+    asked, runs = read_address(search), [name for _, name in run_choices(context)]
+    if asked.get("tab", first_tab(runs)) != "watch":
+        return (gr.skip(),) * len(_buttons(context, None)) + (gr.skip(),)
+    return glance(context, asked_run(asked, runs))
 
 
 def glance(context: AppContext, run: str | None) -> tuple:
@@ -139,7 +162,8 @@ def look_at(
         traces, fault = read_traces(run_dir)
         drawn = [*(offer_questions(run_dir, traces, question, fault)), *draw(run_dir, traces, theme, fault)]
         cost = time.perf_counter() - start
-        now |= {"marks": marks, "next": time.time() + max(DRAW_S, cost / SHARE)}
+        age = time.time() - state.started if state.started else 0.0
+        now |= {"marks": marks, "next": time.time() + max(DRAW_S, min(age * AGE_SHARE, OLD_DRAW_S), cost / SHARE)}
     else:
         drawn = [gr.skip()] * len(_cleared())
         now |= {"marks": before.get("marks"), "next": before.get("next", 0.0)}
