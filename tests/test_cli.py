@@ -61,7 +61,7 @@ def test_train_prints_a_summary_and_what_to_do_next(config_file: Path, capsys: p
 
 def test_every_reading_command_works_on_a_run(run: Path, capsys: pytest.CaptureFixture) -> None:
     summary = said(capsys, "summary", run)
-    for part in ("dopd · 2 steps · finished", "student +plain", "teacher +crop", "HT", "of loss"):
+    for part in ("dopd · 2 steps · finished", "student +plain", "teacher +crop", "HT", "of loss", "cut @0 +@2", r"written by student: [\d,]+ sequences.* tokens each, [\d.]+% cut"):  # fmt: skip
         assert re.search(part, summary), part
     assert "regime" in said(capsys, "show", run, "--step", 2, "--rollout", 3)
     assert "\x1b[" in said(capsys, "show", run, "--step", 0, "--probe", "--by", "information", "--colour")
@@ -296,6 +296,7 @@ def test_damaged_runs_are_sentences(own: Path, capsys: pytest.CaptureFixture) ->
         (["study", "{run}/config.yaml"], "is unknown. Allowed: base, baseline, evaluate"),
         (["eval", "{run}", "--data", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["eval", "{run}", "--count", "-3"], "limit must be at least 1"),
+        (["eval", "{run}", "--tolerance", "0.1"], 'is of the rule "numeric", and the rule is "final"'),
         (["show", "{run}", "--step", "99"], "99"),
         (["show", "{run}", "--step", "1", "--rollout", "99"], "99"),
         (["methods", "dpod"], 'Did you mean "dopd"'),

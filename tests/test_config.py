@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.config import build_config, describe_config, load_config, override
+from workbench.config import build_config, describe_config, load_config, override, read_yaml
 from workbench.errors import ConfigError
 from workbench.methods import list_methods, load_method
 from workbench.pretrain import load_pretrain_config
@@ -55,6 +55,12 @@ def test_the_demo_takes_every_method_by_name_alone(name: str) -> None:
     assert config.load_method().name == name
 
 
+def test_a_key_that_stands_twice_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text("training: {steps: 3}\nseed: 1\ntraining: {batch_size: 2}\n")
+    with pytest.raises(ConfigError, match=r'twice.yaml .*"training" stands twice, in lines 1 and 3'):
+        read_yaml(tmp_path / "twice.yaml")
+
+
 def test_another_method_starts_from_its_own_defaults(file: Path) -> None:
     config = load_config(file, ["method.name=opd"])
     assert config.load_method().views["teacher"].context == "plain"
@@ -77,6 +83,7 @@ def test_another_method_starts_from_its_own_defaults(file: Path) -> None:
         (["training.betas=[0.9]"], "must be two numbers"),
         (["evaluation.contexts=[plan]"], 'Did you mean "plain"'),
         (["evaluation.contexts=plain"], "must be list"),
+        (["evaluation.tolerance=0.1"], 'of the rule "numeric", and the rule is "final"'),
         (["models.teacher=null"], "needs a teacher: set models.teacher"),
         (["models.student=null"], "models.student must be str"),
         (["data.train="], "data.train"),

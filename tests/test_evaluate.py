@@ -62,6 +62,7 @@ def test_tables_have_every_group_and_all() -> None:
     flat = summarise(table)
     assert flat["accuracy/student/plain/visible"] == 1.0
     assert flat["confidence/student/plain/privileged"] == pytest.approx(0.75)
+    assert (flat["length/student/plain/all"], flat["truncated/student/plain/all"]) == (2.0, 0.0)
 
 
 def policy() -> TablePolicy:
@@ -146,3 +147,12 @@ def test_an_example_is_privileged_if_any_part_of_its_answer_is() -> None:
     assert truth_of(example(marks=marks)) == "privileged"
     assert truth_of(example(marks=marks[:2])) == "visible"
     assert truth_of(example(marks=(Mark("(x)", "tag", "privileged"),))) is None
+
+
+def test_a_tolerance_lets_a_number_be_off() -> None:
+    near = example(answer="4")  # and 3 is written
+    options = {"step": 0, "max_completion_length": 5, "rule": "numeric"}
+    rewards = [
+        answer_questions(policy(), [near], "plain", **options, **own)[0].reward for own in ({}, {"tolerance": 0.25})
+    ]
+    assert rewards == [0.0, 1.0]

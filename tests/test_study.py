@@ -234,6 +234,17 @@ def test_other_overrides_start_nothing_and_leave_what_is_there(own: Study, capsy
     assert {file: file.read_bytes() for file in own.folder.rglob("*.json")} == before
 
 
+def test_two_studies_of_one_name_do_not_share_a_folder(own: Study) -> None:
+    values = yaml.safe_load(own.source.read_text()) | {"variants": {"other": {"method.name": "opd"}}}
+    other = own.source.with_name("other.yaml")
+    other.write_text(yaml.safe_dump(values, sort_keys=False))
+    with pytest.raises(
+        RunError, match=r"is the folder of the study in .*study.yaml, which has none of the runs of .*other"
+    ):
+        run_study(load_study(other))
+    assert not (own.folder / "other-s0").exists()
+
+
 def test_a_seed_that_failed_is_named_and_the_rest_is_reported(own: Study, capsys: pytest.CaptureFixture) -> None:
     """A folder of other settings is in the way of one seed; one variant's loss is no number."""
     clash = own.config(own.variants[1], 1).run_dir

@@ -68,7 +68,7 @@ def check_config(config: RunConfig) -> list[Check]:
                 sampling=sampling,
                 num_generations=2,
                 seed=("check", config.seed, *learner.seed),
-                rule=config.evaluation.rule,
+                **config.evaluation.grading,
                 replier=learner.policies[method.replier],
             )
         )

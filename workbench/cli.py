@@ -67,7 +67,12 @@ def _eval(options: argparse.Namespace) -> None:
     _quiet()
     contexts = [part for text in options.contexts or () for part in text.split(",") if part]
     answered = _module("scorer").evaluate(
-        options.path, data=options.data, contexts=contexts, count=options.count, rule=options.rule
+        options.path,
+        data=options.data,
+        contexts=contexts,
+        count=options.count,
+        rule=options.rule,
+        tolerance=options.tolerance,
     )
     print(_module("summary").evaluation_table(answered))
 
@@ -264,6 +269,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--contexts", nargs="+", help="contexts to show, as in plain,crop,boxes")
     one.add_argument("--count", type=int, help="examples used")
     one.add_argument("--rule", choices=RULES, help="how an answer is compared with the right one; default: the run's")
+    one.add_argument(
+        "--tolerance", type=float, metavar="SHARE", help="of rule numeric: 0.05 = five per cent off is right"
+    )
     one = command("study", _study, "run a grid of methods and seeds from one file, and say what is really true of it")
     one.add_argument("config", help="a study's YAML file, see configs/studies/")
     one.add_argument("--report", action="store_true", help="run nothing: tables and figure of what is finished")

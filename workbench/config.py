@@ -19,7 +19,7 @@ import yaml
 
 from workbench.contexts import check_asked
 from workbench.errors import ConfigError, unknown
-from workbench.grading import RULES
+from workbench.grading import RULES, TOLERANCE, check_grading
 from workbench.method import Method, Option, check_option, is_by_domain
 from workbench.methods import describe_options, load_method, method_module
 from workbench.types import STUDENT
@@ -141,7 +141,13 @@ class EvaluationConfig:
     contexts: Annotated[list, Option("contexts shown to the student")] = field(default_factory=lambda: ["plain"])
     teacher: Annotated[bool, Option("evaluate the teacher too, once, before training")] = True
     rule: Annotated[str, Option("how an answer is compared with the right one", choices=RULES)] = RULES[0]
+    tolerance: Annotated[float, Option("of rule numeric: how far off is right, as a share of the right number", low=0)] = TOLERANCE  # fmt: skip
     batch_size: Annotated[int, Option("answers written at once", low=1)] = 64
+
+    @property
+    def grading(self) -> dict:
+        """How answers are compared, as the keywords of `write_rollouts`, `ask` and `grading.grade`."""
+        return {"rule": self.rule, "tolerance": self.tolerance}
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,7 @@ class RunConfig:
             raise ConfigError(f"training.betas must be two numbers in [0, 1), got {betas}.")
         if self.training.update_mask and self.models.lora.rank:
             raise ConfigError("training.update_mask is of a student's own weights, and models.lora.rank trains adapters instead. Set one of the two to null or 0.")  # fmt: skip
+        check_grading(**self.evaluation.grading)
         for context in self.evaluation.contexts:
             check_asked(str(context))
         for name, path in self.models.peers.items():
@@ -261,7 +268,7 @@ def _laid_over(under: dict, over: dict) -> dict:
 def read_yaml(path: str | Path) -> dict:
     """A mapping from a YAML file, loaded safely. Raises ConfigError if there is none or it is no mapping."""
     try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"configuration {path} does not exist. Recipes are in configs/.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -269,6 +276,20 @@ def read_yaml(path: str | Path) -> dict:
     if not isinstance(loaded, dict):
         raise ConfigError(f"configuration {path} must be a mapping of keys to values, got {type(loaded).__name__}.")
     return loaded
+
+
+class _Loader(yaml.SafeLoader):
+    """A key that stands twice is a mistake: PyYAML would keep the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in lines and isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f'"{key.value}" stands twice, in lines {lines[key.value]} and {line}')
+            if isinstance(key, yaml.ScalarNode):
+                lines[key.value] = line
+        return super().construct_mapping(node, deep)
 
 
 def override(values: dict, overrides: list[str] | tuple[str, ...]) -> dict:

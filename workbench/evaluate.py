@@ -27,6 +27,7 @@ from workbench.contexts import build_prompt
 from workbench.datasets import split_by_evidence
 from workbench.distributed import ALONE, Group
 from workbench.errors import DataError, RunError
+from workbench.grading import TOLERANCE
 from workbench.losses import score
 from workbench.policies import Policy, SamplingOptions
 from workbench.policies.by_domain import covers
@@ -87,6 +88,7 @@ def answer_questions(
     step: int,
     max_completion_length: int,
     rule: str = "final",
+    tolerance: float = TOLERANCE,
     batch_size: int = 64,
 ) -> list[Answered]:
     """Every example answered once, by the most likely tokens."""
@@ -99,6 +101,7 @@ def answer_questions(
         num_generations=1,
         seed=("greedy",),
         rule=rule,
+        tolerance=tolerance,
         batch_size=batch_size,
     )
     entropies = _entropies(policy, rollouts, context, batch_size)
@@ -178,7 +181,7 @@ def summarise(table: dict[tuple[int, str, str, str], Accuracy]) -> dict[str, flo
     """A table of one step as flat numbers: accuracy/student/plain/visible and so on."""
     flat = {}
     for (_, policy, context, group), measured in table.items():
-        for name in ("accuracy", "confidence", "calibration_error"):
+        for name in ("accuracy", "confidence", "calibration_error", "length", "truncated"):
             flat[f"{name}/{policy}/{context}/{group}"] = getattr(measured, name)
     return flat
 
@@ -225,7 +228,7 @@ class Evaluation:
         settings = self.config.evaluation
         log.info("step %d: asking %d questions, shown %s", step, len(self.examples), ", ".join(settings.contexts))
         policies = [*self.students, *(self.teachers if settings.teacher and step == 0 else [])]
-        options = {"max_completion_length": self.config.sampling.max_completion_length, "rule": settings.rule}
+        options = {"max_completion_length": self.config.sampling.max_completion_length, **settings.grading}
         options |= {"step": step, "batch_size": settings.batch_size}
         answered = []
         for policy in policies:
@@ -246,7 +249,7 @@ def require_answers(examples: list[Example]) -> None:
     if examples and all(example.answer is None for example in examples):
         raise DataError(
             f'none of the {len(examples)} evaluation examples has an "answer", so nothing can be counted as right. '
-            "Add the column, or set data.eval=null."
+            "Add the column, or choose other questions. A run goes without with data.eval=null."
         )
 
 

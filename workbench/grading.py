@@ -10,6 +10,7 @@ Case, spaces, Markdown stars, outer quotes and end punctuation never count. None
 says below where it errs. No rule gives credit for hedging ("red or blue") or for a denial ("not red"), except "contains".
 """
 
+import math
 import re
 import unicodedata
 from fractions import Fraction
@@ -17,6 +18,7 @@ from fractions import Fraction
 from workbench.errors import ConfigError, unknown
 
 RULES = ("final", "exact", "choice", "numeric", "contains")
+TOLERANCE = 1e-6  # as a share of the right number: what rounding does
 
 _MARKER = re.compile(
     r"(?<![<\w/])answer\b(?: to\b[^.:\n]{0,80}?(?=\bis\b|:))?[\s:=*_→]*(?:(?:is|was|are|would be|should be)\b[\s:=*_]*)?",
@@ -41,14 +43,13 @@ _DENIALS = ("not", "no", "never", "neither", "nor", "cannot", "without")
 _HEDGES = ("or",)
 
 
-def grade(text: str, answer: str | None, rule: str = "final", *, tolerance: float = 1e-6) -> float | None:
+def grade(text: str, answer: str | None, rule: str = "final", *, tolerance: float = TOLERANCE) -> float | None:
     """1.0 if `text` gives `answer` under `rule`, 0.0 if not, None if there is no answer that the rule could compare.
 
     tolerance  of "numeric", as a share of the right number (0.05: five per cent off is right)
-    Raises     ConfigError for an unknown rule
+    Raises     ConfigError as check_grading
     """
-    if rule not in RULES:
-        raise ConfigError(unknown("grading rule", rule, RULES))
+    check_grading(rule, tolerance)
     if answer is None or not normalise(answer):
         return None
     if rule == "numeric":
@@ -57,6 +58,19 @@ def grade(text: str, answer: str | None, rule: str = "final", *, tolerance: floa
         return _grade_choice(text, answer)
     same = {"exact": _is_exact, "final": _is_final, "contains": _is_contained}[rule]
     return float(same(text, answer))
+
+
+def check_grading(rule: str, tolerance: float = TOLERANCE) -> None:
+    """Raises ConfigError for an unknown rule, and for a tolerance that its rule would not look at."""
+    if rule not in RULES:
+        raise ConfigError(unknown("grading rule", rule, RULES))
+    if not 0.0 <= tolerance < math.inf:
+        raise ConfigError(f"a tolerance must be a share of the right number, 0 or more, got {tolerance:g}.")
+    if tolerance != TOLERANCE and rule != "numeric":
+        raise ConfigError(
+            f'a tolerance ({tolerance:g}) is of the rule "numeric", and the rule is "{rule}". Choose rule numeric '
+            "(evaluation.rule, --rule), or leave the tolerance out."
+        )
 
 
 def normalise(text: str) -> str:

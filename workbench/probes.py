@@ -37,7 +37,7 @@ def open_probes(
                 sampling=sampling,
                 num_generations=1,
                 seed=("probe", config.seed),
-                rule=config.evaluation.rule,
+                **config.evaluation.grading,
             )
         )
     if method.asks_peers is not None:

@@ -101,7 +101,7 @@ def _learned(run_dir: Path, theme: str) -> str:
     last = accuracy.frame
     if not accuracy.empty:
         last = last[last["step"] == last.groupby(["policy", "context"])["step"].transform("max")]
-    shown = {"policy": str, "context": str, "truth": str, "step": str, "count": str, "accuracy": _share, "confidence": _share, "overconfidence": _signed, "calibration_error": _number}  # fmt: skip
+    shown = {"policy": str, "context": str, "truth": str, "step": str, "count": str, "accuracy": _share, "confidence": _share, "overconfidence": _signed, "calibration_error": _number, "length": _length, "truncated": _share}  # fmt: skip
     curve = functools.partial(metrics, run_dir)
     return (
         _plot(figures.accuracy_curves(accuracy, theme=theme))
@@ -226,6 +226,10 @@ def _share(value: float) -> str:
 
 def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
+
+
+def _length(value: float) -> str:
+    return f"{value:.1f}"
 
 
 def _number(value: float) -> str:

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 from workbench.contexts import build_prompt, build_turn, parse_context, user_turns
 from workbench.errors import DataError, RunError
-from workbench.grading import grade
+from workbench.grading import TOLERANCE, grade
 from workbench.policies import Policy, SamplingOptions, Written
 from workbench.seeding import derive_seed, draw_uniform
 from workbench.types import Denoising, Example, Rollout
@@ -23,6 +23,7 @@ def write_rollouts(
     seed: tuple[object, ...],
     dataset_share: float = 0.0,
     rule: str = "final",
+    tolerance: float = TOLERANCE,
     batch_size: int = 0,
     replier: Policy | None = None,
     first: int = 0,
@@ -53,7 +54,7 @@ def write_rollouts(
         for sample_idx, is_data in enumerate(sources):
             completion = reference_completion(writer, example) if is_data else next(remaining)
             text = writer.text(completion.ids)
-            reward = grade(text, example.answer, rule) if example.answer is not None else None
+            reward = grade(text, example.answer, rule, tolerance=tolerance) if example.answer is not None else None
             logprobs = None if is_data else completion.logprobs
             source = DATASET if is_data else writer.name
             rollouts.append(

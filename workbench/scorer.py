@@ -23,7 +23,7 @@ from workbench.datasets import load_examples
 from workbench.distributed import choose_device
 from workbench.errors import ConfigError, RunError
 from workbench.evaluate import Answered, ask, require_answers
-from workbench.grading import RULES, grade
+from workbench.grading import RULES, TOLERANCE, check_grading, grade
 from workbench.learner import build_learner
 from workbench.policies import SamplingOptions
 from workbench.policies.loading import load_policy
@@ -107,7 +107,7 @@ class Scorer:
         return SamplingOptions(own.max_completion_length, own.temperature, own.top_p, own.top_k)
 
     def _grade(self, example: Example, text: str) -> float | None:
-        return None if example.answer is None else grade(text, example.answer, self.config.evaluation.rule)
+        return None if example.answer is None else grade(text, example.answer, **self.config.evaluation.grading)
 
 
 def evaluate_run(
@@ -117,13 +117,18 @@ def evaluate_run(
     contexts: Sequence[str] | None = None,
     count: int | None = None,
     rule: str | None = None,
+    tolerance: float | None = None,
 ) -> list[Answered]:
     """The students of a run's newest checkpoint, and its teachers, asked again.
 
-    data, contexts, count and rule default to the run's own; nothing is written into the run folder.
+    data, contexts, count, rule and tolerance default to the run's own; nothing is written into the run folder.
     """
     scorer = open_scorer(run_dir, device=None)
     config = scorer.config
+    own = config.evaluation
+    grading = own.grading if rule in (None, own.rule) else {"rule": rule, "tolerance": TOLERANCE}
+    grading |= {} if tolerance is None else {"tolerance": tolerance}
+    check_grading(**grading)
     source = data or config.data.eval
     if source is None:
         raise ConfigError("the run has no data.eval; give examples with --data.")
@@ -141,7 +146,7 @@ def evaluate_run(
         contexts or config.evaluation.contexts,
         step=scorer.checkpoint.step,
         max_completion_length=config.sampling.max_completion_length,
-        rule=rule or config.evaluation.rule,
+        **grading,
         batch_size=config.evaluation.batch_size,
     )
 
@@ -153,18 +158,20 @@ def evaluate_model(
     contexts: Sequence[str] = ("plain",),
     count: int | None = None,
     rule: str = RULES[0],
+    tolerance: float = TOLERANCE,
     max_completion_length: int = SamplingConfig().max_completion_length,
     dtype: str = "float32",
     trust_remote_code: bool = False,
 ) -> list[Answered]:
     """Any image-text-to-text model asked: a folder written by save_pretrained, or a name on the hub."""
+    check_grading(rule, tolerance)
     examples = load_examples(data, limit=count)
     for context in contexts:
         check_asked(context)
     policy = load_policy(path, "model", dtype=dtype, device=default_device(), trust_remote_code=trust_remote_code)
     options = {"max_completion_length": max_completion_length, "batch_size": EvaluationConfig().batch_size}
     require_answers(examples)
-    return ask([policy], examples, contexts, step=0, rule=rule, **options)
+    return ask([policy], examples, contexts, step=0, rule=rule, tolerance=tolerance, **options)
 
 
 def evaluate(
@@ -174,6 +181,7 @@ def evaluate(
     contexts: Sequence[str] | None = None,
     count: int | None = None,
     rule: str | None = None,
+    tolerance: float | None = None,
 ) -> list[Answered]:
     """A run's newest checkpoint with its teachers, or a model folder: whichever `path` is.
 
@@ -181,12 +189,13 @@ def evaluate(
     """
     folder = Path(path)
     if (folder / "run.json").is_file():
-        return evaluate_run(folder, data=data, contexts=contexts, count=count, rule=rule)
+        return evaluate_run(folder, data=data, contexts=contexts, count=count, rule=rule, tolerance=tolerance)
     for model in (folder, folder / "student"):  # a checkpoint holds its student in a folder of that name
         if (model / "config.json").is_file() or (model / "adapter_config.json").is_file():
             if data is None:
                 raise ConfigError(f"{path} is a model and has no data of its own; give examples with --data.")
-            return evaluate_model(model, data=data, contexts=contexts or ("plain",), count=count, rule=rule or RULES[0])
+            grading = {"rule": rule or RULES[0], "tolerance": TOLERANCE if tolerance is None else tolerance}
+            return evaluate_model(model, data=data, contexts=contexts or ("plain",), count=count, **grading)
     raise RunError(
         f"{path} is no run folder and no model folder: it has neither run.json nor config.json. Runs are made by "
         "`workbench train`, model folders by save_pretrained."

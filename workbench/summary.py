@@ -31,8 +31,7 @@ def summarise_run(run_dir: str | Path) -> str:
         parts += peer_table(answered)
     parts += _regimes(folder.path)
     writers = written_by(folder.path)
-    if writers and list(writers) != ["student"]:
-        parts.append("\n".join(f"written by {name}: {found}" for name, found in writers.items()))
+    parts += ["\n".join(f"written by {name}: {found}" for name, found in writers.items())] if writers else []
     if status.get("prepared"):
         parts.append("prepared: " + "; ".join(f"{name}: {value}" for name, value in status["prepared"].items()))
     skipped = status.get("skipped") or {}
@@ -45,11 +44,12 @@ def summarise_run(run_dir: str | Path) -> str:
 
 
 def written_by(run_dir: str | Path) -> dict[str, str]:
-    """Who wrote the recorded sequences: how many, and the share that is right where that is known."""
+    """Who wrote the recorded sequences: how many, how long, how many cut, and the share that is right where that is known."""
     try:
         rows = open_traces(run_dir).sql(
             """SELECT source_policy AS name, count(*) AS n, count(DISTINCT (example_id, sample_idx, completion)) AS own,
-                      avg(reward) AS accuracy FROM rollouts GROUP BY ALL ORDER BY n DESC, name"""
+                      avg(num_positions) AS length, avg(CAST(NOT finished AS INT)) AS cut, avg(reward) AS accuracy
+               FROM rollouts GROUP BY ALL ORDER BY n DESC, name"""
         )
     except TraceError:
         return {}
@@ -57,7 +57,9 @@ def written_by(run_dir: str | Path) -> dict[str, str]:
     for row in rows.to_pylist():
         again = f" ({row['own']:,} different)" if row["own"] < row["n"] else ""
         right = "" if row["accuracy"] is None else f", {row['accuracy']:.1%} right"
-        found[row["name"]] = f"{row['n']:,} sequences{again}{right}"
+        found[row["name"]] = (
+            f"{row['n']:,} sequences{again}, {row['length']:.1f} tokens each, {row['cut']:.1%} cut{right}"
+        )
     return found
 
 
@@ -78,7 +80,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def accuracy_table(answered: list[Answered]) -> str:
-    """Right answers per policy and context, first and last evaluation side by side."""
+    """Right answers per policy and context, their length and the share cut, first and last evaluation side by side."""
     if not answered:
         return NOBODY_ASKED
     steps = sorted({row.step for row in answered})
@@ -86,8 +88,8 @@ def accuracy_table(answered: list[Answered]) -> str:
     truths = [truth for truth in (VISIBLE, PRIVILEGED) if any(row.truth == truth for row in answered)]
     groups = ["all", *truths] if truths else ["all"]
     header = ["accuracy", "context", "questions"]
-    for group in groups:
-        header += [f"{group} @{first}", f"@{last}"] if last != first else [f"{group} @{first}"]
+    for name in (*groups, "tokens", "cut"):
+        header += [f"{name} @{first}", f"@{last}"] if last != first else [f"{name} @{first}"]
     rows = []
     for policy, context in dict.fromkeys((row.policy, row.context) for row in answered):
         own = [row for row in answered if (row.policy, row.context) == (policy, context)]
@@ -96,8 +98,11 @@ def accuracy_table(answered: list[Answered]) -> str:
             for step in dict.fromkeys((first, last)):
                 chosen = [row for row in own if row.step == step and group in ("all", row.truth)]
                 cells.append(_percent(measure(chosen)))
+        measured = [measure(row for row in own if row.step == step) for step in dict.fromkeys((first, last))]
+        cells += ["-" if one is None else f"{one.length:.1f}" for one in measured]
+        cells += ["-" if one is None else f"{one.truncated:.1%}" for one in measured]
         rows.append(cells)
-    return format_table(header, rows)
+    return f"{format_table(header, rows)}\n  tokens: mean length of an answer; cut: answers that reached the longest length allowed"
 
 
 def peer_table(answered: list[Answered]) -> list[str]:

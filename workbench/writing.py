@@ -85,7 +85,7 @@ class Writer:
                 num_generations=self.config.sampling.num_generations,
                 seed=seed,
                 dataset_share=method.dataset_share,
-                rule=self.config.evaluation.rule,
+                **self.config.evaluation.grading,
                 batch_size=batch_size,
                 replier=self.learner.policies[method.replier],
                 first=first,

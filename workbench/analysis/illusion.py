@@ -15,8 +15,8 @@ from workbench.evaluate import tabulate
 from workbench.traces.reader import Traces
 from workbench.types import PRIVILEGED, VISIBLE
 
-ACCURACY_COLUMNS = ["step", "policy", "context", "truth", "count", "accuracy", "confidence", "overconfidence", "calibration_error", "truncated"]  # fmt: skip
-ACCURACY_UNITS = {"count": "questions", "accuracy": "share of questions", "confidence": "mean probability of the answer", "overconfidence": "confidence minus accuracy", "calibration_error": "expected calibration error", "truncated": "share of answers"}  # fmt: skip
+ACCURACY_COLUMNS = ["step", "policy", "context", "truth", "count", "accuracy", "confidence", "overconfidence", "calibration_error", "length", "truncated"]  # fmt: skip
+ACCURACY_UNITS = {"count": "questions", "accuracy": "share of questions", "confidence": "mean probability of the answer", "overconfidence": "confidence minus accuracy", "calibration_error": "expected calibration error", "length": "tokens of an answer", "truncated": "share of answers"}  # fmt: skip
 MOST_POINTS = 24  # of a curve of shares: of more recorded steps, neighbours are taken together
 MOST_RANKED = 100_000  # positions that an AUROC is computed over, about; of longer runs steps are drawn evenly
 

@@ -38,8 +38,8 @@ def run_study(study: Study, *, say: Callable[[str], None] = print) -> bool:
     """
     study.folder.mkdir(parents=True, exist_ok=True)
     with _claim(study):
-        _refuse_another(study)
         record = Record(study)
+        _refuse_another(study, record.facts.get("plan") or {})
         todo = _tasks(study)
         tasks = deque(task for task in todo if not _is_done(task))
         if len(tasks) < len(todo):
@@ -62,17 +62,17 @@ class Record:
             self.facts = {}
         self.facts.setdefault("sessions", [])
         self.facts.setdefault("runs", {})
+
+    def begin(self, study: Study, num_threads: int) -> None:
         self.facts["plan"] = {
             "source": str(study.source), "command": _command(), "baseline": study.baseline, "seeds": list(study.seeds), "faults": study.faults,
             "runs": [study.config(variant, seed).name for seed in study.seeds for variant in study.usable],
             "notes": {variant.name: variant.note for variant in study.variants if variant.note},
         }  # fmt: skip
-
-    def begin(self, num_processes: int, num_threads: int) -> None:
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         surroundings = _surroundings()
         process = {"pid": os.getpid(), "identity": identify(os.getpid())}
-        self.facts["sessions"].append({"started": started, "command": _command(), "seconds": 0.0, "processes": num_processes, "threads": num_threads, **process, **surroundings})  # fmt: skip
+        self.facts["sessions"].append({"started": started, "command": _command(), "seconds": 0.0, "processes": study.parallel, "threads": num_threads, **process, **surroundings})  # fmt: skip
         self._begun = time.perf_counter()
         self.write()
 
@@ -122,7 +122,7 @@ class _Conductor:
         self.num_threads = max(1, num_cores() // study.parallel)
 
     def conduct(self, tasks: deque[Task]) -> bool:
-        self.record.begin(self.study.parallel, self.num_threads)
+        self.record.begin(self.study, self.num_threads)
         self.begun = time.perf_counter()
         with _environment(self.num_threads):
             self.workers = [_Worker(self.study, number, self.num_threads) for number in range(min(self.study.parallel, len(tasks)))]  # fmt: skip
@@ -218,9 +218,18 @@ def _command() -> str:
     return shlex.join([*called, *sys.argv[1:]])
 
 
-def _refuse_another(study: Study) -> None:
-    """Raises RunError if every run that is there has other settings: it is another study, or this one with other overrides."""
+def _refuse_another(study: Study, plan: dict) -> None:
+    """Raises RunError if the folder is another study's, or if every run that is there has other settings.
+
+    plan  as study.json has it: of who ran here before
+    """
     configs = [study.config(variant, seed) for variant in study.usable for seed in study.seeds]
+    names, source = [config.name for config in configs], plan.get("source")
+    if source not in (None, str(study.source)) and set(names).isdisjoint(plan.get("runs") or ()):
+        raise RunError(
+            f"{study.folder} is the folder of the study in {source}, which has none of the runs of {study.source}; nothing was "
+            "started. Give one of the two another name (name: in its file), or delete the folder."
+        )
     there = [config for config in configs if (config.run_dir / "config.yaml").is_file()]
     faults = [fault for config in there if (fault := other_settings(config)) is not None]
     if faults and len(faults) == len(there):

@@ -27,19 +27,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from workbench.checkpoints import checkpoint_path
-from workbench.config import RunConfig, build_config, override, read_recipe, read_yaml
+from workbench.config import RunConfig, build_config, describe_config, override, read_recipe, read_yaml
 from workbench.contexts import check_asked
-from workbench.datasets import load_examples, split_by_evidence
-from workbench.errors import ConfigError, DataError, WorkbenchError, at, unknown
-from workbench.evaluate import require_answers
-from workbench.types import STUDENT, Example
+from workbench.datasets import load_examples
+from workbench.errors import ConfigError, WorkbenchError, at, unknown
+from workbench.study.checks import check_evidence, check_models, check_questions
+from workbench.types import STUDENT
 
 KEYS = ("name", "base", "overrides", "seeds", "parallel", "baseline", "variants", "grid", "evaluate")
 BASE, TEACHER = "base", "teacher"  # names of rows, so no variant may have them
 _OWN = ("name", "output_dir", "seed", "data.eval", "evaluation.count", "evaluation.contexts", "evaluation.teacher", "evaluation.every")  # fmt: skip
+_SECTIONS = {key.partition(".")[0] for key in describe_config() if "." in key}
+_NEEDED = {
+    "base": "a recipe's file, as in base: configs/demo.yaml",
+    "variants": "what is compared, as in variants: {opd: {method.name: opd}}",
+    "evaluate": 'what is asked, as in evaluate: [{data: "scenes:eval?count=512", contexts: [plain]}]',
+}
 # what may differ between a run that is there and the run that is asked for: nothing that its numbers depend on
 _FREE = ("name", "output_dir", "data.eval", "data.probes", "evaluation.", "training.save_every", "training.keep", "training.trackers")  # fmt: skip
-_PEEKED = 64  # training examples whose evidence is looked at before all of them are
 
 
 @dataclass(frozen=True)
@@ -180,9 +185,9 @@ def load_study(
     for key in values:
         if key not in KEYS:
             raise ConfigError(f"{where}: {unknown('key', key, KEYS)}")
-    for key in ("base", "variants", "evaluate"):
+    for key, meaning in _NEEDED.items():
         if not values.get(key):
-            raise ConfigError(f"{where}: {key} is missing. The top of workbench/study/plan.py shows a whole file.")
+            raise ConfigError(f"{where}: {key} is missing: {meaning}.")
     if not isinstance(values["base"], str):
         raise ConfigError(f"{where}: base must be a recipe's file such as configs/demo.yaml, got {values['base']!r}.")
     name = values.get("name", Path(path).stem)
@@ -190,7 +195,10 @@ def load_study(
         raise ConfigError(f"{where}: name {name!r} must be a plain folder name.")
     common = _mapping(values.get("overrides"), f"{where}: overrides")
     _refuse_own(common, f"{where}: overrides")
-    base = read_recipe(values["base"])
+    with at(f"{where}: base"):
+        if "variants" in read_yaml(values["base"]):
+            raise ConfigError(f"{values['base']} is a study; base must be a recipe's file such as configs/demo.yaml.")
+        base = read_recipe(values["base"])
     questions = _questions(values["evaluate"], where, load)
     folder = Path(str(base.get("output_dir", "runs"))) / name
     fixed = {"output_dir": str(folder), "data.eval": None}
@@ -213,7 +221,10 @@ def load_study(
     if study.baseline not in [variant.name for variant in variants]:
         raise ConfigError(f"{where}: {unknown('baseline', study.baseline, [one.name for one in variants])}")
     if not study.usable:
-        faults = "; ".join(f"{name}: {fault}" for name, fault in study.faults.items())
+        names: dict[str, list[str]] = {}
+        for variant, fault in study.faults.items():
+            names.setdefault(fault, []).append(variant)
+        faults = "; ".join(f"{', '.join(own)}: {fault}" for fault, own in names.items())
         raise ConfigError(f"{where}: none of its {len(variants)} variants can be built. {faults}")
     return study
 
@@ -263,40 +274,11 @@ def _variant(name: str, note: str, base: dict, own: dict, load: Callable | None)
     try:
         config = build_config(override(base, _texts({**own, "name": run_name(name, 0)})))
         if load is not None:
-            _check_models(config)
-            _check_evidence(config, load)
+            check_models(config)
+            check_evidence(config, load)
     except WorkbenchError as error:
         return Variant(name, note, fault=str(error))
     return Variant(name, note, config)
-
-
-def _check_models(config: RunConfig) -> None:
-    """A local path without a model is found out now. Names on the hub (`owner/name`) cannot be told without a network."""
-    models = {key: getattr(config.models, key) for key in ("student", "teacher")}
-    models |= {f"teachers.{domain}": model for domain, model in config.models.teachers.items()}
-    models |= {f"peers.{name}": model for name, model in config.models.peers.items()}
-    for key, model in models.items():
-        if model is None or (Path(model) / "config.json").is_file() or (Path(model) / "adapter_config.json").is_file():
-            continue
-        if Path(model).is_dir() or model.count("/") > 1 or model.startswith((".", "/")):
-            raise ConfigError(f'models.{key} "{model}" is no model folder: it has no config.json.')
-
-
-def _check_evidence(config: RunConfig, load: Callable) -> None:
-    """Raises DataError if no training example has what the method's contexts need."""
-    contexts = list(config.load_method().contexts)
-    for limit in (_PEEKED, config.data.limit):
-        examples = load(config.data.train, limit=limit)
-        split = split_by_evidence(examples, contexts)
-        if split.usable:
-            return
-        if limit is not None and len(examples) < limit:
-            break
-    lacking = sorted({column for _, column in split.skipped})
-    raise DataError(
-        f"none of the {len(examples)} examples of {config.data.train} has what method {config.method['name']} needs "
-        f"(contexts {', '.join(contexts)}): no {', '.join(lacking)}. Add the columns, or choose another context."
-    )
 
 
 def _questions(entries: object, where: str, load: Callable | None) -> tuple[Questions, ...]:
@@ -314,29 +296,18 @@ def _questions(entries: object, where: str, load: Callable | None) -> tuple[Ques
         contexts = entry.get("contexts", ["plain"])
         if not isinstance(contexts, list) or not contexts:
             raise ConfigError(f"{here}: contexts must be a list such as [plain, crop], got {contexts!r}.")
+        count = None if entry.get("count") is None else _count(entry["count"], f"{here}: count")
         with at(here):
             for context in contexts:
                 check_asked(str(context))
-        count = None if entry.get("count") is None else _count(entry["count"], f"{here}: count")
-        if load is not None:
-            _check_questions(load(entry["data"], limit=count), entry["data"], contexts, here)
+            if load is not None:
+                check_questions(load(entry["data"], limit=count), entry["data"], contexts)
         made.append(Questions(entry["data"], tuple(contexts), count, entry["data"]))
     short = [one.data.partition("?")[0] for one in made]
     labels = short if len(set(short)) == len(short) else [one.data for one in made]
     if len(set(labels)) < len(labels):
         raise ConfigError(f"{where}: evaluate names the same data twice. Put the contexts into one entry.")
     return tuple(Questions(one.data, one.contexts, one.count, label) for one, label in zip(made, labels, strict=True))
-
-
-def _check_questions(examples: list[Example], data: str, contexts: list[str], here: str) -> None:
-    """Raises DataError if nothing can be counted as right, or a context can be built for no example."""
-    require_answers(examples)
-    for context in contexts:
-        split = split_by_evidence(examples, [context])
-        if not split.usable:
-            raise DataError(
-                f'{here}: no example of {data} has "{split.skipped[0][1]}", which context "{context}" needs.'
-            )
 
 
 def _own_overrides(values: dict, overrides: Iterable[str]) -> dict:
@@ -365,6 +336,8 @@ def _refuse_own(values: dict, what: str) -> None:
     for key in values:
         if key in _OWN:
             raise ConfigError(f"{what}: {key} is the study's own. Use its keys: seeds, variants, evaluate.")
+        if key in _SECTIONS:  # would replace all that the recipe has there
+            raise ConfigError(f"{what}: {key} is a whole section. Write dotted keys, each as {key}.KEY: VALUE.")
 
 
 def _seeds(seeds: object, where: str) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from workbench.config import RunConfig, build_config
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.errors import RunError
 from workbench.evaluate import Answered, answer_questions, save_answers
+from workbench.grading import TOLERANCE
 from workbench.policies.loading import load_policies
 from workbench.scorer import default_device
 from workbench.study.plan import Questions, Reference, settings
@@ -103,9 +104,10 @@ def show_start(run_dir: Path, files: list[Path], evaluate: tuple[Questions, ...]
 
 def describe(config: RunConfig, evaluate: tuple[Questions, ...], step: int) -> dict:
     """What is asked of whom, and how: two files with the same description hold the same answers."""
+    rule, tolerance = config.evaluation.rule, config.evaluation.tolerance
     return {
         "step": step,
-        "rule": config.evaluation.rule,
+        "rule": rule if tolerance == TOLERANCE else f"{rule} within {tolerance:g}",
         "settings": json.loads(json.dumps(settings(config))),
         "evaluate": [[one.label, one.data, list(one.contexts), one.count] for one in evaluate],
     }
@@ -167,7 +169,7 @@ def _ask(
                     context,
                     step=step,
                     max_completion_length=config.sampling.max_completion_length,
-                    rule=config.evaluation.rule,
+                    **config.evaluation.grading,
                     batch_size=config.evaluation.batch_size,
                 )
             )

@@ -37,7 +37,7 @@ SURE_COLUMNS = (
 ACCURACY_COLUMNS = (
     Column("policy", kind="short"), Column("context", "shown", "short"), Column("truth", "questions on", "short"), Column("step", kind="number"),
     Column("count", "questions", "number"), Column("accuracy", kind="share"), Column("confidence", kind="share"),
-    Column("overconfidence", "over-confidence", "signed"), Column("calibration_error", kind="number"), Column("truncated", kind="share"),
+    Column("overconfidence", "over-confidence", "signed"), Column("calibration_error", kind="number"), Column("length", kind="number"), Column("truncated", kind="share"),
 )  # fmt: skip
 
 

@@ -1,0 +1,50 @@
+"""What a study's models and data lack, found before anything runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from workbench.config import RunConfig
+from workbench.datasets import split_by_evidence
+from workbench.errors import ConfigError, DataError
+from workbench.evaluate import require_answers
+from workbench.types import Example
+
+_PEEKED = 64  # training examples whose evidence is looked at before all of them are
+
+
+def check_models(config: RunConfig) -> None:
+    """A local path without a model is found out now. Names on the hub (`owner/name`) cannot be told without a network."""
+    models = {key: getattr(config.models, key) for key in ("student", "teacher")}
+    models |= {f"teachers.{domain}": model for domain, model in config.models.teachers.items()}
+    models |= {f"peers.{name}": model for name, model in config.models.peers.items()}
+    for key, model in models.items():
+        if model is None or (Path(model) / "config.json").is_file() or (Path(model) / "adapter_config.json").is_file():
+            continue
+        if Path(model).is_dir() or model.count("/") > 1 or model.startswith((".", "/")):
+            raise ConfigError(f'models.{key} "{model}" is no model folder: it has no config.json.')
+
+
+def check_evidence(config: RunConfig, load: Callable) -> None:
+    """Raises DataError if no training example has what the method's contexts need."""
+    contexts = list(config.load_method().contexts)
+    for limit in (_PEEKED, config.data.limit):
+        examples = load(config.data.train, limit=limit)
+        split = split_by_evidence(examples, contexts)
+        if split.usable:
+            return
+        if limit is not None and len(examples) < limit:
+            break
+    lacking = sorted({column for _, column in split.skipped})
+    raise DataError(
+        f"none of the {len(examples)} examples of {config.data.train} has what method {config.method['name']} needs "
+        f"(contexts {', '.join(contexts)}): no {', '.join(lacking)}. Add the columns, or choose another context."
+    )
+
+
+def check_questions(examples: list[Example], data: str, contexts: list[str]) -> None:
+    """Raises DataError if nothing can be counted as right, or a context can be built for no example."""
+    require_answers(examples)
+    for context in contexts:
+        split = split_by_evidence(examples, [context])
+        if not split.usable:
+            raise DataError(f'no example of {data} has "{split.skipped[0][1]}", which context "{context}" needs.')
