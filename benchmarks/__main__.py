@@ -8,6 +8,7 @@
     python -m benchmarks tracing    what recording every token adds to a step
     python -m benchmarks traces     the trace files alone: bytes per token, time per query
     python -m benchmarks big_run    a run of ten million positions, asked as the app asks
+    python -m benchmarks study      what of a study is no work on its runs; a run beside another: study parts, study beside
     python -m benchmarks app        first page, drawing in the browser, watching a run: app page, app draw, app watch
 
 What follows the name goes to the benchmark: python -m benchmarks opd --help. Results are kept in docs/LOG.md.
@@ -16,7 +17,7 @@ What follows the name goes to the benchmark: python -m benchmarks opd --help. Re
 import runpy
 import sys
 
-NAMES = ("opd", "dopd", "methods", "losses", "gpu", "tracing", "traces", "big_run", "app")
+NAMES = ("opd", "dopd", "methods", "losses", "gpu", "tracing", "traces", "big_run", "study", "app")
 
 
 def main() -> None:

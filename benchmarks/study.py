@@ -1,0 +1,126 @@
+"""What of a study's time is no work on its runs, and what a run loses beside another one.
+
+    python -m benchmarks study parts     one worker's life: imports, models, examples, everything else
+    python -m benchmarks study beside    a run alone and two at a time, beside the same of a plain matrix product
+
+parts   The tasks of a study in this process, as a worker of `workbench study` does them; seconds of processor time, one
+        thread. Importing is a process of its own, the second time, so that files are warm.
+beside  Every run is a process of one thread. Steps per second are taken from the runs' own records, without their start;
+        products per second say what the machine itself loses when both cores work.
+"""
+
+import argparse
+import functools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from workbench import learner
+from workbench.datasets import load_examples
+from workbench.runs import RunFolder
+from workbench.study import questions, work
+from workbench.study.conduct import _tasks
+from workbench.study.plan import load_study
+
+PRODUCT = """
+import time, torch
+torch.set_num_threads(1)
+one = torch.randn(512, 512)
+until, count = time.perf_counter() + {seconds}, 0
+while time.perf_counter() < until:
+    one @ one
+    count += 1
+print(count / {seconds})
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("parts", "beside"))
+    parser.add_argument("--study", default="configs/studies/tokens.yaml")
+    parser.add_argument("--steps", type=int, default=40, help="of a run")
+    parser.add_argument("--repeats", type=int, default=3, help="of beside: turns of one run alone and of two")
+    args = parser.parse_args()
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}")
+    with tempfile.TemporaryDirectory() as name:
+        (parts if args.what == "parts" else beside)(args, Path(name))
+
+
+def parts(args: argparse.Namespace, folder: Path) -> None:
+    torch.set_num_threads(1)
+    took: dict[str, float] = defaultdict(float)
+    for _ in range(2):
+        start = os.times().children_user + os.times().children_system
+        subprocess.run([sys.executable, "-c", "import workbench.study.work"], check=True)
+        took["importing, once a process"] = os.times().children_user + os.times().children_system - start
+    start = time.process_time()
+    study = load_study(args.study, ["seeds=[0]", f"overrides.training.steps={args.steps}", f"name={folder.name}"])
+    took["reading the study, once"] = time.process_time() - start
+    for module in (learner, questions):
+        module.load_policies = timed(module.load_policies, took, "loading models")
+    load = functools.lru_cache(maxsize=8)(timed(load_examples, took, "rendering examples"))
+    start = time.process_time()
+    for task in _tasks(study):
+        if task.reference is not None:
+            questions.ask_reference(task.reference, task.evaluate, folder / task.file.name, load=load)
+        else:
+            config = work.RunConfig(**{**vars(task.config), "output_dir": str(folder)})
+            work._do_run(work.Task(task.name, task.evaluate, config), load, os.getppid())
+    tasks = time.process_time() - start
+    print(
+        f"{args.study}: {len(study.usable)} runs of {args.steps} steps and {len(study.references())} models as they are"
+    )
+    took["everything else"] = tasks - took["loading models"] - took["rendering examples"]
+    for name, seconds in took.items():
+        print(f"{name:28}{seconds:8.2f} s{100 * seconds / sum(took.values()):7.1f} %")
+
+
+def timed(call: Callable, took: dict[str, float], name: str) -> Callable:
+    def timing(*args: object, **options: object) -> object:
+        start = time.process_time()
+        try:
+            return call(*args, **options)
+        finally:
+            took[name] += time.process_time() - start
+
+    return timing
+
+
+def beside(args: argparse.Namespace, folder: Path) -> None:
+    steps: dict[int, list[float]] = {1: [], 2: []}
+    products: dict[int, list[float]] = {1: [], 2: []}
+    for turn in range(args.repeats):
+        for number in (1, 2):
+            names = [f"{turn}-{number}-{run}" for run in range(number)]
+            settings = ["method.name=opd", f"training.steps={args.steps}", "data.eval=null", "trace.probes=0", f"output_dir={folder}"]  # fmt: skip
+            together([[sys.executable, "-m", "workbench", "train", "configs/demo.yaml", *settings, f"name={name}"] for name in names])  # fmt: skip
+            rates = [1 / statistics.median(line["seconds/step"] for line in RunFolder.open(folder / name).metrics("train")) for name in names]  # fmt: skip
+            steps[number].append(sum(rates))
+            counts = together([[sys.executable, "-c", PRODUCT.format(seconds=5)]] * number)
+            products[number].append(sum(float(count) for count in counts))
+    for what, rates in (("steps of opd", steps), ("products of 512 x 512", products)):
+        one, two = (statistics.median(rates[number]) for number in (1, 2))
+        ratios = [b / a for a, b in zip(rates[1], rates[2], strict=True)]
+        print(f"{what:24}{one:10.2f}/s alone{two:10.2f}/s of two{two / one:8.2f} times, from {min(ratios):.2f} to {max(ratios):.2f}")  # fmt: skip
+
+
+def together(commands: list[list[str]]) -> list[str]:
+    """What commands print that run at the same time, each with one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    running = [subprocess.Popen(one, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for one in commands]  # fmt: skip
+    printed = [one.communicate()[0] for one in running]
+    if any(one.returncode for one in running):
+        sys.exit(f"{commands[0]} failed")
+    return printed
+
+
+if __name__ == "__main__":
+    main()
