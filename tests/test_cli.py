@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from small import run_config
 
 from workbench.checkpoints import list_checkpoints
 from workbench.cli import main
+from workbench.jobs import read_job
+from workbench.loop import Trainer
 from workbench.methods import list_methods
 
 
@@ -57,6 +60,22 @@ def test_train_prints_a_summary_and_what_to_do_next(config_file: Path, capsys: p
     out = said(capsys, "train", config_file, "name=printed", "training.steps=1", "data.eval=null")
     assert "dopd · 1 steps · finished" in out
     assert "workbench show" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_training_exits_with_130_and_says_how_to_go_on(
+    number: int, config_file: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.step
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", lambda self, at: os.kill(os.getpid(), number) or step(self, at))
+        assert main(["train", str(config_file), f"name=stopped-{number:d}"]) == 130
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith("stopped after step 1, which is saved. To go on: workbench resume ")
+    run = told.rpartition(" ")[2]
+    assert read_job(run).status == "stopped"
+    assert main(["resume", run]) == 0
+    assert read_job(run).status == "finished"
 
 
 def test_every_reading_command_works_on_a_run(run: Path, capsys: pytest.CaptureFixture) -> None:

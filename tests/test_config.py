@@ -81,6 +81,8 @@ def test_another_method_starts_from_its_own_defaults(file: Path) -> None:
         (["training.learning_rate=.nan"], "must be float, got nan"),
         (["training.schedule=cosin"], 'Did you mean "cosine"'),
         (["training.betas=[0.9]"], "must be two numbers"),
+        (["training.optimizer=adam"], 'Did you mean "adamw"'),
+        (["training.optimizer=sgd", "training.betas=[0.9, 0.95]"], "training.optimizer=sgd has none"),
         (["evaluation.contexts=[plan]"], 'Did you mean "plain"'),
         (["evaluation.contexts=plain"], "must be list"),
         (["evaluation.tolerance=0.1"], 'of the rule "numeric", and the rule is "final"'),

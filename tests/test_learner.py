@@ -4,6 +4,7 @@ import pytest
 import torch
 from small import run_config
 
+from workbench.checkpoints import load_optimizer, open_checkpoint, save_checkpoint
 from workbench.learner import Learner, build_learner, learning_rates
 from workbench.supervision import NotFinite
 
@@ -51,6 +52,22 @@ def test_gradients_are_scaled_down_to_the_limit_and_with_limit_0_left_alone(
     moments = [learner.optimizer.state[parameter]["exp_avg"] for parameter in learner.parameters]
     used = sum(float(moment.square().sum()) for moment in moments) ** 0.5 / (1 - config.training.betas[0])
     assert used == pytest.approx(expected or whole, rel=1e-3)
+
+
+def test_sgd_steps_by_rate_times_gradient_and_keeps_nothing_to_resume(models: dict, tmp_path) -> None:
+    training = {"optimizer": "sgd", "learning_rate": 0.5, "weight_decay": 0.1, "schedule": "constant"}
+    config = run_config(models, tmp_path, training=training, method={"name": "opd"})
+    learner = build_learner(config, config.load_method())
+    before = [parameter.detach().clone() for parameter in learner.parameters]
+    for parameter in learner.parameters:
+        parameter.grad = torch.full_like(parameter, 2.0)
+    learner.step(1)
+    for start, parameter in zip(before, learner.parameters, strict=True):
+        assert torch.allclose(parameter, start - 0.5 * (2.0 + 0.1 * start), atol=1e-6)
+    save_checkpoint(tmp_path, 1, [learner], keep=0)
+    checkpoint, again = open_checkpoint(tmp_path / "checkpoint-000001"), build_learner(config, config.load_method())
+    load_optimizer(checkpoint, again.optimizer, again.student.model)
+    assert not again.optimizer.state
 
 
 def test_learning_rates_are_functions_of_the_step(models: dict, tmp_path) -> None:

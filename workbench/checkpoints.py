@@ -3,7 +3,7 @@
     checkpoint-000040/
         student/               loads with the Auto classes, processor and chat template included (LoRA: the adapter)
         student_ema/           if the method has a moving average
-        optimizer.safetensors  AdamW's two moments and step count of every trained weight
+        optimizer.safetensors  AdamW's two moments and step count of every trained weight; nothing of SGD
         ann/, ann_ema/, optimizer_ann.safetensors      the same of a peer that learns in the same run
         state.json             step, and what was saved: size and SHA-256 of every file
 
@@ -216,7 +216,7 @@ def _build(folder: Path) -> dict[str, object]:
 def load_optimizer(
     checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, model: nn.Module, learner: str = STUDENT
 ) -> None:
-    """Put the saved moments into a fresh AdamW. Raises RunError if they are not those of this model's weights."""
+    """Put the saved moments into a fresh optimiser. Raises RunError if they are not those of this model's weights."""
     file = checkpoint.optimizer(learner)
     try:
         saved = safetensors.torch.load_file(file)

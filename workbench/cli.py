@@ -45,22 +45,32 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> int:
     config = wb.load_config(options.config, options.overrides)
     _quiet()
-    _print_end(wb.train(config).run_dir)
+    result = wb.train(config)
+    return _end(result.run_dir, result.steps, result.stopped)
 
 
-def _resume(options: argparse.Namespace) -> None:
+def _resume(options: argparse.Namespace) -> int:
     _quiet()
-    _print_end(wb.resume(options.run_dir, options.overrides).run_dir)
+    result = wb.resume(options.run_dir, options.overrides)
+    return _end(result.run_dir, result.steps, result.stopped)
 
 
-def _print_end(run_dir: Path) -> None:
-    if not _module("distributed").is_main():
-        return
-    print(f"\n{wb.summarise_run(run_dir)}\n")
-    print(f"Look at one answer, token by token:\n  workbench show {run_dir} --step 1 --rollout 0")
+def _end(run_dir: Path, steps: int, stopped: bool) -> int:
+    """What there is to see, and the exit status: 130 if it was asked to stop before its end.
+
+    Of several processes the status is 0 then too: their launcher calls any other a failure.
+    """
+    is_alone = "RANK" not in os.environ
+    if _module("distributed").is_main():
+        print(f"\n{wb.summarise_run(run_dir)}\n")
+        print(f"Look at one answer, token by token:\n  workbench show {run_dir} --step 1 --rollout 0")
+        if stopped:
+            again = "workbench resume" if is_alone else "start as before with -m workbench.train --resume"
+            print(f"\nstopped after step {steps}, which is saved. To go on: {again} {run_dir}")
+    return 130 if stopped and is_alone else 0
 
 
 def _eval(options: argparse.Namespace) -> None:

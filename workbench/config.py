@@ -28,6 +28,7 @@ ENGINES = ("transformers", "vllm")
 DTYPES = ("float32", "bfloat16", "float16")
 NO_PEERS = (STUDENT, "teacher", "dataset", "optimizer")  # these mean something else where learners are named
 _PEER = re.compile(r"[a-z][a-z0-9]*")
+OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("constant", "linear", "cosine", "constant_with_warmup")
 
 
@@ -108,10 +109,11 @@ class TrainingConfig:
     batch_size: Annotated[int, Option("prompts per step", low=1)] = 8
     micro_batch_size: Annotated[int, Option("sequences per forward pass; 0 = all of a step", low=0)] = 0
     bucket: Annotated[bool, Option("micro-batches of answers of like length, so that less is padding; answers to one prompt stay together")] = False  # fmt: skip
+    optimizer: Annotated[str, Option("adamw; or sgd, without momentum: it needs a rate hundreds of times as high", choices=OPTIMIZERS)] = OPTIMIZERS[0]  # fmt: skip
     learning_rate: Annotated[float, Option("highest learning rate", low=0)] = 5e-6
     schedule: Annotated[str, Option("course of the learning rate", choices=SCHEDULES)] = "cosine"
     warmup_steps: Annotated[int, Option("steps of linear rise", low=0)] = 0
-    weight_decay: Annotated[float, Option("AdamW's", low=0)] = 0.0
+    weight_decay: Annotated[float, Option("share of a weight lost per step and unit of learning rate", low=0)] = 0.0
     betas: Annotated[list, Option("AdamW's two decay rates")] = field(default_factory=lambda: [0.9, 0.999])
     max_grad_norm: Annotated[float, Option("gradients are scaled down to this norm; 0 = never", low=0)] = 1.0
     mixed_precision: Annotated[str, Option("precision of forward passes over float32 weights", choices=("no", "bf16"))] = "no"  # fmt: skip
@@ -174,6 +176,8 @@ class RunConfig:
         betas = self.training.betas
         if len(betas) != 2 or not all(isinstance(beta, float) and 0.0 <= beta < 1.0 for beta in betas):
             raise ConfigError(f"training.betas must be two numbers in [0, 1), got {betas}.")
+        if self.training.optimizer != "adamw" and betas != TrainingConfig().betas:
+            raise ConfigError(f"training.betas={betas} are AdamW's, and training.optimizer={self.training.optimizer} has none. Leave them out.")  # fmt: skip
         if self.training.update_mask and self.models.lora.rank:
             raise ConfigError("training.update_mask is of a student's own weights, and models.lora.rank trains adapters instead. Set one of the two to null or 0.")  # fmt: skip
         check_grading(**self.evaluation.grading)

@@ -39,9 +39,11 @@ class Learner:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         training = config.training
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=training.learning_rate, betas=tuple(training.betas), weight_decay=training.weight_decay
-        )
+        rule = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+        if training.optimizer == "sgd":
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(self.parameters, **rule)
+        else:
+            self.optimizer = torch.optim.AdamW(self.parameters, betas=tuple(training.betas), **rule)
         self.mask = UpdateMask(training.update_mask, model) if training.update_mask else None
         if self.mask is not None:
             self.optimizer.param_groups[0]["weight_decay"] = 0.0  # it would move what is masked; see `step`

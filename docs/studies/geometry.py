@@ -25,7 +25,8 @@ from workbench.study.report import collect, preamble, unfinished, write_report
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 HERE = Path(__file__).parent
-FULL, OFF_POLICY = "opd", "off_policy"
+FULL = "opd"
+UPDATES = {"opd": "OPD", "off_policy": "off-policy", "sft": "fine-tuning", "rewards": "rewards", "sgd": "OPD by SGD"}
 FURTHEST = 0.1  # share of coordinates in the second mask
 METRICS = {
     "relative size, \\|\\|D\\|\\| / \\|\\|W0\\|\\|": ("relative_delta", "float32"),
@@ -45,7 +46,7 @@ METRICS = {
 
 def main() -> None:
     study = load_study("configs/studies/geometry.yaml", sys.argv[1:])
-    free = [variant for variant in study.variants if variant.config and not variant.config.training.update_mask]
+    free = [variant for variant in study.usable if not variant.config.training.update_mask]
     train_all(dataclasses.replace(study, variants=tuple(free)))
     masks = make_masks(study)
     train_all(study)
@@ -69,7 +70,7 @@ def make_masks(study: Study) -> pd.DataFrame:
     files = {
         (name, seed): Path(study.config(by_name[name], seed).training.update_mask)
         for name in by_name
-        if name not in (FULL, OFF_POLICY)
+        if name not in UPDATES
         for seed in study.seeds
     }
     for seed in study.seeds:
@@ -90,10 +91,10 @@ def make_masks(study: Study) -> pd.DataFrame:
 
 
 def geometry_of(study: Study) -> pd.DataFrame:
-    """Every metric of "all" tensors, of every seed of opd and of off-policy distillation, and of their random controls."""
+    """Every metric of "all" tensors, of every seed of the updates and of their random controls."""
     rows = []
     for variant in study.usable:
-        if variant.name in (FULL, OFF_POLICY):
+        if variant.name in UPDATES:
             for seed in study.seeds:
                 found = measure_pair(pair_of_run(study.config(variant, seed).run_dir), seed=seed).geometry.groups
                 rows.append(found[found["group"] == "all"].assign(variant=variant.name, seed=seed))
@@ -104,14 +105,15 @@ def recovered(study: Study) -> pd.DataFrame:
     """Loss (reverse KL to the teacher, nats a token) on the probes, before and after, and the share of OPD's fall in it."""
     found = {}
     for variant in study.usable:
+        if variant.config.method["name"] != "opd":  # its loss is another divergence
+            continue
         for seed in study.seeds:
             lines = RunFolder(study.config(variant, seed).run_dir).metrics("probe")
             found[variant.name, seed] = (lines[0]["loss"], lines[-1]["loss"])
     rows = []
     for (name, seed), (before, after) in found.items():
-        if name != OFF_POLICY:  # its loss is another divergence
-            fall = found[FULL, seed][0] - found[FULL, seed][1]
-            rows.append({"variant": name, "seed": seed, "before": before, "after": after, "recovered": (before - after) / fall})  # fmt: skip
+        fall = found[FULL, seed][0] - found[FULL, seed][1]
+        rows.append({"variant": name, "seed": seed, "before": before, "after": after, "recovered": (before - after) / fall})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -134,35 +136,49 @@ def interval(values: pd.Series, show: str = "{:.3f}") -> str:
     return f"{show.format(values.mean())} ± {show.replace('+', '').format(half)}"
 
 
+def column(geometry: pd.DataFrame, variant: str, delta: str, metric: tuple[str, str]) -> pd.Series:
+    """A metric of one kind of update, by seed."""
+    name, precision = metric
+    own = geometry[(geometry["variant"] == variant) & (geometry["delta"] == delta) & (geometry["precision"] == precision)]  # fmt: skip
+    return own.set_index("seed")[name]
+
+
+def shown(metric: tuple[str, str], sign: str = "") -> str:
+    return f"{{:{sign}.2f}}" if metric[0].startswith(("effective", "enrichment")) else f"{{:{sign}.2%}}"
+
+
 def page(study: Study, masks: pd.DataFrame, geometry: pd.DataFrame, loss: pd.DataFrame, answers: pd.DataFrame) -> str:
     training = study.usable[0].config.training
     lines = [
         "# Is a sparse update enough?",
         "",
-        f"`python docs/studies/geometry.py`: {len(study.seeds)} seeds, {training.steps} steps, rate {training.learning_rate:g}, float32, AdamW without weight decay, "
+        f"`python docs/studies/geometry.py`: {len(study.seeds)} seeds, {training.steps} steps, rate {training.learning_rate:g}, float32, AdamW (or SGD where said) without weight decay, "
         "the built-in student and teacher. Numbers: mean over seeds ± half of the 95 % interval (Student's t).",
         "",
         preamble(collect(study)),
         "",
         "## Geometry",
         "",
-        "All tensors: shares over all coordinates, spectra as medians over matrices. *Random*: a Gaussian of the same norm in every tensor.",
+        "All tensors: shares over all coordinates, spectra as medians over matrices. In brackets: a Gaussian of the same norm in every tensor. *Off-policy*: forward KL to",
+        "the same teacher on the data's answers; *fine-tuning*: those answers alone; *rewards*: `grpo`, right answers against wrong ones of the student's own; the last:",
+        f"OPD by SGD without momentum, rate {study.config(next(one for one in study.usable if one.name == 'sgd'), 0).training.learning_rate:g}. Both rates are the best of a grid (`configs/studies/geometry.yaml`).",
         "",
-        "| metric | OPD | random | off-policy | random |",
-        "|---|---|---|---|---|",
+        f"| metric | {' | '.join(UPDATES.values())} |",
+        f"|{'---|' * (len(UPDATES) + 1)}",
     ]
-    for label, (column, precision) in METRICS.items():
-        cells = []
-        for variant in (FULL, OFF_POLICY):
-            for delta in (UPDATE, RANDOM):
-                own = geometry[
-                    (geometry["variant"] == variant)
-                    & (geometry["precision"] == precision)
-                    & (geometry["delta"] == delta)
-                ]
-                cells.append(
-                    interval(own[column], "{:.2f}" if column.startswith(("effective", "enrichment")) else "{:.2%}")
-                )
+    for label, metric in METRICS.items():
+        cells = [f"{interval(column(geometry, name, UPDATE, metric), shown(metric))} ({shown(metric).format(column(geometry, name, RANDOM, metric).mean())})" for name in UPDATES]  # fmt: skip
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Minus OPD's, seed by seed:",
+        "",
+        f"| metric | {' | '.join(list(UPDATES.values())[1:])} |",
+        f"|{'---|' * len(UPDATES)}",
+    ]
+    for label, metric in METRICS.items():
+        own = column(geometry, FULL, UPDATE, metric)
+        cells = [interval(column(geometry, name, UPDATE, metric) - own, shown(metric, "+")) for name in UPDATES if name != FULL]  # fmt: skip
         lines.append(f"| {label} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -182,7 +198,7 @@ def page(study: Study, masks: pd.DataFrame, geometry: pd.DataFrame, loss: pd.Dat
         "## Recovered",
         "",
         f"From the start again, the same steps. Loss: reverse KL to the teacher on {study.usable[0].config.trace.probes} fixed answers to held-out questions, in the unit of the",
-        "run's loss; *recovered*: its fall as a share of the fall in the same seed's whole training.",
+        "run's loss; *recovered*: its fall as a share of the fall in the same seed's whole training by AdamW.",
         "",
         "| trained | loss before | loss after | recovered | right on visible | over-confidence on privileged | entropy, nats a token |",
         "|---|---|---|---|---|---|---|",
