@@ -25,7 +25,7 @@ from workbench.types import STUDENT, Example, TokenScores
 
 HERE = Path(__file__).parent
 BASELINE = "data"  # the variant without a teacher
-VARIANTS = ("weak-0.5", "weak-1", "equal-0.5", "strong-0.5")
+VARIANTS = ("weak-0.5", "weak-1", "strong-0.5")
 QUESTIONS = {"as in training": "scenes:eval?count=512", "unseen pairs (`combos`)": "scenes:combos?count=256"}
 BATCH = 64
 
