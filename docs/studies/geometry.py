@@ -1,12 +1,15 @@
 """Is a sparse update enough? Geometry of OPD's updates over seeds, and what training nothing but the found coordinates recovers.
 
     python docs/studies/geometry.py [seeds=[0,1] overrides.training.steps=20 ...]
+    python docs/studies/geometry.py configs/studies/updates.yaml         other teachers and SGD beside OPD; no masks
 
 Trains what configs/studies/geometry.yaml says (goes on after a kill), makes the masks from the runs of opd, trains again under
-them, measures, and writes geometry.md beside this file. With overrides it is a trial: the page is printed and not written.
+them, measures, and writes a page with the study's name beside this file. With overrides (but for
+parallel=1) it is a trial: the page is printed and not written.
 """
 
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 
@@ -27,6 +30,7 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Stud
 HERE = Path(__file__).parent
 FULL = "opd"
 UPDATES = {"opd": "OPD", "off_policy": "off-policy", "sft": "fine-tuning", "rewards": "rewards", "sgd": "OPD by SGD"}
+TITLES = {"geometry": "Is a sparse update enough?", "updates": "Does it matter who teaches, and by which optimiser?"}
 FURTHEST = 0.1  # share of coordinates in the second mask
 METRICS = {
     "relative size, \\|\\|D\\|\\| / \\|\\|W0\\|\\|": ("relative_delta", "float32"),
@@ -45,17 +49,18 @@ METRICS = {
 
 
 def main() -> None:
-    study = load_study("configs/studies/geometry.yaml", sys.argv[1:])
+    file, *overrides = sys.argv[1:] if sys.argv[1:2] and "=" not in sys.argv[1] else ["configs/studies/geometry.yaml", *sys.argv[1:]]  # fmt: skip
+    study = load_study(file, overrides)
     free = [variant for variant in study.usable if not variant.config.training.update_mask]
     train_all(dataclasses.replace(study, variants=tuple(free)))
-    masks = make_masks(study)
+    masks = make_masks(study) if len(free) < len(study.usable) else None
     train_all(study)
     print(f"tables with paired intervals: {write_report(study)}")
     text = page(study, masks, geometry_of(study), recovered(study), asked(study))
-    if sys.argv[1:]:
+    if any(not one.startswith("parallel=") for one in overrides):
         print(text)
     else:
-        (HERE / "geometry.md").write_text(text)
+        (HERE / f"{study.name}.md").write_text(text)
 
 
 def train_all(study: Study) -> None:
@@ -147,40 +152,8 @@ def shown(metric: tuple[str, str], sign: str = "") -> str:
     return f"{{:{sign}.2f}}" if metric[0].startswith(("effective", "enrichment")) else f"{{:{sign}.2%}}"
 
 
-def page(study: Study, masks: pd.DataFrame, geometry: pd.DataFrame, loss: pd.DataFrame, answers: pd.DataFrame) -> str:
-    training = study.usable[0].config.training
+def mask_lines(masks: pd.DataFrame) -> list[str]:
     lines = [
-        "# Is a sparse update enough?",
-        "",
-        f"`python docs/studies/geometry.py`: {len(study.seeds)} seeds, {training.steps} steps, rate {training.learning_rate:g}, float32, AdamW (or SGD where said) without weight decay, "
-        "the built-in student and teacher. Numbers: mean over seeds ± half of the 95 % interval (Student's t).",
-        "",
-        preamble(collect(study)),
-        "",
-        "## Geometry",
-        "",
-        "All tensors: shares over all coordinates, spectra as medians over matrices. In brackets: a Gaussian of the same norm in every tensor. *Off-policy*: forward KL to",
-        "the same teacher on the data's answers; *fine-tuning*: those answers alone; *rewards*: `grpo`, right answers against wrong ones of the student's own; the last:",
-        f"OPD by SGD without momentum, rate {study.config(next(one for one in study.usable if one.name == 'sgd'), 0).training.learning_rate:g}. Both rates are the best of a grid (`configs/studies/geometry.yaml`).",
-        "",
-        f"| metric | {' | '.join(UPDATES.values())} |",
-        f"|{'---|' * (len(UPDATES) + 1)}",
-    ]
-    for label, metric in METRICS.items():
-        cells = [f"{interval(column(geometry, name, UPDATE, metric), shown(metric))} ({shown(metric).format(column(geometry, name, RANDOM, metric).mean())})" for name in UPDATES]  # fmt: skip
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "Minus OPD's, seed by seed:",
-        "",
-        f"| metric | {' | '.join(list(UPDATES.values())[1:])} |",
-        f"|{'---|' * len(UPDATES)}",
-    ]
-    for label, metric in METRICS.items():
-        own = column(geometry, FULL, UPDATE, metric)
-        cells = [interval(column(geometry, name, UPDATE, metric) - own, shown(metric, "+")) for name in UPDATES if name != FULL]  # fmt: skip
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    lines += [
         "",
         "## Masks",
         "",
@@ -193,12 +166,46 @@ def page(study: Study, masks: pd.DataFrame, geometry: pd.DataFrame, loss: pd.Dat
     for name, own in masks.groupby("mask", sort=False):
         cells = [interval(own["share"], "{:.1%}"), interval(own["above"], "{:.1e}"), interval(own["overlap"], "{:.1%}"), interval(own["chance"], "{:.1%}")]  # fmt: skip
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def page(
+    study: Study, masks: pd.DataFrame | None, geometry: pd.DataFrame, loss: pd.DataFrame, answers: pd.DataFrame
+) -> str:
+    training, updates = study.usable[0].config.training, [name for name in UPDATES if name in set(geometry["variant"])]
+    lines = [
+        f"# {TITLES.get(study.name, study.name)}",
+        "",
+        f"`{shlex.join(['python', *sys.argv])}`: {len(study.seeds)} seeds, {training.steps} steps, rate {training.learning_rate:g}, float32, AdamW without weight decay, "
+        "the built-in student and teacher. Numbers: mean over seeds ± half of the 95 % interval (Student's t).",
+        "",
+        preamble(collect(study)),
+        *(f"- {variant.name}: {variant.note}" for variant in study.usable),
+        "",
+        "## Geometry",
+        "",
+        "All tensors: shares over all coordinates, spectra as medians over matrices. In brackets: a Gaussian of the same norm in every tensor.",
+        "",
+        f"| metric | {' | '.join(UPDATES[name] for name in updates)} |",
+        f"|{'---|' * (len(updates) + 1)}",
+    ]
+    for label, metric in METRICS.items():
+        cells = [f"{interval(column(geometry, name, UPDATE, metric), shown(metric))} ({shown(metric).format(column(geometry, name, RANDOM, metric).mean())})" for name in updates]  # fmt: skip
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    others = [name for name in updates if name != FULL]
+    lines += ["", "Minus OPD's, seed by seed:", "", f"| metric | {' | '.join(UPDATES[name] for name in others)} |", f"|{'---|' * (len(others) + 1)}"]  # fmt: skip
+    for label, metric in METRICS.items():
+        own = column(geometry, FULL, UPDATE, metric)
+        cells = [interval(column(geometry, name, UPDATE, metric) - own, shown(metric, "+")) for name in others]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    if masks is not None:
+        lines += mask_lines(masks)
     lines += [
         "",
         "## Recovered",
         "",
         f"From the start again, the same steps. Loss: reverse KL to the teacher on {study.usable[0].config.trace.probes} fixed answers to held-out questions, in the unit of the",
-        "run's loss; *recovered*: its fall as a share of the fall in the same seed's whole training by AdamW.",
+        "run's loss; *recovered*: its fall as a share of the fall in the same seed's whole training.",
         "",
         "| trained | loss before | loss after | recovered | right on visible | over-confidence on privileged | entropy, nats a token |",
         "|---|---|---|---|---|---|---|",
