@@ -41,8 +41,20 @@ def check_evidence(config: RunConfig, load: Callable) -> None:
     )
 
 
-def check_questions(examples: list[Example], data: str, contexts: list[str]) -> None:
-    """Raises DataError if nothing can be counted as right, or a context can be built for no example."""
+def check_questions(data: str, contexts: list[str], count: int | None, load: Callable) -> None:
+    """Raises DataError if nothing can be counted as right, or a context can be built for no example.
+
+    All rows of a file are read, since one may be faulty; of scenes, whose pictures take long to draw, the first will do.
+    """
+    if data.startswith("scenes:") and (count is None or count > _PEEKED):
+        try:
+            return _check_examples(load(data, limit=_PEEKED), data, contexts)
+        except DataError:
+            pass  # rare evidence may come later
+    return _check_examples(load(data, limit=count), data, contexts)
+
+
+def _check_examples(examples: list[Example], data: str, contexts: list[str]) -> None:
     require_answers(examples)
     for context in contexts:
         split = split_by_evidence(examples, [context])

@@ -301,7 +301,7 @@ def _questions(entries: object, where: str, load: Callable | None) -> tuple[Ques
             for context in contexts:
                 check_asked(str(context))
             if load is not None:
-                check_questions(load(entry["data"], limit=count), entry["data"], contexts)
+                check_questions(entry["data"], contexts, count, load)
         made.append(Questions(entry["data"], tuple(contexts), count, entry["data"]))
     short = [one.data.partition("?")[0] for one in made]
     labels = short if len(set(short)) == len(short) else [one.data for one in made]
