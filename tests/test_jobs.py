@@ -266,9 +266,13 @@ def test_the_runs_of_a_study_are_found_under_its_name(tmp_path: Path) -> None:
             find_run_dir(runs, name)
 
 
-def test_a_configuration_that_would_run_code_is_refused(models: dict, tmp_path: Path) -> None:
+def test_a_configuration_that_would_run_code_or_has_no_model_is_refused_and_leaves_nothing(
+    models: dict, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="trust_remote_code"):
         start_run(run_config(models, tmp_path, models__trust_remote_code=True))
+    with pytest.raises(ConfigError, match=r"models\.teacher .* is no model folder: there is no such folder"):
+        start_run(run_config({**models, "teacher": tmp_path / "gone"}, tmp_path))
     assert not (tmp_path / ".jobs").exists()
 
 

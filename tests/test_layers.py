@@ -25,7 +25,7 @@ traces weights
 rollouts scoring
 supervision
 config runs watch processes printed
-commands
+commands model_folders
 checkpoints masks metrics probes evaluate skipping tracking
 learner rewind
 writing

@@ -381,11 +381,13 @@ def test_a_teacher_with_another_vocabulary_is_refused(models: dict, tmp_path: Pa
         train(config)
 
 
-def test_a_model_that_is_none_is_named(models: dict, tmp_path: Path) -> None:
+def test_a_model_that_is_none_is_named_before_a_run_folder_is_made(models: dict, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    config = run_config({"student": tmp_path / "empty", "teacher": models["teacher"]}, tmp_path)
-    with pytest.raises(PolicyError, match=r"student: .*empty.* cannot be loaded as a model"):
-        train(config)
+    for student, why in (("empty", "it has no config.json"), ("gone", "there is no such folder")):
+        config = run_config({"student": tmp_path / student, "teacher": models["teacher"]}, tmp_path)
+        with pytest.raises(ConfigError, match=rf'models\.student ".*{student}" is no model folder: {why}'):
+            train(config)
+        assert not config.run_dir.exists()
 
 
 def test_no_method_needs_the_loop_to_know_its_name() -> None:

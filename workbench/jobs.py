@@ -24,6 +24,7 @@ from pathlib import Path
 
 from workbench.config import RunConfig, read_yaml
 from workbench.errors import ConfigError, RunError
+from workbench.model_folders import check_models
 from workbench.printed import is_exception, tail
 from workbench.processes import born_at, identify, send
 from workbench.runs import RunFolder
@@ -119,7 +120,7 @@ def start_run(config: RunConfig, runs_dir: str | Path | None = None, *, allow_re
     runs_dir           folder that the run is made in, in place of the configuration's output_dir
     allow_remote_code  whether models.trust_remote_code may be true
 
-    Raises: RunError if the name is taken or leads out of the folder; ConfigError if the configuration would run code.
+    Raises: RunError if the name is taken or leads out of the folder; ConfigError if code would run or a model is missing.
     """
     runs_dir = Path(config.output_dir if runs_dir is None else runs_dir)
     config = replace(config, output_dir=str(runs_dir))
@@ -129,6 +130,7 @@ def start_run(config: RunConfig, runs_dir: str | Path | None = None, *, allow_re
             "models.trust_remote_code=true runs Python code that comes with a model. Runs started from here may not; "
             "start it with `workbench train` in a terminal if you trust the model."
         )
+    check_models(config)
     folder = _job_folder(run_dir, make=True)
     with _lock(folder):
         if run_dir.exists():

@@ -20,6 +20,7 @@ from workbench.distributed import Group, LostProcess, choose_device, join
 from workbench.errors import ConfigError, RunError, WorkbenchError
 from workbench.learner import refuse_with_shards
 from workbench.loop import Loader, Trainer, TrainResult
+from workbench.model_folders import check_models
 from workbench.processes import identify
 from workbench.runs import ReadOnlyFolder, RunFolder, StopSignal
 
@@ -71,7 +72,8 @@ def _prepare(config: RunConfig, resume: bool, load: Loader) -> None:
     if resume:
         RunFolder.open(config.run_dir)
     else:
-        load(config.data.train, limit=1)  # a wrong path should not leave a folder behind
+        check_models(config)  # a wrong path should not leave a folder behind
+        load(config.data.train, limit=1)
         RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=config.method["name"])
 
 

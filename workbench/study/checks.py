@@ -1,27 +1,14 @@
 """What a study's models and data lack, found before anything runs."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from workbench.config import RunConfig
 from workbench.datasets import split_by_evidence
-from workbench.errors import ConfigError, DataError
+from workbench.errors import DataError
 from workbench.evaluate import require_answers
 from workbench.types import Example
 
 _PEEKED = 64  # training examples whose evidence is looked at before all of them are
-
-
-def check_models(config: RunConfig) -> None:
-    """A local path without a model is found out now. Names on the hub (`owner/name`) cannot be told without a network."""
-    models = {key: getattr(config.models, key) for key in ("student", "teacher")}
-    models |= {f"teachers.{domain}": model for domain, model in config.models.teachers.items()}
-    models |= {f"peers.{name}": model for name, model in config.models.peers.items()}
-    for key, model in models.items():
-        if model is None or (Path(model) / "config.json").is_file() or (Path(model) / "adapter_config.json").is_file():
-            continue
-        if Path(model).is_dir() or model.count("/") > 1 or model.startswith((".", "/")):
-            raise ConfigError(f'models.{key} "{model}" is no model folder: it has no config.json.')
 
 
 def check_evidence(config: RunConfig, load: Callable) -> None:

@@ -31,7 +31,8 @@ from workbench.config import RunConfig, build_config, describe_config, override,
 from workbench.contexts import check_asked
 from workbench.datasets import load_examples
 from workbench.errors import ConfigError, WorkbenchError, at, unknown
-from workbench.study.checks import check_evidence, check_models, check_questions
+from workbench.model_folders import check_models
+from workbench.study.checks import check_evidence, check_questions
 from workbench.types import STUDENT
 
 KEYS = ("name", "base", "overrides", "seeds", "parallel", "baseline", "variants", "grid", "evaluate")
