@@ -173,7 +173,7 @@ def bomb(folder: Path) -> str:
 
 BOX = {"x0": 1, "y0": 1, "x1": 9, "y1": 9}
 BAD_DATA = {
-    "missing image": (lambda f: [{"images": ["nowhere.png"]}], [], r"data.jsonl:1, column \"images\[0\]\": image file"),
+    "missing image": (lambda f: [{"images": ["nowhere.png"]}], [], r"data.jsonl:1, column \"images\[0\]\": must be an image file"),
     "image bomb": (lambda f: [{"images": [bomb(f)]}], ["method.name=opd"], "step 1: none of the 1 examples"),
     "no evidence": (lambda f: [{"images": [red(f)]}], [], "none of the 1 examples .* missing: {'no boxes"),
     "box outside": (lambda f: [{"images": [red(f)], "boxes": [{**BOX, "x1": 21}]}], [], "leaves the image of 20 x 10 pixels"),
@@ -316,8 +316,8 @@ def test_damaged_runs_are_sentences(own: Path, capsys: pytest.CaptureFixture) ->
         (["eval", "{run}", "--data", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["eval", "{run}", "--count", "-3"], "limit must be at least 1"),
         (["eval", "{run}", "--tolerance", "0.1"], 'is of the rule "numeric", and the rule is "final"'),
-        (["show", "{run}", "--step", "99"], "99"),
-        (["show", "{run}", "--step", "1", "--rollout", "99"], "99"),
+        (["show", "{run}", "--step", "99"], "Steps with recorded rollouts: 1, 2"),
+        (["show", "{run}", "--step", "1", "--rollout", "99"], "has no rollout 99 of step 1. Its rollouts are 0, 1,"),
         (["methods", "dpod"], 'Did you mean "dopd"'),
         (["options", "--method", "dpod"], 'Did you mean "dopd"'),
         (["train", "nowhere.yaml"], "nowhere.yaml does not exist"),

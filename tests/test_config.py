@@ -75,7 +75,7 @@ def test_another_method_starts_from_its_own_defaults(file: Path) -> None:
         (["training.stepz=3"], 'key "training.stepz" is unknown.*Did you mean "training.steps"'),
         (["method.privelege=crop"], 'Did you mean "privilege"'),
         (["method.name=dpod"], 'Did you mean "dopd"'),
-        (["training.steps=0"], "training.steps must be from 1 to any, got 0"),
+        (["training.steps=0"], "training.steps must be at least 1, got 0"),
         (["training.steps=many"], "training.steps must be int, got 'many'"),
         (["training.steps=true"], "training.steps must be int, got True"),
         (["training.learning_rate=.nan"], "must be float, got nan"),

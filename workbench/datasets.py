@@ -280,8 +280,8 @@ def _image(value: Any, column: str, origin: str, folder: Path) -> Image.Image | 
             origin,
             column,
             value,
-            f"image file {show(str(path))} does not exist",
-            "Relative paths start at the data file",
+            "must be an image file that exists",
+            f"Relative paths start at {show(str(folder))}",
         )
     return path
 

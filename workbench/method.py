@@ -62,9 +62,17 @@ def check_option(key: str, value: object, value_type: type | types.UnionType, op
     too_low = option.low is not None and value < option.low
     too_high = option.high is not None and value > option.high
     if too_low or too_high:
-        low, high = ("any" if limit is None else f"{limit:g}" for limit in (option.low, option.high))
-        raise ConfigError(f"{key} must be from {low} to {high}, got {value}. Meaning: {option.help}.")
+        raise ConfigError(
+            f"{key} must be {range_in_words(option.low, option.high)}, got {value}. Meaning: {option.help}."
+        )
     return value
+
+
+def range_in_words(low: float | None, high: float | None) -> str:
+    """The numbers that are allowed, None = no limit; "" if all are."""
+    if low is None:
+        return "" if high is None else f"at most {high:g}"
+    return f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
 
 
 def _number(value: object) -> object:

@@ -114,7 +114,7 @@ def test_without_privilege_a_live_self_teaches_nothing() -> None:
     [
         ({"privilege": "boxs"}, 'Did you mean "boxes"'),
         ({"self_policy": "teacher"}, "Allowed: student, student@ema, student@start"),
-        ({"beta_weak": -1.0}, "from 0 to any"),
+        ({"beta_weak": -1.0}, "must be at least 0"),
         ({"trim": 0.9}, "from 0 to 0.5"),
         ({"topk": 5}, 'Did you mean "top_k"'),
         ({"trim": "many"}, "must be float"),

@@ -185,10 +185,7 @@ class Traces:
             (f"SELECT * FROM {prefix}positions {where} ORDER BY position", params),
         )
         if rows.num_rows == 0:
-            raise TraceError(
-                f"{self.folder} has no {'probe' if probe else 'rollout'} {rollout_idx} of step {step} and process "
-                f"{process_rank}. steps() and rollouts() list what was recorded."
-            )
+            raise TraceError(self._what_there_is(step, rollout_idx, process_rank, probe))
         header = self._header()
         return TracedRollout(
             rows.to_pylist(maps_as_pydicts="strict")[0],
@@ -256,6 +253,20 @@ class Traces:
             "bytes_on_disk": sum(sizes.values()),
             "image_bytes": sizes["images"],
         }
+
+    def _what_there_is(self, step: int, rollout_idx: int, process_rank: int, probe: bool) -> str:
+        """Why an answer is not there, and which are."""
+        table, word = (f"{PROBE}rollouts", "probe") if probe else ("rollouts", "rollout")
+        steps = self.steps(table)
+        of_process = f" and process {process_rank}" if process_rank else ""
+        missing = f"{self.folder} has no {word} {rollout_idx} of step {step}{of_process}."
+        if not steps:
+            return f"{missing} No {word} is recorded in it."
+        if step not in steps:
+            return f"{missing} Steps with recorded {word}s: {_few(steps)}. Choose one of them."
+        query = f"SELECT rollout_idx FROM {table} WHERE step = ? AND process_rank = ? ORDER BY rollout_idx"
+        own = self._run((query, [step, process_rank]))[0]["rollout_idx"].to_pylist()
+        return f"{missing} Its {word}s are {_few(own) or 'of other processes'}. Choose one of them."
 
     def _filters(
         self,
@@ -340,6 +351,12 @@ class Traces:
             except FileNotFoundError as error:
                 gone = error.filename
         raise TraceError(f"{gone} and others went while they were read. Is something deleting the run? Ask again.")
+
+
+def _few(numbers: list[int]) -> str:
+    """The numbers, or of many the first and the last."""
+    shown = [str(number) for number in numbers]
+    return ", ".join(shown if len(shown) <= 8 else [*shown[:3], f"… {shown[-1]}"])
 
 
 def _header(parts: dict[str, list[Part]]) -> Header:

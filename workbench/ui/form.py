@@ -18,7 +18,7 @@ from workbench.config import RunConfig, build_config, describe_config, load_conf
 from workbench.contexts import AFTERWARDS, CONTEXTS, EVIDENCE
 from workbench.errors import ConfigError
 from workbench.jobs import find_jobs, find_run_dir
-from workbench.method import Option
+from workbench.method import Option, range_in_words
 from workbench.methods import describe_options, list_methods
 from workbench.ui.context import AppContext
 
@@ -78,14 +78,11 @@ class Field:
         """Meaning, unit, range, and what an empty field means."""
         option = self.option
         parts = [option.help + (f" [{option.unit}]" if option.unit else "")]
-        low, high = option.low, option.high if (option.high or 0) <= _EXACT else None
-        if low is not None and high is not None:
-            parts.append(f"{low:g} to {high:g}")
-        elif low is not None or high is not None:
-            parts.append(f"at least {low:g}" if low is not None else f"at most {high:g}")
+        parts.append(range_in_words(option.low, option.high if (option.high or 0) <= _EXACT else None))
         if self.is_nullable and "null" not in option.help:
             parts.append("empty: none")
-        return " · ".join(parts).replace("null ", "empty ")
+        shown = " · ".join(filter(None, parts)).replace("null ", "empty ")
+        return shown.replace("e-0", "e\u2011")  # 1e-06 is broken at no line's end
 
     def shown(self, value: object) -> object:
         """A value as its component takes it."""
@@ -161,8 +158,8 @@ def recipes(context: AppContext) -> list[tuple[str, str]]:
             is_run = True  # choosing it says what is wrong
         if is_run:
             found.append((f"recipe  {file.name}", f"recipe:{file.name}"))
-    runs = [state.name for state in find_jobs(context.runs_dir) if (state.run_dir / "config.yaml").is_file()]
-    return found + [(f"run  {name}", f"run:{name}") for name in runs]
+    runs = [state for state in find_jobs(context.runs_dir) if (state.run_dir / "config.yaml").is_file()]
+    return found + [(f"run  {state.name}  ·  {state.status}", f"run:{state.name}") for state in runs]
 
 
 def recipe_file(context: AppContext, choice: str | None) -> Path:
