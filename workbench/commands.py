@@ -31,7 +31,7 @@ def overrides_between(recipe: str | Path, config: RunConfig) -> list[str]:
     for key in describe_config(name):
         value = value_at(after, key)
         if value != value_at(before, key):
-            found.append(f"{key}={_as_yaml(value)}")
+            found.append(f"{key}={as_yaml(value)}")
     return found
 
 
@@ -44,6 +44,7 @@ def value_at(values: dict, key: str) -> object:
     return values
 
 
-def _as_yaml(value: object) -> str:
+def as_yaml(value: object) -> str:
+    """A value on one line, as a configuration file or an override writes it."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
     return text.removesuffix("...\n").strip()

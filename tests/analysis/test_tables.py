@@ -54,6 +54,16 @@ def test_configurations_differ_in_what_was_changed(dopd: Path, opd: Path) -> Non
     assert run_tables.config_difference(dopd, dopd).empty == "Both runs have the same configuration."
 
 
+def test_values_that_differ_are_written_as_the_file_writes_them(tmp_path: Path) -> None:
+    for name, text in (("a", "x: null\ny: true\nz: {}\nw: [1, b]\n"), ("b", "x: 3\ny: false\nz: {c: d}\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(text)
+    found = run_tables.config_difference(tmp_path / "a", tmp_path / "b").rows
+    assert [(row["key"], row["a"], row["b"]) for row in found] == [
+        ("x", "null", "3"), ("y", "true", "false"), ("z", "{}", "not set"), ("w", "[1, b]", "not set"), ("z.c", "not set", "d"),
+    ]  # fmt: skip
+
+
 def test_a_page_is_what_the_filters_say(dopd: Path) -> None:
     traces = open_traces(dopd)
     assert tokens.count(dopd) == 4 * 6

@@ -3,7 +3,16 @@
 import functools
 from pathlib import Path
 
+from workbench.analysis.table import NO_EVALS
+from workbench.commands import value_at
+from workbench.config import read_yaml
+from workbench.errors import ConfigError
 from workbench.evaluate import Answered, load_answers
+
+EVALUATES_NOTHING = (
+    "This run evaluates nothing: its data.eval is null. For accuracy, start one with data.eval=SOURCE, questions with "
+    "answers: scenes:eval?count=256, or a file."
+)
 
 
 def answers_of(run_dir: str | Path) -> list[Answered]:
@@ -16,3 +25,12 @@ def answers_of(run_dir: str | Path) -> list[Answered]:
 @functools.lru_cache(maxsize=4)
 def _load(run_dir: Path, files: tuple) -> tuple[Answered, ...]:
     return tuple(load_answers(run_dir))
+
+
+def no_evals(run_dir: str | Path) -> str:
+    """Why a run has no evaluation, and what to do."""
+    try:
+        config = read_yaml(Path(run_dir) / "config.yaml")
+    except ConfigError:
+        return NO_EVALS
+    return NO_EVALS if value_at(config, "data.eval") else EVALUATES_NOTHING

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from workbench.analysis.evals import no_evals
 from workbench.analysis.table import Table, names_of, table
+from workbench.commands import as_yaml
 from workbench.config import read_yaml
 from workbench.errors import ConfigError
 from workbench.jobs import find_jobs
@@ -74,7 +76,7 @@ def metrics(run_dir: str | Path, names: Sequence[str] = (), *, kind: str = "trai
     units = {name: unit_of(name) for name in frame["metric"].unique()}
     empty = {
         "train": "No step is done yet. The first takes longest: models are loaded and evaluated before it.",
-        "eval": "Nothing was evaluated yet. Set data.eval, and wait for the first evaluation.",
+        "eval": no_evals(folder.path),
         "probe": "No probes are recorded. Train with trace.probes above 0.",
     }[kind]
     return table(frame, ["step", "metric", "value"], run=folder.path.name, empty=empty, units=units)
@@ -100,7 +102,7 @@ def thin(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def config_difference(first: str | Path, second: str | Path) -> Table:
-    """Keys that two runs' configurations give different values; name and output_dir left out."""
+    """Keys that two runs' configurations give different values, written as there; name and output_dir left out."""
     first, second = Path(first), Path(second)
     values = [_flat(_config(one)) for one in (first, second)]
     keys = [key for key in {**values[0], **values[1]} if key not in ("name", "output_dir")]
@@ -125,12 +127,12 @@ def _config(run_dir: Path) -> dict:
 def _flat(values: dict, prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return flat
 
 
 def _show(values: dict, key: str) -> str:
-    return str(values[key]) if key in values else "–"
+    return as_yaml(values[key]) if key in values else "not set"
 
 
 def _last_metrics(run_dir: Path) -> dict:

@@ -11,7 +11,7 @@ from workbench.traces.reader import Traces, open_traces
 
 NO_TRACES = "No tokens are recorded yet. Wait for the run's first step, or train with trace.every above 0."
 NO_PROBES = "No probes are recorded. Train with trace.probes above 0, and wait for the first of them."
-NO_EVALS = "Nothing was evaluated yet. Set data.eval to questions with answers, and wait for the first evaluation."
+NO_EVALS = "Nothing was evaluated yet. The first evaluation is before step 1, when the models are loaded."
 NO_SELF = "This method has no privileged student, so its gap cannot be split. Compare with a method that has one: dopd."
 
 
