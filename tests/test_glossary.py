@@ -10,6 +10,7 @@ import pytest
 
 import workbench
 from workbench.config import describe_config
+from workbench.evaluate import CONFIDENCE
 
 ROOT = Path(__file__).parent.parent
 ROWS = re.findall(
@@ -46,6 +47,10 @@ def is_there(place: str) -> bool:
 
 def test_there_are_rows() -> None:
     assert len(ROWS) > 60
+
+
+def test_confidence_is_explained_as_it_is_where_it_is_shown() -> None:
+    assert f"| **confidence** | {CONFIDENCE} |" in (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("term", "where"), ROWS, ids=[term for term, _ in ROWS])

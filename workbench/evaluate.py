@@ -3,10 +3,9 @@
 Answers are written with the most likely token at each place. An example's truth is that of its final answer: "visible"
 if the plain prompt determines it, "privileged" if only the evidence does, None where nothing is known.
 
-Confidence is the probability that the policy gave to what decides its answer: the marked tokens of the answer's own truth,
-multiplied (of a privileged question those that only the evidence shows). The final words alone would not do: who has
-written "tag A" repeats "answer A" with certainty. Where other ways lead to the same answer it is a lower bound of the
-answer's probability. Without marks it is the geometric mean over all tokens. Confidence above accuracy on privileged
+Confidence (CONFIDENCE) is over the marked tokens of the answer's own truth: of a privileged question those that only the
+evidence shows. The final words alone would not do: who has written "tag A" repeats "answer A" with certainty. Confidence
+above accuracy on privileged
 questions is what imitating a better informed teacher buys: certainty about what cannot be seen. Entropy is the mean over
 the tokens of the written answer, in nats.
 """
@@ -38,6 +37,10 @@ from workbench.types import PRIVILEGED, Example, Rollout, label_completion
 
 log = logging.getLogger("workbench")
 
+CONFIDENCE = (
+    "probability that the policy gave to the tokens that decide its answer, multiplied: a lower bound of the answer's own, "
+    "since other words may give the same answer; where no token is marked, the geometric mean over all tokens"
+)
 NUM_BINS = 10  # of confidence, for the calibration error
 
 

@@ -20,7 +20,7 @@ from workbench.checkpoints import Checkpoint, checkpoint_path, latest_checkpoint
 from workbench.config import RunConfig, load_config
 from workbench.contexts import is_privileged, parse_context
 from workbench.errors import ConfigError, RunError
-from workbench.evaluate import load_answers, measure
+from workbench.evaluate import CONFIDENCE, load_answers, measure
 from workbench.methods import method_module
 from workbench.policies.processors import has_video_part
 from workbench.policies.weights import auto_class, load_model
@@ -231,7 +231,7 @@ def _evaluation(run: RunFolder, step: int, learner: str, shown: str) -> str:
     if not any("(as in use)" in line for line in lines):
         return f"It was not evaluated under `{shown}`. `workbench eval {run.path.resolve().name} --contexts {shown}` does it."
     table = "\n".join(lines)
-    return f"""One seed; confidence is the mean probability of the written answers.
+    return f"""One seed. Confidence is the mean over questions of the {CONFIDENCE}.
 
 | context | step | questions | right | confidence |
 |---|---|---|---|---|

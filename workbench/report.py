@@ -21,7 +21,7 @@ from workbench.analysis.tokens import Selection
 from workbench.config import read_yaml
 from workbench.errors import ConfigError, RunError
 from workbench.render import render_movement, render_page, render_tokens
-from workbench.rendering.words import NONE, visible_text
+from workbench.rendering.words import NONE, signed, visible_text
 from workbench.runs import RunFolder
 from workbench.summary import written_by
 from workbench.traces.reader import Traces
@@ -101,11 +101,12 @@ def _learned(run_dir: Path, theme: str) -> str:
     last = accuracy.frame
     if not accuracy.empty:
         last = last[last["step"] == last.groupby(["policy", "context"])["step"].transform("max")]
-    shown = {"policy": str, "context": str, "truth": str, "step": str, "count": str, "accuracy": _share, "confidence": _share, "overconfidence": _signed, "calibration_error": _number, "length": _length, "truncated": _share}  # fmt: skip
+    shown = {"policy": str, "context": str, "truth": str, "step": str, "count": str, "accuracy": _share, "confidence": _share, "overconfidence": _points, "calibration_error": _share, "length": _length, "truncated": _share}  # fmt: skip
     curve = functools.partial(metrics, run_dir)
     return (
         _plot(figures.accuracy_curves(accuracy, theme=theme))
         + _table(Table(last, accuracy.run, accuracy.units, accuracy.empty), shown)
+        + f'<p class="rp-none">{escape(illusion.HOW_SURE)}</p>'
         + _pair(
             figures.curves(curve(("loss",)), title="Loss", theme=theme),
             figures.curves(curve(("accuracy",)), title="Right among training answers", theme=theme),
@@ -197,7 +198,7 @@ def _pair(*made: go.Figure) -> str:
 def _table(table: Table, shown: dict) -> str:
     if table.empty:
         return _none(table.empty)
-    numbers = {name for name, write in shown.items() if write in (_share, _signed, _number) or pd.api.types.is_numeric_dtype(table.frame[name])}  # fmt: skip
+    numbers = {name for name, write in shown.items() if write in (_share, _points, _signed, _number) or pd.api.types.is_numeric_dtype(table.frame[name])}  # fmt: skip
     heads = "".join(
         f'<th scope="col"{" class=rp-number" if name in numbers else ""}>{escape(name.replace("_", " "))}'
         f"{f'<br>{escape(table.units[name])}' if table.units.get(name) else ''}</th>"
@@ -222,6 +223,10 @@ def _token(value: object) -> str:
 
 def _share(value: float) -> str:
     return f"{100 * value:.1f}\u2009%"
+
+
+def _points(value: float) -> str:
+    return signed(100 * value, 1)
 
 
 def _signed(value: float) -> str:

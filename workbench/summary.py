@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from workbench.errors import TraceError
-from workbench.evaluate import Answered, load_answers, measure
+from workbench.evaluate import CONFIDENCE, Answered, load_answers, measure
 from workbench.processes import born_at
 from workbench.runs import RunFolder
 from workbench.traces.reader import Traces, open_traces
@@ -143,11 +143,15 @@ def evaluation_table(answered: list[Answered]) -> str:
             if measured is not None:
                 entropy = "-" if measured.entropy is None else f"{measured.entropy:.3f}"
                 shares = [f"{value:.1%}" for value in (measured.accuracy, measured.confidence)]
-                shares += [f"{measured.overconfidence:+.1%}", f"{measured.calibration_error:.1%}", entropy]
+                shares += [f"{100 * measured.overconfidence:+.1f}", f"{measured.calibration_error:.1%}", entropy]
                 rows.append([policy, context, kind, truth, str(measured.count), *shares, f"{measured.length:.1f}", f"{measured.truncated:.1%}"])  # fmt: skip
     if not rows:
         return NOBODY_GRADED
-    legend = "  entropy: nats per token; length: tokens; cut: answers that reached the longest length allowed"
+    legend = (
+        "  entropy: nats per token; length: tokens; cut: answers that reached the longest length allowed\n"
+        f"  confidence: {CONFIDENCE}\n"
+        "  over-confidence: confidence minus accuracy, in points"
+    )
     return f"{format_table(header, rows)}\n{legend}"
 
 

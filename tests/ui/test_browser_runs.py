@@ -193,7 +193,7 @@ def test_the_whole_way_from_a_launch_to_a_case_of_illusion_goes_by_mouse(server:
 def test_a_mistake_in_the_form_is_a_sentence_and_nothing_starts(server: Server, open_page: Callable) -> None:
     page = open_page("?tab=launch")
     page.locator("#launch-training-steps input").fill("0")
-    expect(page.locator("#launch-message [role=alert]")).to_contain_text("training.steps must be from 1 to any, got 0")
+    expect(page.locator("#launch-message [role=alert]")).to_contain_text("training.steps must be at least 1, got 0")
     for name in ("../o", "../out") * 4:  # two fields within one round trip: the page is asked once, of both
         page.locator("#launch-training-steps input").fill("0")
         page.locator("#launch-training-steps input").fill("2")
@@ -205,8 +205,14 @@ def test_a_mistake_in_the_form_is_a_sentence_and_nothing_starts(server: Server, 
         "one => { one.focus(); one.select(); document.execCommand('insertText', false, '../pasted'); }"
     )
     expect(page.locator("#launch-message [role=alert]")).to_contain_text('"../pasted" must be a plain folder name')
+    page.locator("#launch-name input, #launch-name textarea").fill("missing")
+    page.locator("#launch-models-student textarea").fill("no/such/model")
+    expect(page.locator("#launch-command textarea")).to_have_value(re.compile("models.student=no/such/model"))
     page.locator("#launch-start").click()
-    expect(page.locator("#launch-message [role=alert]")).to_contain_text("must be a plain folder name")
+    expect(page.locator("#launch-said [role=alert]")).to_contain_text('"no/such/model" is no model folder')
+    page.wait_for_timeout(600)  # the command is written anew, and the sentence stays
+    expect(page.locator("#launch-said [role=alert]")).to_be_visible()
+    assert not (server.runs / "missing").exists()
     assert "Traceback" not in page.content()
 
 
@@ -310,7 +316,7 @@ def test_read_only_offers_nothing_that_changes_anything(server: Server, open_pag
     server.kill()
     server.start("--read-only")
     page = open_page("?tab=launch")
-    expect(page.locator("#launch-message")).to_contain_text("read-only")
+    expect(page.locator("#launch-report")).to_contain_text("read-only")
     assert page.locator("#launch-start").is_disabled() and page.locator("#launch-check").is_disabled()
     page = open_page("?run=long&tab=watch")
     badge(page, "stopped")

@@ -92,6 +92,13 @@ def test_the_first_answer_is_open_and_hover_and_pin_work(visit) -> None:
     expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token 3 of")
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token 2 of")
+    pinned = re.compile("step=4&rollout=0&token=1")  # its answer too: the run goes on, and another will be the newest
+    expect(page).to_have_url(pinned)
+    for tab in ("Movement", "Tokens"):
+        page.get_by_role("tab", name=tab, exact=True).click()
+    expect(page).to_have_url(pinned)
+    page.locator("#tokens-list tr[data-key]").nth(1).click()
+    expect(page).to_have_url(re.compile("step=4&rollout=1$"))
 
 
 def test_choosing_an_answer_replaces_all_its_numbers_and_the_address_follows(visit) -> None:
@@ -191,7 +198,7 @@ def test_an_own_image_is_scored_with_a_box_drawn_by_mouse(visit, tmp_path: Path)
     page.mouse.up()
     expect(page.locator("#data-boxes textarea")).to_have_value(re.compile(r"\d+ \d+ \d+ \d+ region"))
     page.locator("#data-own-score").click()
-    expect(page.get_by_text("there is no question", exact=False)).to_be_visible()
+    expect(page.locator("#data-scored [role=alert]")).to_contain_text("There is no question")
     page.locator("#data-question textarea").fill('<script>alert(1)</script> & "עברית" 🙂?')
     page.locator("#data-own-given textarea, #data-own-given input").fill("at top left")
     page.locator("#data-own-score").click()
@@ -204,6 +211,9 @@ def test_the_report_is_written_and_opens_alone(visit, runs: Path, tmp_path: Path
     page.locator("#report-write").click()
     link = page.locator("#report-link")
     expect(link).to_contain_text("dopd-report.html")
+    expect(page.locator("#report-said")).to_contain_text(
+        f"Open {(runs / 'dopd' / 'report.html').resolve()} in a browser"
+    )
     with page.expect_download() as waiting:
         link.click()
     waiting.value.save_as(tmp_path / "report.html")

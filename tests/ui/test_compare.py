@@ -19,7 +19,7 @@ def draw(context: AppContext, run: str = "dopd", metric: str = "", layout: str =
 def test_other_runs_are_offered_with_their_methods_and_not_the_own(context: AppContext) -> None:
     drawn = draw(context)
     assert {value for _, value in drawn[OTHER].choices} == {"opd", "begun", "photos"} and "second run" in drawn[LISTED]
-    assert any(label == "opd  ·  opd" for label, _ in drawn[OTHER].choices)
+    assert any(label == "opd  ·  opd, finished" for label, _ in drawn[OTHER].choices)
 
 
 def test_probes_of_both_runs_are_aligned_token_by_token(context: AppContext) -> None:

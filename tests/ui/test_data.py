@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from small import run_config
 from test_tokens import keys
 
 from workbench import scorer
@@ -131,10 +132,25 @@ def test_an_own_image_is_scored_under_every_view_with_one_scorer_in_memory(conte
     first = data.SCORER._scorer
     data.score_listed(context, "dopd", {}, None, "at top left")
     assert data.SCORER._scorer is first, "the same run's policies are used again"
-    with pytest.raises(DataError, match="boxes"):
+    with pytest.raises(
+        DataError, match=r"no boxes, which this run shows to self \(crop\) and teacher \(crop\)\. Drag on the image"
+    ):
         data.score_own(context, "dopd", picture, "what is it?", "", "", "", "", "at top left")
     data.score_listed(context, "opd", {}, None, "")
     assert data.SCORER._scorer is not first
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("opsd", r"no right answer, which this run shows to self \(answer\)\. Fill it in\. Then score again"),
+        ("sdft", "your own has no reference"),
+    ],
+)
+def test_what_an_own_image_lacks_is_said_field_by_field(models: dict, picture: str, method: str, said: str) -> None:
+    config = run_config(models, "runs", method={"name": method})
+    with pytest.raises(DataError, match=said):
+        data.check_evidence(config, data.own_example(picture, "what?", "", "", "", ""))
 
 
 def test_a_run_without_a_checkpoint_or_with_foreign_code_is_not_opened(

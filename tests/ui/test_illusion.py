@@ -1,8 +1,11 @@
 """The tab of what was learned and what was only imitated."""
 
+from html import unescape
+
 import pytest
 
 from workbench.analysis import illusion as measured
+from workbench.rendering.words import signed
 from workbench.ui import illusion
 from workbench.ui.context import AppContext
 
@@ -35,6 +38,19 @@ def test_overconfidence_is_of_the_newest_evaluation_of_each_policy(context: AppC
 def test_what_is_not_known_says_what_to_do(context: AppContext, run: str) -> None:
     drawn = illusion.draw(context, run, "light", "")
     assert "wbu-empty" in drawn[WORST] and drawn[SHARE].layout.annotations[0].text
+
+
+def test_a_run_that_evaluates_nothing_says_which_key_to_set(context: AppContext) -> None:
+    said = illusion.draw(context, "photos", "light", "")[ACCURACY].layout.annotations[0].text.replace("<br>", " ")
+    assert "its data.eval is null" in said and "data.eval=SOURCE" in said
+
+
+def test_confidence_is_explained_and_over_confidence_is_in_points(context: AppContext) -> None:
+    drawn = illusion.draw(context, "dopd", "light", "")
+    assert measured.HOW_SURE in unescape(drawn[HEAD]) and "a lower bound" in measured.HOW_SURE
+    row = next(row for row in measured.accuracy(context.run_dir("dopd")).rows if row["step"] == 4)
+    assert signed(100 * row["overconfidence"], 1) in drawn[TABLE]
+    assert drawn[OVER].layout.xaxis.title.text.startswith("points: confidence minus accuracy")
 
 
 def test_a_worst_case_opens_with_its_token(context: AppContext) -> None:

@@ -72,9 +72,11 @@ def test_nothing_that_the_command_line_has_is_missing() -> None:
         assert own == {f"method.{key}" for key in describe_options(name)}
 
 
-def test_an_option_has_a_component_in_every_method_and_shows_that_methods_words_and_default() -> None:
+def test_an_option_has_a_component_in_every_method_and_shows_that_methods_words_and_default(
+    context: AppContext,
+) -> None:
     for name in list_methods():
-        _, *updates = show_method(FORM, name)
+        _, *updates = show_method(context, FORM, None, name)
         options = [place for place in FORM if None not in place]
         shown_now = {place[name].key for place, update in zip(options, updates, strict=True) if update["visible"]}
         assert shown_now == {f"method.{key}" for key in describe_options(name)}
@@ -83,7 +85,17 @@ def test_an_option_has_a_component_in_every_method_and_shows_that_methods_words_
                 assert update["info"] == place[name].hint and update["value"] == place[name].shown(place[name].default)
     keys = [next(iter(place.values())).key for place in FORM]
     assert len(keys) == len(set(keys)), "components are found by their key"
-    assert "a share of" in show_method(FORM, "gkd")[0] and show_method(FORM, "dpod")[0] == '<p class="app-about"></p>'
+    about = [show_method(context, FORM, None, name)[0] for name in ("gkd", "dpod")]
+    assert "a share of" in about[0] and about[1] == '<p class="app-about"></p>'
+
+
+def test_a_method_that_is_chosen_again_has_the_recipes_values_again(context: AppContext) -> None:
+    file = context.configs_dir / "tiny.yaml"
+    file.write_text(file.read_text().replace("privilege: crop", "privilege: boxes+caption"))
+    places_of_options = [place for place in FORM if None not in place]
+    at = next(k for k, place in enumerate(places_of_options) if next(iter(place.values())).key == "method.privilege")
+    held = [show_method(context, FORM, RECIPE, name)[1 + at]["value"] for name in ("opd", "dopd")]
+    assert held == ["plain", "boxes+caption"]
 
 
 def test_every_field_says_its_meaning_unit_and_range() -> None:
@@ -121,7 +133,7 @@ def test_the_command_does_what_the_form_says(context: AppContext) -> None:
 
 
 def test_another_method_brings_its_own_options(context: AppContext) -> None:
-    values = iter(update.get("value") for update in show_method(FORM, "opd")[1:])
+    values = iter(update.get("value") for update in show_method(context, FORM, RECIPE, "opd")[1:])
     held = entered(context, method__name="opd")
     after = [value if None in place else next(values) for place, value in zip(FORM, held, strict=True)]
     overrides = shlex.split(preview(context, FORM, RECIPE, "", *after)[0])[3:]
@@ -132,7 +144,7 @@ def test_another_method_brings_its_own_options(context: AppContext) -> None:
 @pytest.mark.parametrize(
     ("changes", "more", "said"),
     [
-        ({"training__steps": 0}, "", "training.steps must be from 1 to any, got 0"),
+        ({"training__steps": 0}, "", "training.steps must be at least 1, got 0"),
         ({"training__steps": 2.5}, "", "training.steps must be int, got 2.5"),
         ({"training__steps": None}, "", "training.steps must be int, got None"),
         ({"training__betas": "[0.9"}, "", 'training.betas: "[0.9" is not a YAML value'),
@@ -203,7 +215,7 @@ def test_a_started_run_goes_on_and_its_name_is_not_offered_again(
         start_from(context, FORM, RECIPE, "", *values)
     wait_until(lambda: not read_job(context.runs_dir / "tiny").is_alive)
     assert read_job(context.runs_dir / "tiny").status == "finished"
-    assert recipes(context)[-1] == ("run  tiny", "run:tiny")
+    assert recipes(context)[-1] == ("run  tiny  ·  finished", "run:tiny")
     assert form_values(context, "run:tiny")["training.steps"] == 1
     assert free_name(context, "tiny") == "tiny-2" and free_name(context, "other") == "other"
     assert offer(context, RECIPE, "tiny")[1] == "tiny-2"

@@ -12,7 +12,7 @@ from workbench.errors import ConfigError, RunError
 from workbench.ui.context import ADDRESS_KEYS, AppContext, run_choices
 from workbench.ui.pieces import TRACES
 from workbench.ui.serve import check_host, check_port, is_local, read_users, serve
-from workbench.ui.shell import TABS, build_app, look, look_again, open_address
+from workbench.ui.shell import TABS, build_app, look, look_again, open_address, trouble_html
 
 
 @pytest.fixture
@@ -81,6 +81,12 @@ def test_looking_again_keeps_the_chosen_run_while_it_is_there(context: AppContex
     assert look_again(context, "old").value == "old"
     assert look_again(context, "gone").value == "new"
     assert look_again(context, None).choices == [("new  ·  finished", "new"), ("old  ·  finished", "old")]
+
+
+def test_a_run_that_failed_says_why_over_every_tab_that_would_draw_it(context: AppContext) -> None:
+    (context.runs_dir / "old" / "run.json").write_text('{"status": "failed", "steps": 9, "error": "no <model> there"}')
+    assert "old failed before its first step: no &lt;model&gt; there" in trouble_html(context, "old", "tokens")
+    assert not trouble_html(context, "old", "watch") and not trouble_html(context, "new", "tokens")
 
 
 def test_the_page_is_built_with_its_tabs_in_order(context: AppContext) -> None:

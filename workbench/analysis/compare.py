@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench.analysis.evals import answers_of
+from workbench.analysis.evals import answers_of, no_evals
 from workbench.analysis.runs import metrics
-from workbench.analysis.table import NO_EVALS, Table, names_of, run_name, table, traces_of
+from workbench.analysis.table import Table, names_of, run_name, table, traces_of
 from workbench.errors import TraceError
 from workbench.evaluate import tabulate
 from workbench.rendering.model import TokenView
@@ -134,4 +134,4 @@ def accuracy_of(*runs: str | Path) -> Table:
                     }
                 )
     units = {"accuracy": "share of questions", "confidence": "probability", "change": "share of questions", "count": "questions"}  # fmt: skip
-    return table(rows, columns, run=", ".join(shown), empty=NO_EVALS, units=units)
+    return table(rows, columns, run=", ".join(shown), empty=no_evals(runs[0]), units=units)

@@ -23,6 +23,7 @@ from workbench.analysis.style import (
     escaped,
     figure,
     layout,
+    lines_above,
     ramp,
     regime_fills,
     see_through,
@@ -34,6 +35,7 @@ from workbench.rendering.model import RegimeNote
 from workbench.rendering.words import plain, visible_text
 
 STEP = "step"
+SANKEY_HEIGHT = 420
 MEASURES = {"position_share": "share of tokens", "loss_share": "share of loss"}
 
 
@@ -63,9 +65,13 @@ def curves(table: Table, *, title: str, theme: str = "light", height: int = 340)
 
 
 def stacked_shares(
-    table: Table, *, by: str = "position_share", title: str = "Who supervised", theme: str = "light"
+    table: Table, *, by: str = "position_share", title: str = "Who supervised", theme: str = "light", least: int = 0
 ) -> go.Figure:
-    """Regimes' shares over steps as stacked areas, one panel per group. by: position_share or loss_share."""
+    """Regimes' shares over steps as stacked areas, one panel per group.
+
+    by     position_share or loss_share
+    least  pixels of height, where another figure stands beside it
+    """
     if table.empty:
         return empty_figure(table.empty, theme, title=f"{title}, by {MEASURES[by]}")
     frame = table.frame.fillna({by: 0.0})
@@ -77,7 +83,7 @@ def stacked_shares(
         rows, columns, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.3 / rows if rows > 1 else 0,
         subplot_titles=[f"{escaped(name)} · {counts[name]:,} tokens" for name in groups] if len(groups) > 1 else None,
     )  # fmt: skip
-    _dress(made, theme, title=f"{title}, by {MEASURES[by]}", subtitle=table.run, height=150 + 200 * rows)
+    _dress(made, theme, title=f"{title}, by {MEASURES[by]}", subtitle=table.run, height=max(least, 150 + 200 * rows))
     notes = _notes_of(frame)
     fills = regime_fills(notes, theme)
     for place, group in enumerate(groups):
@@ -141,7 +147,7 @@ def gap_curves(table: Table, *, title: str = "The two gaps over training", theme
                 customdata=own["num_positions"], hovertemplate=f"<b>{name}</b> %{{y:.3f}} nats per token<br>%{{customdata:,}} {escaped(truth)} tokens, step %{{x}}<extra></extra>",
                 row=1, col=place + 1,
             )  # fmt: skip
-    sort = "size of the gap, mean nats per token" if by_size else "gap, mean nats per token"
+    sort = "mean size, nats per token" if by_size else "mean, nats per token"
     return step_axis(made, table.frame["step"]).update_yaxes(title_text=sort, col=1)
 
 
@@ -155,7 +161,7 @@ def sankey(
     first, last = int(frame["first_step"].iloc[0]), int(frame["last_step"].iloc[0])
     total, moved = frame["num_positions"].sum(), frame.loc[frame["source"] != frame["target"], "num_positions"].sum()
     subtitle = f"{table.run} · step {first} → {last} · {moved:,} of {total:,} probe tokens moved"
-    made = figure(theme, title=title, subtitle=subtitle, height=420)
+    made = figure(theme, title=title, subtitle=subtitle, height=SANKEY_HEIGHT)
     fills = regime_fills(notes, theme)
     nodes = [(side, name) for side in ("source", "target") for name in notes if (frame[side] == name).any()]
     sizes = [int(frame.loc[frame[side] == name, "num_positions"].sum()) for side, name in nodes]
@@ -182,7 +188,7 @@ def sankey(
             text=f"step {step}", x=x, y=1.0, xref="paper", yref="paper", showarrow=False,
             xanchor="left" if x < 0.5 else "right", font={"size": 12, "color": MUTED[theme]},
         )  # fmt: skip
-    return made.update_layout(margin={"l": 16, "r": 16, "t": 72, "b": 16})
+    return made.update_layout(margin={"l": 16, "r": 16, "t": _below_title(made, 72), "b": 16})
 
 
 def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, RegimeNote] | None = None) -> go.Figure:
@@ -211,12 +217,12 @@ def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, 
         unit = table.units.get("value", "")
         made.add_heatmap(
             z=wide.to_numpy(), colorscale=ramp("diverging" if has_signs else "growing", theme), zmin=-limit if has_signs else 0, zmax=limit,
-            colorbar={"title": {"text": unit, "side": "right", "font": {"size": 12}}, "tickfont": {"size": 12}, "thickness": 10, "outlinewidth": 0},
+            colorbar={"title": {"text": unit, "side": "top", "font": {"size": 12}}, "tickfont": {"size": 12}, "thickness": 10, "outlinewidth": 0},
             hovertemplate=f"<b>%{{customdata}}</b> %{{z:+.3f}} {unit}<br>position %{{x}}, step %{{y}}<extra></extra>", **shared,
         )  # fmt: skip
     made.update_xaxes(tickvals=shared["x"], ticktext=[escaped(word) for word in words], tickfont={"family": MONO, "size": 12}, side="bottom", showline=False, ticks="")  # fmt: skip
     made.update_yaxes(title_text=STEP, autorange="reversed", type="category", showgrid=False)
-    return made.update_layout(margin_t=72)
+    return made.update_layout(margin_t=_below_title(made, 72))
 
 
 def bars(
@@ -229,7 +235,7 @@ def bars(
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     frame = table.frame
-    made = figure(theme, title=title, subtitle=table.run, height=160 + 34 * len(frame))
+    made = figure(theme, title=title, subtitle=table.run, height=max(340, 160 + 34 * len(frame)))
     counted = [f" · n = {n:,}" for n in frame[count]] if count else [""] * len(frame)
     made.add_bar(
         x=frame[value], y=[escaped(text) for text in frame[label]], orientation="h", marker={"color": SERIES[theme][0]},
@@ -243,7 +249,7 @@ def bars(
     if reference is not None:
         made.add_vline(x=reference, line={"color": MUTED[theme], "dash": "dot", "width": 1.5})
         made.add_annotation(x=reference, y=1, yref="paper", yanchor="bottom", text=escaped(meaning), showarrow=False, font={"size": 12, "color": MUTED[theme]})  # fmt: skip
-    made.update_layout(bargap=0.35, margin={"r": 120 if count else 60, "t": 84 if meaning else 72})
+    made.update_layout(bargap=0.35, margin={"r": 120 if count else 60, "t": _below_title(made, 84 if meaning else 72)})
     made.update_xaxes(title_text=escaped(table.units.get(value, _words(value))), rangemode="tozero")
     return made.update_yaxes(autorange="reversed", ticksuffix="  ")
 
@@ -269,9 +275,7 @@ def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", the
                     customdata=own["count"], hovertemplate=f"<b>{name}</b> {column} %{{y:.1%}}<br>%{{customdata}} {truth} questions, step %{{x}}<extra></extra>",
                     row=1, col=place + 1,
                 )  # fmt: skip
-    made.update_yaxes(tickformat=".0%", range=[-0.02, 1.04]).update_yaxes(
-        title_text="share of questions, probability", col=1
-    )
+    made.update_yaxes(tickformat=".0%", range=[-0.02, 1.04]).update_yaxes(title_text="share right, probability", col=1)
     return step_axis(made, frame["step"])
 
 
@@ -287,7 +291,7 @@ def reliability(table: Table, *, title: str = "Is it as often right as it is sur
             marker={"size": [7 + 20 * (n / own["count"].max()) ** 0.5 for n in own["count"]], "symbol": ("circle", "square", "diamond")[number % 3], "opacity": 0.85, "line": {"width": 1, "color": SURFACE[theme]}},
             hovertemplate=f"<b>{escaped(truth)}</b> right %{{y:.1%}}, sure %{{x:.1%}}<br>%{{customdata}} questions<extra></extra>",
         )  # fmt: skip
-    made.update_xaxes(title_text="confidence, mean probability of the answer", range=[-0.02, 1.03], tickformat=".0%")
+    made.update_xaxes(title_text="confidence, mean over questions", range=[-0.02, 1.03], tickformat=".0%")
     return made.update_yaxes(title_text="accuracy, share of questions", range=[-0.04, 1.06], tickformat=".0%")
 
 
@@ -296,7 +300,7 @@ def information_share(table: Table, *, title: str = "Bought by information", the
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     grouped = "" if (table.frame["first_step"] == table.frame["step"]).all() else " · a point: the steps since the last"
-    made = figure(theme, title=title, subtitle=f"{table.run} · solid: share of loss, dotted: share of tokens{grouped}")
+    made = figure(theme, title=title, subtitle=f"{table.run} · solid: of loss, dotted: of tokens{grouped}")
     tints = {
         "all": INK[theme],
         "visible": SERIES[theme][2],
@@ -309,21 +313,27 @@ def information_share(table: Table, *, title: str = "Bought by information", the
                 x=own["step"], y=own[column], name=escaped(truth), legendgroup=truth, showlegend=dash == "solid", mode="lines", line={"width": 2, "color": tints.get(truth, INK[theme]), "dash": dash},
                 customdata=own["num_positions"], hovertemplate=f"<b>{escaped(truth)}</b> %{{y:.1%}} {MEASURES[column]}<br>%{{customdata:,}} tokens, step %{{x}}<extra></extra>",
             )  # fmt: skip
-    made.update_yaxes(range=[0, 1.02], tickformat=".0%", title_text="information gap larger than capability gap")
+    made.update_yaxes(range=[0, 1.02], tickformat=".0%", title_text="share bought on information")
     return step_axis(made, table.frame["step"])
 
 
 def _dress(made: go.Figure, theme: str, *, title: str, subtitle: str, height: int = 340) -> None:
     """The house style on a figure of several panels."""
     dress = layout(theme, title=title, subtitle=subtitle, height=height)
+    extra = lines_above(dress["title"]["text"])
     made.update_annotations(font={"size": 12.5, "color": MUTED[theme]}, yshift=2)
     made.update_layout(
         {
             **dress,
-            "margin": {**dress["margin"], "t": 124},
-            "legend": {"y": 1 - 58 / height, "yref": "container", "yanchor": "top"},
+            "margin": {**dress["margin"], "t": 124 + extra},
+            "legend": {"y": 1 - (58 + extra) / dress["height"], "yref": "container", "yanchor": "top"},
         }
     )
+
+
+def _below_title(made: go.Figure, pixels: int) -> int:
+    """Room over a figure: so much, and that of a longer subtitle."""
+    return pixels + lines_above(made.layout.title.text)
 
 
 def _notes_of(frame: pd.DataFrame) -> dict[str, RegimeNote]:

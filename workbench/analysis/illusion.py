@@ -9,14 +9,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from workbench.analysis.evals import answers_of
-from workbench.analysis.table import NO_EVALS, NO_SELF, NO_TRACES, Table, has_gaps, run_name, table, traces_of
-from workbench.evaluate import tabulate
+from workbench.analysis.evals import answers_of, no_evals
+from workbench.analysis.table import NO_SELF, NO_TRACES, Table, has_gaps, run_name, table, traces_of
+from workbench.evaluate import CONFIDENCE, tabulate
 from workbench.traces.reader import Traces
 from workbench.types import PRIVILEGED, VISIBLE
 
 ACCURACY_COLUMNS = ["step", "policy", "context", "truth", "count", "accuracy", "confidence", "overconfidence", "calibration_error", "length", "truncated"]  # fmt: skip
-ACCURACY_UNITS = {"count": "questions", "accuracy": "share of questions", "confidence": "mean probability of the answer", "overconfidence": "confidence minus accuracy", "calibration_error": "expected calibration error", "length": "tokens of an answer", "truncated": "share of answers"}  # fmt: skip
+ACCURACY_UNITS = {"count": "questions", "accuracy": "share of questions", "confidence": "mean over questions", "overconfidence": "confidence minus accuracy, points", "calibration_error": "mean distance of the two", "length": "tokens of an answer", "truncated": "share of answers"}  # fmt: skip
+HOW_SURE = (
+    f"Confidence is the {CONFIDENCE}. Over-confidence is mean confidence minus accuracy in points, hundredths of a share: "
+    "above 0 the policy is surer than it is right."
+)
 MOST_POINTS = 24  # of a curve of shares: of more recorded steps, neighbours are taken together
 MOST_RANKED = 100_000  # positions that an AUROC is computed over, about; of longer runs steps are drawn evenly
 
@@ -28,7 +32,7 @@ def accuracy(run_dir: str | Path) -> Table:
         {"step": step, "policy": policy, "context": context, "truth": truth, **vars(measured)}
         for (step, policy, context, truth), measured in table_of.items()
     ]
-    return table(rows, ACCURACY_COLUMNS, run=Path(run_dir).name, empty=NO_EVALS, units=ACCURACY_UNITS)
+    return table(rows, ACCURACY_COLUMNS, run=Path(run_dir).name, empty=no_evals(run_dir), units=ACCURACY_UNITS)
 
 
 def reliability(
@@ -49,7 +53,7 @@ def reliability(
                 rows.append(
                     dict(zip(columns, (truth, bin_idx / 10, len(part), float(sure), float(right)), strict=True))
                 )
-    return table(rows, columns, run=Path(run_dir).name, empty=NO_EVALS, units={"count": "questions"})
+    return table(rows, columns, run=Path(run_dir).name, empty=no_evals(run_dir), units={"count": "questions"})
 
 
 def bought_by_information(run: str | Path | Traces) -> Table:
@@ -186,5 +190,5 @@ def sure_and_wrong(run_dir: str | Path, *, limit: int = 50) -> Table:
     wrong = [row for row in answered if row.step == last and row.policy == "student" and row.reward == 0]
     wrong.sort(key=lambda row: -row.confidence)
     rows = [{**vars(row), "example": row.example_id} for row in wrong[:limit]]
-    empty = NO_EVALS if not answered else "The last evaluation has no wrong answer."
+    empty = no_evals(run_dir) if not answered else "The last evaluation has no wrong answer."
     return table(rows, columns, run=Path(run_dir).name, empty=empty, units={"confidence": "probability"})

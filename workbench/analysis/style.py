@@ -2,6 +2,7 @@
 
 import functools
 import math
+import textwrap
 from collections.abc import Iterable
 
 import plotly.graph_objects as go
@@ -25,6 +26,7 @@ SERIES = {
     "dark": ("#4aa9e6", "#f08f4c", "#3fbf97", "#dd93bd", "#e6c229", "#8ad0f5", "#a4adb7"),
 }
 DASHES = ("solid", "dash", "dot", "dashdot")
+WRAP = 88  # characters of a subtitle in half of a page of 1280 pixels
 MOST_SINGLE_TICKS = 8  # steps that are each given a tick; of more, plotly chooses
 PATTERNS = {"self": "/", "self-light": "/", "weak": ".", "sky": "-", "data": "-", "reward": ".", "yellow": "."}
 
@@ -35,24 +37,33 @@ def check_theme(theme: str) -> None:
         raise ConfigError(unknown("theme", theme, THEMES))
 
 
-def figure(theme: str, *, title: str, subtitle: str = "", height: int = 340) -> go.Figure:
+def figure(theme: str, *, title: str, subtitle: str = "", height: int = 340, wrap: int = WRAP) -> go.Figure:
     """A figure without data, in the house style. Raises ConfigError for an unknown theme."""
-    return go.Figure(layout=layout(theme, title=title, subtitle=subtitle, height=height))
+    return go.Figure(layout=layout(theme, title=title, subtitle=subtitle, height=height, wrap=wrap))
 
 
-def layout(theme: str, *, title: str, subtitle: str = "", height: int = 340) -> dict:
-    """The house style: what `figure` has, for figures of several panels. Raises ConfigError for an unknown theme."""
+def layout(theme: str, *, title: str, subtitle: str = "", height: int = 340, wrap: int = WRAP) -> dict:
+    """The house style: what `figure` has, for figures of several panels. Raises ConfigError for an unknown theme.
+
+    wrap  characters of the subtitle after which a new line begins: a card cuts what is wider than it
+    """
     check_theme(theme)
     head = f"<b>{escaped(title)}</b>"
-    if subtitle:
-        head += f'<br><span style="font-size:12px;color:{MUTED[theme]}">{escaped(subtitle)}</span>'
+    for line in textwrap.wrap(subtitle, wrap) or ["\u00a0"]:  # a title stands as high without a subtitle as with one
+        head += f'<br><span style="font-size:12px;color:{MUTED[theme]}">{escaped(line)}</span>'
+    extra = lines_above(head)
     return {
         "template": _template(theme),
         "title": {"text": head, "x": 0, "xref": "container", "xanchor": "left", "y": 1, "yanchor": "top", "font": {"size": 15}, "pad": {"t": 16, "l": 16}},
-        "height": height,
-        "margin": {"l": 64, "r": 24, "t": 96, "b": 48},
+        "height": height + extra,
+        "margin": {"l": 64, "r": 24, "t": 96 + extra, "b": 48},
         "hovermode": "closest",
     }  # fmt: skip
+
+
+def lines_above(head: str) -> int:
+    """Pixels that a figure's title takes beyond those of a title and one more line."""
+    return 15 * max(0, head.count("<br>") - 1)
 
 
 @functools.cache
@@ -98,7 +109,7 @@ def step_axis(made: go.Figure, steps: Iterable[int]) -> go.Figure:
 
 def empty_figure(message: str, theme: str = "light", *, title: str = "", height: int = 240) -> go.Figure:
     """Says why there is nothing and what to do."""
-    made = figure(theme, title=title, height=height)
+    made = figure(theme, title=title, height=height).update_layout(margin_l=24)
     made.update_xaxes(visible=False).update_yaxes(visible=False)
     made.add_annotation(
         text="<br>".join(_wrapped(escaped(message), 46)),

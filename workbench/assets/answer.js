@@ -8,7 +8,8 @@ element.addEventListener("workbench:rollout", (event) => {
   trigger("turn", { direction: event.detail.direction });
 });
 
-element.addEventListener("workbench:pin", (event) => window.workbenchApp?.pin(event.detail.index));
+const address = () => JSON.parse(element.querySelector("[data-answer]")?.dataset.answer || "{}");
+element.addEventListener("workbench:pin", (event) => window.workbenchApp?.pin(event.detail.index, address()));
 
 element.addEventListener("click", (event) => {
   const chip = event.target.closest(".wb-chip[data-by]");
@@ -16,6 +17,7 @@ element.addEventListener("click", (event) => {
 });
 
 watch("value", () => {
+  window.workbenchApp?.answered(address());
   const chip = colour && element.querySelector(`.wb-chip[data-by="${colour}"][aria-pressed="false"]:not(:disabled)`);
   if (chip) chip.click();
   if (follows) element.querySelector('.wb-t[aria-pressed="true"]')?.focus({ preventScroll: true });

@@ -4,6 +4,8 @@ window.workbenchApp = (() => {
   let forced = new URLSearchParams(asked).get("__theme"); // a link may choose the theme
   let looks = 0;
   let isOpen = false; // the address is not touched before the server has read it
+  let page = null; // run, tab and address that were shown last
+  let pinned = null; // parts of the address for the token that the reader looks at; the server is not told of it
   let keys = 0, rested = ""; // key presses in a form, and how many there were when the reader last paused
   const stored = () => { try { return localStorage.getItem("workbench-theme"); } catch { return null; } };
   const isDark = () => {
@@ -14,6 +16,16 @@ window.workbenchApp = (() => {
     document.body.classList.toggle("dark", dark);
     document.documentElement.style.colorScheme = dark ? "dark" : "light";
     return dark ? "dark" : "light";
+  };
+  const write = () => {
+    if (!page) return;
+    const query = new URLSearchParams();
+    if (page.run) query.set("run", page.run);
+    query.set("tab", page.tab);
+    for (const [key, value] of Object.entries({ ...page.address, ...(page.tab === "tokens" ? pinned : null) }))
+      if (value !== null && value !== undefined && value !== "") query.set(key, value);
+    if (forced) query.set("__theme", forced);
+    history.replaceState(null, "", `${location.pathname}?${query}`);
   };
   return {
     asked: () => asked,
@@ -26,10 +38,14 @@ window.workbenchApp = (() => {
     },
     open: () => { isOpen = true; },
     look: () => { looks += 1; },
-    pin: (index) => { // the address of the open answer names the token that the reader looks at
-      const query = new URLSearchParams(location.search);
-      query.set("token", index);
-      history.replaceState(null, "", `${location.pathname}?${query}`);
+    pin: (index, answer) => { // the address names the token that the reader looks at, and its answer
+      pinned = { ...answer, token: index };
+      write();
+    },
+    answered: (answer) => { // another answer is open: the token of the last one is not in it
+      if (pinned === null || Object.entries(answer).every(([key, value]) => pinned[key] === value)) return;
+      pinned = null;
+      write();
     },
     // resolves when the reader has paused; only the last key press of several changes what it returns. Two events of one
     // form, asked at once, may be answered in either order, so the server is asked once, of the form as it is then
@@ -52,13 +68,10 @@ window.workbenchApp = (() => {
     // writes the address, and wakes the open tab if what it shows has changed
     show: (tabs, run, tab, theme, address, ...wakes) => {
       if (!tab || !isOpen) return wakes;
-      const query = new URLSearchParams();
-      if (run) query.set("run", run);
-      query.set("tab", tab);
-      for (const [key, value] of Object.entries(address || {}))
-        if (value !== null && value !== undefined && value !== "") query.set(key, value);
-      if (forced) query.set("__theme", forced);
-      history.replaceState(null, "", `${location.pathname}?${query}`);
+      const before = page;
+      page = { run, tab, address: address || {} };
+      if (before && JSON.stringify([run, page.address]) !== JSON.stringify([before.run, before.address])) pinned = null;
+      write();
       return tabs.map((name, k) => name === tab ? JSON.stringify([run, theme, address, looks]) : wakes[k]);
     },
   };

@@ -117,7 +117,7 @@
       row(k === 0 ? "best" : "", cells, k === 0 ? "wb-first" : "");
     }
     table.append(make("thead", "", head), body);
-    return table;
+    return data.unrecorded ? make("div", "", table, make("p", "wb-sub", data.unrecorded)) : table;
   };
 
   const option = ([text, logprob, isWritten]) => {

@@ -16,7 +16,7 @@ from workbench.rendering import colours
 from workbench.rendering.legends import legends
 from workbench.rendering.model import TokenCell, TokenView
 from workbench.rendering.pictures import evidence
-from workbench.rendering.words import consequence, explain, is_control_token, visible_text
+from workbench.rendering.words import NO_ALTERNATIVES, consequence, explain, is_control_token, visible_text
 
 THEMES = ("auto", "light", "dark")
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -241,6 +241,7 @@ def _columns(view: TokenView) -> dict[str, object]:
             ]
             for name in names
         ],
+        "unrecorded": "" if any(token.alternatives for token in tokens) else NO_ALTERNATIVES,
         "why": [explain(token, view.thresholds, regimes) for token in tokens],
         "then": [consequence(token) for token in tokens],
     }  # fmt: skip

@@ -8,6 +8,10 @@ from workbench.rendering.model import SELF, STUDENT, TEACHER, RegimeNote, TokenC
 from workbench.types import PRIVILEGED
 
 NONE = "–"
+NO_ALTERNATIVES = (
+    "What else the views thought likely is not recorded of this answer: a run keeps it of the first trace.alternatives_of "
+    "answers of a step, trace.alternatives tokens per view."
+)
 _CONTROL_TOKEN = re.compile(
     r"<\|[^|<>]+\|>|</?s>|\[(?:SEP|CLS|PAD|MASK|UNK|EOS|BOS)\]|"
     r"<(?:eos|bos|pad|unk|mask|image|fake_token_around_image|global-img|(?:start|end)_of_\w+|row_\d+_col_\d+)>"

@@ -8,6 +8,7 @@ from workbench.analysis.style import figure as styled
 from workbench.study.measures import GAP_RECOVERED, Comparison, measure_of
 from workbench.types import PRIVILEGED, VISIBLE
 
+_WIDE = 180  # characters: this figure has a page to itself
 PANELS = (("accuracy", VISIBLE), (GAP_RECOVERED, VISIBLE), ("overconfidence", PRIVILEGED), ("entropy", "all"), ("accuracy", "all"), ("calibration_error", "all"))  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def figure(
     seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     seeds += " seed" if counts[-1] == 1 else " seeds"
     subtitle = f"{data}, {context} · difference to {baseline}, paired 95 % intervals over {seeds} and questions · filled: clear of zero"  # fmt: skip
-    made.update_layout(styled(theme, title=title, subtitle=subtitle, height=height).layout)
+    made.update_layout(styled(theme, title=title, subtitle=subtitle, height=height, wrap=_WIDE).layout)
     for place, key in enumerate(panels, start=1):
         scale = 100.0 if measure_of(key[0]).unit == "%" else 1.0
         shown = [(name, apart[name, *key]) for name in names if (name, *key) in apart]
@@ -48,7 +49,7 @@ def figure(
         made.add_vline(x=0, line={"color": INK[theme], "width": 1}, row=1, col=place)
         unit = "percentage points" if scale == 100.0 else measure_of(key[0]).unit
         made.update_xaxes(title_text=unit, showgrid=True, gridcolor=LINE[theme], row=1, col=place)
-    made.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=[escaped(name) for name in names], showgrid=False)  # fmt: skip
+    made.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=[escaped(name) for name in names], showgrid=False, ticksuffix="  ")  # fmt: skip
     made.update_annotations(font={"size": 12.5, "color": MUTED[theme]})
     return made.update_layout(margin={"t": 112, "b": 52})
 

@@ -9,6 +9,7 @@ import gradio as gr
 
 from workbench.analysis import compare, figures
 from workbench.analysis.compare import Pair
+from workbench.analysis.illusion import HOW_SURE
 from workbench.analysis.runs import config_difference, metrics
 from workbench.analysis.table import Table, names_of, table
 from workbench.errors import WorkbenchError
@@ -20,6 +21,7 @@ from workbench.ui.context import AppContext, Shared, kept, sentence, told
 from workbench.ui.pieces import (
     TRACES,
     Column,
+    aside_html,
     empty_html,
     fragment_component,
     fresh,
@@ -77,7 +79,10 @@ def draw(
 
 def other_choices(context: AppContext, own: str) -> list[tuple[str, str]]:
     """The runs that can be compared with, each with its method."""
-    return [(f"{state.name}  ·  {state.method or state.status}", state.name) for state in find_jobs(context.runs_dir) if state.name != own]  # fmt: skip
+    others = [state for state in find_jobs(context.runs_dir) if state.name != own]
+    return [
+        (f"{state.name}  ·  {', '.join(filter(None, (state.method, state.status)))}", state.name) for state in others
+    ]
 
 
 def draw_examples(first: Path, second: Path, wanted: str) -> tuple[str, dict | None]:
@@ -139,11 +144,11 @@ def aligned_html(pair: Pair, first: str, second: str) -> str:
     lines.insert(1, f'<tr class="wbu-marks" aria-hidden="true"><th></th>{marks}</tr>')
     legend = _legend((first, pair.first), (second, pair.second))
     regimes = (
-        f"{same} of {matched} common tokens have the same regime · matched by {pair.by} · ≠ another regime"
+        f"{same} of {matched} common tokens have the same regime. Between the lines: ≠ another regime, · another token."
         if is_common
-        else f"{matched} common tokens · matched by {pair.by} · the two methods have no regime in common, compare the gaps"
+        else f"{matched} common tokens. The two methods have no regime in common: compare the gaps. Between the lines: · another token."
     )
-    said = f"{regimes}, · another token"
+    said = f"Matched by {pair.by}: {regimes}"
     return (
         '<div class="wb-root"><div class="wbu-scroll"><table class="wbu-aligned" aria-label="both answers, token beside token">'
         f'<tbody>{"".join(lines)}</tbody></table></div><p class="wb-faint wbu-said">{escape(said)}</p>{legend}</div>'
@@ -201,13 +206,12 @@ def draw_accuracy(first: Path, second: Path) -> str:
     units = {"count": "questions"} | {f"{name}_{side}": run for name in ("before", "after", "confidence") for side, run in zip("ab", names, strict=True)}  # fmt: skip
     shown = (
         Column("policy", kind="short"), Column("context", "shown", "short"), Column("truth", "questions on", "short"), Column("count", "questions", "number"),
-        Column("before_a", "right, first", "share"), Column("after_a", "right, last", "share"), Column("confidence_a", "sure, last", "share"),
-        Column("before_b", "right, first", "share"), Column("after_b", "right, last", "share"), Column("confidence_b", "sure, last", "share"),
+        Column("before_a", "right, first", "share"), Column("after_a", "right, last", "share"), Column("confidence_a", "confidence, last", "share"),
+        Column("before_b", "right, first", "share"), Column("after_b", "right, last", "share"), Column("confidence_b", "confidence, last", "share"),
     )  # fmt: skip
     made = table(rows, columns, run=found.run, empty=found.empty, units=units)
-    return rows_html(
-        made, shown, label="accuracy of both runs", title="Accuracy and confidence, first and last evaluation", tall=380
-    )
+    title = "Accuracy and confidence, first and last evaluation"
+    return rows_html(made, shown, label="accuracy of both runs", title=title, tall=380) + aside_html(HOW_SURE)
 
 
 def draw_difference(first: Path, second: Path) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 import gradio as gr
 
 from workbench.analysis.table import table
-from workbench.config import load_config, read_yaml
+from workbench.config import RunConfig, load_config, read_yaml
+from workbench.contexts import missing_evidence
 from workbench.datasets import load_examples
 from workbench.errors import DataError, RunError, WorkbenchError
 from workbench.images import open_image
@@ -20,7 +21,7 @@ from workbench.render import PictureOfView, TokenView, render_tokens, token_view
 from workbench.rendering.examples import evidence_of, example_html
 from workbench.rendering.pictures import evidence
 from workbench.types import Box, Evidence, Example
-from workbench.ui.context import MAX_UPLOAD_MB, AppContext, Shared, kept, note, sentence, told
+from workbench.ui.context import MAX_UPLOAD_MB, AppContext, Shared, in_its_place, kept, note, sentence, told
 from workbench.ui.pieces import Column, empty_html, fragment_component, fresh, read_asset, rows_component, rows_html
 
 MOST_EXAMPLES = 200  # of a source that are listed
@@ -29,6 +30,13 @@ OWN = "your image"
 COLUMNS = (
     Column("id", kind="short"), Column("domain", kind="short"), Column("question"), Column("answer", kind="short"), Column("evidence"),
 )  # fmt: skip
+TO_GIVE = {  # what a view may be shown -> that it is not there, and how it is given here
+    "boxes": ("there are no boxes", "Drag on the image to draw one, or write x0 y0 x1 y1 and a label, in pixels."),
+    "caption": ("there is no caption", "Fill it in."),
+    "hint": ("there is no hint", "Fill it in."),
+    "answer": ("there is no right answer", "Fill it in."),
+    "turns": ("there are no turns", "Write the question in several sentences."),
+}
 NO_SOURCE = "This run names no data. Give a source above: a .jsonl or .parquet file, or scenes:eval?count=40."
 
 
@@ -243,9 +251,31 @@ def score(context: AppContext, run: str | None, example: Example, answer: str | 
 def score_own(
     context: AppContext, run: str | None, file: str | None, question: str | None, answer: str | None, caption: str | None, hint: str | None, boxes: str | None, given: str | None
 ) -> str:  # fmt: skip
-    """The dropped image, scored."""
+    """The dropped image, scored. Raises DataError if something is missing that the run's views are shown."""
     context.check_writable()
-    return score(context, run, own_example(file, question, answer, caption, hint, boxes), given)
+    example = own_example(file, question, answer, caption, hint, boxes)
+    check_evidence(load_config(context.run_dir(run) / "config.yaml"), example)
+    return score(context, run, example, given)
+
+
+def check_evidence(config: RunConfig, example: Example) -> None:
+    """Raises DataError saying which fields are to be filled in before the method's views can be shown the image."""
+    missing: dict[str, list[str]] = {}
+    for name, view in config.load_method().views.items():
+        lacking = missing_evidence(example, view.context)
+        if lacking is not None:
+            missing.setdefault(lacking.partition(" ")[0], []).append(f"{name} ({view.context})")
+    said = []
+    for what, views in missing.items():
+        if what not in TO_GIVE:
+            raise DataError(
+                f"an image of your own has no {what}, which this run shows to {' and '.join(views)}. Choose a run of "
+                "another method, or score an example of the list above."
+            )
+        lack, remedy = TO_GIVE[what]
+        said.append(f"{lack}, which this run shows to {' and '.join(views)}. {remedy}")
+    if said:
+        raise DataError(f"{' And '.join(said)} Then score again.")
 
 
 def score_listed(
@@ -313,6 +343,11 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     gr.on([file.change, boxes.change], told(preview), [file, boxes], picture, **quiet)
     picture.box(told(add_box), [file, boxes], boxes, **quiet)
     busy = {"show_progress": "full", "concurrency_limit": 1, "concurrency_id": "scorer", "api_visibility": "private"}
-    button.click(told(partial(score_listed, context)), [shared.run, shared.address, source, given], scored, **busy)
+    button.click(
+        in_its_place(partial(score_listed, context), [scored]),
+        [shared.run, shared.address, source, given],
+        scored,
+        **busy,
+    )
     own = [shared.run, file, question, answer, caption, hint, boxes, own_given]
-    own_button.click(told(partial(score_own, context)), own, scored, **busy)
+    own_button.click(in_its_place(partial(score_own, context), [scored]), own, scored, **busy)

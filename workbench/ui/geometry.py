@@ -7,11 +7,11 @@ import gradio as gr
 
 from workbench.analysis import geometry_files
 from workbench.analysis.geometry import UPDATE
-from workbench.analysis.geometry_figures import all_figures, page
+from workbench.analysis.geometry_figures import READING, all_figures, page
 from workbench.analysis.geometry_files import FOLDER, NOT_MEASURED, Measured
 from workbench.analysis.table import Table, table
 from workbench.ui.context import AppContext, Shared, note, told
-from workbench.ui.pieces import Column, fragment_component, plot_component, rows_component, rows_html
+from workbench.ui.pieces import Column, aside_html, fragment_component, plot_component, rows_component, rows_html
 
 WHAT = """<h2>What training did to the weights</h2><p>The difference of the newest checkpoint to the model that the run started
 from, in float32 and rounded to bfloat16, beside a random difference of the same norm: what the control shows, too, says nothing of
@@ -23,11 +23,10 @@ COLUMNS = (
     Column("energy_top_16", "top 16 directions", "share"), Column("projection_10pct", "in top 10 % of source", "share"), Column("spectral_drift", kind="share"),
     Column("enrichment_principal_10pct_0e+00", "enriched on principal", "number"), Column("enrichment_low_10pct_0e+00", "on small weights", "number"),
 )  # fmt: skip
-NUM_FIGURES = 5
 
 
 def draw(context: AppContext, run: str | None, theme: str) -> tuple:
-    """What it is, figures and table of what was measured, or what to do."""
+    """What it is, figures, how to read each, and the table of what was measured, or what to do."""
     run_dir = context.run_dir(run)
     measured = geometry_files.read(run_dir / FOLDER)
     command = f"<p>From a terminal: <code>workbench geometry {escape(str(run_dir))}</code></p>"
@@ -35,13 +34,14 @@ def draw(context: AppContext, run: str | None, theme: str) -> tuple:
     if measured is None:
         return (
             words,
-            *[None] * NUM_FIGURES,
+            *[None] * len(READING),
+            *[""] * len(READING),
             rows_html(groups_table(None, run_dir.name), COLUMNS, label="geometry by group"),
         )
     rows = rows_html(
         groups_table(measured, run_dir.name), COLUMNS, label="geometry by group", title="By group", tall=520
     )
-    return (words, *all_figures(measured, theme), rows)
+    return (words, *all_figures(measured, theme), *map(aside_html, READING), rows)
 
 
 def groups_table(measured: Measured | None, run: str) -> Table:
@@ -70,19 +70,26 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     words = fragment_component("about the geometry", elem_id="geometry-about")
     button = gr.Button("Measure", variant="primary", elem_id="geometry-measure", scale=0, min_width=200, interactive=not context.read_only)  # fmt: skip
     said = fragment_component("what was measured", elem_id="geometry-said")
-    with gr.Row():
-        with gr.Column(min_width=420):
-            sparsity = plot_component("unchanged coordinates", elem_id="geometry-sparsity")
-        with gr.Column(min_width=420):
-            sizes, spectrum = plot_component("size by layer"), plot_component("energy in the largest directions")
-    with gr.Row():
-        with gr.Column(min_width=420):
-            enrichment = plot_component("which weights changed")
-        with gr.Column(min_width=420):
-            projection = plot_component("inside the principal directions")
+    titles = (
+        "unchanged coordinates",
+        "size by layer",
+        "largest directions",
+        "principal directions",
+        "which weights changed",
+    )
+    plots, asides = {}, {}
+    for row in ((0, 4), (1, 2, 3)):
+        with gr.Row():
+            for place in row:
+                with gr.Column(min_width=320):
+                    plots[place] = plot_component(titles[place], elem_id=f"geometry-figure-{place}")
+                    asides[place] = fragment_component(f"how to read {titles[place]}")
     rows = rows_component("geometry by group", elem_id="geometry-table")
-    inputs, outputs = [shared.run, shared.theme], [words, sparsity, sizes, spectrum, projection, enrichment, rows]
+    shown = [component for made in (plots, asides) for _, component in sorted(made.items())]
+    inputs, outputs = [shared.run, shared.theme], [words, *shown, rows]
     shared.on_show("geometry", told(partial(draw, context), len(outputs)), inputs, outputs)
     shared.run.change(lambda: "", None, said, show_progress="hidden", api_visibility="private")
     measuring = told(partial(measure, context), len(outputs) + 1)
-    button.click(measuring, inputs, [said, *outputs], concurrency_limit=1, api_visibility="private")
+    button.click(
+        measuring, inputs, [said, *outputs], concurrency_limit=1, show_progress_on=words, api_visibility="private"
+    )

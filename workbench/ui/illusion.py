@@ -8,7 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 from workbench.analysis import figures, illusion, regimes
-from workbench.analysis.table import NO_EVALS, Table, table
+from workbench.analysis.table import Table, table
 from workbench.rendering.words import NONE
 from workbench.traces.reader import Traces
 from workbench.types import PRIVILEGED, VISIBLE
@@ -17,6 +17,7 @@ from workbench.ui.pieces import (
     TRACES,
     Column,
     answer_address,
+    aside_html,
     empty_html,
     fragment_component,
     plot_component,
@@ -31,13 +32,13 @@ WORST_COLUMNS = (
     Column("question"), Column("answer"), Column("expected", kind="short"), Column("step", kind="number"), Column("rollout", "no.", "number"),
 )  # fmt: skip
 SURE_COLUMNS = (
-    Column("confidence", kind="share"), Column("text", "answered"), Column("answer", "right answer", "short"), Column("truth", kind="short"),
-    Column("context", kind="short"), Column("example", kind="short"), Column("step", kind="number"),
+    Column("confidence", kind="share"), Column("text", "answered"), Column("answer", "expected", "short"), Column("truth", kind="short"),
+    Column("context", kind="short"), Column("example", kind="short"),
 )  # fmt: skip
 ACCURACY_COLUMNS = (
     Column("policy", kind="short"), Column("context", "shown", "short"), Column("truth", "questions on", "short"), Column("step", kind="number"),
     Column("count", "questions", "number"), Column("accuracy", kind="share"), Column("confidence", kind="share"),
-    Column("overconfidence", "over-confidence", "signed"), Column("calibration_error", kind="number"), Column("length", kind="number"), Column("truncated", kind="share"),
+    Column("overconfidence", "over-confidence", "points"), Column("calibration_error", kind="share"), Column("length", kind="number"), Column("truncated", kind="share"),
 )  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def draw(context: AppContext, run: str | None, theme: str, shown: str | None) ->
     return (
         headline(run_dir.name, accuracy, bought, parted),
         figures.accuracy_curves(accuracy, theme=theme),
-        gr.Dropdown(choices=pairs, value=shown or None),
+        gr.Dropdown(choices=pairs, value=shown or None, visible=bool(pairs)),
         draw_reliability(run_dir, shown, theme),
         figures.bars(
             overconfidence(accuracy), "who", "overconfidence", count="count", title="Over-confidence on privileged questions",
@@ -68,9 +69,15 @@ def draw(context: AppContext, run: str | None, theme: str, shown: str | None) ->
             illusion.worst_cases(traces or run_dir), WORST_COLUMNS, label="worst cases", key=KEY,
             title="Most loss spent on what only the evidence explains: choose one to open it in Tokens", tall=440,
         ),
-        rows_html(illusion.sure_and_wrong(run_dir), SURE_COLUMNS, label="sure and wrong", title="Sure and wrong", tall=340),
+        draw_wrong(illusion.sure_and_wrong(run_dir)),
         rows_html(last_step(accuracy), ACCURACY_COLUMNS, label="accuracy", title="Accuracy and confidence, last evaluation", tall=340),
     )  # fmt: skip
+
+
+def draw_wrong(found: Table) -> str:
+    """Wrong answers of the last evaluation, the surest first."""
+    title = "Sure and wrong" if found.empty else f"Sure and wrong at step {found.rows[0]['step']}"
+    return rows_html(found, SURE_COLUMNS, label="sure and wrong", title=title, tall=478)
 
 
 def headline(run: str, accuracy: Table, bought: Table, parted: Table) -> str:
@@ -101,9 +108,12 @@ def headline(run: str, accuracy: Table, bought: Table, parted: Table) -> str:
     for row in parted.rows[:1]:
         tiles.append((f"{row['auroc']:.2f}", "AUROC of the information gap", f"{row['num_privileged']:,} privileged against {row['num_visible']:,} visible tokens; 0.5 tells nothing"))  # fmt: skip
     if not tiles:
-        return empty_html(NO_EVALS)
+        return empty_html(
+            accuracy.empty or "The student was not asked as it is used. Add plain to evaluation.contexts."
+        )
+    sure = "" if accuracy.empty else aside_html(illusion.HOW_SURE)
     cards = "".join(f"<div><b>{escape(number)}</b><span>{escape(what)}</span><small>{escape(of)}</small></div>" for number, what, of in tiles)  # fmt: skip
-    return f'<div class="wbu-tiles" role="group" aria-label="headline of {escape(run, quote=True)}">{cards}</div>'
+    return f'<div class="wbu-tiles" role="group" aria-label="headline of {escape(run, quote=True)}">{cards}</div>{sure}'
 
 
 def _steps(row: Mapping) -> str:
@@ -130,14 +140,18 @@ def last_step(accuracy: Table) -> Table:
 
 
 def overconfidence(accuracy: Table) -> Table:
-    """The newest rows on privileged questions (all, where truth is not known), named by policy and context."""
+    """The newest rows on privileged questions (all, where truth is not known), named by policy and context; in points."""
     rows = last_step(accuracy).rows
     truths = {row["truth"] for row in rows}
     group = PRIVILEGED if PRIVILEGED in truths else "all"
-    kept = [{**row, "who": f"{row['policy']}, {row['context']} (step {row['step']})"} for row in rows if row["truth"] == group]  # fmt: skip
+    kept = [
+        {**row, "who": f"{row['policy']}, {row['context']} (step {row['step']})", "overconfidence": 100 * row["overconfidence"]}
+        for row in rows
+        if row["truth"] == group
+    ]  # fmt: skip
     columns = ["who", "overconfidence", "count"]
-    units = {"overconfidence": f"confidence minus accuracy on {group} questions"}
-    return table(kept, columns, run=accuracy.run, empty=NO_EVALS, units=units)
+    units = {"overconfidence": f"points: confidence minus accuracy on {group} questions"}
+    return table(kept, columns, run=accuracy.run, empty=accuracy.empty, units=units)
 
 
 def entropies(traces: Traces | None, run_dir: Path) -> Table:
@@ -181,12 +195,15 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     with gr.Row():
         with gr.Column(min_width=420):
             entropy = plot_component("entropy")
+        with gr.Column(min_width=420):
             separation = plot_component("separation")
+    worst = rows_component("worst cases", elem_id="illusion-worst")
+    with gr.Row():
         with gr.Column(min_width=420):
             who = gr.Dropdown([], label="whose reliability", elem_id="illusion-who")
             reliability = plot_component("reliability")
-    worst = rows_component("worst cases", elem_id="illusion-worst")
-    wrong = rows_component("sure and wrong", elem_id="illusion-wrong")
+        with gr.Column(min_width=420):
+            wrong = rows_component("sure and wrong", elem_id="illusion-wrong")
     measured = rows_component("accuracy", elem_id="illusion-table")
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}

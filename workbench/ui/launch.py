@@ -18,6 +18,7 @@ from workbench.commands import copyable, overrides_between, train_command
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.jobs import start_run
 from workbench.methods import list_methods, method_module
+from workbench.model_folders import check_models
 from workbench.ui.context import AppContext, Shared, note, run_choices, sentence, told
 from workbench.ui.form import (
     CHOICE,
@@ -75,8 +76,9 @@ def build_tab(context: AppContext, shared: Shared) -> None:
             with gr.Row():
                 check = gr.Button("Check", elem_id="launch-check", interactive=not context.read_only)
                 start = gr.Button("Start", variant="primary", elem_id="launch-start", interactive=not context.read_only)
-            message = gr.HTML(note(READ_ONLY) if context.read_only else "", elem_id="launch-message")
-            report = gr.HTML(note(_WHAT_CHECK_DOES), elem_id="launch-report")
+            message = gr.HTML("", elem_id="launch-message")  # of the form as it is
+            said = gr.HTML("", elem_id="launch-said")  # of Check or Start, until the form is edited
+            report = gr.HTML(note(READ_ONLY if context.read_only else _WHAT_CHECK_DOES), elem_id="launch-report")
 
     inputs: list[Component] = [recipe, more, *made]
     chooser, name = (made[[_first(place).key for place in form].index(key)] for key in ("method.name", "name"))
@@ -88,20 +90,21 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     # a Textbox has no `input` for what is pasted or deleted, only `change`
     events = [one.change if isinstance(one, gr.Textbox) else one.input for one in (more, *made) if one is not chooser]
     gr.on(events, None, None, typed, js="() => workbenchApp.typed()")
+    gr.on([*events, chooser.input, recipe.change], None, None, said, js="() => ''")
     typed.change(*shows, **silent)
     loaded = recipe.change(
         beside(partial(fill, context, form), 1 + len(made)), recipe, [message, about, *made], **silent
     )
     loaded.then(*shows, **silent)
-    changed = chooser.input(partial(show_method, form), chooser, [about, *options], **silent)
+    changed = chooser.input(partial(show_method, context, form), [recipe, chooser], [about, *options], **silent)
     changed.then(*shows, **silent)
     shared.on_show("launch", told(partial(offer, context), 2), [recipe, name], [recipe, name]).then(*shows, **silent)
 
     running = {"show_progress": "minimal", "show_progress_on": report, "api_visibility": "private"}
-    check.click(beside(partial(run_check, context, form), 1), inputs, [message, report], **running)
+    check.click(beside(partial(run_check, context, form), 1), inputs, [said, report], **running)
     started = start.click(
         beside(partial(start_from, context, form), 4), inputs,
-        [message, shared.run, shared.address, shared.tabs, name], **silent | {"trigger_mode": "once"},
+        [said, shared.run, shared.address, shared.tabs, name], **silent | {"trigger_mode": "once"},
     )  # fmt: skip
     started.then(*shows, **silent)
 
@@ -150,20 +153,26 @@ def recipe_values(context: AppContext, form: Form, recipe: str) -> list[object]:
 
 def fill(context: AppContext, form: Form, recipe: str) -> list[object]:
     """What is said about a recipe's method, and its values; options of other methods are hidden."""
-    values = recipe_values(context, form, recipe)
-    method = str(values[[_first(place).key for place in form].index("method.name")])
+    values = form_values(context, recipe)
+    method = str(values["method.name"])
     return [
         _about(method),
         *(
-            value if None in place else _shown_option(place, method, value)
-            for place, value in zip(form, values, strict=True)
+            place[None].shown(values[place[None].key]) if None in place else _shown_option(place, method, values)
+            for place in form
         ),
     ]
 
 
-def show_method(form: Form, method: str) -> list[object]:
-    """What is said about the chosen method, and its options at their defaults; other methods' are hidden."""
-    return [_about(method), *(_shown_option(place, method) for place in form if None not in place)]
+def show_method(context: AppContext, form: Form, recipe: str | None, method: str) -> list[object]:
+    """What is said about the chosen method, and its options as the recipe has them, if it is the recipe's, else at their
+    defaults; other methods' are hidden."""
+    try:
+        values = form_values(context, recipe)
+    except WorkbenchError:  # what is wrong with the recipe is said beside the command
+        values = {}
+    own = values if values.get("method.name") == method else {}
+    return [_about(method), *(_shown_option(place, method, own) for place in form if None not in place)]
 
 
 def offer(context: AppContext, recipe: str | None, name: str) -> tuple[object, object]:
@@ -184,6 +193,7 @@ def run_check(context: AppContext, form: Form, recipe: str, more: str, *entered:
     context.check_writable()
     file = recipe_file(context, recipe)
     config = entered_config(context, form, entered, more or "")
+    check_models(config)
     if config.models.trust_remote_code:
         raise ConfigError("models.trust_remote_code=true runs code that comes with a model; check it in a terminal.")
     overrides = overrides_between(file, config)
@@ -302,10 +312,10 @@ def _words(field: Field) -> dict[str, object]:
     return {**words, "choices": [*empty, *((one, one) for one in field.option.choices)]}
 
 
-def _shown_option(place: Mapping[str | None, Field], method: str, value: object = None) -> dict:
-    """A component as the method's option, at its default unless a value is given; hidden if the method has none of it."""
+def _shown_option(place: Mapping[str | None, Field], method: str, values: Mapping[str, object]) -> dict:
+    """A component as the method's option, at its default unless `values` has it; hidden if the method has none of it."""
     field = place.get(method)
     if field is None:
         return gr.update(visible=False)
-    value = field.shown(field.default) if value is None else value
+    value = field.shown(values.get(field.key, field.default))
     return gr.update(value=value or "" if field.kind == CHOICE else value, visible=True, **_words(field))

@@ -127,7 +127,9 @@ def draw_flow(traces: Traces, first: str, last: str, truth: str | None, theme: s
 def draw_shares(traces: Traces, split: str | None, measure: str, theme: str) -> object:
     """Regimes' shares of the probes' tokens or loss over steps."""
     found = regimes.shares_over_steps(traces, split=split or None, probe=True)
-    return figures.stacked_shares(found, by=measure, title="Who supervised the probes", theme=theme)
+    return figures.stacked_shares(
+        found, by=measure, title="Who supervised the probes", theme=theme, least=figures.SANKEY_HEIGHT
+    )
 
 
 def draw_moved(traces: Traces) -> str:

@@ -31,7 +31,7 @@ class Column:
     """A column of a table on a page.
 
     title   default: the name, blanks for underscores
-    kind    text | short | mono | number | signed | share | right-text | right | token
+    kind    text | short | mono | number | signed | share | points | right-text | right | token
     """
 
     name: str
@@ -47,12 +47,13 @@ _SHOWN: dict[str, Callable[[object], str]] = {
     "number": lambda value: f"{value:,}" if isinstance(value, int) else plain(float(value), 3),
     "signed": lambda value: signed(float(value)),
     "share": lambda value: f"{100 * float(value):.1f}\u2009%",
+    "points": lambda value: signed(100 * float(value), 1),
     "right": lambda value: "✓ right" if value else "✗ wrong",
     "token": lambda value: visible_text(str(value)),
 }
 _CLASSES = {
     "text": "wbu-long", "short": "wbu-short", "mono": "wbu-long wbu-mono", "number": "wbu-number", "signed": "wbu-number",
-    "share": "wbu-number", "right-text": "wbu-number", "right": "wbu-short", "token": "wbu-short wbu-mono",
+    "share": "wbu-number", "points": "wbu-number", "right-text": "wbu-number", "right": "wbu-short", "token": "wbu-short wbu-mono",
 }  # fmt: skip
 
 
@@ -113,6 +114,11 @@ def empty_html(message: str, *, title: str = "") -> str:
     """Says why there is nothing, and what to do."""
     heading = f"<b>{escape(title)}</b><br>" if title else ""
     return f'<p class="wbu-empty">{heading}{escape(message)}</p>'
+
+
+def aside_html(text: str) -> str:
+    """How to read what stands above it."""
+    return f'<p class="wbu-aside">{escape(text)}</p>'
 
 
 def _heading(column: Column, table: Table) -> str:

@@ -29,7 +29,7 @@ def draw(context: AppContext, run: str | None) -> tuple:
     if not file.is_file():
         return f'<div class="wbu-words">{text}</div>', gr.DownloadButton(visible=False)
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.stat().st_mtime))
-    text += f"<p>A report of {when} is in the run's folder, {file.stat().st_size / 2**20:.1f} MB.</p>"
+    text += f"<p>There is a report of {when}, {file.stat().st_size / 2**20:.1f} MB: <code>{escape(str(file.resolve()))}</code></p>"
     return f'<div class="wbu-words">{text}</div>', _download(file, run_dir.name)
 
 
@@ -40,9 +40,12 @@ def write(context: AppContext, run: str | None, answers: float, theme: str) -> t
         file = write_report(run_dir, handout(run_dir.name), answers=int(answers), theme=theme)
     else:
         file = write_report(run_dir, run_dir / REPORT_NAME, answers=int(answers), theme=theme)
-    size = file.stat().st_size / 2**20
-    said = f"Written: {REPORT_NAME}, {size:.1f} MB{'' if context.read_only else f', in {run_dir}'}."
-    return note(said, "good"), _download(file, run_dir.name)
+    link = _download(file, run_dir.name)
+    opened = "" if context.read_only else f"Open {file.resolve()} in a browser. "
+    said = (
+        f"Written, {file.stat().st_size / 2**20:.1f} MB. {opened}“{link.label}”, above, brings it to your own machine."
+    )
+    return note(said, "good"), link
 
 
 def handout(run: str) -> Path:
@@ -74,7 +77,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         theme = gr.Radio(("light", "dark"), value="light", label="look", elem_id="report-theme", min_width=160)
     with gr.Row():
         button = gr.Button("Write the report", variant="primary", elem_id="report-write", scale=0, min_width=200)
-        link = gr.DownloadButton(_LINK, visible=False, elem_id="report-link", scale=0, min_width=260)
+        link = gr.DownloadButton(_LINK, visible=False, elem_id="report-link", scale=0, min_width=340)
     said = fragment_component("what was written", elem_id="report-said")
     shared.on_show("report", told(partial(draw, context), 2), [shared.run], [words, link])
     shared.run.change(lambda: "", None, said, show_progress="hidden", api_visibility="private")

@@ -12,9 +12,20 @@ from types import ModuleType
 import gradio as gr
 
 from workbench.analysis.style import MONO, SANS
+from workbench.errors import RunError
 from workbench.render import page_head
 from workbench.ui import compare, data, geometry, illusion, launch, movement, report, studies, tokens, watch
-from workbench.ui.context import ADDRESS_KEYS, AppContext, Shared, asked_run, first_tab, read_address, run_choices, told
+from workbench.ui.context import (
+    ADDRESS_KEYS,
+    AppContext,
+    Shared,
+    asked_run,
+    first_tab,
+    note,
+    read_address,
+    run_choices,
+    told,
+)
 from workbench.ui.pieces import read_asset
 
 TABS: dict[str, tuple[str, ModuleType]] = {
@@ -63,6 +74,7 @@ def build_app(context: AppContext) -> gr.Blocks:
             tab = gr.Textbox("", visible="hidden")
             address = gr.JSON({}, visible="hidden")
             wake = {name: gr.Textbox("", visible="hidden", elem_id=f"app-wake-{name}") for name in TABS}
+        trouble = gr.HTML("", elem_id="app-trouble", padding=False)
         first = first_tab(names)  # drawn before the address is known: what most addresses ask for
         with gr.Tabs(selected=first, elem_id="app-tabs") as tabs:
             shared = Shared(app, run, theme, address, tab, tabs, search, wake)
@@ -75,6 +87,10 @@ def build_app(context: AppContext) -> gr.Blocks:
             "js": f"(...values) => workbenchApp.show({json.dumps(list(TABS))}, ...values)",
         }  # fmt: skip
         gr.on([run.change, tab.change, theme.change, address.change], **shown)
+        gr.on(
+            [run.change, tab.change, look.click], told(partial(trouble_html, context)), [run, tab], trouble,
+            show_progress="hidden", api_visibility="private",
+        )  # fmt: skip
         toggle.click(None, None, theme, js="() => workbenchApp.toggle()")
         again = look.click(  # a page that is just coming back from a lost server has no run yet, and its address has
             told(partial(look_again, context)), run, run, js="(run) => [workbenchApp.run(run)]", api_visibility="private",
@@ -101,6 +117,21 @@ def look_again(context: AppContext, run: str | None) -> object:
     choices = run_choices(context)
     names = [name for _, name in choices]
     return gr.Dropdown(choices=choices, value=run if run in names else names[0] if names else None)
+
+
+def trouble_html(context: AppContext, run: str | None, tab: str) -> str:
+    """Over every tab that draws a run: that it ended before its end, and why. Watch says it in its own place."""
+    if not run or tab in ("", "launch", "watch", "studies"):
+        return ""
+    try:
+        state = context.job(run)
+    except RunError:  # deleted: the tab says it
+        return ""
+    if state.status not in ("failed", "died", "unreadable"):
+        return ""
+    where = f"at step {state.step:,} of {state.steps:,}" if state.step and state.steps else "before its first step"
+    ended = "cannot be read" if state.status == "unreadable" else f"{state.status} {where}"
+    return note(f"{state.name} {ended}: {state.error or 'it did not say why.'}", "error")
 
 
 def open_address(context: AppContext, search: str, theme: str) -> tuple:
@@ -143,6 +174,10 @@ def _theme() -> gr.themes.Base:
         block_background_fill="white",
         block_background_fill_dark="*neutral_900",
         block_border_width="1px",
+        block_radius="8px",
+        input_radius="5px",
+        button_large_radius="6px",
+        button_small_radius="6px",
         block_shadow="none",
         block_shadow_dark="none",
         button_primary_background_fill="*primary_600",

@@ -10,6 +10,7 @@ from html import escape
 
 import gradio as gr
 
+from workbench.analysis.illusion import HOW_SURE
 from workbench.study.figures import figure
 from workbench.study.folder import FoundStudy, compared, find_studies, groups_of, measures_of, read_study, runs_of
 from workbench.study.report import READING, title_of
@@ -37,10 +38,10 @@ def draw(
     wanted = str((address or {}).get("study") or "")
     hidden = gr.Plot(visible=False)
     if not names:
-        return gr.Dropdown(choices=[], value=None), empty_html(NO_STUDY), *_nothing(), hidden, "", "", ""
+        return gr.Dropdown(choices=[], value=None, visible=False), empty_html(NO_STUDY), *_nothing(), hidden, "", "", ""
     if wanted and wanted not in names:
         gone = f'There is no study "{wanted}" here. It may have been deleted; choose one above.'
-        return gr.Dropdown(choices=names, value=None), empty_html(gone), *_nothing(), hidden, "", "", ""
+        return gr.Dropdown(choices=names, value=None, visible=True), empty_html(gone), *_nothing(), hidden, "", "", ""
     study = read_study(context.runs_dir, wanted or names[0])
     groups = groups_of(study)
     data, shown = groups[_place(group, groups)] if groups else ("", "")
@@ -48,10 +49,10 @@ def draw(
     key = measures[_place(measure, measures)] if measures else ("", "")
     plot = figure(study.comparisons, baseline=study.baseline, title=f"Study {study.name}", data=data, context=shown, theme=theme) if groups else None  # fmt: skip
     return (
-        gr.Dropdown(choices=names, value=study.name),
+        gr.Dropdown(choices=names, value=study.name, visible=True),
         head_html(study),
-        gr.Dropdown(choices=[(f"{one}, shown {what}", str(idx)) for idx, (one, what) in enumerate(groups)], value=str(_place(group, groups)) if groups else None),
-        gr.Dropdown(choices=[(title_of(*one), str(idx)) for idx, one in enumerate(measures)], value=str(_place(measure, measures)) if measures else None),
+        gr.Dropdown(choices=[(f"{one}, shown {what}", str(idx)) for idx, (one, what) in enumerate(groups)], value=str(_place(group, groups)) if groups else None, visible=bool(groups)),
+        gr.Dropdown(choices=[(title_of(*one), str(idx)) for idx, one in enumerate(measures)], value=str(_place(measure, measures)) if measures else None, visible=bool(measures)),
         gr.Plot(value=plot, visible=plot is not None),
         rows_html(compared(study, data, shown, *key), compared_columns(study), label="variants compared", title=title_of(*key) if measures else "Comparison"),
         rows_html(runs_of(study), RUN_COLUMNS, label="runs of the study", key=("run",), title="Its runs: choose one to open it in Watch", tall=420),
@@ -86,7 +87,7 @@ def notes_html(study: FoundStudy) -> str:
     )
     listed = f"<h2>The variants</h2><ul>{notes}</ul>" if notes else ""
     file = f"<p>The whole of it: <code>{escape(str(study.folder / 'table.md'))}</code></p>" if study.report else ""
-    return f'<div class="wbu-words">{listed}<h2>How to read it</h2><p>{escape(READING)}</p>{file}</div>'
+    return f'<div class="wbu-words">{listed}<h2>How to read it</h2><p>{escape(READING)}</p><p>{escape(HOW_SURE)}</p>{file}</div>'
 
 
 def compared_columns(study: FoundStudy) -> tuple[Column, ...]:
@@ -109,7 +110,7 @@ def _place(text: str | None, among: list) -> int:
 
 
 def _nothing() -> tuple:
-    return gr.Dropdown(choices=[], value=None), gr.Dropdown(choices=[], value=None)
+    return gr.Dropdown(choices=[], value=None, visible=False), gr.Dropdown(choices=[], value=None, visible=False)
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:

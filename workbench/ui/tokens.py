@@ -5,8 +5,10 @@
 3. Hovering, pinning and colours happen in the browser. Up and down inside an answer ask for its neighbour in the list.
 """
 
+import json
 from collections.abc import Mapping
 from functools import partial
+from html import escape
 
 import gradio as gr
 
@@ -150,7 +152,10 @@ def draw_answer(traces: Traces | None, key: dict | None, probe: bool, run: str, 
         view = tokens.answer(traces, key["step"], key["rollout"], process=key["process"], probe=probe, name=run)
     except WorkbenchError as error:
         return empty_html(sentence(error))
-    return fresh(render_tokens(view, standalone=False, pinned=token))
+    own = json.dumps(answer_address(key["step"], key["rollout"], process=key["process"], probe=probe))
+    return fresh(
+        f'<div data-answer="{escape(own, quote=True)}">{render_tokens(view, standalone=False, pinned=token)}</div>'
+    )
 
 
 def opened(address: Mapping | None, key: Mapping) -> dict:

@@ -17,7 +17,7 @@ import gradio as gr
 import plotly.graph_objects as go
 
 from workbench.analysis import figures
-from workbench.analysis.illusion import accuracy
+from workbench.analysis.illusion import HOW_SURE, accuracy
 from workbench.analysis.regimes import gaps_over_steps, shares_over_steps
 from workbench.analysis.runs import metrics
 from workbench.analysis.style import empty_figure
@@ -38,7 +38,16 @@ from workbench.ui.context import (
     sentence,
     told,
 )
-from workbench.ui.pieces import TRACES, Column, empty_html, plot_component, rows_component, rows_html
+from workbench.ui.pieces import (
+    TRACES,
+    Column,
+    aside_html,
+    empty_html,
+    fragment_component,
+    plot_component,
+    rows_component,
+    rows_html,
+)
 
 NO_RUNS = "No run is here yet. Launch one, or `workbench train configs/demo.yaml`."
 POLL_S = 2.0
@@ -81,7 +90,10 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     with gr.Row(elem_classes="app-plots"):
         plots = [plot_component(title) for title, _ in CURVES]
     with gr.Row(elem_classes="app-plots app-wide"):
-        plots += [plot_component(title, elem_id=f"watch-{name}") for name, title in PANELS.items()]
+        for name, title in PANELS.items():
+            plots.append(plot_component(title, elem_id=f"watch-{name}"))
+            if name == "accuracy":
+                sure = fragment_component("how to read confidence", elem_id="watch-sure")
     gr.HTML("<h2>The same question over training</h2>", elem_classes="app-heading")
     question = gr.Dropdown(
         [], value=None, label="Question", info="those answered at most steps first", allow_custom_value=True,
@@ -90,7 +102,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     answers = rows_component("Answers to one question, by step", elem_id="watch-answers")
 
     state_outputs = [status, stop, kill, resume, more, timer]
-    outputs = [*state_outputs, shared.run, log, seen, question, answers, *plots]
+    outputs = [*state_outputs, shared.run, log, seen, question, answers, *plots, sure]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     look = told(partial(look_at, context), len(outputs))
     inputs = [shared.run, shared.theme, seen, question, shared.tab]
@@ -161,6 +173,7 @@ def look_at(
         start = time.perf_counter()
         traces, fault = read_traces(run_dir)
         drawn = [*(offer_questions(run_dir, traces, question, fault)), *draw(run_dir, traces, theme, fault)]
+        drawn.append(how_sure(run_dir))
         cost = time.perf_counter() - start
         age = time.time() - state.started if state.started else 0.0
         now |= {"marks": marks, "next": time.time() + max(DRAW_S, min(age * AGE_SHARE, OLD_DRAW_S), cost / SHARE)}
@@ -212,6 +225,14 @@ def draw(run_dir: Path, traces: Traces | None, theme: str, fault: str = "") -> l
         *(drawn(title, partial(curve, title, names)) for title, names in CURVES),
         *(drawn(PANELS[name], panels[name]) for name in PANELS),
     ]
+
+
+def how_sure(run_dir: Path) -> str:
+    """What confidence is, where any is drawn."""
+    try:
+        return "" if accuracy(run_dir).empty else aside_html(HOW_SURE)
+    except (WorkbenchError, OSError):  # the figure says so
+        return ""
 
 
 def status_html(state: JobState) -> str:
@@ -340,8 +361,8 @@ def _mark(*files: Path | None) -> list:
 
 
 def _cleared() -> list:
-    """No question, no answers, no curves."""
-    return [gr.Dropdown(choices=[], value=None), "", *[None] * (len(CURVES) + len(PANELS))]
+    """No question, no answers, no curves, and nothing said of them."""
+    return [gr.Dropdown(choices=[], value=None), "", *[None] * (len(CURVES) + len(PANELS)), ""]
 
 
 def _remembered(seen: str, run: str, theme: str) -> dict:
