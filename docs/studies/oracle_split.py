@@ -1,8 +1,9 @@
 """LM+KD: does who predicts a token better, the teacher or a student without one, tell whether the teacher helps there?
 
-    python docs/studies/oracle_split.py runs/lm_kd         after    workbench study configs/studies/lm_kd.yaml
+    python docs/studies/oracle_split.py runs/lm_kd weak-0.5 strong-0.5     after    workbench study configs/studies/lm_kd.yaml
 
-Reads the data's answers to held-out questions with the last student of every run. Tokens are split by the teacher and by the
+Reads the data's answers to held-out questions with the last student of every run of the named variants (two or more folders'
+names without their seed; the last has the strongest teacher) and of the one without a teacher. Tokens are split by the teacher and by the
 student of another seed that learned from the data alone; the difference that is explained is between students of the run's own
 seed. If both came from one student, what that student happens to do badly would look like the teacher's help; the first table's
 control shows how much. Writes oracle-split.md beside this file.
@@ -25,27 +26,26 @@ from workbench.types import STUDENT, Example, TokenScores
 
 HERE = Path(__file__).parent
 BASELINE = "data"  # the variant without a teacher
-VARIANTS = ("weak-0.5", "weak-1", "strong-0.5")
 QUESTIONS = {"as in training": "scenes:eval?count=512", "unseen pairs (`combos`)": "scenes:combos?count=256"}
 BATCH = 64
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    study = Path(sys.argv[1])
+    study, variants = Path(sys.argv[1]), sys.argv[2:]
     alone = sorted(study.glob(f"{BASELINE}-s*"))
     if len(alone) < 3:
         sys.exit(f"{study} has {len(alone)} runs named {BASELINE}-s*; three are needed. Run the study first.")
     seeds = [folder.name.rpartition("-s")[2] for folder in alone]
-    used = alone + [study / f"{variant}-s{seed}" for variant in VARIANTS for seed in seeds]
+    used = alone + [study / f"{variant}-s{seed}" for variant in variants for seed in seeds]
     configs = {folder: load_config(folder / "config.yaml") for folder in used}
-    teachers = {configs[study / f"{variant}-s{seeds[0]}"].models.teacher for variant in VARIANTS}
+    teachers = {configs[study / f"{variant}-s{seeds[0]}"].models.teacher for variant in variants}
     sections = []
     for title, source in QUESTIONS.items():
         examples = load_examples(source)
         of_teacher = {path: read(path, examples) for path in sorted(teachers)}
         of_run = {folder: read(last_student(folder), examples) for folder in used}
-        sections += section(title, source, study, seeds, configs, of_teacher, of_run)
+        sections += section(title, source, study, variants, seeds, configs, of_teacher, of_run)
     (HERE / "oracle-split.md").write_text("\n".join([*head(len(seeds), came_from(alone)), *sections, ""]))
 
 
@@ -72,6 +72,7 @@ def section(
     title: str,
     source: str,
     study: Path,
+    variants: list[str],
     seeds: list[str],
     configs: dict[Path, RunConfig],
     of_teacher: dict[str, TokenScores],
@@ -87,14 +88,13 @@ def section(
         "| against | loss, all tokens | teacher better: share | change there | other student better: change there | part of the whole from the first | from the second |",
         "|---|---|---|---|---|---|---|",
     ]
-    cells_of, rows = [], []
-    for variant in VARIANTS:
+    rows = []
+    for variant in variants:
         folders = [study / f"{variant}-s{seed}" for seed in seeds]
         mixed = [of_run[folder] for folder in folders]
         teacher = of_teacher[configs[folders[0]].models.teacher]
         rows.append((variant, mixed, others, teacher))
-        cells_of.append((variant, mixed, teacher))
-    strong = of_teacher[configs[study / f"{VARIANTS[-1]}-s{seeds[0]}"].models.teacher]
+    strong = of_teacher[configs[study / f"{variants[-1]}-s{seeds[0]}"].models.teacher]
     third = alone[2:] + alone[:2]
     rows.append(("control: no teacher, the seed after next", third, others, strong))
     rows.append(("control: the same, split by the run's own student", third, alone, strong))
@@ -110,8 +110,8 @@ def section(
         "| against | only the teacher | only the other student | both | neither |",
         "|---|---|---|---|---|",
     ]
-    for name, mixed, teacher in cells_of:
-        found = [rights(*four) for four in zip(mixed, alone, others, [teacher] * len(seeds), strict=True)]
+    for name, mixed, splitting, teacher in rows[: len(variants)]:
+        found = [rights(*four) for four in zip(mixed, alone, splitting, [teacher] * len(seeds), strict=True)]
         cells = [
             f"{text([one[cell][0] for one in found], '{:.1%}')}: {text([one[cell][1] for one in found], '{:+.4f}')}"
             for cell in range(4)
@@ -144,7 +144,7 @@ def head(num_seeds: int, source: str) -> list[str]:
     return [
         "# Where does a teacher help?",
         "",
-        f"`python docs/studies/oracle_split.py {sys.argv[1]}`, after `workbench study configs/studies/lm_kd.yaml` ({num_seeds} runs of each variant; {source}).",
+        f"`python {' '.join(sys.argv)}`, after `workbench study configs/studies/lm_kd.yaml` ({num_seeds} runs of each variant; {source}).",
         f"Change of the loss on the data's answers, in nats a token, against learning from the data alone (`{BASELINE}`) with the same seed: below zero the teacher helped.",
         "*Teacher better*: it gives the token a higher probability than a student does that learned from the data alone with the next seed.",
         "*Part of the whole*: the two sum to the change over all tokens. Mean over seeds ± half of the 95 % interval (Student's t).",
