@@ -26,7 +26,7 @@ from workbench.types import STUDENT, Example, TokenScores
 
 HERE = Path(__file__).parent
 BASELINE = "data"  # the variant without a teacher
-QUESTIONS = {"as in training": "scenes:eval?count=512", "unseen pairs (`combos`)": "scenes:combos?count=256"}
+QUESTIONS = {"as in training": "scenes:eval?count=256", "unseen pairs (`combos`)": "scenes:combos?count=128"}
 BATCH = 64
 
 
