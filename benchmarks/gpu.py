@@ -9,7 +9,8 @@ steps    opd, and dopd with boxes and with the crop: tokens a second, time of ea
          that the floor takes: 2 operations per weight and token forwards and 4 backwards (prompts once), at the speed that
          this device multiplies large matrices of the same type. scores: heads and scalars of the views that do not learn;
          loss: divergences with the heads of learner and targets, gradients included
-losses   peak memory and time of the chunked losses, forwards and backwards, V = 151,936, for 1,024 to 16,384 positions
+losses   peak memory and time of the chunked losses, and of Liger's where liger-kernel is installed, forwards and backwards,
+         V = 151,936, for 1,024 to 16,384 positions
 lengths  time per position of reading and learning one answer of 64 to 2,048 tokens
 
 --keep leaves the models, for `python -m benchmarks opd --student FOLDER/student --teacher FOLDER/teacher` against TRL.
@@ -371,33 +372,41 @@ def measure_lengths(args: argparse.Namespace, folder: Path, device: str) -> None
 
 
 def measure_losses(args: argparse.Namespace, device: str) -> None:
-    """Reverse KL and Jensen-Shannon, chunked; each CPU measurement is a process of its own."""
+    """Reverse KL and Jensen-Shannon, chunked here and in Liger; each CPU measurement is a process of its own."""
     width = args.width or (2048 if device == "cuda" else 256)
+    head = VOCABULARY * width * (2 if device == "cuda" else 4) / 2**30
     print(
-        f"\nlosses: V = {VOCABULARY:,}, width {width}; GiB above hidden states and weights, the head's gradient included ({VOCABULARY * width * (2 if device == 'cuda' else 4) / 2**30:.2f})"
+        f"\nlosses: V = {VOCABULARY:,}, width {width}; GiB above hidden states and weights, the head's gradient included ({head:.2f})"
     )
-    print("  divergence        positions     GiB      ms  microseconds per position")
+    variants = [losses.CHUNKED]
+    for variant in (losses.LIGER, losses.TRITON):
+        if reason := losses.why_not(variant, "jensen_shannon"):
+            print(f"  {variant}: skipped, {reason}")
+        else:
+            variants.append(variant)
+    print(f"  {'divergence':18}{'':24}{'positions':>10}{'GiB':>8}{'ms':>8}  microseconds per position")
     for name in [args.divergence] if args.divergence else ("reverse_kl", "jensen_shannon"):
-        for positions in (1024, 2048, 4096, 8192, 16_384):
-            if device == "cuda":
-                seconds, memory = losses_on_cuda(name, positions, width)
-            else:
-                wanted = argparse.Namespace(positions=positions, vocabulary=VOCABULARY, width=width)
-                found = losses.in_process(wanted, name, losses.CHUNKED)
-                seconds, memory = found["turn"][1], found["bytes"]  # processor time: others hardly disturb it
-            print(
-                f"  {name:18}{positions:9}{memory / 2**30:8.2f}{1000 * seconds:8.0f}{1e6 * seconds / positions:12.0f}",
-                flush=True,
-            )
+        for variant in [one for one in variants if one == losses.CHUNKED or losses.why_not(one, name) is None]:
+            for positions in (1024, 2048, 4096, 8192, 16_384):
+                if device == "cuda":
+                    seconds, memory = losses_on_cuda(variant, name, positions, width)
+                else:
+                    wanted = argparse.Namespace(positions=positions, vocabulary=VOCABULARY, width=width)
+                    found = losses.in_process(wanted, name, variant)
+                    seconds, memory = found["turn"][1], found["bytes"]  # processor time: others hardly disturb it
+                print(
+                    f"  {name:18}{variant:24}{positions:10}{memory / 2**30:8.2f}{1000 * seconds:8.0f}{1e6 * seconds / positions:10.0f}",
+                    flush=True,
+                )
 
 
-def losses_on_cuda(name: str, positions: int, width: int) -> tuple[float, int]:
+def losses_on_cuda(variant: str, name: str, positions: int, width: int) -> tuple[float, int]:
     default, parts = torch.get_default_dtype(), Parts("cuda")
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("cuda"):
-            losses.prepared(losses.CHUNKED, name, 64, VOCABULARY, width)()
-            work = losses.prepared(losses.CHUNKED, name, positions, VOCABULARY, width)
+            losses.prepared(variant, name, 64, VOCABULARY, width)()
+            work = losses.prepared(variant, name, positions, VOCABULARY, width)
             torch.cuda.reset_peak_memory_stats()
             before, start = torch.cuda.memory_allocated(), parts.now()
             work()

@@ -1,13 +1,16 @@
 """Time and peak memory of the chunked losses against whole (N, V) logits, values and gradients compared.
 
-    python -m benchmarks losses [--positions 2048] [--vocabulary 151936] [--width 1024] [--repeats 5]
+    python -m benchmarks losses [--positions 2048] [--vocabulary 151936] [--width 1024] [--repeats 5] [--liger-chunk 1024]
 
-Whole: logits of learner and target for all positions at once, the divergence as its formula reads, autograd. Each
-measurement is a process of its own. Memory is the highest resident size above what it was when weights and hidden states
+Whole: logits of learner and target for all positions at once, the divergence as its formula reads, autograd. Liger: the
+fused linear Jensen-Shannon loss of the package liger-kernel, where that is installed: its chunked one in PyTorch, with
+--liger-chunk positions a chunk (compiled on a GPU alone), and on a GPU its Triton kernel too. The chunked losses here also
+give the learner's log-prob, entropy and rank of every position, which Liger's do not. Each measurement is a process of its own. Memory is the highest resident size above what it was when weights and hidden states
 existed; the gradient of the head, (V, D), is part of the result of both and is also shown apart.
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import resource
@@ -52,7 +55,8 @@ CASES = {
     "jensen_shannon": (Divergence("jensen_shannon"), whole_jensen_shannon),
     "reverse_kl top-128, bucket": (Divergence("reverse_kl", "top_k", top_k=128), whole_top_128),
 }
-WHOLE, CHUNKED = "whole", "chunked"
+WHOLE, CHUNKED, LIGER, TRITON = "whole", "chunked", "Liger, chunked", "Liger, Triton kernel"
+LIGER_BETA = {"reverse_kl": 1.0, "jensen_shannon": 0.5}  # its generalised Jensen-Shannon divergence, by our name
 
 
 def main() -> None:
@@ -62,21 +66,39 @@ def main() -> None:
         return
     print(f"{args.positions} positions, vocabulary {args.vocabulary}, width {args.width}, fp32; {machine()}")
     for name in [name for name in CASES if args.only in (None, name)]:
-        found: dict[str, list[dict]] = {WHOLE: [], CHUNKED: []}
+        found: dict[str, list[dict]] = {variant: [] for variant in (WHOLE, CHUNKED, LIGER, TRITON)}
+        for variant in (LIGER, TRITON):
+            if reason := why_not(variant, name):
+                print(f"{variant}: skipped, {reason}")
+                del found[variant]
         for _ in range(args.repeats):
             for variant, results in found.items():
                 results.append(in_process(args, name, variant))
         show(name, {variant: [Turn(*one["turn"]) for one in results] for variant, results in found.items()}, base=WHOLE)
         head = args.vocabulary * args.width * 4 / 2**30
         memory = {v: statistics.median(one["bytes"] for one in results) / 2**30 for v, results in found.items()}
-        whole, chunked = memory[WHOLE], memory[CHUNKED]
-        print(f"memory: whole {whole:.2f} GiB, chunked {chunked:.2f} GiB, 1/{whole / chunked:.1f}; ", end="")
-        print(f"gradient of the head {head:.2f} GiB, beside it 1/{(whole - head) / (chunked - head):.1f}")
-        for key in ("loss", "of_hidden", "of_head"):
-            whole, chunked = found[WHOLE][0][key], found[CHUNKED][0][key]
+        print(f"memory (gradient of the head, {head:.2f} GiB, is in all):")
+        for variant, own in memory.items():
+            beside = (memory[WHOLE] - head) / max(own - head, 1e-9)
             print(
-                f"{key:12} whole {whole:.9g}, chunked {chunked:.9g}, differ by {abs(whole - chunked) / abs(whole):.1e}"
+                f"  {variant:24}{own:8.2f} GiB, 1/{memory[WHOLE] / own:.1f} of whole; beside that gradient 1/{beside:.1f}"
             )
+        for key in ("loss", "of_hidden", "of_head"):
+            values = {variant: results[0][key] for variant, results in found.items()}
+            apart = {one: abs(own - values[WHOLE]) / abs(values[WHOLE]) for one, own in values.items() if one != WHOLE}
+            said = ", ".join(f"{variant} differs by {own:.1e}" for variant, own in apart.items())
+            print(f"{key:12} whole {values[WHOLE]:.9g}; {said}")
+
+
+def why_not(variant: str, name: str) -> str | None:
+    """Why a variant cannot be measured for a divergence here; None: it can."""
+    if name not in LIGER_BETA:
+        return f"it has no {name}"
+    if importlib.util.find_spec("liger_kernel") is None:
+        return "the package is not here: pip install liger-kernel (without Triton: pip install --no-deps liger-kernel)"
+    if variant == TRITON and not torch.cuda.is_available():
+        return "it needs Triton and a GPU, and there is none"
+    return None
 
 
 def arguments() -> argparse.Namespace:
@@ -86,14 +108,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", choices=tuple(CASES))
-    parser.add_argument("--variant", choices=(WHOLE, CHUNKED), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--liger-chunk", type=int, default=1024, help="positions a chunk of Liger's; 1,024 is its default"
+    )
+    parser.add_argument("--variant", choices=(WHOLE, CHUNKED, LIGER, TRITON), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def in_process(args: argparse.Namespace, name: str, variant: str) -> dict:
     command = [sys.executable, "-m", "benchmarks.losses", "--variant", variant, "--only", name]
-    for key in ("positions", "vocabulary", "width"):
-        command += [f"--{key}", str(getattr(args, key))]
+    for key in ("positions", "vocabulary", "width", "liger_chunk"):
+        if hasattr(args, key):
+            command += [f"--{key.replace('_', '-')}", str(getattr(args, key))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{variant} {name} ended with {done.returncode}; too little memory? {done.stderr[-500:]}")
@@ -103,10 +129,10 @@ def in_process(args: argparse.Namespace, name: str, variant: str) -> dict:
 def measure(args: argparse.Namespace) -> dict:
     """Seconds, bytes and a few numbers of values and gradients of one variant."""
     torch.manual_seed(0)
-    work = prepared(args.variant, args.only, 16, 512, 64)
+    work = prepared(args.variant, args.only, 16, 512, 64, args.liger_chunk)
     work()  # code that is paged in on first use is not what is measured
     N, V, D = args.positions, args.vocabulary, args.width
-    work = prepared(args.variant, args.only, N, V, D)
+    work = prepared(args.variant, args.only, N, V, D, args.liger_chunk)
     with Peak() as peak:
         clock = Clock()
         loss, of_hidden, of_head = work()
@@ -115,7 +141,9 @@ def measure(args: argparse.Namespace) -> dict:
     return {"turn": turn, "bytes": peak.bytes, "loss": float(loss)} | sums
 
 
-def prepared(variant: str, name: str, N: int, V: int, D: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+def prepared(
+    variant: str, name: str, N: int, V: int, D: int, liger_chunk: int = 1024
+) -> Callable[[], tuple[torch.Tensor, ...]]:
     """Weights and hidden states, and what is to be measured: loss, gradient of hidden states, gradient of the head."""
     learner, target = (nn.Linear(D, V, bias=False) for _ in range(2))
     target.requires_grad_(False)
@@ -130,6 +158,8 @@ def prepared(variant: str, name: str, N: int, V: int, D: int) -> Callable[[], tu
             with torch.no_grad():
                 wanted = target(other)
             total = formula(own, wanted).mean()
+        elif variant in (LIGER, TRITON):
+            total = liger(variant, LIGER_BETA[name], liger_chunk)(hidden, learner.weight, other, target.weight, ids)
         else:
             total = supervise(
                 Readout(hidden, Head(learner), V),
@@ -143,6 +173,20 @@ def prepared(variant: str, name: str, N: int, V: int, D: int) -> Callable[[], tu
         return total.detach(), hidden.grad, learner.weight.grad
 
     return work
+
+
+def liger(variant: str, beta: float, chunk: int) -> Callable[..., torch.Tensor]:
+    """Mean divergence of hidden states and heads of a student and a teacher; beta 1 = reverse KL, 1/2 = Jensen-Shannon."""
+    if variant == LIGER:
+        from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+        return LigerFusedLinearJSDLoss(0.0, 1.0, beta, compiled=torch.cuda.is_available(), chunk_size=chunk)
+    from liger_kernel.transformers import LigerFusedLinearJSD
+
+    loss = LigerFusedLinearJSD(jsd_beta=beta)
+    return lambda hidden, weight, other, target, ids: loss(
+        hidden, weight, other, target, None
+    )  # no labels: none is left out
 
 
 class Peak:

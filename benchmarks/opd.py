@@ -1,20 +1,32 @@
 """A step of opd against a step of TRL's DistillationTrainer: the same pair, pictures, batch and answer length.
 
+    python -m benchmarks opd [--lora [RANK]] [--student FOLDER --teacher FOLDER] [--prompts 8] [--generations 4] [--tokens 32]
+
 Both: write 32 answers to 8 questions, read them by teacher and student, full reverse KL averaged over positions, backward,
-clip, AdamW; fp32, no gradient checkpointing, no end token before the last position. Prompts are new in every step, so
-their encoding counts on both sides. TRL draws one answer per row of its dataset: each question is there four times.
+clip, AdamW; fp32 (on a GPU bfloat16), no gradient checkpointing, no end token before the last position. Prompts are new in
+every step, so their encoding counts on both sides. TRL draws one answer per row of its dataset: each question is there four
+times. With --lora both train adapters of that rank on all linear layers but the head, as peft's all-linear has it.
 """
 
+import sys
 import tempfile
 from pathlib import Path
 
-from datasets.utils.logging import disable_progress_bar
-from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
-from trl import DistillationConfig, DistillationTrainer
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, TrainerCallback
 
-from benchmarks.steps import WARMUP, Steps, make_trainer, parts, step_arguments
+from benchmarks.steps import DTYPE, WARMUP, Steps, make_trainer, parts, step_arguments
 from benchmarks.timing import Clock, Turn, show
 from workbench.contexts import build_prompt
+from workbench.policies.processors import load_processor
+
+try:
+    from datasets.utils.logging import disable_progress_bar
+    from trl import DistillationConfig, DistillationTrainer
+except ImportError as error:
+    sys.exit(
+        f"This compares with TRL, which is not here ({error}): pip install 'vlm-distillation-workbench[bench,lora,data]'"
+    )
 
 OURS, TRACED, TRL = "ours", "ours, every token recorded", "TRL DistillationTrainer"
 
@@ -53,11 +65,17 @@ def main() -> None:
         with ours[TRACED].trainer.writer:
             trainer.train()
         counted = {name: values[WARMUP:] for name, values in turns.turns.items()}
+        trained = {
+            who: sum(one.numel() for one in model.parameters() if one.requires_grad)
+            for who, model in (("ours", ours[OURS].trainer.learners[0].student.model), ("TRL's", trainer.model))
+        }
+        print(f"weights that are trained: {', '.join(f'{who} {count:,}' for who, count in trained.items())}")
         logged, metrics = trainer.state.log_history[0], ours[OURS].metrics
         print(f"tokens per answer: ours {metrics['completion_length']}, TRL's mean {logged['completions/mean_length']}")
         print(f"loss: ours {metrics['loss']:.4f} in the last step, TRL's mean {logged['loss']:.4f}")
         print(f"our last step: {parts(ours[TRACED].metrics)}")
-        title = f"one step, {args.prompts} prompts x {args.generations} answers x {args.tokens} tokens"
+        lora = f", LoRA of rank {args.lora}" if args.lora else ""
+        title = f"one step{lora}, {args.prompts} prompts x {args.generations} answers x {args.tokens} tokens"
         show(title, counted, base=TRL)
 
 
@@ -70,7 +88,11 @@ def trl_trainer(args, folder: Path, ours: Steps, turns: TakeTurns) -> Distillati
             prompt = build_prompt(ours.trainer.examples[place], "plain")
             row = {"prompt": [{"role": "user", "content": prompt.text}], "images": list(prompt.images)}
             rows += [row] * args.generations
-    processor = AutoProcessor.from_pretrained(args.student)
+    processor = load_processor(args.student, AutoConfig.from_pretrained(args.student))
+    student, teacher = (
+        AutoModelForImageTextToText.from_pretrained(one, dtype=DTYPE) for one in (args.student, args.teacher)
+    )
+    adapter = ours.trainer.learners[0].student.model.peft_config["default"] if args.lora else None
     config = DistillationConfig(
         output_dir=str(folder / "trl"),
         per_device_train_batch_size=args.prompts * args.generations,
@@ -80,20 +102,19 @@ def trl_trainer(args, folder: Path, ours: Steps, turns: TakeTurns) -> Distillati
         max_completion_length=args.tokens,
         beta=1.0,  # reverse KL
         bf16=False,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=False,
         shuffle_dataset=False,
         logging_steps=steps,
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
-        generation_kwargs={
-            "suppress_tokens": [processor.tokenizer.convert_tokens_to_ids("<image>"), processor.tokenizer.eos_token_id]
-        },
+        generation_kwargs={"suppress_tokens": ours.never},
     )
     return DistillationTrainer(
-        model=AutoModelForImageTextToText.from_pretrained(args.student),
-        teacher_model=AutoModelForImageTextToText.from_pretrained(args.teacher),
+        model=student,
+        teacher_model=teacher,
+        peft_config=adapter,
         args=config,
         train_dataset=rows,
         processing_class=processor,

@@ -3,11 +3,14 @@
 import argparse
 from pathlib import Path
 
+import torch
+
 from workbench.config import build_config
 from workbench.loop import Trainer
 from workbench.runs import RunFolder
 
 WARMUP = 3  # steps before the first that counts
+DTYPE = "bfloat16" if torch.cuda.is_available() else "float32"
 
 
 def step_arguments(description: str) -> argparse.Namespace:
@@ -18,6 +21,7 @@ def step_arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--generations", type=int, default=4, help="per prompt")
     parser.add_argument("--tokens", type=int, default=32, help="per answer, exactly")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--lora", type=int, nargs="?", const=16, default=0, help="train adapters of this rank; 16")
     return parser.parse_args()
 
 
@@ -27,7 +31,12 @@ def make_trainer(name: str, args: argparse.Namespace, folder: Path, method: dict
         {
             "name": name.replace(" ", "-").replace(",", ""),
             "output_dir": str(folder),
-            "models": {"student": args.student, "teacher": args.teacher},
+            "models": {
+                "student": args.student,
+                "teacher": args.teacher,
+                "dtype": DTYPE,
+                "lora": {"rank": args.lora},
+            },
             "data": {"train": f"scenes:train?count={args.prompts * (args.repeats + WARMUP)}"},
             "method": method,
             "sampling": {"num_generations": args.generations, "max_completion_length": args.tokens},
@@ -48,6 +57,11 @@ class Steps:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.done = trainer, 0
         self.metrics: dict[str, float] = {}
+
+    @property
+    def never(self) -> list[int]:
+        """Tokens that the student does not draw: placeholders of pictures, and in a benchmark the ends."""
+        return sorted(self.trainer.learners[0].student._placeholders)
 
     def __call__(self) -> None:
         self.done += 1

@@ -17,16 +17,23 @@ class Turn(NamedTuple):
 
 
 class Clock:
-    """Measures turns: `start`, work, `stop`."""
+    """Measures turns: `start`, work, `stop`; the GPU's queue is empty at both ends."""
 
     def __init__(self) -> None:
         self.start()
 
     def start(self) -> None:
+        _wait()
         self._start = time.perf_counter(), time.process_time()
 
     def stop(self) -> Turn:
+        _wait()
         return Turn(time.perf_counter() - self._start[0], time.process_time() - self._start[1])
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def take_turns(variants: dict[str, Callable[[], object]], *, repeats: int, warmup: int = 2) -> dict[str, list[Turn]]:

@@ -9,6 +9,7 @@ import torch
 from conftest import picture
 from PIL import Image
 from small import example
+from tokenizers.processors import TemplateProcessing
 
 import workbench.policies.encoding
 from workbench.contexts import build_prompt
@@ -33,6 +34,41 @@ def test_a_prompt_has_one_start_token_and_its_image_tokens(encoder: PromptEncode
     assert ids.count(encoder.tokenizer.bos_token_id) == 1
     assert ids.count(encoder.tokenizer.convert_tokens_to_ids("<image>")) == 18  # nine for each
     assert encoder.tokenizer.decode(ids).endswith("what is this?<end_of_utterance><assistant>")
+
+
+def test_a_prompt_starts_once_whether_template_or_tokenizer_says_so(
+    policy: AutoregressivePolicy, prompts: list
+) -> None:
+    """Of every family, with a tokenizer that adds a start token; and an engine is handed the same tokens."""
+    own = PromptEncoder(copy.deepcopy(policy.processor))
+    tokenizer, bos = own.tokenizer, own.tokenizer.bos_token
+    if (
+        own.processor.chat_template
+    ):  # PaliGemma has none: its processor writes the start token, and has the tokenizer add none
+        start = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)])
+        tokenizer.backend_tokenizer.post_processor = start
+        assert tokenizer("red")["input_ids"][0] == tokenizer.bos_token_id
+    for prompt in prompts:
+        assert own.encode(prompt)["input_ids"][0].tolist().count(tokenizer.bos_token_id) == 1
+        text, handed, images = own.request(prompt)
+        assert handed.count(tokenizer.bos_token_id) == bool(own.processor.chat_template)
+        assert len(images) == len(prompt.images) and prompt.text in text
+
+
+def test_pictures_are_prepared_once_for_all_texts_beside_them(policy: AutoregressivePolicy, prompts: list) -> None:
+    own, fresh = PromptEncoder(policy.processor), PromptEncoder(policy.processor)
+    for prompt in prompts:
+        for text in (prompt.text, "and now?"):
+            asked = dataclasses.replace(prompt, text=text, key="")
+            one, other = own.encode(asked), fresh.encode(dataclasses.replace(asked, images=tuple(image.copy() for image in asked.images)))  # fmt: skip
+            assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    prepared, prepare = [], type(policy.processor.image_processor).preprocess
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(policy.processor.image_processor), "preprocess", lambda *own, **options: prepared.append(1) or prepare(*own, **options))  # fmt: skip
+        own.encode(dataclasses.replace(prompts[0], text="a third time", key=""))
+        assert not prepared
+        fresh.encode(dataclasses.replace(prompts[0], key=""))
+    assert prepared
 
 
 def test_images_stay_in_the_turn_that_brings_them(encoder: PromptEncoder) -> None:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import importlib.util
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
 from small import example
 
+import workbench.policies.drawing
 from workbench.contexts import build_prompt
 from workbench.errors import ConfigError
 from workbench.losses import score
@@ -15,6 +17,7 @@ from workbench.method import Method
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies.drawing import ROW_BYTES
 from workbench.policies.image_features import remembered_images
 from workbench.policies.loading import load_policies
 from workbench.rollouts import write_rollouts
@@ -116,6 +119,42 @@ def test_a_prompt_with_other_pictures_gets_its_own_features(idefics3: Autoregres
         logprobs(idefics3, prompts[:1])
         again = logprobs(idefics3, [dataclasses.replace(prompts[0], text="red"), *prompts])
         assert torch.allclose(again[len(IDS) :], torch.cat(alone), atol=2e-5)
+
+
+def test_features_of_a_picture_serve_every_prompt_that_shows_it(policy: AutoregressivePolicy, prompts: list) -> None:
+    """Of every family: a prompt of one picture, then one with another beside it, then both as rows of one batch."""
+    first, second = prompts[0], dataclasses.replace(prompts[1], images=(*prompts[0].images, prompts[2].images[0]))
+    looks, look = [], policy.model.get_image_features
+    with torch.no_grad():
+        alone = [logprobs(policy, [one]) for one in (first, second, prompts[2])]
+        policy.model.get_image_features = lambda **inputs: looks.append(len(inputs["pixel_values"])) or look(**inputs)
+        try:
+            with remembered_images():
+                again = [logprobs(policy, [one]) for one in (first, second, prompts[2])]
+                seen = len(looks)
+                both = logprobs(policy, [second, first])
+        finally:
+            del policy.model.get_image_features
+    for one, other in zip(alone, again, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=5e-5)
+    torch.testing.assert_close(both, torch.cat((alone[1], alone[0])), rtol=0, atol=5e-5)
+    assert len(looks) == seen <= 3
+    if policy.model.config.model_type in ("idefics3", "llava", "gemma3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+        assert seen == 2  # the third prompt's picture was the second's other one
+
+
+def test_tokens_are_drawn_a_few_rows_at_a_time_and_are_the_same(
+    idefics3: AutoregressivePolicy, prompts: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds, rows = [[1, 2], [3, 4], [5, 6]], []
+    whole = idefics3.sample(prompts, seeds, SamplingOptions(5))
+    monkeypatch.setattr(workbench.policies.drawing, "CHUNK_BYTES", 2 * ROW_BYTES * idefics3.vocabulary)
+    hook = idefics3.head.linear.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    cut = idefics3.sample(prompts, seeds, SamplingOptions(5))
+    hook.remove()
+    assert set(rows) == {2}
+    for one, other in zip(chain(*whole), chain(*cut), strict=True):
+        assert one.ids == other.ids and one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
 
 
 def test_buckets_change_the_order_of_work_and_no_number(models: dict) -> None:

@@ -8,7 +8,6 @@ adds image tokens) therefore agree on completion positions and on nothing else.
 import contextlib
 import copy
 import inspect
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,15 +19,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from workbench.errors import DataError, PolicyError
 from workbench.losses import Head, Readout
-from workbench.policies import SamplingOptions, Written, image_features
-from workbench.policies.drawing import draw, uniform
-from workbench.policies.encoding import Encoded, PromptEncoder, append, collate, distinct
+from workbench.policies import SamplingOptions, Written
+from workbench.policies.drawing import draw_by_chunks, uniform
+from workbench.policies.encoding import IMAGE_INPUTS, Encoded, PromptEncoder, append, collate, distinct
 from workbench.policies.engine import Engine, Request, check_same_prompt, weights_of
+from workbench.policies.image_features import Eyes, remembers
 from workbench.policies.weights import load_model
 from workbench.types import Denoising, Prompt
-
-_GRID = "image_grid_thw"
-_IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "image_sizes", _GRID, "num_crops", "batch_num_images")
 
 
 class AutoregressivePolicy:
@@ -55,13 +52,10 @@ class AutoregressivePolicy:
         # placeholders of images stand for features; one written by the student would stand for an image that is not there
         tokens = (getattr(model.config, name, None) for name in ("image_token_id", "video_token_id"))
         self._placeholders = [token for token in tokens if isinstance(token, int) and token < self.vocabulary]
-        takes_features = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
-        vision = getattr(model.config, "vision_config", None)
-        # families that also hand features to deeper layers (Qwen3-VL) encode a prompt's images once per row instead
-        self._shares_images = takes_features and not hasattr(vision, "deepstack_visual_indexes")
+        self._shares_images = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+        self._eyes = Eyes(getattr(model.config, "image_token_id", -1))
         self.engine: Engine | None = None  # what writes instead of the model itself
         self.shards = None  # of the model, if each process of the run holds a part (workbench.sharding)
-        self._takes_one_tensor = True  # image features; found out when the model gives some
 
     @property
     def device(self) -> torch.device:
@@ -131,11 +125,11 @@ class AutoregressivePolicy:
         ended = torch.zeros(len(seeds), dtype=torch.bool, device=self.device)
         ones = torch.ones(len(seeds), 1, dtype=mask.dtype, device=self.device)
         for column in range(options.max_completion_length):
-            logits = self.head(hidden)[:, : self.vocabulary]
-            allowed = logits.index_fill(-1, placeholders, -math.inf)
-            ids = draw(allowed, numbers[:, column], options)
+            ids, logprobs = draw_by_chunks(
+                self.head, hidden, self.vocabulary, placeholders, numbers[:, column], options
+            )
             ids_BT.append(ids)
-            logprobs_BT.append(logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1))
+            logprobs_BT.append(logprobs)
             ended = ended | torch.isin(ids, stop)
             if bool(ended.all()) or column + 1 == options.max_completion_length:
                 break
@@ -273,24 +267,24 @@ class AutoregressivePolicy:
 
     def _encoded(self, prompts: list[Prompt]) -> dict[str, Tensor]:
         """What the model is given of some prompts; features instead of pictures where those may be kept."""
-        if self._shares_images and image_features.remembers():
+        if self._shares_images and remembers():
             return self._with_shared_images(prompts, list(range(len(prompts))))
         return self._to_device(self.encoder.batch(prompts))
 
     def _with_shared_images(self, prompts: list[Prompt], rows: list[int]) -> dict[str, Tensor]:
         """Model inputs of rows that share prompts, with every image encoded once."""
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
-        per_token = [{key: value for key, value in one.items() if key not in _IMAGE_INPUTS} for one in encoded]
+        per_token = [{key: value for key, value in one.items() if key not in IMAGE_INPUTS} for one in encoded]
         row_idx = torch.tensor(rows, device=self.device)
         unique = self._to_device(collate(per_token, self.encoder.pad_id))
         inputs = {name: value[row_idx] for name, value in unique.items()}
-        if not any(name in one for one in encoded for name in _IMAGE_INPUTS):
+        if not any(name in encoded[row] for row in rows for name in IMAGE_INPUTS):
             return inputs
-        per_prompt, is_tensor = self._features(prompts, encoded)
-        repeated = [per_prompt[row] for row in rows]
-        shared = BaseModelOutputWithPooling(pooler_output=torch.cat(repeated) if is_tensor else repeated)
-        grids = [encoded[row][_GRID] for row in rows if _GRID in encoded[row]]  # M-RoPE: where image tokens are
-        return inputs | {"mm_encoder_outputs": {"image": shared}} | ({_GRID: torch.cat(grids)} if grids else {})
+        return inputs | self._eyes.inputs(prompts, encoded, rows, self._look, (id(self.model), self.adapter))
+
+    def _look(self, pictures: Encoded) -> BaseModelOutputWithPooling:
+        with self._adapter_state():
+            return self.model.get_image_features(**self._to_device(pictures), return_dict=True)
 
     def _begin(self, encoded: dict, cache: DynamicCache) -> Float[Tensor, "B T D"]:
         """Hidden states of prompts, whose keys and values fill an empty cache."""
@@ -315,27 +309,6 @@ class AutoregressivePolicy:
             places = inputs["attention_mask"].cumsum(-1)[:, -inputs["input_ids"].shape[1] :] - 1
             inputs = inputs | {"position_ids": (places + deltas).expand(3, -1, -1)}
         return self._hidden(inputs | {"past_key_values": cache, "use_cache": True})
-
-    def _features(self, prompts: list[Prompt], encoded: list[Encoded]) -> tuple[list[Float[Tensor, "T W"]], bool]:
-        """Image tokens of each prompt, in the order of its images, and whether the family takes them as one tensor."""
-        weights, remembers = (id(self.model), self.adapter), image_features.remembers()
-        known = [image_features.find(weights, one) if remembers else None for one in prompts]
-        todo = [place for place, one in enumerate(known) if one is None]
-        if not todo:
-            return known, self._takes_one_tensor
-        new = self._to_device(collate([encoded[place] for place in todo], self.encoder.pad_id))
-        with self._adapter_state():
-            images = {name: new[name] for name in _IMAGE_INPUTS if name in new}
-            features = self.model.get_image_features(**images, return_dict=True)
-        self._takes_one_tensor = isinstance(features.pooler_output, Tensor)  # families take back what they gave
-        width = features.pooler_output[0].shape[-1]
-        flat = torch.cat([image.reshape(-1, width) for image in features.pooler_output])
-        counts = (new["input_ids"] == self.model.config.image_token_id).sum(-1).tolist()
-        for place, own in zip(todo, flat.split(counts), strict=True):
-            known[place] = own
-            if remembers:
-                image_features.keep(weights, prompts[place], own)
-        return known, self._takes_one_tensor
 
     def _hidden(self, inputs: dict) -> Float[Tensor, "B T D"]:
         """Last hidden states of the model without its head."""

@@ -1,14 +1,41 @@
 """Drawing tokens: each row by its own numbers, so that an answer does not depend on its neighbours in a batch."""
 
+import math
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.losses import CHUNK_BYTES
 from workbench.policies import SamplingOptions
+
+ROW_BYTES = 40  # per entry of the vocabulary and row: logits twice, and four arrays of fp64 beside them
 
 
 def uniform(seed: int, count: int) -> Float[Tensor, " T"]:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def draw_by_chunks(
+    logits_of: Callable[[Float[Tensor, "M D"]], Float[Tensor, "M V"]],
+    hidden: Float[Tensor, "B D"],
+    vocabulary: int,
+    never: Int[Tensor, " K"],
+    uniform: Float[Tensor, " B"],
+    options: SamplingOptions,
+) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
+    """One token per row, none of `never`, and its log-prob before that and any other cut.
+
+    Logits exist for as many rows at a time as fit in CHUNK_BYTES: memory does not grow with answers x vocabulary.
+    """
+    ids, logprobs = [], []
+    rows = max(1, CHUNK_BYTES // (ROW_BYTES * vocabulary))
+    for some, numbers in zip(hidden.split(rows), uniform.split(rows), strict=True):
+        logits = logits_of(some)[:, :vocabulary]
+        ids.append(draw(logits.index_fill(-1, never, -math.inf), numbers, options))
+        logprobs.append(logits.gather(-1, ids[-1].unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1))
+    return torch.cat(ids), torch.cat(logprobs)
 
 
 def draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], options: SamplingOptions) -> Int[Tensor, " B"]:

@@ -8,8 +8,11 @@ without cutting an image in two, whatever way a family packs its pixels:
                          per prompt pad the number of images or patches so)
 """
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +25,9 @@ from workbench.images import open_image
 from workbench.types import Prompt, Turn
 
 CACHE_BYTES = 512 * 2**20  # of encoded prompts per policy family; oldest go first
+RECENT_PICTURES = 8  # sets of pictures that are kept prepared
+GRID = "image_grid_thw"
+IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "image_sizes", GRID, "num_crops", "batch_num_images")
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 Encoded = dict[str, Tensor]
@@ -36,6 +42,7 @@ class PromptEncoder:
         self.max_prompt_length = max_prompt_length
         self._kept: OrderedDict[str, tuple[Prompt, Encoded]] = OrderedDict()
         self._kept_bytes = 0
+        self._pictures: OrderedDict[tuple, _Pictures] = OrderedDict()  # of the prompts before
         added = self.tokenizer.added_tokens_decoder.values()  # not all are in the list of roles: placeholders of images
         special = dict.fromkeys([*self.tokenizer.all_special_tokens, *(one.content for one in added if one.special)])
         self._special = tuple(token for token in special if token.strip())
@@ -83,26 +90,39 @@ class PromptEncoder:
                         f'prompt "{prompt.key}" contains the special token "{token}" as text, which the model would '
                         "read as a command. Remove it from the question; images are placed by the workbench."
                     )
-        images = [open_image(image) for image in prompt.all_images]
-        if images and self.processor is self.tokenizer:
+        if prompt.all_images and self.processor is self.tokenizer:
             raise PolicyError(
-                f'prompt "{prompt.key}" has {len(images)} image(s), but this model has no image processor. '
+                f'prompt "{prompt.key}" has {len(prompt.all_images)} image(s), but this model has no image processor. '
                 "Choose a vision-language model, or contexts and data without images."
             )
+        pictures = self._opened(prompt.all_images)
         try:
-            return self._process(prompt, images)
+            return self._process(prompt, pictures)
         except (ValueError, TypeError, TemplateError) as error:
             raise PolicyError(
                 f'prompt "{prompt.key}" cannot be encoded: the model\'s processor or chat template says '
                 f"{str(error) or type(error).__name__!r}. Change the question, its earlier turns or its images, or drop the row."
             ) from error
 
-    def _process(self, prompt: Prompt, images: list[Image.Image]) -> Encoded:
-        if getattr(self.processor, "chat_template", None) is None:
-            pictures = {"images": [images]} if images else {}
-            return _inputs(self.processor(text=[self._plain_text(prompt)], **pictures, return_tensors="pt"))
-        encoded = self.processor.apply_chat_template(
-            [self._messages(prompt, images)],
+    def _opened(self, sources: tuple) -> "_Pictures":
+        """A prompt's pictures, opened and prepared once for all prompts in a row that show them."""
+        key = tuple(source if isinstance(source, Path) else id(source) for source in sources)
+        found = self._pictures.pop(key, None) or _Pictures(sources, [open_image(source) for source in sources])
+        self._pictures[key] = found
+        while len(self._pictures) > RECENT_PICTURES:
+            self._pictures.popitem(last=False)
+        return found
+
+    def _process(self, prompt: Prompt, pictures: "_Pictures") -> Encoded:
+        processor = self.processor
+        if pictures.opened:
+            processor = copy.copy(processor)
+            processor.image_processor = pictures.preparing(processor.image_processor)
+        if getattr(processor, "chat_template", None) is None:
+            shown = {"images": [pictures.opened]} if pictures.opened else {}
+            return _inputs(processor(text=[self._plain_text(prompt)], **shown, return_tensors="pt"))
+        encoded = processor.apply_chat_template(
+            [self._messages(prompt, pictures.opened)],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -110,13 +130,18 @@ class PromptEncoder:
         )
         return _inputs(encoded)
 
-    def request(self, prompt: Prompt) -> tuple[str, tuple[Image.Image, ...]]:
-        """The prompt as text, one placeholder an image, and its images: what a rollout engine is given."""
-        images = [open_image(image) for image in prompt.all_images]
+    def request(self, prompt: Prompt) -> tuple[str, tuple[int, ...], tuple[Image.Image, ...]]:
+        """What a rollout engine is given: the prompt as text with one placeholder an image, its tokens, and its images."""
+        images, begins = [open_image(image) for image in prompt.all_images], False
         if getattr(self.processor, "chat_template", None) is None:
-            return self._plain_text(prompt), tuple(images)
-        messages = self._messages(prompt, images)
-        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False), tuple(images)
+            text = self._plain_text(prompt)
+        else:
+            messages = self._messages(prompt, images)
+            text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            # as when the prompt is encoded: a start token that the template writes is not added again
+            begins = self.processor is self.tokenizer or text.startswith(self.tokenizer.bos_token or "\0")
+        ids = self.tokenizer(text, add_special_tokens=not begins)["input_ids"]
+        return text, tuple(ids), tuple(images)
 
     def _messages(self, prompt: Prompt, images: list[Image.Image]) -> list[dict]:
         if self.processor is self.tokenizer:
@@ -148,6 +173,35 @@ class PromptEncoder:
             self._kept_bytes -= _num_bytes(*self._kept.popitem(last=False)[1])
 
 
+@dataclass
+class _Pictures:
+    """Pictures of a prompt, and what the family's image processor has made of them: the same for every text beside them."""
+
+    sources: tuple  # themselves, so that no other object gets their identity
+    opened: list[Image.Image]
+    prepared: dict[str, Mapping] = field(default_factory=dict)
+
+    def preparing(self, image_processor: Callable) -> "_Preparing":
+        return _Preparing(image_processor, self.prepared)
+
+
+class _Preparing:
+    """Stands for an image processor while one prompt is encoded, and gives again what it gave for the same pictures."""
+
+    def __init__(self, image_processor: Callable, prepared: dict[str, Mapping]) -> None:
+        self._image_processor, self._prepared, self._calls = image_processor, prepared, 0
+
+    def __call__(self, *images: object, **options: object) -> Mapping:
+        self._calls += 1  # a family may prepare a prompt's pictures one after the other
+        key = f"{self._calls} { {name: value for name, value in options.items() if name != 'images'} }"
+        if key not in self._prepared:
+            self._prepared[key] = self._image_processor(*images, **options)
+        return copy.copy(self._prepared[key])  # processors take things out of it
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._image_processor, name)
+
+
 def _settings(processor: Callable, tokenizer: Callable) -> tuple | None:
     """All that decides what a processor makes of a prompt; None for tokenizers that do not tell."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -175,12 +229,40 @@ def collate(encoded: list[Encoded], pad_id: int) -> Encoded:
             # some families give token types only to prompts with images; 0 is text
             own = [one[name] if name in one else torch.zeros_like(one["input_ids"]) for one in encoded]
             rows = [F.pad(ids, (longest - ids.shape[1], 0), value=fill) for ids in own]
+            batch[name] = torch.cat(rows)
         else:
-            rows = [one[name] for one in encoded if name in one]
-            largest = [max(sizes) for sizes in zip(*(row.shape[1:] for row in rows), strict=True)]
-            rows = [_pad_to(row, largest) for row in rows]
-        batch[name] = torch.cat(rows)
+            batch[name] = _end_to_end([one[name] for one in encoded if name in one])
     return batch
+
+
+def collate_pictures(encoded: list[Encoded]) -> Encoded:
+    """What a vision tower is given of several prompts, or of several pictures of a prompt."""
+    names = dict.fromkeys(name for one in encoded for name in one if name in IMAGE_INPUTS)
+    return {name: _end_to_end([one[name] for one in encoded if name in one]) for name in names}
+
+
+def picture_by_picture(encoded: Encoded, count: int) -> list[Encoded] | None:
+    """What a prompt's vision tower is given, apart for each of its `count` pictures; None where it cannot be told apart:
+    pictures cut into tiles, and families that read one among several otherwise than one alone."""
+    inputs = {name: value for name, value in encoded.items() if name in IMAGE_INPUTS}
+    if count == 1:
+        return [inputs]
+    if {"num_crops", "batch_num_images"} & inputs.keys():
+        return None
+    if GRID in inputs and len(inputs[GRID]) == count:  # packed: as many rows as the picture has patches
+        parts = {"pixel_values": inputs.pop("pixel_values").split(inputs[GRID].prod(-1).tolist())}
+    else:
+        parts = {}
+    nested = all(value.shape[:2] == (1, count) for value in inputs.values())
+    if not nested and any(len(value) != count for value in inputs.values()):
+        return None
+    parts |= {name: value.split(1, 1 if nested else 0) for name, value in inputs.items()}
+    return [{name: values[place] for name, values in parts.items()} for place in range(count)]
+
+
+def _end_to_end(rows: list[Tensor]) -> Tensor:
+    largest = [max(sizes) for sizes in zip(*(row.shape[1:] for row in rows), strict=True)]
+    return torch.cat([_pad_to(row, largest) for row in rows])
 
 
 def _pad_to(value: Tensor, sizes: list[int]) -> Tensor:

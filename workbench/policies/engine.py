@@ -26,9 +26,13 @@ from workbench.policies import SamplingOptions
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt as its chat template writes it, one placeholder an image, and its images."""
+    """A prompt as its chat template writes it, one placeholder an image; the same as tokens; and its images.
+
+    An engine that is given the text must not begin it with a start token of its own: the template may have written one.
+    """
 
     text: str
+    ids: tuple[int, ...]
     images: tuple[Image.Image, ...]
 
 
@@ -127,7 +131,7 @@ class VllmEngine:
         for request, own in zip(requests, seeds, strict=True):
             shown = {"multi_modal_data": {"image": list(request.images)}} if request.images else {}
             for seed in own:
-                inputs.append({"prompt": request.text, **shown})
+                inputs.append({"prompt_token_ids": list(request.ids), **shown})
                 parameters.append(
                     self._vllm.SamplingParams(
                         max_tokens=options.max_completion_length,

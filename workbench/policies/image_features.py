@@ -1,24 +1,46 @@
 """Pictures that one set of weights has looked at: not looked at again while the weights stay as they are.
 
-In one step the student answers under one context and reads under another that shows the same pictures (boxes, caption, hint),
-and so does a teacher that several views ask. Without gradient, features of the same pictures under the same weights are the
-same numbers. They are kept for the length of a step and no longer, so that a resumed run computes what the first one did.
+In one step the student answers under one context and reads under another that shows the same pictures (boxes, caption, hint) or
+one more (the crop), and so does a teacher that several views ask. Without gradient, features of the same picture under the same
+weights are the same numbers. They are kept for the length of a step and no longer, so that a resumed run computes what the
+first one did.
 """
 
 import contextlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from workbench.policies.encoding import GRID, Encoded, collate_pictures, picture_by_picture
 from workbench.types import Prompt
 
-Kept = dict[
-    Hashable, tuple[tuple, Float[Tensor, "T W"]]
-]  # with the pictures, so that no other object gets their identity
-_kept: ContextVar[Kept | None] = ContextVar("image features", default=None)
+Features = tuple[Float[Tensor, "T W"], ...]  # T image tokens; behind the first, what goes to deeper layers (Qwen3-VL)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What a model looks at in one go: a picture, or all of a prompt's."""
+
+    pictures: tuple  # themselves, so that no other object gets their identity
+    inputs: Encoded
+    tokens: int  # that stand for them; of one picture among several: not known
+
+    @property
+    def key(self) -> Hashable:
+        return tuple(map(id, self.pictures))
+
+    def same_as(self, other: "_Look") -> bool:
+        return self.inputs.keys() == other.inputs.keys() and all(
+            torch.equal(value, other.inputs[name]) for name, value in self.inputs.items()
+        )
+
+
+_kept: ContextVar[dict[Hashable, tuple[_Look, Features]] | None] = ContextVar("image features", default=None)
 
 
 @contextlib.contextmanager
@@ -36,20 +58,79 @@ def remembers() -> bool:
     return _kept.get() is not None and not torch.is_grad_enabled()
 
 
-def find(weights: Hashable, prompt: Prompt) -> Float[Tensor, "T W"] | None:
-    """Features of all pictures of a prompt, if these weights have looked at just these; T image tokens of width W."""
-    _, features = _kept.get().get(_key(weights, prompt), (None, None))
-    return features
+class Eyes:
+    """Asks a model for features of pictures, and finds out from the first in what form its family gives them.
 
+    image_token  that stands for features in a prompt
+    """
 
-def keep(weights: Hashable, prompt: Prompt, features: Float[Tensor, "T W"]) -> None:
-    _kept.get()[_key(weights, prompt)] = (prompt.all_images, features)
+    def __init__(self, image_token: int) -> None:
+        self._image_token = image_token
+        self._apart = True  # whether pictures of one prompt can be told apart
+        self._output, self._one_tensor = BaseModelOutputWithPooling, True
 
+    def inputs(
+        self, prompts: list[Prompt], encoded: list[Encoded], rows: list[int], look: Callable, weights: Hashable
+    ) -> dict:
+        """Model inputs that stand for the pictures of rows, each of a prompt; a picture is looked at once.
 
-def _key(weights: Hashable, prompt: Prompt) -> Hashable:
-    return (
-        weights,
-        torch.is_autocast_enabled("cpu"),
-        torch.is_autocast_enabled("cuda"),
-        tuple(map(id, prompt.all_images)),
-    )
+        look     image inputs -> what the model's `get_image_features` returns
+        weights  what tells one set of weights from another
+        """
+        per_prompt = self._features(prompts, encoded, look, weights)
+        layers = list(zip(*(own for row in rows for own in per_prompt[row]), strict=True))
+        pooled = torch.cat(layers[0]) if self._one_tensor else list(layers[0])  # families take back what they gave
+        deeper = {"deepstack_features": [list(layer) for layer in layers[1:]]} if len(layers) > 1 else {}
+        grids = [encoded[row][GRID] for row in rows if GRID in encoded[row]]  # M-RoPE: where image tokens are
+        shared = {"mm_encoder_outputs": {"image": self._output(pooler_output=pooled, **deeper)}}
+        return shared | ({GRID: torch.cat(grids).to(pooled[0].device)} if grids else {})
+
+    def _features(
+        self, prompts: list[Prompt], encoded: list[Encoded], look: Callable, weights: Hashable
+    ) -> list[list[Features]]:
+        looks = self._looks(prompts, encoded)
+        known = _kept.get() if remembers() else {}
+        state = weights, torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+        todo: dict[Hashable, _Look] = {}
+        for one in (one for own in looks for one in own):
+            found, _ = known.get((state, one.key), (None, None))
+            if found is None or not found.same_as(one):
+                todo[state, one.key] = one
+        if todo:
+            made = self._look_at(list(todo.values()), look)
+            if made is None:
+                self._apart = False
+                return self._features(prompts, encoded, look, weights)
+            known.update({key: (one, own) for (key, one), own in zip(todo.items(), made, strict=True)})
+        return [[known[state, one.key][1] for one in own] for own in looks]
+
+    def _looks(self, prompts: list[Prompt], encoded: list[Encoded]) -> list[list[_Look]]:
+        """Of each prompt, picture by picture if that can be done with all."""
+        shown = [(prompt.all_images, one) for prompt, one in zip(prompts, encoded, strict=True)]
+        apart = [picture_by_picture(one, len(pictures)) if pictures else [] for pictures, one in shown]
+        if not self._apart or None in apart:
+            apart = [picture_by_picture(one, 1) if pictures else [] for pictures, one in shown]
+        return [
+            [
+                _Look(
+                    pictures if len(own) == 1 else pictures[place : place + 1],
+                    inputs,
+                    int((one["input_ids"] == self._image_token).sum()) if len(own) == 1 else 0,
+                )
+                for place, inputs in enumerate(own)
+            ]
+            for (pictures, one), own in zip(shown, apart, strict=True)
+        ]
+
+    def _look_at(self, looks: list[_Look], look: Callable) -> list[Features] | None:
+        """None if the family's features do not tell pictures of one prompt apart."""
+        found = look(collate_pictures([one.inputs for one in looks]))
+        self._output, self._one_tensor = type(found), isinstance(found.pooler_output, Tensor)
+        layers = [found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]
+        flat = [torch.cat([one.reshape(-1, layer[0].shape[-1]) for one in layer]) for layer in layers]
+        counts = [one.tokens for one in looks]
+        if not all(counts):
+            if len(found.pooler_output) != len(looks):
+                return None
+            counts = [one.numel() // flat[0].shape[-1] for one in found.pooler_output]
+        return list(zip(*(layer.split(counts) for layer in flat), strict=True))
