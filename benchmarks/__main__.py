@@ -3,7 +3,8 @@
     python -m benchmarks opd        a step of opd against a step of TRL's DistillationTrainer
     python -m benchmarks dopd       a step of dopd against a step of opd, and the least it could cost
     python -m benchmarks methods    a step of every method against its floor: the forward passes that its views need
-    python -m benchmarks losses     time and peak memory of the chunked losses against whole logits
+    python -m benchmarks losses     time and peak memory of the chunked losses against whole logits, and Liger's
+    python -m benchmarks memory     peak memory and time of whole steps at a vocabulary of 151,936, 1,024 to 16,384 positions
     python -m benchmarks gpu        Qwen3-VL with random weights: parts of a step, its floor, memory; small shapes without a GPU
     python -m benchmarks tracing    what recording every token adds to a step
     python -m benchmarks traces     the trace files alone: bytes per token, time per query
@@ -17,7 +18,7 @@ What follows the name goes to the benchmark: python -m benchmarks opd --help. Re
 import runpy
 import sys
 
-NAMES = ("opd", "dopd", "methods", "losses", "gpu", "tracing", "traces", "big_run", "study", "app")
+NAMES = ("opd", "dopd", "methods", "losses", "memory", "gpu", "tracing", "traces", "big_run", "study", "app")
 
 
 def main() -> None:

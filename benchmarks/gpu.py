@@ -1,6 +1,6 @@
 """Qwen3-VL with random weights: where the time and the memory of a step go, and how far it is from what its arithmetic costs.
 
-    python -m benchmarks gpu [--only steps|losses|lengths] [--prompts 8] [--generations 4] [--tokens 128] [--repeats 5] [--keep FOLDER]
+    python -m benchmarks gpu [--only steps|attention|losses|lengths] [--prompts 8] [--generations 4] [--tokens 128] [--repeats 5] [--keep FOLDER]
 
 With a CUDA device the classes are made at the shapes of the 2B student and the 8B teacher, in bfloat16; without one at small
 shapes, in float32, and the first line says so. Tokenizer and pictures are stand-ins of the right number of tokens.
@@ -9,6 +9,8 @@ steps    opd, and dopd with boxes and with the crop: tokens a second, time of ea
          that the floor takes: 2 operations per weight and token forwards and 4 backwards (prompts once), at the speed that
          this device multiplies large matrices of the same type. scores: heads and scalars of the views that do not learn;
          loss: divergences with the heads of learner and targets, gradients included
+attention  a step of opd and what came before it, the first step (compilation included): attention of the family's own code
+         (eager), of PyTorch (sdpa), and that with everything below the heads compiled
 losses   peak memory and time of the chunked losses, and of Liger's where liger-kernel is installed, forwards and backwards,
          V = 151,936, for 1,024 to 16,384 positions
 lengths  time per position of reading and learning one answer of 64 to 2,048 tokens
@@ -19,6 +21,7 @@ lengths  time per position of reading and learning one answer of 64 to 2,048 tok
 import argparse
 import dataclasses
 import gc
+import statistics
 import tempfile
 import time
 from collections import Counter
@@ -102,11 +105,13 @@ def main() -> None:
         )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.keep or temporary)
-        if args.only in (None, "steps", "lengths"):
+        if args.only != "losses":
             for role, shape in (LARGE if device == "cuda" else SMALL).items():
                 save(folder / role, shape, device)
         if args.only in (None, "steps"):
             measure_steps(args, folder, device)
+        if args.only in (None, "attention"):
+            measure_attention(args, folder, device)
         if args.only in (None, "lengths"):
             measure_lengths(args, folder, device)
     if args.only in (None, "losses"):
@@ -115,7 +120,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("steps", "losses", "lengths"))
+    parser.add_argument("--only", choices=("steps", "attention", "losses", "lengths"))
     parser.add_argument("--prompts", type=int, default=8, help="per step")
     parser.add_argument("--generations", type=int, default=4, help="per prompt")
     parser.add_argument("--tokens", type=int, default=128, help="per answer, exactly")
@@ -129,13 +134,13 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def save(folder: Path, shape: Shape, device: str) -> None:
-    """A model of random weights with a processor, as a hub name would give it."""
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """As many words as Qwen3's has entries; they say nothing."""
     words = {word: idx for idx, word in enumerate(["<pad>", "<unk>", "<|im_start|>", "<|im_end|>", *TOKENS.values()])}
     words |= {f"w{idx}": idx for idx in range(len(words), VOCABULARY)}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",
         unk_token="<unk>",
@@ -143,6 +148,11 @@ def save(folder: Path, shape: Shape, device: str) -> None:
         padding_side="left",
         extra_special_tokens=TOKENS,
     )
+
+
+def save(folder: Path, shape: Shape, device: str) -> None:
+    """A model of random weights with a processor, as a hub name would give it."""
+    tokenizer = build_tokenizer()
     pixels = (448 if device == "cuda" else 96) ** 2
     sizes = {"size": {"shortest_edge": pixels, "longest_edge": 4 * pixels}, "patch_size": 16}
     processor = images_only(Qwen3VLProcessor)(
@@ -161,12 +171,12 @@ def save(folder: Path, shape: Shape, device: str) -> None:
     config = Qwen3VLConfig(
         text_config=text,
         vision_config=vision,
-        **{f"{name}_id": words[token] for name, token in TOKENS.items()},
+        **{f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in TOKENS.items()},
     )
     torch.manual_seed(0)
     with torch.device(device):
         model = Qwen3VLForConditionalGeneration(config).to(torch.bfloat16 if device == "cuda" else torch.float32)
-    model.generation_config = GenerationConfig(eos_token_id=words["<|im_end|>"], pad_token_id=words["<pad>"])
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -207,9 +217,37 @@ def measure_steps(args: argparse.Namespace, folder: Path, device: str) -> None:
     with tempfile.TemporaryDirectory() as runs:
         for name, method in VARIANTS.items():
             print(f"{name:18}{one_variant(args, folder, Path(runs), name, method, device, peak, names)}", flush=True)
-            gc.collect()
-            if device == "cuda":
-                torch.cuda.empty_cache()
+            clear(device)
+
+
+def measure_attention(args: argparse.Namespace, folder: Path, device: str) -> None:
+    """The first step, and how long a step takes then, with each implementation of attention and compiled."""
+    print(f"\nattention: opd, {args.prompts} prompts x {args.generations} answers x {args.tokens} tokens")
+    print(f"{'':18}{'first step ms':>15}{'step ms':>10}")
+    with tempfile.TemporaryDirectory() as runs:
+        for name, own in {
+            "eager": ("eager", None),
+            "sdpa": ("sdpa", None),
+            "sdpa, compiled": ("sdpa", "inductor"),
+        }.items():
+            asked = argparse.Namespace(**vars(args) | {"attention": own[0], "compile": own[1]})
+            trainer, parts = make(asked, folder, Path(runs) / str(len(name)), VARIANTS["opd"], device), Parts(device)
+            student = trainer.learners[0].student
+            student._placeholders = [*student._placeholders, *student.stop_ids]  # never drawn
+            steps, found = Steps(trainer), []
+            with trainer.writer:
+                for _ in range(args.repeats + 1):
+                    start = parts.now()
+                    steps()
+                    found.append(1000 * (parts.now() - start))
+            print(f"{name:18}{found[0]:15,.0f}{statistics.median(found[1:]):10,.0f}", flush=True)
+            clear(device)
+
+
+def clear(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def one_variant(args, folder, runs, name, method, device, peak, names) -> str:
