@@ -2,6 +2,7 @@
 one evaluation, one checkpoint; and if one of them dies, the other says so once and the run goes on from its checkpoint, in any
 number of processes."""
 
+import json
 import os
 import shutil
 import socket
@@ -13,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from PIL import Image
 from small import run_config
 
 from workbench.checkpoints import list_checkpoints
@@ -26,7 +28,7 @@ from workbench.traces.reader import open_traces
 from workbench.train import resume, train
 
 ROOT = Path(__file__).parent.parent
-THREE_RUNS = """
+DIES = """
 import os, signal, sys
 import workbench.supervision
 from workbench.train import main as launched
@@ -39,13 +41,21 @@ def die(*arguments, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     return supervise(*arguments, **options)
 
-if launched([sys.argv[1]]) == 0:
-    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    if launched([sys.argv[2]]) == 0:
-        if os.environ["RANK"] == "0":
-            workbench.supervision.supervise = die
-        sys.exit(launched(["--resume", sys.argv[3]]))
+def killed(run):
+    if os.environ["RANK"] == "0":
+        workbench.supervision.supervise = die
+    return launched(["--resume", run])
 """
+RUNS = (
+    DIES
+    + """
+done = [launched([sys.argv[1]]), launched([sys.argv[2]])]
+os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+done += [launched([sys.argv[3]]), launched([sys.argv[4]])]
+if not any(done):
+    sys.exit(killed(sys.argv[5]))
+"""
+)
 SETTINGS = {
     "method": {"name": "dopd", "privilege": "crop", "self_policy": "student@ema"},
     "training__steps": 3,
@@ -54,6 +64,36 @@ SETTINGS = {
     "training__weight_decay": 0.1,
     "evaluation__contexts": ["plain"],
 }
+
+
+QUICK = SETTINGS | {"training__steps": 2, "training__save_every": 1, "evaluation__contexts": ["plain"]}
+
+
+def data(folder: Path, shown: str) -> dict[str, str]:
+    """Rows with hints; those marked p have a picture beside their question."""
+    rows = [
+        {"id": str(n), "question": f"what is {n}?", "answer": str(n), "hint": f"below {n + 2}"}
+        for n in range(len(shown))
+    ]
+    for row, kind in zip(rows, shown, strict=True):
+        if kind == "p":
+            Image.new("RGB", (40, 30), (20 * int(row["id"]), 90, 200)).save(folder / f"{row['id']}.png")
+            row["images"] = [f"{row['id']}.png"]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"train": str(folder / "data.jsonl"), "eval": None}
+
+
+def text_config(models: dict, folder: Path) -> RunConfig:
+    """A model with eyes that is asked in words alone."""
+    method = {"name": "dopd", "privilege": "hint", "self_policy": "student"}
+    return run_config(models, folder, **QUICK | {"method": method, "data": data(folder, "......")})
+
+
+def lora_config(models: dict, folder: Path) -> RunConfig:
+    """Adapters on questions with pictures and without; one step's are in one process with, in the other without."""
+    own = {"student": str(models["student"]), "teacher": str(models["teacher"]), "lora": {"rank": 4}}
+    method = {"name": "dopd", "privilege": "hint", "self_policy": "student@start"}
+    return run_config(models, folder, **QUICK | {"models": own, "method": method, "data": data(folder, "p.p.p.")})
 
 
 def launch(*command: str, processes: int = 2) -> list[subprocess.CompletedProcess]:
@@ -111,19 +151,25 @@ def alone(models: dict, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def pair(alone: RunConfig, models: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """Two processes do a run, and one with sharded weights; then, sharded, they go on with one of a single process after its
-    first step, and in the midst of the third the first of them is killed."""
-    folders = [tmp_path_factory.mktemp(name) for name in ("whole", "parts", "broken")]
-    configs = [run_config(models, folder, **SETTINGS) for folder in folders[:2]]
+    """Two processes do a run, another on text alone, the first with sharded weights, and one with sharded LoRA; then, sharded,
+    they go on with one of a single process after its first step, and in the midst of the third the first of them is killed."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("whole", "text", "parts", "lora", "broken")]
+    whole, text, parts, lora, broken = folders
+    configs = [
+        run_config(models, whole, **SETTINGS),
+        text_config(models, text),
+        run_config(models, parts, **SETTINGS),
+        lora_config(models, lora),
+    ]
     for config, folder in zip(configs, folders, strict=False):
         (folder / "config.yaml").write_text(config.to_yaml())
-    going_on = killed_after_first_checkpoint(alone, models, folders[2])
-    files = [str(folder / "config.yaml") for folder in folders[:2]]
-    return *configs, going_on, *launch("-c", THREE_RUNS, *files, str(going_on.run_dir))
+    going_on = killed_after_first_checkpoint(alone, models, broken)
+    files = [str(folder / "config.yaml") for folder in folders[:4]]
+    return *configs, going_on, *launch("-c", RUNS, *files, str(going_on.run_dir))
 
 
 def test_two_processes_train_what_one_trains(pair: tuple, alone: RunConfig, models: dict, tmp_path: Path) -> None:
-    config, _, _, first, second = pair
+    config, *_, first, second = pair
     assert "3 steps · finished" in first.stdout and not second.stdout, first.stderr + second.stderr
     assert_same_run(alone, config)
     shares = open_traces(config.run_dir).sql(
@@ -143,7 +189,7 @@ def test_two_processes_train_what_one_trains(pair: tuple, alone: RunConfig, mode
 
 
 def test_sharded_they_train_the_same_and_write_the_same_files(pair: tuple, alone: RunConfig) -> None:
-    config = pair[1]
+    config = pair[2]
     assert_same_run(alone, config)
     saved = [list_checkpoints(one.run_dir)[-1].path for one in (alone, config)]
     own, theirs = ({str(path.relative_to(one)) for path in one.rglob("*")} for one in saved)
@@ -155,16 +201,46 @@ def test_sharded_they_train_the_same_and_write_the_same_files(pair: tuple, alone
             torch.testing.assert_close(own[name], theirs[name], rtol=1e-3, atol=2e-4)
 
 
+def test_sharded_adapters_are_trained_as_in_one_process(pair: tuple, models: dict, tmp_path: Path) -> None:
+    """The start is the same weights with the adapters off; what is saved is the adapters alone."""
+    pytest.importorskip("peft")
+    config, one = pair[3], lora_config(models, tmp_path)
+    train(one)
+    assert_same_run(one, config)
+    saved = [list_checkpoints(own.run_dir)[-1].path / "student" for own in (one, config)]
+    assert {path.name for path in saved[0].iterdir()} == {path.name for path in saved[1].iterdir()}
+    own, theirs = (safetensors.torch.load_file(path / "adapter_model.safetensors") for path in saved)
+    assert own.keys() == theirs.keys() and any(value.any() for name, value in own.items() if "lora_B" in name)
+    for name in own:
+        torch.testing.assert_close(own[name], theirs[name], rtol=1e-3, atol=2e-4)
+    shutil.rmtree(list_checkpoints(config.run_dir)[-1].path)
+    resume(config.run_dir)  # in one process
+    assert_same_run(one, config)
+
+
+def test_text_alone_is_trained_as_in_one_process(pair: tuple, models: dict, tmp_path: Path) -> None:
+    one = text_config(models, tmp_path)
+    train(one)
+    assert_same_run(one, pair[1])
+    saved = [safetensors.torch.load_file(list_checkpoints(own.run_dir)[-1].path / "optimizer.safetensors") for own in (one, pair[1])]  # fmt: skip
+    assert saved[0].keys() == saved[1].keys() and not any("vision" in name for name in saved[0])
+
+
+@pytest.mark.parametrize("sharded", [True, False], ids=["parts", "whole"])
 def test_when_a_process_dies_the_others_stop_with_one_sentence_and_the_run_goes_on(
-    pair: tuple, alone: RunConfig
+    sharded: bool, pair: tuple, alone: RunConfig, models: dict, tmp_path: Path
 ) -> None:
-    _, _, config, killed, survivor = pair
+    if sharded:
+        *_, config, killed, survivor = pair
+    else:
+        config = killed_after_first_checkpoint(alone, models, tmp_path)
+        killed, survivor = launch("-c", f"{DIES}\nsys.exit(killed(sys.argv[1]))", str(config.run_dir))
     assert (killed.returncode, survivor.returncode) == (-9, 2), survivor.stderr
     said = [line for line in survivor.stderr.splitlines() if "without a word" in line]
     assert len(said) == 1 and said[0].startswith("LostProcess") and f"--resume {config.run_dir}" in said[0]
     assert "Traceback" not in survivor.stderr
     assert RunFolder.open(config.run_dir).status["status"] == "failed"
-    assert [one.step for one in list_checkpoints(config.run_dir)] == [1, 2]  # of one process; of two with parts
+    assert [one.step for one in list_checkpoints(config.run_dir)] == [1, 2]  # of one process; of two
     resume(config.run_dir)
     assert_same_run(alone, config)
 
@@ -214,7 +290,7 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(
 
 
 def test_what_does_not_go_with_shards_is_refused(models: dict, tmp_path: Path) -> None:
-    for key, value in (("models.lora", {"rank": 4}), ("models.compile", "inductor"), ("models.teacher_dtype", "int8")):
+    for key, value in (("models.compile", "inductor"), ("models.teacher_dtype", "int8")):
         own = {"student": str(models["student"]), "teacher": str(models["teacher"]), key.partition(".")[2]: value}
         with pytest.raises(ConfigError, match=f"^{key}.* does not go with sharded weights"):
             refuse_with_shards(run_config(models, tmp_path, models=own))

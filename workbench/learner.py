@@ -165,7 +165,6 @@ def refuse_with_shards(config: RunConfig) -> None:
     """Raises ConfigError if something is asked for that does not go with sharded weights."""
     models = config.models
     told = {
-        "models.lora.rank": models.lora.rank,
         "models.compile": models.compile,
         "models.offload_teachers": models.offload_teachers,
         "models.teacher_dtype": models.teacher_dtype == "int8" and models.teacher_dtype,

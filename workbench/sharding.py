@@ -39,7 +39,9 @@ class Shards:
     def __init__(self, model: nn.Module, group: Group, mesh: DeviceMesh) -> None:
         self.model, self.group, self._depth = model, group, 0
         layers = getattr(model.get_decoder(), "layers", None)
-        kinds = sorted({str(one.dtype) for one in model.parameters()})
+        adapted = any(_is_adapter(name) for name, _ in model.named_parameters())  # then all else is frozen
+        trained = (one for name, one in model.named_parameters() if not adapted or _is_adapter(name))
+        kinds = sorted({str(one.dtype) for one in trained})
         if not isinstance(layers, nn.ModuleList) or len(kinds) > 1:
             fault = (
                 f"has weights of {' and '.join(kinds)}" if len(kinds) > 1 else "has a decoder without a list of layers"
@@ -107,6 +109,10 @@ class Shards:
                 one.grad = None
 
 
+def _is_adapter(name: str) -> bool:
+    return "lora_" in name
+
+
 def _below_head(model: nn.Module, **inputs: object) -> Tensor:
     return model.base_model(**inputs).last_hidden_state
 
@@ -122,6 +128,7 @@ def shard(policies: Iterable[Policy], group: Group, device: str) -> None:
             "distributed_type: MULTI_GPU (configs/accelerate/one-node-8.yaml)."
         )
     mesh = init_device_mesh(torch.device(device).type, (group.size,))
+    of_model: dict[int, Shards] = {}  # with LoRA, student@start is the student's own model
     for policy in _members(policies):
         if policy.shards is None:
             if isinstance(policy, DiffusionPolicy):
@@ -130,7 +137,9 @@ def shard(policies: Iterable[Policy], group: Group, device: str) -> None:
                     "process another number, so it cannot be sharded. Start with distributed_type: MULTI_GPU "
                     "(configs/accelerate/one-node-8.yaml)."
                 )
-            policy.shards = Shards(policy.model, group, mesh)
+            if id(policy.model) not in of_model:
+                of_model[id(policy.model)] = Shards(policy.model, group, mesh)
+            policy.shards = of_model[id(policy.model)]
 
 
 @contextlib.contextmanager
@@ -186,9 +195,14 @@ def local(value: Tensor) -> Tensor:
 
 
 def whole_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every weight and buffer under its name, whole and in host memory; tied ones are one tensor."""
+    """Every weight and buffer that is saved under its name, whole and in host memory; tied ones are one tensor. Of a model with
+    adapters these alone are."""
     known: dict[int, Tensor] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
+    values = model.state_dict(keep_vars=True)
+    adapted = any(map(_is_adapter, values))
+    for name, value in values.items():
+        if adapted and not _is_adapter(name):
+            continue
         if id(value) not in known:
             known[id(value)] = whole(value.detach()).cpu()
         yield name, known[id(value)]

@@ -35,6 +35,11 @@ class Skipped:
         ]  # the last may be torn by a kill
         self.counts = Counter(line["reason"] for line in known)
         self._seen = {line["example"] for line in known}
+        self._first = f"{known[0]['example']}: {known[0]['message']}" if known else ""
+
+    def __str__(self) -> str:
+        """How many of each reason, and what was wrong with the first."""
+        return f"{dict(self.counts)}, the first {self._first}" if self._first else "none"
 
     def add_if(self, example: Example, problem: tuple[str, str] | None) -> bool:
         """Add an example if there is a problem with it; returns whether there is."""
@@ -47,6 +52,7 @@ class Skipped:
             return
         self._seen.add(example.id)
         self.counts[reason] += 1
+        self._first = self._first or f"{example.origin or example.id}: {message}"
         if self.counts[reason] <= NUM_NAMED:
             log.warning("skipped %s: %s", example.origin or example.id, message)
         with self._file.open("a") as file:
@@ -100,7 +106,7 @@ def with_evidence(examples: list[Example], method: Method, skipped: Skipped) -> 
     if not usable:
         raise DataError(
             f"none of the {len(examples)} examples has what method {method.name} needs (contexts "
-            f"{', '.join(method.contexts)}); missing: {dict(skipped.counts)}. Add the columns or choose "
+            f"{', '.join(method.contexts)}); missing: {skipped}. Add the columns or choose "
             f"{'another method.privilege' if hasattr(method.options, 'privilege') else 'another method'}."
         )
     return usable
@@ -149,6 +155,6 @@ def usable_batch(
     if len(usable) < group.size:
         raise DataError(
             f"step {step}: {len(usable) or 'none'} of the {len(examples)} examples can be shown to every view. Skipped so far: "
-            f"{dict(skipped.counts)}. `workbench check` shows one example under every view."
+            f"{skipped}. `workbench check` shows one example under every view."
         )
     return usable

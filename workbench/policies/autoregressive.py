@@ -312,9 +312,9 @@ class AutoregressivePolicy:
 
     def _hidden(self, inputs: dict) -> Float[Tensor, "B T D"]:
         """Last hidden states of the model without its head."""
-        if self.shards is not None:
-            return self.model.below_head(**inputs)
         with self._adapter_state():
+            if self.shards is not None:
+                return self.model.below_head(**inputs)
             return self.model.base_model(**inputs).last_hidden_state
 
     @contextlib.contextmanager

@@ -22,9 +22,12 @@ def check_evidence(config: RunConfig, load: Callable) -> None:
         if limit is not None and len(examples) < limit:
             break
     lacking = sorted({column for _, column in split.skipped})
+    first, column = split.skipped[0] if split.skipped else (None, "")
     raise DataError(
         f"none of the {len(examples)} examples of {config.data.train} has what method {config.method['name']} needs "
-        f"(contexts {', '.join(contexts)}): no {', '.join(lacking)}. Add the columns, or choose another context."
+        f"(contexts {', '.join(contexts)}): no {', '.join(lacking)}"
+        + (f" (the first, {first.origin or first.id}, has no {column})" if first else "")
+        + ". Add the columns, or choose another context."
     )
 
 
