@@ -119,18 +119,18 @@ def numbers(config: RunConfig, kind: str) -> list[dict]:
     ]
 
 
-def assert_same_run(one: RunConfig, other: RunConfig) -> None:
+def assert_same_run(one: RunConfig, other: RunConfig, rel: float = 1e-3) -> None:
     for kind in ("train", "eval", "probe"):
         own, theirs = numbers(one, kind), numbers(other, kind)
         assert [line["step"] for line in own] == [line["step"] for line in theirs]
         for line, again in zip(own, theirs, strict=True):
-            assert line == pytest.approx(again, rel=1e-3, abs=1e-5)
+            assert line == pytest.approx(again, rel=rel, abs=1e-5)
     tokens = "SELECT step, example_id, sample_idx, position, token_id, regime, loss, coefficient"
     joined = f"{tokens} FROM positions JOIN rollouts USING (step, process_rank, rollout_idx) ORDER BY ALL"
     own, theirs = (open_traces(config.run_dir).sql(joined).to_pylist() for config in (one, other))
     assert len(own) == len(theirs) == sum(line["tokens"] for line in numbers(one, "train"))
     for row, again in zip(own, theirs, strict=True):
-        assert row.pop("loss") == pytest.approx(again.pop("loss"), rel=1e-3, abs=1e-5)
+        assert row.pop("loss") == pytest.approx(again.pop("loss"), rel=rel, abs=1e-5)
         assert row.pop("coefficient") == pytest.approx(again.pop("coefficient"))
         assert row == again
 
@@ -206,7 +206,9 @@ def test_sharded_adapters_are_trained_as_in_one_process(pair: tuple, models: dic
     pytest.importorskip("peft")
     config, one = pair[3], lora_config(models, tmp_path)
     train(one)
-    assert_same_run(one, config)
+    assert_same_run(
+        one, config, rel=1e-2
+    )  # adapters begin at zero: AdamW's first steps are as long, however small a gradient
     saved = [list_checkpoints(own.run_dir)[-1].path / "student" for own in (one, config)]
     assert {path.name for path in saved[0].iterdir()} == {path.name for path in saved[1].iterdir()}
     own, theirs = (safetensors.torch.load_file(path / "adapter_model.safetensors") for path in saved)
@@ -215,7 +217,7 @@ def test_sharded_adapters_are_trained_as_in_one_process(pair: tuple, models: dic
         torch.testing.assert_close(own[name], theirs[name], rtol=1e-3, atol=2e-4)
     shutil.rmtree(list_checkpoints(config.run_dir)[-1].path)
     resume(config.run_dir)  # in one process
-    assert_same_run(one, config)
+    assert_same_run(one, config, rel=1e-2)
 
 
 def test_text_alone_is_trained_as_in_one_process(pair: tuple, models: dict, tmp_path: Path) -> None:

@@ -57,6 +57,10 @@ class Shards:
             part.set_gradient_divide_factor(1.0)  # a position's coefficient counts all processes already
             part.set_force_sum_reduction_for_comms(True)
         register_fsdp_forward_method(model, "below_head")
+        if (
+            adapted
+        ):  # the first layer's gradient is sent from its backward pass too, in processes without a picture as in others
+            model.get_input_embeddings().register_forward_hook(_with_gradient)
         model.set_reduce_scatter_unused_params(True)  # one process may have pictures where another has none
         self._work_in_layers()
 
@@ -107,6 +111,10 @@ class Shards:
         for one, own in zip(parameters, self.group.anywhere(torch.stack(moved), zero.device), strict=True):
             if not own:
                 one.grad = None
+
+
+def _with_gradient(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    return output.requires_grad_().clone() if torch.is_grad_enabled() else output
 
 
 def _is_adapter(name: str) -> bool:
