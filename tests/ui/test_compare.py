@@ -25,7 +25,7 @@ def test_other_runs_are_offered_with_their_methods_and_not_the_own(context: AppC
 def test_probes_of_both_runs_are_aligned_token_by_token(context: AppContext) -> None:
     drawn = draw(context, other="opd")
     assert len(keys(drawn[LISTED])) >= 3
-    assert drawn[ALIGNED].count('class="wbu-token') % 2 == 0 and "matched by same tokens" in drawn[ALIGNED]
+    assert drawn[ALIGNED].count('class="wbu-token') % 2 == 0 and "Matched by same tokens" in drawn[ALIGNED]
     assert drawn[VIEWS].count("wb-root wb-tokens") == 2 and "wbu-stack" in drawn[VIEWS]
     assert "wbu-sides" in draw(context, other="opd", layout="beside")[VIEWS]
 

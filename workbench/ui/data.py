@@ -59,10 +59,13 @@ class OneScorer:
                 raise RunError(
                     f"run {run_dir.name} has saved no checkpoint yet. Wait for its first, or choose another run."
                 )
+            config = load_config(run_dir / "config.yaml")
+            if example.origin == OWN:
+                check_evidence(config, example)
             key = (run_dir, checkpoint.path, checkpoint.path.stat().st_mtime_ns)
             if key != self._key:
                 self._key = self._scorer = None
-                if load_config(run_dir / "config.yaml").models.trust_remote_code:
+                if config.models.trust_remote_code:
                     raise RunError(
                         f"run {run_dir.name} has models.trust_remote_code=true, and this page runs no code that comes with "
                         "a model. Use wb.open_scorer in Python if you trust it."
@@ -253,9 +256,7 @@ def score_own(
 ) -> str:  # fmt: skip
     """The dropped image, scored. Raises DataError if something is missing that the run's views are shown."""
     context.check_writable()
-    example = own_example(file, question, answer, caption, hint, boxes)
-    check_evidence(load_config(context.run_dir(run) / "config.yaml"), example)
-    return score(context, run, example, given)
+    return score(context, run, own_example(file, question, answer, caption, hint, boxes), given)
 
 
 def check_evidence(config: RunConfig, example: Example) -> None:
