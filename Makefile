@@ -1,4 +1,4 @@
-# make demo    train the demo, about 20 seconds on two idle cores, and print what it did
+# make demo    train the demo, less than a minute, and print what it did
 # make app     open the page over runs/
 # make test    the whole suite
 # make check   formatting, lint, budgets

@@ -255,7 +255,9 @@ def report(turns: dict[str, list[Turn]]) -> None:
         alone = 1000 * statistics.median(one[name] for one in turns["closed"])
         print(f"{text:36}{alone:9.1f} ms  watched / unwatched {statistics.median(ratios):6.3f}  (quartiles {low:.3f} .. {high:.3f})")  # fmt: skip
     for name, of in turns.items():
-        print(f"{'server, page ' + name:36}{100 * statistics.median(one['server'] for one in of):9.2f} % of a core")
+        for part in ("server", "browser"):
+            share = 100 * statistics.median(one[part] for one in of)
+            print(f"{f'{part}, page {name}':36}{share:9.2f} % of a core")
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------
