@@ -9,7 +9,7 @@ import torch
 from playwright.sync_api import sync_playwright
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in the suite may reach for a network
-os.environ["OMP_NUM_THREADS"] = "1"  # of runs, notebooks and servers that tests start: as many tests run as there are cores
+os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start too: as many tests run as there are cores
 torch.set_num_threads(1)
 
 ARGUMENTS = [

@@ -164,7 +164,10 @@ def test_every_method_trains_and_is_recorded(name: str, models: dict, tmp_path: 
     train(config)
     traces = open_traces(config.run_dir)
     assert traces.method == name
-    learns = name not in ("sdpo", "grpo")  # which need a right answer: without one nothing is supervised, and nothing moves
+    learns = name not in (
+        "sdpo",
+        "grpo",
+    )  # which need a right answer: without one nothing is supervised, and nothing moves
     assert (traces.sql("SELECT count(*) AS n FROM positions WHERE loss != 0").to_pylist()[0]["n"] > 0) == learns
     start = load_policy(models["student"], "student").model.state_dict()
     assert any(not torch.equal(start[key], value) for key, value in weights(config).items()) == learns
