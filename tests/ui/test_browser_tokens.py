@@ -181,6 +181,7 @@ def test_two_runs_are_compared_token_by_token(visit) -> None:
     expect(page).to_have_url(re.compile("other=opd.*example="))
     page.locator("#compare-layout").get_by_text("side by side").click()
     expect(page.locator("#compare-views .wbu-sides")).to_be_visible()
+    expect(page).to_have_url(re.compile("layout=beside"))
 
 
 def test_an_own_image_is_scored_with_a_box_drawn_by_mouse(visit, tmp_path: Path) -> None:

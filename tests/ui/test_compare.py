@@ -9,11 +9,11 @@ from test_tokens import keys
 from workbench.ui import compare
 from workbench.ui.context import AppContext
 
-OTHER, LISTED, ALIGNED, VIEWS, METRIC, CURVES, ACCURACY, DIFFERENCE = range(8)
+OTHER, LAYOUT, LISTED, ALIGNED, VIEWS, METRIC, CURVES, ACCURACY, DIFFERENCE = range(9)
 
 
-def draw(context: AppContext, run: str = "dopd", metric: str = "", layout: str = "under", **address: str) -> tuple:
-    return compare.draw(context, run, "light", address, metric, layout)
+def draw(context: AppContext, run: str = "dopd", **address: str) -> tuple:
+    return compare.draw(context, run, "light", address)
 
 
 def test_other_runs_are_offered_with_their_methods_and_not_the_own(context: AppContext) -> None:
@@ -27,7 +27,9 @@ def test_probes_of_both_runs_are_aligned_token_by_token(context: AppContext) -> 
     assert len(keys(drawn[LISTED])) >= 3
     assert drawn[ALIGNED].count('class="wbu-token') % 2 == 0 and "Matched by same tokens" in drawn[ALIGNED]
     assert drawn[VIEWS].count("wb-root wb-tokens") == 2 and "wbu-stack" in drawn[VIEWS]
-    assert "wbu-sides" in draw(context, other="opd", layout="beside")[VIEWS]
+    beside = draw(context, other="opd", layout="beside")
+    assert "wbu-sides" in beside[VIEWS] and beside[LAYOUT] == "beside"
+    assert draw(context, other="opd", layout="sideways")[LAYOUT] == "under"
 
 
 def test_methods_without_a_common_regime_are_not_marked_as_different_everywhere(context: AppContext) -> None:

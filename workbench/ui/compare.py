@@ -17,7 +17,7 @@ from workbench.jobs import find_jobs
 from workbench.render import TokenView, render_tokens
 from workbench.rendering import colours
 from workbench.rendering.words import NONE, signed, visible_text
-from workbench.ui.context import AppContext, Shared, kept, sentence, told
+from workbench.ui.context import CHOICES, AppContext, Shared, choice, chooses, kept, sentence, told
 from workbench.ui.pieces import (
     TRACES,
     Column,
@@ -39,11 +39,10 @@ EXAMPLE_COLUMNS = (
 NO_OTHER = "Choose a second run to compare with. Two runs of one data set, with different methods, say most."
 
 
-def draw(
-    context: AppContext, run: str | None, theme: str, address: Mapping | None, metric: str | None, layout: str
-) -> tuple:
-    """Everything on the tab: second runs, examples, aligned tokens, both views, curves, accuracies, configurations."""
+def draw(context: AppContext, run: str | None, theme: str, address: Mapping | None) -> tuple:
+    """Everything on the tab: second runs, layout, examples, aligned tokens, both views, curves, accuracies, configurations."""
     address = address or {}
+    layout = choice(address, "compare", "layout", ("under", "beside"))
     first = context.run_dir(run)
     others = other_choices(context, run or "")
     name = str(address.get("other") or "")
@@ -54,15 +53,26 @@ def draw(
         if name:
             message = f'There is no run "{name}" here any more. {NO_OTHER}'
         nothing = gr.Plot(visible=False)
-        return chooser, empty_html(message), "", "", gr.Dropdown(choices=[], value=None, visible=False), nothing, "", ""
+        return (
+            chooser,
+            layout,
+            empty_html(message),
+            "",
+            "",
+            gr.Dropdown(choices=[], value=None, visible=False),
+            nothing,
+            "",
+            "",
+        )
     second = context.run_dir(name)
     listed, row = draw_examples(first, second, str(address.get("example") or ""))
     aligned, views = draw_pair(first, second, row, layout)
     known = known_metrics(first, second)
-    metric = metric if metric in known else known[0] if known else ""
+    metric = choice(address, "compare", "metric", known) or (known[0] if known else "")
     curves = compare.metrics_of(first, second, (metric,) if metric else ())
     return (
         chooser,
+        layout,
         listed,
         aligned,
         views,
@@ -255,11 +265,10 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     accuracy = fragment_component("accuracy of both runs", elem_id="compare-accuracy")
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    inputs = [shared.run, shared.theme, shared.address, metric, layout]
-    outputs = [other, listed, aligned, views, metric, curves, accuracy, difference]
+    outputs = [other, layout, listed, aligned, views, metric, curves, accuracy, difference]
     drawing = told(partial(draw, context), len(outputs))
-    shared.on_show("compare", drawing, inputs, outputs)
-    gr.on([metric.input, layout.input], drawing, inputs, outputs, **quiet)
+    shared.on_show("compare", drawing, [shared.run, shared.theme, shared.address], outputs)
+    chooses(shared, [metric.input, layout.input], CHOICES["compare"], [metric, layout])
     other.input(
         lambda name, address: kept(address) | {"other": name or "", "example": (address or {}).get("example", "")},
         [other, shared.address], shared.address, **quiet,
