@@ -5,8 +5,6 @@
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-# tests at a time: browsers and started runs are waited for, so one more than a small machine has cores
-WORKERS ?= 3
 NAME   ?= demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo app test browser check clean
@@ -35,7 +33,7 @@ app: $(VENV)/.installed-app
 	$(BIN)/workbench app
 
 test: $(VENV)/.installed-dev browser
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # the page and the pictures are tested in a real browser
 browser:
