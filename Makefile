@@ -33,7 +33,7 @@ app: $(VENV)/.installed-app
 	$(BIN)/workbench app
 
 test: $(VENV)/.installed-dev browser
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # the page and the pictures are tested in a real browser
 browser:

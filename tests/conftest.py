@@ -10,12 +10,31 @@ from playwright.sync_api import sync_playwright
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in the suite may reach for a network
 os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start too: as many tests run as there are cores
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each process that a test starts would compile the workbench anew
 torch.set_num_threads(1)
+
+TESTS = Path(__file__).parent
+# Begun first, so that none of them runs alone at the end: the files that take longest.
+LONGEST = (
+    "ui/test_browser_runs.py", "test_study.py", "ui/test_browser_tokens.py", "test_train.py", "test_notebooks.py",
+    "test_distributed.py", "test_jobs.py", "test_cli.py", "test_families.py",
+)  # fmt: skip
 
 ARGUMENTS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the rest as they stand."""
+    place = {TESTS / file: order for order, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """As many as there are cores, at most four: what a test starts (a browser, an app, a study) works beside it."""
+    return min(os.cpu_count() or 1, 4)
 
 
 @pytest.fixture(scope="session")
