@@ -153,6 +153,7 @@ def test_a_run_is_launched_from_the_page_and_watched_to_its_end(server: Server, 
     page = open_page("?tab=launch")
     launch(page, "first", steps=3)
     assert "run=first" in page.url and "tab=watch" in page.url
+    assert page.locator("#app-first").count() == 0, "what was shown while the page was loading"
     badge(page, "finished")
     assert server.state("first").status == "finished"
     expect(page.locator("#watch-status")).to_contain_text("3 of 3")

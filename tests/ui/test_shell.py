@@ -12,7 +12,7 @@ from workbench.errors import ConfigError, RunError
 from workbench.ui.context import ADDRESS_KEYS, AppContext, run_choices
 from workbench.ui.pieces import TRACES
 from workbench.ui.serve import check_host, check_port, is_local, read_users, serve
-from workbench.ui.shell import TABS, build_app, look, look_again, open_address, trouble_html
+from workbench.ui.shell import TABS, build_app, early_head, first_glance, look, look_again, open_address, trouble_html
 
 
 @pytest.fixture
@@ -50,6 +50,14 @@ def test_an_address_of_a_run_that_is_gone_says_so_and_opens_what_there_is(contex
         assert opened(context, "?run=%3Cb%3E&tab=watch")[0] == "new"
     with pytest.warns(UserWarning, match="There is no run"):
         assert opened(context, "?run=../../etc")[0] == "new"
+
+
+def test_while_the_page_is_loading_the_run_it_opens_on_says_how_it_is(context: AppContext, tmp_path: Path) -> None:
+    assert "<h2>new</h2>" in first_glance(context, "") and "<h2>old</h2>" in first_glance(context, "?run=old&tab=watch")
+    assert "<h2>new</h2>" in first_glance(context, "?run=%3Cb%3E"), "as the page, when the address names no run"
+    assert (
+        first_glance(context, "?run=old&tab=tokens") == "" == first_glance(AppContext(tmp_path / "none", tmp_path), "")
+    )
 
 
 def test_a_long_address_is_cut(context: AppContext) -> None:
@@ -156,10 +164,17 @@ def test_a_password_is_asked_for_and_no_file_is_handed_out(runs: Path, tmp_path:
     visitor = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
     try:
         assert visitor.get("/config").status_code == 401
+        first = {"url": "/gradio_api/run/first_glance", "json": {"data": ["?tab=watch"]}}
+        assert visitor.post(**first).status_code == 401
+        page = visitor.get("/").text
+        assert (
+            "photos" not in page and page.count(early_head()) == 1 and page.index(early_head()) < page.index("</head>")
+        )
         assert visitor.post("/login", data={"username": "ann", "password": "wrong"}).status_code == 400
         assert visitor.get("/config").status_code == 401
         assert visitor.post("/login", data={"username": "ann", "password": "right"}).status_code == 200
         assert visitor.get("/config").status_code == 200
+        assert "<h2>" in visitor.post(**first).json()["data"][0]
         for file in ("/etc/passwd", tmp_path / "users", runs / "dopd" / "config.yaml", "../../etc/passwd"):
             assert visitor.get(f"/gradio_api/file={file}").status_code in (403, 404), file
     finally:
@@ -170,7 +185,7 @@ def test_a_password_is_asked_for_and_no_file_is_handed_out(runs: Path, tmp_path:
 def test_the_page_asks_no_other_machine_for_its_look() -> None:
     dressed = look()
     theme = dressed["theme"]
-    assert "http" not in dressed["css"] and "https:" not in dressed["head"]
+    assert "http" not in dressed["css"] and "https:" not in dressed["head"] and "http" not in early_head()
     assert not theme._stylesheets and "googleapis" not in theme._get_theme_css()
 
 

@@ -27,8 +27,43 @@ window.workbenchApp = (() => {
     if (forced) query.set("__theme", forced);
     history.replaceState(null, "", `${location.pathname}?${query}`);
   };
+  // what the server knows of the run, while Gradio is still loading: it stands until the page itself has it
+  const glance = async () => {
+    const config = window.gradio_config || {};
+    if (config.auth_required) return;
+    const asking = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ data: [asked] }) };
+    const answer = await fetch(`${config.root || ""}${config.api_prefix || "/gradio_api"}/run/first_glance`, asking);
+    const html = answer.ok ? (await answer.json()).data[0] : "";
+    const isThere = () => document.querySelector("#watch-status :is(h2, p)") || document.querySelector("#app-trouble p");
+    if (!html || isThere()) return;
+    const first = document.createElement("div");
+    first.id = "app-first";
+    first.className = "gradio-container";
+    first.innerHTML = html;
+    if (!document.body) await new Promise((done) => addEventListener("DOMContentLoaded", done));
+    paint(isDark());
+    document.body.append(first);
+    const ended = new MutationObserver(() => { if (isThere()) { ended.disconnect(); first.remove(); } });
+    ended.observe(document.body, { childList: true, subtree: true });
+    setTimeout(() => { ended.disconnect(); first.remove(); }, 15000);
+  };
+  glance().catch(() => {});
+  // resolves when the reader has paused; only the last key press of several changes what it returns. Two events of one
+  // form, asked at once, may be answered in either order, so the server is asked once, of the form as it is then
+  const typed = async () => {
+    const mine = ++keys;
+    await new Promise((done) => setTimeout(done, 150));
+    return mine === keys ? (rested = String(mine)) : rested;
+  };
+  document.addEventListener("input", async ({ target }) => {
+    if (!target.closest("#launch")) return;
+    const heard = document.querySelector("#launch-typed textarea, #launch-typed input");
+    const said = await typed();
+    if (heard.value === said) return;
+    heard.value = said;
+    heard.dispatchEvent(new Event("input", { bubbles: true }));
+  });
   return {
-    asked: () => asked,
     start: () => [asked, paint(isDark())],
     toggle: () => {
       const theme = paint(!document.body.classList.contains("dark"));
@@ -47,13 +82,7 @@ window.workbenchApp = (() => {
       pinned = null;
       write();
     },
-    // resolves when the reader has paused; only the last key press of several changes what it returns. Two events of one
-    // form, asked at once, may be answered in either order, so the server is asked once, of the form as it is then
-    typed: async () => {
-      const mine = ++keys;
-      await new Promise((done) => setTimeout(done, 150));
-      return mine === keys ? (rested = String(mine)) : rested;
-    },
+    typed,
     // the address with a tab's choices in it: those at their defaults are left out, and so is what they make another
     choose: (defaults, forgotten, address, ...chosen) => {
       const next = { ...address };

@@ -73,23 +73,19 @@ class AppContext:
 class Shared:
     """Components of the page that all tabs see.
 
-    app       the page; what it draws as soon as it is opened is asked by app.load
     run       the chosen run's name
     theme     "light" or "dark", for figures
     address   the rest of the address: a mapping with some of ADDRESS_KEYS, values as text
     tab       the open tab's name
     tabs      return gr.Tabs(selected="tokens") to open another tab
-    search    the address as the browser first had it, as text; see read_address
     wake      by tab: a hidden text that changes when an open tab has to be drawn; see on_show
     """
 
-    app: gr.Blocks
     run: gr.Dropdown
     theme: gr.Textbox
     address: gr.JSON
     tab: gr.Textbox
     tabs: gr.Tabs
-    search: gr.Textbox
     wake: dict[str, gr.Textbox]
 
     def on_show(self, tab: str, draw: Callable, inputs: Sequence[Component], outputs: Sequence[Component]) -> object:
@@ -97,13 +93,16 @@ class Shared:
 
         What cannot be drawn is said in its place: nothing of another run stays.
         """
+        drawn = in_its_place(draw, outputs)
         return self.wake[tab].change(
-            in_its_place(draw, outputs),
+            drawn,
             inputs,
             outputs,
             show_progress="hidden",
             trigger_mode="always_last",
             api_visibility="private",
+            queue=drawn
+            is draw,  # a message over the page needs Gradio's queue; without it an answer takes one request, not three
         )
 
 
@@ -176,8 +175,8 @@ def told(callback: Callable, outputs: int = 1) -> Callable:
     return safe
 
 
-def in_its_place(draw: Callable, outputs: Sequence[Component]) -> Callable:
-    """The callback; if it fails, its first text says why, and its other texts and figures are emptied."""
+def in_its_place(draw: Callable, outputs: Sequence[Component], *, others_stay: bool = False) -> Callable:
+    """The callback; if it fails, its first text says why, and its other texts and figures are emptied, or stay."""
     place = next((place for place, one in enumerate(outputs) if isinstance(one, gr.HTML)), None)
     if place is None:
         return draw
@@ -188,7 +187,7 @@ def in_its_place(draw: Callable, outputs: Sequence[Component]) -> Callable:
         try:
             return plain(*values)
         except (WorkbenchError, OSError) as error:
-            blank = [_emptied(one) for one in outputs]
+            blank = [gr.skip() if others_stay else _emptied(one) for one in outputs]
             blank[place] = note(sentence(error), "error")
             return tuple(blank) if len(blank) > 1 else blank[0]
 

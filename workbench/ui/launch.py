@@ -86,11 +86,11 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     silent = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
 
     shows = (beside(partial(preview, context, form), 1), inputs, [message, command])
-    typed = gr.Textbox("", visible="hidden")
-    # a Textbox has no `input` for what is pasted or deleted, only `change`
-    events = [one.change if isinstance(one, gr.Textbox) else one.input for one in (more, *made) if one is not chooser]
-    gr.on(events, None, None, typed, js="() => workbenchApp.typed()")
-    gr.on([*events, chooser.input, recipe.change], None, None, said, js="() => ''")
+    typed = gr.Textbox("", visible="hidden", elem_id="launch-typed")
+    # text, numbers and switches are listened to by assets/app.js, all at once: each event of each box would cost the first page
+    lists = [one.input for one in made if isinstance(one, gr.Dropdown) and one is not chooser]
+    gr.on(lists, None, None, typed, js="() => workbenchApp.typed()")
+    gr.on([typed.change, chooser.input, recipe.change], None, None, said, js="() => ''")
     typed.change(*shows, **silent)
     loaded = recipe.change(
         beside(partial(fill, context, form), 1 + len(made)), recipe, [message, about, *made], **silent

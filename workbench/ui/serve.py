@@ -12,10 +12,12 @@ import socket
 from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from workbench.errors import ConfigError, RunError
 from workbench.ui.context import MAX_UPLOAD_MB, AppContext
-from workbench.ui.shell import build_app, look
+from workbench.ui.shell import build_app, early_head, look
 
 QUEUE_PAUSE_S = 0.02  # between looks for something to do
 _LOCAL = ("localhost", "localhost.localdomain")
@@ -65,9 +67,39 @@ def serve(
         ssr_mode=False,
         max_file_size=1 if read_only else f"{MAX_UPLOAD_MB}mb",  # nothing is taken there
         prevent_thread_lock=True,
+        app_kwargs={"middleware": [Middleware(EarlyHead, head=early_head())]},
         **look(),
     )
     return app
+
+
+class EarlyHead:
+    """Writes our own lines into the page's head: Gradio adds what it is given as `head` a second later, with its own parts."""
+
+    def __init__(self, app: ASGIApp, head: str) -> None:
+        self.app, self.head = app, head.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/":
+            await self.app(scope, receive, send)
+            return
+        start: Message = {}
+        page = b""
+
+        async def changed(message: Message) -> None:
+            nonlocal start, page
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            page += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            body = page.replace(b"</head>", self.head + b"</head>", 1)
+            headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
+            await send({**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
+            await send({"type": "http.response.body", "body": body})
+
+        await self.app(scope, receive, changed)
 
 
 def read_users(file: str | Path) -> list[tuple[str, str]]:

@@ -77,7 +77,7 @@ def build_app(context: AppContext) -> gr.Blocks:
         trouble = gr.HTML("", elem_id="app-trouble", padding=False)
         first = first_tab(names)  # drawn before the address is known: what most addresses ask for
         with gr.Tabs(selected=first, elem_id="app-tabs") as tabs:
-            shared = Shared(app, run, theme, address, tab, tabs, search, wake)
+            shared = Shared(run, theme, address, tab, tabs, wake)
             for name, (label, module) in TABS.items():
                 with gr.Tab(label, id=name, elem_id=f"tab-{name}") as one:
                     module.build_tab(context, shared)
@@ -102,14 +102,35 @@ def build_app(context: AppContext) -> gr.Blocks:
             js="() => workbenchApp.start()", api_visibility="private", show_progress="hidden",
         )  # fmt: skip
         asked.then(None, js="() => workbenchApp.open()").then(**shown)
+
+        def first(search: str) -> str:  # Gradio asks for the types of what it is given
+            return first_glance(context, search)
+
+        gr.api(first, api_name="first_glance", queue=False, api_visibility="undocumented")
     return app
 
 
 def look() -> dict:
     """What gr.Blocks.launch needs to dress the page: all of it lies on this machine."""
     style = f"{read_asset('app.css')}\n#app-tabs :where(.wbu .html-container > div) {{ {read_asset('rows.css')} }}"
-    script = read_asset("app.js") + read_asset("rows.js")
-    return {"theme": _theme(), "css": style, "head": f"{page_head()}<script>{script}</script>"}
+    return {"theme": _theme(), "css": style, "head": page_head()}
+
+
+def early_head() -> str:
+    """Our own script, and the style of what it shows at once."""
+    font = f":root {{ --first-font: {SANS}; }}"
+    return f"<style>{font}{read_asset('app.css')}</style><script>{read_asset('app.js')}{read_asset('rows.js')}</script>"
+
+
+def first_glance(context: AppContext, search: str) -> str:
+    """The title and the state of the run that an address asks for, as HTML: assets/app.js shows it while Gradio is still
+    loading its own parts. Empty if the address asks for another tab."""
+    asked, names = read_address(search), [name for _, name in run_choices(context)]
+    run = asked_run(asked, names)
+    if run is None or asked.get("tab", "watch") != "watch":
+        return ""
+    state, *_ = watch.glance(context, run)
+    return f'<div class="app-title">{_title(context)}</div>{state}'
 
 
 def look_again(context: AppContext, run: str | None) -> object:

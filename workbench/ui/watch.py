@@ -30,10 +30,8 @@ from workbench.ui.answers import COLUMNS, answers_to, asked_questions
 from workbench.ui.context import (
     AppContext,
     Shared,
-    asked_run,
-    first_tab,
+    in_its_place,
     note,
-    read_address,
     run_choices,
     sentence,
     told,
@@ -104,15 +102,17 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     state_outputs = [status, stop, kill, resume, more, timer]
     outputs = [*state_outputs, shared.run, log, seen, question, answers, *plots, sure]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    look = told(partial(look_at, context), len(outputs))
+    look = in_its_place(partial(look_at, context), outputs, others_stay=True)
     inputs = [shared.run, shared.theme, seen, question, shared.tab]
-    shared.app.load(
-        told(partial(glance_first, context), len(state_outputs)), shared.search, state_outputs,
-        js="() => workbenchApp.asked()", **quiet,
-    )  # fmt: skip
     first = shared.on_show("watch", told(partial(glance, context), len(state_outputs)), [shared.run], state_outputs)
-    first.then(told(partial(look_at, context, anew=True), len(outputs)), inputs, outputs, **quiet)
-    timer.tick(look, inputs, outputs, **quiet)
+    first.then(
+        in_its_place(partial(look_at, context, anew=True), outputs, others_stay=True),
+        inputs,
+        outputs,
+        queue=False,
+        **quiet,
+    )
+    timer.tick(look, inputs, outputs, queue=False, **quiet)
     question.input(told(partial(show_answers, context)), [shared.run, question], answers, **quiet)
     for button, act, given in (
         (stop, partial(stop_it, context), [shared.run]),
@@ -120,14 +120,6 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         (resume, partial(resume_it, context), [shared.run, more]),
     ):
         button.click(told(act, len(state_outputs)), given, state_outputs, **quiet).then(look, inputs, outputs, **quiet)
-
-
-def glance_first(context: AppContext, search: str) -> tuple:
-    """The state of the run that a page is opened on, asked beside the address and not after it; nothing for other tabs."""
-    asked, runs = read_address(search), [name for _, name in run_choices(context)]
-    if asked.get("tab", first_tab(runs)) != "watch":
-        return (gr.skip(),) * len(_buttons(context, None)) + (gr.skip(),)
-    return glance(context, asked_run(asked, runs))
 
 
 def glance(context: AppContext, run: str | None) -> tuple:
