@@ -13,14 +13,14 @@ from workbench.jobs import JobState
 from workbench.ui import watch
 from workbench.ui.context import AppContext
 from workbench.ui.pieces import TRACES
+from workbench.ui.status import span, status_html
 from workbench.ui.watch import (
     CURVES,
     PANELS,
+    beat,
     look_at,
     offer_questions,
     resume_it,
-    span,
-    status_html,
     stop_it,
 )
 
@@ -123,6 +123,27 @@ def test_a_living_run_is_drawn_no_more_often_than_drawing_costs(
     now = time.time()
     monkeypatch.setattr(watch.time, "time", lambda: now + 3600)
     assert figures(look(context, soon[SEEN]))[0].data
+
+
+def test_between_two_drawings_only_the_state_and_what_was_printed_are_told(
+    context: AppContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = a_run(context, status="running", pid=os.getpid())
+    seen = look(context)[SEEN]
+    status, log, heard, more = beat(context, "one", "light", seen, "")
+    assert "running" in status and log.strip() == "hello" and more == SKIP
+    add_step(folder, 4)
+    assert beat(context, "one", "light", seen, heard)[1:] == (SKIP, heard, SKIP), "curves are not due"
+    now = time.time()
+    with monkeypatch.context() as later:
+        later.setattr(watch.time, "time", lambda: now + 3600)
+        assert beat(context, "one", "light", seen, heard)[3] == str(now + 3600)
+        assert beat(context, "one", "light", seen, heard, "tokens")[3] == SKIP, "behind another tab nothing is drawn"
+    (folder / "run.json").write_text(
+        json.dumps({**json.loads((folder / "run.json").read_text()), "status": "finished"})
+    )
+    assert beat(context, "one", "light", seen, heard)[3] != SKIP, "it has ended"
+    assert beat(context, "gone", "light", seen, heard)[3] != SKIP, "it was deleted"
 
 
 def test_another_run_another_theme_and_a_shown_tab_are_drawn_at_once(context: AppContext) -> None:

@@ -1,7 +1,7 @@
 """Watch: one run as it goes: its state, its curves, its answers; stop and resume.
 
-The page asks again every two seconds while the run lives and the tab is open. Asking is a look at a few small files.
-Curves are drawn anew only if a number was added, and more seldom the older the run is and the longer drawing takes, so
+The page asks again every two seconds while the run lives and the tab is open: of its state and its log (`beat`), a look at a
+few small files. Only if there is more, everything is asked for (`look_at`). Curves are drawn anew only if a number was added, and more seldom the older the run is and the longer drawing takes, so
 that watching does not slow the training down. What was drawn last is remembered by the browser, so a restarted server
 goes on where the other one was.
 """
@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Callable
 from functools import cache, partial
-from html import escape
 from pathlib import Path
 
 import gradio as gr
@@ -22,7 +21,6 @@ from workbench.analysis.regimes import gaps_over_steps, shares_over_steps
 from workbench.analysis.runs import metrics
 from workbench.analysis.style import empty_figure
 from workbench.analysis.table import Table, table
-from workbench.commands import copyable
 from workbench.errors import RunError, TraceError, WorkbenchError
 from workbench.jobs import JobState, log_tail, resume_run, stop_run
 from workbench.traces.reader import Traces
@@ -46,6 +44,7 @@ from workbench.ui.pieces import (
     rows_component,
     rows_html,
 )
+from workbench.ui.status import status_html
 
 NO_RUNS = "No run is here yet. Launch one, or `workbench train configs/demo.yaml`."
 POLL_S = 2.0
@@ -72,6 +71,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     """The tab."""
     timer = gr.Timer(POLL_S, active=False)
     seen = gr.Textbox("", visible="hidden", elem_id="watch-seen")
+    heard, more_due = (gr.Textbox("", visible="hidden") for _ in range(2))
     with gr.Row(elem_id="watch-head", equal_height=True):
         status = gr.HTML(elem_id="watch-status", min_width=520)
         with gr.Column(scale=0, min_width=260, elem_id="watch-actions"):
@@ -112,7 +112,12 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         queue=False,
         **quiet,
     )
-    timer.tick(look, inputs, outputs, queue=False, **quiet)
+    beating = [status, log, heard, more_due]  # few: each component that may change costs the browser something
+    timer.tick(
+        in_its_place(partial(beat, context), beating, others_stay=True), [shared.run, shared.theme, seen, heard, shared.tab],
+        beating, queue=False, **quiet,
+    )  # fmt: skip
+    more_due.change(look, inputs, outputs, queue=False, trigger_mode="once", **quiet)
     question.input(told(partial(show_answers, context)), [shared.run, question], answers, **quiet)
     for button, act, given in (
         (stop, partial(stop_it, context), [shared.run]),
@@ -130,6 +135,18 @@ def glance(context: AppContext, run: str | None) -> tuple:
         return _state(context, context.job(run))
     except RunError as error:  # deleted while it was looked at
         return (note(sentence(error), "error"), *_buttons(context, None))
+
+
+def beat(context: AppContext, run: str | None, theme: str, seen: str, heard: str, tab: str = "watch") -> tuple:
+    """State and log of a run as they are now, what of the log was `heard`, and a new text if `look_at` has more to show."""
+    try:
+        state = context.job(run)
+    except RunError:  # deleted while it was looked at
+        return (gr.skip(), gr.skip(), "", str(time.time()))
+    before, log = _remembered(seen, run, theme), json.dumps([run, _log_mark(state.run_dir)])
+    has_more = before.get("status") != state.status or _is_due(state, before, tab)
+    said = gr.skip() if log == heard else log_tail(state.run_dir)
+    return (status_html(state), said, log, str(time.time()) if has_more else gr.skip())
 
 
 def look_at(
@@ -156,12 +173,11 @@ def look_at(
         "run": run,
         "theme": theme,
         "status": state.status,
-        "log": _mark(run_dir.parent / ".jobs" / run_dir.name / "train.out", run_dir / "train.log"),
+        "log": _log_mark(run_dir),
     }
-    marks = _mark(run_dir / "metrics.jsonl", run_dir / "evals", run_dir / "run.json" if not state.is_alive else None)
     log = gr.skip() if before.get("log") == now["log"] else log_tail(run_dir)
-    is_due = time.time() >= before.get("next", 0.0) or not state.is_alive
-    if anew or (before.get("marks") != marks and is_due and tab == "watch"):
+    marks = _marks(state)
+    if anew or _is_due(state, before, tab):
         start = time.perf_counter()
         traces, fault = read_traces(run_dir)
         drawn = [*(offer_questions(run_dir, traces, question, fault)), *draw(run_dir, traces, theme, fault)]
@@ -225,43 +241,6 @@ def how_sure(run_dir: Path) -> str:
         return "" if accuracy(run_dir).empty else aside_html(HOW_SURE)
     except (WorkbenchError, OSError):  # the figure says so
         return ""
-
-
-def status_html(state: JobState) -> str:
-    """State, progress, time left, and what went wrong, as the run itself says it."""
-    done, steps = state.step, state.steps
-    share = min(1.0, done / steps) if steps else 0.0
-    facts = [
-        ("method", state.method or "–"),
-        ("step", f"{done:,} of {steps:,}" if steps else f"{done:,}"),
-        ("left", span(state.remaining_s) if state.remaining_s is not None else "–"),
-        ("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(state.started)) if state.started else "–"),
-        ("last sign", f"{span(state.silent_s)} ago" if state.silent_s is not None else "–"),
-    ]
-    listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
-    said = note(state.error, "error") if state.error else ""
-    said += "".join(note(warning, "warning") for warning in state.warnings)
-    if state.skipped:
-        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in state.skipped.items())
-        said += note(f"Examples left out: {reasons}")
-    command = f'<p class="app-command"><code>{escape(copyable(_plain(state)))}</code></p>' if state.command else ""
-    return (
-        f'<div class="app-run"><h2>{escape(state.name)}</h2>'
-        f'<span class="app-badge app-is-{escape(state.status)}" role="status">{escape(state.status)}</span></div>'
-        f'<div class="app-progress" role="progressbar" aria-label="Steps done" aria-valuemin="0" aria-valuemax="100" '
-        f'aria-valuenow="{100 * share:.0f}"><i style="width:{100 * share:.1f}%"></i></div>'
-        f'<dl class="app-facts">{listed}</dl>{said}{command}'
-    )
-
-
-def span(seconds: float | None) -> str:
-    """A length of time as people say it."""
-    if seconds is None:
-        return "–"
-    minutes, hours = seconds / 60, seconds / 3600
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes:.0f} min" if minutes < 90 else f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} days"
 
 
 def stop_it(context: AppContext, run: str, *, at_once: bool = False) -> tuple:
@@ -340,6 +319,21 @@ def _of(trained: Table, names: tuple[str, ...], title: str) -> Table:
     return table(own, list(trained.frame.columns), run=trained.run, empty=empty, units=trained.units)
 
 
+def _is_due(state: JobState, before: dict, tab: str) -> bool:
+    """Whether a number was added since the curves were drawn, and they may be drawn again."""
+    is_time = time.time() >= before.get("next", 0.0) or not state.is_alive
+    return tab == "watch" and is_time and before.get("marks") != _marks(state)
+
+
+def _marks(state: JobState) -> list:
+    run_dir = state.run_dir
+    return _mark(run_dir / "metrics.jsonl", run_dir / "evals", run_dir / "run.json" if not state.is_alive else None)
+
+
+def _log_mark(run_dir: Path) -> list:
+    return _mark(run_dir.parent / ".jobs" / run_dir.name / "train.out", run_dir / "train.log")
+
+
 def _mark(*files: Path | None) -> list:
     """Changes whenever one of the files does; reads none of them."""
     marks = []
@@ -365,15 +359,3 @@ def _remembered(seen: str, run: str, theme: str) -> dict:
         return {}
     is_same = isinstance(before, dict) and (before.get("run"), before.get("theme")) == (run, theme)
     return before if is_same else {}
-
-
-def _plain(state: JobState) -> tuple[str, ...]:
-    """The command of a run as people type it. One that the page started is repeated from the run's own configuration."""
-    command, run_dir = state.command, state.run_dir
-    if command[1:3] == ("-m", "workbench"):
-        command = ("workbench", *command[3:])
-    elif command[0].endswith(("workbench", "__main__.py")):
-        command = ("workbench", *command[1:])
-    if command[1:2] == ("train",) and Path(command[-1]).parts[-3:-1] == (".jobs", run_dir.name):
-        return ("workbench", "train", str(run_dir / "config.yaml"), f"name={run_dir.name}-again")
-    return tuple(str(run_dir) if part == str(run_dir.resolve()) else part for part in command)
