@@ -1,5 +1,6 @@
 """Shared by all tests: small real models on disk, made once."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -30,6 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, the rest as they stand."""
     place = {TESTS / file: order for order, file in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not go through all of it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_xdist_auto_num_workers() -> int:
