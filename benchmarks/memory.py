@@ -8,7 +8,8 @@ learns, and moves the weights; answers have 128 tokens, forward passes 8 answers
 
 positions  peak memory and processor time of a step of so many. Logits of all would take 0.58 MiB a position (fp32); what is left
            to grow is hidden states, caches, the numbers that are traced
-lengths    the same for one number of positions in answers of 64 to 2,048 tokens each
+lengths    the same for one number of positions in answers of 64 to 2,048 tokens each: fewer and fewer are written side by side
+growing    the same for 8 answers that become longer
 """
 
 import argparse
@@ -49,6 +50,7 @@ def main() -> None:
         shapes = [(count // LENGTH, LENGTH) for count in args.positions]
         show("positions", folder, args.method, shapes)
         show("lengths", folder, args.method, [(args.lengths[-1] // length, length) for length in args.lengths])
+        show("growing", folder, args.method, [(MICRO_BATCH, length) for length in args.lengths])
 
 
 def arguments() -> argparse.Namespace:
@@ -56,7 +58,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--positions", type=numbers, default=[1024, 2048, 4096, 8192, 16_384])
     parser.add_argument(
-        "--lengths", type=numbers, default=[64, 128, 256, 512, 1024, 2048], help="the last: positions of each step"
+        "--lengths",
+        type=numbers,
+        default=[64, 128, 256, 512, 1024, 2048],
+        help="of answers; the last: positions of each step",
     )
     parser.add_argument("--method", default="opd")
     parser.add_argument("--shape", type=numbers, help=argparse.SUPPRESS)
