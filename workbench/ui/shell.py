@@ -103,10 +103,10 @@ def build_app(context: AppContext) -> gr.Blocks:
         )  # fmt: skip
         asked.then(None, js="() => workbenchApp.open()").then(**shown)
 
-        def first(search: str) -> str:  # Gradio asks for the types of what it is given
+        def glance(search: str) -> str:  # Gradio asks for the types of what it is given
             return first_glance(context, search)
 
-        gr.api(first, api_name="first_glance", queue=False, api_visibility="undocumented")
+        gr.api(glance, api_name="first_glance", queue=False, api_visibility="undocumented")
     return app
 
 

@@ -1,9 +1,9 @@
 """Watch: one run as it goes: its state, its curves, its answers; stop and resume.
 
-The page asks again every two seconds while the run lives and the tab is open: of its state and its log (`beat`), a look at a
-few small files. Only if there is more, everything is asked for (`look_at`). Curves are drawn anew only if a number was added, and more seldom the older the run is and the longer drawing takes, so
-that watching does not slow the training down. What was drawn last is remembered by the browser, so a restarted server
-goes on where the other one was.
+The page asks again every two seconds while the run lives and the tab is open: of its state and its log (`beat`), a look at
+a few small files. Only if there is more, everything is asked for (`look_at`). Curves are drawn anew only if a number was
+added, and more seldom the older the run is and the longer drawing takes, so that watching does not slow the training down.
+What was drawn last is remembered by the browser, so a restarted server goes on where the other one was.
 """
 
 import json
