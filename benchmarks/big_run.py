@@ -9,6 +9,7 @@ and ten evaluations of 256 questions.
 """
 
 import argparse
+import itertools
 import random
 import resource
 import statistics
@@ -246,22 +247,24 @@ def selections(traces: Traces, steps: list[int], chooser: random.Random) -> dict
 def tokens_tab(folder: Path, steps: list[int], chooser: random.Random) -> dict[str, Callable]:
     """Everything that the server does for a click in Tokens: choices, list, count, answer, HTML."""
     context = AppContext(folder.parent, folder.parent)
+    unseen = itertools.cycle(chooser.sample(steps, len(steps)))
 
     def one() -> dict:
         return {"step": str(chooser.choice(steps)), "rollout": str(chooser.randrange(64))}
 
     def filtered(**address: str) -> Callable:
-        return lambda: tokens.draw(context, folder.name, address)
+        pages = itertools.count()  # a new page each time, since pages are remembered
+        return lambda: tokens.draw(context, folder.name, {**address, "page": str(next(pages))})
 
     return {
         "another answer": lambda: tokens.draw(context, folder.name, one()),
         "another page": lambda: tokens.draw(context, folder.name, {"page": str(chooser.randrange(3000))}),
-        "one step": lambda: tokens.draw(context, folder.name, {"at_step": str(chooser.choice(steps))}),
+        "one step": lambda: tokens.draw(context, folder.name, {"at_step": str(next(unseen))}),
         "largest information gap": filtered(order="information_gap"),
         "HS, wrong, largest loss": filtered(regime="HS", right="wrong", order="loss"),
         "privileged, one domain": filtered(domain="read", truth="privileged"),
-        "probes": lambda: tokens.draw(context, folder.name, {"probe": "1"}),
-        "down to the next answer": lambda: tokens.turned(context, folder.name, {**one(), "page": "0"}, 1),
+        "probes": filtered(probe="1"),
+        "down to the next answer": lambda: tokens.turned(context, folder.name, {**one(), "page": str(next(unseen))}, 1),
     }  # fmt: skip
 
 

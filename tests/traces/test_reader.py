@@ -121,6 +121,29 @@ def test_pages_of_rollouts_are_complete_and_do_not_overlap(run):
         assert values == sorted(values, reverse=True)
 
 
+def test_keys_of_a_page_come_with_the_number_of_all_and_bring_its_rows(run):
+    traces = open_traces(run)
+    keys, total = traces.rollout_keys(order="loss", limit=3, offset=3)
+    rows = traces.rollouts(order="loss", limit=3, offset=3).to_pylist()
+    assert [(row["step"], row["process_rank"], row["rollout_idx"]) for row in rows] == keys and total == 16
+    assert [row["rollout_idx"] for row in traces.rollouts_at(keys[::-1]).to_pylist()] == [key[2] for key in keys[::-1]]
+    assert traces.rollout_keys(limit=3, offset=99) == ([], 16)
+    assert traces.rollout_keys(domain="none") == ([], 0)
+    assert traces.rollouts_at([]).num_rows == 0
+
+
+def test_what_was_asked_is_remembered_until_a_step_comes(run, make_batch):
+    traces, asked = open_traces(run), []
+
+    def count() -> int:
+        asked.append(True)
+        return traces.count_rollouts()
+
+    assert [traces.remembered("count", count) for _ in range(3)] == [16, 16, 16] and len(asked) == 1
+    writer(run).write(make_batch(5))
+    assert traces.remembered("count", count) == traces.count_rollouts() > 16 and len(asked) == 2
+
+
 def test_aggregates_of_a_rollout_are_those_of_its_positions(run, make_batch):
     row = next(row for row in open_traces(run).rollouts(2).to_pylist() if row["rollout_idx"] == 2)
     batch = make_batch(2)

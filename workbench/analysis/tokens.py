@@ -1,13 +1,12 @@
 """Answers and their tokens: a page of a selection, and one answer ready to be drawn."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from workbench.analysis.table import NO_TRACES, Table, run_name, table, traces_of
 from workbench.rendering.model import TokenView
 from workbench.rendering.recorded import token_view
-from workbench.traces.reader import Traces
+from workbench.traces.reader import Key, Traces
 
 PAGE_COLUMNS = ["step", "rollout", "process", "example", "domain", "question", "answer", "expected", "right", "tokens", "capability_gap", "information_gap", "loss", "regimes"]  # fmt: skip
 PAGE_UNITS = {"tokens": "tokens", "capability_gap": "nats per token", "information_gap": "nats per token", "loss": "nats per token"}  # fmt: skip
@@ -42,9 +41,9 @@ def page(run: str | Path | Traces, selection: Selection = Selection(), *, page_i
     traces = traces_of(run)
     if traces is None:
         return table([], PAGE_COLUMNS, run="", empty=NO_TRACES)
-    found = traces.rollouts(
-        **selection.filters, order=selection.order, limit=size, offset=max(0, page_idx) * size
-    ).to_pylist()
+    found = traces.remembered(
+        ("page", selection, page_idx, size), lambda: _read_page(traces, selection, page_idx, size)
+    )
     rows = [
         {
             "step": row["step"],
@@ -68,23 +67,36 @@ def page(run: str | Path | Traces, selection: Selection = Selection(), *, page_i
     return table(rows, PAGE_COLUMNS, run=run_name(traces), empty=empty, units=PAGE_UNITS)
 
 
+def keys(
+    run: str | Path | Traces, selection: Selection = Selection(), *, page_idx: int = 0, size: int = 25
+) -> tuple[list[Key], int]:
+    """Which answers such a page has, each as (step, process, rollout), and how many the selection has on all pages."""
+    traces = traces_of(run)
+    if traces is None:
+        return [], 0
+    chosen = {**selection.filters, "order": selection.order, "limit": size, "offset": max(0, page_idx) * size}
+    return traces.remembered(("keys", selection, page_idx, size), lambda: traces.rollout_keys(**chosen))
+
+
+def _read_page(traces: Traces, selection: Selection, page_idx: int, size: int) -> list[dict]:
+    chosen, _ = keys(traces, selection, page_idx=page_idx, size=size)
+    return traces.rollouts_at(chosen, probe=selection.probe).to_pylist()
+
+
 def count(run: str | Path | Traces, selection: Selection = Selection()) -> int:
     """How many answers a selection has."""
-    traces = traces_of(run)
-    return 0 if traces is None else traces.count_rollouts(**selection.filters)
+    return keys(run, selection)[1]
 
 
 def choices(run: str | Path | Traces) -> dict[str, list]:
-    """What each filter can be set to, from what is recorded. Asked once for as long as no file is added."""
+    """What each filter can be set to, from what is recorded."""
     traces = traces_of(run)
     if traces is None:
         return {name: [] for name in ("step", "regime", *_CHOSEN)}
-    tables = (traces.folder / name for name in ("cells", "rollouts"))
-    return {**_choices(traces, tuple(table.stat().st_mtime_ns for table in tables if table.is_dir()))}
+    return {**traces.remembered("choices", lambda: _read_choices(traces))}
 
 
-@lru_cache(maxsize=8)
-def _choices(traces: Traces, changed: tuple[int, ...]) -> dict[str, list]:
+def _read_choices(traces: Traces) -> dict[str, list]:
     cells = traces.sql(f"SELECT DISTINCT {', '.join(_CHOSEN)} FROM cells").to_pydict()
     found = {name: sorted(filter(None, set(cells[name]))) for name in _CHOSEN}
     return {"step": traces.steps(), "regime": list(traces.regimes), **found}

@@ -10,6 +10,7 @@
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -190,6 +191,19 @@ def _read(file: Path) -> tuple[Header, pa.Table]:
         return decode_header(parquet.metadata.metadata, file), parquet.read(use_threads=False)  # threads only cost here
     except (pa.ArrowInvalid, OSError) as error:
         raise torn(file, error) from error
+
+
+def check_files(files: Sequence[Path]) -> None:
+    """Raises FileNotFoundError if a file was merged away, so that all is done again; TraceError if one is torn."""
+    for file in files:
+        file.stat()
+    for file in files:
+        try:
+            pq.ParquetFile(file).read()
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise torn(file, error) from error
 
 
 def torn(file: Path, error: Exception) -> TraceError:

@@ -10,17 +10,17 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from workbench.errors import TraceError, unknown
-from workbench.traces.parts import Part, list_parts, torn, traces_folder
+from workbench.traces.memory import Memory
+from workbench.traces.parts import Part, check_files, list_parts, traces_folder
 from workbench.traces.schema import (
     PROBE,
     TABLES,
@@ -33,11 +33,13 @@ from workbench.traces.schema import (
 from workbench.traces.views import regime_table, view_sql, without_rows
 
 Result = TypeVar("Result")
+Key = tuple[int, int, int]  # step, process_rank, rollout_idx
 ORDERS = ("step", "capability_gap", "information_gap", "loss")
 GROUPS = ("step", "kind", "truth", "domain")
 _KEY = "step, process_rank, rollout_idx"
 MEMORY = "512MB"  # that queries may take, beyond it they use the disk
 _MOST_IDLE = 8  # cursors kept
+_MOST_REMEMBERED = 32  # answers to questions
 _ATTEMPTS = 8  # a file may be merged away between listing and reading; that happens every hundred steps at most
 
 
@@ -85,6 +87,7 @@ class Traces:
         )
         self._database.execute("SET GLOBAL parquet_metadata_cache = true")
         self._headers: dict = {}
+        self._remembered = Memory(_MOST_REMEMBERED)
         self._idle: list[
             tuple[object, duckdb.DuckDBPyConnection]
         ] = []  # cursors whose views are made, and for which files
@@ -142,36 +145,45 @@ class Traces:
 
         regime, kind and truth keep answers with at least one such position; right keeps rewards of 1 (True) or below.
         """
+        filters = {"step": step, "regime": regime, "domain": domain, "kind": kind, "truth": truth, "right": right, "example": example}  # fmt: skip
+        keys, _ = self.rollout_keys(**filters, order=order, limit=limit, offset=offset, probe=probe)
+        return self.rollouts_at(keys, probe=probe)
+
+    def rollout_keys(
+        self, *, order: str = "step", limit: int = 50, offset: int = 0, probe: bool = False, **filters: object
+    ) -> tuple[list[Key], int]:
+        """Which answers such a page of `rollouts` has, without reading them, and how many there are on all pages."""
         if order not in ORDERS:
             raise TraceError(unknown("order", order, ORDERS))
-        where, params = self._filters(step, regime, domain, kind, truth, right, example)
+        where, params = self._filters(**filters)
         table = f"{PROBE if probe else ''}rollouts"
-        column = order if order == "step" else f"abs(mean_{order})"
-        first = f"{column} DESC NULLS LAST, step DESC, process_rank, rollout_idx"
+        value = order if order == "step" else f"abs(mean_{order})"
         query = f"""
-            WITH page AS (
-                SELECT {_KEY} FROM {table} WHERE {where} ORDER BY {first} LIMIT $limit OFFSET $offset)
+            WITH kept AS MATERIALIZED (SELECT {_KEY}, {value} AS value FROM {table} WHERE {where}),
+            page AS (
+                SELECT * FROM kept ORDER BY value DESC NULLS LAST, step DESC, process_rank, rollout_idx
+                LIMIT $limit OFFSET $offset)
+            SELECT {_KEY}, total FROM (SELECT count(*) AS total FROM kept) LEFT JOIN page ON true
+            ORDER BY value DESC NULLS LAST, step DESC, process_rank, rollout_idx"""
+        rows = self._run((query, {**params, "limit": limit, "offset": offset}))[0].to_pylist()
+        keys = [(row["step"], row["process_rank"], row["rollout_idx"]) for row in rows if row["step"] is not None]
+        return keys, rows[0]["total"]
+
+    def rollouts_at(self, keys: Sequence[Key], *, probe: bool = False) -> pa.Table:
+        """The answers with these keys, in their order, with the columns of `rollouts`."""
+        places = ", ".join(f"({place}, {', '.join(str(int(part)) for part in key)})" for place, key in enumerate(keys))
+        query = f"""
             SELECT {_KEY}, example_id, sample_idx, domain, question, answer, completion, source_policy, finished,
                    reward, num_positions, mean_capability_gap AS capability_gap, mean_information_gap AS information_gap,
                    mean_loss AS loss, total_contribution AS contribution, regime_counts AS regimes
-            FROM {table} SEMI JOIN page USING ({_KEY})
-            ORDER BY {first}"""  # texts are read of the page's rows only
-        return self._run((query, {**params, "limit": limit, "offset": offset}))[0]
+            FROM {PROBE if probe else ""}rollouts
+            JOIN (VALUES {places or "(NULL, NULL, NULL, NULL)"}) AS page(place, {_KEY}) USING ({_KEY})
+            ORDER BY place"""
+        return self._run((query, None))[0]
 
-    def count_rollouts(
-        self,
-        step: int | None = None,
-        *,
-        regime: str | None = None,
-        domain: str | None = None,
-        kind: str | None = None,
-        truth: str | None = None,
-        right: bool | None = None,
-        example: str | None = None,
-        probe: bool = False,
-    ) -> int:
-        """How many answers the same filters keep."""
-        where, params = self._filters(step, regime, domain, kind, truth, right, example)
+    def count_rollouts(self, step: int | None = None, *, probe: bool = False, **filters: object) -> int:
+        """How many answers the filters of `rollouts` keep."""
+        where, params = self._filters(step, **filters)
         table = f"{PROBE if probe else ''}rollouts"
         return self._run((f"SELECT count(*) AS n FROM {table} WHERE {where}", params))[0]["n"][0].as_py()
 
@@ -254,6 +266,15 @@ class Traces:
             "image_bytes": sizes["images"],
         }
 
+    def remembered(self, question: Hashable, read: Callable[[], Result]) -> Result:
+        """`read()`, or what it returned when the same question was asked before over the same files."""
+        return self._remembered.of((question, self._again(self._files)), read)
+
+    def _files(self) -> tuple:
+        return tuple(
+            (part.file, part.hidden, id(part.header)) for of_table in self._list().values() for part in of_table
+        )
+
     def _what_there_is(self, step: int, rollout_idx: int, process_rank: int, probe: bool) -> str:
         """Why an answer is not there, and which are."""
         table, word = (f"{PROBE}rollouts", "probe") if probe else ("rollouts", "rollout")
@@ -270,13 +291,13 @@ class Traces:
 
     def _filters(
         self,
-        step: int | None,
-        regime: str | None,
-        domain: str | None,
-        kind: str | None,
-        truth: str | None,
-        right: bool | None,
-        example: str | None,
+        step: int | None = None,
+        regime: str | None = None,
+        domain: str | None = None,
+        kind: str | None = None,
+        truth: str | None = None,
+        right: bool | None = None,
+        example: str | None = None,
     ) -> tuple[str, dict]:
         if regime is not None and regime not in self.regimes:
             raise TraceError(unknown("regime", regime, self.regimes))
@@ -314,7 +335,7 @@ class Traces:
         except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
             raise _query_error(error) from error
         except duckdb.Error as error:
-            _check_files(parts, used)
+            check_files([part.file for table in used for part in parts[table]])
             raise _query_error(error) from error
 
     @contextlib.contextmanager
@@ -364,20 +385,6 @@ def _header(parts: dict[str, list[Part]]) -> Header:
     if not headers:
         raise TraceError("the traces are gone: no file is left in the folder. Open a run that has traces.")
     return merge_headers(headers)
-
-
-def _check_files(parts: dict[str, list[Part]], tables: Sequence[str]) -> None:
-    """Raises FileNotFoundError if a file was merged away, so that all is done again; TraceError if one is torn."""
-    files = [part.file for table in tables for part in parts[table]]
-    for file in files:
-        file.stat()
-    for file in files:
-        try:
-            pq.ParquetFile(file).read()
-        except (pa.ArrowInvalid, OSError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise torn(file, error) from error
 
 
 def _query_error(error: duckdb.Error) -> TraceError:

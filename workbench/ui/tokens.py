@@ -7,6 +7,7 @@
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from html import escape
 
@@ -68,8 +69,12 @@ def draw(context: AppContext, run: str | None, address: Mapping | None) -> tuple
         key, token, fault = key_of(address), whole(address, "token"), ""
     except WorkbenchError as error:
         key, token, fault = None, None, sentence(error)
-    listed, where, first = draw_list(traces, selection, page_of(address), key)
-    shown = empty_html(fault) if fault else draw_answer(traces, key or first, selection.probe, run or "", token)
+    keys, total, page_idx = _keys(traces, selection, page_of(address))
+    first = keys[0] if keys else None
+    with ThreadPoolExecutor(1) as beside:  # the answer is read while the list is
+        answer = beside.submit(draw_answer, traces, key or first, selection.probe, run or "", token)
+        listed, where = draw_list(traces, selection, page_idx, total, key)
+    shown = empty_html(fault) if fault else answer.result()
     boxes = [*_filter_boxes(choices, selection), _verdict(selection), selection.order]
     return *boxes, selection.example or "", selection.probe, listed, where, shown
 
@@ -123,13 +128,11 @@ def page_of(address: Mapping | None) -> int:
 
 
 def draw_list(
-    traces: Traces | None, selection: Selection, page_idx: int, key: dict | None
-) -> tuple[str, str, dict | None]:
-    """The list, where in it the page is, and the key of its first answer."""
+    traces: Traces | None, selection: Selection, page_idx: int, total: int, key: dict | None
+) -> tuple[str, str]:
+    """A page of the list, and where in it the page is."""
     if traces is None:
-        return empty_html(NO_TRACES), "", None
-    total = tokens.count(traces, selection)
-    page_idx = min(page_idx, max(0, (total - 1) // PAGE_SIZE))
+        return empty_html(NO_TRACES), ""
     page = tokens.page(traces, selection, page_idx=page_idx, size=PAGE_SIZE)
     first = {name: page.rows[0][name] for name in KEY} if page.rows else None
     html = rows_html(page, COLUMNS, label="answers", key=KEY, chosen=key or first, tall=290, follow=True)
@@ -137,11 +140,8 @@ def draw_list(
     where = f"{start + 1:,}–{min(total, start + PAGE_SIZE):,} of {total:,}" if total else "none"
     is_elsewhere = key is not None and all({name: row[name] for name in KEY} != key for row in page.rows)
     told_open = f"open: step {key['step']}, no. {key['rollout']}, not on this page · " if is_elsewhere else ""
-    return (
-        html,
-        f'<p class="wbu-where" aria-live="polite">{told_open}{where} {"probes" if selection.probe else "answers"}</p>',
-        first,
-    )
+    listed = f"{told_open}{where} {'probes' if selection.probe else 'answers'}"
+    return html, f'<p class="wbu-where" aria-live="polite">{listed}</p>'
 
 
 def draw_answer(traces: Traces | None, key: dict | None, probe: bool, run: str, token: int | None = None) -> str:
@@ -168,10 +168,9 @@ def paged(context: AppContext, run: str | None, address: Mapping | None, by: int
     """The address one page on (by = 1) or back (by = -1), with that page's first answer."""
     traces = TRACES.of(context.run_dir(run))
     address = address or {}
-    last = 0
+    page_idx = 0
     if traces is not None:
-        last = max(0, (tokens.count(traces, select(address, tokens.choices(traces))) - 1) // PAGE_SIZE)
-    page_idx = min(last, max(0, page_of(address) + by))
+        _, _, page_idx = _keys(traces, select(address, tokens.choices(traces)), max(0, page_of(address) + by))
     own = {name: value for name, value in address.items() if name in ("probe", "example")}
     return kept(address) | own | ({"page": str(page_idx)} if page_idx else {})
 
@@ -183,27 +182,30 @@ def turned(context: AppContext, run: str | None, address: Mapping | None, direct
     if traces is None:
         return dict(address)
     selection = select(address, tokens.choices(traces))
-    page_idx, key = page_of(address), key_of(address)
-    keys = _keys(traces, selection, page_idx)
+    key = key_of(address)
+    keys, total, page_idx = _keys(traces, selection, page_of(address))
     place = (keys.index(key) if key in keys else 0 if key is None else -1) + direction
     if key is not None and key not in keys:
         place = 0  # it came by a link and is not on this page: go on from the page's first
     if place < 0 and page_idx > 0:
-        page_idx -= 1
-        keys = _keys(traces, selection, page_idx)
+        keys, total, page_idx = _keys(traces, selection, page_idx - 1)
         place = len(keys) - 1
-    elif place >= len(keys) and tokens.count(traces, selection) > (page_idx + 1) * PAGE_SIZE:
-        page_idx, place = page_idx + 1, 0
-        keys = _keys(traces, selection, page_idx)
+    elif place >= len(keys) and total > (page_idx + 1) * PAGE_SIZE:
+        keys, total, page_idx = _keys(traces, selection, page_idx + 1)
+        place = 0
     if not keys:
         return dict(address)
     place = max(0, min(len(keys) - 1, place))
     return opened({**address, "page": str(page_idx) if page_idx else ""}, keys[place])
 
 
-def _keys(traces: Traces, selection: Selection, page_idx: int) -> list[dict]:
-    rows = tokens.page(traces, selection, page_idx=page_idx, size=PAGE_SIZE).rows
-    return [{name: row[name] for name in KEY} for row in rows]
+def _keys(traces: Traces | None, selection: Selection, page_idx: int) -> tuple[list[dict], int, int]:
+    """The answers of a page, how many there are on all, and which page it is: the last one for a number beyond it."""
+    keys, total = tokens.keys(traces, selection, page_idx=page_idx, size=PAGE_SIZE) if traces is not None else ([], 0)
+    last = max(0, (total - 1) // PAGE_SIZE)
+    if page_idx > last:
+        return _keys(traces, selection, last)
+    return [dict(zip(KEY, key, strict=True)) for key in keys], total, page_idx
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
