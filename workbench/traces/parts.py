@@ -10,7 +10,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,6 +39,10 @@ class Part:
     header: Header
     pairs: frozenset[Pair]
     hidden: frozenset[Pair] = frozenset()
+
+    def has(self, steps: Container[int]) -> bool:
+        """Whether it may hold rows of any of these steps."""
+        return not self.pairs or any(step in steps for step, _ in self.pairs)
 
 
 def traces_folder(run_folder: Path) -> Path:

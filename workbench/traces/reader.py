@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -88,9 +88,7 @@ class Traces:
         self._database.execute("SET GLOBAL parquet_metadata_cache = true")
         self._headers: dict = {}
         self._remembered = Memory(_MOST_REMEMBERED)
-        self._idle: list[
-            tuple[object, duckdb.DuckDBPyConnection]
-        ] = []  # cursors whose views are made, and for which files
+        self._idle: list[tuple[object, duckdb.DuckDBPyConnection]] = []  # cursors with views, and of which files
 
     def sql(self, query: str, params: Sequence | dict | None = None) -> pa.Table:
         """The result of one SELECT; `.to_pandas()` makes a data frame of it. Values go in as `?` or `$name`.
@@ -165,7 +163,8 @@ class Traces:
                 LIMIT $limit OFFSET $offset)
             SELECT {_KEY}, total FROM (SELECT count(*) AS total FROM kept) LEFT JOIN page ON true
             ORDER BY value DESC NULLS LAST, step DESC, process_rank, rollout_idx"""
-        rows = self._run((query, {**params, "limit": limit, "offset": offset}))[0].to_pylist()
+        of = {filters["step"]} if filters.get("step") is not None else None
+        rows = self._run((query, {**params, "limit": limit, "offset": offset}), steps=of)[0].to_pylist()
         keys = [(row["step"], row["process_rank"], row["rollout_idx"]) for row in rows if row["step"] is not None]
         return keys, rows[0]["total"]
 
@@ -179,7 +178,7 @@ class Traces:
             FROM {PROBE if probe else ""}rollouts
             JOIN (VALUES {places or "(NULL, NULL, NULL, NULL)"}) AS page(place, {_KEY}) USING ({_KEY})
             ORDER BY place"""
-        return self._run((query, None))[0]
+        return self._run((query, None), steps={key[0] for key in keys})[0]
 
     def count_rollouts(self, step: int | None = None, *, probe: bool = False, **filters: object) -> int:
         """How many answers the filters of `rollouts` keep."""
@@ -195,6 +194,7 @@ class Traces:
         rows, positions = self._run(
             (f"SELECT * FROM {prefix}rollouts {where}", params),
             (f"SELECT * FROM {prefix}positions {where} ORDER BY position", params),
+            steps={step},
         )
         if rows.num_rows == 0:
             raise TraceError(self._what_there_is(step, rollout_idx, process_rank, probe))
@@ -320,13 +320,15 @@ class Traces:
         """The files of every table; rollouts first, since a rollout appears after its positions."""
         return {table: list_parts(self.folder / table, self._headers) for table in TABLES}
 
-    def _run(self, *queries: tuple[str, Sequence | dict | None]) -> list[pa.Table]:
-        """Results of queries that all see the same files."""
-        return self._again(lambda: self._run_once(queries))
+    def _run(self, *queries: tuple[str, Sequence | dict | None], steps: Container[int] | None = None) -> list[pa.Table]:
+        """Results of queries that all see the same files: all, or those of certain steps."""
+        return self._again(lambda: self._run_once(queries, steps))
 
-    def _run_once(self, queries: tuple[tuple[str, Sequence | dict | None], ...]) -> list[pa.Table]:
+    def _run_once(self, queries: tuple, steps: Container[int] | None) -> list[pa.Table]:
         parts = self._list()
         header = _header(parts)
+        if steps is not None:
+            parts = {table: [part for part in parts[table] if part.has(steps)] for table in parts}
         text = " ".join(query for query, _ in queries)
         used = tuple(table for table in TABLES if re.search(rf"\b{table}\b", text, re.IGNORECASE))
         try:
@@ -339,9 +341,7 @@ class Traces:
             raise _query_error(error) from error
 
     @contextlib.contextmanager
-    def _cursor(
-        self, used: tuple[str, ...], parts: dict[str, list[Part]], header: Header
-    ) -> Iterator:  # of a duckdb cursor
+    def _cursor(self, used: tuple[str, ...], parts: dict[str, list[Part]], header: Header) -> Iterator:
         """A cursor with views over these files. One that has just been used for the same files is used again."""
         files = {table: tuple((part.file, part.hidden, id(part.header)) for part in parts[table]) for table in used}
         key = (files, header)
