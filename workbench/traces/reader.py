@@ -40,7 +40,7 @@ _KEY = "step, process_rank, rollout_idx"
 MEMORY = "512MB"  # that queries may take, beyond it they use the disk
 _MOST_IDLE = 8  # cursors kept
 _MOST_REMEMBERED = 32  # answers to questions
-_ATTEMPTS = 8  # a file may be merged away between listing and reading; that happens every hundred steps at most
+_ATTEMPTS = 20  # a file may be merged away between listing and reading; that happens every hundred steps at most
 
 
 @dataclass(frozen=True)
