@@ -61,6 +61,7 @@ class Answered:
     length: int
     finished: bool
     entropy: float | None = None  # None: written before entropies were
+    question: str = ""  # "": written before questions were
 
 
 @dataclass(frozen=True)
@@ -294,4 +295,5 @@ def _answered(policy: Policy, rollout: Rollout, entropy: float, context: str, st
         length=len(rollout.ids),
         finished=rollout.finished,
         entropy=entropy,
+        question=example.question,
     )

@@ -48,6 +48,7 @@ def a_run(context: AppContext, name: str = "one", steps_done: int = 3, **facts: 
             "step": step, "policy": "student", "context": "plain", "example_id": "scene-1", "domain": "", "truth": None,
             "answer": "4", "text": text, "reward": float(step > 0), "confidence": 0.5, "length": 3, "finished": True,
         }  # fmt: skip
+        row |= {"question": "How many?"} if step else {}  # step 0: as an older version wrote it
         (folder / "evals" / f"step-{step:06d}.jsonl").write_text(json.dumps(row) + "\n")
     (folder / "train.log").write_text("hello\n")
     return folder
@@ -237,6 +238,7 @@ def test_answers_to_one_question_stand_in_the_order_of_steps(context: AppContext
     a_run(context)
     picker, html = offer_questions(context.run_dir("one"), None, None)
     assert isinstance(picker, gr.Dropdown) and picker.value == "scene-1"
+    assert picker.choices[0][0] == "scene-1  ·  2 answers  How many?"
     assert html.index("first &lt;b&gt;") < html.index("later") and "wrong" in html and "evaluation, plain" in html
     assert offer_questions(context.run_dir("one"), None, "scene-1")[0].value == "scene-1"
 

@@ -18,7 +18,7 @@ NONE_YET = (
 
 @dataclass(frozen=True)
 class Asked:
-    """A question that was answered, and how often; `text` is known of sampled ones."""
+    """A question that was answered, and how often; `text` is what was asked, "" in older runs."""
 
     example: str
     count: int
@@ -36,12 +36,13 @@ def asked_questions(run_dir: Path, traces: Traces | None) -> list[Asked]:
     texts: dict[str, str] = {}
     for row in _of_student(run_dir):
         counts.setdefault(row.example_id, set()).add(row.step)
+        texts[row.example_id] = row.question or texts.get(row.example_id, "")
     if traces is not None:
         query = """SELECT example_id, any_value(question) AS question, count(DISTINCT step) AS steps FROM rollouts
                    GROUP BY 1 ORDER BY steps DESC, 1 LIMIT $most"""
         for row in traces.sql(query, {"most": MOST}).to_pylist():
             counts.setdefault(row["example_id"], set()).update(range(-row["steps"], 0))
-            texts[row["example_id"]] = row["question"]
+            texts[row["example_id"]] = row["question"] or ""
     found = [Asked(example, len(steps), texts.get(example, "")) for example, steps in counts.items()]
     return sorted(found, key=lambda asked: (-asked.count, asked.example))[:MOST]
 
