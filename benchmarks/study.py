@@ -25,6 +25,7 @@ import torch
 
 from workbench import learner
 from workbench.datasets import load_examples
+from workbench.policies.kept import keep_teachers
 from workbench.runs import RunFolder
 from workbench.study import questions, work
 from workbench.study.conduct import _tasks
@@ -68,12 +69,13 @@ def parts(args: argparse.Namespace, folder: Path) -> None:
         module.load_policies = timed(module.load_policies, took, "loading models")
     load = functools.lru_cache(maxsize=8)(timed(load_examples, took, "rendering examples"))
     start = time.process_time()
-    for task in _tasks(study):
-        if task.reference is not None:
-            questions.ask_reference(task.reference, task.evaluate, folder / task.file.name, load=load)
-        else:
-            config = work.RunConfig(**{**vars(task.config), "output_dir": str(folder)})
-            work._do_run(work.Task(task.name, task.evaluate, config), load, os.getppid())
+    with keep_teachers():
+        for task in _tasks(study):
+            if task.reference is not None:
+                questions.ask_reference(task.reference, task.evaluate, folder / task.file.name, load=load)
+            else:
+                config = work.RunConfig(**{**vars(task.config), "output_dir": str(folder)})
+                work._do_run(work.Task(task.name, task.evaluate, config), load, os.getppid())
     tasks = time.process_time() - start
     print(
         f"{args.study}: {len(study.usable)} runs of {args.steps} steps and {len(study.references())} models as they are"

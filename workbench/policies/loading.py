@@ -1,6 +1,6 @@
 """From the names that views use (`student`, `student@ema`, `teacher:ocr`) to loaded policies that fit together."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from workbench.errors import ConfigError, PolicyError
@@ -10,14 +10,15 @@ from workbench.policies.agreement import merge_ends, share_vocabulary
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import PolicyByDomain
 from workbench.policies.diffusion import DiffusionPolicy
+from workbench.policies.kept import forget_teachers, load_teacher
 from workbench.policies.offload import offload
 from workbench.policies.weights import is_masked_lm, load_model
 from workbench.types import STUDENT
 
 
-def load_policy(path: str | Path, name: str, **options) -> AutoregressivePolicy:
+def load_policy(path: str | Path, name: str, *, load: Callable = load_model, **options) -> AutoregressivePolicy:
     """A model folder or hub name as the policy that its class makes it; options are those of weights.load_model."""
-    model, processor = load_model(path, name, **options)
+    model, processor = load(path, name, **options)
     kind = DiffusionPolicy if is_masked_lm(model.config) else AutoregressivePolicy
     return kind(model, processor, name)
 
@@ -58,10 +59,14 @@ def load_policies(
 
     Raises: PolicyError if a model cannot be loaded or does not share the student's vocabulary.
     """
+    names = tuple(names)
     options = {"device": device, "trust_remote_code": trust_remote_code, "attention": attention, "compiler": compiler}
     of_teachers = {**options, "dtype": teacher_dtype or dtype, "device": "cpu" if offload_teachers else device}
+    of_teachers["load"] = load_model if offload_teachers else load_teacher  # weights that travel are no one else's
+    if any(name.startswith("teacher") for name in names):
+        forget_teachers(but=[path for path in (teacher, *(teachers or {}).values()) if path is not None])
     policies = {STUDENT: load_policy(student, learner, dtype=dtype, **options)}
-    names, own, by_domain = tuple(names), policies[STUDENT], None
+    own, by_domain = policies[STUDENT], None
     if adapter is not None and not has_adapter(own):
         own.model.add_adapter(adapter)
     for name in names:

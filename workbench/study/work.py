@@ -1,4 +1,4 @@
-"""One process that does one task of a study after the other: torch is imported once, examples are rendered once.
+"""One process that does one task of a study after the other: torch is imported, examples are rendered, teachers are loaded once.
 
 Tasks come through a pipe and answers go back, one for one. A task is a run (train it, or go on with it, then ask its
 student) or a reference (ask a model as it is). SIGTERM stops a run after the step at hand, with a checkpoint.
@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from workbench.config import RunConfig
 from workbench.datasets import load_examples
 from workbench.errors import RunError, WorkbenchError
+from workbench.policies.kept import keep_teachers
 from workbench.runs import RunFolder
 from workbench.study.plan import Questions, Reference, other_settings
 from workbench.study.questions import ask_reference, ask_run, show_start
@@ -69,6 +71,11 @@ def work(pipe: Connection, num_threads: int, log_file: Path, parent: int) -> Non
     logging.getLogger("workbench").addHandler(logging.NullHandler())
     load = functools.lru_cache(maxsize=_REMEMBERED)(load_examples)
     pipe.send(None)  # ready
+    with keep_teachers():
+        _work(pipe, load, log_file, parent)
+
+
+def _work(pipe: Connection, load: Callable, log_file: Path, parent: int) -> None:
     while True:
         try:
             task = pipe.recv()
@@ -90,7 +97,7 @@ def work(pipe: Connection, num_threads: int, log_file: Path, parent: int) -> Non
         pipe.send(Outcome(task.name, status, error, time.perf_counter() - start, trained))
 
 
-def _do_run(task: Task, load: object, parent: int) -> tuple[str, bool]:
+def _do_run(task: Task, load: Callable, parent: int) -> tuple[str, bool]:
     """Train, or go on, or do nothing; then ask. Returns the status and whether steps were done."""
     config, trained = task.config, False
 
