@@ -237,7 +237,8 @@ def load_optimizer(
                     "trained weights (LoRA?). Resume with the run's own configuration."
                 )
             moments = {key: part_like(value, parameter) for key, value in state.items() if key != "step"}
-            optimizer.state[parameter] = {"step": state["step"], **moments}
+            count = state["step"].to(parameter.device)  # where fused AdamW wants it
+            optimizer.state[parameter] = {"step": count, **moments}
 
 
 def _digest(file: Path) -> str:
