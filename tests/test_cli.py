@@ -88,7 +88,9 @@ def test_every_reading_command_works_on_a_run(run: Path, capsys: pytest.CaptureF
     assert re.search("student +caption +all +all +3 ", table) and re.search("teacher +plain", table)
 
 
-def test_eval_asks_runs_and_models_by_kind_and_truth(run: Path, models: dict, capsys: pytest.CaptureFixture) -> None:
+def test_eval_asks_runs_and_models_by_kind_and_truth(
+    run: Path, models: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     data = "scenes:eval?count=16"
     table = said(capsys, "eval", run, "--contexts", "plain,crop", "boxes", "--data", data, "--count", 16)
     for policy in ("student", "teacher"):
@@ -102,6 +104,13 @@ def test_eval_asks_runs_and_models_by_kind_and_truth(run: Path, models: dict, ca
     exact = said(capsys, "eval", models["teacher"], "--data", data, "--rule", "exact", "--count", 8)
     assert re.search(r"model +plain +all +all +8 +0.0%", exact)
     assert "no answer could be graded" in said(capsys, "eval", models["teacher"], "--data", "scenes:eval?start=2&count=1", "--rule", "numeric")  # fmt: skip
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "bare.jsonl").write_text(json.dumps({"question": "What?", "images": ["a.png"], "answer": "a"}) + "\n")
+    for target in (run, models["teacher"]):
+        assert main(["eval", str(target), "--data", str(tmp_path / "bare.jsonl"), "--contexts", "plain,crop"]) == 2
+        assert re.search(
+            'no example of .*bare.jsonl has "boxes.*", which context "crop" needs', capsys.readouterr().err
+        )
 
 
 def test_check_prints_the_table_and_its_verdict(config_file: Path, capsys: pytest.CaptureFixture) -> None:
@@ -338,8 +347,8 @@ def test_other_mistakes_are_sentences(
 def test_questions_that_nobody_can_be_asked_are_no_table(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    data = rows(tmp_path, {})
-    assert "no question was asked" in said(capsys, "eval", run, "--data", data, "--contexts", "hint")
+    assert main(["eval", str(run), "--data", str(rows(tmp_path, {})), "--contexts", "hint"]) == 2
+    assert 'has "hint", which context "hint" needs' in capsys.readouterr().err
 
 
 def test_a_loss_that_is_no_number_stops_with_a_sentence(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from small import run_config
 
 from workbench.errors import ConfigError, DataError
@@ -55,6 +56,20 @@ def test_a_grid_is_multiplied_into_every_variant(base: Path) -> None:
     assert study.variants[3].config.method["privilege"] == "boxes+caption"
     ambiguous = load(base, grid={"training.steps": [1], "trace.every": [1], "trace.probe_every": [1]})
     assert ambiguous.variants[0].name == "opd steps=1 every=1 probe_every=1"
+
+
+def test_the_seed_in_a_path_is_that_of_the_run_and_checked_so(base: Path, tmp_path: Path) -> None:
+    image = tmp_path / "one.png"
+    Image.new("RGB", (8, 8)).save(image)
+    row = {"question": "What?", "images": [str(image)], "answer": "a"}
+    (tmp_path / "d-3.jsonl").write_text(json.dumps(row) + "\n")
+    variants = {
+        "opd": {"method.name": "opd", "method.privilege": "plain", "data.train": f"{tmp_path}/d-{{seed}}.jsonl"}
+    }
+    study = load(base, variants=variants, seeds=[3])
+    assert study.faults == {} and study.config(study.variants[0], 3).data.train == f"{tmp_path}/d-3.jsonl"
+    with pytest.raises(ConfigError, match=r"d-4\.jsonl"):
+        load(base, variants=variants, seeds=[4])
 
 
 def test_overrides_of_the_command_reach_the_runs_and_the_study(base: Path) -> None:

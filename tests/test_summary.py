@@ -7,7 +7,7 @@ import pytest
 from workbench.errors import RunError
 from workbench.evaluate import Answered, save_answers
 from workbench.runs import RunFolder
-from workbench.summary import accuracy_table, format_table, peer_table, summarise_run
+from workbench.summary import accuracy_table, evaluation_table, format_table, peer_table, summarise_run
 
 
 def row(step: int, policy: str, context: str, reward: float | None, truth: str | None = None) -> Answered:
@@ -82,3 +82,10 @@ def test_a_run_whose_process_is_gone_has_died_and_says_how_to_go_on(tmp_path: Pa
 def test_what_is_no_run_is_said(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is no run folder"):
         summarise_run(tmp_path)
+
+
+def test_a_context_that_fewer_questions_have_evidence_for_says_so() -> None:
+    both = [replace(row(0, "student", "plain", 1.0), example_id=name) for name in "ab"]
+    table = evaluation_table([*both, replace(both[0], context="crop")])
+    assert table.endswith("student, crop: only the 1 of 2 questions with the evidence that it shows")
+    assert "only the" not in evaluation_table(both)

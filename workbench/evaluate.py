@@ -140,6 +140,14 @@ def ask(policies: Iterable[Policy], examples: list[Example], contexts: Iterable[
     return answered
 
 
+def require_shown(examples: list[Example], data: str, contexts: Iterable[str]) -> None:
+    """Raises DataError if one of the contexts can be built for no example of `data`."""
+    for context in contexts:
+        split = split_by_evidence(examples, [context])
+        if not split.usable:
+            raise DataError(f'no example of {data} has "{split.skipped[0][1]}", which context "{context}" needs.')
+
+
 def tabulate(answered: list[Answered], by: str = "truth") -> dict[tuple[int, str, str, str], Accuracy]:
     """Groups (step, policy, context, value of `by`), and "all" of each, in order of first appearance."""
     groups: dict[tuple[int, str, str, str], list[Answered]] = {}

@@ -22,7 +22,7 @@ from workbench.contexts import build_prompt, check_asked, parse_context, stand_i
 from workbench.datasets import load_examples
 from workbench.distributed import choose_device
 from workbench.errors import ConfigError, RunError
-from workbench.evaluate import Answered, ask, require_answers
+from workbench.evaluate import Answered, ask, require_answers, require_shown
 from workbench.grading import RULES, TOLERANCE, check_grading, grade
 from workbench.learner import build_learner
 from workbench.policies import SamplingOptions
@@ -140,6 +140,7 @@ def evaluate_run(
             build_learner(config, scorer.method, name, device=scorer.device, checkpoint=scorer.checkpoint).student
         )
     require_answers(examples)
+    require_shown(examples, source, contexts or ())  # of the run's own contexts those that the data can show are asked
     return ask(
         asked,
         examples,
@@ -168,9 +169,10 @@ def evaluate_model(
     examples = load_examples(data, limit=count)
     for context in contexts:
         check_asked(context)
+    require_answers(examples)
+    require_shown(examples, data, contexts)
     policy = load_policy(path, "model", dtype=dtype, device=default_device(), trust_remote_code=trust_remote_code)
     options = {"max_completion_length": max_completion_length, "batch_size": EvaluationConfig().batch_size}
-    require_answers(examples)
     return ask([policy], examples, contexts, step=0, rule=rule, tolerance=tolerance, **options)
 
 

@@ -152,7 +152,19 @@ def evaluation_table(answered: list[Answered]) -> str:
         f"  confidence: {CONFIDENCE}\n"
         "  over-confidence: confidence minus accuracy, in points"
     )
-    return f"{format_table(header, rows)}\n{legend}"
+    return "\n".join([format_table(header, rows), legend, *_asked_less(answered)])
+
+
+def _asked_less(answered: list[Answered]) -> list[str]:
+    """Which contexts were asked fewer questions than another one: their rows are not to be compared as they stand."""
+    asked: dict[str, dict[str, set[str]]] = {}
+    for row in answered:
+        asked.setdefault(row.policy, {}).setdefault(row.context, set()).add(row.example_id)
+    lines = []
+    for policy, by_context in asked.items():
+        most = max(map(len, by_context.values()))
+        lines += [f"  {policy}, {context}: only the {len(own)} of {most} questions with the evidence that it shows" for context, own in by_context.items() if len(own) < most]  # fmt: skip
+    return lines
 
 
 def _state(status: dict) -> str:

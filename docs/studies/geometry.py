@@ -24,7 +24,7 @@ from workbench.runs import RunFolder
 from workbench.study.conduct import run_study
 from workbench.study.measures import values_of
 from workbench.study.plan import BASE, TEACHER, Study, load_study
-from workbench.study.report import collect, preamble, unfinished, write_report
+from workbench.study.report import came_about, collect, unfinished, write_report
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 HERE = Path(__file__).parent
@@ -179,7 +179,7 @@ def page(
         f"`{shlex.join(['python', *sys.argv])}`: {len(study.seeds)} seeds, {training.steps} steps, rate {training.learning_rate:g}, float32, AdamW without weight decay, "
         "the built-in student and teacher. Numbers: mean over seeds ± half of the 95 % interval (Student's t).",
         "",
-        preamble(collect(study)),
+        came_about(collect(study)),
         *(f"- {variant.name}: {variant.note}" for variant in study.usable),
         "",
         "## Geometry",

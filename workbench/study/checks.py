@@ -5,7 +5,7 @@ from collections.abc import Callable
 from workbench.config import RunConfig
 from workbench.datasets import split_by_evidence
 from workbench.errors import DataError
-from workbench.evaluate import require_answers
+from workbench.evaluate import require_answers, require_shown
 from workbench.types import Example
 
 _PEEKED = 64  # training examples whose evidence is looked at before all of them are
@@ -46,7 +46,4 @@ def check_questions(data: str, contexts: list[str], count: int | None, load: Cal
 
 def _check_examples(examples: list[Example], data: str, contexts: list[str]) -> None:
     require_answers(examples)
-    for context in contexts:
-        split = split_by_evidence(examples, [context])
-        if not split.usable:
-            raise DataError(f'no example of {data} has "{split.skipped[0][1]}", which context "{context}" needs.')
+    require_shown(examples, data, contexts)

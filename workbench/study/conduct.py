@@ -65,14 +65,14 @@ class Record:
 
     def begin(self, study: Study, num_threads: int) -> None:
         self.facts["plan"] = {
-            "source": str(study.source), "command": _command(), "baseline": study.baseline, "seeds": list(study.seeds), "faults": study.faults,
+            "source": str(study.source), "command": called(), "baseline": study.baseline, "seeds": list(study.seeds), "faults": study.faults,
             "runs": [study.config(variant, seed).name for seed in study.seeds for variant in study.usable],
             "notes": {variant.name: variant.note for variant in study.variants if variant.note},
         }  # fmt: skip
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         surroundings = _surroundings()
         process = {"pid": os.getpid(), "identity": identify(os.getpid())}
-        self.facts["sessions"].append({"started": started, "command": _command(), "seconds": 0.0, "processes": study.parallel, "threads": num_threads, **process, **surroundings})  # fmt: skip
+        self.facts["sessions"].append({"started": started, "command": called(), "seconds": 0.0, "processes": study.parallel, "threads": num_threads, **process, **surroundings})  # fmt: skip
         self._begun = time.perf_counter()
         self.write()
 
@@ -211,7 +211,7 @@ class _Conductor:
             worker.process.terminate()
 
 
-def _command() -> str:
+def called() -> str:
     """What this process was called with."""
     program = Path(sys.argv[0])
     called = ["python", sys.argv[0]] if program.suffix == ".py" and program.name != "__main__.py" else ["workbench"]

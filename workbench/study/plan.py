@@ -14,7 +14,7 @@
     evaluate:
       - {data: "scenes:eval?count=512", contexts: [plain, crop]}
 
-`{seed}` in a value is replaced by the run's seed: training.update_mask: masks/found-s{seed}.safetensors.
+`{seed}` in a value, but for models, is replaced by the run's seed: training.update_mask: masks/found-s{seed}.safetensors.
 What the study decides itself (seed, folder, evaluation) is not set by overrides. Paths start at the working directory.
 """
 
@@ -114,7 +114,7 @@ class Study:
 
     def config(self, variant: Variant, seed: int) -> RunConfig:
         """The configuration of one run."""
-        values = json.loads(json.dumps(variant.config.to_dict()).replace("{seed}", str(seed)))
+        values = _of_seed(variant.config, seed)
         before = self.before(variant, seed)
         if before is not None:
             last = checkpoint_path(before.run_dir, before.training.steps)
@@ -205,15 +205,15 @@ def load_study(
     fixed = {"output_dir": str(folder), "data.eval": None}
     if override(base, _texts(common)).get("data", {}).get("probes") is None:
         fixed["data.probes"] = questions[0].data
-    variants = []
+    variants, seeds = [], _seeds(values.get("seeds", [0, 1, 2, 3, 4]), where)
     for variant, note, after, own in _expanded(values, where):
-        made = _variant(variant, note, base, {**common, **own, **fixed}, load)
+        made = _variant(variant, note, base, {**common, **own, **fixed}, load, seeds[0])
         variants.append(_placed(made, after, variants, where))
     study = Study(
         name,
         folder,
         Path(path),
-        _seeds(values.get("seeds", [0, 1, 2, 3, 4]), where),
+        seeds,
         _count(values.get("parallel", 2), f"{where}: parallel"),
         str(values.get("baseline", variants[0].name)),
         tuple(variants),
@@ -271,15 +271,21 @@ def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict
     return expanded
 
 
-def _variant(name: str, note: str, base: dict, own: dict, load: Callable | None) -> Variant:
+def _variant(name: str, note: str, base: dict, own: dict, load: Callable | None, seed: int) -> Variant:
+    """The variant, checked as its first seed's run would be."""
     try:
         config = build_config(override(base, _texts({**own, "name": run_name(name, 0)})))
         if load is not None:
-            check_models(config)
-            check_evidence(config, load)
+            first = build_config(_of_seed(config, seed))
+            check_models(first)
+            check_evidence(first, load)
     except WorkbenchError as error:
         return Variant(name, note, fault=str(error))
     return Variant(name, note, config)
+
+
+def _of_seed(config: RunConfig, seed: int) -> dict:
+    return json.loads(json.dumps(config.to_dict()).replace("{seed}", str(seed)))
 
 
 def _questions(entries: object, where: str, load: Callable | None) -> tuple[Questions, ...]:

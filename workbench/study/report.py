@@ -31,6 +31,7 @@ from workbench.study.measures import (
     values_of,
 )
 from workbench.study.plan import TEACHER, Study, other_settings
+from workbench.study.preamble import preamble
 from workbench.study.questions import FILE, describe, describe_reference, is_asked, read
 from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
@@ -141,7 +142,7 @@ def write_report(study: Study) -> Path:
 def markdown(results: Results) -> str:
     """The tables of a study with how they came about: command, commit, seeds, wall time, what is missing."""
     study = results.study
-    parts = [f"# Study {study.name}", preamble(results)]
+    parts = [f"# Study {study.name}", came_about(results)]
     learners = dict.fromkeys(name for variant in study.usable for name in variant.config.models.learners)
     for questions, learner in itertools.product(study.evaluate, learners):
         label = labelled(questions.label, learner)
@@ -159,38 +160,10 @@ def markdown(results: Results) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def preamble(results: Results) -> str:
-    """How a study came about, as lines of a list: file, command, commit, seeds, wall time, what is missing."""
-    study, sessions = results.study, results.record["sessions"]
-    lines = [f"- file: `{study.source}`; seeds {', '.join(map(str, study.seeds))}; baseline: {study.baseline}"]
-    if sessions:
-        commits = dict.fromkeys(f"{str(one.get('commit'))[:10]}{' with changes' if one.get('dirty') else ''}" for one in sessions)  # fmt: skip
-        wall, busy = (sum(one["seconds"] for one in ones) for ones in (sessions, results.record["runs"].values()))
-        processes = [one.get("processes", study.parallel) for one in sessions]
-        room = sum(count * one["seconds"] for count, one in zip(processes, sessions, strict=True))
-        lines += [
-            f"- command: `{sessions[-1]['command']}`",
-            f"- commit: {', '.join(commits)}",
-            f"- wall time: {wall / 60:.1f} min in {len(sessions)} session(s), {' and '.join(map(str, dict.fromkeys(processes)))} process(es) of {sessions[-1]['threads']} thread(s), "
-            f"which were at work {busy / room if room else 0:.0%} of it",
-        ]
-    if len(study.seeds) == 1:
-        lines.append("- one seed: intervals and verdicts hold what other questions would change, and nothing of what another seed would")  # fmt: skip
+def came_about(results: Results) -> str:
+    """What preamble.preamble says of these results."""
     num_seeds = {row.name: len(row.seeds) for row in results.rows if row.kind == "variant"}
-    if set(num_seeds.values()) == {len(study.seeds)} and not results.unfinished and not results.faults:
-        lines.append(f"- all {sum(num_seeds.values())} runs finished")
-    else:
-        lines.append(f"- finished: {sum(num_seeds.values())} runs; not: {len(results.unfinished)}")
-        lines += [f"- variant {name} was not run: {fault}" for name, fault in results.faults.items()]
-        reasons: dict[str, list[str]] = {}
-        for name, why in results.unfinished.items():
-            reasons.setdefault(why, []).append(name)
-        lines += [
-            f"- {'runs' if len(names) > 1 else 'run'} {', '.join(names)}: {why}" for why, names in reasons.items()
-        ]
-    if study.baseline not in num_seeds:
-        lines.append(f"- no run of the baseline {study.baseline} finished, so nothing is compared with it")
-    return "\n".join(lines)
+    return preamble(results.study, results.record, num_seeds, results.unfinished, results.faults)
 
 
 def _overview(results: Results, data: str, context: str) -> str:
