@@ -254,17 +254,17 @@ def tokens_tab(folder: Path, steps: list[int], chooser: random.Random) -> dict[s
 
     def filtered(**address: str) -> Callable:
         pages = itertools.count()  # a new page each time, since pages are remembered
-        return lambda: tokens.draw(context, folder.name, {**address, "page": str(next(pages))})
+        return lambda: tokens.draw(context, folder.name, {**address, "list_page": str(next(pages))})
 
     return {
         "another answer": lambda: tokens.draw(context, folder.name, one()),
-        "another page": lambda: tokens.draw(context, folder.name, {"page": str(chooser.randrange(3000))}),
+        "another page": lambda: tokens.draw(context, folder.name, {"list_page": str(chooser.randrange(3000))}),
         "one step": lambda: tokens.draw(context, folder.name, {"at_step": str(next(unseen))}),
         "largest information gap": filtered(order="information_gap"),
         "HS, wrong, largest loss": filtered(regime="HS", right="wrong", order="loss"),
         "privileged, one domain": filtered(domain="read", truth="privileged"),
         "probes": filtered(probe="1"),
-        "down to the next answer": lambda: tokens.turned(context, folder.name, {**one(), "page": str(next(unseen))}, 1),
+        "down to the next answer": lambda: tokens.turned(context, folder.name, {**one(), "list_page": str(next(unseen))}, 1),
     }  # fmt: skip
 
 

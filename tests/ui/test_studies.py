@@ -91,8 +91,8 @@ def test_a_study_at_work_is_running(context: AppContext) -> None:
 
 
 def test_a_row_opens_its_run_in_watch(context: AppContext) -> None:
-    run, address, tabs = studies.opened({"study": "small", "page": "2"}, "small", {"run": "dopd-s1"})
-    assert (run, address, tabs.selected) == ("small/dopd-s1", {"page": "2"}, "watch")
+    run, address, tabs = studies.opened({"study": "small", "list_page": "2"}, "small", {"run": "dopd-s1"})
+    assert (run, address, tabs.selected) == ("small/dopd-s1", {"list_page": "2"}, "watch")
 
 
 def test_what_is_no_study_is_a_sentence(context: AppContext) -> None:

@@ -70,16 +70,16 @@ def test_up_and_down_walk_through_the_list_and_over_its_pages(context: AppContex
         address = tokens.turned(context, "dopd", address, 1)
         seen.append(tokens.key_of(address))
     assert len({tuple(key.items()) for key in seen}) == 23, "all but the first, which is open at the start"
-    assert address["page"] == "1" and tokens.turned(context, "dopd", address, 1) == address
+    assert address["list_page"] == "1" and tokens.turned(context, "dopd", address, 1) == address
     for _ in range(30):
         address = tokens.turned(context, "dopd", address, -1)
-    assert tokens.key_of(address) == {"step": 4, "process": 0, "rollout": 0} and not address.get("page")
+    assert tokens.key_of(address) == {"step": 4, "process": 0, "rollout": 0} and not address.get("list_page")
 
 
 def test_pages_stop_at_both_ends(context: AppContext) -> None:
     assert tokens.paged(context, "dopd", {}, -1) == {}
     second = tokens.paged(context, "dopd", {"step": "1", "rollout": "1"}, 1)
-    assert second == {"page": "1"} == tokens.paged(context, "dopd", second, 1)
+    assert second == {"list_page": "1"} == tokens.paged(context, "dopd", second, 1)
     assert "21–24 of 24" in tokens.draw(context, "dopd", second)[WHERE]
 
 

@@ -143,7 +143,7 @@ def gap_curves(table: Table, *, title: str = "The two gaps over training", theme
         for column, colour, dash in zip(columns, (CAPABILITY, INFORMATION), DASHES, strict=False):
             name = column.split("_")[0] + " gap"
             made.add_scatter(
-                x=own["step"], y=own[column], name=name, legendgroup=name, showlegend=place == 0, mode="lines", line={"width": 2, "color": colour[theme], "dash": dash},
+                x=own["step"], y=own[column], name=name, legendgroup=name, showlegend=place == 0, mode="lines" if len(own) > 1 else "markers", line={"width": 2, "color": colour[theme], "dash": dash},
                 customdata=own["num_positions"], hovertemplate=f"<b>{name}</b> %{{y:.3f}} nats per token<br>%{{customdata:,}} {escaped(truth)} tokens, step %{{x}}<extra></extra>",
                 row=1, col=place + 1,
             )  # fmt: skip

@@ -10,6 +10,7 @@ import ipaddress
 import os
 import socket
 from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -74,7 +75,10 @@ def serve(
 
 
 class EarlyHead:
-    """Writes our own lines into the page's head: Gradio adds what it is given as `head` a second later, with its own parts."""
+    """Writes our own lines into the page's head: Gradio adds what it is given as `head` a second later, with its own parts.
+
+    `page` is taken out of the address: Gradio reads it for itself, and knows no page by such a name.
+    """
 
     def __init__(self, app: ASGIApp, head: str) -> None:
         self.app, self.head = app, head.encode()
@@ -99,7 +103,9 @@ class EarlyHead:
             await send({**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
             await send({"type": "http.response.body", "body": body})
 
-        await self.app(scope, receive, changed)
+        asked = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        query = urlencode([(name, value) for name, value in asked if name != "page"]).encode()
+        await self.app({**scope, "query_string": query}, receive, changed)
 
 
 def read_users(file: str | Path) -> list[tuple[str, str]]:

@@ -45,12 +45,12 @@ FILTERS = {
 }  # choices come from the run
 ORDERS = (
     ("newest first", "step"),
-    ("largest information gap, either sign", "information_gap"),
-    ("largest capability gap, either sign", "capability_gap"),
+    ("largest information gap", "information_gap"),
+    ("largest capability gap", "capability_gap"),
     ("largest loss", "loss"),
 )
 VERDICTS = (("any", ""), ("right", "right"), ("wrong", "wrong"))
-OPENED = ("step", "rollout", "process", "token", "page")  # of the address: what another list does not have
+OPENED = ("step", "rollout", "process", "token", "list_page")  # of the address: what another list does not have
 COLUMNS = (
     Column("step", kind="number"), Column("rollout", "no.", "number"), Column("question"),
     Column("answer"), Column("expected", kind="short"), Column("right", "", "right"), Column("tokens", "", "number"),
@@ -122,7 +122,7 @@ def key_of(address: Mapping | None) -> dict | None:
 def page_of(address: Mapping | None) -> int:
     """Index of the list's page; a link's nonsense is the first one."""
     try:
-        return whole(address, "page") or 0
+        return whole(address, "list_page") or 0
     except WorkbenchError:
         return 0
 
@@ -160,7 +160,7 @@ def draw_answer(traces: Traces | None, key: dict | None, probe: bool, run: str, 
 
 def opened(address: Mapping | None, key: Mapping) -> dict:
     """The address after a row was chosen."""
-    own = {name: value for name, value in (address or {}).items() if name in ("probe", "example", "page")}
+    own = {name: value for name, value in (address or {}).items() if name in ("probe", "example", "list_page")}
     return kept(address) | own | answer_address(int(key["step"]), int(key["rollout"]), process=int(key["process"]))
 
 
@@ -172,7 +172,7 @@ def paged(context: AppContext, run: str | None, address: Mapping | None, by: int
     if traces is not None:
         _, _, page_idx = _keys(traces, select(address, tokens.choices(traces)), max(0, page_of(address) + by))
     own = {name: value for name, value in address.items() if name in ("probe", "example")}
-    return kept(address) | own | ({"page": str(page_idx)} if page_idx else {})
+    return kept(address) | own | ({"list_page": str(page_idx)} if page_idx else {})
 
 
 def turned(context: AppContext, run: str | None, address: Mapping | None, direction: int) -> dict:
@@ -196,7 +196,7 @@ def turned(context: AppContext, run: str | None, address: Mapping | None, direct
     if not keys:
         return dict(address)
     place = max(0, min(len(keys) - 1, place))
-    return opened({**address, "page": str(page_idx) if page_idx else ""}, keys[place])
+    return opened({**address, "list_page": str(page_idx) if page_idx else ""}, keys[place])
 
 
 def _keys(traces: Traces | None, selection: Selection, page_idx: int) -> tuple[list[dict], int, int]:
@@ -223,7 +223,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
             for name in FILTERS.values()
         ]
         right = gr.Dropdown(VERDICTS, value="", label="right or wrong", min_width=104, elem_id="tokens-right")
-        order = gr.Dropdown(ORDERS, value="step", label="order", min_width=170, elem_id="tokens-order")
+        order = gr.Dropdown(ORDERS, value="step", label="order", min_width=210, elem_id="tokens-order")
         example = gr.Textbox(label="example", placeholder="id", min_width=130, elem_id="tokens-example", max_lines=1)
         probe = gr.Checkbox(label="probes", min_width=90, elem_id="tokens-probe")
     listed = rows_component("answers", elem_id="tokens-list")
