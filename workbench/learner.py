@@ -43,7 +43,7 @@ class Learner:
         if training.optimizer == "sgd":
             self.optimizer: torch.optim.Optimizer = torch.optim.SGD(self.parameters, **rule)
         else:
-            # fused: one pass over the memory, on a CPU a sixth of the time
+            # fused: one pass over the memory, on a CPU several times as fast
             self.optimizer = torch.optim.AdamW(self.parameters, betas=tuple(training.betas), fused=True, **rule)
         self.mask = UpdateMask(training.update_mask, model) if training.update_mask else None
         if self.mask is not None:
