@@ -19,16 +19,14 @@ from workbench.errors import ConfigError, RunError
 from workbench.jobs import (
     JobState,
     find_jobs,
-    find_run_dir,
     log_tail,
     read_job,
     resume_run,
-    safe_run_dir,
     start_run,
     stop_run,
 )
 from workbench.processes import born_at, identify, send
-from workbench.runs import RunFolder
+from workbench.runs import RunFolder, find_run_dir, safe_run_dir
 
 NO_PID = 4_190_000  # below the largest pid that Linux allows, and not in use
 
@@ -251,6 +249,23 @@ def test_links_that_lead_out_are_refused(models: dict, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="leads out of the runs folder"):
         start_run(run_config(models, runs))
     assert not list((tmp_path / "elsewhere").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("training.steps=9", "would make another run of it. On resume only training.save_every"),
+        ("training.keep=no", "keep"),
+    ],
+)
+def test_a_refused_resume_leaves_the_run_as_it_was(models: dict, tmp_path: Path, given: str, said: str) -> None:
+    folder = a_run(tmp_path / "one", {"status": "stopped", "steps_done": 2, "steps": 4})
+    (folder / "config.yaml").write_text(run_config(models, tmp_path).to_yaml())
+    before = read_job(folder)
+    with pytest.raises(ConfigError, match=said):
+        resume_run(folder, [given])
+    assert read_job(folder) == before and before.status == "stopped"
+    assert not (tmp_path / ".jobs" / "one" / "train.out").exists(), "no process was started"
 
 
 def test_the_runs_of_a_study_are_found_under_its_name(tmp_path: Path) -> None:

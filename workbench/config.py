@@ -8,6 +8,7 @@ overrides are written as YAML: `evaluation.contexts=[plain, crop]`.
 """
 
 import dataclasses
+import json
 import re
 import typing
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 NO_PEERS = (STUDENT, "teacher", "dataset", "optimizer")  # these mean something else where learners are named
 _PEER = re.compile(r"[a-z][a-z0-9]*")
 OPTIMIZERS = ("adamw", "sgd")
+RESUMABLE = ("training.save_every", "training.keep", "training.trackers", "models.device")  # the rest makes another run
 SCHEDULES = ("constant", "linear", "cosine", "constant_with_warmup")
 
 
@@ -244,6 +246,19 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     where = f"{path} with {' '.join(overrides)}" if overrides else str(path)
     return build_config(override(read_recipe(path), overrides), name=Path(path).stem, where=where)
+
+
+def resumed_config(run_dir: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """The configuration that a run goes on with. Raises ConfigError for an override of a key that is not in RESUMABLE."""
+    run_dir = Path(run_dir)
+    for text in overrides:
+        if _parse_override(text)[0] not in RESUMABLE:
+            raise ConfigError(
+                f'"{text}" would make another run of it. On resume only {", ".join(RESUMABLE)} may change; start a new '
+                "run for anything else."
+            )
+    place = [f"output_dir={json.dumps(str(run_dir.parent))}", f"name={json.dumps(run_dir.name)}"]
+    return load_config(run_dir / "config.yaml", [*place, *overrides])
 
 
 def read_recipe(path: str | Path) -> dict:

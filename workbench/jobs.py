@@ -22,12 +22,12 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from workbench.config import RunConfig, read_yaml
+from workbench.config import RunConfig, read_yaml, resumed_config
 from workbench.errors import ConfigError, RunError
 from workbench.model_folders import check_models
 from workbench.printed import is_exception, tail
 from workbench.processes import born_at, identify, send
-from workbench.runs import RunFolder
+from workbench.runs import RunFolder, find_run_dir, safe_run_dir
 
 STATUSES = ("starting", "running", "stopping", "finished", "stopped", "failed", "died", "unreadable")
 ALIVE = ("starting", "running", "stopping")
@@ -96,24 +96,6 @@ class _Record:
     stop_asked: bool = False
 
 
-def safe_run_dir(runs_dir: str | Path, name: str) -> Path:
-    """The folder of a run called `name`. Raises RunError if that is not directly inside the runs folder."""
-    plain = name.isprintable() and Path(name).name == name and "\\" not in name
-    if not plain or not name or name.startswith(".") or len(name.encode()) > 200:
-        raise RunError(f"run name {name!r} must be a plain folder name: no slashes, no leading dot, not empty.")
-    path = Path(runs_dir) / name
-    if path.resolve().parent != Path(runs_dir).resolve():
-        raise RunError(f"{path} leads out of the runs folder {runs_dir}. Only runs inside it can be opened.")
-    return path
-
-
-def find_run_dir(runs_dir: str | Path, name: str) -> Path:
-    """The folder of a run that find_jobs lists: `name`, or `study/name`. Raises RunError if it leads out of the folder."""
-    study, slash, own = name.partition("/")
-    folder = safe_run_dir(runs_dir, study)
-    return safe_run_dir(folder, own) if slash else folder
-
-
 def start_run(config: RunConfig, runs_dir: str | Path | None = None, *, allow_remote_code: bool = False) -> JobState:
     """Start training in a process of its own and return at once.
 
@@ -149,7 +131,8 @@ def resume_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> JobState:
 
     overrides  what `workbench resume` takes, as training.save_every=...
 
-    Raises: RunError if there is no such run, if it is running, or if it has nothing left to do.
+    Raises: RunError if there is no such run, if it is running, or if it has nothing left to do; ConfigError for an
+        override that would make another run of it. The run stays as it was.
     """
     run_dir = Path(run_dir)
     safe_run_dir(run_dir.parent, run_dir.name)
@@ -162,6 +145,7 @@ def resume_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> JobState:
             raise RunError(
                 f"run {run_dir} has finished its {state.steps} steps. Start a new run from its configuration instead."
             )
+        resumed_config(run_dir, overrides)
         record = _read_record(run_dir)
         start = Path(record.folder) if record and Path(record.folder).is_dir() else Path.cwd()
         _spawn(run_dir, ["resume", str(run_dir.resolve()), *overrides], start)

@@ -225,6 +225,24 @@ def list_runs(output_dir: str | Path) -> list[RunFolder]:
     return sorted(found, key=lambda run: run.status.get("started", ""), reverse=True)
 
 
+def safe_run_dir(runs_dir: str | Path, name: str) -> Path:
+    """The folder of a run called `name`. Raises RunError if that is not directly inside the runs folder."""
+    plain = name.isprintable() and Path(name).name == name and "\\" not in name
+    if not plain or not name or name.startswith(".") or len(name.encode()) > 200:
+        raise RunError(f"run name {name!r} must be a plain folder name: no slashes, no leading dot, not empty.")
+    path = Path(runs_dir) / name
+    if path.resolve().parent != Path(runs_dir).resolve():
+        raise RunError(f"{path} leads out of the runs folder {runs_dir}. Only runs inside it can be opened.")
+    return path
+
+
+def find_run_dir(runs_dir: str | Path, name: str) -> Path:
+    """The folder of a run that find_jobs lists: `name`, or `study/name`. Raises RunError if it leads out of the folder."""
+    study, slash, own = name.partition("/")
+    folder = safe_run_dir(runs_dir, study)
+    return safe_run_dir(folder, own) if slash else folder
+
+
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 

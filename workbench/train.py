@@ -7,17 +7,16 @@ One process is started by `workbench train`. The steps are in loop.py.
 """
 
 import importlib
-import json
 import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from workbench.config import RunConfig, load_config
+from workbench.config import RunConfig, resumed_config
 from workbench.datasets import load_examples
 from workbench.distributed import Group, LostProcess, choose_device, join
-from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.errors import RunError, WorkbenchError
 from workbench.learner import refuse_with_shards
 from workbench.loop import Loader, Trainer, TrainResult
 from workbench.model_folders import check_models
@@ -25,8 +24,6 @@ from workbench.processes import identify
 from workbench.runs import ReadOnlyFolder, RunFolder, StopSignal
 
 log = logging.getLogger("workbench")
-
-RESUMABLE = ("training.save_every", "training.keep", "training.trackers", "models.device")
 
 
 def train(
@@ -128,17 +125,9 @@ def resume(
 ) -> TrainResult:
     """Go on with a run, as its own config.yaml says, from its newest complete checkpoint.
 
-    Raises: ConfigError for an override that would make another run of it; those in RESUMABLE may change.
+    Raises: ConfigError for an override that would make another run of it.
     """
-    folder = RunFolder.open(run_dir)
-    for text in overrides:
-        if not text.startswith(tuple(f"{key}=" for key in RESUMABLE)):
-            raise ConfigError(
-                f'"{text}" would make another run of it. On resume only {", ".join(RESUMABLE)} may change; start a new '
-                "run for anything else."
-            )
-    place = [f"output_dir={json.dumps(str(folder.path.parent))}", f"name={json.dumps(folder.path.name)}"]
-    return train(load_config(folder.path / "config.yaml", [*place, *overrides]), resume=True, on_step=on_step)
+    return train(resumed_config(RunFolder.open(run_dir).path, overrides), resume=True, on_step=on_step)
 
 
 def main(arguments: list[str]) -> int:

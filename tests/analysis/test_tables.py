@@ -1,5 +1,7 @@
 """Every analysis on a real run: its numbers against what the trace, the metrics and the evaluations say themselves."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -175,15 +177,37 @@ def test_other_answers_are_aligned_by_their_common_stretches() -> None:
 
 
 def test_accuracies_and_curves_of_two_runs(dopd: Path, opd: Path) -> None:
-    rows = compare.accuracy_of(dopd, opd).rows
-    assert {row["run"] for row in rows} == {"dopd", "opd"}
-    right = [row.reward for row in load_answers(dopd) if (row.step, row.policy, row.context) == (4, "student", "plain")]
-    (found,) = (
-        row for row in rows
-        if (row["run"], row["policy"], row["context"], row["truth"], row["step"]) == ("dopd", "student", "plain", "all", 4)
-    )  # fmt: skip
-    assert found["accuracy"] == pytest.approx(np.mean(right))
+    found = compare.accuracy_of(dopd, opd)
+    (row,) = (row for row in found.rows if (row["policy"], row["context"], row["truth"]) == ("student", "plain", "all"))
+    for run, side in ((dopd, "a"), (opd, "b")):
+        for step, name in ((0, "first"), (4, "last")):
+            asked = [
+                one for one in load_answers(run) if (one.step, one.policy, one.context) == (step, "student", "plain")
+            ]
+            assert row[f"{name}_{side}"] == pytest.approx(np.mean([one.reward for one in asked]))
+            assert row[f"count_{side}"] == len(asked)
+    assert found.units["first_a"] == "dopd, step 0" and found.units["last_b"] == "opd, step 4"
+    assert compare.asked_apart(dopd, opd)[::2] == (0, 0)
     assert set(compare.metrics_of(dopd, opd, ("loss",)).frame["run"]) == {"dopd", "opd"}
+
+
+def test_a_run_evaluated_once_has_no_newest_accuracy_and_other_questions_are_counted(
+    dopd: Path, tmp_path: Path
+) -> None:
+    once = tmp_path / "once"
+    shutil.copytree(dopd, once)
+    first, *later = sorted((once / "evals").iterdir())
+    for file in later:
+        file.unlink()
+    kept = first.read_text().splitlines(keepends=True)
+    (gone,) = {json.loads(line)["example_id"] for line in kept[:1]}
+    first.write_text("".join(line for line in kept if json.loads(line)["example_id"] != gone))
+    found = compare.accuracy_of(dopd, once)
+    (row,) = (row for row in found.rows if (row["policy"], row["context"], row["truth"]) == ("student", "plain", "all"))
+    assert row["last_a"] is not None and row["last_b"] is None and row["confidence_b"] is not None
+    assert row["count_b"] == row["count_a"] - 1
+    assert found.units["last_b"] == "once, no later one" and found.units["confidence_b"] == "once, step 0"
+    assert compare.asked_apart(dopd, once)[0] == 1 and compare.asked_apart(dopd, once)[2] == 0
 
 
 def test_shares_bought_by_information_are_those_of_the_positions(dopd: Path) -> None:
@@ -277,7 +301,8 @@ def test_a_separation_that_reads_some_steps_only_says_so(long_run: Traces, monke
         movement.transitions, movement.most_moved, movement.changes_by, illusion.accuracy, illusion.reliability,
         illusion.bought_by_information, illusion.loss_by_truth, illusion.separation, illusion.worst_cases,
         illusion.sure_and_wrong, lambda run: regimes.shares_by(run, "kind"), lambda run: movement.of_probe(run, 0),
-        lambda run: compare.shared_examples(run, run), compare.accuracy_of,
+        lambda run: compare.shared_examples(run, run),
+        lambda run: compare.accuracy_of(run, run),
     ],
 )  # fmt: skip
 def test_a_run_that_has_only_begun_says_what_to_do(runs: Path, ask) -> None:

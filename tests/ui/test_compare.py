@@ -50,7 +50,8 @@ def test_configurations_and_accuracies_stand_side_by_side(context: AppContext) -
     drawn = draw(context, other="opd", metric="entropy")
     assert "method.name" in drawn[DIFFERENCE] and drawn[METRIC].value == "entropy"
     heads = re.findall(r"<th[^>]*>(.*?)</th>", drawn[ACCURACY])
-    assert sum("<small>dopd" in head for head in heads) == 3 == sum("<small>opd" in head for head in heads)
+    assert sum("<small>dopd" in head for head in heads) == 4 == sum("<small>opd" in head for head in heads)
+    assert "Not the same questions" not in drawn[ACCURACY]
 
 
 def test_runs_of_two_studies_with_the_same_name_stay_apart(context: AppContext) -> None:
@@ -58,7 +59,7 @@ def test_runs_of_two_studies_with_the_same_name_stay_apart(context: AppContext) 
         shutil.copytree(context.runs_dir / run, context.runs_dir / study / "x-s0")
     drawn = draw(context, run="one/x-s0", other="two/x-s0", metric="entropy")
     heads = re.findall(r"<th[^>]*>(.*?)</th>", drawn[ACCURACY])
-    assert sum("<small>one/x-s0" in head for head in heads) == 3 == sum("<small>two/x-s0" in head for head in heads)
+    assert sum("<small>one/x-s0" in head for head in heads) == 4 == sum("<small>two/x-s0" in head for head in heads)
     assert {one["name"] for one in json.loads(drawn[CURVES].value["plot"])["data"]} == {"one/x-s0", "two/x-s0"}
     assert all(name in drawn[DIFFERENCE] for name in ("one/x-s0", "two/x-s0"))
     for study in ("one", "two"):

@@ -108,30 +108,39 @@ def metrics_of(first: str | Path, second: str | Path, names: tuple[str, ...], *,
     return table(pd.concat(frames), ["run", "step", "metric", "value"], run=title, empty=tables[0].empty, units=units)
 
 
-def accuracy_of(*runs: str | Path) -> Table:
-    """Accuracy and confidence of the student at the first and the last evaluation, per context and truth."""
-    columns = ["run", "policy", "context", "truth", "step", "count", "accuracy", "confidence", "change"]
-    rows = []
-    shown = names_of(*runs)
-    for run, name in zip(runs, shown, strict=True):
-        answered = answers_of(run)
-        own = tabulate(answered)
-        for (step, policy, context, truth), measured in own.items():
-            steps = sorted({key[0] for key in own if key[1:] == (policy, context, truth)})
-            if step in (steps[0], steps[-1]):
-                before = own[(steps[0], policy, context, truth)].accuracy
-                rows.append(
-                    {
-                        "run": name,
-                        "policy": policy,
-                        "context": context,
-                        "truth": truth,
-                        "step": step,
-                        "count": measured.count,
-                        "accuracy": measured.accuracy,
-                        "confidence": measured.confidence,
-                        "change": measured.accuracy - before if step != steps[0] else None,
-                    }
-                )
-    units = {"accuracy": "share of questions", "confidence": "probability", "change": "share of questions", "count": "questions"}  # fmt: skip
-    return table(rows, columns, run=", ".join(shown), empty=no_evals(runs[0]), units=units)
+def accuracy_of(first: str | Path, second: str | Path) -> Table:
+    """Both runs' evaluations side by side: a row per policy, context and truth.
+
+    Of each run (suffix _a or _b): questions, accuracy at its first and at its newest evaluation, and confidence at that.
+    A run that was evaluated once has no newest accuracy beside its first. The units say which run and which step.
+    """
+    rows: dict[tuple, dict] = {}
+    units = {}
+    for run, name, side in zip((first, second), names_of(first, second), "ab", strict=True):
+        measured = tabulate(answers_of(run))
+        steps = sorted({key[0] for key in measured}) or [None]
+        for (step, *group), found in measured.items():
+            row = rows.setdefault(tuple(group), dict(zip(("policy", "context", "truth"), group, strict=True)))
+            row.setdefault(f"count_{side}", found.count)
+            if step == steps[0]:
+                row[f"first_{side}"] = found.accuracy
+            elif step == steps[-1]:
+                row[f"last_{side}"] = found.accuracy
+            if step == steps[-1]:
+                row[f"confidence_{side}"] = found.confidence
+        when = "not evaluated" if steps == [None] else f"step {steps[0]}"
+        newest = f"step {steps[-1]}" if len(steps) > 1 else "no later one"
+        units |= {f"count_{side}": name, f"first_{side}": f"{name}, {when}", f"last_{side}": f"{name}, {newest}"}
+        units[f"confidence_{side}"] = f"{name}, {newest if len(steps) > 1 else when}"
+    columns = ["policy", "context", "truth", *(f"{one}_{side}" for side in "ab" for one in ("count", "first", "last", "confidence"))]  # fmt: skip
+    return table(
+        list(rows.values()), columns, run=", ".join(names_of(first, second)), empty=no_evals(first), units=units
+    )
+
+
+def asked_apart(first: str | Path, second: str | Path) -> tuple[int, int, int]:
+    """Evaluated questions of the first run alone, of both, and of the second alone."""
+    answered = [answers_of(run) for run in (first, second)]
+    by_text = all(one.question for run in answered for one in run)  # runs made before texts were written have only ids
+    asked = [{(one.example_id, one.question if by_text else "") for one in run} for run in answered]
+    return len(asked[0] - asked[1]), len(asked[0] & asked[1]), len(asked[1] - asked[0])

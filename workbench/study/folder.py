@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from workbench.analysis.table import Table, table
 from workbench.errors import RunError
-from workbench.jobs import JobState, find_jobs, safe_run_dir
+from workbench.jobs import JobState, find_jobs
 from workbench.processes import identify
+from workbench.runs import safe_run_dir
 from workbench.study.measures import Comparison
 from workbench.study.report import HEADLINES, difference_text, interval_text, value_text
 

@@ -11,7 +11,7 @@ from workbench.analysis import compare, figures
 from workbench.analysis.compare import Pair
 from workbench.analysis.illusion import HOW_SURE
 from workbench.analysis.runs import config_difference, metrics
-from workbench.analysis.table import Table, names_of, table
+from workbench.analysis.table import Table, names_of
 from workbench.errors import WorkbenchError
 from workbench.jobs import find_jobs
 from workbench.render import TokenView, render_tokens
@@ -204,24 +204,23 @@ def draw_accuracy(first: Path, second: Path) -> str:
     found = compare.accuracy_of(first, second)
     if found.empty:
         return empty_html(found.empty, title="Accuracy")
-    groups: dict[tuple, dict] = {}
-    names = names_of(first, second)
-    for row in found.rows:
-        side = "a" if row["run"] == names[0] else "b"
-        own = groups.setdefault((row["policy"], row["context"], row["truth"]), {"count": row["count"]})
-        own.setdefault(f"before_{side}", row["accuracy"])
-        own |= {f"after_{side}": row["accuracy"], f"confidence_{side}": row["confidence"]}
-    columns = ["policy", "context", "truth", "count", "before_a", "after_a", "confidence_a", "before_b", "after_b", "confidence_b"]  # fmt: skip
-    rows = [dict(zip(columns, key, strict=False)) | own for key, own in groups.items()]
-    units = {"count": "questions"} | {f"{name}_{side}": run for name in ("before", "after", "confidence") for side, run in zip("ab", names, strict=True)}  # fmt: skip
-    shown = (
-        Column("policy", kind="short"), Column("context", "shown", "short"), Column("truth", "questions on", "short"), Column("count", "questions", "number"),
-        Column("before_a", "right, first", "share"), Column("after_a", "right, last", "share"), Column("confidence_a", "confidence, last", "share"),
-        Column("before_b", "right, first", "share"), Column("after_b", "right, last", "share"), Column("confidence_b", "confidence, last", "share"),
-    )  # fmt: skip
-    made = table(rows, columns, run=found.run, empty=found.empty, units=units)
-    title = "Accuracy and confidence, first and last evaluation"
-    return rows_html(made, shown, label="accuracy of both runs", title=title, tall=380) + aside_html(HOW_SURE)
+    columns = [
+        Column("policy", kind="short"),
+        Column("context", "shown", "short"),
+        Column("truth", "questions on", "short"),
+    ]
+    for side in "ab":
+        columns += [
+            Column(f"count_{side}", "questions", "number"), Column(f"first_{side}", "right, first", "share"),
+            Column(f"last_{side}", "right, newest", "share"), Column(f"confidence_{side}", "confidence", "share"),
+        ]  # fmt: skip
+    title = "Accuracy and confidence, first and newest evaluation"
+    html = rows_html(found, columns, label="accuracy of both runs", title=title, tall=380) + aside_html(HOW_SURE)
+    own, both, other = compare.asked_apart(first, second)
+    if not own and not other:
+        return html
+    apart = f"Not the same questions: {own:,} were asked of the first run only, {other:,} of the second only, {both:,} of both."
+    return html + aside_html(f"{apart} Where they differ, so may the accuracies, whatever was learned.")
 
 
 def draw_difference(first: Path, second: Path) -> str:

@@ -22,7 +22,8 @@ import gradio as gr
 from gradio.components import Component
 
 from workbench.errors import RunError, WorkbenchError
-from workbench.jobs import JobState, find_jobs, find_run_dir, read_job
+from workbench.jobs import JobState, find_jobs, read_job
+from workbench.runs import find_run_dir
 
 CHOICES = {  # what a tab's lists and switches may say in the address, and what they say at first
     "tokens": {"at_step": "", "regime": "", "domain": "", "kind": "", "truth": "", "right": "", "order": "step"},

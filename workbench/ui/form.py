@@ -17,9 +17,10 @@ from workbench.commands import value_at
 from workbench.config import RunConfig, build_config, describe_config, load_config, override, read_yaml
 from workbench.contexts import AFTERWARDS, CONTEXTS, EVIDENCE
 from workbench.errors import ConfigError
-from workbench.jobs import find_jobs, find_run_dir
+from workbench.jobs import find_jobs
 from workbench.method import Option, range_in_words
 from workbench.methods import describe_options, list_methods
+from workbench.runs import find_run_dir
 from workbench.ui.context import AppContext
 
 SWITCH, CHOICE, OFFER, OFFERS, NUMBER, TEXT, YAML = "switch", "choice", "offer", "offers", "number", "text", "yaml"

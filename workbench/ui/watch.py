@@ -21,6 +21,7 @@ from workbench.analysis.regimes import gaps_over_steps, shares_over_steps
 from workbench.analysis.runs import metrics
 from workbench.analysis.style import empty_figure
 from workbench.analysis.table import Table, table
+from workbench.config import RESUMABLE
 from workbench.errors import RunError, TraceError, WorkbenchError
 from workbench.jobs import JobState, log_tail, resume_run, stop_run
 from workbench.traces.reader import Traces
@@ -81,7 +82,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
             kill = gr.Button("Stop at once", variant="stop", visible=False, elem_id="watch-kill")
             more = gr.Textbox(
                 label="Resume with", placeholder="training.save_every=10", lines=1, max_lines=4, visible=False,
-                info="lines of key=value; empty: as before", elem_id="watch-overrides",
+                info=f"lines of key=value, of {', '.join(RESUMABLE)}; empty: as before", elem_id="watch-overrides",
             )  # fmt: skip
     with gr.Accordion("What it printed", open=False, elem_id="watch-log-section"):
         log = gr.Textbox(show_label=False, label="Log", lines=16, max_lines=16, interactive=False, buttons=["copy"], elem_id="watch-log")  # fmt: skip
