@@ -33,6 +33,7 @@ FULL = {
     "reference": "The sign is red. answer STOP",
     "boxes": [{"x0": 1, "y0": 2, "x1": 30.5, "y1": 40, "label": "sign"}],
     "crop": "pictures/crop.png",
+    "crop_box": {"x0": 0, "y0": 2, "x1": 31, "y1": 40},
     "caption": "a red sign",
     "hint": "at the left",
     "history": [{"role": "user", "text": "Hello"}, {"role": "assistant", "text": "Hi"}],
@@ -80,6 +81,7 @@ def test_a_full_row_of_jsonl_becomes_an_example(folder):
     assert example.images == (folder / "pictures/sign.png",)
     assert example.evidence.boxes == (Box(1.0, 2.0, 30.5, 40.0, "sign"),)
     assert example.evidence.crop == folder / "pictures/crop.png"
+    assert example.evidence.crop_box == Box(0.0, 2.0, 31.0, 40.0)
     assert (example.evidence.caption, example.evidence.hint) == ("a red sign", "at the left")
     assert example.history == (Turn("user", "Hello"), Turn("assistant", "Hi"))
     assert example.turns == (
@@ -256,6 +258,9 @@ def test_a_byte_order_mark_is_no_fault(folder):
         ({"images": ["pictures"]}, "file that exists"),  # a folder
         ({"images": ["https://host/a.png"]}, "must be a local file, not a web address"),
         ({"crop": "gone.png"}, 'column "crop": must be an image file'),
+        ({"crop": None}, 'column "crop_box": needs a crop'),
+        ({"crop_box": {"x0": 5, "y0": 2, "x1": 5, "y1": 3}}, 'column "crop_box": [5, 2, 5, 3] is empty'),
+        ({"crop_box": [1, 2, 3, 4]}, 'column "crop_box": must be {x0, y0, x1, y1'),
         ({"boxes": {"x0": 1}}, 'column "boxes": must be a list'),
         ({"boxes": [[1, 2, 3, 4]]}, 'column "boxes[0]": must be {x0, y0, x1, y1, label}, got [1, 2, 3, 4]'),
         ({"boxes": [{"x0": 1, "y0": 1, "x1": 2}]}, 'with "y1"'),

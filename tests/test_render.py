@@ -308,3 +308,16 @@ def test_a_recorded_answer_becomes_a_view(tmp_path):
         ("seen by teacher", 0),
     ]
     assert "every token: teacher" in render_tokens(found)
+    given = row | {"evidence_crop": "crop.png"}  # it came with the data, so only the data can say where it lies
+    for place, outline, said in (
+        (None, None, "its place is not recorded"),
+        (
+            {"x0": 2.0, "y0": 1.0, "x1": 6.0, "y1": 7.0, "label": "x"},
+            Box(2.0, 1.0, 6.0, 7.0),
+            "Dashed: where the crop was cut",
+        ),
+    ):
+        traced = TracedRollout(given | {"evidence_crop_box": place}, (position,), views, regimes, tmp_path)
+        first, second = token_view(traced, run="first").pictures
+        assert first.crop == outline and said in first.note and second.crop is None and not second.note
+    assert found.pictures[0].crop == Box(1.0, 1.0, 3.0, 3.0) and "cut out" in found.pictures[0].note

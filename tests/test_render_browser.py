@@ -157,6 +157,20 @@ def test_arrow_keys_move_the_pin_and_home_and_end_jump(open_page):
     assert opened.page.locator(".wb-t[tabindex='0']").count() == 1, "Tab enters and leaves the answer in one step"
 
 
+def test_the_legend_never_lies_over_the_token_that_is_moved_to(open_page):
+    long = replace(VIEW, tokens=TOKENS * 60)
+    opened = open_page(render_page([render_tokens(long, standalone=False)], "t"))
+    opened.page.set_viewport_size({"width": 1280, "height": 620})
+    opened.page.get_by_role("button", name="information gap").click()
+    opened.token(0).click()
+    legend, covered = "document.querySelector('.wb-legends').getBoundingClientRect()", 0
+    assert opened.page.evaluate(f"{legend}.bottom <= innerHeight"), "it stays in sight"
+    for _ in range(100):
+        opened.page.keyboard.press("ArrowRight")
+        covered += opened.page.evaluate(f"document.activeElement.getBoundingClientRect().bottom > {legend}.top")
+    assert covered == 0
+
+
 def test_focus_by_keyboard_is_visible(open_page):
     opened = open_page()
     opened.token(0).click()

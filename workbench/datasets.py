@@ -7,11 +7,9 @@
    at once and kept in memory, up to MAX_EMBEDDED_BYTES.
 """
 
-import io
 import math
 import os
 import re
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +18,7 @@ from PIL import Image
 
 from workbench.contexts import missing_evidence
 from workbench.errors import ConfigError, DataError, unknown
-from workbench.images import UNREADABLE, open_image, upright_size
+from workbench.images import decode_image, image_size
 from workbench.scenes import SPLITS, check_split, make_examples
 from workbench.scenes.revealed import reveal
 from workbench.tables import open_table, parse_source, show
@@ -34,6 +32,7 @@ COLUMNS = {
     "reference": "text: a whole worked answer",
     "boxes": "list of {x0, y0, x1, y1, label} in pixels of the first image",
     "crop": "image path or embedded image",
+    "crop_box": "{x0, y0, x1, y1}: place of the crop in the first image, drawn for people and shown to no model",
     "caption": "text: a description",
     "hint": "text: where to look, without the answer",
     "history": "list of {role, text}: earlier turns",
@@ -162,6 +161,14 @@ def example_from_values(values: dict[str, Any], origin: str, *, folder: Path, de
     if question is None or not question.strip():
         raise fault(origin, "question", question, "must be text that is not empty", "Fill it in, or drop the row")
     images = _images(values, origin, folder)
+    if values.get("crop_box") is not None and values.get("crop") is None:
+        raise fault(
+            origin,
+            "crop_box",
+            values["crop_box"],
+            "needs a crop",
+            "Give it, or drop this: a crop is cut from the first box",
+        )
     return Example(
         id=_id(values, origin) or default_id,
         question=question,
@@ -169,10 +176,13 @@ def example_from_values(values: dict[str, Any], origin: str, *, folder: Path, de
         answer=_text(values, "answer", origin),
         reference=_text(values, "reference", origin),
         evidence=Evidence(
-            boxes=_boxes(values, images, origin),
+            boxes=_boxes(_list(values, "boxes", origin), "boxes", images, origin),
             crop=_image(values["crop"], "crop", origin, folder) if values.get("crop") is not None else None,
             caption=_text(values, "caption", origin),
             hint=_text(values, "hint", origin),
+            crop_box=next(iter(_boxes([values["crop_box"]], "crop_box", images, origin)), None)
+            if values.get("crop_box") is not None
+            else None,
         ),
         history=tuple(_turn(entry, origin, idx) for idx, entry in enumerate(_list(values, "history", origin))),
         turns=_revealed(values, origin, folder),
@@ -286,54 +296,24 @@ def _image(value: Any, column: str, origin: str, folder: Path) -> Image.Image | 
     return path
 
 
-def decode_image(data: bytes) -> Image.Image:
-    """An embedded image as RGB, fully loaded. Raises DataError if it is no image, is damaged or is too large."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # open_image checks more strictly
-            image = open_image(Image.open(io.BytesIO(data)))
-            image.load()
-            return image
-    except DataError:
-        raise
-    except UNREADABLE as error:
-        raise DataError(
-            f"embedded image of {len(data):,} bytes cannot be read ({error}). Save it again as PNG or JPEG, or drop its row."
-        ) from None
-
-
 def _embedded_bytes(example: Example) -> int:
     revealed = (image for turn in example.turns for image in turn.images)
     pictures = [one for one in (*example.images, example.evidence.crop, *revealed) if isinstance(one, Image.Image)]
     return sum(3 * picture.width * picture.height for picture in pictures)
 
 
-def image_size(image: Image.Image | Path) -> tuple[int, int]:
-    """Width and height in pixels, upright, from the file's head alone. Raises DataError if it is no image."""
-    if isinstance(image, Image.Image):
-        return upright_size(image)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # no pixel is decoded here
-            with Image.open(image) as opened:
-                return upright_size(opened)
-    except UNREADABLE as error:
-        raise DataError(
-            f"image {image} cannot be read ({error}). Save it again as PNG or JPEG, or drop its row."
-        ) from None
-
-
-def _boxes(values: dict[str, Any], images: tuple[Image.Image | Path, ...], origin: str) -> tuple[Box, ...]:
-    entries = _list(values, "boxes", origin)
+def _boxes(entries: list[Any], name: str, images: tuple[Image.Image | Path, ...], origin: str) -> tuple[Box, ...]:
     if not entries:
         return ()
     if not images:
-        raise DataError(f'{origin}, column "boxes": the row has boxes and no image. Add the image, or drop the boxes.')
+        raise DataError(f'{origin}, column "{name}": the row has boxes and no image. Add the image, or drop the boxes.')
     try:
         size = image_size(images[0])
     except DataError as error:
         raise DataError(f'{origin}, column "images[0]": {error}') from None
-    return tuple(_box(entry, f"boxes[{idx}]", size, origin) for idx, entry in enumerate(entries))
+    return tuple(
+        _box(entry, f"{name}[{idx}]" if name == "boxes" else name, size, origin) for idx, entry in enumerate(entries)
+    )
 
 
 def _box(entry: Any, column: str, size: tuple[int, int], origin: str) -> Box:

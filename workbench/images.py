@@ -1,5 +1,6 @@
 """Opening images safely: bounded in size, upright, converted to 8-bit RGB, errors that name the file."""
 
+import io
 import struct
 import warnings
 from pathlib import Path
@@ -26,13 +27,15 @@ UNREADABLE = (
 _ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
-def open_image(source: Image.Image | Path) -> Image.Image:
+def open_image(source: Image.Image | Path, *, name: str = "") -> Image.Image:
     """The picture as a viewer shows it: upright, RGB, fully loaded.
+
+    name  what messages call a file that is no row of a data set; the path if empty
 
     Raises: DataError if the file is missing, is not an image, is truncated, or has more than MAX_PIXELS pixels.
     """
-    in_memory = isinstance(source, Image.Image)
-    name = "an image in memory" if in_memory else str(source)
+    in_memory, is_named = isinstance(source, Image.Image), bool(name)
+    name = name or ("an image in memory" if in_memory else str(source))
     try:
         if in_memory:
             return _as_rgb(source, name)
@@ -42,7 +45,7 @@ def open_image(source: Image.Image | Path) -> Image.Image:
                 return _as_rgb(image, name)
     except FileNotFoundError:
         raise DataError(
-            f"image {source} does not exist. Check the path; relative paths start at the data file."
+            f"image {name} does not exist. Check the path; relative paths start at the data file."
         ) from None
     except Image.DecompressionBombError:
         raise DataError(
@@ -51,8 +54,39 @@ def open_image(source: Image.Image | Path) -> Image.Image:
     except UNREADABLE as error:
         if isinstance(error, DataError):
             raise
+        why = "it is no picture, or of an unknown format" if isinstance(error, UnidentifiedImageError) else error
+        remedy = "Save it again as PNG or JPEG" + ("." if is_named else ", or drop its row.")
+        raise DataError(f"image {name} cannot be read ({why}). {remedy}") from None
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """An embedded image as RGB, fully loaded. Raises DataError if it is no image, is damaged or is too large."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # open_image checks more strictly
+            image = open_image(Image.open(io.BytesIO(data)))
+            image.load()
+            return image
+    except DataError:
+        raise
+    except UNREADABLE as error:
         raise DataError(
-            f"image {name} cannot be read ({error}). Save it again as PNG or JPEG, or drop its row."
+            f"embedded image of {len(data):,} bytes cannot be read ({error}). Save it again as PNG or JPEG, or drop its row."
+        ) from None
+
+
+def image_size(image: Image.Image | Path) -> tuple[int, int]:
+    """Width and height in pixels, upright, from the file's head alone. Raises DataError if it is no image."""
+    if isinstance(image, Image.Image):
+        return upright_size(image)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # no pixel is decoded here
+            with Image.open(image) as opened:
+                return upright_size(opened)
+    except UNREADABLE as error:
+        raise DataError(
+            f"image {image} cannot be read ({error}). Save it again as PNG or JPEG, or drop its row."
         ) from None
 
 

@@ -38,6 +38,7 @@ class Evidence:
     crop: Image.Image | Path | None = None  # an own crop image; without it the crop is cut from the first box
     caption: str | None = None
     hint: str | None = None  # where to look, without the answer
+    crop_box: Box | None = None  # place of `crop` in the first image, if known: drawn for people, shown to no model
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Figures say what their tables say, with units, run and step, in both themes; and nothing becomes a sentence."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -69,6 +70,14 @@ def test_stacked_shares_reach_one_everywhere(dopd: Path) -> None:
     assert [trace.name for trace in made.data] == ["LH", "LL", "HT", "HS"]
     assert [sum(values) for values in zip(*(trace.y for trace in made.data), strict=True)] == pytest.approx([1.0] * 4)
     assert len({trace.fillcolor for trace in made.data}) == 4
+
+
+def test_the_shares_of_a_single_step_are_a_stacked_bar(dopd: Path) -> None:
+    found = regimes.shares_over_steps(dopd)
+    first = replace(found, frame=found.frame[found.frame["step"] == 1])
+    made = figures.stacked_shares(first)
+    assert {trace.type for trace in made.data} == {"bar"} and made.layout.barmode == "stack"
+    assert sum(trace.y[0] for trace in made.data) == pytest.approx(1.0)
 
 
 def test_an_empty_table_becomes_a_sentence() -> None:

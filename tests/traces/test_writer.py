@@ -76,6 +76,7 @@ def test_rollouts_come_back_with_prompts_evidence_and_outcome(tmp_path, make_bat
     assert row["prompt_self"] != row["prompt_student"]
     assert row["history_self"] == [{"role": "user", "text": "hello"}]
     assert row["evidence_boxes"] == [{"x0": 0.5, "y0": 1.0, "x1": 3.0, "y1": 4.0, "label": "tag"}]
+    assert row["evidence_crop_box"] == {"x0": 0.0, "y0": 1.0, "x1": 4.0, "y1": 5.0, "label": ""}
     assert (row["evidence_hint"], row["evidence_caption"]) == ("left", None)
     assert row["thresholds"] == {"gap": 4.1, "probability_sum": 1.5}
     assert column(tmp_path, "reward", "rollouts") == [1.0, 0.0, None, 1.0]

@@ -112,8 +112,11 @@ def test_uploads_that_are_no_image_or_too_large_are_refused_with_a_sentence(
     text.write_text("<script>")
     for file in (torn, text):
         assert "app-error" in data.preview(str(file), "")
-        with pytest.raises(DataError, match="cannot be read"):
+        with pytest.raises(DataError, match="cannot be read") as raised:
             data.own_example(str(file), "what?", "", "", "", "")
+        assert (
+            file.name in str(raised.value) and str(tmp_path) not in str(raised.value) and "row" not in str(raised.value)
+        )
     monkeypatch.setattr(data, "MAX_UPLOAD_MB", 0)
     with pytest.raises(DataError, match="at most"):
         data.open_upload(picture)

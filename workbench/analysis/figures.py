@@ -67,7 +67,7 @@ def curves(table: Table, *, title: str, theme: str = "light", height: int = 340)
 def stacked_shares(
     table: Table, *, by: str = "position_share", title: str = "Who supervised", theme: str = "light", least: int = 0
 ) -> go.Figure:
-    """Regimes' shares over steps as stacked areas, one panel per group.
+    """Regimes' shares over steps as stacked areas, or of a single step as a stacked bar, one panel per group.
 
     by     position_share or loss_share
     least  pixels of height, where another figure stands beside it
@@ -86,19 +86,26 @@ def stacked_shares(
     _dress(made, theme, title=f"{title}, by {MEASURES[by]}", subtitle=table.run, height=max(least, 150 + 200 * rows))
     notes = _notes_of(frame)
     fills = regime_fills(notes, theme)
+    is_single = frame["step"].nunique() == 1  # an area over one step has no width
     for place, group in enumerate(groups):
         own = frame[frame["group"] == group]
         for name in notes:
             part = own[own["regime"] == name]
             colour, pattern = fills[name]
-            made.add_scatter(
-                x=part["step"], y=part[by], name=escaped(name), legendgroup=name, showlegend=place == 0, mode="lines",
-                stackgroup=group, line={"width": 0.8, "color": SURFACE[theme]}, fillcolor=colour,
-                fillpattern={"shape": pattern, "fgcolor": see_through("#000000", 0.28), "fgopacity": 0.35, "size": 6, "solidity": 0.2, "fillmode": "overlay"} if pattern else None,
-                customdata=part["num_positions"],
+            hatched = {"shape": pattern, "fgcolor": see_through("#000000", 0.28), "fgopacity": 0.35, "size": 6, "solidity": 0.2, "fillmode": "overlay"} if pattern else None  # fmt: skip
+            edge = {"width": 0.8, "color": SURFACE[theme]}
+            if is_single:
+                add, look = made.add_bar, {"width": 0.4, "marker": {"color": colour, "pattern": hatched, "line": edge}}
+            else:
+                add, look = made.add_scatter, {"mode": "lines", "stackgroup": group, "line": edge, "fillcolor": colour, "fillpattern": hatched}  # fmt: skip
+            add(
+                x=part["step"], y=part[by], name=escaped(name), legendgroup=name, showlegend=place == 0, customdata=part["num_positions"],
                 hovertemplate=f"<b>{escaped(name)}</b> %{{y:.1%}} {MEASURES[by]}<br>%{{customdata:,}} tokens, step %{{x}}, {escaped(group)}<extra></extra>",
-                row=place // columns + 1, col=place % columns + 1,
+                row=place // columns + 1, col=place % columns + 1, **look,
             )  # fmt: skip
+    if is_single:
+        step = int(frame["step"].iloc[0])
+        made.update_layout(barmode="stack").update_xaxes(range=[step - 1, step + 1])
     made.update_yaxes(range=[0, 1], tickformat=".0%").update_yaxes(title_text=MEASURES[by], col=1)
     step_axis(made, frame["step"]).update_xaxes(showline=False, title_text="").update_xaxes(title_text=STEP, row=rows)
     return made

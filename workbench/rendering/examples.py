@@ -29,7 +29,11 @@ def pictures_of(example: Example) -> tuple[PictureOfView, ...]:
     for place, image in enumerate(example.images):
         title = "image" if len(example.images) == 1 else f"image {place + 1}"
         drawn = boxes if place == 0 else ()
-        crop = replace(drawn[0], label="") if drawn and example.evidence.crop is None else None
+        crop = None
+        if place == 0 and example.evidence.crop_box is not None:
+            crop = replace(example.evidence.crop_box, label="")
+        elif drawn and example.evidence.crop is None:
+            crop = replace(drawn[0], label="")
         note = "The boxes are evidence: the student never sees them." if drawn else ""
         pictures.append(PictureOfView(title, image, drawn, crop, note))
     if missing_evidence(example, "crop") is None:

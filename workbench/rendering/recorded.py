@@ -1,5 +1,6 @@
 """From a recorded answer of workbench.traces to what is drawn."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,11 +97,19 @@ def _pictures(traced: TracedRollout) -> tuple[PictureOfView, ...]:
     for file, names in readers.items():
         drawn = boxes if file == first else ()
         note = "The boxes are evidence: not drawn in what the views saw." if drawn else ""
-        is_cropped = bool(drawn) and any("crop" in one.context for one in traced.views.values())
         crop = None
-        if is_cropped and traced.row.get("evidence_crop") is None:
-            crop, note = replace(drawn[0], label=""), f"{note} The crop is the first of them, cut out."
-        elif is_cropped:
-            note += " The crop came with the data; its place is not recorded."
+        if file == first and any("crop" in one.context for one in traced.views.values()):
+            crop, where = _crop_of(traced.row, boxes)
+            note = f"{note} {where}".strip()
         pictures.append(PictureOfView("seen by " + ", ".join(names), file, drawn, crop, note))
     return tuple(pictures)
+
+
+def _crop_of(row: Mapping, boxes: tuple[Box, ...]) -> tuple[Box | None, str]:
+    """The crop's outline in the first image, and what to say of it."""
+    place = row.get("evidence_crop_box")  # no trace before version 5 has it
+    if row.get("evidence_crop") is None:
+        return (replace(boxes[0], label=""), "The crop is the first of them, cut out.") if boxes else (None, "")
+    if place is None:
+        return None, "The crop came with the data; its place is not recorded."
+    return Box(**{**place, "label": ""}), "Dashed: where the crop was cut."

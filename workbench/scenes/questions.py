@@ -179,7 +179,7 @@ def _example(
         images=(full_view(scene),),
         answer=reference.rpartition(" ")[2],
         reference=reference,
-        evidence=Evidence(boxes=boxes, crop=crop(scene, things[0].cell), caption=describe(scene), hint=hint),
+        evidence=Evidence(boxes, crop(scene, things[0].cell), describe(scene), hint, crop_box=boxes[0]),
         domain=family,
         marks=marks,
     )

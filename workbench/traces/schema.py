@@ -18,12 +18,9 @@ import pyarrow as pa
 
 from workbench.errors import TraceError
 
-VERSION = 4
-READABLE = (
-    2,
-    3,
-    VERSION,
-)  # 2 has no column `learner`; before 4 num_information compared the signed gaps, not their sizes
+VERSION = 5
+# 2 has no column `learner`; before 4 num_information compared the signed gaps, not their sizes; before 5 no crop box
+READABLE = tuple(range(2, VERSION + 1))
 HEADER_KEY = "workbench.traces"
 PROBE = "probe_"  # prefix of the tables that hold probes
 _TYPE_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
@@ -74,6 +71,7 @@ ROLLOUTS = (
     Column("images", pa.list_(_TEXT), "path", "the example's images; a relative path starts at the traces folder"),
     Column("evidence_boxes", pa.list_(_BOX), "pixels", "privileged boxes, of the first image"),
     Column("evidence_crop", _TEXT, "path", "privileged crop; NULL if it is cut from the first box"),
+    Column("evidence_crop_box", _BOX, "pixels", "where the privileged crop lies in the first image; NULL if not known"),
     Column("evidence_caption", _TEXT, "", "privileged description"),
     Column("evidence_hint", _TEXT, "", "privileged hint: where to look, without the answer"),
     Column("thresholds", pa.map_(_TEXT, pa.float64()), "nats or 1", "what the router compared with at this step"),

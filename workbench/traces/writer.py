@@ -245,6 +245,7 @@ class TraceWriter:
             "images": [self._images(f"example|{example.origin}|{example.id}", example.images) for example in examples],
             "evidence_boxes": [[vars(box) for box in one.boxes] for one in evidence],
             "evidence_crop": [next(iter(crop), None) for crop in crops],
+            "evidence_crop_box": [None if one.crop_box is None else vars(one.crop_box) for one in evidence],
             "evidence_caption": [one.caption for one in evidence],
             "evidence_hint": [one.hint for one in evidence],
             "facts": [list(rollout.facts) for rollout in rollouts],

@@ -220,7 +220,7 @@ def open_upload(file: str | None) -> object:
     size = path.stat().st_size
     if size > MAX_UPLOAD_MB * 2**20:
         raise DataError(f"{path.name} has {size / 2**20:.0f} MB; at most {MAX_UPLOAD_MB} are taken. Shrink it first.")
-    return open_image(path)
+    return open_image(path, name=path.name)
 
 
 def preview(file: str | None, boxes: str | None) -> str:

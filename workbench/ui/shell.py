@@ -134,9 +134,11 @@ def first_glance(context: AppContext, search: str) -> str:
 
 
 def look_again(context: AppContext, run: str | None) -> object:
-    """The run picker with the runs that there are now; the chosen one stays."""
+    """The run picker with the runs that there are now; the chosen one stays, or it is said that it is gone."""
     choices = run_choices(context)
     names = [name for _, name in choices]
+    if run and run not in names:
+        gr.Warning(escape(f'The run "{run}" is gone: its folder was deleted or renamed. The newest one is shown.'))
     return gr.Dropdown(choices=choices, value=run if run in names else names[0] if names else None)
 
 
