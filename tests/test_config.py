@@ -104,6 +104,8 @@ def test_mistakes_are_named_with_what_is_allowed(file: Path, overrides: list[str
 def test_files_that_are_no_configuration_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml does not exist"):
         load_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match=r'configs/demos\.yaml does not exist\. Did you mean "configs/demo\.yaml"'):
+        load_config("configs/demos.yaml")
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1, 2")
     with pytest.raises(ConfigError, match=r"broken\.yaml is not readable YAML"):

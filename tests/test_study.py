@@ -1,6 +1,7 @@
 """Whole studies on tiny models: run, killed, gone on with, failed in part, and reported."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ from workbench.evaluate import load_answers
 from workbench.jobs import find_jobs
 from workbench.runs import RunFolder
 from workbench.study.conduct import run_study
-from workbench.study.folder import compared, read_study
+from workbench.study.folder import RECORD, compared, read_study
 from workbench.study.plan import Study, load_study
 from workbench.study.report import collect, write_report
 from workbench.train import train
@@ -194,6 +195,7 @@ def test_half_a_run_and_a_dead_worker_go_on_and_end_the_same(own: Study, finishe
     assert said[0] == "2 of 6 tasks are done already"
     assert re.match(r"\[2/4\] dopd-s0 finished in", said[2])
     assert re.match(r"\[3/4\] opd-s1 failed in .* its process ended without a word \(signal 9\): killed, .*worker-0.log", said[3])  # fmt: skip
+    assert json.loads((own.folder / RECORD).read_text())["runs"]["opd-s1"]["seconds"] > 0, "it had worked"
     assert "dopd-s1 finished" in said[4]
     assert list(collect(own).unfinished) == ["opd-s1"]
     assert run_study(own, say=said.append)

@@ -8,6 +8,7 @@ overrides are written as YAML: `evaluation.contexts=[plain, crop]`.
 """
 
 import dataclasses
+import difflib
 import json
 import re
 import typing
@@ -289,7 +290,13 @@ def read_yaml(path: str | Path) -> dict:
     try:
         loaded = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        raise ConfigError(f"configuration {path} does not exist. Recipes are in configs/.") from None
+        near = difflib.get_close_matches(Path(path).name, [file.name for file in Path(path).parent.glob("*.yaml")], n=1)
+        hint = (
+            f'Did you mean "{Path(path).parent / near[0]}"?'
+            if near
+            else "Recipes are in configs/, studies in configs/studies/."
+        )
+        raise ConfigError(f"configuration {path} does not exist. {hint}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"configuration {path} is not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):

@@ -102,7 +102,7 @@ class _Worker:
         self.process = context.Process(target=work, args=arguments, name=f"worker {number}", daemon=True)
         self.process.start()
         theirs.close()
-        self.number, self.task, self.ready = number, None, False
+        self.number, self.task, self.ready, self.given = number, None, False, 0.0
 
     def give(self, task: Task) -> bool:
         """False if the process is gone: the task is nobody's yet."""
@@ -110,7 +110,7 @@ class _Worker:
             self.pipe.send(task)
         except BrokenPipeError:
             return False
-        self.task = task
+        self.task, self.given = task, time.perf_counter()
         return True
 
 
@@ -174,12 +174,13 @@ class _Conductor:
                 self.asked = True
                 raise RunError(f"a worker process ended before its first task: see {self.study.folder}/.worker-{worker.number}.log.")  # fmt: skip
             return None
+        seconds = time.perf_counter() - worker.given
         if self.asked:
-            return Outcome(worker.task.name, "stopped", None)
+            return Outcome(worker.task.name, "stopped", None, seconds)
         code = worker.process.exitcode
         why = f"signal {-code}" if code and code < 0 else f"exit status {code}"
         log_file = self.study.folder / f".worker-{worker.number}.log"
-        return Outcome(worker.task.name, "failed", f"its process ended without a word ({why}): killed, or out of memory. See {log_file}; the same command tries again.")  # fmt: skip
+        return Outcome(worker.task.name, "failed", f"its process ended without a word ({why}): killed, or out of memory. See {log_file}; the same command tries again.", seconds)  # fmt: skip
 
     def _took(self, outcome: Outcome, num_left: int) -> None:
         self.record.add(outcome)

@@ -43,7 +43,8 @@ def preamble(
     if set(num_seeds.values()) == {len(study.seeds)} and not unfinished and not faults:
         lines.append(f"- all {sum(num_seeds.values())} runs finished")
     else:
-        lines.append(f"- finished: {sum(num_seeds.values())} runs; not: {len(unfinished)}")
+        rest = f"; not: {len(unfinished)}" if unfinished else ""
+        lines.append(f"- finished: {sum(num_seeds.values())} runs{rest}")
         lines += [f"- variant {name} was not run: {fault}" for name, fault in faults.items()]
         reasons: dict[str, list[str]] = {}
         for name, why in unfinished.items():
