@@ -244,6 +244,7 @@ class Evaluation:
         options |= {"step": step, "batch_size": settings.batch_size}
         answered = []
         for policy in policies:
+            self.folder.update(doing=f"{policy.name} answers {len(self.examples):,} questions")
             with heads(policy), together(policy):
                 answered += self.group.share(
                     self.examples, lambda own, _, policy=policy: ask([policy], own, settings.contexts, **options)
@@ -253,6 +254,7 @@ class Evaluation:
         self.group.first(lambda: save_answers(self.folder.path, step, answered))
         measured = summarise(tabulate(answered))
         self.folder.log_metrics("eval", step, measured)
+        self.folder.update(doing=None)
         return measured
 
 

@@ -32,7 +32,7 @@ from workbench.runs import RunFolder, find_run_dir, safe_run_dir
 STATUSES = ("starting", "running", "stopping", "finished", "stopped", "failed", "died", "unreadable")
 ALIVE = ("starting", "running", "stopping")
 _FOLDER = ".jobs"
-_KINDS = {"status": str, "method": str, "steps_done": int, "steps": int, "skipped": dict, "warnings": list, "command": list, "error": str}  # fmt: skip
+_KINDS = {"status": str, "method": str, "steps_done": int, "steps": int, "skipped": dict, "warnings": list, "command": list, "error": str, "doing": str}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class JobState:
     remaining_s  estimated by the run at its last step
     updated      the run's heartbeat: when it last wrote run.json
     error        the sentence that the run ended with
+    doing        what a living run does between steps
     command      how it was started, as arguments
     """
 
@@ -58,6 +59,7 @@ class JobState:
     updated: float | None = None
     pid: int | None = None
     error: str | None = None
+    doing: str | None = None
     warnings: tuple[str, ...] = ()
     skipped: dict[str, int] = field(default_factory=dict)
     command: tuple[str, ...] = ()
@@ -220,6 +222,7 @@ def read_job(run_dir: str | Path) -> JobState:
         started=_epoch(facts.get("started")) or (record.started if record else None),
         updated=updated,
         pid=process.pid if process else facts.get("pid"),
+        doing=facts.get("doing") if status in ALIVE else None,
         error=fault or _error(run_dir, status, facts, record),
         warnings=tuple(facts.get("warnings") or ()),
         skipped=dict(facts.get("skipped") or {}),
@@ -323,7 +326,8 @@ def _read_status(run_dir: Path) -> tuple[dict | None, int, str | None]:
     except FileNotFoundError:
         return None, 0, None
     except (OSError, ValueError) as error:
-        return None, 0, f"{file} cannot be read ({error}). The run is half written; delete its folder, or restore it."
+        why = "cut off or damaged" if isinstance(error, ValueError) else error.strerror
+        return None, 0, f"{file} cannot be read: {why}. Restore the file, or delete the run's folder."
     if not isinstance(facts, dict):
         return None, 0, f"{file} is no mapping. The run is half written; delete its folder, or restore the file."
     for name, kind in _KINDS.items():

@@ -166,9 +166,9 @@ class Trainer:
                 self._probe(step)
             if last or stopping or (training.save_every and step % training.save_every == 0):
                 self._save(step)
+            self._report(step, metrics, bar)
             if self.evaluation.is_due(step):
                 self._evaluate(step)
-            self._report(step, metrics, bar)
             if on_step is not None:
                 on_step(step, metrics)
             if stopping and not last:

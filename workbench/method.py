@@ -45,6 +45,9 @@ class Option:
     choices: tuple[str, ...] = ()
 
 
+_IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
 def check_option(key: str, value: object, value_type: type | types.UnionType, option: Option) -> object:
     """The value as `value_type`, inside the option's range. Raises ConfigError naming the key and what is allowed."""
     allowed = typing.get_args(value_type) if isinstance(value_type, types.UnionType) else (value_type,)
@@ -55,8 +58,9 @@ def check_option(key: str, value: object, value_type: type | types.UnionType, op
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
-        names = " or ".join("null" if one is type(None) else one.__name__ for one in allowed)
-        raise ConfigError(f"{key} must be {names}, got {value!r}. Meaning: {option.help}.")
+        names = " or ".join(_IN_WORDS.get(one, one.__name__) for one in allowed)
+        given = "nothing" if value is None else repr(value)
+        raise ConfigError(f"{key} must be {names}, got {given}. Meaning: {option.help}.")
     if option.choices and value not in option.choices:
         raise ConfigError(unknown(key, str(value), option.choices))
     too_low = option.low is not None and value < option.low

@@ -117,7 +117,7 @@ def test_without_privilege_a_live_self_teaches_nothing() -> None:
         ({"beta_weak": -1.0}, "must be at least 0"),
         ({"trim": 0.9}, "from 0 to 0.5"),
         ({"topk": 5}, 'Did you mean "top_k"'),
-        ({"trim": "many"}, "must be float"),
+        ({"trim": "many"}, "must be a number"),
     ],
 )
 def test_wrong_options_are_named(options: dict, sentence: str) -> None:

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from workbench.analysis.tokens import page
 from workbench.divergences import Divergence
 from workbench.errors import TraceError
 from workbench.method import Loss, Regime
 from workbench.traces import schema
-from workbench.traces.parts import compact
+from workbench.traces.parts import compact, write_part
 from workbench.traces.reader import open_traces
 from workbench.traces.schema import TracedRegime
 from workbench.traces.writer import TraceWriter
@@ -130,6 +131,24 @@ def test_keys_of_a_page_come_with_the_number_of_all_and_bring_its_rows(run):
     assert traces.rollout_keys(limit=3, offset=99) == ([], 16)
     assert traces.rollout_keys(domain="none") == ([], 0)
     assert traces.rollouts_at([]).num_rows == 0
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_list_reads_the_openings_of_answers_and_of_older_files_the_whole(tmp_path, make_batch, is_old):
+    batch = make_batch(1)
+    long = replace(batch.rollouts[0], text="ответ " * 60)
+    writer(tmp_path).write(replace(batch, rollouts=(long, *batch.rollouts[1:])))
+    if is_old:
+        (file,) = (tmp_path / "traces" / "rollouts").glob("*.parquet")
+        header = schema.decode_header(pq.read_metadata(file).metadata, file)
+        write_part(file, pq.read_table(file).drop_columns(["opening"]), header)
+    traces = open_traces(tmp_path)
+    keys, _ = traces.rollout_keys()
+    for brief in (False, True):
+        found = dict(zip(keys, traces.rollouts_at(keys, brief=brief)["completion"].to_pylist(), strict=True))
+        assert found[(1, 0, 0)] == (long.text[: schema.OPENING] if brief and not is_old else long.text)
+    row = next(row for row in page(traces).rows if row["rollout"] == 0)
+    assert row["answer"] == long.text[: schema.OPENING - 1] + "…"
 
 
 def test_what_was_asked_is_remembered_until_a_step_comes(run, make_batch):

@@ -206,6 +206,7 @@ def test_a_mistake_in_the_form_is_a_sentence_and_nothing_starts(server: Server, 
         "one => { one.focus(); one.select(); document.execCommand('insertText', false, '../pasted'); }"
     )
     expect(page.locator("#launch-message [role=alert]")).to_contain_text('"../pasted" must be a plain folder name')
+    expect(page.locator("#launch-command textarea")).to_have_value("")
     page.locator("#launch-name input, #launch-name textarea").fill("missing")
     page.locator("#launch-models-student textarea").fill("no/such/model")
     expect(page.locator("#launch-command textarea")).to_have_value(re.compile("models.student=no/such/model"))

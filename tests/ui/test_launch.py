@@ -145,8 +145,8 @@ def test_another_method_brings_its_own_options(context: AppContext) -> None:
     ("changes", "more", "said"),
     [
         ({"training__steps": 0}, "", "training.steps must be at least 1, got 0"),
-        ({"training__steps": 2.5}, "", "training.steps must be int, got 2.5"),
-        ({"training__steps": None}, "", "training.steps must be int, got None"),
+        ({"training__steps": 2.5}, "", "training.steps must be a whole number, got 2.5"),
+        ({"training__steps": None}, "", "training.steps must be a whole number, got nothing"),
         ({"training__betas": "[0.9"}, "", 'training.betas: "[0.9" is not a YAML value'),
         ({"name": ""}, "", 'name "" must be a plain folder name'),
         ({"name": "../out"}, "", "must be a plain folder name"),

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 
 from workbench.analysis.table import Table
+from workbench.analysis.tokens import Selection
 from workbench.errors import RunError, TraceError
 from workbench.ui import tokens
 from workbench.ui.context import AppContext
-from workbench.ui.pieces import Column, fresh, rows_html, whole
+from workbench.ui.pieces import TRACES, Column, fresh, rows_html, whole
 
 EXAMPLE, PROBE, LISTED, WHERE, SHOWN = 7, 8, 9, 10, 11
 
@@ -74,6 +75,14 @@ def test_up_and_down_walk_through_the_list_and_over_its_pages(context: AppContex
     for _ in range(30):
         address = tokens.turned(context, "dopd", address, -1)
     assert tokens.key_of(address) == {"step": 4, "process": 0, "rollout": 0} and not address.get("list_page")
+
+
+def test_down_goes_on_from_the_open_answer_although_newer_ones_came_before_it(context: AppContext) -> None:
+    keys, _, _ = tokens._keys(TRACES.of(context.runs_dir / "dopd"), Selection(), 1)
+    opened = {name: str(value) for name, value in keys[1].items()}  # the list's page in the address is still the first
+    address = tokens.turned(context, "dopd", opened, 1)
+    assert tokens.key_of(address) == keys[2] and address["list_page"] == "1"
+    assert tokens.key_of(tokens.turned(context, "dopd", address, -1)) == keys[1]
 
 
 def test_pages_stop_at_both_ends(context: AppContext) -> None:

@@ -78,7 +78,7 @@ def test_a_run_is_drawn_with_its_curves_and_its_log(context: AppContext) -> None
     for title, made in zip(titles, figures(found), strict=False):
         assert title in made.layout.title.text
     assert list(figures(found)[0].data[0].y) == [1.0, 0.5, 1 / 3]
-    assert "No tokens are recorded yet" in figures(found)[-1].layout.annotations[0].text
+    assert "No tokens are recorded here" in figures(found)[-1].layout.annotations[0].text
     assert not found[TIMER].active
     assert found[QUESTION].value == "scene-1" and "later" in found[ANSWERS]
 
@@ -184,7 +184,7 @@ def test_a_torn_line_of_metrics_is_named_in_the_figures(context: AppContext) -> 
 def test_a_half_written_run_is_named(context: AppContext) -> None:
     folder = a_run(context)
     (folder / "run.json").write_text("{")
-    assert "half written" in look(context)[STATUS]
+    assert "run.json cannot be read: cut off or damaged" in look(context)[STATUS]
 
 
 def test_the_state_says_what_went_wrong_and_escapes_it() -> None:

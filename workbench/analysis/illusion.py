@@ -183,8 +183,8 @@ def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None =
 
 
 def sure_and_wrong(run_dir: str | Path, *, limit: int = 50) -> Table:
-    """Answers of the last evaluation that are wrong, the surest first."""
-    columns = ["step", "policy", "context", "example", "truth", "confidence", "text", "answer"]
+    """Answers of the student in the last evaluation that are wrong, the surest first."""
+    columns = ["step", "policy", "context", "example", "question", "truth", "confidence", "text", "answer"]
     answered = answers_of(run_dir)
     last = max((row.step for row in answered), default=0)
     wrong = [row for row in answered if row.step == last and row.policy == "student" and row.reward == 0]

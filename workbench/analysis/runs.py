@@ -77,7 +77,7 @@ def metrics(run_dir: str | Path, names: Sequence[str] = (), *, kind: str = "trai
     empty = {
         "train": "No step is done yet. The first takes longest: models are loaded and evaluated before it.",
         "eval": no_evals(folder.path),
-        "probe": "No probes are recorded. Train with trace.probes above 0.",
+        "probe": "No probes are recorded here. Train with trace.probes above 0.",
     }[kind]
     return table(frame, ["step", "metric", "value"], run=folder.path.name, empty=empty, units=units)
 

@@ -9,8 +9,8 @@ import pandas as pd
 from workbench.errors import TraceError
 from workbench.traces.reader import Traces, open_traces
 
-NO_TRACES = "No tokens are recorded yet. Wait for the run's first step, or train with trace.every above 0."
-NO_PROBES = "No probes are recorded. Train with trace.probes above 0, and wait for the first of them."
+NO_TRACES = "No tokens are recorded here. Wait for the run's first step, or train with trace.every above 0; if it has done steps with that, its traces folder is gone."
+NO_PROBES = "No probes are recorded here. Train with trace.probes above 0, and wait for the first of them; if it has done so, its traces folder is gone."
 NO_EVALS = "Nothing was evaluated yet. The first evaluation is before step 1, when the models are loaded."
 NO_SELF = "This method has no privileged student, so its gap cannot be split. Compare with a method that has one: dopd."
 

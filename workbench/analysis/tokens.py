@@ -7,6 +7,7 @@ from workbench.analysis.table import NO_TRACES, Table, run_name, table, traces_o
 from workbench.rendering.model import TokenView
 from workbench.rendering.recorded import token_view
 from workbench.traces.reader import Key, Traces
+from workbench.traces.schema import OPENING
 
 PAGE_COLUMNS = ["step", "rollout", "process", "example", "domain", "question", "answer", "expected", "right", "tokens", "capability_gap", "information_gap", "loss", "regimes"]  # fmt: skip
 PAGE_UNITS = {"tokens": "tokens", "capability_gap": "nats per token", "information_gap": "nats per token", "loss": "nats per token"}  # fmt: skip
@@ -52,7 +53,7 @@ def page(run: str | Path | Traces, selection: Selection = Selection(), *, page_i
             "example": row["example_id"],
             "domain": row["domain"],
             "question": row["question"],
-            "answer": row["completion"],
+            "answer": _opening(row["completion"]),
             "expected": row["answer"],
             "right": None if row["reward"] is None else row["reward"] == 1.0,
             "tokens": row["num_positions"],
@@ -80,7 +81,11 @@ def keys(
 
 def _read_page(traces: Traces, selection: Selection, page_idx: int, size: int) -> list[dict]:
     chosen, _ = keys(traces, selection, page_idx=page_idx, size=size)
-    return traces.rollouts_at(chosen, probe=selection.probe).to_pylist()
+    return traces.rollouts_at(chosen, probe=selection.probe, brief=True).to_pylist()
+
+
+def _opening(text: str) -> str:
+    return text if len(text) < OPENING else f"{text[: OPENING - 1]}…"
 
 
 def count(run: str | Path | Traces, selection: Selection = Selection()) -> int:

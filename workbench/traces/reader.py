@@ -66,10 +66,8 @@ def open_traces(folder: str | Path) -> "Traces":
             return Traces(candidate)
     if not folder.exists():
         raise TraceError(f"{folder} does not exist. Give the folder of a run, as in runs/my-run.")
-    raise TraceError(
-        f"{folder} holds no traces. Give the folder of a run (it has config.yaml and traces/), wait for the run's first "
-        "step, or train with tracing switched on."
-    )
+    remedy = "Give the folder of a run (it has config.yaml), wait for its first step, or train with tracing on."
+    raise TraceError(f"{folder} holds no traces. {remedy}")
 
 
 class Traces:
@@ -144,8 +142,8 @@ class Traces:
         regime, kind and truth keep answers with at least one such position; right keeps rewards of 1 (True) or below.
         """
         filters = {"step": step, "regime": regime, "domain": domain, "kind": kind, "truth": truth, "right": right, "example": example}  # fmt: skip
-        keys, _ = self.rollout_keys(**filters, order=order, limit=limit, offset=offset, probe=probe)
-        return self.rollouts_at(keys, probe=probe)
+        page = {"order": order, "limit": limit, "offset": offset, "probe": probe}
+        return self.rollouts_at(self.rollout_keys(**filters, **page)[0], probe=probe)
 
     def rollout_keys(
         self, *, order: str = "step", limit: int = 50, offset: int = 0, probe: bool = False, **filters: object
@@ -168,23 +166,24 @@ class Traces:
         keys = [(row["step"], row["process_rank"], row["rollout_idx"]) for row in rows if row["step"] is not None]
         return keys, rows[0]["total"]
 
-    def rollouts_at(self, keys: Sequence[Key], *, probe: bool = False) -> pa.Table:
-        """The answers with these keys, in their order, with the columns of `rollouts`."""
+    def rollouts_at(self, keys: Sequence[Key], *, probe: bool = False, brief: bool = False) -> pa.Table:
+        """The answers with these keys, in their order, as `rollouts` has them. brief: of their texts only the openings."""
         places = ", ".join(f"({place}, {', '.join(str(int(part)) for part in key)})" for place, key in enumerate(keys))
         query = f"""
-            SELECT {_KEY}, example_id, sample_idx, domain, question, answer, completion, source_policy, finished,
-                   reward, num_positions, mean_capability_gap AS capability_gap, mean_information_gap AS information_gap,
-                   mean_loss AS loss, total_contribution AS contribution, regime_counts AS regimes
+            SELECT {_KEY}, example_id, sample_idx, domain, question, answer, {"opening AS " if brief else ""}completion, source_policy,
+                   finished, reward, num_positions, mean_capability_gap AS capability_gap, mean_loss AS loss,
+                   mean_information_gap AS information_gap, total_contribution AS contribution, regime_counts AS regimes
             FROM {PROBE if probe else ""}rollouts
             JOIN (VALUES {places or "(NULL, NULL, NULL, NULL)"}) AS page(place, {_KEY}) USING ({_KEY})
             ORDER BY place"""
-        return self._run((query, None), steps={key[0] for key in keys})[0]
+        found = self._run((query, None), steps={key[0] for key in keys})[0]
+        return self.rollouts_at(keys, probe=probe) if found["completion"].null_count else found  # before version 5
 
     def count_rollouts(self, step: int | None = None, *, probe: bool = False, **filters: object) -> int:
         """How many answers the filters of `rollouts` keep."""
         where, params = self._filters(step, **filters)
         table = f"{PROBE if probe else ''}rollouts"
-        return self._run((f"SELECT count(*) AS n FROM {table} WHERE {where}", params))[0]["n"][0].as_py()
+        return self._run((f"SELECT count(*) FROM {table} WHERE {where}", params))[0][0][0].as_py()
 
     def rollout(self, step: int, rollout_idx: int, *, process_rank: int = 0, probe: bool = False) -> TracedRollout:
         """One answer with its positions. Raises TraceError if it was not recorded."""

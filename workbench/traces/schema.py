@@ -19,8 +19,9 @@ import pyarrow as pa
 from workbench.errors import TraceError
 
 VERSION = 5
-# 2 has no column `learner`; before 4 num_information compared the signed gaps, not their sizes; before 5 no crop box
+# 2 has no column `learner`; before 4 num_information compared the signed gaps, not their sizes; before 5 no crop box and no opening
 READABLE = tuple(range(2, VERSION + 1))
+OPENING = 160  # characters
 HEADER_KEY = "workbench.traces"
 PROBE = "probe_"  # prefix of the tables that hold probes
 _TYPE_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
@@ -64,6 +65,7 @@ ROLLOUTS = (
     Column("answer", _TEXT, "", "the right final answer; NULL if not known"),
     Column("reference", _TEXT, "", "a whole worked answer; NULL if there is none"),
     Column("completion", _TEXT, "", "what was written, without special tokens"),
+    Column("opening", _TEXT, "", f"the first {OPENING} characters of it: a list need not unpack whole answers"),
     Column("source_policy", _TEXT, "", 'policy that wrote it, or "dataset"'),
     Column("finished", pa.bool_(), "", "false: cut at the longest length allowed"),
     Column("reward", _REAL, "", "1 right, 0 wrong, NULL not known"),

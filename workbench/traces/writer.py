@@ -23,7 +23,7 @@ from workbench.images import open_image
 from workbench.method import Regime
 from workbench.traces.parts import compact, step_file, traces_folder, write_part
 from workbench.traces.png import encode_png
-from workbench.traces.schema import PROBE, TABLES, Header, TracedLoss, TracedRegime, TracedView, stored_schema
+from workbench.traces.schema import OPENING, PROBE, TABLES, Header, TracedLoss, TracedRegime, TracedView, stored_schema
 from workbench.traces.totals import sum_cells, sum_rollouts
 from workbench.types import STUDENT, Prompt, Rollout, Routing, TokenScores, Turn
 
@@ -238,6 +238,7 @@ class TraceWriter:
             "answer": [example.answer for example in examples],
             "reference": [example.reference for example in examples],
             "completion": [rollout.text for rollout in rollouts],
+            "opening": [rollout.text[:OPENING] for rollout in rollouts],
             "source_policy": [rollout.source for rollout in rollouts],
             "finished": [rollout.finished for rollout in rollouts],
             "reward": [rollout.reward for rollout in rollouts],

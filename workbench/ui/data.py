@@ -6,6 +6,7 @@ At most one checkpoint is kept in memory. An upload is bounded, opened as any ot
 import functools
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -73,7 +74,9 @@ class OneScorer:
                 self._scorer = open_scorer(run_dir)
                 self._key = key
             scored = self._scorer.score(example, answer)
-            return token_view(scored, run=f"{run_dir.name}, checkpoint of step {checkpoint.step}")
+            view = token_view(scored, run=f"{run_dir.name}, checkpoint of step {checkpoint.step}")
+            own = {name: value for name, value in view.meta.items() if name not in ("step", "rollout")}
+            return replace(view, meta=own)  # it is no answer of a batch
 
 
 SCORER = OneScorer()

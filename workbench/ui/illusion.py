@@ -32,8 +32,8 @@ WORST_COLUMNS = (
     Column("question"), Column("answer"), Column("expected", kind="short"), Column("step", kind="number"), Column("rollout", "no.", "number"),
 )  # fmt: skip
 SURE_COLUMNS = (
-    Column("confidence", kind="share"), Column("text", "answered"), Column("answer", "expected", "short"), Column("truth", kind="short"),
-    Column("context", kind="short"), Column("example", kind="short"),
+    Column("confidence", kind="share"), Column("question"), Column("text", "answered"), Column("answer", "expected", "short"), Column("truth", kind="short"),
+    Column("context", "shown", "short"), Column("example", kind="short"),
 )  # fmt: skip
 ACCURACY_COLUMNS = (
     Column("policy", kind="short"), Column("context", "shown", "short"), Column("truth", "questions on", "short"), Column("step", kind="number"),
@@ -76,7 +76,9 @@ def draw(context: AppContext, run: str | None, theme: str, shown: str | None) ->
 
 def draw_wrong(found: Table) -> str:
     """Wrong answers of the last evaluation, the surest first."""
-    title = "Sure and wrong" if found.empty else f"Sure and wrong at step {found.rows[0]['step']}"
+    title = (
+        "Sure and wrong" if found.empty else f"Sure and wrong at step {found.rows[0]['step']}: the student's answers"
+    )
     return rows_html(found, SURE_COLUMNS, label="sure and wrong", title=title, tall=478)
 
 
@@ -93,8 +95,9 @@ def headline(run: str, accuracy: Table, bought: Table, parted: Table) -> str:
         first, last = steps[0], steps[-1]
         group = VISIBLE if (last, VISIBLE) in rows else "all"
         change = 100 * (rows[last, group]["accuracy"] - rows[first, group]["accuracy"])
+        since = f"{_points(change)} since step {first}" if last != first else "before training"
         tiles.append(
-            (f"{100 * rows[last, group]['accuracy']:.1f}\u2009%", f"right on {group} questions", f"step {last}, n = {rows[last, group]['count']:,}, {_points(change)} since step {first}")
+            (f"{100 * rows[last, group]['accuracy']:.1f}\u2009%", f"right on {group} questions", f"step {last}, n = {rows[last, group]['count']:,}, {since}")
         )  # fmt: skip
         if (last, PRIVILEGED) in rows:
             hidden = rows[last, PRIVILEGED]

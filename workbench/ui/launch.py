@@ -85,7 +85,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     options = [one for place, one in zip(form, made, strict=True) if None not in place]
     silent = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
 
-    shows = (beside(partial(preview, context, form), 1), inputs, [message, command])
+    shows = (beside(partial(preview, context, form), 1, str), inputs, [message, command])  # a wrong form has no command
     typed = gr.Textbox("", visible="hidden", elem_id="launch-typed")
     # text, numbers and switches are listened to by assets/app.js, all at once: each event of each box would cost the first page
     lists = [one.input for one in made if isinstance(one, gr.Dropdown) and one is not chooser]
@@ -115,11 +115,14 @@ _WHAT_CHECK_DOES = (
 )
 
 
-def beside(callback: Callable, num_outputs: int) -> Callable:
-    """The callback, with a message before its outputs: nothing, or what is wrong with the form. Also for generators."""
+def beside(callback: Callable, num_outputs: int, otherwise: Callable[[], object] = gr.skip) -> Callable:
+    """The callback, with a message before its outputs: nothing, or what is wrong with the form. Also for generators.
+
+    otherwise  makes what the outputs become if something is wrong; they stay as they are
+    """
 
     def failed(error: Exception) -> tuple:
-        return (note(sentence(error), "error"), *[gr.skip()] * num_outputs)
+        return (note(sentence(error), "error"), *[otherwise()] * num_outputs)
 
     @wraps(callback, updated=())
     def safe(*values: object) -> Iterator[tuple]:

@@ -20,6 +20,8 @@ def status_html(state: JobState) -> str:
         ("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(state.started)) if state.started else "–"),
         ("last sign", f"{span(state.silent_s)} ago" if state.silent_s is not None else "–"),
     ]
+    if state.doing:
+        facts.append(("now", state.doing))
     listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
     said = note(state.error, "error") if state.error else ""
     said += "".join(note(warning, "warning") for warning in state.warnings)

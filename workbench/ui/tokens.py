@@ -35,6 +35,7 @@ from workbench.ui.pieces import (
 )
 
 PAGE_SIZE = 20
+MOST_PAGES_ON = 12  # that an open answer is looked for in, after newer ones came
 KEY = ("step", "process", "rollout")
 FILTERS = {
     "at_step": "step",
@@ -183,7 +184,7 @@ def turned(context: AppContext, run: str | None, address: Mapping | None, direct
         return dict(address)
     selection = select(address, tokens.choices(traces))
     key = key_of(address)
-    keys, total, page_idx = _keys(traces, selection, page_of(address))
+    keys, total, page_idx = _page_with(traces, selection, page_of(address), key)
     place = (keys.index(key) if key in keys else 0 if key is None else -1) + direction
     if key is not None and key not in keys:
         place = 0  # it came by a link and is not on this page: go on from the page's first
@@ -197,6 +198,20 @@ def turned(context: AppContext, run: str | None, address: Mapping | None, direct
         return dict(address)
     place = max(0, min(len(keys) - 1, place))
     return opened({**address, "list_page": str(page_idx) if page_idx else ""}, keys[place])
+
+
+def _page_with(traces: Traces, selection: Selection, page_idx: int, key: dict | None) -> tuple[list[dict], int, int]:
+    """As `_keys`, of the page that has the answer now: a run that trains puts newer ones before it."""
+    start = _keys(traces, selection, page_idx)
+    if key is None or selection.order != "step":
+        return start
+    for later in range(page_idx, page_idx + MOST_PAGES_ON):
+        found = _keys(traces, selection, later)
+        if key in found[0]:
+            return found
+        if found[2] != later:
+            break
+    return start
 
 
 def _keys(traces: Traces | None, selection: Selection, page_idx: int) -> tuple[list[dict], int, int]:
