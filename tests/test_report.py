@@ -64,3 +64,17 @@ def test_the_command_writes_it_and_says_where(run: Path, tmp_path: Path, capsys:
     assert main(["report", str(run), "--out", str(tmp_path / "r.html"), "--answers", "1"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "r.html") and (tmp_path / "r.html").is_file()
     assert main(["report", str(tmp_path / "none")]) == 2
+
+
+def test_every_figure_is_as_wide_as_its_place(run: Path, tmp_path: Path, browser) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(write_report(run, tmp_path / "report.html").as_uri())
+    widths = """[...document.querySelectorAll('.js-plotly-plot')].map(
+        one => Math.abs(one.parentElement.clientWidth - one.querySelector('.main-svg').clientWidth))"""
+    for _ in range(50):
+        off = page.evaluate(widths)
+        if max(off) <= 1:
+            break
+        page.wait_for_timeout(100)
+    assert len(off) > 3 and max(off) <= 1
+    page.close()

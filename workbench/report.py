@@ -29,6 +29,7 @@ from workbench.traces.reader import Traces
 REPORT_NAME = "report.html"
 MOST_ANSWERS = 24
 _MOST_MAPS = 3  # probes drawn as heatmaps, those that moved most
+_FIT = "addEventListener('load', () => dispatchEvent(new Event('resize')))"  # a figure is drawn before its neighbour is there
 _PLOT = {"displaylogo": False, "responsive": True, "displayModeBar": False}
 _LAYOUT = """
 .rp-facts,.rp-table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
@@ -61,7 +62,7 @@ def write_report(
         destination /= f"{folder.path.name}-{REPORT_NAME}"
     traces = traces_of(folder.path)
     sections = [
-        f"<style>{_LAYOUT}</style><script>{get_plotlyjs()}</script>" + _facts(folder),
+        f"<style>{_LAYOUT}</style><script>{get_plotlyjs()}{_FIT}</script>" + _facts(folder),
         ("What was learned", _learned(folder.path, theme)),
         ("Who supervised", _supervised(traces, theme)),
         ("Where supervision moved", _moved(traces, theme)),

@@ -70,6 +70,10 @@ window.workbenchApp = (() => {
     heard.value = said;
     heard.dispatchEvent(new Event("input", { bubbles: true }));
   });
+  // Gradio's lists (6.31) are opened again by the Tab key that left them: it is kept from them, and moves on all the same
+  addEventListener("keydown", (event) => {
+    if (event.key === "Tab" && event.target.matches?.('#app-tabs input[role="combobox"], #app-header input[role="combobox"]')) event.stopPropagation();
+  }, true);
   return {
     start: () => [asked, paint(isDark())],
     toggle: () => {
