@@ -180,7 +180,7 @@ class Traces:
         return self.rollouts_at(keys, probe=probe) if found["completion"].null_count else found  # before version 5
 
     def count_rollouts(self, step: int | None = None, *, probe: bool = False, **filters: object) -> int:
-        """How many answers the filters of `rollouts` keep."""
+        """How many answers the filters of `rollouts` keep; before: those that stand before this one, newest first."""
         where, params = self._filters(step, **filters)
         table = f"{PROBE if probe else ''}rollouts"
         return self._run((f"SELECT count(*) FROM {table} WHERE {where}", params))[0][0][0].as_py()
@@ -289,15 +289,9 @@ class Traces:
         return f"{missing} Its {word}s are {_few(own) or 'of other processes'}. Choose one of them."
 
     def _filters(
-        self,
-        step: int | None = None,
-        regime: str | None = None,
-        domain: str | None = None,
-        kind: str | None = None,
-        truth: str | None = None,
-        right: bool | None = None,
-        example: str | None = None,
-    ) -> tuple[str, dict]:
+        self, step: int | None = None, regime: str | None = None, domain: str | None = None, kind: str | None = None,
+        truth: str | None = None, right: bool | None = None, example: str | None = None, before: Key | None = None,
+    ) -> tuple[str, dict]:  # fmt: skip
         if regime is not None and regime not in self.regimes:
             raise TraceError(unknown("regime", regime, self.regimes))
         conditions = {
@@ -308,6 +302,7 @@ class Traces:
             "regime": ("list_contains(map_keys(regime_counts), $regime)", regime),
             "kind": ("list_contains(kinds, $kind)", kind),
             "truth": ("list_contains(truths, $truth)", truth),
+            "before": ("(-step, process_rank, rollout_idx) < (-$before[1], $before[2], $before[3])", before),
         }
         params = {name: value for name, (_, value) in conditions.items() if value is not None}
         return " AND ".join(conditions[name][0] for name in params) or "true", params

@@ -35,7 +35,6 @@ from workbench.ui.pieces import (
 )
 
 PAGE_SIZE = 20
-MOST_PAGES_ON = 12  # that an open answer is looked for in, after newer ones came
 KEY = ("step", "process", "rollout")
 FILTERS = {
     "at_step": "step",
@@ -203,15 +202,11 @@ def turned(context: AppContext, run: str | None, address: Mapping | None, direct
 def _page_with(traces: Traces, selection: Selection, page_idx: int, key: dict | None) -> tuple[list[dict], int, int]:
     """As `_keys`, of the page that has the answer now: a run that trains puts newer ones before it."""
     start = _keys(traces, selection, page_idx)
-    if key is None or selection.order != "step":
+    if key is None or key in start[0] or selection.order != "step":
         return start
-    for later in range(page_idx, page_idx + MOST_PAGES_ON):
-        found = _keys(traces, selection, later)
-        if key in found[0]:
-            return found
-        if found[2] != later:
-            break
-    return start
+    at = tuple(key[name] for name in KEY)
+    found = _keys(traces, selection, traces.count_rollouts(**selection.filters, before=at) // PAGE_SIZE)
+    return found if key in found[0] else start
 
 
 def _keys(traces: Traces | None, selection: Selection, page_idx: int) -> tuple[list[dict], int, int]:
