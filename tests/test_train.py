@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from families import save_llava
 from PIL import Image
 from small import run_config
 
+from workbench import evaluate
 from workbench.checkpoints import Checkpoint, list_checkpoints, open_checkpoint, save_checkpoint
 from workbench.config import RunConfig
 from workbench.errors import ConfigError, DataError, PolicyError, RunError
@@ -399,3 +401,21 @@ def test_no_method_needs_the_loop_to_know_its_name() -> None:
         text = (source / file).read_text()
         assert not [name for name in list_methods() if f'"{name}"' in text], file
     assert Method and Loss
+
+
+def test_run_json_says_what_is_done_between_steps(
+    models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(models, tmp_path, training__steps=1, evaluation__every=0)
+    seen, asked = [], evaluate.ask
+
+    def look(*values: object, **options: object) -> list:
+        status = RunFolder.open(config.run_dir).status
+        seen.append((status["steps_done"], status["doing"]))
+        return asked(*values, **options)
+
+    monkeypatch.setattr(evaluate, "ask", look)
+    train(config)
+    assert [done for done, _ in seen[:1] + seen[-1:]] == [0, 1], "the last step counts before the last evaluation"
+    assert all(re.fullmatch(r"(student|teacher) answers \d+ questions", doing) for _, doing in seen)
+    assert RunFolder.open(config.run_dir).status["doing"] is None
