@@ -177,7 +177,7 @@ def test_other_answers_are_aligned_by_their_common_stretches() -> None:
 
 
 def test_accuracies_and_curves_of_two_runs(dopd: Path, opd: Path) -> None:
-    found = compare.accuracy_of(dopd, opd)
+    found = compare.accuracy_beside(dopd, opd)
     (row,) = (row for row in found.rows if (row["policy"], row["context"], row["truth"]) == ("student", "plain", "all"))
     for run, side in ((dopd, "a"), (opd, "b")):
         for step, name in ((0, "first"), (4, "last")):
@@ -186,6 +186,8 @@ def test_accuracies_and_curves_of_two_runs(dopd: Path, opd: Path) -> None:
             ]
             assert row[f"{name}_{side}"] == pytest.approx(np.mean([one.reward for one in asked]))
             assert row[f"count_{side}"] == len(asked)
+    long = compare.accuracy_of(dopd, opd).frame.set_index(["run", "policy", "context", "truth", "step"])
+    assert long.loc[("opd", "student", "plain", "all", 4)]["accuracy"] == row["last_b"]
     assert found.units["first_a"] == "dopd, step 0" and found.units["last_b"] == "opd, step 4"
     assert compare.asked_apart(dopd, opd)[::2] == (0, 0)
     assert set(compare.metrics_of(dopd, opd, ("loss",)).frame["run"]) == {"dopd", "opd"}
@@ -202,7 +204,7 @@ def test_a_run_evaluated_once_has_no_newest_accuracy_and_other_questions_are_cou
     kept = first.read_text().splitlines(keepends=True)
     (gone,) = {json.loads(line)["example_id"] for line in kept[:1]}
     first.write_text("".join(line for line in kept if json.loads(line)["example_id"] != gone))
-    found = compare.accuracy_of(dopd, once)
+    found = compare.accuracy_beside(dopd, once)
     (row,) = (row for row in found.rows if (row["policy"], row["context"], row["truth"]) == ("student", "plain", "all"))
     assert row["last_a"] is not None and row["last_b"] is None and row["confidence_b"] is not None
     assert row["count_b"] == row["count_a"] - 1
@@ -302,7 +304,7 @@ def test_a_separation_that_reads_some_steps_only_says_so(long_run: Traces, monke
         illusion.bought_by_information, illusion.loss_by_truth, illusion.separation, illusion.worst_cases,
         illusion.sure_and_wrong, lambda run: regimes.shares_by(run, "kind"), lambda run: movement.of_probe(run, 0),
         lambda run: compare.shared_examples(run, run),
-        lambda run: compare.accuracy_of(run, run),
+        lambda run: compare.accuracy_beside(run, run), compare.accuracy_of,
     ],
 )  # fmt: skip
 def test_a_run_that_has_only_begun_says_what_to_do(runs: Path, ask) -> None:

@@ -108,7 +108,36 @@ def metrics_of(first: str | Path, second: str | Path, names: tuple[str, ...], *,
     return table(pd.concat(frames), ["run", "step", "metric", "value"], run=title, empty=tables[0].empty, units=units)
 
 
-def accuracy_of(first: str | Path, second: str | Path) -> Table:
+def accuracy_of(*runs: str | Path) -> Table:
+    """Accuracy and confidence of the student at the first and the last evaluation, per context and truth."""
+    columns = ["run", "policy", "context", "truth", "step", "count", "accuracy", "confidence", "change"]
+    rows = []
+    shown = names_of(*runs)
+    for run, name in zip(runs, shown, strict=True):
+        answered = answers_of(run)
+        own = tabulate(answered)
+        for (step, policy, context, truth), measured in own.items():
+            steps = sorted({key[0] for key in own if key[1:] == (policy, context, truth)})
+            if step in (steps[0], steps[-1]):
+                before = own[(steps[0], policy, context, truth)].accuracy
+                rows.append(
+                    {
+                        "run": name,
+                        "policy": policy,
+                        "context": context,
+                        "truth": truth,
+                        "step": step,
+                        "count": measured.count,
+                        "accuracy": measured.accuracy,
+                        "confidence": measured.confidence,
+                        "change": measured.accuracy - before if step != steps[0] else None,
+                    }
+                )
+    units = {"accuracy": "share of questions", "confidence": "probability", "change": "share of questions", "count": "questions"}  # fmt: skip
+    return table(rows, columns, run=", ".join(shown), empty=no_evals(runs[0]), units=units)
+
+
+def accuracy_beside(first: str | Path, second: str | Path) -> Table:
     """Both runs' evaluations side by side: a row per policy, context and truth.
 
     Of each run (suffix _a or _b): questions, accuracy at its first and at its newest evaluation, and confidence at that.

@@ -118,9 +118,10 @@ def _height(measured: Measured, num_bars: int) -> int:
 def _add_bars(
     made: go.Figure, measured: Measured, theme: str, bars: list[tuple[str, str, str, str]], place: dict | None = None, *, is_named: bool = True
 ) -> None:  # fmt: skip
-    """The bars of one panel, the first group uppermost."""
+    """The bars of one panel, the first group uppermost; a group without any of these numbers is not there."""
     groups = measured.geometry.groups
-    names = list(dict.fromkeys(groups["group"]))[::-1]
+    has_any = groups[list({column for _, _, column, _ in bars})].notna().any(axis=1)
+    names = list(dict.fromkeys(groups["group"][has_any]))[::-1]
     for number, (precision, delta, column, name) in enumerate(bars):
         own = (
             groups[(groups["precision"] == precision) & (groups["delta"] == delta)]

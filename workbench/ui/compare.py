@@ -201,7 +201,7 @@ def known_metrics(first: Path, second: Path) -> list[str]:
 
 def draw_accuracy(first: Path, second: Path) -> str:
     """Per policy, context and truth: both runs' accuracy before and after, and how sure they were in the end."""
-    found = compare.accuracy_of(first, second)
+    found = compare.accuracy_beside(first, second)
     if found.empty:
         return empty_html(found.empty, title="Accuracy")
     columns = [
