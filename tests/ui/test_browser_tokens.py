@@ -153,6 +153,16 @@ def test_pages_and_filters_ask_the_server(visit) -> None:
     expect(page.locator("#tokens-step input")).to_have_value("2")
 
 
+def test_a_list_closes_when_the_tab_key_leaves_it(visit) -> None:
+    page = visit("run=dopd", "tokens")
+    first, second = (page.locator(f"#tokens-{name} input") for name in ("step", "regime"))
+    first.focus()
+    expect(first).to_have_attribute("aria-expanded", "true")
+    page.keyboard.press("Tab")
+    expect(second).to_be_focused()
+    expect(first).to_have_attribute("aria-expanded", "false")
+
+
 def test_a_token_that_moved_opens_in_tokens(visit) -> None:
     page = visit("run=dopd", "movement")
     expect(page.locator("#movement-map .wb-cell").first).to_be_visible()
