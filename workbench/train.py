@@ -101,7 +101,12 @@ def _train_in(
     )  # of a run that cannot even begin: what was done before is as it was
     try:
         folder.update(
-            status="running", error=None, pid=os.getpid(), process=identify(os.getpid()), processes=group.size
+            status="running",
+            error=None,
+            doing=None,
+            pid=os.getpid(),
+            process=identify(os.getpid()),
+            processes=group.size,
         )
         with StopSignal() as stop:
             trainer = Trainer(config, folder, resume=resume, load=load, group=group)
