@@ -58,6 +58,12 @@ def test_a_grid_is_multiplied_into_every_variant(base: Path) -> None:
     assert ambiguous.variants[0].name == "opd steps=1 every=1 probe_every=1"
 
 
+def test_a_variant_without_the_grid_is_there_once(base: Path) -> None:
+    variants = {"dopd": {"method.name": "dopd"}, "opsa": {"grid": False, "method.name": "opsa", "training.steps": 1}}
+    study = load(base, variants=variants, baseline="opsa", grid={"training.steps": [1, 2]})
+    assert [(one.name, one.config.training.steps) for one in study.variants] == [("dopd steps=1", 1), ("dopd steps=2", 2), ("opsa", 1)]  # fmt: skip
+
+
 def test_the_seed_in_a_path_is_that_of_the_run_and_checked_so(base: Path, tmp_path: Path) -> None:
     image = tmp_path / "one.png"
     Image.new("RGB", (8, 8)).save(image)
@@ -128,6 +134,7 @@ def test_two_students_are_two_rows_of_what_they_started_from(base: Path, models:
         ({"variants": {"a b": {}, "a-b": {}}}, 'variants "a b" and "a-b" would have one folder'),
         ({"variants": ["opd"]}, "variants must be a mapping"),
         ({"grid": {"training.steps": 3}}, "grid.training.steps must be a list"),
+        ({"grid": {"method.name": ["opd"]}}, "variants.opd sets method.name, which grid varies.*grid: false"),
         ({"variants": {"a": {"method.name": "dpod"}}}, 'none of its 1 variants can be built. a: .*Did you mean "dopd"'),
     ],
     ids=str,

@@ -1,6 +1,6 @@
 """Does the gap know? How well what a router sees tells privileged tokens from visible ones, over the seeds of a study.
 
-    python docs/studies/does_the_gap_know.py runs/main dopd     after    workbench study configs/studies/main.yaml
+    python docs/studies/does_the_gap_know.py runs/gap dopd      after    workbench study configs/studies/gap.yaml
 
 Writes does-the-gap-know.md and .png beside this file (needs Chromium and the extra "dev"). The runs of one variant are its seeds; every number is a mean over
 them with the 95 % interval of Student's t.
@@ -38,6 +38,13 @@ TASKS = {
     "privileged or visible, all tokens": ("truth IS NOT NULL", "truth = 'privileged'"),
     "says something (tag, place, attribute) or template": ("true", "kind IN ('tag', 'location', 'attribute')"),
 }
+KINDS = {
+    "tag": "tags",
+    "location": "places",
+    "attribute": "attributes",
+    "answer": "answers",
+    "template": "template words",
+}
 
 
 def main() -> None:
@@ -46,10 +53,11 @@ def main() -> None:
     if len(runs) < 2:
         sys.exit(f"{study} has {len(runs)} runs named {variant}-s*; an interval needs two. Run the study first.")
     frame = pd.concat([measured(run, seed) for seed, run in enumerate(runs)])
+    kinds = pd.concat([by_kind(run, seed) for seed, run in enumerate(runs)])
     drift = pd.concat([probed(run, seed) for seed, run in enumerate(runs)])
     folders = sorted(study.glob(f"{variant}-s*"))
     config = read_yaml(folders[0] / "config.yaml")
-    (HERE / "does-the-gap-know.md").write_text(page(frame, drift, config, len(runs), came_from(folders)))
+    (HERE / "does-the-gap-know.md").write_text(page(frame, kinds, drift, config, len(runs), came_from(folders)))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 1100, "height": 600}, device_scale_factor=1.5)
@@ -74,6 +82,19 @@ def measured(run, seed: int) -> pd.DataFrame:
                 value = auroc(found[f"score_{idx}"].to_numpy(dtype=float), is_positive)
                 rows.append((seed, part, task, score, value, int(is_positive.sum()), int((~is_positive).sum())))
     return pd.DataFrame(rows, columns=["seed", "part", "task", "score", "auroc", "positive", "negative"])
+
+
+def by_kind(run, seed: int) -> pd.DataFrame:
+    """AUROC of every score for one kind of token against all others, over all steps."""
+    columns = ", ".join(f"{sql} AS score_{idx}" for idx, sql in enumerate(SCORES.values()))
+    found = run.sql(f"SELECT kind, {columns} FROM positions").to_pandas()
+    rows = []
+    for kind in KINDS:
+        is_kind = (found["kind"] == kind).to_numpy(dtype=bool)
+        for idx, score in enumerate(SCORES):
+            value = auroc(found[f"score_{idx}"].to_numpy(dtype=float), is_kind)
+            rows.append((seed, kind, score, value, int(is_kind.sum())))
+    return pd.DataFrame(rows, columns=["seed", "kind", "score", "auroc", "count"])
 
 
 def probed(run, seed: int) -> pd.DataFrame:
@@ -115,7 +136,9 @@ def figure(frame: pd.DataFrame) -> go.Figure:
     return chart
 
 
-def page(frame: pd.DataFrame, drift: pd.DataFrame, config: dict, num_seeds: int, source: str) -> str:
+def page(
+    frame: pd.DataFrame, kinds: pd.DataFrame, drift: pd.DataFrame, config: dict, num_seeds: int, source: str
+) -> str:
     steps, method = config["training"]["steps"], config["method"]
     lines = [
         "# Does the gap know?",
@@ -152,19 +175,38 @@ def page(frame: pd.DataFrame, drift: pd.DataFrame, config: dict, num_seeds: int,
             lines.append(f"| {score} | {' | '.join(cells)} |")
         lines.append("")
     lines += [
+        "## One kind of token against all others",
+        "",
+        "All steps. In brackets, tokens of that kind, all seeds.",
+        "",
+        "| score | " + " | ".join(f"{name} ({kinds[(kinds['kind'] == kind) & (kinds['score'] == next(iter(SCORES)))]['count'].sum():,})" for kind, name in KINDS.items()) + " |",
+        "|---" * (len(KINDS) + 1) + "|",
+    ]  # fmt: skip
+    for score in SCORES:
+        own = kinds[kinds["score"] == score]
+        cells = ["{:.2f} ± {:.2f}".format(*interval(own[own["kind"] == kind]["auroc"])) for kind in KINDS]
+        lines.append(f"| {score} | {' | '.join(cells)} |")
+    lines += [
+        "",
         "## Drift, on probes",
         "",
-        "Mean size of the gaps on tags of the same answers, scored again through the run, in nats. "
-        "A seed has few such tags: too few to see a drift that is not large.",
+        "Mean size of the gaps on tags of the same answers, written before training and scored again through the run, in nats; in",
+        "brackets its change since step 0, seed by seed.",
         "",
+        "| step | truth | information | capability | tags a seed |",
+        "|---|---|---|---|---|",
     ]
-    lines += ["| step | truth | information | capability | tokens a seed |", "|---|---|---|---|---|"]
-    for step in sorted({0, steps // 3 // 10 * 10, 2 * steps // 3 // 10 * 10, steps}):
+    start = drift[drift["step"] == 0].set_index(["truth", "seed"])
+    for step in sorted(drift["step"].unique()):
         for truth in ("visible", "privileged"):
-            own = drift[(drift["step"] == step) & (drift["truth"] == truth)]
+            own = drift[(drift["step"] == step) & (drift["truth"] == truth)].set_index(["truth", "seed"])
             if len(own) < 2:
                 continue
-            cells = ["{:.2f} ± {:.2f}".format(*interval(own[name])) for name in ("information", "capability")]
+            cells = []
+            for name in ("information", "capability"):
+                cell = "{:.2f} ± {:.2f}".format(*interval(own[name]))
+                change = interval((own[name] - start[name]).dropna())
+                cells.append(cell + (" ({:+.2f} ± {:.2f})".format(*change) if step else ""))
             lines.append(f"| {step} | {truth} | {' | '.join(cells)} | {own['num'].mean():.0f} |")
     return "\n".join(lines) + "\n"
 

@@ -2,7 +2,8 @@
 
 Source: Dual On-policy Distillation, arXiv 2606.30626, Tables 6 and 8. Views, routing and every other option are dopd's.
 1. supervised: regimes that keep their losses; tokens of the others are supervised by nobody (Table 6: HT, HT+LH, ...).
-2. source: "teacher" lets the teacher supervise all regimes ("without student source"), "self" the privileged student.
+2. source: "teacher" lets the teacher supervise all regimes ("without student source"), "self" the privileged student,
+   "both" each of them at half the weight: Figure 3, where nothing is routed. Guess: the figure names no weights.
 3. divergence and support: the same in every regime instead of by regime ("without adaptive divergence / strategies").
 4. Equal weights: beta_light=1 beta_weak=1. Table 6 compares Jensen-Shannon over the top-k; Table 8's row "without
    advantage-aware" is that with the teacher alone, in all regimes.
@@ -21,7 +22,7 @@ from workbench.methods import dopd
 @dataclass(frozen=True)
 class Options(dopd.Options):
     supervised: Annotated[str, Option('regimes that keep their supervision, joined by "+"')] = "LH+LL+HT+HS"
-    source: Annotated[str, Option("who supervises: by regime, or one for all", choices=("routed", "teacher", "self"))] = "routed"  # fmt: skip
+    source: Annotated[str, Option("who supervises: by regime, one for all, or both", choices=("routed", "teacher", "self", "both"))] = "routed"  # fmt: skip
     divergence: Annotated[str, Option("by regime, or one for all", choices=("adaptive", "reverse_kl", "jensen_shannon"))] = "adaptive"  # fmt: skip
     support: Annotated[str, Option("entries compared: by regime, or one for all", choices=("adaptive", "full", "top_k"))] = "adaptive"  # fmt: skip
 
@@ -47,6 +48,7 @@ def _part(regime: Regime, supervised: bool, options: Options) -> Regime:
     divergence = Divergence(kind)
     if support == "top_k":
         divergence = Divergence(kind, "top_k", top_k=options.top_k, of=of, tail=options.tail)
-    target = loss.target if options.source == "routed" else options.source
-    who = "teacher" if target == "teacher" else "privileged self"
-    return Regime((Loss(target, divergence, loss.weight),), f"{when}: {who}, weight {loss.weight:g}")
+    targets = {"routed": (loss.target,), "both": ("teacher", "self")}.get(options.source, (options.source,))
+    weight = loss.weight / len(targets)
+    who = " and ".join("teacher" if target == "teacher" else "privileged self" for target in targets)
+    return Regime(tuple(Loss(target, divergence, weight) for target in targets), f"{when}: {who}, weight {weight:g}")

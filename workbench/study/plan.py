@@ -10,7 +10,7 @@
       opd: {method.name: opd}
       dopd: {note: as in the paper, method.name: dopd, method.privilege: crop}
       later: {after: dopd, method.name: opd}    starts from the student that dopd's run of the same seed ended with
-    grid: {method.privilege: [crop, boxes]}   optional: multiplied into every variant
+    grid: {method.privilege: [crop, boxes]}   optional: multiplied into every variant but those with grid: false
     evaluate:
       - {data: "scenes:eval?count=512", contexts: [plain, crop]}
 
@@ -257,8 +257,12 @@ def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict
         own = _mapping(own, f"{where}: variants.{name}")
         _refuse_own(own, f"{where}: variants.{name}")
         note, after = str(own.pop("note", "")), own.pop("after", None)
-        for chosen in itertools.product(*grid.values()):
-            point = dict(zip(grid, chosen, strict=True))
+        varied = grid if own.pop("grid", True) is not False else {}
+        twice = next((key for key in varied if key in own), None)
+        if twice is not None:
+            raise ConfigError(f"{where}: variants.{name} sets {twice}, which grid varies. Leave it out, or say grid: false to have the variant once.")  # fmt: skip
+        for chosen in itertools.product(*varied.values()):
+            point = dict(zip(varied, chosen, strict=True))
             label = " ".join([str(name), *(f"{short[key]}={_plain(value)}" for key, value in point.items())])
             expanded.append((label, note, None if after is None else str(after), {**own, **point}))
     folders: dict[str, str] = {}
