@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -182,9 +183,8 @@ def test_half_a_run_and_a_dead_worker_go_on_and_end_the_same(own: Study, finishe
     def kill_the_worker() -> None:
         while not (absent.run_dir / "run.json").is_file():  # the only worker begins with what was never begun
             time.sleep(0.01)
-        for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
-            if "spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes().decode():
-                os.kill(int(child), signal.SIGKILL)
+        for worker in multiprocessing.active_children():
+            worker.kill()
 
     killer = threading.Thread(target=kill_the_worker)
     killer.start()

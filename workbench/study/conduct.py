@@ -96,9 +96,10 @@ class _Worker:
     """A process with its pipe, and the task it is at."""
 
     def __init__(self, study: Study, number: int, num_threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["workbench.study.host"])
         self.pipe, theirs = context.Pipe()
-        arguments = (theirs, num_threads, study.folder / f".worker-{number}.log", os.getpid())
+        arguments = (theirs, num_threads, study.folder / f".worker-{number}.log")
         self.process = context.Process(target=work, args=arguments, name=f"worker {number}", daemon=True)
         self.process.start()
         theirs.close()

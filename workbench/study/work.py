@@ -1,4 +1,4 @@
-"""One process that does one task of a study after the other: torch is imported, examples are rendered, teachers are loaded once.
+"""One process that does one task of a study after the other: examples are rendered and teachers are loaded once.
 
 Tasks come through a pipe and answers go back, one for one. A task is a run (train it, or go on with it, then ask its
 student) or a reference (ask a model as it is). SIGTERM stops a run after the step at hand, with a checkpoint.
@@ -7,6 +7,7 @@ student) or a reference (ask a model as it is). SIGTERM stops a run after the st
 import functools
 import gc
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -58,7 +59,7 @@ class Outcome:
     trained: bool = False
 
 
-def work(pipe: Connection, num_threads: int, log_file: Path, parent: int) -> None:
+def work(pipe: Connection, num_threads: int, log_file: Path) -> None:
     """The life of a worker process. It ends when the pipe is closed or its parent is gone."""
     os.setpgid(0, 0)  # a Ctrl-C in the terminal is the parent's; it asks each worker once
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
@@ -72,10 +73,10 @@ def work(pipe: Connection, num_threads: int, log_file: Path, parent: int) -> Non
     load = functools.lru_cache(maxsize=_REMEMBERED)(load_examples)
     pipe.send(None)  # ready
     with keep_teachers():
-        _work(pipe, load, log_file, parent)
+        _work(pipe, load, log_file)
 
 
-def _work(pipe: Connection, load: Callable, log_file: Path, parent: int) -> None:
+def _work(pipe: Connection, load: Callable, log_file: Path) -> None:
     while True:
         try:
             task = pipe.recv()
@@ -87,7 +88,7 @@ def _work(pipe: Connection, load: Callable, log_file: Path, parent: int) -> None
             if task.reference is not None:
                 ask_reference(task.reference, task.evaluate, task.file, load=load)
             else:
-                status, trained = _do_run(task, load, parent)
+                status, trained = _do_run(task, load)
         except WorkbenchError as fault:
             status, error = "failed", str(fault)
         except Exception as fault:
@@ -97,12 +98,12 @@ def _work(pipe: Connection, load: Callable, log_file: Path, parent: int) -> None
         pipe.send(Outcome(task.name, status, error, time.perf_counter() - start, trained))
 
 
-def _do_run(task: Task, load: Callable, parent: int) -> tuple[str, bool]:
+def _do_run(task: Task, load: Callable) -> tuple[str, bool]:
     """Train, or go on, or do nothing; then ask. Returns the status and whether steps were done."""
     config, trained = task.config, False
 
     def on_step(step: int, metrics: dict) -> None:
-        if os.getppid() != parent:  # nobody would start what comes next, and a later study would wait for this run
+        if not multiprocessing.parent_process().is_alive():  # nobody would start what comes next, and a later study would wait for this run
             os.kill(os.getpid(), signal.SIGTERM)
 
     exists = _is_run(config.run_dir)
