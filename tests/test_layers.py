@@ -16,7 +16,7 @@ method routers
 losses
 policies
 sharding
-methods
+methods rounding
 scenes tables
 conversations layouts
 pretrain datasets

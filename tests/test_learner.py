@@ -27,6 +27,33 @@ def test_the_moving_average_follows_by_its_rate(learner: Learner) -> None:
     assert all(parameter.grad is None for parameter in learner.parameters)
 
 
+def test_a_moving_average_of_half_precision_is_kept_in_float32(models: dict, tmp_path) -> None:
+    """A hundredth of what separates two neighbours of bfloat16 is no step in bfloat16: the average would stay at the start."""
+    config = run_config(
+        models,
+        tmp_path,
+        models__dtype="bfloat16",
+        method={"name": "opsd", "self_policy": "student@ema", "ema_rate": 0.01},
+    )
+    learner = build_learner(config, config.load_method())
+    average = dict(learner.policies["student@ema"].model.named_parameters())
+    before = {name: value.clone() for name, value in average.items()}
+    with torch.no_grad():
+        for parameter in learner.parameters:
+            parameter.mul_(1.02)
+            parameter.grad = torch.zeros_like(parameter)
+    learner.step(1)
+    save_checkpoint(tmp_path, 1, [learner])
+    again = build_learner(config, config.load_method(), checkpoint=open_checkpoint(tmp_path / "checkpoint-000001"))
+    loaded = dict(again.policies["student@ema"].model.named_parameters())
+    for name, own in learner.student.model.named_parameters():
+        assert own.dtype == torch.bfloat16 and average[name].dtype == torch.float32
+        assert torch.allclose(average[name], 0.99 * before[name] + 0.01 * own.float(), atol=1e-7)
+        assert torch.equal(loaded[name], average[name]) and (
+            not own.any() or not torch.equal(before[name], average[name])
+        )
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_gradient_that_is_no_number_changes_no_weight(value: float, learner: Learner) -> None:
     before = [parameter.detach().clone() for parameter in learner.parameters]

@@ -1,5 +1,6 @@
 """A study's file: what it stands for, and every mistake in it as a sentence before anything runs."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import yaml
 from PIL import Image
 from small import run_config
 
+from workbench.datasets import load_examples
 from workbench.errors import ConfigError, DataError
 from workbench.study.plan import Study, load_study, other_settings, run_name
 
@@ -194,8 +196,9 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(base: Path) -> None:
 
 
 def test_shipped_studies_can_be_built_but_for_what_has_to_be_made() -> None:
+    load = functools.cache(load_examples)  # they share most of their questions
     for file in sorted(Path("configs/studies").glob("*.yaml")):
-        study = load_study(file)
+        study = load_study(file, load=load)
         assert {name.split()[0] for name in study.faults} <= {"weaker"}, (file, study.faults)
         assert len(study.seeds) >= 5, file
 

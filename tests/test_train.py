@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from families import save_llava
 from PIL import Image
@@ -175,8 +176,11 @@ def test_every_method_trains_and_is_recorded(name: str, models: dict, tmp_path: 
     assert any(not torch.equal(start[key], value) for key, value in weights(config).items()) == learns
 
 
-def test_lora_trains_the_adapter_alone_and_resumes(models: dict, tmp_path: Path) -> None:
-    values = {"models": {"student": str(models["student"]), "lora": {"rank": 2}}, "method": {"name": "opsd"}}
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lora_trains_the_adapter_alone_and_resumes(dtype: str, models: dict, tmp_path: Path) -> None:
+    """With a moving average of it; and in float32 whatever the model is in, since its steps are too small for bfloat16."""
+    own = {"student": str(models["student"]), "lora": {"rank": 2}, "dtype": dtype}
+    values = {"models": own, "method": {"name": "opsd", "self_policy": "student@ema"}}
     whole = run_config(models, tmp_path / "whole", **values)
     train(whole)
     half = run_config(models, tmp_path / "half", **values)
@@ -185,6 +189,12 @@ def test_lora_trains_the_adapter_alone_and_resumes(models: dict, tmp_path: Path)
     assert losses(half) == losses(whole)
     folder = list_checkpoints(whole.run_dir)[-1].student
     assert (folder / "adapter_config.json").is_file() and not (folder / "model.safetensors").exists()
+    saved = [
+        safetensors.torch.load_file(one / "adapter_model.safetensors")
+        for one in (folder, folder.with_name("student_ema"))
+    ]
+    assert {value.dtype for one in saved for value in one.values()} == {torch.float32}
+    assert any(not torch.equal(value, saved[1][name]) for name, value in saved[0].items())
 
 
 def test_gradient_checkpointing_changes_no_loss(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
@@ -193,13 +203,23 @@ def test_gradient_checkpointing_changes_no_loss(dopd: RunConfig, models: dict, t
     assert losses(config) == pytest.approx(losses(dopd), abs=1e-5)
 
 
-def test_bfloat16_trains(models: dict, tmp_path: Path) -> None:
-    for precision in ({"models__dtype": "bfloat16"}, {"training__mixed_precision": "bf16"}):
-        config = run_config(
-            models, tmp_path, name=next(iter(precision)), training__steps=2, data__eval=None, **precision
-        )
-        train(config)
-        assert len(losses(config)) == 2
+def test_bfloat16_trains_and_says_if_steps_are_rounded_away(models: dict, tmp_path: Path) -> None:
+    for name, precision, rate, said in (
+        ("half", {"models__dtype": "bfloat16"}, 1e-6, True),
+        ("far", {"models__dtype": "bfloat16"}, 1e-1, False),
+        ("mixed", {"training__mixed_precision": "bf16", "models__teacher_dtype": "bfloat16"}, 1e-6, False),
+    ):
+        own = {"training__steps": 2, "training__learning_rate": rate, "data__eval": None, **precision}
+        config = run_config(models, tmp_path, name=name, **own)
+        warned = [one for one in train(config).warnings if "weights moved" in one]
+        moved = [line.get("weights_moved") for line in RunFolder(config.run_dir).metrics("train")]
+        assert len(losses(config)) == 2 and bool(warned) == said, (name, moved)
+        if said:
+            assert max(moved) < 0.5 and "models.lora.rank" in warned[0]
+        elif name == "far":
+            assert min(moved) > 0.5
+        else:
+            assert moved == [None, None], "float32 weights round nothing away"
 
 
 def test_a_run_killed_at_any_moment_resumes_to_the_same_end(dopd: RunConfig, models: dict, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from workbench.policies import Policy, SamplingOptions, Written
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import member
 from workbench.rollouts import ask_all, write_rollouts
+from workbench.rounding import REMEDY
 from workbench.scoring import Batch, score_views
 from workbench.skipping import split_by_teacher
 from workbench.supervision import Readings, Scored, read_batch, supervise_batch
@@ -100,6 +101,7 @@ def _learner_checks(
             _chunks(scored, learner, readings),
             *_routing(scored),
             _answers(scored),
+            *_precision(config, learner),
         ]
 
 
@@ -183,6 +185,18 @@ def _opening(policy: AutoregressivePolicy, shown: Prompt) -> str:
     """What the chat template puts between a question and its answer: some leave room for thinking there, some close it."""
     text = policy.tokenizer.decode(policy.encoder.encode(shown)["input_ids"][0])
     return text.rpartition(shown.text)[2] if shown.text in text else ""
+
+
+def _precision(config: RunConfig, learner: Learner) -> Iterator[Check]:
+    """What of a step is left, if weights are trained in half precision."""
+    finest, rate = learner.rounding.finest_step(), config.training.learning_rate
+    if finest is not None and config.training.optimizer == "adamw":
+        text = f"in {config.models.dtype} a typical weight does not move in steps under {finest:.0e}, and training.learning_rate is {rate:g}."
+        yield Check(
+            "precision of what is trained",
+            NOTE if rate < finest else OK,
+            text + (f" {REMEDY}" if rate < finest else ""),
+        )
 
 
 def _readers(policy: Policy, prompts: list[Prompt]) -> list[tuple[AutoregressivePolicy, list[int]]]:

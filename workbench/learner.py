@@ -21,6 +21,7 @@ from workbench.policies import Policy
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.engine import VllmEngine
 from workbench.policies.loading import has_adapter, load_policies
+from workbench.rounding import Rounding
 from workbench.sharding import local, shard, whole
 from workbench.supervision import NotFinite
 from workbench.types import STUDENT
@@ -49,6 +50,7 @@ class Learner:
         if self.mask is not None:
             self.optimizer.param_groups[0]["weight_decay"] = 0.0  # it would move what is masked; see `step`
         self.weight_decay = training.weight_decay
+        self.rounding = Rounding(self.parameters)
         self._rate = learning_rates(config)
         self.max_grad_norm = training.max_grad_norm
 
@@ -83,11 +85,13 @@ class Learner:
             group["lr"] = rate
         if self.mask is not None:
             self.mask.decay(1 - rate * self.weight_decay)
+        self.rounding.before()
         self.optimizer.step()
+        moved = self.rounding.after()
         self.optimizer.zero_grad(set_to_none=True)
         if "student@ema" in self.policies:
             self._follow()
-        return {"learning_rate": rate}
+        return {"learning_rate": rate} | moved
 
     def rest(self, step: int) -> dict[str, float]:
         """A step in which no position was supervised: nothing moves, by momentum or decay neither."""

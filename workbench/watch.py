@@ -2,12 +2,13 @@
 
 A collapsed run still has a falling loss. What gives it away: entropy that halves, answers of one prompt that all agree,
 lengths that run to the limit, answers that are no longer right, words that are no longer used, steps in which nothing is
-supervised, and, with a live privileged student as a target, positions that all leave the teacher (a
-confident student routes its tokens to itself and nothing pulls it back).
+supervised, and, with a live privileged student as a target, positions that all leave the teacher (a confident student routes
+its tokens to itself and nothing pulls it back). In half precision the weights themselves may stay where they are.
 """
 
 from statistics import fmean
 
+from workbench.rounding import LEAST, REMEDY
 from workbench.types import STUDENT
 
 WINDOW = 10  # steps that a mean is taken over
@@ -31,8 +32,21 @@ class Watch:
         """New warnings at this step."""
         start = len(self._prefix)
         self._steps.append({name[start:]: value for name, value in metrics.items() if name.startswith(self._prefix)})
-        if len(self._steps) < 2 * WINDOW:
-            return []
+        found = {}
+        if self._steps[-1].get("weights_moved", 1.0) < LEAST:
+            found["weights_moved"] = (
+                f"{self._steps[-1]['weights_moved']:.0%} of the student's weights moved in this step, the others' steps were "
+                f"rounded away in half precision. {REMEDY}"
+            )
+        if len(self._steps) >= 2 * WINDOW:
+            found |= self._collapse()
+        who = "" if self.learner == STUDENT else f" of {self.learner}"
+        new = {name: f"step {step}{who}: {text}." for name, text in found.items() if name not in self.warnings}
+        self.warnings |= new
+        return list(new.values())
+
+    def _collapse(self) -> dict[str, str]:
+        """What the last steps have lost beside the first."""
         found = {}
         first, last = (
             lambda name, part=part: _mean(part, name) for part in (self._steps[:WINDOW], self._steps[-WINDOW:])
@@ -69,10 +83,7 @@ class Watch:
                 "the privileged student has taken over and nothing may pull it back; lower learning_rate, or use "
                 "method.self_policy=student@start"
             )
-        who = "" if self.learner == STUDENT else f" of {self.learner}"
-        new = {name: f"step {step}{who}: {text}." for name, text in found.items() if name not in self.warnings}
-        self.warnings |= new
-        return list(new.values())
+        return found
 
 
 def _mean(steps: list[dict[str, float]], name: str) -> float:

@@ -5,8 +5,10 @@ A method file has a docstring (source, idea, what differs), a frozen dataclass `
 """
 
 import dataclasses
+import functools
 import importlib
 import pkgutil
+import sys
 import typing
 from types import ModuleType, UnionType
 
@@ -21,14 +23,19 @@ def list_methods() -> tuple[str, ...]:
 
 def method_module(name: str) -> ModuleType:
     """The file of a method. Raises ConfigError for an unknown name."""
-    if name not in list_methods():
+    module = f"{__name__}.{name}"
+    if module not in sys.modules and name not in list_methods():
         raise ConfigError(unknown("method", name, list_methods()))
-    return importlib.import_module(f"{__name__}.{name}")
+    return importlib.import_module(module)
 
 
 def describe_options(name: str) -> dict[str, tuple[type | UnionType, object, Option]]:
     """Of each option of a method: its type, its default and its description. Forms and help texts are made of it."""
-    options_class = method_module(name).Options
+    return dict(_described(method_module(name).Options))
+
+
+@functools.cache
+def _described(options_class: type) -> dict[str, tuple[type | UnionType, object, Option]]:
     hints = typing.get_type_hints(options_class, include_extras=True)
     described = {}
     for field in dataclasses.fields(options_class):

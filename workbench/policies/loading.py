@@ -12,7 +12,7 @@ from workbench.policies.by_domain import PolicyByDomain
 from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.kept import forget_teachers, load_teacher
 from workbench.policies.offload import offload
-from workbench.policies.weights import is_masked_lm, load_model
+from workbench.policies.weights import adapters_in_float32, is_masked_lm, load_model
 from workbench.types import STUDENT
 
 
@@ -69,6 +69,8 @@ def load_policies(
     own, by_domain = policies[STUDENT], None
     if adapter is not None and not has_adapter(own):
         own.model.add_adapter(adapter)
+    if has_adapter(own):
+        adapters_in_float32(own.model, student)
     for name in names:
         if name == STUDENT:
             continue
@@ -82,7 +84,9 @@ def load_policies(
                     own.copy(called) if start is None else load_policy(start, called, dtype=dtype, **options)
                 )
         elif name == "student@ema":
-            policies[name] = own.copy(called) if ema is None else load_policy(ema, called, dtype=dtype, **options)
+            precision = dtype if has_adapter(own) else "float32"
+            policies[name] = own.copy(called) if ema is None else load_policy(ema, called, dtype=precision, **options)
+            _in_float32(policies[name], ema)
         elif name == "teacher" and is_by_domain(names, teachers or {}):
             members, other = _load_teachers(teachers, teacher, **of_teachers)
             policies |= {one.name: one for one in (*members.values(), other) if one is not None}
@@ -120,6 +124,14 @@ def _load_teachers(
         members |= dict.fromkeys(domains, load_policy(path, f"teacher:{'+'.join(domains)}", **options))
     ordered = {domain: members[domain] for domain in teachers}
     return ordered, None if other is None else load_policy(other, "teacher:other", **options)
+
+
+def _in_float32(average: AutoregressivePolicy, folder: str | Path | None) -> None:
+    """What moves of a moving average is kept in float32: its steps are a hundredth of the student's, too small for half precision."""
+    if has_adapter(average):
+        adapters_in_float32(average.model, folder or "")
+    else:
+        average.model.float()
 
 
 def has_adapter(policy: AutoregressivePolicy) -> bool:

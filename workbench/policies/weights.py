@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import nn
@@ -95,6 +96,19 @@ def load_model(
                 "Choose one, or leave models.compile out: then nothing is compiled."
             ) from error
     return model.requires_grad_(False).eval(), processor
+
+
+def adapters_in_float32(model: nn.Module, folder: str | Path) -> None:
+    """LoRA weights in float32, whatever the model they sit on is in: in half precision the steps of training, and more so those of
+    a moving average, are rounded away. Those that `folder` holds are read from it again, since loading has rounded them."""
+    from peft import set_peft_model_state_dict  # noqa: PLC0415  (an extra, and slow to import)
+    from peft.tuners.tuners_utils import cast_adapter_dtype  # noqa: PLC0415
+
+    for name in model.peft_config:
+        cast_adapter_dtype(model, name)
+    saved = Path(folder) / "adapter_model.safetensors"
+    if saved.is_file():
+        set_peft_model_state_dict(model, safetensors.torch.load_file(saved), adapter_name=next(iter(model.peft_config)))
 
 
 def is_masked_lm(config: PretrainedConfig) -> bool:

@@ -103,7 +103,9 @@ def _do_run(task: Task, load: Callable) -> tuple[str, bool]:
     config, trained = task.config, False
 
     def on_step(step: int, metrics: dict) -> None:
-        if not multiprocessing.parent_process().is_alive():  # nobody would start what comes next, and a later study would wait for this run
+        if (
+            not multiprocessing.parent_process().is_alive()
+        ):  # nobody would start what comes next, and a later study would wait for this run
             os.kill(os.getpid(), signal.SIGTERM)
 
     exists = _is_run(config.run_dir)
