@@ -154,6 +154,29 @@ def test_the_table_says_how_it_came_about(finished: Study) -> None:
     assert "plotly" in (finished.folder / "figure.html").read_text()
 
 
+def test_any_row_can_be_what_the_others_are_compared_with(own: Study, capsys: pytest.CaptureFixture) -> None:
+    """From the answers alone, with the numbers of the report; nothing is written."""
+    before = sorted((file, file.stat().st_mtime_ns) for file in own.folder.rglob("*"))
+    assert main(["study", str(own.folder), "--against", "opd"]) == 0
+    said = capsys.readouterr().out
+    section = said.split("### over-confidence, privileged")[1].split("###")[0]
+    table = (own.folder / "table.md").read_text().split("### over-confidence, privileged")[1].split("###")[0]
+    shown = re.search(r"\| dopd \| ([^|]*) \| ([^|]*) \|", section).groups()
+    assert re.search(r"\| dopd \| 2 \| ([^|]*) \| ([^|]*) \|", table).groups() == shown
+    assert main(["study", str(own.source), "--against", "dopd"]) == 0
+    other = capsys.readouterr().out.split("### over-confidence, privileged")[1].split("###")[0]
+    there, back = (
+        re.search(rf"\| {name} \| [^|]* \| ([+-][0-9.]+) \[", text)[1]
+        for name, text in (("dopd", section), ("opd", other))
+    )
+    assert float(there) == -float(back) and "| dopd | " in other
+    assert main(["study", str(own.folder), "--against", "dop"]) == 2
+    assert re.search('row "dop".*dopd', capsys.readouterr().err)
+    assert main(["study", str(own.folder.parent), "--against", "opd"]) == 2
+    assert "questions.parquet cannot be read" in capsys.readouterr().err
+    assert sorted((file, file.stat().st_mtime_ns) for file in own.folder.rglob("*")) == before
+
+
 def test_what_is_done_is_not_done_again(own: Study) -> None:
     before = {file: file.stat().st_mtime_ns for file in own.folder.glob("*/questions.parquet")}
     said: list[str] = []

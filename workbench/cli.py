@@ -88,6 +88,12 @@ def _eval(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> int:
+    if options.against is not None:
+        folder = Path(options.config)
+        if not folder.is_dir():
+            folder = _module("study.plan").load_study(options.config, options.overrides, check=False).folder
+        print(_module("study.against").against(folder, options.against))
+        return 0
     report = _module("study.report")
     study = _module("study.plan").load_study(options.config, options.overrides, check=not options.report)
     for name, fault in study.faults.items():
@@ -283,8 +289,13 @@ def _parser() -> argparse.ArgumentParser:
         "--tolerance", type=float, metavar="SHARE", help="of rule numeric: 0.05 = five per cent off is right"
     )
     one = command("study", _study, "run a grid of methods and seeds from one file, and say what is really true of it")
-    one.add_argument("config", help="a study's YAML file, see configs/studies/")
+    one.add_argument(
+        "config", help="a study's YAML file, see configs/studies/; with --against also a folder with its answers"
+    )
     one.add_argument("--report", action="store_true", help="run nothing: tables and figure of what is finished")
+    one.add_argument(
+        "--against", metavar="ROW", help="run and write nothing: every row against this one; of a study or its folder"
+    )
     one.add_argument("overrides", nargs="*", metavar="key=value", help="seeds=[0,1], parallel=1, overrides.KEY=VALUE")
     one = command("check", _check, "prove that all views of a configuration speak of the same tokens")
     one.add_argument("config", help="a YAML file, see configs/")

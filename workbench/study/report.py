@@ -69,7 +69,7 @@ def collect(study: Study) -> Results:
     for reference in study.references():
         file = reference_file(study, reference.row)
         if is_asked(file, describe_reference(reference, study.evaluate)):
-            rows.append(Row(reference.row, reference.role, (0,), _aligned([read(file)])))
+            rows.append(Row(reference.row, reference.role, (0,), aligned([read(file)])))
     names = {(one.role, one.model): one.row for one in study.references() if one.learner == STUDENT}
     _join_peers(study, rows)
     num_finished = 0
@@ -84,7 +84,7 @@ def collect(study: Study) -> Results:
             models = variant.config.models
             rows.append(
                 Row(
-                    variant.name, "variant", tuple(finished), _aligned([read(file) for file in finished.values()]),
+                    variant.name, "variant", tuple(finished), aligned([read(file) for file in finished.values()]),
                     _traced([file.parent for file in finished.values()]), names["student", models.student], names.get(("teacher", models.teacher)),
                 )
             )  # fmt: skip
@@ -176,7 +176,7 @@ def _overview(results: Results, data: str, context: str) -> str:
             cells = [value_text(found.get((row.name, *key))) for key in shown]
             lines.append([_row_name(results, row), _seeds_text(row), *cells])
     header = ["", "seeds", *(title_of(*key) for key in shown)]
-    return _table(header, lines)
+    return markdown_table(header, lines)
 
 
 def _by_domain(results: Results, data: str, context: str) -> str:
@@ -196,7 +196,7 @@ def _by_domain(results: Results, data: str, context: str) -> str:
         if any(cell != "-" for cell in cells):
             lines.append([row.name, _seeds_text(row), *cells])
     against = f"; against {results.study.baseline} [95 %]" if any(one.against for one in own.values()) else ""
-    return f"### accuracy by domain (questions){against}\n\n" + _table(["", "seeds", *domains.values()], lines)
+    return f"### accuracy by domain (questions){against}\n\n" + markdown_table(["", "seeds", *domains.values()], lines)
 
 
 def _trace_table(results: Results) -> str:
@@ -215,7 +215,7 @@ def _trace_table(results: Results) -> str:
         for name in names
         if (row.name, name) in own
     ]
-    return _table(["", "seeds", "share", "mean", "95 % over seeds"], lines) if lines else ""
+    return markdown_table(["", "seeds", "share", "mean", "95 % over seeds"], lines) if lines else ""
 
 
 def _compared_table(results: Results, data: str, context: str, measure: str, truth: str) -> str:
@@ -235,7 +235,7 @@ def _compared_table(results: Results, data: str, context: str, measure: str, tru
         return ""
     header = ["", "seeds", "mean", f"against {baseline} [95 %]", "", "against base [95 %]", ""]
     used = [place for place in range(len(header)) if place < 3 or any(line[place] for line in lines)]
-    return _table([header[place] for place in used], [[line[place] for place in used] for line in lines])
+    return markdown_table([header[place] for place in used], [[line[place] for place in used] for line in lines])
 
 
 def _notes(results: Results) -> str:
@@ -281,7 +281,7 @@ def _number(measure: str, value: float) -> str:
     return f"{100 * value if known.unit == '%' else value:+.{known.digits}f}"
 
 
-def _table(header: list[str], lines: list[list[str]]) -> str:
+def markdown_table(header: list[str], lines: list[list[str]]) -> str:
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
@@ -291,7 +291,7 @@ def labelled(label: str, policy: str) -> str:
     return label if policy in (STUDENT, TEACHER) else f"{label}, asked of {policy}"
 
 
-def _aligned(tables: list[pa.Table]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+def aligned(tables: list[pa.Table]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
     """(data, context) -> column -> (runs, questions), questions in the same order everywhere."""
     found: dict[tuple[str, str], list[dict]] = {}
     for table in tables:
