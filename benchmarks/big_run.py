@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 
 from workbench.analysis import illusion as tables
+from workbench.answers import Answered, save_answers
 from workbench.config import build_config
 from workbench.contexts import build_prompt
 from workbench.divergences import Divergence
-from workbench.evaluate import Answered, save_answers
 from workbench.method import Loss, Regime
 from workbench.runs import RunFolder
 from workbench.traces.parts import compact

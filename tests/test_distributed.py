@@ -17,11 +17,11 @@ from accelerate.commands.config.config_args import load_config_from_file
 from PIL import Image
 from small import run_config
 
+from workbench.answers import load_answers
 from workbench.checkpoints import list_checkpoints
 from workbench.config import RunConfig
 from workbench.distributed import Group, LostProcess, Sharding, choose_device, sharding_asked
 from workbench.errors import ConfigError
-from workbench.evaluate import load_answers
 from workbench.learner import refuse_with_shards
 from workbench.runs import RunFolder
 from workbench.traces.reader import open_traces

@@ -9,10 +9,8 @@ import pytest
 import torch
 from small import example
 
-from workbench.errors import DataError, RunError
-from workbench.evaluate import (
+from workbench.answers import (
     Answered,
-    answer_questions,
     forget_answers_after,
     load_answers,
     measure,
@@ -20,8 +18,9 @@ from workbench.evaluate import (
     save_answers,
     summarise,
     tabulate,
-    truth_of,
 )
+from workbench.errors import DataError, RunError
+from workbench.evaluate import answer_questions, truth_of
 from workbench.policies.table import TablePolicy
 from workbench.types import Mark
 

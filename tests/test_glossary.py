@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import workbench
+from workbench.answers import CONFIDENCE
 from workbench.config import describe_config
-from workbench.evaluate import CONFIDENCE
 
 ROOT = Path(__file__).parent.parent
 ROWS = re.findall(

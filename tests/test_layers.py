@@ -20,13 +20,14 @@ methods rounding
 scenes tables
 conversations layouts
 pretrain datasets
+answers
 importing
 traces weights
 rollouts scoring
 supervision
-config runs watch processes printed
+config runs watch processes printed checkpoints
 commands model_folders
-checkpoints masks metrics probes evaluate skipping tracking
+saving masks metrics probes evaluate skipping tracking
 learner rewind
 writing
 loop
@@ -83,6 +84,35 @@ def test_every_module_has_a_layer() -> None:
 def test_imports_point_upwards_only() -> None:
     wrong = [f"{own} imports {other}" for own, other in imports() if RANK[own] <= RANK[other]]
     assert not wrong
+
+
+def heads(file: Path) -> set[str]:
+    """Modules that are imported when a file is: its statements outside of functions, classes not looked into."""
+    found = set()
+    for node in parse(file.read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_the_page_opens_without_transformers() -> None:
+    """They take seconds to import, and a page that shows runs has no use for them until it scores or checks something."""
+    files = {
+        ".".join(("workbench", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): file
+        for file in PACKAGE.rglob("*.py")
+    }
+    seen, todo = set(), ["workbench.ui.shell", "workbench.study.against"]
+    while todo:
+        module = todo.pop()
+        if module in files and module not in seen:
+            seen.add(module)
+            found = heads(files[module])
+            heavy = [one for one in found if one.split(".")[0] in ("transformers", "peft", "accelerate")]
+            assert not heavy, f"{module} imports {heavy[0]}: import it where it is used"
+            todo += found
+    assert len(seen) > 30
 
 
 def test_files_keep_to_their_budget() -> None:

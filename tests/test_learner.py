@@ -4,8 +4,9 @@ import pytest
 import torch
 from small import run_config
 
-from workbench.checkpoints import load_optimizer, open_checkpoint, save_checkpoint
+from workbench.checkpoints import open_checkpoint
 from workbench.learner import Learner, build_learner, learning_rates
+from workbench.saving import load_optimizer, save_checkpoint
 from workbench.supervision import NotFinite
 
 

@@ -21,9 +21,9 @@ import pytest
 import yaml
 from small import run_config
 
+from workbench.answers import load_answers
 from workbench.cli import main
 from workbench.errors import RunError
-from workbench.evaluate import load_answers
 from workbench.jobs import find_jobs
 from workbench.runs import RunFolder
 from workbench.study.conduct import run_study

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from workbench.evaluate import Answered, measure
+from workbench.answers import Answered, measure
 from workbench.study.bootstrap import interval, over_questions, over_seeds, paired_interval, weights
 from workbench.study.measures import Row, compare, values_of, verdict
 

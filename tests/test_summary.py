@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from workbench.answers import Answered, save_answers
 from workbench.errors import RunError
-from workbench.evaluate import Answered, save_answers
 from workbench.runs import RunFolder
 from workbench.summary import accuracy_table, evaluation_table, format_table, peer_table, summarise_run
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from small import run_config
 
+from workbench.answers import load_answers
 from workbench.check import check_config, is_good
 from workbench.errors import ConfigError, DataError
-from workbench.evaluate import load_answers
 from workbench.rendering.recorded import token_view
 from workbench.runs import RunFolder
 from workbench.traces.reader import open_traces

@@ -17,14 +17,15 @@ from PIL import Image
 from small import run_config
 
 from workbench import evaluate
-from workbench.checkpoints import Checkpoint, list_checkpoints, open_checkpoint, save_checkpoint
+from workbench.answers import load_answers
+from workbench.checkpoints import Checkpoint, list_checkpoints, open_checkpoint
 from workbench.config import RunConfig
 from workbench.errors import ConfigError, DataError, PolicyError, RunError
-from workbench.evaluate import load_answers
 from workbench.method import Loss, Method
 from workbench.methods import list_methods, load_method
 from workbench.policies.autoregressive import load_policy
 from workbench.runs import RunFolder
+from workbench.saving import save_checkpoint
 from workbench.traces.reader import open_traces
 from workbench.traces.writer import TracedBatch, TraceWriter
 from workbench.train import train

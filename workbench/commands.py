@@ -1,6 +1,7 @@
 """The command line that does the same as a form: shown beside it, so that nothing started by mouse is a secret."""
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,13 @@ def train_command(recipe: str | Path, overrides: Sequence[str] = ()) -> list[str
 def copyable(command: Sequence[str]) -> str:
     """A command as it is pasted into a shell."""
     return shlex.join(command)
+
+
+def called() -> str:
+    """What this process was called with."""
+    program = Path(sys.argv[0])
+    called = ["python", sys.argv[0]] if program.suffix == ".py" and program.name != "__main__.py" else ["workbench"]
+    return shlex.join([*called, *sys.argv[1:]])
 
 
 def overrides_between(recipe: str | Path, config: RunConfig) -> list[str]:

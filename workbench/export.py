@@ -16,15 +16,15 @@ from pathlib import Path
 
 import yaml
 
-from workbench.checkpoints import Checkpoint, checkpoint_path, latest_checkpoint, open_checkpoint
+from workbench.answers import CONFIDENCE, load_answers, measure
+from workbench.checkpoints import Checkpoint, latest_checkpoint, open_checkpoint
 from workbench.config import RunConfig, load_config
 from workbench.contexts import is_privileged, parse_context
 from workbench.errors import ConfigError, RunError
-from workbench.evaluate import CONFIDENCE, load_answers, measure
 from workbench.methods import method_module
 from workbench.policies.processors import has_video_part
 from workbench.policies.weights import auto_class, load_model
-from workbench.runs import RunFolder
+from workbench.runs import RunFolder, checkpoint_path
 from workbench.traces.dataset import write_dataset
 from workbench.traces.reader import open_traces
 from workbench.types import STUDENT

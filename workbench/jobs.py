@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
+from workbench.checkpoints import list_checkpoints
 from workbench.config import RunConfig, read_yaml, resumed_config
 from workbench.errors import ConfigError, RunError
 from workbench.model_folders import check_models
@@ -372,7 +373,6 @@ def _error(run_dir: Path, status: str, facts: dict, record: _Record | None) -> s
     raised = [line for line in lines if is_exception(line)]
     if raised:
         return raised[-1]
-    from workbench.checkpoints import list_checkpoints  # noqa: PLC0415  (it brings transformers, which the app seldom needs)
 
     saved = list_checkpoints(run_dir)
     goes_on = f"goes on from step {saved[-1].step}" if saved else "begins again: it saved no checkpoint"

@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from workbench.checkpoints import Gathered, checkpoint_path, gather, load_optimizer, save_checkpoint
+from workbench.answers import require_answers
 from workbench.config import RunConfig
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.distributed import ALONE, Group, choose_device
 from workbench.errors import RunError, TraceError
-from workbench.evaluate import Evaluation, require_answers
+from workbench.evaluate import Evaluation
 from workbench.learner import Learner, build_learner
 from workbench.metrics import Clock, of_learner, step_metrics
 from workbench.policies import SamplingOptions
@@ -33,7 +33,8 @@ from workbench.policies.image_features import remembered_images
 from workbench.probes import open_probes
 from workbench.rewind import rewind
 from workbench.rollouts import ask_all
-from workbench.runs import RunFolder, StopSignal
+from workbench.runs import RunFolder, StopSignal, checkpoint_path
+from workbench.saving import Gathered, gather, load_optimizer, save_checkpoint
 from workbench.scoring import Batch
 from workbench.seeding import Order, derive_seed
 from workbench.sharding import heads, together

@@ -22,9 +22,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from workbench.errors import ConfigError, PolicyError, RunError
 from workbench.seeding import derive_seed
-from workbench.weights import Weights, check_same_architecture
+from workbench.weights import PRECISIONS, Weights, check_same_architecture
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _KIND = "update mask of the VLM distillation workbench"
 
 

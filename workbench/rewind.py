@@ -2,8 +2,8 @@
 
 import logging
 
+from workbench.answers import forget_answers_after
 from workbench.checkpoints import Checkpoint, latest_checkpoint
-from workbench.evaluate import forget_answers_after
 from workbench.runs import RunFolder
 from workbench.traces.parts import delete_after
 

@@ -37,6 +37,11 @@ _PACKAGES = ("torch", "transformers", "accelerate", "peft", "pillow", "pyarrow",
 log = logging.getLogger("workbench")
 
 
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, once it is complete."""
+    return run_dir / f"checkpoint-{step:06d}"
+
+
 class RunFolder:
     """Reads and writes the small files of one run. Every write is complete or not there."""
 

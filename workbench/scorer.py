@@ -16,13 +16,14 @@ from pathlib import Path
 
 import torch
 
+from workbench.answers import Answered, require_answers, require_shown
 from workbench.checkpoints import Checkpoint, latest_checkpoint
 from workbench.config import EvaluationConfig, RunConfig, SamplingConfig, load_config
 from workbench.contexts import build_prompt, check_asked, parse_context, stand_in
 from workbench.datasets import load_examples
 from workbench.distributed import choose_device
 from workbench.errors import ConfigError, RunError
-from workbench.evaluate import Answered, ask, require_answers, require_shown
+from workbench.evaluate import ask
 from workbench.grading import RULES, TOLERANCE, check_grading, grade
 from workbench.learner import build_learner
 from workbench.policies import SamplingOptions

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from workbench.answers import CONFIDENCE, Answered, load_answers, measure
 from workbench.errors import TraceError
-from workbench.evaluate import CONFIDENCE, Answered, load_answers, measure
 from workbench.processes import born_at
 from workbench.runs import RunFolder
 from workbench.traces.reader import Traces, open_traces

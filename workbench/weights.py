@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from workbench.errors import PolicyError
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 @dataclass(frozen=True)
 class Weights:

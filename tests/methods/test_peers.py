@@ -7,17 +7,16 @@ import torch
 import yaml
 from small import run_config
 
+from workbench.answers import load_answers
 from workbench.check import check_config
 from workbench.checkpoints import list_checkpoints
 from workbench.config import RunConfig
 from workbench.errors import ConfigError
-from workbench.evaluate import load_answers
 from workbench.policies.autoregressive import load_policy
 from workbench.runs import RunFolder
 from workbench.scorer import evaluate_run
-from workbench.study.conduct import reference_file
+from workbench.study.asking import ask_reference, ask_run
 from workbench.study.plan import load_study
-from workbench.study.questions import ask_reference, ask_run
 from workbench.study.report import collect, markdown
 from workbench.traces.reader import open_traces
 from workbench.train import train
@@ -120,7 +119,7 @@ def test_a_study_asks_each_learner_and_compares_it_with_its_own_start(models: di
     )
     study = load_study(file)
     for reference in study.references():
-        ask_reference(reference, study.evaluate, reference_file(study, reference.row))
+        ask_reference(reference, study.evaluate, study.reference_file(reference.row))
     run = study.config(study.variants[0], 0)
     train(run)
     ask_run(run, study.evaluate)

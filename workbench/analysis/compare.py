@@ -9,8 +9,8 @@ import pandas as pd
 from workbench.analysis.evals import answers_of, no_evals
 from workbench.analysis.runs import metrics
 from workbench.analysis.table import Table, names_of, run_name, table, traces_of
+from workbench.answers import tabulate
 from workbench.errors import TraceError
-from workbench.evaluate import tabulate
 from workbench.rendering.model import TokenView
 from workbench.rendering.recorded import token_view
 from workbench.traces.reader import TracedRollout, Traces

@@ -21,9 +21,8 @@ import pandas as pd
 import torch
 
 from workbench.analysis.modules import GROUPS, place_of
-from workbench.masks import PRECISIONS
 from workbench.seeding import derive_seed
-from workbench.weights import Weights, check_same_architecture
+from workbench.weights import PRECISIONS, Weights, check_same_architecture
 
 EPSILONS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)  # |D| below
 TAUS = (1e-4, 1e-3, 1e-2)  # |D| below tau x root mean square of W0

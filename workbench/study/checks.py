@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
+from workbench.answers import require_answers, require_shown
 from workbench.config import RunConfig
 from workbench.datasets import split_by_evidence
 from workbench.errors import DataError
-from workbench.evaluate import require_answers, require_shown
 from workbench.types import Example
 
 _PEEKED = 64  # training examples whose evidence is looked at before all of them are

@@ -12,15 +12,13 @@ import json
 import logging
 import multiprocessing
 import os
-import shlex
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
-from pathlib import Path
 
+from workbench.commands import called
 from workbench.errors import RunError
 from workbench.processes import identify
 from workbench.runs import _surroundings
@@ -213,13 +211,6 @@ class _Conductor:
             worker.process.terminate()
 
 
-def called() -> str:
-    """What this process was called with."""
-    program = Path(sys.argv[0])
-    called = ["python", sys.argv[0]] if program.suffix == ".py" and program.name != "__main__.py" else ["workbench"]
-    return shlex.join([*called, *sys.argv[1:]])
-
-
 def _refuse_another(study: Study, plan: dict) -> None:
     """Raises RunError if the folder is another study's, or if every run that is there has other settings.
 
@@ -242,7 +233,7 @@ def _refuse_another(study: Study, plan: dict) -> None:
 
 
 def _tasks(study: Study) -> list[Task]:
-    references = {reference: reference_file(study, reference.row) for reference in study.references()}
+    references = {reference: study.reference_file(reference.row) for reference in study.references()}
     tasks = [Task(reference.row, study.evaluate, reference=reference, file=file) for reference, file in references.items()]  # fmt: skip
     for seed in study.seeds:
         for variant in study.usable:
@@ -258,11 +249,6 @@ def _is_done(task: Task) -> bool:
     if task.reference is not None:
         return is_asked(task.file, describe_reference(task.reference, task.evaluate))
     return is_asked(task.config.run_dir / FILE, describe(task.config, task.evaluate, task.config.training.steps))
-
-
-def reference_file(study: Study, row: str) -> Path:
-    """Where the answers of a model as it is are kept."""
-    return study.folder / ".references" / f"{row.replace(' ', '-')}.parquet"
 
 
 def num_cores() -> int:

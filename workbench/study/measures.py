@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from workbench.answers import NUM_BINS
 from workbench.errors import TraceError
-from workbench.evaluate import NUM_BINS
 from workbench.study.bootstrap import NUM_REPLICATES, interval, over_questions, over_seeds, seed_key, weights
 from workbench.study.plan import BASE
 from workbench.traces.reader import open_traces

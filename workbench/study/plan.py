@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from workbench.checkpoints import checkpoint_path
 from workbench.config import RunConfig, build_config, describe_config, override, read_recipe, read_yaml
 from workbench.contexts import check_asked
 from workbench.datasets import load_examples
 from workbench.errors import ConfigError, WorkbenchError, at, unknown
 from workbench.model_folders import check_models
+from workbench.runs import checkpoint_path
 from workbench.study.checks import check_evidence, check_questions
 from workbench.types import STUDENT
 
@@ -111,6 +111,10 @@ class Study:
     def faults(self) -> dict[str, str]:
         """Variants that cannot be built, and why."""
         return {variant.name: variant.fault for variant in self.variants if variant.fault is not None}
+
+    def reference_file(self, row: str) -> Path:
+        """Where the answers of a model as it is are kept."""
+        return self.folder / ".references" / f"{row.replace(' ', '-')}.parquet"
 
     def config(self, variant: Variant, seed: int) -> RunConfig:
         """The configuration of one run."""

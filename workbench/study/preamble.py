@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from workbench.study.conduct import called
+from workbench.commands import called
 from workbench.study.plan import Study
 
 FEW_SEEDS = 5  # fewer, and an interval over them is too narrow

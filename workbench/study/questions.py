@@ -1,26 +1,20 @@
-"""Every question of every run, one row each: asked once, kept beside the run, put together for the study.
+"""Every question of every run, one row each: kept beside the run, put together for the study. Asked they are by asking.py.
 
 A run's questions.parquet says in its metadata what was asked of which step; asked again only if that has changed.
 """
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workbench.checkpoints import latest_checkpoint
+from workbench.answers import Answered, save_answers
 from workbench.config import RunConfig, build_config
-from workbench.datasets import load_examples, split_by_evidence
 from workbench.errors import RunError
-from workbench.evaluate import Answered, answer_questions, save_answers
 from workbench.grading import TOLERANCE
-from workbench.policies.loading import load_policies
-from workbench.scorer import default_device
 from workbench.study.plan import Questions, Reference, settings
-from workbench.types import STUDENT
 
 FILE = "questions.parquet"
 TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -42,50 +36,6 @@ SCHEMA = pa.schema(
     ]
 )
 _METADATA = b"workbench.asked"
-
-
-def ask_run(config: RunConfig, evaluate: tuple[Questions, ...], *, load: Callable = load_examples) -> Path:
-    """The students of a finished run's newest checkpoint are asked everything; does nothing if they have been."""
-    checkpoint, torn = latest_checkpoint(config.run_dir)
-    if checkpoint is None:
-        raise RunError(f"{config.run_dir} has no complete checkpoint to ask. {' '.join(torn)}")
-    file = config.run_dir / FILE
-    asked = describe(config, evaluate, checkpoint.step)
-    if is_asked(file, asked):
-        return file
-    answered: dict[str, list[Answered]] = {}
-    options = {"dtype": config.models.dtype, "device": default_device(config.models.device), "trust_remote_code": config.models.trust_remote_code}  # fmt: skip
-    for name in config.models.learners:
-        policies = load_policies([], student=checkpoint.weights(name), learner=name, **options)
-        for label, rows in _ask(policies[STUDENT], config, evaluate, checkpoint.step, load).items():
-            answered.setdefault(label, []).extend(rows)
-    save_answers(config.run_dir, checkpoint.step, answered[evaluate[0].label])  # where the app looks for them
-    _write(file, answered, asked)
-    return file
-
-
-def ask_reference(
-    reference: Reference, evaluate: tuple[Questions, ...], file: Path, *, load: Callable = load_examples
-) -> Path:
-    """A model as it is, asked everything; does nothing if it has been."""
-    config = reference.config
-    asked = describe_reference(reference, evaluate)
-    if is_asked(file, asked):
-        return file
-    names = ["teacher"] if reference.role == "teacher" else []
-    policies = load_policies(
-        names,
-        student=config.models.learners[reference.learner],
-        learner=reference.learner,
-        teacher=reference.model if names else None,
-        dtype=config.models.dtype,
-        teacher_dtype=config.models.teacher_dtype,
-        device=default_device(config.models.device),
-        trust_remote_code=config.models.trust_remote_code,
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    _write(file, _ask(policies[reference.role], config, evaluate, 0, load), asked)
-    return file
 
 
 def show_start(run_dir: Path, files: list[Path], evaluate: tuple[Questions, ...]) -> None:
@@ -155,28 +105,7 @@ def read(file: Path) -> pa.Table:
         raise RunError(f"{file} cannot be read ({error}). Delete it; the same study asks again.") from None
 
 
-def _ask(
-    policy: object, config: RunConfig, evaluate: tuple[Questions, ...], step: int, load: Callable
-) -> dict[str, list[Answered]]:
-    answered: dict[str, list[Answered]] = {}
-    for questions in evaluate:
-        examples = load(questions.data, limit=questions.count)
-        for context in questions.contexts:
-            answered.setdefault(questions.label, []).extend(
-                answer_questions(
-                    policy,
-                    split_by_evidence(examples, [context]).usable,
-                    context,
-                    step=step,
-                    max_completion_length=config.sampling.max_completion_length,
-                    **config.evaluation.grading,
-                    batch_size=config.evaluation.batch_size,
-                )
-            )
-    return answered
-
-
-def _write(file: Path, answered: dict[str, list[Answered]], asked: dict) -> None:
+def write(file: Path, answered: dict[str, list[Answered]], asked: dict) -> None:
     rows = [
         {
             "data": label,

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workbench.errors import RunError
-from workbench.study.conduct import reference_file
 from workbench.study.measures import (
     GAP_RECOVERED,
     OF_DOMAIN,
@@ -67,7 +66,7 @@ def collect(study: Study) -> Results:
     record = _record(study)
     rows, missing = [], unfinished(study)
     for reference in study.references():
-        file = reference_file(study, reference.row)
+        file = study.reference_file(reference.row)
         if is_asked(file, describe_reference(reference, study.evaluate)):
             rows.append(Row(reference.row, reference.role, (0,), aligned([read(file)])))
     names = {(one.role, one.model): one.row for one in study.references() if one.learner == STUDENT}
@@ -346,7 +345,7 @@ def _write_parquet(file: Path, rows: list[Value] | list[Comparison], study: str)
 
 def _write_questions(results: Results) -> None:
     study, tables = results.study, []
-    references = {one.row: reference_file(study, one.row) for one in study.references()}
+    references = {one.row: study.reference_file(one.row) for one in study.references()}
     sources = [(name, None, file) for name, file in references.items() if file.is_file()]
     by_name = {variant.name: variant for variant in study.usable}
     for row in results.rows:

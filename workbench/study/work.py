@@ -27,8 +27,9 @@ from workbench.datasets import load_examples
 from workbench.errors import RunError, WorkbenchError
 from workbench.policies.kept import keep_teachers
 from workbench.runs import RunFolder
+from workbench.study.asking import ask_reference, ask_run
 from workbench.study.plan import Questions, Reference, other_settings
-from workbench.study.questions import ask_reference, ask_run, show_start
+from workbench.study.questions import show_start
 from workbench.train import train
 
 _REMEMBERED = 8  # sets of examples kept per process

@@ -6,7 +6,7 @@ from pathlib import Path
 from workbench.analysis.evals import answers_of
 from workbench.analysis.table import Table, table
 from workbench.analysis.tokens import answers_over_time
-from workbench.evaluate import Answered
+from workbench.answers import Answered
 from workbench.traces.reader import Traces
 
 COLUMNS = ["step", "where", "answer", "expected", "right", "tokens"]
