@@ -17,7 +17,7 @@ ROWS = re.findall(
     r"^\| \*\*(.+?)\*\*.*\|(.*)\|$", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE
 )
 MODULES = {info.name for info in pkgutil.walk_packages(workbench.__path__, "workbench.") if "ui" not in info.name and "__main__" not in info.name}  # fmt: skip
-CLASSES = ("types", "method", "divergences", "evaluate", "study.plan", "study.measures")
+CLASSES = ("types", "method", "divergences", "answers", "study.plan", "study.measures")
 
 
 def has(owner: object, names: list[str]) -> bool:
