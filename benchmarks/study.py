@@ -27,7 +27,7 @@ from workbench import learner
 from workbench.datasets import load_examples
 from workbench.policies.kept import keep_teachers
 from workbench.runs import RunFolder
-from workbench.study import questions, work
+from workbench.study import asking, work
 from workbench.study.conduct import _tasks
 from workbench.study.plan import load_study
 
@@ -65,17 +65,17 @@ def parts(args: argparse.Namespace, folder: Path) -> None:
     start = time.process_time()
     study = load_study(args.study, ["seeds=[0]", f"overrides.training.steps={args.steps}", f"name={folder.name}"])
     took["reading the study, once"] = time.process_time() - start
-    for module in (learner, questions):
+    for module in (learner, asking):
         module.load_policies = timed(module.load_policies, took, "loading models")
     load = functools.lru_cache(maxsize=8)(timed(load_examples, took, "rendering examples"))
     start = time.process_time()
     with keep_teachers():
         for task in _tasks(study):
             if task.reference is not None:
-                questions.ask_reference(task.reference, task.evaluate, folder / task.file.name, load=load)
+                asking.ask_reference(task.reference, task.evaluate, folder / task.file.name, load=load)
             else:
                 config = work.RunConfig(**{**vars(task.config), "output_dir": str(folder)})
-                work._do_run(work.Task(task.name, task.evaluate, config), load, os.getppid())
+                work._do_run(work.Task(task.name, task.evaluate, config), load)
     tasks = time.process_time() - start
     print(
         f"{args.study}: {len(study.usable)} runs of {args.steps} steps and {len(study.references())} models as they are"

@@ -10,7 +10,7 @@ from families import save_idefics3
 from small import run_config
 
 import workbench.check
-from workbench.check import Check, check_config, is_good
+from workbench.check import NOTE, OK, Check, check_config, is_good
 from workbench.config import RunConfig
 from workbench.errors import DataError
 from workbench.learner import Learner, build_learner
@@ -152,6 +152,14 @@ def test_a_loss_that_depends_on_chunks_is_found(config: RunConfig, monkeypatch: 
 
     monkeypatch.setattr(workbench.check, "supervise_batch", uneven)
     assert [one.name for one in check_config(config) if one.status == "WRONG"] == ["loss in chunks = at once"]
+
+
+def test_weights_that_steps_would_not_move_are_noted(models: dict, tmp_path) -> None:
+    for rate, status in ((1e-6, NOTE), (1.0, OK)):
+        checks = check_config(run_config(models, tmp_path, models__dtype="bfloat16", training__learning_rate=rate))
+        (found,) = [check for check in checks if check.name == "precision of what is trained"]
+        assert found.status == status and "in bfloat16 a typical weight does not move in steps under" in found.found
+        assert ("models.lora.rank" in found.found) == (status == NOTE)
 
 
 def test_a_learner_that_is_its_own_target_is_noted(models: dict, tmp_path) -> None:

@@ -6,6 +6,7 @@ from small import run_config
 
 from workbench.checkpoints import open_checkpoint
 from workbench.learner import Learner, build_learner, learning_rates
+from workbench.policies.loading import load_policy
 from workbench.saving import load_optimizer, save_checkpoint
 from workbench.supervision import NotFinite
 
@@ -37,8 +38,10 @@ def test_a_moving_average_of_half_precision_is_kept_in_float32(models: dict, tmp
         method={"name": "opsd", "self_policy": "student@ema", "ema_rate": 0.01},
     )
     learner = build_learner(config, config.load_method())
+    start = load_policy(models["student"], "student").model.state_dict()
     average = dict(learner.policies["student@ema"].model.named_parameters())
     before = {name: value.clone() for name, value in average.items()}
+    assert all(torch.equal(value, start[name]) for name, value in before.items()), "not rounded once"
     with torch.no_grad():
         for parameter in learner.parameters:
             parameter.mul_(1.02)

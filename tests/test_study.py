@@ -174,6 +174,10 @@ def test_any_row_can_be_what_the_others_are_compared_with(own: Study, capsys: py
     assert re.search('row "dop".*dopd', capsys.readouterr().err)
     assert main(["study", str(own.folder.parent), "--against", "opd"]) == 2
     assert "questions.parquet cannot be read" in capsys.readouterr().err
+    assert main(["study", str(own.folder / "opd-s0"), "--against", "opd"]) == 2
+    assert f"Give the folder of its study, {own.folder}" in capsys.readouterr().err
+    assert main(["study", str(own.folder), "--against", "opd", "--report"]) == 2
+    assert "leave out --report" in capsys.readouterr().err
     assert sorted((file, file.stat().st_mtime_ns) for file in own.folder.rglob("*")) == before
 
 

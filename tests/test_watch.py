@@ -18,6 +18,17 @@ def watched(*spans: tuple[int, dict]) -> Watch:
     return watch
 
 
+def test_steps_that_are_rounded_away_are_told_but_not_of_a_schedule_s_ends() -> None:
+    def told(*steps: tuple[float, float]) -> dict[str, str]:
+        watch = Watch(learning_rate=1.0)
+        for step, (rate, moved) in enumerate(steps, start=1):
+            watch.look(step, {**HEALTHY, "learning_rate": rate, "weights_moved": moved})
+        return watch.warnings
+
+    assert told((0.01, 0.1), (1.0, 0.9), (0.4, 0.3), (0.0, 0.0)) == {}
+    assert "step 2: 20% of the student's weights moved" in told((0.01, 0.1), (1.0, 0.2))["weights_moved"]
+
+
 def test_a_healthy_run_is_left_alone() -> None:
     assert watched((100, {})).warnings == {}
     noisy = Watch()

@@ -191,7 +191,7 @@ def _precision(config: RunConfig, learner: Learner) -> Iterator[Check]:
     """What of a step is left, if weights are trained in half precision."""
     finest, rate = learner.rounding.finest_step(), config.training.learning_rate
     if finest is not None and config.training.optimizer == "adamw":
-        text = f"in {config.models.dtype} a typical weight does not move in steps under {finest:.0e}, and training.learning_rate is {rate:g}."
+        text = f"in {learner.rounding.dtype} a typical weight does not move in steps under {finest:.0e}, and training.learning_rate is {rate:g}."
         yield Check(
             "precision of what is trained",
             NOTE if rate < finest else OK,

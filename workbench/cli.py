@@ -90,6 +90,10 @@ def _eval(options: argparse.Namespace) -> None:
 def _study(options: argparse.Namespace) -> int:
     if options.against is not None:
         folder = Path(options.config)
+        if options.report or (folder.is_dir() and options.overrides):
+            raise wb.WorkbenchError(
+                "--against writes nothing and changes nothing: leave out --report, and key=value beside a folder."
+            )
         if not folder.is_dir():
             folder = _module("study.plan").load_study(options.config, options.overrides, check=False).folder
         print(_module("study.against").against(folder, options.against))

@@ -104,7 +104,12 @@ class Learner:
         average = dict(self.policies["student@ema"].model.named_parameters())
         both = [(average[name], own) for name, own in self.student.model.named_parameters() if own.requires_grad]
         pairs = [(local(mean), local(own)) for mean, own in both]
-        torch._foreach_lerp_([mean for mean, _ in pairs], [own.to(mean.dtype) for mean, own in pairs], self.ema_rate)
+        alike = [pair for pair in pairs if pair[0].dtype == pair[1].dtype]
+        if alike:
+            torch._foreach_lerp_([mean for mean, _ in alike], [own for _, own in alike], self.ema_rate)
+        for mean, own in pairs:
+            if mean.dtype != own.dtype:  # one after the other, so that there is never a second copy of all weights
+                mean.lerp_(own.to(mean.dtype), self.ema_rate)
 
 
 def build_learner(

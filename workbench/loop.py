@@ -120,7 +120,7 @@ class Trainer:
             compact_every=0,
             background=True,
         )
-        self.watches = [Watch(learner.name) for learner in self.learners]
+        self.watches = [Watch(learner.name, config.training.learning_rate) for learner in self.learners]
         for line in folder.metrics("train"):
             self._look(line["step"], {name: value for name, value in line.items() if name != "kind"})
         views = [(learner.student, context) for learner in self.learners for context in config.evaluation.contexts]

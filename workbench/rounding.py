@@ -24,19 +24,26 @@ class Rounding:
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         self._parameters = [one for one in parameters if one.dtype in HALF]
-        self._before: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._before: list[tuple[torch.nn.Parameter, torch.Tensor, torch.Tensor]] = []
 
     def before(self) -> None:
         """To be called when gradients are there and nothing has moved."""
-        probed = [(_part(one), _part(one.grad)) for one in self._parameters if one.grad is not None]
-        self._before = [(own, own.clone(), grad != 0) for own, grad in probed]
+        here = [one for one in self._parameters if one.grad is not None]
+        self._before = [(one, _part(one).clone(), _part(one.grad) != 0) for one in here]
 
     def after(self) -> dict[str, float]:
         """weights_moved: of the weights that were looked at and have a gradient, the share with another value now."""
-        moved = sum(int((own != before)[asked].sum()) for own, before, asked in self._before)
-        total = sum(int(asked.sum()) for *_, asked in self._before)
+        counts = [((_part(one) != before)[asked].sum(), asked.sum()) for one, before, asked in self._before]
         self._before = []
+        if not counts:
+            return {}
+        moved, total = (int(torch.stack(own).sum()) for own in zip(*counts, strict=True))
         return {"weights_moved": moved / total} if total else {}
+
+    @property
+    def dtype(self) -> str | None:
+        """What they are in, as configurations call it; None without weights in half precision."""
+        return str(self._parameters[0].dtype).removeprefix("torch.") if self._parameters else None
 
     def finest_step(self) -> float | None:
         """About the smallest step that moves a typical weight, the median of them; None without weights in half precision."""

@@ -21,9 +21,13 @@ TEACHER_LOST = 0.25  # of the first window's share of loss-carrying positions th
 
 
 class Watch:
-    """Fed with a step's metrics; answers with sentences, each once per run. Of a peer, with those of its name alone."""
+    """Fed with a step's metrics; answers with sentences, each once per run. Of a peer, with those of its name alone.
 
-    def __init__(self, learner: str = STUDENT) -> None:
+    learning_rate  the highest of the run
+    """
+
+    def __init__(self, learner: str = STUDENT, learning_rate: float = 0.0) -> None:
+        self.learning_rate = learning_rate
         self.learner, self._prefix = learner, "" if learner == STUDENT else f"{learner}/"
         self._steps: list[dict[str, float]] = []
         self.warnings: dict[str, str] = {}
@@ -33,7 +37,8 @@ class Watch:
         start = len(self._prefix)
         self._steps.append({name[start:]: value for name, value in metrics.items() if name.startswith(self._prefix)})
         found = {}
-        if self._steps[-1].get("weights_moved", 1.0) < LEAST:
+        is_at_rate = (self._steps[-1].get("learning_rate") or 0.0) >= self.learning_rate / 2  # not at a schedule's ends
+        if is_at_rate and self._steps[-1].get("weights_moved", 1.0) < LEAST:
             found["weights_moved"] = (
                 f"{self._steps[-1]['weights_moved']:.0%} of the student's weights moved in this step, the others' steps were "
                 f"rounded away in half precision. {REMEDY}"

@@ -20,6 +20,7 @@ METRIC_UNITS = {
     "entropy": "nats per token",
     "learning_rate": "",
     "grad_norm": "",
+    "weights_moved": "share of weights",
     "completion_length": "tokens",
     "truncated": "share of answers",
     "accuracy": "share of answers",

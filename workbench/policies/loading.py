@@ -84,9 +84,7 @@ def load_policies(
                     own.copy(called) if start is None else load_policy(start, called, dtype=dtype, **options)
                 )
         elif name == "student@ema":
-            precision = dtype if has_adapter(own) else "float32"
-            policies[name] = own.copy(called) if ema is None else load_policy(ema, called, dtype=precision, **options)
-            _in_float32(policies[name], ema)
+            policies[name] = _average(own, called, ema, student, dtype=dtype, **options)
         elif name == "teacher" and is_by_domain(names, teachers or {}):
             members, other = _load_teachers(teachers, teacher, **of_teachers)
             policies |= {one.name: one for one in (*members.values(), other) if one is not None}
@@ -126,12 +124,18 @@ def _load_teachers(
     return ordered, None if other is None else load_policy(other, "teacher:other", **options)
 
 
-def _in_float32(average: AutoregressivePolicy, folder: str | Path | None) -> None:
-    """What moves of a moving average is kept in float32: its steps are a hundredth of the student's, too small for half precision."""
-    if has_adapter(average):
-        adapters_in_float32(average.model, folder or "")
-    else:
-        average.model.float()
+def _average(
+    own: AutoregressivePolicy, name: str, folder: str | Path | None, student: str | Path, *, dtype: str, **options
+) -> AutoregressivePolicy:
+    """The student's moving average, from its `folder` or at its start. What moves of it is in float32: its steps are a hundredth of the
+    student's, too small for half precision."""
+    if has_adapter(own):
+        average = own.copy(name) if folder is None else load_policy(folder, name, dtype=dtype, **options)
+        adapters_in_float32(average.model, folder)
+        return average
+    if folder is None and dtype == "float32":
+        return own.copy(name)
+    return load_policy(folder or student, name, dtype="float32", **options)
 
 
 def has_adapter(policy: AutoregressivePolicy) -> bool:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import safetensors.torch
@@ -98,17 +99,33 @@ def load_model(
     return model.requires_grad_(False).eval(), processor
 
 
-def adapters_in_float32(model: nn.Module, folder: str | Path) -> None:
-    """LoRA weights in float32, whatever the model they sit on is in: in half precision the steps of training, and more so those of
-    a moving average, are rounded away. Those that `folder` holds are read from it again, since loading has rounded them."""
-    from peft import set_peft_model_state_dict  # noqa: PLC0415  (an extra, and slow to import)
-    from peft.tuners.tuners_utils import cast_adapter_dtype  # noqa: PLC0415
+def adapters_in_float32(model: nn.Module, folder: str | Path | None = None) -> None:
+    """LoRA weights in float32, whatever the model they sit on is in: in half precision the steps of training, and more so those of a
+    moving average, are rounded away.
 
-    for name in model.peft_config:
-        cast_adapter_dtype(model, name)
-    saved = Path(folder) / "adapter_model.safetensors"
-    if saved.is_file():
-        set_peft_model_state_dict(model, safetensors.torch.load_file(saved), adapter_name=next(iter(model.peft_config)))
+    folder  adapters that were loaded from a folder are read from it again, since loading has rounded them
+
+    Raises: PolicyError if an adapter is not in the folder's file.
+    """
+    half = {name for name, own in model.named_parameters() if ".lora_" in name and own.dtype != torch.float32}
+    if not half:
+        return
+    from peft.tuners.tuners_utils import cast_adapter_dtype  # noqa: PLC0415  (an extra, and slow to import)
+
+    for adapter in model.peft_config:
+        cast_adapter_dtype(model, adapter)
+    file = None if folder is None else Path(folder) / "adapter_model.safetensors"
+    if file is None or not file.is_file():
+        return
+    saved = safetensors.torch.load_file(file)
+    for name, own in model.named_parameters():
+        if name in half:
+            known = "base_model.model." + re.sub(r"\.(lora_\w+)\.[^.]+", r".\1", name)  # without the adapter's own name
+            if known not in saved:
+                raise PolicyError(
+                    f'{file} has no "{known}", so the adapter would stay rounded. Set models.dtype=float32.'
+                )
+            own.data.copy_(saved[known])
 
 
 def is_masked_lm(config: PretrainedConfig) -> bool:

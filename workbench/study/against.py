@@ -58,7 +58,8 @@ def against(folder: str | Path, name: str) -> str:
 
 
 def read_rows(folder: str | Path) -> list[Row]:
-    """The rows of a study as its questions.parquet has them. Raises RunError if that cannot be read."""
+    """The rows of a study as its questions.parquet has them, a peer's start as a row of its own. Raises RunError if that
+    cannot be read."""
     file = Path(folder) / "questions.parquet"
     try:
         asked = pq.read_table(file)
@@ -66,6 +67,10 @@ def read_rows(folder: str | Path) -> list[Row]:
         raise RunError(
             f"{file} cannot be read ({error}). A study writes it at its end: workbench study FILE."
         ) from None
+    if not {"variant", "seed"} <= set(asked.column_names):
+        raise RunError(
+            f"{file} is that of one run. Give the folder of its study, {Path(folder).resolve().parent}, or the study's file."
+        )
     rows = []
     for name in dict.fromkeys(asked["variant"].to_pylist()):
         own = asked.filter(pc.equal(asked["variant"], name))

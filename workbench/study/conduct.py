@@ -97,9 +97,12 @@ class _Worker:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["workbench.study.host"])
         self.pipe, theirs = context.Pipe()
-        arguments = (theirs, num_threads, study.folder / f".worker-{number}.log")
+        arguments = (theirs, num_threads, study.folder / f".worker-{number}.log", dict(os.environ))
         self.process = context.Process(target=work, args=arguments, name=f"worker {number}", daemon=True)
-        self.process.start()
+        try:
+            self.process.start()
+        except (EOFError, ConnectionError) as error:
+            raise RunError(f"the process that workers are forked from is gone ({error or 'it was ended'}). Give the same command again: it goes on from what is done.") from None  # fmt: skip
         theirs.close()
         self.number, self.task, self.ready, self.given = number, None, False, 0.0
 

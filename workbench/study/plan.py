@@ -261,7 +261,10 @@ def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict
         own = _mapping(own, f"{where}: variants.{name}")
         _refuse_own(own, f"{where}: variants.{name}")
         note, after = str(own.pop("note", "")), own.pop("after", None)
-        varied = grid if own.pop("grid", True) is not False else {}
+        is_varied = own.pop("grid", True)
+        if not isinstance(is_varied, bool):
+            raise ConfigError(f"{where}: variants.{name}: grid must be false, to have the variant once, or left out; got {is_varied!r}.")  # fmt: skip
+        varied = grid if is_varied else {}
         twice = next((key for key in varied if key in own), None)
         if twice is not None:
             raise ConfigError(f"{where}: variants.{name} sets {twice}, which grid varies. Leave it out, or say grid: false to have the variant once.")  # fmt: skip

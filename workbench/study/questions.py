@@ -1,4 +1,5 @@
-"""Every question of every run, one row each: kept beside the run, put together for the study. Asked they are by asking.py.
+"""Every question of every run, one row each: kept beside the run, put together for the study
+(asking.py asks them).
 
 A run's questions.parquet says in its metadata what was asked of which step; asked again only if that has changed.
 """

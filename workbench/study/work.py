@@ -60,8 +60,9 @@ class Outcome:
     trained: bool = False
 
 
-def work(pipe: Connection, num_threads: int, log_file: Path) -> None:
-    """The life of a worker process. It ends when the pipe is closed or its parent is gone."""
+def work(pipe: Connection, num_threads: int, log_file: Path, environment: dict[str, str]) -> None:
+    """The life of a worker process, in the environment of the study's. It ends when the pipe is closed or that process is gone."""
+    os.environ |= environment
     os.setpgid(0, 0)  # a Ctrl-C in the terminal is the parent's; it asks each worker once
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -104,9 +105,9 @@ def _do_run(task: Task, load: Callable) -> tuple[str, bool]:
     config, trained = task.config, False
 
     def on_step(step: int, metrics: dict) -> None:
-        if (
-            not multiprocessing.parent_process().is_alive()
-        ):  # nobody would start what comes next, and a later study would wait for this run
+        study = multiprocessing.parent_process()
+        if study is not None and not study.is_alive():
+            # nobody would start what comes next, and a later study would wait for this run
             os.kill(os.getpid(), signal.SIGTERM)
 
     exists = _is_run(config.run_dir)
