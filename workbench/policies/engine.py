@@ -76,7 +76,7 @@ def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, value in model.state_dict().items():
         plain = name.replace(".base_layer.", ".")
         if ".lora_" not in name:
-            merged[plain] = value + added[plain] if plain in added else value
+            merged[plain] = (value + added[plain]).to(value.dtype) if plain in added else value
     yield from revert_weight_conversion(model, merged).items()
 
 
