@@ -16,11 +16,12 @@ from workbench.losses import score
 from workbench.method import Method
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
-from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.drawing import ROW_BYTES
 from workbench.policies.image_features import remembered_images
 from workbench.policies.loading import load_policies
 from workbench.rollouts import write_rollouts
+from workbench.scenes import make_examples
 from workbench.scoring import Batch
 from workbench.supervision import Scored, read_batch, supervise_batch
 from workbench.types import Prompt
@@ -186,6 +187,18 @@ def test_buckets_change_the_order_of_work_and_no_number(models: dict) -> None:
         for one, other in zip(plain.alternatives.top[view], bucketed.alternatives.top[view], strict=True):
             assert torch.allclose(one.float(), other.float(), atol=2e-5)
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(of_plain, of_bucketed, strict=True))
+
+
+def test_a_teacher_in_eight_bits_reads_nearly_the_same() -> None:
+    pytest.importorskip("bitsandbytes", reason="the extra int8 is not installed")
+    examples = make_examples("eval", count=8)
+    own, small = (load_policy("data/models/teacher", "teacher", dtype=dtype) for dtype in ("float32", "int8"))
+    prompts = [build_prompt(example, "plain") for example in examples]
+    written = [tuple(own.tokenizer.encode(example.reference, add_special_tokens=False)) for example in examples]
+    ids = torch.tensor([token for one in written for token in one])
+    with torch.no_grad():
+        first, second = (score(policy.read(prompts, written, [()] * len(written)), ids).logprob for policy in (own, small))
+    assert not torch.equal(first, second) and float((first - second).abs().median()) < 0.05
 
 
 def test_eight_bits_need_their_package(models: dict, monkeypatch: pytest.MonkeyPatch) -> None:
