@@ -197,7 +197,7 @@ def test_a_teacher_in_eight_bits_reads_nearly_the_same() -> None:
     written = [tuple(own.tokenizer.encode(example.reference, add_special_tokens=False)) for example in examples]
     ids = torch.tensor([token for one in written for token in one])
     with torch.no_grad():
-        first, second = (score(policy.read(prompts, written, [()] * len(written)), ids).logprob for policy in (own, small))
+        first, second = (score(policy.read(prompts, written), ids).logprob for policy in (own, small))
     assert not torch.equal(first, second) and float((first - second).abs().median()) < 0.05
 
 
