@@ -37,7 +37,10 @@ from workbench.types import STUDENT
 
 KEYS = ("name", "base", "overrides", "seeds", "parallel", "baseline", "variants", "grid", "evaluate")
 BASE, TEACHER = "base", "teacher"  # names of rows, so no variant may have them
-_OWN = ("name", "output_dir", "seed", "data.eval", "evaluation.count", "evaluation.contexts", "evaluation.teacher", "evaluation.every")  # fmt: skip
+_OWN = {  # what the study decides itself, and where it is said
+    "name": "it is the variant's", "seed": "write seeds: [...]", "output_dir": "it is that of the base recipe, and the study's name in it",
+    **dict.fromkeys(("data.eval", "evaluation.count", "evaluation.contexts", "evaluation.teacher", "evaluation.every"), "write evaluate: [...]"),
+}  # fmt: skip
 _SECTIONS = {key.partition(".")[0] for key in describe_config() if "." in key}
 _NEEDED = {
     "base": "a recipe's file, as in base: configs/demo.yaml",
@@ -353,7 +356,7 @@ def _mapping(value: object, what: str) -> dict:
 def _refuse_own(values: dict, what: str) -> None:
     for key in values:
         if key in _OWN:
-            raise ConfigError(f"{what}: {key} is the study's own. Use its keys: seeds, variants, evaluate.")
+            raise ConfigError(f"{what}: {key} is the study's own: {_OWN[key]}.")
         if key in _SECTIONS:  # would replace all that the recipe has there
             raise ConfigError(f"{what}: {key} is a whole section. Write dotted keys, each as {key}.KEY: VALUE.")
 
