@@ -1,5 +1,7 @@
 """`workbench check` finds what it is there to find: each test plants one silent bug and looks for the line that tells."""
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import save_idefics3
+from PIL import Image
 from small import run_config
 
 import workbench.check
@@ -160,6 +163,23 @@ def test_weights_that_steps_would_not_move_are_noted(models: dict, tmp_path) -> 
         (found,) = [check for check in checks if check.name == "precision of what is trained"]
         assert found.status == status and "in bfloat16 a typical weight does not move in steps under" in found.found
         assert ("models.lora.rank" in found.found) == (status == NOTE)
+
+
+def test_a_missing_chat_template_and_words_that_stand_for_pictures_are_noted(models: dict, tmp_path) -> None:
+    folders = {name: shutil.copytree(folder, tmp_path / name) for name, folder in models.items()}
+    (folders["teacher"] / "chat_template.jinja").unlink()
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    row = {
+        "question": "<img> What?",
+        "images": ["a.png"],
+        "answer": "a",
+        "boxes": [{"x0": 1, "y0": 1, "x1": 20, "y1": 20, "label": "a"}],
+    }
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    found = check_config(run_config(folders, tmp_path, data={"train": str(tmp_path / "rows.jsonl"), "eval": None}))
+    notes = [check.found for check in found if check.status == NOTE]
+    assert any(one.startswith("teacher: none, so prompts are pictures and plain text") for one in notes), notes
+    assert any("1 of 1 questions have <image> or the like in them" in one for one in notes), notes
 
 
 def test_a_learner_that_is_its_own_target_is_noted(models: dict, tmp_path) -> None:

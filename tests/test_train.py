@@ -28,7 +28,7 @@ from workbench.runs import RunFolder
 from workbench.saving import save_checkpoint
 from workbench.traces.reader import open_traces
 from workbench.traces.writer import TracedBatch, TraceWriter
-from workbench.train import train
+from workbench.train import resume, train
 
 POSITIONS = "SELECT * EXCLUDE (process_rank) FROM {} ORDER BY step, rollout_idx, position"
 
@@ -196,6 +196,39 @@ def test_lora_trains_the_adapter_alone_and_resumes(dtype: str, models: dict, tmp
     ]
     assert {value.dtype for one in saved for value in one.values()} == {torch.float32}
     assert any(not torch.equal(value, saved[1][name]) for name, value in saved[0].items())
+
+
+def test_a_run_whose_file_was_edited_is_not_resumed_as_another(models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path, data__eval=None)
+    train(config, on_step=stop_after(1))
+    file = config.run_dir / "config.yaml"
+    whole = file.read_text()
+    file.write_text(whole.replace("rank: 0", "rank: 2", 1))
+    assert file.read_text() != whole
+    with pytest.raises(
+        ConfigError, match=r"config.yaml was edited: models.lora.rank is 2, and the run began with 0.*save_every"
+    ):
+        resume(config.run_dir)
+    file.write_text(whole)
+    assert resume(config.run_dir, ["training.keep=1"]).steps == 4 == resume(config.run_dir).steps
+
+
+def test_what_nobody_foresaw_and_a_full_memory_are_written_down(models: dict, tmp_path: Path) -> None:
+    def fails(error: Exception) -> tuple[str, str]:
+        def on_step(step: int, metrics: dict) -> None:
+            raise error
+
+        config = run_config(models, tmp_path, name=type(error).__name__, data__eval=None)
+        with pytest.raises(RunError if isinstance(error, torch.OutOfMemoryError) else type(error)):
+            train(config, on_step=on_step)
+        status = RunFolder.open(config.run_dir).status
+        assert status["status"] == "failed"
+        return status["error"], (config.run_dir / "train.log").read_text()
+
+    said, log = fails(ZeroDivisionError("by zero"))
+    assert said == "ZeroDivisionError: by zero (the whole of it is in train.log)" and "Traceback" in log
+    said, _ = fails(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert said.startswith("the device's memory is full (CUDA out of memory.") and "models.lora.rank" in said
 
 
 def test_gradient_checkpointing_changes_no_loss(dopd: RunConfig, models: dict, tmp_path: Path) -> None:

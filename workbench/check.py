@@ -4,6 +4,7 @@ Silent misalignment is this field's commonest bug: a completion tokenised twice,
 token that the teacher does not know. Each line of the table is one such bug, measured and not assumed.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -78,7 +79,7 @@ def check_config(config: RunConfig) -> list[Check]:
     if method.asks_peers is not None:
         students = {name: learner.student for name, learner in learners.items()}
         written = ask_all(written, students, method.asks_peers, sampling=sampling, seed=("check", config.seed))
-    checks = [_evidence(len(taught), len(usable), lacking), *_domains(examples, untaught)]
+    checks = [_evidence(len(taught), len(usable), lacking), *_placeholders(examples), *_domains(examples, untaught)]
     checks += _prepared(method, usable, learners[STUDENT])
     for name, learner in learners.items():
         others = tuple(rollouts for other, rollouts in written.items() if other != name)
@@ -115,6 +116,14 @@ def _evidence(total: int, num_usable: int, lacking: list) -> Check:
         return Check("evidence", OK, f"all {total} examples have what every view is shown")
     example, column = lacking[0]
     return Check("evidence", NOTE, f"{num_usable} of {total} usable; {example.origin or example.id} has no {column}")
+
+
+def _placeholders(examples: list[Example]) -> Iterator[Check]:
+    """Words that stand for pictures in other tools' data."""
+    found = [one for one in examples if re.search(r"<(image|img|video)>", one.question)]
+    if found:
+        text = f"{len(found)} of {len(examples)} questions have <image> or the like in them, which is read as words; first: {found[0].origin or found[0].id}. `workbench import` takes it out"
+        yield Check("questions", NOTE, text)
 
 
 def _domains(examples: list[Example], untaught: list[tuple[Example, str]]) -> Iterator[Check]:
@@ -173,6 +182,10 @@ def _agreement(learner: Learner, shown: Prompt) -> Iterator[Check]:
         if not policy.head.ends and policy.end_id != own.end_id:
             text = f"{name} ends with {policy.token_text(policy.end_id)}, the student with {own.token_text(own.end_id)}"
             yield Check("end token", NOTE, f"{text}: the teacher finds the student's end unlikely")
+    bare = [name for name, policy in models.items() if getattr(policy.processor, "chat_template", None) is None]
+    if bare:
+        text = f"{', '.join(bare)}: none, so prompts are pictures and plain text. A model tuned to follow instructions expects its own: chat_template.jinja in its folder"
+        yield Check("chat template", NOTE, text)
     opening = _opening(own, shown)
     for name, policy in models.items():
         theirs = opening if policy.encoder is own.encoder else _opening(policy, shown)

@@ -1,5 +1,6 @@
 """The command line that does the same as a form: shown beside it, so that nothing started by mouse is a secret."""
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from workbench.config import RunConfig, describe_config, load_config
+from workbench.config import RESUMABLE, RunConfig, describe_config, load_config
+from workbench.errors import ConfigError
 
 
 def train_command(recipe: str | Path, overrides: Sequence[str] = ()) -> list[str]:
@@ -56,3 +58,17 @@ def as_yaml(value: object) -> str:
     """A value on one line, as a configuration file or an override writes it."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
     return text.removesuffix("...\n").strip()
+
+
+def refuse_edited(run_dir: Path, status: dict, config: RunConfig) -> None:
+    """Raises ConfigError if a run's config.yaml, read as `config`, is not what it began with by its run.json, `status`."""
+    began = status.get("config")
+    if not isinstance(began, dict):  # of an older version
+        return
+    now = json.loads(json.dumps(config.to_dict()))  # as run.json keeps it
+    for key in ("method.name", *describe_config(config.method["name"])):
+        if key not in (*RESUMABLE, "name", "output_dir") and value_at(began, key) != value_at(now, key):
+            raise ConfigError(
+                f"{run_dir / 'config.yaml'} was edited: {key} is {value_at(now, key)!r}, and the run began with {value_at(began, key)!r}. "
+                f"That makes another run of it: set it back, or start a new one. On resume only {', '.join(RESUMABLE)} may change."
+            )

@@ -23,6 +23,7 @@ from datetime import datetime
 from pathlib import Path
 
 from workbench.checkpoints import list_checkpoints
+from workbench.commands import refuse_edited
 from workbench.config import RunConfig, read_yaml, resumed_config
 from workbench.errors import ConfigError, RunError
 from workbench.model_folders import check_models
@@ -139,7 +140,7 @@ def resume_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> JobState:
     """
     run_dir = Path(run_dir)
     safe_run_dir(run_dir.parent, run_dir.name)
-    RunFolder.open(run_dir)
+    folder = RunFolder.open(run_dir)
     with _lock(_job_folder(run_dir, make=True)):
         state = read_job(run_dir)
         if state.is_alive:
@@ -148,7 +149,7 @@ def resume_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> JobState:
             raise RunError(
                 f"run {run_dir} has finished its {state.steps} steps. Start a new run from its configuration instead."
             )
-        resumed_config(run_dir, overrides)
+        refuse_edited(run_dir, folder.status, resumed_config(run_dir, overrides))
         record = _read_record(run_dir)
         start = Path(record.folder) if record and Path(record.folder).is_dir() else Path.cwd()
         _spawn(run_dir, ["resume", str(run_dir.resolve()), *overrides], start)

@@ -13,6 +13,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+from workbench.commands import refuse_edited
 from workbench.config import RunConfig, resumed_config
 from workbench.datasets import load_examples
 from workbench.distributed import Group, LostProcess, choose_device, join
@@ -24,6 +27,11 @@ from workbench.processes import identify
 from workbench.runs import ReadOnlyFolder, RunFolder, StopSignal
 
 log = logging.getLogger("workbench")
+OUT_OF_MEMORY = (
+    "What makes a run smaller: training.micro_batch_size, models.lora.rank, models.gradient_checkpointing=true, "
+    "models.teacher_dtype=bfloat16, models.offload_teachers=true, sampling.max_completion_length; docs/devices.md says what each costs. "
+    "They make another run, so begin a new one."
+)
 
 
 def train(
@@ -71,7 +79,8 @@ def _prepare(config: RunConfig, resume: bool, load: Loader) -> None:
     else:
         check_models(config)  # a wrong path should not leave a folder behind
         load(config.data.train, limit=1)
-        RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=config.method["name"])
+        folder = RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=config.method["name"])
+        folder.update(config=config.to_dict())  # config.yaml is a file that can be edited
 
 
 def _inherits(config: RunConfig, error: WorkbenchError) -> bool:
@@ -119,6 +128,15 @@ def _train_in(
         log.error("%s", error)
         folder.update(error=str(error))
         raise
+    except torch.OutOfMemoryError as error:
+        told = RunError(f"the device's memory is full ({str(error).splitlines()[0]}) {OUT_OF_MEMORY} If the memory was another program's, `workbench resume {folder.path}` goes on.")  # fmt: skip
+        log.error("%s", told)
+        folder.update(error=str(told))
+        raise told from error
+    except Exception as error:
+        log.exception("a fault of the workbench, or of what it uses")
+        folder.update(error=f"{type(error).__name__}: {error} (the whole of it is in train.log)")
+        raise
     finally:
         folder.update(status=outcome)
         log.removeHandler(handler)
@@ -130,9 +148,12 @@ def resume(
 ) -> TrainResult:
     """Go on with a run, as its own config.yaml says, from its newest complete checkpoint.
 
-    Raises: ConfigError for an override that would make another run of it.
+    Raises: ConfigError for an override, or a config.yaml edited since, that would make another run of it.
     """
-    return train(resumed_config(RunFolder.open(run_dir).path, overrides), resume=True, on_step=on_step)
+    folder = RunFolder.open(run_dir)
+    config = resumed_config(folder.path, overrides)
+    refuse_edited(folder.path, folder.status, config)
+    return train(config, resume=True, on_step=on_step)
 
 
 def main(arguments: list[str]) -> int:

@@ -32,6 +32,8 @@ _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_id
 
 Encoded = dict[str, Tensor]
 
+VISION_START = "<|vision_start|>"  # of Qwen's families
+
 
 class PromptEncoder:
     """Encodes prompts with a Hugging Face processor (or a tokenizer alone, for models without images)."""
@@ -162,6 +164,11 @@ class PromptEncoder:
             )
         if self.processor is self.tokenizer:
             return prompt.text
+        if prompt.all_images and VISION_START in self.tokenizer.get_vocab():
+            raise PolicyError(
+                f"the model's processor has no chat template, and its pictures stand between {VISION_START} and another token that "
+                "only the template writes. Put the model's chat_template.jinja into its folder."
+            )
         return getattr(self.processor, "image_token", "<image>") * len(prompt.all_images) + prompt.text
 
     def _keep(self, prompt: Prompt, encoded: Encoded) -> None:

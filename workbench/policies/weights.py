@@ -74,9 +74,10 @@ def load_model(
             raise PolicyError(
                 f'{name}: folder "{path}" does not exist. Give a folder written by save_pretrained, or the name of a model on the hub.'
             ) from None
+        here = "" if Path(path).exists() else " No folder of that name is here either."
         raise PolicyError(
             f'{name}: "{path}" cannot be loaded as a model ({_first_line(error)}). Give a folder written by '
-            "save_pretrained with config.json and *.safetensors, or the name of a model on the hub."
+            f"save_pretrained with config.json and *.safetensors, or the name of a model on the hub.{here}"
         ) from error
     try:
         processor = load_processor(path, config, **options)
