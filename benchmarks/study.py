@@ -61,7 +61,7 @@ def parts(args: argparse.Namespace, folder: Path) -> None:
     for _ in range(2):
         start = os.times().children_user + os.times().children_system
         subprocess.run([sys.executable, "-c", "import workbench.study.work"], check=True)
-        took["importing, once a process"] = os.times().children_user + os.times().children_system - start
+        took["importing, once a study"] = os.times().children_user + os.times().children_system - start
     start = time.process_time()
     study = load_study(args.study, ["seeds=[0]", f"overrides.training.steps={args.steps}", f"name={folder.name}"])
     took["reading the study, once"] = time.process_time() - start

@@ -1,4 +1,4 @@
-"""Answers of evaluations: how they are kept beside a run, what groups of them are worth, and what can be asked at all. No model is asked here.
+"""Answers of evaluations: how they are kept beside a run, and what groups of them are worth. No model is asked here.
 
 evals/step-000040.jsonl holds one line per question, policy and context. Confidence (CONFIDENCE) is over the marked tokens
 of the answer's own truth, see workbench.evaluate.

@@ -1,6 +1,6 @@
 """How much of a step is left where weights are trained in half precision.
 
-A bfloat16 number has eight binary digits: what is added to a weight of 0.02 is lost below 4e-5, and a common learning
+A bfloat16 number has eight binary digits: what is added to a weight of 0.02 is lost below 6e-5, and a common learning
 rate for whole models is 1e-6. Training then goes on, with losses and checkpoints, and changes next to nothing.
 """
 
