@@ -34,6 +34,7 @@ from transformers import (
 from workbench.policies.processors import VideoSettings, images_only
 from workbench.scenes.processor import build_processor
 
+MROPE = [2, 1, 1]  # of half a head
 QWEN_TOKENS = {
     "image_token": "<|image_pad|>",
     "video_token": "<|video_pad|>",
@@ -50,7 +51,14 @@ QWEN_TEMPLATE = (
 def save_qwen2_vl(folder: Path, seed: int = 0) -> Path:
     """Pixels are packed: a row for each patch, images of any size one after the other; positions are of three axes."""
     processor, config = _qwen(Qwen2VLProcessor, "Qwen2VLVideoProcessor", 14)
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
+    vision = {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": TEXT["hidden_size"],
+        "num_heads": 2,
+        "mlp_ratio": 2,
+        "patch_size": 14,
+    }
     return save_model(
         folder, Qwen2VLForConditionalGeneration, Qwen2VLConfig(vision_config=vision, **config), processor, seed
     )
@@ -59,7 +67,13 @@ def save_qwen2_vl(folder: Path, seed: int = 0) -> Path:
 def save_qwen2_5_vl(folder: Path, seed: int = 0) -> Path:
     """As Qwen2-VL, with windows of attention in the vision tower."""
     processor, config = _qwen(Qwen2_5_VLProcessor, "Qwen2VLVideoProcessor", 14)
-    vision = {"depth": 2, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "num_heads": 2}
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "out_hidden_size": TEXT["hidden_size"],
+        "intermediate_size": 48,
+        "num_heads": 2,
+    }
     vision |= {"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]}
     model = Qwen2_5_VLForConditionalGeneration
     return save_model(folder, model, Qwen2_5_VLConfig(vision_config=vision, **config), processor, seed)
@@ -68,7 +82,13 @@ def save_qwen2_5_vl(folder: Path, seed: int = 0) -> Path:
 def save_qwen3_vl(folder: Path, seed: int = 0) -> Path:
     """As Qwen2-VL, with interleaved axes and features of the first vision layer handed to a deeper layer."""
     processor, config = _qwen(Qwen3VLProcessor, "Qwen3VLVideoProcessor", 16)
-    vision = {"depth": 2, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "num_heads": 2}
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "out_hidden_size": TEXT["hidden_size"],
+        "intermediate_size": 48,
+        "num_heads": 2,
+    }
     vision |= {"patch_size": 16, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
     config["text_config"]["rope_parameters"]["mrope_interleaved"] = True
     return save_model(
@@ -87,7 +107,7 @@ def _qwen(official: type, video: str, patch_size: int) -> tuple[object, dict]:
         chat_template=QWEN_TEMPLATE,
     )
     text = {key: value for key, value in TEXT.items() if key != "head_dim" or official is Qwen3VLProcessor}
-    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10_000.0}
+    rope = {"rope_type": "default", "mrope_section": MROPE, "rope_theta": 10_000.0}
     ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in QWEN_TOKENS.items()}
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = {"text_config": {"vocab_size": len(tokenizer), "rope_parameters": rope, **text, **ends}, **ids}

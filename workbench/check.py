@@ -16,7 +16,7 @@ from workbench.contexts import is_privileged
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.distributed import choose_device
 from workbench.errors import DataError
-from workbench.learner import Learner, build_learner
+from workbench.learner import Learner, build_learner, give_engine
 from workbench.losses import score
 from workbench.method import Method
 from workbench.policies import Policy, SamplingOptions, Written
@@ -60,6 +60,7 @@ def check_config(config: RunConfig) -> list[Check]:
             f"{', '.join(method.contexts)} need, first: {lacking[0][0].origin} has no {lacking[0][1]}."
         )
     learners = {name: build_learner(config, method, name, device=device) for name in config.models.learners}
+    give_engine(list(learners.values()), config, method)
     sampling = SamplingOptions(*(getattr(config.sampling, field.name) for field in fields(SamplingOptions)))
     written = {
         name: tuple(

@@ -8,6 +8,7 @@ import importlib
 from collections.abc import Callable
 
 import torch
+from torch import nn
 from transformers import get_scheduler
 
 from workbench.checkpoints import Checkpoint, refuse_other_run
@@ -21,6 +22,7 @@ from workbench.policies import Policy
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.engine import VllmEngine
 from workbench.policies.loading import has_adapter, load_policies
+from workbench.policies.weights import base_of
 from workbench.rounding import Rounding
 from workbench.sharding import local, shard, whole
 from workbench.supervision import NotFinite
@@ -157,18 +159,48 @@ def build_learner(
             f"method {method.name} shows a view later blocks of an answer, and {start} writes from left to right. Set "
             "models.student to a masked diffusion model, such as data/models/diffusion."
         )
-    if config.sampling.engine == "vllm":
-        longest = policies[STUDENT].encoder.max_prompt_length
-        policies[STUDENT].engine = VllmEngine(
-            start,
-            dtype=models.dtype,
-            length=None if longest is None else longest + config.sampling.max_completion_length,
-            memory=config.sampling.engine_memory,
-            trust_remote_code=models.trust_remote_code,
-        )
     if group.sharding is not None:
         shard(policies.values(), group, device)
     return Learner(policies, config, method.ema_rate, name)
+
+
+def give_engine(learners: list[Learner], config: RunConfig, method: Method) -> None:
+    """What writes for the students, if it is not they themselves: one engine for all, handed the weights of who writes.
+
+    Raises: ConfigError if the engine cannot be started, or cannot write what is asked for.
+    """
+    if config.sampling.engine != "vllm":
+        return
+    first, *others = (learner.student for learner in learners)
+    if method.prepare is not None:
+        raise ConfigError(
+            f"sampling.engine=vllm would write without what method {method.name} puts into the student while it writes "
+            f"({method.prepare.source}). Choose sampling.engine=transformers."
+        )
+    if first.order_of(()) is not None:
+        raise ConfigError(
+            "sampling.engine=vllm writes from left to right, and models.student fills masks. Choose sampling.engine=transformers."
+        )
+    for other in others:
+        if _weight_shapes(other.model) != _weight_shapes(first.model):
+            raise ConfigError(
+                f"sampling.engine=vllm writes for all students of a run with one model in memory, and {other.name} is not of "
+                f"{first.name}'s architecture. Choose sampling.engine=transformers, or students of one architecture."
+            )
+    longest, models = first.encoder.max_prompt_length, config.models
+    engine = VllmEngine(
+        str(base_of(next(iter(models.learners.values())))),
+        dtype=models.dtype,
+        length=None if longest is None else longest + config.sampling.max_completion_length,
+        memory=config.sampling.engine_memory,
+        trust_remote_code=models.trust_remote_code,
+    )
+    for learner in learners:
+        learner.student.engine = engine
+
+
+def _weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(own.shape) for name, own in model.state_dict().items() if ".lora_" not in name}
 
 
 def refuse_with_shards(config: RunConfig) -> None:

@@ -25,7 +25,7 @@ from workbench.datasets import load_examples, split_by_evidence
 from workbench.distributed import ALONE, Group, choose_device
 from workbench.errors import RunError, TraceError
 from workbench.evaluate import Evaluation
-from workbench.learner import Learner, build_learner
+from workbench.learner import Learner, build_learner, give_engine
 from workbench.metrics import Clock, of_learner, step_metrics
 from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import covers
@@ -89,6 +89,7 @@ class Trainer:
             build_learner(config, self.method, name, device=str(self.device), checkpoint=checkpoint, group=group)
             for name in config.models.learners
         ]
+        give_engine(self.learners, config, self.method)
         for learner in self.learners if checkpoint else ():
             load_optimizer(checkpoint, learner.optimizer, learner.student.model, learner.name)
             if learner.mask is not None:

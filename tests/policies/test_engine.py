@@ -2,15 +2,19 @@
 
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import families
 import pytest
 import torch
+import video_families
 from small import run_config
 
 from workbench.errors import ConfigError, PolicyError
+from workbench.learner import build_learner, give_engine
 from workbench.loop import Trainer
-from workbench.policies import SamplingOptions
+from workbench.policies import SamplingOptions, Written
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.encoding import collate
 from workbench.policies.engine import Request, Sampled, VllmEngine, weights_of
@@ -117,18 +121,105 @@ def test_adapters_are_added_in(models: dict) -> None:
         assert torch.allclose(plain.model(input_ids=text).logits, wanted, atol=1e-4)
 
 
+def test_whichever_end_an_engine_draws_is_written_as_the_one_that_stands_for_all(models: dict, prompts: list) -> None:
+    class EndsOtherwise(OtherModel):
+        def generate(self, requests: list, seeds: list, options: SamplingOptions, stop: frozenset, never: list) -> list:
+            read = [tuple(self._encode(request)["input_ids"][0].tolist()) for request in requests]
+            return [[Sampled((5, other), (-1.0, -2.0), ids) for _ in own] for ids, own in zip(read, seeds, strict=True)]
+
+    student = load_policy(models["student"], "student")
+    end, other = student.end_id, 6
+    student.stop_ids, student.head = frozenset({end, other}), replace(student.head, ends=(end, other))
+    student.engine = EndsOtherwise(models["teacher"])
+    ((written,),) = student.sample(prompts[:1], [[1]], SamplingOptions(3))
+    assert written == Written((5, end), (-1.0, -2.0), True)
+
+
+def test_an_engine_is_told_not_to_draw_rows_of_the_head_that_stand_for_no_token(models: dict, prompts: list) -> None:
+    class Listens(OtherModel):
+        def generate(self, requests: list, seeds: list, options: SamplingOptions, stop: frozenset, never: list) -> list:
+            self.never = never
+            return super().generate(requests, seeds, options, stop, self.policy._placeholders)
+
+    student = load_policy(models["student"], "student")
+    rows, student.vocabulary = student.vocabulary, student.vocabulary - 3
+    student.engine = Listens(models["teacher"])
+    student.sample(prompts[:1], [[1]], SamplingOptions(2))
+    assert student.engine.never == [*student._placeholders, rows - 3, rows - 2, rows - 1]
+
+
+def test_what_an_engine_would_leave_out_is_refused(models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path, method={"name": "spd"}, sampling__engine="vllm")
+    method = config.load_method()
+    with pytest.raises(ConfigError, match=r"without what method spd puts into the student .*engine=transformers"):
+        give_engine([build_learner(config, method)], config, method)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
 def test_vllm_is_asked_for_where_it_is_absent(models: dict) -> None:
     with pytest.raises(ConfigError, match="needs the package vllm"):
         VllmEngine(str(models["student"]), dtype="float32", length=None, memory=0.1, trust_remote_code=False)
 
 
-@pytest.mark.skipif(
+needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vllm is not installed: its engine cannot be run here"
 )
-def test_vllm_writes_what_the_student_reads(idefics3: AutoregressivePolicy, prompts: list, folders: dict) -> None:
-    idefics3.engine = VllmEngine(
-        str(folders["idefics3"]), dtype="float32", length=256, memory=0.1, trust_remote_code=False
-    )
-    written = idefics3.sample(prompts, [[1], [2], [3]], SamplingOptions(5))
-    assert all(len(one.ids) == len(one.logprobs) > 0 for (one,) in written)
+
+
+@pytest.fixture
+def as_vllm_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its attention has no heads as small as the suite's; on a CPU the memory that it takes is counted with the tests' own."""
+    for name, value in {"hidden_size": 128, "head_dim": 32}.items():
+        monkeypatch.setitem(families.TEXT, name, value)
+    monkeypatch.setitem(families.VISION, "hidden_size", 64)
+    monkeypatch.setattr(video_families, "MROPE", [8, 4, 4])
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+def gap(policy: AutoregressivePolicy, prompts: list[Prompt]) -> float:
+    """Largest distance between a token's log-prob under the engine that drew it, and as its student reads it, in nats."""
+    written = policy.sample(prompts, [[1, 2], [3], [4]], SamplingOptions(8))
+    rows = [(prompt, one) for prompt, own in zip(prompts, written, strict=True) for one in own]
+    with torch.no_grad():
+        readout = policy.read([prompt for prompt, _ in rows], [one.ids for _, one in rows])
+        logprobs = readout.logits(torch.arange(len(readout.hidden))).log_softmax(-1)
+    drawn = torch.tensor([token for _, one in rows for token in one.ids])
+    engine = torch.tensor([logprob for _, one in rows for logprob in one.logprobs])
+    return float((logprobs.gather(-1, drawn.unsqueeze(-1)).squeeze(-1) - engine).abs().max())
+
+
+@needs_vllm
+@pytest.mark.parametrize("family", ["idefics3", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm", "qwen3"])
+def test_vllm_writes_with_the_students_weights(
+    family: str, as_vllm_takes_them: None, prompts: list, tmp_path: Path
+) -> None:
+    every = families.FAMILIES | families.TEXT_FAMILIES | video_families.VIDEO_FAMILIES
+    policy = load_policy(every[family](tmp_path), "student")
+    if family in families.TEXT_FAMILIES:
+        prompts = [replace(prompt, images=()) for prompt in prompts]
+    ends = (policy.end_id, 20, 21)  # as Qwen has several
+    policy.stop_ids, policy.head = frozenset(ends), replace(policy.head, ends=ends)
+    policy.engine = VllmEngine(str(tmp_path), dtype="float32", length=400, memory=0.1, trust_remote_code=False)
+    assert gap(policy, prompts) < 1e-3
+    with torch.no_grad():
+        for parameter in policy.model.parameters():  # those that look at pictures too
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    assert gap(policy, prompts) < 1e-3
+
+
+@needs_vllm
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_run_whose_answers_vllm_writes(rank: int, as_vllm_takes_them: None, tmp_path: Path) -> None:
+    models = {name: families.save_idefics3(tmp_path / name, seed) for seed, name in enumerate(("student", "teacher"))}
+    options = {"models__lora": {"rank": rank}, "sampling__engine": "vllm", "training__learning_rate": 0.01}
+    config = run_config(models, tmp_path, trace__probes=0, **options)
+    trainer = Trainer(config, RunFolder.create(config.run_dir, config.to_yaml(), seed=0, method="dopd"))
+    with trainer.writer:
+        for step in (1, 2, 3):
+            assert trainer.step(step)["sampler_gap"] < 1e-4
+
+
+@needs_vllm
+def test_a_model_that_vllm_cannot_take_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"vllm .* cannot start with .*Choose sampling\.engine=transformers"):
+        VllmEngine(str(tmp_path), dtype="float32", length=256, memory=0.1, trust_remote_code=False)

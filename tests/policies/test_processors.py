@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import picture
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import PROCESSOR_MAPPING, AutoConfig, AutoImageProcessor, AutoTokenizer
 from transformers.utils import is_torchvision_available
 from video_families import QWEN_TEMPLATE, VIDEO_FAMILIES
 
 from workbench.errors import PolicyError
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
-from workbench.policies.encoding import collate
-from workbench.policies.processors import images_only
+from workbench.policies.encoding import PromptEncoder, collate
+from workbench.policies.processors import images_only, load_images_only, load_processor
 from workbench.types import Prompt
 
 PICTURES = ((60, 40), (30, 60), (96, 96))
@@ -76,6 +76,22 @@ def test_ids_and_pixels_are_those_of_the_familys_rules(
     else:
         assert "pixel_values" not in encoded
     assert encoded["input_ids"][0].tolist() == tokenizer(template, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.skipif(not is_torchvision_available(), reason="the official processors need torchvision")
+def test_the_official_processor_reads_the_same(family: str, folders: dict) -> None:
+    config = AutoConfig.from_pretrained(folders[family])
+    official = load_processor(folders[family], config)
+    assert type(official) is PROCESSOR_MAPPING[type(config)]
+    own = load_images_only(type(official), folders[family])
+    for sizes in (PICTURES, PICTURES[:1], ()):
+        prompt = Prompt(tuple(picture(seed, size) for seed, size in enumerate(sizes)), "what is this?")
+        one, two = (PromptEncoder(processor).encode(prompt) for processor in (official, own))
+        assert one.keys() == two.keys()
+        for name in one:
+            assert torch.allclose(one[name].float(), two[name].float(), atol=0.05), (
+                name
+            )  # of values in -1 .. 1: resized by others
 
 
 def test_every_rule_is_the_official_classs_own(policy: AutoregressivePolicy) -> None:

@@ -108,7 +108,8 @@ class AutoregressivePolicy:
         """Raises PolicyError if the engine reads another prompt than the student."""
         engine.load(weights_of(self.model))
         requests = [Request(*self.encoder.request(prompt)) for prompt in prompts]
-        sampled = engine.generate(requests, seeds, options, self.stop_ids, self._placeholders)
+        padding = range(self.vocabulary, self.model.get_output_embeddings().weight.shape[0])  # stands for no token
+        sampled = engine.generate(requests, seeds, options, self.stop_ids, [*self._placeholders, *padding])
         for prompt, own in zip(prompts, sampled, strict=True):
             shown = tuple(self.encoder.encode(prompt)["input_ids"][0].tolist())
             for one in own:
@@ -139,10 +140,11 @@ class AutoregressivePolicy:
         return [self._cut(*row) for row in zip(ids_BT, logprobs_BT, strict=True)]
 
     def _cut(self, ids: Sequence[int], logprobs: Sequence[float]) -> Written:
-        """Ends a completion after its first end token."""
+        """Ends a completion at its first end token, written as the one that stands for all."""
         for length, token in enumerate(ids, start=1):
             if token in self.stop_ids:
-                return Written(tuple(ids[:length]), tuple(logprobs[:length]), True)
+                end = self.head.ends[0] if self.head.ends else token
+                return Written((*ids[: length - 1], end), tuple(logprobs[:length]), True)
         return Written(tuple(ids), tuple(logprobs), False)
 
     def order_of(self, ids: tuple[int, ...]) -> Denoising | None:

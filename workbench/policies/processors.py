@@ -35,7 +35,7 @@ def load_processor(path: str | Path, config: PretrainedConfig, **options) -> obj
         official = PROCESSOR_MAPPING.get(type(config), None)
         if official is None or VIDEO not in official.get_attributes():
             raise
-        return _load_images_only(official, path, **options)
+        return load_images_only(official, path, **options)
 
 
 def has_video_part(processor: object) -> bool:
@@ -52,7 +52,8 @@ def images_only(official: type[ProcessorMixin]) -> type[ProcessorMixin]:
     return type(official.__name__, (_ImagesOnly, official), {"__module__": official.__module__})
 
 
-def _load_images_only(official: type[ProcessorMixin], path: str | Path, **options) -> ProcessorMixin:
+def load_images_only(official: type[ProcessorMixin], path: str | Path, **options) -> ProcessorMixin:
+    """A saved processor of a family with a video part, without that part."""
     settings, _ = official.get_processor_dict(path, **options)
     parts = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
     known = inspect.signature(official.__init__).parameters.keys() - {"kwargs", VIDEO, *parts}

@@ -61,7 +61,7 @@ def load_model(
             )
         asked |= {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": {"": device}}
     try:
-        config = AutoConfig.from_pretrained(_base_of(path), **options)
+        config = AutoConfig.from_pretrained(base_of(path), **options)
         model = auto_class(config).from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, **asked, **options)
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ImportError) and "flash" in (attention or "") and "flash" in str(error).lower():
@@ -140,7 +140,7 @@ def auto_class(config: PretrainedConfig) -> type:
     return AutoModelForImageTextToText if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else AutoModelForCausalLM
 
 
-def _base_of(path: str | Path) -> str | Path:
+def base_of(path: str | Path) -> str | Path:
     """The model that a folder with a LoRA adapter belongs to; any other path is its own."""
     adapter = Path(path) / "adapter_config.json"
     if not adapter.is_file():
