@@ -1,6 +1,6 @@
 """Qwen3-VL with random weights: where the time and the memory of a step go, and how far it is from what its arithmetic costs.
 
-    python -m benchmarks gpu [--only steps|attention|losses|lengths] [--prompts 8] [--generations 4] [--tokens 128] [--repeats 5] [--keep FOLDER]
+    python -m benchmarks gpu [--only steps|attention|writing|losses|lengths] [--prompts 8] [--generations 4] [--tokens 128] [--repeats 5] [--keep FOLDER]
 
 With a CUDA device the classes are made at the shapes of the 2B student and the 8B teacher, in bfloat16; without one at small
 shapes, in float32, and the first line says so. Tokenizer and pictures are stand-ins of the right number of tokens.
@@ -10,7 +10,8 @@ steps    opd, and dopd with boxes and with the crop: tokens a second, time of ea
          this device multiplies large matrices of the same type. scores: heads and scalars of the views that do not learn;
          loss: divergences with the heads of learner and targets, gradients included
 attention  a step of opd and what came before it, the first step (compilation included): attention of the family's own code
-         (eager), of PyTorch (sdpa), and that with everything below the heads compiled
+         (eager), of PyTorch (sdpa), and that with norms and MLPs compiled
+writing  time of writing by the student itself and, where vllm is installed, by that, weights handed over each time
 losses   peak memory and time of the chunked losses, and of Liger's where liger-kernel is installed, forwards and backwards,
          V = 151,936, for 1,024 to 16,384 positions
 lengths  time per position of reading and learning one answer of 64 to 2,048 tokens
@@ -21,6 +22,7 @@ lengths  time per position of reading and learning one answer of 64 to 2,048 tok
 import argparse
 import dataclasses
 import gc
+import importlib.util
 import statistics
 import tempfile
 import time
@@ -49,7 +51,9 @@ from workbench.contexts import build_prompt
 from workbench.datasets import load_examples
 from workbench.loop import Trainer
 from workbench.method import Method
+from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.policies.engine import Engine, VllmEngine
 from workbench.policies.processors import VideoSettings, images_only
 from workbench.runs import RunFolder
 from workbench.scoring import Batch
@@ -112,6 +116,8 @@ def main() -> None:
             measure_steps(args, folder, device)
         if args.only in (None, "attention"):
             measure_attention(args, folder, device)
+        if args.only in (None, "writing"):
+            measure_writing(args, folder, device)
         if args.only in (None, "lengths"):
             measure_lengths(args, folder, device)
     if args.only in (None, "losses"):
@@ -120,7 +126,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("steps", "attention", "losses", "lengths"))
+    parser.add_argument("--only", choices=("steps", "attention", "writing", "losses", "lengths"))
     parser.add_argument("--prompts", type=int, default=8, help="per step")
     parser.add_argument("--generations", type=int, default=4, help="per prompt")
     parser.add_argument("--tokens", type=int, default=128, help="per answer, exactly")
@@ -242,6 +248,38 @@ def measure_attention(args: argparse.Namespace, folder: Path, device: str) -> No
                     found.append(1000 * (parts.now() - start))
             print(f"{name:18}{found[0]:15,.0f}{statistics.median(found[1:]):10,.0f}", flush=True)
             clear(device)
+
+
+def measure_writing(args: argparse.Namespace, folder: Path, device: str) -> None:
+    """Wall-clock time: vLLM's own threads are not all of this process's."""
+    dtype = "bfloat16" if device == "cuda" else "float32"
+    student = load_policy(folder / "student", "student", dtype=dtype, device=device)
+    student._placeholders = [*student._placeholders, *student.stop_ids]  # never drawn
+    prompts = [build_prompt(example, "plain") for example in load_examples(f"scenes:train?count={args.prompts}")]
+    engines: dict[str, Engine | None] = {"the student itself": None}
+    if importlib.util.find_spec("vllm") is not None:
+        length = 1024 + args.tokens
+        options = {"dtype": dtype, "length": length, "memory": 0.3, "trust_remote_code": False}
+        engines["vllm"] = VllmEngine(str(folder / "student"), **options)
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    for turn in range(args.repeats + 1):
+        seeds = [
+            [(turn * args.prompts + row) * 1000 + n for n in range(args.generations)] for row in range(len(prompts))
+        ]
+        for name, student.engine in engines.items():
+            start = time.perf_counter()
+            written = student.sample(prompts, seeds, SamplingOptions(args.tokens))
+            seconds[name].append(time.perf_counter() - start)
+            if {len(one.ids) for own in written for one in own} != {args.tokens}:
+                raise RuntimeError(f"{name} wrote answers of another length, so times say nothing")
+    print(f"\nwriting: {args.prompts} prompts x {args.generations} answers x {args.tokens} tokens, wall clock")
+    print(f"{'':22}{'first s':>10}{'s':>8}{'tokens/s':>10}")
+    for name, found in seconds.items():
+        median = statistics.median(found[1:])
+        tokens = args.prompts * args.generations * args.tokens
+        print(f"{name:22}{found[0]:10.1f}{median:8.1f}{tokens / median:10.0f}", flush=True)
+    if len(engines) == 1:
+        print("vllm is not installed: not measured")
 
 
 def clear(device: str) -> None:

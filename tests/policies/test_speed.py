@@ -7,20 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import example
+from small import example, run_config
 
 import workbench.policies.drawing
 from workbench.contexts import build_prompt
 from workbench.errors import ConfigError
+from workbench.loop import Trainer
 from workbench.losses import score
 from workbench.method import Method
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.policies.compiling import compile_parts
 from workbench.policies.drawing import ROW_BYTES
 from workbench.policies.image_features import remembered_images
 from workbench.policies.loading import load_policies
 from workbench.rollouts import write_rollouts
+from workbench.runs import RunFolder
 from workbench.scenes import make_examples
 from workbench.scoring import Batch
 from workbench.supervision import Scored, read_batch, supervise_batch
@@ -53,13 +56,32 @@ def test_an_offloaded_teacher_says_the_same_and_is_away_only_while_it_reads(mode
     assert moved == {name for name, one in offloaded.model.named_parameters() if one is not head}
 
 
-def test_attention_and_compilation_are_passed_on(models: dict, prompts: list) -> None:
+def test_attention_is_passed_on(models: dict, prompts: list) -> None:
     plain, eager = teacher(models), teacher(models, attention="eager")
     assert (plain.model.config._attn_implementation, eager.model.config._attn_implementation) == ("sdpa", "eager")
     assert torch.allclose(logprobs(eager, prompts), logprobs(plain, prompts), atol=2e-5)
-    compiled = teacher(models, compiler="eager")  # reading with it takes half a minute: benchmarks/gpu.py does
-    assert compiled.model.base_model._compiled_call_impl is not None
-    assert plain.model.base_model._compiled_call_impl is None
+
+
+def test_a_compiled_run_is_the_run_that_is_not(models: dict, tmp_path: Path) -> None:
+    """Teacher, learner and its moving average, a copy of its own weights: three steps that each depend on the one before."""
+    lost = {}
+    for compiler in (None, "aot_eager"):
+        method = {"name": "dopd", "privilege": "crop", "self_policy": "student@ema"}
+        config = run_config(models, tmp_path / str(compiler), method=method, models__compile=compiler, trace__probes=0)
+        trainer = Trainer(config, RunFolder.create(config.run_dir, config.to_yaml(), seed=0, method="dopd"))
+        with trainer.writer:
+            lost[compiler] = [trainer.step(step)["loss"] for step in (1, 2, 3)]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 4
+    assert lost["aot_eager"] == pytest.approx(lost[None], rel=1e-4) and len(set(lost[None])) == 3
+    average, own = (trainer.learners[0].policies[name].model for name in ("student@ema", "student"))
+    parts = {name: part for name, part in average.named_modules() if "forward" in vars(part)}
+    assert len(parts) > 6 and all(part.forward.__self__ is part for part in parts.values())
+    assert average.state_dict().keys() == own.state_dict().keys()
+
+
+def test_a_model_without_parts_to_compile_is_said() -> None:
+    with pytest.raises(ConfigError, match=r"models\.compile=eager compiles norms and MLPs, and peer has no module"):
+        compile_parts(torch.nn.Linear(2, 2), "eager", "peer")
 
 
 def test_a_compiler_or_an_attention_that_is_not_there_is_said_with_what_there_is(models: dict) -> None:

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from workbench.errors import ConfigError, PolicyError
+from workbench.policies.compiling import compile_parts
 from workbench.policies.processors import load_processor
 
 INT8 = "int8"
@@ -46,7 +47,7 @@ def load_model(
 
     dtype      or INT8: linear layers but the head in 8 bits, everything else in bfloat16 (bitsandbytes)
     attention  implementation that transformers is asked for, None = its choice
-    compiler   backend of torch.compile for everything below the head, None = not compiled
+    compiler   backend of torch.compile for norms and MLPs, None = not compiled
 
     Raises: PolicyError naming the path if it holds no model, no processor, or no safetensors weights; ConfigError if a
     package is missing that what is asked for needs, or torch has no such compiler.
@@ -88,15 +89,7 @@ def load_model(
         ) from error
     model = model if dtype == INT8 else model.to(device)
     if compiler:
-        from torch._dynamo.exc import InvalidBackend  # noqa: PLC0415  (seconds of importing, for who compiles alone)
-
-        try:
-            model.base_model.compile(backend=compiler, dynamic=True)
-        except InvalidBackend as error:
-            raise ConfigError(
-                f"models.compile={compiler} is no backend of torch.compile. There is: {', '.join(torch._dynamo.list_backends())}. "
-                "Choose one, or leave models.compile out: then nothing is compiled."
-            ) from error
+        compile_parts(model, compiler, name)
     return model.requires_grad_(False).eval(), processor
 
 
