@@ -141,8 +141,8 @@ def save_paligemma(folder: Path, seed: int = 0) -> Path:
     processor = PaliGemmaProcessor(image_processor, tokenizer)
     config = PaliGemmaConfig(
         text_config={"model_type": "gemma", "vocab_size": len(processor.tokenizer), **TEXT},
-        vision_config={**VISION, "image_size": 28, "patch_size": 14, "projection_dim": 32},
-        projection_dim=32,
+        vision_config={**VISION, "image_size": 28, "patch_size": 14, "projection_dim": TEXT["hidden_size"]},
+        projection_dim=TEXT["hidden_size"],
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
     return save_model(folder, PaliGemmaForConditionalGeneration, config, processor, seed)

@@ -163,7 +163,13 @@ class VllmEngine:
                         detokenize=False,
                     )
                 )
-        found = (_sampled(answer, stop) for answer in self._model.generate(inputs, parameters, use_tqdm=False))
+        try:
+            answers = self._model.generate(inputs, parameters, use_tqdm=False)
+        except ValueError as error:  # what it says of a prompt that it does not take: too many images, too long
+            raise PolicyError(
+                f"vllm cannot write to these prompts ({error}). Choose sampling.engine=transformers."
+            ) from error
+        found = (_sampled(answer, stop) for answer in answers)
         return [[next(found) for _ in own] for own in seeds]
 
 
