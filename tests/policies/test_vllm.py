@@ -1,0 +1,81 @@
+"""vLLM writes with the student's weights of this moment: every token's log-prob is the one that the student reads it with.
+
+Run where vllm is installed: `pytest tests/policies/test_vllm.py`. On a CPU its own builds do (docs/devices.md).
+"""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import families
+import pytest
+import torch
+import video_families
+from small import run_config
+
+from workbench.errors import ConfigError
+from workbench.loop import Trainer
+from workbench.policies import SamplingOptions
+from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.policies.engine import VllmEngine
+from workbench.runs import RunFolder
+from workbench.types import Prompt
+
+if importlib.util.find_spec("vllm") is None:
+    pytest.skip("vllm is not installed: its engine cannot be run here", allow_module_level=True)
+
+
+@pytest.fixture
+def as_vllm_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its attention has no heads as small as the suite's; on a CPU the memory that it takes is counted with the tests' own."""
+    for name, value in {"hidden_size": 128, "head_dim": 32}.items():
+        monkeypatch.setitem(families.TEXT, name, value)
+    monkeypatch.setitem(families.VISION, "hidden_size", 64)
+    monkeypatch.setattr(video_families, "MROPE", [8, 4, 4])
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+def gap(policy: AutoregressivePolicy, prompts: list[Prompt]) -> float:
+    """Largest distance between a token's log-prob under the engine that drew it, and as its student reads it, in nats."""
+    written = policy.sample(prompts, [[1, 2], [3], [4]], SamplingOptions(8))
+    rows = [(prompt, one) for prompt, own in zip(prompts, written, strict=True) for one in own]
+    with torch.no_grad():
+        readout = policy.read([prompt for prompt, _ in rows], [one.ids for _, one in rows])
+        logprobs = readout.logits(torch.arange(len(readout.hidden))).log_softmax(-1)
+    drawn = torch.tensor([token for _, one in rows for token in one.ids])
+    engine = torch.tensor([logprob for _, one in rows for logprob in one.logprobs])
+    return float((logprobs.gather(-1, drawn.unsqueeze(-1)).squeeze(-1) - engine).abs().max())
+
+
+@pytest.mark.parametrize("family", ["idefics3", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm", "qwen3"])
+def test_vllm_writes_with_the_students_weights(
+    family: str, as_vllm_takes_them: None, prompts: list, tmp_path: Path
+) -> None:
+    every = families.FAMILIES | families.TEXT_FAMILIES | video_families.VIDEO_FAMILIES
+    policy = load_policy(every[family](tmp_path), "student")
+    if family in families.TEXT_FAMILIES:
+        prompts = [replace(prompt, images=()) for prompt in prompts]
+    ends = (policy.end_id, 20, 21)  # as Qwen has several
+    policy.stop_ids, policy.head = frozenset(ends), replace(policy.head, ends=ends)
+    policy.engine = VllmEngine(str(tmp_path), dtype="float32", length=400, memory=0.1, trust_remote_code=False)
+    assert gap(policy, prompts) < 1e-3
+    with torch.no_grad():
+        for parameter in policy.model.parameters():  # those that look at pictures too
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    assert gap(policy, prompts) < 1e-3
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_run_whose_answers_vllm_writes(rank: int, as_vllm_takes_them: None, tmp_path: Path) -> None:
+    models = {name: families.save_idefics3(tmp_path / name, seed) for seed, name in enumerate(("student", "teacher"))}
+    options = {"models__lora": {"rank": rank}, "sampling__engine": "vllm", "training__learning_rate": 0.01}
+    config = run_config(models, tmp_path, trace__probes=0, **options)
+    trainer = Trainer(config, RunFolder.create(config.run_dir, config.to_yaml(), seed=0, method="dopd"))
+    with trainer.writer:
+        for step in (1, 2, 3):
+            assert trainer.step(step)["sampler_gap"] < 1e-4
+
+
+def test_a_model_that_vllm_cannot_take_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"vllm .* cannot start with .*Choose sampling\.engine=transformers"):
+        VllmEngine(str(tmp_path), dtype="float32", length=256, memory=0.1, trust_remote_code=False)
