@@ -190,7 +190,7 @@ def give_engine(learners: list[Learner], config: RunConfig, method: Method) -> N
     longest, models = first.encoder.max_prompt_length, config.models
     engine = VllmEngine(
         str(base_of(next(iter(models.learners.values())))),
-        dtype=models.dtype,
+        dtype="bfloat16" if config.training.mixed_precision == "bf16" else models.dtype,  # as the student reads
         length=None if longest is None else longest + config.sampling.max_completion_length,
         memory=config.sampling.engine_memory,
         trust_remote_code=models.trust_remote_code,

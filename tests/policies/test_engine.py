@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import save_llama, save_modernvbert
 from small import run_config
 
+import workbench.learner
+from workbench.config import RunConfig
 from workbench.errors import ConfigError, PolicyError
-from workbench.learner import build_learner, give_engine
+from workbench.learner import Learner, build_learner, give_engine
 from workbench.loop import Trainer
 from workbench.policies import SamplingOptions, Written
 from workbench.policies.autoregressive import load_policy
@@ -151,6 +154,50 @@ def test_what_an_engine_would_leave_out_is_refused(models: dict, tmp_path: Path)
     method = config.load_method()
     with pytest.raises(ConfigError, match=r"without what method spd puts into the student .*engine=transformers"):
         give_engine([build_learner(config, method)], config, method)
+
+
+def given(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> tuple[list[Learner], list[dict]]:
+    """A run's learners, and what engines were made of to write for them."""
+    asked: list[dict] = []
+
+    class Made:
+        def __init__(self, path: str, **options: object) -> None:
+            asked.append({"path": path, **options})
+
+    monkeypatch.setattr(workbench.learner, "VllmEngine", Made)
+    method = config.load_method()
+    learners = [build_learner(config, method, name) for name in config.models.learners]
+    give_engine(learners, config, method)
+    return learners, asked
+
+
+def test_students_of_a_run_share_one_engine(models: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    of = {"student": str(models["student"]), "peers": {"ann": str(models["teacher"])}}
+    config = run_config(models, tmp_path, method={"name": "opcod"}, models=of, sampling__engine="vllm")
+    learners, asked = given(monkeypatch, config)
+    assert len(learners) == 2 and learners[0].student.engine is learners[1].student.engine
+    (one,) = asked
+    assert one["path"] == of["student"] and one["dtype"] == "float32"
+    assert one["length"] == 512  # prompts and answers, as the model has it
+    of["peers"] = {"ann": str(save_llama(tmp_path / "other"))}
+    other = run_config(models, tmp_path, method={"name": "opcod"}, models=of, sampling__engine="vllm")
+    with pytest.raises(ConfigError, match=r"ann is not of student's architecture.*students of one architecture"):
+        given(monkeypatch, other)
+
+
+def test_an_engine_writes_in_the_precision_that_the_student_reads_in(
+    models: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = run_config(models, tmp_path, sampling__engine="vllm", training__mixed_precision="bf16")
+    assert given(monkeypatch, config)[1][0]["dtype"] == "bfloat16"
+
+
+def test_an_engine_does_not_fill_masks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = str(save_modernvbert(tmp_path / "masked"))
+    of = {"student": folder, "teacher": folder}
+    config = run_config(of, tmp_path, method={"name": "opd"}, sampling__engine="vllm")
+    with pytest.raises(ConfigError, match=r"from left to right, and models\.student fills masks"):
+        given(monkeypatch, config)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")

@@ -65,15 +65,17 @@ def test_vllm_writes_with_the_students_weights(
     assert gap(policy, prompts) < 1e-3
 
 
-@pytest.mark.parametrize("rank", [0, 4])
-def test_a_run_whose_answers_vllm_writes(rank: int, as_vllm_takes_them: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options, most", [({}, 1e-4), ({"models__lora": {"rank": 4}}, 1e-4), ({"training__mixed_precision": "bf16"}, 0.1)]
+)
+def test_a_run_whose_answers_vllm_writes(options: dict, most: float, as_vllm_takes_them: None, tmp_path: Path) -> None:
     models = {name: families.save_idefics3(tmp_path / name, seed) for seed, name in enumerate(("student", "teacher"))}
-    options = {"models__lora": {"rank": rank}, "sampling__engine": "vllm", "training__learning_rate": 0.01}
+    options = options | {"sampling__engine": "vllm", "training__learning_rate": 0.01}
     config = run_config(models, tmp_path, trace__probes=0, **options)
     trainer = Trainer(config, RunFolder.create(config.run_dir, config.to_yaml(), seed=0, method="dopd"))
     with trainer.writer:
         for step in (1, 2, 3):
-            assert trainer.step(step)["sampler_gap"] < 1e-4
+            assert trainer.step(step)["sampler_gap"] < most
 
 
 def test_a_model_that_vllm_cannot_take_is_said(tmp_path: Path) -> None:
