@@ -10,7 +10,7 @@ steps    opd, and dopd with boxes and with the crop: tokens a second, time of ea
          this device multiplies large matrices of the same type. scores: heads and scalars of the views that do not learn;
          loss: divergences with the heads of learner and targets, gradients included
 attention  a step of opd and what came before it, the first step (compilation included): attention of the family's own code
-         (eager), of PyTorch (sdpa), and that with norms and MLPs compiled
+         (eager), of PyTorch (sdpa), and that with RMSNorms and MLPs compiled
 writing  time of writing by the student itself and, where vllm is installed, by that, weights handed over each time
 losses   peak memory and time of the chunked losses, and of Liger's where liger-kernel is installed, forwards and backwards,
          V = 151,936, for 1,024 to 16,384 positions
@@ -258,9 +258,7 @@ def measure_writing(args: argparse.Namespace, folder: Path, device: str) -> None
     prompts = [build_prompt(example, "plain") for example in load_examples(f"scenes:train?count={args.prompts}")]
     engines: dict[str, Engine | None] = {"the student itself": None}
     if importlib.util.find_spec("vllm") is not None:
-        length = 1024 + args.tokens
-        options = {"dtype": dtype, "length": length, "memory": 0.3, "trust_remote_code": False}
-        engines["vllm"] = VllmEngine(str(folder / "student"), **options)
+        engines["vllm"] = VllmEngine(str(folder / "student"), dtype=dtype, memory=0.3, trust_remote_code=False)
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     for turn in range(args.repeats + 1):
         seeds = [

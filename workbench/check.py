@@ -16,7 +16,7 @@ from workbench.contexts import is_privileged
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.distributed import choose_device
 from workbench.errors import DataError
-from workbench.learner import Learner, build_learner, give_engine
+from workbench.learner import Learner, build_learner, give_engine, refuse_engine
 from workbench.losses import score
 from workbench.method import Method
 from workbench.policies import Policy, SamplingOptions, Written
@@ -50,6 +50,7 @@ def check_config(config: RunConfig) -> list[Check]:
     Raises: WorkbenchError if the models or the data cannot be loaded at all.
     """
     method = config.load_method()
+    refuse_engine(config, method)
     device = str(choose_device(config.models.device))
     examples = load_examples(config.data.train, limit=config.data.limit)
     taught, untaught = split_by_teacher(examples, config.teacher_domains)
@@ -60,7 +61,7 @@ def check_config(config: RunConfig) -> list[Check]:
             f"{', '.join(method.contexts)} need, first: {lacking[0][0].origin} has no {lacking[0][1]}."
         )
     learners = {name: build_learner(config, method, name, device=device) for name in config.models.learners}
-    give_engine(list(learners.values()), config, method)
+    give_engine(list(learners.values()), config)
     sampling = SamplingOptions(*(getattr(config.sampling, field.name) for field in fields(SamplingOptions)))
     written = {
         name: tuple(

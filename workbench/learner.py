@@ -8,7 +8,6 @@ import importlib
 from collections.abc import Callable
 
 import torch
-from torch import nn
 from transformers import get_scheduler
 
 from workbench.checkpoints import Checkpoint, refuse_other_run
@@ -20,7 +19,7 @@ from workbench.masks import UpdateMask
 from workbench.method import Method
 from workbench.policies import Policy
 from workbench.policies.autoregressive import AutoregressivePolicy
-from workbench.policies.engine import VllmEngine
+from workbench.policies.engine import VllmEngine, require_vllm
 from workbench.policies.loading import has_adapter, load_policies
 from workbench.policies.weights import base_of
 from workbench.rounding import Rounding
@@ -164,34 +163,40 @@ def build_learner(
     return Learner(policies, config, method.ema_rate, name)
 
 
-def give_engine(learners: list[Learner], config: RunConfig, method: Method) -> None:
-    """What writes for the students, if it is not they themselves: one engine for all, handed the weights of who writes.
-
-    Raises: ConfigError if the engine cannot be started, or cannot write what is asked for.
-    """
+def refuse_engine(config: RunConfig, method: Method) -> None:
+    """Raises ConfigError, before anything is loaded, if the engine asked for is missing or would leave out what a method does."""
     if config.sampling.engine != "vllm":
         return
-    first, *others = (learner.student for learner in learners)
     if method.prepare is not None:
         raise ConfigError(
             f"sampling.engine=vllm would write without what method {method.name} puts into the student while it writes "
             f"({method.prepare.source}). Choose sampling.engine=transformers."
         )
+    require_vllm()
+
+
+def give_engine(learners: list[Learner], config: RunConfig) -> None:
+    """What writes for the students, if it is not they themselves: one engine for all, handed the weights of who writes.
+
+    Raises: ConfigError if the engine cannot be started, or cannot write for these students.
+    """
+    if config.sampling.engine != "vllm":
+        return
+    first, *others = (learner.student for learner in learners)
     if first.order_of(()) is not None:
         raise ConfigError(
             "sampling.engine=vllm writes from left to right, and models.student fills masks. Choose sampling.engine=transformers."
         )
     for other in others:
-        if _weight_shapes(other.model) != _weight_shapes(first.model):
+        if _architecture(other.model.config.to_dict()) != _architecture(first.model.config.to_dict()):
             raise ConfigError(
                 f"sampling.engine=vllm writes for all students of a run with one model in memory, and {other.name} is not of "
                 f"{first.name}'s architecture. Choose sampling.engine=transformers, or students of one architecture."
             )
-    longest, models = first.encoder.max_prompt_length, config.models
+    models = config.models
     engine = VllmEngine(
         str(base_of(next(iter(models.learners.values())))),
         dtype="bfloat16" if config.training.mixed_precision == "bf16" else models.dtype,  # as the student reads
-        length=None if longest is None else longest + config.sampling.max_completion_length,
         memory=config.sampling.engine_memory,
         trust_remote_code=models.trust_remote_code,
     )
@@ -199,8 +204,13 @@ def give_engine(learners: list[Learner], config: RunConfig, method: Method) -> N
         learner.student.engine = engine
 
 
-def _weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(own.shape) for name, own in model.state_dict().items() if ".lora_" not in name}
+def _architecture(settings: dict) -> dict:
+    """A model's configuration without what is no part of what it computes: where it came from, and who saved it."""
+    return {
+        key: _architecture(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if not str(key).startswith("_") and key != "transformers_version"
+    }
 
 
 def refuse_with_shards(config: RunConfig) -> None:

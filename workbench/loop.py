@@ -25,7 +25,7 @@ from workbench.datasets import load_examples, split_by_evidence
 from workbench.distributed import ALONE, Group, choose_device
 from workbench.errors import RunError, TraceError
 from workbench.evaluate import Evaluation
-from workbench.learner import Learner, build_learner, give_engine
+from workbench.learner import Learner, build_learner, give_engine, refuse_engine
 from workbench.metrics import Clock, of_learner, step_metrics
 from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import covers
@@ -78,6 +78,7 @@ class Trainer:
         self.config, self.folder, self.group = config, folder, group
         group.require(config.training.batch_size)
         self.method = config.load_method()
+        refuse_engine(config, self.method)
         self.accelerator = build_accelerator(config, folder.path)
         self.skipped = Skipped(folder)
         examples = with_teacher(load(config.data.train, limit=config.data.limit), config.teacher_domains, self.skipped)
@@ -89,7 +90,7 @@ class Trainer:
             build_learner(config, self.method, name, device=str(self.device), checkpoint=checkpoint, group=group)
             for name in config.models.learners
         ]
-        give_engine(self.learners, config, self.method)
+        give_engine(self.learners, config)
         for learner in self.learners if checkpoint else ():
             load_optimizer(checkpoint, learner.optimizer, learner.student.model, learner.name)
             if learner.mask is not None:
@@ -284,7 +285,9 @@ class Trainer:
                         alternatives_of=len(probes),
                     )
             traced.append(scored.traced(step, learner.student))
-            metrics |= of_learner(learner.name, step_metrics(self.method, scored))
+            measured = step_metrics(self.method, scored)
+            measured.pop("sampler_gap", None)  # these answers were written once, by what the student was then
+            metrics |= of_learner(learner.name, measured)
         if not self.group.is_main:
             return
         self.writer.write_probe(*traced)

@@ -13,7 +13,7 @@ from small import run_config
 import workbench.learner
 from workbench.config import RunConfig
 from workbench.errors import ConfigError, PolicyError
-from workbench.learner import Learner, build_learner, give_engine
+from workbench.learner import Learner, build_learner, give_engine, refuse_engine
 from workbench.loop import Trainer
 from workbench.policies import SamplingOptions, Written
 from workbench.policies.autoregressive import load_policy
@@ -136,6 +136,18 @@ def test_whichever_end_an_engine_draws_is_written_as_the_one_that_stands_for_all
     assert written == Written((5, end), (-1.0, -2.0), True)
 
 
+def test_an_engine_has_a_precision_of_its_own(models: dict, prompts: list) -> None:
+    class Asks(OtherModel):
+        def generate(self, *arguments: object) -> list:
+            assert not torch.is_autocast_enabled("cpu")
+            return super().generate(*arguments)
+
+    student = load_policy(models["student"], "student")
+    student.engine = Asks(models["teacher"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert student.sample(prompts[:1], [[1]], SamplingOptions(2))[0][0].ids
+
+
 def test_an_engine_is_told_not_to_draw_rows_of_the_head_that_stand_for_no_token(models: dict, prompts: list) -> None:
     class Listens(OtherModel):
         def generate(self, requests: list, seeds: list, options: SamplingOptions, stop: frozenset, never: list) -> list:
@@ -153,7 +165,7 @@ def test_what_an_engine_would_leave_out_is_refused(models: dict, tmp_path: Path)
     config = run_config(models, tmp_path, method={"name": "spd"}, sampling__engine="vllm")
     method = config.load_method()
     with pytest.raises(ConfigError, match=r"without what method spd puts into the student .*engine=transformers"):
-        give_engine([build_learner(config, method)], config, method)
+        refuse_engine(config, method)
 
 
 def given(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> tuple[list[Learner], list[dict]]:
@@ -167,7 +179,7 @@ def given(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> tuple[list[Lear
     monkeypatch.setattr(workbench.learner, "VllmEngine", Made)
     method = config.load_method()
     learners = [build_learner(config, method, name) for name in config.models.learners]
-    give_engine(learners, config, method)
+    give_engine(learners, config)
     return learners, asked
 
 
@@ -178,7 +190,6 @@ def test_students_of_a_run_share_one_engine(models: dict, monkeypatch: pytest.Mo
     assert len(learners) == 2 and learners[0].student.engine is learners[1].student.engine
     (one,) = asked
     assert one["path"] == of["student"] and one["dtype"] == "float32"
-    assert one["length"] == 512  # prompts and answers, as the model has it
     of["peers"] = {"ann": str(save_llama(tmp_path / "other"))}
     other = run_config(models, tmp_path, method={"name": "opcod"}, models=of, sampling__engine="vllm")
     with pytest.raises(ConfigError, match=r"ann is not of student's architecture.*students of one architecture"):
@@ -203,4 +214,4 @@ def test_an_engine_does_not_fill_masks(monkeypatch: pytest.MonkeyPatch, tmp_path
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
 def test_vllm_is_asked_for_where_it_is_absent(models: dict) -> None:
     with pytest.raises(ConfigError, match="needs the package vllm"):
-        VllmEngine(str(models["student"]), dtype="float32", length=None, memory=0.1, trust_remote_code=False)
+        VllmEngine(str(models["student"]), dtype="float32", memory=0.1, trust_remote_code=False)

@@ -57,7 +57,7 @@ def test_vllm_writes_with_the_students_weights(
         prompts = [replace(prompt, images=()) for prompt in prompts]
     ends = (policy.end_id, 20, 21)  # as Qwen has several
     policy.stop_ids, policy.head = frozenset(ends), replace(policy.head, ends=ends)
-    policy.engine = VllmEngine(str(tmp_path), dtype="float32", length=400, memory=0.1, trust_remote_code=False)
+    policy.engine = VllmEngine(str(tmp_path), dtype="float32", memory=0.1, trust_remote_code=False)
     assert gap(policy, prompts) < 1e-3
     with torch.no_grad():
         for parameter in policy.model.parameters():  # those that look at pictures too
@@ -80,4 +80,4 @@ def test_a_run_whose_answers_vllm_writes(options: dict, most: float, as_vllm_tak
 
 def test_a_model_that_vllm_cannot_take_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"vllm .* cannot start with .*Choose sampling\.engine=transformers"):
-        VllmEngine(str(tmp_path), dtype="float32", length=256, memory=0.1, trust_remote_code=False)
+        VllmEngine(str(tmp_path), dtype="float32", memory=0.1, trust_remote_code=False)

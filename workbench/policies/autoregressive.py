@@ -106,10 +106,11 @@ class AutoregressivePolicy:
         self, engine: Engine, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions
     ) -> list[list[Written]]:
         """Raises PolicyError if the engine reads another prompt than the student."""
-        engine.load(weights_of(self.model))
         requests = [Request(*self.encoder.request(prompt)) for prompt in prompts]
         padding = range(self.vocabulary, self.model.get_output_embeddings().weight.shape[0])  # stands for no token
-        sampled = engine.generate(requests, seeds, options, self.stop_ids, [*self._placeholders, *padding])
+        with torch.autocast(self.device.type, enabled=False):  # an engine in this process has a precision of its own
+            engine.load(weights_of(self.model))
+            sampled = engine.generate(requests, seeds, options, self.stop_ids, [*self._placeholders, *padding])
         for prompt, own in zip(prompts, sampled, strict=True):
             shown = tuple(self.encoder.encode(prompt)["input_ids"][0].tolist())
             for one in own:

@@ -24,8 +24,7 @@ from workbench.errors import ConfigError, PolicyError
 from workbench.policies import SamplingOptions
 
 ENVIRONMENT = {  # of vLLM, where the user has not set them
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, where weights can be handed over
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings come with every handing over of weights
     "VLLM_NO_USAGE_STATS": "1",  # nothing is sent anywhere
 }
 
@@ -45,7 +44,10 @@ class Request:
 @dataclass(frozen=True)
 class Sampled:
     """One completion: its tokens (the end token included), the engine's log-prob of each at temperature 1 without any cut,
-    and the tokens that the engine read the prompt as. Of an end token, the log-prob of ending by any of `stop`."""
+    and the tokens that the engine read the prompt as. Of an end token, the log-prob of ending by any of `stop`.
+
+    vLLM's log-probs are over all rows of the head, those that stand for no token too; the student's are not.
+    """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -87,6 +89,15 @@ def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from revert_weight_conversion(model, merged).items()
 
 
+def require_vllm() -> None:
+    """Raises ConfigError if the package is missing."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "sampling.engine=vllm needs the package vllm: pip install 'vlm-distillation-workbench[vllm]', or choose "
+            "sampling.engine=transformers."
+        )
+
+
 class VllmEngine:
     """vLLM in this process, on the student's own device, beside it.
 
@@ -98,12 +109,9 @@ class VllmEngine:
     Raises: ConfigError if the package is missing, or cannot be started with this model on this machine.
     """
 
-    def __init__(self, path: str, *, dtype: str, length: int | None, memory: float, trust_remote_code: bool) -> None:
-        if importlib.util.find_spec("vllm") is None:
-            raise ConfigError(
-                "sampling.engine=vllm needs the package vllm: pip install 'vlm-distillation-workbench[vllm]', or choose "
-                "sampling.engine=transformers."
-            )
+    def __init__(self, path: str, *, dtype: str, memory: float, trust_remote_code: bool) -> None:
+        require_vllm()
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where weights can be handed over
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         launched = {"distributed_executor_backend": "external_launcher"} if "WORLD_SIZE" in os.environ else {}
@@ -112,7 +120,7 @@ class VllmEngine:
             self._model = self._vllm.LLM(
                 model=path,
                 dtype=dtype,
-                max_model_len=length,
+                max_model_len=-1,  # the model's own, or as much as there is memory for
                 gpu_memory_utilization=memory,
                 enable_prefix_caching=True,
                 logprobs_mode="raw_logprobs",

@@ -47,7 +47,7 @@ def load_model(
 
     dtype      or INT8: linear layers but the head in 8 bits, everything else in bfloat16 (bitsandbytes)
     attention  implementation that transformers is asked for, None = its choice
-    compiler   backend of torch.compile for norms and MLPs, None = not compiled
+    compiler   backend of torch.compile for RMSNorms and MLPs, None = not compiled
 
     Raises: PolicyError naming the path if it holds no model, no processor, or no safetensors weights; ConfigError if a
     package is missing that what is asked for needs, or torch has no such compiler.
