@@ -35,13 +35,10 @@ def compile_parts(model: nn.Module, backend: str, name: str) -> int:
         )
     config.recompile_limit = max(config.recompile_limit, GRAPHS)
     try:
-        torch.compile(torch.exp, backend=backend)(
-            torch.ones(2, device=model.device)
-        )  # others are compiled when first used
-        for part in parts:
-            part.forward = MethodType(
-                _compiled(type(part).forward, backend), part
-            )  # a method: copies are bound to theirs
+        # a trial: the parts themselves are compiled when they are first used
+        torch.compile(torch.exp, backend=backend)(torch.ones(2, device=model.device))
+        for part in parts:  # a method, so that a copy's is bound to the copy
+            part.forward = MethodType(_compiled(type(part).forward, backend), part)
     except InvalidBackend as error:
         raise ConfigError(
             f"models.compile={backend} is no backend of torch.compile. There is: {', '.join(list_backends())}. "
