@@ -51,14 +51,8 @@ QWEN_TEMPLATE = (
 def save_qwen2_vl(folder: Path, seed: int = 0) -> Path:
     """Pixels are packed: a row for each patch, images of any size one after the other; positions are of three axes."""
     processor, config = _qwen(Qwen2VLProcessor, "Qwen2VLVideoProcessor", 14)
-    vision = {
-        "depth": 2,
-        "embed_dim": 32,
-        "hidden_size": TEXT["hidden_size"],
-        "num_heads": 2,
-        "mlp_ratio": 2,
-        "patch_size": 14,
-    }
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": TEXT["hidden_size"], "num_heads": 2}
+    vision |= {"mlp_ratio": 2, "patch_size": 14}
     return save_model(
         folder, Qwen2VLForConditionalGeneration, Qwen2VLConfig(vision_config=vision, **config), processor, seed
     )
@@ -67,14 +61,7 @@ def save_qwen2_vl(folder: Path, seed: int = 0) -> Path:
 def save_qwen2_5_vl(folder: Path, seed: int = 0) -> Path:
     """As Qwen2-VL, with windows of attention in the vision tower."""
     processor, config = _qwen(Qwen2_5_VLProcessor, "Qwen2VLVideoProcessor", 14)
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "out_hidden_size": TEXT["hidden_size"],
-        "intermediate_size": 48,
-        "num_heads": 2,
-    }
-    vision |= {"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]}
+    vision = _tower(patch_size=14, window_size=56, fullatt_block_indexes=[1])
     model = Qwen2_5_VLForConditionalGeneration
     return save_model(folder, model, Qwen2_5_VLConfig(vision_config=vision, **config), processor, seed)
 
@@ -82,18 +69,16 @@ def save_qwen2_5_vl(folder: Path, seed: int = 0) -> Path:
 def save_qwen3_vl(folder: Path, seed: int = 0) -> Path:
     """As Qwen2-VL, with interleaved axes and features of the first vision layer handed to a deeper layer."""
     processor, config = _qwen(Qwen3VLProcessor, "Qwen3VLVideoProcessor", 16)
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "out_hidden_size": TEXT["hidden_size"],
-        "intermediate_size": 48,
-        "num_heads": 2,
-    }
-    vision |= {"patch_size": 16, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    vision = _tower(patch_size=16, num_position_embeddings=16, deepstack_visual_indexes=[0])
     config["text_config"]["rope_parameters"]["mrope_interleaved"] = True
     return save_model(
         folder, Qwen3VLForConditionalGeneration, Qwen3VLConfig(vision_config=vision, **config), processor, seed
     )
+
+
+def _tower(**own: object) -> dict:
+    sizes = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2}
+    return {**sizes, "out_hidden_size": TEXT["hidden_size"], **own}
 
 
 def _qwen(official: type, video: str, patch_size: int) -> tuple[object, dict]:

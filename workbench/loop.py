@@ -26,7 +26,7 @@ from workbench.distributed import ALONE, Group, choose_device
 from workbench.errors import RunError, TraceError
 from workbench.evaluate import Evaluation
 from workbench.learner import Learner, build_learner, give_engine, refuse_engine
-from workbench.metrics import Clock, of_learner, step_metrics
+from workbench.metrics import Clock, of_learner, sampler_gap, step_metrics
 from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import covers
 from workbench.policies.image_features import remembered_images
@@ -210,6 +210,8 @@ class Trainer:
         metrics = {}
         for learner, one, grad_norm in zip(self.learners, scored, clipped, strict=True):
             own = step_metrics(self.method, one.whole)
+            if self.method.resample:  # otherwise what wrote was the student at its start
+                own |= sampler_gap(self.method, one.whole)
             moved = learner.step(step) if own["supervised"] else learner.rest(step)
             metrics |= of_learner(learner.name, own | grad_norm | moved)
         clock.lap("learn")
@@ -285,9 +287,7 @@ class Trainer:
                         alternatives_of=len(probes),
                     )
             traced.append(scored.traced(step, learner.student))
-            measured = step_metrics(self.method, scored)
-            measured.pop("sampler_gap", None)  # these answers were written once, by what the student was then
-            metrics |= of_learner(learner.name, measured)
+            metrics |= of_learner(learner.name, step_metrics(self.method, scored))
         if not self.group.is_main:
             return
         self.writer.write_probe(*traced)

@@ -11,6 +11,17 @@ from workbench.supervision import Scored
 from workbench.types import STUDENT, Rollout
 
 
+def sampler_gap(method: Method, scored: Scored) -> dict[str, float]:
+    """Mean distance, in nats, between a token's log-prob under what has just drawn it and as the learner reads it.
+
+    Rounding; or other kernels, another precision, other weights if something is wrong. Nothing where the data wrote everything.
+    """
+    sampled = [logprob for one in scored.batch.rollouts for logprob in one.logprobs or [float("nan")] * len(one.ids)]
+    own = scored.scores[method.learner].logprob
+    gap = _known(own - torch.tensor(sampled, dtype=own.dtype, device=own.device)).abs()
+    return {"sampler_gap": float(gap.mean())} if gap.numel() else {}
+
+
 def step_metrics(method: Method, scored: Scored) -> dict[str, float]:
     """Loss in nats, gaps and entropies in nats per token, shares from 0 to 1; `supervised`: of positions with a loss."""
     routing, scores = scored.routing, scored.scores
@@ -23,11 +34,6 @@ def step_metrics(method: Method, scored: Scored) -> dict[str, float]:
     }
     has_losses = torch.tensor([bool(regime.losses) for regime in method.regimes.values()], device=routing.regime.device)
     metrics["supervised"] = float((has_losses[routing.regime] & (routing.weight != 0)).double().mean())
-    sampled = [logprob for one in scored.batch.rollouts for logprob in one.logprobs or [float("nan")] * len(one.ids)]
-    own = scores[method.learner].logprob
-    gap = _known(own - torch.tensor(sampled, dtype=own.dtype, device=own.device)).abs()
-    if gap.numel():  # what writes and what reads: other kernels, another precision, other weights if something is wrong
-        metrics["sampler_gap"] = float(gap.mean())
     if routing.advantage is not None:
         metrics["advantage"] = float(routing.advantage.mean())
     teacher_share = supervised = 0.0

@@ -17,8 +17,8 @@ PARTS = ("RMSNorm", "MLP")  # how the names of their classes end, in transformer
 GRAPHS = 64  # of one class: of every width that its models have, with gradient and without
 
 
-def compile_parts(model: nn.Module, backend: str, name: str) -> int:
-    """Has a model's RMSNorms and MLPs compiled when they are first used, and those of its copies; says how many they are.
+def compile_parts(model: nn.Module, backend: str, name: str) -> None:
+    """Has a model's RMSNorms and MLPs compiled when they are first used, and those of its copies.
 
     Weights keep their names, and are read where they are: what trains, moves or averages them need not know.
 
@@ -50,7 +50,6 @@ def compile_parts(model: nn.Module, backend: str, name: str) -> int:
             f"models.compile={backend} does not work here ({type(error.inner_exception).__name__}: {said}). Install what it needs, "
             "choose models.compile=inductor, or leave models.compile out."
         ) from error
-    return len(parts)
 
 
 @functools.cache

@@ -129,7 +129,7 @@ class VllmEngine:
             )
         except torch.cuda.OutOfMemoryError:
             raise
-        except (ImportError, OSError, ValueError, KeyError, RuntimeError, AssertionError, NotImplementedError) as error:
+        except (ImportError, OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:  # each was seen
             version = getattr(getattr(self, "_vllm", None), "__version__", "")
             said = next((line for line in str(error).splitlines() if line.strip()), "")
             raise ConfigError(
