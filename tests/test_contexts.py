@@ -24,6 +24,7 @@ from workbench.contexts import (
     stand_in,
     user_turns,
 )
+from workbench.counterparts import WRONG
 from workbench.errors import ConfigError, DataError
 from workbench.types import Box, Evidence, Example, Rollout, Turn
 
@@ -58,7 +59,14 @@ def test_every_context_shows_its_evidence_and_nothing_else(context: str, text: s
 
 def test_every_context_has_a_test() -> None:
     assert {"crop", "crop_only", "marked", "boxes", "caption", "hint", "answer", "reference"} == set(EVIDENCE)
-    assert set(CONTEXTS) - {*EVIDENCE} == {"plain", "feedback", "concat", "turns", "future"}  # tested below
+    assert set(CONTEXTS) - {*EVIDENCE} == {
+        "plain",
+        *WRONG,
+        "feedback",
+        "concat",
+        "turns",
+        "future",
+    }  # tested below, WRONG in test_counterparts
 
 
 FACTS = "A red box holds 3 pens. How many pens are there?\nA blue box holds 1.5 times as many."

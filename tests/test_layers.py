@@ -10,7 +10,7 @@ LAYERS = """
 errors
 distributed
 types images seeding
-divergences grading
+divergences grading counterparts
 contexts
 method routers
 losses

@@ -9,6 +9,8 @@
     hint        plain, and where to look, as text
     answer      plain, and the final answer as text
     reference   plain, and the whole worked answer as text
+    wrong_crop, wrong_hint, wrong_answer
+                controls: as crop, hint and answer, taken from another example of the same domain (workbench.counterparts)
     feedback    plain, and what was written about the rollout that is read
     concat      the question revealed part by part, all parts in one prompt
     turns       the question revealed part by part, a turn each, with the replies that the rollout was written after
@@ -26,6 +28,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from workbench.counterparts import WRONG
 from workbench.errors import ConfigError, DataError, unknown
 from workbench.images import MAX_PIXELS, open_image
 from workbench.seeding import derive_seed
@@ -36,7 +39,7 @@ AFTERWARDS = ("feedback", "future")  # not there before an answer is
 FUTURE_SHARE = 0.25  # of the positions of later blocks, where the context names none
 _FORMS = ("plain", "concat", "turns")  # the same information, presented differently
 EVIDENCE = ("crop", "crop_only", "marked", "boxes", "caption", "hint", "answer", "reference")
-CONTEXTS = ("plain", *EVIDENCE, "feedback", "concat", "turns", "future")
+CONTEXTS = ("plain", *EVIDENCE, *WRONG, "feedback", "concat", "turns", "future")
 _TEXTUAL = ("boxes", "caption", "hint", "reference", "answer")  # in the order in which they are written
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
@@ -54,6 +57,9 @@ def parse_context(context: str) -> tuple[str, ...]:
         raise ConfigError(f'context "{context}" repeats a part or adds "plain", which every context contains.')
     if "crop" in parts and "crop_only" in parts:
         raise ConfigError(f'context "{context}" asks for the crop beside the image and instead of it; choose one.')
+    for wrong, part in WRONG.items():
+        if wrong in parts and (part in parts or (part == "crop" and "crop_only" in parts)):
+            raise ConfigError(f'context "{context}" asks for the true {part} and for a wrong one; choose one.')
     forms = {"concat", "turns"}.intersection(parts)
     if len(forms) > 1 or (forms and {"crop_only", "marked"}.intersection(parts)):
         raise ConfigError(f'context "{context}": "{min(forms)}" decides itself which images are shown; choose one.')
@@ -124,7 +130,8 @@ def user_turns(example: Example) -> tuple[Turn, ...]:
 
 def missing_evidence(example: Example, context: str) -> str | None:
     """The column that the context needs and the example lacks, or None. What a rollout brings is not asked for."""
-    for part in parse_context(context):
+    for name in parse_context(context):
+        part = WRONG.get(name, name)  # a control needs the true evidence too: it is asked of the same examples
         if part in ("concat", "turns") and len(user_turns(example)) < 2:
             return "turns (or a question of several sentences)"
         if part in ("crop", "crop_only") and example.evidence.crop is None and not example.evidence.boxes:
@@ -138,7 +145,13 @@ def missing_evidence(example: Example, context: str) -> str | None:
             return part
         if part in ("answer", "reference") and not getattr(example, part):
             return part
+        if name in WRONG and _counterpart(example, name) is None:
+            return f"wrong {part} (of another example of its domain)"
     return None
+
+
+def _counterpart(example: Example, name: str) -> Example | None:
+    return None if example.others is None else example.others.find(example, WRONG[name])
 
 
 def lacks(rollout: Rollout, context: str) -> bool:
@@ -184,8 +197,13 @@ def build_prompt(example: Example, context: str, rollout: Rollout | None = None)
         images.append(evidence_crop(example))
     if "crop_only" in parts:
         images = [evidence_crop(example)]
+    sources = dict.fromkeys(parts, example) | {
+        WRONG[name]: _counterpart(example, name) for name in parts if name in WRONG
+    }
+    if "wrong_crop" in parts:
+        images.append(evidence_crop(sources["crop"]))
     lines = [question]
-    lines += [f"{part}: {evidence_text(example, part)}" for part in _TEXTUAL if part in parts]
+    lines += [f"{part}: {evidence_text(sources[part], part)}" for part in _TEXTUAL if part in sources]
     if "feedback" in parts:
         lines.append(rollout.feedback)
     key, future = f"{example.origin or example.id}|{context}", ()

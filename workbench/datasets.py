@@ -7,6 +7,7 @@
    at once and kept in memory, up to MAX_EMBEDDED_BYTES.
 """
 
+import dataclasses
 import math
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from workbench.contexts import missing_evidence
+from workbench.counterparts import Counterparts
 from workbench.errors import ConfigError, DataError, unknown
 from workbench.images import decode_image, image_size
 from workbench.scenes import SPLITS, check_split, make_examples
@@ -89,7 +91,8 @@ def load_examples(source: str | Path, *, limit: int | None = None, root: Path | 
             break
     if not examples:
         raise DataError(f"{table.name} has no rows. Check that it is the right file and was written to its end.")
-    return examples
+    others = Counterparts(examples)
+    return [dataclasses.replace(example, others=others) for example in examples]
 
 
 def check_evidence(examples: Iterable[Example], contexts: Iterable[str]) -> None:

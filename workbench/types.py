@@ -7,9 +7,10 @@ batch laid end to end, V vocabulary, K top-k, D hidden width. Log-probabilities,
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from jaxtyping import Float, Int
 from PIL import Image
@@ -39,6 +40,9 @@ class Evidence:
     caption: str | None = None
     hint: str | None = None  # where to look, without the answer
     crop_box: Box | None = None  # place of `crop` in the first image, if known: drawn for people, shown to no model
+    facts: Mapping[str, frozenset[str]] = field(
+        default_factory=dict, compare=False
+    )  # by part (crop, hint), if known: what it says
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,14 @@ class Example:
     domain: str = ""  # question family
     marks: tuple[Mark, ...] = ()
     origin: str = ""  # file and row, for messages
+    others: "WrongEvidence | None" = field(default=None, compare=False, repr=False)
+
+
+class WrongEvidence(Protocol):
+    """Where an example finds evidence that is wrong for it; see workbench.counterparts."""
+
+    def find(self, example: Example, part: str) -> Example | None:
+        """Another example of its domain, whose `part` (crop, hint, answer) is wrong for it; None if there is none."""
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,19 @@ Any example can be made alone: it depends on split, seed and index, and on nothi
 import dataclasses
 import random
 import zlib
+from functools import lru_cache
 
+from workbench.counterparts import contradicts
 from workbench.errors import ConfigError, DataError, unknown
 from workbench.scenes.questions import CYCLE, FAMILIES, Wish, ask
 from workbench.scenes.world import COLORS, GRID, SHAPES, TAGS, WITHHELD, Scene, Thing
+from workbench.seeding import derive_seed
 from workbench.types import Example
 
 SPLITS = ("train", "eval", "combos", "hard")
 _HELD_OUT_SHARE = 4  # one scene in four belongs to the splits that are not trained on
 _SHIFTS = (-2, 0, 2)
+_DRAWN_FROM = 10**6  # rounds of CYCLE that wrong evidence is drawn from
 
 
 def make_examples(
@@ -66,7 +70,32 @@ def _make_example(split: str, seed: int, index: int) -> Example:
         example = ask(make_scene(split, rng), wish, rng)
         if example is not None:
             name = f"scenes:{split}:{seed}:{index}"
-            return dataclasses.replace(example, id=name, origin=name)
+            return dataclasses.replace(example, id=name, origin=name, others=_OTHERS)
+
+
+class _OtherScenes:
+    """Wrong evidence for a scene's question: of questions about other scenes, made until one is wrong for it.
+
+    They are of the example's split, seed and place in CYCLE, so that the family and the truth are the same.
+    """
+
+    def find(self, example: Example, part: str) -> Example | None:
+        split, seed, index = example.id.split(":")[1:4]
+        return _other_scene(split, int(seed), int(index), part)
+
+
+@lru_cache(maxsize=4096)
+def _other_scene(split: str, seed: int, index: int, part: str) -> Example:
+    rng = random.Random(derive_seed("counterpart", part, split, seed, index))
+    example = _make_example(split, seed, index)
+    while True:
+        turn = rng.randrange(_DRAWN_FROM)
+        other = _make_example(split, seed, turn * len(CYCLE) + index % len(CYCLE))
+        if contradicts(example, other, part):
+            return other
+
+
+_OTHERS = _OtherScenes()
 
 
 def make_scene(split: str, rng: random.Random) -> Scene:

@@ -173,13 +173,18 @@ def _example(
     """An example without an id; the first of `things` is where the answer is read."""
     boxes = tuple(Box(*cell_box(thing.cell), label=thing.name) for thing in things)
     hint = " and ".join(f"at {thing.place}" for thing in things)
+    shown = things[0]
+    facts = {
+        "crop": frozenset((f"tag {shown.tag}", shown.color, shown.shape)),
+        "hint": frozenset(thing.place for thing in things),
+    }
     return Example(
         id="",
         question=question,
         images=(full_view(scene),),
         answer=reference.rpartition(" ")[2],
         reference=reference,
-        evidence=Evidence(boxes, crop(scene, things[0].cell), describe(scene), hint, crop_box=boxes[0]),
+        evidence=Evidence(boxes, crop(scene, shown.cell), describe(scene), hint, crop_box=boxes[0], facts=facts),
         domain=family,
         marks=marks,
     )

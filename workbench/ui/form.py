@@ -16,6 +16,7 @@ import yaml
 from workbench.commands import value_at
 from workbench.config import RunConfig, build_config, describe_config, load_config, override, read_yaml
 from workbench.contexts import AFTERWARDS, CONTEXTS, EVIDENCE
+from workbench.counterparts import WRONG
 from workbench.errors import ConfigError
 from workbench.jobs import find_jobs
 from workbench.method import Option, range_in_words
@@ -26,7 +27,7 @@ from workbench.ui.context import AppContext
 SWITCH, CHOICE, OFFER, OFFERS, NUMBER, TEXT, YAML = "switch", "choice", "offer", "offers", "number", "text", "yaml"
 TOP = ("name", "method.name")  # above the sections
 OFFERED = {  # other values are allowed too
-    "method.privilege": ("plain", *EVIDENCE, "boxes+caption"),
+    "method.privilege": ("plain", *EVIDENCE, "boxes+caption", *WRONG),
     "evaluation.contexts": (*(name for name in CONTEXTS if name not in AFTERWARDS), "boxes+caption"),
 }
 _EXACT = 2**53  # a browser rounds larger whole numbers

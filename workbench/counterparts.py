@@ -1,0 +1,84 @@
+"""Wrong evidence: what another example of the same domain is shown, for the contexts wrong_crop, wrong_hint, wrong_answer.
+
+A gain that comes with a true crop and stays with a wrong one was not bought by what the crop shows. So wrong evidence looks
+like the true: the same part, from an example of the same domain. It is drawn by the example's id and is never true by
+accident: both answers, where they are known, differ; so does the text, or the picture; and where facts are known (the
+built-in scenes), the two have none in common.
+"""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from workbench.seeding import derive_seed
+from workbench.types import Example
+
+WRONG = {"wrong_crop": "crop", "wrong_hint": "hint", "wrong_answer": "answer"}  # context -> the part that is replaced
+DRAWS = 32  # at random, before every example of the domain is tried
+
+
+class Counterparts:
+    """Examples of one data set, among which each finds others whose evidence is wrong for it."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._by_domain: dict[str, list[Example]] = {}
+        for example in examples:
+            self._by_domain.setdefault(example.domain, []).append(example)
+        self._drawn: dict[tuple[str, str], Example | None] = {}
+
+    def __reduce__(self) -> tuple:
+        return Counterparts, ((),)  # an example that travels to another process does not take its data set along
+
+    def find(self, example: Example, part: str) -> Example | None:
+        """The example whose `part` (crop, hint, answer) is shown instead; None if the domain has none that is wrong."""
+        key = (example.id, part)
+        if key not in self._drawn:
+            self._drawn[key] = self._draw(example, part)
+        return self._drawn[key]
+
+    def _draw(self, example: Example, part: str) -> Example | None:
+        candidates = self._by_domain.get(example.domain, [])
+        if not candidates:
+            return None
+        rng = random.Random(derive_seed("counterpart", part, example.id))
+        drawn = (rng.choice(candidates) for _ in range(DRAWS))
+        first = rng.randrange(len(candidates))
+        in_order = (candidates[(first + offset) % len(candidates)] for offset in range(len(candidates)))
+        return next((other for other in (*drawn, *in_order) if contradicts(example, other, part)), None)
+
+
+def contradicts(example: Example, other: Example, part: str) -> bool:
+    """Whether the `part` of `other` is there and wrong for `example`."""
+    if None not in (example.answer, other.answer) and _normalized(example.answer) == _normalized(other.answer):
+        return False
+    facts = [evidence.facts.get(part, frozenset()) for evidence in (example.evidence, other.evidence)]
+    if facts[0] & facts[1]:
+        return False
+    wrong = _identity(other, part)
+    return wrong is not None and wrong != _identity(example, part)
+
+
+def _identity(example: Example, part: str) -> object:
+    """Equal for the same evidence, None for none."""
+    evidence = example.evidence
+    if part == "answer":
+        return None if example.answer is None else _normalized(example.answer)
+    if part == "hint":
+        return None if evidence.hint is None else _normalized(evidence.hint)
+    if evidence.crop is not None:
+        return _picture(evidence.crop)
+    if not (evidence.boxes and example.images):
+        return None
+    box = evidence.boxes[0]
+    return _picture(example.images[0]), (box.x0, box.y0, box.x1, box.y1)
+
+
+def _picture(image: Image.Image | Path) -> object:
+    return image if isinstance(image, Path) else (image.size, hashlib.blake2b(image.tobytes()).digest())
+
+
+def _normalized(text: str) -> str:
+    return " ".join(text.casefold().split())
