@@ -225,7 +225,7 @@ class Lines:
 
     def read(self) -> list[dict]:
         text = self.file.read_text() if self.file.exists() else ""
-        return [line for line in map(json.loads, text.splitlines()[: text.count("\n")]) if line["kind"] == "train"]
+        return [line for line in map(json.loads, text.split("\n")[:-1]) if line["kind"] == "train"]
 
     def wait(self, num_lines: int) -> list[dict]:
         while len(found := self.read()) < num_lines:

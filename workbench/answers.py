@@ -13,6 +13,7 @@ from pathlib import Path
 
 from workbench.datasets import split_by_evidence
 from workbench.errors import DataError, RunError
+from workbench.jsonlines import split_lines
 from workbench.types import Example
 
 CONFIDENCE = (
@@ -96,7 +97,8 @@ def save_answers(run_dir: Path, step: int, answered: list[Answered]) -> None:
     folder = run_dir / "evals"
     folder.mkdir(exist_ok=True)
     temporary = folder / f".step-{step:06d}.jsonl"
-    temporary.write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in answered))
+    lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in answered)
+    temporary.write_text("".join(lines), encoding="utf-8")
     os.replace(temporary, folder / f"step-{step:06d}.jsonl")
 
 
@@ -104,7 +106,7 @@ def load_answers(run_dir: str | Path) -> list[Answered]:
     """All evaluations of a run, by step. Raises RunError naming a file and line that cannot be read."""
     rows = []
     for file in sorted(Path(run_dir, "evals").glob("step-*.jsonl")):
-        for line_number, line in enumerate(file.read_text().splitlines(), start=1):
+        for line_number, line in enumerate(split_lines(file.read_text(encoding="utf-8")), start=1):
             try:
                 rows.append(Answered(**json.loads(line)))
             except (ValueError, TypeError) as error:

@@ -30,6 +30,7 @@ from pathlib import Path
 from types import FrameType
 
 from workbench.errors import RunError
+from workbench.jsonlines import split_lines
 
 STATUSES = ("running", "finished", "stopped", "failed")
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "pillow", "pyarrow", "duckdb", "vlm-distillation-workbench")
@@ -138,7 +139,7 @@ class RunFolder:
         if not file.is_file():
             return None
         try:
-            return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            return [json.loads(line) for line in split_lines(file.read_text(encoding="utf-8"))]
         except ValueError as error:
             raise RunError(f"{file} cannot be read ({error}). Start a new run: name=...") from None
 
@@ -155,9 +156,7 @@ class RunFolder:
         file = self.path / "metrics.jsonl"
         if not file.is_file():
             return
-        for text in file.read_text().splitlines(keepends=True):
-            if text.endswith("\n"):
-                yield text.rstrip("\n")
+        yield from file.read_text(encoding="utf-8").split("\n")[:-1]
 
     def _parsed(self, text: str) -> dict:
         try:

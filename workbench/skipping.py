@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Collection
 from itertools import islice
@@ -29,10 +30,11 @@ class Skipped:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder, self._file = folder, folder.path / "skipped.jsonl"
-        text = self._file.read_text() if self._file.is_file() else ""
-        known = [
-            json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()
-        ]  # the last may be torn by a kill
+        text = self._file.read_text(encoding="utf-8") if self._file.is_file() else ""
+        lines = text.split("\n")
+        if torn := lines.pop():  # by a kill; what is appended would be joined to it
+            os.truncate(self._file, self._file.stat().st_size - len(torn.encode()))
+        known = list({line["example"]: line for line in map(json.loads, lines)}.values())  # processes each add to it
         self.counts = Counter(line["reason"] for line in known)
         self._seen = {line["example"] for line in known}
         self._first = f"{known[0]['example']}: {known[0]['message']}" if known else ""

@@ -80,11 +80,11 @@ def _prompts(view: TokenView) -> str:
     readers: dict[str, list[str]] = {}
     for name in order:
         readers.setdefault(view.prompts[name], []).append(name)
-    plain_lines = set(view.prompts.get(STUDENT, "").splitlines()) if STUDENT in view.prompts else None
+    plain_lines = set(view.prompts.get(STUDENT, "").split("\n")) if STUDENT in view.prompts else None
     blocks = []
     for text, names in readers.items():
         lines = []
-        for line in text.splitlines() or [""]:
+        for line in text.split("\n"):
             extra = plain_lines is not None and line not in plain_lines
             lines.append(f"<mark>{escape(line)}</mark>" if extra else escape(line))
         shown = " · ".join(f"{name} ({view.contexts[name]})" if view.contexts.get(name) else name for name in names)

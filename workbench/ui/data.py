@@ -177,7 +177,7 @@ def list_html(source: str, examples: list[Example], chosen: Example | None) -> s
 def parse_boxes(text: str, size: tuple[int, int]) -> tuple[Box, ...]:
     """Boxes as lines of "x0 y0 x1 y1 label", in pixels. Raises DataError naming the line."""
     boxes = []
-    for number, line in enumerate((text or "").splitlines(), start=1):
+    for number, line in enumerate((text or "").split("\n"), start=1):
         if not line.strip():
             continue
         parts = line.replace(",", " ").split(maxsplit=4)
@@ -244,7 +244,7 @@ def with_box(file: str | None, boxes: str | None, corners: Mapping) -> str:
     width, height = open_upload(file).size
     shares = [max(0.0, min(1.0, float(corners[name]))) for name in ("x0", "y0", "x1", "y1")]
     pixels = [round(share * size) for share, size in zip(shares, (width, height, width, height), strict=True)]
-    return "\n".join([*(boxes or "").rstrip().splitlines(), f"{' '.join(map(str, pixels))} region"])
+    return "\n".join(filter(None, [(boxes or "").rstrip(), f"{' '.join(map(str, pixels))} region"]))
 
 
 def score(context: AppContext, run: str | None, example: Example, answer: str | None) -> str:

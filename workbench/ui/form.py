@@ -217,7 +217,7 @@ def entered_config(
             for parent in parents:
                 place = place.setdefault(parent, {})  # type: ignore[assignment]
             place[last] = field.read(value)
-    lines = [line.strip() for line in overrides.splitlines() if line.strip()]
+    lines = [line.strip() for line in overrides.split("\n") if line.strip()]
     config = build_config(override(values, lines))
     return dataclasses.replace(config, output_dir=str(context.runs_dir))
 
@@ -228,7 +228,7 @@ def _key(place: Mapping[str | None, Field]) -> str:
 
 def check_table(text: str) -> list[tuple[str, ...]]:
     """The rows of a table that the command line printed: its columns are as wide as the rules under its header."""
-    lines = text.splitlines()
+    lines = text.split("\n")
     ruled = next((place for place, line in enumerate(lines) if line.strip() and set(line) <= {" ", "─"}), None)
     if ruled is None:
         return []

@@ -111,7 +111,7 @@ class EarlyHead:
 def read_users(file: str | Path) -> list[tuple[str, str]]:
     """Users and passwords. Raises ConfigError naming the line that is wrong."""
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read ({error}). Write lines of user:password into it.") from None
     users = []

@@ -254,7 +254,7 @@ def stop_it(context: AppContext, run: str, *, at_once: bool = False) -> tuple:
 def resume_it(context: AppContext, run: str, overrides: str) -> tuple:
     """Goes on with a run; returns its state."""
     context.check_writable()
-    lines = [line.strip() for line in (overrides or "").splitlines() if line.strip()]
+    lines = [line.strip() for line in (overrides or "").split("\n") if line.strip()]
     for line in lines:
         if "=" not in line or line.startswith("-"):
             raise RunError(f'"{line}" is no key=value. Write one change a line, as training.save_every=10.')
