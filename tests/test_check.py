@@ -204,3 +204,17 @@ def test_families_are_checked_like_any_other(models: dict, tmp_path) -> None:
     assert is_good(
         check_config(run_config({"student": other, "teacher": models["teacher"]}, tmp_path, method={"name": "gkd"}))
     )
+
+
+def test_answers_that_stand_in_the_prompt_are_counted(models: dict, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    questions = ("The door is red. Which color is it?", "Which color is the door?", "Is it red or blue?")
+    rows = [{"question": text, "images": ["a.png"], "answer": "red"} for text in questions]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": str(path), "eval": None}
+    checks = by_name(check_config(run_config(models, tmp_path, method={"name": "opd"}, data=data)))
+    assert checks["answers in prompts"].status == NOTE
+    found = checks["answers in prompts"].found
+    assert found.startswith("1 of 3 prompts of the student hold") and f"first: {path}:1." in found
+    assert "1 more offer it among choices" in found

@@ -93,6 +93,20 @@ def test_sharegpt_turns_and_a_completion_in_turns(folder):
     assert second.reference == "B"
 
 
+@pytest.mark.parametrize("column", ["messages", "conversations", "prompt", "question", "query"])
+@pytest.mark.parametrize("write_text", [json.dumps, repr])
+def test_turns_kept_as_text_in_a_table_do_not_show_the_student_the_answer(folder, column, write_text):
+    turns = [{"role": "user", "content": "<image>Which colour?"}, {"role": "assistant", "content": "It is red."}]
+    rows = [
+        {column: write_text(turns), "images": ["a.png"]},
+        {column: write_text(turns)[:-4], "images": ["a.png"]},  # cut
+    ]
+    report, (example,) = imported(folder, *rows)
+    assert (example.question, example.reference) == ("Which colour?", "It is red.")
+    assert report.skipped == {"turns kept as text are neither JSON nor Python": 1}
+    assert "rows.jsonl:2" in str(report)
+
+
 def test_images_inside_the_turns_are_used_if_no_column_has_them(folder):
     content = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "Q?"}]
     _, (example,) = imported(folder, {"prompt": [{"role": "user", "content": content}]})

@@ -17,10 +17,11 @@ losses
 policies
 sharding
 methods rounding
+values
 scenes tables
 conversations layouts
 pretrain datasets
-answers
+answers leaks
 importing
 traces weights
 rollouts scoring

@@ -16,6 +16,7 @@ from workbench.contexts import is_privileged
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.distributed import choose_device
 from workbench.errors import DataError
+from workbench.leaks import find_leaks
 from workbench.learner import Learner, build_learner, give_engine, refuse_engine
 from workbench.losses import score
 from workbench.method import Method
@@ -82,6 +83,7 @@ def check_config(config: RunConfig) -> list[Check]:
         students = {name: learner.student for name, learner in learners.items()}
         written = ask_all(written, students, method.asks_peers, sampling=sampling, seed=("check", config.seed))
     checks = [_evidence(len(taught), len(usable), lacking), *_placeholders(examples), *_domains(examples, untaught)]
+    checks += _leaks(usable, method.views[method.learner].context)
     checks += _prepared(method, usable, learners[STUDENT])
     for name, learner in learners.items():
         others = tuple(rollouts for other, rollouts in written.items() if other != name)
@@ -126,6 +128,13 @@ def _placeholders(examples: list[Example]) -> Iterator[Check]:
     if found:
         text = f"{len(found)} of {len(examples)} questions have <image> or the like in them, which is read as words; first: {found[0].origin or found[0].id}. `workbench import` takes it out"
         yield Check("questions", NOTE, text)
+
+
+def _leaks(examples: list[Example], context: str) -> Iterator[Check]:
+    """Answers that the student is shown."""
+    leaks = find_leaks(examples, context)
+    if leaks.num_examples:
+        yield Check("answers in prompts", NOTE if leaks.in_prompt else OK, str(leaks))
 
 
 def _domains(examples: list[Example], untaught: list[tuple[Example, str]]) -> Iterator[Check]:

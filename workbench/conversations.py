@@ -1,8 +1,10 @@
 """Chat rows of other tools -> question, history and worked answer.
 
 A conversation is a string, or a list of turns {role, content} (also {from, value}, with human and gpt); content is a
-string or a list of parts {type: text | image}. Images do not keep their place in the text: a Prompt puts all of them
-before the question. So `<image>` marks and image parts are taken out, and counted.
+string or a list of parts {type: text | image | image_url}. Tables without nested types keep the same as text, JSON or
+Python's repr: it is parsed, and text that names roles and cannot be parsed is refused, since it would show the student
+the assistant's answer. Images do not keep their place in the text: a Prompt puts all of them before the question. So
+`<image>` marks and image parts are taken out, and counted.
 """
 
 import re
@@ -11,10 +13,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.tables import show
+from workbench.values import is_missing, parse_structure
 
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+_WRAPPERS = ("messages", "conversations", "conversation")
+_PART_KINDS = {"text": "text", "image": "image", "image_url": "image", "input_text": "text", "input_image": "image"}
+_IMAGE_KEYS = ("image", "path", "url", "image_url", "bytes")
 _IMAGE_MARK = re.compile(r"[ \t]*<image>\n?")
 _OTHER_MARK = re.compile(r"<(?:video|audio|bbox|ref-object)>")
+_OPENING = re.compile(r"\s*\ufeff?\s*(?:\"\s*)?[\[{(]")
+_NAMES_ROLES = re.compile(r"\\?['\"](?:role|from)\\?['\"]\s*:")
+_NAMES_CONTENT = re.compile(r"\\?['\"](?:content|value)\\?['\"]\s*:")
+_NAMES_TYPES = re.compile(r"\\?['\"]type\\?['\"]\s*:\s*\\?['\"](?:text|image)")
+_TEMPLATE_MARK = re.compile(
+    r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|user|assistant|system|image_pad|vision_start)\|>"
+    r"|<(?:start_of_turn|end_of_turn)>|\[/INST\]"
+)
 
 
 class Refused(Exception):
@@ -47,14 +61,13 @@ class _Turn:
 
 def split_conversation(value: Any, notes: Counter[str]) -> Conversation:
     """The parts of a prompt, of messages, or of a bare question. Raises Refused; counts changes in `notes`."""
-    if not isinstance(value, list):
-        value = [] if value is None else [{"role": "user", "content": value}]
-    turns = [_turn(entry) for entry in value]
+    turns = _turns(value, notes)
+    count = len(turns)
     if not turns:
         return Conversation("")
     reference = turns.pop().text if turns[-1].role == "assistant" else None
     if not turns or turns[-1].role != "user":
-        raise Refused("conversation does not end with a question", f"{len(value)} turns")
+        raise Refused("conversation does not end with a question", f"{count} turns")
     num_marks = sum(turn.num_image_marks for turn in turns)
     num_earlier = num_marks - turns[-1].num_image_marks
     notes.update(
@@ -70,30 +83,86 @@ def split_conversation(value: Any, notes: Counter[str]) -> Conversation:
 
 
 def plain_text(value: Any, notes: Counter[str]) -> str | None:
-    """Text of a column that may be a string or a list of turns; None if there is none."""
-    if value is None:
-        return None
-    turns = (
-        [_turn(entry) for entry in value] if isinstance(value, list) else [_turn({"role": "user", "content": value})]
-    )
+    """Text of a column that may be a string or a list of turns; None if it is missing."""
+    turns = _turns(value, notes)
     notes.update({"image mark taken out of the text": sum(turn.num_image_marks for turn in turns)})
     return "\n".join(turn.text for turn in turns if turn.text) or None
 
 
+def split_history(value: Any, notes: Counter[str]) -> tuple[tuple[str, str], ...]:
+    """Role and text of earlier turns: [{role, text}], [{role, content}], or ms-swift's [[question, answer], ...]."""
+    if isinstance(value, str):
+        value = parse_structure(value)
+    if not isinstance(value, list):
+        raise Refused("history is not a list of turns", show(value))
+    turns = []
+    for entry in value:
+        if isinstance(entry, list) and len(entry) == 2:
+            turns += [{"role": "user", "content": entry[0]}, {"role": "assistant", "content": entry[1]}]
+        elif isinstance(entry, dict) and "text" in entry and "content" not in entry:
+            turns.append({"role": entry.get("role"), "content": entry["text"]})
+        else:
+            turns.append(entry)
+    read = [_turn(entry) for entry in turns]
+    notes.update({"image mark taken out of the text": sum(turn.num_image_marks for turn in read)})
+    if any(turn.images for turn in read):
+        raise Refused("history has images, which cannot be shown before the question", show(value))
+    return tuple((turn.role, turn.text) for turn in read if turn.text)
+
+
+def _turns(value: Any, notes: Counter[str]) -> list[_Turn]:
+    """The turns of a conversation in any of its forms; a bare text is one turn of the user."""
+    if isinstance(value, str) and _OPENING.match(value) and _NAMES_ROLES.search(value) and _NAMES_CONTENT.search(value):
+        parsed = parse_structure(value)
+        if parsed is None:
+            raise Refused("turns kept as text are neither JSON nor Python", show(value))
+        notes["turns kept as text were parsed"] += 1
+        value = parsed
+    if isinstance(value, dict):
+        value = _listed(value)
+    if is_missing(value):
+        return []
+    if isinstance(value, list):
+        return [_turn(entry) for entry in value]
+    if isinstance(value, str) and (mark := _TEMPLATE_MARK.search(value)):
+        raise Refused("a chat template is written into the text; give the turns instead", show(value[mark.start() :]))
+    return [_turn({"role": "user", "content": value})]
+
+
+def _listed(value: dict[str, Any]) -> list[Any]:
+    """The turns of {messages: [...]}, of one turn {role, content}, or of {role: [...], content: [...]}."""
+    for name in _WRAPPERS:
+        if isinstance(value.get(name), list):
+            return value[name]
+    columns = [column for column in value.values() if isinstance(column, list)]
+    if len(columns) == len(value) >= 2 and len({len(column) for column in columns}) == 1:
+        return [dict(zip(value, entries, strict=True)) for entries in zip(*columns, strict=True)]
+    return [value]
+
+
 def _turn(entry: Any) -> _Turn:
+    if isinstance(entry, str) and _OPENING.match(entry) and _NAMES_ROLES.search(entry):
+        entry = parse_structure(entry)
     if not isinstance(entry, dict):
         raise Refused("a turn is not {role, content}", show(entry))
     role = entry.get("role") or entry.get("from")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise Refused("role is none of system, user and assistant", show(role))
     content = entry.get("content") if entry.get("content") is not None else entry.get("value")
+    if isinstance(content, str) and _OPENING.match(content) and _NAMES_TYPES.search(content):
+        parts = parse_structure(content)
+        if parts is None:
+            raise Refused("parts of a turn kept as text are neither JSON nor Python", show(content))
+        content = parts
+    if isinstance(content, dict):
+        content = [content]
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     texts, images, num_marks = [], [], 0
     for part in parts:
-        kind = part.get("type") if isinstance(part, dict) else None
+        kind = _part_kind(part)
         if kind == "image":
             num_marks += 1
-            images += [part[key] for key in ("image", "path", "url") if part.get(key) is not None][:1]
+            images += [part[key] for key in _IMAGE_KEYS if part.get(key) is not None][:1]
         elif kind == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
         else:
@@ -103,3 +172,15 @@ def _turn(entry: Any) -> _Turn:
         raise Refused("<video>, <audio>, <bbox> or <ref-object> marks in the text", show(text))
     text, num_removed = _IMAGE_MARK.subn("", text)
     return _Turn(_ROLES[role], text.strip(), tuple(images), num_marks + num_removed)
+
+
+def _part_kind(part: Any) -> str | None:
+    """text or image: a part's type, or what it holds where it names no type, as in Qwen's [{image: ...}, {text: ...}]."""
+    if not isinstance(part, dict):
+        return None
+    if isinstance(part.get("type"), str):
+        return _PART_KINDS.get(part["type"])
+    if part.get("type") is not None:
+        return None
+    filled = [key for key in ("text", "image", "image_url") if part.get(key) is not None]
+    return _PART_KINDS[filled[0]] if len(filled) == 1 else None

@@ -38,7 +38,7 @@ from workbench.saving import Gathered, gather, load_optimizer, save_checkpoint
 from workbench.scoring import Batch
 from workbench.seeding import Order, derive_seed
 from workbench.sharding import heads, together
-from workbench.skipping import Skipped, can_show, usable_batch, with_evidence, with_teacher
+from workbench.skipping import Skipped, can_show, report_leaks, usable_batch, with_evidence, with_teacher
 from workbench.supervision import NotFinite, Scored, attend, read_batch, supervise_batch
 from workbench.traces.parts import compact
 from workbench.traces.writer import TraceWriter
@@ -83,6 +83,7 @@ class Trainer:
         self.skipped = Skipped(folder)
         examples = with_teacher(load(config.data.train, limit=config.data.limit), config.teacher_domains, self.skipped)
         self.examples = with_evidence(examples, self.method, self.skipped)
+        report_leaks(self.examples, self.method, folder)
         checkpoint = group.first(lambda: rewind(folder)) if resume else None
         self.step_done = checkpoint.step if checkpoint else 0
         self.device = choose_device(config.models.device, group)

@@ -87,6 +87,7 @@ def _facts(folder: RunFolder) -> str:
         "steps": f"{status.get('steps_done', 0)} of {status.get('steps', '?')}", "started": status.get("started"), "seed": status.get("seed"),
         "commit": f"{status.get('commit') or NONE}{' with changes' if status.get('dirty') else ''}",
         "skipped examples": ", ".join(f"{reason}: {count}" for reason, count in (status.get("skipped") or {}).items()) or None,
+        "answers in prompts": status.get("answers_in_prompts"),
         "prepared": "; ".join(f"{name}: {value}" for name, value in (status.get("prepared") or {}).items()) or None,
         "written by": "; ".join(f"{name}: {found}" for name, found in written_by(folder.path).items()) or None,
         "warnings": " ".join(status.get("warnings") or ()) or None, "error": status.get("error"),

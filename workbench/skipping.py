@@ -11,12 +11,16 @@ from workbench.contexts import build_prompt, missing_evidence, stand_in
 from workbench.datasets import split_by_evidence
 from workbench.distributed import ALONE, Group
 from workbench.errors import DataError, PolicyError
+from workbench.leaks import find_leaks
 from workbench.method import Method
 from workbench.policies import Policy
 from workbench.runs import RunFolder
 from workbench.seeding import Order
 from workbench.types import Example
 
+WORTH_SAYING = (
+    0.05  # share of prompts that hold the answer, above which a run reports it; a whole reference always counts
+)
 NUM_NAMED = 3  # examples of each reason that the log names
 
 log = logging.getLogger("workbench")
@@ -112,6 +116,14 @@ def with_evidence(examples: list[Example], method: Method, skipped: Skipped) -> 
             f"{'another method.privilege' if hasattr(method.options, 'privilege') else 'another method'}."
         )
     return usable
+
+
+def report_leaks(examples: list[Example], method: Method, folder: RunFolder) -> None:
+    """Log, and keep in run.json, how many prompts of the student hold the answer or the reference, unless they are few."""
+    leaks = find_leaks(examples, method.views[method.learner].context)
+    if leaks.num_references or len(leaks.in_prompt) > WORTH_SAYING * leaks.num_examples:
+        log.warning("%s", leaks)
+        folder.update(answers_in_prompts=str(leaks))
 
 
 def can_show(example: Example, views: list[tuple[Policy, str]], skipped: Skipped) -> bool:

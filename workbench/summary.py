@@ -37,6 +37,8 @@ def summarise_run(run_dir: str | Path) -> str:
     skipped = status.get("skipped") or {}
     if skipped:
         parts.append("skipped examples: " + ", ".join(f"{reason}: {count}" for reason, count in skipped.items()))
+    if status.get("answers_in_prompts"):
+        parts.append(f"answers in prompts: {status['answers_in_prompts']}")
     parts += [f"warning: {warning}" for warning in status.get("warnings") or ()]
     if status.get("error"):
         parts.append(f"error: {status['error']}")

@@ -1,0 +1,125 @@
+"""Turns in every form in which tables keep them: the same question, history and reference, or a refusal."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from workbench.conversations import Refused, plain_text, split_conversation, split_history
+
+TURNS = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "<image>Which colour isn't it?"},
+    {"role": "assistant", "content": 'It is "red".\nSure.'},
+]
+SHARED = [
+    {"from": "system", "value": "Be short."},
+    {"from": "human", "value": "<image>\nWhich colour isn't it?"},
+    {"from": "gpt", "value": 'It is "red".\nSure.'},
+]
+PARTS = [
+    TURNS[0],
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which colour isn't it?"}]},
+    TURNS[2],
+]
+FORMS = {
+    "turns": TURNS,
+    "JSON": json.dumps(TURNS),
+    "JSON, indented": json.dumps(TURNS, indent=2),
+    "JSON of JSON": json.dumps(json.dumps(TURNS)),
+    "Python": repr(TURNS),
+    "Python tuple": repr(tuple(TURNS)),
+    "from and value": SHARED,
+    "from and value, JSON": json.dumps(SHARED),
+    "from and value, Python": repr(SHARED),
+    "a JSON text for each turn": [json.dumps(turn) for turn in TURNS],
+    "wrapped": {"messages": TURNS},
+    "wrapped, JSON": json.dumps({"messages": TURNS}),
+    "a column for each key": {"role": [t["role"] for t in TURNS], "content": [t["content"] for t in TURNS]},
+    "parts": PARTS,
+    "parts, JSON": json.dumps(PARTS),
+    "parts kept as text": [{**turn, "content": json.dumps(turn["content"])} if turn is PARTS[1] else turn for turn in PARTS],
+    "parts without types": [TURNS[0], {"role": "user", "content": [{"image": None, "text": "Which colour isn't it?"}]}, TURNS[2]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_turns_is_the_same_conversation(form):
+    conversation = split_conversation(FORMS[form], notes := Counter())
+    assert conversation.question == "Which colour isn't it?"
+    assert conversation.history == (("system", "Be short."),)
+    assert conversation.reference == 'It is "red".\nSure.'
+    assert conversation.num_image_marks == (0 if form == "parts without types" else 1)
+    assert (notes["turns kept as text were parsed"] == 1) == isinstance(FORMS[form], str)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(TURNS)[:-5],
+        repr(TURNS).replace("}, {", "}\n {"),  # as numpy writes lists of turns, without commas
+        "[{'role': 'user', 'content': array(['x'])}]",
+        json.dumps(TURNS) + " and more",
+        '{"role": "user", "content": "cut',
+    ],
+)
+def test_text_that_names_roles_and_cannot_be_parsed_is_refused(text):
+    with pytest.raises(Refused, match="turns kept as text are neither JSON nor Python"):
+        split_conversation(text, Counter())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\nred", "[INST] Q? [/INST] red", "<start_of_turn>user\nQ?"],
+)
+def test_text_with_a_chat_template_in_it_is_refused(text):
+    with pytest.raises(Refused, match="a chat template is written into the text"):
+        split_conversation(text, Counter())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, 2, 3] has which sum?",
+        '{"colour": "red"} is what?',
+        "[A] red [B] blue: which role does the content play?",
+        '["a", "b"]',
+        "What does 'role': in {'role': 'user'} mean?",
+    ],
+)
+def test_other_text_with_brackets_stays_the_question(text):
+    assert split_conversation(text, Counter()).question == text
+
+
+def test_a_completion_kept_as_text_is_the_answer_alone():
+    assert plain_text(json.dumps([{"role": "assistant", "content": "It is red."}]), Counter()) == "It is red."
+
+
+def test_images_stand_in_parts_under_every_name():
+    parts = [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+        {"type": "image", "path": "a.png"},
+        {"image": "b.png"},
+        {"text": "Q?"},
+    ]
+    conversation = split_conversation([{"role": "user", "content": parts}], Counter())
+    assert conversation.images == ({"url": "data:image/png;base64,AA=="}, "a.png", "b.png")
+    assert (conversation.question, conversation.num_image_marks) == ("Q?", 3)
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [["Hello", "Hi"]],
+        [{"role": "user", "text": "Hello"}, {"role": "assistant", "text": "Hi"}],
+        [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}],
+        '[["Hello", "Hi"]]',
+    ],
+)
+def test_history_is_read_in_every_form(history):
+    assert split_history(history, Counter()) == (("user", "Hello"), ("assistant", "Hi"))
+
+
+def test_history_of_another_form_is_refused():
+    with pytest.raises(Refused, match="history is not a list of turns"):
+        split_history("yesterday", Counter())
