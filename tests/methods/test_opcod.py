@@ -32,7 +32,8 @@ def answers(star: str, reds: str) -> tuple[Rollout, ...]:
 
 
 def annotated(own: tuple[Rollout, ...], *peers: tuple[Rollout, ...], **options: object) -> list[tuple]:
-    rollouts = load_method("opcod", options).annotate(own, *peers)
+    """Feedback and facts of each of `own`. Without the anchor, unless asked for: clauses of `answers` name only places."""
+    rollouts = load_method("opcod", {"anchor": False} | options).annotate(own, *peers)
     return [(one.feedback, dict(one.facts)) for one in rollouts]
 
 
@@ -68,9 +69,25 @@ def test_a_line_that_tells_an_answer_is_dropped_unless_the_control_keeps_it() ->
     assert wrong[0] == "hint: at bottom"
 
 
+def test_the_anchor_keeps_the_clauses_that_name_what_the_question_asks_about() -> None:
+    """Worked by hand. The question's words: what, color, is, the, star; with one question of its family all but the
+    common ones are anchors, so color and star are. "two stars" names a star; "at top left" and "I like trains" name
+    neither; "color red" and "answer red" hold the answer.
+    """
+    text = "two stars, at top left, I like trains, color red, answer red"
+    own, peer = (Rollout(STAR, 0, (0,), said, True, None, right) for said, right in (("answer blue", 0.0), (text, 1.0)))
+    kept = {True: "hint: two stars", False: "hint: two stars and at top left and I like trains"}
+    dropped = {True: (3.0, 1.0), False: (0.0, 2.0)}  # off topic: place, trains, "answer red"; telling: "color red"
+    for anchor in (True, False):
+        ((feedback, facts),) = annotated((own,), (peer,), anchor=anchor)
+        assert feedback == kept[anchor]
+        assert (facts["lines_off_topic"], facts["lines_telling"]) == dropped[anchor]
+    assert load_method("opcod").options.anchor  # as in the paper
+
+
 def test_a_line_about_something_else_is_dropped() -> None:
     peer = [replace(one, remarks=("look at the stars\nI like trains\nit is red",)) for one in answers("w", "w")]
-    (star, facts), (reds, _) = annotated(tuple(peer), answers("r", "r"), feedback="written")
+    (star, facts), (reds, _) = annotated(tuple(peer), answers("r", "r"), feedback="written", anchor=True)
     assert star == "hint: look at the stars" and facts["lines_off_topic"] == 2.0
     assert reds == "hint: it is red"
     (star, facts), _ = annotated(tuple(peer), answers("r", "r"), feedback="written", anchor=False)
@@ -88,7 +105,7 @@ def test_words_that_a_whole_family_shares_anchor_nothing() -> None:
     )
     own = tuple(Rollout(one, 0, (0,), "answer no", True, None, 0.0, remarks=(told,)) for one in family)
     peer = tuple(Rollout(one, 0, (0,), "at top left, answer yes", True, None, 1.0) for one in family)
-    shown = annotated(own, peer, feedback="written")
+    shown = annotated(own, peer, feedback="written", anchor=True)
     assert [feedback for feedback, _ in shown] == [
         "hint: look at the stars and the ring is at the bottom",
         "hint: the pink square has the same tag",
@@ -97,18 +114,17 @@ def test_words_that_a_whole_family_shares_anchor_nothing() -> None:
     assert [facts["lines_off_topic"] for _, facts in shown] == [2.0, 3.0, 4.0]
     unsure = tuple(replace(one, reward=0.0, text=f"answer {place}") for place, one in enumerate(peer))
     speaking = {"exchange": "ungated", "noise": 1.0, "leak": True}  # of the next question
-    assert [feedback for feedback, _ in annotated(own, unsure, **speaking)] == [None] * 3
-    assert annotated(own, unsure, **speaking, anchor=False)[0][0] == "hint: answer 1"
-    assert annotated(own, unsure, exchange="ungated", leak=True)[0][0] == "hint: answer 0"  # of this question: kept
+    assert [feedback for feedback, _ in annotated(own, unsure, **speaking, anchor=True)] == [None] * 3
+    assert annotated(own, unsure, **speaking)[0][0] == "hint: answer 1"
+    assert annotated(own, unsure, exchange="ungated", leak=True)[0][0] == "hint: answer 0"
 
 
 def test_a_peer_that_does_not_know_may_be_made_to_speak_of_another_question() -> None:
     own, peer = answers("w", "w"), answers("w", "r")
-    (star, facts), (reds, _) = annotated(own, peer, exchange="ungated", noise=1.0, leak=True)
+    (star, facts), _ = annotated(own, peer, exchange="ungated", noise=1.0, leak=True, anchor=True)
     assert star is None and facts["lines_off_topic"] == 3.0
-    assert reds.startswith("hint: at top left")  # this one it knows
-    (star, _), _ = annotated(own, peer, exchange="ungated", noise=1.0, leak=True, anchor=False)
-    assert star.startswith("hint: at top left")
+    (star, _), (reds, _) = annotated(own, peer, exchange="ungated", noise=1.0, leak=True)
+    assert star == f"hint: {' and '.join(RIGHT[REDS.id].split(', '))}" == reds  # of the question that it knows
 
 
 def test_another_right_answer_of_its_own_is_shown_and_never_the_answer_itself() -> None:

@@ -5,8 +5,9 @@ formulas could not be read: the objective (SDPO's), the form of the gate, kappa 
 1. Every student answers the same questions; answers are graded.
 2. Gate*: a peer may speak about a question if at least `kappa` of its own answers to it are right.
 3. It says how it went about it*, the clauses of an own answer (a right one if there is one), or what it writes when asked
-   about the student's answer (feedback=written). Dropped: what tells an answer, and what names nothing by which the
-   question differs from most others of its family in the batch*; of two that share a color, say, it cannot tell.
+   about the student's answer (feedback=written). Dropped: a line that tells an answer, and (`anchor`) a line whose own words
+   name nothing by which the question differs from most others of its family in the batch*: in the built-in world nearly
+   every clause, since answers name places and tags and questions name things. The recipe there has anchor=false.
 4. A copy of the student, shown another right answer of its own*, if any, and what peers said, reads the student's tokens;
    the student is pulled to it. Nothing to show: no loss, counted (regime NONE).
 5. All write before any learns, and all learn at every step: no rounds.
@@ -36,7 +37,7 @@ class Options:
     exchange: Annotated[str, Option("who may speak: peers that know the question, every peer, nobody", choices=("gated", "ungated", "none"))] = "gated"  # fmt: skip
     kappa: Annotated[float, Option("share of a peer's own answers that must be right", low=0, high=1)] = 0.5
     feedback: Annotated[str, Option("from the peer's own answer, or written by it when asked", choices=("own_answer", "written"))] = "own_answer"  # fmt: skip
-    anchor: Annotated[bool, Option("drop lines without a word of the question that most questions of its family lack")] = True  # fmt: skip
+    anchor: Annotated[bool, Option("drop lines that do not hold a word of the question which most questions of its family lack")] = True  # fmt: skip
     leak: Annotated[bool, Option("control: keep lines that tell an answer")] = False
     noise: Annotated[float, Option("control: share of questions below kappa at which a peer speaks of another question", low=0, high=1)] = 0.0  # fmt: skip
     divergence: Annotated[str, Option("what is minimised", choices=KINDS[1:4])] = "jensen_shannon"
@@ -95,11 +96,9 @@ def _annotated(options: Options, rollout: Rollout, written: tuple[Rollout, ...],
         best = next((one for one in said if one.reward == 1.0), said[0])
         if not knows and draw_uniform("noise", best.example.id, best.ids) < options.noise:
             best = answers[(answers.index(said[-1]) + 1) % len(answers)]
-        told, topic = rollout.remarks[number].splitlines() if options.feedback == "written" else [], ""
-        if options.feedback == "own_answer":  # clauses are about the question that they answer
-            told, topic = [part for part in _CLAUSE_END.split(best.text) if part.strip()], best.example.question
-        for line in told:
-            if options.anchor and not concepts(f"{topic} {line}") & anchors:
+        remark = rollout.remarks[number].splitlines() if options.feedback == "written" else _CLAUSE_END.split(best.text)
+        for line in filter(str.strip, remark):
+            if options.anchor and not concepts(line) & anchors:
                 facts["lines_off_topic"] += 1
             elif not options.leak and _tells(line, rollout.example.answer, final_answer(best.text)):
                 facts["lines_telling"] += 1
