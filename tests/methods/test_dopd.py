@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from small import rollouts, table_policies
@@ -58,6 +59,36 @@ def test_trimming_leaves_the_largest_gaps_out_of_the_means_but_routes_them() -> 
     assert routing.regime[3] == HS and routing.weight[3] == 1.0
     dropped = load_method("dopd", {"trim": 0.2, "trim_drops_loss": True}).route(batch_of(TEACHER, SELF))
     assert dropped.weight.tolist() == [1.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "above"), [(1, 0), (2, 1), (6, 1), (19, 1), (21, 1), (22, 2), (40, 2), (41, 2), (415, 21)]
+)
+def test_what_is_above_the_95_percent_quantile_of_the_gaps_is_trimmed(tokens: int, above: int) -> None:
+    """Gaps of 1, 2, 4, ... in random order: the quantile lies between two of them, 0.95 (n - 1) of them below it."""
+    gaps = torch.linspace(0.0, 6.0, tokens, dtype=torch.double) ** 2
+    gaps = gaps[torch.randperm(tokens, generator=torch.Generator().manual_seed(0))]
+    routing = load_method("dopd").route(batch_of([0.9] * tokens, (0.9 * (-gaps).exp()).tolist()))
+    inside = gaps[gaps <= np.quantile(gaps.numpy(), 0.95) + 1e-9]
+    assert len(inside) == tokens - above
+    assert routing.thresholds["gap"] == pytest.approx(float(inside.mean()), rel=1e-5)
+
+
+def test_below_twenty_tokens_the_largest_gap_is_trimmed_by_hand() -> None:
+    # gaps 0.118, 0, 2.079, 2.485, 0, 0.182; 0.95 of the way: between 2.079 and 2.485, so that 2.485 is above.
+    # Mean of the other five 0.476; sums of probabilities of the other five: (2.6 + 1.75) / 5 = 0.87
+    routing = load_method("dopd").route(batch_of(TEACHER, SELF))
+    assert routing.thresholds["gap"] == pytest.approx((0.11778 + 2.07944 + 0.18232) / 5, abs=1e-5)
+    assert routing.thresholds["probability_sum"] == pytest.approx(0.87, abs=1e-6)
+    assert routing.regime.tolist() == [LH, LL, HT, HS, LH, LL]
+
+
+def test_a_trimmed_mean_moves_a_token_to_the_high_regimes() -> None:
+    # gaps 0.5 (three times), 1, 6: mean 1.7 of all, 0.625 without the largest. Only then is 1 a high gap.
+    gaps = [0.5, 0.5, 0.5, 1.0, 6.0]
+    batch = batch_of([0.5] * 5, [0.5 * math.exp(-gap) for gap in gaps])
+    assert load_method("dopd", {"trim": 0.0}).route(batch).regime[3] in (LH, LL)
+    assert load_method("dopd").route(batch).regime.tolist()[3:] == [HT, HT]
 
 
 def test_normalising_the_gap_moves_no_token_between_high_and_low() -> None:
