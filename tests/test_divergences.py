@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -116,6 +117,72 @@ def test_a_bucket_with_hardly_any_mass_keeps_it() -> None:
         learner.log().float(), target.log().float(), torch.zeros(1).long()
     )
     assert float(found) == pytest.approx(float(expected), rel=0.02)
+
+
+def in_float64(divergence: Divergence, learner: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The divergence with its rest as one entry, entry by entry, in double precision and by autograd."""
+    found = []
+    for log_p, log_q in zip(learner.log_softmax(-1), target.log_softmax(-1), strict=True):
+        of_p, of_q = (set(row.topk(divergence.top_k).indices.tolist()) for row in (log_p, log_q))
+        kept = {"learner": of_p, "target": of_q, "union": of_p | of_q, "intersection": of_p & of_q}[divergence.of]
+        rest = [entry for entry in range(len(log_p)) if entry not in kept]
+        log_p, log_q = (
+            torch.stack([*(row[entry] for entry in sorted(kept)), *([row[rest].logsumexp(-1)] if rest else [])])
+            for row in (log_p, log_q)
+        )
+        beta = {"forward_kl": 1.0, "reverse_kl": 0.0, "jensen_shannon": 0.5}.get(divergence.kind, divergence.beta)
+        mean = (beta * log_q.exp() + (1 - beta) * log_p.exp()).log()
+        if divergence.kind == "forward_kl":
+            found.append((log_q.exp() * (log_q - log_p)).sum())
+        elif divergence.kind == "reverse_kl":
+            found.append((log_p.exp() * (log_p - log_q)).sum())
+        else:
+            parts = beta * log_q.exp() * (log_q - mean) + (1 - beta) * log_p.exp() * (log_p - mean)
+            found.append(parts.sum())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("scale", [1.0, 8.0, 20.0])
+@pytest.mark.parametrize("divergence", [one for one in TOP_K if one.tail == "bucket"], ids=lambda one: one.label)
+def test_a_bucket_and_its_gradient_are_those_of_float64(divergence: Divergence, scale: float) -> None:
+    for top_k in (divergence.top_k, V - 1):
+        case = replace(divergence, top_k=top_k)
+        learner, target = scale * random_logits(20), scale * random_logits(21)
+        learner.requires_grad_()
+        exact = learner.detach().double().requires_grad_()
+        loss, right = case(learner, target, torch.arange(N)), in_float64(case, exact, target.double())
+        loss.sum().backward()
+        right.sum().backward()
+        assert torch.allclose(loss.double(), right, rtol=1e-5, atol=1e-6)
+        assert torch.allclose(learner.grad.double(), exact.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("tail", [1e-3, 1e-6, 1e-8, 1e-12, 1e-20])
+def test_a_target_with_hardly_any_rest_pulls_as_in_float64(tail: float) -> None:
+    # the learner has 0.2 of its mass where the target has `tail`. Reverse KL: .2 ln(.2 / tail) and two more entries.
+    learner = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.double).log()
+    target = torch.tensor([[0.6, 0.4 - tail, tail]], dtype=torch.double).log()
+    divergence = Divergence("reverse_kl", "top_k", top_k=2, of="target")
+    point, exact = learner.float().requires_grad_(), learner.clone().requires_grad_()
+    loss, right = divergence(point, target.float(), torch.zeros(1).long()), in_float64(divergence, exact, target)
+    by_hand = 0.5 * math.log(0.5 / 0.6) + 0.3 * math.log(0.3 / (0.4 - tail)) + 0.2 * math.log(0.2 / tail)
+    assert float(loss) == pytest.approx(by_hand, rel=1e-6)
+    loss.backward()
+    right.backward()
+    assert torch.allclose(point.grad.double(), exact.grad, rtol=1e-5)
+
+
+def test_a_rest_without_any_mass_makes_no_nan() -> None:
+    nothing = torch.tensor([[1.0, 0.0, -torch.inf, -torch.inf]])
+    for kind, of in itertools.product(("forward_kl", "reverse_kl", "jensen_shannon"), TOP_K_OF):
+        for learner, target in (
+            (nothing, nothing + torch.tensor([0.5, 0.0, 0.0, 0.0])),
+            (nothing[:, :2], nothing[:, :2]),
+        ):
+            point = learner.clone().requires_grad_()
+            loss = Divergence(kind, "top_k", top_k=2, of=of)(point, target, torch.zeros(1).long())
+            loss.sum().backward()
+            assert bool(loss.isfinite().all()) and bool(point.grad.isfinite().all()), (kind, of)
 
 
 def test_top_k_of_the_whole_vocabulary_is_full() -> None:

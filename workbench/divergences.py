@@ -35,6 +35,7 @@ KINDS = ("nll", "forward_kl", "reverse_kl", "jensen_shannon", "generalized_jsd",
 SUPPORTS = ("full", "top_k", "sampled")
 TOP_K_OF = ("learner", "target", "union", "intersection")
 TAILS = ("bucket", "renormalise", "bregman")
+_NO_MASS = -1e4  # a log-prob without mass: its exp is 0, and unlike minus infinity it makes no NaN
 
 
 def forward_kl(learner: Float[Tensor, "N V"], target: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
@@ -237,17 +238,20 @@ class Divergence:
 
     def _on_top_k(self, learner: Tensor, target: Tensor) -> Tensor:
         ids, keep = self._top_k_ids(learner.detach(), target)
-        learner_k, target_k = _logp_of(learner, ids), _logp_of(target, ids)
+        if self.tail == "bucket":
+            # ids that are not kept: of an intersection they belong to the rest, of a union they stand there twice
+            inside = keep if self.of == "intersection" else torch.ones_like(keep)
+            learner_k = _LogProbsAndRest.apply(learner, ids, keep, inside)
+            target_k = _LogProbsAndRest.apply(target, ids, keep, inside)
+            keep = torch.cat((keep, torch.ones_like(keep[:, :1])), -1)
+        else:
+            learner_k, target_k = _logp_of(learner, ids), _logp_of(target, ids)
         if self.tail == "bregman":
             first, second = (learner_k, target_k) if self.kind == "reverse_kl" else (target_k, learner_k)
             terms = first.exp() * (first - second) - first.exp() + second.exp()
             return terms.masked_fill(~keep, 0.0).sum(-1)
-        # Entries left out (of an intersection) get no mass on either side; finite, so that no gradient is NaN.
-        learner_k, target_k = learner_k.masked_fill(~keep, -1e9), target_k.masked_fill(~keep, -1e9)
-        if self.tail == "bucket":
-            learner_k = torch.cat((learner_k, _rest_logp(learner_k)), -1)
-            target_k = torch.cat((target_k, _rest_logp(target_k)), -1)
-        return self._full(learner_k, target_k)
+        # Entries left out get no mass on either side; finite, so that no gradient is NaN.
+        return self._full(learner_k.masked_fill(~keep, _NO_MASS), target_k.masked_fill(~keep, _NO_MASS))
 
     def _top_k_ids(self, learner: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Vocabulary entries compared (N, K or 2K) and which of them count."""
@@ -295,7 +299,37 @@ class _LogProbs(torch.autograd.Function):
         return of_logits.scatter_add_(-1, ids, grad), None
 
 
-def _rest_logp(kept_logp: Tensor) -> Tensor:
-    """Log of the mass outside the kept entries, (N, 1); never below log 1e-7, fp32's resolution next to 1."""
-    kept = kept_logp.logsumexp(-1, keepdim=True).clamp(max=-1e-7)
-    return torch.log(-torch.expm1(kept))
+class _LogProbsAndRest(torch.autograd.Function):
+    """Log-probs (N, K + 1) of the entries `ids` (N, K), and last of all other entries together.
+
+    The rest is a sum over its entries. As 1 minus the kept mass it would have fp32's resolution next to 1, 6e-8, and a
+    smaller one no value at all. _NO_MASS where nothing is left.
+
+    keep    ids whose log-probs are used: the others may hold anything, and get no gradient
+    inside  ids that do not belong to the rest
+
+    Gradient, with s the sum of all K + 1 incoming ones: of a kept entry g - p s, of another
+    p / rest * (g_rest - rest * s), where p / rest is the softmax within the rest, so that no small number divides.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, ids: Tensor, keep: Tensor, inside: Tensor) -> Tensor:
+        chosen = logits.gather(-1, ids)
+        without = chosen.masked_fill(inside, -torch.inf)
+        rest = logits.new_empty(logits.shape[0], 1)
+        for rows in row_slices(logits):
+            rest[rows] = logits[rows].scatter(-1, ids[rows], without[rows]).logsumexp(-1, keepdim=True)
+        rest.clamp_(min=torch.finfo(rest.dtype).min)  # at minus infinity the gradient would be NaN
+        total = torch.logaddexp(rest, chosen.masked_fill(~keep, -torch.inf).logsumexp(-1, keepdim=True))
+        ctx.save_for_backward(logits, ids, inside, chosen, rest, total)
+        return torch.cat((chosen - total, (rest - total).clamp(min=_NO_MASS)), -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, ids, inside, chosen, rest, total = ctx.saved_tensors
+        of_ids, of_rest, whole = grad[:, :-1], grad[:, -1:], grad.sum(-1, keepdim=True)
+        of_logits = (logits - rest).exp_().mul_(of_rest - (rest - total).exp() * whole)
+        of_inside = (chosen - total).exp_().mul_(-whole)
+        of_logits.scatter_(-1, ids, torch.where(inside, of_inside, of_logits.gather(-1, ids)))
+        return of_logits.scatter_add_(-1, ids, of_ids), None, None, None
