@@ -3,8 +3,10 @@
 import pytest
 import torch
 from small import run_config
+from transformers import get_scheduler
 
 from workbench.checkpoints import open_checkpoint
+from workbench.errors import ConfigError
 from workbench.learner import Learner, build_learner, learning_rates
 from workbench.policies.loading import load_policy
 from workbench.saving import load_optimizer, save_checkpoint
@@ -101,23 +103,49 @@ def test_sgd_steps_by_rate_times_gradient_and_keeps_nothing_to_resume(models: di
     assert not again.optimizer.state
 
 
-def test_learning_rates_are_functions_of_the_step(models: dict, tmp_path) -> None:
-    def rates(**values: object) -> list[float]:
-        config = run_config(models, tmp_path, training__steps=4, training__learning_rate=1.0, **values)
-        return [learning_rates(config)(step) for step in range(1, 5)]
-
-    def training(**values: object) -> dict:
-        return {"training": {"steps": 4, "learning_rate": 1.0, **values}}
-
-    assert rates(**training(schedule="constant")) == [1.0, 1.0, 1.0, 1.0]
-    assert rates(**training(schedule="linear")) == pytest.approx([1.0, 0.75, 0.5, 0.25])
-    assert rates(**training(schedule="linear", warmup_steps=2)) == pytest.approx([0.5, 1.0, 0.5, 0.0])
-    cosine = rates(**training(schedule="cosine"))
-    assert cosine[0] == 1.0 and cosine == sorted(cosine, reverse=True) and cosine[-1] > 0
+def rates_of(models: dict, folder: object, schedule: str, steps: int, warmup: int) -> list[float]:
+    """The rate of every step of a run whose highest rate is 1."""
+    training = {"steps": steps, "learning_rate": 1.0, "schedule": schedule, "warmup_steps": warmup}
+    rate = learning_rates(run_config(models, folder, training=training))
+    return [rate(step) for step in range(1, steps + 1)]
 
 
-def test_no_schedule_is_at_zero_in_its_first_step(models: dict, tmp_path) -> None:
-    for schedule in ("constant", "linear", "cosine", "constant_with_warmup"):
-        for warmup in (0, 3):
-            values = {"steps": 9, "learning_rate": 1.0, "schedule": schedule, "warmup_steps": warmup}
-            assert learning_rates(run_config(models, tmp_path, training=values))(1) > 0
+def test_learning_rates_by_hand(models: dict, tmp_path) -> None:
+    def rates(*asked: object) -> list[float]:
+        return rates_of(models, tmp_path, *asked)
+
+    assert rates("constant", 4, 0) == [1.0, 1.0, 1.0, 1.0]
+    assert rates("constant_with_warmup", 4, 2) == [0.5, 1.0, 1.0, 1.0]
+    assert rates("linear", 4, 0) == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    assert rates("linear", 4, 2) == pytest.approx([0.5, 1.0, 1.0, 0.5])
+    assert rates("linear", 2, 2) == pytest.approx([0.5, 1.0])
+    assert rates("linear", 1, 1) == rates("cosine", 1, 1) == rates("cosine", 1, 0) == [1.0]
+    # half of 1 + cos of 0, 60 and 120 degrees
+    assert rates("cosine", 3, 0) == pytest.approx([1.0, 0.75, 0.25])
+    assert rates("cosine", 5, 2) == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.25])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
+@pytest.mark.parametrize(
+    ("steps", "warmup"), [(1, 0), (1, 1), (2, 1), (7, 0), (7, 1), (7, 3), (7, 7), (7, 9), (60, 10)]
+)
+def test_each_step_has_the_rate_of_transformers(models: dict, tmp_path, schedule: str, steps: int, warmup: int) -> None:
+    """An optimizer stepped through transformers' schedule, as its Trainer does; a warm-up is one step ahead of it."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = get_scheduler(schedule, optimizer, warmup, steps)
+    theirs = []
+    for _ in range(steps):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    ours = rates_of(models, tmp_path, schedule, steps, warmup)
+    assert ours[warmup:] == pytest.approx(theirs[warmup:])
+    assert ours[:warmup] == pytest.approx([rate + 1 / warmup for rate in theirs[:warmup]])
+    assert min(ours) > 0 and max(ours) <= 1
+
+
+def test_a_warm_up_that_would_have_no_effect_is_refused(models: dict, tmp_path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"warmup_steps=3 has no effect with training\.schedule=constant.*_with_warmup"
+    ):
+        rates_of(models, tmp_path, "constant", 9, 3)

@@ -114,8 +114,8 @@ class TrainingConfig:
     bucket: Annotated[bool, Option("micro-batches of answers of like length, so that less is padding; answers to one prompt stay together")] = False  # fmt: skip
     optimizer: Annotated[str, Option("adamw; or sgd, without momentum: it needs a rate hundreds of times as high", choices=OPTIMIZERS)] = OPTIMIZERS[0]  # fmt: skip
     learning_rate: Annotated[float, Option("highest learning rate", low=0)] = 5e-6
-    schedule: Annotated[str, Option("course of the learning rate", choices=SCHEDULES)] = "cosine"
-    warmup_steps: Annotated[int, Option("steps of linear rise", low=0)] = 0
+    schedule: Annotated[str, Option("course of the learning rate, as in transformers", choices=SCHEDULES)] = "cosine"
+    warmup_steps: Annotated[int, Option("steps of linear rise: step s of w has s / w of the rate (in transformers (s - 1) / w, so that the first would move nothing)", low=0)] = 0  # fmt: skip
     weight_decay: Annotated[float, Option("share of a weight lost per step and unit of learning rate", low=0)] = 0.0
     betas: Annotated[list, Option("AdamW's two decay rates")] = field(default_factory=lambda: [0.9, 0.999])
     max_grad_norm: Annotated[float, Option("gradients are scaled down to this norm; 0 = never", low=0)] = 1.0

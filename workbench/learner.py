@@ -244,11 +244,18 @@ def _adapter_config(lora: LoraConfig) -> object:
 
 
 def learning_rates(config: RunConfig) -> Callable[[int], float]:
-    """Learning rate of each step, counting from 1, as a function of the step alone: nothing to save or restore."""
+    """Learning rate of each step, counting from 1, as a function of the step alone: nothing to save or restore.
+
+    transformers' schedules, but for the steps of the warm-up: step s of w has s / w of the highest rate, there (s - 1) / w.
+    So no step has rate 0, for which answers would be sampled and scored in vain.
+    """
     training = config.training
+    if training.schedule == "constant" and training.warmup_steps:
+        raise ConfigError(
+            f"training.warmup_steps={training.warmup_steps} has no effect with training.schedule=constant. "
+            "Set training.schedule=constant_with_warmup, or training.warmup_steps=0."
+        )
     dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     schedule = get_scheduler(training.schedule, dummy, training.warmup_steps, training.steps)
-    factor = schedule.lr_lambdas[0]
-    # the field's schedules count from 0 and start a warm-up with a step of length 0; the first step here already moves
-    shift = 0 if training.warmup_steps else 1
-    return lambda step: training.learning_rate * float(factor(step - shift))
+    factor, warmup = schedule.lr_lambdas[0], training.warmup_steps
+    return lambda step: training.learning_rate * float(step / warmup if step <= warmup else factor(step - 1))
