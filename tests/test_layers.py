@@ -33,6 +33,7 @@ learner rewind
 writing
 loop
 check train scorer
+findings
 summary
 jobs
 rendering

@@ -7,7 +7,9 @@ from datetime import datetime
 from pathlib import Path
 
 from workbench.answers import CONFIDENCE, Answered, load_answers, measure
-from workbench.errors import TraceError
+from workbench.config import read_yaml
+from workbench.errors import ConfigError, TraceError
+from workbench.findings import find, sentences
 from workbench.processes import born_at
 from workbench.runs import RunFolder
 from workbench.traces.reader import Traces, open_traces
@@ -42,7 +44,22 @@ def summarise_run(run_dir: str | Path) -> str:
     parts += [f"warning: {warning}" for warning in status.get("warnings") or ()]
     if status.get("error"):
         parts.append(f"error: {status['error']}")
+    parts += _findings(folder, answered)
     return "\n\n".join(parts)
+
+
+def _findings(folder: RunFolder, answered: list[Answered]) -> list[str]:
+    """What was gained, what is only claimed, and how to find out why; nothing before a second evaluation."""
+    config = folder.path / "config.yaml"
+    try:
+        privilege = read_yaml(config).get("method", {}).get("privilege")
+    except ConfigError:  # the answers can be told without it
+        privilege = None
+    found = find(answered, privilege)
+    if found is None:
+        return []
+    lines = sentences(found, run=folder.path.name, config=str(config), privilege=privilege)
+    return ["\n".join(lines) + "\n  [ ]: 95 % over these questions; one seed"]
 
 
 def written_by(run_dir: str | Path) -> dict[str, str]:

@@ -1,0 +1,109 @@
+"""What was gained and what is only claimed, against numbers worked out by hand."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from workbench.answers import Answered, save_answers
+from workbench.findings import find, sentences, wrong_context
+from workbench.runs import RunFolder
+from workbench.summary import summarise_run
+
+
+def rows(
+    step: int, policy: str, context: str, rewards: str, truth: str | None, confidence: float = 0.5
+) -> list[Answered]:
+    return [
+        Answered(step, policy, context, f"{truth}{number}", "", truth, "3", "3", float(reward), confidence, 2, True)
+        for number, reward in enumerate(rewards)
+    ]
+
+
+def run() -> list[Answered]:
+    """Eight visible questions, 2 then 5 right; four privileged, 1 right at confidence 0.3, then 1 at 0.9."""
+    answered = rows(0, "student", "plain", "11000000", "visible") + rows(
+        0, "student", "plain", "1000", "privileged", 0.3
+    )
+    answered += rows(9, "student", "plain", "10111100", "visible") + rows(
+        9, "student", "plain", "0001", "privileged", 0.9
+    )
+    answered += rows(0, "teacher", "plain", "11100000", "visible") + rows(0, "teacher", "crop", "11111110", "visible")
+    return answered
+
+
+def test_gain_and_claims_are_those_worked_out_by_hand() -> None:
+    found = find(run(), "crop")
+    # changes of the eight: 0, -1, 1, 1, 1, 1, 0, 0; mean 3/8; squares sum to 5 - 8 (3/8)^2 = 3.875; over 7, over 8
+    margin = 1.96 * math.sqrt(3.875 / 7 / 8)
+    assert found.gain == pytest.approx((0.375, 0.375 - margin, 0.375 + margin))
+    assert (found.before.accuracy, found.after.accuracy, found.group) == (0.25, 0.625, "visible")
+    before, after = found.claimed
+    assert (before.overconfidence, after.overconfidence) == pytest.approx((0.05, 0.65))
+    assert (found.source.plain, found.source.privileged, found.source.can_pay) == (0.375, 0.875, True)
+
+
+def test_the_sentences_give_the_numbers_and_the_command_of_the_control() -> None:
+    gained, claimed, why = sentences(find(run(), "crop"), run="demo", config="runs/demo/config.yaml", privilege="crop")
+    assert "62.5% right, 25.0% before training: +37.5 points" in gained
+    assert "37.5% without and 87.5% with crop, so privilege could pay here" in gained
+    assert "4 questions that only the evidence answers" in claimed
+    assert "90% sure and has 25% right, over-confident by +65 points, before training by +5" in claimed
+    assert "workbench train runs/demo/config.yaml method.privilege=wrong_crop name=demo-wrong_crop" in why
+
+
+def test_a_source_that_evidence_does_not_help_cannot_pay() -> None:
+    answered = [row for row in run() if row.context != "crop"] + rows(0, "teacher", "crop", "11100000", "visible")
+    assert not find(answered, "crop").source.can_pay
+    assert "could not pay" in sentences(find(answered, "crop"), run="a", config="b", privilege="crop")[0]
+
+
+def test_without_a_teacher_the_student_before_training_is_the_source() -> None:
+    answered = [row for row in run() if row.policy == "student"] + rows(0, "student", "crop", "11110000", "visible")
+    source = find(answered, None).source
+    assert (source.name, source.context, source.plain, source.privileged) == (
+        "the student before training",
+        "crop",
+        0.25,
+        0.5,
+    )
+
+
+def test_where_no_truth_is_known_all_questions_are_meant() -> None:
+    answered = rows(0, "student", "plain", "10", None) + rows(4, "student", "plain", "11", None, 0.75)
+    found = find(answered, None)
+    assert (found.group, found.claimed_group, found.gain[0], found.source) == ("all", "all", 0.5, None)
+    assert found.claimed[1].overconfidence == -0.25
+
+
+def test_one_evaluation_or_no_graded_answer_finds_nothing() -> None:
+    assert find(rows(0, "student", "plain", "10", None), "crop") is None
+    assert find([], None) is None
+
+
+@pytest.mark.parametrize(
+    ("privilege", "control"),
+    [
+        ("crop", "wrong_crop"),
+        ("crop+hint", "wrong_crop+wrong_hint"),
+        ("boxes", None),
+        ("crop+boxes", None),
+        (None, None),
+        ("wrong_crop", None),
+    ],
+)
+def test_the_control_of_a_context(privilege: str | None, control: str | None) -> None:
+    assert wrong_context(privilege) == control
+
+
+def test_a_run_that_was_shown_wrong_evidence_is_told_what_it_is() -> None:
+    assert "wrong evidence" in sentences(find(run(), "crop"), run="a", config="b", privilege="wrong_crop")[-1]
+
+
+def test_the_summary_ends_with_them(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "demo", "method: {name: dopd, privilege: crop}\n", seed=0, method="dopd")
+    for step in (0, 9):
+        save_answers(folder.path, step, [row for row in run() if row.step == step])
+    *_, why, legend = summarise_run(folder.path).splitlines()
+    assert f"workbench train {folder.path}/config.yaml method.privilege=wrong_crop" in why
+    assert "one seed" in legend
