@@ -67,15 +67,21 @@ def trained(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """A real Chromium, for pages and fragments."""
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of the browser."""
     found = os.environ.get("CHROMIUM") or next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
     if found is None:
         pytest.fail("These tests need Chromium: apt-get install chromium, or set CHROMIUM to the path of a browser.")
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str):
+    """A real Chromium, for pages and fragments."""
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        started = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         yield started
         started.close()

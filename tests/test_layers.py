@@ -41,6 +41,7 @@ render preview
 analysis
 report study export
 ui
+app_command
 cli
 __main__
 __init__

@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import workbench as wb
+from workbench import app_command
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.grading import RULES
 
@@ -151,17 +152,7 @@ def _described(key: str, default: object, option: object) -> str:
 
 
 def _app(options: argparse.Namespace) -> None:
-    try:
-        served = _module("ui.serve").serve(
-            options.runs,
-            configs=options.configs,
-            host=options.host,
-            port=options.port,
-            read_only=options.read_only,
-            auth=options.auth,
-        )
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"the app needs {error.name}: pip install 'vlm-distillation-workbench[app]'.") from None
+    served = app_command.open_app(options)
     print(
         f"http://{options.host}:{options.port}  (runs in {options.runs}; Ctrl-C closes the app, runs go on)", flush=True
     )
@@ -314,12 +305,7 @@ def _parser() -> argparse.ArgumentParser:
     one = command("summary", _summary, "accuracy per context and shares of regimes of a run")
     one.add_argument("run_dir", help="the run's folder")
     one = command("app", _app, "open the app: launch, watch, and see who supervised every token")
-    one.add_argument("--runs", default="runs", help="folder of all runs")
-    one.add_argument("--configs", default="configs", help="folder of recipes to start from")
-    one.add_argument("--host", default="127.0.0.1", help="another one than this machine needs --auth or --read-only")
-    one.add_argument("--port", type=int, default=7860)
-    one.add_argument("--read-only", action="store_true", help="look, but neither start nor stop")
-    one.add_argument("--auth", metavar="FILE", help="who may look: lines of user:password")
+    app_command.add_options(one)
     one = command("report", _report, "write one HTML file of a run: curves, movement, answers token by token")
     one.add_argument("run_dir", help="the run's folder")
     one.add_argument("--out", help="file to write; default: report.html in the run's folder")

@@ -4,11 +4,13 @@
    machine needs `--auth FILE` or `--read-only`.
 2. Users and passwords come from a file, since a command line can be read by everybody on the machine.
 3. Nothing is loaded from a network, and nothing of the page is told to one.
+4. Other pages in the same browser can neither read this one nor act through it: see origins.py.
 """
 
 import ipaddress
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
@@ -18,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from workbench.errors import ConfigError, RunError
 from workbench.ui.context import MAX_UPLOAD_MB, AppContext
+from workbench.ui.origins import OriginGuard, Origins, read_allowed, read_frames
 from workbench.ui.shell import build_app, early_head, look
 
 QUEUE_PAUSE_S = 0.02  # between looks for something to do
@@ -32,13 +35,18 @@ def serve(
     port: int = 7860,
     read_only: bool = False,
     auth: str | Path | None = None,
+    allow_hosts: Sequence[str] = (),
+    allow_frames: Sequence[str] = (),
 ) -> gr.Blocks:
     """Open the app and serve it in a thread; its block_thread() waits until it is interrupted.
 
-    auth  a file with lines of user:password
+    auth          a file with lines of user:password
+    allow_hosts   names that the page answers to besides the addresses it listens at, as those of a proxy
+    allow_frames  origins of sites that may show the page in a frame, as a notebook's or https://huggingface.co
 
     Raises: ConfigError for a host, port or file that will not do; RunError if the port is in use.
     """
+    origins = Origins(host, read_allowed(allow_hosts), read_frames(allow_frames))
     users = read_users(auth) if auth is not None else None
     check_host(host, has_password=users is not None, read_only=read_only)
     check_port(host, port)
@@ -68,7 +76,7 @@ def serve(
         ssr_mode=False,
         max_file_size=1 if read_only else f"{MAX_UPLOAD_MB}mb",  # nothing is taken there
         prevent_thread_lock=True,
-        app_kwargs={"middleware": [Middleware(EarlyHead, head=early_head())]},
+        app_kwargs={"middleware": [Middleware(OriginGuard, origins=origins), Middleware(EarlyHead, head=early_head())]},
         **look(),
     )
     return app
