@@ -122,7 +122,7 @@ def test_two_students_are_two_rows_of_what_they_started_from(base: Path, models:
             r'study .*study.yaml: evaluate\[0\]: context "cropp" is unknown',
         ),
         ({"evaluate": [{"data": "scenes:eval", "count": 0}]}, "count must be a whole number of at least 1"),
-        ({"evaluate": [{"data": "scenes:eval"}] * 2}, "names the same data twice"),
+        ({"evaluate": [{"data": "scenes:eval"}, {"data": "scenes:eval"}.copy()]}, "names the same data twice"),
         ({"baseline": "opdd"}, 'baseline "opdd" is unknown.*Did you mean "opd"'),
         ({"seeds": [0, 0]}, "seeds must be a list of different whole numbers"),
         ({"seeds": []}, "seeds must be a list"),

@@ -8,7 +8,6 @@ overrides are written as YAML: `evaluation.contexts=[plain, crop]`.
 """
 
 import dataclasses
-import difflib
 import json
 import re
 import typing
@@ -20,10 +19,11 @@ from typing import Annotated
 import yaml
 
 from workbench.contexts import check_asked
-from workbench.errors import ConfigError, unknown
+from workbench.errors import ConfigError, cut, show, unknown
 from workbench.grading import RULES, TOLERANCE, check_grading
 from workbench.method import Method, Option, check_option, is_by_domain
 from workbench.methods import describe_options, load_method, method_module
+from workbench.parsing import PLAIN_NAME, is_plain_name, parse_override, read_yaml
 from workbench.types import STUDENT
 
 ENGINES = ("transformers", "vllm")
@@ -71,7 +71,9 @@ class ModelsConfig:
             raise ConfigError(f'models.attention="{self.attention}" names a kernel of a hub, which is a program. Set models.trust_remote_code=true if you trust it, or choose eager, sdpa or flash_attention_2.')  # fmt: skip
         for domain, model in self.teachers.items():
             if not (isinstance(domain, str) and isinstance(model, str) and model):
-                raise ConfigError(f"models.teachers must be domain: model, both texts; got {domain!r}: {model!r}.")
+                raise ConfigError(
+                    f"models.teachers must be domain: model, both texts; got {show(domain)}: {show(model)}."
+                )
 
     @property
     def learners(self) -> dict[str, str]:
@@ -174,8 +176,8 @@ class RunConfig:
         for key, value in (("models.student", self.models.student), ("data.train", self.data.train)):
             if not value:
                 raise ConfigError(f"{key} is missing. Give it in the file or as {key}=...")
-        if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
-            raise ConfigError(f'name "{self.name}" must be a plain folder name: no slashes, not empty, no leading dot.')
+        if not is_plain_name(self.name):
+            raise ConfigError(f'name "{cut(self.name)}" must be a plain folder name: {PLAIN_NAME}.')
         betas = self.training.betas
         if len(betas) != 2 or not all(isinstance(beta, float) and 0.0 <= beta < 1.0 for beta in betas):
             raise ConfigError(f"training.betas must be two numbers in [0, 1), got {betas}.")
@@ -190,7 +192,7 @@ class RunConfig:
             if not isinstance(name, str) or not _PEER.fullmatch(name) or name in NO_PEERS or not isinstance(path, str):
                 raise ConfigError(
                     f"models.peers must be name: model, names of small letters and digits that are none of "
-                    f"{', '.join(NO_PEERS)}; got {name!r}: {path!r}."
+                    f"{', '.join(NO_PEERS)}; got {show(name)}: {show(path)}."
                 )
         needed, learners = self.load_method().min_learners, self.models.learners
         if len(learners) < needed:
@@ -245,7 +247,8 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
     Raises: ConfigError naming the file and the key.
     """
-    where = f"{path} with {' '.join(overrides)}" if overrides else str(path)
+    given = " ".join(overrides)
+    where = f"{path} with {given if len(given) <= 200 else show(given)}" if overrides else str(path)
     return build_config(override(read_recipe(path), overrides), name=Path(path).stem, where=where)
 
 
@@ -253,9 +256,9 @@ def resumed_config(run_dir: str | Path, overrides: list[str] | tuple[str, ...] =
     """The configuration that a run goes on with. Raises ConfigError for an override of a key that is not in RESUMABLE."""
     run_dir = Path(run_dir)
     for text in overrides:
-        if _parse_override(text)[0] not in RESUMABLE:
+        if parse_override(text)[0] not in RESUMABLE:
             raise ConfigError(
-                f'"{text}" would make another run of it. On resume only {", ".join(RESUMABLE)} may change; start a new '
+                f"{show(text)} would make another run of it. On resume only {', '.join(RESUMABLE)} may change; start a new "
                 "run for anything else."
             )
     place = [f"output_dir={json.dumps(str(run_dir.parent))}", f"name={json.dumps(run_dir.name)}"]
@@ -269,7 +272,7 @@ def read_recipe(path: str | Path) -> dict:
         return values
     base = values.pop("base")
     if not isinstance(base, str) or not (Path(path).parent / base).is_file():
-        raise ConfigError(f"{path}: base is {base!r}; it must be the name of a recipe in the same folder.")
+        raise ConfigError(f"{path}: base is {show(base)}; it must be the name of a recipe in the same folder.")
     under = read_yaml(Path(path).parent / base)
     if "base" in under:
         raise ConfigError(f"{path}: its base {base} has a base itself; name {under['base']} or write the values here.")
@@ -285,43 +288,10 @@ def _laid_over(under: dict, over: dict) -> dict:
     return {**under, **over, **{key: _laid_over(under[key], over[key]) for key in both}}
 
 
-def read_yaml(path: str | Path) -> dict:
-    """A mapping from a YAML file, loaded safely. Raises ConfigError if there is none or it is no mapping."""
-    try:
-        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        near = difflib.get_close_matches(Path(path).name, [file.name for file in Path(path).parent.glob("*.yaml")], n=1)
-        hint = (
-            f'Did you mean "{Path(path).parent / near[0]}"?'
-            if near
-            else "Recipes are in configs/, studies in configs/studies/."
-        )
-        raise ConfigError(f"configuration {path} does not exist. {hint}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"configuration {path} is not readable YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"configuration {path} must be a mapping of keys to values, got {type(loaded).__name__}.")
-    return loaded
-
-
-class _Loader(yaml.SafeLoader):
-    """A key that stands twice is a mistake: PyYAML would keep the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if key.value in lines and isinstance(key, yaml.ScalarNode):
-                raise yaml.YAMLError(f'"{key.value}" stands twice, in lines {lines[key.value]} and {line}')
-            if isinstance(key, yaml.ScalarNode):
-                lines[key.value] = line
-        return super().construct_mapping(node, deep)
-
-
 def override(values: dict, overrides: list[str] | tuple[str, ...]) -> dict:
     """A copy of `values` with `key.subkey=value` entries set; values are YAML."""
     values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
-    parsed = [_parse_override(text) for text in overrides]
+    parsed = [parse_override(text) for text in overrides]
     for key, value in parsed:
         if key == "method.name" and isinstance(values.get("method"), dict) and values["method"].get("name") != value:
             values["method"] = {"name": value}
@@ -331,21 +301,13 @@ def override(values: dict, overrides: list[str] | tuple[str, ...]) -> dict:
         for parent in parents:
             inner = place.get(parent) or {}
             if not isinstance(inner, dict):
-                raise ConfigError(f'override "{key}": {parent} is {inner!r} and no mapping, so it has no keys to set.')
+                raise ConfigError(
+                    f"override {show(key)}: {show(parent)} is {show(inner)} and no mapping, so it has no keys to set."
+                )
             place[parent] = dict(inner)
             place = place[parent]
         place[last] = value
     return values
-
-
-def _parse_override(text: str) -> tuple[str, object]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f'override "{text}" must look like key.subkey=value, for example training.steps=20.')
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f'override "{text}": "{value}" is not a YAML value. Put quotes around it.') from None
 
 
 def build_config(values: dict, *, name: str = "", where: str = "") -> RunConfig:
@@ -385,7 +347,7 @@ def _describe(section: type, prefix: str) -> typing.Iterator[tuple[str, tuple]]:
 
 def _build(section: type, values: object, prefix: str) -> object:
     if not isinstance(values, dict):
-        raise ConfigError(f"{prefix.rstrip('.')} must be a mapping of keys to values, got {values!r}.")
+        raise ConfigError(f"{prefix.rstrip('.')} must be a mapping of keys to values, got {show(values)}.")
     hints = typing.get_type_hints(section, include_extras=True)
     built = {}
     for key, value in values.items():

@@ -12,6 +12,7 @@ A message says what is wrong, the value, where it is, what is allowed and what t
 
 import contextlib
 import difflib
+import reprlib
 from collections.abc import Iterable, Iterator
 
 
@@ -53,10 +54,27 @@ def at(where: str) -> Iterator[None]:
         raise type(error)(f"{where}: {error}") from None
 
 
+def show(value: object) -> str:
+    """A value as messages quote it, cut if long."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    try:
+        return short.repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return f"a {type(value).__name__}"
+
+
+def cut(text: object, length: int = 80) -> str:
+    """A text as messages show it between their own quotes: cut if long, signs that do not print as escapes."""
+    text = str(text)
+    text = text if len(text) <= length else f"{text[: length - 3]}..."
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
 def unknown(what: str, value: object, known: Iterable[str]) -> str:
     """The sentence for a name that is not known: the value, what is allowed, the nearest name."""
     known = sorted(known)
-    value = str(value)
+    value = cut(value)
     near = difflib.get_close_matches(value, known, n=3)
     # letters that changed places behind the first come before one that is missing
     near.sort(key=lambda name: (name[:1], sorted(name)) != (value[:1], sorted(value)))

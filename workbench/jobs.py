@@ -217,9 +217,9 @@ def read_job(run_dir: str | Path) -> JobState:
         name=run_dir.name,
         run_dir=run_dir,
         status=status,
-        method=facts.get("method") or _configured(run_dir, "method", "name"),
+        method=facts.get("method") or _configured(run_dir, "method", "name", str),
         step=facts.get("steps_done") or 0,
-        steps=facts.get("steps") or _configured(run_dir, "training", "steps"),
+        steps=facts.get("steps") or _configured(run_dir, "training", "steps", int),
         remaining_s=_remaining(facts, updated) if status == "running" else None,
         started=_epoch(facts.get("started")) or (record.started if record else None),
         updated=updated,
@@ -338,13 +338,14 @@ def _read_status(run_dir: Path) -> tuple[dict | None, int, str | None]:
     return facts, change_ns, None
 
 
-def _configured(run_dir: Path, section: str, key: str) -> object:
-    """A value of the run's configuration, or of what it was started with."""
+def _configured(run_dir: Path, section: str, key: str, kind: type) -> object:
+    """A value of the run's configuration, or of what it was started with; None if it is of another kind."""
     for folder in (run_dir, _job_folder(run_dir)):
         with contextlib.suppress(ConfigError):
             values = read_yaml(folder / "config.yaml").get(section)
             if isinstance(values, dict):
-                return values.get(key)
+                value = values.get(key)
+                return value if isinstance(value, kind) else None
     return None
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from workbench.contexts import check_asked, parse_context
 from workbench.divergences import Divergence
-from workbench.errors import ConfigError, unknown
+from workbench.errors import ConfigError, show, unknown
+from workbench.parsing import Malformed, check_text
 from workbench.types import Rollout, RouteBatch, Routing
 
 TOKENS = "tokens"  # target of a loss: the written tokens themselves
@@ -45,6 +46,7 @@ class Option:
     choices: tuple[str, ...] = ()
 
 
+_LARGEST = 2**63 - 1  # of whole numbers, as files and tensors hold them
 _IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
@@ -55,11 +57,18 @@ def check_option(key: str, value: object, value_type: type | types.UnionType, op
         value = _number(value)
     if value is None and type(None) in allowed:
         return None
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ConfigError(f"{key} must be at most {_LARGEST}, got {show(value)}. Meaning: {option.help}.")
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if isinstance(value, str):
+        try:
+            value = check_text(value)
+        except Malformed as error:
+            raise ConfigError(f"{key}: {error}. Meaning: {option.help}.") from None
     if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
         names = " or ".join(_IN_WORDS.get(one, one.__name__) for one in allowed)
-        given = "nothing" if value is None else repr(value)
+        given = "nothing" if value is None else show(value)
         raise ConfigError(f"{key} must be {names}, got {given}. Meaning: {option.help}.")
     if option.choices and value not in option.choices:
         raise ConfigError(unknown(key, str(value), option.choices))

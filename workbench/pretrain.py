@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import transformers
-import yaml
 from tqdm import tqdm
 from transformers import GenerationConfig, Idefics3Config, Idefics3ForConditionalGeneration, ModernVBertForMaskedLM
 
 from workbench.contexts import build_prompt
-from workbench.errors import ConfigError, unknown
+from workbench.errors import ConfigError, show, unknown
 from workbench.grading import grade
+from workbench.parsing import parse_override, read_yaml
 from workbench.policies import Policy, SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.diffusion import DiffusionPolicy
@@ -108,13 +108,7 @@ class WorldScore:
 
 def load_pretrain_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> PretrainConfig:
     """A PretrainConfig from a YAML file and `key=value` overrides. Raises ConfigError naming the file and the key."""
-    try:
-        fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{path} must be a list of `key: value` lines, such as `output_dir: data/models/student`.")
-    fields |= dict(_parse_override(text) for text in overrides)
+    fields = read_yaml(path) | dict(map(parse_override, overrides))
     types = typing.get_type_hints(PretrainConfig)
     for key, value in fields.items():
         if key not in types:
@@ -124,16 +118,6 @@ def load_pretrain_config(path: str | Path, overrides: list[str] | tuple[str, ...
         raise ConfigError(f"{path} has no output_dir: the folder where the finished model is to be written.")
     convert = {float: float, tuple[str, ...] | None: lambda value: value and tuple(value)}
     return PretrainConfig(**{key: convert.get(types[key], lambda value: value)(value) for key, value in fields.items()})
-
-
-def _parse_override(text: str) -> tuple[str, object]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f'override "{text}" must look like key=value, for example steps=20.')
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f'override "{text}": "{value}" is not a YAML value. Put quotes around it.') from None
 
 
 def _check_type(path: str | Path, key: str, value: object, kind: object) -> None:
@@ -156,7 +140,7 @@ def _check_type(path: str | Path, key: str, value: object, kind: object) -> None
             str | None: "a text or null",
         }
         wanted |= {dict[str, float] | None: "kinds of lessons with their weights, or null"}
-        raise ConfigError(f"{path}: {key} is {value!r}; it must be {wanted.get(kind, 'a list of texts or null')}.")
+        raise ConfigError(f"{path}: {key} is {show(value)}; it must be {wanted.get(kind, 'a list of texts or null')}.")
 
 
 def pretrain(config: PretrainConfig, *, progress: bool = True) -> Path:

@@ -29,8 +29,9 @@ from importlib import metadata
 from pathlib import Path
 from types import FrameType
 
-from workbench.errors import RunError
+from workbench.errors import RunError, show
 from workbench.jsonlines import split_lines
+from workbench.parsing import PLAIN_NAME, is_plain_name
 
 STATUSES = ("running", "finished", "stopped", "failed")
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "pillow", "pyarrow", "duckdb", "vlm-distillation-workbench")
@@ -231,9 +232,8 @@ def list_runs(output_dir: str | Path) -> list[RunFolder]:
 
 def safe_run_dir(runs_dir: str | Path, name: str) -> Path:
     """The folder of a run called `name`. Raises RunError if that is not directly inside the runs folder."""
-    plain = name.isprintable() and Path(name).name == name and "\\" not in name
-    if not plain or not name or name.startswith(".") or len(name.encode()) > 200:
-        raise RunError(f"run name {name!r} must be a plain folder name: no slashes, no leading dot, not empty.")
+    if not is_plain_name(name):
+        raise RunError(f"run name {show(name)} must be a plain folder name: {PLAIN_NAME}.")
     path = Path(runs_dir) / name
     if path.resolve().parent != Path(runs_dir).resolve():
         raise RunError(f"{path} leads out of the runs folder {runs_dir}. Only runs inside it can be opened.")

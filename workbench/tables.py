@@ -5,9 +5,7 @@ reader may skip a bad line, and embedded images stay {"bytes", "path"}.
 """
 
 import importlib
-import json
 import os
-import reprlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +16,8 @@ from urllib.parse import parse_qsl
 import pyarrow
 import pyarrow.parquet
 
-from workbench.errors import ConfigError, DataError, unknown
+from workbench.errors import ConfigError, DataError, show, unknown
+from workbench.parsing import Malformed, parse_json
 
 _HF_PARAMETERS = ("split", "config", "revision", "streaming")
 
@@ -36,8 +35,8 @@ class Row:
         if isinstance(self.raw, dict):
             return self.raw
         try:
-            values = json.loads(self.raw.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
+            values = parse_json(self.raw, unique_keys=True)
+        except Malformed as error:
             raise DataError(
                 f"{self.origin} is not valid JSON ({error}): {show(self.raw[:80])}. Each line must be one JSON object."
             ) from None
@@ -53,13 +52,6 @@ class Table:
     name: str
     folder: Path  # where relative image paths start
     rows: Iterator[Row]
-
-
-def show(value: Any) -> str:
-    """A value as messages quote it, cut if long."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 80
-    return short.repr(value)
 
 
 def parse_source(source: str, scheme: str, allowed: tuple[str, ...]) -> tuple[str, dict[str, str]]:

@@ -29,8 +29,9 @@ from pathlib import Path
 from workbench.config import RunConfig, build_config, describe_config, override, read_recipe, read_yaml
 from workbench.contexts import check_asked
 from workbench.datasets import load_examples
-from workbench.errors import ConfigError, WorkbenchError, at, unknown
+from workbench.errors import ConfigError, WorkbenchError, at, show, unknown
 from workbench.model_folders import check_models
+from workbench.parsing import PLAIN_NAME
 from workbench.runs import checkpoint_path
 from workbench.study.checks import check_evidence, check_questions
 from workbench.types import STUDENT
@@ -197,10 +198,12 @@ def load_study(
         if not values.get(key):
             raise ConfigError(f"{where}: {key} is missing: {meaning}.")
     if not isinstance(values["base"], str):
-        raise ConfigError(f"{where}: base must be a recipe's file such as configs/demo.yaml, got {values['base']!r}.")
+        raise ConfigError(
+            f"{where}: base must be a recipe's file such as configs/demo.yaml, got {show(values['base'])}."
+        )
     name = values.get("name", Path(path).stem)
     if not isinstance(name, str) or run_name(name, 0) != f"{name}-s0":
-        raise ConfigError(f"{where}: name {name!r} must be a plain folder name.")
+        raise ConfigError(f"{where}: name {show(name)} must be a plain folder name: {PLAIN_NAME}.")
     common = _mapping(values.get("overrides"), f"{where}: overrides")
     _refuse_own(common, f"{where}: overrides")
     with at(f"{where}: base"):
@@ -256,7 +259,7 @@ def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict
     _refuse_own(grid, f"{where}: grid")
     for key, several in grid.items():
         if not isinstance(several, list) or not several:
-            raise ConfigError(f"{where}: grid.{key} must be a list of values, got {several!r}.")
+            raise ConfigError(f"{where}: grid.{key} must be a list of values, got {show(several)}.")
     last = [key.rpartition(".")[2] for key in grid]
     short = {key: name if last.count(name) == 1 else key for key, name in zip(grid, last, strict=True)}
     expanded = []
@@ -266,7 +269,7 @@ def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict
         note, after = str(own.pop("note", "")), own.pop("after", None)
         is_varied = own.pop("grid", True)
         if not isinstance(is_varied, bool):
-            raise ConfigError(f"{where}: variants.{name}: grid must be false, to have the variant once, or left out; got {is_varied!r}.")  # fmt: skip
+            raise ConfigError(f"{where}: variants.{name}: grid must be false, to have the variant once, or left out; got {show(is_varied)}.")  # fmt: skip
         varied = grid if is_varied else {}
         twice = next((key for key in varied if key in own), None)
         if twice is not None:
@@ -304,7 +307,7 @@ def _of_seed(config: RunConfig, seed: int) -> dict:
 
 def _questions(entries: object, where: str, load: Callable | None) -> tuple[Questions, ...]:
     if not isinstance(entries, list):
-        raise ConfigError(f"{where}: evaluate must be a list of {{data, contexts, count}}, got {entries!r}.")
+        raise ConfigError(f"{where}: evaluate must be a list of {{data, contexts, count}}, got {show(entries)}.")
     made = []
     for place, entry in enumerate(entries):
         here = f"{where}: evaluate[{place}]"
@@ -316,7 +319,7 @@ def _questions(entries: object, where: str, load: Callable | None) -> tuple[Ques
             raise ConfigError(f"{here}: data is missing: scenes:SPLIT?count=N, a file, or hf:NAME.")
         contexts = entry.get("contexts", ["plain"])
         if not isinstance(contexts, list) or not contexts:
-            raise ConfigError(f"{here}: contexts must be a list such as [plain, crop], got {contexts!r}.")
+            raise ConfigError(f"{here}: contexts must be a list such as [plain, crop], got {show(contexts)}.")
         count = None if entry.get("count") is None else _count(entry["count"], f"{here}: count")
         with at(here):
             for context in contexts:
@@ -349,7 +352,7 @@ def _mapping(value: object, what: str) -> dict:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ConfigError(f"{what} must be a mapping of keys to values, got {value!r}.")
+        raise ConfigError(f"{what} must be a mapping of keys to values, got {show(value)}.")
     return dict(value)
 
 
@@ -364,13 +367,15 @@ def _refuse_own(values: dict, what: str) -> None:
 def _seeds(seeds: object, where: str) -> tuple[int, ...]:
     good = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not good or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"{where}: seeds must be a list of different whole numbers such as [0, 1, 2], got {seeds!r}.")
+        raise ConfigError(
+            f"{where}: seeds must be a list of different whole numbers such as [0, 1, 2], got {show(seeds)}."
+        )
     return tuple(seeds)
 
 
 def _count(value: object, what: str) -> int:
     if type(value) is not int or value < 1:
-        raise ConfigError(f"{what} must be a whole number of at least 1, got {value!r}.")
+        raise ConfigError(f"{what} must be a whole number of at least 1, got {show(value)}.")
     return value
 
 

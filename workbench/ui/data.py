@@ -111,8 +111,10 @@ def draw(
 def sources_of(run_dir: Path) -> list[tuple[str, str]]:
     """The data that the run's configuration names."""
     try:
-        named = read_yaml(run_dir / "config.yaml").get("data") or {}
+        named = read_yaml(run_dir / "config.yaml").get("data")
     except WorkbenchError:
+        return []
+    if not isinstance(named, dict):
         return []
     words = {"train": "trained on", "eval": "evaluated on", "probes": "probes from"}
     return [(f"{word}  {named[name]}", str(named[name])) for name, word in words.items() if named.get(name)]

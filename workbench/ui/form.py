@@ -17,10 +17,11 @@ from workbench.commands import value_at
 from workbench.config import RunConfig, build_config, describe_config, load_config, override, read_yaml
 from workbench.contexts import AFTERWARDS, CONTEXTS, EVIDENCE
 from workbench.counterparts import WRONG
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, show
 from workbench.jobs import find_jobs
 from workbench.method import Option, range_in_words
 from workbench.methods import describe_options, list_methods
+from workbench.parsing import Malformed, parse_yaml
 from workbench.runs import find_run_dir
 from workbench.ui.context import AppContext
 
@@ -100,9 +101,9 @@ class Field:
             return None if self.is_nullable else "" if str in self.allowed else entered
         if self.kind == YAML or (self.kind == TEXT and str not in self.allowed):
             try:
-                return yaml.safe_load(str(entered))
-            except yaml.YAMLError:
-                raise ConfigError(f'{self.key}: "{entered}" is not a YAML value.') from None
+                return parse_yaml(str(entered))
+            except Malformed as error:
+                raise ConfigError(f"{self.key}: {show(entered)} is not a YAML value ({error}).") from None
         return entered.strip() if isinstance(entered, str) else entered
 
 

@@ -1,0 +1,270 @@
+"""The reader of every text that people hand over: YAML of recipes, studies, runs and overrides, JSON of rows and records.
+
+A text may be broken, cut or hostile. Whatever is wrong with it is one error that names line and key, size and depth are
+bounded, and a key that stands twice is refused. YAML is kept to the types of JSON: no anchors and aliases (a few lines of them stand
+for gigabytes), no merges, no tags but those of plain values; a date is the text that it is written as.
+"""
+
+import difflib
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+from workbench.errors import ConfigError, cut, show
+
+MAX_YAML_BYTES = 2**18
+MAX_YAML_DEPTH = 32
+MAX_JSON_DEPTH = 100
+PLAIN_NAME = "no slashes, not empty, no leading dot, at most 200 bytes, nothing that does not print"
+MAX_NUMBER = 400  # characters
+_CONSTRUCTOR = yaml.constructor.SafeConstructor()
+_PLAIN = {
+    f"tag:yaml.org,2002:{name}": words
+    for name, words in {"int": "a whole number", "float": "a number", "bool": "true or false", "null": "null"}.items()
+}
+_STR, _SEQ, _MAP = (f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map"))
+_NULLS = ("", "~", "null", "Null", "NULL")
+_JSON_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+
+
+class Malformed(ValueError):
+    """What is wrong with a text, and where in it."""
+
+
+def read_yaml(path: str | Path) -> dict:
+    """The mapping that a YAML file holds. Raises ConfigError naming the file, and the line and key of what is wrong."""
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ConfigError(f"configuration {path} is no file.")
+        with path.open("rb") as file:
+            raw = file.read(MAX_YAML_BYTES + 1)
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.yaml")], n=1)
+        hint = (
+            f'Did you mean "{path.parent / near[0]}"?'
+            if near
+            else "Recipes are in configs/, studies in configs/studies/."
+        )
+        raise ConfigError(f"configuration {path} does not exist. {hint}") from None
+    except OSError as error:
+        raise ConfigError(f"configuration {path} cannot be read ({error.strerror}).") from None
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{show(str(path))} is no name of a file ({error}).") from None
+    try:
+        if len(raw) > MAX_YAML_BYTES:
+            raise Malformed(f"it has more than {MAX_YAML_BYTES:,} bytes")
+        loaded = parse_yaml(decode(raw))
+    except Malformed as error:
+        raise ConfigError(f"configuration {path} is not readable YAML: {error}.") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"configuration {path} must be a mapping of keys to values, got {type(loaded).__name__}.")
+    return loaded
+
+
+def parse_override(text: str) -> tuple[str, object]:
+    """Key and value of `key.subkey=value`; the value is YAML. Raises ConfigError."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override {show(text)} must look like key.subkey=value, for example training.steps=20.")
+    try:
+        return check_text(key.strip()), parse_yaml(value)
+    except Malformed as error:
+        raise ConfigError(
+            f"override {show(text)}: {show(value)} is not a YAML value ({error}). Put quotes around it."
+        ) from None
+
+
+def parse_yaml(text: str) -> object:
+    """The value of a YAML text, in JSON's types. Raises Malformed naming line and key."""
+    if len(text) > MAX_YAML_BYTES:
+        raise Malformed(f"it has more than {MAX_YAML_BYTES:,} characters")
+    loader = _Loader("")
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return None if node is None else _value(node, "")
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise Malformed(f"line {line}: the character U+{error.character:04X} is not allowed") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        told = " ".join(filter(None, (error.context, error.problem)))
+        raise Malformed(_at(mark.line if mark else loader.line, loader.path, told)) from None
+    except (ValueError, OverflowError) as error:  # of the scanner: \\UFFFFFFFF
+        if isinstance(error, Malformed):
+            raise
+        raise Malformed(_at(loader.line, loader.path, "an escape that is no character")) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes; the bounds are met before anything large is made."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own form)
+        first: [(tag, pattern) for tag, pattern in resolvers if tag in _PLAIN]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._parts: list[str] = []
+
+    @property
+    def path(self) -> str:
+        """The key that is composed, or that composing ended at."""
+        return "".join(self._parts).lstrip(".")
+
+    def compose_node(self, parent: yaml.Node | None, index: yaml.Node | int | None) -> yaml.Node:
+        self._parts.append("" if index is None else _step(index))
+        event = self.peek_event()
+        is_key = isinstance(parent, yaml.MappingNode) and index is None
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            _refuse(event, f"anchors and aliases are not read here, got {show(event.anchor)}. Write the value out")
+        if is_key and not isinstance(event, yaml.ScalarEvent):
+            _refuse(event, "a list or a mapping cannot be a key")
+        if len(self._parts) > MAX_YAML_DEPTH:
+            _refuse(event, f"it is nested deeper than {MAX_YAML_DEPTH} levels")
+        node = super().compose_node(parent, index)
+        self._parts.pop()  # not after an error: it says where
+        return node
+
+
+def _refuse(event: yaml.Event, problem: str) -> None:
+    raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+
+
+def _step(index: yaml.Node | int) -> str:
+    """One step of a dotted path: .key or [2]."""
+    return f"[{index}]" if isinstance(index, int) else f".{cut(index.value, 40)}"
+
+
+def _at(line: int, key: str, problem: str) -> str:
+    if len(key) > 120:
+        key = f"{key[:58]}...{key[-58:]}"
+    return f"line {line + 1}, {key + ': ' if key else ''}{' '.join(problem.split())}"
+
+
+def _value(node: yaml.Node, key: str) -> object:
+    """The value of a node; `key` is its dotted path."""
+    line = node.start_mark.line
+    if isinstance(node, yaml.MappingNode) and node.tag == _MAP:
+        return _mapping(node, key)
+    if isinstance(node, yaml.SequenceNode) and node.tag == _SEQ:
+        return [_value(item, f"{key}[{number}]") for number, item in enumerate(node.value)]
+    if isinstance(node, yaml.ScalarNode) and node.tag == _STR:
+        try:
+            return check_text(node.value)
+        except Malformed as error:
+            raise Malformed(_at(line, key, str(error))) from None
+    if isinstance(node, yaml.ScalarNode) and node.tag in _PLAIN:
+        try:
+            is_long = len(node.value) > MAX_NUMBER
+            value = None if is_long else _CONSTRUCTOR.yaml_constructors[node.tag](_CONSTRUCTOR, node)
+        except (ValueError, KeyError, IndexError, OverflowError):
+            value = None
+        if value is not None or (node.tag.endswith("null") and node.value in _NULLS):
+            return value
+        raise Malformed(_at(line, key, f"{show(node.value)} is not {_PLAIN[node.tag]}"))
+    raise Malformed(
+        _at(
+            line, key, f"the tag {show(node.tag)} is not read here. Write the value without it, in quotes if it is text"
+        )
+    )
+
+
+def _mapping(node: yaml.MappingNode, prefix: str) -> dict:
+    values, lines = {}, {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line
+        key = _value(key_node, prefix)
+        if key in values:
+            raise Malformed(
+                _at(line, prefix, f'"{cut(key_node.value, 40)}" stands twice, in lines {lines[key] + 1} and {line + 1}')
+            )
+        lines[key] = line
+        values[key] = _value(value_node, f"{prefix}.{cut(key, 40)}".lstrip("."))
+    return values
+
+
+def check_text(text: str) -> str:
+    """The text, its JSON escapes of two halves (\\ud83d\\ude00) joined to the character that they mean.
+
+    Raises: Malformed if it cannot be a name or written to a file: it holds NUL, or one half of such a character.
+    """
+    if "\0" in text:
+        raise Malformed(f"{show(text)} holds the character NUL")
+    if text.isascii():
+        return text
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise Malformed(
+            f"{show(text)} holds half of a character (a lone surrogate such as \\ud83d, or bytes that are not UTF-8)"
+        ) from None
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a text can name a folder of ours: printable, no slashes, no leading dot, at most 200 bytes, not empty."""
+    try:
+        is_short = 0 < len(name.encode()) <= 200
+    except UnicodeEncodeError:
+        return False
+    return is_short and name.isprintable() and Path(name).name == name and "\\" not in name and not name.startswith(".")
+
+
+def decode(raw: bytes) -> str:
+    """A text in UTF-8, with a byte order mark or without. Raises Malformed naming the byte."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise Malformed(f"line {line}: byte {error.start + 1}, 0x{raw[error.start]:02x}, is not UTF-8") from None
+
+
+def parse_json(text: str | bytes, *, unique_keys: bool = False) -> object:
+    """The value of a JSON text. Raises Malformed saying what is wrong.
+
+    unique_keys  a key that stands twice in one object is an error; otherwise the last counts
+    """
+    text = decode(text) if isinstance(text, bytes) else text
+    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _depth(text) > MAX_JSON_DEPTH:
+        raise Malformed(f"it is nested deeper than {MAX_JSON_DEPTH} levels")
+    try:
+        value = json.loads(text, object_pairs_hook=_once if unique_keys else None)
+    except Malformed:
+        raise
+    except ValueError as error:
+        raise Malformed(str(error)) from None
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise Malformed(f"the escape {half} is half of a character; its other half is missing") from None
+    return value
+
+
+def _depth(text: str) -> int:
+    """How deep the brackets of a JSON text are nested."""
+    depth = deepest = 0
+    for found in _JSON_BRACKETS.finditer(text):
+        sign = found[0]
+        if sign in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif sign in "]}":
+            depth -= 1
+    return deepest
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for place, key in enumerate(keys) if key in keys[:place])
+        raise Malformed(f'the key "{cut(twice, 40)}" stands twice in one object')
+    return values
