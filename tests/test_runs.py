@@ -1,6 +1,7 @@
 """The run folder: nothing finished is written over, and nobody trains a run that somebody is training."""
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 from small import run_config
 
 from workbench.errors import RunError
+from workbench.folders import new_folder
 from workbench.runs import RunFolder, list_runs
 from workbench.train import resume, train
 
@@ -26,18 +28,82 @@ def test_a_new_run_says_what_it_is(tmp_path: Path) -> None:
     assert RunFolder.open(folder.path).status == status
 
 
-@pytest.mark.parametrize("kind", ["run", "folder", "file"])
-def test_what_exists_is_not_written_over(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    if kind == "run":
-        create(path)
-    elif kind == "folder":
-        path.mkdir()
-    else:
-        path.write_text("mine")
+def test_what_exists_is_not_written_over(tmp_path: Path) -> None:
+    create(tmp_path / "run")
     with pytest.raises(RunError, match=r"exists\. Continue it with"):
-        create(path)
-    assert kind != "file" or path.read_text() == "mine"
+        create(tmp_path / "run")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.yaml").write_text("mine")
+    for name in ("file", "folder"):
+        with pytest.raises(RunError, match=r"exists and is no run.*Delete it, or choose another name"):
+            create(tmp_path / name)
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "config.yaml").read_text() == "mine"
+
+
+def test_what_a_kill_left_of_a_folder_is_cleared_by_the_next_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = tmp_path / "old"  # as older versions left it
+    old.mkdir()
+    (old / ".config.yaml.123").write_text("name")
+    remains = tmp_path / ".other.0123abcd.partial"
+    remains.mkdir()
+    (remains / "config.yaml").write_text("name")
+    mine = tmp_path / ".mine.partial"
+    mine.mkdir()
+    with caplog.at_level("INFO", "workbench"), new_folder(tmp_path / "made") as living:
+        create(old)
+        assert living.is_dir(), "another process is making it"
+    assert not remains.exists() and mine.is_dir() and (tmp_path / "made").is_dir()
+    assert [str(path) in caplog.text for path in (old, remains, living)] == [True, True, False]
+    assert sorted(path.name for path in old.iterdir()) == ["config.yaml", "run.json"]
+
+
+_KILLED = """
+import os, sys
+from pathlib import Path
+from workbench.runs import RunFolder
+calls, count = int(sys.argv[1]), 0
+
+def stop(event, arguments):
+    global count
+    if event in ("open", "os.mkdir", "os.rename", "os.remove") and sys.argv[2] in str(arguments[0]):
+        count += 1
+        if count > calls:
+            os._exit(9)
+
+sys.addaudithook(stop)
+RunFolder.create(Path(sys.argv[2]) / "run", "name: x\\n", seed=3, method="dopd")
+"""
+
+
+def test_a_kill_at_any_file_of_a_new_folder_leaves_a_whole_run_or_none(tmp_path: Path) -> None:
+    ended = []
+    for calls in range(30):
+        folder = tmp_path / str(calls)
+        folder.mkdir()
+        ended.append(subprocess.run([sys.executable, "-c", _KILLED, str(calls), str(folder)], check=False).returncode)
+        whole = (folder / "run").exists()
+        if whole:
+            assert RunFolder.open(folder / "run").status["status"] == "running"
+        else:
+            create(folder / "run")
+            assert [path.name for path in folder.iterdir()] == ["run"]
+        if ended[-1] == 0:
+            break
+    assert len(ended) > 5 and set(ended) == {9, 0}
+
+
+def test_a_folder_on_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(RunError, match=r"cannot be (made|written) \(File too large\)"):
+            create(tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_a_run_that_failed_and_left_nothing_is_made_anew(tmp_path: Path) -> None:
@@ -113,7 +179,7 @@ def test_a_damaged_line_is_a_sentence(tmp_path: Path) -> None:
     folder = create(tmp_path / "run")
     (folder.path / "metrics.jsonl").write_text("\0\0\0\n")
     for read in (folder.metrics, lambda: folder.forget_metrics_after(1)):
-        with pytest.raises(RunError, match=r"metrics.jsonl has a line that cannot be read"):
+        with pytest.raises(RunError, match=r"metrics.jsonl:1 is no line of metrics"):
             read()
 
 

@@ -7,13 +7,16 @@ of the answer's own truth, see workbench.evaluate.
 import json
 import math
 import os
+import typing
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from workbench.datasets import split_by_evidence
-from workbench.errors import DataError, RunError
+from workbench.errors import DataError, RunError, show
+from workbench.folders import reason, saving
 from workbench.jsonlines import split_lines
+from workbench.parsing import Malformed, decode, parse_json
 from workbench.types import Example
 
 CONFIDENCE = (
@@ -41,6 +44,10 @@ class Answered:
     finished: bool
     entropy: float | None = None  # None: written before entropies were
     question: str = ""  # "": written before questions were
+
+
+_KINDS = {name: typing.get_args(hint) or (hint,) for name, hint in typing.get_type_hints(Answered).items()}
+_KINDS = {name: (*kinds, int) if float in kinds else kinds for name, kinds in _KINDS.items()}
 
 
 @dataclass(frozen=True)
@@ -95,32 +102,64 @@ def tabulate(answered: list[Answered], by: str = "truth") -> dict[tuple[int, str
 def save_answers(run_dir: Path, step: int, answered: list[Answered]) -> None:
     """Write evals/step-N.jsonl, whole or not at all."""
     folder = run_dir / "evals"
-    folder.mkdir(exist_ok=True)
-    temporary = folder / f".step-{step:06d}.jsonl"
+    temporary, file = folder / f".step-{step:06d}.jsonl", folder / f"step-{step:06d}.jsonl"
     lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in answered)
-    temporary.write_text("".join(lines), encoding="utf-8")
-    os.replace(temporary, folder / f"step-{step:06d}.jsonl")
+    with saving(file):
+        folder.mkdir(exist_ok=True)
+        temporary.write_text("".join(lines), encoding="utf-8")
+        os.replace(temporary, file)
 
 
 def load_answers(run_dir: str | Path) -> list[Answered]:
     """All evaluations of a run, by step. Raises RunError naming a file and line that cannot be read."""
     rows = []
-    for file in sorted(Path(run_dir, "evals").glob("step-*.jsonl")):
-        for line_number, line in enumerate(split_lines(file.read_text(encoding="utf-8")), start=1):
-            try:
-                rows.append(Answered(**json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise RunError(
-                    f"{file}:{line_number} cannot be read ({error}). Delete it and evaluate again."
-                ) from None
+    for _, file in _files(Path(run_dir)):
+        line_number = 0
+        try:
+            for line_number, line in enumerate(split_lines(decode(file.read_bytes())), start=1):  # noqa: B007
+                rows.append(_answered(line))
+        except (OSError, ValueError, TypeError) as error:
+            where = f"{file}:{line_number}" if line_number else str(file)
+            raise RunError(f"{where} cannot be read ({reason(error)}). Delete the file and evaluate again.") from None
     return rows
+
+
+def _answered(line: str) -> Answered:
+    """One line of evals/. Raises ValueError or TypeError for what is none."""
+    values = parse_json(line)
+    row = Answered(**values) if isinstance(values, dict) else None
+    if row is None:
+        raise Malformed(f"it is {show(values)} and no object")
+    for name, kinds in _KINDS.items():
+        if not isinstance(getattr(row, name), kinds):
+            raise Malformed(f'"{name}" is {show(getattr(row, name))}')
+    return row
+
+
+def evaluated_steps(run_dir: Path) -> set[int]:
+    """Steps whose answers are kept."""
+    return {step for step, _ in _files(run_dir)}
+
+
+def _files(run_dir: Path) -> list[tuple[int, Path]]:
+    """Step and file of every evaluation. Raises RunError for a file that is named like one and is none."""
+    found = []
+    for file in (run_dir / "evals").glob("step-*.jsonl"):
+        number = file.stem.removeprefix("step-")
+        if not (number.isascii() and number.isdigit()):
+            raise RunError(f"{file} is no evaluation of a step, as evals/step-000040.jsonl is. Move it elsewhere.")
+        found.append((int(number), file))
+    return sorted(found)
 
 
 def forget_answers_after(run_dir: Path, step: int) -> None:
     """Delete evaluations of later steps, before a resumed run does them again."""
-    for file in (run_dir / "evals").glob("step-*.jsonl"):
-        if int(file.stem.removeprefix("step-")) > step:
-            file.unlink()
+    for number, file in _files(run_dir):
+        if number > step:
+            with saving(file, "It is to be deleted before the run goes on."):
+                file.unlink()
+    for file in (run_dir / "evals").glob(".step-*.jsonl"):  # of a kill while it was written
+        file.unlink()
 
 
 def summarise(table: dict[tuple[int, str, str, str], Accuracy]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.errors import RunError
+from workbench.parsing import Malformed, read_object
 from workbench.types import STUDENT
 
 STATE = "state.json"
@@ -63,9 +64,13 @@ def open_checkpoint(path: Path, *, reads: bool = False) -> Checkpoint:
     Raises  RunError naming the file that is missing, torn or damaged
     """
     try:
-        state = json.loads((path / STATE).read_text())
+        state = read_object(path / STATE)
         files, digests, step = dict(state["files"]), dict(state.get("sha256", {})), int(state["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not any(name.startswith(f"{STUDENT}/") for name in files):
+            raise Malformed(f"its list of files names none of {STUDENT}/")
+        if path.name != f"checkpoint-{step:06d}":
+            raise Malformed(f"it is of step {step}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} is no complete checkpoint ({STATE}: {error}). Resume from an earlier one.") from None
     for name, size in files.items():
         file = path / name

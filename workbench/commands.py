@@ -8,8 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from workbench.config import RESUMABLE, RunConfig, describe_config, load_config
-from workbench.errors import ConfigError
+from workbench.config import RESUMABLE, RunConfig, describe_config, load_config, resumed_config
+from workbench.errors import ConfigError, show
+from workbench.runs import RunFolder
 
 
 def train_command(recipe: str | Path, overrides: Sequence[str] = ()) -> list[str]:
@@ -60,6 +61,34 @@ def as_yaml(value: object) -> str:
     return text.removesuffix("...\n").strip()
 
 
+def unedited_config(folder: RunFolder, overrides: Sequence[str] = ()) -> RunConfig:
+    """What a run goes on with: its config.yaml, and `overrides` of the keys in RESUMABLE.
+
+    Raises: ConfigError if the file was cut or edited, or an override would make another run of it.
+    """
+    status = folder.status
+    _refuse_cut(folder.path / "config.yaml", status.get("config"))
+    config = resumed_config(folder.path, overrides)
+    refuse_edited(folder.path, status, config)
+    return config
+
+
+def _refuse_cut(file: Path, began: object) -> None:
+    """Raises ConfigError if a file holds only the beginning of the configuration in run.json, `began`: a copy was cut short."""
+    if not isinstance(began, dict):
+        return
+    whole = yaml.safe_dump(began, sort_keys=False, allow_unicode=True).encode()
+    try:
+        raw = file.read_bytes()
+    except OSError:
+        return
+    if len(raw) < len(whole) and whole.startswith(raw):
+        raise ConfigError(
+            f"{file} is cut: it ends after {len(raw)} of {len(whole)} bytes. Copy it again from where it is whole, or write it "
+            f'anew from "config" in {file.with_name("run.json")}.'
+        )
+
+
 def refuse_edited(run_dir: Path, status: dict, config: RunConfig) -> None:
     """Raises ConfigError if a run's config.yaml, read as `config`, is not what it began with by its run.json, `status`."""
     began = status.get("config")
@@ -69,6 +98,6 @@ def refuse_edited(run_dir: Path, status: dict, config: RunConfig) -> None:
     for key in ("method.name", *describe_config(config.method["name"])):
         if key not in (*RESUMABLE, "name", "output_dir") and value_at(began, key) != value_at(now, key):
             raise ConfigError(
-                f"{run_dir / 'config.yaml'} was edited: {key} is {value_at(now, key)!r}, and the run began with {value_at(began, key)!r}. "
+                f"{run_dir / 'config.yaml'} was edited: {key} is {show(value_at(now, key))}, and the run began with {show(value_at(began, key))}. "
                 f"That makes another run of it: set it back, or start a new one. On resume only {', '.join(RESUMABLE)} may change."
             )

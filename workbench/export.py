@@ -7,9 +7,7 @@ with which evidence, what it never sees, and how it answers with the context tha
 import contextlib
 import json
 import os
-import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from workbench.checkpoints import Checkpoint, latest_checkpoint, open_checkpoint
 from workbench.config import RunConfig, load_config
 from workbench.contexts import is_privileged, parse_context
 from workbench.errors import ConfigError, RunError
+from workbench.folders import new_folder, saving
 from workbench.methods import method_module
 from workbench.policies.processors import has_video_part
 from workbench.policies.weights import auto_class, load_model
@@ -129,13 +128,8 @@ def _new_target(to: str | Path, kind: str) -> Iterator[Path]:
     target = Path(to)
     if os.path.lexists(target):
         raise ConfigError(f"{target} exists already. Name a new folder; an export never writes into an old one.")
-    folder = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
-    try:
-        folder.mkdir(parents=True)
+    with saving(target, "Free some space, check the rights, or name another folder."), new_folder(target) as folder:
         yield folder
-        folder.rename(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _upload(folder: Path, name: str, kind: str) -> None:

@@ -4,7 +4,8 @@
 2. A row that cannot be converted is skipped, counted by reason and named; it never ends the import.
 3. What is written loads: each row goes through the loader's own checks first.
 4. Nothing is changed in silence: removed `<image>` marks, boxes left out or moved by a rounding are counted as notes.
-5. The folder appears under its name when it is whole; a killed import leaves only a hidden `.NAME.*.partial` folder.
+5. The folder appears under its name when it is whole; a killed import leaves only a hidden `.NAME.*.partial` folder,
+   which the next one clears.
 """
 
 import hashlib
@@ -12,8 +13,6 @@ import json
 import math
 import os
 import re
-import shutil
-import uuid
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 from workbench.conversations import Refused, plain_text, split_conversation
 from workbench.datasets import decode_image, example_from_values, image_size
 from workbench.errors import ConfigError, DataError, unknown
+from workbench.folders import new_folder
 from workbench.layouts import LAYOUTS, Layout, load_layout
 from workbench.tables import Table, open_table, show
 
@@ -121,19 +121,16 @@ def import_dataset(
     if os.path.lexists(destination):
         raise DataError(f"{destination} exists already. Name a new folder; an import never writes into an old one.")
     table = open_table(source, split=split)
-    target = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:8]}.partial"
     report = ImportReport(destination / DATA_FILE)
     try:
-        (target / IMAGES_FOLDER).mkdir(parents=True)
-        importer = _Importer(table, target, destination, box_format, box_units, names, chosen, report)
-        _convert_all(importer, columns or {}, limit)
-        target.rename(destination)
+        with new_folder(destination) as target:
+            (target / IMAGES_FOLDER).mkdir()
+            importer = _Importer(table, target, destination, box_format, box_units, names, chosen, report)
+            _convert_all(importer, columns or {}, limit)
     except OSError as error:
         raise DataError(
             f"{destination} cannot be written ({error}). Check space and rights, or name another."
         ) from None
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
     return report
 
 

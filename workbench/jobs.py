@@ -23,18 +23,18 @@ from datetime import datetime
 from pathlib import Path
 
 from workbench.checkpoints import list_checkpoints
-from workbench.commands import refuse_edited
-from workbench.config import RunConfig, read_yaml, resumed_config
+from workbench.commands import unedited_config
+from workbench.config import RunConfig, read_yaml
 from workbench.errors import ConfigError, RunError
 from workbench.model_folders import check_models
+from workbench.parsing import read_object
 from workbench.printed import is_exception, tail
 from workbench.processes import born_at, identify, send
-from workbench.runs import RunFolder, find_run_dir, safe_run_dir
+from workbench.runs import RunFolder, find_run_dir, safe_run_dir, status_fault
 
 STATUSES = ("starting", "running", "stopping", "finished", "stopped", "failed", "died", "unreadable")
 ALIVE = ("starting", "running", "stopping")
 _FOLDER = ".jobs"
-_KINDS = {"status": str, "method": str, "steps_done": int, "steps": int, "skipped": dict, "warnings": list, "command": list, "error": str, "doing": str}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def resume_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> JobState:
             raise RunError(
                 f"run {run_dir} has finished its {state.steps} steps. Start a new run from its configuration instead."
             )
-        refuse_edited(run_dir, folder.status, resumed_config(run_dir, overrides))
+        unedited_config(folder, overrides)
         record = _read_record(run_dir)
         start = Path(record.folder) if record and Path(record.folder).is_dir() else Path.cwd()
         _spawn(run_dir, ["resume", str(run_dir.resolve()), *overrides], start)
@@ -226,9 +226,9 @@ def read_job(run_dir: str | Path) -> JobState:
         pid=process.pid if process else facts.get("pid"),
         doing=facts.get("doing") if status in ALIVE else None,
         error=fault or _error(run_dir, status, facts, record),
-        warnings=tuple(facts.get("warnings") or ()),
+        warnings=tuple(map(str, [*(facts.get("missing") or ()), *(facts.get("warnings") or ())])),
         skipped=dict(facts.get("skipped") or {}),
-        command=tuple(process.command if process and process.command else facts.get("command") or ()),
+        command=tuple(map(str, process.command if process and process.command else facts.get("command") or ())),
     )
 
 
@@ -324,17 +324,15 @@ def _read_status(run_dir: Path) -> tuple[dict | None, int, str | None]:
     file = run_dir / "run.json"
     try:
         change_ns = file.stat().st_mtime_ns
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = read_object(file)
     except FileNotFoundError:
         return None, 0, None
     except (OSError, ValueError) as error:
-        why = "cut off or damaged" if isinstance(error, ValueError) else error.strerror
+        why = f"cut off or damaged, {error}" if isinstance(error, ValueError) else error.strerror
         return None, 0, f"{file} cannot be read: {why}. Restore the file, or delete the run's folder."
-    if not isinstance(facts, dict):
-        return None, 0, f"{file} is no mapping. The run is half written; delete its folder, or restore the file."
-    for name, kind in _KINDS.items():
-        if facts.get(name) is not None and not isinstance(facts[name], kind):
-            return None, 0, f'{file}: "{name}" is {facts[name]!r:.60}. Restore the file, or delete the run\'s folder.'
+    fault = status_fault(facts)
+    if fault is not None:
+        return None, 0, f"{file}: {fault}. Restore the file, or delete the run's folder."
     return facts, change_ns, None
 
 

@@ -84,7 +84,7 @@ class Trainer:
         examples = with_teacher(load(config.data.train, limit=config.data.limit), config.teacher_domains, self.skipped)
         self.examples = with_evidence(examples, self.method, self.skipped)
         report_leaks(self.examples, self.method, folder)
-        checkpoint = group.first(lambda: rewind(folder)) if resume else None
+        checkpoint = group.first(lambda: rewind(folder, config)) if resume else None
         self.step_done = checkpoint.step if checkpoint else 0
         self.device = choose_device(config.models.device, group)
         self.learners = [

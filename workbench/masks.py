@@ -21,6 +21,7 @@ from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
 
 from workbench.errors import ConfigError, PolicyError, RunError
+from workbench.folders import saving
 from workbench.seeding import derive_seed
 from workbench.weights import PRECISIONS, Weights, check_same_architecture
 
@@ -164,7 +165,11 @@ def _write(file: str | Path, masks: dict[str, torch.Tensor], facts: dict[str, st
         "of": str(sum(mask.numel() for mask in masks.values())),
     }
     temporary = Path(file).with_name(f".{Path(file).name}.{os.getpid()}")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file({name: mask.contiguous() for name, mask in masks.items()}, temporary, facts)
-    temporary.replace(file)
+    with saving(file):
+        try:
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_file({name: mask.contiguous() for name, mask in masks.items()}, temporary, facts)
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
     return facts

@@ -225,6 +225,14 @@ def decode(raw: bytes) -> str:
         raise Malformed(f"line {line}: byte {error.start + 1}, 0x{raw[error.start]:02x}, is not UTF-8") from None
 
 
+def read_object(file: Path) -> dict:
+    """The JSON object that a file holds. Raises OSError, or Malformed saying what is wrong."""
+    value = parse_json(file.read_bytes())
+    if not isinstance(value, dict):
+        raise Malformed(f"it holds {show(value)} and no object {{...}}")
+    return value
+
+
 def parse_json(text: str | bytes, *, unique_keys: bool = False) -> object:
     """The value of a JSON text. Raises Malformed saying what is wrong.
 

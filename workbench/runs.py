@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -30,11 +31,18 @@ from pathlib import Path
 from types import FrameType
 
 from workbench.errors import RunError, show
+from workbench.folders import new_folder, reason, saving
 from workbench.jsonlines import split_lines
-from workbench.parsing import PLAIN_NAME, is_plain_name
+from workbench.parsing import PLAIN_NAME, Malformed, is_plain_name, parse_json, read_object
 
 STATUSES = ("running", "finished", "stopped", "failed")
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "pillow", "pyarrow", "duckdb", "vlm-distillation-workbench")
+
+_KINDS = {
+    "status": str, "method": str, "steps_done": int, "steps": int, "skipped": dict, "warnings": list, "missing": list, "command": list,
+    "error": str, "doing": str, "started": str, "updated": str, "config": dict, "prepared": dict, "remaining_s": (int, float),
+}  # fmt: skip
+_TEMPORARY = re.compile(r"\..+\.\d+")  # .NAME.PID, of a file that is being written
 
 log = logging.getLogger("workbench")
 
@@ -51,26 +59,34 @@ class RunFolder:
         self.path = Path(path)
 
     @classmethod
-    def create(cls, path: Path, config_yaml: str, *, seed: int, method: str) -> "RunFolder":
-        """A new run. Raises RunError if the folder exists: finished work is never written over.
+    def create(
+        cls, path: Path, config_yaml: str, *, seed: int, method: str, facts_too: dict[str, object] | None = None
+    ) -> "RunFolder":
+        """A new run, whole or not at all. Raises RunError if the folder exists: finished work is never written over.
 
-        A run that failed before its first number (a wrong path, say) left no work, and is made anew.
+        A run that failed before its first number (a wrong path, say) left no work, and is made anew; so is an empty folder.
+
+        facts_too  more for run.json
         """
         if _failed_at_start(path):
             shutil.rmtree(path)
+        elif _is_remains(path):
+            log.info("cleared %s: a process was ended while it made this folder", path)
+            shutil.rmtree(path)
+        facts = {"status": "running", "method": method, "seed": seed, "started": _now(), "steps_done": 0}
+        facts |= {"command": sys.argv, **_surroundings(), **(facts_too or {})}
         try:
-            path.mkdir(parents=True)
+            if os.path.lexists(path):
+                raise FileExistsError(path)
+            with new_folder(path) as made:
+                folder = cls(made)
+                folder.write_config(config_yaml)
+                folder._write("run.json", json.dumps(facts | {"updated": _now()}, indent=1, default=str))
         except FileExistsError:
-            raise RunError(
-                f"run folder {path} exists. Continue it with `workbench resume {path}`, or choose another name=..."
-            ) from None
+            raise RunError(_taken(path)) from None
         except OSError as error:
-            raise RunError(f"run folder {path} cannot be made ({error.strerror}). Choose another output_dir.") from None
-        folder = cls(path)
-        folder.write_config(config_yaml)
-        folder._write("run.json", json.dumps({"status": "running", "method": method, "seed": seed, "started": _now()}))
-        folder.update(steps_done=0, command=sys.argv, **_surroundings())
-        return folder
+            raise RunError(f"run folder {path} cannot be made ({reason(error)}). Choose another output_dir.") from None
+        return cls(path)
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
@@ -98,9 +114,15 @@ class RunFolder:
     def status(self) -> dict:
         """The contents of run.json."""
         try:
-            return json.loads((self.path / "run.json").read_text())
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.path / 'run.json'} cannot be read ({error}).") from None
+            facts = read_object(self.path / "run.json")
+        except (OSError, Malformed) as error:
+            raise RunError(
+                f"{self.path / 'run.json'} cannot be read ({reason(error)}). Restore the file, or delete the run's folder."
+            ) from None
+        fault = status_fault(facts)
+        if fault is not None:
+            raise RunError(f"{self.path / 'run.json'}: {fault}. Restore the file, or delete the run's folder.")
+        return facts
 
     def update(self, **facts: object) -> None:
         """Set facts in run.json."""
@@ -111,17 +133,18 @@ class RunFolder:
 
     def log_metrics(self, kind: str, step: int, values: dict[str, object]) -> None:
         """Append one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        file = self.path / "metrics.jsonl"
+        with saving(file), file.open("a") as stream:
+            stream.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
 
     def metrics(self, kind: str | None = None) -> list[dict]:
         """Lines of metrics.jsonl, in order; a last line that is being written is left out."""
-        return [line for line in map(self._parsed, self._metric_lines()) if kind is None or line["kind"] == kind]
+        return [line for line in self._parsed_lines() if kind is None or line["kind"] == kind]
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of later steps, before they are written again by a resumed run."""
-        kept = [text for text in self._metric_lines() if self._parsed(text)["step"] <= step]
-        self._write("metrics.jsonl", "".join(text + "\n" for text in kept))
+        kept = [line for line in self._parsed_lines() if line["step"] <= step]
+        self._write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def write_probes(self, probes: list[dict]) -> None:
         self._write("probes.json", json.dumps(probes))
@@ -129,7 +152,15 @@ class RunFolder:
     def probes(self) -> list[dict] | None:
         """What write_probes wrote, or None."""
         file = self.path / "probes.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        if not file.is_file():
+            return None
+        try:
+            rows = parse_json(file.read_bytes())
+        except (OSError, Malformed) as error:
+            raise RunError(f"{file} cannot be read ({reason(error)}). Start a new run: name=...") from None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise RunError(f"{file} is no list of answers. Start a new run: name=...")
+        return rows
 
     def write_sequences(self, name: str, rows: list[dict]) -> None:
         self._write(name, "".join(json.dumps(row) + "\n" for row in rows))
@@ -140,37 +171,46 @@ class RunFolder:
         if not file.is_file():
             return None
         try:
-            return [json.loads(line) for line in split_lines(file.read_text(encoding="utf-8"))]
-        except ValueError as error:
-            raise RunError(f"{file} cannot be read ({error}). Start a new run: name=...") from None
+            return [parse_json(line) for line in split_lines(file.read_text(encoding="utf-8"))]
+        except (OSError, ValueError) as error:
+            raise RunError(f"{file} cannot be read ({reason(error)}). Start a new run: name=...") from None
 
     def log_to_file(self) -> logging.Handler:
         """From now on messages also go to train.log; close the handler when done."""
-        handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
+        file = self.path / "train.log"
+        with saving(file):
+            handler = _LogFile(file, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(handler)
         if log.level == logging.NOTSET:
             log.setLevel(logging.INFO)
         return handler
 
-    def _metric_lines(self) -> Iterator[str]:
+    def _parsed_lines(self) -> list[dict]:
         file = self.path / "metrics.jsonl"
         if not file.is_file():
-            return
-        yield from file.read_text(encoding="utf-8").split("\n")[:-1]
-
-    def _parsed(self, text: str) -> dict:
+            return []
         try:
-            return json.loads(text)
-        except ValueError as error:
-            raise RunError(
-                f"{self.path / 'metrics.jsonl'} has a line that cannot be read ({error}): {text[:80]!r}. Delete the line."
-            ) from None
+            raw = file.read_bytes()
+        except OSError as error:
+            raise RunError(f"{file} cannot be read ({reason(error)}).") from None
+        return [parse_metrics(line, file, number) for number, line in enumerate(raw.split(b"\n")[:-1], start=1)]
+
+    def clear_temporary(self) -> None:
+        """Delete what a kill left of files that were being written. For the process that has the claim."""
+        for file in self.path.glob(".*.*"):
+            if _TEMPORARY.fullmatch(file.name) and file.is_file():
+                file.unlink()
 
     def _write(self, name: str, text: str) -> None:
         temporary = self.path / f".{name}.{os.getpid()}"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.path / name)
+        with saving(self.path / name):
+            try:
+                temporary.write_text(text, encoding="utf-8")
+                os.replace(temporary, self.path / name)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
 
 
 class ReadOnlyFolder(RunFolder):
@@ -214,13 +254,66 @@ class StopSignal:
         log.info("asked to stop: finishing this step and saving")
 
 
+class _LogFile(logging.FileHandler):
+    """A log on a full disk is cut; that is no reason to end a run, nor to print a traceback at every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+def parse_metrics(line: bytes, file: Path, number: int) -> dict:
+    """One line of metrics.jsonl. Raises RunError naming file and line if it holds no kind and step."""
+    fault = None
+    try:
+        values = json.loads(line)
+        if (
+            not isinstance(values, dict)
+            or not isinstance(values.get("kind"), str)
+            or type(values.get("step")) is not int
+        ):
+            fault = "it has no kind and step"
+    except (ValueError, RecursionError) as error:
+        fault = reason(error)
+    if fault is None:
+        return values
+    raise RunError(f"{file}:{number} is no line of metrics ({fault}): {show(line[:80])}. Delete the line.")
+
+
+def status_fault(facts: dict) -> str | None:
+    """What is wrong with the facts of run.json; None if nothing is."""
+    for name, kind in _KINDS.items():
+        if facts.get(name) is not None and (not isinstance(facts[name], kind) or isinstance(facts[name], bool)):
+            return f'"{name}" is {show(facts[name])}'
+    return None
+
+
+def _taken(path: Path) -> str:
+    if (path / "run.json").is_file() and (path / "config.yaml").is_file():
+        return f"run folder {path} exists. Continue it with `workbench resume {path}`, or choose another name=..."
+    return f"run folder {path} exists and is no run: it lacks run.json or config.yaml. Delete it, or choose another name=..."
+
+
+def _is_remains(path: Path) -> bool:
+    """Whether a folder is empty but for what the making of a run begins with: a kill there, by an older version, left it."""
+    try:
+        return not path.is_symlink() and all(
+            file.name == ".claim" or _TEMPORARY.fullmatch(file.name) for file in path.iterdir()
+        )
+    except OSError:
+        return False
+
+
 def _failed_at_start(path: Path) -> bool:
     """Whether the folder is that of a run which failed and left its configuration and a message and nothing else."""
     try:
         if not {file.name for file in path.iterdir()} <= {"config.yaml", "run.json", "train.log", ".claim"}:
             return False
-        return json.loads((path / "run.json").read_text())["status"] == "failed"
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_object(path / "run.json")["status"] == "failed"
+    except (OSError, ValueError, KeyError):
         return False
 
 

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from workbench.checkpoints import SAVED, STATE, Checkpoint, digest, list_checkpoints
 from workbench.errors import RunError
+from workbench.folders import saving
 from workbench.policies import Policy
 from workbench.runs import checkpoint_path
 from workbench.sharding import part_like, whole, whole_weights
@@ -63,10 +64,30 @@ def save_checkpoint(
     """
     final = checkpoint_path(run_dir, step)
     temporary = run_dir / f".checkpoint-{step:06d}"
+    remedy = f"Free some space or check the rights; `workbench resume {run_dir}` goes on from the newest checkpoint."
+    try:
+        with saving(final, remedy):
+            _write_checkpoint(run_dir, temporary, step, learners, gathered or [None] * len(learners))
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(temporary, final)
+    except RunError:
+        shutil.rmtree(temporary, ignore_errors=True)  # it would take what space there is
+        raise
+    done = [one for one in list_checkpoints(run_dir) if one.step <= step]  # a later one is torn: it was passed over
+    for old in done[: max(0, len(done) - keep)] if keep else []:
+        shutil.rmtree(old.path)
+    return Checkpoint(final, step)
+
+
+def _write_checkpoint(
+    run_dir: Path, temporary: Path, step: int, learners: Sequence[Trained], gathered: Sequence[Gathered | None]
+) -> None:
+    """All files of a checkpoint, on disk when this returns."""
     for leftover in run_dir.glob(".checkpoint-*"):
         shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
-    for learner, parts in zip(learners, gathered or [None] * len(learners), strict=True):
+    for learner, parts in zip(learners, gathered, strict=True):
         for name, ending in SAVED.items():
             if name in learner.policies:
                 folder = temporary / f"{learner.name}{ending}"
@@ -80,13 +101,6 @@ def save_checkpoint(
     digests = {name: digest(path) for name, path in written.items()}
     (temporary / STATE).write_text(json.dumps({"step": step, "files": files, "sha256": digests}, indent=1))
     _sync(temporary)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    done = [one for one in list_checkpoints(run_dir) if one.step <= step]  # a later one is torn: it was passed over
-    for old in done[: max(0, len(done) - keep)] if keep else []:
-        shutil.rmtree(old.path)
-    return Checkpoint(final, step)
 
 
 def load_optimizer(

@@ -10,9 +10,11 @@ from itertools import islice
 from workbench.contexts import build_prompt, missing_evidence, stand_in
 from workbench.datasets import split_by_evidence
 from workbench.distributed import ALONE, Group
-from workbench.errors import DataError, PolicyError
+from workbench.errors import DataError, PolicyError, RunError, show
+from workbench.folders import saving
 from workbench.leaks import find_leaks
 from workbench.method import Method
+from workbench.parsing import Malformed, parse_json
 from workbench.policies import Policy
 from workbench.runs import RunFolder
 from workbench.seeding import Order
@@ -22,6 +24,8 @@ WORTH_SAYING = (
     0.05  # share of prompts that hold the answer, above which a run reports it; a whole reference always counts
 )
 NUM_NAMED = 3  # examples of each reason that the log names
+
+_KEYS = ("example", "reason", "message")
 
 log = logging.getLogger("workbench")
 
@@ -34,14 +38,23 @@ class Skipped:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder, self._file = folder, folder.path / "skipped.jsonl"
-        text = self._file.read_text(encoding="utf-8") if self._file.is_file() else ""
-        lines = text.split("\n")
+        lines = self._file.read_bytes().split(b"\n") if self._file.is_file() else [b""]
         if torn := lines.pop():  # by a kill; what is appended would be joined to it
-            os.truncate(self._file, self._file.stat().st_size - len(torn.encode()))
-        known = list({line["example"]: line for line in map(json.loads, lines)}.values())  # processes each add to it
+            os.truncate(self._file, self._file.stat().st_size - len(torn))
+        parsed = [self._parsed(line, number) for number, line in enumerate(lines, start=1)]
+        known = list({line["example"]: line for line in parsed}.values())  # processes each add to it
         self.counts = Counter(line["reason"] for line in known)
         self._seen = {line["example"] for line in known}
         self._first = f"{known[0]['example']}: {known[0]['message']}" if known else ""
+
+    def _parsed(self, line: bytes, number: int) -> dict[str, str]:
+        try:
+            values = parse_json(line)
+        except Malformed as error:
+            raise RunError(f"{self._file}:{number} cannot be read ({error}). Delete the line.") from None
+        if not isinstance(values, dict) or not all(isinstance(values.get(key), str) for key in _KEYS):
+            raise RunError(f"{self._file}:{number} is {show(values)} and lacks {', '.join(_KEYS)}. Delete the line.")
+        return values
 
     def __str__(self) -> str:
         """How many of each reason, and what was wrong with the first."""
@@ -61,7 +74,7 @@ class Skipped:
         self._first = self._first or f"{example.origin or example.id}: {message}"
         if self.counts[reason] <= NUM_NAMED:
             log.warning("skipped %s: %s", example.origin or example.id, message)
-        with self._file.open("a") as file:
+        with saving(self._file), self._file.open("a") as file:
             file.write(json.dumps({"example": example.id, "reason": reason, "message": message}) + "\n")
         self._folder.update(skipped=dict(self.counts))
 

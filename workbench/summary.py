@@ -24,7 +24,7 @@ def summarise_run(run_dir: str | Path) -> str:
     """The whole summary of a run, ready to print."""
     folder = RunFolder.open(run_dir)
     status = folder.status
-    parts = [f"{status['method']} · {status.get('steps_done', 0)} steps · {_state(status)} · {folder.path}"]
+    parts = [f"{status.get('method', '?')} · {status.get('steps_done', 0)} steps · {_state(status)} · {folder.path}"]
     if _state(status) == "died":
         parts.append(f"its process was killed or ran out of memory; go on with: workbench resume {folder.path}")
     answered = load_answers(folder.path)
@@ -41,6 +41,7 @@ def summarise_run(run_dir: str | Path) -> str:
         parts.append("skipped examples: " + ", ".join(f"{reason}: {count}" for reason, count in skipped.items()))
     if status.get("answers_in_prompts"):
         parts.append(f"answers in prompts: {status['answers_in_prompts']}")
+    parts += [f"missing: {one}" for one in status.get("missing") or ()]
     parts += [f"warning: {warning}" for warning in status.get("warnings") or ()]
     if status.get("error"):
         parts.append(f"error: {status['error']}")

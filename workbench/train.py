@@ -6,6 +6,8 @@
 One process is started by `workbench train`. The steps are in loop.py.
 """
 
+import contextlib
+import errno
 import importlib
 import logging
 import os
@@ -15,16 +17,19 @@ from pathlib import Path
 
 import torch
 
-from workbench.commands import refuse_edited
-from workbench.config import RunConfig, resumed_config
+from workbench.commands import unedited_config
+from workbench.config import RunConfig
 from workbench.datasets import load_examples
 from workbench.distributed import Group, LostProcess, choose_device, join
 from workbench.errors import RunError, WorkbenchError
+from workbench.folders import reason
 from workbench.learner import refuse_with_shards
 from workbench.loop import Loader, Trainer, TrainResult
 from workbench.model_folders import check_models
 from workbench.processes import identify
 from workbench.runs import ReadOnlyFolder, RunFolder, StopSignal
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 
 log = logging.getLogger("workbench")
 OUT_OF_MEMORY = (
@@ -79,8 +84,10 @@ def _prepare(config: RunConfig, resume: bool, load: Loader) -> None:
     else:
         check_models(config)  # a wrong path should not leave a folder behind
         load(config.data.train, limit=1)
-        folder = RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=config.method["name"])
-        folder.update(config=config.to_dict())  # config.yaml is a file that can be edited
+        facts = {"config": config.to_dict()}  # config.yaml is a file that can be edited
+        RunFolder.create(
+            config.run_dir, config.to_yaml(), seed=config.seed, method=config.method["name"], facts_too=facts
+        )
 
 
 def _inherits(config: RunConfig, error: WorkbenchError) -> bool:
@@ -123,24 +130,39 @@ def _train_in(
             with trainer.writer:
                 result = trainer.run(stop, on_step)
         outcome = "stopped" if result.stopped else "finished"
+        folder.update(status=outcome)
         return result
     except WorkbenchError as error:
         log.error("%s", error)
-        folder.update(error=str(error))
+        _note(folder, error=str(error))
         raise
     except torch.OutOfMemoryError as error:
         told = RunError(f"the device's memory is full ({str(error).splitlines()[0]}) {OUT_OF_MEMORY} If the memory was another program's, `workbench resume {folder.path}` goes on.")  # fmt: skip
         log.error("%s", told)
-        folder.update(error=str(told))
+        _note(folder, error=str(told))
         raise told from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            told = RunError(
+                f"{error.filename or folder.path} cannot be read or written ({reason(error)}). Free some space or check the "
+                f"rights; `workbench resume {folder.path}` goes on from the newest checkpoint."
+            )
+            log.error("%s", told)
+            _note(folder, error=str(told))
+            raise told from error
         log.exception("a fault of the workbench, or of what it uses")
-        folder.update(error=f"{type(error).__name__}: {error} (the whole of it is in train.log)")
+        _note(folder, error=f"{type(error).__name__}: {error} (the whole of it is in train.log)")
         raise
     finally:
-        folder.update(status=outcome)
+        _note(folder, status=outcome)
         log.removeHandler(handler)
         handler.close()
+
+
+def _note(folder: RunFolder, **facts: object) -> None:
+    """Facts for run.json, if the disk takes them: the error at hand is the one to be read."""
+    with contextlib.suppress(RunError):
+        folder.update(**facts)
 
 
 def resume(
@@ -151,9 +173,7 @@ def resume(
     Raises: ConfigError for an override, or a config.yaml edited since, that would make another run of it.
     """
     folder = RunFolder.open(run_dir)
-    config = resumed_config(folder.path, overrides)
-    refuse_edited(folder.path, folder.status, config)
-    return train(config, resume=True, on_step=on_step)
+    return train(unedited_config(folder, overrides), resume=True, on_step=on_step)
 
 
 def main(arguments: list[str]) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 from workbench.config import RunConfig
 from workbench.distributed import ALONE, Group
 from workbench.errors import RunError
+from workbench.folders import reason, saving
 from workbench.learner import Learner
 from workbench.method import Method
 from workbench.policies import SamplingOptions
@@ -104,15 +105,16 @@ class Writer:
         if file.is_file():
             try:
                 return safetensors.torch.load_file(file)
-            except SafetensorError as error:
-                raise RunError(f"{file} cannot be read ({error}). Start a new run: name=...") from None
+            except (OSError, SafetensorError) as error:
+                raise RunError(f"{file} cannot be read ({reason(error)}). Start a new run: name=...") from None
         self._require_start(begun, file)
         made = self.method.prepare.make(
             self.student, examples, derive_seed("prepare", self.config.seed, *self.learner.seed)
         )
         temporary = file.with_name(f".{file.name}")
-        safetensors.torch.save_file(made.tensors, temporary)
-        os.replace(temporary, file)
+        with saving(file):
+            safetensors.torch.save_file(made.tensors, temporary)
+            os.replace(temporary, file)
         facts = (
             made.facts
             if self.learner.name == STUDENT

@@ -14,8 +14,10 @@ import pandas as pd
 
 from workbench.analysis.geometry import RANDOM, UPDATE, Geometry, columns, compare
 from workbench.checkpoints import latest_checkpoint
-from workbench.config import read_yaml
+from workbench.config import load_config
 from workbench.errors import ConfigError, RunError
+from workbench.folders import reason, saving
+from workbench.parsing import read_object
 from workbench.runs import RunFolder
 from workbench.summary import format_table
 from workbench.weights import Weights, open_weights
@@ -54,17 +56,17 @@ def pair_of_run(run_dir: str | Path) -> Pair:
     Raises: RunError if the run has no checkpoint yet; PolicyError if either holds no weights.
     """
     folder = RunFolder.open(run_dir)
-    config = read_yaml(folder.path / "config.yaml")
+    config = load_config(folder.path / "config.yaml")
     checkpoint, torn = latest_checkpoint(folder.path)
     if checkpoint is None:
         raise RunError(
             f"{folder.path} has no complete checkpoint, so there is nothing to compare with its start. "
             f"{''.join(f'{one} ' for one in torn)}Wait for its first (training.save_every), or `workbench resume {folder.path}`."
         )
-    training = config.get("training", {})
+    training = vars(config.training)
     facts = {"name": folder.path.name, "method": folder.status.get("method"), "step": checkpoint.step}
-    facts |= {key: training[key] for key in ("learning_rate", "weight_decay", "update_mask") if key in training}
-    return Pair(open_weights(config["models"]["student"]), open_weights(checkpoint.student), facts)
+    facts |= {key: training[key] for key in ("learning_rate", "weight_decay", "update_mask")}
+    return Pair(open_weights(config.models.student), open_weights(checkpoint.student), facts)
 
 
 def pair_of(first: str | Path, second: str | Path | None = None) -> Pair:
@@ -96,15 +98,18 @@ def save(measured: Measured, folder: str | Path, page: str) -> Path:
     """Write the three files; returns the folder. Raises RunError if it cannot be written."""
     folder, found = Path(folder), measured.geometry
     facts = {**measured.facts, "left_out": list(found.left_out), "columns": columns(), "groups": _plain(found.groups)}
-    try:
+    with saving(folder, "Free some space or choose another --out."):
         folder.mkdir(parents=True, exist_ok=True)
-        found.tensors.to_parquet(folder / _TENSORS, index=False)
-        (folder / "figure.html").write_text(page, encoding="utf-8")
-        temporary = folder / f".{_FACTS}"
-        temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        temporary.replace(folder / _FACTS)
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written ({error.strerror}). Choose another --out.") from None
+        temporary = {name: folder / f".{name}" for name in (_TENSORS, "figure.html", _FACTS)}
+        try:
+            found.tensors.to_parquet(temporary[_TENSORS], index=False, write_page_checksum=True)
+            temporary["figure.html"].write_text(page, encoding="utf-8")
+            temporary[_FACTS].write_text(json.dumps(facts, indent=1), encoding="utf-8")
+            for name, file in temporary.items():
+                file.replace(folder / name)
+        finally:
+            for file in temporary.values():
+                file.unlink(missing_ok=True)
     return folder
 
 
@@ -114,12 +119,12 @@ def read(folder: str | Path) -> Measured | None:
     if not (folder / _FACTS).is_file():
         return None
     try:
-        facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+        facts = read_object(folder / _FACTS)
         groups, left_out = pd.DataFrame(facts.pop("groups")), tuple(facts.pop("left_out"))
         return Measured(Geometry(pd.read_parquet(folder / _TENSORS), groups, left_out), facts)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
-            f"{folder} cannot be read ({error}). Delete it and measure again: workbench geometry RUN."
+            f"{folder} cannot be read ({reason(error)}). Delete it and measure again: workbench geometry RUN."
         ) from None
 
 

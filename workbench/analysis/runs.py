@@ -1,6 +1,5 @@
 """Runs as lists and curves: what there is, how far it is, what its metrics did, in what two of them differ."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from workbench.commands import as_yaml
 from workbench.config import read_yaml
 from workbench.errors import ConfigError
 from workbench.jobs import find_jobs
-from workbench.runs import RunFolder
+from workbench.runs import RunFolder, parse_metrics
 
 RUN_COLUMNS = ["run", "status", "method", "step", "steps", "progress", "remaining_s", "started", "silent_s", "loss", "accuracy", "error"]  # fmt: skip
 METRIC_UNITS = {
@@ -148,6 +147,6 @@ def _last_metrics(run_dir: Path) -> dict:
 def _tail_metrics(file: Path) -> list[dict]:
     with file.open("rb") as stream:
         stream.seek(-(2**16), 2)
-        texts = stream.read().decode("utf-8", errors="replace").split("\n")[1:-1]
-    lines = [json.loads(text) for text in texts]
+        texts = stream.read().split(b"\n")[1:-1]
+    lines = [parse_metrics(text, file, number - len(texts)) for number, text in enumerate(texts)]
     return [line for line in lines if line["kind"] == "train"]

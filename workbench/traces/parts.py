@@ -71,6 +71,7 @@ def write_part(file: Path, table: pa.Table, header: Header, *, durable: bool = F
             use_dictionary=coded,
             use_byte_stream_split=exact,
             write_statistics=["step", "rollout_idx"],
+            write_page_checksum=True,
             store_schema=False,  # half of a small file; the types are Parquet's own
         ) as parquet:
             parquet.write_table(
@@ -146,6 +147,8 @@ def delete_after(run_folder: Path, step: int) -> None:
         if not folder.is_dir():
             continue
         for file in folder.glob(".*"):
+            if not file.is_file():
+                raise TraceError(f"{file} is none of the files of a trace. Move it elsewhere.")
             file.unlink()
         for name in _stable_names(folder):
             pair = _pair_of(name)
@@ -191,7 +194,7 @@ def _header_of(file: Path, headers: dict) -> Header:
 
 def _read(file: Path) -> tuple[Header, pa.Table]:
     try:
-        parquet = pq.ParquetFile(file)
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
         return decode_header(parquet.metadata.metadata, file), parquet.read(use_threads=False)  # threads only cost here
     except (pa.ArrowInvalid, OSError) as error:
         raise torn(file, error) from error
@@ -203,11 +206,25 @@ def check_files(files: Sequence[Path]) -> None:
         file.stat()
     for file in files:
         try:
-            pq.ParquetFile(file).read()
+            for _ in pq.ParquetFile(file, page_checksum_verification=True).iter_batches():
+                pass
         except (pa.ArrowInvalid, OSError) as error:
             if isinstance(error, FileNotFoundError):
                 raise
             raise torn(file, error) from error
+
+
+def recorded_steps(run_folder: Path) -> dict[str, set[int]]:
+    """Steps that each table holds, every page of their files read and held against its checksum.
+
+    Raises: TraceError naming a file that is torn or does not hold what was written.
+    """
+    steps = {}
+    for table in WRITE_ORDER:
+        parts = list_parts(traces_folder(run_folder) / table)
+        check_files([part.file for part in parts])
+        steps[table] = {step for part in parts for step, _ in part.pairs}
+    return steps
 
 
 def torn(file: Path, error: Exception) -> TraceError:

@@ -1,0 +1,170 @@
+"""Files of a run that are damaged, cut or gone: one sentence each, on the command line too, and what resume finds missing."""
+
+import json
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+
+from workbench.answers import load_answers
+from workbench.checkpoints import list_checkpoints
+from workbench.cli import main
+from workbench.errors import WorkbenchError
+from workbench.export import export_student
+from workbench.runs import RunFolder
+from workbench.summary import summarise_run
+from workbench.traces.parts import recorded_steps
+from workbench.train import resume
+
+POSITIONS = "traces/positions"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A finished run of three steps."""
+    return Path(shutil.copytree(trained / "opd", tmp_path / "runs" / "opd"))
+
+
+def damage(run: Path, name: str, raw: bytes) -> None:
+    file = run / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(raw)
+
+
+DAMAGED = {
+    "metrics in another encoding": ("metrics.jsonl", b'{"kind": "train", "step": 1, "x": "\xff"}\n'),
+    "metrics without a step": ("metrics.jsonl", b'{"kind": "train"}\n'),
+    "metrics that are a list": ("metrics.jsonl", b"[1]\n"),
+    "metrics nested deep": ("metrics.jsonl", b"[" * 5000 + b"\n"),
+    "run.json a list": ("run.json", b"[1, 2]"),
+    "run.json a number": ("run.json", b"1" * 5000),
+    "run.json of other kinds": ("run.json", b'{"status": 3}'),
+    "run.json empty": ("run.json", b""),
+    "run.json nested deep": ("run.json", b'{"a":' * 5000),
+    "a stray evaluation": ("evals/step-x.jsonl", b"{}\n"),
+    "an evaluation in another encoding": ("evals/step-000000.jsonl", b"\xff\n"),
+    "an evaluation that is a list": ("evals/step-000000.jsonl", b"[1]\n"),
+    "a garbage line in the skip list": ("skipped.jsonl", b"garbage\n"),
+    "a list in the skip list": ("skipped.jsonl", b"[]\n"),
+    "bytes in the skip list": ("skipped.jsonl", b"\xff\xfe\n"),
+    "probes that are none": ("probes.json", b"{}"),
+    "config.yaml that is no configuration": ("config.yaml", b"[1]"),
+}
+
+
+@pytest.mark.parametrize(("name", "raw"), DAMAGED.values(), ids=list(DAMAGED))
+def test_a_damaged_file_is_a_sentence_that_names_it(
+    run: Path, name: str, raw: bytes, capsys: pytest.CaptureFixture
+) -> None:
+    damage(run, name, raw)
+    assert main(["resume", str(run)]) == 2
+    printed = capsys.readouterr().err
+    assert name in printed and "Traceback" not in printed
+    main(["summary", str(run)])
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_folder_among_the_traces_is_named(run: Path) -> None:
+    (run / POSITIONS / ".hidden").mkdir()
+    with pytest.raises(WorkbenchError, match=r"positions/\.hidden is none of the files of a trace. Move it elsewhere"):
+        resume(run)
+
+
+def test_an_evaluation_that_is_a_folder_is_named(run: Path) -> None:
+    (run / "evals" / "step-000099.jsonl").mkdir()
+    with pytest.raises(WorkbenchError, match=r"step-000099\.jsonl cannot be read \(Is a directory\)"):
+        load_answers(run)
+
+
+def test_resume_names_what_is_gone_of_earlier_steps(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    resume(run)
+    assert RunFolder(run).status["missing"] == [] and "lacks" not in caplog.text
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    steps = sorted({json.loads(line)["step"] for line in lines if '"train"' in line})
+    (run / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] not in (1, 2)))
+    for table in ("positions", "rollouts"):
+        shutil.rmtree(run / "traces" / table)
+    (run / "evals" / "step-000000.jsonl").unlink()
+    resume(run)
+    missing = RunFolder(run).status["missing"]
+    every = f"1-{steps[-1]}"
+    assert [one.removeprefix(f"{run}/").partition(". They")[0] for one in missing] == [
+        "metrics.jsonl lacks training steps 1-2",
+        f"traces/positions lacks steps {every}",
+        f"traces/rollouts lacks steps {every}",
+        "metrics.jsonl lacks evaluations of steps 2",
+        "evals/ lacks answers of steps 0",
+    ]
+    assert missing[0] in caplog.text and f"missing: {missing[0]}" in summarise_run(run)
+
+
+def test_a_flipped_byte_in_a_trace_is_found(run: Path) -> None:
+    file = next((run / POSITIONS).glob("*.parquet"))
+    raw = file.read_bytes()
+    found = 0
+    for place in range(8, len(raw) // 2, max(1, len(raw) // 60)):
+        file.write_bytes(raw[:place] + bytes([raw[place] ^ 0x10]) + raw[place + 1 :])
+        try:
+            recorded_steps(run)
+        except WorkbenchError as error:
+            assert str(file) in str(error)
+            found += 1
+        else:
+            break
+    assert found >= 20
+    file.write_bytes(raw[:40] + bytes([raw[40] ^ 0x10]) + raw[41:])
+    with pytest.raises(WorkbenchError, match=rf"{file.name} cannot be read: it is cut short or damaged"):
+        resume(run)
+
+
+def test_a_checkpoint_that_lists_no_files_is_passed_over(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    newest = list_checkpoints(run)[-1]
+    for text in (f'{{"step": {newest.step}, "files": {{}}}}', "[]", '{"step": 1, "files": {"student/x": 1}}'):
+        (newest.path / "state.json").write_text(text)
+        result = resume(run)
+        assert result.steps == newest.step and f"{newest.path} is no complete checkpoint" in caplog.text
+        caplog.clear()
+
+
+def test_a_configuration_that_is_cut_is_called_cut(run: Path) -> None:
+    raw = (run / "config.yaml").read_bytes()
+    for length in (0, 30, len(raw) // 2, len(raw) - 2):
+        (run / "config.yaml").write_bytes(raw[:length])
+        with pytest.raises(WorkbenchError, match=rf"config\.yaml is cut: it ends after {length} of {len(raw)} bytes"):
+            resume(run)
+    (run / "config.yaml").write_bytes(raw.replace(b"seed: ", b"seed: 1"))
+    with pytest.raises(WorkbenchError, match="was edited: seed"):
+        resume(run)
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "export", "geometry", "mask"])
+def test_a_full_disk_is_a_sentence(run: Path, what: str, capfd: pytest.CaptureFixture) -> None:
+    begun = list_checkpoints(run)
+    if what == "checkpoint":  # the last one is done again
+        shutil.rmtree(begun[-1].path)
+    commands = {
+        "checkpoint": ["resume", str(run)],
+        "export": ["export", str(run), "--to", str(run.parent / "out")],
+        "geometry": ["geometry", str(run)],
+        "mask": ["geometry", str(run), "--save-mask", str(run.parent / "mask"), "--precision", "float32"],
+    }
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        status = main(commands[what])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    printed = capfd.readouterr().err
+    assert status == 2 and "cannot be written (" in printed and "Traceback" not in printed
+    assert not list(run.glob(".checkpoint-*")) and not list(run.parent.glob(".*"))
+    assert main(commands[what]) == 0
+    if what == "checkpoint":
+        assert [one.step for one in list_checkpoints(run)] == [one.step for one in begun]
+        assert RunFolder(run).status["missing"] == []
+
+
+def test_an_export_takes_nothing_away_when_its_name_is_taken_meanwhile(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(WorkbenchError, match="exists already"):
+        export_student(run, tmp_path / "out")
