@@ -98,7 +98,7 @@ class SamplingConfig:
     num_generations: Annotated[int, Option("answers per prompt", low=1)] = 4
     max_completion_length: Annotated[int, Option("longest answer", unit="tokens", low=1)] = 256
     temperature: Annotated[float, Option("0 = always the most likely token", low=0)] = 1.0
-    top_p: Annotated[float, Option("share of the probability mass that is sampled from; 1 = all", low=0.01, high=1)] = 1.0  # fmt: skip
+    top_p: Annotated[float, Option("share of the probability mass that is sampled from, after top_k; 1 = all", low=0.01, high=1)] = 1.0  # fmt: skip
     top_k: Annotated[int, Option("entries of the vocabulary that are sampled from; 0 = all", low=0)] = 0
     engine: Annotated[str, Option("what writes the student's answers; vllm needs the package of that name", choices=ENGINES)] = ENGINES[0]  # fmt: skip
     engine_memory: Annotated[float, Option("share of the device's memory that vllm takes", low=0.01, high=0.95)] = 0.3

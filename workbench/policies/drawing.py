@@ -39,7 +39,11 @@ def draw_by_chunks(
 
 
 def draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], options: SamplingOptions) -> Int[Tensor, " B"]:
-    """One token per row by inverting the cumulative distribution at the row's own uniform number."""
+    """One token per row by inverting the cumulative distribution at the row's own uniform number.
+
+    As in transformers: first the temperature, then the top_k most likely entries (all that are level with the last of
+    them), then the smallest set whose share of their mass reaches top_p.
+    """
     if options.temperature == 0.0:
         return logits.argmax(-1)
     probability = (logits.double() / options.temperature).softmax(-1)
@@ -47,15 +51,23 @@ def draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], options: Sa
         cumulative = probability.cumsum(-1)
         return _place(cumulative, uniform.unsqueeze(-1) * cumulative[:, -1:])
     probability, ids = probability.sort(dim=-1, descending=True, stable=True)
+    kept = count_kept(probability, options)
     cumulative = probability.cumsum(-1)
-    kept = cumulative[:, -1:]
-    if options.top_p < 1.0:  # the smallest set whose mass reaches top_p
-        reached = (cumulative < options.top_p).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
-        kept = torch.minimum(kept, cumulative.gather(-1, reached))
-    if options.top_k > 0:
-        last = min(options.top_k, logits.shape[-1]) - 1
-        kept = torch.minimum(kept, cumulative[:, last : last + 1])
-    return ids.gather(-1, _place(cumulative, uniform.unsqueeze(-1) * kept).unsqueeze(-1)).squeeze(-1)
+    mass = uniform.unsqueeze(-1) * cumulative.gather(-1, kept - 1)
+    return ids.gather(-1, _place(cumulative, mass).unsqueeze(-1)).squeeze(-1)
+
+
+def count_kept(probability: Float[Tensor, "B V"], options: SamplingOptions) -> Int[Tensor, "B 1"]:
+    """How many of the most likely entries top_k and then top_p leave, at least one; `probability` is sorted, highest first."""
+    kept = torch.full_like(probability[:, :1], probability.shape[-1], dtype=torch.long)
+    if 0 < options.top_k < probability.shape[-1]:
+        last = probability[:, options.top_k - 1 : options.top_k]
+        kept = (probability >= last).sum(-1, keepdim=True)
+    if options.top_p < 1.0:
+        cumulative = probability.cumsum(-1)
+        below = (cumulative < options.top_p * cumulative.gather(-1, kept - 1)).sum(-1, keepdim=True)
+        kept = torch.minimum(kept, below + 1)
+    return kept
 
 
 def _place(cumulative: Float[Tensor, "B V"], mass: Float[Tensor, "B 1"]) -> Int[Tensor, " B"]:

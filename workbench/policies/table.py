@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from workbench.losses import Head, Readout
 from workbench.policies import SamplingOptions, Written
+from workbench.policies.drawing import count_kept
 from workbench.types import Denoising, Prompt
 
 END = 0  # the end token
@@ -86,7 +87,5 @@ def _drawn_from(logprob: Float[Tensor, " V"], options: SamplingOptions) -> Float
     if options.temperature == 0.0:
         return torch.nn.functional.one_hot(logprob.argmax(), logprob.numel()).float()
     probability, ids = (logprob / options.temperature).softmax(-1).sort(descending=True, stable=True)
-    before = probability.cumsum(-1) - probability  # mass of the more likely entries
-    place = torch.arange(logprob.numel())
-    kept = (place == 0) | ((before < options.top_p) & (place < (options.top_k or logprob.numel())))
-    return torch.zeros_like(logprob).scatter(-1, ids, torch.where(kept, probability, 0.0))
+    kept = int(count_kept(probability.unsqueeze(0), options))
+    return torch.zeros_like(logprob).scatter(-1, ids[:kept], probability[:kept])

@@ -1,0 +1,53 @@
+"""Drawing tokens against transformers' own processors: which entries are left, and how often each is drawn."""
+
+import itertools
+
+import pytest
+import torch
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from workbench.policies import SamplingOptions
+from workbench.policies.drawing import draw
+
+DRAWS = 20_000
+
+
+def shares(logits: torch.Tensor, options: SamplingOptions) -> torch.Tensor:
+    """How often each entry (V) of one row is drawn by evenly spaced numbers: its probability to 1 / DRAWS."""
+    numbers = (torch.arange(DRAWS, dtype=torch.double) + 0.5) / DRAWS
+    drawn = draw(logits.expand(DRAWS, -1), numbers, options)
+    return torch.bincount(drawn, minlength=logits.shape[-1]) / DRAWS
+
+
+def of_transformers(logits: torch.Tensor, options: SamplingOptions) -> torch.Tensor:
+    """Probabilities (V) that transformers samples from, with the processors in the order of its `generate`."""
+    processors = LogitsProcessorList([TemperatureLogitsWarper(options.temperature)])
+    if options.top_k:
+        processors.append(TopKLogitsWarper(options.top_k))
+    if options.top_p < 1.0:
+        processors.append(TopPLogitsWarper(options.top_p))
+    return processors(torch.zeros(1, 1, dtype=torch.long), logits.double().unsqueeze(0)).softmax(-1).squeeze(0)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.7, 1.0, 1.6])
+def test_top_k_and_top_p_leave_what_transformers_leaves(temperature: float) -> None:
+    for seed, top_k, top_p in itertools.product(range(4), (0, 1, 2, 5, 12, 40, 60), (0.05, 0.3, 0.5, 0.9, 0.999, 1.0)):
+        logits = 2 * torch.randn(40, generator=torch.Generator().manual_seed(seed))
+        options = SamplingOptions(1, temperature=temperature, top_k=top_k, top_p=top_p)
+        ours, theirs = shares(logits, options), of_transformers(logits, options)
+        assert torch.equal(ours > 0, theirs > 0.5 / DRAWS) or theirs[theirs > 0].min() < 1 / DRAWS
+        assert (ours - theirs).abs().max() < 2 / DRAWS, (top_k, top_p)
+
+
+def test_top_p_is_a_share_of_the_top_k_by_hand() -> None:
+    # 0.4, 0.3, 0.2, 0.1; the first two have 0.7. Half of 0.7 is reached by the first, half of 1 only by the second.
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    assert shares(logits, SamplingOptions(1, top_k=2, top_p=0.5)).tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert shares(logits, SamplingOptions(1, top_p=0.5)).tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0], abs=1e-4)
+
+
+def test_entries_level_with_the_last_of_the_top_k_are_kept() -> None:
+    logits = torch.tensor([0.4, 0.2, 0.2, 0.2]).log()
+    options = SamplingOptions(1, top_k=2)
+    assert of_transformers(logits, options).tolist() == pytest.approx([0.4, 0.2, 0.2, 0.2])
+    assert shares(logits, options).tolist() == pytest.approx([0.4, 0.2, 0.2, 0.2], abs=1e-4)
