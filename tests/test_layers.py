@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "workbench"
 # modules of one line do not import each other, unless one is the package of the other
 LAYERS = """
-errors
+errors threads
 distributed folders jsonlines parsing
 types images seeding
 divergences grading counterparts

@@ -15,6 +15,10 @@ import importlib
 import sys
 from types import ModuleType
 
+from workbench.threads import sleep_while_waiting
+
+sleep_while_waiting()  # every way in comes through here, and before torch
+
 _HOME = {
     "Box": "types",
     "ConfigError": "errors",

@@ -25,6 +25,7 @@ from workbench.runs import _surroundings
 from workbench.study.plan import Study, other_settings
 from workbench.study.questions import FILE, describe, describe_reference, is_asked
 from workbench.study.work import Outcome, Task, work
+from workbench.threads import asked_threads, num_cores
 
 log = logging.getLogger("workbench")
 
@@ -121,7 +122,7 @@ class _Conductor:
         self.study, self.record, self.total, self.say = study, record, total, say
         self.workers: list[_Worker] = []
         self.asked, self.done, self.num_trained = False, 0, 0
-        self.num_threads = max(1, num_cores() // study.parallel)
+        self.num_threads = asked_threads() or max(1, num_cores() // study.parallel)
 
     def conduct(self, tasks: deque[Task]) -> bool:
         self.record.begin(self.study, self.num_threads)
@@ -252,11 +253,6 @@ def _is_done(task: Task) -> bool:
     if task.reference is not None:
         return is_asked(task.file, describe_reference(task.reference, task.evaluate))
     return is_asked(task.config.run_dir / FILE, describe(task.config, task.evaluate, task.config.training.steps))
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
