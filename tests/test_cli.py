@@ -299,7 +299,7 @@ def test_damaged_runs_are_sentences(own: Path, capsys: pytest.CaptureFixture) ->
     assert "has no complete checkpoint yet" in error and "torn: student/model.safetensors" in error
     with (own / "metrics.jsonl").open("r+") as file:
         file.write("#")
-    assert "metrics.jsonl has a line that cannot be read" in said(capsys, "resume", own, status=2)
+    assert "is no line of metrics" in said(capsys, "resume", own, status=2)
     (own / "run.json").write_text("{")
     assert "run.json cannot be read" in said(capsys, "summary", own, status=2)
     shutil.rmtree(own / "traces")

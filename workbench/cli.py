@@ -10,18 +10,26 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 import workbench as wb
 from workbench import app_command
 from workbench.errors import ConfigError, WorkbenchError
+from workbench.folders import reason
 from workbench.grading import RULES
+from workbench.terminal import clean_output, print_colored
 
 COLOURS = ("regime", "capability", "information", "weight", "loss", "entropy", "truth")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    with clean_output():
+        return _main(arguments)
+
+
+def _main(arguments: list[str] | None) -> int:
     options = _parser().parse_args(arguments)
     log = logging.getLogger("workbench")
     log.setLevel(logging.INFO)
@@ -39,7 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder that may not be written
-        print(f"{error.strerror or error}: {error.filename or 'while reading or writing'}", file=sys.stderr)
+        print(f"{reason(error)}: {error.filename or 'while reading or writing'}", file=sys.stderr)
+        return 2
+    except SafetensorError as error:  # its own of a full disk, or of a file that was cut meanwhile
+        print(f"a file of weights: {reason(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -196,7 +207,7 @@ def _show(options: argparse.Namespace) -> None:
     colour = sys.stdout.isatty() if options.colour is None else options.colour
     width = shutil.get_terminal_size((120, 40)).columns
     view = wb.token_view(traced, run=Path(options.run_dir).name)
-    print(wb.render_terminal(view, colour_by=options.by, width=width, colour=colour))
+    print_colored(wb.render_terminal(view, colour_by=options.by, width=width, colour=colour))
 
 
 def _summary(options: argparse.Namespace) -> None:

@@ -302,7 +302,7 @@ def override(values: dict, overrides: list[str] | tuple[str, ...]) -> dict:
             inner = place.get(parent) or {}
             if not isinstance(inner, dict):
                 raise ConfigError(
-                    f"override {show(key)}: {show(parent)} is {show(inner)} and no mapping, so it has no keys to set."
+                    f"override {show(key)}: {cut(parent)} is {show(inner)} and no mapping, so it has no keys to set."
                 )
             place[parent] = dict(inner)
             place = place[parent]

@@ -4,6 +4,8 @@ import os
 import re
 from pathlib import Path
 
+from workbench.terminal import clean
+
 _TAIL_BYTES = 2**16
 _RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt)(?:: .*)?")
 
@@ -19,4 +21,4 @@ def tail(file: Path, offset: int = 0) -> list[str]:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(offset, size - _TAIL_BYTES))
         text = stream.read().decode("utf-8", errors="replace")
-    return [line.rstrip("\r").rsplit("\r", 1)[-1].rstrip() for line in text.split("\n")]
+    return [clean(line.rstrip("\r").rsplit("\r", 1)[-1]).rstrip() for line in text.split("\n")]

@@ -34,6 +34,7 @@ from workbench.errors import RunError, show
 from workbench.folders import new_folder, reason, saving
 from workbench.jsonlines import split_lines
 from workbench.parsing import PLAIN_NAME, Malformed, is_plain_name, parse_json, read_object
+from workbench.terminal import clean
 
 STATUSES = ("running", "finished", "stopped", "failed")
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "pillow", "pyarrow", "duckdb", "vlm-distillation-workbench")
@@ -255,7 +256,10 @@ class StopSignal:
 
 
 class _LogFile(logging.FileHandler):
-    """A log on a full disk is cut; that is no reason to end a run, nor to print a traceback at every line."""
+    """What is logged, as a terminal may show it. On a full disk it is cut: no reason to end a run, nor for a traceback a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return clean(super().format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass

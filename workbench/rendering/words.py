@@ -2,9 +2,9 @@
 
 import math
 import re
-import unicodedata
 
 from workbench.rendering.model import SELF, STUDENT, TEACHER, RegimeNote, TokenCell
+from workbench.terminal import visible_sign
 from workbench.types import PRIVILEGED
 
 NONE = "–"
@@ -28,14 +28,7 @@ def visible_text(text: str, *, special: bool = False) -> str:
     """A token's text with blanks, line breaks and invisible characters shown, control tokens in single guillemets."""
     if special or is_control_token(text):
         return f"‹{text.strip().strip('<>|[]') or 'empty'}›"
-    return "".join(_PICTURES.get(sign) or _printable(sign) for sign in text) or "∅"
-
-
-def _printable(sign: str) -> str:
-    # control and format characters could hide text, turn its direction or drive a terminal
-    if unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") and sign not in "\u200c\u200d":
-        return f"\\u{ord(sign):04x}"
-    return sign
+    return "".join(_PICTURES.get(sign) or visible_sign(sign) for sign in text) or "∅"
 
 
 def signed(value: float | None, digits: int = 2) -> str:

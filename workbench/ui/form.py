@@ -17,7 +17,7 @@ from workbench.commands import value_at
 from workbench.config import RunConfig, build_config, describe_config, load_config, override, read_yaml
 from workbench.contexts import AFTERWARDS, CONTEXTS, EVIDENCE
 from workbench.counterparts import WRONG
-from workbench.errors import ConfigError, show
+from workbench.errors import ConfigError, cut
 from workbench.jobs import find_jobs
 from workbench.method import Option, range_in_words
 from workbench.methods import describe_options, list_methods
@@ -103,7 +103,7 @@ class Field:
             try:
                 return parse_yaml(str(entered))
             except Malformed as error:
-                raise ConfigError(f"{self.key}: {show(entered)} is not a YAML value ({error}).") from None
+                raise ConfigError(f'{self.key}: "{cut(entered)}" is not a YAML value ({error}).') from None
         return entered.strip() if isinstance(entered, str) else entered
 
 
