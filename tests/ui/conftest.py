@@ -1,15 +1,22 @@
-"""A folder of runs that the tabs are tested on: real ones, of tiny models with random weights."""
+"""A folder of runs that the tabs are tested on: real ones, of tiny models with random weights. And the page over them."""
 
 import shutil
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from page_checks import SHOWS
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 from small import add_begun, run_config
+from test_studies import write
 
 from workbench.train import train
 from workbench.ui.context import AppContext
+from workbench.ui.serve import serve
 
 SAMPLES = Path(__file__).parents[2] / "data/samples/samples.jsonl"
+PATIENCE_MS = 60_000  # a busy machine is slow, and a wrong page stays wrong
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +36,55 @@ def runs(models: dict, trained: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def context(runs: Path) -> AppContext:
     return AppContext(runs, runs.parent / "configs")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def address(runs: Path) -> Iterator[str]:
+    """The page over the runs, and a study beside them."""
+    port = free_port()
+    write(AppContext(runs, runs), compared=True)
+    app = serve(runs, configs=runs, port=port)
+    yield f"http://127.0.0.1:{port}"
+    app.close()
+    shutil.rmtree(runs / "small")
+
+
+@pytest.fixture(scope="module")
+def visitor(browser: Browser) -> Iterator[BrowserContext]:
+    """One visitor for all tests: its browser keeps the page's scripts."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def visit(visitor: BrowserContext, address: str) -> Iterator[Callable[[str, str], Page]]:
+    """Opens an address of the app; at the end the page must have asked nobody else and said no script error."""
+    pages, foreign, faults = [], [], []
+    expect.set_options(timeout=PATIENCE_MS)
+
+    def opened(query: str, tab: str) -> Page:
+        page = visitor.new_page()
+        pages.append(page)
+        page.set_default_timeout(PATIENCE_MS)
+        page.on(
+            "request",
+            lambda request: (
+                foreign.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None
+            ),
+        )
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(f"{address}/?{query}&tab={tab}")
+        page.locator(SHOWS[tab]).first.wait_for()
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
+    assert foreign == [] and faults == []

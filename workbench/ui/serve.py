@@ -9,6 +9,7 @@
 
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from workbench.ui.origins import OriginGuard, Origins, read_allowed, read_frames
 from workbench.ui.shell import build_app, early_head, look
 
 QUEUE_PAUSE_S = 0.02  # between looks for something to do
+_BASE = re.compile(rb"<base\b[^>]*>")
 _LOCAL = ("localhost", "localhost.localdomain")
 
 
@@ -85,6 +87,10 @@ def serve(
 class EarlyHead:
     """Writes our own lines into the page's head: Gradio adds what it is given as `head` a second later, with its own parts.
 
+    The head's <base href="./"> is taken out. It changes no address of the page's own parts, and with it Plotly writes each
+    reference to an area, a clip or a gradient as the page's address of that moment: as soon as the page writes another
+    address (assets/app.js), all of them lead out of the page, and the browser draws nothing there.
+
     `page` is taken out of the address: Gradio reads it for itself, and knows no page by such a name.
     """
 
@@ -92,7 +98,7 @@ class EarlyHead:
         self.app, self.head = app, head.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != "/":
+        if scope["type"] != "http" or scope["path"].removeprefix(scope.get("root_path", "")) not in ("", "/"):
             await self.app(scope, receive, send)
             return
         start: Message = {}
@@ -106,7 +112,7 @@ class EarlyHead:
             page += message.get("body", b"")
             if message.get("more_body"):
                 return
-            body = page.replace(b"</head>", self.head + b"</head>", 1)
+            body = _BASE.sub(b"", page, count=1).replace(b"</head>", self.head + b"</head>", 1)
             headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
             await send({**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
             await send({"type": "http.response.body", "body": body})
