@@ -1,6 +1,6 @@
 """Draws the figures of docs/method.md from the shipped models: python docs/figures/draw.py (needs Chromium and the extra "dev").
 
-One step of configs/demo.yaml with 32 prompts gives the tokens; the case is the fifth example of scenes:eval. Half a minute on one core.
+One step of configs/ordinary.yaml with 32 prompts gives the tokens; the case is the fifth example of scenes:eval. Half a minute on one core.
 """
 
 import base64
@@ -36,13 +36,13 @@ FACTS = """SELECT regime, count(*) AS tokens, avg(CAST(rank_teacher > 0 AS INT))
            avg(exp(logprob_teacher)) AS teacher, avg(exp(logprob_self)) AS self FROM positions GROUP BY ALL ORDER BY ALL"""
 FACTS_OF_HS = """SELECT kind, truth, count(*) AS tokens, sum(contribution) / sum(sum(contribution)) OVER () AS share_of_loss
                  FROM positions WHERE regime = 'HS' GROUP BY ALL ORDER BY tokens DESC"""
-SUBTITLE = "first step of configs/demo.yaml, 32 prompts x 4 answers"
+SUBTITLE = "first step of configs/ordinary.yaml, 32 prompts x 4 answers"
 
 
 def views_html() -> str:
     """One token as the three views see it: what each is shown, and what it would write."""
     example = wb.load_examples("scenes:eval?count=5")[4]
-    scored = wb.open_scorer("configs/demo.yaml").score(example, seed=1)
+    scored = wb.open_scorer("configs/ordinary.yaml").score(example, seed=1)
     place = [position["kind"] for position in scored.positions].index("tag")
     token = scored.positions[place]
     before = "".join(position["token_text"] for position in scored.positions[:place]).strip()
@@ -198,7 +198,7 @@ def main() -> None:
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
     with tempfile.TemporaryDirectory() as runs, sync_playwright() as playwright:
-        run = wb.train(wb.load_config("configs/demo.yaml", [*BATCH, f"output_dir={runs}"])).run_dir
+        run = wb.train(wb.load_config("configs/ordinary.yaml", [*BATCH, f"output_dir={runs}"])).run_dir
         traces = wb.open_traces(run)
         loss = [figures.share_bars(regimes.shares_by(traces, split), by=by, title=title, theme=THEME) for split, by, title in (("truth", "position_share", "Who supervised"), ("truth", "loss_share", "Who supervised"), ("kind", "loss_share", "Who supervised which kind of token"))]  # fmt: skip
         for one in loss:
