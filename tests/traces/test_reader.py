@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import pickle
 import subprocess
 import sys
@@ -200,6 +201,26 @@ def test_a_regime_keeps_rollouts_with_such_a_position(run):
         traces.rollouts(regime="hihg")
     with pytest.raises(TraceError, match='order "token" is unknown'):
         traces.rollouts(order="token")
+
+
+def test_filters_of_tokens_hold_of_one_and_the_same_token(run):
+    traces = open_traces(run)
+    names = ("regime", "kind", "truth")
+    found = traces.sql("SELECT step, rollout_idx, regime, kind, truth FROM positions").to_pylist()
+    values = [[None, *sorted({row[name] for row in found if row[name]})] for name in names]
+    differing = 0
+    for chosen in itertools.product(*values):
+        filters = {name: value for name, value in zip(names, chosen, strict=True) if value}
+        if not filters:
+            continue
+        fitting = [row for row in found if all(row[name] == value for name, value in filters.items())]
+        right = {(row["step"], row["rollout_idx"]) for row in fitting}
+        apart = [traces.rollout_keys(limit=99, **{name: value})[0] for name, value in filters.items()]
+        differing += len(filters) > 1 and len(set.intersection(*map(set, apart))) > len(right)
+        keys, total = traces.rollout_keys(limit=99, **filters)
+        assert {(step, rollout) for step, _, rollout in keys} == right and total == len(right), filters
+        assert traces.count_rollouts(**filters) == len(right)
+    assert differing, "no filters here are met by two tokens of an answer, and by none alone"
 
 
 def test_one_rollout_comes_with_its_positions_in_order(run, make_batch):

@@ -7,76 +7,19 @@ import json
 import os
 import re
 import shutil
-import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from page_checks import FITS, nameless
+from page_checks import FITS, SHOWS, nameless
 from PIL import Image
-from playwright.sync_api import Page, expect
-from test_studies import write
+from playwright.sync_api import expect
+from small import run_config
 
-from workbench.ui.context import AppContext
-from workbench.ui.serve import serve
+from workbench.traces.reader import open_traces
+from workbench.train import train
 
-PATIENCE_MS = 60_000  # a busy machine is slow, and a wrong page stays wrong
-SHOWS = {  # what a tab has when it is drawn
-    "tokens": "#tokens-answer .wb-detail .wb-views",
-    "movement": "#movement-shares .js-plotly-plot .main-svg",
-    "compare": "#compare-config table",
-    "illusion": "#illusion-accuracy .js-plotly-plot",
-    "geometry": "#geometry-about h2",
-    "data": "#data-example .wb-figure",
-    "studies": "#studies-figure .js-plotly-plot .main-svg",
-    "report": "#report-about h2",
-}
-expect.set_options(timeout=PATIENCE_MS)
-
-
-@pytest.fixture(scope="module")
-def address(runs: Path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    write(AppContext(runs, runs), compared=True)  # a study beside the runs
-    app = serve(runs, configs=runs, port=port)
-    yield f"http://127.0.0.1:{port}"
-    app.close()
-    shutil.rmtree(runs / "small")
-
-
-@pytest.fixture(scope="module")
-def visitor(browser):
-    """One visitor for all tests: its browser keeps the page's scripts."""
-    context = browser.new_context(viewport={"width": 1280, "height": 1000})
-    yield context
-    context.close()
-
-
-@pytest.fixture
-def visit(visitor, address: str):
-    """Opens an address of the app; at the end the page must have asked nobody else and said no script error."""
-    pages, foreign, faults = [], [], []
-
-    def opened(query: str, tab: str) -> Page:
-        page = visitor.new_page()
-        pages.append(page)
-        page.set_default_timeout(PATIENCE_MS)
-        page.on(
-            "request",
-            lambda request: (
-                foreign.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None
-            ),
-        )
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.goto(f"{address}/?{query}&tab={tab}")
-        page.locator(SHOWS[tab]).first.wait_for()
-        return page
-
-    yield opened
-    for page in pages:
-        page.close()
-    assert foreign == [] and faults == []
+BUILT_IN = Path(__file__).parents[2] / "data/models"
 
 
 def test_the_first_answer_is_open_and_hover_and_pin_work(visit) -> None:
@@ -151,6 +94,58 @@ def test_pages_and_filters_ask_the_server(visit) -> None:
     page.reload()
     expect(page.locator("#tokens-where")).to_contain_text("1–6 of 6")
     expect(page.locator("#tokens-step input")).to_have_value("2")
+
+
+@pytest.fixture
+def scenes(runs: Path) -> Iterator[str]:
+    """A run of the built-in models, whose answers have tokens of several kinds."""
+    data = {"train": "scenes:train?count=40", "eval": None}
+    folders = {name: BUILT_IN / name for name in ("student", "teacher")}
+    values = {
+        "sampling__max_completion_length": 24,
+        "training__steps": 2,
+        "training__batch_size": 16,
+        "trace__probes": 0,
+    }
+    train(run_config(folders, runs, name="scenes", data=data, **values))
+    yield "scenes"
+    shutil.rmtree(runs / "scenes")
+
+
+def test_filters_of_tokens_hold_of_one_token_that_is_marked_and_opened(visit, scenes: str, runs: Path) -> None:
+    found = (
+        open_traces(runs / scenes)
+        .sql("SELECT step, rollout_idx, position, regime, kind, truth FROM positions")
+        .to_pylist()
+    )
+    fitting = {}
+    for row in found:
+        for kind, truth in ((row["kind"], row["truth"]), (row["kind"], None), (None, row["truth"])):
+            if kind or truth:
+                fitting.setdefault((row["regime"], kind, truth), {}).setdefault((row["step"], row["rollout_idx"]), []).append(row["position"])  # fmt: skip
+
+    def apart(chosen: tuple) -> int:
+        """Answers that have a token for each of the three."""
+        names = ("regime", "kind", "truth")
+        each = [{(row["step"], row["rollout_idx"]) for row in found if row[name] == value} for name, value in zip(names, chosen, strict=True) if value]  # fmt: skip
+        return len(set.intersection(*each))
+
+    chosen = max(fitting, key=lambda one: apart(one) - len(fitting[one]))
+    answers = fitting[chosen]
+    assert apart(chosen) > len(answers), "a filter that asked for each by itself would keep more"
+    query = "&".join(
+        f"{name}={value}" for name, value in zip(("regime", "kind", "truth"), chosen, strict=True) if value
+    )
+    page = visit(f"run={scenes}&{query}", "tokens")
+    expect(page.locator("#tokens-where")).to_contain_text(f"of {len(answers)} answers")
+    key = json.loads(page.locator("#tokens-list tr[aria-selected='true']").get_attribute("data-key"))
+    positions = answers[key["step"], key["rollout"]]
+    marked = [int(one.get_attribute("data-i")) for one in page.locator("#tokens-answer .wb-match").all()]
+    assert marked == sorted(positions)
+    first = page.locator("#tokens-answer .wb-match").first
+    expect(first).to_have_attribute("aria-pressed", "true")
+    expect(first).to_be_in_viewport()
+    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text(f"token {positions[0] + 1} of")
 
 
 def test_a_list_closes_when_the_tab_key_leaves_it(visit) -> None:
@@ -250,6 +245,8 @@ def test_no_tab_is_wider_than_its_window_in_light_and_dark(visit, theme: str, tm
     folder.mkdir(parents=True, exist_ok=True)
     page = visit(f"run=dopd&other=opd&__theme={theme}", "tokens")
     for tab, shows in SHOWS.items():
+        if tab == "watch":  # test_browser_runs.py looks at it
+            continue
         page.get_by_role("tab", name=tab.capitalize(), exact=True).click()
         page.locator(shows).first.wait_for()
         assert nameless(page, f"#tab-{tab}") == [], tab

@@ -117,6 +117,13 @@ def answer(
     return token_view(traces.rollout(step, rollout, process_rank=process, probe=probe), run=name or run_name(traces))
 
 
+def matches(view: TokenView, selection: Selection) -> list[int]:
+    """Indices of the tokens that have the selection's regime, kind and truth; none if it asks for none of them."""
+    asked = {name: getattr(selection, name) for name in ("regime", "kind", "truth") if getattr(selection, name)}
+    fits = (all(getattr(token, name) == value for name, value in asked.items()) for token in view.tokens)
+    return [token_idx for token_idx, fit in enumerate(fits) if fit] if asked else []
+
+
 def answers_over_time(run: str | Path | Traces, example: str) -> Table:
     """What was answered to one prompt, step by step."""
     return page(run, Selection(example=example), size=500)

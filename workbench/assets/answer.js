@@ -20,6 +20,10 @@ watch("value", () => {
   window.workbenchApp?.answered(address());
   const chip = colour && element.querySelector(`.wb-chip[data-by="${colour}"][aria-pressed="false"]:not(:disabled)`);
   if (chip) chip.click();
-  if (follows) element.querySelector('.wb-t[aria-pressed="true"]')?.focus({ preventScroll: true });
+  const pinned = element.querySelector('.wb-t[aria-pressed="true"]');
+  if (follows) pinned?.focus({ preventScroll: true });
+  // a token that the filters ask for may lie far down; a reader who goes through the list by keys stays there
+  const jumps = element.querySelector("[data-jump]") && !document.activeElement?.matches("tr:focus-visible");
+  if (follows || jumps) pinned?.scrollIntoView({ block: "nearest" });
   follows = false;
 });

@@ -8,6 +8,7 @@
 
 import functools
 import json
+from collections.abc import Collection
 from html import escape
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def render_tokens(
     theme: str = "auto",
     standalone: bool = True,
     pinned: int | None = None,
+    marked: Collection[int] = (),
 ) -> str:
     """The answer as one HTML fragment that loads nothing.
 
@@ -37,6 +39,7 @@ def render_tokens(
     theme       auto: as the page or the system; or light, dark
     standalone  carry CSS and JS; False for a page that has `page_head()` in its head
     pinned      index of the token shown in full at first; None: the one with the largest total gap or loss
+    marked      indices of tokens that the reader looks for; they get a ring
 
     Raises: ConfigError for an unknown quantity or theme; DataError for a picture that cannot be read.
     """
@@ -55,7 +58,7 @@ def render_tokens(
         + f'<div class="wb-grid{"" if view.pictures or view.prompts else " wb-no-evidence"}">'
         + evidence(view)
         + f'<section class="wb-main" aria-label="answer">{_question(view)}{_chips(view, colour_by)}'
-        + _answer(view, pinned)
+        + _answer(view, pinned, marked)
         + legends(view)
         + '</section><section class="wb-detail" aria-label="pinned token"><p class="wb-hint">Point at a token for its '
         "numbers; click it, or move with the arrow keys, to keep it here.</p></section></div></div>"
@@ -143,7 +146,7 @@ def _chips(view: TokenView, colour_by: str) -> str:
     return f'<div class="wb-chips" role="group" aria-label="colour by">{"".join(chips)}</div>'
 
 
-def _answer(view: TokenView, pinned: int) -> str:
+def _answer(view: TokenView, pinned: int, marked: Collection[int]) -> str:
     if not view.tokens:
         return '<p class="wb-hint">The answer is empty: no token was written.</p>'
     gaps = [*colours.values_of(view, "capability"), *colours.values_of(view, "information")]
@@ -162,6 +165,7 @@ def _answer(view: TokenView, pinned: int) -> str:
         ]
         classes = f"wb-t wb-r-{slots[token.regime]} wb-t-{token.truth if token.truth in colours.TRUTH else 'unknown'}"
         classes += "".join(f" wb-{letter}-{step}" for letter, step in steps if step is not None)
+        classes += " wb-match" if token_idx in marked else ""
         parts.append(
             _token(token, token_idx, classes, _bars(token, up, down), token_idx == pinned, token.regime != before)
         )

@@ -139,7 +139,7 @@ class Traces:
     ) -> pa.Table:
         """A page of answers, the latest step or the largest mean per position, whatever its sign, first.
 
-        regime, kind and truth keep answers with at least one such position; right keeps rewards of 1 (True) or below.
+        regime, kind and truth keep answers with a position that is all of them; right keeps rewards of 1 (True) or below.
         """
         filters = {"step": step, "regime": regime, "domain": domain, "kind": kind, "truth": truth, "right": right, "example": example}  # fmt: skip
         page = {"order": order, "limit": limit, "offset": offset, "probe": probe}
@@ -151,7 +151,7 @@ class Traces:
         """Which answers such a page of `rollouts` has, without reading them, and how many there are on all pages."""
         if order not in ORDERS:
             raise TraceError(unknown("order", order, ORDERS))
-        where, params = self._filters(**filters)
+        where, params = self._filters(probe=probe, **filters)
         table = f"{PROBE if probe else ''}rollouts"
         value = order if order == "step" else f"abs(mean_{order})"
         query = f"""
@@ -181,7 +181,7 @@ class Traces:
 
     def count_rollouts(self, step: int | None = None, *, probe: bool = False, **filters: object) -> int:
         """How many answers the filters of `rollouts` keep; before: those that stand before this one, newest first."""
-        where, params = self._filters(step, **filters)
+        where, params = self._filters(step, probe=probe, **filters)
         table = f"{PROBE if probe else ''}rollouts"
         return self._run((f"SELECT count(*) FROM {table} WHERE {where}", params))[0][0][0].as_py()
 
@@ -291,6 +291,7 @@ class Traces:
     def _filters(
         self, step: int | None = None, regime: str | None = None, domain: str | None = None, kind: str | None = None,
         truth: str | None = None, right: bool | None = None, example: str | None = None, before: Key | None = None,
+        *, probe: bool = False,
     ) -> tuple[str, dict]:  # fmt: skip
         if regime is not None and regime not in self.regimes:
             raise TraceError(unknown("regime", regime, self.regimes))
@@ -305,7 +306,12 @@ class Traces:
             "before": ("(-step, process_rank, rollout_idx) < (-$before[1], $before[2], $before[3])", before),
         }
         params = {name: value for name, (_, value) in conditions.items() if value is not None}
-        return " AND ".join(conditions[name][0] for name in params) or "true", params
+        kept = [conditions[name][0] for name in params]
+        of_position = sorted(params.keys() & {"regime", "kind", "truth"})
+        if len(of_position) > 1:  # each of them alone is known of the answer; together they must be one position's
+            same = " AND ".join(f"{name} = ${name}" for name in of_position)
+            kept.append(f"({_KEY}) IN (SELECT ({_KEY}) FROM {PROBE if probe else ''}positions WHERE {same})")
+        return " AND ".join(kept) or "true", params
 
     def _header(self) -> Header:
         return _header(self._again(self._list))

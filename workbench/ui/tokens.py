@@ -72,7 +72,7 @@ def draw(context: AppContext, run: str | None, address: Mapping | None) -> tuple
     keys, total, page_idx = _keys(traces, selection, page_of(address))
     first = keys[0] if keys else None
     with ThreadPoolExecutor(1) as beside:  # the answer is read while the list is
-        answer = beside.submit(draw_answer, traces, key or first, selection.probe, run or "", token)
+        answer = beside.submit(draw_answer, traces, key or first, selection, run or "", token)
         listed, where = draw_list(traces, selection, page_idx, total, key)
     shown = empty_html(fault) if fault else answer.result()
     boxes = [*_filter_boxes(choices, selection), _verdict(selection), selection.order]
@@ -144,18 +144,35 @@ def draw_list(
     return html, f'<p class="wbu-where" aria-live="polite">{listed}</p>'
 
 
-def draw_answer(traces: Traces | None, key: dict | None, probe: bool, run: str, token: int | None = None) -> str:
-    """One answer as a live fragment with a token pinned, or why there is none."""
+def draw_answer(
+    traces: Traces | None, key: dict | None, selection: Selection, run: str, token: int | None = None
+) -> str:
+    """One answer as a live fragment with a token pinned, or why there is none.
+
+    The tokens that the filters ask for are marked and counted; without a `token` the first of them is pinned.
+    """
     if traces is None or key is None:
         return ""
+    probe = selection.probe
     try:
         view = tokens.answer(traces, key["step"], key["rollout"], process=key["process"], probe=probe, name=run)
     except WorkbenchError as error:
         return empty_html(sentence(error))
     own = json.dumps(answer_address(key["step"], key["rollout"], process=key["process"], probe=probe))
-    return fresh(
-        f'<div data-answer="{escape(own, quote=True)}">{render_tokens(view, standalone=False, pinned=token)}</div>'
-    )
+    marked = tokens.matches(view, selection)
+    jumps = token is None and bool(marked)
+    shown = render_tokens(view, standalone=False, pinned=marked[0] if jumps else token, marked=set(marked))
+    counted = _counted(selection, len(marked), len(view.tokens))
+    return fresh(f'<div data-answer="{escape(own, quote=True)}"{" data-jump" if jumps else ""}>{counted}{shown}</div>')
+
+
+def _counted(selection: Selection, count: int, total: int) -> str:
+    """How many tokens of the open answer the filters ask for."""
+    asked = [f"{name} {value}" for name in ("regime", "kind", "truth") if (value := getattr(selection, name))]
+    if not asked:
+        return ""
+    ringed = "none here" if count == 0 else f"{count:,} of {total:,} tokens, ringed"
+    return f'<p class="wbu-aside">{escape(", ".join(asked))}: {ringed}</p>'
 
 
 def opened(address: Mapping | None, key: Mapping) -> dict:
