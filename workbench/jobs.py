@@ -232,6 +232,12 @@ def read_job(run_dir: str | Path) -> JobState:
     )
 
 
+def config_file(run_dir: str | Path) -> Path | None:
+    """A run's config.yaml, or of one that ended before it made its folder what it was started with; None if there is neither."""
+    files = (Path(run_dir) / "config.yaml", _job_folder(Path(run_dir)) / "config.yaml")
+    return next((file for file in files if file.is_file()), None)
+
+
 def log_tail(run_dir: str | Path, num_lines: int = 200) -> str:
     """The last lines that a run printed; of a progress bar only its last state."""
     run_dir = Path(run_dir)

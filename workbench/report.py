@@ -156,7 +156,7 @@ def _moved(traces: Traces | None, theme: str) -> str:
 def _imitated(run_dir: Path, traces: Traces | None, theme: str) -> str:
     if traces is None:
         return _none(NO_TRACES)
-    bars = figures.bars(illusion.separation(traces), "gap", "auroc", title="Which gap finds privileged tokens", theme=theme, reference=0.5, meaning="tells nothing")  # fmt: skip
+    bars = figures.separation_bars(illusion.separation(traces), theme=theme)
     shown = {"token": _token, "truth": str, "regime": str, "source": str, "information_gap": _signed, "capability_gap": _signed, "loss": _number, "question": str, "answer": str, "expected": str, "step": str, "rollout": str}  # fmt: skip
     return (
         _pair(figures.information_share(illusion.bought_by_information(traces), theme=theme), figures.reliability(illusion.reliability(run_dir), theme=theme))

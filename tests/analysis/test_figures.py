@@ -96,6 +96,46 @@ def test_gaps_that_are_missing_become_a_sentence(opd: Path) -> None:
     assert "no privileged student" in figures.gap_curves(regimes.gaps_over_steps(opd)).layout.annotations[0].text
 
 
+def curve(*values: float) -> go.Figure:
+    rows = [{"step": step, "metric": "learning_rate", "value": value} for step, value in enumerate(values, start=1)]
+    return figures.curves(Table(pd.DataFrame(rows), run="run"), title="Learning rate")
+
+
+def test_an_axis_of_a_constant_begins_at_zero() -> None:
+    """Plotly draws a constant in the middle of an axis from one below it to one above it, unless it is to reach zero."""
+    for values in ((1e-4,) * 3, (-1e-4,) * 3, (0.0,) * 2, (1e-4,), (1e-4, 1e-4 + 1e-13)):
+        assert curve(*values).layout.yaxis.rangemode == "tozero", values
+    assert curve(1e-4, 2e-4).layout.yaxis.rangemode is None
+    frame = pd.DataFrame([{"step": step, "truth": "visible", "capability_size": 0.1, "information_size": 0.1, "num_positions": 3} for step in (1, 2)])  # fmt: skip
+    assert figures.gap_curves(Table(frame, run="run")).layout.yaxis.rangemode == "tozero"
+
+
+def test_a_curve_says_where_it_is_not_a_number() -> None:
+    nan = float("nan")
+    for values, said in (
+        ((1, nan, nan), "not a number from step 2 on"),
+        ((1, nan, 3), "not a number at step 2<"),
+        ((1, nan, 3, nan), "not a number at step 2 and later"),
+        ((nan,), "not a number at step 1<"),
+        ((1, float("inf")), "not a number at step 2<"),
+    ):
+        assert said in curve(*values).layout.title.text, values
+    assert "not a number" not in curve(1, 2).layout.title.text
+    thinned = run_tables.thin(
+        pd.DataFrame({"step": range(5000), "metric": "loss", "value": [1.0] * 2000 + [nan] * 3000})
+    )
+    assert thinned["step"].iloc[-1] == 4999 and thinned["value"].isna().sum() == 2 and 2000 in set(thinned["step"])
+
+
+def test_words_of_a_long_answer_are_not_printed_over_each_other() -> None:
+    rows = [
+        {"step": step, "position": place, "token": "word", "value": 0.5} for step in (0, 20) for place in range(838)
+    ]
+    made = figures.heatmap(Table(pd.DataFrame(rows), run="run"), title="Probe")
+    assert made.layout.xaxis.ticktext is None and made.layout.xaxis.title.text == "position of the token"
+    assert made.layout.height >= 260, "room for the numbers of the colour bar"
+
+
 def test_text_of_users_is_shown_and_not_read_as_markup() -> None:
     assert "&lt;script&gt;" in figure("light", title="<script>", subtitle="a&b").layout.title.text
 

@@ -25,9 +25,11 @@ def test_reliability_can_be_asked_of_each_policy_and_context(context: AppContext
     }
 
 
-def test_overconfidence_is_of_the_newest_evaluation_of_each_policy(context: AppContext) -> None:
+def test_overconfidence_is_of_the_first_and_the_newest_evaluation_of_each_policy(context: AppContext) -> None:
     accuracy = measured.accuracy(context.run_dir("dopd"))
-    rows = illusion.overconfidence(accuracy).rows
+    found, group = illusion.overconfidence(accuracy)
+    rows = found.rows
+    assert group in found.units["overconfidence"] and any(row["who"] == "student, plain (step 0)" for row in rows)
     assert len(rows) == len({row["who"] for row in rows})
     assert any(row["who"] == "student, plain (step 4)" for row in rows) and any(
         "step 0" in row["who"] for row in rows

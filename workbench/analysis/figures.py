@@ -3,6 +3,9 @@
 A table without rows becomes a figure that says what to do. `theme` is light or dark.
 """
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -15,9 +18,11 @@ from workbench.analysis.style import (
     LINE,
     MONO,
     MUTED,
+    POLICIES,
     SANS,
     SERIES,
     SURFACE,
+    TRUTHS,
     bound,
     empty_figure,
     escaped,
@@ -27,6 +32,7 @@ from workbench.analysis.style import (
     ramp,
     regime_fills,
     see_through,
+    show_constant,
     step_axis,
 )
 from workbench.analysis.table import Table
@@ -36,23 +42,30 @@ from workbench.rendering.words import plain, visible_text
 
 STEP = "step"
 SANKEY_HEIGHT = 420
+MOST_WORDS = 60  # tokens of a heat map that are named along its axis
 MEASURES = {"position_share": "share of tokens", "loss_share": "share of loss"}
 
 
-def curves(table: Table, *, title: str, theme: str = "light", height: int = 340) -> go.Figure:
-    """Metrics over steps: step, metric, value, and run if there are several. One colour per metric, one dash per run."""
+def curves(
+    table: Table, *, title: str, theme: str = "light", height: int = 340, tints: Mapping[str, str] | None = None
+) -> go.Figure:
+    """Metrics over steps: step, metric, value, and run if there are several. One colour per metric, one dash per run.
+
+    tints  colours by metric, of what has a colour of its own
+    """
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
-    made = figure(theme, title=title, subtitle=table.run, height=height)
+    made = figure(theme, title=title, subtitle=f"{table.run}{_not_numbers(table.frame)}", height=height)
     frame = table.frame if "run" in table.frame else table.frame.assign(run=table.run)
     names, runs = list(frame["metric"].unique()), list(frame["run"].unique())
     for (run, name), curve in frame.groupby(["run", "metric"], sort=False):
         label = _words(name) if len(runs) == 1 else run if len(names) == 1 else f"{run}: {_words(name)}"
         by_run = len(names) == 1
+        series = _series(theme, runs.index(run) if by_run else names.index(name))
         unit = table.units.get(name, "")
         made.add_scatter(
             x=curve["step"], y=curve["value"], name=escaped(label), mode="lines+markers" if len(curve) < 40 else "lines",
-            line={"width": 2, "color": _series(theme, runs.index(run) if by_run else names.index(name)), "dash": DASHES[0 if by_run else runs.index(run) % len(DASHES)]},
+            line={"width": 2, "color": (tints or {}).get(name, series), "dash": DASHES[0 if by_run else runs.index(run) % len(DASHES)]},
             marker={"size": 5},
             hovertemplate=f"<b>{escaped(_words(name))}</b> %{{y:.4g}} {escaped(unit)}<br>{escaped(run)}, step %{{x}}<extra></extra>",
         )  # fmt: skip
@@ -61,7 +74,7 @@ def curves(table: Table, *, title: str, theme: str = "light", height: int = 340)
     made.update_layout(showlegend=len(names) * len(runs) > 1)
     if all("share" in unit for unit in units):
         made.update_yaxes(tickformat=".0%", rangemode="tozero")
-    return made
+    return show_constant(made)
 
 
 def stacked_shares(
@@ -155,7 +168,7 @@ def gap_curves(table: Table, *, title: str = "The two gaps over training", theme
                 row=1, col=place + 1,
             )  # fmt: skip
     sort = "mean size, nats per token" if by_size else "mean, nats per token"
-    return step_axis(made, table.frame["step"]).update_yaxes(title_text=sort, col=1)
+    return show_constant(step_axis(made, table.frame["step"]).update_yaxes(title_text=sort, col=1))
 
 
 def sankey(
@@ -206,8 +219,10 @@ def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, 
     tokens = frame.drop_duplicates("position").sort_values("position")
     words = [visible_text(text) for text in tokens["token"]]
     wide = frame.pivot(index="step", columns="position", values="value")
-    made = figure(theme, title=title, subtitle=table.run, height=170 + 26 * len(wide))
-    shared = {"x": list(range(len(words))), "y": [str(step) for step in wide.index], "xgap": 1.5, "ygap": 1.5}
+    is_long = len(words) > MOST_WORDS
+    made = figure(theme, title=title, subtitle=table.run, height=max(260, 170 + 26 * len(wide)))
+    shared = {"x": list(range(len(words))), "y": [str(step) for step in wide.index], "ygap": 1.5}
+    shared["xgap"] = 0 if is_long else 1.5
     shared["customdata"] = [[escaped(word) for word in words] for _ in wide.index]
     if notes is not None:
         fills = [colour for colour, _ in regime_fills(notes, theme).values()]
@@ -215,7 +230,7 @@ def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, 
         steps = [(edge / len(fills), fills[place]) for place in range(len(fills)) for edge in (place, place + 1)]
         numbers = [[None if pd.isna(value) else index[value] for value in row] for row in wide.to_numpy()]
         made.add_heatmap(
-            z=numbers, text=wide.to_numpy(), texttemplate="%{text}", textfont={"size": 10.5}, colorscale=steps, zmin=-0.5, zmax=len(fills) - 0.5, showscale=False,
+            z=numbers, text=wide.to_numpy(), texttemplate="" if is_long else "%{text}", textfont={"size": 10.5}, colorscale=steps, zmin=-0.5, zmax=len(fills) - 0.5, showscale=False,
             hovertemplate="<b>%{customdata}</b> %{text}<br>position %{x}, step %{y}<extra></extra>", **shared,
         )  # fmt: skip
     else:
@@ -224,20 +239,25 @@ def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, 
         unit = table.units.get("value", "")
         made.add_heatmap(
             z=wide.to_numpy(), colorscale=ramp("diverging" if has_signs else "growing", theme), zmin=-limit if has_signs else 0, zmax=limit,
-            colorbar={"title": {"text": unit, "side": "top", "font": {"size": 12}}, "tickfont": {"size": 12}, "thickness": 10, "outlinewidth": 0},
+            colorbar={"title": {"text": unit, "side": "top", "font": {"size": 12}}, "tickfont": {"size": 12}, "thickness": 10, "outlinewidth": 0, "nticks": 5},
             hovertemplate=f"<b>%{{customdata}}</b> %{{z:+.3f}} {unit}<br>position %{{x}}, step %{{y}}<extra></extra>", **shared,
         )  # fmt: skip
-    made.update_xaxes(tickvals=shared["x"], ticktext=[escaped(word) for word in words], tickfont={"family": MONO, "size": 12}, side="bottom", showline=False, ticks="")  # fmt: skip
+    if is_long:  # there is no room for the words: pointing at a token gives its own
+        made.update_xaxes(title_text="position of the token", tickformat=",d", showline=False)
+    else:
+        words = [escaped(word) for word in words]
+        made.update_xaxes(tickvals=shared["x"], ticktext=words, tickfont={"family": MONO, "size": 12}, showline=False, ticks="")  # fmt: skip
     made.update_yaxes(title_text=STEP, autorange="reversed", type="category", showgrid=False)
     return made.update_layout(margin_t=_below_title(made, 72))
 
 
 def bars(
-    table: Table, label: str, value: str, *, count: str = "", title: str, theme: str = "light", reference: float | None = None, meaning: str = ""
+    table: Table, label: str, value: str, *, count: str = "", title: str, theme: str = "light", reference: float | None = None, meaning: str = "", tints: Sequence[str] = ()
 ) -> go.Figure:  # fmt: skip
     """One horizontal bar per row; its value and, if `count` names a column, what it is counted over stand at the right.
 
     reference, meaning  a line across the bars, and what it means
+    tints               the bars' colours; default: one for all
     """
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
@@ -245,7 +265,7 @@ def bars(
     made = figure(theme, title=title, subtitle=table.run, height=max(340, 160 + 34 * len(frame)))
     counted = [f" · n = {n:,}" for n in frame[count]] if count else [""] * len(frame)
     made.add_bar(
-        x=frame[value], y=[escaped(text) for text in frame[label]], orientation="h", marker={"color": SERIES[theme][0]},
+        x=frame[value], y=[escaped(text) for text in frame[label]], orientation="h", marker={"color": list(tints) or SERIES[theme][0]},
         text=[f"{plain(number)}{n}" for number, n in zip(frame[value], counted, strict=True)], textposition="none",
         hovertemplate="<b>%{y}</b> %{text}<extra></extra>",
     )  # fmt: skip
@@ -259,6 +279,14 @@ def bars(
     made.update_layout(bargap=0.35, margin={"r": 120 if count else 60, "t": _below_title(made, 84 if meaning else 72)})
     made.update_xaxes(title_text=escaped(table.units.get(value, _words(value))), rangemode="tozero")
     return made.update_yaxes(autorange="reversed", ticksuffix="  ")
+
+
+def separation_bars(table: Table, *, theme: str = "light") -> go.Figure:
+    """How well each gap tells privileged tokens from visible ones, of illusion.separation, in the gaps' colours."""
+    hues = {"information": INFORMATION, "capability": CAPABILITY}
+    tints = [hues.get(name.split()[0], MUTED)[theme] for name in table.frame["gap"]]
+    title = "Which gap finds privileged tokens"
+    return bars(table, "gap", "auroc", title=title, theme=theme, reference=0.5, meaning="tells nothing", tints=tints)
 
 
 def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", theme: str = "light") -> go.Figure:
@@ -278,7 +306,7 @@ def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", the
             for column, dash in (("accuracy", "solid"), ("confidence", "dot")):
                 made.add_scatter(
                     x=own["step"], y=own[column], name=name, legendgroup=name, showlegend=place == 0 and dash == "solid", mode="lines+markers",
-                    line={"width": 2, "color": _series(theme, number), "dash": dash}, marker={"size": 7, "symbol": ("circle", "square", "diamond", "triangle-up", "x")[number % 5], "opacity": 1 if dash == "solid" else 0.6},
+                    line={"width": 2, "color": POLICIES[theme][number % len(POLICIES[theme])], "dash": dash}, marker={"size": 7, "symbol": ("circle", "square", "diamond", "triangle-up", "x")[number % 5], "opacity": 1 if dash == "solid" else 0.6},
                     customdata=own["count"], hovertemplate=f"<b>{name}</b> {column} %{{y:.1%}}<br>%{{customdata}} {truth} questions, step %{{x}}<extra></extra>",
                     row=1, col=place + 1,
                 )  # fmt: skip
@@ -294,7 +322,7 @@ def reliability(table: Table, *, title: str = "Is it as often right as it is sur
     made.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line={"color": MUTED[theme], "dash": "dot", "width": 1.5}, name="as sure as right", hoverinfo="skip")  # fmt: skip
     for number, (truth, own) in enumerate(table.frame.groupby("truth", sort=False)):
         made.add_scatter(
-            x=own["confidence"], y=own["accuracy"], name=escaped(truth), mode="lines+markers", customdata=own["count"], line={"width": 1.5, "color": _series(theme, number)},
+            x=own["confidence"], y=own["accuracy"], name=escaped(truth), mode="lines+markers", customdata=own["count"], line={"width": 1.5, "color": TRUTHS[theme].get(truth, MUTED[theme])},
             marker={"size": [7 + 20 * (n / own["count"].max()) ** 0.5 for n in own["count"]], "symbol": ("circle", "square", "diamond")[number % 3], "opacity": 0.85, "line": {"width": 1, "color": SURFACE[theme]}},
             hovertemplate=f"<b>{escaped(truth)}</b> right %{{y:.1%}}, sure %{{x:.1%}}<br>%{{customdata}} questions<extra></extra>",
         )  # fmt: skip
@@ -308,16 +336,10 @@ def information_share(table: Table, *, title: str = "Bought by information", the
         return empty_figure(table.empty, theme, title=title)
     grouped = "" if (table.frame["first_step"] == table.frame["step"]).all() else " · a point: the steps since the last"
     made = figure(theme, title=title, subtitle=f"{table.run} · solid: of loss, dotted: of tokens{grouped}")
-    tints = {
-        "all": INK[theme],
-        "visible": SERIES[theme][2],
-        "privileged": INFORMATION[theme],
-        "not known": MUTED[theme],
-    }
     for truth, own in table.frame.groupby("truth", sort=False):
         for column, dash in (("loss_share", "solid"), ("position_share", "dot")):
             made.add_scatter(
-                x=own["step"], y=own[column], name=escaped(truth), legendgroup=truth, showlegend=dash == "solid", mode="lines", line={"width": 2, "color": tints.get(truth, INK[theme]), "dash": dash},
+                x=own["step"], y=own[column], name=escaped(truth), legendgroup=truth, showlegend=dash == "solid", mode="lines", line={"width": 2, "color": TRUTHS[theme].get(truth, MUTED[theme]), "dash": dash},
                 customdata=own["num_positions"], hovertemplate=f"<b>{escaped(truth)}</b> %{{y:.1%}} {MEASURES[column]}<br>%{{customdata:,}} tokens, step %{{x}}<extra></extra>",
             )  # fmt: skip
     made.update_yaxes(range=[0, 1.02], tickformat=".0%", title_text="share bought on information")
@@ -351,6 +373,16 @@ def _notes_of(frame: pd.DataFrame) -> dict[str, RegimeNote]:
 
 def _series(theme: str, number: int) -> str:
     return SERIES[theme][number % len(SERIES[theme])]
+
+
+def _not_numbers(frame: pd.DataFrame) -> str:
+    """That some values are not a number, where a curve has a hole or ends; "" if all are."""
+    steps = frame.loc[~np.isfinite(frame["value"].astype(float)), "step"]
+    if steps.empty:
+        return ""
+    is_rest = steps.min() > frame.loc[~frame["step"].isin(steps), "step"].max()
+    rest = " on" if is_rest and steps.nunique() > 1 else "" if steps.nunique() == 1 else " and later"
+    return f" · not a number {'from' if rest == ' on' else 'at'} step {steps.min():,}{rest}"
 
 
 def _words(name: str) -> str:

@@ -21,6 +21,9 @@ HOW_SURE = (
     f"Confidence is the {CONFIDENCE}. Over-confidence is mean confidence minus accuracy in points, hundredths of a share: "
     "above 0 the policy is surer than it is right."
 )
+TELLING = (
+    "information gap size"  # the row of `separation` that says most: evidence makes wrong guesses less likely, too
+)
 MOST_POINTS = 24  # of a curve of shares: of more recorded steps, neighbours are taken together
 MOST_RANKED = 100_000  # positions that an AUROC is computed over, about; of longer runs steps are drawn evenly
 

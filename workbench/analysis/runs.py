@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from workbench.analysis.evals import no_evals
@@ -94,8 +95,11 @@ def thin(frame: pd.DataFrame) -> pd.DataFrame:
     for _, curve in frame.groupby("metric", sort=False):
         if len(curve) > MOST_POINTS:
             stretch = pd.Series(range(len(curve)), index=curve.index) * (MOST_POINTS // 2) // len(curve)
-            values = curve["value"].astype(float).groupby(stretch)
-            kept = sorted({curve.index[0], curve.index[-1], *values.idxmin(), *values.idxmax()})
+            numbers = curve["value"].astype(float)
+            lost = numbers.index[~np.isfinite(numbers)]  # the first and the last of them stay, too
+            numbers = numbers.drop(lost)
+            values = numbers.groupby(stretch.loc[numbers.index])
+            kept = sorted({curve.index[0], curve.index[-1], *lost[:1], *lost[-1:], *values.idxmin(), *values.idxmax()})
             curve = curve.loc[kept]
         parts.append(curve)
     return pd.concat(parts) if parts else frame

@@ -25,6 +25,14 @@ SERIES = {
     "light": ("#0072b2", "#c25a00", "#00785a", "#b5588c", "#8a6d00", "#2b7bab", "#565e68"),
     "dark": ("#4aa9e6", "#f08f4c", "#3fbf97", "#dd93bd", "#e6c229", "#8ad0f5", "#a4adb7"),
 }
+# of policies: without the hues of truths, which stand on the same page
+POLICIES = {
+    theme: tuple(hue for place, hue in enumerate(hues) if place not in (2, 3)) for theme, hues in SERIES.items()
+}
+TRUTHS = {
+    theme: {"all": INK[theme], "visible": hues[2], "privileged": hues[3], "not known": MUTED[theme]}
+    for theme, hues in SERIES.items()
+}
 DASHES = ("solid", "dash", "dot", "dashdot")
 WRAP = 88  # characters of a subtitle in half of a page of 1280 pixels
 MOST_SINGLE_TICKS = 8  # steps that are each given a tick; of more, plotly chooses
@@ -105,6 +113,14 @@ def step_axis(made: go.Figure, steps: Iterable[int]) -> go.Figure:
     steps = list(steps)
     is_short = not steps or max(steps) - min(steps) <= MOST_SINGLE_TICKS
     return made.update_xaxes(title_text="step", dtick=1 if is_short else None, tickformat=",d")
+
+
+def show_constant(made: go.Figure) -> go.Figure:
+    """An axis from zero where all values are the same: plotly's own would reach from one below them to one above, where a
+    rate of 1e-4 lies on the line of zero."""
+    values = [value for drawn in made.data for value in drawn.y if value is not None and math.isfinite(value)]
+    size = max(map(abs, values), default=0.0)
+    return made.update_yaxes(rangemode="tozero") if values and max(values) - min(values) <= 1e-6 * size else made
 
 
 def empty_figure(message: str, theme: str = "light", *, title: str = "", height: int = 240) -> go.Figure:

@@ -35,7 +35,7 @@ STANDING = (
     "study",
     *(name for chosen in CHOICES.values() for name in chosen),
 )  # stay when another answer is opened
-ADDRESS_KEYS = ("step", "rollout", "process", "probe", "token", "example", "list_page", *STANDING)
+ADDRESS_KEYS = ("step", "rollout", "process", "probe", "token", "example", "context", "list_page", *STANDING)
 MAX_UPLOAD_MB = 20
 _LONGEST = 200  # characters of one part of an address
 NO_RUN = "No run is chosen. Launch one, or choose one above."

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import gradio as gr
 
+from workbench.analysis.evals import answers_of
 from workbench.analysis.table import table
+from workbench.commands import value_at
 from workbench.config import RunConfig, load_config, read_yaml
 from workbench.contexts import missing_evidence
 from workbench.datasets import load_examples
 from workbench.errors import DataError, RunError, WorkbenchError
 from workbench.images import open_image
+from workbench.jobs import config_file
 from workbench.render import PictureOfView, TokenView, render_tokens, token_view
 from workbench.rendering.examples import evidence_of, example_html
 from workbench.rendering.pictures import evidence
@@ -85,7 +88,10 @@ SCORER = OneScorer()
 def draw(
     context: AppContext, run: str | None, address: Mapping | None, source: str | None, *, is_typed: bool = False
 ) -> tuple:
-    """Sources to choose from, the list of examples, and the chosen one with its evidence.
+    """Sources to choose from, the list of examples, the chosen one with its evidence, and the answer to score.
+
+    An example that the address names is looked for in all data of the run. If the address says what the student was shown,
+    the answer to score is the one that it gave then, in the last evaluation.
 
     is_typed  the source was just asked for: one that may not be read is said, and otherwise the run's own is listed
     """
@@ -95,23 +101,53 @@ def draw(
         source = chosen_source(context, run_dir, source)
     except DataError as error:
         if is_typed:
-            return gr.Dropdown(choices=known, value=source), empty_html(sentence(error)), ""
+            return gr.Dropdown(choices=known, value=source), empty_html(sentence(error)), "", gr.skip()
         source = chosen_source(context, run_dir, None)  # the page still holds another run's
     chooser = gr.Dropdown(choices=known, value=source)
     if source is None:
-        return chooser, empty_html(NO_SOURCE), ""
+        return chooser, empty_html(NO_SOURCE), "", gr.skip()
     try:
-        examples = load(source)
+        most = MOST_EXAMPLES
+        if not is_typed:
+            most = most_listed(run_dir, address)
+            source = source_with(run_dir, source, address, most)
+            chooser = gr.Dropdown(choices=known, value=source)
+        examples = load(source, most)
     except (WorkbenchError, OSError) as error:
-        return chooser, empty_html(sentence(error)), ""
+        return chooser, empty_html(sentence(error)), "", gr.skip()
     example = find(examples, address)
-    return chooser, list_html(source, examples, example), fresh(example_html(example)) if example else ""
+    shown = fresh(example_html(example)) if example else ""
+    return chooser, list_html(source, examples, example), shown, evaluated_answer(run_dir, address)
+
+
+def most_listed(run_dir: Path, address: Mapping | None) -> int:
+    """How many examples are listed: as many as were evaluated, if the address is that of an evaluated one."""
+    asked = value_at(read_yaml(run_dir / "config.yaml"), "evaluation.count") if (address or {}).get("context") else None
+    return max(MOST_EXAMPLES, asked) if isinstance(asked, int) else MOST_EXAMPLES
+
+
+def source_with(run_dir: Path, source: str, address: Mapping | None, most: int) -> str:
+    """The source, or another of the run's that has the example of the address where this one does not."""
+    wanted = str((address or {}).get("example") or "")
+    others = [value for _, value in sources_of(run_dir) if value != source] if wanted else []
+    return next((one for one in (source, *others) if any(example.id == wanted for example in load(one, most))), source)
+
+
+def evaluated_answer(run_dir: Path, address: Mapping | None) -> object:
+    """What the student answered to the address's example in the last evaluation, under the address's context."""
+    example, context = (str((address or {}).get(name) or "") for name in ("example", "context"))
+    if not (example and context):
+        return gr.skip()
+    rows = [row for row in answers_of(run_dir) if row.policy == "student"]
+    last = max((row.step for row in rows), default=0)
+    given = (row.text for row in rows if (row.step, row.example_id, row.context) == (last, example, context))
+    return next(given, gr.skip())
 
 
 def sources_of(run_dir: Path) -> list[tuple[str, str]]:
     """The data that the run's configuration names."""
     try:
-        named = read_yaml(run_dir / "config.yaml").get("data")
+        named = read_yaml(config_file(run_dir) or run_dir / "config.yaml").get("data")
     except WorkbenchError:
         return []
     if not isinstance(named, dict):
@@ -146,16 +182,16 @@ def _is_ours(context: AppContext, source: str) -> bool:
     return file.is_relative_to(context.runs_dir.resolve()) and file.is_file()
 
 
-def load(source: str) -> list[Example]:
+def load(source: str, most: int = MOST_EXAMPLES) -> list[Example]:
     """The first examples of a source; files are read again when they change."""
     file = Path(source.partition("?")[0])
     changed = file.stat().st_mtime_ns if file.exists() else 0
-    return list(_load(source, changed))
+    return list(_load(source, changed, most))
 
 
 @functools.lru_cache(maxsize=2)
-def _load(source: str, changed: int) -> tuple[Example, ...]:
-    return tuple(load_examples(source, limit=MOST_EXAMPLES))
+def _load(source: str, changed: int, most: int) -> tuple[Example, ...]:
+    return tuple(load_examples(source, limit=most))
 
 
 def find(examples: list[Example], address: Mapping | None) -> Example | None:
@@ -170,7 +206,7 @@ def list_html(source: str, examples: list[Example], chosen: Example | None) -> s
         {"id": one.id, "domain": one.domain or None, "question": one.question, "answer": one.answer, "evidence": ", ".join(evidence_of(one)) or None}
         for one in examples
     ]  # fmt: skip
-    more = f", the first {MOST_EXAMPLES}" if len(examples) == MOST_EXAMPLES else ""
+    more = f", the first {len(examples)}" if len(examples) >= MOST_EXAMPLES else ""
     made = table(rows, [column.name for column in COLUMNS], run=f"{source}{more}", empty=f"{source} holds no example.")
     key = None if chosen is None else {"id": chosen.id}
     return rows_html(made, COLUMNS, label="examples", key=("id",), chosen=key, title="Examples", tall=270, follow=True)
@@ -334,7 +370,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     scored = fragment_component("who would supervise which token", elem_id="data-scored")
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    inputs, outputs = [shared.run, shared.address, source], [source, listed, shown]
+    inputs, outputs = [shared.run, shared.address, source], [source, listed, shown, given]
     drawing = told(partial(draw, context), len(outputs))
     shared.on_show("data", drawing, inputs, outputs)
     source.input(told(partial(draw, context, is_typed=True), len(outputs)), inputs, outputs, **quiet)
@@ -345,7 +381,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     def add_box(event: gr.EventData, dropped: str, lines: str) -> str:
         return with_box(dropped, lines, event.corners)
 
-    listed.select(told(choose), shared.address, shared.address, **quiet)
+    listed.select(told(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
     gr.on([file.change, boxes.change], told(preview), [file, boxes], picture, **quiet)
     picture.box(told(add_box), [file, boxes], boxes, **quiet)
     busy = {"show_progress": "full", "concurrency_limit": 1, "concurrency_id": "scorer", "api_visibility": "private"}

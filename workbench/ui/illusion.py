@@ -8,6 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 from workbench.analysis import figures, illusion, regimes
+from workbench.analysis.style import TRUTHS
 from workbench.analysis.table import Table, table
 from workbench.rendering.words import NONE
 from workbench.traces.reader import Traces
@@ -26,6 +27,7 @@ from workbench.ui.pieces import (
 )
 
 KEY = ("step", "process", "rollout", "position")
+SURE_KEY = ("example", "context")
 WORST_COLUMNS = (
     Column("token", kind="token"), Column("truth", kind="short"), Column("regime", kind="short"), Column("source", kind="short"),
     Column("information_gap", "information", "signed"), Column("capability_gap", "capability", "signed"), Column("loss", kind="number"),
@@ -33,7 +35,7 @@ WORST_COLUMNS = (
 )  # fmt: skip
 SURE_COLUMNS = (
     Column("confidence", kind="share"), Column("question"), Column("text", "answered"), Column("answer", "expected", "short"), Column("truth", kind="short"),
-    Column("context", "shown", "short"), Column("example", kind="short"),
+    Column("context", "shown", "short"),
 )  # fmt: skip
 ACCURACY_COLUMNS = (
     Column("policy", kind="short"), Column("context", "shown", "short"), Column("truth", "questions on", "short"), Column("step", kind="number"),
@@ -53,18 +55,22 @@ def draw(context: AppContext, run: str | None, theme: str, shown: str | None) ->
     pairs = [] if accuracy.empty else list(dict.fromkeys(f"{row['policy']}, {row['context']}" for row in accuracy.rows))
     shown = shown if shown in pairs else pairs[0] if pairs else ""
     bought, parted = illusion.bought_by_information(traces or run_dir), illusion.separation(traces or run_dir)
+    over, group = overconfidence(accuracy)
     return (
         headline(run_dir.name, accuracy, bought, parted),
         figures.accuracy_curves(accuracy, theme=theme),
         gr.Dropdown(choices=pairs, value=shown or None, visible=bool(pairs)),
         draw_reliability(run_dir, shown, theme),
         figures.bars(
-            overconfidence(accuracy), "who", "overconfidence", count="count", title="Over-confidence on privileged questions",
-            theme=theme, reference=0.0, meaning="as sure as right",
+            over, "who", "overconfidence", count="count", title=f"Over-confidence on {group} questions", theme=theme,
+            reference=0.0, meaning="as sure as right", tints=[TRUTHS[theme][group]] * len(over.frame),
         ),
         figures.information_share(bought, theme=theme),
-        figures.curves(entropies(traces, run_dir), title="The student's entropy", theme=theme),
-        figures.bars(parted, "gap", "auroc", title="Which gap finds privileged tokens", theme=theme, reference=0.5, meaning="tells nothing"),
+        figures.curves(
+            entropies(traces, run_dir), title="The student's entropy", theme=theme,
+            tints={f"{truth} tokens": tint for truth, tint in TRUTHS[theme].items()},
+        ),
+        figures.separation_bars(parted, theme=theme),
         rows_html(
             illusion.worst_cases(traces or run_dir), WORST_COLUMNS, label="worst cases", key=KEY,
             title="Most loss spent on what only the evidence explains: choose one to open it in Tokens", tall=440,
@@ -75,11 +81,11 @@ def draw(context: AppContext, run: str | None, theme: str, shown: str | None) ->
 
 
 def draw_wrong(found: Table) -> str:
-    """Wrong answers of the last evaluation, the surest first."""
-    title = (
-        "Sure and wrong" if found.empty else f"Sure and wrong at step {found.rows[0]['step']}: the student's answers"
-    )
-    return rows_html(found, SURE_COLUMNS, label="sure and wrong", title=title, tall=478)
+    """Wrong answers of the last evaluation, the surest first; a row opens its question in Data."""
+    title = "Sure and wrong"
+    if not found.empty:
+        title += f" at step {found.rows[0]['step']}: choose one to open it in Data"
+    return rows_html(found, SURE_COLUMNS, label="sure and wrong", key=SURE_KEY, title=title, tall=478)
 
 
 def headline(run: str, accuracy: Table, bought: Table, parted: Table) -> str:
@@ -108,8 +114,10 @@ def headline(run: str, accuracy: Table, bought: Table, parted: Table) -> str:
     if spent:
         end = spent[-1]
         tiles.append((f"{end['loss_share']:.0%}", "of the loss bought on information", f"{_steps(end)}, {end['num_positions']:,} tokens; {spent[0]['loss_share']:.0%} at {_steps(spent[0])}"))  # fmt: skip
-    for row in parted.rows[:1]:
-        tiles.append((f"{row['auroc']:.2f}", "AUROC of the information gap", f"{row['num_privileged']:,} privileged against {row['num_visible']:,} visible tokens; 0.5 tells nothing"))  # fmt: skip
+    for row in parted.rows:
+        if row["gap"] != illusion.TELLING:
+            continue
+        tiles.append((f"{row['auroc']:.2f}", "AUROC of the information gap's size", f"{row['num_privileged']:,} privileged against {row['num_visible']:,} visible tokens; 0.5 tells nothing"))  # fmt: skip
     if not tiles:
         return empty_html(
             accuracy.empty or "The student was not asked as it is used. Add plain to evaluation.contexts."
@@ -142,9 +150,16 @@ def last_step(accuracy: Table) -> Table:
     return Table(frame[frame["step"] == newest].reset_index(drop=True), accuracy.run, accuracy.units, accuracy.empty)
 
 
-def overconfidence(accuracy: Table) -> Table:
-    """The newest rows on privileged questions (all, where truth is not known), named by policy and context; in points."""
-    rows = last_step(accuracy).rows
+def overconfidence(accuracy: Table) -> tuple[Table, str]:
+    """The first and the newest rows on privileged questions (all, where truth is not known), named by policy, context and
+    step, in points; and which questions these are."""
+    if accuracy.empty:
+        return accuracy, "all"
+    frame = accuracy.frame
+    steps = frame.groupby(["policy", "context"])["step"]
+    is_end = (frame["step"] == steps.transform("min")) | (frame["step"] == steps.transform("max"))
+    ends = frame[is_end].sort_values(["policy", "context", "step"], kind="stable")
+    rows = Table(ends.reset_index(drop=True), accuracy.run).rows
     truths = {row["truth"] for row in rows}
     group = PRIVILEGED if PRIVILEGED in truths else "all"
     kept = [
@@ -154,7 +169,7 @@ def overconfidence(accuracy: Table) -> Table:
     ]  # fmt: skip
     columns = ["who", "overconfidence", "count"]
     units = {"overconfidence": f"points: confidence minus accuracy on {group} questions"}
-    return table(kept, columns, run=accuracy.run, empty=accuracy.empty, units=units)
+    return table(kept, columns, run=accuracy.run, empty=accuracy.empty, units=units), group
 
 
 def entropies(traces: Traces | None, run_dir: Path) -> Table:
@@ -180,6 +195,11 @@ def worst_address(address: Mapping | None, key: Mapping) -> dict:
     return kept(address, but="tokens") | answer_address(
         int(key["step"]), int(key["rollout"]), process=int(key["process"]), token=int(key["position"])
     )
+
+
+def wrong_address(address: Mapping | None, key: Mapping) -> dict:
+    """The address of an evaluated question, with what it was shown, in Data."""
+    return kept(address) | {"example": str(key["example"]), "context": str(key["context"])}
 
 
 def _points(value: float) -> str:
@@ -223,4 +243,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     def open_case(event: gr.EventData, address: dict) -> tuple:
         return worst_address(address, event.key), gr.Tabs(selected="tokens")
 
+    def open_wrong(event: gr.EventData, address: dict) -> tuple:
+        return wrong_address(address, event.key), gr.Tabs(selected="data")
+
     worst.select(told(open_case, 2), shared.address, [shared.address, shared.tabs], **quiet)
+    wrong.select(told(open_wrong, 2), shared.address, [shared.address, shared.tabs], **quiet)
