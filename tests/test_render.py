@@ -263,6 +263,21 @@ def test_movement_of_a_long_answer_joins_neighbours():
     assert html.count('class="wb-cell"') == 40 and "tokens 1 to 1999" in html
 
 
+def test_movement_of_an_answer_of_hundreds_of_tokens_is_seen_at_one_look():
+    html = render_movement([0, 20], ["word"] * 838, [["LH", "HS"] * 419] * 2, REGIMES)
+    assert (
+        'svg width="1740"' in html and "word</text>" not in html and ">50</text>" in html and ">LH</text>" not in html
+    )
+
+
+def test_tokens_that_are_looked_for_are_marked_and_a_long_answer_keeps_its_legend_in_sight():
+    cells = tuple(TokenCell(f"w{place}", place, "LH") for place in range(130))
+    html = render_tokens(TokenView("t", "q", "a", cells), standalone=False, pinned=3, marked={3, 7})
+    assert html.count("wb-match") == 2 and "data-long" in html
+    short = render_tokens(TokenView("t", "q", "a", cells[:9]), standalone=False)
+    assert "wb-match" not in short and "data-long" not in short
+
+
 def test_movement_refuses_rows_of_another_length():
     with pytest.raises(ConfigError, match=r"1 steps, 2 tokens, 1 rows of length \[1\]"):
         render_movement([0], ["a", "b"], [["LH"]], REGIMES)

@@ -1,18 +1,25 @@
 """Figures in a real browser: they keep their areas, clips and colour bars through every control, and show what is so."""
 
+import json
 import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import uvicorn
 from conftest import free_port
 from page_checks import REFERENCES, SHOWS
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
+from small import run_config
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from workbench.answers import load_answers
+from workbench.train import train
 from workbench.ui.serve import serve
 
 
@@ -122,3 +129,108 @@ def test_figures_stay_whole_behind_a_proxy_that_serves_the_page_under_a_path(
     whole_figures(page)
     assert [url for url in missing if "/lab/workbench/" in url] == []
     page.close()
+
+
+LONG_QUESTION = "\n".join(f"line {number}" for number in range(1, 13))
+
+
+@pytest.fixture(scope="module")
+def long_run(runs: Path, models: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A run of long answers to a question of twelve lines, with one learning rate throughout."""
+    image = tmp_path_factory.mktemp("data") / "image.png"
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(image)
+    rows = [{"id": f"q{row}", "question": LONG_QUESTION, "images": [str(image)], "answer": "7"} for row in range(4)]
+    data = image.with_name("long.jsonl")
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    values = {"sampling__max_completion_length": 300, "training__steps": 2, "training__schedule": "constant"}
+    settings = {
+        "method__privilege": "answer",
+        "trace__probes": 2,
+        "trace__probe_every": 1,
+        "evaluation__contexts": ["plain"],
+    }
+    train(run_config(models, runs, name="long", data={"train": str(data), "eval": str(data)}, **values, **settings))
+    yield "long"
+    shutil.rmtree(runs / "long")
+
+
+def range_of(page: Page, title: str, axis: str = "yaxis") -> list[float]:
+    """The range of an axis of the figure of this title."""
+    return page.evaluate(
+        """([title, axis]) => [...document.querySelectorAll('.js-plotly-plot')]
+            .find(one => one._fullLayout.title.text.includes(title))._fullLayout[axis].range""",
+        [title, axis],
+    )
+
+
+def test_a_constant_stands_above_zero(visit, long_run: str) -> None:
+    page = visit(f"run={long_run}", "watch")
+    low, high = range_of(page, "Learning rate")
+    assert low == 0 and 1e-3 <= high < 2e-3, "a rate of 1e-3, drawn from zero"
+
+
+def test_long_answers_are_cut_in_lists_and_keep_their_lines(visit, long_run: str) -> None:
+    page = visit(f"run={long_run}", "watch")
+    text = page.locator("#watch-answers .wbu-clip.wbu-cut").first
+    cut = text.bounding_box()["height"]
+    assert cut < 120
+    text.click()
+    expect(text).to_have_class(re.compile("wbu-whole"))
+    assert text.bounding_box()["height"] > 1.5 * cut
+    text.press("Enter")
+    expect(text).not_to_have_class(re.compile("wbu-whole"))
+    for tab, rows in (("Movement", "#movement-probes tr[data-key]"), ("Tokens", "#tokens-list tr[data-key]")):
+        open_tab(page, tab)
+        row = page.locator(rows).first
+        assert row.bounding_box()["height"] < 130, tab
+        question = row.locator(".wbu-clip").first
+        assert question.evaluate("one => getComputedStyle(one).whiteSpace") == "pre-wrap"
+        assert question.text_content() == LONG_QUESTION
+    # the colours and what they mean stay in sight while a long answer is scrolled
+    page.locator("#tokens-answer .wb-t").nth(150).scroll_into_view_if_needed()
+    expect(page.locator("#tokens-answer .wb-chips")).to_be_in_viewport()
+    expect(page.locator("#tokens-answer .wb-legends")).to_be_in_viewport()
+    # a heat map of hundreds of tokens: no word is printed over another, the regimes are seen at one look
+    open_tab(page, "Movement")
+    assert page.locator("#movement-map svg").first.bounding_box()["width"] < 1400
+    page.locator("#movement-value").get_by_text("capability gap").click()
+    ticks = page.locator("#tab-movement .js-plotly-plot:has(.hm) .xtick text")
+    ticks.first.wait_for()
+    boxes = sorted((box["x"], box["x"] + box["width"]) for box in (one.bounding_box() for one in ticks.all()))
+    assert len(boxes) < 40 and all(left[1] <= right[0] for left, right in pairwise(boxes))
+
+
+def test_a_wrong_answer_opens_with_its_picture(visit, runs: Path) -> None:
+    page = visit("run=dopd", "illusion")
+    row = page.locator("#illusion-wrong tr[data-key]").nth(1)
+    key = json.loads(row.get_attribute("data-key"))
+    answered = [one for one in load_answers(runs / "dopd") if (one.step, one.policy) == (4, "student")]
+    given = next(one.text for one in answered if (one.example_id, one.context) == (key["example"], key["context"]))
+    row.click()
+    page.locator(SHOWS["data"]).first.wait_for()
+    expect(page).to_have_url(re.compile("tab=data"))
+    expect(page.locator("#data-list tr[aria-selected='true']")).to_have_attribute(
+        "data-key", re.compile(re.escape(key["example"]))
+    )
+    expect(page.locator("#data-given textarea, #data-given input").first).to_have_value(given)
+
+
+def test_titles_say_what_their_axes_say_and_a_truth_has_one_colour(visit, runs: Path) -> None:
+    drawn = """() => [...document.querySelectorAll('#tab-illusion .js-plotly-plot')].map(one => ({
+        title: one._fullLayout.title.text, axis: one._fullLayout.xaxis?.title?.text || '',
+        tints: one.data.map(trace => [trace.name, trace.line?.color || trace.marker?.color]), bars: one.data[0]?.y }))"""
+    for run in ("dopd", "photos"):
+        page = visit(f"run={run}", "illusion")
+        found = page.evaluate(drawn)
+        tints: dict[str, set] = {}
+        for figure in found:
+            for name, tint in figure["tints"]:
+                for truth in ("visible", "privileged"):
+                    if name and name.split()[0] == truth:
+                        tints.setdefault(truth, set()).add(tint)
+        assert all(len(each) == 1 for each in tints.values()) and (tints or run != "dopd")
+        for figure in found:
+            group = re.search(r"Over-confidence on (\w+) questions", figure["title"])
+            if group and figure["bars"]:
+                assert f"accuracy on {group[1]} questions" in figure["axis"]
+                assert {"student, plain (step 0)", "student, plain (step 4)"} <= set(figure["bars"]), "before and after"

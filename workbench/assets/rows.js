@@ -8,9 +8,15 @@ window.workbenchRows = (element, trigger, watch) => {
   element.addEventListener("click", (event) => {
     const row = event.target.closest("tr[data-key]");
     if (row) choose(row);
+    else event.target.closest(".wbu-cut")?.classList.toggle("wbu-whole");
   });
 
   element.addEventListener("keydown", (event) => {
+    if (event.target.matches(".wbu-cut") && (event.key === "Enter" || event.key === " ")) {
+      event.preventDefault();
+      event.target.classList.toggle("wbu-whole");
+      return;
+    }
     const row = event.target.closest("tr[data-key]");
     if (!row || event.ctrlKey || event.metaKey || event.altKey) return;
     const rows = rowsOf();
@@ -37,6 +43,18 @@ window.workbenchRows = (element, trigger, watch) => {
     const [top, bottom] = [row.offsetTop - head, row.offsetTop + row.offsetHeight];
     if (top < box.scrollTop || bottom > box.scrollTop + box.clientHeight) box.scrollTop = top - row.offsetHeight;
   };
-  watch("value", () => requestAnimationFrame(reveal));
-  requestAnimationFrame(reveal);
+  /* Texts that are longer than their lines. Those of rows that open nothing are opened where they stand. */
+  const cut = () => {
+    for (const text of element.querySelectorAll(".wbu-clip:not(.wbu-whole)")) {
+      const isCut = text.scrollHeight > text.clientHeight + 1;
+      text.classList.toggle("wbu-cut", isCut);
+      if (!isCut || text.closest("tr[data-key]")) continue;
+      text.tabIndex = 0;
+      text.title = "Choose it to read all of it, or its beginning again";
+    }
+  };
+  const drawn = () => requestAnimationFrame(() => { cut(); reveal(); });
+  watch("value", drawn);
+  drawn();
+  new ResizeObserver(() => requestAnimationFrame(cut)).observe(element); // a closed tab's table has no size yet
 };

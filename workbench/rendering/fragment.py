@@ -21,6 +21,7 @@ from workbench.rendering.words import NO_ALTERNATIVES, consequence, explain, is_
 
 THEMES = ("auto", "light", "dark")
 ASSETS = Path(__file__).parent.parent / "assets"
+LONG = 120  # tokens after which colours and legend stay in sight while the answer is scrolled
 BAR_PIXELS = 24  # room for the gap bars under a token, both directions together
 
 
@@ -51,6 +52,7 @@ def render_tokens(
     has_gaps = any(token.capability_gap is not None or token.information_gap is not None for token in view.tokens)
     return (
         f'<div class="wb-root wb-tokens" data-by="{colour_by}" data-bars="{"on" if has_gaps else "off"}" data-theme="{theme}" data-pin="{pinned}" '
+        f"{'data-long ' if len(view.tokens) > LONG else ''}"
         f'role="region" aria-label="{label}">'
         + (f"<style>{stylesheet()}</style>" if standalone else "")
         + '<div class="wb-body">'
@@ -185,8 +187,7 @@ def _token(token: TokenCell, token_idx: int, classes: str, bars: str, is_pinned:
     return (
         f'<button type="button" class="{classes}" data-i="{token_idx}" tabindex="{0 if is_pinned else -1}" '
         f'aria-label="{label}"{" aria-pressed=true" if is_pinned else ""}{bars}>{tag}{text}</button>'
-        + "<br>"
-        * min(token.text.count("\n"), 2)
+        + ("<br>" if "\n" in token.text else "")
     )
 
 

@@ -11,6 +11,8 @@ from workbench.rendering.words import visible_text
 
 _ROW, _LEFT, _SIGN = 20, 62, 7.3  # pixels: height of a row, width of the step column, width of a letter of a token
 _MAX_CELLS = 20_000  # beyond it, neighbours of one regime are drawn as one rectangle
+_MOST_NAMED = 200  # tokens of an answer; a longer one is drawn as a whole, narrow and without words
+_OVERVIEW = 1200  # pixels that it then takes, where a token gets at least 2 of them
 
 
 def render_movement(
@@ -39,13 +41,21 @@ def render_movement(
         named.setdefault(name, RegimeNote())
     slots = colours.regime_slots(named)
     words = [visible_text(token) for token in tokens]
-    widths = [max(22, round(len(word) * _SIGN) + 8) if len(tokens) <= 40 else 22 for word in words]
-    is_turned = len(tokens) > 40
-    head = 24 if not is_turned else 10 + round(_SIGN * min(12, max((len(word) for word in words), default=1)))
+    is_turned, is_overview = len(tokens) > 40, len(tokens) > _MOST_NAMED
+    narrow = max(2, _OVERVIEW // len(tokens)) if is_overview else 22
+    widths = [narrow if is_turned else max(22, round(len(word) * _SIGN) + 8) for word in words]
+    head = (
+        24
+        if not is_turned or is_overview
+        else 10 + round(_SIGN * min(12, max((len(word) for word in words), default=1)))
+    )
     starts = [_LEFT + sum(widths[:token_idx]) for token_idx in range(len(widths) + 1)]
     body = [f'<text x="{_LEFT - 8}" y="{head - 8}" text-anchor="end">step</text>']
-    body += [_word(word, starts[k], widths[k], head, is_turned) for k, word in enumerate(words)]
-    joins = len(steps) * len(tokens) > _MAX_CELLS
+    if is_overview:
+        body += [_word(str(k), starts[k], narrow, head, False) for k in range(0, len(words), 50)]
+    else:
+        body += [_word(word, starts[k], widths[k], head, is_turned) for k, word in enumerate(words)]
+    joins = is_overview or len(steps) * len(tokens) > _MAX_CELLS
     for row_idx, (step, row) in enumerate(zip(steps, regimes, strict=True)):
         y = head + row_idx * _ROW
         body.append(f'<text x="{_LEFT - 8}" y="{y + 14}" text-anchor="end">{step}</text>')
@@ -98,11 +108,13 @@ def _cell(
         return ""
     first, last = stretch
     x, width = starts[first], starts[last + 1] - starts[first]
+    gap = 1 if width > 8 else 0
+    letters = escape(regime[:4]) if width >= 22 else ""
     where = f"token {first + 1} “{words[first]}”" if first == last else f"tokens {first + 1} to {last + 1}"
     return (
         f'<g class="wb-s-{slots[regime]}"><title>{escape(f"step {step} · {where} · {regime}")}</title>'
-        f'<rect class="wb-cell" x="{x + 1}" y="{y + 1}" width="{width - 2}" height="{_ROW - 2}" rx="2"/>'
-        f'<text class="wb-letters" x="{x + width / 2:g}" y="{y + 13.5:g}">{escape(regime[:4])}</text></g>'
+        f'<rect class="wb-cell" x="{x + gap}" y="{y + 1}" width="{width - 2 * gap}" height="{_ROW - 2}" rx="{2 * gap}"/>'
+        f'<text class="wb-letters" x="{x + width / 2:g}" y="{y + 13.5:g}">{letters}</text></g>'
     )
 
 

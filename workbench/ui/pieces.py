@@ -133,8 +133,10 @@ def _cell(column: Column, value: object) -> str:
     classes = _CLASSES[column.kind]
     if column.kind == "right":
         classes += " wbu-good" if value else " wbu-bad"
-    text = _SHOWN.get(column.kind, str)(value)
-    return f'<td class="{classes}" dir="auto">{escape(text)}</td>'
+    text = escape(_SHOWN.get(column.kind, str)(value))
+    if column.kind in ("text", "mono"):  # a long one is cut to a few lines by the style; assets/rows.js opens it
+        text = f'<div class="wbu-clip">{text}</div>'
+    return f'<td class="{classes}" dir="auto">{text}</td>'
 
 
 def fresh(html: str) -> str:
