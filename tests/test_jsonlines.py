@@ -17,6 +17,7 @@ from workbench.train import train
 from workbench.types import Example
 from workbench.ui.data import parse_boxes
 from workbench.ui.form import check_table
+from workbench.usable import Problem
 
 SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
 
@@ -51,7 +52,7 @@ def test_answers_metrics_sequences_and_the_skip_list_hold_any_character(tmp_path
     )
     skipped = Skipped(folder)
     assert skipped.counts == {"r\x85": 1}
-    skipped.add(Example(text, "?", origin=text), text, text)
+    skipped.add(Example(text, "?", origin=text), Problem(text, text))
     assert Skipped(folder).counts == {"r\x85": 1, text: 1}
 
 

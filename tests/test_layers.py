@@ -25,6 +25,7 @@ answers leaks
 importing
 traces weights
 rollouts scoring
+usable
 supervision
 config runs watch processes printed checkpoints
 commands model_folders

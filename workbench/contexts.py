@@ -24,6 +24,7 @@ Most depend on the example alone; `feedback`, `turns` and `future` (OF_ROLLOUT) 
 import math
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -141,9 +142,7 @@ def missing_evidence(example: Example, context: str) -> str | None:
         cuts = part in ("crop", "crop_only") and example.evidence.crop is None
         if (cuts or part in ("boxes", "marked")) and not example.images:
             return "images"
-        if part in ("caption", "hint") and not getattr(example.evidence, part):
-            return part
-        if part in ("answer", "reference") and not getattr(example, part):
+        if part in ("caption", "hint", "answer", "reference") and not _evidence(example, part).strip():
             return part
         if name in WRONG and _counterpart(example, name) is None:
             return f"wrong {part} (of another example of its domain)"
@@ -237,9 +236,26 @@ def evidence_text(example: Example, part: str) -> str:
     if part == "boxes":
         width, height = open_image(example.images[0]).size
         return "; ".join(_box_text(box, width, height) for box in example.evidence.boxes)
-    if part in ("caption", "hint"):
-        return getattr(example.evidence, part)
-    return getattr(example, part)
+    return _evidence(example, part)
+
+
+def _evidence(example: Example, part: str) -> str:
+    return getattr(example.evidence if part in ("caption", "hint") else example, part) or ""
+
+
+def shown_texts(example: Example, context: str) -> Iterator[tuple[str, str]]:
+    """Texts of the example's own that a prompt under the context holds, each with its column."""
+    parts = parse_context(context)
+    yield "question", example.question
+    for idx, turn in enumerate(example.history):
+        yield f"history[{idx}]", turn.text
+    for idx, turn in enumerate(example.turns if {"concat", "turns"}.intersection(parts) else ()):
+        yield f"turns[{idx}]", turn.text
+    for idx, box in enumerate(example.evidence.boxes if "boxes" in parts else ()):
+        yield f"boxes[{idx}].label", box.label
+    for part in ("caption", "hint", "answer", "reference"):
+        if part in parts:
+            yield part, _evidence(example, part)
 
 
 def _box_text(box: Box, width: int, height: int) -> str:

@@ -71,6 +71,11 @@ def ask(policies: Iterable[Policy], examples: list[Example], contexts: Iterable[
     return answered
 
 
+def teachers(policies: dict[str, Policy], config: RunConfig) -> list[Policy]:
+    """Of a learner's policies those that an evaluation of the start asks too."""
+    return [one for name, one in policies.items() if config.evaluation.teacher and name.startswith("teacher")]
+
+
 def truth_of(example: Example) -> str | None:
     """Whether the example's final answer is visible or privileged; None if its marks do not say."""
     truths = {mark.truth for mark in example.marks if mark.kind == "answer"}
@@ -96,7 +101,7 @@ class Evaluation:
     ) -> None:
         self.config, self.folder, self.group = config, folder, group
         self.students, self.examples = students, examples
-        self.teachers = [policy for name, policy in policies.items() if name.startswith("teacher")]
+        self.teachers = teachers(policies, config)
 
     def is_due(self, step: int) -> bool:
         every = self.config.evaluation.every
@@ -112,7 +117,7 @@ class Evaluation:
             return {}
         settings = self.config.evaluation
         log.info("step %d: asking %d questions, shown %s", step, len(self.examples), ", ".join(settings.contexts))
-        policies = [*self.students, *(self.teachers if settings.teacher and step == 0 else [])]
+        policies = [*self.students, *(self.teachers if step == 0 else [])]
         options = {"max_completion_length": self.config.sampling.max_completion_length, **settings.grading}
         options |= {"step": step, "batch_size": settings.batch_size}
         answered = []

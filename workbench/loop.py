@@ -24,7 +24,7 @@ from workbench.config import RunConfig
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.distributed import ALONE, Group, choose_device
 from workbench.errors import RunError, TraceError
-from workbench.evaluate import Evaluation
+from workbench.evaluate import Evaluation, teachers
 from workbench.learner import Learner, build_learner, give_engine, refuse_engine
 from workbench.metrics import Clock, of_learner, sampler_gap, step_metrics
 from workbench.policies import SamplingOptions
@@ -38,12 +38,13 @@ from workbench.saving import Gathered, gather, load_optimizer, save_checkpoint
 from workbench.scoring import Batch
 from workbench.seeding import Order, derive_seed
 from workbench.sharding import heads, together
-from workbench.skipping import Skipped, can_show, report_leaks, usable_batch, with_evidence, with_teacher
+from workbench.skipping import Skipped, report_leaks, usable_batch, with_evidence, with_plain_text, with_teacher
 from workbench.supervision import NotFinite, Scored, attend, read_batch, supervise_batch
 from workbench.traces.parts import compact
 from workbench.traces.writer import TraceWriter
 from workbench.tracking import build_accelerator
 from workbench.types import STUDENT, Example, Rollout
+from workbench.usable import showable, showing_problem
 from workbench.watch import Watch
 from workbench.writing import Writer
 
@@ -101,6 +102,9 @@ class Trainer:
             for learner in self.learners
             for view in self.method.views.values()
         ]
+        learns_references = self.method.dataset_share > 0.0
+        self.sampled_by = [learner.student for learner in self.learners] if learns_references else []
+        self.examples = with_plain_text(self.examples, self.views, self.sampled_by, self.skipped)
         self.order = Order(len(self.examples), config.seed)
         sampling = config.sampling
         self.sampling = SamplingOptions(
@@ -126,22 +130,23 @@ class Trainer:
         self.watches = [Watch(learner.name, config.training.learning_rate) for learner in self.learners]
         for line in folder.metrics("train"):
             self._look(line["step"], {name: value for name, value in line.items() if name != "kind"})
-        views = [(learner.student, context) for learner in self.learners for context in config.evaluation.contexts]
-        questions = [one for one in _eval_examples(config, load) if can_show(one, views, self.skipped)]
         self.students = {learner.name: learner.student for learner in self.learners}
+        answering = [*self.students.values(), *teachers(self.learners[0].policies, config)]
+        questions = showable(_eval_examples(config, load), answering, config.evaluation.contexts, self.skipped)
         asked = list(self.students.values()), self.learners[0].policies, questions
         self.evaluation = Evaluation(config, folder, *asked, group)
         pool = questions if config.data.probes is None else load(config.data.probes)
         pool = split_by_evidence(pool or self.examples, list(self.method.contexts))[0]
         pool = [one for one in pool if all(covers(policy, one.domain) for policy, _ in self.views)]
-        pool = list(filter(self._usable, pool[: 2 * config.trace.probes]))
+        pool = pool[: 2 * config.trace.probes]
+        pool = [one for one in pool if not self.skipped.add_if(one, showing_problem(one, self.views))]
         with heads(*self.writing), together(*self.writing):
             self.probes = group.here(
                 lambda: open_probes(config, folder, self.students, self.method, pool, self.sampling), {}
             )
 
     def _usable(self, example: Example) -> bool:
-        return can_show(example, self.views, self.skipped)
+        return not self.skipped.add_if(example, showing_problem(example, self.views, self.sampled_by))
 
     def run(self, stop: StopSignal, on_step: Callable[[int, dict], None] | None) -> TrainResult:
         training, trace = self.config.training, self.config.trace
@@ -192,7 +197,14 @@ class Trainer:
         """One turn of the loop; returns its metrics."""
         clock = Clock()
         examples = usable_batch(
-            self.examples, self.order, step, self.config.training.batch_size, self.views, self.skipped, self.group
+            self.examples,
+            self.order,
+            step,
+            self.config.training.batch_size,
+            self.views,
+            self.sampled_by,
+            self.skipped,
+            self.group,
         )
         try:
             with (

@@ -137,15 +137,22 @@ def _asked(
     return tuple(replace(one, remarks=own) for one, own in zip(rollouts, remarks, strict=True))
 
 
+def reference_of(example: Example) -> tuple[str, str] | None:
+    """Column and text of what is learned from an example as it stands in the data: its worked answer, else its answer."""
+    if example.reference:
+        return "reference", example.reference
+    return ("answer", example.answer) if example.answer else None
+
+
 def reference_completion(writer: Policy, example: Example) -> Written:
     """The data's own answer as tokens of the writer, the end token included."""
-    text = example.reference or example.answer
-    if not text:
+    reference = reference_of(example)
+    if reference is None:
         raise DataError(
             f'{example.origin or example.id} has no "reference" and no "answer"; sequences taken from the data need one. '
             "Add the column or set method.dataset_share=0."
         )
-    ids = writer.answer_ids(text)
+    ids = writer.answer_ids(reference[1])
     return Written(ids, (), True, writer.order_of(ids))
 
 

@@ -41,8 +41,15 @@ class Policy(Protocol):
     def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
         """As many completions of each prompt as it has seeds; a completion depends on its own seed alone."""
 
-    def check_prompt(self, prompt: Prompt) -> None:
-        """Raises DataError or PolicyError if the policy cannot be shown this prompt."""
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens that prompt and completion have together; None = no limit."""
+
+    def check_prompt(self, prompt: Prompt, completion_length: int = 0) -> None:
+        """Raises DataError or PolicyError if the policy cannot be shown this prompt, or not beside so long a completion."""
+
+    def special_in(self, text: str) -> str | None:
+        """A special token that stands in the text as words, and would be read as a command; None if there is none."""
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """An answer given as text, as the policy would have written it: its tokens and the end token."""

@@ -65,9 +65,23 @@ class AutoregressivePolicy(Passes):
         twin.name, twin.adapter = name, "off"
         return twin
 
-    def check_prompt(self, prompt: Prompt) -> None:
-        """Raises DataError or PolicyError if the prompt's images cannot be read or it is too long."""
-        self.encoder.encode(prompt)
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens that prompt and completion have together; None = no limit."""
+        return self.encoder.context_length
+
+    def check_prompt(self, prompt: Prompt, completion_length: int = 0) -> None:
+        """Raises DataError or PolicyError if the prompt's images cannot be read, or it is too long beside a completion."""
+        length = self.encoder.encode(prompt)["input_ids"].shape[1]
+        if self.context_length is not None and length + completion_length > self.context_length:
+            raise PolicyError(
+                f'prompt "{prompt.key}" has {length} tokens (images included) and its reference {completion_length}; the '
+                f"model takes {self.context_length}. Shorten one of them, or use smaller images."
+            )
+
+    def special_in(self, text: str) -> str | None:
+        """A special token that stands in the text as words; None if there is none."""
+        return self.encoder.special_in(text)
 
     @torch.no_grad()
     def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
@@ -154,12 +168,10 @@ class AutoregressivePolicy(Passes):
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """An answer given as text, as the model would have written it: its tokens and the end token."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        for token in ids:
-            if token in self._placeholders or token in self.stop_ids:
-                special = self.token_text(token)
-                raise DataError(f'answer {text[:80]!r} contains the special token "{special}" as text: remove it.')
-        return (*ids, self.end_id)
+        special = self.special_in(text)
+        if special is not None:
+            raise DataError(f'answer {text[:80]!r} contains the special token "{special}" as text: remove it.')
+        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_id)
 
     @property
     def end_id(self) -> int:

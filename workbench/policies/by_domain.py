@@ -29,8 +29,15 @@ class PolicyByDomain:
             )
         return policy
 
-    def check_prompt(self, prompt: Prompt) -> None:
-        self.of(prompt.domain).check_prompt(prompt)
+    @property
+    def context_length(self) -> int | None:
+        return min((one.context_length for one in self._all if one.context_length is not None), default=None)
+
+    def check_prompt(self, prompt: Prompt, completion_length: int = 0) -> None:
+        self.of(prompt.domain).check_prompt(prompt, completion_length)
+
+    def special_in(self, text: str) -> str | None:
+        return next((token for one in self._all if (token := one.special_in(text)) is not None), None)
 
     def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
         written: list[list[Written]] = [[] for _ in prompts]
@@ -68,6 +75,11 @@ class PolicyByDomain:
 
     def token_texts(self, ids: tuple[int, ...]) -> list[str]:
         return self._any.token_texts(ids)
+
+    @property
+    def _all(self) -> list[Policy]:
+        policies = (*self.members.values(), *(() if self.other is None else (self.other,)))
+        return list({id(policy): policy for policy in policies}.values())
 
     @property
     def _any(self) -> Policy:

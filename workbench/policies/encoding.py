@@ -42,12 +42,14 @@ class PromptEncoder:
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.max_prompt_length = max_prompt_length
+        self.context_length = max_prompt_length  # of prompt and completion together
         self._kept: OrderedDict[str, tuple[Prompt, Encoded]] = OrderedDict()
         self._kept_bytes = 0
         self._pictures: OrderedDict[tuple, _Pictures] = OrderedDict()  # of the prompts before
         added = self.tokenizer.added_tokens_decoder.values()  # not all are in the list of roles: placeholders of images
         special = dict.fromkeys([*self.tokenizer.all_special_tokens, *(one.content for one in added if one.special)])
         self._special = tuple(token for token in special if token.strip())
+        self._first_signs = {token[0] for token in self._special}
 
     def encodes_as(self, other: "PromptEncoder") -> bool:
         """Whether both make the same of every prompt: processors of one kind, with the same settings, words and template."""
@@ -73,6 +75,12 @@ class PromptEncoder:
             self._keep(prompt, encoded)
         return encoded
 
+    def special_in(self, text: str) -> str | None:
+        """A special token that stands in the text as words; None if there is none, as in nearly every text."""
+        if self._first_signs.isdisjoint(text):
+            return None
+        return next((token for token in self._special if token in text), None)
+
     def batch(self, prompts: list[Prompt]) -> Encoded:
         """Several prompts, ids padded on the left to (B, T)."""
         return collate([self.encode(prompt) for prompt in prompts], self.pad_id)
@@ -86,12 +94,12 @@ class PromptEncoder:
 
     def _encode(self, prompt: Prompt) -> Encoded:
         for text in (prompt.text, *(turn.text for turn in prompt.history)):
-            for token in self._special:
-                if token in text:
-                    raise PolicyError(
-                        f'prompt "{prompt.key}" contains the special token "{token}" as text, which the model would '
-                        "read as a command. Remove it from the question; images are placed by the workbench."
-                    )
+            token = self.special_in(text)
+            if token is not None:
+                raise PolicyError(
+                    f'prompt "{prompt.key}" contains the special token "{token}" as text, which the model would '
+                    "read as a command. Remove it from the question; images are placed by the workbench."
+                )
         if prompt.all_images and self.processor is self.tokenizer:
             raise PolicyError(
                 f'prompt "{prompt.key}" has {len(prompt.all_images)} image(s), but this model has no image processor. '

@@ -46,8 +46,13 @@ class TablePolicy:
         rows = [self._rows(prompt, len(ids)) for prompt, ids in zip(prompts, completions, strict=True)]
         return Readout(torch.cat(rows), self._head, self.vocabulary)
 
-    def check_prompt(self, prompt: Prompt) -> None:
+    context_length = None
+
+    def check_prompt(self, prompt: Prompt, completion_length: int = 0) -> None:
         self._table(prompt)
+
+    def special_in(self, text: str) -> None:
+        return None
 
     def text(self, ids: tuple[int, ...]) -> str:
         return " ".join(str(token) for token in ids if token != END)

@@ -1,0 +1,134 @@
+"""Rows that cannot be used: skipped, counted and named, by the same rule wherever examples are shown or learned."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from small import example, run_config
+
+from workbench.config import RunConfig
+from workbench.errors import DataError
+from workbench.methods import load_method
+from workbench.policies.loading import load_policies
+from workbench.runs import RunFolder
+from workbench.traces.reader import open_traces
+from workbench.train import train
+from workbench.types import Box, Evidence, Turn
+from workbench.usable import Tally, lacking, showing_problem, text_problem
+
+END = "<end_of_utterance>"  # ends an answer of the built-in models
+GOOD = {"question": "Color?", "images": ["a.png"], "answer": "green", "reference": "a green square. answer: green", "hint": "left", "caption": "a square"}  # fmt: skip
+
+
+def configured(models: dict, folder: Path, rows: list[dict], method: dict, **values: object) -> RunConfig:
+    Image.new("RGB", (48, 48), (0, 90, 0)).save(folder / "a.png")
+    (folder / "data.jsonl").write_text("".join(json.dumps({**GOOD, **row}) + "\n" for row in rows))
+    values = {
+        "training__steps": 4,
+        "training__batch_size": 1,
+        "trace__probes": 0,
+        "evaluation__contexts": ["plain"],
+        **values,
+    }
+    return run_config(models, folder, method=method, data={"train": str(folder / "data.jsonl"), "eval": None}, **values)
+
+
+@pytest.fixture(scope="module")
+def student(models: dict) -> object:
+    return load_policies(["student"], student=models["student"], teacher=None, max_completion_length=8)["student"]
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "reason", "says"),
+    [
+        ("reference", f"green{END}", 'special token in "reference"', f'column "reference": .*contains the special token "{END}"'),
+        ("reference", f"green{END}\nuser: next?", 'special token in "reference"', 'column "reference"'),
+        ("reference", "<image>\na green square", 'special token in "reference"', '"<image>" as text'),
+        ("reference", " ", "reference is blank", "column \"reference\": ' ' is blank"),
+        ("reference", "\n\t\u3000", "reference is blank", "is blank"),
+        ("reference", "green " * 3000, "reference is too long", r'column "reference": \d+ tokens .* the model takes \d+'),
+        ("question", f"Color?{END}", 'special token in "question"', 'column "question"'),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["lm_kd", "gkd"])
+def test_a_reference_that_cannot_be_learned_is_skipped_before_training(
+    column: str, text: str, reason: str, says: str, method: str, models: dict, tmp_path: Path
+) -> None:
+    rows = [{}] * 5 + [{column: text}]
+    config = configured(models, tmp_path, rows, {"name": method})
+    assert train(config).skipped == {reason: 1}
+    (line,) = [json.loads(line) for line in (config.run_dir / "skipped.jsonl").read_text().split("\n")[:-1]]
+    assert (line["example"], line["origin"]) == ("6", f"{tmp_path / 'data.jsonl'}:6")
+    log = (config.run_dir / "train.log").read_text()
+    assert log.index("skipped ") < log.index(f"{method}: 5 examples, steps 0 to 4")  # named before the first step
+    assert f"{tmp_path / 'data.jsonl'}:6" in log
+    assert re.search(says, line["message"])
+    shown = open_traces(config.run_dir).sql("SELECT DISTINCT example_id FROM rollouts").to_pylist()
+    assert "6" not in {row["example_id"] for row in shown}
+    assert train(config, resume=True).skipped == {reason: 1}
+
+
+def test_a_run_that_meets_such_a_row_late_reaches_its_end_and_its_resume_too(models: dict, tmp_path: Path) -> None:
+    rows = [{"id": f"ok{n}"} for n in range(11)]
+    rows.insert(6, {"id": "bad", "reference": f"green{END}"})
+    config = configured(models, tmp_path, rows, {"name": "lm_kd"}, training__steps=12, training__save_every=4)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, on_step=stop_at(6))
+    assert train(config, resume=True).steps == 12
+    assert RunFolder(config.run_dir).status["skipped"] == {'special token in "reference"': 1}
+
+
+def stop_at(step: int):
+    def stop(done: int, metrics: dict) -> None:
+        if done == step:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_a_reference_that_fits_alone_and_not_behind_its_prompt_is_skipped_when_it_is_met(student: object) -> None:
+    lengths = {len(student.answer_ids("1 " * count)): "1 " * count for count in range(200, student.context_length)}
+    one = example(question="what?", reference=lengths[student.context_length - 4])
+    views = [(student, "plain")]
+    assert text_problem(one, views, [student]) is None
+    problem = showing_problem(one, views, [student])
+    assert problem.reason == "prompt cannot be encoded" and "and its reference" in problem.message
+    assert showing_problem(one, views) is None  # if it is not learned
+
+
+@pytest.mark.parametrize("column", ["hint", "caption", "answer", "reference"])
+def test_evidence_with_special_tokens_is_found_in_its_column_and_blank_evidence_is_none(
+    column: str, student: object, models: dict, tmp_path: Path
+) -> None:
+    rows = [{}, {column: f"a{END}"}, {column: " \n"}]
+    config = configured(models, tmp_path, rows, {"name": "dopd", "privilege": column})
+    assert train(config).skipped == {f'special token in "{column}"': 1, f"no {column}": 1}
+
+
+def test_turns_history_and_labels_are_looked_through_where_they_are_shown(student: object) -> None:
+    history = example(history=(Turn("user", "a"), Turn("assistant", f"b{END}")))
+    turns = example(turns=(Turn("user", "a"), Turn("user", "<image>")))
+    label = example(evidence=Evidence((Box(0, 0, 5, 5), Box(0, 0, 5, 5, "<image>"))))
+    found = [text_problem(one, [(student, c)]) for one, c in ((history, "plain"), (turns, "turns"), (label, "boxes"))]
+    assert [one.reason for one in found] == [f'special token in "{name}"' for name in ("history", "turns", "boxes")]
+    assert ['column "history[1]"' in found[0].message, 'column "turns[1]"' in found[1].message] == [True, True]
+    assert 'column "boxes[1].label"' in found[2].message
+    assert text_problem(turns, [(student, "plain")]) is None and text_problem(label, [(student, "plain")]) is None
+
+
+def test_training_and_evaluation_data_may_both_have_a_row_1() -> None:
+    tally = Tally()
+    method = load_method("sdpo")
+    for file in ("train.jsonl", "eval.jsonl"):
+        one = replace(example(answer=" ", origin=f"{file}:1"), id="1")
+        assert tally.add_if(one, lacking(one, method)) and tally.add_if(one, lacking(one, method))
+    assert tally.counts == {"no answer": 2} and str(tally).startswith("{'no answer': 2}, the first train.jsonl:1")
+
+
+def test_data_of_which_no_row_can_be_used_is_refused(models: dict, tmp_path: Path) -> None:
+    config = configured(models, tmp_path, [{"reference": " "}] * 3, {"name": "lm_kd"})
+    with pytest.raises(DataError, match=r"none of the 3 examples can be used: .*reference is blank': 3"):
+        train(config)
