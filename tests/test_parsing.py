@@ -155,3 +155,38 @@ def test_a_broken_row_is_named() -> None:
     for raw in (b'{"a": ' + b"[" * 5000, b'{"a": 1, "a": 2}', b'{"a": "\\ud83d"}', b"\xff"):
         with pytest.raises(DataError, match=r"rows.jsonl:7 is not valid JSON"):
             Row("rows.jsonl:7", 7, raw).values()
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("exp #2", "exp #2"),
+        (" models/big #2 ", "models/big #2"),
+        ("photos #1/data.jsonl", "photos #1/data.jsonl"),
+        ("a#2", "a#2"),
+        ("#2", "#2"),
+        ("5 #2", "5 #2"),
+        ("~ # none", "~ # none"),
+        ("a  b\nc", "a  b\nc"),  # YAML would fold it
+        ("--- a", "--- a"),  # YAML would take the dashes for a document's start
+        ("'exp #2'", "exp #2"),
+        ('"a\\u00e9 # b"', "aé # b"),
+        ("[plain, 'a # b']", ["plain", "a # b"]),
+        ("{maths: 'a # b'}", {"maths": "a # b"}),
+        ("5e-6", "5e-6"),  # check_option makes it a number
+        ("007x", "007x"),
+        ("5", 5),
+        ("true", True),
+        ("null", None),
+        ("", None),
+        ("  ", None),
+    ],
+)
+def test_what_stands_after_the_equals_sign_is_one_value(written: str, value: object) -> None:
+    assert parse_override(f"name={written}") == ("name", value)
+
+
+@pytest.mark.parametrize("written", ["'exp' #2", '"a" # b', "[1, 2] # x", "{a: b} #c", "maths: a/b #2", "- a #b"])
+def test_what_stands_behind_a_value_is_refused_and_not_dropped(written: str) -> None:
+    with pytest.raises(ConfigError, match="stands behind the value.*Put quotes around it"):
+        parse_override(f"models.teachers={written}")

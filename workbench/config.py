@@ -4,7 +4,7 @@
 
 The classes below are the reference: each field has its meaning, unit and range. An unknown key is an error that names the
 nearest known one, and nothing heavy is loaded before the whole configuration is known to be good. Lists and mappings in
-overrides are written as YAML: `evaluation.contexts=[plain, crop]`.
+overrides are written as YAML: `evaluation.contexts=[plain, crop]`. Text needs no quotes; all that stands after the = is one value.
 """
 
 import dataclasses

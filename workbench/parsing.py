@@ -25,6 +25,7 @@ _PLAIN = {
     for name, words in {"int": "a whole number", "float": "a number", "bool": "true or false", "null": "null"}.items()
 }
 _STR, _SEQ, _MAP = (f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map"))
+_OPENING = ('"', "'", "|", ">", "!", "&")  # of a YAML scalar that is not plain text
 _NULLS = ("", "~", "null", "Null", "NULL")
 _JSON_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 
@@ -67,16 +68,39 @@ def read_yaml(path: str | Path) -> dict:
 
 
 def parse_override(text: str) -> tuple[str, object]:
-    """Key and value of `key.subkey=value`; the value is YAML. Raises ConfigError."""
+    """Key and value of `key.subkey=value`. Raises ConfigError.
+
+    All that stands after the = is one value: a list, a number, quoted text, or text without quotes. Unquoted text is taken
+    as it stands, whatever YAML would make of it in a file: a blank and # do not begin a comment.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"override {show(text)} must look like key.subkey=value, for example training.steps=20.")
     try:
-        return check_text(key.strip()), parse_yaml(value)
+        return check_text(key.strip()), parse_value(value)
     except Malformed as error:
         raise ConfigError(
             f"override {show(text)}: {show(value)} is not a YAML value ({error}). Put quotes around it."
         ) from None
+
+
+def parse_value(text: str) -> object:
+    """The value of a YAML text that holds one value and nothing else. Raises Malformed as parse_yaml."""
+    text = text.strip()
+    value = parse_yaml(text)
+    rest = text[_end_of_value(text) :].strip()
+    is_plain = not text.startswith(_OPENING) and not isinstance(value, (dict, list))
+    if is_plain and (rest or isinstance(value, str)):
+        return check_text(text)
+    if rest:
+        raise Malformed(f"{show(rest)} stands behind the value")
+    return value
+
+
+def _end_of_value(text: str) -> int:
+    """Where the value of a well-formed YAML text ends: before a comment, if there is one."""
+    ends = [token.end_mark.index for token in yaml.scan(text, _Loader) if token.end_mark.index > token.start_mark.index]
+    return max(ends, default=0)
 
 
 def parse_yaml(text: str) -> object:

@@ -21,7 +21,7 @@ from workbench.errors import ConfigError, cut
 from workbench.jobs import find_jobs
 from workbench.method import Option, range_in_words
 from workbench.methods import describe_options, list_methods
-from workbench.parsing import Malformed, parse_yaml
+from workbench.parsing import Malformed, parse_value
 from workbench.runs import find_run_dir
 from workbench.ui.context import AppContext
 
@@ -101,7 +101,7 @@ class Field:
             return None if self.is_nullable else "" if str in self.allowed else entered
         if self.kind == YAML or (self.kind == TEXT and str not in self.allowed):
             try:
-                return parse_yaml(str(entered))
+                return parse_value(str(entered))
             except Malformed as error:
                 raise ConfigError(f'{self.key}: "{cut(entered)}" is not a YAML value ({error}).') from None
         return entered.strip() if isinstance(entered, str) else entered
