@@ -188,5 +188,5 @@ def test_what_stands_after_the_equals_sign_is_one_value(written: str, value: obj
 
 @pytest.mark.parametrize("written", ["'exp' #2", '"a" # b', "[1, 2] # x", "{a: b} #c", "maths: a/b #2", "- a #b"])
 def test_what_stands_behind_a_value_is_refused_and_not_dropped(written: str) -> None:
-    with pytest.raises(ConfigError, match="stands behind the value.*Put quotes around it"):
+    with pytest.raises(ConfigError, match=r"stands behind the value.*Put quotes around it"):
         parse_override(f"models.teachers={written}")
