@@ -173,7 +173,9 @@ def test_an_opaque_picture_keeps_its_colors_in_every_mode(mode: str) -> None:
     else:
         image = rgb.convert(mode)
     assert image.mode == mode
-    tolerance = {"LAB": 15, "YCbCr": 2, "HSV": 5, "P": 30, "PA": 6}.get(mode, 0)  # rounded to 8 bits there; P: the web palette
+    tolerance = {"LAB": 15, "YCbCr": 2, "HSV": 5, "P": 30, "PA": 6}.get(
+        mode, 0
+    )  # rounded to 8 bits there; P: the web palette
     assert numpy.abs(pixels(open_image(image)) - colors).max() <= tolerance
     assert workbench.images.CHANGED == {}
 

@@ -6,6 +6,10 @@ choice    the final answer names the same letter A to H: B, (B), B., "option B",
 numeric   the final answer holds exactly one number, equal within `tolerance`; without a marker, the text's last number
 contains  the answer stands somewhere in the text as whole words
 
+Chinese, Japanese, Korean, Thai, Lao, Khmer, Arabic, Hebrew, Hindi, Russian and Greek are graded as English is (scripts.py): digits and
+punctuation of any script, particles and articles that are written as one word, "the answer is", denials. In scripts without
+spaces a single sign may be a part of another word: then, and for numbers in Chinese signs, the result is None.
+
 Case, spaces, Markdown stars, outer quotes and end punctuation never count. None of the rules understands language; each
 says below where it errs. No rule gives credit for hedging ("red or blue") or for a denial ("not red"), except "contains".
 """
@@ -15,6 +19,7 @@ import re
 import unicodedata
 from fractions import Fraction
 
+from workbench import scripts
 from workbench.errors import ConfigError, unknown
 
 RULES = ("final", "exact", "choice", "numeric", "contains")
@@ -28,7 +33,6 @@ _BOXED = re.compile(r"\\boxed\s*\{")
 _TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.I | re.S)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 _REASON = re.compile(r"[,;]?\s+(?:because|since)\b.*|,\s*not\s.*", re.I | re.S)
-_WORD = re.compile(r"(?:(?<![\w.,])[-+](?=\d))?[^\W_]+(?:[.,:/'-][^\W_]+)*")
 _NUMBER = re.compile(
     r"(?<![\w.,/])[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?(?:/\d+)?(?!\d|[.,/]\d)"
 )
@@ -39,8 +43,8 @@ _LOOK_BACK = 60  # characters that may hold a denial
 _LONGEST_ANSWER = 1_000  # characters after a marker
 _OUTER = " \t\n\r\"'`*_$“”‘’.,;:!?"
 _ARTICLES = ("a", "an", "the")
-_DENIALS = ("not", "no", "never", "neither", "nor", "cannot", "without")
-_HEDGES = ("or",)
+_DENIALS = ("not", "no", "never", "neither", "nor", "cannot", "without", *scripts.DENIALS)
+_HEDGES = ("or", *scripts.HEDGES)
 
 
 def grade(text: str, answer: str | None, rule: str = "final", *, tolerance: float = TOLERANCE) -> float | None:
@@ -52,12 +56,14 @@ def grade(text: str, answer: str | None, rule: str = "final", *, tolerance: floa
     check_grading(rule, tolerance)
     if answer is None or not normalise(answer):
         return None
+    text, answer = scripts.unify(text), scripts.unify(answer)
     if rule == "numeric":
         return _grade_numeric(text, answer, tolerance)
     if rule == "choice":
         return _grade_choice(text, answer)
     same = {"exact": _is_exact, "final": _is_final, "contains": _is_contained}[rule]
-    return float(same(text, answer))
+    right = same(text, answer)
+    return None if right is None else float(right)
 
 
 def check_grading(rule: str, tolerance: float = TOLERANCE) -> None:
@@ -80,7 +86,7 @@ def normalise(text: str) -> str:
 
 def _plain(text: str) -> str:
     folded = unicodedata.normalize("NFKC", text).replace("−", "-").replace("’", "'").casefold()
-    return " ".join(folded.split())
+    return scripts.unify(" ".join(folded.split()))
 
 
 def final_answer(text: str) -> str:
@@ -100,6 +106,9 @@ def final_answer(text: str) -> str:
 def _marked_answer(text: str) -> str | None:
     """The part after the last marker, "" if a box was never closed, or None if the text has no marker."""
     candidates = [(match.start(), match.group(1)) for match in list(_TAG.finditer(text))[-1:]]
+    candidates += [
+        (match.start(), _to_sentence_end(text[match.end() :])) for match in list(scripts.MARKER.finditer(text))[-1:]
+    ]
     for match in list(_MARKER.finditer(text))[: -_MARKERS_TRIED - 1 : -1]:
         phrase = _to_sentence_end(text[match.end() :])
         if phrase.strip(_OUTER):  # else "answer" ends the sentence: no marker
@@ -121,11 +130,11 @@ def _braced(text: str, start: int) -> str:
 
 def _to_sentence_end(text: str) -> str:
     sentence = _SENTENCE_END.split(text.lstrip(), maxsplit=1)[0]
-    return _REASON.sub("", " ".join(sentence[:_LONGEST_ANSWER].split()))
+    return scripts.REASON.sub("", _REASON.sub("", " ".join(sentence[:_LONGEST_ANSWER].split())))
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(normalise(text))
+    return scripts.words(normalise(text))
 
 
 def _without_article(words: list[str]) -> list[str]:
@@ -143,26 +152,73 @@ def _is_exact(text: str, answer: str) -> bool:
     return normalise(text) == normalise(answer)
 
 
-def _is_final(text: str, answer: str) -> bool:
-    """Errs on synonyms, units ("5 cm" is not "5"), and an unmarked answer that does not end the last sentence."""
+def _is_final(text: str, answer: str) -> bool | None:
+    """Errs on synonyms, units ("5 cm" is not "5"), and an unmarked answer that does not end the last sentence.
+
+    None: a short answer at the end of a text without spaces, which may be a part of another word.
+    """
     wanted = _without_article(_words(answer))
     if not wanted:  # signs only, such as "?" or "+"
         return normalise(final_answer(text)) == normalise(answer)
     marked = _marked_answer(text)
-    if marked is not None:
-        return _without_article(_words(marked)) == wanted
-    words = _words(final_answer(text))
+    statement = normalise(final_answer(text) if marked is None else marked)
+    is_number = re.fullmatch(r"[\d.,]+", wanted[-1]) is not None
+    results = [
+        _is_stated(part, wanted, is_whole=marked is not None)
+        for part in dict.fromkeys((statement, scripts.strip_ending(statement, is_number=is_number)))
+    ]
+    return True if True in results else None if None in results else False
+
+
+def _is_stated(statement: str, wanted: list[str], *, is_whole: bool) -> bool | None:
+    """Whether a statement is the answer, or ends with it if it need not be the whole."""
+    words = scripts.words(statement)
+    if is_whole:
+        words = _without_article(words)
+        return len(words) == len(wanted) and all(map(scripts.is_same_word, words, wanted))
     start = len(words) - len(wanted)
-    return start >= 0 and words[start:] == wanted and not _is_withdrawn(words[:start], _DENIALS + _HEDGES)
+    if start < 0 or not all(map(scripts.is_same_word, words[start:], wanted)):
+        return False
+    before = statement[: statement.rfind(words[start])] if len(wanted) == 1 else _before(statement, words, start)
+    if _is_withdrawn(words[:start], _DENIALS + _HEDGES) or scripts.is_denied(before, "", hedges=True):
+        return False
+    return None if scripts.is_lone_sign(wanted) and not scripts.begins_a_word(before) else True
 
 
-def _is_contained(text: str, answer: str) -> bool:
-    """Errs on hedges: "red or blue" contains red. A denial just before the answer ("not red") is no match."""
-    wanted, words = _words(answer), _words(text)
-    return bool(wanted) and any(
-        words[start : start + len(wanted)] == wanted and not _is_withdrawn(words[max(0, start - 3) : start], _DENIALS)
-        for start in range(len(words) - len(wanted) + 1)
-    )
+def _before(text: str, words: list[str], start: int) -> str:
+    """The part of a text before one of its words."""
+    end = 0
+    for word in words[:start]:
+        end = text.index(word, end) + len(word)
+    return text[: text.index(words[start], end)]
+
+
+def _is_contained(text: str, answer: str) -> bool | None:
+    """Errs on hedges: "red or blue" contains red. A denial just before the answer ("not red") is no match.
+
+    None: a short answer is found in a text without spaces alone where it may be a part of another word.
+    """
+    wanted, plain = _words(answer), normalise(text)
+    words, result = scripts.words(plain), False
+    ends, end = [], 0
+    for word in words:
+        end = plain.index(word, end) + len(word)
+        ends.append(end)
+    for start in range(len(words) - len(wanted) + 1) if wanted else ():
+        if not scripts.is_same_word(words[start], wanted[0]):
+            continue
+        stop = start + len(wanted)
+        if not all(map(scripts.is_same_word, words[start:stop], wanted)):
+            continue
+        before = plain[: ends[start] - len(words[start])]
+        if _is_withdrawn(words[max(0, start - 3) : start], _DENIALS) or scripts.is_denied(
+            before[-20:], plain[ends[stop - 1] :][:20]
+        ):
+            continue
+        if not scripts.is_lone_sign(wanted) or scripts.begins_a_word(before[-1:]):
+            return True
+        result = None
+    return result
 
 
 def _grade_numeric(text: str, answer: str, tolerance: float) -> float | None:
@@ -172,6 +228,8 @@ def _grade_numeric(text: str, answer: str, tolerance: float) -> float | None:
         return None
     marked = _marked_answer(text)
     found = _numbers(text if marked is None else marked)
+    if not found and scripts.has_numeral(text if marked is None else marked):
+        return None  # 三
     if not found or (marked is not None and len(found) > 1):
         return 0.0
     before, number = found[-1]
@@ -207,6 +265,8 @@ def _grade_choice(text: str, answer: str) -> float | None:
     if wanted is None:
         return None
     marked = _marked_answer(text)
+    if not text.isascii():
+        text, marked = (part and scripts.strip_ending(part, is_number=False) for part in (text, marked))
     if marked is None:
         letter = _whole_letter(text) or _last_lone_letter(text)
     else:

@@ -1,0 +1,145 @@
+"""Writing systems, as far as grading needs them: marks, digits, words without spaces, particles, denials, "the answer is".
+
+unify brings a text to the signs that grading's rules know: ASCII digits and punctuation, spaces between scripts. words cuts it up.
+Chinese, Japanese, Thai, Lao, Khmer and Burmese have no spaces between words: there each sign is a word, and a run of katakana.
+"""
+
+import re
+import unicodedata
+
+_MARKS = "".join(chr(code) for code in range(0x300, 0xABF0) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
+_KATAKANA = "\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
+_HAN = "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u3041-\u3096"  # and hiragana
+_SOUTH_EAST = "\u0e01-\u0e30\u0e32\u0e40-\u0e46\u0e81-\u0eb0\u0eb2\u0ebd-\u0ec6\u1000-\u102a\u1050-\u1055\u1780-\u17b3\u0f40-\u0f6c"
+_SPACELESS = f"{_HAN}{_KATAKANA}{_SOUTH_EAST}"
+_HANGUL = "\uac00-\ud7a3"
+_LETTER = f"(?:(?![{_SPACELESS}])[^\\W_]|[{_MARKS}])"
+_WORD = re.compile(
+    f"(?:(?<![\\w.,])[-+](?=\\d))?{_LETTER}+(?:[.,:/'-]{_LETTER}+)*|[{_KATAKANA}]+|[{_SPACELESS}][{_MARKS}]*"
+)
+_BETWEEN_SCRIPTS = re.compile(
+    f"(?<=[{_SPACELESS}{_HANGUL}{_MARKS}])(?=[-+]?[A-Za-z0-9])(?<![A-Za-z0-9][{_MARKS}])|(?<=[A-Za-z0-9])(?=[{_SPACELESS}{_HANGUL}])"
+)
+_BETWEEN_SIGNS = re.compile(f"(?<=[{_SPACELESS}{_MARKS}])[ \\t]+(?=[{_SPACELESS}])")
+_IN_NUMBER = re.compile(r"(?<=\d)([,:]) (?=\d)")
+_DROPPED = re.compile(
+    "[\u0591-\u05bd\u05bf-\u05c7\u0610-\u061a\u064b-\u0652\u0670\u0640\u200b-\u200f\u2060\ufeff]"
+)  # vowel points
+
+_SIGNS = {ord(sign): text for signs, text in (
+    ("。｡।॥۔។៕։።။", ". "), ("！", "! "), ("？؟", "? "), ("，、､،", ", "), ("：", ": "), ("；", "; "), ("٫", "."), ("٬", ","), ("٪", "%"),
+    ("「」『』《》〈〉【】〔〕«»„", '"'), ("\u0e33", "\u0e4d\u0e32"), ("\u0eb3", "\u0ecd\u0eb2"), ("أإآٱ", "ا"), ("\u3000", " "),
+) for sign in signs}  # fmt: skip
+_WIDE = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFF01, 0xFFEF)}
+_TABLE = _WIDE | _SIGNS
+
+
+def unify(text: str) -> str:
+    """The text with ASCII digits, ASCII punctuation with a space behind it, and spaces between scripts; without vowel points."""
+    if text.isascii():
+        return text
+    text = _DROPPED.sub("", text.translate(_TABLE))
+    digits = {char for char in text if char > "\x7f" and char.isdecimal()}
+    if digits:
+        text = text.translate({ord(char): str(unicodedata.decimal(char)) for char in digits})
+    text = _IN_NUMBER.sub(r"\1", text)
+    return _BETWEEN_SCRIPTS.sub(" ", _BETWEEN_SIGNS.sub("", text))
+
+
+def words(text: str) -> list[str]:
+    """The words of a unified text; of scripts without spaces each sign, with the marks on it."""
+    return _WORD.findall(text)
+
+
+def is_spaceless(word: str) -> bool:
+    """Whether it is a sign of a script without spaces, which may be a part of a longer word."""
+    return re.match(f"[{_HAN}{_SOUTH_EAST}]", word) is not None
+
+
+def is_lone_sign(wanted: list[str]) -> bool:
+    """Whether an answer is so short that it may stand inside another word: one sign of Chinese, two of Thai and the like."""
+    is_short = len(wanted) == 1 or (len(wanted) == 2 and re.match(f"[{_SOUTH_EAST}]", wanted[0]) is not None)
+    return is_short and all(map(is_spaceless, wanted))
+
+
+def _any(texts: str) -> str:
+    return "|".join(sorted((unify(text) for text in texts.split()), key=len, reverse=True))
+
+
+# "the answer is", with a colon or a verb behind it
+MARKER = re.compile(
+    "(?:(?:(?:正确|正確|最终|最終|参考|參考)?(?:答案|答え|解答|正解|回答|答))[^\\S\\n]*(?:[:=→]|应该是|應該是|就是|是|为|為|は)"
+    f"|(?<![{_HANGUL}])(?:최종 ?)?(?:정답|답변|답)[^\\S\\n]*(?:[:=→]|은|는)"
+    f"|(?:{_any('คำตอบ ຄຳຕອບ ຄໍາຕອບ ចម្លើយ အဖြေ')})[^\\S\\n]*(?:[:=→]|คือ|ແມ່ນ|គឺ)"
+    f"|\\b(?:{_any('ответ απάντηση απαντηση الجواب الإجابة جواب إجابة תשובה התשובה उत्तर जवाब উত্তর')})[^\\S\\n]*"
+    f"(?:[:=→—–-]|(?:{_any('είναι هو هي היא הוא это')})(?=\\s)))[^\\S\\n]*",
+    re.I,
+)
+REASON = re.compile(
+    "[,;]?\\s*(?:因为|因為|なぜなら|왜냐하면|เพราะ)[\\s\\S]*|,\\s*(?:而不是|不是|而非)[\\s\\S]*"
+    f"|,?\\s+(?:{_any('потому так-как لأن כי क्योंकि επειδή γιατί')})\\b[\\s\\S]*|,\\s*(?:{_any('а-не όχι وليس ולא न-कि')})\\b[\\s\\S]*".replace("-", " "),
+    re.I,
+)  # fmt: skip
+_INSTEAD = re.compile("而是|ではなく|じゃなく|아니라|아닌")  # "not X but" what follows
+_ENDING = re.compile(
+    f"(?:{_any('です でした だ である ですね ですよ だよ になります となります 입니다 이다 이에요 예요 이야 이죠 다 है हैं था थी थे ครับ ค่ะ คะ')}"
+    "|[的了呢啊哦吧ね])$"
+)
+_COUNTER = re.compile("(?<=\\d) ?[个個只隻条條张張把辆輛本件位头頭匹座块塊片朵颗顆枚台匹つ人名개명마리대권장]$")
+_DENIED_BEFORE = re.compile(f"(?:{_any('不是 不 没有 沒有 没 沒 非 並非 并非 无 無 ไม่ใช่ ไม่ មិនមែន មិន ບໍ່ແມ່ນ ບໍ່')})$")
+_OFFERED_BEFORE = re.compile(f"(?:{_any('或者 或是 或 还是 還是 または もしくは か หรือ ឬ ຫຼື')})$")
+_DENIED_AFTER = re.compile(
+    "\\s*(?:(?:では|じゃ)(?:ない|ありません|なく|なかった)|でない|(?:이|가|은|는|것은)?\\s*(?:아니|아닙|아닌|아님)|नहीं|नही|မဟုတ်)"
+)
+_BEFORE_A_WORD = re.compile(
+    "[是为為叫有在は이の个個只隻条條张張把辆輛本件位头頭匹座块塊片朵颗顆枚台一二两兩三四五六七八九十\\W\\d]$"
+)
+_PARTICLES = frozenset(
+    ["은", "는", "이", "가", "을", "를", "의", "에", "도", "로", "으로", "과", "와", "만", "이나", "나", "에서", "입니다", "이다", "다", "이에요", "예요", "이며", "이고", "라고", "이라고", "인", "임", "이었습니다", "였습니다"]
+)  # fmt: skip
+DENIALS = tuple(
+    unify(word)
+    for word in ["не", "ни", "нет", "δεν", "όχι", "δεν", "μη", "ليس", "ليست", "لا", "غير", "לא", "אינו", "אינה", "אין"]
+)  # words before what they deny
+HEDGES = tuple(unify(word) for word in ["или", "ή", "أو", "או", "या", "또는", "혹은", "아니면", "অথবা"])
+
+
+def strip_ending(text: str, *, is_number: bool) -> str:
+    """A statement without "not X but", without the verb or particle that ends it, and a number without what it counts."""
+    for instead in list(_INSTEAD.finditer(text))[-1:]:
+        if instead.group() != "而是" or "不是" in text[: instead.start()]:
+            text = text[instead.end() :].lstrip(" ,、")
+    for _ in range(3):
+        shorter = _ENDING.sub("", text.rstrip(" .,!?;:\"'")).rstrip()
+        shorter = _COUNTER.sub("", shorter) if is_number else shorter
+        if shorter == text or not shorter:
+            break
+        text = shorter
+    return text
+
+
+def is_denied(before: str, after: str, *, hedges: bool = False) -> bool:
+    """Whether the words beside an answer deny it, or offer it as one of several: 不是红色, 赤ではない, लाल नहीं."""
+    before = before.rstrip(" \"'(")
+    offered = hedges and _OFFERED_BEFORE.search(before) is not None
+    return offered or _DENIED_BEFORE.search(before) is not None or _DENIED_AFTER.match(after) is not None
+
+
+def has_numeral(text: str) -> bool:
+    """Whether a text writes numbers in Chinese signs, which are not read here: 三, 十二."""
+    return re.search("[〇零一二两兩三四五六七八九十百千万萬]", text) is not None
+
+
+def begins_a_word(before: str) -> bool:
+    """Whether what follows a text in a script without spaces surely begins a word."""
+    return not before or _BEFORE_A_WORD.search(before) is not None
+
+
+def is_same_word(word: str, wanted: str) -> bool:
+    """Whether two words are one but for a Korean particle behind it, or an Arabic or Hebrew article before it."""
+    if word == wanted:
+        return True
+    if word.startswith(wanted) and re.match(f"[{_HANGUL}]", word):
+        return word[len(wanted) :] in _PARTICLES
+    longer, shorter = (word, wanted) if len(word) > len(wanted) else (wanted, word)
+    return any(longer == article + shorter and len(shorter) > 1 for article in ("ال", "ה"))
