@@ -11,6 +11,7 @@
     python -m benchmarks big_run    a run of ten million positions, asked as the app asks
     python -m benchmarks study      what of a study is no work on its runs; a run beside another: study parts, study beside
     python -m benchmarks app        first page, drawing in the browser, watching a run: app page, app draw, app watch
+    python -m benchmarks bad_rows   no benchmark: rows with one odd value, of which none may end in a traceback
 
 What follows the name goes to the benchmark: python -m benchmarks opd --help. Results are kept in docs/LOG.md.
 """
@@ -18,7 +19,20 @@ What follows the name goes to the benchmark: python -m benchmarks opd --help. Re
 import runpy
 import sys
 
-NAMES = ("opd", "dopd", "methods", "losses", "memory", "gpu", "tracing", "traces", "big_run", "study", "app")
+NAMES = (
+    "opd",
+    "dopd",
+    "methods",
+    "losses",
+    "memory",
+    "gpu",
+    "tracing",
+    "traces",
+    "big_run",
+    "study",
+    "app",
+    "bad_rows",
+)
 
 
 def main() -> None:

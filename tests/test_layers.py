@@ -17,7 +17,7 @@ losses
 policies
 sharding
 methods rounding
-values
+values embedded arrow_rows
 scenes tables
 conversations layouts
 pretrain datasets

@@ -351,7 +351,7 @@ def _parser() -> argparse.ArgumentParser:
     one = command("options", _options, "list every key of a configuration with its default and meaning")
     one.add_argument("--method", help="with the options of this method")
     one = command("import", _import, "turn a data set of TRL, ms-swift or your own into examples")
-    one.add_argument("source", help=".jsonl, .parquet, a folder of datasets.save_to_disk, or hf:NAME")
+    one.add_argument("source", help=".jsonl, .json, .parquet, a folder of datasets.save_to_disk, or hf:NAME")
     one.add_argument("destination", nargs="?", help="folder to be made; may be left out with --preview")
     one.add_argument(
         "--preview", action="store_true", help="draw the first five rows with their evidence, as an HTML file"

@@ -83,7 +83,7 @@ class ModelsConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where examples come from: scenes:SPLIT?count=N, a .jsonl or .parquet file, or hf:NAME?split=S."""
+    """Where examples come from: scenes:SPLIT?count=N, a .jsonl, .json or .parquet file, or hf:NAME?split=S."""
 
     train: Annotated[str, Option("examples to train on")] = ""
     eval: Annotated[str | None, Option("examples to evaluate on; null = no evaluation")] = None

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.tables import show
+from workbench.errors import show
 from workbench.values import is_missing, parse_structure
 
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
@@ -110,9 +110,14 @@ def split_history(value: Any, notes: Counter[str]) -> tuple[tuple[str, str], ...
     return tuple((turn.role, turn.text) for turn in read if turn.text)
 
 
+def holds_turns(text: str) -> bool:
+    """Whether a text is a list or dict, as JSON or Python writes it, with the keys of turns."""
+    return bool(_OPENING.match(text) and _NAMES_ROLES.search(text) and _NAMES_CONTENT.search(text))
+
+
 def _turns(value: Any, notes: Counter[str]) -> list[_Turn]:
     """The turns of a conversation in any of its forms; a bare text is one turn of the user."""
-    if isinstance(value, str) and _OPENING.match(value) and _NAMES_ROLES.search(value) and _NAMES_CONTENT.search(value):
+    if isinstance(value, str) and holds_turns(value):
         parsed = parse_structure(value)
         if parsed is None:
             raise Refused("turns kept as text are neither JSON nor Python", show(value))

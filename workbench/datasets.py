@@ -8,6 +8,7 @@
 """
 
 import dataclasses
+import decimal
 import math
 import os
 import re
@@ -18,19 +19,22 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from workbench.contexts import missing_evidence
+from workbench.conversations import holds_turns
 from workbench.counterparts import Counterparts
+from workbench.embedded import NotAPicture, resolve_picture
 from workbench.errors import ConfigError, DataError, unknown
 from workbench.images import decode_image, image_size
 from workbench.scenes import SPLITS, check_split, make_examples
 from workbench.scenes.revealed import reveal
 from workbench.tables import open_table, parse_source, show
 from workbench.types import PRIVILEGED, VISIBLE, Box, Evidence, Example, Mark, Turn
+from workbench.values import is_missing, number_text
 
 COLUMNS = {
     "id": "text, unique; row number if absent",
     "question": "text, required",
     "images": "list of image paths, or of embedded images",
-    "answer": "text: the final answer alone, for scoring",
+    "answer": "text or a number: the final answer alone, for scoring",
     "reference": "text: a whole worked answer",
     "boxes": "list of {x0, y0, x1, y1, label} in pixels of the first image",
     "crop": "image path or embedded image",
@@ -46,6 +50,7 @@ MAX_EMBEDDED_BYTES = 4 * 2**30  # of decoded embedded images in one load
 SCENES_DEFAULTS = {"count": 256, "seed": 0, "start": 0}
 _ROLES = ("system", "user", "assistant")
 _FOREIGN = ("prompt", "messages", "image", "privileged_context", "teacher_images", "solution", "bbox", "objects")
+_MAY_BE_NUMBERS = ("id", "answer", "domain")  # 27.0, as pandas writes 27 beside a missing value, is read as 27
 _SHOWN = 3  # rows named in a message about many
 
 
@@ -59,7 +64,7 @@ class EvidenceSplit(NamedTuple):
 def load_examples(source: str | Path, *, limit: int | None = None, root: Path | None = None) -> list[Example]:
     """All examples of `source`, or the first `limit`.
 
-    source  scenes:SPLIT?count=N&seed=N&start=N&families=A,B, a .jsonl or .parquet file, a folder saved by `datasets`, or
+    source  scenes:SPLIT?count=N&seed=N&start=N&families=A,B, a .jsonl, .json or .parquet file, a folder saved by `datasets`, or
             hf:NAME?split=S
     root    where relative image paths start; None = the folder of the data file
     Raises  ConfigError if `source` names something unknown, DataError at the first faulty row
@@ -163,15 +168,13 @@ def example_from_values(values: dict[str, Any], origin: str, *, folder: Path, de
     question = _text(values, "question", origin)
     if question is None or not question.strip():
         raise fault(origin, "question", question, "must be text that is not empty", "Fill it in, or drop the row")
+    if holds_turns(question):
+        remedy = "`workbench import` parses them"
+        raise fault(origin, "question", question, "must be the question alone, not turns kept as text", remedy)
     images = _images(values, origin, folder)
     if values.get("crop_box") is not None and values.get("crop") is None:
-        raise fault(
-            origin,
-            "crop_box",
-            values["crop_box"],
-            "needs a crop",
-            "Give it, or drop this: a crop is cut from the first box",
-        )
+        remedy = "Give it, or drop this: a crop is cut from the first box"
+        raise fault(origin, "crop_box", values["crop_box"], "needs a crop", remedy)
     return Example(
         id=_id(values, origin) or default_id,
         question=question,
@@ -211,6 +214,8 @@ def _refuse_unknown_columns(values: dict[str, Any], origin: str) -> None:
 
 def _text(values: dict[str, Any], column: str, origin: str) -> str | None:
     value = values.get(column)
+    if column in _MAY_BE_NUMBERS and _is_number(value):
+        value = number_text(value) or value
     if value is None or isinstance(value, str):
         return _unicode(value, column, origin)
     raise fault(origin, column, value, "must be text", f'Write it in quotes, as in "{column}": "..."')
@@ -228,13 +233,14 @@ def _unicode(text: str | None, column: str, origin: str) -> str | None:
 
 
 def _id(values: dict[str, Any], origin: str) -> str | None:
-    value = values.get("id")
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
     name = _text(values, "id", origin)
     if name is not None and not name.strip():
         raise fault(origin, "id", name, "must not be empty", "Name the row, or drop the column to use row numbers")
     return name
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | decimal.Decimal) and not isinstance(value, bool)
 
 
 def _list(values: dict[str, Any], column: str, origin: str) -> list[Any]:
@@ -262,7 +268,7 @@ def _record(entry: Any, column: str, origin: str, keys: tuple[str, ...], require
 
 def _entry_text(entry: dict[str, Any], key: str, column: str, origin: str) -> str:
     value = entry.get(key)
-    if value is None:
+    if is_missing(value):
         return ""
     if not isinstance(value, str):
         raise fault(origin, f"{column}.{key}", value, "must be text", "Write it in quotes")
@@ -276,26 +282,19 @@ def _images(values: dict[str, Any], origin: str, folder: Path) -> tuple[Image.Im
 
 def _image(value: Any, column: str, origin: str, folder: Path) -> Image.Image | Path:
     """The path of an image file that exists, or an embedded image, decoded."""
-    if isinstance(value, dict) and set(value) <= {"bytes", "path"}:
-        if isinstance(value.get("bytes"), bytes):
-            try:
-                return decode_image(value["bytes"])
-            except DataError as error:
-                raise DataError(f'{origin}, column "{column}": {error}') from None
-        value = value.get("path")
-    if not isinstance(value, str) or not value:
-        raise fault(origin, column, value, "must be an image path or an embedded image", "Give a PNG or JPEG file")
-    if "://" in value:
-        raise fault(origin, column, value, "must be a local file, not a web address", "Download the image")
-    path = folder / value
+    try:
+        resolved = resolve_picture(value)
+    except NotAPicture as error:
+        raise fault(origin, column, value, error.allowed, error.remedy) from None
+    if isinstance(resolved, bytes):
+        try:
+            return decode_image(resolved)
+        except DataError as error:
+            raise DataError(f'{origin}, column "{column}": {error}') from None
+    path = folder / resolved
     if not os.path.isfile(path):  # unlike Path.is_file, false for names that are too long
-        raise fault(
-            origin,
-            column,
-            value,
-            "must be an image file that exists",
-            f"Relative paths start at {show(str(folder))}",
-        )
+        remedy = f"Relative paths start at {show(str(folder))}"
+        raise fault(origin, column, resolved, "must be an image file that exists", remedy)
     return path
 
 
@@ -357,6 +356,8 @@ def _revealed(values: dict[str, Any], origin: str, folder: Path) -> tuple[Turn, 
     for idx, entry in enumerate(entries):
         column = f"turns[{idx}]"
         entry = _record(entry, column, origin, ("text", "images"), required=1)
+        if not isinstance(entry.get("images") or [], list):
+            raise fault(origin, f"{column}.images", entry["images"], "must be a list", "Write it in brackets")
         pictures = enumerate(entry.get("images") or ())
         images = tuple(_image(one, f"{column}.images[{place}]", origin, folder) for place, one in pictures)
         turns.append(Turn("user", _entry_text(entry, "text", column, origin), images))

@@ -16,24 +16,43 @@ from urllib.parse import parse_qsl
 import pyarrow
 import pyarrow.parquet
 
+from workbench.arrow_rows import batch_rows
 from workbench.errors import ConfigError, DataError, show, unknown
 from workbench.parsing import Malformed, parse_json
+from workbench.values import row_without_missing
 
+_ADVICE = {  # by the end of a file's name: how it becomes one that is read
+    (".csv", ".tsv"): 'Convert it: pandas.read_csv("NAME").to_json("rows.jsonl", orient="records", lines=True)',
+    (".zip", ".tar", ".tgz", ".7z"): "Unpack it and name the .jsonl, .json or .parquet file in it",
+    (".gz", ".bz2", ".xz", ".zst"): "Unpack it first",
+    (".arrow", ".feather"): "Name the folder that save_to_disk wrote, or write it again as Parquet",
+    (
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".webp",
+        ".gif",
+    ): 'A picture needs a row: write {"question": ..., "images": [...]} to a .jsonl file',
+    (".yaml", ".yml"): "A recipe is named before the keys: workbench train RECIPE data.train=FILE",
+}
+_LIST_NAMES = ("data", "rows", "examples", "samples", "items", "questions", "train", "validation", "test")
 _HF_PARAMETERS = ("split", "config", "revision", "streaming")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it was read: a line of JSON not yet parsed, or values."""
+    """One row as it was read: a line of JSON not yet parsed, values, or the sentence for values that cannot be read."""
 
     origin: str  # file:row
     number: int
-    raw: bytes | dict[str, Any]
+    raw: bytes | dict[str, Any] | str
 
     def values(self) -> dict[str, Any]:
-        """The row's columns. Raises DataError if the line is not a JSON object in UTF-8."""
+        """The row's columns, None for each that is missing. Raises DataError if the line is not a JSON object in UTF-8."""
         if isinstance(self.raw, dict):
-            return self.raw
+            return row_without_missing(self.raw)
+        if isinstance(self.raw, str):
+            raise DataError(f"{self.origin}: {self.raw}.")
         try:
             values = parse_json(self.raw, unique_keys=True)
         except Malformed as error:
@@ -42,7 +61,7 @@ class Row:
             ) from None
         if not isinstance(values, dict):
             raise DataError(f"{self.origin} is {show(values)}; each line must be one JSON object, {{...}}.")
-        return values
+        return row_without_missing(values)
 
 
 @dataclass(frozen=True)
@@ -84,13 +103,18 @@ def open_table(source: str | Path, *, split: str | None = None) -> Table:
         raise ConfigError(f'{path} is one file and has no splits; leave split "{split}" out.')
     if not os.path.isfile(path):
         raise DataError(
-            f"{path} does not exist. Give a .jsonl or .parquet file, a saved folder, hf:NAME or scenes:SPLIT."
+            f"{path} does not exist. Give a .jsonl, .json or .parquet file, a saved folder, hf:NAME or scenes:SPLIT."
         )
     if path.suffix == ".jsonl":
         return Table(str(path), path.parent, _jsonl_rows(path))
     if path.suffix == ".parquet":
         return Table(str(path), path.parent, _parquet_rows(path))
-    raise DataError(f'{path} ends in "{path.suffix}"; data files are .jsonl or .parquet.')
+    if path.suffix == ".json":
+        return Table(str(path), path.parent, _json_rows(path))
+    advice = next((text for ends, text in _ADVICE.items() if path.name.lower().endswith(ends)), "")
+    raise DataError(
+        f'{path} ends in "{path.suffix}"; data files are .jsonl or .parquet, or one list in .json.{advice and " "}{advice}{advice and "."}'
+    )
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
@@ -100,23 +124,62 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
                 yield Row(f"{path}:{number}", number, line)
 
 
+def _json_rows(path: Path) -> Iterator[Row]:
+    """Rows of one JSON list of objects, alone or under a key of _LIST_NAMES; of one object; or of lines, as in .jsonl."""
+    try:
+        raw = path.read_bytes()
+        content = parse_json(raw, unique_keys=True)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}).") from None
+    except Malformed as error:
+        if not _is_object(raw.strip().partition(b"\n")[0]):
+            raise DataError(f"{path} is not valid JSON ({error}). Write it again, as one list of objects.") from None
+        yield from _jsonl_rows(path)
+        return
+    if isinstance(content, dict):
+        lists = [content[name] for name in _LIST_NAMES if isinstance(content.get(name), list)]
+        is_by_column = bool(content) and all(
+            isinstance(column, dict) for column in content.values()
+        )  # as pandas writes
+        content = lists[0] if len(lists) == 1 else content if is_by_column else [content]
+    if not isinstance(content, list):
+        raise DataError(
+            f"{path} is {show(content)}; a .json file holds one list of objects, [{{...}}, ...]. "
+            'Columns that pandas wrote are turned into rows by to_json(orient="records", lines=True) and the ending .jsonl.'
+        )
+    for number, values in enumerate(content, start=1):
+        problem = f"this entry is {show(values)}; each must be a JSON object, {{...}}"
+        yield Row(f"{path}:{number}", number, values if isinstance(values, dict) else problem)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(parse_json(line), dict)
+    except Malformed:
+        return False
+
+
 def _parquet_rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as parquet:
             for batch in parquet.iter_batches(batch_size=64):
-                for values in batch.to_pylist():
+                for values in batch_rows(batch):
                     number += 1
                     yield Row(f"{path}:{number}", number, values)
-    except (pyarrow.ArrowException, OSError) as error:
+    except DataError as error:
+        raise DataError(f"{path}: {error}.") from None
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as Parquet after row {number} ({error}). Write it again.") from None
 
 
 def _open_saved(folder: Path, split: str | None) -> Table:
     """A folder that `datasets` wrote with save_to_disk, of one split or several."""
     if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        files = sorted(path.name for pattern in ("*.jsonl", "*.parquet") for path in folder.glob(pattern))
+        files = sorted(path.name for pattern in ("*.jsonl", "*.json", "*.parquet") for path in folder.glob(pattern))
         instead = f"Name one of its files: {', '.join(files[:8])}." if files else "Give a .jsonl or .parquet file."
+        if (not files and any(folder.rglob("*.png"))) or any(folder.rglob("*.jpg")):
+            instead = f"A folder of pictures is read as hf:{folder}?split=train, with a metadata.jsonl of {{file_name, question}}."
         raise DataError(f"{folder} is no data set saved with save_to_disk. {instead}")
     library = _require_library(str(folder))
     try:
@@ -174,8 +237,10 @@ def _arrow_rows(saved: Any, name: str) -> Iterator[Row]:
     number = 0
     try:
         for batch in saved.with_format("arrow").iter(batch_size=64):
-            for values in batch.to_pylist():
+            for values in batch_rows(batch):
                 number += 1
                 yield Row(f"{name}:{number}", number, values)
-    except (pyarrow.ArrowException, OSError) as error:
+    except DataError as error:
+        raise DataError(f"{name}: {error}.") from None
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{name} cannot be read after row {number} ({error}). Save it again.") from None
