@@ -28,7 +28,7 @@ rollouts scoring
 usable
 supervision
 config runs watch processes printed checkpoints
-commands model_folders
+commands model_folders fingerprints
 saving masks metrics probes evaluate skipping tracking
 learner rewind
 writing

@@ -396,11 +396,13 @@ def test_an_unreadable_image_is_skipped_and_counted(models: dict, tmp_path: Path
     result = train(config)
     assert result.skipped == {"image cannot be read": 1}
     assert "torn.png cannot be read" in (config.run_dir / "train.log").read_text()
-    Image.new("RGB", (40, 40)).save(tmp_path / "torn.png")  # what was left out before is not forgotten when it goes on
-    assert train(config, resume=True).skipped == {"image cannot be read": 1}
+    assert train(config, resume=True).skipped == {"image cannot be read": 1}  # not forgotten when it goes on
     assert [json.loads(line)["example"] for line in (config.run_dir / "skipped.jsonl").read_text().splitlines()] == [
         "1"
     ]
+    Image.new("RGB", (40, 40)).save(tmp_path / "torn.png")
+    with pytest.raises(RunError, match=r'data.train was changed .*data.jsonl:2 \(id "1"\) differs in images'):
+        train(config, resume=True)
 
 
 def test_a_batch_of_nothing_but_unreadable_images_takes_the_next_that_can_be_read(models: dict, tmp_path: Path) -> None:

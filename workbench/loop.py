@@ -25,6 +25,7 @@ from workbench.datasets import load_examples, split_by_evidence
 from workbench.distributed import ALONE, Group, choose_device
 from workbench.errors import RunError, TraceError
 from workbench.evaluate import Evaluation, teachers
+from workbench.fingerprints import require_same_data
 from workbench.learner import Learner, build_learner, give_engine, refuse_engine
 from workbench.metrics import Clock, of_learner, sampler_gap, step_metrics
 from workbench.policies import SamplingOptions
@@ -82,7 +83,9 @@ class Trainer:
         refuse_engine(config, self.method)
         self.accelerator = build_accelerator(config, folder.path)
         self.skipped = Skipped(folder)
-        examples = with_teacher(load(config.data.train, limit=config.data.limit), config.teacher_domains, self.skipped)
+        data = _load_data(config, load)
+        group.first(lambda: require_same_data(folder, data, resume=resume))
+        examples = with_teacher(data["data.train"], config.teacher_domains, self.skipped)
         self.examples = with_evidence(examples, self.method, self.skipped)
         report_leaks(self.examples, self.method, folder)
         checkpoint = group.first(lambda: rewind(folder, config)) if resume else None
@@ -132,10 +135,10 @@ class Trainer:
             self._look(line["step"], {name: value for name, value in line.items() if name != "kind"})
         self.students = {learner.name: learner.student for learner in self.learners}
         answering = [*self.students.values(), *teachers(self.learners[0].policies, config)]
-        questions = showable(_eval_examples(config, load), answering, config.evaluation.contexts, self.skipped)
+        questions = showable(data["data.eval"], answering, config.evaluation.contexts, self.skipped)
         asked = list(self.students.values()), self.learners[0].policies, questions
         self.evaluation = Evaluation(config, folder, *asked, group)
-        pool = questions if config.data.probes is None else load(config.data.probes)
+        pool = questions if config.data.probes is None else data["data.probes"]
         pool = split_by_evidence(pool or self.examples, list(self.method.contexts))[0]
         pool = [one for one in pool if all(covers(policy, one.domain) for policy, _ in self.views)]
         pool = pool[: 2 * config.trace.probes]
@@ -366,9 +369,12 @@ def _others(written: dict[str, tuple[Rollout, ...]], learner: Learner) -> tuple[
     return tuple(rollouts for name, rollouts in written.items() if name != learner.name)
 
 
-def _eval_examples(config: RunConfig, load: Loader) -> list[Example]:
-    if config.data.eval is None:
-        return []
-    examples = load(config.data.eval, limit=config.evaluation.count or None)
-    require_answers(examples)
-    return examples
+def _load_data(config: RunConfig, load: Loader) -> dict[str, list[Example]]:
+    """All examples of a run, by the key that names them. Raises DataError if none of data.eval can be graded."""
+    data = {"data.train": load(config.data.train, limit=config.data.limit), "data.eval": [], "data.probes": []}
+    if config.data.eval is not None:
+        data["data.eval"] = load(config.data.eval, limit=config.evaluation.count or None)
+        require_answers(data["data.eval"])
+    if config.data.probes is not None:
+        data["data.probes"] = load(config.data.probes)
+    return data

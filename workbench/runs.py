@@ -2,6 +2,7 @@
 
 config.yaml     the resolved configuration: every default written out
 run.json        status, process, steps done, seed, commit, versions, what was skipped, warnings
+examples.jsonl  fingerprints of the data, see workbench.fingerprints
 skipped.jsonl   the examples that could not be used, each with the reason
 metrics.jsonl   one line per step (kind train), evaluation (kind eval) and probe (kind probe)
 train.log       what the terminal showed
@@ -314,7 +315,13 @@ def _is_remains(path: Path) -> bool:
 def _failed_at_start(path: Path) -> bool:
     """Whether the folder is that of a run which failed and left its configuration and a message and nothing else."""
     try:
-        if not {file.name for file in path.iterdir()} <= {"config.yaml", "run.json", "train.log", ".claim"}:
+        if not {file.name for file in path.iterdir()} <= {
+            "config.yaml",
+            "run.json",
+            "train.log",
+            "examples.jsonl",
+            ".claim",
+        }:
             return False
         return read_object(path / "run.json")["status"] == "failed"
     except (OSError, ValueError, KeyError):

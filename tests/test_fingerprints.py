@@ -1,0 +1,127 @@
+"""A run goes on with the data that it began with, or says what was changed."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from small import run_config
+
+from workbench.datasets import load_examples
+from workbench.errors import RunError
+from workbench.fingerprints import BLOCK_BYTES, FILE, WHOLE_BYTES, fingerprint, require_same_data
+from workbench.runs import RunFolder
+from workbench.train import train
+
+ROWS = [
+    {"question": f"Color {n}?", "images": ["a.png"], "answer": "red", "reference": "it is red", "hint": "left", "domain": "d",
+     "boxes": [{"x0": 1, "y0": 1, "x1": 9, "y1": 9, "label": "b"}], "history": [{"role": "user", "text": "hi"}]}
+    for n in range(4)
+]  # fmt: skip
+
+
+def write(folder: Path, rows: list[dict], name: str = "data.jsonl") -> Path:
+    if not (folder / "a.png").exists():
+        Image.new("RGB", (64, 64), (200, 0, 0)).save(folder / "a.png")
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / name
+
+
+def edited(row: int, **values: object) -> Callable[[list[dict]], list[dict]]:
+    return lambda rows: [{**one, **(values if idx == row else {})} for idx, one in enumerate(rows)]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (edited(2, question="Color 2? "), r"data.jsonl:3 \(id \"3\"\) differs in question\."),
+        (edited(1, answer="blue", reference=None), r"data.jsonl:2 \(id \"2\"\) differs in answer, reference\."),
+        (edited(0, hint="right"), r":1 .* differs in evidence"),
+        (edited(0, boxes=[{"x0": 1, "y0": 1, "x1": 9, "y1": 8, "label": "b"}]), r":1 .* differs in evidence"),
+        (edited(3, history=[{"role": "user", "text": "ho"}]), r":4 .* differs in history"),
+        (edited(3, history=[]), r":4 .* differs in history"),
+        (edited(3, domain="e"), r":4 .* differs in domain"),
+        (edited(0, id="x"), r':1 its id is "x" and was "1"'),
+        (lambda rows: [{"question": "NEW?"}, *rows], r":1 .*differs in question, .*It had 4 examples, and has 5 now"),
+        (
+            lambda rows: [*rows, {"question": "NEW?"}],
+            "1 examples were appended to it. The order .* depends on how many",
+        ),
+        (lambda rows: rows[:-1], "1 examples were taken from the end of it.*It had 4 examples, and has 3 now"),
+        (lambda rows: [rows[1], rows[0], *rows[2:]], r":1 .*differs in question"),
+    ],
+)
+@pytest.mark.parametrize("key", ["data.train", "data.eval", "data.probes"])
+def test_the_first_row_that_differs_is_named(key: str, change: Callable, says: str, tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", "name: run\n", seed=0, method="opd")
+    data = {"data.train": [], "data.eval": [], "data.probes": []}
+    require_same_data(folder, data | {key: load_examples(write(tmp_path, ROWS))}, resume=False)
+    require_same_data(folder, data | {key: load_examples(write(tmp_path, ROWS))}, resume=True)
+    changed = load_examples(write(tmp_path, change(ROWS)))
+    with pytest.raises(RunError, match=f"{key} was changed since the run began: .*{says}.*Put {key} back"):
+        require_same_data(folder, data | {key: changed}, resume=True)
+
+
+def test_pictures_count_by_their_content_and_not_by_their_place_or_time(tmp_path: Path) -> None:
+    (before,) = load_examples(write(tmp_path, ROWS[:1]))
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (tmp_path / "a.png").rename(moved / "a.png")
+    os.utime(moved / "a.png", (1, 1))
+    (after,) = load_examples(write(moved, ROWS[:1]))
+    assert fingerprint(before) != fingerprint(after)  # the first is not there any more
+    Image.new("RGB", (64, 64), (200, 0, 0)).save(tmp_path / "a.png")
+    assert fingerprint(before) == fingerprint(after)
+    Image.new("RGB", (64, 64), (201, 0, 0)).save(tmp_path / "a.png")
+    assert {name for name, value in fingerprint(before).items() if fingerprint(after)[name] != value} == {"images"}
+    embedded = [replace(before, images=(Image.new("RGB", (64, 64), color),)) for color in ("red", "red", "blue")]
+    digests = [fingerprint(one)["images"] for one in embedded]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("place", [0, BLOCK_BYTES - 1, -1, "middle"])
+def test_a_large_picture_is_told_by_its_blocks_and_its_size(place: int | str, tmp_path: Path) -> None:
+    (example,) = load_examples(write(tmp_path, ROWS[:1]))
+    content = bytearray(os.urandom(10 * WHOLE_BYTES))
+    (tmp_path / "a.png").write_bytes(content)
+    before = fingerprint(example)
+    place = len(content) // 2 if place == "middle" else place
+    content[place] ^= 1
+    (tmp_path / "a.png").write_bytes(content)
+    assert fingerprint(example) != before
+    content[place] ^= 1
+    (tmp_path / "a.png").write_bytes(content + b"\0")
+    assert fingerprint(example) != before
+
+
+def test_a_run_refuses_changed_data_stays_as_it_was_and_goes_on_with_the_old(
+    models: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write(tmp_path, ROWS)
+    values = {"method": {"name": "opd"}, "data": {"train": str(data), "eval": str(data)}, "training__batch_size": 1}
+    config = run_config(models, tmp_path, evaluation__contexts=["plain"], **values)
+
+    def stop(done: int, metrics: dict) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, on_step=stop)
+    names = ("metrics.jsonl", "probes.json", FILE)
+    before = [(config.run_dir / name).read_bytes() for name in names]
+    write(tmp_path, edited(0, question="NEW?")(ROWS))
+    with pytest.raises(
+        RunError, match=r"data.train was changed since the run began: .*data.jsonl:1 .* differs in question"
+    ):
+        train(config, resume=True)
+    assert [(config.run_dir / name).read_bytes() for name in names] == before
+    assert (config.run_dir / "checkpoint-000002").is_dir()
+    write(tmp_path, ROWS)
+    assert train(config, resume=True).steps == 4
+    (config.run_dir / FILE).unlink()  # as of a run of an older version
+    with caplog.at_level("WARNING", "workbench"):
+        assert train(config, resume=True).steps == 4
+    assert "Whether its data is still the same is not known" in caplog.text and (config.run_dir / FILE).is_file()
