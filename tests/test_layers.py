@@ -26,6 +26,7 @@ importing
 traces weights
 rollouts scoring
 usable
+check_rows
 supervision
 config runs watch processes printed checkpoints
 commands model_folders fingerprints

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 import workbench.losses
+from workbench.check_rows import count_pictures, describe_pictures, describe_rows, require_usable, split_rows
 from workbench.config import ModelsConfig, RunConfig
 from workbench.contexts import is_privileged
 from workbench.datasets import load_examples, split_by_evidence
@@ -63,6 +64,7 @@ def check_config(config: RunConfig) -> list[Check]:
         )
     learners = {name: build_learner(config, method, name, device=device) for name in config.models.learners}
     give_engine(list(learners.values()), config)
+    usable, rows = _rows(config, method, learners, usable)
     sampling = SamplingOptions(*(getattr(config.sampling, field.name) for field in fields(SamplingOptions)))
     written = {
         name: tuple(
@@ -83,6 +85,7 @@ def check_config(config: RunConfig) -> list[Check]:
         students = {name: learner.student for name, learner in learners.items()}
         written = ask_all(written, students, method.asks_peers, sampling=sampling, seed=("check", config.seed))
     checks = [_evidence(len(taught), len(usable), lacking), *_placeholders(examples), *_domains(examples, untaught)]
+    checks += rows
     checks += _leaks(usable, method.views[method.learner].context)
     checks += _prepared(method, usable, learners[STUDENT])
     for name, learner in learners.items():
@@ -120,6 +123,24 @@ def _evidence(total: int, num_usable: int, lacking: list) -> Check:
         return Check("evidence", OK, f"all {total} examples have what every view is shown")
     example, column = lacking[0]
     return Check("evidence", NOTE, f"{num_usable} of {total} usable; {example.origin or example.id} has no {column}")
+
+
+def _rows(
+    config: RunConfig, method: Method, learners: dict[str, Learner], examples: list[Example]
+) -> tuple[list[Example], list[Check]]:
+    """Examples that training would use, and the lines about those that it would skip and about pictures."""
+    views = [(one.policies[view.policy], view.context) for one in learners.values() for view in method.views.values()]
+    students = [one.student for one in learners.values()]
+    before = count_pictures()
+    found = split_rows(examples, views, students if method.dataset_share > 0.0 else ())
+    require_usable(*found[:2], config.data.train)
+    checks = [Check("rows of data.train", *describe_rows(*found))]
+    if config.data.eval is not None:
+        asked = load_examples(config.data.eval, limit=config.evaluation.count or None)
+        shown = [(student, context) for student in students for context in config.evaluation.contexts]
+        checks.append(Check("rows of data.eval", *describe_rows(*split_rows(asked, shown))))
+    checks += [Check("pictures", *line) for line in describe_pictures(before)]
+    return found[0], checks
 
 
 def _placeholders(examples: list[Example]) -> Iterator[Check]:

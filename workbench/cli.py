@@ -88,6 +88,7 @@ def _end(run_dir: Path, steps: int, stopped: bool) -> int:
 def _eval(options: argparse.Namespace) -> None:
     _quiet()
     contexts = [part for text in options.contexts or () for part in text.split(",") if part]
+    skipped = _module("usable").Tally()
     answered = _module("scorer").evaluate(
         options.path,
         data=options.data,
@@ -95,8 +96,11 @@ def _eval(options: argparse.Namespace) -> None:
         count=options.count,
         rule=options.rule,
         tolerance=options.tolerance,
+        skipped=skipped,
     )
     print(_module("summary").evaluation_table(answered))
+    if skipped.counts:
+        print(f"\nskipped {skipped.counts.total():,} questions, which could not be shown: {skipped}")
 
 
 def _study(options: argparse.Namespace) -> int:

@@ -35,6 +35,7 @@ from workbench.supervision import read_batch, supervise_batch
 from workbench.traces.reader import TracedRollout, open_traces
 from workbench.traces.writer import TraceWriter
 from workbench.types import STUDENT, Example, Rollout
+from workbench.usable import Tally, showable
 
 log = logging.getLogger(__name__)
 
@@ -119,10 +120,12 @@ def evaluate_run(
     count: int | None = None,
     rule: str | None = None,
     tolerance: float | None = None,
+    skipped: Tally | None = None,
 ) -> list[Answered]:
     """The students of a run's newest checkpoint, and its teachers, asked again.
 
     data, contexts, count, rule and tolerance default to the run's own; nothing is written into the run folder.
+    skipped  gets the examples that cannot be shown to all of them
     """
     scorer = open_scorer(run_dir, device=None)
     config = scorer.config
@@ -142,6 +145,9 @@ def evaluate_run(
         )
     require_answers(examples)
     require_shown(examples, source, contexts or ())  # of the run's own contexts those that the data can show are asked
+    examples = showable(
+        examples, asked, contexts or config.evaluation.contexts, Tally() if skipped is None else skipped
+    )
     return ask(
         asked,
         examples,
@@ -164,6 +170,7 @@ def evaluate_model(
     max_completion_length: int = SamplingConfig().max_completion_length,
     dtype: str = "float32",
     trust_remote_code: bool = False,
+    skipped: Tally | None = None,
 ) -> list[Answered]:
     """Any image-text-to-text model asked: a folder written by save_pretrained, or a name on the hub."""
     check_grading(rule, tolerance)
@@ -173,6 +180,7 @@ def evaluate_model(
     require_answers(examples)
     require_shown(examples, data, contexts)
     policy = load_policy(path, "model", dtype=dtype, device=default_device(), trust_remote_code=trust_remote_code)
+    examples = showable(examples, [policy], contexts, Tally() if skipped is None else skipped)
     options = {"max_completion_length": max_completion_length, "batch_size": EvaluationConfig().batch_size}
     return ask([policy], examples, contexts, step=0, rule=rule, tolerance=tolerance, **options)
 
@@ -185,20 +193,27 @@ def evaluate(
     count: int | None = None,
     rule: str | None = None,
     tolerance: float | None = None,
+    skipped: Tally | None = None,
 ) -> list[Answered]:
     """A run's newest checkpoint with its teachers, or a model folder: whichever `path` is.
+
+    skipped  gets the examples that cannot be shown, which are left out under every context
 
     Raises: RunError if it is neither.
     """
     folder = Path(path)
     if (folder / "run.json").is_file():
-        return evaluate_run(folder, data=data, contexts=contexts, count=count, rule=rule, tolerance=tolerance)
+        return evaluate_run(
+            folder, data=data, contexts=contexts, count=count, rule=rule, tolerance=tolerance, skipped=skipped
+        )
     for model in (folder, folder / "student"):  # a checkpoint holds its student in a folder of that name
         if (model / "config.json").is_file() or (model / "adapter_config.json").is_file():
             if data is None:
                 raise ConfigError(f"{path} is a model and has no data of its own; give examples with --data.")
             grading = {"rule": rule or RULES[0], "tolerance": TOLERANCE if tolerance is None else tolerance}
-            return evaluate_model(model, data=data, contexts=contexts or ("plain",), count=count, **grading)
+            return evaluate_model(
+                model, data=data, contexts=contexts or ("plain",), count=count, skipped=skipped, **grading
+            )
     raise RunError(
         f"{path} is no run folder and no model folder: it has neither run.json nor config.json. Runs are made by "
         "`workbench train`, model folders by save_pretrained."

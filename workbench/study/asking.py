@@ -14,6 +14,7 @@ from workbench.scorer import default_device
 from workbench.study.plan import Questions, Reference
 from workbench.study.questions import FILE, describe, describe_reference, is_asked, write
 from workbench.types import STUDENT
+from workbench.usable import Tally, showable
 
 
 def ask_run(config: RunConfig, evaluate: tuple[Questions, ...], *, load: Callable = load_examples) -> Path:
@@ -65,7 +66,7 @@ def _ask(
 ) -> dict[str, list[Answered]]:
     answered: dict[str, list[Answered]] = {}
     for questions in evaluate:
-        examples = load(questions.data, limit=questions.count)
+        examples = showable(load(questions.data, limit=questions.count), [policy], questions.contexts, Tally())
         for context in questions.contexts:
             answered.setdefault(questions.label, []).extend(
                 answer_questions(

@@ -1,0 +1,123 @@
+"""Rows that cannot be shown: `check` tables them, `eval` leaves them out, and both count and name them, as training does."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from small import run_config
+
+import workbench.images
+from workbench.answers import load_answers
+from workbench.check import check_config
+from workbench.check_rows import split_rows
+from workbench.cli import main
+from workbench.datasets import load_examples
+from workbench.errors import DataError
+from workbench.policies.loading import load_policies
+from workbench.scorer import evaluate
+from workbench.train import train
+from workbench.usable import Tally, showable
+
+BAD = {
+    "torn": ({"images": ["torn.png"]}, "image cannot be read", "torn.png cannot be read"),
+    "huge": (
+        {"images": ["huge.png"]},
+        "image cannot be read",
+        "huge.png has 81,?000 x 1,?000 pixels|huge.png has far more",
+    ),
+    "mark": ({"question": "What?<end_of_utterance>"}, 'special token in "question"', 'column "question"'),
+    "long": ({"question": "why " * 3000}, "prompt cannot be encoded", r"has \d+ tokens .* the model takes"),
+}
+
+
+def write(folder: Path, *rows: dict) -> Path:
+    Image.effect_noise((64, 64), 50).convert("RGB").save(folder / "a.png")
+    (folder / "torn.png").write_bytes((folder / "a.png").read_bytes()[:300])
+    if not (folder / "huge.png").exists():
+        Image.new("1", (81_000, 1_000)).save(folder / "huge.png")
+    whole = [{"question": f"Color {n}?", "images": ["a.png"], "answer": "green", **row} for n, row in enumerate(rows)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in whole))
+    return folder / "data.jsonl"
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_check_goes_on_behind_a_row_that_cannot_be_shown(kind: str, models: dict, tmp_path: Path) -> None:
+    row, reason, says = BAD[kind]
+    data = str(write(tmp_path, row, {}, {}))
+    config = run_config(models, tmp_path, method={"name": "opd"}, data={"train": data, "eval": data})
+    checks = {one.name: one for one in check_config(config)}
+    for name in ("rows of data.train", "rows of data.eval"):
+        assert checks[name].status == "note"
+        assert f"1 of 3 are skipped ({reason}: 1; looked at all 3); first: {data}:1: " in checks[name].found
+        assert re.search(says, checks[name].found)
+    assert checks["answers"].found.split()[2] == "4"  # two answers to each of the two others
+    assert all(one.status != "WRONG" for one in checks.values())
+    assert train(config).skipped == {reason: 1}
+
+
+def test_check_looks_at_all_rows_and_says_if_the_time_did_not_last(models: dict, tmp_path: Path) -> None:
+    policies = load_policies(["student"], student=models["student"], teacher=None, max_completion_length=8)
+    examples = load_examples(write(tmp_path, *[{}] * 20, BAD["torn"][0], {"question": "a<image>"}))
+    usable, skipped, num_shown = split_rows(examples, [(policies["student"], "plain")])
+    assert (len(usable), [one.id for one, _ in skipped], num_shown) == (20, ["21", "22"], 22)
+    usable, skipped, num_shown = split_rows(examples, [(policies["student"], "plain")], seconds=0.0)
+    assert (len(usable), [one.id for one, _ in skipped], num_shown) == (21, ["22"], 1)  # what texts alone tell
+
+
+def test_check_counts_pictures_that_are_shown_otherwise_than_they_are_stored(
+    models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workbench.images, "CHANGED", {})
+    for name in ("b.png", "c.png"):
+        Image.new("RGBA", (40, 40), (0, 0, 0, 9)).save(tmp_path / name)
+    data = str(write(tmp_path, {"images": ["b.png"]}, {"images": ["c.png"]}, {"images": ["b.png"]}))
+    checks = check_config(run_config(models, tmp_path, method={"name": "opd"}, data={"train": data}))
+    (line,) = [one for one in checks if one.name == "pictures"]
+    assert line.found == f"2 opened with transparent pixels, laid on white, as {tmp_path / 'b.png'}"
+
+
+def test_data_of_which_nothing_can_be_shown_is_refused_with_all_reasons(models: dict, tmp_path: Path) -> None:
+    data = str(write(tmp_path, BAD["torn"][0], BAD["mark"][0]))
+    with pytest.raises(
+        DataError, match=r"no example of .* can be used: 2 of 2 are skipped \(image cannot be read: 1, special"
+    ):
+        check_config(run_config(models, tmp_path, method={"name": "opd"}, data={"train": data}))
+
+
+def test_eval_answers_the_other_questions_and_names_what_it_left_out(
+    models: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [{}] * 5 + [row for row, _, _ in BAD.values()]
+    data = str(write(tmp_path, *rows))
+    values = {
+        "method": {"name": "opd"},
+        "training__steps": 1,
+        "evaluation__contexts": ["plain"],
+        "evaluation__count": 0,
+    }
+    config = run_config(models, tmp_path, data={"train": data, "eval": data}, **values)
+    train(config)
+    asked = {row.example_id for row in load_answers(config.run_dir) if row.step == 1}
+    assert asked == {"1", "2", "3", "4", "5"}
+    for path in (config.run_dir, models["student"]):
+        capsys.readouterr()
+        assert main(["eval", str(path), "--data", data]) == 0
+        out = capsys.readouterr().out
+        assert "skipped 4 questions, which could not be shown: " in out and f"the first {data}:6: " in out
+        assert "'image cannot be read': 2" in out
+    tally = Tally()
+    assert {row.example_id for row in evaluate(config.run_dir, data=data, skipped=tally)} == asked
+    assert tally.counts.total() == 4
+
+
+def test_a_question_is_left_out_for_all_if_one_policy_or_context_cannot_be_shown_it(
+    models: dict, tmp_path: Path
+) -> None:
+    policies = load_policies(["student"], student=models["student"], teacher=None, max_completion_length=8)
+    examples = load_examples(write(tmp_path, {"hint": "a<image>"}, {}))
+    tally = Tally()
+    assert len(showable(examples, policies.values(), ["plain"], tally)) == 2
+    assert [one.id for one in showable(examples, policies.values(), ["plain", "hint"], tally)] == ["2"]
+    assert tally.counts == {'special token in "hint"': 1}
