@@ -2,12 +2,13 @@
 # make app     open the page over runs/
 # make test    the whole suite
 # make check   formatting, lint, budgets
+# make campaigns   kills and bad input, some twenty minutes: nothing lost, no traceback
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 NAME   ?= demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo app test browser check clean
+.PHONY: demo app test browser check campaigns clean
 
 # torch first: asked for with a range, pip on a machine without an accelerator may fetch gigabytes of CUDA libraries
 TORCH  ?= torch==2.13.0
@@ -45,6 +46,11 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest tests/test_layers.py
+
+campaigns: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks kills
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks bad_input
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks bad_rows
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -12,6 +12,8 @@
     python -m benchmarks study      what of a study is no work on its runs; a run beside another: study parts, study beside
     python -m benchmarks app        first page, drawing in the browser, watching a run: app page, app draw, app watch
     python -m benchmarks bad_rows   no benchmark: rows with one odd value, of which none may end in a traceback
+    python -m benchmarks kills      runs killed at random moments and system calls, resumed, held against undisturbed ones
+    python -m benchmarks bad_input  broken recipes, overrides, studies, run files and rows: one sentence each
 
 What follows the name goes to the benchmark: python -m benchmarks opd --help. Results are kept in docs/LOG.md.
 """
@@ -32,6 +34,8 @@ NAMES = (
     "study",
     "app",
     "bad_rows",
+    "kills",
+    "bad_input",
 )
 
 

@@ -41,13 +41,13 @@ def _main(arguments: list[str] | None) -> int:
         return options.run(options) or 0
     except WorkbenchError as error:
         if error.loud or os.environ.get("RANK", "0") == "0":  # of several processes the first says it
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            print(_bounded(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output (head, less) went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder that may not be written
-        print(f"{reason(error)}: {error.filename or 'while reading or writing'}", file=sys.stderr)
+        print(_bounded(f"{reason(error)}: {error.filename or 'while reading or writing'}"), file=sys.stderr)
         return 2
     except SafetensorError as error:  # its own of a full disk, or of a file that was cut meanwhile
         print(f"a file of weights: {reason(error)}", file=sys.stderr)
@@ -55,6 +55,11 @@ def _main(arguments: list[str] | None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _bounded(message: str) -> str:
+    """A message that quotes a value of thousands of signs, without its middle."""
+    return message if len(message) <= 2500 else f"{message[:1500]} [...] {message[-900:]}"
 
 
 def _train(options: argparse.Namespace) -> int:
