@@ -121,9 +121,10 @@ def test_a_table_with_missing_values_has_whole_numbers_and_none(folder, form):
         (pyarrow.array([datetime.date(2020, 1, 2)]), "2020-01-02", "answer is a date, written as ISO 8601"),
         (pyarrow.array([datetime.datetime(2020, 1, 2)]), "2020-01-02", "answer is a date, written as ISO 8601"),
         (pyarrow.array([datetime.datetime(2020, 1, 2, 3, 4)]), "2020-01-02 03:04:00", "answer is a date, written as ISO 8601"),
-        (pyarrow.array([b"red"]), "red", "answer read from bytes as UTF-8"),
-        (pyarrow.array([["red"]]), "red", "answer taken out of a list of one"),
-        (pyarrow.array([[27.0]]), "27", "answer taken out of a list of one"),
+        (pyarrow.array([b"red"]), "red", "text kept as bytes read as UTF-8"),
+        (pyarrow.array([["red"]]), "red", "answer taken out of a list of one, or of equal ones"),
+        (pyarrow.array([["red"] * 10]), "red", "answer taken out of a list of one, or of equal ones"),
+        (pyarrow.array([[27.0]]), "27", "answer taken out of a list of one, or of equal ones"),
     ],
 )  # fmt: skip
 def test_arrow_types_of_an_answer(folder, column, text, note):
@@ -330,3 +331,13 @@ def test_foreign_columns_of_our_names_are_left_out_and_counted(folder):
         "marks not read: not a list of {pattern, kind, truth}": 1,
     }
     assert report.unused == ("history", "turns", "marks")
+
+
+def test_text_kept_as_bytes_is_read_or_refused(folder):
+    table = pyarrow.table({"question": [b"Q?", b"\xff"], "caption": [b"a house", b"x"]})
+    pyarrow.parquet.write_table(table, folder / "rows.parquet")
+    report = import_dataset(folder / "rows.parquet", folder / "out")
+    (example,) = load_examples(report.path)
+    assert (example.question, example.evidence.caption) == ("Q?", "a house")
+    assert report.notes == {"text kept as bytes read as UTF-8": 2}
+    assert report.skipped == {"text is kept as bytes that are not UTF-8": 1}

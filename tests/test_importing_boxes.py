@@ -58,6 +58,7 @@ READ = {
     "boxes by name": ({"dog": BOX}, [LABELED]),
     "several boxes by name": ({"dog": [BOX, BOX]}, [LABELED] * 2),
     "dicts by name": ({"dog": {"bbox": BOX}}, [LABELED]),
+    "a scene graph": ({"681": {"name": "dog", "x": 10, "y": 20, "w": 40, "h": 40}}, [LABELED]),
     "a box in a box": ([{"box": {"xmin": 10, "ymin": 20, "xmax": 50, "ymax": 60}, "label": "dog"}], [LABELED]),
     "LabelMe": ({"shapes": [{"label": "dog", "points": [[10, 20], [50, 60]], "shape_type": "rectangle"}]}, [LABELED]),
     "four corners": ({"points": [[10, 20], [50, 20], [50, 60], [10, 60]]}, [PLAIN]),

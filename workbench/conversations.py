@@ -110,6 +110,16 @@ def split_history(value: Any, notes: Counter[str]) -> tuple[tuple[str, str], ...
     return tuple((turn.role, turn.text) for turn in read if turn.text)
 
 
+def decode_text(data: bytes, notes: Counter[str]) -> str:
+    """Text that a table keeps as bytes. Raises Refused unless they are UTF-8."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise Refused("text is kept as bytes that are not UTF-8", show(data)) from None
+    notes["text kept as bytes read as UTF-8"] += 1
+    return text
+
+
 def holds_turns(text: str) -> bool:
     """Whether a text is a list or dict, as JSON or Python writes it, with the keys of turns."""
     return bool(_OPENING.match(text) and _NAMES_ROLES.search(text) and _NAMES_CONTENT.search(text))
@@ -117,6 +127,8 @@ def holds_turns(text: str) -> bool:
 
 def _turns(value: Any, notes: Counter[str]) -> list[_Turn]:
     """The turns of a conversation in any of its forms; a bare text is one turn of the user."""
+    if isinstance(value, bytes):
+        value = decode_text(value, notes)
     if isinstance(value, str) and holds_turns(value):
         parsed = parse_structure(value)
         if parsed is None:

@@ -134,7 +134,8 @@ def _of_dict(value: dict[str, Any], notes: Counter[str], depth: int) -> Iterator
     elif all(_is_boxlike(entry) for entry in value.values()):
         for label, entry in value.items():
             entry = entry if isinstance(entry, dict) else {"bbox": entry}
-            yield from _of_dict({"label": label, **entry}, notes, depth + 1)
+            named = any(isinstance(entry.get(key), str) for key in LABEL_KEYS)  # under a number, as in scene graphs
+            yield from _of_dict(entry if named else {"label": label, **entry}, notes, depth + 1)
     else:
         names = ", ".join(map(_cut, list(value)[:8]))
         notes[f"boxes not read: there is no box under the keys {names}"] += 1

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _SHOWN = 3  # rows named per reason
+_MOST_NOTES = 40  # listed; keys of the data are part of some
 
 
 @dataclass
@@ -25,7 +26,11 @@ class ImportReport:
         lines += [f"columns: {', '.join(f'{ours} from {theirs}' for ours, theirs in self.columns.items())}"]
         if self.unused:
             lines.append(f"not read: {', '.join(self.unused)}")
-        lines += [f"note: {count:,} x {note}" for note, count in self.notes.most_common()]
+        lines += [f"note: {count:,} x {note}" for note, count in self.notes.most_common(_MOST_NOTES)]
+        if len(self.notes) > _MOST_NOTES:
+            lines.append(
+                f"note: {len(self.notes) - _MOST_NOTES:,} kinds of notes more, each as rare as the last or rarer"
+            )
         for reason, count in self.skipped.most_common():
             lines += [f"skipped: {count:,} x {reason}", *(f"    {first}" for first in self.first_skipped[reason])]
         return "\n".join(lines)

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from workbench.conversations import Refused, plain_text, split_conversation, split_history
+from workbench.conversations import Refused, decode_text, plain_text, split_conversation, split_history
 from workbench.errors import show
 from workbench.importing.boxes import BoxContext, read_boxes
 from workbench.importing.pictures import picture_size, store_picture
@@ -184,18 +184,13 @@ def as_list(value: Any) -> list[Any]:
 
 def scalar_text(value: Any, column: str, notes: Counter[str]) -> str | None:
     """Text of a value that may be a number, a date, UTF-8 bytes, or a list of one of these. Raises Refused."""
-    if isinstance(value, list) and len(value) == 1:
-        notes[f"{column} taken out of a list of one"] += 1
+    if isinstance(value, list) and value and all(entry == value[0] for entry in value):
+        notes[f"{column} taken out of a list of one, or of equal ones"] += 1
         value = without_missing(value[0])
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bytes):
-        try:
-            text = value.decode()
-        except UnicodeDecodeError:
-            raise Refused(f"{column} is bytes that are not UTF-8", show(value)) from None
-        notes[f"{column} read from bytes as UTF-8"] += 1
-        return text
+        return decode_text(value, notes)
     if isinstance(value, datetime.date | datetime.time):
         notes[f"{column} is a date, written as ISO 8601"] += 1
         return date_text(value)
