@@ -1,4 +1,4 @@
-"""Bad input of data: rows with one odd value, through `workbench import` and the loader of our own columns.
+"""Bad input of data: rows with one odd value, through `workbench import`, the loader, and what a run makes of an example.
 
     python -m benchmarks bad_rows --rows 2400 --seed 0
 
@@ -26,6 +26,10 @@ import pyarrow.parquet
 from PIL import Image
 
 import workbench as wb
+from workbench.contexts import CONTEXTS, OF_ROLLOUT, build_prompt, missing_evidence
+from workbench.grading import RULES, grade
+from workbench.leaks import find_leaks
+from workbench.types import Example, mark_tokens
 
 BOX = [1, 2, 30, 40]
 IMPORTED = {
@@ -147,13 +151,13 @@ def _try(reader: str, row: dict[str, Any], folder: Path, outcome: Outcome) -> No
         return
     try:
         if reader == "load":
-            wb.load_examples(path)
+            _use(wb.load_examples(path))
             outcome.counts["loaded"] += 1
         else:
             with tempfile.TemporaryDirectory(dir=folder) as target:
                 report = wb.import_dataset(path, Path(target) / "out")
                 str(report).encode()
-                wb.load_examples(report.path)
+                _use(wb.load_examples(report.path))
             outcome.counts["skipped" if report.skipped else "imported"] += 1
     except wb.WorkbenchError as error:
         message = str(error)
@@ -166,6 +170,18 @@ def _try(reader: str, row: dict[str, Any], folder: Path, outcome: Outcome) -> No
     except Exception:
         outcome.counts["fault"] += 1
         outcome.faults.append(f"{reader}: {ascii(row)[:600]}\n{traceback.format_exc(limit=-6)}")
+
+
+def _use(examples: list[Example]) -> None:
+    """What a run does with a row before a model sees it: prompts, grades, marks of tokens, the search for answers."""
+    find_leaks(examples, "plain")
+    for example in examples:
+        for context in CONTEXTS:
+            if context not in OF_ROLLOUT and missing_evidence(example, context) is None:
+                build_prompt(example, context)
+        for rule in RULES:
+            grade("The answer is red.", example.answer, rule)
+        mark_tokens([(0, 3), (3, 10)], "The answer", example.marks)
 
 
 def _write(row: dict[str, Any], folder: Path) -> Path | None:
