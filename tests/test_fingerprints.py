@@ -125,3 +125,11 @@ def test_a_run_refuses_changed_data_stays_as_it_was_and_goes_on_with_the_old(
     with caplog.at_level("WARNING", "workbench"):
         assert train(config, resume=True).steps == 4
     assert "Whether its data is still the same is not known" in caplog.text and (config.run_dir / FILE).is_file()
+
+
+@pytest.mark.parametrize("source", ["scenes:train?count=40&seed=1", "scenes:eval?count=20&turns=rows"])
+def test_the_built_in_scenes_are_the_same_whenever_they_are_made(source: str) -> None:
+    first, second = ([fingerprint(one) for one in load_examples(source)] for _ in range(2))
+    assert first == second
+    assert len({one["images"] for one in first}) > 1 and "evidence" in first[0]
+    assert first != [fingerprint(one) for one in load_examples(source + "&start=7")]

@@ -93,7 +93,7 @@ def _plain(value: object) -> object:
     if isinstance(value, Image.Image):
         return [value.mode, *value.size, _digest(value.tobytes())]
     if is_dataclass(value):
-        return [_plain(getattr(value, field.name)) for field in fields(value)]
+        return [_plain(getattr(value, field.name)) for field in fields(value) if field.compare]
     if isinstance(value, (tuple, list)):
         return [_plain(entry) for entry in value]
     return value
