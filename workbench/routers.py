@@ -42,7 +42,12 @@ def below_quantile(values: Float[Tensor, " N"], share_cut: float) -> Bool[Tensor
 
 
 def sampler_ratio(batch: RouteBatch) -> Float[Tensor, " N"]:
-    """Importance ratio of every position: the student's probability now over the sampler's. 1 where no sampler wrote."""
+    """Importance ratio of every position: the student's probability now over that when it was written.
+
+    Both at temperature 1 and over the whole vocabulary, as the papers sample (Vision-OPD, SDPO and MiMo: temperature 1, no
+    cut): it says how far weights have moved and engines differ, and is 1 of a fresh answer whatever the sampling options
+    were. It does not correct for a temperature or a cut. 1 where no sampler wrote.
+    """
     student = batch.scores["student"].logprob
     sampled = [logprob for one in batch.rollouts for logprob in one.logprobs or [float("nan")] * len(one.ids)]
     return (student - torch.tensor(sampled, device=student.device)).exp().nan_to_num(1.0)

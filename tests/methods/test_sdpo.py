@@ -9,6 +9,8 @@ from small import example, groups, run_config, table_policies
 from workbench.errors import ConfigError, DataError
 from workbench.methods import load_method
 from workbench.methods.sdpo import show_siblings
+from workbench.policies import SamplingOptions
+from workbench.rollouts import write_rollouts
 from workbench.scoring import Batch
 from workbench.supervision import read_batch, supervise_batch
 from workbench.train import train
@@ -20,8 +22,8 @@ def graded(*rewards: float | None) -> tuple:
     return tuple(replace(one, reward=reward) for one, reward in zip(groups(*lengths), rewards, strict=True))
 
 
-def gradient(rollouts: tuple) -> torch.Tensor:
-    policies, method = table_policies(), load_method("sdpo")
+def gradient(rollouts: tuple, **options: object) -> torch.Tensor:
+    policies, method = table_policies(), load_method("sdpo", options)
     readings = read_batch(method, policies, Batch(rollouts))
     supervise_batch(method, policies, readings, seed=0, backward=lambda total: total.backward())
     return policies["student"].tables["plain"].grad
@@ -45,6 +47,27 @@ def test_a_group_without_both_contributes_exactly_nothing(rewards: tuple) -> Non
     alone, beside = gradient(graded(0.0, 1.0)), gradient(graded(0.0, 1.0, *rewards))
     assert torch.allclose(beside * 14, alone * 5)  # only the number of positions that the mean is over has changed
     assert not gradient(graded(*rewards)).any()
+
+
+def test_divided_by_the_told_tokens_alone_as_in_the_reference_code() -> None:
+    few, many = graded(0.0, 1.0), graded(0.0, 1.0, 1.0, 1.0)  # 3 told tokens of 5, and of 14
+    alone = gradient(few, average_over="supervised")
+    assert torch.allclose(alone, gradient(few) * 5 / 3)
+    assert torch.allclose(alone, gradient(many, average_over="supervised"))
+
+
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 0.5}, {"temperature": 2.0, "top_k": 3}, {"top_p": 0.6}], ids=str
+)
+def test_a_fresh_answer_has_ratio_1_whatever_it_was_sampled_with(sampling: dict) -> None:
+    policies, method = table_policies(), load_method("sdpo")
+    rollouts = write_rollouts(
+        policies["student"], [example(0), example(1)], context="plain", sampling=SamplingOptions(5, **sampling),
+        num_generations=2, seed=(0,),
+    )  # fmt: skip
+    rollouts = show_siblings(tuple(replace(one, reward=float(one.sample_idx)) for one in rollouts))
+    scored = supervise_batch(method, policies, read_batch(method, policies, Batch(rollouts)), seed=0)
+    assert torch.allclose(scored.routing.weight, torch.ones_like(scored.routing.weight), atol=1e-6)
 
 
 def test_steps_without_any_right_answer_move_nothing_and_are_counted(models, tmp_path) -> None:

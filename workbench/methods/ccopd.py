@@ -6,8 +6,9 @@ Source: Same Evidence, Different Answers, arXiv 2605.30251; methods note 5. No c
 3. A copy frozen at the start reads the same tokens after the canonical prompt: as much information, better presented.
 4. ANSWER: KL(student || frozen copy), the student's own direction, over the whole vocabulary.
 5. Image-text: a turn may bring images (`turns=rows` of the built-in scenes: a row of the picture each).
-Differs: replies are written anew in each step instead of stored once; whether all of the last reply is meant or what states
-the answer is not clear from the notes, so `positions` chooses. student_context=concat is the control without replies in
+Differs: the paper sums over the answer's positions, here the loss is their mean over each answer, then over answers, so
+that a long answer weighs no more than a short one; replies are written anew in each step instead of stored once; whether all
+of the last reply is meant or what states the answer is not clear from the notes, so `positions` chooses. student_context=concat is the control without replies in
 between; plain has no loss until the weights move.
 """
 

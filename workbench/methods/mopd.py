@@ -11,7 +11,8 @@ Source: MiMo-V2-Flash, arXiv 2601.02780, and MOPD, arXiv 2606.30406; average=dom
    correction - student + teacher, without which truncation itself would pull.
 6. Mean over each answer, or with average=domain over each domain, so that long answers of one do not crowd out others.
 Differs: answers are sampled from the training weights, so r is 1 up to rounding and the band drops nothing unless
-answers are older or come from another engine. The reports do not give their band; it is NeMo RL's. The weight of the
+answers are older or come from another engine. Both sides of r are at temperature 1 and of the whole vocabulary, whatever
+`sampling` says, so that a fresh answer is inside the band. The reports do not give their band; it is NeMo RL's. The weight of the
 outcome is not given either and is 0 here.
 """
 

@@ -6,7 +6,9 @@ Source: arXiv 2601.20802; methods note 10.4.
 3. TOLD: tokens of such an answer. JSD to the self-teacher, shown the question and the feedback, over the student's
    100 most likely entries and one for the rest, times min(p_now / p_when_sampled, ratio_clip).
 4. RIGHT (own success is not shown again) and ALONE (nobody of the group is right): no loss, no gradient.
-Differs: `show_as` says in which words the sibling is shown, since the built-in models know worked answers as "reference: ...";
+Differs: the loss is divided by the tokens of all answers, those without supervision too (they count as 0, so the fewer
+answers are told the smaller a step); the reference code divides by the told tokens alone, average_over=supervised here. The
+ratio is of the policies at temperature 1, as the paper samples, whatever `sampling` says. `show_as` says in which words the sibling is shown, since the built-in models know worked answers as "reference: ...";
 feedback of an environment other than the grade is not used.
 """
 
@@ -17,7 +19,7 @@ from typing import Annotated
 import torch
 
 from workbench.divergences import Divergence
-from workbench.method import Loss, Method, Option, Regime, View
+from workbench.method import AVERAGED, Loss, Method, Option, Regime, View
 from workbench.routers import sampler_ratio
 from workbench.types import Rollout, RouteBatch, Routing
 
@@ -29,6 +31,7 @@ FORMS = ("reference", "feedback")
 class Options:
     show_as: Annotated[str, Option("word before the sibling in the self-teacher's prompt", choices=FORMS)] = "reference"
     top_k: Annotated[int, Option("entries of the student's distribution that are compared", low=1)] = 100
+    average_over: Annotated[str, Option("positions that the loss is divided by", choices=AVERAGED)] = "all"
     ratio_clip: Annotated[float, Option("largest importance weight of a token", low=0.01)] = 2.0
     self_policy: Annotated[str, Option("weights of the self-teacher", choices=("student@ema", "student@start", "student"))] = "student@ema"  # fmt: skip
     ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
@@ -50,6 +53,7 @@ def build(options: Options) -> Method:
         route=lambda batch: route(batch, options),
         reads=("student",),
         average="position",
+        average_over=options.average_over,
         needs=("answer",),
         min_generations=2,
         ema_rate=options.ema_rate,
