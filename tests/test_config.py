@@ -82,6 +82,7 @@ def test_another_method_starts_from_its_own_defaults(file: Path) -> None:
         (["training.schedule=cosin"], 'Did you mean "cosine"'),
         (["training.betas=[0.9]"], "must be two numbers"),
         (["training.optimizer=adam"], 'Did you mean "adamw"'),
+        (["training.schedule=constant", "training.warmup_steps=2"], "Set training.schedule=constant_with_warmup"),
         (["training.optimizer=sgd", "training.betas=[0.9, 0.95]"], "training.optimizer=sgd has none"),
         (["evaluation.contexts=[plan]"], 'Did you mean "plain"'),
         (["evaluation.contexts=plain"], "must be list"),

@@ -183,6 +183,11 @@ class RunConfig:
             raise ConfigError(f"training.betas must be two numbers in [0, 1), got {betas}.")
         if self.training.optimizer != "adamw" and betas != TrainingConfig().betas:
             raise ConfigError(f"training.betas={betas} are AdamW's, and training.optimizer={self.training.optimizer} has none. Leave them out.")  # fmt: skip
+        if self.training.schedule == "constant" and self.training.warmup_steps:
+            raise ConfigError(
+                f"training.warmup_steps={self.training.warmup_steps} has no effect with training.schedule=constant. "
+                "Set training.schedule=constant_with_warmup, or training.warmup_steps=0."
+            )
         if self.training.update_mask and self.models.lora.rank:
             raise ConfigError("training.update_mask is of a student's own weights, and models.lora.rank trains adapters instead. Set one of the two to null or 0.")  # fmt: skip
         check_grading(**self.evaluation.grading)

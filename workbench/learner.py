@@ -250,11 +250,6 @@ def learning_rates(config: RunConfig) -> Callable[[int], float]:
     So no step has rate 0, for which answers would be sampled and scored in vain.
     """
     training = config.training
-    if training.schedule == "constant" and training.warmup_steps:
-        raise ConfigError(
-            f"training.warmup_steps={training.warmup_steps} has no effect with training.schedule=constant. "
-            "Set training.schedule=constant_with_warmup, or training.warmup_steps=0."
-        )
     dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     schedule = get_scheduler(training.schedule, dummy, training.warmup_steps, training.steps)
     factor, warmup = schedule.lr_lambdas[0], training.warmup_steps
