@@ -10,6 +10,7 @@
     python -m benchmarks traces     the trace files alone: bytes per token, time per query
     python -m benchmarks big_run    a run of ten million positions, asked as the app asks
     python -m benchmarks study      what of a study is no work on its runs; a run beside another: study parts, study beside
+    python -m benchmarks together   runs at once against the same runs one after the other
     python -m benchmarks app        first page, drawing in the browser, watching a run: app page, app draw, app watch
     python -m benchmarks bad_rows   no benchmark: rows with one odd value, of which none may end in a traceback
     python -m benchmarks kills      runs killed at random moments and system calls, resumed, held against undisturbed ones
@@ -32,6 +33,7 @@ NAMES = (
     "traces",
     "big_run",
     "study",
+    "together",
     "app",
     "bad_rows",
     "kills",

@@ -3,10 +3,15 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
+import torch
+from small import run_config
 
+from workbench.runs import RunFolder
 from workbench.threads import asked_threads, num_cores
+from workbench.train import train
 
 WAITS = "import os; print(os.environ['OMP_WAIT_POLICY'], os.environ['KMP_BLOCKTIME'])"
 
@@ -20,6 +25,32 @@ def test_the_number_of_threads_that_was_asked_for(monkeypatch, text: str | None,
         monkeypatch.setenv("OMP_NUM_THREADS", text)
     assert asked_threads() == number
     assert num_cores() >= 1
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_resumed_run_computes_with_as_many_threads_as_before(
+    models: dict, tmp_path, monkeypatch, four_threads: None, caplog
+) -> None:
+    config = run_config(models, tmp_path, training__steps=1, data__eval=None, trace__probes=0)
+    train(config)
+    folder = RunFolder(config.run_dir)
+    assert folder.status["threads"] == 4
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    torch.set_num_threads(1)
+    train(config, resume=True)
+    assert torch.get_num_threads() == folder.status["threads"] == 4
+    assert "last digits" not in caplog.text
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # kept, and said
+    torch.set_num_threads(2)
+    train(config, resume=True)
+    assert torch.get_num_threads() == 2 and "2 threads, 4 before" in caplog.text
 
 
 @pytest.mark.parametrize("entry", ["import workbench", "import workbench.cli", "from workbench.study import host"])

@@ -28,6 +28,7 @@ from workbench.loop import Loader, Trainer, TrainResult
 from workbench.model_folders import check_models
 from workbench.processes import identify
 from workbench.runs import ReadOnlyFolder, RunFolder, StopSignal
+from workbench.threads import asked_threads
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 
@@ -90,6 +91,22 @@ def _prepare(config: RunConfig, resume: bool, load: Loader) -> None:
         )
 
 
+def _settle_threads(before: int | None) -> int:
+    """Threads of the processor that the run computes with. A resumed run takes as many as `before`, since sums over
+    other parts differ in their last bits; whoever sets OMP_NUM_THREADS keeps it, and is warned.
+    """
+    if before and before != torch.get_num_threads() and asked_threads() is None:
+        torch.set_num_threads(before)
+    threads = torch.get_num_threads()
+    if before and before != threads:
+        log.warning(
+            "%d threads, %d before: on a CPU the last digits differ from those of a run that was not interrupted. "
+            "Set OMP_NUM_THREADS=%d, or leave it out, to go on as before.",
+            *(threads, before, before),
+        )
+    return threads
+
+
 def _inherits(config: RunConfig, error: WorkbenchError) -> bool:
     """Whether this process is the one to speak, the first process being gone: who gets the claim that went with it."""
     folder = RunFolder(config.run_dir)
@@ -123,6 +140,7 @@ def _train_in(
             pid=os.getpid(),
             process=identify(os.getpid()),
             processes=group.size,
+            threads=_settle_threads(folder.status.get("threads") if resume else None),
         )
         with StopSignal() as stop:
             trainer = Trainer(config, folder, resume=resume, load=load, group=group)
