@@ -38,9 +38,15 @@ FORMS = {
     "a column for each key": {"role": [t["role"] for t in TURNS], "content": [t["content"] for t in TURNS]},
     "parts": PARTS,
     "parts, JSON": json.dumps(PARTS),
-    "parts kept as text": [{**turn, "content": json.dumps(turn["content"])} if turn is PARTS[1] else turn for turn in PARTS],
-    "parts without types": [TURNS[0], {"role": "user", "content": [{"image": None, "text": "Which colour isn't it?"}]}, TURNS[2]],
-}  # fmt: skip
+    "parts kept as text": [
+        {**turn, "content": json.dumps(turn["content"])} if turn is PARTS[1] else turn for turn in PARTS
+    ],
+    "parts without types": [
+        TURNS[0],
+        {"role": "user", "content": [{"image": None, "text": "Which colour isn't it?"}]},
+        TURNS[2],
+    ],
+}
 
 
 @pytest.mark.parametrize("form", FORMS)

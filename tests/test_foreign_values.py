@@ -87,7 +87,7 @@ ROWS = [
     {"id": 1.0, "question": "How many doors?", "answer": 27.0, "caption": "a house", "domain": "count"},
     {"id": 2.0, "question": "How many cats?", "answer": NAN, "caption": NAN, "domain": NAN},
     {"id": NAN, "question": "How many dogs?", "answer": 4.0, "caption": NAN, "domain": 5.0},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("form", ["own JSON lines", "import of JSON lines", "import of Parquet", "own Parquet"])
@@ -95,7 +95,10 @@ def test_a_table_with_missing_values_has_whole_numbers_and_none(folder, form):
     path = write(folder, *ROWS)
     if "Parquet" in form:
         path = folder / "rows.parquet"
-        plain = [{name: None if name in ("caption", "domain") and value != value else value for name, value in row.items()} for row in ROWS[:2]]  # fmt: skip
+        plain = [
+            {name: None if name in ("caption", "domain") and value != value else value for name, value in row.items()}
+            for row in ROWS[:2]
+        ]
         pyarrow.parquet.write_table(
             pyarrow.Table.from_pylist([*plain, ROWS[2] | {"caption": None, "domain": "5"}]), path
         )
@@ -115,18 +118,26 @@ def test_a_table_with_missing_values_has_whole_numbers_and_none(folder, form):
         (pyarrow.array([0.1], pyarrow.float32()), "0.1", None),
         (pyarrow.array([27], pyarrow.float16()), "27", None),
         (pyarrow.array([2**64 - 1], pyarrow.uint64()), "18446744073709551615", None),
-        (pyarrow.array([1e16]), "10000000000000000", "answer is a floating-point number beyond 2^53, its last digits may be lost"),
+        (
+            pyarrow.array([1e16]),
+            "10000000000000000",
+            "answer is a floating-point number beyond 2^53, its last digits may be lost",
+        ),
         (pyarrow.array([Decimal("27.00")]), "27", None),
         (pyarrow.array(["red"]).dictionary_encode(), "red", None),
         (pyarrow.array([datetime.date(2020, 1, 2)]), "2020-01-02", "answer is a date, written as ISO 8601"),
         (pyarrow.array([datetime.datetime(2020, 1, 2)]), "2020-01-02", "answer is a date, written as ISO 8601"),
-        (pyarrow.array([datetime.datetime(2020, 1, 2, 3, 4)]), "2020-01-02 03:04:00", "answer is a date, written as ISO 8601"),
+        (
+            pyarrow.array([datetime.datetime(2020, 1, 2, 3, 4)]),
+            "2020-01-02 03:04:00",
+            "answer is a date, written as ISO 8601",
+        ),
         (pyarrow.array([b"red"]), "red", "text kept as bytes read as UTF-8"),
         (pyarrow.array([["red"]]), "red", "answer taken out of a list of one, or of equal ones"),
         (pyarrow.array([["red"] * 10]), "red", "answer taken out of a list of one, or of equal ones"),
         (pyarrow.array([[27.0]]), "27", "answer taken out of a list of one, or of equal ones"),
     ],
-)  # fmt: skip
+)
 def test_arrow_types_of_an_answer(folder, column, text, note):
     pyarrow.parquet.write_table(pyarrow.table({"question": ["Q?"], "answer": column}), folder / "rows.parquet")
     report = import_dataset(folder / "rows.parquet", folder / "out")
@@ -171,10 +182,15 @@ def test_numbers_of_classes_become_their_names(folder, form):
     animal = hf_datasets.ClassLabel(names=["cat", "dog"])
     features = hf_datasets.Features(
         {
-            "question": hf_datasets.Value("string"), "answer": animal, "image": hf_datasets.Image(),
-            "objects": {"bbox": hf_datasets.Sequence(hf_datasets.Sequence(hf_datasets.Value("float32"))), "category": hf_datasets.Sequence(animal)},
+            "question": hf_datasets.Value("string"),
+            "answer": animal,
+            "image": hf_datasets.Image(),
+            "objects": {
+                "bbox": hf_datasets.Sequence(hf_datasets.Sequence(hf_datasets.Value("float32"))),
+                "category": hf_datasets.Sequence(animal),
+            },
         }
-    )  # fmt: skip
+    )
     row = {
         "question": "Q?",
         "image": {"bytes": png(), "path": None},
@@ -308,11 +324,14 @@ def test_a_folder_of_pictures_is_read_also_streamed_and_zipped(folder, monkeypat
 def test_our_own_structures_pass_through_import(folder):
     box = {"x0": 1, "y0": 2, "x1": 11, "y1": 9}
     row = {
-        "question": "Q?", "images": ["a.png"], "crop": "a.png", "crop_box": box,
+        "question": "Q?",
+        "images": ["a.png"],
+        "crop": "a.png",
+        "crop_box": box,
         "history": [{"role": "user", "text": "Hello"}, {"role": "assistant", "text": "Hi"}],
         "turns": [{"text": "What?", "images": ["a.png"]}, {"text": "This."}],
         "marks": [{"pattern": "(red)", "kind": "answer", "truth": "visible"}],
-    }  # fmt: skip
+    }
     report = import_dataset(write(folder, row), folder / "out")
     (example,) = load_examples(report.path)
     assert example.history == (Turn("user", "Hello"), Turn("assistant", "Hi"))

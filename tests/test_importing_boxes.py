@@ -62,11 +62,14 @@ READ = {
     "a box in a box": ([{"box": {"xmin": 10, "ymin": 20, "xmax": 50, "ymax": 60}, "label": "dog"}], [LABELED]),
     "LabelMe": ({"shapes": [{"label": "dog", "points": [[10, 20], [50, 60]], "shape_type": "rectangle"}]}, [LABELED]),
     "four corners": ({"points": [[10, 20], [50, 20], [50, 60], [10, 60]]}, [PLAIN]),
-    "four corners as dicts": ([{"points": [{"x": x, "y": y} for x, y in ((10, 20), (50, 20), (50, 60), (10, 60))]}], [PLAIN]),
+    "four corners as dicts": (
+        [{"points": [{"x": x, "y": y} for x, y in ((10, 20), (50, 20), (50, 60), (10, 60))]}],
+        [PLAIN],
+    ),
     "empty keys of Arrow's structs": ([{"bbox": BOX, "label": None, "points": None, "image": None}], [PLAIN]),
     "nothing": ({"bbox": [], "category": []}, []),
     "nothing at all": ([], []),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("form", READ)
@@ -89,15 +92,39 @@ UNREAD = {
     "second picture, one number": ({"bbox": [BOX], "image_id": 1}, [], {SECOND: 1}),
     "second picture, list": ({"bbox": [BOX, BOX], "image_id": [0, 1.0]}, [PLAIN], {SECOND: 1}),
     "second picture by name": ([{"bbox": BOX, "image": "b.png"}], [], {SECOND: 1}),
-    "no such picture": ([{"bbox": BOX, "image_id": 397133}], [], {"box left out: its image_id names no image of the row (they count from 0)": 1}),
-    "a number as label": ({"bbox": [BOX], "category": [3]}, [PLAIN], {"label left out: a number, not a name (category)": 1}),
-    "labels of another length": ({"bbox": [BOX] * 3, "ref": ["a", "b"]}, [PLAIN] * 3, {"label left out: not one for each box": 2}),
-    "two labels": ([{"bbox": BOX, "label": "dog", "caption": "a brown dog"}], [LABELED], {"second label left out (caption)": 1}),
+    "no such picture": (
+        [{"bbox": BOX, "image_id": 397133}],
+        [],
+        {"box left out: its image_id names no image of the row (they count from 0)": 1},
+    ),
+    "a number as label": (
+        {"bbox": [BOX], "category": [3]},
+        [PLAIN],
+        {"label left out: a number, not a name (category)": 1},
+    ),
+    "labels of another length": (
+        {"bbox": [BOX] * 3, "ref": ["a", "b"]},
+        [PLAIN] * 3,
+        {"label left out: not one for each box": 2},
+    ),
+    "two labels": (
+        [{"bbox": BOX, "label": "dog", "caption": "a brown dog"}],
+        [LABELED],
+        {"second label left out (caption)": 1},
+    ),
     "other keys": ([{"bbox": BOX, "score": 0.5}], [PLAIN], {"key not read beside boxes: score": 1}),
-    "no key of a box": ({"segments": [1], "text": "x"}, [], {"boxes not read: there is no box under the keys segments, text": 1}),
-    "Gemini": ([{"box_2d": BOX}], [], {"boxes not read: box_2d has y first for some, x first for others (put x first, and name it bbox)": 1}),
+    "no key of a box": (
+        {"segments": [1], "text": "x"},
+        [],
+        {"boxes not read: there is no box under the keys segments, text": 1},
+    ),
+    "Gemini": (
+        [{"box_2d": BOX}],
+        [],
+        {"boxes not read: box_2d has y first for some, x first for others (put x first, and name it bbox)": 1},
+    ),
     "names alone": (["dog", "cat"], [], {"names without boxes not read": 2}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("form", UNREAD)

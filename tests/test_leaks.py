@@ -47,11 +47,15 @@ def test_earlier_turns_and_evidence_of_the_student_are_searched_too():
 
 
 def test_rows_are_counted_and_the_first_is_named():
-    examples = [Example(str(n), *row[1:2], answer=row[2], reference=row[3], origin=f"f:{n}") for n, row in enumerate(ROWS)]  # fmt: skip
+    examples = [
+        Example(str(n), *row[1:2], answer=row[2], reference=row[3], origin=f"f:{n}") for n, row in enumerate(ROWS)
+    ]
     leaks = find_leaks([*examples, Example("none", "Which?")], "plain")
     assert (leaks.num_examples, len(leaks.in_prompt), leaks.num_references) == (20, 6, 2)
     assert (leaks.num_among_choices, leaks.num_not_searched) == (8, 3)
-    assert str(leaks).startswith("6 of 20 prompts of the student hold the answer or the reference (2 the whole reference); first: f:0.")  # fmt: skip
+    assert str(leaks).startswith(
+        "6 of 20 prompts of the student hold the answer or the reference (2 the whole reference); first: f:0."
+    )
 
 
 def test_a_run_reports_them_unless_they_are_few():

@@ -20,7 +20,11 @@ def batch_rows(batch: pyarrow.RecordBatch | pyarrow.Table) -> Iterator[dict[str,
     if repeated is not None:
         raise DataError(f'the column "{repeated}" is there twice. Rename one of them')
     features = _class_features(batch.schema.metadata)
-    single = [field.name for field in batch.schema if pyarrow.types.is_float32(field.type) or pyarrow.types.is_float16(field.type)]  # fmt: skip
+    single = [
+        field.name
+        for field in batch.schema
+        if pyarrow.types.is_float32(field.type) or pyarrow.types.is_float16(field.type)
+    ]
     try:
         rows = batch.to_pylist()
     except (pyarrow.ArrowException, ValueError, OverflowError, TypeError, LookupError):
@@ -41,7 +45,7 @@ def _single_row(batch: pyarrow.RecordBatch | pyarrow.Table, idx: int) -> dict[st
         try:
             values[name] = column[idx].as_py()
         except (pyarrow.ArrowException, ValueError, OverflowError, TypeError, LookupError) as error:
-            return f'column "{name}" has a value of type {column.type} that cannot be read ({error}). Correct it, or drop the row'  # fmt: skip
+            return f'column "{name}" has a value of type {column.type} that cannot be read ({error}). Correct it, or drop the row'
     return values
 
 

@@ -40,7 +40,7 @@ class Leaks:
         if self.num_references:
             text += f" ({self.num_references} the whole reference)"
         if self.in_prompt:
-            text += f"; first: {self.in_prompt[0]}. Look at these rows: a question may name it by chance, or the student reads what it should find out"  # fmt: skip
+            text += f"; first: {self.in_prompt[0]}. Look at these rows: a question may name it by chance, or the student reads what it should find out"
         if self.num_among_choices:
             text += f"; {self.num_among_choices} more offer it among choices, which is usual"
         if self.num_not_searched:

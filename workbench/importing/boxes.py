@@ -19,30 +19,79 @@ from workbench.importing.corners import BoxForm, box_corners, is_rectangle, is_s
 from workbench.values import is_missing, parse_structure
 
 BOX_KEYS = {
-    "bbox": None, "bboxes": None, "bboxs": None, "box": None, "boxes": None, "bbox_2d": None, "bboxes_2d": None,
-    "bndbox": None, "bounding_box": None, "bounding_boxes": None, "rect": None, "rectangle": None, "xyxy": "xyxy",
-    "bbox_xyxy": "xyxy", "xywh": "xywh", "bbox_xywh": "xywh", "cxcywh": "cxcywh", "bbox_cxcywh": "cxcywh",
-}  # fmt: skip
+    "bbox": None,
+    "bboxes": None,
+    "bboxs": None,
+    "box": None,
+    "boxes": None,
+    "bbox_2d": None,
+    "bboxes_2d": None,
+    "bndbox": None,
+    "bounding_box": None,
+    "bounding_boxes": None,
+    "rect": None,
+    "rectangle": None,
+    "xyxy": "xyxy",
+    "bbox_xyxy": "xyxy",
+    "xywh": "xywh",
+    "bbox_xywh": "xywh",
+    "cxcywh": "cxcywh",
+    "bbox_cxcywh": "cxcywh",
+}
 CORNER_KEYS = {
-    ("x0", "y0", "x1", "y1"): "xyxy", ("x1", "y1", "x2", "y2"): "xyxy", ("xmin", "ymin", "xmax", "ymax"): "xyxy",
-    ("x_min", "y_min", "x_max", "y_max"): "xyxy", ("left", "top", "right", "bottom"): "xyxy",
-    ("xtl", "ytl", "xbr", "ybr"): "xyxy", ("x", "y", "width", "height"): "xywh", ("x", "y", "w", "h"): "xywh",
-    ("left", "top", "width", "height"): "xywh", ("cx", "cy", "w", "h"): "cxcywh", ("cx", "cy", "width", "height"): "cxcywh",
+    ("x0", "y0", "x1", "y1"): "xyxy",
+    ("x1", "y1", "x2", "y2"): "xyxy",
+    ("xmin", "ymin", "xmax", "ymax"): "xyxy",
+    ("x_min", "y_min", "x_max", "y_max"): "xyxy",
+    ("left", "top", "right", "bottom"): "xyxy",
+    ("xtl", "ytl", "xbr", "ybr"): "xyxy",
+    ("x", "y", "width", "height"): "xywh",
+    ("x", "y", "w", "h"): "xywh",
+    ("left", "top", "width", "height"): "xywh",
+    ("cx", "cy", "w", "h"): "cxcywh",
+    ("cx", "cy", "width", "height"): "cxcywh",
     ("x_center", "y_center", "width", "height"): "cxcywh",
-}  # fmt: skip
+}
 LABEL_KEYS = (
-    "label", "ref", "caption", "name", "category_name", "class_name", "category", "class", "text", "text_label", "phrase",
-    "description", "object", "labels", "refs", "captions", "names", "category_names", "categories", "classes", "texts",
-    "phrases", "category_id", "label_id", "class_id",
-)  # fmt: skip
+    "label",
+    "ref",
+    "caption",
+    "name",
+    "category_name",
+    "class_name",
+    "category",
+    "class",
+    "text",
+    "text_label",
+    "phrase",
+    "description",
+    "object",
+    "labels",
+    "refs",
+    "captions",
+    "names",
+    "category_names",
+    "categories",
+    "classes",
+    "texts",
+    "phrases",
+    "category_id",
+    "label_id",
+    "class_id",
+)
 PICTURE_KEYS = ("image_id", "image_ids", "image", "images", "image_index", "image_idx")
 TYPE_KEYS = ("bbox_type", "bbox_types")
 POINT_KEYS = ("points", "point", "point_2d", "points_2d", "keypoints", "polygon", "segmentation", "quad")
 _WRAPPERS = ("objects", "annotations", "shapes", "instances", "detections", "regions")
 _TYPES = {
-    "real": "pixels", "pixel": "pixels", "pixels": "pixels", "norm1": "normalised", "norm_1": "normalised",
-    "norm1000": "thousand", "norm_1000": "thousand",
-}  # fmt: skip
+    "real": "pixels",
+    "pixel": "pixels",
+    "pixels": "pixels",
+    "norm1": "normalised",
+    "norm_1": "normalised",
+    "norm1000": "thousand",
+    "norm_1000": "thousand",
+}
 _Y_FIRST = "box_2d"  # Gemini's [y0, x0, y1, x1] of 0 to 1000, elsewhere x first: the numbers do not tell which
 _MOST_DEPTH = 8
 

@@ -36,8 +36,16 @@ def box_corners(
     if len(read) != 4 or None in read:
         raise Refused("a box is not four numbers", show(numbers))
     a, b, c, d = read
-    if form.box_format == "xyxy" and not form.is_stated and area and _is_area(c * d, area) and not _is_area((c - a) * (d - b), area):  # fmt: skip
-        raise Refused("a box's area is that of corner and size (give --box-format xywh)", f"{show(numbers)}, area {area:g}")  # fmt: skip
+    if (
+        form.box_format == "xyxy"
+        and not form.is_stated
+        and area
+        and _is_area(c * d, area)
+        and not _is_area((c - a) * (d - b), area)
+    ):
+        raise Refused(
+            "a box's area is that of corner and size (give --box-format xywh)", f"{show(numbers)}, area {area:g}"
+        )
     if form.box_format == "xywh":
         a, b, c, d = a, b, a + c, b + d
     elif form.box_format == "cxcywh":

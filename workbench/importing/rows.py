@@ -132,7 +132,9 @@ def _choices(importer: Importer, values: dict[str, Any], notes: Counter[str]) ->
     choices = [values.get(name) for name in importer.layout.choices]
     if len(choices) == 1:
         choices = as_list(choices[0])
-    texts = [(letter, scalar_text(choice, "choice", notes)) for letter, choice in zip(ascii_uppercase, choices, strict=False)]  # fmt: skip
+    texts = [
+        (letter, scalar_text(choice, "choice", notes)) for letter, choice in zip(ascii_uppercase, choices, strict=False)
+    ]
     return [f"({letter}) {text}" for letter, text in texts if text]
 
 
