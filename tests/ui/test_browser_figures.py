@@ -200,6 +200,18 @@ def test_long_answers_are_cut_in_lists_and_keep_their_lines(visit, long_run: str
     assert len(boxes) < 40 and all(left[1] <= right[0] for left, right in pairwise(boxes))
 
 
+def test_on_a_phone_the_state_of_a_run_can_be_read_and_the_header_reached(visit) -> None:
+    page = visit("run=dopd", "watch")
+    page.set_viewport_size({"width": 390, "height": 800})
+    for name in ("#app-run", "#app-look", "#app-theme"):
+        spot = page.locator(name).bounding_box()
+        assert spot["x"] >= 0 and spot["x"] + spot["width"] <= 390, name
+    assert page.locator("#watch-status .app-facts").bounding_box()["width"] > 300
+    assert page.locator("#watch-status .app-progress").bounding_box()["width"] > 300
+    stop, facts = (page.locator(name).bounding_box() for name in ("#watch-stop", "#watch-status .app-facts"))
+    assert stop["y"] >= facts["y"] + facts["height"], "below, and not over, what is said of the run"
+
+
 def test_a_wrong_answer_opens_with_its_picture(visit, runs: Path) -> None:
     page = visit("run=dopd", "illusion")
     row = page.locator("#illusion-wrong tr[data-key]").nth(1)

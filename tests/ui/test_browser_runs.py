@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from page_checks import FITS, nameless
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 from small import run_config
 
-from workbench.jobs import JobState, read_job
+from workbench.jobs import JobState, _Record, _write_record, read_job
 
 SAMPLES = Path(__file__).parents[2] / "data/samples/samples.jsonl"
 SLOW_MS = 120_000  # a busy machine loads models in the background
@@ -229,6 +230,59 @@ def test_another_method_shows_its_own_options_and_the_check_its_table(open_page:
     page.locator("#launch-check").click()
     expect(page.locator("#launch-report table tbody tr").first).to_contain_text("evidence")
     expect(page.locator("#launch-report .app-good")).to_contain_text("checks hold")
+
+
+def test_a_check_is_of_the_form_as_it_is(open_page: Callable) -> None:
+    page = open_page("?tab=launch")
+    report, said = page.locator("#launch-report"), page.locator("#launch-said [role=alert]")
+    data, steps = page.locator("#launch-data-train textarea"), page.locator("#launch-training-steps input")
+    command = page.locator("#launch-command textarea")
+    data.fill("nofile.jsonl")
+    expect(command).to_have_value(re.compile("nofile.jsonl"))
+    page.locator("#launch-check").click()
+    expect(said).to_contain_text("nofile.jsonl")
+    expect(report).not_to_contain_text("Checking")
+    data.fill("scenes:train?count=12")
+    expect(command).not_to_have_value(re.compile("nofile.jsonl"))
+    expect(said).to_have_count(0)
+    page.locator("#launch-check").click()
+    expect(report).to_contain_text("Checking")
+    expect(report).to_contain_text("checks hold")
+    steps.fill("7")
+    expect(report).not_to_contain_text("checks hold")
+    page.locator("#launch-check").click()
+    expect(report).to_contain_text("Checking")
+    steps.fill("8")
+    expect(command).to_have_value(re.compile("training.steps=8"))
+    expect(report).to_contain_text("The form was changed while it was checked")
+    expect(report.locator("table")).to_have_count(0)
+
+
+def test_a_run_that_failed_before_its_folder_was_made_can_be_corrected(server: Server, open_page: Callable) -> None:
+    folder = server.runs / ".jobs/fails"
+    folder.mkdir(parents=True)
+    plain = yaml.safe_load((server.folder / "configs/tiny.yaml").read_text())
+    plain |= {"name": "fails", "data": {"train": "nofile.jsonl", "eval": None}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain))
+    (folder / "train.out").write_text("workbench.errors.DataError: nofile.jsonl does not exist.\n")
+    command = ("python", "-m", "workbench", "train", str(folder / "config.yaml"))
+    _write_record(server.runs / "fails", _Record(2**22 + 1, None, 1.0, command))  # no process has such a number
+    page = open_page("?run=fails&tab=watch")
+    status = page.locator("#watch-status")
+    expect(status).to_contain_text("nofile.jsonl does not exist")
+    expect(status).to_contain_text("There is nothing to resume")
+    words = status.locator(".app-command code").inner_text().split()
+    assert words[:2] == ["workbench", "train"] and words[3:] == ["name=fails-again"]
+    assert (server.folder / words[2]).read_text() == (folder / "config.yaml").read_text()
+    for figure in page.locator(".app-plots .js-plotly-plot").all():
+        expect(figure).to_contain_text("before it recorded anything")
+    page.get_by_role("tab", name="Data", exact=True).click()
+    expect(page.locator("#data-source input")).to_have_value(re.compile("nofile.jsonl"))
+    expect(page.locator("#data-list")).to_contain_text("nofile.jsonl")
+    page.get_by_role("tab", name="Launch", exact=True).click()
+    page.locator("#launch-recipe input").click()
+    page.get_by_role("option", name=re.compile(r"run\s+fails")).click()
+    expect(page.locator("#launch-data-train textarea, #launch-data-train input").first).to_have_value("nofile.jsonl")
 
 
 def test_a_run_survives_the_page_and_the_server_and_is_stopped_and_resumed(server: Server, open_page: Callable) -> None:

@@ -17,6 +17,7 @@ from workbench.jobs import read_job
 from workbench.methods import describe_options, list_methods
 from workbench.ui.context import AppContext, note, sentence, told
 from workbench.ui.form import (
+    CHOICE,
     NUMBER,
     Field,
     check_table,
@@ -105,6 +106,12 @@ def test_every_field_says_its_meaning_unit_and_range() -> None:
     assert by_key["data.limit"].hint == "use only the first so many training examples; empty = all · at least 1"
     assert all(field.option.help.split(";")[0] in field.hint for field in fields())
     assert by_key["seed"].kind != NUMBER, "a browser would round large seeds"
+
+
+def test_every_choice_that_may_be_empty_is_shown_as_none_and_not_left_blank() -> None:
+    empty = [field for field in fields() if field.kind == CHOICE and field.is_nullable]
+    assert "models.teacher_dtype" in {field.key for field in empty}
+    assert all(field.shown(None) == "" and field.read("") is None for field in empty), "the list's value of none"
 
 
 def test_a_recipe_comes_through_the_form_unchanged(context: AppContext) -> None:

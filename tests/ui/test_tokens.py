@@ -9,6 +9,7 @@ import pytest
 
 from workbench.analysis.table import Table
 from workbench.analysis.tokens import Selection
+from workbench.analysis.tokens import page as answers_page
 from workbench.errors import RunError, TraceError
 from workbench.ui import tokens
 from workbench.ui.context import AppContext
@@ -101,6 +102,14 @@ def test_a_run_without_traces_says_what_to_do(context: AppContext) -> None:
 def test_only_runs_of_the_folder_are_opened(context: AppContext, name: str | None) -> None:
     with pytest.raises(RunError):
         tokens.draw(context, name, {})
+
+
+def test_regimes_of_an_answer_stand_in_the_methods_order(context: AppContext) -> None:
+    traces = TRACES.of(context.runs_dir / "dopd")
+    order = list(traces.regimes)
+    for row in answers_page(traces).rows:
+        names = [part.split()[0] for part in row["regimes"].split(", ")]
+        assert names == sorted(names, key=order.index)
 
 
 def test_rows_show_hostile_text_as_text() -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.analysis.table import NO_TRACES, Table, run_name, table, traces_of
+from workbench.analysis.table import NO_PROBES, NO_TRACES, Table, run_name, table, traces_of
 from workbench.rendering.model import TokenView
 from workbench.rendering.recorded import token_view
 from workbench.traces.reader import Key, Traces
@@ -12,6 +12,10 @@ from workbench.traces.schema import OPENING
 PAGE_COLUMNS = ["step", "rollout", "process", "example", "domain", "question", "answer", "expected", "right", "tokens", "capability_gap", "information_gap", "loss", "regimes"]  # fmt: skip
 PAGE_UNITS = {"tokens": "tokens", "capability_gap": "nats per token", "information_gap": "nats per token", "loss": "nats per token"}  # fmt: skip
 
+NO_ANSWERS = (
+    "No answer of training is recorded yet: the first are those of step 1. Answers of the fixed probes may be there before: "
+    "choose probes."
+)
 _CHOSEN = ("domain", "kind", "truth")
 
 
@@ -60,11 +64,13 @@ def page(run: str | Path | Traces, selection: Selection = Selection(), *, page_i
             "capability_gap": row["capability_gap"],
             "information_gap": row["information_gap"],
             "loss": row["loss"],
-            "regimes": ", ".join(f"{name} {count}" for name, count in row["regimes"] or ()),
+            "regimes": ", ".join(f"{name} {counts[name]}" for name in traces.regimes if name in counts),
         }
-        for row in found
+        for row, counts in ((row, dict(row["regimes"] or ())) for row in found)  # in the regimes' own order
     ]
     empty = "No answer fits this selection. Remove a filter, or choose another step."
+    if not rows and not traces.steps("probe_rollouts" if selection.probe else "rollouts"):
+        empty = NO_PROBES if selection.probe else NO_ANSWERS
     return table(rows, PAGE_COLUMNS, run=run_name(traces), empty=empty, units=PAGE_UNITS)
 
 

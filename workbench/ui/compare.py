@@ -276,4 +276,4 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     def choose(event: gr.EventData, address: dict) -> dict:
         return chosen_example(address, event.key)
 
-    listed.select(told(choose), shared.address, shared.address, **quiet)
+    listed.select(told(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)

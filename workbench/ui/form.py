@@ -18,7 +18,7 @@ from workbench.config import RunConfig, build_config, describe_config, load_conf
 from workbench.contexts import AFTERWARDS, CONTEXTS, EVIDENCE
 from workbench.counterparts import WRONG
 from workbench.errors import ConfigError, cut
-from workbench.jobs import find_jobs
+from workbench.jobs import config_file, find_jobs
 from workbench.method import Option, range_in_words
 from workbench.methods import describe_options, list_methods
 from workbench.parsing import Malformed, parse_value
@@ -93,7 +93,7 @@ class Field:
             return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).strip()
         if self.kind == TEXT:
             return "" if value is None else str(value)
-        return value
+        return "" if self.kind == CHOICE and value is None else value  # the choice "none"
 
     def read(self, entered: object) -> object:
         """What was entered, as a plain value. Raises ConfigError if it is no YAML where YAML is asked for."""
@@ -161,7 +161,7 @@ def recipes(context: AppContext) -> list[tuple[str, str]]:
             is_run = True  # choosing it says what is wrong
         if is_run:
             found.append((f"recipe  {file.name}", f"recipe:{file.name}"))
-    runs = [state for state in find_jobs(context.runs_dir) if (state.run_dir / "config.yaml").is_file()]
+    runs = [state for state in find_jobs(context.runs_dir) if config_file(state.run_dir) is not None]
     return found + [(f"run  {state.name}  ·  {state.status}", f"run:{state.name}") for state in runs]
 
 
@@ -169,7 +169,8 @@ def recipe_file(context: AppContext, choice: str | None) -> Path:
     """The file that a choice means. Raises ConfigError or RunError if it is none of `recipes`."""
     kind, _, name = (choice or "").partition(":")
     if kind == "run":
-        return find_run_dir(context.runs_dir, name) / "config.yaml"
+        run_dir = find_run_dir(context.runs_dir, name)
+        return config_file(run_dir) or run_dir / "config.yaml"  # reading says that it is not there
     file = context.configs_dir / name
     if kind != "recipe" or Path(name).name != name or file.suffix != ".yaml":
         raise ConfigError(

@@ -5,6 +5,7 @@ are never loaded into the app.
 """
 
 import itertools
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -78,7 +79,9 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                 start = gr.Button("Start", variant="primary", elem_id="launch-start", interactive=not context.read_only)
             message = gr.HTML("", elem_id="launch-message")  # of the form as it is
             said = gr.HTML("", elem_id="launch-said")  # of Check or Start, until the form is edited
-            report = gr.HTML(note(READ_ONLY if context.read_only else _WHAT_CHECK_DOES), elem_id="launch-report")
+            about_check = note(READ_ONLY if context.read_only else _WHAT_CHECK_DOES)
+            report = gr.HTML(about_check, elem_id="launch-report")
+            checked = gr.Textbox("", visible="hidden")  # the command that was checked
 
     inputs: list[Component] = [recipe, more, *made]
     chooser, name = (made[[_first(place).key for place in form].index(key)] for key in ("method.name", "name"))
@@ -90,7 +93,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     # text, numbers and switches are listened to by assets/app.js, all at once: each event of each box would cost the first page
     lists = [one.input for one in made if isinstance(one, gr.Dropdown) and one is not chooser]
     gr.on(lists, None, None, typed, js="() => workbenchApp.typed()")
-    gr.on([typed.change, chooser.input, recipe.change], None, None, said, js="() => ''")
+    edited = [typed.change, chooser.input, recipe.change]
+    gr.on(edited, None, None, [said, report], js=f"() => ['', {json.dumps(about_check)}]")
     typed.change(*shows, **silent)
     loaded = recipe.change(
         beside(partial(fill, context, form), 1 + len(made)), recipe, [message, about, *made], **silent
@@ -101,7 +105,10 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     shared.on_show("launch", told(partial(offer, context), 2), [recipe, name], [recipe, name]).then(*shows, **silent)
 
     running = {"show_progress": "minimal", "show_progress_on": report, "api_visibility": "private"}
-    check.click(beside(partial(run_check, context, form), 1), inputs, [said, report], **running)
+    checking = check.click(
+        partial(checked_form, context, form), inputs, [said, report, checked], trigger_mode="always_last", **running
+    )
+    checking.then(outdated, [checked, command], [said, report], **silent)
     started = start.click(
         beside(partial(start_from, context, form), 4), inputs,
         [said, shared.run, shared.address, shared.tabs, name], **silent | {"trigger_mode": "once"},
@@ -189,6 +196,24 @@ def offer(context: AppContext, recipe: str | None, name: str) -> tuple[object, o
     picker = gr.Dropdown(choices=choices) if recipe else gr.Dropdown(choices=choices, value=choices[0][1])
     free = free_name(context, name)
     return picker, gr.skip() if free == name else free
+
+
+def checked_form(context: AppContext, form: Form, recipe: str, more: str, *entered: object) -> Iterator[tuple]:
+    """What is wrong with the form, what its check found, and the command that was checked ("": the form holds none)."""
+    command = ""
+    try:
+        (command,) = preview(context, form, recipe, more, *entered)
+        for (report,) in run_check(context, form, recipe, more, *entered):
+            yield "", report, command
+    except (WorkbenchError, OSError) as error:
+        yield note(sentence(error), "error"), "", command
+
+
+def outdated(checked: str, command: str) -> tuple:
+    """In place of what was found, if the form holds another command by now."""
+    if checked == command:
+        return gr.skip(), gr.skip()
+    return "", note("The form was changed while it was checked, so what was found is left out. Check again.", "warning")
 
 
 def run_check(context: AppContext, form: Form, recipe: str, more: str, *entered: object) -> Iterator[tuple[str]]:

@@ -10,6 +10,7 @@ from workbench.analysis.table import NO_PROBES, Table
 from workbench.render import render_movement
 from workbench.traces.reader import Traces
 from workbench.ui.context import CHOICES, AppContext, Shared, choice, chooses, kept, told
+from workbench.ui.living import watch_run
 from workbench.ui.pieces import (
     TRACES,
     Column,
@@ -164,6 +165,7 @@ def moved_address(context: AppContext, run: str | None, address: Mapping | None,
 
 def build_tab(context: AppContext, shared: Shared) -> None:
     """A probe over training, flows between two steps, shares over steps, the tokens that moved."""
+    watch_run(context, shared, "movement", "probe_rollouts")
     listed = rows_component("probes", elem_id="movement-probes")
     value = gr.Radio(VALUES, value="regime", label="colour the tokens by", elem_id="movement-value")
     fragment = fragment_component("one probe over training", elem_id="movement-map")
@@ -198,5 +200,5 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     def open_token(event: gr.EventData, run: str, address: dict) -> tuple:
         return moved_address(context, run, address, event.key), gr.Tabs(selected="tokens")
 
-    listed.select(told(choose), shared.address, shared.address, **quiet)
+    listed.select(told(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
     moved.select(told(open_token, 2), [shared.run, shared.address], [shared.address, shared.tabs], **quiet)

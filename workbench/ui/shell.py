@@ -40,6 +40,7 @@ TABS: dict[str, tuple[str, ModuleType]] = {
     "studies": ("Studies", studies),
     "report": ("Report", report),
 }
+TROUBLE_S = 10.0  # between looks whether the run that is shown has died or was deleted
 ACCENT = gr.themes.Color(
     "#eef6fb", "#d3e6f4", "#a9d0ea", "#7bb8de", "#4aa9e6", "#1f86c4", "#0072b2", "#005f99", "#004b79", "#00395c", "#00263d"
 )  # fmt: skip
@@ -88,8 +89,8 @@ def build_app(context: AppContext) -> gr.Blocks:
         }  # fmt: skip
         gr.on([run.change, tab.change, theme.change, address.change], **shown)
         gr.on(
-            [run.change, tab.change, look.click], told(partial(trouble_html, context)), [run, tab], trouble,
-            show_progress="hidden", api_visibility="private",
+            [run.change, tab.change, look.click, gr.Timer(TROUBLE_S).tick], told(partial(look_over, context), 1 + len(wake)),
+            [run, tab], [trouble, *wake.values()], show_progress="hidden", api_visibility="private", queue=False,
         )  # fmt: skip
         toggle.click(None, None, theme, js="() => workbenchApp.toggle()")
         again = look.click(  # a page that is just coming back from a lost server has no run yet, and its address has
@@ -140,6 +141,18 @@ def look_again(context: AppContext, run: str | None) -> object:
     if run and run not in names:
         gr.Warning(escape(f'The run "{run}" is gone: its folder was deleted or renamed. The newest one is shown.'))
     return gr.Dropdown(choices=choices, value=run if run in names else names[0] if names else None)
+
+
+def look_over(context: AppContext, run: str | None, tab: str) -> tuple:
+    """What stands over the open tab, and each tab's `wake`: an open tab of a run that is gone is drawn anew, and says so."""
+    is_gone = False
+    if run and tab not in ("", "launch", "studies"):
+        try:
+            context.job(run)
+        except RunError:
+            is_gone = True
+    wakes = [f"gone: {run}" if is_gone and name == tab else gr.skip() for name in TABS]
+    return trouble_html(context, run, tab), *wakes
 
 
 def trouble_html(context: AppContext, run: str | None, tab: str) -> str:

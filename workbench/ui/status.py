@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from workbench.commands import copyable
-from workbench.jobs import JobState
+from workbench.jobs import JobState, config_file
 from workbench.ui.context import note
 
 
@@ -25,6 +25,11 @@ def status_html(state: JobState) -> str:
     listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
     said = note(state.error, "error") if state.error else ""
     said += "".join(note(warning, "warning") for warning in state.warnings)
+    if state.status in ("failed", "stopped", "died") and not state.can_resume:
+        said += note(
+            "There is nothing to resume: the run ended before its folder was made. To correct it, choose it in Launch "
+            "under Start from."
+        )
     if state.skipped:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in state.skipped.items())
         said += note(f"Examples left out: {reasons}")
@@ -56,5 +61,6 @@ def _plain(state: JobState) -> tuple[str, ...]:
     elif command[0].endswith(("workbench", "__main__.py")):
         command = ("workbench", *command[1:])
     if command[1:2] == ("train",) and Path(command[-1]).parts[-3:-1] == (".jobs", run_dir.name):
-        return ("workbench", "train", str(run_dir / "config.yaml"), f"name={run_dir.name}-again")
+        file = config_file(run_dir) or run_dir / "config.yaml"
+        return ("workbench", "train", str(file), f"name={run_dir.name}-again")
     return tuple(str(run_dir) if part == str(run_dir.resolve()) else part for part in command)

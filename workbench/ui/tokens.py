@@ -20,6 +20,7 @@ from workbench.errors import WorkbenchError
 from workbench.render import render_tokens
 from workbench.traces.reader import Traces
 from workbench.ui.context import CHOICES, AppContext, Shared, choice, chooses, kept, sentence, told
+from workbench.ui.living import watch_run
 from workbench.ui.pieces import (
     TRACES,
     Column,
@@ -253,6 +254,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         order = gr.Dropdown(ORDERS, value="step", label="order", min_width=210, elem_id="tokens-order")
         example = gr.Textbox(label="example", placeholder="id", min_width=130, elem_id="tokens-example", max_lines=1)
         probe = gr.Checkbox(label="probes", min_width=90, elem_id="tokens-probe")
+    watch_run(context, shared, "tokens", "rollouts")
     listed = rows_component("answers", elem_id="tokens-list")
     with gr.Row(elem_classes="wbu-pager"):
         where = fragment_component("where in the list", elem_id="tokens-where")
@@ -277,7 +279,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     def page(by: int, run: str, address: dict) -> dict:
         return paged(context, run, address, by)
 
-    listed.select(told(choose), shared.address, shared.address, **quiet)
+    listed.select(told(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
     shown.turn(told(turn), inputs, shared.address, **quiet)
     back.click(told(partial(page, -1)), inputs, shared.address, **quiet)
     on.click(told(partial(page, 1)), inputs, shared.address, **quiet)

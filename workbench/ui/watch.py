@@ -181,7 +181,9 @@ def look_at(
     if anew or _is_due(state, before, tab):
         start = time.perf_counter()
         traces, fault = read_traces(run_dir)
-        drawn = [*(offer_questions(run_dir, traces, question, fault)), *draw(run_dir, traces, theme, fault)]
+        nothing = "" if fault else ended_with_nothing(state, traces)
+        drawn = [*offer_questions(run_dir, traces, question, fault), *draw(run_dir, traces, theme, fault, nothing)]
+        drawn[1] = empty_html(nothing) if nothing else drawn[1]
         drawn.append(how_sure(run_dir))
         cost = time.perf_counter() - start
         age = time.time() - state.started if state.started else 0.0
@@ -203,11 +205,23 @@ def read_traces(run_dir: Path) -> tuple[Traces | None, str]:
         return None, sentence(error)
 
 
-def draw(run_dir: Path, traces: Traces | None, theme: str, fault: str = "") -> list[go.Figure]:
+def ended_with_nothing(state: JobState, traces: Traces | None) -> str:
+    """What to say of a run that has ended and recorded nothing; "" of all others."""
+    has_any = traces is not None or any((state.run_dir / name).exists() for name in ("metrics.jsonl", "evals"))
+    if state.is_alive or has_any:
+        return ""
+    return f"The run {state.status} before it recorded anything. What it said stands above."
+
+
+def draw(run_dir: Path, traces: Traces | None, theme: str, fault: str = "", nothing: str = "") -> list[go.Figure]:
     """All figures of a run, in the order of CURVES and PANELS; one that cannot be drawn says why.
 
-    fault  why the traces cannot be read, if they cannot
+    fault    why the traces cannot be read, if they cannot
+    nothing  what to say in place of each figure, if there will be none
     """
+    if nothing:
+        titles = [*(title for title, _ in CURVES), *PANELS.values()]
+        return [empty_figure(nothing, theme, title=title, height=270) for title in titles]
 
     def drawn(title: str, make: Callable[[], go.Figure]) -> go.Figure:
         try:

@@ -1,0 +1,86 @@
+"""What the page says of runs that have only begun or were deleted."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import PATIENCE_MS, free_port
+from playwright.sync_api import BrowserContext, Page, expect
+
+from workbench.processes import identify
+from workbench.ui.serve import serve
+
+TABLES = ("cells", "positions", "rollouts")  # of a step's traces, in the order in which they are written
+
+
+@pytest.fixture(scope="module")
+def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a runs folder."""
+    folder = tmp_path_factory.mktemp("states")
+    shutil.copytree(trained / "dopd", folder / "runs/done")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page_of(folder: Path) -> Iterator[str]:
+    port = free_port()
+    app = serve(folder / "runs", configs=folder, port=port)
+    yield f"http://127.0.0.1:{port}"
+    app.close()
+
+
+@pytest.fixture
+def opened(visitor: BrowserContext, page_of: str) -> Iterator[Callable[[str], Page]]:
+    pages = []
+    expect.set_options(timeout=PATIENCE_MS)
+
+    def open_at(query: str) -> Page:
+        pages.append(visitor.new_page())
+        pages[-1].set_default_timeout(PATIENCE_MS)
+        pages[-1].goto(f"{page_of}/?{query}")
+        return pages[-1]
+
+    yield open_at
+    for page in pages:
+        page.close()
+
+
+def test_a_run_that_has_just_begun_says_so_and_its_answers_come_by_themselves(
+    opened, folder: Path, trained: Path
+) -> None:
+    run_dir = folder / "runs/living"
+    shutil.copytree(trained / "dopd", run_dir, ignore=lambda path, _: TABLES if Path(path).name == "traces" else ())
+    status = json.loads((run_dir / "run.json").read_text())
+    status |= {"status": "running", "pid": os.getpid(), "process": identify(os.getpid()), "steps_done": 0}
+    status |= {"updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "doing": "student answers 6 questions"}
+    (run_dir / "run.json").write_text(json.dumps(status))
+    page = opened("run=living&tab=tokens")
+    expect(page.locator("#tokens-list")).to_contain_text("No answer of training is recorded yet")
+    expect(page.locator("#tokens-list")).not_to_contain_text("filter")
+    expect(page.locator("#tokens-news")).to_contain_text("living is running: student answers 6 questions; step 0 of 4")
+    for table in TABLES:
+        shutil.copytree(trained / "dopd/traces" / table, run_dir / "traces" / table)
+    expect(page.locator("#tokens-list tr[data-key]").first).to_be_visible()
+    expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token")
+    expect(page.locator("#tokens-news")).not_to_contain_text("is running")
+    shutil.rmtree(run_dir)
+
+
+def test_a_deleted_run_is_not_shown_as_if_it_were_there(opened, folder: Path) -> None:
+    shutil.copytree(folder / "runs/done", folder / "runs/doomed")
+    page = opened("run=doomed&tab=watch")
+    expect(page.locator("#watch-status h2")).to_have_text("doomed")
+    expect(page.locator(".app-plots .js-plotly-plot").first).to_be_visible()
+    shutil.rmtree(folder / "runs/doomed")
+    gone = page.locator("#watch-status [role=alert]")
+    expect(gone).to_contain_text("no run")  # by itself
+    expect(page.locator("#watch-status h2")).to_have_count(0)
+    expect(page.locator(".app-plots .js-plotly-plot")).to_have_count(0)
+    page.get_by_role("tab", name="Tokens", exact=True).click()
+    expect(page.locator("#tokens-list")).to_contain_text("no run")
+    page.get_by_role("tab", name="Watch", exact=True).click()
+    expect(gone).to_contain_text("no run")
