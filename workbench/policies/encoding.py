@@ -22,6 +22,7 @@ from torch import Tensor
 
 from workbench.errors import PolicyError
 from workbench.images import open_image
+from workbench.policies.templates import TEXT, content_form
 from workbench.types import Prompt, Turn
 
 CACHE_BYTES = 512 * 2**20  # of encoded prompts per policy family; oldest go first
@@ -43,6 +44,7 @@ class PromptEncoder:
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.max_prompt_length = max_prompt_length
         self.context_length = max_prompt_length  # of prompt and completion together
+        self._content = content_form(processor) if getattr(processor, "chat_template", None) is not None else None
         self._kept: OrderedDict[str, tuple[Prompt, Encoded]] = OrderedDict()
         self._kept_bytes = 0
         self._pictures: OrderedDict[tuple, _Pictures] = OrderedDict()  # of the prompts before
@@ -131,6 +133,12 @@ class PromptEncoder:
         if getattr(processor, "chat_template", None) is None:
             shown = {"images": [pictures.opened]} if pictures.opened else {}
             return _inputs(processor(text=[self._plain_text(prompt)], **shown, return_tensors="pt"))
+        if self._content == TEXT and self.processor is not self.tokenizer:
+            text = self._templated(prompt)
+            shown = {"images": [pictures.opened]} if pictures.opened else {}
+            return _inputs(
+                processor(text=[text], **shown, add_special_tokens=not self._begins(text), return_tensors="pt")
+            )
         encoded = processor.apply_chat_template(
             [self._messages(prompt, pictures.opened)],
             add_generation_prompt=True,
@@ -146,19 +154,25 @@ class PromptEncoder:
         if getattr(self.processor, "chat_template", None) is None:
             text = self._plain_text(prompt)
         else:
-            messages = self._messages(prompt, images)
-            text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            # as when the prompt is encoded: a start token that the template writes is not added again
-            begins = self.processor is self.tokenizer or text.startswith(self.tokenizer.bos_token or "\0")
+            text = self._templated(prompt)
+            begins = self.processor is self.tokenizer or self._begins(text)
         ids = self.tokenizer(text, add_special_tokens=not begins)["input_ids"]
         return text, tuple(ids), tuple(images)
 
+    def _templated(self, prompt: Prompt) -> str:
+        messages = self._messages(prompt, [open_image(image) for image in prompt.all_images])
+        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def _begins(self, text: str) -> bool:
+        """Whether the template writes the start token, which is then not added again (as transformers decides it)."""
+        return text.startswith(self.tokenizer.bos_token or "\0")
+
     def _messages(self, prompt: Prompt, images: list[Image.Image]) -> list[dict]:
-        if self.processor is self.tokenizer:
-            messages = [{"role": turn.role, "content": turn.text} for turn in prompt.history]
-            return [*messages, {"role": "user", "content": prompt.text}]
         remaining, messages = iter(images), []
         for turn in (*prompt.history, Turn("user", prompt.text, prompt.images)):
+            if self._content == TEXT:
+                messages.append({"role": turn.role, "content": self._image_tokens(len(turn.images)) + turn.text})
+                continue
             parts = [{"type": "image", "image": next(remaining)} for _ in turn.images]
             messages.append({"role": turn.role, "content": [*parts, {"type": "text", "text": turn.text}]})
         return messages
@@ -170,14 +184,16 @@ class PromptEncoder:
                 f'prompt "{prompt.key}" has earlier turns, but the model\'s processor has no chat template for them. '
                 "Save a chat template with the processor, or use single questions."
             )
-        if self.processor is self.tokenizer:
-            return prompt.text
-        if prompt.all_images and VISION_START in self.tokenizer.get_vocab():
+        return self._image_tokens(len(prompt.all_images)) + prompt.text
+
+    def _image_tokens(self, count: int) -> str:
+        """What stands for pictures where no chat template places them."""
+        if count and VISION_START in self.tokenizer.get_vocab():
             raise PolicyError(
-                f"the model's processor has no chat template, and its pictures stand between {VISION_START} and another token that "
-                "only the template writes. Put the model's chat_template.jinja into its folder."
+                f"the model's processor has no chat template that places pictures, and they stand between {VISION_START} and "
+                "another token that only the template writes. Put the model's chat_template.jinja into its folder."
             )
-        return getattr(self.processor, "image_token", "<image>") * len(prompt.all_images) + prompt.text
+        return getattr(self.processor, "image_token", "<image>") * count
 
     def _keep(self, prompt: Prompt, encoded: Encoded) -> None:
         if prompt.key in self._kept:

@@ -21,6 +21,8 @@ from transformers import (
 )
 from transformers.models.auto.video_processing_auto import get_video_processor_config
 
+from workbench.policies.templates import adopt_template
+
 VIDEO = "video_processor"
 
 
@@ -30,12 +32,14 @@ def load_processor(path: str | Path, config: PretrainedConfig, **options) -> obj
     Raises: OSError, ValueError, KeyError or ImportError, as AutoProcessor does.
     """
     try:
-        return AutoProcessor.from_pretrained(path, **options)
+        processor = AutoProcessor.from_pretrained(path, **options)
     except ImportError:
         official = PROCESSOR_MAPPING.get(type(config), None)
         if official is None or VIDEO not in official.get_attributes():
             raise
-        return load_images_only(official, path, **options)
+        processor = load_images_only(official, path, **options)
+    adopt_template(processor)
+    return processor
 
 
 def has_video_part(processor: object) -> bool:

@@ -1,0 +1,92 @@
+"""The chat template of a model is found wherever it lies, and is given content in the form that it takes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import picture
+from families import TEMPLATE
+from transformers import AutoProcessor
+
+from workbench.errors import PolicyError
+from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.types import Prompt, Turn
+
+OF_TEXT = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] + ': ' + message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+PRINTS = OF_TEXT.replace("message['role'] + ': ' + message['content']", "message['role'] ~ ': ' ~ message['content']")
+PLACES = ["jinja", "tokenizer_config", "named in tokenizer_config", "chat_template.json", "processor_config"]
+
+
+def moved(source: Path, folder: Path, place: str, template: str | None = None) -> Path:
+    """The model with its template where other tools leave it."""
+    shutil.copytree(source, folder)
+    template = template or (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    if place == "jinja":
+        (folder / "chat_template.jinja").write_text(template)
+        return folder
+    value = template
+    if place.startswith("named"):
+        value = [{"name": "default", "template": template}, {"name": "tool_use", "template": "tools"}]
+    file = folder / ("chat_template.json" if place == "chat_template.json" else f"{place.split()[-1]}.json")
+    values = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(values | {"chat_template": value}))
+    return folder
+
+
+def text_of(policy: AutoregressivePolicy, prompt: Prompt) -> str:
+    return policy.tokenizer.decode(policy.encoder.encode(prompt)["input_ids"][0])
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("family", ["gemma3", "llava", "qwen3_vl"])
+def test_a_template_is_found_where_it_lies(family: str, place: str, folders: dict, tmp_path: Path) -> None:
+    prompt = Prompt((picture(1),), "what is this?")
+    wanted = text_of(load_policy(folders[family], "student"), prompt)
+    policy = load_policy(moved(folders[family], tmp_path / "model", place), "student")
+    assert text_of(policy, prompt) == wanted and "assistant" in wanted
+    policy.processor.save_pretrained(tmp_path / "saved")  # as a checkpoint and an export are
+    assert (tmp_path / "saved/chat_template.jinja").read_text() == policy.processor.chat_template
+
+
+@pytest.mark.parametrize("template", [OF_TEXT, PRINTS])
+@pytest.mark.parametrize("family", ["gemma3", "llava"])
+def test_a_template_of_texts_is_given_texts(family: str, template: str, folders: dict, tmp_path: Path) -> None:
+    """By hand: the pictures' tokens, then the question, as the processor expands them."""
+    folder = moved(folders[family], tmp_path / "model", "tokenizer_config", template)
+    prompt = Prompt((picture(1),), "what is this?", (Turn("user", "red", (picture(2),)), Turn("assistant", "yes")))
+    policy = load_policy(folder, "student")
+    processor = AutoProcessor.from_pretrained(folder)
+    token = processor.boi_token if family == "gemma3" else processor.image_token
+    text = f"<bos>user: {token}red\nassistant: yes\nuser: {token}what is this?\nassistant:"
+    images = [[picture(2), picture(1)]]
+    wanted = processor(text=[text], images=images, add_special_tokens=False, return_tensors="pt")
+    encoded = policy.encoder.encode(prompt)
+    assert encoded["input_ids"].tolist() == wanted["input_ids"].tolist()
+    assert (encoded["pixel_values"] == wanted["pixel_values"]).all()
+
+
+def test_a_tokenizer_whose_template_takes_parts_is_given_parts(folders: dict, tmp_path: Path) -> None:
+    folder = moved(folders["llava"], tmp_path / "model", "tokenizer_config", TEMPLATE.replace("IMAGE", "<image>"))
+    policy = load_policy(folder, "student")
+    alone = AutoregressivePolicy(policy.model, policy.tokenizer, "student")
+    assert text_of(alone, Prompt((), "what is this?")).startswith("<bos>user: what is this?")
+
+
+def test_a_template_that_loses_the_question_is_refused(folders: dict, tmp_path: Path) -> None:
+    folder = moved(folders["llava"], tmp_path / "model", "jinja", "{{ bos_token }}user: assistant:")
+    with pytest.raises(PolicyError, match="chat template makes no prompt with the question in it"):
+        load_policy(folder, "student")
+
+
+def test_several_templates_without_a_default_are_refused(folders: dict, tmp_path: Path) -> None:
+    folder = moved(folders["llava"], tmp_path / "model", "tokenizer_config")
+    file = folder / "tokenizer_config.json"
+    named = [{"name": name, "template": TEMPLATE} for name in ("one", "two")]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": named}))
+    with pytest.raises(PolicyError, match=r"processor cannot be loaded .*multiple chat templates with no default"):
+        load_policy(folder, "student")
