@@ -15,6 +15,7 @@ from workbench.checkpoints import list_checkpoints
 from workbench.contexts import build_prompt
 from workbench.errors import ConfigError, RunError
 from workbench.export import export_student, export_traces
+from workbench.policies.adapters import merged_weights
 from workbench.policies.autoregressive import load_policy
 from workbench.traces.reader import open_traces
 from workbench.train import train
@@ -126,3 +127,84 @@ def test_what_cannot_be_written_is_one_sentence_and_leaves_nothing(run: Path, tm
     with pytest.raises(RunError, match=r"hf:nobody/nothing could not be written .*export to a folder"):
         export_student(run, "hf:nobody/nothing")
     assert {path.name for path in tmp_path.iterdir()} == {"there"}
+
+
+TIED = {
+    "embeddings": {"target_modules": r".*text_model.*(q_proj|embed_tokens)"},
+    "head": {"target_modules": r".*(q_proj|lm_head)"},
+}
+
+
+@pytest.fixture(scope="module")
+def tied(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The student with one matrix for embeddings and head."""
+    policy = load_policy(models["student"], "student")
+    config = policy.model.config
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
+    policy.model.tie_weights()
+    folder = tmp_path_factory.mktemp("tied")
+    policy.model.save_pretrained(folder)
+    policy.processor.save_pretrained(folder)
+    assert load_policy(folder, "student").model.lm_head.weight.shape == policy.model.lm_head.weight.shape
+    return folder
+
+
+def differences(exported: Path, *others: Path) -> list[float]:
+    """How far logits of a plain transformers model are from those of other folders, in nats."""
+    policies = [load_policy(folder, "student") for folder in others]
+    plain = logits_of(AutoModelForImageTextToText.from_pretrained(exported), policies[0])
+    return [float((logits_of(one.model, one) - plain).abs().max()) for one in policies]
+
+
+@pytest.mark.parametrize("where", TIED)
+def test_an_adapter_on_tied_embeddings_is_exported_as_it_was_trained(where: str, tied: Path, tmp_path: Path) -> None:
+    folders = {"student": str(tied), "lora": {"rank": 2, **TIED[where]}}
+    quick = {"training__steps": 2, "training__learning_rate": 0.05, "trace__probes": 0, "data__eval": None}
+    config = run_config({"student": tied, "teacher": tied}, tmp_path, models=folders, method={"name": "opsd"}, **quick)
+    train(config)
+    checkpoint = list_checkpoints(config.run_dir)[-1].student
+    export_student(config.run_dir, tmp_path / "model")
+    own, start = differences(tmp_path / "model", checkpoint, tied)
+    assert own < 1e-4 and start > 0.1
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    assert model.get_input_embeddings().weight is not model.get_output_embeddings().weight
+
+
+def test_adapters_on_both_uses_of_one_matrix_are_refused(tied: Path, tmp_path: Path) -> None:
+    folders = {"student": str(tied), "lora": {"rank": 2, "target_modules": r".*(embed_tokens|lm_head)"}}
+    with pytest.raises(ConfigError, match=r"are one matrix, and adapters on both cannot be saved.*target_modules"):
+        train(run_config({"student": tied, "teacher": tied}, tmp_path, models=folders, method={"name": "opsd"}))
+
+
+@pytest.mark.parametrize("options", [TIED["embeddings"], {"use_dora": True}, {"modules_to_save": ["lm_head"]}], ids=str)
+def test_an_adapter_of_peft_is_exported_as_it_is(options: dict, models: dict, tied: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base = tied if "target_modules" in options else models["student"]
+    policy = load_policy(base, "student")
+    options = {"r": 2, "target_modules": r".*text_model.*q_proj", **options}
+    adapted = peft.get_peft_model(policy.model, peft.LoraConfig(**options))
+    for value in adapted.parameters():
+        if value.requires_grad:
+            value.data.add_(0.3 * torch.randn_like(value))
+    adapted.save_pretrained(tmp_path / "adapter")
+    policy.processor.save_pretrained(tmp_path / "adapter")
+    folders = {"student": str(tmp_path / "adapter"), "teacher": str(models["teacher"])}
+    quick = {"training__steps": 1, "trace__probes": 0, "data__eval": None, "training__learning_rate": 1e-2}
+    config = run_config(models, tmp_path, models=folders, **quick)
+    train(config)
+    export_student(config.run_dir, tmp_path / "model")
+    own, start = differences(tmp_path / "model", list_checkpoints(config.run_dir)[-1].student, base)
+    assert own < 1e-4 and start > 0.1
+    assert "LoRA of rank 2, merged" in (tmp_path / "model/README.md").read_text()
+
+
+def test_an_export_that_says_something_else_is_refused(
+    adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        return {name: value * 1.1 for name, value in merged_weights(model).items()}
+
+    monkeypatch.setattr("workbench.export.merged_weights", wrong)
+    with pytest.raises(RunError, match=r"would not be the one that was trained.*differ by up to .* nats"):
+        export_student(adapted, tmp_path / "model")
+    assert not list(tmp_path.iterdir())

@@ -12,13 +12,13 @@ import torch
 
 import workbench.losses
 from workbench.check_rows import count_pictures, describe_pictures, describe_rows, require_usable, split_rows
-from workbench.config import ModelsConfig, RunConfig
+from workbench.config import RunConfig
 from workbench.contexts import is_privileged
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.distributed import choose_device
 from workbench.errors import DataError
 from workbench.leaks import find_leaks
-from workbench.learner import Learner, build_learner, give_engine, refuse_engine
+from workbench.learner import Learner, autocast, build_learner, give_engine, refuse_engine
 from workbench.losses import score
 from workbench.method import Method
 from workbench.policies import Policy, SamplingOptions, Written
@@ -66,24 +66,25 @@ def check_config(config: RunConfig) -> list[Check]:
     give_engine(list(learners.values()), config)
     usable, rows = _rows(config, method, learners, usable)
     sampling = SamplingOptions(*(getattr(config.sampling, field.name) for field in fields(SamplingOptions)))
-    written = {
-        name: tuple(
-            write_rollouts(
-                learner.student,
-                usable[:NUM_EXAMPLES],
-                context=method.views[method.learner].context,
-                sampling=sampling,
-                num_generations=2,
-                seed=("check", config.seed, *learner.seed),
-                **config.evaluation.grading,
-                replier=learner.policies[method.replier],
+    with autocast(config, device):
+        written = {
+            name: tuple(
+                write_rollouts(
+                    learner.student,
+                    usable[:NUM_EXAMPLES],
+                    context=method.views[method.learner].context,
+                    sampling=sampling,
+                    num_generations=2,
+                    seed=("check", config.seed, *learner.seed),
+                    **config.evaluation.grading,
+                    replier=learner.policies[method.replier],
+                )
             )
-        )
-        for name, learner in learners.items()
-    }
-    if method.asks_peers is not None:
-        students = {name: learner.student for name, learner in learners.items()}
-        written = ask_all(written, students, method.asks_peers, sampling=sampling, seed=("check", config.seed))
+            for name, learner in learners.items()
+        }
+        if method.asks_peers is not None:
+            students = {name: learner.student for name, learner in learners.items()}
+            written = ask_all(written, students, method.asks_peers, sampling=sampling, seed=("check", config.seed))
     checks = [_evidence(len(taught), len(usable), lacking), *_placeholders(examples), *_domains(examples, untaught)]
     checks += rows
     checks += _leaks(usable, method.views[method.learner].context)
@@ -99,13 +100,13 @@ def _learner_checks(
     config: RunConfig, learner: Learner, batch: Batch, others: tuple[tuple[Rollout, ...], ...]
 ) -> list[Check]:
     method = config.load_method()
-    with torch.no_grad():
+    with torch.no_grad(), autocast(config, learner.student.device):
         readings = read_batch(method, learner.policies, batch, others)
         scored = supervise_batch(method, learner.policies, readings, seed=0)
         return [
             *_tokens(scored, learner),
             *_images(scored, learner),
-            *_views(scored, learner, config.models),
+            *_views(scored, learner, config),
             _chunks(scored, learner, readings),
             *_routing(scored),
             _answers(scored),
@@ -265,11 +266,12 @@ def _images(scored: Scored, learner: Learner) -> Iterator[Check]:
             yield Check(f"images in view {name}", status, f"{len(prompt.all_images)} image(s), {count} image tokens")
 
 
-def _views(scored: Scored, learner: Learner, models: ModelsConfig) -> Iterator[Check]:
+def _views(scored: Scored, learner: Learner, config: RunConfig) -> Iterator[Check]:
     batch = scored.batch
     for name, view in scored.method.views.items():
-        own = models.teacher_dtype if view.policy.startswith("teacher") else None
-        tolerance = TOLERANCE[own or models.dtype]
+        own = config.models.teacher_dtype if view.policy.startswith("teacher") else None
+        half = config.training.mixed_precision == "bf16"
+        tolerance = max(TOLERANCE[own or config.models.dtype], TOLERANCE["bfloat16"] if half else 0.0)
         policy, prompts, rollouts = learner.policies[view.policy], *_read_by(scored, name)
         if not prompts:
             continue

@@ -37,7 +37,7 @@ SCHEDULES = ("constant", "linear", "cosine", "constant_with_warmup")
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Train low-rank adapters instead of the whole student (peft); student@start is then the adapter switched off."""
+    """Train low-rank adapters instead of the whole student (peft). If models.student holds an adapter already, that is trained."""
 
     rank: Annotated[int, Option("width of the adapters; 0 = no LoRA, all weights are trained", low=0)] = 0
     alpha: Annotated[float, Option("scale of the adapters' output, divided by rank", low=0)] = 16.0
@@ -121,7 +121,8 @@ class TrainingConfig:
     weight_decay: Annotated[float, Option("share of a weight lost per step and unit of learning rate", low=0)] = 0.0
     betas: Annotated[list, Option("AdamW's two decay rates")] = field(default_factory=lambda: [0.9, 0.999])
     max_grad_norm: Annotated[float, Option("gradients are scaled down to this norm; 0 = never", low=0)] = 1.0
-    mixed_precision: Annotated[str, Option("precision of forward passes over float32 weights", choices=("no", "bf16"))] = "no"  # fmt: skip
+    mixed_precision: Annotated[str, Option("precision of forward passes over float32 weights: of sampling, scoring, learning and evaluating alike", choices=("no", "bf16"))] = "no"  # fmt: skip
+    dropout: Annotated[bool, Option("the model's own dropout is on while it learns; it then scores otherwise than it sampled")] = False  # fmt: skip
     update_mask: Annotated[str | None, Option("file of the coordinates that are trained, all others keep their bits; null = all. Made by workbench geometry RUN --save-mask")] = None  # fmt: skip
     save_every: Annotated[int, Option("steps between checkpoints; 0 = only at the end", low=0)] = 50
     keep: Annotated[int, Option("newest checkpoints kept; 0 = all", low=0)] = 2

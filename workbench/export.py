@@ -1,37 +1,39 @@
 """A run's student for people who do not have the workbench: a folder that plain transformers loads, with a model card.
 
-The student alone: no teacher, no moving average, no optimizer; LoRA is merged into the weights. The card says what taught it,
-with which evidence, what it never sees, and how it answers with the context that it will have.
+The student alone: no teacher, no moving average, no optimizer; LoRA is merged into the weights, and where it sits on embeddings
+that are the head too, the two become two. What was written is loaded again and compared with the student on a small batch. The
+card says what taught it, with which evidence, what it never sees, and how it answers with the context that it will have.
 """
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
+from PIL import Image
+from torch import nn
 
 from workbench.answers import CONFIDENCE, load_answers, measure
+from workbench.check import TOLERANCE
 from workbench.checkpoints import Checkpoint, latest_checkpoint, open_checkpoint
 from workbench.config import RunConfig, load_config
 from workbench.contexts import is_privileged, parse_context
 from workbench.errors import ConfigError, RunError
 from workbench.folders import new_folder, saving
 from workbench.methods import method_module
+from workbench.policies.adapters import adapts_tied_weights, base_of, has_adapter, merged_weights, untie
+from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies.loading import load_policy
 from workbench.policies.processors import has_video_part
 from workbench.policies.weights import auto_class, load_model
 from workbench.runs import RunFolder, checkpoint_path
 from workbench.traces.dataset import write_dataset
 from workbench.traces.reader import open_traces
-from workbench.types import STUDENT
-
-try:
-    from peft import PeftModel
-except ImportError:  # the optional extra "lora"
-    PeftModel = None
+from workbench.types import STUDENT, Prompt
 
 HUB = "hf:"
 
@@ -60,7 +62,7 @@ def export_student(
     """Write the student of a run's checkpoint `step` (None = the newest) to a new folder, or to hf:OWNER/NAME.
 
     dtype  of the weights; auto = as they were trained
-    Raises: RunError if there is no such checkpoint or learner; ConfigError if the folder exists, PolicyError if the
+    Raises: RunError if there is no such checkpoint or learner, or what was written is not what was trained; ConfigError if the folder exists, PolicyError if the
     student cannot be loaded.
     """
     run = RunFolder.open(run_dir)
@@ -69,10 +71,13 @@ def export_student(
         raise RunError(f'"{learner}" did not learn in {run.path}; there are {", ".join(config.models.learners)}.')
     checkpoint = _checkpoint(run.path, step)
     with _new_target(to, "model") as folder:
-        model, processor = _load(checkpoint.weights(learner), learner, dtype, config.models.trust_remote_code)
+        options = {"dtype": dtype, "trust_remote_code": config.models.trust_remote_code}
+        student = load_policy(checkpoint.weights(learner), learner, **options)
+        model, processor = _merged(student, checkpoint.weights(learner), **options), student.processor
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        card = model_card(run, config, checkpoint.step, learner, auto_class(model.config).__name__)
+        _require_same(student, folder, **options)
+        card = model_card(run, config, checkpoint.step, learner, auto_class(model.config).__name__, _rank(student))
         if has_video_part(processor):
             card += NEEDS_TORCHVISION
         (folder / "README.md").write_text(card, "utf-8")
@@ -105,16 +110,53 @@ def _checkpoint(run_dir: Path, step: int | None) -> Checkpoint:
     return checkpoint
 
 
-def _load(folder: Path, name: str, dtype: str, trust: bool) -> tuple:
-    """The student's model with adapters merged, and its processor."""
-    adapter = folder / "adapter_config.json"
-    if not adapter.is_file():
-        return load_model(folder, name, dtype=dtype, trust_remote_code=trust)
-    if PeftModel is None:
-        raise ConfigError(f"{folder} holds a LoRA adapter: install vlm-distillation-workbench[lora] to merge it.")
-    base = json.loads(adapter.read_text())["base_model_name_or_path"]
-    model, processor = load_model(base, name, dtype=dtype, trust_remote_code=trust)
-    return PeftModel.from_pretrained(model, folder).merge_and_unload(), processor
+def _merged(student: AutoregressivePolicy, folder: Path, **options: object) -> nn.Module:
+    """The student's model without an adapter, which is added into its weights."""
+    if not has_adapter(student.model):
+        return student.model
+    model, _ = load_model(base_of(folder), student.name, **options)
+    if adapts_tied_weights(student.model):
+        untie(model)
+    weights = merged_weights(student.model)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(
+            f"the adapter of {student.name} cannot be merged into its model ({' '.join(str(error).split())[:300]}). Merge it with "
+            "peft (merge_and_unload)."
+        ) from error
+    return model
+
+
+def _require_same(student: AutoregressivePolicy, folder: Path, **options: object) -> None:
+    """Raises RunError if what was written says something else than the student, on two prompts of a batch."""
+    exported = load_policy(folder, "exported", **options)
+    inputs = _batch(student)
+    with torch.no_grad():
+        own, theirs = (
+            one.model(**one._to_device(inputs)).logits.float().log_softmax(-1) for one in (student, exported)
+        )
+    apart = torch.where(own == theirs, 0.0, (own - theirs).abs())  # also where both are minus infinity
+    difference = float(apart[inputs["attention_mask"].bool()].max())
+    allowed = TOLERANCE[str(student.model.dtype).removeprefix("torch.")]
+    if not difference <= allowed:
+        raise RunError(
+            f"the exported student would not be the one that was trained: on a test batch log-probs differ by up to "
+            f"{difference:.2g} nats (allowed: {allowed:g}), and nothing was written. Plain transformers cannot hold what was "
+            "trained here; with LoRA choose models.lora.target_modules without embeddings and head."
+        )
+
+
+def _batch(student: AutoregressivePolicy) -> dict[str, torch.Tensor]:
+    """Two prompts of two lengths with an answer each, pictures of two sizes where the model takes them."""
+    pictures = [Image.radial_gradient("L").resize(size).convert("RGB") for size in ((64, 48), (40, 80))]
+    answers = [tuple(student.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("red 3", "a")]
+    sees = getattr(student.processor, "image_processor", None) is not None
+    prompts = [
+        Prompt((picture,) if sees else (), text, key="")
+        for picture, text in zip(pictures, ("what is this?", "which of the two is larger?"), strict=True)
+    ]
+    return student.model_inputs(prompts, answers)[0]
 
 
 @contextlib.contextmanager
@@ -147,7 +189,12 @@ def _upload(folder: Path, name: str, kind: str) -> None:
         ) from error
 
 
-def model_card(run: RunFolder, config: RunConfig, step: int, learner: str, auto_class: str) -> str:
+def _rank(student: AutoregressivePolicy) -> int:
+    """Of the student's adapter; 0 without one."""
+    return max((getattr(one, "r", 0) for one in getattr(student.model, "peft_config", {}).values()), default=0)
+
+
+def model_card(run: RunFolder, config: RunConfig, step: int, learner: str, auto_class: str, rank: int = 0) -> str:
     """README.md of an exported student: method, data, evidence, what it never sees, and how it answers without it."""
     method = config.load_method()
     shown = method.views[method.learner].context
@@ -180,7 +227,7 @@ def model_card(run: RunFolder, config: RunConfig, step: int, learner: str, auto_
 {method_module(method.name).__doc__.strip()}
 
 Teacher: {teachers or "none"}. Learning rate {training.learning_rate:g}, {training.batch_size} questions a step with
-{config.sampling.num_generations} answers each, seed {config.seed}{f", LoRA of rank {config.models.lora.rank}, merged" if config.models.lora.rank else ""}.
+{config.sampling.num_generations} answers each, seed {config.seed}{f", LoRA of rank {rank}, merged" if rank else ""}.
 
 | view | policy | shown | |
 |---|---|---|---|

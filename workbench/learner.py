@@ -4,8 +4,9 @@ A method names policies relative to one learner ("student", "student@ema", ...).
 each see themselves as the student.
 """
 
+import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from transformers import get_scheduler
@@ -18,10 +19,11 @@ from workbench.errors import ConfigError
 from workbench.masks import UpdateMask
 from workbench.method import Method
 from workbench.policies import Policy
+from workbench.policies.adapters import adapts_tied_weights, base_of, has_adapter
 from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies.dropout import enter_training_without_dropout, set_adapter_dropout
 from workbench.policies.engine import VllmEngine, require_vllm
-from workbench.policies.loading import has_adapter, load_policies
-from workbench.policies.weights import base_of
+from workbench.policies.loading import load_policies
 from workbench.rounding import Rounding
 from workbench.sharding import local, shard, whole
 from workbench.supervision import NotFinite
@@ -36,7 +38,9 @@ class Learner:
         self.seed = () if name == STUDENT else (name,)  # goes into its draws, so that peers do not draw alike
         model = self.student.model
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name or not has_adapter(self.student))
+            parameter.requires_grad_("lora_" in name or not has_adapter(model))
+        self._dropout = config.training.dropout
+        set_adapter_dropout(model, config.models.lora.dropout)
         if config.models.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         training = config.training
@@ -58,6 +62,20 @@ class Learner:
     @property
     def student(self) -> AutoregressivePolicy:
         return self.policies[STUDENT]
+
+    @contextlib.contextmanager
+    def training_mode(self) -> Iterator[None]:
+        """Inside, the student's activations are recomputed if models.gradient_checkpointing asks for it, and dropout is on
+        where a key asks for it: models.lora.dropout, training.dropout."""
+        model = self.student.model
+        if self._dropout:
+            model.train()
+        else:
+            enter_training_without_dropout(model)
+        try:
+            yield
+        finally:
+            model.eval()
 
     def sum_gradients(self, group: Group) -> None:
         """Make the gradients those of all processes' batches; of sharded weights they are summed already."""
@@ -150,6 +168,7 @@ def build_learner(
         steps_per_block=config.sampling.steps_per_block,
         adapter=adapter,
     )
+    _check_adapter(policies[STUDENT], lora, start, name)
     if (
         any("future" in parse_context(context) for context in method.contexts)
         and policies[STUDENT].order_of(()) is None
@@ -161,6 +180,12 @@ def build_learner(
     if group.sharding is not None:
         shard(policies.values(), group, device)
     return Learner(policies, config, method.ema_rate, name)
+
+
+def autocast(config: RunConfig, device: str | torch.device) -> torch.autocast:
+    """Inside, models sample and score in the precision of training.mixed_precision; also when a run is evaluated again."""
+    enabled = config.training.mixed_precision == "bf16"
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def refuse_engine(config: RunConfig, method: Method) -> None:
@@ -183,6 +208,12 @@ def give_engine(learners: list[Learner], config: RunConfig) -> None:
     if config.sampling.engine != "vllm":
         return
     first, *others = (learner.student for learner in learners)
+    for student in (first, *others):
+        if adapts_tied_weights(student.model):
+            raise ConfigError(
+                f"sampling.engine=vllm writes with one matrix for embeddings and head, and the adapter of {student.name} makes "
+                "two of it. Choose sampling.engine=transformers, or models.lora.target_modules without embeddings and head."
+            )
     if first.order_of(()) is not None:
         raise ConfigError(
             "sampling.engine=vllm writes from left to right, and models.student fills masks. Choose sampling.engine=transformers."
@@ -241,6 +272,30 @@ def _adapter_config(lora: LoraConfig) -> object:
     return peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules
     )
+
+
+def _check_adapter(student: AutoregressivePolicy, lora: LoraConfig, start: str, name: str) -> None:
+    """Raises ConfigError if the student's adapter cannot be trained, or is not the one that models.lora describes."""
+    key = "models.student" if name == STUDENT else f"models.peers.{name}"
+    pair = [student.model.get_input_embeddings(), student.model.get_output_embeddings()]
+    if adapts_tied_weights(student.model) and all(hasattr(one, "base_layer") for one in pair):
+        raise ConfigError(
+            f"embeddings and head of {start} are one matrix, and adapters on both cannot be saved. Choose "
+            "models.lora.target_modules with one of the two, or neither (all-linear)."
+        )
+    for own in getattr(student.model, "peft_config", {}).values():
+        kind = str(getattr(own.peft_type, "value", own.peft_type))
+        if kind != "LORA":
+            raise ConfigError(
+                f"{key} holds an adapter of kind {kind} ({start}), and those of kind LORA alone can be trained. Merge it into "
+                "its model (peft: merge_and_unload) and train that."
+            )
+        if lora.rank and (own.r, float(own.lora_alpha)) != (lora.rank, lora.alpha):
+            raise ConfigError(
+                f"models.lora.rank is {lora.rank} and models.lora.alpha {lora.alpha:g}, but {key} ({start}) holds an adapter of "
+                f"rank {own.r} and alpha {own.lora_alpha:g}, which is trained further. Set models.lora.rank={own.r} "
+                f"models.lora.alpha={own.lora_alpha:g}, or 0 for what the folder has; for a new adapter merge the old one first."
+            )
 
 
 def learning_rates(config: RunConfig) -> Callable[[int], float]:

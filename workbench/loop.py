@@ -26,7 +26,7 @@ from workbench.distributed import ALONE, Group, choose_device
 from workbench.errors import RunError, TraceError
 from workbench.evaluate import Evaluation, teachers
 from workbench.fingerprints import require_same_data
-from workbench.learner import Learner, build_learner, give_engine, refuse_engine
+from workbench.learner import Learner, autocast, build_learner, give_engine, refuse_engine
 from workbench.metrics import Clock, of_learner, sampler_gap, step_metrics
 from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import covers
@@ -114,6 +114,10 @@ class Trainer:
             sampling.max_completion_length, sampling.temperature, sampling.top_p, sampling.top_k
         )
         self.policies = [policy for learner in self.learners for policy in learner.policies.values()]
+        processors = {policy.name: getattr(policy, "processor", None) for policy in self.policies}
+        bare = [name for name, one in processors.items() if one and not getattr(one, "chat_template", None)]
+        if bare:
+            log.warning("%s: no chat template, so prompts are pictures and plain text", ", ".join(bare))
         self.writing = [one.policies[policy] for one in self.learners for policy in (STUDENT, self.method.replier)]
         in_order = [self.examples[self.order.at(place)] for place in range(len(self.examples))]
         begun = self.step_done > 0
@@ -143,7 +147,7 @@ class Trainer:
         pool = [one for one in pool if all(covers(policy, one.domain) for policy, _ in self.views)]
         pool = pool[: 2 * config.trace.probes]
         pool = [one for one in pool if not self.skipped.add_if(one, showing_problem(one, self.views))]
-        with heads(*self.writing), together(*self.writing):
+        with heads(*self.writing), together(*self.writing), self._autocast():
             self.probes = group.here(
                 lambda: open_probes(config, folder, self.students, self.method, pool, self.sampling), {}
             )
@@ -243,7 +247,7 @@ class Trainer:
         """What this process's part of the step's examples is answered by every student."""
         block = self.group.block(len(examples))
         own = [examples[place] for place in block]
-        with together(*self.writing):
+        with together(*self.writing), self._autocast():
             written = {
                 name: tuple(write(step, own, block.start))
                 for name, write in zip(self.students, self.writers, strict=True)
@@ -261,24 +265,22 @@ class Trainer:
             readings = read_batch(method, learner.policies, batch, _others(written, learner))
             clock.lap("read")
             torch.manual_seed(derive_seed("dropout", config.seed, step, *learner.seed, *self.group.seed))
-            learner.student.model.train()
-            scored = supervise_batch(
-                method,
-                learner.policies,
-                readings,
-                seed=derive_seed("route", config.seed, step, *learner.seed),
-                num_alternatives=config.trace.alternatives,
-                alternatives_of=config.trace.alternatives_of,
-                backward=self.accelerator.backward,
-                group=self.group,
-            )
-        learner.student.model.eval()
+            with learner.training_mode():
+                scored = supervise_batch(
+                    method,
+                    learner.policies,
+                    readings,
+                    seed=derive_seed("route", config.seed, step, *learner.seed),
+                    num_alternatives=config.trace.alternatives,
+                    alternatives_of=config.trace.alternatives_of,
+                    backward=self.accelerator.backward,
+                    group=self.group,
+                )
         clock.lap("learn")
         return scored
 
     def _autocast(self) -> torch.autocast:
-        enabled = self.config.training.mixed_precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        return autocast(self.config, self.device)
 
     def _probe(self, step: int) -> None:
         """Re-score the fixed answers under every view and route them by the method's own rule."""

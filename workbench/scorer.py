@@ -25,7 +25,7 @@ from workbench.distributed import choose_device
 from workbench.errors import ConfigError, RunError
 from workbench.evaluate import ask
 from workbench.grading import RULES, TOLERANCE, check_grading, grade
-from workbench.learner import build_learner
+from workbench.learner import autocast, build_learner
 from workbench.policies import SamplingOptions
 from workbench.policies.loading import load_policy
 from workbench.rollouts import reply_in_turns
@@ -62,7 +62,7 @@ class Scorer:
             self.learner.policies[view.policy].check_prompt(build_prompt(example, view.context, stand_in(example)))
         rollout = self._write(example, seed) if answer is None else self._given(example, answer, seed)
         policies, config = self.learner.policies, self.config
-        with torch.no_grad():
+        with torch.no_grad(), autocast(config, self.device):
             scored = supervise_batch(
                 self.method,
                 policies,
@@ -81,7 +81,8 @@ class Scorer:
     def _write(self, example: Example, seed: int) -> Rollout:
         student, replies = self.learner.student, self._replies(example, seed)
         prompt = build_prompt(example, self._context, Rollout(example, 0, (), "", False, replies=replies))
-        written = student.sample([prompt], [[seed]], self._sampling)[0][0]
+        with autocast(self.config, self.device):
+            written = student.sample([prompt], [[seed]], self._sampling)[0][0]
         text = student.text(written.ids)
         reward = self._grade(example, text)
         own = {"replies": replies, "denoising": written.denoising}
@@ -97,7 +98,8 @@ class Scorer:
         if "turns" not in parse_context(self._context):
             return ()
         replier = self.learner.policies[self.method.replier]
-        return reply_in_turns(replier, [example], sampling=self._sampling, seed=(seed,))[0]
+        with autocast(self.config, self.device):
+            return reply_in_turns(replier, [example], sampling=self._sampling, seed=(seed,))[0]
 
     @property
     def _context(self) -> str:
@@ -148,15 +150,16 @@ def evaluate_run(
     examples = showable(
         examples, asked, contexts or config.evaluation.contexts, Tally() if skipped is None else skipped
     )
-    return ask(
-        asked,
-        examples,
-        contexts or config.evaluation.contexts,
-        step=scorer.checkpoint.step,
-        max_completion_length=config.sampling.max_completion_length,
-        **grading,
-        batch_size=config.evaluation.batch_size,
-    )
+    with autocast(config, scorer.device):  # as the run evaluated
+        return ask(
+            asked,
+            examples,
+            contexts or config.evaluation.contexts,
+            step=scorer.checkpoint.step,
+            max_completion_length=config.sampling.max_completion_length,
+            **grading,
+            batch_size=config.evaluation.batch_size,
+        )
 
 
 def evaluate_model(

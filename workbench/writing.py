@@ -21,7 +21,7 @@ from workbench.config import RunConfig
 from workbench.distributed import ALONE, Group
 from workbench.errors import RunError
 from workbench.folders import reason, saving
-from workbench.learner import Learner
+from workbench.learner import Learner, autocast
 from workbench.method import Method
 from workbench.policies import SamplingOptions
 from workbench.rollouts import from_row, to_row, write_rollouts
@@ -77,7 +77,8 @@ class Writer:
         self, examples: list[Example], seed: tuple[object, ...], batch_size: int = 0, first: int = 0
     ) -> list[Rollout]:
         method, prepare = self.method, self.method.prepare
-        with prepare.writing(self.student, self._tensors) if prepare else contextlib.nullcontext():
+        patched = prepare.writing(self.student, self._tensors) if prepare else contextlib.nullcontext()
+        with autocast(self.config, self.student.device), patched:  # as the learner scores what is sampled here
             rollouts = write_rollouts(
                 self.student,
                 examples,

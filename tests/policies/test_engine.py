@@ -104,10 +104,11 @@ def test_an_engine_that_reads_another_prompt_is_refused(models: dict, prompts: l
         student.sample(prompts[:1], [[1]], SamplingOptions(3))
 
 
-def test_adapters_are_added_in(models: dict) -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_are_added_in(dora: bool, models: dict) -> None:
     peft = pytest.importorskip("peft")
     student, plain = (load_policy(models["student"], "student") for _ in range(2))
-    student.model.add_adapter(peft.LoraConfig(r=2, target_modules=r".*text_model.*q_proj"))
+    student.add_adapter(peft.LoraConfig(r=2, target_modules=r".*text_model.*q_proj", use_dora=dora))
     for name, value in student.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(value)

@@ -2,7 +2,7 @@
 
 Source: Self-Distilled Reasoner, arXiv 2601.18734.
 1. The student answers the plain prompt.
-2. Its frozen start (with LoRA: the adapter switched off) scores the same tokens, shown `privilege`.
+2. Its frozen start scores the same tokens, shown `privilege`.
 3. Every token is pulled to it by JSD, forward or reverse KL.
 Differs: the paper shows the whole reference solution (privilege=reference); the default here is the final answer.
 """

@@ -6,6 +6,7 @@ are laid out and passed is in `passes`.
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from workbench.errors import DataError, PolicyError
 from workbench.losses import Head, Readout
 from workbench.policies import SamplingOptions, Written
+from workbench.policies.adapters import add_adapter, beside
 from workbench.policies.drawing import draw_by_chunks, uniform
 from workbench.policies.encoding import PromptEncoder
 from workbench.policies.engine import Engine, Request, check_same_prompt, weights_of
@@ -54,7 +56,19 @@ class AutoregressivePolicy(Passes):
 
     def copy(self, name: str) -> "AutoregressivePolicy":
         """An own copy of the weights, frozen; processor and kept prompts are shared."""
-        model = copy.deepcopy(self.model).requires_grad_(False).eval()
+        return self._twin(copy.deepcopy(self.model).requires_grad_(False).eval(), name)
+
+    def add_adapter(self, config: object) -> None:
+        """Put a new low-rank adapter (a peft configuration) on the model."""
+        add_adapter(self.model, config)
+        if self.shortcuts.head:
+            self.head = replace(self.head, linear=self.model.get_output_embeddings())
+
+    def beside(self, name: str) -> "AutoregressivePolicy":
+        """An own copy of the adapter, frozen, on the same weights; processor and kept prompts are shared."""
+        return self._twin(beside(self.model), name)
+
+    def _twin(self, model: nn.Module, name: str) -> "AutoregressivePolicy":
         twin = type(self)(model, self.processor, name, vocabulary=self.vocabulary)
         twin.encoder = self.encoder
         return twin
@@ -63,6 +77,8 @@ class AutoregressivePolicy(Passes):
         """The same weights read with LoRA adapters switched off."""
         twin = copy.copy(self)
         twin.name, twin.adapter = name, "off"
+        linear = self.head.linear
+        twin.head = replace(self.head, linear=getattr(linear, "base_layer", linear))
         return twin
 
     @property

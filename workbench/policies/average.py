@@ -8,17 +8,24 @@ from pathlib import Path
 
 import torch
 
-from workbench.errors import ConfigError, WorkbenchError
+from workbench.errors import ConfigError, PolicyError, WorkbenchError
+from workbench.policies.adapters import is_adapter
 from workbench.policies.autoregressive import load_policy
 
 
 def average_models(models: list[str | Path], output: str | Path) -> Path:
     """Write the mean of the models' weights as a model folder; returns it.
 
-    Raises: ConfigError if fewer than two are given or their parameters differ in name or shape.
+    Raises: ConfigError if fewer than two are given or their parameters differ in name or shape; PolicyError for adapters.
     """
     if len(models) < 2:
         raise ConfigError(f"an average needs two models or more, got {len(models)}.")
+    for model in models:
+        if is_adapter(model):
+            raise PolicyError(
+                f"{model} holds an adapter, and the mean of two adapters is not the adapter of the mean. Merge it first: "
+                "workbench export."
+            )
     first, *others = (load_policy(model, str(model)) for model in models)
     total = dict(first.model.named_parameters())
     with torch.no_grad():

@@ -22,6 +22,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from workbench.errors import ConfigError, PolicyError
 from workbench.policies import SamplingOptions
+from workbench.policies.adapters import has_adapter, merged_weights
 
 ENVIRONMENT = {  # of vLLM, where the user has not set them
     "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings come with every handing over of weights
@@ -74,18 +75,8 @@ class Engine(Protocol):
 
 @torch.no_grad()
 def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every weight under its name in model folders, LoRA adapters added in."""
-    adapted = {
-        f"{name}.weight": module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")
-    }
-    merged = {}
-    for name, value in model.state_dict().items():
-        plain = name.replace(".base_layer.", ".")
-        if plain in adapted and ".lora_" not in name:
-            module = adapted[plain]
-            value = (value + sum(map(module.get_delta_weight, module.active_adapters))).to(value.dtype)
-        if ".lora_" not in name:
-            merged[plain] = value
+    """Every weight under its name in model folders, adapters added in."""
+    merged = merged_weights(model) if has_adapter(model) else model.state_dict()
     yield from revert_weight_conversion(model, merged).items()
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from workbench.errors import ConfigError, PolicyError
 from workbench.method import is_by_domain
 from workbench.policies import Policy
+from workbench.policies.adapters import has_adapter, is_adapter, load_adapter_weights
 from workbench.policies.agreement import merge_ends, share_vocabulary
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import PolicyByDomain
 from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.kept import forget_teachers, load_teacher
 from workbench.policies.offload import offload
-from workbench.policies.weights import adapters_in_float32, is_masked_lm, load_model
+from workbench.policies.weights import is_masked_lm, load_model
 from workbench.types import STUDENT
 
 
@@ -67,22 +68,15 @@ def load_policies(
         forget_teachers(but=[path for path in (teacher, *(teachers or {}).values()) if path is not None])
     policies = {STUDENT: load_policy(student, learner, dtype=dtype, **options)}
     own, by_domain = policies[STUDENT], None
-    if adapter is not None and not has_adapter(own):
-        own.model.add_adapter(adapter)
-    if has_adapter(own):
-        adapters_in_float32(own.model, student)
+    if adapter is not None and not has_adapter(own.model):
+        own.add_adapter(adapter)
     for name in names:
         if name == STUDENT:
             continue
         kind, _, domain = name.partition(":")
         called = name.replace(STUDENT, learner, 1)
         if name == "student@start":
-            if has_adapter(own):
-                policies[name] = own.without_adapter(called)
-            else:
-                policies[name] = (
-                    own.copy(called) if start is None else load_policy(start, called, dtype=dtype, **options)
-                )
+            policies[name] = _start(own, called, start, student, dtype=dtype, **options)
         elif name == "student@ema":
             policies[name] = _average(own, called, ema, student, dtype=dtype, **options)
         elif name == "teacher" and is_by_domain(names, teachers or {}):
@@ -124,23 +118,30 @@ def _load_teachers(
     return ordered, None if other is None else load_policy(other, "teacher:other", **options)
 
 
+def _start(
+    own: AutoregressivePolicy, name: str, start: str | Path | None, student: str | Path, *, dtype: str, **options
+) -> AutoregressivePolicy:
+    """The student as it was before its first step, frozen. `start`: None if that is what `student` holds."""
+    if not has_adapter(own.model):
+        return own.copy(name) if start is None else load_policy(start, name, dtype=dtype, **options)
+    if not is_adapter(start or student):
+        return own.without_adapter(name)
+    frozen = own.beside(name)
+    if start is not None:
+        load_adapter_weights(frozen.model, start, name)
+    return frozen
+
+
 def _average(
     own: AutoregressivePolicy, name: str, folder: str | Path | None, student: str | Path, *, dtype: str, **options
 ) -> AutoregressivePolicy:
     """The student's moving average, from its `folder` or at its start. What moves of it is in float32: its steps are a hundredth of the
     student's, too small for half precision."""
-    if has_adapter(own):
-        average = own.copy(name) if folder is None else load_policy(folder, name, dtype=dtype, **options)
-        adapters_in_float32(average.model, folder)
-        return average
+    if has_adapter(own.model):
+        return own.copy(name) if folder is None else load_policy(folder, name, dtype=dtype, **options)
     if folder is None and dtype == "float32":
         return own.copy(name)
     return load_policy(folder or student, name, dtype="float32", **options)
-
-
-def has_adapter(policy: AutoregressivePolicy) -> bool:
-    """Whether the policy's model carries LoRA adapters."""
-    return bool(getattr(policy.model, "_hf_peft_config_loaded", False))
 
 
 def share_encoders(policies: dict[str, AutoregressivePolicy]) -> None:

@@ -1,11 +1,10 @@
 """Model folders and hub names to models and processors, whatever kind of model it is."""
 
 import importlib.util
-import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import nn
@@ -20,6 +19,7 @@ from transformers import (
 )
 
 from workbench.errors import ConfigError, PolicyError
+from workbench.policies.adapters import base_of, has_adapter, load_adapter
 from workbench.policies.compiling import compile_parts
 from workbench.policies.processors import load_processor
 
@@ -31,6 +31,10 @@ DTYPES = {
     "float16": torch.float16,
     "auto": "auto",
 }
+
+_CONSTANTS = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias|num_batches_tracked)$")
+# of BERT's pretraining, beside the part that fills masks
+_NOT_OF_MASKED_LMS = re.compile(r"^(cls\.seq_relationship|\w+\.pooler)\.")
 
 
 def load_model(
@@ -49,8 +53,9 @@ def load_model(
     attention  implementation that transformers is asked for, None = its choice
     compiler   backend of torch.compile for RMSNorms and MLPs, None = not compiled
 
-    Raises: PolicyError naming the path if it holds no model, no processor, or no safetensors weights; ConfigError if a
-    package is missing that what is asked for needs, or torch has no such compiler.
+    Raises: PolicyError naming the path if it holds no model, no processor, or no safetensors weights, and naming weights
+        that are missing, left over, of another shape, or not finite; ConfigError if a package is missing that what is asked
+    for needs, or torch has no such compiler.
     """
     options = {"trust_remote_code": trust_remote_code}
     asked = {"attn_implementation": attention} if attention else {}
@@ -61,25 +66,39 @@ def load_model(
                 "choose models.teacher_dtype=bfloat16."
             )
         asked |= {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": {"": device}}
+    base = base_of(path)
+    source = path if base is path else f"{base} (the model of the adapter {path})"
     try:
-        config = AutoConfig.from_pretrained(base_of(path), **options)
-        model = auto_class(config).from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, **asked, **options)
+        config = AutoConfig.from_pretrained(base, **options)
+        model, report = auto_class(config).from_pretrained(
+            base,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
+            **asked,
+            **options,
+        )
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ImportError) and "flash" in (attention or "") and "flash" in str(error).lower():
             raise ConfigError(
                 f"{name}: models.attention={attention} needs a package that is not here ({_first_line(error)}). Install it "
                 "(flash_attention_2: pip install flash-attn, for a CUDA GPU), or choose models.attention=sdpa."
             ) from error
-        is_hub_name = str(path).count("/") <= 1 and not str(path).startswith((".", "/", "~"))
-        if not is_hub_name and not Path(path).exists():
+        is_hub_name = str(base).count("/") <= 1 and not str(base).startswith((".", "/", "~"))
+        if not is_hub_name and not Path(base).exists():
             raise PolicyError(
-                f'{name}: folder "{path}" does not exist. Give a folder written by save_pretrained, or the name of a model on the hub.'
+                f'{name}: folder "{source}" does not exist. Give a folder written by save_pretrained, or the name of a model on the hub.'
             ) from None
-        here = "" if Path(path).exists() else " No folder of that name is here either."
+        here = "" if Path(base).exists() else " No folder of that name is here either."
         raise PolicyError(
-            f'{name}: "{path}" cannot be loaded as a model ({_first_line(error)}). Give a folder written by '
+            f'{name}: "{source}" cannot be loaded as a model ({_first_line(error)}). Give a folder written by '
             f"save_pretrained with config.json and *.safetensors, or the name of a model on the hub.{here}"
         ) from error
+    _require_whole(model, report, source, name)
+    if base is not path:
+        load_adapter(model, path, name)
+    _require_numbers(model, path, name)
     try:
         processor = load_processor(path, config, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -93,33 +112,50 @@ def load_model(
     return model.requires_grad_(False).eval(), processor
 
 
-def adapters_in_float32(model: nn.Module, folder: str | Path | None = None) -> None:
-    """LoRA weights in float32, whatever the model they sit on is in: in half precision the steps of training, and more so those of a
-    moving average, are rounded away.
+def _require_whole(model: nn.Module, report: dict, path: str | Path, name: str) -> None:
+    """Raises PolicyError naming weights that a folder lacks, holds beyond the model's, or holds in another shape."""
+    buffers = {key for key, _ in model.named_buffers()}  # constants, which older versions saved
+    unread = {key for key in report["unexpected_keys"] if key not in buffers and not _CONSTANTS.search(key)}
+    if is_masked_lm(model.config):
+        unread = {key for key in unread if not _NOT_OF_MASKED_LMS.search(key)}
+    shapes = [
+        f"{key}: {list(file)} in the file, {list(own)} in the model" for key, file, own in report["mismatched_keys"]
+    ]
+    faults = [
+        f"{len(keys)} {what} ({_some(keys)})"
+        for what, keys in (
+            ("would be random, since they are missing", report["missing_keys"]),
+            ("have another shape", shapes),
+            ("have no place in the model", unread),
+        )
+        if keys
+    ]
+    if has_adapter(model):
+        faults.append("an adapter lies beside them, which is read from folders alone: download it")
+    if faults:
+        raise PolicyError(
+            f'{name}: the weights of "{path}" do not fit {type(model).__name__}: {"; ".join(faults)}. Save the whole model with '
+            "save_pretrained: vision tower, head and merged adapters included, under the model's own names."
+        )
 
-    folder  adapters that were loaded from a folder are read from it again, since loading has rounded them
 
-    Raises: PolicyError if an adapter is not in the folder's file.
-    """
-    half = {name for name, own in model.named_parameters() if ".lora_" in name and own.dtype != torch.float32}
-    if not half:
-        return
-    from peft.tuners.tuners_utils import cast_adapter_dtype  # noqa: PLC0415  (an extra, and slow to import)
-
-    for adapter in model.peft_config:
-        cast_adapter_dtype(model, adapter)
-    file = None if folder is None else Path(folder) / "adapter_model.safetensors"
-    if file is None or not file.is_file():
-        return
-    saved = safetensors.torch.load_file(file)
-    for name, own in model.named_parameters():
-        if name in half:
-            known = "base_model.model." + re.sub(r"\.(lora_\w+)\.[^.]+", r".\1", name)  # without the adapter's own name
-            if known not in saved:
-                raise PolicyError(
-                    f'{file} has no "{known}", so the adapter would stay rounded. Set models.dtype=float32.'
-                )
-            own.data.copy_(saved[known])
+def _require_numbers(model: nn.Module, path: str | Path, name: str) -> None:
+    """Raises PolicyError naming weights that are infinite or not a number, and for matrices that are all zero."""
+    numbers = set(DTYPES.values())
+    floating = {key: value for key, value in model.named_parameters() if value.dtype in numbers and value.numel()}
+    ends = torch.stack([torch.stack(value.detach().aminmax()).float().cpu() for value in floating.values()])
+    wrong = [key for key, own in zip(floating, ends.isfinite().all(-1).tolist(), strict=True) if not own]
+    if wrong:
+        raise PolicyError(
+            f'{name}: {len(wrong)} weights of "{path}" are infinite or not a number ({_some(wrong)}): it was saved after its '
+            "training had failed, or in a precision too narrow for it. Take an earlier checkpoint."
+        )
+    matrices = [float(own.abs().max()) for value, own in zip(floating.values(), ends, strict=True) if value.ndim > 1]
+    if matrices and not any(matrices):
+        raise PolicyError(
+            f'{name}: every matrix of "{path}" is zero: its weights were saved from where they did not lie (sharded '
+            "training). Save the whole model with save_pretrained."
+        )
 
 
 def is_masked_lm(config: PretrainedConfig) -> bool:
@@ -133,12 +169,9 @@ def auto_class(config: PretrainedConfig) -> type:
     return AutoModelForImageTextToText if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else AutoModelForCausalLM
 
 
-def base_of(path: str | Path) -> str | Path:
-    """The model that a folder with a LoRA adapter belongs to; any other path is its own."""
-    adapter = Path(path) / "adapter_config.json"
-    if not adapter.is_file():
-        return path
-    return json.loads(adapter.read_text())["base_model_name_or_path"]
+def _some(names: Iterable[str]) -> str:
+    first = sorted(names)
+    return ", ".join(first[:5]) + (", ..." if len(first) > 5 else "")
 
 
 def _first_line(error: Exception) -> str:

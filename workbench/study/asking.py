@@ -9,6 +9,7 @@ from workbench.config import RunConfig
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.errors import RunError
 from workbench.evaluate import answer_questions
+from workbench.learner import autocast
 from workbench.policies.loading import load_policies
 from workbench.scorer import default_device
 from workbench.study.plan import Questions, Reference
@@ -68,8 +69,8 @@ def _ask(
     for questions in evaluate:
         examples = showable(load(questions.data, limit=questions.count), [policy], questions.contexts, Tally())
         for context in questions.contexts:
-            answered.setdefault(questions.label, []).extend(
-                answer_questions(
+            with autocast(config, policy.device):  # as a run evaluates its students
+                rows = answer_questions(
                     policy,
                     split_by_evidence(examples, [context]).usable,
                     context,
@@ -78,5 +79,5 @@ def _ask(
                     **config.evaluation.grading,
                     batch_size=config.evaluation.batch_size,
                 )
-            )
+            answered.setdefault(questions.label, []).extend(rows)
     return answered

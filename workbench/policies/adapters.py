@@ -1,0 +1,205 @@
+"""Adapters (peft) on models: loaded key by key, in float32, and copied without the weights that they sit on.
+
+Adapters are loaded by peft itself: transformers' own loader leaves out keys of DoRA, and says so on stderr alone.
+"""
+
+import copy
+import importlib.util
+import json
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+
+from workbench.errors import ConfigError, PolicyError
+
+FILE = "adapter_config.json"
+NAME = "default"  # of the one adapter of a model; peft writes it into the names of the adapter's weights
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a folder holds an adapter instead of a whole model."""
+    return (Path(path) / FILE).is_file()
+
+
+def base_of(path: str | Path) -> str | Path:
+    """The model that a folder with an adapter belongs to; any other path is its own base.
+
+    Raises: PolicyError if the folder holds whole weights too, or its base is not named or an adapter itself.
+    """
+    if not is_adapter(path):
+        return path
+    if any((Path(path) / name).is_file() for name in _WEIGHTS):
+        raise PolicyError(
+            f'"{path}" holds both whole weights and an adapter ({FILE}). Move the one that is not meant to another folder.'
+        )
+    try:
+        base = json.loads((Path(path) / FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PolicyError(f'"{path}" cannot be loaded as an adapter: {FILE} is not readable ({error!r}).') from None
+    if not isinstance(base, str) or not base:
+        raise PolicyError(
+            f'"{path}" is an adapter without a model: base_model_name_or_path in {FILE} is {base!r}. Write the folder or '
+            "name of the model there that the adapter was trained on."
+        )
+    if is_adapter(base):
+        raise PolicyError(
+            f'"{path}" is an adapter of "{base}", which is an adapter itself. Merge that into its model first (peft: '
+            "merge_and_unload), and name the merged folder as base_model_name_or_path."
+        )
+    return base
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether a model carries an adapter."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def is_adapter_weight(name: str) -> bool:
+    """Whether a parameter of a model with an adapter is the adapter's, by its name."""
+    return "lora_" in name or f".{NAME}." in name or name.endswith(f".{NAME}")
+
+
+def add_adapter(model: nn.Module, config: object) -> None:
+    """A new adapter on a model, its weights in float32 whatever the model is in: in half precision the steps of training,
+    and more so those of a moving average, are rounded away.
+    """
+    from peft.tuners.tuners_utils import cast_adapter_dtype  # noqa: PLC0415  (an extra, and slow to import)
+
+    model.add_adapter(config, NAME)
+    cast_adapter_dtype(model, NAME)
+
+
+def load_adapter(model: nn.Module, folder: str | Path, name: str) -> None:
+    """Put the adapter of a folder on the model that it belongs to; `name` is the policy's, for messages.
+
+    Raises: ConfigError if peft is missing; PolicyError naming weights that are missing, not read, or of another shape.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError(f'{name}: "{folder}" is an adapter: install vlm-distillation-workbench[lora] to load it.')
+    from peft import PeftConfig  # noqa: PLC0415  (slow to import)
+
+    try:
+        add_adapter(model, PeftConfig.from_pretrained(str(folder)))
+        load_adapter_weights(model, folder, name)
+    except PolicyError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise PolicyError(
+            f'{name}: "{folder}" cannot be loaded as an adapter of {type(model).__name__} ({_one_line(error)}). Give a '
+            "folder with adapter_config.json and adapter_model.safetensors, as peft's save_pretrained writes it, of an adapter "
+            "that was trained on this model."
+        ) from error
+    model.requires_grad_(False).eval()
+
+
+def load_adapter_weights(model: nn.Module, folder: str | Path, name: str) -> None:
+    """Read the weights of the adapter that a model carries from a folder.
+
+    Raises: PolicyError naming weights that are missing, not read, or not the adapter's; RuntimeError, KeyError as peft does.
+    """
+    from peft import set_peft_model_state_dict  # noqa: PLC0415  (slow to import)
+
+    weights = safetensors.torch.load_file(Path(folder) / "adapter_model.safetensors")
+    result = set_peft_model_state_dict(model, _in_names_of(model, weights), NAME)
+    missing = [key for key in result.missing_keys if is_adapter_weight(key)]
+    config, read = model.peft_config[NAME], model.state_dict().keys() - set(result.missing_keys)
+    biases = getattr(config, "bias", "none") == "all"
+    foreign = [
+        key
+        for key in sorted(read)
+        if not is_adapter_weight(key) and ".base_layer." not in key and not (biases and key.endswith(".bias"))
+    ]
+    faults = [
+        f"{len(keys)} {what} ({_some(keys)})"
+        for what, keys in (
+            ("are missing", missing),
+            ("have no place in the model", result.unexpected_keys),
+            ("are the model's own and not the adapter's", foreign),
+        )
+        if keys
+    ]
+    if faults:
+        raise PolicyError(
+            f'{name}: the weights of the adapter "{folder}" do not fit {type(model).__name__}: {"; ".join(faults)}. Save the '
+            "adapter with peft's save_pretrained, or merge it into its model (merge_and_unload) and save that."
+        )
+
+
+def merged_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Every weight of a model under its name without an adapter, the adapter added in."""
+    adapted = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
+    merged = {}
+    for name, value in model.state_dict().items():
+        if is_adapter_weight(name) and ".modules_to_save." not in name:
+            continue
+        plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        plain = plain.replace(f".modules_to_save.{NAME}.", ".")  # comes after the original, and stands for it
+        module, _, kind = plain.rpartition(".")
+        if module in adapted and kind == "weight":
+            value = _with_adapter(adapted[module], value)
+        merged[plain] = value
+    return merged
+
+
+def _with_adapter(layer: nn.Module, weight: Tensor) -> Tensor:
+    """A layer's weight with its active adapters added in."""
+    merged = weight.clone()
+    for adapter in layer.active_adapters:
+        variant = layer.lora_variant.get(adapter)  # DoRA
+        if variant is None:
+            merged = (merged + layer.get_delta_weight(adapter)).to(weight.dtype)
+        else:
+            merged = variant.merge_safe(layer, adapter, merged)
+    return merged
+
+
+def adapts_tied_weights(model: nn.Module) -> bool:
+    """Whether an adapter sits on an embedding that is the head too, or on such a head: with the adapter they are two."""
+    pair = [model.get_input_embeddings(), model.get_output_embeddings()]
+    plain = [getattr(one, "base_layer", getattr(one, "original_module", one)) for one in pair]
+    return pair != plain and plain[0].weight is plain[1].weight
+
+
+def untie(model: nn.Module) -> None:
+    """Give the head of a model a weight of its own, also where the model is saved."""
+    head = model.get_output_embeddings()
+    if head.weight is not model.get_input_embeddings().weight:
+        return
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+
+
+def _in_names_of(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter's weights under the model's names: without peft's prefix, and renamed as transformers renames those of the
+    model where the adapter was trained with an older version."""
+    modules = {key for key, _ in model.named_modules()}
+    renamings = [one for one in get_model_conversion_mapping(model) if isinstance(one, WeightRenaming)]
+    renamed = {}
+    for key, value in weights.items():
+        key = key.removeprefix("base_model.model.")
+        if key.partition(".lora_")[0] not in modules:
+            for renaming in renamings:
+                key, _ = renaming.rename_source_key(key)
+        renamed[key] = value
+    return renamed
+
+
+def beside(model: nn.Module) -> nn.Module:
+    """A frozen copy of a model with an adapter: the adapter is copied, the weights that it sits on are shared."""
+    shared = {id(one): one for key, one in model.named_parameters() if not is_adapter_weight(key)}
+    return copy.deepcopy(model, shared).requires_grad_(False).eval()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
