@@ -240,24 +240,24 @@ class Divergence:
         ids, keep = self._top_k_ids(learner.detach(), target)
         if self.tail == "bucket":
             # ids that are not kept: of an intersection they belong to the rest, of a union they stand there twice
-            inside = keep if self.of == "intersection" else torch.ones_like(keep)
+            inside = keep if self.of == "intersection" else None
             learner_k = _LogProbsAndRest.apply(learner, ids, keep, inside)
             target_k = _LogProbsAndRest.apply(target, ids, keep, inside)
-            keep = torch.cat((keep, torch.ones_like(keep[:, :1])), -1)
+            keep = None if keep is None else torch.cat((keep, torch.ones_like(keep[:, :1])), -1)
         else:
             learner_k, target_k = _logp_of(learner, ids), _logp_of(target, ids)
         if self.tail == "bregman":
             first, second = (learner_k, target_k) if self.kind == "reverse_kl" else (target_k, learner_k)
             terms = first.exp() * (first - second) - first.exp() + second.exp()
-            return terms.masked_fill(~keep, 0.0).sum(-1)
-        # Entries left out get no mass on either side; finite, so that no gradient is NaN.
-        return self._full(learner_k.masked_fill(~keep, _NO_MASS), target_k.masked_fill(~keep, _NO_MASS))
+            return (terms if keep is None else terms.masked_fill(~keep, 0.0)).sum(-1)
+        if keep is not None:  # entries left out get no mass on either side; finite, so that no gradient is NaN
+            learner_k, target_k = learner_k.masked_fill(~keep, _NO_MASS), target_k.masked_fill(~keep, _NO_MASS)
+        return self._full(learner_k, target_k)
 
-    def _top_k_ids(self, learner: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Vocabulary entries compared (N, K or 2K) and which of them count."""
+    def _top_k_ids(self, learner: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Vocabulary entries compared (N, K or 2K) and which of them count; None = all."""
         if self.of in ("learner", "target"):
-            ids = (learner if self.of == "learner" else target).topk(self.top_k, -1).indices
-            return ids, torch.ones_like(ids, dtype=torch.bool)
+            return (learner if self.of == "learner" else target).topk(self.top_k, -1).indices, None
         own = learner.topk(self.top_k, -1).indices
         other = target.topk(self.top_k, -1).indices
         shared = (own.unsqueeze(-1) == other.unsqueeze(-2)).any(-1)  # (N, K): entries of `own` that `other` has too
@@ -305,24 +305,28 @@ class _LogProbsAndRest(torch.autograd.Function):
     The rest is a sum over its entries. As 1 minus the kept mass it would have fp32's resolution next to 1, 6e-8, and a
     smaller one no value at all. _NO_MASS where nothing is left.
 
-    keep    ids whose log-probs are used: the others may hold anything, and get no gradient
-    inside  ids that do not belong to the rest
+    keep    ids whose log-probs are used: the others may hold anything, and get no gradient. None = all
+    inside  ids that do not belong to the rest. None = all
 
     Gradient, with s the sum of all K + 1 incoming ones: of a kept entry g - p s, of another
     p / rest * (g_rest - rest * s), where p / rest is the softmax within the rest, so that no small number divides.
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, ids: Tensor, keep: Tensor, inside: Tensor) -> Tensor:
+    def forward(ctx, logits: Tensor, ids: Tensor, keep: Tensor | None, inside: Tensor | None) -> Tensor:
         chosen = logits.gather(-1, ids)
-        without = chosen.masked_fill(inside, -torch.inf)
         rest = logits.new_empty(logits.shape[0], 1)
+        lowest = torch.finfo(rest.dtype).min  # in place of minus infinity, of which sums and gradients would be NaN
         for rows in row_slices(logits):
-            rest[rows] = logits[rows].scatter(-1, ids[rows], without[rows]).logsumexp(-1, keepdim=True)
-        rest.clamp_(min=torch.finfo(rest.dtype).min)  # at minus infinity the gradient would be NaN
-        total = torch.logaddexp(rest, chosen.masked_fill(~keep, -torch.inf).logsumexp(-1, keepdim=True))
+            without = -torch.inf if inside is None else chosen[rows].masked_fill(inside[rows], -torch.inf)
+            others = logits[rows].scatter(-1, ids[rows], without)
+            peak = others.amax(-1, keepdim=True).clamp_(min=lowest)
+            rest[rows] = others.sub_(peak).exp_().sum(-1, keepdim=True).log_().add_(peak)
+        rest.clamp_(min=lowest)
+        kept = chosen if keep is None else chosen.masked_fill(~keep, -torch.inf)
+        total = torch.logaddexp(rest, kept.logsumexp(-1, keepdim=True))
         ctx.save_for_backward(logits, ids, inside, chosen, rest, total)
-        return torch.cat((chosen - total, (rest - total).clamp(min=_NO_MASS)), -1)
+        return torch.cat((chosen - total, (rest - total).clamp_(min=_NO_MASS)), -1)
 
     @staticmethod
     @once_differentiable
@@ -331,5 +335,6 @@ class _LogProbsAndRest(torch.autograd.Function):
         of_ids, of_rest, whole = grad[:, :-1], grad[:, -1:], grad.sum(-1, keepdim=True)
         of_logits = (logits - rest).exp_().mul_(of_rest - (rest - total).exp() * whole)
         of_inside = (chosen - total).exp_().mul_(-whole)
-        of_logits.scatter_(-1, ids, torch.where(inside, of_inside, of_logits.gather(-1, ids)))
-        return of_logits.scatter_add_(-1, ids, of_ids), None, None, None
+        if inside is not None:
+            of_inside = torch.where(inside, of_inside, of_logits.gather(-1, ids))
+        return of_logits.scatter_(-1, ids, of_inside).scatter_add_(-1, ids, of_ids), None, None, None
