@@ -60,7 +60,9 @@ def test_answers_are_sampled_in_the_precision_in_which_they_are_scored(
 ) -> None:
     config = run_config(models, tmp_path, training__mixed_precision=precision)
     train(config)
-    assert max(line["sampler_gap"] for line in RunFolder(config.run_dir).metrics("train")) < 1e-5
+    steps = [line["sampler_gap"] for line in RunFolder(config.run_dir).metrics("train")]
+    # in bfloat16 a pass of one token may round otherwise than one of several; two precisions would differ in every step
+    assert min(steps) < 1e-6 and max(steps) < (1e-5 if precision == "no" else 3e-3)
 
 
 def test_recomputed_activations_give_the_same_gradient(models: dict, tmp_path: Path) -> None:
