@@ -26,10 +26,10 @@ from workbench.checkpoints import list_checkpoints
 from workbench.commands import unedited_config
 from workbench.config import RunConfig, read_yaml
 from workbench.errors import ConfigError, RunError
-from workbench.model_folders import check_models
+from workbench.model_folders import check_models, refuse_remote_code
 from workbench.parsing import read_object
 from workbench.printed import is_exception, tail
-from workbench.processes import born_at, identify, send
+from workbench.processes import born_at, child_environment, identify, send
 from workbench.runs import RunFolder, find_run_dir, safe_run_dir, status_fault
 
 STATUSES = ("starting", "running", "stopping", "finished", "stopped", "failed", "died", "unreadable")
@@ -111,11 +111,7 @@ def start_run(config: RunConfig, runs_dir: str | Path | None = None, *, allow_re
     runs_dir = Path(config.output_dir if runs_dir is None else runs_dir)
     config = replace(config, output_dir=str(runs_dir))
     run_dir = safe_run_dir(runs_dir, config.name)
-    if config.models.trust_remote_code and not allow_remote_code:
-        raise ConfigError(
-            "models.trust_remote_code=true runs Python code that comes with a model. Runs started from here may not; "
-            "start it with `workbench train` in a terminal if you trust the model."
-        )
+    refuse_remote_code(config, "workbench train RECIPE", allowed=allow_remote_code)
     check_models(config)
     folder = _job_folder(run_dir, make=True)
     with _lock(folder):
@@ -130,13 +126,14 @@ def start_run(config: RunConfig, runs_dir: str | Path | None = None, *, allow_re
     return read_job(run_dir)
 
 
-def resume_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> JobState:
+def resume_run(run_dir: str | Path, overrides: Sequence[str] = (), *, allow_remote_code: bool = False) -> JobState:
     """Go on with a run that stopped, failed or died, in a new process.
 
-    overrides  what `workbench resume` takes, as training.save_every=...
+    overrides          what `workbench resume` takes, as training.save_every=...
+    allow_remote_code  whether models.trust_remote_code may be true
 
     Raises: RunError if there is no such run, if it is running, or if it has nothing left to do; ConfigError for an
-        override that would make another run of it. The run stays as it was.
+        override that would make another run of it, or if code would run. The run stays as it was.
     """
     run_dir = Path(run_dir)
     safe_run_dir(run_dir.parent, run_dir.name)
@@ -149,7 +146,8 @@ def resume_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> JobState:
             raise RunError(
                 f"run {run_dir} has finished its {state.steps} steps. Start a new run from its configuration instead."
             )
-        unedited_config(folder, overrides)
+        config = unedited_config(folder, overrides)
+        refuse_remote_code(config, f"workbench resume {run_dir}", allowed=allow_remote_code)
         record = _read_record(run_dir)
         start = Path(record.folder) if record and Path(record.folder).is_dir() else Path.cwd()
         _spawn(run_dir, ["resume", str(run_dir.resolve()), *overrides], start)
@@ -261,7 +259,7 @@ def _spawn(run_dir: Path, arguments: list[str], start: Path) -> None:
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # signals of the app's terminal are not the run's
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "2"},  # or the bar fills the disk
+            env=child_environment() | {"PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "2"},  # or the bar fills the disk
         )
     # somebody has to take its exit status, or it stays in the process table for as long as the app runs
     threading.Thread(target=process.wait, name=f"reap {process.pid}", daemon=True).start()

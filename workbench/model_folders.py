@@ -1,4 +1,7 @@
-"""Whether the models that a configuration names can be there: found out before a run folder is made or a model loaded."""
+"""Checks of the models that a configuration names, before a run folder is made or a model loaded.
+
+`check_models`: whether they can be there. `refuse_remote_code`: whether they may bring programs.
+"""
 
 from pathlib import Path
 
@@ -26,6 +29,19 @@ def check_models(config: RunConfig) -> None:
         raise ConfigError(
             f'models.{key} "{model}" is no model folder: {why}. Give a folder written by save_pretrained, or the name of a '
             "model on the hub."
+        )
+
+
+def refuse_remote_code(config: RunConfig, terminal: str, *, allowed: bool = False) -> None:
+    """Raises ConfigError if models of the configuration may bring Python code. Every door of the page asks this rule.
+
+    terminal  the command that does the same in a terminal, for the message
+    allowed   whether the caller, a program, trusts the models
+    """
+    if config.models.trust_remote_code and not allowed:
+        raise ConfigError(
+            "models.trust_remote_code=true runs Python code that comes with a model, and nothing is started from here that "
+            f"may. If you trust the model, write in a terminal: {terminal}"
         )
 
 

@@ -5,6 +5,7 @@ Linux tells both in /proc; elsewhere `ps` does.
 
 import os
 import signal
+import site
 import subprocess
 import time
 from pathlib import Path
@@ -30,6 +31,19 @@ def born_at(pid: int) -> float | None:
         return None
     booted = next(line for line in (_PROC / "stat").read_text().splitlines() if line.startswith("btime"))
     return int(booted.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a process that runs this package: Python takes no module from its working folder.
+
+    `python -m` puts the working folder before the standard library, and a run's working folder stands in its job.json: a
+    received folder of runs with a torch.py in it would be executed.
+    """
+    package = str(Path(__file__).resolve().parents[1])
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    if package not in site.getsitepackages():  # a clone that is not installed
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    return environment
 
 
 def send(pid: int, identity: str, number: signal.Signals) -> bool:

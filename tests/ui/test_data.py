@@ -10,7 +10,7 @@ from small import run_config
 from test_tokens import keys
 
 from workbench import scorer
-from workbench.errors import DataError, RunError
+from workbench.errors import ConfigError, DataError, RunError
 from workbench.ui import data
 from workbench.ui.context import AppContext
 
@@ -171,5 +171,5 @@ def test_a_run_whose_model_brings_code_is_not_opened(
     assert "trust_remote_code: false" in config.read_text()
     config.write_text(config.read_text().replace("trust_remote_code: false", "trust_remote_code: true"))
     monkeypatch.setattr(scorer, "open_scorer", lambda run_dir: pytest.fail("the model was loaded"))
-    with pytest.raises(RunError, match=r"opd has models.trust_remote_code=true, and this page runs no code"):
+    with pytest.raises(ConfigError, match=r"models.trust_remote_code=true runs Python code .* workbench eval"):
         data.score_own(AppContext(tmp_path, tmp_path), "opd", picture, "What is it?", "", "", "", "", "a")

@@ -21,6 +21,7 @@ from workbench.datasets import load_examples
 from workbench.errors import DataError, RunError, WorkbenchError
 from workbench.images import open_image
 from workbench.jobs import config_file
+from workbench.model_folders import refuse_remote_code
 from workbench.render import PictureOfView, TokenView, render_tokens, token_view
 from workbench.rendering.examples import evidence_of, example_html
 from workbench.rendering.pictures import evidence
@@ -64,16 +65,12 @@ class OneScorer:
                     f"run {run_dir.name} has saved no checkpoint yet. Wait for its first, or choose another run."
                 )
             config = load_config(run_dir / "config.yaml")
+            refuse_remote_code(config, f"workbench eval {run_dir}")
             if example.origin == OWN:
                 check_evidence(config, example)
             key = (run_dir, checkpoint.path, checkpoint.path.stat().st_mtime_ns)
             if key != self._key:
                 self._key = self._scorer = None
-                if config.models.trust_remote_code:
-                    raise RunError(
-                        f"run {run_dir.name} has models.trust_remote_code=true, and this page runs no code that comes with "
-                        "a model. Use wb.open_scorer in Python if you trust it."
-                    )
                 self._scorer = open_scorer(run_dir)
                 self._key = key
             scored = self._scorer.score(example, answer)

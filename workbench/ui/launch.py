@@ -19,7 +19,8 @@ from workbench.commands import copyable, overrides_between, train_command
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.jobs import start_run
 from workbench.methods import list_methods, method_module
-from workbench.model_folders import check_models
+from workbench.model_folders import check_models, refuse_remote_code
+from workbench.processes import child_environment
 from workbench.ui.context import AppContext, Shared, note, run_choices, sentence, told
 from workbench.ui.form import (
     CHOICE,
@@ -222,13 +223,14 @@ def run_check(context: AppContext, form: Form, recipe: str, more: str, *entered:
     file = recipe_file(context, recipe)
     config = entered_config(context, form, entered, more or "")
     check_models(config)
-    if config.models.trust_remote_code:
-        raise ConfigError("models.trust_remote_code=true runs code that comes with a model; check it in a terminal.")
     overrides = overrides_between(file, config)
+    refuse_remote_code(config, copyable(["workbench", "check", str(file), *overrides]))
     yield (note("Checking: loading the models, writing a few answers …"),)
     command = [sys.executable, "-m", "workbench", "check", str(file), *overrides]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=CHECK_SECONDS, check=False, env=child_environment()
+        )
     except subprocess.TimeoutExpired:
         raise ConfigError(
             f"the check took longer than {CHECK_SECONDS:g} s and was ended. Run it in a terminal: "

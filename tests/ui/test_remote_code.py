@@ -1,0 +1,130 @@
+"""A received run or recipe whose models bring Python code: no door of the page executes any of it."""
+
+import inspect
+import json
+import shutil
+import subprocess
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import gradio as gr
+import pytest
+import transformers
+import yaml
+from PIL import Image
+
+from workbench import jobs
+from workbench.errors import ConfigError
+from workbench.ui.context import AppContext
+from workbench.ui.shell import build_app
+
+DOORS = {"launch-check", "launch-start", "watch-resume", "data-score", "data-own-score"}
+LOADERS = ("AutoConfig", "AutoProcessor", "AutoTokenizer", "AutoImageProcessor", "AutoModelForImageTextToText", "AutoModelForCausalLM")  # fmt: skip
+
+
+@pytest.fixture
+def received(runs: Path, tmp_path: Path) -> AppContext:
+    """A folder with one stopped run, and one recipe, both of which trust the code of their models."""
+    run = tmp_path / "runs" / "opd"
+    shutil.copytree(runs / "opd", run)
+    config, status = run / "config.yaml", json.loads((run / "run.json").read_text())
+    config.write_text(config.read_text().replace("trust_remote_code: false", "trust_remote_code: true"))
+    status["config"]["models"]["trust_remote_code"] = True
+    (run / "run.json").write_text(json.dumps({**status, "status": "stopped"}))
+    (tmp_path / "configs").mkdir()
+    shutil.copy(config, tmp_path / "configs" / "theirs.yaml")
+    return AppContext(tmp_path / "runs", tmp_path / "configs")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "own.png")
+    return str(tmp_path / "own.png")
+
+
+def call(app: gr.Blocks, event: object, values: dict[str, object]) -> str | None:
+    """All text that an event answers with the components' values as the page has them; None if it needs a click's data."""
+    handler = inspect.unwrap(getattr(event.fn, "func", event.fn))
+    if any(one.annotation is gr.EventData for one in inspect.signature(handler).parameters.values()):
+        return None
+    blank = [one.value or "" if isinstance(one, gr.Textbox) else one.value for one in event.inputs]
+    given = [values.get(one.elem_id, value) for one, value in zip(event.inputs, blank, strict=True)]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        answered = event.fn(*given)
+        answered = list(answered) if inspect.isgenerator(answered) else answered
+    return f"{answered} {' '.join(str(one.message) for one in said)}"
+
+
+def test_every_door_of_the_page_refuses_code_of_models(
+    received: AppContext, picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every event of the page is called, so a door that is added later is found, too."""
+    opened: list[str] = []
+
+    def start(command: list[str], *_: object, **__: object) -> None:
+        opened.append(f"process {command}")
+        raise OSError("no process in this test")
+
+    def load(*_: object, trust_remote_code: bool = False, **__: object) -> None:
+        opened.extend(["model"] if trust_remote_code else [])
+        raise OSError("no model in this test")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    for name in LOADERS:
+        monkeypatch.setattr(getattr(transformers, name), "from_pretrained", load)
+    app, refused = build_app(received), set()
+    values = {"app-run": "opd", "data-file": picture, "data-question": "What is it?", "data-own-given": "a", "data-given": "a"}  # fmt: skip
+    trust = next(one for one in app.blocks.values() if one.elem_id == "launch-models-trust_remote_code")
+    assert trust.value is True
+    for event in app.fns.values():
+        text = call(app, event, values) if event.fn is not None else None
+        if text is not None and "trust_remote_code=true runs Python code" in text:
+            refused |= {app.blocks[block].elem_id for block, _ in event.targets}
+    assert not opened
+    assert refused == DOORS
+
+
+def test_resuming_a_run_that_brings_code_starts_nothing_and_a_program_may_allow_it(
+    received: AppContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, started = received.runs_dir / "opd", []
+    monkeypatch.setattr(jobs, "_spawn", lambda *given: started.append(given))
+    before = (run / "run.json").read_bytes()
+    for overrides in ([], ["training.save_every=1"]):
+        with pytest.raises(ConfigError, match=r"trust_remote_code=true runs Python code .* workbench resume"):
+            jobs.resume_run(run, overrides)
+    assert not started and (run / "run.json").read_bytes() == before
+    jobs.resume_run(run, allow_remote_code=True)
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize("form", ["true", "True", "yes", "on", '"true"', "&x true"])
+def test_however_it_is_written_it_is_refused(received: AppContext, form: str) -> None:
+    config = received.runs_dir / "opd" / "config.yaml"
+    config.write_text(config.read_text().replace("trust_remote_code: true", f"trust_remote_code: {form}"))
+    with pytest.raises(ConfigError, match="trust_remote_code"):
+        jobs.resume_run(config.parent)
+    assert yaml.safe_load(config.read_text())["models"]["trust_remote_code"] in (True, "true")
+
+
+def test_no_module_is_taken_from_the_folder_that_a_received_run_names(tmp_path: Path) -> None:
+    """A run's job.json says where its process is started, and `python -m` takes modules from there."""
+    theirs, mark = tmp_path / "theirs", tmp_path / "executed"
+    theirs.mkdir()
+    for name in ("yaml", "tqdm", "torch", "workbench"):
+        (theirs / f"{name}.py").write_text(f"open({str(mark)!r}, 'w')\nraise SystemExit('theirs')\n")
+    run = tmp_path / "runs" / "run"
+    jobs._job_folder(run, make=True)
+    jobs._spawn(run, ["methods"], theirs)
+    wait_for(lambda: jobs._living(run) is None)
+    assert not mark.exists() and "opd" in jobs.log_tail(run), jobs.log_tail(run)
+
+
+def wait_for(is_so: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
