@@ -11,7 +11,7 @@ errors threads
 distributed folders jsonlines parsing terminal scripts
 types images seeding
 divergences grading counterparts
-contexts
+contexts picture_bounds
 method routers
 losses
 policies
@@ -35,7 +35,7 @@ learner rewind
 writing
 loop
 check train scorer
-findings
+findings job_state
 summary
 jobs
 rendering

@@ -31,6 +31,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="a site that may show the page in a frame, as http://localhost:8888 for a notebook; may be repeated",
     )
+    parser.add_argument(
+        "--allow-dir",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="where pictures of data may lie besides the data file's own folder; may be repeated",
+    )
 
 
 def open_app(options: argparse.Namespace) -> "Blocks":
@@ -51,4 +58,5 @@ def open_app(options: argparse.Namespace) -> "Blocks":
         auth=options.auth,
         allow_hosts=options.allow_host,
         allow_frames=options.allow_frame,
+        allow_dirs=options.allow_dir,
     )

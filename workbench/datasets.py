@@ -12,7 +12,7 @@ import decimal
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from workbench.counterparts import Counterparts
 from workbench.embedded import NotAPicture, resolve_picture
 from workbench.errors import ConfigError, DataError, unknown
 from workbench.images import decode_image, image_size
+from workbench.picture_bounds import PictureBounds
 from workbench.scenes import SPLITS, check_split, make_examples
 from workbench.scenes.revealed import reveal
 from workbench.tables import open_table, parse_source, show
@@ -61,13 +62,23 @@ class EvidenceSplit(NamedTuple):
     skipped: list[tuple[Example, str]]
 
 
-def load_examples(source: str | Path, *, limit: int | None = None, root: Path | None = None) -> list[Example]:
+def load_examples(
+    source: str | Path,
+    *,
+    limit: int | None = None,
+    root: Path | None = None,
+    folders: Sequence[Path] | None = None,
+    max_bytes: int | None = None,
+) -> list[Example]:
     """All examples of `source`, or the first `limit`.
 
     source  scenes:SPLIT?count=N&seed=N&start=N&families=A,B, a .jsonl, .json or .parquet file, a folder saved by `datasets`, or
             hf:NAME?split=S
-    root    where relative image paths start; None = the folder of the data file
-    Raises  ConfigError if `source` names something unknown, DataError at the first faulty row
+    root       where relative image paths start; None = the folder of the data file
+    folders    where image files may lie besides that folder; None = as this process was started (picture_bounds.py)
+    max_bytes  of decoded embedded images; None = MAX_EMBEDDED_BYTES
+    Raises     ConfigError if `source` names something unknown, DataError at the first faulty row, TooManyPicturesError
+               before an image is decoded that exceeds max_bytes
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1, got {limit}. Leave it out to load all examples.")
@@ -76,21 +87,19 @@ def load_examples(source: str | Path, *, limit: int | None = None, root: Path | 
     table = open_table(source)
     examples: list[Example] = []
     seen: dict[str, str] = {}
-    embedded_bytes = 0
+    folder = root or table.folder
+    bounds = PictureBounds(table.name, folder, folders, MAX_EMBEDDED_BYTES if max_bytes is None else max_bytes)
     for row in table.rows:
-        example = example_from_values(row.values(), row.origin, folder=root or table.folder, default_id=str(row.number))
+        values = row.values()
+        bounds.check_row(values, row.origin, row.number)
+        example = example_from_values(values, row.origin, folder=folder, default_id=str(row.number))
+        bounds.check_files(example)
         if example.id in seen:
             raise DataError(
                 f'{row.origin}, column "id": "{example.id}" is also the id of {seen[example.id]}. '
                 "Ids must be unique; rename one, or drop the column to use row numbers."
             )
         seen[example.id] = row.origin
-        embedded_bytes += _embedded_bytes(example)
-        if embedded_bytes > MAX_EMBEDDED_BYTES:
-            raise DataError(
-                f"{table.name} holds more than {MAX_EMBEDDED_BYTES / 2**30:.1f} GiB of embedded images by row "
-                f"{row.number}. Run `workbench import {table.name} FOLDER`, which writes image files, or set a limit."
-            )
         examples.append(example)
         if len(examples) == limit:
             break
@@ -296,12 +305,6 @@ def _image(value: Any, column: str, origin: str, folder: Path) -> Image.Image | 
         remedy = f"Relative paths start at {show(str(folder))}"
         raise fault(origin, column, resolved, "must be an image file that exists", remedy)
     return path
-
-
-def _embedded_bytes(example: Example) -> int:
-    revealed = (image for turn in example.turns for image in turn.images)
-    pictures = [one for one in (*example.images, example.evidence.crop, *revealed) if isinstance(one, Image.Image)]
-    return sum(3 * picture.width * picture.height for picture in pictures)
 
 
 def _boxes(entries: list[Any], name: str, images: tuple[Image.Image | Path, ...], origin: str) -> tuple[Box, ...]:

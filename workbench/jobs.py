@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -26,59 +26,15 @@ from workbench.checkpoints import list_checkpoints
 from workbench.commands import unedited_config
 from workbench.config import RunConfig, read_yaml
 from workbench.errors import ConfigError, RunError
+from workbench.job_state import ALIVE, JobState
 from workbench.model_folders import check_models, refuse_remote_code
 from workbench.parsing import read_object
+from workbench.picture_bounds import as_variable
 from workbench.printed import is_exception, tail
 from workbench.processes import born_at, child_environment, identify, send
 from workbench.runs import RunFolder, find_run_dir, safe_run_dir, status_fault
 
-STATUSES = ("starting", "running", "stopping", "finished", "stopped", "failed", "died", "unreadable")
-ALIVE = ("starting", "running", "stopping")
 _FOLDER = ".jobs"
-
-
-@dataclass(frozen=True)
-class JobState:
-    """A run as it is now. Times are seconds since the epoch; what is not known is None.
-
-    status       one of STATUSES; "died": it says it is running, and its process is gone
-    step, steps  done, and asked for
-    remaining_s  estimated by the run at its last step
-    updated      the run's heartbeat: when it last wrote run.json
-    error        the sentence that the run ended with
-    doing        what a living run does between steps
-    command      how it was started, as arguments
-    """
-
-    name: str
-    run_dir: Path
-    status: str
-    method: str | None = None
-    step: int = 0
-    steps: int | None = None
-    remaining_s: float | None = None
-    started: float | None = None
-    updated: float | None = None
-    pid: int | None = None
-    error: str | None = None
-    doing: str | None = None
-    warnings: tuple[str, ...] = ()
-    skipped: dict[str, int] = field(default_factory=dict)
-    command: tuple[str, ...] = ()
-
-    @property
-    def is_alive(self) -> bool:
-        return self.status in ALIVE
-
-    @property
-    def can_resume(self) -> bool:
-        """Whether there is a run folder to go on from, and something left to do."""
-        return self.status in ("stopped", "failed", "died") and (self.run_dir / "config.yaml").is_file()
-
-    @property
-    def silent_s(self) -> float | None:
-        """Seconds since the last heartbeat."""
-        return None if self.updated is None else max(0.0, time.time() - self.updated)
 
 
 @dataclass(frozen=True)
@@ -100,11 +56,18 @@ class _Record:
     stop_asked: bool = False
 
 
-def start_run(config: RunConfig, runs_dir: str | Path | None = None, *, allow_remote_code: bool = False) -> JobState:
+def start_run(
+    config: RunConfig,
+    runs_dir: str | Path | None = None,
+    *,
+    allow_remote_code: bool = False,
+    folders: Sequence[Path] | None = None,
+) -> JobState:
     """Start training in a process of its own and return at once.
 
     runs_dir           folder that the run is made in, in place of the configuration's output_dir
     allow_remote_code  whether models.trust_remote_code may be true
+    folders            where pictures of its data may lie besides the data's own folder; None = anywhere
 
     Raises: RunError if the name is taken or leads out of the folder; ConfigError if code would run or a model is missing.
     """
@@ -122,15 +85,22 @@ def start_run(config: RunConfig, runs_dir: str | Path | None = None, *, allow_re
             raise RunError(f'a run "{config.name}" is starting already (process {record.pid}). Choose another name.')
         file = folder / "config.yaml"
         file.write_text(config.to_yaml(), encoding="utf-8")
-        _spawn(run_dir, ["train", str(file.resolve())], Path.cwd())
+        _spawn(run_dir, ["train", str(file.resolve())], Path.cwd(), folders)
     return read_job(run_dir)
 
 
-def resume_run(run_dir: str | Path, overrides: Sequence[str] = (), *, allow_remote_code: bool = False) -> JobState:
+def resume_run(
+    run_dir: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    allow_remote_code: bool = False,
+    folders: Sequence[Path] | None = None,
+) -> JobState:
     """Go on with a run that stopped, failed or died, in a new process.
 
     overrides          what `workbench resume` takes, as training.save_every=...
     allow_remote_code  whether models.trust_remote_code may be true
+    folders            where pictures of its data may lie besides the data's own folder; None = anywhere
 
     Raises: RunError if there is no such run, if it is running, or if it has nothing left to do; ConfigError for an
         override that would make another run of it, or if code would run. The run stays as it was.
@@ -150,7 +120,7 @@ def resume_run(run_dir: str | Path, overrides: Sequence[str] = (), *, allow_remo
         refuse_remote_code(config, f"workbench resume {run_dir}", allowed=allow_remote_code)
         record = _read_record(run_dir)
         start = Path(record.folder) if record and Path(record.folder).is_dir() else Path.cwd()
-        _spawn(run_dir, ["resume", str(run_dir.resolve()), *overrides], start)
+        _spawn(run_dir, ["resume", str(run_dir.resolve()), *overrides], start, folders)
     return read_job(run_dir)
 
 
@@ -245,11 +215,12 @@ def log_tail(run_dir: str | Path, num_lines: int = 200) -> str:
     return ""
 
 
-def _spawn(run_dir: Path, arguments: list[str], start: Path) -> None:
+def _spawn(run_dir: Path, arguments: list[str], start: Path, folders: Sequence[Path] | None = None) -> None:
     """The process, with its record. Nothing here goes through a shell."""
     command = (sys.executable, "-m", "workbench", *arguments)
     out = _job_folder(run_dir) / "train.out"
     seen_ns = _read_status(run_dir)[1]
+    bounds = {} if folders is None else as_variable(folders)
     with out.open("ab") as stream:
         offset = stream.tell()
         process = subprocess.Popen(
@@ -259,7 +230,9 @@ def _spawn(run_dir: Path, arguments: list[str], start: Path) -> None:
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # signals of the app's terminal are not the run's
-            env=child_environment() | {"PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "2"},  # or the bar fills the disk
+            env=child_environment()
+            | bounds
+            | {"PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "2"},  # or the bar fills the disk
         )
     # somebody has to take its exit status, or it stays in the process table for as long as the app runs
     threading.Thread(target=process.wait, name=f"reap {process.pid}", daemon=True).start()

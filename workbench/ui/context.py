@@ -48,11 +48,15 @@ class AppContext:
     runs_dir     every run is inside it, those of a study one folder deeper; nothing else is read or written
     configs_dir  recipes to start from
     read_only    look, and change nothing
+    folders      where pictures of data may lie besides the data file's own folder
+    max_runs     how many runs may be at work at once; None = any number
     """
 
     runs_dir: Path
     configs_dir: Path
     read_only: bool = False
+    folders: tuple[Path, ...] = ()
+    max_runs: int | None = None
 
     def run_dir(self, name: str | None) -> Path:
         """The folder of an existing run. Raises RunError if the name leads out of the runs folder or to no run."""

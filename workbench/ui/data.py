@@ -19,9 +19,10 @@ from workbench.config import RunConfig, load_config, read_yaml
 from workbench.contexts import missing_evidence
 from workbench.datasets import load_examples
 from workbench.errors import DataError, RunError, WorkbenchError
-from workbench.images import open_image
+from workbench.images import MAX_PIXELS, image_size, open_image
 from workbench.jobs import config_file
 from workbench.model_folders import refuse_remote_code
+from workbench.picture_bounds import TooManyPicturesError
 from workbench.render import PictureOfView, TokenView, render_tokens, token_view
 from workbench.rendering.examples import evidence_of, example_html
 from workbench.rendering.pictures import evidence
@@ -30,6 +31,12 @@ from workbench.ui.context import MAX_UPLOAD_MB, AppContext, Shared, in_its_place
 from workbench.ui.pieces import Column, empty_html, fragment_component, fresh, read_asset, rows_component, rows_html
 
 MOST_EXAMPLES = 200  # of a source that are listed
+MOST_EVALUATED = 5000  # the same, where evaluated ones are looked for
+MAX_DECODED = 256 * 2**20  # bytes of a source's embedded pictures, decoded; two sources are kept
+MAX_DRAWN = 2 * MAX_PIXELS  # pixels of one example's pictures
+_DECODING = (
+    threading.Lock()
+)  # one source, example or upload at a time: each may take hundreds of MB while it is decoded
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 OWN = "your image"
 COLUMNS = (
@@ -107,27 +114,28 @@ def draw(
         most = MOST_EXAMPLES
         if not is_typed:
             most = most_listed(run_dir, address)
-            source = source_with(run_dir, source, address, most)
+            source = source_with(context, run_dir, source, address, most)
             chooser = gr.Dropdown(choices=known, value=source)
-        examples = load(source, most)
+        examples, is_cut = load(source, most, context.folders)
     except (WorkbenchError, OSError) as error:
         return chooser, empty_html(sentence(error)), "", gr.skip()
     example = find(examples, address)
-    shown = fresh(example_html(example)) if example else ""
-    return chooser, list_html(source, examples, example), shown, evaluated_answer(run_dir, address)
+    shown = shown_html(example) if example else ""
+    return chooser, list_html(source, examples, example, is_cut), shown, evaluated_answer(run_dir, address)
 
 
 def most_listed(run_dir: Path, address: Mapping | None) -> int:
     """How many examples are listed: as many as were evaluated, if the address is that of an evaluated one."""
     asked = value_at(read_yaml(run_dir / "config.yaml"), "evaluation.count") if (address or {}).get("context") else None
-    return max(MOST_EXAMPLES, asked) if isinstance(asked, int) else MOST_EXAMPLES
+    return min(max(MOST_EXAMPLES, asked), MOST_EVALUATED) if isinstance(asked, int) else MOST_EXAMPLES
 
 
-def source_with(run_dir: Path, source: str, address: Mapping | None, most: int) -> str:
+def source_with(context: AppContext, run_dir: Path, source: str, address: Mapping | None, most: int) -> str:
     """The source, or another of the run's that has the example of the address where this one does not."""
     wanted = str((address or {}).get("example") or "")
     others = [value for _, value in sources_of(run_dir) if value != source] if wanted else []
-    return next((one for one in (source, *others) if any(example.id == wanted for example in load(one, most))), source)
+    loaded = ((one, load(one, most, context.folders)[0]) for one in (source, *others))
+    return next((one for one, examples in loaded if any(example.id == wanted for example in examples)), source)
 
 
 def evaluated_answer(run_dir: Path, address: Mapping | None) -> object:
@@ -179,16 +187,28 @@ def _is_ours(context: AppContext, source: str) -> bool:
     return file.is_relative_to(context.runs_dir.resolve()) and file.is_file()
 
 
-def load(source: str, most: int = MOST_EXAMPLES) -> list[Example]:
-    """The first examples of a source; files are read again when they change."""
+def load(source: str, most: int = MOST_EXAMPLES, folders: tuple[Path, ...] = ()) -> tuple[list[Example], bool]:
+    """The first examples of a source, and whether embedded pictures ended the list; files are read again when they change.
+
+    most     examples
+    folders  where its pictures may lie besides the source's own folder
+    """
     file = Path(source.partition("?")[0])
     changed = file.stat().st_mtime_ns if file.exists() else 0
-    return list(_load(source, changed, most))
+    with _DECODING:
+        examples, is_cut = _load(source, changed, most, folders)
+    return list(examples), is_cut
 
 
 @functools.lru_cache(maxsize=2)
-def _load(source: str, changed: int, most: int) -> tuple[Example, ...]:
-    return tuple(load_examples(source, limit=most))
+def _load(source: str, changed: int, most: int, folders: tuple[Path, ...]) -> tuple[tuple[Example, ...], bool]:
+    given = {"folders": folders, "max_bytes": MAX_DECODED}
+    try:
+        return tuple(load_examples(source, limit=most, **given)), False
+    except TooManyPicturesError as error:
+        if error.num_rows == 0:
+            raise
+        return tuple(load_examples(source, limit=error.num_rows, **given)), True
 
 
 def find(examples: list[Example], address: Mapping | None) -> Example | None:
@@ -197,13 +217,30 @@ def find(examples: list[Example], address: Mapping | None) -> Example | None:
     return next((one for one in examples if one.id == wanted), examples[0] if examples else None)
 
 
-def list_html(source: str, examples: list[Example], chosen: Example | None) -> str:
-    """Examples as rows, with the evidence that each has."""
+def shown_html(example: Example) -> str:
+    """The example with its pictures, or why they are not drawn: together they have too many pixels."""
+    pictures = [one for one in (*example.images, example.evidence.crop) if one is not None]
+    try:
+        pixels = sum(width * height for width, height in map(image_size, pictures))
+    except DataError:  # the picture's own place says what is wrong with it
+        pixels = 0
+    if pixels > MAX_DRAWN:
+        return empty_html(
+            f"{example.origin or example.id}: its {len(pictures)} pictures have {pixels:,} pixels together, and the page draws "
+            f"at most {MAX_DRAWN:,} of one example. Shrink them."
+        )
+    with _DECODING:
+        return fresh(example_html(example))
+
+
+def list_html(source: str, examples: list[Example], chosen: Example | None, is_cut: bool = False) -> str:
+    """Examples as rows, with the evidence that each has. is_cut: further ones hold too large pictures for the page."""
     rows = [
         {"id": one.id, "domain": one.domain or None, "question": one.question, "answer": one.answer, "evidence": ", ".join(evidence_of(one)) or None}
         for one in examples
     ]  # fmt: skip
     more = f", the first {len(examples)}" if len(examples) >= MOST_EXAMPLES else ""
+    more = f", the first {len(examples)}: with more, its pictures exceed {MAX_DECODED >> 20} MiB" if is_cut else more
     made = table(rows, [column.name for column in COLUMNS], run=f"{source}{more}", empty=f"{source} holds no example.")
     key = None if chosen is None else {"id": chosen.id}
     return rows_html(made, COLUMNS, label="examples", key=("id",), chosen=key, title="Examples", tall=270, follow=True)
@@ -265,18 +302,21 @@ def preview(file: str | None, boxes: str | None) -> str:
     """The dropped image with its boxes, on which boxes can be drawn; a fault as a sentence."""
     if not file:
         return ""
-    try:
-        image = open_upload(file)
-        drawn = parse_boxes(boxes, image.size)
-    except DataError as error:
-        return note(sentence(error), "error")
-    view = TokenView("", "", "", (), pictures=(PictureOfView("image", image, drawn, note="Drag on it to draw a box."),))
-    return fresh(f'<div class="wb-root"><div class="wb-body">{evidence(view)}</div></div>')
+    with _DECODING:
+        try:
+            image = open_upload(file)
+            drawn = parse_boxes(boxes, image.size)
+        except DataError as error:
+            return note(sentence(error), "error")
+        shown = PictureOfView("image", image, drawn, note="Drag on it to draw a box.")
+        pictures = evidence(TokenView("", "", "", (), pictures=(shown,)))
+    return fresh(f'<div class="wb-root"><div class="wb-body">{pictures}</div></div>')
 
 
 def with_box(file: str | None, boxes: str | None, corners: Mapping) -> str:
     """The lines of boxes and one more, drawn on the picture: corners as shares of width and height."""
-    width, height = open_upload(file).size
+    with _DECODING:
+        width, height = open_upload(file).size
     shares = [max(0.0, min(1.0, float(corners[name]))) for name in ("x0", "y0", "x1", "y1")]
     pixels = [round(share * size) for share, size in zip(shares, (width, height, width, height), strict=True)]
     return "\n".join(filter(None, [(boxes or "").rstrip(), f"{' '.join(map(str, pixels))} region"]))
@@ -323,7 +363,7 @@ def score_listed(
     """The chosen example of the list, scored."""
     context.check_writable()
     asked = chosen_source(context, context.run_dir(run), source)
-    example = find(load(asked), address) if asked else None
+    example = find(load(asked, folders=context.folders)[0], address) if asked else None
     if example is None:
         raise DataError("there is no example to score. Choose a source that has some.")
     return score(context, run, example, given)

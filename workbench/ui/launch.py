@@ -20,6 +20,7 @@ from workbench.errors import ConfigError, WorkbenchError
 from workbench.jobs import start_run
 from workbench.methods import list_methods, method_module
 from workbench.model_folders import check_models, refuse_remote_code
+from workbench.picture_bounds import as_variable
 from workbench.processes import child_environment
 from workbench.ui.context import AppContext, Shared, note, run_choices, sentence, told
 from workbench.ui.form import (
@@ -229,7 +230,12 @@ def run_check(context: AppContext, form: Form, recipe: str, more: str, *entered:
     command = [sys.executable, "-m", "workbench", "check", str(file), *overrides]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=CHECK_SECONDS, check=False, env=child_environment()
+            command,
+            capture_output=True,
+            text=True,
+            timeout=CHECK_SECONDS,
+            check=False,
+            env=child_environment() | as_variable(context.folders),
         )
     except subprocess.TimeoutExpired:
         raise ConfigError(
@@ -262,7 +268,7 @@ def start_from(context: AppContext, form: Form, recipe: str, more: str, *entered
     """Starts the run and turns the page to it: run picker, address, tabs, and the next free name for the form."""
     context.check_writable()
     config = entered_config(context, form, entered, more or "")
-    state = start_run(config, context.runs_dir)
+    state = start_run(config, context.runs_dir, folders=context.folders)
     picker = gr.Dropdown(choices=run_choices(context), value=state.name)
     return picker, {}, gr.Tabs(selected="watch"), free_name(context, config.name)
 

@@ -39,12 +39,14 @@ def serve(
     auth: str | Path | None = None,
     allow_hosts: Sequence[str] = (),
     allow_frames: Sequence[str] = (),
+    allow_dirs: Sequence[str | Path] = (),
 ) -> gr.Blocks:
     """Open the app and serve it in a thread; its block_thread() waits until it is interrupted.
 
     auth          a file with lines of user:password
     allow_hosts   names that the page answers to besides the addresses it listens at, as those of a proxy
     allow_frames  origins of sites that may show the page in a frame, as a notebook's or https://huggingface.co
+    allow_dirs    where pictures of data may lie besides the data file's own folder
 
     Raises: ConfigError for a host, port or file that will not do; RunError if the port is in use.
     """
@@ -58,7 +60,7 @@ def serve(
     except OSError as error:
         raise RunError(f"runs folder {runs} cannot be made ({error.strerror}). Choose another with --runs.") from None
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    app = build_app(AppContext(runs, Path(configs), read_only))
+    app = build_app(AppContext(runs, Path(configs), read_only, folders=read_folders(allow_dirs)))
     app.queue(default_concurrency_limit=8)
     app._queue.sleep_when_free = (
         QUEUE_PAUSE_S  # Gradio looks a thousand times a second: a twentieth of a core, for nothing
@@ -139,6 +141,14 @@ def read_users(file: str | Path) -> list[tuple[str, str]]:
     if not users:
         raise ConfigError(f"{file} names nobody. Write lines of user:password into it.")
     return users
+
+
+def read_folders(folders: Sequence[str | Path]) -> tuple[Path, ...]:
+    """Folders given with --allow-dir. Raises ConfigError naming one that does not exist."""
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise ConfigError(f'--allow-dir "{folder}" is not a folder. Give one that exists.')
+    return tuple(Path(folder).resolve() for folder in folders)
 
 
 def check_host(host: str, *, has_password: bool, read_only: bool) -> None:
