@@ -196,7 +196,7 @@ def offer(context: AppContext, recipe: str | None, name: str) -> tuple[object, o
     if not choices:
         raise ConfigError(f"there is no recipe in {context.configs_dir}. Open the app with --configs FOLDER.")
     picker = gr.Dropdown(choices=choices) if recipe else gr.Dropdown(choices=choices, value=choices[0][1])
-    free = free_name(context, name)
+    free = free_name(context, name or "")
     return picker, gr.skip() if free == name else free
 
 

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from workbench.errors import ConfigError, RunError
 from workbench.ui.context import MAX_UPLOAD_MB, AppContext
+from workbench.ui.limits import MAX_SESSIONS, MAX_WAITING, LoginDelay, RequestLimits
 from workbench.ui.origins import OriginGuard, Origins, read_allowed, read_frames
 from workbench.ui.shell import build_app, early_head, look
 
@@ -61,7 +62,7 @@ def serve(
         raise RunError(f"runs folder {runs} cannot be made ({error.strerror}). Choose another with --runs.") from None
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     app = build_app(AppContext(runs, Path(configs), read_only, folders=read_folders(allow_dirs)))
-    app.queue(default_concurrency_limit=8)
+    app.queue(default_concurrency_limit=8, max_size=MAX_WAITING)
     app._queue.sleep_when_free = (
         QUEUE_PAUSE_S  # Gradio looks a thousand times a second: a twentieth of a core, for nothing
     )
@@ -80,7 +81,15 @@ def serve(
         ssr_mode=False,
         max_file_size=1 if read_only else f"{MAX_UPLOAD_MB}mb",  # nothing is taken there
         prevent_thread_lock=True,
-        app_kwargs={"middleware": [Middleware(OriginGuard, origins=origins), Middleware(EarlyHead, head=early_head())]},
+        state_session_capacity=MAX_SESSIONS,
+        app_kwargs={
+            "middleware": [
+                Middleware(OriginGuard, origins=origins),
+                Middleware(RequestLimits, blocks=app, read_only=read_only),
+                Middleware(LoginDelay),
+                Middleware(EarlyHead, head=early_head()),
+            ]
+        },
         **look(),
     )
     return app

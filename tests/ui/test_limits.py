@@ -1,0 +1,223 @@
+"""How much a visitor may ask of the page, over HTTP: sizes, kinds of values, uploads, passwords."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+import httpx
+import pytest
+
+from workbench.ui import limits
+from workbench.ui.context import AppContext
+from workbench.ui.limits import MAX_BODY, MAX_UPLOAD, LoginDelay
+from workbench.ui.requests import takes_click
+from workbench.ui.serve import serve
+from workbench.ui.shell import build_app
+
+ODD = (5, 1.5, True, [], ["a"], [1], {}, {"a": 1}, {"a": [1]}, [[1]], None, "x", "")
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without a number."""
+    folder = tmp_path_factory.mktemp("limits")
+    (folder / "runs" / "a").mkdir(parents=True)
+    (folder / "runs" / "a" / "config.yaml").write_text("method: {name: opd}\n")
+    (folder / "runs" / "a" / "run.json").write_text('{"status": "finished", "method": "opd"}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def app(folder: Path) -> gr.Blocks:
+    """The page, to know its events."""
+    return build_app(AppContext(folder / "runs", folder))
+
+
+@pytest.fixture(scope="module")
+def visitor(folder: Path) -> Iterator[httpx.Client]:
+    """Of the page as a process, without the checks of types that tests have."""
+    port = free_port()
+    command = [sys.executable, "-m", "workbench", "app", "--runs", "runs", "--configs", ".", "--port", str(port)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "GRADIO_TEMP_DIR": str(folder / "sent")}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        assert process.stdout.readline().startswith(b"http://")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield client
+    finally:
+        process.kill()
+        process.wait()
+
+
+def is_sentence(text: str) -> bool:
+    return isinstance(text, str) and len(text) > 20 and text.endswith(".") and "Traceback" not in text
+
+
+def outcome(visitor: httpx.Client, event: object, body: dict) -> str | None:
+    """What an event answers that fails: a sentence, or "500"; None if it does not fail."""
+    if not event.queue:
+        answer = visitor.post("/gradio_api/run/predict", json=body)
+        return None if answer.status_code == 200 else answer.json()["error"] if answer.status_code == 422 else "500"
+    joined = visitor.post("/gradio_api/queue/join", json=body)
+    if joined.status_code != 200:
+        return joined.json()["detail"] if joined.status_code == 422 else "500"
+    with visitor.stream("GET", f"/gradio_api/queue/data?session_hash={body['session_hash']}") as stream:
+        for line in stream.iter_lines():
+            message = json.loads(line[5:]) if line.startswith("data:") else {}
+            if message.get("msg") == "process_completed":
+                return None if message["success"] else str(message["output"].get("error"))
+    return "500"
+
+
+def test_every_event_of_the_page_takes_any_value_or_says_what_is_wrong_with_it(
+    app: object, visitor: httpx.Client
+) -> None:
+    """The press of a button with everything odd, for every event that the page has."""
+    wrong, refused = [], 0
+    for event in app.fns.values():
+        for value in ODD if event.fn is not None else ODD[:1]:
+            body = {"data": [value] * len(event.inputs), "fn_index": event._id, "session_hash": "s"}
+            text = outcome(visitor, event, body)
+            refused += text is not None
+            if text is not None and not is_sentence(text) and "not in the list of choices" not in text:
+                wrong.append((event.name, value, text))
+    assert not wrong and refused > 100
+
+
+@pytest.mark.parametrize("click", [None, 5, "x", [], {}, {"key": 5}, {"key": {"step": [1]}}, {"direction": "up"}, {"corners": []}])  # fmt: skip
+def test_a_click_on_nothing_is_a_sentence(app: object, visitor: httpx.Client, click: object) -> None:
+    found = 0
+    for event in app.fns.values():
+        if event.fn is not None and takes_click(event.fn):
+            found += 1
+            data = [{} if one.get_block_name() == "json" else None for one in event.inputs]
+            body = {"data": data, "fn_index": event._id, "session_hash": "s", "event_data": click}
+            assert is_sentence(outcome(visitor, event, body) or ""), event.name
+    assert found >= 6
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["5", "[]", "null", '"x"', "{", "{}", '{"data": 5}', '{"data": []}', '{"data": [1, 2]}', '{"data": ["x"], "fn_index": 1000000}', '{"data": ["x"], "fn_index": "a"}', '{"data": ["x"], "fn_index": true}', '{"data": ["x"], "session_hash": 5}', '{"data": ' + "[" * 6000 + "]" * 6000 + "}", "\udcff"],
+)  # fmt: skip
+def test_a_body_of_another_form_is_a_sentence(visitor: httpx.Client, body: str) -> None:
+    for path in ("run/first_glance", "api/first_glance", "call/first_glance", "queue/join"):
+        answer = visitor.post(
+            f"/gradio_api/{path}",
+            content=body.encode(errors="surrogateescape"),
+            headers={"content-type": "application/json"},
+        )
+        assert answer.status_code == 422 and is_sentence(answer.json()["detail"]), (path, answer.text[:200])
+
+
+def test_a_body_is_bounded_whether_it_says_its_length_or_not(visitor: httpx.Client) -> None:
+    large = b'{"data": ["' + b"x" * MAX_BODY + b'"]}'
+
+    def pieces() -> Iterator[bytes]:
+        for start in range(0, len(large), 65536):
+            yield large[start : start + 65536]
+
+    for path in ("run/first_glance", "queue/join", "reset", "cancel", "component_server", "unknown"):
+        for content in (large, pieces()):
+            answer = visitor.post(f"/gradio_api/{path}", content=content, headers={"content-type": "application/json"})
+            assert answer.status_code == 413 and "1,048,576 bytes" in answer.json()["detail"], path
+
+
+def test_an_upload_is_bounded_in_sum(folder: Path, visitor: httpx.Client) -> None:
+    part = b"x" * (MAX_UPLOAD // 3)
+
+    def pieces() -> Iterator[bytes]:
+        for name in "abcd":
+            yield f'--b\r\ncontent-disposition: form-data; name="files"; filename="{name}.png"\r\n\r\n'.encode()
+            yield part
+            yield b"\r\n"
+        yield b"--b--\r\n"
+
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    for content in (b"".join(pieces()), pieces()):
+        try:
+            answer = visitor.post("/gradio_api/upload", content=content, headers=kind)
+        except httpx.WriteError:  # it was closed while we were still sending
+            continue
+        assert answer.status_code == 413 and is_sentence(answer.json()["detail"])
+    assert not list((folder / "sent").rglob("d.png"))
+    small = visitor.post("/gradio_api/upload", files={"files": ("own.png", b"x" * 4000)})
+    assert small.status_code == 200
+
+
+def test_a_read_only_page_takes_no_file_by_any_door(folder: Path) -> None:
+    app = serve(folder / "runs", configs=folder, port=free_port(), read_only=True)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{app.server_port}", timeout=60) as client:
+            for path in ("upload", "upload/", "upload?upload_id=1", "process_recording", "component_server"):
+                for content in (b"", b"x"):  # Gradio's own limit lets a byte through
+                    answer = client.post(f"/gradio_api/{path}", files={"files": ("own.png", content)})
+                    assert answer.status_code == 403 and "read-only" in answer.text, path
+    finally:
+        app.close()
+
+
+def tries(count: int, *, together: bool, address: str = "10.0.0.1") -> tuple[float, list[int]]:
+    """Seconds that so many wrong passwords take, and their answers; the page itself answers at once."""
+
+    async def page(scope: dict, receive: object, send: object) -> None:
+        await send({"type": "http.response.start", "status": 400, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask(delay: LoginDelay) -> int:
+        statuses = []
+
+        async def send(message: dict) -> None:
+            statuses.append(message.get("status"))
+
+        scope = {"type": "http", "method": "POST", "path": "/login", "headers": [], "client": (address, 1)}
+        await delay(scope, None, send)
+        return statuses[0]
+
+    async def all_of_them() -> list[int]:
+        delay = LoginDelay(page)
+        if together:
+            return list(await asyncio.gather(*(ask(delay) for _ in range(count))))
+        return [await ask(delay) for _ in range(count)]
+
+    start = time.monotonic()
+    answers = asyncio.run(all_of_them())
+    return time.monotonic() - start, answers
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_wrong_passwords_wait_longer_each_time_also_if_they_come_at_once(
+    monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    monkeypatch.setattr(limits, "FIRST_DELAY_S", 0.02)
+    seconds, answers = tries(5, together=together)
+    assert answers == [400] * 5 and seconds >= 0.02 * (1 + 2 + 4 + 8 + 16)
+
+
+def test_more_passwords_than_may_wait_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "FIRST_DELAY_S", 0.001)
+    _, answers = tries(40, together=True)
+    assert answers.count(429) == 40 - limits.MAX_TRIES
+    assert limits.FIRST_DELAY_S and limits.LONGEST_DELAY_S == 30.0
+
+
+def test_the_addresses_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_PEERS", 10)
+    delay = LoginDelay(lambda *_: None)
+    for idx in range(50):
+        delay._peer(f"10.0.0.{idx}")
+    assert len(delay._peers) == 10 and "10.0.0.49" in delay._peers
+    assert delay._peer("2001:db8::1") is delay._peer("2001:db8::ffff:1")
