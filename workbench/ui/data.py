@@ -3,7 +3,6 @@
 At most one checkpoint is kept in memory. An upload is bounded, opened as any other image, and never leaves this machine.
 """
 
-import functools
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,26 +16,18 @@ from workbench.analysis.table import table
 from workbench.commands import value_at
 from workbench.config import RunConfig, load_config, read_yaml
 from workbench.contexts import missing_evidence
-from workbench.datasets import load_examples
 from workbench.errors import DataError, RunError, WorkbenchError
-from workbench.images import MAX_PIXELS, image_size, open_image
+from workbench.images import open_image
 from workbench.jobs import config_file
 from workbench.model_folders import refuse_remote_code
-from workbench.picture_bounds import TooManyPicturesError
 from workbench.render import PictureOfView, TokenView, render_tokens, token_view
-from workbench.rendering.examples import evidence_of, example_html
+from workbench.rendering.examples import evidence_of
 from workbench.rendering.pictures import evidence
 from workbench.types import Box, Evidence, Example
 from workbench.ui.context import MAX_UPLOAD_MB, AppContext, Shared, in_its_place, kept, note, sentence, told
+from workbench.ui.examples import DECODING, MAX_DECODED, MOST_EVALUATED, MOST_EXAMPLES, load, shown_html
 from workbench.ui.pieces import Column, empty_html, fragment_component, fresh, read_asset, rows_component, rows_html
 
-MOST_EXAMPLES = 200  # of a source that are listed
-MOST_EVALUATED = 5000  # the same, where evaluated ones are looked for
-MAX_DECODED = 256 * 2**20  # bytes of a source's embedded pictures, decoded; two sources are kept
-MAX_DRAWN = 2 * MAX_PIXELS  # pixels of one example's pictures
-_DECODING = (
-    threading.Lock()
-)  # one source, example or upload at a time: each may take hundreds of MB while it is decoded
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 OWN = "your image"
 COLUMNS = (
@@ -187,50 +178,10 @@ def _is_ours(context: AppContext, source: str) -> bool:
     return file.is_relative_to(context.runs_dir.resolve()) and file.is_file()
 
 
-def load(source: str, most: int = MOST_EXAMPLES, folders: tuple[Path, ...] = ()) -> tuple[list[Example], bool]:
-    """The first examples of a source, and whether embedded pictures ended the list; files are read again when they change.
-
-    most     examples
-    folders  where its pictures may lie besides the source's own folder
-    """
-    file = Path(source.partition("?")[0])
-    changed = file.stat().st_mtime_ns if file.exists() else 0
-    with _DECODING:
-        examples, is_cut = _load(source, changed, most, folders)
-    return list(examples), is_cut
-
-
-@functools.lru_cache(maxsize=2)
-def _load(source: str, changed: int, most: int, folders: tuple[Path, ...]) -> tuple[tuple[Example, ...], bool]:
-    given = {"folders": folders, "max_bytes": MAX_DECODED}
-    try:
-        return tuple(load_examples(source, limit=most, **given)), False
-    except TooManyPicturesError as error:
-        if error.num_rows == 0:
-            raise
-        return tuple(load_examples(source, limit=error.num_rows, **given)), True
-
-
 def find(examples: list[Example], address: Mapping | None) -> Example | None:
     """The example that the address names, else the first."""
     wanted = str((address or {}).get("example") or "")
     return next((one for one in examples if one.id == wanted), examples[0] if examples else None)
-
-
-def shown_html(example: Example) -> str:
-    """The example with its pictures, or why they are not drawn: together they have too many pixels."""
-    pictures = [one for one in (*example.images, example.evidence.crop) if one is not None]
-    try:
-        pixels = sum(width * height for width, height in map(image_size, pictures))
-    except DataError:  # the picture's own place says what is wrong with it
-        pixels = 0
-    if pixels > MAX_DRAWN:
-        return empty_html(
-            f"{example.origin or example.id}: its {len(pictures)} pictures have {pixels:,} pixels together, and the page draws "
-            f"at most {MAX_DRAWN:,} of one example. Shrink them."
-        )
-    with _DECODING:
-        return fresh(example_html(example))
 
 
 def list_html(source: str, examples: list[Example], chosen: Example | None, is_cut: bool = False) -> str:
@@ -302,7 +253,7 @@ def preview(file: str | None, boxes: str | None) -> str:
     """The dropped image with its boxes, on which boxes can be drawn; a fault as a sentence."""
     if not file:
         return ""
-    with _DECODING:
+    with DECODING:
         try:
             image = open_upload(file)
             drawn = parse_boxes(boxes, image.size)
@@ -315,7 +266,7 @@ def preview(file: str | None, boxes: str | None) -> str:
 
 def with_box(file: str | None, boxes: str | None, corners: Mapping) -> str:
     """The lines of boxes and one more, drawn on the picture: corners as shares of width and height."""
-    with _DECODING:
+    with DECODING:
         width, height = open_upload(file).size
     shares = [max(0.0, min(1.0, float(corners[name]))) for name in ("x0", "y0", "x1", "y1")]
     pixels = [round(share * size) for share, size in zip(shares, (width, height, width, height), strict=True)]
