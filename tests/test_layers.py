@@ -35,9 +35,11 @@ learner rewind
 writing
 loop
 check train scorer
+run_queue
 findings job_state
 summary
 jobs
+waiting
 rendering
 render preview
 analysis

@@ -38,6 +38,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where pictures of data may lie besides the data file's own folder; may be repeated",
     )
+    parser.add_argument(
+        "--max-runs",
+        type=int,
+        metavar="N",
+        help="runs at work at once, further ones wait; default: one for each accelerator, else what cores and memory hold",
+    )
 
 
 def open_app(options: argparse.Namespace) -> "Blocks":
@@ -59,4 +65,5 @@ def open_app(options: argparse.Namespace) -> "Blocks":
         allow_hosts=options.allow_host,
         allow_frames=options.allow_frame,
         allow_dirs=options.allow_dir,
+        max_runs=options.max_runs,
     )

@@ -4,15 +4,15 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-STATUSES = ("starting", "running", "stopping", "finished", "stopped", "failed", "died", "unreadable")
-ALIVE = ("starting", "running", "stopping")
+STATUSES = ("queued", "starting", "running", "stopping", "finished", "stopped", "failed", "died", "unreadable")
+ALIVE = ("queued", "starting", "running", "stopping")
 
 
 @dataclass(frozen=True)
 class JobState:
     """A run as it is now. Times are seconds since the epoch; what is not known is None.
 
-    status       one of STATUSES; "died": it says it is running, and its process is gone
+    status       one of STATUSES; "queued": its process waits until fewer runs are at work; "died": it says it is running, and its process is gone
     step, steps  done, and asked for
     remaining_s  estimated by the run at its last step
     updated      the run's heartbeat: when it last wrote run.json

@@ -32,6 +32,7 @@ from workbench.parsing import read_object
 from workbench.picture_bounds import as_variable
 from workbench.printed import is_exception, tail
 from workbench.processes import born_at, child_environment, identify, send
+from workbench.run_queue import limit_of, place_of, refuse_full
 from workbench.runs import RunFolder, find_run_dir, safe_run_dir, status_fault
 
 _FOLDER = ".jobs"
@@ -44,6 +45,7 @@ class _Record:
     identity  see workbench.processes
     seen_ns   change time of run.json at the start; the same later means that the process has not come so far
     offset    where its output begins in train.out
+    queue     the runs folder in whose queue it waits, or waited; empty if it began at once
     """
 
     pid: int
@@ -54,6 +56,7 @@ class _Record:
     seen_ns: int = 0
     offset: int = 0
     stop_asked: bool = False
+    queue: str = ""
 
 
 def start_run(
@@ -62,12 +65,14 @@ def start_run(
     *,
     allow_remote_code: bool = False,
     folders: Sequence[Path] | None = None,
+    queue: Path | None = None,
 ) -> JobState:
     """Start training in a process of its own and return at once.
 
     runs_dir           folder that the run is made in, in place of the configuration's output_dir
     allow_remote_code  whether models.trust_remote_code may be true
     folders            where pictures of its data may lie besides the data's own folder; None = anywhere
+    queue              the runs folder in whose queue it waits for its turn; None = it begins at once
 
     Raises: RunError if the name is taken or leads out of the folder; ConfigError if code would run or a model is missing.
     """
@@ -76,6 +81,7 @@ def start_run(
     run_dir = safe_run_dir(runs_dir, config.name)
     refuse_remote_code(config, "workbench train RECIPE", allowed=allow_remote_code)
     check_models(config)
+    refuse_full(queue)
     folder = _job_folder(run_dir, make=True)
     with _lock(folder):
         if run_dir.exists():
@@ -85,7 +91,7 @@ def start_run(
             raise RunError(f'a run "{config.name}" is starting already (process {record.pid}). Choose another name.')
         file = folder / "config.yaml"
         file.write_text(config.to_yaml(), encoding="utf-8")
-        _spawn(run_dir, ["train", str(file.resolve())], Path.cwd(), folders)
+        _spawn(run_dir, ["train", str(file.resolve())], Path.cwd(), folders, queue)
     return read_job(run_dir)
 
 
@@ -95,12 +101,14 @@ def resume_run(
     *,
     allow_remote_code: bool = False,
     folders: Sequence[Path] | None = None,
+    queue: Path | None = None,
 ) -> JobState:
     """Go on with a run that stopped, failed or died, in a new process.
 
     overrides          what `workbench resume` takes, as training.save_every=...
     allow_remote_code  whether models.trust_remote_code may be true
     folders            where pictures of its data may lie besides the data's own folder; None = anywhere
+    queue              the runs folder in whose queue it waits for its turn; None = it begins at once
 
     Raises: RunError if there is no such run, if it is running, or if it has nothing left to do; ConfigError for an
         override that would make another run of it, or if code would run. The run stays as it was.
@@ -108,6 +116,7 @@ def resume_run(
     run_dir = Path(run_dir)
     safe_run_dir(run_dir.parent, run_dir.name)
     folder = RunFolder.open(run_dir)
+    refuse_full(queue)
     with _lock(_job_folder(run_dir, make=True)):
         state = read_job(run_dir)
         if state.is_alive:
@@ -120,7 +129,7 @@ def resume_run(
         refuse_remote_code(config, f"workbench resume {run_dir}", allowed=allow_remote_code)
         record = _read_record(run_dir)
         start = Path(record.folder) if record and Path(record.folder).is_dir() else Path.cwd()
-        _spawn(run_dir, ["resume", str(run_dir.resolve()), *overrides], start, folders)
+        _spawn(run_dir, ["resume", str(run_dir.resolve()), *overrides], start, folders, queue)
     return read_job(run_dir)
 
 
@@ -180,6 +189,12 @@ def read_job(run_dir: str | Path) -> JobState:
         status = "died" if said == "running" else said
     if living is not None and status not in ALIVE:
         status = "running"  # it has said its last word and is about to exit
+    place = place_of(Path(living.queue), living.pid) if status == "starting" and living and living.queue else None
+    if place is not None:
+        status = "queued"
+        facts["doing"] = (
+            f"waits, place {place[0]} of {place[1]}: at most {limit_of(Path(living.queue))} runs are at work at once"
+        )
     updated = _epoch(facts.get("updated"))
     return JobState(
         name=run_dir.name,
@@ -215,16 +230,19 @@ def log_tail(run_dir: str | Path, num_lines: int = 200) -> str:
     return ""
 
 
-def _spawn(run_dir: Path, arguments: list[str], start: Path, folders: Sequence[Path] | None = None) -> None:
+def _spawn(
+    run_dir: Path, arguments: list[str], start: Path, folders: Sequence[Path] | None = None, queue: Path | None = None
+) -> None:
     """The process, with its record. Nothing here goes through a shell."""
     command = (sys.executable, "-m", "workbench", *arguments)
     out = _job_folder(run_dir) / "train.out"
     seen_ns = _read_status(run_dir)[1]
     bounds = {} if folders is None else as_variable(folders)
+    waits = () if queue is None else (sys.executable, "-m", "workbench.waiting", str(queue.resolve()), str(run_dir.resolve()), str(time.time_ns()))  # fmt: skip
     with out.open("ab") as stream:
         offset = stream.tell()
         process = subprocess.Popen(
-            command,
+            [*waits, *command],
             cwd=start,
             stdin=subprocess.DEVNULL,
             stdout=stream,
@@ -236,7 +254,8 @@ def _spawn(run_dir: Path, arguments: list[str], start: Path, folders: Sequence[P
         )
     # somebody has to take its exit status, or it stays in the process table for as long as the app runs
     threading.Thread(target=process.wait, name=f"reap {process.pid}", daemon=True).start()
-    record = _Record(process.pid, identify(process.pid), time.time(), command, str(start), seen_ns, offset)
+    root = "" if queue is None else str(queue.resolve())
+    record = _Record(process.pid, identify(process.pid), time.time(), command, str(start), seen_ns, offset, queue=root)
     _write_record(run_dir, record)
 
 

@@ -58,6 +58,11 @@ class AppContext:
     folders: tuple[Path, ...] = ()
     max_runs: int | None = None
 
+    @property
+    def queue(self) -> Path | None:
+        """The folder whose queue new runs wait in."""
+        return None if self.max_runs is None else self.runs_dir
+
     def run_dir(self, name: str | None) -> Path:
         """The folder of an existing run. Raises RunError if the name leads out of the runs folder or to no run."""
         return self.job(name).run_dir

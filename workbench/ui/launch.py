@@ -81,7 +81,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                 start = gr.Button("Start", variant="primary", elem_id="launch-start", interactive=not context.read_only)
             message = gr.HTML("", elem_id="launch-message")  # of the form as it is
             said = gr.HTML("", elem_id="launch-said")  # of Check or Start, until the form is edited
-            about_check = note(READ_ONLY if context.read_only else _WHAT_CHECK_DOES)
+            about_check = note(READ_ONLY if context.read_only else _what_happens(context))
             report = gr.HTML(about_check, elem_id="launch-report")
             checked = gr.Textbox("", visible="hidden")  # the command that was checked
 
@@ -122,6 +122,14 @@ _WHAT_CHECK_DOES = (
     "Check loads the models, writes a few answers and proves that every view reads the same tokens. "
     "It takes a moment and changes nothing."
 )
+
+
+def _what_happens(context: AppContext) -> str:
+    """What Check and Start do."""
+    if context.max_runs is None:
+        return _WHAT_CHECK_DOES
+    runs = "1 run is" if context.max_runs == 1 else f"{context.max_runs} runs are"
+    return f"{_WHAT_CHECK_DOES} At most {runs} at work at once (workbench app --max-runs); further ones wait for their turn."
 
 
 def beside(callback: Callable, num_outputs: int, otherwise: Callable[[], object] = gr.skip) -> Callable:
@@ -268,7 +276,7 @@ def start_from(context: AppContext, form: Form, recipe: str, more: str, *entered
     """Starts the run and turns the page to it: run picker, address, tabs, and the next free name for the form."""
     context.check_writable()
     config = entered_config(context, form, entered, more or "")
-    state = start_run(config, context.runs_dir, folders=context.folders)
+    state = start_run(config, context.runs_dir, folders=context.folders, queue=context.queue)
     picker = gr.Dropdown(choices=run_choices(context), value=state.name)
     return picker, {}, gr.Tabs(selected="watch"), free_name(context, config.name)
 

@@ -20,6 +20,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from workbench.errors import ConfigError, RunError
+from workbench.run_queue import default_limit, set_limit
 from workbench.ui.context import MAX_UPLOAD_MB, AppContext
 from workbench.ui.limits import MAX_SESSIONS, MAX_WAITING, LoginDelay, RequestLimits
 from workbench.ui.origins import OriginGuard, Origins, read_allowed, read_frames
@@ -41,6 +42,7 @@ def serve(
     allow_hosts: Sequence[str] = (),
     allow_frames: Sequence[str] = (),
     allow_dirs: Sequence[str | Path] = (),
+    max_runs: int | None = None,
 ) -> gr.Blocks:
     """Open the app and serve it in a thread; its block_thread() waits until it is interrupted.
 
@@ -48,10 +50,13 @@ def serve(
     allow_hosts   names that the page answers to besides the addresses it listens at, as those of a proxy
     allow_frames  origins of sites that may show the page in a frame, as a notebook's or https://huggingface.co
     allow_dirs    where pictures of data may lie besides the data file's own folder
+    max_runs      how many runs may be at work at once, further ones wait; None = what devices and memory hold
 
     Raises: ConfigError for a host, port or file that will not do; RunError if the port is in use.
     """
     origins = Origins(host, read_allowed(allow_hosts), read_frames(allow_frames))
+    if max_runs is not None and max_runs < 1:
+        raise ConfigError(f"--max-runs must be at least 1, got {max_runs}.")
     users = read_users(auth) if auth is not None else None
     check_host(host, has_password=users is not None, read_only=read_only)
     check_port(host, port)
@@ -61,7 +66,10 @@ def serve(
     except OSError as error:
         raise RunError(f"runs folder {runs} cannot be made ({error.strerror}). Choose another with --runs.") from None
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    app = build_app(AppContext(runs, Path(configs), read_only, folders=read_folders(allow_dirs)))
+    max_runs = default_limit() if max_runs is None else max_runs
+    if not read_only:
+        set_limit(runs, max_runs)
+    app = build_app(AppContext(runs, Path(configs), read_only, read_folders(allow_dirs), max_runs))
     app.queue(default_concurrency_limit=8, max_size=MAX_WAITING)
     app._queue.sleep_when_free = (
         QUEUE_PAUSE_S  # Gradio looks a thousand times a second: a twentieth of a core, for nothing

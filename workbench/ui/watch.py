@@ -272,7 +272,7 @@ def resume_it(context: AppContext, run: str, overrides: str) -> tuple:
     for line in lines:
         if "=" not in line or line.startswith("-"):
             raise RunError(f'"{line}" is no key=value. Write one change a line, as training.save_every=10.')
-    resume_run(context.run_dir(run), lines, folders=context.folders)
+    resume_run(context.run_dir(run), lines, folders=context.folders, queue=context.queue)
     return _state(context, context.job(run))
 
 
