@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,8 @@ def test_another_source_is_read_again_when_it_changes_and_its_text_stays_text(
         "boxes": [{"x0": 1, "y0": 1, "x1": 9, "y1": 9, "label": NASTY}],
     }
     file.write_text(json.dumps(row) + "\n")
+    assert "--allow-dir FOLDER" in data.draw(context, "dopd", {}, str(file), is_typed=True)[LISTED]
+    context = replace(context, folders=(Path(picture).parent,))
     drawn = data.draw(context, "dopd", {}, str(file))
     assert "<script" not in drawn[LISTED] + drawn[SHOWN] and "🙂" in drawn[SHOWN] and len(keys(drawn[LISTED])) == 1
     file.write_text((json.dumps(row) + "\n") * 3)

@@ -49,7 +49,10 @@ def call(app: gr.Blocks, event: object, values: dict[str, object]) -> str | None
     handler = inspect.unwrap(getattr(event.fn, "func", event.fn))
     if any(one.annotation is gr.EventData for one in inspect.signature(handler).parameters.values()):
         return None
-    blank = [one.value or "" if isinstance(one, gr.Textbox | gr.components.Api) else one.value for one in event.inputs]
+    blank = [
+        one.value or "" if isinstance(one, gr.Textbox) or one.get_block_name() == "api" else one.value
+        for one in event.inputs
+    ]
     given = [values.get(one.elem_id, value) for one, value in zip(event.inputs, blank, strict=True)]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
