@@ -123,7 +123,9 @@ def test_the_check_tells_what_would_be_prepared(whole: RunConfig) -> None:
     assert found["prepared, of 4 examples"].startswith("calibration examples: 3, answer tokens: 3")
 
 
-def test_an_answer_to_a_lost_example_is_named(whole: RunConfig, models: dict) -> None:
+def test_a_run_whose_answers_are_to_more_examples_is_refused(whole: RunConfig, models: dict) -> None:
     fewer = config_of(models, whole.run_dir.parent, data={"train": "scenes:train?count=5"})
-    with pytest.raises(RunError, match=r"answer of this run is to scenes:train:0:5, .* Restore data.train"):
+    with pytest.raises(
+        RunError, match=r"data.train was changed since the run began: .*It had 6 examples, and has 5 now"
+    ):
         Trainer(fewer, RunFolder.open(whole.run_dir), resume=True)
