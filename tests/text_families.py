@@ -16,6 +16,8 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 STATES = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
 QWEN = {"layer_types": ["linear_attention", "full_attention"], **LINEAR}
 HYBRID = {
+    "bamba": {**STATES, "attn_layer_indices": [1]},
+    "falcon_h1": {**STATES, "mamba_d_ssm": 64, "lm_head_multiplier": 0.04, "embedding_multiplier": 5.6},
     "granitemoehybrid": {
         **STATES,
         "layer_types": ["mamba", "attention"],
@@ -24,6 +26,7 @@ HYBRID = {
         "logits_scaling": 8.0,
     },
     "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "mamba": {"state_size": 8, "expand": 2, "time_step_rank": 4},
     "mamba2": {"head_dim": 8, "num_heads": 8, "state_size": 8, "n_groups": 1, "chunk_size": 8},
     "qwen3_next": {**QWEN, **EXPERTS, "shared_expert_intermediate_size": 16},
     "qwen3_5_text": {**QWEN, "rope_parameters": {**MROPE, "mrope_interleaved": True}},

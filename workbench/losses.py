@@ -34,6 +34,7 @@ class Head:
     scale: float = 1.0
     soft_cap: float | None = None
     ends: tuple[int, ...] = ()  # tokens that are one action, to stop: the first gets the probability of all
+    never: tuple[int, ...] = ()  # tokens that the model's own forward pass gives no probability
 
     def __call__(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
         return self.finish(self.linear(hidden))
@@ -45,6 +46,8 @@ class Head:
             logits = logits * self.scale
         if self.soft_cap is not None:
             logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
+        if self.never:
+            logits = logits.index_fill(-1, torch.tensor(self.never, device=logits.device), _NOTHING)
         if len(self.ends) > 1:
             ends = torch.tensor(self.ends, device=logits.device)
             whole = logits[:, ends].logsumexp(-1, keepdim=True)

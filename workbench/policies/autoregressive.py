@@ -20,6 +20,7 @@ from workbench.policies.drawing import draw_by_chunks, uniform
 from workbench.policies.encoding import PromptEncoder
 from workbench.policies.engine import Engine, Request, check_same_prompt, weights_of
 from workbench.policies.passes import Passes, States
+from workbench.policies.proof import Proof, prove
 from workbench.policies.weights import load_model
 from workbench.types import Denoising, Prompt
 
@@ -37,7 +38,7 @@ class AutoregressivePolicy(Passes):
         self.name, self.processor = name, processor
         self.tokenizer = self.encoder.tokenizer
         self._token_texts: dict[int, str] = {}
-        self.head = _head(model)
+        self.head, self.proof = Head(model.get_output_embeddings()), None
         self.vocabulary = vocabulary or model.get_output_embeddings().weight.shape[0]
         self.stop_ids = stop_ids(model, self.tokenizer)
         if not self.stop_ids:
@@ -52,7 +53,28 @@ class AutoregressivePolicy(Passes):
 
     @property
     def head_width(self) -> int:
+        """Of what the head is given: hidden states, or the logits themselves."""
+        if not self.shortcuts.head:
+            return self.model.get_output_embeddings().weight.shape[0]
         return self.model.get_input_embeddings().weight.shape[1]
+
+    def prove(self) -> Proof:
+        """Compare what is saved with the model's own forward pass, once; what does not hold is off from then on.
+
+        Raises: PolicyError if that pass fails.
+        """
+        if self.proof is None:
+            self.apply(prove(self))
+        return self.proof
+
+    def apply(self, proof: Proof) -> None:
+        """Use what was proven of these weights, or of others of the same files."""
+        self.proof, self.shortcuts = proof, proof.shortcuts
+        if proof.shortcuts.head:
+            head = Head(self.model.get_output_embeddings(), **proof.head)
+        else:
+            head = Head(torch.nn.Identity())
+        self.head = replace(head, ends=self.head.ends)
 
     def copy(self, name: str) -> "AutoregressivePolicy":
         """An own copy of the weights, frozen; processor and kept prompts are shared."""
@@ -71,6 +93,8 @@ class AutoregressivePolicy(Passes):
     def _twin(self, model: nn.Module, name: str) -> "AutoregressivePolicy":
         twin = type(self)(model, self.processor, name, vocabulary=self.vocabulary)
         twin.encoder = self.encoder
+        if self.proof is not None:
+            twin.apply(self.proof)
         return twin
 
     def without_adapter(self, name: str) -> "AutoregressivePolicy":
@@ -107,11 +131,16 @@ class AutoregressivePolicy(Passes):
         """
         if self.engine is not None:
             return self._sample_by(self.engine, prompts, seeds, options)
-        rows = [row for row, own in enumerate(seeds) for _ in own]
-        with self._evaluation():
-            states = self._states(prompts, rows)
-            written = iter(self._continue(states, [seed for own in seeds for seed in own], options))
-            return [[next(written) for _ in own] for own in seeds]
+        self.prove()
+        shown = [prompt for prompt, own in zip(prompts, seeds, strict=True) for _ in own]
+        flat = [seed for own in seeds for seed in own]
+        written: dict[int, Written] = {}
+        with self.evaluation():
+            for part in self.parts(shown):
+                states = self.states([shown[row] for row in part])
+                written |= zip(part, self._continue(states, [flat[row] for row in part], options), strict=True)
+        in_order = (written[row] for row in range(len(shown)))
+        return [[next(in_order) for _ in own] for own in seeds]
 
     def _sample_by(
         self, engine: Engine, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions
@@ -171,16 +200,12 @@ class AutoregressivePolicy(Passes):
         A prompt that occurs in several rows (several answers to one question) passes the model once: its key-value
         cache is repeated for its rows, and its gradient is the sum of theirs.
         """
-        lengths = torch.tensor([len(ids) for ids in completions])
-        longest = int(lengths.max()) if completions else 0
-        if longest == 0:
+        self.prove()
+        rows = [row for row, ids in enumerate(completions) if ids]
+        if not rows:
             return Readout(torch.zeros(0, self.head_width, device=self.device), self.head, self.vocabulary)
-        if len({id(prompt) for prompt in prompts}) < len(prompts) and self._shares_prompts:
-            hidden = self._read_after_shared_prompts(prompts, completions)
-        else:
-            hidden = self._read_rows(prompts, completions)
-        valid = torch.arange(longest) < lengths.unsqueeze(-1)
-        return Readout(hidden[valid.to(hidden.device)], self.head, self.vocabulary)
+        hidden = self.read_states([prompts[row] for row in rows], [completions[row] for row in rows])
+        return Readout(hidden, self.head, self.vocabulary)
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """An answer given as text, as the model would have written it: its tokens and the end token."""
@@ -245,14 +270,3 @@ def stop_ids(model: nn.Module, tokenizer) -> frozenset[int]:
 
 def _context_length(model: nn.Module) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
-def _head(model: nn.Module) -> Head:
-    """The output layer and what the family does after it: a scale (Cohere, Granite) and a soft cap (Gemma)."""
-    config = model.config.get_text_config()
-    scale = 1.0
-    if model.config.model_type in ("cohere", "cohere2", "aya_vision", "cohere2_vision"):
-        scale = float(getattr(config, "logit_scale", None) or 1.0)
-    if getattr(config, "logits_scaling", None):
-        scale = 1.0 / float(config.logits_scaling)
-    return Head(model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))

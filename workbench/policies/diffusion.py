@@ -31,6 +31,7 @@ from workbench.policies import SamplingOptions, Written
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.drawing import draw
 from workbench.policies.encoding import distinct
+from workbench.policies.proof import Proof
 from workbench.types import Denoising, Prompt
 
 STATES = 256  # canvases of one forward pass
@@ -56,6 +57,11 @@ class DiffusionPolicy(AutoregressivePolicy):
         self._takes_features = "image_hidden_states" in inspect.signature(model.base_model.forward).parameters
         self._transform = self._find_transform()
 
+    def prove(self) -> Proof:
+        """A masked model reads in other passes than those of a proof; what leads to its logits was proven when it was made."""
+        self.proof = self.proof or Proof(self.shortcuts)
+        return self.proof
+
     def set_pace(self, block: int, steps_per_block: int, canvas: int | None = None) -> None:
         """How answers are written from now on, also by a model saved from this one; 0 = as it is."""
         self.block, self.canvas = block or self.block, canvas or self.canvas
@@ -72,7 +78,7 @@ class DiffusionPolicy(AutoregressivePolicy):
     def _find_transform(self) -> str:
         """Name of the module between base model and head, proven on three tokens. Raises PolicyError if there is another."""
         ids = torch.tensor([[self.mask_id, self.pad_id, *sorted(self.stop_ids)[:1]]], device=self.device)
-        with self._evaluation():
+        with self.evaluation():
             logits = self.model(input_ids=ids).logits[0].float()
             hidden = self.model.base_model(input_ids=ids).last_hidden_state[0]
             for name in _TRANSFORMS:
@@ -92,7 +98,7 @@ class DiffusionPolicy(AutoregressivePolicy):
         """Answers, one per seed of each prompt; each depends on its own seed and prompt, not on its neighbours."""
         rows = [row for row, own in enumerate(seeds) for _ in own]
         flat = [seed for own in seeds for seed in own]
-        with self._evaluation():
+        with self.evaluation():
             written = iter(self._write(_Context(self, prompts, rows), flat, options))
             return [[next(written) for _ in own] for own in seeds]
 

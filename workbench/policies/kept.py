@@ -45,7 +45,7 @@ def load_teacher(path: str | Path, name: str, **options: object) -> tuple[nn.Mod
     """As weights.load_model, for a model that nobody trains."""
     if _kept is None:
         return load_model(path, name, **options)
-    key = (str(path), _files(Path(path)), tuple(sorted(options.items())))
+    key = (str(path), files_of(Path(path)), tuple(sorted(options.items())))
     found = _kept.get(key)
     if found is None or found.state != _state(found.model):
         model, processor = load_model(path, name, **options)
@@ -53,7 +53,7 @@ def load_teacher(path: str | Path, name: str, **options: object) -> tuple[nn.Mod
     return found.model, copy.copy(found.processor)  # whose parts a policy may replace
 
 
-def _files(folder: Path) -> tuple:
+def files_of(folder: Path) -> tuple:
     """What a folder holds; () for a name on the hub."""
     if not folder.is_dir():
         return ()

@@ -38,6 +38,8 @@ class Passes:
         self._eyes = Eyes(getattr(model.config, "image_token_id", -1))
         self._cache_argument = _cache_argument(model)
         self.shortcuts = _plausible(model, self._cache_argument)
+        takes = "position_ids" in inspect.signature(model.base_model.forward).parameters
+        self.takes_positions = takes and not hasattr(model.base_model, "rope_deltas")
 
     @property
     def device(self) -> torch.device:
@@ -50,7 +52,7 @@ class Passes:
         return self.shortcuts.prompts and not recomputes and not self._in_step
 
     @property
-    def _shares_pictures(self) -> bool:
+    def shares_pictures(self) -> bool:
         return self._can_share_pictures and self.shortcuts.pictures
 
     @property
@@ -91,21 +93,60 @@ class Passes:
         inputs["input_ids"] = inputs["input_ids"][:, start:]
         return torch.cat((first, self._go_on(inputs, cache)), 1)
 
-    def _states(self, prompts: list[Prompt], rows: list[int]) -> States:
-        """Hidden states that predict the next token of rows, each of a prompt, for as long as tokens are sent."""
+    def parts(self, prompts: list[Prompt]) -> list[list[int]]:
+        """Which rows pass together: all, or only those that are as long as each other before their answers."""
+        if self.shortcuts.rows:
+            return [list(range(len(prompts)))]
+        unique, rows = distinct(prompts)
+        if not self._shares_prompts:
+            return [[row] for row in range(len(prompts))]
+        return [[row for row, own in enumerate(rows) if own == which] for which in range(len(unique))]
+
+    def read_states(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Float[Tensor, "N D"]:
+        """Hidden states that predict the completions' tokens, row after row; none of the completions may be without any."""
+        if not self.shortcuts.rows and len(parts := self.parts(prompts)) > 1:
+            found: list[Tensor] = [torch.empty(0)] * len(prompts)
+            for part in parts:
+                own = [completions[row] for row in part]
+                states = self._read_together([prompts[row] for row in part], own)
+                for row, piece in zip(part, states.split([len(ids) for ids in own]), strict=True):
+                    found[row] = piece
+            return torch.cat(found)
+        return self._read_together(prompts, completions)
+
+    def _read_together(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Float[Tensor, "N D"]:
+        if len({id(prompt) for prompt in prompts}) < len(prompts) and self._shares_prompts:
+            hidden = self._read_after_shared_prompts(prompts, completions)
+        else:
+            hidden = self._read_rows(prompts, completions)
+        lengths = torch.tensor([len(ids) for ids in completions])
+        valid = torch.arange(hidden.shape[1]) < lengths.unsqueeze(-1)
+        return hidden[valid.to(hidden.device)]
+
+    def plain_logits(self, prompt: Prompt, completion: tuple[int, ...]) -> Float[Tensor, "T V"]:
+        """What the model's own forward pass says of a completion's tokens, its row alone and nothing saved."""
+        encoded = self._to_device(self.encoder.batch([prompt]))
+        inputs = self._append(encoded, [completion]) | {"use_cache": False}
+        with self._adapter_state():
+            return self.model(**inputs).logits[0, -1 - len(completion) : -1]
+
+    def states(self, prompts: list[Prompt]) -> States:
+        """Hidden states that predict each row's next token, for as long as tokens are sent."""
         if not self.shortcuts.cache:
-            yield from self._states_without_cache([prompts[row] for row in rows])
-        cache, row_idx = self._new_cache(), torch.tensor(rows, device=self.device)
+            yield from self._states_without_cache(prompts)
+        cache = self._new_cache()
         if self.shortcuts.prompts:
-            encoded = self._encoded(prompts)
+            unique, rows = distinct(prompts)
+            encoded = self._encoded(unique)
             hidden, mask = self._begin(encoded, cache)[:, -1], encoded["attention_mask"]
-            if len(rows) > len(prompts):
+            if len(rows) > len(unique):
+                row_idx = torch.tensor(rows, device=self.device)
                 self._repeat(cache, row_idx)
                 hidden, mask = hidden[row_idx], mask[row_idx]
         else:
-            encoded = self._rows([prompts[row] for row in rows])
+            encoded = self._rows(prompts)
             hidden, mask = self._begin(encoded, cache)[:, -1], encoded["attention_mask"]
-        ones = torch.ones(len(rows), 1, dtype=mask.dtype, device=self.device)
+        ones = torch.ones(len(prompts), 1, dtype=mask.dtype, device=self.device)
         while True:
             ids = yield hidden
             mask = torch.cat((mask, ones), -1)
@@ -124,13 +165,13 @@ class Passes:
     def _rows(self, prompts: list[Prompt]) -> dict[str, Tensor]:
         """What the model is given of prompts, of which several may be the same; its pictures are then encoded once."""
         unique, rows = distinct(prompts)
-        if len(unique) < len(prompts) and self._shares_pictures and not self._in_step:
+        if len(unique) < len(prompts) and self.shares_pictures and not self._in_step:
             return self._with_shared_pictures(unique, rows)
         return self._encoded(prompts)
 
     def _encoded(self, prompts: list[Prompt]) -> dict[str, Tensor]:
         """What the model is given of some prompts; features instead of pictures where those may be kept."""
-        if self._shares_pictures and remembers():
+        if self.shares_pictures and remembers():
             return self._with_shared_pictures(prompts, list(range(len(prompts))))
         return self._to_device(self.encoder.batch(prompts))
 
@@ -174,6 +215,8 @@ class Passes:
         if deltas is not None:
             places = _counted(inputs["attention_mask"], inputs["input_ids"].shape[1])
             inputs = inputs | {"position_ids": (places + deltas).expand(3, -1, -1)}
+        if self._cache_argument == "cache_params":  # states alone, of which no mask is asked for what has passed
+            inputs = inputs | {"attention_mask": inputs["attention_mask"][:, -inputs["input_ids"].shape[1] :]}
         return self._hidden(inputs | {self._cache_argument: cache, "use_cache": True})
 
     def _hidden(self, inputs: dict) -> Float[Tensor, "B T D"]:
@@ -189,7 +232,7 @@ class Passes:
             return self.model.base_model(**inputs).last_hidden_state
 
     @contextlib.contextmanager
-    def _evaluation(self) -> Iterator[None]:
+    def evaluation(self) -> Iterator[None]:
         was_training = self.model.training
         self.model.eval()
         try:

@@ -1,0 +1,108 @@
+"""What a model does between its last hidden states and its logits, found out from one forward pass of its own.
+
+Families scale hidden states or logits, cap logits, or forbid tokens, under configuration keys of their own. The constants are
+measured, so that no list of families is needed; what is more than that (a layer between, a scale of each token) is no head,
+and such a model's own logits are used.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from workbench.losses import Head
+
+CLOSE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}  # relative, of one layer
+
+
+@dataclass
+class Seen:
+    """What the output layer was given and gave in one pass."""
+
+    inputs: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def watched(layer: nn.Module) -> Iterator[Seen]:
+    """Inside, calls of a layer are noted down."""
+    seen = Seen()
+
+    def note(_: nn.Module, inputs: tuple, output: Tensor) -> None:
+        seen.inputs.append(inputs[0].detach())
+        seen.outputs.append(output.detach())
+
+    handle = layer.register_forward_hook(note)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def find_head(model: nn.Module, hidden: Float[Tensor, "T D"], seen: Seen, logits: Float[Tensor, "T V"]) -> Head | None:
+    """The head that makes a model's logits of its hidden states, at T positions before a row's last; None if there is none.
+
+    seen  of the output layer, in the pass that gave the logits
+    """
+    layer = model.get_output_embeddings()
+    if len(seen.outputs) != 1 or seen.inputs[0].ndim != 3 or seen.outputs[0].ndim != 3:
+        return None
+    given, raw = (one[0, -1 - len(logits) : -1].double() for one in (seen.inputs[0], seen.outputs[0]))
+    if given.shape != hidden.shape or raw.shape != logits.shape:
+        return None
+    close = CLOSE.get(hidden.dtype, 3e-2)
+    before = _multiple(hidden.double(), given, close)
+    if before is None:
+        return None
+    never = (logits <= torch.finfo(logits.dtype).min / 2).all(0)
+    wanted = logits.double()[:, ~never]
+    known = _numbers(model.config.to_dict())
+    for cap in (None, *(value for name, value in known if "cap" in name and value > 0)):
+        after = _after(raw[:, ~never], wanted, cap, close)
+        if after is not None:
+            break
+    else:
+        return None
+    scale = before * after
+    if scale != 1.0 and getattr(layer, "bias", None) is not None:
+        return None
+    names = [value for _, value in known if value > 0]
+    scale = next((one for v in (1.0, *names) for one in (v, 1 / v) if abs(scale / one - 1) < close), scale)
+    return Head(layer, scale, cap, never=tuple(never.nonzero().squeeze(-1).tolist()))
+
+
+def _multiple(one: Tensor, other: Tensor, close: float) -> float | None:
+    """By what number `other` is `one` multiplied."""
+    norm = (one * one).sum()
+    if not norm or not torch.isfinite(other).all():
+        return None
+    factor = float((one * other).sum() / norm)
+    return factor if float((factor * one - other).abs().max()) <= close * float(other.abs().max()) else None
+
+
+def _after(raw: Tensor, wanted: Tensor, cap: float | None, close: float) -> float | None:
+    """The scale s with which s * raw, capped, is what is wanted."""
+    if cap is None:
+        return _multiple(raw, wanted, close)
+    if float(wanted.abs().max()) > cap * (1 + close):
+        return None
+    inside = wanted.abs() < 0.9 * cap  # of the others the inverse is not exact
+    factor = _multiple(raw[inside], cap * torch.atanh(wanted[inside] / cap), 10 * close)
+    if factor is None:
+        return None
+    capped = cap * torch.tanh(factor * raw / cap)
+    return factor if float((capped - wanted).abs().max()) <= close * float(wanted.abs().max()) else None
+
+
+def _numbers(config: dict, prefix: str = "") -> list[tuple[str, float]]:
+    """All numbers of a configuration, with their keys."""
+    found = []
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found += _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found.append((f"{prefix}{key}", float(value)))
+    return found

@@ -1,0 +1,244 @@
+"""The model's own forward pass is the truth: what a policy saves is compared with it before its first number is used.
+
+A few short rows are read and sampled as a run does it: of several lengths in one padded batch, with pictures of two sizes where
+the model takes pictures, and two answers to one prompt. The truth is `model(**inputs).logits` of each row alone. A shortcut
+that gives other log-probs is switched off; what differs even then is named, and refused by what loads models for a run.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from workbench.errors import PolicyError
+from workbench.losses import Head
+from workbench.policies.heads import Seen, find_head, watched
+from workbench.policies.image_features import remembered_images
+from workbench.policies.shortcuts import Shortcuts
+from workbench.types import Prompt
+
+if TYPE_CHECKING:
+    from workbench.policies.autoregressive import AutoregressivePolicy
+
+MOST_LIKELY = 32  # tokens of each position whose log-probs are compared
+# mean difference, as a share of how far a position's highest logit is above the mean one: of rounding, and no more
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 2e-5, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+QUANTIZED = 8e-2
+FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
+_ROWS = ((0, 0, 3), (1, 1, 6), (2, 2, 4), (0, 3, 5))  # prompt; first and last token of its completion
+_ANSWER = "a small red circle left of the large blue square"
+_WHY = {
+    "head": "its logits are not its output layer over its last hidden states: all logits of a pass are held at once",
+    "rows": "a row changes with the rows beside it: each row passes alone, which is slow",
+    "positions": "it counts padding among the positions: it is given positions without",
+    "cache": "with a cache it computes other numbers than without: each sampled token passes its whole row again, which is slow",
+    "prompts": "its cache cannot be repeated for several answers: a prompt passes once for each answer",
+    "pictures": "pictures encoded apart give other numbers: they are encoded with each row",
+}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What holds for a model.
+
+    off      savings that it cannot use, and how far they were off in nats (None: not tried); `positions`, if it is given them
+    differs  what is not as in the model's own forward pass with nothing saved either
+    head     what follows its output layer: scale, soft_cap, never
+    """
+
+    shortcuts: Shortcuts
+    off: dict[str, float | None] = field(default_factory=dict)
+    differs: tuple[str, ...] = ()
+    head: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def sentences(self) -> list[str]:
+        """What is unusual."""
+        gaps = {name: "" if gap is None else f" (off by {gap:.1e} nats)" for name, gap in self.off.items()}
+        return [f"{_WHY[name]}{gap}" for name, gap in gaps.items()]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Prompts and completions of rows, and the truth about them."""
+
+    prompts: list[Prompt]
+    completions: list[tuple[int, ...]]
+    truth: list[Float[Tensor, "_ V"]]
+    tolerance: float  # nats
+
+    def gap(self, *ways: Callable[["_Trial"], list[Tensor]]) -> float:
+        """How far log-probs are from the truth, in nats, by the worst of some ways; infinite where one fails."""
+        worst = 0.0
+        for way in ways:
+            try:
+                with remembered_images():
+                    found = way(self)
+                gaps = [_distance(*pair) for pair in zip(found, self.truth, strict=True)]
+            except torch.OutOfMemoryError:
+                raise
+            except FAILURES:
+                return float("inf")
+            worst = max([worst, *(gap if gap == gap else float("inf") for gap in gaps)])
+        return worst
+
+
+@torch.no_grad()
+def prove(policy: "AutoregressivePolicy") -> Proof:
+    """What of a policy's savings gives the numbers of its model's own forward pass. The policy is to take it over (`apply`).
+
+    Raises: PolicyError if the model's own forward pass fails.
+    """
+    wanted = policy.shortcuts
+    with policy.evaluation(), torch.autocast(policy.device.type, enabled=False):
+        trial, seen = _trial(policy)
+        head = _find_head(policy, trial, seen)
+        proof = _settled(policy, trial, head, wanted)
+        if proof.off and policy.takes_positions and len(proof.off.keys() - {"head"}):
+            other = _settled(policy, trial, head, replace(wanted, positions=True))
+            proof = min(proof, replace(other, off={"positions": None, **other.off}), key=_num_lost)
+        policy.apply(proof)
+        differs = tuple(_differences(policy, trial))
+    unusual = {} if head else {"head": None}
+    if not wanted.cache:
+        unusual["cache"] = None
+    elif not wanted.prompts and "cache" not in proof.off:
+        unusual["prompts"] = None
+    return replace(proof, off=unusual | proof.off, differs=differs)
+
+
+def _num_lost(proof: Proof) -> int:
+    return len(proof.off.keys() - {"positions"})
+
+
+def _settled(policy: "AutoregressivePolicy", trial: _Trial, head: Head | None, wanted: Shortcuts) -> Proof:
+    """What of the wanted holds, each tried with what was found to hold before it."""
+    off: dict[str, float | None] = {}
+    made = {} if head is None else {name: getattr(head, name) for name in ("scale", "soft_cap", "never")}
+    now = replace(wanted, head=head is not None, rows=False, cache=False, prompts=False, pictures=False)
+    read, sampled = _reader(policy), _sampler(policy)
+    for name, ways in (("rows", (read,)), ("pictures", (read,)), ("cache", (sampled,)), ("prompts", (read, sampled))):
+        if not getattr(wanted, name) or (name == "prompts" and not now.cache):
+            continue
+        tried = replace(now, **{name: True})
+        policy.apply(Proof(tried, head=made))
+        gap = trial.gap(*ways) if name != "pictures" or policy.shares_pictures else 0.0
+        if gap <= trial.tolerance:
+            now = tried
+        else:
+            off[name] = gap
+    return Proof(now, off, head=made)
+
+
+def _differences(policy: "AutoregressivePolicy", trial: _Trial) -> Iterator[str]:
+    for what, way in (("reads", _reader(policy)), ("samples", _sampler(policy))):
+        gap = trial.gap(way)
+        if gap > trial.tolerance:
+            how = "it fails" if gap == float("inf") else f"log-probs are {gap:.1e} nats off"
+            yield f"what it {what} is not as in its own forward pass: {how} (allowed: {trial.tolerance:.1e})"
+
+
+def _reader(policy: "AutoregressivePolicy") -> Callable[[_Trial], list[Tensor]]:
+    def read(trial: _Trial) -> list[Tensor]:
+        logits = policy.head(policy.read_states(trial.prompts, trial.completions))
+        return list(logits.split([len(ids) for ids in trial.completions]))
+
+    return read
+
+
+def _sampler(policy: "AutoregressivePolicy") -> Callable[[_Trial], list[Tensor]]:
+    """As completions are sampled, token by token; what is drawn is the trial's completions."""
+
+    def sample(trial: _Trial) -> list[Tensor]:
+        found: list[Tensor] = [torch.empty(0)] * len(trial.prompts)
+        for part in policy.parts(trial.prompts):
+            states = policy.states([trial.prompts[row] for row in part])
+            completions = [trial.completions[row] for row in part]
+            steps = [policy.head(next(states))]
+            for column in range(max(map(len, completions)) - 1):
+                drawn = [ids[min(column, len(ids) - 1)] for ids in completions]
+                steps.append(policy.head(states.send(torch.tensor(drawn, device=policy.device))))
+            for place, row in enumerate(part):
+                found[row] = torch.stack([step[place] for step in steps[: len(trial.completions[row])]])
+        return found
+
+    return sample
+
+
+def _find_head(policy: "AutoregressivePolicy", trial: _Trial, seen: Seen) -> Head | None:
+    policy.apply(Proof(Shortcuts(rows=False, cache=False, prompts=False, pictures=False)))
+    try:
+        hidden = policy.read_states(trial.prompts[:1], trial.completions[:1])
+    except torch.OutOfMemoryError:
+        raise
+    except FAILURES:  # there are models without a base model that could be called
+        return None
+    return find_head(policy.model, hidden, seen, trial.truth[0])
+
+
+def _trial(policy: "AutoregressivePolicy") -> tuple[_Trial, Seen]:
+    """Rows that the model's own forward pass takes, and what its output layer was given for the first."""
+    ids, shown, first = _completion(policy), {}, None
+    prompts, completions, truth = [], [], []
+    failure: Exception | None = None
+    for place, start, stop in _ROWS:
+        for prompt in [shown[place]] if place in shown else _prompts(policy, place):
+            try:
+                with watched(policy.model.get_output_embeddings()) as seen:
+                    logits = policy.plain_logits(prompt, ids[start:stop])
+            except torch.OutOfMemoryError:
+                raise
+            except (PolicyError, *FAILURES) as error:
+                failure = error
+                continue
+            shown[place], first = prompt, first or seen
+            prompts.append(prompt)
+            completions.append(ids[start:stop])
+            truth.append(logits)
+            break
+    if first is None:
+        said = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+        raise PolicyError(
+            f"{policy.name}: the forward pass of {type(policy.model).__name__} fails on a small prompt ({said[:300]}). "
+            "Needed: a model whose forward pass takes what its processor makes of a prompt, and gives logits."
+        ) from failure
+    spread = max(float((one.float().amax(-1) - one.float().mean(-1)).mean()) for one in truth)
+    quantized = getattr(policy.model, "hf_quantizer", None) is not None
+    share = QUANTIZED if quantized else TOLERANCE.get(next(policy.model.parameters()).dtype, 4e-2)
+    return _Trial(prompts, completions, truth, share * spread + 1e-6), first
+
+
+def _prompts(policy: "AutoregressivePolicy", place: int) -> list[Prompt]:
+    """Prompts for a place among the rows, the first to be taken that the model takes."""
+    texts = ("red", "what is the color of the larger one of these?", "which one is it?")
+    wide, tall = _picture(96, 64), _picture(72, 120)
+    shown = {0: [(wide,), ()], 1: [(tall, wide), (tall,), ()], 2: [()]}[place]
+    if policy.processor is policy.tokenizer:
+        shown = [()]
+    return [Prompt(pictures, texts[place], key=f"proof-{place}-{len(pictures)}") for pictures in shown]
+
+
+def _picture(width: int, height: int) -> Image.Image:
+    """A gradient of two colors with a border: no two parts of it are the same."""
+    red = Image.linear_gradient("L").resize((width, height))
+    image = Image.merge("RGB", (red, red.rotate(180), Image.new("L", red.size, 90)))
+    image.paste((250, 240, 10), (0, 0, width, 4))
+    return image
+
+
+def _completion(policy: "AutoregressivePolicy") -> tuple[int, ...]:
+    """Tokens of ordinary text, at least eight."""
+    ids = policy.tokenizer(_ANSWER, add_special_tokens=False)["input_ids"]
+    usual = [token for token in ids if not policy.is_special(token)] or [0]
+    return tuple((usual * 8)[: max(8, len(usual))])
+
+
+def _distance(one: Float[Tensor, "T V"], truth: Float[Tensor, "T V"]) -> float:
+    """Mean difference of the log-probs of the most likely tokens, in nats."""
+    logprobs = truth.float().log_softmax(-1)
+    likely = logprobs.topk(min(MOST_LIKELY, logprobs.shape[-1]), -1)
+    return float((one.float().log_softmax(-1).gather(-1, likely.indices) - likely.values).abs().mean())
