@@ -60,6 +60,7 @@ class ModelsConfig:
     attention: Annotated[str | None, Option("transformers' attention implementation: eager, sdpa, flash_attention_2, ...; null = its choice")] = None  # fmt: skip
     compile: Annotated[str | None, Option("backend of torch.compile for the models: inductor, ...; null = not compiled")] = None  # fmt: skip
     share_images: Annotated[bool, Option("in one step, the same weights look at the same pictures once, where no gradient is asked")] = True  # fmt: skip
+    accept_differences: Annotated[bool, Option("go on with a model whose numbers are not those of its own forward pass")] = False  # fmt: skip
     trust_remote_code: Annotated[bool, Option("run Python code that comes with a model")] = False
     gradient_checkpointing: Annotated[bool, Option("less memory, one more forward of the student")] = False
     lora: LoraConfig = LoraConfig()

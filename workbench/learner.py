@@ -24,8 +24,9 @@ from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.dropout import enter_training_without_dropout, set_adapter_dropout
 from workbench.policies.engine import VllmEngine, require_vllm
 from workbench.policies.loading import load_policies
+from workbench.policies.proven import agree
 from workbench.rounding import Rounding
-from workbench.sharding import local, shard, whole
+from workbench.sharding import local, members, shard, whole
 from workbench.supervision import NotFinite
 from workbench.types import STUDENT
 
@@ -167,8 +168,10 @@ def build_learner(
         block=config.sampling.block,
         steps_per_block=config.sampling.steps_per_block,
         adapter=adapter,
+        accept_differences=models.accept_differences,
     )
     _check_adapter(policies[STUDENT], lora, start, name)
+    agree(members(policies.values()), group)
     if (
         any("future" in parse_context(context) for context in method.contexts)
         and policies[STUDENT].order_of(()) is None
@@ -178,6 +181,7 @@ def build_learner(
             "models.student to a masked diffusion model, such as data/models/diffusion."
         )
     if group.sharding is not None:
+        _refuse_rows_apart(config, policies)
         shard(policies.values(), group, device)
     return Learner(policies, config, method.ema_rate, name)
 
@@ -242,6 +246,16 @@ def _architecture(settings: dict) -> dict:
         for key, value in settings.items()
         if not str(key).startswith("_") and key != "transformers_version"
     }
+
+
+def _refuse_rows_apart(config: RunConfig, policies: dict[str, Policy]) -> None:
+    """Processes that hold parts of one model make equally many passes; rows that pass alone are as many as there are rows."""
+    for policy in members(policies.values()):
+        if not policy.shortcuts.rows and config.training.micro_batch_size != 1:
+            raise ConfigError(
+                f"{policy.name} reads rows of other lengths one by one, which sharded weights cannot. Set "
+                "training.micro_batch_size=1, or start with distributed_type: MULTI_GPU (configs/accelerate/one-node-8.yaml)."
+            )
 
 
 def refuse_with_shards(config: RunConfig) -> None:

@@ -38,7 +38,7 @@ from workbench.runs import RunFolder, StopSignal, checkpoint_path
 from workbench.saving import Gathered, gather, load_optimizer, save_checkpoint
 from workbench.scoring import Batch
 from workbench.seeding import Order, derive_seed
-from workbench.sharding import heads, together
+from workbench.sharding import heads, members, together
 from workbench.skipping import Skipped, report_leaks, usable_batch, with_evidence, with_plain_text, with_teacher
 from workbench.supervision import NotFinite, Scored, attend, read_batch, supervise_batch
 from workbench.traces.parts import compact
@@ -118,6 +118,8 @@ class Trainer:
         bare = [name for name, one in processors.items() if one and not getattr(one, "chat_template", None)]
         if bare:
             log.warning("%s: no chat template, so prompts are pictures and plain text", ", ".join(bare))
+        proofs = {one.name: one.proof for one in members(self.policies) if one.proof is not None}
+        folder.update(proofs={name: {"off": one.off, "differs": list(one.differs)} for name, one in proofs.items()})
         self.writing = [one.policies[policy] for one in self.learners for policy in (STUDENT, self.method.replier)]
         in_order = [self.examples[self.order.at(place)] for place in range(len(self.examples))]
         begun = self.step_done > 0

@@ -137,7 +137,7 @@ def shard(policies: Iterable[Policy], group: Group, device: str) -> None:
         )
     mesh = init_device_mesh(torch.device(device).type, (group.size,))
     of_model: dict[int, Shards] = {}  # with LoRA, student@start is the student's own model
-    for policy in _members(policies):
+    for policy in members(policies):
         if policy.shards is None:
             if isinstance(policy, DiffusionPolicy):
                 raise PolicyError(
@@ -216,12 +216,13 @@ def whole_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name, known[id(value)]
 
 
-def _members(policies: Iterable[Policy]) -> Iterator[AutoregressivePolicy]:
+def members(policies: Iterable[Policy]) -> Iterator[AutoregressivePolicy]:
+    """Every policy that has a model of its own to call: of a policy by domain, those that it is made of."""
     for policy in policies:
         members = (*policy.members.values(), policy.other) if isinstance(policy, PolicyByDomain) else (policy,)
         yield from (one for one in members if isinstance(one, AutoregressivePolicy))
 
 
 def _shards(policies: Iterable[Policy]) -> list[Shards]:
-    found = {id(one.shards): one.shards for one in _members(policies) if one.shards is not None}
+    found = {id(one.shards): one.shards for one in members(policies) if one.shards is not None}
     return list(found.values())

@@ -49,6 +49,7 @@ class AutoregressivePolicy(Passes):
         # placeholders of images stand for features; one written by the student would stand for an image that is not there
         tokens = (getattr(model.config, name, None) for name in ("image_token_id", "video_token_id"))
         self._placeholders = [token for token in tokens if isinstance(token, int) and token < self.vocabulary]
+        self.source: str | Path | None = None  # what it was loaded from
         self.engine: Engine | None = None  # what writes instead of the model itself
 
     @property
@@ -71,7 +72,8 @@ class AutoregressivePolicy(Passes):
         """Use what was proven of these weights, or of others of the same files."""
         self.proof, self.shortcuts = proof, proof.shortcuts
         if proof.shortcuts.head:
-            head = Head(self.model.get_output_embeddings(), **proof.head)
+            layer = self.model.get_output_embeddings()
+            head = Head(getattr(layer, "base_layer", layer) if self.adapter == "off" else layer, **proof.head)
         else:
             head = Head(torch.nn.Identity())
         self.head = replace(head, ends=self.head.ends)
@@ -92,7 +94,7 @@ class AutoregressivePolicy(Passes):
 
     def _twin(self, model: nn.Module, name: str) -> "AutoregressivePolicy":
         twin = type(self)(model, self.processor, name, vocabulary=self.vocabulary)
-        twin.encoder = self.encoder
+        twin.encoder, twin.source = self.encoder, self.source
         if self.proof is not None:
             twin.apply(self.proof)
         return twin

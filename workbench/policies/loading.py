@@ -13,6 +13,7 @@ from workbench.policies.by_domain import PolicyByDomain
 from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.kept import forget_teachers, load_teacher
 from workbench.policies.offload import offload
+from workbench.policies.proven import prove_all
 from workbench.policies.weights import is_masked_lm, load_model
 from workbench.types import STUDENT
 
@@ -21,7 +22,9 @@ def load_policy(path: str | Path, name: str, *, load: Callable = load_model, **o
     """A model folder or hub name as the policy that its class makes it; options are those of weights.load_model."""
     model, processor = load(path, name, **options)
     kind = DiffusionPolicy if is_masked_lm(model.config) else AutoregressivePolicy
-    return kind(model, processor, name)
+    policy = kind(model, processor, name)
+    policy.source = path
+    return policy
 
 
 def load_policies(
@@ -44,6 +47,7 @@ def load_policies(
     learner: str = STUDENT,
     block: int = 0,
     steps_per_block: int = 0,
+    accept_differences: bool = False,
 ) -> dict[str, Policy]:
     """Every policy in `names` and always the student, frozen, sharing one vocabulary.
 
@@ -57,8 +61,9 @@ def load_policies(
     adapter  a peft configuration: the student gets low-rank adapters unless its folder already holds them
     learner  what the student calls itself where several learn: "ann" calls its policies ann, ann@ema, ann@start
     block, steps_per_block  how masked diffusion models write; 0 = as each says itself
+    accept_differences  go on with models whose numbers are not those of their own forward pass
 
-    Raises: PolicyError if a model cannot be loaded or does not share the student's vocabulary.
+    Raises: PolicyError if a model cannot be loaded, does not share the student's vocabulary, or is not read as by itself.
     """
     names = tuple(names)
     options = {"device": device, "trust_remote_code": trust_remote_code, "attention": attention, "compiler": compiler}
@@ -95,6 +100,7 @@ def load_policies(
     share_vocabulary(policies)
     merge_ends(policies)
     share_encoders(policies)
+    prove_all(policies.values(), accept_differences=accept_differences)
     for encoder in {id(policy.encoder): policy.encoder for policy in policies.values()}.values():
         if encoder.max_prompt_length is not None:
             encoder.max_prompt_length -= max_completion_length

@@ -31,7 +31,7 @@ def offload(policy: AutoregressivePolicy, device: torch.device | str) -> None:
             for tensor, values in resident:
                 tensor.data = values
 
-    for verb in ("read", "sample"):
+    for verb in ("read", "sample", "prove"):
         setattr(policy, verb, _during(visit, getattr(policy, verb)))
 
 

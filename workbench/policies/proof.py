@@ -45,7 +45,7 @@ _WHY = {
 class Proof:
     """What holds for a model.
 
-    off      savings that it cannot use, and how far they were off in nats (None: not tried); `positions`, if it is given them
+    off      savings that it cannot use, and how far they were off in nats (None: not tried, or it fails); `positions`, if it is given them
     differs  what is not as in the model's own forward pass with nothing saved either
     head     what follows its output layer: scale, soft_cap, never
     """
@@ -130,7 +130,7 @@ def _settled(policy: "AutoregressivePolicy", trial: _Trial, head: Head | None, w
         if gap <= trial.tolerance:
             now = tried
         else:
-            off[name] = gap
+            off[name] = gap if gap < float("inf") else None
     return Proof(now, off, head=made)
 
 

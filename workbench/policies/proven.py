@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -11,25 +12,63 @@ from pathlib import Path
 import torch
 import transformers
 
+from workbench.distributed import Group
+from workbench.errors import PolicyError
+from workbench.policies.adapters import base_of
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.kept import files_of
 from workbench.policies.proof import Proof
 from workbench.policies.shortcuts import Shortcuts
-from workbench.policies.weights import base_of
 
 FOLDER = "WORKBENCH_CACHE"  # names another folder than ~/.cache/vlm-distillation-workbench
-_CODE = ("passes.py", "proof.py", "heads.py", "encoding.py", "image_features.py", "processors.py")  # decide what a proof says
+_CODE = (
+    "passes.py",
+    "proof.py",
+    "heads.py",
+    "encoding.py",
+    "image_features.py",
+    "processors.py",
+)  # decide what a proof says
 
 log = logging.getLogger("workbench")
 _known: dict[str, Proof] = {}
 
 
-def prove_once(policy: AutoregressivePolicy, path: str | Path) -> Proof:
-    """The proof of a policy that was loaded from a path, which the policy then takes over; see AutoregressivePolicy.prove."""
-    if isinstance(policy, DiffusionPolicy) or policy.proof is not None:
+def prove_all(policies: Iterable[AutoregressivePolicy], *, accept_differences: bool = False) -> None:
+    """Prove what policies save, and log once for each model what is unusual about it.
+
+    Raises: PolicyError for a model whose numbers are not those of its own forward pass, unless that is accepted.
+    """
+    unusual: dict[tuple, list[str]] = {}
+    for policy in policies:
+        proof = prove_once(policy)
+        if proof.differs and not accept_differences:
+            raise PolicyError(
+                f"{policy.name} ({policy.source}): {'; '.join(proof.differs)}. Choose another model or another version of "
+                "transformers, or set models.accept_differences=true to go on with these numbers."
+            )
+        for level, sentences in ((logging.INFO, proof.sentences), (logging.WARNING, proof.differs)):
+            for sentence in sentences:
+                unusual.setdefault((level, str(policy.source), sentence), []).append(policy.name)
+    for (level, _, sentence), names in unusual.items():
+        log.log(level, "%s: %s", ", ".join(names), sentence)
+
+
+def agree(policies: Iterable[AutoregressivePolicy], group: Group) -> None:
+    """Have all processes of a group save the same: what one of them cannot use, none does."""
+    if group.size == 1:
+        return
+    policies = list(policies)
+    for policy, *proofs in zip(policies, *group.exchange([one.proof for one in policies]), strict=True):
+        policy.apply(max(proofs, key=lambda proof: (len(proof.off), sorted(proof.off))))
+
+
+def prove_once(policy: AutoregressivePolicy) -> Proof:
+    """As AutoregressivePolicy.prove, with what is known of the files that the policy was loaded from."""
+    if isinstance(policy, DiffusionPolicy) or policy.proof is not None or policy.source is None:
         return policy.prove()
-    key = _fingerprint(policy, path)
+    key = _fingerprint(policy, policy.source)
     proof = None if key is None else _known.get(key) or _read(key)
     if proof is None:
         proof = policy.prove()

@@ -1,0 +1,124 @@
+"""What a policy saves gives the numbers of its model's own forward pass, or is switched off, and what still differs is refused."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from families import save_aya_vision, save_llama
+from text_families import plain_logprobs, text_policy
+
+import workbench.policies.proven
+from workbench.errors import PolicyError
+from workbench.losses import score
+from workbench.policies import SamplingOptions
+from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.policies.loading import load_policies
+from workbench.policies.proven import prove_once
+from workbench.types import Prompt
+
+SHORT, LONG = Prompt((), "red", key="a"), Prompt((), "what is the color of the sky over there?", key="b")
+ROWS, COMPLETIONS = [SHORT, LONG, SHORT], [(300, 301, 302), (303,), (304, 305)]
+# what each family lacks: positions of its own under padding; a mask for its states; a cache of transformers' kind
+ABSOLUTE = {"n_embd": 32, "n_head": 4, "n_layer": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+LOCAL = {"attention_types": [[["global", "local"], 1]], "window_size": 64, "num_layers": 2, "num_heads": 4}
+UNUSUAL = {
+    "gpt2": (ABSOLUTE, {"positions"}),
+    "gpt_neo": (LOCAL, {"positions"}),
+    "rwkv": ({"attention_hidden_size": 32}, {"rows", "cache"}),
+    "recurrent_gemma": (
+        {"num_hidden_layers": 3, "block_types": ["recurrent", "recurrent", "attention"], "lru_width": 32},
+        {"rows", "prompts"},
+    ),
+    "gemma2": ({"query_pre_attn_scalar": 8, "sliding_window": 64, "final_logit_softcapping": 3.0}, set()),
+    "cohere": ({"logit_scale": 0.25}, set()),
+}
+
+
+def read(policy: AutoregressivePolicy) -> torch.Tensor:
+    return score(policy.read(ROWS, COMPLETIONS), torch.tensor(sum(COMPLETIONS, ()))).logprob
+
+
+def expected(policy: AutoregressivePolicy) -> torch.Tensor:
+    return torch.cat([plain_logprobs(policy, *row) for row in zip(ROWS, COMPLETIONS, strict=True)])
+
+
+@pytest.mark.parametrize("family", list(UNUSUAL))
+def test_what_does_not_hold_is_off_and_numbers_are_the_model_s_own(family: str, tmp_path: Path) -> None:
+    own, off = UNUSUAL[family]
+    policy = text_policy(tmp_path, family, own)
+    assert policy.prove().off.keys() == off and not policy.proof.differs
+    assert torch.allclose(read(policy), expected(policy), atol=1e-5)
+    (first, second), _ = policy.sample([SHORT, LONG], [[1, 2], [3]], SamplingOptions(5))
+    for one in (first, second):
+        assert torch.allclose(torch.tensor(one.logprobs), plain_logprobs(policy, SHORT, one.ids), atol=1e-5)
+
+
+def test_a_scale_that_transformers_leaves_out_is_left_out(tmp_path: Path) -> None:
+    policy = load_policy(save_aya_vision(tmp_path), "student")
+    assert policy.model.config.text_config.logit_scale == 0.25
+    policy.prove()
+    assert policy.head.scale == 1.0 and not policy.proof.off
+
+
+def own_forward(model: torch.nn.Module, change: object) -> None:
+    forward = type(model).forward
+
+    def changed(*arguments: object, **options: object) -> object:
+        output = forward(model, *arguments, **options)
+        output.logits = change(output.logits)
+        return output
+
+    model.forward = changed
+
+
+def test_logits_that_are_no_head_over_hidden_states_are_the_model_s_own(tmp_path: Path) -> None:
+    policy = load_policy(save_llama(tmp_path), "student")
+    slope = torch.linspace(0.5, 2.0, policy.vocabulary)
+    own_forward(policy.model, lambda logits: logits * slope)
+    policy.model.requires_grad_(True)
+    assert policy.prove().off.keys() == {"head"}
+    found = read(policy)
+    assert torch.allclose(found, expected(policy), atol=1e-5)
+    policy.read(ROWS, COMPLETIONS).hidden.sum().backward()
+    assert policy.model.get_output_embeddings().weight.grad.abs().sum() > 0
+
+
+def test_tokens_that_the_forward_pass_forbids_have_no_probability(tmp_path: Path) -> None:
+    policy = load_policy(save_llama(tmp_path), "student")
+    lowest = torch.finfo(torch.float32).min
+    own_forward(policy.model, lambda logits: logits.index_fill(-1, torch.tensor([7, 9]), lowest))
+    assert not policy.prove().off and policy.head.never == (7, 9)
+    assert torch.allclose(read(policy), expected(policy), atol=1e-5)
+
+
+def test_numbers_that_are_never_the_model_s_own_are_refused_unless_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_llama(tmp_path)
+    monkeypatch.setattr(
+        AutoregressivePolicy, "plain_logits", lambda self, _, completion: torch.randn(len(completion), self.vocabulary)
+    )
+    with pytest.raises(PolicyError, match=r"what it reads is not as in its own forward pass.*accept_differences=true"):
+        load_policies((), student=folder)
+    with caplog.at_level(logging.INFO, "workbench"):
+        load_policies((), student=folder, accept_differences=True)
+    assert "student: what it reads is not as in its own forward pass" in caplog.text
+
+
+def test_a_proof_is_made_once_for_a_model_s_files(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(workbench.policies.proven, "_known", {})
+    names = ("student@start", "student@ema", "teacher")
+    policies = load_policies(names, student=models["student"], teacher=models["teacher"])
+    assert len(list((tmp_path / "proofs").glob("*.json"))) == 2
+    monkeypatch.setattr(workbench.policies.proven, "_known", {})
+    monkeypatch.setattr(AutoregressivePolicy, "prove", lambda _: pytest.fail("proven again"))
+    again = load_policies(names, student=models["student"], teacher=models["teacher"])
+    assert {name: one.proof for name, one in again.items()} == {name: one.proof for name, one in policies.items()}
+    file = next((tmp_path / "proofs").glob("*.json"))
+    file.write_text(file.read_text()[:20])  # a proof that was cut is made anew
+    monkeypatch.undo()
+    assert prove_once(load_policies((), student=models["student"])["student"]).off == {}
