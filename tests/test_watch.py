@@ -29,6 +29,15 @@ def test_steps_that_are_rounded_away_are_told_but_not_of_a_schedule_s_ends() -> 
     assert "step 2: 20% of the student's weights moved" in told((0.01, 0.1), (1.0, 0.2))["weights_moved"]
 
 
+@pytest.mark.parametrize(("precision", "normal", "strange"), [("float32", 1e-6, 4e-3), ("bfloat16", 0.07, 0.3)])
+def test_a_sampler_gap_above_rounding_is_warned_of(precision: str, normal: float, strange: float) -> None:
+    watch = Watch(precision=precision)
+    assert watch.look(1, {**HEALTHY, "sampler_gap": normal}) == []
+    (warning,) = watch.look(2, {**HEALTHY, "sampler_gap": strange})
+    assert f"{strange:.1e} nats apart" in warning and f"in {precision}" in warning
+    assert watch.look(3, {**HEALTHY, "sampler_gap": strange}) == []
+
+
 def test_a_healthy_run_is_left_alone() -> None:
     assert watched((100, {})).warnings == {}
     noisy = Watch()

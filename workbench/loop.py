@@ -136,7 +136,8 @@ class Trainer:
             compact_every=0,
             background=True,
         )
-        self.watches = [Watch(learner.name, config.training.learning_rate) for learner in self.learners]
+        precision = "bfloat16" if config.training.mixed_precision == "bf16" else config.models.dtype
+        self.watches = [Watch(learner.name, config.training.learning_rate, precision) for learner in self.learners]
         for line in folder.metrics("train"):
             self._look(line["step"], {name: value for name, value in line.items() if name != "kind"})
         self.students = {learner.name: learner.student for learner in self.learners}

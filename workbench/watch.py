@@ -17,6 +17,7 @@ AGREEMENT = 0.9
 TRUNCATED = 0.5
 RIGHT_LOST = 0.5  # of the first window's accuracy
 TOKENS_LOST = 0.5  # of the first window's number of different tokens
+NORMAL_GAP = {"float32": 5e-4, "float16": 0.01, "bfloat16": 0.1}  # nats of sampler_gap, by what the student computes in
 TEACHER_LOST = 0.25  # of the first window's share of loss-carrying positions that the teacher supervises
 
 
@@ -24,10 +25,11 @@ class Watch:
     """Fed with a step's metrics; answers with sentences, each once per run. Of a peer, with those of its name alone.
 
     learning_rate  the highest of the run
+    precision      what the student computes in: float32, float16 or bfloat16
     """
 
-    def __init__(self, learner: str = STUDENT, learning_rate: float = 0.0) -> None:
-        self.learning_rate = learning_rate
+    def __init__(self, learner: str = STUDENT, learning_rate: float = 0.0, precision: str = "float32") -> None:
+        self.learning_rate, self.precision = learning_rate, precision
         self.learner, self._prefix = learner, "" if learner == STUDENT else f"{learner}/"
         self._steps: list[dict[str, float]] = []
         self.warnings: dict[str, str] = {}
@@ -42,6 +44,13 @@ class Watch:
             found["weights_moved"] = (
                 f"{self._steps[-1]['weights_moved']:.0%} of the student's weights moved in this step, the others' steps were "
                 f"rounded away in half precision. {REMEDY}"
+            )
+        gap, normal = self._steps[-1].get("sampler_gap") or 0.0, NORMAL_GAP[self.precision]
+        if gap > normal:
+            found["sampler_gap"] = (
+                f"tokens have log-probs {gap:.1e} nats apart under what sampled them and as the student reads them (sampler_gap; in "
+                f"{self.precision} up to {normal:g} is rounding): answers are sampled with other weights, another precision or other "
+                "kernels than they are learned with, and ratios of probabilities count that. See docs/devices.md"
             )
         if len(self._steps) >= 2 * WINDOW:
             found |= self._collapse()
