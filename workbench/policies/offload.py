@@ -21,13 +21,21 @@ def offload(policy: AutoregressivePolicy, device: torch.device | str) -> None:
     for tensor, values in resident:
         tensor.data = values
 
+    away = False
+
     @contextlib.contextmanager
     def visit() -> Iterator[None]:
+        nonlocal away
+        if away:  # one verb inside another
+            yield
+            return
         for tensor, values in resident:
             tensor.data = values.to(device, non_blocking=True, copy=True)
+        away = True
         try:
             yield
         finally:
+            away = False
             for tensor, values in resident:
                 tensor.data = values
 
