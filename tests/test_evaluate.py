@@ -128,7 +128,7 @@ def test_answers_come_back_as_they_were_saved(tmp_path: Path) -> None:
     assert load_answers(tmp_path / "nothing") == []
     file = tmp_path / "evals" / "step-000003.jsonl"
     file.write_text(file.read_text()[:-20])
-    with pytest.raises(RunError, match=r"step-000003.jsonl:2 cannot be read .*Delete it and evaluate again"):
+    with pytest.raises(RunError, match=r"step-000003.jsonl:2 cannot be read .*Delete the file and evaluate again"):
         load_answers(tmp_path)
     file.write_text(json.dumps({"unknown": 1}) + "\n")
     with pytest.raises(RunError, match=r"step-000003.jsonl:1 cannot be read"):
