@@ -57,9 +57,9 @@ def check_option(key: str, value: object, value_type: type | types.UnionType, op
         value = _number(value)
     if value is None and type(None) in allowed:
         return None
-    if isinstance(value, int) and abs(value) > _LARGEST:
+    if isinstance(value, int) and abs(value) > _LARGEST and option.high is None:
         raise ConfigError(f"{key} must be at most {_LARGEST}, got {show(value)}. Meaning: {option.help}.")
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST:
         value = float(value)
     if isinstance(value, str):
         try:
