@@ -29,6 +29,7 @@ from workbench.study.measures import (
     measured_in_trace,
     values_of,
 )
+from workbench.study.payoff import payoff
 from workbench.study.plan import TEACHER, Study, other_settings
 from workbench.study.preamble import preamble
 from workbench.study.questions import FILE, describe, describe_reference, is_asked, read
@@ -160,9 +161,10 @@ def markdown(results: Results) -> str:
 
 
 def came_about(results: Results) -> str:
-    """What preamble.preamble says of these results."""
+    """What preamble.preamble and payoff.payoff say of these results."""
     num_seeds = {row.name: len(row.seeds) for row in results.rows if row.kind == "variant"}
-    return preamble(results.study, results.record, num_seeds, results.unfinished, results.faults)
+    lines = preamble(results.study, results.record, num_seeds, results.unfinished, results.faults)
+    return "\n".join([lines, *payoff(results.values)])
 
 
 def _overview(results: Results, data: str, context: str) -> str:

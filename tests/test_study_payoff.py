@@ -1,0 +1,34 @@
+"""Whether a study's head says if privilege could pay."""
+
+from workbench.study.measures import Value
+from workbench.study.payoff import payoff
+
+
+def value(context: str, number: float, truth: str = "visible", row: str = "teacher", data: str = "eval") -> Value:
+    return Value(row, None, data, context, "teacher" if row != "base" else "student", truth, "accuracy", number, 100)
+
+
+def test_evidence_that_helps_its_reader_can_pay() -> None:
+    (line,) = payoff(
+        [value("plain", 0.328), value("crop", 0.854), value("plain", 0.3, "all"), value("crop", 0.9, "all")]
+    )
+    assert line == (
+        "- **eval: privilege can pay**: teacher has 32.8% of visible questions right without evidence, 85.4% with crop"
+    )
+
+
+def test_less_than_two_points_cannot_pay_whatever_is_shown() -> None:
+    (line,) = payoff([value("plain", 0.943), value("crop", 0.932), value("hint", 0.96)])
+    assert line.startswith("- **eval: privilege cannot pay**")
+    assert line.endswith("93.2% with crop, 96.0% with hint")
+
+
+def test_where_no_truth_is_known_all_questions_count() -> None:
+    (line,) = payoff([value("plain", 0.5, "all"), value("boxes", 0.6, "all")])
+    assert "50.0% of all questions right without evidence, 60.0% with boxes" in line
+
+
+def test_nothing_is_claimed_of_what_was_not_asked() -> None:
+    assert payoff([value("plain", 0.5)]) == []
+    assert payoff([value("crop", 0.5)]) == []
+    assert payoff([value("plain", 0.5, row="base"), value("crop", 0.9, row="base")]) == []
