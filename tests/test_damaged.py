@@ -168,3 +168,14 @@ def test_an_export_takes_nothing_away_when_its_name_is_taken_meanwhile(run: Path
     (tmp_path / "out").mkdir()
     with pytest.raises(WorkbenchError, match="exists already"):
         export_student(run, tmp_path / "out")
+
+
+def test_a_run_of_a_version_without_a_key_goes_on_with_its_default(run: Path) -> None:
+    facts = json.loads((run / "run.json").read_text())
+    del facts["config"]["training"]["dropout"]
+    (run / "run.json").write_text(json.dumps(facts))
+    assert resume(run).steps == facts["steps_done"]
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("  dropout: false", "  dropout: true", 1))
+    with pytest.raises(WorkbenchError, match=r"was edited: training\.dropout is True, and the run began with False"):
+        resume(run)

@@ -46,11 +46,11 @@ def overrides_between(recipe: str | Path, config: RunConfig) -> list[str]:
     return found
 
 
-def value_at(values: dict, key: str) -> object:
-    """The value of a dotted key; None where there is none."""
+def value_at(values: dict, key: str, default: object = None) -> object:
+    """The value of a dotted key; `default` where there is none."""
     for part in key.split("."):
         if not isinstance(values, dict) or part not in values:
-            return None
+            return default
         values = values[part]
     return values
 
@@ -95,9 +95,10 @@ def refuse_edited(run_dir: Path, status: dict, config: RunConfig) -> None:
     if not isinstance(began, dict):  # of an older version
         return
     now = json.loads(json.dumps(config.to_dict()))  # as run.json keeps it
-    for key in ("method.name", *describe_config(config.method["name"])):
-        if key not in (*RESUMABLE, "name", "output_dir") and value_at(began, key) != value_at(now, key):
+    for key, (_, default, _) in describe_config(config.method["name"]).items():
+        before = value_at(began, key, default)  # a key that came with a later version
+        if key not in (*RESUMABLE, "name", "output_dir") and before != value_at(now, key):
             raise ConfigError(
-                f"{run_dir / 'config.yaml'} was edited: {key} is {show(value_at(now, key))}, and the run began with {show(value_at(began, key))}. "
+                f"{run_dir / 'config.yaml'} was edited: {key} is {show(value_at(now, key))}, and the run began with {show(before)}. "
                 f"That makes another run of it: set it back, or start a new one. On resume only {', '.join(RESUMABLE)} may change."
             )
