@@ -198,3 +198,13 @@ def test_adapters_are_not_averaged(models: dict, tmp_path: Path) -> None:
     folder = save_adapter(models["student"], tmp_path / "adapter")
     with pytest.raises(PolicyError, match=r"holds an adapter.*workbench export"):
         average_models([models["student"], folder], tmp_path / "mean")
+
+
+def test_weights_begin_at_a_cache_line_however_long_the_files_header_is(folder: Path) -> None:
+    """Sums over a matrix may be taken in another order where it begins elsewhere: a resumed run's last digits."""
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    for padding in ("", "x" * 8, "x" * 24):
+        safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt", "padding": padding})
+        model = load_policy(folder, "student").model
+        assert not any(weight.data_ptr() % 64 for weight in model.parameters())
+        assert torch.equal(model.state_dict()[LAYER], weights[LAYER])

@@ -24,6 +24,7 @@ from workbench.policies.compiling import compile_parts
 from workbench.policies.processors import load_processor
 
 INT8 = "int8"
+CACHE_LINE = 64  # bytes; torch's own allocations begin at one
 DTYPES = {
     INT8: torch.bfloat16,
     "float32": torch.float32,
@@ -99,6 +100,7 @@ def load_model(
     if base is not path:
         load_adapter(model, path, name)
     _require_numbers(model, path, name)
+    _align(model)
     try:
         processor = load_processor(path, config, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -156,6 +158,17 @@ def _require_numbers(model: nn.Module, path: str | Path, name: str) -> None:
             f'{name}: every matrix of "{path}" is zero: its weights were saved from where they did not lie (sharded '
             "training). Save the whole model with save_pretrained."
         )
+
+
+def _align(model: nn.Module) -> None:
+    """Move weights that start in the midst of a cache line, as a mapped file's do, to memory of their own.
+
+    Kernels sum in an order that depends on where a matrix begins. A weight read from a checkpoint and the copy of a model in
+    memory would differ in the last digits of what they compute, and a resumed run from an uninterrupted one.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % CACHE_LINE:
+            tensor.data = tensor.data.clone()
 
 
 def is_masked_lm(config: PretrainedConfig) -> bool:
