@@ -190,7 +190,7 @@ BAD_DATA = {
     "empty prompt": (lambda f: [{"question": " "}], [], 'column "question": must be text that is not empty'),
     "unknown column": (lambda f: [{"qestion": "x"}], [], 'column "qestion" is unknown.*Did you mean "question"'),
     "half a character": (lambda f: [{"answer": "\ud83d"}], [], r'data.jsonl:1 is not valid JSON .*half of a character'),
-    "special token": (lambda f: [{"question": "what is <image>?"}], ["method.name=opd"], "step 1: none of the 1 examples"),
+    "special token": (lambda f: [{"question": "what is <image>?"}], ["method.name=opd"], r'data.jsonl:1: column "question": .*special token "<image>"'),
     "too long": (lambda f: [{"question": "what " * 600}], ["method.name=opd"], "step 1: none of the 1 examples"),
     "answer with an end": (lambda f: [{"answer": "a<end_of_utterance>"}], ["method.name=gkd", "method.dataset_share=1"], 'special token "<end_of_utterance>"'),
     "nothing to compare": (lambda f: [{"answer": None}], ["method.name=opd", "data.eval={data}"], 'has an "answer"'),
@@ -351,7 +351,7 @@ def test_questions_that_nobody_can_be_asked_are_no_table(
     assert 'has "hint", which context "hint" needs' in capsys.readouterr().err
 
 
-def test_a_loss_that_is_no_number_stops_with_a_sentence(
+def test_weights_that_are_no_number_are_named_before_the_first_step(
     models: dict, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     broken = Path(shutil.copytree(models["teacher"], tmp_path / "broken"))
@@ -360,9 +360,7 @@ def test_a_loss_that_is_no_number_stops_with_a_sentence(
     weights[name].fill_(torch.nan)
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     error = said(capsys, "train", config_file, f"output_dir={tmp_path}", f"models.teacher={broken}", "data.eval=null", "trace.probes=0", status=2)  # fmt: skip
-    assert (
-        "step 1: view teacher (teacher / crop) has no number for" in error and "lower training.learning_rate" in error
-    )
+    assert "teacher: 1 weights of" in error and "are infinite or not a number" in error and name in error
 
 
 def test_as_a_program_it_says_the_same_and_lets_its_reader_go(run: Path) -> None:

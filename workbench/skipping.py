@@ -118,7 +118,8 @@ def with_plain_text(
     """Examples whose texts every view can be shown, and whose references can be learned. Raises DataError if none is."""
     usable = [example for example in examples if not skipped.add_if(example, text_problem(example, views, sampled_by))]
     if not usable:
-        raise DataError(f"none of the {len(examples)} examples can be used: {skipped}. Mend the data.")
+        reasons = str(skipped).removesuffix(".")
+        raise DataError(f"none of the {len(examples)} examples can be used: {reasons}. Mend the data.")
     return usable
 
 
