@@ -28,7 +28,7 @@ from workbench.types import Prompt, Turn
 CACHE_BYTES = 512 * 2**20  # of encoded prompts per policy family; oldest go first
 RECENT_PICTURES = 8  # sets of pictures that are kept prepared
 GRID = "image_grid_thw"
-IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "image_sizes", GRID, "num_crops", "batch_num_images")
+POOLING = "image_token_pooling"  # of Molmo 2: for each image token, which of its prompt's patches it is made of
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 Encoded = dict[str, Tensor]
@@ -262,23 +262,43 @@ def collate(encoded: list[Encoded], pad_id: int) -> Encoded:
             rows = [F.pad(ids, (longest - ids.shape[1], 0), value=fill) for ids in own]
             batch[name] = torch.cat(rows)
         else:
-            batch[name] = _end_to_end([one[name] for one in encoded if name in one])
+            batch[name] = _joined(encoded, name)
     return batch
 
 
 def collate_pictures(encoded: list[Encoded]) -> Encoded:
     """What a vision tower is given of several prompts, or of several pictures of a prompt."""
-    names = dict.fromkeys(name for one in encoded for name in one if name in IMAGE_INPUTS)
-    return {name: _end_to_end([one[name] for one in encoded if name in one]) for name in names}
+    names = dict.fromkeys(name for one in encoded for name in image_inputs(one))
+    return {name: _joined(encoded, name) for name in names}
+
+
+def image_inputs(encoded: Encoded) -> Encoded:
+    """What of an encoded prompt is about its pictures: all that is not about its tokens."""
+    return {name: value for name, value in encoded.items() if name not in _PER_TOKEN}
+
+
+def _joined(encoded: list[Encoded], name: str) -> Tensor:
+    """An input about pictures, of prompts one after the other; indices go on counting where the prompt before ended."""
+    having = [one for one in encoded if name in one]
+    values = [one[name] for one in having]
+    if name != POOLING:
+        return _end_to_end(values)
+    largest, before = max(value.shape[-1] for value in values), 0
+    counted = []
+    for one, value in zip(having, values, strict=True):
+        padded = F.pad(value, (0, largest - value.shape[-1]), value=-1)
+        counted.append(torch.where(padded >= 0, padded + before, padded))
+        before += one["pixel_values"].shape[:2].numel()
+    return torch.cat(counted)
 
 
 def picture_by_picture(encoded: Encoded, count: int) -> list[Encoded] | None:
     """What a prompt's vision tower is given, apart for each of its `count` pictures; None where it cannot be told apart:
     pictures cut into tiles, and families that read one among several otherwise than one alone."""
-    inputs = {name: value for name, value in encoded.items() if name in IMAGE_INPUTS}
+    inputs = image_inputs(encoded)
     if count == 1:
         return [inputs]
-    if {"num_crops", "batch_num_images"} & inputs.keys():
+    if {"num_crops", "batch_num_images", POOLING} & inputs.keys():
         return None
     if GRID in inputs and len(inputs[GRID]) == count:  # packed: as many rows as the picture has patches
         parts = {"pixel_values": inputs.pop("pixel_values").split(inputs[GRID].prod(-1).tolist())}

@@ -15,7 +15,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from workbench.policies.encoding import IMAGE_INPUTS, Encoded, PromptEncoder, append, collate, distinct
+from workbench.policies.encoding import Encoded, PromptEncoder, append, collate, distinct, image_inputs
 from workbench.policies.image_features import Eyes, remembers
 from workbench.policies.shortcuts import Shortcuts
 from workbench.types import Prompt
@@ -178,17 +178,20 @@ class Passes:
     def _with_shared_pictures(self, prompts: list[Prompt], rows: list[int]) -> dict[str, Tensor]:
         """Model inputs of rows that share prompts, with every image encoded once."""
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
-        per_token = [{key: value for key, value in one.items() if key not in IMAGE_INPUTS} for one in encoded]
+        per_token = [{key: one[key] for key in one.keys() - image_inputs(one).keys()} for one in encoded]
         row_idx = torch.tensor(rows, device=self.device)
         unique = self._to_device(collate(per_token, self.encoder.pad_id))
         inputs = {name: value[row_idx] for name, value in unique.items()}
-        if not any(name in encoded[row] for row in rows for name in IMAGE_INPUTS):
+        if not any(image_inputs(encoded[row]) for row in rows):
             return inputs
         return inputs | self._eyes.inputs(prompts, encoded, rows, self._look, (id(self.model), self.adapter))
 
     def _look(self, pictures: Encoded) -> BaseModelOutputWithPooling:
+        shows = self.model if hasattr(self.model, "get_image_features") else self.model.base_model  # Emu3's: the latter
+        taken = inspect.signature(shows.get_image_features).parameters
+        inputs = {name: value for name, value in pictures.items() if name in taken}
         with self._adapter_state():
-            return self.model.get_image_features(**self._to_device(pictures), return_dict=True)
+            return shows.get_image_features(**self._to_device(inputs), return_dict=True)
 
     def _new_cache(self) -> Cache:
         return DynamicCache(config=self.model.config)

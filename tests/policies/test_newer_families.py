@@ -1,0 +1,60 @@
+"""Newer families that see: reading and sampling give the log-probs of the model's own forward pass, row by row."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import picture
+from newer_families import NEWER_FAMILIES, TORCHVISION_FAMILIES
+from text_families import plain_logprobs
+from transformers.utils import is_torchvision_available
+
+from workbench.losses import score
+from workbench.policies import SamplingOptions
+from workbench.policies.autoregressive import load_policy
+from workbench.policies.encoding import collate, collate_pictures
+from workbench.types import Prompt
+
+STATES = {"prompts"}  # of linear attention or convolutions: not repeated
+OFF = {"qwen3_5": STATES, "qwen3_5_moe": STATES, "lfm3_vl": STATES, "lfm2_vl": STATES, "emu3": {"rows"}}
+ALL = NEWER_FAMILIES | TORCHVISION_FAMILIES
+FAMILIES = [
+    *NEWER_FAMILIES,
+    *(
+        pytest.param(name, marks=pytest.mark.skipif(not is_torchvision_available(), reason="needs torchvision"))
+        for name in TORCHVISION_FAMILIES
+    ),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probs_are_those_of_the_model_s_own_forward_pass(family: str, tmp_path: Path) -> None:
+    policy = load_policy(ALL[family](tmp_path), "student")
+    assert policy.prove().off.keys() == OFF.get(family, set()) and not policy.proof.differs
+    small, several = picture(1, (96, 64)), (picture(2, (72, 120)), picture(3, (64, 64)))
+    prompts = [
+        Prompt((small,), "red", key="a"),
+        Prompt(several, "which of these is larger?", key="b"),
+        Prompt((), "?", key="c"),
+    ]
+    words = tuple(policy.tokenizer("a small red circle left of the large blue square")["input_ids"])
+    rows = [prompts[place] for place in (0, 1, 0, 2, 1)]
+    completions = [words[start:stop] for start, stop in ((1, 5), (2, 4), (1, 9), (3, 4), (5, 9))]
+    with torch.no_grad():
+        found = score(policy.read(rows, completions), torch.tensor(sum(completions, ()))).logprob
+    expected = torch.cat([plain_logprobs(policy, *row) for row in zip(rows, completions, strict=True)])
+    assert torch.allclose(found, expected, atol=1e-4)
+    for prompt, own in zip(prompts, policy.sample(prompts, [[1, 2], [3, 4], [5]], SamplingOptions(6)), strict=True):
+        for one in own:
+            assert torch.allclose(torch.tensor(one.logprobs), plain_logprobs(policy, prompt, one.ids), atol=1e-4)
+
+
+def test_indices_into_patches_go_on_counting_from_prompt_to_prompt() -> None:
+    """Molmo 2's: the first prompt has 2 crops of 4 patches, so the second one's patches begin at 8."""
+    ids = torch.tensor([[1, 2]])
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    first = text | {"pixel_values": torch.zeros(2, 4, 3), "image_token_pooling": torch.tensor([[0, 1], [7, -1]])}
+    second = text | {"pixel_values": torch.zeros(1, 4, 3), "image_token_pooling": torch.tensor([[0, 1, 3]])}
+    expected = torch.tensor([[0, 1, -1], [7, -1, -1], [8, 9, 11]])
+    assert torch.equal(collate([first, text, second], 0)["image_token_pooling"], expected)
+    assert torch.equal(collate_pictures([first, second])["image_token_pooling"], expected)
