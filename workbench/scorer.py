@@ -28,6 +28,7 @@ from workbench.grading import RULES, TOLERANCE, check_grading, grade
 from workbench.learner import autocast, build_learner
 from workbench.policies import SamplingOptions
 from workbench.policies.loading import load_policy
+from workbench.policies.proven import prove_all
 from workbench.rollouts import reply_in_turns
 from workbench.runs import RunFolder
 from workbench.scoring import Batch
@@ -183,6 +184,9 @@ def evaluate_model(
     require_answers(examples)
     require_shown(examples, data, contexts)
     policy = load_policy(path, "model", dtype=dtype, device=default_device(), trust_remote_code=trust_remote_code)
+    prove_all(
+        [policy], accept_differences=True
+    )  # answers are shown, and no loss is made of their log-probs: it is logged
     examples = showable(examples, [policy], contexts, Tally() if skipped is None else skipped)
     options = {"max_completion_length": max_completion_length, "batch_size": EvaluationConfig().batch_size}
     return ask([policy], examples, contexts, step=0, rule=rule, tolerance=tolerance, **options)

@@ -1,11 +1,13 @@
 """What a policy saves gives the numbers of its model's own forward pass, or is switched off, and what still differs is refused."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from families import save_aya_vision, save_llama
+from small import run_config
 from text_families import plain_logprobs, text_policy
 
 import workbench.policies.proven
@@ -15,6 +17,7 @@ from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.loading import load_policies
 from workbench.policies.proven import prove_once
+from workbench.scorer import evaluate_model, open_scorer
 from workbench.types import Prompt
 
 SHORT, LONG = Prompt((), "red", key="a"), Prompt((), "what is the color of the sky over there?", key="b")
@@ -104,6 +107,36 @@ def test_numbers_that_are_never_the_model_s_own_are_refused_unless_accepted(
     with caplog.at_level(logging.INFO, "workbench"):
         load_policies((), student=folder, accept_differences=True)
     assert "student: what it reads is not as in its own forward pass" in caplog.text
+
+
+def test_copies_save_what_their_model_may_save(tmp_path: Path) -> None:
+    policy = text_policy(tmp_path, "rwkv", {"attention_hidden_size": 32})
+    assert policy.prove().off.keys() == {"rows", "cache"}
+    policy.stop_ids, policy.head = frozenset({2, 7}), replace(policy.head, ends=(2, 7))
+    twin = policy.copy("student@ema")
+    assert twin.proof is policy.proof and twin.shortcuts == policy.shortcuts
+    assert twin.stop_ids == policy.stop_ids and twin.head.ends == policy.head.ends
+    assert torch.equal(read(twin), read(policy))
+
+
+def test_scoring_and_asking_follow_the_rule_of_check(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(workbench.policies.proven, "_known", {})
+    monkeypatch.setattr(
+        AutoregressivePolicy, "plain_logits", lambda self, _, completion: torch.randn(len(completion), self.vocabulary)
+    )
+    config = run_config(models, tmp_path)
+    with pytest.raises(PolicyError, match=r"is not as in its own forward pass.*accept_differences=true"):
+        open_scorer(config)
+    own = replace(config.models, accept_differences=True)
+    with caplog.at_level(logging.INFO, "workbench"):
+        open_scorer(replace(config, models=own))
+        assert "teacher: what it reads is not as in its own forward pass" in caplog.text
+        caplog.clear()
+        evaluate_model(models["student"], data="scenes:eval?count=1", max_completion_length=2)
+    assert "model: what it reads is not as in its own forward pass" in caplog.text
 
 
 def test_a_proof_is_made_once_for_a_model_s_files(

@@ -94,9 +94,10 @@ class AutoregressivePolicy(Passes):
 
     def _twin(self, model: nn.Module, name: str) -> "AutoregressivePolicy":
         twin = type(self)(model, self.processor, name, vocabulary=self.vocabulary)
-        twin.encoder, twin.source = self.encoder, self.source
+        twin.encoder, twin.source, twin.stop_ids = self.encoder, self.source, self.stop_ids
         if self.proof is not None:
             twin.apply(self.proof)
+        twin.head = replace(twin.head, ends=self.head.ends)
         return twin
 
     def without_adapter(self, name: str) -> "AutoregressivePolicy":
