@@ -150,9 +150,13 @@ def test_too_long_a_prompt_says_how_long(idefics3: AutoregressivePolicy) -> None
 
 def test_what_a_chat_template_refuses_is_a_sentence(folders: dict) -> None:
     processor = load_policy(folders["idefics3"], "student").processor
-    processor.chat_template = "{{ raise_exception('Conversation roles must alternate') }}"
+    processor.chat_template = (
+        "{% for part in messages[0]['content'] %}{{ part['text'] }}{% endfor %}"
+        "{% if messages | length > 1 %}{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
+    )
+    before = (Turn("user", "hello"),)
     with pytest.raises(PolicyError, match=r'prompt "7\|plain" cannot be encoded.*Conversation roles must alternate'):
-        PromptEncoder(processor).encode(Prompt((), "what?", key="7|plain"))
+        PromptEncoder(processor).encode(Prompt((), "what?", before, key="7|plain"))
 
 
 def test_half_a_character_is_a_sentence(encoder: PromptEncoder) -> None:
