@@ -176,6 +176,6 @@ def test_a_student_that_writes_from_left_to_right_is_refused(tmp_path: Path) -> 
 
 
 def test_examples_without_an_answer_are_skipped_by_name(folder: Path, tmp_path: Path) -> None:
-    asked = config(folder, tmp_path, method={"name": "d_opsd"})
+    asked = config(folder, tmp_path, method={"name": "d_opsd"}, data__eval=None)
     with pytest.raises(DataError, match="no answer"):
         train(asked, load=lambda *args, **options: [replace(example(0), answer=None)])

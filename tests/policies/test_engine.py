@@ -33,6 +33,7 @@ class OtherModel:
 
     def __init__(self, other: Path, *, stale: bool = False, shift: bool = False) -> None:
         self.policy, self.stale, self.shift, self.loads = load_policy(other, "engine"), stale, shift, 0
+        self.policy.prove()  # with the model's own encoder
 
     def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         self.loads += 1

@@ -97,10 +97,11 @@ def load_policies(
         if name.startswith("teacher"):
             offload(policies[name], device)
     write_alike(policies, block, steps_per_block, max_completion_length)
+    # each as it is by itself, before anything is cut or merged
+    prove_all(policies.values(), accept_differences=accept_differences)
     share_vocabulary(policies)
     merge_ends(policies)
     share_encoders(policies)
-    prove_all(policies.values(), accept_differences=accept_differences)
     for encoder in {id(policy.encoder): policy.encoder for policy in policies.values()}.values():
         if encoder.max_prompt_length is not None:
             encoder.max_prompt_length -= max_completion_length

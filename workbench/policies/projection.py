@@ -195,6 +195,7 @@ def _gradients(
 
         return hook
 
+    policy.prove()  # its passes are not to be tapped
     with _hooked([(module, tap(name)) for name, module in projections.items()]), torch.enable_grad():
         index = torch.tensor(places, device=policy.device)
         logits = policy.read([build_prompt(example, context)], [ids]).logits(index)
