@@ -125,7 +125,10 @@ def test_commands_send_no_escapes(run: Path, command: list[str], capsys: pytest.
     assert sys.stdout is not None and not isinstance(sys.stdout, CleanStream)
 
 
-def test_logs_are_kept_and_shown_clean(tmp_path: Path) -> None:
+def test_logs_are_kept_and_shown_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        logging.getLogger("workbench"), "propagate", False
+    )  # half a character is no text for pytest's report
     folder = RunFolder(tmp_path)
     handler = folder.log_to_file()
     logging.getLogger("workbench").warning("skipped %s", EVIL)
