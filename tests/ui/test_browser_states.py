@@ -62,8 +62,9 @@ def test_a_run_that_has_just_begun_says_so_and_its_answers_come_by_themselves(
     expect(page.locator("#tokens-list")).to_contain_text("No answer of training is recorded yet")
     expect(page.locator("#tokens-list")).not_to_contain_text("filter")
     expect(page.locator("#tokens-news")).to_contain_text("living is running: student answers 6 questions; step 0 of 4")
-    for table in TABLES:
-        shutil.copytree(trained / "dopd/traces" / table, run_dir / "traces" / table)
+    for table in TABLES:  # whole at once, as a run records
+        copy = shutil.copytree(trained / "dopd/traces" / table, folder / "copies" / table)
+        copy.rename(run_dir / "traces" / table)
     expect(page.locator("#tokens-list tr[data-key]").first).to_be_visible()
     expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token")
     expect(page.locator("#tokens-news")).not_to_contain_text("is running")

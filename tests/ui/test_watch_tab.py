@@ -178,7 +178,9 @@ def test_a_torn_line_of_metrics_is_named_in_the_figures(context: AppContext) -> 
     folder = a_run(context)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write("{torn\n")
-    assert "metrics.jsonl:4 is no line of metrics" in figures(look(context))[0].layout.annotations[0].text.replace("<br>", " ")
+    assert "metrics.jsonl:4 is no line of metrics" in figures(look(context))[0].layout.annotations[0].text.replace(
+        "<br>", " "
+    )
 
 
 def test_a_half_written_run_is_named(context: AppContext) -> None:
