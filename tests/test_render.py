@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import time
 from html.parser import HTMLParser
 
 import pytest
@@ -240,15 +239,13 @@ def test_the_legend_counts_tokens_and_loss():
     assert ">1 <" in row and "33 %" in row and "75 %" in row
 
 
-def test_two_thousand_tokens_render_in_seconds_and_about_a_megabyte():
+def test_two_thousand_tokens_make_about_a_megabyte():
     best = {name: [(f"w{k}", -0.1 - k) for k in range(5)] for name in ("student", "self", "teacher")}
     tokens = [
         cell(f" w{k}", list(REGIMES)[k % 4], loss=k / 100, weight=1.0, effective=0.6, alternatives=best)
         for k in range(2000)
     ]
-    before = time.process_time()
     html = render_tokens(view(*tokens), standalone=False)
-    assert time.process_time() - before < 5.0, "0.3 s where it was written"
     assert html.count('class="wb-t ') == 2000 and len(html.encode()) < 2_000_000
 
 

@@ -28,24 +28,25 @@ def watch_run(context: AppContext, shared: Shared, tab: str, table: str) -> None
     timer.tick(partial(beat, context, table, tab), [shared.run, shared.tab, shown], [news, wake, timer], **quiet)
 
 
-def look(context: AppContext, table: str, run: str | None) -> tuple[str, list, gr.Timer]:
+def look(context: AppContext, table: str, run: str | None) -> tuple[str, dict, gr.Timer]:
     """What to say while nothing is recorded; run and newest step, as `beat` takes them; a timer that goes while it lives."""
     newest, doing, is_alive = _state(context, table, run)
-    return (doing if newest is None else ""), [run, newest], gr.Timer(active=is_alive)
+    return (doing if newest is None else ""), {"run": run, "step": newest}, gr.Timer(active=is_alive)
 
 
-def beat(context: AppContext, table: str, tab: str, run: str | None, open_tab: str, shown: list | None) -> tuple:
+def beat(context: AppContext, table: str, tab: str, run: str | None, open_tab: str, shown: dict | None) -> tuple:
     """What is newer than the shown step; another text for the tab's `wake` if the tab is to be drawn; the timer."""
-    if open_tab != tab or not shown or shown[0] != run:
+    if open_tab != tab or not shown or shown.get("run") != run:
         return gr.skip(), gr.skip(), gr.skip()
     newest, doing, is_alive = _state(context, table, run)
     timer = gr.skip() if is_alive else gr.Timer(active=False)
     if newest is None:
         return doing, gr.skip(), timer
-    if shown[1] is None:
+    if shown.get("step") is None:
         return "", json.dumps([run, time.time()]), timer
-    since = f"Recorded since: up to step {newest:,}; listed up to step {shown[1]:,}. Look again shows the newer ones."
-    return (note(since) if newest != shown[1] else ""), gr.skip(), timer
+    listed = shown["step"]
+    since = f"Recorded since: up to step {newest:,}; listed up to step {listed:,}. Look again shows the newer ones."
+    return (note(since) if newest != listed else ""), gr.skip(), timer
 
 
 def _state(context: AppContext, table: str, run: str | None) -> tuple[int | None, str, bool]:
