@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 import workbench.images
 from workbench.errors import DataError
-from workbench.images import decode_image, open_image
+from workbench.images import decode_image, image_size, open_image
 
 ALPHAS = (0, 1, 64, 127, 128, 254, 255)
 
@@ -213,3 +213,38 @@ def test_a_transparent_photo_that_lies_on_its_side_is_upright_and_on_white(tmp_p
     image.save(tmp_path / "side.png", exif=exif)
     found = pixels(open_image(tmp_path / "side.png"))
     assert found.shape == (4, 2, 3) and found[0, 0].tolist() == [255, 0, 0] and found[3, 1].tolist() == [255] * 3
+
+
+UPRIGHT = {  # by EXIF orientation: what a viewer makes of the stored rows
+    1: lambda rows: rows,
+    2: lambda rows: rows[:, ::-1],
+    3: lambda rows: rows[::-1, ::-1],
+    4: lambda rows: rows[::-1],
+    5: lambda rows: rows.swapaxes(0, 1),
+    6: lambda rows: rows.swapaxes(0, 1)[:, ::-1],
+    7: lambda rows: rows.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda rows: rows.swapaxes(0, 1)[::-1],
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGB", "RGBA", "CMYK"])
+def test_open_image_turned_tiff_upright_and_measured(mode: str, orientation: int, tmp_path: Path) -> None:
+    grey = (numpy.arange(24, dtype=numpy.uint8) * 10).reshape(4, 6)
+    stored = {
+        "L": grey,
+        "I;16": grey.astype(numpy.uint16) * 257,
+        "RGB": numpy.dstack([grey] * 3),
+        "RGBA": numpy.dstack([grey, grey, grey, numpy.full_like(grey, 255)]),
+        "CMYK": numpy.dstack([grey * 0, grey * 0, grey * 0, 255 - grey]),
+    }[mode]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(stored, "CMYK") if mode == "CMYK" else Image.fromarray(stored)
+    image.save(tmp_path / "scan.tif", exif=exif)
+    wanted = UPRIGHT[orientation](grey)
+    shown = pixels(open_image(tmp_path / "scan.tif"))
+    assert image_size(tmp_path / "scan.tif") == wanted.shape[::-1]
+    assert shown.shape[:2] == wanted.shape
+    assert numpy.abs(shown - wanted[..., None].astype(int)).max() <= 1
+    assert (pixels(decode_image((tmp_path / "scan.tif").read_bytes())) == shown).all()

@@ -52,7 +52,8 @@ def open_image(source: Image.Image | Path, *, name: str = "") -> Image.Image:
             return _as_rgb(source, name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, stricter check follows
-            with Image.open(source) as image:
+            # Pillow maps a file that it opened by name into memory, and then reads a turned TIFF in rows of a wrong length
+            with source.open("rb") as file, Image.open(file) as image:
                 return _as_rgb(image, name)
     except FileNotFoundError:
         raise DataError(
@@ -92,7 +93,7 @@ def image_size(image: Image.Image | Path) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # no pixel is decoded here
-            with Image.open(image) as opened:
+            with image.open("rb") as file, Image.open(file) as opened:
                 return upright_size(opened)
     except UNREADABLE as error:
         raise DataError(
@@ -103,6 +104,8 @@ def image_size(image: Image.Image | Path) -> tuple[int, int]:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an opened image as open_image will return it; no pixel is read."""
     width, height = image.size
+    if image.format == "TIFF":  # of which Pillow states the upright size
+        return width, height
     return (height, width) if _orientation(image) in _ON_ITS_SIDE else (width, height)
 
 
