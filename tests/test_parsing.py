@@ -1,15 +1,27 @@
 """Texts that people hand over: what is read of them, and what is refused in one sentence with line and key."""
 
 import json
+import math
 import os
 import resource
 from pathlib import Path
 
 import pytest
+import yaml
 
 from workbench.config import load_config
 from workbench.errors import ConfigError, DataError
-from workbench.parsing import MAX_YAML_BYTES, Malformed, parse_json, parse_override, parse_yaml, read_yaml
+from workbench.method import Option, check_option
+from workbench.parsing import (
+    MAX_YAML_BYTES,
+    Malformed,
+    dump_yaml,
+    parse_json,
+    parse_override,
+    parse_value,
+    parse_yaml,
+    read_yaml,
+)
 from workbench.tables import Row
 
 BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
@@ -24,9 +36,9 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("a: 2024-01-01 10:00:00", {"a": "2024-01-01 10:00:00"}),
         ('"\\ud83d\\ude00"', "😀"),
         ("😀: 1", {"😀": 1}),
-        ("[0x1F, 1_000, 0b11, 017, -3]", [31, 1000, 3, 15, -3]),
-        ("[1.5, .5, -1.0e-3, 5e-6]", [1.5, 0.5, -0.001, "5e-6"]),
-        ("[~, null, yes, off, '']", [None, None, True, False, ""]),
+        ("[0x1F, 017, -3, +4]", [31, 17, -3, 4]),
+        ("[1.5, .5, -1.0e-3, 5e-6]", [1.5, 0.5, -0.001, 5e-6]),
+        ("[~, null, true, FALSE, '']", [None, None, True, False, ""]),
         ("!!str 3", "3"),
         ("!!float 3", 3.0),
         ("=", "="),
@@ -37,6 +49,80 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
 )
 def test_plain_values_are_read_as_they_stand(text: str, value: object) -> None:
     assert parse_yaml(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [  # by hand, from section 10.3.2 of YAML 1.2.2
+        *((text, None) for text in ("null", "Null", "NULL", "~", "")),
+        *((text, True) for text in ("true", "True", "TRUE")),
+        *((text, False) for text in ("false", "False", "FALSE")),
+        *(("0", 0), ("-0", 0), ("010", 10), ("+0099", 99), ("0o17", 15), ("0o0", 0), ("0xfF", 255), ("09", 9)),
+        *(("1.", 1.0), (".5", 0.5), ("-.5", -0.5), ("1e3", 1000.0), ("1E+2", 100.0), ("+12.e-1", 1.2), ("00.5", 0.5)),
+        *((".inf", math.inf), ("-.Inf", -math.inf), ("+.INF", math.inf), ("0e9", 0.0)),
+    ],
+)
+def test_plain_scalars_are_those_of_the_core_schema(text: str, value: object) -> None:
+    read = parse_yaml(f"a: {text}")["a"]
+    assert read == value
+    assert type(read) is type(value)
+    assert math.isnan(parse_yaml("a: .NaN")["a"])
+
+
+NO_NUMBERS = """
+    1_000 1:30 190:20:30 1:30.5 0b11 0o18 0o 0x 0x_ 0b_ -0x1F -0o17 017_7 1_0.5 1_0e3 1e 1e+ . +. -. ++1 1.2.3 tRUE NuLL nan inf
+    .iNF -.nan +.nan yes Yes NO no on ON off Off y n infinity 2024-01-01 ٣ ١.٥ 1e٣
+"""
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS.split())
+def test_what_only_yaml_1_1_or_python_takes_for_a_number_is_text(text: str) -> None:
+    assert parse_yaml(f"a: {text}") == {"a": text}
+    assert parse_override(f"a={text}") == ("a", text)
+    assert parse_yaml(f"{text}: 1") == {text: 1}
+    for key, value_type in (("n", int), ("x", float), ("b", bool)):
+        with pytest.raises(ConfigError, match=f"{key} must be .*, got '"):
+            check_option(key, text, value_type, Option("a value"))
+
+
+def test_keys_are_the_text_that_they_are_written_as() -> None:
+    keys = ["010", "1", "0x1", "1e3", "yes", "null", "~", "1_000", "2024-01-01", "true"]
+    assert list(parse_yaml("".join(f"{key}: 1\n" for key in keys))) == keys
+
+
+def test_a_number_where_text_belongs_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"name must be text, got 10\. Put quotes around"):
+        load_config("configs/demo.yaml", ["name=010"])
+    assert load_config("configs/demo.yaml", ['name="010"']).name == "010"
+
+
+def test_what_is_dumped_is_read_as_it_was_here_and_by_other_readers() -> None:
+    texts = [
+        *NO_NUMBERS.split(),
+        "010",
+        "0o17",
+        "1e-3",
+        "+.5",
+        "1.",
+        "0xff",
+        "true",
+        "~",
+        "",
+        "<<",
+        "=",
+        "a: b",
+        "#",
+        "- a",
+        " a",
+        "é\u2028",
+    ]
+    values = {**{text: text for text in texts}, "numbers": [1e-5, 1e17, 10, -3, 0.1, math.inf, True, None]}
+    for on_one_line in (False, True):
+        dumped = dump_yaml(values, on_one_line=on_one_line)
+        assert parse_yaml(dumped) == values
+        assert yaml.safe_load(dumped) == values
+    for value in (*texts, 1e-5, 10, None, True, [1], {"a": "010"}):
+        assert parse_value(dump_yaml(value, on_one_line=True)) == value
 
 
 @pytest.mark.parametrize(
@@ -52,17 +138,20 @@ def test_plain_values_are_read_as_they_stand(text: str, value: object) -> None:
         ("a: !!python/object/apply:os.system [x]", "tag"),
         ("a: !mine x", "tag '!mine'"),
         ("a: !!int [1]", "tag"),
-        ("a: 0x_", r"line 1, a: '0x_' is not a whole number"),
-        ("a: 0b_", r"line 1, a: '0b_' is not a whole number"),
         ("a: " + 5000 * "9", r"line 1, a: '9+\.\.\.9+' is not a whole number"),
-        ("a: 1" + 5000 * ":59", "is not a whole number"),
         ("a: {b: {[1, 2]: 3}}", r"line 1, a.b: a list or a mapping cannot be a key"),
         ("? {a: 1}\n: 2", "a list or a mapping cannot be a key"),
         ("a: &x 1\nb: *x", r"line 1, a: anchors and aliases are not read here, got 'x'"),
         ("b: *x", r"line 1, b: anchors"),
         ("a: 1\nb:\n  - 1\n  - {c: [}", r"line 4, b\[1\].c"),
         ("a: 1\na: 2", r'line 2, "a" stands twice, in lines 1 and 2'),
-        ("m: {1: a, 0x1: b}", r'line 1, m: "0x1" stands twice'),
+        ("m: {1: a, '1': b}", r'line 1, m: "1" stands twice'),
+        ("a: !!int 1_000", r"line 1, a: '1_000' is not a whole number"),
+        ("a: !!int 1:30", r"line 1, a: '1:30' is not a whole number"),
+        ("a: !!float 1_0.5", r"line 1, a: '1_0.5' is not a number"),
+        ("a: !!bool yes", r"line 1, a: 'yes' is not true or false"),
+        ("a: 1e999", r"line 1, a: '1e999' is too large for a number of 64 bits"),
+        ("a: 1.5e-999", r"line 1, a: '1.5e-999' is too small"),
         (2000 * "[", "nested deeper than 32 levels"),
         ("{a: " * 2000, "nested deeper than 32 levels"),
         (2000 * "- ", "nested deeper than 32 levels"),
@@ -126,7 +215,7 @@ def test_a_file_is_named(tmp_path: Path) -> None:
 def test_overrides_are_read_by_the_same_rules() -> None:
     assert parse_override("name=2024-02-30") == ("name", "2024-02-30")
     assert parse_override('data.train="\\ud83d\\ude00"') == ("data.train", "😀")
-    for text in ("a=!!int x", "a=&x 1", "a=0x_", "a=\0", 'a="\\ud83d"', "a\0=1", "a=" + "[" * 2000, "\ud83d=1"):
+    for text in ("a=!!int x", "a=&x 1", "a=!!int 0x_", "a=\0", 'a="\\ud83d"', "a\0=1", "a=" + "[" * 2000, "\ud83d=1"):
         with pytest.raises(ConfigError, match="override"):
             parse_override(text)
 
@@ -169,7 +258,10 @@ def test_a_broken_row_is_named() -> None:
         ('"a\\u00e9 # b"', "aé # b"),
         ("[plain, 'a # b']", ["plain", "a # b"]),
         ("{maths: 'a # b'}", {"maths": "a # b"}),
-        ("5e-6", "5e-6"),  # check_option makes it a number
+        ("5e-6", 5e-6),
+        ("010", 10),
+        ("1_000", "1_000"),
+        ("1:30", "1:30"),
         ("007x", "007x"),
         ("5", 5),
         ("true", True),

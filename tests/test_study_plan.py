@@ -132,6 +132,7 @@ def test_two_students_are_two_rows_of_what_they_started_from(base: Path, models:
         ({"overrides": {"training.stepz": 3}}, "none of its 2 variants can be built. opd, dopd: key"),
         ({"overrides": {"seed": 3}}, "seed is the study's own: write seeds"),
         ({"variants": {"a": {"data.eval": "scenes:eval"}}}, "data.eval is the study's own: write evaluate"),
+        ({"variants": {"a": {"note": 10}}}, "variants.a: note must be text, got 10. Put quotes around it"),
         ({"variants": {"base": {}}}, 'a variant cannot be called "base"'),
         ({"variants": {"a b": {}, "a-b": {}}}, 'variants "a b" and "a-b" would have one folder'),
         ({"variants": ["opd"]}, "variants must be a mapping"),

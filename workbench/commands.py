@@ -6,10 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from workbench.config import RESUMABLE, RunConfig, describe_config, load_config, resumed_config
 from workbench.errors import ConfigError, show
+from workbench.parsing import dump_yaml
 from workbench.runs import RunFolder
 
 
@@ -57,8 +56,7 @@ def value_at(values: dict, key: str, default: object = None) -> object:
 
 def as_yaml(value: object) -> str:
     """A value on one line, as a configuration file or an override writes it."""
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
-    return text.removesuffix("...\n").strip()
+    return dump_yaml(value, on_one_line=True)
 
 
 def unedited_config(folder: RunFolder, overrides: Sequence[str] = ()) -> RunConfig:
@@ -77,7 +75,7 @@ def _refuse_cut(file: Path, began: object) -> None:
     """Raises ConfigError if a file holds only the beginning of the configuration in run.json, `began`: a copy was cut short."""
     if not isinstance(began, dict):
         return
-    whole = yaml.safe_dump(began, sort_keys=False, allow_unicode=True).encode()
+    whole = dump_yaml(began).encode()
     try:
         raw = file.read_bytes()
     except OSError:

@@ -5,6 +5,7 @@
 The classes below are the reference: each field has its meaning, unit and range. An unknown key is an error that names the
 nearest known one, and nothing heavy is loaded before the whole configuration is known to be good. Lists and mappings in
 overrides are written as YAML: `evaluation.contexts=[plain, crop]`. Text needs no quotes; all that stands after the = is one value.
+Numbers are those of YAML 1.2: 010 is ten, and 1_000, 1:30, yes and off are text, which a number or a switch refuses.
 """
 
 import dataclasses
@@ -16,14 +17,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated
 
-import yaml
-
 from workbench.contexts import check_asked
 from workbench.errors import ConfigError, cut, show, unknown
 from workbench.grading import RULES, TOLERANCE, check_grading
 from workbench.method import Method, Option, check_option, is_by_domain
 from workbench.methods import describe_options, load_method, method_module
-from workbench.parsing import PLAIN_NAME, is_plain_name, parse_override, read_yaml
+from workbench.parsing import PLAIN_NAME, dump_yaml, is_plain_name, parse_override, read_yaml
 from workbench.types import STUDENT
 
 ENGINES = ("transformers", "vllm")
@@ -243,7 +242,7 @@ class RunConfig:
         return plain
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.to_dict())
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

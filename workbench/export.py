@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from PIL import Image
 from torch import nn
 
@@ -25,6 +24,7 @@ from workbench.contexts import is_privileged, parse_context
 from workbench.errors import ConfigError, RunError
 from workbench.folders import new_folder, saving
 from workbench.methods import method_module
+from workbench.parsing import dump_yaml
 from workbench.policies.adapters import adapts_tied_weights, base_of, has_adapter, merged_weights, untie
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.loading import load_policy
@@ -216,7 +216,7 @@ def model_card(run: RunFolder, config: RunConfig, step: int, learner: str, auto_
     status, training = run.status, config.training
     teachers = ", ".join(dict.fromkeys(map(_name, [config.models.teacher, *(config.models.teachers or {}).values()])))
     return f"""---
-{yaml.safe_dump(head, sort_keys=False).strip()}
+{dump_yaml(head).strip()}
 ---
 # {run.path.resolve().name}
 

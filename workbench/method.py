@@ -53,8 +53,6 @@ _IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", st
 def check_option(key: str, value: object, value_type: type | types.UnionType, option: Option) -> object:
     """The value as `value_type`, inside the option's range. Raises ConfigError naming the key and what is allowed."""
     allowed = typing.get_args(value_type) if isinstance(value_type, types.UnionType) else (value_type,)
-    if str not in allowed:
-        value = _number(value)
     if value is None and type(None) in allowed:
         return None
     if isinstance(value, int) and abs(value) > _LARGEST and option.high is None:
@@ -69,7 +67,8 @@ def check_option(key: str, value: object, value_type: type | types.UnionType, op
     if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
         names = " or ".join(_IN_WORDS.get(one, one.__name__) for one in allowed)
         given = "nothing" if value is None else show(value)
-        raise ConfigError(f"{key} must be {names}, got {given}. Meaning: {option.help}.")
+        quotes = " Put quotes around a text that looks like a number." if str in allowed and value is not None else ""
+        raise ConfigError(f"{key} must be {names}, got {given}.{quotes} Meaning: {option.help}.")
     if option.choices and value not in option.choices:
         raise ConfigError(unknown(key, str(value), option.choices))
     too_low = option.low is not None and value < option.low
@@ -86,16 +85,6 @@ def range_in_words(low: float | None, high: float | None) -> str:
     if low is None:
         return "" if high is None else f"at most {high:g}"
     return f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
-
-
-def _number(value: object) -> object:
-    """YAML 1.1 reads 5e-6 as text; here it is a number."""
-    if isinstance(value, str):
-        try:
-            return float(value) if "e" in value.lower() and value[:1] in "0123456789+-." else value
-        except ValueError:
-            return value
-    return value
 
 
 @dataclass(frozen=True)

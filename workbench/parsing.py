@@ -3,11 +3,17 @@
 A text may be broken, cut or hostile. Whatever is wrong with it is one error that names line and key, size and depth are
 bounded, and a key that stands twice is refused. YAML is kept to the types of JSON: no anchors and aliases (a few lines of them stand
 for gigabytes), no merges, no tags but those of plain values; a date is the text that it is written as.
+
+Plain values are those of YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#103-core-schema), and not PyYAML's of YAML 1.1: 010 is
+ten and not eight, 0o17 is fifteen, 1e-4 is a number, and 1:30, 1_000, 0b11, yes, no, on and off are text. Keys are the text that they
+are written as.
 """
 
 import difflib
 import json
+import math
 import re
+import typing
 from pathlib import Path
 
 import yaml
@@ -19,14 +25,22 @@ MAX_YAML_DEPTH = 32
 MAX_JSON_DEPTH = 100
 PLAIN_NAME = "no slashes, not empty, no leading dot, at most 200 bytes, nothing that does not print"
 MAX_NUMBER = 400  # characters
-_CONSTRUCTOR = yaml.constructor.SafeConstructor()
-_PLAIN = {
-    f"tag:yaml.org,2002:{name}": words
-    for name, words in {"int": "a whole number", "float": "a number", "bool": "true or false", "null": "null"}.items()
+_NULL, _BOOL, _INT, _FLOAT, _STR, _SEQ, _MAP = (
+    f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")
+)
+_PLAIN = {_INT: "a whole number", _FLOAT: "a number", _BOOL: "true or false", _NULL: "null"}
+_CORE = {  # in the order in which they are tried: tag, pattern, signs that such a value begins with
+    _NULL: (re.compile(r"(?:~|null|Null|NULL|)"), ["~", "n", "N", ""]),
+    _BOOL: (re.compile(r"(?:true|True|TRUE|false|False|FALSE)"), list("tTfF")),
+    _INT: (re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)"), list("-+0123456789")),
+    _FLOAT: (
+        re.compile(
+            r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))"
+        ),
+        list("-+.0123456789"),
+    ),
 }
-_STR, _SEQ, _MAP = (f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map"))
 _OPENING = ('"', "'", "|", ">", "!", "&")  # of a YAML scalar that is not plain text
-_NULLS = ("", "~", "null", "Null", "NULL")
 _JSON_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 
 
@@ -128,10 +142,7 @@ def parse_yaml(text: str) -> object:
 class _Loader(yaml.SafeLoader):
     """Composes nodes; the bounds are met before anything large is made."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own form)
-        first: [(tag, pattern) for tag, pattern in resolvers if tag in _PLAIN]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    yaml_implicit_resolvers: typing.ClassVar = {}
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -155,6 +166,22 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._parts.pop()  # not after an error: it says where
         return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that is something else in YAML 1.1 or in the core schema."""
+
+
+for _tag, (_pattern, _first) in _CORE.items():
+    for _resolver in (_Loader, _Dumper):
+        _resolver.add_implicit_resolver(_tag, re.compile(f"{_pattern.pattern}$"), _first)
+
+
+def dump_yaml(value: object, *, on_one_line: bool = False) -> str:
+    """A value as YAML that parse_yaml reads as the same value, and readers of YAML 1.1 too."""
+    options = {"default_flow_style": True, "width": 10**6} if on_one_line else {"sort_keys": False}
+    text = yaml.dump(value, Dumper=_Dumper, allow_unicode=True, **options)
+    return text.removesuffix("...\n").strip() if on_one_line else text
 
 
 def _refuse(event: yaml.Event, problem: str) -> None:
@@ -186,13 +213,9 @@ def _value(node: yaml.Node, key: str) -> object:
             raise Malformed(_at(line, key, str(error))) from None
     if isinstance(node, yaml.ScalarNode) and node.tag in _PLAIN:
         try:
-            is_long = len(node.value) > MAX_NUMBER
-            value = None if is_long else _CONSTRUCTOR.yaml_constructors[node.tag](_CONSTRUCTOR, node)
-        except (ValueError, KeyError, IndexError, OverflowError):
-            value = None
-        if value is not None or (node.tag.endswith("null") and node.value in _NULLS):
-            return value
-        raise Malformed(_at(line, key, f"{show(node.value)} is not {_PLAIN[node.tag]}"))
+            return _plain_value(node.tag, node.value)
+        except Malformed as error:
+            raise Malformed(_at(line, key, str(error))) from None
     raise Malformed(
         _at(
             line, key, f"the tag {show(node.tag)} is not read here. Write the value without it, in quotes if it is text"
@@ -200,11 +223,35 @@ def _value(node: yaml.Node, key: str) -> object:
     )
 
 
+def _plain_value(tag: str, text: str) -> object:
+    """The value of a plain scalar. Raises Malformed where it is none of the tag, or not the number that is written."""
+    pattern, _ = _CORE[tag]
+    is_number = len(text) <= MAX_NUMBER and (
+        pattern.fullmatch(text) or (tag == _FLOAT and _CORE[_INT][0].fullmatch(text))
+    )
+    if not is_number:
+        raise Malformed(f"{show(text)} is not {_PLAIN[tag]}")
+    if tag == _NULL:
+        return None
+    if tag == _BOOL:
+        return text.lower() == "true"
+    if tag == _INT or text[:2] in ("0o", "0x"):
+        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+        return int(text, base) if tag == _INT else float(int(text, base))
+    if text[-1] in "fFnN":  # .inf, .nan
+        return float(text.replace(".", ""))
+    value = float(text)
+    if math.isinf(value) or (value == 0.0 and re.search("[1-9]", re.split("[eE]", text)[0])):
+        raise Malformed(f"{show(text)} is too {'large' if value else 'small'} for a number of 64 bits")
+    return value
+
+
 def _mapping(node: yaml.MappingNode, prefix: str) -> dict:
     values, lines = {}, {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line
-        key = _value(key_node, prefix)
+        _value(key_node, prefix)  # refuses tags and signs that are not read
+        key = check_text(key_node.value)
         if key in values:
             raise Malformed(
                 _at(line, prefix, f'"{cut(key_node.value, 40)}" stands twice, in lines {lines[key] + 1} and {line + 1}')

@@ -9,7 +9,9 @@ standard deviation near 0.1 (at the usual 0.02 nothing happens in a thousand ste
 
 import dataclasses
 import json
+import math
 import platform
+import sys
 import time
 import typing
 from collections.abc import Iterator
@@ -83,7 +85,7 @@ class PretrainConfig:
         for kind, weight in (self.mix or {}).items():
             if kind not in MIX:
                 raise ConfigError("pretrain: " + unknown("kind of lesson", str(kind), MIX))
-            if not isinstance(weight, (int, float)) or not weight >= 0:
+            if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 <= weight < math.inf:
                 raise ConfigError(
                     f'pretrain: weight of "{kind}" lessons is {weight!r}; it must be a number, 0 or more.'
                 )
@@ -122,9 +124,9 @@ def load_pretrain_config(path: str | Path, overrides: list[str] | tuple[str, ...
 
 def _check_type(path: str | Path, key: str, value: object, kind: object) -> None:
     allowed = {
-        int: isinstance(value, int) and not isinstance(value, bool),
+        int: isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63,
         bool: isinstance(value, bool),
-        float: isinstance(value, (int, float)) and not isinstance(value, bool),
+        float: isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max,
         str: isinstance(value, str),
         str | None: value is None or isinstance(value, str),
         dict[str, float] | None: value is None or isinstance(value, dict),

@@ -219,16 +219,11 @@ def load_study(
     for variant, note, after, own in _expanded(values, where):
         made = _variant(variant, note, base, {**common, **own, **fixed}, load, seeds[0])
         variants.append(_placed(made, after, variants, where))
-    study = Study(
-        name,
-        folder,
-        Path(path),
-        seeds,
+    parallel, baseline = (
         _count(values.get("parallel", 2), f"{where}: parallel"),
-        str(values.get("baseline", variants[0].name)),
-        tuple(variants),
-        questions,
+        values.get("baseline", variants[0].name),
     )
+    study = Study(name, folder, Path(path), seeds, parallel, str(baseline), tuple(variants), questions)
     if study.baseline not in [variant.name for variant in variants]:
         raise ConfigError(f"{where}: {unknown('baseline', study.baseline, [one.name for one in variants])}")
     if not study.usable:
@@ -266,7 +261,9 @@ def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict
     for name, own in variants.items():
         own = _mapping(own, f"{where}: variants.{name}")
         _refuse_own(own, f"{where}: variants.{name}")
-        note, after = str(own.pop("note", "")), own.pop("after", None)
+        note, after = own.pop("note", ""), own.pop("after", None)
+        if not isinstance(note, str):
+            raise ConfigError(f"{where}: variants.{name}: note must be text, got {show(note)}. Put quotes around it.")
         is_varied = own.pop("grid", True)
         if not isinstance(is_varied, bool):
             raise ConfigError(f"{where}: variants.{name}: grid must be false, to have the variant once, or left out; got {show(is_varied)}.")  # fmt: skip

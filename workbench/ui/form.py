@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from workbench.commands import value_at
 from workbench.config import RunConfig, build_config, describe_config, load_config, override, read_yaml
 from workbench.contexts import AFTERWARDS, CONTEXTS, EVIDENCE
@@ -21,7 +19,7 @@ from workbench.errors import ConfigError, cut
 from workbench.jobs import config_file, find_jobs
 from workbench.method import Option, range_in_words
 from workbench.methods import describe_options, list_methods
-from workbench.parsing import Malformed, parse_value
+from workbench.parsing import Malformed, dump_yaml, parse_value
 from workbench.runs import find_run_dir
 from workbench.ui.context import AppContext
 
@@ -90,7 +88,7 @@ class Field:
     def shown(self, value: object) -> object:
         """A value as its component takes it."""
         if self.kind == YAML:
-            return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).strip()
+            return dump_yaml(value, on_one_line=True)
         if self.kind == TEXT:
             return "" if value is None else str(value)
         return "" if self.kind == CHOICE and value is None else value  # the choice "none"
