@@ -28,9 +28,10 @@ from workbench.contexts import build_prompt
 from workbench.divergences import Divergence
 from workbench.method import Loss, Regime
 from workbench.runs import RunFolder
+from workbench.supervision import Alternatives
 from workbench.traces.parts import compact
 from workbench.traces.reader import Traces, open_traces
-from workbench.traces.writer import Alternatives, TracedBatch, TraceWriter
+from workbench.traces.writer import TracedBatch, TraceWriter
 from workbench.types import Box, Evidence, Example, Prompt, Rollout, Routing, TokenScores
 from workbench.ui import compare, illusion, movement, tokens, watch
 from workbench.ui.context import AppContext, run_choices

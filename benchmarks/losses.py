@@ -26,8 +26,9 @@ from torch import nn
 
 from benchmarks.timing import Clock, Turn, machine, show
 from workbench.divergences import Divergence
-from workbench.losses import Head, Readout, supervise
+from workbench.losses import supervise
 from workbench.method import Loss, Regime
+from workbench.policies.readout import Head, Readout
 from workbench.types import Routing
 
 

@@ -18,11 +18,13 @@ from PIL import Image
 
 from workbench.contexts import build_prompt
 from workbench.divergences import Divergence
-from workbench.losses import Head, Readout, score
+from workbench.losses import score
 from workbench.method import Loss, Regime
+from workbench.policies.readout import Head, Readout
+from workbench.supervision import Alternatives
 from workbench.traces.parts import compact
 from workbench.traces.reader import open_traces
-from workbench.traces.writer import Alternatives, TracedBatch, TraceWriter
+from workbench.traces.writer import TracedBatch, TraceWriter
 from workbench.types import Box, Evidence, Example, Rollout, Routing
 
 VIEWS = {"student": ("student", "plain"), "self": ("student", "boxes"), "teacher": ("teacher", "boxes")}

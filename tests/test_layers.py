@@ -12,10 +12,10 @@ distributed folders jsonlines parsing terminal scripts
 types images seeding
 divergences grading counterparts
 contexts picture_bounds
-method routers
-losses
 policies
 sharding
+method routers
+losses
 methods rounding
 values embedded arrow_rows
 scenes tables
@@ -23,11 +23,12 @@ conversations layouts
 pretrain datasets
 answers leaks
 importing
-traces weights
+weights
 rollouts scoring
 usable
 check_rows
 supervision
+traces
 config runs watch processes printed checkpoints
 commands model_folders fingerprints
 saving masks metrics probes evaluate skipping tracking

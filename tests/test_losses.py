@@ -6,8 +6,9 @@ from torch import nn
 
 import workbench.losses
 from workbench.divergences import Divergence
-from workbench.losses import Head, Readout, alternatives, score, supervise
+from workbench.losses import alternatives, score, supervise
 from workbench.method import REWARD, TOKENS, Loss, Regime
+from workbench.policies.readout import Head, Readout
 from workbench.types import Routing
 
 N, D, V = 37, 5, 13
@@ -48,7 +49,7 @@ def at_once(learner: Readout, targets: dict[str, Readout], ids: torch.Tensor, ro
 
 @pytest.mark.parametrize("head", [{}, {"bias": True}, {"scale": 0.5}, {"soft_cap": 3.0}], ids=str)
 def test_values_and_gradients_equal_those_of_one_piece(head: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workbench.losses, "CHUNK_BYTES", 1)  # 16 positions a chunk
+    monkeypatch.setattr(workbench.policies.readout, "CHUNK_BYTES", 1)  # 16 positions a chunk
     learner, targets, ids, routing = setup(**head)
     coefficient = torch.rand(N)
     parameters = list(learner.head.linear.parameters())

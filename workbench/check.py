@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-import workbench.losses
+import workbench.policies.readout
 from workbench.check_rows import count_pictures, describe_pictures, describe_rows, require_usable, split_rows
 from workbench.config import RunConfig
 from workbench.contexts import is_privileged
@@ -309,14 +309,14 @@ def _same(name: str, one: torch.Tensor, other: torch.Tensor, tolerance: float) -
 
 
 def _chunks(scored: Scored, learner: Learner, readings: Readings) -> Check:
-    usual = workbench.losses.CHUNK_BYTES
+    usual = workbench.policies.readout.CHUNK_BYTES
     try:
-        workbench.losses.CHUNK_BYTES = 1  # 16 positions at a time, the least there is
+        workbench.policies.readout.CHUNK_BYTES = 1  # 16 positions at a time, the least there is
         method, prompts = scored.method, readings.prompts
         again = Readings(scored.batch, prompts, *score_views(method, learner.policies, prompts, scored.batch))
         pieces = supervise_batch(method, learner.policies, again, seed=0)
     finally:
-        workbench.losses.CHUNK_BYTES = usual
+        workbench.policies.readout.CHUNK_BYTES = usual
     difference = _largest(pieces.loss, scored.loss)
     status = OK if difference <= 1e-4 else WRONG
     return Check("loss in chunks = at once", status, f"positions differ by at most {difference:.1e} nats")

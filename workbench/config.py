@@ -20,9 +20,10 @@ from typing import Annotated
 from workbench.contexts import check_asked
 from workbench.errors import ConfigError, cut, show, unknown
 from workbench.grading import RULES, TOLERANCE, check_grading
-from workbench.method import Method, Option, check_option, is_by_domain
+from workbench.method import Method, Option, check_option
 from workbench.methods import describe_options, load_method, method_module
 from workbench.parsing import PLAIN_NAME, dump_yaml, is_plain_name, parse_override, read_yaml
+from workbench.policies.by_domain import is_by_domain
 from workbench.types import STUDENT
 
 ENGINES = ("transformers", "vllm")

@@ -42,7 +42,7 @@ from workbench.sharding import heads, members, together
 from workbench.skipping import Skipped, report_leaks, usable_batch, with_evidence, with_plain_text, with_teacher
 from workbench.supervision import NotFinite, Scored, attend, read_batch, supervise_batch
 from workbench.traces.parts import compact
-from workbench.traces.writer import TraceWriter
+from workbench.traces.writer import TraceWriter, traced
 from workbench.tracking import build_accelerator
 from workbench.types import STUDENT, Example, Rollout
 from workbench.usable import showable, showing_problem
@@ -239,7 +239,7 @@ class Trainer:
             metrics |= of_learner(learner.name, own | grad_norm | moved)
         clock.lap("learn")
         if self.config.trace.every and step % self.config.trace.every == 0:
-            self.writer.write(*(one.traced(step, own.student) for own, one in zip(self.learners, scored, strict=True)))
+            self.writer.write(*(traced(one, step, own.student) for own, one in zip(self.learners, scored, strict=True)))
         clock.lap("trace")
         num_positions = sum(one.whole.batch.num_positions for one in scored)
         metrics |= clock.seconds() | {"tokens": num_positions, "skipped": self.skipped.counts.total()}
@@ -287,7 +287,7 @@ class Trainer:
 
     def _probe(self, step: int) -> None:
         """Re-score the fixed answers under every view and route them by the method's own rule."""
-        traced, metrics = [], {}
+        batches, metrics = [], {}
         if not self.group.first(lambda: all(self.probes.get(learner.name) for learner in self.learners)):
             return
         for learner in self.learners:
@@ -307,11 +307,11 @@ class Trainer:
                         num_alternatives=self.config.trace.alternatives,
                         alternatives_of=len(probes),
                     )
-            traced.append(scored.traced(step, learner.student))
+            batches.append(traced(scored, step, learner.student))
             metrics |= of_learner(learner.name, step_metrics(self.method, scored))
         if not self.group.is_main:
             return
-        self.writer.write_probe(*traced)
+        self.writer.write_probe(*batches)
         self.folder.log_metrics("probe", step, metrics)
 
     def _evaluate(self, step: int) -> None:

@@ -7,7 +7,7 @@ and the losses of each regime. The loop in loop.py runs all of them.
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -27,12 +27,6 @@ AVERAGED = ("all", "supervised")
 
 Router = Callable[[RouteBatch], Routing]
 Annotator = Callable[..., tuple[Rollout, ...]]  # (own, *those of each peer, on the same examples) -> own
-
-
-def is_by_domain(policies: Iterable[str], teachers: Mapping[str, str]) -> bool:
-    """Whether "teacher" is several, one for each domain: with models.teachers, unless views name these one by one."""
-    names = list(policies)
-    return bool(teachers) and "teacher" in names and not any(name.startswith("teacher:") for name in names)
 
 
 @dataclass(frozen=True)

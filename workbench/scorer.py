@@ -34,7 +34,7 @@ from workbench.runs import RunFolder
 from workbench.scoring import Batch
 from workbench.supervision import read_batch, supervise_batch
 from workbench.traces.reader import TracedRollout, open_traces
-from workbench.traces.writer import TraceWriter
+from workbench.traces.writer import TraceWriter, traced
 from workbench.types import STUDENT, Example, Rollout
 from workbench.usable import Tally, showable
 
@@ -76,7 +76,7 @@ class Scorer:
         student = self.learner.student
         writer = TraceWriter(Path(self._folder.name), method=self.method.name, policy_text=student.token_text)
         self._num_scored += 1
-        writer.write(scored.traced(self._num_scored, student))
+        writer.write(traced(scored, self._num_scored, student))
         return open_traces(self._folder.name).rollout(self._num_scored, 0)
 
     def _write(self, example: Example, seed: int) -> Rollout:

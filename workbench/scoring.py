@@ -13,9 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.contexts import build_prompt, is_of_rollout, lacks
-from workbench.losses import MixedReadout, Readout, join, score, unread_scores
+from workbench.losses import score, unread_scores
 from workbench.method import Method
 from workbench.policies import Policy
+from workbench.policies.readout import MixedReadout, Readout, join
 from workbench.sharding import together
 from workbench.types import Prompt, Rollout, RouteBatch, Routing, TokenScores
 

@@ -10,15 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.distributed import ALONE, Group
 from workbench.errors import RunError
-from workbench.losses import MixedReadout, Readout, Supervision, alternatives, score, supervise
+from workbench.losses import Supervision, alternatives, score, supervise
 from workbench.method import Method
 from workbench.policies import Policy
 from workbench.policies.by_domain import member
+from workbench.policies.readout import MixedReadout, Readout
 from workbench.scoring import (
     Batch,
     Prompts,
@@ -31,12 +32,19 @@ from workbench.scoring import (
     view_prompts,
 )
 from workbench.sharding import entangled, rounds, together
-from workbench.traces.writer import Alternatives, TracedBatch
-from workbench.types import Evidence, Rollout, Routing, TokenScores, label_completion
+from workbench.types import Evidence, Rollout, Routing, TokenScores
 
 
 class NotFinite(RunError):
     """A position's loss or the gradient is infinite or not a number; raised before any weight was changed by it."""
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """The most likely tokens of some views at M recorded positions: view name -> ids and log-probs."""
+
+    index: Int[Tensor, " M"]
+    top: dict[str, tuple[Int[Tensor, "M K"], Float[Tensor, "M K"]]]
 
 
 @dataclass(frozen=True)
@@ -68,29 +76,6 @@ class Scored:
     def whole(self) -> "Scored":
         """The batch of all processes that train the run."""
         return self.everybody or self
-
-    def traced(self, step: int, student: Policy) -> TracedBatch:
-        """What the trace stores."""
-        texts = tuple(tuple(student.token_texts(rollout.ids)) for rollout in self.batch.rollouts)
-        kinds = tuple(
-            tuple(label_completion(list(own), rollout)) for own, rollout in zip(texts, self.batch.rollouts, strict=True)
-        )
-        return TracedBatch(
-            step=step,
-            learner=student.name,
-            rollouts=self.batch.rollouts,
-            views={name: (view.policy, view.context) for name, view in self.method.views.items()},
-            prompts=self.prompts,
-            scores=self.scores,
-            routing=self.routing,
-            regimes=self.method.regimes,
-            coefficient=self.coefficient,
-            loss=self.loss,
-            token_texts=texts,
-            kinds=kinds,
-            alternatives=self.alternatives,
-            readers=self.readers,
-        )
 
 
 def read_batch(

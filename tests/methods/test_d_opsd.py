@@ -17,11 +17,11 @@ from workbench.datasets import load_examples
 from workbench.divergences import Divergence
 from workbench.errors import ConfigError, DataError
 from workbench.learner import build_learner
-from workbench.losses import Readout
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
 from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.loading import load_policy
+from workbench.policies.readout import Readout
 from workbench.rollouts import write_rollouts
 from workbench.runs import RunFolder
 from workbench.scoring import Batch

@@ -12,12 +12,13 @@ from torch import nn
 from workbench.contexts import build_prompt
 from workbench.divergences import Divergence
 from workbench.errors import PolicyError
-from workbench.losses import Head, Readout, score, supervise
+from workbench.losses import score, supervise
 from workbench.method import Loss, Regime
 from workbench.policies import SamplingOptions
 from workbench.policies.agreement import share_vocabulary
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.loading import load_policies
+from workbench.policies.readout import Head, Readout
 from workbench.types import Routing
 
 

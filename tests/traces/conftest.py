@@ -7,7 +7,8 @@ from PIL import Image
 from workbench.contexts import build_prompt
 from workbench.divergences import Divergence
 from workbench.method import Loss, Regime
-from workbench.traces.writer import Alternatives, TracedBatch
+from workbench.supervision import Alternatives
+from workbench.traces.writer import TracedBatch
 from workbench.types import Box, Evidence, Example, Rollout, Routing, TokenScores, Turn
 
 VIEWS = {"student": ("student", "plain"), "self": ("student@ema", "boxes"), "teacher": ("teacher", "boxes")}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from workbench.losses import Readout
+from workbench.policies.readout import Readout
 from workbench.types import Denoising, Prompt
 
 

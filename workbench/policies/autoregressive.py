@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from workbench.errors import DataError, PolicyError
-from workbench.losses import Head, Readout
 from workbench.policies import SamplingOptions, Written
 from workbench.policies.adapters import add_adapter, beside
 from workbench.policies.drawing import draw_by_chunks, uniform
@@ -21,6 +20,7 @@ from workbench.policies.encoding import PromptEncoder
 from workbench.policies.engine import Engine, Request, check_same_prompt, weights_of
 from workbench.policies.passes import Passes, States
 from workbench.policies.proof import Proof, prove
+from workbench.policies.readout import Head, Readout
 from workbench.policies.weights import load_model
 from workbench.types import Denoising, Prompt
 

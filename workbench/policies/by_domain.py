@@ -1,14 +1,20 @@
 """One policy made of several: each prompt is answered and read by the policy of its example's domain, and by no other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from workbench.errors import PolicyError
-from workbench.losses import MixedReadout, Readout, mix
 from workbench.policies import Policy, SamplingOptions, Written
+from workbench.policies.readout import MixedReadout, Readout, mix
 from workbench.types import Denoising, Prompt
+
+
+def is_by_domain(policies: Iterable[str], teachers: Mapping[str, str]) -> bool:
+    """Whether "teacher" is several, one for each domain: with models.teachers, unless views name these one by one."""
+    names = list(policies)
+    return bool(teachers) and "teacher" in names and not any(name.startswith("teacher:") for name in names)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.losses import CHUNK_BYTES
 from workbench.policies import SamplingOptions
+from workbench.policies.readout import CHUNK_BYTES
 
 ROW_BYTES = 40  # per entry of the vocabulary and row: logits twice, and four arrays of fp64 beside them
 

@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from workbench.errors import ConfigError, PolicyError
-from workbench.method import is_by_domain
 from workbench.policies import Policy
 from workbench.policies.adapters import has_adapter, is_adapter, load_adapter_weights
 from workbench.policies.agreement import merge_ends, share_vocabulary
 from workbench.policies.autoregressive import AutoregressivePolicy
-from workbench.policies.by_domain import PolicyByDomain
+from workbench.policies.by_domain import PolicyByDomain, is_by_domain
 from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.kept import forget_teachers, load_teacher
 from workbench.policies.offload import offload

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from workbench.errors import PolicyError
-from workbench.losses import Head
 from workbench.policies.heads import Seen, find_head, watched
 from workbench.policies.image_features import remembered_images
+from workbench.policies.readout import Head
 from workbench.policies.shortcuts import Shortcuts
 from workbench.types import Prompt
 

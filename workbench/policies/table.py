@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from workbench.losses import Head, Readout
 from workbench.policies import SamplingOptions, Written
 from workbench.policies.drawing import count_kept
+from workbench.policies.readout import Head, Readout
 from workbench.types import Denoising, Prompt
 
 END = 0  # the end token

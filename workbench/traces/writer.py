@@ -14,28 +14,22 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from workbench.errors import TraceError
 from workbench.images import open_image
 from workbench.method import Regime
+from workbench.policies import Policy
+from workbench.supervision import Alternatives, Scored
 from workbench.traces.parts import compact, step_file, traces_folder, write_part
 from workbench.traces.png import encode_png
 from workbench.traces.schema import OPENING, PROBE, TABLES, Header, TracedLoss, TracedRegime, TracedView, stored_schema
 from workbench.traces.totals import sum_cells, sum_rollouts
-from workbench.types import STUDENT, Prompt, Rollout, Routing, TokenScores, Turn
+from workbench.types import STUDENT, Prompt, Rollout, Routing, TokenScores, Turn, label_completion
 
 _MOST_NAMES = 100_000  # image references kept; tens of megabytes
-
-
-@dataclass(frozen=True)
-class Alternatives:
-    """The most likely tokens of some views at M recorded positions: view name -> ids and log-probs."""
-
-    index: Int[Tensor, " M"]
-    top: dict[str, tuple[Int[Tensor, "M K"], Float[Tensor, "M K"]]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +60,31 @@ class TracedBatch:
     alternatives: Alternatives | None = None
     learner: str = STUDENT
     readers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def traced(scored: Scored, step: int, student: Policy) -> TracedBatch:
+    """What is stored of a batch that `student` learned from at `step`."""
+    texts = tuple(tuple(student.token_texts(rollout.ids)) for rollout in scored.batch.rollouts)
+    kinds = tuple(
+        tuple(label_completion(list(words), rollout))
+        for words, rollout in zip(texts, scored.batch.rollouts, strict=True)
+    )
+    return TracedBatch(
+        step=step,
+        learner=student.name,
+        rollouts=scored.batch.rollouts,
+        views={name: (view.policy, view.context) for name, view in scored.method.views.items()},
+        prompts=scored.prompts,
+        scores=scored.scores,
+        routing=scored.routing,
+        regimes=scored.method.regimes,
+        coefficient=scored.coefficient,
+        loss=scored.loss,
+        token_texts=texts,
+        kinds=kinds,
+        alternatives=scored.alternatives,
+        readers=scored.readers,
+    )
 
 
 class TraceWriter:
