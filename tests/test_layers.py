@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).parent.parent / "workbench"
 # modules of one line do not import each other, unless one is the package of the other
 LAYERS = """
 errors threads
-distributed folders jsonlines parsing terminal scripts
+distributed folders jsonlines parsing terminal scripts numerals
 types images seeding
 divergences grading counterparts
 contexts picture_bounds

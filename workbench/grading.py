@@ -10,6 +10,8 @@ Chinese, Japanese, Korean, Thai, Lao, Khmer, Arabic, Hebrew, Hindi, Russian and 
 punctuation of any script, particles and articles that are written as one word, "the answer is", denials. In scripts without
 spaces a single sign may be a part of another word: then, and for numbers in Chinese signs, the result is None.
 
+Decimal numbers are compared by value but under "exact" (numerals.py). What stands before the last </think> is not looked at.
+
 Case, spaces, Markdown stars, outer quotes and end punctuation never count. None of the rules understands language; each
 says below where it errs. No rule gives credit for hedging ("red or blue") or for a denial ("not red"), except "contains".
 """
@@ -21,6 +23,7 @@ from fractions import Fraction
 
 from workbench import scripts
 from workbench.errors import ConfigError, unknown
+from workbench.numerals import numbers_in, same_number, spell_numbers
 
 RULES = ("final", "exact", "choice", "numeric", "contains")
 TOLERANCE = 1e-6  # as a share of the right number: what rounding does
@@ -31,11 +34,14 @@ _MARKER = re.compile(
 )
 _BOXED = re.compile(r"\\boxed\s*\{")
 _TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.I | re.S)
+_TAG_END = re.compile(r"</answer>.*", re.I | re.S)
+_WRAPPED = re.compile(r"(?:<answer>(.*)</answer>|\$*\\boxed\s*\{(.*)\}\$*)\.?", re.I | re.S)
+_LATEX_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf|tt)|mbox|emph|operatorname)\s*\{([^{}]*)\}")
+_WITH_UNIT = re.compile(
+    r"(?<![\w.,])(\d[\d.,]*+)([cmkµ]?m[23]?|[kmµ]?g|lbs?|oz|m?l|mph|km/h|[km]?hz|[mgk]b|[mk]?w|ms|px|min)(?![^\W_])"
+)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 _REASON = re.compile(r"[,;]?\s+(?:because|since)\b.*|,\s*not\s.*", re.I | re.S)
-_NUMBER = re.compile(
-    r"(?<![\w.,/])[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?(?:/\d+)?(?!\d|[.,/]\d)"
-)
 _LEADING_LETTER = re.compile(r"(?:(?:the )?(?:option|choice|letter)\s*)?[(\[]?([a-h])(?=$|\s*[)\].:])", re.I)
 _LONE_LETTER = re.compile(r"[(\[]([A-Ha-h])[)\]]|(?<![\w'])([A-H])(?=[.)*]{0,4}$)")
 _MARKERS_TRIED = 8
@@ -56,7 +62,11 @@ def grade(text: str, answer: str | None, rule: str = "final", *, tolerance: floa
     check_grading(rule, tolerance)
     if answer is None or not normalise(answer):
         return None
-    text, answer = scripts.unify(text), scripts.unify(answer)
+    text = without_thoughts(text)
+    answer = scripts.unify(spell_numbers(unwrap(answer)))
+    text = scripts.unify(spell_numbers(_TAG_END.sub("", text) if "<answer>" not in text.lower() else text))
+    if _SENTENCE_END.search(answer.strip()):
+        text = _without_inner_ends(text, answer)
     if rule == "numeric":
         return _grade_numeric(text, answer, tolerance)
     if rule == "choice":
@@ -79,14 +89,34 @@ def check_grading(rule: str, tolerance: float = TOLERANCE) -> None:
         )
 
 
+def without_thoughts(text: str) -> str:
+    """What follows the last </think> of a reasoning model's text, if anything does; all of it if none is closed."""
+    _, mark, rest = text.rpartition("</think>")
+    return rest if mark and rest.strip() else text
+
+
+def _without_inner_ends(text: str, answer: str) -> str:
+    """The text without the full stops inside the answer, where they end no sentence: St. Louis, J. K. Rowling, Dr. No."""
+    parts = [re.escape(part) for part in re.split(r"[.!?]?\s+", answer.strip(_OUTER)) if part]
+    return re.sub(r"[.!?]?\s+".join(parts), lambda match: _SENTENCE_END.sub(" ", match.group()), text, flags=re.I)
+
+
+def unwrap(answer: str) -> str:
+    """A right answer without the <answer>...</answer> or \\boxed{...} that a data set keeps around it."""
+    wrapped = _WRAPPED.fullmatch(answer.strip())
+    if wrapped is None or not normalise(inner := _LATEX_TEXT.sub(r"\1", wrapped.group(1) or wrapped.group(2) or "")):
+        return answer
+    return inner
+
+
 def normalise(text: str) -> str:
     """Text with one spelling: NFKC, lower case, single spaces, a plain minus, nothing but words at its ends."""
     return _plain(text).strip(_OUTER)
 
 
 def _plain(text: str) -> str:
-    folded = unicodedata.normalize("NFKC", text).replace("−", "-").replace("’", "'").casefold()
-    return scripts.unify(" ".join(folded.split()))
+    folded = unicodedata.normalize("NFKC", text).replace("−", "-").replace("’", "'").casefold().replace("i\u0307", "i")
+    return _WITH_UNIT.sub(r"\1 \2", scripts.unify(" ".join(folded.split())))
 
 
 def final_answer(text: str) -> str:
@@ -96,6 +126,7 @@ def final_answer(text: str) -> str:
     the end of its sentence, less a reason ("because ...") or a contrast (", not ..."). Without any of them: the last
     sentence. Errs on answers of several sentences, and on "answer" used as a common word after the answer was given.
     """
+    text = without_thoughts(text)
     found = _marked_answer(text)
     if found is not None:
         return found
@@ -124,7 +155,7 @@ def _braced(text: str, start: int) -> str:
     for end in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[end], 0)
         if depth == 0:
-            return re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text[start:end])
+            return _LATEX_TEXT.sub(r"\1", text[start:end])
     return ""  # cut off before it closed: no answer was given
 
 
@@ -135,6 +166,10 @@ def _to_sentence_end(text: str) -> str:
 
 def _words(text: str) -> list[str]:
     return scripts.words(normalise(text))
+
+
+def _is_same(word: str, wanted: str) -> bool:
+    return scripts.is_same_word(word, wanted) or same_number(word, wanted)
 
 
 def _without_article(words: list[str]) -> list[str]:
@@ -161,6 +196,8 @@ def _is_final(text: str, answer: str) -> bool | None:
     if not wanted:  # signs only, such as "?" or "+"
         return normalise(final_answer(text)) == normalise(answer)
     marked = _marked_answer(text)
+    if marked is None and len(wanted) == 1 and wanted[0] in scripts.VERDICTS and (first := scripts.verdict(text)):
+        return first == wanted[0]
     statement = normalise(final_answer(text) if marked is None else marked)
     is_number = re.fullmatch(r"[\d.,]+", wanted[-1]) is not None
     results = [
@@ -175,9 +212,9 @@ def _is_stated(statement: str, wanted: list[str], *, is_whole: bool) -> bool | N
     words = scripts.words(statement)
     if is_whole:
         words = _without_article(words)
-        return len(words) == len(wanted) and all(map(scripts.is_same_word, words, wanted))
+        return len(words) == len(wanted) and all(map(_is_same, words, wanted))
     start = len(words) - len(wanted)
-    if start < 0 or not all(map(scripts.is_same_word, words[start:], wanted)):
+    if start < 0 or not all(map(_is_same, words[start:], wanted)):
         return False
     before = statement[: statement.rfind(words[start])] if len(wanted) == 1 else _before(statement, words, start)
     if _is_withdrawn(words[:start], _DENIALS + _HEDGES) or scripts.is_denied(before, "", hedges=True):
@@ -205,10 +242,10 @@ def _is_contained(text: str, answer: str) -> bool | None:
         end = plain.index(word, end) + len(word)
         ends.append(end)
     for start in range(len(words) - len(wanted) + 1) if wanted else ():
-        if not scripts.is_same_word(words[start], wanted[0]):
+        if not _is_same(words[start], wanted[0]):
             continue
         stop = start + len(wanted)
-        if not all(map(scripts.is_same_word, words[start:stop], wanted)):
+        if not all(map(_is_same, words[start:stop], wanted)):
             continue
         before = plain[: ends[start] - len(words[start])]
         if _is_withdrawn(words[max(0, start - 3) : start], _DENIALS) or scripts.is_denied(
@@ -240,23 +277,9 @@ def _grade_numeric(text: str, answer: str, tolerance: float) -> float | None:
 
 
 def _numbers(text: str) -> list[tuple[str, Fraction]]:
-    """Each number of the text with the text before it: 1,234.5, -3, 1e5, 3/4."""
+    """Each number of the text with the text before it."""
     plain = _plain(text)
-    numbers = (
-        (plain[max(0, match.start() - _LOOK_BACK) : match.start()], match.group()) for match in _NUMBER.finditer(plain)
-    )
-    return [(before, number) for before, digits in numbers if (number := _to_number(digits)) is not None]
-
-
-def _to_number(digits: str) -> Fraction | None:
-    """The exact value, or None for what is no plain number: 1/0, 1.5/2, or too long to be one."""
-    _, _, exponent = digits.partition("e")
-    if len(digits) > 100 or len(exponent) > 4:
-        return None
-    try:
-        return Fraction(digits.replace(",", ""))
-    except (ValueError, ZeroDivisionError):
-        return None
+    return [(plain[max(0, start - _LOOK_BACK) : start], number) for start, number in numbers_in(plain)]
 
 
 def _grade_choice(text: str, answer: str) -> float | None:

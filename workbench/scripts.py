@@ -15,7 +15,7 @@ _SPACELESS = f"{_HAN}{_KATAKANA}{_SOUTH_EAST}"
 _HANGUL = "\uac00-\ud7a3"
 _LETTER = f"(?:(?![{_SPACELESS}])[^\\W_]|[{_MARKS}])"
 _WORD = re.compile(
-    f"(?:(?<![\\w.,])[-+](?=\\d))?{_LETTER}+(?:[.,:/'-]{_LETTER}+)*|[{_KATAKANA}]+|[{_SPACELESS}][{_MARKS}]*"
+    f"(?:(?<![\\w.,])[-+](?=\\d))?{_LETTER}+(?:[.,:/'-]{_LETTER}+)*(?:(?<=[a-z])(?:\\+\\+?|#)(?![\\w+#]))?|[{_KATAKANA}]+|[{_SPACELESS}][{_MARKS}]*"
 )
 _BETWEEN_SCRIPTS = re.compile(
     f"(?<=[{_SPACELESS}{_HANGUL}{_MARKS}])(?=[-+]?[A-Za-z0-9])(?<![A-Za-z0-9][{_MARKS}])|(?<=[A-Za-z0-9])(?=[{_SPACELESS}{_HANGUL}])"
@@ -23,12 +23,12 @@ _BETWEEN_SCRIPTS = re.compile(
 _BETWEEN_SIGNS = re.compile(f"(?<=[{_SPACELESS}{_MARKS}])[ \\t]+(?=[{_SPACELESS}])")
 _IN_NUMBER = re.compile(r"(?<=\d)([,:]) (?=\d)")
 _DROPPED = re.compile(
-    "[\u0591-\u05bd\u05bf-\u05c7\u0610-\u061a\u064b-\u0652\u0670\u0640\u200b-\u200f\u2060\ufeff]"
+    "[\u00ad\u0591-\u05bd\u05bf-\u05c7\u0610-\u061a\u064b-\u0652\u0670\u0640\u200b-\u200f\u2060\ufeff]"
 )  # vowel points
 
 _SIGNS = {ord(sign): text for signs, text in (
     ("。｡।॥۔។៕։።။", ". "), ("！", "! "), ("？؟", "? "), ("，、､،", ", "), ("：", ": "), ("；", "; "), ("٫", "."), ("٬", ","), ("٪", "%"),
-    ("「」『』《》〈〉【】〔〕«»„", '"'), ("\u0e33", "\u0e4d\u0e32"), ("\u0eb3", "\u0ecd\u0eb2"), ("أإآٱ", "ا"), ("\u3000", " "),
+    ("「」『』《》〈〉【】〔〕«»„", '"'), ("\u0e33", "\u0e4d\u0e32"), ("\u0eb3", "\u0ecd\u0eb2"), ("أإآٱ", "ا"), ("ё", "е"), ("Ё", "Е"), ("\u3000", " "),
 ) for sign in signs}  # fmt: skip
 _WIDE = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFF01, 0xFFEF)}
 _TABLE = _WIDE | _SIGNS
@@ -44,6 +44,11 @@ def unify(text: str) -> str:
         text = text.translate({ord(char): str(unicodedata.decimal(char)) for char in digits})
     text = _IN_NUMBER.sub(r"\1", text)
     return _BETWEEN_SCRIPTS.sub(" ", _BETWEEN_SIGNS.sub("", text))
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text would be seen: blanks, zero-width and control characters, a byte order mark."""
+    return not any(char.isprintable() and not char.isspace() for char in text)
 
 
 def words(text: str) -> list[str]:
@@ -99,9 +104,67 @@ _PARTICLES = frozenset(
 )  # fmt: skip
 DENIALS = tuple(
     unify(word)
-    for word in ["не", "ни", "нет", "δεν", "όχι", "δεν", "μη", "ليس", "ليست", "لا", "غير", "לא", "אינו", "אינה", "אין"]
+    for word in [
+        *("не", "ни", "нет", "δεν", "όχι", "μη", "ليس", "ليست", "لا", "غير", "לא", "אינו", "אינה", "אין"),
+        *(
+            "nicht",
+            "kein",
+            "keine",
+            "keinen",
+            "nie",
+            "pas",
+            "jamais",
+            "sans",
+            "ni",
+            "non",
+            "não",
+            "nem",
+            "sem",
+            "nunca",
+            "jamás",
+        ),
+        *("niet", "geen", "inte", "ikke", "bukan", "tidak", "không"),
+    ]
 )  # words before what they deny
-HEDGES = tuple(unify(word) for word in ["или", "ή", "أو", "או", "या", "또는", "혹은", "아니면", "অথবা"])
+HEDGES = tuple(
+    unify(word)
+    for word in [
+        *("или", "ή", "أو", "או", "या", "또는", "혹은", "아니면", "অথবা"),
+        *("oder", "ou", "o", "eller", "lub", "veya", "atau", "hoặc"),
+    ]
+)
+VERDICTS = tuple(
+    unify(word)
+    for word in [
+        *("yes", "no", "ja", "nein", "oui", "non", "sí", "si", "sim", "não", "да", "нет", "ναι", "όχι"),
+        *(
+            "نعم",
+            "لا",
+            "כן",
+            "לא",
+            "हाँ",
+            "हां",
+            "नहीं",
+            "네",
+            "예",
+            "아니요",
+            "はい",
+            "いいえ",
+            "是",
+            "否",
+            "不是",
+            "ใช่",
+            "ไม่ใช่",
+        ),
+    ]
+)  # answers to which a text adds a sentence: "No, it is red."
+_VERDICT = re.compile(f"\\W*({'|'.join(sorted(VERDICTS, key=len, reverse=True))})\\s*[,.;:!]", re.I)
+
+
+def verdict(text: str) -> str:
+    """The yes or no that begins a unified text, in lower case, if a comma or a full stop sets it apart; else ""."""
+    match = _VERDICT.match(text)
+    return match.group(1).casefold() if match else ""
 
 
 def strip_ending(text: str, *, is_number: bool) -> str:
