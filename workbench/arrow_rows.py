@@ -20,11 +20,7 @@ def batch_rows(batch: pyarrow.RecordBatch | pyarrow.Table) -> Iterator[dict[str,
     if repeated is not None:
         raise DataError(f'the column "{repeated}" is there twice. Rename one of them')
     features = _class_features(batch.schema.metadata)
-    single = [
-        field.name
-        for field in batch.schema
-        if pyarrow.types.is_float32(field.type) or pyarrow.types.is_float16(field.type)
-    ]
+    single = {field.name: field.type for field in batch.schema if _holds_short_floats(field.type)}
     try:
         rows = batch.to_pylist()
     except (pyarrow.ArrowException, ValueError, OverflowError, TypeError, LookupError):
@@ -33,8 +29,8 @@ def batch_rows(batch: pyarrow.RecordBatch | pyarrow.Table) -> Iterator[dict[str,
         if isinstance(row, dict):
             for name, feature in features.items():
                 row[name] = _with_class_names(row[name], feature)
-            for name in single:
-                row[name] = None if row[name] is None else float(str(numpy.float32(row[name])))
+            for name, kind in single.items():
+                row[name] = _as_written(row[name], kind)
         yield row
 
 
@@ -47,6 +43,26 @@ def _single_row(batch: pyarrow.RecordBatch | pyarrow.Table, idx: int) -> dict[st
         except (pyarrow.ArrowException, ValueError, OverflowError, TypeError, LookupError) as error:
             return f'column "{name}" has a value of type {column.type} that cannot be read ({error}). Correct it, or drop the row'
     return values
+
+
+def _holds_short_floats(kind: pyarrow.DataType) -> bool:
+    """Whether numbers of less than 64 bits stand in a column, in its lists and structs too."""
+    if pyarrow.types.is_float32(kind) or pyarrow.types.is_float16(kind):
+        return True
+    return any(_holds_short_floats(kind.field(idx).type) for idx in range(kind.num_fields))
+
+
+def _as_written(value: Any, kind: pyarrow.DataType) -> Any:
+    """The value with 0.1 for the nearest number to it that 32 or 16 bits hold: the shortest text that means the same bits."""
+    if isinstance(value, float):
+        if pyarrow.types.is_float32(kind):
+            return float(str(numpy.float32(value)))
+        return float(str(numpy.float16(value))) if pyarrow.types.is_float16(kind) else value
+    if isinstance(value, dict) and pyarrow.types.is_struct(kind):
+        return {name: _as_written(entry, kind.field(name).type) for name, entry in value.items()}
+    if isinstance(value, list) and kind.num_fields == 1:
+        return [_as_written(entry, kind.field(0).type) for entry in value]
+    return value
 
 
 def _class_features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:

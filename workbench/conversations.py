@@ -26,9 +26,21 @@ _NAMES_ROLES = re.compile(r"\\?['\"](?:role|from)\\?['\"]\s*:")
 _NAMES_CONTENT = re.compile(r"\\?['\"](?:content|value)\\?['\"]\s*:")
 _NAMES_TYPES = re.compile(r"\\?['\"]type\\?['\"]\s*:\s*\\?['\"](?:text|image)")
 _TEMPLATE_MARK = re.compile(
-    r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|user|assistant|system|image_pad|vision_start)\|>"
-    r"|<(?:start_of_turn|end_of_turn)>|\[/INST\]"
+    r"<\|(?:im_start|im_end|(?:start_)?header(?:_id|_start)?|end_header_id|header_end|eot_id|eot|start|message|user|assistant|system|image_pad"
+    r"|vision_start|START_OF_TURN_TOKEN|CHATBOT_TOKEN|turn>?)\|?>|<(?:start_of_turn|end_of_turn)>|\[/INST\]|<\uff5c(?:User|Assistant)\uff5c>"
 )
+_OTHER_TOKEN = re.compile(
+    r"<\|[^|<>\s]{1,40}\|>|<\uff5c[^\uff5c<>\s]{1,40}\uff5c>|</?s>|<(?:bos|eos|pad|unk)>|\[(?:BOS|EOS|PAD|UNK|CLS|SEP)\]"
+)
+_OTHER_IMAGE_MARK = re.compile(
+    r"<\|?image[ _-]?\d*\|?>|</?img>|</image>|\[IMG\]|<ImageHere>|<start_of_image>|<image_placeholder>|<image_soft_token>",
+    re.I,
+)
+_DIALOG = re.compile(
+    r"(?:^|\n)\W{0,8}(?:human|user|instruction)\s*:[\s\S]{0,20000}?(?:assistant|gpt|response|bot)\s*:", re.I
+)
+_TURN_KEYS = frozenset(("role", "from", "content", "value", "text"))
+_PART_KEYS = frozenset(("type", "text", "image", "image_url", "path", "url", "bytes"))
 
 
 class Refused(Exception):
@@ -82,6 +94,14 @@ def split_conversation(value: Any, notes: Counter[str]) -> Conversation:
     )
 
 
+def reference_text(value: Any, notes: Counter[str]) -> str | None:
+    """Text of a worked answer: a string, or turns that are the assistant's alone. Raises Refused."""
+    is_text = isinstance(value, bytes) or (isinstance(value, str) and not holds_turns(value))
+    if not is_text and any(turn.role != "assistant" for turn in _turns(value, Counter())):
+        raise Refused("a reference holds turns that are not the assistant's", show(value))
+    return plain_text(value, notes)
+
+
 def plain_text(value: Any, notes: Counter[str]) -> str | None:
     """Text of a column that may be a string or a list of turns; None if it is missing."""
     turns = _turns(value, notes)
@@ -103,7 +123,7 @@ def split_history(value: Any, notes: Counter[str]) -> tuple[tuple[str, str], ...
             turns.append({"role": entry.get("role"), "content": entry["text"]})
         else:
             turns.append(entry)
-    read = [_turn(entry) for entry in turns]
+    read = [_turn(entry, notes) for entry in turns]
     notes.update({"image mark taken out of the text": sum(turn.num_image_marks for turn in read)})
     if any(turn.images for turn in read):
         raise Refused("history has images, which cannot be shown before the question", show(value))
@@ -140,10 +160,10 @@ def _turns(value: Any, notes: Counter[str]) -> list[_Turn]:
     if is_missing(value):
         return []
     if isinstance(value, list):
-        return [_turn(entry) for entry in value]
+        return [_turn(entry, notes) for entry in value]
     if isinstance(value, str) and (mark := _TEMPLATE_MARK.search(value)):
         raise Refused("a chat template is written into the text; give the turns instead", show(value[mark.start() :]))
-    return [_turn({"role": "user", "content": value})]
+    return [_turn({"role": "user", "content": value}, notes)]
 
 
 def _listed(value: dict[str, Any]) -> list[Any]:
@@ -157,7 +177,7 @@ def _listed(value: dict[str, Any]) -> list[Any]:
     return [value]
 
 
-def _turn(entry: Any) -> _Turn:
+def _turn(entry: Any, notes: Counter[str]) -> _Turn:
     if isinstance(entry, str) and _OPENING.match(entry) and _NAMES_ROLES.search(entry):
         entry = parse_structure(entry)
     if not isinstance(entry, dict):
@@ -188,7 +208,27 @@ def _turn(entry: Any) -> _Turn:
     if _OTHER_MARK.search(text):
         raise Refused("<video>, <audio>, <bbox> or <ref-object> marks in the text", show(text))
     text, num_removed = _IMAGE_MARK.subn("", text)
+    _note_text(text, notes)
+    _note_keys(entry, _TURN_KEYS, "a turn", notes)
+    for part in parts:
+        _note_keys(part, _PART_KEYS, "a part of a turn", notes)
     return _Turn(_ROLES[role], text.strip(), tuple(images), num_marks + num_removed)
+
+
+def _note_text(text: str, notes: Counter[str]) -> None:
+    """Count what stays in a text and may not be meant as text."""
+    for mark in set(_OTHER_IMAGE_MARK.findall(text)):
+        notes[f"an image mark of another form stays in the text: {mark[:40]}"] += 1
+    for token in set(_OTHER_TOKEN.findall(_OTHER_IMAGE_MARK.sub("", text))):
+        notes[f"a special token of some tokenizer stays in the text: {token[:40]}"] += 1
+    if _DIALOG.search(text):
+        notes["a text that looks like turns (User: ... Assistant: ...) is one question"] += 1
+
+
+def _note_keys(entry: dict[str, Any], known: frozenset[str], where: str, notes: Counter[str]) -> None:
+    for key, value in entry.items():
+        if key not in known and not is_missing(value) and value not in ("", [], {}):
+            notes[f"key not read in {where}: {str(key)[:40]}"] += 1
 
 
 def _part_kind(part: Any) -> str | None:

@@ -21,7 +21,6 @@ class Layout:
     choices: tuple[
         str, ...
     ] = ()  # a column each, or one column with a list: written under the question as (A), (B), ...
-    boxed_answer: bool = False  # the answer stands in \boxed{}
 
     @property
     def also_read(self) -> tuple[str, ...]:
@@ -43,7 +42,6 @@ LAYOUTS = {
     "virl39k": Layout(
         "verifiable questions without boxes, the answer in \\boxed{} (arXiv 2504.08837)",
         columns={"id": ("qid",), "images": ("image",), "domain": ("category",)},
-        boxed_answer=True,
     ),
     "treebench": Layout(
         "multiple choice with a column for each choice, and every object that the answer rests on (arXiv 2507.07999)",

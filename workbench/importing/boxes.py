@@ -2,7 +2,7 @@
 
 1. Four numbers, lists of them, dicts with a box under a key of BOX_KEYS or with a corner under each key (CORNER_KEYS), dicts of
    lists, several boxes in an entry, LabelMe's shapes, {label: box}, and each of these as JSON or Python text.
-2. Keys that state the format go before the format that was chosen: xmin, ymin, xmax, ymax are corners. So does bbox_type.
+2. Keys that state format or unit go before what was chosen: xmin, ymin, xmax, ymax are corners; bbox_type, format (box_forms.py).
 3. What is not read is counted in the notes by its name: points, keys, labels that are numbers, boxes of other pictures.
 4. A box that is empty, outside the picture, or not four numbers refuses its row.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 from workbench.conversations import Refused
 from workbench.errors import show
+from workbench.importing.box_forms import FORM_KEYS, is_turned, spelled, stated_form
 from workbench.importing.corners import BoxForm, box_corners, is_rectangle, is_scalar_list, to_number
 from workbench.values import is_missing, parse_structure
 
@@ -78,22 +79,38 @@ LABEL_KEYS = (
     "category_id",
     "label_id",
     "class_id",
+    "rectanglelabels",
 )
-PICTURE_KEYS = ("image_id", "image_ids", "image", "images", "image_index", "image_idx")
-TYPE_KEYS = ("bbox_type", "bbox_types")
+PICTURE_KEYS = (
+    "image_id",
+    "image_ids",
+    "image",
+    "images",
+    "image_index",
+    "image_idx",
+    "img_id",
+    "img_idx",
+    "img",
+    "image_path",
+    "image_name",
+    "image_file",
+    "img_path",
+    "img_name",
+    "file_name",
+    "filename",
+)
 POINT_KEYS = ("points", "point", "point_2d", "points_2d", "keypoints", "polygon", "segmentation", "quad")
-_WRAPPERS = ("objects", "annotations", "shapes", "instances", "detections", "regions")
-_TYPES = {
-    "real": "pixels",
-    "pixel": "pixels",
-    "pixels": "pixels",
-    "norm1": "normalised",
-    "norm_1": "normalised",
-    "norm1000": "thousand",
-    "norm_1000": "thousand",
-}
+_WRAPPERS = ("objects", "annotations", "shapes", "instances", "detections", "regions", "value")
 _Y_FIRST = "box_2d"  # Gemini's [y0, x0, y1, x1] of 0 to 1000, elsewhere x first: the numbers do not tell which
 _MOST_DEPTH = 8
+_KNOWN = (
+    *BOX_KEYS,
+    *(key for keys in CORNER_KEYS for key in keys),
+    *LABEL_KEYS,
+    *PICTURE_KEYS,
+    *POINT_KEYS,
+    *FORM_KEYS,
+)
 
 
 @dataclass(frozen=True)
@@ -123,7 +140,12 @@ def read_boxes(value: Any, context: BoxContext, notes: Counter[str]) -> list[dic
         numbers, box_format = geometry
         if context.size is None:
             raise Refused("boxes without an image")
-        form = BoxForm(box_format or context.box_format, _units(entry, context), is_stated=box_format is not None)
+        if is_turned(entry):
+            notes["box left out: it is turned by an angle"] += 1
+            continue
+        stated, units = stated_form(entry)
+        box_format = box_format or stated
+        form = BoxForm(box_format or context.box_format, units or context.box_units, is_stated=box_format is not None)
         area = to_number(entry.get("area"))
         corners = box_corners(numbers, context.size, form, area, notes)
         label = _label(entry, notes)
@@ -153,6 +175,7 @@ def _entries(value: Any, notes: Counter[str], depth: int) -> Iterator[dict[str, 
 
 def _of_dict(value: dict[str, Any], notes: Counter[str], depth: int) -> Iterator[dict[str, Any]]:
     value = {str(key): entry for key, entry in value.items() if not is_missing(entry) and entry not in ([], "", {})}
+    value = spelled(value, _KNOWN)
     if not value:
         return
     key = next((key for key in BOX_KEYS if key in value), None)
@@ -230,7 +253,7 @@ def _split(value: dict[str, Any], count: int, keys: tuple[str, ...], notes: Coun
             shared[name] = entry[0]
         elif name in LABEL_KEYS:
             notes["label left out: not one for each box"] += len(entry)
-        elif name in (*PICTURE_KEYS, *TYPE_KEYS):
+        elif name in (*PICTURE_KEYS, *FORM_KEYS):
             raise Refused(f"{name} is not one for each box", f"{len(entry)} for {count} boxes")
         else:
             shared[name] = entry
@@ -278,17 +301,6 @@ def _is_of_first(entry: dict[str, Any], context: BoxContext, notes: Counter[str]
     return False
 
 
-def _units(entry: dict[str, Any], context: BoxContext) -> str:
-    value = next((entry[key] for key in TYPE_KEYS if not is_missing(entry.get(key))), None)
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if value is None:
-        return context.box_units
-    if not isinstance(value, str) or value not in _TYPES:
-        raise Refused("bbox_type is none of real, norm1 and norm1000", show(value))
-    return _TYPES[value]
-
-
 def _label(entry: dict[str, Any], notes: Counter[str]) -> str:
     """The first label that is text; others are counted by their key."""
     label = ""
@@ -299,7 +311,8 @@ def _label(entry: dict[str, Any], notes: Counter[str]) -> str:
         if is_missing(value) or value == "":
             continue
         if not isinstance(value, str):
-            notes[f"label left out: a number, not a name ({key})"] += 1
+            is_list = isinstance(value, list | dict)
+            notes[f"label left out: {'several names' if is_list else 'a number, not a name'} ({key})"] += 1
         elif label:
             notes[f"second label left out ({key})"] += 1
         else:
@@ -308,7 +321,7 @@ def _label(entry: dict[str, Any], notes: Counter[str]) -> str:
 
 
 def _note_unread_keys(entry: dict[str, Any], notes: Counter[str]) -> None:
-    read = {*LABEL_KEYS, *PICTURE_KEYS, *TYPE_KEYS, "shape_type"}
+    read = {*LABEL_KEYS, *PICTURE_KEYS, *FORM_KEYS, "shape_type"}
     geometry = next((key for key in BOX_KEYS if key in entry), None)
     corners = next((keys for keys in CORNER_KEYS if all(key in entry for key in keys)), ())
     points = next((key for key in POINT_KEYS if key in entry), None)

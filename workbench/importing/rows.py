@@ -9,12 +9,15 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from workbench.conversations import Refused, decode_text, plain_text, split_conversation, split_history
+from workbench.conversations import Refused, decode_text, plain_text, reference_text, split_conversation, split_history
 from workbench.errors import show
+from workbench.grading import final_answer
 from workbench.importing.boxes import BoxContext, read_boxes
+from workbench.importing.corners import to_number
 from workbench.importing.pictures import picture_size, store_picture
 from workbench.importing.report import ImportReport
 from workbench.layouts import Layout
+from workbench.scripts import is_blank
 from workbench.tables import Table
 from workbench.values import EXACT_FLOAT, date_text, number_text, parse_structure, without_missing
 
@@ -34,7 +37,12 @@ COLUMN_NAMES = {
     "domain": ("domain",),
     "marks": ("marks",),
 }
-_BOXED = re.compile(r"\\boxed\{(.*)\}", re.DOTALL)
+_TEXT_LIST = re.compile(r"\s*\[\s*['\"]")  # of texts; numbers in brackets may be the answer itself
+_HASHED = re.compile(r"####\s*([^\n#]+)\s*\Z")  # the last line, as in GSM8K
+_MOST_WRAPPER = 30  # characters around an answer that are no worked solution
+_TEXTS = ("answer", "reference", "caption", "hint", "domain")
+_MISSING_AS_TEXT = ("nan", "NaN", "None", "null", "NULL", "<NA>", "NaT")
+_CHOICES = ("choices", "options")
 _MISSING = (None, "", [], {})
 
 
@@ -61,7 +69,7 @@ def convert_row(
     given = {ours: None if name is None else values[name] for ours, name in columns.items()}
     talk = split_conversation(given["question"], notes)
     pictures = as_list(given["images"]) or list(talk.images)
-    if not talk.question:
+    if is_blank(talk.question):
         raise Refused("question is empty")
     if talk.num_image_marks > len(pictures):
         raise Refused("more <image> marks than images", f"{talk.num_image_marks} marks, {len(pictures)} images")
@@ -74,7 +82,7 @@ def convert_row(
         "question": "\n".join((talk.question, *_choices(importer, values, notes))),
         "images": [_store(importer, picture) for picture in pictures],
         "answer": _answer(importer, given["answer"], notes),
-        "reference": plain_text(given["reference"], notes) or talk.reference,
+        "reference": reference_text(given["reference"], notes) or talk.reference,
         "crop": _store(importer, crops[0]) if crops else None,
         "caption": plain_text(given["caption"], notes),
         "hint": plain_text(given["hint"], notes),
@@ -84,9 +92,22 @@ def convert_row(
         "marks": _marks(given["marks"], notes),
     }
     converted |= _evidence_boxes(importer, given, values, pictures, converted["images"], notes)
+    _note_doubtful(importer, values, converted, notes)
     converted = {name: value for name, value in converted.items() if value not in _MISSING}
     used = {ours: name for ours, name in columns.items() if name is not None and ours in converted}
     return converted, notes, used
+
+
+def _note_doubtful(importer: Importer, values: dict[str, Any], converted: dict[str, Any], notes: Counter[str]) -> None:
+    """Count texts that may stand for a missing value, and choices that the question needs and does not show."""
+    for name in _TEXTS:
+        if (converted[name] or "").strip() in _MISSING_AS_TEXT:
+            notes[f"{name} is the text {converted[name].strip()}, kept as it is"] += 1
+    for name in _CHOICES:
+        if isinstance(values.get(name), list) and name not in importer.layout.choices:
+            notes[
+                f"{name} not written into the question (layouts do), and the answer may be a number or letter of them"
+            ] += 1
 
 
 def _first_filled(importer: Importer, values: dict[str, Any], ours: str) -> str | None:
@@ -111,6 +132,8 @@ def _evidence_boxes(
     if labels and isinstance(boxes, list):
         boxes = {"bbox": boxes, "ref": labels}
     read = {} if boxes is None else {"boxes": read_boxes(boxes, context, notes)}
+    if read.get("boxes") and _stated_size(values) not in (None, size):
+        notes["boxes of a row whose width and height are not its picture's: are they pixels of another size?"] += 1
     if given["crop_box"] is not None:
         places = read_boxes(given["crop_box"], context, notes)
         if len(places) > 1:
@@ -119,12 +142,37 @@ def _evidence_boxes(
     return read
 
 
+def _stated_size(values: dict[str, Any]) -> tuple[float, float] | None:
+    """Width and height that a row gives in columns of their own."""
+    for names in (("width", "height"), ("image_width", "image_height")):
+        numbers = [to_number(values.get(name)) for name in names]
+        if None not in numbers:
+            return numbers[0], numbers[1]
+    return None
+
+
 def _answer(importer: Importer, value: Any, notes: Counter[str]) -> str | None:
+    """The final answer: out of a list kept as text, and out of <answer>, \\boxed{} or behind #### in a worked solution."""
+    if isinstance(value, str) and _TEXT_LIST.match(value) and isinstance(parsed := parse_structure(value), list):
+        value = parsed
     answer = scalar_text(value, "answer", notes)
-    if importer.layout.boxed_answer and answer and (boxed := _BOXED.search(answer)):
-        notes["answer taken out of \\boxed{}"] += 1
-        return boxed.group(1)
-    return answer
+    if answer is None or not isinstance(value, str):
+        return answer
+    final, mark = _stated_answer(answer)
+    if not final:
+        return answer
+    notes[f"answer taken out of {mark}"] += 1
+    if len(answer) > len(final) + _MOST_WRAPPER:
+        notes["a worked solution around an answer left out (--column reference=NAME reads it too)"] += 1
+    return final
+
+
+def _stated_answer(text: str) -> tuple[str, str]:
+    """The answer that a worked solution states, and by which mark; both empty if it states none."""
+    if last := _HASHED.search(text):
+        return last.group(1).strip(), "####"
+    mark = next((mark for mark in ("<answer>", "\\boxed{") if mark in text), "")
+    return (final_answer(text), mark.replace("{", "{}")) if mark else ("", "")
 
 
 def _choices(importer: Importer, values: dict[str, Any], notes: Counter[str]) -> list[str]:
