@@ -32,6 +32,7 @@ from PIL import Image, ImageDraw
 from workbench.counterparts import WRONG
 from workbench.errors import ConfigError, DataError, unknown
 from workbench.images import MAX_PIXELS, open_image
+from workbench.scripts import is_blank
 from workbench.seeding import derive_seed
 from workbench.types import Box, Denoising, Example, Prompt, Rollout, Turn
 
@@ -142,7 +143,7 @@ def missing_evidence(example: Example, context: str) -> str | None:
         cuts = part in ("crop", "crop_only") and example.evidence.crop is None
         if (cuts or part in ("boxes", "marked")) and not example.images:
             return "images"
-        if part in ("caption", "hint", "answer", "reference") and not _evidence(example, part).strip():
+        if part in ("caption", "hint", "answer", "reference") and is_blank(_evidence(example, part)):
             return part
         if name in WRONG and _counterpart(example, name) is None:
             return f"wrong {part} (of another example of its domain)"

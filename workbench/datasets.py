@@ -27,6 +27,7 @@ from workbench.images import decode_image, image_size
 from workbench.picture_bounds import PictureBounds
 from workbench.scenes import SPLITS, check_split, make_examples
 from workbench.scenes.revealed import reveal
+from workbench.scripts import is_blank
 from workbench.tables import open_table, parse_source, show
 from workbench.types import PRIVILEGED, VISIBLE, Box, Evidence, Example, Mark, Turn
 from workbench.values import is_missing, number_text
@@ -175,7 +176,7 @@ def example_from_values(values: dict[str, Any], origin: str, *, folder: Path, de
     """
     _refuse_unknown_columns(values, origin)
     question = _text(values, "question", origin)
-    if question is None or not question.strip():
+    if question is None or is_blank(question):
         raise fault(origin, "question", question, "must be text that is not empty", "Fill it in, or drop the row")
     if holds_turns(question):
         remedy = "`workbench import` parses them"
@@ -243,7 +244,7 @@ def _unicode(text: str | None, column: str, origin: str) -> str | None:
 
 def _id(values: dict[str, Any], origin: str) -> str | None:
     name = _text(values, "id", origin)
-    if name is not None and not name.strip():
+    if name is not None and is_blank(name):
         raise fault(origin, "id", name, "must not be empty", "Name the row, or drop the column to use row numbers")
     return name
 

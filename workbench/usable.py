@@ -16,6 +16,7 @@ from workbench.method import Method
 from workbench.policies import Policy
 from workbench.policies.by_domain import covers
 from workbench.rollouts import reference_of
+from workbench.scripts import is_blank
 from workbench.tables import show
 from workbench.types import Example
 
@@ -71,7 +72,7 @@ def lacking(example: Example, method: Method) -> Problem | None:
     if method.dataset_share > 0.0 and reference_of(example) is None:  # some sequences are the data's own answers
         return Problem("no reference or answer", 'it has no "reference" and no "answer" to learn from')
     for column in method.needs:
-        if not (getattr(example, column) or "").strip():
+        if is_blank(getattr(example, column) or ""):
             return Problem(f"no {column}", f'it has no "{column}", by which the method decides what to learn from')
     return None
 
@@ -109,7 +110,7 @@ def _reference_problem(policy: Policy, example: Example) -> Problem | None:
     if reference is None:
         return Problem("no reference or answer", 'it has no "reference" and no "answer" to learn from')
     column, text = reference
-    if not text.strip():
+    if is_blank(text):
         return Problem(f"{column} is blank", f'column "{column}": {show(text)} is blank. Write it, or drop the column.')
     if problem := _special_problem(policy, column, text):
         return problem
