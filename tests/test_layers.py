@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "workbench"
 # modules of one line do not import each other, unless one is the package of the other
 LAYERS = """
-errors threads
+errors threads shipped
 distributed folders jsonlines parsing terminal scripts numerals
 types images seeding
 divergences grading counterparts
@@ -42,11 +42,12 @@ summary
 jobs
 waiting
 rendering
-render preview
+render preview project
 analysis
 report study export
 ui
 app_command
+arguments
 cli
 __main__
 __init__

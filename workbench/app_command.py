@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `workbench app`."""
     parser.add_argument("--runs", default="runs", help="folder of all runs")
-    parser.add_argument("--configs", default="configs", help="folder of recipes to start from")
+    parser.add_argument(
+        "--configs", help="folder of recipes to start from; default: configs/, else the built-in recipes"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="another one than this machine needs --auth or --read-only")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--read-only", action="store_true", help="look, but neither start nor stop")

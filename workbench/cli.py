@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,12 +14,10 @@ from tqdm import tqdm
 
 import workbench as wb
 from workbench import app_command
+from workbench.arguments import build_parser
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.folders import reason
-from workbench.grading import RULES
 from workbench.terminal import clean_output, print_colored
-
-COLOURS = ("regime", "capability", "information", "weight", "loss", "entropy", "truth")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str] | None) -> int:
-    options = _parser().parse_args(arguments)
+    options = build_parser(COMMANDS).parse_args(arguments)
     log = logging.getLogger("workbench")
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -145,6 +142,12 @@ def _check(options: argparse.Namespace) -> int:
 def _pretrain(options: argparse.Namespace) -> None:
     _quiet()
     print(wb.pretrain(_module("pretrain").load_pretrain_config(options.config, options.overrides)))
+
+
+def _init(options: argparse.Namespace) -> None:
+    folder = _module("project").create_project(options.folder)
+    print(f"{folder}: recipe.yaml, data.jsonl and its pictures. To go on:")
+    print(f"  cd {shlex.quote(str(folder))}\n  workbench train recipe.yaml\n  workbench app")
 
 
 def _methods(options: argparse.Namespace) -> None:
@@ -274,116 +277,24 @@ def _quiet() -> None:
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="workbench", description="On-policy distillation of vision-language models with privileged inputs."
-    )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    def command(name: str, run: Callable, help: str) -> argparse.ArgumentParser:
-        one = commands.add_parser(name, help=help, description=help)
-        one.set_defaults(run=run)
-        return one
-
-    def overrides(one: argparse.ArgumentParser) -> None:
-        one.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides: training.steps=20")
-
-    one = command("train", _train, "train as a configuration file says")
-    one.add_argument("config", help="a YAML file, see configs/")
-    overrides(one)
-    one = command("resume", _resume, "go on with a run from its newest checkpoint")
-    one.add_argument("run_dir", help="the run's folder")
-    overrides(one)
-    one = command("eval", _eval, "ask a run's newest checkpoint, or any model folder")
-    one.add_argument("path", metavar="RUN_OR_MODEL", help="a run's folder, or a folder written by save_pretrained")
-    one.add_argument("--data", help="examples: scenes:hard?count=200, a file, hf:NAME; default: the run's own")
-    one.add_argument("--contexts", nargs="+", help="contexts to show, as in plain,crop,boxes")
-    one.add_argument("--count", type=int, help="examples used")
-    one.add_argument("--rule", choices=RULES, help="how an answer is compared with the right one; default: the run's")
-    one.add_argument(
-        "--tolerance", type=float, metavar="SHARE", help="of rule numeric: 0.05 = five per cent off is right"
-    )
-    one = command("study", _study, "run a grid of methods and seeds from one file, and say what is really true of it")
-    one.add_argument(
-        "config", help="a study's YAML file, see configs/studies/; with --against also a folder with its answers"
-    )
-    one.add_argument("--report", action="store_true", help="run nothing: tables and figure of what is finished")
-    one.add_argument(
-        "--against", metavar="ROW", help="run and write nothing: every row against this one; of a study or its folder"
-    )
-    one.add_argument("overrides", nargs="*", metavar="key=value", help="seeds=[0,1], parallel=1, overrides.KEY=VALUE")
-    one = command("check", _check, "prove that all views of a configuration speak of the same tokens")
-    one.add_argument("config", help="a YAML file, see configs/")
-    overrides(one)
-    one = command("show", _show, "print one recorded answer, token by token")
-    one.add_argument("run_dir", help="the run's folder")
-    one.add_argument("--step", type=int, required=True)
-    one.add_argument("--rollout", type=int, default=0)
-    one.add_argument("--probe", action="store_true", help="a probe instead of a training answer")
-    one.add_argument("--by", default="regime", choices=COLOURS, help="what the colours mean")
-    one.add_argument("--colour", action=argparse.BooleanOptionalAction, help="default: if the output is a terminal")
-    one = command("summary", _summary, "accuracy per context and shares of regimes of a run")
-    one.add_argument("run_dir", help="the run's folder")
-    one = command("app", _app, "open the app: launch, watch, and see who supervised every token")
-    app_command.add_options(one)
-    one = command("report", _report, "write one HTML file of a run: curves, movement, answers token by token")
-    one.add_argument("run_dir", help="the run's folder")
-    one.add_argument("--out", help="file to write; default: report.html in the run's folder")
-    one.add_argument("--answers", type=int, default=8, help="answers drawn token by token, 0 to 24")
-    one.add_argument("--theme", default="light", choices=("light", "dark"))
-    one = command(
-        "geometry", _geometry, "how large, how sparse and where an update of the weights is, beside a random one"
-    )
-    one.add_argument(
-        "first", metavar="RUN_OR_MODEL", help="a run: its start against its newest checkpoint; or a model folder"
-    )
-    one.add_argument("second", nargs="?", metavar="MODEL", help="the model after the update, a checkpoint or a run")
-    one.add_argument("--out", help="folder to write; default: geometry/ in the run's folder, for two models none")
-    one.add_argument("--seed", type=int, default=0, help="of the random control and of --random-mask")
-    one.add_argument("--device", default="cpu", help="where tensors are decomposed: cpu, cuda")
-    one.add_argument(
-        "--save-mask", metavar="FILE", help="measure nothing; write which coordinates changed, for training.update_mask"
-    )
-    one.add_argument(
-        "--precision",
-        default="bfloat16",
-        choices=("float32", "bfloat16", "float16"),
-        help="of --save-mask: both models are rounded to it",
-    )
-    one.add_argument("--above", type=float, default=0.0, help="of --save-mask: smallest change that counts, exclusive")
-    one.add_argument(
-        "--random-mask", metavar="FILE", help="with --save-mask: a control of as many coordinates in every tensor"
-    )
-    one.add_argument("--against", metavar="FILE", help="with --save-mask: another mask, how much of it is the same")
-    one = command("methods", _methods, "list the methods, or show one with its options")
-    one.add_argument("name", nargs="?")
-    one = command("options", _options, "list every key of a configuration with its default and meaning")
-    one.add_argument("--method", help="with the options of this method")
-    one = command("import", _import, "turn a data set of TRL, ms-swift or your own into examples")
-    one.add_argument("source", help=".jsonl, .json, .parquet, a folder of datasets.save_to_disk, or hf:NAME")
-    one.add_argument("destination", nargs="?", help="folder to be made; may be left out with --preview")
-    one.add_argument(
-        "--preview", action="store_true", help="draw the first five rows with their evidence, as an HTML file"
-    )
-    one.add_argument("--layout", default="plain", help=f"whose columns these are: {', '.join(wb.LAYOUTS)}")
-    one.add_argument("--box-format", choices=("xyxy", "xywh", "cxcywh"), help="default: the layout's")
-    one.add_argument(
-        "--box-units", choices=("pixels", "normalised", "percent", "thousand"), help="default: the layout's"
-    )
-    one.add_argument("--privileged-as", default="caption", choices=("caption", "hint"))
-    one.add_argument("--split")
-    one.add_argument("--column", action="append", default=[], metavar="ours=theirs", help="a column by another name")
-    one.add_argument("--limit", type=int)
-    one = command("export", _export, "the trained student, or the traces, for people without the workbench")
-    one.add_argument("run_dir", help="folder of a run")
-    one.add_argument("--to", required=True, help="folder to be made, or hf:OWNER/NAME")
-    one.add_argument("--traces", action="store_true", help="the traces as a Hugging Face data set, not the student")
-    one.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
-    one.add_argument("--learner", default="student", help="which of several that learned")
-    one = command("pretrain", _pretrain, "make a tiny model that knows the built-in world")
-    one.add_argument("config", help="a YAML file, see configs/pretrain-student.yaml")
-    overrides(one)
-    return parser
+COMMANDS = {
+    "train": _train,
+    "init": _init,
+    "resume": _resume,
+    "eval": _eval,
+    "study": _study,
+    "check": _check,
+    "show": _show,
+    "summary": _summary,
+    "app": _app,
+    "report": _report,
+    "geometry": _geometry,
+    "methods": _methods,
+    "options": _options,
+    "import": _import,
+    "export": _export,
+    "pretrain": _pretrain,
+}
 
 
 class _Console(logging.Handler):

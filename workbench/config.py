@@ -24,6 +24,7 @@ from workbench.method import Method, Option, check_option
 from workbench.methods import describe_options, load_method, method_module
 from workbench.parsing import PLAIN_NAME, dump_yaml, is_plain_name, parse_override, read_yaml
 from workbench.policies.by_domain import is_by_domain
+from workbench.shipped import find_recipe, locate_all
 from workbench.types import STUDENT
 
 ENGINES = ("transformers", "vllm")
@@ -274,6 +275,7 @@ def resumed_config(run_dir: str | Path, overrides: list[str] | tuple[str, ...] =
 
 def read_recipe(path: str | Path) -> dict:
     """The values of a run's YAML file laid over those of its `base`. Name and options of another method stay behind."""
+    path = find_recipe(path)
     values = read_yaml(path)
     if "base" not in values:
         return values
@@ -321,7 +323,8 @@ def build_config(values: dict, *, name: str = "", where: str = "") -> RunConfig:
     """A RunConfig of plain values. `name` is used if they give none; `where` begins the messages."""
     prefix = f"{where}: " if where else ""
     try:
-        values = {"name": name, **values}
+        located = {key: locate_all(values[key]) for key in ("models", "data") if key in values}
+        values = {"name": name, **values, **located}
         if not isinstance(values.get("method"), dict) or "name" not in values["method"]:
             raise ConfigError("method.name is missing. Give method: {name: dopd}, or method.name=dopd.")
         method_module(str(values["method"]["name"]))

@@ -19,6 +19,7 @@ from pathlib import Path
 import yaml
 
 from workbench.errors import ConfigError, cut, show
+from workbench.shipped import recipe_names
 
 MAX_YAML_BYTES = 2**18
 MAX_YAML_DEPTH = 32
@@ -57,13 +58,7 @@ def read_yaml(path: str | Path) -> dict:
         with path.open("rb") as file:
             raw = file.read(MAX_YAML_BYTES + 1)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.yaml")], n=1)
-        hint = (
-            f'Did you mean "{path.parent / near[0]}"?'
-            if near
-            else "Recipes are in configs/, studies in configs/studies/."
-        )
-        raise ConfigError(f"configuration {path} does not exist. {hint}") from None
+        raise ConfigError(f"configuration {path} does not exist. {_nearest_recipe(path)}") from None
     except OSError as error:
         raise ConfigError(f"configuration {path} cannot be read ({error.strerror}).") from None
     except ValueError as error:
@@ -79,6 +74,17 @@ def read_yaml(path: str | Path) -> dict:
     if not isinstance(loaded, dict):
         raise ConfigError(f"configuration {path} must be a mapping of keys to values, got {type(loaded).__name__}.")
     return loaded
+
+
+def _nearest_recipe(path: Path) -> str:
+    """What may have been meant by a file that does not exist."""
+    near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.yaml")], n=1)
+    if near:
+        return f'Did you mean "{path.parent / near[0]}"?'
+    built_in = difflib.get_close_matches(path.stem, recipe_names(), n=1)
+    if built_in:
+        return f'Did you mean the built-in recipe "{built_in[0]}"?'
+    return "Give a YAML file, or the name of a built-in recipe such as demo or studies/main; `workbench init NAME` writes one."
 
 
 def parse_override(text: str) -> tuple[str, object]:

@@ -38,6 +38,7 @@ from workbench.scenes.lessons import LOOKING, MIX, Lesson, make_lesson
 from workbench.scenes.masked import build_masked_model, masked_loss
 from workbench.scenes.processor import IMAGE_SIZE, PATCH_SIZE, SCALE_FACTOR, build_processor
 from workbench.seeding import derive_seed
+from workbench.shipped import find_recipe
 from workbench.types import PRIVILEGED, VISIBLE, Example
 
 MAX_POSITIONS = 512  # tokens of prompt and completion together
@@ -110,7 +111,7 @@ class WorldScore:
 
 def load_pretrain_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> PretrainConfig:
     """A PretrainConfig from a YAML file and `key=value` overrides. Raises ConfigError naming the file and the key."""
-    fields = read_yaml(path) | dict(map(parse_override, overrides))
+    fields = read_yaml(find_recipe(path)) | dict(map(parse_override, overrides))
     types = typing.get_type_hints(PretrainConfig)
     for key, value in fields.items():
         if key not in types:

@@ -33,6 +33,7 @@ from workbench.errors import ConfigError, WorkbenchError, at, show, unknown
 from workbench.model_folders import check_models
 from workbench.parsing import PLAIN_NAME
 from workbench.runs import checkpoint_path
+from workbench.shipped import find_recipe
 from workbench.study.checks import check_evidence, check_questions
 from workbench.types import STUDENT
 
@@ -189,6 +190,7 @@ def load_study(
     its sentence in `Variant.fault`; the others go on. If none can be built, that is an error.
     """
     load = functools.cache(load) if check else None  # all variants look at the same examples
+    path = find_recipe(path)
     values = _own_overrides(read_yaml(path), overrides)
     where = f"study {path}"
     for key in values:
@@ -207,7 +209,7 @@ def load_study(
     common = _mapping(values.get("overrides"), f"{where}: overrides")
     _refuse_own(common, f"{where}: overrides")
     with at(f"{where}: base"):
-        if "variants" in read_yaml(values["base"]):
+        if "variants" in read_yaml(find_recipe(values["base"])):
             raise ConfigError(f"{values['base']} is a study; base must be a recipe's file such as configs/demo.yaml.")
         base = read_recipe(values["base"])
     questions = _questions(values["evaluate"], where, load)

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from workbench.errors import ConfigError, RunError
 from workbench.run_queue import default_limit, set_limit
+from workbench.shipped import RECIPES
 from workbench.ui.context import MAX_UPLOAD_MB, AppContext
 from workbench.ui.limits import MAX_SESSIONS, MAX_WAITING, LoginDelay, RequestLimits
 from workbench.ui.origins import OriginGuard, Origins, read_allowed, read_frames
@@ -34,7 +35,7 @@ _LOCAL = ("localhost", "localhost.localdomain")
 def serve(
     runs: str | Path = "runs",
     *,
-    configs: str | Path = "configs",
+    configs: str | Path | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
     read_only: bool = False,
@@ -46,6 +47,7 @@ def serve(
 ) -> gr.Blocks:
     """Open the app and serve it in a thread; its block_thread() waits until it is interrupted.
 
+    configs       recipes to start from; None = configs/ if it exists, otherwise the built-in ones
     auth          a file with lines of user:password
     allow_hosts   names that the page answers to besides the addresses it listens at, as those of a proxy
     allow_frames  origins of sites that may show the page in a frame, as a notebook's or https://huggingface.co
@@ -69,7 +71,7 @@ def serve(
     max_runs = default_limit() if max_runs is None else max_runs
     if not read_only:
         set_limit(runs, max_runs)
-    app = build_app(AppContext(runs, Path(configs), read_only, read_folders(allow_dirs), max_runs))
+    app = build_app(AppContext(runs, _recipes(configs), read_only, read_folders(allow_dirs), max_runs))
     app.queue(default_concurrency_limit=8, max_size=MAX_WAITING)
     app._queue.sleep_when_free = (
         QUEUE_PAUSE_S  # Gradio looks a thousand times a second: a twentieth of a core, for nothing
@@ -101,6 +103,12 @@ def serve(
         **look(),
     )
     return app
+
+
+def _recipes(configs: str | Path | None) -> Path:
+    if configs is not None:
+        return Path(configs)
+    return Path("configs") if Path("configs").is_dir() else RECIPES
 
 
 class EarlyHead:
