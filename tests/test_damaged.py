@@ -1,6 +1,8 @@
 """Files of a run that are damaged, cut or gone: one sentence each, on the command line too, and what resume finds missing."""
 
+import html
 import json
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -10,12 +12,14 @@ import pytest
 from workbench.answers import load_answers
 from workbench.checkpoints import list_checkpoints
 from workbench.cli import main
-from workbench.errors import WorkbenchError
+from workbench.errors import TraceError, WorkbenchError
 from workbench.export import export_student
 from workbench.runs import RunFolder
 from workbench.summary import summarise_run
 from workbench.traces.parts import recorded_steps
 from workbench.train import resume
+from workbench.ui import tokens, watch
+from workbench.ui.context import AppContext
 
 POSITIONS = "traces/positions"
 
@@ -116,6 +120,34 @@ def test_a_flipped_byte_in_a_trace_is_found(run: Path) -> None:
     file.write_bytes(raw[:40] + bytes([raw[40] ^ 0x10]) + raw[41:])
     with pytest.raises(WorkbenchError, match=rf"{file.name} cannot be read: it is cut short or damaged"):
         resume(run)
+
+
+@pytest.mark.parametrize("table", ["positions", "rollouts"])
+def test_summary_report_and_page_name_a_damaged_trace(run: Path, table: str, capsys: pytest.CaptureFixture) -> None:
+    for file in (run / "traces" / table).glob("*.parquet"):
+        raw = file.read_bytes()
+        file.write_bytes(raw[:200] + bytes([raw[200] ^ 0x10]) + raw[201:])
+    fault = re.compile(rf"{run}/traces/{table}/\S+ cannot be read: it is cut short or damaged")
+    summary = summarise_run(run)
+    assert len(fault.findall(summary)) == 1 and "accuracy" in summary
+    assert main(["summary", str(run)]) == 0 and "Traceback" not in capsys.readouterr().err
+    assert main(["report", str(run)]) == 2
+    assert fault.search(capsys.readouterr().err) and not (run / "report.html").exists()
+    try:
+        page = html.unescape("".join(map(str, tokens.draw(AppContext(run.parent, run.parent), run.name, {}))))
+    except TraceError as error:  # which the page shows in the tab's place
+        page = str(error)
+    assert fault.search(page)
+
+
+def test_figures_of_damaged_traces_say_so_and_the_others_are_drawn(run: Path) -> None:
+    file = min((run / "traces" / "cells").glob("*.parquet"))
+    raw = file.read_bytes()
+    file.write_bytes(raw[:-60] + bytes([raw[-60] ^ 0x10]) + raw[-59:])  # in its footer
+    figures = watch.draw(run, *watch.read_traces(run)[:1], "light", watch.read_traces(run)[1])
+    texts = [" ".join(note.text or "" for note in figure.layout.annotations).replace("<br>", " ") for figure in figures]
+    assert ["cut short or damaged" in text for text in texts[-3:]] == [True, True, True]
+    assert not any("damaged" in text for text in texts[:-3]) and figures[0].data
 
 
 def test_a_checkpoint_that_lists_no_files_is_passed_over(run: Path, caplog: pytest.LogCaptureFixture) -> None:

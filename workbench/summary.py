@@ -12,7 +12,7 @@ from workbench.errors import ConfigError, TraceError
 from workbench.findings import find, sentences
 from workbench.processes import born_at
 from workbench.runs import RunFolder
-from workbench.traces.reader import Traces, open_traces
+from workbench.traces.reader import NoTraces, Traces, open_traces
 from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
 NOBODY_ASKED = "no question was asked: no example has the evidence that the contexts show"
@@ -31,9 +31,7 @@ def summarise_run(run_dir: str | Path) -> str:
     if answered:
         parts.append(accuracy_table(answered))
         parts += peer_table(answered)
-    parts += _regimes(folder.path)
-    writers = written_by(folder.path)
-    parts += ["\n".join(f"written by {name}: {found}" for name, found in writers.items())] if writers else []
+    parts += _recorded(folder.path)
     if status.get("prepared"):
         parts.append("prepared: " + "; ".join(f"{name}: {value}" for name, value in status["prepared"].items()))
     skipped = status.get("skipped") or {}
@@ -64,14 +62,17 @@ def _findings(folder: RunFolder, answered: list[Answered]) -> list[str]:
 
 
 def written_by(run_dir: str | Path) -> dict[str, str]:
-    """Who wrote the recorded sequences: how many, how long, how many cut, and the share that is right where that is known."""
+    """Who wrote the recorded sequences: how many, how long, how many cut, and the share that is right where that is known.
+
+    Raises: TraceError if a file of the traces is damaged.
+    """
     try:
         rows = open_traces(run_dir).sql(
             """SELECT source_policy AS name, count(*) AS n, count(DISTINCT (example_id, sample_idx, completion)) AS own,
                       avg(num_positions) AS length, avg(CAST(NOT finished AS INT)) AS cut, avg(reward) AS accuracy
                FROM rollouts GROUP BY ALL ORDER BY n DESC, name"""
         )
-    except TraceError:
+    except NoTraces:
         return {}
     found = {}
     for row in rows.to_pylist():
@@ -209,10 +210,19 @@ def _percent(measured: object) -> str:
     return "-" if measured is None else f"{measured.accuracy:.1%}"
 
 
+def _recorded(run_dir: Path) -> list[str]:
+    """What the traces hold, or the sentence about the file of them that is damaged."""
+    try:
+        regimes, writers = _regimes(run_dir), written_by(run_dir)
+    except TraceError as error:
+        return [f"traces: {error}"]
+    return regimes + (["\n".join(f"written by {name}: {row}" for name, row in writers.items())] if writers else [])
+
+
 def _regimes(run_dir: Path) -> list[str]:
     try:
         traces = open_traces(run_dir)
-    except TraceError:
+    except NoTraces:
         return []
     rows = traces.sql(
         """SELECT learner, regime, count(*) AS positions, count(*) / sum(count(*)) OVER (PARTITION BY learner) AS share,

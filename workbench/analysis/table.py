@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench.errors import TraceError
-from workbench.traces.reader import Traces, open_traces
+from workbench.traces.reader import NoTraces, Traces, open_traces
 
 NO_TRACES = "No tokens are recorded here. Wait for the run's first step, or train with trace.every above 0; if it has done steps with that, its traces folder is gone."
 NO_PROBES = "No probes are recorded here. Train with trace.probes above 0, and wait for the first of them; if it has done so, its traces folder is gone."
@@ -52,10 +51,8 @@ def traces_of(run_dir: object) -> Traces | None:
         return run_dir
     try:
         return open_traces(run_dir)
-    except TraceError as error:
-        if "holds no traces" in str(error) or "does not exist" in str(error):
-            return None
-        raise
+    except NoTraces:
+        return None
 
 
 def has_gaps(traces: Traces) -> bool:

@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from workbench.answers import NUM_BINS
-from workbench.errors import TraceError
 from workbench.study.bootstrap import NUM_REPLICATES, interval, over_questions, over_seeds, seed_key, weights
 from workbench.study.plan import BASE
-from workbench.traces.reader import open_traces
+from workbench.traces.reader import NoTraces, open_traces
 from workbench.types import PRIVILEGED, VISIBLE
 
 TRAINING = "training"  # stands for the data of measures that are taken from the trace
@@ -164,7 +163,7 @@ def measured_in_trace(run_dir: Path) -> dict[str, float] | None:
     bought (its size where that gap is the larger one, as in the app); None if the run has no trace."""
     try:
         traces = open_traces(run_dir)
-    except TraceError:
+    except NoTraces:
         return None
     query = """
         WITH bounds AS (SELECT min(step) AS low, max(step) AS high FROM cells),

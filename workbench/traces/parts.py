@@ -10,7 +10,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from workbench.errors import TraceError
+from workbench.traces.checksums import ENTRIES, check_footer, check_rows, seal, torn
 from workbench.traces.schema import PROBE, Header, decode_header, merge_headers
 
 WRITE_ORDER = ("positions", "cells", "rollouts", PROBE + "positions", PROBE + "rollouts")
@@ -77,7 +78,8 @@ def write_part(file: Path, table: pa.Table, header: Header, *, durable: bool = F
             parquet.write_table(
                 table, row_group_size=_POSITION_ROWS if "token_id" in table.column_names else _OTHER_ROWS
             )
-            parquet.add_key_value_metadata(header.encode())
+            parquet.add_key_value_metadata(header.encode() | ENTRIES)
+        seal(temporary)
         if durable:
             _flush(temporary)
         os.replace(temporary, file)
@@ -183,56 +185,37 @@ def _header_of(file: Path, headers: dict) -> Header:
     state = file.stat()
     key = (str(file), state.st_mtime_ns, state.st_size, state.st_ino)
     if key not in headers:
+        check_footer(file)
         try:
             headers[key] = decode_header(pq.read_metadata(file).metadata, file)
-        except (pa.ArrowInvalid, OSError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise torn(file, error) from error
     return headers[key]
 
 
 def _read(file: Path) -> tuple[Header, pa.Table]:
+    check_rows(file)
     try:
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
         return decode_header(parquet.metadata.metadata, file), parquet.read(use_threads=False)  # threads only cost here
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise torn(file, error) from error
 
 
-def check_files(files: Sequence[Path]) -> None:
-    """Raises FileNotFoundError if a file was merged away, so that all is done again; TraceError if one is torn."""
-    for file in files:
-        file.stat()
-    for file in files:
-        try:
-            for _ in pq.ParquetFile(file, page_checksum_verification=True).iter_batches():
-                pass
-        except (pa.ArrowInvalid, OSError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise torn(file, error) from error
-
-
 def recorded_steps(run_folder: Path) -> dict[str, set[int]]:
-    """Steps that each table holds, every page of their files read and held against its checksum.
+    """Steps that each table holds, their files read and held against their checksums.
 
     Raises: TraceError naming a file that is torn or does not hold what was written.
     """
     steps = {}
     for table in WRITE_ORDER:
         parts = list_parts(traces_folder(run_folder) / table)
-        check_files([part.file for part in parts])
+        for part in parts:
+            check_rows(part.file)
         steps[table] = {step for part in parts for step, _ in part.pairs}
     return steps
-
-
-def torn(file: Path, error: Exception) -> TraceError:
-    """The error for a file that is no whole Parquet file."""
-    return TraceError(
-        f"{file} cannot be read: it is cut short or damaged ({str(error)[:200].strip()}). Delete this file to "
-        "read the other steps, or copy it again from where it is whole."
-    )
 
 
 def _pair_of(name: str) -> Pair | None:

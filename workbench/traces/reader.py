@@ -19,17 +19,10 @@ import duckdb
 import pyarrow as pa
 
 from workbench.errors import TraceError, unknown
+from workbench.traces.checksums import check_rows_once
 from workbench.traces.memory import Memory
-from workbench.traces.parts import Part, check_files, list_parts, traces_folder
-from workbench.traces.schema import (
-    PROBE,
-    TABLES,
-    Header,
-    TracedRegime,
-    TracedView,
-    merge_headers,
-    stored_schema,
-)
+from workbench.traces.parts import Part, list_parts, traces_folder
+from workbench.traces.schema import PROBE, TABLES, Header, TracedRegime, TracedView, merge_headers, stored_schema
 from workbench.traces.views import regime_table, view_sql, without_rows
 
 Result = TypeVar("Result")
@@ -41,6 +34,10 @@ MEMORY = "512MB"  # that queries may take, beyond it they use the disk
 _MOST_IDLE = 8  # cursors kept
 _MOST_REMEMBERED = 32  # answers to questions
 _ATTEMPTS = 20  # a file may be merged away between listing and reading; that happens every hundred steps at most
+
+
+class NoTraces(TraceError):
+    """A folder in which no traces are recorded."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +56,15 @@ class TracedRollout:
 
 
 def open_traces(folder: str | Path) -> "Traces":
-    """The traces of a run folder, or of its traces folder itself. Raises TraceError if there are none."""
+    """The traces of a run folder, or of its traces folder itself. Raises NoTraces, or TraceError if a file is damaged."""
     folder = Path(folder)
     for candidate in (traces_folder(folder), folder):
         if any(list_parts(candidate / table) for table in TABLES):
             return Traces(candidate)
     if not folder.exists():
-        raise TraceError(f"{folder} does not exist. Give the folder of a run, as in runs/my-run.")
+        raise NoTraces(f"{folder} does not exist. Give the folder of a run, as in runs/my-run.")
     remedy = "Give the folder of a run (it has config.yaml), wait for its first step, or train with tracing on."
-    raise TraceError(f"{folder} holds no traces. {remedy}")
+    raise NoTraces(f"{folder} holds no traces. {remedy}")
 
 
 class Traces:
@@ -331,13 +328,15 @@ class Traces:
             parts = {table: [part for part in parts[table] if part.has(steps)] for table in parts}
         text = " ".join(query for query, _ in queries)
         used = tuple(table for table in TABLES if re.search(rf"\b{table}\b", text, re.IGNORECASE))
+        files = [part.file for table in used for part in parts[table]]
+        check_rows_once(files)
         try:
             with self._cursor(used, parts, header) as cursor:
                 return [cursor.sql(query, params=params).to_arrow_table() for query, params in queries]
         except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
             raise _query_error(error) from error
         except duckdb.Error as error:
-            check_files([part.file for table in used for part in parts[table]])
+            check_rows_once(files)  # one of them may be gone: merged away
             raise _query_error(error) from error
 
     @contextlib.contextmanager

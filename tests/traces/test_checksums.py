@@ -1,0 +1,94 @@
+"""A byte that is not the one that was written is found before a number is read."""
+
+import os
+import zlib
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from workbench.errors import TraceError
+from workbench.traces import checksums, parts
+from workbench.traces.parts import compact
+from workbench.traces.reader import open_traces
+from workbench.traces.writer import TraceWriter
+
+TABLES = ("positions", "rollouts", "cells")
+
+
+def write(folder: Path, make_batch, steps: int = 3) -> None:
+    writer = TraceWriter(folder, method="dopd", policy_text=str)
+    for step in range(steps):
+        writer.write(make_batch(step, top=2))
+
+
+def flip(file: Path, place: int, bit: int = 0x10) -> bytes:
+    """Change one bit of a file; returns what it was."""
+    raw, state = file.read_bytes(), file.stat()
+    file.write_bytes(raw[:place] + bytes([raw[place] ^ bit]) + raw[place + 1 :])
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1_000_000))  # a clock may be too coarse to tell
+    return raw
+
+
+def read_everything(folder: Path) -> list:
+    traces = open_traces(folder)
+    return [traces.sql(f"SELECT * FROM {table} ORDER BY ALL").to_pylist() for table in TABLES]
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("merged", [False, True])
+def test_any_flipped_byte_is_found(tmp_path: Path, make_batch, table: str, merged: bool) -> None:
+    write(tmp_path, make_batch)
+    if merged:
+        compact(tmp_path)
+    before = read_everything(tmp_path)
+    file = next(iter(sorted((tmp_path / "traces" / table).glob("*.parquet"))))
+    size = file.stat().st_size
+    for place in {*range(0, size, max(1, size // 80)), *range(size - 12, size)} - set(range(4)):  # PAR1 holds no number
+        raw = flip(file, place, 1 << place % 8)
+        with pytest.raises(TraceError, match=rf"{file.name} cannot be read: it is cut short or damaged.*copy it again"):
+            read_everything(tmp_path)
+        file.write_bytes(raw)
+    assert read_everything(tmp_path) == before
+
+
+def test_the_sums_are_crc_32_of_rows_and_footer(tmp_path: Path, make_batch) -> None:
+    write(tmp_path, make_batch, steps=1)
+    file = next((tmp_path / "traces" / "positions").iterdir())
+    raw, sums = file.read_bytes(), pq.read_metadata(file).metadata[b"workbench.crc32"]
+    start = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+    assert int(sums[:8], 16) == zlib.crc32(raw[:start])
+    assert int(sums[8:], 16) == zlib.crc32(raw[start:-8].replace(sums, b"0" * 16))
+
+
+def test_rows_are_read_once_for_their_checksum(tmp_path: Path, make_batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, make_batch)
+    checked = []
+    monkeypatch.setattr(checksums, "check_rows", checked.append)
+    open_traces(tmp_path).sql("SELECT count(*) FROM positions")
+    assert len(checked) == 3
+    open_traces(tmp_path).sql("SELECT count(*) FROM positions")
+    assert len(checked) == 3
+    flip(checked[0], 100)
+    open_traces(tmp_path).sql("SELECT count(*) FROM positions")
+    assert checked[3:] == checked[:1]
+
+
+def test_pages_of_files_without_sums_are_checked(tmp_path: Path, make_batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(parts, "ENTRIES", {})
+        older.setattr(parts, "seal", lambda file: None)
+        write(tmp_path, make_batch)
+    before = read_everything(tmp_path)
+    file = min((tmp_path / "traces" / "positions").iterdir())
+    raw, refused = file.read_bytes(), 0
+    rows = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")  # their footers are checked by nothing
+    for place in range(4, rows, rows // 40):
+        flip(file, place)
+        try:
+            assert read_everything(tmp_path) == before  # a byte of a page's header that says nothing
+        except TraceError as error:
+            assert f"{file.name} cannot be read: it is cut short or damaged" in str(error)
+            refused += 1
+        file.write_bytes(raw)
+    assert refused >= 30

@@ -1,0 +1,129 @@
+"""Checksums of a trace's Parquet files: two CRC-32, of the rows and of the footer, which stand in the footer itself.
+
+Parquet has checksums of pages alone, and DuckDB does not look at them. A file is written with zeros in their place, and `seal`
+puts the sums there. The footer is checked whenever it is read; the rows once per file and process, before the first query of
+them. Files of older versions have no sums of their own, and pyarrow checks their pages.
+"""
+
+import functools
+import os
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workbench.errors import TraceError
+
+# of a footer's metadata: the sums of rows and footer in hexadecimal, and that they are there
+ENTRIES = {"workbench.crc32": 16 * "0", "workbench.is_sealed": "true"}
+_KEY, _DIGITS = b"workbench.crc32\x18\x10", 16  # as Thrift's compact protocol writes it: key, field 2, length
+_IS_SEALED = b"workbench.is_sealed"
+_TAIL = 8  # bytes behind a footer: its length and PAR1
+_CHUNK = 2**20
+_MOST_KNOWN = 2**14  # files
+
+
+class _Damaged(ValueError):
+    """What is wrong with a file."""
+
+
+def seal(file: Path) -> None:
+    """Write the sums into a file that was written with ENTRIES in its footer."""
+    with file.open("rb+") as stream:
+        start, footer = _footer(stream)
+        place = footer.find(_KEY)
+        assert place >= 0, "the file was written without ENTRIES"
+        place += len(_KEY)
+        sums = f"{_crc_of_rows(stream, start):08x}{zlib.crc32(footer):08x}"
+        stream.seek(start + place)
+        stream.write(sums.encode())
+
+
+def check_footer(file: Path) -> None:
+    """Raises FileNotFoundError if a file was merged away, TraceError if its footer is not the one that was written."""
+    try:
+        with file.open("rb") as stream:
+            _, footer = _footer(stream)
+            if (sums := _sums(footer)) is not None:
+                zeros = footer.replace(_KEY + sums, _KEY + b"0" * _DIGITS)
+                if zlib.crc32(zeros) != int(sums[8:], 16):
+                    raise _Damaged("its footer does not match its checksum")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise torn(file, error) from error
+
+
+def check_rows_once(files: Iterable[Path]) -> None:
+    """As check_rows; a file that was checked is not read again until it changes."""
+    for file in files:
+        state = file.stat()
+        _check_rows(file, state.st_mtime_ns, state.st_size, state.st_ino)
+
+
+@functools.lru_cache(_MOST_KNOWN)
+def _check_rows(file: Path, *_state: int) -> None:
+    check_rows(file)
+
+
+def check_rows(file: Path) -> None:
+    """Raises FileNotFoundError if a file was merged away, TraceError if its rows are not those that were written."""
+    check_footer(file)
+    try:
+        with file.open("rb") as stream:
+            start, footer = _footer(stream)
+            sums = _sums(footer)
+            if sums is not None and _crc_of_rows(stream, start) != int(sums[:8], 16):
+                raise _Damaged("its rows do not match their checksum")
+        if sums is None:
+            for _ in pq.ParquetFile(file, page_checksum_verification=True).iter_batches():
+                pass
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise torn(file, error) from error
+
+
+def torn(file: Path, error: Exception) -> TraceError:
+    """The error for a file that is no whole Parquet file, or not the one that was written."""
+    return TraceError(
+        f"{file} cannot be read: it is cut short or damaged ({str(error)[:200].strip()}). Delete this file to "
+        "read the other steps, or copy it again from where it is whole."
+    )
+
+
+def _footer(stream) -> tuple[int, bytes]:
+    """Where a file's footer begins, and its bytes. Raises _Damaged if the file ends otherwise than Parquet does."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, size - _TAIL))
+    tail = stream.read(_TAIL)
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != b"PAR1" or length > size - _TAIL:
+        raise _Damaged("it does not end as a Parquet file does")
+    start = size - _TAIL - length
+    stream.seek(start)
+    return start, stream.read(length)
+
+
+def _sums(footer: bytes) -> bytes | None:
+    """The sums in a footer; None in a file of an older version. Raises _Damaged if they are no numbers."""
+    place = footer.find(_KEY)
+    if place < 0:
+        if _IS_SEALED in footer:
+            raise _Damaged("its checksums are gone")
+        return None
+    sums = footer[place + len(_KEY) :][:_DIGITS]
+    if len(sums) < _DIGITS or sums.strip(b"0123456789abcdef"):
+        raise _Damaged("its checksums are no numbers")
+    return sums
+
+
+def _crc_of_rows(stream, end: int) -> int:
+    """CRC-32 of the bytes before the footer."""
+    stream.seek(0)
+    crc, left = 0, end
+    while left > 0 and (chunk := stream.read(min(_CHUNK, left))):
+        crc, left = zlib.crc32(chunk, crc), left - len(chunk)
+    return crc
