@@ -16,7 +16,7 @@ in a crop shrunk to the same 96 pixels a small tag does.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from PIL import Image, ImageDraw
 
@@ -44,6 +44,7 @@ GROUND, _CARD, _CARD_EDGE = (226, 224, 218), (249, 248, 245), (208, 205, 198)
 _PLATE, _PLATE_EDGE, _INK, _SMUDGE = (255, 255, 255), (120, 120, 124), (20, 20, 24), (150, 150, 154)
 _SMOOTH = 4  # drawn so many times larger, then averaged
 _PLATE_BOX = (50, 49, 94, 95)
+_SHAPE_SIDE = 49  # of the square in the top left corner of a cell that holds its shape, however shifted
 _GLYPHS = {  # 5 x 7 dots, a row a number of five bits
     "A": (0b01110, 0b10001, 0b10001, 0b11111, 0b10001, 0b10001, 0b10001),
     "C": (0b01111, 0b10000, 0b10000, 0b10000, 0b10000, 0b10000, 0b01111),
@@ -108,7 +109,9 @@ def original(scene: Scene) -> Image.Image:
 def crop(scene: Scene, cell: int) -> Image.Image:
     """One cell cut from the original."""
     thing = next((thing for thing in scene.things if thing.cell == cell), None)
-    return _cell_of(thing, ORIGINAL_SCALE, sharp=True).copy()
+    image = Image.new("RGB", (ORIGINAL_SCALE * CELL, ORIGINAL_SCALE * CELL))
+    _paste_cell(image, (0, 0), thing, ORIGINAL_SCALE, sharp=True)
+    return image
 
 
 def cell_box(cell: int) -> tuple[int, int, int, int]:
@@ -122,36 +125,72 @@ def _draw(scene: Scene, scale: int, *, sharp: bool) -> Image.Image:
     by_cell = {thing.cell: thing for thing in scene.things}
     for cell in range(GRID * GRID):
         x0, y0, _, _ = cell_box(cell)
-        image.paste(_cell_of(by_cell.get(cell), scale, sharp=sharp), (scale * x0, scale * y0))
+        _paste_cell(image, (scale * x0, scale * y0), by_cell.get(cell), scale, sharp=sharp)
     return image
 
 
-def _cell_of(thing: Thing | None, scale: int, *, sharp: bool) -> Image.Image:
+def _paste_cell(
+    image: Image.Image, corner: tuple[int, int], thing: Thing | None, scale: int, *, sharp: bool
+) -> None:
+    """Put a cell into the image, its top left corner at `corner`.
+
+    Its shape and its name plate are drawn apart, once each: no pixel shows parts of both, and they have far more combinations.
+    """
     if thing is None:
-        return _draw_cell(None, None, None, False, (0, 0), scale)
-    shown = thing.tag if sharp or thing.readable else None
-    return _draw_cell(thing.shape, thing.color, shown, thing.readable, thing.shift, scale)
+        image.paste(_draw_card(None, None, (0, 0), scale), corner)
+        return
+    image.paste(_draw_card(thing.shape, thing.color, thing.shift, scale), corner)
+    plate = _draw_plate(thing.tag if sharp or thing.readable else None, thing.readable, scale)
+    x0, y0, _, _ = _plate_area(scale)
+    image.paste(plate, (corner[0] + x0, corner[1] + y0))
 
 
-@lru_cache(maxsize=2400)
-def _draw_cell(
-    shape: str | None, color: str | None, tag: str | None, large: bool, shift: tuple[int, int], scale: int
-) -> Image.Image:
-    """A cell as an image; `tag` None is a smudge. Kept, since training draws the same few thousand over and over."""
+@cache
+def _draw_card(shape: str | None, color: str | None, shift: tuple[int, int], scale: int) -> Image.Image:
+    """A cell without its name plate."""
+    if shape is None:
+        return _smoothed(_blank_card(scale))
+    unit = scale * _SMOOTH
+    part = _blank_card(scale).crop((0, 0, _SHAPE_SIDE * unit, _SHAPE_SIDE * unit))
+    _draw_shape(ImageDraw.Draw(part), shape, COLORS[color], shift, unit)
+    image = _draw_card(None, None, (0, 0), scale).copy()
+    image.paste(_smoothed(part))
+    return image
+
+
+@cache
+def _draw_plate(tag: str | None, large: bool, scale: int) -> Image.Image:
+    """The part of a cell that holds its name plate; `tag` None is a smudge."""
+    unit = scale * _SMOOTH
+    image = _blank_card(scale).copy()
+    draw = ImageDraw.Draw(image)
+    plate = tuple(unit * corner for corner in _PLATE_BOX)
+    draw.rounded_rectangle(plate, radius=5 * unit, fill=_PLATE, outline=_PLATE_EDGE, width=unit)
+    if tag is None:
+        _draw_smudge(draw, unit)
+    else:
+        _draw_glyph(draw, tag, (6 if large else 2) * unit, unit)
+    return _smoothed(image).crop(_plate_area(scale))
+
+
+def _plate_area(scale: int) -> tuple[int, int, int, int]:
+    """Pixels that the plate covers in a cell; its edge reaches one drawn pixel further than _PLATE_BOX."""
+    x0, y0, x1, y1 = _PLATE_BOX
+    return (scale * x0, scale * y0, scale * x1 + 1, scale * y1 + 1)
+
+
+@cache
+def _blank_card(scale: int) -> Image.Image:
+    """An empty cell, _SMOOTH times larger than it will be."""
     unit = scale * _SMOOTH
     image = Image.new("RGB", (CELL * unit, CELL * unit), GROUND)
-    draw = ImageDraw.Draw(image)
     card = tuple(unit * corner for corner in (2, 2, CELL - 2, CELL - 2))
-    draw.rounded_rectangle(card, radius=7 * unit, fill=_CARD, outline=_CARD_EDGE, width=unit)
-    if shape is not None:
-        _draw_shape(draw, shape, COLORS[color], shift, unit)
-        plate = tuple(unit * corner for corner in _PLATE_BOX)
-        draw.rounded_rectangle(plate, radius=5 * unit, fill=_PLATE, outline=_PLATE_EDGE, width=unit)
-        if tag is None:
-            _draw_smudge(draw, unit)
-        else:
-            _draw_glyph(draw, tag, (6 if large else 2) * unit, unit)
-    return image.resize((CELL * scale, CELL * scale), Image.Resampling.BOX)
+    ImageDraw.Draw(image).rounded_rectangle(card, radius=7 * unit, fill=_CARD, outline=_CARD_EDGE, width=unit)
+    return image
+
+
+def _smoothed(image: Image.Image) -> Image.Image:
+    return image.resize((image.width // _SMOOTH, image.height // _SMOOTH), Image.Resampling.BOX)
 
 
 def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, fill: tuple, shift: tuple[int, int], unit: int) -> None:
