@@ -45,7 +45,7 @@ def answer_questions(
     batch_size: int = 64,
 ) -> list[Answered]:
     """Every example answered once, by the most likely tokens."""
-    greedy = SamplingOptions(max_completion_length, temperature=0.0)
+    greedy = SamplingOptions(max_completion_length, temperature=0.0, evaluates=True)
     rollouts = write_rollouts(
         policy,
         examples,
@@ -138,7 +138,9 @@ class Evaluation:
 
 @torch.no_grad()
 def _entropies(policy: Policy, rollouts: list[Rollout], context: str, batch_size: int) -> list[float]:
-    """Mean entropy over each answer's tokens, in nats: the policy reads what it wrote."""
+    """Mean entropy over each answer's tokens, in nats. A policy whose sampler gives none reads what it wrote."""
+    if all(one.entropies is not None for one in rollouts):
+        return [math.fsum(one.entropies) / len(one.entropies) for one in rollouts]
     found = []
     for start in range(0, len(rollouts), batch_size):
         part = rollouts[start : start + batch_size]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from workbench.divergences import row_slices
 from workbench.method import REWARD, TOKENS, Regime
-from workbench.policies.readout import MixedReadout, Readout, chunk_size, cut
+from workbench.policies.readout import MixedReadout, Readout, chunk_size, cut, entropy_of
 from workbench.types import Routing, TokenScores
 
 
@@ -223,8 +223,7 @@ def _scalars(logits: Float[Tensor, "M V"], token_ids: Int[Tensor, " M"]) -> Toke
         scores.logprob[rows] = written.squeeze(-1)
         scores.rank[rows] = (logprobs > written).sum(-1)
         scores.max_logprob[rows] = logprobs.amax(-1)
-        # an entry at minus infinity has no mass and must not make 0 * inf
-        scores.entropy[rows] = logprobs.clamp_(min=-1e4).exp().mul_(logprobs).sum(-1).neg_().clamp_(min=0.0)
+        scores.entropy[rows] = entropy_of(logprobs)
     return scores
 
 

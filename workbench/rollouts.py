@@ -69,6 +69,7 @@ def write_rollouts(
                     source,
                     said,
                     denoising=completion.denoising,
+                    entropies=completion.entropies,
                 )
             )
     return rollouts
@@ -183,8 +184,8 @@ def _before(example: Example, replies: tuple[str, ...]) -> Rollout:
 
 
 def to_row(rollout: Rollout) -> dict:
-    """A rollout as plain values, its example by id."""
-    values = {one.name: getattr(rollout, one.name) for one in fields(Rollout)}
+    """A rollout of training as plain values, its example by id."""
+    values = {one.name: getattr(rollout, one.name) for one in fields(Rollout) if one.name != "entropies"}
     denoising = None if rollout.denoising is None else vars(rollout.denoising)
     return values | {"example": rollout.example.id, "denoising": denoising}
 

@@ -155,6 +155,7 @@ class Rollout:
     facts: tuple[tuple[str, float], ...] = ()  # what Method.annotate found out and decided; goes to the trace
     feedback: str | None = None  # what was written about this rollout, as it is to be shown; context "feedback"
     denoising: Denoising | None = None  # None: written from left to right
+    entropies: tuple[float, ...] | None = None  # the sampler's own, per token, where they were asked for
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,30 @@ def test_a_completion_depends_on_its_own_seed_alone(policy: AutoregressivePolicy
     assert len({one.ids for own in together for one in own}) == 6
 
 
+def test_answers_that_ended_leave_an_evaluation_and_change_nothing(
+    policy: AutoregressivePolicy, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampled = SamplingOptions(LENGTH, temperature=1.0)
+    _, before = flat(prompts, policy.sample(prompts, SEEDS, sampled))
+    ends = frozenset(one.ids[place] for one, place in zip(before, (1, 3, 5, 2, 8, 6), strict=True))  # all end elsewhere
+    monkeypatch.setattr(policy, "stop_ids", ends)
+    shown, stayed = flat(prompts, policy.sample(prompts, SEEDS, sampled))
+    sizes, sent = [], policy._go_on
+    monkeypatch.setattr(
+        policy, "_go_on", lambda inputs, cache: sizes.append(len(inputs["input_ids"])) or sent(inputs, cache)
+    )
+    _, left = flat(prompts, policy.sample(prompts, SEEDS, dataclasses.replace(sampled, evaluates=True)))
+    assert sizes[0] == 6 and sizes[-1] <= 2, "half of the rows ended, and the batch kept them"
+    assert [(one.ids, one.finished) for one in left] == [(one.ids, one.finished) for one in stayed]
+    assert len({len(one.ids) for one in left}) > 2
+    ids = torch.tensor([token for one in left for token in one.ids])
+    scores = score(policy.read(shown, [one.ids for one in left]), ids)
+    for name, kept in (("logprob", "logprobs"), ("entropy", "entropies")):
+        own = torch.tensor([value for one in left for value in getattr(one, kept)])
+        assert torch.allclose(own, getattr(scores, name), atol=CLOSE), name
+    assert all(one.entropies is None for one in stayed)
+
+
 def test_image_placeholders_are_never_sampled(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     placeholder = policy.model.config.image_token_id
     bias = torch.zeros(policy.model.get_output_embeddings().weight.shape[0])

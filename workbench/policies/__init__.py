@@ -14,22 +14,30 @@ class Written:
     ids       tokens, the end token included if it was written
     logprobs  of each token under the policy itself, at temperature 1 and before any cut of the vocabulary
     denoising in which order, if not from left to right
+    entropies of the policy's distribution at each token, in nats, before any cut; None if they were not asked for, or the
+              sampler does not give them
     """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finished: bool
     denoising: Denoising | None = None
+    entropies: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How completions are drawn. temperature 0 = the most likely token; top_p 1 and top_k 0 = no cut."""
+    """How completions are drawn. temperature 0 = the most likely token; top_p 1 and top_k 0 = no cut.
+
+    evaluates  nothing is learned from these completions: their entropies are asked for, and those that ended leave the
+               batch. (Sums over fewer rows differ in their last digits, so that training does not do it.)
+    """
 
     max_completion_length: int = 32
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    evaluates: bool = False
 
 
 @runtime_checkable

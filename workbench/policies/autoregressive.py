@@ -18,11 +18,13 @@ from workbench.policies.adapters import add_adapter, beside
 from workbench.policies.drawing import draw_by_chunks, uniform
 from workbench.policies.encoding import PromptEncoder
 from workbench.policies.engine import Engine, Request, check_same_prompt, weights_of
-from workbench.policies.passes import Passes, States
+from workbench.policies.passes import Passes, Sent, States
 from workbench.policies.proof import Proof, prove
 from workbench.policies.readout import Head, Readout
 from workbench.policies.weights import load_model
 from workbench.types import Denoising, Prompt
+
+LEAVING = 0.25  # share of the rows that have ended, from which on they leave the batch
 
 
 class AutoregressivePolicy(Passes):
@@ -161,32 +163,43 @@ class AutoregressivePolicy(Passes):
         return [[self._cut(one.ids, one.logprobs) for one in own] for own in sampled]
 
     def _continue(self, states: States, seeds: list[int], options: SamplingOptions) -> list[Written]:
+        """Draw tokens until all rows have ended. What stands behind a row's end is cut away, or was never drawn."""
         stop = torch.tensor(sorted(self.stop_ids), device=self.device)
         placeholders = torch.tensor(self._placeholders, dtype=torch.long, device=self.device)
         numbers = torch.stack([uniform(seed, options.max_completion_length) for seed in seeds]).to(self.device)
-        ids_BT, logprobs_BT = [], []
-        ended = torch.zeros(len(seeds), dtype=torch.bool, device=self.device)
+        longest = options.max_completion_length
+        ids_BT = torch.zeros(len(seeds), longest, dtype=torch.long, device=self.device)
+        logprobs_BT, entropies_BT = torch.zeros(2, len(seeds), longest, device=self.device)
+        rows, ended = torch.arange(len(seeds), device=self.device), torch.zeros_like(ids_BT[:, 0], dtype=torch.bool)
         hidden = next(states)
-        for column in range(options.max_completion_length):
-            ids, logprobs = draw_by_chunks(
-                self.head, hidden, self.vocabulary, placeholders, numbers[:, column], options
-            )
-            ids_BT.append(ids)
-            logprobs_BT.append(logprobs)
-            ended = ended | torch.isin(ids, stop)
-            if bool(ended.all()) or column + 1 == options.max_completion_length:
+        for column in range(longest):
+            uniform_B = numbers[rows, column]
+            drawn = draw_by_chunks(self.head, hidden, self.vocabulary, placeholders, uniform_B, options)
+            ids_BT[rows, column], logprobs_BT[rows, column] = drawn.ids, drawn.logprobs.float()
+            if drawn.entropies is not None:
+                entropies_BT[rows, column] = drawn.entropies.float()
+            ended = ended | torch.isin(drawn.ids, stop)
+            num_ended = int(ended.sum())
+            if num_ended == len(ended) or column + 1 == longest:
                 break
-            hidden = states.send(ids)
-        ids_BT, logprobs_BT = torch.stack(ids_BT, -1).tolist(), torch.stack(logprobs_BT, -1).tolist()
-        return [self._cut(*row) for row in zip(ids_BT, logprobs_BT, strict=True)]
+            sent = Sent(drawn.ids)
+            if options.evaluates and self.rows_can_leave and num_ended >= LEAVING * len(ended):
+                staying = (~ended).nonzero().squeeze(-1)
+                rows, ended, sent = rows[staying], ended[staying], Sent(drawn.ids[staying], staying)
+            hidden = states.send(sent)
+        written = [values[:, : column + 1].tolist() for values in (ids_BT, logprobs_BT, entropies_BT)]
+        if not options.evaluates:
+            written[2] = [None] * len(seeds)
+        return [self._cut(*row) for row in zip(*written, strict=True)]
 
-    def _cut(self, ids: Sequence[int], logprobs: Sequence[float]) -> Written:
+    def _cut(self, ids: Sequence[int], logprobs: Sequence[float], entropies: Sequence[float] | None = None) -> Written:
         """Ends a completion at its first end token, written as the one that stands for all."""
-        for length, token in enumerate(ids, start=1):
-            if token in self.stop_ids:
-                end = self.head.ends[0] if self.head.ends else token
-                return Written((*ids[: length - 1], end), tuple(logprobs[:length]), True)
-        return Written(tuple(ids), tuple(logprobs), False)
+        length = next((place for place, token in enumerate(ids, start=1) if token in self.stop_ids), None)
+        kept = None if entropies is None else tuple(entropies[:length])
+        if length is None:
+            return Written(tuple(ids), tuple(logprobs), False, entropies=kept)
+        end = self.head.ends[0] if self.head.ends else ids[length - 1]
+        return Written((*ids[: length - 1], end), tuple(logprobs[:length]), True, entropies=kept)
 
     def order_of(self, ids: tuple[int, ...]) -> Denoising | None:
         """None: from left to right, token by token."""

@@ -2,15 +2,24 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.policies import SamplingOptions
-from workbench.policies.readout import CHUNK_BYTES
+from workbench.policies.readout import CHUNK_BYTES, entropy_of
 
 ROW_BYTES = 40  # per entry of the vocabulary and row: logits twice, and four arrays of fp64 beside them
+
+
+class Drawn(NamedTuple):
+    """A token for each row, its log-prob before any cut, and the entropy of that distribution in nats (None: not asked for)."""
+
+    ids: Int[Tensor, " B"]
+    logprobs: Float[Tensor, " B"]
+    entropies: Float[Tensor, " B"] | None
 
 
 def uniform(seed: int, count: int) -> Float[Tensor, " T"]:
@@ -24,18 +33,20 @@ def draw_by_chunks(
     never: Int[Tensor, " K"],
     uniform: Float[Tensor, " B"],
     options: SamplingOptions,
-) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
-    """One token per row, none of `never`, and its log-prob before that and any other cut.
+) -> Drawn:
+    """One token per row, none of `never`; log-probs and entropies are before that and any other cut.
 
     Logits exist for as many rows at a time as fit in CHUNK_BYTES: memory does not grow with answers x vocabulary.
     """
-    ids, logprobs = [], []
+    ids, logprobs, entropies = [], [], []
     rows = max(1, CHUNK_BYTES // (ROW_BYTES * vocabulary))
     for some, numbers in zip(hidden.split(rows), uniform.split(rows), strict=True):
         logits = logits_of(some)[:, :vocabulary]
         ids.append(draw(logits.index_fill(-1, never, -math.inf), numbers, options))
         logprobs.append(logits.gather(-1, ids[-1].unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1))
-    return torch.cat(ids), torch.cat(logprobs)
+        if options.evaluates:
+            entropies.append(entropy_of(logits.log_softmax(-1)))
+    return Drawn(torch.cat(ids), torch.cat(logprobs), torch.cat(entropies) if entropies else None)
 
 
 def draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], options: SamplingOptions) -> Int[Tensor, " B"]:

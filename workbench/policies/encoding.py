@@ -25,7 +25,7 @@ from workbench.images import open_image
 from workbench.policies.templates import TEXT, content_form
 from workbench.types import Prompt, Turn
 
-CACHE_BYTES = 512 * 2**20  # of encoded prompts per policy family; oldest go first
+CACHE_BYTES = 2**30  # of encoded prompts per policy family; oldest go first
 RECENT_PICTURES = 8  # sets of pictures that are kept prepared
 GRID = "image_grid_thw"
 POOLING = "image_token_pooling"  # of Molmo 2: for each image token, which of its prompt's patches it is made of

@@ -7,8 +7,10 @@ column P. The hidden state of column P - 1 + t predicts completion token t.
 import contextlib
 import inspect
 from collections.abc import Generator, Iterator
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
@@ -20,9 +22,15 @@ from workbench.policies.image_features import Eyes, remembers
 from workbench.policies.shortcuts import Shortcuts
 from workbench.types import Prompt
 
-States = Generator[
-    Float[Tensor, "B D"], Int[Tensor, " B"], None
-]  # what predicts each row's next token; is sent that token
+
+class Sent(NamedTuple):
+    """The next token of each row that goes on, and which of the rows so far those are (None: all)."""
+
+    ids: Int[Tensor, " B"]
+    staying: Int[Tensor, " B"] | None = None
+
+
+States = Generator[Float[Tensor, "B D"], Sent, None]  # what predicts each row's next token; is sent that token
 
 
 class Passes:
@@ -130,6 +138,11 @@ class Passes:
         with self._adapter_state():
             return self.model(**inputs).logits[0, -1 - len(completion) : -1]
 
+    @property
+    def rows_can_leave(self) -> bool:
+        """Whether rows may stop before others while tokens are sampled."""
+        return self.shortcuts.cache and self.shortcuts.prompts
+
     def states(self, prompts: list[Prompt]) -> States:
         """Hidden states that predict each row's next token, for as long as tokens are sent."""
         if not self.shortcuts.cache:
@@ -146,16 +159,18 @@ class Passes:
         else:
             encoded = self._rows(prompts)
             hidden, mask = self._begin(encoded, cache)[:, -1], encoded["attention_mask"]
-        ones = torch.ones(len(prompts), 1, dtype=mask.dtype, device=self.device)
         while True:
-            ids = yield hidden
-            mask = torch.cat((mask, ones), -1)
+            ids, staying = yield hidden
+            if staying is not None:
+                self._repeat(cache, staying)
+                mask = mask[staying]
+            mask = F.pad(mask, (0, 1), value=1)
             hidden = self._go_on({"input_ids": ids.unsqueeze(-1), "attention_mask": mask}, cache)[:, -1]
 
     def _states_without_cache(self, prompts: list[Prompt]) -> States:
         inputs = self._rows(prompts)
         while True:
-            ids = yield self._hidden(inputs | {"use_cache": False})[:, -1]
+            ids, _ = yield self._hidden(inputs | {"use_cache": False})[:, -1]
             inputs = self._append(inputs, [(token,) for token in ids.tolist()])
 
     def _append(self, inputs: dict, completions: list[tuple[int, ...]]) -> dict:
@@ -203,7 +218,7 @@ class Passes:
         return self._hidden(encoded | {self._cache_argument: cache, "use_cache": True})
 
     def _repeat(self, cache: Cache, rows: Int[Tensor, " B"]) -> None:
-        """Have the prompts that a cache holds once for each of its completions, whatever the model keeps of them."""
+        """Have a cache hold these of its rows: a prompt once for each of its completions, or those that go on."""
         cache.batch_select_indices(rows)
         deltas = getattr(self.model.base_model, "rope_deltas", None)
         if deltas is not None:

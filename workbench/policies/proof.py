@@ -17,6 +17,7 @@ from torch import Tensor
 from workbench.errors import PolicyError
 from workbench.policies.heads import Seen, find_head, watched
 from workbench.policies.image_features import remembered_images
+from workbench.policies.passes import Sent
 from workbench.policies.readout import Head
 from workbench.policies.shortcuts import Shortcuts
 from workbench.types import Prompt
@@ -161,7 +162,7 @@ def _sampler(policy: "AutoregressivePolicy") -> Callable[[_Trial], list[Tensor]]
             steps = [policy.head(next(states))]
             for column in range(max(map(len, completions)) - 1):
                 drawn = [ids[min(column, len(ids) - 1)] for ids in completions]
-                steps.append(policy.head(states.send(torch.tensor(drawn, device=policy.device))))
+                steps.append(policy.head(states.send(Sent(torch.tensor(drawn, device=policy.device)))))
             for place, row in enumerate(part):
                 found[row] = torch.stack([step[place] for step in steps[: len(trial.completions[row])]])
         return found

@@ -148,3 +148,9 @@ def chunk_size(vocabulary: int) -> int:
 def cut(logits: Tensor, vocabulary: int) -> Tensor:
     """The first `vocabulary` entries; the gradient of a slice that cuts nothing off would still be a copy."""
     return logits if logits.shape[-1] == vocabulary else logits[:, :vocabulary]
+
+
+def entropy_of(logprobs: Float[Tensor, "M V"]) -> Float[Tensor, " M"]:
+    """Entropy of each distribution, in nats; `logprobs` are changed in place."""
+    # an entry at minus infinity has no mass and must not make 0 * inf
+    return logprobs.clamp_(min=_NOTHING).exp().mul_(logprobs).sum(-1).neg_().clamp_(min=0.0)

@@ -129,9 +129,7 @@ def _draw(scene: Scene, scale: int, *, sharp: bool) -> Image.Image:
     return image
 
 
-def _paste_cell(
-    image: Image.Image, corner: tuple[int, int], thing: Thing | None, scale: int, *, sharp: bool
-) -> None:
+def _paste_cell(image: Image.Image, corner: tuple[int, int], thing: Thing | None, scale: int, *, sharp: bool) -> None:
     """Put a cell into the image, its top left corner at `corner`.
 
     Its shape and its name plate are drawn apart, once each: no pixel shows parts of both, and they have far more combinations.
