@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from workbench.answers import Answered, save_answers
-from workbench.findings import find, sentences, wrong_context
+from workbench.findings import find, sentences, source_of, wrong_context
 from workbench.runs import RunFolder
 from workbench.summary import summarise_run
 
@@ -56,6 +56,38 @@ def test_a_source_that_evidence_does_not_help_cannot_pay() -> None:
     answered = [row for row in run() if row.context != "crop"] + rows(0, "teacher", "crop", "11100000", "visible")
     assert not find(answered, "crop").source.can_pay
     assert "could not pay" in sentences(find(answered, "crop"), run="a", config="b", privilege="crop")[0]
+
+
+def test_intervals_of_the_source_are_those_worked_out_by_hand() -> None:
+    """Wilson's for 3 and 7 of 8 (by the quadratic (p - q)^2 = 1.96^2 q (1 - q) / 8); the difference is paired."""
+    source = find(run(), "crop").source
+    for share in (source.without, source.with_evidence):
+        for end in (share.low, share.high):
+            assert (share.value - end) ** 2 == pytest.approx(1.96**2 * end * (1 - end) / 8)
+        assert share.low < share.value < share.high and share.count == 8
+    assert source.without.low == pytest.approx(0.1368, abs=1e-4) and source.without.high == pytest.approx(
+        0.6943, abs=1e-4
+    )
+    # differences of the eight: 0, 0, 0, 1, 1, 1, 1, 0; mean 1/2; squares sum to 2; over 7, over 8
+    margin = 1.96 * math.sqrt(2 / 7 / 8)
+    assert source.difference == pytest.approx((0.5, 0.5 - margin, 0.5 + margin))
+
+
+def test_the_change_of_over_confidence_is_paired_too() -> None:
+    """Confidence minus reward of the four: -0.7, 0.3, 0.3, 0.3, then 0.9, 0.9, 0.9, -0.1; changes 1.6, 0.6, 0.6, -0.4."""
+    margin = 1.96 * math.sqrt((1.0 + 0.0 + 0.0 + 1.0) / 3 / 4)
+    assert find(run(), "crop").more_claimed == pytest.approx((0.6, 0.6 - margin, 0.6 + margin))
+    assert find(run(), "crop").steps == (0, 9)
+
+
+@pytest.mark.parametrize("privilege", ["crop", "wrong_crop", None])
+def test_wrong_evidence_is_never_taken_for_the_evidence(privilege: str | None) -> None:
+    answered = rows(0, "teacher", "wrong_crop", "11100001", "visible") + run()
+    source = find(answered, privilege).source
+    assert (source.context, source.privileged) == ("crop", 0.875)
+    assert [(share.context, share.value) for share in source.wrong] == [("wrong_crop", 0.5)]
+    only_wrong = [row for row in answered if row.context != "crop"]
+    assert source_of(only_wrong, privilege) is None
 
 
 def test_without_a_teacher_the_student_before_training_is_the_source() -> None:

@@ -7,9 +7,8 @@ from datetime import datetime
 from pathlib import Path
 
 from workbench.answers import CONFIDENCE, Answered, load_answers, measure
-from workbench.config import read_yaml
-from workbench.errors import ConfigError, TraceError
-from workbench.findings import find, sentences
+from workbench.errors import TraceError
+from workbench.findings import find, privilege_of, sentences
 from workbench.processes import born_at
 from workbench.runs import RunFolder
 from workbench.traces.reader import NoTraces, Traces, open_traces
@@ -49,15 +48,12 @@ def summarise_run(run_dir: str | Path) -> str:
 
 def _findings(folder: RunFolder, answered: list[Answered]) -> list[str]:
     """What was gained, what is only claimed, and how to find out why; nothing before a second evaluation."""
-    config = folder.path / "config.yaml"
-    try:
-        privilege = read_yaml(config).get("method", {}).get("privilege")
-    except ConfigError:  # the answers can be told without it
-        privilege = None
+    privilege = privilege_of(folder.path)
     found = find(answered, privilege)
     if found is None:
         return []
-    lines = sentences(found, run=folder.path.name, config=str(config), privilege=privilege)
+    config = str(folder.path / "config.yaml")
+    lines = sentences(found, run=folder.path.name, config=config, privilege=privilege)
     return ["\n".join(lines) + "\n  [ ]: 95 % over these questions; one seed"]
 
 

@@ -10,10 +10,10 @@ import gradio as gr
 from workbench.analysis import figures, illusion, regimes
 from workbench.analysis.style import TRUTHS
 from workbench.analysis.table import Table, table
-from workbench.rendering.words import NONE
 from workbench.traces.reader import Traces
-from workbench.types import PRIVILEGED, VISIBLE
+from workbench.types import PRIVILEGED
 from workbench.ui.context import AppContext, Shared, kept, told
+from workbench.ui.finding_cards import findings_html
 from workbench.ui.pieces import (
     TRACES,
     Column,
@@ -57,7 +57,7 @@ def draw(context: AppContext, run: str | None, theme: str, shown: str | None) ->
     bought, parted = illusion.bought_by_information(traces or run_dir), illusion.separation(traces or run_dir)
     over, group = overconfidence(accuracy)
     return (
-        headline(run_dir.name, accuracy, bought, parted),
+        headline(run_dir, accuracy, bought, parted),
         figures.accuracy_curves(accuracy, theme=theme),
         gr.Dropdown(choices=pairs, value=shown or None, visible=bool(pairs)),
         draw_reliability(run_dir, shown, theme),
@@ -88,28 +88,11 @@ def draw_wrong(found: Table) -> str:
     return rows_html(found, SURE_COLUMNS, label="sure and wrong", key=SURE_KEY, title=title, tall=478)
 
 
-def headline(run: str, accuracy: Table, bought: Table, parted: Table) -> str:
-    """Four numbers that say how much was learned and how much imitated, each with what it is of."""
-    rows = {
-        (row["step"], row["truth"]): row
-        for row in accuracy.rows
-        if row["policy"] == "student" and row["context"] == "plain"
-    }
-    steps = sorted({step for step, _ in rows})
+def headline(run_dir: Path, accuracy: Table, bought: Table, parted: Table) -> str:
+    """What the run found, and two numbers of how much of it was imitated, each with what it is of."""
+    if accuracy.empty:
+        return empty_html(accuracy.empty)
     tiles = []
-    if steps:
-        first, last = steps[0], steps[-1]
-        group = VISIBLE if (last, VISIBLE) in rows else "all"
-        change = 100 * (rows[last, group]["accuracy"] - rows[first, group]["accuracy"])
-        since = f"{_points(change)} since step {first}" if last != first else "before training"
-        tiles.append(
-            (f"{100 * rows[last, group]['accuracy']:.1f}\u2009%", f"right on {group} questions", f"step {last}, n = {rows[last, group]['count']:,}, {since}")
-        )  # fmt: skip
-        if (last, PRIVILEGED) in rows:
-            hidden = rows[last, PRIVILEGED]
-            tiles.append(
-                (_points(100 * hidden["overconfidence"]), "over-confident on privileged questions", f"step {last}, n = {hidden['count']:,}: sure {hidden['confidence']:.0%}, right {hidden['accuracy']:.0%}")
-            )  # fmt: skip
     spent = [row for row in bought.rows if row["truth"] == "all" and row["loss_share"] is not None]
     if spent:
         end = spent[-1]
@@ -118,13 +101,13 @@ def headline(run: str, accuracy: Table, bought: Table, parted: Table) -> str:
         if row["gap"] != illusion.TELLING:
             continue
         tiles.append((f"{row['auroc']:.2f}", "AUROC of the information gap's size", f"{row['num_privileged']:,} privileged against {row['num_visible']:,} visible tokens; 0.5 tells nothing"))  # fmt: skip
-    if not tiles:
-        return empty_html(
-            accuracy.empty or "The student was not asked as it is used. Add plain to evaluation.contexts."
-        )
-    sure = "" if accuracy.empty else aside_html(illusion.HOW_SURE)
-    cards = "".join(f"<div><b>{escape(number)}</b><span>{escape(what)}</span><small>{escape(of)}</small></div>" for number, what, of in tiles)  # fmt: skip
-    return f'<div class="wbu-tiles" role="group" aria-label="headline of {escape(run, quote=True)}">{cards}</div>{sure}'
+    cards = "".join(
+        f"<div><b>{escape(number)}</b><span>{escape(what)}</span><small>{escape(of)}</small></div>"
+        for number, what, of in tiles
+    )
+    label = f"headline of {escape(run_dir.name, quote=True)}"
+    numbers = f'<div class="wbu-tiles" role="group" aria-label="{label}">{cards}</div>' if tiles else ""
+    return findings_html(run_dir) + numbers + aside_html(illusion.HOW_SURE)
 
 
 def _steps(row: Mapping) -> str:
@@ -200,10 +183,6 @@ def worst_address(address: Mapping | None, key: Mapping) -> dict:
 def wrong_address(address: Mapping | None, key: Mapping) -> dict:
     """The address of an evaluated question, with what it was shown, in Data."""
     return kept(address) | {"example": str(key["example"]), "context": str(key["context"])}
-
-
-def _points(value: float) -> str:
-    return f"{value:+.1f} points".replace("-", "−") if value or value == 0 else NONE
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:

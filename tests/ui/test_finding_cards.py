@@ -1,0 +1,123 @@
+"""What a run found, as Illusion shows it: the numbers of the summary's sentences, and the key that records what is missing."""
+
+import re
+from html import unescape
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from workbench.answers import Answered, save_answers
+from workbench.findings import find, sentences
+from workbench.runs import RunFolder
+from workbench.ui import illusion
+from workbench.ui.context import AppContext
+from workbench.ui.finding_cards import findings_html
+
+CONFIG = "models: {teacher: t}\nmethod: {name: dopd, privilege: crop}\n"
+
+
+def rows(step: int, policy: str, context: str, rewards: str, truth: str | None, sure: float = 0.5) -> list[Answered]:
+    return [
+        Answered(step, policy, context, f"{truth}{number}", "", truth, "3", "3", float(reward), sure, 2, True)
+        for number, reward in enumerate(rewards)
+    ]
+
+
+STUDENT = [
+    *rows(0, "student", "plain", "11000000", "visible"),
+    *rows(0, "student", "plain", "1000", "privileged", 0.3),
+    *rows(9, "student", "plain", "10111100", "visible"),
+    *rows(9, "student", "plain", "0001", "privileged", 0.9),
+]
+TEACHER = [
+    *rows(0, "teacher", "plain", "11100000", "visible"),
+    *rows(0, "teacher", "crop", "11111110", "visible"),
+]
+WRONG = rows(0, "teacher", "wrong_crop", "11100001", "visible")
+
+
+def cards(tmp_path: Path, answered: list[Answered], config: str = CONFIG) -> list[str]:
+    """The text of each card."""
+    folder = RunFolder.create(tmp_path / "demo", config, seed=0, method="dopd")
+    for step in {row.step for row in answered}:
+        save_answers(folder.path, step, [row for row in answered if row.step == step])
+    sections = re.findall(r"<section>(.*?)</section>", findings_html(folder.path), flags=re.DOTALL)
+    return [" ".join(unescape(re.sub(r"<[^>]+>", " ", section)).split()) for section in sections]
+
+
+def test_the_cards_give_the_numbers_worked_out_by_hand(tmp_path: Path) -> None:
+    """The numbers are derived in tests/test_findings.py."""
+    pay, gained, claimed = cards(tmp_path, STUDENT + TEACHER + WRONG)
+    assert pay.startswith(
+        "Could privilege pay? Yes +50.0 points [+13.0, +87.0] the teacher, with and without crop: 8 questions"
+    )
+    assert "image alone 37.5 % [13.7, 69.4]" in pay and "with crop 87.5 %" in pay and "with wrong_crop 50.0 %" in pay
+    assert "evaluation" not in pay, "nothing is missing"
+    assert gained.startswith(
+        "Gained +37.5 points [−14.1, +89.1] the student, right on 8 questions that the image answers"
+    )
+    assert "step 0 25.0 % step 9 62.5 %" in gained
+    assert claimed.startswith("Only claimed +65.0 points +5.0 points before; changed by +60.0 points")
+    assert "sure, step 0 30.0 % right, step 0 25.0 % sure, step 9 90.0 % right, step 9 25.0 %" in claimed
+
+
+def test_the_cards_and_the_summary_say_the_same(tmp_path: Path) -> None:
+    _, gained, claimed = cards(tmp_path, STUDENT + TEACHER)
+    findings = find(STUDENT + TEACHER, "crop")
+    first, second, _ = sentences(findings, run="a", config="b", privilege="crop")
+    assert "+37.5 points" in first and "+37.5 points" in gained
+    assert "over-confident by +65 points" in second and "+65.0 points" in claimed
+
+
+@pytest.mark.parametrize(
+    ("answered", "config", "card", "sentence"),
+    [
+        (STUDENT + TEACHER, CONFIG, 0, "add wrong_crop to evaluation.contexts"),
+        (STUDENT, CONFIG, 0, "Add crop to evaluation.contexts"),
+        (STUDENT, CONFIG, 0, "evaluation.teacher=true"),
+        (STUDENT, CONFIG.replace("crop", "hint"), 0, "Add hint to evaluation.contexts"),
+        (STUDENT + TEACHER, CONFIG.replace("crop", "hint"), 0, "The evidence of this run, hint, was not evaluated"),
+        (STUDENT[:12] + TEACHER, CONFIG, 1, "Step 0 alone is evaluated"),
+        (TEACHER, CONFIG, 1, "add plain to evaluation.contexts"),
+        (
+            rows(0, "student", "plain", "1", None) + rows(9, "student", "plain", "1", None),
+            CONFIG,
+            1,
+            "evaluation.count",
+        ),
+        (rows(0, "student", "plain", "10", None) + rows(9, "student", "plain", "11", None), CONFIG, 2, "is not known"),
+    ],
+)
+def test_what_was_not_recorded_names_the_key_that_records_it(
+    tmp_path: Path, answered: list[Answered], config: str, card: int, sentence: str
+) -> None:
+    assert sentence in cards(tmp_path, answered, config)[card]
+
+
+def test_evidence_that_does_not_help_cannot_pay(tmp_path: Path) -> None:
+    useless = rows(0, "teacher", "crop", "11100000", "visible")
+    assert cards(tmp_path, STUDENT + TEACHER[:8] + useless)[0].startswith("Could privilege pay? No 0.0 points")
+
+
+def test_a_run_without_evaluations_says_which_key_asks(context: AppContext) -> None:
+    head = illusion.draw(context, "photos", "light", "")[0]
+    assert "data.eval=SOURCE" in head and "wbu-findings" not in head
+
+
+def test_the_page_shows_the_cards_whole(visit) -> None:
+    """Three cards side by side on a desk, one below the other on a phone, none wider than the page."""
+    page = visit("run=dopd", "illusion")
+    sections = page.locator("#illusion-headline .wbu-findings section")
+    expect(sections).to_have_count(3)
+    expect(sections.first).to_contain_text("Could privilege pay?")
+    assert len({round(card.bounding_box()["y"]) for card in sections.all()}) == 1
+    track = sections.first.locator("dd:has(> i)").first
+    filled = track.locator("i").bounding_box()["width"] / track.bounding_box()["width"]
+    written = sections.first.locator("dl > div").first.locator("dd").last.inner_text()
+    assert filled == pytest.approx(float(written.split("\u2009%")[0]) / 100, abs=0.02)
+    page.set_viewport_size({"width": 390, "height": 800})
+    boxes = [card.bounding_box() for card in sections.all()]
+    assert len({round(box["y"]) for box in boxes}) == 3 and all(
+        box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes
+    )
