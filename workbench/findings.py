@@ -13,6 +13,7 @@ from workbench.errors import ConfigError
 from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
 CANNOT_PAY = 0.02  # evidence that adds less than this to its reader's accuracy has nothing to pass on
+INTERVALS = "[ ]: 95 % over these questions; one seed"
 _WRONG_OF = {part: wrong for wrong, part in WRONG.items()}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from workbench.answers import CONFIDENCE, Answered, load_answers, measure
 from workbench.errors import TraceError
-from workbench.findings import find, privilege_of, sentences
+from workbench.findings import INTERVALS, find, privilege_of, sentences
 from workbench.processes import born_at
 from workbench.runs import RunFolder
 from workbench.traces.reader import NoTraces, Traces, open_traces
@@ -54,7 +54,7 @@ def _findings(folder: RunFolder, answered: list[Answered]) -> list[str]:
         return []
     config = str(folder.path / "config.yaml")
     lines = sentences(found, run=folder.path.name, config=config, privilege=privilege)
-    return ["\n".join(lines) + "\n  [ ]: 95 % over these questions; one seed"]
+    return ["\n".join([*lines, f"  {INTERVALS}"])]
 
 
 def written_by(run_dir: str | Path) -> dict[str, str]:

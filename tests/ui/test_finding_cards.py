@@ -58,7 +58,7 @@ def test_the_cards_give_the_numbers_worked_out_by_hand(tmp_path: Path) -> None:
         "Gained +37.5 points [−14.1, +89.1] the student, right on 8 questions that the image answers"
     )
     assert "step 0 25.0 % step 9 62.5 %" in gained
-    assert claimed.startswith("Only claimed +65.0 points +5.0 points before; changed by +60.0 points")
+    assert claimed.startswith("Only claimed +65.0 points +5.0 points before, change +60.0 points")
     assert "sure, step 0 30.0 % right, step 0 25.0 % sure, step 9 90.0 % right, step 9 25.0 %" in claimed
 
 
@@ -117,7 +117,7 @@ def test_the_page_shows_the_cards_whole(visit) -> None:
     written = sections.first.locator("dl > div").first.locator("dd").last.inner_text()
     assert filled == pytest.approx(float(written.split("\u2009%")[0]) / 100, abs=0.02)
     page.set_viewport_size({"width": 390, "height": 800})
-    boxes = [card.bounding_box() for card in sections.all()]
-    assert len({round(box["y"]) for box in boxes}) == 3 and all(
+    boxes = [card.bounding_box() for card in [*sections.all(), *sections.locator("dd").all()]]
+    assert len({round(box["y"]) for box in boxes[:3]}) == 3 and all(
         box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes
     )

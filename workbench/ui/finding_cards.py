@@ -114,7 +114,7 @@ def _claimed(findings: Findings) -> str:
     notes = [NO_TRUTH] if findings.claimed_group == "all" else []
     then = f"{_points(before.overconfidence)} before"
     if findings.more_claimed:
-        then += f"; changed by {_change(findings.more_claimed)}"
+        then += f", change {_change(findings.more_claimed)}"
     return _card("Only claimed", _points(after.overconfidence), of, bars, notes, then)
 
 

@@ -10,6 +10,7 @@ import gradio as gr
 from workbench.analysis import figures, illusion, regimes
 from workbench.analysis.style import TRUTHS
 from workbench.analysis.table import Table, table
+from workbench.findings import INTERVALS
 from workbench.traces.reader import Traces
 from workbench.types import PRIVILEGED
 from workbench.ui.context import AppContext, Shared, kept, told
@@ -107,7 +108,7 @@ def headline(run_dir: Path, accuracy: Table, bought: Table, parted: Table) -> st
     )
     label = f"headline of {escape(run_dir.name, quote=True)}"
     numbers = f'<div class="wbu-tiles" role="group" aria-label="{label}">{cards}</div>' if tiles else ""
-    return findings_html(run_dir) + numbers + aside_html(illusion.HOW_SURE)
+    return findings_html(run_dir) + numbers + aside_html(f"{INTERVALS}. {illusion.HOW_SURE}")
 
 
 def _steps(row: Mapping) -> str:
