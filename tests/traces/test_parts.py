@@ -111,7 +111,11 @@ def test_deleting_removes_what_a_kill_left_half_written(tmp_path, make_batch):
     write_steps(tmp_path, make_batch, range(2))
     (tmp_path / "traces" / "positions" / ".step-000002-rank-0.parquet.77").write_bytes(b"PAR1")
     (tmp_path / "traces" / "positions" / "step-000009-rank-0.parquet").write_bytes(b"torn")
+    torn_image = tmp_path / "traces" / "images" / ".0b449bc9b00a2749.png.77"
+    torn_image.parent.mkdir(exist_ok=True)
+    torn_image.write_bytes(b"\x89PNG")
     delete_after(tmp_path, 1)
+    assert not torn_image.exists()
     assert names(tmp_path) == ["step-000000-rank-0.parquet", "step-000001-rank-0.parquet"]
 
 

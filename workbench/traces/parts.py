@@ -144,14 +144,12 @@ def delete_after(run_folder: Path, step: int) -> None:
 
     For a run that goes on from a checkpoint; call it in one process, before any writes.
     """
+    _delete_hidden(traces_folder(run_folder) / "images")
     for table in reversed(WRITE_ORDER):
         folder = traces_folder(run_folder) / table
         if not folder.is_dir():
             continue
-        for file in folder.glob(".*"):
-            if not file.is_file():
-                raise TraceError(f"{file} is none of the files of a trace. Move it elsewhere.")
-            file.unlink()
+        _delete_hidden(folder)
         for name in _stable_names(folder):
             pair = _pair_of(name)
             if pair and pair[0] > step:
@@ -164,6 +162,14 @@ def delete_after(run_folder: Path, step: int) -> None:
                 _, rows = _read(part.file)
                 rows = rows.filter(pc.less_equal(rows["step"], step))
                 write_part(part.file, rows, replace(part.header, covers=kept), durable=True)
+
+
+def _delete_hidden(folder: Path) -> None:
+    """Files that were being written when the run was killed."""
+    for file in folder.glob(".*"):
+        if not file.is_file():
+            raise TraceError(f"{file} is none of the files of a trace. Move it elsewhere.")
+        file.unlink()
 
 
 def _stable_names(folder: Path) -> list[str]:

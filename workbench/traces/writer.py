@@ -4,6 +4,7 @@ Tensors become Arrow arrays by way of numpy, without a Python object per number.
 missing here is a KeyError in the first test that writes.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable
@@ -308,6 +309,8 @@ class TraceWriter:
                 temporary.write_bytes(content)
                 os.replace(temporary, file)
             except OSError as error:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
                 raise TraceError(f"{file} cannot be written ({error}). Free some space or check the rights.") from error
         return f"images/{file.name}"
 
