@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).parent.parent / "workbench"
 # modules of one line do not import each other, unless one is the package of the other
 LAYERS = """
 errors threads shipped
-distributed folders jsonlines parsing terminal scripts numerals
+distributed folders jsonlines parsing terminal scripts numerals color_profiles
 types images seeding
 divergences grading counterparts
 contexts picture_bounds

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from workbench.color_profiles import to_srgb
 from workbench.errors import DataError
 
 MAX_PIXELS = 64_000_000  # an 8000 x 8000 picture; larger ones are refused, not shrunk
@@ -110,7 +111,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _as_rgb(image: Image.Image, name: str) -> Image.Image:
-    """The first frame, upright, on a white ground, as 8-bit RGB; what that leaves out or decides is logged."""
+    """The first frame, upright, on a white ground, as 8-bit sRGB; what that leaves out or decides is logged."""
     _check_size(image, name)
     first, declared, key = image, _declared_bits(image), _transparent_value(image)
     if _orientation(image) != 1:
@@ -130,6 +131,9 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.has_transparency_data and alpha is None:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
+    image, decided = to_srgb(image, first.info.get("icc_profile"))
+    if decided:
+        note(decided, name)
     image = _on_white(image, alpha, name)
     if name != IN_MEMORY and _has_more_frames(first):
         note(f"several frames, of which the first is shown ({first.format})", name)
