@@ -371,3 +371,12 @@ def test_as_a_program_it_says_the_same_and_lets_its_reader_go(run: Path) -> None
     assert wrong.stderr.startswith("RunError: nowhere is no run folder") and not wrong.stdout
     piped = subprocess.run(f"{command} options | head -1", shell=True, env=environment, capture_output=True, text=True, check=True)  # fmt: skip
     assert piped.stderr == "" and piped.stdout.startswith("  name=")
+
+
+def test_an_argument_of_thousands_of_signs_is_cut_in_the_message(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "configs/demo.yaml", "-" + "9" * 5000 + "=1"])
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert "unrecognized arguments: -999" in message
+    assert len(message) < 1000

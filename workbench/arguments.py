@@ -2,20 +2,29 @@
 
 import argparse
 from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 from workbench import app_command
+from workbench.errors import cut
 from workbench.grading import RULES
 from workbench.layouts import LAYOUTS
 from workbench.shipped import locate
 
 COLOURS = ("regime", "capability", "information", "weight", "loss", "entropy", "truth")
+_LONGEST = 400  # characters of a message about arguments
 
 Add = Callable[[str, str], argparse.ArgumentParser]  # name and help of a command to the parser of its options
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Exit with the usage and the message, of which a long value shows its beginning."""
+        super().error(cut(message, _LONGEST))
+
+
 def build_parser(commands: Mapping[str, Callable[[argparse.Namespace], int | None]]) -> argparse.ArgumentParser:
     """A parser whose result has, as `run`, the function of `commands` that the chosen command calls."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="workbench", description="On-policy distillation of vision-language models with privileged inputs."
     )
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
