@@ -291,6 +291,26 @@ def test_an_import_without_one_good_row_says_why_and_leaves_nothing(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["theirs"]
 
 
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [("a.jsonl", b""), ("a.jsonl", b"\n \n"), ("a.json", b""), ("a.json", b"[]"), ("a.jsonl", b"\xef\xbb\xbf\n"), ("a.parquet", b"")],
+)  # fmt: skip
+def test_an_empty_file_is_called_empty(folder, name, raw):
+    (folder / name).write_bytes(raw)
+    for read in (lambda: import_dataset(folder / name, folder / "ours"), lambda: load_examples(folder / name)):
+        with pytest.raises(DataError, match=rf"{name} is empty: it has no rows\. Check") as raised:
+            read()
+        assert "--column" not in str(raised.value)
+    assert not (folder / "ours").exists()
+
+
+def test_rows_that_cannot_be_read_bring_no_advice_about_columns(folder):
+    (folder / "a.jsonl").write_text("[]\n{\n")
+    with pytest.raises(DataError, match="2 x row cannot be read") as raised:
+        import_dataset(folder / "a.jsonl", folder / "ours")
+    assert "--column" not in str(raised.value)
+
+
 def test_a_destination_that_cannot_be_written_is_one_sentence(folder):
     with pytest.raises(DataError, match="cannot be written"):
         import_dataset(write(folder, {"prompt": "Q?"}), folder / "theirs/a.png/ours")

@@ -28,7 +28,7 @@ from workbench.picture_bounds import PictureBounds
 from workbench.scenes import SPLITS, check_split, make_examples
 from workbench.scenes.revealed import reveal
 from workbench.scripts import is_blank
-from workbench.tables import open_table, parse_source, show
+from workbench.tables import no_rows, open_table, parse_source, show
 from workbench.types import PRIVILEGED, VISIBLE, Box, Evidence, Example, Mark, Turn
 from workbench.values import is_missing, number_text
 
@@ -105,7 +105,7 @@ def load_examples(
         if len(examples) == limit:
             break
     if not examples:
-        raise DataError(f"{table.name} has no rows. Check that it is the right file and was written to its end.")
+        raise no_rows(table.name)
     others = Counterparts(examples)
     return [dataclasses.replace(example, others=others) for example in examples]
 

@@ -131,7 +131,7 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.has_transparency_data and alpha is None:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
-    image, decided = to_srgb(image, first.info.get("icc_profile"))
+    image, decided = to_srgb(image, None if first.mode == "LAB" else first.info.get("icc_profile"))
     if decided:
         note(decided, name)
     image = _on_white(image, alpha, name)

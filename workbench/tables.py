@@ -4,6 +4,7 @@ Rows come one after another and as they were stored: a line of JSON is parsed wh
 reader may skip a bad line, and embedded images stay {"bytes", "path"}.
 """
 
+import codecs
 import importlib
 import os
 from collections import Counter
@@ -35,6 +36,7 @@ _ADVICE = {  # by the end of a file's name: how it becomes one that is read
     ): 'A picture needs a row: write {"question": ..., "images": [...]} to a .jsonl file',
     (".yaml", ".yml"): "A recipe is named before the keys: workbench train RECIPE data.train=FILE",
 }
+_LONGEST_BLANK = 2**16  # bytes of a file that holds none but blanks
 _LIST_NAMES = ("data", "rows", "examples", "samples", "items", "questions", "train", "validation", "test")
 _HF_PARAMETERS = ("split", "config", "revision", "streaming")
 
@@ -105,6 +107,8 @@ def open_table(source: str | Path, *, split: str | None = None) -> Table:
         raise DataError(
             f"{path} does not exist. Give a .jsonl, .json or .parquet file, a saved folder, hf:NAME or scenes:SPLIT."
         )
+    if _is_blank(path):
+        raise no_rows(path)
     if path.suffix == ".jsonl":
         return Table(str(path), path.parent, _jsonl_rows(path))
     if path.suffix == ".parquet":
@@ -115,6 +119,20 @@ def open_table(source: str | Path, *, split: str | None = None) -> Table:
     raise DataError(
         f'{path} ends in "{path.suffix}"; data files are .jsonl or .parquet, or one list in .json.{advice and " "}{advice}{advice and "."}'
     )
+
+
+def no_rows(name: str | Path) -> DataError:
+    """The error for a source without a single row."""
+    return DataError(f"{name} is empty: it has no rows. Check that it is the right file and was written to its end.")
+
+
+def _is_blank(path: Path) -> bool:
+    """Whether a file holds at most blanks and a byte order mark. Unreadable files are not blank; reading them says why."""
+    try:
+        with path.open("rb") as file:
+            return not file.read(_LONGEST_BLANK).removeprefix(codecs.BOM_UTF8).strip() and not file.read(1)
+    except OSError:
+        return False
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:

@@ -21,7 +21,7 @@ from workbench.importing.pictures import IMAGES_FOLDER
 from workbench.importing.report import ImportReport
 from workbench.importing.rows import COLUMN_NAMES, Importer, convert_row
 from workbench.layouts import LAYOUTS, Layout, load_layout
-from workbench.tables import open_table
+from workbench.tables import no_rows, open_table
 
 PRIVILEGED_AS = ("caption", "hint")
 _OWN_STRUCTURES = ("history", "turns", "marks", "crop_box")  # a column that is named for another is not read as these
@@ -124,9 +124,13 @@ def _convert_all(importer: Importer, columns: dict[str, str], limit: int | None)
         if theirs and name not in theirs:
             raise ConfigError(f"{ours}={name}: {importer.table.name}: " + unknown("column", name, theirs))
     report.unused = tuple(name for name in theirs if name not in {*report.used, *importer.layout.also_read})
+    if report.written == 0 and not report.skipped:
+        raise no_rows(importer.table.name)
     if report.written == 0:
-        reasons = str(report).partition("\n")[2] if report.skipped else "it has no rows"
-        raise DataError(
-            f"not one row of {importer.table.name} could be converted.\n{reasons}\n"
-            f"Columns of other names: --column ours=theirs, or --layout, one of {', '.join(LAYOUTS)}."
+        reasons = str(report).partition("\n")[2]
+        advice = (
+            f"\nColumns of other names: --column ours=theirs, or --layout, one of {', '.join(LAYOUTS)}."
+            if theirs
+            else ""
         )
+        raise DataError(f"not one row of {importer.table.name} could be converted.\n{reasons}{advice}")
