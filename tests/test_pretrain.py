@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from workbench.contexts import build_prompt
-from workbench.errors import ConfigError, PolicyError
+from workbench.errors import ConfigError, PolicyError, RunError
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.encoding import PromptEncoder
@@ -29,6 +30,8 @@ from workbench.scenes import make_examples
 from workbench.scenes.lessons import MIX
 from workbench.scenes.processor import build_processor
 from workbench.types import PRIVILEGED, VISIBLE
+
+MODULE = sys.modules[PretrainConfig.__module__]  # workbench.pretrain is the function
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "data" / "models"
@@ -183,6 +186,25 @@ def test_a_masked_model_is_made_with_its_pace_and_loads_as_one(tmp_path):
     assert (policy.block, policy.steps_per_block, policy.canvas) == (4, 2, 24)
     longest = max(make_examples("train", count=64), key=lambda one: len(one.reference))
     assert len(policy.answer_ids(longest.reference)) <= policy.canvas
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    config = PretrainConfig(output_dir=str(tmp_path / "models" / "one"), steps=1, **TINY)
+
+    def fails(*values, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", fails)  # of pretrain.json, which is written last
+        with pytest.raises(RunError, match=r"models/one cannot be written \(No space left on device\)"):
+            pretrain(config, progress=False)
+    assert list((tmp_path / "models").iterdir()) == []
+    assert (pretrain(config, progress=False) / "pretrain.json").is_file()
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "models").rglob("*")}
+    monkeypatch.setattr(MODULE, "train_on_lessons", fails)  # refused before it
+    with pytest.raises(ConfigError, match="models/one exists already"):
+        pretrain(config, progress=False)
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "models").rglob("*")} == before
 
 
 def test_start_from_a_missing_folder_names_it(tmp_path):

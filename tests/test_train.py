@@ -19,7 +19,7 @@ from small import run_config
 from workbench import evaluate
 from workbench.answers import load_answers
 from workbench.checkpoints import Checkpoint, list_checkpoints, open_checkpoint
-from workbench.config import RunConfig
+from workbench.config import RunConfig, load_config
 from workbench.errors import ConfigError, DataError, PolicyError, RunError
 from workbench.method import Loss, Method
 from workbench.methods import list_methods, load_method
@@ -211,6 +211,24 @@ def test_a_run_whose_file_was_edited_is_not_resumed_as_another(models: dict, tmp
         resume(config.run_dir)
     file.write_text(whole)
     assert resume(config.run_dir, ["training.keep=1"]).steps == 4 == resume(config.run_dir).steps
+
+
+def test_an_older_run_with_ignored_warm_up_goes_on_at_its_constant_rate(models: dict, tmp_path: Path) -> None:
+    config = run_config(models, tmp_path, data__eval=None, training__schedule="constant")
+    train(config, on_step=stop_after(2))
+    file = config.run_dir / "config.yaml"
+    file.write_text(file.read_text().replace("warmup_steps: 0", "warmup_steps: 3"))
+    folder = RunFolder.open(config.run_dir)
+    began = folder.status["config"]
+    folder.update(config={**began, "training": {**began["training"], "warmup_steps": 3}})
+    assert resume(config.run_dir).steps == 4
+    rates = [line["learning_rate"] for line in folder.metrics("train")]
+    assert rates == [config.training.learning_rate] * 4
+    assert "warmup_steps: 0" in file.read_text()  # what it acted on
+    file.write_text(file.read_text().replace("warmup_steps: 0", "warmup_steps: 3"))
+    with pytest.raises(ConfigError, match=r"warmup_steps=2 has no effect with training.schedule=constant"):
+        load_config(file, ["training.warmup_steps=2"])
+    assert load_config(file, ["training.schedule=constant_with_warmup"]).training.warmup_steps == 3
 
 
 def test_what_nobody_foresaw_and_a_full_memory_are_written_down(models: dict, tmp_path: Path) -> None:

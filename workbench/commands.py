@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from workbench.config import RESUMABLE, RunConfig, describe_config, load_config, resumed_config
+from workbench.config import RESUMABLE, RunConfig, as_it_ran, describe_config, load_config, resumed_config
 from workbench.errors import ConfigError, show
 from workbench.parsing import dump_yaml
 from workbench.runs import RunFolder
@@ -92,6 +92,7 @@ def refuse_edited(run_dir: Path, status: dict, config: RunConfig) -> None:
     began = status.get("config")
     if not isinstance(began, dict):  # of an older version
         return
+    began = as_it_ran(began)
     now = json.loads(json.dumps(config.to_dict()))  # as run.json keeps it
     for key, (_, default, _) in describe_config(config.method["name"]).items():
         before = value_at(began, key, default)  # a key that came with a later version

@@ -33,6 +33,7 @@ NO_PEERS = (STUDENT, "teacher", "dataset", "optimizer")  # these mean something 
 _PEER = re.compile(r"[a-z][a-z0-9]*")
 OPTIMIZERS = ("adamw", "sgd")
 RESUMABLE = ("training.save_every", "training.keep", "training.trackers", "models.device")  # the rest makes another run
+_WARMUP = ("training.schedule", "training.warmup_steps")
 SCHEDULES = ("constant", "linear", "cosine", "constant_with_warmup")
 
 
@@ -257,7 +258,21 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     given = " ".join(overrides)
     where = f"{path} with {given if len(given) <= 200 else show(given)}" if overrides else str(path)
-    return build_config(override(read_recipe(path), overrides), name=Path(path).stem, where=where)
+    values = read_recipe(path)
+    is_run = (Path(path).parent / "run.json").is_file()
+    if is_run and not any(parse_override(text)[0] in _WARMUP for text in overrides):
+        values = as_it_ran(values)
+    return build_config(override(values, overrides), name=Path(path).stem, where=where)
+
+
+def as_it_ran(values: dict) -> dict:
+    """The values of a run's file as the run acted on them: older versions took warmup_steps with a constant schedule, which
+    is refused now, and ignored them.
+    """
+    training = values.get("training")
+    if not isinstance(training, dict) or training.get("schedule") != "constant" or not training.get("warmup_steps"):
+        return values
+    return {**values, "training": {**training, "warmup_steps": 0}}
 
 
 def resumed_config(run_dir: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

@@ -10,6 +10,7 @@ standard deviation near 0.1 (at the usual 0.02 nothing happens in a thousand ste
 import dataclasses
 import json
 import math
+import os
 import platform
 import sys
 import time
@@ -26,6 +27,7 @@ from transformers import GenerationConfig, Idefics3Config, Idefics3ForConditiona
 
 from workbench.contexts import build_prompt
 from workbench.errors import ConfigError, show, unknown
+from workbench.folders import new_folder, saving
 from workbench.grading import grade
 from workbench.parsing import parse_override, read_yaml
 from workbench.policies import Policy, SamplingOptions
@@ -147,7 +149,11 @@ def _check_type(path: str | Path, key: str, value: object, kind: object) -> None
 
 
 def pretrain(config: PretrainConfig, *, progress: bool = True) -> Path:
-    """Trains a model as `config` says, measures it, and writes its folder; returns the folder."""
+    """Train a model as `config` says, measure it, and write its folder, whole or not at all; returns the folder.
+
+    Raises: ConfigError if the folder holds something already, before training; RunError if it cannot be written.
+    """
+    _require_free(Path(config.output_dir))
     started = time.monotonic()
     torch.manual_seed(config.seed)
     policy = _starting_policy(config)
@@ -349,25 +355,38 @@ def answer_truth(example: Example) -> str:
     return PRIVILEGED if any(m.kind == "answer" and m.truth == PRIVILEGED for m in example.marks) else VISIBLE
 
 
+def _require_free(folder: Path) -> None:
+    """Raises ConfigError unless the folder is new or empty."""
+    try:
+        is_free = not any(folder.iterdir())
+    except FileNotFoundError:
+        is_free = not os.path.lexists(folder)
+    except OSError:
+        is_free = False
+    if not is_free:
+        raise ConfigError(
+            f"output_dir {folder} exists already. Name a new folder, as in output_dir=NEW, or move it away."
+        )
+
+
 def _save(
     policy: AutoregressivePolicy, config: PretrainConfig, losses: list[float], wall_s: float, scores: list[WorldScore]
 ) -> Path:
-    folder = Path(config.output_dir)
-    (policy.model.half() if config.masked else policy.model).save_pretrained(folder)
-    policy.processor.save_pretrained(folder)
-    tail = losses[-100:]
+    target, tail = Path(config.output_dir), losses[-100:]
+    packages = {"torch": torch.__version__, "transformers": transformers.__version__}
     record = {
         "config": dataclasses.asdict(config),
         "parameters": policy.model.num_parameters(),
         "loss_nats_per_token": round(sum(tail) / len(tail), 4),
         "wall_s": round(wall_s),
         "threads": torch.get_num_threads(),
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": {**packages, "python": platform.python_version()},
         "accuracy_eval_seed_0": [dataclasses.asdict(score) for score in scores],
     }
-    (folder / "pretrain.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return folder
+    with saving(target), new_folder(target) as folder:
+        (policy.model.half() if config.masked else policy.model).save_pretrained(folder)
+        policy.processor.save_pretrained(folder)
+        (folder / "pretrain.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if target.is_dir():  # empty, or this fails
+            target.rmdir()
+    return target

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from workbench.config import RunConfig, build_config, describe_config, override, read_recipe, read_yaml
+from workbench.config import RunConfig, as_it_ran, build_config, describe_config, override, read_recipe, read_yaml
 from workbench.contexts import check_asked
 from workbench.datasets import load_examples
 from workbench.errors import ConfigError, WorkbenchError, at, show, unknown
@@ -167,7 +167,7 @@ def other_settings(config: RunConfig) -> str | None:
     if not (config.run_dir / "config.yaml").is_file():
         return None
     try:
-        there = settings(build_config(read_yaml(config.run_dir / "config.yaml"), where=str(config.run_dir)))
+        there = settings(build_config(as_it_ran(read_yaml(config.run_dir / "config.yaml")), where=str(config.run_dir)))
     except ConfigError as error:
         return f"{error} Delete {config.run_dir}; the same study makes it anew."
     here = settings(config)
