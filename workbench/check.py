@@ -6,7 +6,7 @@ token that the teacher does not know. Each line of the table is one such bug, me
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -65,7 +65,8 @@ def check_config(config: RunConfig) -> list[Check]:
     learners = {name: build_learner(config, method, name, device=device) for name in config.models.learners}
     give_engine(list(learners.values()), config)
     usable, rows = _rows(config, method, learners, usable)
-    sampling = SamplingOptions(*(getattr(config.sampling, field.name) for field in fields(SamplingOptions)))
+    drawn = config.sampling
+    sampling = SamplingOptions(drawn.max_completion_length, drawn.temperature, drawn.top_p, drawn.top_k)
     with autocast(config, device):
         written = {
             name: tuple(

@@ -29,6 +29,7 @@ from workbench.rollouts import write_rollouts
 from workbench.runs import RunFolder
 from workbench.sharding import heads, together
 from workbench.types import PRIVILEGED, Example, Rollout, label_completion
+from workbench.usable import unasked
 
 log = logging.getLogger("workbench")
 
@@ -102,6 +103,9 @@ class Evaluation:
         self.config, self.folder, self.group = config, folder, group
         self.students, self.examples = students, examples
         self.teachers = teachers(policies, config)
+        if left_out := unasked(examples, config.evaluation.contexts):
+            folder.update(unasked=left_out)
+            log.warning("%s", "; ".join(left_out))
 
     def is_due(self, step: int) -> bool:
         every = self.config.evaluation.every

@@ -36,7 +36,7 @@ from workbench.supervision import read_batch, supervise_batch
 from workbench.traces.reader import TracedRollout, open_traces
 from workbench.traces.writer import TraceWriter, traced
 from workbench.types import STUDENT, Example, Rollout
-from workbench.usable import Tally, showable
+from workbench.usable import Tally, showable, unasked
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +151,7 @@ def evaluate_run(
     examples = showable(
         examples, asked, contexts or config.evaluation.contexts, Tally() if skipped is None else skipped
     )
+    _log_unasked(examples, contexts or config.evaluation.contexts)
     with autocast(config, scorer.device):  # as the run evaluated
         return ask(
             asked,
@@ -188,8 +189,14 @@ def evaluate_model(
         [policy], accept_differences=True
     )  # answers are shown, and no loss is made of their log-probs: it is logged
     examples = showable(examples, [policy], contexts, Tally() if skipped is None else skipped)
+    _log_unasked(examples, contexts)
     options = {"max_completion_length": max_completion_length, "batch_size": EvaluationConfig().batch_size}
     return ask([policy], examples, contexts, step=0, rule=rule, tolerance=tolerance, **options)
+
+
+def _log_unasked(examples: list[Example], contexts: Sequence[str]) -> None:
+    for sentence in unasked(examples, contexts):
+        log.warning("%s", sentence)
 
 
 def evaluate(

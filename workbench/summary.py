@@ -36,6 +36,7 @@ def summarise_run(run_dir: str | Path) -> str:
     skipped = status.get("skipped") or {}
     if skipped:
         parts.append("skipped examples: " + ", ".join(f"{reason}: {count}" for reason, count in skipped.items()))
+    parts += [f"not asked: {sentence}" for sentence in status.get("unasked") or ()]
     if status.get("answers_in_prompts"):
         parts.append(f"answers in prompts: {status['answers_in_prompts']}")
     parts += [f"missing: {one}" for one in status.get("missing") or ()]

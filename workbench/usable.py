@@ -156,6 +156,21 @@ def showable(
     return [example for example in examples if not tally.add_if(example, showing_problem(example, views))]
 
 
+def unasked(examples: Collection[Example], contexts: Iterable[str]) -> list[str]:
+    """A sentence for each context under which some questions are not asked, since they lack what it shows."""
+    sentences = []
+    for context in contexts:
+        lacking = [(example, column) for example in examples if (column := missing_evidence(example, context))]
+        if lacking:
+            counts = Counter(column for _, column in lacking)
+            listed = ", ".join(f"no {column}: {count}" for column, count in counts.items())
+            first = lacking[0][0].origin or lacking[0][0].id
+            sentences.append(
+                f"context {context} is left out of {len(lacking):,} of {len(examples):,} questions ({listed}; the first: {first})"
+            )
+    return sentences
+
+
 def split(
     examples: Iterable[Example], problems: Iterable[Problem | None]
 ) -> tuple[list[Example], list[tuple[Example, Problem]]]:
