@@ -191,3 +191,16 @@ def test_a_wrong_override_is_not_laid_on_the_file(tmp_path) -> None:
     file.write_text("models: {student: a, teacher: b}\ndata: {train: scenes:train}\nmethod: {name: opd}\n")
     with pytest.raises(ConfigError, match=r'good.yaml with seed=1 method.name=opf: method "opf" is unknown'):
         load_config(file, ["seed=1", "method.name=opf"])
+
+
+def test_override_with_a_mapping_keeps_the_other_keys_of_its_section():
+    values = {"training": {"steps": 60, "learning_rate": 5e-4}, "method": {"name": "dopd", "privilege": "crop"}}
+    assert override(values, ["training={batch_size: 2}"])["training"] == {
+        "steps": 60,
+        "learning_rate": 5e-4,
+        "batch_size": 2,
+    }
+    assert override(values, ["training.steps=3", "training={batch_size: 2}"])["training"]["steps"] == 3
+    assert override(values, ["method={name: opd}"])["method"] == {"name": "opd"}
+    assert override(values, ["method={privilege: boxes}"])["method"] == {"name": "dopd", "privilege": "boxes"}
+    assert values["training"] == {"steps": 60, "learning_rate": 5e-4}

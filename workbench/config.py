@@ -313,7 +313,8 @@ def _laid_over(under: dict, over: dict) -> dict:
 
 
 def override(values: dict, overrides: list[str] | tuple[str, ...]) -> dict:
-    """A copy of `values` with `key.subkey=value` entries set; values are YAML."""
+    """A copy of `values` with `key.subkey=value` entries set; values are YAML. A mapping is laid over the one that is there, as a
+    recipe is over its base; options of another method do not stay."""
     values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     parsed = [parse_override(text) for text in overrides]
     for key, value in parsed:
@@ -330,7 +331,12 @@ def override(values: dict, overrides: list[str] | tuple[str, ...]) -> dict:
                 )
             place[parent] = dict(inner)
             place = place[parent]
-        place[last] = value
+        before = place.get(last)
+        is_other_method = (
+            key == "method" and isinstance(value, dict) and value.get("name") not in (None, (before or {}).get("name"))
+        )
+        both = isinstance(before, dict) and isinstance(value, dict) and not is_other_method
+        place[last] = _laid_over(before, value) if both else value
     return values
 
 
