@@ -69,6 +69,10 @@ DAMAGES = {
         lambda weights: weights | {LAYER: weights[LAYER].index_fill(0, torch.tensor([3]), float("inf"))},
         rf"1 weights of .* are infinite or not a number \({LAYER}\)",
     ),
+    "quantized": (
+        lambda weights: weights | {LAYER: (weights[LAYER] * 127).to(torch.int8)},
+        rf"1 weights of .* are kept as integers \({LAYER}: I8\)",
+    ),
     "zeros": (lambda weights: {key: value * 0 for key, value in weights.items()}, "every matrix of .* is zero"),
 }
 

@@ -1,12 +1,13 @@
 """Model folders and hub names to models and processors, whatever kind of model it is."""
 
+import contextlib
 import importlib.util
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -97,6 +98,8 @@ def load_model(
             f"save_pretrained with config.json and *.safetensors, or the name of a model on the hub.{here}"
         ) from error
     _require_whole(model, report, source, name)
+    if getattr(config, "quantization_config", None) is None:
+        _require_floating(model, base, name)
     if base is not path:
         load_adapter(model, path, name)
     _require_numbers(model, path, name)
@@ -138,6 +141,23 @@ def _require_whole(model: nn.Module, report: dict, path: str | Path, name: str) 
         raise PolicyError(
             f'{name}: the weights of "{path}" do not fit {type(model).__name__}: {"; ".join(faults)}. Save the whole model with '
             "save_pretrained: vision tower, head and merged adapters included, under the model's own names."
+        )
+
+
+def _require_floating(model: nn.Module, folder: str | Path, name: str) -> None:
+    """Raises PolicyError naming weights that a folder keeps as integers: quantized numbers, without what they are to be scaled by."""
+    parameters = {key.rpartition(".")[2] for key, _ in model.named_parameters()}
+    integers = []
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with contextlib.suppress(SafetensorError, OSError), safe_open(file, framework="pt") as weights:
+            for key in weights.keys():  # noqa: SIM118  (it is no dict)
+                kind = weights.get_slice(key).get_dtype()
+                if kind.startswith(("I", "U", "BOOL")) and key.rpartition(".")[2] in parameters:
+                    integers.append(f"{key}: {kind}")
+    if integers:
+        raise PolicyError(
+            f'{name}: {len(integers)} weights of "{folder}" are kept as integers ({_some(integers)}) and config.json has no '
+            "quantization_config that says how they are scaled. Give the model before it was quantized."
         )
 
 
