@@ -12,7 +12,15 @@ from small import run_config
 
 from workbench.datasets import load_examples
 from workbench.errors import RunError
-from workbench.fingerprints import BLOCK_BYTES, FILE, WHOLE_BYTES, fingerprint, require_same_data
+from workbench.fingerprints import (
+    BLOCK_BYTES,
+    FILE,
+    WHOLE_BYTES,
+    fingerprint,
+    models_read_again,
+    require_same_data,
+    require_same_models,
+)
 from workbench.runs import RunFolder
 from workbench.train import train
 
@@ -133,3 +141,38 @@ def test_the_built_in_scenes_are_the_same_whenever_they_are_made(source: str) ->
     assert first == second
     assert len({one["images"] for one in first}) > 1 and "evidence" in first[0]
     assert first != [fingerprint(one) for one in load_examples(source + "&start=7")]
+
+
+def test_models_changed_between_stop_and_resume_are_named(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", "name: run\n", seed=0, method="opd")
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for path, text in ((base, "weights"), (adapter, "adapter")):
+        path.mkdir()
+        (path / "model.safetensors").write_text(text)
+        (path / "config.json").write_text("{}")
+    (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    models = {"models.teacher": str(adapter), "models.student (student)": "owner/on-a-hub"}
+    require_same_models(folder, models, resume=False)
+    (adapter / "scores.json").write_text("{}")
+    require_same_models(folder, models, resume=True)
+    for file, name in (
+        (base / "model.safetensors", "base/model.safetensors"),
+        (adapter / "adapter_model.safetensors", "adapter_model.safetensors"),
+        (adapter / "config.json", "config.json"),
+    ):
+        before = file.read_text()
+        file.write_text("others!")
+        with pytest.raises(RunError, match=rf"models.teacher .* was changed since the run began: {name} differ"):
+            require_same_models(folder, models, resume=True)
+        file.write_text(before)
+    (base / "model-2.safetensors").write_text("more")
+    with pytest.raises(RunError, match=r"base/model-2\.safetensors differ"):
+        require_same_models(folder, models, resume=True)
+
+
+def test_models_read_again_leave_out_a_start_that_a_checkpoint_stands_for(models: dict, tmp_path: Path) -> None:
+    vanilla = run_config(models, tmp_path, method={"name": "opd"})
+    assert list(models_read_again(vanilla, vanilla.load_method())) == ["models.teacher"]
+    frozen = run_config(models, tmp_path, method={"name": "opsd"})
+    assert "models.student (student)" in models_read_again(frozen, frozen.load_method())

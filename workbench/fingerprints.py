@@ -1,8 +1,8 @@
-"""Fingerprints of a run's data: a resumed run goes on with the examples that it began with, or not at all.
+"""Fingerprints of a run's data and models: a resumed run goes on with what it began with, or not at all.
 
 examples.jsonl holds a line for each example of data.train, data.eval and data.probes, in their order: where it is used, its id,
 and a digest of each field that is not empty. A picture's digest is of its size and content: of a file of more than WHOLE_BYTES,
-of its first, middle and last BLOCK_BYTES, so that 100,000 photos take seconds.
+of its first, middle and last BLOCK_BYTES, so that 100,000 photos take seconds. Files of a model are kept so in run.json.
 """
 
 import json
@@ -15,7 +15,10 @@ from pathlib import Path
 from PIL import Image
 
 from workbench.checkpoints import list_checkpoints
+from workbench.config import RunConfig
 from workbench.errors import RunError
+from workbench.method import Method
+from workbench.policies.adapters import base_of, is_adapter
 from workbench.runs import RunFolder
 from workbench.types import Example
 
@@ -24,6 +27,7 @@ BLOCK_BYTES = 2**13
 WHOLE_BYTES = 2**17
 _LEFT_OUT = ("id", "origin", "others")  # a file may be moved
 _DIGEST_BYTES = 6
+_MODEL_FILES = (".safetensors", ".json", ".jinja", ".model")
 
 log = logging.getLogger("workbench")
 
@@ -61,6 +65,49 @@ def require_same_data(folder: RunFolder, data: dict[str, list[Example]], *, resu
             FILE,
         )
     folder.write_sequences(FILE, now)
+
+
+def models_read_again(config: RunConfig, method: Method) -> dict[str, str]:
+    """Key of the configuration -> folder or hub name of every model that a resumed run reads beside its checkpoint."""
+    models = {f"models.teachers.{domain}": path for domain, path in (config.models.teachers or {}).items()}
+    if config.models.teacher is not None:
+        models["models.teacher"] = config.models.teacher
+    reads_start = "student@start" in method.policies or config.models.lora.rank > 0
+    students = {f"models.student ({name})": path for name, path in config.models.learners.items()}
+    return models | {key: path for key, path in students.items() if reads_start or is_adapter(path)}
+
+
+def require_same_models(folder: RunFolder, models: dict[str, str], *, resume: bool) -> None:
+    """Keep the fingerprints of the files of a run's models; compare those of a run that goes on.
+
+    models  as models_read_again
+    Raises  RunError naming the first file that differs. What lies on a hub, or no longer anywhere, is not compared
+    """
+    now = {key: _of_model(path) for key, path in models.items()}
+    before = folder.status.get("model_files") if resume else None
+    if not isinstance(before, dict):
+        folder.update(model_files=now)
+        return
+    for key, files in now.items():
+        kept = before.get(key) or files
+        weights = {name for name in files if name.endswith(".safetensors")}  # other files may be written beside them
+        changed = [name for name in sorted(kept.keys() | weights) if kept.get(name) != files.get(name)] if files else []
+        if changed:
+            raise RunError(
+                f"{key} ({models[key]}) was changed since the run began: {', '.join(changed[:5])} differ. A run that goes on "
+                "must equal one that was never stopped. Put the folder back as it was, or start a new run (name=...)."
+            )
+
+
+def _of_model(path: str) -> dict[str, list[object]]:
+    """File -> size and digest, of a model's folder and of that which its adapter belongs to; none for a name on a hub."""
+    folders = [folder for folder in dict.fromkeys((Path(path), Path(base_of(path)))) if folder.is_dir()]
+    return {
+        file.name if folder == folders[0] else f"{folder.name}/{file.name}": _of_file(file)
+        for folder in folders
+        for file in sorted(folder.iterdir())
+        if file.suffix in _MODEL_FILES and file.is_file()
+    }
 
 
 def _compare(key: str, examples: list[Example], before: list[dict], now: list[dict]) -> None:

@@ -25,7 +25,7 @@ from workbench.datasets import load_examples, split_by_evidence
 from workbench.distributed import ALONE, Group, choose_device
 from workbench.errors import RunError, TraceError
 from workbench.evaluate import Evaluation, teachers
-from workbench.fingerprints import require_same_data
+from workbench.fingerprints import models_read_again, require_same_data, require_same_models
 from workbench.learner import Learner, autocast, build_learner, give_engine, refuse_engine
 from workbench.metrics import Clock, of_learner, sampler_gap, step_metrics
 from workbench.policies import SamplingOptions
@@ -85,6 +85,7 @@ class Trainer:
         self.skipped = Skipped(folder)
         data = _load_data(config, load)
         group.first(lambda: require_same_data(folder, data, resume=resume))
+        group.first(lambda: require_same_models(folder, models_read_again(config, self.method), resume=resume))
         examples = with_teacher(data["data.train"], config.teacher_domains, self.skipped)
         self.examples = with_evidence(examples, self.method, self.skipped)
         report_leaks(self.examples, self.method, folder)
