@@ -1,6 +1,7 @@
 # make demo    train the demo, less than a minute, and print what it did
 # make app     open the page over runs/
 # make test    the whole suite
+# make test-fast   what needs no browser, no subprocess and no models on disk, in less than a minute
 # make check   formatting, lint, budgets
 # make campaigns   kills and bad input, some twenty minutes: nothing lost, no traceback
 PYTHON ?= python3.11
@@ -8,7 +9,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 NAME   ?= demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo app test browser check campaigns clean
+.PHONY: demo app test test-fast browser check campaigns clean
 
 # torch first: asked for with a range, pip on a machine without an accelerator may fetch gigabytes of CUDA libraries
 TORCH  ?= torch==2.13.0
@@ -35,6 +36,9 @@ app: $(VENV)/.installed-app
 
 test: $(VENV)/.installed-dev browser
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not browser and not subprocess and not slow"
 
 # the page and the pictures are tested in a real browser
 browser:

@@ -23,6 +23,20 @@ LONGEST = (
     "test_distributed.py", "test_jobs.py", "test_cli.py", "test_families.py",
 )  # fmt: skip
 
+# What `make test-fast` leaves out, beside tests with a browser and tests of models on disk: files that start programs, and
+# files that take more than some five seconds of a processor.
+SUBPROCESS = (
+    "test_campaigns.py", "test_cli.py", "test_distributed.py", "test_installed.py", "test_jobs.py", "test_notebooks.py",
+    "test_public.py", "test_run_queue.py", "test_runs.py", "test_shipped.py", "test_study.py", "test_summary.py", "test_threads.py", "test_train.py",
+    "test_your_models_your_data.py", "traces/test_parts.py", "ui/test_launch.py", "ui/test_limits.py", "ui/test_remote_code.py",
+    "ui/test_shell.py",
+)  # fmt: skip
+SLOW = (
+    "analysis/test_figures.py", "analysis/test_tables.py", "methods/test_d_opsd.py", "methods/test_peers.py", "policies/test_diffusion.py",
+    "policies/test_newer_families.py", "test_adding_a_method.py", "test_families.py", "test_opd_loop.py", "test_pretrain.py",
+)  # fmt: skip
+FIXTURES = {"browser": ("browser", "chromium"), "slow": ("models", "trained")}  # mark -> what a test with it asks for
+
 ARGUMENTS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -30,9 +44,15 @@ ARGUMENTS = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, the rest as they stand."""
+    """The longest files first, the rest as they stand; marks by file and fixture."""
     place = {TESTS / file: order for order, file in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
+    for item in items:
+        file = item.path.relative_to(TESTS).as_posix()
+        marks = {mark for mark, files in (("subprocess", SUBPROCESS), ("slow", SLOW)) if file in files}
+        marks |= {mark for mark, names in FIXTURES.items() if set(names).intersection(item.fixturenames)}
+        for mark in sorted(marks):
+            item.add_marker(mark)
 
 
 def pytest_collection_finish() -> None:
