@@ -4,6 +4,7 @@ import ast
 import gc
 from pathlib import Path
 
+MAX_FUNCTION_LINES = 60
 PACKAGE = Path(__file__).parent.parent / "workbench"
 # modules of one line do not import each other, unless one is the package of the other
 LAYERS = """
@@ -122,6 +123,18 @@ def test_the_page_opens_without_transformers() -> None:
             assert not heavy, f"{module} imports {heavy[0]}: import it where it is used"
             todo += found
     assert len(seen) > 30
+
+
+def test_functions_keep_to_their_budget() -> None:
+    """Lines of a function with its signature and docstring; tests and scripts may be longer."""
+    over = [
+        f"{file.relative_to(PACKAGE)}: {node.name} has {length} lines, budget {MAX_FUNCTION_LINES}"
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(parse(file.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and (length := node.end_lineno - node.lineno + 1) > MAX_FUNCTION_LINES
+    ]
+    assert not over
 
 
 def test_files_keep_to_their_budget() -> None:

@@ -201,14 +201,6 @@ def model_card(run: RunFolder, config: RunConfig, step: int, learner: str, auto_
     evidence = [view for view in method.views.values() if is_privileged(view.context)]
     never = list(dict.fromkeys(part for view in evidence for part in parse_context(view.context)))
     base = str(config.models.learners[learner])
-    pipeline = "image-text-to-text" if auto_class == "AutoModelForImageTextToText" else "text-generation"
-    head = {
-        "library_name": "transformers",
-        "pipeline_tag": pipeline,
-        "tags": ["vlm-distillation-workbench", "distillation", method.name],
-    }
-    if not Path(base).exists() and base.count("/") == 1:
-        head["base_model"] = base
     views = "\n".join(
         f"| `{name}` | {view.policy} | {view.context} | {'learns' if view.learns else 'read only'} |"
         for name, view in method.views.items()
@@ -216,7 +208,7 @@ def model_card(run: RunFolder, config: RunConfig, step: int, learner: str, auto_
     status, training = run.status, config.training
     teachers = ", ".join(dict.fromkeys(map(_name, [config.models.teacher, *(config.models.teachers or {}).values()])))
     return f"""---
-{dump_yaml(head).strip()}
+{dump_yaml(_card_metadata(base, method.name, auto_class)).strip()}
 ---
 # {run.path.resolve().name}
 
@@ -255,6 +247,17 @@ model = {auto_class}.from_pretrained(FOLDER)
 processor = AutoProcessor.from_pretrained(FOLDER)
 ```
 """
+
+
+def _card_metadata(base: str, method: str, auto_class: str) -> dict[str, object]:
+    """What the hub reads of a card; `base_model` only if it can be a name there."""
+    metadata = {
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text" if auto_class == "AutoModelForImageTextToText" else "text-generation",
+        "tags": ["vlm-distillation-workbench", "distillation", method],
+    }
+    is_on_hub = not Path(base).exists() and base.count("/") == 1
+    return metadata | ({"base_model": base} if is_on_hub else {})
 
 
 def _evaluation(run: RunFolder, step: int, learner: str, shown: str) -> str:

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from workbench.answers import require_answers
+from workbench.checkpoints import Checkpoint
 from workbench.config import RunConfig
 from workbench.datasets import load_examples, split_by_evidence
 from workbench.distributed import ALONE, Group, choose_device
@@ -92,15 +93,7 @@ class Trainer:
         checkpoint = group.first(lambda: rewind(folder, config)) if resume else None
         self.step_done = checkpoint.step if checkpoint else 0
         self.device = choose_device(config.models.device, group)
-        self.learners = [
-            build_learner(config, self.method, name, device=str(self.device), checkpoint=checkpoint, group=group)
-            for name in config.models.learners
-        ]
-        give_engine(self.learners, config)
-        for learner in self.learners if checkpoint else ():
-            load_optimizer(checkpoint, learner.optimizer, learner.student.model, learner.name)
-            if learner.mask is not None:
-                learner.mask.check_moments(learner.optimizer)
+        self.learners = self._build_learners(checkpoint)
         self.views = [
             (learner.policies[view.policy], view.context)
             for learner in self.learners
@@ -115,20 +108,9 @@ class Trainer:
             sampling.max_completion_length, sampling.temperature, sampling.top_p, sampling.top_k
         )
         self.policies = [policy for learner in self.learners for policy in learner.policies.values()]
-        processors = {policy.name: getattr(policy, "processor", None) for policy in self.policies}
-        bare = [name for name, one in processors.items() if one and not getattr(one, "chat_template", None)]
-        if bare:
-            log.warning("%s: no chat template, so prompts are pictures and plain text", ", ".join(bare))
-        proofs = {one.name: one.proof for one in members(self.policies) if one.proof is not None}
-        folder.update(proofs={name: {"off": one.off, "differs": list(one.differs)} for name, one in proofs.items()})
+        self._record_models()
         self.writing = [one.policies[policy] for one in self.learners for policy in (STUDENT, self.method.replier)]
-        in_order = [self.examples[self.order.at(place)] for place in range(len(self.examples))]
-        begun = self.step_done > 0
-        with heads(*self.writing), together(*self.writing):
-            self.writers = [
-                Writer(config, folder, learner, self.method, self.sampling, in_order, self._usable, begun, group)
-                for learner in self.learners
-            ]
+        self.writers = self._build_writers()
         self.writer = TraceWriter(
             folder.path,
             method=self.method.name,
@@ -146,14 +128,46 @@ class Trainer:
         questions = showable(data["data.eval"], answering, config.evaluation.contexts, self.skipped)
         asked = list(self.students.values()), self.learners[0].policies, questions
         self.evaluation = Evaluation(config, folder, *asked, group)
-        pool = questions if config.data.probes is None else data["data.probes"]
-        pool = split_by_evidence(pool or self.examples, list(self.method.contexts))[0]
+        self.probes = self._open_probes(questions if config.data.probes is None else data["data.probes"])
+
+    def _build_learners(self, checkpoint: Checkpoint | None) -> list[Learner]:
+        """Every student with its policies and optimizer, at the start or at a checkpoint."""
+        options = {"device": str(self.device), "checkpoint": checkpoint, "group": self.group}
+        learners = [build_learner(self.config, self.method, name, **options) for name in self.config.models.learners]
+        give_engine(learners, self.config)
+        for learner in learners if checkpoint else ():
+            load_optimizer(checkpoint, learner.optimizer, learner.student.model, learner.name)
+            if learner.mask is not None:
+                learner.mask.check_moments(learner.optimizer)
+        return learners
+
+    def _record_models(self) -> None:
+        """Warn of models without a chat template; keep in run.json what was proven of each."""
+        processors = {policy.name: getattr(policy, "processor", None) for policy in self.policies}
+        bare = [name for name, one in processors.items() if one and not getattr(one, "chat_template", None)]
+        if bare:
+            log.warning("%s: no chat template, so prompts are pictures and plain text", ", ".join(bare))
+        proofs = {policy.name: policy.proof for policy in members(self.policies) if policy.proof is not None}
+        rows = {name: {"off": proof.off, "differs": list(proof.differs)} for name, proof in proofs.items()}
+        self.folder.update(proofs=rows)
+
+    def _build_writers(self) -> list[Writer]:
+        """What gives each learner its rollouts; some sample all of them here, before the first step."""
+        in_order = [self.examples[self.order.at(place)] for place in range(len(self.examples))]
+        begun = self.step_done > 0
+        with heads(*self.writing), together(*self.writing):
+            shared = self.method, self.sampling, in_order, self._usable, begun, self.group
+            return [Writer(self.config, self.folder, learner, *shared) for learner in self.learners]
+
+    def _open_probes(self, examples: list[Example]) -> dict[str, tuple[Rollout, ...]]:
+        """By learner, answers to the first examples that every view can be shown; of several processes the first has them."""
+        pool = split_by_evidence(examples or self.examples, list(self.method.contexts))[0]
         pool = [one for one in pool if all(covers(policy, one.domain) for policy, _ in self.views)]
-        pool = pool[: 2 * config.trace.probes]
+        pool = pool[: 2 * self.config.trace.probes]
         pool = [one for one in pool if not self.skipped.add_if(one, showing_problem(one, self.views))]
         with heads(*self.writing), together(*self.writing), self._autocast():
-            self.probes = group.here(
-                lambda: open_probes(config, folder, self.students, self.method, pool, self.sampling), {}
+            return self.group.here(
+                lambda: open_probes(self.config, self.folder, self.students, self.method, pool, self.sampling), {}
             )
 
     def _usable(self, example: Example) -> bool:

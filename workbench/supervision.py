@@ -22,6 +22,7 @@ from workbench.policies.by_domain import member
 from workbench.policies.readout import MixedReadout, Readout
 from workbench.scoring import (
     Batch,
+    Positions,
     Prompts,
     coefficients,
     part_of_routing,
@@ -128,12 +129,7 @@ def supervise_batch(
     passing = contextlib.nullcontext if backward is None else functools.partial(entangled, own)
     with torch.set_grad_enabled(backward is not None):
         if name in method.reads:
-            if passes == 1:
-                with passing():
-                    whole = reading = read_part(own, prompts, batch, parts[0][0])
-            else:
-                with together(own):
-                    reading = read_view(own, prompts, batch)
+            whole, reading = _read_learner(own, prompts, batch, passing if passes == 1 else None)
             scores[name] = score(reading, batch.token_ids.to(reading.device))
         _require_numbers(method, readings, scores)
         everybody = _gather(group, batch, scores)
@@ -148,18 +144,7 @@ def supervise_batch(
         with passing():
             for rows, positions in parts:
                 readout = whole or read_part(own, prompts, batch, rows)
-                result = supervise(
-                    readout,
-                    {
-                        target: readings.readouts[target].part(positions)
-                        for target in method.targets
-                        if target in readings.readouts
-                    },
-                    token_ids[positions],
-                    regimes=tuple(method.regimes.values()),
-                    routing=part_of_routing(routing, positions),
-                    coefficient=coefficient[positions],
-                )
+                result = _supervise_part(method, readings, readout, positions, token_ids, routing, coefficient)
                 inside = (places[positions] < recorded.numel()).nonzero().squeeze(-1)
                 likely.append(alternatives(readout, inside, num_alternatives))
                 results.append(result)
@@ -169,33 +154,85 @@ def supervise_batch(
                 backward(read_part(own, prompts, batch, parts[0][0]).hidden.sum() * 0.0)
     for (_, positions), result in zip(parts, results, strict=True):
         _require_finite(batch, places[positions], result, scores)
-    scores[name] = TokenScores(
-        *(torch.cat([getattr(r.scores, key) for r in results])[back] for key in vars(results[0].scores))
-    )
-    kept = None
-    if recorded.numel():
-        found = {view: alternatives(readout, recorded, num_alternatives) for view, readout in readings.readouts.items()}
-        there = torch.cat([places[positions] for _, positions in parts])
-        order = there[there < recorded.numel()].argsort()
-        found[name] = tuple(torch.cat(values)[order] for values in zip(*likely, strict=True))
-        kept = Alternatives(recorded, {view: found[view] for view in method.views if view in found})
+    scores[name] = _joined_scores([result.scores for result in results], back)
+    order = torch.cat([places[positions] for _, positions in parts])
+    order = order[order < recorded.numel()].argsort()
+    kept = _recorded_alternatives(method, readings, recorded, likely, order, num_alternatives)
     scores = {view: scores[view] for view in method.views}
     loss = torch.cat([result.loss for result in results])[back]
     readers = {view: _readers(policies[one.policy], one.policy, batch) for view, one in method.views.items()}
-    found = Scored(method, batch, readings.prompts, scores, routing, loss, coefficient, kept, readers)
-    if everybody.batch is batch:
-        return found
-    learned = _concatenated(
-        group.exchange({"loss": loss.cpu(), **{key: value.cpu() for key, value in vars(scores[name]).items()}})
+    scored = Scored(method, batch, readings.prompts, scores, routing, loss, coefficient, kept, readers)
+    return _with_everybody(scored, everybody, whole_routing, whole_coefficient, group)
+
+
+def _read_learner(
+    learner: Policy, prompts: Prompts, batch: Batch, passing: Callable | None
+) -> tuple[Readout | MixedReadout | None, Readout | MixedReadout]:
+    """What the rule is told of the learner, twice if its one forward pass, inside `passing`, is also the one of the loss."""
+    if passing is None:
+        with together(learner):
+            return None, read_view(learner, prompts, batch)
+    with passing():
+        readout = read_part(learner, prompts, batch, next(batch.parts())[0])
+    return readout, readout
+
+
+def _joined_scores(parts: list[TokenScores], back: Positions) -> TokenScores:
+    return TokenScores(*(torch.cat([getattr(part, key) for part in parts])[back] for key in vars(parts[0])))
+
+
+def _supervise_part(
+    method: Method,
+    readings: Readings,
+    readout: Readout | MixedReadout,
+    positions: Positions,
+    token_ids: Int[Tensor, " N"],
+    routing: Routing,
+    coefficient: Float[Tensor, " N"],
+) -> Supervision:
+    """The losses of one micro-batch; token ids, routing and coefficient are of the whole batch."""
+    targets = {
+        target: readings.readouts[target].part(positions) for target in method.targets if target in readings.readouts
+    }
+    return supervise(
+        readout,
+        targets,
+        token_ids[positions],
+        regimes=tuple(method.regimes.values()),
+        routing=part_of_routing(routing, positions),
+        coefficient=coefficient[positions],
     )
-    whole_loss = learned.pop("loss")
-    whole_scores = {view: TokenScores(**learned) if view == name else everybody.scores[view] for view in method.views}
-    return replace(
-        found,
-        everybody=Scored(
-            method, everybody.batch, {}, whole_scores, whole_routing, whole_loss, whole_coefficient, None, {}
-        ),
-    )
+
+
+def _recorded_alternatives(
+    method: Method, readings: Readings, recorded: Tensor, likely: list[tuple[Tensor, Tensor]], order: Tensor, count: int
+) -> Alternatives | None:
+    """The most likely tokens of all views at the recorded positions.
+
+    likely  the learner's, by micro-batch; `order` brings them into the batch's
+    """
+    if not recorded.numel():
+        return None
+    by_view = {view: alternatives(readout, recorded, count) for view, readout in readings.readouts.items()}
+    by_view[method.learner] = tuple(torch.cat(values)[order] for values in zip(*likely, strict=True))
+    return Alternatives(recorded, {view: by_view[view] for view in method.views if view in by_view})
+
+
+def _with_everybody(
+    scored: Scored, everybody: "_Everybody", routing: Routing, coefficient: Tensor, group: Group
+) -> Scored:
+    """The batch with the numbers of all processes' batches; routing and coefficient are of those."""
+    if everybody.batch is scored.batch:
+        return scored
+    method = scored.method
+    learner_scores = {key: value.cpu() for key, value in vars(scored.scores[method.learner]).items()}
+    learned = _concatenated(group.exchange({"loss": scored.loss.cpu(), **learner_scores}))
+    loss = learned.pop("loss")
+    scores = {
+        view: TokenScores(**learned) if view == method.learner else everybody.scores[view] for view in method.views
+    }
+    whole = Scored(method, everybody.batch, {}, scores, routing, loss, coefficient, None, {})
+    return replace(scored, everybody=whole)
 
 
 @dataclass(frozen=True)

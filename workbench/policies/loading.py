@@ -1,6 +1,6 @@
 """From the names that views use (`student`, `student@ema`, `teacher:ocr`) to loaded policies that fit together."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from workbench.errors import ConfigError, PolicyError
@@ -27,7 +27,7 @@ def load_policy(path: str | Path, name: str, *, load: Callable = load_model, **o
 
 
 def load_policies(
-    names: Iterable[str],
+    names: Collection[str],
     *,
     student: str | Path,
     teacher: str | Path | None = None,
@@ -38,15 +38,13 @@ def load_policies(
     teacher_dtype: str | None = None,
     offload_teachers: bool = False,
     device: str = "cpu",
-    trust_remote_code: bool = False,
-    attention: str | None = None,
-    compiler: str | None = None,
     max_completion_length: int = 0,
     adapter: object | None = None,
     learner: str = STUDENT,
     block: int = 0,
     steps_per_block: int = 0,
     accept_differences: bool = False,
+    **options: object,
 ) -> dict[str, Policy]:
     """Every policy in `names` and always the student, frozen, sharing one vocabulary.
 
@@ -55,29 +53,23 @@ def load_policies(
              own too, by the name of its domains: teacher:color, teacher:math+code, teacher:other
     start    the starting model, when the student comes from a checkpoint; its frozen copy is student@start
     offload_teachers  their weights lie in host memory and visit the device while they read
-    attention, compiler  as weights.load_model
     ema      folder of student@ema, when it comes from a checkpoint; otherwise it is a copy of the student
     adapter  a peft configuration: the student gets low-rank adapters unless its folder already holds them
     learner  what the student calls itself where several learn: "ann" calls its policies ann, ann@ema, ann@start
     block, steps_per_block  how masked diffusion models write; 0 = as each says itself
     accept_differences  go on with models whose numbers are not those of their own forward pass
+    options  of weights.load_model: trust_remote_code, attention, compiler
 
     Raises: PolicyError if a model cannot be loaded, does not share the student's vocabulary, or is not read as by itself.
     """
-    names = tuple(names)
-    options = {"device": device, "trust_remote_code": trust_remote_code, "attention": attention, "compiler": compiler}
+    options = {"device": device, **options}
     of_teachers = {**options, "dtype": teacher_dtype or dtype, "device": "cpu" if offload_teachers else device}
     of_teachers["load"] = load_model if offload_teachers else load_teacher  # weights that travel are no one else's
     if any(name.startswith("teacher") for name in names):
         forget_teachers(but=[path for path in (teacher, *(teachers or {}).values()) if path is not None])
-    policies = {STUDENT: load_policy(student, learner, dtype=dtype, **options)}
-    own, by_domain = policies[STUDENT], None
-    if adapter is not None and not has_adapter(own.model):
-        own.add_adapter(adapter)
+    own = _student(student, learner, adapter, dtype=dtype, **options)
+    policies, by_domain = {STUDENT: own}, None
     for name in names:
-        if name == STUDENT:
-            continue
-        kind, _, domain = name.partition(":")
         called = name.replace(STUDENT, learner, 1)
         if name == "student@start":
             policies[name] = _start(own, called, start, student, dtype=dtype, **options)
@@ -87,16 +79,28 @@ def load_policies(
             members, other = _load_teachers(teachers, teacher, **of_teachers)
             policies |= {one.name: one for one in (*members.values(), other) if one is not None}
             by_domain = PolicyByDomain(name, members, other)
-        elif kind == "teacher":
-            path = (teachers or {}).get(domain) if domain else teacher
-            if path is None:
-                raise ConfigError(f'no model is given for the policy "{name}"; set models.teacher or models.teachers.')
-            policies[name] = load_policy(path, name, **of_teachers)
-    for name in policies if offload_teachers else ():
-        if name.startswith("teacher"):
-            offload(policies[name], device)
+        elif name.startswith("teacher"):
+            policies[name] = _teacher(name, teachers or {}, teacher, **of_teachers)
+    for name in (name for name in policies if offload_teachers and name.startswith("teacher")):
+        offload(policies[name], device)
     write_alike(policies, block, steps_per_block, max_completion_length)
-    # each as it is by itself, before anything is cut or merged
+    _fit_together(policies, max_completion_length, accept_differences)
+    return policies if by_domain is None else policies | {by_domain.name: by_domain}
+
+
+def _student(path: str | Path, name: str, adapter: object | None, **options: object) -> AutoregressivePolicy:
+    """The student, with a new adapter unless its folder already holds one."""
+    student = load_policy(path, name, **options)
+    if adapter is not None and not has_adapter(student.model):
+        student.add_adapter(adapter)
+    return student
+
+
+def _fit_together(
+    policies: dict[str, AutoregressivePolicy], max_completion_length: int, accept_differences: bool
+) -> None:
+    """Prove each model as it is by itself; then one vocabulary, one end, and one encoder where possible, whose prompts leave
+    room for a completion."""
     prove_all(policies.values(), accept_differences=accept_differences)
     share_vocabulary(policies)
     merge_ends(policies)
@@ -109,7 +113,15 @@ def load_policies(
                     f"sampling.max_completion_length is {max_completion_length}, but the models take only "
                     f"{encoder.max_prompt_length + max_completion_length} tokens in all."
                 )
-    return policies if by_domain is None else policies | {by_domain.name: by_domain}
+
+
+def _teacher(name: str, teachers: dict[str, str], other: str | Path | None, **options: object) -> AutoregressivePolicy:
+    """The teacher that a name means: `teacher`, or that of a domain."""
+    _, _, domain = name.partition(":")
+    path = teachers.get(domain) if domain else other
+    if path is None:
+        raise ConfigError(f'no model is given for the policy "{name}"; set models.teacher or models.teachers.')
+    return load_policy(path, name, **options)
 
 
 def _load_teachers(

@@ -62,12 +62,7 @@ def load_model(
     options = {"trust_remote_code": trust_remote_code}
     asked = {"attn_implementation": attention} if attention else {}
     if dtype == INT8:
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise ConfigError(
-                f"{name}: weights in {INT8} need the package bitsandbytes: pip install 'vlm-distillation-workbench[int8]', or "
-                "choose models.teacher_dtype=bfloat16."
-            )
-        asked |= {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": {"": device}}
+        asked |= {"quantization_config": _in_8_bits(name), "device_map": {"": device}}
     base = base_of(path)
     source = path if base is path else f"{base} (the model of the adapter {path})"
     try:
@@ -82,21 +77,7 @@ def load_model(
             **options,
         )
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, ImportError) and "flash" in (attention or "") and "flash" in str(error).lower():
-            raise ConfigError(
-                f"{name}: models.attention={attention} needs a package that is not here ({_first_line(error)}). Install it "
-                "(flash_attention_2: pip install flash-attn, for a CUDA GPU), or choose models.attention=sdpa."
-            ) from error
-        is_hub_name = str(base).count("/") <= 1 and not str(base).startswith((".", "/", "~"))
-        if not is_hub_name and not Path(base).exists():
-            raise PolicyError(
-                f'{name}: folder "{source}" does not exist. Give a folder written by save_pretrained, or the name of a model on the hub.'
-            ) from None
-        here = "" if Path(base).exists() else " No folder of that name is here either."
-        raise PolicyError(
-            f'{name}: "{source}" cannot be loaded as a model ({_first_line(error)}). Give a folder written by '
-            f"save_pretrained with config.json and *.safetensors, or the name of a model on the hub.{here}"
-        ) from error
+        raise _not_loaded(error, base, source, name, attention) from error
     _require_whole(model, report, source, name)
     if getattr(config, "quantization_config", None) is None:
         _require_floating(model, base, name)
@@ -115,6 +96,36 @@ def load_model(
     if compiler:
         compile_parts(model, compiler, name)
     return model.requires_grad_(False).eval(), processor
+
+
+def _in_8_bits(name: str) -> BitsAndBytesConfig:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"{name}: weights in {INT8} need the package bitsandbytes: pip install 'vlm-distillation-workbench[int8]', or "
+            "choose models.teacher_dtype=bfloat16."
+        )
+    return BitsAndBytesConfig(load_in_8bit=True)
+
+
+def _not_loaded(
+    error: Exception, base: str | Path, source: str | Path, name: str, attention: str | None
+) -> ConfigError | PolicyError:
+    """What to tell of a model that transformers could not load."""
+    if isinstance(error, ImportError) and "flash" in (attention or "") and "flash" in str(error).lower():
+        return ConfigError(
+            f"{name}: models.attention={attention} needs a package that is not here ({_first_line(error)}). Install it "
+            "(flash_attention_2: pip install flash-attn, for a CUDA GPU), or choose models.attention=sdpa."
+        )
+    is_hub_name = str(base).count("/") <= 1 and not str(base).startswith((".", "/", "~"))
+    if not is_hub_name and not Path(base).exists():
+        return PolicyError(
+            f'{name}: folder "{source}" does not exist. Give a folder written by save_pretrained, or the name of a model on the hub.'
+        )
+    here = "" if Path(base).exists() else " No folder of that name is here either."
+    return PolicyError(
+        f'{name}: "{source}" cannot be loaded as a model ({_first_line(error)}). Give a folder written by '
+        f"save_pretrained with config.json and *.safetensors, or the name of a model on the hub.{here}"
+    )
 
 
 def _require_whole(model: nn.Module, report: dict, path: str | Path, name: str) -> None:

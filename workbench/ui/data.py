@@ -26,6 +26,7 @@ from workbench.rendering.pictures import evidence
 from workbench.types import Box, Evidence, Example
 from workbench.ui.context import MAX_UPLOAD_MB, AppContext, Shared, in_its_place, kept, note, sentence, told
 from workbench.ui.examples import DECODING, MAX_DECODED, MOST_EVALUATED, MOST_EXAMPLES, load, shown_html
+from workbench.ui.own_image import own_image_form
 from workbench.ui.pieces import Column, empty_html, fragment_component, fresh, read_asset, rows_component, rows_html
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -332,29 +333,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     shown = gr.HTML(
         label="the example", js_on_load=None, css_template=css, apply_default_css=False, elem_id="data-example"
     )
-    with gr.Accordion("Your own image", open=False, elem_id="data-own"):
-        if not is_open:
-            fragment = "Own images are scored where the app was opened without --read-only."
-            gr.HTML(empty_html(fragment), elem_classes="wbu", apply_default_css=False)
-        with gr.Row(visible=is_open):
-            with gr.Column(scale=2, min_width=320):
-                file = gr.File(
-                    label=f"image, at most {MAX_UPLOAD_MB} MB",
-                    file_types=list(KINDS),
-                    type="filepath",
-                    height=120,
-                    elem_id="data-file",
-                )
-                picture = gr.HTML(label="your image", js_on_load=read_asset("boxes.js"), css_template=css, apply_default_css=False, elem_id="data-preview")  # fmt: skip
-            with gr.Column(scale=3, min_width=320):
-                question = gr.Textbox(label="question", elem_id="data-question", max_lines=3)
-                boxes = gr.Textbox(label="boxes: x0 y0 x1 y1 label, in pixels, one per line; or drag on the image", lines=2, elem_id="data-boxes")  # fmt: skip
-                with gr.Row():
-                    answer = gr.Textbox(label="right answer, if known", max_lines=1, elem_id="data-answer")
-                    hint = gr.Textbox(label="hint: where to look", max_lines=1, elem_id="data-hint")
-                caption = gr.Textbox(label="caption: what the teacher is told", max_lines=3, elem_id="data-caption")
-                own_given = gr.Textbox(label="answer to score", placeholder="empty: the student writes one", max_lines=1, elem_id="data-own-given")  # fmt: skip
-                own_button = gr.Button("Score under every view", variant="primary", elem_id="data-own-score")
+    form = own_image_form(is_open, list(KINDS))
     scored = fragment_component("who would supervise which token", elem_id="data-scored")
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
@@ -370,8 +349,9 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         return with_box(dropped, lines, event.corners)
 
     listed.select(told(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
-    gr.on([file.change, boxes.change], told(preview), [file, boxes], picture, **quiet)
-    picture.box(told(add_box), [file, boxes], boxes, **quiet)
+    shown_boxes = [form.file, form.boxes]
+    gr.on([form.file.change, form.boxes.change], told(preview), shown_boxes, form.picture, **quiet)
+    form.picture.box(told(add_box), shown_boxes, form.boxes, **quiet)
     busy = {"show_progress": "full", "concurrency_limit": 1, "concurrency_id": "scorer", "api_visibility": "private"}
     button.click(
         in_its_place(partial(score_listed, context), [scored]),
@@ -379,5 +359,5 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         scored,
         **busy,
     )
-    own = [shared.run, file, question, answer, caption, hint, boxes, own_given]
-    own_button.click(in_its_place(partial(score_own, context), [scored]), own, scored, **busy)
+    scoring = in_its_place(partial(score_own, context), [scored])
+    form.button.click(scoring, [shared.run, *form.inputs], scored, **busy)

@@ -71,19 +71,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                     label="Overrides", lines=3, placeholder="training.steps=20\nmodels.teachers={maths: path/to/model}",
                     info="lines of key=value, as on the command line; they win over the form", elem_id="launch-more",
                 )  # fmt: skip
-        with gr.Column(scale=3, min_width=380, elem_id="launch-side"):
-            command = gr.Textbox(
-                label="The same on the command line", lines=3, max_lines=14, interactive=False, buttons=["copy"],
-                elem_id="launch-command",
-            )  # fmt: skip
-            with gr.Row():
-                check = gr.Button("Check", elem_id="launch-check", interactive=not context.read_only)
-                start = gr.Button("Start", variant="primary", elem_id="launch-start", interactive=not context.read_only)
-            message = gr.HTML("", elem_id="launch-message")  # of the form as it is
-            said = gr.HTML("", elem_id="launch-said")  # of Check or Start, until the form is edited
-            about_check = note(READ_ONLY if context.read_only else _what_happens(context))
-            report = gr.HTML(about_check, elem_id="launch-report")
-            checked = gr.Textbox("", visible="hidden")  # the command that was checked
+        about_check = note(READ_ONLY if context.read_only else _what_happens(context))
+        command, check, start, message, said, report, checked = _side(context, about_check)
 
     inputs: list[Component] = [recipe, more, *made]
     chooser, name = (made[[_first(place).key for place in form].index(key)] for key in ("method.name", "name"))
@@ -116,6 +105,29 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         [said, shared.run, shared.address, shared.tabs, name], **silent | {"trigger_mode": "once"},
     )  # fmt: skip
     started.then(*shows, **silent)
+
+
+def _side(context: AppContext, about_check: str) -> tuple[Component, ...]:
+    """Beside the form: the command, Check and Start, what the form lacks, what the two did, the report, and, hidden, the
+    command that was checked."""
+    is_open = not context.read_only
+    with gr.Column(scale=3, min_width=380, elem_id="launch-side"):
+        command = gr.Textbox(
+            label="The same on the command line",
+            lines=3,
+            max_lines=14,
+            interactive=False,
+            buttons=["copy"],
+            elem_id="launch-command",
+        )
+        with gr.Row():
+            check = gr.Button("Check", elem_id="launch-check", interactive=is_open)
+            start = gr.Button("Start", variant="primary", elem_id="launch-start", interactive=is_open)
+        message = gr.HTML("", elem_id="launch-message")  # of the form as it is
+        outcome = gr.HTML("", elem_id="launch-said")  # of Check or Start, until the form is edited
+        report = gr.HTML(about_check, elem_id="launch-report")
+        checked = gr.Textbox("", visible="hidden")
+    return command, check, start, message, outcome, report, checked
 
 
 _WHAT_CHECK_DOES = (

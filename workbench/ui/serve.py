@@ -62,11 +62,7 @@ def serve(
     users = read_users(auth) if auth is not None else None
     check_host(host, has_password=users is not None, read_only=read_only)
     check_port(host, port)
-    runs = Path(runs)
-    try:
-        runs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"runs folder {runs} cannot be made ({error.strerror}). Choose another with --runs.") from None
+    runs = _runs_folder(runs)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     max_runs = default_limit() if max_runs is None else max_runs
     if not read_only:
@@ -92,17 +88,29 @@ def serve(
         max_file_size=1 if read_only else f"{MAX_UPLOAD_MB}mb",  # nothing is taken there
         prevent_thread_lock=True,
         state_session_capacity=MAX_SESSIONS,
-        app_kwargs={
-            "middleware": [
-                Middleware(OriginGuard, origins=origins),
-                Middleware(RequestLimits, blocks=app, read_only=read_only),
-                Middleware(LoginDelay),
-                Middleware(EarlyHead, head=early_head()),
-            ]
-        },
+        app_kwargs={"middleware": _middleware(app, origins, read_only=read_only)},
         **look(),
     )
     return app
+
+
+def _runs_folder(path: str | Path) -> Path:
+    runs = Path(path)
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"runs folder {runs} cannot be made ({error.strerror}). Choose another with --runs.") from None
+    return runs
+
+
+def _middleware(app: gr.Blocks, origins: Origins, *, read_only: bool) -> list[Middleware]:
+    """What every request passes before Gradio has it, outermost first."""
+    return [
+        Middleware(OriginGuard, origins=origins),
+        Middleware(RequestLimits, blocks=app, read_only=read_only),
+        Middleware(LoginDelay),
+        Middleware(EarlyHead, head=early_head()),
+    ]
 
 
 def _recipes(configs: str | Path | None) -> Path:
