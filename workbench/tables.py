@@ -23,7 +23,11 @@ from workbench.parsing import Malformed, parse_json
 from workbench.values import row_without_missing
 
 _ADVICE = {  # by the end of a file's name: how it becomes one that is read
-    (".csv", ".tsv"): 'Convert it: pandas.read_csv("NAME").to_json("rows.jsonl", orient="records", lines=True)',
+    (
+        ".csv",
+        ".tsv",
+    ): 'Convert it, every value as it is written: pandas.read_csv("NAME", dtype=str, keep_default_na=False)'
+    '.to_json("rows.jsonl", orient="records", lines=True), with sep="\\t" for .tsv',
     (".zip", ".tar", ".tgz", ".7z"): "Unpack it and name the .jsonl, .json or .parquet file in it",
     (".gz", ".bz2", ".xz", ".zst"): "Unpack it first",
     (".arrow", ".feather"): "Name the folder that save_to_disk wrote, or write it again as Parquet",
