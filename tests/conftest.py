@@ -32,8 +32,11 @@ SUBPROCESS = (
     "ui/test_shell.py",
 )  # fmt: skip
 SLOW = (
-    "analysis/test_figures.py", "analysis/test_tables.py", "methods/test_d_opsd.py", "methods/test_peers.py", "policies/test_diffusion.py",
-    "policies/test_newer_families.py", "test_adding_a_method.py", "test_families.py", "test_opd_loop.py", "test_pretrain.py",
+    "analysis/test_figures.py", "analysis/test_tables.py", "methods/test_d_opsd.py", "methods/test_peers.py",
+    "policies/test_autoregressive.py", "policies/test_caches.py", "policies/test_diffusion.py", "policies/test_drawing.py",
+    "policies/test_newer_families.py", "policies/test_proof.py", "policies/test_table.py", "policies/test_templates.py",
+    "test_adding_a_method.py", "test_bad_rows.py", "test_dropout.py", "test_export.py", "test_families.py", "test_grading_scripts.py",
+    "test_opd_loop.py", "test_pretrain.py",
 )  # fmt: skip
 FIXTURES = {"browser": ("browser", "chromium"), "slow": ("models", "trained")}  # mark -> what a test with it asks for
 
