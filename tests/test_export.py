@@ -156,6 +156,7 @@ def differences(exported: Path, *others: Path) -> list[float]:
     return [float((logits_of(one.model, one) - plain).abs().max()) for one in policies]
 
 
+@pytest.mark.filterwarnings("error:.*tie_word_embeddings")
 @pytest.mark.parametrize("where", TIED)
 def test_an_adapter_on_tied_embeddings_is_exported_as_it_was_trained(where: str, tied: Path, tmp_path: Path) -> None:
     folders = {"student": str(tied), "lora": {"rank": 2, **TIED[where]}}

@@ -1,6 +1,7 @@
 """A model whose weights are not all there is refused, and names them; an adapter is loaded as peft itself loads it."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,24 @@ DAMAGES = {
     ),
     "zeros": (lambda weights: {key: value * 0 for key, value in weights.items()}, "every matrix of .* is zero"),
 }
+
+
+def test_only_our_own_sentence_names_the_weights(folder: Path) -> None:
+    rewrite(folder, DAMAGES["no vision tower"][0])
+    logger, records = logging.getLogger("transformers.modeling_utils"), []
+    logger.setLevel(logging.WARNING)
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(PolicyError, match="would be random"):
+            load_policy(folder, "student")
+        assert not any("LOAD REPORT" in record.getMessage() for record in records)
+        AutoModelForImageTextToText.from_pretrained(folder)  # of others' loading it is still logged
+        assert any("LOAD REPORT" in record.getMessage() for record in records)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

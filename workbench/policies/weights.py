@@ -2,8 +2,9 @@
 
 import contextlib
 import importlib.util
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -67,15 +68,16 @@ def load_model(
     source = path if base is path else f"{base} (the model of the adapter {path})"
     try:
         config = AutoConfig.from_pretrained(base, **options)
-        model, report = auto_class(config).from_pretrained(
-            base,
-            dtype=DTYPES[dtype],
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
-            **asked,
-            **options,
-        )
+        with _without_load_report():
+            model, report = auto_class(config).from_pretrained(
+                base,
+                dtype=DTYPES[dtype],
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below
+                **asked,
+                **options,
+            )
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _not_loaded(error, base, source, name, attention) from error
     _require_whole(model, report, source, name)
@@ -126,6 +128,24 @@ def _not_loaded(
         f'{name}: "{source}" cannot be loaded as a model ({_first_line(error)}). Give a folder written by '
         f"save_pretrained with config.json and *.safetensors, or the name of a model on the hub.{here}"
     )
+
+
+@contextlib.contextmanager
+def _without_load_report() -> Iterator[None]:
+    """transformers' table of missing and unread weights is not logged: _require_whole names them. That of weights which
+    could not be converted stays, since the error refers to it.
+    """
+
+    def is_kept(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return " LOAD REPORT" not in text or "CONVERSION" in text
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_kept)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_kept)
 
 
 def _require_whole(model: nn.Module, report: dict, path: str | Path, name: str) -> None:
