@@ -339,7 +339,9 @@ def _try(reader: str, row: dict[str, Any], folder: Path, outcome: Outcome) -> No
             outcome.faults.append(
                 f"{reader}: {str(row)[:300]}\nmessage of {len(message)} characters: {message[:300]!a}"
             )
-    except Exception:
+    except (
+        Exception
+    ):  # whatever is no WorkbenchError is the fault that this looks for, and is reported with its traceback
         outcome.counts["fault"] += 1
         outcome.faults.append(f"{reader}: {ascii(row)[:600]}\n{traceback.format_exc(limit=-6)}")
 
