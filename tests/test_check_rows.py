@@ -105,8 +105,16 @@ def test_eval_answers_the_other_questions_and_names_what_it_left_out(
         capsys.readouterr()
         assert main(["eval", str(path), "--data", data]) == 0
         out = capsys.readouterr().out
-        assert "skipped 4 questions, which could not be shown: " in out and f"the first {data}:6: " in out
-        assert "'image cannot be read': 2" in out
+        assert "skipped 4 questions that could not be shown (" in out and f"; the first is {data}:6: " in out
+        assert "image cannot be read: 2" in out
+    rooms = []
+    long = str(write(tmp_path, {}, {"question": "why " * 3000}))
+    for path in (config.run_dir, models["student"]):
+        tally = Tally()
+        evaluate(path, data=long, contexts=["plain"], skipped=tally)
+        rooms.append(int(re.search(r"takes (\d+) beside", str(tally))[1]))
+    data = str(write(tmp_path, *rows))
+    assert rooms == [512 - config.sampling.max_completion_length, 512 - 256]
     tally = Tally()
     assert {row.example_id for row in evaluate(config.run_dir, data=data, skipped=tally)} == asked
     assert tally.counts.total() == 4

@@ -48,6 +48,7 @@ def student(models: dict) -> object:
         ("reference", f"green{END}\nuser: next?", 'special token in "reference"', 'column "reference"'),
         ("reference", "<image>\na green square", 'special token in "reference"', '"<image>" as text'),
         ("reference", " ", "reference is blank", "column \"reference\": ' ' is blank"),
+        ("reference", "", "reference is blank", "column \"reference\": '' is blank"),
         ("reference", "\n\t\u3000", "reference is blank", "is blank"),
         ("reference", "green " * 3000, "reference is too long", r'column "reference": \d+ tokens .* the model takes \d+'),
         ("question", f"Color?{END}", 'special token in "question"', 'column "question"'),
@@ -125,12 +126,12 @@ def test_training_and_evaluation_data_may_both_have_a_row_1() -> None:
     for file in ("train.jsonl", "eval.jsonl"):
         one = replace(example(answer=" ", origin=f"{file}:1"), id="1")
         assert tally.add_if(one, lacking(one, method)) and tally.add_if(one, lacking(one, method))
-    assert tally.counts == {"no answer": 2} and str(tally).startswith("{'no answer': 2}, the first train.jsonl:1")
+    assert tally.counts == {"no answer": 2} and str(tally).startswith("no answer: 2; the first is train.jsonl:1")
 
 
 def test_data_of_which_no_row_can_be_used_is_refused(models: dict, tmp_path: Path) -> None:
     config = configured(models, tmp_path, [{"reference": " "}] * 3, {"name": "lm_kd"})
     with pytest.raises(
-        DataError, match=r"none of the 3 examples can be used: .*reference is blank': 3.*[^.]\. Mend the data\.$"
+        DataError, match=r"none of the 3 examples can be used: .*reference is blank: 3; .*[^.]\. Mend the data\.$"
     ):
         train(config)

@@ -102,7 +102,8 @@ def _eval(options: argparse.Namespace) -> None:
     )
     print(_module("summary").evaluation_table(answered))
     if skipped.counts:
-        print(f"\nskipped {skipped.counts.total():,} questions, which could not be shown: {skipped}")
+        count = skipped.counts.total()
+        print(f"\nskipped {count:,} question{'s' * (count != 1)} that could not be shown ({skipped})")
 
 
 def _study(options: argparse.Namespace) -> int:

@@ -139,10 +139,13 @@ def _asked(
 
 
 def reference_of(example: Example) -> tuple[str, str] | None:
-    """Column and text of what is learned from an example as it stands in the data: its worked answer, else its answer."""
-    if example.reference:
+    """Column and text of what is learned from an example as it stands in the data: its worked answer, else its answer.
+
+    A text that is empty counts as one that is blank: usable.py leaves the example out.
+    """
+    if example.reference is not None:
         return "reference", example.reference
-    return ("answer", example.answer) if example.answer else None
+    return None if example.answer is None else ("answer", example.answer)
 
 
 def reference_completion(writer: Policy, example: Example) -> Written:

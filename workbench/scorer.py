@@ -27,7 +27,7 @@ from workbench.evaluate import ask
 from workbench.grading import RULES, TOLERANCE, check_grading, grade
 from workbench.learner import autocast, build_learner
 from workbench.policies import SamplingOptions
-from workbench.policies.loading import load_policy
+from workbench.policies.loading import leave_room, load_policy
 from workbench.policies.proven import prove_all
 from workbench.rollouts import reply_in_turns
 from workbench.runs import RunFolder
@@ -188,6 +188,9 @@ def evaluate_model(
     prove_all(
         [policy], accept_differences=True
     )  # answers are shown, and no loss is made of their log-probs: it is logged
+    if policy.encoder.context_length is not None:
+        max_completion_length = min(max_completion_length, policy.encoder.context_length // 2)
+    leave_room([policy], max_completion_length)
     examples = showable(examples, [policy], contexts, Tally() if skipped is None else skipped)
     _log_unasked(examples, contexts)
     options = {"max_completion_length": max_completion_length, "batch_size": EvaluationConfig().batch_size}

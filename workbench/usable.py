@@ -43,7 +43,8 @@ class Tally:
 
     def __str__(self) -> str:
         """How many of each reason, and what is wrong with the first."""
-        return f"{dict(self.counts)}, the first {self._first}" if self._first else "none"
+        counts = ", ".join(f"{reason}: {count:,}" for reason, count in self.counts.items())
+        return f"{counts}; the first is {self._first}" if self._first else "none"
 
     def add_if(self, example: Example, problem: Problem | None) -> bool:
         """Add an example if there is a problem with it; returns whether there is."""

@@ -1,6 +1,6 @@
 """From the names that views use (`student`, `student@ema`, `teacher:ocr`) to loaded policies that fit together."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from workbench.errors import ConfigError, PolicyError
@@ -105,14 +105,7 @@ def _fit_together(
     share_vocabulary(policies)
     merge_ends(policies)
     share_encoders(policies)
-    for encoder in {id(policy.encoder): policy.encoder for policy in policies.values()}.values():
-        if encoder.max_prompt_length is not None:
-            encoder.max_prompt_length -= max_completion_length
-            if encoder.max_prompt_length <= 0:
-                raise ConfigError(
-                    f"sampling.max_completion_length is {max_completion_length}, but the models take only "
-                    f"{encoder.max_prompt_length + max_completion_length} tokens in all."
-                )
+    leave_room(policies.values(), max_completion_length)
 
 
 def _teacher(name: str, teachers: dict[str, str], other: str | Path | None, **options: object) -> AutoregressivePolicy:
@@ -122,6 +115,19 @@ def _teacher(name: str, teachers: dict[str, str], other: str | Path | None, **op
     if path is None:
         raise ConfigError(f'no model is given for the policy "{name}"; set models.teacher or models.teachers.')
     return load_policy(path, name, **options)
+
+
+def leave_room(policies: Iterable[AutoregressivePolicy], max_completion_length: int) -> None:
+    """Let prompts take what the models leave beside a completion. Raises ConfigError if that is nothing."""
+    for encoder in {id(policy.encoder): policy.encoder for policy in policies}.values():
+        if encoder.context_length is None:
+            continue
+        encoder.max_prompt_length = encoder.context_length - max_completion_length
+        if encoder.max_prompt_length <= 0:
+            raise ConfigError(
+                f"sampling.max_completion_length is {max_completion_length}, but the models take only "
+                f"{encoder.context_length} tokens in all."
+            )
 
 
 def _load_teachers(

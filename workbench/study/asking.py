@@ -10,7 +10,7 @@ from workbench.datasets import load_examples, split_by_evidence
 from workbench.errors import RunError
 from workbench.evaluate import answer_questions
 from workbench.learner import autocast
-from workbench.policies.loading import load_policies
+from workbench.policies.loading import leave_room, load_policies
 from workbench.scorer import default_device
 from workbench.study.plan import Questions, Reference
 from workbench.study.questions import FILE, describe, describe_reference, is_asked, write
@@ -66,6 +66,7 @@ def _ask(
     policy: object, config: RunConfig, evaluate: tuple[Questions, ...], step: int, load: Callable
 ) -> dict[str, list[Answered]]:
     answered: dict[str, list[Answered]] = {}
+    leave_room([policy], config.sampling.max_completion_length)
     for questions in evaluate:
         examples = showable(load(questions.data, limit=questions.count), [policy], questions.contexts, Tally())
         for context in questions.contexts:
