@@ -36,7 +36,7 @@ SLOW = (
     "policies/test_autoregressive.py", "policies/test_caches.py", "policies/test_diffusion.py", "policies/test_drawing.py",
     "policies/test_newer_families.py", "policies/test_proof.py", "policies/test_table.py", "policies/test_templates.py",
     "test_adding_a_method.py", "test_bad_rows.py", "test_dropout.py", "test_export.py", "test_families.py", "test_grading_scripts.py",
-    "test_opd_loop.py", "test_pretrain.py",
+    "test_opd_loop.py", "test_pretrain.py", "traces/test_checksums.py",
 )  # fmt: skip
 FIXTURES = {"browser": ("browser", "chromium"), "slow": ("models", "trained")}  # mark -> what a test with it asks for
 
