@@ -5,7 +5,7 @@ from small import example, table_policy
 
 from workbench.errors import DataError
 from workbench.policies import SamplingOptions
-from workbench.rollouts import write_rollouts
+from workbench.rollouts import reply_in_turns, without_special, write_rollouts
 
 EXAMPLES = [example(idx) for idx in range(4)]
 
@@ -78,3 +78,15 @@ def test_turns_are_replied_to_one_after_the_other() -> None:
     assert [one.replies for one in other] != [one.replies for one in rollouts]
     assert [one.ids for one in other] == [one.ids for one in rollouts]  # a table does not read what was said
     assert all(one.replies == () for one in write(examples, context="concat"))
+
+
+def test_special_tokens_that_a_model_spells_are_left_out_and_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = table_policy("student", 1)
+    monkeypatch.setattr(type(policy), "special_in", lambda self, text: "<end>" if "<end>" in text else None)
+    monkeypatch.setattr(type(policy), "text", lambda self, ids: "look <end>left")
+    assert without_special(policy, "x<e<end>nd>y", "feedback") == "xy"
+    assert 'feedback spells the special token "<end>", which is left out where it is shown; so far: 1' in caplog.text
+    asked = [example(0, question="One? Two.")]
+    assert reply_in_turns(policy, asked, sampling=SamplingOptions(2), seed=(0,)) == [("look left",)]

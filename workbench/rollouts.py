@@ -1,5 +1,7 @@
 """Writing: from examples to rollouts, whoever writes them: the student, or the data."""
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
@@ -11,6 +13,8 @@ from workbench.seeding import derive_seed, draw_uniform
 from workbench.types import Denoising, Example, Rollout
 
 DATASET = "dataset"
+_LEFT_OUT: Counter[str] = Counter()  # by what was shown: how often this process left a special token out
+log = logging.getLogger("workbench")
 
 
 def write_rollouts(
@@ -75,6 +79,23 @@ def write_rollouts(
     return rollouts
 
 
+def without_special(policy: Policy, text: str, what: str) -> str:
+    """A text that a model wrote, as the policy can be shown it: special tokens that it spells as words are left out, as
+    those that it wrote as tokens are. The first, tenth, hundredth, ... are logged with how many there were.
+    """
+    while (token := policy.special_in(text)) is not None:
+        text = text.replace(token, "")
+        _LEFT_OUT[what] += 1
+        if str(_LEFT_OUT[what]).strip("0") == "1":
+            log.warning(
+                '%s spells the special token "%s", which is left out where it is shown; so far: %d',
+                what,
+                token,
+                _LEFT_OUT[what],
+            )
+    return text
+
+
 def reply_in_turns(
     writer: Policy,
     examples: list[Example],
@@ -91,7 +112,7 @@ def reply_in_turns(
         prompts = [build_turn(examples[place], replies[place]) for place in part]
         seeds = [[derive_seed("reply", *seed, first + place, len(replies[place]))] for place in part]
         for place, (reply,) in zip(part, writer.sample(prompts, seeds, sampling), strict=True):
-            replies[place] = (*replies[place], writer.text(reply.ids))
+            replies[place] = (*replies[place], without_special(writer, writer.text(reply.ids), "a reply"))
     return replies
 
 
@@ -127,13 +148,18 @@ def _asked(
 ) -> tuple[Rollout, ...]:
     plain = [build_prompt(one.example, "plain") for one in rollouts]
     prompts = [
-        replace(prompt, text=f"{prompt.text}\n{asked.format(text=one.text)}", key="")
-        for prompt, one in zip(plain, rollouts, strict=True)
+        [
+            replace(
+                prompt, text=f"{prompt.text}\n{asked.format(text=without_special(peer, one.text, 'an answer'))}", key=""
+            )
+            for prompt, one in zip(plain, rollouts, strict=True)
+        ]
+        for peer in peers
     ]
     remarks: list[tuple[str, ...]] = [()] * len(rollouts)
-    for peer in peers:
+    for peer, shown in zip(peers, prompts, strict=True):
         seeds = [[derive_seed("remark", *seed, peer.name, first + place)] for place in range(len(rollouts))]
-        texts = [peer.text(own[0].ids) for own in peer.sample(prompts, seeds, sampling)]
+        texts = [peer.text(own[0].ids) for own in peer.sample(shown, seeds, sampling)]
         remarks = [(*before, text) for before, text in zip(remarks, texts, strict=True)]
     return tuple(replace(one, remarks=own) for one, own in zip(rollouts, remarks, strict=True))
 

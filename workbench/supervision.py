@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.contexts import parse_context
 from workbench.distributed import ALONE, Group
 from workbench.errors import RunError
 from workbench.losses import Supervision, alternatives, score, supervise
@@ -20,6 +21,7 @@ from workbench.method import Method
 from workbench.policies import Policy
 from workbench.policies.by_domain import member
 from workbench.policies.readout import MixedReadout, Readout
+from workbench.rollouts import without_special
 from workbench.scoring import (
     Batch,
     Positions,
@@ -88,9 +90,19 @@ def read_batch(
     """
     if method.annotate is not None:
         batch = replace(batch, rollouts=method.annotate(batch.rollouts, *peers))
+        batch = replace(batch, rollouts=tuple(_showable(one, method, policies) for one in batch.rollouts))
     prompts = view_prompts(method, batch.rollouts)
     readouts, scores = score_views(method, policies, prompts, batch)
     return Readings(batch, prompts, readouts, scores)
+
+
+def _showable(rollout: Rollout, method: Method, policies: dict[str, Policy]) -> Rollout:
+    """The rollout, its feedback without special tokens of the policies that are shown it."""
+    feedback = rollout.feedback
+    for view in method.views.values() if feedback else ():
+        if "feedback" in parse_context(view.context):
+            feedback = without_special(policies[view.policy], feedback, "feedback")
+    return rollout if feedback == rollout.feedback else replace(rollout, feedback=feedback)
 
 
 def attend(method: Method, policies: dict[str, Policy]) -> None:
