@@ -98,5 +98,5 @@ def test_groups_of_one_are_refused_where_answers_are_compared(method: dict, mode
 def test_data_without_answers_are_refused_by_what_judges_them(name: str, models, tmp_path) -> None:
     peers = {"ann": str(models["student"])} if name == "opcod" else {}
     config = run_config(models, tmp_path, method={"name": name}, models__peers=peers, data__eval=None)
-    with pytest.raises(DataError, match=r"'no answer': 1.*or choose another method\."):
+    with pytest.raises(DataError, match=r"no answer: 1.*or choose another method\."):
         train(config, load=lambda *args, **options: [replace(example(0), answer=None)])
