@@ -30,10 +30,10 @@ from typing import NamedTuple
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from benchmarks import big_run
-from workbench.config import load_config
-from workbench.jobs import read_job, start_run, stop_run
+from workbench.config.schema import load_config
 from workbench.render import page_head, render_tokens
-from workbench.rendering.model import RegimeNote, TokenCell, TokenView
+from workbench.render.view import RegimeNote, TokenCell, TokenView
+from workbench.runs.jobs import read_job, start_run, stop_run
 
 ROOT = Path(__file__).parent.parent
 DRAWN = {  # what a tab has when it is drawn

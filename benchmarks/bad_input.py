@@ -28,9 +28,9 @@ import yaml
 
 from benchmarks.kills import recipe
 from workbench.cli import main as command_line
-from workbench.config import describe_config
-from workbench.jobs import find_jobs
-from workbench.study.plan import KEYS as STUDY_KEYS
+from workbench.config.schema import describe_config
+from workbench.runs.jobs import find_jobs
+from workbench.studies.plan import KEYS as STUDY_KEYS
 
 MOST_CHARACTERS, MOST_SECONDS = 3000, 20
 BOMB = "a: &a [1, 1, 1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghijk"))

@@ -26,9 +26,9 @@ import pyarrow.parquet
 from PIL import Image
 
 import workbench as wb
-from workbench.contexts import CONTEXTS, OF_ROLLOUT, build_prompt, missing_evidence
-from workbench.grading import RULES, grade
-from workbench.leaks import find_leaks
+from workbench.data.contexts import CONTEXTS, OF_ROLLOUT, build_prompt, missing_evidence
+from workbench.data.grading import RULES, grade
+from workbench.data.leaks import find_leaks
 from workbench.types import Example, mark_tokens
 
 BOX = [1, 2, 30, 40]

@@ -22,19 +22,19 @@ import torch
 from PIL import Image
 
 from workbench.analysis import illusion as tables
-from workbench.answers import Answered, save_answers
-from workbench.config import build_config
-from workbench.contexts import build_prompt
-from workbench.divergences import Divergence
-from workbench.method import Loss, Regime
-from workbench.runs import RunFolder
-from workbench.supervision import Alternatives
+from workbench.app.context import AppContext, run_choices
+from workbench.app.tabs import compare, illusion, monitor, movement, tokens
+from workbench.config.schema import build_config
+from workbench.data.contexts import build_prompt
+from workbench.distill.divergences import Divergence
+from workbench.distill.method import Loss, Regime
+from workbench.distill.step import Alternatives
+from workbench.evals.records import Answered, save_answers
+from workbench.runs.folder import RunFolder
 from workbench.traces.parts import compact
 from workbench.traces.reader import Traces, open_traces
 from workbench.traces.writer import TracedBatch, TraceWriter
 from workbench.types import Box, Evidence, Example, Prompt, Rollout, Routing, TokenScores
-from workbench.ui import compare, illusion, movement, tokens, watch
-from workbench.ui.context import AppContext, run_choices
 
 VIEWS = {"student": ("student", "plain"), "self": ("student", "boxes"), "teacher": ("teacher", "boxes")}
 REGIMES = {
@@ -273,7 +273,7 @@ def other_tabs(folder: Path) -> dict[str, Callable]:
     """Everything that the server does when a tab is opened."""
     context, run = AppContext(folder.parent, folder.parent), folder.name
     return {
-        "watch": lambda: watch.look_at(context, run, "light", "", None, anew=True),
+        "watch": lambda: monitor.look_at(context, run, "light", "", None, anew=True),
         "movement": lambda: movement.draw(context, run, "light", {}),
         "movement by domain": lambda: movement.draw(context, run, "light", {"colour": "loss", "of": "visible", "panels": "domain", "share": "loss_share"}),
         "compare: examples of both": lambda: compare.draw_examples(folder, folder, ""),

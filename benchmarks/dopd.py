@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.steps import WARMUP, Steps, make_trainer, parts, step_arguments
 from benchmarks.timing import show, take_turns
-from workbench.method import View
+from workbench.distill.method import View
 
 CONTEXTS = ("boxes", "hint", "crop")
 

@@ -41,23 +41,23 @@ from transformers import (
     Qwen3VLProcessor,
 )
 
-import workbench.scoring
-import workbench.supervision
+import workbench.distill.scoring
+import workbench.distill.step
 from benchmarks import losses
 from benchmarks.steps import Steps
 from benchmarks.timing import machine
-from workbench.config import build_config
-from workbench.contexts import build_prompt
-from workbench.datasets import load_examples
-from workbench.loop import Trainer
-from workbench.method import Method
+from workbench.config.schema import build_config
+from workbench.data.contexts import build_prompt
+from workbench.data.examples import load_examples
+from workbench.distill.method import Method
+from workbench.distill.scoring import Batch
+from workbench.distill.step import read_batch, supervise_batch
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
-from workbench.policies.engine import Engine, VllmEngine
 from workbench.policies.processors import VideoSettings, images_only
-from workbench.runs import RunFolder
-from workbench.scoring import Batch
-from workbench.supervision import read_batch, supervise_batch
+from workbench.policies.vllm import Engine, VllmEngine
+from workbench.runs.folder import RunFolder
+from workbench.training.loop import Trainer
 from workbench.types import Rollout
 
 VOCABULARY = 151_936
@@ -295,13 +295,13 @@ def one_variant(args, folder, runs, name, method, device, peak, names) -> str:
     student.read = parts.timed(lambda: "learner" if torch.is_grad_enabled() else "self", student.read)
     teacher.read = parts.timed("teacher", teacher.read)
     supervise, score, likely = (
-        workbench.supervision.supervise,
-        workbench.scoring.score,
-        workbench.supervision.alternatives,
+        workbench.distill.step.supervise,
+        workbench.distill.scoring.score,
+        workbench.distill.step.alternatives,
     )
-    workbench.supervision.supervise = parts.timed("loss", supervise)
-    workbench.scoring.score = parts.timed("scores", score)
-    workbench.supervision.alternatives = parts.timed("trace", likely)
+    workbench.distill.step.supervise = parts.timed("loss", supervise)
+    workbench.distill.scoring.score = parts.timed("scores", score)
+    workbench.distill.step.alternatives = parts.timed("trace", likely)
     trainer.accelerator.backward = parts.timed("learner", trainer.accelerator.backward)
     trainer.learners[0].step = parts.timed("learner", trainer.learners[0].step)
     trainer.writer.write = parts.timed("trace", trainer.writer.write)
@@ -323,7 +323,7 @@ def one_variant(args, folder, runs, name, method, device, peak, names) -> str:
                         steps()
                 step_s, memory = (parts.now() - start) / args.repeats, high.bytes
     finally:
-        workbench.supervision.supervise, workbench.scoring.score, workbench.supervision.alternatives = (
+        workbench.distill.step.supervise, workbench.distill.scoring.score, workbench.distill.step.alternatives = (
             supervise,
             score,
             likely,

@@ -62,7 +62,14 @@ METHODS = {
 }
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 COUNTED = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
-HEAVY = ("workbench.cli", "workbench.train", "workbench.summary", "workbench.distributed", "peft", "transformers")
+HEAVY = (
+    "workbench.cli",
+    "workbench.training.run",
+    "workbench.analysis.summary",
+    "workbench.distributed",
+    "peft",
+    "transformers",
+)
 
 
 @dataclass
@@ -257,7 +264,7 @@ def two_processes(folder: Path, count: int, draw: random.Random, tally: Tally) -
     def launched(victim: Path) -> subprocess.Popen:
         what = ["--resume", str(victim / "run")] if (victim / "run").exists() else [str(victim / "recipe.yaml")]
         launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-        port = ["--main_process_port", str(draw.randint(20_000, 60_000)), "-m", "workbench.train"]
+        port = ["--main_process_port", str(draw.randint(20_000, 60_000)), "-m", "workbench.training.run"]
         with (victim / "out.txt").open("ab") as out:
             command = [sys.executable, *launch, *port, *what]
             return subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)

@@ -25,9 +25,9 @@ import torch
 from torch import nn
 
 from benchmarks.timing import Clock, Turn, machine, show
-from workbench.divergences import Divergence
-from workbench.losses import supervise
-from workbench.method import Loss, Regime
+from workbench.distill.divergences import Divergence
+from workbench.distill.losses import supervise
+from workbench.distill.method import Loss, Regime
 from workbench.policies.readout import Head, Readout
 from workbench.types import Routing
 

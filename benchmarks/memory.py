@@ -27,9 +27,9 @@ from benchmarks.gpu import VOCABULARY, build_tokenizer
 from benchmarks.losses import Peak
 from benchmarks.steps import Steps
 from benchmarks.timing import machine
-from workbench.config import build_config
-from workbench.loop import Trainer
-from workbench.runs import RunFolder
+from workbench.config.schema import build_config
+from workbench.runs.folder import RunFolder
+from workbench.training.loop import Trainer
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|> {{ message['role'] }} {{ message['content'] }} <|im_end|> {% endfor %}"

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from benchmarks.steps import WARMUP, Steps
 from benchmarks.timing import machine, take_turns
-from workbench.config import load_config
-from workbench.divergences import Divergence
+from workbench.config.schema import load_config
+from workbench.distill.divergences import Divergence
+from workbench.distill.method import TOKENS, Loss, Method, Regime
+from workbench.distill.routing import everywhere
 from workbench.errors import WorkbenchError
-from workbench.loop import Trainer
-from workbench.method import TOKENS, Loss, Method, Regime
 from workbench.methods import list_methods
-from workbench.routers import everywhere
-from workbench.runs import RunFolder
+from workbench.runs.folder import RunFolder
+from workbench.training.loop import Trainer
 from workbench.types import RouteBatch, Routing
 
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, TrainerCallbac
 
 from benchmarks.steps import DTYPE, WARMUP, Steps, make_trainer, parts, step_arguments
 from benchmarks.timing import Clock, Turn, show
-from workbench.contexts import build_prompt
+from workbench.data.contexts import build_prompt
 from workbench.policies.processors import load_processor
 
 try:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from workbench.config import build_config
-from workbench.loop import Trainer
-from workbench.runs import RunFolder
+from workbench.config.schema import build_config
+from workbench.runs.folder import RunFolder
+from workbench.training.loop import Trainer
 
 WARMUP = 3  # steps before the first that counts
 DTYPE = "bfloat16" if torch.cuda.is_available() else "float32"

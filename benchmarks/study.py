@@ -23,13 +23,14 @@ from pathlib import Path
 
 import torch
 
-from workbench import learner
-from workbench.datasets import load_examples
-from workbench.policies.kept import keep_teachers
-from workbench.runs import RunFolder
-from workbench.study import asking, work
-from workbench.study.conduct import _tasks
-from workbench.study.plan import load_study
+from workbench.data.examples import load_examples
+from workbench.policies.teacher_cache import keep_teachers
+from workbench.runs.folder import RunFolder
+from workbench.studies import evaluate
+from workbench.studies import worker as work
+from workbench.studies.plan import load_study
+from workbench.studies.run import _tasks
+from workbench.training import learner
 
 PRODUCT = """
 import time, torch
@@ -60,19 +61,19 @@ def parts(args: argparse.Namespace, folder: Path) -> None:
     took: dict[str, float] = defaultdict(float)
     for _ in range(2):
         start = os.times().children_user + os.times().children_system
-        subprocess.run([sys.executable, "-c", "import workbench.study.work"], check=True)
+        subprocess.run([sys.executable, "-c", "import workbench.studies.worker"], check=True)
         took["importing, once a study"] = os.times().children_user + os.times().children_system - start
     start = time.process_time()
     study = load_study(args.study, ["seeds=[0]", f"overrides.training.steps={args.steps}", f"name={folder.name}"])
     took["reading the study, once"] = time.process_time() - start
-    for module in (learner, asking):
+    for module in (learner, evaluate):
         module.load_policies = timed(module.load_policies, took, "loading models")
     load = functools.lru_cache(maxsize=8)(timed(load_examples, took, "rendering examples"))
     start = time.process_time()
     with keep_teachers():
         for task in _tasks(study):
             if task.reference is not None:
-                asking.ask_reference(task.reference, task.evaluate, folder / task.file.name, load=load)
+                evaluate.ask_reference(task.reference, task.evaluate, folder / task.file.name, load=load)
             else:
                 config = work.RunConfig(**{**vars(task.config), "output_dir": str(folder)})
                 work._do_run(work.Task(task.name, task.evaluate, config), load)

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from workbench.contexts import build_prompt
-from workbench.divergences import Divergence
-from workbench.losses import score
-from workbench.method import Loss, Regime
+from workbench.data.contexts import build_prompt
+from workbench.distill.divergences import Divergence
+from workbench.distill.losses import score
+from workbench.distill.method import Loss, Regime
+from workbench.distill.step import Alternatives
 from workbench.policies.readout import Head, Readout
-from workbench.supervision import Alternatives
 from workbench.traces.parts import compact
 from workbench.traces.reader import open_traces
 from workbench.traces.writer import TracedBatch, TraceWriter

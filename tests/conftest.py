@@ -83,7 +83,7 @@ def trained(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two finished runs, dopd and opd, on the same examples. To be copied, not changed."""
     from small import run_config  # noqa: PLC0415
 
-    from workbench.train import train  # noqa: PLC0415
+    from workbench.training.run import train  # noqa: PLC0415
 
     folder = tmp_path_factory.mktemp("trained")
     values = {"sampling__max_completion_length": 8, "evaluation__every": 2, "trace__probes": 3}

@@ -36,7 +36,7 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
-from workbench.scenes.processor import CHAT_TEMPLATE, EOS, build_processor
+from workbench.training.pretraining.tokenizer import CHAT_TEMPLATE, EOS, build_processor
 
 TEXT = {
     "hidden_size": 32,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from table_policy import TablePolicy
 
-from workbench.config import RunConfig, build_config
-from workbench.contexts import CONTEXTS
-from workbench.policies.table import TablePolicy
+from workbench.config.schema import RunConfig, build_config
+from workbench.data.contexts import CONTEXTS
 from workbench.types import Box, Denoising, Evidence, Example, Rollout
 
 VOCABULARY, LENGTH = 11, 7

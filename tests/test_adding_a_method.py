@@ -13,7 +13,7 @@ from small import run_config
 
 import workbench as wb
 import workbench.methods
-from workbench.study.plan import load_study
+from workbench.studies.plan import load_study
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")

@@ -12,12 +12,12 @@ from families import save_idefics3
 from PIL import Image
 from small import run_config
 
-import workbench.check
-from workbench.check import NOTE, OK, Check, check_config, is_good
-from workbench.config import RunConfig
+import workbench.training.check
+from workbench.config.schema import RunConfig
 from workbench.errors import DataError
-from workbench.learner import Learner, build_learner
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.training.check import NOTE, OK, Check, check_config, is_good
+from workbench.training.learner import Learner, build_learner
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def planted(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Callable:
             bug(learner.policies[policy])
             return learner
 
-        monkeypatch.setattr(workbench.check, "build_learner", build)
+        monkeypatch.setattr(workbench.training.check, "build_learner", build)
         checks = check_config(config)
         assert not is_good(checks)
         return [one.name for one in checks if one.status == "WRONG"]
@@ -62,8 +62,8 @@ def test_models_are_built_on_the_device_that_is_asked_for(config: RunConfig, mon
         asked.append(device)
         return build_learner(*arguments, device="cpu")
 
-    monkeypatch.setattr(workbench.check, "build_learner", build)
-    monkeypatch.setattr(workbench.check, "choose_device", lambda _: torch.device("cuda:1"))
+    monkeypatch.setattr(workbench.training.check, "build_learner", build)
+    monkeypatch.setattr(workbench.training.check, "choose_device", lambda _: torch.device("cuda:1"))
     check_config(config)
     assert asked == ["cuda:1"]
 
@@ -147,13 +147,13 @@ def test_what_teacher_and_student_have_in_common_but_not_alike_is_noted(models: 
 
 
 def test_a_loss_that_depends_on_chunks_is_found(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    supervise, seen = workbench.check.supervise_batch, []
+    supervise, seen = workbench.training.check.supervise_batch, []
 
     def uneven(*arguments: object, **options: object) -> object:
         seen.append(supervise(*arguments, **options))
         return seen[-1] if len(seen) == 1 else replace(seen[-1], loss=seen[-1].loss + 0.1)
 
-    monkeypatch.setattr(workbench.check, "supervise_batch", uneven)
+    monkeypatch.setattr(workbench.training.check, "supervise_batch", uneven)
     assert [one.name for one in check_config(config) if one.status == "WRONG"] == ["loss in chunks = at once"]
 
 

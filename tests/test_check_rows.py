@@ -8,17 +8,17 @@ import pytest
 from PIL import Image
 from small import run_config
 
-import workbench.images
-from workbench.answers import load_answers
-from workbench.check import check_config
-from workbench.check_rows import split_rows
+import workbench.data.images
 from workbench.cli import main
-from workbench.datasets import load_examples
+from workbench.data.examples import load_examples
+from workbench.distill.usable import Tally, showable
 from workbench.errors import DataError
+from workbench.evals.records import load_answers
 from workbench.policies.loading import load_policies
-from workbench.scorer import evaluate
-from workbench.train import train
-from workbench.usable import Tally, showable
+from workbench.training.check import check_config
+from workbench.training.check_rows import split_rows
+from workbench.training.run import train
+from workbench.training.scorer import evaluate
 
 BAD = {
     "torn": ({"images": ["torn.png"]}, "image cannot be read", "torn.png cannot be read"),
@@ -69,7 +69,7 @@ def test_check_looks_at_all_rows_and_says_if_the_time_did_not_last(models: dict,
 def test_check_counts_pictures_that_are_shown_otherwise_than_they_are_stored(
     models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workbench.images, "CHANGED", {})
+    monkeypatch.setattr(workbench.data.images, "CHANGED", {})
     for name in ("b.png", "c.png"):
         Image.new("RGBA", (40, 40), (0, 0, 0, 9)).save(tmp_path / name)
     data = str(write(tmp_path, {"images": ["b.png"]}, {"images": ["c.png"]}, {"images": ["b.png"]}))

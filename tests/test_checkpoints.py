@@ -9,10 +9,10 @@ import safetensors.torch
 import torch
 from small import run_config
 
-from workbench.checkpoints import latest_checkpoint, list_checkpoints, open_checkpoint, refuse_other_run
 from workbench.errors import RunError
-from workbench.learner import Learner, build_learner
-from workbench.saving import load_optimizer, save_checkpoint
+from workbench.runs.checkpoints import latest_checkpoint, list_checkpoints, open_checkpoint, refuse_other_run
+from workbench.training.checkpointing import load_optimizer, save_checkpoint
+from workbench.training.learner import Learner, build_learner
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from small import run_config
 
-from workbench.checkpoints import list_checkpoints
 from workbench.cli import main
-from workbench.jobs import read_job
-from workbench.loop import Trainer
 from workbench.methods import list_methods
+from workbench.runs.checkpoints import list_checkpoints
+from workbench.runs.jobs import read_job
+from workbench.training.loop import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import numpy
 import pytest
 from PIL import Image, ImageCms
 
-import workbench.images
-from workbench.images import open_image
+import workbench.data.images
+from workbench.data.images import open_image
 
 # red, green and blue in XYZ of D50, as the profiles' files state them
 DISPLAY_P3 = [(0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407)]
@@ -20,11 +20,11 @@ GAMMA = 563 / 256
 
 @pytest.fixture(autouse=True)
 def _nothing_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workbench.images, "CHANGED", {})
+    monkeypatch.setattr(workbench.data.images, "CHANGED", {})
 
 
 def notes() -> list[str]:
-    return list(workbench.images.CHANGED)
+    return list(workbench.data.images.CHANGED)
 
 
 def profile(kind: bytes, tags: dict[bytes, bytes], *, pcs: bytes = b"XYZ ", device: bytes = b"mntr") -> bytes:

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from workbench.config import build_config, describe_config, load_config, override, read_yaml
+from workbench.config.schema import build_config, describe_config, load_config, override, read_yaml
 from workbench.errors import ConfigError
 from workbench.methods import list_methods, load_method
-from workbench.pretrain import load_pretrain_config
+from workbench.training.pretraining.train import load_pretrain_config
 
 ROOT = Path(__file__).parent.parent
 LEAST = """

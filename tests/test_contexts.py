@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from small import example
 
-import workbench.contexts
-from workbench.contexts import (
+import workbench.data.contexts
+from workbench.data.contexts import (
     CONTEXTS,
     EVIDENCE,
     build_prompt,
@@ -24,7 +24,7 @@ from workbench.contexts import (
     stand_in,
     user_turns,
 )
-from workbench.counterparts import WRONG
+from workbench.data.counterparts import WRONG
 from workbench.errors import ConfigError, DataError
 from workbench.types import Box, Evidence, Example, Rollout, Turn
 
@@ -206,7 +206,7 @@ def test_the_crop_holds_every_pixel_that_the_box_touches() -> None:
 
 
 def test_a_crop_too_large_to_enlarge_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workbench.contexts, "MAX_PIXELS", 799)
+    monkeypatch.setattr(workbench.data.contexts, "MAX_PIXELS", 799)
     assert evidence_crop(example(evidence=Evidence((Box(0, 0, 20, 10),)))).size == (20, 10)
     assert evidence_crop(example(evidence=Evidence((Box(0, 0, 10, 10),)))).size == (20, 20)
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from workbench.conversations import Refused, plain_text, split_conversation, split_history
+from workbench.data.conversations import Refused, plain_text, split_conversation, split_history
 
 TURNS = [
     {"role": "system", "content": "Be short."},

@@ -6,11 +6,11 @@ import pickle
 import pytest
 from PIL import Image
 
-from workbench.contexts import build_prompt, missing_evidence, parse_context
-from workbench.datasets import load_examples
+from workbench.data.contexts import build_prompt, missing_evidence, parse_context
+from workbench.data.examples import load_examples
+from workbench.data.images import open_image
+from workbench.data.scenes import make_examples
 from workbench.errors import ConfigError, DataError
-from workbench.images import open_image
-from workbench.scenes import make_examples
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from workbench.answers import load_answers
-from workbench.checkpoints import list_checkpoints
+from workbench.analysis.summary import summarise_run
+from workbench.app.context import AppContext
+from workbench.app.tabs import monitor, tokens
 from workbench.cli import main
 from workbench.errors import TraceError, WorkbenchError
-from workbench.export import export_student
-from workbench.runs import RunFolder
-from workbench.summary import summarise_run
+from workbench.evals.records import load_answers
+from workbench.runs.checkpoints import list_checkpoints
+from workbench.runs.folder import RunFolder
 from workbench.traces.parts import recorded_steps
-from workbench.train import resume
-from workbench.ui import tokens, watch
-from workbench.ui.context import AppContext
+from workbench.training.export import export_student
+from workbench.training.run import resume
 
 POSITIONS = "traces/positions"
 
@@ -144,7 +144,7 @@ def test_figures_of_damaged_traces_say_so_and_the_others_are_drawn(run: Path) ->
     file = min((run / "traces" / "cells").glob("*.parquet"))
     raw = file.read_bytes()
     file.write_bytes(raw[:-60] + bytes([raw[-60] ^ 0x10]) + raw[-59:])  # in its footer
-    figures = watch.draw(run, *watch.read_traces(run)[:1], "light", watch.read_traces(run)[1])
+    figures = monitor.draw(run, *monitor.read_traces(run)[:1], "light", monitor.read_traces(run)[1])
     texts = [" ".join(note.text or "" for note in figure.layout.annotations).replace("<br>", " ") for figure in figures]
     assert ["cut short or damaged" in text for text in texts[-3:]] == [True, True, True]
     assert not any("damaged" in text for text in texts[:-3]) and figures[0].data

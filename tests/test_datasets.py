@@ -15,13 +15,13 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-import workbench.datasets
-from workbench.contexts import EVIDENCE, build_prompt, evidence_crop
-from workbench.datasets import COLUMNS, check_evidence, decode_image, image_size, load_examples, split_by_evidence
+import workbench.data.examples
+from workbench.data.contexts import EVIDENCE, build_prompt, evidence_crop
+from workbench.data.examples import COLUMNS, check_evidence, decode_image, image_size, load_examples, split_by_evidence
+from workbench.data.grading import grade
+from workbench.data.images import open_image
+from workbench.data.scenes import make_examples
 from workbench.errors import ConfigError, DataError
-from workbench.grading import grade
-from workbench.images import open_image
-from workbench.scenes import make_examples
 from workbench.types import Box, Mark, Turn
 
 REPOSITORY = Path(__file__).parent.parent
@@ -336,7 +336,7 @@ def bomb():
 
 def test_embedded_images_are_bounded_in_memory(folder, monkeypatch):
     path = saved(folder, all=3)
-    monkeypatch.setattr(workbench.datasets, "MAX_EMBEDDED_BYTES", 2 * 40 * 60 * 3)
+    monkeypatch.setattr(workbench.data.examples, "MAX_EMBEDDED_BYTES", 2 * 40 * 60 * 3)
     assert len(load_examples(path, limit=2)) == 2
     with pytest.raises(DataError, match=r"embedded images by row 3\. Run `workbench import"):
         load_examples(path)

@@ -17,23 +17,23 @@ from accelerate.commands.config.config_args import load_config_from_file
 from PIL import Image
 from small import run_config
 
-from workbench.answers import load_answers
-from workbench.checkpoints import list_checkpoints
-from workbench.config import RunConfig
+from workbench.config.schema import RunConfig
 from workbench.distributed import Group, LostProcess, Sharding, choose_device, sharding_asked
 from workbench.errors import ConfigError
-from workbench.learner import refuse_with_shards
-from workbench.runs import RunFolder
+from workbench.evals.records import load_answers
+from workbench.runs.checkpoints import list_checkpoints
+from workbench.runs.folder import RunFolder
 from workbench.traces.reader import open_traces
-from workbench.train import resume, train
+from workbench.training.learner import refuse_with_shards
+from workbench.training.run import resume, train
 
 ROOT = Path(__file__).parent.parent
 DIES = """
 import os, signal, sys
-import workbench.supervision
-from workbench.train import main as launched
+import workbench.distill.step
+from workbench.training.run import main as launched
 
-supervise, passes = workbench.supervision.supervise, []
+supervise, passes = workbench.distill.step.supervise, []
 
 def die(*arguments, **options):
     passes.append(None)
@@ -43,7 +43,7 @@ def die(*arguments, **options):
 
 def killed(run):
     if os.environ["RANK"] == "0":
-        workbench.supervision.supervise = die
+        workbench.distill.step.supervise = die
     return launched(["--resume", run])
 """
 RUNS = (

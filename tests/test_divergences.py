@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from workbench.divergences import (
+from workbench.distill.divergences import (
     TAILS,
     TOP_K_OF,
     Divergence,

@@ -9,9 +9,9 @@ from families import save_model, small_tokenizer
 from small import run_config
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
-from workbench.learner import build_learner
-from workbench.runs import RunFolder
-from workbench.train import train
+from workbench.runs.folder import RunFolder
+from workbench.training.learner import build_learner
+from workbench.training.run import train
 
 SMALL = {"gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
          "opt": {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32,

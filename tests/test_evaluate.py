@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from small import example
+from table_policy import TablePolicy
 
-from workbench.answers import (
+from workbench.errors import DataError, RunError
+from workbench.evals.evaluate import answer_questions, truth_of
+from workbench.evals.records import (
     Answered,
     forget_answers_after,
     load_answers,
@@ -19,9 +22,6 @@ from workbench.answers import (
     summarise,
     tabulate,
 )
-from workbench.errors import DataError, RunError
-from workbench.evaluate import answer_questions, truth_of
-from workbench.policies.table import TablePolicy
 from workbench.types import Mark
 
 ONE = Answered(0, "student", "plain", "e", "", None, "3", "3", 1.0, 0.5, 2, True)

@@ -11,14 +11,14 @@ from PIL import Image
 from small import example, run_config
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from workbench.checkpoints import list_checkpoints
-from workbench.contexts import build_prompt
+from workbench.data.contexts import build_prompt
 from workbench.errors import ConfigError, RunError
-from workbench.export import export_student, export_traces
 from workbench.policies.adapters import merged_weights
 from workbench.policies.autoregressive import load_policy
+from workbench.runs.checkpoints import list_checkpoints
 from workbench.traces.reader import open_traces
-from workbench.train import train
+from workbench.training.export import export_student, export_traces
+from workbench.training.run import train
 
 
 def trained(models: dict, folder: Path, rank: int) -> Path:
@@ -205,7 +205,7 @@ def test_an_export_that_says_something_else_is_refused(
     def wrong(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         return {name: value * 1.1 for name, value in merged_weights(model).items()}
 
-    monkeypatch.setattr("workbench.export.merged_weights", wrong)
+    monkeypatch.setattr("workbench.training.export.merged_weights", wrong)
     with pytest.raises(RunError, match=r"would not be the one that was trained.*differ by up to .* nats"):
         export_student(adapted, tmp_path / "model")
     assert not list(tmp_path.iterdir())

@@ -11,13 +11,13 @@ from families import FAMILIES, TEXT_FAMILIES
 from small import run_config
 from video_families import VIDEO_FAMILIES
 
-from workbench.check import check_config, is_good
-from workbench.checkpoints import list_checkpoints
-from workbench.config import RunConfig
+from workbench.config.schema import RunConfig
 from workbench.policies.loading import load_policy
-from workbench.runs import RunFolder
+from workbench.runs.checkpoints import list_checkpoints
+from workbench.runs.folder import RunFolder
 from workbench.traces.reader import open_traces
-from workbench.train import train
+from workbench.training.check import check_config, is_good
+from workbench.training.run import train
 
 ALL = FAMILIES | VIDEO_FAMILIES | TEXT_FAMILIES
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from workbench.answers import Answered, save_answers
-from workbench.findings import find, sentences, source_of, wrong_context
-from workbench.runs import RunFolder
-from workbench.summary import summarise_run
+from workbench.analysis.summary import summarise_run
+from workbench.evals.findings import find, sentences, source_of, wrong_context
+from workbench.evals.records import Answered, save_answers
+from workbench.runs.folder import RunFolder
 
 
 def rows(

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from small import run_config
 
-from workbench.datasets import load_examples
+from workbench.data.examples import load_examples
 from workbench.errors import RunError
-from workbench.fingerprints import (
+from workbench.runs.fingerprints import (
     BLOCK_BYTES,
     FILE,
     WHOLE_BYTES,
@@ -21,8 +21,8 @@ from workbench.fingerprints import (
     require_same_data,
     require_same_models,
 )
-from workbench.runs import RunFolder
-from workbench.train import train
+from workbench.runs.folder import RunFolder
+from workbench.training.run import train
 
 ROWS = [
     {"question": f"Color {n}?", "images": ["a.png"], "answer": "red", "reference": "it is red", "hint": "left", "domain": "d",

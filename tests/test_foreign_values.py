@@ -14,12 +14,12 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from workbench.datasets import load_examples
+from workbench.data.examples import load_examples
+from workbench.data.grading import grade
+from workbench.data.importing import import_dataset
+from workbench.data.values import number_text, parse_structure, without_missing
 from workbench.errors import DataError
-from workbench.grading import grade
-from workbench.importing import import_dataset
 from workbench.types import Box, Mark, Turn
-from workbench.values import number_text, parse_structure, without_missing
 
 NAN = float("nan")
 

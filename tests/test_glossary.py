@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 import workbench
-from workbench.answers import CONFIDENCE
-from workbench.config import describe_config
+from workbench.config.schema import describe_config
+from workbench.evals.records import CONFIDENCE
 
 ROOT = Path(__file__).parent.parent
 ROWS = re.findall(
     r"^\| \*\*(.+?)\*\*.*\|(.*)\|$", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE
 )
-MODULES = {info.name for info in pkgutil.walk_packages(workbench.__path__, "workbench.") if "ui" not in info.name and "__main__" not in info.name}  # fmt: skip
-CLASSES = ("types", "method", "divergences", "answers", "study.plan", "study.measures")
+MODULES = {info.name for info in pkgutil.walk_packages(workbench.__path__, "workbench.") if ".app" not in info.name and "__main__" not in info.name}  # fmt: skip
+CLASSES = ("types", "distill.method", "distill.divergences", "evals.records", "studies.plan", "studies.measures")
 
 
 def has(owner: object, names: list[str]) -> bool:

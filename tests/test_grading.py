@@ -2,8 +2,8 @@
 
 import pytest
 
+from workbench.data.grading import RULES, final_answer, grade, normalise
 from workbench.errors import ConfigError
-from workbench.grading import RULES, final_answer, grade, normalise
 
 BUILT_IN = "the purple ring is at the top left . its tag reads K . answer K"
 

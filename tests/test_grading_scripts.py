@@ -2,7 +2,7 @@
 
 import pytest
 
-from workbench.grading import grade
+from workbench.data.grading import grade
 
 
 @pytest.mark.parametrize(

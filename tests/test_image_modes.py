@@ -10,16 +10,16 @@ import numpy
 import pytest
 from PIL import Image, ImageDraw
 
-import workbench.images
+import workbench.data.images
+from workbench.data.images import decode_image, image_size, open_image
 from workbench.errors import DataError
-from workbench.images import decode_image, image_size, open_image
 
 ALPHAS = (0, 1, 64, 127, 128, 254, 255)
 
 
 @pytest.fixture(autouse=True)
 def _nothing_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workbench.images, "CHANGED", {})
+    monkeypatch.setattr(workbench.data.images, "CHANGED", {})
 
 
 def pixels(image: Image.Image) -> numpy.ndarray:
@@ -55,7 +55,7 @@ def test_every_alpha_is_laid_on_white() -> None:
         numpy.abs(pixels(open_image(Image.fromarray(grey, "LA"))) - on_white(grey[..., [0, 0, 0]], grey[..., 1])).max()
         <= 0.51
     )
-    assert list(workbench.images.CHANGED) == ["transparent pixels, laid on white"]
+    assert list(workbench.data.images.CHANGED) == ["transparent pixels, laid on white"]
 
 
 def drawing() -> Image.Image:
@@ -94,7 +94,7 @@ def test_a_drawing_on_nothing_is_black_on_white(kind: str, tmp_path: Path) -> No
             continue
         assert {tuple(color) for color in found.reshape(-1, 3)} == {(0, 0, 0), (255, 255, 255)}
         assert (tuple(found[0, 0]), tuple(found[20, 30])) == ((255, 255, 255), (0, 0, 0))
-    assert set(workbench.images.CHANGED) == {"transparent pixels, laid on white"}
+    assert set(workbench.data.images.CHANGED) == {"transparent pixels, laid on white"}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_white_is_the_largest_number_of_the_depth_that_holds_the_values(
     image = Image.frombytes(mode, (len(values), 1), numpy.array(values, order).tobytes())
     assert pixels(open_image(image))[0].tolist() == [[value] * 3 for value in wanted]
     is_noted = max(values) < 4096 or max(values) > 65535
-    assert any("bit values in" in text for text in workbench.images.CHANGED) == is_noted
+    assert any("bit values in" in text for text in workbench.data.images.CHANGED) == is_noted
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
@@ -163,7 +163,7 @@ def test_an_opaque_picture_keeps_its_colors_in_every_mode(mode: str) -> None:
         colors[0] = [(255, 0, 0), (0, 128, 255), (10, 200, 30)]
     rgb = Image.fromarray(colors)
     if mode == "LAB":
-        lab = workbench.images.ImageCms
+        lab = workbench.data.images.ImageCms
         to_lab = lab.buildTransform(lab.createProfile("sRGB"), lab.createProfile("LAB"), "RGB", "LAB")
         image = lab.applyTransform(rgb, to_lab)
     elif mode in ("La", "RGBa"):
@@ -178,7 +178,7 @@ def test_an_opaque_picture_keeps_its_colors_in_every_mode(mode: str) -> None:
     )  # rounded to 8 bits there; P: the web palette
     assert numpy.abs(pixels(open_image(image)) - colors).max() <= tolerance
     inks = ["ink values (CMYK) without a color profile, so that colors are approximate"]
-    assert list(workbench.images.CHANGED) == (inks if mode == "CMYK" else [])
+    assert list(workbench.data.images.CHANGED) == (inks if mode == "CMYK" else [])
 
 
 def test_a_jpeg_of_four_inks_is_read_as_adobe_writes_it() -> None:
@@ -198,7 +198,7 @@ def test_of_several_frames_the_first_is_shown_and_noted_once(
     with caplog.at_level(logging.WARNING, "workbench"):
         for name in ("a", "b", "a"):
             assert pixels(open_image(tmp_path / name))[3, 3].tolist() == [255, 0, 0]
-    ((what, names),) = workbench.images.CHANGED.items()
+    ((what, names),) = workbench.data.images.CHANGED.items()
     assert what == f"several frames, of which the first is shown ({kind})" and len(names) == 2
     assert len(caplog.messages) == 1 and str(tmp_path / "a") in caplog.text
     frames[0].save(tmp_path / "still", kind)

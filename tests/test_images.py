@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import workbench.images
-from workbench.datasets import decode_image, image_size, load_examples
+import workbench.data.images
+from workbench.data.examples import decode_image, image_size, load_examples
+from workbench.data.images import open_image
 from workbench.errors import DataError
-from workbench.images import open_image
 
 
 def upper_left_red(size: tuple[int, int] = (40, 20)) -> Image.Image:
@@ -87,7 +87,7 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workbench.images, "MAX_PIXELS", 799)
+    monkeypatch.setattr(workbench.data.images, "MAX_PIXELS", 799)
     upper_left_red().save(tmp_path / "large.png")
     for source in (tmp_path / "large.png", upper_left_red()):
         with pytest.raises(DataError, match=r"has 40 x 20 pixels; at most 799 are allowed"):

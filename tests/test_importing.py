@@ -9,10 +9,10 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from workbench.datasets import load_examples
+from workbench.data.examples import load_examples
+from workbench.data.importing import import_dataset
 from workbench.errors import ConfigError, DataError
-from workbench.importing import import_dataset
-from workbench.preview import preview_dataset
+from workbench.render.preview import preview_dataset
 from workbench.types import Box, Turn
 
 WIDTH, HEIGHT = 200, 100

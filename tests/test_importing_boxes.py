@@ -7,10 +7,10 @@ from decimal import Decimal
 import pytest
 from PIL import Image
 
-from workbench.conversations import Refused
-from workbench.datasets import load_examples
-from workbench.importing import import_dataset
-from workbench.importing.boxes import BoxContext, read_boxes
+from workbench.data.conversations import Refused
+from workbench.data.examples import load_examples
+from workbench.data.importing import import_dataset
+from workbench.data.importing.boxes import BoxContext, read_boxes
 from workbench.types import Box
 
 BOX = [10, 20, 50, 60]

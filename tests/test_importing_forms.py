@@ -8,9 +8,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from workbench.datasets import load_examples
+from workbench.data.examples import load_examples
+from workbench.data.importing import import_dataset
 from workbench.errors import DataError
-from workbench.importing import import_dataset
 from workbench.types import Box
 
 ROW = {"question": "Which?", "images": ["a.png"]}

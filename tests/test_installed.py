@@ -61,7 +61,7 @@ def test_wheel_has_recipes_models_and_samples(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "workbench/py.typed" in names
     needed = [*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("data/models/*/*"), ROOT / "data/samples/samples.jsonl"]
-    assert not [file for file in needed if f"workbench/builtin/{file.relative_to(ROOT)}" not in names]
+    assert not [file for file in needed if f"workbench/files/builtin/{file.relative_to(ROOT)}" not in names]
 
 
 def test_init_and_built_in_recipe_train_without_a_clone(command: Path, tmp_path: Path) -> None:

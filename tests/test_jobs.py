@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from small import run_config
 
-from workbench.commands import copyable, overrides_between, train_command
-from workbench.config import RunConfig, load_config
+from workbench.config.schema import RunConfig, load_config
 from workbench.errors import ConfigError, RunError
-from workbench.jobs import (
+from workbench.runs.commands import copyable, overrides_between, train_command
+from workbench.runs.folder import RunFolder, find_run_dir, safe_run_dir
+from workbench.runs.jobs import (
     JobState,
     find_jobs,
     log_tail,
@@ -25,8 +26,7 @@ from workbench.jobs import (
     start_run,
     stop_run,
 )
-from workbench.processes import born_at, identify, send
-from workbench.runs import RunFolder, find_run_dir, safe_run_dir
+from workbench.runs.processes import born_at, identify, send
 
 NO_PID = 4_190_000  # below the largest pid that Linux allows, and not in use
 
@@ -123,7 +123,7 @@ def test_asking_twice_to_stop_does_not_cost_the_checkpoint(models: dict, tmp_pat
 
 def test_another_app_sees_the_same(two_runs: tuple) -> None:
     runs = two_runs[0].run_dir.parent
-    code = "import sys; from workbench.jobs import find_jobs; print([s.name for s in find_jobs(sys.argv[1])])"
+    code = "import sys; from workbench.runs.jobs import find_jobs; print([s.name for s in find_jobs(sys.argv[1])])"
     printed = subprocess.run(
         [sys.executable, "-c", code, str(runs)],
         capture_output=True,
@@ -138,7 +138,7 @@ def test_a_run_outlives_the_app_and_is_found_and_killed_by_another(models: dict,
     config = run_config(models, tmp_path, training__steps=400, data__eval=None)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     app = (
-        "import sys; from workbench.config import load_config; from workbench.jobs import start_run\n"
+        "import sys; from workbench.config.schema import load_config; from workbench.runs.jobs import start_run\n"
         "print(start_run(load_config(sys.argv[1])).pid)"
     )
     command = [sys.executable, "-c", app, str(tmp_path / "config.yaml")]

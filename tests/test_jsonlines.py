@@ -8,16 +8,16 @@ from PIL import Image
 from small import run_config
 from test_evaluate import answered
 
-from workbench.answers import load_answers, save_answers
+from workbench.app.form import check_table
+from workbench.app.tabs.data import parse_boxes
 from workbench.cli import main
-from workbench.jsonlines import split_lines
-from workbench.runs import RunFolder
-from workbench.skipping import Skipped
-from workbench.train import train
+from workbench.distill.usable import Problem
+from workbench.evals.records import load_answers, save_answers
+from workbench.files.jsonlines import split_lines
+from workbench.runs.folder import RunFolder
+from workbench.training.filter import Skipped
+from workbench.training.run import train
 from workbench.types import Example
-from workbench.ui.data import parse_boxes
-from workbench.ui.form import check_table
-from workbench.usable import Problem
 
 SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
 

@@ -4,10 +4,10 @@ from unittest.mock import create_autospec
 
 import pytest
 
-from workbench.leaks import find_leaks, leak_of
+from workbench.data.leaks import find_leaks, leak_of
 from workbench.methods import load_method
-from workbench.runs import RunFolder
-from workbench.skipping import report_leaks
+from workbench.runs.folder import RunFolder
+from workbench.training.filter import report_leaks
 from workbench.types import Evidence, Example, Turn
 
 ROWS = [

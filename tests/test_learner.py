@@ -5,12 +5,12 @@ import torch
 from small import run_config
 from transformers import get_scheduler
 
-from workbench.checkpoints import open_checkpoint
+from workbench.distill.step import NotFinite
 from workbench.errors import ConfigError
-from workbench.learner import Learner, build_learner, learning_rates
 from workbench.policies.loading import load_policy
-from workbench.saving import load_optimizer, save_checkpoint
-from workbench.supervision import NotFinite
+from workbench.runs.checkpoints import open_checkpoint
+from workbench.training.checkpointing import load_optimizer, save_checkpoint
+from workbench.training.learner import Learner, build_learner, learning_rates
 
 
 @pytest.fixture

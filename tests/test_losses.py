@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-import workbench.losses
-from workbench.divergences import Divergence
-from workbench.losses import alternatives, score, supervise
-from workbench.method import REWARD, TOKENS, Loss, Regime
+import workbench.distill.losses
+from workbench.distill.divergences import Divergence
+from workbench.distill.losses import alternatives, score, supervise
+from workbench.distill.method import REWARD, TOKENS, Loss, Regime
 from workbench.policies.readout import Head, Readout
 from workbench.types import Routing
 

@@ -8,13 +8,13 @@ import torch
 from families import save_llava
 from small import run_config
 
-from workbench.checkpoints import list_checkpoints
-from workbench.config import RunConfig
+from workbench.config.schema import RunConfig
 from workbench.errors import ConfigError, RunError
-from workbench.learner import build_learner
-from workbench.masks import mask_facts, read_mask, write_mask, write_random_mask
-from workbench.train import train
-from workbench.weights import Weights, open_weights
+from workbench.policies.tensors import Weights, open_weights
+from workbench.runs.checkpoints import list_checkpoints
+from workbench.training.learner import build_learner
+from workbench.training.run import train
+from workbench.training.update_mask import mask_facts, read_mask, write_mask, write_random_mask
 
 
 @pytest.fixture(scope="module")

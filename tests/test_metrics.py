@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 from small import rollouts, table_policies
 
+from workbench.distill.scoring import Batch
+from workbench.distill.step import read_batch, supervise_batch
 from workbench.methods import load_method
-from workbench.metrics import Clock, rollout_metrics, step_metrics
-from workbench.scoring import Batch
-from workbench.supervision import read_batch, supervise_batch
+from workbench.training.metrics import Clock, rollout_metrics, step_metrics
 
 
 def test_rollouts_are_counted_by_hand() -> None:

@@ -4,8 +4,8 @@ from fractions import Fraction
 
 import pytest
 
-from workbench.grading import final_answer, grade
-from workbench.numerals import numbers_in, same_number, spell_numbers
+from workbench.data.grading import final_answer, grade
+from workbench.data.numerals import numbers_in, same_number, spell_numbers
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from pathlib import Path
 import families
 import pytest
 
-from workbench.config import load_config
+from workbench.config.schema import load_config
 from workbench.traces.reader import open_traces
-from workbench.train import train
+from workbench.training.run import train
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE, SAMPLES = ROOT / "examples" / "opd_loop.py", ROOT / "data" / "samples" / "samples.jsonl"

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workbench.config import load_config
+from workbench.config.schema import load_config
+from workbench.data.sources import Row
+from workbench.distill.method import Option, check_option
 from workbench.errors import ConfigError, DataError
-from workbench.method import Option, check_option
-from workbench.parsing import (
+from workbench.files.parsing import (
     MAX_YAML_BYTES,
     Malformed,
     dump_yaml,
@@ -22,7 +23,6 @@ from workbench.parsing import (
     parse_yaml,
     read_yaml,
 )
-from workbench.tables import Row
 
 BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"{here}: &{here} [{', '.join(9 * [f'*{before}'])}]\n" for before, here in zip("abcdef", "bcdefg", strict=True)

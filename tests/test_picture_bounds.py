@@ -10,10 +10,10 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-import workbench.images
-from workbench.datasets import load_examples
+import workbench.data.images
+from workbench.data.examples import load_examples
+from workbench.data.picture_bounds import PICTURE_FOLDERS, TooManyPicturesError, as_variable, embedded_bytes
 from workbench.errors import DataError
-from workbench.picture_bounds import PICTURE_FOLDERS, TooManyPicturesError, as_variable, embedded_bytes
 
 
 def png(width: int, height: int, mode: str = "1") -> bytes:
@@ -38,7 +38,7 @@ def test_pictures_are_counted_before_one_is_decoded(tmp_path: Path, monkeypatch:
     """Two files of a few kB, as they were sent: one row of many pictures, and many rows of one."""
     bomb = png(7000, 7000)
     assert len(bomb) < 10_000
-    monkeypatch.setattr(workbench.images, "_as_rgb", lambda *_: pytest.fail("a picture was decoded"))
+    monkeypatch.setattr(workbench.data.images, "_as_rgb", lambda *_: pytest.fail("a picture was decoded"))
     for name, rows in (("wide", [[bomb] * 60]), ("long", [[bomb]] * 60)):
         file = table(tmp_path / f"{name}.parquet", rows)
         with pytest.raises(TooManyPicturesError, match=r"holds more than 0\.125 GiB of embedded images by row 1"):

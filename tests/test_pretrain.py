@@ -9,13 +9,16 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from workbench.contexts import build_prompt
+from workbench.data.contexts import build_prompt
+from workbench.data.scenes import make_examples
 from workbench.errors import ConfigError, PolicyError, RunError
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.encoding import PromptEncoder
 from workbench.policies.loading import load_policy as load_policy_of_any_kind
-from workbench.pretrain import (
+from workbench.training.pretraining.lessons import MIX
+from workbench.training.pretraining.tokenizer import build_processor
+from workbench.training.pretraining.train import (
     LessonEncoder,
     PretrainConfig,
     WorldScore,
@@ -26,12 +29,9 @@ from workbench.pretrain import (
     score_table,
     train_on_lessons,
 )
-from workbench.scenes import make_examples
-from workbench.scenes.lessons import MIX
-from workbench.scenes.processor import build_processor
 from workbench.types import PRIVILEGED, VISIBLE
 
-MODULE = sys.modules[PretrainConfig.__module__]  # workbench.pretrain is the function
+MODULE = sys.modules[PretrainConfig.__module__]  # workbench.training.pretraining.train is the function
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "data" / "models"

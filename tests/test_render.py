@@ -15,6 +15,7 @@ from workbench.render import (
     RegimeNote,
     TokenCell,
     TokenView,
+    colors,
     page_head,
     render_movement,
     render_page,
@@ -22,7 +23,6 @@ from workbench.render import (
     render_tokens,
     token_view,
 )
-from workbench.rendering import colours
 from workbench.traces.reader import TracedRollout
 from workbench.traces.schema import TracedRegime, TracedView
 from workbench.types import Box
@@ -181,26 +181,26 @@ def test_an_unknown_theme_is_refused():
 
 
 def test_every_text_has_a_contrast_of_at_least_four_and_a_half():
-    fills = [*colours.SLOTS.values(), *colours.TRUTH.values(), *colours.DIVERGING, *colours.GROWING]
+    fills = [*colors.SLOTS.values(), *colors.TRUTH.values(), *colors.DIVERGING, *colors.GROWING]
     for background in (colour for fill in fills for colour in (fill.light, fill.dark)):
-        assert colours.contrast(colours.ink(background), background) >= 4.5, background
+        assert colors.contrast(colors.ink(background), background) >= 4.5, background
 
 
 def test_contrast_of_black_on_white_is_21():
-    assert colours.contrast("#000000", "#ffffff") == pytest.approx(21.0)
+    assert colors.contrast("#000000", "#ffffff") == pytest.approx(21.0)
 
 
 @pytest.mark.parametrize(
     "method", [{"ALL": "teacher"}, {"KEPT": "teacher", "REST": None}, {"LOW": "reward", "REST": None}]
 )
 def test_regimes_of_other_methods_get_colours_by_their_source(method):
-    slots = colours.regime_slots({name: RegimeNote("", source) for name, source in method.items()})
+    slots = colors.regime_slots({name: RegimeNote("", source) for name, source in method.items()})
     expected = {"teacher": "teacher-light", "reward": "reward", None: "none"}
     assert slots == {name: expected[source] for name, source in method.items()}
 
 
 def test_four_teachers_get_four_colours():
-    slots = colours.regime_slots({name: RegimeNote("", f"teacher:{name}") for name in "abcd"})
+    slots = colors.regime_slots({name: RegimeNote("", f"teacher:{name}") for name in "abcd"})
     assert len(set(slots.values())) == 4 and "none" not in slots.values()
 
 

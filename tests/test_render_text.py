@@ -6,7 +6,7 @@ import re
 import pytest
 
 from workbench.render import QUANTITIES, RegimeNote, TokenCell, TokenView, consequence, explain, render_terminal
-from workbench.rendering.words import plain, signed, visible_text
+from workbench.render.text import plain, signed, visible_text
 
 REGIMES = {
     "LH": RegimeNote("low gap, both sure: teacher, light", "teacher", "reverse KL, top-128"),

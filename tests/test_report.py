@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from small import run_config
 
+from workbench.analysis.report import write_report
 from workbench.cli import main
 from workbench.errors import ConfigError, RunError
-from workbench.report import write_report
-from workbench.train import train
+from workbench.training.run import train
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import pytest
 from small import example, table_policy
 
+from workbench.distill.rollouts import reply_in_turns, without_special, write_rollouts
 from workbench.errors import DataError
 from workbench.policies import SamplingOptions
-from workbench.rollouts import reply_in_turns, without_special, write_rollouts
 
 EXAMPLES = [example(idx) for idx in range(4)]
 

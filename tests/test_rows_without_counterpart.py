@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 from small import run_config
 
-from workbench.answers import load_answers
-from workbench.check import check_config
-from workbench.runs import RunFolder
-from workbench.scorer import evaluate_run
-from workbench.summary import summarise_run
-from workbench.train import train
+from workbench.analysis.summary import summarise_run
+from workbench.evals.records import load_answers
+from workbench.runs.folder import RunFolder
+from workbench.training.check import check_config
+from workbench.training.run import train
+from workbench.training.scorer import evaluate_run
 
 REASON = "no wrong crop (of another example of its domain)"
 

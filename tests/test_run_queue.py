@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from small import run_config
 
-from workbench import run_queue
 from workbench.errors import RunError
-from workbench.jobs import find_jobs, log_tail, read_job, start_run, stop_run
-from workbench.run_queue import MAX_WAITING, default_limit, limit_of, place_of, set_limit, waiting
+from workbench.runs import run_queue
+from workbench.runs.jobs import find_jobs, log_tail, read_job, start_run, stop_run
+from workbench.runs.run_queue import MAX_WAITING, default_limit, limit_of, place_of, set_limit, waiting
 
 WORK = "import sys, time; open(sys.argv[1], 'a').write(sys.argv[2] + '\\n'); time.sleep(600)"
 
@@ -31,7 +31,14 @@ class Folder:
         """A run that waits, as if the page had been killed before it could write which process that is."""
         (self.path / ".jobs" / name).mkdir(parents=True)
         work = [sys.executable, "-c", WORK, str(self.begun), name]
-        waits = [sys.executable, "-m", "workbench.waiting", str(self.path), str(self.path / name), str(time.time_ns())]
+        waits = [
+            sys.executable,
+            "-m",
+            "workbench.runs.waiting",
+            str(self.path),
+            str(self.path / name),
+            str(time.time_ns()),
+        ]
         process = subprocess.Popen([*waits, *work], start_new_session=True)
         self.processes.append(process)
         wait_for(lambda: name in self.states or name in self.at_work)
@@ -126,7 +133,7 @@ def test_real_runs_train_one_after_the_other_though_the_page_is_killed(
     for name, file in zip(names, files, strict=True):
         file.write_text(run_config(models, runs, name=name, training__steps=2).to_yaml())
     page = (
-        "import os, sys, signal; from pathlib import Path; from workbench.config import load_config; from workbench.jobs import start_run\n"
+        "import os, sys, signal; from pathlib import Path; from workbench.config.schema import load_config; from workbench.runs.jobs import start_run\n"
         "for file in sys.argv[2:]: start_run(load_config(file), queue=Path(sys.argv[1]))\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -12,9 +12,9 @@ import pytest
 from small import run_config
 
 from workbench.errors import RunError
-from workbench.folders import new_folder
-from workbench.runs import RunFolder, list_runs
-from workbench.train import resume, train
+from workbench.files.folders import new_folder
+from workbench.runs.folder import RunFolder, list_runs
+from workbench.training.run import resume, train
 
 
 def create(path: Path) -> RunFolder:
@@ -63,7 +63,7 @@ def test_what_a_kill_left_of_a_folder_is_cleared_by_the_next_start(
 _KILLED = """
 import os, sys
 from pathlib import Path
-from workbench.runs import RunFolder
+from workbench.runs.folder import RunFolder
 calls, count = int(sys.argv[1]), 0
 
 def stop(event, arguments):
@@ -150,7 +150,7 @@ def test_a_run_that_is_being_trained_is_not_resumed(models: dict, tmp_path: Path
 
 def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
     folder = create(tmp_path / "run")
-    code = "import sys, time; from workbench.runs import RunFolder\nwith RunFolder(sys.argv[1]).claim(): print('mine', flush=True); time.sleep(60)"  # fmt: skip
+    code = "import sys, time; from workbench.runs.folder import RunFolder\nwith RunFolder(sys.argv[1]).claim(): print('mine', flush=True); time.sleep(60)"  # fmt: skip
     process = subprocess.Popen([sys.executable, "-c", code, str(folder.path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "mine\n"
     with pytest.raises(RunError, match="is being trained"), folder.claim():

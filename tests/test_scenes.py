@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workbench.contexts import EVIDENCE, build_prompt
-from workbench.errors import ConfigError, DataError
-from workbench.grading import grade
-from workbench.scenes import (
+from workbench.data.contexts import EVIDENCE, build_prompt
+from workbench.data.grading import grade
+from workbench.data.scenes import (
     FAMILIES,
     SPLITS,
     Scene,
@@ -20,11 +19,12 @@ from workbench.scenes import (
     make_examples,
     make_scene,
 )
-from workbench.scenes.lessons import CAPTIONS, DETAIL, MIX, SHAPES, make_lesson
-from workbench.scenes.processor import SPECIAL_TOKENS, build_processor
-from workbench.scenes.questions import Wish, ask
-from workbench.scenes.revealed import reveal
-from workbench.scenes.world import TAGS, WITHHELD, crop, full_view, original
+from workbench.data.scenes.questions import Wish, ask
+from workbench.data.scenes.turns import reveal
+from workbench.data.scenes.world import TAGS, WITHHELD, crop, full_view, original
+from workbench.errors import ConfigError, DataError
+from workbench.training.pretraining.lessons import CAPTIONS, DETAIL, MIX, SHAPES, make_lesson
+from workbench.training.pretraining.tokenizer import SPECIAL_TOKENS, build_processor
 from workbench.types import PRIVILEGED, VISIBLE, mark_tokens
 
 SCENE = Scene(

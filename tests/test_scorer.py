@@ -8,8 +8,8 @@ from PIL import Image
 from small import example, run_config
 
 from workbench.errors import DataError, RunError
-from workbench.scorer import Scorer, evaluate_run, open_scorer
-from workbench.train import train
+from workbench.training.run import train
+from workbench.training.scorer import Scorer, evaluate_run, open_scorer
 
 
 @pytest.fixture(scope="module")

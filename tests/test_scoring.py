@@ -6,12 +6,12 @@ import pytest
 import torch
 from small import example, groups, rollouts, table_policies
 
-from workbench.divergences import Divergence
+from workbench.distill.divergences import Divergence
+from workbench.distill.method import Loss, Method, Regime, View
+from workbench.distill.scoring import Batch, coefficients, part_of_routing, route, score_views, view_prompts
+from workbench.distill.step import read_batch, supervise_batch
 from workbench.errors import ConfigError
-from workbench.method import Loss, Method, Regime, View
 from workbench.methods import load_method
-from workbench.scoring import Batch, coefficients, part_of_routing, route, score_views, view_prompts
-from workbench.supervision import read_batch, supervise_batch
 from workbench.types import Routing
 
 LENGTHS = (3, 1, 7, 5, 2)

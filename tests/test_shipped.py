@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from workbench.config import load_config
+from workbench.config.models import check_models
+from workbench.config.schema import load_config
 from workbench.errors import ConfigError
-from workbench.model_folders import check_models
-from workbench.parsing import read_yaml
-from workbench.pretrain import load_pretrain_config
-from workbench.project import create_project
-from workbench.shipped import BUILT_IN, RECIPES, find_recipe, locate
-from workbench.study.plan import load_study
+from workbench.files.parsing import read_yaml
+from workbench.files.project import create_project
+from workbench.files.shipped import BUILT_IN, RECIPES, find_recipe, locate
+from workbench.studies.plan import load_study
+from workbench.training.pretraining.train import load_pretrain_config
 
 HEAVY = ("torch", "transformers", "gradio", "pandas", "numpy", "pyarrow", "duckdb", "accelerate", "peft", "matplotlib")
 

@@ -9,13 +9,13 @@ import safetensors.torch
 import torch
 from small import run_config
 
-from workbench.checkpoints import list_checkpoints
-from workbench.config import RunConfig
+from workbench.config.schema import RunConfig
 from workbench.errors import ConfigError
 from workbench.policies.autoregressive import load_policy
-from workbench.runs import RunFolder
-from workbench.scorer import open_scorer
-from workbench.train import resume, train
+from workbench.runs.checkpoints import list_checkpoints
+from workbench.runs.folder import RunFolder
+from workbench.training.run import resume, train
+from workbench.training.scorer import open_scorer
 
 peft = pytest.importorskip("peft")
 PLAIN = {"name": "opsd", "privilege": "plain"}

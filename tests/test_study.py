@@ -21,16 +21,16 @@ import pytest
 import yaml
 from small import run_config
 
-from workbench.answers import load_answers
 from workbench.cli import main
 from workbench.errors import RunError
-from workbench.jobs import find_jobs
-from workbench.runs import RunFolder
-from workbench.study.conduct import run_study
-from workbench.study.folder import RECORD, compared, read_study
-from workbench.study.plan import Study, load_study
-from workbench.study.report import collect, write_report
-from workbench.train import train
+from workbench.evals.records import load_answers
+from workbench.runs.folder import RunFolder
+from workbench.runs.jobs import find_jobs
+from workbench.studies.plan import Study, load_study
+from workbench.studies.report import collect, write_report
+from workbench.studies.run import run_study
+from workbench.studies.status import RECORD, compared, read_study
+from workbench.training.run import train
 
 VARIANTS = {"opd": {"method.name": "opd"}, "dopd": {"note": "shown the crop"}}
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from workbench.answers import Answered, measure
-from workbench.study.bootstrap import interval, over_questions, over_seeds, paired_interval, weights
-from workbench.study.measures import Row, compare, values_of, verdict
+from workbench.evals.records import Answered, measure
+from workbench.studies.bootstrap import interval, over_questions, over_seeds, paired_interval, weights
+from workbench.studies.measures import Row, compare, values_of, verdict
 
 REPLICATES = 2_000
 

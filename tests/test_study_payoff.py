@@ -1,7 +1,7 @@
 """Whether a study's head says if privilege could pay."""
 
-from workbench.study.measures import Value
-from workbench.study.payoff import payoff
+from workbench.studies.measures import Value
+from workbench.studies.payoff import payoff
 
 
 def value(context: str, number: float, truth: str = "visible", row: str = "teacher", data: str = "eval") -> Value:

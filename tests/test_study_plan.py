@@ -9,9 +9,9 @@ import yaml
 from PIL import Image
 from small import run_config
 
-from workbench.datasets import load_examples
+from workbench.data.examples import load_examples
 from workbench.errors import ConfigError, DataError
-from workbench.study.plan import Study, load_study, other_settings, run_name
+from workbench.studies.plan import Study, load_study, other_settings, run_name
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from workbench.answers import Answered, save_answers
+from workbench.analysis.summary import accuracy_table, evaluation_table, format_table, peer_table, summarise_run
 from workbench.errors import RunError
-from workbench.runs import RunFolder
-from workbench.summary import accuracy_table, evaluation_table, format_table, peer_table, summarise_run
+from workbench.evals.records import Answered, save_answers
+from workbench.runs.folder import RunFolder
 
 
 def row(step: int, policy: str, context: str, reward: float | None, truth: str | None = None) -> Answered:

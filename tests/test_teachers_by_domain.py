@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from small import run_config
 
-from workbench.answers import load_answers
-from workbench.check import check_config, is_good
 from workbench.errors import ConfigError, DataError
-from workbench.rendering.recorded import token_view
-from workbench.runs import RunFolder
+from workbench.evals.records import load_answers
+from workbench.render.from_trace import token_view
+from workbench.runs.folder import RunFolder
 from workbench.traces.reader import open_traces
-from workbench.train import train
+from workbench.training.check import check_config, is_good
+from workbench.training.run import train
 
 
 def test_a_run_with_a_teacher_for_each_domain(models: dict, tmp_path: Path) -> None:

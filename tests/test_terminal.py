@@ -12,9 +12,9 @@ import pytest
 from tqdm import tqdm
 
 from workbench.cli import main
-from workbench.printed import tail
-from workbench.runs import RunFolder
-from workbench.terminal import CleanStream, clean, clean_but_colors
+from workbench.files.terminal import CleanStream, clean, clean_but_colors
+from workbench.runs.folder import RunFolder
+from workbench.runs.printed import tail
 
 NASTY = {
     "color": "\x1b[31mred\x1b[0m",

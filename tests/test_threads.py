@@ -9,9 +9,9 @@ import pytest
 import torch
 from small import run_config
 
-from workbench.runs import RunFolder
-from workbench.threads import asked_threads, num_cores
-from workbench.train import train
+from workbench.runs.folder import RunFolder
+from workbench.runs.threads import asked_threads, num_cores
+from workbench.training.run import train
 
 WAITS = "import os; print(os.environ['OMP_WAIT_POLICY'], os.environ['KMP_BLOCKTIME'])"
 
@@ -53,7 +53,7 @@ def test_a_resumed_run_computes_with_as_many_threads_as_before(
     assert torch.get_num_threads() == 2 and "2 threads, 4 before" in caplog.text
 
 
-@pytest.mark.parametrize("entry", ["import workbench", "import workbench.cli", "from workbench.study import host"])
+@pytest.mark.parametrize("entry", ["import workbench", "import workbench.cli", "from workbench.studies import host"])
 def test_threads_sleep_while_they_wait_however_the_workbench_is_entered(entry: str) -> None:
     plain = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")}
 

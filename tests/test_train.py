@@ -16,19 +16,19 @@ from families import save_llava
 from PIL import Image
 from small import run_config
 
-from workbench import evaluate
-from workbench.answers import load_answers
-from workbench.checkpoints import Checkpoint, list_checkpoints, open_checkpoint
-from workbench.config import RunConfig, load_config
+from workbench.config.schema import RunConfig, load_config
+from workbench.distill.method import Loss, Method
 from workbench.errors import ConfigError, DataError, PolicyError, RunError
-from workbench.method import Loss, Method
+from workbench.evals import evaluate
+from workbench.evals.records import load_answers
 from workbench.methods import list_methods, load_method
 from workbench.policies.autoregressive import load_policy
-from workbench.runs import RunFolder
-from workbench.saving import save_checkpoint
+from workbench.runs.checkpoints import Checkpoint, list_checkpoints, open_checkpoint
+from workbench.runs.folder import RunFolder
 from workbench.traces.reader import open_traces
 from workbench.traces.writer import TracedBatch, TraceWriter
-from workbench.train import resume, train
+from workbench.training.checkpointing import save_checkpoint
+from workbench.training.run import resume, train
 
 POSITIONS = "SELECT * EXCLUDE (process_rank) FROM {} ORDER BY step, rollout_idx, position"
 
@@ -152,7 +152,7 @@ def test_a_checkpoint_waits_for_the_traces_before_it(
         return save_checkpoint(folder, step, *values, **options)
 
     monkeypatch.setattr(TraceWriter, "_write", slowly)
-    monkeypatch.setattr(sys.modules["workbench.loop"], "save_checkpoint", looking)
+    monkeypatch.setattr(sys.modules["workbench.training.loop"], "save_checkpoint", looking)
     train(run_config(models, tmp_path, data__eval=None))
     assert found == [(2, 2, 2), (4, 4, 4)]
 
@@ -330,7 +330,7 @@ def test_a_run_that_cannot_be_resumed_stays_as_it_was(dopd: RunConfig, monkeypat
     def refuse(*arguments: object, **options: object) -> None:
         raise PolicyError("there is no such model here")
 
-    monkeypatch.setattr(sys.modules["workbench.loop"], "build_learner", refuse)
+    monkeypatch.setattr(sys.modules["workbench.training.loop"], "build_learner", refuse)
     with pytest.raises(PolicyError):
         train(dopd, resume=True)
     assert RunFolder.open(dopd.run_dir).status["status"] == "finished"
@@ -471,7 +471,15 @@ def test_a_model_that_is_none_is_named_before_a_run_folder_is_made(models: dict,
 
 def test_no_method_needs_the_loop_to_know_its_name() -> None:
     source = Path(__file__).parent.parent / "workbench"
-    for file in ("train.py", "loop.py", "supervision.py", "scoring.py", "losses.py", "metrics.py", "learner.py"):
+    for file in (
+        "training/run.py",
+        "training/loop.py",
+        "training/metrics.py",
+        "training/learner.py",
+        "distill/step.py",
+        "distill/scoring.py",
+        "distill/losses.py",
+    ):
         text = (source / file).read_text()
         assert not [name for name in list_methods() if f'"{name}"' in text], file
     assert Method and Loss

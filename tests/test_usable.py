@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 from small import example, run_config
 
-from workbench.config import RunConfig
+from workbench.config.schema import RunConfig
+from workbench.distill.usable import Tally, lacking, showing_problem, text_problem
 from workbench.errors import DataError
 from workbench.methods import load_method
 from workbench.policies.loading import load_policies
-from workbench.runs import RunFolder
+from workbench.runs.folder import RunFolder
 from workbench.traces.reader import open_traces
-from workbench.train import train
+from workbench.training.run import train
 from workbench.types import Box, Evidence, Turn
-from workbench.usable import Tally, lacking, showing_problem, text_problem
 
 END = "<end_of_utterance>"  # ends an answer of the built-in models
 GOOD = {"question": "Color?", "images": ["a.png"], "answer": "green", "reference": "a green square. answer: green", "hint": "left", "caption": "a square"}  # fmt: skip

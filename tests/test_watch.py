@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from workbench.watch import WINDOW, Watch
+from workbench.training.health import WINDOW, Watch
 
 HEALTHY = {"entropy": 1.0, "agreement": 0.3, "truncated": 0.1, "teacher_share": 0.6, "loss": 0.5}
 

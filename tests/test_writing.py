@@ -8,17 +8,17 @@ import pytest
 import torch
 from small import run_config
 
-from workbench.check import check_config
-from workbench.checkpoints import list_checkpoints
-from workbench.config import RunConfig
+from workbench.analysis.summary import summarise_run
+from workbench.config.schema import RunConfig
 from workbench.errors import ConfigError, RunError
-from workbench.loop import Trainer
 from workbench.policies.autoregressive import load_policy
-from workbench.runs import RunFolder
-from workbench.summary import summarise_run
+from workbench.runs.checkpoints import list_checkpoints
+from workbench.runs.folder import RunFolder
 from workbench.traces.reader import open_traces
-from workbench.train import train
-from workbench.writing import PREPARED, Writer
+from workbench.training.check import check_config
+from workbench.training.loop import Trainer
+from workbench.training.rollout_source import PREPARED, Writer
+from workbench.training.run import train
 
 METHOD = {"name": "spd", "calibration": 3}
 WRITTEN = "SELECT step, example_id, sample_idx, completion, source_policy FROM rollouts ORDER BY step, rollout_idx"

@@ -7,7 +7,7 @@ from families import TEXT, save_model, small_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
-from workbench.scenes.processor import CHAT_TEMPLATE
+from workbench.training.pretraining.tokenizer import CHAT_TEMPLATE
 from workbench.types import Prompt
 
 LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}

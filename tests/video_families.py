@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from workbench.policies.processors import VideoSettings, images_only
-from workbench.scenes.processor import build_processor
+from workbench.training.pretraining.tokenizer import build_processor
 
 MROPE = [2, 1, 1]  # of half a head
 QWEN_TOKENS = {

@@ -16,7 +16,7 @@ import importlib
 import sys
 from types import ModuleType
 
-from workbench.threads import sleep_while_waiting
+from workbench.runs.threads import sleep_while_waiting
 
 sleep_while_waiting()  # every way in comes through here, and before torch
 
@@ -26,36 +26,36 @@ _HOME = {
     "DataError": "errors",
     "Evidence": "types",
     "Example": "types",
-    "LAYOUTS": "layouts",
+    "LAYOUTS": "data.layouts",
     "Mark": "types",
     "PolicyError": "errors",
-    "RunConfig": "config",
+    "RunConfig": "config.schema",
     "RunError": "errors",
     "TraceError": "errors",
     "WorkbenchError": "errors",
-    "build_config": "config",
-    "check_config": "check",
-    "evaluate_model": "scorer",
-    "evaluate_run": "scorer",
-    "export_student": "export",
-    "export_traces": "export",
-    "import_dataset": "importing",
+    "build_config": "config.schema",
+    "check_config": "training.check",
+    "evaluate_model": "training.scorer",
+    "evaluate_run": "training.scorer",
+    "export_student": "training.export",
+    "export_traces": "training.export",
+    "import_dataset": "data.importing",
     "list_methods": "methods",
-    "list_runs": "runs",
-    "load_config": "config",
-    "load_examples": "datasets",
+    "list_runs": "runs.folder",
+    "load_config": "config.schema",
+    "load_examples": "data.examples",
     "load_method": "methods",
-    "open_scorer": "scorer",
+    "open_scorer": "training.scorer",
     "open_traces": "traces.reader",
-    "pretrain": "pretrain",
-    "preview_dataset": "preview",
+    "pretrain": "training.pretraining.train",
+    "preview_dataset": "render.preview",
     "render_page": "render",
     "render_terminal": "render",
     "render_tokens": "render",
-    "resume": "train",
-    "summarise_run": "summary",
+    "resume": "training.run",
+    "summarise_run": "analysis.summary",
     "token_view": "render",
-    "train": "train",
+    "train": "training.run",
 }
 __all__ = sorted(_HOME)
 
@@ -83,7 +83,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Importing workbench.train would set the module in place of the function of that name; the function stays."""
+    """Importing workbench.training.run would set the module in place of the function of that name; the function stays."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in _HOME and isinstance(value, ModuleType)):

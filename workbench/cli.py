@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 import workbench as wb
-from workbench import app_command
-from workbench.arguments import build_parser
+from workbench.app import command as app_command
+from workbench.app.arguments import build_parser
 from workbench.errors import ConfigError, WorkbenchError
-from workbench.folders import reason
-from workbench.terminal import clean_output, print_colored
+from workbench.files.folders import reason
+from workbench.files.terminal import clean_output, print_colored
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,7 +82,7 @@ def _end(run_dir: Path, steps: int, stopped: bool) -> int:
         print(f"\n{wb.summarise_run(run_dir)}\n")
         print(f"Look at one answer, token by token:\n  workbench show {run_dir} --step 1 --rollout 0")
         if stopped:
-            again = "workbench resume" if is_alone else "start as before with -m workbench.train --resume"
+            again = "workbench resume" if is_alone else "start as before with -m workbench.training.run --resume"
             print(f"\nstopped after step {steps}, which is saved. To go on: {again} {run_dir}")
     return 130 if stopped and is_alone else 0
 
@@ -90,8 +90,8 @@ def _end(run_dir: Path, steps: int, stopped: bool) -> int:
 def _eval(options: argparse.Namespace) -> None:
     _quiet()
     contexts = [part for text in options.contexts or () for part in text.split(",") if part]
-    skipped = _module("usable").Tally()
-    answered = _module("scorer").evaluate(
+    skipped = _module("distill.usable").Tally()
+    answered = _module("training.scorer").evaluate(
         options.path,
         data=options.data,
         contexts=contexts,
@@ -100,7 +100,7 @@ def _eval(options: argparse.Namespace) -> None:
         tolerance=options.tolerance,
         skipped=skipped,
     )
-    print(_module("summary").evaluation_table(answered))
+    print(_module("analysis.summary").evaluation_table(answered))
     if skipped.counts:
         count = skipped.counts.total()
         print(f"\nskipped {count:,} question{'s' * (count != 1)} that could not be shown ({skipped})")
@@ -114,14 +114,14 @@ def _study(options: argparse.Namespace) -> int:
                 "--against writes nothing and changes nothing: leave out --report, and key=value beside a folder."
             )
         if not folder.is_dir():
-            folder = _module("study.plan").load_study(options.config, options.overrides, check=False).folder
-        print(_module("study.against").against(folder, options.against))
+            folder = _module("studies.plan").load_study(options.config, options.overrides, check=False).folder
+        print(_module("studies.compare").against(folder, options.against))
         return 0
-    report = _module("study.report")
-    study = _module("study.plan").load_study(options.config, options.overrides, check=not options.report)
+    report = _module("studies.report")
+    study = _module("studies.plan").load_study(options.config, options.overrides, check=not options.report)
     for name, fault in study.faults.items():
         print(f"variant {name} cannot be run: {fault}", file=sys.stderr)
-    if not options.report and not _module("study.conduct").run_study(study):
+    if not options.report and not _module("studies.run").run_study(study):
         command = shlex.join(["workbench", "study", options.config, *options.overrides])
         print(f"stopped. To go on: {command}\nWhat is finished: {command} --report")
         return 130
@@ -136,17 +136,17 @@ def _check(options: argparse.Namespace) -> int:
     _quiet()
     checks = wb.check_config(wb.load_config(options.config, options.overrides))
     rows = [(check.name, check.status, check.found) for check in checks]
-    print(_module("summary").format_table(("check", "", "found"), rows))
-    return 0 if _module("check").is_good(checks) else 1
+    print(_module("analysis.summary").format_table(("check", "", "found"), rows))
+    return 0 if _module("training.check").is_good(checks) else 1
 
 
 def _pretrain(options: argparse.Namespace) -> None:
     _quiet()
-    print(wb.pretrain(_module("pretrain").load_pretrain_config(options.config, options.overrides)))
+    print(wb.pretrain(_module("training.pretraining.train").load_pretrain_config(options.config, options.overrides)))
 
 
 def _init(options: argparse.Namespace) -> None:
-    folder = _module("project").create_project(options.folder)
+    folder = _module("files.project").create_project(options.folder)
     print(f"{folder}: recipe.yaml, data.jsonl and its pictures. To go on:")
     print(f"  cd {shlex.quote(str(folder))}\n  workbench train recipe.yaml\n  workbench app")
 
@@ -164,7 +164,7 @@ def _methods(options: argparse.Namespace) -> None:
 
 
 def _options(options: argparse.Namespace) -> None:
-    for key, (_, default, option) in _module("config").describe_config(options.method).items():
+    for key, (_, default, option) in _module("config.schema").describe_config(options.method).items():
         print(_described(key, default, option))
 
 
@@ -228,16 +228,20 @@ def _summary(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    print(_module("report").write_report(options.run_dir, options.out, answers=options.answers, theme=options.theme))
+    print(
+        _module("analysis.report").write_report(
+            options.run_dir, options.out, answers=options.answers, theme=options.theme
+        )
+    )
 
 
 def _geometry(options: argparse.Namespace) -> None:
-    files = _module("analysis.geometry_files")
+    files = _module("analysis.geometry.files")
     pair = files.pair_of(options.first, options.second)
     if options.save_mask is None and (options.random_mask or options.against):
         raise ConfigError("--random-mask and --against are about the mask that --save-mask FILE writes: give it, too.")
     if options.save_mask is not None:
-        masks = _module("masks")
+        masks = _module("training.update_mask")
         facts = masks.write_mask(
             options.save_mask, pair.source, pair.target, dtype=options.precision, above=options.above
         )
@@ -258,7 +262,7 @@ def _geometry(options: argparse.Namespace) -> None:
     print(files.text_of(measured))
     out = options.out or (Path(options.first) / files.FOLDER if options.second is None else None)
     if out is not None:
-        files.save(measured, out, _module("analysis.geometry_figures").page(measured))
+        files.save(measured, out, _module("analysis.geometry.figures").page(measured))
         print(f"\n{out}: figure.html, geometry.json with every column's meaning, tensors.parquet")
 
 

@@ -1,6 +1,6 @@
 """The processes that train one run together; one alone is a group of one, for which everything here is nothing.
 
-Every process holds the whole student, or a part of every weight (workbench.sharding), writes and reads its own block of the
+Every process holds the whole student, or a part of every weight (workbench.policies.fsdp), writes and reads its own block of the
 step's examples, and adds its gradient to those of the others. What a rule compares (means over the batch) it compares over all blocks, and a position's coefficient
 counts all of them, so that the gradients' sum is that of one process with the whole batch. The first process (rank 0) writes
 the run's files; traces are written by each.

@@ -86,7 +86,7 @@ class Example:
 
 
 class WrongEvidence(Protocol):
-    """Where an example finds evidence that is wrong for it; see workbench.counterparts."""
+    """Where an example finds evidence that is wrong for it; see workbench.data.counterparts."""
 
     def find(self, example: Example, part: str) -> Example | None:
         """Another example of its domain, whose `part` (crop, hint, answer) is wrong for it; None if there is none."""

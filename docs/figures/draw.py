@@ -22,10 +22,10 @@ from plotly.subplots import make_subplots
 import workbench as wb
 from workbench.analysis import figures, regimes
 from workbench.analysis.style import CAPABILITY, INFORMATION, INK, MUTED, SERIES, layout, regime_fills
-from workbench.contexts import evidence_crop
-from workbench.divergences import forward_kl, jensen_shannon, reverse_kl
-from workbench.rendering.model import RegimeNote
-from workbench.rendering.words import share
+from workbench.data.contexts import evidence_crop
+from workbench.distill.divergences import forward_kl, jensen_shannon, reverse_kl
+from workbench.render.text import share
+from workbench.render.view import RegimeNote
 from workbench.traces.reader import Traces
 
 FOLDER = Path(__file__).parent

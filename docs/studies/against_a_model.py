@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from workbench.study.bootstrap import paired_interval
+from workbench.studies.bootstrap import paired_interval
 
 
 def main(folder: str, model: str, variant: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.runs import RunFolder
+from workbench.runs.folder import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parent))
 from intervals import came_from, interval

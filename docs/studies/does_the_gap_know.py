@@ -17,7 +17,7 @@ from playwright.sync_api import sync_playwright
 
 import workbench as wb
 from workbench.analysis.illusion import auroc
-from workbench.config import read_yaml
+from workbench.config.schema import read_yaml
 
 HERE = Path(__file__).parent
 SCORES = {

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 
 import workbench as wb
-from workbench.answers import load_answers
+from workbench.evals.records import load_answers
 from workbench.policies.autoregressive import load_policy
 from workbench.types import STUDENT
 

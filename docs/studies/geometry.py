@@ -17,14 +17,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from workbench.analysis.geometry import RANDOM, UPDATE
-from workbench.analysis.geometry_files import measure_pair, pair_of_run
-from workbench.masks import mask_facts, overlap, write_mask, write_random_mask
-from workbench.runs import RunFolder
-from workbench.study.conduct import run_study
-from workbench.study.measures import values_of
-from workbench.study.plan import BASE, TEACHER, Study, load_study
-from workbench.study.report import came_about, collect, unfinished, write_report
+from workbench.analysis.geometry.files import measure_pair, pair_of_run
+from workbench.analysis.geometry.measure import RANDOM, UPDATE
+from workbench.runs.folder import RunFolder
+from workbench.studies.measures import values_of
+from workbench.studies.plan import BASE, TEACHER, Study, load_study
+from workbench.studies.report import came_about, collect, unfinished, write_report
+from workbench.studies.run import run_study
+from workbench.training.update_mask import mask_facts, overlap, write_mask, write_random_mask
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 HERE = Path(__file__).parent

@@ -16,12 +16,12 @@ import torch
 from intervals import came_from, interval
 from torch import Tensor
 
-from workbench.checkpoints import latest_checkpoint
-from workbench.config import RunConfig, load_config
-from workbench.contexts import build_prompt
-from workbench.datasets import load_examples
-from workbench.losses import score
+from workbench.config.schema import RunConfig, load_config
+from workbench.data.contexts import build_prompt
+from workbench.data.examples import load_examples
+from workbench.distill.losses import score
 from workbench.policies.autoregressive import load_policy
+from workbench.runs.checkpoints import latest_checkpoint
 from workbench.types import STUDENT, Example, TokenScores
 
 HERE = Path(__file__).parent

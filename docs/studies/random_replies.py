@@ -18,17 +18,17 @@ import torch
 from intervals import came_from
 from jaxtyping import Float
 
-from workbench.checkpoints import latest_checkpoint
-from workbench.config import load_config
-from workbench.contexts import build_prompt, build_turn, user_turns
-from workbench.datasets import load_examples
-from workbench.evaluate import truth_of
-from workbench.grading import final_answer, grade
+from workbench.config.schema import load_config
+from workbench.data.contexts import build_prompt, build_turn, user_turns
+from workbench.data.examples import load_examples
+from workbench.data.grading import final_answer, grade
+from workbench.distill.rollouts import reply_in_turns
+from workbench.evals.evaluate import truth_of
 from workbench.policies import Policy, SamplingOptions
 from workbench.policies.autoregressive import load_policy
-from workbench.rollouts import reply_in_turns
+from workbench.runs.checkpoints import latest_checkpoint
 from workbench.seeding import derive_seed
-from workbench.study.bootstrap import paired_interval
+from workbench.studies.bootstrap import paired_interval
 from workbench.types import STUDENT, VISIBLE, Example
 
 HERE = Path(__file__).parent
@@ -148,7 +148,7 @@ def page(before: list[Said], after: list[Said], num_questions: int, source: str)
         f"`python docs/studies/random_replies.py {sys.argv[1]} {sys.argv[2]}`, after `workbench study configs/studies/ccopd.yaml` ({source}).",
         f"{num_questions} visible questions of `{QUESTIONS}`, answered over turns by the most likely tokens. *Wrong guesses*: to each turn before the last the worked answer of",
         "another question of the family, drawn by seed, whose final answer is wrong here. *Gap*: KL from the model over turns to the untrained start shown the whole picture,",
-        "on the data's answers. Means; in brackets 95 % intervals of the difference, paired by seed and question (`workbench/study/bootstrap.py`).",
+        "on the data's answers. Means; in brackets 95 % intervals of the difference, paired by seed and question (`workbench/studies/bootstrap.py`).",
         "",
         "| | untrained | trained by CCOPD | difference |",
         "|---|---|---|---|",

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from intervals import interval
 
-from workbench.config import load_config
-from workbench.contexts import build_prompt
-from workbench.datasets import load_examples
-from workbench.evaluate import truth_of
-from workbench.losses import score
+from workbench.config.schema import load_config
+from workbench.data.contexts import build_prompt
+from workbench.data.examples import load_examples
+from workbench.distill.losses import score
+from workbench.distill.rollouts import write_rollouts
+from workbench.evals.evaluate import truth_of
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import load_policy
-from workbench.rollouts import write_rollouts
-from workbench.runs import _surroundings
+from workbench.runs.folder import _surroundings
 from workbench.seeding import Order, derive_seed
 from workbench.types import VISIBLE, Example, label_completion, label_tokens
 

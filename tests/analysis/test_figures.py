@@ -12,7 +12,7 @@ from workbench.analysis import runs as run_tables
 from workbench.analysis.style import INK, SERIES, SURFACE, figure
 from workbench.analysis.table import Table
 from workbench.errors import ConfigError
-from workbench.rendering.colours import contrast
+from workbench.render.colors import contrast
 
 
 def drawn(dopd: Path, opd: Path, theme: str) -> dict[str, go.Figure]:

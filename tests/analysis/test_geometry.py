@@ -7,11 +7,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from workbench.analysis import geometry
-from workbench.analysis.geometry import columns, compare, measure, measure_all, random_like
-from workbench.analysis.modules import place_of
+from workbench.analysis.geometry import measure as geometry
+from workbench.analysis.geometry.measure import columns, compare, measure, measure_all, random_like
+from workbench.analysis.geometry.modules import place_of
 from workbench.errors import PolicyError
-from workbench.weights import open_weights
+from workbench.policies.tensors import open_weights
 
 SIZE = 20
 

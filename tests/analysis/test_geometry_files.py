@@ -7,13 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from workbench.analysis import geometry_figures, geometry_files
-from workbench.analysis.geometry import columns
+from workbench.analysis.geometry import figures as geometry_figures
+from workbench.analysis.geometry import files as geometry_files
+from workbench.analysis.geometry.measure import columns
+from workbench.app.context import AppContext
+from workbench.app.tabs import geometry as tab
 from workbench.cli import main
 from workbench.errors import ConfigError, PolicyError, RunError
-from workbench.masks import mask_facts
-from workbench.ui import geometry as tab
-from workbench.ui.context import AppContext
+from workbench.training.update_mask import mask_facts
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import pytest
 from benchmarks import big_run
 from workbench.analysis import compare, illusion, movement, regimes, tokens
 from workbench.analysis import runs as run_tables
-from workbench.answers import load_answers
 from workbench.errors import TraceError
+from workbench.evals.records import load_answers
 from workbench.render import render_movement, render_tokens
-from workbench.runs import RunFolder
+from workbench.runs.folder import RunFolder
 from workbench.traces.reader import Traces, open_traces
 from workbench.traces.writer import TraceWriter
 

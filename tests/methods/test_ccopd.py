@@ -7,12 +7,12 @@ import pytest
 import torch
 from small import example, groups, run_config, table_policies
 
+from workbench.distill.routing import answer_positions
+from workbench.distill.scoring import Batch
+from workbench.distill.step import read_batch, supervise_batch
 from workbench.methods import load_method
-from workbench.routers import answer_positions
-from workbench.scoring import Batch
-from workbench.supervision import read_batch, supervise_batch
 from workbench.traces.reader import open_traces
-from workbench.train import train
+from workbench.training.run import train
 from workbench.types import Mark, Rollout, RouteBatch
 
 

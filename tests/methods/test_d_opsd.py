@@ -11,24 +11,24 @@ import torch
 from families import save_idefics3, save_modernvbert
 from small import example, rollouts, run_config, table_policies
 
-from workbench.checkpoints import list_checkpoints
-from workbench.config import RunConfig, load_config
-from workbench.datasets import load_examples
-from workbench.divergences import Divergence
+from workbench.config.schema import RunConfig, load_config
+from workbench.data.examples import load_examples
+from workbench.distill.divergences import Divergence
+from workbench.distill.rollouts import write_rollouts
+from workbench.distill.scoring import Batch
+from workbench.distill.step import Scored, read_batch, supervise_batch
 from workbench.errors import ConfigError, DataError
-from workbench.learner import build_learner
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
 from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.loading import load_policy
 from workbench.policies.readout import Readout
-from workbench.rollouts import write_rollouts
-from workbench.runs import RunFolder
-from workbench.scoring import Batch
-from workbench.supervision import Scored, read_batch, supervise_batch
+from workbench.runs.checkpoints import list_checkpoints
+from workbench.runs.folder import RunFolder
 from workbench.traces.reader import open_traces
-from workbench.train import train
-from workbench.watch import Watch
+from workbench.training.health import Watch
+from workbench.training.learner import build_learner
+from workbench.training.run import train
 
 FUTURE, LAST, WRONG = range(3)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from small import rollouts, table_policies
 
+from workbench.distill.scoring import Batch
+from workbench.distill.step import read_batch, supervise_batch
 from workbench.errors import ConfigError
 from workbench.methods import load_method
-from workbench.scoring import Batch
-from workbench.supervision import read_batch, supervise_batch
 from workbench.types import RouteBatch, TokenScores
 
 LH, LL, HT, HS = range(4)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from small import groups, table_policies
 
-from workbench.method import REWARD, TOKENS
+from workbench.distill.method import REWARD, TOKENS
+from workbench.distill.scoring import Batch
+from workbench.distill.step import read_batch, supervise_batch
 from workbench.methods import describe_options, list_methods, load_method, method_module
-from workbench.scoring import Batch
-from workbench.supervision import read_batch, supervise_batch
 
 LENGTHS = (3, 1, 7, 5)
 

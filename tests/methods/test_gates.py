@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from small import example, rollouts, table_policies
+from table_policy import TablePolicy
 
-from workbench.divergences import forward_kl, reverse_kl
+from workbench.distill.divergences import forward_kl, reverse_kl
+from workbench.distill.scoring import Batch
+from workbench.distill.step import Scored, read_batch, supervise_batch
 from workbench.methods import load_method
-from workbench.policies.table import TablePolicy
-from workbench.scoring import Batch
-from workbench.supervision import Scored, read_batch, supervise_batch
 from workbench.types import Rollout, RouteBatch, TokenScores
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from small import groups, table_policies
 
+from workbench.distill.scoring import Batch
+from workbench.distill.step import read_batch, supervise_batch
 from workbench.methods import load_method
-from workbench.scoring import Batch
-from workbench.supervision import read_batch, supervise_batch
 
 
 def graded(*rewards: float | None) -> tuple:

@@ -6,17 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 from small import example, rollouts, table_policies, table_policy
+from table_policy import TablePolicy
 
-from workbench.divergences import Divergence
+from workbench.distill.divergences import Divergence
+from workbench.distill.routing import group_advantage
+from workbench.distill.scoring import Batch
+from workbench.distill.step import read_batch, supervise_batch
 from workbench.errors import ConfigError, DataError
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import PolicyByDomain
-from workbench.policies.table import TablePolicy
-from workbench.routers import group_advantage
-from workbench.scoring import Batch
-from workbench.skipping import split_by_teacher
-from workbench.supervision import read_batch, supervise_batch
+from workbench.training.filter import split_by_teacher
 from workbench.types import Prompt, RouteBatch, TokenScores
 
 KEPT, DROPPED = range(2)

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 from small import example, groups, run_config, table_policies
 
+from workbench.distill.rollouts import ask_all
+from workbench.distill.scoring import Batch
+from workbench.distill.step import read_batch, supervise_batch
 from workbench.errors import ConfigError
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
-from workbench.rollouts import ask_all
-from workbench.scoring import Batch
-from workbench.supervision import read_batch, supervise_batch
 from workbench.traces.reader import open_traces
-from workbench.train import train
+from workbench.training.run import train
 from workbench.types import Rollout
 
 STAR = example(0, question="what color is the star?", answer="red")

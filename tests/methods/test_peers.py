@@ -7,19 +7,19 @@ import torch
 import yaml
 from small import run_config
 
-from workbench.answers import load_answers
-from workbench.check import check_config
-from workbench.checkpoints import list_checkpoints
-from workbench.config import RunConfig
+from workbench.config.schema import RunConfig
 from workbench.errors import ConfigError
+from workbench.evals.records import load_answers
 from workbench.policies.autoregressive import load_policy
-from workbench.runs import RunFolder
-from workbench.scorer import evaluate_run
-from workbench.study.asking import ask_reference, ask_run
-from workbench.study.plan import load_study
-from workbench.study.report import collect, markdown
+from workbench.runs.checkpoints import list_checkpoints
+from workbench.runs.folder import RunFolder
+from workbench.studies.evaluate import ask_reference, ask_run
+from workbench.studies.plan import load_study
+from workbench.studies.report import collect, markdown
 from workbench.traces.reader import open_traces
-from workbench.train import train
+from workbench.training.check import check_config
+from workbench.training.run import train
+from workbench.training.scorer import evaluate_run
 
 METHOD = {"name": "opsd", "self_policy": "student@ema"}
 

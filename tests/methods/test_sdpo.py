@@ -6,14 +6,14 @@ import pytest
 import torch
 from small import example, groups, run_config, table_policies
 
+from workbench.distill.rollouts import write_rollouts
+from workbench.distill.scoring import Batch
+from workbench.distill.step import read_batch, supervise_batch
 from workbench.errors import ConfigError, DataError
 from workbench.methods import load_method
 from workbench.methods.sdpo import show_siblings
 from workbench.policies import SamplingOptions
-from workbench.rollouts import write_rollouts
-from workbench.scoring import Batch
-from workbench.supervision import read_batch, supervise_batch
-from workbench.train import train
+from workbench.training.run import train
 
 
 def graded(*rewards: float | None) -> tuple:

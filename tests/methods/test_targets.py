@@ -6,13 +6,13 @@ import pytest
 import torch
 from small import VOCABULARY, example, rollouts, table_policies
 
-from workbench.divergences import forward_kl, reverse_kl
-from workbench.method import Method
+from workbench.distill.divergences import forward_kl, reverse_kl
+from workbench.distill.method import Method
+from workbench.distill.rollouts import write_rollouts
+from workbench.distill.scoring import Batch
+from workbench.distill.step import Scored, read_batch, supervise_batch
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
-from workbench.rollouts import write_rollouts
-from workbench.scoring import Batch
-from workbench.supervision import Scored, read_batch, supervise_batch
 from workbench.types import Rollout
 
 EVERY_TOKEN = Batch(tuple(Rollout(example(), token, (token,), "", True) for token in range(VOCABULARY)))

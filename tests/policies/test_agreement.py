@@ -9,14 +9,14 @@ import torch
 from small import example
 from torch import nn
 
-from workbench.contexts import build_prompt
-from workbench.divergences import Divergence
+from workbench.data.contexts import build_prompt
+from workbench.distill.divergences import Divergence
+from workbench.distill.losses import score, supervise
+from workbench.distill.method import Loss, Regime
 from workbench.errors import PolicyError
-from workbench.losses import score, supervise
-from workbench.method import Loss, Regime
 from workbench.policies import SamplingOptions
-from workbench.policies.agreement import share_vocabulary
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
+from workbench.policies.compatibility import share_vocabulary
 from workbench.policies.loading import load_policies
 from workbench.policies.readout import Head, Readout
 from workbench.types import Routing

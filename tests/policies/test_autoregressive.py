@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from workbench.distill.losses import score
 from workbench.errors import DataError, PolicyError
-from workbench.losses import score
 from workbench.policies import SamplingOptions, Written
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.types import Prompt

@@ -6,7 +6,7 @@ import pytest
 import torch
 from text_families import HYBRID, plain_logprobs, text_policy
 
-from workbench.losses import score
+from workbench.distill.losses import score
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.types import Prompt

@@ -9,13 +9,13 @@ from families import save_idefics3, save_modernvbert
 from small import example
 from transformers import EuroBertConfig, EuroBertForMaskedLM, PreTrainedTokenizerFast
 
-from workbench.contexts import build_prompt, check_asked, lacks, parse_context, stand_in
+from workbench.data.contexts import build_prompt, check_asked, lacks, parse_context, stand_in
+from workbench.distill.losses import score
 from workbench.errors import ConfigError, DataError, PolicyError
-from workbench.losses import score
 from workbench.policies import SamplingOptions, Written
 from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.loading import load_policies, load_policy
-from workbench.scenes.processor import EOS
+from workbench.training.pretraining.tokenizer import EOS
 from workbench.types import Denoising, Prompt, Rollout
 
 OPTIONS = SamplingOptions(16)

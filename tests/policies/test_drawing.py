@@ -7,7 +7,7 @@ import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from workbench.policies import SamplingOptions
-from workbench.policies.drawing import draw
+from workbench.policies.sampling import draw
 
 DRAWS = 20_000
 

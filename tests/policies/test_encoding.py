@@ -12,8 +12,8 @@ from small import example
 from tokenizers.processors import TemplateProcessing
 
 import workbench.policies.encoding
-from workbench.contexts import build_prompt
-from workbench.datasets import load_examples
+from workbench.data.contexts import build_prompt
+from workbench.data.examples import load_examples
 from workbench.errors import PolicyError
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.encoding import PromptEncoder, collate

@@ -10,17 +10,17 @@ import torch
 from families import save_llama, save_modernvbert
 from small import run_config
 
-import workbench.learner
-from workbench.config import RunConfig
+import workbench.training.learner
+from workbench.config.schema import RunConfig
 from workbench.errors import ConfigError, PolicyError
-from workbench.learner import Learner, build_learner, give_engine, refuse_engine
-from workbench.loop import Trainer
 from workbench.policies import SamplingOptions, Written
 from workbench.policies.autoregressive import load_policy
 from workbench.policies.encoding import collate
-from workbench.policies.engine import Request, Sampled, VllmEngine, weights_of
-from workbench.runs import RunFolder
+from workbench.policies.vllm import Request, Sampled, VllmEngine, weights_of
+from workbench.runs.folder import RunFolder
 from workbench.traces.reader import open_traces
+from workbench.training.learner import Learner, build_learner, give_engine, refuse_engine
+from workbench.training.loop import Trainer
 from workbench.types import Prompt
 
 
@@ -178,7 +178,7 @@ def given(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> tuple[list[Lear
         def __init__(self, path: str, **options: object) -> None:
             asked.append({"path": path, **options})
 
-    monkeypatch.setattr(workbench.learner, "VllmEngine", Made)
+    monkeypatch.setattr(workbench.training.learner, "VllmEngine", Made)
     method = config.load_method()
     learners = [build_learner(config, method, name) for name in config.models.learners]
     give_engine(learners, config)

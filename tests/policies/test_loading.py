@@ -9,11 +9,11 @@ import pytest
 import torch
 from small import example
 
-from workbench.contexts import build_prompt
+from workbench.data.contexts import build_prompt
 from workbench.errors import ConfigError, PolicyError
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
-from workbench.policies.kept import keep_teachers
 from workbench.policies.loading import load_policies
+from workbench.policies.teacher_cache import keep_teachers
 
 
 @pytest.fixture

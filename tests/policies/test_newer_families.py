@@ -9,7 +9,7 @@ from newer_families import NEWER_FAMILIES, TORCHVISION_FAMILIES
 from text_families import plain_logprobs
 from transformers.utils import is_torchvision_available
 
-from workbench.losses import score
+from workbench.distill.losses import score
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import load_policy
 from workbench.policies.encoding import collate, collate_pictures

@@ -7,7 +7,8 @@ import torch
 from families import save_aya_vision, save_gemma3, save_llava, save_paligemma
 from torch import nn
 
-from workbench.contexts import build_prompt
+from workbench.data.contexts import build_prompt
+from workbench.data.scenes import make_examples
 from workbench.errors import ConfigError, DataError, PolicyError
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
@@ -21,7 +22,6 @@ from workbench.policies.projection import (
     random_subspace,
     rank_of,
 )
-from workbench.scenes import make_examples
 from workbench.types import Example, Mark
 
 OPTIONS = SamplingOptions(max_completion_length=8)

@@ -11,13 +11,13 @@ from small import run_config
 from text_families import plain_logprobs, text_policy
 
 import workbench.policies.proven
+from workbench.distill.losses import score
 from workbench.errors import PolicyError
-from workbench.losses import score
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.loading import load_policies
 from workbench.policies.proven import prove_once
-from workbench.scorer import evaluate_model, open_scorer
+from workbench.training.scorer import evaluate_model, open_scorer
 from workbench.types import Prompt
 
 SHORT, LONG = Prompt((), "red", key="a"), Prompt((), "what is the color of the sky over there?", key="b")

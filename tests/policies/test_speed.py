@@ -10,24 +10,24 @@ import pytest
 import torch
 from small import example, run_config
 
-import workbench.policies.drawing
-from workbench.contexts import build_prompt
+import workbench.policies.sampling
+from workbench.data.contexts import build_prompt
+from workbench.data.scenes import make_examples
+from workbench.distill.losses import score
+from workbench.distill.method import Method
+from workbench.distill.rollouts import write_rollouts
+from workbench.distill.scoring import Batch
+from workbench.distill.step import Scored, read_batch, supervise_batch
 from workbench.errors import ConfigError
-from workbench.loop import Trainer
-from workbench.losses import score
-from workbench.method import Method
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.compiling import compile_parts
-from workbench.policies.drawing import ROW_BYTES
 from workbench.policies.image_features import remembered_images
 from workbench.policies.loading import load_policies
-from workbench.rollouts import write_rollouts
-from workbench.runs import RunFolder
-from workbench.scenes import make_examples
-from workbench.scoring import Batch
-from workbench.supervision import Scored, read_batch, supervise_batch
+from workbench.policies.sampling import ROW_BYTES
+from workbench.runs.folder import RunFolder
+from workbench.training.loop import Trainer
 from workbench.types import Prompt
 
 IDS = (300, 301, 302, 303)
@@ -178,7 +178,7 @@ def test_tokens_are_drawn_a_few_rows_at_a_time_and_are_the_same(
 ) -> None:
     seeds, rows = [[1, 2], [3, 4], [5, 6]], []
     whole = idefics3.sample(prompts, seeds, SamplingOptions(5))
-    monkeypatch.setattr(workbench.policies.drawing, "CHUNK_BYTES", 2 * ROW_BYTES * idefics3.vocabulary)
+    monkeypatch.setattr(workbench.policies.sampling, "CHUNK_BYTES", 2 * ROW_BYTES * idefics3.vocabulary)
     hook = idefics3.head.linear.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     cut = idefics3.sample(prompts, seeds, SamplingOptions(5))
     hook.remove()

@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 from small import example, table_policy
+from table_policy import END, TablePolicy
 
-from workbench.contexts import build_prompt
-from workbench.losses import score
+from workbench.data.contexts import build_prompt
+from workbench.distill.losses import score
 from workbench.policies import Policy, SamplingOptions
-from workbench.policies.table import END, TablePolicy
 
 
 def test_keeps_the_promises_of_a_policy() -> None:

@@ -14,11 +14,11 @@ import video_families
 from small import run_config
 
 from workbench.errors import ConfigError
-from workbench.loop import Trainer
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
-from workbench.policies.engine import VllmEngine
-from workbench.runs import RunFolder
+from workbench.policies.vllm import VllmEngine
+from workbench.runs.folder import RunFolder
+from workbench.training.loop import Trainer
 from workbench.types import Prompt
 
 if importlib.util.find_spec("vllm") is None:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
-from workbench.contexts import build_prompt
-from workbench.divergences import Divergence
-from workbench.method import Loss, Regime
-from workbench.supervision import Alternatives
+from workbench.data.contexts import build_prompt
+from workbench.distill.divergences import Divergence
+from workbench.distill.method import Loss, Regime
+from workbench.distill.step import Alternatives
 from workbench.traces.writer import TracedBatch
 from workbench.types import Box, Evidence, Example, Rollout, Routing, TokenScores, Turn
 

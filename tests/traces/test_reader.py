@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from workbench.analysis.tokens import page
-from workbench.divergences import Divergence
+from workbench.distill.divergences import Divergence
+from workbench.distill.method import Loss, Regime
 from workbench.errors import TraceError
-from workbench.method import Loss, Regime
 from workbench.traces import schema
 from workbench.traces.parts import compact, write_part
 from workbench.traces.reader import open_traces

@@ -11,9 +11,9 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from small import add_begun, run_config
 from test_studies import write
 
-from workbench.train import train
-from workbench.ui.context import AppContext
-from workbench.ui.serve import serve
+from workbench.app.context import AppContext
+from workbench.app.server import serve
+from workbench.training.run import train
 
 SAMPLES = Path(__file__).parents[2] / "data/samples/samples.jsonl"
 PATIENCE_MS = 60_000  # a busy machine is slow, and a wrong page stays wrong

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from workbench.app import form
+from workbench.app.context import AppContext
+from workbench.app.tabs import data
 from workbench.errors import ConfigError
-from workbench.jobs import find_jobs
-from workbench.ui import data, form
-from workbench.ui.context import AppContext
+from workbench.runs.jobs import find_jobs
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BROKEN = {

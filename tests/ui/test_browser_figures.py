@@ -18,9 +18,9 @@ from playwright.sync_api import Browser, Page, expect
 from small import run_config
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from workbench.answers import load_answers
-from workbench.train import train
-from workbench.ui.serve import serve
+from workbench.app.server import serve
+from workbench.evals.records import load_answers
+from workbench.training.run import train
 
 
 def open_tab(page: Page, name: str) -> None:

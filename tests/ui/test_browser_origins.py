@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from workbench.ui.serve import serve
+from workbench.app.server import serve
 
 PATIENCE_MS = 60_000
 ASK = """async ([address, path, method, mode]) => {

@@ -21,7 +21,7 @@ from page_checks import FITS, nameless
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 from small import run_config
 
-from workbench.jobs import JobState, _Record, _write_record, read_job
+from workbench.runs.jobs import JobState, _Record, _write_record, read_job
 
 SAMPLES = Path(__file__).parents[2] / "data/samples/samples.jsonl"
 SLOW_MS = 120_000  # a busy machine loads models in the background

@@ -11,8 +11,8 @@ import pytest
 from conftest import PATIENCE_MS, free_port
 from playwright.sync_api import BrowserContext, Page, expect
 
-from workbench.processes import identify
-from workbench.ui.serve import serve
+from workbench.app.server import serve
+from workbench.runs.processes import identify
 
 TABLES = ("cells", "positions", "rollouts")  # of a step's traces, in the order in which they are written
 

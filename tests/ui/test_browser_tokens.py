@@ -17,7 +17,7 @@ from playwright.sync_api import expect
 from small import run_config
 
 from workbench.traces.reader import open_traces
-from workbench.train import train
+from workbench.training.run import train
 
 BUILT_IN = Path(__file__).parents[2] / "data/models"
 

@@ -6,8 +6,8 @@ import shutil
 
 from test_tokens import keys
 
-from workbench.ui import compare
-from workbench.ui.context import AppContext
+from workbench.app.context import AppContext
+from workbench.app.tabs import compare
 
 OTHER, LAYOUT, LISTED, ALIGNED, VIEWS, METRIC, CURVES, ACCURACY, DIFFERENCE = range(9)
 

@@ -10,10 +10,10 @@ from PIL import Image
 from small import run_config
 from test_tokens import keys
 
-from workbench import scorer
+from workbench.app.context import AppContext
+from workbench.app.tabs import data
 from workbench.errors import ConfigError, DataError, RunError
-from workbench.ui import data
-from workbench.ui.context import AppContext
+from workbench.training import scorer
 
 CHOOSER, LISTED, SHOWN = range(3)
 NASTY = '<script>alert(1)</script> & "עברית" 🙂'

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from workbench.answers import Answered, save_answers
-from workbench.findings import find, sentences
-from workbench.runs import RunFolder
-from workbench.ui import illusion
-from workbench.ui.context import AppContext
-from workbench.ui.finding_cards import findings_html
+from workbench.app.context import AppContext
+from workbench.app.finding_cards import findings_html
+from workbench.app.tabs import illusion
+from workbench.evals.findings import find, sentences
+from workbench.evals.records import Answered, save_answers
+from workbench.runs.folder import RunFolder
 
 CONFIG = "models: {teacher: t}\nmethod: {name: dopd, privilege: crop}\n"
 

@@ -5,9 +5,9 @@ from html import unescape
 import pytest
 
 from workbench.analysis import illusion as measured
-from workbench.rendering.words import signed
-from workbench.ui import illusion
-from workbench.ui.context import AppContext
+from workbench.app.context import AppContext
+from workbench.app.tabs import illusion
+from workbench.render.text import signed
 
 HEAD, ACCURACY, WHO, RELIABILITY, OVER, SHARE, ENTROPY, SEPARATION, WORST, SURE, TABLE = range(11)
 

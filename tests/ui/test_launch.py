@@ -10,13 +10,8 @@ import pytest
 import yaml
 from small import run_config
 
-from workbench.commands import copyable, overrides_between
-from workbench.config import describe_config, load_config
-from workbench.errors import ConfigError, RunError, WorkbenchError
-from workbench.jobs import read_job
-from workbench.methods import describe_options, list_methods
-from workbench.ui.context import AppContext, note, sentence, told
-from workbench.ui.form import (
+from workbench.app.context import AppContext, note, sentence, told
+from workbench.app.form import (
     CHOICE,
     NUMBER,
     Field,
@@ -29,7 +24,7 @@ from workbench.ui.form import (
     recipe_file,
     recipes,
 )
-from workbench.ui.launch import (
+from workbench.app.tabs.launch import (
     beside,
     check_html,
     fill,
@@ -40,6 +35,11 @@ from workbench.ui.launch import (
     show_method,
     start_from,
 )
+from workbench.config.schema import describe_config, load_config
+from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.methods import describe_options, list_methods
+from workbench.runs.commands import copyable, overrides_between
+from workbench.runs.jobs import read_job
 
 RECIPE = "recipe:tiny.yaml"
 FORM = places(fields())

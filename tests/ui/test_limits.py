@@ -14,12 +14,12 @@ import gradio as gr
 import httpx
 import pytest
 
-from workbench.ui import limits
-from workbench.ui.context import AppContext
-from workbench.ui.limits import MAX_BODY, MAX_UPLOAD, LoginDelay
-from workbench.ui.requests import takes_click
-from workbench.ui.serve import serve
-from workbench.ui.shell import build_app
+from workbench.app import limits
+from workbench.app.context import AppContext
+from workbench.app.layout import build_app
+from workbench.app.limits import MAX_BODY, MAX_UPLOAD, LoginDelay
+from workbench.app.requests import takes_click
+from workbench.app.server import serve
 
 ODD = (5, 1.5, True, [], ["a"], [1], {}, {"a": 1}, {"a": [1]}, [[1]], None, "x", "")
 

@@ -3,10 +3,10 @@
 import pytest
 from test_tokens import keys
 
+from workbench.app.components import TRACES
+from workbench.app.context import AppContext
+from workbench.app.tabs import movement
 from workbench.errors import TraceError
-from workbench.ui import movement
-from workbench.ui.context import AppContext
-from workbench.ui.pieces import TRACES
 
 VALUE, FIRST, LAST, TRUTH, SPLIT, MEASURE, LISTED, MAP, HEATMAP, FLOW, SHARES, MOVED = range(12)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from workbench.app.origins import Origins, read_allowed, read_authority, read_frames, refusal
 from workbench.errors import ConfigError
-from workbench.ui.origins import Origins, read_allowed, read_authority, read_frames, refusal
 
 PROXIED = Origins("127.0.0.1", read_allowed(["wb.example.org", "other.example.org:8443"]))
 

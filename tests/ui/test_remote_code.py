@@ -15,10 +15,10 @@ import transformers
 import yaml
 from PIL import Image
 
-from workbench import jobs
+from workbench.app.context import AppContext
+from workbench.app.layout import build_app
 from workbench.errors import ConfigError
-from workbench.ui.context import AppContext
-from workbench.ui.shell import build_app
+from workbench.runs import jobs
 
 DOORS = {"launch-check", "launch-start", "watch-resume", "data-score", "data-own-score"}
 LOADERS = ("AutoConfig", "AutoProcessor", "AutoTokenizer", "AutoImageProcessor", "AutoModelForImageTextToText", "AutoModelForCausalLM")  # fmt: skip

@@ -7,12 +7,12 @@ import gradio as gr
 import httpx
 import pytest
 
+from workbench.app.components import TRACES
+from workbench.app.context import ADDRESS_KEYS, AppContext, run_choices
+from workbench.app.layout import TABS, build_app, early_head, first_glance, look, look_again, open_address, trouble_html
+from workbench.app.server import check_host, check_port, is_local, read_users, serve
 from workbench.cli import main
 from workbench.errors import ConfigError, RunError
-from workbench.ui.context import ADDRESS_KEYS, AppContext, run_choices
-from workbench.ui.pieces import TRACES
-from workbench.ui.serve import check_host, check_port, is_local, read_users, serve
-from workbench.ui.shell import TABS, build_app, early_head, first_glance, look, look_again, open_address, trouble_html
 
 
 @pytest.fixture

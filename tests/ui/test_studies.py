@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from workbench.app.context import AppContext
+from workbench.app.tabs import studies
 from workbench.errors import RunError
-from workbench.processes import identify
-from workbench.study.folder import compared, find_studies, read_study
-from workbench.study.measures import Comparison
-from workbench.study.report import _write_parquet
-from workbench.ui import studies
-from workbench.ui.context import AppContext
+from workbench.runs.processes import identify
+from workbench.studies.measures import Comparison
+from workbench.studies.report import _write_parquet
+from workbench.studies.status import compared, find_studies, read_study
 
 PLAN = {
     "source": "configs/studies/<b>small.yaml", "baseline": "opd", "seeds": [0, 1], "faults": {"none": "no <models>"},

@@ -10,10 +10,10 @@ import pytest
 from workbench.analysis.table import Table
 from workbench.analysis.tokens import Selection
 from workbench.analysis.tokens import page as answers_page
+from workbench.app.components import TRACES, Column, fresh, rows_html, whole
+from workbench.app.context import AppContext
+from workbench.app.tabs import tokens
 from workbench.errors import RunError, TraceError
-from workbench.ui import tokens
-from workbench.ui.context import AppContext
-from workbench.ui.pieces import TRACES, Column, fresh, rows_html, whole
 
 EXAMPLE, PROBE, LISTED, WHERE, SHOWN = 7, 8, 9, 10, 11
 

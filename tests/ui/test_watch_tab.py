@@ -8,13 +8,11 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from workbench.errors import RunError
-from workbench.jobs import JobState
-from workbench.ui import watch
-from workbench.ui.context import AppContext
-from workbench.ui.pieces import TRACES
-from workbench.ui.status import span, status_html
-from workbench.ui.watch import (
+from workbench.app.components import TRACES
+from workbench.app.context import AppContext
+from workbench.app.status import span, status_html
+from workbench.app.tabs import monitor
+from workbench.app.tabs.monitor import (
     CURVES,
     PANELS,
     beat,
@@ -23,6 +21,8 @@ from workbench.ui.watch import (
     resume_it,
     stop_it,
 )
+from workbench.errors import RunError
+from workbench.runs.jobs import JobState
 
 SKIP = {"__type__": "update"}
 STATUS, STOP, KILL, RESUME, MORE, TIMER, PICKER, LOG, SEEN, QUESTION, ANSWERS = range(11)
@@ -120,9 +120,9 @@ def test_a_living_run_is_drawn_no_more_often_than_drawing_costs(
     add_step(folder, 4)
     soon = look(context, found[SEEN])
     assert all(one == SKIP for one in figures(soon)), "it was drawn a moment ago"
-    assert json.loads(soon[SEEN])["next"] >= time.time() + watch.DRAW_S - 2
+    assert json.loads(soon[SEEN])["next"] >= time.time() + monitor.DRAW_S - 2
     now = time.time()
-    monkeypatch.setattr(watch.time, "time", lambda: now + 3600)
+    monkeypatch.setattr(monitor.time, "time", lambda: now + 3600)
     assert figures(look(context, soon[SEEN]))[0].data
 
 
@@ -137,7 +137,7 @@ def test_between_two_drawings_only_the_state_and_what_was_printed_are_told(
     assert beat(context, "one", "light", seen, heard)[1:] == (SKIP, heard, SKIP), "curves are not due"
     now = time.time()
     with monkeypatch.context() as later:
-        later.setattr(watch.time, "time", lambda: now + 3600)
+        later.setattr(monitor.time, "time", lambda: now + 3600)
         assert beat(context, "one", "light", seen, heard)[3] == str(now + 3600)
         assert beat(context, "one", "light", seen, heard, "tokens")[3] == SKIP, "behind another tab nothing is drawn"
     (folder / "run.json").write_text(

@@ -7,7 +7,7 @@ regimes.py    shares of regimes over steps, kinds and truths, by tokens and by l
 movement.py   probes: which tokens changed hands, from where to where, how often
 compare.py    two runs on the same example, their metrics and accuracies side by side
 illusion.py   what was learned and what was only imitated
-modules.py    which part of a model a tensor belongs to, by its name
-geometry.py   the update of a run's weights: size, sparsity, rank, place; geometry_files.py, geometry_figures.py
+geometry/     the update of a run's weights: size, sparsity, rank, place
+summary.py    what a run did, as text; report.py, as one HTML file
 figures.py    plotly figures of these tables, in one house style
 """

@@ -9,10 +9,10 @@ import pandas as pd
 from workbench.analysis.evals import answers_of, no_evals
 from workbench.analysis.runs import metrics
 from workbench.analysis.table import Table, names_of, run_name, table, traces_of
-from workbench.answers import tabulate
 from workbench.errors import TraceError
-from workbench.rendering.model import TokenView
-from workbench.rendering.recorded import token_view
+from workbench.evals.records import tabulate
+from workbench.render.from_trace import token_view
+from workbench.render.view import TokenView
 from workbench.traces.reader import TracedRollout, Traces
 
 ALIGNED_COLUMNS = ["position_a", "token_a", "regime_a", "capability_gap_a", "information_gap_a", "loss_a", "position_b", "token_b", "regime_b", "capability_gap_b", "information_gap_b", "loss_b", "same_token", "same_regime"]  # fmt: skip

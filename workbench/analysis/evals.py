@@ -4,10 +4,10 @@ import functools
 from pathlib import Path
 
 from workbench.analysis.table import NO_EVALS
-from workbench.answers import Answered, load_answers
-from workbench.commands import value_at
-from workbench.config import read_yaml
+from workbench.config.schema import read_yaml
 from workbench.errors import ConfigError
+from workbench.evals.records import Answered, load_answers
+from workbench.runs.commands import value_at
 
 EVALUATES_NOTHING = (
     "This run evaluates nothing: its data.eval is null. For accuracy, start one with data.eval=SOURCE, questions with "

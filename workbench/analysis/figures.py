@@ -36,9 +36,9 @@ from workbench.analysis.style import (
     step_axis,
 )
 from workbench.analysis.table import Table
-from workbench.rendering.colours import ink
-from workbench.rendering.model import RegimeNote
-from workbench.rendering.words import plain, visible_text
+from workbench.render.colors import ink
+from workbench.render.text import plain, visible_text
+from workbench.render.view import RegimeNote
 
 STEP = "step"
 SANKEY_HEIGHT = 420

@@ -11,7 +11,7 @@ import pandas as pd
 
 from workbench.analysis.evals import answers_of, no_evals
 from workbench.analysis.table import NO_SELF, NO_TRACES, Table, has_gaps, run_name, table, traces_of
-from workbench.answers import CONFIDENCE, tabulate
+from workbench.evals.records import CONFIDENCE, tabulate
 from workbench.traces.reader import Traces
 from workbench.types import PRIVILEGED, VISIBLE
 

@@ -10,8 +10,8 @@ import pandas as pd
 
 from workbench.analysis.table import NO_PROBES, Table, run_name, table, traces_of
 from workbench.errors import TraceError, unknown
-from workbench.rendering.model import RegimeNote
-from workbench.rendering.recorded import regime_note
+from workbench.render.from_trace import regime_note
+from workbench.render.view import RegimeNote
 from workbench.traces.reader import Traces
 
 _KEY = "step, process_rank, rollout_idx"

@@ -8,11 +8,11 @@ import pandas as pd
 
 from workbench.analysis.evals import no_evals
 from workbench.analysis.table import Table, names_of, table
-from workbench.commands import as_yaml
-from workbench.config import read_yaml
+from workbench.config.schema import read_yaml
 from workbench.errors import ConfigError
-from workbench.jobs import find_jobs
-from workbench.runs import RunFolder, parse_metrics
+from workbench.runs.commands import as_yaml
+from workbench.runs.folder import RunFolder, parse_metrics
+from workbench.runs.jobs import find_jobs
 
 RUN_COLUMNS = ["run", "status", "method", "step", "steps", "progress", "remaining_s", "started", "silent_s", "loss", "accuracy", "error"]  # fmt: skip
 METRIC_UNITS = {

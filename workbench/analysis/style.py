@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import plotly.graph_objects as go
 
 from workbench.errors import ConfigError, unknown
-from workbench.rendering import colours
-from workbench.rendering.model import RegimeNote
+from workbench.render import colors
+from workbench.render.view import RegimeNote
 
 THEMES = ("light", "dark")
 SANS = 'Inter, ui-sans-serif, system-ui, -apple-system, "Segoe UI", "Liberation Sans", Arial, sans-serif'
@@ -136,13 +136,13 @@ def empty_figure(message: str, theme: str = "light", *, title: str = "", height:
 
 def regime_fills(notes: dict[str, RegimeNote], theme: str) -> dict[str, tuple[str, str]]:
     """Colour and pattern of each regime."""
-    slots = colours.regime_slots(notes)
-    return {name: (getattr(colours.SLOTS[slot], theme), PATTERNS.get(slot, "")) for name, slot in slots.items()}
+    slots = colors.regime_slots(notes)
+    return {name: (getattr(colors.SLOTS[slot], theme), PATTERNS.get(slot, "")) for name, slot in slots.items()}
 
 
 def ramp(kind: str, theme: str) -> list[tuple[float, str]]:
     """A plotly colour scale: "diverging" around zero, or "growing"."""
-    fills = {"diverging": colours.DIVERGING, "growing": colours.GROWING}[kind]
+    fills = {"diverging": colors.DIVERGING, "growing": colors.GROWING}[kind]
     return [(place / (len(fills) - 1), getattr(fill, theme)) for place, fill in enumerate(fills)]
 
 
@@ -159,7 +159,7 @@ def escaped(text: object) -> str:
 
 def bound(values: list[float | None]) -> float:
     """A round number that nearly all values stay under in size."""
-    return colours.scale_bound([value for value in values if value is not None and math.isfinite(value)])
+    return colors.scale_bound([value for value in values if value is not None and math.isfinite(value)])
 
 
 def _wrapped(text: str, width: int) -> list[str]:

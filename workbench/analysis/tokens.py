@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.analysis.table import NO_PROBES, NO_TRACES, Table, run_name, table, traces_of
-from workbench.rendering.model import TokenView
-from workbench.rendering.recorded import token_view
+from workbench.render.from_trace import token_view
+from workbench.render.view import TokenView
 from workbench.traces.reader import Key, Traces
 from workbench.traces.schema import OPENING
 

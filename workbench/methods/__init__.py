@@ -12,8 +12,8 @@ import sys
 import typing
 from types import ModuleType, UnionType
 
+from workbench.distill.method import Method, Option, check_option
 from workbench.errors import ConfigError, unknown
-from workbench.method import Method, Option, check_option
 
 
 def list_methods() -> tuple[str, ...]:

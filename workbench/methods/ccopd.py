@@ -17,9 +17,9 @@ from typing import Annotated
 
 import torch
 
-from workbench.divergences import KINDS, Divergence
-from workbench.method import Loss, Method, Option, Regime, View
-from workbench.routers import answer_positions
+from workbench.distill.divergences import KINDS, Divergence
+from workbench.distill.method import Loss, Method, Option, Regime, View
+from workbench.distill.routing import answer_positions
 from workbench.types import RouteBatch, Routing
 
 

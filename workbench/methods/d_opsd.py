@@ -22,8 +22,8 @@ from typing import Annotated
 
 import torch
 
-from workbench.divergences import Divergence
-from workbench.method import TOKENS, Loss, Method, Option, Regime, View
+from workbench.distill.divergences import Divergence
+from workbench.distill.method import TOKENS, Loss, Method, Option, Regime, View
 from workbench.types import Rollout, RouteBatch, Routing
 
 FUTURE, LAST, WRONG = range(3)

@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from workbench.divergences import TAILS, TOP_K_OF, Divergence
-from workbench.method import Loss, Method, Option, Regime, View
-from workbench.routers import below_quantile, trimmed_mean
+from workbench.distill.divergences import TAILS, TOP_K_OF, Divergence
+from workbench.distill.method import Loss, Method, Option, Regime, View
+from workbench.distill.routing import below_quantile, trimmed_mean
 from workbench.types import RouteBatch, Routing
 
 LH, LL, HT, HS = range(4)

@@ -13,9 +13,9 @@ Source: Dual On-policy Distillation, arXiv 2606.30626, Tables 6 and 8. Views, ro
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from workbench.divergences import Divergence
+from workbench.distill.divergences import Divergence
+from workbench.distill.method import Loss, Method, Option, Regime
 from workbench.errors import ConfigError, unknown
-from workbench.method import Loss, Method, Option, Regime
 from workbench.methods import dopd
 
 

@@ -13,8 +13,8 @@ from typing import Annotated
 
 import torch
 
-from workbench.divergences import Divergence
-from workbench.method import AVERAGES, Loss, Method, Option, Regime, View
+from workbench.distill.divergences import Divergence
+from workbench.distill.method import AVERAGES, Loss, Method, Option, Regime, View
 from workbench.types import RouteBatch, Routing
 
 

@@ -13,9 +13,9 @@ Differs: no importance weights (the paper cuts them at 5): one update follows ea
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from workbench.divergences import Divergence
-from workbench.method import AVERAGES, REWARD, Loss, Method, Option, Regime, View
-from workbench.routers import everywhere
+from workbench.distill.divergences import Divergence
+from workbench.distill.method import AVERAGES, REWARD, Loss, Method, Option, Regime, View
+from workbench.distill.routing import everywhere
 from workbench.types import RouteBatch, Routing
 
 

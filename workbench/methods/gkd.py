@@ -12,9 +12,9 @@ asks for them by name.
 from dataclasses import dataclass
 from typing import Annotated
 
-from workbench.divergences import Divergence
-from workbench.method import Loss, Method, Option, Regime, View
-from workbench.routers import everywhere
+from workbench.distill.divergences import Divergence
+from workbench.distill.method import Loss, Method, Option, Regime, View
+from workbench.distill.routing import everywhere
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Annotated
 
 import torch
 
-from workbench.divergences import Divergence
-from workbench.method import AVERAGES, REWARD, Loss, Method, Option, Regime, View
-from workbench.routers import group_advantage
+from workbench.distill.divergences import Divergence
+from workbench.distill.method import AVERAGES, REWARD, Loss, Method, Option, Regime, View
+from workbench.distill.routing import group_advantage
 from workbench.types import RouteBatch, Routing
 
 RAISED, LOWERED, EVEN = range(3)

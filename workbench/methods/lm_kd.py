@@ -13,9 +13,9 @@ temperature 1, averaged over all positions.
 from dataclasses import dataclass
 from typing import Annotated
 
-from workbench.divergences import Divergence
-from workbench.method import TOKENS, Loss, Method, Option, Regime, View
-from workbench.routers import everywhere
+from workbench.distill.divergences import Divergence
+from workbench.distill.method import TOKENS, Loss, Method, Option, Regime, View
+from workbench.distill.routing import everywhere
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.divergences import Divergence
+from workbench.distill.divergences import Divergence
+from workbench.distill.method import AVERAGES, REWARD, Loss, Method, Option, Regime, View
+from workbench.distill.routing import group_advantage, sampler_ratio
 from workbench.errors import ConfigError
-from workbench.method import AVERAGES, REWARD, Loss, Method, Option, Regime, View
-from workbench.routers import group_advantage, sampler_ratio
 from workbench.types import RouteBatch, Routing
 
 KEPT, DROPPED = range(2)

@@ -20,11 +20,11 @@ from typing import Annotated
 
 import torch
 
-from workbench.divergences import KINDS, Divergence
+from workbench.data.grading import final_answer, grade
+from workbench.distill.divergences import KINDS, Divergence
+from workbench.distill.method import Loss, Method, Option, Regime, View
+from workbench.distill.routing import concepts, distinguishing_concepts
 from workbench.errors import ConfigError
-from workbench.grading import final_answer, grade
-from workbench.method import Loss, Method, Option, Regime, View
-from workbench.routers import concepts, distinguishing_concepts
 from workbench.seeding import draw_uniform
 from workbench.types import Rollout, RouteBatch, Routing
 

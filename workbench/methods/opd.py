@@ -11,9 +11,9 @@ teacher that sees more than the student ever will (arXiv 2606.30626, Figure 3).
 from dataclasses import dataclass
 from typing import Annotated
 
-from workbench.divergences import KINDS, Divergence
-from workbench.method import AVERAGES, Loss, Method, Option, Regime, View
-from workbench.routers import everywhere
+from workbench.distill.divergences import KINDS, Divergence
+from workbench.distill.method import AVERAGES, Loss, Method, Option, Regime, View
+from workbench.distill.routing import everywhere
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Annotated
 
 import torch
 
-from workbench.divergences import Divergence
-from workbench.method import REWARD, Loss, Method, Option, Regime, View
-from workbench.routers import below_quantile
+from workbench.distill.divergences import Divergence
+from workbench.distill.method import REWARD, Loss, Method, Option, Regime, View
+from workbench.distill.routing import below_quantile
 from workbench.types import RouteBatch, Routing
 
 

@@ -10,9 +10,9 @@ Differs: the paper shows the whole reference solution (privilege=reference); the
 from dataclasses import dataclass
 from typing import Annotated
 
-from workbench.divergences import KINDS, Divergence
-from workbench.method import Loss, Method, Option, Regime, View
-from workbench.routers import everywhere
+from workbench.distill.divergences import KINDS, Divergence
+from workbench.distill.method import Loss, Method, Option, Regime, View
+from workbench.distill.routing import everywhere
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Annotated
 
 import torch
 
-from workbench.divergences import KINDS, Divergence
-from workbench.method import AVERAGED, Loss, Method, Option, Regime, View
-from workbench.routers import draw_positions
+from workbench.distill.divergences import KINDS, Divergence
+from workbench.distill.method import AVERAGED, Loss, Method, Option, Regime, View
+from workbench.distill.routing import draw_positions
 from workbench.types import RouteBatch, Routing
 
 

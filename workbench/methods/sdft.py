@@ -12,9 +12,9 @@ A guess: top_k=100. Other options are the documented ones: a live or an averaged
 from dataclasses import dataclass
 from typing import Annotated
 
-from workbench.divergences import KINDS, TAILS, Divergence
-from workbench.method import AVERAGES, Loss, Method, Option, Regime, View
-from workbench.routers import everywhere
+from workbench.distill.divergences import KINDS, TAILS, Divergence
+from workbench.distill.method import AVERAGES, Loss, Method, Option, Regime, View
+from workbench.distill.routing import everywhere
 
 
 @dataclass(frozen=True)

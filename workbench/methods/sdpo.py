@@ -18,9 +18,9 @@ from typing import Annotated
 
 import torch
 
-from workbench.divergences import Divergence
-from workbench.method import AVERAGED, Loss, Method, Option, Regime, View
-from workbench.routers import sampler_ratio
+from workbench.distill.divergences import Divergence
+from workbench.distill.method import AVERAGED, Loss, Method, Option, Regime, View
+from workbench.distill.routing import sampler_ratio
 from workbench.types import Rollout, RouteBatch, Routing
 
 TOLD, RIGHT, ALONE = range(3)

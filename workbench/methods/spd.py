@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from workbench.divergences import Divergence
-from workbench.method import TOKENS, Loss, Method, Option, Prepare, Prepared, Regime, View
+from workbench.distill.divergences import Divergence
+from workbench.distill.method import TOKENS, Loss, Method, Option, Prepare, Prepared, Regime, View
+from workbench.distill.routing import everywhere
 from workbench.policies.projection import (
     LAYERS,
     Subspace,
@@ -31,7 +32,6 @@ from workbench.policies.projection import (
     random_subspace,
     rank_of,
 )
-from workbench.routers import everywhere
 from workbench.seeding import derive_seed
 from workbench.types import Example
 

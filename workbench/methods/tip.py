@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.divergences import KINDS, Divergence
-from workbench.method import AVERAGED, AVERAGES, Loss, Method, Option, Regime, View
+from workbench.distill.divergences import KINDS, Divergence
+from workbench.distill.method import AVERAGED, AVERAGES, Loss, Method, Option, Regime, View
 from workbench.types import RouteBatch, Routing
 
 

@@ -15,9 +15,9 @@ weights of an inference engine. The ratio is of the policies at temperature 1, a
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from workbench.divergences import Divergence
-from workbench.method import Loss, Method, Option, Regime, View
-from workbench.routers import everywhere, sampler_ratio
+from workbench.distill.divergences import Divergence
+from workbench.distill.method import Loss, Method, Option, Regime, View
+from workbench.distill.routing import everywhere, sampler_ratio
 from workbench.types import RouteBatch, Routing
 
 

@@ -15,13 +15,13 @@ from torch import nn
 from workbench.errors import DataError, PolicyError
 from workbench.policies import SamplingOptions, Written
 from workbench.policies.adapters import add_adapter, beside
-from workbench.policies.drawing import draw_by_chunks, uniform
 from workbench.policies.encoding import PromptEncoder
-from workbench.policies.engine import Engine, Request, check_same_prompt, weights_of
+from workbench.policies.models import load_model
 from workbench.policies.passes import Passes, Sent, States
 from workbench.policies.proof import Proof, prove
 from workbench.policies.readout import Head, Readout
-from workbench.policies.weights import load_model
+from workbench.policies.sampling import draw_by_chunks, uniform
+from workbench.policies.vllm import Engine, Request, check_same_prompt, weights_of
 from workbench.types import Denoising, Prompt
 
 LEAVING = 0.25  # share of the rows that have ended, from which on they leave the batch

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from workbench.errors import ConfigError, PolicyError
 from workbench.policies import SamplingOptions, Written
 from workbench.policies.autoregressive import AutoregressivePolicy
-from workbench.policies.drawing import draw
 from workbench.policies.encoding import distinct
 from workbench.policies.proof import Proof
 from workbench.policies.readout import Readout
+from workbench.policies.sampling import draw
 from workbench.types import Denoising, Prompt
 
 STATES = 256  # canvases of one forward pass

@@ -20,8 +20,8 @@ from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
+from workbench.data.images import open_image
 from workbench.errors import PolicyError
-from workbench.images import open_image
 from workbench.policies.templates import TEXT, content_form
 from workbench.types import Prompt, Turn
 

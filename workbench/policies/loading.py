@@ -6,14 +6,14 @@ from pathlib import Path
 from workbench.errors import ConfigError, PolicyError
 from workbench.policies import Policy
 from workbench.policies.adapters import has_adapter, is_adapter, load_adapter_weights
-from workbench.policies.agreement import merge_ends, share_vocabulary
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import PolicyByDomain, is_by_domain
+from workbench.policies.compatibility import merge_ends, share_vocabulary
 from workbench.policies.diffusion import DiffusionPolicy
-from workbench.policies.kept import forget_teachers, load_teacher
+from workbench.policies.models import is_masked_lm, load_model
 from workbench.policies.offload import offload
 from workbench.policies.proven import prove_all
-from workbench.policies.weights import is_masked_lm, load_model
+from workbench.policies.teacher_cache import forget_teachers, load_teacher
 from workbench.types import STUDENT
 
 

@@ -41,7 +41,7 @@ class Passes:
 
     def __init__(self, model: nn.Module, encoder: PromptEncoder, adapter: str | None = None) -> None:
         self.model, self.encoder, self.adapter = model, encoder, adapter
-        self.shards = None  # of the model, if each process of the run holds a part (workbench.sharding)
+        self.shards = None  # of the model, if each process of the run holds a part (workbench.policies.fsdp)
         self._can_share_pictures = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
         self._eyes = Eyes(getattr(model.config, "image_token_id", -1))
         self._cache_argument = _cache_argument(model)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from workbench.contexts import build_prompt
+from workbench.data.contexts import build_prompt
 from workbench.errors import ConfigError, DataError, PolicyError
 from workbench.types import Example, Mark, label_tokens
 

@@ -17,9 +17,9 @@ from workbench.errors import PolicyError
 from workbench.policies.adapters import base_of
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.diffusion import DiffusionPolicy
-from workbench.policies.kept import files_of
 from workbench.policies.proof import Proof
 from workbench.policies.shortcuts import Shortcuts
+from workbench.policies.teacher_cache import files_of
 
 FOLDER = "WORKBENCH_CACHE"  # names another folder than ~/.cache/vlm-distillation-workbench
 _CODE = (

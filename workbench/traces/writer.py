@@ -19,11 +19,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from workbench.data.images import open_image
+from workbench.distill.method import Regime
+from workbench.distill.step import Alternatives, Scored
 from workbench.errors import TraceError
-from workbench.images import open_image
-from workbench.method import Regime
 from workbench.policies import Policy
-from workbench.supervision import Alternatives, Scored
 from workbench.traces.parts import compact, step_file, traces_folder, write_part
 from workbench.traces.png import encode_png
 from workbench.traces.schema import OPENING, PROBE, TABLES, Header, TracedLoss, TracedRegime, TracedView, stored_schema

@@ -1,0 +1,154 @@
+"""Figures of the geometry of an update, for the app, `workbench geometry` and the study; each beside its random control."""
+
+from html import escape
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
+
+from workbench.analysis.geometry.files import Measured
+from workbench.analysis.geometry.measure import ATOLS, RANDOM, RATIOS, TOPS, UPDATE
+from workbench.analysis.style import MUTED, SERIES, escaped, figure, layout, lines_above, see_through
+from workbench.render import render_page
+
+READING = (  # of each figure, in the order of all_figures
+    "A long bar: most weights kept their very value. Where the bar of the bfloat16 update is long and the one of float32 short, it "
+    "is the rounding that leaves weights unchanged; only what exceeds the grey control is sparser than chance.",
+    "Height is how far a layer moved, relative to the norm of its own weights. Compare layers and parts; a flat line means that all "
+    "moved alike.",
+    "At x = k: how much of the change its k largest directions hold. A line far above the grey one: the change is concentrated in a "
+    "few directions. Band: quartiles over matrices.",
+    "How much of the change lies among the largest directions of the weights as they were. Above the grey line: what was there was "
+    "strengthened or weakened; on it: the change does not look where the weights are large.",
+    "Above 1: the changed weights are more often of that kind than chance; below 1: less often. Rounding hides a small move in a large "
+    "weight, so compare each bar with its grey control before reading it as a choice of training.",
+)
+_NAMES = {UPDATE: "the update", RANDOM: "random, same norm"}
+_PLOT = {"displaylogo": False, "responsive": True, "displayModeBar": False}
+
+
+def all_figures(measured: Measured, theme: str = "light") -> list[go.Figure]:
+    """Every figure, in the order in which they are read."""
+    return [draw(measured, theme) for draw in (sparsity, sizes, spectrum, projection, enrichment)]
+
+
+def page(measured: Measured, theme: str = "light") -> str:
+    """All figures as one HTML document that loads nothing."""
+    drawn = "".join(
+        f"{one.to_html(full_html=False, include_plotlyjs=False, config=_PLOT)}<p>{escape(text)}</p>"
+        for one, text in zip(all_figures(measured, theme), READING, strict=True)
+    )
+    return render_page(
+        [f"<script>{get_plotlyjs()}</script>{drawn}"], f"Geometry of {measured.facts['name']}", theme=theme
+    )
+
+
+def sparsity(measured: Measured, theme: str = "light") -> go.Figure:
+    """Share of coordinates that did not change, by group: in float32, rounded to bfloat16, and the control rounded too."""
+    bars = [
+        ("float32", UPDATE, "float32"), ("bfloat16", UPDATE, "rounded to bfloat16"),
+        ("bfloat16", RANDOM, "random, same norm, rounded to bfloat16"),
+    ]  # fmt: skip
+    made = _grouped(
+        measured, theme, "Coordinates that did not change", [(*key, "unchanged", name) for *key, name in bars]
+    )
+    return made.update_xaxes(range=[0, 1], tickformat=".0%", title_text="share of coordinates with no change")
+
+
+def sizes(measured: Measured, theme: str = "light") -> go.Figure:
+    """Relative size of the update by layer, a line per part of the model."""
+    made = figure(theme, title="Size of the update, by layer", subtitle=measured.title)
+    frame = measured.geometry.tensors
+    own = frame[(frame["precision"] == "float32") & (frame["delta"] == UPDATE)].dropna(subset=["layer"])
+    for place, (part, layers) in enumerate(own.groupby("part", sort=False)):
+        energy = layers.assign(delta=layers["delta_norm"] ** 2, source=layers["source_norm"] ** 2).groupby("layer")[["delta", "source"]].sum()  # fmt: skip
+        made.add_scatter(
+            x=energy.index, y=(energy["delta"] / energy["source"]) ** 0.5, name=escaped(part), mode="lines+markers", line={"width": 2, "color": SERIES[theme][place]},
+            hovertemplate=f"<b>{escaped(part)}</b>, layer %{{x}}<br>%{{y:.3%}} of the weights' norm<extra></extra>",
+        )  # fmt: skip
+    return made.update_xaxes(title_text="layer", dtick=1 if own["layer"].nunique() < 12 else None).update_yaxes(
+        title_text="||D|| / ||W0||", tickformat=".2%", rangemode="tozero"
+    )
+
+
+def spectrum(measured: Measured, theme: str = "light") -> go.Figure:
+    """How much of the update lies in its k largest directions: median over matrices, with quartiles."""
+    made = _over(measured, theme, "Energy in the largest directions", [(one, f"energy_top_{one}") for one in TOPS])
+    return made.update_xaxes(title_text="singular directions of the update", type="log", tickvals=TOPS).update_yaxes(title_text="share of ||D||², median of matrices")  # fmt: skip
+
+
+def projection(measured: Measured, theme: str = "light") -> go.Figure:
+    """How much of the update lies within the source's principal directions: median over matrices, with quartiles."""
+    made = _over(measured, theme, "Inside the source's principal directions", [(one, f"projection_{100 * one:g}pct") for one in RATIOS])  # fmt: skip
+    return made.update_xaxes(title_text="share of the source's directions, left and right", tickformat=".0%", tickvals=RATIOS).update_yaxes(title_text="share of ||D||², median of matrices")  # fmt: skip
+
+
+def enrichment(measured: Measured, theme: str = "light") -> go.Figure:
+    """Whether changed coordinates are those of large or of small weights, a panel each, by group, in bfloat16; 1 = neither."""
+    kinds = {"principal": "principal weights", "low": "smallest weights"}
+    height = _height(measured, 3)  # as sparsity, beside it
+    made = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06, subplot_titles=list(kinds.values()))
+    made.update_layout(layout(theme, title="Which weights changed, rounded to bfloat16", subtitle=measured.title, height=height))  # fmt: skip
+    made.update_annotations(font={"size": 12.5, "color": MUTED[theme]})
+    for place, kind in enumerate(kinds, start=1):
+        column = f"enrichment_{kind}_10pct_{ATOLS[0]:.0e}"
+        bars = [("bfloat16", delta, column, _NAMES[delta]) for delta in (UPDATE, RANDOM)]
+        _add_bars(made, measured, theme, bars, {"row": 1, "col": place}, is_named=place == 1)
+        made.add_vline(x=1, line={"color": MUTED[theme], "dash": "dot", "width": 1}, row=1, col=place)
+    made.update_layout(barmode="group", bargap=0.25, legend={"traceorder": "normal", "y": 1 - 52 / height, "yref": "container", "yanchor": "top"}, margin_t=112)  # fmt: skip
+    return made.update_xaxes(title_text="enrichment; 1 = as at random", rangemode="tozero").update_yaxes(
+        ticksuffix="  "
+    )
+
+
+def _grouped(measured: Measured, theme: str, title: str, bars: list[tuple[str, str, str, str]]) -> go.Figure:
+    """Horizontal bars per group. bars: (precision, delta, column, name)."""
+    made = figure(theme, title=title, subtitle=measured.title, height=_height(measured, len(bars)))
+    _add_bars(made, measured, theme, bars)
+    top = 76 + 20 * len(bars) + lines_above(made.layout.title.text)
+    made.update_layout(barmode="group", bargap=0.25, legend={"traceorder": "normal"}, margin_t=top)
+    return made.update_yaxes(ticksuffix="  ")
+
+
+def _height(measured: Measured, num_bars: int) -> int:
+    return 130 + (17 * measured.geometry.groups["group"].nunique() + 20) * num_bars
+
+
+def _add_bars(
+    made: go.Figure, measured: Measured, theme: str, bars: list[tuple[str, str, str, str]], place: dict | None = None, *, is_named: bool = True
+) -> None:  # fmt: skip
+    """The bars of one panel, the first group uppermost; a group without any of these numbers is not there."""
+    groups = measured.geometry.groups
+    has_any = groups[list({column for _, _, column, _ in bars})].notna().any(axis=1)
+    names = list(dict.fromkeys(groups["group"][has_any]))[::-1]
+    for number, (precision, delta, column, name) in enumerate(bars):
+        own = (
+            groups[(groups["precision"] == precision) & (groups["delta"] == delta)]
+            .set_index("group")[column]
+            .reindex(names)
+        )
+        made.add_bar(
+            y=names, x=pd.to_numeric(own), orientation="h", name=escaped(name), legendgroup=name, showlegend=is_named,
+            marker={"color": SERIES[theme][number] if delta == UPDATE else see_through(SERIES[theme][-1], 0.5)},
+            hovertemplate=f"<b>%{{y}}</b> %{{x:.4g}}<br>{escaped(name)}<extra></extra>", **(place or {}),
+        )  # fmt: skip
+
+
+def _over(measured: Measured, theme: str, title: str, points: list[tuple[float, str]]) -> go.Figure:
+    """Lines of medians over matrices with a band of quartiles: the update and its control. points: (x, column)."""
+    made = figure(theme, title=title, subtitle=measured.title)
+    frame = measured.geometry.tensors
+    for delta, colour in ((UPDATE, SERIES[theme][0]), (RANDOM, SERIES[theme][-1])):
+        own = frame[(frame["precision"] == "float32") & (frame["delta"] == delta)][[column for _, column in points]]
+        low, middle, high = (own.astype(float).quantile(at).tolist() for at in (0.25, 0.5, 0.75))
+        x = [at for at, _ in points]
+        made.add_scatter(
+            x=[*x, *x[::-1]], y=[*low, *high[::-1]], fill="toself", fillcolor=see_through(colour, 0.15), line={"width": 0}, mode="lines",
+            hoverinfo="skip", showlegend=False,
+        )  # fmt: skip
+        made.add_scatter(
+            x=x, y=middle, name=_NAMES[delta], mode="lines+markers", line={"width": 2, "color": colour},
+            hovertemplate=f"<b>{_NAMES[delta]}</b> %{{y:.2%}} at %{{x}}<br>median of {len(own.dropna(how='all'))} matrices<extra></extra>",
+        )  # fmt: skip
+    return made.update_yaxes(tickformat=".0%", rangemode="tozero")

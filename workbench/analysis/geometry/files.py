@@ -1,0 +1,205 @@
+"""Geometry of a run, from its folder and back: which two checkpoints, what is written of them, and the table of a terminal.
+
+RUN/geometry/   geometry.json    what was compared, the groups' metrics, what every column means
+                tensors.parquet  a row per tensor, precision and delta
+                figure.html      the figures, in one file that loads nothing
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from workbench.analysis.geometry.measure import RANDOM, UPDATE, Geometry, columns, compare
+from workbench.analysis.summary import format_table
+from workbench.config.schema import load_config
+from workbench.errors import ConfigError, RunError
+from workbench.files.folders import reason, saving
+from workbench.files.parsing import read_object
+from workbench.policies.tensors import Weights, open_weights
+from workbench.runs.checkpoints import latest_checkpoint
+from workbench.runs.folder import RunFolder
+
+FOLDER, _FACTS, _TENSORS = "geometry", "geometry.json", "tensors.parquet"
+NOT_MEASURED = "The geometry of this run's update is not measured yet. Press Measure, or run: workbench geometry RUN."
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two checkpoints to be compared, and what is known of the way between them."""
+
+    source: Weights
+    target: Weights
+    facts: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A geometry with its facts: source, target, and of a run its name, method, step and learning rate."""
+
+    geometry: Geometry
+    facts: dict[str, object]
+
+    @property
+    def title(self) -> str:
+        told = [
+            f"{name.replace('_', ' ')} {self.facts[name]}" for name in ("step", "learning_rate") if name in self.facts
+        ]
+        return ", ".join([str(self.facts["name"]), *told])
+
+
+def pair_of_run(run_dir: str | Path) -> Pair:
+    """The model that a run started from, and the student of its newest complete checkpoint.
+
+    Raises: RunError if the run has no checkpoint yet; PolicyError if either holds no weights.
+    """
+    folder = RunFolder.open(run_dir)
+    config = load_config(folder.path / "config.yaml")
+    checkpoint, torn = latest_checkpoint(folder.path)
+    if checkpoint is None:
+        raise RunError(
+            f"{folder.path} has no complete checkpoint, so there is nothing to compare with its start. "
+            f"{''.join(f'{one} ' for one in torn)}Wait for its first (training.save_every), or `workbench resume {folder.path}`."
+        )
+    training = vars(config.training)
+    facts = {"name": folder.path.name, "method": folder.status.get("method"), "step": checkpoint.step}
+    facts |= {key: training[key] for key in ("learning_rate", "weight_decay", "update_mask")}
+    return Pair(open_weights(config.models.student), open_weights(checkpoint.student), facts)
+
+
+def pair_of(first: str | Path, second: str | Path | None = None) -> Pair:
+    """A run and nothing else: its start and its newest checkpoint. Otherwise two models, of each a folder, a checkpoint or a run.
+
+    Raises: ConfigError if one model was given alone; RunError, PolicyError as `pair_of_run`.
+    """
+    if second is not None:
+        source, target = (open_weights(_model(Path(one))) for one in (first, second))
+        return Pair(source, target, {"name": f"{first} to {second}"})
+    if not (Path(first) / "run.json").is_file():
+        raise ConfigError(
+            f"{first} is no run folder, and one model alone has no update. Give a run (workbench geometry runs/NAME), or two "
+            "model folders (workbench geometry BEFORE AFTER)."
+        )
+    return pair_of_run(first)
+
+
+def measure_pair(
+    pair: Pair, *, seed: int = 0, device: str = "cpu", say: Callable[[str], None] = lambda name: None
+) -> Measured:
+    """Every metric of a pair; see `geometry.compare`."""
+    found = compare(pair.source, pair.target, seed=seed, device=device, say=say)
+    facts = {**pair.facts, "source": str(pair.source.folder), "target": str(pair.target.folder), "control_seed": seed}
+    return Measured(found, facts)
+
+
+def save(measured: Measured, folder: str | Path, page: str) -> Path:
+    """Write the three files; returns the folder. Raises RunError if it cannot be written."""
+    folder, found = Path(folder), measured.geometry
+    facts = {**measured.facts, "left_out": list(found.left_out), "columns": columns(), "groups": _plain(found.groups)}
+    with saving(folder, "Free some space or choose another --out."):
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = {name: folder / f".{name}" for name in (_TENSORS, "figure.html", _FACTS)}
+        try:
+            found.tensors.to_parquet(temporary[_TENSORS], index=False, write_page_checksum=True)
+            temporary["figure.html"].write_text(page, encoding="utf-8")
+            temporary[_FACTS].write_text(json.dumps(facts, indent=1), encoding="utf-8")
+            for name, file in temporary.items():
+                file.replace(folder / name)
+        finally:
+            for file in temporary.values():
+                file.unlink(missing_ok=True)
+    return folder
+
+
+def read(folder: str | Path) -> Measured | None:
+    """What `save` wrote, or None. Raises RunError for files that cannot be read."""
+    folder = Path(folder)
+    if not (folder / _FACTS).is_file():
+        return None
+    try:
+        facts = read_object(folder / _FACTS)
+        groups, left_out = pd.DataFrame(facts.pop("groups")), tuple(facts.pop("left_out"))
+        return Measured(Geometry(pd.read_parquet(folder / _TENSORS), groups, left_out), facts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{folder} cannot be read ({reason(error)}). Delete it and measure again: workbench geometry RUN."
+        ) from None
+
+
+def text_of(measured: Measured) -> str:
+    """Two tables for a terminal: how large and how sparse; of what rank and where."""
+    groups = measured.geometry.groups.set_index(["precision", "delta", "group"])
+    names = list(dict.fromkeys(measured.geometry.groups["group"]))
+
+    def value(group: str, column: str, precision: str = "float32", delta: str = UPDATE) -> float | None:
+        found = groups.at[(precision, delta, group), column]
+        return None if pd.isna(found) else float(found)
+
+    def both(group: str, column: str, show: Callable, precision: str = "float32") -> str:
+        return f"{show(value(group, column, precision))} ({show(value(group, column, precision, RANDOM))})"
+
+    sizes = [
+        [name, f"{value(name, 'tensors'):,.0f}", f"{value(name, 'coordinates'):,.0f}", _share(value(name, "relative_delta")), _share(value(name, "energy_share")),
+         *(both(name, column, _share, precision) for column in ("unchanged", "below_1e-05") for precision in ("float32", "bfloat16"))]
+        for name in names
+    ]  # fmt: skip
+    places = [
+        [name, both(name, "stable_rank", _number), both(name, "energy_top_16", _share), both(name, "projection_10pct", _share),
+         both(name, "enrichment_principal_10pct_0e+00", _number, "bfloat16"), both(name, "enrichment_low_10pct_0e+00", _number, "bfloat16")]
+        for name in names
+        if value(name, "stable_rank") is not None
+    ]  # fmt: skip
+    sizes_head = [
+        "group",
+        "tensors",
+        "weights",
+        "relative",
+        "of energy",
+        "unchanged, fp32",
+        "unchanged, bf16",
+        "< 1e-5, fp32",
+        "< 1e-5, bf16",
+    ]
+    places_head = [
+        "group",
+        "stable rank",
+        "top 16 directions",
+        "in top 10 %",
+        "enriched on principal",
+        "on small weights",
+    ]
+    left_out = (
+        f"\n  Not compared, no floating-point numbers: {', '.join(measured.geometry.left_out)}"
+        if measured.geometry.left_out
+        else ""
+    )
+    return (
+        f"{measured.title}\n  {measured.facts['source']}\n  -> {measured.facts['target']}{left_out}\n\n{format_table(sizes_head, sizes)}\n\n"
+        f"{format_table(places_head, places)}\n  in brackets: a Gaussian of the same norm in every tensor. Ranks and shares of directions: medians over "
+        "matrices, float32.\n  enriched: 1 = as a random mask of the changed coordinates would be, bfloat16"
+    )  # fmt: skip
+
+
+def _model(path: Path) -> Path:
+    """The model folder of a run, a checkpoint or a model."""
+    if (path / "run.json").is_file():
+        checkpoint, _ = latest_checkpoint(path)
+        if checkpoint is None:
+            raise RunError(f"{path} has no complete checkpoint. Wait for its first, or give a model folder.")
+        return checkpoint.student
+    return path / "student" if (path / "student").is_dir() else path
+
+
+def _plain(frame: pd.DataFrame) -> list[dict]:
+    """Rows of plain values, None where there is none."""
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}" if 0 < value < 0.1 else f"{value:.1%}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,292 @@
+"""The geometry of an update: how large it is, how sparse, of what rank, and where it lies in the weights it was added to.
+
+Functions of two tensors (`measure`) and of two checkpoints (`compare`); nothing of training is needed. D = W - W0.
+
+Source: "Dense Supervision, Sparse Updates: On the Sparsity and Geometry of On-Policy Distillation" (arXiv 2606.13657), metrics
+as in its published code. Three things are added, since each number alone misleads:
+- **Precision.** All is measured in float32 and again with both checkpoints rounded to bfloat16. AdamW in float32 moves nearly every
+  weight; after rounding, moves below half a step of the weight's own grid are gone. What is left is called sparse.
+- **A random control** for each tensor: a Gaussian of the same norm, added to W0 and rounded in the same way. In float32 it is also
+  what as many random steps add up to; steps that are each rounded to bfloat16 are mostly lost one by one, and no control here shows
+  that. A number that the control shows, too, says nothing of training.
+- **Groups** with the language model, the connector and the vision tower apart.
+The published code also counts |D| <= eps ("isclose"). That is no column here: D is a float32 number and no eps is one, so the
+two never differ.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from workbench.analysis.geometry.modules import GROUPS, place_of
+from workbench.policies.tensors import PRECISIONS, Weights, check_same_architecture
+from workbench.seeding import derive_seed
+
+EPSILONS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)  # |D| below
+TAUS = (1e-4, 1e-3, 1e-2)  # |D| below tau x root mean square of W0
+COORDINATES = (0.001, 0.01, 0.05)  # largest coordinates
+RANKS = (1e-6, 1e-5, 1e-4)  # singular values above t x the largest
+TOPS = (1, 2, 4, 8, 16, 32, 64)  # directions
+TOP_SHARES = (0.01, 0.05, 0.1)
+RATIOS = (0.01, 0.05, 0.1, 0.2)  # of min(m, n), or of coordinates
+ATOLS = (0.0, 1e-5)
+MOST_EXACT = 4096  # smaller side up to which all singular values are computed
+UPDATE, RANDOM = "update", "random"
+SHOWN_PRECISIONS = ("float32", "bfloat16")
+
+
+def columns() -> dict[str, str]:
+    """Every metric with its meaning, in order. Shares are of 1; none has another unit, but `effective_rank` and `stable_rank`."""
+    found = {
+        "delta_norm": "||D||, Frobenius", "source_norm": "||W0||, Frobenius", "relative_delta": "||D|| / ||W0||",
+        "energy_share": "share of all tensors' ||D||^2", "largest": "largest |D|", "unchanged": "share of coordinates with D = 0",
+    }  # fmt: skip
+    found |= {f"below_{one:.0e}": f"share of coordinates with |D| < {one:g}" for one in EPSILONS}
+    found |= {
+        f"below_rms_{one:.0e}": f"share of coordinates with |D| < {one:g} x root mean square of W0" for one in TAUS
+    }
+    found |= {f"energy_coordinates_{_percent(one)}": f"share of ||D||^2 in the largest {one:.1%} of coordinates" for one in COORDINATES}  # fmt: skip
+    found |= {f"rank_{one:.0e}": f"share of D's singular values above {one:g} x the largest" for one in RANKS}
+    found |= {"stable_rank": "||D||^2 / largest singular value^2", "effective_rank": "exp of the entropy of D's singular values over their sum"}  # fmt: skip
+    found |= {f"energy_top_{one}": f"share of ||D||^2 in its {one} largest singular directions" for one in TOPS}
+    found |= {f"energy_top_{_percent(one)}": f"the same, largest {one:.0%} of directions" for one in TOP_SHARES}
+    for one in RATIOS:
+        top = f"top {one:.0%} singular directions of W0"
+        found[f"projection_{_percent(one)}"] = f"share of ||D||^2 inside the {top}, left and right"
+        found[f"projection_left_{_percent(one)}"] = f"the same, left directions alone ({top})"
+        found[f"projection_right_{_percent(one)}"] = f"the same, right directions alone ({top})"
+        found[f"rotation_{_percent(one)}"] = f"mean sine of the principal angles between the top {one:.0%} left subspaces of W0 and W"  # fmt: skip
+    found["spectral_drift"] = "||s(W) - s(W0)|| / ||s(W0)||, s = singular values"
+    for kind, text in (("principal", "largest coordinates of the top-directions part of W0"), ("low", "smallest |W0|")):
+        for ratio in RATIOS:
+            for atol in ATOLS:
+                end = f"{kind}_{_percent(ratio)}_{atol:.0e}"
+                mask = f"the {ratio:.0%} of coordinates with the {text}"
+                found[f"overlap_{end}"] = f"share of the coordinates with |D| > {atol:g} that are among {mask}"
+                found[f"coverage_{end}"] = f"share of {mask} with |D| > {atol:g}"
+                found[f"enrichment_{end}"] = f"overlap / share that the mask has of all coordinates; 1 = random ({end})"
+    return found
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What `compare` found.
+
+    tensors   one row per tensor, precision (float32, bfloat16) and delta (update, random): place, shape and `columns`
+    groups    the same per group and for "all": shares over all coordinates, energies summed, spectra as medians over matrices
+    left_out  tensors that are no floating-point numbers
+    """
+
+    tensors: pd.DataFrame
+    groups: pd.DataFrame
+    left_out: tuple[str, ...]
+
+
+def compare(
+    source: Weights,
+    target: Weights,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda name: None,
+) -> Geometry:
+    """Every metric of every tensor of two checkpoints of one architecture. Holds one pair of tensors at a time.
+
+    seed  of the random control, and of the directions of large matrices
+    say   is told each tensor's name
+
+    Raises: PolicyError naming the first tensors that differ in name or shape, or a file that cannot be read.
+    """
+    check_same_architecture(source, target)
+    rows = []
+    for name in source.shapes:
+        say(name)
+        before, after = (weights.tensor(name).to(device) for weights in (source, target))
+        place = place_of(name)
+        facts = {"tensor": name, "group": place.group, "part": place.part, "module": place.module, "layer": place.layer}
+        for found in measure_all(before, after, seed=derive_seed("geometry", seed, name)):
+            rows.append({**facts, "shape": "x".join(map(str, before.shape)), "coordinates": before.numel(), **found})
+    frame = pd.DataFrame(rows)
+    total = frame.groupby(["precision", "delta"])["delta_norm"].transform(lambda norms: (norms**2).sum())
+    frame["energy_share"] = (frame["delta_norm"] ** 2 / total).where(total > 0)
+    order = ["tensor", "group", "part", "module", "layer", "shape", "coordinates", "precision", "delta"]
+    frame = frame.reindex(columns=[*order, *columns()])
+    return Geometry(frame, summarise(frame), tuple(dict.fromkeys([*source.left_out, *target.left_out])))
+
+
+def measure_all(before: torch.Tensor, after: torch.Tensor, *, seed: int = 0) -> Iterator[dict]:
+    """`measure` in both precisions, of the update and of its random control: four rows."""
+    control = random_like(before, after, seed=seed)
+    for precision in SHOWN_PRECISIONS:
+        spectrum = _Spectrum(_rounded(before, precision), seed)
+        for delta, moved in ((UPDATE, after), (RANDOM, control)):
+            yield {"precision": precision, "delta": delta, **_measured(spectrum, _rounded(moved, precision))}
+
+
+def measure(
+    before: torch.Tensor, after: torch.Tensor, *, precision: str = "float32", seed: int = 0
+) -> dict[str, float | None]:
+    """Every metric of one pair of tensors, both rounded to `precision` first. None where it is not defined.
+
+    A tensor of more than two dimensions is read as a matrix, first dimension against the rest; vectors have no spectrum. Above
+    MOST_EXACT the top directions are found by a decomposition that draws from `seed`, and what needs all singular values is None.
+    """
+    return _measured(_Spectrum(_rounded(before, precision), seed), _rounded(after, precision))
+
+
+def random_like(before: torch.Tensor, after: torch.Tensor, *, seed: int = 0) -> torch.Tensor:
+    """W0 plus a Gaussian of the norm of W - W0, in float32: what rounding and chance alone make of an update of this size."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(before.shape, generator=generator).to(before.device)
+    size = (after.double() - before.double()).norm() / noise.double().norm().clamp(min=1e-300)
+    return before.float() + noise * size.float()
+
+
+def summarise(tensors: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `Geometry.groups`."""
+    rows = []
+    for (precision, delta), own in tensors.groupby(["precision", "delta"], sort=False):
+        for group in [*GROUPS, "all"]:
+            part = own if group == "all" else own[own["group"] == group]
+            if len(part):
+                rows.append({"group": group, "precision": precision, "delta": delta, **_summary(part)})
+    return pd.DataFrame(rows)
+
+
+def _summary(part: pd.DataFrame) -> dict:
+    counted = ("unchanged", *(name for name in columns() if name.startswith("below_")))
+    energies = [float((part[name] ** 2).sum()) for name in ("delta_norm", "source_norm")]
+    found: dict[str, object] = {"tensors": len(part), "coordinates": int(part["coordinates"].sum())}
+    for name in columns():
+        if name in counted:
+            found[name] = float((part[name] * part["coordinates"]).sum() / part["coordinates"].sum())
+        elif name in ("delta_norm", "source_norm"):
+            found[name] = energies[name == "source_norm"] ** 0.5
+        elif name == "relative_delta":
+            found[name] = (energies[0] / energies[1]) ** 0.5 if energies[1] else None
+        elif name in ("energy_share", "largest"):
+            found[name] = part[name].sum(min_count=1) if name == "energy_share" else part[name].max()
+        else:
+            found[name] = part[name].astype(float).median()
+    return found
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g}pct"
+
+
+def _rounded(tensor: torch.Tensor, precision: str) -> torch.Tensor:
+    return tensor.to(PRECISIONS[precision]).float()
+
+
+def _count(ratio: float, of: int) -> int:
+    return max(1, round(ratio * of))
+
+
+class _Spectrum:
+    """A source tensor with its singular vectors, computed once for all deltas."""
+
+    def __init__(self, weight: torch.Tensor, seed: int) -> None:
+        self.weight, self.seed = weight, seed
+        self.matrix = weight.double().flatten(1) if weight.ndim >= 2 else None
+        if self.matrix is None:
+            return
+        self.smaller = min(self.matrix.shape)
+        self.is_exact = self.smaller <= MOST_EXACT
+        self.left, self.values, self.right = _decomposed(self.matrix, self.is_exact, seed)
+        self.masks = {}
+        for ratio in RATIOS:
+            k = _count(ratio, self.smaller)
+            part = (self.left[:, :k] * self.values[:k]) @ self.right[:, :k].T
+            self.masks["principal", ratio] = _largest(part.abs(), ratio)
+            self.masks["low", ratio] = _largest(-self.matrix.abs(), ratio)
+
+
+def _decomposed(matrix: torch.Tensor, is_exact: bool, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    if is_exact:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        return left, values, right.mT
+    with torch.random.fork_rng([matrix.device] if matrix.is_cuda else []):
+        torch.manual_seed(seed)
+        return torch.svd_lowrank(matrix, q=_count(max(RATIOS), min(matrix.shape)), niter=4)
+
+
+def _largest(values: torch.Tensor, ratio: float) -> torch.Tensor:
+    """Where a value is among the largest `ratio` of all; of equals at the border all."""
+    flat = values.flatten()
+    kept = _count(ratio, flat.numel())
+    return values >= flat.kthvalue(flat.numel() - kept + 1).values
+
+
+def _measured(source: _Spectrum, after: torch.Tensor) -> dict[str, float | None]:
+    delta = (after - source.weight).double()
+    size, energy = delta.abs(), float(delta.square().sum())
+    norm = float(source.weight.double().norm())
+    rms = norm / max(1, delta.numel()) ** 0.5
+    found: dict[str, float | None] = {
+        "delta_norm": energy**0.5,
+        "source_norm": norm,
+        "relative_delta": energy**0.5 / norm if norm else None,
+        "largest": float(size.max()),
+        "unchanged": _share(size == 0),
+    }
+    found |= {f"below_{one:.0e}": _share(size < one) for one in EPSILONS}
+    found |= {f"below_rms_{one:.0e}": _share(size < one * rms) for one in TAUS}
+    for share in COORDINATES:
+        top = size.flatten().topk(_count(share, size.numel())).values
+        found[f"energy_coordinates_{_percent(share)}"] = float(top.square().sum()) / energy if energy else None
+    if source.matrix is not None and energy:
+        found |= _spectral(source, delta.flatten(1), energy)
+    if source.matrix is not None:
+        found |= _overlaps(source, size.flatten(1))
+    return found
+
+
+def _spectral(source: _Spectrum, delta: torch.Tensor, energy: float) -> dict[str, float | None]:
+    """Spectrum of the delta, and where it lies in that of its source."""
+    values = torch.linalg.svdvals(delta) if source.is_exact else _decomposed(delta, False, source.seed)[1]
+    squares = values.square()
+    found: dict[str, float | None] = {"stable_rank": energy / float(squares[0])}
+    if source.is_exact:
+        found |= {f"rank_{one:.0e}": _share(values > one * values[0]) for one in RANKS}
+        shares = values / values.sum()
+        found["effective_rank"] = float(torch.special.entr(shares).sum().exp())
+    found |= {f"energy_top_{one}": float(squares[:one].sum()) / energy for one in TOPS}
+    found |= {f"energy_top_{_percent(one)}": float(squares[: _count(one, source.smaller)].sum()) / energy for one in TOP_SHARES}  # fmt: skip
+    left, after_values, _ = _decomposed(source.matrix + delta, source.is_exact, source.seed)
+    in_left, in_right = source.left.T @ delta, delta @ source.right
+    in_both = in_left @ source.right
+    for ratio in RATIOS:
+        k = _count(ratio, source.smaller)
+        found[f"projection_{_percent(ratio)}"] = float(in_both[:k, :k].square().sum()) / energy
+        found[f"projection_left_{_percent(ratio)}"] = float(in_left[:k].square().sum()) / energy
+        found[f"projection_right_{_percent(ratio)}"] = float(in_right[:, :k].square().sum()) / energy
+        found[f"rotation_{_percent(ratio)}"] = _mean_sine(source.left[:, :k], left[:, :k])
+    length = float(source.values.norm())
+    found["spectral_drift"] = float((after_values - source.values).norm()) / length if source.is_exact and length else None  # fmt: skip
+    return found
+
+
+def _mean_sine(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Mean sine of the principal angles between two subspaces, from what of one lies outside the other."""
+    return float(torch.linalg.svdvals(second - first @ (first.T @ second)).clamp(max=1).mean())
+
+
+def _overlaps(source: _Spectrum, size: torch.Tensor) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for atol in ATOLS:
+        moved = size > atol
+        num_moved = int(moved.sum())
+        for (kind, ratio), mask in source.masks.items():
+            both, density = int((moved & mask).sum()), _share(mask)
+            end = f"{kind}_{_percent(ratio)}_{atol:.0e}"
+            found[f"overlap_{end}"] = both / num_moved if num_moved else None
+            found[f"coverage_{end}"] = both / int(mask.sum())
+            found[f"enrichment_{end}"] = both / num_moved / density if num_moved else None
+    return found
+
+
+def _share(mask: torch.Tensor) -> float:
+    return float(mask.double().mean())

@@ -1,0 +1,243 @@
+"""One run as one HTML file that loads nothing: curves, movement, illusion, and chosen answers token by token.
+
+    write_report("runs/demo", "demo.html")
+
+plotly.js lies in the file once; the answers are drawn by the renderer that the app and notebooks use.
+"""
+
+import functools
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from workbench.analysis import figures, illusion, movement, regimes, tokens
+from workbench.analysis.runs import metrics
+from workbench.analysis.style import check_theme
+from workbench.analysis.summary import written_by
+from workbench.analysis.table import NO_TRACES, Table, traces_of
+from workbench.analysis.tokens import Selection
+from workbench.config.schema import read_yaml
+from workbench.errors import ConfigError, RunError
+from workbench.render import render_movement, render_page, render_tokens
+from workbench.render.text import NONE, signed, visible_text
+from workbench.runs.folder import RunFolder
+from workbench.traces.reader import Traces
+
+REPORT_NAME = "report.html"
+MOST_ANSWERS = 24
+_MOST_MAPS = 3  # probes drawn as heatmaps, those that moved most
+_FIT = "addEventListener('load', () => dispatchEvent(new Event('resize')))"  # a figure is drawn before its neighbour is there
+_PLOT = {"displaylogo": False, "responsive": True, "displayModeBar": False}
+_LAYOUT = """
+.rp-facts,.rp-table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
+.rp-facts th{font-weight:400;text-align:left;padding:2px 22px 2px 0;opacity:.7;vertical-align:baseline}
+.rp-table{width:100%}.rp-table :is(th,td){text-align:left;padding:4px 14px 4px 0;vertical-align:baseline;border-bottom:1px solid light-dark(#dfe2e6,#333940)}
+.rp-table th{font-weight:400;opacity:.75;font-size:13px}.rp-table .rp-number{text-align:right;white-space:nowrap}
+.rp-wide{overflow-x:auto}.rp-none{opacity:.75}.rp-card{background:light-dark(#fff,#15181c);border:1px solid light-dark(#dfe2e6,#333940);border-radius:8px;padding:12px 16px;margin:0 0 14px}
+.rp-pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,560px),1fr));gap:14px}.rp-pair>*{min-width:0}
+details summary{cursor:pointer;font-size:14px}details pre{font:12.5px/1.5 ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;overflow:auto}
+"""
+
+
+def write_report(
+    run_dir: str | Path, destination: str | Path | None = None, *, answers: int = 8, theme: str = "light"
+) -> Path:
+    """Write the report of a run and return its path.
+
+    destination  the file; default: report.html in the run's folder
+    answers      answers drawn token by token, 0 to MOST_ANSWERS
+    theme        light or dark
+
+    Raises: RunError if there is no such run or the file cannot be written; ConfigError for a wrong option.
+    """
+    check_theme(theme)
+    if not 0 <= answers <= MOST_ANSWERS:
+        raise ConfigError(f"answers={answers} must be from 0 to {MOST_ANSWERS}.")
+    folder = RunFolder.open(run_dir)
+    destination = folder.path / REPORT_NAME if destination is None else Path(destination)
+    if destination.is_dir():
+        destination /= f"{folder.path.name}-{REPORT_NAME}"
+    traces = traces_of(folder.path)
+    sections = [
+        f"<style>{_LAYOUT}</style><script>{get_plotlyjs()}{_FIT}</script>" + _facts(folder),
+        ("What was learned", _learned(folder.path, theme)),
+        ("Who supervised", _supervised(traces, theme)),
+        ("Where supervision moved", _moved(traces, theme)),
+        ("What was only imitated", _imitated(folder.path, traces, theme)),
+    ]
+    if answers:
+        sections.append(("Answers, token by token", _answers(traces, folder.path.name, answers, theme)))
+    page = render_page(sections, f"Report of {folder.path.name}", theme=theme)
+    temporary = destination.with_name(f".{destination.name}")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(destination)
+    except OSError as error:
+        raise RunError(f"{destination} cannot be written ({error.strerror}). Choose another --out.") from None
+    return destination
+
+
+def _facts(folder: RunFolder) -> str:
+    status = folder.status
+    named = {
+        "run": folder.path.name, "method": status.get("method"), "status": status.get("status"),
+        "steps": f"{status.get('steps_done', 0)} of {status.get('steps', '?')}", "started": status.get("started"), "seed": status.get("seed"),
+        "commit": f"{status.get('commit') or NONE}{' with changes' if status.get('dirty') else ''}",
+        "skipped examples": ", ".join(f"{reason}: {count}" for reason, count in (status.get("skipped") or {}).items()) or None,
+        "answers in prompts": status.get("answers_in_prompts"),
+        "prepared": "; ".join(f"{name}: {value}" for name, value in (status.get("prepared") or {}).items()) or None,
+        "written by": "; ".join(f"{name}: {found}" for name, found in written_by(folder.path).items()) or None,
+        "warnings": " ".join(status.get("warnings") or ()) or None, "error": status.get("error"),
+    }  # fmt: skip
+    rows = "".join(f'<tr><th scope="row">{name}</th><td>{escape(str(value))}</td></tr>' for name, value in named.items() if value is not None)  # fmt: skip
+    read_yaml(folder.path / "config.yaml")  # a torn one says so, and not half of itself
+    config = escape((folder.path / "config.yaml").read_text(encoding="utf-8"))
+    return f'<div class="rp-card"><table class="rp-facts"><tbody>{rows}</tbody></table><details><summary>Configuration</summary><pre>{config}</pre></details></div>'  # fmt: skip
+
+
+def _learned(run_dir: Path, theme: str) -> str:
+    accuracy = illusion.accuracy(run_dir)
+    last = accuracy.frame
+    if not accuracy.empty:
+        last = last[last["step"] == last.groupby(["policy", "context"])["step"].transform("max")]
+    shown = {"policy": str, "context": str, "truth": str, "step": str, "count": str, "accuracy": _share, "confidence": _share, "overconfidence": _points, "calibration_error": _share, "length": _length, "truncated": _share}  # fmt: skip
+    curve = functools.partial(metrics, run_dir)
+    return (
+        _plot(figures.accuracy_curves(accuracy, theme=theme))
+        + _table(Table(last, accuracy.run, accuracy.units, accuracy.empty), shown)
+        + f'<p class="rp-none">{escape(illusion.HOW_SURE)}</p>'
+        + _pair(
+            figures.curves(curve(("loss",)), title="Loss", theme=theme),
+            figures.curves(curve(("accuracy",)), title="Right among training answers", theme=theme),
+            figures.curves(curve(("entropy",)), title="The student's entropy", theme=theme),
+            figures.curves(curve(("completion_length",)), title="Length of answers", theme=theme),
+        )
+    )
+
+
+def _supervised(traces: Traces | None, theme: str) -> str:
+    if traces is None:
+        return _none(NO_TRACES)
+    over_steps = regimes.shares_over_steps(traces)
+    by_kind, by_truth = regimes.shares_by(traces, "kind"), regimes.shares_by(traces, "truth")
+    return _pair(
+        figures.stacked_shares(over_steps, theme=theme),
+        figures.stacked_shares(over_steps, by="loss_share", theme=theme),
+        figures.share_bars(by_kind, title="By kind of token", theme=theme),
+        figures.share_bars(by_truth, title="By what the image shows", theme=theme),
+    ) + _plot(figures.gap_curves(regimes.gaps_over_steps(traces), theme=theme))
+
+
+def _moved(traces: Traces | None, theme: str) -> str:
+    if traces is None:
+        return _none(NO_TRACES)
+    probes = movement.probes(traces)
+    if probes.empty:
+        return _none(probes.empty)
+    most = sorted(probes.rows, key=lambda row: -row["changes"])[:_MOST_MAPS]
+    maps = []
+    for row in most:
+        moved = movement.of_probe(traces, row["rollout"], process=row["process"])
+        maps.append(f'<div class="rp-card">{render_movement(moved.steps, moved.tokens, moved.regimes, moved.notes, title=moved.title, theme=theme, standalone=False)}</div>')  # fmt: skip
+    shown = {"token": _token, "kind": str, "truth": str, "changes": str, "way": str, "information_gap": _signed, "example": str}  # fmt: skip
+    return (
+        _pair(
+            figures.sankey(movement.transitions(traces), movement.regime_notes(traces), theme=theme),
+            figures.stacked_shares(regimes.shares_over_steps(traces, probe=True), title="Who supervised the probes", theme=theme),
+        )
+        + "".join(maps)
+        + _table(movement.most_moved(traces, limit=15), shown)
+    )  # fmt: skip
+
+
+def _imitated(run_dir: Path, traces: Traces | None, theme: str) -> str:
+    if traces is None:
+        return _none(NO_TRACES)
+    bars = figures.separation_bars(illusion.separation(traces), theme=theme)
+    shown = {"token": _token, "truth": str, "regime": str, "source": str, "information_gap": _signed, "capability_gap": _signed, "loss": _number, "question": str, "answer": str, "expected": str, "step": str, "rollout": str}  # fmt: skip
+    return (
+        _pair(figures.information_share(illusion.bought_by_information(traces), theme=theme), figures.reliability(illusion.reliability(run_dir), theme=theme))
+        + _plot(bars)
+        + _table(illusion.worst_cases(traces, limit=15), shown)
+    )  # fmt: skip
+
+
+def _answers(traces: Traces | None, run: str, count: int, theme: str) -> str:
+    """The worst cases' answers, those with the largest gaps, and the newest, in turn and each once."""
+    if traces is None:
+        return _none(NO_TRACES)
+    worst = [(row["step"], row["process"], row["rollout"], row["position"]) for row in illusion.worst_cases(traces, limit=4 * count).rows]  # fmt: skip
+    orders = [worst]
+    for order in ("information_gap", "capability_gap", "step"):
+        page = tokens.page(traces, Selection(order=order), size=count)
+        orders.append([(row["step"], row["process"], row["rollout"], None) for row in page.rows])
+    chosen: dict[tuple, int | None] = {}
+    for place in range(max(map(len, orders), default=0)):
+        for one in orders:
+            if place < len(one) and len(chosen) < count:
+                chosen.setdefault(one[place][:3], one[place][3])
+    parts = []
+    for (step, process, rollout), position in chosen.items():
+        view = tokens.answer(traces, step, rollout, process=process, name=run)
+        parts.append(
+            f'<div class="rp-answer">{render_tokens(view, theme=theme, standalone=False, pinned=position)}</div>'
+        )
+    return "<br>".join(parts) or _none(NO_TRACES)
+
+
+def _plot(figure: go.Figure) -> str:
+    inner = figure.to_html(full_html=False, include_plotlyjs=False, config=_PLOT, default_width="100%", default_height=f"{figure.layout.height}px")  # fmt: skip
+    return f'<div class="rp-card rp-wide">{inner}</div>'
+
+
+def _pair(*made: go.Figure) -> str:
+    return f'<div class="rp-pair">{"".join(map(_plot, made))}</div>'
+
+
+def _table(table: Table, shown: dict) -> str:
+    if table.empty:
+        return _none(table.empty)
+    numbers = {name for name, write in shown.items() if write in (_share, _points, _signed, _number) or pd.api.types.is_numeric_dtype(table.frame[name])}  # fmt: skip
+    heads = "".join(
+        f'<th scope="col"{" class=rp-number" if name in numbers else ""}>{escape(name.replace("_", " "))}'
+        f"{f'<br>{escape(table.units[name])}' if table.units.get(name) else ''}</th>"
+        for name in shown
+    )
+    body = "".join(f"<tr>{''.join(_cell(row[name], write, name in numbers) for name, write in shown.items())}</tr>" for row in table.rows)  # fmt: skip
+    return f'<div class="rp-card rp-wide"><table class="rp-table"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(value: object, write: object, is_number: bool) -> str:
+    text = NONE if value is None else escape(write(value))
+    return f'<td dir="auto"{" class=rp-number" if is_number else ""}>{text}</td>'
+
+
+def _none(message: str) -> str:
+    return f'<p class="rp-none">{escape(message)}</p>'
+
+
+def _token(value: object) -> str:
+    return visible_text(str(value))
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f}\u2009%"
+
+
+def _points(value: float) -> str:
+    return signed(100 * value, 1)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _length(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")

@@ -1,0 +1,257 @@
+"""What a run did, as a few plain tables: accuracy per context before and after, regimes, warnings, what to do next."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from workbench.errors import TraceError
+from workbench.evals.findings import INTERVALS, find, privilege_of, sentences
+from workbench.evals.records import CONFIDENCE, Answered, load_answers, measure
+from workbench.runs.folder import RunFolder
+from workbench.runs.processes import born_at
+from workbench.traces.reader import NoTraces, Traces, open_traces
+from workbench.types import PRIVILEGED, STUDENT, VISIBLE
+
+NOBODY_ASKED = "no question was asked: no example has the evidence that the contexts show"
+NOBODY_GRADED = "no answer could be graded: choose another --rule, or look at the answers in the data"
+_NUMBER = re.compile(r"[-+]?[\d,.]*%?")
+
+
+def summarise_run(run_dir: str | Path) -> str:
+    """The whole summary of a run, ready to print."""
+    folder = RunFolder.open(run_dir)
+    status = folder.status
+    parts = [f"{status.get('method', '?')} · {status.get('steps_done', 0)} steps · {_state(status)} · {folder.path}"]
+    if _state(status) == "died":
+        parts.append(f"its process was killed or ran out of memory; go on with: workbench resume {folder.path}")
+    answered = load_answers(folder.path)
+    if answered:
+        parts.append(accuracy_table(answered))
+        parts += peer_table(answered)
+    parts += _recorded(folder.path)
+    if status.get("prepared"):
+        parts.append("prepared: " + "; ".join(f"{name}: {value}" for name, value in status["prepared"].items()))
+    skipped = status.get("skipped") or {}
+    if skipped:
+        parts.append("skipped examples: " + ", ".join(f"{reason}: {count}" for reason, count in skipped.items()))
+    parts += [f"not asked: {sentence}" for sentence in status.get("unasked") or ()]
+    if status.get("answers_in_prompts"):
+        parts.append(f"answers in prompts: {status['answers_in_prompts']}")
+    parts += [f"missing: {one}" for one in status.get("missing") or ()]
+    parts += [f"warning: {warning}" for warning in status.get("warnings") or ()]
+    if status.get("error"):
+        parts.append(f"error: {status['error']}")
+    parts += _findings(folder, answered)
+    return "\n\n".join(parts)
+
+
+def _findings(folder: RunFolder, answered: list[Answered]) -> list[str]:
+    """What was gained, what is only claimed, and how to find out why; nothing before a second evaluation."""
+    privilege = privilege_of(folder.path)
+    found = find(answered, privilege)
+    if found is None:
+        return []
+    config = str(folder.path / "config.yaml")
+    lines = sentences(found, run=folder.path.name, config=config, privilege=privilege)
+    return ["\n".join([*lines, f"  {INTERVALS}"])]
+
+
+def written_by(run_dir: str | Path) -> dict[str, str]:
+    """Who wrote the recorded sequences: how many, how long, how many cut, and the share that is right where that is known.
+
+    Raises: TraceError if a file of the traces is damaged.
+    """
+    try:
+        rows = open_traces(run_dir).sql(
+            """SELECT source_policy AS name, count(*) AS n, count(DISTINCT (example_id, sample_idx, completion)) AS own,
+                      avg(num_positions) AS length, avg(CAST(NOT finished AS INT)) AS cut, avg(reward) AS accuracy
+               FROM rollouts GROUP BY ALL ORDER BY n DESC, name"""
+        )
+    except NoTraces:
+        return {}
+    found = {}
+    for row in rows.to_pylist():
+        again = f" ({row['own']:,} different)" if row["own"] < row["n"] else ""
+        right = "" if row["accuracy"] is None else f", {row['accuracy']:.1%} right"
+        found[row["name"]] = (
+            f"{row['n']:,} sequences{again}, {row['length']:.1f} tokens each, {row['cut']:.1%} cut{right}"
+        )
+    return found
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned by spaces: text to the left, numbers to the right."""
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    is_number = [all(_NUMBER.fullmatch(cell) for cell in column[1:]) for column in columns]
+    lines = []
+    for row in (header, *rows):
+        cells = [
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, is_number, strict=True)
+        ]
+        lines.append(f"  {'  '.join(cells)}".rstrip())
+    lines.insert(1, "  " + "  ".join("─" * width for width in widths))
+    return "\n".join(lines)
+
+
+def accuracy_table(answered: list[Answered]) -> str:
+    """Right answers per policy and context, their length and the share cut, first and last evaluation side by side."""
+    if not answered:
+        return NOBODY_ASKED
+    steps = sorted({row.step for row in answered})
+    first, last = steps[0], steps[-1]
+    truths = [truth for truth in (VISIBLE, PRIVILEGED) if any(row.truth == truth for row in answered)]
+    groups = ["all", *truths] if truths else ["all"]
+    header = ["accuracy", "context", "questions"]
+    for name in (*groups, "tokens", "cut"):
+        header += [f"{name} @{first}", f"@{last}"] if last != first else [f"{name} @{first}"]
+    rows = []
+    for policy, context in dict.fromkeys((row.policy, row.context) for row in answered):
+        own = [row for row in answered if (row.policy, row.context) == (policy, context)]
+        cells = [policy, context, str(sum(row.step == own[0].step for row in own))]
+        for group in groups:
+            for step in dict.fromkeys((first, last)):
+                chosen = [row for row in own if row.step == step and group in ("all", row.truth)]
+                cells.append(_percent(measure(chosen)))
+        measured = [measure(row for row in own if row.step == step) for step in dict.fromkeys((first, last))]
+        cells += ["-" if one is None else f"{one.length:.1f}" for one in measured]
+        cells += ["-" if one is None else f"{one.truncated:.1%}" for one in measured]
+        rows.append(cells)
+    return f"{format_table(header, rows)}\n  tokens: mean length of an answer; cut: answers that reached the longest length allowed"
+
+
+def peer_table(answered: list[Answered]) -> list[str]:
+    """Of a run in which several learn: what each won and lost in each kind of question, from first to last evaluation.
+
+    repaired and broken are questions, of all asked: wrong at first and right at last, and the other way round.
+    """
+    steps = sorted({row.step for row in answered})
+    asked = {step: {(row.policy, row.context, row.example_id): row for row in answered if row.step == step} for step in steps}  # fmt: skip
+    if len(steps) < 2:
+        return []
+    first, last = asked[steps[0]], asked[steps[-1]]
+    learners = dict.fromkeys(key[0] for key in last)
+    if len(learners) < 2:
+        return []
+    rows = []
+    for key in dict.fromkeys((row.domain or "-", *name[:2]) for name, row in last.items()):
+        names = [name for name, row in last.items() if ((row.domain or "-"), *name[:2]) == key and name in first]
+        pairs = [(first[name].reward, last[name].reward) for name in names if None not in (first[name].reward, last[name].reward)]  # fmt: skip
+        if pairs:
+            shares = [sum(one) / len(pairs) for one in zip(*((a, b, (1 - a) * b, a * (1 - b)) for a, b in pairs), strict=True)]  # fmt: skip
+            rows.append([*key, str(len(pairs)), *(f"{share:.1%}" for share in shares)])
+    header = ["kind", "learner", "context", "questions", f"right @{steps[0]}", f"@{steps[-1]}", "repaired", "broken"]
+    return [format_table(header, sorted(rows))] if rows else []
+
+
+def evaluation_table(answered: list[Answered]) -> str:
+    """Every measure of every policy and context: over all questions, by truth, and by kind of question."""
+    if not answered:
+        return NOBODY_ASKED
+    header = ["policy", "context", "kind", "truth", "questions", "accuracy", "confidence", "over-confidence", "calibration error", "entropy", "length", "cut"]  # fmt: skip
+    rows = []
+    for policy, context in dict.fromkeys((row.policy, row.context) for row in answered):
+        own = [row for row in answered if (row.policy, row.context) == (policy, context)]
+        for kind, truth in _kinds(own):
+            chosen = [row for row in own if kind in ("all", row.domain) and truth in ("all", row.truth)]
+            measured = measure(chosen)
+            if measured is not None:
+                entropy = "-" if measured.entropy is None else f"{measured.entropy:.3f}"
+                shares = [f"{value:.1%}" for value in (measured.accuracy, measured.confidence)]
+                shares += [f"{100 * measured.overconfidence:+.1f}", f"{measured.calibration_error:.1%}", entropy]
+                rows.append([policy, context, kind, truth, str(measured.count), *shares, f"{measured.length:.1f}", f"{measured.truncated:.1%}"])  # fmt: skip
+    if not rows:
+        return NOBODY_GRADED
+    legend = (
+        "  entropy: nats per token; length: tokens; cut: answers that reached the longest length allowed\n"
+        f"  confidence: {CONFIDENCE}\n"
+        "  over-confidence: confidence minus accuracy, in points"
+    )
+    return "\n".join([format_table(header, rows), legend, *_asked_less(answered)])
+
+
+def _asked_less(answered: list[Answered]) -> list[str]:
+    """Which contexts were asked fewer questions than another one: their rows are not to be compared as they stand."""
+    asked: dict[str, dict[str, set[str]]] = {}
+    for row in answered:
+        asked.setdefault(row.policy, {}).setdefault(row.context, set()).add(row.example_id)
+    lines = []
+    for policy, by_context in asked.items():
+        most = max(map(len, by_context.values()))
+        lines += [f"  {policy}, {context}: only the {len(own)} of {most} questions with the evidence that it shows" for context, own in by_context.items() if len(own) < most]  # fmt: skip
+    return lines
+
+
+def _state(status: dict) -> str:
+    """As run.json says, unless it says "running" and the process that wrote it is gone."""
+    born = born_at(status["pid"]) if isinstance(status.get("pid"), int) else None
+    written = datetime.fromisoformat(status["updated"]).timestamp() if status.get("updated") else 0.0
+    is_gone = born is None or born > written + 2  # a younger process has the same pid by chance
+    return "died" if status["status"] == "running" and is_gone else status["status"]
+
+
+def _kinds(answered: list[Answered]) -> list[tuple[str, str]]:
+    """(kind, truth) of the table's rows: all, each truth, each kind, and each truth of a kind that has several."""
+    truths = [truth for truth in (VISIBLE, PRIVILEGED) if any(row.truth == truth for row in answered)]
+    found = [("all", "all"), *(("all", truth) for truth in truths)]
+    for kind in sorted({row.domain for row in answered if row.domain}):
+        own = [truth for truth in truths if any((row.domain, row.truth) == (kind, truth) for row in answered)]
+        found += [(kind, truth) for truth in own] if own else [(kind, "all")]
+    return found
+
+
+def _percent(measured: object) -> str:
+    return "-" if measured is None else f"{measured.accuracy:.1%}"
+
+
+def _recorded(run_dir: Path) -> list[str]:
+    """What the traces hold, or the sentence about the file of them that is damaged."""
+    try:
+        regimes, writers = _regimes(run_dir), written_by(run_dir)
+    except TraceError as error:
+        return [f"traces: {error}"]
+    return regimes + (["\n".join(f"written by {name}: {row}" for name, row in writers.items())] if writers else [])
+
+
+def _regimes(run_dir: Path) -> list[str]:
+    try:
+        traces = open_traces(run_dir)
+    except NoTraces:
+        return []
+    rows = traces.sql(
+        """SELECT learner, regime, count(*) AS positions, count(*) / sum(count(*)) OVER (PARTITION BY learner) AS share,
+                  sum(contribution) / nullif(sum(sum(contribution)) OVER (PARTITION BY learner), 0) AS loss_share,
+                  avg(capability_gap) AS capability, avg(information_gap) AS information
+           FROM positions GROUP BY learner, regime"""
+    ).to_pylist()
+    found = {(row["learner"], row["regime"]): row for row in rows}
+    learners = sorted({row["learner"] for row in rows} or {STUDENT}, key=lambda name: (name != STUDENT, name))
+    lines = []
+    for learner, (name, regime) in itertools.product(learners, traces.regimes.items()):
+        row = found.get((learner, name))
+        numbers = ["0", "0.0%", "0.0%", "-", "-"]
+        if row is not None:
+            shares = [f"{row[key]:.1%}" if row[key] is not None else "-" for key in ("share", "loss_share")]
+            gaps = ["-" if row[key] is None else f"{row[key]:+.3f}" for key in ("capability", "information")]
+            numbers = [f"{row['positions']:,}", *shares, *gaps]
+        lines.append([name if learner == STUDENT else f"{learner} {name}", *numbers, regime.meaning])
+    header = ["regime", "tokens", "of tokens", "of loss", "capability gap", "information gap", "meaning"]
+    return [format_table(header, lines) + "\n  gaps: mean nats per token", *_facts(traces)]
+
+
+def _facts(traces: Traces) -> list[str]:
+    """Means of what the method found out and decided about answers, by learner and kind of question."""
+    rows = traces.sql(
+        """SELECT learner, domain, fact.key AS fact, avg(fact.value) AS mean
+           FROM (SELECT learner, domain, unnest(map_entries(facts)) AS fact FROM rollouts)
+           GROUP BY learner, domain, fact.key ORDER BY learner <> 'student', learner, domain"""
+    ).to_pylist()
+    names = sorted({row["fact"] for row in rows})
+    means = {(row["learner"], row["domain"], row["fact"]): row["mean"] for row in rows}
+    groups = dict.fromkeys((row["learner"], row["domain"]) for row in rows)
+    lines = [[*group, *(f"{means[*group, name]:.2f}" if (*group, name) in means else "-" for name in names)] for group in groups]  # fmt: skip
+    header = ["decided", "kind", *(name.replace("_", " ") for name in names)]
+    return [format_table(header, lines) + "\n  means per answer"] if lines else []

@@ -1,0 +1,66 @@
+"""The state of a run as a reader sees it: how far it is, what went wrong, and the command that starts it again."""
+
+import time
+from html import escape
+from pathlib import Path
+
+from workbench.app.context import note
+from workbench.runs.commands import copyable
+from workbench.runs.jobs import JobState, config_file
+
+
+def status_html(state: JobState) -> str:
+    """State, progress, time left, and what went wrong, as the run itself says it."""
+    done, steps = state.step, state.steps
+    share = min(1.0, done / steps) if steps else 0.0
+    facts = [
+        ("method", state.method or "–"),
+        ("step", f"{done:,} of {steps:,}" if steps else f"{done:,}"),
+        ("left", span(state.remaining_s) if state.remaining_s is not None else "–"),
+        ("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(state.started)) if state.started else "–"),
+        ("last sign", f"{span(state.silent_s)} ago" if state.silent_s is not None else "–"),
+    ]
+    if state.doing:
+        facts.append(("now", state.doing))
+    listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
+    said = note(state.error, "error") if state.error else ""
+    said += "".join(note(warning, "warning") for warning in state.warnings)
+    if state.status in ("failed", "stopped", "died") and not state.can_resume:
+        said += note(
+            "There is nothing to resume: the run ended before its folder was made. To correct it, choose it in Launch "
+            "under Start from."
+        )
+    if state.skipped:
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in state.skipped.items())
+        said += note(f"Examples left out: {reasons}")
+    command = f'<p class="app-command"><code>{escape(copyable(_plain(state)))}</code></p>' if state.command else ""
+    return (
+        f'<div class="app-run"><h2>{escape(state.name)}</h2>'
+        f'<span class="app-badge app-is-{escape(state.status)}" role="status">{escape(state.status)}</span></div>'
+        f'<div class="app-progress" role="progressbar" aria-label="Steps done" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{100 * share:.0f}"><i style="width:{100 * share:.1f}%"></i></div>'
+        f'<dl class="app-facts">{listed}</dl>{said}{command}'
+    )
+
+
+def span(seconds: float | None) -> str:
+    """A length of time as people say it."""
+    if seconds is None:
+        return "–"
+    minutes, hours = seconds / 60, seconds / 3600
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 90 else f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} days"
+
+
+def _plain(state: JobState) -> tuple[str, ...]:
+    """The command of a run as people type it. One that the page started is repeated from the run's own configuration."""
+    command, run_dir = state.command, state.run_dir
+    if command[1:3] == ("-m", "workbench"):
+        command = ("workbench", *command[3:])
+    elif command[0].endswith(("workbench", "__main__.py")):
+        command = ("workbench", *command[1:])
+    if command[1:2] == ("train",) and Path(command[-1]).parts[-3:-1] == (".jobs", run_dir.name):
+        file = config_file(run_dir) or run_dir / "config.yaml"
+        return ("workbench", "train", str(file), f"name={run_dir.name}-again")
+    return tuple(str(run_dir) if part == str(run_dir.resolve()) else part for part in command)

@@ -1,0 +1,278 @@
+"""Compare: two runs on the same example, token beside token; their metrics, accuracies and configurations."""
+
+from collections.abc import Mapping
+from functools import partial
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from workbench.analysis import compare, figures
+from workbench.analysis.compare import Pair
+from workbench.analysis.illusion import HOW_SURE
+from workbench.analysis.runs import config_difference, metrics
+from workbench.analysis.table import Table, names_of
+from workbench.app.components import (
+    TRACES,
+    Column,
+    aside_html,
+    empty_html,
+    fragment_component,
+    fresh,
+    plot_component,
+    read_asset,
+    rows_component,
+    rows_html,
+)
+from workbench.app.context import CHOICES, AppContext, Shared, choice, chooses, kept, sentence, told
+from workbench.errors import WorkbenchError
+from workbench.render import TokenView, colors, render_tokens
+from workbench.render.text import NONE, signed, visible_text
+from workbench.runs.jobs import find_jobs
+
+METRICS = ("loss", "accuracy", "entropy", "completion_length", "capability_gap_abs", "information_gap_abs")
+EXAMPLE_COLUMNS = (
+    Column("example", kind="short"), Column("question"), Column("probe", "fixed answer", "short"), Column("step_a", "step, first", "number"),
+    Column("step_b", "step, second", "number"), Column("same_answer", kind="short"),
+)  # fmt: skip
+NO_OTHER = "Choose a second run to compare with. Two runs of one data set, with different methods, say most."
+
+
+def draw(context: AppContext, run: str | None, theme: str, address: Mapping | None) -> tuple:
+    """Everything on the tab: second runs, layout, examples, aligned tokens, both views, curves, accuracies, configurations."""
+    address = address or {}
+    layout = choice(address, "compare", "layout", ("under", "beside"))
+    first = context.run_dir(run)
+    others = other_choices(context, run or "")
+    name = str(address.get("other") or "")
+    names = [value for _, value in others]
+    chooser = gr.Dropdown(choices=others, value=name if name in names else None)
+    if name not in names:
+        message = NO_OTHER if names else "There is only one run. Launch a second one, with another method, to compare."
+        if name:
+            message = f'There is no run "{name}" here any more. {NO_OTHER}'
+        nothing = gr.Plot(visible=False)
+        return (
+            chooser,
+            layout,
+            empty_html(message),
+            "",
+            "",
+            gr.Dropdown(choices=[], value=None, visible=False),
+            nothing,
+            "",
+            "",
+        )
+    second = context.run_dir(name)
+    listed, row = draw_examples(first, second, str(address.get("example") or ""))
+    aligned, views = draw_pair(first, second, row, layout)
+    known = known_metrics(first, second)
+    metric = choice(address, "compare", "metric", known) or (known[0] if known else "")
+    curves = compare.metrics_of(first, second, (metric,) if metric else ())
+    return (
+        chooser,
+        layout,
+        listed,
+        aligned,
+        views,
+        gr.Dropdown(
+            choices=[(one.replace("_", " ").replace("/", ": ", 1), one) for one in known],
+            value=metric or None,
+            visible=bool(known),
+        ),
+        gr.Plot(value=figures.curves(curves, title=metric.replace("_", " ") or "metrics", theme=theme), visible=True),
+        draw_accuracy(first, second),
+        draw_difference(first, second),
+    )
+
+
+def other_choices(context: AppContext, own: str) -> list[tuple[str, str]]:
+    """The runs that can be compared with, each with its method."""
+    others = [state for state in find_jobs(context.runs_dir) if state.name != own]
+    return [
+        (f"{state.name}  ·  {', '.join(filter(None, (state.method, state.status)))}", state.name) for state in others
+    ]
+
+
+def draw_examples(first: Path, second: Path, wanted: str) -> tuple[str, dict | None]:
+    """What both runs answered, and the row of the wanted example, or the first one whose answers can be aligned."""
+    shared = compare.shared_examples(TRACES.of(first) or first, TRACES.of(second) or second)
+    row = next((one for one in shared.rows if one["example"] == wanted), None)
+    if row is None and not shared.empty:
+        row = shared.rows[0]
+    chosen = None if row is None else {"example": row["example"]}
+    shown = Table(shared.frame.head(200), shared.run, shared.units, shared.empty)
+    words = shown.frame.assign(
+        probe=shown.frame["probe"].map({True: "yes: a probe", False: "no"}),
+        same_answer=shown.frame["same_answer"].map({True: "yes", False: "no"}),
+    )
+    shown = Table(words, shared.run, shared.units, shared.empty)
+    html = rows_html(
+        shown, EXAMPLE_COLUMNS, label="examples of both runs", key=("example",), chosen=chosen, tall=210, follow=True
+    )
+    return html, row
+
+
+def draw_pair(first: Path, second: Path, row: Mapping | None, layout: str) -> tuple[str, str]:
+    """The two answers token beside token, and both in full. layout: side by side, or one under the other."""
+    if row is None:
+        return "", ""
+    try:
+        pair = compare.pair(TRACES.of(first) or first, TRACES.of(second) or second, dict(row))
+    except WorkbenchError as error:
+        return empty_html(sentence(error)), ""
+    names = names_of(first, second)
+    views = "".join(
+        f'<section class="wbu-side" aria-label="{escape(name, quote=True)}"><h3>{escape(name)}</h3>{render_tokens(view, standalone=False)}</section>'
+        for name, view in zip(names, (pair.first, pair.second), strict=True)
+    )
+    place = "wbu-sides" if layout == "beside" else "wbu-stack"
+    return fresh(aligned_html(pair, *names)), fresh(f'<div class="{place}">{views}</div>')
+
+
+def aligned_html(pair: Pair, first: str, second: str) -> str:
+    """Both answers as columns of a table: a token of the first over its partner, with regimes and gaps, differences marked.
+
+    Two methods that have no regime in common differ everywhere, so no difference is marked: their gaps can be compared.
+    """
+    if pair.aligned.empty:
+        return empty_html(pair.aligned.empty)
+    rows = pair.aligned.rows
+    same = sum(row["same_regime"] for row in rows)
+    matched = sum(row["same_token"] for row in rows)
+    lines = []
+    for suffix, name, view in (("a", first, pair.first), ("b", second, pair.second)):
+        slots = colors.regime_slots(view.all_regimes)
+        cells = "".join(_aligned_cell(row, suffix, slots) for row in rows)
+        lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
+    is_common = bool(set(pair.first.all_regimes) & set(pair.second.all_regimes))
+    marks = "".join(
+        f"<td>{'·' if not row['same_token'] else '≠' if is_common and not row['same_regime'] else ''}</td>"
+        for row in rows
+    )
+    lines.insert(1, f'<tr class="wbu-marks" aria-hidden="true"><th></th>{marks}</tr>')
+    legend = _legend((first, pair.first), (second, pair.second))
+    regimes = (
+        f"{same} of {matched} common tokens have the same regime. Between the lines: ≠ another regime, · another token."
+        if is_common
+        else f"{matched} common tokens. The two methods have no regime in common: compare the gaps. Between the lines: · another token."
+    )
+    said = f"Matched by {pair.by}: {regimes}"
+    return (
+        '<div class="wb-root"><div class="wbu-scroll"><table class="wbu-aligned" aria-label="both answers, token beside token">'
+        f'<tbody>{"".join(lines)}</tbody></table></div><p class="wb-faint wbu-said">{escape(said)}</p>{legend}</div>'
+    )
+
+
+def _aligned_cell(row: Mapping, suffix: str, slots: Mapping[str, str]) -> str:
+    text, regime = row[f"token_{suffix}"], row[f"regime_{suffix}"]
+    if text is None:
+        return '<td class="wbu-gone" aria-label="no partner"></td>'
+    gaps = {name: row[f"{name}_gap_{suffix}"] for name in ("information", "capability")}
+    told_gaps = ", ".join(f"{name} {signed(value)} nats" for name, value in gaps.items() if value is not None)
+    title = escape(f"{visible_text(text)} · {regime}" + (f" · {told_gaps}" if told_gaps else ""), quote=True)
+    information = NONE if gaps["information"] is None else signed(gaps["information"], 1)
+    return (
+        f'<td title="{title}"><span class="wbu-token wb-s-{slots.get(regime, "none")}">{escape(visible_text(text))}</span>'
+        f"<small>{escape(regime)}</small><small>{information}</small></td>"
+    )
+
+
+def _legend(*named: tuple[str, TokenView]) -> str:
+    items = []
+    for name, view in named:
+        slots = colors.regime_slots(view.all_regimes)
+        swatches = "".join(
+            f'<span class="wb-item"><span class="wb-swatch wb-s-{slots[regime]}"></span><b>{escape(regime)}</b> {escape(note.meaning)}</span>'
+            for regime, note in view.all_regimes.items()
+        )
+        items.append(f'<div class="wb-maplegend"><span class="wb-faint">{escape(name)}</span>{swatches}</div>')
+    return "".join(dict.fromkeys(items)) + '<p class="wb-faint wbu-said">under a token: its regime, its information gap in nats</p>'  # fmt: skip
+
+
+def known_metrics(first: Path, second: Path) -> list[str]:
+    """Metrics that either run has, the common ones first."""
+    found: dict[str, None] = {}
+    for run in (first, second):
+        found |= dict.fromkeys(metrics(run).frame["metric"].unique())
+    return [name for name in METRICS if name in found] + sorted(name for name in found if name not in METRICS)
+
+
+def draw_accuracy(first: Path, second: Path) -> str:
+    """Per policy, context and truth: both runs' accuracy before and after, and how sure they were in the end."""
+    found = compare.accuracy_beside(first, second)
+    if found.empty:
+        return empty_html(found.empty, title="Accuracy")
+    columns = [
+        Column("policy", kind="short"),
+        Column("context", "shown", "short"),
+        Column("truth", "questions on", "short"),
+    ]
+    for side in "ab":
+        columns += [
+            Column(f"count_{side}", "questions", "number"), Column(f"first_{side}", "right, first", "share"),
+            Column(f"last_{side}", "right, newest", "share"), Column(f"confidence_{side}", "confidence", "share"),
+        ]  # fmt: skip
+    title = "Accuracy and confidence, first and newest evaluation"
+    html = rows_html(found, columns, label="accuracy of both runs", title=title, tall=380) + aside_html(HOW_SURE)
+    own, both, other = compare.asked_apart(first, second)
+    if not own and not other:
+        return html
+    apart = f"Not the same questions: {own:,} were asked of the first run only, {other:,} of the second only, {both:,} of both."
+    return html + aside_html(f"{apart} Where they differ, so may the accuracies, whatever was learned.")
+
+
+def draw_difference(first: Path, second: Path) -> str:
+    """Keys of the configurations that differ."""
+    found = config_difference(first, second)
+    names = [name for name in found.frame.columns if name != "key"]
+    columns = (Column("key", kind="mono"), *(Column(name, name, "mono") for name in names))
+    return rows_html(
+        found, columns, label="difference of configurations", title="Where the configurations differ", tall=380
+    )
+
+
+def chosen_example(address: Mapping | None, key: Mapping) -> dict:
+    """The address after an example was chosen."""
+    return kept(address) | {"example": str(key["example"])}
+
+
+def build_tab(context: AppContext, shared: Shared) -> None:
+    """A second run, the examples that both answered, the answers side by side."""
+    with gr.Row():
+        other = gr.Dropdown([], label="compare with", elem_id="compare-other", min_width=320, scale=2)
+        layout = gr.Radio(
+            (("one under the other", "under"), ("side by side", "beside")), value="under", label="answers in full",
+            elem_id="compare-layout", min_width=300,
+        )  # fmt: skip
+    listed = rows_component("examples of both runs", elem_id="compare-examples")
+    aligned = gr.HTML(
+        label="both answers", js_on_load=None, elem_classes="wbu", css_template=read_asset("compare.css"),
+        apply_default_css=False, elem_id="compare-aligned",
+    )  # fmt: skip
+    views = gr.HTML(
+        label="both answers in full", js_on_load=None, css_template=read_asset("compare.css"), apply_default_css=False,
+        elem_id="compare-views",
+    )  # fmt: skip
+    with gr.Row():
+        with gr.Column(min_width=420):
+            metric = gr.Dropdown([], label="metric", visible=False, elem_id="compare-metric")
+            curves = plot_component("metrics of both runs")
+        with gr.Column(min_width=420):
+            difference = fragment_component("difference of configurations", elem_id="compare-config")
+    accuracy = fragment_component("accuracy of both runs", elem_id="compare-accuracy")
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    outputs = [other, layout, listed, aligned, views, metric, curves, accuracy, difference]
+    drawing = told(partial(draw, context), len(outputs))
+    shared.on_show("compare", drawing, [shared.run, shared.theme, shared.address], outputs)
+    chooses(shared, [metric.input, layout.input], CHOICES["compare"], [metric, layout])
+    other.input(
+        lambda name, address: kept(address) | {"other": name or "", "example": (address or {}).get("example", "")},
+        [other, shared.address], shared.address, **quiet,
+    )  # fmt: skip
+
+    def choose(event: gr.EventData, address: dict) -> dict:
+        return chosen_example(address, event.key)
+
+    listed.select(told(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)

@@ -1,0 +1,371 @@
+"""Data: examples with their evidence drawn, and an own image scored under every view of a run's checkpoint.
+
+At most one checkpoint is kept in memory. An upload is bounded, opened as any other image, and never leaves this machine.
+"""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import gradio as gr
+
+from workbench.analysis.evals import answers_of
+from workbench.analysis.table import table
+from workbench.app.components import (
+    Column,
+    empty_html,
+    fragment_component,
+    fresh,
+    read_asset,
+    rows_component,
+    rows_html,
+)
+from workbench.app.context import MAX_UPLOAD_MB, AppContext, Shared, in_its_place, kept, note, sentence, told
+from workbench.app.examples import DECODING, MAX_DECODED, MOST_EVALUATED, MOST_EXAMPLES, load, shown_html
+from workbench.app.own_image import own_image_form
+from workbench.config.models import refuse_remote_code
+from workbench.config.schema import RunConfig, load_config, read_yaml
+from workbench.data.contexts import missing_evidence
+from workbench.data.images import open_image
+from workbench.errors import DataError, RunError, WorkbenchError
+from workbench.render import PictureOfView, TokenView, render_tokens, token_view
+from workbench.render.evidence import evidence
+from workbench.render.examples import evidence_of
+from workbench.runs.commands import value_at
+from workbench.runs.jobs import config_file
+from workbench.types import Box, Evidence, Example
+
+KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+OWN = "your image"
+COLUMNS = (
+    Column("id", kind="short"), Column("domain", kind="short"), Column("question"), Column("answer", kind="short"), Column("evidence"),
+)  # fmt: skip
+TO_GIVE = {  # what a view may be shown -> that it is not there, and how it is given here
+    "boxes": ("there are no boxes", "Drag on the image to draw one, or write x0 y0 x1 y1 and a label, in pixels."),
+    "caption": ("there is no caption", "Fill it in."),
+    "hint": ("there is no hint", "Fill it in."),
+    "answer": ("there is no right answer", "Fill it in."),
+    "turns": ("there are no turns", "Write the question in several sentences."),
+}
+NO_SOURCE = "This run names no data. Give a source above: a .jsonl or .parquet file, or scenes:eval?count=40."
+
+
+class OneScorer:
+    """The policies of the run that was asked last. One question at a time; another run's policies are let go first."""
+
+    def __init__(self) -> None:
+        self._key: tuple | None = None
+        self._scorer: object | None = None  # a workbench.training.scorer.Scorer
+        self._lock = threading.Lock()
+
+    def score(self, run_dir: Path, example: Example, answer: str | None) -> TokenView:
+        """Every token of the answer, or of one that the student writes, as the run's newest checkpoint sees it."""
+        from workbench.runs.checkpoints import latest_checkpoint  # noqa: PLC0415  (transformers: seconds, and only needed here)
+        from workbench.training.scorer import open_scorer  # noqa: PLC0415
+
+        with self._lock:
+            checkpoint, _ = latest_checkpoint(run_dir)
+            if checkpoint is None:
+                raise RunError(
+                    f"run {run_dir.name} has saved no checkpoint yet. Wait for its first, or choose another run."
+                )
+            config = load_config(run_dir / "config.yaml")
+            refuse_remote_code(config, f"workbench eval {run_dir}")
+            if example.origin == OWN:
+                check_evidence(config, example)
+            key = (run_dir, checkpoint.path, checkpoint.path.stat().st_mtime_ns)
+            if key != self._key:
+                self._key = self._scorer = None
+                self._scorer = open_scorer(run_dir)
+                self._key = key
+            scored = self._scorer.score(example, answer)
+            view = token_view(scored, run=f"{run_dir.name}, checkpoint of step {checkpoint.step}")
+            own = {name: value for name, value in view.meta.items() if name not in ("step", "rollout")}
+            return replace(view, meta=own)  # it is no answer of a batch
+
+
+SCORER = OneScorer()
+
+
+def draw(
+    context: AppContext, run: str | None, address: Mapping | None, source: str | None, *, is_typed: bool = False
+) -> tuple:
+    """Sources to choose from, the list of examples, the chosen one with its evidence, and the answer to score.
+
+    An example that the address names is looked for in all data of the run. If the address says what the student was shown,
+    the answer to score is the one that it gave then, in the last evaluation.
+
+    is_typed  the source was just asked for: one that may not be read is said, and otherwise the run's own is listed
+    """
+    run_dir = context.run_dir(run)
+    known = sources_of(run_dir)
+    try:
+        source = chosen_source(context, run_dir, source)
+    except DataError as error:
+        if is_typed:
+            return gr.Dropdown(choices=known, value=source), empty_html(sentence(error)), "", gr.skip()
+        source = chosen_source(context, run_dir, None)  # the page still holds another run's
+    chooser = gr.Dropdown(choices=known, value=source)
+    if source is None:
+        return chooser, empty_html(NO_SOURCE), "", gr.skip()
+    try:
+        most = MOST_EXAMPLES
+        if not is_typed:
+            most = most_listed(run_dir, address)
+            source = source_with(context, run_dir, source, address, most)
+            chooser = gr.Dropdown(choices=known, value=source)
+        examples, is_cut = load(source, most, context.folders)
+    except (WorkbenchError, OSError) as error:
+        return chooser, empty_html(sentence(error)), "", gr.skip()
+    example = find(examples, address)
+    shown = shown_html(example) if example else ""
+    return chooser, list_html(source, examples, example, is_cut), shown, evaluated_answer(run_dir, address)
+
+
+def most_listed(run_dir: Path, address: Mapping | None) -> int:
+    """How many examples are listed: as many as were evaluated, if the address is that of an evaluated one."""
+    asked = value_at(read_yaml(run_dir / "config.yaml"), "evaluation.count") if (address or {}).get("context") else None
+    return min(max(MOST_EXAMPLES, asked), MOST_EVALUATED) if isinstance(asked, int) else MOST_EXAMPLES
+
+
+def source_with(context: AppContext, run_dir: Path, source: str, address: Mapping | None, most: int) -> str:
+    """The source, or another of the run's that has the example of the address where this one does not."""
+    wanted = str((address or {}).get("example") or "")
+    others = [value for _, value in sources_of(run_dir) if value != source] if wanted else []
+    loaded = ((one, load(one, most, context.folders)[0]) for one in (source, *others))
+    return next((one for one, examples in loaded if any(example.id == wanted for example in examples)), source)
+
+
+def evaluated_answer(run_dir: Path, address: Mapping | None) -> object:
+    """What the student answered to the address's example in the last evaluation, under the address's context."""
+    example, context = (str((address or {}).get(name) or "") for name in ("example", "context"))
+    if not (example and context):
+        return gr.skip()
+    rows = [row for row in answers_of(run_dir) if row.policy == "student"]
+    last = max((row.step for row in rows), default=0)
+    given = (row.text for row in rows if (row.step, row.example_id, row.context) == (last, example, context))
+    return next(given, gr.skip())
+
+
+def sources_of(run_dir: Path) -> list[tuple[str, str]]:
+    """The data that the run's configuration names."""
+    try:
+        named = read_yaml(config_file(run_dir) or run_dir / "config.yaml").get("data")
+    except WorkbenchError:
+        return []
+    if not isinstance(named, dict):
+        return []
+    words = {"train": "trained on", "eval": "evaluated on", "probes": "probes from"}
+    return [(f"{word}  {named[name]}", str(named[name])) for name, word in words.items() if named.get(name)]
+
+
+def chosen_source(context: AppContext, run_dir: Path, source: str | None) -> str | None:
+    """The source to list: the asked one, else the run's own.
+
+    Raises DataError for one that is neither the run's own, nor built-in scenes, nor a file inside the runs folder; a
+    read-only page reads the run's own only.
+    """
+    known = [value for _, value in sources_of(run_dir)]
+    if not source:
+        return known[-1] if len(known) > 1 else known[0] if known else None
+    if source in known or (not context.read_only and _is_ours(context, source)):
+        return source
+    others = "" if context.read_only else f", scenes:eval?count=40 and the like, and files inside {context.runs_dir}"
+    raise DataError(
+        f'"{source}" is not read here: this page reads the data that the run names{others}. '
+        "To look at other data, launch a run that names it as data.train."
+    )
+
+
+def _is_ours(context: AppContext, source: str) -> bool:
+    """Whether a typed source lies where the app may read."""
+    if source.startswith("scenes:"):
+        return True
+    file = Path(source.partition("?")[0]).resolve()
+    return file.is_relative_to(context.runs_dir.resolve()) and file.is_file()
+
+
+def find(examples: list[Example], address: Mapping | None) -> Example | None:
+    """The example that the address names, else the first."""
+    wanted = str((address or {}).get("example") or "")
+    return next((one for one in examples if one.id == wanted), examples[0] if examples else None)
+
+
+def list_html(source: str, examples: list[Example], chosen: Example | None, is_cut: bool = False) -> str:
+    """Examples as rows, with the evidence that each has. is_cut: further ones hold too large pictures for the page."""
+    rows = [
+        {"id": one.id, "domain": one.domain or None, "question": one.question, "answer": one.answer, "evidence": ", ".join(evidence_of(one)) or None}
+        for one in examples
+    ]  # fmt: skip
+    more = f", the first {len(examples)}" if len(examples) >= MOST_EXAMPLES else ""
+    more = f", the first {len(examples)}: with more, its pictures exceed {MAX_DECODED >> 20} MiB" if is_cut else more
+    made = table(rows, [column.name for column in COLUMNS], run=f"{source}{more}", empty=f"{source} holds no example.")
+    key = None if chosen is None else {"id": chosen.id}
+    return rows_html(made, COLUMNS, label="examples", key=("id",), chosen=key, title="Examples", tall=270, follow=True)
+
+
+def parse_boxes(text: str, size: tuple[int, int]) -> tuple[Box, ...]:
+    """Boxes as lines of "x0 y0 x1 y1 label", in pixels. Raises DataError naming the line."""
+    boxes = []
+    for number, line in enumerate((text or "").split("\n"), start=1):
+        if not line.strip():
+            continue
+        parts = line.replace(",", " ").split(maxsplit=4)
+        try:
+            x0, y0, x1, y1 = (float(part) for part in parts[:4])
+        except ValueError:
+            raise DataError(
+                f'line {number} of the boxes is "{line.strip()}". Write x0 y0 x1 y1 and a label, in pixels.'
+            ) from None
+        if not (0 <= x0 < x1 <= size[0] and 0 <= y0 < y1 <= size[1]):
+            raise DataError(
+                f'line {number} of the boxes, "{line.strip()}", is not inside the image of {size[0]} x {size[1]} pixels. '
+                "x0 must be below x1, and y0 below y1."
+            )
+        boxes.append(Box(x0, y0, x1, y1, parts[4].strip() if len(parts) > 4 else ""))
+    return tuple(boxes)
+
+
+def own_example(
+    file: str | None, question: str | None, answer: str | None, caption: str | None, hint: str | None, boxes: str | None
+) -> Example:
+    """What was dropped in, as an example. Raises DataError for a file, box or question that cannot be used."""
+    image = open_upload(file)
+    if not (question or "").strip():
+        raise DataError("there is no question. Write one: what should be answered about the image?")
+    return Example(
+        OWN,
+        question.strip(),
+        (image,),
+        answer=(answer or "").strip() or None,
+        evidence=Evidence(
+            parse_boxes(boxes, image.size), caption=(caption or "").strip() or None, hint=(hint or "").strip() or None
+        ),
+        origin=OWN,
+    )
+
+
+def open_upload(file: str | None) -> object:
+    """The uploaded image. Raises DataError if there is none, or it is too large or no image."""
+    if not file:
+        raise DataError(f"there is no image. Drop one in: PNG, JPEG or WebP, at most {MAX_UPLOAD_MB} MB.")
+    path = Path(file)
+    size = path.stat().st_size
+    if size > MAX_UPLOAD_MB * 2**20:
+        raise DataError(f"{path.name} has {size / 2**20:.0f} MB; at most {MAX_UPLOAD_MB} are taken. Shrink it first.")
+    return open_image(path, name=path.name)
+
+
+def preview(file: str | None, boxes: str | None) -> str:
+    """The dropped image with its boxes, on which boxes can be drawn; a fault as a sentence."""
+    if not file:
+        return ""
+    with DECODING:
+        try:
+            image = open_upload(file)
+            drawn = parse_boxes(boxes, image.size)
+        except DataError as error:
+            return note(sentence(error), "error")
+        shown = PictureOfView("image", image, drawn, note="Drag on it to draw a box.")
+        pictures = evidence(TokenView("", "", "", (), pictures=(shown,)))
+    return fresh(f'<div class="wb-root"><div class="wb-body">{pictures}</div></div>')
+
+
+def with_box(file: str | None, boxes: str | None, corners: Mapping) -> str:
+    """The lines of boxes and one more, drawn on the picture: corners as shares of width and height."""
+    with DECODING:
+        width, height = open_upload(file).size
+    shares = [max(0.0, min(1.0, float(corners[name]))) for name in ("x0", "y0", "x1", "y1")]
+    pixels = [round(share * size) for share, size in zip(shares, (width, height, width, height), strict=True)]
+    return "\n".join(filter(None, [(boxes or "").rstrip(), f"{' '.join(map(str, pixels))} region"]))
+
+
+def score(context: AppContext, run: str | None, example: Example, answer: str | None) -> str:
+    """The answer's tokens under every view of the run's newest checkpoint."""
+    context.check_writable()
+    view = SCORER.score(context.run_dir(run), example, (answer or "").strip() or None)
+    return fresh(render_tokens(view, standalone=False))
+
+
+def score_own(
+    context: AppContext, run: str | None, file: str | None, question: str | None, answer: str | None, caption: str | None, hint: str | None, boxes: str | None, given: str | None
+) -> str:  # fmt: skip
+    """The dropped image, scored. Raises DataError if something is missing that the run's views are shown."""
+    context.check_writable()
+    return score(context, run, own_example(file, question, answer, caption, hint, boxes), given)
+
+
+def check_evidence(config: RunConfig, example: Example) -> None:
+    """Raises DataError saying which fields are to be filled in before the method's views can be shown the image."""
+    missing: dict[str, list[str]] = {}
+    for name, view in config.load_method().views.items():
+        lacking = missing_evidence(example, view.context)
+        if lacking is not None:
+            missing.setdefault(lacking.partition(" ")[0], []).append(f"{name} ({view.context})")
+    said = []
+    for what, views in missing.items():
+        if what not in TO_GIVE:
+            raise DataError(
+                f"an image of your own has no {what}, which this run shows to {' and '.join(views)}. Choose a run of "
+                "another method, or score an example of the list above."
+            )
+        lack, remedy = TO_GIVE[what]
+        said.append(f"{lack}, which this run shows to {' and '.join(views)}. {remedy}")
+    if said:
+        raise DataError(f"{' And '.join(said)} Then score again.")
+
+
+def score_listed(
+    context: AppContext, run: str | None, address: Mapping | None, source: str | None, given: str | None
+) -> str:
+    """The chosen example of the list, scored."""
+    context.check_writable()
+    asked = chosen_source(context, context.run_dir(run), source)
+    example = find(load(asked, folders=context.folders)[0], address) if asked else None
+    if example is None:
+        raise DataError("there is no example to score. Choose a source that has some.")
+    return score(context, run, example, given)
+
+
+def build_tab(context: AppContext, shared: Shared) -> None:
+    """Examples with their evidence; an own image; what every view says of it."""
+    css = read_asset("data.css")
+    is_open = not context.read_only
+    with gr.Row(elem_classes="wbu-bar"):
+        source = gr.Dropdown([], label="examples of", allow_custom_value=is_open, elem_id="data-source", scale=3)
+        given = gr.Textbox(label="answer to score", placeholder="empty: the student writes one", elem_id="data-given", max_lines=1, scale=2, interactive=is_open)  # fmt: skip
+        button = gr.Button("Score this example", elem_id="data-score", scale=0, min_width=190, interactive=is_open)
+    listed = rows_component("examples", elem_id="data-list")
+    shown = gr.HTML(
+        label="the example", js_on_load=None, css_template=css, apply_default_css=False, elem_id="data-example"
+    )
+    form = own_image_form(is_open, list(KINDS))
+    scored = fragment_component("who would supervise which token", elem_id="data-scored")
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    inputs, outputs = [shared.run, shared.address, source], [source, listed, shown, given]
+    drawing = told(partial(draw, context), len(outputs))
+    shared.on_show("data", drawing, inputs, outputs)
+    source.input(told(partial(draw, context, is_typed=True), len(outputs)), inputs, outputs, **quiet)
+
+    def choose(event: gr.EventData, address: dict) -> dict:
+        return kept(address) | {"example": str(event.key["id"])}
+
+    def add_box(event: gr.EventData, dropped: str, lines: str) -> str:
+        return with_box(dropped, lines, event.corners)
+
+    listed.select(told(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
+    shown_boxes = [form.file, form.boxes]
+    gr.on([form.file.change, form.boxes.change], told(preview), shown_boxes, form.picture, **quiet)
+    form.picture.box(told(add_box), shown_boxes, form.boxes, **quiet)
+    busy = {"show_progress": "full", "concurrency_limit": 1, "concurrency_id": "scorer", "api_visibility": "private"}
+    button.click(
+        in_its_place(partial(score_listed, context), [scored]),
+        [shared.run, shared.address, source, given],
+        scored,
+        **busy,
+    )
+    scoring = in_its_place(partial(score_own, context), [scored])
+    form.button.click(scoring, [shared.run, *form.inputs], scored, **busy)

@@ -1,0 +1,95 @@
+"""Geometry: how large, how sparse, of what rank and where the update of a run is, beside a random one of the same norm."""
+
+from functools import partial
+from html import escape
+
+import gradio as gr
+
+from workbench.analysis.geometry import files as geometry_files
+from workbench.analysis.geometry.figures import READING, all_figures, page
+from workbench.analysis.geometry.files import FOLDER, NOT_MEASURED, Measured
+from workbench.analysis.geometry.measure import UPDATE
+from workbench.analysis.table import Table, table
+from workbench.app.components import Column, aside_html, fragment_component, plot_component, rows_component, rows_html
+from workbench.app.context import AppContext, Shared, note, told
+
+WHAT = """<h2>What training did to the weights</h2><p>The difference of the newest checkpoint to the model that the run started
+from, in float32 and rounded to bfloat16, beside a random difference of the same norm: what the control shows, too, says nothing of
+training. Small models take seconds; of large ones, measure from a terminal.</p>"""
+COLUMNS = (
+    Column("group", kind="short"), Column("precision", kind="short"), Column("delta", "difference", "short"), Column("tensors", kind="number"),
+    Column("coordinates", "weights", "number"), Column("relative_delta", "relative size", "share"), Column("energy_share", "of its energy", "share"),
+    Column("unchanged", kind="share"), Column("below_1e-05", "below 1e-5", "share"), Column("stable_rank", kind="number"), Column("effective_rank", kind="number"),
+    Column("energy_top_16", "top 16 directions", "share"), Column("projection_10pct", "in top 10 % of source", "share"), Column("spectral_drift", kind="share"),
+    Column("enrichment_principal_10pct_0e+00", "enriched on principal", "number"), Column("enrichment_low_10pct_0e+00", "on small weights", "number"),
+)  # fmt: skip
+
+
+def draw(context: AppContext, run: str | None, theme: str) -> tuple:
+    """What it is, figures, how to read each, and the table of what was measured, or what to do."""
+    run_dir = context.run_dir(run)
+    measured = geometry_files.read(run_dir / FOLDER)
+    command = f"<p>From a terminal: <code>workbench geometry {escape(str(run_dir))}</code></p>"
+    words = f'<div class="wbu-words">{WHAT}{command}</div>'
+    if measured is None:
+        return (
+            words,
+            *[None] * len(READING),
+            *[""] * len(READING),
+            rows_html(groups_table(None, run_dir.name), COLUMNS, label="geometry by group"),
+        )
+    rows = rows_html(
+        groups_table(measured, run_dir.name), COLUMNS, label="geometry by group", title="By group", tall=520
+    )
+    return (words, *all_figures(measured, theme), *map(aside_html, READING), rows)
+
+
+def groups_table(measured: Measured | None, run: str) -> Table:
+    """The groups, each update before its control."""
+    columns = [one.name for one in COLUMNS]
+    if measured is None:
+        return table([], columns, run=run, empty=NOT_MEASURED)
+    frame = measured.geometry.groups
+    order = {name: place for place, name in enumerate(dict.fromkeys(frame["group"]))}
+    keys = frame.assign(place=frame["group"].map(order), control=frame["delta"] != UPDATE)
+    frame = frame.loc[keys.sort_values(["place", "precision", "control"], ascending=[True, False, True]).index, columns]
+    return table(frame.reset_index(drop=True), columns, run=measured.title, empty=NOT_MEASURED)
+
+
+def measure(context: AppContext, run: str | None, theme: str) -> tuple:
+    """Measure and keep it in the run's folder, then draw it."""
+    context.check_writable()
+    run_dir = context.run_dir(run)
+    measured = geometry_files.measure_pair(geometry_files.pair_of_run(run_dir))
+    geometry_files.save(measured, run_dir / FOLDER, page(measured))
+    return (note(f"Measured: {measured.title}.", "good"), *draw(context, run, theme))
+
+
+def build_tab(context: AppContext, shared: Shared) -> None:
+    """Words, a button, figures, the table."""
+    words = fragment_component("about the geometry", elem_id="geometry-about")
+    button = gr.Button("Measure", variant="primary", elem_id="geometry-measure", scale=0, min_width=200, interactive=not context.read_only)  # fmt: skip
+    said = fragment_component("what was measured", elem_id="geometry-said")
+    titles = (
+        "unchanged coordinates",
+        "size by layer",
+        "largest directions",
+        "principal directions",
+        "which weights changed",
+    )
+    plots, asides = {}, {}
+    for row in ((0, 4), (1, 2, 3)):
+        with gr.Row():
+            for place in row:
+                with gr.Column(min_width=320):
+                    plots[place] = plot_component(titles[place], elem_id=f"geometry-figure-{place}")
+                    asides[place] = fragment_component(f"how to read {titles[place]}")
+    rows = rows_component("geometry by group", elem_id="geometry-table")
+    shown = [component for made in (plots, asides) for _, component in sorted(made.items())]
+    inputs, outputs = [shared.run, shared.theme], [words, *shown, rows]
+    shared.on_show("geometry", told(partial(draw, context), len(outputs)), inputs, outputs)
+    shared.run.change(lambda: "", None, said, show_progress="hidden", api_visibility="private")
+    measuring = told(partial(measure, context), len(outputs) + 1)
+    button.click(
+        measuring, inputs, [said, *outputs], concurrency_limit=1, show_progress_on=words, api_visibility="private"
+    )

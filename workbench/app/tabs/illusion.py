@@ -1,0 +1,230 @@
+"""Illusion: what was learned and what was only imitated; the worst cases open in Tokens."""
+
+from collections.abc import Mapping
+from functools import partial
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from workbench.analysis import figures, illusion, regimes
+from workbench.analysis.style import TRUTHS
+from workbench.analysis.table import Table, table
+from workbench.app.components import (
+    TRACES,
+    Column,
+    answer_address,
+    aside_html,
+    empty_html,
+    fragment_component,
+    plot_component,
+    rows_component,
+    rows_html,
+)
+from workbench.app.context import AppContext, Shared, kept, told
+from workbench.app.finding_cards import findings_html
+from workbench.evals.findings import INTERVALS
+from workbench.traces.reader import Traces
+from workbench.types import PRIVILEGED
+
+KEY = ("step", "process", "rollout", "position")
+SURE_KEY = ("example", "context")
+WORST_COLUMNS = (
+    Column("token", kind="token"), Column("truth", kind="short"), Column("regime", kind="short"), Column("source", kind="short"),
+    Column("information_gap", "information", "signed"), Column("capability_gap", "capability", "signed"), Column("loss", kind="number"),
+    Column("question"), Column("answer"), Column("expected", kind="short"), Column("step", kind="number"), Column("rollout", "no.", "number"),
+)  # fmt: skip
+SURE_COLUMNS = (
+    Column("confidence", kind="share"), Column("question"), Column("text", "answered"), Column("answer", "expected", "short"), Column("truth", kind="short"),
+    Column("context", "shown", "short"),
+)  # fmt: skip
+ACCURACY_COLUMNS = (
+    Column("policy", kind="short"), Column("context", "shown", "short"), Column("truth", "questions on", "short"), Column("step", kind="number"),
+    Column("count", "questions", "number"), Column("accuracy", kind="share"), Column("confidence", kind="share"),
+    Column("overconfidence", "over-confidence", "points"), Column("calibration_error", kind="share"), Column("length", kind="number"), Column("truncated", kind="share"),
+)  # fmt: skip
+
+
+def draw(context: AppContext, run: str | None, theme: str, shown: str | None) -> tuple:
+    """Everything on the tab: headline, choices of who answered, figures, tables.
+
+    shown  "policy, context" of the reliability curve
+    """
+    run_dir = context.run_dir(run)
+    traces = TRACES.of(run_dir)
+    accuracy = illusion.accuracy(run_dir)
+    pairs = [] if accuracy.empty else list(dict.fromkeys(f"{row['policy']}, {row['context']}" for row in accuracy.rows))
+    shown = shown if shown in pairs else pairs[0] if pairs else ""
+    bought, parted = illusion.bought_by_information(traces or run_dir), illusion.separation(traces or run_dir)
+    over, group = overconfidence(accuracy)
+    return (
+        headline(run_dir, accuracy, bought, parted),
+        figures.accuracy_curves(accuracy, theme=theme),
+        gr.Dropdown(choices=pairs, value=shown or None, visible=bool(pairs)),
+        draw_reliability(run_dir, shown, theme),
+        figures.bars(
+            over, "who", "overconfidence", count="count", title=f"Over-confidence on {group} questions", theme=theme,
+            reference=0.0, meaning="as sure as right", tints=[TRUTHS[theme][group]] * len(over.frame),
+        ),
+        figures.information_share(bought, theme=theme),
+        figures.curves(
+            entropies(traces, run_dir), title="The student's entropy", theme=theme,
+            tints={f"{truth} tokens": tint for truth, tint in TRUTHS[theme].items()},
+        ),
+        figures.separation_bars(parted, theme=theme),
+        rows_html(
+            illusion.worst_cases(traces or run_dir), WORST_COLUMNS, label="worst cases", key=KEY,
+            title="Most loss spent on what only the evidence explains: choose one to open it in Tokens", tall=440,
+        ),
+        draw_wrong(illusion.sure_and_wrong(run_dir)),
+        rows_html(last_step(accuracy), ACCURACY_COLUMNS, label="accuracy", title="Accuracy and confidence, last evaluation", tall=340),
+    )  # fmt: skip
+
+
+def draw_wrong(found: Table) -> str:
+    """Wrong answers of the last evaluation, the surest first; a row opens its question in Data."""
+    title = "Sure and wrong"
+    if not found.empty:
+        title += f" at step {found.rows[0]['step']}: choose one to open it in Data"
+    return rows_html(found, SURE_COLUMNS, label="sure and wrong", key=SURE_KEY, title=title, tall=478)
+
+
+def headline(run_dir: Path, accuracy: Table, bought: Table, parted: Table) -> str:
+    """What the run found, and two numbers of how much of it was imitated, each with what it is of."""
+    if accuracy.empty:
+        return empty_html(accuracy.empty)
+    tiles = []
+    spent = [row for row in bought.rows if row["truth"] == "all" and row["loss_share"] is not None]
+    if spent:
+        end = spent[-1]
+        tiles.append((f"{end['loss_share']:.0%}", "of the loss bought on information", f"{_steps(end)}, {end['num_positions']:,} tokens; {spent[0]['loss_share']:.0%} at {_steps(spent[0])}"))  # fmt: skip
+    for row in parted.rows:
+        if row["gap"] != illusion.TELLING:
+            continue
+        tiles.append((f"{row['auroc']:.2f}", "AUROC of the information gap's size", f"{row['num_privileged']:,} privileged against {row['num_visible']:,} visible tokens; 0.5 tells nothing"))  # fmt: skip
+    cards = "".join(
+        f"<div><b>{escape(number)}</b><span>{escape(what)}</span><small>{escape(of)}</small></div>"
+        for number, what, of in tiles
+    )
+    label = f"headline of {escape(run_dir.name, quote=True)}"
+    numbers = f'<div class="wbu-tiles" role="group" aria-label="{label}">{cards}</div>' if tiles else ""
+    return findings_html(run_dir) + numbers + aside_html(f"{INTERVALS}. {illusion.HOW_SURE}")
+
+
+def _steps(row: Mapping) -> str:
+    return f"step {row['step']}" if row["first_step"] == row["step"] else f"steps {row['first_step']} to {row['step']}"
+
+
+def draw_reliability(run_dir: Path, shown: str | None, theme: str) -> object:
+    """Accuracy over confidence of one policy under one context."""
+    policy, _, context = (shown or "student, plain").partition(", ")
+    return figures.reliability(
+        illusion.reliability(run_dir, policy=policy, context=context),
+        title=f"Is it as often right as it is sure? {policy}, {context}",
+        theme=theme,
+    )
+
+
+def last_step(accuracy: Table) -> Table:
+    """Each policy's and context's newest rows."""
+    if accuracy.empty:
+        return accuracy
+    frame = accuracy.frame
+    newest = frame.groupby(["policy", "context"])["step"].transform("max")
+    return Table(frame[frame["step"] == newest].reset_index(drop=True), accuracy.run, accuracy.units, accuracy.empty)
+
+
+def overconfidence(accuracy: Table) -> tuple[Table, str]:
+    """The first and the newest rows on privileged questions (all, where truth is not known), named by policy, context and
+    step, in points; and which questions these are."""
+    if accuracy.empty:
+        return accuracy, "all"
+    frame = accuracy.frame
+    steps = frame.groupby(["policy", "context"])["step"]
+    is_end = (frame["step"] == steps.transform("min")) | (frame["step"] == steps.transform("max"))
+    ends = frame[is_end].sort_values(["policy", "context", "step"], kind="stable")
+    rows = Table(ends.reset_index(drop=True), accuracy.run).rows
+    truths = {row["truth"] for row in rows}
+    group = PRIVILEGED if PRIVILEGED in truths else "all"
+    kept = [
+        {**row, "who": f"{row['policy']}, {row['context']} (step {row['step']})", "overconfidence": 100 * row["overconfidence"]}
+        for row in rows
+        if row["truth"] == group
+    ]  # fmt: skip
+    columns = ["who", "overconfidence", "count"]
+    units = {"overconfidence": f"points: confidence minus accuracy on {group} questions"}
+    return table(kept, columns, run=accuracy.run, empty=accuracy.empty, units=units), group
+
+
+def entropies(traces: Traces | None, run_dir: Path) -> Table:
+    """The student's entropy over steps, a curve per truth, as figures.curves takes it."""
+    found = regimes.gaps_over_steps(traces or run_dir)
+    rows = [
+        {"step": row["step"], "metric": f"{row['truth']} tokens", "value": row["entropy"]}
+        for row in found.rows
+        if row["entropy"] is not None
+    ]
+    empty = found.empty or "This run's traces hold no entropies."
+    return table(
+        rows,
+        ["step", "metric", "value"],
+        run=found.run,
+        empty=empty,
+        units={row["metric"]: "nats per token" for row in rows},
+    )
+
+
+def worst_address(address: Mapping | None, key: Mapping) -> dict:
+    """The address of a worst case's answer."""
+    return kept(address, but="tokens") | answer_address(
+        int(key["step"]), int(key["rollout"]), process=int(key["process"]), token=int(key["position"])
+    )
+
+
+def wrong_address(address: Mapping | None, key: Mapping) -> dict:
+    """The address of an evaluated question, with what it was shown, in Data."""
+    return kept(address) | {"example": str(key["example"]), "context": str(key["context"])}
+
+
+def build_tab(context: AppContext, shared: Shared) -> None:
+    """Headline, figures, worst cases."""
+    head = fragment_component("headline", elem_id="illusion-headline")
+    accuracy = plot_component("accuracy and confidence", elem_id="illusion-accuracy")
+    with gr.Row():
+        with gr.Column(min_width=420):
+            share = plot_component("bought by information")
+        with gr.Column(min_width=420):
+            over = plot_component("over-confidence")
+    with gr.Row():
+        with gr.Column(min_width=420):
+            entropy = plot_component("entropy")
+        with gr.Column(min_width=420):
+            separation = plot_component("separation")
+    worst = rows_component("worst cases", elem_id="illusion-worst")
+    with gr.Row():
+        with gr.Column(min_width=420):
+            who = gr.Dropdown([], label="whose reliability", elem_id="illusion-who")
+            reliability = plot_component("reliability")
+        with gr.Column(min_width=420):
+            wrong = rows_component("sure and wrong", elem_id="illusion-wrong")
+    measured = rows_component("accuracy", elem_id="illusion-table")
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    inputs = [shared.run, shared.theme, who]
+    outputs = [head, accuracy, who, reliability, over, share, entropy, separation, worst, wrong, measured]
+    shared.on_show("illusion", told(partial(draw, context), len(outputs)), inputs, outputs)
+    who.input(
+        told(lambda run, theme, shown: draw_reliability(context.run_dir(run), shown, theme)),
+        inputs,
+        reliability,
+        **quiet,
+    )
+
+    def open_case(event: gr.EventData, address: dict) -> tuple:
+        return worst_address(address, event.key), gr.Tabs(selected="tokens")
+
+    def open_wrong(event: gr.EventData, address: dict) -> tuple:
+        return wrong_address(address, event.key), gr.Tabs(selected="data")
+
+    worst.select(told(open_case, 2), shared.address, [shared.address, shared.tabs], **quiet)
+    wrong.select(told(open_wrong, 2), shared.address, [shared.address, shared.tabs], **quiet)

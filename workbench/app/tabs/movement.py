@@ -1,0 +1,204 @@
+"""Movement: where supervision went during training, read from probes, whose tokens stay the same."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import gradio as gr
+
+from workbench.analysis import figures, movement, regimes
+from workbench.analysis.table import NO_PROBES, Table
+from workbench.app.components import (
+    TRACES,
+    Column,
+    answer_address,
+    empty_html,
+    few,
+    fragment_component,
+    fresh,
+    plot_component,
+    rows_component,
+    rows_html,
+    whole,
+)
+from workbench.app.context import CHOICES, AppContext, Shared, choice, chooses, kept, told
+from workbench.app.living import watch_run
+from workbench.render import render_movement
+from workbench.traces.reader import Traces
+
+VALUES = (
+    ("regime", "regime"),
+    ("capability gap", "capability_gap"),
+    ("information gap", "information_gap"),
+    ("loss", "loss"),
+    ("student's entropy", "entropy_student"),
+)
+SPLITS = (("all tokens", ""), ("by kind", "kind"), ("by truth", "truth"), ("by domain", "domain"))
+MEASURES = (("tokens", "position_share"), ("loss", "loss_share"))
+TRUTHS = (("all tokens", ""), ("visible tokens", "visible"), ("privileged tokens", "privileged"))
+PROBE_KEY = ("process", "rollout")
+PROBES = "Probes: the same answers, read again every few steps. Choose one to see its tokens over training"
+PROBE_COLUMNS = (
+    Column("rollout", "probe", "number"), Column("domain", kind="short"), Column("question"), Column("answer"),
+    Column("right", "", "right"), Column("tokens", "", "number"), Column("changes", "changes of regime", "number"),
+)  # fmt: skip
+MOVED_KEY = ("process", "rollout", "position")
+MOVED_COLUMNS = (
+    Column("token", kind="token"), Column("kind", kind="short"), Column("truth", kind="short"), Column("changes", kind="number"),
+    Column("way", kind="short"), Column("information_gap", "information", "signed"), Column("rollout", "probe", "number"), Column("example", kind="short"),
+)  # fmt: skip
+
+
+def draw(
+    context: AppContext,
+    run: str | None,
+    theme: str,
+    address: Mapping | None,
+) -> tuple:
+    """Everything on the tab: its choices, probes, heatmap as fragment or as figure, Sankey, shares, moved tokens."""
+    traces = TRACES.of(context.run_dir(run))
+    chosen = partial(choice, address, "movement")
+    value, truth, split, measure = (
+        chosen(name, [one for _, one in allowed])
+        for name, allowed in (("colour", VALUES), ("of", TRUTHS), ("panels", SPLITS), ("share", MEASURES))
+    )
+    if traces is None or not traces.steps("probe_rollouts"):
+        nothing = gr.Plot(visible=False)
+        steps = gr.Dropdown(choices=[], value=None)
+        return value, steps, steps, truth, split, measure, "", empty_html(NO_PROBES), nothing, nothing, nothing, ""
+    steps = [str(step) for step in traces.steps("probe_rollouts")]
+    first, last = chosen("from", steps) or steps[0], chosen("to", steps) or steps[-1]
+    listed, key = draw_probes(traces, address)
+    fragment, figure = draw_probe(traces, key, value, theme)
+    return (
+        value,
+        gr.Dropdown(choices=few(steps), value=first, allow_custom_value=True),
+        gr.Dropdown(choices=few(steps), value=last, allow_custom_value=True),
+        truth,
+        split,
+        measure,
+        listed,
+        gr.HTML(value=fragment, visible=figure is None),
+        gr.Plot(value=figure, visible=figure is not None),
+        gr.Plot(value=draw_flow(traces, first, last, truth, theme), visible=True),
+        gr.Plot(value=draw_shares(traces, split, measure, theme), visible=True),
+        draw_moved(traces),
+    )
+
+
+def draw_probes(traces: Traces, address: Mapping | None) -> tuple[str, dict | None]:
+    """The fixed answers as rows, and the key of the one that is open: the address's, else the one that moved most."""
+    found = movement.probes(traces)
+    keys = [{name: row[name] for name in PROBE_KEY} for row in found.rows]
+    asked = None
+    if (address or {}).get("probe"):
+        asked = {"process": whole(address, "process") or 0, "rollout": whole(address, "rollout")}
+    most = max(range(len(keys)), key=lambda place: found.rows[place]["changes"], default=None)
+    key = asked if asked in keys else None if most is None else keys[most]
+    html = rows_html(
+        found, PROBE_COLUMNS, label="probes", key=PROBE_KEY, chosen=key, title=PROBES, tall=270, follow=True
+    )
+    return html, key
+
+
+def draw_probe(traces: Traces, key: Mapping | None, value: str, theme: str) -> tuple[str, object | None]:
+    """One fixed answer over training: regimes as a fragment, another value as a figure."""
+    if key is None:
+        return empty_html(NO_PROBES), None
+    rollout, process = int(key["rollout"]), int(key["process"])
+    if value == "regime":
+        moved = movement.of_probe(traces, rollout, process=process)
+        if moved.empty:
+            return empty_html(moved.empty), None
+        return fresh(render_movement(moved.steps, moved.tokens, moved.regimes, moved.notes, title=moved.title, standalone=False)), None  # fmt: skip
+    found = movement.values_of_probe(traces, rollout, value=value, process=process)
+    if not found.empty and found.frame["value"].isna().all():
+        label = {name: text for text, name in VALUES}[value]
+        return empty_html(
+            f"This method records no {label}. Choose another value, or a run of a method that has both."
+        ), None
+    return "", figures.heatmap(found, title=f"Probe {rollout}: {value.replace('_', ' ')}", theme=theme)
+
+
+def draw_flow(traces: Traces, first: str, last: str, truth: str | None, theme: str) -> object:
+    """Tokens from their regime at one probed step to that at another."""
+    found = movement.transitions(traces, int(first), int(last), truth=truth or None)
+    return figures.sankey(found, movement.regime_notes(traces), theme=theme)
+
+
+def draw_shares(traces: Traces, split: str | None, measure: str, theme: str) -> object:
+    """Regimes' shares of the probes' tokens or loss over steps."""
+    found = regimes.shares_over_steps(traces, split=split or None, probe=True)
+    return figures.stacked_shares(
+        found, by=measure, title="Who supervised the probes", theme=theme, least=figures.SANKEY_HEIGHT
+    )
+
+
+def draw_moved(traces: Traces) -> str:
+    """The tokens that changed hands most often; a row opens its answer."""
+    found: Table = movement.most_moved(traces)
+    return rows_html(
+        found,
+        MOVED_COLUMNS,
+        label="tokens that moved",
+        key=MOVED_KEY,
+        title="Tokens that changed hands most often: choose one to open it in Tokens",
+        tall=420,
+    )
+
+
+def probe_address(address: Mapping | None, key: Mapping) -> dict:
+    """The address after a probe was chosen; the step stays, so that its answer opens at the same one."""
+    step = str((address or {}).get("step") or "")
+    parts = {"step": step, "rollout": str(key["rollout"]), "process": str(key["process"] or ""), "probe": "1"}
+    return kept(address) | {name: value for name, value in parts.items() if value}
+
+
+def moved_address(context: AppContext, run: str | None, address: Mapping | None, key: Mapping) -> dict:
+    """The address of a moved token's answer at the last probed step."""
+    traces = TRACES.of(context.run_dir(run))
+    steps = traces.steps("probe_rollouts") if traces is not None else []
+    last = steps[-1] if steps else 0
+    return kept(address, but="tokens") | answer_address(
+        last, int(key["rollout"]), process=int(key["process"]), probe=True, token=int(key["position"])
+    )
+
+
+def build_tab(context: AppContext, shared: Shared) -> None:
+    """A probe over training, flows between two steps, shares over steps, the tokens that moved."""
+    watch_run(context, shared, "movement", "probe_rollouts")
+    listed = rows_component("probes", elem_id="movement-probes")
+    value = gr.Radio(VALUES, value="regime", label="colour the tokens by", elem_id="movement-value")
+    fragment = fragment_component("one probe over training", elem_id="movement-map")
+    heatmap = plot_component("one probe over training", visible=False)
+    with gr.Row():
+        with gr.Column(min_width=420):
+            with gr.Row():
+                first = gr.Dropdown(
+                    [], label="from step", min_width=90, allow_custom_value=True, elem_id="movement-first"
+                )
+                last = gr.Dropdown([], label="to step", min_width=90, allow_custom_value=True, elem_id="movement-last")
+                truth = gr.Dropdown(TRUTHS, value="", label="of", min_width=140)
+            flow = plot_component("where supervision moved", elem_id="movement-flow")
+        with gr.Column(min_width=420):
+            with gr.Row():
+                split = gr.Dropdown(SPLITS, value="", label="panels", min_width=120, elem_id="movement-split")
+                measure = gr.Dropdown(MEASURES, value="position_share", label="share of", min_width=120)
+            shares = plot_component("shares over steps", elem_id="movement-shares")
+    moved = rows_component("tokens that moved", elem_id="movement-moved")
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    boxes = [value, first, last, truth, split, measure]
+    outputs = [*boxes, listed, fragment, heatmap, flow, shares, moved]
+    shared.on_show(
+        "movement", told(partial(draw, context), len(outputs)), [shared.run, shared.theme, shared.address], outputs
+    )
+    chooses(shared, [box.input for box in boxes], CHOICES["movement"], boxes)
+
+    def choose(event: gr.EventData, address: dict) -> dict:
+        return probe_address(address, event.key)
+
+    def open_token(event: gr.EventData, run: str, address: dict) -> tuple:
+        return moved_address(context, run, address, event.key), gr.Tabs(selected="tokens")
+
+    listed.select(told(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
+    moved.select(told(open_token, 2), [shared.run, shared.address], [shared.address, shared.tabs], **quiet)

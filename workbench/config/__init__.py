@@ -1,0 +1,1 @@
+"""A run's configuration: its schema, and whether the models that it names are there."""

@@ -1,0 +1,288 @@
+"""Contexts: what a policy is shown of an example. A context is a name, or names joined by "+" (`boxes+caption`).
+
+    plain       the images and the question: what the deployed student gets
+    crop        plain, and the evidence crop as one more image
+    crop_only   the evidence crop instead of the images (Vision-OPD's teacher, arXiv 2605.18740 section 3)
+    marked      the first image with the box drawn on it in red (Vision-OPD's training prompt)
+    boxes       plain, and labelled boxes as text, coordinates 0..99 of width and height
+    caption     plain, and a description as text
+    hint        plain, and where to look, as text
+    answer      plain, and the final answer as text
+    reference   plain, and the whole worked answer as text
+    wrong_crop, wrong_hint, wrong_answer
+                controls: as crop, hint and answer, taken from another example of the same domain (workbench.data.counterparts)
+    feedback    plain, and what was written about the rollout that is read
+    concat      the question revealed part by part, all parts in one prompt
+    turns       the question revealed part by part, a turn each, with the replies that the rollout was written after
+    future      plain, and a quarter of the later blocks of the denoised answer that is read (d-OPSD, arXiv 2606.18195,
+                section 3); future:0.5 shows half
+
+A teacher may be shown any of them; the deployed student gets `plain`, or as much in another form: `concat`, `turns`.
+Most depend on the example alone; `feedback`, `turns` and `future` (OF_ROLLOUT) on the rollout too.
+"""
+
+import math
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from workbench.data.counterparts import WRONG
+from workbench.data.images import MAX_PIXELS, open_image
+from workbench.data.scripts import is_blank
+from workbench.errors import ConfigError, DataError, unknown
+from workbench.seeding import derive_seed
+from workbench.types import Box, Denoising, Example, Prompt, Rollout, Turn
+
+OF_ROLLOUT = ("feedback", "turns", "future")
+AFTERWARDS = ("feedback", "future")  # not there before an answer is
+FUTURE_SHARE = 0.25  # of the positions of later blocks, where the context names none
+_FORMS = ("plain", "concat", "turns")  # the same information, presented differently
+EVIDENCE = ("crop", "crop_only", "marked", "boxes", "caption", "hint", "answer", "reference")
+CONTEXTS = ("plain", *EVIDENCE, *WRONG, "feedback", "concat", "turns", "future")
+_TEXTUAL = ("boxes", "caption", "hint", "reference", "answer")  # in the order in which they are written
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+
+
+def parse_context(context: str) -> tuple[str, ...]:
+    """The parts of a context name. Raises ConfigError for an unknown part or one that cannot be combined."""
+    written = [part.strip() for part in context.split("+")]
+    for part in written:
+        _share_of(part)
+    parts = tuple("future" if part.startswith("future:") else part for part in written)
+    for part in parts:
+        if part not in CONTEXTS:
+            raise ConfigError(unknown("context", part, CONTEXTS) + ' Join several with "+", as in boxes+caption.')
+    if len(set(parts)) != len(parts) or ("plain" in parts and len(parts) > 1):
+        raise ConfigError(f'context "{context}" repeats a part or adds "plain", which every context contains.')
+    if "crop" in parts and "crop_only" in parts:
+        raise ConfigError(f'context "{context}" asks for the crop beside the image and instead of it; choose one.')
+    for wrong, part in WRONG.items():
+        if wrong in parts and (part in parts or (part == "crop" and "crop_only" in parts)):
+            raise ConfigError(f'context "{context}" asks for the true {part} and for a wrong one; choose one.')
+    forms = {"concat", "turns"}.intersection(parts)
+    if len(forms) > 1 or (forms and {"crop_only", "marked"}.intersection(parts)):
+        raise ConfigError(f'context "{context}": "{min(forms)}" decides itself which images are shown; choose one.')
+    return parts
+
+
+def _share_of(part: str) -> float:
+    """The share that a part "future:SHARE" names. Raises ConfigError unless it is a number from 0 to 1."""
+    name, colon, number = part.partition(":")
+    if name != "future" or not colon:
+        return FUTURE_SHARE
+    try:
+        share = float(number)
+    except ValueError:
+        share = -1.0
+    if not 0.0 <= share <= 1.0:
+        raise ConfigError(f'context "{part}": the share of later blocks must be from 0 to 1, as in future:0.25.')
+    return share
+
+
+def is_privileged(context: str) -> bool:
+    """Whether the context shows anything that the deployed student does not get."""
+    return any(part not in _FORMS for part in parse_context(context))
+
+
+def check_asked(context: str) -> None:
+    """Raises ConfigError for a context in which no question can be asked, since it shows what is written afterwards."""
+    if any(part in AFTERWARDS for part in parse_context(context)):
+        raise ConfigError(
+            f'context "{context}" shows what is written about an answer, or the answer itself; nobody can be asked in it.'
+        )
+
+
+def is_of_rollout(context: str) -> bool:
+    """Whether the context depends on the rollout, and not on the example alone."""
+    return any(part in OF_ROLLOUT for part in parse_context(context))
+
+
+def stand_in(example: Example) -> Rollout:
+    """A rollout that says nothing, to see whether an example can be shown under a context at all."""
+    return Rollout(
+        example,
+        0,
+        (),
+        "",
+        True,
+        replies=("",) * (len(user_turns(example)) - 1),
+        feedback="",
+        denoising=Denoising((), 1, 1),
+    )
+
+
+def user_turns(example: Example) -> tuple[Turn, ...]:
+    """The question and its images part by part: the example's own turns, else its sentences; () if it has but one.
+
+    Sentences: what is asked (the last with a question mark) comes first with all images, then the facts in order, so that
+    every early reply is premature (CCOPD, arXiv 2605.30251). A sentence ends at . ! ? before a space, or with its line.
+    """
+    if example.turns:
+        return example.turns
+    sentences = [part.strip() for part in _SENTENCE_END.split(example.question) if part.strip()]
+    if len(sentences) < 2:
+        return ()
+    asked = max((place for place, text in enumerate(sentences) if text.endswith("?")), default=len(sentences) - 1)
+    first = Turn("user", sentences.pop(asked), example.images)
+    return (first, *(Turn("user", text) for text in sentences))
+
+
+def missing_evidence(example: Example, context: str) -> str | None:
+    """The column that the context needs and the example lacks, or None. What a rollout brings is not asked for."""
+    for name in parse_context(context):
+        part = WRONG.get(name, name)  # a control needs the true evidence too: it is asked of the same examples
+        if part in ("concat", "turns") and len(user_turns(example)) < 2:
+            return "turns (or a question of several sentences)"
+        if part in ("crop", "crop_only") and example.evidence.crop is None and not example.evidence.boxes:
+            return "boxes (or crop)"
+        if part in ("boxes", "marked") and not example.evidence.boxes:
+            return "boxes"
+        cuts = part in ("crop", "crop_only") and example.evidence.crop is None
+        if (cuts or part in ("boxes", "marked")) and not example.images:
+            return "images"
+        if part in ("caption", "hint", "answer", "reference") and is_blank(_evidence(example, part)):
+            return part
+        if name in WRONG and _counterpart(example, name) is None:
+            return f"wrong {part} (of another example of its domain)"
+    return None
+
+
+def _counterpart(example: Example, name: str) -> Example | None:
+    return None if example.others is None else example.others.find(example, WRONG[name])
+
+
+def lacks(rollout: Rollout, context: str) -> bool:
+    """Whether the rollout lacks what the context shows of it: feedback, a reply to each turn but the last, or later blocks
+    of an answer that was denoised.
+
+    A view of such a context does not read such a rollout.
+    """
+    parts = parse_context(context)
+    unanswered = "turns" in parts and len(rollout.replies) != len(user_turns(rollout.example)) - 1
+    undenoised = "future" in parts and rollout.denoising is None
+    return unanswered or undenoised or ("feedback" in parts and rollout.feedback is None)
+
+
+def build_prompt(example: Example, context: str, rollout: Rollout | None = None) -> Prompt:
+    """What a policy is shown of `example` under `context`; contexts OF_ROLLOUT need the rollout that is read.
+
+    Raises: ConfigError for an unknown context; DataError naming the example if it, or the rollout, lacks what is shown.
+    """
+    parts = parse_context(context)
+    if is_of_rollout(context) and (rollout is None or lacks(rollout, context)):
+        raise DataError(
+            f'{example.origin or example.id}: context "{context}" shows what belongs to a rollout '
+            "(its feedback, the replies it was written after, or later blocks of a denoised answer), and there is none. "
+            "Only views that read rollouts can be shown it."
+        )
+    missing = missing_evidence(example, context)
+    if missing is not None:
+        raise DataError(
+            f'{example.origin or example.id} has no "{missing}"; context "{context}" needs one for every example. '
+            "Add the column, drop such rows, or choose another context."
+        )
+    images, history, question = list(example.images), example.history, example.question
+    if "turns" in parts:
+        last = build_turn(example, rollout.replies)
+        images, history, question = list(last.images), last.history, last.text
+    if "concat" in parts:
+        turns = user_turns(example)
+        images, question = [image for turn in turns for image in turn.images], "\n".join(turn.text for turn in turns)
+    if "marked" in parts:
+        images[0] = draw_box(open_image(images[0]), example.evidence.boxes[0])
+    if "crop" in parts:
+        images.append(evidence_crop(example))
+    if "crop_only" in parts:
+        images = [evidence_crop(example)]
+    sources = dict.fromkeys(parts, example) | {
+        WRONG[name]: _counterpart(example, name) for name in parts if name in WRONG
+    }
+    if "wrong_crop" in parts:
+        images.append(evidence_crop(sources["crop"]))
+    lines = [question]
+    lines += [f"{part}: {evidence_text(sources[part], part)}" for part in _TEXTUAL if part in sources]
+    if "feedback" in parts:
+        lines.append(rollout.feedback)
+    key, future = f"{example.origin or example.id}|{context}", ()
+    if "future" in parts:
+        share = next(_share_of(part.strip()) for part in context.split("+") if part.strip().startswith("future"))
+        future = _future(rollout, share)
+    return Prompt(tuple(images), "\n".join(lines), history, key, example.domain, future)
+
+
+def _future(rollout: Rollout, share: float) -> tuple[tuple[int, ...], ...]:
+    """Per denoising step, a share of the positions after its block that are still masked, drawn by the answer's seed."""
+    denoising, shown = rollout.denoising, []
+    for step in range(denoising.num_steps):
+        later = denoising.later(step, rollout.finished)
+        draw = random.Random(derive_seed("future", denoising.seed, step))
+        shown.append(tuple(sorted(draw.sample(later, math.floor(share * len(later) + 0.5)))))
+    return tuple(shown)
+
+
+def build_turn(example: Example, replies: tuple[str, ...]) -> Prompt:
+    """The prompt of the turn after as many turns as there are replies."""
+    turns = user_turns(example)
+    said = zip(turns[: len(replies)], replies, strict=True)
+    history = [turn for asked, reply in said for turn in (asked, Turn("assistant", reply))]
+    here, key = turns[len(replies)], f"{example.origin or example.id}|turns"
+    return Prompt(here.images, here.text, (*example.history, *history), key, example.domain)
+
+
+def evidence_text(example: Example, part: str) -> str:
+    """A textual part of the evidence as it is written into a prompt."""
+    if part == "boxes":
+        width, height = open_image(example.images[0]).size
+        return "; ".join(_box_text(box, width, height) for box in example.evidence.boxes)
+    return _evidence(example, part)
+
+
+def _evidence(example: Example, part: str) -> str:
+    return getattr(example.evidence if part in ("caption", "hint") else example, part) or ""
+
+
+def shown_texts(example: Example, context: str) -> Iterator[tuple[str, str]]:
+    """Texts of the example's own that a prompt under the context holds, each with its column."""
+    parts = parse_context(context)
+    yield "question", example.question
+    for idx, turn in enumerate(example.history):
+        yield f"history[{idx}]", turn.text
+    for idx, turn in enumerate(example.turns if {"concat", "turns"}.intersection(parts) else ()):
+        yield f"turns[{idx}]", turn.text
+    for idx, box in enumerate(example.evidence.boxes if "boxes" in parts else ()):
+        yield f"boxes[{idx}].label", box.label
+    for part in ("caption", "hint", "answer", "reference"):
+        if part in parts:
+            yield part, _evidence(example, part)
+
+
+def _box_text(box: Box, width: int, height: int) -> str:
+    corners = (box.x0 / width, box.y0 / height, box.x1 / width, box.y1 / height)
+    numbers = " ".join(str(min(99, int(100 * corner))) for corner in corners)
+    return f"{box.label or 'region'} at {numbers}"
+
+
+def evidence_crop(example: Example) -> Image.Image | Path:
+    """The example's own crop, or its first box cut out of its first image and, if small enough, enlarged twofold.
+
+    Pixels that the box touches belong to it, so the crop of a box smaller than a pixel is one pixel.
+    """
+    if example.evidence.crop is not None:
+        return example.evidence.crop
+    box = example.evidence.boxes[0]
+    cut = open_image(example.images[0]).crop((int(box.x0), int(box.y0), math.ceil(box.x1), math.ceil(box.y1)))
+    if 4 * cut.width * cut.height > MAX_PIXELS:
+        return cut
+    return cut.resize((2 * cut.width, 2 * cut.height), Image.Resampling.BICUBIC)
+
+
+def draw_box(image: Image.Image, box: Box) -> Image.Image:
+    """A copy of the image with the box outlined in red."""
+    marked = image.copy()
+    width = max(1, min(image.size) // 100)
+    corners = (box.x0, box.y0, max(box.x0, box.x1 - 1), max(box.y0, box.y1 - 1))
+    ImageDraw.Draw(marked).rectangle(corners, outline=(255, 0, 0), width=width)
+    return marked

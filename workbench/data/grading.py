@@ -1,0 +1,317 @@
+"""Is a written answer right? Rules that compare text with the right answer: 1.0 right, 0.0 wrong, None cannot be told.
+
+exact     the whole text is the answer
+final     the final answer (see `final_answer`) is the answer; without a marker, the last words of the text are
+choice    the final answer names the same letter A to H: B, (B), B., "option B", "B: red"
+numeric   the final answer holds exactly one number, equal within `tolerance`; without a marker, the text's last number
+contains  the answer stands somewhere in the text as whole words
+
+Chinese, Japanese, Korean, Thai, Lao, Khmer, Arabic, Hebrew, Hindi, Russian and Greek are graded as English is (scripts.py): digits and
+punctuation of any script, particles and articles that are written as one word, "the answer is", denials. In scripts without
+spaces a single sign may be a part of another word: then, and for numbers in Chinese signs, the result is None.
+
+Decimal numbers are compared by value but under "exact" (numerals.py). What stands before the last </think> is not looked at.
+
+Case, spaces, Markdown stars, outer quotes and end punctuation never count. None of the rules understands language; each
+says below where it errs. No rule gives credit for hedging ("red or blue") or for a denial ("not red"), except "contains".
+"""
+
+import math
+import re
+import unicodedata
+from fractions import Fraction
+
+from workbench.data import scripts
+from workbench.data.numerals import numbers_in, same_number, spell_numbers
+from workbench.errors import ConfigError, unknown
+
+RULES = ("final", "exact", "choice", "numeric", "contains")
+TOLERANCE = 1e-6  # as a share of the right number: what rounding does
+
+_MARKER = re.compile(
+    r"(?<![<\w/])answer\b(?: to\b[^.:\n]{0,80}?(?=\bis\b|:))?[\s:=*_→]*(?:(?:is|was|are|would be|should be)\b[\s:=*_]*)?",
+    re.I,
+)
+_BOXED = re.compile(r"\\boxed\s*\{")
+_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.I | re.S)
+_TAG_END = re.compile(r"</answer>.*", re.I | re.S)
+_WRAPPED = re.compile(r"(?:<answer>(.*)</answer>|\$*\\boxed\s*\{(.*)\}\$*)\.?", re.I | re.S)
+_LATEX_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf|tt)|mbox|emph|operatorname)\s*\{([^{}]*)\}")
+_WITH_UNIT = re.compile(
+    r"(?<![\w.,])(\d[\d.,]*+)([cmkµ]?m[23]?|[kmµ]?g|lbs?|oz|m?l|mph|km/h|[km]?hz|[mgk]b|[mk]?w|ms|px|min)(?![^\W_])"
+)
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
+_REASON = re.compile(r"[,;]?\s+(?:because|since)\b.*|,\s*not\s.*", re.I | re.S)
+_LEADING_LETTER = re.compile(r"(?:(?:the )?(?:option|choice|letter)\s*)?[(\[]?([a-h])(?=$|\s*[)\].:])", re.I)
+_LONE_LETTER = re.compile(r"[(\[]([A-Ha-h])[)\]]|(?<![\w'])([A-H])(?=[.)*]{0,4}$)")
+_MARKERS_TRIED = 8
+_LOOK_BACK = 60  # characters that may hold a denial
+_LONGEST_ANSWER = 1_000  # characters after a marker
+_OUTER = " \t\n\r\"'`*_$“”‘’.,;:!?"
+_ARTICLES = ("a", "an", "the")
+_DENIALS = ("not", "no", "never", "neither", "nor", "cannot", "without", *scripts.DENIALS)
+_HEDGES = ("or", *scripts.HEDGES)
+
+
+def grade(text: str, answer: str | None, rule: str = "final", *, tolerance: float = TOLERANCE) -> float | None:
+    """1.0 if `text` gives `answer` under `rule`, 0.0 if not, None if there is no answer that the rule could compare.
+
+    tolerance  of "numeric", as a share of the right number (0.05: five per cent off is right)
+    Raises     ConfigError as check_grading
+    """
+    check_grading(rule, tolerance)
+    if answer is None or not normalise(answer):
+        return None
+    text = without_thoughts(text)
+    answer = scripts.unify(spell_numbers(unwrap(answer)))
+    text = scripts.unify(spell_numbers(_TAG_END.sub("", text) if "<answer>" not in text.lower() else text))
+    if _SENTENCE_END.search(answer.strip()):
+        text = _without_inner_ends(text, answer)
+    if rule == "numeric":
+        return _grade_numeric(text, answer, tolerance)
+    if rule == "choice":
+        return _grade_choice(text, answer)
+    same = {"exact": _is_exact, "final": _is_final, "contains": _is_contained}[rule]
+    right = same(text, answer)
+    return None if right is None else float(right)
+
+
+def check_grading(rule: str, tolerance: float = TOLERANCE) -> None:
+    """Raises ConfigError for an unknown rule, and for a tolerance that its rule would not look at."""
+    if rule not in RULES:
+        raise ConfigError(unknown("grading rule", rule, RULES))
+    if not 0.0 <= tolerance < math.inf:
+        raise ConfigError(f"a tolerance must be a share of the right number, 0 or more, got {tolerance:g}.")
+    if tolerance != TOLERANCE and rule != "numeric":
+        raise ConfigError(
+            f'a tolerance ({tolerance:g}) is of the rule "numeric", and the rule is "{rule}". Choose rule numeric '
+            "(evaluation.rule, --rule), or leave the tolerance out."
+        )
+
+
+def without_thoughts(text: str) -> str:
+    """What follows the last </think> of a reasoning model's text, if anything does; all of it if none is closed."""
+    _, mark, rest = text.rpartition("</think>")
+    return rest if mark and rest.strip() else text
+
+
+def _without_inner_ends(text: str, answer: str) -> str:
+    """The text without the full stops inside the answer, where they end no sentence: St. Louis, J. K. Rowling, Dr. No."""
+    parts = [re.escape(part) for part in re.split(r"[.!?]?\s+", answer.strip(_OUTER)) if part]
+    return re.sub(r"[.!?]?\s+".join(parts), lambda match: _SENTENCE_END.sub(" ", match.group()), text, flags=re.I)
+
+
+def unwrap(answer: str) -> str:
+    """A right answer without the <answer>...</answer> or \\boxed{...} that a data set keeps around it."""
+    wrapped = _WRAPPED.fullmatch(answer.strip())
+    if wrapped is None or not normalise(inner := _LATEX_TEXT.sub(r"\1", wrapped.group(1) or wrapped.group(2) or "")):
+        return answer
+    return inner
+
+
+def normalise(text: str) -> str:
+    """Text with one spelling: NFKC, lower case, single spaces, a plain minus, nothing but words at its ends."""
+    return _plain(text).strip(_OUTER)
+
+
+def _plain(text: str) -> str:
+    folded = unicodedata.normalize("NFKC", text).replace("−", "-").replace("’", "'").casefold().replace("i\u0307", "i")
+    return _WITH_UNIT.sub(r"\1 \2", scripts.unify(" ".join(folded.split())))
+
+
+def final_answer(text: str) -> str:
+    """The part of the text that states the answer, as written.
+
+    The last of `\\boxed{X}`, `<answer>X</answer>` and "answer X" (also "answer: X", "the answer is X", "answer = X") up to
+    the end of its sentence, less a reason ("because ...") or a contrast (", not ..."). Without any of them: the last
+    sentence. Errs on answers of several sentences, and on "answer" used as a common word after the answer was given.
+    """
+    text = without_thoughts(text)
+    found = _marked_answer(text)
+    if found is not None:
+        return found
+    sentences = [part.strip() for part in _SENTENCE_END.split(text) if part and part.strip(_OUTER)]
+    return sentences[-1] if sentences else ""
+
+
+def _marked_answer(text: str) -> str | None:
+    """The part after the last marker, "" if a box was never closed, or None if the text has no marker."""
+    candidates = [(match.start(), match.group(1)) for match in list(_TAG.finditer(text))[-1:]]
+    candidates += [
+        (match.start(), _to_sentence_end(text[match.end() :])) for match in list(scripts.MARKER.finditer(text))[-1:]
+    ]
+    for match in list(_MARKER.finditer(text))[: -_MARKERS_TRIED - 1 : -1]:
+        phrase = _to_sentence_end(text[match.end() :])
+        if phrase.strip(_OUTER):  # else "answer" ends the sentence: no marker
+            candidates.append((match.start(), phrase))
+            break
+    candidates += [(match.start(), _braced(text, match.end())) for match in list(_BOXED.finditer(text))[-1:]]
+    return max(candidates)[1].strip() if candidates else None
+
+
+def _braced(text: str, start: int) -> str:
+    """Text from `start` to the brace that closes the one before it, `\\text{...}` unwrapped."""
+    depth = 1
+    for end in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if depth == 0:
+            return _LATEX_TEXT.sub(r"\1", text[start:end])
+    return ""  # cut off before it closed: no answer was given
+
+
+def _to_sentence_end(text: str) -> str:
+    sentence = _SENTENCE_END.split(text.lstrip(), maxsplit=1)[0]
+    return scripts.REASON.sub("", _REASON.sub("", " ".join(sentence[:_LONGEST_ANSWER].split())))
+
+
+def _words(text: str) -> list[str]:
+    return scripts.words(normalise(text))
+
+
+def _is_same(word: str, wanted: str) -> bool:
+    return scripts.is_same_word(word, wanted) or same_number(word, wanted)
+
+
+def _without_article(words: list[str]) -> list[str]:
+    return words[1:] if len(words) > 1 and words[0] in _ARTICLES else words
+
+
+def _is_withdrawn(before: list[str], blockers: tuple[str, ...]) -> bool:
+    """Whether the last words before an answer deny it or offer it as one of several; articles between do not matter."""
+    words = [word for word in before[-3:] if word not in _ARTICLES]
+    return bool(words) and (words[-1] in blockers or words[-1].endswith("n't"))
+
+
+def _is_exact(text: str, answer: str) -> bool:
+    """Errs on any other wording of the same answer."""
+    return normalise(text) == normalise(answer)
+
+
+def _is_final(text: str, answer: str) -> bool | None:
+    """Errs on synonyms, units ("5 cm" is not "5"), and an unmarked answer that does not end the last sentence.
+
+    None: a short answer at the end of a text without spaces, which may be a part of another word.
+    """
+    wanted = _without_article(_words(answer))
+    if not wanted:  # signs only, such as "?" or "+"
+        return normalise(final_answer(text)) == normalise(answer)
+    marked = _marked_answer(text)
+    if marked is None and len(wanted) == 1 and wanted[0] in scripts.VERDICTS and (first := scripts.verdict(text)):
+        return first == wanted[0]
+    statement = normalise(final_answer(text) if marked is None else marked)
+    is_number = re.fullmatch(r"[\d.,]+", wanted[-1]) is not None
+    results = [
+        _is_stated(part, wanted, is_whole=marked is not None)
+        for part in dict.fromkeys((statement, scripts.strip_ending(statement, is_number=is_number)))
+    ]
+    return True if True in results else None if None in results else False
+
+
+def _is_stated(statement: str, wanted: list[str], *, is_whole: bool) -> bool | None:
+    """Whether a statement is the answer, or ends with it if it need not be the whole."""
+    words = scripts.words(statement)
+    if is_whole:
+        words = _without_article(words)
+        return len(words) == len(wanted) and all(map(_is_same, words, wanted))
+    start = len(words) - len(wanted)
+    if start < 0 or not all(map(_is_same, words[start:], wanted)):
+        return False
+    before = statement[: statement.rfind(words[start])] if len(wanted) == 1 else _before(statement, words, start)
+    if _is_withdrawn(words[:start], _DENIALS + _HEDGES) or scripts.is_denied(before, "", hedges=True):
+        return False
+    return None if scripts.is_lone_sign(wanted) and not scripts.begins_a_word(before) else True
+
+
+def _before(text: str, words: list[str], start: int) -> str:
+    """The part of a text before one of its words."""
+    end = 0
+    for word in words[:start]:
+        end = text.index(word, end) + len(word)
+    return text[: text.index(words[start], end)]
+
+
+def _is_contained(text: str, answer: str) -> bool | None:
+    """Errs on hedges: "red or blue" contains red. A denial just before the answer ("not red") is no match.
+
+    None: a short answer is found in a text without spaces alone where it may be a part of another word.
+    """
+    wanted, plain = _words(answer), normalise(text)
+    words, result = scripts.words(plain), False
+    ends, end = [], 0
+    for word in words:
+        end = plain.index(word, end) + len(word)
+        ends.append(end)
+    for start in range(len(words) - len(wanted) + 1) if wanted else ():
+        if not _is_same(words[start], wanted[0]):
+            continue
+        stop = start + len(wanted)
+        if not all(map(_is_same, words[start:stop], wanted)):
+            continue
+        before = plain[: ends[start] - len(words[start])]
+        if _is_withdrawn(words[max(0, start - 3) : start], _DENIALS) or scripts.is_denied(
+            before[-20:], plain[ends[stop - 1] :][:20]
+        ):
+            continue
+        if not scripts.is_lone_sign(wanted) or scripts.begins_a_word(before[-1:]):
+            return True
+        result = None
+    return result
+
+
+def _grade_numeric(text: str, answer: str, tolerance: float) -> float | None:
+    """Errs on number words ("ten"), decimal commas, per cent against shares, and "10 of 12"."""
+    wanted = _numbers(answer)
+    if len(wanted) != 1:
+        return None
+    marked = _marked_answer(text)
+    found = _numbers(text if marked is None else marked)
+    if not found and scripts.has_numeral(text if marked is None else marked):
+        return None  # 三
+    if not found or (marked is not None and len(found) > 1):
+        return 0.0
+    before, number = found[-1]
+    if _is_withdrawn(_words(before), _DENIALS + _HEDGES):
+        return 0.0
+    right = wanted[0][1]
+    return float(abs(number - right) <= Fraction(tolerance) * abs(right))
+
+
+def _numbers(text: str) -> list[tuple[str, Fraction]]:
+    """Each number of the text with the text before it."""
+    plain = _plain(text)
+    return [(plain[max(0, start - _LOOK_BACK) : start], number) for start, number in numbers_in(plain)]
+
+
+def _grade_choice(text: str, answer: str) -> float | None:
+    """Errs on "B is right, not A" without a marker, and on options that are named by their text alone."""
+    wanted = _LEADING_LETTER.match(answer.strip(_OUTER))
+    if wanted is None:
+        return None
+    marked = _marked_answer(text)
+    if not text.isascii():
+        text, marked = (part and scripts.strip_ending(part, is_number=False) for part in (text, marked))
+    if marked is None:
+        letter = _whole_letter(text) or _last_lone_letter(text)
+    else:
+        leading = _LEADING_LETTER.match(marked.strip(_OUTER))
+        letter = leading.group(1) if leading is not None else _last_lone_letter(marked)
+    return float(letter is not None and letter.upper() == wanted.group(1).upper())
+
+
+def _whole_letter(text: str) -> str | None:
+    """The letter of a text that is a letter and nothing else, or that starts as an option does: "B. red"."""
+    plain = text.strip(_OUTER)
+    leading = _LEADING_LETTER.match(plain)
+    if leading is None or len(_LONE_LETTER.findall(plain)) > 1:
+        return None
+    return leading.group(1)
+
+
+def _last_lone_letter(text: str) -> str | None:
+    """The last letter in brackets or at the text's end, unless the words before it deny or hedge it."""
+    plain = text.strip()
+    matches = list(_LONE_LETTER.finditer(plain))
+    before = plain[max(0, matches[-1].start() - _LOOK_BACK) : matches[-1].start()] if matches else ""
+    if not matches or _is_withdrawn(_words(before), _DENIALS + _HEDGES):
+        return None
+    return matches[-1].group(1) or matches[-1].group(2)

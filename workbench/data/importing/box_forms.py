@@ -1,0 +1,95 @@
+"""What the keys beside a box say of it: the format and the unit of its numbers, whether it is turned, and how keys are spelled."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from workbench.data.conversations import Refused
+from workbench.data.importing.corners import to_number
+from workbench.errors import show
+
+_FORMAT_KEYS = ("format", "bbox_format", "box_format", "bbox_mode", "box_mode")
+_UNIT_KEYS = ("bbox_type", "bbox_types", "bbox_units", "box_units", "unit", "units")
+_NORMALISED_KEYS = ("normalized", "normalised", "is_normalized", "is_normalised", "relative", "is_relative")
+_ANGLE_KEYS = ("rotation", "angle", "theta")
+_PERCENT_KEY = "rectanglelabels"  # Label Studio, whose numbers are per cent
+FORM_KEYS = (*_FORMAT_KEYS, *_UNIT_KEYS, *_NORMALISED_KEYS, *_ANGLE_KEYS)
+_FORMATS = {
+    "xyxy": ("xyxy", None),
+    "pascalvoc": ("xyxy", None),
+    "voc": ("xyxy", None),
+    "albumentations": ("xyxy", "normalised"),
+    "xywh": ("xywh", None),
+    "coco": ("xywh", None),
+    "cxcywh": ("cxcywh", None),
+    "yolo": ("cxcywh", "normalised"),
+    "xyxyabs": ("xyxy", "pixels"),
+    "xywhabs": ("xywh", "pixels"),
+    "xyxyrel": ("xyxy", "normalised"),
+    "xywhrel": ("xywh", "normalised"),
+    "0": ("xyxy", "pixels"),  # detectron2's BoxMode
+    "1": ("xywh", "pixels"),
+    "2": ("xyxy", "normalised"),
+    "3": ("xywh", "normalised"),
+}
+_UNITS = {
+    "real": "pixels",
+    "pixel": "pixels",
+    "pixels": "pixels",
+    "px": "pixels",
+    "absolute": "pixels",
+    "norm1": "normalised",
+    "normalized": "normalised",
+    "normalised": "normalised",
+    "relative": "normalised",
+    "percent": "percent",
+    "norm1000": "thousand",
+    "thousand": "thousand",
+}
+_SPELLING = re.compile(r"[^a-z0-9]")
+
+
+def spelled(value: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """The dict with keys as `known` spells them: BBox, boundingBox and XMin are bbox, bounding_box and xmin."""
+    plain = {_plain(name): name for name in reversed(list(known))}
+    renamed = {}
+    for name, entry in value.items():
+        key = plain.get(_plain(name), name)
+        renamed[name if key in value or key in renamed else key] = entry
+    return renamed
+
+
+def stated_form(entry: dict[str, Any]) -> tuple[str | None, str | None]:
+    """Format and unit that a box's own keys state, each None if none does. Raises Refused for what is not known."""
+    box_format = box_units = None
+    for key in _FORMAT_KEYS:
+        if (value := _single(entry.get(key))) is not None:
+            if _plain(str(value)) not in _FORMATS:
+                raise Refused(f"{key} is no format that is known (xyxy, xywh, cxcywh)", show(value))
+            box_format, box_units = _FORMATS[_plain(str(value))]
+    for key in _UNIT_KEYS:
+        if (value := _single(entry.get(key))) is not None:
+            if not isinstance(value, str) or _plain(value) not in _UNITS:
+                raise Refused(f"{key} is none of real, norm1 and norm1000", show(value))
+            box_units = _UNITS[_plain(value)]
+    for key in _NORMALISED_KEYS:
+        if (value := _single(entry.get(key))) is not None and value not in (0, False):
+            if value not in (1, True):
+                raise Refused(f"{key} is neither true nor false", show(value))
+            box_units = "normalised"
+    if _PERCENT_KEY in entry and box_units is None:
+        box_units = "percent"
+    return box_format, box_units
+
+
+def is_turned(entry: dict[str, Any]) -> bool:
+    """Whether a box lies at an angle, which four numbers do not hold."""
+    return any(to_number(_single(entry.get(key))) not in (None, 0.0) for key in _ANGLE_KEYS)
+
+
+def _single(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _plain(text: str) -> str:
+    return _SPELLING.sub("", text.lower())

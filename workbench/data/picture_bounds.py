@@ -1,0 +1,119 @@
+"""What pictures of a data set may be read, and how much they may take in memory, found out before any is decoded.
+
+The page hands `folders` to what it reads itself, and to the processes that it starts as the variable PICTURE_FOLDERS: a data
+file that somebody sent, or that a visitor of the page names, shows pictures beside itself and no others of this machine.
+"""
+
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from workbench.data.images import UNREADABLE
+from workbench.errors import DataError
+from workbench.types import Example
+
+PICTURE_FOLDERS = "WORKBENCH_PICTURE_FOLDERS"  # a JSON list of folders; unset: pictures may lie anywhere
+
+
+class TooManyPicturesError(DataError):
+    """The embedded pictures of a data set exceed what may be kept. num_rows: rows before that, all of which fit."""
+
+    def __init__(self, message: str, num_rows: int) -> None:
+        super().__init__(message)
+        self.num_rows = num_rows
+
+
+def allowed_folders() -> tuple[Path, ...] | None:
+    """The folders besides the data file's own that this process may read pictures in; None = anywhere."""
+    text = os.environ.get(PICTURE_FOLDERS)
+    return None if text is None else tuple(Path(folder) for folder in json.loads(text))
+
+
+def as_variable(folders: Sequence[Path]) -> dict[str, str]:
+    """The environment that holds a process to these folders."""
+    return {PICTURE_FOLDERS: json.dumps([str(folder.resolve()) for folder in folders])}
+
+
+class PictureBounds:
+    """Checks the pictures of one data set, row by row.
+
+    name       of the data set, for messages
+    own        where relative paths start
+    folders    where picture files may lie besides `own`; None = as this process was started
+    max_bytes  of all embedded pictures, decoded
+    """
+
+    def __init__(self, name: str, own: Path, folders: Sequence[Path] | None, max_bytes: int) -> None:
+        folders = allowed_folders() if folders is None else folders
+        self._name, self._own, self._max_bytes = name, own, max_bytes
+        self._roots = None if folders is None else [own.resolve(), *(folder.resolve() for folder in folders)]
+        self._total_bytes = self._num_rows = 0
+
+    def check_row(self, values: dict[str, Any], origin: str, number: int) -> None:
+        """Raises TooManyPicturesError or DataError for a row of which nothing is read yet. Links and ".." are followed."""
+        self._total_bytes += embedded_bytes(values)
+        if self._total_bytes > self._max_bytes:
+            raise TooManyPicturesError(
+                f"{self._name} holds more than {self._max_bytes / 2**30:.3g} GiB of embedded images by row {number}. "
+                f"Run `workbench import {self._name} FOLDER`, which writes image files, or set a limit.",
+                self._num_rows,
+            )
+        self._num_rows += 1
+        for entry in _pictures(values) if self._roots is not None else ():
+            name = entry.get("path") if isinstance(entry, dict) and not entry.get("bytes") else entry
+            if isinstance(name, str):
+                self._check_file(self._own / name.removeprefix("file://"), name, origin)
+
+    def check_files(self, example: Example) -> None:
+        """As `check_row`, of what a row became."""
+        revealed = [image for turn in example.turns for image in turn.images]
+        for picture in (*example.images, example.evidence.crop, *revealed):
+            if isinstance(picture, Path):
+                self._check_file(picture, str(picture), example.origin)
+
+    def _check_file(self, file: Path, name: str, origin: str) -> None:
+        if self._roots is None:
+            return
+        try:
+            target = file.resolve()
+        except (OSError, ValueError, RuntimeError):  # a name that no file can have
+            return
+        if not any(target.is_relative_to(root) for root in self._roots):
+            raise DataError(
+                f'{origin}: picture "{name[:200]}" lies outside {self._roots[0]}. The page reads pictures beside their data '
+                "file and in folders that it was opened with: workbench app --allow-dir FOLDER."
+            )
+
+
+def embedded_bytes(values: dict[str, Any]) -> int:
+    """Bytes that the embedded pictures of a row take when they are decoded, from their heads alone; 3 a pixel.
+
+    One that cannot be read counts nothing: reading it says what is wrong.
+    """
+    total = 0
+    for entry in _pictures(values):
+        data = entry.get("bytes") if isinstance(entry, dict) else entry
+        try:
+            if isinstance(data, bytes):
+                with Image.open(io.BytesIO(data)) as image:
+                    total += 3 * image.width * image.height
+            elif isinstance(data, Image.Image):
+                total += 3 * data.width * data.height
+        except (DataError, *UNREADABLE):
+            continue
+    return total
+
+
+def _pictures(values: dict[str, Any]) -> Iterator[Any]:
+    """What the columns for pictures hold, as written: names, records of bytes or path, pictures."""
+    turns = values.get("turns")
+    lists = [values.get("images"), [values.get("crop")]]
+    lists += [turn.get("images") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    for pictures in lists:
+        if isinstance(pictures, list | tuple):
+            yield from pictures

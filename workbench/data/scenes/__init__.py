@@ -1,0 +1,146 @@
+"""The built-in world: rendered scenes whose every answer token is known to be visible or privileged.
+
+    make_examples("eval", seed=0, start=0, count=64)
+
+Any example can be made alone: it depends on split, seed and index, and on nothing before it. Splits:
+
+    train    3 to 6 things, to learn from
+    eval     the same distribution; no scene is in both, whatever the seeds
+    combos   asks about colour-shape combinations that train and eval never contain
+    hard     8 or 9 things
+"""
+
+import dataclasses
+import random
+import zlib
+from functools import lru_cache
+
+from workbench.data.counterparts import contradicts
+from workbench.data.scenes.questions import CYCLE, FAMILIES, Wish, ask
+from workbench.data.scenes.world import COLORS, GRID, SHAPES, TAGS, WITHHELD, Scene, Thing
+from workbench.errors import ConfigError, DataError, unknown
+from workbench.seeding import derive_seed
+from workbench.types import Example
+
+SPLITS = ("train", "eval", "combos", "hard")
+_HELD_OUT_SHARE = 4  # one scene in four belongs to the splits that are not trained on
+_SHIFTS = (-2, 0, 2)
+_DRAWN_FROM = 10**6  # rounds of CYCLE that wrong evidence is drawn from
+
+
+def make_examples(
+    split: str, *, seed: int = 0, start: int = 0, count: int, families: tuple[str, ...] | None = None
+) -> list[Example]:
+    """Examples start .. start + count - 1 of a split.
+
+    families  only these question families, counted among themselves: an example and its id are the same as without;
+              None = all
+
+    Raises: ConfigError for an unknown split or family, DataError for a range that is not one.
+    """
+    check_split(split)
+    places = family_places(families)
+    if start < 0 or count < 0:
+        raise DataError(f"scenes:{split} was asked for {count} examples from number {start}; both must be 0 or more.")
+    turns = (divmod(number, len(places)) for number in range(start, start + count))
+    return [_make_example(split, seed, turn * len(CYCLE) + places[place]) for turn, place in turns]
+
+
+def check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ConfigError(unknown("scenes split", split, SPLITS))
+
+
+def family_places(families: tuple[str, ...] | None) -> tuple[int, ...]:
+    """Which places of CYCLE, after which questions repeat, ask about some families. Raises ConfigError if none can."""
+    if families == ():
+        raise ConfigError(f"no question family is named. Choose from: {', '.join(FAMILIES)}.")
+    for family in families or ():
+        if family not in FAMILIES:
+            raise ConfigError(unknown("question family", family, FAMILIES))
+    return tuple(place for place, (family, _) in enumerate(CYCLE) if families is None or family in families)
+
+
+def _make_example(split: str, seed: int, index: int) -> Example:
+    family, truth = CYCLE[index % len(CYCLE)]
+    rng = random.Random(f"{split}:{seed}:{index}:{family}:{truth}")
+    wanted = WITHHELD if split == "combos" else None
+    wish = Wish(family, truth, same=rng.random() < 0.5, number=rng.randint(1, 3), wanted=wanted)
+    while True:
+        example = ask(make_scene(split, rng), wish, rng)
+        if example is not None:
+            name = f"scenes:{split}:{seed}:{index}"
+            return dataclasses.replace(example, id=name, origin=name, others=_OTHERS)
+
+
+class _OtherScenes:
+    """Wrong evidence for a scene's question: of questions about other scenes, made until one is wrong for it.
+
+    They are of the example's split, seed and place in CYCLE, so that the family and the truth are the same.
+    """
+
+    def find(self, example: Example, part: str) -> Example | None:
+        split, seed, index = example.id.split(":")[1:4]
+        return _other_scene(split, int(seed), int(index), part)
+
+
+@lru_cache(maxsize=4096)
+def _other_scene(split: str, seed: int, index: int, part: str) -> Example:
+    rng = random.Random(derive_seed("counterpart", part, split, seed, index))
+    example = _make_example(split, seed, index)
+    while True:
+        turn = rng.randrange(_DRAWN_FROM)
+        other = _make_example(split, seed, turn * len(CYCLE) + index % len(CYCLE))
+        if contradicts(example, other, part):
+            return other
+
+
+_OTHERS = _OtherScenes()
+
+
+def make_scene(split: str, rng: random.Random) -> Scene:
+    """A scene that belongs to the split. Which scenes are for training is a matter of the scene alone."""
+    while True:
+        scene = _draw_scene(split, rng)
+        if (_digest(scene) % _HELD_OUT_SHARE == 0) != (split == "train"):
+            return scene
+
+
+def _draw_scene(split: str, rng: random.Random) -> Scene:
+    number = rng.randint(8, 9) if split == "hard" else rng.randint(3, 6)
+    combinations = [(shape, color) for shape in SHAPES for color in COLORS if (shape, color) not in WITHHELD]
+    chosen = rng.sample(combinations, number)
+    if split == "combos":
+        chosen[0] = rng.choice(sorted(WITHHELD))
+        rng.shuffle(chosen)
+    cells = sorted(rng.sample(range(GRID * GRID), number))
+    return Scene(
+        tuple(
+            Thing(
+                cell=cell,
+                shape=shape,
+                color=color,
+                tag=rng.choice(TAGS),
+                readable=rng.random() < 0.5,
+                shift=(rng.choice(_SHIFTS), rng.choice(_SHIFTS)),
+            )
+            for cell, (shape, color) in zip(cells, chosen, strict=True)
+        )
+    )
+
+
+def _digest(scene: Scene) -> int:
+    """A number of what the scene is, shifts left out: the same things moved by a pixel are the same scene."""
+    return zlib.crc32(" ".join(f"{t.cell}{t.shape}{t.color}{t.tag}{t.readable}" for t in scene.things).encode())
+
+
+__all__ = [
+    "FAMILIES",
+    "SPLITS",
+    "Scene",
+    "Thing",
+    "check_split",
+    "family_places",
+    "make_examples",
+    "make_scene",
+]

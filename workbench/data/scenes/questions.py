@@ -1,0 +1,200 @@
+"""Questions about a scene, with worked answers, evidence, and the truth about every part of the answer.
+
+An answer locates first, then reads, then states: "at top left, tag X, answer X". Families (Example.domain):
+
+    tag       what is the tag of the red star?                        one tag
+    compare   do the red star and the blue circle have the same tag?  two tags, yes or no
+    color     what color is the star?                                 asked of the only star
+    shape     what shape is the red object?                           asked of the only red object
+    count     how many red objects are there?  how many stars ...     located one by one
+    relation  what shape is below the red star?                       a neighbour in the grid
+
+Half of the tag and compare questions need a small tag, which only the evidence shows; a compare question never
+needs two. All others can be answered from the full view.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from workbench.data.scenes.world import GRID, PLACES, TAGS, Scene, Thing, cell_box, crop, full_view
+from workbench.types import PRIVILEGED, VISIBLE, Box, Evidence, Example, Mark
+
+FAMILIES = ("tag", "compare", "color", "shape", "count", "relation")
+# Of any eight examples in a row, one tag and one compare question need the evidence.
+CYCLE = (
+    *(("tag", VISIBLE), ("color", VISIBLE), ("compare", PRIVILEGED), ("count", VISIBLE)),
+    *(("tag", PRIVILEGED), ("shape", VISIBLE), ("compare", VISIBLE), ("relation", VISIBLE)),
+)
+_NEIGHBOURS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
+_PLACE = rf"({'|'.join(PLACES)})"
+_TAG = rf"\btag ([{''.join(TAGS)}])"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a question must be like. Decided before scenes are tried, or answers would follow what is easy to find.
+
+    truth   whether the full view determines the answer
+    same    compare questions: whether the two tags are the same
+    number  count questions: how many there are
+    wanted  ask about a thing of these (shape, colour) pairs; None = any thing
+    """
+
+    family: str
+    truth: str
+    same: bool
+    number: int
+    wanted: frozenset | None = None
+
+
+def ask(scene: Scene, wish: Wish, rng: random.Random) -> Example | None:
+    """A question about the scene as wished, or None if the scene allows none."""
+    asked = [thing for thing in scene.things if wish.wanted is None or (thing.shape, thing.color) in wish.wanted]
+    rng.shuffle(asked)
+    for thing in asked:
+        example = _ASK[wish.family](scene, thing, wish, rng)
+        if example is not None:
+            return example
+    return None
+
+
+def describe(scene: Scene) -> str:
+    """Everything about the scene in words, small tags included: the caption that serves as evidence."""
+    return "; ".join(f"at {thing.place}, tag {thing.tag}, {thing.name}" for thing in scene.things)
+
+
+def describe_seen(scene: Scene) -> str:
+    """What the full view shows, in the order of `describe`: small tags are left out."""
+    parts = (f"tag {thing.tag}, " if thing.readable else "" for thing in scene.things)
+    return "; ".join(f"at {thing.place}, {part}{thing.name}" for thing, part in zip(scene.things, parts, strict=True))
+
+
+def list_things(scene: Scene, rng: random.Random, *, by_shape: bool = False) -> str:
+    """What the full view shows, names first and places after them, in random order; by shape without the colour."""
+    things = list(scene.things)
+    rng.shuffle(things)
+    return "; ".join(f"{thing.shape if by_shape else thing.name} at {thing.place}" for thing in things)
+
+
+def describe_crop(thing: Thing) -> str:
+    return f"tag {thing.tag}, {thing.name}"
+
+
+def _ask_tag(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Example | None:
+    if thing.readable != (wish.truth == VISIBLE):
+        return None
+    marks = (_location(), Mark(_TAG, "tag", wish.truth), _answer(wish.truth))
+    reference = f"at {thing.place}, tag {thing.tag}, answer {thing.tag}"
+    return _example(scene, "tag", f"what is the tag of the {thing.name}?", reference, marks, [thing])
+
+
+def _ask_compare(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Example | None:
+    """Of a pair that needs evidence the first box, and so the crop, shows the small tag."""
+    others = [other for other in scene.things if other is not thing]
+    fitting = [
+        other
+        for other in others
+        if thing.readable + other.readable == (2 if wish.truth == VISIBLE else 1)
+        and (other.tag == thing.tag) == wish.same
+    ]
+    if not fitting:
+        return None
+    pair = [thing, rng.choice(fitting)]
+    rng.shuffle(pair)
+    first, second = pair
+    answer = "yes" if wish.same else "no"
+    truths = [VISIBLE if one.readable else PRIVILEGED for one in pair]
+    marks = (
+        _location(),
+        Mark(rf"^\D*?{_TAG}", "tag", truths[0]),
+        Mark(rf"\btag .*{_TAG}", "tag", truths[1]),
+        _answer(wish.truth),
+    )
+    reference = f"at {first.place}, tag {first.tag}, at {second.place}, tag {second.tag}, answer {answer}"
+    question = f"do the {first.name} and the {second.name} have the same tag?"
+    return _example(scene, "compare", question, reference, marks, sorted(pair, key=lambda one: one.readable))
+
+
+def _ask_color(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Example | None:
+    if sum(other.shape == thing.shape for other in scene.things) > 1:
+        return None
+    reference = f"at {thing.place}, color {thing.color}, answer {thing.color}"
+    marks = (_location(), Mark(r"\bcolor (\w+)", "attribute", VISIBLE), _answer(VISIBLE))
+    return _example(scene, "color", f"what color is the {thing.shape}?", reference, marks, [thing])
+
+
+def _ask_shape(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Example | None:
+    if sum(other.color == thing.color for other in scene.things) > 1:
+        return None
+    reference = f"at {thing.place}, shape {thing.shape}, answer {thing.shape}"
+    marks = (_location(), Mark(r"\bshape (\w+)", "attribute", VISIBLE), _answer(VISIBLE))
+    return _example(scene, "shape", f"what shape is the {thing.color} object?", reference, marks, [thing])
+
+
+def _ask_count(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Example | None:
+    by_color = rng.random() < 0.5
+    key = (lambda other: other.color) if by_color else (lambda other: other.shape)
+    found = [other for other in scene.things if key(other) == key(thing)]
+    if len(found) != wish.number:
+        return None
+    reference = "".join(f"at {other.place}, " for other in found) + f"answer {len(found)}"
+    question = f"how many {key(thing)}{' object' if by_color else ''}s are there?".replace("crosss", "crosses")
+    return _example(scene, "count", question, reference, (_location(), _answer(VISIBLE)), found)
+
+
+def _ask_relation(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Example | None:
+    row, column = divmod(thing.cell, GRID)
+    by_cell = {other.cell: other for other in scene.things}
+    neighbours = {}
+    for relation, (down, right) in _NEIGHBOURS.items():
+        inside = 0 <= row + down < GRID and 0 <= column + right < GRID
+        if inside and (cell := (row + down) * GRID + column + right) in by_cell:
+            neighbours[relation] = by_cell[cell]
+    if not neighbours:
+        return None
+    relation, other = rng.choice(list(neighbours.items()))
+    reference = f"at {thing.place}, then at {other.place}, shape {other.shape}, answer {other.shape}"
+    marks = (_location(), Mark(r"\bshape (\w+)", "attribute", VISIBLE), _answer(VISIBLE))
+    return _example(scene, "relation", f"what shape is {relation} the {thing.name}?", reference, marks, [other, thing])
+
+
+def _location() -> Mark:
+    return Mark(rf"\bat {_PLACE}", "location", VISIBLE)
+
+
+def _answer(truth: str) -> Mark:
+    return Mark(r"\banswer (\w+)", "answer", truth)
+
+
+def _example(
+    scene: Scene, family: str, question: str, reference: str, marks: tuple[Mark, ...], things: list[Thing]
+) -> Example:
+    """An example without an id; the first of `things` is where the answer is read."""
+    boxes = tuple(Box(*cell_box(thing.cell), label=thing.name) for thing in things)
+    hint = " and ".join(f"at {thing.place}" for thing in things)
+    shown = things[0]
+    facts = {
+        "crop": frozenset((f"tag {shown.tag}", shown.color, shown.shape)),
+        "hint": frozenset(thing.place for thing in things),
+    }
+    return Example(
+        id="",
+        question=question,
+        images=(full_view(scene),),
+        answer=reference.rpartition(" ")[2],
+        reference=reference,
+        evidence=Evidence(boxes, crop(scene, shown.cell), describe(scene), hint, crop_box=boxes[0], facts=facts),
+        domain=family,
+        marks=marks,
+    )
+
+
+_ASK: dict[str, Callable[[Scene, Thing, Wish, random.Random], Example | None]] = {
+    "tag": _ask_tag,
+    "compare": _ask_compare,
+    "color": _ask_color,
+    "shape": _ask_shape,
+    "count": _ask_count,
+    "relation": _ask_relation,
+}

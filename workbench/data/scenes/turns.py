@@ -1,0 +1,60 @@
+"""Scene questions revealed over turns: what is asked first, then what is needed to answer, part by part.
+
+    caption   the description follows the question in parts; all of it together is the question's plain prompt
+    rows      the image follows in rows of the grid, each at its place in an otherwise empty picture
+
+Every answer token is then determined by the parts together, and by no early part alone: what is said too early is a guess.
+"""
+
+import dataclasses
+
+from PIL import Image
+
+from workbench.data.images import open_image
+from workbench.data.scenes.world import CELL, GRID, GROUND
+from workbench.errors import ConfigError, unknown
+from workbench.types import VISIBLE, Example, Turn
+
+FORMS = ("caption", "rows")
+_PARTS = 2  # of a description
+_NEXT = "then"  # what is said beside a further picture
+
+
+def reveal(example: Example, form: str) -> Example:
+    """The same question with `turns`, in one of FORMS. Raises ConfigError for any other."""
+    if form not in FORMS:
+        raise ConfigError(unknown("turns", form, FORMS))
+    return _by_caption(example) if form == "caption" else _by_rows(example)
+
+
+def _by_caption(example: Example) -> Example:
+    things = example.evidence.caption.split("; ")
+    size = -(-len(things) // _PARTS)
+    parts = ["; ".join(things[start : start + size]) for start in range(0, len(things), size)]
+    turns = (
+        Turn("user", example.question, example.images),
+        *(Turn("user", f"caption: {part}") for part in parts),
+    )
+    return dataclasses.replace(
+        example,
+        question=f"{example.question}\ncaption: {example.evidence.caption}",
+        turns=turns,
+        evidence=dataclasses.replace(example.evidence, caption=None),
+        marks=tuple(dataclasses.replace(mark, truth=VISIBLE) for mark in example.marks),
+    )
+
+
+def _by_rows(example: Example) -> Example:
+    (whole,) = example.images
+    turns = [
+        Turn("user", _NEXT if row else example.question, (_only_row(open_image(whole), row),)) for row in range(GRID)
+    ]
+    return dataclasses.replace(example, turns=tuple(turns))
+
+
+def _only_row(whole: Image.Image, row: int) -> Image.Image:
+    """The picture with one row of the grid; the others are bare ground."""
+    shown = Image.new("RGB", whole.size, GROUND)
+    band = (0, row * CELL, whole.width, (row + 1) * CELL)
+    shown.paste(whole.crop(band), band[:2])
+    return shown

@@ -1,0 +1,268 @@
+"""Rows of a data file, a folder saved by `datasets`, or a Hugging Face data set, whatever their columns mean.
+
+Rows come one after another and as they were stored: a line of JSON is parsed when its values are asked for, so that a
+reader may skip a bad line, and embedded images stay {"bytes", "path"}.
+"""
+
+import codecs
+import importlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pyarrow
+import pyarrow.parquet
+
+from workbench.data.arrow_rows import batch_rows
+from workbench.data.values import row_without_missing
+from workbench.errors import ConfigError, DataError, show, unknown
+from workbench.files.parsing import Malformed, parse_json
+
+_ADVICE = {  # by the end of a file's name: how it becomes one that is read
+    (
+        ".csv",
+        ".tsv",
+    ): 'Convert it, every value as it is written: pandas.read_csv("NAME", dtype=str, keep_default_na=False)'
+    '.to_json("rows.jsonl", orient="records", lines=True), with sep="\\t" for .tsv',
+    (".zip", ".tar", ".tgz", ".7z"): "Unpack it and name the .jsonl, .json or .parquet file in it",
+    (".gz", ".bz2", ".xz", ".zst"): "Unpack it first",
+    (".arrow", ".feather"): "Name the folder that save_to_disk wrote, or write it again as Parquet",
+    (
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".webp",
+        ".gif",
+    ): 'A picture needs a row: write {"question": ..., "images": [...]} to a .jsonl file',
+    (".yaml", ".yml"): "A recipe is named before the keys: workbench train RECIPE data.train=FILE",
+}
+_LONGEST_BLANK = 2**16  # bytes of a file that holds none but blanks
+_LIST_NAMES = ("data", "rows", "examples", "samples", "items", "questions", "train", "validation", "test")
+_HF_PARAMETERS = ("split", "config", "revision", "streaming")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it was read: a line of JSON not yet parsed, values, or the sentence for values that cannot be read."""
+
+    origin: str  # file:row
+    number: int
+    raw: bytes | dict[str, Any] | str
+
+    def values(self) -> dict[str, Any]:
+        """The row's columns, None for each that is missing. Raises DataError if the line is not a JSON object in UTF-8."""
+        if isinstance(self.raw, dict):
+            return row_without_missing(self.raw)
+        if isinstance(self.raw, str):
+            raise DataError(f"{self.origin}: {self.raw}.")
+        try:
+            values = parse_json(self.raw, unique_keys=True)
+        except Malformed as error:
+            raise DataError(
+                f"{self.origin} is not valid JSON ({error}): {show(self.raw[:80])}. Each line must be one JSON object."
+            ) from None
+        if not isinstance(values, dict):
+            raise DataError(f"{self.origin} is {show(values)}; each line must be one JSON object, {{...}}.")
+        return row_without_missing(values)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a data file, a saved folder or a Hugging Face data set, read one after another."""
+
+    name: str
+    folder: Path  # where relative image paths start
+    rows: Iterator[Row]
+
+
+def parse_source(source: str, scheme: str, allowed: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """Name and parameters of SCHEME:NAME?key=value&key=value."""
+    name, _, query = source.removeprefix(scheme).partition("?")
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError:
+        raise ConfigError(f'"{source}": after "?" write key=value, several joined by "&"; got "{query}".') from None
+    for key, _ in pairs:
+        if key not in allowed:
+            raise ConfigError(f'"{source}": ' + unknown("parameter", key, allowed))
+    repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    if repeated:
+        raise ConfigError(f'"{source}" gives {repeated[0]} twice. Give it once.')
+    return name, dict(pairs)
+
+
+def open_table(source: str | Path, *, split: str | None = None) -> Table:
+    """The rows of a file, a saved folder or hf:NAME?split=S, read as they are asked for.
+
+    split  of a saved folder or Hugging Face data set that has several; an `hf:` source can name it itself
+    """
+    if str(source).startswith("hf:"):
+        return _open_hub(str(source), split)
+    path = Path(source)
+    if path.is_dir():
+        return _open_saved(path, split)
+    if split is not None:
+        raise ConfigError(f'{path} is one file and has no splits; leave split "{split}" out.')
+    if not os.path.isfile(path):
+        raise DataError(
+            f"{path} does not exist. Give a .jsonl, .json or .parquet file, a saved folder, hf:NAME or scenes:SPLIT."
+        )
+    if _is_blank(path):
+        raise no_rows(path)
+    if path.suffix == ".jsonl":
+        return Table(str(path), path.parent, _jsonl_rows(path))
+    if path.suffix == ".parquet":
+        return Table(str(path), path.parent, _parquet_rows(path))
+    if path.suffix == ".json":
+        return Table(str(path), path.parent, _json_rows(path))
+    advice = next((text for ends, text in _ADVICE.items() if path.name.lower().endswith(ends)), "")
+    raise DataError(
+        f'{path} ends in "{path.suffix}"; data files are .jsonl or .parquet, or one list in .json.{advice and " "}{advice}{advice and "."}'
+    )
+
+
+def no_rows(name: str | Path) -> DataError:
+    """The error for a source without a single row."""
+    return DataError(f"{name} is empty: it has no rows. Check that it is the right file and was written to its end.")
+
+
+def _is_blank(path: Path) -> bool:
+    """Whether a file holds at most blanks and a byte order mark. Unreadable files are not blank; reading them says why."""
+    try:
+        with path.open("rb") as file:
+            return not file.read(_LONGEST_BLANK).removeprefix(codecs.BOM_UTF8).strip() and not file.read(1)
+    except OSError:
+        return False
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield Row(f"{path}:{number}", number, line)
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    """Rows of one JSON list of objects, alone or under a key of _LIST_NAMES; of one object; or of lines, as in .jsonl."""
+    try:
+        raw = path.read_bytes()
+        content = parse_json(raw, unique_keys=True)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}).") from None
+    except Malformed as error:
+        if not _is_object(raw.strip().partition(b"\n")[0]):
+            raise DataError(f"{path} is not valid JSON ({error}). Write it again, as one list of objects.") from None
+        yield from _jsonl_rows(path)
+        return
+    if isinstance(content, dict):
+        lists = [content[name] for name in _LIST_NAMES if isinstance(content.get(name), list)]
+        is_by_column = bool(content) and all(
+            isinstance(column, dict) for column in content.values()
+        )  # as pandas writes
+        content = lists[0] if len(lists) == 1 else content if is_by_column else [content]
+    if not isinstance(content, list):
+        raise DataError(
+            f"{path} is {show(content)}; a .json file holds one list of objects, [{{...}}, ...]. "
+            'Columns that pandas wrote are turned into rows by to_json(orient="records", lines=True) and the ending .jsonl.'
+        )
+    for number, values in enumerate(content, start=1):
+        problem = f"this entry is {show(values)}; each must be a JSON object, {{...}}"
+        yield Row(f"{path}:{number}", number, values if isinstance(values, dict) else problem)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(parse_json(line), dict)
+    except Malformed:
+        return False
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as parquet:
+            for batch in parquet.iter_batches(batch_size=64):
+                for values in batch_rows(batch):
+                    number += 1
+                    yield Row(f"{path}:{number}", number, values)
+    except DataError as error:
+        raise DataError(f"{path}: {error}.") from None
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as Parquet after row {number} ({error}). Write it again.") from None
+
+
+def _open_saved(folder: Path, split: str | None) -> Table:
+    """A folder that `datasets` wrote with save_to_disk, of one split or several."""
+    if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        files = sorted(path.name for pattern in ("*.jsonl", "*.json", "*.parquet") for path in folder.glob(pattern))
+        instead = f"Name one of its files: {', '.join(files[:8])}." if files else "Give a .jsonl or .parquet file."
+        if (not files and any(folder.rglob("*.png"))) or any(folder.rglob("*.jpg")):
+            instead = f"A folder of pictures is read as hf:{folder}?split=train, with a metadata.jsonl of {{file_name, question}}."
+        raise DataError(f"{folder} is no data set saved with save_to_disk. {instead}")
+    library = _require_library(str(folder))
+    try:
+        saved = library.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
+        raise DataError(f"{folder} cannot be read as a saved data set ({error}). Save it again.") from None
+    if isinstance(saved, dict):
+        if split is None and len(saved) == 1:
+            split = next(iter(saved))
+        if split not in saved:
+            asked = f'has no split "{split}"' if split else "has several splits"
+            raise DataError(
+                f"{folder} {asked}: {', '.join(saved)}. Name one, as in {folder / next(iter(saved), 'train')}."
+            )
+        saved = saved[split]
+    elif split is not None:
+        raise ConfigError(f'{folder} is one split already; leave split "{split}" out.')
+    return Table(str(folder), folder, _arrow_rows(saved, str(folder)))
+
+
+def _open_hub(source: str, split: str | None) -> Table:
+    """A data set of the Hugging Face Hub or of its local cache; code of the data set is never run."""
+    name, query = parse_source(source, "hf:", _HF_PARAMETERS)
+    split = query.get("split", split)
+    if not name or split is None:
+        raise ConfigError(f'"{source}" must name a data set and a split, as in hf:owner/name?split=train.')
+    streaming = query.get("streaming", "false")
+    if streaming not in ("true", "false"):
+        raise ConfigError(f'"{source}": streaming must be true or false, got "{streaming}".')
+    library = _require_library(source)
+    try:
+        loaded = library.load_dataset(
+            name, query.get("config"), split=split, revision=query.get("revision"), streaming=streaming == "true"
+        )
+    except (OSError, ValueError, KeyError, pyarrow.ArrowException, library.exceptions.DatasetsError) as error:
+        raise DataError(
+            f'data set "{name}", split "{split}" cannot be loaded ({error}). '
+            "Check name, split and network, or download it and give the file."
+        ) from None
+    return Table(source, Path.cwd(), _arrow_rows(loaded, source))
+
+
+def _require_library(source: str) -> Any:
+    try:
+        return importlib.import_module("data.examples")  # an extra, and a second of every start
+    except ImportError:
+        raise ConfigError(
+            f'{source} needs the package "datasets", which is not installed. '
+            "Run `pip install vlm-distillation-workbench[data]`, or use a .jsonl or .parquet file."
+        ) from None
+
+
+def _arrow_rows(saved: Any, name: str) -> Iterator[Row]:
+    """Rows with images as they are stored, {"bytes", "path"}, not decoded."""
+    number = 0
+    try:
+        for batch in saved.with_format("arrow").iter(batch_size=64):
+            for values in batch_rows(batch):
+                number += 1
+                yield Row(f"{name}:{number}", number, values)
+    except DataError as error:
+        raise DataError(f"{name}: {error}.") from None
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{name} cannot be read after row {number} ({error}). Save it again.") from None

@@ -1,0 +1,1 @@
+"""One step: the vocabulary of methods, rollouts, scoring, routing, losses."""

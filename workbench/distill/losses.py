@@ -1,0 +1,235 @@
+"""The chunked engine: hidden states of views -> head in chunks -> scalars of every view, then losses per regime.
+
+A vocabulary has 150,000 entries and a batch thousands of positions; their product never exists here. Hidden states
+(N, D) are turned into logits a chunk of positions at a time, and what leaves a chunk is per-position numbers and the
+gradient with respect to hidden states and head. Peak memory therefore grows with the chunk and not with N.
+
+Gradients are computed while the chunk's logits exist, so no chunk is computed twice.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from workbench.distill.divergences import row_slices
+from workbench.distill.method import REWARD, TOKENS, Regime
+from workbench.policies.readout import MixedReadout, Readout, chunk_size, cut, entropy_of
+from workbench.types import Routing, TokenScores
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """The learner's side of a step.
+
+    total   sum of coefficient * loss over positions, the number to call backward() on
+    loss    (N) each position's weighted loss in nats, before any averaging
+    scores  the learner's own scalars
+    """
+
+    total: Float[Tensor, ""]
+    loss: Float[Tensor, " N"]
+    scores: TokenScores
+
+
+@torch.no_grad()
+def score(readout: Readout | MixedReadout, token_ids: Int[Tensor, " N"]) -> TokenScores:
+    """Scalars of one view at every position; NaN, and rank -1, where it did not read."""
+    order = torch.arange(token_ids.numel(), device=token_ids.device)
+    order = order if readout.read is None else order[readout.read]
+    parts = [_scalars(readout.logits(chunk), token_ids[chunk]) for chunk in order.split(chunk_size(readout.vocabulary))]
+    found = _joined(parts, token_ids)
+    if readout.read is None:
+        return found
+    whole = unread_scores(token_ids.numel(), token_ids.device)
+    for name, values in vars(found).items():
+        getattr(whole, name)[order] = values
+    return whole
+
+
+def unread_scores(num_positions: int, device: torch.device | str = "cpu") -> TokenScores:
+    """Scalars of a view that read nothing."""
+    nothing = torch.full((3, num_positions), torch.nan, device=device)
+    return TokenScores(*nothing, rank=torch.full((num_positions,), -1, device=device))
+
+
+@torch.no_grad()
+def alternatives(
+    readout: Readout | MixedReadout, index: Int[Tensor, " M"], count: int
+) -> tuple[Int[Tensor, "M K"], Float[Tensor, "M K"]]:
+    """Ids and log-probs of the most likely tokens at some positions; -1 and NaN where the view did not read."""
+    if readout.read is not None:
+        read = readout.read[index]
+        some_ids, some_logprobs = alternatives(replace(readout, read=None), index[read], count)
+        ids = some_ids.new_full((index.numel(), some_ids.shape[1]), -1)
+        logprobs = some_logprobs.new_full(ids.shape, torch.nan)
+        ids[read], logprobs[read] = some_ids, some_logprobs
+        return ids, logprobs
+    ids, logprobs = [], []
+    for chunk in index.split(chunk_size(readout.vocabulary)):
+        logprob = readout.logits(chunk).log_softmax(-1)
+        best = logprob.topk(min(count, readout.vocabulary), -1)
+        ids.append(best.indices)
+        logprobs.append(best.values)
+    if not ids:
+        return index.new_zeros((0, count)), torch.zeros(0, count, device=readout.device)
+    return torch.cat(ids), torch.cat(logprobs)
+
+
+def supervise(
+    learner: Readout,
+    targets: dict[str, Readout | MixedReadout],
+    token_ids: Int[Tensor, " N"],
+    *,
+    regimes: tuple[Regime, ...],
+    routing: Routing,
+    coefficient: Float[Tensor, " N"],
+) -> Supervision:
+    """Losses of all regimes at their positions.
+
+    `coefficient` is what a position's loss counts in the total: 1 over the number that the loss is averaged by.
+    Gradients reach the learner's hidden states and its head; `targets` are read without gradient.
+    """
+    head_parameters = [parameter for parameter in learner.head.linear.parameters() if parameter.requires_grad]
+    work = _Work(learner, targets, token_ids, regimes, routing, coefficient, {})
+    total = _Supervise.apply(learner.hidden, work, *head_parameters)
+    return Supervision(total, work.out["loss"], work.out["scores"])
+
+
+@dataclass(frozen=True)
+class _Work:
+    learner: Readout
+    targets: dict[str, Readout | MixedReadout]
+    token_ids: Tensor
+    regimes: tuple[Regime, ...]
+    routing: Routing
+    coefficient: Tensor
+    out: dict  # results that carry no gradient: autograd functions can only return tensors
+
+    def chunk(self, regime: Regime, index: Tensor, gradients: "_Gradients | None") -> tuple[Tensor, TokenScores]:
+        """Losses and the learner's scalars at some positions of a regime; a function of its own, so that all arrays of
+        one chunk are gone before the next begins."""
+        if gradients is None or not regime.losses:
+            logits = self.learner.logits(index)
+            weighted = self.position_losses(regime, index, logits)
+        else:
+            logits, step = gradients.logits(index)
+            with torch.enable_grad():
+                weighted = self.position_losses(regime, index, logits)
+                gradients.add(index, (weighted * self.coefficient[index]).sum(), step)
+        return weighted.detach(), _scalars(logits.detach(), self.token_ids[index])
+
+    def position_losses(self, regime: Regime, index: Tensor, logits: Tensor) -> Tensor:
+        """Weighted sum of the regime's losses at the positions `index`, whose learner logits are given."""
+        weighted = torch.zeros(index.numel(), device=logits.device)
+        for loss in regime.losses:
+            with torch.no_grad():  # a target's head may be the learner's own
+                target = None if loss.target in (TOKENS, REWARD) else self.targets[loss.target].logits(index)
+            advantage = self.routing.advantage[index] if loss.target == REWARD else None
+            weighted = weighted + loss.weight * loss.divergence(logits, target, self.token_ids[index], advantage)
+        return weighted * self.routing.weight[index]
+
+
+class _Supervise(torch.autograd.Function):
+    """Computes the gradient in its forward pass, chunk by chunk, and hands it out in its backward pass."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, work: _Work, *head_parameters: Tensor) -> Tensor:
+        gradients = _Gradients(work.learner, hidden, head_parameters) if any(ctx.needs_input_grad) else None
+        loss = torch.zeros(work.token_ids.numel(), device=hidden.device)
+        parts, order = [], []
+        for regime_idx, regime in enumerate(work.regimes):
+            positions = (work.routing.regime == regime_idx).nonzero().squeeze(-1)
+            for index in positions.split(chunk_size(work.learner.vocabulary)):
+                if index.numel():
+                    loss[index], scores = work.chunk(regime, index, gradients)
+                    parts.append(scores)
+                    order.append(index)
+        if order:
+            back = torch.cat(order).argsort()
+            scores = _joined(parts, work.token_ids)
+            scores = TokenScores(*(values[back] for values in vars(scores).values()))
+        else:
+            scores = _joined([], work.token_ids)
+        work.out.update(loss=loss, scores=scores)
+        ctx.gradients = gradients
+        return (loss * work.coefficient).sum()
+
+    @staticmethod
+    def backward(ctx, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None  # held by nobody else, they become .grad without being copied
+        of_head = [grad.mul_(grad_total) for grad in gradients.of_head]
+        return gradients.of_hidden.mul_(grad_total), None, *of_head
+
+
+class _Gradients:
+    """Accumulates d total / d hidden and d total / d head over chunks.
+
+    A plain linear head gets its two products directly into the accumulators: asking autograd for them would make a
+    second (V, D) array per chunk. Any other head goes through autograd.
+    """
+
+    def __init__(self, learner: Readout, hidden: Tensor, head_parameters: tuple[Tensor, ...]) -> None:
+        self.learner, self.hidden, self.head_parameters = learner, hidden.detach(), head_parameters
+        self.of_hidden = torch.zeros_like(self.hidden)
+        self.of_head = [torch.zeros_like(parameter) for parameter in head_parameters]
+        self.is_plain = type(learner.head.linear) is nn.Linear
+
+    def logits(self, index: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Learner logits of a chunk, and what the gradient is taken with respect to."""
+        head, vocabulary = self.learner.head, self.learner.vocabulary
+        hidden = self.hidden[index]
+        with torch.enable_grad():
+            if self.is_plain:
+                raw = F.linear(hidden, head.linear.weight.detach(), _detached(head.linear.bias)).requires_grad_()
+                return cut(head.finish(raw), vocabulary), (raw, hidden)
+            hidden.requires_grad_()
+            return cut(head(hidden), vocabulary), (hidden,)
+
+    def add(self, index: Tensor, chunk_total: Tensor, step: tuple[Tensor, ...]) -> None:
+        if not self.is_plain:
+            grad_hidden, *grad_head = torch.autograd.grad(
+                chunk_total, (step[0], *self.head_parameters), allow_unused=True
+            )
+            self.of_hidden[index] = grad_hidden.to(self.of_hidden.dtype)
+            for total, grad in zip(self.of_head, grad_head, strict=True):
+                if grad is not None:
+                    total.add_(grad)
+            return
+        raw, hidden = step
+        (grad_raw,) = torch.autograd.grad(chunk_total, raw)
+        linear = self.learner.head.linear
+        self.of_hidden[index] = (grad_raw @ linear.weight.detach()).to(self.of_hidden.dtype)
+        for parameter, total in zip(self.head_parameters, self.of_head, strict=True):
+            if parameter is linear.weight:
+                total.addmm_(grad_raw.T.to(total.dtype), hidden.to(total.dtype))
+            else:
+                total.add_(grad_raw.sum(0).to(total.dtype))
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
+
+
+def _scalars(logits: Float[Tensor, "M V"], token_ids: Int[Tensor, " M"]) -> TokenScores:
+    """Log-prob, entropy, highest log-prob and rank at each position of a chunk."""
+    scores = TokenScores(*logits.new_empty(3, logits.shape[0]), rank=torch.empty_like(token_ids))
+    for rows in row_slices(logits):
+        logprobs = logits[rows].log_softmax(-1)
+        written = logprobs.gather(-1, token_ids[rows].unsqueeze(-1))
+        scores.logprob[rows] = written.squeeze(-1)
+        scores.rank[rows] = (logprobs > written).sum(-1)
+        scores.max_logprob[rows] = logprobs.amax(-1)
+        scores.entropy[rows] = entropy_of(logprobs)
+    return scores
+
+
+def _joined(parts: list[TokenScores], token_ids: Tensor) -> TokenScores:
+    if not parts:
+        empty = torch.zeros(0, device=token_ids.device)
+        return TokenScores(empty, empty, empty, empty.long())
+    columns: Callable[[str], Tensor] = lambda name: torch.cat([getattr(part, name) for part in parts])  # noqa: E731
+    return TokenScores(columns("logprob"), columns("entropy"), columns("max_logprob"), columns("rank"))

@@ -1,0 +1,208 @@
+"""Reading: every view of a method scores the same rollouts.
+
+rollouts -> Batch (positions end to end) -> read_view, score_views -> RouteBatch -> Routing
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.data.contexts import build_prompt, is_of_rollout, lacks
+from workbench.distill.losses import score, unread_scores
+from workbench.distill.method import Method
+from workbench.policies import Policy
+from workbench.policies.fsdp import together
+from workbench.policies.readout import MixedReadout, Readout, join
+from workbench.types import Prompt, Rollout, RouteBatch, Routing, TokenScores
+
+Positions = slice | Int[Tensor, " M"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rollouts with their positions laid end to end, cut into micro-batches of `micro_batch_size` rollouts (0 = one).
+
+    bucket  micro-batches are made of rollouts of like length, those of one example next to each other
+    """
+
+    rollouts: tuple[Rollout, ...]
+    micro_batch_size: int = 0
+    bucket: bool = False
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        return [len(rollout.ids) for rollout in self.rollouts]
+
+    @property
+    def num_positions(self) -> int:
+        return sum(self.lengths)
+
+    @cached_property
+    def token_ids(self) -> Int[Tensor, " N"]:
+        return torch.tensor([token for rollout in self.rollouts for token in rollout.ids], dtype=torch.long)
+
+    @cached_property
+    def sequence(self) -> Int[Tensor, " N"]:
+        return torch.repeat_interleave(torch.arange(len(self.rollouts)), torch.tensor(self.lengths, dtype=torch.long))
+
+    @cached_property
+    def position(self) -> Int[Tensor, " N"]:
+        return torch.tensor([column for length in self.lengths for column in range(length)], dtype=torch.long)
+
+    @cached_property
+    def order(self) -> list[int] | None:
+        """The order in which rollouts fill micro-batches; None: as they are."""
+        if not self.bucket or not 0 < self.micro_batch_size < len(self.rollouts):
+            return None
+        longest: dict[int, int] = {}  # of an example's
+        for rollout, length in zip(self.rollouts, self.lengths, strict=True):
+            longest[id(rollout.example)] = max(length, longest.get(id(rollout.example), 0))
+        place = {example: idx for idx, example in enumerate(longest)}
+        keys = [(longest[own], place[own]) for own in (id(rollout.example) for rollout in self.rollouts)]
+        return sorted(range(len(self.rollouts)), key=lambda row: (*keys[row], self.lengths[row]))
+
+    def parts(self) -> Iterator[tuple[list[int], Positions]]:
+        """Per micro-batch: its rollouts and its positions."""
+        size = self.micro_batch_size or max(1, len(self.rollouts))
+        order = self.order or range(len(self.rollouts))
+        ends = list(accumulate(self.lengths))
+        for first in range(0, len(self.rollouts), size):
+            rows = list(order[first : first + size])
+            if self.order is None:
+                yield rows, slice(ends[rows[0]] - self.lengths[rows[0]], ends[rows[-1]])
+            else:
+                yield rows, torch.cat([torch.arange(ends[row] - self.lengths[row], ends[row]) for row in rows])
+
+    @cached_property
+    def back(self) -> Positions:
+        """Where the batch's positions are when those of its micro-batches are laid end to end."""
+        return slice(None) if self.order is None else torch.cat([positions for _, positions in self.parts()]).argsort()
+
+    @cached_property
+    def micro_batch(self) -> Int[Tensor, " N"]:
+        which = torch.zeros(len(self.rollouts), dtype=torch.long)
+        for number, (rows, _) in enumerate(self.parts()):
+            which[rows] = number
+        return which[self.sequence]
+
+
+Prompts = tuple[Prompt | None, ...]  # one per rollout; None: the view does not read it
+
+
+def view_prompts(method: Method, rollouts: tuple[Rollout, ...]) -> dict[str, Prompts]:
+    """What every view is shown, one prompt per rollout; None where it reads nothing, since the rollout lacks what its
+    context shows. Rollouts of one example that are shown the same share one Prompt object.
+    """
+    built: dict[tuple, Prompt | None] = {}
+
+    def prompt(rollout: Rollout, context: str) -> Prompt | None:
+        own = (rollout.replies, rollout.feedback, rollout.ids, rollout.denoising) if is_of_rollout(context) else ()
+        key = (id(rollout.example), context, *own)
+        if key not in built:
+            built[key] = None if lacks(rollout, context) else build_prompt(rollout.example, context, rollout)
+        return built[key]
+
+    prompts = {name: tuple(prompt(one, view.context) for one in rollouts) for name, view in method.views.items()}
+    assert None not in prompts[method.learner], f"the learner of {method.name} must read every rollout"
+    return prompts
+
+
+def read_part(policy: Policy, prompts: Prompts, batch: Batch, rows: list[int]) -> Readout | MixedReadout:
+    """One micro-batch under one view that reads all of it."""
+    rollouts = [batch.rollouts[row] for row in rows]
+    return policy.read(
+        [prompts[row] for row in rows], [one.ids for one in rollouts], [one.denoising for one in rollouts]
+    )
+
+
+@torch.no_grad()
+def read_view(policy: Policy, prompts: Prompts, batch: Batch) -> Readout | MixedReadout | None:
+    """The whole batch under one view, without gradient: hidden states of completion positions and nothing else.
+
+    Positions of rollouts that the view does not read are NaN, see Readout.read; None if it reads nothing at all.
+    """
+    is_read = [prompt is not None for prompt in prompts]
+    part = replace(batch, rollouts=tuple(one for one, own in zip(batch.rollouts, is_read, strict=True) if own))
+    if not part.rollouts and batch.rollouts:
+        return None
+    shown = tuple(prompt for prompt in prompts if prompt is not None)
+    found = join([read_part(policy, shown, part, rows) for rows, _ in part.parts()])
+    found = found if part.order is None else found.part(part.back)
+    return found if all(is_read) else found.spread(torch.tensor(is_read)[batch.sequence].to(found.device))
+
+
+def score_views(
+    method: Method, policies: dict[str, Policy], prompts: dict[str, Prompts], batch: Batch
+) -> tuple[dict[str, Readout | MixedReadout], dict[str, TokenScores]]:
+    """Readouts and scalars of the views that do not learn; a view that reads nothing of the batch has no readout."""
+    readouts, scores = {}, {}
+    for name, view in method.views.items():
+        if not view.learns:
+            with together(policies[view.policy]):
+                readout = read_view(policies[view.policy], prompts[name], batch)
+            if readout is None:
+                scores[name] = unread_scores(batch.num_positions)
+            else:
+                readouts[name] = readout
+                scores[name] = score(readout, batch.token_ids.to(readout.device))
+    return readouts, scores
+
+
+def route(
+    method: Method,
+    scores: dict[str, TokenScores],
+    batch: Batch,
+    seed: int,
+    token_texts: Callable[[tuple[int, ...]], list[str]] | None = None,
+) -> Routing:
+    """The method's own rule on the whole batch; every position gets exactly one regime."""
+    device = next(iter(scores.values())).logprob.device if scores else torch.device("cpu")
+    known = {name: scores[name] for name in method.views if name in scores}
+    routing = method.route(
+        RouteBatch(
+            known,
+            batch.sequence.to(device),
+            batch.position.to(device),
+            batch.micro_batch.to(device),
+            batch.rollouts,
+            seed,
+            *(() if token_texts is None else (token_texts,)),
+        )
+    )
+    allowed = (routing.regime >= 0) & (routing.regime < len(method.regimes))
+    assert routing.regime.shape == (batch.num_positions,) and bool(allowed.all()), (method.name, routing.regime)
+    for regime_idx, (regime_name, regime) in enumerate(method.regimes.items()):
+        for target in {loss.target for loss in regime.losses}.intersection(known):
+            unread = known[target].logprob.isnan() & (routing.regime == regime_idx)
+            assert not unread.any(), f"{method.name} sends positions to {regime_name} that {target} did not read"
+    return routing
+
+
+def part_of_routing(routing: Routing, positions: Positions) -> Routing:
+    """A micro-batch's positions of a whole batch's routing."""
+    advantage = None if routing.advantage is None else routing.advantage[positions]
+    return replace(routing, regime=routing.regime[positions], weight=routing.weight[positions], advantage=advantage)
+
+
+def coefficients(method: Method, batch: Batch, routing: Routing) -> Float[Tensor, " N"]:
+    """What each position's loss counts in the step's total: the one division, for all micro-batches together."""
+    counts = torch.ones(batch.num_positions)
+    if method.average_over == "supervised":
+        has_losses = torch.tensor([bool(regime.losses) for regime in method.regimes.values()])
+        counts = (has_losses[routing.regime.cpu()] & (routing.weight.cpu() != 0)).float()
+    if method.average == "position":
+        return counts / counts.sum().clamp(min=1.0)
+    if method.average == "domain":
+        domains = [rollout.example.domain for rollout in batch.rollouts]
+        numbers = {domain: number for number, domain in enumerate(dict.fromkeys(domains))}
+        domain_of = torch.tensor([numbers[domain] for domain in domains], dtype=torch.long)[batch.sequence]
+        sizes = torch.zeros(len(numbers)).index_add(0, domain_of, counts)
+        return counts / (sizes.clamp(min=1.0) * max(1, int((sizes > 0).sum())))[domain_of]
+    lengths = torch.zeros(len(batch.rollouts)).index_add(0, batch.sequence, counts)
+    num_sequences = int((lengths > 0).sum())
+    return counts / (lengths.clamp(min=1.0) * max(1, num_sequences))[batch.sequence]

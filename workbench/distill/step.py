@@ -1,0 +1,313 @@
+"""One batch from rollouts to losses: read by every view, routed, supervised. The loop, probes, `check` and the API use it.
+
+readings = read_batch(method, policies, batch)               every view that does not learn, without gradient
+scored = supervise_batch(method, policies, readings, ...)    route, then the learner; with gradient if asked for
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.data.contexts import parse_context
+from workbench.distill.losses import Supervision, alternatives, score, supervise
+from workbench.distill.method import Method
+from workbench.distill.rollouts import without_special
+from workbench.distill.scoring import (
+    Batch,
+    Positions,
+    Prompts,
+    coefficients,
+    part_of_routing,
+    read_part,
+    read_view,
+    route,
+    score_views,
+    view_prompts,
+)
+from workbench.distributed import ALONE, Group
+from workbench.errors import RunError
+from workbench.policies import Policy
+from workbench.policies.by_domain import member
+from workbench.policies.fsdp import entangled, rounds, together
+from workbench.policies.readout import MixedReadout, Readout
+from workbench.types import Evidence, Rollout, Routing, TokenScores
+
+
+class NotFinite(RunError):
+    """A position's loss or the gradient is infinite or not a number; raised before any weight was changed by it."""
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """The most likely tokens of some views at M recorded positions: view name -> ids and log-probs."""
+
+    index: Int[Tensor, " M"]
+    top: dict[str, tuple[Int[Tensor, "M K"], Float[Tensor, "M K"]]]
+
+
+@dataclass(frozen=True)
+class Readings:
+    """A batch as the views that do not learn read it."""
+
+    batch: Batch
+    prompts: dict[str, Prompts]
+    readouts: dict[str, Readout | MixedReadout]
+    scores: dict[str, TokenScores]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A routed and supervised batch: all that is recorded about it."""
+
+    method: Method
+    batch: Batch
+    prompts: dict[str, Prompts]
+    scores: dict[str, TokenScores]  # of every view, in the method's order
+    routing: Routing
+    loss: Float[Tensor, " N"]
+    coefficient: Float[Tensor, " N"]
+    alternatives: Alternatives | None
+    readers: dict[str, tuple[str, ...]]  # by view, the name of the policy that read each rollout
+    everybody: "Scored | None" = None  # the batch of all processes: numbers only, None = this is it
+
+    @property
+    def whole(self) -> "Scored":
+        """The batch of all processes that train the run."""
+        return self.everybody or self
+
+
+def read_batch(
+    method: Method, policies: dict[str, Policy], batch: Batch, peers: tuple[tuple[Rollout, ...], ...] = ()
+) -> Readings:
+    """Every view that does not learn, after the method has written its feedback, if it writes any.
+
+    peers  what the run's other learners wrote about the same examples
+    """
+    if method.annotate is not None:
+        batch = replace(batch, rollouts=method.annotate(batch.rollouts, *peers))
+        batch = replace(batch, rollouts=tuple(_showable(one, method, policies) for one in batch.rollouts))
+    prompts = view_prompts(method, batch.rollouts)
+    readouts, scores = score_views(method, policies, prompts, batch)
+    return Readings(batch, prompts, readouts, scores)
+
+
+def _showable(rollout: Rollout, method: Method, policies: dict[str, Policy]) -> Rollout:
+    """The rollout, its feedback without special tokens of the policies that are shown it."""
+    feedback = rollout.feedback
+    for view in method.views.values() if feedback else ():
+        if "feedback" in parse_context(view.context):
+            feedback = without_special(policies[view.policy], feedback, "feedback")
+    return rollout if feedback == rollout.feedback else replace(rollout, feedback=feedback)
+
+
+def attend(method: Method, policies: dict[str, Policy]) -> None:
+    """What a process does while another alone reads and supervises a batch without gradient: it gives its parts of weights."""
+    for view in method.views.values():
+        if not view.learns:
+            with together(policies[view.policy]):
+                pass
+    with together(policies["student"]):
+        pass
+
+
+def supervise_batch(
+    method: Method,
+    policies: dict[str, Policy],
+    readings: Readings,
+    *,
+    seed: int,
+    num_alternatives: int = 0,
+    alternatives_of: int = 0,
+    backward: Callable[[Tensor], None] | None = None,
+    group: Group = ALONE,
+) -> Scored:
+    """Route the whole batch, then the learner's pass, a micro-batch at a time.
+
+    backward          called with each micro-batch's share of the total loss; None: no gradient is computed
+    num_alternatives  most likely tokens kept per view, at positions of the first `alternatives_of` rollouts
+    group             processes that each have a part of the batch: routing and coefficients are of all of it
+
+    Raises: NotFinite naming the position.
+    """
+    batch, name, own = readings.batch, method.learner, policies["student"]
+    prompts, scores, parts = readings.prompts[name], dict(readings.scores), list(batch.parts())
+    whole = None  # the learner's readout, where one forward pass serves both the rule and the loss
+    passes = len(parts) if backward is None else rounds(own, len(parts))
+    passing = contextlib.nullcontext if backward is None else functools.partial(entangled, own)
+    with torch.set_grad_enabled(backward is not None):
+        if name in method.reads:
+            whole, reading = _read_learner(own, prompts, batch, passing if passes == 1 else None)
+            scores[name] = score(reading, batch.token_ids.to(reading.device))
+        _require_numbers(method, readings, scores)
+        everybody = _gather(group, batch, scores)
+        whole_routing = route(method, everybody.scores, everybody.batch, seed, own.token_texts)
+        device, here = whole_routing.regime.device, everybody.positions
+        whole_coefficient = coefficients(method, everybody.batch, whole_routing).to(device)
+        routing, coefficient = part_of_routing(whole_routing, here), whole_coefficient[here]
+        token_ids, first = batch.token_ids.to(device), max(0, alternatives_of - everybody.first_rollout)
+        recorded = torch.arange(sum(batch.lengths[:first]) if num_alternatives else 0, device=device)
+        places, back = torch.arange(batch.num_positions, device=device), batch.back
+        results, likely = [], []
+        with passing():
+            for rows, positions in parts:
+                readout = whole or read_part(own, prompts, batch, rows)
+                result = _supervise_part(method, readings, readout, positions, token_ids, routing, coefficient)
+                inside = (places[positions] < recorded.numel()).nonzero().squeeze(-1)
+                likely.append(alternatives(readout, inside, num_alternatives))
+                results.append(result)
+                if backward is not None:
+                    backward(result.total)
+            for _ in range(passes - len(parts)):  # others have more: all go through the layers together
+                backward(read_part(own, prompts, batch, parts[0][0]).hidden.sum() * 0.0)
+    for (_, positions), result in zip(parts, results, strict=True):
+        _require_finite(batch, places[positions], result, scores)
+    scores[name] = _joined_scores([result.scores for result in results], back)
+    order = torch.cat([places[positions] for _, positions in parts])
+    order = order[order < recorded.numel()].argsort()
+    kept = _recorded_alternatives(method, readings, recorded, likely, order, num_alternatives)
+    scores = {view: scores[view] for view in method.views}
+    loss = torch.cat([result.loss for result in results])[back]
+    readers = {view: _readers(policies[one.policy], one.policy, batch) for view, one in method.views.items()}
+    scored = Scored(method, batch, readings.prompts, scores, routing, loss, coefficient, kept, readers)
+    return _with_everybody(scored, everybody, whole_routing, whole_coefficient, group)
+
+
+def _read_learner(
+    learner: Policy, prompts: Prompts, batch: Batch, passing: Callable | None
+) -> tuple[Readout | MixedReadout | None, Readout | MixedReadout]:
+    """What the rule is told of the learner, twice if its one forward pass, inside `passing`, is also the one of the loss."""
+    if passing is None:
+        with together(learner):
+            return None, read_view(learner, prompts, batch)
+    with passing():
+        readout = read_part(learner, prompts, batch, next(batch.parts())[0])
+    return readout, readout
+
+
+def _joined_scores(parts: list[TokenScores], back: Positions) -> TokenScores:
+    return TokenScores(*(torch.cat([getattr(part, key) for part in parts])[back] for key in vars(parts[0])))
+
+
+def _supervise_part(
+    method: Method,
+    readings: Readings,
+    readout: Readout | MixedReadout,
+    positions: Positions,
+    token_ids: Int[Tensor, " N"],
+    routing: Routing,
+    coefficient: Float[Tensor, " N"],
+) -> Supervision:
+    """The losses of one micro-batch; token ids, routing and coefficient are of the whole batch."""
+    targets = {
+        target: readings.readouts[target].part(positions) for target in method.targets if target in readings.readouts
+    }
+    return supervise(
+        readout,
+        targets,
+        token_ids[positions],
+        regimes=tuple(method.regimes.values()),
+        routing=part_of_routing(routing, positions),
+        coefficient=coefficient[positions],
+    )
+
+
+def _recorded_alternatives(
+    method: Method, readings: Readings, recorded: Tensor, likely: list[tuple[Tensor, Tensor]], order: Tensor, count: int
+) -> Alternatives | None:
+    """The most likely tokens of all views at the recorded positions.
+
+    likely  the learner's, by micro-batch; `order` brings them into the batch's
+    """
+    if not recorded.numel():
+        return None
+    by_view = {view: alternatives(readout, recorded, count) for view, readout in readings.readouts.items()}
+    by_view[method.learner] = tuple(torch.cat(values)[order] for values in zip(*likely, strict=True))
+    return Alternatives(recorded, {view: by_view[view] for view in method.views if view in by_view})
+
+
+def _with_everybody(
+    scored: Scored, everybody: "_Everybody", routing: Routing, coefficient: Tensor, group: Group
+) -> Scored:
+    """The batch with the numbers of all processes' batches; routing and coefficient are of those."""
+    if everybody.batch is scored.batch:
+        return scored
+    method = scored.method
+    learner_scores = {key: value.cpu() for key, value in vars(scored.scores[method.learner]).items()}
+    learned = _concatenated(group.exchange({"loss": scored.loss.cpu(), **learner_scores}))
+    loss = learned.pop("loss")
+    scores = {
+        view: TokenScores(**learned) if view == method.learner else everybody.scores[view] for view in method.views
+    }
+    whole = Scored(method, everybody.batch, {}, scores, routing, loss, coefficient, None, {})
+    return replace(scored, everybody=whole)
+
+
+@dataclass(frozen=True)
+class _Everybody:
+    """The batch and the scores of all processes, and where this one's are in them."""
+
+    batch: Batch
+    scores: dict[str, TokenScores]
+    positions: slice
+    first_rollout: int
+
+
+def _gather(group: Group, batch: Batch, scores: dict[str, TokenScores]) -> _Everybody:
+    if group.size == 1:
+        return _Everybody(batch, scores, slice(0, batch.num_positions), 0)
+    device = next(iter(scores.values())).logprob.device if scores else torch.device("cpu")
+    light = {id(one.example): replace(one.example, images=(), evidence=Evidence()) for one in batch.rollouts}
+    rollouts = tuple(replace(one, example=light[id(one.example)]) for one in batch.rollouts)
+    numbers = {(view, key): value.cpu() for view, own in scores.items() for key, value in vars(own).items()}
+    received = group.exchange((rollouts, numbers))
+    everyone = replace(batch, rollouts=tuple(one for own, _ in received for one in own))
+    joined = {key: value.to(device) for key, value in _concatenated([own for _, own in received]).items()}
+    views = {view: TokenScores(**{key: joined[view, key] for key in vars(own)}) for view, own in scores.items()}
+    before = [own for own, _ in received[: group.rank]]
+    start = sum(len(one.ids) for own in before for one in own)
+    return _Everybody(everyone, views, slice(start, start + batch.num_positions), sum(map(len, before)))
+
+
+def _concatenated(parts: list[dict]) -> dict:
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def _readers(policy: Policy, name: str, batch: Batch) -> tuple[str, ...]:
+    domains = [rollout.example.domain for rollout in batch.rollouts]
+    return tuple(name if (own := member(policy, domain)) is policy else own.name for domain in domains)
+
+
+def _require_numbers(method: Method, readings: Readings, scores: dict[str, TokenScores]) -> None:
+    """A rule would compare what is no number as false, and send the token somewhere without a word."""
+    batch = readings.batch
+    for name, values in scores.items():
+        is_read = torch.tensor([prompt is not None for prompt in readings.prompts[name]])[batch.sequence]
+        wrong = (torch.isnan(values.logprob).cpu() & is_read).nonzero().squeeze(-1)
+        if wrong.numel():
+            place, view = int(wrong[0]), method.views[name]
+            raise NotFinite(
+                f"view {name} ({view.policy} / {view.context}) has no number for {wrong.numel()} of {batch.num_positions} "
+                f"positions; the first is token {int(batch.position[place])} of an answer to "
+                f"{batch.rollouts[int(batch.sequence[place])].example.id}."
+            )
+
+
+def _require_finite(batch: Batch, places: Tensor, result: Supervision, scores: dict[str, TokenScores]) -> None:
+    """places  of the result's positions in the batch"""
+    wrong = (~torch.isfinite(result.loss)).nonzero().squeeze(-1)
+    if not wrong.numel():
+        return
+    place = int(places[wrong[0]])
+    rollout = batch.rollouts[int(batch.sequence[place])]
+    said = {view: float(values.logprob[place]) for view, values in scores.items()}
+    said["learner"] = float(result.scores.logprob[wrong[0]])
+    values = ", ".join(f"{view} {logprob:.3g}" for view, logprob in said.items())
+    raise NotFinite(
+        f"the loss of {wrong.numel()} of {result.loss.numel()} positions is not a finite number; the first is token "
+        f"{int(batch.position[place])} of an answer to {rollout.example.id} (log-probs: {values})."
+    )

@@ -1,0 +1,1 @@
+"""Evaluations: their records, how they are made, what they say of a run."""

@@ -1,0 +1,184 @@
+"""Accuracy and confidence of a policy under each context, and how they differ where the image does not tell.
+
+Answers are written with the most likely token at each place. An example's truth is that of its final answer: "visible"
+if the plain prompt determines it, "privileged" if only the evidence does, None where nothing is known.
+
+Confidence (answers.CONFIDENCE) is over the marked tokens of the answer's own truth: of a privileged question those that only the
+evidence shows. The final words alone would not do: who has written "tag A" repeats "answer A" with certainty. Confidence
+above accuracy on privileged questions is what imitating a better informed teacher buys: certainty about what cannot be
+seen. Entropy is the mean over the tokens of the written answer, in nats.
+"""
+
+import logging
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from workbench.config.schema import RunConfig
+from workbench.data.contexts import build_prompt
+from workbench.data.examples import split_by_evidence
+from workbench.data.grading import TOLERANCE
+from workbench.distill.losses import score
+from workbench.distill.rollouts import write_rollouts
+from workbench.distill.usable import unasked
+from workbench.distributed import ALONE, Group
+from workbench.evals.records import Answered, save_answers, summarise, tabulate
+from workbench.policies import Policy, SamplingOptions
+from workbench.policies.by_domain import covers
+from workbench.policies.fsdp import heads, together
+from workbench.runs.folder import RunFolder
+from workbench.types import PRIVILEGED, Example, Rollout, label_completion
+
+log = logging.getLogger("workbench")
+
+
+def answer_questions(
+    policy: Policy,
+    examples: list[Example],
+    context: str,
+    *,
+    step: int,
+    max_completion_length: int,
+    rule: str = "final",
+    tolerance: float = TOLERANCE,
+    batch_size: int = 64,
+) -> list[Answered]:
+    """Every example answered once, by the most likely tokens."""
+    greedy = SamplingOptions(max_completion_length, temperature=0.0, evaluates=True)
+    rollouts = write_rollouts(
+        policy,
+        examples,
+        context=context,
+        sampling=greedy,
+        num_generations=1,
+        seed=("greedy",),
+        rule=rule,
+        tolerance=tolerance,
+        batch_size=batch_size,
+    )
+    entropies = _entropies(policy, rollouts, context, batch_size)
+    return [_answered(policy, *written, context, step) for written in zip(rollouts, entropies, strict=True)]
+
+
+def ask(policies: Iterable[Policy], examples: list[Example], contexts: Iterable[str], **options: Any) -> list[Answered]:
+    """Every policy asked what has the evidence of each context and is of a domain that it knows; options are those of answer_questions."""
+    answered = []
+    for policy in policies:
+        for context in contexts:
+            usable = [one for one in split_by_evidence(examples, [context]).usable if covers(policy, one.domain)]
+            answered += answer_questions(policy, usable, context, **options)
+    return answered
+
+
+def teachers(policies: dict[str, Policy], config: RunConfig) -> list[Policy]:
+    """Of a learner's policies those that an evaluation of the start asks too."""
+    return [one for name, one in policies.items() if config.evaluation.teacher and name.startswith("teacher")]
+
+
+def truth_of(example: Example) -> str | None:
+    """Whether the example's final answer is visible or privileged; None if its marks do not say."""
+    truths = {mark.truth for mark in example.marks if mark.kind == "answer"}
+    if PRIVILEGED in truths:
+        return PRIVILEGED
+    return next(iter(truths - {None}), None)
+
+
+class Evaluation:
+    """Every student of a run under each context, and before the first step its teachers, on the run's questions.
+
+    policies  of the first learner, by the method's names
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        students: list[Policy],
+        policies: dict[str, Policy],
+        examples: list[Example],
+        group: Group = ALONE,
+    ) -> None:
+        self.config, self.folder, self.group = config, folder, group
+        self.students, self.examples = students, examples
+        self.teachers = teachers(policies, config)
+        if left_out := unasked(examples, config.evaluation.contexts):
+            folder.update(unasked=left_out)
+            log.warning("%s", "; ".join(left_out))
+
+    def is_due(self, step: int) -> bool:
+        every = self.config.evaluation.every
+        return step == self.config.training.steps or (every > 0 and step % every == 0)
+
+    def is_missing(self, step: int) -> bool:
+        """The step was saved, and the run killed before it was asked."""
+        return self.is_due(step) and step not in {row["step"] for row in self.folder.metrics("eval")}
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Ask, write down, and return the numbers; each process asks a part of the questions."""
+        if not self.examples:
+            return {}
+        settings = self.config.evaluation
+        log.info("step %d: asking %d questions, shown %s", step, len(self.examples), ", ".join(settings.contexts))
+        policies = [*self.students, *(self.teachers if step == 0 else [])]
+        options = {"max_completion_length": self.config.sampling.max_completion_length, **settings.grading}
+        options |= {"step": step, "batch_size": settings.batch_size}
+        answered = []
+        for policy in policies:
+            self.folder.update(doing=f"{policy.name} answers {len(self.examples):,} questions")
+            with heads(policy), together(policy):
+                answered += self.group.share(
+                    self.examples, lambda own, _, policy=policy: ask([policy], own, settings.contexts, **options)
+                )
+        order = {key: place for place, key in enumerate(dict.fromkeys((row.policy, row.context) for row in answered))}
+        answered.sort(key=lambda row: order[row.policy, row.context])  # stable: questions in their order
+        self.group.first(lambda: save_answers(self.folder.path, step, answered))
+        measured = summarise(tabulate(answered))
+        self.folder.log_metrics("eval", step, measured)
+        self.folder.update(doing=None)
+        return measured
+
+
+@torch.no_grad()
+def _entropies(policy: Policy, rollouts: list[Rollout], context: str, batch_size: int) -> list[float]:
+    """Mean entropy over each answer's tokens, in nats. A policy whose sampler gives none reads what it wrote."""
+    if all(one.entropies is not None for one in rollouts):
+        return [math.fsum(one.entropies) / len(one.entropies) for one in rollouts]
+    found = []
+    for start in range(0, len(rollouts), batch_size):
+        part = rollouts[start : start + batch_size]
+        prompts = [build_prompt(one.example, context, one) for one in part]
+        readout = policy.read(prompts, [one.ids for one in part], [one.denoising for one in part])
+        ids = torch.tensor([token for one in part for token in one.ids], dtype=torch.long)
+        entropy = score(readout, ids.to(readout.device)).entropy
+        found += [float(own.mean()) for own in entropy.split([len(one.ids) for one in part])]
+    return found
+
+
+def _answered(policy: Policy, rollout: Rollout, entropy: float, context: str, step: int) -> Answered:
+    example = rollout.example
+    truth = truth_of(example)
+    labels = label_completion(policy.token_texts(rollout.ids), rollout)
+    decides = [kind not in ("", "template") and own == truth for kind, own in labels]
+    answers = [logprob for logprob, is_own in zip(rollout.logprobs, decides, strict=True) if is_own]
+    if answers:
+        confidence = math.exp(math.fsum(answers))
+    else:
+        confidence = math.exp(math.fsum(rollout.logprobs) / max(1, len(rollout.logprobs)))
+    return Answered(
+        step=step,
+        policy=policy.name,
+        context=context,
+        example_id=example.id,
+        domain=example.domain,
+        truth=truth,
+        answer=example.answer,
+        text=rollout.text,
+        reward=rollout.reward,
+        confidence=min(1.0, confidence),
+        length=len(rollout.ids),
+        finished=rollout.finished,
+        entropy=entropy,
+        question=example.question,
+    )

@@ -1,0 +1,239 @@
+"""What a run gained, what it only claims, and whether privilege could pay in it: read from its evaluations."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.config.schema import read_yaml
+from workbench.data.contexts import is_privileged, parse_context
+from workbench.data.counterparts import WRONG
+from workbench.errors import ConfigError
+from workbench.evals.records import Accuracy, Answered, measure
+from workbench.types import PRIVILEGED, STUDENT, VISIBLE
+
+CANNOT_PAY = 0.02  # evidence that adds less than this to its reader's accuracy has nothing to pass on
+INTERVALS = "[ ]: 95 % over these questions; one seed"
+_WRONG_OF = {part: wrong for wrong, part in WRONG.items()}
+
+
+@dataclass(frozen=True)
+class Share:
+    """Accuracy under one context, from 0 to 1, with the 95 % interval of Wilson (1927) over `count` questions."""
+
+    context: str
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """Accuracy of the policy that is shown more, without and with the evidence, on the questions of `group`.
+
+    name           "the teacher"; of a run without one, "the student before training"
+    without        under the context in which the student is used
+    with_evidence  under the evidence that the run's sources are shown; otherwise under the first evidence evaluated
+    wrong          under evidence of other examples, where that was evaluated
+    difference     of `with_evidence` and `without` over the questions asked both ways, with its 95 % interval (paired, normal)
+    """
+
+    name: str
+    group: str
+    without: Share
+    with_evidence: Share
+    wrong: tuple[Share, ...]
+    difference: tuple[float, float, float] | None
+
+    @property
+    def context(self) -> str:
+        return self.with_evidence.context
+
+    @property
+    def plain(self) -> float:
+        return self.without.value
+
+    @property
+    def privileged(self) -> float:
+        return self.with_evidence.value
+
+    @property
+    def can_pay(self) -> bool:
+        return self.privileged - self.plain > CANNOT_PAY
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Shares are from 0 to 1; the interval holds 95 % over questions (paired, normal), not over seeds.
+
+    group          visible: questions that the image answers; "all" where that is not known
+    gain           change of accuracy on `group` from the first to the last evaluation, with its interval
+    claimed_group  privileged: questions that only the evidence answers; "all" where that is not known
+    claimed        confidence and accuracy there, at the first and the last evaluation
+    more_claimed   change of over-confidence there, with its interval; None of fewer than two questions
+    source         None if no policy was evaluated with and without evidence
+    steps          of the first and the last evaluation
+    """
+
+    group: str
+    before: Accuracy
+    after: Accuracy
+    gain: tuple[float, float, float]
+    claimed_group: str
+    claimed: tuple[Accuracy, Accuracy]
+    more_claimed: tuple[float, float, float] | None
+    source: Source | None
+    steps: tuple[int, int]
+
+
+def find(answered: list[Answered], privilege: str | None = None) -> Findings | None:
+    """The findings of a run with a first and a later evaluation of its student; None without.
+
+    privilege  the context that its sources are shown, if that is known; otherwise the first privileged one evaluated
+    """
+    own = _as_used(answered)
+    steps = sorted({row.step for row in own})
+    if len(steps) < 2:
+        return None
+    group, claimed_group = _group(own, VISIBLE), _group(own, PRIVILEGED)
+    before, after = ([row for row in own if row.step == step] for step in (steps[0], steps[-1]))
+    measured = [measure(_of(rows, group)) for rows in (before, after)]
+    gain = _paired(_of(before, group), _of(after, group))
+    claimed = tuple(measure(_of(rows, claimed_group)) for rows in (before, after))
+    if gain is None or None in measured or None in claimed:
+        return None
+    more = _paired(_of(before, claimed_group), _of(after, claimed_group), lambda row: row.confidence - row.reward)
+    source, ends = source_of(answered, privilege), (steps[0], steps[-1])
+    return Findings(group, *measured, gain, claimed_group, claimed, more, source, ends)
+
+
+def source_of(answered: list[Answered], privilege: str | None = None) -> Source | None:
+    """What the policy that is shown more does with the evidence, at the first evaluation; None if it was not evaluated so.
+
+    privilege  as of `find`
+    """
+    as_used = _as_used(answered)
+    if not as_used:
+        return None
+    used, group, first = as_used[0].context, _group(as_used, VISIBLE), min(row.step for row in answered)
+    rows = [row for row in answered if row.step == first and row.reward is not None]
+    name = "teacher" if any(row.policy == "teacher" for row in rows) else STUDENT
+    by_context: dict[str, list[Answered]] = {}
+    for row in _of(rows, group):
+        if row.policy == name:
+            by_context.setdefault(row.context, []).append(row)
+    evidence = [context for context in by_context if is_privileged(context)]
+    true = [context for context in evidence if not shows_wrong(context)]
+    context = privilege if privilege in true else next(iter(true), None)
+    if used not in by_context or context is None:
+        return None
+    return Source(
+        "the teacher" if name == "teacher" else "the student before training",
+        group,
+        _share(used, by_context[used]),
+        _share(context, by_context[context]),
+        tuple(_share(wrong, by_context[wrong]) for wrong in evidence if shows_wrong(wrong)),
+        _paired(by_context[used], by_context[context]),
+    )
+
+
+def privilege_of(run_dir: Path) -> str | None:
+    """The context that a run's sources are shown, as its config.yaml says; None where it does not, or cannot be read."""
+    try:
+        method = read_yaml(run_dir / "config.yaml").get("method")
+    except ConfigError:
+        return None
+    return method.get("privilege") if isinstance(method, dict) else None
+
+
+def sentences(findings: Findings, *, run: str, config: str, privilege: str | None) -> list[str]:
+    """Three sentences: gained, only claimed, and the command that tells whether the evidence did it (where there is one).
+
+    run     name of the run; the control's is made from it
+    config  path of the run's configuration, as `workbench train` takes it
+    """
+    change, low, high = (100 * value for value in findings.gain)
+    first = (
+        f"Gained: of {findings.after.count} {questions(findings.group)} the student has {findings.after.accuracy:.1%} right, "
+        f"{findings.before.accuracy:.1%} before training: {change:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    )
+    source = findings.source
+    if source is not None:
+        can = "could pay" if source.can_pay else "could not pay"
+        first += (
+            f"; {source.name} has {source.plain:.1%} without and {source.privileged:.1%} with {source.context}, so privilege "
+            f"{can} here"
+        )
+    before, after = findings.claimed
+    second = (
+        f"Only claimed: of {after.count} {questions(findings.claimed_group)} the student is {after.confidence:.0%} sure and has "
+        f"{after.accuracy:.0%} right, over-confident by {100 * after.overconfidence:+.0f} points, before training by "
+        f"{100 * before.overconfidence:+.0f}"
+    )
+    lines = [f"{first}.", f"{second}."]
+    if control := wrong_context(privilege):
+        lines.append(
+            "Whether the evidence did it, the same run tells that is shown another example's: "
+            f"workbench train {config} method.privilege={control} name={run}-{control.replace('+', '-')}"
+        )
+    elif privilege and shows_wrong(privilege):
+        lines.append(
+            "It was shown wrong evidence, of other examples: what it gained, the evidence's content did not buy."
+        )
+    return lines
+
+
+def wrong_context(privilege: str | None) -> str | None:
+    """The context with every part replaced by its wrong form; None if a part has none."""
+    parts = parse_context(privilege) if privilege else ()
+    return "+".join(_WRONG_OF[part] for part in parts) if parts and all(part in _WRONG_OF for part in parts) else None
+
+
+def shows_wrong(context: str) -> bool:
+    """Whether a part of the context is evidence of another example."""
+    return any(part in WRONG for part in parse_context(context))
+
+
+def _as_used(answered: Iterable[Answered]) -> list[Answered]:
+    """The student's graded answers under the first context without evidence, at every step."""
+    rows = [row for row in answered if row.policy == STUDENT and not is_privileged(row.context)]
+    return [row for row in rows if row.context == rows[0].context and row.reward is not None]
+
+
+def _group(rows: Iterable[Answered], truth: str) -> str:
+    return truth if any(row.truth == truth for row in rows) else "all"
+
+
+def _share(context: str, rows: list[Answered]) -> Share:
+    count, value = len(rows), math.fsum(row.reward for row in rows) / len(rows)
+    scale = 1 + 1.96**2 / count
+    middle = (value + 1.96**2 / (2 * count)) / scale
+    margin = 1.96 * math.sqrt(value * (1 - value) / count + (1.96 / (2 * count)) ** 2) / scale
+    return Share(context, value, middle - margin, middle + margin, count)
+
+
+def _of(rows: Iterable[Answered], group: str) -> list[Answered]:
+    return [row for row in rows if group in ("all", row.truth)]
+
+
+def questions(group: str) -> str:
+    """Which questions a group is of."""
+    return {
+        VISIBLE: "questions that the image answers",
+        PRIVILEGED: "questions that only the evidence answers",
+    }.get(group, "questions")
+
+
+def _paired(
+    before: list[Answered], after: list[Answered], value: Callable[[Answered], float] = lambda row: row.reward
+) -> tuple[float, float, float] | None:
+    """Mean change of `value` over the questions asked both times, and 1.96 standard errors to each side."""
+    then = {row.example_id: value(row) for row in before}
+    changes = [value(row) - then[row.example_id] for row in after if row.example_id in then]
+    if len(changes) < 2:
+        return None
+    mean = math.fsum(changes) / len(changes)
+    variance = math.fsum((change - mean) ** 2 for change in changes) / (len(changes) - 1)
+    margin = 1.96 * math.sqrt(variance / len(changes))
+    return mean, mean - margin, mean + margin

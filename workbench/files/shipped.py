@@ -1,0 +1,43 @@
+"""Recipes, models and samples that come with the package, so that an installed workbench needs no clone.
+
+They lie in workbench/files/builtin under the paths that they have in the repository: configs/, data/models/, data/samples/. A file that
+exists in the working directory always wins.
+"""
+
+import os
+from pathlib import Path
+
+BUILT_IN = Path(__file__).parent / "builtin"
+RECIPES = BUILT_IN / "configs"
+_DATA = "data/"
+
+
+def find_recipe(path: str | Path) -> Path:
+    """The file that a recipe or study is named by: a path, or the name of a built-in one, such as demo or studies/main.
+
+    The path itself, whether it exists or not, if no built-in recipe has that name.
+    """
+    if os.path.isfile(path) or os.path.isabs(path) or ".." in Path(path).parts:
+        return Path(path)
+    candidates = (BUILT_IN / path, RECIPES / f"{path}.yaml")
+    return next((file for file in candidates if os.path.isfile(file)), Path(path))
+
+
+def recipe_names() -> list[str]:
+    """Names of the built-in recipes."""
+    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+
+
+def locate(path: str) -> str:
+    """A path of a model or a data file; that of the package if it begins with data/ and exists only there."""
+    if not path.startswith(_DATA) or ".." in Path(path).parts or os.path.exists(path):
+        return path
+    built_in = BUILT_IN / path
+    return str(built_in) if os.path.exists(built_in) else path
+
+
+def locate_all(values: object) -> object:
+    """Plain values with every text in them located."""
+    if isinstance(values, dict):
+        return {key: locate_all(value) for key, value in values.items()}
+    return locate(values) if isinstance(values, str) else values

@@ -1,0 +1,71 @@
+"""Frozen teachers that a process which does one run after the other loads once.
+
+Outside `keep_teachers` every run loads its own. What one run has written into, the next one loads anew.
+"""
+
+import contextlib
+import copy
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from workbench.policies.models import load_model
+
+
+@dataclass(frozen=True)
+class _Kept:
+    model: nn.Module
+    processor: object
+    state: tuple
+
+
+_kept: dict[tuple, _Kept] | None = None  # by folder, its files and how they are loaded; None: nothing is kept
+
+
+@contextlib.contextmanager
+def keep_teachers() -> Iterator[None]:
+    """Inside, `load_teacher` reads a model once, and keeps those that were asked for last."""
+    global _kept
+    before, _kept = _kept, {}
+    try:
+        yield
+    finally:
+        _kept = before
+
+
+def forget_teachers(but: Collection[str | Path]) -> None:
+    """Let go of the models of all other folders, before more is loaded: no run holds more than it needs."""
+    for key in [key for key in _kept or () if key[0] not in map(str, but)]:
+        del _kept[key]
+
+
+def load_teacher(path: str | Path, name: str, **options: object) -> tuple[nn.Module, object]:
+    """As weights.load_model, for a model that nobody trains."""
+    if _kept is None:
+        return load_model(path, name, **options)
+    key = (str(path), files_of(Path(path)), tuple(sorted(options.items())))
+    found = _kept.get(key)
+    if found is None or found.state != _state(found.model):
+        model, processor = load_model(path, name, **options)
+        found = _kept[key] = _Kept(model, processor, _state(model))
+    return found.model, copy.copy(found.processor)  # whose parts a policy may replace
+
+
+def files_of(folder: Path) -> tuple:
+    """What a folder holds; () for a name on the hub."""
+    if not folder.is_dir():
+        return ()
+    return tuple(sorted((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in folder.iterdir()))
+
+
+def _state(model: nn.Module) -> tuple:
+    """Changes when a weight is written to or replaced, or a hook is left behind."""
+    tensors = [*model.parameters(), *model.buffers()]
+    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+    return (
+        tuple((id(tensor), tensor.data_ptr(), tensor._version, tensor.requires_grad) for tensor in tensors),
+        hooks,
+        model.training,
+    )

@@ -1,0 +1,36 @@
+"""One answer token by token, beside its image evidence: for the app, notebooks, static reports and the terminal.
+
+    a recorded answer (workbench.traces) -> token_view -> TokenView
+    TokenView -> render_tokens   -> one HTML fragment      (render_page joins fragments to a document)
+              -> render_terminal -> coloured or plain text
+    render_movement: the regimes of one answer over training, as a heatmap
+
+A host page that replaces its content, as Gradio does, puts `page_head()` into its head once and asks for fragments with
+standalone=False. What happens in the browser is in assets/tokens.js.
+"""
+
+from workbench.render.colors import QUANTITIES
+from workbench.render.from_trace import token_view
+from workbench.render.heatmap import render_movement
+from workbench.render.html import THEMES, page_head, render_tokens
+from workbench.render.page import render_page
+from workbench.render.terminal import render_terminal
+from workbench.render.text import consequence, explain
+from workbench.render.view import PictureOfView, RegimeNote, TokenCell, TokenView
+
+__all__ = [
+    "QUANTITIES",
+    "THEMES",
+    "PictureOfView",
+    "RegimeNote",
+    "TokenCell",
+    "TokenView",
+    "consequence",
+    "explain",
+    "page_head",
+    "render_movement",
+    "render_page",
+    "render_terminal",
+    "render_tokens",
+    "token_view",
+]

@@ -1,0 +1,69 @@
+"""Examples with their evidence drawn: what a row of data became, before anything is trained on it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+
+from workbench.data.contexts import EVIDENCE, build_prompt, evidence_crop, missing_evidence
+from workbench.render.evidence import evidence
+from workbench.render.page import render_page
+from workbench.render.view import PictureOfView, TokenView
+from workbench.types import Example
+
+
+def write_preview(examples: Sequence[Example], path: Path, title: str) -> Path:
+    """One self-contained HTML file of some examples; an older one of the name is replaced."""
+    path.write_text(render_page([(example.id, example_html(example)) for example in examples], title), "utf-8")
+    return path
+
+
+def evidence_of(example: Example) -> list[str]:
+    """The contexts that the example has evidence for."""
+    return [name for name in EVIDENCE if missing_evidence(example, name) is None]
+
+
+def pictures_of(example: Example) -> tuple[PictureOfView, ...]:
+    """The example's images, boxes drawn on the first, and the crop."""
+    boxes, pictures = example.evidence.boxes, []
+    for place, image in enumerate(example.images):
+        title = "image" if len(example.images) == 1 else f"image {place + 1}"
+        drawn = boxes if place == 0 else ()
+        crop = None
+        if place == 0 and example.evidence.crop_box is not None:
+            crop = replace(example.evidence.crop_box, label="")
+        elif drawn and example.evidence.crop is None:
+            crop = replace(drawn[0], label="")
+        note = "The boxes are evidence: the student never sees them." if drawn else ""
+        pictures.append(PictureOfView(title, image, drawn, crop, note))
+    if missing_evidence(example, "crop") is None:
+        title = "crop" if example.evidence.crop is not None else "crop, cut from the first box"
+        pictures.append(PictureOfView(title, evidence_crop(example)))
+    return tuple(pictures)
+
+
+def example_html(example: Example) -> str:
+    """One example: pictures with the evidence drawn on them, and what every context says."""
+    contexts = [
+        "plain",
+        *(name for name in evidence_of(example) if name in ("boxes", "caption", "hint", "answer", "reference")),
+    ]
+    prompts = {"student" if name == "plain" else name: build_prompt(example, name).text for name in contexts}
+    shown = {"student": "plain", **{name: "a privileged view" for name in prompts if name != "student"}}
+    view = TokenView(example.id, example.question, "", (), pictures=pictures_of(example))
+    words = TokenView(example.id, example.question, "", (), prompts=prompts, contexts=shown)
+    facts = {
+        "answer": example.answer, "reference": example.reference, "question family": example.domain, "from": example.origin,
+        "marks": "; ".join(f"{mark.kind}: {mark.truth or 'truth not known'}" for mark in example.marks),
+    }  # fmt: skip
+    lines = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
+        for name, value in facts.items()
+        if value
+    )
+    turns = "".join(f"<p class='wb-faint'>{escape(turn.role)}: {escape(turn.text)}</p>" for turn in example.history)
+    return (
+        '<div class="wb-root"><div class="wb-body"><div class="wb-grid wbu-example">'
+        f'{evidence(view)}<section class="wb-main"><div class="wb-question"><span class="wb-ask">{escape(example.question)}</span></div>{turns}'
+        f'<table class="wbu-facts"><tbody>{lines}</tbody></table></section>{evidence(words)}</div></div></div>'
+    )

@@ -1,0 +1,115 @@
+"""From a recorded answer of workbench.traces to what is drawn."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from workbench.render.text import plain
+from workbench.render.view import VIEW_ORDER, PictureOfView, RegimeNote, TokenCell, TokenView
+from workbench.traces.reader import TracedRollout
+from workbench.traces.schema import TracedRegime
+from workbench.types import Box
+
+
+def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
+    """The recorded answer, ready to be drawn; `run` is the name shown for its run."""
+    row = traced.row
+    meta = {"run": run, "step": row["step"], "rollout": row["rollout_idx"], "example": row["example_id"]}
+    if row.get("process_rank"):
+        meta["process"] = row["process_rank"]
+    if row.get("finished") is False:
+        meta["length"] = "cut at the longest allowed"
+    facts = dict(row.get("facts") or ())
+    if facts:
+        meta["decided"] = ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in facts.items())
+    reward = row.get("reward")
+    return TokenView(
+        title=row.get("domain") or row["example_id"],
+        question=row["question"] or "",
+        answer=row["completion"] or "",
+        tokens=tuple(_cell(position, traced) for position in traced.positions),
+        expected=row.get("answer"),
+        right=None if reward is None else reward == 1.0,
+        regimes={name: regime_note(one) for name, one in traced.regimes.items()},
+        pictures=_pictures(traced),
+        prompts={name: _prompt(row, name) for name in traced.views if row.get(f"prompt_{name}") is not None},
+        contexts={
+            name: one.context if policy in ("student", "teacher") else f"{policy}, {one.context}"
+            for name, one in traced.views.items()
+            for policy in [row.get(f"policy_{name}") or one.policy]
+        },
+        thresholds={key: value for key, value in dict(row.get("thresholds") or ()).items() if value is not None},
+        meta={key: value for key, value in meta.items() if value != ""},
+    )
+
+
+def regime_note(regime: TracedRegime) -> RegimeNote:
+    """What people read about a recorded regime."""
+    losses = tuple((loss.target, loss.divergence, loss.weight) for loss in regime.losses)
+    return RegimeNote(regime.meaning, regime.source, regime.divergence, losses)
+
+
+def _prompt(row: dict, name: str) -> str:
+    """What a view was asked, after the earlier turns if there were any."""
+    turns = [f"{turn['role']}: {turn['text']}" for turn in row.get(f"history_{name}") or ()]
+    return "\n".join([*turns, row[f"prompt_{name}"]])
+
+
+def _cell(position: dict, traced: TracedRollout) -> TokenCell:
+    def by_view(column: str) -> dict:
+        found = {name: position.get(f"{column}_{name}") for name in traced.views}
+        return {name: value for name, value in found.items() if value is not None}
+
+    return TokenCell(
+        text=position["token_text"],
+        token_id=position["token_id"],
+        regime=position["regime"],
+        source=position.get("source"),
+        divergence=position.get("divergence"),
+        weight=position.get("weight"),
+        effective=position.get("effective_weight"),
+        loss=position.get("loss"),
+        kind=position.get("kind") or "",
+        truth=position.get("truth"),
+        logprobs=by_view("logprob"),
+        entropies=by_view("entropy"),
+        max_logprobs=by_view("max_logprob"),
+        ranks=by_view("rank"),
+        alternatives={
+            name: [(one["text"], one["logprob"]) for one in entries]
+            for name, entries in by_view("alternatives").items()
+        },
+        sampled_logprob=position.get("sampler_logprob"),
+        denoising_step=position.get("denoising_step"),
+    )
+
+
+def _pictures(traced: TracedRollout) -> tuple[PictureOfView, ...]:
+    """Each file once, under the views that saw it. The boxes are pixels of the example's first image."""
+    first = next(iter(traced.images()), None)
+    readers: dict[Path, list[str]] = {}
+    order = sorted(traced.views, key=lambda name: VIEW_ORDER.index(name) if name in VIEW_ORDER else len(VIEW_ORDER))
+    for name in order:
+        for file in traced.images(name):
+            readers.setdefault(file, []).append(name)
+    boxes = tuple(Box(**box) for box in traced.row.get("evidence_boxes") or ())
+    pictures = []
+    for file, names in readers.items():
+        drawn = boxes if file == first else ()
+        note = "The boxes are evidence: not drawn in what the views saw." if drawn else ""
+        crop = None
+        if file == first and any("crop" in one.context for one in traced.views.values()):
+            crop, where = _crop_of(traced.row, boxes)
+            note = f"{note} {where}".strip()
+        pictures.append(PictureOfView("seen by " + ", ".join(names), file, drawn, crop, note))
+    return tuple(pictures)
+
+
+def _crop_of(row: Mapping, boxes: tuple[Box, ...]) -> tuple[Box | None, str]:
+    """The crop's outline in the first image, and what to say of it."""
+    place = row.get("evidence_crop_box")  # no trace before version 5 has it
+    if row.get("evidence_crop") is None:
+        return (replace(boxes[0], label=""), "The crop is the first of them, cut out.") if boxes else (None, "")
+    if place is None:
+        return None, "The crop came with the data; its place is not recorded."
+    return Box(**{**place, "label": ""}), "Dashed: where the crop was cut."

@@ -1,0 +1,127 @@
+"""Numbers and reasons in words, and token text made safe and visible."""
+
+import math
+import re
+
+from workbench.files.terminal import visible_sign
+from workbench.render.view import SELF, STUDENT, TEACHER, RegimeNote, TokenCell
+from workbench.types import PRIVILEGED
+
+NONE = "–"
+NO_ALTERNATIVES = (
+    "What else the views thought likely is not recorded of this answer: a run keeps it of the first trace.alternatives_of "
+    "answers of a step, trace.alternatives tokens per view."
+)
+_CONTROL_TOKEN = re.compile(
+    r"<\|[^|<>]+\|>|</?s>|\[(?:SEP|CLS|PAD|MASK|UNK|EOS|BOS)\]|"
+    r"<(?:eos|bos|pad|unk|mask|image|fake_token_around_image|global-img|(?:start|end)_of_\w+|row_\d+_col_\d+)>"
+)
+_PICTURES = {" ": "·", "\n": "↵", "\r": "␍", "\t": "→"}
+
+
+def is_control_token(text: str) -> bool:
+    """Whether the text is that of a control token, such as <|im_end|> or </s>."""
+    return _CONTROL_TOKEN.fullmatch(text.strip()) is not None
+
+
+def visible_text(text: str, *, special: bool = False) -> str:
+    """A token's text with blanks, line breaks and invisible characters shown, control tokens in single guillemets."""
+    if special or is_control_token(text):
+        return f"‹{text.strip().strip('<>|[]') or 'empty'}›"
+    return "".join(_PICTURES.get(sign) or visible_sign(sign) for sign in text) or "∅"
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """A number with its sign and a true minus; a dash if there is none."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    text = f"{value:+.{digits}f}".replace("-", "−")
+    return text[1:] if float(f"{value:.{digits}f}") == 0 else text
+
+
+def plain(value: float | None, digits: int = 2) -> str:
+    """A number without a plus sign; a dash if there is none."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    text = f"{value:.{digits}f}"
+    return (text.lstrip("-") if float(text) == 0 else text).replace("-", "−")
+
+
+def share(value: float) -> str:
+    """A share as a percentage."""
+    percent = 100 * value
+    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.1f} %"
+
+
+def explain(cell: TokenCell, thresholds: dict[str, float], regimes: dict[str, RegimeNote]) -> str:
+    """Why the token is in its regime: the comparison with its numbers, as far as they were recorded."""
+    note = RegimeNote(*regimes.get(cell.regime, ()))
+    name = f"{cell.regime} ({note.meaning})" if note.meaning else cell.regime
+    limits = _own_thresholds(cell, thresholds)
+    if cell.regime in ("LH", "LL", "HT", "HS") and "gap" in limits and cell.capability_gap is not None:
+        return f"{_dopd_reason(cell, limits)}: {name}."
+    if "logprob" in limits and STUDENT in cell.logprobs:
+        value, limit = cell.logprobs[STUDENT], limits["logprob"]
+        return f"student log-prob {plain(value)} {'≤' if value <= limit else '>'} {plain(limit)}: {name}."
+    if {"ratio_low", "ratio_high"} <= limits.keys() and cell.ratio is not None:
+        low, high = limits["ratio_low"], limits["ratio_high"]
+        place = "inside" if low <= cell.ratio <= high else "outside"
+        return f"ratio {plain(cell.ratio)} {place} {plain(low)} to {plain(high)}: {name}."
+    if not limits:
+        return f"{name}; the rule compares nothing, or recorded no threshold."
+    listed = ", ".join(f"{key} {plain(value)}" for key, value in sorted(limits.items()))
+    return f"{name}; thresholds at this step: {listed}."
+
+
+def _own_thresholds(cell: TokenCell, thresholds: dict[str, float]) -> dict[str, float]:
+    """The thresholds of the token's own micro-batch, without their suffix; all of them if that is not known."""
+    split = {key: re.fullmatch(r"(.+)_(\d+)", key) for key in thresholds}
+    groups = {match[2] for match in split.values() if match}
+    wanted = str(cell.micro_batch) if cell.micro_batch is not None else next(iter(groups)) if len(groups) == 1 else None
+    own = {match[1]: thresholds[key] for key, match in split.items() if match and match[2] == wanted}
+    return own | {key: value for key, value in thresholds.items() if not split[key] or wanted is None}
+
+
+def _dopd_reason(cell: TokenCell, limits: dict[str, float]) -> str:
+    log_t, log_s = cell.logprobs[TEACHER], cell.logprobs[SELF]
+    gap, mean_gap = abs(log_t - log_s), limits["gap"]
+    is_low = cell.regime in ("LH", "LL")
+    if (gap < mean_gap) != is_low and not math.isclose(gap, mean_gap, rel_tol=1e-3, abs_tol=1e-6):
+        return (
+            f"gap {plain(gap)} nats is {'low' if is_low else 'high'} after normalisation (threshold {plain(mean_gap)})"
+        )
+    size = f"gap {plain(gap)} {'<' if is_low else '≥'} mean {plain(mean_gap)}"
+    if not is_low:
+        sign = "≥" if cell.regime == "HT" else "<"
+        return f"{size}, and the teacher's log-prob {plain(log_t)} {sign} the privileged student's {plain(log_s)}"
+    if "probability_sum" not in limits:
+        return size
+    prob_t, prob_s, mean_sum = math.exp(log_t), math.exp(log_s), limits["probability_sum"]
+    is_sure = cell.regime == "LH"
+    if (prob_t + prob_s >= mean_sum) != is_sure and not math.isclose(prob_t + prob_s, mean_sum, rel_tol=1e-3):
+        return f"{size}, and the probabilities' sum is {'high' if is_sure else 'low'} after normalisation"
+    return f"{size}, and {prob_t:.2f} + {prob_s:.2f} {'≥' if is_sure else '<'} {plain(mean_sum)}"
+
+
+def consequence(cell: TokenCell) -> str:
+    """What the supervision does with the token: towards what, how sure its source is, and what that rests on."""
+    if cell.source is None or cell.weight == 0:
+        return "No supervision here."
+    best = (cell.alternatives.get(cell.source) or [None])[0]
+    parts = []
+    if best is not None:
+        word = "keeps" if best[0] == cell.text else "pulls the student to"
+        parts.append(
+            f"The loss {word} “{visible_text(best[0].strip() or best[0])}”, {share(math.exp(best[1]))} for {_title(cell.source)}."
+        )
+    if cell.truth == PRIVILEGED and cell.source in (TEACHER, SELF):
+        parts.append("Only the evidence shows this value; the student's own prompt does not.")
+    elif cell.information_gap is not None and cell.capability_gap is not None:
+        info, capability = abs(cell.information_gap), abs(cell.capability_gap)
+        if info > capability and info >= 0.1:
+            parts.append("Most of the gap is information, not capability.")
+    return " ".join(parts)
+
+
+def _title(source: str) -> str:
+    return {SELF: "the privileged student", TEACHER: "the teacher"}.get(source, source)

@@ -1,0 +1,140 @@
+"""Checkpoints: all that training needs to go on as if it had never stopped.
+
+    checkpoint-000040/
+        student/               loads with the Auto classes, processor and chat template included (LoRA: the adapter)
+        student_ema/           if the method has a moving average
+        optimizer.safetensors  AdamW's two moments and step count of every trained weight; nothing of SGD
+        ann/, ann_ema/, optimizer_ann.safetensors      the same of a peer that learns in the same run
+        state.json             step, and what was saved: size and SHA-256 of every file
+
+A checkpoint is written under a temporary name and renamed when it is complete, so a kill leaves either all of it or
+nothing. Nothing random is stored: draws are seeded by step. What analysis of the weights reads is `student/`.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.errors import RunError
+from workbench.files.parsing import Malformed, read_object
+from workbench.types import STUDENT
+
+STATE = "state.json"
+SAVED = {STUDENT: "", f"{STUDENT}@ema": "_ema"}  # policies that are saved: endings of their folders
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    step: int
+
+    @property
+    def student(self) -> Path:
+        return self.weights(STUDENT)
+
+    def weights(self, learner: str) -> Path:
+        return self.path / learner
+
+    def ema(self, learner: str) -> Path | None:
+        """None if the method had no moving average."""
+        folder = self.path / f"{learner}_ema"
+        return folder if folder.is_dir() else None
+
+    def optimizer(self, learner: str) -> Path:
+        return self.path / ("optimizer.safetensors" if learner == STUDENT else f"optimizer_{learner}.safetensors")
+
+
+def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
+    """Checkpoints of a run, oldest first, complete or not; `open_checkpoint` tells."""
+    found = []
+    for path in run_dir.glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if path.is_dir() and number.isdigit():
+            found.append(Checkpoint(path, int(number)))
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def open_checkpoint(path: Path, *, reads: bool = False) -> Checkpoint:
+    """A checkpoint whose files are all there in full length.
+
+    reads   read them too: each must hold what was written
+    Raises  RunError naming the file that is missing, torn or damaged
+    """
+    try:
+        state = read_object(path / STATE)
+        files, digests, step = dict(state["files"]), dict(state.get("sha256", {})), int(state["step"])
+        if not any(name.startswith(f"{STUDENT}/") for name in files):
+            raise Malformed(f"its list of files names none of {STUDENT}/")
+        if path.name != f"checkpoint-{step:06d}":
+            raise Malformed(f"it is of step {step}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} is no complete checkpoint ({STATE}: {error}). Resume from an earlier one.") from None
+    for name, size in files.items():
+        file = path / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            state_of = "is missing" if found is None else f"has {found} bytes instead of {size}"
+            raise RunError(f"checkpoint {path} is torn: {name} {state_of}. Resume from an earlier one or start again.")
+        if reads and name in digests and digest(file) != digests[name]:
+            raise RunError(
+                f"checkpoint {path} is damaged: {name} does not hold what was written. Resume from an earlier one or "
+                "start again."
+            )
+    return Checkpoint(path, step)
+
+
+def latest_checkpoint(run_dir: Path, *, reads: bool = False) -> tuple[Checkpoint | None, list[str]]:
+    """The newest complete checkpoint, or None, and a sentence for each that was passed over. reads: see open_checkpoint."""
+    torn = []
+    for checkpoint in reversed(list_checkpoints(run_dir)):
+        try:
+            return open_checkpoint(checkpoint.path, reads=reads), torn
+        except RunError as error:
+            torn.append(str(error))
+    return None, torn
+
+
+def refuse_other_run(checkpoint: Checkpoint, learner: str, start: str | Path, *, lora: bool, averages: bool) -> None:
+    """Raises RunError if a checkpoint was not made of what a run says: other learners or models, LoRA, a moving average."""
+    folder = checkpoint.weights(learner)
+    adapts, found, told = _adapts(folder), _build(folder), _build(Path(start))
+    other = [name for name in found.keys() & told.keys() if found[name] != told[name]]
+    if not folder.is_dir():
+        fault = f'it holds no learner "{learner}"'
+    elif adapts != (lora or _adapts(Path(start))):
+        fault = f"it holds {'a LoRA adapter' if adapts else 'whole weights'}, and models.lora.rank is {'above 0' if lora else '0'}"
+    elif averages and checkpoint.ema(learner) is None:
+        fault = "it holds no moving average, which the method reads"
+    elif other:
+        fault = f"its {learner} has {min(other)} {found[min(other)]}, and {start} has {told[min(other)]}"
+    else:
+        return
+    raise RunError(
+        f"{checkpoint.path} belongs to another configuration: {fault}. Resume with the config.yaml that the run was started "
+        "with, or start a new run."
+    )
+
+
+def _adapts(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def _build(folder: Path) -> dict[str, object]:
+    """What kind of model a folder holds and how large it is, as far as it says."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    text = config.get("text_config") or config
+    sizes = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
+    said = {"model_type": config.get("model_type")} | {name: text.get(name) for name in sizes}
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

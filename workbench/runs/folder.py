@@ -1,0 +1,379 @@
+"""The run folder: what a run leaves on disk besides traces and checkpoints.
+
+config.yaml     the resolved configuration: every default written out
+run.json        status, process, steps done, seed, commit, versions, what was skipped, warnings
+examples.jsonl  fingerprints of the data, see workbench.runs.fingerprints
+skipped.jsonl   the examples that could not be used, each with the reason
+metrics.jsonl   one line per step (kind train), evaluation (kind eval) and probe (kind probe)
+train.log       what the terminal showed
+probes.json     the answers that are re-scored through the run
+prepared.safetensors, sequences.jsonl    what a method made, and what was written, once and before the first step
+evals/          one file per evaluation
+traces/         see docs/traces.md
+checkpoint-N/   see workbench.runs.checkpoints
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+
+from workbench.errors import RunError, show
+from workbench.files.folders import new_folder, reason, saving
+from workbench.files.jsonlines import split_lines
+from workbench.files.parsing import PLAIN_NAME, Malformed, is_plain_name, parse_json, read_object
+from workbench.files.terminal import clean
+
+STATUSES = ("running", "finished", "stopped", "failed")
+_PACKAGES = ("torch", "transformers", "accelerate", "peft", "pillow", "pyarrow", "duckdb", "vlm-distillation-workbench")
+
+_KINDS = {
+    "status": str, "method": str, "steps_done": int, "steps": int, "skipped": dict, "warnings": list, "missing": list, "command": list,
+    "error": str, "doing": str, "started": str, "updated": str, "config": dict, "prepared": dict, "remaining_s": (int, float),
+}  # fmt: skip
+_TEMPORARY = re.compile(r"\..+\.\d+")  # .NAME.PID, of a file that is being written
+
+log = logging.getLogger("workbench")
+
+
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, once it is complete."""
+    return run_dir / f"checkpoint-{step:06d}"
+
+
+class RunFolder:
+    """Reads and writes the small files of one run. Every write is complete or not there."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(
+        cls, path: Path, config_yaml: str, *, seed: int, method: str, facts_too: dict[str, object] | None = None
+    ) -> "RunFolder":
+        """A new run, whole or not at all. Raises RunError if the folder exists: finished work is never written over.
+
+        A run that failed before its first number (a wrong path, say) left no work, and is made anew; so is an empty folder.
+
+        facts_too  more for run.json
+        """
+        if _failed_at_start(path):
+            shutil.rmtree(path)
+        elif _is_remains(path):
+            log.info("cleared %s: a process was ended while it made this folder", path)
+            shutil.rmtree(path)
+        facts = {"status": "running", "method": method, "seed": seed, "started": _now(), "steps_done": 0}
+        facts |= {"command": sys.argv, **_surroundings(), **(facts_too or {})}
+        try:
+            if os.path.lexists(path):
+                raise FileExistsError(path)
+            with new_folder(path) as made:
+                folder = cls(made)
+                folder.write_config(config_yaml)
+                folder._write("run.json", json.dumps(facts | {"updated": _now()}, indent=1, default=str))
+        except FileExistsError:
+            raise RunError(_taken(path)) from None
+        except OSError as error:
+            raise RunError(f"run folder {path} cannot be made ({reason(error)}). Choose another output_dir.") from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """An existing run. Raises RunError if the folder holds none."""
+        folder = cls(path)
+        if not (folder.path / "config.yaml").is_file() or not (folder.path / "run.json").is_file():
+            raise RunError(
+                f"{path} is no run folder: it has no config.yaml and run.json. Runs are made by `workbench train`."
+            )
+        return folder
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """Keeps other processes from training this run. The system ends the claim with the process, however it ends."""
+        with (self.path / ".claim").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.path} is being trained by process {self.status.get('pid')}. Wait for it, or stop it first."
+                ) from None
+            yield
+
+    @property
+    def status(self) -> dict:
+        """The contents of run.json."""
+        try:
+            facts = read_object(self.path / "run.json")
+        except (OSError, Malformed) as error:
+            raise RunError(
+                f"{self.path / 'run.json'} cannot be read ({reason(error)}). Restore the file, or delete the run's folder."
+            ) from None
+        fault = status_fault(facts)
+        if fault is not None:
+            raise RunError(f"{self.path / 'run.json'}: {fault}. Restore the file, or delete the run's folder.")
+        return facts
+
+    def update(self, **facts: object) -> None:
+        """Set facts in run.json."""
+        self._write("run.json", json.dumps({**self.status, **facts, "updated": _now()}, indent=1, default=str))
+
+    def write_config(self, config_yaml: str) -> None:
+        self._write("config.yaml", config_yaml)
+
+    def log_metrics(self, kind: str, step: int, values: dict[str, object]) -> None:
+        """Append one line to metrics.jsonl."""
+        file = self.path / "metrics.jsonl"
+        with saving(file), file.open("a") as stream:
+            stream.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+
+    def metrics(self, kind: str | None = None) -> list[dict]:
+        """Lines of metrics.jsonl, in order; a last line that is being written is left out."""
+        return [line for line in self._parsed_lines() if kind is None or line["kind"] == kind]
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of later steps, before they are written again by a resumed run."""
+        kept = [line for line in self._parsed_lines() if line["step"] <= step]
+        self._write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write_probes(self, probes: list[dict]) -> None:
+        self._write("probes.json", json.dumps(probes))
+
+    def probes(self) -> list[dict] | None:
+        """What write_probes wrote, or None."""
+        file = self.path / "probes.json"
+        if not file.is_file():
+            return None
+        try:
+            rows = parse_json(file.read_bytes())
+        except (OSError, Malformed) as error:
+            raise RunError(f"{file} cannot be read ({reason(error)}). Start a new run: name=...") from None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise RunError(f"{file} is no list of answers. Start a new run: name=...")
+        return rows
+
+    def write_sequences(self, name: str, rows: list[dict]) -> None:
+        self._write(name, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def sequences(self, name: str = "sequences.jsonl") -> list[dict] | None:
+        """What write_sequences wrote, or None."""
+        file = self.path / name
+        if not file.is_file():
+            return None
+        try:
+            return [parse_json(line) for line in split_lines(file.read_text(encoding="utf-8"))]
+        except (OSError, ValueError) as error:
+            raise RunError(f"{file} cannot be read ({reason(error)}). Start a new run: name=...") from None
+
+    def log_to_file(self) -> logging.Handler:
+        """From now on messages also go to train.log; close the handler when done."""
+        file = self.path / "train.log"
+        with saving(file):
+            handler = _LogFile(file, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        log.addHandler(handler)
+        if log.level == logging.NOTSET:
+            log.setLevel(logging.INFO)
+        return handler
+
+    def _parsed_lines(self) -> list[dict]:
+        file = self.path / "metrics.jsonl"
+        if not file.is_file():
+            return []
+        try:
+            raw = file.read_bytes()
+        except OSError as error:
+            raise RunError(f"{file} cannot be read ({reason(error)}).") from None
+        return [parse_metrics(line, file, number) for number, line in enumerate(raw.split(b"\n")[:-1], start=1)]
+
+    def clear_temporary(self) -> None:
+        """Delete what a kill left of files that were being written. For the process that has the claim."""
+        for file in self.path.glob(".*.*"):
+            if _TEMPORARY.fullmatch(file.name) and file.is_file():
+                file.unlink()
+
+    def _write(self, name: str, text: str) -> None:
+        temporary = self.path / f".{name}.{os.getpid()}"
+        with saving(self.path / name):
+            try:
+                temporary.write_text(text, encoding="utf-8")
+                os.replace(temporary, self.path / name)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+
+
+class ReadOnlyFolder(RunFolder):
+    """A run's folder as the processes see it that leave its small files to another one."""
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        yield
+
+    def log_metrics(self, kind: str, step: int, values: dict[str, object]) -> None:
+        pass
+
+    def log_to_file(self) -> logging.Handler:
+        return logging.NullHandler()
+
+    def _write(self, name: str, text: str) -> None:
+        pass
+
+
+class StopSignal:
+    """Turns SIGTERM and SIGINT into a request to stop after the step at hand; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        log.info("asked to stop: finishing this step and saving")
+
+
+class _LogFile(logging.FileHandler):
+    """What is logged, as a terminal may show it. On a full disk it is cut: no reason to end a run, nor for a traceback a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return clean(super().format(record))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+def parse_metrics(line: bytes, file: Path, number: int) -> dict:
+    """One line of metrics.jsonl. Raises RunError naming file and line if it holds no kind and step."""
+    fault = None
+    try:
+        values = json.loads(line)
+        if (
+            not isinstance(values, dict)
+            or not isinstance(values.get("kind"), str)
+            or type(values.get("step")) is not int
+        ):
+            fault = "it has no kind and step"
+    except (ValueError, RecursionError) as error:
+        fault = reason(error)
+    if fault is None:
+        return values
+    raise RunError(f"{file}:{number} is no line of metrics ({fault}): {show(line[:80])}. Delete the line.")
+
+
+def status_fault(facts: dict) -> str | None:
+    """What is wrong with the facts of run.json; None if nothing is."""
+    for name, kind in _KINDS.items():
+        if facts.get(name) is not None and (not isinstance(facts[name], kind) or isinstance(facts[name], bool)):
+            return f'"{name}" is {show(facts[name])}'
+    return None
+
+
+def _taken(path: Path) -> str:
+    if (path / "run.json").is_file() and (path / "config.yaml").is_file():
+        return f"run folder {path} exists. Continue it with `workbench resume {path}`, or choose another name=..."
+    return f"run folder {path} exists and is no run: it lacks run.json or config.yaml. Delete it, or choose another name=..."
+
+
+def _is_remains(path: Path) -> bool:
+    """Whether a folder is empty but for what the making of a run begins with: a kill there, by an older version, left it."""
+    try:
+        return not path.is_symlink() and all(
+            file.name == ".claim" or _TEMPORARY.fullmatch(file.name) for file in path.iterdir()
+        )
+    except OSError:
+        return False
+
+
+def _failed_at_start(path: Path) -> bool:
+    """Whether the folder is that of a run which failed and left its configuration and a message and nothing else."""
+    try:
+        if not {file.name for file in path.iterdir()} <= {
+            "config.yaml",
+            "run.json",
+            "train.log",
+            "examples.jsonl",
+            ".claim",
+        }:
+            return False
+        return read_object(path / "run.json")["status"] == "failed"
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def list_runs(output_dir: str | Path) -> list[RunFolder]:
+    """Runs in a folder, newest first."""
+    found = [RunFolder(path.parent) for path in Path(output_dir).glob("*/run.json")]
+    return sorted(found, key=lambda run: run.status.get("started", ""), reverse=True)
+
+
+def safe_run_dir(runs_dir: str | Path, name: str) -> Path:
+    """The folder of a run called `name`. Raises RunError if that is not directly inside the runs folder."""
+    if not is_plain_name(name):
+        raise RunError(f"run name {show(name)} must be a plain folder name: {PLAIN_NAME}.")
+    path = Path(runs_dir) / name
+    if path.resolve().parent != Path(runs_dir).resolve():
+        raise RunError(f"{path} leads out of the runs folder {runs_dir}. Only runs inside it can be opened.")
+    return path
+
+
+def find_run_dir(runs_dir: str | Path, name: str) -> Path:
+    """The folder of a run that find_jobs lists: `name`, or `study/name`. Raises RunError if it leads out of the folder."""
+    study, slash, own = name.partition("/")
+    folder = safe_run_dir(runs_dir, study)
+    return safe_run_dir(folder, own) if slash else folder
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _surroundings() -> dict[str, object]:
+    """Versions, machine and commit: what somebody needs to get the same numbers again."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"pid": os.getpid(), "versions": versions, "platform": platform.platform(), **_commit()}
+
+
+def _commit() -> dict[str, object]:
+    source = Path(__file__).parents[1]
+    commands = {"commit": ["git", "rev-parse", "HEAD"], "dirty": ["git", "status", "--porcelain", "-uno"]}
+    found: dict[str, object] = {}
+    for name, command in commands.items():
+        try:
+            done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return {"commit": None, "dirty": None}
+        found[name] = done.stdout.strip()
+    return {"commit": found["commit"], "dirty": bool(found["dirty"])}

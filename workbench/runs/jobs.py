@@ -1,0 +1,384 @@
+"""A run as a process of its own, that neither a closed browser nor a stopped app ends.
+
+1. `start_run` starts `workbench train` in its own session; what it prints goes to a file, so nobody has to read along.
+2. Beside the run folders lies `.jobs/NAME/`: config.yaml and train.out (what the process was told and printed) and
+   job.json (which process it is). The run folder itself is the training's alone.
+3. Every state is derived from files and the process table, so whoever looks later sees the same: `find_jobs`.
+4. A pid counts only with the time of its birth. A run whose run.json says "running" and whose process is gone has died.
+5. Stopping is SIGTERM, once: the loop finishes its step, saves and exits. A second one would cost the checkpoint.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from workbench.config.models import check_models, refuse_remote_code
+from workbench.config.schema import RunConfig, read_yaml
+from workbench.data.picture_bounds import as_variable
+from workbench.errors import ConfigError, RunError
+from workbench.files.parsing import read_object
+from workbench.runs.checkpoints import list_checkpoints
+from workbench.runs.commands import unedited_config
+from workbench.runs.folder import RunFolder, find_run_dir, safe_run_dir, status_fault
+from workbench.runs.job_state import ALIVE, JobState
+from workbench.runs.printed import is_exception, tail
+from workbench.runs.processes import born_at, child_environment, identify, send
+from workbench.runs.run_queue import limit_of, place_of, refuse_full
+
+_FOLDER = ".jobs"
+
+
+@dataclass(frozen=True)
+class _Record:
+    """job.json: the process, and what run.json looked like before it.
+
+    identity  see workbench.runs.processes
+    seen_ns   change time of run.json at the start; the same later means that the process has not come so far
+    offset    where its output begins in train.out
+    queue     the runs folder in whose queue it waits, or waited; empty if it began at once
+    """
+
+    pid: int
+    identity: str | None
+    started: float
+    command: tuple[str, ...] = ()
+    folder: str = "."
+    seen_ns: int = 0
+    offset: int = 0
+    stop_asked: bool = False
+    queue: str = ""
+
+
+def start_run(
+    config: RunConfig,
+    runs_dir: str | Path | None = None,
+    *,
+    allow_remote_code: bool = False,
+    folders: Sequence[Path] | None = None,
+    queue: Path | None = None,
+) -> JobState:
+    """Start training in a process of its own and return at once.
+
+    runs_dir           folder that the run is made in, in place of the configuration's output_dir
+    allow_remote_code  whether models.trust_remote_code may be true
+    folders            where pictures of its data may lie besides the data's own folder; None = anywhere
+    queue              the runs folder in whose queue it waits for its turn; None = it begins at once
+
+    Raises: RunError if the name is taken or leads out of the folder; ConfigError if code would run or a model is missing.
+    """
+    runs_dir = Path(config.output_dir if runs_dir is None else runs_dir)
+    config = replace(config, output_dir=str(runs_dir))
+    run_dir = safe_run_dir(runs_dir, config.name)
+    refuse_remote_code(config, "workbench train RECIPE", allowed=allow_remote_code)
+    check_models(config)
+    refuse_full(queue)
+    folder = _job_folder(run_dir, make=True)
+    with _lock(folder):
+        if run_dir.exists():
+            raise RunError(f"run folder {run_dir} exists. Resume that run, or choose another name.")
+        record = _read_record(run_dir)
+        if record is not None and _is_alive(record):
+            raise RunError(f'a run "{config.name}" is starting already (process {record.pid}). Choose another name.')
+        file = folder / "config.yaml"
+        file.write_text(config.to_yaml(), encoding="utf-8")
+        _spawn(run_dir, ["train", str(file.resolve())], Path.cwd(), folders, queue)
+    return read_job(run_dir)
+
+
+def resume_run(
+    run_dir: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    allow_remote_code: bool = False,
+    folders: Sequence[Path] | None = None,
+    queue: Path | None = None,
+) -> JobState:
+    """Go on with a run that stopped, failed or died, in a new process.
+
+    overrides          what `workbench resume` takes, as training.save_every=...
+    allow_remote_code  whether models.trust_remote_code may be true
+    folders            where pictures of its data may lie besides the data's own folder; None = anywhere
+    queue              the runs folder in whose queue it waits for its turn; None = it begins at once
+
+    Raises: RunError if there is no such run, if it is running, or if it has nothing left to do; ConfigError for an
+        override that would make another run of it, or if code would run. The run stays as it was.
+    """
+    run_dir = Path(run_dir)
+    safe_run_dir(run_dir.parent, run_dir.name)
+    folder = RunFolder.open(run_dir)
+    refuse_full(queue)
+    with _lock(_job_folder(run_dir, make=True)):
+        state = read_job(run_dir)
+        if state.is_alive:
+            raise RunError(f"run {run_dir} is {state.status} (process {state.pid}). Stop it first.")
+        if state.status == "finished":
+            raise RunError(
+                f"run {run_dir} has finished its {state.steps} steps. Start a new run from its configuration instead."
+            )
+        config = unedited_config(folder, overrides)
+        refuse_remote_code(config, f"workbench resume {run_dir}", allowed=allow_remote_code)
+        record = _read_record(run_dir)
+        start = Path(record.folder) if record and Path(record.folder).is_dir() else Path.cwd()
+        _spawn(run_dir, ["resume", str(run_dir.resolve()), *overrides], start, folders, queue)
+    return read_job(run_dir)
+
+
+def stop_run(run_dir: str | Path, *, at_once: bool = False) -> JobState:
+    """Ask a run to finish its step, save a checkpoint and exit; asking again changes nothing.
+
+    at_once  kill it: for a run that hangs. Steps since its newest checkpoint are done again when it is resumed.
+
+    Raises: RunError if it is not running.
+    """
+    run_dir = Path(run_dir)
+    safe_run_dir(run_dir.parent, run_dir.name)
+    with _lock(_job_folder(run_dir, make=True)):
+        record = _living(run_dir)
+        if record is None:
+            raise RunError(f"run {run_dir} is not running: it is {read_job(run_dir).status}.")
+        if at_once:
+            send(record.pid, record.identity, signal.SIGKILL)
+        elif not record.stop_asked and send(record.pid, record.identity, signal.SIGTERM):
+            _write_record(run_dir, replace(record, stop_asked=True))
+    return read_job(run_dir)
+
+
+def find_jobs(runs_dir: str | Path) -> list[JobState]:
+    """All runs of a folder, also those that failed before they made one, newest first; those of a study as study/name."""
+    runs_dir = Path(runs_dir)
+    names = {path.parent.name for path in runs_dir.glob("*/run.json")}
+    nested = {f"{path.parent.parent.name}/{path.parent.name}" for path in runs_dir.glob("*/*/run.json") if path.parent.parent.name not in names}  # fmt: skip
+    started = {path.parent.name for path in (runs_dir / _FOLDER).glob("*/job.json")}
+    found = []
+    for name in names | nested | started:
+        with contextlib.suppress(RunError):  # a link that leads out, or a run that was deleted meanwhile
+            found.append(replace(read_job(find_run_dir(runs_dir, name)), name=name))
+    return sorted(found, key=lambda state: (state.started or 0.0, state.name), reverse=True)
+
+
+def read_job(run_dir: str | Path) -> JobState:
+    """One run. Raises RunError if there is none."""
+    run_dir = Path(run_dir)
+    record, living = _read_record(run_dir), _living(run_dir)
+    process = living or record
+    facts, change_ns, fault = _read_status(run_dir)
+    if facts is None and record is None and fault is None:
+        raise RunError(f"there is no run {run_dir}. It may have been deleted; the list of runs shows what there is.")
+    if facts is None and fault is None and living is None and _has_run(run_dir, record):
+        raise RunError(f"run {run_dir} was deleted. The list of runs shows what there is.")
+    facts = facts or {}
+    is_stale = record is not None and change_ns == record.seen_ns  # run.json is older than the process
+    said = "starting" if is_stale else facts.get("status", "starting")
+    if fault is not None:
+        status = "unreadable"
+    elif living is not None:
+        status = "stopping" if living.stop_asked else said if said == "running" else "starting" if is_stale else said
+    elif said == "starting":
+        status = "stopped" if record is not None and record.stop_asked else "failed"
+    else:
+        status = "died" if said == "running" else said
+    if living is not None and status not in ALIVE:
+        status = "running"  # it has said its last word and is about to exit
+    place = place_of(Path(living.queue), living.pid) if status == "starting" and living and living.queue else None
+    if place is not None:
+        status = "queued"
+        facts["doing"] = (
+            f"waits, place {place[0]} of {place[1]}: at most {limit_of(Path(living.queue))} runs are at work at once"
+        )
+    updated = _epoch(facts.get("updated"))
+    return JobState(
+        name=run_dir.name,
+        run_dir=run_dir,
+        status=status,
+        method=facts.get("method") or _configured(run_dir, "method", "name", str),
+        step=facts.get("steps_done") or 0,
+        steps=facts.get("steps") or _configured(run_dir, "training", "steps", int),
+        remaining_s=_remaining(facts, updated) if status == "running" else None,
+        started=_epoch(facts.get("started")) or (record.started if record else None),
+        updated=updated,
+        pid=process.pid if process else facts.get("pid"),
+        doing=facts.get("doing") if status in ALIVE else None,
+        error=fault or _error(run_dir, status, facts, record),
+        warnings=tuple(map(str, [*(facts.get("missing") or ()), *(facts.get("warnings") or ())])),
+        skipped=dict(facts.get("skipped") or {}),
+        command=tuple(map(str, process.command if process and process.command else facts.get("command") or ())),
+    )
+
+
+def config_file(run_dir: str | Path) -> Path | None:
+    """A run's config.yaml, or of one that ended before it made its folder what it was started with; None if there is neither."""
+    files = (Path(run_dir) / "config.yaml", _job_folder(Path(run_dir)) / "config.yaml")
+    return next((file for file in files if file.is_file()), None)
+
+
+def log_tail(run_dir: str | Path, num_lines: int = 200) -> str:
+    """The last lines that a run printed; of a progress bar only its last state."""
+    run_dir = Path(run_dir)
+    for file in (_job_folder(run_dir) / "train.out", run_dir / "train.log"):
+        if file.is_file():
+            return "\n".join(tail(file)[-num_lines:])
+    return ""
+
+
+def _spawn(
+    run_dir: Path, arguments: list[str], start: Path, folders: Sequence[Path] | None = None, queue: Path | None = None
+) -> None:
+    """The process, with its record. Nothing here goes through a shell."""
+    command = (sys.executable, "-m", "workbench", *arguments)
+    out = _job_folder(run_dir) / "train.out"
+    seen_ns = _read_status(run_dir)[1]
+    bounds = {} if folders is None else as_variable(folders)
+    waits = () if queue is None else (sys.executable, "-m", "workbench.runs.waiting", str(queue.resolve()), str(run_dir.resolve()), str(time.time_ns()))  # fmt: skip
+    with out.open("ab") as stream:
+        offset = stream.tell()
+        process = subprocess.Popen(
+            [*waits, *command],
+            cwd=start,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # signals of the app's terminal are not the run's
+            env=child_environment()
+            | bounds
+            | {"PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "2"},  # or the bar fills the disk
+        )
+    # somebody has to take its exit status, or it stays in the process table for as long as the app runs
+    threading.Thread(target=process.wait, name=f"reap {process.pid}", daemon=True).start()
+    root = "" if queue is None else str(queue.resolve())
+    record = _Record(process.pid, identify(process.pid), time.time(), command, str(start), seen_ns, offset, queue=root)
+    _write_record(run_dir, record)
+
+
+def _living(run_dir: Path) -> _Record | None:
+    """The run's process if it lives: the recorded one, or the one that run.json names, started in a terminal."""
+    record = _read_record(run_dir)
+    if record is not None and _is_alive(record):
+        return record
+    facts = _read_status(run_dir)[0] or {}
+    pid, updated = facts.get("pid"), _epoch(facts.get("updated"))
+    if facts.get("status") != "running" or not isinstance(pid, int) or updated is None:
+        return None
+    born = born_at(pid)
+    if born is None or born > updated + 2:  # at its last heartbeat it lived, so a younger process is another
+        return None
+    if "process" in facts and facts["process"] != identify(pid):  # of another machine, a container, or before a restart
+        return None
+    return _Record(pid, identify(pid), born, tuple(facts.get("command") or ()))
+
+
+def _is_alive(record: _Record) -> bool:
+    return record.identity is not None and identify(record.pid) == record.identity
+
+
+def _job_folder(run_dir: Path, *, make: bool = False) -> Path:
+    folder = run_dir.parent / _FOLDER / run_dir.name
+    if make:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{folder} cannot be made ({error.strerror}). Choose another runs folder.") from None
+    if folder.resolve() != run_dir.parent.resolve() / _FOLDER / run_dir.name:
+        raise RunError(f"{folder} leads out of the runs folder {run_dir.parent}. Remove the link.")
+    return folder
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One start, stop or resume of a run at a time, also between two apps."""
+    with (folder / "lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _read_record(run_dir: Path) -> _Record | None:
+    try:
+        values = json.loads((_job_folder(run_dir) / "job.json").read_text())
+        return _Record(**{**values, "command": tuple(values["command"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _write_record(run_dir: Path, record: _Record) -> None:
+    file = _job_folder(run_dir) / "job.json"
+    temporary = file.with_name(f".job.json.{os.getpid()}")
+    temporary.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def _read_status(run_dir: Path) -> tuple[dict | None, int, str | None]:
+    """run.json, its change time (0: there is none), and what is wrong with it."""
+    file = run_dir / "run.json"
+    try:
+        change_ns = file.stat().st_mtime_ns
+        facts = read_object(file)
+    except FileNotFoundError:
+        return None, 0, None
+    except (OSError, ValueError) as error:
+        why = f"cut off or damaged, {error}" if isinstance(error, ValueError) else error.strerror
+        return None, 0, f"{file} cannot be read: {why}. Restore the file, or delete the run's folder."
+    fault = status_fault(facts)
+    if fault is not None:
+        return None, 0, f"{file}: {fault}. Restore the file, or delete the run's folder."
+    return facts, change_ns, None
+
+
+def _configured(run_dir: Path, section: str, key: str, kind: type) -> object:
+    """A value of the run's configuration, or of what it was started with; None if it is of another kind."""
+    for folder in (run_dir, _job_folder(run_dir)):
+        with contextlib.suppress(ConfigError):
+            values = read_yaml(folder / "config.yaml").get(section)
+            if isinstance(values, dict):
+                value = values.get(key)
+                return value if isinstance(value, kind) else None
+    return None
+
+
+def _epoch(text: object) -> float | None:
+    try:
+        return datetime.strptime(str(text), "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    except ValueError:
+        return None
+
+
+def _remaining(facts: dict, updated: float | None) -> float | None:
+    remaining = facts.get("remaining_s")
+    if not isinstance(remaining, (int, float)) or updated is None:
+        return None
+    return max(0.0, remaining - (time.time() - updated))
+
+
+def _error(run_dir: Path, status: str, facts: dict, record: _Record | None) -> str | None:
+    """Why a run ended: its own sentence, else the last exception in what it printed."""
+    if status not in ("failed", "died"):
+        return None
+    own = record is None or _read_status(run_dir)[1] != record.seen_ns
+    if status == "failed" and own and facts.get("error"):
+        return facts["error"]
+    out = _job_folder(run_dir) / "train.out"
+    lines = tail(out, record.offset) if record is not None and out.is_file() else []
+    raised = [line for line in lines if is_exception(line)]
+    if raised:
+        return raised[-1]
+
+    saved = list_checkpoints(run_dir)
+    goes_on = f"goes on from step {saved[-1].step}" if saved else "begins again: it saved no checkpoint"
+    again = f" Resuming it {goes_on}." if (run_dir / "config.yaml").is_file() else " Start it again."
+    said = next((f' The last it printed: "{line[-200:]}".' for line in reversed(lines) if line.strip()), "")
+    return f"the process ended without a word: killed, out of memory, or the machine was restarted.{said}{again}"
+
+
+def _has_run(run_dir: Path, record: _Record) -> bool:
+    """Whether a process that left no run.json had made one: it printed something, and no exception."""
+    out = _job_folder(run_dir) / "train.out"
+    lines = list(filter(None, tail(out, record.offset))) if out.is_file() else []
+    return bool(lines) and not any(map(is_exception, lines))

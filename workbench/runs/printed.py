@@ -1,0 +1,24 @@
+"""What a run printed, as the app and the command line show it: the end of a long file, without what a bar has overwritten."""
+
+import os
+import re
+from pathlib import Path
+
+from workbench.files.terminal import clean
+
+_TAIL_BYTES = 2**16
+_RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt)(?:: .*)?")
+
+
+def is_exception(line: str) -> bool:
+    """Whether Python ended a traceback with it."""
+    return _RAISED.fullmatch(line) is not None
+
+
+def tail(file: Path, offset: int = 0) -> list[str]:
+    """The last lines of a file, from `offset` on."""
+    with file.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(offset, size - _TAIL_BYTES))
+        text = stream.read().decode("utf-8", errors="replace")
+    return [clean(line.rstrip("\r").rsplit("\r", 1)[-1]).rstrip() for line in text.split("\n")]

@@ -1,0 +1,85 @@
+"""Every row of a study against any other row, from its answers alone: nothing is run, nothing is written.
+
+The tables of a study compare with one baseline. Here it may be any row, of a study's folder or of shipped answers
+(docs/studies/data), which hold questions.parquet; intervals are those of workbench.studies.bootstrap.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from workbench.errors import ConfigError, RunError, unknown
+from workbench.studies.measures import OF_DOMAIN, Row, compare
+from workbench.studies.plan import BASE, TEACHER
+from workbench.studies.report import (
+    READING,
+    aligned,
+    difference_text,
+    interval_text,
+    markdown_table,
+    title_of,
+    value_text,
+)
+from workbench.types import PRIVILEGED, VISIBLE
+
+SHOWN = (
+    ("accuracy", VISIBLE),
+    ("accuracy", PRIVILEGED),
+    ("overconfidence", PRIVILEGED),
+    ("confidence", PRIVILEGED),
+    ("entropy", "all"),
+)
+
+
+def against(folder: str | Path, name: str) -> str:
+    """Markdown: per set of questions and context, the row `name` and every other one's difference to it, with intervals.
+
+    Raises: RunError if the folder holds no answers; ConfigError if it has no such row.
+    """
+    rows = read_rows(folder)
+    if name not in [row.name for row in rows]:
+        raise ConfigError(f"{folder}: {unknown('row', name, [row.name for row in rows])}")
+    found = compare(rows, name)
+    parts = [f"# {Path(folder).name}, against {name}", READING]
+    for data, context in dict.fromkeys((one.data, one.context) for one in found):
+        own = [one for one in found if (one.data, one.context) == (data, context)]
+        domains = dict.fromkeys(one.truth for one in own if one.truth.endswith(OF_DOMAIN))
+        parts.append(f"## {data}, shown {context}")
+        for measure, truth in (*SHOWN, *(("accuracy", domain) for domain in domains)):
+            alone = {one.variant: one for one in own if (one.measure, one.truth, one.against) == (measure, truth, None)}
+            apart = {one.variant: one for one in own if (one.measure, one.truth, one.against) == (measure, truth, name)}
+            if apart:
+                lines = [[row, value_text(one), *_difference(apart.get(row), one)] for row, one in alone.items()]
+                count = next(iter(alone.values())).count
+                parts += [f"### {title_of(measure, truth)} ({count} questions)", markdown_table(["", "mean", "difference [95 %]", ""], lines)]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def read_rows(folder: str | Path) -> list[Row]:
+    """The rows of a study as its questions.parquet has them, a peer's start as a row of its own. Raises RunError if that
+    cannot be read."""
+    file = Path(folder) / "questions.parquet"
+    try:
+        asked = pq.read_table(file)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RunError(
+            f"{file} cannot be read ({error}). A study writes it at its end: workbench study FILE."
+        ) from None
+    if not {"variant", "seed"} <= set(asked.column_names):
+        raise RunError(
+            f"{file} is that of one run. Give the folder of its study, {Path(folder).resolve().parent}, or the study's file."
+        )
+    rows = []
+    for name in dict.fromkeys(asked["variant"].to_pylist()):
+        own = asked.filter(pc.equal(asked["variant"], name))
+        seeds = [seed for seed in dict.fromkeys(own["seed"].to_pylist()) if seed is not None]
+        tables = [own.filter(pc.equal(own["seed"], seed)) for seed in seeds] or [own]
+        kind = "variant" if seeds else TEACHER if name.split()[0] == TEACHER else "student"
+        rows.append(Row(name, kind, tuple(seeds) or (0,), aligned(tables), base=BASE))
+    return rows
+
+
+def _difference(apart: object, alone: object) -> list[str]:
+    return ["", ""] if apart is None else [f"{difference_text(apart)} {interval_text(apart, alone)}", apart.verdict]

@@ -1,0 +1,84 @@
+"""Models are asked a study's questions, once: what is kept (questions.py) is not asked again."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from workbench.config.schema import RunConfig
+from workbench.data.examples import load_examples, split_by_evidence
+from workbench.distill.usable import Tally, showable
+from workbench.errors import RunError
+from workbench.evals.evaluate import answer_questions
+from workbench.evals.records import Answered, save_answers
+from workbench.policies.loading import leave_room, load_policies
+from workbench.runs.checkpoints import latest_checkpoint
+from workbench.studies.plan import Questions, Reference
+from workbench.studies.records import FILE, describe, describe_reference, is_asked, write
+from workbench.training.learner import autocast
+from workbench.training.scorer import default_device
+from workbench.types import STUDENT
+
+
+def ask_run(config: RunConfig, evaluate: tuple[Questions, ...], *, load: Callable = load_examples) -> Path:
+    """The students of a finished run's newest checkpoint are asked everything; does nothing if they have been."""
+    checkpoint, torn = latest_checkpoint(config.run_dir)
+    if checkpoint is None:
+        raise RunError(f"{config.run_dir} has no complete checkpoint to ask. {' '.join(torn)}")
+    file = config.run_dir / FILE
+    asked = describe(config, evaluate, checkpoint.step)
+    if is_asked(file, asked):
+        return file
+    answered: dict[str, list[Answered]] = {}
+    options = {"dtype": config.models.dtype, "device": default_device(config.models.device), "trust_remote_code": config.models.trust_remote_code}  # fmt: skip
+    for name in config.models.learners:
+        policies = load_policies([], student=checkpoint.weights(name), learner=name, **options)
+        for label, rows in _ask(policies[STUDENT], config, evaluate, checkpoint.step, load).items():
+            answered.setdefault(label, []).extend(rows)
+    save_answers(config.run_dir, checkpoint.step, answered[evaluate[0].label])  # where the app looks for them
+    write(file, answered, asked)
+    return file
+
+
+def ask_reference(
+    reference: Reference, evaluate: tuple[Questions, ...], file: Path, *, load: Callable = load_examples
+) -> Path:
+    """A model as it is, asked everything; does nothing if it has been."""
+    config = reference.config
+    asked = describe_reference(reference, evaluate)
+    if is_asked(file, asked):
+        return file
+    names = ["teacher"] if reference.role == "teacher" else []
+    policies = load_policies(
+        names,
+        student=config.models.learners[reference.learner],
+        learner=reference.learner,
+        teacher=reference.model if names else None,
+        dtype=config.models.dtype,
+        teacher_dtype=config.models.teacher_dtype,
+        device=default_device(config.models.device),
+        trust_remote_code=config.models.trust_remote_code,
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write(file, _ask(policies[reference.role], config, evaluate, 0, load), asked)
+    return file
+
+
+def _ask(
+    policy: object, config: RunConfig, evaluate: tuple[Questions, ...], step: int, load: Callable
+) -> dict[str, list[Answered]]:
+    answered: dict[str, list[Answered]] = {}
+    leave_room([policy], config.sampling.max_completion_length)
+    for questions in evaluate:
+        examples = showable(load(questions.data, limit=questions.count), [policy], questions.contexts, Tally())
+        for context in questions.contexts:
+            with autocast(config, policy.device):  # as a run evaluates its students
+                rows = answer_questions(
+                    policy,
+                    split_by_evidence(examples, [context]).usable,
+                    context,
+                    step=step,
+                    max_completion_length=config.sampling.max_completion_length,
+                    **config.evaluation.grading,
+                    batch_size=config.evaluation.batch_size,
+                )
+            answered.setdefault(questions.label, []).extend(rows)
+    return answered

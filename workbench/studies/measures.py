@@ -1,0 +1,334 @@
+"""What is measured of a run, and how variants compare.
+
+    answered   one row (a variant, the student before training, a teacher) x data x context: arrays (seeds, questions)
+    values     one number per row, seed, data, context, truth and measure
+    compare    the mean over seeds, and its difference to the baseline and to the student before training, with
+               paired intervals and a verdict that is clear of zero or none
+
+Over-confidence is mean confidence minus accuracy, on privileged questions the price of
+imitating who knows more. Gap recovered is (accuracy - base) / (teacher on plain - base), on visible questions, as the
+89.8 % and 53.0 % of arXiv 2606.30626, section 4.2. It is not given where the teacher is not clearly better.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from workbench.evals.records import NUM_BINS
+from workbench.studies.bootstrap import NUM_REPLICATES, interval, over_questions, over_seeds, seed_key, weights
+from workbench.studies.plan import BASE
+from workbench.traces.reader import NoTraces, open_traces
+from workbench.types import PRIVILEGED, VISIBLE
+
+TRAINING = "training"  # stands for the data of measures that are taken from the trace
+GAP_RECOVERED = "gap_recovered"
+OF_DOMAIN = " questions"  # after a domain's name: stands for the truth where accuracy is counted by domain
+_LINEAR = ("accuracy", "confidence", "entropy", "length", "truncated")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """better: 1 higher is better, -1 lower is better, 0 neither."""
+
+    label: str
+    better: int
+    unit: str = ""  # "%": a share, shown in per cent
+    digits: int = 1
+
+
+MEASURES = {
+    "accuracy": Measure("accuracy", 1, "%"),
+    GAP_RECOVERED: Measure("gap to the teacher recovered", 1, "%", 0),
+    "confidence": Measure("confidence", 0, "%"),
+    "overconfidence": Measure("over-confidence", -1, "%"),
+    "calibration_error": Measure("calibration error", -1, "%"),
+    "entropy": Measure("entropy", 0, "nats per token", 3),
+    "length": Measure("length", 0, "tokens", 2),
+    "truncated": Measure("truncated", -1, "%"),
+    "repaired": Measure("wrong before training and right after", 1, "%"),
+    "broken": Measure("right before training and wrong after", -1, "%"),
+    "information_loss_share": Measure("loss bought on the information gap", 0, "%"),
+}
+_NOTHING = 1e-9  # differences that only rounding makes
+_SHOWN = 5e-4  # an interval whose ends are both nearer to zero is printed as zero
+_FROM_ANSWERS = ("accuracy", "confidence", "overconfidence", "calibration_error", "entropy", "length", "truncated")
+
+
+def measure_of(name: str) -> Measure:
+    """What is known of a measure; shares of regimes are made by methods."""
+    return MEASURES.get(name) or Measure(name.replace("/", " ").replace("_", " "), 0, "%")
+
+
+@dataclass
+class Row:
+    """A row of every table: a variant, the student before training, or a teacher.
+
+    kind      "variant", "student" or "teacher"
+    seeds     those that finished; of a model as it is, one that stands for all
+    answers   (data, context) -> column -> (seeds, questions); all rows have the same questions in the same order
+    trace     measure -> (seeds,), nan where a run has none
+    base, teacher   names of the rows that its gap is measured between
+    """
+
+    name: str
+    kind: str
+    seeds: tuple[int, ...]
+    answers: dict[tuple[str, str], dict[str, np.ndarray]] = field(default_factory=dict)
+    trace: dict[str, np.ndarray] = field(default_factory=dict)
+    base: str = BASE
+    teacher: str | None = None
+
+
+@dataclass(frozen=True)
+class Value:
+    """One measured number of one run."""
+
+    variant: str
+    seed: int | None
+    data: str
+    context: str | None
+    policy: str
+    truth: str
+    measure: str
+    value: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The mean of a row over seeds with its interval, and, against another row, the difference with its own.
+
+    truth     visible, privileged or all; or a domain's name and "questions"
+    against   None: the row alone. verdict: better, worse, higher, lower, not distinguishable; "" if alone
+    num_seeds seeds that both have
+    """
+
+    variant: str
+    against: str | None
+    data: str
+    context: str | None
+    policy: str
+    truth: str
+    measure: str
+    value: float
+    low: float
+    high: float
+    num_seeds: int
+    count: int
+    verdict: str
+
+
+def values_of(rows: list[Row]) -> list[Value]:
+    """Every measure of every run, question measures by truth."""
+    found = []
+    for group in _groups(rows):
+        for row in group.rows:
+            for name, own in group.points(row).items():
+                for seed, value in zip(row.seeds, own, strict=True):
+                    if not np.isnan(value):
+                        found.append(Value(row.name, seed if row.kind == "variant" else None, group.data, group.context, _policy(row), group.truth, name, float(value), group.count))  # fmt: skip
+    return found
+
+
+def compare(rows: list[Row], baseline: str, *, num_replicates: int = NUM_REPLICATES, seed: int = 0) -> list[Comparison]:
+    """Every row alone, against the baseline, and against the student before training; see workbench.studies.bootstrap."""
+    found = []
+    for group in _groups(rows):
+        replicas = {row.name: group.replicates(row, num_replicates, seed) for row in group.rows}
+        points = {row.name: group.points(row) for row in group.rows}
+        by_name = {row.name: row for row in group.rows}
+        for row in group.rows:
+            others = [None, *dict.fromkeys((baseline, row.base))]
+            for other in others:
+                if other == row.name or (other is not None and (other not in by_name or row.kind == "teacher")):
+                    continue
+                found += _compared(group, row, by_name.get(other), points, replicas, num_replicates, seed)
+    return found
+
+
+def verdict(measure: str, low: float, high: float) -> str:
+    """What an interval of a difference says: it must be clear of zero to say anything."""
+    if not (low > _NOTHING or high < -_NOTHING) or max(abs(low), abs(high)) < _SHOWN:
+        return "not distinguishable"
+    rises = low > 0.0
+    better = measure_of(measure).better
+    if better == 0:
+        return "higher" if rises else "lower"
+    return "better" if rises == (better > 0) else "worse"
+
+
+def measured_in_trace(run_dir: Path) -> dict[str, float] | None:
+    """Shares of tokens per regime in the first and the last third of steps, and of the loss that the information gap
+    bought (its size where that gap is the larger one, as in the app); None if the run has no trace."""
+    try:
+        traces = open_traces(run_dir)
+    except NoTraces:
+        return None
+    query = """
+        WITH bounds AS (SELECT min(step) AS low, max(step) AS high FROM cells),
+        thirds AS (
+            SELECT regime, num_positions, CASE WHEN step <= low + (high - low) / 3.0 THEN 'first third'
+                   WHEN step >= high - (high - low) / 3.0 THEN 'last third' END AS third
+            FROM cells CROSS JOIN bounds),
+        counted AS (SELECT third, regime, sum(num_positions) AS n FROM thirds WHERE third IS NOT NULL GROUP BY third, regime)
+        SELECT third, regime, n / sum(n) OVER (PARTITION BY third) AS share FROM counted ORDER BY third, regime"""
+    found = {f"{row['regime']}/{row['third']}": float(row["share"]) for row in traces.sql(query).to_pylist()}
+    names = [f"{regime}/{third}" for regime in traces.regimes for third in ("first third", "last third")]
+    found = {name: found.get(name, 0.0) for name in names} if len(traces.regimes) > 1 else {}
+    bought = traces.sql(
+        """SELECT sum(abs(contribution)) FILTER (abs(information_gap) > abs(capability_gap))
+                  / nullif(sum(abs(contribution)), 0) AS share
+           FROM positions WHERE information_gap IS NOT NULL AND capability_gap IS NOT NULL"""
+    ).to_pylist()[0]["share"]
+    if bought is not None:
+        found["information_loss_share"] = float(bought)
+    return found
+
+
+def _compared(
+    group: "_Group",
+    row: Row,
+    other: Row | None,
+    points: dict[str, dict[str, np.ndarray]],
+    replicas: dict[str, dict[str, np.ndarray]],
+    num_replicates: int,
+    seed: int,
+) -> list[Comparison]:
+    paired = other is not None and other.kind == "variant"
+    if paired and row.kind != "variant":  # a model as it is against a trained one: the other way round
+        seeds = other.seeds
+    else:
+        seeds = tuple(one for one in row.seeds if not paired or one in other.seeds)
+    if not seeds:
+        return []
+    by_seed = weights(len(seeds), key=seed_key(seeds), num_replicates=num_replicates, seed=seed)
+    found = []
+    for name in points[row.name]:
+        if other is not None and name not in points[other.name]:
+            continue
+        mean = _at(points[row.name][name][None], row, seeds)
+        drawn = _at(replicas[row.name][name], row, seeds)
+        if other is not None:
+            mean = mean - _at(points[other.name][name][None], other, seeds)
+            drawn = drawn - _at(replicas[other.name][name], other, seeds)
+        if np.isnan(mean).any():
+            continue
+        low, high = interval(over_seeds(drawn, by_seed))
+        found.append(
+            Comparison(
+                row.name, None if other is None else other.name, group.data, group.context, _policy(row), group.truth, name,
+                float(mean.mean()), low, high, len(seeds) if "variant" in (row.kind, other.kind if other else "") else 0,
+                group.count, "" if other is None else verdict(name, low, high),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _at(values: np.ndarray, row: Row, seeds: tuple[int, ...]) -> np.ndarray:
+    """Columns (R, S) of these seeds; a model as it is has one column for all of them."""
+    if row.kind != "variant":
+        return np.repeat(values[:, :1], len(seeds), axis=1)
+    return values[:, [row.seeds.index(seed) for seed in seeds]]
+
+
+def _policy(row: Row) -> str:
+    return "teacher" if row.kind == "teacher" else "student"
+
+
+class _Group:
+    """All rows that answered the same questions: one data set, context and truth."""
+
+    def __init__(self, data: str, context: str | None, truth: str, rows: list[Row], chosen: np.ndarray) -> None:
+        self.data, self.context, self.truth, self.rows, self.chosen = data, context, truth, rows, chosen
+        self.count = int(chosen.sum())
+        self._by_name = {row.name: row for row in rows}
+
+    def points(self, row: Row) -> dict[str, np.ndarray]:
+        """Measure -> (S,), every question counted once."""
+        everything = np.full((1, self.count), 1.0 / self.count)
+        return {name: own[0] for name, own in self._measured(row, everything, None).items()}
+
+    def replicates(self, row: Row, num_replicates: int, seed: int) -> dict[str, np.ndarray]:
+        """Measure -> (R, S); the drawn questions are the same for every row of the group."""
+        drawn = weights(self.count, key=f"{self.data} {self.context} {self.truth}", num_replicates=num_replicates, seed=seed)  # fmt: skip
+        return self._measured(row, drawn, drawn)
+
+    def _measured(self, row: Row, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
+        lines = self._lines(row)
+        measured = _measured(lines, question_weights)
+        if row.kind == "variant" and row.base in self._by_name:
+            before, after = self._lines(self._by_name[row.base])[0], lines[0]  # (1, Q), (S, Q)
+            changed = over_questions(np.stack([(1 - before) * after, before * (1 - after)]), question_weights)
+            measured |= {"repaired": changed[:, 0], "broken": changed[:, 1]}
+        if (
+            self.context == "plain"
+            and self.truth in (VISIBLE, "all")
+            and {row.base, row.teacher} <= self._by_name.keys()
+        ):
+            gap = self._gap(row, question_weights)
+            if gap is not None:
+                base, teacher = gap
+                # at least one question: a drawing of questions in which the teacher is no better has no gap
+                measured[GAP_RECOVERED] = (measured["accuracy"] - base) / np.maximum(teacher - base, 1.0 / self.count)
+        return measured
+
+    def _gap(self, row: Row, question_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Accuracies (R, 1) of the student before training and the teacher; None if the teacher is not clearly better."""
+        outcomes = [self._lines(self._by_name[name])[:1] for name in (row.base, row.teacher)]
+        base, teacher = (over_questions(one, question_weights)[:, 0] for one in outcomes)
+        difference = (outcomes[1] - outcomes[0])[0, 0]
+        error = difference.std() / np.sqrt(difference.size)
+        return (base, teacher) if difference.mean() > 4.0 * error and difference.mean() > 0.0 else None
+
+    def _lines(self, row: Row) -> np.ndarray:
+        """What is averaged over questions, (L, S, Q): the linear measures, then confidence - accuracy in each bin."""
+        own = {name: row.answers[self.data, self.context][name][:, self.chosen] for name in _LINEAR}
+        excess = own["confidence"] - own["accuracy"]
+        place = np.minimum(NUM_BINS - 1, (own["confidence"] * NUM_BINS).astype(int))
+        bins = [np.where(place == number, excess, 0.0) for number in range(NUM_BINS)]
+        return np.stack([*own.values(), *bins])
+
+
+class _DomainGroup(_Group):
+    """Questions of one domain, of whatever truth: accuracy alone."""
+
+    def _measured(self, row: Row, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
+        own = row.answers[self.data, self.context]["accuracy"][None, :, self.chosen]
+        return {"accuracy": over_questions(own, question_weights)[:, 0]}
+
+
+class _TraceGroup(_Group):
+    """Measures taken from the trace: one number per run, so seeds alone vary."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        super().__init__(TRAINING, None, "all", rows, np.ones(1, dtype=bool))
+
+    def _measured(self, row: Row, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
+        return {name: np.repeat(own[None], len(question_weights), axis=0) for name, own in row.trace.items()}
+
+
+def _measured(lines: np.ndarray, question_weights: np.ndarray) -> dict[str, np.ndarray]:
+    means = over_questions(lines, question_weights)  # (R, L, S)
+    measured = {name: means[:, number] for number, name in enumerate(_LINEAR)}
+    measured["overconfidence"] = measured["confidence"] - measured["accuracy"]
+    measured["calibration_error"] = np.abs(means[:, len(_LINEAR) :]).sum(axis=1)
+    return {name: measured[name] for name in _FROM_ANSWERS}
+
+
+def _groups(rows: list[Row]) -> list[_Group]:
+    """Data, context and truth in order of appearance, domains where there are several; then the trace."""
+    groups: list[_Group] = []
+    for key in dict.fromkeys(key for row in rows for key in row.answers):
+        own = [row for row in rows if key in row.answers]
+        truth, known = own[0].answers[key]["truth"], ~np.isnan(own[0].answers[key]["accuracy"][0])
+        for name in ("all", VISIBLE, PRIVILEGED):
+            chosen = known & ((truth == name) | (name == "all"))
+            if chosen.any():
+                groups.append(_Group(*key, name, own, chosen))
+        domains = np.where(known, own[0].answers[key]["domain"], None)
+        names = sorted({str(name) for name in domains if name})
+        if len(names) > 1:
+            groups += [_DomainGroup(*key, f"{name}{OF_DOMAIN}", own, domains == name) for name in names]
+    traced = [row for row in rows if row.trace]
+    return [*groups, _TraceGroup(traced)] if traced else groups

@@ -1,0 +1,406 @@
+"""A study's file, and the runs it stands for.
+
+    name: main
+    base: configs/demo.yaml              a recipe, see `workbench train`
+    overrides: {training.steps: 120}     dotted keys, for all runs
+    seeds: [0, 1, 2, 3, 4]
+    parallel: 2                          runs at a time
+    baseline: opd                        the variant that the others are compared with; default the first
+    variants:
+      opd: {method.name: opd}
+      dopd: {note: as in the paper, method.name: dopd, method.privilege: crop}
+      later: {after: dopd, method.name: opd}    starts from the student that dopd's run of the same seed ended with
+    grid: {method.privilege: [crop, boxes]}   optional: multiplied into every variant but those with grid: false
+    evaluate:
+      - {data: "scenes:eval?count=512", contexts: [plain, crop]}
+
+`{seed}` in a value, but for models, is replaced by the run's seed: training.update_mask: masks/found-s{seed}.safetensors.
+What the study decides itself (seed, folder, evaluation) is not set by overrides. Paths start at the working directory.
+"""
+
+import functools
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from workbench.config.models import check_models
+from workbench.config.schema import (
+    RunConfig,
+    as_it_ran,
+    build_config,
+    describe_config,
+    override,
+    read_recipe,
+    read_yaml,
+)
+from workbench.data.contexts import check_asked
+from workbench.data.examples import load_examples
+from workbench.errors import ConfigError, WorkbenchError, at, show, unknown
+from workbench.files.parsing import PLAIN_NAME
+from workbench.files.shipped import find_recipe
+from workbench.runs.folder import checkpoint_path
+from workbench.studies.checks import check_evidence, check_questions
+from workbench.types import STUDENT
+
+KEYS = ("name", "base", "overrides", "seeds", "parallel", "baseline", "variants", "grid", "evaluate")
+BASE, TEACHER = "base", "teacher"  # names of rows, so no variant may have them
+_OWN = {  # what the study decides itself, and where it is said
+    "name": "it is the variant's", "seed": "write seeds: [...]", "output_dir": "it is that of the base recipe, and the study's name in it",
+    **dict.fromkeys(("data.eval", "evaluation.count", "evaluation.contexts", "evaluation.teacher", "evaluation.every"), "write evaluate: [...]"),
+}  # fmt: skip
+_SECTIONS = {key.partition(".")[0] for key in describe_config() if "." in key}
+_NEEDED = {
+    "base": "a recipe's file, as in base: configs/demo.yaml",
+    "variants": "what is compared, as in variants: {opd: {method.name: opd}}",
+    "evaluate": 'what is asked, as in evaluate: [{data: "scenes:eval?count=512", contexts: [plain]}]',
+}
+# what may differ between a run that is there and the run that is asked for: nothing that its numbers depend on
+_FREE = ("name", "output_dir", "data.eval", "data.probes", "evaluation.", "training.save_every", "training.keep", "training.trackers")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Questions:
+    """One entry of `evaluate`: who is asked what. `label` names it in tables."""
+
+    data: str
+    contexts: tuple[str, ...]
+    count: int | None
+    label: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model as it is, asked once for the whole study: a student before training, or a teacher."""
+
+    role: str  # "student" or "teacher"
+    model: str
+    row: str  # its name in tables
+    config: RunConfig = field(compare=False)
+    learner: str = STUDENT  # of a run with peers, which of its students
+
+    def belongs_to(self, config: RunConfig) -> bool:
+        """Whether a run begins with this student, or has this teacher."""
+        models = config.models
+        if self.role == TEACHER:
+            return self.model in (models.teacher, *models.teachers.values())
+        return self.model == models.learners.get(self.learner)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the study: a configuration, apart from the seed. `fault`: why it cannot be built.
+
+    after  an earlier variant: each run starts from the student that the other's run of the same seed ended with
+    """
+
+    name: str
+    note: str = ""
+    config: RunConfig | None = None
+    fault: str | None = None
+    after: str | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A whole study, checked. Its folder holds one run per variant and seed, and the tables."""
+
+    name: str
+    folder: Path
+    source: Path
+    seeds: tuple[int, ...]
+    parallel: int
+    baseline: str
+    variants: tuple[Variant, ...]
+    evaluate: tuple[Questions, ...]
+
+    @property
+    def usable(self) -> list[Variant]:
+        return [variant for variant in self.variants if variant.config is not None]
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """Variants that cannot be built, and why."""
+        return {variant.name: variant.fault for variant in self.variants if variant.fault is not None}
+
+    def reference_file(self, row: str) -> Path:
+        """Where the answers of a model as it is are kept."""
+        return self.folder / ".references" / f"{row.replace(' ', '-')}.parquet"
+
+    def config(self, variant: Variant, seed: int) -> RunConfig:
+        """The configuration of one run."""
+        values = _of_seed(variant.config, seed)
+        before = self.before(variant, seed)
+        if before is not None:
+            last = checkpoint_path(before.run_dir, before.training.steps)
+            values["models"] = values["models"] | {"student": str(last / "student")}
+        return build_config(values | {"seed": seed, "name": run_name(variant.name, seed)})
+
+    def before(self, variant: Variant, seed: int) -> RunConfig | None:
+        """The run whose student this one starts from."""
+        earlier = next((one for one in self.usable if one.name == variant.after), None)
+        return None if earlier is None else self.config(earlier, seed)
+
+    def references(self) -> list[Reference]:
+        """Every starting student and every teacher of the variants, each once."""
+        found: dict[tuple[str, str, str], RunConfig] = {}
+        for variant in self.usable:
+            models = variant.config.models
+            for learner, model in models.learners.items():
+                found.setdefault(("student", learner, model), variant.config)
+            for model in filter(None, (models.teacher, *models.teachers.values())):
+                found.setdefault((TEACHER, STUDENT, model), variant.config)
+        rows = []
+        for (role, learner, model), config in sorted(found.items(), key=lambda one: one[0][0] == TEACHER):
+            row = TEACHER if role == TEACHER else BASE if learner == STUDENT else f"{BASE} {learner}"
+            several = sum(other[:2] == (role, learner) for other in found) > 1
+            rows.append(Reference(role, model, f"{row} {Path(model).name}" if several else row, config, learner))
+        return rows
+
+
+def run_name(variant: str, seed: int) -> str:
+    """The folder of a run: the variant's name in plain characters, and the seed."""
+    return f"{re.sub(r'[^A-Za-z0-9._+=-]+', '-', variant).strip('-.')}-s{seed}"
+
+
+def settings(config: RunConfig) -> dict[str, object]:
+    """Everything that a run's numbers depend on, with dotted keys."""
+    return {key: value for key, value in _flat(config.to_dict()).items() if not key.startswith(_FREE)}
+
+
+def other_settings(config: RunConfig) -> str | None:
+    """A sentence if the run's folder is of a run with other settings: its numbers would be called by a wrong name."""
+    if not (config.run_dir / "config.yaml").is_file():
+        return None
+    try:
+        there = settings(build_config(as_it_ran(read_yaml(config.run_dir / "config.yaml")), where=str(config.run_dir)))
+    except ConfigError as error:
+        return f"{error} Delete {config.run_dir}; the same study makes it anew."
+    here = settings(config)
+    others = [key for key in {**here, **there} if here.get(key) != there.get(key)]
+    if not others:
+        return None
+    changes = ", ".join(f"{key}={there.get(key)} there, {here.get(key)} here" for key in others[:3])
+    return f"{config.run_dir} was made with other settings ({changes}). Rename the study or the variant, or delete that folder."  # fmt: skip
+
+
+def load_study(
+    path: str | Path, overrides: Iterable[str] = (), *, check: bool = True, load: Callable = load_examples
+) -> Study:
+    """The study of a YAML file, every variant's configuration built and its evidence looked for in the data.
+
+    overrides  `key=value` of the study's own keys: seeds=[0,1], parallel=1, overrides.training.steps=20
+    check      look at models and data, too; False is enough to report what is finished
+
+    Raises: ConfigError or DataError for what is wrong with the study as a whole. A variant that cannot be built keeps
+    its sentence in `Variant.fault`; the others go on. If none can be built, that is an error.
+    """
+    load = functools.cache(load) if check else None  # all variants look at the same examples
+    path = find_recipe(path)
+    values = _own_overrides(read_yaml(path), overrides)
+    where = f"study {path}"
+    for key in values:
+        if key not in KEYS:
+            raise ConfigError(f"{where}: {unknown('key', key, KEYS)}")
+    for key, meaning in _NEEDED.items():
+        if not values.get(key):
+            raise ConfigError(f"{where}: {key} is missing: {meaning}.")
+    if not isinstance(values["base"], str):
+        raise ConfigError(
+            f"{where}: base must be a recipe's file such as configs/demo.yaml, got {show(values['base'])}."
+        )
+    name = values.get("name", Path(path).stem)
+    if not isinstance(name, str) or run_name(name, 0) != f"{name}-s0":
+        raise ConfigError(f"{where}: name {show(name)} must be a plain folder name: {PLAIN_NAME}.")
+    common = _mapping(values.get("overrides"), f"{where}: overrides")
+    _refuse_own(common, f"{where}: overrides")
+    with at(f"{where}: base"):
+        if "variants" in read_yaml(find_recipe(values["base"])):
+            raise ConfigError(f"{values['base']} is a study; base must be a recipe's file such as configs/demo.yaml.")
+        base = read_recipe(values["base"])
+    questions = _questions(values["evaluate"], where, load)
+    folder = Path(str(base.get("output_dir", "runs"))) / name
+    fixed = {"output_dir": str(folder), "data.eval": None}
+    if override(base, _texts(common)).get("data", {}).get("probes") is None:
+        fixed["data.probes"] = questions[0].data
+    variants, seeds = [], _seeds(values.get("seeds", [0, 1, 2, 3, 4]), where)
+    for variant, note, after, own in _expanded(values, where):
+        made = _variant(variant, note, base, {**common, **own, **fixed}, load, seeds[0])
+        variants.append(_placed(made, after, variants, where))
+    parallel, baseline = (
+        _count(values.get("parallel", 2), f"{where}: parallel"),
+        values.get("baseline", variants[0].name),
+    )
+    study = Study(name, folder, Path(path), seeds, parallel, str(baseline), tuple(variants), questions)
+    if study.baseline not in [variant.name for variant in variants]:
+        raise ConfigError(f"{where}: {unknown('baseline', study.baseline, [one.name for one in variants])}")
+    if not study.usable:
+        names: dict[str, list[str]] = {}
+        for variant, fault in study.faults.items():
+            names.setdefault(fault, []).append(variant)
+        faults = "; ".join(f"{', '.join(own)}: {fault}" for fault, own in names.items())
+        raise ConfigError(f"{where}: none of its {len(variants)} variants can be built. {faults}")
+    return study
+
+
+def _placed(made: Variant, after: str | None, earlier: list[Variant], where: str) -> Variant:
+    """The variant with the one that it goes on from, which must stand above it; it cannot be built if that cannot."""
+    if after is None:
+        return made
+    before = next((one for one in earlier if one.name == after), None)
+    if before is None:
+        raise ConfigError(f"{where}: variants.{made.name}: after: {unknown('earlier variant', after, [one.name for one in earlier])}")  # fmt: skip
+    fault = made.fault or (before.fault and f'it starts after "{after}", which cannot be built')
+    return replace(made, after=after, fault=fault, config=None if fault else made.config)
+
+
+def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict]]:
+    """Every variant with its note, what it goes on from, and its own overrides, the grid multiplied in. Names are
+    unique as folders."""
+    variants = _mapping(values["variants"], f"{where}: variants")
+    grid = _mapping(values.get("grid"), f"{where}: grid")
+    _refuse_own(grid, f"{where}: grid")
+    for key, several in grid.items():
+        if not isinstance(several, list) or not several:
+            raise ConfigError(f"{where}: grid.{key} must be a list of values, got {show(several)}.")
+    last = [key.rpartition(".")[2] for key in grid]
+    short = {key: name if last.count(name) == 1 else key for key, name in zip(grid, last, strict=True)}
+    expanded = []
+    for name, own in variants.items():
+        own = _mapping(own, f"{where}: variants.{name}")
+        _refuse_own(own, f"{where}: variants.{name}")
+        note, after = own.pop("note", ""), own.pop("after", None)
+        if not isinstance(note, str):
+            raise ConfigError(f"{where}: variants.{name}: note must be text, got {show(note)}. Put quotes around it.")
+        is_varied = own.pop("grid", True)
+        if not isinstance(is_varied, bool):
+            raise ConfigError(f"{where}: variants.{name}: grid must be false, to have the variant once, or left out; got {show(is_varied)}.")  # fmt: skip
+        varied = grid if is_varied else {}
+        twice = next((key for key in varied if key in own), None)
+        if twice is not None:
+            raise ConfigError(f"{where}: variants.{name} sets {twice}, which grid varies. Leave it out, or say grid: false to have the variant once.")  # fmt: skip
+        for chosen in itertools.product(*varied.values()):
+            point = dict(zip(varied, chosen, strict=True))
+            label = " ".join([str(name), *(f"{short[key]}={_plain(value)}" for key, value in point.items())])
+            expanded.append((label, note, None if after is None else str(after), {**own, **point}))
+    folders: dict[str, str] = {}
+    for name, *_ in expanded:
+        if name in (BASE, TEACHER):
+            raise ConfigError(f'{where}: a variant cannot be called "{name}": that is a row of every table. Rename it.')
+        other = folders.setdefault(run_name(name, 0), name)
+        if other != name or sum(name == one for one, *_ in expanded) > 1:
+            raise ConfigError(f'{where}: variants "{other}" and "{name}" would have one folder. Rename one.')
+    return expanded
+
+
+def _variant(name: str, note: str, base: dict, own: dict, load: Callable | None, seed: int) -> Variant:
+    """The variant, checked as its first seed's run would be."""
+    try:
+        config = build_config(override(base, _texts({**own, "name": run_name(name, 0)})))
+        if load is not None:
+            first = build_config(_of_seed(config, seed))
+            check_models(first)
+            check_evidence(first, load)
+    except WorkbenchError as error:
+        return Variant(name, note, fault=str(error))
+    return Variant(name, note, config)
+
+
+def _of_seed(config: RunConfig, seed: int) -> dict:
+    return json.loads(json.dumps(config.to_dict()).replace("{seed}", str(seed)))
+
+
+def _questions(entries: object, where: str, load: Callable | None) -> tuple[Questions, ...]:
+    if not isinstance(entries, list):
+        raise ConfigError(f"{where}: evaluate must be a list of {{data, contexts, count}}, got {show(entries)}.")
+    made = []
+    for place, entry in enumerate(entries):
+        here = f"{where}: evaluate[{place}]"
+        entry = _mapping(entry, here)
+        for key in entry:
+            if key not in ("data", "contexts", "count"):
+                raise ConfigError(f"{here}: {unknown('key', key, ('data', 'contexts', 'count'))}")
+        if not isinstance(entry.get("data"), str):
+            raise ConfigError(f"{here}: data is missing: scenes:SPLIT?count=N, a file, or hf:NAME.")
+        contexts = entry.get("contexts", ["plain"])
+        if not isinstance(contexts, list) or not contexts:
+            raise ConfigError(f"{here}: contexts must be a list such as [plain, crop], got {show(contexts)}.")
+        count = None if entry.get("count") is None else _count(entry["count"], f"{here}: count")
+        with at(here):
+            for context in contexts:
+                check_asked(str(context))
+            if load is not None:
+                check_questions(entry["data"], contexts, count, load)
+        made.append(Questions(entry["data"], tuple(contexts), count, entry["data"]))
+    short = [one.data.partition("?")[0] for one in made]
+    labels = short if len(set(short)) == len(short) else [one.data for one in made]
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"{where}: evaluate names the same data twice. Put the contexts into one entry.")
+    return tuple(Questions(one.data, one.contexts, one.count, label) for one, label in zip(made, labels, strict=True))
+
+
+def _own_overrides(values: dict, overrides: Iterable[str]) -> dict:
+    """`overrides.training.steps=20` sets one dotted key of the study's overrides; any other key is replaced."""
+    plain = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key.startswith("overrides."):
+            (parsed,) = override({}, [f"value={value}"]).values()
+            own = {**(values.get("overrides") or {}), key.removeprefix("overrides."): parsed}
+            values = {**values, "overrides": own}
+        else:
+            plain.append(text)
+    return override(values, plain)
+
+
+def _mapping(value: object, what: str) -> dict:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{what} must be a mapping of keys to values, got {show(value)}.")
+    return dict(value)
+
+
+def _refuse_own(values: dict, what: str) -> None:
+    for key in values:
+        if key in _OWN:
+            raise ConfigError(f"{what}: {key} is the study's own: {_OWN[key]}.")
+        if key in _SECTIONS:  # would replace all that the recipe has there
+            raise ConfigError(f"{what}: {key} is a whole section. Write dotted keys, each as {key}.KEY: VALUE.")
+
+
+def _seeds(seeds: object, where: str) -> tuple[int, ...]:
+    good = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not good or len(set(seeds)) < len(seeds):
+        raise ConfigError(
+            f"{where}: seeds must be a list of different whole numbers such as [0, 1, 2], got {show(seeds)}."
+        )
+    return tuple(seeds)
+
+
+def _count(value: object, what: str) -> int:
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"{what} must be a whole number of at least 1, got {show(value)}.")
+    return value
+
+
+def _texts(values: dict) -> list[str]:
+    """Values as overrides; JSON is YAML."""
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, object]:
+    """Nested values with dotted keys."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,61 @@
+"""What stands above a study's tables: how they came about, and how much they can bear."""
+
+from collections.abc import Iterable
+
+from workbench.runs.commands import called
+from workbench.studies.plan import Study
+
+FEW_SEEDS = 5  # fewer, and an interval over them is too narrow
+
+
+def preamble(
+    study: Study, record: dict, num_seeds: dict[str, int], unfinished: dict[str, str], faults: dict[str, str]
+) -> str:
+    """How a study came about, as lines of a list: file, command, commit, seeds, wall time, what is missing.
+
+    record      what study.json holds
+    num_seeds   finished runs of every variant
+    unfinished  run -> why
+    faults      variant -> why it was not run
+    """
+    sessions = record["sessions"]
+    lines = [f"- file: `{study.source}`; seeds {', '.join(map(str, study.seeds))}; baseline: {study.baseline}"]
+    if sessions:
+        commits = dict.fromkeys(f"{str(one.get('commit'))[:10]}{' with changes' if one.get('dirty') else ''}" for one in sessions)  # fmt: skip
+        wall, busy = (sum(one["seconds"] for one in ones) for ones in (sessions, record["runs"].values()))
+        processes = [one.get("processes", study.parallel) for one in sessions]
+        room = sum(count * one["seconds"] for count, one in zip(processes, sessions, strict=True))
+        threads = dict.fromkeys(one["threads"] for one in sessions)
+        lines += [
+            f"- command: `{sessions[-1]['command']}`",
+            f"- commit: {', '.join(commits)}",
+            f"- wall time: {wall / 60:.1f} min in {len(sessions)} session(s), {_either(processes)} process(es) of {_either(threads)} thread(s), "
+            f"which were at work {busy / room if room else 0:.0%} of it",
+        ]
+    asked = called()
+    if "--report" in asked and asked.replace(" --report", "") not in [one["command"] for one in sessions]:
+        lines.append(f"- this table: `{asked}`")
+    fewest = min(num_seeds.values(), default=0)
+    if fewest == 1:
+        lines.append("- one seed: intervals and verdicts hold what other questions would change, and nothing of what another seed would")  # fmt: skip
+    elif 1 < fewest < FEW_SEEDS:
+        lines.append(f"- {fewest} seeds: intervals over so few are narrower than they should be; take {FEW_SEEDS} or more for a result")  # fmt: skip
+    if set(num_seeds.values()) == {len(study.seeds)} and not unfinished and not faults:
+        lines.append(f"- all {sum(num_seeds.values())} runs finished")
+    else:
+        rest = f"; not: {len(unfinished)}" if unfinished else ""
+        lines.append(f"- finished: {sum(num_seeds.values())} runs{rest}")
+        lines += [f"- variant {name} was not run: {fault}" for name, fault in faults.items()]
+        reasons: dict[str, list[str]] = {}
+        for name, why in unfinished.items():
+            reasons.setdefault(why, []).append(name)
+        lines += [
+            f"- {'runs' if len(names) > 1 else 'run'} {', '.join(names)}: {why}" for why, names in reasons.items()
+        ]
+    if study.baseline not in num_seeds:
+        lines.append(f"- no run of the baseline {study.baseline} finished, so nothing is compared with it")
+    return "\n".join(lines)
+
+
+def _either(values: Iterable[object]) -> str:
+    return " and ".join(map(str, dict.fromkeys(values)))

@@ -1,0 +1,132 @@
+"""Every question of every run, one row each: kept beside the run, put together for the study
+(asking.py asks them).
+
+A run's questions.parquet says in its metadata what was asked of which step; asked again only if that has changed.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workbench.config.schema import RunConfig, build_config
+from workbench.data.grading import TOLERANCE
+from workbench.errors import RunError
+from workbench.evals.records import Answered, save_answers
+from workbench.studies.plan import Questions, Reference, settings
+
+FILE = "questions.parquet"
+TEXT = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    [
+        ("data", TEXT),
+        ("policy", TEXT),
+        ("context", TEXT),
+        ("example_id", pa.string()),
+        ("domain", TEXT),
+        ("truth", TEXT),
+        ("answer", TEXT),
+        ("text", pa.string()),
+        ("accuracy", pa.float64()),  # 1 right, 0 wrong, null: no answer is known
+        ("confidence", pa.float64()),
+        ("entropy", pa.float64()),
+        ("length", pa.int32()),
+        ("truncated", pa.bool_()),
+    ]
+)
+_METADATA = b"workbench.asked"
+
+
+def show_start(run_dir: Path, files: list[Path], evaluate: tuple[Questions, ...]) -> None:
+    """The references' answers as the run's evaluation before its first step, where the app looks for it."""
+    rows = [row for file in files if file.is_file() for row in read(file).to_pylist() if row["data"] == evaluate[0].label]  # fmt: skip
+    answered = [
+        Answered(
+            0, row["policy"], row["context"], row["example_id"], row["domain"], row["truth"], row["answer"], row["text"],
+            row["accuracy"], row["confidence"], row["length"], not row["truncated"], row["entropy"],
+        )
+        for row in rows
+    ]  # fmt: skip
+    if answered and not (run_dir / "evals" / "step-000000.jsonl").is_file():
+        save_answers(run_dir, 0, answered)
+
+
+def describe(config: RunConfig, evaluate: tuple[Questions, ...], step: int) -> dict:
+    """What is asked of whom, and how: two files with the same description hold the same answers."""
+    rule, tolerance = config.evaluation.rule, config.evaluation.tolerance
+    return {
+        "step": step,
+        "rule": rule if tolerance == TOLERANCE else f"{rule} within {tolerance:g}",
+        "settings": json.loads(json.dumps(settings(config))),
+        "evaluate": [[one.label, one.data, list(one.contexts), one.count] for one in evaluate],
+    }
+
+
+def describe_reference(reference: Reference, evaluate: tuple[Questions, ...]) -> dict:
+    """As `describe`, of a model as it is: it does not depend on how others are trained."""
+    config = reference.config
+    asked = describe(config, evaluate, 0) | {"model": reference.model}
+    length = config.sampling.max_completion_length
+    return asked | {"settings": {"dtype": config.models.dtype, "max_completion_length": length}}
+
+
+def asked_of(file: Path) -> dict | None:
+    """What a file of questions says was asked; None if there is none that can be read."""
+    try:
+        return json.loads(pq.read_schema(file).metadata[_METADATA])
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+        return None
+
+
+def is_asked(file: Path, wanted: dict) -> bool:
+    """Whether a file holds the answers to what is `wanted`. A setting that the workbench did not have when it was written
+    was then as its default is now.
+    """
+    found = asked_of(file)
+    if found is None or found == wanted:
+        return found is not None
+    own = found.get("settings", {})
+    later = {
+        key: value for key, value in wanted["settings"].items() if key not in own and not key.startswith("method.")
+    }
+    plain = {"models": {"student": "-", "teacher": "-"}, "data": {"train": "-"}, "method": {"name": "opd"}}
+    defaults = json.loads(json.dumps(settings(build_config(plain, name="-")))) if later else {}
+    return (
+        all(value == defaults.get(key) for key, value in later.items()) and found | {"settings": own | later} == wanted
+    )
+
+
+def read(file: Path) -> pa.Table:
+    """A file of questions. Raises RunError if it cannot be read."""
+    try:
+        return pq.read_table(file).cast(SCHEMA)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RunError(f"{file} cannot be read ({error}). Delete it; the same study asks again.") from None
+
+
+def write(file: Path, answered: dict[str, list[Answered]], asked: dict) -> None:
+    rows = [
+        {
+            "data": label,
+            "policy": row.policy,
+            "context": row.context,
+            "example_id": row.example_id,
+            "domain": row.domain,
+            "truth": row.truth,
+            "answer": row.answer,
+            "text": row.text,
+            "accuracy": row.reward,
+            "confidence": row.confidence,
+            "entropy": row.entropy,
+            "length": row.length,
+            "truncated": not row.finished,
+        }
+        for label, own in answered.items()
+        for row in own
+    ]
+    table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({_METADATA: json.dumps(asked).encode()}))
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    pq.write_table(table, temporary, compression="zstd")
+    os.replace(temporary, file)

@@ -1,0 +1,369 @@
+"""What a study found: results.parquet, comparisons.parquet, questions.parquet, table.md and figure.html, of what is finished.
+
+results      one row per variant, seed, data, context, policy, truth and measure
+comparisons  means over seeds and paired differences with their intervals
+questions    every question of every run, to pair and to look up
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workbench.errors import RunError
+from workbench.studies.measures import (
+    GAP_RECOVERED,
+    OF_DOMAIN,
+    TRAINING,
+    Comparison,
+    Row,
+    Value,
+    compare,
+    measure_of,
+    measured_in_trace,
+    values_of,
+)
+from workbench.studies.payoff import payoff
+from workbench.studies.plan import TEACHER, Study, other_settings
+from workbench.studies.preamble import preamble
+from workbench.studies.records import FILE, describe, describe_reference, is_asked, read
+from workbench.types import PRIVILEGED, STUDENT, VISIBLE
+
+_COLUMNS = ("accuracy", "confidence", "entropy", "length", "truncated")
+HEADLINES = (
+    ("accuracy", VISIBLE), (GAP_RECOVERED, VISIBLE), ("accuracy", PRIVILEGED), ("overconfidence", PRIVILEGED),
+    ("confidence", PRIVILEGED), ("calibration_error", PRIVILEGED), ("repaired", "all"), ("broken", "all"), ("entropy", "all"), ("length", "all"),
+    ("truncated", "all"),
+)  # fmt: skip
+
+READING = (
+    "Differences are in percentage points where values are in per cent. Intervals: 10,000 paired bootstrap replicates over "
+    'seeds and questions; each is for one comparison alone. A verdict other than "not distinguishable" means that the '
+    "interval is clear of zero."
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's numbers. `unfinished`: run -> what became of it; `faults`: variants that were never built."""
+
+    study: Study
+    rows: list[Row]
+    values: list[Value]
+    comparisons: list[Comparison]
+    unfinished: dict[str, str]
+    faults: dict[str, str]
+    record: dict
+
+
+def collect(study: Study) -> Results:
+    """The numbers of everything that is finished. Raises RunError if no run is."""
+    record = _record(study)
+    rows, missing = [], unfinished(study)
+    for reference in study.references():
+        file = study.reference_file(reference.row)
+        if is_asked(file, describe_reference(reference, study.evaluate)):
+            rows.append(Row(reference.row, reference.role, (0,), aligned([read(file)])))
+    names = {(one.role, one.model): one.row for one in study.references() if one.learner == STUDENT}
+    _join_peers(study, rows)
+    num_finished = 0
+    for variant in study.usable:
+        finished = {}
+        for seed in study.seeds:
+            config = study.config(variant, seed)
+            if config.name not in missing:
+                finished[seed] = config.run_dir / FILE
+        if finished:
+            num_finished += len(finished)
+            models = variant.config.models
+            rows.append(
+                Row(
+                    variant.name, "variant", tuple(finished), aligned([read(file) for file in finished.values()]),
+                    _traced([file.parent for file in finished.values()]), names["student", models.student], names.get(("teacher", models.teacher)),
+                )
+            )  # fmt: skip
+    if not num_finished:
+        told = "".join(f"\n  {name}: {why}" for name, why in {**study.faults, **missing}.items())
+        raise RunError(f"study {study.folder} has no finished run, so there is nothing to report.{told}")
+    return Results(study, rows, values_of(rows), compare(rows, study.baseline), missing, study.faults, record)
+
+
+def _join_peers(study: Study, rows: list[Row]) -> None:
+    """Every starting student's row also answers for the peers, so that a peer is compared with its own start."""
+    references = {one.row: one for one in study.references()}
+    peers = [row for row in rows if references[row.name].learner != STUDENT]
+    for peer in peers:
+        learner = references[peer.name].learner
+        if (
+            sum(references[row.name].learner == learner for row in peers) == 1
+        ):  # else whose start it is depends on the variant
+            for row in rows:
+                if row.kind == "student" and references[row.name].learner == STUDENT:
+                    row.answers |= peer.answers
+            rows.remove(peer)
+
+
+def unfinished(study: Study) -> dict[str, str]:
+    """Runs without answers to every question, and what became of them."""
+    record, found = _record(study), {}
+    for variant in study.usable:
+        for seed in study.seeds:
+            config = study.config(variant, seed)
+            if not is_asked(config.run_dir / FILE, describe(config, study.evaluate, config.training.steps)):
+                known = record["runs"].get(config.name, {})
+                status = "asked other questions" if known.get("status") == "finished" else known.get("status")
+                found[config.name] = other_settings(config) or known.get("error") or status or "not started"
+    return found
+
+
+def write_report(study: Study) -> Path:
+    """Write all files of a study's results; returns the Markdown table."""
+    results = collect(study)
+    _write_parquet(study.folder / "results.parquet", results.values, study.name)
+    _write_parquet(study.folder / "comparisons.parquet", results.comparisons, study.name)
+    _write_questions(results)
+    table = study.folder / "table.md"
+    _write_text(table, markdown(results))
+    try:
+        from workbench.studies.figures import figure  # noqa: PLC0415  (plotly is an extra)
+
+        _write_text(study.folder / "figure.html", figure(results.comparisons, baseline=study.baseline, title=f"Study {study.name}").to_html(include_plotlyjs=True))  # fmt: skip
+    except ModuleNotFoundError:
+        _write_text(study.folder / "figure.html", "The figure needs plotly: pip install 'vlm-distillation-workbench[app]'.")  # fmt: skip
+    return table
+
+
+def markdown(results: Results) -> str:
+    """The tables of a study with how they came about: command, commit, seeds, wall time, what is missing."""
+    study = results.study
+    parts = [f"# Study {study.name}", came_about(results)]
+    learners = dict.fromkeys(name for variant in study.usable for name in variant.config.models.learners)
+    for questions, learner in itertools.product(study.evaluate, learners):
+        label = labelled(questions.label, learner)
+        for context in questions.contexts:
+            parts.append(f"## {label}, shown {context}")
+            parts += [_overview(results, label, context), _by_domain(results, label, context)]
+            for measure, truth in HEADLINES:
+                table = _compared_table(results, label, context, measure, truth)
+                if table:
+                    parts += [f"### {title_of(measure, truth)}", table]
+    trace = _trace_table(results)
+    if trace:
+        parts += ["## While training", trace]
+    parts.append(_notes(results))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def came_about(results: Results) -> str:
+    """What preamble.preamble and payoff.payoff say of these results."""
+    num_seeds = {row.name: len(row.seeds) for row in results.rows if row.kind == "variant"}
+    lines = preamble(results.study, results.record, num_seeds, results.unfinished, results.faults)
+    return "\n".join([lines, *payoff(results.values)])
+
+
+def _overview(results: Results, data: str, context: str) -> str:
+    """Means over seeds, every row and headline measure."""
+    found = {(one.variant, one.measure, one.truth): one for one in results.comparisons if one.against is None and (one.data, one.context) == (data, context)}  # fmt: skip
+    shown = [key for key in HEADLINES if any(one[1:] == key for one in found)]
+    lines = []
+    for row in results.rows:
+        if any(one[0] == row.name for one in found):
+            cells = [value_text(found.get((row.name, *key))) for key in shown]
+            lines.append([_row_name(results, row), _seeds_text(row), *cells])
+    header = ["", "seeds", *(title_of(*key) for key in shown)]
+    return markdown_table(header, lines)
+
+
+def _by_domain(results: Results, data: str, context: str) -> str:
+    """Accuracy of every row in every domain, where there are several, and its difference to the baseline."""
+    own = {(one.variant, one.against, one.truth): one for one in results.comparisons if (one.data, one.context) == (data, context) and one.truth.endswith(OF_DOMAIN)}  # fmt: skip
+    if not own:
+        return ""
+    domains = {truth: f"{truth.removesuffix(OF_DOMAIN)} ({one.count})" for (*_, truth), one in own.items()}
+    lines = []
+    for row in results.rows:
+        cells = []
+        for domain in domains:
+            alone, apart = own.get((row.name, None, domain)), own.get((row.name, results.study.baseline, domain))
+            cells.append(
+                value_text(alone) + (f"; {difference_text(apart)} {interval_text(apart, alone)}" if apart else "")
+            )
+        if any(cell != "-" for cell in cells):
+            lines.append([row.name, _seeds_text(row), *cells])
+    against = f"; against {results.study.baseline} [95 %]" if any(one.against for one in own.values()) else ""
+    return f"### accuracy by domain (questions){against}\n\n" + markdown_table(["", "seeds", *domains.values()], lines)
+
+
+def _trace_table(results: Results) -> str:
+    """Measures of the trace, values only; regimes differ by method."""
+    own = {(one.variant, one.measure): one for one in results.comparisons if one.data == TRAINING and one.against is None}  # fmt: skip
+    names = list(dict.fromkeys(measure for _, measure in own))
+    lines = [
+        [
+            row.name,
+            str(len(row.seeds)),
+            measure_of(name).label,
+            value_text(own[row.name, name]),
+            interval_text(own[row.name, name]),
+        ]
+        for row in results.rows
+        for name in names
+        if (row.name, name) in own
+    ]
+    return markdown_table(["", "seeds", "share", "mean", "95 % over seeds"], lines) if lines else ""
+
+
+def _compared_table(results: Results, data: str, context: str, measure: str, truth: str) -> str:
+    by = {(one.variant, one.against): one for one in results.comparisons if (one.data, one.context, one.measure, one.truth) == (data, context, measure, truth)}  # fmt: skip
+    baseline = results.study.baseline
+    lines = []
+    for row in results.rows:
+        alone = by.get((row.name, None))
+        if alone is None:
+            continue
+        cells = [row.name, _seeds_text(row), value_text(alone)]
+        for against in (baseline, row.base):
+            one = by.get((row.name, against))
+            cells += ["", ""] if one is None else [f"{difference_text(one)} {interval_text(one, alone)}", one.verdict]
+        lines.append(cells)
+    if len(lines) < 2:
+        return ""
+    header = ["", "seeds", "mean", f"against {baseline} [95 %]", "", "against base [95 %]", ""]
+    used = [place for place in range(len(header)) if place < 3 or any(line[place] for line in lines)]
+    return markdown_table([header[place] for place in used], [[line[place] for place in used] for line in lines])
+
+
+def _notes(results: Results) -> str:
+    notes = [f"- {row.name}: {variant.note}" for row in results.rows for variant in results.study.variants if variant.name == row.name and variant.note]  # fmt: skip
+    return "\n".join([*notes, "", READING] if notes else [READING])
+
+
+def _seeds_text(row: Row) -> str:
+    return str(len(row.seeds)) if row.kind == "variant" else "-"
+
+
+def _row_name(results: Results, row: Row) -> str:
+    return f"**{row.name}**" if row.name == results.study.baseline else row.name
+
+
+def title_of(measure: str, truth: str) -> str:
+    """A measure as tables call it."""
+    return measure_of(measure).label + ("" if truth == "all" else f", {truth}")
+
+
+def value_text(one: Comparison | None) -> str:
+    """A mean in its unit; a dash if there is none."""
+    if one is None:
+        return "-"
+    known = measure_of(one.measure)
+    return f"{100 * one.value:.{known.digits}f} %" if known.unit == "%" else f"{one.value:.{known.digits}f}"
+
+
+def difference_text(one: Comparison) -> str:
+    """A difference with its sign; in percentage points where values are in per cent."""
+    return _number(one.measure, one.value)
+
+
+def interval_text(one: Comparison, alone: Comparison | None = None) -> str:
+    """Its interval; and its number of seeds where a difference has fewer than its row, `alone`: those both have."""
+    fewer = alone is not None and alone.num_seeds and one.num_seeds != alone.num_seeds
+    seeds = f" ({one.num_seeds} {'seed' if one.num_seeds == 1 else 'seeds'})" if fewer else ""
+    return f"[{_number(one.measure, one.low)}, {_number(one.measure, one.high)}]{seeds}"
+
+
+def _number(measure: str, value: float) -> str:
+    known = measure_of(measure)
+    return f"{100 * value if known.unit == '%' else value:+.{known.digits}f}"
+
+
+def markdown_table(header: list[str], lines: list[list[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def labelled(label: str, policy: str) -> str:
+    """Questions as they are called where a peer answers them."""
+    return label if policy in (STUDENT, TEACHER) else f"{label}, asked of {policy}"
+
+
+def aligned(tables: list[pa.Table]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """(data, context) -> column -> (runs, questions), questions in the same order everywhere."""
+    found: dict[tuple[str, str], list[dict]] = {}
+    for table in tables:
+        columns = {name: np.asarray(table[name].to_pylist(), dtype=object) for name in ("data", "policy", "context", "example_id", "truth", "domain")}  # fmt: skip
+        columns["data"] = np.array([labelled(*one) for one in zip(columns["data"], columns["policy"], strict=True)], dtype=object)  # fmt: skip
+        columns |= {name: table[name].cast(pa.float64()).to_numpy() if name != "truncated" else table[name].cast(pa.int8()).to_numpy().astype(float) for name in _COLUMNS}  # fmt: skip
+        for key in dict.fromkeys(zip(columns["data"], columns["context"], strict=True)):
+            inside = (columns["data"] == key[0]) & (columns["context"] == key[1])
+            order = np.argsort(columns["example_id"][inside].astype(str), kind="stable")
+            found.setdefault(key, []).append({name: own[inside][order] for name, own in columns.items()})
+    aligned = {}
+    for key, runs in found.items():
+        if any(list(run["example_id"]) != list(runs[0]["example_id"]) for run in runs):
+            raise RunError(f"runs of one variant were asked different questions of {key[0]}. Delete their {FILE}.")
+        aligned[key] = {name: np.stack([run[name] for run in runs]) for name in _COLUMNS}
+        aligned[key] |= {name: runs[0][name] for name in ("example_id", "truth", "domain")}
+    return aligned
+
+
+def _traced(run_dirs: list[Path]) -> dict[str, np.ndarray]:
+    """Measures of the runs' traces, nan where a run has none."""
+    found = [trace_measures(run_dir) for run_dir in run_dirs]
+    names = dict.fromkeys(name for one in found for name in one)
+    return {name: np.array([one.get(name, np.nan) for one in found]) for name in names}
+
+
+def trace_measures(run_dir: Path) -> dict[str, float]:
+    """What the trace of a run says (`measured_in_trace`), kept beside the run."""
+    file = run_dir / "trace-measures-of-sizes.json"  # before trace version 4 signed gaps were compared
+    if file.is_file():
+        return json.loads(file.read_text())
+    found = measured_in_trace(run_dir)
+    if found is not None:
+        _write_text(file, json.dumps(found))
+    return found or {}
+
+
+def _record(study: Study) -> dict:
+    try:
+        facts = json.loads((study.folder / "study.json").read_text())
+    except (OSError, ValueError):
+        facts = {}
+    return {"sessions": [], "runs": {}, **facts}
+
+
+def _write_parquet(file: Path, rows: list[Value] | list[Comparison], study: str) -> None:
+    table = pa.Table.from_pylist([{"study": study, **dataclasses.asdict(row)} for row in rows])
+    temporary = file.with_name(f".{file.name}")
+    pq.write_table(table, temporary)
+    os.replace(temporary, file)
+
+
+def _write_questions(results: Results) -> None:
+    study, tables = results.study, []
+    references = {one.row: study.reference_file(one.row) for one in study.references()}
+    sources = [(name, None, file) for name, file in references.items() if file.is_file()]
+    by_name = {variant.name: variant for variant in study.usable}
+    for row in results.rows:
+        if row.kind == "variant":
+            sources += [(row.name, seed, study.config(by_name[row.name], seed).run_dir / FILE) for seed in row.seeds]
+    for name, seed, file in sources:
+        table = read(file).replace_schema_metadata(None)
+        table = table.add_column(0, "seed", pa.array([seed] * table.num_rows, pa.int64()))
+        tables.append(table.add_column(0, "variant", pa.array([name] * table.num_rows)))
+    file = study.folder / "questions.parquet"
+    temporary = file.with_name(f".{file.name}")
+    pq.write_table(pa.concat_tables(tables).unify_dictionaries(), temporary, compression="zstd")
+    os.replace(temporary, file)
+
+
+def _write_text(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)

@@ -1,0 +1,279 @@
+"""Runs a study: tasks to worker processes, results to study.json, and a clean stop that the same command goes on from.
+
+1. References (the student as it starts, every teacher) are asked first, once for the study.
+2. Runs follow, all variants of the first seed, then of the second: what is finished at any time is balanced.
+3. A run that fails is recorded with its sentence; the others go on. A process that dies is replaced.
+4. SIGINT or SIGTERM: every run finishes its step and saves. A second one ends the processes at once.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
+
+from workbench.errors import RunError
+from workbench.runs.commands import called
+from workbench.runs.folder import _surroundings
+from workbench.runs.processes import identify
+from workbench.runs.threads import asked_threads, num_cores
+from workbench.studies.plan import Study, other_settings
+from workbench.studies.records import FILE, describe, describe_reference, is_asked
+from workbench.studies.worker import Outcome, Task, work
+
+log = logging.getLogger("workbench")
+
+
+def run_study(study: Study, *, say: Callable[[str], None] = print) -> bool:
+    """Do everything that is not done yet. Returns whether it came to its end; False if it was asked to stop.
+
+    say  is told one line per finished run
+    """
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with _claim(study):
+        record = Record(study)
+        _refuse_another(study, record.facts.get("plan") or {})
+        todo = _tasks(study)
+        tasks = deque(task for task in todo if not _is_done(task))
+        if len(tasks) < len(todo):
+            say(f"{len(todo) - len(tasks)} of {len(todo)} tasks are done already")
+        if not tasks:
+            return True
+        conductor = _Conductor(study, record, len(tasks), say)
+        with conductor.signals():
+            return conductor.conduct(tasks)
+
+
+class Record:
+    """study.json: what was done so far, by whom, and how long it took. Every write is complete or not there."""
+
+    def __init__(self, study: Study) -> None:
+        self.file = study.folder / "study.json"
+        try:
+            self.facts = json.loads(self.file.read_text())
+        except (OSError, ValueError):
+            self.facts = {}
+        self.facts.setdefault("sessions", [])
+        self.facts.setdefault("runs", {})
+
+    def begin(self, study: Study, num_threads: int) -> None:
+        self.facts["plan"] = {
+            "source": str(study.source), "command": called(), "baseline": study.baseline, "seeds": list(study.seeds), "faults": study.faults,
+            "runs": [study.config(variant, seed).name for seed in study.seeds for variant in study.usable],
+            "notes": {variant.name: variant.note for variant in study.variants if variant.note},
+        }  # fmt: skip
+        started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        surroundings = _surroundings()
+        process = {"pid": os.getpid(), "identity": identify(os.getpid())}
+        self.facts["sessions"].append({"started": started, "command": called(), "seconds": 0.0, "processes": study.parallel, "threads": num_threads, **process, **surroundings})  # fmt: skip
+        self._begun = time.perf_counter()
+        self.write()
+
+    def add(self, outcome: Outcome) -> None:
+        seconds = self.facts["runs"].get(outcome.name, {}).get("seconds", 0.0) + outcome.seconds
+        self.facts["runs"][outcome.name] = {
+            "status": outcome.status,
+            "error": outcome.error,
+            "seconds": round(seconds, 2),
+        }
+        self.write()
+
+    def write(self) -> None:
+        self.facts["sessions"][-1]["seconds"] = round(time.perf_counter() - self._begun, 2)
+        temporary = self.file.with_name(f".study.json.{os.getpid()}")
+        temporary.write_text(json.dumps(self.facts, indent=1, default=str))
+        os.replace(temporary, self.file)
+
+
+class _Worker:
+    """A process with its pipe, and the task it is at."""
+
+    def __init__(self, study: Study, number: int, num_threads: int) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["workbench.studies.forkserver"])
+        self.pipe, theirs = context.Pipe()
+        arguments = (theirs, num_threads, study.folder / f".worker-{number}.log", dict(os.environ))
+        self.process = context.Process(target=work, args=arguments, name=f"worker {number}", daemon=True)
+        try:
+            self.process.start()
+        except (EOFError, ConnectionError) as error:
+            raise RunError(f"the process that workers are forked from is gone ({error or 'it was ended'}). Give the same command again: it goes on from what is done.") from None  # fmt: skip
+        theirs.close()
+        self.number, self.task, self.ready, self.given = number, None, False, 0.0
+
+    def give(self, task: Task) -> bool:
+        """False if the process is gone: the task is nobody's yet."""
+        try:
+            self.pipe.send(task)
+        except BrokenPipeError:
+            return False
+        self.task, self.given = task, time.perf_counter()
+        return True
+
+
+class _Conductor:
+    def __init__(self, study: Study, record: Record, total: int, say: Callable[[str], None]) -> None:
+        self.study, self.record, self.total, self.say = study, record, total, say
+        self.workers: list[_Worker] = []
+        self.asked, self.done, self.num_trained = False, 0, 0
+        self.num_threads = asked_threads() or max(1, num_cores() // study.parallel)
+
+    def conduct(self, tasks: deque[Task]) -> bool:
+        self.record.begin(self.study, self.num_threads)
+        self.begun = time.perf_counter()
+        with _environment(self.num_threads):
+            self.workers = [_Worker(self.study, number, self.num_threads) for number in range(min(self.study.parallel, len(tasks)))]  # fmt: skip
+            try:
+                while self.workers:
+                    self._wait(tasks)
+            finally:
+                for worker in self.workers:
+                    worker.process.kill()
+        self.record.write()
+        return not self.asked
+
+    def _wait(self, tasks: deque[Task]) -> None:
+        """One turn: what workers said, or that one is gone."""
+        handles = {handle: worker for worker in self.workers for handle in (worker.pipe, worker.process.sentinel)}
+        for worker in {id(one): one for one in (handles[ready] for ready in wait(list(handles)))}.values():
+            try:
+                if worker.pipe.poll():
+                    outcome, worker.ready = worker.pipe.recv(), True
+                else:
+                    outcome = self._gone(worker)
+            except (EOFError, ConnectionResetError):
+                outcome = self._gone(worker)
+            if outcome is not None:
+                self._took(outcome, len(tasks))
+            worker.task = None
+        for worker in [one for one in self.workers if one.task is None and (one.ready or not one.process.is_alive())]:
+            self._employ(worker, tasks)
+
+    def _employ(self, worker: _Worker, tasks: deque[Task]) -> None:
+        """The first task that can begin; a worker for whom there is none waits until another one has said something."""
+        if self.asked or not tasks:
+            worker.pipe.close()  # it ends by itself
+            worker.process.join(timeout=30)
+            self.workers.remove(worker)
+            return
+        coming = {task.name for task in tasks} | {one.task.name for one in self.workers if one.task is not None}
+        task = next((one for one in tasks if one.after not in coming), None)
+        if task is not None and worker.process.is_alive() and worker.give(task):
+            tasks.remove(task)
+        elif task is not None or not worker.process.is_alive():
+            self.workers.remove(worker)
+            self.workers.append(_Worker(self.study, worker.number, self.num_threads))
+
+    def _gone(self, worker: _Worker) -> Outcome | None:
+        worker.process.join(timeout=30)
+        if worker.task is None:
+            if not worker.ready and not self.asked:
+                self.asked = True
+                raise RunError(f"a worker process ended before its first task: see {self.study.folder}/.worker-{worker.number}.log.")  # fmt: skip
+            return None
+        seconds = time.perf_counter() - worker.given
+        if self.asked:
+            return Outcome(worker.task.name, "stopped", None, seconds)
+        code = worker.process.exitcode
+        why = f"signal {-code}" if code and code < 0 else f"exit status {code}"
+        log_file = self.study.folder / f".worker-{worker.number}.log"
+        return Outcome(worker.task.name, "failed", f"its process ended without a word ({why}): killed, or out of memory. See {log_file}; the same command tries again.", seconds)  # fmt: skip
+
+    def _took(self, outcome: Outcome, num_left: int) -> None:
+        self.record.add(outcome)
+        self.done += 1
+        self.num_trained += outcome.trained
+        spent = time.perf_counter() - self.begun
+        line = f"[{self.done}/{self.total}] {outcome.name} {outcome.status} in {outcome.seconds:.0f} s"
+        if self.num_trained and num_left:
+            line += f"; about {spent / self.num_trained * num_left / 60:.0f} min left"
+        self.say(line if outcome.error is None else f"{line}: {outcome.error}")
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: object) -> None:
+        if self.asked:
+            for worker in self.workers:
+                worker.process.kill()
+            raise KeyboardInterrupt
+        self.asked = True
+        log.info("asked to stop: every run finishes its step and saves; the same command goes on")
+        for worker in self.workers:
+            worker.process.terminate()
+
+
+def _refuse_another(study: Study, plan: dict) -> None:
+    """Raises RunError if the folder is another study's, or if every run that is there has other settings.
+
+    plan  as study.json has it: of who ran here before
+    """
+    configs = [study.config(variant, seed) for variant in study.usable for seed in study.seeds]
+    names, source = [config.name for config in configs], plan.get("source")
+    if source not in (None, str(study.source)) and set(names).isdisjoint(plan.get("runs") or ()):
+        raise RunError(
+            f"{study.folder} is the folder of the study in {source}, which has none of the runs of {study.source}; nothing was "
+            "started. Give one of the two another name (name: in its file), or delete the folder."
+        )
+    there = [config for config in configs if (config.run_dir / "config.yaml").is_file()]
+    faults = [fault for config in there if (fault := other_settings(config)) is not None]
+    if faults and len(faults) == len(there):
+        raise RunError(
+            f"the {len(there)} runs in {study.folder} that this study would go on with have other settings; nothing was started. "
+            f"{faults[0]} If you gave overrides last time, give them again; the Studies tab shows the command."
+        )
+
+
+def _tasks(study: Study) -> list[Task]:
+    references = {reference: study.reference_file(reference.row) for reference in study.references()}
+    tasks = [Task(reference.row, study.evaluate, reference=reference, file=file) for reference, file in references.items()]  # fmt: skip
+    for seed in study.seeds:
+        for variant in study.usable:
+            config = study.config(variant, seed)
+            starts = tuple(file for reference, file in references.items() if reference.belongs_to(config))
+            before = study.before(variant, seed)
+            after = None if before is None else before.name
+            tasks.append(Task(config.name, study.evaluate, config=config, starts=starts, after=after))
+    return tasks
+
+
+def _is_done(task: Task) -> bool:
+    if task.reference is not None:
+        return is_asked(task.file, describe_reference(task.reference, task.evaluate))
+    return is_asked(task.config.run_dir / FILE, describe(task.config, task.evaluate, task.config.training.steps))
+
+
+@contextlib.contextmanager
+def _claim(study: Study) -> Iterator[None]:
+    """One process per study. The system ends the claim with the process, however it ends."""
+    with (study.folder / ".claim").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"study {study.folder} is being run by another process. Wait for it, or stop it.") from None
+        yield
+
+
+@contextlib.contextmanager
+def _environment(num_threads: int) -> Iterator[None]:
+    """What worker processes start with."""
+    own = {"OMP_NUM_THREADS": str(num_threads), "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})

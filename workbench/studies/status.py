@@ -1,0 +1,193 @@
+"""A study as its folder tells it, also while it runs or after it was killed: its state, its runs, its comparisons.
+
+Nothing is measured here: study.json says what was planned and done, run.json how each run is, and the report's own
+comparisons.parquet and table.md what came out.
+"""
+
+import contextlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from workbench.analysis.table import Table, table
+from workbench.errors import RunError
+from workbench.runs.folder import safe_run_dir
+from workbench.runs.jobs import JobState, find_jobs
+from workbench.runs.processes import identify
+from workbench.studies.measures import Comparison
+from workbench.studies.report import HEADLINES, difference_text, interval_text, value_text
+
+RECORD = "study.json"
+RUN_COLUMNS = ["run", "status", "step", "of", "seconds", "what"]
+COMPARED_COLUMNS = ["variant", "seeds", "mean", "difference", "difference_interval", "verdict", "gain", "gain_interval", "gain_verdict"]  # fmt: skip
+NO_TABLE = "Nothing is compared yet. The table is written when the study ends; for what is finished now: {command}"
+_OUTCOMES = ("finished", "stopped", "failed")
+
+
+@dataclass(frozen=True)
+class FoundStudy:
+    """What a study's folder says.
+
+    plan         source, command, seeds, baseline, runs (names), notes and faults by variant; {} if an older version ran it
+    outcomes     run -> status, error, seconds: what became of it, those of models as they are included
+    jobs         run -> its state now
+    is_running   a process is at it
+    comparisons  of the last report; empty if none was written
+    report       table.md of the last report, or ""
+    """
+
+    name: str
+    folder: Path
+    plan: dict
+    sessions: list[dict]
+    outcomes: dict[str, dict]
+    jobs: dict[str, JobState]
+    is_running: bool
+    comparisons: list[Comparison] = field(default_factory=list)
+    report: str = ""
+
+    @property
+    def runs(self) -> list[str]:
+        """Names of its runs in the order in which they are made."""
+        names = dict.fromkeys(self.plan.get("runs") or ())
+        return list(names | dict.fromkeys(sorted(self.jobs)))
+
+    @property
+    def baseline(self) -> str:
+        """The variant that the others are compared with; "" if that is not known."""
+        planned = self.plan.get("baseline")
+        others = {one.against for one in self.comparisons if one.against and one.against.split()[0] != "base"}
+        return planned or next(iter(others), "")
+
+    @property
+    def command(self) -> str:
+        """What goes on with it, overrides and all."""
+        called = self.plan.get("command") or ""
+        if called.startswith("workbench study "):
+            return called
+        return f"workbench study {self.plan['source']}" if self.plan.get("source") else ""
+
+    def status_of(self, run: str) -> str:
+        """A run's state now, or what became of it, or "not started"."""
+        job, outcome = self.jobs.get(run), self.outcomes.get(run, {}).get("status")
+        if job is not None and job.is_alive:
+            return job.status
+        return outcome if outcome in _OUTCOMES else job.status if job is not None else "not started"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """State -> number of runs, the frequent first."""
+        states = [self.status_of(run) for run in self.runs]
+        return dict(sorted(((one, states.count(one)) for one in set(states)), key=lambda pair: -pair[1]))
+
+    @property
+    def state(self) -> str:
+        """In a word: running, finished, or stopped before its end."""
+        if self.is_running:
+            return "running"
+        return "finished" if self.runs and set(self.counts) == {"finished"} else "unfinished"
+
+
+def find_studies(runs_dir: str | Path) -> list[str]:
+    """Names of the studies in a runs folder, the one that was worked at last first."""
+    found = []
+    for file in Path(runs_dir).glob(f"*/{RECORD}"):
+        with contextlib.suppress(RunError, OSError):  # a link that leads out, or a study that was deleted meanwhile
+            found.append((file.stat().st_mtime, safe_run_dir(runs_dir, file.parent.name).name))
+    return [name for _, name in sorted(found, reverse=True)]
+
+
+def read_study(runs_dir: str | Path, name: str) -> FoundStudy:
+    """One study. Raises RunError if there is none, or if its files cannot be read."""
+    folder = safe_run_dir(runs_dir, name)
+    try:
+        facts = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        sessions, outcomes = list(facts.get("sessions") or ()), dict(facts.get("runs") or {})
+    except FileNotFoundError:
+        raise RunError(
+            f'there is no study "{name}" here. It may have been deleted; the list shows what there is.'
+        ) from None
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise RunError(
+            f"{folder / RECORD} cannot be read ({error}). Run the study again: it goes on from its runs."
+        ) from None
+    jobs = {state.name: state for state in find_jobs(folder)}
+    is_running = any(_is_at_work(one) for one in sessions[-1:]) or any(job.is_alive for job in jobs.values())
+    report = folder / "table.md"
+    text = report.read_text(encoding="utf-8") if report.is_file() else ""
+    plan = facts.get("plan") or {}
+    return FoundStudy(folder.name, folder, plan, sessions, outcomes, jobs, is_running, _comparisons(folder), text)
+
+
+def runs_of(study: FoundStudy) -> Table:
+    """Every run and what became of it, those that need a look first."""
+    rows = []
+    for run in study.runs:
+        job, outcome, status = study.jobs.get(run), study.outcomes.get(run, {}), study.status_of(run)
+        rows.append(
+            {
+                "run": run, "status": status, "step": job.step if job else None, "of": job.steps if job else None,
+                "seconds": _whole(outcome.get("seconds")), "what": outcome.get("error") or (job.error if job else None) or "",
+            }
+        )  # fmt: skip
+    rows.sort(key=lambda row: row["status"] not in ("failed", "died", "unreadable"))
+    empty = f"No run has begun. Start it in a terminal: {study.command or 'workbench study FILE'}"
+    return table(rows, RUN_COLUMNS, run=study.name, empty=empty, units={"seconds": "s"})
+
+
+def groups_of(study: FoundStudy) -> list[tuple[str, str]]:
+    """(data, context) pairs that variants were asked, in the report's order."""
+    return list(dict.fromkeys((one.data, one.context) for one in study.comparisons if one.context))
+
+
+def measures_of(study: FoundStudy, data: str, context: str) -> list[tuple[str, str]]:
+    """(measure, truth) pairs that were compared there; the report's headlines first."""
+    known = dict.fromkeys(
+        (one.measure, one.truth) for one in study.comparisons if (one.data, one.context) == (data, context)
+    )
+    return [key for key in HEADLINES if key in known] + [key for key in known if key not in HEADLINES]
+
+
+def compared(study: FoundStudy, data: str, context: str, measure: str, truth: str) -> Table:
+    """Every row's mean and its differences to the baseline and to the start, with intervals, as the report has them."""
+    own = [one for one in study.comparisons if (one.data, one.context, one.measure, one.truth) == (data, context, measure, truth)]  # fmt: skip
+    rows = []
+    for one in own:
+        if one.against is None:
+            row = {"variant": one.variant, "seeds": one.num_seeds or None, "mean": value_text(one)}
+            for other in (other for other in own if other.variant == one.variant and other.against is not None):
+                prefix = "" if other.against == study.baseline else "gain_"
+                name = "gain" if prefix else "difference"
+                row |= {
+                    name: _minus(difference_text(other)),
+                    f"{name}_interval": _minus(interval_text(other, one)),
+                    f"{prefix}verdict": other.verdict,
+                }
+            rows.append(row)
+    empty = NO_TABLE.format(command=f"{study.command or 'workbench study FILE'} --report")
+    return table(rows, COMPARED_COLUMNS, run=study.name, empty=empty)
+
+
+def _minus(text: str) -> str:
+    """With the minus sign that the app's other numbers have."""
+    return text.replace("-", "\u2212")
+
+
+def _whole(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds)
+
+
+def _comparisons(folder: Path) -> list[Comparison]:
+    file = folder / "comparisons.parquet"
+    try:
+        rows = pq.read_table(file).drop_columns(["study"]).to_pylist() if file.is_file() else []
+        return [Comparison(**row) for row in rows]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{file} cannot be read ({error}). Write it again: workbench study FILE --report.") from None
+
+
+def _is_at_work(session: dict) -> bool:
+    pid, identity = session.get("pid"), session.get("identity")
+    return isinstance(pid, int) and identity is not None and identify(pid) == identity

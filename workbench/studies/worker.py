@@ -1,0 +1,148 @@
+"""One process that does one task of a study after the other: examples are rendered and teachers are loaded once.
+
+Tasks come through a pipe and answers go back, one for one. A task is a run (train it, or go on with it, then ask its
+student) or a reference (ask a model as it is). SIGTERM stops a run after the step at hand, with a checkpoint.
+"""
+
+import functools
+import gc
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from workbench.config.schema import RunConfig
+from workbench.data.examples import load_examples
+from workbench.errors import RunError, WorkbenchError
+from workbench.policies.teacher_cache import keep_teachers
+from workbench.runs.folder import RunFolder
+from workbench.studies.evaluate import ask_reference, ask_run
+from workbench.studies.plan import Questions, Reference, other_settings
+from workbench.studies.records import show_start
+from workbench.training.run import train
+
+_REMEMBERED = 8  # sets of examples kept per process
+_CLAIM_WAIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to do: a run if there is a configuration, else a reference."""
+
+    name: str
+    evaluate: tuple[Questions, ...]
+    config: RunConfig | None = None
+    reference: Reference | None = None
+    file: Path | None = None  # of the reference's answers
+    starts: tuple[Path, ...] = ()  # of the run's references
+    after: str | None = None  # name of the run whose last student it starts from
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task. status: finished, stopped or failed; `trained`: steps were done now."""
+
+    name: str
+    status: str
+    error: str | None = None
+    seconds: float = 0.0
+    trained: bool = False
+
+
+def work(pipe: Connection, num_threads: int, log_file: Path, environment: dict[str, str]) -> None:
+    """The life of a worker process, in the environment of the study's. It ends when the pipe is closed or that process is gone."""
+    os.environ |= environment
+    os.setpgid(0, 0)  # a Ctrl-C in the terminal is the parent's; it asks each worker once
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stream = log_file.open("a", buffering=1)
+    os.dup2(stream.fileno(), 1)
+    os.dup2(stream.fileno(), 2)
+    torch.set_num_threads(num_threads)
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("workbench").addHandler(logging.NullHandler())
+    load = functools.lru_cache(maxsize=_REMEMBERED)(load_examples)
+    pipe.send(None)  # ready
+    with keep_teachers():
+        _work(pipe, load, log_file)
+
+
+def _work(pipe: Connection, load: Callable, log_file: Path) -> None:
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        start = time.perf_counter()
+        status, error, trained = "finished", None, False
+        try:
+            if task.reference is not None:
+                ask_reference(task.reference, task.evaluate, task.file, load=load)
+            else:
+                status, trained = _do_run(task, load)
+        except WorkbenchError as fault:
+            status, error = "failed", str(fault)
+        except Exception as fault:
+            traceback.print_exc()
+            status, error = "failed", f"{type(fault).__name__}: {fault} (the whole of it is in {log_file})"
+        gc.collect()  # models of the task at hand are in cycles, and gigabytes
+        pipe.send(Outcome(task.name, status, error, time.perf_counter() - start, trained))
+
+
+def _do_run(task: Task, load: Callable) -> tuple[str, bool]:
+    """Train, or go on, or do nothing; then ask. Returns the status and whether steps were done."""
+    config, trained = task.config, False
+
+    def on_step(step: int, metrics: dict) -> None:
+        study = multiprocessing.parent_process()
+        if study is not None and not study.is_alive():
+            # nobody would start what comes next, and a later study would wait for this run
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    exists = _is_run(config.run_dir)
+    if task.after is not None and not exists and not Path(config.models.student).is_dir():
+        raise RunError(f"it starts from the last student of {task.after}, which did not come to its end.")
+    if exists:
+        fault = other_settings(config)
+        if fault is not None:
+            raise RunError(fault)
+        _wait_for_claim(config.run_dir)
+    if not exists or RunFolder.open(config.run_dir).status.get("status") != "finished":
+        trained = True
+        result = train(config, resume=exists, on_step=on_step, load=load)
+        if result.stopped:
+            return "stopped", True
+    show_start(config.run_dir, list(task.starts), task.evaluate)
+    ask_run(config, task.evaluate, load=load)
+    return "finished", trained
+
+
+def _is_run(run_dir: Path) -> bool:
+    """Whether there is a run to go on with. What a kill in its very making left is taken away."""
+    if (run_dir / "run.json").is_file() and (run_dir / "config.yaml").is_file():
+        return True
+    if run_dir.is_dir() and all(file.name.startswith(".") or file.name == "config.yaml" for file in run_dir.iterdir()):
+        shutil.rmtree(run_dir)
+    return False
+
+
+def _wait_for_claim(run_dir: Path) -> None:
+    """A worker of a study that was killed finishes its step first."""
+    folder, until = RunFolder(run_dir), time.monotonic() + _CLAIM_WAIT_S
+    while time.monotonic() < until:
+        try:
+            with folder.claim():
+                return
+        except RunError:
+            time.sleep(0.2)

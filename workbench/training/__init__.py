@@ -1,0 +1,1 @@
+"""A run from start to end: loop, learner, resume, probes, health, check, export."""

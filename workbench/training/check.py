@@ -1,0 +1,348 @@
+"""`workbench check`: proves on one batch, before any training, that all views speak of the same tokens.
+
+Silent misalignment is this field's commonest bug: a completion tokenised twice, a view cut at another column, an end
+token that the teacher does not know. Each line of the table is one such bug, measured and not assumed.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+import workbench.policies.readout
+from workbench.config.schema import RunConfig
+from workbench.data.contexts import is_privileged
+from workbench.data.examples import load_examples, split_by_evidence
+from workbench.data.leaks import find_leaks
+from workbench.distill.losses import score
+from workbench.distill.method import Method
+from workbench.distill.rollouts import ask_all, write_rollouts
+from workbench.distill.scoring import Batch, score_views
+from workbench.distill.step import Readings, Scored, read_batch, supervise_batch
+from workbench.distributed import choose_device
+from workbench.errors import DataError
+from workbench.policies import Policy, SamplingOptions, Written
+from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies.by_domain import member
+from workbench.training.check_rows import count_pictures, describe_pictures, describe_rows, require_usable, split_rows
+from workbench.training.filter import split_by_teacher
+from workbench.training.learner import Learner, autocast, build_learner, give_engine, refuse_engine
+from workbench.training.rounding import REMEDY
+from workbench.types import STUDENT, Example, Prompt, Rollout
+
+NUM_EXAMPLES = 4
+# nats, by the weights that read: padding changes the order of additions, and in int8 what is rounded (0.12 was seen)
+TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25, "float16": 0.1, "int8": 0.5}
+OK, NOTE, WRONG = "ok", "note", "WRONG"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One proven fact. status: ok, note (allowed, but know it), or WRONG (training would learn something else)."""
+
+    name: str
+    status: str
+    found: str
+
+
+def check_config(config: RunConfig) -> list[Check]:
+    """Load what the run would load, write a few answers, and compare every view with every other.
+
+    Raises: WorkbenchError if the models or the data cannot be loaded at all.
+    """
+    method = config.load_method()
+    refuse_engine(config, method)
+    device = str(choose_device(config.models.device))
+    examples = load_examples(config.data.train, limit=config.data.limit)
+    taught, untaught = split_by_teacher(examples, config.teacher_domains)
+    usable, lacking = split_by_evidence(taught, list(method.contexts))
+    if not usable:
+        raise DataError(
+            f"none of the {len(examples)} examples of {config.data.train} has what the contexts "
+            f"{', '.join(method.contexts)} need, first: {lacking[0][0].origin} has no {lacking[0][1]}."
+        )
+    learners = {name: build_learner(config, method, name, device=device) for name in config.models.learners}
+    give_engine(list(learners.values()), config)
+    usable, rows = _rows(config, method, learners, usable)
+    drawn = config.sampling
+    sampling = SamplingOptions(drawn.max_completion_length, drawn.temperature, drawn.top_p, drawn.top_k)
+    with autocast(config, device):
+        written = {
+            name: tuple(
+                write_rollouts(
+                    learner.student,
+                    usable[:NUM_EXAMPLES],
+                    context=method.views[method.learner].context,
+                    sampling=sampling,
+                    num_generations=2,
+                    seed=("check", config.seed, *learner.seed),
+                    **config.evaluation.grading,
+                    replier=learner.policies[method.replier],
+                )
+            )
+            for name, learner in learners.items()
+        }
+        if method.asks_peers is not None:
+            students = {name: learner.student for name, learner in learners.items()}
+            written = ask_all(written, students, method.asks_peers, sampling=sampling, seed=("check", config.seed))
+    checks = [_evidence(len(taught), len(usable), lacking), *_placeholders(examples), *_domains(examples, untaught)]
+    checks += rows
+    checks += _leaks(usable, method.views[method.learner].context)
+    checks += _prepared(method, usable, learners[STUDENT])
+    for name, learner in learners.items():
+        others = tuple(rollouts for other, rollouts in written.items() if other != name)
+        own = _learner_checks(config, learner, Batch(written[name]), others)
+        checks += own if name == STUDENT else [replace(one, name=f"{name}: {one.name}") for one in own]
+    return checks
+
+
+def _learner_checks(
+    config: RunConfig, learner: Learner, batch: Batch, others: tuple[tuple[Rollout, ...], ...]
+) -> list[Check]:
+    method = config.load_method()
+    with torch.no_grad(), autocast(config, learner.student.device):
+        readings = read_batch(method, learner.policies, batch, others)
+        scored = supervise_batch(method, learner.policies, readings, seed=0)
+        return [
+            *_tokens(scored, learner),
+            *_images(scored, learner),
+            *_views(scored, learner, config),
+            _chunks(scored, learner, readings),
+            *_routing(scored),
+            _answers(scored),
+            *_precision(config, learner),
+        ]
+
+
+def is_good(checks: list[Check]) -> bool:
+    """Whether nothing is wrong."""
+    return all(check.status != WRONG for check in checks)
+
+
+def _evidence(total: int, num_usable: int, lacking: list) -> Check:
+    if not lacking:
+        return Check("evidence", OK, f"all {total} examples have what every view is shown")
+    example, column = lacking[0]
+    return Check("evidence", NOTE, f"{num_usable} of {total} usable; {example.origin or example.id} has no {column}")
+
+
+def _rows(
+    config: RunConfig, method: Method, learners: dict[str, Learner], examples: list[Example]
+) -> tuple[list[Example], list[Check]]:
+    """Examples that training would use, and the lines about those that it would skip and about pictures."""
+    views = [(one.policies[view.policy], view.context) for one in learners.values() for view in method.views.values()]
+    students = [one.student for one in learners.values()]
+    before = count_pictures()
+    found = split_rows(examples, views, students if method.dataset_share > 0.0 else ())
+    require_usable(*found[:2], config.data.train)
+    checks = [Check("rows of data.train", *describe_rows(*found))]
+    if config.data.eval is not None:
+        asked = load_examples(config.data.eval, limit=config.evaluation.count or None)
+        shown = [(student, context) for student in students for context in config.evaluation.contexts]
+        checks.append(Check("rows of data.eval", *describe_rows(*split_rows(asked, shown))))
+    checks += [Check("pictures", *line) for line in describe_pictures(before)]
+    return found[0], checks
+
+
+def _placeholders(examples: list[Example]) -> Iterator[Check]:
+    """Words that stand for pictures in other tools' data."""
+    found = [one for one in examples if re.search(r"<(image|img|video)>", one.question)]
+    if found:
+        text = f"{len(found)} of {len(examples)} questions have <image> or the like in them, which is read as words; first: {found[0].origin or found[0].id}. `workbench import` takes it out"
+        yield Check("questions", NOTE, text)
+
+
+def _leaks(examples: list[Example], context: str) -> Iterator[Check]:
+    """Answers that the student is shown."""
+    leaks = find_leaks(examples, context)
+    if leaks.num_examples:
+        yield Check("answers in prompts", NOTE if leaks.in_prompt else OK, str(leaks))
+
+
+def _domains(examples: list[Example], untaught: list[tuple[Example, str]]) -> Iterator[Check]:
+    if untaught:
+        example, message = untaught[0]
+        text = f"{len(untaught)} of {len(examples)} examples are skipped; {example.origin or example.id}: {message}"
+        yield Check("teacher of each domain", NOTE, text)
+
+
+def _prepared(method: Method, usable: list[Example], learner: Learner) -> Iterator[Check]:
+    """What the method makes before the first step can be made, here of a few examples."""
+    if method.prepare is not None:
+        made = method.prepare.make(learner.student, iter(usable[:NUM_EXAMPLES]), 0)
+        facts = ", ".join(f"{name}: {fact}" for name, fact in made.facts.items())
+        yield Check(f"prepared, of {NUM_EXAMPLES} examples", OK, facts)
+
+
+def _tokens(scored: Scored, learner: Learner) -> Iterator[Check]:
+    for name, view in scored.method.views.items():
+        prompts, rollouts = _read_by(scored, name)
+        completions = [rollout.ids for rollout in rollouts]
+        if not prompts:
+            text = (
+                f"none of {len(scored.batch.rollouts)} answers has what the view is shown of it: nothing was compared"
+            )
+            yield Check(f"completion in view {name} ({view.policy} / {view.context})", NOTE, text)
+        for policy, places in _readers(learner.policies[view.policy], prompts):
+            shown, written = [prompts[place] for place in places], [completions[place] for place in places]
+            inputs, start, lengths = policy.model_inputs(shown, written)
+            rows = [row[start : start + int(n)] for row, n in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
+            same = rows == [list(ids) for ids in written]
+            longest = max(policy.encoder.encode(prompt)["input_ids"].shape[1] for prompt in shown)
+            room = policy.encoder.max_prompt_length
+            found = f"prompts up to {longest} tokens" + ("" if room is None else f" of {room} allowed")
+            found = f"the written ids, token by token; {found}" if same else "other ids than were written"
+            yield Check(f"completion in view {name} ({policy.name} / {view.context})", OK if same else WRONG, found)
+    shown = next(prompt for prompt in scored.prompts[scored.method.learner] if prompt is not None)
+    yield from _agreement(learner, shown)
+
+
+def _agreement(learner: Learner, shown: Prompt) -> Iterator[Check]:
+    """What the policies had to agree on, and what still differs between them."""
+    own = learner.student
+    models = {name: one for name, one in learner.policies.items() if isinstance(one, AutoregressivePolicy)}
+    found = f"{own.vocabulary} entries shared by {', '.join(learner.policies)}"
+    for name, policy in models.items():
+        padding = policy.model.get_output_embeddings().weight.shape[0] - own.vocabulary
+        if padding:
+            found += f"; {padding} more of {name}, which are no tokens, are left out"
+    yield Check("vocabulary", OK, found)
+    if own.head.ends:
+        names = ", ".join(own.token_text(token) for token in own.head.ends)
+        text = f"{names} are one action in every view, their probabilities added up and written as the first"
+        yield Check("end token", NOTE, text)
+    for name, policy in models.items():
+        if not policy.head.ends and policy.end_id != own.end_id:
+            text = f"{name} ends with {policy.token_text(policy.end_id)}, the student with {own.token_text(own.end_id)}"
+            yield Check("end token", NOTE, f"{text}: the teacher finds the student's end unlikely")
+    bare = [name for name, policy in models.items() if getattr(policy.processor, "chat_template", None) is None]
+    if bare:
+        text = f"{', '.join(bare)}: none, so prompts are pictures and plain text. A model tuned to follow instructions expects its own: chat_template.jinja in its folder"
+        yield Check("chat template", NOTE, text)
+    opening = _opening(own, shown)
+    for name, policy in models.items():
+        theirs = opening if policy.encoder is own.encoder else _opening(policy, shown)
+        if theirs != opening:
+            text = f"before an answer {name} reads {theirs!r} and the student {opening!r}: their chat templates differ"
+            yield Check("chat template", NOTE, text)
+
+
+def _opening(policy: AutoregressivePolicy, shown: Prompt) -> str:
+    """What the chat template puts between a question and its answer: some leave room for thinking there, some close it."""
+    text = policy.tokenizer.decode(policy.encoder.encode(shown)["input_ids"][0])
+    return text.rpartition(shown.text)[2] if shown.text in text else ""
+
+
+def _precision(config: RunConfig, learner: Learner) -> Iterator[Check]:
+    """What of a step is left, if weights are trained in half precision."""
+    finest, rate = learner.rounding.finest_step(), config.training.learning_rate
+    if finest is not None and config.training.optimizer == "adamw":
+        text = f"in {learner.rounding.dtype} a typical weight does not move in steps under {finest:.0e}, and training.learning_rate is {rate:g}."
+        yield Check(
+            "precision of what is trained",
+            NOTE if rate < finest else OK,
+            text + (f" {REMEDY}" if rate < finest else ""),
+        )
+
+
+def _readers(policy: Policy, prompts: list[Prompt]) -> list[tuple[AutoregressivePolicy, list[int]]]:
+    """The policies that read these prompts, each with the places of its own: one, or one for each domain."""
+    readers: dict[int, tuple[AutoregressivePolicy, list[int]]] = {}
+    for place, prompt in enumerate(prompts):
+        own = member(policy, prompt.domain)
+        readers.setdefault(id(own), (own, []))[1].append(place)
+    return list(readers.values())
+
+
+def _images(scored: Scored, learner: Learner) -> Iterator[Check]:
+    for name, view in scored.method.views.items():
+        prompts, _ = _read_by(scored, name)
+        for policy, places in _readers(learner.policies[view.policy], prompts):
+            image_token, prompt = getattr(policy.model.config, "image_token_id", None), prompts[places[0]]
+            if image_token is None:
+                continue
+            count = int((policy.encoder.encode(prompt)["input_ids"] == image_token).sum())
+            status = OK if bool(count) == bool(prompt.all_images) else WRONG
+            yield Check(f"images in view {name}", status, f"{len(prompt.all_images)} image(s), {count} image tokens")
+
+
+def _views(scored: Scored, learner: Learner, config: RunConfig) -> Iterator[Check]:
+    batch = scored.batch
+    for name, view in scored.method.views.items():
+        own = config.models.teacher_dtype if view.policy.startswith("teacher") else None
+        half = config.training.mixed_precision == "bf16"
+        tolerance = max(TOLERANCE[own or config.models.dtype], TOLERANCE["bfloat16"] if half else 0.0)
+        policy, prompts, rollouts = learner.policies[view.policy], *_read_by(scored, name)
+        if not prompts:
+            continue
+        alone = [_logprobs(policy, prompt, one) for prompt, one in zip(prompts, rollouts, strict=True)]
+        together = scored.scores[name].logprob
+        together = together[~together.isnan()]
+        yield _same(f"view {name} scored alone = in a padded batch", torch.cat(alone), together, tolerance)
+        if view.learns:
+            sampled = torch.tensor([logprob for rollout in batch.rollouts for logprob in rollout.logprobs])
+            yield _same(f"sampler = student on {view.context}", sampled, scored.scores[name].logprob, tolerance)
+        else:  # what the view's policy writes token by token it must read the same; nothing else tells of a shift
+            prompt = replace(prompts[0], future=())  # it shows something of another answer
+            written = policy.sample([prompt], [[0]], SamplingOptions(max(batch.lengths)))[0][0]
+            sampled = torch.tensor(written.logprobs)
+            read = _logprobs(policy, prompt, written)
+            yield _same(f"view {name} reads what it writes", sampled, read, tolerance)
+
+
+def _read_by(scored: Scored, view: str) -> tuple[list[Prompt], list[Rollout]]:
+    """Rollouts that the view read, and the prompt of each."""
+    pairs = zip(scored.prompts[view], scored.batch.rollouts, strict=True)
+    read = [(prompt, rollout) for prompt, rollout in pairs if prompt is not None]
+    return [prompt for prompt, _ in read], [rollout for _, rollout in read]
+
+
+def _logprobs(policy: Policy, prompt: Prompt, one: Rollout | Written) -> torch.Tensor:
+    readout = policy.read([prompt], [one.ids], [one.denoising])
+    return score(readout, torch.tensor(one.ids, device=readout.device)).logprob
+
+
+def _same(name: str, one: torch.Tensor, other: torch.Tensor, tolerance: float) -> Check:
+    difference = _largest(one, other)
+    found = f"log-probs differ by at most {difference:.1e} nats (allowed: {tolerance:g})"
+    return Check(name, OK if difference <= tolerance else WRONG, found)
+
+
+def _chunks(scored: Scored, learner: Learner, readings: Readings) -> Check:
+    usual = workbench.policies.readout.CHUNK_BYTES
+    try:
+        workbench.policies.readout.CHUNK_BYTES = 1  # 16 positions at a time, the least there is
+        method, prompts = scored.method, readings.prompts
+        again = Readings(scored.batch, prompts, *score_views(method, learner.policies, prompts, scored.batch))
+        pieces = supervise_batch(method, learner.policies, again, seed=0)
+    finally:
+        workbench.policies.readout.CHUNK_BYTES = usual
+    difference = _largest(pieces.loss, scored.loss)
+    status = OK if difference <= 1e-4 else WRONG
+    return Check("loss in chunks = at once", status, f"positions differ by at most {difference:.1e} nats")
+
+
+def _routing(scored: Scored) -> Iterator[Check]:
+    method, regime = scored.method, scored.routing.regime
+    counts = {name: int((regime == idx).sum()) for idx, name in enumerate(method.regimes)}
+    shares = ", ".join(f"{name} {count / regime.numel():.0%}" for name, count in counts.items())
+    yield Check("regimes of this batch", OK, f"{shares} of {regime.numel()} positions")
+    learner = method.views[method.learner]
+    for name in method.targets:
+        view = method.views[name]
+        if (view.policy, view.context) == (learner.policy, learner.context):
+            yield Check(f"target {name}", NOTE, "the learner itself on the same prompt: its losses are always zero")
+        elif is_privileged(view.context):
+            yield Check(f"target {name}", OK, f"{view.policy} shown {view.context}, which the student is not")
+
+
+def _answers(scored: Scored) -> Check:
+    rollouts = scored.batch.rollouts
+    finished = sum(rollout.finished for rollout in rollouts)
+    status = OK if finished else NOTE
+    return Check("answers", status, f"{finished} of {len(rollouts)} end by themselves; first: {rollouts[0].text!r}")
+
+
+def _largest(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one.cpu() - other.cpu()).abs().max()) if one.numel() else 0.0

@@ -1,0 +1,70 @@
+"""Which rows training would skip: the part of `workbench check` that looks at all rows and not at the first few alone."""
+
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable
+
+from workbench.data import images
+from workbench.distill.usable import Problem, Views, showing_problem, text_problem
+from workbench.errors import DataError
+from workbench.policies import Policy
+from workbench.types import Example
+
+SECONDS = 10.0  # for opening pictures and encoding prompts; rows after that are read without
+NOTE, OK = "note", "ok"
+
+
+def split_rows(
+    examples: Iterable[Example], views: Views, sampled_by: Collection[Policy] = (), *, seconds: float = SECONDS
+) -> tuple[list[Example], list[tuple[Example, Problem]], int]:
+    """Examples that can be used, the others with what is wrong, and how many were shown to every view."""
+    usable, skipped, num_shown, end = [], [], 0, time.monotonic() + seconds
+    for example in examples:
+        in_time = not num_shown or time.monotonic() < end
+        problem = (showing_problem if in_time else text_problem)(example, views, sampled_by)
+        num_shown += in_time
+        if problem is None:
+            usable.append(example)
+        else:
+            skipped.append((example, problem))
+    return usable, skipped, num_shown
+
+
+def describe_rows(usable: list[Example], skipped: list[tuple[Example, Problem]], num_shown: int) -> tuple[str, str]:
+    """Status and text of a line of the table."""
+    total = len(usable) + len(skipped)
+    extent = (
+        f"all {total:,}"
+        if num_shown == total
+        else f"the first {num_shown:,} of {total:,}, of the others the texts alone"
+    )
+    if not skipped:
+        return OK, f"looked at {extent}: every view can be shown them"
+    reasons = Counter(problem.reason for _, problem in skipped)
+    example, problem = skipped[0]
+    listed = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
+    return NOTE, (
+        f"{len(skipped):,} of {total:,} are skipped ({listed}; looked at {extent}); "
+        f"first: {example.origin or example.id}: {problem.message}"
+    )
+
+
+def require_usable(usable: list[Example], skipped: list[tuple[Example, Problem]], data: str) -> None:
+    """Raises DataError with all reasons if no example can be used."""
+    if not usable:
+        raise DataError(f"no example of {data} can be used: {describe_rows(usable, skipped, len(skipped))[1]}")
+
+
+def describe_pictures(before: dict[str, int]) -> list[tuple[str, str]]:
+    """Status and text of a line for each kind of picture that is shown otherwise than it is stored; before: as counted then."""
+    lines = []
+    for what, names in images.CHANGED.items():
+        count = len(names) - before.get(what, 0)
+        if count > 0:
+            lines.append((NOTE, f"{count:,} opened with {what}, as {sorted(names)[0]}"))
+    return lines
+
+
+def count_pictures() -> dict[str, int]:
+    """Pictures that were noted so far, by kind."""
+    return {what: len(names) for what, names in images.CHANGED.items()}

@@ -1,0 +1,149 @@
+"""Save checkpoints and restore optimizer state. The format on disk is documented in runs/checkpoints.py."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from workbench.errors import RunError
+from workbench.files.folders import saving
+from workbench.policies import Policy
+from workbench.policies.fsdp import part_like, whole, whole_weights
+from workbench.runs.checkpoints import SAVED, STATE, Checkpoint, digest, list_checkpoints
+from workbench.runs.folder import checkpoint_path
+from workbench.types import STUDENT
+
+
+@runtime_checkable
+class Trained(Protocol):
+    """What a checkpoint holds of a learner (workbench.training.learner)."""
+
+    name: str
+    policies: dict[str, Policy]
+    optimizer: torch.optim.Optimizer
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What processes hold of a learner in parts, put together in host memory. weights: by policy, then by name."""
+
+    weights: dict[str, dict[str, torch.Tensor]]
+    moments: dict[str, torch.Tensor]
+
+
+def gather(learner: Trained, keep: bool) -> Gathered | None:
+    """Every process gives its parts of a learner, and who is to `keep` them has it whole; None if it is not in parts."""
+    model = learner.policies[STUDENT].model
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return None
+    found = Gathered({}, {})
+    for name in SAVED:
+        own = found.weights.setdefault(name, {})
+        for key, value in whole_weights(learner.policies[name].model) if name in learner.policies else ():
+            own |= {key: value} if keep else {}
+    for key, value in _moments(learner.optimizer, _names(model)):
+        found.moments.update({key: value} if keep else {})
+    return found
+
+
+def save_checkpoint(
+    run_dir: Path, step: int, learners: Sequence[Trained], *, keep: int = 0, gathered: Sequence[Gathered | None] = ()
+) -> Checkpoint:
+    """Write checkpoint `step`, then delete the oldest ones beyond `keep` (0 = keep all).
+
+    gathered  the learners as `gather` gives them; () = none is in parts
+    """
+    final = checkpoint_path(run_dir, step)
+    temporary = run_dir / f".checkpoint-{step:06d}"
+    remedy = f"Free some space or check the rights; `workbench resume {run_dir}` goes on from the newest checkpoint."
+    try:
+        with saving(final, remedy):
+            _write_checkpoint(run_dir, temporary, step, learners, gathered or [None] * len(learners))
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(temporary, final)
+    except RunError:
+        shutil.rmtree(temporary, ignore_errors=True)  # it would take what space there is
+        raise
+    done = [one for one in list_checkpoints(run_dir) if one.step <= step]  # a later one is torn: it was passed over
+    for old in done[: max(0, len(done) - keep)] if keep else []:
+        shutil.rmtree(old.path)
+    return Checkpoint(final, step)
+
+
+def _write_checkpoint(
+    run_dir: Path, temporary: Path, step: int, learners: Sequence[Trained], gathered: Sequence[Gathered | None]
+) -> None:
+    """All files of a checkpoint, on disk when this returns."""
+    for leftover in run_dir.glob(".checkpoint-*"):
+        shutil.rmtree(leftover)
+    temporary.mkdir(parents=True)
+    for learner, parts in zip(learners, gathered, strict=True):
+        for name, ending in SAVED.items():
+            if name in learner.policies:
+                folder = temporary / f"{learner.name}{ending}"
+                weights = None if parts is None else parts.weights[name]
+                learner.policies[name].model.save_pretrained(folder, state_dict=weights)
+                learner.policies[name].processor.save_pretrained(folder)
+        own = _moments(learner.optimizer, _names(learner.policies[STUDENT].model)) if parts is None else parts.moments
+        safetensors.torch.save_file(dict(own), Checkpoint(temporary, step).optimizer(learner.name))
+    written = {str(path.relative_to(temporary)): path for path in temporary.rglob("*") if path.is_file()}
+    files = {name: path.stat().st_size for name, path in written.items()}
+    digests = {name: digest(path) for name, path in written.items()}
+    (temporary / STATE).write_text(json.dumps({"step": step, "files": files, "sha256": digests}, indent=1))
+    _sync(temporary)
+
+
+def load_optimizer(
+    checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, model: nn.Module, learner: str = STUDENT
+) -> None:
+    """Put the saved moments into a fresh optimiser. Raises RunError if they are not those of this model's weights."""
+    file = checkpoint.optimizer(learner)
+    try:
+        saved = safetensors.torch.load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{file} cannot be read ({error}).") from None
+    names = _names(model)
+    trained = {names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]}
+    foreign = {key.partition("/")[2] for key in saved} - trained
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            state = {key: saved.get(f"{key}/{name}") for key in ("exp_avg", "exp_avg_sq", "step")}
+            if not foreign and all(value is None for value in state.values()):
+                continue  # it never had a gradient: the vision tower of a run without pictures
+            if any(value is None for value in state.values()):
+                raise RunError(
+                    f"{checkpoint.path} has no optimizer state of the weight {name}: it was saved with other "
+                    "trained weights (LoRA?). Resume with the run's own configuration."
+                )
+            moments = {key: part_like(value, parameter) for key, value in state.items() if key != "step"}
+            count = state["step"].to(parameter.device)  # where fused AdamW wants it
+            optimizer.state[parameter] = {"step": count, **moments}
+
+
+def _moments(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> Iterator[tuple[str, torch.Tensor]]:
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            yield f"{key}/{names[id(parameter)]}", whole(value.detach()).cpu().contiguous()
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+def _sync(folder: Path) -> None:
+    """Have the files on disk before the rename makes them count."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,288 @@
+"""A run's student for people who do not have the workbench: a folder that plain transformers loads, with a model card.
+
+The student alone: no teacher, no moving average, no optimizer; LoRA is merged into the weights, and where it sits on embeddings
+that are the head too, the two become two. What was written is loaded again and compared with the student on a small batch. The
+card says what taught it, with which evidence, what it never sees, and how it answers with the context that it will have.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+
+from workbench.config.schema import RunConfig, load_config
+from workbench.data.contexts import is_privileged, parse_context
+from workbench.errors import ConfigError, RunError
+from workbench.evals.records import CONFIDENCE, load_answers, measure
+from workbench.files.folders import new_folder, saving
+from workbench.files.parsing import dump_yaml
+from workbench.methods import method_module
+from workbench.policies.adapters import adapts_tied_weights, base_of, has_adapter, merged_weights, untie
+from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies.loading import load_policy
+from workbench.policies.models import auto_class, load_model
+from workbench.policies.processors import has_video_part
+from workbench.runs.checkpoints import Checkpoint, latest_checkpoint, open_checkpoint
+from workbench.runs.folder import RunFolder, checkpoint_path
+from workbench.traces.export import write_dataset
+from workbench.traces.reader import open_traces
+from workbench.training.check import TOLERANCE
+from workbench.types import STUDENT, Prompt
+
+HUB = "hf:"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where it went and what it is."""
+
+    target: str  # the folder, or the address on the hub
+    step: int
+    num_parameters: int = 0
+    rows: dict[str, int] | None = None  # of traces, by table
+
+    def __str__(self) -> str:
+        if self.rows is None:
+            return (
+                f"the student of step {self.step}, {self.num_parameters:,} parameters, with a model card: {self.target}"
+            )
+        rows = ", ".join(f"{count:,} {name}" for name, count in self.rows.items())
+        return f"traces up to step {self.step} ({rows}) as a data set: {self.target}"
+
+
+def export_student(
+    run_dir: str | Path, to: str | Path, *, step: int | None = None, learner: str = STUDENT, dtype: str = "auto"
+) -> Exported:
+    """Write the student of a run's checkpoint `step` (None = the newest) to a new folder, or to hf:OWNER/NAME.
+
+    dtype  of the weights; auto = as they were trained
+    Raises: RunError if there is no such checkpoint or learner, or what was written is not what was trained; ConfigError if the folder exists, PolicyError if the
+    student cannot be loaded.
+    """
+    run = RunFolder.open(run_dir)
+    config = load_config(run.path / "config.yaml")
+    if learner not in config.models.learners:
+        raise RunError(f'"{learner}" did not learn in {run.path}; there are {", ".join(config.models.learners)}.')
+    checkpoint = _checkpoint(run.path, step)
+    with _new_target(to, "model") as folder:
+        options = {"dtype": dtype, "trust_remote_code": config.models.trust_remote_code}
+        student = load_policy(checkpoint.weights(learner), learner, **options)
+        model, processor = _merged(student, checkpoint.weights(learner), **options), student.processor
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        _require_same(student, folder, **options)
+        card = model_card(run, config, checkpoint.step, learner, auto_class(model.config).__name__, _rank(student))
+        if has_video_part(processor):
+            card += NEEDS_TORCHVISION
+        (folder / "README.md").write_text(card, "utf-8")
+        return Exported(str(to), checkpoint.step, sum(one.numel() for one in model.parameters()))
+
+
+NEEDS_TORCHVISION = """
+`AutoProcessor` needs the package torchvision here, for the part of this processor that takes videos.
+"""
+
+
+def export_traces(run_dir: str | Path, to: str | Path) -> Exported:
+    """Write the traces of a run to a new folder, or to hf:OWNER/NAME, as a Hugging Face data set.
+
+    Raises: TraceError if there are none; ConfigError if the folder exists or the package datasets is missing.
+    """
+    run = RunFolder.open(run_dir)
+    traces = open_traces(run.path)
+    with _new_target(to, "dataset") as folder:
+        rows = write_dataset(traces, folder, f"traces of {run.path.resolve().name}")
+        return Exported(str(to), max(traces.steps()), rows=rows)
+
+
+def _checkpoint(run_dir: Path, step: int | None) -> Checkpoint:
+    if step is not None:
+        return open_checkpoint(checkpoint_path(run_dir, step))
+    checkpoint, torn = latest_checkpoint(run_dir)
+    if checkpoint is None:
+        raise RunError(f"{run_dir} has no complete checkpoint yet. {' '.join(torn)}")
+    return checkpoint
+
+
+def _merged(student: AutoregressivePolicy, folder: Path, **options: object) -> nn.Module:
+    """The student's model without an adapter, which is added into its weights."""
+    if not has_adapter(student.model):
+        return student.model
+    model, _ = load_model(base_of(folder), student.name, **options)
+    if adapts_tied_weights(student.model):
+        untie(model)
+    weights = merged_weights(student.model)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(
+            f"the adapter of {student.name} cannot be merged into its model ({' '.join(str(error).split())[:300]}). Merge it with "
+            "peft (merge_and_unload)."
+        ) from error
+    return model
+
+
+def _require_same(student: AutoregressivePolicy, folder: Path, **options: object) -> None:
+    """Raises RunError if what was written says something else than the student, on two prompts of a batch."""
+    exported = load_policy(folder, "exported", **options)
+    inputs = _batch(student)
+    with torch.no_grad():
+        own, theirs = (
+            one.model(**one._to_device(inputs)).logits.float().log_softmax(-1) for one in (student, exported)
+        )
+    apart = torch.where(own == theirs, 0.0, (own - theirs).abs())  # also where both are minus infinity
+    difference = float(apart[inputs["attention_mask"].bool()].max())
+    allowed = TOLERANCE[str(student.model.dtype).removeprefix("torch.")]
+    if not difference <= allowed:
+        raise RunError(
+            f"the exported student would not be the one that was trained: on a test batch log-probs differ by up to "
+            f"{difference:.2g} nats (allowed: {allowed:g}), and nothing was written. Plain transformers cannot hold what was "
+            "trained here; with LoRA choose models.lora.target_modules without embeddings and head."
+        )
+
+
+def _batch(student: AutoregressivePolicy) -> dict[str, torch.Tensor]:
+    """Two prompts of two lengths with an answer each, pictures of two sizes where the model takes them."""
+    pictures = [Image.radial_gradient("L").resize(size).convert("RGB") for size in ((64, 48), (40, 80))]
+    answers = [tuple(student.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("red 3", "a")]
+    sees = getattr(student.processor, "image_processor", None) is not None
+    prompts = [
+        Prompt((picture,) if sees else (), text, key="")
+        for picture, text in zip(pictures, ("what is this?", "which of the two is larger?"), strict=True)
+    ]
+    return student.model_inputs(prompts, answers)[0]
+
+
+@contextlib.contextmanager
+def _new_target(to: str | Path, kind: str) -> Iterator[Path]:
+    """A folder to write in, that appears under its name, or is sent to the hub, when it is whole."""
+    if str(to).startswith(HUB):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+            _upload(Path(folder), str(to).removeprefix(HUB), kind)
+        return
+    target = Path(to)
+    if os.path.lexists(target):
+        raise ConfigError(f"{target} exists already. Name a new folder; an export never writes into an old one.")
+    with saving(target, "Free some space, check the rights, or name another folder."), new_folder(target) as folder:
+        yield folder
+
+
+def _upload(folder: Path, name: str, kind: str) -> None:
+    import huggingface_hub  # noqa: PLC0415  (needs a network; only those wait for it who ask)
+
+    api = huggingface_hub.HfApi()
+    try:
+        api.create_repo(name, repo_type=kind, private=True, exist_ok=True)
+        api.upload_folder(repo_id=name, repo_type=kind, folder_path=folder)
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise RunError(
+            f"{HUB}{name} could not be written ({text}). Check the network and the token (`hf auth login`), or export to a "
+            "folder and upload that."
+        ) from error
+
+
+def _rank(student: AutoregressivePolicy) -> int:
+    """Of the student's adapter; 0 without one."""
+    return max((getattr(one, "r", 0) for one in getattr(student.model, "peft_config", {}).values()), default=0)
+
+
+def model_card(run: RunFolder, config: RunConfig, step: int, learner: str, auto_class: str, rank: int = 0) -> str:
+    """README.md of an exported student: method, data, evidence, what it never sees, and how it answers without it."""
+    method = config.load_method()
+    shown = method.views[method.learner].context
+    evidence = [view for view in method.views.values() if is_privileged(view.context)]
+    never = list(dict.fromkeys(part for view in evidence for part in parse_context(view.context)))
+    base = str(config.models.learners[learner])
+    views = "\n".join(
+        f"| `{name}` | {view.policy} | {view.context} | {'learns' if view.learns else 'read only'} |"
+        for name, view in method.views.items()
+    )
+    status, training = run.status, config.training
+    teachers = ", ".join(dict.fromkeys(map(_name, [config.models.teacher, *(config.models.teachers or {}).values()])))
+    return f"""---
+{dump_yaml(_card_metadata(base, method.name, auto_class)).strip()}
+---
+# {run.path.resolve().name}
+
+{_name(base)} after {step} steps of `{method.name}`, written by the VLM distillation workbench (commit {status.get("commit") or "not known"}).
+
+## How it was taught
+
+{method_module(method.name).__doc__.strip()}
+
+Teacher: {teachers or "none"}. Learning rate {training.learning_rate:g}, {training.batch_size} questions a step with
+{config.sampling.num_generations} answers each, seed {config.seed}{f", LoRA of rank {rank}, merged" if rank else ""}.
+
+| view | policy | shown | |
+|---|---|---|---|
+{views}
+
+## Data
+
+Questions: {_name(config.data.train)}.
+
+## What it never sees
+
+This model is to be given `{shown}`: {"the images and the question" if shown == "plain" else f"what the context {shown} shows"}, and nothing else.
+{f"While it was taught, {' and '.join(f'`{part}`' for part in never)} of each question was shown to the views above that learn nothing. What can be known only from that, it may have learned to claim: see how sure it is, below, and do not take its confidence for knowledge." if never else "No view was shown more than that while it was taught."}
+
+## Evaluation
+
+{_evaluation(run, step, learner, shown)}
+
+## Use
+
+```python
+from transformers import {auto_class}, AutoProcessor
+
+model = {auto_class}.from_pretrained(FOLDER)
+processor = AutoProcessor.from_pretrained(FOLDER)
+```
+"""
+
+
+def _card_metadata(base: str, method: str, auto_class: str) -> dict[str, object]:
+    """What the hub reads of a card; `base_model` only if it can be a name there."""
+    metadata = {
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text" if auto_class == "AutoModelForImageTextToText" else "text-generation",
+        "tags": ["vlm-distillation-workbench", "distillation", method],
+    }
+    is_on_hub = not Path(base).exists() and base.count("/") == 1
+    return metadata | ({"base_model": base} if is_on_hub else {})
+
+
+def _evaluation(run: RunFolder, step: int, learner: str, shown: str) -> str:
+    """Accuracy and confidence under the context of use, before and after; other contexts are named as what they are."""
+    rows = [row for row in load_answers(run.path) if row.policy == learner and row.step <= step]
+    lines = []
+    for context in dict.fromkeys([shown, *(row.context for row in rows)]):
+        for at in sorted({row.step for row in rows if row.context == context}):
+            found = measure(row for row in rows if row.context == context and row.step == at)
+            if found is not None:
+                use = "as in use" if context == shown else "not as in use"
+                lines.append(
+                    f"| {context} ({use}) | {at} | {found.count} | {found.accuracy:.1%} | {found.confidence:.1%} |"
+                )
+    if not any("(as in use)" in line for line in lines):
+        return f"It was not evaluated under `{shown}`. `workbench eval {run.path.resolve().name} --contexts {shown}` does it."
+    table = "\n".join(lines)
+    return f"""One seed. Confidence is the mean over questions of the {CONFIDENCE}.
+
+| context | step | questions | right | confidence |
+|---|---|---|---|---|
+{table}"""
+
+
+def _name(path: object) -> str:
+    """A model or data set as a card may call it: without the folders of this machine."""
+    text = str(path)
+    return text if path is None or ":" in text or not Path(text).exists() else Path(text).name

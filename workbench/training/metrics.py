@@ -1,0 +1,124 @@
+"""What a step says about itself in numbers: one flat dictionary, the same for every method."""
+
+import time
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.distill.method import Method
+from workbench.distill.step import Scored
+from workbench.types import STUDENT, Rollout
+
+
+def sampler_gap(method: Method, scored: Scored) -> dict[str, float]:
+    """Mean distance, in nats, between a token's log-prob under what has just drawn it and as the learner reads it.
+
+    Rounding; or other kernels, another precision, other weights if something is wrong. Nothing where the data wrote everything.
+    """
+    sampled = [logprob for one in scored.batch.rollouts for logprob in one.logprobs or [float("nan")] * len(one.ids)]
+    own = scored.scores[method.learner].logprob
+    gap = _known(own - torch.tensor(sampled, dtype=own.dtype, device=own.device)).abs()
+    return {"sampler_gap": float(gap.mean())} if gap.numel() else {}
+
+
+def step_metrics(method: Method, scored: Scored) -> dict[str, float]:
+    """Loss in nats, gaps and entropies in nats per token, shares from 0 to 1; `supervised`: of positions with a loss."""
+    routing, scores = scored.routing, scored.scores
+    bought = (scored.loss * scored.coefficient).double()
+    total = float(bought.sum())
+    metrics = {
+        "loss": total,
+        "entropy": float(scores[method.learner].entropy.mean()),
+        **rollout_metrics(scored.batch.rollouts),
+    }
+    has_losses = torch.tensor([bool(regime.losses) for regime in method.regimes.values()], device=routing.regime.device)
+    metrics["supervised"] = float((has_losses[routing.regime] & (routing.weight != 0)).double().mean())
+    if routing.advantage is not None:
+        metrics["advantage"] = float(routing.advantage.mean())
+    teacher_share = supervised = 0.0
+    for regime_idx, (name, regime) in enumerate(method.regimes.items()):
+        inside = routing.regime == regime_idx
+        share = float(inside.double().mean())
+        metrics[f"share/{name}"] = share
+        supervised += float((inside & (routing.weight != 0)).double().mean()) if regime.losses else 0.0
+        metrics[f"loss_share/{name}"] = float(bought[inside].sum()) / total if total else 0.0
+        if any(_is_teacher(method, loss.by or loss.target) for loss in regime.losses):
+            teacher_share += share
+    metrics |= {"teacher_share": teacher_share, "supervised": supervised}
+    logprob = {name: view.logprob for name, view in scores.items()}
+    if {"teacher", "self"} <= logprob.keys():
+        gap = _known(logprob["teacher"] - logprob["self"])
+        metrics |= {"capability_gap": float(gap.mean()), "capability_gap_abs": float(gap.abs().mean())}
+    if {"self", "student"} <= logprob.keys():
+        gap = _known(logprob["self"] - logprob["student"])
+        metrics |= {"information_gap": float(gap.mean()), "information_gap_abs": float(gap.abs().mean())}
+    if {"teacher", "student"} <= logprob.keys():
+        metrics["total_gap"] = float(_known(logprob["teacher"] - logprob["student"]).mean())
+    metrics = {name: value for name, value in metrics.items() if value == value}  # no mean where a view read nothing
+    facts: dict[str, list[float]] = {}
+    for name, value in (fact for rollout in scored.batch.rollouts for fact in rollout.facts):
+        facts.setdefault(name, []).append(value)
+    metrics |= {f"fact/{name}": sum(values) / len(values) for name, values in facts.items()}
+    return metrics | {f"threshold/{name}": value for name, value in routing.thresholds.items()}
+
+
+def _known(gap: Float[Tensor, " N"]) -> Float[Tensor, " M"]:
+    """Gaps of the positions that both views read."""
+    return gap[~gap.isnan()]
+
+
+def rollout_metrics(rollouts: tuple[Rollout, ...]) -> dict[str, float]:
+    """Length and number of different tokens; shares of answers that are cut, right, from the data, equal to a sibling."""
+    count = max(1, len(rollouts))
+    rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
+    metrics = {
+        "completion_length": sum(len(rollout.ids) for rollout in rollouts) / count,
+        "truncated": sum(not rollout.finished for rollout in rollouts) / count,
+        "dataset_share": sum(rollout.source == "dataset" for rollout in rollouts) / count,
+        "agreement": _agreement(rollouts),
+        "distinct_tokens": float(len({token for rollout in rollouts for token in rollout.ids})),
+    }
+    if rewards:
+        metrics["accuracy"] = sum(rewards) / len(rewards)
+    return metrics
+
+
+def _agreement(rollouts: tuple[Rollout, ...]) -> float:
+    """Share of pairs of answers to one example that are the same, token by token."""
+    groups: dict[int, list[tuple[int, ...]]] = {}
+    for rollout in rollouts:
+        if rollout.source != "dataset":
+            groups.setdefault(id(rollout.example), []).append(rollout.ids)
+    same = pairs = 0
+    for group in groups.values():
+        pairs += len(group) * (len(group) - 1) // 2
+        counts = {ids: group.count(ids) for ids in group}
+        same += sum(count * (count - 1) // 2 for count in counts.values())
+    return same / pairs if pairs else 0.0
+
+
+def _is_teacher(method: Method, view: str) -> bool:
+    return view in method.views and method.views[view].policy.startswith("teacher")
+
+
+def of_learner(name: str, metrics: dict[str, float]) -> dict[str, float]:
+    """A learner's metrics as they stand in a run's line: those of a peer begin with its name."""
+    return metrics if name == STUDENT else {f"{name}/{key}": value for key, value in metrics.items()}
+
+
+class Clock:
+    """Seconds of each part of a step."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        key = f"seconds/{name}"
+        self._laps[key] = self._laps.get(key, 0.0) + now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        return self._laps | {"seconds/step": self._last - self._start}

@@ -1,0 +1,1 @@
+"""Makes the built-in models: lessons of the built-in world, batches, tokenizer."""

@@ -1,0 +1,67 @@
+"""Lessons to batches of tensors, for pretraining."""
+
+import torch
+from PIL import Image
+
+from workbench.data.images import open_image
+from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies.encoding import PromptEncoder
+from workbench.training.pretraining.lessons import Lesson
+from workbench.types import Prompt
+
+
+class LessonEncoder:
+    """Lessons to batches, an order of magnitude faster than the processor and with the same result.
+
+    Token ids depend on the text and on the number of images alone, so they are asked of PromptEncoder once per text, with
+    blank pictures; pixels are made directly.
+    """
+
+    def __init__(self, policy: AutoregressivePolicy) -> None:
+        self._encoder = PromptEncoder(policy.processor)
+        self._tokenizer, self._pad_id = self._encoder.tokenizer, self._encoder.pad_id
+        images = policy.processor.image_processor
+        self._size, self._resample = images.size["longest_edge"], images.resample
+        self._mean, self._std = (torch.tensor(value).view(3, 1, 1) for value in (images.image_mean, images.image_std))
+        self._blank = Image.new("RGB", (self._size, self._size))
+        self._kept: dict[tuple[str, int], list[int]] = {}
+
+    def batches(self, lessons: list[Lesson]) -> list[dict[str, torch.Tensor]]:
+        """Two batches, short lessons and long ones, padded on the right."""
+        encoded = sorted(
+            ((self.prompt_ids(one.prompt), self.completion_ids(one.completion), one.prompt.images) for one in lessons),
+            key=lambda row: len(row[0]) + len(row[1]),
+        )
+        half = (len(encoded) + 1) // 2
+        return [self._batch(rows) for rows in (encoded[:half], encoded[half:]) if rows]
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        key = (prompt.text, len(prompt.images))
+        if key not in self._kept:
+            blank = Prompt((self._blank,) * len(prompt.images), prompt.text)
+            self._kept[key] = self._encoder.encode(blank)["input_ids"][0].tolist()
+        return self._kept[key]
+
+    def completion_ids(self, text: str) -> list[int]:
+        return [*self._tokenizer(text, add_special_tokens=False)["input_ids"], self._tokenizer.eos_token_id]
+
+    def pixels(self, image) -> torch.Tensor:
+        """One picture as the processor would give it, (3, size, size)."""
+        small = open_image(image).resize((self._size, self._size), self._resample)
+        raw = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(self._size, self._size, 3)
+        return (raw.permute(2, 0, 1).float() / 255 - self._mean) / self._std
+
+    def _batch(self, rows: list[tuple]) -> dict[str, torch.Tensor]:
+        longest = max(len(prompt) + len(completion) for prompt, completion, _ in rows)
+        input_ids = torch.full((len(rows), longest), self._pad_id)
+        labels = torch.full((len(rows), longest), -1)
+        for row, (prompt, completion, _) in enumerate(rows):
+            end = len(prompt) + len(completion)
+            input_ids[row, :end] = torch.tensor(prompt + completion)
+            labels[row, len(prompt) : end] = torch.tensor(completion)
+        num_images = max(len(images) for _, _, images in rows)
+        pixel_values = torch.zeros(len(rows), num_images, 3, self._size, self._size)  # all zero = no picture
+        for row, (_, _, images) in enumerate(rows):
+            for image_idx, image in enumerate(images):
+                pixel_values[row, image_idx] = self.pixels(image)
+        return {"input_ids": input_ids, "labels": labels, "pixel_values": pixel_values}

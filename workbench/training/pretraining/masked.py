@@ -1,0 +1,101 @@
+"""Lessons with holes: what a masked diffusion model of the built-in world is made of and learns from.
+
+A ModernVBERT model sees a prompt and a canvas: the answer, its end token, and padding to a whole number of blocks. Some
+positions of the canvas are masks, and every mask is to be filled. Half of the lessons hide a random share (LLaDA, arXiv
+2502.09992, section 2.2); the others are states that block-wise writing meets: blocks before are filled, blocks behind are
+masks, the block between is filled in part.
+"""
+
+import random
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import ModernVBertConfig, ModernVBertForMaskedLM
+
+from workbench.seeding import derive_seed
+from workbench.training.pretraining.batches import LessonEncoder
+from workbench.training.pretraining.lessons import Lesson
+from workbench.training.pretraining.tokenizer import IMAGE_SIZE, PATCH_SIZE, SCALE_FACTOR
+
+BLOCK, STEPS_PER_BLOCK, CANVAS = 4, 2, 24  # two tokens a step; the longest answer of the world has 23
+
+
+def build_masked_model(tokenizer, *, text: dict, vision: dict, init_std: float) -> ModernVBertForMaskedLM:
+    """Random weights; `text` and `vision` name width, layers and heads as the two configurations do."""
+    layers = text["num_hidden_layers"]
+    ends = {"bos_token_id": tokenizer.bos_token_id, "cls_token_id": tokenizer.bos_token_id}
+    ends |= {"eos_token_id": tokenizer.eos_token_id, "sep_token_id": tokenizer.eos_token_id}
+    model = ModernVBertForMaskedLM(
+        ModernVBertConfig(
+            text_config={
+                "model_type": "modernbert",
+                **text,
+                "layer_types": ["full_attention"] * layers,
+                "vocab_size": len(tokenizer),
+                "pad_token_id": tokenizer.pad_token_id,
+                "decoder_bias": False,
+                **ends,
+            },
+            vision_config={
+                "model_type": "siglip_vision_model",
+                **vision,
+                "image_size": IMAGE_SIZE,
+                "patch_size": PATCH_SIZE,
+            },
+            pixel_shuffle_factor=SCALE_FACTOR,
+            image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+            tie_word_embeddings=True,
+            denoising={"block": BLOCK, "steps_per_block": STEPS_PER_BLOCK, "canvas": CANVAS},
+        )
+    )
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=init_std)
+    return model
+
+
+def masked_loss(model: nn.Module, encoder: LessonEncoder, lessons: list[Lesson], tokenizer, seed: int) -> Tensor:
+    """Sum over lessons of the mean cross-entropy over their masks, in nats."""
+    rng = random.Random(derive_seed("masks", seed))
+    prompts = [encoder.prompt_ids(lesson.prompt) for lesson in lessons]
+    canvases = [_canvas(encoder.completion_ids(lesson.completion), tokenizer.pad_token_id) for lesson in lessons]
+    left, right = max(map(len, prompts)), max(map(len, canvases))
+    ids = torch.full((len(lessons), left + right), tokenizer.pad_token_id)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -1)
+    for row, (prompt, canvas) in enumerate(zip(prompts, canvases, strict=True)):
+        ids[row, left - len(prompt) : left] = torch.tensor(prompt)
+        ids[row, left : left + len(canvas)] = torch.tensor(canvas)
+        mask[row, left - len(prompt) : left + len(canvas)] = 1
+        for place in _holes(len(canvas), rng):
+            labels[row, left + place] = canvas[place]
+    is_hidden = labels >= 0
+    ids[is_hidden] = tokenizer.mask_token_id
+    images = [picture for lesson in lessons for picture in lesson.prompt.images]
+    hidden = model.model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+        pixel_values=torch.stack([encoder.pixels(picture) for picture in images]).unsqueeze(1),
+    ).last_hidden_state[is_hidden]
+    loss = F.cross_entropy(model.lm_head(model.projection_head(hidden)), labels[is_hidden], reduction="none")
+    share = 1.0 / is_hidden.sum(-1, keepdim=True)
+    return (loss * share.expand_as(is_hidden)[is_hidden]).sum()
+
+
+def _canvas(ids: list[int], pad_id: int) -> list[int]:
+    """The answer, padded to the usual canvas or, if longer, to whole blocks."""
+    length = max(CANVAS, -(-len(ids) // BLOCK) * BLOCK)
+    return [*ids, *[pad_id] * (length - len(ids))]
+
+
+def _holes(length: int, rng: random.Random) -> list[int]:
+    """Positions that are hidden, at least one."""
+    share = rng.uniform(0.02, 1.0)
+    if rng.random() < 0.5:
+        found = [place for place in range(length) if rng.random() < share]
+    else:
+        start = BLOCK * rng.randrange(length // BLOCK)
+        inside = [place for place in range(start, start + BLOCK) if rng.random() < share]
+        found = (inside or [rng.randrange(start, start + BLOCK)]) + list(range(start + BLOCK, length))
+    return found or [rng.randrange(length)]

@@ -1,0 +1,392 @@
+"""Makes the built-in models: tiny Idefics3 models that learn the built-in world from nothing, on a processor core.
+
+    pretrain(load_pretrain_config("configs/pretrain-student.yaml"))
+
+writes a folder that AutoProcessor and AutoModelForImageTextToText load like any other, and pretrain.json, which says how
+it was made and what it can do. Two things decide whether a model this small learns at all: weights that start at a
+standard deviation near 0.1 (at the usual 0.02 nothing happens in a thousand steps), and the mix of lessons.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import sys
+import time
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import transformers
+from tqdm import tqdm
+from transformers import GenerationConfig, Idefics3Config, Idefics3ForConditionalGeneration, ModernVBertForMaskedLM
+
+from workbench.data.contexts import build_prompt
+from workbench.data.grading import grade
+from workbench.data.scenes import check_split, family_places, make_examples
+from workbench.errors import ConfigError, show, unknown
+from workbench.files.folders import new_folder, saving
+from workbench.files.parsing import parse_override, read_yaml
+from workbench.files.shipped import find_recipe
+from workbench.policies import Policy, SamplingOptions
+from workbench.policies.autoregressive import AutoregressivePolicy
+from workbench.policies.diffusion import DiffusionPolicy
+from workbench.policies.loading import load_policy
+from workbench.seeding import derive_seed
+from workbench.training.pretraining.batches import LessonEncoder
+from workbench.training.pretraining.lessons import LOOKING, MIX, Lesson, make_lesson
+from workbench.training.pretraining.masked import build_masked_model, masked_loss
+from workbench.training.pretraining.tokenizer import IMAGE_SIZE, PATCH_SIZE, SCALE_FACTOR, build_processor
+from workbench.types import PRIVILEGED, VISIBLE, Example
+
+MAX_POSITIONS = 512  # tokens of prompt and completion together
+ANSWER_TOKENS = 32  # room for the longest answer of the world, which has 23
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """One pretraining; every field can be written in the YAML file."""
+
+    output_dir: str  # folder of the finished model
+    seed: int = 0  # of weights and lessons
+    steps: int = 2000
+    batch_size: int = 32  # lessons a step
+    learning_rate: float = 1e-3  # reached after `warmup` steps, then falling in a line to zero
+    matrix_learning_rate: float = 5e-3  # of the matrices inside the layers, which Muon trains; same course
+    caption_steps: int = (
+        0  # first steps that are captions of whole scenes alone: finding things is learned before answering
+    )
+    warmup: int = 50  # steps
+    weight_decay: float = 0.01
+    init_std: float = 0.1  # of the weights at the start
+    text_width: int = 128
+    text_layers: int = 3
+    vision_width: int = 128
+    vision_layers: int = 2
+    heads: int = 4  # of attention, in both parts
+    start_from: str | None = None  # folder of a saved model to go on from, which decides the sizes; null = from nothing
+    mix: dict[str, float] | None = None  # weights of kinds of lessons that replace those of scenes.lessons.MIX
+    families: tuple[str, ...] | None = None  # ask questions of these families only; null = all
+    masked: bool = False  # a masked diffusion model that reads captions, saved in half precision
+    eval_count: int = 400  # questions asked after training; 0 = none
+
+    def __post_init__(self) -> None:
+        family_places(self.families)
+        for name in ("steps", "batch_size", "text_width", "text_layers", "vision_width", "vision_layers", "heads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"pretrain: {name} is {getattr(self, name)}; it must be 1 or more.")
+        for name in ("learning_rate", "init_std"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"pretrain: {name} is {getattr(self, name)}; it must be greater than 0.")
+        for name in ("seed", "warmup", "weight_decay", "eval_count", "caption_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"pretrain: {name} is {getattr(self, name)}; it must be 0 or more.")
+        for kind, weight in (self.mix or {}).items():
+            if kind not in MIX:
+                raise ConfigError("pretrain: " + unknown("kind of lesson", str(kind), MIX))
+            if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 <= weight < math.inf:
+                raise ConfigError(
+                    f'pretrain: weight of "{kind}" lessons is {weight!r}; it must be a number, 0 or more.'
+                )
+        for name in ("text_width", "vision_width"):
+            if getattr(self, name) % (2 * self.heads):
+                raise ConfigError(
+                    f"pretrain: {name} is {getattr(self, name)}; it must be a multiple of {2 * self.heads}, two for each "
+                    f"of the {self.heads} heads."
+                )
+
+
+@dataclass(frozen=True)
+class WorldScore:
+    """How often the final answer is exactly right."""
+
+    domain: str  # question family, or "all"
+    truth: str  # visible | privileged: whether the full view determines the answer
+    context: str
+    count: int
+    accuracy: float
+
+
+def load_pretrain_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> PretrainConfig:
+    """A PretrainConfig from a YAML file and `key=value` overrides. Raises ConfigError naming the file and the key."""
+    fields = read_yaml(find_recipe(path)) | dict(map(parse_override, overrides))
+    types = typing.get_type_hints(PretrainConfig)
+    for key, value in fields.items():
+        if key not in types:
+            raise ConfigError(f"{path}: " + unknown("key", str(key), types))
+        _check_type(path, key, value, types[key])
+    if "output_dir" not in fields:
+        raise ConfigError(f"{path} has no output_dir: the folder where the finished model is to be written.")
+    convert = {float: float, tuple[str, ...] | None: lambda value: value and tuple(value)}
+    return PretrainConfig(**{key: convert.get(types[key], lambda value: value)(value) for key, value in fields.items()})
+
+
+def _check_type(path: str | Path, key: str, value: object, kind: object) -> None:
+    allowed = {
+        int: isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63,
+        bool: isinstance(value, bool),
+        float: isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max,
+        str: isinstance(value, str),
+        str | None: value is None or isinstance(value, str),
+        dict[str, float] | None: value is None or isinstance(value, dict),
+        tuple[str, ...] | None: value is None
+        or (isinstance(value, list) and all(isinstance(part, str) for part in value)),
+    }
+    if not allowed[kind]:
+        wanted = {
+            int: "a whole number",
+            bool: "true or false",
+            float: "a number such as 0.001",
+            str: "a text",
+            str | None: "a text or null",
+        }
+        wanted |= {dict[str, float] | None: "kinds of lessons with their weights, or null"}
+        raise ConfigError(f"{path}: {key} is {show(value)}; it must be {wanted.get(kind, 'a list of texts or null')}.")
+
+
+def pretrain(config: PretrainConfig, *, progress: bool = True) -> Path:
+    """Train a model as `config` says, measure it, and write its folder, whole or not at all; returns the folder.
+
+    Raises: ConfigError if the folder holds something already, before training; RunError if it cannot be written.
+    """
+    _require_free(Path(config.output_dir))
+    started = time.monotonic()
+    torch.manual_seed(config.seed)
+    policy = _starting_policy(config)
+    losses = train_on_lessons(policy, config, progress=progress)
+    wall_s = time.monotonic() - started
+    contexts = ("plain", "caption") if config.masked else ("plain", "crop")
+    scores = evaluate_world(policy, "eval", config.eval_count, contexts=contexts) if config.eval_count else []
+    return _save(policy, config, losses, wall_s, scores)
+
+
+def _starting_policy(config: PretrainConfig) -> AutoregressivePolicy:
+    if config.start_from is not None:
+        return load_policy(config.start_from, "start_from")
+    processor = build_processor(masked=config.masked)
+    kind, build = (DiffusionPolicy, _build_masked) if config.masked else (AutoregressivePolicy, build_model)
+    return kind(build(config, processor.tokenizer), processor, "pretrained")
+
+
+def _build_masked(config: PretrainConfig, tokenizer) -> ModernVBertForMaskedLM:
+    text = {
+        "hidden_size": config.text_width,
+        "intermediate_size": 2 * config.text_width,
+        "num_hidden_layers": config.text_layers,
+        "num_attention_heads": config.heads,
+        "max_position_embeddings": MAX_POSITIONS,
+    }
+    vision = {
+        "hidden_size": config.vision_width,
+        "intermediate_size": 2 * config.vision_width,
+        "num_hidden_layers": config.vision_layers,
+        "num_attention_heads": config.heads,
+    }
+    return build_masked_model(tokenizer, text=text, vision=vision, init_std=config.init_std)
+
+
+def build_model(config: PretrainConfig, tokenizer) -> Idefics3ForConditionalGeneration:
+    """An Idefics3 model with random weights that fits the built-in processor."""
+    text = {
+        "model_type": "llama",
+        "hidden_size": config.text_width,
+        "intermediate_size": 3 * config.text_width,
+        "num_hidden_layers": config.text_layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.heads,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": MAX_POSITIONS,
+        "initializer_range": config.init_std,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision = {
+        "hidden_size": config.vision_width,
+        "intermediate_size": 4 * config.vision_width,
+        "num_hidden_layers": config.vision_layers,
+        "num_attention_heads": config.heads,
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "initializer_range": config.init_std,
+    }
+    model = Idefics3ForConditionalGeneration(
+        Idefics3Config(
+            text_config=text,
+            vision_config=vision,
+            scale_factor=SCALE_FACTOR,
+            image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    model.generation_config = GenerationConfig(
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        max_new_tokens=ANSWER_TOKENS,
+    )
+    return model
+
+
+def train_on_lessons(policy: AutoregressivePolicy, config: PretrainConfig, *, progress: bool = True) -> list[float]:
+    """Trains the policy's model in place; the loss of each step in nats per token."""
+    model, encoder = policy.model.requires_grad_(True).train(), LessonEncoder(policy)
+    optimizers = _optimizers(model, config)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / (config.warmup + 1), 1 - step / config.steps)
+        )
+        for optimizer in optimizers
+    ]
+    losses = []
+    bar = tqdm(
+        range(config.steps), desc=f"pretrain {Path(config.output_dir).name}", disable=not progress, mininterval=5
+    )
+    for step in bar:
+        lessons = [_lesson(config, step * config.batch_size + row) for row in range(config.batch_size)]
+        total = 0.0
+        for loss in _losses(policy, config, encoder, lessons, step):
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for part in (*optimizers, *schedules):
+            part.step()
+        model.zero_grad()
+        losses.append(total)
+        if step % 10 == 9:
+            bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.3f}", refresh=False)
+    model.requires_grad_(False).eval()
+    return losses
+
+
+def _losses(
+    policy: AutoregressivePolicy, config: PretrainConfig, encoder: LessonEncoder, lessons: list[Lesson], step: int
+) -> Iterator[torch.Tensor]:
+    """The step's loss in parts, each to be differentiated before the next is made."""
+    if config.masked:
+        seed = derive_seed("pretrain", config.seed, step)
+        yield masked_loss(policy.model, encoder, lessons, policy.tokenizer, seed) / len(lessons)
+        return
+    batches = encoder.batches(lessons)
+    num_tokens = sum(int((batch["labels"] >= 0).sum()) for batch in batches)
+    for batch in batches:
+        yield _summed_loss(policy.model, **batch) / num_tokens
+
+
+def _optimizers(model, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for matrices inside the layers, AdamW for everything else: about half the steps of AdamW alone."""
+    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
+    known = {id(parameter) for parameter in inner}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    decay = {"weight_decay": config.weight_decay}
+    return [
+        torch.optim.Muon(inner, lr=config.matrix_learning_rate, adjust_lr_fn="match_rms_adamw", **decay),
+        torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.98), **decay),
+    ]
+
+
+def _lesson(config: PretrainConfig, index: int) -> Lesson:
+    mix = LOOKING if index < config.caption_steps * config.batch_size else config.mix
+    return make_lesson(config.seed, index, families=config.families, mix=mix)
+
+
+def _summed_loss(model, input_ids, labels, pixel_values) -> torch.Tensor:
+    """Padding is on the right, where no token looks, so no mask is needed."""
+    hidden = model.model(input_ids=input_ids, pixel_values=pixel_values, use_cache=False).last_hidden_state[:, :-1]
+    wanted = labels[:, 1:] >= 0
+    return F.cross_entropy(model.lm_head(hidden[wanted]), labels[:, 1:][wanted], reduction="sum")
+
+
+def evaluate_world(
+    policy: Policy,
+    split: str,
+    count: int,
+    seed: int = 0,
+    *,
+    contexts: tuple[str, ...] = ("plain", "crop"),
+    families: tuple[str, ...] | None = None,
+    batch_size: int = 50,
+) -> list[WorldScore]:
+    """Asks the first `count` questions of a split under each context; the most likely token is written each time.
+
+    Returns a row for each family, truth and context, and rows of domain "all".
+    """
+    check_split(split)
+    right: dict[tuple[str, str, str], list[bool]] = {}
+    options = SamplingOptions(max_completion_length=getattr(policy, "canvas", ANSWER_TOKENS), temperature=0.0)
+    for start in range(0, count, batch_size):
+        number = min(batch_size, count - start)
+        examples = make_examples(split, seed=seed, start=start, count=number, families=families)
+        for context in contexts:
+            prompts = [build_prompt(example, context) for example in examples]
+            written = policy.sample(prompts, [[0]] * number, options)
+            for example, (completion,) in zip(examples, written, strict=True):
+                is_right = grade(policy.text(completion.ids), example.answer) == 1.0
+                for domain in (example.domain, "all"):
+                    right.setdefault((domain, answer_truth(example), context), []).append(is_right)
+    return [WorldScore(*key, count=len(rows), accuracy=sum(rows) / len(rows)) for key, rows in sorted(right.items())]
+
+
+def score_table(scores: dict[str, list[WorldScore]]) -> str:
+    """Scores of several models, by name, as a Markdown table: percent right, and the number of questions."""
+    found = {(name, s.domain, s.truth, s.context): s for name, rows in scores.items() for s in rows}
+    columns = list(dict.fromkeys((name, context) for name, _, _, context in found))
+    rows = sorted({(truth, domain) for _, domain, truth, _ in found}, key=lambda row: (row[0] != VISIBLE, row))
+    lines = ["| truth | family | questions | " + " | ".join(f"{name}, {context}" for name, context in columns) + " |"]
+    lines.append("|---|---|--:|" + "--:|" * len(columns))
+    for truth, domain in rows:
+        cells = [found.get((name, domain, truth, context)) for name, context in columns]
+        number = max(cell.count for cell in cells if cell)
+        percents = " | ".join(f"{100 * cell.accuracy:.1f}" if cell else "" for cell in cells)
+        lines.append(f"| {truth} | {domain} | {number} | {percents} |")
+    return "\n".join(lines)
+
+
+def answer_truth(example: Example) -> str:
+    """Whether the full view determines the final answer of an example of the built-in world."""
+    return PRIVILEGED if any(m.kind == "answer" and m.truth == PRIVILEGED for m in example.marks) else VISIBLE
+
+
+def _require_free(folder: Path) -> None:
+    """Raises ConfigError unless the folder is new or empty."""
+    try:
+        is_free = not any(folder.iterdir())
+    except FileNotFoundError:
+        is_free = not os.path.lexists(folder)
+    except OSError:
+        is_free = False
+    if not is_free:
+        raise ConfigError(
+            f"output_dir {folder} exists already. Name a new folder, as in output_dir=NEW, or move it away."
+        )
+
+
+def _save(
+    policy: AutoregressivePolicy, config: PretrainConfig, losses: list[float], wall_s: float, scores: list[WorldScore]
+) -> Path:
+    target, tail = Path(config.output_dir), losses[-100:]
+    packages = {"torch": torch.__version__, "transformers": transformers.__version__}
+    record = {
+        "config": dataclasses.asdict(config),
+        "parameters": policy.model.num_parameters(),
+        "loss_nats_per_token": round(sum(tail) / len(tail), 4),
+        "wall_s": round(wall_s),
+        "threads": torch.get_num_threads(),
+        "versions": {**packages, "python": platform.python_version()},
+        "accuracy_eval_seed_0": [dataclasses.asdict(score) for score in scores],
+    }
+    with saving(target), new_folder(target) as folder:
+        (policy.model.half() if config.masked else policy.model).save_pretrained(folder)
+        policy.processor.save_pretrained(folder)
+        (folder / "pretrain.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if target.is_dir():  # empty, or this fails
+            target.rmdir()
+    return target

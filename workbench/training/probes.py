@@ -1,0 +1,46 @@
+"""Probes: fixed answers that every view re-scores through a run.
+
+Rollouts change at every step, so where supervision moved cannot be read from them. The starting student answers a few
+questions once; the same tokens are then scored and routed every few steps, by the method's own rule.
+"""
+
+from workbench.config.schema import RunConfig
+from workbench.distill.method import Method
+from workbench.distill.rollouts import ask_all, from_row, to_row, write_rollouts
+from workbench.policies import Policy, SamplingOptions
+from workbench.runs.folder import RunFolder
+from workbench.types import Example, Rollout
+
+
+def open_probes(
+    config: RunConfig,
+    folder: RunFolder,
+    students: dict[str, Policy],
+    method: Method,
+    pool: list[Example],
+    sampling: SamplingOptions,
+) -> dict[str, tuple[Rollout, ...]]:
+    """The probes of each learner's student: as kept in the run's folder, or written now by the student and kept."""
+    examples = pool[: config.trace.probes]
+    kept = folder.probes()
+    if kept is not None:
+        known = {example.id: example for example in pool}
+        restored = [from_row(probe, known, "data.eval (or data.probes)") for probe in kept]
+        return {name: tuple(one for one in restored if one.source == policy.name) for name, policy in students.items()}
+    written = {}
+    for name, student in students.items() if examples else ():
+        written[name] = tuple(
+            write_rollouts(
+                student,
+                examples,
+                context=method.views[method.learner].context,
+                sampling=sampling,
+                num_generations=1,
+                seed=("probe", config.seed),
+                **config.evaluation.grading,
+            )
+        )
+    if method.asks_peers is not None:
+        written = ask_all(written, students, method.asks_peers, sampling=sampling, seed=("probe", config.seed))
+    folder.write_probes([to_row(rollout) for rollouts in written.values() for rollout in rollouts])
+    return written

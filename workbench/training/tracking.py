@@ -1,0 +1,36 @@
+"""The accelerator of a run, and the trackers that its metrics also go to."""
+
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from workbench.config.schema import RunConfig
+from workbench.errors import ConfigError
+
+
+def build_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
+    """Raises ConfigError for a tracker that is not installed."""
+    training = config.training
+    try:
+        accelerator = Accelerator(log_with=training.trackers or None, project_dir=str(run_dir))
+    except ValueError as error:
+        raise ConfigError(f"training.trackers {training.trackers}: {error}") from None
+    missing = set(training.trackers) - {str(tracker) for tracker in accelerator.log_with}
+    if missing:
+        raise ConfigError(
+            f"training.trackers: {', '.join(sorted(missing))} is not installed; pip install it, or leave it out."
+        )
+    if training.trackers:
+        accelerator.init_trackers("workbench", config=_flat(config.to_dict()))
+    return accelerator
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, object]:
+    """Nested values with dotted keys, as trackers take them."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return flat
