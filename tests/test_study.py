@@ -105,6 +105,24 @@ def test_every_run_is_an_ordinary_run(finished: Study) -> None:
     assert asked == {(0, policy, context) for policy in ("student", "teacher") for context in ("plain", "crop")} | {(4, "student", "plain"), (4, "student", "crop")}  # fmt: skip
 
 
+def test_questions_that_lack_what_a_context_shows_are_counted_in_the_report(models: dict, tmp_path: Path) -> None:
+    samples = Path("data/samples/samples.jsonl").resolve()
+    rows = [json.loads(line) for line in samples.read_text().splitlines()][:4]
+    for row in rows:
+        row |= {"images": [str(samples.parent / name) for name in row["images"]], "crop": None}
+    rows[2].pop("caption")
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entry = {"data": str(data), "contexts": ["plain", "caption"]}
+    study = load_study(
+        study_file(models, tmp_path, seeds=[0], variants={"opd": {"method.name": "opd"}}, evaluate=[entry])
+    )
+    assert run_study(study, say=lambda line: None)
+    text = write_report(study).read_text()
+    assert f"not asked: {data}, context caption is left out of 1 of 4 questions (no caption: 1" in text
+    assert text.count("not asked:") == 1
+
+
 def test_every_row_was_asked_the_same_questions(finished: Study) -> None:
     rows = answers(finished)
     assert len(rows) == (2 * 16 + 8) * (2 + 4)  # two models as they are, two variants of two seeds

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from workbench.config.schema import RunConfig
 from workbench.data.examples import load_examples, split_by_evidence
-from workbench.distill.usable import Tally, showable
+from workbench.distill.usable import Tally, showable, unasked
 from workbench.errors import RunError
 from workbench.evals.evaluate import answer_questions
 from workbench.evals.records import Answered, save_answers
@@ -28,13 +28,16 @@ def ask_run(config: RunConfig, evaluate: tuple[Questions, ...], *, load: Callabl
     if is_asked(file, asked):
         return file
     answered: dict[str, list[Answered]] = {}
+    left_out: list[str] = []
     options = {"dtype": config.models.dtype, "device": default_device(config.models.device), "trust_remote_code": config.models.trust_remote_code}  # fmt: skip
     for name in config.models.learners:
         policies = load_policies([], student=checkpoint.weights(name), learner=name, **options)
-        for label, rows in _ask(policies[STUDENT], config, evaluate, checkpoint.step, load).items():
+        by_label, sentences = _ask(policies[STUDENT], config, evaluate, checkpoint.step, load)
+        left_out += sentences
+        for label, rows in by_label.items():
             answered.setdefault(label, []).extend(rows)
     save_answers(config.run_dir, checkpoint.step, answered[evaluate[0].label])  # where the app looks for them
-    write(file, answered, asked)
+    write(file, answered, asked, left_out)
     return file
 
 
@@ -58,17 +61,24 @@ def ask_reference(
         trust_remote_code=config.models.trust_remote_code,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    write(file, _ask(policies[reference.role], config, evaluate, 0, load), asked)
+    answered, left_out = _ask(policies[reference.role], config, evaluate, 0, load)
+    write(file, answered, asked, left_out)
     return file
 
 
 def _ask(
     policy: object, config: RunConfig, evaluate: tuple[Questions, ...], step: int, load: Callable
-) -> dict[str, list[Answered]]:
+) -> tuple[dict[str, list[Answered]], list[str]]:
+    """Answers by label, and a sentence for each reason why some questions were not asked."""
     answered: dict[str, list[Answered]] = {}
+    left_out: list[str] = []
     leave_room([policy], config.sampling.max_completion_length)
     for questions in evaluate:
-        examples = showable(load(questions.data, limit=questions.count), [policy], questions.contexts, Tally())
+        tally = Tally()
+        examples = showable(load(questions.data, limit=questions.count), [policy], questions.contexts, tally)
+        if tally.counts:
+            left_out.append(f"{questions.label}, skipped {tally}")
+        left_out += [f"{questions.label}, {sentence}" for sentence in unasked(examples, questions.contexts)]
         for context in questions.contexts:
             with autocast(config, policy.device):  # as a run evaluates its students
                 rows = answer_questions(
@@ -81,4 +91,4 @@ def _ask(
                     batch_size=config.evaluation.batch_size,
                 )
             answered.setdefault(questions.label, []).extend(rows)
-    return answered
+    return answered, left_out

@@ -6,6 +6,7 @@ A run's questions.parquet says in its metadata what was asked of which step; ask
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,6 +38,7 @@ SCHEMA = pa.schema(
     ]
 )
 _METADATA = b"workbench.asked"
+_LEFT_OUT = b"left_out"
 
 
 def show_start(run_dir: Path, files: list[Path], evaluate: tuple[Questions, ...]) -> None:
@@ -106,7 +108,16 @@ def read(file: Path) -> pa.Table:
         raise RunError(f"{file} cannot be read ({error}). Delete it; the same study asks again.") from None
 
 
-def write(file: Path, answered: dict[str, list[Answered]], asked: dict) -> None:
+def left_out_of(file: Path) -> list[str]:
+    """Sentences about questions that were not asked when the file was written; none if it does not say."""
+    try:
+        return json.loads(pq.read_schema(file).metadata[_LEFT_OUT])
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+        return []
+
+
+def write(file: Path, answered: dict[str, list[Answered]], asked: dict, left_out: Sequence[str] = ()) -> None:
+    """Write answers with what was asked and, as sentences, which questions were not."""
     rows = [
         {
             "data": label,
@@ -126,7 +137,8 @@ def write(file: Path, answered: dict[str, list[Answered]], asked: dict) -> None:
         for label, own in answered.items()
         for row in own
     ]
-    table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({_METADATA: json.dumps(asked).encode()}))
+    metadata = {_METADATA: json.dumps(asked).encode(), _LEFT_OUT: json.dumps([*left_out]).encode()}
+    table = pa.Table.from_pylist(rows, SCHEMA.with_metadata(metadata))
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     pq.write_table(table, temporary, compression="zstd")
     os.replace(temporary, file)

@@ -32,7 +32,7 @@ from workbench.studies.measures import (
 from workbench.studies.payoff import payoff
 from workbench.studies.plan import TEACHER, Study, other_settings
 from workbench.studies.preamble import preamble
-from workbench.studies.records import FILE, describe, describe_reference, is_asked, read
+from workbench.studies.records import FILE, describe, describe_reference, is_asked, left_out_of, read
 from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
 _COLUMNS = ("accuracy", "confidence", "entropy", "length", "truncated")
@@ -60,16 +60,18 @@ class Results:
     unfinished: dict[str, str]
     faults: dict[str, str]
     record: dict
+    left_out: list[str]
 
 
 def collect(study: Study) -> Results:
     """The numbers of everything that is finished. Raises RunError if no run is."""
     record = _record(study)
-    rows, missing = [], unfinished(study)
+    rows, missing, files = [], unfinished(study), []
     for reference in study.references():
         file = study.reference_file(reference.row)
         if is_asked(file, describe_reference(reference, study.evaluate)):
             rows.append(Row(reference.row, reference.role, (0,), aligned([read(file)])))
+            files.append(file)
     names = {(one.role, one.model): one.row for one in study.references() if one.learner == STUDENT}
     _join_peers(study, rows)
     num_finished = 0
@@ -81,6 +83,7 @@ def collect(study: Study) -> Results:
                 finished[seed] = config.run_dir / FILE
         if finished:
             num_finished += len(finished)
+            files += finished.values()
             models = variant.config.models
             rows.append(
                 Row(
@@ -91,7 +94,8 @@ def collect(study: Study) -> Results:
     if not num_finished:
         told = "".join(f"\n  {name}: {why}" for name, why in {**study.faults, **missing}.items())
         raise RunError(f"study {study.folder} has no finished run, so there is nothing to report.{told}")
-    return Results(study, rows, values_of(rows), compare(rows, study.baseline), missing, study.faults, record)
+    left_out = list(dict.fromkeys(sentence for file in files for sentence in left_out_of(file)))
+    return Results(study, rows, values_of(rows), compare(rows, study.baseline), missing, study.faults, record, left_out)
 
 
 def _join_peers(study: Study, rows: list[Row]) -> None:
@@ -164,7 +168,8 @@ def came_about(results: Results) -> str:
     """What preamble.preamble and payoff.payoff say of these results."""
     num_seeds = {row.name: len(row.seeds) for row in results.rows if row.kind == "variant"}
     lines = preamble(results.study, results.record, num_seeds, results.unfinished, results.faults)
-    return "\n".join([lines, *payoff(results.values)])
+    left_out = [f"- not asked: {sentence}" for sentence in results.left_out]
+    return "\n".join([lines, *left_out, *payoff(results.values)])
 
 
 def _overview(results: Results, data: str, context: str) -> str:
