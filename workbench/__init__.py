@@ -13,7 +13,6 @@ first used, so that reading traces does not wait for torch.
 
 import gc
 import importlib
-import sys
 from types import ModuleType
 
 from workbench.runs.threads import sleep_while_waiting
@@ -80,14 +79,3 @@ def _imported(module: str) -> ModuleType:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Package(ModuleType):
-    """Importing workbench.training.run would set the module in place of the function of that name; the function stays."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
