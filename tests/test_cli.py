@@ -184,7 +184,7 @@ BOX = {"x0": 1, "y0": 1, "x1": 9, "y1": 9}
 BAD_DATA = {
     "missing image": (lambda f: [{"images": ["nowhere.png"]}], [], r"data.jsonl:1, column \"images\[0\]\": must be an image file"),
     "image bomb": (lambda f: [{"images": [bomb(f)]}], ["method.name=opd"], r"step 1: none of the 1 examples.* the first is \S*data.jsonl:1: .*pixels"),
-    "no evidence": (lambda f: [{"images": [red(f)]}], [], r"none of the 1 examples .* missing: no boxes: 1; the first is \S*data.jsonl:1: it has no \"boxes"),
+    "no evidence": (lambda f: [{"images": [red(f)]}], [], r"none of the 1 examples .* missing: no boxes .* the first is \S*data.jsonl:1: it has no \"boxes"),
     "box outside": (lambda f: [{"images": [red(f)], "boxes": [{**BOX, "x1": 21}]}], [], "leaves the image of 20 x 10 pixels"),
     "box without image": (lambda f: [{"boxes": [BOX]}], [], "the row has boxes and no image"),
     "empty prompt": (lambda f: [{"question": " "}], [], 'column "question": must be text that is not empty'),

@@ -202,7 +202,8 @@ def test_shipped_studies_can_be_built_but_for_what_has_to_be_made() -> None:
     for file in sorted(Path("configs/studies").glob("*.yaml")):
         study = load_study(file, load=load)
         assert {name.split()[0] for name in study.faults} <= {"weaker"}, (file, study.faults)
-        assert len(study.seeds) >= 5, file
+        if not file.stem.endswith("_rates"):  # a search, whose answer is a rate and no result
+            assert len(study.seeds) >= 5, file
 
 
 def test_names_of_runs_are_folders() -> None:

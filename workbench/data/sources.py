@@ -111,14 +111,11 @@ def open_table(source: str | Path, *, split: str | None = None) -> Table:
         raise DataError(
             f"{path} does not exist. Give a .jsonl, .json or .parquet file, a saved folder, hf:NAME or scenes:SPLIT."
         )
-    if _is_blank(path):
-        raise no_rows(path)
-    if path.suffix == ".jsonl":
-        return Table(str(path), path.parent, _jsonl_rows(path))
-    if path.suffix == ".parquet":
-        return Table(str(path), path.parent, _parquet_rows(path))
-    if path.suffix == ".json":
-        return Table(str(path), path.parent, _json_rows(path))
+    rows_of = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows, ".json": _json_rows}.get(path.suffix)
+    if rows_of is not None:
+        if _is_blank(path):
+            raise no_rows(path)
+        return Table(str(path), path.parent, rows_of(path))
     advice = next((text for ends, text in _ADVICE.items() if path.name.lower().endswith(ends)), "")
     raise DataError(
         f'{path} ends in "{path.suffix}"; data files are .jsonl or .parquet, or one list in .json.{advice and " "}{advice}{advice and "."}'
@@ -246,7 +243,7 @@ def _open_hub(source: str, split: str | None) -> Table:
 
 def _require_library(source: str) -> Any:
     try:
-        return importlib.import_module("data.examples")  # an extra, and a second of every start
+        return importlib.import_module("datasets")  # an extra, and a second of every start
     except ImportError:
         raise ConfigError(
             f'{source} needs the package "datasets", which is not installed. '
