@@ -1,7 +1,7 @@
-# make demo    train the demo, less than a minute, and print what it did
+# make demo    train the demo, about a minute, and print what it did
 # make app     open the page over runs/
 # make test    the whole suite
-# make test-fast   what needs no browser, no subprocess and no models on disk, in less than a minute
+# make test-fast   what needs no browser, no subprocess and no models on disk, in two minutes
 # make check   formatting, lint, budgets
 # make campaigns   kills and bad input, some twenty minutes: nothing lost, no traceback
 PYTHON ?= python3.11
