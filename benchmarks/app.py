@@ -209,7 +209,7 @@ def watch(browser: Browser, folder: Path, pairs: int, seconds: float) -> None:
                 opened = context.new_page()
                 opened.goto(f"{address}/?run=watched&tab=watch")
                 opened.locator(DRAWN["watch"]).first.wait_for()
-                opened.wait_for_timeout(3000)  # what opening costs is told by `page`
+                opened.wait_for_timeout(3000)  # `page` measures what opening costs
                 turns["open"].append(turn(lines, pid, server.pid, seconds))
                 context.close()
     finally:

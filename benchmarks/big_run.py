@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=64, help="answers per step")
     parser.add_argument("--tokens", type=int, default=160, help="mean length of an answer")
     parser.add_argument("--folder", type=Path, help="where the run is made and kept")
-    parser.add_argument("--repeats", type=int, default=40, help="how often each question is asked")
+    parser.add_argument("--repeats", type=int, default=40, help="repeats of each query")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary) / "big"

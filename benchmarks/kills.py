@@ -154,7 +154,7 @@ def disturb(pid: int, delay: float, number: int) -> tuple[int, bool]:
 
 
 def command_for(folder: Path) -> list[str]:
-    """What goes on: resume, or train if there is no run yet."""
+    """Resume the run, or train if it does not exist yet."""
     if (folder / "run").exists():
         return ["resume", str(folder / "run")]
     return ["train", str(folder / "recipe.yaml")]

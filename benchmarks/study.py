@@ -1,4 +1,4 @@
-"""What of a study's time is no work on its runs, and what a run loses beside another one.
+"""Measure a study's time outside its runs, and what a run loses beside another one.
 
     python -m benchmarks study parts     one worker's life: imports, models, examples, everything else
     python -m benchmarks study beside    a run alone and two at a time, beside the same of a plain matrix product
