@@ -74,10 +74,22 @@ def page(browser: Browser, runs: Path, repeats: int) -> None:
         big_run.make_run(runs / "big", 10_000_000, 64, 160)
     print("wall: longer on a busy machine. processor: of server and browser, on an idle machine no less than wall")
     with serving(runs) as (address, server):
-        told("first page: the run's state (2 s)", [seen(browser, server.pid, f"{address}/", "#app-first h2, #watch-status h2") for _ in range(repeats)])  # fmt: skip
-        told("first page: it can be used", [seen(browser, server.pid, f"{address}/", "#watch-status h2") for _ in range(repeats)])  # fmt: skip
-        told("first page: all its curves", [seen(browser, server.pid, f"{address}/", DRAWN["watch"]) for _ in range(repeats)])  # fmt: skip
-        told("a link to Tokens: the answer", [seen(browser, server.pid, f"{address}/?run=big&tab=tokens", DRAWN["tokens"]) for _ in range(repeats)])  # fmt: skip
+        told(
+            "first page: the run's state (2 s)",
+            [seen(browser, server.pid, f"{address}/", "#app-first h2, #watch-status h2") for _ in range(repeats)],
+        )
+        told(
+            "first page: it can be used",
+            [seen(browser, server.pid, f"{address}/", "#watch-status h2") for _ in range(repeats)],
+        )
+        told(
+            "first page: all its curves",
+            [seen(browser, server.pid, f"{address}/", DRAWN["watch"]) for _ in range(repeats)],
+        )
+        told(
+            "a link to Tokens: the answer",
+            [seen(browser, server.pid, f"{address}/?run=big&tab=tokens", DRAWN["tokens"]) for _ in range(repeats)],
+        )
         opened = browser.new_page(viewport={"width": 1280, "height": 1000})
         opened.goto(f"{address}/?run=big&tab=tokens")
         opened.locator(DRAWN["tokens"]).first.wait_for()
@@ -180,14 +192,27 @@ def answer(num_tokens: int) -> TokenView:
         tops = {name: [(f" w{chooser.randrange(5000)}", -chooser.random()) for _ in range(3)] for name in views}
         cells.append(
             TokenCell(
-                text=f" w{chooser.randrange(5000)}", token_id=place, regime=chooser.choice(regimes), source=chooser.choice(("teacher", "self")),
-                divergence="reverse_kl", weight=1.0, loss=chooser.random(), kind="template", truth=chooser.choice(("visible", "privileged")),
-                logprobs=logprobs, entropies={name: chooser.random() for name in views}, max_logprobs={name: value / 2 for name, value in logprobs.items()},
-                ranks=dict.fromkeys(views, 1), alternatives=tops, sampled_logprob=logprobs["student"],
+                text=f" w{chooser.randrange(5000)}",
+                token_id=place,
+                regime=chooser.choice(regimes),
+                source=chooser.choice(("teacher", "self")),
+                divergence="reverse_kl",
+                weight=1.0,
+                loss=chooser.random(),
+                kind="template",
+                truth=chooser.choice(("visible", "privileged")),
+                logprobs=logprobs,
+                entropies={name: chooser.random() for name in views},
+                max_logprobs={name: value / 2 for name, value in logprobs.items()},
+                ranks=dict.fromkeys(views, 1),
+                alternatives=tops,
+                sampled_logprob=logprobs["student"],
             )
-        )  # fmt: skip
-    notes = {name: RegimeNote(one.meaning, one.losses[0].target) for name, one in big_run.REGIMES.items()}  # fmt: skip
-    return TokenView("long", "What is seen?", "", tuple(cells), regimes=notes, thresholds={"gap": 0.4, "probability_sum": 1.2})  # fmt: skip
+        )
+    notes = {name: RegimeNote(one.meaning, one.losses[0].target) for name, one in big_run.REGIMES.items()}
+    return TokenView(
+        "long", "What is seen?", "", tuple(cells), regimes=notes, thresholds={"gap": 0.4, "probability_sum": 1.2}
+    )
 
 
 # ---- watching a run -------------------------------------------------------------------------------------------------
@@ -195,7 +220,14 @@ def answer(num_tokens: int) -> TokenView:
 
 def watch(browser: Browser, folder: Path, pairs: int, seconds: float) -> None:
     """One run; in turn a page is open on it, or none. Steps are compared by their own seconds and by processor time."""
-    more = ["name=watched", f"output_dir={folder}", "data.eval=null", "training.steps=100000", "training.learning_rate=1e-7", "training.save_every=0"]  # fmt: skip
+    more = [
+        "name=watched",
+        f"output_dir={folder}",
+        "data.eval=null",
+        "training.steps=100000",
+        "training.learning_rate=1e-7",
+        "training.save_every=0",
+    ]
     state = start_run(load_config(ROOT / "configs/demo.yaml", more), folder)
     try:
         with serving(folder) as (address, server):
@@ -247,9 +279,13 @@ def turn(lines: Lines, pid: int, server: int, seconds: float) -> Turn:
     took, steps = time.perf_counter() - start, len(found) - first
     own = [line["seconds/step"] for line in found[first:]]
     return Turn(
-        processor=(processor_s(pid) - used) / steps, step=statistics.median(own), wall=took / steps, steps=steps,
-        server=meter.cost.server / meter.cost.wall, browser=meter.cost.browser / meter.cost.wall,
-    )  # fmt: skip
+        processor=(processor_s(pid) - used) / steps,
+        step=statistics.median(own),
+        wall=took / steps,
+        steps=steps,
+        server=meter.cost.server / meter.cost.wall,
+        browser=meter.cost.browser / meter.cost.wall,
+    )
 
 
 def report(turns: dict[str, list[Turn]]) -> None:
@@ -263,7 +299,9 @@ def report(turns: dict[str, list[Turn]]) -> None:
         ratios = [watched[name] / alone[name] for alone, watched in zip(turns["closed"], turns["open"], strict=True)]
         low, high = statistics.quantiles(ratios, n=4)[::2] if len(ratios) > 1 else (ratios[0], ratios[0])
         alone = 1000 * statistics.median(one[name] for one in turns["closed"])
-        print(f"{text:36}{alone:9.1f} ms  watched / unwatched {statistics.median(ratios):6.3f}  (quartiles {low:.3f} .. {high:.3f})")  # fmt: skip
+        print(
+            f"{text:36}{alone:9.1f} ms  watched / unwatched {statistics.median(ratios):6.3f}  (quartiles {low:.3f} .. {high:.3f})"
+        )
     for name, of in turns.items():
         for part in ("server", "browser"):
             share = 100 * statistics.median(one[part] for one in of)
@@ -364,7 +402,9 @@ def told(title: str, costs: list[Cost]) -> None:
     """Median and p95 of what was measured, and medians of processor time."""
     walls = sorted(cost.wall for cost in costs)
     p95 = walls[math.ceil(0.95 * len(walls)) - 1]
-    line = f"{title:40}{1000 * statistics.median(walls):7.0f} ms" + (f"  p95 {1000 * p95:6.0f} ms" if len(costs) > 1 else " " * 15)  # fmt: skip
+    line = f"{title:40}{1000 * statistics.median(walls):7.0f} ms" + (
+        f"  p95 {1000 * p95:6.0f} ms" if len(costs) > 1 else " " * 15
+    )
     for name in ("server", "browser"):
         used = [getattr(cost, name) for cost in costs]
         line += "" if None in used else f"  {name} {1000 * statistics.median(used):6.0f} ms"

@@ -35,28 +35,102 @@ from workbench.studies.plan import KEYS as STUDY_KEYS
 MOST_CHARACTERS, MOST_SECONDS = 3000, 20
 BOMB = "a: &a [1, 1, 1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghijk"))
 VALUES = {  # as YAML writes them
-    "a date": "2024-02-30", "a time": "2024-13-45 99:99:99", "tag int": "!!int x", "tag float": "!!float x", "tag bool": "!!bool x",
-    "tag null": "!!null x", "tag timestamp": "!!timestamp x", "tag binary": "!!binary x", "tag set": "!!set {a}",
-    "tag python": "!!python/object/apply:os.getcwd []", "tag own": "!own x", "digits": "9" * 5000, "minus digits": "-" + "9" * 5000,
-    "hex": "0x_", "bits": "0b_", "sexagesimal": "1" + ":59" * 2000, "large": "1" + "0" * 300, "inf": ".inf", "nan": ".nan",
-    "1e999": "1e999", "negative": "-1", "zero": "0", "bool": "yes", "null": "null", "empty": "''", "text": "x y", "list": "[1, [2]]",
-    "mapping": "{a: {b: 1}}", "list key": "{[1]: 2}", "deep list": "[" * 2000, "deep mapping": "{a: " * 2000, "alias": "*x",
-    "anchor": "&x 1", "nul": '"a\\0b"', "half": '"\\ud83d"', "emoji": '"\\ud83d\\ude00"', "no character": '"\\UFFFFFFFF"',
-    "escape": '"\\e[2J"', "bidi": '"\\u202e"', "long": "x" * 5000, "quote": "'", "bracket": "[1", "tab": "\t- x", "path": "../../x",
-    "twice": "{a: 1, a: 2}", "merge": "{<<: 3}", "value": "=", "slash": "/", "dot": ".", "lines": '"a\\nb"', "percent": "%s %(x)s {x}",
-}  # fmt: skip
+    "a date": "2024-02-30",
+    "a time": "2024-13-45 99:99:99",
+    "tag int": "!!int x",
+    "tag float": "!!float x",
+    "tag bool": "!!bool x",
+    "tag null": "!!null x",
+    "tag timestamp": "!!timestamp x",
+    "tag binary": "!!binary x",
+    "tag set": "!!set {a}",
+    "tag python": "!!python/object/apply:os.getcwd []",
+    "tag own": "!own x",
+    "digits": "9" * 5000,
+    "minus digits": "-" + "9" * 5000,
+    "hex": "0x_",
+    "bits": "0b_",
+    "sexagesimal": "1" + ":59" * 2000,
+    "large": "1" + "0" * 300,
+    "inf": ".inf",
+    "nan": ".nan",
+    "1e999": "1e999",
+    "negative": "-1",
+    "zero": "0",
+    "bool": "yes",
+    "null": "null",
+    "empty": "''",
+    "text": "x y",
+    "list": "[1, [2]]",
+    "mapping": "{a: {b: 1}}",
+    "list key": "{[1]: 2}",
+    "deep list": "[" * 2000,
+    "deep mapping": "{a: " * 2000,
+    "alias": "*x",
+    "anchor": "&x 1",
+    "nul": '"a\\0b"',
+    "half": '"\\ud83d"',
+    "emoji": '"\\ud83d\\ude00"',
+    "no character": '"\\UFFFFFFFF"',
+    "escape": '"\\e[2J"',
+    "bidi": '"\\u202e"',
+    "long": "x" * 5000,
+    "quote": "'",
+    "bracket": "[1",
+    "tab": "\t- x",
+    "path": "../../x",
+    "twice": "{a: 1, a: 2}",
+    "merge": "{<<: 3}",
+    "value": "=",
+    "slash": "/",
+    "dot": ".",
+    "lines": '"a\\nb"',
+    "percent": "%s %(x)s {x}",
+}
 TEXTS = {
-    "nothing": b"", "list": b"[1]", "text": b"x", "number": b"1", "utf-16": "a: 1".encode("utf-16"), "latin-1": b"a: \xe9",
-    "nul": b"a: \0", "mark": b"\xef\xbb\xbfa: 1", "documents": b"a: 1\n---\nb: 2", "tabs": b"a:\n\tb: 1", "directive": b"%YAML 9.9\n---\na: 1",
-    "bomb": BOMB.encode(), "deep": b"[" * 5000, "large": b"a: " + b"x" * 2**19, "twice": b"name: a\nname: b", "keys": b"? [1]\n: 2",
-    "tag": b"!!binary x", "colon": b"a: b: c", "cut": b"models:\n  student: 'x", "brackets": b"{a: [}", "anchors": b"a: &x {b: *x}",
-    "separators": "a: x\u2028y\u2029z\x85w".encode(), "carriage": b"a: 1\rb: 2", "random": bytes(range(256)),
-}  # fmt: skip
+    "nothing": b"",
+    "list": b"[1]",
+    "text": b"x",
+    "number": b"1",
+    "utf-16": "a: 1".encode("utf-16"),
+    "latin-1": b"a: \xe9",
+    "nul": b"a: \0",
+    "mark": b"\xef\xbb\xbfa: 1",
+    "documents": b"a: 1\n---\nb: 2",
+    "tabs": b"a:\n\tb: 1",
+    "directive": b"%YAML 9.9\n---\na: 1",
+    "bomb": BOMB.encode(),
+    "deep": b"[" * 5000,
+    "large": b"a: " + b"x" * 2**19,
+    "twice": b"name: a\nname: b",
+    "keys": b"? [1]\n: 2",
+    "tag": b"!!binary x",
+    "colon": b"a: b: c",
+    "cut": b"models:\n  student: 'x",
+    "brackets": b"{a: [}",
+    "anchors": b"a: &x {b: *x}",
+    "separators": "a: x\u2028y\u2029z\x85w".encode(),
+    "carriage": b"a: 1\rb: 2",
+    "random": bytes(range(256)),
+}
 RUN_FILES = (
-    "config.yaml", "run.json", "metrics.jsonl", "skipped.jsonl", "probes.json", "evals/step-000000.jsonl", "evals/step-x.jsonl",
-    "traces/positions/{first}", "traces/rollouts/{first}", "traces/positions/.hidden", "traces/x", "{checkpoint}/state.json",
-    "{checkpoint}/student/config.json", "{checkpoint}/student/model.safetensors", "{checkpoint}/optimizer.safetensors", "geometry/geometry.json",
-)  # fmt: skip
+    "config.yaml",
+    "run.json",
+    "metrics.jsonl",
+    "skipped.jsonl",
+    "probes.json",
+    "evals/step-000000.jsonl",
+    "evals/step-x.jsonl",
+    "traces/positions/{first}",
+    "traces/rollouts/{first}",
+    "traces/positions/.hidden",
+    "traces/x",
+    "{checkpoint}/state.json",
+    "{checkpoint}/student/config.json",
+    "{checkpoint}/student/model.safetensors",
+    "{checkpoint}/optimizer.safetensors",
+    "geometry/geometry.json",
+)
 DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
     "gone": lambda raw: None,
     "empty": lambda raw: b"",
@@ -140,10 +214,15 @@ def value_cases(folder: Path) -> Iterator[Case]:
 def run_cases(folder: Path, run: Path) -> Iterator[Case]:
     """A finished run's files damaged, met by the commands that read and the one that goes on."""
     commands = {
-        "summary": ("summary", "{run}"), "show": ("show", "{run}", "--step", "1"), "report": ("report", "{run}", "--answers", "1"),
-        "resume": ("resume", "{run}"), "export": ("export", "{run}", "--to", "{run}-out"), "geometry": ("geometry", "{run}"),
-        "traces": ("export", "{run}", "--traces", "--to", "{run}-out"), "eval": ("eval", "{run}", "--count", "1"),
-    }  # fmt: skip
+        "summary": ("summary", "{run}"),
+        "show": ("show", "{run}", "--step", "1"),
+        "report": ("report", "{run}", "--answers", "1"),
+        "resume": ("resume", "{run}"),
+        "export": ("export", "{run}", "--to", "{run}-out"),
+        "geometry": ("geometry", "{run}"),
+        "traces": ("export", "{run}", "--traces", "--to", "{run}-out"),
+        "eval": ("eval", "{run}", "--count", "1"),
+    }
     number = itertools.count()
     for damage, name, command in itertools.product(DAMAGES, RUN_FILES, commands):
         victim = folder / f"run-{next(number)}"
@@ -202,9 +281,11 @@ def row_cases(folder: Path) -> Iterator[Case]:
 
 def _study(base: Path) -> dict:
     return {
-        "base": str(base), "seeds": [0], "variants": {"opd": {"method.name": "opd"}},
+        "base": str(base),
+        "seeds": [0],
+        "variants": {"opd": {"method.name": "opd"}},
         "evaluate": [{"data": "scenes:eval?count=2", "contexts": ["plain"]}],
-    }  # fmt: skip
+    }
 
 
 def _write(file: Path, raw: bytes) -> None:

@@ -68,7 +68,15 @@ def main() -> None:
 
 def make_run(folder: Path, num_positions: int, num_rollouts: int, num_tokens: int) -> None:
     """A finished run with at least that many positions."""
-    config = build_config({"name": folder.name, "output_dir": str(folder.parent), "method": {"name": "dopd"}, "models": {"student": "student", "teacher": "teacher"}, "data": {"train": "scenes:train", "eval": "scenes:eval?count=256"}})  # fmt: skip
+    config = build_config(
+        {
+            "name": folder.name,
+            "output_dir": str(folder.parent),
+            "method": {"name": "dopd"},
+            "models": {"student": "student", "teacher": "teacher"},
+            "data": {"train": "scenes:train", "eval": "scenes:eval?count=256"},
+        }
+    )
     run = RunFolder.create(folder, config.to_yaml(), seed=0, method="dopd")
     writer = TraceWriter(folder, method="dopd", policy_text=lambda token_id: WORDS[token_id])
     examples = [make_example(idx) for idx in range(EXAMPLES)]
@@ -99,10 +107,15 @@ def make_metrics(made: TracedBatch) -> dict[str, float]:
     values = {name: value.logprob for name, value in made.scores.items()}
     gaps = {"capability_gap": values["teacher"] - values["self"], "information_gap": values["self"] - values["student"]}
     return {
-        "loss": float(made.loss.mean()), "entropy": float(made.scores["student"].entropy.mean()), "learning_rate": 1e-4,
-        "accuracy": 0.6, "completion_length": made.loss.numel() / len(made.rollouts), "truncated": 0.05, "agreement": 0.9,
+        "loss": float(made.loss.mean()),
+        "entropy": float(made.scores["student"].entropy.mean()),
+        "learning_rate": 1e-4,
+        "accuracy": 0.6,
+        "completion_length": made.loss.numel() / len(made.rollouts),
+        "truncated": 0.05,
+        "agreement": 0.9,
         **{name: float(gap.mean()) for name, gap in gaps.items()},
-    }  # fmt: skip
+    }
 
 
 def make_answers(progress: float) -> list[Answered]:
@@ -112,8 +125,26 @@ def make_answers(progress: float) -> list[Answered]:
         for idx in range(EVALUATED):
             truth = "privileged" if idx % 4 == 0 else "visible"
             knows = 0.9 if truth == "visible" or context == "boxes" else 0.3
-            is_right, sure = chooser.random() < knows * (0.7 + 0.3 * progress), min(1.0, 0.5 + 0.4 * progress + chooser.random() / 10)  # fmt: skip
-            rows.append(Answered(round(1000 * progress), policy, context, f"scene-{idx:06d}", DOMAINS[idx % 4], truth, str(idx % 97), f"answer {idx}", float(is_right), sure, 30, True))  # fmt: skip
+            is_right, sure = (
+                chooser.random() < knows * (0.7 + 0.3 * progress),
+                min(1.0, 0.5 + 0.4 * progress + chooser.random() / 10),
+            )
+            rows.append(
+                Answered(
+                    round(1000 * progress),
+                    policy,
+                    context,
+                    f"scene-{idx:06d}",
+                    DOMAINS[idx % 4],
+                    truth,
+                    str(idx % 97),
+                    f"answer {idx}",
+                    float(is_right),
+                    sure,
+                    30,
+                    True,
+                )
+            )
     return rows
 
 
@@ -158,20 +189,32 @@ def make_batch(
     return TracedBatch(
         step=step,
         rollouts=tuple(
-            Rollout(one, row % 4, rows[row], "".join(texts[row]), chooser.random() < 0.95, logprobs[row], float(chooser.random() < 0.6))
+            Rollout(
+                one,
+                row % 4,
+                rows[row],
+                "".join(texts[row]),
+                chooser.random() < 0.95,
+                logprobs[row],
+                float(chooser.random() < 0.6),
+            )
             for row, one in enumerate(chosen)
         ),
         views=VIEWS,
         prompts={name: tuple(_prompt(one, context) for one in chosen) for name, (_, context) in VIEWS.items()},
         scores=scores,
-        routing=Routing(regime, torch.ones(num_positions), thresholds={"gap": float(gap.abs().mean()), "probability_sum": float(sure.mean())}),
+        routing=Routing(
+            regime,
+            torch.ones(num_positions),
+            thresholds={"gap": float(gap.abs().mean()), "probability_sum": float(sure.mean())},
+        ),
         regimes=REGIMES,
         coefficient=torch.full((num_positions,), 1 / num_positions),
         loss=torch.rand(num_positions, generator=generator) * gap.abs(),
         token_texts=tuple(texts),
         kinds=tuple(kinds),
         alternatives=Alternatives(index, top),
-    )  # fmt: skip
+    )
 
 
 def make_scores(privileged: torch.Tensor, scale: float, generator: torch.Generator) -> dict[str, TokenScores]:
@@ -265,8 +308,10 @@ def tokens_tab(folder: Path, steps: list[int], chooser: random.Random) -> dict[s
         "HS, wrong, largest loss": filtered(regime="HS", right="wrong", order="loss"),
         "privileged, one domain": filtered(domain="read", truth="privileged"),
         "probes": filtered(probe="1"),
-        "down to the next answer": lambda: tokens.turned(context, folder.name, {**one(), "list_page": str(next(unseen))}, 1),
-    }  # fmt: skip
+        "down to the next answer": lambda: tokens.turned(
+            context, folder.name, {**one(), "list_page": str(next(unseen))}, 1
+        ),
+    }
 
 
 def other_tabs(folder: Path) -> dict[str, Callable]:
@@ -275,12 +320,14 @@ def other_tabs(folder: Path) -> dict[str, Callable]:
     return {
         "watch": lambda: monitor.look_at(context, run, "light", "", None, anew=True),
         "movement": lambda: movement.draw(context, run, "light", {}),
-        "movement by domain": lambda: movement.draw(context, run, "light", {"colour": "loss", "of": "visible", "panels": "domain", "share": "loss_share"}),
+        "movement by domain": lambda: movement.draw(
+            context, run, "light", {"colour": "loss", "of": "visible", "panels": "domain", "share": "loss_share"}
+        ),
         "compare: examples of both": lambda: compare.draw_examples(folder, folder, ""),
         "compare: accuracies": lambda: compare.draw_accuracy(folder, folder),
         "illusion": lambda: illusion.draw(context, run, "light", ""),
         "the list of runs": lambda: run_choices(context),
-    }  # fmt: skip
+    }
 
 
 def summaries(traces: Traces) -> dict[str, Callable]:

@@ -304,10 +304,13 @@ def studies(folder: Path, count: int, draw: random.Random, tally: Tally) -> None
         del plain["name"]
         base.write_text(yaml.safe_dump(plain))
         study = {
-            "name": "study", "base": str(base), "seeds": [0], "parallel": 2,
+            "name": "study",
+            "base": str(base),
+            "seeds": [0],
+            "parallel": 2,
             "variants": {"dopd": {"method.name": "dopd"}, "opd": {"method.name": "opd"}},
             "evaluate": [{"data": "scenes:eval?count=4", "contexts": ["plain"]}],
-        }  # fmt: skip
+        }
         (victim / "study.yaml").write_text(yaml.safe_dump(study))
         return victim / "study.yaml"
 

@@ -53,7 +53,9 @@ def floor_of(method: Method) -> Method:
     """The same writing and views, with one loss at every position and no rule."""
     others = [name for name, view in method.views.items() if not view.learns]
     if not others:
-        return dataclasses.replace(method, regimes={"ALL": Regime((Loss(TOKENS, Divergence("nll")),))}, route=everywhere, reads=())  # fmt: skip
+        return dataclasses.replace(
+            method, regimes={"ALL": Regime((Loss(TOKENS, Divergence("nll")),))}, route=everywhere, reads=()
+        )
 
     def where_read(batch: RouteBatch) -> Routing:  # some views read only rollouts that have what they show
         return dataclasses.replace(everywhere(batch), regime=batch.scores[others[0]].logprob.isnan().long())

@@ -103,22 +103,41 @@ def beside(args: argparse.Namespace, folder: Path) -> None:
     for turn in range(args.repeats):
         for number in (1, 2):
             names = [f"{turn}-{number}-{run}" for run in range(number)]
-            settings = ["method.name=opd", f"training.steps={args.steps}", "data.eval=null", "trace.probes=0", f"output_dir={folder}"]  # fmt: skip
-            together([[sys.executable, "-m", "workbench", "train", "configs/demo.yaml", *settings, f"name={name}"] for name in names])  # fmt: skip
-            rates = [1 / statistics.median(line["seconds/step"] for line in RunFolder.open(folder / name).metrics("train")) for name in names]  # fmt: skip
+            settings = [
+                "method.name=opd",
+                f"training.steps={args.steps}",
+                "data.eval=null",
+                "trace.probes=0",
+                f"output_dir={folder}",
+            ]
+            together(
+                [
+                    [sys.executable, "-m", "workbench", "train", "configs/demo.yaml", *settings, f"name={name}"]
+                    for name in names
+                ]
+            )
+            rates = [
+                1 / statistics.median(line["seconds/step"] for line in RunFolder.open(folder / name).metrics("train"))
+                for name in names
+            ]
             steps[number].append(sum(rates))
             counts = together([[sys.executable, "-c", PRODUCT.format(seconds=5)]] * number)
             products[number].append(sum(float(count) for count in counts))
     for what, rates in (("steps of opd", steps), ("products of 512 x 512", products)):
         one, two = (statistics.median(rates[number]) for number in (1, 2))
         ratios = [b / a for a, b in zip(rates[1], rates[2], strict=True)]
-        print(f"{what:24}{one:10.2f}/s alone{two:10.2f}/s of two{two / one:8.2f} times, from {min(ratios):.2f} to {max(ratios):.2f}")  # fmt: skip
+        print(
+            f"{what:24}{one:10.2f}/s alone{two:10.2f}/s of two{two / one:8.2f} times, from {min(ratios):.2f} to {max(ratios):.2f}"
+        )
 
 
 def together(commands: list[list[str]]) -> list[str]:
     """What commands print that run at the same time, each with one thread."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    running = [subprocess.Popen(one, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for one in commands]  # fmt: skip
+    running = [
+        subprocess.Popen(one, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for one in commands
+    ]
     printed = [one.communicate()[0] for one in running]
     if any(one.returncode for one in running):
         sys.exit(f"{commands[0]} failed")

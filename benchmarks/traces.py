@@ -53,8 +53,10 @@ def batch(step: int, num_rollouts: int, num_tokens: int, *, top: int = 0) -> Tra
     num_positions = num_rollouts * num_tokens
     sharpness = torch.rand(num_positions, 1, generator=generator) * 7 + 1
     logits = torch.randn(num_positions, VOCABULARY, generator=generator)
-    views = {name: (logits + 0.3 * noise * torch.randn(logits.shape, generator=generator)) * sharpness
-             for noise, name in enumerate(VIEWS)}  # fmt: skip
+    views = {
+        name: (logits + 0.3 * noise * torch.randn(logits.shape, generator=generator)) * sharpness
+        for noise, name in enumerate(VIEWS)
+    }
     ids = torch.distributions.Categorical(logits=views["student"]).sample()
     scores = {
         name: score(Readout(values, Head(torch.nn.Identity()), VOCABULARY), ids) for name, values in views.items()

@@ -73,9 +73,11 @@ def _still(data: dict[str, Any], page: Page) -> dict[str, Any]:
         return {"image/png": _picture(html, page)}
     if "wb-root" in data.get("text/html", ""):
         return {"image/png": _picture(data["text/html"], page)}
-    return {kind: without_paths(value) if isinstance(value, str) else value for kind, value in data.items() if kind != "image/png"} | {
-        kind: value for kind, value in data.items() if kind == "image/png"
-    }  # fmt: skip
+    return {
+        kind: without_paths(value) if isinstance(value, str) else value
+        for kind, value in data.items()
+        if kind != "image/png"
+    } | {kind: value for kind, value in data.items() if kind == "image/png"}
 
 
 def _figure(figure: dict[str, Any]) -> str:

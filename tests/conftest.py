@@ -19,31 +19,76 @@ torch.set_num_threads(1)
 TESTS = Path(__file__).parent
 # Begun first, so that none of them runs alone at the end: the files that take longest.
 LONGEST = (
-    "ui/test_browser_runs.py", "test_study.py", "ui/test_browser_tokens.py", "test_train.py", "test_notebooks.py",
-    "test_distributed.py", "test_jobs.py", "test_cli.py", "test_families.py",
-)  # fmt: skip
+    "ui/test_browser_runs.py",
+    "test_study.py",
+    "ui/test_browser_tokens.py",
+    "test_train.py",
+    "test_notebooks.py",
+    "test_distributed.py",
+    "test_jobs.py",
+    "test_cli.py",
+    "test_families.py",
+)
 
 # What `make test-fast` leaves out, beside tests with a browser and tests of models on disk: files that start programs, and
 # files that take more than some five seconds of a processor.
 SUBPROCESS = (
-    "test_campaigns.py", "test_cli.py", "test_distributed.py", "test_installed.py", "test_jobs.py", "test_notebooks.py",
-    "test_public.py", "test_run_queue.py", "test_runs.py", "test_shipped.py", "test_study.py", "test_summary.py", "test_threads.py", "test_train.py",
-    "test_your_models_your_data.py", "traces/test_parts.py", "ui/test_launch.py", "ui/test_limits.py", "ui/test_remote_code.py",
+    "test_campaigns.py",
+    "test_cli.py",
+    "test_distributed.py",
+    "test_installed.py",
+    "test_jobs.py",
+    "test_notebooks.py",
+    "test_public.py",
+    "test_run_queue.py",
+    "test_runs.py",
+    "test_shipped.py",
+    "test_study.py",
+    "test_summary.py",
+    "test_threads.py",
+    "test_train.py",
+    "test_your_models_your_data.py",
+    "traces/test_parts.py",
+    "ui/test_launch.py",
+    "ui/test_limits.py",
+    "ui/test_remote_code.py",
     "ui/test_shell.py",
-)  # fmt: skip
+)
 SLOW = (
-    "analysis/test_figures.py", "analysis/test_tables.py", "methods/test_d_opsd.py", "methods/test_peers.py",
-    "policies/test_autoregressive.py", "policies/test_caches.py", "policies/test_diffusion.py", "policies/test_drawing.py",
-    "policies/test_newer_families.py", "policies/test_proof.py", "policies/test_table.py", "policies/test_templates.py",
-    "test_adding_a_method.py", "test_bad_rows.py", "test_dropout.py", "test_export.py", "test_families.py", "test_grading_scripts.py",
-    "test_opd_loop.py", "test_pretrain.py", "traces/test_checksums.py",
-)  # fmt: skip
+    "analysis/test_figures.py",
+    "analysis/test_tables.py",
+    "methods/test_d_opsd.py",
+    "methods/test_peers.py",
+    "policies/test_autoregressive.py",
+    "policies/test_caches.py",
+    "policies/test_diffusion.py",
+    "policies/test_drawing.py",
+    "policies/test_newer_families.py",
+    "policies/test_proof.py",
+    "policies/test_table.py",
+    "policies/test_templates.py",
+    "test_adding_a_method.py",
+    "test_bad_rows.py",
+    "test_dropout.py",
+    "test_export.py",
+    "test_families.py",
+    "test_grading_scripts.py",
+    "test_opd_loop.py",
+    "test_pretrain.py",
+    "traces/test_checksums.py",
+)
 FIXTURES = {"browser": ("browser", "chromium"), "slow": ("models", "trained")}  # mark -> what a test with it asks for
 
 ARGUMENTS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -82,7 +82,7 @@ def shifted(policy: AutoregressivePolicy) -> None:
     read = policy.read
     policy.read = lambda prompts, completions, denoisings=None: (
         lambda found: replace(found, hidden=torch.roll(found.hidden, -1, 0))
-    )(read(prompts, completions, denoisings))  # fmt: skip
+    )(read(prompts, completions, denoisings))
 
 
 def retokenised(policy: AutoregressivePolicy) -> None:

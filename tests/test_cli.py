@@ -80,7 +80,15 @@ def test_a_stopped_training_exits_with_130_and_says_how_to_go_on(
 
 def test_every_reading_command_works_on_a_run(run: Path, capsys: pytest.CaptureFixture) -> None:
     summary = said(capsys, "summary", run)
-    for part in ("dopd · 2 steps · finished", "student +plain", "teacher +crop", "HT", "of loss", "cut @0 +@2", r"written by student: [\d,]+ sequences.* tokens each, [\d.]+% cut"):  # fmt: skip
+    for part in (
+        "dopd · 2 steps · finished",
+        "student +plain",
+        "teacher +crop",
+        "HT",
+        "of loss",
+        "cut @0 +@2",
+        r"written by student: [\d,]+ sequences.* tokens each, [\d.]+% cut",
+    ):
         assert re.search(part, summary), part
     assert "regime" in said(capsys, "show", run, "--step", 2, "--rollout", 3)
     assert "\x1b[" in said(capsys, "show", run, "--step", 0, "--probe", "--by", "information", "--colour")
@@ -95,7 +103,13 @@ def test_eval_asks_runs_and_models_by_kind_and_truth(
     table = said(capsys, "eval", run, "--contexts", "plain,crop", "boxes", "--data", data, "--count", 16)
     for policy in ("student", "teacher"):
         for context in ("plain", "crop", "boxes"):
-            for group in ("all +all +16", "all +visible +12", "all +privileged +4", "compare +privileged +2", "count +visible +2"):  # fmt: skip
+            for group in (
+                "all +all +16",
+                "all +visible +12",
+                "all +privileged +4",
+                "compare +privileged +2",
+                "count +visible +2",
+            ):
                 assert re.search(f"{policy} +{context} +{group} ", table), group
     assert re.search("questions +accuracy +confidence +over-confidence +calibration error +entropy +length +cut", table)
     for folder in (models["teacher"], next(run.glob("checkpoint-*"))):  # a checkpoint holds its student
@@ -103,7 +117,9 @@ def test_eval_asks_runs_and_models_by_kind_and_truth(
         assert re.search("model +plain +all +all +8 ", table) and "student" not in table
     exact = said(capsys, "eval", models["teacher"], "--data", data, "--rule", "exact", "--count", 8)
     assert re.search(r"model +plain +all +all +8 +0.0%", exact)
-    assert "no answer could be graded" in said(capsys, "eval", models["teacher"], "--data", "scenes:eval?start=2&count=1", "--rule", "numeric")  # fmt: skip
+    assert "no answer could be graded" in said(
+        capsys, "eval", models["teacher"], "--data", "scenes:eval?start=2&count=1", "--rule", "numeric"
+    )
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "bare.jsonl").write_text(json.dumps({"question": "What?", "images": ["a.png"], "answer": "a"}) + "\n")
     for target in (run, models["teacher"]):
@@ -144,9 +160,19 @@ def test_import_makes_data_that_trains(config_file: Path, tmp_path: Path, capsys
 
 def test_pretrain_makes_a_model_that_trains(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     sizes = {"text_width": 16, "vision_width": 16, "text_layers": 1, "vision_layers": 1, "heads": 2}
-    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"output_dir": str(tmp_path / "model"), "steps": 1, "batch_size": 2, "eval_count": 0, **sizes}))  # fmt: skip
+    (tmp_path / "p.yaml").write_text(
+        yaml.safe_dump({"output_dir": str(tmp_path / "model"), "steps": 1, "batch_size": 2, "eval_count": 0, **sizes})
+    )
     assert str(tmp_path / "model") in said(capsys, "pretrain", tmp_path / "p.yaml")
-    out = said(capsys, "train", config_file, "name=pretrained", "training.steps=1", "data.eval=null", f"models.student={tmp_path / 'model'}")  # fmt: skip
+    out = said(
+        capsys,
+        "train",
+        config_file,
+        "name=pretrained",
+        "training.steps=1",
+        "data.eval=null",
+        f"models.student={tmp_path / 'model'}",
+    )
     assert "finished" in out
 
 
@@ -182,19 +208,43 @@ def bomb(folder: Path) -> str:
 
 BOX = {"x0": 1, "y0": 1, "x1": 9, "y1": 9}
 BAD_DATA = {
-    "missing image": (lambda f: [{"images": ["nowhere.png"]}], [], r"data.jsonl:1, column \"images\[0\]\": must be an image file"),
-    "image bomb": (lambda f: [{"images": [bomb(f)]}], ["method.name=opd"], r"step 1: none of the 1 examples.* the first is \S*data.jsonl:1: .*pixels"),
-    "no evidence": (lambda f: [{"images": [red(f)]}], [], r"none of the 1 examples .* missing: no boxes .* the first is \S*data.jsonl:1: it has no \"boxes"),
-    "box outside": (lambda f: [{"images": [red(f)], "boxes": [{**BOX, "x1": 21}]}], [], "leaves the image of 20 x 10 pixels"),
+    "missing image": (
+        lambda f: [{"images": ["nowhere.png"]}],
+        [],
+        r"data.jsonl:1, column \"images\[0\]\": must be an image file",
+    ),
+    "image bomb": (
+        lambda f: [{"images": [bomb(f)]}],
+        ["method.name=opd"],
+        r"step 1: none of the 1 examples.* the first is \S*data.jsonl:1: .*pixels",
+    ),
+    "no evidence": (
+        lambda f: [{"images": [red(f)]}],
+        [],
+        r"none of the 1 examples .* missing: no boxes .* the first is \S*data.jsonl:1: it has no \"boxes",
+    ),
+    "box outside": (
+        lambda f: [{"images": [red(f)], "boxes": [{**BOX, "x1": 21}]}],
+        [],
+        "leaves the image of 20 x 10 pixels",
+    ),
     "box without image": (lambda f: [{"boxes": [BOX]}], [], "the row has boxes and no image"),
     "empty prompt": (lambda f: [{"question": " "}], [], 'column "question": must be text that is not empty'),
     "unknown column": (lambda f: [{"qestion": "x"}], [], 'column "qestion" is unknown.*Did you mean "question"'),
-    "half a character": (lambda f: [{"answer": "\ud83d"}], [], r'data.jsonl:1 is not valid JSON .*half of a character'),
-    "special token": (lambda f: [{"question": "what is <image>?"}], ["method.name=opd"], r'data.jsonl:1: column "question": .*special token "<image>"'),
+    "half a character": (lambda f: [{"answer": "\ud83d"}], [], r"data.jsonl:1 is not valid JSON .*half of a character"),
+    "special token": (
+        lambda f: [{"question": "what is <image>?"}],
+        ["method.name=opd"],
+        r'data.jsonl:1: column "question": .*special token "<image>"',
+    ),
     "too long": (lambda f: [{"question": "what " * 600}], ["method.name=opd"], "step 1: none of the 1 examples"),
-    "answer with an end": (lambda f: [{"answer": "a<end_of_utterance>"}], ["method.name=gkd", "method.dataset_share=1"], 'special token "<end_of_utterance>"'),
+    "answer with an end": (
+        lambda f: [{"answer": "a<end_of_utterance>"}],
+        ["method.name=gkd", "method.dataset_share=1"],
+        'special token "<end_of_utterance>"',
+    ),
     "nothing to compare": (lambda f: [{"answer": None}], ["method.name=opd", "data.eval={data}"], 'has an "answer"'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", BAD_DATA)
@@ -235,7 +285,7 @@ def test_an_unreadable_image_among_good_ones_is_skipped_and_said(
         (["method.privilege=cropp"], 'context "cropp" is unknown.*Did you mean "crop"'),
         (["method.self_policy=studnet"], '"studnet" is unknown.*Did you mean "student"'),
         (["training.stepz=3"], 'Did you mean "training.steps"'),
-        (["name.first=3"], 'name is .* and no mapping'),
+        (["name.first=3"], "name is .* and no mapping"),
         (["training=3", "training.steps=3"], "training is 3 and no mapping"),
         (["seed=99999999999999999999"], "seed must be from 0 to"),
         (["training.trackers=[nope]"], "nope"),
@@ -246,7 +296,7 @@ def test_an_unreadable_image_among_good_ones_is_skipped_and_said(
         (["data.train=scenes:train?count=0"], "count must be a whole number"),
         (["nonsense"], "must look like key.subkey=value"),
     ],
-)  # fmt: skip
+)
 def test_a_faulty_configuration_is_a_sentence(
     overrides: list[str], sentence: str, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -359,17 +409,30 @@ def test_weights_that_are_no_number_are_named_before_the_first_step(
     name = next(name for name in weights if "layers.0.self_attn.q_proj" in name and "text" in name)
     weights[name].fill_(torch.nan)
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    error = said(capsys, "train", config_file, f"output_dir={tmp_path}", f"models.teacher={broken}", "data.eval=null", "trace.probes=0", status=2)  # fmt: skip
+    error = said(
+        capsys,
+        "train",
+        config_file,
+        f"output_dir={tmp_path}",
+        f"models.teacher={broken}",
+        "data.eval=null",
+        "trace.probes=0",
+        status=2,
+    )
     assert "teacher: 1 weights of" in error and "are infinite or not a number" in error and name in error
 
 
 def test_as_a_program_it_says_the_same_and_lets_its_reader_go(run: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = f'"{sys.executable}" -m workbench'
-    wrong = subprocess.run(f"{command} summary nowhere", shell=True, env=environment, capture_output=True, text=True, check=False)  # fmt: skip
+    wrong = subprocess.run(
+        f"{command} summary nowhere", shell=True, env=environment, capture_output=True, text=True, check=False
+    )
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("RunError: nowhere is no run folder") and not wrong.stdout
-    piped = subprocess.run(f"{command} options | head -1", shell=True, env=environment, capture_output=True, text=True, check=True)  # fmt: skip
+    piped = subprocess.run(
+        f"{command} options | head -1", shell=True, env=environment, capture_output=True, text=True, check=True
+    )
     assert piped.stderr == "" and piped.stdout.startswith("  name=")
 
 

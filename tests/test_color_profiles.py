@@ -65,7 +65,13 @@ def rgb_profile(primaries: list[tuple[float, float, float]]) -> bytes:
 
 def ink_profile() -> bytes:
     """Inks to Lab by a table of the 16 full overprints: lightness falls by 20 with each color, 60 with black; cyan is green."""
-    corners = [(255 - 40 * (c + m + y) - 135 * k, 128 - 60 * c, 128 + 40 * y) for c in (0, 1) for m in (0, 1) for y in (0, 1) for k in (0, 1)]  # fmt: skip
+    corners = [
+        (255 - 40 * (c + m + y) - 135 * k, 128 - 60 * c, 128 + 40 * y)
+        for c in (0, 1)
+        for m in (0, 1)
+        for y in (0, 1)
+        for k in (0, 1)
+    ]
     lab = bytes(max(0, min(255, value)) for corner in corners for value in corner)
     ramp = bytes(range(256))
     table = struct.pack(">4sI4B9i", b"mft1", 0, 4, 3, 2, 0, *(65536 * (place % 4 == 0) for place in range(9)))

@@ -76,8 +76,10 @@ def test_a_question_is_revealed_by_its_sentences_what_is_asked_first() -> None:
     one = example(question=FACTS)
     turns = user_turns(one)
     assert [turn.text for turn in turns] == [
-        "How many pens are there?", "A red box holds 3 pens.", "A blue box holds 1.5 times as many."
-    ]  # fmt: skip
+        "How many pens are there?",
+        "A red box holds 3 pens.",
+        "A blue box holds 1.5 times as many.",
+    ]
     assert [len(turn.images) for turn in turns] == [1, 0, 0]
     assert user_turns(example(question="Say how many. There are 3.", images=()))[0].text == "There are 3."
     concat = build_prompt(one, "concat")
@@ -92,8 +94,11 @@ def test_the_last_turn_follows_the_replies_to_those_before_it() -> None:
     rollout = Rollout(example(question=FACTS), 0, (1,), "1", True, replies=("3", "4"))
     prompt = build_prompt(rollout.example, "turns+hint", rollout)
     assert [(turn.role, turn.text, len(turn.images)) for turn in prompt.history] == [
-        ("user", "How many pens are there?", 1), ("assistant", "3", 0), ("user", "A red box holds 3 pens.", 0), ("assistant", "4", 0)
-    ]  # fmt: skip
+        ("user", "How many pens are there?", 1),
+        ("assistant", "3", 0),
+        ("user", "A red box holds 3 pens.", 0),
+        ("assistant", "4", 0),
+    ]
     assert (prompt.text, prompt.images) == ("A blue box holds 1.5 times as many.\nhint: a hint", ())
     assert prompt.all_images == rollout.example.images
     assert lacks(replace(rollout, replies=("3",)), "turns") and not lacks(rollout, "turns")
@@ -138,10 +143,18 @@ def test_names_that_mean_nothing_are_refused(context: str, sentence: str) -> Non
 
 @pytest.mark.parametrize(
     ("context", "column"),
-    [("crop", "boxes (or crop)"), ("crop_only", "boxes (or crop)"), ("marked", "boxes"), ("boxes", "boxes"),
-     ("caption", "caption"), ("hint", "hint"), ("answer", "answer"), ("reference", "reference"),
-     ("caption+hint", "caption")],
-)  # fmt: skip
+    [
+        ("crop", "boxes (or crop)"),
+        ("crop_only", "boxes (or crop)"),
+        ("marked", "boxes"),
+        ("boxes", "boxes"),
+        ("caption", "caption"),
+        ("hint", "hint"),
+        ("answer", "answer"),
+        ("reference", "reference"),
+        ("caption+hint", "caption"),
+    ],
+)
 def test_missing_evidence_is_named_with_its_row(context: str, column: str) -> None:
     bare = Example("7", "question", example().images, origin="data.jsonl:7")
     assert missing_evidence(bare, context) == column

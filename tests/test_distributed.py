@@ -224,7 +224,10 @@ def test_text_alone_is_trained_as_in_one_process(pair: tuple, models: dict, tmp_
     one = text_config(models, tmp_path)
     train(one)
     assert_same_run(one, pair[1])
-    saved = [safetensors.torch.load_file(list_checkpoints(own.run_dir)[-1].path / "optimizer.safetensors") for own in (one, pair[1])]  # fmt: skip
+    saved = [
+        safetensors.torch.load_file(list_checkpoints(own.run_dir)[-1].path / "optimizer.safetensors")
+        for own in (one, pair[1])
+    ]
     assert saved[0].keys() == saved[1].keys() and not any("vision" in name for name in saved[0])
 
 
@@ -285,7 +288,14 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(
         with pytest.raises(
             ConfigError, match=f"models.device={name}, and this machine has no such .*There is: cpu. Set"
         ):
-            train(run_config(models, tmp_path, models={"student": str(models["student"]), "device": name}, method={"name": "opsa"}))  # fmt: skip
+            train(
+                run_config(
+                    models,
+                    tmp_path,
+                    models={"student": str(models["student"]), "device": name},
+                    method={"name": "opsa"},
+                )
+            )
     assert not list(tmp_path.iterdir()) and choose_device("cpu") == torch.device("cpu")
     with pytest.raises(ConfigError, match=r"models\.device=cpu:0 in one of 2 processes"):
         choose_device("cpu:0", Group(0, 2))

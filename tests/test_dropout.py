@@ -13,9 +13,17 @@ from workbench.runs.folder import RunFolder
 from workbench.training.learner import build_learner
 from workbench.training.run import train
 
-SMALL = {"gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
-         "opt": {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32,
-                 "max_position_embeddings": 512}}  # fmt: skip
+SMALL = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "opt": {
+        "hidden_size": 32,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 32,
+        "max_position_embeddings": 512,
+    },
+}
 
 
 def save(name: str, folder: Path) -> Path:

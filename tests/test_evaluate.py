@@ -98,7 +98,9 @@ def test_entropy_is_the_mean_over_the_written_tokens() -> None:
     rows = [[0.1, 0.1, 0.8], [0.1, 0.3, 0.6], [0.5, 0.25, 0.25]]
     expected = sum(-p * math.log(p) for row in rows for p in row) / 3
     for size in (1, 64):
-        found = answer_questions(policy(), [example(0), example(1)], "plain", step=0, max_completion_length=5, batch_size=size)  # fmt: skip
+        found = answer_questions(
+            policy(), [example(0), example(1)], "plain", step=0, max_completion_length=5, batch_size=size
+        )
         assert [row.entropy for row in found] == pytest.approx([expected] * 2, abs=1e-5)
     (cut,) = answer_questions(policy(), [example()], "plain", step=0, max_completion_length=1)
     assert cut.entropy == pytest.approx(sum(-p * math.log(p) for p in rows[0]), abs=1e-5)

@@ -67,7 +67,9 @@ def test_the_student_alone_loads_with_the_auto_classes_and_says_the_same(
             "content": [{"type": "image", "image": example().images[0]}, {"type": "text", "text": "what?"}],
         }
     ]
-    inputs = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")  # fmt: skip
+    inputs = processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
     assert model.generate(**inputs, max_new_tokens=3).shape[1] > inputs["input_ids"].shape[1]
 
 
@@ -109,7 +111,9 @@ def test_traces_are_a_data_set_with_its_images(run: Path, tmp_path: Path) -> Non
     (first,) = traces.rollout(row["step"], row["rollout_idx"]).images()
     assert pictures[row["images"][0]].tobytes() == Image.open(first).tobytes()
     assert {entry["key"] for entry in row["regime_counts"]} <= traces.regimes.keys()
-    positions = hf_datasets.load_dataset(str(tmp_path / "traces"), "positions", split="train", cache_dir=str(tmp_path / "cache"))  # fmt: skip
+    positions = hf_datasets.load_dataset(
+        str(tmp_path / "traces"), "positions", split="train", cache_dir=str(tmp_path / "cache")
+    )
     mine = traces.sql("SELECT * FROM positions ORDER BY step, process_rank, rollout_idx, position")
     for column in ("token_id", "regime", "capability_gap", "information_gap", "loss"):
         assert positions[column][:] == mine[column].to_pylist()

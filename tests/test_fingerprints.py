@@ -25,10 +25,18 @@ from workbench.runs.folder import RunFolder
 from workbench.training.run import train
 
 ROWS = [
-    {"question": f"Color {n}?", "images": ["a.png"], "answer": "red", "reference": "it is red", "hint": "left", "domain": "d",
-     "boxes": [{"x0": 1, "y0": 1, "x1": 9, "y1": 9, "label": "b"}], "history": [{"role": "user", "text": "hi"}]}
+    {
+        "question": f"Color {n}?",
+        "images": ["a.png"],
+        "answer": "red",
+        "reference": "it is red",
+        "hint": "left",
+        "domain": "d",
+        "boxes": [{"x0": 1, "y0": 1, "x1": 9, "y1": 9, "label": "b"}],
+        "history": [{"role": "user", "text": "hi"}],
+    }
     for n in range(4)
-]  # fmt: skip
+]
 
 
 def write(folder: Path, rows: list[dict], name: str = "data.jsonl") -> Path:

@@ -16,7 +16,11 @@ ROOT = Path(__file__).parent.parent
 ROWS = re.findall(
     r"^\| \*\*(.+?)\*\*.*\|(.*)\|$", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE
 )
-MODULES = {info.name for info in pkgutil.walk_packages(workbench.__path__, "workbench.") if ".app" not in info.name and "__main__" not in info.name}  # fmt: skip
+MODULES = {
+    info.name
+    for info in pkgutil.walk_packages(workbench.__path__, "workbench.")
+    if ".app" not in info.name and "__main__" not in info.name
+}
 CLASSES = ("types", "distill.method", "distill.divergences", "evals.records", "studies.plan", "studies.measures")
 
 

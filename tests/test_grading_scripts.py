@@ -185,7 +185,10 @@ def test_choice(text: str, answer: str, right: float) -> None:
     assert grade(text, answer, "choice") == right
 
 
-@pytest.mark.parametrize("text", ["答案" * 30_000, "红" * 100_000, "ا" * 50_000 + "َ" * 50_000, "不是" * 40_000, "１，" * 40_000, "정답은 " * 30_000])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    ["答案" * 30_000, "红" * 100_000, "ا" * 50_000 + "َ" * 50_000, "不是" * 40_000, "１，" * 40_000, "정답은 " * 30_000],
+)
 @pytest.mark.parametrize("rule", ["final", "contains", "numeric", "choice", "exact"])
 def test_long_hostile_texts_are_graded_quickly(text: str, rule: str) -> None:
     assert grade(text, {"choice": "B", "numeric": "7"}.get(rule, "蓝色"), rule) in (0.0, None)

@@ -65,7 +65,22 @@ def drawing() -> Image.Image:
     return image
 
 
-@pytest.mark.parametrize("kind", ["rgba.png", "la.png", "rgba.webp", "palette.png", "palette.gif", "grey.png", "rgb.png", "pa.tiff", "one.png", "rgba.tiff", "rgba.avif"])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "rgba.png",
+        "la.png",
+        "rgba.webp",
+        "palette.png",
+        "palette.gif",
+        "grey.png",
+        "rgb.png",
+        "pa.tiff",
+        "one.png",
+        "rgba.tiff",
+        "rgba.avif",
+    ],
+)
 def test_a_drawing_on_nothing_is_black_on_white(kind: str, tmp_path: Path) -> None:
     stem, file = kind.partition(".")[0], tmp_path / kind
     palette = Image.new("P", (120, 40), 0)
@@ -105,9 +120,12 @@ def test_a_drawing_on_nothing_is_black_on_white(kind: str, tmp_path: Path) -> No
         (png(0, 1, b"\0\0", bytes([0b01010000]), 4), [255, 255, 255, 255]),
         (png(0, 8, b"\0\3", bytes([0, 3, 4, 255]), 4), [0, 255, 4, 255]),
         (png(0, 16, b"\x80\0", struct.pack(">4H", 0x8000, 0x8001, 0, 65535), 4), [255, 128, 0, 255]),
-        (png(2, 16, b"\x80\0" * 3, struct.pack(">12H", *[0x8000] * 3, *[0x4000] * 3, *[0] * 3, *[65535] * 3), 4), [255, 64, 0, 255]),
+        (
+            png(2, 16, b"\x80\0" * 3, struct.pack(">12H", *[0x8000] * 3, *[0x4000] * 3, *[0] * 3, *[65535] * 3), 4),
+            [255, 64, 0, 255],
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_transparent_grey_or_color_is_found_at_every_depth(data: bytes, wanted: list[int]) -> None:
     assert pixels(decode_image(data))[0].tolist() == [[value] * 3 for value in wanted]
 
@@ -156,7 +174,9 @@ def test_negative_and_floating_point_values_are_refused() -> None:
         open_image(Image.new("F", (2, 2), 0.5))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "La", "LA", "PA", "RGBA", "RGBa"])  # fmt: skip
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "La", "LA", "PA", "RGBA", "RGBa"]
+)
 def test_an_opaque_picture_keeps_its_colors_in_every_mode(mode: str) -> None:
     colors = numpy.array([[(255, 255, 255), (0, 0, 0), (255, 255, 255)]] * 2, numpy.uint8)
     if mode not in ("1", "L", "La", "LA"):

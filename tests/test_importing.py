@@ -293,8 +293,15 @@ def test_an_import_without_one_good_row_says_why_and_leaves_nothing(folder):
 
 @pytest.mark.parametrize(
     ("name", "raw"),
-    [("a.jsonl", b""), ("a.jsonl", b"\n \n"), ("a.json", b""), ("a.json", b"[]"), ("a.jsonl", b"\xef\xbb\xbf\n"), ("a.parquet", b"")],
-)  # fmt: skip
+    [
+        ("a.jsonl", b""),
+        ("a.jsonl", b"\n \n"),
+        ("a.json", b""),
+        ("a.json", b"[]"),
+        ("a.jsonl", b"\xef\xbb\xbf\n"),
+        ("a.parquet", b""),
+    ],
+)
 def test_an_empty_file_is_called_empty(folder, name, raw):
     (folder / name).write_bytes(raw)
     for read in (lambda: import_dataset(folder / name, folder / "ours"), lambda: load_examples(folder / name)):
@@ -324,29 +331,95 @@ def test_a_row_of_our_own_columns_passes_through(folder):
 
 LAID_OUT = {
     "visual-cot": (
-        {"question": "What is on the sign?", "answer": "stop", "possible_answers": ["stop"], "image": "a.png", "width": 200, "height": 100, "bboxs": [[20, 10, 60, 40]], "dataset": "textvqa", "split": "train"},
+        {
+            "question": "What is on the sign?",
+            "answer": "stop",
+            "possible_answers": ["stop"],
+            "image": "a.png",
+            "width": 200,
+            "height": 100,
+            "bboxs": [[20, 10, 60, 40]],
+            "dataset": "textvqa",
+            "split": "train",
+        },
         {"question": "What is on the sign?", "answer": "stop", "boxes": (Box(20, 10, 60, 40),), "domain": "textvqa"},
     ),
     "virl39k": (
-        {"qid": "MMMath-12", "question": "<image>How large is angle A?", "answer": "\\boxed{17^\\circ}", "image": ["b.png"], "category": "geometry", "source": "MM-Math", "PassRate_32BTrained": 0.5, "PassRate_7BBase": -1.0},
-        {"id": "MMMath-12", "question": "How large is angle A?", "answer": "17^\\circ", "boxes": (), "domain": "geometry"},
+        {
+            "qid": "MMMath-12",
+            "question": "<image>How large is angle A?",
+            "answer": "\\boxed{17^\\circ}",
+            "image": ["b.png"],
+            "category": "geometry",
+            "source": "MM-Math",
+            "PassRate_32BTrained": 0.5,
+            "PassRate_7BBase": -1.0,
+        },
+        {
+            "id": "MMMath-12",
+            "question": "How large is angle A?",
+            "answer": "17^\\circ",
+            "boxes": (),
+            "domain": "geometry",
+        },
     ),
     "treebench": (
-        {"index": 7, "question": "Which colour is the bag?", "A": "red", "B": "blue", "C": "green", "D": None, "answer": "B", "image": "a.png", "category": "attributes", "target_instances": [{"bbox": [1, 2, 30, 40], "label": "bag"}, {"bbox": [50, 2, 80, 40], "label": "person"}]},
-        {"id": "7", "question": "Which colour is the bag?\n(A) red\n(B) blue\n(C) green", "answer": "B", "boxes": (Box(1, 2, 30, 40, "bag"), Box(50, 2, 80, 40, "person")), "domain": "attributes"},
+        {
+            "index": 7,
+            "question": "Which colour is the bag?",
+            "A": "red",
+            "B": "blue",
+            "C": "green",
+            "D": None,
+            "answer": "B",
+            "image": "a.png",
+            "category": "attributes",
+            "target_instances": [
+                {"bbox": [1, 2, 30, 40], "label": "bag"},
+                {"bbox": [50, 2, 80, 40], "label": "person"},
+            ],
+        },
+        {
+            "id": "7",
+            "question": "Which colour is the bag?\n(A) red\n(B) blue\n(C) green",
+            "answer": "B",
+            "boxes": (Box(1, 2, 30, 40, "bag"), Box(50, 2, 80, 40, "person")),
+            "domain": "attributes",
+        },
     ),
     "vstar": (
-        {"question_id": 3, "text": "What is the colour of the dog?", "options": ["black", "white"], "label": "A", "category": "direct_attributes", "image": "a.png", "target_object": ["dog"], "bbox": [[10, 20, 30, 40]]},
-        {"id": "3", "question": "What is the colour of the dog?\n(A) black\n(B) white", "answer": "A", "boxes": (Box(10, 20, 40, 60, "dog"),), "domain": "direct_attributes"},
+        {
+            "question_id": 3,
+            "text": "What is the colour of the dog?",
+            "options": ["black", "white"],
+            "label": "A",
+            "category": "direct_attributes",
+            "image": "a.png",
+            "target_object": ["dog"],
+            "bbox": [[10, 20, 30, 40]],
+        },
+        {
+            "id": "3",
+            "question": "What is the colour of the dog?\n(A) black\n(B) white",
+            "answer": "A",
+            "boxes": (Box(10, 20, 40, 60, "dog"),),
+            "domain": "direct_attributes",
+        },
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("layout", LAID_OUT)
 def test_rows_of_published_layouts_are_read_by_their_declaration(folder, layout):
     row, expected = LAID_OUT[layout]
     report, (example,) = imported(folder, row, layout=layout)
-    found = {"id": example.id, "question": example.question, "answer": example.answer, "boxes": example.evidence.boxes, "domain": example.domain}  # fmt: skip
+    found = {
+        "id": example.id,
+        "question": example.question,
+        "answer": example.answer,
+        "boxes": example.evidence.boxes,
+        "domain": example.domain,
+    }
     assert found == {"id": "1"} | expected
     assert len(example.images) == 1 and example.images[0].is_file()
     known = {"possible_answers", "width", "height", "split", "source", "PassRate_32BTrained", "PassRate_7BBase"}

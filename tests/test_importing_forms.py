@@ -38,12 +38,15 @@ def imported(folder, *rows, **options):
         ({"bbox": [30, 40, 20, 20], "bbox_format": "CxCyWH"}, (20, 30, 40, 50)),
         ({"bbox": [0.1, 0.2, 0.5, 0.6], "normalized": True}, (20, 20, 100, 60)),
         ({"bbox": [0.5, 0.5, 0.2, 0.2], "format": "yolo"}, (80, 40, 120, 60)),
-        ({"value": {"x": 10, "y": 20, "width": 30, "height": 40, "rotation": 0, "rectanglelabels": ["a"]}}, (20, 20, 80, 60)),
+        (
+            {"value": {"x": 10, "y": 20, "width": 30, "height": 40, "rotation": 0, "rectanglelabels": ["a"]}},
+            (20, 20, 80, 60),
+        ),
         ({"BBox": [10, 20, 50, 60]}, (10, 20, 50, 60)),
         ({"boundingBox": [10, 20, 50, 60]}, (10, 20, 50, 60)),
         ({"XMin": 10, "YMin": 20, "XMax": 50, "YMax": 60}, (10, 20, 50, 60)),
     ],
-)  # fmt: skip
+)
 def test_box_keys_state_format_unit_and_spelling(folder, entry, corners):
     _, (example,) = imported(folder, ROW | {"objects": [entry]})
     box = example.evidence.boxes[0]

@@ -68,10 +68,17 @@ def test_a_run_on_such_questions_is_trained_summarised_reported_and_exported(
 ) -> None:
     Image.new("RGB", (48, 48), (200, 30, 30)).save(tmp_path / "a.png")
     rows = [
-        {"id": f"row{mark}{number}", "question": f"Color?{mark}Name it.", "images": ["a.png"], "answer": f"red{mark}ish",
-         "reference": f"red{mark}. answer: red", "domain": f"d{mark}", "hint": f"left{mark}"}
+        {
+            "id": f"row{mark}{number}",
+            "question": f"Color?{mark}Name it.",
+            "images": ["a.png"],
+            "answer": f"red{mark}ish",
+            "reference": f"red{mark}. answer: red",
+            "domain": f"d{mark}",
+            "hint": f"left{mark}",
+        }
         for number, mark in enumerate(SEPARATORS)
-    ]  # fmt: skip
+    ]
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     values = {"training__steps": 2, "evaluation__contexts": ["plain"], "evaluation__count": 0}

@@ -41,7 +41,12 @@ def test_what_is_stored_was_run_in_order_and_is_small(file: Path) -> None:
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert not [output for cell in code for output in cell.outputs if output.output_type == "error" or output.get("name") == "stderr"]  # fmt: skip
+    assert not [
+        output
+        for cell in code
+        for output in cell.outputs
+        if output.output_type == "error" or output.get("name") == "stderr"
+    ]
     assert sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs) >= 1
     assert file.stat().st_size <= MOST_BYTES
     assert len(notebook.cells) <= MOST_CELLS

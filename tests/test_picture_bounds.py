@@ -79,7 +79,9 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("written", ["inside/a.png", "./inside/../inside/a.png", "{data}/inside/a.png", "linked/../data/inside/a.png"])  # fmt: skip
+@pytest.mark.parametrize(
+    "written", ["inside/a.png", "./inside/../inside/a.png", "{data}/inside/a.png", "linked/../data/inside/a.png"]
+)
 def test_pictures_beside_the_file_are_read(data: Path, written: str) -> None:
     file = lines(data / "rows.jsonl", written.format(data=data))
     assert len(load_examples(file, folders=())) == 1
@@ -87,8 +89,19 @@ def test_pictures_beside_the_file_are_read(data: Path, written: str) -> None:
 
 @pytest.mark.parametrize(
     "written",
-    ["{private}/b.png", "../private/b.png", "link.png", "linked/b.png", "inside/../../private/b.png", "file://{private}/b.png", {"path": "../private/b.png"}, {"bytes": None, "path": "link.png"}, "../private/missing.png", "/etc/passwd"],
-)  # fmt: skip
+    [
+        "{private}/b.png",
+        "../private/b.png",
+        "link.png",
+        "linked/b.png",
+        "inside/../../private/b.png",
+        "file://{private}/b.png",
+        {"path": "../private/b.png"},
+        {"bytes": None, "path": "link.png"},
+        "../private/missing.png",
+        "/etc/passwd",
+    ],
+)
 @pytest.mark.parametrize("column", ["images", "crop", "turns"])
 def test_pictures_elsewhere_are_refused_by_name_unless_their_folder_is_allowed(
     data: Path, written: object, column: str, monkeypatch: pytest.MonkeyPatch

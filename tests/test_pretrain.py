@@ -180,7 +180,9 @@ def test_a_specialist_is_asked_its_own_families_only(tmp_path, tiny):
 
 
 def test_a_masked_model_is_made_with_its_pace_and_loads_as_one(tmp_path):
-    config = PretrainConfig(output_dir=str(tmp_path), steps=2, masked=True, **TINY, mix={"caption": 1.0, **dict.fromkeys(NO_CAPTION, 0)})  # fmt: skip
+    config = PretrainConfig(
+        output_dir=str(tmp_path), steps=2, masked=True, **TINY, mix={"caption": 1.0, **dict.fromkeys(NO_CAPTION, 0)}
+    )
     policy = load_policy_of_any_kind(pretrain(config, progress=False), "masked")
     assert isinstance(policy, DiffusionPolicy)
     assert (policy.block, policy.steps_per_block, policy.canvas) == (4, 2, 24)

@@ -285,19 +285,44 @@ def test_a_recorded_answer_becomes_a_view(tmp_path):
     for name in ("scene.png", "crop.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     row = {
-        "step": 12, "rollout_idx": 3, "process_rank": 0, "example_id": "e7", "domain": "tags", "question": "which digit?",
-        "answer": "4", "completion": "4", "reward": 0.0, "finished": False, "images": ["scene.png"],
-        "images_student": ["scene.png"], "images_teacher": ["scene.png", "crop.png"], "prompt_student": "which digit?",
-        "prompt_teacher": None, "thresholds": [("gap", 0.5)],
+        "step": 12,
+        "rollout_idx": 3,
+        "process_rank": 0,
+        "example_id": "e7",
+        "domain": "tags",
+        "question": "which digit?",
+        "answer": "4",
+        "completion": "4",
+        "reward": 0.0,
+        "finished": False,
+        "images": ["scene.png"],
+        "images_student": ["scene.png"],
+        "images_teacher": ["scene.png", "crop.png"],
+        "prompt_student": "which digit?",
+        "prompt_teacher": None,
+        "thresholds": [("gap", 0.5)],
         "facts": [("gate_open", 1.0), ("lines<b>", 0.25), ("unknown", None)],
         "evidence_boxes": [{"x0": 1.0, "y0": 1.0, "x1": 3.0, "y1": 3.0, "label": "ring"}],
-    }  # fmt: skip
+    }
     position = {
-        "token_text": "4", "token_id": 9, "regime": "ALL", "source": "teacher", "divergence": "JSD", "weight": 1.0,
-        "loss": 0.5, "kind": None, "truth": None, "sampler_logprob": -0.3, "logprob_student": -0.3,
-        "logprob_teacher": -0.1, "entropy_student": 0.2, "rank_student": 0, "max_logprob_student": -0.3,
-        "alternatives_student": [{"token_id": 9, "text": "4", "logprob": -0.3}], "alternatives_teacher": None,
-    }  # fmt: skip
+        "token_text": "4",
+        "token_id": 9,
+        "regime": "ALL",
+        "source": "teacher",
+        "divergence": "JSD",
+        "weight": 1.0,
+        "loss": 0.5,
+        "kind": None,
+        "truth": None,
+        "sampler_logprob": -0.3,
+        "logprob_student": -0.3,
+        "logprob_teacher": -0.1,
+        "entropy_student": 0.2,
+        "rank_student": 0,
+        "max_logprob_student": -0.3,
+        "alternatives_student": [{"token_id": 9, "text": "4", "logprob": -0.3}],
+        "alternatives_teacher": None,
+    }
     views = {"teacher": TracedView("teacher", "crop"), "student": TracedView("student", "plain")}
     regimes = {"ALL": TracedRegime("teacher", "JSD", "every token: teacher")}
     found = token_view(TracedRollout(row, (position,), views, regimes, tmp_path), run="first")

@@ -235,11 +235,16 @@ def text_of_page(opened):
 @pytest.mark.parametrize(
     ("theme", "system", "body", "is_dark"),
     [
-        ("auto", "light", "", False), ("auto", "dark", "", True), ("light", "dark", "", False), ("dark", "light", "", True),
-        ("auto", "light", "dark", True), ("light", "light", "dark", False),
-        ("auto", "dark", "gradio-container", False), ("auto", "light", "dark gradio-container", True),
+        ("auto", "light", "", False),
+        ("auto", "dark", "", True),
+        ("light", "dark", "", False),
+        ("dark", "light", "", True),
+        ("auto", "light", "dark", True),
+        ("light", "light", "dark", False),
+        ("auto", "dark", "gradio-container", False),
+        ("auto", "light", "dark gradio-container", True),
     ],
-)  # fmt: skip
+)
 def test_the_theme_follows_the_caller_then_the_host_then_the_system(open_page, theme, system, body, is_dark):
     html = f"<!DOCTYPE html><body class='{body}'>{render_tokens(VIEW, theme=theme)}</body>"
     opened = open_page(html, color_scheme=system)

@@ -97,9 +97,18 @@ def test_the_consequence_names_the_target_and_that_only_the_evidence_shows_it():
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [(" the", "·the"), ("\n", "↵"), ("<|im_end|>", "‹im_end›"), ("</s>", "‹/s›"), ("<b>", "<b>"), ("", "∅"),
-     ("\x1b[31m", "\\u001b[31m"), ("\u202e", "\\u202e"), ("答", "答")],
-)  # fmt: skip
+    [
+        (" the", "·the"),
+        ("\n", "↵"),
+        ("<|im_end|>", "‹im_end›"),
+        ("</s>", "‹/s›"),
+        ("<b>", "<b>"),
+        ("", "∅"),
+        ("\x1b[31m", "\\u001b[31m"),
+        ("\u202e", "\\u202e"),
+        ("答", "答"),
+    ],
+)
 def test_token_text_is_made_visible(text, shown):
     assert visible_text(text) == shown
 

@@ -208,10 +208,20 @@ def test_a_comparison_of_two_large_tags_is_visible():
         ("shape", "what shape is the black object?", "at bottom right, shape cross, answer cross", 1),
         ("count", "how many red objects are there?", "at top left, at middle right, answer 2", 2),
         ("count", "how many crosses are there?", "at bottom right, answer 1", 1),
-        ("relation", "what shape is below the red star?", "at top left, then at middle left, shape circle, answer circle", 1),
-        ("relation", "what shape is above the black cross?", "at bottom right, then at middle right, shape square, answer square", 1),
+        (
+            "relation",
+            "what shape is below the red star?",
+            "at top left, then at middle left, shape circle, answer circle",
+            1,
+        ),
+        (
+            "relation",
+            "what shape is above the black cross?",
+            "at bottom right, then at middle right, shape square, answer square",
+            1,
+        ),
     ],
-)  # fmt: skip
+)
 def test_other_families_are_answered_from_the_full_view(family, question, reference, number):
     example = asked(family, VISIBLE, question, number=number)
     assert example.reference == reference

@@ -120,7 +120,10 @@ def test_no_view_that_is_scored_has_a_gradient() -> None:
 def test_rollouts_of_one_example_share_a_prompt_object() -> None:
     one, two = example(0), example(1)
     method = load_method("dopd")
-    made = [rollout.__class__(**{**vars(rollout), "example": who}) for rollout, who in zip(rollouts(1, 2, 3), (one, two, one), strict=True)]  # fmt: skip
+    made = [
+        rollout.__class__(**{**vars(rollout), "example": who})
+        for rollout, who in zip(rollouts(1, 2, 3), (one, two, one), strict=True)
+    ]
     prompts = view_prompts(method, tuple(made))
     assert prompts["teacher"][0] is prompts["teacher"][2] is prompts["self"][0]
     assert prompts["teacher"][0] is not prompts["teacher"][1]

@@ -102,7 +102,10 @@ def test_every_run_is_an_ordinary_run(finished: Study) -> None:
         (f"{method}-s{seed}", "finished", 4) for method in ("opd", "dopd") for seed in (0, 1)
     }
     asked = {(row.step, row.policy, row.context) for row in load_answers(finished.folder / "dopd-s1")}
-    assert asked == {(0, policy, context) for policy in ("student", "teacher") for context in ("plain", "crop")} | {(4, "student", "plain"), (4, "student", "crop")}  # fmt: skip
+    assert asked == {(0, policy, context) for policy in ("student", "teacher") for context in ("plain", "crop")} | {
+        (4, "student", "plain"),
+        (4, "student", "crop"),
+    }
 
 
 def test_questions_that_lack_what_a_context_shows_are_counted_in_the_report(models: dict, tmp_path: Path) -> None:
@@ -147,7 +150,10 @@ def test_the_tables_numbers_are_those_of_its_questions(finished: Study) -> None:
             and value["truth"] in ("all", row["truth"], f"{row['domain']} questions")
         ]
         assert len(own) == value["count"]
-        means = {key: float(np.mean([row[key] for row in own])) for key in ("accuracy", "confidence", "entropy", "length", "truncated")}  # fmt: skip
+        means = {
+            key: float(np.mean([row[key] for row in own]))
+            for key in ("accuracy", "confidence", "entropy", "length", "truncated")
+        }
         means["overconfidence"] = means["confidence"] - means["accuracy"]
         assert value["value"] == pytest.approx(means[value["measure"]])
         checked += 1
@@ -157,17 +163,36 @@ def test_the_tables_numbers_are_those_of_its_questions(finished: Study) -> None:
     table = (finished.folder / "table.md").read_text()
     by_domain = table.split("### accuracy by domain (questions); against opd [95 %]")[1].split("###")[0]
     for name in VARIANTS:
-        tags = [row["accuracy"] for row in rows if (row["variant"], row["data"], row["context"], row["domain"]) == (name, "scenes:eval", "plain", "tag")]  # fmt: skip
+        tags = [
+            row["accuracy"]
+            for row in rows
+            if (row["variant"], row["data"], row["context"], row["domain"]) == (name, "scenes:eval", "plain", "tag")
+        ]
         apart = r"; [+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]" if name == "dopd" else ""
         assert re.search(rf"\| {name} \| 2 \|.* {100 * np.mean(tags):.1f} %{apart} \|\n", by_domain), by_domain
-        own = [row["confidence"] - row["accuracy"] for row in rows if (row["variant"], row["data"], row["context"], row["truth"]) == (name, "scenes:eval", "plain", "privileged")]  # fmt: skip
+        own = [
+            row["confidence"] - row["accuracy"]
+            for row in rows
+            if (row["variant"], row["data"], row["context"], row["truth"])
+            == (name, "scenes:eval", "plain", "privileged")
+        ]
         section = table.split("### over-confidence, privileged")[1].split("###")[0]
         assert re.search(rf"\| {name} \| 2 \| {100 * np.mean(own):.1f} % \|", section), section
 
 
 def test_the_table_says_how_it_came_about(finished: Study) -> None:
     table = (finished.folder / "table.md").read_text()
-    for part in ("seeds 0, 1; baseline: opd", "- command: `workbench", "- commit: ", "- wall time: ", "all 4 runs finished", "- dopd: shown the crop", "scenes:hard, shown plain", "- 2 seeds: intervals over so few", "LH/last third".replace("/", " ")):  # fmt: skip
+    for part in (
+        "seeds 0, 1; baseline: opd",
+        "- command: `workbench",
+        "- commit: ",
+        "- wall time: ",
+        "all 4 runs finished",
+        "- dopd: shown the crop",
+        "scenes:hard, shown plain",
+        "- 2 seeds: intervals over so few",
+        "LH/last third".replace("/", " "),
+    ):
         assert part in table, part
     assert "plotly" in (finished.folder / "figure.html").read_text()
 
@@ -239,7 +264,9 @@ def test_half_a_run_and_a_dead_worker_go_on_and_end_the_same(own: Study, finishe
     killer.join()
     assert said[0] == "2 of 6 tasks are done already"
     assert re.match(r"\[2/4\] dopd-s0 finished in", said[2])
-    assert re.match(r"\[3/4\] opd-s1 failed in .* its process ended without a word \(signal 9\): killed, .*worker-0.log", said[3])  # fmt: skip
+    assert re.match(
+        r"\[3/4\] opd-s1 failed in .* its process ended without a word \(signal 9\): killed, .*worker-0.log", said[3]
+    )
     assert json.loads((own.folder / RECORD).read_text())["runs"]["opd-s1"]["seconds"] > 0, "it had worked"
     assert "dopd-s1 finished" in said[4]
     assert list(collect(own).unfinished) == ["opd-s1"]
@@ -313,7 +340,12 @@ def test_a_seed_that_failed_is_named_and_the_rest_is_reported(own: Study, capsys
     assert re.search(r"\| dopd \| 1 \|", table) and re.search(r"\| \*\*opd\*\* \| 2 \|", table)
     assert "wild" not in table.split("## scenes:eval")[1]
     assert re.search(r"wild-s1 failed in \d+ s", out)
-    (found,) = [one for one in collect(load_study(own.source)).comparisons if (one.variant, one.against, one.measure, one.truth, one.data, one.context) == ("dopd", "opd", "accuracy", "all", "scenes:eval", "plain")]  # fmt: skip
+    (found,) = [
+        one
+        for one in collect(load_study(own.source)).comparisons
+        if (one.variant, one.against, one.measure, one.truth, one.data, one.context)
+        == ("dopd", "opd", "accuracy", "all", "scenes:eval", "plain")
+    ]
     assert found.num_seeds == 1
 
 
@@ -358,7 +390,12 @@ def test_questions_added_later_are_asked_of_what_was_trained(own: Study) -> None
     trained = {file: file.stat().st_mtime_ns for file in own.folder.glob("*/metrics.jsonl")}
     assert run_study(study, say=lambda line: None)
     assert {file: file.stat().st_mtime_ns for file in own.folder.glob("*/metrics.jsonl")} == trained
-    assert {row["data"] for row in pq.read_table(write_report(study).with_name("results.parquet")).to_pylist()} == {"scenes:eval", "scenes:hard", "scenes:combos", "training"}  # fmt: skip
+    assert {row["data"] for row in pq.read_table(write_report(study).with_name("results.parquet")).to_pylist()} == {
+        "scenes:eval",
+        "scenes:hard",
+        "scenes:combos",
+        "training",
+    }
 
 
 def collect_fails(study: Study) -> list[str]:
@@ -369,7 +406,12 @@ def collect_fails(study: Study) -> list[str]:
 
 def test_a_run_starts_from_the_student_of_the_one_before(models: dict, tmp_path: Path) -> None:
     """Both at once if it could; what follows a run that fails is named and fails, too."""
-    variants = {"first": {}, "second": {"after": "first"}, "lost": {"training.learning_rate": 1e30}, "after lost": {"after": "lost"}}  # fmt: skip
+    variants = {
+        "first": {},
+        "second": {"after": "first"},
+        "lost": {"training.learning_rate": 1e30},
+        "after lost": {"after": "lost"},
+    }
     file = study_file(models, tmp_path, seeds=[0], variants=variants, evaluate=[{"data": "scenes:hard?count=2"}])
     study, said = load_study(file), []
     assert run_study(study, say=said.append)

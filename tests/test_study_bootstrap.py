@@ -71,15 +71,24 @@ def test_pairing_sees_what_separate_intervals_do_not() -> None:
 
 @pytest.mark.parametrize(
     ("of_seed", "of_question", "noise", "low", "high"),
-    [(0.0, 1.0, 0.0, 0.92, 0.99), ((5 / 200) ** 0.5, 1.0, 0.0, 0.86, 0.95), (1.0, 0.0, 0.0, 0.75, 0.89), (0.0, 0.0, 1.0, 0.99, 1.0)],
-)  # fmt: skip
+    [
+        (0.0, 1.0, 0.0, 0.92, 0.99),
+        ((5 / 200) ** 0.5, 1.0, 0.0, 0.86, 0.95),
+        (1.0, 0.0, 0.0, 0.75, 0.89),
+        (0.0, 0.0, 1.0, 0.99, 1.0),
+    ],
+)
 def test_how_often_the_interval_is_right_is_what_the_docstring_says(
     of_seed: float, of_question: float, noise: float, low: float, high: float
 ) -> None:
     """Five seeds, 200 questions, no true difference: the share of simulated studies whose interval holds zero."""
     rng, held = np.random.default_rng(0), 0
     for number in range(200):
-        values = of_seed * rng.normal(size=(5, 1)) + of_question * rng.normal(size=(1, 200)) + noise * rng.normal(size=(5, 200))  # fmt: skip
+        values = (
+            of_seed * rng.normal(size=(5, 1))
+            + of_question * rng.normal(size=(1, 200))
+            + noise * rng.normal(size=(5, 200))
+        )
         _, below, above = paired_interval(values, np.zeros_like(values), num_replicates=500, seed=number)
         held += below <= 0.0 <= above
     assert low <= held / 200 <= high
@@ -89,7 +98,14 @@ def test_an_interval_is_the_middle_of_the_replicates() -> None:
     assert interval(np.arange(1001.0)) == pytest.approx((25.0, 975.0))
 
 
-def row(name: str, kind: str, accuracy: list[list[float]], confidence: list[list[float]], truth: str = "vvvp", **values: object) -> Row:  # fmt: skip
+def row(
+    name: str,
+    kind: str,
+    accuracy: list[list[float]],
+    confidence: list[list[float]],
+    truth: str = "vvvp",
+    **values: object,
+) -> Row:
     """A row whose answers are given; truth: v or p per question."""
     right = np.array(accuracy)
     truths = np.array([{"v": "visible", "p": "privileged"}[letter] for letter in truth], dtype=object)
@@ -111,9 +127,34 @@ def test_measures_of_a_run_are_those_of_evaluate() -> None:
     found = {(value.seed, value.truth, value.measure): value for value in values_of([one])}
     for seed in (0, 1):
         for truth, chosen in (("all", range(40)), ("privileged", range(3, 40, 4))):
-            answered = [Answered(0, "student", "plain", str(n), "", None, "a", "a", right[seed, n], sure[seed, n], int(3 + right[seed, n]), bool(right[seed, n]), 0.1 * right[seed, n]) for n in chosen]  # fmt: skip
+            answered = [
+                Answered(
+                    0,
+                    "student",
+                    "plain",
+                    str(n),
+                    "",
+                    None,
+                    "a",
+                    "a",
+                    right[seed, n],
+                    sure[seed, n],
+                    int(3 + right[seed, n]),
+                    bool(right[seed, n]),
+                    0.1 * right[seed, n],
+                )
+                for n in chosen
+            ]
             expected = measure(answered)
-            for name in ("accuracy", "confidence", "overconfidence", "calibration_error", "entropy", "length", "truncated"):  # fmt: skip
+            for name in (
+                "accuracy",
+                "confidence",
+                "overconfidence",
+                "calibration_error",
+                "entropy",
+                "length",
+                "truncated",
+            ):
                 assert found[seed, truth, name].value == pytest.approx(getattr(expected, name)), (seed, truth, name)
             assert found[seed, truth, "accuracy"].count == expected.count
 
@@ -123,8 +164,14 @@ def test_the_gap_recovered_is_between_the_start_and_the_teacher() -> None:
     questions = np.arange(200) / 200
     base = row("base", "student", [(questions < 0.4).astype(float).tolist()], [[0.5] * 200], "v" * 200)
     teacher = row("teacher", "teacher", [(questions < 0.9).astype(float).tolist()], [[0.5] * 200], "v" * 200)
-    variant = row("x", "variant", [(questions < 0.65).astype(float).tolist()] * 3, [[0.5] * 200] * 3, "v" * 200, teacher="teacher")  # fmt: skip
-    found = {(one.variant, one.against, one.measure): one for one in compare([base, teacher, variant], "x", num_replicates=REPLICATES) if one.truth == "visible"}  # fmt: skip
+    variant = row(
+        "x", "variant", [(questions < 0.65).astype(float).tolist()] * 3, [[0.5] * 200] * 3, "v" * 200, teacher="teacher"
+    )
+    found = {
+        (one.variant, one.against, one.measure): one
+        for one in compare([base, teacher, variant], "x", num_replicates=REPLICATES)
+        if one.truth == "visible"
+    }
     recovered = found["x", None, "gap_recovered"]
     assert recovered.value == pytest.approx(0.5) and 0.3 < recovered.low < 0.5 < recovered.high < 0.7
     against = found["x", "base", "accuracy"]
@@ -132,14 +179,20 @@ def test_the_gap_recovered_is_between_the_start_and_the_teacher() -> None:
     assert found["base", "x", "accuracy"].value == pytest.approx(-0.25)
     assert found["base", "x", "accuracy"].verdict == "worse"
     weak = row("teacher", "teacher", [(questions < 0.41).astype(float).tolist()], [[0.5] * 200], "v" * 200)
-    assert not [one for one in compare([base, weak, variant], "x", num_replicates=REPLICATES) if one.measure == "gap_recovered"]  # fmt: skip
+    assert not [
+        one for one in compare([base, weak, variant], "x", num_replicates=REPLICATES) if one.measure == "gap_recovered"
+    ]
 
 
 def test_only_seeds_that_both_have_are_compared() -> None:
     first = row("a", "variant", [[1, 1, 1, 1], [0, 0, 0, 0]], [[0.5] * 4] * 2)
     second = row("b", "variant", [[0, 0, 0, 0]], [[0.5] * 4])
     second.seeds = (1,)
-    found = {(one.variant, one.against): one for one in compare([first, second], "b", num_replicates=REPLICATES) if (one.measure, one.truth) == ("accuracy", "all")}  # fmt: skip
+    found = {
+        (one.variant, one.against): one
+        for one in compare([first, second], "b", num_replicates=REPLICATES)
+        if (one.measure, one.truth) == ("accuracy", "all")
+    }
     assert (found["a", "b"].value, found["a", "b"].num_seeds) == (0.0, 1)
     assert (found["a", None].value, found["a", None].num_seeds) == (0.5, 2)
     second.seeds = (7,)

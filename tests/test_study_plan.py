@@ -42,18 +42,28 @@ def load(base: Path, /, *overrides: str, **values: object) -> Study:
 
 def test_a_file_is_variants_times_seeds(base: Path) -> None:
     study = load(base)
-    assert [(one.name, one.note, one.config.method["name"]) for one in study.variants] == [("opd", "", "opd"), ("dopd", "as it is", "dopd")]  # fmt: skip
+    assert [(one.name, one.note, one.config.method["name"]) for one in study.variants] == [
+        ("opd", "", "opd"),
+        ("dopd", "as it is", "dopd"),
+    ]
     config = study.config(study.variants[1], 3)
     assert (config.seed, config.training.steps, config.run_dir) == (3, 2, study.folder / "dopd-s3")
     assert (config.data.eval, config.data.probes) == (None, "scenes:eval?count=8")
     assert (study.baseline, study.parallel) == ("opd", 2)
-    assert [(one.label, one.contexts, one.count) for one in study.evaluate] == [("scenes:eval", ("plain", "crop"), None), ("scenes:hard", ("plain",), 4)]  # fmt: skip
+    assert [(one.label, one.contexts, one.count) for one in study.evaluate] == [
+        ("scenes:eval", ("plain", "crop"), None),
+        ("scenes:hard", ("plain",), 4),
+    ]
     assert [(one.role, one.row) for one in study.references()] == [("student", "base"), ("teacher", "teacher")]
 
 
 def test_a_grid_is_multiplied_into_every_variant(base: Path) -> None:
     study = load(base, grid={"method.privilege": ["crop", "boxes+caption"], "training.learning_rate": [1e-4]})
-    assert [one.name for one in study.variants] == [f"{method} privilege={context} learning_rate=0.0001" for method in ("opd", "dopd") for context in ("crop", "boxes+caption")]  # fmt: skip
+    assert [one.name for one in study.variants] == [
+        f"{method} privilege={context} learning_rate=0.0001"
+        for method in ("opd", "dopd")
+        for context in ("crop", "boxes+caption")
+    ]
     assert study.config(study.variants[3], 0).name == "dopd-privilege=boxes+caption-learning_rate=0.0001-s0"
     assert study.variants[3].config.method["privilege"] == "boxes+caption"
     ambiguous = load(base, grid={"training.steps": [1], "trace.every": [1], "trace.probe_every": [1]})
@@ -63,7 +73,11 @@ def test_a_grid_is_multiplied_into_every_variant(base: Path) -> None:
 def test_a_variant_without_the_grid_is_there_once(base: Path) -> None:
     variants = {"dopd": {"method.name": "dopd"}, "opsa": {"grid": False, "method.name": "opsa", "training.steps": 1}}
     study = load(base, variants=variants, baseline="opsa", grid={"training.steps": [1, 2]})
-    assert [(one.name, one.config.training.steps) for one in study.variants] == [("dopd steps=1", 1), ("dopd steps=2", 2), ("opsa", 1)]  # fmt: skip
+    assert [(one.name, one.config.training.steps) for one in study.variants] == [
+        ("dopd steps=1", 1),
+        ("dopd steps=2", 2),
+        ("opsa", 1),
+    ]
 
 
 def test_the_seed_in_a_path_is_that_of_the_run_and_checked_so(base: Path, tmp_path: Path) -> None:
@@ -88,17 +102,27 @@ def test_overrides_of_the_command_reach_the_runs_and_the_study(base: Path) -> No
 def test_a_peer_is_asked_as_it_starts_too(base: Path, models: dict) -> None:
     peers = {"models.peers": {"ann": str(models["teacher"])}}
     study = load(base, variants={"alone": {"method.name": "opd"}, "both": {"method.name": "opd", **peers}})
-    assert [(one.row, one.learner) for one in study.references()] == [("base", "student"), ("base ann", "ann"), ("teacher", "student")]  # fmt: skip
+    assert [(one.row, one.learner) for one in study.references()] == [
+        ("base", "student"),
+        ("base ann", "ann"),
+        ("teacher", "student"),
+    ]
     alone, both = (study.config(variant, 0) for variant in study.variants)
     assert [[one.row for one in study.references() if one.belongs_to(config)] for config in (alone, both)] == [
-        ["base", "teacher"], ["base", "base ann", "teacher"]
-    ]  # fmt: skip
-    missing = load(base, variants={"a": {"method.name": "opd"}, "b": {"method.name": "opd", "models.peers": {"ann": "./no"}}})  # fmt: skip
+        ["base", "teacher"],
+        ["base", "base ann", "teacher"],
+    ]
+    missing = load(
+        base, variants={"a": {"method.name": "opd"}, "b": {"method.name": "opd", "models.peers": {"ann": "./no"}}}
+    )
     assert 'models.peers.ann "./no" is no model folder' in missing.faults["b"]
 
 
 def test_two_students_are_two_rows_of_what_they_started_from(base: Path, models: dict) -> None:
-    study = load(base, variants={"a": {"method.name": "opd"}, "b": {"method.name": "opd", "models.teacher": str(models["student"])}})  # fmt: skip
+    study = load(
+        base,
+        variants={"a": {"method.name": "opd"}, "b": {"method.name": "opd", "models.teacher": str(models["student"])}},
+    )
     assert [one.row for one in study.references()] == ["base", "teacher teacher", "teacher student"]
 
 
@@ -182,7 +206,9 @@ def test_evidence_behind_the_first_rows_is_found(base: Path, tmp_path: Path) -> 
     rows = [{"question": "what?", "answer": "red"}] * 70 + [{"question": "what?", "answer": "red", "hint": "left"}]
     data = tmp_path / "late.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert not load(base, overrides={"data.train": str(data)}, variants={"a": {"method.name": "opd", "method.privilege": "hint"}}).faults  # fmt: skip
+    assert not load(
+        base, overrides={"data.train": str(data)}, variants={"a": {"method.name": "opd", "method.privilege": "hint"}}
+    ).faults
 
 
 def test_a_run_of_other_settings_is_not_taken_for_this_one(base: Path) -> None:

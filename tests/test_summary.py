@@ -32,8 +32,41 @@ def test_first_and_last_evaluation_are_side_by_side() -> None:
     rows[-1] = replace(rows[-1], length=9, finished=False)
     rows += [row(0, "teacher", "crop", None, "visible")]
     header, _, student, teacher, legend = accuracy_table(rows).splitlines()
-    assert header.split() == ["accuracy", "context", "questions", "all", "@0", "@9", "visible", "@0", "@9", "privileged", "@0", "@9", "tokens", "@0", "@9", "cut", "@0", "@9"]  # fmt: skip
-    assert student.split() == ["student", "plain", "2", "50.0%", "100.0%", "0.0%", "100.0%", "100.0%", "100.0%", "2.0", "5.5", "0.0%", "50.0%"]  # fmt: skip
+    assert header.split() == [
+        "accuracy",
+        "context",
+        "questions",
+        "all",
+        "@0",
+        "@9",
+        "visible",
+        "@0",
+        "@9",
+        "privileged",
+        "@0",
+        "@9",
+        "tokens",
+        "@0",
+        "@9",
+        "cut",
+        "@0",
+        "@9",
+    ]
+    assert student.split() == [
+        "student",
+        "plain",
+        "2",
+        "50.0%",
+        "100.0%",
+        "0.0%",
+        "100.0%",
+        "100.0%",
+        "100.0%",
+        "2.0",
+        "5.5",
+        "0.0%",
+        "50.0%",
+    ]
     assert teacher.split() == ["teacher", "crop", "1", *["-"] * 10]
     assert "cut: answers that reached the longest length" in legend
 

@@ -32,7 +32,11 @@ def test_a_group_that_took_no_part_marks_nothing() -> None:
 
 
 def test_tokens_without_text_are_under_no_mark() -> None:
-    assert [kind for kind, _ in mark_tokens([(0, 0), (0, 1), (1, 1)], "a", (Mark("(a)", "k"),))] == ["template", "k", "template"]  # fmt: skip
+    assert [kind for kind, _ in mark_tokens([(0, 0), (0, 1), (1, 1)], "a", (Mark("(a)", "k"),))] == [
+        "template",
+        "k",
+        "template",
+    ]
 
 
 @pytest.mark.parametrize("finished", [True, False])

@@ -20,7 +20,14 @@ from workbench.training.run import train
 from workbench.types import Box, Evidence, Turn
 
 END = "<end_of_utterance>"  # ends an answer of the built-in models
-GOOD = {"question": "Color?", "images": ["a.png"], "answer": "green", "reference": "a green square. answer: green", "hint": "left", "caption": "a square"}  # fmt: skip
+GOOD = {
+    "question": "Color?",
+    "images": ["a.png"],
+    "answer": "green",
+    "reference": "a green square. answer: green",
+    "hint": "left",
+    "caption": "a square",
+}
 
 
 def configured(models: dict, folder: Path, rows: list[dict], method: dict, **values: object) -> RunConfig:
@@ -44,16 +51,26 @@ def student(models: dict) -> object:
 @pytest.mark.parametrize(
     ("column", "text", "reason", "says"),
     [
-        ("reference", f"green{END}", 'special token in "reference"', f'column "reference": .*contains the special token "{END}"'),
+        (
+            "reference",
+            f"green{END}",
+            'special token in "reference"',
+            f'column "reference": .*contains the special token "{END}"',
+        ),
         ("reference", f"green{END}\nuser: next?", 'special token in "reference"', 'column "reference"'),
         ("reference", "<image>\na green square", 'special token in "reference"', '"<image>" as text'),
         ("reference", " ", "reference is blank", "column \"reference\": ' ' is blank"),
         ("reference", "", "reference is blank", "column \"reference\": '' is blank"),
         ("reference", "\n\t\u3000", "reference is blank", "is blank"),
-        ("reference", "green " * 3000, "reference is too long", r'column "reference": \d+ tokens .* the model takes \d+'),
+        (
+            "reference",
+            "green " * 3000,
+            "reference is too long",
+            r'column "reference": \d+ tokens .* the model takes \d+',
+        ),
         ("question", f"Color?{END}", 'special token in "question"', 'column "question"'),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("method", ["lm_kd", "gkd"])
 def test_a_reference_that_cannot_be_learned_is_skipped_before_training(
     column: str, text: str, reason: str, says: str, method: str, models: dict, tmp_path: Path

@@ -48,5 +48,12 @@ def test_the_page_can_be_followed(folder: Path, capsys: pytest.CaptureFixture) -
     assert type(names["student"]).__name__ == "Qwen3VLForConditionalGeneration"
     assert "AutoProcessor` needs the package torchvision" in (folder / "my-student/README.md").read_text()
     assert {path.name for path in folder.iterdir()} == {
-        "models", "photos", "mine.parquet", "mine.parquet.preview.html", "my-run.yaml", "runs", "my-student", "my-traces",
-    }  # fmt: skip
+        "models",
+        "photos",
+        "mine.parquet",
+        "mine.parquet.preview.html",
+        "my-run.yaml",
+        "runs",
+        "my-student",
+        "my-traces",
+    }

@@ -246,7 +246,9 @@ def _geometry(options: argparse.Namespace) -> None:
             options.save_mask, pair.source, pair.target, dtype=options.precision, above=options.above
         )
         share = int(facts["coordinates"]) / int(facts["of"])
-        print(f"{options.save_mask}: {int(facts['coordinates']):,} of {int(facts['of']):,} coordinates ({share:.2%}) changed by more than {options.above:g} in {options.precision}")  # fmt: skip
+        print(
+            f"{options.save_mask}: {int(facts['coordinates']):,} of {int(facts['of']):,} coordinates ({share:.2%}) changed by more than {options.above:g} in {options.precision}"
+        )
         if options.random_mask is not None:
             masks.write_random_mask(options.random_mask, options.save_mask, seed=options.seed)
             print(f"{options.random_mask}: as many in every tensor, drawn with seed {options.seed}")

@@ -63,7 +63,9 @@ def views_html() -> str:
             "self": "same weights, frozen while reading",
             "teacher": "other weights, frozen",
         }[view]
-        cards.append(f"<div class=card><b>{name}</b><small>{note}</small><div class=pics>{pictures}</div><table>{bars}</table><p>log-prob of the written “{escape(token['token_text'].strip())}”: <b>{logprob}</b></p></div>")  # fmt: skip
+        cards.append(
+            f"<div class=card><b>{name}</b><small>{note}</small><div class=pics>{pictures}</div><table>{bars}</table><p>log-prob of the written “{escape(token['token_text'].strip())}”: <b>{logprob}</b></p></div>"
+        )
     gaps = {name: f"{token[f'{name}_gap']:+.2f}".replace("-", "−") for name in ("information", "capability")}
     arrows = [
         f"<div class=gap style='color:{INFO}'>⟷<b>information gap</b>{gaps['information']} nats<small>same weights,<br>other information</small></div>",
@@ -79,7 +81,9 @@ def views_html() -> str:
 
 def regimes_figure(traces: Traces) -> go.Figure:
     """The rule as a map: log-prob under the privileged student and the teacher, the four regions, the batch's tokens."""
-    rows = traces.sql("SELECT logprob_self, logprob_teacher, truth, thresholds FROM positions JOIN rollouts USING (step, process_rank, rollout_idx)").to_pylist()  # fmt: skip
+    rows = traces.sql(
+        "SELECT logprob_self, logprob_teacher, truth, thresholds FROM positions JOIN rollouts USING (step, process_rank, rollout_idx)"
+    ).to_pylist()
     thresholds = dict(rows[0]["thresholds"])
     fills = regime_fills({name: RegimeNote(one.meaning, one.source) for name, one in traces.regimes.items()}, THEME)
     low = -12.0
@@ -90,7 +94,14 @@ def regimes_figure(traces: Traces) -> go.Figure:
     index = torch.where(is_low, torch.where(sure, 0, 1), torch.where(teacher >= own, 2, 3))
     colours = [fills[name][0] for name in ("LH", "LL", "HT", "HS")]
     scale = [(edge / 4, colours[idx]) for idx in range(4) for edge in (idx, idx + 1)]
-    made = go.Figure(layout=layout(THEME, title="Where a token goes", subtitle=f"{SUBTITLE} · diagonal band: gap under its mean, {thresholds['gap']:.2f} nats · corner of LH: mean sum of probabilities {thresholds['probability_sum']:.2f}", height=620))  # fmt: skip
+    made = go.Figure(
+        layout=layout(
+            THEME,
+            title="Where a token goes",
+            subtitle=f"{SUBTITLE} · diagonal band: gap under its mean, {thresholds['gap']:.2f} nats · corner of LH: mean sum of probabilities {thresholds['probability_sum']:.2f}",
+            height=620,
+        )
+    )
     made.add_heatmap(
         x=axis.tolist(),
         y=axis.tolist(),
@@ -104,9 +115,18 @@ def regimes_figure(traces: Traces) -> go.Figure:
     for truth, colour, symbol in (("visible", INK[THEME], "circle"), ("privileged", INFO, "diamond")):
         chosen = [row for row in rows if row["truth"] == truth]
         made.add_scatter(
-            x=[max(low, row["logprob_self"]) for row in chosen], y=[max(low, row["logprob_teacher"]) for row in chosen], mode="markers", name=f"{truth} tokens, {len(chosen):,}",
-            marker={"size": 6 if truth == "visible" else 8, "color": colour, "symbol": symbol, "opacity": 0.55, "line": {"width": 0.7, "color": "#fff"}},
-        )  # fmt: skip
+            x=[max(low, row["logprob_self"]) for row in chosen],
+            y=[max(low, row["logprob_teacher"]) for row in chosen],
+            mode="markers",
+            name=f"{truth} tokens, {len(chosen):,}",
+            marker={
+                "size": 6 if truth == "visible" else 8,
+                "color": colour,
+                "symbol": symbol,
+                "opacity": 0.55,
+                "line": {"width": 0.7, "color": "#fff"},
+            },
+        )
     for text, x, y in (
         ("<b>HT</b> teacher leads: teacher, Jensen-Shannon, weight 1", -8.2, -1.6),
         ("<b>HS</b> privileged self leads: self, reverse KL, 0.6", -3.6, -9.4),
@@ -115,8 +135,22 @@ def regimes_figure(traces: Traces) -> go.Figure:
         made.add_annotation(
             x=x, y=y, text=text, showarrow=False, font={"size": 13}, bgcolor="rgba(255,255,255,.85)", borderpad=3
         )
-    made.add_annotation(x=-0.05, y=-0.05, ax=-150, ay=74, text="<b>LH</b> agree, both sure:<br>teacher, reverse KL, 0.6", font={"size": 13}, bgcolor="rgba(255,255,255,.85)", arrowcolor=GREY, arrowwidth=1.2)  # fmt: skip
-    made.update_xaxes(title_text=f"log-prob of the written token under the privileged student (nats, cut at {low:.0f})", range=[low - 0.2, 0.25], showgrid=False)  # fmt: skip
+    made.add_annotation(
+        x=-0.05,
+        y=-0.05,
+        ax=-150,
+        ay=74,
+        text="<b>LH</b> agree, both sure:<br>teacher, reverse KL, 0.6",
+        font={"size": 13},
+        bgcolor="rgba(255,255,255,.85)",
+        arrowcolor=GREY,
+        arrowwidth=1.2,
+    )
+    made.update_xaxes(
+        title_text=f"log-prob of the written token under the privileged student (nats, cut at {low:.0f})",
+        range=[low - 0.2, 0.25],
+        showgrid=False,
+    )
     made.update_yaxes(
         title_text="log-prob under the teacher (nats)", range=[low - 0.2, 0.25], showgrid=False, zeroline=False
     )
@@ -134,9 +168,14 @@ def gaps_figure(traces: Traces) -> go.Figure:
     for place, (truth, colour) in enumerate((("visible", INK[THEME]), ("privileged", INFO)), start=1):
         chosen = [row for row in rows if row["truth"] == truth]
         made.add_scatter(
-            x=[_cut(row["information_gap"], bound) for row in chosen], y=[_cut(row["capability_gap"], bound) for row in chosen], mode="markers", showlegend=False,
-            marker={"size": 7, "color": colour, "opacity": 0.45, "line": {"width": 0.7, "color": "#fff"}}, row=1, col=place,
-        )  # fmt: skip
+            x=[_cut(row["information_gap"], bound) for row in chosen],
+            y=[_cut(row["capability_gap"], bound) for row in chosen],
+            mode="markers",
+            showlegend=False,
+            marker={"size": 7, "color": colour, "opacity": 0.45, "line": {"width": 0.7, "color": "#fff"}},
+            row=1,
+            col=place,
+        )
         made.update_xaxes(
             title_text=f"information gap (nats, cut at ±{bound:.0f})",
             range=[-bound - 0.5, bound + 0.5],
@@ -183,7 +222,17 @@ def divergences_figure() -> go.Figure:
     for name, (values, colour, dash) in curves.items():
         (slope,) = torch.autograd.grad(values.sum(), logit, retain_graph=True)
         for place, shown in ((1, values), (2, -slope)):
-            made.add_scatter(x=prob.tolist(), y=shown.tolist(), mode="lines", name=name, legendgroup=name, showlegend=place == 1, line={"width": 2.4, "color": colour, "dash": dash}, row=1, col=place)  # fmt: skip
+            made.add_scatter(
+                x=prob.tolist(),
+                y=shown.tolist(),
+                mode="lines",
+                name=name,
+                legendgroup=name,
+                showlegend=place == 1,
+                line={"width": 2.4, "color": colour, "dash": dash},
+                row=1,
+                col=place,
+            )
     made.update_xaxes(title_text="probability that the student gives to the word", tickformat=".0%")
     made.update_yaxes(title_text="nats", range=[0, 2.6], row=1, col=1).update_yaxes(
         title_text="nats per unit of logit", row=1, col=2
@@ -200,7 +249,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as runs, sync_playwright() as playwright:
         run = wb.train(wb.load_config("configs/ordinary.yaml", [*BATCH, f"output_dir={runs}"])).run_dir
         traces = wb.open_traces(run)
-        loss = [figures.share_bars(regimes.shares_by(traces, split), by=by, title=title, theme=THEME) for split, by, title in (("truth", "position_share", "Who supervised"), ("truth", "loss_share", "Who supervised"), ("kind", "loss_share", "Who supervised which kind of token"))]  # fmt: skip
+        loss = [
+            figures.share_bars(regimes.shares_by(traces, split), by=by, title=title, theme=THEME)
+            for split, by, title in (
+                ("truth", "position_share", "Who supervised"),
+                ("truth", "loss_share", "Who supervised"),
+                ("kind", "loss_share", "Who supervised which kind of token"),
+            )
+        ]
         for one in loss:
             one.layout.title.text = one.layout.title.text.replace(run.name, SUBTITLE)
         drawn = {
@@ -226,7 +282,13 @@ def _cut(value: float, bound: float) -> float:
 
 
 def _plot(figure: go.Figure) -> str:
-    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}, default_width="1090px", default_height=f"{figure.layout.height}px")  # fmt: skip
+    return figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        config={"displayModeBar": False},
+        default_width="1090px",
+        default_height=f"{figure.layout.height}px",
+    )
 
 
 def _save(page: Page, html: str, file: Path) -> None:

@@ -22,7 +22,9 @@ def main(folder: str, model: str, variant: str) -> None:
         trained = rows[rows["variant"] == variant].pivot(index="seed", columns="example_id", values="accuracy")
         as_it_is = rows[rows["variant"] == model].set_index("example_id")["accuracy"][trained.columns]
         mean, low, high = paired_interval(np.tile(as_it_is.to_numpy(float), (len(trained), 1)), trained.to_numpy(float))
-        print(f"{data}: {model} {as_it_is.mean():.1%}, {variant} {trained.to_numpy().mean():.1%} of {trained.shape[1]} questions, {len(trained)} seeds")  # fmt: skip
+        print(
+            f"{data}: {model} {as_it_is.mean():.1%}, {variant} {trained.to_numpy().mean():.1%} of {trained.shape[1]} questions, {len(trained)} seeds"
+        )
         print(f"    {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]")
 
 

@@ -179,9 +179,14 @@ def page(
         "",
         "All steps. In brackets, tokens of that kind, all seeds.",
         "",
-        "| score | " + " | ".join(f"{name} ({kinds[(kinds['kind'] == kind) & (kinds['score'] == next(iter(SCORES)))]['count'].sum():,})" for kind, name in KINDS.items()) + " |",
+        "| score | "
+        + " | ".join(
+            f"{name} ({kinds[(kinds['kind'] == kind) & (kinds['score'] == next(iter(SCORES)))]['count'].sum():,})"
+            for kind, name in KINDS.items()
+        )
+        + " |",
         "|---" * (len(KINDS) + 1) + "|",
-    ]  # fmt: skip
+    ]
     for score in SCORES:
         own = kinds[kinds["score"] == score]
         cells = ["{:.2f} ± {:.2f}".format(*interval(own[own["kind"] == kind]["auroc"])) for kind in KINDS]

@@ -50,10 +50,18 @@ def main() -> None:
         for seed in range(options.seeds):
             for ends in ("merged", "id by id"):
                 values = {
-                    "name": f"{ends.replace(' ', '-')}-{seed}", "seed": seed, "output_dir": temporary, "training.steps": options.steps,
-                    "models.student": ROOT / "data/models/student", "models.teacher": teacher, "trace.every": 0, "method.divergence": options.divergence,
-                    "evaluation.every": options.steps // 2, "evaluation.contexts": "[plain]", "evaluation.teacher": "false",
-                }  # fmt: skip
+                    "name": f"{ends.replace(' ', '-')}-{seed}",
+                    "seed": seed,
+                    "output_dir": temporary,
+                    "training.steps": options.steps,
+                    "models.student": ROOT / "data/models/student",
+                    "models.teacher": teacher,
+                    "trace.every": 0,
+                    "method.divergence": options.divergence,
+                    "evaluation.every": options.steps // 2,
+                    "evaluation.contexts": "[plain]",
+                    "evaluation.teacher": "false",
+                }
                 config = wb.load_config(ROOT / "configs/opd.yaml", [f"{key}={value}" for key, value in values.items()])
                 if ends == "merged":
                     wb.train(config)

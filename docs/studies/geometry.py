@@ -49,7 +49,9 @@ METRICS = {
 
 
 def main() -> None:
-    file, *overrides = sys.argv[1:] if sys.argv[1:2] and "=" not in sys.argv[1] else ["configs/studies/geometry.yaml", *sys.argv[1:]]  # fmt: skip
+    file, *overrides = (
+        sys.argv[1:] if sys.argv[1:2] and "=" not in sys.argv[1] else ["configs/studies/geometry.yaml", *sys.argv[1:]]
+    )
     study = load_study(file, overrides)
     free = [variant for variant in study.usable if not variant.config.training.update_mask]
     train_all(dataclasses.replace(study, variants=tuple(free)))
@@ -118,13 +120,18 @@ def recovered(study: Study) -> pd.DataFrame:
     rows = []
     for (name, seed), (before, after) in found.items():
         fall = found[FULL, seed][0] - found[FULL, seed][1]
-        rows.append({"variant": name, "seed": seed, "before": before, "after": after, "recovered": (before - after) / fall})  # fmt: skip
+        rows.append(
+            {"variant": name, "seed": seed, "before": before, "after": after, "recovered": (before - after) / fall}
+        )
     return pd.DataFrame(rows)
 
 
 def asked(study: Study) -> pd.DataFrame:
     """Accuracy on visible and over-confidence on privileged questions of every variant and seed, in points."""
-    values = [vars(value) if not dataclasses.is_dataclass(value) else dataclasses.asdict(value) for value in values_of(collect(study).rows)]  # fmt: skip
+    values = [
+        vars(value) if not dataclasses.is_dataclass(value) else dataclasses.asdict(value)
+        for value in values_of(collect(study).rows)
+    ]
     frame = pd.DataFrame(values)
     wanted = [("accuracy", "visible"), ("overconfidence", "privileged"), ("entropy", "all")]
     return frame[[pair in wanted for pair in zip(frame["measure"], frame["truth"], strict=True)]]
@@ -144,7 +151,9 @@ def interval(values: pd.Series, show: str = "{:.3f}") -> str:
 def column(geometry: pd.DataFrame, variant: str, delta: str, metric: tuple[str, str]) -> pd.Series:
     """A metric of one kind of update, by seed."""
     name, precision = metric
-    own = geometry[(geometry["variant"] == variant) & (geometry["delta"] == delta) & (geometry["precision"] == precision)]  # fmt: skip
+    own = geometry[
+        (geometry["variant"] == variant) & (geometry["delta"] == delta) & (geometry["precision"] == precision)
+    ]
     return own.set_index("seed")[name]
 
 
@@ -164,7 +173,12 @@ def mask_lines(masks: pd.DataFrame) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for name, own in masks.groupby("mask", sort=False):
-        cells = [interval(own["share"], "{:.1%}"), interval(own["above"], "{:.1e}"), interval(own["overlap"], "{:.1%}"), interval(own["chance"], "{:.1%}")]  # fmt: skip
+        cells = [
+            interval(own["share"], "{:.1%}"),
+            interval(own["above"], "{:.1e}"),
+            interval(own["overlap"], "{:.1%}"),
+            interval(own["chance"], "{:.1%}"),
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
@@ -190,10 +204,19 @@ def page(
         f"|{'---|' * (len(updates) + 1)}",
     ]
     for label, metric in METRICS.items():
-        cells = [f"{interval(column(geometry, name, UPDATE, metric), shown(metric))} ({shown(metric).format(column(geometry, name, RANDOM, metric).mean())})" for name in updates]  # fmt: skip
+        cells = [
+            f"{interval(column(geometry, name, UPDATE, metric), shown(metric))} ({shown(metric).format(column(geometry, name, RANDOM, metric).mean())})"
+            for name in updates
+        ]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     others = [name for name in updates if name != FULL]
-    lines += ["", "Minus OPD's, seed by seed:", "", f"| metric | {' | '.join(UPDATES[name] for name in others)} |", f"|{'---|' * (len(others) + 1)}"]  # fmt: skip
+    lines += [
+        "",
+        "Minus OPD's, seed by seed:",
+        "",
+        f"| metric | {' | '.join(UPDATES[name] for name in others)} |",
+        f"|{'---|' * (len(others) + 1)}",
+    ]
     for label, metric in METRICS.items():
         own = column(geometry, FULL, UPDATE, metric)
         cells = [interval(column(geometry, name, UPDATE, metric) - own, shown(metric, "+")) for name in others]
@@ -217,7 +240,10 @@ def page(
             interval(own["after"], "{:.4f}"),
             interval(own["recovered"], "{:.1%}"),
         ]
-        cells += [interval(said[said["measure"] == measure]["value"], show) for measure, show in (("accuracy", "{:.1%}"), ("overconfidence", "{:+.1%}"), ("entropy", "{:.3f}"))]  # fmt: skip
+        cells += [
+            interval(said[said["measure"] == measure]["value"], show)
+            for measure, show in (("accuracy", "{:.1%}"), ("overconfidence", "{:+.1%}"), ("entropy", "{:.3f}"))
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "With paired intervals over seeds and questions: `table.md` in the study's folder.", ""]
     return "\n".join(lines)

@@ -77,7 +77,9 @@ def share(chosen: Iterable[torch.Tensor]) -> str:
     return f"{mean:.1%} ± {100 * half:.1f}"
 
 
-def page(rows: list[list[str]], default: list[torch.Tensor], dropped: list[torch.Tensor], num_steps: int, source: str) -> str:  # fmt: skip
+def page(
+    rows: list[list[str]], default: list[torch.Tensor], dropped: list[torch.Tensor], num_steps: int, source: str
+) -> str:
     lines = [
         "# What the paper leaves open",
         "",

@@ -125,7 +125,13 @@ def split(mixed: TokenScores, alone: TokenScores, other: TokenScores, teacher: T
     change = alone.logprob - mixed.logprob
     first = teacher.logprob > other.logprob
     parts = [float((change * kind).mean()) for kind in (first, ~first)]
-    return (float(change.mean()), float(first.float().mean()), float(change[first].mean()), float(change[~first].mean()), *parts)  # fmt: skip
+    return (
+        float(change.mean()),
+        float(first.float().mean()),
+        float(change[first].mean()),
+        float(change[~first].mean()),
+        *parts,
+    )
 
 
 def rights(

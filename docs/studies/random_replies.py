@@ -68,7 +68,9 @@ def main() -> None:
     config = load_config(folders[0] / "config.yaml")
     start = load_policy(config.models.student, "start")
     greedy = SamplingOptions(config.sampling.max_completion_length, temperature=0.0)
-    guesses = {folder: [wrong_guesses(one, questions, seed) for one in questions] for seed, folder in enumerate(folders)}  # fmt: skip
+    guesses = {
+        folder: [wrong_guesses(one, questions, seed) for one in questions] for seed, folder in enumerate(folders)
+    }
     before, after = [], []
     replies = own_replies(start, questions, greedy)
     for folder in folders:
@@ -103,7 +105,9 @@ def said(
 ) -> Said:
     """The model's last answers after its own replies and after wrong guesses, and its gap to the start."""
     texts = [answers(policy, questions, replies, greedy) for replies in (own, guesses)]
-    right = [[float(grade(text, one.answer) or 0.0) for text, one in zip(part, questions, strict=True)] for part in texts]  # fmt: skip
+    right = [
+        [float(grade(text, one.answer) or 0.0) for text, one in zip(part, questions, strict=True)] for part in texts
+    ]
     final = [[final_answer(text) for text in part] for part in texts]
     moved = [float(one != other) for one, other in zip(*final, strict=True)]
     repeated = [float(one == final_answer(said[-1])) for one, said in zip(final[1], guesses, strict=True)]
@@ -154,7 +158,13 @@ def page(before: list[Said], after: list[Said], num_questions: int, source: str)
         "|---|---|---|---|",
     ]
     for label, name in ROWS.items():
-        lines.append(row(label, *(stacked(which, lambda one, name=name: getattr(one, name)) for which in (after, before)), nats="nats" in label or "gap" in name))  # fmt: skip
+        lines.append(
+            row(
+                label,
+                *(stacked(which, lambda one, name=name: getattr(one, name)) for which in (after, before)),
+                nats="nats" in label or "gap" in name,
+            )
+        )
     lost = [stacked(which, lambda one: one.own - one.wrong) for which in (after, before)]
     return "\n".join([*lines, row("accuracy lost to wrong guesses", *lost), ""])
 

@@ -69,8 +69,14 @@ def measured(
     sampling = SamplingOptions(config.sampling.max_completion_length)
     with writing, torch.no_grad():
         rollouts = write_rollouts(
-            student, questions, context="plain", sampling=sampling, num_generations=1, seed=(seed, "style"), batch_size=BATCH
-        )  # fmt: skip
+            student,
+            questions,
+            context="plain",
+            sampling=sampling,
+            num_generations=1,
+            seed=(seed, "style"),
+            batch_size=BATCH,
+        )
         written = [label_completion(student.token_texts(one.ids), one) for one in rollouts]
         own = read(student, questions, [one.ids for one in rollouts], written)
         ids = [student.answer_ids(one.reference) for one in questions]
@@ -123,7 +129,14 @@ def page(found: dict[str, list[dict]], num_questions: int) -> str:
         "| projected on | entropy of style, written, nats | of values, written | of style, data | of values, data | values right, data | answers right, written |",
         "|---|---|---|---|---|---|---|",
     ]
-    shows = {"style, written": "{:.4f}", "values, written": "{:.3f}", "style, data": "{:.4f}", "values, data": "{:.3f}", "value right": "{:.1%}", "answer right": "{:.1%}"}  # fmt: skip
+    shows = {
+        "style, written": "{:.4f}",
+        "values, written": "{:.3f}",
+        "style, data": "{:.4f}",
+        "values, data": "{:.3f}",
+        "value right": "{:.1%}",
+        "answer right": "{:.1%}",
+    }
     for name, runs in found.items():
         cells = [text([one[key] for one in runs], show) for key, show in shows.items()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -137,7 +150,10 @@ def page(found: dict[str, list[dict]], num_questions: int) -> str:
     ]
     for name, runs in list(found.items())[1:]:
         changes = {key: [one[key] / before[key] - 1 for one, before in zip(runs, plain, strict=True)] for key in shows}
-        more = [abs(style) - abs(right) for style, right in zip(changes["style, written"], changes["answer right"], strict=True)]  # fmt: skip
+        more = [
+            abs(style) - abs(right)
+            for style, right in zip(changes["style, written"], changes["answer right"], strict=True)
+        ]
         lines.append(f"| {name} | {' | '.join(text(own, '{:+.1%}') for own in (*changes.values(), more))} |")
     return "\n".join([*lines, ""])
 

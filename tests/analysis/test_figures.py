@@ -28,11 +28,13 @@ def drawn(dopd: Path, opd: Path, theme: str) -> dict[str, go.Figure]:
         "sankey": figures.sankey(movement.transitions(dopd), notes, theme=theme),
         "regimes": figures.heatmap(probe, title="Probe", notes=notes, theme=theme),
         "numbers": figures.heatmap(movement.values_of_probe(dopd, 0, value="loss"), title="Probe", theme=theme),
-        "bars": figures.bars(movement.changes_by(dopd), "group", "changes_per_token", count="tokens", title="Changes", theme=theme),
+        "bars": figures.bars(
+            movement.changes_by(dopd), "group", "changes_per_token", count="tokens", title="Changes", theme=theme
+        ),
         "accuracy": figures.accuracy_curves(illusion.accuracy(dopd), theme=theme),
         "reliability": figures.reliability(illusion.reliability(dopd), theme=theme),
         "information": figures.information_share(illusion.bought_by_information(dopd), theme=theme),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -106,7 +108,12 @@ def test_an_axis_of_a_constant_begins_at_zero() -> None:
     for values in ((1e-4,) * 3, (-1e-4,) * 3, (0.0,) * 2, (1e-4,), (1e-4, 1e-4 + 1e-13)):
         assert curve(*values).layout.yaxis.rangemode == "tozero", values
     assert curve(1e-4, 2e-4).layout.yaxis.rangemode is None
-    frame = pd.DataFrame([{"step": step, "truth": "visible", "capability_size": 0.1, "information_size": 0.1, "num_positions": 3} for step in (1, 2)])  # fmt: skip
+    frame = pd.DataFrame(
+        [
+            {"step": step, "truth": "visible", "capability_size": 0.1, "information_size": 0.1, "num_positions": 3}
+            for step in (1, 2)
+        ]
+    )
     assert figures.gap_curves(Table(frame, run="run")).layout.yaxis.rangemode == "tozero"
 
 

@@ -32,7 +32,9 @@ def directions(weight: torch.Tensor, left: int, right: int, size: float = 0.1) -
 
 def save(folder: Path, **tensors: torch.Tensor) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file({name.replace("__", "."): one for name, one in tensors.items()}, folder / "model.safetensors")  # fmt: skip
+    safetensors.torch.save_file(
+        {name.replace("__", "."): one for name, one in tensors.items()}, folder / "model.safetensors"
+    )
     return folder
 
 
@@ -212,7 +214,7 @@ def test_shards_are_read_as_one_model(tmp_path: Path) -> None:
         ("image_newline", "vision tower", None),
         ("something.unheard", "other", None),
     ],
-)  # fmt: skip
+)
 def test_every_family_s_names_have_a_module(name: str, group: str, layer: int | None) -> None:
     place = place_of(name)
     assert place.group == group

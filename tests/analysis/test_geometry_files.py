@@ -58,7 +58,12 @@ def test_the_table_of_a_terminal_shows_both_precisions_and_the_control(
 
 def test_masks_are_written_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture) -> None:
     files = [str(folder / f"{name}.safetensors") for name in ("found", "random")]
-    assert main(["geometry", str(folder / "opd"), "--save-mask", files[0], "--random-mask", files[1], "--against", files[1]]) == 0  # fmt: skip
+    assert (
+        main(
+            ["geometry", str(folder / "opd"), "--save-mask", files[0], "--random-mask", files[1], "--against", files[1]]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "changed by more than 0 in bfloat16" in said and "as many in every tensor" in said
     assert mask_facts(files[0])["dtype"] == "bfloat16" and mask_facts(files[1])["random_like"] == files[0]

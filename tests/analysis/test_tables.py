@@ -62,8 +62,12 @@ def test_values_that_differ_are_written_as_the_file_writes_them(tmp_path: Path) 
         (tmp_path / name / "config.yaml").write_text(text)
     found = run_tables.config_difference(tmp_path / "a", tmp_path / "b").rows
     assert [(row["key"], row["a"], row["b"]) for row in found] == [
-        ("x", "null", "3"), ("y", "true", "false"), ("z", "{}", "not set"), ("w", "[1, b]", "not set"), ("z.c", "not set", "d"),
-    ]  # fmt: skip
+        ("x", "null", "3"),
+        ("y", "true", "false"),
+        ("z", "{}", "not set"),
+        ("w", "[1, b]", "not set"),
+        ("z.c", "not set", "d"),
+    ]
 
 
 def test_a_page_is_what_the_filters_say(dopd: Path) -> None:
@@ -152,7 +156,11 @@ def test_changes_of_hands_are_counted_as_one_counts_them(dopd: Path) -> None:
     expected = 0
     for probe in movement.probes(dopd).rows:
         found = movement.of_probe(dopd, probe["rollout"])
-        changes = sum(a != b for before, after in zip(found.regimes, found.regimes[1:], strict=False) for a, b in zip(before, after, strict=True))  # fmt: skip
+        changes = sum(
+            a != b
+            for before, after in zip(found.regimes, found.regimes[1:], strict=False)
+            for a, b in zip(before, after, strict=True)
+        )
         assert probe["changes"] == changes
         expected += changes
     assert movement.changes_by(dopd).frame["changes"].sum() == expected
@@ -299,14 +307,28 @@ def test_a_separation_that_reads_some_steps_only_says_so(long_run: Traces, monke
 @pytest.mark.parametrize(
     "ask",
     [
-        run_tables.metrics, tokens.page, regimes.shares_over_steps, regimes.gaps_over_steps, movement.probes,
-        movement.transitions, movement.most_moved, movement.changes_by, illusion.accuracy, illusion.reliability,
-        illusion.bought_by_information, illusion.loss_by_truth, illusion.separation, illusion.worst_cases,
-        illusion.sure_and_wrong, lambda run: regimes.shares_by(run, "kind"), lambda run: movement.of_probe(run, 0),
+        run_tables.metrics,
+        tokens.page,
+        regimes.shares_over_steps,
+        regimes.gaps_over_steps,
+        movement.probes,
+        movement.transitions,
+        movement.most_moved,
+        movement.changes_by,
+        illusion.accuracy,
+        illusion.reliability,
+        illusion.bought_by_information,
+        illusion.loss_by_truth,
+        illusion.separation,
+        illusion.worst_cases,
+        illusion.sure_and_wrong,
+        lambda run: regimes.shares_by(run, "kind"),
+        lambda run: movement.of_probe(run, 0),
         lambda run: compare.shared_examples(run, run),
-        lambda run: compare.accuracy_beside(run, run), compare.accuracy_of,
+        lambda run: compare.accuracy_beside(run, run),
+        compare.accuracy_of,
     ],
-)  # fmt: skip
+)
 def test_a_run_that_has_only_begun_says_what_to_do(runs: Path, ask) -> None:
     assert len(ask(runs / "begun").empty) > 20
     assert tokens.choices(runs / "begun")["step"] == []

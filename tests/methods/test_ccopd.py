@@ -60,9 +60,13 @@ def test_a_run_reads_replies_and_learns_from_the_last_alone(models, tmp_path) ->
     rows = [{"question": "What is the tag? A star. It is red.", "answer": "A"}, {"question": "What?", "answer": "B"}]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = run_config(
-        models, tmp_path, method={"name": "ccopd"}, data={"train": str(tmp_path / "data.jsonl"), "eval": None},
-        training__steps=1, training__batch_size=1,
-    )  # fmt: skip
+        models,
+        tmp_path,
+        method={"name": "ccopd"},
+        data={"train": str(tmp_path / "data.jsonl"), "eval": None},
+        training__steps=1,
+        training__batch_size=1,
+    )
     result = train(config)
     assert result.skipped == {"no turns (or a question of several sentences)": 1}
     traces = open_traces(result.run_dir)

@@ -47,7 +47,14 @@ def config(folder: Path, output_dir: object, **values: object) -> RunConfig:
 def scored(folder: Path, *, seed: int = 3, **options: object) -> tuple[Scored, torch.nn.Module]:
     method = load_method("d_opsd", {"right_only": False, **options})
     learner = build_learner(config(folder, "runs"), method)
-    written = write_rollouts(learner.student, load_examples("scenes:train?count=2"), context="plain", sampling=SamplingOptions(16), num_generations=2, seed=(seed,))  # fmt: skip
+    written = write_rollouts(
+        learner.student,
+        load_examples("scenes:train?count=2"),
+        context="plain",
+        sampling=SamplingOptions(16),
+        num_generations=2,
+        seed=(seed,),
+    )
     readings = read_batch(method, learner.policies, Batch(tuple(written)))
     found = supervise_batch(method, learner.policies, readings, seed=0, backward=lambda total: total.backward())
     return found, learner.student.model
@@ -69,7 +76,9 @@ def test_a_clipped_entry_adds_no_more_than_the_limit() -> None:
     equal = target.clone().requires_grad_()
     (grad,) = torch.autograd.grad(clipped(equal, target, ids).sum(), equal)
     assert float(grad.abs().max()) < 1e-7
-    assert torch.allclose(Divergence("forward_kl", clip=9.0)(learner, target, ids), Divergence("forward_kl")(learner, target, ids))  # fmt: skip
+    assert torch.allclose(
+        Divergence("forward_kl", clip=9.0)(learner, target, ids), Divergence("forward_kl")(learner, target, ids)
+    )
 
 
 @pytest.mark.parametrize("options", [{"kind": "jensen_shannon"}, {"kind": "reverse_kl", "support": "sampled"}])
@@ -90,7 +99,9 @@ def test_only_right_answers_with_blocks_to_come_are_supervised() -> None:
 def test_a_step_without_a_right_answer_changes_nothing_and_is_named() -> None:
     method, policies = load_method("d_opsd"), table_policies()
     batch = Batch(tuple(replace(one, reward=0.0) for one in rollouts(3, 4)))
-    found = supervise_batch(method, policies, read_batch(method, policies, batch), seed=0, backward=lambda total: total.backward())  # fmt: skip
+    found = supervise_batch(
+        method, policies, read_batch(method, policies, batch), seed=0, backward=lambda total: total.backward()
+    )
     assert found.loss.abs().sum() == 0.0
     assert all(table.grad is None or not table.grad.any() for table in policies["student"].tables.values())
     watch, seen = Watch(), []
@@ -127,8 +138,12 @@ def test_the_shipped_model_reads_its_future(monkeypatch: pytest.MonkeyPatch) -> 
         method = load_method("d_opsd", {"context": "caption", "share": share, "right_only": False})
         learner = build_learner(recipe, method)
         examples = load_examples("scenes:eval?count=48")
-        written = write_rollouts(learner.student, examples, context="caption", sampling=SamplingOptions(24), num_generations=1, seed=(1,))  # fmt: skip
-        found = supervise_batch(method, learner.policies, read_batch(method, learner.policies, Batch(tuple(written))), seed=0)  # fmt: skip
+        written = write_rollouts(
+            learner.student, examples, context="caption", sampling=SamplingOptions(24), num_generations=1, seed=(1,)
+        )
+        found = supervise_batch(
+            method, learner.policies, read_batch(method, learner.policies, Batch(tuple(written))), seed=0
+        )
         nats.append(float(-found.scores["self"].logprob[found.routing.regime == FUTURE].mean()))
     assert nats[0] - nats[1] > 0.02 and nats[1] - nats[2] > 0.02, nats
 
@@ -166,7 +181,10 @@ def test_a_run_is_recorded_with_its_denoising_steps_and_resumed_bit_for_bit(fold
         load_policy(list_checkpoints(one.run_dir)[-1].student, "end").model.state_dict() for one in (whole, stopped)
     ]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
-    probes = [open_traces(one.run_dir).sql("SELECT * FROM probe_positions ORDER BY ALL").to_pylist() for one in (whole, stopped)]  # fmt: skip
+    probes = [
+        open_traces(one.run_dir).sql("SELECT * FROM probe_positions ORDER BY ALL").to_pylist()
+        for one in (whole, stopped)
+    ]
     assert probes[0] == probes[1]
 
 

@@ -8,17 +8,27 @@ from workbench.methods import load_method
 
 def parts(**options: object) -> dict[str, tuple]:
     regimes = load_method("dopd_parts", options).regimes
-    return {name: tuple((one.target, one.divergence.label, one.weight) for one in regime.losses) for name, regime in regimes.items()}  # fmt: skip
+    return {
+        name: tuple((one.target, one.divergence.label, one.weight) for one in regime.losses)
+        for name, regime in regimes.items()
+    }
 
 
 def test_nothing_taken_away_is_dopd() -> None:
     own, whole = load_method("dopd_parts"), load_method("dopd")
     assert own.views == whole.views
-    assert {name: regime.losses for name, regime in own.regimes.items()} == {name: regime.losses for name, regime in whole.regimes.items()}  # fmt: skip
+    assert {name: regime.losses for name, regime in own.regimes.items()} == {
+        name: regime.losses for name, regime in whole.regimes.items()
+    }
 
 
 def test_one_regime_alone() -> None:
-    assert {name: bool(losses) for name, losses in parts(supervised="HT").items()} == {"LH": False, "LL": False, "HT": True, "HS": False}  # fmt: skip
+    assert {name: bool(losses) for name, losses in parts(supervised="HT").items()} == {
+        "LH": False,
+        "LL": False,
+        "HT": True,
+        "HS": False,
+    }
 
 
 def test_one_source_for_all() -> None:

@@ -158,7 +158,13 @@ def test_each_teacher_reads_its_own_domain_once_and_no_other(size: int, objectiv
     reference, alone = torch.zeros_like(grad(policies)), table_policies()
     for domain in members:  # as if each were the only teacher, on its half
         alone["teacher"], alone["student"].tables["plain"].grad = members[domain], None
-        supervised(alone, tuple(one for one in made if one.example.domain == domain), objective=objective, top_k=4, ratio_high=0.0)  # fmt: skip
+        supervised(
+            alone,
+            tuple(one for one in made if one.example.domain == domain),
+            objective=objective,
+            top_k=4,
+            ratio_high=0.0,
+        )
         reference += grad(alone) / 2
     assert torch.allclose(grad(policies), reference, atol=1e-6)
 

@@ -183,9 +183,15 @@ def test_what_can_have_no_effect_is_refused() -> None:
 def test_a_run_learns_from_what_a_peer_writes_when_asked(models: dict, tmp_path) -> None:
     method = {"name": "opcod", "feedback": "written", "exchange": "ungated", "anchor": False, "leak": True}
     config = run_config(
-        models, tmp_path, method=method, models__peers={"ann": str(models["student"])}, training__steps=1,
-        training__batch_size=1, data__eval=None, trace__probes=0,
-    )  # fmt: skip
+        models,
+        tmp_path,
+        method=method,
+        models__peers={"ann": str(models["student"])},
+        training__steps=1,
+        training__batch_size=1,
+        data__eval=None,
+        trace__probes=0,
+    )
     traces = open_traces(train(config).run_dir)
     rows = traces.sql("SELECT * FROM rollouts").to_pylist()
     assert {row["learner"] for row in rows} == {"student", "ann"}

@@ -97,7 +97,11 @@ def test_a_name_that_means_something_else_is_refused(name: str, models: dict, tm
 
 def test_every_student_of_a_run_is_asked_again(pair: RunConfig) -> None:
     found = evaluate_run(pair.run_dir, contexts=["plain"], count=2)
-    before = {(row.policy, row.example_id): row.text for row in load_answers(pair.run_dir) if row.step == 4 and row.context == "plain"}  # fmt: skip
+    before = {
+        (row.policy, row.example_id): row.text
+        for row in load_answers(pair.run_dir)
+        if row.step == 4 and row.context == "plain"
+    }
     assert {row.policy for row in found} == {"student", "ann"}
     assert all(row.text == before[row.policy, row.example_id] for row in found)
 
@@ -125,7 +129,13 @@ def test_a_study_asks_each_learner_and_compares_it_with_its_own_start(models: di
     ask_run(run, study.evaluate)
     results = collect(study)
     assert [row.name for row in results.rows] == ["base", "teacher", "one"]
-    asked = [(one.variant, one.data, one.against) for one in results.comparisons if one.measure == "accuracy" and one.truth == "all"]  # fmt: skip
-    assert {("one", data, against) for data in ("scenes:eval", "scenes:eval, asked of ann") for against in (None, "base")} <= set(asked)  # fmt: skip
+    asked = [
+        (one.variant, one.data, one.against)
+        for one in results.comparisons
+        if one.measure == "accuracy" and one.truth == "all"
+    ]
+    assert {
+        ("one", data, against) for data in ("scenes:eval", "scenes:eval, asked of ann") for against in (None, "base")
+    } <= set(asked)
     text = markdown(results)
     assert "## scenes:eval, shown plain" in text and "## scenes:eval, asked of ann, shown plain" in text

@@ -62,9 +62,13 @@ def test_divided_by_the_told_tokens_alone_as_in_the_reference_code() -> None:
 def test_a_fresh_answer_has_ratio_1_whatever_it_was_sampled_with(sampling: dict) -> None:
     policies, method = table_policies(), load_method("sdpo")
     rollouts = write_rollouts(
-        policies["student"], [example(0), example(1)], context="plain", sampling=SamplingOptions(5, **sampling),
-        num_generations=2, seed=(0,),
-    )  # fmt: skip
+        policies["student"],
+        [example(0), example(1)],
+        context="plain",
+        sampling=SamplingOptions(5, **sampling),
+        num_generations=2,
+        seed=(0,),
+    )
     rollouts = show_siblings(tuple(replace(one, reward=float(one.sample_idx)) for one in rollouts))
     scored = supervise_batch(method, policies, read_batch(method, policies, Batch(rollouts)), seed=0)
     assert torch.allclose(scored.routing.weight, torch.ones_like(scored.routing.weight), atol=1e-6)
@@ -73,9 +77,14 @@ def test_a_fresh_answer_has_ratio_1_whatever_it_was_sampled_with(sampling: dict)
 def test_steps_without_any_right_answer_move_nothing_and_are_counted(models, tmp_path) -> None:
     steps = []
     config = run_config(
-        models, tmp_path, method={"name": "sdpo"}, trace__probes=0, training__weight_decay=0.1, evaluation__rule="exact",
+        models,
+        tmp_path,
+        method={"name": "sdpo"},
+        trace__probes=0,
+        training__weight_decay=0.1,
+        evaluation__rule="exact",
         data={"train": "scenes:train?count=6&families=tag", "eval": None},
-    )  # fmt: skip
+    )
     result = train(config, on_step=lambda step, metrics: steps.append(metrics))  # random weights answer nothing right
     assert result.steps == 4
     assert [(one["share/ALONE"], one["supervised"], one["loss"], one["grad_norm"]) for one in steps] == [

@@ -82,9 +82,14 @@ def test_sdft_learns_nothing_from_a_copy_that_is_shown_nothing_more(top_k: int, 
 def test_lm_kd_mixes_the_tokens_of_the_data_and_the_teacher(alpha: float) -> None:
     policies, method = table_policies(), load_method("lm_kd", {"alpha": alpha})
     written = write_rollouts(
-        policies["student"], [example(0), example(1, reference="7")], context="plain", seed=(0,), num_generations=1,
-        sampling=SamplingOptions(8), dataset_share=method.dataset_share,
-    )  # fmt: skip
+        policies["student"],
+        [example(0), example(1, reference="7")],
+        context="plain",
+        seed=(0,),
+        num_generations=1,
+        sampling=SamplingOptions(8),
+        dataset_share=method.dataset_share,
+    )
     assert [(one.source, one.ids) for one in written] == [("dataset", (5, 3, 0)), ("dataset", (7, 0))]
     batch = Batch(tuple(written))
     scored = learn(method, policies, batch)

@@ -33,7 +33,11 @@ def policy(folder: Path) -> DiffusionPolicy:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[Prompt]:
-    return [build_prompt(example(0), "plain"), build_prompt(example(1, images=()), "caption"), build_prompt(example(2), "crop")]  # fmt: skip
+    return [
+        build_prompt(example(0), "plain"),
+        build_prompt(example(1, images=()), "caption"),
+        build_prompt(example(2), "crop"),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +126,9 @@ def test_the_future_shows_a_share_of_later_blocks_and_nothing_of_the_own_one(pol
 
 def test_behind_a_committed_end_there_is_no_future() -> None:
     order = Denoising((0, 1, 0, 1, 3, 2), 4, 16)
-    shown = build_prompt(example(0), "future:1", Rollout(example(0), 0, (9, 9, 9, 9, 9, 2), "", True, denoising=order)).future  # fmt: skip
+    shown = build_prompt(
+        example(0), "future:1", Rollout(example(0), 0, (9, 9, 9, 9, 9, 2), "", True, denoising=order)
+    ).future
     assert [len(places) for places in shown] == [12, 12, 8, 0]
 
 
@@ -198,10 +204,17 @@ def test_a_masked_model_without_images_reads_text(policy: DiffusionPolicy, tmp_p
         tokenizer_object=own.backend_tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token=EOS, mask_token="<mask>"
     )
     config = EuroBertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        pad_token_id=tokenizer.pad_token_id, mask_token_id=tokenizer.mask_token_id,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        pad_token_id=tokenizer.pad_token_id,
+        mask_token_id=tokenizer.mask_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.3,
+    )
     EuroBertForMaskedLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     text = load_policy(tmp_path, "text")

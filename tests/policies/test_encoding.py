@@ -60,11 +60,18 @@ def test_pictures_are_prepared_once_for_all_texts_beside_them(policy: Autoregres
     for prompt in prompts:
         for text in (prompt.text, "and now?"):
             asked = dataclasses.replace(prompt, text=text, key="")
-            one, other = own.encode(asked), fresh.encode(dataclasses.replace(asked, images=tuple(image.copy() for image in asked.images)))  # fmt: skip
+            one, other = (
+                own.encode(asked),
+                fresh.encode(dataclasses.replace(asked, images=tuple(image.copy() for image in asked.images))),
+            )
             assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     prepared, prepare = [], type(policy.processor.image_processor).preprocess
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(policy.processor.image_processor), "preprocess", lambda *own, **options: prepared.append(1) or prepare(*own, **options))  # fmt: skip
+        patch.setattr(
+            type(policy.processor.image_processor),
+            "preprocess",
+            lambda *own, **options: prepared.append(1) or prepare(*own, **options),
+        )
         own.encode(dataclasses.replace(prompts[0], text="a third time", key=""))
         assert not prepared
         fresh.encode(dataclasses.replace(prompts[0], key=""))
@@ -107,7 +114,10 @@ def test_rows_of_two_files_without_ids_are_different_prompts(encoder: PromptEnco
         (tmp_path / f"{name}.jsonl").write_text(f'{{"question": "a {name} question"}}\n')
     prompts = [build_prompt(load_examples(tmp_path / f"{name}.jsonl")[0], "plain") for name in ("train", "eval")]
     assert len({prompt.key for prompt in prompts}) == 2
-    assert [f"a {name} question" in text_of(encoder, encoder.encode(prompt)) for name, prompt in zip(("train", "eval"), prompts, strict=True)] == [True, True]  # fmt: skip
+    assert [
+        f"a {name} question" in text_of(encoder, encoder.encode(prompt))
+        for name, prompt in zip(("train", "eval"), prompts, strict=True)
+    ] == [True, True]
 
 
 def test_an_equal_prompt_is_encoded_once(encoder: PromptEncoder) -> None:
@@ -181,7 +191,11 @@ def test_a_language_model_alone_takes_text_and_no_images(idefics3: Autoregressiv
 
 
 def test_collate_pads_ids_on_the_left_and_pixels_with_zeros() -> None:
-    one = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, 2).long(), "pixel_values": torch.ones(1, 1, 3)}  # fmt: skip
+    one = {
+        "input_ids": torch.tensor([[5, 6]]),
+        "attention_mask": torch.ones(1, 2).long(),
+        "pixel_values": torch.ones(1, 1, 3),
+    }
     two = {
         "input_ids": torch.tensor([[7, 8, 9]]),
         "attention_mask": torch.ones(1, 3).long(),

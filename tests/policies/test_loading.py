@@ -61,9 +61,13 @@ def test_a_completion_longer_than_the_model_is_refused(models: dict[str, Path]) 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("config.json", "cannot be loaded as a model"), ("model.safetensors", "cannot be loaded as a model"),
-     ("tokenizer.json", "its processor cannot be loaded"), ("processor_config.json", "its processor cannot be loaded")],
-)  # fmt: skip
+    [
+        ("config.json", "cannot be loaded as a model"),
+        ("model.safetensors", "cannot be loaded as a model"),
+        ("tokenizer.json", "its processor cannot be loaded"),
+        ("processor_config.json", "its processor cannot be loaded"),
+    ],
+)
 @pytest.mark.parametrize("damage", ["missing", "torn", "empty"])
 def test_a_damaged_model_folder_is_named(name: str, sentence: str, damage: str, folder: Path) -> None:
     file = folder / name
@@ -89,7 +93,10 @@ def test_a_teacher_that_numbers_a_token_differently_is_refused(models: dict, fol
         vocabulary["red"], vocabulary["green"] = vocabulary["green"], vocabulary["red"]
 
     edit(folder / "tokenizer.json", swap)
-    with pytest.raises(PolicyError, match=r'teacher has another vocabulary.*token "(red|green)" is id \d+ for the student, and teacher has id'):  # fmt: skip
+    with pytest.raises(
+        PolicyError,
+        match=r'teacher has another vocabulary.*token "(red|green)" is id \d+ for the student, and teacher has id',
+    ):
         load_policies(("teacher",), student=models["student"], teacher=folder)
     with pytest.raises(PolicyError, match="teacher:count has another vocabulary than student"):
         load_policies(

@@ -195,12 +195,19 @@ def test_buckets_change_the_order_of_work_and_no_number(models: dict) -> None:
     shaped = [
         dataclasses.replace(one, ids=written.ids[:length], logprobs=written.logprobs[:length])
         for one, written, length in zip(
-            write_rollouts(policies["student"], [example(idx) for idx in range(5)], context="plain", sampling=SamplingOptions(3), num_generations=1, seed=(0,)),
+            write_rollouts(
+                policies["student"],
+                [example(idx) for idx in range(5)],
+                context="plain",
+                sampling=SamplingOptions(3),
+                num_generations=1,
+                seed=(0,),
+            ),
             own,
             (9, 2, 7, 1, 4),
             strict=True,
         )
-    ]  # fmt: skip
+    ]
     found = []
     for bucket in (False, True):
         policies["student"].model.zero_grad()

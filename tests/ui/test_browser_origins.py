@@ -26,7 +26,10 @@ ASK = """async ([address, path, method, mode]) => {
         return [answer.status, await answer.text()]
     } catch (error) { return [-1, String(error)] }
 }"""
-READS, WRITES = ("/config", "/gradio_api/info", "/gradio_api/openapi.json"), ("/gradio_api/run/first_glance", "/gradio_api/queue/join", "/gradio_api/upload")  # fmt: skip
+READS, WRITES = (
+    ("/config", "/gradio_api/info", "/gradio_api/openapi.json"),
+    ("/gradio_api/run/first_glance", "/gradio_api/queue/join", "/gradio_api/upload"),
+)
 
 
 def free_port() -> int:
@@ -53,7 +56,9 @@ def port(app: object) -> int:
 def foreign(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A page of somebody else on this machine, that also frames ours."""
     folder = tmp_path_factory.mktemp("foreign")
-    (folder / "index.html").write_text(f'<h1>theirs</h1><iframe src="http://127.0.0.1:{port}/" width=900 height=600></iframe>')  # fmt: skip
+    (folder / "index.html").write_text(
+        f'<h1>theirs</h1><iframe src="http://127.0.0.1:{port}/" width=900 height=600></iframe>'
+    )
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -39,7 +39,18 @@ class Server:
         self.process: subprocess.Popen | None = None
 
     def start(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "workbench", "app", "--runs", "runs", "--configs", "configs", "--port", str(self.port)]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "workbench",
+            "app",
+            "--runs",
+            "runs",
+            "--configs",
+            "configs",
+            "--port",
+            str(self.port),
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         environment["PYTHONPATH"] = str(Path(__file__).parents[2])
         with (self.folder / "app.log").open("a") as log:

@@ -122,12 +122,18 @@ def test_filters_of_tokens_hold_of_one_token_that_is_marked_and_opened(visit, sc
     for row in found:
         for kind, truth in ((row["kind"], row["truth"]), (row["kind"], None), (None, row["truth"])):
             if kind or truth:
-                fitting.setdefault((row["regime"], kind, truth), {}).setdefault((row["step"], row["rollout_idx"]), []).append(row["position"])  # fmt: skip
+                fitting.setdefault((row["regime"], kind, truth), {}).setdefault(
+                    (row["step"], row["rollout_idx"]), []
+                ).append(row["position"])
 
     def apart(chosen: tuple) -> int:
         """Answers that have a token for each of the three."""
         names = ("regime", "kind", "truth")
-        each = [{(row["step"], row["rollout_idx"]) for row in found if row[name] == value} for name, value in zip(names, chosen, strict=True) if value]  # fmt: skip
+        each = [
+            {(row["step"], row["rollout_idx"]) for row in found if row[name] == value}
+            for name, value in zip(names, chosen, strict=True)
+            if value
+        ]
         return len(set.intersection(*each))
 
     chosen = max(fitting, key=lambda one: apart(one) - len(fitting[one]))

@@ -176,7 +176,9 @@ def test_markup_in_what_was_entered_is_shown_as_text(context: AppContext) -> Non
     assert "<script>" not in message and "&lt;script&gt;" in message
 
 
-@pytest.mark.parametrize("choice", ["recipe:../secret.yaml", "recipe:/etc/passwd", "recipe:", "run:../x", "run:", "", None])  # fmt: skip
+@pytest.mark.parametrize(
+    "choice", ["recipe:../secret.yaml", "recipe:/etc/passwd", "recipe:", "run:../x", "run:", "", None]
+)
 def test_only_recipes_and_runs_can_be_opened(context: AppContext, choice: str | None) -> None:
     with pytest.raises((ConfigError, RunError)):
         form_values(context, choice)

@@ -97,7 +97,9 @@ def test_every_event_of_the_page_takes_any_value_or_says_what_is_wrong_with_it(
     assert not wrong and refused > 100
 
 
-@pytest.mark.parametrize("click", [None, 5, "x", [], {}, {"key": 5}, {"key": {"step": [1]}}, {"direction": "up"}, {"corners": []}])  # fmt: skip
+@pytest.mark.parametrize(
+    "click", [None, 5, "x", [], {}, {"key": 5}, {"key": {"step": [1]}}, {"direction": "up"}, {"corners": []}]
+)
 def test_a_click_on_nothing_is_a_sentence(app: object, visitor: httpx.Client, click: object) -> None:
     found = 0
     for event in app.fns.values():
@@ -111,8 +113,24 @@ def test_a_click_on_nothing_is_a_sentence(app: object, visitor: httpx.Client, cl
 
 @pytest.mark.parametrize(
     "body",
-    ["5", "[]", "null", '"x"', "{", "{}", '{"data": 5}', '{"data": []}', '{"data": [1, 2]}', '{"data": ["x"], "fn_index": 1000000}', '{"data": ["x"], "fn_index": "a"}', '{"data": ["x"], "fn_index": true}', '{"data": ["x"], "session_hash": 5}', '{"data": ' + "[" * 6000 + "]" * 6000 + "}", "\udcff"],
-)  # fmt: skip
+    [
+        "5",
+        "[]",
+        "null",
+        '"x"',
+        "{",
+        "{}",
+        '{"data": 5}',
+        '{"data": []}',
+        '{"data": [1, 2]}',
+        '{"data": ["x"], "fn_index": 1000000}',
+        '{"data": ["x"], "fn_index": "a"}',
+        '{"data": ["x"], "fn_index": true}',
+        '{"data": ["x"], "session_hash": 5}',
+        '{"data": ' + "[" * 6000 + "]" * 6000 + "}",
+        "\udcff",
+    ],
+)
 def test_a_body_of_another_form_is_a_sentence(visitor: httpx.Client, body: str) -> None:
     for path in ("run/first_glance", "api/first_glance", "call/first_glance", "queue/join"):
         answer = visitor.post(

@@ -21,7 +21,14 @@ from workbench.errors import ConfigError
 from workbench.runs import jobs
 
 DOORS = {"launch-check", "launch-start", "watch-resume", "data-score", "data-own-score"}
-LOADERS = ("AutoConfig", "AutoProcessor", "AutoTokenizer", "AutoImageProcessor", "AutoModelForImageTextToText", "AutoModelForCausalLM")  # fmt: skip
+LOADERS = (
+    "AutoConfig",
+    "AutoProcessor",
+    "AutoTokenizer",
+    "AutoImageProcessor",
+    "AutoModelForImageTextToText",
+    "AutoModelForCausalLM",
+)
 
 
 @pytest.fixture
@@ -79,7 +86,13 @@ def test_every_door_of_the_page_refuses_code_of_models(
     for name in LOADERS:
         monkeypatch.setattr(getattr(transformers, name), "from_pretrained", load)
     app, refused = build_app(received), set()
-    values = {"app-run": "opd", "data-file": picture, "data-question": "What is it?", "data-own-given": "a", "data-given": "a"}  # fmt: skip
+    values = {
+        "app-run": "opd",
+        "data-file": picture,
+        "data-question": "What is it?",
+        "data-own-given": "a",
+        "data-given": "a",
+    }
     trust = next(one for one in app.blocks.values() if one.elem_id == "launch-models-trust_remote_code")
     assert trust.value is True
     for event in app.fns.values():

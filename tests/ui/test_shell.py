@@ -149,7 +149,9 @@ def test_a_read_only_page_takes_no_upload(runs: Path) -> None:
         port = free.getsockname()[1]
     app = serve(runs, configs=runs, port=port, read_only=True)
     try:
-        sent = httpx.post(f"http://127.0.0.1:{port}/gradio_api/upload", files={"files": ("own.png", b"x" * 40)}, timeout=60)  # fmt: skip
+        sent = httpx.post(
+            f"http://127.0.0.1:{port}/gradio_api/upload", files={"files": ("own.png", b"x" * 40)}, timeout=60
+        )
         assert sent.status_code >= 400, sent.text
     finally:
         app.close()

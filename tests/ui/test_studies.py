@@ -15,9 +15,13 @@ from workbench.studies.report import _write_parquet
 from workbench.studies.status import compared, find_studies, read_study
 
 PLAN = {
-    "source": "configs/studies/<b>small.yaml", "baseline": "opd", "seeds": [0, 1], "faults": {"none": "no <models>"},
-    "runs": ["opd-s0", "dopd-s0", "opd-s1", "dopd-s1"], "notes": {"dopd": "shown <i>the crop</i>"},
-}  # fmt: skip
+    "source": "configs/studies/<b>small.yaml",
+    "baseline": "opd",
+    "seeds": [0, 1],
+    "faults": {"none": "no <models>"},
+    "runs": ["opd-s0", "dopd-s0", "opd-s1", "dopd-s1"],
+    "notes": {"dopd": "shown <i>the crop</i>"},
+}
 
 
 @pytest.fixture
@@ -40,7 +44,7 @@ def write(
             Comparison("dopd", None, *shared, 0.642, 0.62, 0.66, 2, 96, ""),
             Comparison("dopd", "opd", *shared, 0.03, 0.011, 0.049, 2, 96, "better"),
             Comparison("dopd", "base", *shared, -0.01, -0.03, 0.01, 2, 96, "not distinguishable"),
-        ]  # fmt: skip
+        ]
         _write_parquet(folder / "comparisons.parquet", rows, "small")
     return folder
 

@@ -116,9 +116,12 @@ def test_rows_show_hostile_text_as_text() -> None:
     nasty = '<script>alert(1)</script> & "עברית" 🙂'
     frame = pd.DataFrame([{"question": nasty, "token": nasty, "n": float("nan")}])
     made = rows_html(
-        Table(frame, run=nasty, units={"n": nasty}), [Column("question"), Column("token", kind="token"), Column("n", kind="number")],
-        label=nasty, key=("question",), title=nasty,
-    )  # fmt: skip
+        Table(frame, run=nasty, units={"n": nasty}),
+        [Column("question"), Column("token", kind="token"), Column("n", kind="number")],
+        label=nasty,
+        key=("question",),
+        title=nasty,
+    )
     assert "<script" not in made and "&lt;script&gt;" in made and "עברית" in made and "🙂" in made
     assert keys(made) == [{"question": nasty}] and ">–</td>" in made
 

@@ -45,9 +45,19 @@ def a_run(context: AppContext, name: str = "one", steps_done: int = 3, **facts: 
         add_step(folder, step)
     for step, text in ((0, "first <b>"), (9, "later")):
         row = {
-            "step": step, "policy": "student", "context": "plain", "example_id": "scene-1", "domain": "", "truth": None,
-            "answer": "4", "text": text, "reward": float(step > 0), "confidence": 0.5, "length": 3, "finished": True,
-        }  # fmt: skip
+            "step": step,
+            "policy": "student",
+            "context": "plain",
+            "example_id": "scene-1",
+            "domain": "",
+            "truth": None,
+            "answer": "4",
+            "text": text,
+            "reward": float(step > 0),
+            "confidence": 0.5,
+            "length": 3,
+            "finished": True,
+        }
         row |= {"question": "How many?"} if step else {}  # step 0: as an older version wrote it
         (folder / "evals" / f"step-{step:06d}.jsonl").write_text(json.dumps(row) + "\n")
     (folder / "train.log").write_text("hello\n")
@@ -191,9 +201,17 @@ def test_a_half_written_run_is_named(context: AppContext) -> None:
 
 def test_the_state_says_what_went_wrong_and_escapes_it() -> None:
     state = JobState(
-        "x<y", Path("runs/x"), "failed", "dopd", 3, 10, error="step 3: <b> is not finite", warnings=("careful",),
-        skipped={"no boxes": 4}, command=("python", "-m", "workbench", "train", "a b.yaml"),
-    )  # fmt: skip
+        "x<y",
+        Path("runs/x"),
+        "failed",
+        "dopd",
+        3,
+        10,
+        error="step 3: <b> is not finite",
+        warnings=("careful",),
+        skipped={"no boxes": 4},
+        command=("python", "-m", "workbench", "train", "a b.yaml"),
+    )
     html = status_html(state)
     assert "step 3: &lt;b&gt; is not finite" in html and "x&lt;y" in html and "<b>" not in html
     assert "careful" in html and "no boxes: 4" in html and "workbench train &#x27;a b.yaml&#x27;" in html

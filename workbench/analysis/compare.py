@@ -15,7 +15,22 @@ from workbench.render.from_trace import token_view
 from workbench.render.view import TokenView
 from workbench.traces.reader import TracedRollout, Traces
 
-ALIGNED_COLUMNS = ["position_a", "token_a", "regime_a", "capability_gap_a", "information_gap_a", "loss_a", "position_b", "token_b", "regime_b", "capability_gap_b", "information_gap_b", "loss_b", "same_token", "same_regime"]  # fmt: skip
+ALIGNED_COLUMNS = [
+    "position_a",
+    "token_a",
+    "regime_a",
+    "capability_gap_a",
+    "information_gap_a",
+    "loss_a",
+    "position_b",
+    "token_b",
+    "regime_b",
+    "capability_gap_b",
+    "information_gap_b",
+    "loss_b",
+    "same_token",
+    "same_regime",
+]
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,12 @@ def pair(first: str | Path | Traces, second: str | Path | Traces, row: dict) -> 
         traces = traces_of(run)
         if traces is None:
             raise TraceError(f"{run} holds no traces any more. Choose another run.")
-        traced.append((traces.rollout(int(row[f"step_{place}"]), int(row[f"rollout_{place}"]), probe=bool(row["probe"])), run_name(traces)))  # fmt: skip
+        traced.append(
+            (
+                traces.rollout(int(row[f"step_{place}"]), int(row[f"rollout_{place}"]), probe=bool(row["probe"])),
+                run_name(traces),
+            )
+        )
     views = [token_view(one, run=name) for one, name in traced]
     aligned, by = align(*(one for one, _ in traced))
     names = f"{traced[0][1]}, {traced[1][1]}"
@@ -133,7 +153,12 @@ def accuracy_of(*runs: str | Path) -> Table:
                         "change": measured.accuracy - before if step != steps[0] else None,
                     }
                 )
-    units = {"accuracy": "share of questions", "confidence": "probability", "change": "share of questions", "count": "questions"}  # fmt: skip
+    units = {
+        "accuracy": "share of questions",
+        "confidence": "probability",
+        "change": "share of questions",
+        "count": "questions",
+    }
     return table(rows, columns, run=", ".join(shown), empty=no_evals(runs[0]), units=units)
 
 
@@ -161,7 +186,12 @@ def accuracy_beside(first: str | Path, second: str | Path) -> Table:
         newest = f"step {steps[-1]}" if len(steps) > 1 else "no later one"
         units |= {f"count_{side}": name, f"first_{side}": f"{name}, {when}", f"last_{side}": f"{name}, {newest}"}
         units[f"confidence_{side}"] = f"{name}, {newest if len(steps) > 1 else when}"
-    columns = ["policy", "context", "truth", *(f"{one}_{side}" for side in "ab" for one in ("count", "first", "last", "confidence"))]  # fmt: skip
+    columns = [
+        "policy",
+        "context",
+        "truth",
+        *(f"{one}_{side}" for side in "ab" for one in ("count", "first", "last", "confidence")),
+    ]
     return table(
         list(rows.values()), columns, run=", ".join(names_of(first, second)), empty=no_evals(first), units=units
     )

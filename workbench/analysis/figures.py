@@ -64,11 +64,18 @@ def curves(
         series = _series(theme, runs.index(run) if by_run else names.index(name))
         unit = table.units.get(name, "")
         made.add_scatter(
-            x=curve["step"], y=curve["value"], name=escaped(label), mode="lines+markers" if len(curve) < 40 else "lines",
-            line={"width": 2, "color": (tints or {}).get(name, series), "dash": DASHES[0 if by_run else runs.index(run) % len(DASHES)]},
+            x=curve["step"],
+            y=curve["value"],
+            name=escaped(label),
+            mode="lines+markers" if len(curve) < 40 else "lines",
+            line={
+                "width": 2,
+                "color": (tints or {}).get(name, series),
+                "dash": DASHES[0 if by_run else runs.index(run) % len(DASHES)],
+            },
             marker={"size": 5},
             hovertemplate=f"<b>{escaped(_words(name))}</b> %{{y:.4g}} {escaped(unit)}<br>{escaped(run)}, step %{{x}}<extra></extra>",
-        )  # fmt: skip
+        )
     units = list(dict.fromkeys(table.units.get(name, "") for name in names))
     step_axis(made, frame["step"]).update_yaxes(title_text=escaped(", ".join(unit for unit in units if unit)))
     made.update_layout(showlegend=len(names) * len(runs) > 1)
@@ -93,9 +100,13 @@ def stacked_shares(
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
     made = make_subplots(
-        rows, columns, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.3 / rows if rows > 1 else 0,
+        rows,
+        columns,
+        shared_yaxes=True,
+        horizontal_spacing=0.04,
+        vertical_spacing=0.3 / rows if rows > 1 else 0,
         subplot_titles=[f"{escaped(name)} · {counts[name]:,} tokens" for name in groups] if len(groups) > 1 else None,
-    )  # fmt: skip
+    )
     _dress(made, theme, title=f"{title}, by {MEASURES[by]}", subtitle=table.run, height=max(least, 150 + 200 * rows))
     notes = _notes_of(frame)
     fills = regime_fills(notes, theme)
@@ -105,17 +116,38 @@ def stacked_shares(
         for name in notes:
             part = own[own["regime"] == name]
             colour, pattern = fills[name]
-            hatched = {"shape": pattern, "fgcolor": see_through("#000000", 0.28), "fgopacity": 0.35, "size": 6, "solidity": 0.2, "fillmode": "overlay"} if pattern else None  # fmt: skip
+            hatched = (
+                {
+                    "shape": pattern,
+                    "fgcolor": see_through("#000000", 0.28),
+                    "fgopacity": 0.35,
+                    "size": 6,
+                    "solidity": 0.2,
+                    "fillmode": "overlay",
+                }
+                if pattern
+                else None
+            )
             edge = {"width": 0.8, "color": SURFACE[theme]}
             if is_single:
                 add, look = made.add_bar, {"width": 0.4, "marker": {"color": colour, "pattern": hatched, "line": edge}}
             else:
-                add, look = made.add_scatter, {"mode": "lines", "stackgroup": group, "line": edge, "fillcolor": colour, "fillpattern": hatched}  # fmt: skip
+                add, look = (
+                    made.add_scatter,
+                    {"mode": "lines", "stackgroup": group, "line": edge, "fillcolor": colour, "fillpattern": hatched},
+                )
             add(
-                x=part["step"], y=part[by], name=escaped(name), legendgroup=name, showlegend=place == 0, customdata=part["num_positions"],
+                x=part["step"],
+                y=part[by],
+                name=escaped(name),
+                legendgroup=name,
+                showlegend=place == 0,
+                customdata=part["num_positions"],
                 hovertemplate=f"<b>{escaped(name)}</b> %{{y:.1%}} {MEASURES[by]}<br>%{{customdata:,}} tokens, step %{{x}}, {escaped(group)}<extra></extra>",
-                row=place // columns + 1, col=place % columns + 1, **look,
-            )  # fmt: skip
+                row=place // columns + 1,
+                col=place % columns + 1,
+                **look,
+            )
     if is_single:
         step = int(frame["step"].iloc[0])
         made.update_layout(barmode="stack").update_xaxes(range=[step - 1, step + 1])
@@ -138,35 +170,69 @@ def share_bars(table: Table, *, by: str = "position_share", title: str, theme: s
     for name, (colour, pattern) in regime_fills(notes, theme).items():
         part = frame[frame["regime"] == name]
         made.add_bar(
-            y=[labels[group] for group in part["group"]], x=part[by], orientation="h", name=escaped(name), customdata=part["num_positions"],
-            marker={"color": colour, "line": {"width": 1, "color": SURFACE[theme]}, "pattern": {"shape": pattern, "fillmode": "overlay", "fgcolor": "#000000", "fgopacity": 0.22, "size": 6, "solidity": 0.2}},
-            text=[f"{name} {value:.0%}" if value >= 0.08 else "" for value in part[by]], textposition="inside", insidetextanchor="middle",
-            textfont={"color": ink(colour), "size": 12}, textangle=0,
+            y=[labels[group] for group in part["group"]],
+            x=part[by],
+            orientation="h",
+            name=escaped(name),
+            customdata=part["num_positions"],
+            marker={
+                "color": colour,
+                "line": {"width": 1, "color": SURFACE[theme]},
+                "pattern": {
+                    "shape": pattern,
+                    "fillmode": "overlay",
+                    "fgcolor": "#000000",
+                    "fgopacity": 0.22,
+                    "size": 6,
+                    "solidity": 0.2,
+                },
+            },
+            text=[f"{name} {value:.0%}" if value >= 0.08 else "" for value in part[by]],
+            textposition="inside",
+            insidetextanchor="middle",
+            textfont={"color": ink(colour), "size": 12},
+            textangle=0,
             hovertemplate=f"<b>{escaped(name)}</b> %{{x:.1%}} {MEASURES[by]}<br>%{{customdata:,}} tokens<extra></extra>",
-        )  # fmt: skip
+        )
     made.update_layout(barmode="stack", bargap=0.28, legend_traceorder="normal")
     made.update_xaxes(range=[0, 1], tickformat=".0%", title_text=MEASURES[by])
     return made.update_yaxes(autorange="reversed")
 
 
-def gap_curves(table: Table, *, title: str = "The two gaps over training", theme: str = "light", by_size: bool = True) -> go.Figure:  # fmt: skip
+def gap_curves(
+    table: Table, *, title: str = "The two gaps over training", theme: str = "light", by_size: bool = True
+) -> go.Figure:
     """Mean capability and information gap per token over steps, a panel per truth."""
     columns = ("capability_size", "information_size") if by_size else ("capability_gap", "information_gap")
     if table.empty or table.frame[list(columns)].isna().all(axis=None):
         message = table.empty or "This method has no privileged student, so its gap cannot be split."
         return empty_figure(message, theme, title=title)
     truths = list(table.frame["truth"].unique())
-    made = make_subplots(1, len(truths), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=[escaped(f"{truth} tokens") for truth in truths])  # fmt: skip
+    made = make_subplots(
+        1,
+        len(truths),
+        shared_yaxes=True,
+        horizontal_spacing=0.04,
+        subplot_titles=[escaped(f"{truth} tokens") for truth in truths],
+    )
     _dress(made, theme, title=title, subtitle=table.run)
     for place, truth in enumerate(truths):
         own = table.frame[table.frame["truth"] == truth]
         for column, colour, dash in zip(columns, (CAPABILITY, INFORMATION), DASHES, strict=False):
             name = column.split("_")[0] + " gap"
             made.add_scatter(
-                x=own["step"], y=own[column], name=name, legendgroup=name, showlegend=place == 0, mode="lines" if len(own) > 1 else "markers", line={"width": 2, "color": colour[theme], "dash": dash},
-                customdata=own["num_positions"], hovertemplate=f"<b>{name}</b> %{{y:.3f}} nats per token<br>%{{customdata:,}} {escaped(truth)} tokens, step %{{x}}<extra></extra>",
-                row=1, col=place + 1,
-            )  # fmt: skip
+                x=own["step"],
+                y=own[column],
+                name=name,
+                legendgroup=name,
+                showlegend=place == 0,
+                mode="lines" if len(own) > 1 else "markers",
+                line={"width": 2, "color": colour[theme], "dash": dash},
+                customdata=own["num_positions"],
+                hovertemplate=f"<b>{name}</b> %{{y:.3f}} nats per token<br>%{{customdata:,}} {escaped(truth)} tokens, step %{{x}}<extra></extra>",
+                row=1,
+                col=place + 1,
+            )
     sort = "mean size, nats per token" if by_size else "mean, nats per token"
     return show_constant(step_axis(made, table.frame["step"]).update_yaxes(title_text=sort, col=1))
 
@@ -186,28 +252,47 @@ def sankey(
     nodes = [(side, name) for side in ("source", "target") for name in notes if (frame[side] == name).any()]
     sizes = [int(frame.loc[frame[side] == name, "num_positions"].sum()) for side, name in nodes]
     made.add_sankey(
-        arrangement="snap", domain={"x": [0.02, 0.98], "y": [0, 0.94]},
+        arrangement="snap",
+        domain={"x": [0.02, 0.98], "y": [0, 0.94]},
         textfont={"family": SANS, "size": 13, "color": INK[theme]},
         node={
             "label": [f"{escaped(name)}  {size:,}" for (_, name), size in zip(nodes, sizes, strict=True)],
-            "color": [fills[name][0] for _, name in nodes], "pad": 30, "thickness": 22, "line": {"color": MUTED[theme], "width": 0.6},
-            "customdata": [f"{escaped(notes[name].meaning)}<br>step {first if side == 'source' else last}" for side, name in nodes],
+            "color": [fills[name][0] for _, name in nodes],
+            "pad": 30,
+            "thickness": 22,
+            "line": {"color": MUTED[theme], "width": 0.6},
+            "customdata": [
+                f"{escaped(notes[name].meaning)}<br>step {first if side == 'source' else last}" for side, name in nodes
+            ],
             "hovertemplate": "%{label} tokens<br>%{customdata}<extra></extra>",
         },
         link={
-            "source": [nodes.index(("source", name)) for name in frame["source"]], "target": [nodes.index(("target", name)) for name in frame["target"]],
+            "source": [nodes.index(("source", name)) for name in frame["source"]],
+            "target": [nodes.index(("target", name)) for name in frame["target"]],
             "value": frame["num_positions"],
-            "color": [see_through(fills[a][0], 0.28 if a == b else 0.72) for a, b in zip(frame["source"], frame["target"], strict=True)],
+            "color": [
+                see_through(fills[a][0], 0.28 if a == b else 0.72)
+                for a, b in zip(frame["source"], frame["target"], strict=True)
+            ],
             "line": {"color": LINE[theme], "width": 0.6},
-            "customdata": [f"{share:.1%} of tokens · {escaped(text)}" for share, text in zip(frame["share"], frame["examples"], strict=True)],
+            "customdata": [
+                f"{share:.1%} of tokens · {escaped(text)}"
+                for share, text in zip(frame["share"], frame["examples"], strict=True)
+            ],
             "hovertemplate": "<b>%{source.label} → %{target.label}</b><br>%{value:,} tokens, %{customdata}<extra></extra>",
         },
-    )  # fmt: skip
+    )
     for x, step in ((0.02, first), (0.98, last)):
         made.add_annotation(
-            text=f"step {step}", x=x, y=1.0, xref="paper", yref="paper", showarrow=False,
-            xanchor="left" if x < 0.5 else "right", font={"size": 12, "color": MUTED[theme]},
-        )  # fmt: skip
+            text=f"step {step}",
+            x=x,
+            y=1.0,
+            xref="paper",
+            yref="paper",
+            showarrow=False,
+            xanchor="left" if x < 0.5 else "right",
+            font={"size": 12, "color": MUTED[theme]},
+        )
     return made.update_layout(margin={"l": 16, "r": 16, "t": _below_title(made, 72), "b": 16})
 
 
@@ -230,30 +315,59 @@ def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, 
         steps = [(edge / len(fills), fills[place]) for place in range(len(fills)) for edge in (place, place + 1)]
         numbers = [[None if pd.isna(value) else index[value] for value in row] for row in wide.to_numpy()]
         made.add_heatmap(
-            z=numbers, text=wide.to_numpy(), texttemplate="" if is_long else "%{text}", textfont={"size": 10.5}, colorscale=steps, zmin=-0.5, zmax=len(fills) - 0.5, showscale=False,
-            hovertemplate="<b>%{customdata}</b> %{text}<br>position %{x}, step %{y}<extra></extra>", **shared,
-        )  # fmt: skip
+            z=numbers,
+            text=wide.to_numpy(),
+            texttemplate="" if is_long else "%{text}",
+            textfont={"size": 10.5},
+            colorscale=steps,
+            zmin=-0.5,
+            zmax=len(fills) - 0.5,
+            showscale=False,
+            hovertemplate="<b>%{customdata}</b> %{text}<br>position %{x}, step %{y}<extra></extra>",
+            **shared,
+        )
     else:
         limit = bound(wide.to_numpy().ravel().tolist())
         has_signs = bool((frame["value"] < 0).any())
         unit = table.units.get("value", "")
         made.add_heatmap(
-            z=wide.to_numpy(), colorscale=ramp("diverging" if has_signs else "growing", theme), zmin=-limit if has_signs else 0, zmax=limit,
-            colorbar={"title": {"text": unit, "side": "top", "font": {"size": 12}}, "tickfont": {"size": 12}, "thickness": 10, "outlinewidth": 0, "nticks": 5},
-            hovertemplate=f"<b>%{{customdata}}</b> %{{z:+.3f}} {unit}<br>position %{{x}}, step %{{y}}<extra></extra>", **shared,
-        )  # fmt: skip
+            z=wide.to_numpy(),
+            colorscale=ramp("diverging" if has_signs else "growing", theme),
+            zmin=-limit if has_signs else 0,
+            zmax=limit,
+            colorbar={
+                "title": {"text": unit, "side": "top", "font": {"size": 12}},
+                "tickfont": {"size": 12},
+                "thickness": 10,
+                "outlinewidth": 0,
+                "nticks": 5,
+            },
+            hovertemplate=f"<b>%{{customdata}}</b> %{{z:+.3f}} {unit}<br>position %{{x}}, step %{{y}}<extra></extra>",
+            **shared,
+        )
     if is_long:  # there is no room for the words: pointing at a token gives its own
         made.update_xaxes(title_text="position of the token", tickformat=",d", showline=False)
     else:
         words = [escaped(word) for word in words]
-        made.update_xaxes(tickvals=shared["x"], ticktext=words, tickfont={"family": MONO, "size": 12}, showline=False, ticks="")  # fmt: skip
+        made.update_xaxes(
+            tickvals=shared["x"], ticktext=words, tickfont={"family": MONO, "size": 12}, showline=False, ticks=""
+        )
     made.update_yaxes(title_text=STEP, autorange="reversed", type="category", showgrid=False)
     return made.update_layout(margin_t=_below_title(made, 72))
 
 
 def bars(
-    table: Table, label: str, value: str, *, count: str = "", title: str, theme: str = "light", reference: float | None = None, meaning: str = "", tints: Sequence[str] = ()
-) -> go.Figure:  # fmt: skip
+    table: Table,
+    label: str,
+    value: str,
+    *,
+    count: str = "",
+    title: str,
+    theme: str = "light",
+    reference: float | None = None,
+    meaning: str = "",
+    tints: Sequence[str] = (),
+) -> go.Figure:
     """One horizontal bar per row; its value and, if `count` names a column, what it is counted over stand at the right.
 
     reference, meaning  a line across the bars, and what it means
@@ -265,17 +379,29 @@ def bars(
     made = figure(theme, title=title, subtitle=table.run, height=max(340, 160 + 34 * len(frame)))
     counted = [f" · n = {n:,}" for n in frame[count]] if count else [""] * len(frame)
     made.add_bar(
-        x=frame[value], y=[escaped(text) for text in frame[label]], orientation="h", marker={"color": list(tints) or SERIES[theme][0]},
-        text=[f"{plain(number)}{n}" for number, n in zip(frame[value], counted, strict=True)], textposition="none",
+        x=frame[value],
+        y=[escaped(text) for text in frame[label]],
+        orientation="h",
+        marker={"color": list(tints) or SERIES[theme][0]},
+        text=[f"{plain(number)}{n}" for number, n in zip(frame[value], counted, strict=True)],
+        textposition="none",
         hovertemplate="<b>%{y}</b> %{text}<extra></extra>",
-    )  # fmt: skip
+    )
     for name, text in zip(made.data[0].y, made.data[0].text, strict=True):
         made.add_annotation(
             x=1.012, xref="paper", xanchor="left", y=name, text=text, showarrow=False, font={"size": 12}
         )
     if reference is not None:
         made.add_vline(x=reference, line={"color": MUTED[theme], "dash": "dot", "width": 1.5})
-        made.add_annotation(x=reference, y=1, yref="paper", yanchor="bottom", text=escaped(meaning), showarrow=False, font={"size": 12, "color": MUTED[theme]})  # fmt: skip
+        made.add_annotation(
+            x=reference,
+            y=1,
+            yref="paper",
+            yanchor="bottom",
+            text=escaped(meaning),
+            showarrow=False,
+            font={"size": 12, "color": MUTED[theme]},
+        )
     made.update_layout(bargap=0.35, margin={"r": 120 if count else 60, "t": _below_title(made, 84 if meaning else 72)})
     made.update_xaxes(title_text=escaped(table.units.get(value, _words(value))), rangemode="tozero")
     return made.update_yaxes(autorange="reversed", ticksuffix="  ")
@@ -296,7 +422,13 @@ def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", the
     frame = table.frame
     truths = [name for name in ("all", "visible", "privileged") if (frame["truth"] == name).any()]
     counts = [int(frame.loc[frame["truth"] == truth, "count"].max()) for truth in truths]
-    made = make_subplots(1, len(truths), shared_yaxes=True, horizontal_spacing=0.035, subplot_titles=[f"{truth} · {n:,} questions" for truth, n in zip(truths, counts, strict=True)])  # fmt: skip
+    made = make_subplots(
+        1,
+        len(truths),
+        shared_yaxes=True,
+        horizontal_spacing=0.035,
+        subplot_titles=[f"{truth} · {n:,} questions" for truth, n in zip(truths, counts, strict=True)],
+    )
     _dress(made, theme, title=title, subtitle=f"{table.run} · solid: accuracy, dotted: confidence", height=380)
     pairs = list(dict.fromkeys(zip(frame["policy"], frame["context"], strict=True)))
     for place, truth in enumerate(truths):
@@ -305,11 +437,23 @@ def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", the
             name = escaped(f"{policy}, {context}")
             for column, dash in (("accuracy", "solid"), ("confidence", "dot")):
                 made.add_scatter(
-                    x=own["step"], y=own[column], name=name, legendgroup=name, showlegend=place == 0 and dash == "solid", mode="lines+markers",
-                    line={"width": 2, "color": POLICIES[theme][number % len(POLICIES[theme])], "dash": dash}, marker={"size": 7, "symbol": ("circle", "square", "diamond", "triangle-up", "x")[number % 5], "opacity": 1 if dash == "solid" else 0.6},
-                    customdata=own["count"], hovertemplate=f"<b>{name}</b> {column} %{{y:.1%}}<br>%{{customdata}} {truth} questions, step %{{x}}<extra></extra>",
-                    row=1, col=place + 1,
-                )  # fmt: skip
+                    x=own["step"],
+                    y=own[column],
+                    name=name,
+                    legendgroup=name,
+                    showlegend=place == 0 and dash == "solid",
+                    mode="lines+markers",
+                    line={"width": 2, "color": POLICIES[theme][number % len(POLICIES[theme])], "dash": dash},
+                    marker={
+                        "size": 7,
+                        "symbol": ("circle", "square", "diamond", "triangle-up", "x")[number % 5],
+                        "opacity": 1 if dash == "solid" else 0.6,
+                    },
+                    customdata=own["count"],
+                    hovertemplate=f"<b>{name}</b> {column} %{{y:.1%}}<br>%{{customdata}} {truth} questions, step %{{x}}<extra></extra>",
+                    row=1,
+                    col=place + 1,
+                )
     made.update_yaxes(tickformat=".0%", range=[-0.02, 1.04]).update_yaxes(title_text="share right, probability", col=1)
     return step_axis(made, frame["step"])
 
@@ -319,13 +463,30 @@ def reliability(table: Table, *, title: str = "Is it as often right as it is sur
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     made = figure(theme, title=title, subtitle=table.run, height=400)
-    made.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line={"color": MUTED[theme], "dash": "dot", "width": 1.5}, name="as sure as right", hoverinfo="skip")  # fmt: skip
+    made.add_scatter(
+        x=[0, 1],
+        y=[0, 1],
+        mode="lines",
+        line={"color": MUTED[theme], "dash": "dot", "width": 1.5},
+        name="as sure as right",
+        hoverinfo="skip",
+    )
     for number, (truth, own) in enumerate(table.frame.groupby("truth", sort=False)):
         made.add_scatter(
-            x=own["confidence"], y=own["accuracy"], name=escaped(truth), mode="lines+markers", customdata=own["count"], line={"width": 1.5, "color": TRUTHS[theme].get(truth, MUTED[theme])},
-            marker={"size": [7 + 20 * (n / own["count"].max()) ** 0.5 for n in own["count"]], "symbol": ("circle", "square", "diamond")[number % 3], "opacity": 0.85, "line": {"width": 1, "color": SURFACE[theme]}},
+            x=own["confidence"],
+            y=own["accuracy"],
+            name=escaped(truth),
+            mode="lines+markers",
+            customdata=own["count"],
+            line={"width": 1.5, "color": TRUTHS[theme].get(truth, MUTED[theme])},
+            marker={
+                "size": [7 + 20 * (n / own["count"].max()) ** 0.5 for n in own["count"]],
+                "symbol": ("circle", "square", "diamond")[number % 3],
+                "opacity": 0.85,
+                "line": {"width": 1, "color": SURFACE[theme]},
+            },
             hovertemplate=f"<b>{escaped(truth)}</b> right %{{y:.1%}}, sure %{{x:.1%}}<br>%{{customdata}} questions<extra></extra>",
-        )  # fmt: skip
+        )
     made.update_xaxes(title_text="confidence, mean over questions", range=[-0.02, 1.03], tickformat=".0%")
     return made.update_yaxes(title_text="accuracy, share of questions", range=[-0.04, 1.06], tickformat=".0%")
 
@@ -339,9 +500,16 @@ def information_share(table: Table, *, title: str = "Bought by information", the
     for truth, own in table.frame.groupby("truth", sort=False):
         for column, dash in (("loss_share", "solid"), ("position_share", "dot")):
             made.add_scatter(
-                x=own["step"], y=own[column], name=escaped(truth), legendgroup=truth, showlegend=dash == "solid", mode="lines", line={"width": 2, "color": TRUTHS[theme].get(truth, MUTED[theme]), "dash": dash},
-                customdata=own["num_positions"], hovertemplate=f"<b>{escaped(truth)}</b> %{{y:.1%}} {MEASURES[column]}<br>%{{customdata:,}} tokens, step %{{x}}<extra></extra>",
-            )  # fmt: skip
+                x=own["step"],
+                y=own[column],
+                name=escaped(truth),
+                legendgroup=truth,
+                showlegend=dash == "solid",
+                mode="lines",
+                line={"width": 2, "color": TRUTHS[theme].get(truth, MUTED[theme]), "dash": dash},
+                customdata=own["num_positions"],
+                hovertemplate=f"<b>{escaped(truth)}</b> %{{y:.1%}} {MEASURES[column]}<br>%{{customdata:,}} tokens, step %{{x}}<extra></extra>",
+            )
     made.update_yaxes(range=[0, 1.02], tickformat=".0%", title_text="share bought on information")
     return step_axis(made, table.frame["step"])
 

@@ -15,8 +15,28 @@ from workbench.evals.records import CONFIDENCE, tabulate
 from workbench.traces.reader import Traces
 from workbench.types import PRIVILEGED, VISIBLE
 
-ACCURACY_COLUMNS = ["step", "policy", "context", "truth", "count", "accuracy", "confidence", "overconfidence", "calibration_error", "length", "truncated"]  # fmt: skip
-ACCURACY_UNITS = {"count": "questions", "accuracy": "share of questions", "confidence": "mean over questions", "overconfidence": "confidence minus accuracy, points", "calibration_error": "mean distance of the two", "length": "tokens of an answer", "truncated": "share of answers"}  # fmt: skip
+ACCURACY_COLUMNS = [
+    "step",
+    "policy",
+    "context",
+    "truth",
+    "count",
+    "accuracy",
+    "confidence",
+    "overconfidence",
+    "calibration_error",
+    "length",
+    "truncated",
+]
+ACCURACY_UNITS = {
+    "count": "questions",
+    "accuracy": "share of questions",
+    "confidence": "mean over questions",
+    "overconfidence": "confidence minus accuracy, points",
+    "calibration_error": "mean distance of the two",
+    "length": "tokens of an answer",
+    "truncated": "share of answers",
+}
 HOW_SURE = (
     f"Confidence is the {CONFIDENCE}. Over-confidence is mean confidence minus accuracy in points, hundredths of a share: "
     "above 0 the policy is surer than it is right."
@@ -99,7 +119,13 @@ def loss_by_truth(run: str | Path | Traces) -> Table:
                sum(capability_gap) / sum(num_positions) AS capability_gap,
                sum(information_gap) / sum(num_positions) AS information_gap
         FROM cells GROUP BY ALL ORDER BY truth"""
-    units = {"num_positions": "tokens", "position_share": "share of tokens", "loss_share": "share of loss", "capability_gap": "nats per token", "information_gap": "nats per token"}  # fmt: skip
+    units = {
+        "num_positions": "tokens",
+        "position_share": "share of tokens",
+        "loss_share": "share of loss",
+        "capability_gap": "nats per token",
+        "information_gap": "nats per token",
+    }
     return table(traces.sql(query).to_pandas(), columns, run=run_name(traces), empty=NO_TRACES, units=units)
 
 
@@ -157,7 +183,23 @@ def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None =
     All of a run is ranked. A few steps are read first: the loss of their worst cases is one that the run's reach too, so
     the rest of the run is read where a loss is at least that.
     """
-    columns = ["step", "rollout", "process", "position", "token", "kind", "truth", "regime", "source", "information_gap", "capability_gap", "loss", "question", "answer", "expected"]  # fmt: skip
+    columns = [
+        "step",
+        "rollout",
+        "process",
+        "position",
+        "token",
+        "kind",
+        "truth",
+        "regime",
+        "source",
+        "information_gap",
+        "capability_gap",
+        "loss",
+        "question",
+        "answer",
+        "expected",
+    ]
     traces = traces_of(run)
     if traces is None or not has_gaps(traces):
         return table([], columns, run=run_name(traces), empty=NO_TRACES if traces is None else NO_SELF)

@@ -84,7 +84,17 @@ def shares_by(run: str | Path | Traces, split: str, *, first: int | None = None,
 
 def gaps_over_steps(run: str | Path | Traces) -> Table:
     """Per step and truth: mean gaps with sign and by size, the student's entropy and confidence, per token."""
-    columns = ["step", "truth", "num_positions", "capability_gap", "information_gap", "capability_size", "information_size", "entropy", "confidence"]  # fmt: skip
+    columns = [
+        "step",
+        "truth",
+        "num_positions",
+        "capability_gap",
+        "information_gap",
+        "capability_size",
+        "information_size",
+        "entropy",
+        "confidence",
+    ]
     traces = traces_of(run)
     if traces is None:
         return table([], columns, run="", empty=NO_TRACES)

@@ -83,19 +83,29 @@ def write_report(
 def _facts(folder: RunFolder) -> str:
     status = folder.status
     named = {
-        "run": folder.path.name, "method": status.get("method"), "status": status.get("status"),
-        "steps": f"{status.get('steps_done', 0)} of {status.get('steps', '?')}", "started": status.get("started"), "seed": status.get("seed"),
+        "run": folder.path.name,
+        "method": status.get("method"),
+        "status": status.get("status"),
+        "steps": f"{status.get('steps_done', 0)} of {status.get('steps', '?')}",
+        "started": status.get("started"),
+        "seed": status.get("seed"),
         "commit": f"{status.get('commit') or NONE}{' with changes' if status.get('dirty') else ''}",
-        "skipped examples": ", ".join(f"{reason}: {count}" for reason, count in (status.get("skipped") or {}).items()) or None,
+        "skipped examples": ", ".join(f"{reason}: {count}" for reason, count in (status.get("skipped") or {}).items())
+        or None,
         "answers in prompts": status.get("answers_in_prompts"),
         "prepared": "; ".join(f"{name}: {value}" for name, value in (status.get("prepared") or {}).items()) or None,
         "written by": "; ".join(f"{name}: {found}" for name, found in written_by(folder.path).items()) or None,
-        "warnings": " ".join(status.get("warnings") or ()) or None, "error": status.get("error"),
-    }  # fmt: skip
-    rows = "".join(f'<tr><th scope="row">{name}</th><td>{escape(str(value))}</td></tr>' for name, value in named.items() if value is not None)  # fmt: skip
+        "warnings": " ".join(status.get("warnings") or ()) or None,
+        "error": status.get("error"),
+    }
+    rows = "".join(
+        f'<tr><th scope="row">{name}</th><td>{escape(str(value))}</td></tr>'
+        for name, value in named.items()
+        if value is not None
+    )
     read_yaml(folder.path / "config.yaml")  # a torn one says so, and not half of itself
     config = escape((folder.path / "config.yaml").read_text(encoding="utf-8"))
-    return f'<div class="rp-card"><table class="rp-facts"><tbody>{rows}</tbody></table><details><summary>Configuration</summary><pre>{config}</pre></details></div>'  # fmt: skip
+    return f'<div class="rp-card"><table class="rp-facts"><tbody>{rows}</tbody></table><details><summary>Configuration</summary><pre>{config}</pre></details></div>'
 
 
 def _learned(run_dir: Path, theme: str) -> str:
@@ -103,7 +113,19 @@ def _learned(run_dir: Path, theme: str) -> str:
     last = accuracy.frame
     if not accuracy.empty:
         last = last[last["step"] == last.groupby(["policy", "context"])["step"].transform("max")]
-    shown = {"policy": str, "context": str, "truth": str, "step": str, "count": str, "accuracy": _share, "confidence": _share, "overconfidence": _points, "calibration_error": _share, "length": _length, "truncated": _share}  # fmt: skip
+    shown = {
+        "policy": str,
+        "context": str,
+        "truth": str,
+        "step": str,
+        "count": str,
+        "accuracy": _share,
+        "confidence": _share,
+        "overconfidence": _points,
+        "calibration_error": _share,
+        "length": _length,
+        "truncated": _share,
+    }
     curve = functools.partial(metrics, run_dir)
     return (
         _plot(figures.accuracy_curves(accuracy, theme=theme))
@@ -141,35 +163,66 @@ def _moved(traces: Traces | None, theme: str) -> str:
     maps = []
     for row in most:
         moved = movement.of_probe(traces, row["rollout"], process=row["process"])
-        maps.append(f'<div class="rp-card">{render_movement(moved.steps, moved.tokens, moved.regimes, moved.notes, title=moved.title, theme=theme, standalone=False)}</div>')  # fmt: skip
-    shown = {"token": _token, "kind": str, "truth": str, "changes": str, "way": str, "information_gap": _signed, "example": str}  # fmt: skip
+        maps.append(
+            f'<div class="rp-card">{render_movement(moved.steps, moved.tokens, moved.regimes, moved.notes, title=moved.title, theme=theme, standalone=False)}</div>'
+        )
+    shown = {
+        "token": _token,
+        "kind": str,
+        "truth": str,
+        "changes": str,
+        "way": str,
+        "information_gap": _signed,
+        "example": str,
+    }
     return (
         _pair(
             figures.sankey(movement.transitions(traces), movement.regime_notes(traces), theme=theme),
-            figures.stacked_shares(regimes.shares_over_steps(traces, probe=True), title="Who supervised the probes", theme=theme),
+            figures.stacked_shares(
+                regimes.shares_over_steps(traces, probe=True), title="Who supervised the probes", theme=theme
+            ),
         )
         + "".join(maps)
         + _table(movement.most_moved(traces, limit=15), shown)
-    )  # fmt: skip
+    )
 
 
 def _imitated(run_dir: Path, traces: Traces | None, theme: str) -> str:
     if traces is None:
         return _none(NO_TRACES)
     bars = figures.separation_bars(illusion.separation(traces), theme=theme)
-    shown = {"token": _token, "truth": str, "regime": str, "source": str, "information_gap": _signed, "capability_gap": _signed, "loss": _number, "question": str, "answer": str, "expected": str, "step": str, "rollout": str}  # fmt: skip
+    shown = {
+        "token": _token,
+        "truth": str,
+        "regime": str,
+        "source": str,
+        "information_gap": _signed,
+        "capability_gap": _signed,
+        "loss": _number,
+        "question": str,
+        "answer": str,
+        "expected": str,
+        "step": str,
+        "rollout": str,
+    }
     return (
-        _pair(figures.information_share(illusion.bought_by_information(traces), theme=theme), figures.reliability(illusion.reliability(run_dir), theme=theme))
+        _pair(
+            figures.information_share(illusion.bought_by_information(traces), theme=theme),
+            figures.reliability(illusion.reliability(run_dir), theme=theme),
+        )
         + _plot(bars)
         + _table(illusion.worst_cases(traces, limit=15), shown)
-    )  # fmt: skip
+    )
 
 
 def _answers(traces: Traces | None, run: str, count: int, theme: str) -> str:
     """The worst cases' answers, those with the largest gaps, and the newest, in turn and each once."""
     if traces is None:
         return _none(NO_TRACES)
-    worst = [(row["step"], row["process"], row["rollout"], row["position"]) for row in illusion.worst_cases(traces, limit=4 * count).rows]  # fmt: skip
+    worst = [
+        (row["step"], row["process"], row["rollout"], row["position"])
+        for row in illusion.worst_cases(traces, limit=4 * count).rows
+    ]
     orders = [worst]
     for order in ("information_gap", "capability_gap", "step"):
         page = tokens.page(traces, Selection(order=order), size=count)
@@ -189,7 +242,13 @@ def _answers(traces: Traces | None, run: str, count: int, theme: str) -> str:
 
 
 def _plot(figure: go.Figure) -> str:
-    inner = figure.to_html(full_html=False, include_plotlyjs=False, config=_PLOT, default_width="100%", default_height=f"{figure.layout.height}px")  # fmt: skip
+    inner = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        config=_PLOT,
+        default_width="100%",
+        default_height=f"{figure.layout.height}px",
+    )
     return f'<div class="rp-card rp-wide">{inner}</div>'
 
 
@@ -200,13 +259,20 @@ def _pair(*made: go.Figure) -> str:
 def _table(table: Table, shown: dict) -> str:
     if table.empty:
         return _none(table.empty)
-    numbers = {name for name, write in shown.items() if write in (_share, _points, _signed, _number) or pd.api.types.is_numeric_dtype(table.frame[name])}  # fmt: skip
+    numbers = {
+        name
+        for name, write in shown.items()
+        if write in (_share, _points, _signed, _number) or pd.api.types.is_numeric_dtype(table.frame[name])
+    }
     heads = "".join(
         f'<th scope="col"{" class=rp-number" if name in numbers else ""}>{escape(name.replace("_", " "))}'
         f"{f'<br>{escape(table.units[name])}' if table.units.get(name) else ''}</th>"
         for name in shown
     )
-    body = "".join(f"<tr>{''.join(_cell(row[name], write, name in numbers) for name, write in shown.items())}</tr>" for row in table.rows)  # fmt: skip
+    body = "".join(
+        f"<tr>{''.join(_cell(row[name], write, name in numbers) for name, write in shown.items())}</tr>"
+        for row in table.rows
+    )
     return f'<div class="rp-card rp-wide"><table class="rp-table"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

@@ -14,7 +14,20 @@ from workbench.runs.commands import as_yaml
 from workbench.runs.folder import RunFolder, parse_metrics
 from workbench.runs.jobs import find_jobs
 
-RUN_COLUMNS = ["run", "status", "method", "step", "steps", "progress", "remaining_s", "started", "silent_s", "loss", "accuracy", "error"]  # fmt: skip
+RUN_COLUMNS = [
+    "run",
+    "status",
+    "method",
+    "step",
+    "steps",
+    "progress",
+    "remaining_s",
+    "started",
+    "silent_s",
+    "loss",
+    "accuracy",
+    "error",
+]
 METRIC_UNITS = {
     "loss": "nats",
     "entropy": "nats per token",

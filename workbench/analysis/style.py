@@ -62,11 +62,20 @@ def layout(theme: str, *, title: str, subtitle: str = "", height: int = 340, wra
     extra = lines_above(head)
     return {
         "template": _template(theme),
-        "title": {"text": head, "x": 0, "xref": "container", "xanchor": "left", "y": 1, "yanchor": "top", "font": {"size": 15}, "pad": {"t": 16, "l": 16}},
+        "title": {
+            "text": head,
+            "x": 0,
+            "xref": "container",
+            "xanchor": "left",
+            "y": 1,
+            "yanchor": "top",
+            "font": {"size": 15},
+            "pad": {"t": 16, "l": 16},
+        },
         "height": height + extra,
         "margin": {"l": 64, "r": 24, "t": 96 + extra, "b": 48},
         "hovermode": "closest",
-    }  # fmt: skip
+    }
 
 
 def lines_above(head: str) -> int:
@@ -100,12 +109,18 @@ def _template(theme: str) -> go.layout.Template:
                 "align": "left",
             },
             "legend": {
-                "orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom",
-                "font": {"size": 12.5}, "bgcolor": "rgba(0,0,0,0)", "title": {"text": ""},
+                "orientation": "h",
+                "x": 0,
+                "xanchor": "left",
+                "y": 1.02,
+                "yanchor": "bottom",
+                "font": {"size": 12.5},
+                "bgcolor": "rgba(0,0,0,0)",
+                "title": {"text": ""},
             },
             "separators": ".\u2009",
         }
-    )  # fmt: skip
+    )
 
 
 def step_axis(made: go.Figure, steps: Iterable[int]) -> go.Figure:
@@ -129,8 +144,13 @@ def empty_figure(message: str, theme: str = "light", *, title: str = "", height:
     made.update_xaxes(visible=False).update_yaxes(visible=False)
     made.add_annotation(
         text="<br>".join(_wrapped(escaped(message), 46)),
-        showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 14, "color": MUTED[theme]},
-    )  # fmt: skip
+        showarrow=False,
+        x=0.5,
+        y=0.5,
+        xref="paper",
+        yref="paper",
+        font={"size": 14, "color": MUTED[theme]},
+    )
     return made
 
 

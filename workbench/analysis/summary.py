@@ -129,7 +129,9 @@ def peer_table(answered: list[Answered]) -> list[str]:
     repaired and broken are questions, of all asked: wrong at first and right at last, and the other way round.
     """
     steps = sorted({row.step for row in answered})
-    asked = {step: {(row.policy, row.context, row.example_id): row for row in answered if row.step == step} for step in steps}  # fmt: skip
+    asked = {
+        step: {(row.policy, row.context, row.example_id): row for row in answered if row.step == step} for step in steps
+    }
     if len(steps) < 2:
         return []
     first, last = asked[steps[0]], asked[steps[-1]]
@@ -139,9 +141,15 @@ def peer_table(answered: list[Answered]) -> list[str]:
     rows = []
     for key in dict.fromkeys((row.domain or "-", *name[:2]) for name, row in last.items()):
         names = [name for name, row in last.items() if ((row.domain or "-"), *name[:2]) == key and name in first]
-        pairs = [(first[name].reward, last[name].reward) for name in names if None not in (first[name].reward, last[name].reward)]  # fmt: skip
+        pairs = [
+            (first[name].reward, last[name].reward)
+            for name in names
+            if None not in (first[name].reward, last[name].reward)
+        ]
         if pairs:
-            shares = [sum(one) / len(pairs) for one in zip(*((a, b, (1 - a) * b, a * (1 - b)) for a, b in pairs), strict=True)]  # fmt: skip
+            shares = [
+                sum(one) / len(pairs) for one in zip(*((a, b, (1 - a) * b, a * (1 - b)) for a, b in pairs), strict=True)
+            ]
             rows.append([*key, str(len(pairs)), *(f"{share:.1%}" for share in shares)])
     header = ["kind", "learner", "context", "questions", f"right @{steps[0]}", f"@{steps[-1]}", "repaired", "broken"]
     return [format_table(header, sorted(rows))] if rows else []
@@ -151,7 +159,20 @@ def evaluation_table(answered: list[Answered]) -> str:
     """Every measure of every policy and context: over all questions, by truth, and by kind of question."""
     if not answered:
         return NOBODY_ASKED
-    header = ["policy", "context", "kind", "truth", "questions", "accuracy", "confidence", "over-confidence", "calibration error", "entropy", "length", "cut"]  # fmt: skip
+    header = [
+        "policy",
+        "context",
+        "kind",
+        "truth",
+        "questions",
+        "accuracy",
+        "confidence",
+        "over-confidence",
+        "calibration error",
+        "entropy",
+        "length",
+        "cut",
+    ]
     rows = []
     for policy, context in dict.fromkeys((row.policy, row.context) for row in answered):
         own = [row for row in answered if (row.policy, row.context) == (policy, context)]
@@ -162,7 +183,18 @@ def evaluation_table(answered: list[Answered]) -> str:
                 entropy = "-" if measured.entropy is None else f"{measured.entropy:.3f}"
                 shares = [f"{value:.1%}" for value in (measured.accuracy, measured.confidence)]
                 shares += [f"{100 * measured.overconfidence:+.1f}", f"{measured.calibration_error:.1%}", entropy]
-                rows.append([policy, context, kind, truth, str(measured.count), *shares, f"{measured.length:.1f}", f"{measured.truncated:.1%}"])  # fmt: skip
+                rows.append(
+                    [
+                        policy,
+                        context,
+                        kind,
+                        truth,
+                        str(measured.count),
+                        *shares,
+                        f"{measured.length:.1f}",
+                        f"{measured.truncated:.1%}",
+                    ]
+                )
     if not rows:
         return NOBODY_GRADED
     legend = (
@@ -181,7 +213,11 @@ def _asked_less(answered: list[Answered]) -> list[str]:
     lines = []
     for policy, by_context in asked.items():
         most = max(map(len, by_context.values()))
-        lines += [f"  {policy}, {context}: only the {len(own)} of {most} questions with the evidence that it shows" for context, own in by_context.items() if len(own) < most]  # fmt: skip
+        lines += [
+            f"  {policy}, {context}: only the {len(own)} of {most} questions with the evidence that it shows"
+            for context, own in by_context.items()
+            if len(own) < most
+        ]
     return lines
 
 
@@ -252,6 +288,9 @@ def _facts(traces: Traces) -> list[str]:
     names = sorted({row["fact"] for row in rows})
     means = {(row["learner"], row["domain"], row["fact"]): row["mean"] for row in rows}
     groups = dict.fromkeys((row["learner"], row["domain"]) for row in rows)
-    lines = [[*group, *(f"{means[*group, name]:.2f}" if (*group, name) in means else "-" for name in names)] for group in groups]  # fmt: skip
+    lines = [
+        [*group, *(f"{means[*group, name]:.2f}" if (*group, name) in means else "-" for name in names)]
+        for group in groups
+    ]
     header = ["decided", "kind", *(name.replace("_", " ") for name in names)]
     return [format_table(header, lines) + "\n  means per answer"] if lines else []

@@ -9,8 +9,28 @@ from workbench.render.view import TokenView
 from workbench.traces.reader import Key, Traces
 from workbench.traces.schema import OPENING
 
-PAGE_COLUMNS = ["step", "rollout", "process", "example", "domain", "question", "answer", "expected", "right", "tokens", "capability_gap", "information_gap", "loss", "regimes"]  # fmt: skip
-PAGE_UNITS = {"tokens": "tokens", "capability_gap": "nats per token", "information_gap": "nats per token", "loss": "nats per token"}  # fmt: skip
+PAGE_COLUMNS = [
+    "step",
+    "rollout",
+    "process",
+    "example",
+    "domain",
+    "question",
+    "answer",
+    "expected",
+    "right",
+    "tokens",
+    "capability_gap",
+    "information_gap",
+    "loss",
+    "regimes",
+]
+PAGE_UNITS = {
+    "tokens": "tokens",
+    "capability_gap": "nats per token",
+    "information_gap": "nats per token",
+    "loss": "nats per token",
+}
 
 NO_ANSWERS = (
     "No answer of training is recorded yet: the first are those of step 1. Answers of the fixed probes may be there before: "

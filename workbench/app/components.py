@@ -51,9 +51,17 @@ _SHOWN: dict[str, Callable[[object], str]] = {
     "token": lambda value: visible_text(str(value)),
 }
 _CLASSES = {
-    "text": "wbu-long", "short": "wbu-short", "mono": "wbu-long wbu-mono", "number": "wbu-number", "signed": "wbu-number",
-    "share": "wbu-number", "points": "wbu-number", "right-text": "wbu-number", "right": "wbu-short", "token": "wbu-short wbu-mono",
-}  # fmt: skip
+    "text": "wbu-long",
+    "short": "wbu-short",
+    "mono": "wbu-long wbu-mono",
+    "number": "wbu-number",
+    "signed": "wbu-number",
+    "share": "wbu-number",
+    "points": "wbu-number",
+    "right-text": "wbu-number",
+    "right": "wbu-short",
+    "token": "wbu-short wbu-mono",
+}
 
 
 def rows_html(

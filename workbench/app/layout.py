@@ -42,11 +42,31 @@ TABS: dict[str, tuple[str, ModuleType]] = {
 }
 TROUBLE_S = 10.0  # between looks whether the run that is shown has died or was deleted
 ACCENT = gr.themes.Color(
-    "#eef6fb", "#d3e6f4", "#a9d0ea", "#7bb8de", "#4aa9e6", "#1f86c4", "#0072b2", "#005f99", "#004b79", "#00395c", "#00263d"
-)  # fmt: skip
+    "#eef6fb",
+    "#d3e6f4",
+    "#a9d0ea",
+    "#7bb8de",
+    "#4aa9e6",
+    "#1f86c4",
+    "#0072b2",
+    "#005f99",
+    "#004b79",
+    "#00395c",
+    "#00263d",
+)
 INK = gr.themes.Color(
-    "#f7f8f9", "#eceef0", "#dfe2e6", "#c5cad0", "#a4adb7", "#747d88", "#565e68", "#333940", "#1f242a", "#15181c", "#101316"
-)  # fmt: skip
+    "#f7f8f9",
+    "#eceef0",
+    "#dfe2e6",
+    "#c5cad0",
+    "#a4adb7",
+    "#747d88",
+    "#565e68",
+    "#333940",
+    "#1f242a",
+    "#15181c",
+    "#101316",
+)
 
 
 def build_app(context: AppContext) -> gr.Blocks:
@@ -84,24 +104,39 @@ def build_app(context: AppContext) -> gr.Blocks:
                     module.build_tab(context, shared)
                 one.select(None, None, tab, js=f"() => {json.dumps(name)}")
         shown = {
-            "fn": None, "inputs": [run, tab, theme, address, *wake.values()], "outputs": list(wake.values()),
+            "fn": None,
+            "inputs": [run, tab, theme, address, *wake.values()],
+            "outputs": list(wake.values()),
             "js": f"(...values) => workbenchApp.show({json.dumps(list(TABS))}, ...values)",
-        }  # fmt: skip
+        }
         gr.on([run.change, tab.change, theme.change, address.change], **shown)
         gr.on(
-            [run.change, tab.change, look.click, gr.Timer(TROUBLE_S).tick], told(partial(look_over, context), 1 + len(wake)),
-            [run, tab], [trouble, *wake.values()], show_progress="hidden", api_visibility="private", queue=False,
-        )  # fmt: skip
+            [run.change, tab.change, look.click, gr.Timer(TROUBLE_S).tick],
+            told(partial(look_over, context), 1 + len(wake)),
+            [run, tab],
+            [trouble, *wake.values()],
+            show_progress="hidden",
+            api_visibility="private",
+            queue=False,
+        )
         toggle.click(None, None, theme, js="() => workbenchApp.toggle()")
         again = look.click(  # a page that is just coming back from a lost server has no run yet, and its address has
-            told(partial(look_again, context)), run, run, js="(run) => [workbenchApp.run(run)]", api_visibility="private",
-        )  # fmt: skip
+            told(partial(look_again, context)),
+            run,
+            run,
+            js="(run) => [workbenchApp.run(run)]",
+            api_visibility="private",
+        )
         again.then(None, js="() => workbenchApp.look()").then(**shown)
         opened = [run, tabs, tab, address, theme]
         asked = app.load(
-            told(partial(open_address, context), len(opened)), [search, theme], opened,
-            js="() => workbenchApp.start()", api_visibility="private", show_progress="hidden",
-        )  # fmt: skip
+            told(partial(open_address, context), len(opened)),
+            [search, theme],
+            opened,
+            js="() => workbenchApp.start()",
+            api_visibility="private",
+            show_progress="hidden",
+        )
         asked.then(None, js="() => workbenchApp.open()").then(**shown)
 
         def glance(search: str) -> str:  # Gradio asks for the types of what it is given
@@ -186,10 +221,9 @@ def open_address(context: AppContext, search: str, theme: str) -> tuple:
 
 def _title(context: AppContext) -> str:
     locked = '<span class="app-badge" title="Runs can be looked at, not started or stopped">read-only</span>'
-    return (
-        "<h1>Distillation workbench</h1><p>who supervised every token, and why</p>"
-        + (locked if context.read_only else "")
-    )  # fmt: skip
+    return "<h1>Distillation workbench</h1><p>who supervised every token, and why</p>" + (
+        locked if context.read_only else ""
+    )
 
 
 def _theme() -> gr.themes.Base:

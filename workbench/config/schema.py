@@ -44,7 +44,9 @@ class LoraConfig:
     rank: Annotated[int, Option("width of the adapters; 0 = no LoRA, all weights are trained", low=0)] = 0
     alpha: Annotated[float, Option("scale of the adapters' output, divided by rank", low=0)] = 16.0
     dropout: Annotated[float, Option("share of adapter inputs dropped while learning", low=0, high=0.9)] = 0.0
-    target_modules: Annotated[str, Option("layers that get adapters: all-linear, or a regular expression")] = "all-linear"  # fmt: skip
+    target_modules: Annotated[str, Option("layers that get adapters: all-linear, or a regular expression")] = (
+        "all-linear"
+    )
 
 
 @dataclass(frozen=True)
@@ -52,26 +54,54 @@ class ModelsConfig:
     """Which models play which role: folders written by save_pretrained, or names on the hub."""
 
     student: Annotated[str, Option("the model that is trained")] = ""
-    teacher: Annotated[str | None, Option("the frozen teacher; null if the method has none; beside models.teachers, that of all other domains")] = None  # fmt: skip
-    teachers: Annotated[dict, Option("domain: frozen teacher, where each domain has its own")] = field(default_factory=dict)  # fmt: skip
-    peers: Annotated[dict, Option("name: model, further students that learn in the same run, on the same prompts")] = field(default_factory=dict)  # fmt: skip
-    device: Annotated[str | None, Option("where models are: cpu, cuda, cuda:1, mps, ...; null = the accelerator that there is, or else the CPU")] = None  # fmt: skip
+    teacher: Annotated[
+        str | None,
+        Option("the frozen teacher; null if the method has none; beside models.teachers, that of all other domains"),
+    ] = None
+    teachers: Annotated[dict, Option("domain: frozen teacher, where each domain has its own")] = field(
+        default_factory=dict
+    )
+    peers: Annotated[dict, Option("name: model, further students that learn in the same run, on the same prompts")] = (
+        field(default_factory=dict)
+    )
+    device: Annotated[
+        str | None,
+        Option("where models are: cpu, cuda, cuda:1, mps, ...; null = the accelerator that there is, or else the CPU"),
+    ] = None
     dtype: Annotated[str, Option("of the student's weights", choices=DTYPES)] = "float32"
-    teacher_dtype: Annotated[str | None, Option("of the teachers' weights; null = as the student; int8 needs bitsandbytes", choices=(*DTYPES, "int8"))] = None  # fmt: skip
-    offload_teachers: Annotated[bool, Option("teachers lie in host memory and visit the device while they read")] = False  # fmt: skip
-    attention: Annotated[str | None, Option("transformers' attention implementation: eager, sdpa, flash_attention_2, ...; null = its choice")] = None  # fmt: skip
-    compile: Annotated[str | None, Option("backend of torch.compile for the models: inductor, ...; null = not compiled")] = None  # fmt: skip
-    share_images: Annotated[bool, Option("in one step, the same weights look at the same pictures once, where no gradient is asked")] = True  # fmt: skip
-    accept_differences: Annotated[bool, Option("go on with a model whose numbers are not those of its own forward pass")] = False  # fmt: skip
+    teacher_dtype: Annotated[
+        str | None,
+        Option("of the teachers' weights; null = as the student; int8 needs bitsandbytes", choices=(*DTYPES, "int8")),
+    ] = None
+    offload_teachers: Annotated[bool, Option("teachers lie in host memory and visit the device while they read")] = (
+        False
+    )
+    attention: Annotated[
+        str | None,
+        Option("transformers' attention implementation: eager, sdpa, flash_attention_2, ...; null = its choice"),
+    ] = None
+    compile: Annotated[
+        str | None, Option("backend of torch.compile for the models: inductor, ...; null = not compiled")
+    ] = None
+    share_images: Annotated[
+        bool, Option("in one step, the same weights look at the same pictures once, where no gradient is asked")
+    ] = True
+    accept_differences: Annotated[
+        bool, Option("go on with a model whose numbers are not those of its own forward pass")
+    ] = False
     trust_remote_code: Annotated[bool, Option("run Python code that comes with a model")] = False
     gradient_checkpointing: Annotated[bool, Option("less memory, one more forward of the student")] = False
     lora: LoraConfig = LoraConfig()
 
     def __post_init__(self) -> None:
         if self.offload_teachers and self.teacher_dtype == "int8":
-            raise ConfigError("models.offload_teachers moves weights, and those of models.teacher_dtype=int8 stay where they were made. Choose one, or bfloat16.")  # fmt: skip
+            raise ConfigError(
+                "models.offload_teachers moves weights, and those of models.teacher_dtype=int8 stay where they were made. Choose one, or bfloat16."
+            )
         if "/" in (self.attention or "") and not self.trust_remote_code:
-            raise ConfigError(f'models.attention="{self.attention}" names a kernel of a hub, which is a program. Set models.trust_remote_code=true if you trust it, or choose eager, sdpa or flash_attention_2.')  # fmt: skip
+            raise ConfigError(
+                f'models.attention="{self.attention}" names a kernel of a hub, which is a program. Set models.trust_remote_code=true if you trust it, or choose eager, sdpa or flash_attention_2.'
+            )
         for domain, model in self.teachers.items():
             if not (isinstance(domain, str) and isinstance(model, str) and model):
                 raise ConfigError(
@@ -90,7 +120,9 @@ class DataConfig:
 
     train: Annotated[str, Option("examples to train on")] = ""
     eval: Annotated[str | None, Option("examples to evaluate on; null = no evaluation")] = None
-    probes: Annotated[str | None, Option("examples re-scored through the run; null = the first evaluation examples")] = None  # fmt: skip
+    probes: Annotated[
+        str | None, Option("examples re-scored through the run; null = the first evaluation examples")
+    ] = None
     limit: Annotated[int | None, Option("use only the first so many training examples; null = all", low=1)] = None
 
 
@@ -101,11 +133,17 @@ class SamplingConfig:
     num_generations: Annotated[int, Option("answers per prompt", low=1)] = 4
     max_completion_length: Annotated[int, Option("longest answer", unit="tokens", low=1)] = 256
     temperature: Annotated[float, Option("0 = always the most likely token", low=0)] = 1.0
-    top_p: Annotated[float, Option("share of the probability mass that is sampled from, after top_k; 1 = all", low=0.01, high=1)] = 1.0  # fmt: skip
+    top_p: Annotated[
+        float, Option("share of the probability mass that is sampled from, after top_k; 1 = all", low=0.01, high=1)
+    ] = 1.0
     top_k: Annotated[int, Option("entries of the vocabulary that are sampled from; 0 = all", low=0)] = 0
-    engine: Annotated[str, Option("what writes the student's answers; vllm needs the package of that name", choices=ENGINES)] = ENGINES[0]  # fmt: skip
+    engine: Annotated[
+        str, Option("what writes the student's answers; vllm needs the package of that name", choices=ENGINES)
+    ] = ENGINES[0]
     engine_memory: Annotated[float, Option("share of the device's memory that vllm takes", low=0.01, high=0.95)] = 0.3
-    block: Annotated[int, Option("masked diffusion: positions denoised together; 0 = the model's own", unit="tokens", low=0)] = 0  # fmt: skip
+    block: Annotated[
+        int, Option("masked diffusion: positions denoised together; 0 = the model's own", unit="tokens", low=0)
+    ] = 0
     steps_per_block: Annotated[int, Option("masked diffusion: steps to fill a block; 0 = the model's own", low=0)] = 0
 
 
@@ -116,20 +154,46 @@ class TrainingConfig:
     steps: Annotated[int, Option("optimiser steps", low=1)] = 100
     batch_size: Annotated[int, Option("prompts per step", low=1)] = 8
     micro_batch_size: Annotated[int, Option("sequences per forward pass; 0 = all of a step", low=0)] = 0
-    bucket: Annotated[bool, Option("micro-batches of answers of like length, so that less is padding; answers to one prompt stay together")] = False  # fmt: skip
-    optimizer: Annotated[str, Option("adamw; or sgd, without momentum: it needs a rate hundreds of times as high", choices=OPTIMIZERS)] = OPTIMIZERS[0]  # fmt: skip
+    bucket: Annotated[
+        bool,
+        Option("micro-batches of answers of like length, so that less is padding; answers to one prompt stay together"),
+    ] = False
+    optimizer: Annotated[
+        str, Option("adamw; or sgd, without momentum: it needs a rate hundreds of times as high", choices=OPTIMIZERS)
+    ] = OPTIMIZERS[0]
     learning_rate: Annotated[float, Option("highest learning rate", low=0)] = 5e-6
     schedule: Annotated[str, Option("course of the learning rate, as in transformers", choices=SCHEDULES)] = "cosine"
-    warmup_steps: Annotated[int, Option("steps of linear rise: step s of w has s / w of the rate (in transformers (s - 1) / w, so that the first would move nothing)", low=0)] = 0  # fmt: skip
+    warmup_steps: Annotated[
+        int,
+        Option(
+            "steps of linear rise: step s of w has s / w of the rate (in transformers (s - 1) / w, so that the first would move nothing)",
+            low=0,
+        ),
+    ] = 0
     weight_decay: Annotated[float, Option("share of a weight lost per step and unit of learning rate", low=0)] = 0.0
     betas: Annotated[list, Option("AdamW's two decay rates")] = field(default_factory=lambda: [0.9, 0.999])
     max_grad_norm: Annotated[float, Option("gradients are scaled down to this norm; 0 = never", low=0)] = 1.0
-    mixed_precision: Annotated[str, Option("precision of forward passes over float32 weights: of sampling, scoring, learning and evaluating alike", choices=("no", "bf16"))] = "no"  # fmt: skip
-    dropout: Annotated[bool, Option("the model's own dropout is on while it learns; it then scores otherwise than it sampled")] = False  # fmt: skip
-    update_mask: Annotated[str | None, Option("file of the coordinates that are trained, all others keep their bits; null = all. Made by workbench geometry RUN --save-mask")] = None  # fmt: skip
+    mixed_precision: Annotated[
+        str,
+        Option(
+            "precision of forward passes over float32 weights: of sampling, scoring, learning and evaluating alike",
+            choices=("no", "bf16"),
+        ),
+    ] = "no"
+    dropout: Annotated[
+        bool, Option("the model's own dropout is on while it learns; it then scores otherwise than it sampled")
+    ] = False
+    update_mask: Annotated[
+        str | None,
+        Option(
+            "file of the coordinates that are trained, all others keep their bits; null = all. Made by workbench geometry RUN --save-mask"
+        ),
+    ] = None
     save_every: Annotated[int, Option("steps between checkpoints; 0 = only at the end", low=0)] = 50
     keep: Annotated[int, Option("newest checkpoints kept; 0 = all", low=0)] = 2
-    trackers: Annotated[list, Option("accelerate's trackers: trackio, tensorboard, wandb, ...")] = field(default_factory=list)  # fmt: skip
+    trackers: Annotated[list, Option("accelerate's trackers: trackio, tensorboard, wandb, ...")] = field(
+        default_factory=list
+    )
 
 
 @dataclass(frozen=True)
@@ -152,7 +216,9 @@ class EvaluationConfig:
     contexts: Annotated[list, Option("contexts shown to the student")] = field(default_factory=lambda: ["plain"])
     teacher: Annotated[bool, Option("evaluate the teacher too, once, before training")] = True
     rule: Annotated[str, Option("how an answer is compared with the right one", choices=RULES)] = RULES[0]
-    tolerance: Annotated[float, Option("of rule numeric: how far off is right, as a share of the right number", low=0)] = TOLERANCE  # fmt: skip
+    tolerance: Annotated[
+        float, Option("of rule numeric: how far off is right, as a share of the right number", low=0)
+    ] = TOLERANCE
     batch_size: Annotated[int, Option("answers written at once", low=1)] = 64
 
     @property
@@ -186,14 +252,18 @@ class RunConfig:
         if len(betas) != 2 or not all(isinstance(beta, float) and 0.0 <= beta < 1.0 for beta in betas):
             raise ConfigError(f"training.betas must be two numbers in [0, 1), got {betas}.")
         if self.training.optimizer != "adamw" and betas != TrainingConfig().betas:
-            raise ConfigError(f"training.betas={betas} are AdamW's, and training.optimizer={self.training.optimizer} has none. Leave them out.")  # fmt: skip
+            raise ConfigError(
+                f"training.betas={betas} are AdamW's, and training.optimizer={self.training.optimizer} has none. Leave them out."
+            )
         if self.training.schedule == "constant" and self.training.warmup_steps:
             raise ConfigError(
                 f"training.warmup_steps={self.training.warmup_steps} has no effect with training.schedule=constant. "
                 "Set training.schedule=constant_with_warmup, or training.warmup_steps=0."
             )
         if self.training.update_mask and self.models.lora.rank:
-            raise ConfigError("training.update_mask is of a student's own weights, and models.lora.rank trains adapters instead. Set one of the two to null or 0.")  # fmt: skip
+            raise ConfigError(
+                "training.update_mask is of a student's own weights, and models.lora.rank trains adapters instead. Set one of the two to null or 0."
+            )
         check_grading(**self.evaluation.grading)
         for context in self.evaluation.contexts:
             check_asked(str(context))
@@ -219,9 +289,15 @@ class RunConfig:
         for policy in teachers:
             _, _, domain = policy.partition(":")
             if domain and domain not in self.models.teachers:
-                raise ConfigError(unknown(f"method {self.method['name']} needs models.teachers of domain", domain, self.models.teachers))  # fmt: skip
+                raise ConfigError(
+                    unknown(
+                        f"method {self.method['name']} needs models.teachers of domain", domain, self.models.teachers
+                    )
+                )
             if not domain and not self.models.teacher and not self.models.teachers:
-                raise ConfigError(f"method {self.method['name']} needs a teacher: set models.teacher, or models.teachers by domain.")  # fmt: skip
+                raise ConfigError(
+                    f"method {self.method['name']} needs a teacher: set models.teacher, or models.teachers by domain."
+                )
 
     def load_method(self) -> Method:
         """The method with its options."""

@@ -236,7 +236,9 @@ class Method:
         for regime in self.regimes.values():
             for loss in regime.losses:
                 if loss.by is not None and (loss.target != REWARD or loss.by not in self.views):
-                    raise ConfigError(f'method {self.name}: by="{loss.by}" names the view of a reward; views: {", ".join(self.views)}.')  # fmt: skip
+                    raise ConfigError(
+                        f'method {self.name}: by="{loss.by}" names the view of a reward; views: {", ".join(self.views)}.'
+                    )
         for name in self.reads:
             if name not in self.views:
                 raise ConfigError(unknown(f"method {self.name}: view", name, self.views))

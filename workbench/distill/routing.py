@@ -11,7 +11,11 @@ from torch import Tensor
 from workbench.data.grading import final_answer
 from workbench.types import Mark, Rollout, RouteBatch, Routing, label_tokens
 
-_COMMON = frozenset("a an and any are at by can do does for from has have how in is it its many much of on or than that the there these this to was what where which who with".split())  # noqa: SIM905  # fmt: skip
+_COMMON_WORDS = (
+    "a an and any are at by can do does for from has have how in is it its many much of on or than that the there these this "
+    "to was what where which who with"
+)
+_COMMON = frozenset(_COMMON_WORDS.split())
 ANSWER = "answer"  # kind of the tokens that state the final answer
 
 

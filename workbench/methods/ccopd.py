@@ -25,10 +25,23 @@ from workbench.types import RouteBatch, Routing
 
 @dataclass(frozen=True)
 class Options:
-    student_context: Annotated[str, Option("how the student is shown the question", choices=("turns", "concat", "plain"))] = "turns"  # fmt: skip
-    replies_by: Annotated[str, Option("who replies to the turns before the last: the frozen start, or the student as it is", choices=("student@start", "student"))] = "student@start"  # fmt: skip
-    positions: Annotated[str, Option("where the loss is: the last reply, or its tokens that state the answer", choices=("reply", "answer"))] = "reply"  # fmt: skip
-    divergence: Annotated[str, Option("what is minimised; forward_kl is the paper's ablation", choices=KINDS[1:4])] = "reverse_kl"  # fmt: skip
+    student_context: Annotated[
+        str, Option("how the student is shown the question", choices=("turns", "concat", "plain"))
+    ] = "turns"
+    replies_by: Annotated[
+        str,
+        Option(
+            "who replies to the turns before the last: the frozen start, or the student as it is",
+            choices=("student@start", "student"),
+        ),
+    ] = "student@start"
+    positions: Annotated[
+        str,
+        Option("where the loss is: the last reply, or its tokens that state the answer", choices=("reply", "answer")),
+    ] = "reply"
+    divergence: Annotated[str, Option("what is minimised; forward_kl is the paper's ablation", choices=KINDS[1:4])] = (
+        "reverse_kl"
+    )
 
 
 def build(options: Options) -> Method:

@@ -33,12 +33,16 @@ FUTURE, LAST, WRONG = range(3)
 class Options:
     context: Annotated[str, Option("what the student is shown, and the self-teacher beside the future")] = "plain"
     share: Annotated[float, Option("share of later blocks that the self-teacher is shown", low=0, high=1)] = 0.25
-    source: Annotated[str, Option("what right answers are pulled to: the self-teacher, or their own tokens", choices=("self", TOKENS))] = "self"  # fmt: skip
+    source: Annotated[
+        str, Option("what right answers are pulled to: the self-teacher, or their own tokens", choices=("self", TOKENS))
+    ] = "self"
     divergence: Annotated[str, Option("what is minimised", choices=("reverse_kl", "forward_kl"))] = "reverse_kl"
     top_k: Annotated[int, Option("entries of the self-teacher's distribution that are compared; 0 = all", low=0)] = 20
     clip: Annotated[float, Option("most that one entry adds to a divergence; 0 = no clip", unit="nats", low=0)] = 0.05
     right_only: Annotated[bool, Option("answers that are not right have no supervision")] = True
-    self_policy: Annotated[str, Option("weights of the self-teacher", choices=("student@start", "student@ema", "student"))] = "student@start"  # fmt: skip
+    self_policy: Annotated[
+        str, Option("weights of the self-teacher", choices=("student@start", "student@ema", "student"))
+    ] = "student@start"
     ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
 
 

@@ -32,20 +32,30 @@ SELF_POLICIES = ("student", "student@ema", "student@start")
 
 @dataclass(frozen=True)
 class Options:
-    privilege: Annotated[str, Option("context of teacher and privileged student; plain = the control without privilege")] = "boxes"  # fmt: skip
+    privilege: Annotated[
+        str, Option("context of teacher and privileged student; plain = the control without privilege")
+    ] = "boxes"
     self_policy: Annotated[str, Option("weights of the privileged student", choices=SELF_POLICIES)] = "student"
     beta_light: Annotated[float, Option("weight of LH and HS", low=0)] = 0.6
     beta_weak: Annotated[float, Option("weight of LL", low=0)] = 0.3
     top_k: Annotated[int, Option("entries compared in LH, LL and HS", low=1)] = 128
     top_k_of_teacher_regime: Annotated[str, Option("whose most likely entries in LH", choices=TOP_K_OF)] = "target"
-    top_k_of_self_regimes: Annotated[str, Option("whose most likely entries in LL and HS", choices=TOP_K_OF)] = "learner"  # fmt: skip
+    top_k_of_self_regimes: Annotated[str, Option("whose most likely entries in LL and HS", choices=TOP_K_OF)] = (
+        "learner"
+    )
     tail: Annotated[str, Option("what becomes of the other entries", choices=TAILS)] = "bucket"
     trim: Annotated[float, Option("share of outliers left out of the means; 0 = none", low=0, high=0.5)] = 0.05
     trim_target: Annotated[str, Option("trimmed by its largest values", choices=("gap", "gap+probability"))] = "gap"
     trim_drops_loss: Annotated[bool, Option("tokens with a trimmed gap lose their supervision")] = False
-    normalise: Annotated[str, Option("applied in the batch before comparing", choices=("none", "zscore", "minmax"))] = "none"  # fmt: skip
-    stat_scope: Annotated[str, Option("positions that the means are taken over", choices=("batch", "micro_batch"))] = "batch"  # fmt: skip
-    average: Annotated[str, Option("mean over a sequence first, or over all positions", choices=("sequence", "position"))] = "sequence"  # fmt: skip
+    normalise: Annotated[str, Option("applied in the batch before comparing", choices=("none", "zscore", "minmax"))] = (
+        "none"
+    )
+    stat_scope: Annotated[str, Option("positions that the means are taken over", choices=("batch", "micro_batch"))] = (
+        "batch"
+    )
+    average: Annotated[
+        str, Option("mean over a sequence first, or over all positions", choices=("sequence", "position"))
+    ] = "sequence"
     ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
 
 

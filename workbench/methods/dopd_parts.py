@@ -22,9 +22,15 @@ from workbench.methods import dopd
 @dataclass(frozen=True)
 class Options(dopd.Options):
     supervised: Annotated[str, Option('regimes that keep their supervision, joined by "+"')] = "LH+LL+HT+HS"
-    source: Annotated[str, Option("who supervises: by regime, one for all, or both", choices=("routed", "teacher", "self", "both"))] = "routed"  # fmt: skip
-    divergence: Annotated[str, Option("by regime, or one for all", choices=("adaptive", "reverse_kl", "jensen_shannon"))] = "adaptive"  # fmt: skip
-    support: Annotated[str, Option("entries compared: by regime, or one for all", choices=("adaptive", "full", "top_k"))] = "adaptive"  # fmt: skip
+    source: Annotated[
+        str, Option("who supervises: by regime, one for all, or both", choices=("routed", "teacher", "self", "both"))
+    ] = "routed"
+    divergence: Annotated[
+        str, Option("by regime, or one for all", choices=("adaptive", "reverse_kl", "jensen_shannon"))
+    ] = "adaptive"
+    support: Annotated[
+        str, Option("entries compared: by regime, or one for all", choices=("adaptive", "full", "top_k"))
+    ] = "adaptive"
 
 
 def build(options: Options) -> Method:

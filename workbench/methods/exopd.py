@@ -22,7 +22,9 @@ from workbench.types import RouteBatch, Routing
 @dataclass(frozen=True)
 class Options:
     strength: Annotated[float, Option("how far from reference to teacher (the paper's lambda); 1 = opd", low=0)] = 1.25
-    reference: Annotated[str, Option("policy where the line begins", choices=("student@start", "teacher:reference"))] = "student@start"  # fmt: skip
+    reference: Annotated[
+        str, Option("policy where the line begins", choices=("student@start", "teacher:reference"))
+    ] = "student@start"
     privilege: Annotated[str, Option("context shown to the teacher")] = "plain"
     average: Annotated[str, Option("mean over a sequence first, or over all positions", choices=AVERAGES)] = "position"
 

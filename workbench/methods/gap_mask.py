@@ -26,8 +26,12 @@ from workbench.types import RouteBatch, Routing
 
 @dataclass(frozen=True)
 class Options:
-    gap: Annotated[str, Option("what tokens are ranked by", choices=("advantage", "capability", "information"))] = "advantage"  # fmt: skip
-    drop: Annotated[str, Option("which end of the ranking has no supervision", choices=("highest", "lowest"))] = "highest"  # fmt: skip
+    gap: Annotated[str, Option("what tokens are ranked by", choices=("advantage", "capability", "information"))] = (
+        "advantage"
+    )
+    drop: Annotated[str, Option("which end of the ranking has no supervision", choices=("highest", "lowest"))] = (
+        "highest"
+    )
     share: Annotated[float, Option("share of positions that is dropped", low=0, high=1)] = 0.2
     gap_context: Annotated[str, Option("context under which the gaps are measured")] = "crop"
     privilege: Annotated[str, Option("context of the teacher that supervises")] = "plain"

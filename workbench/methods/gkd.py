@@ -19,9 +19,15 @@ from workbench.distill.routing import everywhere
 
 @dataclass(frozen=True)
 class Options:
-    dataset_share: Annotated[float, Option("share of sequences that are the data's reference answers", low=0, high=1)] = 0.5  # fmt: skip
-    divergence: Annotated[str, Option("what is minimised", choices=("generalized_jsd", "forward_kl", "reverse_kl"))] = "generalized_jsd"  # fmt: skip
-    beta: Annotated[float, Option("weight of the teacher in the mixture, strictly between 0 and 1", low=0, high=1)] = 0.5  # fmt: skip
+    dataset_share: Annotated[
+        float, Option("share of sequences that are the data's reference answers", low=0, high=1)
+    ] = 0.5
+    divergence: Annotated[str, Option("what is minimised", choices=("generalized_jsd", "forward_kl", "reverse_kl"))] = (
+        "generalized_jsd"
+    )
+    beta: Annotated[float, Option("weight of the teacher in the mixture, strictly between 0 and 1", low=0, high=1)] = (
+        0.5
+    )
     privilege: Annotated[str, Option("context shown to the teacher")] = "plain"
 
 

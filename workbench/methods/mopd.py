@@ -34,11 +34,21 @@ KEPT, DROPPED = range(2)
 
 @dataclass(frozen=True)
 class Options:
-    objective: Annotated[str, Option("what is minimised: reverse KL of the written token, of the vocabulary, or of the teacher's top_k", choices=("sampled", "full", "bregman"))] = "sampled"  # fmt: skip
+    objective: Annotated[
+        str,
+        Option(
+            "what is minimised: reverse KL of the written token, of the vocabulary, or of the teacher's top_k",
+            choices=("sampled", "full", "bregman"),
+        ),
+    ] = "sampled"
     top_k: Annotated[int, Option("the teacher's entries that are compared when objective=bregman", low=1)] = 64
     ratio_low: Annotated[float, Option("tokens whose importance ratio is lower are dropped", low=0, high=1)] = 0.2
-    ratio_high: Annotated[float, Option("tokens whose importance ratio is higher are dropped; 0 = no band", low=0)] = 5.0  # fmt: skip
-    advantage_clip: Annotated[float, Option("largest size of a token's log-ratio to its teacher; 0 = not clipped", unit="nats", low=0)] = 0.0  # fmt: skip
+    ratio_high: Annotated[float, Option("tokens whose importance ratio is higher are dropped; 0 = no band", low=0)] = (
+        5.0
+    )
+    advantage_clip: Annotated[
+        float, Option("largest size of a token's log-ratio to its teacher; 0 = not clipped", unit="nats", low=0)
+    ] = 0.0
     outcome: Annotated[float, Option("weight of the group-normalised outcome in the advantage", low=0)] = 0.0
     privilege: Annotated[str, Option("context shown to the teachers")] = "plain"
     average: Annotated[str, Option("what the loss is averaged over first", choices=AVERAGES)] = "sequence"
@@ -46,9 +56,13 @@ class Options:
 
 def build(options: Options) -> Method:
     if 0 < options.ratio_high < 1:
-        raise ConfigError(f"method.ratio_high is {options.ratio_high:g}: it must be 0, or at least 1 so that fresh answers are inside.")  # fmt: skip
+        raise ConfigError(
+            f"method.ratio_high is {options.ratio_high:g}: it must be 0, or at least 1 so that fresh answers are inside."
+        )
     if options.advantage_clip and options.objective != "sampled":
-        raise ConfigError(f"method.advantage_clip is of objective=sampled; {options.objective} has no sampled log-ratio.")  # fmt: skip
+        raise ConfigError(
+            f"method.advantage_clip is of objective=sampled; {options.objective} has no sampled log-ratio."
+        )
     return Method(
         name="mopd",
         views={
@@ -72,7 +86,10 @@ def _losses(options: Options) -> tuple[Loss, ...]:
         return (Loss(REWARD, Divergence("policy_gradient"), by="teacher"),)
     if options.objective == "full":
         return (Loss("teacher", Divergence("reverse_kl")), *outcome)
-    return (Loss("teacher", Divergence("reverse_kl", "top_k", top_k=options.top_k, of="target", tail="bregman")), *outcome)  # fmt: skip
+    return (
+        Loss("teacher", Divergence("reverse_kl", "top_k", top_k=options.top_k, of="target", tail="bregman")),
+        *outcome,
+    )
 
 
 def route(batch: RouteBatch, options: Options) -> Routing:

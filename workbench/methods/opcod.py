@@ -34,21 +34,37 @@ ASKED = "Another student answered: {text}\nSay where to look and how to go about
 
 @dataclass(frozen=True)
 class Options:
-    exchange: Annotated[str, Option("who may speak: peers that know the question, every peer, nobody", choices=("gated", "ungated", "none"))] = "gated"  # fmt: skip
+    exchange: Annotated[
+        str,
+        Option("who may speak: peers that know the question, every peer, nobody", choices=("gated", "ungated", "none")),
+    ] = "gated"
     kappa: Annotated[float, Option("share of a peer's own answers that must be right", low=0, high=1)] = 0.5
-    feedback: Annotated[str, Option("from the peer's own answer, or written by it when asked", choices=("own_answer", "written"))] = "own_answer"  # fmt: skip
-    anchor: Annotated[bool, Option("drop lines that do not hold a word of the question which most questions of its family lack")] = True  # fmt: skip
+    feedback: Annotated[
+        str, Option("from the peer's own answer, or written by it when asked", choices=("own_answer", "written"))
+    ] = "own_answer"
+    anchor: Annotated[
+        bool, Option("drop lines that do not hold a word of the question which most questions of its family lack")
+    ] = True
     leak: Annotated[bool, Option("control: keep lines that tell an answer")] = False
-    noise: Annotated[float, Option("control: share of questions below kappa at which a peer speaks of another question", low=0, high=1)] = 0.0  # fmt: skip
+    noise: Annotated[
+        float,
+        Option("control: share of questions below kappa at which a peer speaks of another question", low=0, high=1),
+    ] = 0.0
     divergence: Annotated[str, Option("what is minimised", choices=KINDS[1:4])] = "jensen_shannon"
-    top_k: Annotated[int, Option("most likely entries of the student that are compared, and one for the rest; 0 = all", low=0)] = 100  # fmt: skip
-    self_policy: Annotated[str, Option("weights of the self-teacher", choices=("student@ema", "student@start"))] = "student@ema"  # fmt: skip
+    top_k: Annotated[
+        int, Option("most likely entries of the student that are compared, and one for the rest; 0 = all", low=0)
+    ] = 100
+    self_policy: Annotated[str, Option("weights of the self-teacher", choices=("student@ema", "student@start"))] = (
+        "student@ema"
+    )
     ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
 
 
 def build(options: Options) -> Method:
     if options.noise and options.feedback == "written":
-        raise ConfigError(f"method.noise={options.noise:g} is of feedback=own_answer: asked about an answer, a peer has no other question to speak of. Set one of the two back.")  # fmt: skip
+        raise ConfigError(
+            f"method.noise={options.noise:g} is of feedback=own_answer: asked about an answer, a peer has no other question to speak of. Set one of the two back."
+        )
 
     def annotate(written: tuple[Rollout, ...], *peers: tuple[Rollout, ...]) -> tuple[Rollout, ...]:
         heard = () if options.exchange == "none" else peers

@@ -22,7 +22,9 @@ class Options:
     divergence: Annotated[str, Option("what is minimised, from learner to teacher", choices=KINDS[1:4])] = "reverse_kl"
     support: Annotated[str, Option("vocabulary entries compared", choices=("full", "top_k", "sampled"))] = "full"
     top_k: Annotated[int, Option("entries compared when support=top_k", low=1)] = 128
-    average: Annotated[str, Option("mean over a sequence first, over all positions, or over a domain first", choices=AVERAGES)] = "sequence"  # fmt: skip
+    average: Annotated[
+        str, Option("mean over a sequence first, over all positions, or over a domain first", choices=AVERAGES)
+    ] = "sequence"
 
 
 def build(options: Options) -> Method:

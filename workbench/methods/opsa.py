@@ -23,7 +23,9 @@ from workbench.types import RouteBatch, Routing
 
 @dataclass(frozen=True)
 class Options:
-    share: Annotated[float, Option("share of positions, from the lowest log-prob up, that are pushed down", low=0, high=1)] = 0.2  # fmt: skip
+    share: Annotated[
+        float, Option("share of positions, from the lowest log-prob up, that are pushed down", low=0, high=1)
+    ] = 0.2
 
 
 def build(options: Options) -> Method:

@@ -19,7 +19,9 @@ from workbench.distill.routing import everywhere
 class Options:
     privilege: Annotated[str, Option("context shown to the self-teacher")] = "answer"
     divergence: Annotated[str, Option("what is minimised", choices=KINDS[1:4])] = "jensen_shannon"
-    self_policy: Annotated[str, Option("weights of the self-teacher", choices=("student@start", "student@ema"))] = "student@start"  # fmt: skip
+    self_policy: Annotated[str, Option("weights of the self-teacher", choices=("student@start", "student@ema"))] = (
+        "student@start"
+    )
     ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
 
 

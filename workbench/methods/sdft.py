@@ -20,7 +20,9 @@ from workbench.distill.routing import everywhere
 @dataclass(frozen=True)
 class Options:
     privilege: Annotated[str, Option("context of the self-teacher: reference is the whole worked answer")] = "reference"
-    self_policy: Annotated[str, Option("weights of the self-teacher", choices=("student@start", "student@ema", "student"))] = "student@start"  # fmt: skip
+    self_policy: Annotated[
+        str, Option("weights of the self-teacher", choices=("student@start", "student@ema", "student"))
+    ] = "student@start"
     divergence: Annotated[str, Option("what is minimised", choices=KINDS[1:4])] = "reverse_kl"
     top_k: Annotated[int, Option("most likely entries of the student that are compared; 0 = all", low=0)] = 100
     tail: Annotated[str, Option("what becomes of the other entries", choices=TAILS[:2])] = "bucket"

@@ -33,7 +33,9 @@ class Options:
     top_k: Annotated[int, Option("entries of the student's distribution that are compared", low=1)] = 100
     average_over: Annotated[str, Option("positions that the loss is divided by", choices=AVERAGED)] = "all"
     ratio_clip: Annotated[float, Option("largest importance weight of a token", low=0.01)] = 2.0
-    self_policy: Annotated[str, Option("weights of the self-teacher", choices=("student@ema", "student@start", "student"))] = "student@ema"  # fmt: skip
+    self_policy: Annotated[
+        str, Option("weights of the self-teacher", choices=("student@ema", "student@start", "student"))
+    ] = "student@ema"
     ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
 
 

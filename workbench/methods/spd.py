@@ -38,11 +38,19 @@ from workbench.types import Example
 
 @dataclass(frozen=True)
 class Options:
-    subspace: Annotated[str, Option("what keys and values are projected on while writing: of the gradients, a random one as a control, or nothing", choices=("gradient", "random", "none"))] = "gradient"  # fmt: skip
+    subspace: Annotated[
+        str,
+        Option(
+            "what keys and values are projected on while writing: of the gradients, a random one as a control, or nothing",
+            choices=("gradient", "random", "none"),
+        ),
+    ] = "gradient"
     layers: Annotated[str, Option("layers of the text decoder that are projected", choices=LAYERS)] = LAYERS[0]
     share: Annotated[float, Option("dimensions kept, as a share of a projection's width", low=0, high=1)] = 0.5
     rank: Annotated[int, Option("dimensions kept, as a number; 0 = by share", low=0)] = 0
-    calibrate_on: Annotated[str, Option("kind of token, as the data's marks name it, that makes an answer right; all = every token")] = "answer"  # fmt: skip
+    calibrate_on: Annotated[
+        str, Option("kind of token, as the data's marks name it, that makes an answer right; all = every token")
+    ] = "answer"
     calibration: Annotated[int, Option("labelled examples whose gradients are taken", low=1)] = 50
 
 
@@ -91,4 +99,6 @@ def _tensors(spaces: dict[str, Subspace]) -> dict:
 
 def _each(spaces: dict[str, Subspace], value) -> str:
     """A value of every projection, in order."""
-    return ", ".join(f"{name.split('layers.')[-1].replace('self_attn.', '')} {value(space)}" for name, space in spaces.items())  # fmt: skip
+    return ", ".join(
+        f"{name.split('layers.')[-1].replace('self_attn.', '')} {value(space)}" for name, space in spaces.items()
+    )

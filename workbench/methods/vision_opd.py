@@ -23,11 +23,17 @@ from workbench.types import RouteBatch, Routing
 
 @dataclass(frozen=True)
 class Options:
-    privilege: Annotated[str, Option("context of the self-teacher; crop_only: the crop instead of the image, as in the paper")] = "crop"  # fmt: skip
-    student_context: Annotated[str, Option("context of the student while training", choices=("plain", "marked"))] = "plain"  # fmt: skip
+    privilege: Annotated[
+        str, Option("context of the self-teacher; crop_only: the crop instead of the image, as in the paper")
+    ] = "crop"
+    student_context: Annotated[str, Option("context of the student while training", choices=("plain", "marked"))] = (
+        "plain"
+    )
     top_k: Annotated[int, Option("entries of the student's distribution that are compared", low=1)] = 100
     ratio_clip: Annotated[float, Option("largest importance weight of a token; 0 = weights off", low=0)] = 2.0
-    self_policy: Annotated[str, Option("weights of the self-teacher", choices=("student@ema", "student@start", "student"))] = "student@ema"  # fmt: skip
+    self_policy: Annotated[
+        str, Option("weights of the self-teacher", choices=("student@ema", "student@start", "student"))
+    ] = "student@ema"
     ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
 
 

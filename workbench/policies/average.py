@@ -31,9 +31,18 @@ def average_models(models: list[str | Path], output: str | Path) -> Path:
     with torch.no_grad():
         for other in others:
             own = dict(other.model.named_parameters())
-            odd = next((name for name in {**total, **own} if name not in own or name not in total or own[name].shape != total[name].shape), None)  # fmt: skip
+            odd = next(
+                (
+                    name
+                    for name in {**total, **own}
+                    if name not in own or name not in total or own[name].shape != total[name].shape
+                ),
+                None,
+            )
             if odd is not None:
-                raise ConfigError(f'{other.name} and {first.name} differ in "{odd}"; only models of one shape can be averaged.')  # fmt: skip
+                raise ConfigError(
+                    f'{other.name} and {first.name} differ in "{odd}"; only models of one shape can be averaged.'
+                )
             for name, parameter in total.items():
                 parameter.add_(own[name])
         for parameter in total.values():

@@ -124,9 +124,14 @@ class DiffusionPolicy(AutoregressivePolicy):
                 tokens, sure, logprob = self._draw(
                     logits,
                     self._may_end(canvas, ends)[mine, place[:, 1]],
-                    torch.stack([uniform[row][done[row], column] for row, column in zip(mine.tolist(), place[:, 1].tolist(), strict=True)]),
+                    torch.stack(
+                        [
+                            uniform[row][done[row], column]
+                            for row, column in zip(mine.tolist(), place[:, 1].tolist(), strict=True)
+                        ]
+                    ),
                     options,
-                )  # fmt: skip
+                )
                 for idx, row in enumerate(active.tolist()):
                     own = (place[:, 0] == idx).nonzero().squeeze(-1)
                     best = own[sure[own].argsort(descending=True, stable=True)[: math.ceil(own.numel() / left)]]
@@ -138,8 +143,9 @@ class DiffusionPolicy(AutoregressivePolicy):
                             break
                     done[row] += 1
         return [
-            self._written(*answer, seed) for *answer, seed in zip(canvas.tolist(), steps.tolist(), logprobs.tolist(), seeds, strict=True)
-        ]  # fmt: skip
+            self._written(*answer, seed)
+            for *answer, seed in zip(canvas.tolist(), steps.tolist(), logprobs.tolist(), seeds, strict=True)
+        ]
 
     def _may_end(self, canvas: Int[Tensor, "B C"], ends: Int[Tensor, " E"]) -> Bool[Tensor, "B C"]:
         """Where an end token may be drawn: nowhere if there is one, and not before a token that is committed."""
@@ -221,12 +227,7 @@ class DiffusionPolicy(AutoregressivePolicy):
         states = []
         for step in range(order.num_steps):
             shown = set(prompt.future[step]) if prompt.future else ()
-            states.append(
-                [
-                    token if when[at] < step or at in shown else self.mask_id
-                    for at, token in enumerate(final)
-                ]
-            )  # fmt: skip
+            states.append([token if when[at] < step or at in shown else self.mask_id for at, token in enumerate(final)])
         return states
 
     def _logits(

@@ -172,7 +172,9 @@ def share_encoders(policies: dict[str, AutoregressivePolicy]) -> None:
     """Policies that make the same of a prompt share one encoder, so that a prompt that all are shown is prepared once."""
     distinct = []
     for policy in policies.values():
-        same = next((encoder for encoder in distinct if encoder is policy.encoder or encoder.encodes_as(policy.encoder)), None)  # fmt: skip
+        same = next(
+            (encoder for encoder in distinct if encoder is policy.encoder or encoder.encodes_as(policy.encoder)), None
+        )
         if same is None:
             distinct.append(policy.encoder)
         else:

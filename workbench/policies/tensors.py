@@ -82,7 +82,10 @@ def check_same_architecture(first: Weights, second: Weights) -> None:
     for name in dict.fromkeys([*first.shapes, *second.shapes]):
         shapes = [weights.shapes.get(name) for weights in (first, second)]
         if shapes[0] != shapes[1]:
-            told = [f"{list(shape)} in {weights.folder}" if shape else f"not in {weights.folder}" for shape, weights in zip(shapes, (first, second), strict=True)]  # fmt: skip
+            told = [
+                f"{list(shape)} in {weights.folder}" if shape else f"not in {weights.folder}"
+                for shape, weights in zip(shapes, (first, second), strict=True)
+            ]
             differences.append(f"{name}: {told[0]}, {told[1]}")
     if differences:
         more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""

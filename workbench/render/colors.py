@@ -53,18 +53,29 @@ TRUTH = {
 DIVERGING = tuple(  # from the most negative to the most positive
     Fill(light, dark)
     for light, dark in [
-        ("#c04f00", "#f08f4c"), ("#e2843f", "#c06a2c"), ("#f3b68c", "#83451b"), ("#fae0ce", "#4d301d"),
+        ("#c04f00", "#f08f4c"),
+        ("#e2843f", "#c06a2c"),
+        ("#f3b68c", "#83451b"),
+        ("#fae0ce", "#4d301d"),
         ("#f1f1ef", "#30343a"),
-        ("#d3e6f4", "#1d3b53"), ("#93c4e5", "#1f5b87"), ("#4596cc", "#3590d0"), ("#005f99", "#86c6f3"),
+        ("#d3e6f4", "#1d3b53"),
+        ("#93c4e5", "#1f5b87"),
+        ("#4596cc", "#3590d0"),
+        ("#005f99", "#86c6f3"),
     ]
-)  # fmt: skip
+)
 GROWING = tuple(
     Fill(light, dark)
     for light, dark in [
-        ("#f1f1ef", "#30343a"), ("#dcece5", "#20463b"), ("#b7dccd", "#1c5d4b"), ("#86c7ae", "#1b775d"),
-        ("#4dab8b", "#2fa181"), ("#137f5c", "#63c5a5"), ("#07583f", "#a8e6d1"),
+        ("#f1f1ef", "#30343a"),
+        ("#dcece5", "#20463b"),
+        ("#b7dccd", "#1c5d4b"),
+        ("#86c7ae", "#1b775d"),
+        ("#4dab8b", "#2fa181"),
+        ("#137f5c", "#63c5a5"),
+        ("#07583f", "#a8e6d1"),
     ]
-)  # fmt: skip
+)
 QUANTITIES = {  # what tokens can be coloured by: label, unit, one letter for the CSS class
     "regime": ("regime", "", "r"),
     "capability": ("capability gap", "nats", "c"),

@@ -53,9 +53,12 @@ def example_html(example: Example) -> str:
     view = TokenView(example.id, example.question, "", (), pictures=pictures_of(example))
     words = TokenView(example.id, example.question, "", (), prompts=prompts, contexts=shown)
     facts = {
-        "answer": example.answer, "reference": example.reference, "question family": example.domain, "from": example.origin,
+        "answer": example.answer,
+        "reference": example.reference,
+        "question family": example.domain,
+        "from": example.origin,
         "marks": "; ".join(f"{mark.kind}: {mark.truth or 'truth not known'}" for mark in example.marks),
-    }  # fmt: skip
+    }
     lines = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
         for name, value in facts.items()

@@ -241,7 +241,10 @@ def _columns(view: TokenView) -> dict[str, object]:
         "rank": by_view("ranks"),
         "best": [
             [
-                [[visible_text(text), round(logprob, 4), int(text == token.text)] for text, logprob in token.alternatives.get(name, ())]
+                [
+                    [visible_text(text), round(logprob, 4), int(text == token.text)]
+                    for text, logprob in token.alternatives.get(name, ())
+                ]
                 for token in tokens
             ]
             for name in names
@@ -249,4 +252,4 @@ def _columns(view: TokenView) -> dict[str, object]:
         "unrecorded": "" if any(token.alternatives for token in tokens) else NO_ALTERNATIVES,
         "why": [explain(token, view.thresholds, regimes) for token in tokens],
         "then": [consequence(token) for token in tokens],
-    }  # fmt: skip
+    }

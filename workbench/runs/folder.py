@@ -41,9 +41,22 @@ STATUSES = ("running", "finished", "stopped", "failed")
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "pillow", "pyarrow", "duckdb", "vlm-distillation-workbench")
 
 _KINDS = {
-    "status": str, "method": str, "steps_done": int, "steps": int, "skipped": dict, "warnings": list, "missing": list, "command": list,
-    "error": str, "doing": str, "started": str, "updated": str, "config": dict, "prepared": dict, "remaining_s": (int, float),
-}  # fmt: skip
+    "status": str,
+    "method": str,
+    "steps_done": int,
+    "steps": int,
+    "skipped": dict,
+    "warnings": list,
+    "missing": list,
+    "command": list,
+    "error": str,
+    "doing": str,
+    "started": str,
+    "updated": str,
+    "config": dict,
+    "prepared": dict,
+    "remaining_s": (int, float),
+}
 _TEMPORARY = re.compile(r"\..+\.\d+")  # .NAME.PID, of a file that is being written
 
 log = logging.getLogger("workbench")

@@ -157,7 +157,11 @@ def find_jobs(runs_dir: str | Path) -> list[JobState]:
     """All runs of a folder, also those that failed before they made one, newest first; those of a study as study/name."""
     runs_dir = Path(runs_dir)
     names = {path.parent.name for path in runs_dir.glob("*/run.json")}
-    nested = {f"{path.parent.parent.name}/{path.parent.name}" for path in runs_dir.glob("*/*/run.json") if path.parent.parent.name not in names}  # fmt: skip
+    nested = {
+        f"{path.parent.parent.name}/{path.parent.name}"
+        for path in runs_dir.glob("*/*/run.json")
+        if path.parent.parent.name not in names
+    }
     started = {path.parent.name for path in (runs_dir / _FOLDER).glob("*/job.json")}
     found = []
     for name in names | nested | started:
@@ -238,7 +242,18 @@ def _spawn(
     out = _job_folder(run_dir) / "train.out"
     seen_ns = _read_status(run_dir)[1]
     bounds = {} if folders is None else as_variable(folders)
-    waits = () if queue is None else (sys.executable, "-m", "workbench.runs.waiting", str(queue.resolve()), str(run_dir.resolve()), str(time.time_ns()))  # fmt: skip
+    waits = (
+        ()
+        if queue is None
+        else (
+            sys.executable,
+            "-m",
+            "workbench.runs.waiting",
+            str(queue.resolve()),
+            str(run_dir.resolve()),
+            str(time.time_ns()),
+        )
+    )
     with out.open("ab") as stream:
         offset = stream.tell()
         process = subprocess.Popen(

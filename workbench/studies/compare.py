@@ -53,7 +53,10 @@ def against(folder: str | Path, name: str) -> str:
             if apart:
                 lines = [[row, value_text(one), *_difference(apart.get(row), one)] for row, one in alone.items()]
                 count = next(iter(alone.values())).count
-                parts += [f"### {title_of(measure, truth)} ({count} questions)", markdown_table(["", "mean", "difference [95 %]", ""], lines)]  # fmt: skip
+                parts += [
+                    f"### {title_of(measure, truth)} ({count} questions)",
+                    markdown_table(["", "mean", "difference [95 %]", ""], lines),
+                ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -29,7 +29,11 @@ def ask_run(config: RunConfig, evaluate: tuple[Questions, ...], *, load: Callabl
         return file
     answered: dict[str, list[Answered]] = {}
     left_out: list[str] = []
-    options = {"dtype": config.models.dtype, "device": default_device(config.models.device), "trust_remote_code": config.models.trust_remote_code}  # fmt: skip
+    options = {
+        "dtype": config.models.dtype,
+        "device": default_device(config.models.device),
+        "trust_remote_code": config.models.trust_remote_code,
+    }
     for name in config.models.learners:
         policies = load_policies([], student=checkpoint.weights(name), learner=name, **options)
         by_label, sentences = _ask(policies[STUDENT], config, evaluate, checkpoint.step, load)

@@ -9,12 +9,25 @@ from workbench.studies.measures import GAP_RECOVERED, Comparison, measure_of
 from workbench.types import PRIVILEGED, VISIBLE
 
 _WIDE = 180  # characters: this figure has a page to itself
-PANELS = (("accuracy", VISIBLE), (GAP_RECOVERED, VISIBLE), ("overconfidence", PRIVILEGED), ("entropy", "all"), ("accuracy", "all"), ("calibration_error", "all"))  # fmt: skip
+PANELS = (
+    ("accuracy", VISIBLE),
+    (GAP_RECOVERED, VISIBLE),
+    ("overconfidence", PRIVILEGED),
+    ("entropy", "all"),
+    ("accuracy", "all"),
+    ("calibration_error", "all"),
+)
 
 
 def figure(
-    comparisons: list[Comparison], *, baseline: str, title: str, data: str | None = None, context: str = "plain", theme: str = "light"
-) -> go.Figure:  # fmt: skip
+    comparisons: list[Comparison],
+    *,
+    baseline: str,
+    title: str,
+    data: str | None = None,
+    context: str = "plain",
+    theme: str = "light",
+) -> go.Figure:
     """Differences to the baseline with 95 % intervals; filled where clear of zero. data: default the first."""
     data = next((one.data for one in comparisons), None) if data is None else data
     own = [one for one in comparisons if (one.data, one.context) == (data, context)]
@@ -32,24 +45,49 @@ def figure(
     counts = sorted({one.num_seeds for one in apart.values() if one.num_seeds})
     seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     seeds += " seed" if counts[-1] == 1 else " seeds"
-    subtitle = f"{data}, {context} · difference to {baseline}, paired 95 % intervals over {seeds} and questions · filled: clear of zero"  # fmt: skip
+    subtitle = f"{data}, {context} · difference to {baseline}, paired 95 % intervals over {seeds} and questions · filled: clear of zero"
     made.update_layout(styled(theme, title=title, subtitle=subtitle, height=height, wrap=_WIDE).layout)
     for place, key in enumerate(panels, start=1):
         scale = 100.0 if measure_of(key[0]).unit == "%" else 1.0
         shown = [(name, apart[name, *key]) for name in names if (name, *key) in apart]
         colours = [_colour(one.verdict, theme) for _, one in shown]
         made.add_scatter(
-            x=[scale * one.value for _, one in shown], y=[escaped(name) for name, _ in shown], mode="markers", showlegend=False,
-            error_x={"type": "data", "symmetric": False, "array": [scale * (one.high - one.value) for _, one in shown], "arrayminus": [scale * (one.value - one.low) for _, one in shown], "thickness": 1.6, "width": 3, "color": MUTED[theme]},
-            marker={"size": 9, "color": colours, "line": {"width": 1.6, "color": [SERIES[theme][6] if colour == "rgba(0,0,0,0)" else colour for colour in colours]}},
+            x=[scale * one.value for _, one in shown],
+            y=[escaped(name) for name, _ in shown],
+            mode="markers",
+            showlegend=False,
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [scale * (one.high - one.value) for _, one in shown],
+                "arrayminus": [scale * (one.value - one.low) for _, one in shown],
+                "thickness": 1.6,
+                "width": 3,
+                "color": MUTED[theme],
+            },
+            marker={
+                "size": 9,
+                "color": colours,
+                "line": {
+                    "width": 1.6,
+                    "color": [SERIES[theme][6] if colour == "rgba(0,0,0,0)" else colour for colour in colours],
+                },
+            },
             customdata=[[one.verdict, scale * one.low, scale * one.high, one.num_seeds] for _, one in shown],
             hovertemplate=f"<b>%{{y}}</b> {escaped(measure_of(key[0]).label)}<br>%{{x:+.3g}} [%{{customdata[1]:+.3g}}, %{{customdata[2]:+.3g}}], %{{customdata[3]}} seeds<br>%{{customdata[0]}}<extra></extra>",
-            row=1, col=place,
-        )  # fmt: skip
+            row=1,
+            col=place,
+        )
         made.add_vline(x=0, line={"color": INK[theme], "width": 1}, row=1, col=place)
         unit = "percentage points" if scale == 100.0 else measure_of(key[0]).unit
         made.update_xaxes(title_text=unit, showgrid=True, gridcolor=LINE[theme], row=1, col=place)
-    made.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=[escaped(name) for name in names], showgrid=False, ticksuffix="  ")  # fmt: skip
+    made.update_yaxes(
+        autorange="reversed",
+        categoryorder="array",
+        categoryarray=[escaped(name) for name in names],
+        showgrid=False,
+        ticksuffix="  ",
+    )
     made.update_annotations(font={"size": 12.5, "color": MUTED[theme]})
     return made.update_layout(margin={"t": 112, "b": 52})
 
@@ -64,4 +102,9 @@ def _head(measure: str, truth: str, own: Comparison | None, baseline: str) -> st
 
 
 def _colour(verdict: str, theme: str) -> str:
-    return {"better": SERIES[theme][2], "worse": SERIES[theme][1], "higher": SERIES[theme][0], "lower": SERIES[theme][0]}.get(verdict, "rgba(0,0,0,0)")  # fmt: skip
+    return {
+        "better": SERIES[theme][2],
+        "worse": SERIES[theme][1],
+        "higher": SERIES[theme][0],
+        "lower": SERIES[theme][0],
+    }.get(verdict, "rgba(0,0,0,0)")

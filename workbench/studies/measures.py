@@ -127,7 +127,19 @@ def values_of(rows: list[Row]) -> list[Value]:
             for name, own in group.points(row).items():
                 for seed, value in zip(row.seeds, own, strict=True):
                     if not np.isnan(value):
-                        found.append(Value(row.name, seed if row.kind == "variant" else None, group.data, group.context, _policy(row), group.truth, name, float(value), group.count))  # fmt: skip
+                        found.append(
+                            Value(
+                                row.name,
+                                seed if row.kind == "variant" else None,
+                                group.data,
+                                group.context,
+                                _policy(row),
+                                group.truth,
+                                name,
+                                float(value),
+                                group.count,
+                            )
+                        )
     return found
 
 
@@ -217,11 +229,21 @@ def _compared(
         low, high = interval(over_seeds(drawn, by_seed))
         found.append(
             Comparison(
-                row.name, None if other is None else other.name, group.data, group.context, _policy(row), group.truth, name,
-                float(mean.mean()), low, high, len(seeds) if "variant" in (row.kind, other.kind if other else "") else 0,
-                group.count, "" if other is None else verdict(name, low, high),
+                row.name,
+                None if other is None else other.name,
+                group.data,
+                group.context,
+                _policy(row),
+                group.truth,
+                name,
+                float(mean.mean()),
+                low,
+                high,
+                len(seeds) if "variant" in (row.kind, other.kind if other else "") else 0,
+                group.count,
+                "" if other is None else verdict(name, low, high),
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -251,7 +273,9 @@ class _Group:
 
     def replicates(self, row: Row, num_replicates: int, seed: int) -> dict[str, np.ndarray]:
         """Measure -> (R, S); the drawn questions are the same for every row of the group."""
-        drawn = weights(self.count, key=f"{self.data} {self.context} {self.truth}", num_replicates=num_replicates, seed=seed)  # fmt: skip
+        drawn = weights(
+            self.count, key=f"{self.data} {self.context} {self.truth}", num_replicates=num_replicates, seed=seed
+        )
         return self._measured(row, drawn, drawn)
 
     def _measured(self, row: Row, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:

@@ -48,9 +48,14 @@ from workbench.types import STUDENT
 KEYS = ("name", "base", "overrides", "seeds", "parallel", "baseline", "variants", "grid", "evaluate")
 BASE, TEACHER = "base", "teacher"  # names of rows, so no variant may have them
 _OWN = {  # what the study decides itself, and where it is said
-    "name": "it is the variant's", "seed": "write seeds: [...]", "output_dir": "it is that of the base recipe, and the study's name in it",
-    **dict.fromkeys(("data.eval", "evaluation.count", "evaluation.contexts", "evaluation.teacher", "evaluation.every"), "write evaluate: [...]"),
-}  # fmt: skip
+    "name": "it is the variant's",
+    "seed": "write seeds: [...]",
+    "output_dir": "it is that of the base recipe, and the study's name in it",
+    **dict.fromkeys(
+        ("data.eval", "evaluation.count", "evaluation.contexts", "evaluation.teacher", "evaluation.every"),
+        "write evaluate: [...]",
+    ),
+}
 _SECTIONS = {key.partition(".")[0] for key in describe_config() if "." in key}
 _NEEDED = {
     "base": "a recipe's file, as in base: configs/demo.yaml",
@@ -58,7 +63,16 @@ _NEEDED = {
     "evaluate": 'what is asked, as in evaluate: [{data: "scenes:eval?count=512", contexts: [plain]}]',
 }
 # what may differ between a run that is there and the run that is asked for: nothing that its numbers depend on
-_FREE = ("name", "output_dir", "data.eval", "data.probes", "evaluation.", "training.save_every", "training.keep", "training.trackers")  # fmt: skip
+_FREE = (
+    "name",
+    "output_dir",
+    "data.eval",
+    "data.probes",
+    "evaluation.",
+    "training.save_every",
+    "training.keep",
+    "training.trackers",
+)
 
 
 @dataclass(frozen=True)
@@ -183,7 +197,7 @@ def other_settings(config: RunConfig) -> str | None:
     if not others:
         return None
     changes = ", ".join(f"{key}={there.get(key)} there, {here.get(key)} here" for key in others[:3])
-    return f"{config.run_dir} was made with other settings ({changes}). Rename the study or the variant, or delete that folder."  # fmt: skip
+    return f"{config.run_dir} was made with other settings ({changes}). Rename the study or the variant, or delete that folder."
 
 
 def load_study(
@@ -251,7 +265,9 @@ def _placed(made: Variant, after: str | None, earlier: list[Variant], where: str
         return made
     before = next((one for one in earlier if one.name == after), None)
     if before is None:
-        raise ConfigError(f"{where}: variants.{made.name}: after: {unknown('earlier variant', after, [one.name for one in earlier])}")  # fmt: skip
+        raise ConfigError(
+            f"{where}: variants.{made.name}: after: {unknown('earlier variant', after, [one.name for one in earlier])}"
+        )
     fault = made.fault or (before.fault and f'it starts after "{after}", which cannot be built')
     return replace(made, after=after, fault=fault, config=None if fault else made.config)
 
@@ -276,11 +292,15 @@ def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict
             raise ConfigError(f"{where}: variants.{name}: note must be text, got {show(note)}. Put quotes around it.")
         is_varied = own.pop("grid", True)
         if not isinstance(is_varied, bool):
-            raise ConfigError(f"{where}: variants.{name}: grid must be false, to have the variant once, or left out; got {show(is_varied)}.")  # fmt: skip
+            raise ConfigError(
+                f"{where}: variants.{name}: grid must be false, to have the variant once, or left out; got {show(is_varied)}."
+            )
         varied = grid if is_varied else {}
         twice = next((key for key in varied if key in own), None)
         if twice is not None:
-            raise ConfigError(f"{where}: variants.{name} sets {twice}, which grid varies. Leave it out, or say grid: false to have the variant once.")  # fmt: skip
+            raise ConfigError(
+                f"{where}: variants.{name} sets {twice}, which grid varies. Leave it out, or say grid: false to have the variant once."
+            )
         for chosen in itertools.product(*varied.values()):
             point = dict(zip(varied, chosen, strict=True))
             label = " ".join([str(name), *(f"{short[key]}={_plain(value)}" for key, value in point.items())])

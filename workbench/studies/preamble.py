@@ -21,7 +21,9 @@ def preamble(
     sessions = record["sessions"]
     lines = [f"- file: `{study.source}`; seeds {', '.join(map(str, study.seeds))}; baseline: {study.baseline}"]
     if sessions:
-        commits = dict.fromkeys(f"{str(one.get('commit'))[:10]}{' with changes' if one.get('dirty') else ''}" for one in sessions)  # fmt: skip
+        commits = dict.fromkeys(
+            f"{str(one.get('commit'))[:10]}{' with changes' if one.get('dirty') else ''}" for one in sessions
+        )
         wall, busy = (sum(one["seconds"] for one in ones) for ones in (sessions, record["runs"].values()))
         processes = [one.get("processes", study.parallel) for one in sessions]
         room = sum(count * one["seconds"] for count, one in zip(processes, sessions, strict=True))
@@ -37,9 +39,13 @@ def preamble(
         lines.append(f"- this table: `{asked}`")
     fewest = min(num_seeds.values(), default=0)
     if fewest == 1:
-        lines.append("- one seed: intervals and verdicts hold what other questions would change, and nothing of what another seed would")  # fmt: skip
+        lines.append(
+            "- one seed: intervals and verdicts hold what other questions would change, and nothing of what another seed would"
+        )
     elif 1 < fewest < FEW_SEEDS:
-        lines.append(f"- {fewest} seeds: intervals over so few are narrower than they should be; take {FEW_SEEDS} or more for a result")  # fmt: skip
+        lines.append(
+            f"- {fewest} seeds: intervals over so few are narrower than they should be; take {FEW_SEEDS} or more for a result"
+        )
     if set(num_seeds.values()) == {len(study.seeds)} and not unfinished and not faults:
         lines.append(f"- all {sum(num_seeds.values())} runs finished")
     else:

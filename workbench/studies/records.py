@@ -43,14 +43,27 @@ _LEFT_OUT = b"left_out"
 
 def show_start(run_dir: Path, files: list[Path], evaluate: tuple[Questions, ...]) -> None:
     """The references' answers as the run's evaluation before its first step, where the app looks for it."""
-    rows = [row for file in files if file.is_file() for row in read(file).to_pylist() if row["data"] == evaluate[0].label]  # fmt: skip
+    rows = [
+        row for file in files if file.is_file() for row in read(file).to_pylist() if row["data"] == evaluate[0].label
+    ]
     answered = [
         Answered(
-            0, row["policy"], row["context"], row["example_id"], row["domain"], row["truth"], row["answer"], row["text"],
-            row["accuracy"], row["confidence"], row["length"], not row["truncated"], row["entropy"],
+            0,
+            row["policy"],
+            row["context"],
+            row["example_id"],
+            row["domain"],
+            row["truth"],
+            row["answer"],
+            row["text"],
+            row["accuracy"],
+            row["confidence"],
+            row["length"],
+            not row["truncated"],
+            row["entropy"],
         )
         for row in rows
-    ]  # fmt: skip
+    ]
     if answered and not (run_dir / "evals" / "step-000000.jsonl").is_file():
         save_answers(run_dir, 0, answered)
 

@@ -37,10 +37,18 @@ from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
 _COLUMNS = ("accuracy", "confidence", "entropy", "length", "truncated")
 HEADLINES = (
-    ("accuracy", VISIBLE), (GAP_RECOVERED, VISIBLE), ("accuracy", PRIVILEGED), ("overconfidence", PRIVILEGED),
-    ("confidence", PRIVILEGED), ("calibration_error", PRIVILEGED), ("repaired", "all"), ("broken", "all"), ("entropy", "all"), ("length", "all"),
+    ("accuracy", VISIBLE),
+    (GAP_RECOVERED, VISIBLE),
+    ("accuracy", PRIVILEGED),
+    ("overconfidence", PRIVILEGED),
+    ("confidence", PRIVILEGED),
+    ("calibration_error", PRIVILEGED),
+    ("repaired", "all"),
+    ("broken", "all"),
+    ("entropy", "all"),
+    ("length", "all"),
     ("truncated", "all"),
-)  # fmt: skip
+)
 
 READING = (
     "Differences are in percentage points where values are in per cent. Intervals: 10,000 paired bootstrap replicates over "
@@ -87,10 +95,15 @@ def collect(study: Study) -> Results:
             models = variant.config.models
             rows.append(
                 Row(
-                    variant.name, "variant", tuple(finished), aligned([read(file) for file in finished.values()]),
-                    _traced([file.parent for file in finished.values()]), names["student", models.student], names.get(("teacher", models.teacher)),
+                    variant.name,
+                    "variant",
+                    tuple(finished),
+                    aligned([read(file) for file in finished.values()]),
+                    _traced([file.parent for file in finished.values()]),
+                    names["student", models.student],
+                    names.get(("teacher", models.teacher)),
                 )
-            )  # fmt: skip
+            )
     if not num_finished:
         told = "".join(f"\n  {name}: {why}" for name, why in {**study.faults, **missing}.items())
         raise RunError(f"study {study.folder} has no finished run, so there is nothing to report.{told}")
@@ -137,9 +150,16 @@ def write_report(study: Study) -> Path:
     try:
         from workbench.studies.figures import figure  # noqa: PLC0415  (plotly is an extra)
 
-        _write_text(study.folder / "figure.html", figure(results.comparisons, baseline=study.baseline, title=f"Study {study.name}").to_html(include_plotlyjs=True))  # fmt: skip
+        _write_text(
+            study.folder / "figure.html",
+            figure(results.comparisons, baseline=study.baseline, title=f"Study {study.name}").to_html(
+                include_plotlyjs=True
+            ),
+        )
     except ModuleNotFoundError:
-        _write_text(study.folder / "figure.html", "The figure needs plotly: pip install 'vlm-distillation-workbench[app]'.")  # fmt: skip
+        _write_text(
+            study.folder / "figure.html", "The figure needs plotly: pip install 'vlm-distillation-workbench[app]'."
+        )
     return table
 
 
@@ -174,7 +194,11 @@ def came_about(results: Results) -> str:
 
 def _overview(results: Results, data: str, context: str) -> str:
     """Means over seeds, every row and headline measure."""
-    found = {(one.variant, one.measure, one.truth): one for one in results.comparisons if one.against is None and (one.data, one.context) == (data, context)}  # fmt: skip
+    found = {
+        (one.variant, one.measure, one.truth): one
+        for one in results.comparisons
+        if one.against is None and (one.data, one.context) == (data, context)
+    }
     shown = [key for key in HEADLINES if any(one[1:] == key for one in found)]
     lines = []
     for row in results.rows:
@@ -187,7 +211,11 @@ def _overview(results: Results, data: str, context: str) -> str:
 
 def _by_domain(results: Results, data: str, context: str) -> str:
     """Accuracy of every row in every domain, where there are several, and its difference to the baseline."""
-    own = {(one.variant, one.against, one.truth): one for one in results.comparisons if (one.data, one.context) == (data, context) and one.truth.endswith(OF_DOMAIN)}  # fmt: skip
+    own = {
+        (one.variant, one.against, one.truth): one
+        for one in results.comparisons
+        if (one.data, one.context) == (data, context) and one.truth.endswith(OF_DOMAIN)
+    }
     if not own:
         return ""
     domains = {truth: f"{truth.removesuffix(OF_DOMAIN)} ({one.count})" for (*_, truth), one in own.items()}
@@ -207,7 +235,9 @@ def _by_domain(results: Results, data: str, context: str) -> str:
 
 def _trace_table(results: Results) -> str:
     """Measures of the trace, values only; regimes differ by method."""
-    own = {(one.variant, one.measure): one for one in results.comparisons if one.data == TRAINING and one.against is None}  # fmt: skip
+    own = {
+        (one.variant, one.measure): one for one in results.comparisons if one.data == TRAINING and one.against is None
+    }
     names = list(dict.fromkeys(measure for _, measure in own))
     lines = [
         [
@@ -225,7 +255,11 @@ def _trace_table(results: Results) -> str:
 
 
 def _compared_table(results: Results, data: str, context: str, measure: str, truth: str) -> str:
-    by = {(one.variant, one.against): one for one in results.comparisons if (one.data, one.context, one.measure, one.truth) == (data, context, measure, truth)}  # fmt: skip
+    by = {
+        (one.variant, one.against): one
+        for one in results.comparisons
+        if (one.data, one.context, one.measure, one.truth) == (data, context, measure, truth)
+    }
     baseline = results.study.baseline
     lines = []
     for row in results.rows:
@@ -245,7 +279,12 @@ def _compared_table(results: Results, data: str, context: str, measure: str, tru
 
 
 def _notes(results: Results) -> str:
-    notes = [f"- {row.name}: {variant.note}" for row in results.rows for variant in results.study.variants if variant.name == row.name and variant.note]  # fmt: skip
+    notes = [
+        f"- {row.name}: {variant.note}"
+        for row in results.rows
+        for variant in results.study.variants
+        if variant.name == row.name and variant.note
+    ]
     return "\n".join([*notes, "", READING] if notes else [READING])
 
 
@@ -301,9 +340,19 @@ def aligned(tables: list[pa.Table]) -> dict[tuple[str, str], dict[str, np.ndarra
     """(data, context) -> column -> (runs, questions), questions in the same order everywhere."""
     found: dict[tuple[str, str], list[dict]] = {}
     for table in tables:
-        columns = {name: np.asarray(table[name].to_pylist(), dtype=object) for name in ("data", "policy", "context", "example_id", "truth", "domain")}  # fmt: skip
-        columns["data"] = np.array([labelled(*one) for one in zip(columns["data"], columns["policy"], strict=True)], dtype=object)  # fmt: skip
-        columns |= {name: table[name].cast(pa.float64()).to_numpy() if name != "truncated" else table[name].cast(pa.int8()).to_numpy().astype(float) for name in _COLUMNS}  # fmt: skip
+        columns = {
+            name: np.asarray(table[name].to_pylist(), dtype=object)
+            for name in ("data", "policy", "context", "example_id", "truth", "domain")
+        }
+        columns["data"] = np.array(
+            [labelled(*one) for one in zip(columns["data"], columns["policy"], strict=True)], dtype=object
+        )
+        columns |= {
+            name: table[name].cast(pa.float64()).to_numpy()
+            if name != "truncated"
+            else table[name].cast(pa.int8()).to_numpy().astype(float)
+            for name in _COLUMNS
+        }
         for key in dict.fromkeys(zip(columns["data"], columns["context"], strict=True)):
             inside = (columns["data"] == key[0]) & (columns["context"] == key[1])
             order = np.argsort(columns["example_id"][inside].astype(str), kind="stable")

@@ -64,14 +64,28 @@ class Record:
 
     def begin(self, study: Study, num_threads: int) -> None:
         self.facts["plan"] = {
-            "source": str(study.source), "command": called(), "baseline": study.baseline, "seeds": list(study.seeds), "faults": study.faults,
+            "source": str(study.source),
+            "command": called(),
+            "baseline": study.baseline,
+            "seeds": list(study.seeds),
+            "faults": study.faults,
             "runs": [study.config(variant, seed).name for seed in study.seeds for variant in study.usable],
             "notes": {variant.name: variant.note for variant in study.variants if variant.note},
-        }  # fmt: skip
+        }
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         surroundings = _surroundings()
         process = {"pid": os.getpid(), "identity": identify(os.getpid())}
-        self.facts["sessions"].append({"started": started, "command": called(), "seconds": 0.0, "processes": study.parallel, "threads": num_threads, **process, **surroundings})  # fmt: skip
+        self.facts["sessions"].append(
+            {
+                "started": started,
+                "command": called(),
+                "seconds": 0.0,
+                "processes": study.parallel,
+                "threads": num_threads,
+                **process,
+                **surroundings,
+            }
+        )
         self._begun = time.perf_counter()
         self.write()
 
@@ -103,7 +117,9 @@ class _Worker:
         try:
             self.process.start()
         except (EOFError, ConnectionError) as error:
-            raise RunError(f"the process that workers are forked from is gone ({error or 'it was ended'}). Give the same command again: it goes on from what is done.") from None  # fmt: skip
+            raise RunError(
+                f"the process that workers are forked from is gone ({error or 'it was ended'}). Give the same command again: it goes on from what is done."
+            ) from None
         theirs.close()
         self.number, self.task, self.ready, self.given = number, None, False, 0.0
 
@@ -128,7 +144,9 @@ class _Conductor:
         self.record.begin(self.study, self.num_threads)
         self.begun = time.perf_counter()
         with _environment(self.num_threads):
-            self.workers = [_Worker(self.study, number, self.num_threads) for number in range(min(self.study.parallel, len(tasks)))]  # fmt: skip
+            self.workers = [
+                _Worker(self.study, number, self.num_threads) for number in range(min(self.study.parallel, len(tasks)))
+            ]
             try:
                 while self.workers:
                     self._wait(tasks)
@@ -175,7 +193,9 @@ class _Conductor:
         if worker.task is None:
             if not worker.ready and not self.asked:
                 self.asked = True
-                raise RunError(f"a worker process ended before its first task: see {self.study.folder}/.worker-{worker.number}.log.")  # fmt: skip
+                raise RunError(
+                    f"a worker process ended before its first task: see {self.study.folder}/.worker-{worker.number}.log."
+                )
             return None
         seconds = time.perf_counter() - worker.given
         if self.asked:
@@ -183,7 +203,12 @@ class _Conductor:
         code = worker.process.exitcode
         why = f"signal {-code}" if code and code < 0 else f"exit status {code}"
         log_file = self.study.folder / f".worker-{worker.number}.log"
-        return Outcome(worker.task.name, "failed", f"its process ended without a word ({why}): killed, or out of memory. See {log_file}; the same command tries again.", seconds)  # fmt: skip
+        return Outcome(
+            worker.task.name,
+            "failed",
+            f"its process ended without a word ({why}): killed, or out of memory. See {log_file}; the same command tries again.",
+            seconds,
+        )
 
     def _took(self, outcome: Outcome, num_left: int) -> None:
         self.record.add(outcome)
@@ -238,7 +263,9 @@ def _refuse_another(study: Study, plan: dict) -> None:
 
 def _tasks(study: Study) -> list[Task]:
     references = {reference: study.reference_file(reference.row) for reference in study.references()}
-    tasks = [Task(reference.row, study.evaluate, reference=reference, file=file) for reference, file in references.items()]  # fmt: skip
+    tasks = [
+        Task(reference.row, study.evaluate, reference=reference, file=file) for reference, file in references.items()
+    ]
     for seed in study.seeds:
         for variant in study.usable:
             config = study.config(variant, seed)

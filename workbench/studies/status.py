@@ -21,7 +21,17 @@ from workbench.studies.report import HEADLINES, difference_text, interval_text, 
 
 RECORD = "study.json"
 RUN_COLUMNS = ["run", "status", "step", "of", "seconds", "what"]
-COMPARED_COLUMNS = ["variant", "seeds", "mean", "difference", "difference_interval", "verdict", "gain", "gain_interval", "gain_verdict"]  # fmt: skip
+COMPARED_COLUMNS = [
+    "variant",
+    "seeds",
+    "mean",
+    "difference",
+    "difference_interval",
+    "verdict",
+    "gain",
+    "gain_interval",
+    "gain_verdict",
+]
 NO_TABLE = "Nothing is compared yet. The table is written when the study ends; for what is finished now: {command}"
 _OUTCOMES = ("finished", "stopped", "failed")
 
@@ -128,10 +138,14 @@ def runs_of(study: FoundStudy) -> Table:
         job, outcome, status = study.jobs.get(run), study.outcomes.get(run, {}), study.status_of(run)
         rows.append(
             {
-                "run": run, "status": status, "step": job.step if job else None, "of": job.steps if job else None,
-                "seconds": _whole(outcome.get("seconds")), "what": outcome.get("error") or (job.error if job else None) or "",
+                "run": run,
+                "status": status,
+                "step": job.step if job else None,
+                "of": job.steps if job else None,
+                "seconds": _whole(outcome.get("seconds")),
+                "what": outcome.get("error") or (job.error if job else None) or "",
             }
-        )  # fmt: skip
+        )
     rows.sort(key=lambda row: row["status"] not in ("failed", "died", "unreadable"))
     empty = f"No run has begun. Start it in a terminal: {study.command or 'workbench study FILE'}"
     return table(rows, RUN_COLUMNS, run=study.name, empty=empty, units={"seconds": "s"})
@@ -152,7 +166,11 @@ def measures_of(study: FoundStudy, data: str, context: str) -> list[tuple[str, s
 
 def compared(study: FoundStudy, data: str, context: str, measure: str, truth: str) -> Table:
     """Every row's mean and its differences to the baseline and to the start, with intervals, as the report has them."""
-    own = [one for one in study.comparisons if (one.data, one.context, one.measure, one.truth) == (data, context, measure, truth)]  # fmt: skip
+    own = [
+        one
+        for one in study.comparisons
+        if (one.data, one.context, one.measure, one.truth) == (data, context, measure, truth)
+    ]
     rows = []
     for one in own:
         if one.against is None:

@@ -138,7 +138,15 @@ class Traces:
 
         regime, kind and truth keep answers with a position that is all of them; right keeps rewards of 1 (True) or below.
         """
-        filters = {"step": step, "regime": regime, "domain": domain, "kind": kind, "truth": truth, "right": right, "example": example}  # fmt: skip
+        filters = {
+            "step": step,
+            "regime": regime,
+            "domain": domain,
+            "kind": kind,
+            "truth": truth,
+            "right": right,
+            "example": example,
+        }
         page = {"order": order, "limit": limit, "offset": offset, "probe": probe}
         return self.rollouts_at(self.rollout_keys(**filters, **page)[0], probe=probe)
 
@@ -286,10 +294,18 @@ class Traces:
         return f"{missing} Its {word}s are {_few(own) or 'of other processes'}. Choose one of them."
 
     def _filters(
-        self, step: int | None = None, regime: str | None = None, domain: str | None = None, kind: str | None = None,
-        truth: str | None = None, right: bool | None = None, example: str | None = None, before: Key | None = None,
-        *, probe: bool = False,
-    ) -> tuple[str, dict]:  # fmt: skip
+        self,
+        step: int | None = None,
+        regime: str | None = None,
+        domain: str | None = None,
+        kind: str | None = None,
+        truth: str | None = None,
+        right: bool | None = None,
+        example: str | None = None,
+        before: Key | None = None,
+        *,
+        probe: bool = False,
+    ) -> tuple[str, dict]:
         if regime is not None and regime not in self.regimes:
             raise TraceError(unknown("regime", regime, self.regimes))
         conditions = {

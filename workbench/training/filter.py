@@ -75,12 +75,14 @@ def split_by_teacher(
     """
     if domains is None:
         return examples, []
-    remedy = f"there are teachers for {', '.join(domains)}: add models.teachers.DOMAIN, or models.teacher for all other domains"  # fmt: skip
+    remedy = f"there are teachers for {', '.join(domains)}: add models.teachers.DOMAIN, or models.teacher for all other domains"
     usable = [example for example in examples if example.domain in domains]
     if examples and not usable:
         found = Counter(example.domain for example in examples)
         listed = ", ".join(f'"{domain}" ({count})' for domain, count in found.most_common(10))
-        raise DataError(f"none of the {len(examples)} examples has a domain with a teacher. Their domains: {listed}; {remedy}.")  # fmt: skip
+        raise DataError(
+            f"none of the {len(examples)} examples has a domain with a teacher. Their domains: {listed}; {remedy}."
+        )
     return usable, [(one, f'its domain is "{one.domain}"; {remedy}') for one in examples if one.domain not in domains]
 
 

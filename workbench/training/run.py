@@ -155,7 +155,9 @@ def _train_in(
         _note(folder, error=str(error))
         raise
     except torch.OutOfMemoryError as error:
-        told = RunError(f"the device's memory is full ({str(error).splitlines()[0]}) {OUT_OF_MEMORY} If the memory was another program's, `workbench resume {folder.path}` goes on.")  # fmt: skip
+        told = RunError(
+            f"the device's memory is full ({str(error).splitlines()[0]}) {OUT_OF_MEMORY} If the memory was another program's, `workbench resume {folder.path}` goes on."
+        )
         log.error("%s", told)
         _note(folder, error=str(told))
         raise told from error

@@ -51,7 +51,9 @@ def write_mask(
             f"no coordinate changed by more than {above:g} in {dtype}, so a mask would train nothing. Take a finer precision "
             "(float32), a smaller limit, or a run with more steps."
         )
-    return _write(file, masks, {"dtype": dtype, "above": repr(above), "source": str(source.folder), "target": str(target.folder)})  # fmt: skip
+    return _write(
+        file, masks, {"dtype": dtype, "above": repr(above), "source": str(source.folder), "target": str(target.folder)}
+    )
 
 
 def write_random_mask(file: str | Path, like: str | Path, *, seed: int) -> dict:
@@ -62,7 +64,9 @@ def write_random_mask(file: str | Path, like: str | Path, *, seed: int) -> dict:
         generator = torch.Generator().manual_seed(derive_seed("update mask", seed, name))
         chosen = torch.randperm(mask.numel(), generator=generator)[: int(mask.sum())]
         drawn[name] = torch.zeros(mask.numel(), dtype=torch.bool).index_fill_(0, chosen, True).reshape(mask.shape)
-    return _write(file, drawn, {"dtype": facts["dtype"], "above": facts["above"], "random_like": str(like), "seed": str(seed)})  # fmt: skip
+    return _write(
+        file, drawn, {"dtype": facts["dtype"], "above": facts["above"], "random_like": str(like), "seed": str(seed)}
+    )
 
 
 def overlap(first: str | Path, second: str | Path) -> dict[str, float]:
@@ -98,7 +102,9 @@ def mask_facts(file: str | Path) -> dict[str, str]:
         with safe_open(file, "pt") as opened:
             facts = dict(opened.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"update mask {file} cannot be read ({error}). Make one: workbench geometry RUN --save-mask FILE.") from None  # fmt: skip
+        raise ConfigError(
+            f"update mask {file} cannot be read ({error}). Make one: workbench geometry RUN --save-mask FILE."
+        ) from None
     if facts.pop("kind", None) != _KIND:
         raise ConfigError(f"{file} is no update mask. Make one: workbench geometry RUN --save-mask FILE.")
     return facts

@@ -47,9 +47,10 @@ def page(measured: Measured, theme: str = "light") -> str:
 def sparsity(measured: Measured, theme: str = "light") -> go.Figure:
     """Share of coordinates that did not change, by group: in float32, rounded to bfloat16, and the control rounded too."""
     bars = [
-        ("float32", UPDATE, "float32"), ("bfloat16", UPDATE, "rounded to bfloat16"),
+        ("float32", UPDATE, "float32"),
+        ("bfloat16", UPDATE, "rounded to bfloat16"),
         ("bfloat16", RANDOM, "random, same norm, rounded to bfloat16"),
-    ]  # fmt: skip
+    ]
     made = _grouped(
         measured, theme, "Coordinates that did not change", [(*key, "unchanged", name) for *key, name in bars]
     )
@@ -62,11 +63,19 @@ def sizes(measured: Measured, theme: str = "light") -> go.Figure:
     frame = measured.geometry.tensors
     own = frame[(frame["precision"] == "float32") & (frame["delta"] == UPDATE)].dropna(subset=["layer"])
     for place, (part, layers) in enumerate(own.groupby("part", sort=False)):
-        energy = layers.assign(delta=layers["delta_norm"] ** 2, source=layers["source_norm"] ** 2).groupby("layer")[["delta", "source"]].sum()  # fmt: skip
+        energy = (
+            layers.assign(delta=layers["delta_norm"] ** 2, source=layers["source_norm"] ** 2)
+            .groupby("layer")[["delta", "source"]]
+            .sum()
+        )
         made.add_scatter(
-            x=energy.index, y=(energy["delta"] / energy["source"]) ** 0.5, name=escaped(part), mode="lines+markers", line={"width": 2, "color": SERIES[theme][place]},
+            x=energy.index,
+            y=(energy["delta"] / energy["source"]) ** 0.5,
+            name=escaped(part),
+            mode="lines+markers",
+            line={"width": 2, "color": SERIES[theme][place]},
             hovertemplate=f"<b>{escaped(part)}</b>, layer %{{x}}<br>%{{y:.3%}} of the weights' norm<extra></extra>",
-        )  # fmt: skip
+        )
     return made.update_xaxes(title_text="layer", dtick=1 if own["layer"].nunique() < 12 else None).update_yaxes(
         title_text="||D|| / ||W0||", tickformat=".2%", rangemode="tozero"
     )
@@ -75,13 +84,22 @@ def sizes(measured: Measured, theme: str = "light") -> go.Figure:
 def spectrum(measured: Measured, theme: str = "light") -> go.Figure:
     """How much of the update lies in its k largest directions: median over matrices, with quartiles."""
     made = _over(measured, theme, "Energy in the largest directions", [(one, f"energy_top_{one}") for one in TOPS])
-    return made.update_xaxes(title_text="singular directions of the update", type="log", tickvals=TOPS).update_yaxes(title_text="share of ||D||², median of matrices")  # fmt: skip
+    return made.update_xaxes(title_text="singular directions of the update", type="log", tickvals=TOPS).update_yaxes(
+        title_text="share of ||D||², median of matrices"
+    )
 
 
 def projection(measured: Measured, theme: str = "light") -> go.Figure:
     """How much of the update lies within the source's principal directions: median over matrices, with quartiles."""
-    made = _over(measured, theme, "Inside the source's principal directions", [(one, f"projection_{100 * one:g}pct") for one in RATIOS])  # fmt: skip
-    return made.update_xaxes(title_text="share of the source's directions, left and right", tickformat=".0%", tickvals=RATIOS).update_yaxes(title_text="share of ||D||², median of matrices")  # fmt: skip
+    made = _over(
+        measured,
+        theme,
+        "Inside the source's principal directions",
+        [(one, f"projection_{100 * one:g}pct") for one in RATIOS],
+    )
+    return made.update_xaxes(
+        title_text="share of the source's directions, left and right", tickformat=".0%", tickvals=RATIOS
+    ).update_yaxes(title_text="share of ||D||², median of matrices")
 
 
 def enrichment(measured: Measured, theme: str = "light") -> go.Figure:
@@ -89,14 +107,21 @@ def enrichment(measured: Measured, theme: str = "light") -> go.Figure:
     kinds = {"principal": "principal weights", "low": "smallest weights"}
     height = _height(measured, 3)  # as sparsity, beside it
     made = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06, subplot_titles=list(kinds.values()))
-    made.update_layout(layout(theme, title="Which weights changed, rounded to bfloat16", subtitle=measured.title, height=height))  # fmt: skip
+    made.update_layout(
+        layout(theme, title="Which weights changed, rounded to bfloat16", subtitle=measured.title, height=height)
+    )
     made.update_annotations(font={"size": 12.5, "color": MUTED[theme]})
     for place, kind in enumerate(kinds, start=1):
         column = f"enrichment_{kind}_10pct_{ATOLS[0]:.0e}"
         bars = [("bfloat16", delta, column, _NAMES[delta]) for delta in (UPDATE, RANDOM)]
         _add_bars(made, measured, theme, bars, {"row": 1, "col": place}, is_named=place == 1)
         made.add_vline(x=1, line={"color": MUTED[theme], "dash": "dot", "width": 1}, row=1, col=place)
-    made.update_layout(barmode="group", bargap=0.25, legend={"traceorder": "normal", "y": 1 - 52 / height, "yref": "container", "yanchor": "top"}, margin_t=112)  # fmt: skip
+    made.update_layout(
+        barmode="group",
+        bargap=0.25,
+        legend={"traceorder": "normal", "y": 1 - 52 / height, "yref": "container", "yanchor": "top"},
+        margin_t=112,
+    )
     return made.update_xaxes(title_text="enrichment; 1 = as at random", rangemode="tozero").update_yaxes(
         ticksuffix="  "
     )
@@ -116,8 +141,14 @@ def _height(measured: Measured, num_bars: int) -> int:
 
 
 def _add_bars(
-    made: go.Figure, measured: Measured, theme: str, bars: list[tuple[str, str, str, str]], place: dict | None = None, *, is_named: bool = True
-) -> None:  # fmt: skip
+    made: go.Figure,
+    measured: Measured,
+    theme: str,
+    bars: list[tuple[str, str, str, str]],
+    place: dict | None = None,
+    *,
+    is_named: bool = True,
+) -> None:
     """The bars of one panel, the first group uppermost; a group without any of these numbers is not there."""
     groups = measured.geometry.groups
     has_any = groups[list({column for _, _, column, _ in bars})].notna().any(axis=1)
@@ -129,10 +160,16 @@ def _add_bars(
             .reindex(names)
         )
         made.add_bar(
-            y=names, x=pd.to_numeric(own), orientation="h", name=escaped(name), legendgroup=name, showlegend=is_named,
+            y=names,
+            x=pd.to_numeric(own),
+            orientation="h",
+            name=escaped(name),
+            legendgroup=name,
+            showlegend=is_named,
             marker={"color": SERIES[theme][number] if delta == UPDATE else see_through(SERIES[theme][-1], 0.5)},
-            hovertemplate=f"<b>%{{y}}</b> %{{x:.4g}}<br>{escaped(name)}<extra></extra>", **(place or {}),
-        )  # fmt: skip
+            hovertemplate=f"<b>%{{y}}</b> %{{x:.4g}}<br>{escaped(name)}<extra></extra>",
+            **(place or {}),
+        )
 
 
 def _over(measured: Measured, theme: str, title: str, points: list[tuple[float, str]]) -> go.Figure:
@@ -144,11 +181,21 @@ def _over(measured: Measured, theme: str, title: str, points: list[tuple[float, 
         low, middle, high = (own.astype(float).quantile(at).tolist() for at in (0.25, 0.5, 0.75))
         x = [at for at, _ in points]
         made.add_scatter(
-            x=[*x, *x[::-1]], y=[*low, *high[::-1]], fill="toself", fillcolor=see_through(colour, 0.15), line={"width": 0}, mode="lines",
-            hoverinfo="skip", showlegend=False,
-        )  # fmt: skip
+            x=[*x, *x[::-1]],
+            y=[*low, *high[::-1]],
+            fill="toself",
+            fillcolor=see_through(colour, 0.15),
+            line={"width": 0},
+            mode="lines",
+            hoverinfo="skip",
+            showlegend=False,
+        )
         made.add_scatter(
-            x=x, y=middle, name=_NAMES[delta], mode="lines+markers", line={"width": 2, "color": colour},
+            x=x,
+            y=middle,
+            name=_NAMES[delta],
+            mode="lines+markers",
+            line={"width": 2, "color": colour},
             hovertemplate=f"<b>{_NAMES[delta]}</b> %{{y:.2%}} at %{{x}}<br>median of {len(own.dropna(how='all'))} matrices<extra></extra>",
-        )  # fmt: skip
+        )
     return made.update_yaxes(tickformat=".0%", rangemode="tozero")

@@ -141,16 +141,32 @@ def text_of(measured: Measured) -> str:
         return f"{show(value(group, column, precision))} ({show(value(group, column, precision, RANDOM))})"
 
     sizes = [
-        [name, f"{value(name, 'tensors'):,.0f}", f"{value(name, 'coordinates'):,.0f}", _share(value(name, "relative_delta")), _share(value(name, "energy_share")),
-         *(both(name, column, _share, precision) for column in ("unchanged", "below_1e-05") for precision in ("float32", "bfloat16"))]
+        [
+            name,
+            f"{value(name, 'tensors'):,.0f}",
+            f"{value(name, 'coordinates'):,.0f}",
+            _share(value(name, "relative_delta")),
+            _share(value(name, "energy_share")),
+            *(
+                both(name, column, _share, precision)
+                for column in ("unchanged", "below_1e-05")
+                for precision in ("float32", "bfloat16")
+            ),
+        ]
         for name in names
-    ]  # fmt: skip
+    ]
     places = [
-        [name, both(name, "stable_rank", _number), both(name, "energy_top_16", _share), both(name, "projection_10pct", _share),
-         both(name, "enrichment_principal_10pct_0e+00", _number, "bfloat16"), both(name, "enrichment_low_10pct_0e+00", _number, "bfloat16")]
+        [
+            name,
+            both(name, "stable_rank", _number),
+            both(name, "energy_top_16", _share),
+            both(name, "projection_10pct", _share),
+            both(name, "enrichment_principal_10pct_0e+00", _number, "bfloat16"),
+            both(name, "enrichment_low_10pct_0e+00", _number, "bfloat16"),
+        ]
         for name in names
         if value(name, "stable_rank") is not None
-    ]  # fmt: skip
+    ]
     sizes_head = [
         "group",
         "tensors",
@@ -179,7 +195,7 @@ def text_of(measured: Measured) -> str:
         f"{measured.title}\n  {measured.facts['source']}\n  -> {measured.facts['target']}{left_out}\n\n{format_table(sizes_head, sizes)}\n\n"
         f"{format_table(places_head, places)}\n  in brackets: a Gaussian of the same norm in every tensor. Ranks and shares of directions: medians over "
         "matrices, float32.\n  enriched: 1 = as a random mask of the changed coordinates would be, bfloat16"
-    )  # fmt: skip
+    )
 
 
 def _model(path: Path) -> Path:

@@ -40,16 +40,26 @@ SHOWN_PRECISIONS = ("float32", "bfloat16")
 def columns() -> dict[str, str]:
     """Every metric with its meaning, in order. Shares are of 1; none has another unit, but `effective_rank` and `stable_rank`."""
     found = {
-        "delta_norm": "||D||, Frobenius", "source_norm": "||W0||, Frobenius", "relative_delta": "||D|| / ||W0||",
-        "energy_share": "share of all tensors' ||D||^2", "largest": "largest |D|", "unchanged": "share of coordinates with D = 0",
-    }  # fmt: skip
+        "delta_norm": "||D||, Frobenius",
+        "source_norm": "||W0||, Frobenius",
+        "relative_delta": "||D|| / ||W0||",
+        "energy_share": "share of all tensors' ||D||^2",
+        "largest": "largest |D|",
+        "unchanged": "share of coordinates with D = 0",
+    }
     found |= {f"below_{one:.0e}": f"share of coordinates with |D| < {one:g}" for one in EPSILONS}
     found |= {
         f"below_rms_{one:.0e}": f"share of coordinates with |D| < {one:g} x root mean square of W0" for one in TAUS
     }
-    found |= {f"energy_coordinates_{_percent(one)}": f"share of ||D||^2 in the largest {one:.1%} of coordinates" for one in COORDINATES}  # fmt: skip
+    found |= {
+        f"energy_coordinates_{_percent(one)}": f"share of ||D||^2 in the largest {one:.1%} of coordinates"
+        for one in COORDINATES
+    }
     found |= {f"rank_{one:.0e}": f"share of D's singular values above {one:g} x the largest" for one in RANKS}
-    found |= {"stable_rank": "||D||^2 / largest singular value^2", "effective_rank": "exp of the entropy of D's singular values over their sum"}  # fmt: skip
+    found |= {
+        "stable_rank": "||D||^2 / largest singular value^2",
+        "effective_rank": "exp of the entropy of D's singular values over their sum",
+    }
     found |= {f"energy_top_{one}": f"share of ||D||^2 in its {one} largest singular directions" for one in TOPS}
     found |= {f"energy_top_{_percent(one)}": f"the same, largest {one:.0%} of directions" for one in TOP_SHARES}
     for one in RATIOS:
@@ -57,7 +67,9 @@ def columns() -> dict[str, str]:
         found[f"projection_{_percent(one)}"] = f"share of ||D||^2 inside the {top}, left and right"
         found[f"projection_left_{_percent(one)}"] = f"the same, left directions alone ({top})"
         found[f"projection_right_{_percent(one)}"] = f"the same, right directions alone ({top})"
-        found[f"rotation_{_percent(one)}"] = f"mean sine of the principal angles between the top {one:.0%} left subspaces of W0 and W"  # fmt: skip
+        found[f"rotation_{_percent(one)}"] = (
+            f"mean sine of the principal angles between the top {one:.0%} left subspaces of W0 and W"
+        )
     found["spectral_drift"] = "||s(W) - s(W0)|| / ||s(W0)||, s = singular values"
     for kind, text in (("principal", "largest coordinates of the top-directions part of W0"), ("low", "smallest |W0|")):
         for ratio in RATIOS:
@@ -254,7 +266,10 @@ def _spectral(source: _Spectrum, delta: torch.Tensor, energy: float) -> dict[str
         shares = values / values.sum()
         found["effective_rank"] = float(torch.special.entr(shares).sum().exp())
     found |= {f"energy_top_{one}": float(squares[:one].sum()) / energy for one in TOPS}
-    found |= {f"energy_top_{_percent(one)}": float(squares[: _count(one, source.smaller)].sum()) / energy for one in TOP_SHARES}  # fmt: skip
+    found |= {
+        f"energy_top_{_percent(one)}": float(squares[: _count(one, source.smaller)].sum()) / energy
+        for one in TOP_SHARES
+    }
     left, after_values, _ = _decomposed(source.matrix + delta, source.is_exact, source.seed)
     in_left, in_right = source.left.T @ delta, delta @ source.right
     in_both = in_left @ source.right
@@ -265,7 +280,9 @@ def _spectral(source: _Spectrum, delta: torch.Tensor, energy: float) -> dict[str
         found[f"projection_right_{_percent(ratio)}"] = float(in_right[:, :k].square().sum()) / energy
         found[f"rotation_{_percent(ratio)}"] = _mean_sine(source.left[:, :k], left[:, :k])
     length = float(source.values.norm())
-    found["spectral_drift"] = float((after_values - source.values).norm()) / length if source.is_exact and length else None  # fmt: skip
+    found["spectral_drift"] = (
+        float((after_values - source.values).norm()) / length if source.is_exact and length else None
+    )
     return found
 
 

@@ -10,10 +10,26 @@ import re
 from dataclasses import dataclass
 
 GROUPS = (
-    "embedding", "attention q", "attention k", "attention v", "attention o", "attention qkv", "attention", "MLP gate", "MLP up",
-    "MLP down", "MLP", "norm", "head", "connector", "vision tower", "other",
-)  # fmt: skip
-_CONNECTOR = re.compile(r"projector|connector|modality_projection|merger|resampler|perceiver|abstractor|q_?former|aligner|^mlp1$|^embed_vision$|^mm_")  # fmt: skip
+    "embedding",
+    "attention q",
+    "attention k",
+    "attention v",
+    "attention o",
+    "attention qkv",
+    "attention",
+    "MLP gate",
+    "MLP up",
+    "MLP down",
+    "MLP",
+    "norm",
+    "head",
+    "connector",
+    "vision tower",
+    "other",
+)
+_CONNECTOR = re.compile(
+    r"projector|connector|modality_projection|merger|resampler|perceiver|abstractor|q_?former|aligner|^mlp1$|^embed_vision$|^mm_"
+)
 _VISION = re.compile(r"^(vision|visual|vit|vpm|image)($|_)|_vision$|^(vision|image)_")
 _NORM = re.compile(r"norm|^ln(_|\d|$)")
 _EMBEDDING = re.compile(r"embed|^(wte|wpe)$")
@@ -23,14 +39,17 @@ _HEAD = re.compile(r"^(lm_head|embed_out|output_head)$")
 _INNER = {
     "attention": (
         ("attention qkv", re.compile(r"qkv|query_key_value|^c_attn$|^in_proj")),
-        ("attention q", re.compile(r"^(q|wq|query)(_|$)")), ("attention k", re.compile(r"^(k|wk|key)(_|$)")),
-        ("attention v", re.compile(r"^(v|wv|value)(_|$)")), ("attention o", re.compile(r"^(o|wo)(_proj)?$|^out(_|$)|^dense$|^c_proj$|^proj(ection)?(_layer)?$")),
+        ("attention q", re.compile(r"^(q|wq|query)(_|$)")),
+        ("attention k", re.compile(r"^(k|wk|key)(_|$)")),
+        ("attention v", re.compile(r"^(v|wv|value)(_|$)")),
+        ("attention o", re.compile(r"^(o|wo)(_proj)?$|^out(_|$)|^dense$|^c_proj$|^proj(ection)?(_layer)?$")),
     ),
     "MLP": (
-        ("MLP gate", re.compile(r"^(gate_up_proj|gate_proj|w1)$")), ("MLP up", re.compile(r"^(up_proj|w3|fc1|c_fc|wi(_\d)?|dense_h_to_4h|linear_fc1)$")),
+        ("MLP gate", re.compile(r"^(gate_up_proj|gate_proj|w1)$")),
+        ("MLP up", re.compile(r"^(up_proj|w3|fc1|c_fc|wi(_\d)?|dense_h_to_4h|linear_fc1)$")),
         ("MLP down", re.compile(r"^(down_proj|w2|fc2|c_proj|wo|dense_4h_to_h|linear_fc2)$")),
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,13 @@ from workbench.runs.jobs import find_jobs
 
 METRICS = ("loss", "accuracy", "entropy", "completion_length", "capability_gap_abs", "information_gap_abs")
 EXAMPLE_COLUMNS = (
-    Column("example", kind="short"), Column("question"), Column("probe", "fixed answer", "short"), Column("step_a", "step, first", "number"),
-    Column("step_b", "step, second", "number"), Column("same_answer", kind="short"),
-)  # fmt: skip
+    Column("example", kind="short"),
+    Column("question"),
+    Column("probe", "fixed answer", "short"),
+    Column("step_a", "step, first", "number"),
+    Column("step_b", "step, second", "number"),
+    Column("same_answer", kind="short"),
+)
 NO_OTHER = "Choose a second run to compare with. Two runs of one data set, with different methods, say most."
 
 
@@ -187,7 +191,10 @@ def _legend(*named: tuple[str, TokenView]) -> str:
             for regime, note in view.all_regimes.items()
         )
         items.append(f'<div class="wb-maplegend"><span class="wb-faint">{escape(name)}</span>{swatches}</div>')
-    return "".join(dict.fromkeys(items)) + '<p class="wb-faint wbu-said">under a token: its regime, its information gap in nats</p>'  # fmt: skip
+    return (
+        "".join(dict.fromkeys(items))
+        + '<p class="wb-faint wbu-said">under a token: its regime, its information gap in nats</p>'
+    )
 
 
 def known_metrics(first: Path, second: Path) -> list[str]:
@@ -210,9 +217,11 @@ def draw_accuracy(first: Path, second: Path) -> str:
     ]
     for side in "ab":
         columns += [
-            Column(f"count_{side}", "questions", "number"), Column(f"first_{side}", "right, first", "share"),
-            Column(f"last_{side}", "right, newest", "share"), Column(f"confidence_{side}", "confidence", "share"),
-        ]  # fmt: skip
+            Column(f"count_{side}", "questions", "number"),
+            Column(f"first_{side}", "right, first", "share"),
+            Column(f"last_{side}", "right, newest", "share"),
+            Column(f"confidence_{side}", "confidence", "share"),
+        ]
     title = "Accuracy and confidence, first and newest evaluation"
     html = rows_html(found, columns, label="accuracy of both runs", title=title, tall=380) + aside_html(HOW_SURE)
     own, both, other = compare.asked_apart(first, second)
@@ -242,18 +251,28 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     with gr.Row():
         other = gr.Dropdown([], label="compare with", elem_id="compare-other", min_width=320, scale=2)
         layout = gr.Radio(
-            (("one under the other", "under"), ("side by side", "beside")), value="under", label="answers in full",
-            elem_id="compare-layout", min_width=300,
-        )  # fmt: skip
+            (("one under the other", "under"), ("side by side", "beside")),
+            value="under",
+            label="answers in full",
+            elem_id="compare-layout",
+            min_width=300,
+        )
     listed = rows_component("examples of both runs", elem_id="compare-examples")
     aligned = gr.HTML(
-        label="both answers", js_on_load=None, elem_classes="wbu", css_template=read_asset("compare.css"),
-        apply_default_css=False, elem_id="compare-aligned",
-    )  # fmt: skip
+        label="both answers",
+        js_on_load=None,
+        elem_classes="wbu",
+        css_template=read_asset("compare.css"),
+        apply_default_css=False,
+        elem_id="compare-aligned",
+    )
     views = gr.HTML(
-        label="both answers in full", js_on_load=None, css_template=read_asset("compare.css"), apply_default_css=False,
+        label="both answers in full",
+        js_on_load=None,
+        css_template=read_asset("compare.css"),
+        apply_default_css=False,
         elem_id="compare-views",
-    )  # fmt: skip
+    )
     with gr.Row():
         with gr.Column(min_width=420):
             metric = gr.Dropdown([], label="metric", visible=False, elem_id="compare-metric")
@@ -269,8 +288,10 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     chooses(shared, [metric.input, layout.input], CHOICES["compare"], [metric, layout])
     other.input(
         lambda name, address: kept(address) | {"other": name or "", "example": (address or {}).get("example", "")},
-        [other, shared.address], shared.address, **quiet,
-    )  # fmt: skip
+        [other, shared.address],
+        shared.address,
+        **quiet,
+    )
 
     def choose(event: gr.EventData, address: dict) -> dict:
         return chosen_example(address, event.key)

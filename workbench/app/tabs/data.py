@@ -40,8 +40,12 @@ from workbench.types import Box, Evidence, Example
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 OWN = "your image"
 COLUMNS = (
-    Column("id", kind="short"), Column("domain", kind="short"), Column("question"), Column("answer", kind="short"), Column("evidence"),
-)  # fmt: skip
+    Column("id", kind="short"),
+    Column("domain", kind="short"),
+    Column("question"),
+    Column("answer", kind="short"),
+    Column("evidence"),
+)
 TO_GIVE = {  # what a view may be shown -> that it is not there, and how it is given here
     "boxes": ("there are no boxes", "Drag on the image to draw one, or write x0 y0 x1 y1 and a label, in pixels."),
     "caption": ("there is no caption", "Fill it in."),
@@ -196,9 +200,15 @@ def find(examples: list[Example], address: Mapping | None) -> Example | None:
 def list_html(source: str, examples: list[Example], chosen: Example | None, is_cut: bool = False) -> str:
     """Examples as rows, with the evidence that each has. is_cut: further ones hold too large pictures for the page."""
     rows = [
-        {"id": one.id, "domain": one.domain or None, "question": one.question, "answer": one.answer, "evidence": ", ".join(evidence_of(one)) or None}
+        {
+            "id": one.id,
+            "domain": one.domain or None,
+            "question": one.question,
+            "answer": one.answer,
+            "evidence": ", ".join(evidence_of(one)) or None,
+        }
         for one in examples
-    ]  # fmt: skip
+    ]
     more = f", the first {len(examples)}" if len(examples) >= MOST_EXAMPLES else ""
     more = f", the first {len(examples)}: with more, its pictures exceed {MAX_DECODED >> 20} MiB" if is_cut else more
     made = table(rows, [column.name for column in COLUMNS], run=f"{source}{more}", empty=f"{source} holds no example.")
@@ -290,8 +300,16 @@ def score(context: AppContext, run: str | None, example: Example, answer: str | 
 
 
 def score_own(
-    context: AppContext, run: str | None, file: str | None, question: str | None, answer: str | None, caption: str | None, hint: str | None, boxes: str | None, given: str | None
-) -> str:  # fmt: skip
+    context: AppContext,
+    run: str | None,
+    file: str | None,
+    question: str | None,
+    answer: str | None,
+    caption: str | None,
+    hint: str | None,
+    boxes: str | None,
+    given: str | None,
+) -> str:
     """The dropped image, scored. Raises DataError if something is missing that the run's views are shown."""
     context.check_writable()
     return score(context, run, own_example(file, question, answer, caption, hint, boxes), given)
@@ -335,7 +353,14 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     is_open = not context.read_only
     with gr.Row(elem_classes="wbu-bar"):
         source = gr.Dropdown([], label="examples of", allow_custom_value=is_open, elem_id="data-source", scale=3)
-        given = gr.Textbox(label="answer to score", placeholder="empty: the student writes one", elem_id="data-given", max_lines=1, scale=2, interactive=is_open)  # fmt: skip
+        given = gr.Textbox(
+            label="answer to score",
+            placeholder="empty: the student writes one",
+            elem_id="data-given",
+            max_lines=1,
+            scale=2,
+            interactive=is_open,
+        )
         button = gr.Button("Score this example", elem_id="data-score", scale=0, min_width=190, interactive=is_open)
     listed = rows_component("examples", elem_id="data-list")
     shown = gr.HTML(

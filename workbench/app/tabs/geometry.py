@@ -17,12 +17,23 @@ WHAT = """<h2>What training did to the weights</h2><p>The difference of the newe
 from, in float32 and rounded to bfloat16, beside a random difference of the same norm: what the control shows, too, says nothing of
 training. Small models take seconds; of large ones, measure from a terminal.</p>"""
 COLUMNS = (
-    Column("group", kind="short"), Column("precision", kind="short"), Column("delta", "difference", "short"), Column("tensors", kind="number"),
-    Column("coordinates", "weights", "number"), Column("relative_delta", "relative size", "share"), Column("energy_share", "of its energy", "share"),
-    Column("unchanged", kind="share"), Column("below_1e-05", "below 1e-5", "share"), Column("stable_rank", kind="number"), Column("effective_rank", kind="number"),
-    Column("energy_top_16", "top 16 directions", "share"), Column("projection_10pct", "in top 10 % of source", "share"), Column("spectral_drift", kind="share"),
-    Column("enrichment_principal_10pct_0e+00", "enriched on principal", "number"), Column("enrichment_low_10pct_0e+00", "on small weights", "number"),
-)  # fmt: skip
+    Column("group", kind="short"),
+    Column("precision", kind="short"),
+    Column("delta", "difference", "short"),
+    Column("tensors", kind="number"),
+    Column("coordinates", "weights", "number"),
+    Column("relative_delta", "relative size", "share"),
+    Column("energy_share", "of its energy", "share"),
+    Column("unchanged", kind="share"),
+    Column("below_1e-05", "below 1e-5", "share"),
+    Column("stable_rank", kind="number"),
+    Column("effective_rank", kind="number"),
+    Column("energy_top_16", "top 16 directions", "share"),
+    Column("projection_10pct", "in top 10 % of source", "share"),
+    Column("spectral_drift", kind="share"),
+    Column("enrichment_principal_10pct_0e+00", "enriched on principal", "number"),
+    Column("enrichment_low_10pct_0e+00", "on small weights", "number"),
+)
 
 
 def draw(context: AppContext, run: str | None, theme: str) -> tuple:
@@ -68,7 +79,14 @@ def measure(context: AppContext, run: str | None, theme: str) -> tuple:
 def build_tab(context: AppContext, shared: Shared) -> None:
     """Words, a button, figures, the table."""
     words = fragment_component("about the geometry", elem_id="geometry-about")
-    button = gr.Button("Measure", variant="primary", elem_id="geometry-measure", scale=0, min_width=200, interactive=not context.read_only)  # fmt: skip
+    button = gr.Button(
+        "Measure",
+        variant="primary",
+        elem_id="geometry-measure",
+        scale=0,
+        min_width=200,
+        interactive=not context.read_only,
+    )
     said = fragment_component("what was measured", elem_id="geometry-said")
     titles = (
         "unchanged coordinates",

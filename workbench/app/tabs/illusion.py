@@ -30,19 +30,40 @@ from workbench.types import PRIVILEGED
 KEY = ("step", "process", "rollout", "position")
 SURE_KEY = ("example", "context")
 WORST_COLUMNS = (
-    Column("token", kind="token"), Column("truth", kind="short"), Column("regime", kind="short"), Column("source", kind="short"),
-    Column("information_gap", "information", "signed"), Column("capability_gap", "capability", "signed"), Column("loss", kind="number"),
-    Column("question"), Column("answer"), Column("expected", kind="short"), Column("step", kind="number"), Column("rollout", "no.", "number"),
-)  # fmt: skip
+    Column("token", kind="token"),
+    Column("truth", kind="short"),
+    Column("regime", kind="short"),
+    Column("source", kind="short"),
+    Column("information_gap", "information", "signed"),
+    Column("capability_gap", "capability", "signed"),
+    Column("loss", kind="number"),
+    Column("question"),
+    Column("answer"),
+    Column("expected", kind="short"),
+    Column("step", kind="number"),
+    Column("rollout", "no.", "number"),
+)
 SURE_COLUMNS = (
-    Column("confidence", kind="share"), Column("question"), Column("text", "answered"), Column("answer", "expected", "short"), Column("truth", kind="short"),
+    Column("confidence", kind="share"),
+    Column("question"),
+    Column("text", "answered"),
+    Column("answer", "expected", "short"),
+    Column("truth", kind="short"),
     Column("context", "shown", "short"),
-)  # fmt: skip
+)
 ACCURACY_COLUMNS = (
-    Column("policy", kind="short"), Column("context", "shown", "short"), Column("truth", "questions on", "short"), Column("step", kind="number"),
-    Column("count", "questions", "number"), Column("accuracy", kind="share"), Column("confidence", kind="share"),
-    Column("overconfidence", "over-confidence", "points"), Column("calibration_error", kind="share"), Column("length", kind="number"), Column("truncated", kind="share"),
-)  # fmt: skip
+    Column("policy", kind="short"),
+    Column("context", "shown", "short"),
+    Column("truth", "questions on", "short"),
+    Column("step", kind="number"),
+    Column("count", "questions", "number"),
+    Column("accuracy", kind="share"),
+    Column("confidence", kind="share"),
+    Column("overconfidence", "over-confidence", "points"),
+    Column("calibration_error", kind="share"),
+    Column("length", kind="number"),
+    Column("truncated", kind="share"),
+)
 
 
 def draw(context: AppContext, run: str | None, theme: str, shown: str | None) -> tuple:
@@ -63,22 +84,41 @@ def draw(context: AppContext, run: str | None, theme: str, shown: str | None) ->
         gr.Dropdown(choices=pairs, value=shown or None, visible=bool(pairs)),
         draw_reliability(run_dir, shown, theme),
         figures.bars(
-            over, "who", "overconfidence", count="count", title=f"Over-confidence on {group} questions", theme=theme,
-            reference=0.0, meaning="as sure as right", tints=[TRUTHS[theme][group]] * len(over.frame),
+            over,
+            "who",
+            "overconfidence",
+            count="count",
+            title=f"Over-confidence on {group} questions",
+            theme=theme,
+            reference=0.0,
+            meaning="as sure as right",
+            tints=[TRUTHS[theme][group]] * len(over.frame),
         ),
         figures.information_share(bought, theme=theme),
         figures.curves(
-            entropies(traces, run_dir), title="The student's entropy", theme=theme,
+            entropies(traces, run_dir),
+            title="The student's entropy",
+            theme=theme,
             tints={f"{truth} tokens": tint for truth, tint in TRUTHS[theme].items()},
         ),
         figures.separation_bars(parted, theme=theme),
         rows_html(
-            illusion.worst_cases(traces or run_dir), WORST_COLUMNS, label="worst cases", key=KEY,
-            title="Most loss spent on what only the evidence explains: choose one to open it in Tokens", tall=440,
+            illusion.worst_cases(traces or run_dir),
+            WORST_COLUMNS,
+            label="worst cases",
+            key=KEY,
+            title="Most loss spent on what only the evidence explains: choose one to open it in Tokens",
+            tall=440,
         ),
         draw_wrong(illusion.sure_and_wrong(run_dir)),
-        rows_html(last_step(accuracy), ACCURACY_COLUMNS, label="accuracy", title="Accuracy and confidence, last evaluation", tall=340),
-    )  # fmt: skip
+        rows_html(
+            last_step(accuracy),
+            ACCURACY_COLUMNS,
+            label="accuracy",
+            title="Accuracy and confidence, last evaluation",
+            tall=340,
+        ),
+    )
 
 
 def draw_wrong(found: Table) -> str:
@@ -97,11 +137,23 @@ def headline(run_dir: Path, accuracy: Table, bought: Table, parted: Table) -> st
     spent = [row for row in bought.rows if row["truth"] == "all" and row["loss_share"] is not None]
     if spent:
         end = spent[-1]
-        tiles.append((f"{end['loss_share']:.0%}", "of the loss bought on information", f"{_steps(end)}, {end['num_positions']:,} tokens; {spent[0]['loss_share']:.0%} at {_steps(spent[0])}"))  # fmt: skip
+        tiles.append(
+            (
+                f"{end['loss_share']:.0%}",
+                "of the loss bought on information",
+                f"{_steps(end)}, {end['num_positions']:,} tokens; {spent[0]['loss_share']:.0%} at {_steps(spent[0])}",
+            )
+        )
     for row in parted.rows:
         if row["gap"] != illusion.TELLING:
             continue
-        tiles.append((f"{row['auroc']:.2f}", "AUROC of the information gap's size", f"{row['num_privileged']:,} privileged against {row['num_visible']:,} visible tokens; 0.5 tells nothing"))  # fmt: skip
+        tiles.append(
+            (
+                f"{row['auroc']:.2f}",
+                "AUROC of the information gap's size",
+                f"{row['num_privileged']:,} privileged against {row['num_visible']:,} visible tokens; 0.5 tells nothing",
+            )
+        )
     cards = "".join(
         f"<div><b>{escape(number)}</b><span>{escape(what)}</span><small>{escape(of)}</small></div>"
         for number, what, of in tiles
@@ -147,10 +199,14 @@ def overconfidence(accuracy: Table) -> tuple[Table, str]:
     truths = {row["truth"] for row in rows}
     group = PRIVILEGED if PRIVILEGED in truths else "all"
     kept = [
-        {**row, "who": f"{row['policy']}, {row['context']} (step {row['step']})", "overconfidence": 100 * row["overconfidence"]}
+        {
+            **row,
+            "who": f"{row['policy']}, {row['context']} (step {row['step']})",
+            "overconfidence": 100 * row["overconfidence"],
+        }
         for row in rows
         if row["truth"] == group
-    ]  # fmt: skip
+    ]
     columns = ["who", "overconfidence", "count"]
     units = {"overconfidence": f"points: confidence minus accuracy on {group} questions"}
     return table(kept, columns, run=accuracy.run, empty=accuracy.empty, units=units), group

@@ -61,16 +61,27 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         with gr.Column(scale=5, min_width=560):
             with gr.Row(elem_classes="app-top"):
                 recipe = gr.Dropdown(
-                    choices, value=first, label="Start from", info="a recipe, or the configuration of an earlier run",
-                    allow_custom_value=True, elem_id="launch-recipe",
-                )  # fmt: skip
-                made = [_component(place, method, value) for place, value in zip(form, values, strict=True) if _is_top(place)]  # fmt: skip
+                    choices,
+                    value=first,
+                    label="Start from",
+                    info="a recipe, or the configuration of an earlier run",
+                    allow_custom_value=True,
+                    elem_id="launch-recipe",
+                )
+                made = [
+                    _component(place, method, value)
+                    for place, value in zip(form, values, strict=True)
+                    if _is_top(place)
+                ]
             about = _sections(form, made, method, values)
             with gr.Accordion("More overrides", open=False):
                 more = gr.Textbox(
-                    label="Overrides", lines=3, placeholder="training.steps=20\nmodels.teachers={maths: path/to/model}",
-                    info="lines of key=value, as on the command line; they win over the form", elem_id="launch-more",
-                )  # fmt: skip
+                    label="Overrides",
+                    lines=3,
+                    placeholder="training.steps=20\nmodels.teachers={maths: path/to/model}",
+                    info="lines of key=value, as on the command line; they win over the form",
+                    elem_id="launch-more",
+                )
         about_check = note(READ_ONLY if context.read_only else _what_happens(context))
         command, check, start, message, said, report, checked = _side(context, about_check)
 
@@ -101,9 +112,11 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     )
     checking.then(outdated, [checked, command], [said, report], **silent)
     started = start.click(
-        beside(partial(start_from, context, form), 4), inputs,
-        [said, shared.run, shared.address, shared.tabs, name], **silent | {"trigger_mode": "once"},
-    )  # fmt: skip
+        beside(partial(start_from, context, form), 4),
+        inputs,
+        [said, shared.run, shared.address, shared.tabs, name],
+        **silent | {"trigger_mode": "once"},
+    )
     started.then(*shows, **silent)
 
 

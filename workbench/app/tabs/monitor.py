@@ -81,11 +81,24 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                 resume = gr.Button("Resume", interactive=False, elem_id="watch-resume", min_width=100)
             kill = gr.Button("Stop at once", variant="stop", visible=False, elem_id="watch-kill")
             more = gr.Textbox(
-                label="Resume with", placeholder="training.save_every=10", lines=1, max_lines=4, visible=False,
-                info=f"lines of key=value, of {', '.join(RESUMABLE)}; empty: as before", elem_id="watch-overrides",
-            )  # fmt: skip
+                label="Resume with",
+                placeholder="training.save_every=10",
+                lines=1,
+                max_lines=4,
+                visible=False,
+                info=f"lines of key=value, of {', '.join(RESUMABLE)}; empty: as before",
+                elem_id="watch-overrides",
+            )
     with gr.Accordion("What it printed", open=False, elem_id="watch-log-section"):
-        log = gr.Textbox(show_label=False, label="Log", lines=16, max_lines=16, interactive=False, buttons=["copy"], elem_id="watch-log")  # fmt: skip
+        log = gr.Textbox(
+            show_label=False,
+            label="Log",
+            lines=16,
+            max_lines=16,
+            interactive=False,
+            buttons=["copy"],
+            elem_id="watch-log",
+        )
     with gr.Row(elem_classes="app-plots"):
         plots = [plot_component(title) for title, _ in CURVES]
     with gr.Row(elem_classes="app-plots app-wide"):
@@ -95,9 +108,13 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                 sure = fragment_component("how to read confidence", elem_id="watch-sure")
     gr.HTML("<h2>The same question over training</h2>", elem_classes="app-heading")
     question = gr.Dropdown(
-        [], value=None, label="Question", info="those answered at most steps first", allow_custom_value=True,
+        [],
+        value=None,
+        label="Question",
+        info="those answered at most steps first",
+        allow_custom_value=True,
         elem_id="watch-question",
-    )  # fmt: skip
+    )
     answers = rows_component("Answers to one question, by step", elem_id="watch-answers")
 
     state_outputs = [status, stop, kill, resume, more, timer]
@@ -115,9 +132,12 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     )
     beating = [status, log, heard, more_due]  # few: each component that may change costs the browser something
     timer.tick(
-        in_its_place(partial(beat, context), beating, others_stay=True), [shared.run, shared.theme, seen, heard, shared.tab],
-        beating, queue=False, **quiet,
-    )  # fmt: skip
+        in_its_place(partial(beat, context), beating, others_stay=True),
+        [shared.run, shared.theme, seen, heard, shared.tab],
+        beating,
+        queue=False,
+        **quiet,
+    )
     more_due.change(look, inputs, outputs, queue=False, trigger_mode="once", **quiet)
     question.input(told(partial(show_answers, context)), [shared.run, question], answers, **quiet)
     for button, act, given in (

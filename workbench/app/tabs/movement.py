@@ -38,14 +38,25 @@ TRUTHS = (("all tokens", ""), ("visible tokens", "visible"), ("privileged tokens
 PROBE_KEY = ("process", "rollout")
 PROBES = "Probes: the same answers, read again every few steps. Choose one to see its tokens over training"
 PROBE_COLUMNS = (
-    Column("rollout", "probe", "number"), Column("domain", kind="short"), Column("question"), Column("answer"),
-    Column("right", "", "right"), Column("tokens", "", "number"), Column("changes", "changes of regime", "number"),
-)  # fmt: skip
+    Column("rollout", "probe", "number"),
+    Column("domain", kind="short"),
+    Column("question"),
+    Column("answer"),
+    Column("right", "", "right"),
+    Column("tokens", "", "number"),
+    Column("changes", "changes of regime", "number"),
+)
 MOVED_KEY = ("process", "rollout", "position")
 MOVED_COLUMNS = (
-    Column("token", kind="token"), Column("kind", kind="short"), Column("truth", kind="short"), Column("changes", kind="number"),
-    Column("way", kind="short"), Column("information_gap", "information", "signed"), Column("rollout", "probe", "number"), Column("example", kind="short"),
-)  # fmt: skip
+    Column("token", kind="token"),
+    Column("kind", kind="short"),
+    Column("truth", kind="short"),
+    Column("changes", kind="number"),
+    Column("way", kind="short"),
+    Column("information_gap", "information", "signed"),
+    Column("rollout", "probe", "number"),
+    Column("example", kind="short"),
+)
 
 
 def draw(
@@ -109,7 +120,9 @@ def draw_probe(traces: Traces, key: Mapping | None, value: str, theme: str) -> t
         moved = movement.of_probe(traces, rollout, process=process)
         if moved.empty:
             return empty_html(moved.empty), None
-        return fresh(render_movement(moved.steps, moved.tokens, moved.regimes, moved.notes, title=moved.title, standalone=False)), None  # fmt: skip
+        return fresh(
+            render_movement(moved.steps, moved.tokens, moved.regimes, moved.notes, title=moved.title, standalone=False)
+        ), None
     found = movement.values_of_probe(traces, rollout, value=value, process=process)
     if not found.empty and found.frame["value"].isna().all():
         label = {name: text for text, name in VALUES}[value]

@@ -22,9 +22,13 @@ NO_STUDY = (
     "workbench study configs/studies/main.yaml    (docs/studies/README.md says how long each takes)"
 )
 RUN_COLUMNS = (
-    Column("run", kind="short"), Column("status", kind="short"), Column("step", kind="number"), Column("of", kind="number"),
-    Column("seconds", "worked", "number"), Column("what", "what it says"),
-)  # fmt: skip
+    Column("run", kind="short"),
+    Column("status", kind="short"),
+    Column("step", kind="number"),
+    Column("of", kind="number"),
+    Column("seconds", "worked", "number"),
+    Column("what", "what it says"),
+)
 
 
 def draw(
@@ -47,17 +51,48 @@ def draw(
     data, shown = groups[_place(group, groups)] if groups else ("", "")
     measures = measures_of(study, data, shown)
     key = measures[_place(measure, measures)] if measures else ("", "")
-    plot = figure(study.comparisons, baseline=study.baseline, title=f"Study {study.name}", data=data, context=shown, theme=theme) if groups else None  # fmt: skip
+    plot = (
+        figure(
+            study.comparisons,
+            baseline=study.baseline,
+            title=f"Study {study.name}",
+            data=data,
+            context=shown,
+            theme=theme,
+        )
+        if groups
+        else None
+    )
     return (
         gr.Dropdown(choices=names, value=study.name, visible=True),
         head_html(study),
-        gr.Dropdown(choices=[(f"{one}, shown {what}", str(idx)) for idx, (one, what) in enumerate(groups)], value=str(_place(group, groups)) if groups else None, visible=bool(groups)),
-        gr.Dropdown(choices=[(title_of(*one), str(idx)) for idx, one in enumerate(measures)], value=str(_place(measure, measures)) if measures else None, visible=bool(measures)),
+        gr.Dropdown(
+            choices=[(f"{one}, shown {what}", str(idx)) for idx, (one, what) in enumerate(groups)],
+            value=str(_place(group, groups)) if groups else None,
+            visible=bool(groups),
+        ),
+        gr.Dropdown(
+            choices=[(title_of(*one), str(idx)) for idx, one in enumerate(measures)],
+            value=str(_place(measure, measures)) if measures else None,
+            visible=bool(measures),
+        ),
         gr.Plot(value=plot, visible=plot is not None),
-        rows_html(compared(study, data, shown, *key), compared_columns(study), label="variants compared", title=title_of(*key) if measures else "Comparison"),
-        rows_html(runs_of(study), RUN_COLUMNS, label="runs of the study", key=("run",), title="Its runs: choose one to open it in Watch", tall=420),
+        rows_html(
+            compared(study, data, shown, *key),
+            compared_columns(study),
+            label="variants compared",
+            title=title_of(*key) if measures else "Comparison",
+        ),
+        rows_html(
+            runs_of(study),
+            RUN_COLUMNS,
+            label="runs of the study",
+            key=("run",),
+            title="Its runs: choose one to open it in Watch",
+            tall=420,
+        ),
         notes_html(study),
-    )  # fmt: skip
+    )
 
 
 def head_html(study: FoundStudy) -> str:
@@ -93,10 +128,16 @@ def notes_html(study: FoundStudy) -> str:
 def compared_columns(study: FoundStudy) -> tuple[Column, ...]:
     """Columns of the table, named after what the variants are compared with."""
     return (
-        Column("variant", kind="short"), Column("seeds", kind="number"), Column("mean", kind="right-text"),
-        Column("difference", f"against {study.baseline}", "right-text"), Column("difference_interval", "95 %", "right-text"), Column("verdict", kind="short"),
-        Column("gain", "against the start", "right-text"), Column("gain_interval", "95 %", "right-text"), Column("gain_verdict", "verdict", "short"),
-    )  # fmt: skip
+        Column("variant", kind="short"),
+        Column("seeds", kind="number"),
+        Column("mean", kind="right-text"),
+        Column("difference", f"against {study.baseline}", "right-text"),
+        Column("difference_interval", "95 %", "right-text"),
+        Column("verdict", kind="short"),
+        Column("gain", "against the start", "right-text"),
+        Column("gain_interval", "95 %", "right-text"),
+        Column("gain_verdict", "verdict", "short"),
+    )
 
 
 def opened(address: Mapping | None, study: str, key: Mapping) -> tuple:

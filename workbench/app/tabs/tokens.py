@@ -53,11 +53,18 @@ ORDERS = (
 VERDICTS = (("any", ""), ("right", "right"), ("wrong", "wrong"))
 OPENED = ("step", "rollout", "process", "token", "list_page")  # of the address: what another list does not have
 COLUMNS = (
-    Column("step", kind="number"), Column("rollout", "no.", "number"), Column("question"),
-    Column("answer"), Column("expected", kind="short"), Column("right", "", "right"), Column("tokens", "", "number"),
-    Column("information_gap", "information", "signed"), Column("capability_gap", "capability", "signed"), Column("loss", kind="number"),
+    Column("step", kind="number"),
+    Column("rollout", "no.", "number"),
+    Column("question"),
+    Column("answer"),
+    Column("expected", kind="short"),
+    Column("right", "", "right"),
+    Column("tokens", "", "number"),
+    Column("information_gap", "information", "signed"),
+    Column("capability_gap", "capability", "signed"),
+    Column("loss", kind="number"),
     Column("regimes", kind="short"),
-)  # fmt: skip
+)
 
 
 def draw(context: AppContext, run: str | None, address: Mapping | None) -> tuple:
