@@ -26,7 +26,7 @@ from plotly.offline import get_plotlyjs
 FOLDER = Path(__file__).parent
 PLOTLY = "application/vnd.plotly.v1+json"
 LONGEST_S = 1200  # of one cell, on a machine that is busy with other things
-_WIDTH, _COLOURS = 1160, 128  # pixels of a picture; colours of its palette
+_WIDTH, _COLORS = 1160, 128  # pixels of a picture; colors of its palette
 
 
 def execute(file: Path, folder: Path) -> nbformat.NotebookNode:
@@ -97,7 +97,7 @@ def _picture(html: str, page: Page) -> str:
         "RGB"
     )
     stream = io.BytesIO()
-    taken.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE).save(
+    taken.quantize(_COLORS, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE).save(
         stream, "PNG", optimize=True
     )
     return base64.b64encode(stream.getvalue()).decode()

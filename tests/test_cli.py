@@ -91,7 +91,7 @@ def test_every_reading_command_works_on_a_run(run: Path, capsys: pytest.CaptureF
     ):
         assert re.search(part, summary), part
     assert "regime" in said(capsys, "show", run, "--step", 2, "--rollout", 3)
-    assert "\x1b[" in said(capsys, "show", run, "--step", 0, "--probe", "--by", "information", "--colour")
+    assert "\x1b[" in said(capsys, "show", run, "--step", 0, "--probe", "--color-by", "information", "--color")
     table = said(capsys, "eval", run, "--contexts", "plain", "caption", "--count", 3, "--data", "scenes:hard?count=9")
     assert re.search("student +caption +all +all +3 ", table) and re.search("teacher +plain", table)
 

@@ -146,7 +146,7 @@ def test_json_holds_every_number_and_no_nan():
 
 def test_a_token_carries_a_class_for_every_quantity_that_it_has():
     token = cell(loss=1.0, weight=1.0, effective=1.0, entropies={"student": 1.0}, truth="privileged")
-    html = render_tokens(view(token), colour_by="loss")
+    html = render_tokens(view(token), color_by="loss")
     classes = re.search(r'class="(wb-t [^"]*)"', html)[1].split()
     assert classes == [
         "wb-t",
@@ -168,7 +168,7 @@ def test_quantities_that_were_not_recorded_cannot_be_chosen():
 
 
 @pytest.mark.parametrize(
-    "call", [lambda v: render_tokens(v, colour_by="colour"), lambda v: render_terminal(v, colour_by="x")]
+    "call", [lambda v: render_tokens(v, color_by="color"), lambda v: render_terminal(v, color_by="x")]
 )
 def test_an_unknown_quantity_is_refused_with_the_allowed_ones(call):
     with pytest.raises(ConfigError, match="capability, denoising, entropy, information, loss, regime, truth, weight"):
@@ -182,7 +182,7 @@ def test_an_unknown_theme_is_refused():
 
 def test_every_text_has_a_contrast_of_at_least_four_and_a_half():
     fills = [*colors.SLOTS.values(), *colors.TRUTH.values(), *colors.DIVERGING, *colors.GROWING]
-    for background in (colour for fill in fills for colour in (fill.light, fill.dark)):
+    for background in (color for fill in fills for color in (fill.light, fill.dark)):
         assert colors.contrast(colors.ink(background), background) >= 4.5, background
 
 
@@ -193,13 +193,13 @@ def test_contrast_of_black_on_white_is_21():
 @pytest.mark.parametrize(
     "method", [{"ALL": "teacher"}, {"KEPT": "teacher", "REST": None}, {"LOW": "reward", "REST": None}]
 )
-def test_regimes_of_other_methods_get_colours_by_their_source(method):
+def test_regimes_of_other_methods_get_colors_by_their_source(method):
     slots = colors.regime_slots({name: RegimeNote("", source) for name, source in method.items()})
     expected = {"teacher": "teacher-light", "reward": "reward", None: "none"}
     assert slots == {name: expected[source] for name, source in method.items()}
 
 
-def test_four_teachers_get_four_colours():
+def test_four_teachers_get_four_colors():
     slots = colors.regime_slots({name: RegimeNote("", f"teacher:{name}") for name in "abcd"})
     assert len(set(slots.values())) == 4 and "none" not in slots.values()
 
@@ -335,7 +335,7 @@ def test_a_recorded_answer_becomes_a_view(tmp_path):
         "decided": "gate open 1.00, lines<b> 0.25, unknown –",
     }
     assert "gate open 1.00, lines&lt;b&gt; 0.25" in render_tokens(found)
-    assert "decided gate open 1.00, lines<b> 0.25" in render_terminal(found, colour=False)
+    assert "decided gate open 1.00, lines<b> 0.25" in render_terminal(found, color=False)
     assert found.right is False and found.thresholds == {"gap": 0.5} and found.views == ("student", "teacher")
     assert found.tokens[0].total_gap == pytest.approx(0.2) and found.tokens[0].alternatives == {
         "student": [("4", -0.3)]

@@ -1,4 +1,4 @@
-"""A fragment in a real browser: what hovering, pinning, the keyboard and the choice of colours do."""
+"""A fragment in a real browser: what hovering, pinning, the keyboard and the choice of colors do."""
 
 import json
 import math
@@ -189,7 +189,7 @@ def test_up_and_down_are_offered_to_the_host_page(open_page):
     assert opened.page.evaluate("moves") == [1, -1]
 
 
-def test_another_quantity_changes_the_colours_and_the_legend(open_page):
+def test_another_quantity_changes_the_colors_and_the_legend(open_page):
     opened = open_page()
     seen = {}
     for quantity in ("regime", "capability", "information", "loss", "entropy", "truth"):
@@ -257,9 +257,9 @@ def test_style_rules_of_a_host_page_for_all_its_elements_lose(open_page):
     opened = open_page(
         f"<!DOCTYPE html>{host}<div class='host'><div class='prose page'>{render_tokens(VIEW, theme='light')}</div></div>"
     )
-    colour = "node => getComputedStyle(node).color"
+    color = "node => getComputedStyle(node).color"
     for selector in (".wb-t", ".wb-ask", ".wb-legend td", ".wb-why", ".wb-why b", ".wb-views td"):
-        assert opened.page.locator(selector).first.evaluate(colour) != "rgb(255, 0, 0)", selector
+        assert opened.page.locator(selector).first.evaluate(color) != "rgb(255, 0, 0)", selector
     assert opened.page.locator(".wb-legend").first.evaluate("node => getComputedStyle(node).marginTop") == "0px"
     assert opened.page.locator(".wb-legend td").first.evaluate("node => getComputedStyle(node).borderTopWidth") == "0px"
     assert opened.fill(2) == "rgb(230, 159, 0)"
@@ -310,10 +310,10 @@ def test_two_thousand_tokens_stay_quick(open_page):
         const spent = async (act) => {
             const start = performance.now(); act(); root.getBoundingClientRect();
             document.querySelector('.wb-t').offsetTop; return performance.now() - start; };
-        const colour = await spent(() => root.querySelector('[data-by="capability"].wb-chip').click());
+        const color = await spent(() => root.querySelector('[data-by="capability"].wb-chip').click());
         const pin = await spent(() => root.querySelector('.wb-t[data-i="1985"]').click());
-        return [colour, pin];
+        return [color, pin];
     }"""
-    colour_ms, pin_ms = opened.page.evaluate(timed)
+    color_ms, pin_ms = opened.page.evaluate(timed)
     # 80 to 400 and 15 ms on two busy cores; the bounds leave room for a busy machine
-    assert colour_ms < 1500 and pin_ms < 500, (colour_ms, pin_ms)
+    assert color_ms < 1500 and pin_ms < 500, (color_ms, pin_ms)

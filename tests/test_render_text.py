@@ -125,19 +125,19 @@ def test_numbers_carry_their_sign_but_zero_has_none():
     assert [plain(value) for value in (1.0, -0.001, -2.0, None)] == ["1.00", "0.00", "−2.00", "–"]
 
 
-def test_terminal_text_without_colour_has_no_escapes_and_marks_the_regimes():
+def test_terminal_text_without_color_has_no_escapes_and_marks_the_regimes():
     text = render_terminal(
-        view(cell("the"), cell(" digit"), cell(" 2", "HS"), cell("\x1b]0;x\x07"), title="a\x1b[2J"), colour=False
+        view(cell("the"), cell(" digit"), cell(" 2", "HS"), cell("\x1b]0;x\x07"), title="a\x1b[2J"), color=False
     )
     assert "\x1b" not in text and "\x07" not in text
     assert "[LH]the·digit [HS]·2 [LH]\\u001b]0;x\\u0007" in text
 
 
-@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("color", [False, True])
 @pytest.mark.parametrize("width", [40, 80, 132])
-def test_terminal_lines_of_tokens_and_table_fit_the_width(width, colour):
+def test_terminal_lines_of_tokens_and_table_fit_the_width(width, color):
     tokens = [cell(f" 数字{k}", loss=0.5, weight=1.0, truth="visible") for k in range(30)]
-    text = re.sub(r"\x1b\[[\d;]*m", "", render_terminal(view(*tokens), width=width, colour=colour))
+    text = re.sub(r"\x1b\[[\d;]*m", "", render_terminal(view(*tokens), width=width, color=color))
     table = text[text.index("#") :].splitlines()[:-2]
     tokens_shown = [line for line in text.splitlines() if line.startswith(("·数", "[LH]"))]
     for line in [*table, *tokens_shown]:
@@ -145,6 +145,6 @@ def test_terminal_lines_of_tokens_and_table_fit_the_width(width, colour):
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
-def test_every_quantity_has_colours_in_the_terminal(quantity):
+def test_every_quantity_has_colors_in_the_terminal(quantity):
     token = cell(loss=1.0, weight=1.0, effective=1.0, entropies={"student": 1.0}, truth="privileged")
-    assert "\x1b[48;2;" in render_terminal(view(token), colour_by=quantity)
+    assert "\x1b[48;2;" in render_terminal(view(token), color_by=quantity)

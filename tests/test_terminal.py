@@ -103,7 +103,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
         ["eval", "{run}", "--count", "2"],
         ["eval", "{run}", "--data", f"scenes:{EVIL[:-1]}"],
         ["show", "{run}", "--step", "1"],
-        ["show", "{run}", "--step", "1", "--colour"],
+        ["show", "{run}", "--step", "1", "--color"],
         ["summary", f"runs/{EVIL[:-2]}"],
         ["train", f"{EVIL[:-2]}.yaml"],
         ["export", "{run}", "--to", "{run}"],
@@ -118,7 +118,7 @@ def test_commands_send_no_escapes(run: Path, command: list[str], capsys: pytest.
         main([part.replace("{run}", str(run)) for part in command])
     out, err = capsys.readouterr()
     assert out + err
-    colors = out if "--colour" not in command else ""
+    colors = out if "--color" not in command else ""
     bars = err.replace("\r", "").replace("\x1b[A", "")
     assert is_clean(colors) and is_clean(bars)
     assert "\x1b[2J" not in out and "\x1b]" not in out

@@ -217,10 +217,10 @@ def _export(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     traced = wb.open_traces(options.run_dir).rollout(options.step, options.rollout, probe=options.probe)
-    colour = sys.stdout.isatty() if options.colour is None else options.colour
+    color = sys.stdout.isatty() if options.color is None else options.color
     width = shutil.get_terminal_size((120, 40)).columns
     view = wb.token_view(traced, run=Path(options.run_dir).name)
-    print_colored(wb.render_terminal(view, colour_by=options.by, width=width, colour=colour))
+    print_colored(wb.render_terminal(view, color_by=options.color_by, width=width, color=color))
 
 
 def _summary(options: argparse.Namespace) -> None:

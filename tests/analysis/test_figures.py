@@ -140,7 +140,7 @@ def test_words_of_a_long_answer_are_not_printed_over_each_other() -> None:
     ]
     made = figures.heatmap(Table(pd.DataFrame(rows), run="run"), title="Probe")
     assert made.layout.xaxis.ticktext is None and made.layout.xaxis.title.text == "position of the token"
-    assert made.layout.height >= 260, "room for the numbers of the colour bar"
+    assert made.layout.height >= 260, "room for the numbers of the color bar"
 
 
 def test_text_of_users_is_shown_and_not_read_as_markup() -> None:
@@ -150,7 +150,7 @@ def test_text_of_users_is_shown_and_not_read_as_markup() -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_lines_and_text_can_be_told_from_the_page(theme: str) -> None:
     assert contrast(INK[theme], SURFACE[theme]) >= 7
-    assert all(contrast(colour, SURFACE[theme]) >= 3 for colour in SERIES[theme])
+    assert all(contrast(color, SURFACE[theme]) >= 3 for color in SERIES[theme])
 
 
 def test_an_unknown_theme_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Figures in a real browser: they keep their areas, clips and colour bars through every control, and show what is so."""
+"""Figures in a real browser: they keep their areas, clips and color bars through every control, and show what is so."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def test_figures_stay_whole_through_every_choice_of_their_tab(visit) -> None:
     page = visit("run=dopd&other=opd", "movement")
     whole_figures(page)
     page.locator("#movement-value").get_by_text("capability gap").click()
-    expect(page).to_have_url(re.compile("colour=capability_gap"))
+    expect(page).to_have_url(re.compile("color=capability_gap"))
     whole_figures(page)
     choose(page, "#movement-last", "2")
     expect(page).to_have_url(re.compile("to=2"))
@@ -125,7 +125,7 @@ def test_figures_stay_whole_behind_a_proxy_that_serves_the_page_under_a_path(
     page.goto(f"{behind_a_proxy}?run=dopd&tab=movement")
     page.locator(SHOWS["movement"]).first.wait_for()
     page.locator("#movement-value").get_by_text("capability gap").click()
-    expect(page).to_have_url(re.compile(r"/lab/workbench/\?.*colour=capability_gap"))
+    expect(page).to_have_url(re.compile(r"/lab/workbench/\?.*color=capability_gap"))
     whole_figures(page)
     assert [url for url in missing if "/lab/workbench/" in url] == []
     page.close()
@@ -186,7 +186,7 @@ def test_long_answers_are_cut_in_lists_and_keep_their_lines(visit, long_run: str
         question = row.locator(".wbu-clip").first
         assert question.evaluate("one => getComputedStyle(one).whiteSpace") == "pre-wrap"
         assert question.text_content() == LONG_QUESTION
-    # the colours and what they mean stay in sight while a long answer is scrolled
+    # the colors and what they mean stay in sight while a long answer is scrolled
     page.locator("#tokens-answer .wb-t").nth(150).scroll_into_view_if_needed()
     expect(page.locator("#tokens-answer .wb-chips")).to_be_in_viewport()
     expect(page.locator("#tokens-answer .wb-legends")).to_be_in_viewport()
@@ -227,7 +227,7 @@ def test_a_wrong_answer_opens_with_its_picture(visit, runs: Path) -> None:
     expect(page.locator("#data-given textarea, #data-given input").first).to_have_value(given)
 
 
-def test_titles_say_what_their_axes_say_and_a_truth_has_one_colour(visit, runs: Path) -> None:
+def test_titles_say_what_their_axes_say_and_a_truth_has_one_color(visit, runs: Path) -> None:
     drawn = """() => [...document.querySelectorAll('#tab-illusion .js-plotly-plot')].map(one => ({
         title: one._fullLayout.title.text, axis: one._fullLayout.xaxis?.title?.text || '',
         tints: one.data.map(trace => [trace.name, trace.line?.color || trace.marker?.color]), bars: one.data[0]?.y }))"""

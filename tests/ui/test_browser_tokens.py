@@ -60,7 +60,7 @@ def test_choosing_an_answer_replaces_all_its_numbers_and_the_address_follows(vis
     assert shown == told, "the numbers are those of this answer"
 
 
-def test_up_and_down_move_through_answers_and_keep_colour_and_focus(visit) -> None:
+def test_up_and_down_move_through_answers_and_keep_color_and_focus(visit) -> None:
     page = visit("run=dopd", "tokens")
     page.locator("#tokens-answer .wb-chip[data-by='entropy']").click()
     page.locator("#tokens-answer .wb-t").first.click()

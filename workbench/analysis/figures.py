@@ -49,9 +49,9 @@ MEASURES = {"position_share": "share of tokens", "loss_share": "share of loss"}
 def curves(
     table: Table, *, title: str, theme: str = "light", height: int = 340, tints: Mapping[str, str] | None = None
 ) -> go.Figure:
-    """Metrics over steps: step, metric, value, and run if there are several. One colour per metric, one dash per run.
+    """Metrics over steps: step, metric, value, and run if there are several. One color per metric, one dash per run.
 
-    tints  colours by metric, of what has a colour of its own
+    tints  colors by metric, of what has a color of its own
     """
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
@@ -115,7 +115,7 @@ def stacked_shares(
         own = frame[frame["group"] == group]
         for name in notes:
             part = own[own["regime"] == name]
-            colour, pattern = fills[name]
+            color, pattern = fills[name]
             hatched = (
                 {
                     "shape": pattern,
@@ -130,11 +130,11 @@ def stacked_shares(
             )
             edge = {"width": 0.8, "color": SURFACE[theme]}
             if is_single:
-                add, look = made.add_bar, {"width": 0.4, "marker": {"color": colour, "pattern": hatched, "line": edge}}
+                add, look = made.add_bar, {"width": 0.4, "marker": {"color": color, "pattern": hatched, "line": edge}}
             else:
                 add, look = (
                     made.add_scatter,
-                    {"mode": "lines", "stackgroup": group, "line": edge, "fillcolor": colour, "fillpattern": hatched},
+                    {"mode": "lines", "stackgroup": group, "line": edge, "fillcolor": color, "fillpattern": hatched},
                 )
             add(
                 x=part["step"],
@@ -167,7 +167,7 @@ def share_bars(table: Table, *, by: str = "position_share", title: str, theme: s
     }
     made = figure(theme, title=f"{title}, by {MEASURES[by]}", subtitle=table.run, height=150 + 46 * len(counts))
     notes = _notes_of(frame)
-    for name, (colour, pattern) in regime_fills(notes, theme).items():
+    for name, (color, pattern) in regime_fills(notes, theme).items():
         part = frame[frame["regime"] == name]
         made.add_bar(
             y=[labels[group] for group in part["group"]],
@@ -176,7 +176,7 @@ def share_bars(table: Table, *, by: str = "position_share", title: str, theme: s
             name=escaped(name),
             customdata=part["num_positions"],
             marker={
-                "color": colour,
+                "color": color,
                 "line": {"width": 1, "color": SURFACE[theme]},
                 "pattern": {
                     "shape": pattern,
@@ -190,7 +190,7 @@ def share_bars(table: Table, *, by: str = "position_share", title: str, theme: s
             text=[f"{name} {value:.0%}" if value >= 0.08 else "" for value in part[by]],
             textposition="inside",
             insidetextanchor="middle",
-            textfont={"color": ink(colour), "size": 12},
+            textfont={"color": ink(color), "size": 12},
             textangle=0,
             hovertemplate=f"<b>{escaped(name)}</b> %{{x:.1%}} {MEASURES[by]}<br>%{{customdata:,}} tokens<extra></extra>",
         )
@@ -218,7 +218,7 @@ def gap_curves(
     _dress(made, theme, title=title, subtitle=table.run)
     for place, truth in enumerate(truths):
         own = table.frame[table.frame["truth"] == truth]
-        for column, colour, dash in zip(columns, (CAPABILITY, INFORMATION), DASHES, strict=False):
+        for column, color, dash in zip(columns, (CAPABILITY, INFORMATION), DASHES, strict=False):
             name = column.split("_")[0] + " gap"
             made.add_scatter(
                 x=own["step"],
@@ -227,7 +227,7 @@ def gap_curves(
                 legendgroup=name,
                 showlegend=place == 0,
                 mode="lines" if len(own) > 1 else "markers",
-                line={"width": 2, "color": colour[theme], "dash": dash},
+                line={"width": 2, "color": color[theme], "dash": dash},
                 customdata=own["num_positions"],
                 hovertemplate=f"<b>{name}</b> %{{y:.3f}} nats per token<br>%{{customdata:,}} {escaped(truth)} tokens, step %{{x}}<extra></extra>",
                 row=1,
@@ -310,7 +310,7 @@ def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, 
     shared["xgap"] = 0 if is_long else 1.5
     shared["customdata"] = [[escaped(word) for word in words] for _ in wide.index]
     if notes is not None:
-        fills = [colour for colour, _ in regime_fills(notes, theme).values()]
+        fills = [color for color, _ in regime_fills(notes, theme).values()]
         index = {name: place for place, name in enumerate(notes)}
         steps = [(edge / len(fills), fills[place]) for place in range(len(fills)) for edge in (place, place + 1)]
         numbers = [[None if pd.isna(value) else index[value] for value in row] for row in wide.to_numpy()]
@@ -371,7 +371,7 @@ def bars(
     """One horizontal bar per row; its value and, if `count` names a column, what it is counted over stand at the right.
 
     reference, meaning  a line across the bars, and what it means
-    tints               the bars' colours; default: one for all
+    tints               the bars' colors; default: one for all
     """
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
@@ -408,7 +408,7 @@ def bars(
 
 
 def separation_bars(table: Table, *, theme: str = "light") -> go.Figure:
-    """How well each gap tells privileged tokens from visible ones, of illusion.separation, in the gaps' colours."""
+    """How well each gap tells privileged tokens from visible ones, of illusion.separation, in the gaps' colors."""
     hues = {"information": INFORMATION, "capability": CAPABILITY}
     tints = [hues.get(name.split()[0], MUTED)[theme] for name in table.frame["gap"]]
     title = "Which gap finds privileged tokens"
@@ -534,7 +534,7 @@ def _below_title(made: go.Figure, pixels: int) -> int:
 
 
 def _notes_of(frame: pd.DataFrame) -> dict[str, RegimeNote]:
-    """The regimes in their order, with the sources that give them their colours."""
+    """The regimes in their order, with the sources that give them their colors."""
     named = frame.drop_duplicates("regime")
     return {row.regime: RegimeNote("", None if pd.isna(row.source) else row.source) for row in named.itertuples()}
 

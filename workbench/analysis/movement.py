@@ -184,7 +184,7 @@ def changes_by(run: str | Path | Traces, split: str = "kind") -> Table:
 
 
 def regime_notes(run: str | Path | Traces) -> dict[str, RegimeNote]:
-    """The method's regimes in its order, for colours and legends; empty without traces."""
+    """The method's regimes in its order, for colors and legends; empty without traces."""
     traces = traces_of(run)
     if traces is None:
         return {}

@@ -1,4 +1,4 @@
-"""The house style of figures: fonts, colours and axes, light and dark. Regimes have the colours of the token view."""
+"""The house style of figures: fonts, colors and axes, light and dark. Regimes have the colors of the token view."""
 
 import functools
 import math
@@ -155,20 +155,20 @@ def empty_figure(message: str, theme: str = "light", *, title: str = "", height:
 
 
 def regime_fills(notes: dict[str, RegimeNote], theme: str) -> dict[str, tuple[str, str]]:
-    """Colour and pattern of each regime."""
+    """Color and pattern of each regime."""
     slots = colors.regime_slots(notes)
     return {name: (getattr(colors.SLOTS[slot], theme), PATTERNS.get(slot, "")) for name, slot in slots.items()}
 
 
 def ramp(kind: str, theme: str) -> list[tuple[float, str]]:
-    """A plotly colour scale: "diverging" around zero, or "growing"."""
+    """A plotly color scale: "diverging" around zero, or "growing"."""
     fills = {"diverging": colors.DIVERGING, "growing": colors.GROWING}[kind]
     return [(place / (len(fills) - 1), getattr(fill, theme)) for place, fill in enumerate(fills)]
 
 
-def see_through(colour: str, opacity: float) -> str:
-    """A hex colour with opacity, as CSS takes it."""
-    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+def see_through(color: str, opacity: float) -> str:
+    """A hex color with opacity, as CSS takes it."""
+    red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
 
 

@@ -10,16 +10,19 @@ from workbench.data.layouts import LAYOUTS
 from workbench.errors import cut
 from workbench.files.shipped import locate
 
-COLOURS = ("regime", "capability", "information", "weight", "loss", "entropy", "truth")
+COLORS = ("regime", "capability", "information", "weight", "loss", "entropy", "truth")
 _LONGEST = 400  # characters of a message about arguments
+_RENAMED = {"--by": "--color-by", "--colour": "--color", "--no-colour": "--no-color"}
 
 Add = Callable[[str, str], argparse.ArgumentParser]  # name and help of a command to the parser of its options
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Exit with the usage and the message, of which a long value shows its beginning."""
-        super().error(cut(message, _LONGEST))
+        """Exit with the usage and the message, a long value cut; an option's old name is followed by its new one."""
+        words = message.split() if message.startswith("unrecognized arguments") else []
+        hints = [f"{word} is now called {_RENAMED[word]}." for word in words if word in _RENAMED]
+        super().error(" ".join([cut(message, _LONGEST), *hints]))
 
 
 def build_parser(commands: Mapping[str, Callable[[argparse.Namespace], int | None]]) -> argparse.ArgumentParser:
@@ -93,8 +96,10 @@ def _add_viewing(add: Add) -> None:
     command.add_argument("--step", type=int, required=True)
     command.add_argument("--rollout", type=int, default=0)
     command.add_argument("--probe", action="store_true", help="a probe instead of a training answer")
-    command.add_argument("--by", default="regime", choices=COLOURS, help="what the colours mean")
-    command.add_argument("--colour", action=argparse.BooleanOptionalAction, help="default: if the output is a terminal")
+    command.add_argument("--color-by", default="regime", choices=COLORS, help="quantity that the token colors show")
+    command.add_argument(
+        "--color", action=argparse.BooleanOptionalAction, help="default: on if the output is a terminal"
+    )
     command = add("summary", "accuracy per context and shares of regimes of a run")
     command.add_argument("run_dir", help="the run's folder")
     command = add("app", "open the app: launch, watch, and see who supervised every token")

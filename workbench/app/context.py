@@ -27,7 +27,7 @@ from workbench.runs.jobs import JobState, find_jobs, read_job
 
 CHOICES = {  # what a tab's lists and switches may say in the address, and what they say at first
     "tokens": {"at_step": "", "regime": "", "domain": "", "kind": "", "truth": "", "right": "", "order": "step"},
-    "movement": {"colour": "regime", "from": "", "to": "", "of": "", "panels": "", "share": "position_share"},
+    "movement": {"color": "regime", "from": "", "to": "", "of": "", "panels": "", "share": "position_share"},
     "compare": {"metric": "", "layout": "under"},
 }
 STANDING = (

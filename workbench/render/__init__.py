@@ -2,7 +2,7 @@
 
     a recorded answer (workbench.traces) -> token_view -> TokenView
     TokenView -> render_tokens   -> one HTML fragment      (render_page joins fragments to a document)
-              -> render_terminal -> coloured or plain text
+              -> render_terminal -> colored or plain text
     render_movement: the regimes of one answer over training, as a heatmap
 
 A host page that replaces its content, as Gradio does, puts `page_head()` into its head once and asks for fragments with

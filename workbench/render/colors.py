@@ -1,4 +1,4 @@
-"""Colours and scales, for the page and the terminal alike. Hues are Okabe and Ito's; text is at least 4.5 : 1.
+"""Colors and scales, for the page and the terminal alike. Hues are Okabe and Ito's; text is at least 4.5 : 1.
 
 A regime gets a *slot*, by its name (DOPD's four) or else by its source, so that blue is always the teacher, orange the
 privileged student, and an empty dashed cell no supervision. Numbers get a *step* of a diverging or a growing scale.
@@ -14,7 +14,7 @@ INK_DARK, INK_LIGHT = "#12161b", "#ffffff"
 
 
 class Fill(NamedTuple):
-    """Background on a light and on a dark page, and a CSS image laid over it so that colour is not the only sign."""
+    """Background on a light and on a dark page, and a CSS image laid over it so that color is not the only sign."""
 
     light: str
     dark: str
@@ -76,7 +76,7 @@ GROWING = tuple(
         ("#07583f", "#a8e6d1"),
     ]
 )
-QUANTITIES = {  # what tokens can be coloured by: label, unit, one letter for the CSS class
+QUANTITIES = {  # what tokens can be colored by: label, unit, one letter for the CSS class
     "regime": ("regime", "", "r"),
     "capability": ("capability gap", "nats", "c"),
     "information": ("information gap", "nats", "i"),
@@ -120,7 +120,7 @@ def finite(value: float | int | None) -> float | int | None:
 
 
 def scale_bound(values: Iterable[float | None]) -> float:
-    """A round number that 95 % of the values stay under in size; larger ones get the strongest colour."""
+    """A round number that 95 % of the values stay under in size; larger ones get the strongest color."""
     sizes = sorted(abs(value) for value in values if value is not None)
     if not sizes or sizes[-1] == 0.0:
         return 1.0
@@ -153,18 +153,18 @@ def growing_step(value: float | None, bound: float) -> int | None:
 
 
 def ink(background: str) -> str:
-    """The text colour that reads better on the background."""
+    """The text color that reads better on the background."""
     return max((INK_DARK, INK_LIGHT), key=lambda text: contrast(text, background))
 
 
 def contrast(first: str, second: str) -> float:
-    """Contrast ratio of two colours, 1 to 21. Source: WCAG 2.2."""
+    """Contrast ratio of two colors, 1 to 21. Source: WCAG 2.2."""
     lighter, darker = sorted((_luminance(first), _luminance(second)), reverse=True)
     return (lighter + 0.05) / (darker + 0.05)
 
 
-def _luminance(colour: str) -> float:
-    channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+def _luminance(color: str) -> float:
+    channels = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 

@@ -1,7 +1,7 @@
 """One answer as an HTML fragment: evidence at the left, tokens in the middle, the pinned token's reasons at the right.
 
-1. Python chooses every colour and writes every sentence; a token carries one class per quantity.
-2. Choosing another quantity changes one attribute of the root, so the browser recolours by CSS alone.
+1. Python chooses every color and writes every sentence; a token carries one class per quantity.
+2. Choosing another quantity changes one attribute of the root, so the browser recolors by CSS alone.
 3. The numbers travel as JSON by columns; assets/tokens.js reads them when a token is hovered or pinned.
 4. A fragment with standalone=True brings its own CSS and JS. Others need `page_head()` once in their page.
 """
@@ -21,14 +21,14 @@ from workbench.render.view import TokenCell, TokenView
 
 THEMES = ("auto", "light", "dark")
 ASSETS = Path(__file__).parent / "assets"
-LONG = 120  # tokens after which colours and legend stay in sight while the answer is scrolled
+LONG = 120  # tokens after which colors and legend stay in sight while the answer is scrolled
 BAR_PIXELS = 24  # room for the gap bars under a token, both directions together
 
 
 def render_tokens(
     view: TokenView,
     *,
-    colour_by: str = "regime",
+    color_by: str = "regime",
     theme: str = "auto",
     standalone: bool = True,
     pinned: int | None = None,
@@ -36,7 +36,7 @@ def render_tokens(
 ) -> str:
     """The answer as one HTML fragment that loads nothing.
 
-    colour_by   the quantity shown first, a key of QUANTITIES; the reader can choose another
+    color_by   the quantity shown first, a key of QUANTITIES; the reader can choose another
     theme       auto: as the page or the system; or light, dark
     standalone  carry CSS and JS; False for a page that has `page_head()` in its head
     pinned      index of the token shown in full at first; None: the one with the largest total gap or loss
@@ -44,14 +44,14 @@ def render_tokens(
 
     Raises: ConfigError for an unknown quantity or theme; DataError for a picture that cannot be read.
     """
-    if colour_by not in colors.QUANTITIES:
-        raise ConfigError(unknown("colour_by", colour_by, colors.QUANTITIES))
+    if color_by not in colors.QUANTITIES:
+        raise ConfigError(unknown("color_by", color_by, colors.QUANTITIES))
     check_theme(theme)
     pinned = _most_telling(view) if pinned is None else max(0, min(len(view.tokens) - 1, pinned))
     label = escape(f"Tokens of {view.title}", quote=True)
     has_gaps = any(token.capability_gap is not None or token.information_gap is not None for token in view.tokens)
     return (
-        f'<div class="wb-root wb-tokens" data-by="{colour_by}" data-bars="{"on" if has_gaps else "off"}" data-theme="{theme}" data-pin="{pinned}" '
+        f'<div class="wb-root wb-tokens" data-by="{color_by}" data-bars="{"on" if has_gaps else "off"}" data-theme="{theme}" data-pin="{pinned}" '
         f"{'data-long ' if len(view.tokens) > LONG else ''}"
         f'role="region" aria-label="{label}">'
         + (f"<style>{stylesheet()}</style>" if standalone else "")
@@ -59,7 +59,7 @@ def render_tokens(
         + _head(view)
         + f'<div class="wb-grid{"" if view.pictures or view.prompts else " wb-no-evidence"}">'
         + evidence(view)
-        + f'<section class="wb-main" aria-label="answer">{_question(view)}{_chips(view, colour_by)}'
+        + f'<section class="wb-main" aria-label="answer">{_question(view)}{_chips(view, color_by)}'
         + _answer(view, pinned, marked)
         + legends(view)
         + '</section><section class="wb-detail" aria-label="pinned token"><p class="wb-hint">Point at a token for its '
@@ -131,7 +131,7 @@ def _question(view: TokenView) -> str:
     return f'<div class="wb-question"><span class="wb-ask">{escape(view.question)}</span>{expected}{verdict}</div>'
 
 
-def _chips(view: TokenView, colour_by: str) -> str:
+def _chips(view: TokenView, color_by: str) -> str:
     chips = []
     for quantity, (label, _, _) in colors.QUANTITIES.items():
         if quantity == "truth":
@@ -141,11 +141,11 @@ def _chips(view: TokenView, colour_by: str) -> str:
         if quantity == "denoising" and not known:
             continue  # written from left to right
         state = "" if known else ' disabled title="not recorded for this answer"'
-        pressed = "true" if quantity == colour_by else "false"
+        pressed = "true" if quantity == color_by else "false"
         chips.append(
             f'<button type="button" class="wb-chip" data-by="{quantity}" aria-pressed="{pressed}"{state}>{label}</button>'
         )
-    return f'<div class="wb-chips" role="group" aria-label="colour by">{"".join(chips)}</div>'
+    return f'<div class="wb-chips" role="group" aria-label="color by">{"".join(chips)}</div>'
 
 
 def _answer(view: TokenView, pinned: int, marked: Collection[int]) -> str:

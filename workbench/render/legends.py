@@ -1,4 +1,4 @@
-"""What the colours mean, with numbers: one legend per quantity, of which CSS shows the one that is chosen."""
+"""What the colors mean, with numbers: one legend per quantity, of which CSS shows the one that is chosen."""
 
 from html import escape
 

@@ -1,4 +1,4 @@
-"""One answer in a terminal: the tokens in their colours, a legend, and a table. Without colour, regimes are written out."""
+"""One answer in a terminal: the tokens in their colors, a legend, and a table. Without color, regimes are written out."""
 
 import unicodedata
 
@@ -11,13 +11,13 @@ from workbench.render.view import TokenView
 _RESET = "\x1b[0m"
 
 
-def render_terminal(view: TokenView, *, colour_by: str = "regime", width: int = 100, colour: bool = True) -> str:
-    """The answer as lines of at most `width` cells, with ANSI colours or in plain text.
+def render_terminal(view: TokenView, *, color_by: str = "regime", width: int = 100, color: bool = True) -> str:
+    """The answer as lines of at most `width` cells, with ANSI colors or in plain text.
 
     Raises: ConfigError for an unknown quantity.
     """
-    if colour_by not in colors.QUANTITIES:
-        raise ConfigError(unknown("colour_by", colour_by, colors.QUANTITIES))
+    if color_by not in colors.QUANTITIES:
+        raise ConfigError(unknown("color_by", color_by, colors.QUANTITIES))
     meta = " · ".join(f"{key} {value}" for key, value in view.meta.items())
     verdict = "" if view.right is None else "right" if view.right else "wrong"
     expected = "" if view.expected is None else f"expected {_safe(view.expected)}"
@@ -25,10 +25,10 @@ def render_terminal(view: TokenView, *, colour_by: str = "regime", width: int = 
     lines += [" · ".join(part for part in (_safe(view.question), expected, verdict) if part), ""]
     if not view.tokens:
         return "\n".join([*lines, "The answer is empty: no token was written."])
-    fills = _fills(view, colour_by)
-    lines += _answer(view, fills, colour_by, max(20, width), colour)
-    lines += ["", *_legend(view, colour_by, colour), "", *_table(view, fills, max(20, width), colour)]
-    return "\n".join(line.rstrip() if not colour else line for line in lines)
+    fills = _fills(view, color_by)
+    lines += _answer(view, fills, color_by, max(20, width), color)
+    lines += ["", *_legend(view, color_by, color), "", *_table(view, fills, max(20, width), color)]
+    return "\n".join(line.rstrip() if not color else line for line in lines)
 
 
 def _safe(text: str) -> str:
@@ -50,8 +50,8 @@ def _pad(text: str, cells: int, *, right: bool = False) -> str:
     return space + text if right else text + space
 
 
-def _paint(text: str, fill: colors.Fill | None, colour: bool) -> str:
-    if not colour or fill is None:
+def _paint(text: str, fill: colors.Fill | None, color: bool) -> str:
+    if not color or fill is None:
         return text
     back, front = (
         tuple(int(code[start : start + 2], 16) for start in (1, 3, 5)) for code in (fill.light, colors.ink(fill.light))
@@ -59,14 +59,14 @@ def _paint(text: str, fill: colors.Fill | None, colour: bool) -> str:
     return f"\x1b[38;2;{front[0]};{front[1]};{front[2]}m\x1b[48;2;{back[0]};{back[1]};{back[2]}m{text}{_RESET}"
 
 
-def _fills(view: TokenView, colour_by: str) -> list[colors.Fill | None]:
-    if colour_by == "regime":
+def _fills(view: TokenView, color_by: str) -> list[colors.Fill | None]:
+    if color_by == "regime":
         slots = colors.regime_slots(view.all_regimes)
         return [colors.SLOTS[slots[token.regime]] for token in view.tokens]
-    if colour_by == "truth":
+    if color_by == "truth":
         return [colors.TRUTH.get(token.truth or "unknown", colors.TRUTH["unknown"]) for token in view.tokens]
-    values = colors.values_of(view, colour_by)
-    if colour_by in ("capability", "information"):
+    values = colors.values_of(view, color_by)
+    if color_by in ("capability", "information"):
         gaps = [*colors.values_of(view, "capability"), *colors.values_of(view, "information")]
         bound, scale, step_of = colors.scale_bound(gaps), colors.DIVERGING, colors.diverging_step
     else:
@@ -75,13 +75,13 @@ def _fills(view: TokenView, colour_by: str) -> list[colors.Fill | None]:
     return [None if step is None else scale[step] for step in steps]
 
 
-def _answer(view: TokenView, fills: list, colour_by: str, width: int, colour: bool) -> list[str]:
+def _answer(view: TokenView, fills: list, color_by: str, width: int, color: bool) -> list[str]:
     """The tokens, broken into lines. In plain text a label opens every run of tokens that share it."""
     lines, line, used, before = [], [], 0, None
     for token, fill in zip(view.tokens, fills, strict=True):
         text = visible_text(token.text, special=token.special)
-        label = (token.truth or "unknown") if colour_by == "truth" else token.regime
-        tag = f"[{label}]" if not colour and label != before else ""
+        label = (token.truth or "unknown") if color_by == "truth" else token.regime
+        tag = f"[{label}]" if not color and label != before else ""
         before = label
         text = _pad(text, min(_cells(text), width - _cells(tag) - bool(tag)))
         size = _cells(tag + text) + bool(tag)
@@ -89,7 +89,7 @@ def _answer(view: TokenView, fills: list, colour_by: str, width: int, colour: bo
             lines.append("".join(line))
             line, used = [], 0
         tag = f" {tag}" if tag and line else tag
-        line.append(tag + _paint(text, fill, colour))
+        line.append(tag + _paint(text, fill, color))
         used += size
         if "\n" in token.text:
             lines.append("".join(line))
@@ -97,31 +97,31 @@ def _answer(view: TokenView, fills: list, colour_by: str, width: int, colour: bo
     return [*lines, "".join(line)] if line else lines
 
 
-def _legend(view: TokenView, colour_by: str, colour: bool) -> list[str]:
+def _legend(view: TokenView, color_by: str, color: bool) -> list[str]:
     lines = []
-    if colour_by == "regime" or not colour:
+    if color_by == "regime" or not color:
         slots = colors.regime_slots(view.all_regimes)
         names = view.all_regimes
         wide = max(_cells(name) for name in names)
         for name, (count, of_tokens, of_loss) in regime_shares(view).items():
-            swatch = _paint(f" {_pad(name, wide)} ", colors.SLOTS[slots[name]], colour)
+            swatch = _paint(f" {_pad(name, wide)} ", colors.SLOTS[slots[name]], color)
             loss = NONE if of_loss is None else share(of_loss)
             numbers = f"{count:>5} {share(of_tokens):>6} of tokens {loss:>6} of loss"
             lines.append(f"{swatch} {numbers}  {_safe(names[name].meaning or names[name].source or '')}")
-    elif colour_by == "truth":
-        lines.append("  ".join(_paint(f" {name} ", fill, colour) for name, fill in colors.TRUTH.items()))
+    elif color_by == "truth":
+        lines.append("  ".join(_paint(f" {name} ", fill, color) for name, fill in colors.TRUTH.items()))
     else:
-        label, unit, _ = colors.QUANTITIES[colour_by]
-        is_gap = colour_by in ("capability", "information")
-        values = colors.values_of(view, colour_by)
+        label, unit, _ = colors.QUANTITIES[color_by]
+        is_gap = color_by in ("capability", "information")
+        values = colors.values_of(view, color_by)
         gaps = [*colors.values_of(view, "capability"), *colors.values_of(view, "information")]
         bound = colors.scale_bound(gaps if is_gap else values)
-        ramp = "".join(_paint("  ", fill, colour) for fill in (colors.DIVERGING if is_gap else colors.GROWING))
+        ramp = "".join(_paint("  ", fill, color) for fill in (colors.DIVERGING if is_gap else colors.GROWING))
         lines.append(f"{label}: {f'≤ −{bound:g}' if is_gap else '0'} {ramp} ≥ {bound:g} {unit}")
     return lines
 
 
-def _table(view: TokenView, fills: list, width: int, colour: bool) -> list[str]:
+def _table(view: TokenView, fills: list, width: int, color: bool) -> list[str]:
     """A row per token; columns that do not fit into the width are left out from the right, and named."""
     columns: list[tuple[str, list[str]]] = []
     columns += [(name, [plain(token.logprobs.get(name)) for token in view.tokens]) for name in view.views]
@@ -150,7 +150,7 @@ def _table(view: TokenView, fills: list, width: int, colour: bool) -> list[str]:
         head + "".join("  " + _pad(name, size, right=True) for (name, _), size in zip(columns, sizes, strict=False))
     ]
     for token_idx, (token, word) in enumerate(zip(view.tokens, words, strict=True)):
-        start = f"{token_idx + 1:>{digits}} {_paint(_pad(word, wide), fills[token_idx], colour)} {_pad(token.regime, regime_wide)}"
+        start = f"{token_idx + 1:>{digits}} {_paint(_pad(word, wide), fills[token_idx], color)} {_pad(token.regime, regime_wide)}"
         rest = "".join(
             "  " + _pad(cells[token_idx], size, right=True) for (_, cells), size in zip(columns, sizes, strict=False)
         )

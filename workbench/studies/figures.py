@@ -50,7 +50,7 @@ def figure(
     for place, key in enumerate(panels, start=1):
         scale = 100.0 if measure_of(key[0]).unit == "%" else 1.0
         shown = [(name, apart[name, *key]) for name in names if (name, *key) in apart]
-        colours = [_colour(one.verdict, theme) for _, one in shown]
+        colors = [_color(one.verdict, theme) for _, one in shown]
         made.add_scatter(
             x=[scale * one.value for _, one in shown],
             y=[escaped(name) for name, _ in shown],
@@ -67,10 +67,10 @@ def figure(
             },
             marker={
                 "size": 9,
-                "color": colours,
+                "color": colors,
                 "line": {
                     "width": 1.6,
-                    "color": [SERIES[theme][6] if colour == "rgba(0,0,0,0)" else colour for colour in colours],
+                    "color": [SERIES[theme][6] if color == "rgba(0,0,0,0)" else color for color in colors],
                 },
             },
             customdata=[[one.verdict, scale * one.low, scale * one.high, one.num_seeds] for _, one in shown],
@@ -101,7 +101,7 @@ def _head(measure: str, truth: str, own: Comparison | None, baseline: str) -> st
     return f"{escaped(name)}<br>{escaped(baseline)}: {value}"
 
 
-def _colour(verdict: str, theme: str) -> str:
+def _color(verdict: str, theme: str) -> str:
     return {
         "better": SERIES[theme][2],
         "worse": SERIES[theme][1],

@@ -176,7 +176,7 @@ def _over(measured: Measured, theme: str, title: str, points: list[tuple[float, 
     """Lines of medians over matrices with a band of quartiles: the update and its control. points: (x, column)."""
     made = figure(theme, title=title, subtitle=measured.title)
     frame = measured.geometry.tensors
-    for delta, colour in ((UPDATE, SERIES[theme][0]), (RANDOM, SERIES[theme][-1])):
+    for delta, color in ((UPDATE, SERIES[theme][0]), (RANDOM, SERIES[theme][-1])):
         own = frame[(frame["precision"] == "float32") & (frame["delta"] == delta)][[column for _, column in points]]
         low, middle, high = (own.astype(float).quantile(at).tolist() for at in (0.25, 0.5, 0.75))
         x = [at for at, _ in points]
@@ -184,7 +184,7 @@ def _over(measured: Measured, theme: str, title: str, points: list[tuple[float, 
             x=[*x, *x[::-1]],
             y=[*low, *high[::-1]],
             fill="toself",
-            fillcolor=see_through(colour, 0.15),
+            fillcolor=see_through(color, 0.15),
             line={"width": 0},
             mode="lines",
             hoverinfo="skip",
@@ -195,7 +195,7 @@ def _over(measured: Measured, theme: str, title: str, points: list[tuple[float, 
             y=middle,
             name=_NAMES[delta],
             mode="lines+markers",
-            line={"width": 2, "color": colour},
+            line={"width": 2, "color": color},
             hovertemplate=f"<b>{_NAMES[delta]}</b> %{{y:.2%}} at %{{x}}<br>median of {len(own.dropna(how='all'))} matrices<extra></extra>",
         )
     return made.update_yaxes(tickformat=".0%", rangemode="tozero")

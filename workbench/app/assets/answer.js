@@ -1,6 +1,6 @@
 /* The place of one answer: up and down ask Python for the neighbouring answer, and what the reader chose stays chosen. */
 let follows = false; // the reader came by a key, so the next answer takes the focus
-let colour = null;
+let color = null;
 
 element.addEventListener("workbench:rollout", (event) => {
   event.preventDefault();
@@ -13,12 +13,12 @@ element.addEventListener("workbench:pin", (event) => window.workbenchApp?.pin(ev
 
 element.addEventListener("click", (event) => {
   const chip = event.target.closest(".wb-chip[data-by]");
-  if (chip && event.isTrusted) colour = chip.dataset.by;
+  if (chip && event.isTrusted) color = chip.dataset.by;
 });
 
 watch("value", () => {
   window.workbenchApp?.answered(address());
-  const chip = colour && element.querySelector(`.wb-chip[data-by="${colour}"][aria-pressed="false"]:not(:disabled)`);
+  const chip = color && element.querySelector(`.wb-chip[data-by="${color}"][aria-pressed="false"]:not(:disabled)`);
   if (chip) chip.click();
   const pinned = element.querySelector('.wb-t[aria-pressed="true"]');
   if (follows) pinned?.focus({ preventScroll: true });

@@ -70,7 +70,7 @@ def draw(
     chosen = partial(choice, address, "movement")
     value, truth, split, measure = (
         chosen(name, [one for _, one in allowed])
-        for name, allowed in (("colour", VALUES), ("of", TRUTHS), ("panels", SPLITS), ("share", MEASURES))
+        for name, allowed in (("color", VALUES), ("of", TRUTHS), ("panels", SPLITS), ("share", MEASURES))
     )
     if traces is None or not traces.steps("probe_rollouts"):
         nothing = gr.Plot(visible=False)
@@ -180,7 +180,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     """A probe over training, flows between two steps, shares over steps, the tokens that moved."""
     watch_run(context, shared, "movement", "probe_rollouts")
     listed = rows_component("probes", elem_id="movement-probes")
-    value = gr.Radio(VALUES, value="regime", label="colour the tokens by", elem_id="movement-value")
+    value = gr.Radio(VALUES, value="regime", label="color the tokens by", elem_id="movement-value")
     fragment = fragment_component("one probe over training", elem_id="movement-map")
     heatmap = plot_component("one probe over training", visible=False)
     with gr.Row():

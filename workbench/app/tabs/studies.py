@@ -98,9 +98,9 @@ def draw(
 def head_html(study: FoundStudy) -> str:
     """Its state in words: how many runs are how far, what goes on with it, what could not be built."""
     counts = ", ".join(f"{count} {status}" for status, count in study.counts.items()) or "no run yet"
-    colour = {"running": "running", "finished": "finished"}.get(study.state, "stopped")
+    color = {"running": "running", "finished": "finished"}.get(study.state, "stopped")
     parts = [
-        f'<h2>{escape(study.name)} <span class="app-badge app-is-{colour}">{escape(study.state)}</span></h2>',
+        f'<h2>{escape(study.name)} <span class="app-badge app-is-{color}">{escape(study.state)}</span></h2>',
         f"<p>{len(study.runs)} runs: {escape(counts)}.</p>",
     ]
     if study.plan:

@@ -2,7 +2,7 @@
 
 1. The address says which answer is open (step, rollout, process, probe), which of its tokens, which page of the list, and its filters.
 2. Choosing a row or a filter changes the address and nothing else; whatever changes the address draws.
-3. Hovering, pinning and colours happen in the browser. Up and down inside an answer ask for its neighbour in the list.
+3. Hovering, pinning and colors happen in the browser. Up and down inside an answer ask for its neighbour in the list.
 """
 
 import json

@@ -1,4 +1,4 @@
-/* Makes every answer fragment of a page live: hover, pin, keyboard, choice of colours.
+/* Makes every answer fragment of a page live: hover, pin, keyboard, choice of colors.
  *
  * Listeners sit on the document, so fragments that come later (a Gradio update, a notebook cell) work without running a
  * script of their own; an observer fills their detail panel. Nothing is ever written by innerHTML: token text is data.
