@@ -41,17 +41,25 @@ def against(folder: str | Path, name: str) -> str:
     rows = read_rows(folder)
     if name not in [row.name for row in rows]:
         raise ConfigError(f"{folder}: {unknown('row', name, [row.name for row in rows])}")
-    found = compare(rows, name)
+    comparisons = compare(rows, name)
     parts = [f"# {Path(folder).name}, against {name}", READING]
-    for data, context in dict.fromkeys((one.data, one.context) for one in found):
-        own = [one for one in found if (one.data, one.context) == (data, context)]
-        domains = dict.fromkeys(one.truth for one in own if one.truth.endswith(OF_DOMAIN))
+    for data, context in dict.fromkeys((item.data, item.context) for item in comparisons):
+        group = [item for item in comparisons if (item.data, item.context) == (data, context)]
+        domains = dict.fromkeys(item.truth for item in group if item.truth.endswith(OF_DOMAIN))
         parts.append(f"## {data}, shown {context}")
         for measure, truth in (*SHOWN, *(("accuracy", domain) for domain in domains)):
-            alone = {one.variant: one for one in own if (one.measure, one.truth, one.against) == (measure, truth, None)}
-            apart = {one.variant: one for one in own if (one.measure, one.truth, one.against) == (measure, truth, name)}
+            alone = {
+                item.variant: item
+                for item in group
+                if (item.measure, item.truth, item.against) == (measure, truth, None)
+            }
+            apart = {
+                item.variant: item
+                for item in group
+                if (item.measure, item.truth, item.against) == (measure, truth, name)
+            }
             if apart:
-                lines = [[row, value_text(one), *_difference(apart.get(row), one)] for row, one in alone.items()]
+                lines = [[row, value_text(item), *_difference(apart.get(row), item)] for row, item in alone.items()]
                 count = next(iter(alone.values())).count
                 parts += [
                     f"### {title_of(measure, truth)} ({count} questions)",
@@ -65,20 +73,20 @@ def read_rows(folder: str | Path) -> list[Row]:
     cannot be read."""
     file = Path(folder) / "questions.parquet"
     try:
-        asked = pq.read_table(file)
+        questions = pq.read_table(file)
     except (OSError, pa.ArrowInvalid) as error:
         raise RunError(
             f"{file} cannot be read ({error}). A study writes it at its end: workbench study FILE."
         ) from None
-    if not {"variant", "seed"} <= set(asked.column_names):
+    if not {"variant", "seed"} <= set(questions.column_names):
         raise RunError(
             f"{file} is that of one run. Give the folder of its study, {Path(folder).resolve().parent}, or the study's file."
         )
     rows = []
-    for name in dict.fromkeys(asked["variant"].to_pylist()):
-        own = asked.filter(pc.equal(asked["variant"], name))
-        seeds = [seed for seed in dict.fromkeys(own["seed"].to_pylist()) if seed is not None]
-        tables = [own.filter(pc.equal(own["seed"], seed)) for seed in seeds] or [own]
+    for name in dict.fromkeys(questions["variant"].to_pylist()):
+        answers = questions.filter(pc.equal(questions["variant"], name))
+        seeds = [seed for seed in dict.fromkeys(answers["seed"].to_pylist()) if seed is not None]
+        tables = [answers.filter(pc.equal(answers["seed"], seed)) for seed in seeds] or [answers]
         kind = "variant" if seeds else TEACHER if name.split()[0] == TEACHER else "student"
         rows.append(Row(name, kind, tuple(seeds) or (0,), aligned(tables), base=BASE))
     return rows

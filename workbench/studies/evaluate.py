@@ -24,8 +24,8 @@ def ask_run(config: RunConfig, evaluate: tuple[Questions, ...], *, load: Callabl
     if checkpoint is None:
         raise RunError(f"{config.run_dir} has no complete checkpoint to ask. {' '.join(torn)}")
     file = config.run_dir / FILE
-    asked = describe(config, evaluate, checkpoint.step)
-    if is_asked(file, asked):
+    description = describe(config, evaluate, checkpoint.step)
+    if is_asked(file, description):
         return file
     answered: dict[str, list[Answered]] = {}
     left_out: list[str] = []
@@ -41,7 +41,7 @@ def ask_run(config: RunConfig, evaluate: tuple[Questions, ...], *, load: Callabl
         for label, rows in by_label.items():
             answered.setdefault(label, []).extend(rows)
     save_answers(config.run_dir, checkpoint.step, answered[evaluate[0].label])  # where the app looks for them
-    write(file, answered, asked, left_out)
+    write(file, answered, description, left_out)
     return file
 
 
@@ -50,8 +50,8 @@ def ask_reference(
 ) -> Path:
     """A model as it is, asked everything; does nothing if it has been."""
     config = reference.config
-    asked = describe_reference(reference, evaluate)
-    if is_asked(file, asked):
+    description = describe_reference(reference, evaluate)
+    if is_asked(file, description):
         return file
     names = ["teacher"] if reference.role == "teacher" else []
     policies = load_policies(
@@ -66,7 +66,7 @@ def ask_reference(
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     answered, left_out = _ask(policies[reference.role], config, evaluate, 0, load)
-    write(file, answered, asked, left_out)
+    write(file, answered, description, left_out)
     return file
 
 

@@ -121,13 +121,13 @@ class Comparison:
 
 def values_of(rows: list[Row]) -> list[Value]:
     """Every measure of every run, question measures by truth."""
-    found = []
+    values = []
     for group in _groups(rows):
         for row in group.rows:
-            for name, own in group.points(row).items():
-                for seed, value in zip(row.seeds, own, strict=True):
+            for name, per_seed in group.points(row).items():
+                for seed, value in zip(row.seeds, per_seed, strict=True):
                     if not np.isnan(value):
-                        found.append(
+                        values.append(
                             Value(
                                 row.name,
                                 seed if row.kind == "variant" else None,
@@ -140,12 +140,12 @@ def values_of(rows: list[Row]) -> list[Value]:
                                 group.count,
                             )
                         )
-    return found
+    return values
 
 
 def compare(rows: list[Row], baseline: str, *, num_replicates: int = NUM_REPLICATES, seed: int = 0) -> list[Comparison]:
     """Every row alone, against the baseline, and against the student before training; see workbench.studies.bootstrap."""
-    found = []
+    comparisons = []
     for group in _groups(rows):
         replicas = {row.name: group.replicates(row, num_replicates, seed) for row in group.rows}
         points = {row.name: group.points(row) for row in group.rows}
@@ -155,8 +155,8 @@ def compare(rows: list[Row], baseline: str, *, num_replicates: int = NUM_REPLICA
             for other in others:
                 if other == row.name or (other is not None and (other not in by_name or row.kind == "teacher")):
                     continue
-                found += _compared(group, row, by_name.get(other), points, replicas, num_replicates, seed)
-    return found
+                comparisons += _compared(group, row, by_name.get(other), points, replicas, num_replicates, seed)
+    return comparisons
 
 
 def verdict(measure: str, low: float, high: float) -> str:
@@ -185,17 +185,17 @@ def measured_in_trace(run_dir: Path) -> dict[str, float] | None:
             FROM cells CROSS JOIN bounds),
         counted AS (SELECT third, regime, sum(num_positions) AS n FROM thirds WHERE third IS NOT NULL GROUP BY third, regime)
         SELECT third, regime, n / sum(n) OVER (PARTITION BY third) AS share FROM counted ORDER BY third, regime"""
-    found = {f"{row['regime']}/{row['third']}": float(row["share"]) for row in traces.sql(query).to_pylist()}
+    shares = {f"{row['regime']}/{row['third']}": float(row["share"]) for row in traces.sql(query).to_pylist()}
     names = [f"{regime}/{third}" for regime in traces.regimes for third in ("first third", "last third")]
-    found = {name: found.get(name, 0.0) for name in names} if len(traces.regimes) > 1 else {}
+    shares = {name: shares.get(name, 0.0) for name in names} if len(traces.regimes) > 1 else {}
     bought = traces.sql(
         """SELECT sum(abs(contribution)) FILTER (abs(information_gap) > abs(capability_gap))
                   / nullif(sum(abs(contribution)), 0) AS share
            FROM positions WHERE information_gap IS NOT NULL AND capability_gap IS NOT NULL"""
     ).to_pylist()[0]["share"]
     if bought is not None:
-        found["information_loss_share"] = float(bought)
-    return found
+        shares["information_loss_share"] = float(bought)
+    return shares
 
 
 def _compared(
@@ -211,11 +211,11 @@ def _compared(
     if paired and row.kind != "variant":  # a model as it is against a trained one: the other way round
         seeds = other.seeds
     else:
-        seeds = tuple(one for one in row.seeds if not paired or one in other.seeds)
+        seeds = tuple(candidate for candidate in row.seeds if not paired or candidate in other.seeds)
     if not seeds:
         return []
     by_seed = weights(len(seeds), key=seed_key(seeds), num_replicates=num_replicates, seed=seed)
-    found = []
+    comparisons = []
     for name in points[row.name]:
         if other is not None and name not in points[other.name]:
             continue
@@ -227,7 +227,7 @@ def _compared(
         if np.isnan(mean).any():
             continue
         low, high = interval(over_seeds(drawn, by_seed))
-        found.append(
+        comparisons.append(
             Comparison(
                 row.name,
                 None if other is None else other.name,
@@ -244,7 +244,7 @@ def _compared(
                 "" if other is None else verdict(name, low, high),
             )
         )
-    return found
+    return comparisons
 
 
 def _at(values: np.ndarray, row: Row, seeds: tuple[int, ...]) -> np.ndarray:
@@ -269,7 +269,7 @@ class _Group:
     def points(self, row: Row) -> dict[str, np.ndarray]:
         """Measure -> (S,), every question counted once."""
         everything = np.full((1, self.count), 1.0 / self.count)
-        return {name: own[0] for name, own in self._measured(row, everything, None).items()}
+        return {name: replicates[0] for name, replicates in self._measured(row, everything, None).items()}
 
     def replicates(self, row: Row, num_replicates: int, seed: int) -> dict[str, np.ndarray]:
         """Measure -> (R, S); the drawn questions are the same for every row of the group."""
@@ -300,26 +300,26 @@ class _Group:
     def _gap(self, row: Row, question_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Accuracies (R, 1) of the student before training and the teacher; None if the teacher is not clearly better."""
         outcomes = [self._lines(self._by_name[name])[:1] for name in (row.base, row.teacher)]
-        base, teacher = (over_questions(one, question_weights)[:, 0] for one in outcomes)
+        base, teacher = (over_questions(accuracy, question_weights)[:, 0] for accuracy in outcomes)
         difference = (outcomes[1] - outcomes[0])[0, 0]
         error = difference.std() / np.sqrt(difference.size)
         return (base, teacher) if difference.mean() > 4.0 * error and difference.mean() > 0.0 else None
 
     def _lines(self, row: Row) -> np.ndarray:
         """What is averaged over questions, (L, S, Q): the linear measures, then confidence - accuracy in each bin."""
-        own = {name: row.answers[self.data, self.context][name][:, self.chosen] for name in _LINEAR}
-        excess = own["confidence"] - own["accuracy"]
-        place = np.minimum(NUM_BINS - 1, (own["confidence"] * NUM_BINS).astype(int))
-        bins = [np.where(place == number, excess, 0.0) for number in range(NUM_BINS)]
-        return np.stack([*own.values(), *bins])
+        columns = {name: row.answers[self.data, self.context][name][:, self.chosen] for name in _LINEAR}
+        excess = columns["confidence"] - columns["accuracy"]
+        bin_idx = np.minimum(NUM_BINS - 1, (columns["confidence"] * NUM_BINS).astype(int))
+        bins = [np.where(bin_idx == number, excess, 0.0) for number in range(NUM_BINS)]
+        return np.stack([*columns.values(), *bins])
 
 
 class _DomainGroup(_Group):
     """Questions of one domain, of whatever truth: accuracy alone."""
 
     def _measured(self, row: Row, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
-        own = row.answers[self.data, self.context]["accuracy"][None, :, self.chosen]
-        return {"accuracy": over_questions(own, question_weights)[:, 0]}
+        accuracy = row.answers[self.data, self.context]["accuracy"][None, :, self.chosen]
+        return {"accuracy": over_questions(accuracy, question_weights)[:, 0]}
 
 
 class _TraceGroup(_Group):
@@ -329,7 +329,7 @@ class _TraceGroup(_Group):
         super().__init__(TRAINING, None, "all", rows, np.ones(1, dtype=bool))
 
     def _measured(self, row: Row, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
-        return {name: np.repeat(own[None], len(question_weights), axis=0) for name, own in row.trace.items()}
+        return {name: np.repeat(per_seed[None], len(question_weights), axis=0) for name, per_seed in row.trace.items()}
 
 
 def _measured(lines: np.ndarray, question_weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -344,15 +344,15 @@ def _groups(rows: list[Row]) -> list[_Group]:
     """Data, context and truth in order of appearance, domains where there are several; then the trace."""
     groups: list[_Group] = []
     for key in dict.fromkeys(key for row in rows for key in row.answers):
-        own = [row for row in rows if key in row.answers]
-        truth, known = own[0].answers[key]["truth"], ~np.isnan(own[0].answers[key]["accuracy"][0])
+        members = [row for row in rows if key in row.answers]
+        truth, is_graded = members[0].answers[key]["truth"], ~np.isnan(members[0].answers[key]["accuracy"][0])
         for name in ("all", VISIBLE, PRIVILEGED):
-            chosen = known & ((truth == name) | (name == "all"))
+            chosen = is_graded & ((truth == name) | (name == "all"))
             if chosen.any():
-                groups.append(_Group(*key, name, own, chosen))
-        domains = np.where(known, own[0].answers[key]["domain"], None)
+                groups.append(_Group(*key, name, members, chosen))
+        domains = np.where(is_graded, members[0].answers[key]["domain"], None)
         names = sorted({str(name) for name in domains if name})
         if len(names) > 1:
-            groups += [_DomainGroup(*key, f"{name}{OF_DOMAIN}", own, domains == name) for name in names]
+            groups += [_DomainGroup(*key, f"{name}{OF_DOMAIN}", members, domains == name) for name in names]
     traced = [row for row in rows if row.trace]
     return [*groups, _TraceGroup(traced)] if traced else groups

@@ -15,19 +15,19 @@ def payoff(values: Iterable[Value]) -> list[str]:
     data that no teacher was asked about with and without evidence.
     """
     accuracy: dict[tuple[str, str, str], dict[str, float]] = {}
-    for one in values:
-        if one.policy == "teacher" and one.measure == "accuracy" and one.truth in (VISIBLE, "all"):
-            accuracy.setdefault((one.variant, one.data, one.truth), {})[one.context] = one.value
+    for value in values:
+        if value.policy == "teacher" and value.measure == "accuracy" and value.truth in (VISIBLE, "all"):
+            accuracy.setdefault((value.variant, value.data, value.truth), {})[value.context] = value.value
     lines = []
     for (teacher, data, truth), by_context in accuracy.items():
-        privileged = {context: value for context, value in by_context.items() if is_privileged(context)}
+        privileged = {context: share for context, share in by_context.items() if is_privileged(context)}
         if "plain" not in by_context or not privileged or (truth == "all" and (teacher, data, VISIBLE) in accuracy):
             continue
         plain = by_context["plain"]
         pays = max(privileged.values()) - plain > CANNOT_PAY
-        shown = ", ".join(f"{value:.1%} with {context}" for context, value in privileged.items())
+        gains = ", ".join(f"{share:.1%} with {context}" for context, share in privileged.items())
         lines.append(
             f"- **{data}: privilege {'can' if pays else 'cannot'} pay**: {teacher} has {plain:.1%} of {truth} questions right "
-            f"without evidence, {shown}"
+            f"without evidence, {gains}"
         )
     return lines

@@ -154,22 +154,22 @@ class Study:
 
     def before(self, variant: Variant, seed: int) -> RunConfig | None:
         """The run whose student this one starts from."""
-        earlier = next((one for one in self.usable if one.name == variant.after), None)
+        earlier = next((candidate for candidate in self.usable if candidate.name == variant.after), None)
         return None if earlier is None else self.config(earlier, seed)
 
     def references(self) -> list[Reference]:
         """Every starting student and every teacher of the variants, each once."""
-        found: dict[tuple[str, str, str], RunConfig] = {}
+        configs: dict[tuple[str, str, str], RunConfig] = {}
         for variant in self.usable:
             models = variant.config.models
             for learner, model in models.learners.items():
-                found.setdefault(("student", learner, model), variant.config)
+                configs.setdefault(("student", learner, model), variant.config)
             for model in filter(None, (models.teacher, *models.teachers.values())):
-                found.setdefault((TEACHER, STUDENT, model), variant.config)
+                configs.setdefault((TEACHER, STUDENT, model), variant.config)
         rows = []
-        for (role, learner, model), config in sorted(found.items(), key=lambda one: one[0][0] == TEACHER):
+        for (role, learner, model), config in sorted(configs.items(), key=lambda item: item[0][0] == TEACHER):
             row = TEACHER if role == TEACHER else BASE if learner == STUDENT else f"{BASE} {learner}"
-            several = sum(other[:2] == (role, learner) for other in found) > 1
+            several = sum(other[:2] == (role, learner) for other in configs) > 1
             rows.append(Reference(role, model, f"{row} {Path(model).name}" if several else row, config, learner))
         return rows
 
@@ -240,36 +240,36 @@ def load_study(
     if override(base, _texts(common)).get("data", {}).get("probes") is None:
         fixed["data.probes"] = questions[0].data
     variants, seeds = [], _seeds(values.get("seeds", [0, 1, 2, 3, 4]), where)
-    for variant, note, after, own in _expanded(values, where):
-        made = _variant(variant, note, base, {**common, **own, **fixed}, load, seeds[0])
-        variants.append(_placed(made, after, variants, where))
+    for variant, note, after, variant_overrides in _expanded(values, where):
+        built = _variant(variant, note, base, {**common, **variant_overrides, **fixed}, load, seeds[0])
+        variants.append(_placed(built, after, variants, where))
     parallel, baseline = (
         _count(values.get("parallel", 2), f"{where}: parallel"),
         values.get("baseline", variants[0].name),
     )
     study = Study(name, folder, Path(path), seeds, parallel, str(baseline), tuple(variants), questions)
     if study.baseline not in [variant.name for variant in variants]:
-        raise ConfigError(f"{where}: {unknown('baseline', study.baseline, [one.name for one in variants])}")
+        raise ConfigError(f"{where}: {unknown('baseline', study.baseline, [candidate.name for candidate in variants])}")
     if not study.usable:
         names: dict[str, list[str]] = {}
         for variant, fault in study.faults.items():
             names.setdefault(fault, []).append(variant)
-        faults = "; ".join(f"{', '.join(own)}: {fault}" for fault, own in names.items())
+        faults = "; ".join(f"{', '.join(affected)}: {fault}" for fault, affected in names.items())
         raise ConfigError(f"{where}: none of its {len(variants)} variants can be built. {faults}")
     return study
 
 
-def _placed(made: Variant, after: str | None, earlier: list[Variant], where: str) -> Variant:
+def _placed(variant: Variant, after: str | None, earlier: list[Variant], where: str) -> Variant:
     """The variant with the one that it goes on from, which must stand above it; it cannot be built if that cannot."""
     if after is None:
-        return made
-    before = next((one for one in earlier if one.name == after), None)
+        return variant
+    before = next((candidate for candidate in earlier if candidate.name == after), None)
     if before is None:
         raise ConfigError(
-            f"{where}: variants.{made.name}: after: {unknown('earlier variant', after, [one.name for one in earlier])}"
+            f"{where}: variants.{variant.name}: after: {unknown('earlier variant', after, [candidate.name for candidate in earlier])}"
         )
-    fault = made.fault or (before.fault and f'it starts after "{after}", which cannot be built')
-    return replace(made, after=after, fault=fault, config=None if fault else made.config)
+    fault = variant.fault or (before.fault and f'it starts after "{after}", which cannot be built')
+    return replace(variant, after=after, fault=fault, config=None if fault else variant.config)
 
 
 def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict]]:
@@ -284,19 +284,19 @@ def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict
     last = [key.rpartition(".")[2] for key in grid]
     short = {key: name if last.count(name) == 1 else key for key, name in zip(grid, last, strict=True)}
     expanded = []
-    for name, own in variants.items():
-        own = _mapping(own, f"{where}: variants.{name}")
-        _refuse_own(own, f"{where}: variants.{name}")
-        note, after = own.pop("note", ""), own.pop("after", None)
+    for name, variant_overrides in variants.items():
+        variant_overrides = _mapping(variant_overrides, f"{where}: variants.{name}")
+        _refuse_own(variant_overrides, f"{where}: variants.{name}")
+        note, after = variant_overrides.pop("note", ""), variant_overrides.pop("after", None)
         if not isinstance(note, str):
             raise ConfigError(f"{where}: variants.{name}: note must be text, got {show(note)}. Put quotes around it.")
-        is_varied = own.pop("grid", True)
+        is_varied = variant_overrides.pop("grid", True)
         if not isinstance(is_varied, bool):
             raise ConfigError(
                 f"{where}: variants.{name}: grid must be false, to have the variant once, or left out; got {show(is_varied)}."
             )
         varied = grid if is_varied else {}
-        twice = next((key for key in varied if key in own), None)
+        twice = next((key for key in varied if key in variant_overrides), None)
         if twice is not None:
             raise ConfigError(
                 f"{where}: variants.{name} sets {twice}, which grid varies. Leave it out, or say grid: false to have the variant once."
@@ -304,21 +304,21 @@ def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict
         for chosen in itertools.product(*varied.values()):
             point = dict(zip(varied, chosen, strict=True))
             label = " ".join([str(name), *(f"{short[key]}={_plain(value)}" for key, value in point.items())])
-            expanded.append((label, note, None if after is None else str(after), {**own, **point}))
+            expanded.append((label, note, None if after is None else str(after), {**variant_overrides, **point}))
     folders: dict[str, str] = {}
     for name, *_ in expanded:
         if name in (BASE, TEACHER):
             raise ConfigError(f'{where}: a variant cannot be called "{name}": that is a row of every table. Rename it.')
         other = folders.setdefault(run_name(name, 0), name)
-        if other != name or sum(name == one for one, *_ in expanded) > 1:
+        if other != name or sum(name == other_name for other_name, *_ in expanded) > 1:
             raise ConfigError(f'{where}: variants "{other}" and "{name}" would have one folder. Rename one.')
     return expanded
 
 
-def _variant(name: str, note: str, base: dict, own: dict, load: Callable | None, seed: int) -> Variant:
+def _variant(name: str, note: str, base: dict, overrides: dict, load: Callable | None, seed: int) -> Variant:
     """The variant, checked as its first seed's run would be."""
     try:
-        config = build_config(override(base, _texts({**own, "name": run_name(name, 0)})))
+        config = build_config(override(base, _texts({**overrides, "name": run_name(name, 0)})))
         if load is not None:
             first = build_config(_of_seed(config, seed))
             check_models(first)
@@ -335,9 +335,9 @@ def _of_seed(config: RunConfig, seed: int) -> dict:
 def _questions(entries: object, where: str, load: Callable | None) -> tuple[Questions, ...]:
     if not isinstance(entries, list):
         raise ConfigError(f"{where}: evaluate must be a list of {{data, contexts, count}}, got {show(entries)}.")
-    made = []
-    for place, entry in enumerate(entries):
-        here = f"{where}: evaluate[{place}]"
+    question_sets = []
+    for idx, entry in enumerate(entries):
+        here = f"{where}: evaluate[{idx}]"
         entry = _mapping(entry, here)
         for key in entry:
             if key not in ("data", "contexts", "count"):
@@ -353,12 +353,15 @@ def _questions(entries: object, where: str, load: Callable | None) -> tuple[Ques
                 check_asked(str(context))
             if load is not None:
                 check_questions(entry["data"], contexts, count, load)
-        made.append(Questions(entry["data"], tuple(contexts), count, entry["data"]))
-    short = [one.data.partition("?")[0] for one in made]
-    labels = short if len(set(short)) == len(short) else [one.data for one in made]
+        question_sets.append(Questions(entry["data"], tuple(contexts), count, entry["data"]))
+    short = [item.data.partition("?")[0] for item in question_sets]
+    labels = short if len(set(short)) == len(short) else [item.data for item in question_sets]
     if len(set(labels)) < len(labels):
         raise ConfigError(f"{where}: evaluate names the same data twice. Put the contexts into one entry.")
-    return tuple(Questions(one.data, one.contexts, one.count, label) for one, label in zip(made, labels, strict=True))
+    return tuple(
+        Questions(item.data, item.contexts, item.count, label)
+        for item, label in zip(question_sets, labels, strict=True)
+    )
 
 
 def _own_overrides(values: dict, overrides: Iterable[str]) -> dict:
@@ -368,8 +371,8 @@ def _own_overrides(values: dict, overrides: Iterable[str]) -> dict:
         key, _, value = text.partition("=")
         if key.startswith("overrides."):
             (parsed,) = override({}, [f"value={value}"]).values()
-            own = {**(values.get("overrides") or {}), key.removeprefix("overrides."): parsed}
-            values = {**values, "overrides": own}
+            merged = {**(values.get("overrides") or {}), key.removeprefix("overrides."): parsed}
+            values = {**values, "overrides": merged}
         else:
             plain.append(text)
     return override(values, plain)

@@ -22,21 +22,23 @@ def preamble(
     lines = [f"- file: `{study.source}`; seeds {', '.join(map(str, study.seeds))}; baseline: {study.baseline}"]
     if sessions:
         commits = dict.fromkeys(
-            f"{str(one.get('commit'))[:10]}{' with changes' if one.get('dirty') else ''}" for one in sessions
+            f"{str(session.get('commit'))[:10]}{' with changes' if session.get('dirty') else ''}"
+            for session in sessions
         )
-        wall, busy = (sum(one["seconds"] for one in ones) for ones in (sessions, record["runs"].values()))
-        processes = [one.get("processes", study.parallel) for one in sessions]
-        room = sum(count * one["seconds"] for count, one in zip(processes, sessions, strict=True))
-        threads = dict.fromkeys(one["threads"] for one in sessions)
+        wall = sum(session["seconds"] for session in sessions)
+        busy = sum(run["seconds"] for run in record["runs"].values())
+        processes = [session.get("processes", study.parallel) for session in sessions]
+        room = sum(count * session["seconds"] for count, session in zip(processes, sessions, strict=True))
+        threads = dict.fromkeys(session["threads"] for session in sessions)
         lines += [
             f"- command: `{sessions[-1]['command']}`",
             f"- commit: {', '.join(commits)}",
             f"- wall time: {wall / 60:.1f} min in {len(sessions)} session(s), {_either(processes)} process(es) of {_either(threads)} thread(s), "
             f"which were at work {busy / room if room else 0:.0%} of it",
         ]
-    asked = called()
-    if "--report" in asked and asked.replace(" --report", "") not in [one["command"] for one in sessions]:
-        lines.append(f"- this table: `{asked}`")
+    command = called()
+    if "--report" in command and command.replace(" --report", "") not in [session["command"] for session in sessions]:
+        lines.append(f"- this table: `{command}`")
     fewest = min(num_seeds.values(), default=0)
     if fewest == 1:
         lines.append(

@@ -75,16 +75,18 @@ def describe(config: RunConfig, evaluate: tuple[Questions, ...], step: int) -> d
         "step": step,
         "rule": rule if tolerance == TOLERANCE else f"{rule} within {tolerance:g}",
         "settings": json.loads(json.dumps(settings(config))),
-        "evaluate": [[one.label, one.data, list(one.contexts), one.count] for one in evaluate],
+        "evaluate": [
+            [questions.label, questions.data, list(questions.contexts), questions.count] for questions in evaluate
+        ],
     }
 
 
 def describe_reference(reference: Reference, evaluate: tuple[Questions, ...]) -> dict:
     """As `describe`, of a model as it is: it does not depend on how others are trained."""
     config = reference.config
-    asked = describe(config, evaluate, 0) | {"model": reference.model}
+    description = describe(config, evaluate, 0) | {"model": reference.model}
     length = config.sampling.max_completion_length
-    return asked | {"settings": {"dtype": config.models.dtype, "max_completion_length": length}}
+    return description | {"settings": {"dtype": config.models.dtype, "max_completion_length": length}}
 
 
 def asked_of(file: Path) -> dict | None:
@@ -99,17 +101,20 @@ def is_asked(file: Path, wanted: dict) -> bool:
     """Whether a file holds the answers to what is `wanted`. A setting that the workbench did not have when it was written
     was then as its default is now.
     """
-    found = asked_of(file)
-    if found is None or found == wanted:
-        return found is not None
-    own = found.get("settings", {})
+    stored = asked_of(file)
+    if stored is None or stored == wanted:
+        return stored is not None
+    stored_settings = stored.get("settings", {})
     later = {
-        key: value for key, value in wanted["settings"].items() if key not in own and not key.startswith("method.")
+        key: value
+        for key, value in wanted["settings"].items()
+        if key not in stored_settings and not key.startswith("method.")
     }
     plain = {"models": {"student": "-", "teacher": "-"}, "data": {"train": "-"}, "method": {"name": "opd"}}
     defaults = json.loads(json.dumps(settings(build_config(plain, name="-")))) if later else {}
     return (
-        all(value == defaults.get(key) for key, value in later.items()) and found | {"settings": own | later} == wanted
+        all(value == defaults.get(key) for key, value in later.items())
+        and stored | {"settings": stored_settings | later} == wanted
     )
 
 
@@ -129,7 +134,7 @@ def left_out_of(file: Path) -> list[str]:
         return []
 
 
-def write(file: Path, answered: dict[str, list[Answered]], asked: dict, left_out: Sequence[str] = ()) -> None:
+def write(file: Path, answered: dict[str, list[Answered]], description: dict, left_out: Sequence[str] = ()) -> None:
     """Write answers with what was asked and, as sentences, which questions were not."""
     rows = [
         {
@@ -147,10 +152,10 @@ def write(file: Path, answered: dict[str, list[Answered]], asked: dict, left_out
             "length": row.length,
             "truncated": not row.finished,
         }
-        for label, own in answered.items()
-        for row in own
+        for label, rows_of_label in answered.items()
+        for row in rows_of_label
     ]
-    metadata = {_METADATA: json.dumps(asked).encode(), _LEFT_OUT: json.dumps([*left_out]).encode()}
+    metadata = {_METADATA: json.dumps(description).encode(), _LEFT_OUT: json.dumps([*left_out]).encode()}
     table = pa.Table.from_pylist(rows, SCHEMA.with_metadata(metadata))
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     pq.write_table(table, temporary, compression="zstd")

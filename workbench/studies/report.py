@@ -80,7 +80,11 @@ def collect(study: Study) -> Results:
         if is_asked(file, describe_reference(reference, study.evaluate)):
             rows.append(Row(reference.row, reference.role, (0,), aligned([read(file)])))
             files.append(file)
-    names = {(one.role, one.model): one.row for one in study.references() if one.learner == STUDENT}
+    names = {
+        (reference.role, reference.model): reference.row
+        for reference in study.references()
+        if reference.learner == STUDENT
+    }
     _join_peers(study, rows)
     num_finished = 0
     for variant in study.usable:
@@ -105,15 +109,15 @@ def collect(study: Study) -> Results:
                 )
             )
     if not num_finished:
-        told = "".join(f"\n  {name}: {why}" for name, why in {**study.faults, **missing}.items())
-        raise RunError(f"study {study.folder} has no finished run, so there is nothing to report.{told}")
+        reasons = "".join(f"\n  {name}: {why}" for name, why in {**study.faults, **missing}.items())
+        raise RunError(f"study {study.folder} has no finished run, so there is nothing to report.{reasons}")
     left_out = list(dict.fromkeys(sentence for file in files for sentence in left_out_of(file)))
     return Results(study, rows, values_of(rows), compare(rows, study.baseline), missing, study.faults, record, left_out)
 
 
 def _join_peers(study: Study, rows: list[Row]) -> None:
     """Every starting student's row also answers for the peers, so that a peer is compared with its own start."""
-    references = {one.row: one for one in study.references()}
+    references = {reference.row: reference for reference in study.references()}
     peers = [row for row in rows if references[row.name].learner != STUDENT]
     for peer in peers:
         learner = references[peer.name].learner
@@ -128,15 +132,15 @@ def _join_peers(study: Study, rows: list[Row]) -> None:
 
 def unfinished(study: Study) -> dict[str, str]:
     """Runs without answers to every question, and what became of them."""
-    record, found = _record(study), {}
+    record, reasons = _record(study), {}
     for variant in study.usable:
         for seed in study.seeds:
             config = study.config(variant, seed)
             if not is_asked(config.run_dir / FILE, describe(config, study.evaluate, config.training.steps)):
-                known = record["runs"].get(config.name, {})
-                status = "asked other questions" if known.get("status") == "finished" else known.get("status")
-                found[config.name] = other_settings(config) or known.get("error") or status or "not started"
-    return found
+                outcome = record["runs"].get(config.name, {})
+                status = "asked other questions" if outcome.get("status") == "finished" else outcome.get("status")
+                reasons[config.name] = other_settings(config) or outcome.get("error") or status or "not started"
+    return reasons
 
 
 def write_report(study: Study) -> Path:
@@ -194,71 +198,80 @@ def came_about(results: Results) -> str:
 
 def _overview(results: Results, data: str, context: str) -> str:
     """Means over seeds, every row and headline measure."""
-    found = {
-        (one.variant, one.measure, one.truth): one
-        for one in results.comparisons
-        if one.against is None and (one.data, one.context) == (data, context)
+    means = {
+        (item.variant, item.measure, item.truth): item
+        for item in results.comparisons
+        if item.against is None and (item.data, item.context) == (data, context)
     }
-    shown = [key for key in HEADLINES if any(one[1:] == key for one in found)]
+    columns = [key for key in HEADLINES if any(item[1:] == key for item in means)]
     lines = []
     for row in results.rows:
-        if any(one[0] == row.name for one in found):
-            cells = [value_text(found.get((row.name, *key))) for key in shown]
+        if any(item[0] == row.name for item in means):
+            cells = [value_text(means.get((row.name, *key))) for key in columns]
             lines.append([_row_name(results, row), _seeds_text(row), *cells])
-    header = ["", "seeds", *(title_of(*key) for key in shown)]
+    header = ["", "seeds", *(title_of(*key) for key in columns)]
     return markdown_table(header, lines)
 
 
 def _by_domain(results: Results, data: str, context: str) -> str:
     """Accuracy of every row in every domain, where there are several, and its difference to the baseline."""
-    own = {
-        (one.variant, one.against, one.truth): one
-        for one in results.comparisons
-        if (one.data, one.context) == (data, context) and one.truth.endswith(OF_DOMAIN)
+    by_row = {
+        (comparison.variant, comparison.against, comparison.truth): comparison
+        for comparison in results.comparisons
+        if (comparison.data, comparison.context) == (data, context) and comparison.truth.endswith(OF_DOMAIN)
     }
-    if not own:
+    if not by_row:
         return ""
-    domains = {truth: f"{truth.removesuffix(OF_DOMAIN)} ({one.count})" for (*_, truth), one in own.items()}
+    domains = {
+        truth: f"{truth.removesuffix(OF_DOMAIN)} ({comparison.count})" for (*_, truth), comparison in by_row.items()
+    }
     lines = []
     for row in results.rows:
         cells = []
         for domain in domains:
-            alone, apart = own.get((row.name, None, domain)), own.get((row.name, results.study.baseline, domain))
+            alone, apart = by_row.get((row.name, None, domain)), by_row.get((row.name, results.study.baseline, domain))
             cells.append(
                 value_text(alone) + (f"; {difference_text(apart)} {interval_text(apart, alone)}" if apart else "")
             )
         if any(cell != "-" for cell in cells):
             lines.append([row.name, _seeds_text(row), *cells])
-    against = f"; against {results.study.baseline} [95 %]" if any(one.against for one in own.values()) else ""
+    against = (
+        f"; against {results.study.baseline} [95 %]"
+        if any(comparison.against for comparison in by_row.values())
+        else ""
+    )
     return f"### accuracy by domain (questions){against}\n\n" + markdown_table(["", "seeds", *domains.values()], lines)
 
 
 def _trace_table(results: Results) -> str:
     """Measures of the trace, values only; regimes differ by method."""
-    own = {
-        (one.variant, one.measure): one for one in results.comparisons if one.data == TRAINING and one.against is None
+    by_row = {
+        (comparison.variant, comparison.measure): comparison
+        for comparison in results.comparisons
+        if comparison.data == TRAINING and comparison.against is None
     }
-    names = list(dict.fromkeys(measure for _, measure in own))
+    names = list(dict.fromkeys(measure for _, measure in by_row))
     lines = [
         [
             row.name,
             str(len(row.seeds)),
             measure_of(name).label,
-            value_text(own[row.name, name]),
-            interval_text(own[row.name, name]),
+            value_text(by_row[row.name, name]),
+            interval_text(by_row[row.name, name]),
         ]
         for row in results.rows
         for name in names
-        if (row.name, name) in own
+        if (row.name, name) in by_row
     ]
     return markdown_table(["", "seeds", "share", "mean", "95 % over seeds"], lines) if lines else ""
 
 
 def _compared_table(results: Results, data: str, context: str, measure: str, truth: str) -> str:
     by = {
-        (one.variant, one.against): one
-        for one in results.comparisons
-        if (one.data, one.context, one.measure, one.truth) == (data, context, measure, truth)
+        (comparison.variant, comparison.against): comparison
+        for comparison in results.comparisons
+        if (comparison.data, comparison.context, comparison.measure, comparison.truth)
+        == (data, context, measure, truth)
     }
     baseline = results.study.baseline
     lines = []
@@ -268,14 +281,15 @@ def _compared_table(results: Results, data: str, context: str, measure: str, tru
             continue
         cells = [row.name, _seeds_text(row), value_text(alone)]
         for against in (baseline, row.base):
-            one = by.get((row.name, against))
-            cells += ["", ""] if one is None else [f"{difference_text(one)} {interval_text(one, alone)}", one.verdict]
+            comparison = by.get((row.name, against))
+            difference = f"{difference_text(comparison)} {interval_text(comparison, alone)}" if comparison else ""
+            cells += [difference, comparison.verdict if comparison else ""]
         lines.append(cells)
     if len(lines) < 2:
         return ""
     header = ["", "seeds", "mean", f"against {baseline} [95 %]", "", "against base [95 %]", ""]
-    used = [place for place in range(len(header)) if place < 3 or any(line[place] for line in lines)]
-    return markdown_table([header[place] for place in used], [[line[place] for place in used] for line in lines])
+    used = [idx for idx in range(len(header)) if idx < 3 or any(line[idx] for line in lines)]
+    return markdown_table([header[idx] for idx in used], [[line[idx] for idx in used] for line in lines])
 
 
 def _notes(results: Results) -> str:
@@ -301,29 +315,31 @@ def title_of(measure: str, truth: str) -> str:
     return measure_of(measure).label + ("" if truth == "all" else f", {truth}")
 
 
-def value_text(one: Comparison | None) -> str:
+def value_text(comparison: Comparison | None) -> str:
     """A mean in its unit; a dash if there is none."""
-    if one is None:
+    if comparison is None:
         return "-"
-    known = measure_of(one.measure)
-    return f"{100 * one.value:.{known.digits}f} %" if known.unit == "%" else f"{one.value:.{known.digits}f}"
+    definition = measure_of(comparison.measure)
+    if definition.unit == "%":
+        return f"{100 * comparison.value:.{definition.digits}f} %"
+    return f"{comparison.value:.{definition.digits}f}"
 
 
-def difference_text(one: Comparison) -> str:
+def difference_text(comparison: Comparison) -> str:
     """A difference with its sign; in percentage points where values are in per cent."""
-    return _number(one.measure, one.value)
+    return _number(comparison.measure, comparison.value)
 
 
-def interval_text(one: Comparison, alone: Comparison | None = None) -> str:
+def interval_text(comparison: Comparison, alone: Comparison | None = None) -> str:
     """Its interval; and its number of seeds where a difference has fewer than its row, `alone`: those both have."""
-    fewer = alone is not None and alone.num_seeds and one.num_seeds != alone.num_seeds
-    seeds = f" ({one.num_seeds} {'seed' if one.num_seeds == 1 else 'seeds'})" if fewer else ""
-    return f"[{_number(one.measure, one.low)}, {_number(one.measure, one.high)}]{seeds}"
+    fewer = alone is not None and alone.num_seeds and comparison.num_seeds != alone.num_seeds
+    seeds = f" ({comparison.num_seeds} {'seed' if comparison.num_seeds == 1 else 'seeds'})" if fewer else ""
+    return f"[{_number(comparison.measure, comparison.low)}, {_number(comparison.measure, comparison.high)}]{seeds}"
 
 
 def _number(measure: str, value: float) -> str:
-    known = measure_of(measure)
-    return f"{100 * value if known.unit == '%' else value:+.{known.digits}f}"
+    definition = measure_of(measure)
+    return f"{100 * value if definition.unit == '%' else value:+.{definition.digits}f}"
 
 
 def markdown_table(header: list[str], lines: list[list[str]]) -> str:
@@ -338,14 +354,14 @@ def labelled(label: str, policy: str) -> str:
 
 def aligned(tables: list[pa.Table]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
     """(data, context) -> column -> (runs, questions), questions in the same order everywhere."""
-    found: dict[tuple[str, str], list[dict]] = {}
+    runs_by_key: dict[tuple[str, str], list[dict]] = {}
     for table in tables:
         columns = {
             name: np.asarray(table[name].to_pylist(), dtype=object)
             for name in ("data", "policy", "context", "example_id", "truth", "domain")
         }
         columns["data"] = np.array(
-            [labelled(*one) for one in zip(columns["data"], columns["policy"], strict=True)], dtype=object
+            [labelled(*pair) for pair in zip(columns["data"], columns["policy"], strict=True)], dtype=object
         )
         columns |= {
             name: table[name].cast(pa.float64()).to_numpy()
@@ -356,9 +372,9 @@ def aligned(tables: list[pa.Table]) -> dict[tuple[str, str], dict[str, np.ndarra
         for key in dict.fromkeys(zip(columns["data"], columns["context"], strict=True)):
             inside = (columns["data"] == key[0]) & (columns["context"] == key[1])
             order = np.argsort(columns["example_id"][inside].astype(str), kind="stable")
-            found.setdefault(key, []).append({name: own[inside][order] for name, own in columns.items()})
+            runs_by_key.setdefault(key, []).append({name: values[inside][order] for name, values in columns.items()})
     aligned = {}
-    for key, runs in found.items():
+    for key, runs in runs_by_key.items():
         if any(list(run["example_id"]) != list(runs[0]["example_id"]) for run in runs):
             raise RunError(f"runs of one variant were asked different questions of {key[0]}. Delete their {FILE}.")
         aligned[key] = {name: np.stack([run[name] for run in runs]) for name in _COLUMNS}
@@ -368,9 +384,9 @@ def aligned(tables: list[pa.Table]) -> dict[tuple[str, str], dict[str, np.ndarra
 
 def _traced(run_dirs: list[Path]) -> dict[str, np.ndarray]:
     """Measures of the runs' traces, nan where a run has none."""
-    found = [trace_measures(run_dir) for run_dir in run_dirs]
-    names = dict.fromkeys(name for one in found for name in one)
-    return {name: np.array([one.get(name, np.nan) for one in found]) for name in names}
+    per_run = [trace_measures(run_dir) for run_dir in run_dirs]
+    names = dict.fromkeys(name for shares in per_run for name in shares)
+    return {name: np.array([shares.get(name, np.nan) for shares in per_run]) for name in names}
 
 
 def trace_measures(run_dir: Path) -> dict[str, float]:
@@ -378,10 +394,10 @@ def trace_measures(run_dir: Path) -> dict[str, float]:
     file = run_dir / "trace-measures-of-sizes.json"  # before trace version 4 signed gaps were compared
     if file.is_file():
         return json.loads(file.read_text())
-    found = measured_in_trace(run_dir)
-    if found is not None:
-        _write_text(file, json.dumps(found))
-    return found or {}
+    shares = measured_in_trace(run_dir)
+    if shares is not None:
+        _write_text(file, json.dumps(shares))
+    return shares or {}
 
 
 def _record(study: Study) -> dict:
@@ -401,7 +417,7 @@ def _write_parquet(file: Path, rows: list[Value] | list[Comparison], study: str)
 
 def _write_questions(results: Results) -> None:
     study, tables = results.study, []
-    references = {one.row: study.reference_file(one.row) for one in study.references()}
+    references = {reference.row: study.reference_file(reference.row) for reference in study.references()}
     sources = [(name, None, file) for name, file in references.items() if file.is_file()]
     by_name = {variant.name: variant for variant in study.usable}
     for row in results.rows:

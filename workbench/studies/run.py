@@ -159,7 +159,7 @@ class _Conductor:
     def _wait(self, tasks: deque[Task]) -> None:
         """One turn: what workers said, or that one is gone."""
         handles = {handle: worker for worker in self.workers for handle in (worker.pipe, worker.process.sentinel)}
-        for worker in {id(one): one for one in (handles[ready] for ready in wait(list(handles)))}.values():
+        for worker in dict.fromkeys(handles[ready] for ready in wait(list(handles))):
             try:
                 if worker.pipe.poll():
                     outcome, worker.ready = worker.pipe.recv(), True
@@ -170,8 +170,9 @@ class _Conductor:
             if outcome is not None:
                 self._took(outcome, len(tasks))
             worker.task = None
-        for worker in [one for one in self.workers if one.task is None and (one.ready or not one.process.is_alive())]:
-            self._employ(worker, tasks)
+        for worker in list(self.workers):
+            if worker.task is None and (worker.ready or not worker.process.is_alive()):
+                self._employ(worker, tasks)
 
     def _employ(self, worker: _Worker, tasks: deque[Task]) -> None:
         """The first task that can begin; a worker for whom there is none waits until another one has said something."""
@@ -180,8 +181,10 @@ class _Conductor:
             worker.process.join(timeout=30)
             self.workers.remove(worker)
             return
-        coming = {task.name for task in tasks} | {one.task.name for one in self.workers if one.task is not None}
-        task = next((one for one in tasks if one.after not in coming), None)
+        coming = {task.name for task in tasks} | {
+            candidate.task.name for candidate in self.workers if candidate.task is not None
+        }
+        task = next((candidate for candidate in tasks if candidate.after not in coming), None)
         if task is not None and worker.process.is_alive() and worker.give(task):
             tasks.remove(task)
         elif task is not None or not worker.process.is_alive():
@@ -296,9 +299,9 @@ def _claim(study: Study) -> Iterator[None]:
 @contextlib.contextmanager
 def _environment(num_threads: int) -> Iterator[None]:
     """What worker processes start with."""
-    own = {"OMP_NUM_THREADS": str(num_threads), "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    before = {name: os.environ.get(name) for name in own}
-    os.environ.update(own)
+    variables = {"OMP_NUM_THREADS": str(num_threads), "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:

@@ -68,7 +68,11 @@ class FoundStudy:
     def baseline(self) -> str:
         """The variant that the others are compared with; "" if that is not known."""
         planned = self.plan.get("baseline")
-        others = {one.against for one in self.comparisons if one.against and one.against.split()[0] != "base"}
+        others = {
+            comparison.against
+            for comparison in self.comparisons
+            if comparison.against and comparison.against.split()[0] != "base"
+        }
         return planned or next(iter(others), "")
 
     @property
@@ -90,7 +94,7 @@ class FoundStudy:
     def counts(self) -> dict[str, int]:
         """State -> number of runs, the frequent first."""
         states = [self.status_of(run) for run in self.runs]
-        return dict(sorted(((one, states.count(one)) for one in set(states)), key=lambda pair: -pair[1]))
+        return dict(sorted(((status, states.count(status)) for status in set(states)), key=lambda pair: -pair[1]))
 
     @property
     def state(self) -> str:
@@ -102,11 +106,11 @@ class FoundStudy:
 
 def find_studies(runs_dir: str | Path) -> list[str]:
     """Names of the studies in a runs folder, the one that was worked at last first."""
-    found = []
+    studies = []
     for file in Path(runs_dir).glob(f"*/{RECORD}"):
         with contextlib.suppress(RunError, OSError):  # a link that leads out, or a study that was deleted meanwhile
-            found.append((file.stat().st_mtime, safe_run_dir(runs_dir, file.parent.name).name))
-    return [name for _, name in sorted(found, reverse=True)]
+            studies.append((file.stat().st_mtime, safe_run_dir(runs_dir, file.parent.name).name))
+    return [name for _, name in sorted(studies, reverse=True)]
 
 
 def read_study(runs_dir: str | Path, name: str) -> FoundStudy:
@@ -124,7 +128,7 @@ def read_study(runs_dir: str | Path, name: str) -> FoundStudy:
             f"{folder / RECORD} cannot be read ({error}). Run the study again: it goes on from its runs."
         ) from None
     jobs = {state.name: state for state in find_jobs(folder)}
-    is_running = any(_is_at_work(one) for one in sessions[-1:]) or any(job.is_alive for job in jobs.values())
+    is_running = any(_is_at_work(session) for session in sessions[-1:]) or any(job.is_alive for job in jobs.values())
     report = folder / "table.md"
     text = report.read_text(encoding="utf-8") if report.is_file() else ""
     plan = facts.get("plan") or {}
@@ -153,34 +157,41 @@ def runs_of(study: FoundStudy) -> Table:
 
 def groups_of(study: FoundStudy) -> list[tuple[str, str]]:
     """(data, context) pairs that variants were asked, in the report's order."""
-    return list(dict.fromkeys((one.data, one.context) for one in study.comparisons if one.context))
+    return list(
+        dict.fromkeys((comparison.data, comparison.context) for comparison in study.comparisons if comparison.context)
+    )
 
 
 def measures_of(study: FoundStudy, data: str, context: str) -> list[tuple[str, str]]:
     """(measure, truth) pairs that were compared there; the report's headlines first."""
-    known = dict.fromkeys(
-        (one.measure, one.truth) for one in study.comparisons if (one.data, one.context) == (data, context)
+    compared_keys = dict.fromkeys(
+        (comparison.measure, comparison.truth)
+        for comparison in study.comparisons
+        if (comparison.data, comparison.context) == (data, context)
     )
-    return [key for key in HEADLINES if key in known] + [key for key in known if key not in HEADLINES]
+    return [key for key in HEADLINES if key in compared_keys] + [key for key in compared_keys if key not in HEADLINES]
 
 
 def compared(study: FoundStudy, data: str, context: str, measure: str, truth: str) -> Table:
     """Every row's mean and its differences to the baseline and to the start, with intervals, as the report has them."""
-    own = [
-        one
-        for one in study.comparisons
-        if (one.data, one.context, one.measure, one.truth) == (data, context, measure, truth)
+    comparisons = [
+        comparison
+        for comparison in study.comparisons
+        if (comparison.data, comparison.context, comparison.measure, comparison.truth)
+        == (data, context, measure, truth)
     ]
     rows = []
-    for one in own:
-        if one.against is None:
-            row = {"variant": one.variant, "seeds": one.num_seeds or None, "mean": value_text(one)}
-            for other in (other for other in own if other.variant == one.variant and other.against is not None):
+    for comparison in comparisons:
+        if comparison.against is None:
+            row = {"variant": comparison.variant, "seeds": comparison.num_seeds or None, "mean": value_text(comparison)}
+            for other in (
+                other for other in comparisons if other.variant == comparison.variant and other.against is not None
+            ):
                 prefix = "" if other.against == study.baseline else "gain_"
                 name = "gain" if prefix else "difference"
                 row |= {
                     name: _minus(difference_text(other)),
-                    f"{name}_interval": _minus(interval_text(other, one)),
+                    f"{name}_interval": _minus(interval_text(other, comparison)),
                     f"{prefix}verdict": other.verdict,
                 }
             rows.append(row)
