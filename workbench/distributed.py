@@ -103,8 +103,8 @@ class Group:
 
     def share(self, items: Sequence[T], work: Callable[[list[T], int], list[R]]) -> list[R]:
         """Each process works on its own block: `work(items of the block, place of the first)`. All results, in order."""
-        own = self.block(len(items))
-        return [one for part in self.exchange(work([items[place] for place in own], own.start)) for one in part]
+        rows = self.block(len(items))
+        return [result for part in self.exchange(work([items[idx] for idx in rows], rows.start)) for result in part]
 
     def first(self, work: Callable[[], T]) -> T:
         """What the first process alone does, for all; its error is everybody's."""
@@ -146,20 +146,20 @@ class Group:
         """Every gradient becomes the sum of all processes'; one that nobody has stays None."""
         if self.size == 1:
             return
-        has = self.anywhere([one.grad is not None for one in parameters], parameters[0].device)
-        todo = [one for one, own in zip(parameters, has, strict=True) if own]
-        for bucket in _buckets(todo):
-            flat = torch.cat([(torch.zeros_like(one) if one.grad is None else one.grad).reshape(-1) for one in bucket])
+        has_grad = self.anywhere([parameter.grad is not None for parameter in parameters], parameters[0].device)
+        for bucket in _buckets([parameter for parameter, has in zip(parameters, has_grad, strict=True) if has]):
+            grads = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in bucket]
+            flat = torch.cat([grad.reshape(-1) for grad in grads])
             self._reduce(flat, dist.ReduceOp.SUM)
-            for one, summed in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
-                one.grad = summed.reshape(one.shape).clone()
+            for parameter, summed in zip(bucket, flat.split([grad.numel() for grad in grads]), strict=True):
+                parameter.grad = summed.reshape(parameter.shape).clone()
 
     def anywhere(self, flags: Sequence[bool] | Tensor, device: torch.device) -> list[bool]:
         """Which flags any process has set."""
-        found = torch.as_tensor(flags, dtype=torch.uint8, device=device)
+        flags_set = torch.as_tensor(flags, dtype=torch.uint8, device=device)
         if self.size > 1:
-            self._reduce(found, dist.ReduceOp.MAX)
-        return found.bool().tolist()
+            self._reduce(flags_set, dist.ReduceOp.MAX)
+        return flags_set.bool().tolist()
 
     def _reduce(self, values: Tensor, how: dist.ReduceOp) -> None:
         try:
@@ -179,7 +179,7 @@ class Group:
             if raised is not None:
                 raised.told = True
                 raise raised
-        return [own for _, own in received]
+        return [other_value for _, other_value in received]
 
     def _lost(self) -> LostProcess:
         return LostProcess(
@@ -214,59 +214,59 @@ def join() -> Group:
 
 
 def sharding_asked() -> Sharding | None:
-    """How the launcher was told to shard weights; None: not at all. Raises ConfigError as join."""
-    asked = [name for name in _OTHERS if _is_set(f"ACCELERATE_USE_{name}")]
-    if asked:
+    """How the launcher wants the weights sharded, or None for replicated weights. Raises ConfigError as `join` does."""
+    strategies = [name for name in _OTHERS if _is_set(f"ACCELERATE_USE_{name}")]
+    if strategies:
         raise ConfigError(
-            f"started with the strategy {asked[0]}, and there are two: every process holds the whole student "
+            f"started with the strategy {strategies[0]}, and there are two: every process holds the whole student "
             "(distributed_type: MULTI_GPU), or a part of every weight (FSDP, fsdp_version: 2). See configs/accelerate/."
         )
     if not (_is_set(_FSDP) or _is_set(_ASKED)):
         return None
     for name, (allowed, why) in _FSDP_SETTINGS.items():
-        told = os.environ.get(f"FSDP_{name}", allowed)
-        if told != allowed:
+        value = os.environ.get(f"FSDP_{name}", allowed)
+        if value != allowed:
             remedy = "Leave it out" if allowed is None else f"Set it to {allowed}"
             raise ConfigError(
-                f"accelerate's fsdp_{name.lower()} is {told}, and here {why}. {remedy}, as configs/accelerate/one-node-8-fsdp2.yaml has it."
+                f"accelerate's fsdp_{name.lower()} is {value}, and here {why}. {remedy}, as configs/accelerate/one-node-8-fsdp2.yaml has it."
             )
-    told = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower()
-    if told not in ("true", "false"):
-        raise ConfigError(f"accelerate's fsdp_reshard_after_forward is {told}; with FSDP2 it is true or false.")
-    return Sharding(reshard=told == "true")
+    reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower()
+    if reshard not in ("true", "false"):
+        raise ConfigError(f"accelerate's fsdp_reshard_after_forward is {reshard}; with FSDP2 it is true or false.")
+    return Sharding(reshard=reshard == "true")
 
 
 def _is_set(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true")
 
 
-def choose_device(asked: str | None, group: Group = ALONE) -> torch.device:
+def choose_device(name: str | None, group: Group = ALONE) -> torch.device:
     """The device that this process's models are to be on: `asked` (models.device), or with None an accelerator if there is one.
 
     Raises: ConfigError naming the devices that there are.
     """
-    own = PartialState().device
-    if asked is None:
-        return own
+    assigned = PartialState().device
+    if name is None:
+        return assigned
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     there = ["cpu", *(f"{kind.type}:{idx}" for idx in range(torch.accelerator.device_count()) if kind is not None)]
     try:
-        device = torch.device(asked)
+        device = torch.device(name)
     except RuntimeError:
         device = None
-    found = f"models.device={asked}"
+    setting = f"models.device={name}"
     if device is None or f"{device.type}:{device.index or 0}" not in (*there, "cpu:0"):
         built = "" if torch.version.cuda or torch.version.hip else f" (torch {torch.__version__} is built for no GPU)"
         raise ConfigError(
-            f"{found}, and this machine has no such device that torch can use{built}. There is: {', '.join(there)}. Set "
+            f"{setting}, and this machine has no such device that torch can use{built}. There is: {', '.join(there)}. Set "
             "models.device to one of them, or leave it out: then it is the accelerator, if there is one."
         )
-    if group.size > 1 and (device.type != own.type or device.index is not None):
+    if group.size > 1 and (device.type != assigned.type or device.index is not None):
         raise ConfigError(
-            f"{found} in one of {group.size} processes, which was given {own}: the launcher gives each its own. Leave "
+            f"{setting} in one of {group.size} processes, which was given {assigned}: the launcher gives each its own. Leave "
             "models.device out; use_cpu: true in accelerate's config has all on the CPU."
         )
-    return own if group.size > 1 else device
+    return assigned if group.size > 1 else device
 
 
 def is_main() -> bool:
@@ -284,11 +284,13 @@ def _sendable(error: Exception, rank: int, remedy: str) -> WorkbenchError:
 def _buckets(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
     """Parameters whose gradients travel together: of one kind of number, in order, BUCKET_BYTES at most but for large ones."""
     bucket: list[Tensor] = []
-    for one in sorted(parameters, key=lambda one: str(one.dtype)):  # stable: the same order in every process
-        size = sum(own.numel() * own.element_size() for own in bucket)
-        if bucket and (one.dtype != bucket[0].dtype or size + one.numel() * one.element_size() > BUCKET_BYTES):
+    size = 0
+    for parameter in sorted(parameters, key=lambda weight: str(weight.dtype)):  # stable: the same order on every rank
+        num_bytes = parameter.numel() * parameter.element_size()
+        if bucket and (parameter.dtype != bucket[0].dtype or size + num_bytes > BUCKET_BYTES):
             yield bucket
-            bucket = []
-        bucket.append(one)
+            bucket, size = [], 0
+        bucket.append(parameter)
+        size += num_bytes
     if bucket:
         yield bucket

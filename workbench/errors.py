@@ -71,12 +71,12 @@ def cut(text: object, length: int = 80) -> str:
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
-def unknown(what: str, value: object, known: Iterable[str]) -> str:
+def unknown(what: str, value: object, allowed: Iterable[str]) -> str:
     """The sentence for a name that is not known: the value, what is allowed, the nearest name."""
-    known = sorted(known)
+    allowed = sorted(allowed)
     value = cut(value)
-    near = difflib.get_close_matches(value, known, n=3)
+    near = difflib.get_close_matches(value, allowed, n=3)
     # letters that changed places behind the first come before one that is missing
     near.sort(key=lambda name: (name[:1], sorted(name)) != (value[:1], sorted(value)))
     hint = f' Did you mean "{near[0]}"?' if near else ""
-    return f'{what} "{value}" is unknown. Allowed: {", ".join(known) or "none"}.{hint}'
+    return f'{what} "{value}" is unknown. Allowed: {", ".join(allowed) or "none"}.{hint}'

@@ -25,11 +25,11 @@ class Order:
 
     def batch(self, step: int, size: int) -> list[int]:
         """Indices of the examples of a step; steps count from 1."""
-        return [self.at(place) for place in range((step - 1) * size, step * size)]
+        return [self.at(idx) for idx in range((step - 1) * size, step * size)]
 
-    def at(self, place: int) -> int:
+    def at(self, idx: int) -> int:
         """Index of the example that is met at a place, counted from 0 over all epochs."""
-        epoch, offset = divmod(place, self.num_examples)
+        epoch, offset = divmod(idx, self.num_examples)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
             self._epoch, self._permutation = epoch, torch.randperm(self.num_examples, generator=generator).tolist()

@@ -204,14 +204,14 @@ def mark_tokens(text_spans: list[tuple[int, int]], text: str, marks: tuple[Mark,
     A later mark wins over an earlier one. Tokens under no mark are ("template", "visible") if the example has marks
     at all and ("", None) otherwise, since nothing is known then.
     """
-    found: list[tuple[str, str | None]] = [("template", VISIBLE) if marks else ("", None)] * len(text_spans)
+    labels: list[tuple[str, str | None]] = [("template", VISIBLE) if marks else ("", None)] * len(text_spans)
     for mark in marks:
         for match in re.finditer(mark.pattern, text):
             start, end = match.span(1)
             for token_idx, (token_start, token_end) in enumerate(text_spans):
                 if token_start < end and start < token_end:
-                    found[token_idx] = (mark.kind, mark.truth)
-    return found
+                    labels[token_idx] = (mark.kind, mark.truth)
+    return labels
 
 
 def label_completion(texts: list[str], rollout: Rollout) -> list[tuple[str, str | None]]:

@@ -123,7 +123,7 @@ class _Jsd(torch.autograd.Function):
             total = total + weight * divergence
             saved += [mass, ratio, divergence]
         needed = [ctx.needs_input_grad[idx // 3] for idx in range(6)]
-        ctx.save_for_backward(*(one if need else None for one, need in zip(saved, needed, strict=True)))
+        ctx.save_for_backward(*(tensor if need else None for tensor, need in zip(saved, needed, strict=True)))
         ctx.beta = beta
         return total
 
@@ -167,14 +167,14 @@ class Divergence:
     clip: float = 0.0
 
     def __post_init__(self) -> None:
-        for what, value, known in (
+        for what, value, allowed in (
             ("divergence", self.kind, KINDS),
             ("support", self.support, SUPPORTS),
             ("top-k support", self.of, TOP_K_OF),
             ("tail", self.tail, TAILS),
         ):
-            if value not in known:
-                raise ConfigError(unknown(what, value, known))
+            if value not in allowed:
+                raise ConfigError(unknown(what, value, allowed))
         if self.kind == "generalized_jsd":
             check_beta(self.beta)
         elif self.beta is not None:
@@ -258,13 +258,14 @@ class Divergence:
         """Vocabulary entries compared (N, K or 2K) and which of them count; None = all."""
         if self.of in ("learner", "target"):
             return (learner if self.of == "learner" else target).topk(self.top_k, -1).indices, None
-        own = learner.topk(self.top_k, -1).indices
-        other = target.topk(self.top_k, -1).indices
-        shared = (own.unsqueeze(-1) == other.unsqueeze(-2)).any(-1)  # (N, K): entries of `own` that `other` has too
+        learner_ids = learner.topk(self.top_k, -1).indices
+        target_ids = target.topk(self.top_k, -1).indices
+        # (N, K): which of the learner's entries are among the target's
+        shared = (learner_ids.unsqueeze(-1) == target_ids.unsqueeze(-2)).any(-1)
         if self.of == "intersection":
-            return own, shared
-        doubled = (other.unsqueeze(-1) == own.unsqueeze(-2)).any(-1)
-        return torch.cat((own, other), -1), torch.cat((torch.ones_like(doubled), ~doubled), -1)
+            return learner_ids, shared
+        doubled = (target_ids.unsqueeze(-1) == learner_ids.unsqueeze(-2)).any(-1)
+        return torch.cat((learner_ids, target_ids), -1), torch.cat((torch.ones_like(doubled), ~doubled), -1)
 
 
 def _written(logits: Tensor, token_ids: Tensor) -> Tensor:

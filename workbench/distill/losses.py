@@ -41,11 +41,11 @@ def score(readout: Readout | MixedReadout, token_ids: Int[Tensor, " N"]) -> Toke
     order = torch.arange(token_ids.numel(), device=token_ids.device)
     order = order if readout.read is None else order[readout.read]
     parts = [_scalars(readout.logits(chunk), token_ids[chunk]) for chunk in order.split(chunk_size(readout.vocabulary))]
-    found = _joined(parts, token_ids)
+    scores = _joined(parts, token_ids)
     if readout.read is None:
-        return found
+        return scores
     whole = unread_scores(token_ids.numel(), token_ids.device)
-    for name, values in vars(found).items():
+    for name, values in vars(scores).items():
         getattr(whole, name)[order] = values
     return whole
 

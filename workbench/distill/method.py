@@ -59,7 +59,7 @@ def check_option(key: str, value: object, value_type: type | types.UnionType, op
         except Malformed as error:
             raise ConfigError(f"{key}: {error}. Meaning: {option.help}.") from None
     if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
-        names = " or ".join(_IN_WORDS.get(one, one.__name__) for one in allowed)
+        names = " or ".join(_IN_WORDS.get(value_class, value_class.__name__) for value_class in allowed)
         given = "nothing" if value is None else show(value)
         quotes = " Put quotes around a text that looks like a number." if str in allowed and value is not None else ""
         raise ConfigError(f"{key} must be {names}, got {given}.{quotes} Meaning: {option.help}.")
@@ -216,16 +216,16 @@ class Method:
             raise ConfigError(f"ema_rate must be above 0 and at most 1, got {self.ema_rate}.")
         if self.replier not in self.policies:
             raise ConfigError(unknown(f"method {self.name}: replier", self.replier, self.policies))
-        shown = self.views[learning[0]].context
-        check_asked(shown)
+        student_context = self.views[learning[0]].context
+        check_asked(student_context)
         for name, view in self.views.items():
             parts = parse_context(view.context)
             if "feedback" in parts and self.annotate is None:
                 raise ConfigError(f'method {self.name}: view "{name}" is shown feedback, and the method writes none.')
-            if "turns" in parts and "turns" not in parse_context(shown):
+            if "turns" in parts and "turns" not in parse_context(student_context):
                 raise ConfigError(
                     f'method {self.name}: view "{name}" is shown the turns that an answer was written after, but the student '
-                    f'answers under "{shown}", in one turn. Give the student the context "turns" too.'
+                    f'answers under "{student_context}", in one turn. Give the student the context "turns" too.'
                 )
         targets = {loss.target for regime in self.regimes.values() for loss in regime.losses}
         for target in targets - {TOKENS, REWARD}:

@@ -10,7 +10,7 @@ from workbench.data.grading import TOLERANCE, grade
 from workbench.errors import DataError, RunError
 from workbench.policies import Policy, SamplingOptions, Written
 from workbench.seeding import derive_seed, draw_uniform
-from workbench.types import Denoising, Example, Rollout
+from workbench.types import Denoising, Example, Prompt, Rollout
 
 DATASET = "dataset"
 _LEFT_OUT: Counter[str] = Counter()  # by what was shown: how often this process left a special token out
@@ -47,13 +47,13 @@ def write_rollouts(
         replies = [()] * len(examples)
     sampled: list[list[int]] = []  # per example, the seeds of the completions that the student writes
     from_data: list[list[bool]] = []
-    for place in range(len(examples)):
-        own = [(*seed, first + place, sample_idx) for sample_idx in range(num_generations)]
-        from_data.append([draw_uniform("source", *key) < dataset_share for key in own])
-        sampled.append([derive_seed("sample", *key) for key, data in zip(own, from_data[-1], strict=True) if not data])
+    for idx in range(len(examples)):
+        keys = [(*seed, first + idx, sample_idx) for sample_idx in range(num_generations)]
+        from_data.append([draw_uniform("source", *key) < dataset_share for key in keys])
+        sampled.append([derive_seed("sample", *key) for key, data in zip(keys, from_data[-1], strict=True) if not data])
     written = _sample(writer, examples, sampled, context, sampling, batch_size, replies)
     rollouts = []
-    for example, sources, completions, said in zip(examples, from_data, written, replies, strict=True):
+    for example, sources, completions, example_replies in zip(examples, from_data, written, replies, strict=True):
         remaining = iter(completions)
         for sample_idx, is_data in enumerate(sources):
             completion = reference_completion(writer, example) if is_data else next(remaining)
@@ -71,7 +71,7 @@ def write_rollouts(
                     logprobs,
                     reward,
                     source,
-                    said,
+                    example_replies,
                     denoising=completion.denoising,
                     entropies=completion.entropies,
                 )
@@ -107,19 +107,19 @@ def reply_in_turns(
 ) -> list[tuple[str, ...]]:
     """What the writer replies to each turn but the last of every example, each reply after those before it."""
     replies: list[tuple[str, ...]] = [() for _ in examples]
-    while todo := [place for place, one in enumerate(examples) if len(replies[place]) < len(user_turns(one)) - 1]:
+    while todo := [idx for idx, example in enumerate(examples) if len(replies[idx]) < len(user_turns(example)) - 1]:
         part = todo[: batch_size or len(todo)]
-        prompts = [build_turn(examples[place], replies[place]) for place in part]
-        seeds = [[derive_seed("reply", *seed, first + place, len(replies[place]))] for place in part]
-        for place, (reply,) in zip(part, writer.sample(prompts, seeds, sampling), strict=True):
-            replies[place] = (*replies[place], without_special(writer, writer.text(reply.ids), "a reply"))
+        prompts = [build_turn(examples[idx], replies[idx]) for idx in part]
+        seeds = [[derive_seed("reply", *seed, first + idx, len(replies[idx]))] for idx in part]
+        for idx, (reply,) in zip(part, writer.sample(prompts, seeds, sampling), strict=True):
+            replies[idx] = (*replies[idx], without_special(writer, writer.text(reply.ids), "a reply"))
     return replies
 
 
 def ask_all(
     written: dict[str, tuple[Rollout, ...]],
     students: dict[str, Policy],
-    asked: str,
+    question: str,
     *,
     sampling: SamplingOptions,
     seed: tuple[object, ...],
@@ -132,7 +132,12 @@ def ask_all(
     """
     return {
         name: _asked(
-            rollouts, [peer for other, peer in students.items() if other != name], asked, sampling, (*seed, name), first
+            rollouts,
+            [peer for other, peer in students.items() if other != name],
+            question,
+            sampling,
+            (*seed, name),
+            first,
         )
         for name, rollouts in written.items()
     }
@@ -141,27 +146,23 @@ def ask_all(
 def _asked(
     rollouts: tuple[Rollout, ...],
     peers: list[Policy],
-    asked: str,
+    question: str,
     sampling: SamplingOptions,
     seed: tuple[object, ...],
     first: int,
 ) -> tuple[Rollout, ...]:
-    plain = [build_prompt(one.example, "plain") for one in rollouts]
-    prompts = [
-        [
-            replace(
-                prompt, text=f"{prompt.text}\n{asked.format(text=without_special(peer, one.text, 'an answer'))}", key=""
-            )
-            for prompt, one in zip(plain, rollouts, strict=True)
-        ]
-        for peer in peers
-    ]
+    def feedback_prompt(peer: Policy, rollout: Rollout) -> Prompt:
+        prompt = build_prompt(rollout.example, "plain")
+        request = question.format(text=without_special(peer, rollout.text, "an answer"))
+        return replace(prompt, text=f"{prompt.text}\n{request}", key="")
+
     remarks: list[tuple[str, ...]] = [()] * len(rollouts)
-    for peer, shown in zip(peers, prompts, strict=True):
-        seeds = [[derive_seed("remark", *seed, peer.name, first + place)] for place in range(len(rollouts))]
-        texts = [peer.text(own[0].ids) for own in peer.sample(shown, seeds, sampling)]
+    for peer in peers:
+        prompts = [feedback_prompt(peer, rollout) for rollout in rollouts]
+        seeds = [[derive_seed("remark", *seed, peer.name, first + idx)] for idx in range(len(rollouts))]
+        texts = [peer.text(samples[0].ids) for samples in peer.sample(prompts, seeds, sampling)]
         remarks = [(*before, text) for before, text in zip(remarks, texts, strict=True)]
-    return tuple(replace(one, remarks=own) for one, own in zip(rollouts, remarks, strict=True))
+    return tuple(replace(rollout, remarks=texts) for rollout, texts in zip(rollouts, remarks, strict=True))
 
 
 def reference_of(example: Example) -> tuple[str, str] | None:
@@ -196,14 +197,14 @@ def _sample(
     replies: Sequence[tuple[str, ...]],
 ) -> list[list[Written]]:
     written: list[list[Written]] = [[] for _ in examples]
-    todo = [place for place, own in enumerate(seeds) if own]
-    per_example = max((len(own) for own in seeds), default=1) or 1
+    todo = [idx for idx, example_seeds in enumerate(seeds) if example_seeds]
+    per_example = max((len(example_seeds) for example_seeds in seeds), default=1) or 1
     size = max(1, batch_size // per_example) if batch_size else len(todo)
     for start in range(0, len(todo), size or 1):
         part = todo[start : start + size]
-        prompts = [build_prompt(examples[place], context, _before(examples[place], replies[place])) for place in part]
-        for place, completions in zip(part, writer.sample(prompts, [seeds[p] for p in part], sampling), strict=True):
-            written[place] = completions
+        prompts = [build_prompt(examples[idx], context, _before(examples[idx], replies[idx])) for idx in part]
+        for idx, completions in zip(part, writer.sample(prompts, [seeds[p] for p in part], sampling), strict=True):
+            written[idx] = completions
     return written
 
 
@@ -214,7 +215,8 @@ def _before(example: Example, replies: tuple[str, ...]) -> Rollout:
 
 def to_row(rollout: Rollout) -> dict:
     """A rollout of training as plain values, its example by id."""
-    values = {one.name: getattr(rollout, one.name) for one in fields(Rollout) if one.name != "entropies"}
+    names = [column.name for column in fields(Rollout) if column.name != "entropies"]
+    values = {name: getattr(rollout, name) for name in names}
     denoising = None if rollout.denoising is None else vars(rollout.denoising)
     return values | {"example": rollout.example.id, "denoising": denoising}
 

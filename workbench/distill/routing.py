@@ -53,7 +53,9 @@ def sampler_ratio(batch: RouteBatch) -> Float[Tensor, " N"]:
     were. It does not correct for a temperature or a cut. 1 where no sampler wrote.
     """
     student = batch.scores["student"].logprob
-    sampled = [logprob for one in batch.rollouts for logprob in one.logprobs or [float("nan")] * len(one.ids)]
+    sampled = [
+        logprob for rollout in batch.rollouts for logprob in rollout.logprobs or [float("nan")] * len(rollout.ids)
+    ]
     return (student - torch.tensor(sampled, device=student.device)).exp().nan_to_num(1.0)
 
 
@@ -78,7 +80,7 @@ def answer_positions(batch: RouteBatch) -> Bool[Tensor, " N"]:
     """Tokens that state the final answer: those that the example's marks call "answer", else those of the text that
     grading.final_answer finds; none of a rollout that states none.
     """
-    found: list[bool] = []
+    is_answer: list[bool] = []
     for rollout in batch.rollouts:
         texts = batch.token_texts(rollout.ids)
         marks = rollout.example.marks
@@ -86,8 +88,8 @@ def answer_positions(batch: RouteBatch) -> Bool[Tensor, " N"]:
             stated = re.escape(final_answer(rollout.text))
             marks = (Mark(rf"(?s).*({stated})", ANSWER),) if stated else ()
         texts = [*texts[:-1], ""] if rollout.finished and texts else texts  # the end token is no part of the answer
-        found += [kind == ANSWER for kind, _ in label_tokens(texts, marks)]
-    return torch.tensor(found, dtype=torch.bool, device=batch.sequence.device)
+        is_answer += [kind == ANSWER for kind, _ in label_tokens(texts, marks)]
+    return torch.tensor(is_answer, dtype=torch.bool, device=batch.sequence.device)
 
 
 def draw_positions(batch: RouteBatch, share: float) -> Bool[Tensor, " N"]:
@@ -106,7 +108,7 @@ def distinguishing_concepts(rollout: Rollout, rollouts: tuple[Rollout, ...]) -> 
 
     "same" and "tag" tell no question of a family from another; "red" may. All its concepts, if none is left.
     """
-    questions = {one.example.question for one in rollouts if one.example.domain == rollout.example.domain}
+    questions = {other.example.question for other in rollouts if other.example.domain == rollout.example.domain}
     used = Counter(concept for question in questions for concept in concepts(question))
-    own = concepts(rollout.example.question)
-    return {concept for concept in own if 2 * used[concept] <= len(questions)} or own
+    question_concepts = concepts(rollout.example.question)
+    return {concept for concept in question_concepts if 2 * used[concept] <= len(questions)} or question_concepts

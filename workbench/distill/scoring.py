@@ -3,10 +3,10 @@
 rollouts -> Batch (positions end to end) -> read_view, score_views -> RouteBatch -> Routing
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -62,15 +62,15 @@ class Batch:
         longest: dict[int, int] = {}  # of an example's
         for rollout, length in zip(self.rollouts, self.lengths, strict=True):
             longest[id(rollout.example)] = max(length, longest.get(id(rollout.example), 0))
-        place = {example: idx for idx, example in enumerate(longest)}
-        keys = [(longest[own], place[own]) for own in (id(rollout.example) for rollout in self.rollouts)]
-        return sorted(range(len(self.rollouts)), key=lambda row: (*keys[row], self.lengths[row]))
+        rank = {example: idx for idx, example in enumerate(longest)}
+        ids = [id(rollout.example) for rollout in self.rollouts]
+        return sorted(range(len(ids)), key=lambda row: (longest[ids[row]], rank[ids[row]], self.lengths[row]))
 
     def parts(self) -> Iterator[tuple[list[int], Positions]]:
         """Per micro-batch: its rollouts and its positions."""
         size = self.micro_batch_size or max(1, len(self.rollouts))
         order = self.order or range(len(self.rollouts))
-        ends = list(accumulate(self.lengths))
+        ends = list(itertools.accumulate(self.lengths))
         for first in range(0, len(self.rollouts), size):
             rows = list(order[first : first + size])
             if self.order is None:
@@ -100,14 +100,17 @@ def view_prompts(method: Method, rollouts: tuple[Rollout, ...]) -> dict[str, Pro
     """
     built: dict[tuple, Prompt | None] = {}
 
-    def prompt(rollout: Rollout, context: str) -> Prompt | None:
-        own = (rollout.replies, rollout.feedback, rollout.ids, rollout.denoising) if is_of_rollout(context) else ()
-        key = (id(rollout.example), context, *own)
+    def prompt_of(rollout: Rollout, context: str) -> Prompt | None:
+        key = (id(rollout.example), context)
+        if is_of_rollout(context):
+            key += (rollout.replies, rollout.feedback, rollout.ids, rollout.denoising)
         if key not in built:
             built[key] = None if lacks(rollout, context) else build_prompt(rollout.example, context, rollout)
         return built[key]
 
-    prompts = {name: tuple(prompt(one, view.context) for one in rollouts) for name, view in method.views.items()}
+    prompts = {
+        name: tuple(prompt_of(rollout, view.context) for rollout in rollouts) for name, view in method.views.items()
+    }
     assert None not in prompts[method.learner], f"the learner of {method.name} must read every rollout"
     return prompts
 
@@ -116,7 +119,9 @@ def read_part(policy: Policy, prompts: Prompts, batch: Batch, rows: list[int]) -
     """One micro-batch under one view that reads all of it."""
     rollouts = [batch.rollouts[row] for row in rows]
     return policy.read(
-        [prompts[row] for row in rows], [one.ids for one in rollouts], [one.denoising for one in rollouts]
+        [prompts[row] for row in rows],
+        [rollout.ids for rollout in rollouts],
+        [rollout.denoising for rollout in rollouts],
     )
 
 
@@ -127,13 +132,13 @@ def read_view(policy: Policy, prompts: Prompts, batch: Batch) -> Readout | Mixed
     Positions of rollouts that the view does not read are NaN, see Readout.read; None if it reads nothing at all.
     """
     is_read = [prompt is not None for prompt in prompts]
-    part = replace(batch, rollouts=tuple(one for one, own in zip(batch.rollouts, is_read, strict=True) if own))
+    part = replace(batch, rollouts=tuple(itertools.compress(batch.rollouts, is_read)))
     if not part.rollouts and batch.rollouts:
         return None
-    shown = tuple(prompt for prompt in prompts if prompt is not None)
-    found = join([read_part(policy, shown, part, rows) for rows, _ in part.parts()])
-    found = found if part.order is None else found.part(part.back)
-    return found if all(is_read) else found.spread(torch.tensor(is_read)[batch.sequence].to(found.device))
+    read_prompts = tuple(prompt for prompt in prompts if prompt is not None)
+    readout = join([read_part(policy, read_prompts, part, rows) for rows, _ in part.parts()])
+    readout = readout if part.order is None else readout.part(part.back)
+    return readout if all(is_read) else readout.spread(torch.tensor(is_read)[batch.sequence].to(readout.device))
 
 
 def score_views(
@@ -162,10 +167,10 @@ def route(
 ) -> Routing:
     """The method's own rule on the whole batch; every position gets exactly one regime."""
     device = next(iter(scores.values())).logprob.device if scores else torch.device("cpu")
-    known = {name: scores[name] for name in method.views if name in scores}
+    view_scores = {name: scores[name] for name in method.views if name in scores}
     routing = method.route(
         RouteBatch(
-            known,
+            view_scores,
             batch.sequence.to(device),
             batch.position.to(device),
             batch.micro_batch.to(device),
@@ -177,8 +182,8 @@ def route(
     allowed = (routing.regime >= 0) & (routing.regime < len(method.regimes))
     assert routing.regime.shape == (batch.num_positions,) and bool(allowed.all()), (method.name, routing.regime)
     for regime_idx, (regime_name, regime) in enumerate(method.regimes.items()):
-        for target in {loss.target for loss in regime.losses}.intersection(known):
-            unread = known[target].logprob.isnan() & (routing.regime == regime_idx)
+        for target in {loss.target for loss in regime.losses}.intersection(view_scores):
+            unread = view_scores[target].logprob.isnan() & (routing.regime == regime_idx)
             assert not unread.any(), f"{method.name} sends positions to {regime_name} that {target} did not read"
     return routing
 

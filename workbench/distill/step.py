@@ -6,7 +6,8 @@ scored = supervise_batch(method, policies, readings, ...)    route, then the lea
 
 import contextlib
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -90,7 +91,7 @@ def read_batch(
     """
     if method.annotate is not None:
         batch = replace(batch, rollouts=method.annotate(batch.rollouts, *peers))
-        batch = replace(batch, rollouts=tuple(_showable(one, method, policies) for one in batch.rollouts))
+        batch = replace(batch, rollouts=tuple(_showable(rollout, method, policies) for rollout in batch.rollouts))
     prompts = view_prompts(method, batch.rollouts)
     readouts, scores = score_views(method, policies, prompts, batch)
     return Readings(batch, prompts, readouts, scores)
@@ -134,18 +135,18 @@ def supervise_batch(
 
     Raises: NotFinite naming the position.
     """
-    batch, name, own = readings.batch, method.learner, policies["student"]
+    batch, name, student = readings.batch, method.learner, policies["student"]
     prompts, scores, parts = readings.prompts[name], dict(readings.scores), list(batch.parts())
     whole = None  # the learner's readout, where one forward pass serves both the rule and the loss
-    passes = len(parts) if backward is None else rounds(own, len(parts))
-    passing = contextlib.nullcontext if backward is None else functools.partial(entangled, own)
+    passes = len(parts) if backward is None else rounds(student, len(parts))
+    passing = contextlib.nullcontext if backward is None else functools.partial(entangled, student)
     with torch.set_grad_enabled(backward is not None):
         if name in method.reads:
-            whole, reading = _read_learner(own, prompts, batch, passing if passes == 1 else None)
+            whole, reading = _read_learner(student, prompts, batch, passing if passes == 1 else None)
             scores[name] = score(reading, batch.token_ids.to(reading.device))
         _require_numbers(method, readings, scores)
         everybody = _gather(group, batch, scores)
-        whole_routing = route(method, everybody.scores, everybody.batch, seed, own.token_texts)
+        whole_routing = route(method, everybody.scores, everybody.batch, seed, student.token_texts)
         device, here = whole_routing.regime.device, everybody.positions
         whole_coefficient = coefficients(method, everybody.batch, whole_routing).to(device)
         routing, coefficient = part_of_routing(whole_routing, here), whole_coefficient[here]
@@ -155,7 +156,7 @@ def supervise_batch(
         results, likely = [], []
         with passing():
             for rows, positions in parts:
-                readout = whole or read_part(own, prompts, batch, rows)
+                readout = whole or read_part(student, prompts, batch, rows)
                 result = _supervise_part(method, readings, readout, positions, token_ids, routing, coefficient)
                 inside = (places[positions] < recorded.numel()).nonzero().squeeze(-1)
                 likely.append(alternatives(readout, inside, num_alternatives))
@@ -163,7 +164,7 @@ def supervise_batch(
                 if backward is not None:
                     backward(result.total)
             for _ in range(passes - len(parts)):  # others have more: all go through the layers together
-                backward(read_part(own, prompts, batch, parts[0][0]).hidden.sum() * 0.0)
+                backward(read_part(student, prompts, batch, parts[0][0]).hidden.sum() * 0.0)
     for (_, positions), result in zip(parts, results, strict=True):
         _require_finite(batch, places[positions], result, scores)
     scores[name] = _joined_scores([result.scores for result in results], back)
@@ -172,7 +173,8 @@ def supervise_batch(
     kept = _recorded_alternatives(method, readings, recorded, likely, order, num_alternatives)
     scores = {view: scores[view] for view in method.views}
     loss = torch.cat([result.loss for result in results])[back]
-    readers = {view: _readers(policies[one.policy], one.policy, batch) for view, one in method.views.items()}
+    policy_of = {view: method.views[view].policy for view in method.views}
+    readers = {view: _readers(policies[policy], policy, batch) for view, policy in policy_of.items()}
     scored = Scored(method, batch, readings.prompts, scores, routing, loss, coefficient, kept, readers)
     return _with_everybody(scored, everybody, whole_routing, whole_coefficient, group)
 
@@ -231,7 +233,7 @@ def _recorded_alternatives(
 
 
 def _with_everybody(
-    scored: Scored, everybody: "_Everybody", routing: Routing, coefficient: Tensor, group: Group
+    scored: Scored, everybody: "_GlobalBatch", routing: Routing, coefficient: Tensor, group: Group
 ) -> Scored:
     """The batch with the numbers of all processes' batches; routing and coefficient are of those."""
     if everybody.batch is scored.batch:
@@ -248,7 +250,7 @@ def _with_everybody(
 
 
 @dataclass(frozen=True)
-class _Everybody:
+class _GlobalBatch:
     """The batch and the scores of all processes, and where this one's are in them."""
 
     batch: Batch
@@ -257,29 +259,33 @@ class _Everybody:
     first_rollout: int
 
 
-def _gather(group: Group, batch: Batch, scores: dict[str, TokenScores]) -> _Everybody:
+def _gather(group: Group, batch: Batch, scores: dict[str, TokenScores]) -> _GlobalBatch:
     if group.size == 1:
-        return _Everybody(batch, scores, slice(0, batch.num_positions), 0)
+        return _GlobalBatch(batch, scores, slice(0, batch.num_positions), 0)
     device = next(iter(scores.values())).logprob.device if scores else torch.device("cpu")
-    light = {id(one.example): replace(one.example, images=(), evidence=Evidence()) for one in batch.rollouts}
-    rollouts = tuple(replace(one, example=light[id(one.example)]) for one in batch.rollouts)
-    numbers = {(view, key): value.cpu() for view, own in scores.items() for key, value in vars(own).items()}
-    received = group.exchange((rollouts, numbers))
-    everyone = replace(batch, rollouts=tuple(one for own, _ in received for one in own))
-    joined = {key: value.to(device) for key, value in _concatenated([own for _, own in received]).items()}
-    views = {view: TokenScores(**{key: joined[view, key] for key in vars(own)}) for view, own in scores.items()}
-    before = [own for own, _ in received[: group.rank]]
-    start = sum(len(one.ids) for own in before for one in own)
-    return _Everybody(everyone, views, slice(start, start + batch.num_positions), sum(map(len, before)))
+    light = {
+        id(rollout.example): replace(rollout.example, images=(), evidence=Evidence()) for rollout in batch.rollouts
+    }
+    rollouts = tuple(replace(rollout, example=light[id(rollout.example)]) for rollout in batch.rollouts)
+    numbers = {(name, key): value.cpu() for name, view in scores.items() for key, value in vars(view).items()}
+    rollouts_by_rank, numbers_by_rank = zip(*group.exchange((rollouts, numbers)), strict=True)
+    global_batch = replace(batch, rollouts=tuple(itertools.chain.from_iterable(rollouts_by_rank)))
+    joined = {key: value.to(device) for key, value in _concatenated(numbers_by_rank).items()}
+    global_scores = {
+        name: TokenScores(**{key: joined[name, key] for key in vars(view)}) for name, view in scores.items()
+    }
+    earlier = list(itertools.chain.from_iterable(rollouts_by_rank[: group.rank]))  # rollouts of lower ranks
+    start = sum(len(rollout.ids) for rollout in earlier)
+    return _GlobalBatch(global_batch, global_scores, slice(start, start + batch.num_positions), len(earlier))
 
 
-def _concatenated(parts: list[dict]) -> dict:
+def _concatenated(parts: Sequence[dict]) -> dict:
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
 def _readers(policy: Policy, name: str, batch: Batch) -> tuple[str, ...]:
     domains = [rollout.example.domain for rollout in batch.rollouts]
-    return tuple(name if (own := member(policy, domain)) is policy else own.name for domain in domains)
+    return tuple(name if (reader := member(policy, domain)) is policy else reader.name for domain in domains)
 
 
 def _require_numbers(method: Method, readings: Readings, scores: dict[str, TokenScores]) -> None:
@@ -289,11 +295,11 @@ def _require_numbers(method: Method, readings: Readings, scores: dict[str, Token
         is_read = torch.tensor([prompt is not None for prompt in readings.prompts[name]])[batch.sequence]
         wrong = (torch.isnan(values.logprob).cpu() & is_read).nonzero().squeeze(-1)
         if wrong.numel():
-            place, view = int(wrong[0]), method.views[name]
+            idx, view = int(wrong[0]), method.views[name]
             raise NotFinite(
                 f"view {name} ({view.policy} / {view.context}) has no number for {wrong.numel()} of {batch.num_positions} "
-                f"positions; the first is token {int(batch.position[place])} of an answer to "
-                f"{batch.rollouts[int(batch.sequence[place])].example.id}."
+                f"positions; the first is token {int(batch.position[idx])} of an answer to "
+                f"{batch.rollouts[int(batch.sequence[idx])].example.id}."
             )
 
 
@@ -302,12 +308,12 @@ def _require_finite(batch: Batch, places: Tensor, result: Supervision, scores: d
     wrong = (~torch.isfinite(result.loss)).nonzero().squeeze(-1)
     if not wrong.numel():
         return
-    place = int(places[wrong[0]])
-    rollout = batch.rollouts[int(batch.sequence[place])]
-    said = {view: float(values.logprob[place]) for view, values in scores.items()}
-    said["learner"] = float(result.scores.logprob[wrong[0]])
-    values = ", ".join(f"{view} {logprob:.3g}" for view, logprob in said.items())
+    idx = int(places[wrong[0]])
+    rollout = batch.rollouts[int(batch.sequence[idx])]
+    logprobs = {view: float(values.logprob[idx]) for view, values in scores.items()}
+    logprobs["learner"] = float(result.scores.logprob[wrong[0]])
+    values = ", ".join(f"{view} {logprob:.3g}" for view, logprob in logprobs.items())
     raise NotFinite(
         f"the loss of {wrong.numel()} of {result.loss.numel()} positions is not a finite number; the first is token "
-        f"{int(batch.position[place])} of an answer to {rollout.example.id} (log-probs: {values})."
+        f"{int(batch.position[idx])} of an answer to {rollout.example.id} (log-probs: {values})."
     )

@@ -177,4 +177,4 @@ def split(
 ) -> tuple[list[Example], list[tuple[Example, Problem]]]:
     """Examples without a problem, and the others with theirs."""
     pairs = list(zip(examples, problems, strict=True))
-    return [one for one, problem in pairs if problem is None], [pair for pair in pairs if pair[1] is not None]
+    return [example for example, problem in pairs if problem is None], [pair for pair in pairs if pair[1] is not None]

@@ -109,7 +109,9 @@ class Trainer:
         )
         self.policies = [policy for learner in self.learners for policy in learner.policies.values()]
         self._record_models()
-        self.writing = [one.policies[policy] for one in self.learners for policy in (STUDENT, self.method.replier)]
+        self.writing = [
+            learner.policies[policy] for learner in self.learners for policy in (STUDENT, self.method.replier)
+        ]
         self.writers = self._build_writers()
         self.writer = TraceWriter(
             folder.path,
@@ -126,8 +128,9 @@ class Trainer:
         self.students = {learner.name: learner.student for learner in self.learners}
         answering = [*self.students.values(), *teachers(self.learners[0].policies, config)]
         questions = showable(data["data.eval"], answering, config.evaluation.contexts, self.skipped)
-        asked = list(self.students.values()), self.learners[0].policies, questions
-        self.evaluation = Evaluation(config, folder, *asked, group)
+        self.evaluation = Evaluation(
+            config, folder, list(self.students.values()), self.learners[0].policies, questions, group
+        )
         self.probes = self._open_probes(questions if config.data.probes is None else data["data.probes"])
 
     def _build_learners(self, checkpoint: Checkpoint | None) -> list[Learner]:
@@ -144,7 +147,11 @@ class Trainer:
     def _record_models(self) -> None:
         """Warn of models without a chat template; keep in run.json what was proven of each."""
         processors = {policy.name: getattr(policy, "processor", None) for policy in self.policies}
-        bare = [name for name, one in processors.items() if one and not getattr(one, "chat_template", None)]
+        bare = [
+            name
+            for name, processor in processors.items()
+            if processor and not getattr(processor, "chat_template", None)
+        ]
         if bare:
             log.warning("%s: no chat template, so prompts are pictures and plain text", ", ".join(bare))
         proofs = {policy.name: policy.proof for policy in members(self.policies) if policy.proof is not None}
@@ -153,7 +160,7 @@ class Trainer:
 
     def _build_writers(self) -> list[Writer]:
         """What gives each learner its rollouts; some sample all of them here, before the first step."""
-        in_order = [self.examples[self.order.at(place)] for place in range(len(self.examples))]
+        in_order = [self.examples[self.order.at(idx)] for idx in range(len(self.examples))]
         begun = self.step_done > 0
         with heads(*self.writing), together(*self.writing):
             shared = self.method, self.sampling, in_order, self._usable, begun, self.group
@@ -162,9 +169,9 @@ class Trainer:
     def _open_probes(self, examples: list[Example]) -> dict[str, tuple[Rollout, ...]]:
         """By learner, answers to the first examples that every view can be shown; of several processes the first has them."""
         pool = split_by_evidence(examples or self.examples, list(self.method.contexts))[0]
-        pool = [one for one in pool if all(covers(policy, one.domain) for policy, _ in self.views)]
+        pool = [example for example in pool if all(covers(policy, example.domain) for policy, _ in self.views)]
         pool = pool[: 2 * self.config.trace.probes]
-        pool = [one for one in pool if not self.skipped.add_if(one, showing_problem(one, self.views))]
+        pool = [example for example in pool if not self.skipped.add_if(example, showing_problem(example, self.views))]
         with heads(*self.writing), together(*self.writing), self._autocast():
             return self.group.here(
                 lambda: open_probes(self.config, self.folder, self.students, self.method, pool, self.sampling), {}
@@ -239,24 +246,25 @@ class Trainer:
             ):
                 written = self._write(step, examples)
                 clock.lap("write")  # all write before any learns
-                scored = [self._learn(learner, written, step, clock) for learner in self.learners]
+                results = [self._learn(learner, written, step, clock) for learner in self.learners]
             for learner in self.learners:
                 learner.sum_gradients(self.group)
-            clipped = [learner.clip() for learner in self.learners]
+            grad_norms = [learner.clip() for learner in self.learners]
         except NotFinite as error:
             raise self._stop_for(step, error) from None
         metrics = {}
-        for learner, one, grad_norm in zip(self.learners, scored, clipped, strict=True):
-            own = step_metrics(self.method, one.whole)
-            if self.method.resample:  # otherwise what wrote was the student at its start
-                own |= sampler_gap(self.method, one.whole)
-            moved = learner.step(step) if own["supervised"] else learner.rest(step)
-            metrics |= of_learner(learner.name, own | grad_norm | moved)
+        for learner, result, grad_norm in zip(self.learners, results, grad_norms, strict=True):
+            learner_metrics = step_metrics(self.method, result.whole)
+            if self.method.resample:  # otherwise the sequences were sampled by the student before training
+                learner_metrics |= sampler_gap(self.method, result.whole)
+            update = learner.step(step) if learner_metrics["supervised"] else learner.rest(step)
+            metrics |= of_learner(learner.name, learner_metrics | grad_norm | update)
         clock.lap("learn")
         if self.config.trace.every and step % self.config.trace.every == 0:
-            self.writer.write(*(traced(one, step, own.student) for own, one in zip(self.learners, scored, strict=True)))
+            pairs = zip(self.learners, results, strict=True)
+            self.writer.write(*(traced(result, step, learner.student) for learner, result in pairs))
         clock.lap("trace")
-        num_positions = sum(one.whole.batch.num_positions for one in scored)
+        num_positions = sum(result.whole.batch.num_positions for result in results)
         metrics |= clock.seconds() | {"tokens": num_positions, "skipped": self.skipped.counts.total()}
         self.folder.log_metrics("train", step, metrics)
         return metrics
@@ -264,10 +272,10 @@ class Trainer:
     def _write(self, step: int, examples: list[Example]) -> dict[str, tuple[Rollout, ...]]:
         """What this process's part of the step's examples is answered by every student."""
         block = self.group.block(len(examples))
-        own = [examples[place] for place in block]
+        block_examples = [examples[idx] for idx in block]
         with together(*self.writing), self._autocast():
             written = {
-                name: tuple(write(step, own, block.start))
+                name: tuple(write(step, block_examples, block.start))
                 for name, write in zip(self.students, self.writers, strict=True)
             }
             if self.method.asks_peers is None:
@@ -364,10 +372,10 @@ class Trainer:
         )
 
     def _report(self, step: int, metrics: dict[str, float], bar: tqdm) -> None:
-        shown = {"loss": f"{metrics['loss']:.4f}", "entropy": f"{metrics['entropy']:.3f}"}
+        postfix = {"loss": f"{metrics['loss']:.4f}", "entropy": f"{metrics['entropy']:.3f}"}
         if "accuracy" in metrics:
-            shown["right"] = f"{metrics['accuracy']:.0%}"
-        bar.set_postfix(shown)
+            postfix["right"] = f"{metrics['accuracy']:.0%}"
+        bar.set_postfix(postfix)
         for warning in self._look(step, metrics):
             log.warning("%s", warning)
             self.folder.update(warnings=self._warnings())
