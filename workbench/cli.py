@@ -253,9 +253,9 @@ def _geometry(options: argparse.Namespace) -> None:
             masks.write_random_mask(options.random_mask, options.save_mask, seed=options.seed)
             print(f"{options.random_mask}: as many in every tensor, drawn with seed {options.seed}")
         if options.against is not None:
-            found = masks.overlap(options.save_mask, options.against)
+            overlap = masks.overlap(options.save_mask, options.against)
             print(
-                f"{found['overlap']:.1%} of them are in {options.against}; at random in every tensor {found['chance']:.1%}"
+                f"{overlap['overlap']:.1%} of them are in {options.against}; at random in every tensor {overlap['chance']:.1%}"
             )
         return
     bar = tqdm(total=len(pair.source.shapes), unit="tensor", leave=False, disable=None)

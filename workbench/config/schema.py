@@ -360,8 +360,8 @@ def resumed_config(run_dir: str | Path, overrides: list[str] | tuple[str, ...] =
                 f"{show(text)} would make another run of it. On resume only {', '.join(RESUMABLE)} may change; start a new "
                 "run for anything else."
             )
-    place = [f"output_dir={json.dumps(str(run_dir.parent))}", f"name={json.dumps(run_dir.name)}"]
-    return load_config(run_dir / "config.yaml", [*place, *overrides])
+    location = [f"output_dir={json.dumps(str(run_dir.parent))}", f"name={json.dumps(run_dir.name)}"]
+    return load_config(run_dir / "config.yaml", [*location, *overrides])
 
 
 def read_recipe(path: str | Path) -> dict:
@@ -378,7 +378,10 @@ def read_recipe(path: str | Path) -> dict:
         raise ConfigError(f"{path}: its base {base} has a base itself; name {under['base']} or write the values here.")
     under.pop("name", None)
     methods = [values.get("method"), under.get("method")]
-    if all(isinstance(one, dict) for one in methods) and methods[0].get("name") not in (None, methods[1].get("name")):
+    if all(isinstance(method, dict) for method in methods) and methods[0].get("name") not in (
+        None,
+        methods[1].get("name"),
+    ):
         del under["method"]
     return _laid_over(under, values)
 
@@ -398,21 +401,21 @@ def override(values: dict, overrides: list[str] | tuple[str, ...]) -> dict:
             values["method"] = {"name": value}
     for key, value in parsed:
         *parents, last = key.split(".")
-        place = values
+        section = values
         for parent in parents:
-            inner = place.get(parent) or {}
+            inner = section.get(parent) or {}
             if not isinstance(inner, dict):
                 raise ConfigError(
                     f"override {show(key)}: {cut(parent)} is {show(inner)} and no mapping, so it has no keys to set."
                 )
-            place[parent] = dict(inner)
-            place = place[parent]
-        before = place.get(last)
+            section[parent] = dict(inner)
+            section = section[parent]
+        before = section.get(last)
         is_other_method = (
             key == "method" and isinstance(value, dict) and value.get("name") not in (None, (before or {}).get("name"))
         )
         both = isinstance(before, dict) and isinstance(value, dict) and not is_other_method
-        place[last] = _laid_over(before, value) if both else value
+        section[last] = _laid_over(before, value) if both else value
     return values
 
 
@@ -443,13 +446,13 @@ def describe_config(method: str | None = None) -> dict[str, tuple[type | UnionTy
 
 def _describe(section: type, prefix: str) -> typing.Iterator[tuple[str, tuple]]:
     hints = typing.get_type_hints(section, include_extras=True)
-    for one in dataclasses.fields(section):
-        hint = hints[one.name]
+    for entry in dataclasses.fields(section):
+        hint = hints[entry.name]
         if dataclasses.is_dataclass(hint):
-            yield from _describe(hint, f"{prefix}{one.name}.")
+            yield from _describe(hint, f"{prefix}{entry.name}.")
         else:
-            default = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
-            yield f"{prefix}{one.name}", (*typing.get_args(hint)[:1], default, typing.get_args(hint)[1])
+            default = entry.default_factory() if entry.default_factory is not dataclasses.MISSING else entry.default
+            yield f"{prefix}{entry.name}", (*typing.get_args(hint)[:1], default, typing.get_args(hint)[1])
 
 
 def _build(section: type, values: object, prefix: str) -> object:
@@ -459,7 +462,7 @@ def _build(section: type, values: object, prefix: str) -> object:
     built = {}
     for key, value in values.items():
         if key not in hints:
-            raise ConfigError(unknown("key", f"{prefix}{key}", [f"{prefix}{known}" for known in hints]))
+            raise ConfigError(unknown("key", f"{prefix}{key}", [f"{prefix}{name}" for name in hints]))
         hint = hints[key]
         if dataclasses.is_dataclass(hint):
             built[key] = _build(hint, value, f"{prefix}{key}.")

@@ -125,8 +125,8 @@ def user_turns(example: Example) -> tuple[Turn, ...]:
     sentences = [part.strip() for part in _SENTENCE_END.split(example.question) if part.strip()]
     if len(sentences) < 2:
         return ()
-    asked = max((place for place, text in enumerate(sentences) if text.endswith("?")), default=len(sentences) - 1)
-    first = Turn("user", sentences.pop(asked), example.images)
+    question_idx = max((idx for idx, text in enumerate(sentences) if text.endswith("?")), default=len(sentences) - 1)
+    first = Turn("user", sentences.pop(question_idx), example.images)
     return (first, *(Turn("user", text) for text in sentences))
 
 
@@ -215,19 +215,19 @@ def build_prompt(example: Example, context: str, rollout: Rollout | None = None)
 
 def _future(rollout: Rollout, share: float) -> tuple[tuple[int, ...], ...]:
     """Per denoising step, a share of the positions after its block that are still masked, drawn by the answer's seed."""
-    denoising, shown = rollout.denoising, []
+    denoising, revealed = rollout.denoising, []
     for step in range(denoising.num_steps):
         later = denoising.later(step, rollout.finished)
         draw = random.Random(derive_seed("future", denoising.seed, step))
-        shown.append(tuple(sorted(draw.sample(later, math.floor(share * len(later) + 0.5)))))
-    return tuple(shown)
+        revealed.append(tuple(sorted(draw.sample(later, math.floor(share * len(later) + 0.5)))))
+    return tuple(revealed)
 
 
 def build_turn(example: Example, replies: tuple[str, ...]) -> Prompt:
     """The prompt of the turn after as many turns as there are replies."""
     turns = user_turns(example)
-    said = zip(turns[: len(replies)], replies, strict=True)
-    history = [turn for asked, reply in said for turn in (asked, Turn("assistant", reply))]
+    answered = zip(turns[: len(replies)], replies, strict=True)
+    history = [turn for user_turn, reply in answered for turn in (user_turn, Turn("assistant", reply))]
     here, key = turns[len(replies)], f"{example.origin or example.id}|turns"
     return Prompt(here.images, here.text, (*example.history, *history), key, example.domain)
 

@@ -225,9 +225,9 @@ def _note_text(text: str, notes: Counter[str]) -> None:
         notes["a text that looks like turns (User: ... Assistant: ...) is one question"] += 1
 
 
-def _note_keys(entry: dict[str, Any], known: frozenset[str], where: str, notes: Counter[str]) -> None:
+def _note_keys(entry: dict[str, Any], read_keys: frozenset[str], where: str, notes: Counter[str]) -> None:
     for key, value in entry.items():
-        if key not in known and not is_missing(value) and value not in ("", [], {}):
+        if key not in read_keys and not is_missing(value) and value not in ("", [], {}):
             notes[f"key not read in {where}: {str(key)[:40]}"] += 1
 
 

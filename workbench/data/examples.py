@@ -329,16 +329,16 @@ def _box(entry: Any, column: str, size: tuple[int, int], origin: str) -> Box:
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
             raise fault(origin, f"{column}.{key}", number, "must be a finite number", "Give pixels of the first image")
     box = Box(*(float(entry[key]) for key in ("x0", "y0", "x1", "y1")), _entry_text(entry, "label", column, origin))
-    shown = f"[{box.x0:g}, {box.y0:g}, {box.x1:g}, {box.y1:g}]"
+    corners = f"[{box.x0:g}, {box.y0:g}, {box.x1:g}, {box.y1:g}]"
     width, height = size
     if not (box.x0 < box.x1 and box.y0 < box.y1):
         raise DataError(
-            f'{origin}, column "{column}": {shown} is empty; x0 < x1 and y0 < y1 must hold. '
+            f'{origin}, column "{column}": {corners} is empty; x0 < x1 and y0 < y1 must hold. '
             "If it is x, y, width, height, convert it: x1 = x + width."
         )
     if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height:
         raise DataError(
-            f'{origin}, column "{column}": {shown} leaves the image of {width} x {height} pixels. Boxes are in pixels of '
+            f'{origin}, column "{column}": {corners} leaves the image of {width} x {height} pixels. Boxes are in pixels of '
             "the first image, upright as viewers show it. `workbench import` converts other units (--box-units)."
         )
     return box
@@ -363,7 +363,7 @@ def _revealed(values: dict[str, Any], origin: str, folder: Path) -> tuple[Turn, 
         if not isinstance(entry.get("images") or [], list):
             raise fault(origin, f"{column}.images", entry["images"], "must be a list", "Write it in brackets")
         pictures = enumerate(entry.get("images") or ())
-        images = tuple(_image(one, f"{column}.images[{place}]", origin, folder) for place, one in pictures)
+        images = tuple(_image(image, f"{column}.images[{image_idx}]", origin, folder) for image_idx, image in pictures)
         turns.append(Turn("user", _entry_text(entry, "text", column, origin), images))
     return tuple(turns)
 

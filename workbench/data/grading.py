@@ -127,9 +127,9 @@ def final_answer(text: str) -> str:
     sentence. Errs on answers of several sentences, and on "answer" used as a common word after the answer was given.
     """
     text = without_thoughts(text)
-    found = _marked_answer(text)
-    if found is not None:
-        return found
+    marked = _marked_answer(text)
+    if marked is not None:
+        return marked
     sentences = [part.strip() for part in _SENTENCE_END.split(text) if part and part.strip(_OUTER)]
     return sentences[-1] if sentences else ""
 
@@ -264,12 +264,12 @@ def _grade_numeric(text: str, answer: str, tolerance: float) -> float | None:
     if len(wanted) != 1:
         return None
     marked = _marked_answer(text)
-    found = _numbers(text if marked is None else marked)
-    if not found and scripts.has_numeral(text if marked is None else marked):
+    numbers = _numbers(text if marked is None else marked)
+    if not numbers and scripts.has_numeral(text if marked is None else marked):
         return None  # 三
-    if not found or (marked is not None and len(found) > 1):
+    if not numbers or (marked is not None and len(numbers) > 1):
         return 0.0
-    before, number = found[-1]
+    before, number = numbers[-1]
     if _is_withdrawn(_words(before), _DENIALS + _HEDGES):
         return 0.0
     right = wanted[0][1]

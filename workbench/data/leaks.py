@@ -57,7 +57,7 @@ def find_leaks(examples: Iterable[Example], context: str) -> Leaks:
         places.append(leak_of(example, context))
         if places[-1] in ("prompt", "reference"):
             in_prompt.append(example.origin or example.id)
-    counts = [places.count(place) for place in ("reference", "choices", "not searched")]
+    counts = [places.count(kind) for kind in ("reference", "choices", "not searched")]
     return Leaks(len(places), tuple(in_prompt), *counts)
 
 

@@ -64,9 +64,9 @@ def to_number(digits: str) -> Fraction | None:
         return None
 
 
-def same_number(one: str, other: str) -> bool:
+def same_number(first: str, second: str) -> bool:
     """Whether two words are one decimal number, written otherwise: 27.0 and 27, 1,000 and 1000, 1e5 and 100000."""
-    if not (_DECIMAL.fullmatch(one) and _DECIMAL.fullmatch(other)):
+    if not (_DECIMAL.fullmatch(first) and _DECIMAL.fullmatch(second)):
         return False
-    value = to_number(one)
-    return value is not None and value == to_number(other)
+    value = to_number(first)
+    return value is not None and value == to_number(second)

@@ -43,15 +43,15 @@ class PictureBounds:
     """Checks the pictures of one data set, row by row.
 
     name       of the data set, for messages
-    own        where relative paths start
-    folders    where picture files may lie besides `own`; None = as this process was started
+    base       folder where relative paths start
+    folders    where picture files may lie besides `base`; None = as this process was started
     max_bytes  of all embedded pictures, decoded
     """
 
-    def __init__(self, name: str, own: Path, folders: Sequence[Path] | None, max_bytes: int) -> None:
+    def __init__(self, name: str, base: Path, folders: Sequence[Path] | None, max_bytes: int) -> None:
         folders = allowed_folders() if folders is None else folders
-        self._name, self._own, self._max_bytes = name, own, max_bytes
-        self._roots = None if folders is None else [own.resolve(), *(folder.resolve() for folder in folders)]
+        self._name, self._base, self._max_bytes = name, base, max_bytes
+        self._roots = None if folders is None else [base.resolve(), *(folder.resolve() for folder in folders)]
         self._total_bytes = self._num_rows = 0
 
     def check_row(self, values: dict[str, Any], origin: str, number: int) -> None:
@@ -67,7 +67,7 @@ class PictureBounds:
         for entry in _pictures(values) if self._roots is not None else ():
             name = entry.get("path") if isinstance(entry, dict) and not entry.get("bytes") else entry
             if isinstance(name, str):
-                self._check_file(self._own / name.removeprefix("file://"), name, origin)
+                self._check_file(self._base / name.removeprefix("file://"), name, origin)
 
     def check_files(self, example: Example) -> None:
         """As `check_row`, of what a row became."""

@@ -209,9 +209,9 @@ def _open_saved(folder: Path, split: str | None) -> Table:
         if split is None and len(saved) == 1:
             split = next(iter(saved))
         if split not in saved:
-            asked = f'has no split "{split}"' if split else "has several splits"
+            problem = f'has no split "{split}"' if split else "has several splits"
             raise DataError(
-                f"{folder} {asked}: {', '.join(saved)}. Name one, as in {folder / next(iter(saved), 'train')}."
+                f"{folder} {problem}: {', '.join(saved)}. Name one, as in {folder / next(iter(saved), 'train')}."
             )
         saved = saved[split]
     elif split is not None:

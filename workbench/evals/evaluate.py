@@ -67,14 +67,16 @@ def ask(policies: Iterable[Policy], examples: list[Example], contexts: Iterable[
     answered = []
     for policy in policies:
         for context in contexts:
-            usable = [one for one in split_by_evidence(examples, [context]).usable if covers(policy, one.domain)]
+            usable = [
+                example for example in split_by_evidence(examples, [context]).usable if covers(policy, example.domain)
+            ]
             answered += answer_questions(policy, usable, context, **options)
     return answered
 
 
 def teachers(policies: dict[str, Policy], config: RunConfig) -> list[Policy]:
     """Of a learner's policies those that an evaluation of the start asks too."""
-    return [one for name, one in policies.items() if config.evaluation.teacher and name.startswith("teacher")]
+    return [policy for name, policy in policies.items() if config.evaluation.teacher and name.startswith("teacher")]
 
 
 def truth_of(example: Example) -> str | None:
@@ -129,9 +131,9 @@ class Evaluation:
             self.folder.update(doing=f"{policy.name} answers {len(self.examples):,} questions")
             with heads(policy), together(policy):
                 answered += self.group.share(
-                    self.examples, lambda own, _, policy=policy: ask([policy], own, settings.contexts, **options)
+                    self.examples, lambda part, _, policy=policy: ask([policy], part, settings.contexts, **options)
                 )
-        order = {key: place for place, key in enumerate(dict.fromkeys((row.policy, row.context) for row in answered))}
+        order = {key: idx for idx, key in enumerate(dict.fromkeys((row.policy, row.context) for row in answered))}
         answered.sort(key=lambda row: order[row.policy, row.context])  # stable: questions in their order
         self.group.first(lambda: save_answers(self.folder.path, step, answered))
         measured = summarise(tabulate(answered))
@@ -143,24 +145,24 @@ class Evaluation:
 @torch.no_grad()
 def _entropies(policy: Policy, rollouts: list[Rollout], context: str, batch_size: int) -> list[float]:
     """Mean entropy over each answer's tokens, in nats. A policy whose sampler gives none reads what it wrote."""
-    if all(one.entropies is not None for one in rollouts):
-        return [math.fsum(one.entropies) / len(one.entropies) for one in rollouts]
-    found = []
+    if all(rollout.entropies is not None for rollout in rollouts):
+        return [math.fsum(rollout.entropies) / len(rollout.entropies) for rollout in rollouts]
+    means = []
     for start in range(0, len(rollouts), batch_size):
         part = rollouts[start : start + batch_size]
-        prompts = [build_prompt(one.example, context, one) for one in part]
-        readout = policy.read(prompts, [one.ids for one in part], [one.denoising for one in part])
-        ids = torch.tensor([token for one in part for token in one.ids], dtype=torch.long)
+        prompts = [build_prompt(rollout.example, context, rollout) for rollout in part]
+        readout = policy.read(prompts, [rollout.ids for rollout in part], [rollout.denoising for rollout in part])
+        ids = torch.tensor([token for rollout in part for token in rollout.ids], dtype=torch.long)
         entropy = score(readout, ids.to(readout.device)).entropy
-        found += [float(own.mean()) for own in entropy.split([len(one.ids) for one in part])]
-    return found
+        means += [float(entropies.mean()) for entropies in entropy.split([len(rollout.ids) for rollout in part])]
+    return means
 
 
 def _answered(policy: Policy, rollout: Rollout, entropy: float, context: str, step: int) -> Answered:
     example = rollout.example
     truth = truth_of(example)
     labels = label_completion(policy.token_texts(rollout.ids), rollout)
-    decides = [kind not in ("", "template") and own == truth for kind, own in labels]
+    decides = [kind not in ("", "template") and token_truth == truth for kind, token_truth in labels]
     answers = [logprob for logprob, is_own in zip(rollout.logprobs, decides, strict=True) if is_own]
     if answers:
         confidence = math.exp(math.fsum(answers))

@@ -92,12 +92,12 @@ def find(answered: list[Answered], privilege: str | None = None) -> Findings | N
 
     privilege  the context that its sources are shown, if that is known; otherwise the first privileged one evaluated
     """
-    own = _as_used(answered)
-    steps = sorted({row.step for row in own})
+    used = _as_used(answered)
+    steps = sorted({row.step for row in used})
     if len(steps) < 2:
         return None
-    group, claimed_group = _group(own, VISIBLE), _group(own, PRIVILEGED)
-    before, after = ([row for row in own if row.step == step] for step in (steps[0], steps[-1]))
+    group, claimed_group = _group(used, VISIBLE), _group(used, PRIVILEGED)
+    before, after = ([row for row in used if row.step == step] for step in (steps[0], steps[-1]))
     measured = [measure(_of(rows, group)) for rows in (before, after)]
     gain = _paired(_of(before, group), _of(after, group))
     claimed = tuple(measure(_of(rows, claimed_group)) for rows in (before, after))

@@ -143,13 +143,13 @@ def evaluated_steps(run_dir: Path) -> set[int]:
 
 def _files(run_dir: Path) -> list[tuple[int, Path]]:
     """Step and file of every evaluation. Raises RunError for a file that is named like one and is none."""
-    found = []
+    files = []
     for file in (run_dir / "evals").glob("step-*.jsonl"):
         number = file.stem.removeprefix("step-")
         if not (number.isascii() and number.isdigit()):
             raise RunError(f"{file} is no evaluation of a step, as evals/step-000040.jsonl is. Move it elsewhere.")
-        found.append((int(number), file))
-    return sorted(found)
+        files.append((int(number), file))
+    return sorted(files)
 
 
 def forget_answers_after(run_dir: Path, step: int) -> None:

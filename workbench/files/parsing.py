@@ -137,8 +137,8 @@ def parse_yaml(text: str) -> object:
         raise Malformed(f"line {line}: the character U+{error.character:04X} is not allowed") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        told = " ".join(filter(None, (error.context, error.problem)))
-        raise Malformed(_at(mark.line if mark else loader.line, loader.path, told)) from None
+        problem = " ".join(filter(None, (error.context, error.problem)))
+        raise Malformed(_at(mark.line if mark else loader.line, loader.path, problem)) from None
     except (ValueError, OverflowError) as error:  # of the scanner: \\UFFFFFFFF
         if isinstance(error, Malformed):
             raise
@@ -336,8 +336,8 @@ def parse_json(text: str | bytes, *, unique_keys: bool = False) -> object:
 def _depth(text: str) -> int:
     """How deep the brackets of a JSON text are nested."""
     depth = deepest = 0
-    for found in _JSON_BRACKETS.finditer(text):
-        sign = found[0]
+    for bracket in _JSON_BRACKETS.finditer(text):
+        sign = bracket[0]
         if sign in "[{":
             depth += 1
             deepest = max(deepest, depth)
@@ -350,6 +350,6 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for place, key in enumerate(keys) if key in keys[:place])
+        twice = next(key for idx, key in enumerate(keys) if key in keys[:idx])
         raise Malformed(f'the key "{cut(twice, 40)}" stands twice in one object')
     return values

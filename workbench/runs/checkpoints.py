@@ -49,12 +49,12 @@ class Checkpoint:
 
 def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
     """Checkpoints of a run, oldest first, complete or not; `open_checkpoint` tells."""
-    found = []
+    checkpoints = []
     for path in run_dir.glob("checkpoint-*"):
         number = path.name.removeprefix("checkpoint-")
         if path.is_dir() and number.isdigit():
-            found.append(Checkpoint(path, int(number)))
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+            checkpoints.append(Checkpoint(path, int(number)))
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
 def open_checkpoint(path: Path, *, reads: bool = False) -> Checkpoint:
@@ -74,9 +74,9 @@ def open_checkpoint(path: Path, *, reads: bool = False) -> Checkpoint:
         raise RunError(f"{path} is no complete checkpoint ({STATE}: {error}). Resume from an earlier one.") from None
     for name, size in files.items():
         file = path / name
-        found = file.stat().st_size if file.is_file() else None
-        if found != size:
-            state_of = "is missing" if found is None else f"has {found} bytes instead of {size}"
+        actual_size = file.stat().st_size if file.is_file() else None
+        if actual_size != size:
+            state_of = "is missing" if actual_size is None else f"has {actual_size} bytes instead of {size}"
             raise RunError(f"checkpoint {path} is torn: {name} {state_of}. Resume from an earlier one or start again.")
         if reads and name in digests and digest(file) != digests[name]:
             raise RunError(
@@ -100,8 +100,8 @@ def latest_checkpoint(run_dir: Path, *, reads: bool = False) -> tuple[Checkpoint
 def refuse_other_run(checkpoint: Checkpoint, learner: str, start: str | Path, *, lora: bool, averages: bool) -> None:
     """Raises RunError if a checkpoint was not made of what a run says: other learners or models, LoRA, a moving average."""
     folder = checkpoint.weights(learner)
-    adapts, found, told = _adapts(folder), _build(folder), _build(Path(start))
-    other = [name for name in found.keys() & told.keys() if found[name] != told[name]]
+    adapts, saved, configured = _adapts(folder), _build(folder), _build(Path(start))
+    other = [name for name in saved.keys() & configured.keys() if saved[name] != configured[name]]
     if not folder.is_dir():
         fault = f'it holds no learner "{learner}"'
     elif adapts != (lora or _adapts(Path(start))):
@@ -109,7 +109,7 @@ def refuse_other_run(checkpoint: Checkpoint, learner: str, start: str | Path, *,
     elif averages and checkpoint.ema(learner) is None:
         fault = "it holds no moving average, which the method reads"
     elif other:
-        fault = f"its {learner} has {min(other)} {found[min(other)]}, and {start} has {told[min(other)]}"
+        fault = f"its {learner} has {min(other)} {saved[min(other)]}, and {start} has {configured[min(other)]}"
     else:
         return
     raise RunError(
@@ -130,8 +130,8 @@ def _build(folder: Path) -> dict[str, object]:
         return {}
     text = config.get("text_config") or config
     sizes = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
-    said = {"model_type": config.get("model_type")} | {name: text.get(name) for name in sizes}
-    return {name: value for name, value in said.items() if value is not None}
+    description = {"model_type": config.get("model_type")} | {name: text.get(name) for name in sizes}
+    return {name: value for name, value in description.items() if value is not None}
 
 
 def digest(file: Path) -> str:

@@ -36,13 +36,13 @@ def overrides_between(recipe: str | Path, config: RunConfig) -> list[str]:
     """
     name = config.method["name"]
     is_same_method = load_config(recipe).method["name"] == name
-    found = [] if is_same_method else [f"method.name={name}"]
-    before, after = load_config(recipe, found).to_dict(), config.to_dict()
+    overrides = [] if is_same_method else [f"method.name={name}"]
+    before, after = load_config(recipe, overrides).to_dict(), config.to_dict()
     for key in describe_config(name):
         value = value_at(after, key)
         if value != value_at(before, key):
-            found.append(f"{key}={as_yaml(value)}")
-    return found
+            overrides.append(f"{key}={as_yaml(value)}")
+    return overrides
 
 
 def value_at(values: dict, key: str, default: object = None) -> object:

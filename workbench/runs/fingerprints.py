@@ -34,12 +34,12 @@ log = logging.getLogger("workbench")
 
 def fingerprint(example: Example) -> dict[str, str]:
     """A digest of every field of an example that is not empty."""
-    found = {}
+    digests = {}
     for field in fields(example):
         value = getattr(example, field.name)
         if field.name not in _LEFT_OUT and value not in (None, "", (), field.default):
-            found[field.name] = _digest(json.dumps(_plain(value)).encode())
-    return found
+            digests[field.name] = _digest(json.dumps(_plain(value)).encode())
+    return digests
 
 
 def require_same_data(folder: RunFolder, data: dict[str, list[Example]], *, resume: bool) -> None:

@@ -93,8 +93,8 @@ class RunFolder:
         try:
             if os.path.lexists(path):
                 raise FileExistsError(path)
-            with new_folder(path) as made:
-                folder = cls(made)
+            with new_folder(path) as temporary:
+                folder = cls(temporary)
                 folder.write_config(config_yaml)
                 folder._write("run.json", json.dumps(facts | {"updated": _now()}, indent=1, default=str))
         except FileExistsError:
@@ -343,8 +343,8 @@ def _failed_at_start(path: Path) -> bool:
 
 def list_runs(output_dir: str | Path) -> list[RunFolder]:
     """Runs in a folder, newest first."""
-    found = [RunFolder(path.parent) for path in Path(output_dir).glob("*/run.json")]
-    return sorted(found, key=lambda run: run.status.get("started", ""), reverse=True)
+    runs = [RunFolder(path.parent) for path in Path(output_dir).glob("*/run.json")]
+    return sorted(runs, key=lambda run: run.status.get("started", ""), reverse=True)
 
 
 def safe_run_dir(runs_dir: str | Path, name: str) -> Path:
@@ -359,9 +359,9 @@ def safe_run_dir(runs_dir: str | Path, name: str) -> Path:
 
 def find_run_dir(runs_dir: str | Path, name: str) -> Path:
     """The folder of a run that find_jobs lists: `name`, or `study/name`. Raises RunError if it leads out of the folder."""
-    study, slash, own = name.partition("/")
+    study, slash, run = name.partition("/")
     folder = safe_run_dir(runs_dir, study)
-    return safe_run_dir(folder, own) if slash else folder
+    return safe_run_dir(folder, run) if slash else folder
 
 
 def _now() -> str:
@@ -382,11 +382,11 @@ def _surroundings() -> dict[str, object]:
 def _commit() -> dict[str, object]:
     source = Path(__file__).parents[1]
     commands = {"commit": ["git", "rev-parse", "HEAD"], "dirty": ["git", "status", "--porcelain", "-uno"]}
-    found: dict[str, object] = {}
+    outputs: dict[str, object] = {}
     for name, command in commands.items():
         try:
             done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=10, check=True)
         except (OSError, subprocess.SubprocessError):
             return {"commit": None, "dirty": None}
-        found[name] = done.stdout.strip()
-    return {"commit": found["commit"], "dirty": bool(found["dirty"])}
+        outputs[name] = done.stdout.strip()
+    return {"commit": outputs["commit"], "dirty": bool(outputs["dirty"])}

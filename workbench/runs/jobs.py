@@ -163,11 +163,11 @@ def find_jobs(runs_dir: str | Path) -> list[JobState]:
         if path.parent.parent.name not in names
     }
     started = {path.parent.name for path in (runs_dir / _FOLDER).glob("*/job.json")}
-    found = []
+    jobs = []
     for name in names | nested | started:
         with contextlib.suppress(RunError):  # a link that leads out, or a run that was deleted meanwhile
-            found.append(replace(read_job(find_run_dir(runs_dir, name)), name=name))
-    return sorted(found, key=lambda state: (state.started or 0.0, state.name), reverse=True)
+            jobs.append(replace(read_job(find_run_dir(runs_dir, name)), name=name))
+    return sorted(jobs, key=lambda state: (state.started or 0.0, state.name), reverse=True)
 
 
 def read_job(run_dir: str | Path) -> JobState:
@@ -182,22 +182,22 @@ def read_job(run_dir: str | Path) -> JobState:
         raise RunError(f"run {run_dir} was deleted. The list of runs shows what there is.")
     facts = facts or {}
     is_stale = record is not None and change_ns == record.seen_ns  # run.json is older than the process
-    said = "starting" if is_stale else facts.get("status", "starting")
+    reported = "starting" if is_stale else facts.get("status", "starting")
     if fault is not None:
         status = "unreadable"
     elif living is not None:
-        status = "stopping" if living.stop_asked else said if said == "running" else "starting" if is_stale else said
-    elif said == "starting":
+        status = "stopping" if living.stop_asked else reported
+    elif reported == "starting":
         status = "stopped" if record is not None and record.stop_asked else "failed"
     else:
-        status = "died" if said == "running" else said
+        status = "died" if reported == "running" else reported
     if living is not None and status not in ALIVE:
         status = "running"  # it has said its last word and is about to exit
-    place = place_of(Path(living.queue), living.pid) if status == "starting" and living and living.queue else None
-    if place is not None:
+    position = place_of(Path(living.queue), living.pid) if status == "starting" and living and living.queue else None
+    if position is not None:
         status = "queued"
         facts["doing"] = (
-            f"waits, place {place[0]} of {place[1]}: at most {limit_of(Path(living.queue))} runs are at work at once"
+            f"waits, place {position[0]} of {position[1]}: at most {limit_of(Path(living.queue))} runs are at work at once"
         )
     updated = _epoch(facts.get("updated"))
     return JobState(
@@ -376,8 +376,8 @@ def _error(run_dir: Path, status: str, facts: dict, record: _Record | None) -> s
     """Why a run ended: its own sentence, else the last exception in what it printed."""
     if status not in ("failed", "died"):
         return None
-    own = record is None or _read_status(run_dir)[1] != record.seen_ns
-    if status == "failed" and own and facts.get("error"):
+    is_current = record is None or _read_status(run_dir)[1] != record.seen_ns
+    if status == "failed" and is_current and facts.get("error"):
         return facts["error"]
     out = _job_folder(run_dir) / "train.out"
     lines = tail(out, record.offset) if record is not None and out.is_file() else []
@@ -388,8 +388,8 @@ def _error(run_dir: Path, status: str, facts: dict, record: _Record | None) -> s
     saved = list_checkpoints(run_dir)
     goes_on = f"goes on from step {saved[-1].step}" if saved else "begins again: it saved no checkpoint"
     again = f" Resuming it {goes_on}." if (run_dir / "config.yaml").is_file() else " Start it again."
-    said = next((f' The last it printed: "{line[-200:]}".' for line in reversed(lines) if line.strip()), "")
-    return f"the process ended without a word: killed, out of memory, or the machine was restarted.{said}{again}"
+    last_line = next((f' The last it printed: "{line[-200:]}".' for line in reversed(lines) if line.strip()), "")
+    return f"the process ended without a word: killed, out of memory, or the machine was restarted.{last_line}{again}"
 
 
 def _has_run(run_dir: Path, record: _Record) -> bool:

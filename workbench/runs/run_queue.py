@@ -67,7 +67,7 @@ def take_ticket(runs_dir: Path, name: str, since_ns: int) -> Ticket:
 
 def waiting(runs_dir: Path) -> list[Ticket]:
     """Those that wait, first come first; what ended processes left is removed."""
-    found = []
+    tickets = []
     for file in sorted((runs_dir / _FOLDER).glob("[0-9]*.json")):
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
@@ -75,10 +75,10 @@ def waiting(runs_dir: Path) -> list[Ticket]:
         except (OSError, ValueError, TypeError, KeyError):
             continue
         if ticket.is_alive:
-            found.append(ticket)
+            tickets.append(ticket)
         else:
             file.unlink(missing_ok=True)
-    return found
+    return tickets
 
 
 def refuse_full(runs_dir: Path | None) -> None:
@@ -100,7 +100,7 @@ def processes_at_work(runs_dir: Path) -> set[int]:
 
     Read from job.json and run.json without jobs.py, which imports torch: a process that waits stays small.
     """
-    found = set()
+    pids = set()
     for pattern in (".jobs/*/job.json", "*/.jobs/*/job.json", "*/run.json", "*/*/run.json"):
         for file in runs_dir.glob(pattern):
             try:
@@ -110,8 +110,8 @@ def processes_at_work(runs_dir: Path) -> set[int]:
                 continue
             has_ended = values.get("status", "running") != "running"
             if not has_ended and isinstance(pid, int) and identity is not None and identify(pid) == identity:
-                found.add(pid)
-    return found - {ticket.pid for ticket in waiting(runs_dir)}
+                pids.add(pid)
+    return pids - {ticket.pid for ticket in waiting(runs_dir)}
 
 
 @contextlib.contextmanager
@@ -135,7 +135,7 @@ def count_accelerators() -> int:
     """NVIDIA devices that this process may use; torch would take seconds to say it."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([one for one in visible.split(",") if one.strip() not in ("", "-1")])
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -33,10 +33,10 @@ def figure(
 ) -> go.Figure:
     """Differences to the baseline with 95 % intervals; filled where clear of zero. data: default the first."""
     data = next((comparison.data for comparison in comparisons), None) if data is None else data
-    shown = [comparison for comparison in comparisons if (comparison.data, comparison.context) == (data, context)]
-    by_row = {(row.variant, row.measure, row.truth): row for row in shown if row.against == baseline}
-    baselines = {(row.measure, row.truth): row for row in shown if (row.variant, row.against) == (baseline, None)}
-    names = [name for name in dict.fromkeys(row.variant for row in shown) if any(key[0] == name for key in by_row)]
+    selected = [comparison for comparison in comparisons if (comparison.data, comparison.context) == (data, context)]
+    by_row = {(row.variant, row.measure, row.truth): row for row in selected if row.against == baseline}
+    baselines = {(row.measure, row.truth): row for row in selected if (row.variant, row.against) == (baseline, None)}
+    names = [name for name in dict.fromkeys(row.variant for row in selected) if any(key[0] == name for key in by_row)]
     panels = [panel for panel in PANELS if any(key[1:] == panel for key in by_row)]
     if ("accuracy", VISIBLE) in panels:
         panels = [panel for panel in panels if panel not in (("accuracy", "all"), ("calibration_error", "all"))]

@@ -33,11 +33,11 @@ def seal(file: Path) -> None:
     """Write the sums into a file that was written with ENTRIES in its footer."""
     with file.open("rb+") as stream:
         start, footer = _footer(stream)
-        place = footer.find(_KEY)
-        assert place >= 0, "the file was written without ENTRIES"
-        place += len(_KEY)
+        offset = footer.find(_KEY)
+        assert offset >= 0, "the file was written without ENTRIES"
+        offset += len(_KEY)
         sums = f"{_crc_of_rows(stream, start):08x}{zlib.crc32(footer):08x}"
-        stream.seek(start + place)
+        stream.seek(start + offset)
         stream.write(sums.encode())
 
 
@@ -109,12 +109,12 @@ def _footer(stream) -> tuple[int, bytes]:
 
 def _sums(footer: bytes) -> bytes | None:
     """The sums in a footer; None in a file of an older version. Raises _Damaged if they are no numbers."""
-    place = footer.find(_KEY)
-    if place < 0:
+    offset = footer.find(_KEY)
+    if offset < 0:
         if _IS_SEALED in footer:
             raise _Damaged("its checksums are gone")
         return None
-    sums = footer[place + len(_KEY) :][:_DIGITS]
+    sums = footer[offset + len(_KEY) :][:_DIGITS]
     if len(sums) < _DIGITS or sums.strip(b"0123456789abcdef"):
         raise _Damaged("its checksums are no numbers")
     return sums

@@ -86,20 +86,18 @@ def _step(traces: Traces, table: str, step: int, pictures: _Pictures) -> pa.Tabl
         for field in fields
     )
     order = ", ".join(name for name in ("process_rank", "rollout_idx", "position") if fields.get_field_index(name) >= 0)
-    found = traces.sql(f"SELECT {columns} FROM {table} WHERE step = ?{f' ORDER BY {order}' if order else ''}", [step])
-    for place, field in enumerate(found.schema):
+    rows = traces.sql(f"SELECT {columns} FROM {table} WHERE step = ?{f' ORDER BY {order}' if order else ''}", [step])
+    for idx, field in enumerate(rows.schema):
         values = None
         if field.name == IMAGES or field.name.startswith(f"{IMAGES}_"):
-            values = [
-                None if row is None else [pictures.name(path) for path in row] for row in found[place].to_pylist()
-            ]
+            values = [None if row is None else [pictures.name(path) for path in row] for row in rows[idx].to_pylist()]
         elif field.name == "evidence_crop":
-            values = [pictures.name(path) for path in found[place].to_pylist()]
+            values = [pictures.name(path) for path in rows[idx].to_pylist()]
         elif field.name == "origin":
-            values = [None if text is None else Path(text).name for text in found[place].to_pylist()]
+            values = [None if text is None else Path(text).name for text in rows[idx].to_pylist()]
         if values is not None:
-            found = found.set_column(place, field, pa.array(values, field.type))
-    return found
+            rows = rows.set_column(idx, field, pa.array(values, field.type))
+    return rows
 
 
 def _write(file: Path, parts: Iterator[pa.Table], image: str | None = None) -> int:

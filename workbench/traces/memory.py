@@ -22,9 +22,9 @@ class Memory:
             if question in self._answers:
                 self._answers.move_to_end(question)
                 return self._answers[question]
-        found = read()
+        answer = read()
         with self._lock:
-            self._answers[question] = found
+            self._answers[question] = answer
             while len(self._answers) > self._size:
                 self._answers.popitem(last=False)
-        return found
+        return answer

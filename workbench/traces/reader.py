@@ -173,16 +173,17 @@ class Traces:
 
     def rollouts_at(self, keys: Sequence[Key], *, probe: bool = False, brief: bool = False) -> pa.Table:
         """The answers with these keys, in their order, as `rollouts` has them. brief: of their texts only the openings."""
-        places = ", ".join(f"({place}, {', '.join(str(int(part)) for part in key)})" for place, key in enumerate(keys))
+        values = ", ".join(f"({idx}, {', '.join(str(int(part)) for part in key)})" for idx, key in enumerate(keys))
         query = f"""
             SELECT {_KEY}, example_id, sample_idx, domain, question, answer, {"opening AS " if brief else ""}completion, source_policy,
                    finished, reward, num_positions, mean_capability_gap AS capability_gap, mean_loss AS loss,
                    mean_information_gap AS information_gap, total_contribution AS contribution, regime_counts AS regimes
             FROM {PROBE if probe else ""}rollouts
-            JOIN (VALUES {places or "(NULL, NULL, NULL, NULL)"}) AS page(place, {_KEY}) USING ({_KEY})
-            ORDER BY place"""
-        found = self._run((query, None), steps={key[0] for key in keys})[0]
-        return self.rollouts_at(keys, probe=probe) if found["completion"].null_count else found  # before version 5
+            JOIN (VALUES {values or "(NULL, NULL, NULL, NULL)"}) AS page(idx, {_KEY}) USING ({_KEY})
+            ORDER BY page.idx"""
+        rollouts = self._run((query, None), steps={key[0] for key in keys})[0]
+        # files before version 5 have no openings
+        return self.rollouts_at(keys, probe=probe) if rollouts["completion"].null_count else rollouts
 
     def count_rollouts(self, step: int | None = None, *, probe: bool = False, **filters: object) -> int:
         """How many answers the filters of `rollouts` keep; before: those that stand before this one, newest first."""
@@ -290,8 +291,8 @@ class Traces:
         if step not in steps:
             return f"{missing} Steps with recorded {word}s: {_few(steps)}. Choose one of them."
         query = f"SELECT rollout_idx FROM {table} WHERE step = ? AND process_rank = ? ORDER BY rollout_idx"
-        own = self._run((query, [step, process_rank]))[0]["rollout_idx"].to_pylist()
-        return f"{missing} Its {word}s are {_few(own) or 'of other processes'}. Choose one of them."
+        recorded = self._run((query, [step, process_rank]))[0]["rollout_idx"].to_pylist()
+        return f"{missing} Its {word}s are {_few(recorded) or 'of other processes'}. Choose one of them."
 
     def _filters(
         self,
@@ -391,8 +392,8 @@ class Traces:
 
 def _few(numbers: list[int]) -> str:
     """The numbers, or of many the first and the last."""
-    shown = [str(number) for number in numbers]
-    return ", ".join(shown if len(shown) <= 8 else [*shown[:3], f"… {shown[-1]}"])
+    texts = [str(number) for number in numbers]
+    return ", ".join(texts if len(texts) <= 8 else [*texts[:3], f"… {texts[-1]}"])
 
 
 def _header(parts: dict[str, list[Part]]) -> Header:

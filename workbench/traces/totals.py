@@ -34,18 +34,18 @@ def sum_rollouts(positions: Columns, num_rollouts: int) -> Columns:
         "mean_information_gap": mean(_gap(positions, "self", "student")),
         "mean_loss": mean(np.asarray(positions["loss"], dtype=np.float64)),
         "total_contribution": _sums(index, _contribution(positions), num_rollouts, empty=0.0).tolist(),
-        "regime_counts": [list(one.items()) for one in regimes],
-        "kinds": [list(one) for one in kinds],
-        "truths": [list(one) for one in truths],
+        "regime_counts": [list(entries.items()) for entries in regimes],
+        "kinds": [list(entries) for entries in kinds],
+        "truths": [list(entries) for entries in truths],
     }
 
 
 def sum_cells(positions: Columns, domains: list[str]) -> Columns:
     """Sums over one learner's positions of the same domain, kind, truth and regime; `domains` are those of the rollouts."""
     keys: dict[tuple, int] = {}
-    own = [domains[rollout_idx] for rollout_idx in np.asarray(positions["rollout_idx"]).tolist()]
-    found = zip(own, positions["kind"], positions["truth"], positions["regime"], strict=True)
-    cell = np.array([keys.setdefault(key, len(keys)) for key in found], dtype=np.int64)
+    position_domains = [domains[rollout_idx] for rollout_idx in np.asarray(positions["rollout_idx"]).tolist()]
+    keys_of_positions = zip(position_domains, positions["kind"], positions["truth"], positions["regime"], strict=True)
+    cell = np.array([keys.setdefault(key, len(keys)) for key in keys_of_positions], dtype=np.int64)
 
     def total(values: np.ndarray | None) -> np.ndarray | list[None]:
         return [None] * len(keys) if values is None else _sums(cell, values, len(keys))
@@ -58,8 +58,8 @@ def sum_cells(positions: Columns, domains: list[str]) -> Columns:
         name: np.full(len(keys), np.asarray(positions[name])[0] if len(keys) else 0, dtype=np.int32)
         for name in ("step", "process_rank")
     }
-    for place, name in enumerate(("domain", "kind", "truth", "regime")):
-        columns[name] = [key[place] for key in keys]
+    for idx, name in enumerate(("domain", "kind", "truth", "regime")):
+        columns[name] = [key[idx] for key in keys]
     columns |= {
         "num_positions": np.bincount(cell, minlength=len(keys)).astype(np.int32),
         "loss": total(np.asarray(positions["loss"], dtype=np.float64)),
@@ -82,9 +82,9 @@ def sum_cells(positions: Columns, domains: list[str]) -> Columns:
 
 def _sums(index: np.ndarray, values: np.ndarray, count: int, empty: float = np.nan) -> np.ndarray:
     """Sums of the values of each index, those that are NaN (their view did not read) left out; `empty` if none is left."""
-    known = ~np.isnan(values)
-    totals = np.bincount(index[known], values[known], count)
-    return np.where(np.bincount(index[known], minlength=count) > 0, totals, empty)
+    is_number = ~np.isnan(values)
+    totals = np.bincount(index[is_number], values[is_number], count)
+    return np.where(np.bincount(index[is_number], minlength=count) > 0, totals, empty)
 
 
 def _gap(positions: Columns, above: str, below: str) -> np.ndarray | None:

@@ -14,8 +14,8 @@ STUDENT = "student"  # workbench.types.STUDENT, whose file loads torch: rows of 
 def regime_table(header: Header) -> pa.Table:
     """The table `regimes`."""
     regimes = [
-        {"idx": idx, "regime": name, **vars(one), "loss_weight": one.loss_weight}
-        for idx, (name, one) in enumerate(header.regimes.items())
+        {"idx": idx, "regime": name, **vars(spec), "loss_weight": spec.loss_weight}
+        for idx, (name, spec) in enumerate(header.regimes.items())
     ]
     texts = [(name, pa.string()) for name in ("regime", "source", "divergence", "meaning")]
     return pa.Table.from_pylist(regimes, pa.schema([("idx", pa.int32()), *texts, ("loss_weight", pa.float32())]))
@@ -46,8 +46,8 @@ def view_sql(table: str, parts: list[Part], header: Header, stored: set[str]) ->
 
 def _fact_sql(header: Header, fact: str) -> str:
     """A fact of the row's regime, written out: a join would keep filters from reaching the files."""
-    known = {name: getattr(regime, fact) for name, regime in header.regimes.items()}
-    cases = "".join(f" WHEN {_quoted(name)} THEN {_literal(fact)}" for name, fact in known.items() if fact is not None)
+    facts = {name: getattr(regime, fact) for name, regime in header.regimes.items()}
+    cases = "".join(f" WHEN {_quoted(name)} THEN {_literal(fact)}" for name, fact in facts.items() if fact is not None)
     dtype = "FLOAT" if fact == "loss_weight" else "VARCHAR"
     return f"CAST(CASE regime{cases} ELSE NULL END AS {dtype})" if cases else f"CAST(NULL AS {dtype})"
 

@@ -152,7 +152,7 @@ class TraceWriter:
     def _write(self, batches: tuple[TracedBatch, ...], prefix: str) -> None:
         batch = batches[0]
         views = {name: TracedView(*view) for name, view in batch.views.items()}
-        regimes = {name: _traced_regime(one) for name, one in batch.regimes.items()}
+        regimes = {name: _traced_regime(regime) for name, regime in batch.regimes.items()}
         header = Header(self.method, views, regimes)
         self._step_names.clear()
         tables: dict[str, list[pa.Table]] = {}
@@ -246,8 +246,8 @@ class TraceWriter:
         examples = [rollout.example for rollout in rollouts]
         evidence = [example.evidence for example in examples]
         crops = [
-            self._images(f"crop|{one.origin}|{one.id}", () if (crop := one.evidence.crop) is None else (crop,))
-            for one in examples
+            self._images(f"crop|{item.origin}|{item.id}", () if (crop := item.evidence.crop) is None else (crop,))
+            for item in examples
         ]
         columns = self._key(batch, np.arange(len(rollouts), dtype=np.int32)) | {
             "example_id": [example.id for example in examples],
@@ -264,11 +264,11 @@ class TraceWriter:
             "reward": [rollout.reward for rollout in rollouts],
             "num_positions": [len(rollout.ids) for rollout in rollouts],
             "images": [self._images(f"example|{example.origin}|{example.id}", example.images) for example in examples],
-            "evidence_boxes": [[vars(box) for box in one.boxes] for one in evidence],
+            "evidence_boxes": [[vars(box) for box in item.boxes] for item in evidence],
             "evidence_crop": [next(iter(crop), None) for crop in crops],
-            "evidence_crop_box": [None if one.crop_box is None else vars(one.crop_box) for one in evidence],
-            "evidence_caption": [one.caption for one in evidence],
-            "evidence_hint": [one.hint for one in evidence],
+            "evidence_crop_box": [None if item.crop_box is None else vars(item.crop_box) for item in evidence],
+            "evidence_caption": [item.caption for item in evidence],
+            "evidence_hint": [item.hint for item in evidence],
             "facts": [list(rollout.facts) for rollout in rollouts],
             "thresholds": [list(batch.routing.thresholds.items())] * len(rollouts),
         }
@@ -286,7 +286,7 @@ class TraceWriter:
         """References of the images. `key` names what they belong to; "" if that may change from call to call."""
         if key and key in self._image_names:
             return self._image_names[key]
-        names = [self._name(one) if isinstance(one, Image.Image) else os.path.abspath(one) for one in images]
+        names = [self._name(image) if isinstance(image, Image.Image) else os.path.abspath(image) for image in images]
         if key:
             if len(self._image_names) >= _MOST_NAMES:
                 self._image_names.clear()

@@ -49,9 +49,9 @@ _UNITS = {
 _SPELLING = re.compile(r"[^a-z0-9]")
 
 
-def spelled(value: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
+def spelled(value: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """The dict with keys as `known` spells them: BBox, boundingBox and XMin are bbox, bounding_box and xmin."""
-    plain = {_plain(name): name for name in reversed(list(known))}
+    plain = {_plain(name): name for name in reversed(list(names))}
     renamed = {}
     for name, entry in value.items():
         key = plain.get(_plain(name), name)

@@ -231,7 +231,7 @@ def _of_box_key(value: dict[str, Any], key: str, notes: Counter[str], depth: int
         for entry in _split({**value, key: boxes}, len(boxes), (key,), notes):
             box = entry[key]
             nested = isinstance(box, dict) or (
-                isinstance(box, list) and any(isinstance(one, list | dict) for one in box)
+                isinstance(box, list) and any(isinstance(part, list | dict) for part in box)
             )
             if nested:
                 yield from _of_dict(entry, notes, depth + 1)
@@ -334,8 +334,8 @@ def _note_unread_keys(entry: dict[str, Any], notes: Counter[str]) -> None:
 def _is_boxlike(value: Any) -> bool:
     if isinstance(value, list):
         return is_scalar_list(value, 4) or (bool(value) and all(is_scalar_list(entry, 4) for entry in value))
-    known = isinstance(value, dict) and (any(key in value for key in BOX_KEYS))
-    return known or (isinstance(value, dict) and any(all(key in value for key in keys) for keys in CORNER_KEYS))
+    has_box_key = isinstance(value, dict) and (any(key in value for key in BOX_KEYS))
+    return has_box_key or (isinstance(value, dict) and any(all(key in value for key in keys) for keys in CORNER_KEYS))
 
 
 def _holds_lists(value: Any) -> bool:

@@ -54,13 +54,13 @@ def box_corners(
     whole = BOX_UNITS[form.box_units]
     scale_x, scale_y = (1.0, 1.0) if whole is None else (width / whole, height / whole)
     x0, y0, x1, y1 = (round(number, 2) for number in (a * scale_x, b * scale_y, c * scale_x, d * scale_y))
-    shown = f"{show(numbers)} is [{x0:g}, {y0:g}, {x1:g}, {y1:g}] in pixels of {width} x {height}"
+    description = f"{show(numbers)} is [{x0:g}, {y0:g}, {x1:g}, {y1:g}] in pixels of {width} x {height}"
     if x1 <= x0 or y1 <= y0:
-        raise Refused("a box is empty (is the box format right?)", shown)
+        raise Refused("a box is empty (is the box format right?)", description)
     if x1 - x0 < 1 or y1 - y0 < 1:
-        raise Refused("a box is smaller than a pixel (are the box units right?)", shown)
+        raise Refused("a box is smaller than a pixel (are the box units right?)", description)
     if min(x0, y0) < -_MOST_OVERSHOOT or x1 > width + _MOST_OVERSHOOT or y1 > height + _MOST_OVERSHOOT:
-        raise Refused("a box leaves the image (are box format and units right?)", shown)
+        raise Refused("a box leaves the image (are box format and units right?)", description)
     cut = (max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1))
     if cut != (x0, y0, x1, y1):
         notes["box cut at the image's edge, by a pixel at most"] += 1
@@ -91,7 +91,9 @@ def is_rectangle(points: Any, *, is_stated: bool) -> tuple[float, float, float, 
 
 def is_scalar_list(value: Any, count: int) -> bool:
     """Whether a value is a list of so many entries that are no lists and no dicts."""
-    return isinstance(value, list) and len(value) == count and not any(isinstance(one, list | dict) for one in value)
+    return (
+        isinstance(value, list) and len(value) == count and not any(isinstance(entry, list | dict) for entry in value)
+    )
 
 
 def to_number(value: Any) -> float | None:

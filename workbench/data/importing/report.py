@@ -44,8 +44,8 @@ class ImportReport:
     def use(self, ours: str, theirs: str) -> None:
         """Note that a value of `ours` was read from the column `theirs`."""
         self.used.add(theirs)
-        known = self.columns.get(ours)
-        if known is None:
+        column = self.columns.get(ours)
+        if column is None:
             self.columns[ours] = theirs
-        elif theirs not in known.split(" and "):
-            self.columns[ours] = f"{known} and {theirs}"
+        elif theirs not in column.split(" and "):
+            self.columns[ours] = f"{column} and {theirs}"

@@ -209,11 +209,11 @@ def _turns(importer: Importer, value: Any, notes: Counter[str]) -> list[dict[str
     entries = (
         [{"text": entry} if isinstance(entry, str) else entry for entry in value] if isinstance(value, list) else []
     )
-    if not entries or not all(isinstance(one, dict) and set(one) <= {"text", "images"} for one in entries):
+    if not entries or not all(isinstance(item, dict) and set(item) <= {"text", "images"} for item in entries):
         notes["turns not read: not a list of {text, images}"] += 1
         return []
     return [
-        {"text": entry.get("text"), "images": [_store(importer, one) for one in as_list(entry.get("images"))]}
+        {"text": entry.get("text"), "images": [_store(importer, item) for item in as_list(entry.get("images"))]}
         for entry in entries
     ]
 
@@ -223,7 +223,7 @@ def _marks(value: Any, notes: Counter[str]) -> list[dict[str, Any]]:
     value = parse_structure(value) if isinstance(value, str) else value
     if value is None:
         return []
-    if not isinstance(value, list) or not all(isinstance(one, dict) and "pattern" in one for one in value):
+    if not isinstance(value, list) or not all(isinstance(entry, dict) and "pattern" in entry for entry in value):
         notes["marks not read: not a list of {pattern, kind, truth}"] += 1
         return []
     return value

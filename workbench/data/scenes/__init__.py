@@ -39,11 +39,11 @@ def make_examples(
     Raises: ConfigError for an unknown split or family, DataError for a range that is not one.
     """
     check_split(split)
-    places = family_places(families)
+    positions = family_places(families)
     if start < 0 or count < 0:
         raise DataError(f"scenes:{split} was asked for {count} examples from number {start}; both must be 0 or more.")
-    turns = (divmod(number, len(places)) for number in range(start, start + count))
-    return [_make_example(split, seed, turn * len(CYCLE) + places[place]) for turn, place in turns]
+    turns = (divmod(number, len(positions)) for number in range(start, start + count))
+    return [_make_example(split, seed, turn * len(CYCLE) + positions[idx]) for turn, idx in turns]
 
 
 def check_split(split: str) -> None:
@@ -58,7 +58,7 @@ def family_places(families: tuple[str, ...] | None) -> tuple[int, ...]:
     for family in families or ():
         if family not in FAMILIES:
             raise ConfigError(unknown("question family", family, FAMILIES))
-    return tuple(place for place, (family, _) in enumerate(CYCLE) if families is None or family in families)
+    return tuple(idx for idx, (family, _) in enumerate(CYCLE) if families is None or family in families)
 
 
 def _make_example(split: str, seed: int, index: int) -> Example:

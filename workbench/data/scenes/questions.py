@@ -50,9 +50,9 @@ class Wish:
 
 def ask(scene: Scene, wish: Wish, rng: random.Random) -> Example | None:
     """A question about the scene as wished, or None if the scene allows none."""
-    asked = [thing for thing in scene.things if wish.wanted is None or (thing.shape, thing.color) in wish.wanted]
-    rng.shuffle(asked)
-    for thing in asked:
+    candidates = [thing for thing in scene.things if wish.wanted is None or (thing.shape, thing.color) in wish.wanted]
+    rng.shuffle(candidates)
+    for thing in candidates:
         example = _ASK[wish.family](scene, thing, wish, rng)
         if example is not None:
             return example
@@ -104,7 +104,7 @@ def _ask_compare(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> 
     rng.shuffle(pair)
     first, second = pair
     answer = "yes" if wish.same else "no"
-    truths = [VISIBLE if one.readable else PRIVILEGED for one in pair]
+    truths = [VISIBLE if item.readable else PRIVILEGED for item in pair]
     marks = (
         _location(),
         Mark(rf"^\D*?{_TAG}", "tag", truths[0]),
@@ -113,7 +113,7 @@ def _ask_compare(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> 
     )
     reference = f"at {first.place}, tag {first.tag}, at {second.place}, tag {second.tag}, answer {answer}"
     question = f"do the {first.name} and the {second.name} have the same tag?"
-    return _example(scene, "compare", question, reference, marks, sorted(pair, key=lambda one: one.readable))
+    return _example(scene, "compare", question, reference, marks, sorted(pair, key=lambda item: item.readable))
 
 
 def _ask_color(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Example | None:
@@ -135,12 +135,12 @@ def _ask_shape(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Ex
 def _ask_count(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Example | None:
     by_color = rng.random() < 0.5
     key = (lambda other: other.color) if by_color else (lambda other: other.shape)
-    found = [other for other in scene.things if key(other) == key(thing)]
-    if len(found) != wish.number:
+    matching = [other for other in scene.things if key(other) == key(thing)]
+    if len(matching) != wish.number:
         return None
-    reference = "".join(f"at {other.place}, " for other in found) + f"answer {len(found)}"
+    reference = "".join(f"at {other.place}, " for other in matching) + f"answer {len(matching)}"
     question = f"how many {key(thing)}{' object' if by_color else ''}s are there?".replace("crosss", "crosses")
-    return _example(scene, "count", question, reference, (_location(), _answer(VISIBLE)), found)
+    return _example(scene, "count", question, reference, (_location(), _answer(VISIBLE)), matching)
 
 
 def _ask_relation(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Example | None:
@@ -173,9 +173,9 @@ def _example(
     """An example without an id; the first of `things` is where the answer is read."""
     boxes = tuple(Box(*cell_box(thing.cell), label=thing.name) for thing in things)
     hint = " and ".join(f"at {thing.place}" for thing in things)
-    shown = things[0]
+    target = things[0]
     facts = {
-        "crop": frozenset((f"tag {shown.tag}", shown.color, shown.shape)),
+        "crop": frozenset((f"tag {target.tag}", target.color, target.shape)),
         "hint": frozenset(thing.place for thing in things),
     }
     return Example(
@@ -184,7 +184,7 @@ def _example(
         images=(full_view(scene),),
         answer=reference.rpartition(" ")[2],
         reference=reference,
-        evidence=Evidence(boxes, crop(scene, shown.cell), describe(scene), hint, crop_box=boxes[0], facts=facts),
+        evidence=Evidence(boxes, crop(scene, target.cell), describe(scene), hint, crop_box=boxes[0], facts=facts),
         domain=family,
         marks=marks,
     )

@@ -54,7 +54,7 @@ def _by_rows(example: Example) -> Example:
 
 def _only_row(whole: Image.Image, row: int) -> Image.Image:
     """The picture with one row of the grid; the others are bare ground."""
-    shown = Image.new("RGB", whole.size, GROUND)
+    picture = Image.new("RGB", whole.size, GROUND)
     band = (0, row * CELL, whole.width, (row + 1) * CELL)
-    shown.paste(whole.crop(band), band[:2])
-    return shown
+    picture.paste(whole.crop(band), band[:2])
+    return picture
