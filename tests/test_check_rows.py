@@ -50,9 +50,9 @@ def test_check_goes_on_behind_a_row_that_cannot_be_shown(kind: str, models: dict
     checks = {one.name: one for one in check_config(config)}
     for name in ("rows of data.train", "rows of data.eval"):
         assert checks[name].status == "note"
-        assert f"1 of 3 are skipped ({reason}: 1; looked at all 3); first: {data}:1: " in checks[name].found
-        assert re.search(says, checks[name].found)
-    assert checks["answers"].found.split()[2] == "4"  # two answers to each of the two others
+        assert f"1 of 3 are skipped ({reason}: 1; looked at all 3); first: {data}:1: " in checks[name].finding
+        assert re.search(says, checks[name].finding)
+    assert checks["answers"].finding.split()[2] == "4"  # two answers to each of the two others
     assert all(one.status != "WRONG" for one in checks.values())
     assert train(config).skipped == {reason: 1}
 
@@ -75,7 +75,7 @@ def test_check_counts_pictures_that_are_shown_otherwise_than_they_are_stored(
     data = str(write(tmp_path, {"images": ["b.png"]}, {"images": ["c.png"]}, {"images": ["b.png"]}))
     checks = check_config(run_config(models, tmp_path, method={"name": "opd"}, data={"train": data}))
     (line,) = [one for one in checks if one.name == "pictures"]
-    assert line.found == f"2 opened with transparent pixels, laid on white, as {tmp_path / 'b.png'}"
+    assert line.finding == f"2 opened with transparent pixels, laid on white, as {tmp_path / 'b.png'}"
 
 
 def test_data_of_which_nothing_can_be_shown_is_refused_with_all_reasons(models: dict, tmp_path: Path) -> None:

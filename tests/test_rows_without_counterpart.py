@@ -39,7 +39,7 @@ def test_such_rows_are_skipped_counted_and_named(
     values["evaluation"] = {"contexts": ["plain", "wrong_crop"]}
     config = run_config(models, tmp_path / "runs", training__steps=1, **values)
     (evidence, *_) = check_config(config)
-    assert (evidence.status, evidence.found) == ("note", f"3 of 6 usable; {data}:4 has {REASON}")
+    assert (evidence.status, evidence.finding) == ("note", f"3 of 6 usable; {data}:4 has {REASON}")
 
     with caplog.at_level(logging.WARNING):
         result = train(config)

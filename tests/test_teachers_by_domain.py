@@ -28,7 +28,7 @@ def test_a_run_with_a_teacher_for_each_domain(models: dict, tmp_path: Path) -> N
     )
     checks = {check.name: check for check in check_config(config)}
     assert is_good(list(checks.values())), checks
-    assert "12 of 16 examples are skipped" in checks["teacher of each domain"].found
+    assert "12 of 16 examples are skipped" in checks["teacher of each domain"].finding
     assert "completion in view teacher (teacher:count / plain)" in checks
 
     train(config)

@@ -135,7 +135,7 @@ def _study(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     _quiet()
     checks = wb.check_config(wb.load_config(options.config, options.overrides))
-    rows = [(check.name, check.status, check.found) for check in checks]
+    rows = [(check.name, check.status, check.finding) for check in checks]
     print(_module("analysis.summary").format_table(("check", "", "found"), rows))
     return 0 if _module("training.check").is_good(checks) else 1
 

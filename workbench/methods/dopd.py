@@ -63,7 +63,7 @@ def build(options: Options) -> Method:
     def top_k(of: str) -> Divergence:
         return Divergence("reverse_kl", "top_k", top_k=options.top_k, of=of, tail=options.tail)
 
-    teacher, own = top_k(options.top_k_of_teacher_regime), top_k(options.top_k_of_self_regimes)
+    teacher_kl, self_kl = top_k(options.top_k_of_teacher_regime), top_k(options.top_k_of_self_regimes)
     light, weak = options.beta_light, options.beta_weak
     return Method(
         name="dopd",
@@ -73,10 +73,10 @@ def build(options: Options) -> Method:
             "teacher": View("teacher", options.privilege),
         },
         regimes={
-            "LH": Regime((Loss("teacher", teacher, light),), "low gap, both sure: teacher, light"),
-            "LL": Regime((Loss("self", own, weak),), "low gap, unsure: privileged self, weak"),
+            "LH": Regime((Loss("teacher", teacher_kl, light),), "low gap, both sure: teacher, light"),
+            "LL": Regime((Loss("self", self_kl, weak),), "low gap, unsure: privileged self, weak"),
             "HT": Regime((Loss("teacher", Divergence("jensen_shannon")),), "high gap, teacher leads: teacher, strong"),
-            "HS": Regime((Loss("self", own, light),), "high gap, self leads: privileged self, light"),
+            "HS": Regime((Loss("self", self_kl, light),), "high gap, self leads: privileged self, light"),
         },
         route=lambda batch: route(batch, options),
         reads=("self", "teacher"),

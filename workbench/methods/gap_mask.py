@@ -71,8 +71,8 @@ def route(batch: RouteBatch, options: Options) -> Routing:
 
 def gaps(batch: RouteBatch, kind: str) -> Float[Tensor, " N"]:
     """The gap of every position, in nats."""
-    own = batch.scores["self"].logprob
+    privileged = batch.scores["self"].logprob
     if kind == "information":
-        return own - batch.scores["student"].logprob
+        return privileged - batch.scores["student"].logprob
     teacher = batch.scores["teacher"].logprob
-    return (teacher - own).abs() if kind == "advantage" else teacher - own
+    return (teacher - privileged).abs() if kind == "advantage" else teacher - privileged

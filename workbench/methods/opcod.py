@@ -72,8 +72,8 @@ def build(options: Options) -> Method:
 
     def route(batch: RouteBatch) -> Routing:
         facts = [dict(rollout.facts) for rollout in batch.rollouts]
-        shown = [int(one["own_answer"]) + 2 * (one["lines_kept"] > 0) for one in facts]
-        regime = torch.tensor(shown, device=batch.sequence.device)[batch.sequence]
+        kinds = [int(fact["own_answer"]) + 2 * (fact["lines_kept"] > 0) for fact in facts]
+        regime = torch.tensor(kinds, device=batch.sequence.device)[batch.sequence]
         return Routing(regime, torch.ones(batch.num_positions, device=regime.device))
 
     support = "top_k" if options.top_k else "full"
@@ -99,19 +99,21 @@ def build(options: Options) -> Method:
 
 def _annotated(options: Options, rollout: Rollout, written: tuple[Rollout, ...], peers: tuple) -> Rollout:
     """The rollout with what its self-teacher is shown, and what was decided about it."""
-    own = next((one.text for one in _about(written, rollout) if one.reward == 1.0 and one is not rollout), None)
+    own_answer = next(
+        (other.text for other in _about(written, rollout) if other.reward == 1.0 and other is not rollout), None
+    )
     facts = dict.fromkeys(("own_answer", "gate_open", "lines_kept", "lines_off_topic", "lines_telling"), 0.0)
     lines: list[str] = []
     anchors = distinguishing_concepts(rollout, written)
     for number, answers in enumerate(peers):
-        said = _about(answers, rollout)
-        knows = sum(one.reward == 1.0 for one in said) >= options.kappa * len(said)
+        peer_rollouts = _about(answers, rollout)
+        knows = sum(other.reward == 1.0 for other in peer_rollouts) >= options.kappa * len(peer_rollouts)
         facts["gate_open"] += knows / len(peers)
         if options.exchange == "gated" and not knows:
             continue
-        best = next((one for one in said if one.reward == 1.0), said[0])
+        best = next((other for other in peer_rollouts if other.reward == 1.0), peer_rollouts[0])
         if not knows and draw_uniform("noise", best.example.id, best.ids) < options.noise:
-            best = answers[(answers.index(said[-1]) + 1) % len(answers)]
+            best = answers[(answers.index(peer_rollouts[-1]) + 1) % len(answers)]
         remark = rollout.remarks[number].splitlines() if options.feedback == "written" else _CLAUSE_END.split(best.text)
         for line in filter(str.strip, remark):
             if options.anchor and not concepts(line) & anchors:
@@ -120,13 +122,13 @@ def _annotated(options: Options, rollout: Rollout, written: tuple[Rollout, ...],
                 facts["lines_telling"] += 1
             elif line.strip() not in lines:
                 lines.append(line.strip())
-    facts |= {"own_answer": float(own is not None), "lines_kept": float(len(lines))}
-    parts = [f"hint: {' and '.join(lines)}"] * bool(lines) + [f"reference: {own}"] * (own is not None)
+    facts |= {"own_answer": float(own_answer is not None), "lines_kept": float(len(lines))}
+    parts = [f"hint: {' and '.join(lines)}"] * bool(lines) + [f"reference: {own_answer}"] * (own_answer is not None)
     return replace(rollout, feedback="\n".join(parts) or None, facts=tuple(facts.items()))
 
 
-def _about(rollouts: tuple[Rollout, ...], one: Rollout) -> list[Rollout]:
-    return [other for other in rollouts if other.example.id == one.example.id]
+def _about(rollouts: tuple[Rollout, ...], rollout: Rollout) -> list[Rollout]:
+    return [other for other in rollouts if other.example.id == rollout.example.id]
 
 
 def _tells(line: str, *answers: str | None) -> bool:

@@ -66,19 +66,22 @@ def build(options: Options) -> Method:
 def show_siblings(rollouts: tuple[Rollout, ...], show_as: str = "reference") -> tuple[Rollout, ...]:
     """Wrong answers with the first right answer to the same question as their feedback."""
     right: dict[int, list[str]] = defaultdict(list)
-    for one in rollouts:
-        if one.reward == 1.0:
-            right[id(one.example)].append(one.text)
+    for rollout in rollouts:
+        if rollout.reward == 1.0:
+            right[id(rollout.example)].append(rollout.text)
     return tuple(
-        replace(one, feedback=f"{show_as}: {right[id(one.example)][0]}")
-        if one.reward == 0.0 and right[id(one.example)]
-        else one
-        for one in rollouts
+        replace(rollout, feedback=f"{show_as}: {right[id(rollout.example)][0]}")
+        if rollout.reward == 0.0 and right[id(rollout.example)]
+        else rollout
+        for rollout in rollouts
     )
 
 
 def route(batch: RouteBatch, options: Options) -> Routing:
-    kinds = [TOLD if one.feedback is not None else ALONE if one.reward == 0.0 else RIGHT for one in batch.rollouts]
+    kinds = [
+        TOLD if rollout.feedback is not None else ALONE if rollout.reward == 0.0 else RIGHT
+        for rollout in batch.rollouts
+    ]
     regime = torch.tensor(kinds, device=batch.sequence.device)[batch.sequence]
     weight = sampler_ratio(batch).clamp(max=options.ratio_clip)
     return Routing(regime, weight, thresholds={"ratio_clip": options.ratio_clip})

@@ -43,7 +43,7 @@ class Check:
 
     name: str
     status: str
-    found: str
+    finding: str
 
 
 def check_config(config: RunConfig) -> list[Check]:
@@ -92,8 +92,9 @@ def check_config(config: RunConfig) -> list[Check]:
     checks += _prepared(method, usable, learners[STUDENT])
     for name, learner in learners.items():
         others = tuple(rollouts for other, rollouts in written.items() if other != name)
-        own = _learner_checks(config, learner, Batch(written[name]), others)
-        checks += own if name == STUDENT else [replace(one, name=f"{name}: {one.name}") for one in own]
+        learner_checks = _learner_checks(config, learner, Batch(written[name]), others)
+        prefix = "" if name == STUDENT else f"{name}: "
+        checks += [replace(check, name=f"{prefix}{check.name}") for check in learner_checks]
     return checks
 
 
@@ -131,25 +132,27 @@ def _rows(
     config: RunConfig, method: Method, learners: dict[str, Learner], examples: list[Example]
 ) -> tuple[list[Example], list[Check]]:
     """Examples that training would use, and the lines about those that it would skip and about pictures."""
-    views = [(one.policies[view.policy], view.context) for one in learners.values() for view in method.views.values()]
-    students = [one.student for one in learners.values()]
+    views = [
+        (learner.policies[view.policy], view.context) for learner in learners.values() for view in method.views.values()
+    ]
+    students = [learner.student for learner in learners.values()]
     before = count_pictures()
-    found = split_rows(examples, views, students if method.dataset_share > 0.0 else ())
-    require_usable(*found[:2], config.data.train)
-    checks = [Check("rows of data.train", *describe_rows(*found))]
+    usable_rows = split_rows(examples, views, students if method.dataset_share > 0.0 else ())
+    require_usable(*usable_rows[:2], config.data.train)
+    checks = [Check("rows of data.train", *describe_rows(*usable_rows))]
     if config.data.eval is not None:
-        asked = load_examples(config.data.eval, limit=config.evaluation.count or None)
-        shown = [(student, context) for student in students for context in config.evaluation.contexts]
-        checks.append(Check("rows of data.eval", *describe_rows(*split_rows(asked, shown))))
+        eval_examples = load_examples(config.data.eval, limit=config.evaluation.count or None)
+        eval_views = [(student, context) for student in students for context in config.evaluation.contexts]
+        checks.append(Check("rows of data.eval", *describe_rows(*split_rows(eval_examples, eval_views))))
     checks += [Check("pictures", *line) for line in describe_pictures(before)]
-    return found[0], checks
+    return usable_rows[0], checks
 
 
 def _placeholders(examples: list[Example]) -> Iterator[Check]:
     """Words that stand for pictures in other tools' data."""
-    found = [one for one in examples if re.search(r"<(image|img|video)>", one.question)]
-    if found:
-        text = f"{len(found)} of {len(examples)} questions have <image> or the like in them, which is read as words; first: {found[0].origin or found[0].id}. `workbench import` takes it out"
+    affected = [example for example in examples if re.search(r"<(image|img|video)>", example.question)]
+    if affected:
+        text = f"{len(affected)} of {len(examples)} questions have <image> or the like in them, which is read as words; first: {affected[0].origin or affected[0].id}. `workbench import` takes it out"
         yield Check("questions", NOTE, text)
 
 
@@ -170,8 +173,8 @@ def _domains(examples: list[Example], untaught: list[tuple[Example, str]]) -> It
 def _prepared(method: Method, usable: list[Example], learner: Learner) -> Iterator[Check]:
     """What the method makes before the first step can be made, here of a few examples."""
     if method.prepare is not None:
-        made = method.prepare.make(learner.student, iter(usable[:NUM_EXAMPLES]), 0)
-        facts = ", ".join(f"{name}: {fact}" for name, fact in made.facts.items())
+        prepared = method.prepare.make(learner.student, iter(usable[:NUM_EXAMPLES]), 0)
+        facts = ", ".join(f"{name}: {fact}" for name, fact in prepared.facts.items())
         yield Check(f"prepared, of {NUM_EXAMPLES} examples", OK, facts)
 
 
@@ -184,54 +187,54 @@ def _tokens(scored: Scored, learner: Learner) -> Iterator[Check]:
                 f"none of {len(scored.batch.rollouts)} answers has what the view is shown of it: nothing was compared"
             )
             yield Check(f"completion in view {name} ({view.policy} / {view.context})", NOTE, text)
-        for policy, places in _readers(learner.policies[view.policy], prompts):
-            shown, written = [prompts[place] for place in places], [completions[place] for place in places]
-            inputs, start, lengths = policy.model_inputs(shown, written)
+        for policy, rows_read in _readers(learner.policies[view.policy], prompts):
+            read_prompts, written = [prompts[idx] for idx in rows_read], [completions[idx] for idx in rows_read]
+            inputs, start, lengths = policy.model_inputs(read_prompts, written)
             rows = [row[start : start + int(n)] for row, n in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
             same = rows == [list(ids) for ids in written]
-            longest = max(policy.encoder.encode(prompt)["input_ids"].shape[1] for prompt in shown)
+            longest = max(policy.encoder.encode(prompt)["input_ids"].shape[1] for prompt in read_prompts)
             room = policy.encoder.max_prompt_length
-            found = f"prompts up to {longest} tokens" + ("" if room is None else f" of {room} allowed")
-            found = f"the written ids, token by token; {found}" if same else "other ids than were written"
-            yield Check(f"completion in view {name} ({policy.name} / {view.context})", OK if same else WRONG, found)
-    shown = next(prompt for prompt in scored.prompts[scored.method.learner] if prompt is not None)
-    yield from _agreement(learner, shown)
+            text = f"prompts up to {longest} tokens" + ("" if room is None else f" of {room} allowed")
+            text = f"the written ids, token by token; {text}" if same else "other ids than were written"
+            yield Check(f"completion in view {name} ({policy.name} / {view.context})", OK if same else WRONG, text)
+    learner_prompts = scored.prompts[scored.method.learner]
+    yield from _agreement(learner, next(prompt for prompt in learner_prompts if prompt is not None))
 
 
-def _agreement(learner: Learner, shown: Prompt) -> Iterator[Check]:
+def _agreement(learner: Learner, prompt: Prompt) -> Iterator[Check]:
     """What the policies had to agree on, and what still differs between them."""
-    own = learner.student
-    models = {name: one for name, one in learner.policies.items() if isinstance(one, AutoregressivePolicy)}
-    found = f"{own.vocabulary} entries shared by {', '.join(learner.policies)}"
+    student = learner.student
+    models = {name: policy for name, policy in learner.policies.items() if isinstance(policy, AutoregressivePolicy)}
+    shared = f"{student.vocabulary} entries shared by {', '.join(learner.policies)}"
     for name, policy in models.items():
-        padding = policy.model.get_output_embeddings().weight.shape[0] - own.vocabulary
+        padding = policy.model.get_output_embeddings().weight.shape[0] - student.vocabulary
         if padding:
-            found += f"; {padding} more of {name}, which are no tokens, are left out"
-    yield Check("vocabulary", OK, found)
-    if own.head.ends:
-        names = ", ".join(own.token_text(token) for token in own.head.ends)
+            shared += f"; {padding} more of {name}, which are no tokens, are left out"
+    yield Check("vocabulary", OK, shared)
+    if student.head.ends:
+        names = ", ".join(student.token_text(token) for token in student.head.ends)
         text = f"{names} are one action in every view, their probabilities added up and written as the first"
         yield Check("end token", NOTE, text)
     for name, policy in models.items():
-        if not policy.head.ends and policy.end_id != own.end_id:
-            text = f"{name} ends with {policy.token_text(policy.end_id)}, the student with {own.token_text(own.end_id)}"
+        if not policy.head.ends and policy.end_id != student.end_id:
+            text = f"{name} ends with {policy.token_text(policy.end_id)}, the student with {student.token_text(student.end_id)}"
             yield Check("end token", NOTE, f"{text}: the teacher finds the student's end unlikely")
     bare = [name for name, policy in models.items() if getattr(policy.processor, "chat_template", None) is None]
     if bare:
         text = f"{', '.join(bare)}: none, so prompts are pictures and plain text. A model tuned to follow instructions expects its own: chat_template.jinja in its folder"
         yield Check("chat template", NOTE, text)
-    opening = _opening(own, shown)
+    opening = _opening(student, prompt)
     for name, policy in models.items():
-        theirs = opening if policy.encoder is own.encoder else _opening(policy, shown)
+        theirs = opening if policy.encoder is student.encoder else _opening(policy, prompt)
         if theirs != opening:
             text = f"before an answer {name} reads {theirs!r} and the student {opening!r}: their chat templates differ"
             yield Check("chat template", NOTE, text)
 
 
-def _opening(policy: AutoregressivePolicy, shown: Prompt) -> str:
+def _opening(policy: AutoregressivePolicy, prompt: Prompt) -> str:
     """What the chat template puts between a question and its answer: some leave room for thinking there, some close it."""
-    text = policy.tokenizer.decode(policy.encoder.encode(shown)["input_ids"][0])
-    return text.rpartition(shown.text)[2] if shown.text in text else ""
+    text = policy.tokenizer.decode(policy.encoder.encode(prompt)["input_ids"][0])
+    return text.rpartition(prompt.text)[2] if prompt.text in text else ""
 
 
 def _precision(config: RunConfig, learner: Learner) -> Iterator[Check]:
@@ -249,9 +252,9 @@ def _precision(config: RunConfig, learner: Learner) -> Iterator[Check]:
 def _readers(policy: Policy, prompts: list[Prompt]) -> list[tuple[AutoregressivePolicy, list[int]]]:
     """The policies that read these prompts, each with the places of its own: one, or one for each domain."""
     readers: dict[int, tuple[AutoregressivePolicy, list[int]]] = {}
-    for place, prompt in enumerate(prompts):
-        own = member(policy, prompt.domain)
-        readers.setdefault(id(own), (own, []))[1].append(place)
+    for idx, prompt in enumerate(prompts):
+        reader = member(policy, prompt.domain)
+        readers.setdefault(id(reader), (reader, []))[1].append(idx)
     return list(readers.values())
 
 
@@ -270,13 +273,13 @@ def _images(scored: Scored, learner: Learner) -> Iterator[Check]:
 def _views(scored: Scored, learner: Learner, config: RunConfig) -> Iterator[Check]:
     batch = scored.batch
     for name, view in scored.method.views.items():
-        own = config.models.teacher_dtype if view.policy.startswith("teacher") else None
+        teacher_dtype = config.models.teacher_dtype if view.policy.startswith("teacher") else None
         half = config.training.mixed_precision == "bf16"
-        tolerance = max(TOLERANCE[own or config.models.dtype], TOLERANCE["bfloat16"] if half else 0.0)
+        tolerance = max(TOLERANCE[teacher_dtype or config.models.dtype], TOLERANCE["bfloat16"] if half else 0.0)
         policy, prompts, rollouts = learner.policies[view.policy], *_read_by(scored, name)
         if not prompts:
             continue
-        alone = [_logprobs(policy, prompt, one) for prompt, one in zip(prompts, rollouts, strict=True)]
+        alone = [_logprobs(policy, prompt, rollout) for prompt, rollout in zip(prompts, rollouts, strict=True)]
         together = scored.scores[name].logprob
         together = together[~together.isnan()]
         yield _same(f"view {name} scored alone = in a padded batch", torch.cat(alone), together, tolerance)
@@ -298,15 +301,15 @@ def _read_by(scored: Scored, view: str) -> tuple[list[Prompt], list[Rollout]]:
     return [prompt for prompt, _ in read], [rollout for _, rollout in read]
 
 
-def _logprobs(policy: Policy, prompt: Prompt, one: Rollout | Written) -> torch.Tensor:
-    readout = policy.read([prompt], [one.ids], [one.denoising])
-    return score(readout, torch.tensor(one.ids, device=readout.device)).logprob
+def _logprobs(policy: Policy, prompt: Prompt, rollout: Rollout | Written) -> torch.Tensor:
+    readout = policy.read([prompt], [rollout.ids], [rollout.denoising])
+    return score(readout, torch.tensor(rollout.ids, device=readout.device)).logprob
 
 
-def _same(name: str, one: torch.Tensor, other: torch.Tensor, tolerance: float) -> Check:
-    difference = _largest(one, other)
-    found = f"log-probs differ by at most {difference:.1e} nats (allowed: {tolerance:g})"
-    return Check(name, OK if difference <= tolerance else WRONG, found)
+def _same(name: str, logprobs: torch.Tensor, other: torch.Tensor, tolerance: float) -> Check:
+    difference = _largest(logprobs, other)
+    text = f"log-probs differ by at most {difference:.1e} nats (allowed: {tolerance:g})"
+    return Check(name, OK if difference <= tolerance else WRONG, text)
 
 
 def _chunks(scored: Scored, learner: Learner, readings: Readings) -> Check:
@@ -344,5 +347,5 @@ def _answers(scored: Scored) -> Check:
     return Check("answers", status, f"{finished} of {len(rollouts)} end by themselves; first: {rollouts[0].text!r}")
 
 
-def _largest(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one.cpu() - other.cpu()).abs().max()) if one.numel() else 0.0
+def _largest(logprobs: torch.Tensor, other: torch.Tensor) -> float:
+    return float((logprobs.cpu() - other.cpu()).abs().max()) if logprobs.numel() else 0.0

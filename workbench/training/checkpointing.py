@@ -45,14 +45,14 @@ def gather(learner: Trained, keep: bool) -> Gathered | None:
     model = learner.policies[STUDENT].model
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return None
-    found = Gathered({}, {})
+    gathered = Gathered({}, {})
     for name in SAVED:
-        own = found.weights.setdefault(name, {})
+        policy_weights = gathered.weights.setdefault(name, {})
         for key, value in whole_weights(learner.policies[name].model) if name in learner.policies else ():
-            own |= {key: value} if keep else {}
+            policy_weights |= {key: value} if keep else {}
     for key, value in _moments(learner.optimizer, _names(model)):
-        found.moments.update({key: value} if keep else {})
-    return found
+        gathered.moments.update({key: value} if keep else {})
+    return gathered
 
 
 def save_checkpoint(
@@ -74,7 +74,8 @@ def save_checkpoint(
     except RunError:
         shutil.rmtree(temporary, ignore_errors=True)  # it would take what space there is
         raise
-    done = [one for one in list_checkpoints(run_dir) if one.step <= step]  # a later one is torn: it was passed over
+    # a later checkpoint is incomplete, and resume skipped it
+    done = [checkpoint for checkpoint in list_checkpoints(run_dir) if checkpoint.step <= step]
     for old in done[: max(0, len(done) - keep)] if keep else []:
         shutil.rmtree(old.path)
     return Checkpoint(final, step)
@@ -94,8 +95,10 @@ def _write_checkpoint(
                 weights = None if parts is None else parts.weights[name]
                 learner.policies[name].model.save_pretrained(folder, state_dict=weights)
                 learner.policies[name].processor.save_pretrained(folder)
-        own = _moments(learner.optimizer, _names(learner.policies[STUDENT].model)) if parts is None else parts.moments
-        safetensors.torch.save_file(dict(own), Checkpoint(temporary, step).optimizer(learner.name))
+        moments = (
+            _moments(learner.optimizer, _names(learner.policies[STUDENT].model)) if parts is None else parts.moments
+        )
+        safetensors.torch.save_file(dict(moments), Checkpoint(temporary, step).optimizer(learner.name))
     written = {str(path.relative_to(temporary)): path for path in temporary.rglob("*") if path.is_file()}
     files = {name: path.stat().st_size for name, path in written.items()}
     digests = {name: digest(path) for name, path in written.items()}

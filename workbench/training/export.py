@@ -81,7 +81,7 @@ def export_student(
         if has_video_part(processor):
             card += NEEDS_TORCHVISION
         (folder / "README.md").write_text(card, "utf-8")
-        return Exported(str(to), checkpoint.step, sum(one.numel() for one in model.parameters()))
+        return Exported(str(to), checkpoint.step, sum(parameter.numel() for parameter in model.parameters()))
 
 
 NEEDS_TORCHVISION = """
@@ -133,10 +133,11 @@ def _require_same(student: AutoregressivePolicy, folder: Path, **options: object
     exported = load_policy(folder, "exported", **options)
     inputs = _batch(student)
     with torch.no_grad():
-        own, theirs = (
-            one.model(**one._to_device(inputs)).logits.float().log_softmax(-1) for one in (student, exported)
+        student_logprobs, exported_logprobs = (
+            policy.model(**policy._to_device(inputs)).logits.float().log_softmax(-1) for policy in (student, exported)
         )
-    apart = torch.where(own == theirs, 0.0, (own - theirs).abs())  # also where both are minus infinity
+    # equal entries differ by 0, also where both are minus infinity
+    apart = torch.where(student_logprobs == exported_logprobs, 0.0, (student_logprobs - exported_logprobs).abs())
     difference = float(apart[inputs["attention_mask"].bool()].max())
     allowed = TOLERANCE[str(student.model.dtype).removeprefix("torch.")]
     if not difference <= allowed:
@@ -191,13 +192,13 @@ def _upload(folder: Path, name: str, kind: str) -> None:
 
 def _rank(student: AutoregressivePolicy) -> int:
     """Of the student's adapter; 0 without one."""
-    return max((getattr(one, "r", 0) for one in getattr(student.model, "peft_config", {}).values()), default=0)
+    return max((getattr(adapter, "r", 0) for adapter in getattr(student.model, "peft_config", {}).values()), default=0)
 
 
 def model_card(run: RunFolder, config: RunConfig, step: int, learner: str, auto_class: str, rank: int = 0) -> str:
     """README.md of an exported student: method, data, evidence, what it never sees, and how it answers without it."""
     method = config.load_method()
-    shown = method.views[method.learner].context
+    context = method.views[method.learner].context
     evidence = [view for view in method.views.values() if is_privileged(view.context)]
     never = list(dict.fromkeys(part for view in evidence for part in parse_context(view.context)))
     base = str(config.models.learners[learner])
@@ -231,12 +232,12 @@ Questions: {_name(config.data.train)}.
 
 ## What it never sees
 
-This model is to be given `{shown}`: {"the images and the question" if shown == "plain" else f"what the context {shown} shows"}, and nothing else.
+This model is to be given `{context}`: {"the images and the question" if context == "plain" else f"what the context {context} shows"}, and nothing else.
 {f"While it was taught, {' and '.join(f'`{part}`' for part in never)} of each question was shown to the views above that learn nothing. What can be known only from that, it may have learned to claim: see how sure it is, below, and do not take its confidence for knowledge." if never else "No view was shown more than that while it was taught."}
 
 ## Evaluation
 
-{_evaluation(run, step, learner, shown)}
+{_evaluation(run, step, learner, context)}
 
 ## Use
 
@@ -260,20 +261,20 @@ def _card_metadata(base: str, method: str, auto_class: str) -> dict[str, object]
     return metadata | ({"base_model": base} if is_on_hub else {})
 
 
-def _evaluation(run: RunFolder, step: int, learner: str, shown: str) -> str:
+def _evaluation(run: RunFolder, step: int, learner: str, student_context: str) -> str:
     """Accuracy and confidence under the context of use, before and after; other contexts are named as what they are."""
     rows = [row for row in load_answers(run.path) if row.policy == learner and row.step <= step]
     lines = []
-    for context in dict.fromkeys([shown, *(row.context for row in rows)]):
+    for context in dict.fromkeys([student_context, *(row.context for row in rows)]):
         for at in sorted({row.step for row in rows if row.context == context}):
-            found = measure(row for row in rows if row.context == context and row.step == at)
-            if found is not None:
-                use = "as in use" if context == shown else "not as in use"
+            summary = measure(row for row in rows if row.context == context and row.step == at)
+            if summary is not None:
+                use = "as in use" if context == student_context else "not as in use"
                 lines.append(
-                    f"| {context} ({use}) | {at} | {found.count} | {found.accuracy:.1%} | {found.confidence:.1%} |"
+                    f"| {context} ({use}) | {at} | {summary.count} | {summary.accuracy:.1%} | {summary.confidence:.1%} |"
                 )
     if not any("(as in use)" in line for line in lines):
-        return f"It was not evaluated under `{shown}`. `workbench eval {run.path.resolve().name} --contexts {shown}` does it."
+        return f"It was not evaluated under `{student_context}`. `workbench eval {run.path.resolve().name} --contexts {student_context}` does it."
     table = "\n".join(lines)
     return f"""One seed. Confidence is the mean over questions of the {CONFIDENCE}.
 

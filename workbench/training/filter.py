@@ -42,10 +42,12 @@ class Skipped(Tally):
         if torn:  # by a kill; what is appended would be joined to it
             os.truncate(self._file, sum(len(line) + 1 for line in lines))
         parsed = [self._parsed(line, number) for number, line in enumerate(lines, start=1)]
-        known = {line.get("origin") or line["example"]: line for line in parsed}  # each process adds to the file
-        self.counts.update(line["reason"] for line in known.values())
-        self._seen.update(known)
-        self._first = next((f"{where}: {line['message']}" for where, line in known.items()), "")
+        line_by_origin = {
+            line.get("origin") or line["example"]: line for line in parsed
+        }  # each process adds to the file
+        self.counts.update(line["reason"] for line in line_by_origin.values())
+        self._seen.update(line_by_origin)
+        self._first = next((f"{where}: {line['message']}" for where, line in line_by_origin.items()), "")
 
     def _parsed(self, line: bytes, number: int) -> dict[str, str]:
         try:
@@ -78,12 +80,16 @@ def split_by_teacher(
     remedy = f"there are teachers for {', '.join(domains)}: add models.teachers.DOMAIN, or models.teacher for all other domains"
     usable = [example for example in examples if example.domain in domains]
     if examples and not usable:
-        found = Counter(example.domain for example in examples)
-        listed = ", ".join(f'"{domain}" ({count})' for domain, count in found.most_common(10))
+        counts = Counter(example.domain for example in examples)
+        listed = ", ".join(f'"{domain}" ({count})' for domain, count in counts.most_common(10))
         raise DataError(
             f"none of the {len(examples)} examples has a domain with a teacher. Their domains: {listed}; {remedy}."
         )
-    return usable, [(one, f'its domain is "{one.domain}"; {remedy}') for one in examples if one.domain not in domains]
+    return usable, [
+        (example, f'its domain is "{example.domain}"; {remedy}')
+        for example in examples
+        if example.domain not in domains
+    ]
 
 
 def with_teacher(examples: list[Example], domains: Collection[str] | None, skipped: Skipped) -> list[Example]:
@@ -140,12 +146,16 @@ def usable_batch(
     If none can, the next one in the order that can (with several processes: if there is not one for each): a single damaged
     file must not end a run.
     """
-    chosen = [examples[place] for place in order.batch(step, size)]
-    problems = group.share(chosen, lambda own, _: [showing_problem(example, views, sampled_by) for example in own])
-    usable = [one for one, problem in zip(chosen, problems, strict=True) if not skipped.add_if(one, problem)]
+    chosen = [examples[idx] for idx in order.batch(step, size)]
+    problems = group.share(chosen, lambda block, _: [showing_problem(example, views, sampled_by) for example in block])
+    usable = [
+        example for example, problem in zip(chosen, problems, strict=True) if not skipped.add_if(example, problem)
+    ]
     later = (examples[order.at(step * size + ahead)] for ahead in range(2 * len(examples)))
-    shown = (one for one in later if not skipped.add_if(one, showing_problem(one, views, sampled_by)))
-    usable += islice(shown, max(0, group.size - len(usable)))
+    substitutes = (
+        example for example in later if not skipped.add_if(example, showing_problem(example, views, sampled_by))
+    )
+    usable += islice(substitutes, max(0, group.size - len(usable)))
     if len(usable) < group.size:
         raise DataError(
             f"step {step}: {len(usable) or 'none'} of the {len(examples)} examples can be shown to every view. Skipped so far: "

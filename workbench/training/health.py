@@ -38,66 +38,66 @@ class Watch:
         """New warnings at this step."""
         start = len(self._prefix)
         self._steps.append({name[start:]: value for name, value in metrics.items() if name.startswith(self._prefix)})
-        found = {}
+        warnings = {}
         is_at_rate = (self._steps[-1].get("learning_rate") or 0.0) >= self.learning_rate / 2  # not at a schedule's ends
         if is_at_rate and self._steps[-1].get("weights_moved", 1.0) < LEAST:
-            found["weights_moved"] = (
+            warnings["weights_moved"] = (
                 f"{self._steps[-1]['weights_moved']:.0%} of the student's weights moved in this step, the others' steps were "
                 f"rounded away in half precision. {REMEDY}"
             )
         gap, normal = self._steps[-1].get("sampler_gap") or 0.0, NORMAL_GAP[self.precision]
         if gap > normal:
-            found["sampler_gap"] = (
+            warnings["sampler_gap"] = (
                 f"tokens have log-probs {gap:.1e} nats apart under what sampled them and as the student reads them (sampler_gap; in "
                 f"{self.precision} up to {normal:g} is rounding): answers are sampled with other weights, another precision or other "
                 "kernels than they are learned with, and ratios of probabilities count that. See docs/devices.md"
             )
         if len(self._steps) >= 2 * WINDOW:
-            found |= self._collapse()
+            warnings |= self._collapse()
         who = "" if self.learner == STUDENT else f" of {self.learner}"
-        new = {name: f"step {step}{who}: {text}." for name, text in found.items() if name not in self.warnings}
+        new = {name: f"step {step}{who}: {text}." for name, text in warnings.items() if name not in self.warnings}
         self.warnings |= new
         return list(new.values())
 
     def _collapse(self) -> dict[str, str]:
         """What the last steps have lost beside the first."""
-        found = {}
+        warnings = {}
         first, last = (
             lambda name, part=part: _mean(part, name) for part in (self._steps[:WINDOW], self._steps[-WINDOW:])
         )
         if first("entropy") > 0.05 and last("entropy") < ENTROPY_LOST * first("entropy"):
-            found["entropy"] = (
+            warnings["entropy"] = (
                 f"the student's entropy fell from {first('entropy'):.3f} to {last('entropy'):.3f} nats: it may be collapsing"
             )
         if last("agreement") > AGREEMENT > first("agreement"):
-            found["agreement"] = (
+            warnings["agreement"] = (
                 f"{last('agreement'):.0%} of answers to one prompt are the same: samples no longer explore"
             )
         if last("truncated") > max(TRUNCATED, 2 * first("truncated")):
-            found["truncated"] = f"{last('truncated'):.0%} of answers are cut at the longest length allowed"
+            warnings["truncated"] = f"{last('truncated'):.0%} of answers are cut at the longest length allowed"
         if first("accuracy") > 0.1 and last("accuracy") < RIGHT_LOST * first("accuracy"):
-            found["accuracy"] = (
+            warnings["accuracy"] = (
                 f"the student's own answers are right in {last('accuracy'):.0%} instead of {first('accuracy'):.0%}: it is "
                 "collapsing; use an earlier checkpoint, or lower learning_rate"
             )
         if last("distinct_tokens") < TOKENS_LOST * first("distinct_tokens"):
-            found["distinct_tokens"] = (
+            warnings["distinct_tokens"] = (
                 f"a step's answers use {last('distinct_tokens'):.0f} different tokens instead of "
                 f"{first('distinct_tokens'):.0f}: the student may be repeating itself"
             )
-        if all(one.get("supervised") == 0.0 for one in self._steps[-WINDOW:]):
-            found["supervised"] = (
+        if all(metrics.get("supervised") == 0.0 for metrics in self._steps[-WINDOW:]):
+            warnings["supervised"] = (
                 f"no token was supervised in the last {WINDOW} steps: the method found nothing to learn from. If it needs right "
                 "answers (see accuracy), raise sampling.num_generations, begin with easier questions (data.train) or a better "
                 "student, or check data's answers against evaluation.rule"
             )
         if first("teacher_share") > 0 and last("teacher_share") < TEACHER_LOST * first("teacher_share"):
-            found["teacher_share"] = (
+            warnings["teacher_share"] = (
                 f"the teacher now supervises {last('teacher_share'):.0%} of positions instead of {first('teacher_share'):.0%}: "
                 "the privileged student has taken over and nothing may pull it back; lower learning_rate, or use "
                 "method.self_policy=student@start"
             )
-        return found
+        return warnings
 
 
 def _mean(steps: list[dict[str, float]], name: str) -> float:

@@ -122,14 +122,16 @@ class Learner:
     def _follow(self) -> None:
         """student@ema <- (1 - rate) student@ema + rate student."""
         average = dict(self.policies["student@ema"].model.named_parameters())
-        both = [(average[name], own) for name, own in self.student.model.named_parameters() if own.requires_grad]
-        pairs = [(local(mean), local(own)) for mean, own in both]
+        both = [
+            (average[name], weight) for name, weight in self.student.model.named_parameters() if weight.requires_grad
+        ]
+        pairs = [(local(mean), local(weight)) for mean, weight in both]
         alike = [pair for pair in pairs if pair[0].dtype == pair[1].dtype]
         if alike:
-            torch._foreach_lerp_([mean for mean, _ in alike], [own for _, own in alike], self.ema_rate)
-        for mean, own in pairs:
-            if mean.dtype != own.dtype:  # one after the other, so that there is never a second copy of all weights
-                mean.lerp_(own.to(mean.dtype), self.ema_rate)
+            torch._foreach_lerp_([mean for mean, _ in alike], [weight for _, weight in alike], self.ema_rate)
+        for mean, weight in pairs:
+            if mean.dtype != weight.dtype:  # one after the other, so that there is never a second copy of all weights
+                mean.lerp_(weight.to(mean.dtype), self.ema_rate)
 
 
 def build_learner(
@@ -261,14 +263,14 @@ def _refuse_rows_apart(config: RunConfig, policies: dict[str, Policy]) -> None:
 def refuse_with_shards(config: RunConfig) -> None:
     """Raises ConfigError if something is asked for that does not go with sharded weights."""
     models = config.models
-    told = {
+    settings = {
         "models.compile": models.compile,
         "models.offload_teachers": models.offload_teachers,
         "models.teacher_dtype": models.teacher_dtype == "int8" and models.teacher_dtype,
         "sampling.engine": config.sampling.engine == "vllm" and config.sampling.engine,
         "training.update_mask": config.training.update_mask,
     }
-    for key, value in told.items():
+    for key, value in settings.items():
         if value:
             raise ConfigError(
                 f"{key}={value} does not go with sharded weights (docs/devices.md). Leave it out, or start with "
@@ -292,23 +294,23 @@ def _check_adapter(student: AutoregressivePolicy, lora: LoraConfig, start: str, 
     """Raises ConfigError if the student's adapter cannot be trained, or is not the one that models.lora describes."""
     key = "models.student" if name == STUDENT else f"models.peers.{name}"
     pair = [student.model.get_input_embeddings(), student.model.get_output_embeddings()]
-    if adapts_tied_weights(student.model) and all(hasattr(one, "base_layer") for one in pair):
+    if adapts_tied_weights(student.model) and all(hasattr(layer, "base_layer") for layer in pair):
         raise ConfigError(
             f"embeddings and head of {start} are one matrix, and adapters on both cannot be saved. Choose "
             "models.lora.target_modules with one of the two, or neither (all-linear)."
         )
-    for own in getattr(student.model, "peft_config", {}).values():
-        kind = str(getattr(own.peft_type, "value", own.peft_type))
+    for adapter in getattr(student.model, "peft_config", {}).values():
+        kind = str(getattr(adapter.peft_type, "value", adapter.peft_type))
         if kind != "LORA":
             raise ConfigError(
                 f"{key} holds an adapter of kind {kind} ({start}), and those of kind LORA alone can be trained. Merge it into "
                 "its model (peft: merge_and_unload) and train that."
             )
-        if lora.rank and (own.r, float(own.lora_alpha)) != (lora.rank, lora.alpha):
+        if lora.rank and (adapter.r, float(adapter.lora_alpha)) != (lora.rank, lora.alpha):
             raise ConfigError(
                 f"models.lora.rank is {lora.rank} and models.lora.alpha {lora.alpha:g}, but {key} ({start}) holds an adapter of "
-                f"rank {own.r} and alpha {own.lora_alpha:g}, which is trained further. Set models.lora.rank={own.r} "
-                f"models.lora.alpha={own.lora_alpha:g}, or 0 for what the folder has; for a new adapter merge the old one first."
+                f"rank {adapter.r} and alpha {adapter.lora_alpha:g}, which is trained further. Set models.lora.rank={adapter.r} "
+                f"models.lora.alpha={adapter.lora_alpha:g}, or 0 for what the folder has; for a new adapter merge the old one first."
             )
 
 

@@ -16,9 +16,15 @@ def sampler_gap(method: Method, scored: Scored) -> dict[str, float]:
 
     Rounding; or other kernels, another precision, other weights if something is wrong. Nothing where the data wrote everything.
     """
-    sampled = [logprob for one in scored.batch.rollouts for logprob in one.logprobs or [float("nan")] * len(one.ids)]
-    own = scored.scores[method.learner].logprob
-    gap = _known(own - torch.tensor(sampled, dtype=own.dtype, device=own.device)).abs()
+    sampled = [
+        logprob
+        for rollout in scored.batch.rollouts
+        for logprob in rollout.logprobs or [float("nan")] * len(rollout.ids)
+    ]
+    learner_logprobs = scored.scores[method.learner].logprob
+    gap = _known(
+        learner_logprobs - torch.tensor(sampled, dtype=learner_logprobs.dtype, device=learner_logprobs.device)
+    ).abs()
     return {"sampler_gap": float(gap.mean())} if gap.numel() else {}
 
 

@@ -24,9 +24,12 @@ def open_probes(
     examples = pool[: config.trace.probes]
     kept = folder.probes()
     if kept is not None:
-        known = {example.id: example for example in pool}
-        restored = [from_row(probe, known, "data.eval (or data.probes)") for probe in kept]
-        return {name: tuple(one for one in restored if one.source == policy.name) for name, policy in students.items()}
+        examples_by_id = {example.id: example for example in pool}
+        restored = [from_row(probe, examples_by_id, "data.eval (or data.probes)") for probe in kept]
+        return {
+            name: tuple(rollout for rollout in restored if rollout.source == policy.name)
+            for name, policy in students.items()
+        }
     written = {}
     for name, student in students.items() if examples else ():
         written[name] = tuple(

@@ -42,28 +42,30 @@ def missing_records(folder: RunFolder, config: RunConfig, last: int) -> list[str
     every, probe_every = config.trace.every, config.trace.probe_every
     steps = Counter(line["step"] for line in folder.metrics("train"))
     twice = [step for step in done if steps[step] > 1]
-    found = [_sentence("metrics.jsonl", "holds these steps more than once", twice)]
-    found.append(_sentence("metrics.jsonl", "lacks training steps", [step for step in done if not steps[step]]))
+    sentences = [_sentence("metrics.jsonl", "holds these steps more than once", twice)]
+    sentences.append(_sentence("metrics.jsonl", "lacks training steps", [step for step in done if not steps[step]]))
     traces = recorded_steps(folder.path)
     traced = [step for step in done if every and step % every == 0]
     probed = [0, *(step for step in done if step % probe_every == 0 or step == config.training.steps)]
     wanted = {table: probed if table.startswith(PROBE) else traced for table in traces}
     for table, wanted_steps in wanted.items():
         if last >= 0 and (not table.startswith(PROBE) or folder.probes()):
-            found.append(
-                _sentence(f"traces/{table}", "lacks steps", [one for one in wanted_steps if one not in traces[table]])
+            sentences.append(
+                _sentence(
+                    f"traces/{table}", "lacks steps", [step for step in wanted_steps if step not in traces[table]]
+                )
             )
-    asked = {line["step"] for line in folder.metrics("eval")}
+    evaluated = {line["step"] for line in folder.metrics("eval")}
     due = [0, *(step for step in done if config.evaluation.every and step % config.evaluation.every == 0)]
     kept = evaluated_steps(folder.path)
     if (
-        last >= 0 and config.data.eval is not None and (asked or kept)
+        last >= 0 and config.data.eval is not None and (evaluated or kept)
     ):  # without both none of the questions could be shown
-        of_metrics = [step for step in due if step < last and step not in asked]  # that of the last is done again
-        found.append(_sentence("metrics.jsonl", "lacks evaluations of steps", of_metrics))
-        answers = [step for step in due if step not in kept and (step < last or step in asked)]
-        found.append(_sentence("evals/", "lacks answers of steps", answers))
-    return [f"{folder.path}/{sentence}" for sentence in found if sentence]
+        of_metrics = [step for step in due if step < last and step not in evaluated]  # that of the last is done again
+        sentences.append(_sentence("metrics.jsonl", "lacks evaluations of steps", of_metrics))
+        answers = [step for step in due if step not in kept and (step < last or step in evaluated)]
+        sentences.append(_sentence("evals/", "lacks answers of steps", answers))
+    return [f"{folder.path}/{sentence}" for sentence in sentences if sentence]
 
 
 def _sentence(file: str, fault: str, steps: list[int]) -> str:

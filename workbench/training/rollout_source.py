@@ -109,39 +109,41 @@ class Writer:
             except (OSError, SafetensorError) as error:
                 raise RunError(f"{file} cannot be read ({reason(error)}). Start a new run: name=...") from None
         self._require_start(begun, file)
-        made = self.method.prepare.make(
+        prepared = self.method.prepare.make(
             self.student, examples, derive_seed("prepare", self.config.seed, *self.learner.seed)
         )
         temporary = file.with_name(f".{file.name}")
         with saving(file):
-            safetensors.torch.save_file(made.tensors, temporary)
+            safetensors.torch.save_file(prepared.tensors, temporary)
             os.replace(temporary, file)
         facts = (
-            made.facts
+            prepared.facts
             if self.learner.name == STUDENT
-            else {f"{self.learner.name} {name}": fact for name, fact in made.facts.items()}
+            else {f"{self.learner.name} {name}": fact for name, fact in prepared.facts.items()}
         )
         self.folder.update(prepared={**(self.folder.status.get("prepared") or {}), **facts})
-        log.info("prepared: %s", ", ".join(f"{name}: {value}" for name, value in made.facts.items()))
-        return made.tensors
+        log.info("prepared: %s", ", ".join(f"{name}: {value}" for name, value in prepared.facts.items()))
+        return prepared.tensors
 
     def _sequences(
         self, examples: list[Example], usable: Callable[[Example], bool], begun: bool
     ) -> dict[str, list[Rollout]]:
         """By example id, what the starting student wrote: for as many examples as the steps will meet."""
         file = self._file(SEQUENCES)
-        known = {example.id: example for example in examples}
+        examples_by_id = {example.id: example for example in examples}
         rows = self.group.first(lambda: self.folder.sequences(file.name))
         if rows is not None:
-            return _by_example([from_row(row, known, "data.train") for row in rows])
+            return _by_example([from_row(row, examples_by_id, "data.train") for row in rows])
         self._require_start(begun, file)
         training = self.config.training
         chosen = list(islice(filter(usable, examples), training.steps * training.batch_size))
         log.info("writing answers to %d examples, once", len(chosen))
         seed, size = (self.config.seed, "once", *self.learner.seed), self.config.evaluation.batch_size
-        rows = self.group.share(chosen, lambda own, first: [to_row(one) for one in self._write(own, seed, size, first)])
+        rows = self.group.share(
+            chosen, lambda block, first: [to_row(rollout) for rollout in self._write(block, seed, size, first)]
+        )
         self.folder.write_sequences(file.name, rows)
-        return _by_example([from_row(row, known, "data.train") for row in rows])
+        return _by_example([from_row(row, examples_by_id, "data.train") for row in rows])
 
     def _file(self, name: str) -> Path:
         """In the run's folder; a peer's has its name in it."""
@@ -157,7 +159,7 @@ class Writer:
 
 
 def _by_example(rollouts: list[Rollout]) -> dict[str, list[Rollout]]:
-    found: dict[str, list[Rollout]] = {}
+    groups: dict[str, list[Rollout]] = {}
     for rollout in rollouts:
-        found.setdefault(rollout.example.id, []).append(rollout)
-    return found
+        groups.setdefault(rollout.example.id, []).append(rollout)
+    return groups

@@ -23,21 +23,24 @@ class Rounding:
     """Looks at weights before a step and after it. Of weights in float32 there is nothing to look at."""
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        self._parameters = [one for one in parameters if one.dtype in HALF]
+        self._parameters = [weight for weight in parameters if weight.dtype in HALF]
         self._before: list[tuple[torch.nn.Parameter, torch.Tensor, torch.Tensor]] = []
 
     def before(self) -> None:
         """To be called when gradients are there and nothing has moved."""
-        here = [one for one in self._parameters if one.grad is not None]
-        self._before = [(one, _part(one).clone(), _part(one.grad) != 0) for one in here]
+        with_gradient = [weight for weight in self._parameters if weight.grad is not None]
+        self._before = [(weight, _part(weight).clone(), _part(weight.grad) != 0) for weight in with_gradient]
 
     def after(self) -> dict[str, float]:
         """weights_moved: of the weights that were looked at and have a gradient, the share with another value now."""
-        counts = [((_part(one) != before)[asked].sum(), asked.sum()) for one, before, asked in self._before]
+        counts = [
+            ((_part(weight) != before)[has_gradient].sum(), has_gradient.sum())
+            for weight, before, has_gradient in self._before
+        ]
         self._before = []
         if not counts:
             return {}
-        moved, total = (int(torch.stack(own).sum()) for own in zip(*counts, strict=True))
+        moved, total = (int(torch.stack(column).sum()) for column in zip(*counts, strict=True))
         return {"weights_moved": moved / total} if total else {}
 
     @property
@@ -49,7 +52,7 @@ class Rounding:
         """About the smallest step that moves a typical weight, the median of them; None without weights in half precision."""
         if not self._parameters:
             return None
-        sizes = torch.cat([_part(one).detach().abs().float() for one in self._parameters])
+        sizes = torch.cat([_part(weight).detach().abs().float() for weight in self._parameters])
         return float(sizes[sizes > 0].median()) * torch.finfo(self._parameters[0].dtype).eps / 2
 
 

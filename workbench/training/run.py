@@ -155,21 +155,21 @@ def _train_in(
         _note(folder, error=str(error))
         raise
     except torch.OutOfMemoryError as error:
-        told = RunError(
+        run_error = RunError(
             f"the device's memory is full ({str(error).splitlines()[0]}) {OUT_OF_MEMORY} If the memory was another program's, `workbench resume {folder.path}` goes on."
         )
-        log.error("%s", told)
-        _note(folder, error=str(told))
-        raise told from error
+        log.error("%s", run_error)
+        _note(folder, error=str(run_error))
+        raise run_error from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK:
-            told = RunError(
+            run_error = RunError(
                 f"{error.filename or folder.path} cannot be read or written ({reason(error)}). Free some space or check the "
                 f"rights; `workbench resume {folder.path}` goes on from the newest checkpoint."
             )
-            log.error("%s", told)
-            _note(folder, error=str(told))
-            raise told from error
+            log.error("%s", run_error)
+            _note(folder, error=str(run_error))
+            raise run_error from error
         log.exception("a fault of the workbench, or of what it uses")
         _note(folder, error=f"{type(error).__name__}: {error} (the whole of it is in train.log)")
         raise

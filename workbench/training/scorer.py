@@ -86,13 +86,13 @@ class Scorer:
             written = student.sample([prompt], [[seed]], self._sampling)[0][0]
         text = student.text(written.ids)
         reward = self._grade(example, text)
-        own = {"replies": replies, "denoising": written.denoising}
-        return Rollout(example, 0, written.ids, text, written.finished, written.logprobs, reward, **own)
+        fields = {"replies": replies, "denoising": written.denoising}
+        return Rollout(example, 0, written.ids, text, written.finished, written.logprobs, reward, **fields)
 
     def _given(self, example: Example, answer: str, seed: int) -> Rollout:
         ids, reward = self.learner.student.answer_ids(answer), self._grade(example, answer)
-        own = {"replies": self._replies(example, seed), "denoising": self.learner.student.order_of(ids)}
-        return Rollout(example, 0, ids, answer, True, None, reward, "given", **own)
+        fields = {"replies": self._replies(example, seed), "denoising": self.learner.student.order_of(ids)}
+        return Rollout(example, 0, ids, answer, True, None, reward, "given", **fields)
 
     def _replies(self, example: Example, seed: int) -> tuple[str, ...]:
         """What the student is shown to have said before, where it answers over turns."""
@@ -108,8 +108,8 @@ class Scorer:
 
     @property
     def _sampling(self) -> SamplingOptions:
-        own = self.config.sampling
-        return SamplingOptions(own.max_completion_length, own.temperature, own.top_p, own.top_k)
+        sampling = self.config.sampling
+        return SamplingOptions(sampling.max_completion_length, sampling.temperature, sampling.top_p, sampling.top_k)
 
     def _grade(self, example: Example, text: str) -> float | None:
         return None if example.answer is None else grade(text, example.answer, **self.config.evaluation.grading)
@@ -132,8 +132,8 @@ def evaluate_run(
     """
     scorer = open_scorer(run_dir, device=None)
     config = scorer.config
-    own = config.evaluation
-    grading = own.grading if rule in (None, own.rule) else {"rule": rule, "tolerance": TOLERANCE}
+    evaluation = config.evaluation
+    grading = evaluation.grading if rule in (None, evaluation.rule) else {"rule": rule, "tolerance": TOLERANCE}
     grading |= {} if tolerance is None else {"tolerance": tolerance}
     check_grading(**grading)
     source = data or config.data.eval
@@ -141,20 +141,22 @@ def evaluate_run(
         raise ConfigError("the run has no data.eval; give examples with --data.")
     own_count = config.evaluation.count or None
     examples = load_examples(source, limit=own_count if count is None else count)
-    asked = [one for name, one in scorer.learner.policies.items() if name == STUDENT or name.startswith("teacher")]
+    policies = [
+        policy for name, policy in scorer.learner.policies.items() if name == STUDENT or name.startswith("teacher")
+    ]
     for name in config.models.peers:
-        asked.append(
+        policies.append(
             build_learner(config, scorer.method, name, device=scorer.device, checkpoint=scorer.checkpoint).student
         )
     require_answers(examples)
     require_shown(examples, source, contexts or ())  # of the run's own contexts those that the data can show are asked
     examples = showable(
-        examples, asked, contexts or config.evaluation.contexts, Tally() if skipped is None else skipped
+        examples, policies, contexts or config.evaluation.contexts, Tally() if skipped is None else skipped
     )
     _log_unasked(examples, contexts or config.evaluation.contexts)
     with autocast(config, scorer.device):  # as the run evaluated
         return ask(
-            asked,
+            policies,
             examples,
             contexts or config.evaluation.contexts,
             step=scorer.checkpoint.step,
@@ -237,11 +239,11 @@ def evaluate(
     )
 
 
-def default_device(asked: str | None = None) -> str:
+def default_device(name: str | None = None) -> str:
     """`asked` (a run's models.device) where this machine has it; else the accelerator if there is one."""
-    if asked is not None:
+    if name is not None:
         try:
-            return str(choose_device(asked))
+            return str(choose_device(name))
         except ConfigError as error:  # a run may be looked at on another machine than its own
             log.warning("%s It is not used here.", error)
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -79,9 +79,9 @@ def overlap(first: str | Path, second: str | Path) -> dict[str, float]:
     if {name: mask.shape for name, mask in masks[0].items()} != {name: mask.shape for name, mask in masks[1].items()}:
         raise ConfigError(f"{first} and {second} are masks of two models, so their coordinates cannot be compared.")
     pairs = [(mask, masks[1][name]) for name, mask in masks[0].items()]
-    both = sum(int((one & other).sum()) for one, other in pairs)
-    sizes = [sum(int(mask.sum()) for mask in own.values()) for own in masks]
-    by_chance = sum(float(one.sum()) * float(other.sum()) / one.numel() for one, other in pairs)
+    both = sum(int((mask & other).sum()) for mask, other in pairs)
+    sizes = [sum(int(mask.sum()) for mask in run_masks.values()) for run_masks in masks]
+    by_chance = sum(float(mask.sum()) * float(other.sum()) / mask.numel() for mask, other in pairs)
     return {
         "overlap": both / sizes[0],
         "coverage": both / sizes[1],
@@ -130,9 +130,9 @@ class UpdateMask:
                 f"{f'; and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. Make one of a run from this student: "
                 "workbench geometry RUN --save-mask FILE."
             )
-        own = {id(parameter) for parameter in model.parameters()}
+        model_ids = {id(parameter) for parameter in model.parameters()}
         for name, parameter in parameters.items():
-            if id(parameter) not in own:
+            if id(parameter) not in model_ids:
                 raise PolicyError(
                     f"{name} is stored in another shape than it is trained in, so no mask can be laid over it."
                 )

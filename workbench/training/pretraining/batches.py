@@ -29,7 +29,10 @@ class LessonEncoder:
     def batches(self, lessons: list[Lesson]) -> list[dict[str, torch.Tensor]]:
         """Two batches, short lessons and long ones, padded on the right."""
         encoded = sorted(
-            ((self.prompt_ids(one.prompt), self.completion_ids(one.completion), one.prompt.images) for one in lessons),
+            (
+                (self.prompt_ids(lesson.prompt), self.completion_ids(lesson.completion), lesson.prompt.images)
+                for lesson in lessons
+            ),
             key=lambda row: len(row[0]) + len(row[1]),
         )
         half = (len(encoded) + 1) // 2

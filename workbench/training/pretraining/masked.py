@@ -67,8 +67,8 @@ def masked_loss(model: nn.Module, encoder: LessonEncoder, lessons: list[Lesson],
         ids[row, left - len(prompt) : left] = torch.tensor(prompt)
         ids[row, left : left + len(canvas)] = torch.tensor(canvas)
         mask[row, left - len(prompt) : left + len(canvas)] = 1
-        for place in _holes(len(canvas), rng):
-            labels[row, left + place] = canvas[place]
+        for idx in _holes(len(canvas), rng):
+            labels[row, left + idx] = canvas[idx]
     is_hidden = labels >= 0
     ids[is_hidden] = tokenizer.mask_token_id
     images = [picture for lesson in lessons for picture in lesson.prompt.images]
@@ -93,9 +93,9 @@ def _holes(length: int, rng: random.Random) -> list[int]:
     """Positions that are hidden, at least one."""
     share = rng.uniform(0.02, 1.0)
     if rng.random() < 0.5:
-        found = [place for place in range(length) if rng.random() < share]
+        holes = [idx for idx in range(length) if rng.random() < share]
     else:
         start = BLOCK * rng.randrange(length // BLOCK)
-        inside = [place for place in range(start, start + BLOCK) if rng.random() < share]
-        found = (inside or [rng.randrange(start, start + BLOCK)]) + list(range(start + BLOCK, length))
-    return found or [rng.randrange(length)]
+        inside = [idx for idx in range(start, start + BLOCK) if rng.random() < share]
+        holes = (inside or [rng.randrange(start, start + BLOCK)]) + list(range(start + BLOCK, length))
+    return holes or [rng.randrange(length)]

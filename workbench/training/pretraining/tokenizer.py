@@ -33,7 +33,7 @@ CHAT_TEMPLATE = (
     "<end_of_utterance>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 _WORDS = (
-    *(word for place in PLACES[::4] for word in place.split()),
+    *(word for location in PLACES[::4] for word in location.split()),
     *SHAPES,
     *(f"{shape}s" for shape in SHAPES if shape != "cross"),
     "crosses",

@@ -284,8 +284,8 @@ def _losses(
 def _optimizers(model, config: PretrainConfig) -> list[torch.optim.Optimizer]:
     """Muon for matrices inside the layers, AdamW for everything else: about half the steps of AdamW alone."""
     inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
-    known = {id(parameter) for parameter in inner}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    inner_ids = {id(parameter) for parameter in inner}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in inner_ids]
     decay = {"weight_decay": config.weight_decay}
     return [
         torch.optim.Muon(inner, lr=config.matrix_learning_rate, adjust_lr_fn="match_rms_adamw", **decay),
@@ -337,13 +337,13 @@ def evaluate_world(
 
 def score_table(scores: dict[str, list[WorldScore]]) -> str:
     """Scores of several models, by name, as a Markdown table: percent right, and the number of questions."""
-    found = {(name, s.domain, s.truth, s.context): s for name, rows in scores.items() for s in rows}
-    columns = list(dict.fromkeys((name, context) for name, _, _, context in found))
-    rows = sorted({(truth, domain) for _, domain, truth, _ in found}, key=lambda row: (row[0] != VISIBLE, row))
+    by_cell = {(name, s.domain, s.truth, s.context): s for name, rows in scores.items() for s in rows}
+    columns = list(dict.fromkeys((name, context) for name, _, _, context in by_cell))
+    rows = sorted({(truth, domain) for _, domain, truth, _ in by_cell}, key=lambda row: (row[0] != VISIBLE, row))
     lines = ["| truth | family | questions | " + " | ".join(f"{name}, {context}" for name, context in columns) + " |"]
     lines.append("|---|---|--:|" + "--:|" * len(columns))
     for truth, domain in rows:
-        cells = [found.get((name, domain, truth, context)) for name, context in columns]
+        cells = [by_cell.get((name, domain, truth, context)) for name, context in columns]
         number = max(cell.count for cell in cells if cell)
         percents = " | ".join(f"{100 * cell.accuracy:.1f}" if cell else "" for cell in cells)
         lines.append(f"| {truth} | {domain} | {number} | {percents} |")
