@@ -179,7 +179,7 @@ def test_pretrain_makes_a_model_that_trains(config_file: Path, tmp_path: Path, c
 def test_resume_remembers_what_was_changed(own: Path, capsys: pytest.CaptureFixture) -> None:
     assert "2 steps · finished" in said(capsys, "resume", own, "training.keep=1")
     assert yaml.safe_load((own / "config.yaml").read_text())["training"]["keep"] == 1
-    assert "would make another run of it" in said(capsys, "resume", own, "sampling.top_k=3", status=2)
+    assert "sampling.top_k" in said(capsys, "resume", own, "sampling.top_k=3", status=2)
 
 
 def test_a_run_with_the_name_of_a_number_resumes(own: Path, capsys: pytest.CaptureFixture) -> None:
@@ -285,8 +285,8 @@ def test_an_unreadable_image_among_good_ones_is_skipped_and_said(
         (["method.privilege=cropp"], 'context "cropp" is unknown.*Did you mean "crop"'),
         (["method.self_policy=studnet"], '"studnet" is unknown.*Did you mean "student"'),
         (["training.stepz=3"], 'Did you mean "training.steps"'),
-        (["name.first=3"], "name is .* and no mapping"),
-        (["training=3", "training.steps=3"], "training is 3 and no mapping"),
+        (["name.first=3"], "name must be a mapping"),
+        (["training=3", "training.steps=3"], "training must be a mapping"),
         (["seed=99999999999999999999"], "seed must be from 0 to"),
         (["training.trackers=[nope]"], "nope"),
         (["sampling.max_completion_length=512"], "the models take only 512 tokens"),
@@ -361,7 +361,7 @@ def test_damaged_runs_are_sentences(own: Path, capsys: pytest.CaptureFixture) ->
     [
         (["summary", "{run}/nowhere"], "is no run folder"),
         (["resume", "{run}/nowhere"], "is no run folder"),
-        (["resume", "{run}", "seed=3"], "would make another run of it"),
+        (["resume", "{run}", "seed=3"], "seed=3"),
         (["eval", "{run}", "--contexts", "cropp"], 'Did you mean "crop"'),
         (["eval", "{run}/nowhere"], "is no run folder and no model folder"),
         (["eval", "{run}/traces"], "is no run folder and no model folder"),

@@ -174,8 +174,8 @@ def test_a_recipe_is_laid_over_its_base(file: Path) -> None:
 @pytest.mark.parametrize(
     ("base", "sentence"),
     [
-        ("none.yaml", "over.yaml: base is 'none.yaml'; it must be the name of a recipe in the same folder"),
-        ("[1]", r"base is \[1\]"),
+        ("none.yaml", "over.yaml: base must be .*none.yaml"),
+        ("[1]", r"base must be .*\[1\]"),
         ("over.yaml", "has a base itself"),
     ],
 )

@@ -170,7 +170,7 @@ def test_each_peer_is_asked_about_each_answer() -> None:
 
 
 def test_a_run_without_a_peer_is_refused(models: dict, tmp_path) -> None:
-    with pytest.raises(ConfigError, match=r"opcod needs 2 students that learn in one run.*models\.peers="):
+    with pytest.raises(ConfigError, match=r"opcod trains 2 students.*models\.peers="):
         run_config(models, tmp_path, method={"name": "opcod"})
     run_config(models, tmp_path, method={"name": "opcod", "exchange": "none"})
 
