@@ -73,7 +73,7 @@ def build(options: Options) -> Method:
             f"{options.calibrate_on} tokens": done.tokens,
             "examples without": done.left_out,
             "rank": _each(spaces, lambda space: space.rank),
-            "rank of the gradients": _each(spaces, lambda space: space.found),
+            "rank of the gradients": _each(spaces, lambda space: space.gradient_rank),
             "their energy inside": _each(spaces, lambda space: "-" if space.energy is None else f"{space.energy:.1%}"),
         }
         return Prepared(_tensors(spaces), facts)

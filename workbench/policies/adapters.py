@@ -164,7 +164,7 @@ def _with_adapter(layer: nn.Module, weight: Tensor) -> Tensor:
 def adapts_tied_weights(model: nn.Module) -> bool:
     """Whether an adapter sits on an embedding that is the head too, or on such a head: with the adapter they are two."""
     pair = [model.get_input_embeddings(), model.get_output_embeddings()]
-    plain = [getattr(one, "base_layer", getattr(one, "original_module", one)) for one in pair]
+    plain = [getattr(layer, "base_layer", getattr(layer, "original_module", layer)) for layer in pair]
     return pair != plain and plain[0].weight is plain[1].weight
 
 
@@ -183,7 +183,7 @@ def _in_names_of(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tens
     """An adapter's weights under the model's names: without peft's prefix, and renamed as transformers renames those of the
     model where the adapter was trained with an older version."""
     modules = {key for key, _ in model.named_modules()}
-    renamings = [one for one in get_model_conversion_mapping(model) if isinstance(one, WeightRenaming)]
+    renamings = [rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)]
     renamed = {}
     for key, value in weights.items():
         key = key.removeprefix("base_model.model.")
@@ -196,7 +196,7 @@ def _in_names_of(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tens
 
 def beside(model: nn.Module) -> nn.Module:
     """A frozen copy of a model with an adapter: the adapter is copied, the weights that it sits on are shared."""
-    shared = {id(one): one for key, one in model.named_parameters() if not is_adapter_weight(key)}
+    shared = {id(parameter): parameter for key, parameter in model.named_parameters() if not is_adapter_weight(key)}
     return copy.deepcopy(model, shared).requires_grad_(False).eval()
 
 

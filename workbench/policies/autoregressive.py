@@ -137,15 +137,15 @@ class AutoregressivePolicy(Passes):
         if self.engine is not None:
             return self._sample_by(self.engine, prompts, seeds, options)
         self.prove()
-        shown = [prompt for prompt, own in zip(prompts, seeds, strict=True) for _ in own]
-        flat = [seed for own in seeds for seed in own]
+        repeated = [prompt for prompt, prompt_seeds in zip(prompts, seeds, strict=True) for _ in prompt_seeds]
+        flat = [seed for prompt_seeds in seeds for seed in prompt_seeds]
         written: dict[int, Written] = {}
         with self.evaluation():
-            for part in self.parts(shown):
-                states = self.states([shown[row] for row in part])
+            for part in self.parts(repeated):
+                states = self.states([repeated[row] for row in part])
                 written |= zip(part, self._continue(states, [flat[row] for row in part], options), strict=True)
-        in_order = (written[row] for row in range(len(shown)))
-        return [[next(in_order) for _ in own] for own in seeds]
+        in_order = (written[row] for row in range(len(repeated)))
+        return [[next(in_order) for _ in prompt_seeds] for prompt_seeds in seeds]
 
     def _sample_by(
         self, engine: Engine, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions
@@ -156,11 +156,13 @@ class AutoregressivePolicy(Passes):
         with torch.autocast(self.device.type, enabled=False):  # an engine in this process has a precision of its own
             engine.load(weights_of(self.model))
             sampled = engine.generate(requests, seeds, options, self.stop_ids, [*self._placeholders, *padding])
-        for prompt, own in zip(prompts, sampled, strict=True):
-            shown = tuple(self.encoder.encode(prompt)["input_ids"][0].tolist())
-            for one in own:
-                check_same_prompt(one.prompt_ids, shown, prompt.key)
-        return [[self._cut(one.ids, one.logprobs) for one in own] for own in sampled]
+        for prompt, completions in zip(prompts, sampled, strict=True):
+            expected_ids = tuple(self.encoder.encode(prompt)["input_ids"][0].tolist())
+            for completion in completions:
+                check_same_prompt(completion.prompt_ids, expected_ids, prompt.key)
+        return [
+            [self._cut(completion.ids, completion.logprobs) for completion in completions] for completions in sampled
+        ]
 
     def _continue(self, states: States, seeds: list[int], options: SamplingOptions) -> list[Written]:
         """Draw tokens until all rows have ended. What stands behind a row's end is cut away, or was never drawn."""
@@ -194,7 +196,7 @@ class AutoregressivePolicy(Passes):
 
     def _cut(self, ids: Sequence[int], logprobs: Sequence[float], entropies: Sequence[float] | None = None) -> Written:
         """Ends a completion at its first end token, written as the one that stands for all."""
-        length = next((place for place, token in enumerate(ids, start=1) if token in self.stop_ids), None)
+        length = next((count for count, token in enumerate(ids, start=1) if token in self.stop_ids), None)
         kept = None if entropies is None else tuple(entropies[:length])
         if length is None:
             return Written(tuple(ids), tuple(logprobs), False, entropies=kept)
@@ -233,8 +235,8 @@ class AutoregressivePolicy(Passes):
     @property
     def end_id(self) -> int:
         """The token that an answer given as text ends with: where several are one action, the one that stands for all."""
-        own = self.head.ends[0] if self.head.ends else self.tokenizer.eos_token_id
-        return min(self.stop_ids) if own is None else own
+        end_id = self.head.ends[0] if self.head.ends else self.tokenizer.eos_token_id
+        return min(self.stop_ids) if end_id is None else end_id
 
     def is_special(self, token_id: int) -> bool:
         """Whether an entry of the vocabulary is a mark of the model's and no text, or no token at all."""

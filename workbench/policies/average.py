@@ -30,12 +30,12 @@ def average_models(models: list[str | Path], output: str | Path) -> Path:
     total = dict(first.model.named_parameters())
     with torch.no_grad():
         for other in others:
-            own = dict(other.model.named_parameters())
+            weights = dict(other.model.named_parameters())
             odd = next(
                 (
                     name
-                    for name in {**total, **own}
-                    if name not in own or name not in total or own[name].shape != total[name].shape
+                    for name in {**total, **weights}
+                    if name not in weights or name not in total or weights[name].shape != total[name].shape
                 ),
                 None,
             )
@@ -44,7 +44,7 @@ def average_models(models: list[str | Path], output: str | Path) -> Path:
                     f'{other.name} and {first.name} differ in "{odd}"; only models of one shape can be averaged.'
                 )
             for name, parameter in total.items():
-                parameter.add_(own[name])
+                parameter.add_(weights[name])
         for parameter in total.values():
             parameter.div_(len(models))
     first.model.save_pretrained(output)

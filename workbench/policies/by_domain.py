@@ -37,19 +37,19 @@ class PolicyByDomain:
 
     @property
     def context_length(self) -> int | None:
-        return min((one.context_length for one in self._all if one.context_length is not None), default=None)
+        return min((policy.context_length for policy in self._all if policy.context_length is not None), default=None)
 
     def check_prompt(self, prompt: Prompt, completion_length: int = 0) -> None:
         self.of(prompt.domain).check_prompt(prompt, completion_length)
 
     def special_in(self, text: str) -> str | None:
-        return next((token for one in self._all if (token := one.special_in(text)) is not None), None)
+        return next((token for policy in self._all if (token := policy.special_in(text)) is not None), None)
 
     def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
         written: list[list[Written]] = [[] for _ in prompts]
         for policy, rows in self._groups(prompts):
-            own = policy.sample([prompts[row] for row in rows], [seeds[row] for row in rows], options)
-            for row, completions in zip(rows, own, strict=True):
+            group_completions = policy.sample([prompts[row] for row in rows], [seeds[row] for row in rows], options)
+            for row, completions in zip(rows, group_completions, strict=True):
                 written[row] = completions
         return written
 
@@ -65,8 +65,8 @@ class PolicyByDomain:
         pieces = []
         for policy, rows in self._groups(prompts):
             positions = [torch.arange(ends[row] - lengths[row], ends[row]) for row in rows]
-            own = [[values[row] for row in rows] for values in (prompts, completions, denoisings)]
-            readout = policy.read(*own)
+            group_inputs = [[values[row] for row in rows] for values in (prompts, completions, denoisings)]
+            readout = policy.read(*group_inputs)
             pieces.append((readout, torch.cat(positions).to(readout.device)))
         return mix(pieces)
 
@@ -96,7 +96,7 @@ class PolicyByDomain:
         """Each policy with the places of its prompts."""
         policies = [self.of(prompt.domain) for prompt in prompts]
         for policy in {id(policy): policy for policy in policies}.values():
-            yield policy, [row for row, own in enumerate(policies) if own is policy]
+            yield policy, [row for row, row_policy in enumerate(policies) if row_policy is policy]
 
 
 def member(policy: Policy, domain: str) -> Policy:

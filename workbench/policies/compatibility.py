@@ -17,13 +17,13 @@ def share_vocabulary(policies: dict[str, AutoregressivePolicy]) -> None:
     different words, and nothing later could tell.
     """
     student = policies[STUDENT]
-    own = student.tokenizer.get_vocab()
+    vocabulary = student.tokenizer.get_vocab()
     for policy in policies.values():
         if policy.tokenizer is not student.tokenizer:
-            _refuse_other_tokens(policy, own)
+            _refuse_other_tokens(policy, vocabulary)
     size = min(policy.vocabulary for policy in policies.values())
-    if size < len(own):
-        raise PolicyError(f"a head has {size} entries, but the student's tokenizer has {len(own)} tokens.")
+    if size < len(vocabulary):
+        raise PolicyError(f"a head has {size} entries, but the student's tokenizer has {len(vocabulary)} tokens.")
     for policy in policies.values():
         extra = sum(token_id >= size for token_id in policy.tokenizer.get_vocab().values())
         if extra:
@@ -34,18 +34,18 @@ def share_vocabulary(policies: dict[str, AutoregressivePolicy]) -> None:
         policy.vocabulary = size
 
 
-def _refuse_other_tokens(policy: AutoregressivePolicy, own: dict[str, int]) -> None:
+def _refuse_other_tokens(policy: AutoregressivePolicy, vocabulary: dict[str, int]) -> None:
     theirs = policy.tokenizer.get_vocab()
-    other = [token for token, token_id in own.items() if theirs.get(token) != token_id]
+    other = [token for token, token_id in vocabulary.items() if theirs.get(token) != token_id]
     if not other:
         return
-    shown = "; ".join(
-        f'token "{token}" is id {own[token]} for the student, and {policy.name} has '
+    examples = "; ".join(
+        f'token "{token}" is id {vocabulary[token]} for the student, and {policy.name} has '
         + ("no such token" if token not in theirs else f"id {theirs[token]}")
         for token in other[:_SHOWN]
     )
     raise PolicyError(
-        f"{policy.name} has another vocabulary than student: {shown}. {len(other):,} of {len(own):,} tokens differ, and "
+        f"{policy.name} has another vocabulary than student: {examples}. {len(other):,} of {len(vocabulary):,} tokens differ, and "
         "distillation compares log-probs id by id. Needed: a teacher and a student with one tokenizer, as models of one "
         "family have whatever their size; a loss across tokenizers, which would have to align spans of text, is not there."
     )

@@ -45,9 +45,9 @@ def compile_parts(model: nn.Module, backend: str, name: str) -> None:
             "Choose one, or leave models.compile out: then nothing is compiled."
         ) from error
     except BackendCompilerFailed as error:
-        said = str(error.inner_exception).strip().partition("\n")[0]
+        reason = str(error.inner_exception).strip().partition("\n")[0]
         raise ConfigError(
-            f"models.compile={backend} does not work here ({type(error.inner_exception).__name__}: {said}). Install what it needs, "
+            f"models.compile={backend} does not work here ({type(error.inner_exception).__name__}: {reason}). Install what it needs, "
             "choose models.compile=inductor, or leave models.compile out."
         ) from error
 

@@ -51,9 +51,9 @@ class DiffusionPolicy(AutoregressivePolicy):
                 f"{self.tokenizer.eos_token!r}). Name them in the model's tokenizer_config.json."
             )
         self.mask_id, self.pad_id = self.tokenizer.mask_token_id, self.tokenizer.pad_token_id
-        own = getattr(model.config, "denoising", None) or {}
-        self.canvas = int(own.get("canvas", 4 * BLOCK))  # of answers that were not written by a policy
-        self.set_pace(int(own.get("block", BLOCK)), int(own.get("steps_per_block", STEPS_PER_BLOCK)))
+        settings = getattr(model.config, "denoising", None) or {}
+        self.canvas = int(settings.get("canvas", 4 * BLOCK))  # of answers that were not written by a policy
+        self.set_pace(int(settings.get("block", BLOCK)), int(settings.get("steps_per_block", STEPS_PER_BLOCK)))
         self._takes_features = "image_hidden_states" in inspect.signature(model.base_model.forward).parameters
         self._transform = self._find_transform()
 
@@ -96,11 +96,11 @@ class DiffusionPolicy(AutoregressivePolicy):
     @torch.no_grad()
     def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
         """Answers, one per seed of each prompt; each depends on its own seed and prompt, not on its neighbours."""
-        rows = [row for row, own in enumerate(seeds) for _ in own]
-        flat = [seed for own in seeds for seed in own]
+        rows = [row for row, prompt_seeds in enumerate(seeds) for _ in prompt_seeds]
+        flat = [seed for prompt_seeds in seeds for seed in prompt_seeds]
         with self.evaluation():
             written = iter(self._write(_Context(self, prompts, rows), flat, options))
-            return [[next(written) for _ in own] for own in seeds]
+            return [[next(written) for _ in prompt_seeds] for prompt_seeds in seeds]
 
     def _write(self, context: "_Context", seeds: list[int], options: SamplingOptions) -> list[Written]:
         count, length = len(seeds), options.max_completion_length
@@ -119,24 +119,26 @@ class DiffusionPolicy(AutoregressivePolicy):
                 if not active.numel():
                     break
                 logits = self._logits(context, active, canvas[active], masked[active])
-                place = masked[active].nonzero()  # (M, 2): which active answer, which position
-                mine = active[place[:, 0]]
+                cells = masked[active].nonzero()  # (M, 2): which active answer, which position
+                mine = active[cells[:, 0]]
                 tokens, sure, logprob = self._draw(
                     logits,
-                    self._may_end(canvas, ends)[mine, place[:, 1]],
+                    self._may_end(canvas, ends)[mine, cells[:, 1]],
                     torch.stack(
                         [
                             uniform[row][done[row], column]
-                            for row, column in zip(mine.tolist(), place[:, 1].tolist(), strict=True)
+                            for row, column in zip(mine.tolist(), cells[:, 1].tolist(), strict=True)
                         ]
                     ),
                     options,
                 )
                 for idx, row in enumerate(active.tolist()):
-                    own = (place[:, 0] == idx).nonzero().squeeze(-1)
-                    best = own[sure[own].argsort(descending=True, stable=True)[: math.ceil(own.numel() / left)]]
-                    for at in best[place[best, 1].argsort()].tolist():
-                        column, token = int(place[at, 1]), int(tokens[at])
+                    row_cells = (cells[:, 0] == idx).nonzero().squeeze(-1)
+                    best = row_cells[
+                        sure[row_cells].argsort(descending=True, stable=True)[: math.ceil(row_cells.numel() / left)]
+                    ]
+                    for at in best[cells[best, 1].argsort()].tolist():
+                        column, token = int(cells[at, 1]), int(tokens[at])
                         canvas[row, column], steps[row, column], logprobs[row, column] = token, done[row], logprob[at]
                         if token in self.stop_ids:
                             canvas[row, column + 1 :] = self.pad_id
@@ -198,17 +200,17 @@ class DiffusionPolicy(AutoregressivePolicy):
         denoisings: list[Denoising | None] | None = None,
     ) -> Readout:
         """The hidden state that predicts each token, in the canvas as it was before the token's step."""
-        known = denoisings or [None] * len(completions)
-        orders = [one or self.order_of(ids) for one, ids in zip(known, completions, strict=True)]
-        states, rows, place = [], [], []  # canvases; whose they are; per token (canvas, column)
+        given_orders = denoisings or [None] * len(completions)
+        orders = [order or self.order_of(ids) for order, ids in zip(given_orders, completions, strict=True)]
+        states, rows, cells = [], [], []  # canvases; whose they are; per token (canvas, column)
         for row, (prompt, ids, order) in enumerate(zip(prompts, completions, orders, strict=True)):
-            first, own = len(states), self._states(prompt, ids, order)
-            states += own
-            rows += [row] * len(own)
-            place += [(first + step, column) for column, step in enumerate(order.steps)]
-        if not place:
+            first, canvases = len(states), self._states(prompt, ids, order)
+            states += canvases
+            rows += [row] * len(canvases)
+            cells += [(first + step, column) for column, step in enumerate(order.steps)]
+        if not cells:
             return Readout(torch.zeros(0, self.head_width, device=self.device), self.head, self.vocabulary)
-        context, at = _Context(self, prompts, list(range(len(prompts)))), torch.tensor(place)
+        context, at = _Context(self, prompts, list(range(len(prompts)))), torch.tensor(cells)
         order = at[:, 0].argsort(stable=True)
         parts = []
         for start in range(0, len(states), STATES):
@@ -226,8 +228,10 @@ class DiffusionPolicy(AutoregressivePolicy):
         when = [*order.steps, *[closed] * (order.canvas - len(ids))]
         states = []
         for step in range(order.num_steps):
-            shown = set(prompt.future[step]) if prompt.future else ()
-            states.append([token if when[at] < step or at in shown else self.mask_id for at, token in enumerate(final)])
+            revealed = set(prompt.future[step]) if prompt.future else ()
+            states.append(
+                [token if when[at] < step or at in revealed else self.mask_id for at, token in enumerate(final)]
+            )
         return states
 
     def _logits(
@@ -270,13 +274,13 @@ class _Context:
         if pixels:
             with policy._adapter_state():
                 features = policy.model.base_model.get_image_features(**pixels).pooler_output
-            with_images = [place for place, prompt in enumerate(unique) if prompt.images]
+            with_images = [idx for idx, prompt in enumerate(unique) if prompt.images]
             self.features = dict(zip(with_images, features, strict=True))
 
     def of(self, rows: Int[Tensor, " A"]) -> tuple[Tensor, Tensor, dict]:
         """Ids, mask and image features of some rows' prompts."""
         prompt = self.prompt_of[rows.cpu()]
-        features = [self.features[one] for one in prompt.tolist() if one in self.features]
+        features = [self.features[idx] for idx in prompt.tolist() if idx in self.features]
         prompt = prompt.to(self.ids.device)
         return self.ids[prompt], self.mask[prompt], {"image_hidden_states": features} if features else {}
 

@@ -49,7 +49,9 @@ class PromptEncoder:
         self._kept_bytes = 0
         self._pictures: OrderedDict[tuple, _Pictures] = OrderedDict()  # of the prompts before
         added = self.tokenizer.added_tokens_decoder.values()  # not all are in the list of roles: placeholders of images
-        special = dict.fromkeys([*self.tokenizer.all_special_tokens, *(one.content for one in added if one.special)])
+        special = dict.fromkeys(
+            [*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)]
+        )
         self._special = tuple(token for token in special if token.strip())
         self._first_signs = {token[0] for token in self._special}
 
@@ -57,13 +59,13 @@ class PromptEncoder:
         """Whether both make the same of every prompt: processors of one kind, with the same settings, words and template."""
         if type(self.processor) is not type(other.processor) or self.max_prompt_length != other.max_prompt_length:
             return False
-        own, theirs = (_settings(encoder.processor, encoder.tokenizer) for encoder in (self, other))
-        return own is not None and own == theirs
+        settings, other_settings = (_settings(encoder.processor, encoder.tokenizer) for encoder in (self, other))
+        return settings is not None and settings == other_settings
 
     def encode(self, prompt: Prompt) -> Encoded:
         """One prompt, ids of shape (1, T). Raises PolicyError for special tokens in its text or too long a prompt."""
-        known, kept = self._kept.get(prompt.key, (None, None))
-        if known == prompt:  # text, turns and pictures: an example may have been changed and kept its name
+        cached_prompt, kept = self._kept.get(prompt.key, (None, None))
+        if cached_prompt == prompt:  # text, turns and pictures: an example may have been changed and kept its name
             self._kept.move_to_end(prompt.key)
             return kept
         encoded = self._encode(prompt)
@@ -119,11 +121,11 @@ class PromptEncoder:
     def _opened(self, sources: tuple) -> "_Pictures":
         """A prompt's pictures, opened and prepared once for all prompts in a row that show them."""
         key = tuple(source if isinstance(source, Path) else id(source) for source in sources)
-        found = self._pictures.pop(key, None) or _Pictures(sources, [open_image(source) for source in sources])
-        self._pictures[key] = found
+        pictures = self._pictures.pop(key, None) or _Pictures(sources, [open_image(source) for source in sources])
+        self._pictures[key] = pictures
         while len(self._pictures) > RECENT_PICTURES:
             self._pictures.popitem(last=False)
-        return found
+        return pictures
 
     def _process(self, prompt: Prompt, pictures: "_Pictures") -> Encoded:
         processor = self.processor
@@ -131,13 +133,13 @@ class PromptEncoder:
             processor = copy.copy(processor)
             processor.image_processor = pictures.preparing(processor.image_processor)
         if getattr(processor, "chat_template", None) is None:
-            shown = {"images": [pictures.opened]} if pictures.opened else {}
-            return _inputs(processor(text=[self._plain_text(prompt)], **shown, return_tensors="pt"))
+            images = {"images": [pictures.opened]} if pictures.opened else {}
+            return _inputs(processor(text=[self._plain_text(prompt)], **images, return_tensors="pt"))
         if self._content == TEXT and self.processor is not self.tokenizer:
             text = self._templated(prompt)
-            shown = {"images": [pictures.opened]} if pictures.opened else {}
+            images = {"images": [pictures.opened]} if pictures.opened else {}
             return _inputs(
-                processor(text=[text], **shown, add_special_tokens=not self._begins(text), return_tensors="pt")
+                processor(text=[text], **images, add_special_tokens=not self._begins(text), return_tensors="pt")
             )
         encoded = processor.apply_chat_template(
             [self._messages(prompt, pictures.opened)],
@@ -252,14 +254,14 @@ def _inputs(encoded: Mapping[str, object]) -> Encoded:
 def collate(encoded: list[Encoded], pad_id: int) -> Encoded:
     """Encoded prompts as one batch, ids and masks padded on the left."""
     batch = {}
-    names = dict.fromkeys(name for one in encoded for name in one)
-    longest = max(one["input_ids"].shape[1] for one in encoded)
+    names = dict.fromkeys(name for inputs in encoded for name in inputs)
+    longest = max(inputs["input_ids"].shape[1] for inputs in encoded)
     for name in names:
         if name in _PER_TOKEN:
             fill = pad_id if name == "input_ids" else 0
             # some families give token types only to prompts with images; 0 is text
-            own = [one[name] if name in one else torch.zeros_like(one["input_ids"]) for one in encoded]
-            rows = [F.pad(ids, (longest - ids.shape[1], 0), value=fill) for ids in own]
+            values = [inputs[name] if name in inputs else torch.zeros_like(inputs["input_ids"]) for inputs in encoded]
+            rows = [F.pad(ids, (longest - ids.shape[1], 0), value=fill) for ids in values]
             batch[name] = torch.cat(rows)
         else:
             batch[name] = _joined(encoded, name)
@@ -268,7 +270,7 @@ def collate(encoded: list[Encoded], pad_id: int) -> Encoded:
 
 def collate_pictures(encoded: list[Encoded]) -> Encoded:
     """What a vision tower is given of several prompts, or of several pictures of a prompt."""
-    names = dict.fromkeys(name for one in encoded for name in image_inputs(one))
+    names = dict.fromkeys(name for inputs in encoded for name in image_inputs(inputs))
     return {name: _joined(encoded, name) for name in names}
 
 
@@ -279,16 +281,16 @@ def image_inputs(encoded: Encoded) -> Encoded:
 
 def _joined(encoded: list[Encoded], name: str) -> Tensor:
     """An input about pictures, of prompts one after the other; indices go on counting where the prompt before ended."""
-    having = [one for one in encoded if name in one]
-    values = [one[name] for one in having]
+    having = [inputs for inputs in encoded if name in inputs]
+    values = [inputs[name] for inputs in having]
     if name != POOLING:
         return _end_to_end(values)
     largest, before = max(value.shape[-1] for value in values), 0
     counted = []
-    for one, value in zip(having, values, strict=True):
+    for inputs, value in zip(having, values, strict=True):
         padded = F.pad(value, (0, largest - value.shape[-1]), value=-1)
         counted.append(torch.where(padded >= 0, padded + before, padded))
-        before += one["pixel_values"].shape[:2].numel()
+        before += inputs["pixel_values"].shape[:2].numel()
     return torch.cat(counted)
 
 
@@ -308,7 +310,7 @@ def picture_by_picture(encoded: Encoded, count: int) -> list[Encoded] | None:
     if not nested and any(len(value) != count for value in inputs.values()):
         return None
     parts |= {name: value.split(1, 1 if nested else 0) for name, value in inputs.items()}
-    return [{name: values[place] for name, values in parts.items()} for place in range(count)]
+    return [{name: values[idx] for name, values in parts.items()} for idx in range(count)]
 
 
 def _end_to_end(rows: list[Tensor]) -> Tensor:

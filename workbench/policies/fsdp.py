@@ -40,8 +40,8 @@ class Shards:
         self.model, self.group, self._depth = model, group, 0
         layers = getattr(model.get_decoder(), "layers", None)
         adapted = any(_is_adapter(name) for name, _ in model.named_parameters())  # then all else is frozen
-        trained = (one for name, one in model.named_parameters() if not adapted or _is_adapter(name))
-        kinds = sorted({str(one.dtype) for one in trained})
+        trained = (parameter for name, parameter in model.named_parameters() if not adapted or _is_adapter(name))
+        kinds = sorted({str(parameter.dtype) for parameter in trained})
         if not isinstance(layers, nn.ModuleList) or len(kinds) > 1:
             fault = (
                 f"has weights of {' and '.join(kinds)}" if len(kinds) > 1 else "has a decoder without a list of layers"
@@ -107,10 +107,10 @@ class Shards:
         """A gradient that is zero everywhere is that of a weight that took no part (the vision tower, without pictures): as
         in a process alone it becomes None, and neither momentum nor decay moves the weight."""
         zero = torch.zeros((), dtype=torch.bool, device=parameters[0].device)
-        moved = [zero if one.grad is None else one.grad.to_local().any() for one in parameters]
-        for one, own in zip(parameters, self.group.anywhere(torch.stack(moved), zero.device), strict=True):
-            if not own:
-                one.grad = None
+        moved = [zero if parameter.grad is None else parameter.grad.to_local().any() for parameter in parameters]
+        for parameter, is_touched in zip(parameters, self.group.anywhere(torch.stack(moved), zero.device), strict=True):
+            if not is_touched:
+                parameter.grad = None
 
 
 def _with_gradient(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
@@ -205,24 +205,24 @@ def local(value: Tensor) -> Tensor:
 def whole_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every weight and buffer that is saved under its name, whole and in host memory; tied ones are one tensor. Of a model with
     adapters these alone are."""
-    known: dict[int, Tensor] = {}
+    whole_by_id: dict[int, Tensor] = {}
     values = model.state_dict(keep_vars=True)
     adapted = any(map(_is_adapter, values))
     for name, value in values.items():
         if adapted and not _is_adapter(name):
             continue
-        if id(value) not in known:
-            known[id(value)] = whole(value.detach()).cpu()
-        yield name, known[id(value)]
+        if id(value) not in whole_by_id:
+            whole_by_id[id(value)] = whole(value.detach()).cpu()
+        yield name, whole_by_id[id(value)]
 
 
 def members(policies: Iterable[Policy]) -> Iterator[AutoregressivePolicy]:
     """Every policy that has a model of its own to call: of a policy by domain, those that it is made of."""
     for policy in policies:
-        members = (*policy.members.values(), policy.other) if isinstance(policy, PolicyByDomain) else (policy,)
-        yield from (one for one in members if isinstance(one, AutoregressivePolicy))
+        parts = (*policy.members.values(), policy.other) if isinstance(policy, PolicyByDomain) else (policy,)
+        yield from (part for part in parts if isinstance(part, AutoregressivePolicy))
 
 
 def _shards(policies: Iterable[Policy]) -> list[Shards]:
-    found = {id(one.shards): one.shards for one in members(policies) if one.shards is not None}
-    return list(found.values())
+    shards_by_id = {id(policy.shards): policy.shards for policy in members(policies) if policy.shards is not None}
+    return list(shards_by_id.values())

@@ -50,7 +50,7 @@ def find_head(model: nn.Module, hidden: Float[Tensor, "T D"], seen: Seen, logits
     layer = model.get_output_embeddings()
     if len(seen.outputs) != 1 or seen.inputs[0].ndim != 3 or seen.outputs[0].ndim != 3:
         return None
-    given, raw = (one[0, -1 - len(logits) : -1].double() for one in (seen.inputs[0], seen.outputs[0]))
+    given, raw = (states[0, -1 - len(logits) : -1].double() for states in (seen.inputs[0], seen.outputs[0]))
     if given.shape != hidden.shape or raw.shape != logits.shape:
         return None
     close = CLOSE.get(hidden.dtype, 3e-2)
@@ -59,8 +59,8 @@ def find_head(model: nn.Module, hidden: Float[Tensor, "T D"], seen: Seen, logits
         return None
     never = (logits <= torch.finfo(logits.dtype).min / 2).all(0)
     wanted = logits.double()[:, ~never]
-    known = _numbers(model.config.to_dict())
-    for cap in (None, *(value for name, value in known if "cap" in name and value > 0)):
+    config_numbers = _numbers(model.config.to_dict())
+    for cap in (None, *(value for name, value in config_numbers if "cap" in name and value > 0)):
         after = _after(raw[:, ~never], wanted, cap, close)
         if after is not None:
             break
@@ -69,18 +69,19 @@ def find_head(model: nn.Module, hidden: Float[Tensor, "T D"], seen: Seen, logits
     scale = before * after
     if scale != 1.0 and getattr(layer, "bias", None) is not None:
         return None
-    names = [value for _, value in known if value > 0]
-    scale = next((one for v in (1.0, *names) for one in (v, 1 / v) if abs(scale / one - 1) < close), scale)
+    names = [value for _, value in config_numbers if value > 0]
+    candidates = (factor for number in (1.0, *names) for factor in (number, 1 / number))
+    scale = next((factor for factor in candidates if abs(scale / factor - 1) < close), scale)
     return Head(layer, scale, cap, never=tuple(never.nonzero().squeeze(-1).tolist()))
 
 
-def _multiple(one: Tensor, other: Tensor, close: float) -> float | None:
-    """By what number `other` is `one` multiplied."""
-    norm = (one * one).sum()
+def _multiple(values: Tensor, other: Tensor, close: float) -> float | None:
+    """The factor with which `values` becomes `other`; None if it is not a multiple."""
+    norm = (values * values).sum()
     if not norm or not torch.isfinite(other).all():
         return None
-    factor = float((one * other).sum() / norm)
-    return factor if float((factor * one - other).abs().max()) <= close * float(other.abs().max()) else None
+    factor = float((values * other).sum() / norm)
+    return factor if float((factor * values - other).abs().max()) <= close * float(other.abs().max()) else None
 
 
 def _after(raw: Tensor, wanted: Tensor, cap: float | None, close: float) -> float | None:
@@ -99,10 +100,10 @@ def _after(raw: Tensor, wanted: Tensor, cap: float | None, close: float) -> floa
 
 def _numbers(config: dict, prefix: str = "") -> list[tuple[str, float]]:
     """All numbers of a configuration, with their keys."""
-    found = []
+    numbers = []
     for key, value in config.items():
         if isinstance(value, dict):
-            found += _numbers(value, f"{prefix}{key}.")
+            numbers += _numbers(value, f"{prefix}{key}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            found.append((f"{prefix}{key}", float(value)))
-    return found
+            numbers.append((f"{prefix}{key}", float(value)))
+    return numbers

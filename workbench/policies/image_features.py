@@ -7,6 +7,7 @@ first one did.
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Hashable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class Eyes:
         weights  what tells one set of weights from another
         """
         per_prompt = self._features(prompts, encoded, look, weights)
-        layers = list(zip(*(own for row in rows for own in per_prompt[row]), strict=True))
+        layers = list(zip(*(features for row in rows for features in per_prompt[row]), strict=True))
         pooled = torch.cat(layers[0]) if self._one_tensor else list(layers[0])  # families take back what they gave
         deeper = {"deepstack_features": [list(layer) for layer in layers[1:]]} if len(layers) > 1 else {}
         grids = [encoded[row][GRID] for row in rows if GRID in encoded[row]]  # M-RoPE: where image tokens are
@@ -89,48 +90,45 @@ class Eyes:
         self, prompts: list[Prompt], encoded: list[Encoded], look: Callable, weights: Hashable
     ) -> list[list[Features]]:
         looks = self._looks(prompts, encoded)
-        known = _kept.get() if remembers() else {}
+        cache = _kept.get() if remembers() else {}
         state = weights, torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
         todo: dict[Hashable, _Look] = {}
-        for one in (one for own in looks for one in own):
-            found, _ = known.get((state, one.key), (None, None))
-            if found is None or not found.same_as(one):
-                todo[state, one.key] = one
+        for batch in itertools.chain.from_iterable(looks):
+            cached, _ = cache.get((state, batch.key), (None, None))
+            if cached is None or not cached.same_as(batch):
+                todo[state, batch.key] = batch
         if todo:
-            made = self._look_at(list(todo.values()), look)
-            if made is None:
+            features = self._look_at(list(todo.values()), look)
+            if features is None:
                 self._apart = False
                 return self._features(prompts, encoded, look, weights)
-            known.update({key: (one, own) for (key, one), own in zip(todo.items(), made, strict=True)})
-        return [[known[state, one.key][1] for one in own] for own in looks]
+            cache.update(zip(todo, zip(todo.values(), features, strict=True), strict=True))
+        return [[cache[state, batch.key][1] for batch in batches] for batches in looks]
 
     def _looks(self, prompts: list[Prompt], encoded: list[Encoded]) -> list[list[_Look]]:
         """Of each prompt, picture by picture if that can be done with all."""
-        shown = [(prompt.all_images, one) for prompt, one in zip(prompts, encoded, strict=True)]
-        apart = [picture_by_picture(one, len(pictures)) if pictures else [] for pictures, one in shown]
+        pairs = [(prompt.all_images, inputs) for prompt, inputs in zip(prompts, encoded, strict=True)]
+        apart = [picture_by_picture(inputs, len(images)) if images else [] for images, inputs in pairs]
         if not self._apart or None in apart:
-            apart = [picture_by_picture(one, 1) if pictures else [] for pictures, one in shown]
-        return [
-            [
-                _Look(
-                    pictures if len(own) == 1 else pictures[place : place + 1],
-                    inputs,
-                    int((one["input_ids"] == self._image_token).sum()) if len(own) == 1 else 0,
-                )
-                for place, inputs in enumerate(own)
-            ]
-            for (pictures, one), own in zip(shown, apart, strict=True)
-        ]
+            apart = [picture_by_picture(inputs, 1) if images else [] for images, inputs in pairs]
+        looks = []
+        for (images, inputs), parts in zip(pairs, apart, strict=True):
+            if len(parts) == 1:
+                num_tokens = int((inputs["input_ids"] == self._image_token).sum())
+                looks.append([_Look(images, parts[0], num_tokens)])
+            else:
+                looks.append([_Look(images[idx : idx + 1], part, 0) for idx, part in enumerate(parts)])
+        return looks
 
     def _look_at(self, looks: list[_Look], look: Callable) -> list[Features] | None:
         """None if the family's features do not tell pictures of one prompt apart."""
-        found = look(collate_pictures([one.inputs for one in looks]))
-        self._output, self._one_tensor = type(found), isinstance(found.pooler_output, Tensor)
-        layers = [found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]
-        flat = [torch.cat([one.reshape(-1, layer[0].shape[-1]) for one in layer]) for layer in layers]
-        counts = [one.tokens for one in looks]
+        features = look(collate_pictures([batch.inputs for batch in looks]))
+        self._output, self._one_tensor = type(features), isinstance(features.pooler_output, Tensor)
+        layers = [features.pooler_output, *(getattr(features, "deepstack_features", None) or ())]
+        flat = [torch.cat([image.reshape(-1, layer[0].shape[-1]) for image in layer]) for layer in layers]
+        counts = [batch.tokens for batch in looks]
         if not all(counts):
-            if len(found.pooler_output) != len(looks):
+            if len(features.pooler_output) != len(looks):
                 return None
-            counts = [one.numel() // flat[0].shape[-1] for one in found.pooler_output]
+            counts = [image.numel() // flat[0].shape[-1] for image in features.pooler_output]
         return list(zip(*(layer.split(counts) for layer in flat), strict=True))

@@ -67,17 +67,17 @@ def load_policies(
     of_teachers["load"] = load_model if offload_teachers else load_teacher  # weights that travel are no one else's
     if any(name.startswith("teacher") for name in names):
         forget_teachers(but=[path for path in (teacher, *(teachers or {}).values()) if path is not None])
-    own = _student(student, learner, adapter, dtype=dtype, **options)
-    policies, by_domain = {STUDENT: own}, None
+    student_policy = _student(student, learner, adapter, dtype=dtype, **options)
+    policies, by_domain = {STUDENT: student_policy}, None
     for name in names:
         called = name.replace(STUDENT, learner, 1)
         if name == "student@start":
-            policies[name] = _start(own, called, start, student, dtype=dtype, **options)
+            policies[name] = _start(student_policy, called, start, student, dtype=dtype, **options)
         elif name == "student@ema":
-            policies[name] = _average(own, called, ema, student, dtype=dtype, **options)
+            policies[name] = _average(student_policy, called, ema, student, dtype=dtype, **options)
         elif name == "teacher" and is_by_domain(names, teachers or {}):
             members, other = _load_teachers(teachers, teacher, **of_teachers)
-            policies |= {one.name: one for one in (*members.values(), other) if one is not None}
+            policies |= {policy.name: policy for policy in (*members.values(), other) if policy is not None}
             by_domain = PolicyByDomain(name, members, other)
         elif name.startswith("teacher"):
             policies[name] = _teacher(name, teachers or {}, teacher, **of_teachers)
@@ -136,35 +136,47 @@ def _load_teachers(
     """Domain -> its teacher, each model loaded once, and the teacher of all other domains."""
     members = {}
     for path in dict.fromkeys(teachers.values()):
-        domains = [domain for domain, own in teachers.items() if own == path]
+        domains = [domain for domain, domain_path in teachers.items() if domain_path == path]
         members |= dict.fromkeys(domains, load_policy(path, f"teacher:{'+'.join(domains)}", **options))
     ordered = {domain: members[domain] for domain in teachers}
     return ordered, None if other is None else load_policy(other, "teacher:other", **options)
 
 
 def _start(
-    own: AutoregressivePolicy, name: str, start: str | Path | None, student: str | Path, *, dtype: str, **options
+    student_policy: AutoregressivePolicy,
+    name: str,
+    start: str | Path | None,
+    student: str | Path,
+    *,
+    dtype: str,
+    **options,
 ) -> AutoregressivePolicy:
     """The student as it was before its first step, frozen. `start`: None if that is what `student` holds."""
-    if not has_adapter(own.model):
-        return own.copy(name) if start is None else load_policy(start, name, dtype=dtype, **options)
+    if not has_adapter(student_policy.model):
+        return student_policy.copy(name) if start is None else load_policy(start, name, dtype=dtype, **options)
     if not is_adapter(start or student):
-        return own.without_adapter(name)
-    frozen = own.beside(name)
+        return student_policy.without_adapter(name)
+    frozen = student_policy.beside(name)
     if start is not None:
         load_adapter_weights(frozen.model, start, name)
     return frozen
 
 
 def _average(
-    own: AutoregressivePolicy, name: str, folder: str | Path | None, student: str | Path, *, dtype: str, **options
+    student_policy: AutoregressivePolicy,
+    name: str,
+    folder: str | Path | None,
+    student: str | Path,
+    *,
+    dtype: str,
+    **options,
 ) -> AutoregressivePolicy:
     """The student's moving average, from its `folder` or at its start. What moves of it is in float32: its steps are a hundredth of the
     student's, too small for half precision."""
-    if has_adapter(own.model):
-        return own.copy(name) if folder is None else load_policy(folder, name, dtype=dtype, **options)
+    if has_adapter(student_policy.model):
+        return student_policy.copy(name) if folder is None else load_policy(folder, name, dtype=dtype, **options)
     if folder is None and dtype == "float32":
-        return own.copy(name)
+        return student_policy.copy(name)
     return load_policy(folder or student, name, dtype="float32", **options)
 
 
@@ -186,21 +198,21 @@ def write_alike(policies: dict[str, AutoregressivePolicy], block: int, steps_per
 
     Raises: PolicyError if they do not; ConfigError if a pace is given to models that go from left to right.
     """
-    own = policies["student"]
+    student = policies["student"]
     for policy in policies.values():
-        if isinstance(policy, DiffusionPolicy) != isinstance(own, DiffusionPolicy):
+        if isinstance(policy, DiffusionPolicy) != isinstance(student, DiffusionPolicy):
             raise PolicyError(
-                f"{own.name} is {type(own.model).__name__} and {policy.name} is {type(policy.model).__name__}: one writes by "
+                f"{student.name} is {type(student.model).__name__} and {policy.name} is {type(policy.model).__name__}: one writes by "
                 "denoising, the other from left to right, and the same token means other things to them. Choose models of "
                 "one kind."
             )
-    if not isinstance(own, DiffusionPolicy):
+    if not isinstance(student, DiffusionPolicy):
         if block or steps_per_block:
             raise ConfigError(
                 f"sampling.block={block} and sampling.steps_per_block={steps_per_block} are for masked diffusion models; "
-                f"{type(own.model).__name__} writes from left to right. Remove them."
+                f"{type(student.model).__name__} writes from left to right. Remove them."
             )
         return
-    own.set_pace(block, steps_per_block, canvas)
+    student.set_pace(block, steps_per_block, canvas)
     for policy in policies.values():
-        policy.set_pace(own.block, own.steps_per_block, canvas)
+        policy.set_pace(student.block, student.steps_per_block, canvas)

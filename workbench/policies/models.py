@@ -61,9 +61,9 @@ def load_model(
     for needs, or torch has no such compiler.
     """
     options = {"trust_remote_code": trust_remote_code}
-    asked = {"attn_implementation": attention} if attention else {}
+    model_options = {"attn_implementation": attention} if attention else {}
     if dtype == INT8:
-        asked |= {"quantization_config": _in_8_bits(name), "device_map": {"": device}}
+        model_options |= {"quantization_config": _in_8_bits(name), "device_map": {"": device}}
     base = base_of(path)
     source = path if base is path else f"{base} (the model of the adapter {path})"
     try:
@@ -75,7 +75,7 @@ def load_model(
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are named below
-                **asked,
+                **model_options,
                 **options,
             )
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -155,7 +155,7 @@ def _require_whole(model: nn.Module, report: dict, path: str | Path, name: str) 
     if is_masked_lm(model.config):
         unread = {key for key in unread if not _NOT_OF_MASKED_LMS.search(key)}
     shapes = [
-        f"{key}: {list(file)} in the file, {list(own)} in the model" for key, file, own in report["mismatched_keys"]
+        f"{key}: {list(file)} in the file, {list(shape)} in the model" for key, file, shape in report["mismatched_keys"]
     ]
     faults = [
         f"{len(keys)} {what} ({_some(keys)})"
@@ -197,13 +197,16 @@ def _require_numbers(model: nn.Module, path: str | Path, name: str) -> None:
     numbers = set(DTYPES.values())
     floating = {key: value for key, value in model.named_parameters() if value.dtype in numbers and value.numel()}
     ends = torch.stack([torch.stack(value.detach().aminmax()).float().cpu() for value in floating.values()])
-    wrong = [key for key, own in zip(floating, ends.isfinite().all(-1).tolist(), strict=True) if not own]
+    is_finite = ends.isfinite().all(-1).tolist()
+    wrong = [key for key, finite in zip(floating, is_finite, strict=True) if not finite]
     if wrong:
         raise PolicyError(
             f'{name}: {len(wrong)} weights of "{path}" are infinite or not a number ({_some(wrong)}): it was saved after its '
             "training had failed, or in a precision too narrow for it. Take an earlier checkpoint."
         )
-    matrices = [float(own.abs().max()) for value, own in zip(floating.values(), ends, strict=True) if value.ndim > 1]
+    matrices = [
+        float(stats.abs().max()) for value, stats in zip(floating.values(), ends, strict=True) if value.ndim > 1
+    ]
     if matrices and not any(matrices):
         raise PolicyError(
             f'{name}: every matrix of "{path}" is zero: its weights were saved from where they did not lie (sharded '

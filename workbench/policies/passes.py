@@ -108,18 +108,18 @@ class Passes:
         unique, rows = distinct(prompts)
         if not self._shares_prompts:
             return [[row] for row in range(len(prompts))]
-        return [[row for row, own in enumerate(rows) if own == which] for which in range(len(unique))]
+        return [[row for row, prompt_idx in enumerate(rows) if prompt_idx == which] for which in range(len(unique))]
 
     def read_states(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Float[Tensor, "N D"]:
         """Hidden states that predict the completions' tokens, row after row; none of the completions may be without any."""
         if not self.shortcuts.rows and len(parts := self.parts(prompts)) > 1:
-            found: list[Tensor] = [torch.empty(0)] * len(prompts)
+            hidden_states: list[Tensor] = [torch.empty(0)] * len(prompts)
             for part in parts:
-                own = [completions[row] for row in part]
-                states = self._read_together([prompts[row] for row in part], own)
-                for row, piece in zip(part, states.split([len(ids) for ids in own]), strict=True):
-                    found[row] = piece
-            return torch.cat(found)
+                part_completions = [completions[row] for row in part]
+                states = self._read_together([prompts[row] for row in part], part_completions)
+                for row, piece in zip(part, states.split([len(ids) for ids in part_completions]), strict=True):
+                    hidden_states[row] = piece
+            return torch.cat(hidden_states)
         return self._read_together(prompts, completions)
 
     def _read_together(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Float[Tensor, "N D"]:
@@ -193,7 +193,7 @@ class Passes:
     def _with_shared_pictures(self, prompts: list[Prompt], rows: list[int]) -> dict[str, Tensor]:
         """Model inputs of rows that share prompts, with every image encoded once."""
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
-        per_token = [{key: one[key] for key in one.keys() - image_inputs(one).keys()} for one in encoded]
+        per_token = [{key: row[key] for key in row.keys() - image_inputs(row).keys()} for row in encoded]
         row_idx = torch.tensor(rows, device=self.device)
         unique = self._to_device(collate(per_token, self.encoder.pad_id))
         inputs = {name: value[row_idx] for name, value in unique.items()}

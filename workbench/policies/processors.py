@@ -60,11 +60,11 @@ def load_images_only(official: type[ProcessorMixin], path: str | Path, **options
     """A saved processor of a family with a video part, without that part."""
     settings, _ = official.get_processor_dict(path, **options)
     parts = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
-    known = inspect.signature(official.__init__).parameters.keys() - {"kwargs", VIDEO, *parts}
+    known_names = inspect.signature(official.__init__).parameters.keys() - {"kwargs", VIDEO, *parts}
     return images_only(official)(
         **{name: kind.from_pretrained(path, **options) for name, kind in parts.items()},
         video_processor=VideoSettings(settings.get(VIDEO) or get_video_processor_config(path)),
-        **{name: value for name, value in settings.items() if name in known},
+        **{name: value for name, value in settings.items() if name in known_names},
     )
 
 

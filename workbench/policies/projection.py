@@ -45,14 +45,14 @@ class Calibration:
 class Subspace:
     """An orthogonal projector, and what is known of where it comes from.
 
-    energy  share of the gradients' squared norm that lies inside; None without gradients
-    found   rank of the gradients; directions kept beyond it are arbitrary
+    energy         share of the gradients' squared norm that lies inside; None without gradients
+    gradient_rank  rank of the gradients; directions kept beyond it are arbitrary
     """
 
     projector: Float[Tensor, "W W"]
     rank: int
     energy: float | None = field(default=None)
-    found: int | None = field(default=None)
+    gradient_rank: int | None = field(default=None)
 
 
 def find_projections(model: nn.Module, layers: str = LAYERS[0]) -> dict[str, nn.Module]:
@@ -68,18 +68,20 @@ def find_projections(model: nn.Module, layers: str = LAYERS[0]) -> dict[str, nn.
     last = len(stack) - 1
     chosen = {"middle+last": (len(stack) // 2, last), "middle": (len(stack) // 2,), "last": (last,)}
     names = {id(module): name for name, module in model.named_modules()}
-    found = {}
+    modules = {}
     for idx in dict.fromkeys(chosen.get(layers, range(len(stack)))):
-        own = [(name, module) for name, module in stack[idx].named_modules() if name.rpartition(".")[2] in KINDS]
-        if {name.rpartition(".")[2] for name, _ in own} != set(KINDS) or len(own) != len(KINDS):
+        layer_modules = [
+            (name, module) for name, module in stack[idx].named_modules() if name.rpartition(".")[2] in KINDS
+        ]
+        if {name.rpartition(".")[2] for name, _ in layer_modules} != set(KINDS) or len(layer_modules) != len(KINDS):
             linear = sorted({name for name, module in stack[idx].named_modules() if isinstance(module, nn.Linear)})
             raise PolicyError(
                 f"layer {idx} of {type(model).__name__} has no single k_proj and v_proj; its linear maps are "
                 f"{', '.join(linear) or 'none'}. Keys and values can be projected only where they are maps of their own: "
                 "choose another method.layers or a model without fused projections."
             )
-        found |= {names[id(module)]: module for _, module in own}
-    return found
+        modules |= {names[id(module)]: module for _, module in layer_modules}
+    return modules
 
 
 def calibrate(
@@ -150,8 +152,8 @@ def projected(policy, projectors: dict[str, Float[Tensor, "W W"]]) -> Iterator[N
     def multiply(projector: Tensor) -> Callable:
         return lambda module, inputs, output: (output.float() @ projector.to(output.device)).to(output.dtype)
 
-    modules = [(policy.model.get_submodule(name), one) for name, one in projectors.items()]
-    with _hooked([(module, multiply(one)) for module, one in modules]):
+    modules = [(policy.model.get_submodule(name), multiply(projector)) for name, projector in projectors.items()]
+    with _hooked(modules):
         yield
 
 
@@ -176,9 +178,9 @@ def _places(texts: list[str], example: Example, kind: str, kinds: set[str]) -> l
     marks = example.marks
     if not marks and example.answer:  # the last time that the answer is named
         marks = (Mark(rf"(?s).*({re.escape(example.answer)})", "answer"),)
-    found = [one for one, _ in label_tokens([*texts[:-1], ""], marks)] if texts else []
-    kinds |= set(filter(None, found))
-    return [idx for idx, one in enumerate(found) if one == kind]
+    token_kinds = [label for label, _ in label_tokens([*texts[:-1], ""], marks)] if texts else []
+    kinds |= set(filter(None, token_kinds))
+    return [idx for idx, token_kind in enumerate(token_kinds) if token_kind == kind]
 
 
 def _gradients(
@@ -205,7 +207,7 @@ def _gradients(
     parts: dict[str, list[Tensor]] = {}
     for (name, _), gradient in zip(taken, gradients, strict=True):
         parts.setdefault(name, []).append(gradient.flatten(0, -2).double())
-    return {name: torch.cat(own) for name, own in parts.items()}
+    return {name: torch.cat(rows) for name, rows in parts.items()}
 
 
 @contextlib.contextmanager

@@ -78,8 +78,8 @@ class _Trial:
         for way in ways:
             try:
                 with remembered_images():
-                    found = way(self)
-                gaps = [_distance(*pair) for pair in zip(found, self.truth, strict=True)]
+                    states = way(self)
+                gaps = [_distance(*pair) for pair in zip(states, self.truth, strict=True)]
             except torch.OutOfMemoryError:
                 raise
             except FAILURES:
@@ -119,20 +119,20 @@ def _num_lost(proof: Proof) -> int:
 def _settled(policy: "AutoregressivePolicy", trial: _Trial, head: Head | None, wanted: Shortcuts) -> Proof:
     """What of the wanted holds, each tried with what was found to hold before it."""
     off: dict[str, float | None] = {}
-    made = {} if head is None else {name: getattr(head, name) for name in ("scale", "soft_cap", "never")}
+    settings = {} if head is None else {name: getattr(head, name) for name in ("scale", "soft_cap", "never")}
     now = replace(wanted, head=head is not None, rows=False, cache=False, prompts=False, pictures=False)
     read, sampled = _reader(policy), _sampler(policy)
     for name, ways in (("rows", (read,)), ("pictures", (read,)), ("cache", (sampled,)), ("prompts", (read, sampled))):
         if not getattr(wanted, name) or (name == "prompts" and not now.cache):
             continue
         tried = replace(now, **{name: True})
-        policy.apply(Proof(tried, head=made))
+        policy.apply(Proof(tried, head=settings))
         gap = trial.gap(*ways) if name != "pictures" or policy.shares_pictures else 0.0
         if gap <= trial.tolerance:
             now = tried
         else:
             off[name] = gap if gap < float("inf") else None
-    return Proof(now, off, head=made)
+    return Proof(now, off, head=settings)
 
 
 def _differences(policy: "AutoregressivePolicy", trial: _Trial) -> Iterator[str]:
@@ -155,7 +155,7 @@ def _sampler(policy: "AutoregressivePolicy") -> Callable[[_Trial], list[Tensor]]
     """As completions are sampled, token by token; what is drawn is the trial's completions."""
 
     def sample(trial: _Trial) -> list[Tensor]:
-        found: list[Tensor] = [torch.empty(0)] * len(trial.prompts)
+        hidden_states: list[Tensor] = [torch.empty(0)] * len(trial.prompts)
         for part in policy.parts(trial.prompts):
             states = policy.states([trial.prompts[row] for row in part])
             completions = [trial.completions[row] for row in part]
@@ -163,9 +163,9 @@ def _sampler(policy: "AutoregressivePolicy") -> Callable[[_Trial], list[Tensor]]
             for column in range(max(map(len, completions)) - 1):
                 drawn = [ids[min(column, len(ids) - 1)] for ids in completions]
                 steps.append(policy.head(states.send(Sent(torch.tensor(drawn, device=policy.device)))))
-            for place, row in enumerate(part):
-                found[row] = torch.stack([step[place] for step in steps[: len(trial.completions[row])]])
-        return found
+            for idx, row in enumerate(part):
+                hidden_states[row] = torch.stack([step[idx] for step in steps[: len(trial.completions[row])]])
+        return hidden_states
 
     return sample
 
@@ -183,11 +183,11 @@ def _find_head(policy: "AutoregressivePolicy", trial: _Trial, seen: Seen) -> Hea
 
 def _trial(policy: "AutoregressivePolicy") -> tuple[_Trial, Seen]:
     """Rows that the model's own forward pass takes, and what its output layer was given for the first."""
-    ids, shown, first = _completion(policy), {}, None
+    ids, prompt_by_row, first = _completion(policy), {}, None
     prompts, completions, truth = [], [], []
     failure: Exception | None = None
-    for place, start, stop in _ROWS:
-        for prompt in [shown[place]] if place in shown else _prompts(policy, place):
+    for prompt_idx, start, stop in _ROWS:
+        for prompt in [prompt_by_row[prompt_idx]] if prompt_idx in prompt_by_row else _prompts(policy, prompt_idx):
             try:
                 with watched(policy.model.get_output_embeddings()) as seen:
                     logits = policy.plain_logits(prompt, ids[start:stop])
@@ -196,31 +196,31 @@ def _trial(policy: "AutoregressivePolicy") -> tuple[_Trial, Seen]:
             except (PolicyError, *FAILURES) as error:
                 failure = error
                 continue
-            shown[place], first = prompt, first or seen
+            prompt_by_row[prompt_idx], first = prompt, first or seen
             prompts.append(prompt)
             completions.append(ids[start:stop])
             truth.append(logits)
             break
     if first is None:
-        said = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+        reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
         raise PolicyError(
-            f"{policy.name}: the forward pass of {type(policy.model).__name__} fails on a small prompt ({said[:300]}). "
+            f"{policy.name}: the forward pass of {type(policy.model).__name__} fails on a small prompt ({reason[:300]}). "
             "Needed: a model whose forward pass takes what its processor makes of a prompt, and gives logits."
         ) from failure
-    spread = max(float((one.float().amax(-1) - one.float().mean(-1)).mean()) for one in truth)
+    spread = max(float((row.float().amax(-1) - row.float().mean(-1)).mean()) for row in truth)
     quantized = getattr(policy.model, "hf_quantizer", None) is not None
     share = QUANTIZED if quantized else TOLERANCE.get(next(policy.model.parameters()).dtype, 4e-2)
     return _Trial(prompts, completions, truth, share * spread + 1e-6), first
 
 
-def _prompts(policy: "AutoregressivePolicy", place: int) -> list[Prompt]:
+def _prompts(policy: "AutoregressivePolicy", prompt_idx: int) -> list[Prompt]:
     """Prompts for a place among the rows, the first to be taken that the model takes."""
     texts = ("red", "what is the color of the larger one of these?", "which one is it?")
     wide, tall = _picture(96, 64), _picture(72, 120)
-    shown = {0: [(wide,), ()], 1: [(tall, wide), (tall,), ()], 2: [()]}[place]
+    image_sets = {0: [(wide,), ()], 1: [(tall, wide), (tall,), ()], 2: [()]}[prompt_idx]
     if policy.processor is policy.tokenizer:
-        shown = [()]
-    return [Prompt(pictures, texts[place], key=f"proof-{place}-{len(pictures)}") for pictures in shown]
+        image_sets = [()]
+    return [Prompt(pictures, texts[prompt_idx], key=f"proof-{prompt_idx}-{len(pictures)}") for pictures in image_sets]
 
 
 def _picture(width: int, height: int) -> Image.Image:
@@ -238,8 +238,8 @@ def _completion(policy: "AutoregressivePolicy") -> tuple[int, ...]:
     return tuple((usual * 8)[: max(8, len(usual))])
 
 
-def _distance(one: Float[Tensor, "T V"], truth: Float[Tensor, "T V"]) -> float:
+def _distance(logits: Float[Tensor, "T V"], truth: Float[Tensor, "T V"]) -> float:
     """Mean difference of the log-probs of the most likely tokens, in nats."""
     logprobs = truth.float().log_softmax(-1)
     likely = logprobs.topk(min(MOST_LIKELY, logprobs.shape[-1]), -1)
-    return float((one.float().log_softmax(-1).gather(-1, likely.indices) - likely.values).abs().mean())
+    return float((logits.float().log_softmax(-1).gather(-1, likely.indices) - likely.values).abs().mean())

@@ -95,9 +95,9 @@ class MixedReadout:
         which, row = self.which[index], self.row[index]
         logits = torch.empty(index.numel(), self.vocabulary, device=self.device)
         for part_idx, part in enumerate(self.parts):
-            own = (which == part_idx).nonzero().squeeze(-1)
-            if own.numel():
-                logits[own] = part.logits(row[own])
+            positions = (which == part_idx).nonzero().squeeze(-1)
+            if positions.numel():
+                logits[positions] = part.logits(row[positions])
         return logits
 
     def part(self, positions: slice | Int[Tensor, " M"]) -> "MixedReadout":
@@ -118,25 +118,26 @@ def mix(pieces: list[tuple[Readout, Tensor]]) -> MixedReadout:
     for piece in pieces:
         by_head.setdefault(id(piece[0].head), []).append(piece)
     parts = []
-    which, row = torch.empty(2, sum(len(own) for _, own in pieces), dtype=torch.long, device=pieces[0][0].device)
+    num_positions = sum(len(positions) for _, positions in pieces)
+    which, row = torch.empty(2, num_positions, dtype=torch.long, device=pieces[0][0].device)
     for part_idx, group in enumerate(by_head.values()):
-        positions = torch.cat([own for _, own in group]).to(which.device)
+        positions = torch.cat([piece_positions for _, piece_positions in group]).to(which.device)
         which[positions] = part_idx
         row[positions] = torch.arange(positions.numel(), device=which.device)
-        parts.append(replace(group[0][0], hidden=torch.cat([one.hidden for one, _ in group])))
+        parts.append(replace(group[0][0], hidden=torch.cat([readout.hidden for readout, _ in group])))
     return MixedReadout(tuple(parts), which, row)
 
 
 def join(readouts: list[Readout] | list[MixedReadout]) -> Readout | MixedReadout:
     """Readouts of one policy, laid end to end."""
     if isinstance(readouts[0], Readout):
-        return replace(readouts[0], hidden=torch.cat([one.hidden for one in readouts]))
+        return replace(readouts[0], hidden=torch.cat([readout.hidden for readout in readouts]))
     pieces, start = [], 0
-    for one in readouts:
-        for part_idx, part in enumerate(one.parts):
-            own = (one.which == part_idx).nonzero().squeeze(-1)
-            pieces.append((part, start + own[one.row[own].argsort()]))
-        start += one.which.numel()
+    for readout in readouts:
+        for part_idx, part in enumerate(readout.parts):
+            positions = (readout.which == part_idx).nonzero().squeeze(-1)
+            pieces.append((part, start + positions[readout.row[positions].argsort()]))
+        start += readout.which.numel()
     return mix(pieces)
 
 

@@ -46,11 +46,11 @@ def load_teacher(path: str | Path, name: str, **options: object) -> tuple[nn.Mod
     if _kept is None:
         return load_model(path, name, **options)
     key = (str(path), files_of(Path(path)), tuple(sorted(options.items())))
-    found = _kept.get(key)
-    if found is None or found.state != _state(found.model):
+    cached = _kept.get(key)
+    if cached is None or cached.state != _state(cached.model):
         model, processor = load_model(path, name, **options)
-        found = _kept[key] = _Kept(model, processor, _state(model))
-    return found.model, copy.copy(found.processor)  # whose parts a policy may replace
+        cached = _kept[key] = _Kept(model, processor, _state(model))
+    return cached.model, copy.copy(cached.processor)  # whose parts a policy may replace
 
 
 def files_of(folder: Path) -> tuple:

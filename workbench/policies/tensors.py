@@ -52,8 +52,8 @@ def open_weights(model: str | Path) -> Weights:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise PolicyError(f"{index} is no index of weights ({error}).") from None
-    found = [folder / name for name in names or ["model.safetensors"]]
-    if not names and not found[0].is_file():
+    paths = [folder / name for name in names or ["model.safetensors"]]
+    if not names and not paths[0].is_file():
         if (folder / "adapter_model.safetensors").is_file():
             raise PolicyError(
                 f"{folder} holds a LoRA adapter and no whole weights. Merge it into its model first (peft: "
@@ -61,7 +61,7 @@ def open_weights(model: str | Path) -> Weights:
             )
         raise PolicyError(f"{folder} has no model.safetensors. Give a folder written by save_pretrained.")
     files, shapes, left_out = {}, {}, []
-    for file in found:
+    for file in paths:
         try:
             with safe_open(file, "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118  (it is no mapping)
@@ -82,11 +82,11 @@ def check_same_architecture(first: Weights, second: Weights) -> None:
     for name in dict.fromkeys([*first.shapes, *second.shapes]):
         shapes = [weights.shapes.get(name) for weights in (first, second)]
         if shapes[0] != shapes[1]:
-            told = [
+            sides = [
                 f"{list(shape)} in {weights.folder}" if shape else f"not in {weights.folder}"
                 for shape, weights in zip(shapes, (first, second), strict=True)
             ]
-            differences.append(f"{name}: {told[0]}, {told[1]}")
+            differences.append(f"{name}: {sides[0]}, {sides[1]}")
     if differences:
         more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise PolicyError(

@@ -122,10 +122,10 @@ class VllmEngine:
             raise
         except (ImportError, OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:  # each was seen
             version = getattr(getattr(self, "_vllm", None), "__version__", "")
-            said = next((line for line in str(error).splitlines() if line.strip()), "")
+            reason = next((line for line in str(error).splitlines() if line.strip()), "")
             raise ConfigError(
                 f'sampling.engine=vllm: vllm {version} cannot start with "{path}" on this machine ({type(error).__name__}: '
-                f"{said[:300]}). Choose sampling.engine=transformers, another version of vllm, or another sampling.engine_memory "
+                f"{reason[:300]}). Choose sampling.engine=transformers, another version of vllm, or another sampling.engine_memory "
                 "if memory is what it lacks."
             ) from error
 
@@ -144,10 +144,10 @@ class VllmEngine:
         never: list[int],
     ) -> list[list[Sampled]]:
         inputs, parameters = [], []
-        for request, own in zip(requests, seeds, strict=True):
-            shown = {"multi_modal_data": {"image": list(request.images)}} if request.images else {}
-            for seed in own:
-                inputs.append({"prompt_token_ids": list(request.ids), **shown})
+        for request, request_seeds in zip(requests, seeds, strict=True):
+            multi_modal = {"multi_modal_data": {"image": list(request.images)}} if request.images else {}
+            for seed in request_seeds:
+                inputs.append({"prompt_token_ids": list(request.ids), **multi_modal})
                 parameters.append(
                     self._vllm.SamplingParams(
                         max_tokens=options.max_completion_length,
@@ -168,24 +168,26 @@ class VllmEngine:
             raise PolicyError(
                 f"vllm cannot write to these prompts ({error}). Choose sampling.engine=transformers."
             ) from error
-        found = (_sampled(answer, stop) for answer in answers)
-        return [[next(found) for _ in own] for own in seeds]
+        completions = (_sampled(answer, stop) for answer in answers)
+        return [[next(completions) for _ in request_seeds] for request_seeds in seeds]
 
 
 def _sampled(answer, stop: frozenset[int]) -> Sampled:
     (written,) = answer.outputs
     ids, logprobs = tuple(written.token_ids), []
-    for token, own in zip(ids, written.logprobs, strict=True):
-        told = [own[end].logprob for end in stop] if token in stop else [own[token].logprob]
-        logprobs.append(float(torch.tensor(told).logsumexp(0)))
+    for token, candidates in zip(ids, written.logprobs, strict=True):
+        token_logprobs = [candidates[end].logprob for end in stop] if token in stop else [candidates[token].logprob]
+        logprobs.append(float(torch.tensor(token_logprobs).logsumexp(0)))
     return Sampled(ids, tuple(logprobs), tuple(answer.prompt_token_ids))
 
 
-def check_same_prompt(read: tuple[int, ...], shown: tuple[int, ...], key: str) -> None:
+def check_same_prompt(read: tuple[int, ...], expected: tuple[int, ...], key: str) -> None:
     """Raises PolicyError if the engine read another prompt than the student is shown."""
-    if read != shown:
-        at = next((place for place, pair in enumerate(zip(read, shown, strict=False)) if pair[0] != pair[1]), None)
-        where = f"they differ first at token {at}" if at is not None else f"{len(read)} tokens instead of {len(shown)}"
+    if read != expected:
+        at = next((idx for idx, pair in enumerate(zip(read, expected, strict=False)) if pair[0] != pair[1]), None)
+        where = (
+            f"they differ first at token {at}" if at is not None else f"{len(read)} tokens instead of {len(expected)}"
+        )
         raise PolicyError(
             f'the rollout engine reads prompt "{key}" as other tokens than the student does ({where}), so its answers would be '
             "to another prompt. Choose sampling.engine=transformers, or versions of vllm and transformers that agree."
