@@ -37,7 +37,7 @@ def _main(arguments: list[str] | None) -> int:
     try:
         return options.run(options) or 0
     except WorkbenchError as error:
-        if error.loud or os.environ.get("RANK", "0") == "0":  # of several processes the first says it
+        if error.print_anyway or os.environ.get("RANK", "0") == "0":  # else rank 0 prints it
             print(_bounded(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output (head, less) went away

@@ -1,12 +1,13 @@
-"""The processes that train one run together; one alone is a group of one, for which everything here is nothing.
+"""Process group of a run: batch slices per rank, object all-gather, gradient all-reduce, rank-0 logging.
 
-Every process holds the whole student, or a part of every weight (workbench.policies.fsdp), writes and reads its own block of the
-step's examples, and adds its gradient to those of the others. What a rule compares (means over the batch) it compares over all blocks, and a position's coefficient
-counts all of them, so that the gradients' sum is that of one process with the whole batch. The first process (rank 0) writes
-the run's files; traces are written by each.
+Data parallel: every rank holds the whole student, or a shard of every weight (workbench.policies.fsdp). It samples and
+scores its own slice of the step's examples, then all ranks sum their gradients. Batch statistics of a routing rule and
+the loss normalizers cover all ranks, so the summed gradient equals that of one process with the whole batch. Rank 0
+writes the files of the run; every rank writes its own traces. A run of one process is a group of size 1, in which every
+collective returns at once.
 
-Messages go over gloo, which notices a process that is gone; gradients over whatever the device has (NCCL, gloo). An error of
-one process is told to all at the next message, and each raises it: nobody waits for one that will not come.
+Python objects travel over gloo, which detects a lost rank; gradients use the device's backend (NCCL or gloo). If one
+rank raises an error, the next object all-gather raises it on every rank, so no rank waits for a failed one.
 """
 
 import contextlib
@@ -25,39 +26,39 @@ from torch import Tensor
 
 from workbench.errors import ConfigError, RunError, WorkbenchError
 
-PATIENCE = timedelta(hours=2)  # for a process that lives and says nothing
-_OTHERS = ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # as accelerate's launcher names them in the environment
-_COLLECTIVES = ("gloo", "NCCL", "Connection", "imed out")  # in the errors of those whose partner is gone
-_FSDP, _ASKED = "ACCELERATE_USE_FSDP", "WORKBENCH_SHARDS"
-# settings of FSDP in that environment: the only value that is not refused, and what does that here
+PATIENCE = timedelta(hours=2)  # timeout of an object all-gather
+_UNSUPPORTED = ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # accelerate sets ACCELERATE_USE_<name>
+_COLLECTIVES = ("gloo", "NCCL", "Connection", "imed out")  # parts of messages of a collective that lost a rank
+_FSDP, _SHARD = "ACCELERATE_USE_FSDP", "WORKBENCH_SHARDS"
+# FSDP settings of accelerate's launcher: the one accepted value (None = leave it out), and the reason
 _FSDP_SETTINGS = {
-    "VERSION": ("2", "there is FSDP2 alone"),
+    "VERSION": ("2", "only FSDP2 is supported"),
     "OFFLOAD_PARAMS": ("false", "shards stay on their device"),
     "ACTIVATION_CHECKPOINTING": ("false", "models.gradient_checkpointing=true does it"),
-    "AUTO_WRAP_POLICY": ("TRANSFORMER_BASED_WRAP", "weights travel by decoder layer"),
+    "AUTO_WRAP_POLICY": ("TRANSFORMER_BASED_WRAP", "weights are wrapped by decoder layer"),
     "TRANSFORMER_CLS_TO_WRAP": (None, "the layers are those of the model's text decoder"),
     "IGNORED_MODULES": (None, "all weights are sharded"),
 }
-BUCKET_BYTES = 64 * 2**20  # of gradients that travel together
+BUCKET_BYTES = 64 * 2**20  # of gradients in one all-reduce
 T, R = TypeVar("T"), TypeVar("R")
 
 
 class LostProcess(RunError):
-    """A process of the run is gone, and could not say why."""
+    """A rank of the run exited without reporting an error."""
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """Each process is to hold a part of every weight.
+    """Shard every weight across the ranks (FSDP2).
 
-    reshard  a layer's weights go apart again between its forward and its backward pass
+    reshard  reshard a layer's weights between its forward and its backward pass
     """
 
     reshard: bool = True
 
 
 class Group:
-    """Processes of a run, this one being number `rank` of `size`."""
+    """The ranks of a run; this process is rank `rank` of `size`."""
 
     def __init__(
         self,
@@ -67,8 +68,8 @@ class Group:
         sharding: "Sharding | None" = None,
     ) -> None:
         self.rank, self.size, self._messages, self.sharding = rank, size, messages, sharding
-        self.remedy = ""  # what to do if a process is lost
-        self.entangled = False  # in a pass that all make together, layer by layer
+        self.remedy = ""  # last sentence of LostProcess: what to do about a lost rank
+        self.entangled = False  # inside a lockstep forward pass of sharded weights
 
     @property
     def is_main(self) -> bool:
@@ -76,38 +77,45 @@ class Group:
 
     @property
     def seed(self) -> tuple[int, ...]:
-        """What goes into draws that are to differ between processes."""
+        """Seed suffix of random draws that differ between ranks; empty on rank 0."""
         return (self.rank,) if self.rank else ()
 
     def require(self, num_prompts: int) -> None:
-        """Raises ConfigError if a step has fewer prompts than there are processes."""
+        """Raise ConfigError if a step has fewer prompts than ranks."""
         if num_prompts < self.size:
             raise ConfigError(
-                f"training.batch_size is {num_prompts} prompts for {self.size} processes together; give each at least one: "
-                f"training.batch_size={self.size} or more."
+                f"training.batch_size={num_prompts} is less than the number of processes, {self.size}. Expected at "
+                f"least one prompt for each. Set training.batch_size={self.size} or more."
             )
 
     def here(self, work: Callable[[], T], elsewhere: T) -> T:
-        """What the first process does for itself alone; the others have `elsewhere`, once it is done."""
+        """Run `work` on rank 0 and return its result there; every other rank waits and returns `elsewhere`."""
         done: list[T] = []
         self.first(lambda: done.append(work()))
         return done[0] if self.is_main else elsewhere
 
     def block(self, count: int) -> range:
-        """This process's places of `count`: blocks lie end to end by rank, as near to equal as can be."""
+        """Indices of this rank's slice of `count` items. Slices are contiguous by rank and differ by at most one
+        item.
+        """
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def exchange(self, value: T) -> list[T]:
-        """Everybody's value, by rank. Raises what any process raised before it came here; LostProcess if one is gone."""
+        """All-gather one picklable value per rank.
+
+        Raises: the error of any rank that failed before this call; LostProcess if a rank exited.
+        """
         return self._swap(None, value)
 
     def share(self, items: Sequence[T], work: Callable[[list[T], int], list[R]]) -> list[R]:
-        """Each process works on its own block: `work(items of the block, place of the first)`. All results, in order."""
+        """Map over slices: every rank calls `work(its items, index of the first)`; all ranks get all results in
+        order.
+        """
         rows = self.block(len(items))
         return [result for part in self.exchange(work([items[idx] for idx in rows], rows.start)) for result in part]
 
     def first(self, work: Callable[[], T]) -> T:
-        """What the first process alone does, for all; its error is everybody's."""
+        """Run `work` on rank 0 and broadcast its result; every rank raises its error."""
         if not self.is_main:
             return self._swap(None, None)[0]
         with self.guard():
@@ -116,22 +124,22 @@ class Group:
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """What is raised inside is told to the others, once, at the message that they wait for."""
+        """Send an error raised inside to the other ranks, once; their next object all-gather raises it."""
         try:
             yield
         except Exception as error:
-            if self.size > 1 and not getattr(error, "told", False):
-                self._tell(error)
-                error.told = True
+            if self.size > 1 and not getattr(error, "reported", False):
+                self._report(error)
+                error.reported = True
             raise
 
-    def _tell(self, error: Exception) -> None:
-        """Raises LostProcess instead, if the error at hand is that somebody left."""
+    def _report(self, error: Exception) -> None:
+        """Report `error` to the other ranks. Raise LostProcess instead if `error` means that a rank exited."""
         of_others = type(error) is RuntimeError and any(word in str(error) for word in _COLLECTIVES)
-        if self.entangled:  # the others wait for this one's weights and hear no message; that it leaves they notice
+        if self.entangled:  # the other ranks wait in an FSDP collective; they only notice that this rank exits
             if of_others:
                 raise self._lost() from error
-            error.loud = True
+            error.print_anyway = True
             return
         try:
             self._swap(_sendable(error, self.rank, self.remedy), None)
@@ -139,11 +147,11 @@ class Group:
             if of_others:
                 raise lost from error
         except Exception:
-            pass  # another's, who failed too: this one is said here
+            pass  # the error of another rank; the caller raises its own
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Every gradient becomes the sum of all processes'; one that nobody has stays None."""
+        """All-reduce the gradients by summation, in place. A parameter without a gradient on any rank keeps None."""
         if self.size == 1:
             return
         has_grad = self.anywhere([parameter.grad is not None for parameter in parameters], parameters[0].device)
@@ -155,7 +163,7 @@ class Group:
                 parameter.grad = summed.reshape(parameter.shape).clone()
 
     def anywhere(self, flags: Sequence[bool] | Tensor, device: torch.device) -> list[bool]:
-        """Which flags any process has set."""
+        """Logical or of each flag over the ranks."""
         flags_set = torch.as_tensor(flags, dtype=torch.uint8, device=device)
         if self.size > 1:
             self._reduce(flags_set, dist.ReduceOp.MAX)
@@ -177,14 +185,14 @@ class Group:
             raise self._lost() from lost
         for raised, _ in received:
             if raised is not None:
-                raised.told = True
+                raised.reported = True
                 raise raised
         return [other_value for _, other_value in received]
 
     def _lost(self) -> LostProcess:
         return LostProcess(
-            f"a process of this run ended without a word (it was one of {self.size}; out of memory, or killed?), so all "
-            "stopped. " + self.remedy
+            f"a worker process exited unexpectedly (1 of {self.size} ranks; possibly out of memory or killed). All "
+            f"ranks stopped. {self.remedy}"
         )
 
 
@@ -192,47 +200,50 @@ ALONE = Group()
 
 
 def join() -> Group:
-    """The group that a launcher (accelerate launch, torchrun) started this process in; without one, it is alone.
+    """Join the process group of the launcher (accelerate launch, torchrun); a group of size 1 without a launcher.
 
-    Raises: ConfigError for a strategy that is not known here, or a setting of FSDP.
+    Raises: ConfigError for an unsupported strategy or FSDP setting.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    sharding = sharding_asked() if launched > 1 else None
-    if (
-        sharding is not None
-    ):  # accelerate and transformers, were they to read it too, would load and wrap models their way
-        os.environ |= {_FSDP: "false", _ASKED: "true"}
-    # accelerate's launcher starts several processes without an accelerator too, and its state would take each to be alone
+    sharding = requested_sharding() if launched > 1 else None
+    if sharding is not None:
+        os.environ |= {_FSDP: "false", _SHARD: "true"}  # else accelerate and transformers would wrap the models too
+    # on a machine without an accelerator, PartialState joins the launcher's group only with cpu=True
     state = PartialState(cpu=launched > 1 and not torch.accelerator.is_available())
     if state.num_processes == 1:
         return ALONE
     messages = dist.new_group(backend="gloo", timeout=PATIENCE)
     group = Group(state.process_index, state.num_processes, messages, sharding)
     if not group.is_main:
-        logging.getLogger("workbench").disabled = True  # the first process says it
+        logging.getLogger("workbench").disabled = True  # rank 0 logs
     return group
 
 
-def sharding_asked() -> Sharding | None:
+def requested_sharding() -> Sharding | None:
     """How the launcher wants the weights sharded, or None for replicated weights. Raises ConfigError as `join` does."""
-    strategies = [name for name in _OTHERS if _is_set(f"ACCELERATE_USE_{name}")]
+    strategies = [name for name in _UNSUPPORTED if _is_set(f"ACCELERATE_USE_{name}")]
     if strategies:
         raise ConfigError(
-            f"started with the strategy {strategies[0]}, and there are two: every process holds the whole student "
-            "(distributed_type: MULTI_GPU), or a part of every weight (FSDP, fsdp_version: 2). See configs/accelerate/."
+            f"the launcher's strategy {strategies[0]} is not supported. Expected distributed_type: MULTI_GPU (every "
+            "process holds the whole student) or FSDP with fsdp_version: 2 (sharded weights). Start with a file of "
+            "configs/accelerate/."
         )
-    if not (_is_set(_FSDP) or _is_set(_ASKED)):
+    if not (_is_set(_FSDP) or _is_set(_SHARD)):
         return None
     for name, (allowed, why) in _FSDP_SETTINGS.items():
         value = os.environ.get(f"FSDP_{name}", allowed)
         if value != allowed:
             remedy = "Leave it out" if allowed is None else f"Set it to {allowed}"
             raise ConfigError(
-                f"accelerate's fsdp_{name.lower()} is {value}, and here {why}. {remedy}, as configs/accelerate/one-node-8-fsdp2.yaml has it."
+                f"accelerate's fsdp_{name.lower()}={value} is not supported: {why}. {remedy}, as in "
+                "configs/accelerate/one-node-8-fsdp2.yaml."
             )
     reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower()
     if reshard not in ("true", "false"):
-        raise ConfigError(f"accelerate's fsdp_reshard_after_forward is {reshard}; with FSDP2 it is true or false.")
+        raise ConfigError(
+            f"accelerate's fsdp_reshard_after_forward={reshard} is not valid. Set it to true or false, as FSDP2 "
+            "expects."
+        )
     return Sharding(reshard=reshard == "true")
 
 
@@ -241,36 +252,40 @@ def _is_set(name: str) -> bool:
 
 
 def choose_device(name: str | None, group: Group = ALONE) -> torch.device:
-    """The device that this process's models are to be on: `asked` (models.device), or with None an accelerator if there is one.
+    """Device of this rank's models: `name` (models.device), or for None the first accelerator, otherwise the CPU.
 
-    Raises: ConfigError naming the devices that there are.
+    Raises: ConfigError listing the available devices.
     """
     assigned = PartialState().device
     if name is None:
         return assigned
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    there = ["cpu", *(f"{kind.type}:{idx}" for idx in range(torch.accelerator.device_count()) if kind is not None)]
+    available = ["cpu", *(f"{kind.type}:{idx}" for idx in range(torch.accelerator.device_count()) if kind is not None)]
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
     setting = f"models.device={name}"
-    if device is None or f"{device.type}:{device.index or 0}" not in (*there, "cpu:0"):
-        built = "" if torch.version.cuda or torch.version.hip else f" (torch {torch.__version__} is built for no GPU)"
+    if device is None or f"{device.type}:{device.index or 0}" not in (*available, "cpu:0"):
+        built = (
+            ""
+            if torch.version.cuda or torch.version.hip
+            else f" (torch {torch.__version__} is built without GPU support)"
+        )
         raise ConfigError(
-            f"{setting}, and this machine has no such device that torch can use{built}. There is: {', '.join(there)}. Set "
-            "models.device to one of them, or leave it out: then it is the accelerator, if there is one."
+            f"{setting} is not available to torch on this machine{built}. Expected one of {', '.join(available)}. Set "
+            "models.device to one of them, or leave it out to use the first accelerator."
         )
     if group.size > 1 and (device.type != assigned.type or device.index is not None):
         raise ConfigError(
-            f"{setting} in one of {group.size} processes, which was given {assigned}: the launcher gives each its own. Leave "
-            "models.device out; use_cpu: true in accelerate's config has all on the CPU."
+            f"{setting} conflicts with the launcher, which assigned {assigned} to rank {group.rank} of {group.size}. "
+            "Leave models.device out; to train on the CPU, set use_cpu: true in accelerate's configuration."
         )
     return assigned if group.size > 1 else device
 
 
 def is_main() -> bool:
-    """Whether this process is the first of its run, or alone."""
+    """Return whether this process is rank 0, or the only one."""
     return PartialState().is_main_process
 
 
@@ -278,11 +293,13 @@ def _sendable(error: Exception, rank: int, remedy: str) -> WorkbenchError:
     with contextlib.suppress(Exception):
         if isinstance(error, WorkbenchError) and type(pickle.loads(pickle.dumps(error))) is type(error):
             return error
-    return RunError(f"process {rank} stopped: {type(error).__name__}: {error}. {remedy}".strip())
+    return RunError(f"rank {rank} failed: {type(error).__name__}: {error}. {remedy}".strip())
 
 
 def _buckets(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Parameters whose gradients travel together: of one kind of number, in order, BUCKET_BYTES at most but for large ones."""
+    """Group parameters for one all-reduce: of one dtype, in order, at most BUCKET_BYTES unless one parameter is
+    larger.
+    """
     bucket: list[Tensor] = []
     size = 0
     for parameter in sorted(parameters, key=lambda weight: str(weight.dtype)):  # stable: the same order on every rank

@@ -1,13 +1,13 @@
-"""Every error a user can meet.
+"""All errors for the user.
 
     WorkbenchError
     ├── ConfigError   (ValueError)    a key, option or value of a configuration
     ├── DataError     (ValueError)    a file, row, column, image or box of the data
     ├── PolicyError   (RuntimeError)  a model, processor, tokenizer or template
-    ├── TraceError    (RuntimeError)  a trace that is missing, torn or of another schema
+    ├── TraceError    (RuntimeError)  a trace that is missing, truncated or of another schema
     └── RunError      (RuntimeError)  a run folder, a checkpoint, a loss that is not a number
 
-A message says what is wrong, the value, where it is, what is allowed and what to do.
+A message states what is wrong, the value, its place, what is allowed, and the remedy.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator
 
 
 class WorkbenchError(Exception):
-    """Base of all errors that are the user's to read; the command line prints it without a traceback.
+    """Base of all errors for the user; the command line prints them without a traceback.
 
-    loud  said by this process although it is not the first of its run
+    print_anyway  print the error although this process is not rank 0
     """
 
-    loud = False
+    print_anyway = False
 
 
 class ConfigError(WorkbenchError, ValueError):
@@ -30,7 +30,7 @@ class ConfigError(WorkbenchError, ValueError):
 
 
 class DataError(WorkbenchError, ValueError):
-    """An example cannot be read or lacks what the method needs; names file, row and column."""
+    """An example cannot be read or lacks a column that the method needs; the message names file, row and column."""
 
 
 class PolicyError(WorkbenchError, RuntimeError):
@@ -42,12 +42,12 @@ class TraceError(WorkbenchError, RuntimeError):
 
 
 class RunError(WorkbenchError, RuntimeError):
-    """A run folder or a checkpoint is not usable, or training cannot go on."""
+    """A run folder or a checkpoint is not usable, or training cannot continue."""
 
 
 @contextlib.contextmanager
 def at(where: str) -> Iterator[None]:
-    """Whatever error is met inside begins with the place."""
+    """Prefix the message of a WorkbenchError raised inside with `where`."""
     try:
         yield
     except WorkbenchError as error:
@@ -55,28 +55,28 @@ def at(where: str) -> Iterator[None]:
 
 
 def show(value: object) -> str:
-    """A value as messages quote it, cut if long."""
+    """Quote a value for a message: its repr, at most 80 characters."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 80
     try:
         return short.repr(value)
-    except ValueError:  # a whole number of more digits than Python writes
+    except ValueError:  # an integer with more digits than Python converts to text
         return f"a {type(value).__name__}"
 
 
 def cut(text: object, length: int = 80) -> str:
-    """A text as messages show it between their own quotes: cut if long, signs that do not print as escapes."""
+    """Shorten a text for a message to `length` characters and escape unprintable ones; the caller adds quotes."""
     text = str(text)
     text = text if len(text) <= length else f"{text[: length - 3]}..."
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def unknown(what: str, value: object, allowed: Iterable[str]) -> str:
-    """The sentence for a name that is not known: the value, what is allowed, the nearest name."""
+    """Message for an unknown name: the value, the allowed names and the nearest one."""
     allowed = sorted(allowed)
     value = cut(value)
     near = difflib.get_close_matches(value, allowed, n=3)
-    # letters that changed places behind the first come before one that is missing
+    # prefer a name with the same letters in another order
     near.sort(key=lambda name: (name[:1], sorted(name)) != (value[:1], sorted(value)))
     hint = f' Did you mean "{near[0]}"?' if near else ""
     return f'{what} "{value}" is unknown. Allowed: {", ".join(allowed) or "none"}.{hint}'

@@ -75,7 +75,7 @@ def train(
                     folder.write_config(config.to_yaml())  # with what was changed: the next resume is to know of it
                 return _train_in(folder, config, resume, on_step, load, group)
     except WorkbenchError as error:
-        error.loud = not group.is_main and isinstance(error, LostProcess) and _inherits(config, error)
+        error.print_anyway = not group.is_main and isinstance(error, LostProcess) and _inherits(config, error)
         raise
 
 
