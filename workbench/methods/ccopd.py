@@ -1,15 +1,16 @@
 """CCOPD: a question revealed over turns is to be answered as the model itself answers it in one prompt.
 
 Source: Same Evidence, Different Answers, arXiv 2605.30251; methods note 5. No code of the authors was found.
-1. The question comes in turns, what is asked first; the student's start replies to each (replies_by), so early replies are guesses.
+1. The question comes in turns, what is asked first; the student's start replies to each (replies_by), so early replies
+   are guesses.
 2. The student answers the last turn, having read these replies. They are read and never learned from.
 3. A copy frozen at the start reads the same tokens after the canonical prompt: as much information, better presented.
 4. ANSWER: KL(student || frozen copy), the student's own direction, over the whole vocabulary.
 5. Image-text: a turn may bring images (`turns=rows` of the built-in scenes: a row of the picture each).
 Differs: the paper sums over the answer's positions, here the loss is their mean over each answer, then over answers, so
-that a long answer weighs no more than a short one; replies are written anew in each step instead of stored once; whether all
-of the last reply is meant or what states the answer is not clear from the notes, so `positions` chooses. student_context=concat is the control without replies in
-between; plain has no loss until the weights move.
+that a long answer weighs no more than a short one; replies are written anew in each step instead of stored once;
+whether all of the last reply is meant or what states the answer is not clear from the notes, so `positions` chooses.
+student_context=concat is the control without replies in between; plain has no loss until the weights move.
 """
 
 from dataclasses import dataclass

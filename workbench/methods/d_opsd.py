@@ -4,17 +4,18 @@ Source: arXiv 2606.18195, section 3 and the official code.
 1. The student writes block by block; a position is (denoising step, committed token).
 2. Its frozen start reads the same canvases, in which a random share of the still masked positions of LATER blocks is
    filled from the finished answer, drawn anew for every step.
-3. At the positions that a step committed: reverse KL to it over its 20 most likely entries, each entry's part at most 0.05.
+3. At the positions that a step committed: reverse KL to it over its 20 most likely entries, each entry's part at most
+   0.05.
 4. Only right answers count. The last block, and what is committed after the end, has no future and no loss.
-Differs: the paper picks as many positions as the step committed by the TEACHER's confidence (81.0 on GSM8K; by the student's
-78.6, its ablation and the choice here, where a position is a token that was written); it resamples up to eight times until
-an answer is right (here: num_generations, all of which count); it takes several optimiser steps per answer (here: one).
-The loss is a mean over an answer's positions, then over answers; the paper takes the mean of a step's positions and then of
-steps (the same where every step commits as many), its code the sum of a step's positions over the number of steps.
-The paper writes of the whole vocabulary: its code, and top_k here, compare 20 entries, renormalised (top_k=0 = all).
-Wrong answers count as zeros in the mean, as in the code; so do positions without a future, whose states the code leaves
-out of its mean (their share: regime LAST). `source=tokens` is its control: the student's own right answers
-as targets, every token in its own state.
+Differs: the paper picks as many positions as the step committed by the TEACHER's confidence (81.0 on GSM8K; by the
+student's 78.6, its ablation and the choice here, where a position is a token that was written); it resamples up to
+eight times until an answer is right (here: num_generations, all of which count); it takes several optimiser steps per
+answer (here: one). The loss is a mean over an answer's positions, then over answers; the paper takes the mean of a
+step's positions and then of steps (the same where every step commits as many), its code the sum of a step's positions
+over the number of steps. The paper writes of the whole vocabulary: its code, and top_k here, compare 20 entries,
+renormalised (top_k=0 = all). Wrong answers count as zeros in the mean, as in the code; so do positions without a
+future, whose states the code leaves out of its mean (their share: regime LAST). `source=tokens` is its control: the
+student's own right answers as targets, every token in its own state.
 """
 
 from dataclasses import dataclass

@@ -6,8 +6,8 @@ Source: Dual On-policy Distillation, arXiv 2606.30626, sections 3.1 and 3.2, equ
 3. A low:  LH if t(y) + s'(y) is high, pulled to the teacher, light;  else LL, pulled to s', weak.
 4. A high: HT if t(y) >= s'(y), pulled to the teacher by full JSD;    else HS, pulled to s', light.
 5. Mean over a sequence's positions, then over sequences. No gradient through t, s', A or the masks.
-Open in the paper, options here with the default first: what is trimmed before the means (gaps above the 0.95 quantile of
-the batch, of every process's part of it), whether trimmed
+Open in the paper, options here with the default first: what is trimmed before the means (gaps above the 0.95 quantile
+of the batch, of every process's part of it), whether trimmed
 tokens keep their loss (yes), normalisation (none), scope of the means (the whole batch), whose top-k (the teacher's in
 LH, the student's in LL and HS), the tail (one bucket), the average, and the weights of s' (the live student, as in the
 paper; there is one update per batch, so weights now and at sampling time are the same). A live s' can fall into an

@@ -1,11 +1,12 @@
 """ExOPD: on-policy distillation that goes past the teacher, along the line from a reference to it.
 
 Source: G-OPD, arXiv 2602.12125, and its code (RUCBM/G-OPD).
-1. The student s answers the plain prompt; teacher t (shown `privilege`) and reference r (shown the plain prompt) score it.
+1. The student s answers the plain prompt; teacher t (shown `privilege`) and reference r (shown the plain prompt) score
+   it.
 2. Advantage of a token y: A = strength (log t(y) - log r(y)) - (log s(y) - log r(y)).
 3. Loss: minus A times log s(y); no gradient through A.
-It rests where s is proportional to r^(1 - strength) t^strength: strength 1 is opd with support=sampled (r cancels), 0 stays
-at the reference, more than 1 overshoots the teacher; far more collapses (arXiv 2605.08737).
+It rests where s is proportional to r^(1 - strength) t^strength: strength 1 is opd with support=sampled (r cancels), 0
+stays at the reference, more than 1 overshoots the teacher; far more collapses (arXiv 2605.08737).
 Reference: the student's start, or teacher:reference, the teacher before its own training (models.teachers.reference).
 Differs: no importance weights (the paper cuts them at 5): one update follows each batch, so they are 1.
 """

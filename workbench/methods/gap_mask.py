@@ -1,9 +1,10 @@
 """Gap-mask control: on-policy distillation without the tokens whose gap is largest, or smallest.
 
-Source: the token-drop ablation of DOPD, arXiv 2606.30626, Figure 4 (a fifth of the tokens dropped by their advantage gap
-on vanilla OPD). Differs: the gap may also be one of the two that its views are recorded for, so that the tokens that
-carry information (what evidence alone told the student) and those that carry capability can be dropped apart.
-1. The student s answers the plain prompt x. Teacher t and privileged student s' score the same tokens, shown `gap_context` p.
+Source: the token-drop ablation of DOPD, arXiv 2606.30626, Figure 4 (a fifth of the tokens dropped by their advantage
+gap on vanilla OPD). Differs: the gap may also be one of the two that its views are recorded for, so that the tokens
+that carry information (what evidence alone told the student) and those that carry capability can be dropped apart.
+1. The student s answers the plain prompt x. Teacher t and privileged student s' score the same tokens, shown
+   `gap_context` p.
 2. Gap of a token y: advantage |log t(y|x,p) - log s'(y|x,p)|, capability log t(y|x,p) - log s'(y|x,p), or information
    log s'(y|x,p) - log s(y|x).
 3. The `share` of the batch's positions with the highest (or lowest) gap has no supervision; the rest is pulled to the

@@ -4,9 +4,10 @@ Source: Agarwal et al., arXiv 2306.13649, Algorithm 1 and equation 1.
 1. A share of the answers is the data's reference answer; the student writes the others.
 2. The teacher scores all of them under the plain prompt.
 3. Every token: beta KL(teacher || m) + (1 - beta) KL(student || m), m = beta teacher + (1 - beta) student.
-Differs: Algorithm 1 draws once per step whether its whole batch comes from the data, here each answer is drawn by itself, so
-that a step has both and answers of one question may be of either kind; the expectation is the same. Other tools turn the ends of beta into full KLs, a thousandfold jump; here divergence=forward_kl or reverse_kl
-asks for them by name.
+Differs: Algorithm 1 draws once per step whether its whole batch comes from the data, here each answer is drawn by
+itself, so that a step has both and answers of one question may be of either kind; the expectation is the same. Other
+tools turn the ends of beta into full KLs, a thousandfold jump; here divergence=forward_kl or reverse_kl asks for them
+by name.
 """
 
 from dataclasses import dataclass

@@ -4,8 +4,8 @@ Source: "Strong Teacher Not Needed?", arXiv 2605.23857.
 1. Sequences are the data's reference answers; nobody writes.
 2. The teacher scores them, shown `privilege`.
 3. Every token: (1 - alpha) times minus its log-prob, and alpha times the forward KL to the teacher.
-alpha=0 is fine-tuning without a teacher, which is then not loaded; alpha=1 is pure distillation. The best alpha depends on
-the teacher: a fixed one can turn a comparison of teachers round.
+alpha=0 is fine-tuning without a teacher, which is then not loaded; alpha=1 is pure distillation. The best alpha depends
+on the teacher: a fixed one can turn a comparison of teachers round.
 Differs: the paper pre-trains on text; here a student that can answer goes on with questions. A guess: forward KL at
 temperature 1, averaged over all positions.
 """

@@ -1,19 +1,20 @@
-"""MOPD: a teacher for each domain, all from the student's own start; every answer is taught by its domain's teacher alone.
+"""MOPD: a teacher for each domain, all from the student's own start; every answer is taught by its domain's teacher
+alone.
 
 Source: MiMo-V2-Flash, arXiv 2601.02780, and MOPD, arXiv 2606.30406; average=domain: Open-MOPD, arXiv 2608.19098.
 1. The student answers questions of all domains; models.teachers names each domain's teacher, which reads that domain's
    answers and no others.
-2. Advantage of a token: A = log teacher(y) - log student(y), without gradient, clipped if asked for, plus `outcome` times
-   the group-normalised reward of its answer.
+2. Advantage of a token: A = log teacher(y) - log student(y), without gradient, clipped if asked for, plus `outcome`
+   times the group-normalised reward of its answer.
 3. Ratio r of the student now to the student that wrote. Inside the band: loss - r A log student(y).
 4. Outside it the token is dropped, not clipped: no supervision.
 5. objective=full: reverse KL over the vocabulary in place of A; bregman: over the teacher's top_k entries, with the
    correction - student + teacher, without which truncation itself would pull.
 6. Mean over each answer, or with average=domain over each domain, so that long answers of one do not crowd out others.
 Differs: answers are sampled from the training weights, so r is 1 up to rounding and the band drops nothing unless
-answers are older or come from another engine. Both sides of r are at temperature 1 and of the whole vocabulary, whatever
-`sampling` says, so that a fresh answer is inside the band. The reports do not give their band; it is NeMo RL's. The weight of the
-outcome is not given either and is 0 here.
+answers are older or come from another engine. Both sides of r are at temperature 1 and of the whole vocabulary,
+whatever `sampling` says, so that a fresh answer is inside the band. The reports do not give their band; it is NeMo
+RL's. The weight of the outcome is not given either and is 0 here.
 """
 
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ class Options:
 def build(options: Options) -> Method:
     if 0 < options.ratio_high < 1:
         raise ConfigError(
-            f"method.ratio_high is {options.ratio_high:g}: it must be 0, or at least 1 so that fresh answers are inside."
+            f"method.ratio_high is {options.ratio_high:g}: it must be 0, or at least 1 so that fresh answers are "
+            "inside."
         )
     if options.advantage_clip and options.objective != "sampled":
         raise ConfigError(

@@ -1,15 +1,18 @@
-"""OPCoD: students that are strong at different things learn at once; what a peer says about an answer goes into its teaching.
+"""OPCoD: students that are strong at different things learn at once; what a peer says about an answer goes into its
+teaching.
 
-Source: Be My Tutor, arXiv 2606.14368. The idea, a gate by competence, anchoring and stripped answers are the paper's. Its
-formulas could not be read: the objective (SDPO's), the form of the gate, kappa and all that is marked * are reconstructed.
+Source: Be My Tutor, arXiv 2606.14368. The idea, a gate by competence, anchoring and stripped answers are the paper's.
+Its formulas could not be read: the objective (SDPO's), the form of the gate, kappa and all that is marked * are
+reconstructed.
 1. Every student answers the same questions; answers are graded.
 2. Gate*: a peer may speak about a question if at least `kappa` of its own answers to it are right.
-3. It says how it went about it*, the clauses of an own answer (a right one if there is one), or what it writes when asked
-   about the student's answer (feedback=written). Dropped: a line that tells an answer, and (`anchor`) a line whose own words
-   name nothing by which the question differs from most others of its family in the batch*: in the built-in world nearly
-   every clause, since answers name places and tags and questions name things. The recipe there has anchor=false.
-4. A copy of the student, shown another right answer of its own*, if any, and what peers said, reads the student's tokens;
-   the student is pulled to it. Nothing to show: no loss, counted (regime NONE).
+3. It says how it went about it*, the clauses of an own answer (a right one if there is one), or what it writes when
+   asked about the student's answer (feedback=written). Dropped: a line that tells an answer, and (`anchor`) a line
+   whose own words name nothing by which the question differs from most others of its family in the batch*: in the
+   built-in world nearly every clause, since answers name places and tags and questions name things. The recipe there
+   has anchor=false.
+4. A copy of the student, shown another right answer of its own*, if any, and what peers said, reads the student's
+   tokens; the student is pulled to it. Nothing to show: no loss, counted (regime NONE).
 5. All write before any learns, and all learn at every step: no rounds.
 Controls: exchange (none, ungated), anchor, leak, and noise in what peers say that do not know the question.
 """
@@ -63,7 +66,8 @@ class Options:
 def build(options: Options) -> Method:
     if options.noise and options.feedback == "written":
         raise ConfigError(
-            f"method.noise={options.noise:g} is of feedback=own_answer: asked about an answer, a peer has no other question to speak of. Set one of the two back."
+            f"method.noise={options.noise:g} is of feedback=own_answer: asked about an answer, a peer has no other "
+            "question to speak of. Set one of the two back."
         )
 
     def annotate(written: tuple[Rollout, ...], *peers: tuple[Rollout, ...]) -> tuple[Rollout, ...]:

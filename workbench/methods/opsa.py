@@ -6,8 +6,8 @@ evidence that a teacher taught anything.
 2. The lowest `share` of written tokens by log-prob get advantage -1/2 - (H - Hmin) / (2 (Hmax - Hmin)), H the student's
    entropy there, Hmin and Hmax over these tokens.
 3. Loss: minus advantage times log-prob. Other tokens have none.
-Open in the notes, chosen here: the share is of the batch and not of each answer, and the loss is a mean over each answer's
-tokens, those without loss too, then over answers.
+Open in the notes, chosen here: the share is of the batch and not of each answer, and the loss is a mean over each
+answer's tokens, those without loss too, then over answers.
 """
 
 from dataclasses import dataclass

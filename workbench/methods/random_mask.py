@@ -4,8 +4,8 @@ Source: the random rows of DOPD, arXiv 2606.30626, Figure 4. A router whose gain
 share, has not found which tokens matter: it has only supervised fewer of them.
 1. The student answers the plain prompt; the teacher scores it, shown `privilege`.
 2. A random `share` of the positions is pulled to the teacher; the rest has no supervision.
-The loss stays divided by all positions, so that the pull on a kept token is that of opd; average_over=supervised divides
-by the kept ones, as tip does.
+The loss stays divided by all positions, so that the pull on a kept token is that of opd; average_over=supervised
+divides by the kept ones, as tip does.
 """
 
 from dataclasses import dataclass

@@ -7,9 +7,10 @@ Source: arXiv 2601.20802; methods note 10.4.
    100 most likely entries and one for the rest, times min(p_now / p_when_sampled, ratio_clip).
 4. RIGHT (own success is not shown again) and ALONE (nobody of the group is right): no loss, no gradient.
 Differs: the loss is divided by the tokens of all answers, those without supervision too (they count as 0, so the fewer
-answers are told the smaller a step); the reference code divides by the told tokens alone, average_over=supervised here. The
-ratio is of the policies at temperature 1, as the paper samples, whatever `sampling` says. `show_as` says in which words the sibling is shown, since the built-in models know worked answers as "reference: ...";
-feedback of an environment other than the grade is not used.
+answers are told the smaller a step); the reference code divides by the told tokens alone, average_over=supervised here.
+The ratio is of the policies at temperature 1, as the paper samples, whatever `sampling` says. `show_as` says in which
+words the sibling is shown, since the built-in models know worked answers as "reference: ..."; feedback of an
+environment other than the grade is not used.
 """
 
 from collections import defaultdict

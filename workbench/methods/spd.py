@@ -1,18 +1,19 @@
-"""SPD: the student writes once with its keys and values held to what its right answers need, then learns from that text.
+"""SPD: the student writes once with its keys and values held to what its right answers need, then learns from that
+text.
 
-Source: "Self-Policy Distillation via Capability-Selective Subspace Projection", arXiv 2605.22675, known to us by an audit
-and notes: there is no official code.
-1. On labelled examples: loss on the tokens that make an answer right, and its gradient with respect to the key and value
-   projections' outputs of a middle and the last layer, at all positions.
+Source: "Self-Policy Distillation via Capability-Selective Subspace Projection", arXiv 2605.22675, known to us by an
+audit and notes: there is no official code.
+1. On labelled examples: loss on the tokens that make an answer right, and its gradient with respect to the key and
+   value projections' outputs of a middle and the last layer, at all positions.
 2. The gradients' first right singular vectors, half of them, span a subspace for each projection.
 3. The starting student answers every prompt once with keys and values projected on it. Nothing is filtered.
 4. Without projection the student learns these answers, token by token, for some epochs.
-Differs: the loss is on the answer's tokens alone (there: the prompt's too); sampling is as in `sampling` (there not said).
-Not said there, chosen here: all heads of a projection are one space; projected before key norm and rotary embedding, so
-that it can be folded into weights; gradients are not centred; the middle layer is number L // 2, counted from 0; each
-example's loss is a mean over its tokens; calibration takes the first examples of the run's own order.
-The labels of calibration are a signal from outside, whatever the name says. subspace=random is the control; subspace=none
-is plain self-retraining (PSR); calibrate_on=all is the paper's ablation that loses.
+Differs: the loss is on the answer's tokens alone (there: the prompt's too); sampling is as in `sampling` (there not
+said). Not said there, chosen here: all heads of a projection are one space; projected before key norm and rotary
+embedding, so that it can be folded into weights; gradients are not centred; the middle layer is number L // 2, counted
+from 0; each example's loss is a mean over its tokens; calibration takes the first examples of the run's own order.
+The labels of calibration are a signal from outside, whatever the name says. subspace=random is the control;
+subspace=none is plain self-retraining (PSR); calibrate_on=all is the paper's ablation that loses.
 """
 
 from collections.abc import Iterator
@@ -41,7 +42,8 @@ class Options:
     subspace: Annotated[
         str,
         Option(
-            "what keys and values are projected on while writing: of the gradients, a random one as a control, or nothing",
+            "what keys and values are projected on while writing: of the gradients, a random one as a control, or "
+            "nothing",
             choices=("gradient", "random", "none"),
         ),
     ] = "gradient"

@@ -2,8 +2,8 @@
 
 Source: arXiv 2604.14084 (abstract and an audit; the selection is not in the released code).
 1. The student answers the plain prompt; the teacher scores the same tokens, shown `privilege`.
-2. h is the student's entropy and d its distance from the teacher, each brought to 0..1 by its least and largest value in
-   the batch.
+2. h is the student's entropy and d its distance from the teacher, each brought to 0..1 by its least and largest value
+   in the batch.
 3. Score h + d - h d: high if either is. Or h alone, or d alone (`select`).
 4. The `share` of the batch's positions with the highest score is pulled to the teacher, the rest has no supervision.
 5. The loss is divided by the kept positions, or it would only be a lower learning rate.

@@ -232,7 +232,9 @@ def _agreement(learner: Learner, prompt: Prompt) -> Iterator[Check]:
 
 
 def _opening(policy: AutoregressivePolicy, prompt: Prompt) -> str:
-    """What the chat template puts between a question and its answer: some leave room for thinking there, some close it."""
+    """What the chat template puts between a question and its answer: some leave room for thinking there, some close
+    it.
+    """
     text = policy.tokenizer.decode(policy.encoder.encode(prompt)["input_ids"][0])
     return text.rpartition(prompt.text)[2] if prompt.text in text else ""
 

@@ -1,4 +1,6 @@
-"""Which rows training would skip: the part of `workbench check` that looks at all rows and not at the first few alone."""
+"""Which rows training would skip: the part of `workbench check` that looks at all rows and not at the first few
+alone.
+"""
 
 import time
 from collections import Counter
@@ -56,7 +58,9 @@ def require_usable(usable: list[Example], skipped: list[tuple[Example, Problem]]
 
 
 def describe_pictures(before: dict[str, int]) -> list[tuple[str, str]]:
-    """Status and text of a line for each kind of picture that is shown otherwise than it is stored; before: as counted then."""
+    """Status and text of a line for each kind of picture that is shown otherwise than it is stored; before: as counted
+    then.
+    """
     lines = []
     for what, names in images.CHANGED.items():
         count = len(names) - before.get(what, 0)

@@ -41,7 +41,9 @@ class Gathered:
 
 
 def gather(learner: Trained, keep: bool) -> Gathered | None:
-    """Every process gives its parts of a learner, and who is to `keep` them has it whole; None if it is not in parts."""
+    """Every process gives its parts of a learner, and who is to `keep` them has it whole; None if it is not in
+    parts.
+    """
     model = learner.policies[STUDENT].model
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return None

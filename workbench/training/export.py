@@ -1,8 +1,9 @@
 """A run's student for people who do not have the workbench: a folder that plain transformers loads, with a model card.
 
-The student alone: no teacher, no moving average, no optimizer; LoRA is merged into the weights, and where it sits on embeddings
-that are the head too, the two become two. What was written is loaded again and compared with the student on a small batch. The
-card says what taught it, with which evidence, what it never sees, and how it answers with the context that it will have.
+The student alone: no teacher, no moving average, no optimizer; LoRA is merged into the weights, and where it sits on
+embeddings that are the head too, the two become two. What was written is loaded again and compared with the student on
+a small batch. The card says what taught it, with which evidence, what it never sees, and how it answers with the
+context that it will have.
 """
 
 import contextlib
@@ -62,8 +63,8 @@ def export_student(
     """Write the student of a run's checkpoint `step` (None = the newest) to a new folder, or to hf:OWNER/NAME.
 
     dtype  of the weights; auto = as they were trained
-    Raises: RunError if there is no such checkpoint or learner, or what was written is not what was trained; ConfigError if the folder exists, PolicyError if the
-    student cannot be loaded.
+    Raises: RunError if there is no such checkpoint or learner, or what was written is not what was trained; ConfigError
+    if the folder exists, PolicyError if the student cannot be loaded.
     """
     run = RunFolder.open(run_dir)
     config = load_config(run.path / "config.yaml")
@@ -122,8 +123,8 @@ def _merged(student: AutoregressivePolicy, folder: Path, **options: object) -> n
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(
-            f"the adapter of {student.name} cannot be merged into its model ({' '.join(str(error).split())[:300]}). Merge it with "
-            "peft (merge_and_unload)."
+            f"the adapter of {student.name} cannot be merged into its model ({' '.join(str(error).split())[:300]}). "
+            "Merge it with peft (merge_and_unload)."
         ) from error
     return model
 
@@ -143,8 +144,8 @@ def _require_same(student: AutoregressivePolicy, folder: Path, **options: object
     if not difference <= allowed:
         raise RunError(
             f"the exported student would not be the one that was trained: on a test batch log-probs differ by up to "
-            f"{difference:.2g} nats (allowed: {allowed:g}), and nothing was written. Plain transformers cannot hold what was "
-            "trained here; with LoRA choose models.lora.target_modules without embeddings and head."
+            f"{difference:.2g} nats (allowed: {allowed:g}), and nothing was written. Plain transformers cannot hold "
+            "what was trained here; with LoRA choose models.lora.target_modules without embeddings and head."
         )
 
 
@@ -185,8 +186,8 @@ def _upload(folder: Path, name: str, kind: str) -> None:
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise RunError(
-            f"{HUB}{name} could not be written ({text}). Check the network and the token (`hf auth login`), or export to a "
-            "folder and upload that."
+            f"{HUB}{name} could not be written ({text}). Check the network and the token (`hf auth login`), or export "
+            "to a folder and upload that."
         ) from error
 
 
@@ -271,7 +272,8 @@ def _evaluation(run: RunFolder, step: int, learner: str, student_context: str) -
             if summary is not None:
                 use = "as in use" if context == student_context else "not as in use"
                 lines.append(
-                    f"| {context} ({use}) | {at} | {summary.count} | {summary.accuracy:.1%} | {summary.confidence:.1%} |"
+                    f"| {context} ({use}) | {at} | {summary.count} | {summary.accuracy:.1%} | {summary.confidence:.1%} "
+                    "|"
                 )
     if not any("(as in use)" in line for line in lines):
         return f"It was not evaluated under `{student_context}`. `workbench eval {run.path.resolve().name} --contexts {student_context}` does it."

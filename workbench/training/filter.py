@@ -1,4 +1,6 @@
-"""Examples that cannot be used: skipped, counted, named in the log, and shown in the run's summary. Training goes on."""
+"""Examples that cannot be used: skipped, counted, named in the log, and shown in the run's summary. Training goes
+on.
+"""
 
 import json
 import logging
@@ -113,7 +115,9 @@ def with_evidence(examples: list[Example], method: Method, skipped: Skipped) -> 
 
 
 def report_leaks(examples: list[Example], method: Method, folder: RunFolder) -> None:
-    """Log, and keep in run.json, how many prompts of the student hold the answer or the reference, unless they are few."""
+    """Log, and keep in run.json, how many prompts of the student hold the answer or the reference, unless they are
+    few.
+    """
     leaks = find_leaks(examples, method.views[method.learner].context)
     if leaks.num_references or len(leaks.in_prompt) > WORTH_SAYING * leaks.num_examples:
         log.warning("%s", leaks)
@@ -123,7 +127,9 @@ def report_leaks(examples: list[Example], method: Method, folder: RunFolder) -> 
 def with_plain_text(
     examples: list[Example], views: Views, sampled_by: Collection[Policy], skipped: Skipped
 ) -> list[Example]:
-    """Examples whose texts every view can be shown, and whose references can be learned. Raises DataError if none is."""
+    """Examples whose texts every view can be shown, and whose references can be learned. Raises DataError if none
+    is.
+    """
     usable = [example for example in examples if not skipped.add_if(example, text_problem(example, views, sampled_by))]
     if not usable:
         reasons = str(skipped).removesuffix(".")
@@ -143,8 +149,8 @@ def usable_batch(
 ) -> list[Example]:
     """The step's examples that every view can be shown; others are skipped and counted. sampled_by: as in text_problem.
 
-    If none can, the next one in the order that can (with several processes: if there is not one for each): a single damaged
-    file must not end a run.
+    If none can, the next one in the order that can (with several processes: if there is not one for each): a single
+    damaged file must not end a run.
     """
     chosen = [examples[idx] for idx in order.batch(step, size)]
     problems = group.share(chosen, lambda block, _: [showing_problem(example, views, sampled_by) for example in block])
@@ -158,7 +164,7 @@ def usable_batch(
     usable += islice(substitutes, max(0, group.size - len(usable)))
     if len(usable) < group.size:
         raise DataError(
-            f"step {step}: {len(usable) or 'none'} of the {len(examples)} examples can be shown to every view. Skipped so far: "
-            f"{skipped}. `workbench check` shows one example under every view."
+            f"step {step}: {len(usable) or 'none'} of the {len(examples)} examples can be shown to every view. Skipped "
+            f"so far: {skipped}. `workbench check` shows one example under every view."
         )
     return usable

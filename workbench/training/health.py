@@ -1,9 +1,10 @@
 """Watches a run for the ways in which on-policy distillation goes wrong without an error.
 
 A collapsed run still has a falling loss. What gives it away: entropy that halves, answers of one prompt that all agree,
-lengths that run to the limit, answers that are no longer right, words that are no longer used, steps in which nothing is
-supervised, and, with a live privileged student as a target, positions that all leave the teacher (a confident student routes
-its tokens to itself and nothing pulls it back). In half precision the weights themselves may stay where they are.
+lengths that run to the limit, answers that are no longer right, words that are no longer used, steps in which nothing
+is supervised, and, with a live privileged student as a target, positions that all leave the teacher (a confident
+student routes its tokens to itself and nothing pulls it back). In half precision the weights themselves may stay where
+they are.
 """
 
 from statistics import fmean
@@ -42,15 +43,16 @@ class Watch:
         is_at_rate = (self._steps[-1].get("learning_rate") or 0.0) >= self.learning_rate / 2  # not at a schedule's ends
         if is_at_rate and self._steps[-1].get("weights_moved", 1.0) < LEAST:
             warnings["weights_moved"] = (
-                f"{self._steps[-1]['weights_moved']:.0%} of the student's weights moved in this step, the others' steps were "
-                f"rounded away in half precision. {REMEDY}"
+                f"{self._steps[-1]['weights_moved']:.0%} of the student's weights moved in this step, the others' "
+                f"steps were rounded away in half precision. {REMEDY}"
             )
         gap, normal = self._steps[-1].get("sampler_gap") or 0.0, NORMAL_GAP[self.precision]
         if gap > normal:
             warnings["sampler_gap"] = (
-                f"tokens have log-probs {gap:.1e} nats apart under what sampled them and as the student reads them (sampler_gap; in "
-                f"{self.precision} up to {normal:g} is rounding): answers are sampled with other weights, another precision or other "
-                "kernels than they are learned with, and ratios of probabilities count that. See docs/devices.md"
+                f"tokens have log-probs {gap:.1e} nats apart under what sampled them and as the student reads them "
+                f"(sampler_gap; in {self.precision} up to {normal:g} is rounding): answers are sampled with other "
+                "weights, another precision or other kernels than they are learned with, and ratios of probabilities "
+                "count that. See docs/devices.md"
             )
         if len(self._steps) >= 2 * WINDOW:
             warnings |= self._collapse()
@@ -67,7 +69,8 @@ class Watch:
         )
         if first("entropy") > 0.05 and last("entropy") < ENTROPY_LOST * first("entropy"):
             warnings["entropy"] = (
-                f"the student's entropy fell from {first('entropy'):.3f} to {last('entropy'):.3f} nats: it may be collapsing"
+                f"the student's entropy fell from {first('entropy'):.3f} to {last('entropy'):.3f} nats: it may be "
+                "collapsing"
             )
         if last("agreement") > AGREEMENT > first("agreement"):
             warnings["agreement"] = (
@@ -77,8 +80,8 @@ class Watch:
             warnings["truncated"] = f"{last('truncated'):.0%} of answers are cut at the longest length allowed"
         if first("accuracy") > 0.1 and last("accuracy") < RIGHT_LOST * first("accuracy"):
             warnings["accuracy"] = (
-                f"the student's own answers are right in {last('accuracy'):.0%} instead of {first('accuracy'):.0%}: it is "
-                "collapsing; use an earlier checkpoint, or lower learning_rate"
+                f"the student's own answers are right in {last('accuracy'):.0%} instead of {first('accuracy'):.0%}: it "
+                "is collapsing; use an earlier checkpoint, or lower learning_rate"
             )
         if last("distinct_tokens") < TOKENS_LOST * first("distinct_tokens"):
             warnings["distinct_tokens"] = (
@@ -87,15 +90,15 @@ class Watch:
             )
         if all(metrics.get("supervised") == 0.0 for metrics in self._steps[-WINDOW:]):
             warnings["supervised"] = (
-                f"no token was supervised in the last {WINDOW} steps: the method found nothing to learn from. If it needs right "
-                "answers (see accuracy), raise sampling.num_generations, begin with easier questions (data.train) or a better "
-                "student, or check data's answers against evaluation.rule"
+                f"no token was supervised in the last {WINDOW} steps: the method found nothing to learn from. If it "
+                "needs right answers (see accuracy), raise sampling.num_generations, begin with easier questions "
+                "(data.train) or a better student, or check data's answers against evaluation.rule"
             )
         if first("teacher_share") > 0 and last("teacher_share") < TEACHER_LOST * first("teacher_share"):
             warnings["teacher_share"] = (
-                f"the teacher now supervises {last('teacher_share'):.0%} of positions instead of {first('teacher_share'):.0%}: "
-                "the privileged student has taken over and nothing may pull it back; lower learning_rate, or use "
-                "method.self_policy=student@start"
+                f"the teacher now supervises {last('teacher_share'):.0%} of positions instead of "
+                f"{first('teacher_share'):.0%}: the privileged student has taken over and nothing may pull it back; "
+                "lower learning_rate, or use method.self_policy=student@start"
             )
         return warnings
 

@@ -66,8 +66,8 @@ class Learner:
 
     @contextlib.contextmanager
     def training_mode(self) -> Iterator[None]:
-        """Inside, the student's activations are recomputed if models.gradient_checkpointing asks for it, and dropout is on
-        where a key asks for it: models.lora.dropout, training.dropout."""
+        """Inside, the student's activations are recomputed if models.gradient_checkpointing asks for it, and dropout is
+        on where a key asks for it: models.lora.dropout, training.dropout."""
         model = self.student.model
         if self._dropout:
             model.train()
@@ -189,13 +189,17 @@ def build_learner(
 
 
 def autocast(config: RunConfig, device: str | torch.device) -> torch.autocast:
-    """Inside, models sample and score in the precision of training.mixed_precision; also when a run is evaluated again."""
+    """Inside, models sample and score in the precision of training.mixed_precision; also when a run is evaluated
+    again.
+    """
     enabled = config.training.mixed_precision == "bf16"
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def refuse_engine(config: RunConfig, method: Method) -> None:
-    """Raises ConfigError, before anything is loaded, if the engine asked for is missing or would leave out what a method does."""
+    """Raises ConfigError, before anything is loaded, if the engine asked for is missing or would leave out what a
+    method does.
+    """
     if config.sampling.engine != "vllm":
         return
     if method.prepare is not None:
@@ -217,18 +221,21 @@ def give_engine(learners: list[Learner], config: RunConfig) -> None:
     for student in (first, *others):
         if adapts_tied_weights(student.model):
             raise ConfigError(
-                f"sampling.engine=vllm writes with one matrix for embeddings and head, and the adapter of {student.name} makes "
-                "two of it. Choose sampling.engine=transformers, or models.lora.target_modules without embeddings and head."
+                "sampling.engine=vllm writes with one matrix for embeddings and head, and the adapter of "
+                f"{student.name} makes two of it. Choose sampling.engine=transformers, or models.lora.target_modules "
+                "without embeddings and head."
             )
     if first.order_of(()) is not None:
         raise ConfigError(
-            "sampling.engine=vllm writes from left to right, and models.student fills masks. Choose sampling.engine=transformers."
+            "sampling.engine=vllm writes from left to right, and models.student fills masks. Choose "
+            "sampling.engine=transformers."
         )
     for other in others:
         if _architecture(other.model.config.to_dict()) != _architecture(first.model.config.to_dict()):
             raise ConfigError(
-                f"sampling.engine=vllm writes for all students of a run with one model in memory, and {other.name} is not of "
-                f"{first.name}'s architecture. Choose sampling.engine=transformers, or students of one architecture."
+                f"sampling.engine=vllm writes for all students of a run with one model in memory, and {other.name} is "
+                f"not of {first.name}'s architecture. Choose sampling.engine=transformers, or students of one "
+                "architecture."
             )
     models = config.models
     engine = VllmEngine(
@@ -251,12 +258,15 @@ def _architecture(settings: dict) -> dict:
 
 
 def _refuse_rows_apart(config: RunConfig, policies: dict[str, Policy]) -> None:
-    """Processes that hold parts of one model make equally many passes; rows that pass alone are as many as there are rows."""
+    """Processes that hold parts of one model make equally many passes; rows that pass alone are as many as there are
+    rows.
+    """
     for policy in members(policies.values()):
         if not policy.shortcuts.rows and config.training.micro_batch_size != 1:
             raise ConfigError(
                 f"{policy.name} reads rows of other lengths one by one, which sharded weights cannot. Set "
-                "training.micro_batch_size=1, or start with distributed_type: MULTI_GPU (configs/accelerate/one-node-8.yaml)."
+                "training.micro_batch_size=1, or start with distributed_type: MULTI_GPU "
+                "(configs/accelerate/one-node-8.yaml)."
             )
 
 
@@ -303,22 +313,23 @@ def _check_adapter(student: AutoregressivePolicy, lora: LoraConfig, start: str, 
         kind = str(getattr(adapter.peft_type, "value", adapter.peft_type))
         if kind != "LORA":
             raise ConfigError(
-                f"{key} holds an adapter of kind {kind} ({start}), and those of kind LORA alone can be trained. Merge it into "
-                "its model (peft: merge_and_unload) and train that."
+                f"{key} holds an adapter of kind {kind} ({start}), and those of kind LORA alone can be trained. Merge "
+                "it into its model (peft: merge_and_unload) and train that."
             )
         if lora.rank and (adapter.r, float(adapter.lora_alpha)) != (lora.rank, lora.alpha):
             raise ConfigError(
-                f"models.lora.rank is {lora.rank} and models.lora.alpha {lora.alpha:g}, but {key} ({start}) holds an adapter of "
-                f"rank {adapter.r} and alpha {adapter.lora_alpha:g}, which is trained further. Set models.lora.rank={adapter.r} "
-                f"models.lora.alpha={adapter.lora_alpha:g}, or 0 for what the folder has; for a new adapter merge the old one first."
+                f"models.lora.rank is {lora.rank} and models.lora.alpha {lora.alpha:g}, but {key} ({start}) holds an "
+                f"adapter of rank {adapter.r} and alpha {adapter.lora_alpha:g}, which is trained further. Set "
+                f"models.lora.rank={adapter.r} models.lora.alpha={adapter.lora_alpha:g}, or 0 for what the folder has; "
+                "for a new adapter merge the old one first."
             )
 
 
 def learning_rates(config: RunConfig) -> Callable[[int], float]:
     """Learning rate of each step, counting from 1, as a function of the step alone: nothing to save or restore.
 
-    transformers' schedules, but for the steps of the warm-up: step s of w has s / w of the highest rate, there (s - 1) / w.
-    So no step has rate 0, for which answers would be sampled and scored in vain.
+    transformers' schedules, but for the steps of the warm-up: step s of w has s / w of the highest rate, there (s - 1)
+    / w. So no step has rate 0, for which answers would be sampled and scored in vain.
     """
     training = config.training
     dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)

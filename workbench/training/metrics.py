@@ -14,7 +14,8 @@ from workbench.types import STUDENT, Rollout
 def sampler_gap(method: Method, scored: Scored) -> dict[str, float]:
     """Mean distance, in nats, between a token's log-prob under what has just drawn it and as the learner reads it.
 
-    Rounding; or other kernels, another precision, other weights if something is wrong. Nothing where the data wrote everything.
+    Rounding; or other kernels, another precision, other weights if something is wrong. Nothing where the data wrote
+    everything.
     """
     sampled = [
         logprob
@@ -29,7 +30,9 @@ def sampler_gap(method: Method, scored: Scored) -> dict[str, float]:
 
 
 def step_metrics(method: Method, scored: Scored) -> dict[str, float]:
-    """Loss in nats, gaps and entropies in nats per token, shares from 0 to 1; `supervised`: of positions with a loss."""
+    """Loss in nats, gaps and entropies in nats per token, shares from 0 to 1; `supervised`: of positions with a
+    loss.
+    """
     routing, scores = scored.routing, scored.scores
     bought = (scored.loss * scored.coefficient).double()
     total = float(bought.sum())
@@ -75,7 +78,9 @@ def _known(gap: Float[Tensor, " N"]) -> Float[Tensor, " M"]:
 
 
 def rollout_metrics(rollouts: tuple[Rollout, ...]) -> dict[str, float]:
-    """Length and number of different tokens; shares of answers that are cut, right, from the data, equal to a sibling."""
+    """Length and number of different tokens; shares of answers that are cut, right, from the data, equal to a
+    sibling.
+    """
     count = max(1, len(rollouts))
     rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
     metrics = {

@@ -1,8 +1,8 @@
 """Writing through a run: who writes, when, and what is kept of it.
 
-Most methods have the student answer anew in every step. A method with resample=False has the starting student write every
-sequence once: they lie in the run's folder, and epochs go over them. What a method prepares lies there too. A resumed run
-reads both, since the student that made them is no longer there.
+Most methods have the student answer anew in every step. A method with resample=False has the starting student write
+every sequence once: they lie in the run's folder, and epochs go over them. What a method prepares lies there too. A
+resumed run reads both, since the student that made them is no longer there.
 """
 
 import contextlib

@@ -14,8 +14,8 @@ HALF = (torch.bfloat16, torch.float16)
 PROBED = 4096  # weights of a tensor that are looked at
 LEAST = 0.5  # of the weights, that should move in a step
 REMEDY = (
-    "Keep weights in float32: models.dtype=float32 with training.mixed_precision=bf16 and models.teacher_dtype=bfloat16; or train "
-    "adapters, which are in float32 always: models.lora.rank=16"
+    "Keep weights in float32: models.dtype=float32 with training.mixed_precision=bf16 and "
+    "models.teacher_dtype=bfloat16; or train adapters, which are in float32 always: models.lora.rank=16"
 )
 
 
@@ -49,7 +49,9 @@ class Rounding:
         return str(self._parameters[0].dtype).removeprefix("torch.") if self._parameters else None
 
     def finest_step(self) -> float | None:
-        """About the smallest step that moves a typical weight, the median of them; None without weights in half precision."""
+        """About the smallest step that moves a typical weight, the median of them; None without weights in half
+        precision.
+        """
         if not self._parameters:
             return None
         sizes = torch.cat([_part(weight).detach().abs().float() for weight in self._parameters])

@@ -35,8 +35,8 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, err
 log = logging.getLogger("workbench")
 OUT_OF_MEMORY = (
     "What makes a run smaller: training.micro_batch_size, models.lora.rank, models.gradient_checkpointing=true, "
-    "models.teacher_dtype=bfloat16, models.offload_teachers=true, sampling.max_completion_length; docs/devices.md says what each costs. "
-    "They make another run, so begin a new one."
+    "models.teacher_dtype=bfloat16, models.offload_teachers=true, sampling.max_completion_length; docs/devices.md says "
+    "what each costs. They make another run, so begin a new one."
 )
 
 
@@ -156,7 +156,8 @@ def _train_in(
         raise
     except torch.OutOfMemoryError as error:
         run_error = RunError(
-            f"the device's memory is full ({str(error).splitlines()[0]}) {OUT_OF_MEMORY} If the memory was another program's, `workbench resume {folder.path}` goes on."
+            f"the device's memory is full ({str(error).splitlines()[0]}) {OUT_OF_MEMORY} If the memory was another "
+            f"program's, `workbench resume {folder.path}` goes on."
         )
         log.error("%s", run_error)
         _note(folder, error=str(run_error))
@@ -164,8 +165,8 @@ def _train_in(
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK:
             run_error = RunError(
-                f"{error.filename or folder.path} cannot be read or written ({reason(error)}). Free some space or check the "
-                f"rights; `workbench resume {folder.path}` goes on from the newest checkpoint."
+                f"{error.filename or folder.path} cannot be read or written ({reason(error)}). Free some space or "
+                f"check the rights; `workbench resume {folder.path}` goes on from the newest checkpoint."
             )
             log.error("%s", run_error)
             _note(folder, error=str(run_error))
@@ -197,7 +198,9 @@ def resume(
 
 
 def main(arguments: list[str]) -> int:
-    """accelerate launch -m workbench.training.run CONFIG [key=value ...], or --resume RUN [key=value ...]: as the command line does."""
+    """accelerate launch -m workbench.training.run CONFIG [key=value ...], or --resume RUN [key=value ...]: as the
+    command line does.
+    """
     goes_on = arguments[:1] == ["--resume"]
     command = ["resume", *arguments[1:]] if goes_on else ["train", *arguments]
     return importlib.import_module("workbench.cli").main(command)

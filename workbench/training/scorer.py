@@ -252,7 +252,9 @@ def default_device(name: str | None = None) -> str:
 def open_scorer(
     source: str | Path | RunConfig, overrides: list[str] | tuple[str, ...] = (), *, device: str | None = "cpu"
 ) -> Scorer:
-    """A scorer of a run (its newest checkpoint), of a configuration file, or of a configuration; device None: its own."""
+    """A scorer of a run (its newest checkpoint), of a configuration file, or of a configuration; device None: its
+    own.
+    """
     if isinstance(source, RunConfig):
         return Scorer(source, device=device)
     path = Path(source)

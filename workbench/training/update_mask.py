@@ -1,14 +1,16 @@
 """Update masks: which coordinates of a model's weights may be trained, as one safetensors file of booleans.
 
-A mask names the coordinates that a run changed, in a stated precision: in float32 AdamW moves nearly all of them, rounded to
-bfloat16 far fewer differ. Tensors have the names they have in model folders; the file's metadata says how they were found.
+A mask names the coordinates that a run changed, in a stated precision: in float32 AdamW moves nearly all of them,
+rounded to bfloat16 far fewer differ. Tensors have the names they have in model folders; the file's metadata says how
+they were found.
 
     write_mask("found.safetensors", source, target, dtype="bfloat16")
     write_random_mask("random.safetensors", "found.safetensors", seed=0)     control: as many in every tensor
-    training.update_mask: found.safetensors                                  trains these and leaves all others bit-equal
+    training.update_mask: found.safetensors                                  trains these and leaves all others
+    bit-equal
 
-Source: "Dense Supervision, Sparse Updates" (arXiv 2606.13657), the sparse-subnetwork experiment. There the gradient is set to
-zero outside; here weight decay too, which would move every coordinate.
+Source: "Dense Supervision, Sparse Updates" (arXiv 2606.13657), the sparse-subnetwork experiment. There the gradient is
+set to zero outside; here weight decay too, which would move every coordinate.
 """
 
 import os
@@ -48,8 +50,8 @@ def write_mask(
     masks = {name: changed(source.tensor(name), target.tensor(name), dtype, above) for name in source.shapes}
     if not any(bool(mask.any()) for mask in masks.values()):
         raise ConfigError(
-            f"no coordinate changed by more than {above:g} in {dtype}, so a mask would train nothing. Take a finer precision "
-            "(float32), a smaller limit, or a run with more steps."
+            f"no coordinate changed by more than {above:g} in {dtype}, so a mask would train nothing. Take a finer "
+            "precision (float32), a smaller limit, or a run with more steps."
         )
     return _write(
         file, masks, {"dtype": dtype, "above": repr(above), "source": str(source.folder), "target": str(target.folder)}
@@ -70,8 +72,8 @@ def write_random_mask(file: str | Path, like: str | Path, *, seed: int) -> dict:
 
 
 def overlap(first: str | Path, second: str | Path) -> dict[str, float]:
-    """How much two masks have in common: `overlap`, share of the first that is in the second; `coverage`, the other way round;
-    `chance`, what the overlap would be if either lay at random in every tensor; `enrichment`, overlap / chance.
+    """How much two masks have in common: `overlap`, share of the first that is in the second; `coverage`, the other way
+    round; `chance`, what the overlap would be if either lay at random in every tensor; `enrichment`, overlap / chance.
 
     Raises: ConfigError for masks of two models.
     """
@@ -97,7 +99,9 @@ def read_mask(file: str | Path) -> dict[str, torch.Tensor]:
 
 
 def mask_facts(file: str | Path) -> dict[str, str]:
-    """A mask's metadata: dtype, above, coordinates, of, and where it comes from. Raises ConfigError if it is no mask."""
+    """A mask's metadata: dtype, above, coordinates, of, and where it comes from. Raises ConfigError if it is no
+    mask.
+    """
     try:
         with safe_open(file, "pt") as opened:
             facts = dict(opened.metadata() or {})
@@ -159,8 +163,8 @@ class UpdateMask:
             state = optimizer.state.get(parameter)
             if state and bool((state["exp_avg_sq"] != 0)[~mask].any()):
                 raise RunError(
-                    "this run was begun with another training.update_mask than the file now holds: coordinates outside of "
-                    "it have been trained. Put the first file back, or start a new run."
+                    "this run was begun with another training.update_mask than the file now holds: coordinates outside "
+                    "of it have been trained. Put the first file back, or start a new run."
                 )
 
 

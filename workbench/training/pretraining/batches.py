@@ -13,8 +13,8 @@ from workbench.types import Prompt
 class LessonEncoder:
     """Lessons to batches, an order of magnitude faster than the processor and with the same result.
 
-    Token ids depend on the text and on the number of images alone, so they are asked of PromptEncoder once per text, with
-    blank pictures; pixels are made directly.
+    Token ids depend on the text and on the number of images alone, so they are asked of PromptEncoder once per text,
+    with blank pictures; pixels are made directly.
     """
 
     def __init__(self, policy: AutoregressivePolicy) -> None:

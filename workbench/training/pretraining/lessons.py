@@ -1,8 +1,8 @@
 """What the built-in models learn from: prompts with the answers to be written, an endless deterministic stream.
 
 Questions alone are not enough for a model this small: it learns the words of an answer and never to look. Two kinds of
-captions teach looking. Told place by place, with the tag first, they teach what is in a cell (with the tag last it stays
-at chance); told thing by thing, with the place last and in random order, they teach where a thing is.
+captions teach looking. Told place by place, with the tag first, they teach what is in a cell (with the tag last it
+stays at chance); told thing by thing, with the place last and in random order, they teach where a thing is.
 
 Prompts are made by workbench.data.contexts, so a model is trained on exactly what it is shown later.
 """

@@ -2,8 +2,8 @@
 
 A ModernVBERT model sees a prompt and a canvas: the answer, its end token, and padding to a whole number of blocks. Some
 positions of the canvas are masks, and every mask is to be filled. Half of the lessons hide a random share (LLaDA, arXiv
-2502.09992, section 2.2); the others are states that block-wise writing meets: blocks before are filled, blocks behind are
-masks, the block between is filled in part.
+2502.09992, section 2.2); the others are states that block-wise writing meets: blocks before are filled, blocks behind
+are masks, the block between is filled in part.
 """
 
 import random

@@ -1,7 +1,7 @@
 """The built-in models' processor: a byte-level tokenizer of their own, an Idefics3 image processor, a chat template.
 
-The world's words are one token each, with and without a space before them; any other text is spelled in bytes, so nothing
-is unknown. It is built from the word list below and from nothing else: the same on every machine.
+The world's words are one token each, with and without a space before them; any other text is spelled in bytes, so
+nothing is unknown. It is built from the word list below and from nothing else: the same on every machine.
 """
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -2,8 +2,8 @@
 
     pretrain(load_pretrain_config("configs/pretrain-student.yaml"))
 
-writes a folder that AutoProcessor and AutoModelForImageTextToText load like any other, and pretrain.json, which says how
-it was made and what it can do. Two things decide whether a model this small learns at all: weights that start at a
+writes a folder that AutoProcessor and AutoModelForImageTextToText load like any other, and pretrain.json, which says
+how it was made and what it can do. Two things decide whether a model this small learns at all: weights that start at a
 standard deviation near 0.1 (at the usual 0.02 nothing happens in a thousand steps), and the mix of lessons.
 """
 
@@ -95,8 +95,8 @@ class PretrainConfig:
         for name in ("text_width", "vision_width"):
             if getattr(self, name) % (2 * self.heads):
                 raise ConfigError(
-                    f"pretrain: {name} is {getattr(self, name)}; it must be a multiple of {2 * self.heads}, two for each "
-                    f"of the {self.heads} heads."
+                    f"pretrain: {name} is {getattr(self, name)}; it must be a multiple of {2 * self.heads}, two for "
+                    f"each of the {self.heads} heads."
                 )
 
 
