@@ -1,15 +1,18 @@
-"""Studies: a grid of methods, options and seeds from one file, and what is really true of it.
+"""Studies: run a grid of methods, options and seeds from one file, and compare its variants with paired intervals.
 
-plan.py        the file -> variants with their configurations, all checked before anything runs
-run.py         worker processes side by side: started, stopped, resumed
-worker.py      one process that trains and evaluates many runs
-forkserver.py  the process that workers are forked from
-evaluate.py    evaluate models, each once
-records.py     every question of every run, one row each
-compare.py     every row against any other, from the answers alone
+plan.py        parse and validate the file: variants with their configurations
+run.py         start, stop and resume worker processes
+worker.py      train and evaluate many runs in one process
+forkserver.py  process that workers are forked from
+evaluate.py    evaluate each model once
+records.py     store every answer of every run, one row each
+compare.py     compare every row with any other, from stored answers
 bootstrap.py   paired intervals over seeds and questions
-measures.py    what is measured of a run, and the comparison of variants
-report.py      Parquet, Markdown, figure
-figures.py     dots with intervals
-status.py      a study as its folder tells it, while it runs and afterwards
+measures.py    measures of a run, and comparisons of variants
+report.py      write Parquet, Markdown and the figure
+preamble.py    header of a report
+payoff.py      gain of the teachers from the evidence
+checks.py      check models and data before a run starts
+figures.py     plot differences with intervals
+status.py      read the state of a study from its folder
 """

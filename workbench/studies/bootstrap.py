@@ -1,18 +1,16 @@
 """Paired intervals over seeds and questions.
 
-Every variant is trained with the same seeds and asked the same questions, so a difference is taken seed by seed and
-question by question before anything is averaged. One replicate draws seeds with replacement and questions with
-replacement; the drawn questions are the same for every seed and variant, since they were the same in fact (both factors
-are crossed, so each is drawn on its own: Owen, "The pigeonhole bootstrap", 2007, doi 10.1214/07-AOAS122). The interval
-is the middle 95 % of 10,000 replicates.
+All variants use the same seeds and questions, so differences are taken seed by seed and question by question before
+averaging. One replicate draws seeds with replacement and questions with replacement; all seeds and variants share the
+drawn questions (the two factors are crossed: Owen, "The pigeonhole bootstrap", 2007, doi 10.1214/07-AOAS122). The
+interval is the middle 95 % of 10,000 replicates.
 
-What it covers: which questions happened to be asked, and what order of data and which sampled answers a seed brought.
-What it does not: other training data, other models, other learning rates, other worlds; nor the search for the best of
-many rows, since each interval is for one comparison alone. With few seeds it is too narrow where seeds vary much: their
-spread is drawn from these few. Of 5 seeds and 200 questions without a true difference the interval held zero in 96 % of
-400 simulated studies if questions alone had effects, in 92 % if seeds and questions shared the error, in 82 % if seeds
-alone had effects, and always if neither had (tests/test_study_bootstrap.py repeats a part of it). With one seed it covers
-the questions alone.
+The interval covers the choice of questions, and the data order and sampled answers of a seed. It does not cover other
+training data, models, learning rates or worlds, nor the search for the best of many rows: it is for one comparison.
+With few seeds that vary much it is too narrow. In 400 simulated studies of 5 seeds and 200 questions without a true
+difference, the interval held zero in 96 % if only questions had effects, in 92 % if seeds and questions shared the
+error, in 82 % if only seeds had effects, and always if neither had (tests/test_study_bootstrap.py repeats a part). With
+one seed it covers the questions only.
 """
 
 from collections.abc import Sequence
@@ -28,7 +26,7 @@ LEVEL = 0.95
 def weights(
     count: int, *, key: str, num_replicates: int = NUM_REPLICATES, seed: int = 0
 ) -> Float[np.ndarray, "R {count}"]:
-    """How much each of `count` items counts in every replicate; rows sum to 1. Drawn by seed and key alone."""
+    """Draw the weight of each of `count` items in every replicate. Rows sum to 1 and depend on seed and key only."""
     rng = np.random.default_rng([seed, crc32(key.encode())])
     drawn = rng.integers(count, size=(num_replicates, count)) + count * np.arange(num_replicates)[:, None]
     return np.bincount(drawn.ravel(), minlength=num_replicates * count).reshape(num_replicates, count) / count
@@ -51,7 +49,7 @@ def over_seeds(
 
 
 def interval(replicates: Float[np.ndarray, " R"], level: float = LEVEL) -> tuple[float, float]:
-    """The middle `level` of the replicates."""
+    """Return the bounds of the middle `level` of the replicates."""
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(replicates, [tail, 1.0 - tail])
     return float(low), float(high)
@@ -74,5 +72,5 @@ def paired_interval(
 
 
 def seed_key(seeds: Sequence[int]) -> str:
-    """Names the draw for a set of seeds, so that all comparisons over these seeds share it."""
+    """Name the draw for a set of seeds, so that all comparisons over these seeds share it."""
     return f"seeds {','.join(map(str, seeds))}"

@@ -1,4 +1,4 @@
-"""What a study's models and data lack, found before anything runs."""
+"""Check that a study's data has what its methods and evaluations need, before a run starts."""
 
 from collections.abc import Callable
 
@@ -8,11 +8,11 @@ from workbench.errors import DataError
 from workbench.evals.records import require_answers, require_shown
 from workbench.types import Example
 
-_PEEKED = 64  # training examples whose evidence is looked at before all of them are
+_PEEKED = 64  # number of training examples checked before all are loaded
 
 
 def check_evidence(config: RunConfig, load: Callable) -> None:
-    """Raises DataError if no training example has what the method's contexts need."""
+    """Raise DataError if no training example has the evidence that the method's contexts need."""
     contexts = list(config.load_method().contexts)
     for limit in (_PEEKED, config.data.limit):
         examples = load(config.data.train, limit=limit)
@@ -32,15 +32,15 @@ def check_evidence(config: RunConfig, load: Callable) -> None:
 
 
 def check_questions(data: str, contexts: list[str], count: int | None, load: Callable) -> None:
-    """Raises DataError if nothing can be counted as right, or a context can be built for no example.
+    """Raise DataError if no example has an answer, or no example has the evidence of a context.
 
-    All rows of a file are read, since one may be faulty; of scenes, whose pictures take long to draw, the first will do.
+    Reads all rows of a file, since any may be faulty. Of scenes, which are slow to draw, it reads only the first.
     """
     if data.startswith("scenes:") and (count is None or count > _PEEKED):
         try:
             return _check_examples(load(data, limit=_PEEKED), data, contexts)
         except DataError:
-            pass  # rare evidence may come later
+            pass  # rare evidence may occur later
     return _check_examples(load(data, limit=count), data, contexts)
 
 

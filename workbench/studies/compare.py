@@ -1,7 +1,7 @@
-"""Every row of a study against any other row, from its answers alone: nothing is run, nothing is written.
+"""Compare every row of a study with any other row, from stored answers. Nothing is run or written.
 
-The tables of a study compare with one baseline. Here it may be any row, of a study's folder or of shipped answers
-(docs/studies/data), which hold questions.parquet; intervals are those of workbench.studies.bootstrap.
+The tables of a study compare with one baseline; here any row is allowed. The folder is a study's or one of the shipped
+ones (docs/studies/data), which hold questions.parquet. Intervals are those of workbench.studies.bootstrap.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ SHOWN = (
 
 
 def against(folder: str | Path, name: str) -> str:
-    """Markdown: per set of questions and context, the row `name` and every other one's difference to it, with intervals.
+    """Markdown tables of every row's difference to the row `name`, with intervals, per data set and context.
 
     Raises: RunError if the folder holds no answers; ConfigError if it has no such row.
     """
@@ -69,8 +69,10 @@ def against(folder: str | Path, name: str) -> str:
 
 
 def read_rows(folder: str | Path) -> list[Row]:
-    """The rows of a study as its questions.parquet has them, a peer's start as a row of its own. Raises RunError if that
-    cannot be read."""
+    """Read the rows of a study from its questions.parquet; a peer's starting model is a row of its own.
+
+    Raises: RunError if the file cannot be read.
+    """
     file = Path(folder) / "questions.parquet"
     try:
         questions = pq.read_table(file)
@@ -80,7 +82,8 @@ def read_rows(folder: str | Path) -> list[Row]:
         ) from None
     if not {"variant", "seed"} <= set(questions.column_names):
         raise RunError(
-            f"{file} is that of one run. Give the folder of its study, {Path(folder).resolve().parent}, or the study's file."
+            f"{file} belongs to a single run. Give the folder of its study, {Path(folder).resolve().parent}, or the "
+            "study's file."
         )
     rows = []
     for name in dict.fromkeys(questions["variant"].to_pylist()):

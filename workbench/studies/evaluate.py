@@ -1,4 +1,4 @@
-"""Models are asked a study's questions, once: what is kept (questions.py) is not asked again."""
+"""Evaluate the models of a study on its questions. Stored results (records.py) are reused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +19,10 @@ from workbench.types import STUDENT
 
 
 def ask_run(config: RunConfig, evaluate: tuple[Questions, ...], *, load: Callable = load_examples) -> Path:
-    """The students of a finished run's newest checkpoint are asked everything; does nothing if they have been."""
+    """Evaluate the students of a finished run's newest checkpoint, unless the results are stored already."""
     checkpoint, torn = latest_checkpoint(config.run_dir)
     if checkpoint is None:
-        raise RunError(f"{config.run_dir} has no complete checkpoint to ask. {' '.join(torn)}")
+        raise RunError(f"{config.run_dir} has no complete checkpoint to evaluate. {' '.join(torn)}")
     file = config.run_dir / FILE
     description = describe(config, evaluate, checkpoint.step)
     if is_asked(file, description):
@@ -48,7 +48,7 @@ def ask_run(config: RunConfig, evaluate: tuple[Questions, ...], *, load: Callabl
 def ask_reference(
     reference: Reference, evaluate: tuple[Questions, ...], file: Path, *, load: Callable = load_examples
 ) -> Path:
-    """A model as it is, asked everything; does nothing if it has been."""
+    """Evaluate a reference model, unless the results are stored already."""
     config = reference.config
     description = describe_reference(reference, evaluate)
     if is_asked(file, description):
@@ -73,7 +73,7 @@ def ask_reference(
 def _ask(
     policy: object, config: RunConfig, evaluate: tuple[Questions, ...], step: int, load: Callable
 ) -> tuple[dict[str, list[Answered]], list[str]]:
-    """Answers by label, and a sentence for each reason why some questions were not asked."""
+    """Return the answers by label, and a sentence for each reason why questions were skipped."""
     answered: dict[str, list[Answered]] = {}
     left_out: list[str] = []
     leave_room([policy], config.sampling.max_completion_length)

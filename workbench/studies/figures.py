@@ -11,7 +11,7 @@ from workbench.studies.measures import GAP_RECOVERED, Comparison, Measure, measu
 from workbench.studies.report import title_of, value_text
 from workbench.types import PRIVILEGED, VISIBLE
 
-_WIDE = 180  # characters: this figure has a page to itself
+_WIDE = 180  # characters per subtitle line: this figure has its own page
 PANELS = (
     ("accuracy", VISIBLE),
     (GAP_RECOVERED, VISIBLE),
@@ -31,7 +31,10 @@ def figure(
     context: str = "plain",
     theme: str = "light",
 ) -> go.Figure:
-    """Differences to the baseline with 95 % intervals; filled where clear of zero. data: default the first."""
+    """Plot differences to the baseline with 95 % intervals. Dots are filled where the interval is clear of zero.
+
+    data  label of a question set; None = the first
+    """
     data = next((comparison.data for comparison in comparisons), None) if data is None else data
     selected = [comparison for comparison in comparisons if (comparison.data, comparison.context) == (data, context)]
     by_row = {(row.variant, row.measure, row.truth): row for row in selected if row.against == baseline}
@@ -86,8 +89,9 @@ def _add_panel(plot: go.Figure, column: int, measure: Measure, rows: list[Compar
         marker={"size": 9, "color": colors, "line": {"width": 1.6, "color": outlines}},
         customdata=[[row.verdict, scale * row.low, scale * row.high, row.num_seeds] for row in rows],
         hovertemplate=(
-            f"<b>%{{y}}</b> {escaped(measure.label)}<br>%{{x:+.3g}} [%{{customdata[1]:+.3g}}, %{{customdata[2]:+.3g}}], "
-            "%{customdata[3]} seeds<br>%{customdata[0]}<extra></extra>"
+            f"<b>%{{y}}</b> {escaped(measure.label)}<br>"
+            "%{x:+.3g} [%{customdata[1]:+.3g}, %{customdata[2]:+.3g}], %{customdata[3]} seeds<br>"
+            "%{customdata[0]}<extra></extra>"
         ),
         row=1,
         col=column,

@@ -1,8 +1,7 @@
-"""The process that workers of a study are forked from: torch, transformers and the workbench are imported here, once.
+"""Process that a study's workers are forked from. It imports torch, transformers and the workbench once.
 
-It trains nothing and asks no device. It has a process group of its own and minds no signal that asks to stop: what a
-terminal or a service manager sends is for the study's process, which tells the workers. It ends when that process and
-its workers have.
+It does not train and uses no device. It has its own process group and ignores SIGINT and SIGTERM: the study's process
+handles them and stops the workers. It exits after that process and its workers.
 """
 
 import os
@@ -12,6 +11,6 @@ os.setpgid(0, 0)
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
 
-from workbench.studies import worker as work  # noqa: E402  (takes seconds, in which somebody may press Ctrl-C)
+from workbench.studies import worker as work  # noqa: E402  (slow, so after the signals are ignored)
 
 __all__ = ["work"]

@@ -1,13 +1,13 @@
-"""What is measured of a run, and how variants compare.
+"""Measures of a run, and comparisons of variants.
 
-    answered   one row (a variant, the student before training, a teacher) x data x context: arrays (seeds, questions)
-    values     one number per row, seed, data, context, truth and measure
-    compare    the mean over seeds, and its difference to the baseline and to the student before training, with
-               paired intervals and a verdict that is clear of zero or none
+    Row         a variant, the student before training or a teacher, with answers as arrays (seeds, questions)
+    values_of   one number per row, seed, data, context, visibility and measure
+    compare     means over seeds, and differences to the baseline and to the student before training, with paired
+                intervals and a verdict
 
-Over-confidence is mean confidence minus accuracy, on privileged questions the price of
-imitating who knows more. Gap recovered is (accuracy - base) / (teacher on plain - base), on visible questions, as the
-89.8 % and 53.0 % of arXiv 2606.30626, section 4.2. It is not given where the teacher is not clearly better.
+Over-confidence is mean confidence minus accuracy. Gap recovered is (accuracy - base) / (teacher on plain - base) on
+visible questions, as the 89.8 % and 53.0 % of arXiv 2606.30626, section 4.2. It is empty where the teacher is not
+clearly better.
 """
 
 from dataclasses import dataclass, field
@@ -21,19 +21,19 @@ from workbench.studies.plan import BASE
 from workbench.traces.reader import NoTraces, open_traces
 from workbench.types import PRIVILEGED, VISIBLE
 
-TRAINING = "training"  # stands for the data of measures that are taken from the trace
+TRAINING = "training"  # value of `data` for measures taken from the trace
 GAP_RECOVERED = "gap_recovered"
-OF_DOMAIN = " questions"  # after a domain's name: stands for the truth where accuracy is counted by domain
+OF_DOMAIN = " questions"  # suffix of a domain's name in `truth`, for accuracy by domain
 _LINEAR = ("accuracy", "confidence", "entropy", "length", "truncated")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """better: 1 higher is better, -1 lower is better, 0 neither."""
+    """A measure. better: 1 = higher is better, -1 = lower is better, 0 = neither."""
 
     label: str
     better: int
-    unit: str = ""  # "%": a share, shown in per cent
+    unit: str = ""  # "%": a fraction, shown in percent
     digits: int = 1
 
 
@@ -48,15 +48,15 @@ MEASURES = {
     "truncated": Measure("truncated", -1, "%"),
     "repaired": Measure("wrong before training and right after", 1, "%"),
     "broken": Measure("right before training and wrong after", -1, "%"),
-    "information_loss_share": Measure("loss bought on the information gap", 0, "%"),
+    "information_loss_share": Measure("information-dominated loss", 0, "%"),
 }
-_NOTHING = 1e-9  # differences that only rounding makes
-_SHOWN = 5e-4  # an interval whose ends are both nearer to zero is printed as zero
+_NOTHING = 1e-9  # largest difference that rounding alone can make
+_SHOWN = 5e-4  # an interval with both ends nearer to zero is printed as zero
 _FROM_ANSWERS = ("accuracy", "confidence", "overconfidence", "calibration_error", "entropy", "length", "truncated")
 
 
 def measure_of(name: str) -> Measure:
-    """What is known of a measure; shares of regimes are made by methods."""
+    """Look up a measure. Names that are not in MEASURES are shares of a method's regimes."""
     return MEASURES.get(name) or Measure(name.replace("/", " ").replace("_", " "), 0, "%")
 
 
@@ -65,10 +65,10 @@ class Row:
     """A row of every table: a variant, the student before training, or a teacher.
 
     kind      "variant", "student" or "teacher"
-    seeds     those that finished; of a model as it is, one that stands for all
+    seeds     finished seeds; of an untrained model, a single seed that stands for all
     answers   (data, context) -> column -> (seeds, questions); all rows have the same questions in the same order
-    trace     measure -> (seeds,), nan where a run has none
-    base, teacher   names of the rows that its gap is measured between
+    trace     measure -> (seeds,), nan where a run has no trace
+    base, teacher   names of the rows between which its gap is measured
     """
 
     name: str
@@ -97,11 +97,12 @@ class Value:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The mean of a row over seeds with its interval, and, against another row, the difference with its own.
+    """Mean of a row over seeds, or its difference to another row, with a 95 % interval.
 
     truth     visible, privileged or all; or a domain's name and "questions"
-    against   None: the row alone. verdict: better, worse, higher, lower, not distinguishable; "" if alone
-    num_seeds seeds that both have
+    against   the other row; None = the mean of the row itself
+    verdict   better, worse, higher, lower or not distinguishable; "" for a mean
+    num_seeds number of seeds that both rows have
     """
 
     variant: str
@@ -120,7 +121,7 @@ class Comparison:
 
 
 def values_of(rows: list[Row]) -> list[Value]:
-    """Every measure of every run, question measures by truth."""
+    """Compute every measure of every run; measures of questions also by visibility."""
     values = []
     for group in _groups(rows):
         for row in group.rows:
@@ -144,7 +145,10 @@ def values_of(rows: list[Row]) -> list[Value]:
 
 
 def compare(rows: list[Row], baseline: str, *, num_replicates: int = NUM_REPLICATES, seed: int = 0) -> list[Comparison]:
-    """Every row alone, against the baseline, and against the student before training; see workbench.studies.bootstrap."""
+    """Compute each row's mean and its differences to the baseline and to the student before training.
+
+    Intervals are those of workbench.studies.bootstrap.
+    """
     comparisons = []
     for group in _groups(rows):
         replicas = {row.name: group.replicates(row, num_replicates, seed) for row in group.rows}
@@ -160,7 +164,7 @@ def compare(rows: list[Row], baseline: str, *, num_replicates: int = NUM_REPLICA
 
 
 def verdict(measure: str, low: float, high: float) -> str:
-    """What an interval of a difference says: it must be clear of zero to say anything."""
+    """Turn the interval of a difference into words. An interval that contains zero is "not distinguishable"."""
     if not (low > _NOTHING or high < -_NOTHING) or max(abs(low), abs(high)) < _SHOWN:
         return "not distinguishable"
     rises = low > 0.0
@@ -171,8 +175,11 @@ def verdict(measure: str, low: float, high: float) -> str:
 
 
 def measured_in_trace(run_dir: Path) -> dict[str, float] | None:
-    """Shares of tokens per regime in the first and the last third of steps, and of the loss that the information gap
-    bought (its size where that gap is the larger one, as in the app); None if the run has no trace."""
+    """Compute measures of a run's trace; None if it has none.
+
+    They are the token share of each regime in the first and the last third of steps, and the share of absolute loss at
+    positions where the information gap is the larger one.
+    """
     try:
         traces = open_traces(run_dir)
     except NoTraces:
@@ -183,7 +190,8 @@ def measured_in_trace(run_dir: Path) -> dict[str, float] | None:
             SELECT regime, num_positions, CASE WHEN step <= low + (high - low) / 3.0 THEN 'first third'
                    WHEN step >= high - (high - low) / 3.0 THEN 'last third' END AS third
             FROM cells CROSS JOIN bounds),
-        counted AS (SELECT third, regime, sum(num_positions) AS n FROM thirds WHERE third IS NOT NULL GROUP BY third, regime)
+        counted AS (
+            SELECT third, regime, sum(num_positions) AS n FROM thirds WHERE third IS NOT NULL GROUP BY third, regime)
         SELECT third, regime, n / sum(n) OVER (PARTITION BY third) AS share FROM counted ORDER BY third, regime"""
     shares = {f"{row['regime']}/{row['third']}": float(row["share"]) for row in traces.sql(query).to_pylist()}
     names = [f"{regime}/{third}" for regime in traces.regimes for third in ("first third", "last third")]
@@ -208,7 +216,7 @@ def _compared(
     seed: int,
 ) -> list[Comparison]:
     paired = other is not None and other.kind == "variant"
-    if paired and row.kind != "variant":  # a model as it is against a trained one: the other way round
+    if paired and row.kind != "variant":  # an untrained model has one seed that stands for all
         seeds = other.seeds
     else:
         seeds = tuple(candidate for candidate in row.seeds if not paired or candidate in other.seeds)
@@ -248,7 +256,7 @@ def _compared(
 
 
 def _at(values: np.ndarray, row: Row, seeds: tuple[int, ...]) -> np.ndarray:
-    """Columns (R, S) of these seeds; a model as it is has one column for all of them."""
+    """Select the columns (R, S) of these seeds. An untrained model has one column for all of them."""
     if row.kind != "variant":
         return np.repeat(values[:, :1], len(seeds), axis=1)
     return values[:, [row.seeds.index(seed) for seed in seeds]]
@@ -259,7 +267,7 @@ def _policy(row: Row) -> str:
 
 
 class _Group:
-    """All rows that answered the same questions: one data set, context and truth."""
+    """All rows that answered the same questions: one data set, context and visibility."""
 
     def __init__(self, data: str, context: str | None, truth: str, rows: list[Row], chosen: np.ndarray) -> None:
         self.data, self.context, self.truth, self.rows, self.chosen = data, context, truth, rows, chosen
@@ -267,7 +275,7 @@ class _Group:
         self._by_name = {row.name: row for row in rows}
 
     def points(self, row: Row) -> dict[str, np.ndarray]:
-        """Measure -> (S,), every question counted once."""
+        """Measure -> (S,), with every question counted once."""
         everything = np.full((1, self.count), 1.0 / self.count)
         return {name: replicates[0] for name, replicates in self._measured(row, everything, None).items()}
 
@@ -293,12 +301,12 @@ class _Group:
             gap = self._gap(row, question_weights)
             if gap is not None:
                 base, teacher = gap
-                # at least one question: a drawing of questions in which the teacher is no better has no gap
+                # a gap of at least one question, since the drawn questions may show none
                 measured[GAP_RECOVERED] = (measured["accuracy"] - base) / np.maximum(teacher - base, 1.0 / self.count)
         return measured
 
     def _gap(self, row: Row, question_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Accuracies (R, 1) of the student before training and the teacher; None if the teacher is not clearly better."""
+        """Accuracies (R, 1) of the untrained student and the teacher; None if the teacher is not clearly better."""
         outcomes = [self._lines(self._by_name[name])[:1] for name in (row.base, row.teacher)]
         base, teacher = (over_questions(accuracy, question_weights)[:, 0] for accuracy in outcomes)
         difference = (outcomes[1] - outcomes[0])[0, 0]
@@ -306,7 +314,7 @@ class _Group:
         return (base, teacher) if difference.mean() > 4.0 * error and difference.mean() > 0.0 else None
 
     def _lines(self, row: Row) -> np.ndarray:
-        """What is averaged over questions, (L, S, Q): the linear measures, then confidence - accuracy in each bin."""
+        """Quantities averaged over questions (L, S, Q): the linear measures, then confidence - accuracy in each bin."""
         columns = {name: row.answers[self.data, self.context][name][:, self.chosen] for name in _LINEAR}
         excess = columns["confidence"] - columns["accuracy"]
         bin_idx = np.minimum(NUM_BINS - 1, (columns["confidence"] * NUM_BINS).astype(int))
@@ -315,7 +323,7 @@ class _Group:
 
 
 class _DomainGroup(_Group):
-    """Questions of one domain, of whatever truth: accuracy alone."""
+    """Questions of one domain, of any visibility: accuracy only."""
 
     def _measured(self, row: Row, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
         accuracy = row.answers[self.data, self.context]["accuracy"][None, :, self.chosen]
@@ -323,7 +331,7 @@ class _DomainGroup(_Group):
 
 
 class _TraceGroup(_Group):
-    """Measures taken from the trace: one number per run, so seeds alone vary."""
+    """Measures taken from the trace: one number per run, so only seeds vary."""
 
     def __init__(self, rows: list[Row]) -> None:
         super().__init__(TRAINING, None, "all", rows, np.ones(1, dtype=bool))
@@ -341,7 +349,7 @@ def _measured(lines: np.ndarray, question_weights: np.ndarray) -> dict[str, np.n
 
 
 def _groups(rows: list[Row]) -> list[_Group]:
-    """Data, context and truth in order of appearance, domains where there are several; then the trace."""
+    """Group rows by data, context and visibility in order of appearance, then by domain, then the trace."""
     groups: list[_Group] = []
     for key in dict.fromkeys(key for row in rows for key in row.answers):
         members = [row for row in rows if key in row.answers]

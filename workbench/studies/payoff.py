@@ -1,4 +1,4 @@
-"""Whether privilege could pay in a study at all: what its teachers do with the evidence, beside what they do without."""
+"""Whether privilege can pay in a study: accuracy of its teachers with the evidence and without."""
 
 from collections.abc import Iterable
 
@@ -9,10 +9,10 @@ from workbench.types import VISIBLE
 
 
 def payoff(values: Iterable[Value]) -> list[str]:
-    """A line for each teacher and data: its accuracy on visible questions (all, where truth is not known), plain and privileged.
+    """Return a line for each teacher and data set: its accuracy on visible questions, with and without the evidence.
 
-    If no more than CANNOT_PAY is gained under any context, the line says that privilege cannot pay there. Nothing is said of
-    data that no teacher was asked about with and without evidence.
+    Where visibility is unknown, all questions count. If no context gains more than CANNOT_PAY, the line says that
+    privilege cannot pay. Data that no teacher answered both ways has no line.
     """
     accuracy: dict[tuple[str, str, str], dict[str, float]] = {}
     for value in values:
@@ -27,7 +27,7 @@ def payoff(values: Iterable[Value]) -> list[str]:
         pays = max(privileged.values()) - plain > CANNOT_PAY
         gains = ", ".join(f"{share:.1%} with {context}" for context, share in privileged.items())
         lines.append(
-            f"- **{data}: privilege {'can' if pays else 'cannot'} pay**: {teacher} has {plain:.1%} of {truth} questions right "
-            f"without evidence, {gains}"
+            f"- **{data}: privilege {'can' if pays else 'cannot'} pay**: {teacher} has {plain:.1%} of {truth} "
+            f"questions right without evidence, {gains}"
         )
     return lines

@@ -1,21 +1,22 @@
-"""A study's file, and the runs it stands for.
+"""Parse a study's file into the configurations of its runs.
 
     name: main
     base: configs/demo.yaml              a recipe, see `workbench train`
     overrides: {training.steps: 120}     dotted keys, for all runs
     seeds: [0, 1, 2, 3, 4]
     parallel: 2                          runs at a time
-    baseline: opd                        the variant that the others are compared with; default the first
+    baseline: opd                        the variant that the others are compared with; default: the first
     variants:
       opd: {method.name: opd}
       dopd: {note: as in the paper, method.name: dopd, method.privilege: crop}
-      later: {after: dopd, method.name: opd}    starts from the student that dopd's run of the same seed ended with
-    grid: {method.privilege: [crop, boxes]}   optional: multiplied into every variant but those with grid: false
+      later: {after: dopd, method.name: opd}    starts from the final student of dopd's run of the same seed
+    grid: {method.privilege: [crop, boxes]}   optional: multiplied into every variant except those with grid: false
     evaluate:
       - {data: "scenes:eval?count=512", contexts: [plain, crop]}
 
-`{seed}` in a value, but for models, is replaced by the run's seed: training.update_mask: masks/found-s{seed}.safetensors.
-What the study decides itself (seed, folder, evaluation) is not set by overrides. Paths start at the working directory.
+`{seed}` in a value, except of models, is replaced by the run's seed, as in
+`training.update_mask: masks/found-s{seed}.safetensors`. Overrides cannot set what the study decides itself: seed,
+folder and evaluation. Paths are relative to the working directory.
 """
 
 import functools
@@ -46,23 +47,23 @@ from workbench.studies.checks import check_evidence, check_questions
 from workbench.types import STUDENT
 
 KEYS = ("name", "base", "overrides", "seeds", "parallel", "baseline", "variants", "grid", "evaluate")
-BASE, TEACHER = "base", "teacher"  # names of rows, so no variant may have them
-_OWN = {  # what the study decides itself, and where it is said
-    "name": "it is the variant's",
-    "seed": "write seeds: [...]",
-    "output_dir": "it is that of the base recipe, and the study's name in it",
+BASE, TEACHER = "base", "teacher"  # names of rows, reserved
+_OWN = {  # keys that the study sets itself -> what to do instead
+    "name": "It is the variant's name",
+    "seed": "Set seeds: [...]",
+    "output_dir": "It is the output_dir of the base recipe, plus the study's name",
     **dict.fromkeys(
         ("data.eval", "evaluation.count", "evaluation.contexts", "evaluation.teacher", "evaluation.every"),
-        "write evaluate: [...]",
+        "Set evaluate: [...]",
     ),
 }
 _SECTIONS = {key.partition(".")[0] for key in describe_config() if "." in key}
 _NEEDED = {
     "base": "a recipe's file, as in base: configs/demo.yaml",
-    "variants": "what is compared, as in variants: {opd: {method.name: opd}}",
-    "evaluate": 'what is asked, as in evaluate: [{data: "scenes:eval?count=512", contexts: [plain]}]',
+    "variants": "the variants to compare, as in variants: {opd: {method.name: opd}}",
+    "evaluate": 'the questions, as in evaluate: [{data: "scenes:eval?count=512", contexts: [plain]}]',
 }
-# what may differ between a run that is there and the run that is asked for: nothing that its numbers depend on
+# keys that may differ between an existing run and the study's configuration: a run's numbers do not depend on them
 _FREE = (
     "name",
     "output_dir",
@@ -77,7 +78,7 @@ _FREE = (
 
 @dataclass(frozen=True)
 class Questions:
-    """One entry of `evaluate`: who is asked what. `label` names it in tables."""
+    """One entry of `evaluate`: questions and contexts. `label` is its name in tables."""
 
     data: str
     contexts: tuple[str, ...]
@@ -87,16 +88,16 @@ class Questions:
 
 @dataclass(frozen=True)
 class Reference:
-    """A model as it is, asked once for the whole study: a student before training, or a teacher."""
+    """An untrained model, evaluated once for the whole study: a student before training, or a teacher."""
 
     role: str  # "student" or "teacher"
     model: str
     row: str  # its name in tables
     config: RunConfig = field(compare=False)
-    learner: str = STUDENT  # of a run with peers, which of its students
+    learner: str = STUDENT  # in a run with peers: name of the student
 
     def belongs_to(self, config: RunConfig) -> bool:
-        """Whether a run begins with this student, or has this teacher."""
+        """Whether a run starts from this student, or has this teacher."""
         models = config.models
         if self.role == TEACHER:
             return self.model in (models.teacher, *models.teachers.values())
@@ -105,9 +106,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the study: a configuration, apart from the seed. `fault`: why it cannot be built.
+    """One row of the study: a configuration without its seed.
 
-    after  an earlier variant: each run starts from the student that the other's run of the same seed ended with
+    fault  why it cannot be built
+    after  an earlier variant: each run starts from the final student of that variant's run of the same seed
     """
 
     name: str
@@ -119,7 +121,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Study:
-    """A whole study, checked. Its folder holds one run per variant and seed, and the tables."""
+    """A validated study. Its folder holds one run per variant and seed, and the tables."""
 
     name: str
     folder: Path
@@ -136,15 +138,15 @@ class Study:
 
     @property
     def faults(self) -> dict[str, str]:
-        """Variants that cannot be built, and why."""
+        """Variants that cannot be built -> reason."""
         return {variant.name: variant.fault for variant in self.variants if variant.fault is not None}
 
     def reference_file(self, row: str) -> Path:
-        """Where the answers of a model as it is are kept."""
+        """Path of the stored answers of a reference model."""
         return self.folder / ".references" / f"{row.replace(' ', '-')}.parquet"
 
     def config(self, variant: Variant, seed: int) -> RunConfig:
-        """The configuration of one run."""
+        """Build the configuration of one run."""
         values = _of_seed(variant.config, seed)
         before = self.before(variant, seed)
         if before is not None:
@@ -153,12 +155,12 @@ class Study:
         return build_config(values | {"seed": seed, "name": run_name(variant.name, seed)})
 
     def before(self, variant: Variant, seed: int) -> RunConfig | None:
-        """The run whose student this one starts from."""
+        """Configuration of the run whose final student this run starts from; None without `after`."""
         earlier = next((candidate for candidate in self.usable if candidate.name == variant.after), None)
         return None if earlier is None else self.config(earlier, seed)
 
     def references(self) -> list[Reference]:
-        """Every starting student and every teacher of the variants, each once."""
+        """List every starting student and every teacher of the variants once."""
         configs: dict[tuple[str, str, str], RunConfig] = {}
         for variant in self.usable:
             models = variant.config.models
@@ -175,43 +177,46 @@ class Study:
 
 
 def run_name(variant: str, seed: int) -> str:
-    """The folder of a run: the variant's name in plain characters, and the seed."""
+    """Name of a run's folder: the variant's name in plain characters, and the seed."""
     return f"{re.sub(r'[^A-Za-z0-9._+=-]+', '-', variant).strip('-.')}-s{seed}"
 
 
 def settings(config: RunConfig) -> dict[str, object]:
-    """Everything that a run's numbers depend on, with dotted keys."""
+    """Return the settings that a run's numbers depend on, with dotted keys."""
     return {key: value for key, value in _flat(config.to_dict()).items() if not key.startswith(_FREE)}
 
 
 def other_settings(config: RunConfig) -> str | None:
-    """A sentence if the run's folder is of a run with other settings: its numbers would be called by a wrong name."""
+    """Return a sentence if the run's folder holds a run with other settings."""
     if not (config.run_dir / "config.yaml").is_file():
         return None
     try:
         there = settings(build_config(as_it_ran(read_yaml(config.run_dir / "config.yaml")), where=str(config.run_dir)))
     except ConfigError as error:
-        return f"{error} Delete {config.run_dir}; the same study makes it anew."
+        return f"{error} Delete {config.run_dir}; the same study runs it again."
     here = settings(config)
     others = [key for key in {**here, **there} if here.get(key) != there.get(key)]
     if not others:
         return None
     changes = ", ".join(f"{key}={there.get(key)} there, {here.get(key)} here" for key in others[:3])
-    return f"{config.run_dir} was made with other settings ({changes}). Rename the study or the variant, or delete that folder."
+    return (
+        f"{config.run_dir} was made with other settings ({changes}). Rename the study or the variant, or delete that "
+        "folder."
+    )
 
 
 def load_study(
     path: str | Path, overrides: Iterable[str] = (), *, check: bool = True, load: Callable = load_examples
 ) -> Study:
-    """The study of a YAML file, every variant's configuration built and its evidence looked for in the data.
+    """Load a study's YAML file, build the configuration of every variant, and check its models and data.
 
     overrides  `key=value` of the study's own keys: seeds=[0,1], parallel=1, overrides.training.steps=20
-    check      look at models and data, too; False is enough to report what is finished
+    check      check models and data; not needed to report finished runs
 
-    Raises: ConfigError or DataError for what is wrong with the study as a whole. A variant that cannot be built keeps
-    its sentence in `Variant.fault`; the others go on. If none can be built, that is an error.
+    Raises: ConfigError or DataError if the study as a whole is faulty, or if no variant can be built. The error of a
+    single variant is kept in `Variant.fault`.
     """
-    load = functools.cache(load) if check else None  # all variants look at the same examples
+    load = functools.cache(load) if check else None  # all variants check the same examples
     path = find_recipe(path)
     values = _own_overrides(read_yaml(path), overrides)
     where = f"study {path}"
@@ -232,7 +237,9 @@ def load_study(
     _refuse_own(common, f"{where}: overrides")
     with at(f"{where}: base"):
         if "variants" in read_yaml(find_recipe(values["base"])):
-            raise ConfigError(f"{values['base']} is a study; base must be a recipe's file such as configs/demo.yaml.")
+            raise ConfigError(
+                f"base must be a recipe's file such as configs/demo.yaml, got the study {values['base']}."
+            )
         base = read_recipe(values["base"])
     questions = _questions(values["evaluate"], where, load)
     folder = Path(str(base.get("output_dir", "runs"))) / name
@@ -260,21 +267,19 @@ def load_study(
 
 
 def _placed(variant: Variant, after: str | None, earlier: list[Variant], where: str) -> Variant:
-    """The variant with the one that it goes on from, which must stand above it; it cannot be built if that cannot."""
+    """Set the variant that this one starts from, which must be an earlier one that can be built."""
     if after is None:
         return variant
     before = next((candidate for candidate in earlier if candidate.name == after), None)
     if before is None:
-        raise ConfigError(
-            f"{where}: variants.{variant.name}: after: {unknown('earlier variant', after, [candidate.name for candidate in earlier])}"
-        )
+        names = [candidate.name for candidate in earlier]
+        raise ConfigError(f"{where}: variants.{variant.name}: after: {unknown('earlier variant', after, names)}")
     fault = variant.fault or (before.fault and f'it starts after "{after}", which cannot be built')
     return replace(variant, after=after, fault=fault, config=None if fault else variant.config)
 
 
 def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict]]:
-    """Every variant with its note, what it goes on from, and its own overrides, the grid multiplied in. Names are
-    unique as folders."""
+    """List every variant of the file and grid as (name, note, after, overrides). Names are unique as folders."""
     variants = _mapping(values["variants"], f"{where}: variants")
     grid = _mapping(values.get("grid"), f"{where}: grid")
     _refuse_own(grid, f"{where}: grid")
@@ -293,13 +298,15 @@ def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict
         is_varied = variant_overrides.pop("grid", True)
         if not isinstance(is_varied, bool):
             raise ConfigError(
-                f"{where}: variants.{name}: grid must be false, to have the variant once, or left out; got {show(is_varied)}."
+                f"{where}: variants.{name}: grid must be true or false, got {show(is_varied)}. Set grid: false to "
+                "run the variant once."
             )
         varied = grid if is_varied else {}
         twice = next((key for key in varied if key in variant_overrides), None)
         if twice is not None:
             raise ConfigError(
-                f"{where}: variants.{name} sets {twice}, which grid varies. Leave it out, or say grid: false to have the variant once."
+                f"{where}: variants.{name} sets {twice}, which grid varies. Remove it, or set grid: false to run the "
+                "variant once."
             )
         for chosen in itertools.product(*varied.values()):
             point = dict(zip(varied, chosen, strict=True))
@@ -308,15 +315,15 @@ def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict
     folders: dict[str, str] = {}
     for name, *_ in expanded:
         if name in (BASE, TEACHER):
-            raise ConfigError(f'{where}: a variant cannot be called "{name}": that is a row of every table. Rename it.')
+            raise ConfigError(f'{where}: the name "{name}" is reserved for a row of every table. Rename the variant.')
         other = folders.setdefault(run_name(name, 0), name)
         if other != name or sum(name == other_name for other_name, *_ in expanded) > 1:
-            raise ConfigError(f'{where}: variants "{other}" and "{name}" would have one folder. Rename one.')
+            raise ConfigError(f'{where}: variants "{other}" and "{name}" would share one folder. Rename one of them.')
     return expanded
 
 
 def _variant(name: str, note: str, base: dict, overrides: dict, load: Callable | None, seed: int) -> Variant:
-    """The variant, checked as its first seed's run would be."""
+    """Build a variant and check the models and data of its first seed's run."""
     try:
         config = build_config(override(base, _texts({**overrides, "name": run_name(name, 0)})))
         if load is not None:
@@ -343,7 +350,7 @@ def _questions(entries: object, where: str, load: Callable | None) -> tuple[Ques
             if key not in ("data", "contexts", "count"):
                 raise ConfigError(f"{here}: {unknown('key', key, ('data', 'contexts', 'count'))}")
         if not isinstance(entry.get("data"), str):
-            raise ConfigError(f"{here}: data is missing: scenes:SPLIT?count=N, a file, or hf:NAME.")
+            raise ConfigError(f"{here}: data is missing. Set it to scenes:SPLIT?count=N, a file, or hf:NAME.")
         contexts = entry.get("contexts", ["plain"])
         if not isinstance(contexts, list) or not contexts:
             raise ConfigError(f"{here}: contexts must be a list such as [plain, crop], got {show(contexts)}.")
@@ -357,7 +364,7 @@ def _questions(entries: object, where: str, load: Callable | None) -> tuple[Ques
     short = [item.data.partition("?")[0] for item in question_sets]
     labels = short if len(set(short)) == len(short) else [item.data for item in question_sets]
     if len(set(labels)) < len(labels):
-        raise ConfigError(f"{where}: evaluate names the same data twice. Put the contexts into one entry.")
+        raise ConfigError(f"{where}: evaluate names the same data twice. Merge the contexts into one entry.")
     return tuple(
         Questions(item.data, item.contexts, item.count, label)
         for item, label in zip(question_sets, labels, strict=True)
@@ -365,7 +372,7 @@ def _questions(entries: object, where: str, load: Callable | None) -> tuple[Ques
 
 
 def _own_overrides(values: dict, overrides: Iterable[str]) -> dict:
-    """`overrides.training.steps=20` sets one dotted key of the study's overrides; any other key is replaced."""
+    """Apply command-line overrides to a study. `overrides.KEY=VALUE` sets one key of its overrides."""
     plain = []
     for text in overrides:
         key, _, value = text.partition("=")
@@ -389,9 +396,9 @@ def _mapping(value: object, what: str) -> dict:
 def _refuse_own(values: dict, what: str) -> None:
     for key in values:
         if key in _OWN:
-            raise ConfigError(f"{what}: {key} is the study's own: {_OWN[key]}.")
-        if key in _SECTIONS:  # would replace all that the recipe has there
-            raise ConfigError(f"{what}: {key} is a whole section. Write dotted keys, each as {key}.KEY: VALUE.")
+            raise ConfigError(f"{what}: cannot set {key}, which the study sets itself. {_OWN[key]}.")
+        if key in _SECTIONS:  # would replace the recipe's whole section
+            raise ConfigError(f"{what}: {key} is a whole section. Set dotted keys, each as {key}.KEY: VALUE.")
 
 
 def _seeds(seeds: object, where: str) -> tuple[int, ...]:
@@ -410,7 +417,7 @@ def _count(value: object, what: str) -> int:
 
 
 def _texts(values: dict) -> list[str]:
-    """Values as overrides; JSON is YAML."""
+    """Write values as overrides, in JSON, which is YAML."""
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
@@ -419,7 +426,7 @@ def _plain(value: object) -> str:
 
 
 def _flat(values: dict, prefix: str = "") -> dict[str, object]:
-    """Nested values with dotted keys."""
+    """Flatten nested values to dotted keys."""
     flat: dict[str, object] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:

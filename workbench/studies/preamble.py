@@ -1,21 +1,21 @@
-"""What stands above a study's tables: how they came about, and how much they can bear."""
+"""Header of a study report: provenance (command, commit, seeds, wall time) and caveats."""
 
 from collections.abc import Iterable
 
 from workbench.runs.commands import called
 from workbench.studies.plan import Study
 
-FEW_SEEDS = 5  # fewer, and an interval over them is too narrow
+FEW_SEEDS = 5  # with fewer seeds, intervals are too narrow
 
 
 def preamble(
     study: Study, record: dict, num_seeds: dict[str, int], unfinished: dict[str, str], faults: dict[str, str]
 ) -> str:
-    """How a study came about, as lines of a list: file, command, commit, seeds, wall time, what is missing.
+    """Write the header as a Markdown list: file, command, commit, seeds, wall time, missing runs.
 
-    record      what study.json holds
-    num_seeds   finished runs of every variant
-    unfinished  run -> why
+    record      content of study.json
+    num_seeds   number of finished runs of each variant
+    unfinished  run -> reason
     faults      variant -> why it was not run
     """
     sessions = record["sessions"]
@@ -33,21 +33,17 @@ def preamble(
         lines += [
             f"- command: `{sessions[-1]['command']}`",
             f"- commit: {', '.join(commits)}",
-            f"- wall time: {wall / 60:.1f} min in {len(sessions)} session(s), {_either(processes)} process(es) of {_either(threads)} thread(s), "
-            f"which were at work {busy / room if room else 0:.0%} of it",
+            f"- wall time: {wall / 60:.1f} min in {len(sessions)} session(s), {_either(processes)} process(es) of "
+            f"{_either(threads)} thread(s), busy {busy / room if room else 0:.0%} of it",
         ]
     command = called()
     if "--report" in command and command.replace(" --report", "") not in [session["command"] for session in sessions]:
         lines.append(f"- this table: `{command}`")
     fewest = min(num_seeds.values(), default=0)
     if fewest == 1:
-        lines.append(
-            "- one seed: intervals and verdicts hold what other questions would change, and nothing of what another seed would"
-        )
+        lines.append("- one seed: intervals and verdicts cover other questions, but not other seeds")
     elif 1 < fewest < FEW_SEEDS:
-        lines.append(
-            f"- {fewest} seeds: intervals over so few are narrower than they should be; take {FEW_SEEDS} or more for a result"
-        )
+        lines.append(f"- {fewest} seeds: intervals over so few are too narrow; use {FEW_SEEDS} or more for a result")
     if set(num_seeds.values()) == {len(study.seeds)} and not unfinished and not faults:
         lines.append(f"- all {sum(num_seeds.values())} runs finished")
     else:

@@ -1,7 +1,7 @@
-"""Every question of every run, one row each: kept beside the run, put together for the study
-(asking.py asks them).
+"""Store the answers of every run, one row each, beside the run and together for the study.
 
-A run's questions.parquet says in its metadata what was asked of which step; asked again only if that has changed.
+The metadata of a run's questions.parquet describes the evaluation and its step. A run is evaluated again only if the
+description has changed. This file is apart from evaluate.py so that the page can read records without transformers.
 """
 
 import json
@@ -42,7 +42,7 @@ _LEFT_OUT = b"left_out"
 
 
 def show_start(run_dir: Path, files: list[Path], evaluate: tuple[Questions, ...]) -> None:
-    """The references' answers as the run's evaluation before its first step, where the app looks for it."""
+    """Save the references' answers as the run's evaluation before its first step, where the app looks for it."""
     rows = [
         row for file in files if file.is_file() for row in read(file).to_pylist() if row["data"] == evaluate[0].label
     ]
@@ -69,7 +69,7 @@ def show_start(run_dir: Path, files: list[Path], evaluate: tuple[Questions, ...]
 
 
 def describe(config: RunConfig, evaluate: tuple[Questions, ...], step: int) -> dict:
-    """What is asked of whom, and how: two files with the same description hold the same answers."""
+    """Describe an evaluation: model, settings, questions. Files with the same description hold the same answers."""
     rule, tolerance = config.evaluation.rule, config.evaluation.tolerance
     return {
         "step": step,
@@ -82,7 +82,7 @@ def describe(config: RunConfig, evaluate: tuple[Questions, ...], step: int) -> d
 
 
 def describe_reference(reference: Reference, evaluate: tuple[Questions, ...]) -> dict:
-    """As `describe`, of a model as it is: it does not depend on how others are trained."""
+    """Describe the evaluation of a reference model, which does not depend on training options."""
     config = reference.config
     description = describe(config, evaluate, 0) | {"model": reference.model}
     length = config.sampling.max_completion_length
@@ -90,7 +90,7 @@ def describe_reference(reference: Reference, evaluate: tuple[Questions, ...]) ->
 
 
 def asked_of(file: Path) -> dict | None:
-    """What a file of questions says was asked; None if there is none that can be read."""
+    """Read the description stored in a file of answers; None if there is none."""
     try:
         return json.loads(pq.read_schema(file).metadata[_METADATA])
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
@@ -98,8 +98,9 @@ def asked_of(file: Path) -> dict | None:
 
 
 def is_asked(file: Path, wanted: dict) -> bool:
-    """Whether a file holds the answers to what is `wanted`. A setting that the workbench did not have when it was written
-    was then as its default is now.
+    """Whether a file holds the answers described by `wanted`.
+
+    A setting that did not exist when the file was written counts as its default.
     """
     stored = asked_of(file)
     if stored is None or stored == wanted:
@@ -119,15 +120,15 @@ def is_asked(file: Path, wanted: dict) -> bool:
 
 
 def read(file: Path) -> pa.Table:
-    """A file of questions. Raises RunError if it cannot be read."""
+    """Read a file of answers. Raises RunError if it cannot be read."""
     try:
         return pq.read_table(file).cast(SCHEMA)
     except (OSError, pa.ArrowInvalid) as error:
-        raise RunError(f"{file} cannot be read ({error}). Delete it; the same study asks again.") from None
+        raise RunError(f"{file} cannot be read ({error}). Delete it; the same study evaluates again.") from None
 
 
 def left_out_of(file: Path) -> list[str]:
-    """Sentences about questions that were not asked when the file was written; none if it does not say."""
+    """Read the sentences about skipped questions stored in a file of answers."""
     try:
         return json.loads(pq.read_schema(file).metadata[_LEFT_OUT])
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
@@ -135,7 +136,7 @@ def left_out_of(file: Path) -> list[str]:
 
 
 def write(file: Path, answered: dict[str, list[Answered]], description: dict, left_out: Sequence[str] = ()) -> None:
-    """Write answers with what was asked and, as sentences, which questions were not."""
+    """Write answers with the description of the evaluation and the sentences about skipped questions."""
     rows = [
         {
             "data": label,

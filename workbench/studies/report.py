@@ -1,8 +1,8 @@
-"""What a study found: results.parquet, comparisons.parquet, questions.parquet, table.md and figure.html, of what is finished.
+"""Write a study's results: results.parquet, comparisons.parquet, questions.parquet, table.md and figure.html.
 
-results      one row per variant, seed, data, context, policy, truth and measure
+results      one row per variant, seed, data, context, policy, visibility and measure
 comparisons  means over seeds and paired differences with their intervals
-questions    every question of every run, to pair and to look up
+questions    every answer of every run
 """
 
 import dataclasses
@@ -51,15 +51,15 @@ HEADLINES = (
 )
 
 READING = (
-    "Differences are in percentage points where values are in per cent. Intervals: 10,000 paired bootstrap replicates over "
-    'seeds and questions; each is for one comparison alone. A verdict other than "not distinguishable" means that the '
+    "Differences are in percentage points where values are in percent. Intervals: 10,000 paired bootstrap replicates "
+    'over seeds and questions, each for a single comparison. A verdict other than "not distinguishable" means that the '
     "interval is clear of zero."
 )
 
 
 @dataclass(frozen=True)
 class Results:
-    """A study's numbers. `unfinished`: run -> what became of it; `faults`: variants that were never built."""
+    """A study's numbers. `unfinished`: run -> status or error; `faults`: variant that cannot be built -> reason."""
 
     study: Study
     rows: list[Row]
@@ -72,7 +72,7 @@ class Results:
 
 
 def collect(study: Study) -> Results:
-    """The numbers of everything that is finished. Raises RunError if no run is."""
+    """Collect the numbers of all finished runs. Raises RunError if no run has finished."""
     record = _record(study)
     rows, missing, files = [], unfinished(study), []
     for reference in study.references():
@@ -110,20 +110,19 @@ def collect(study: Study) -> Results:
             )
     if not num_finished:
         reasons = "".join(f"\n  {name}: {why}" for name, why in {**study.faults, **missing}.items())
-        raise RunError(f"study {study.folder} has no finished run, so there is nothing to report.{reasons}")
+        raise RunError(f"study {study.folder} has no finished run to report. Run the study first.{reasons}")
     left_out = list(dict.fromkeys(sentence for file in files for sentence in left_out_of(file)))
     return Results(study, rows, values_of(rows), compare(rows, study.baseline), missing, study.faults, record, left_out)
 
 
 def _join_peers(study: Study, rows: list[Row]) -> None:
-    """Every starting student's row also answers for the peers, so that a peer is compared with its own start."""
+    """Merge each peer's starting model into the row of the starting student, so that a peer is compared with it."""
     references = {reference.row: reference for reference in study.references()}
     peers = [row for row in rows if references[row.name].learner != STUDENT]
     for peer in peers:
         learner = references[peer.name].learner
-        if (
-            sum(references[row.name].learner == learner for row in peers) == 1
-        ):  # else whose start it is depends on the variant
+        # with several starting models, a peer's start depends on the variant
+        if sum(references[row.name].learner == learner for row in peers) == 1:
             for row in rows:
                 if row.kind == "student" and references[row.name].learner == STUDENT:
                     row.answers |= peer.answers
@@ -131,20 +130,22 @@ def _join_peers(study: Study, rows: list[Row]) -> None:
 
 
 def unfinished(study: Study) -> dict[str, str]:
-    """Runs without answers to every question, and what became of them."""
+    """Return runs without answers to every question -> status or error."""
     record, reasons = _record(study), {}
     for variant in study.usable:
         for seed in study.seeds:
             config = study.config(variant, seed)
             if not is_asked(config.run_dir / FILE, describe(config, study.evaluate, config.training.steps)):
                 outcome = record["runs"].get(config.name, {})
-                status = "asked other questions" if outcome.get("status") == "finished" else outcome.get("status")
+                status = (
+                    "evaluated on other questions" if outcome.get("status") == "finished" else outcome.get("status")
+                )
                 reasons[config.name] = other_settings(config) or outcome.get("error") or status or "not started"
     return reasons
 
 
 def write_report(study: Study) -> Path:
-    """Write all files of a study's results; returns the Markdown table."""
+    """Write all result files of a study. Returns the path of the Markdown table."""
     results = collect(study)
     _write_parquet(study.folder / "results.parquet", results.values, study.name)
     _write_parquet(study.folder / "comparisons.parquet", results.comparisons, study.name)
@@ -168,7 +169,7 @@ def write_report(study: Study) -> Path:
 
 
 def markdown(results: Results) -> str:
-    """The tables of a study with how they came about: command, commit, seeds, wall time, what is missing."""
+    """Write a study's report as Markdown: header and tables."""
     study = results.study
     parts = [f"# Study {study.name}", came_about(results)]
     learners = dict.fromkeys(name for variant in study.usable for name in variant.config.models.learners)
@@ -189,15 +190,15 @@ def markdown(results: Results) -> str:
 
 
 def came_about(results: Results) -> str:
-    """What preamble.preamble and payoff.payoff say of these results."""
+    """Write the report's header: provenance, skipped questions, and whether privilege can pay."""
     num_seeds = {row.name: len(row.seeds) for row in results.rows if row.kind == "variant"}
     lines = preamble(results.study, results.record, num_seeds, results.unfinished, results.faults)
-    left_out = [f"- not asked: {sentence}" for sentence in results.left_out]
+    left_out = [f"- not evaluated: {sentence}" for sentence in results.left_out]
     return "\n".join([lines, *left_out, *payoff(results.values)])
 
 
 def _overview(results: Results, data: str, context: str) -> str:
-    """Means over seeds, every row and headline measure."""
+    """Table of means over seeds, for every row and headline measure."""
     means = {
         (item.variant, item.measure, item.truth): item
         for item in results.comparisons
@@ -214,7 +215,7 @@ def _overview(results: Results, data: str, context: str) -> str:
 
 
 def _by_domain(results: Results, data: str, context: str) -> str:
-    """Accuracy of every row in every domain, where there are several, and its difference to the baseline."""
+    """Table of accuracy by domain, with differences to the baseline; "" if the data has a single domain."""
     by_row = {
         (comparison.variant, comparison.against, comparison.truth): comparison
         for comparison in results.comparisons
@@ -244,7 +245,7 @@ def _by_domain(results: Results, data: str, context: str) -> str:
 
 
 def _trace_table(results: Results) -> str:
-    """Measures of the trace, values only; regimes differ by method."""
+    """Table of trace measures, without differences, since regimes differ by method."""
     by_row = {
         (comparison.variant, comparison.measure): comparison
         for comparison in results.comparisons
@@ -311,12 +312,12 @@ def _row_name(results: Results, row: Row) -> str:
 
 
 def title_of(measure: str, truth: str) -> str:
-    """A measure as tables call it."""
+    """Title of a measure in tables."""
     return measure_of(measure).label + ("" if truth == "all" else f", {truth}")
 
 
 def value_text(comparison: Comparison | None) -> str:
-    """A mean in its unit; a dash if there is none."""
+    """Format a mean with its unit; a dash for None."""
     if comparison is None:
         return "-"
     definition = measure_of(comparison.measure)
@@ -326,12 +327,12 @@ def value_text(comparison: Comparison | None) -> str:
 
 
 def difference_text(comparison: Comparison) -> str:
-    """A difference with its sign; in percentage points where values are in per cent."""
+    """Format a difference with its sign, in percentage points where values are in percent."""
     return _number(comparison.measure, comparison.value)
 
 
 def interval_text(comparison: Comparison, alone: Comparison | None = None) -> str:
-    """Its interval; and its number of seeds where a difference has fewer than its row, `alone`: those both have."""
+    """Format an interval, with the number of seeds if a difference has fewer than its row's mean, `alone`."""
     fewer = alone is not None and alone.num_seeds and comparison.num_seeds != alone.num_seeds
     seeds = f" ({comparison.num_seeds} {'seed' if comparison.num_seeds == 1 else 'seeds'})" if fewer else ""
     return f"[{_number(comparison.measure, comparison.low)}, {_number(comparison.measure, comparison.high)}]{seeds}"
@@ -348,12 +349,12 @@ def markdown_table(header: list[str], lines: list[list[str]]) -> str:
 
 
 def labelled(label: str, policy: str) -> str:
-    """Questions as they are called where a peer answers them."""
+    """Label of a question set, with the peer that answered it."""
     return label if policy in (STUDENT, TEACHER) else f"{label}, asked of {policy}"
 
 
 def aligned(tables: list[pa.Table]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
-    """(data, context) -> column -> (runs, questions), questions in the same order everywhere."""
+    """Stack the runs of a variant: (data, context) -> column -> array (runs, questions), in a fixed order."""
     runs_by_key: dict[tuple[str, str], list[dict]] = {}
     for table in tables:
         columns = {
@@ -376,22 +377,22 @@ def aligned(tables: list[pa.Table]) -> dict[tuple[str, str], dict[str, np.ndarra
     aligned = {}
     for key, runs in runs_by_key.items():
         if any(list(run["example_id"]) != list(runs[0]["example_id"]) for run in runs):
-            raise RunError(f"runs of one variant were asked different questions of {key[0]}. Delete their {FILE}.")
+            raise RunError(f"runs of one variant answered different questions of {key[0]}. Delete their {FILE}.")
         aligned[key] = {name: np.stack([run[name] for run in runs]) for name in _COLUMNS}
         aligned[key] |= {name: runs[0][name] for name in ("example_id", "truth", "domain")}
     return aligned
 
 
 def _traced(run_dirs: list[Path]) -> dict[str, np.ndarray]:
-    """Measures of the runs' traces, nan where a run has none."""
+    """Stack the trace measures of runs; nan where a run has none."""
     per_run = [trace_measures(run_dir) for run_dir in run_dirs]
     names = dict.fromkeys(name for shares in per_run for name in shares)
     return {name: np.array([shares.get(name, np.nan) for shares in per_run]) for name in names}
 
 
 def trace_measures(run_dir: Path) -> dict[str, float]:
-    """What the trace of a run says (`measured_in_trace`), kept beside the run."""
-    file = run_dir / "trace-measures-of-sizes.json"  # before trace version 4 signed gaps were compared
+    """Return `measured_in_trace`, cached in a file beside the run."""
+    file = run_dir / "trace-measures-of-sizes.json"
     if file.is_file():
         return json.loads(file.read_text())
     shares = measured_in_trace(run_dir)

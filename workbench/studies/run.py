@@ -1,9 +1,9 @@
-"""Runs a study: tasks to worker processes, results to study.json, and a clean stop that the same command goes on from.
+"""Run a study: send tasks to worker processes, record outcomes in study.json, and stop so that it can be resumed.
 
-1. References (the student as it starts, every teacher) are asked first, once for the study.
-2. Runs follow, all variants of the first seed, then of the second: what is finished at any time is balanced.
-3. A run that fails is recorded with its sentence; the others go on. A process that dies is replaced.
-4. SIGINT or SIGTERM: every run finishes its step and saves. A second one ends the processes at once.
+1. References (the starting student, every teacher) are evaluated first, once per study.
+2. Runs follow, all variants of the first seed, then of the second, so that finished runs are balanced at any time.
+3. The error of a failed run is recorded, and the others continue. A process that dies is replaced.
+4. On SIGINT or SIGTERM every run finishes its step and saves. A second signal kills the processes.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ log = logging.getLogger("workbench")
 
 
 def run_study(study: Study, *, say: Callable[[str], None] = print) -> bool:
-    """Do everything that is not done yet. Returns whether it came to its end; False if it was asked to stop.
+    """Run all unfinished tasks of a study. Returns False if it was stopped by a signal.
 
-    say  is told one line per finished run
+    say  called with one line per finished run
     """
     study.folder.mkdir(parents=True, exist_ok=True)
     with _claim(study):
@@ -51,7 +51,7 @@ def run_study(study: Study, *, say: Callable[[str], None] = print) -> bool:
 
 
 class Record:
-    """study.json: what was done so far, by whom, and how long it took. Every write is complete or not there."""
+    """study.json: plan, sessions and outcomes of a study. Writes are atomic."""
 
     def __init__(self, study: Study) -> None:
         self.file = study.folder / "study.json"
@@ -106,7 +106,7 @@ class Record:
 
 
 class _Worker:
-    """A process with its pipe, and the task it is at."""
+    """A worker process with its pipe and its current task."""
 
     def __init__(self, study: Study, number: int, num_threads: int) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -118,13 +118,14 @@ class _Worker:
             self.process.start()
         except (EOFError, ConnectionError) as error:
             raise RunError(
-                f"the process that workers are forked from is gone ({error or 'it was ended'}). Give the same command again: it goes on from what is done."
+                f"the process that workers are forked from has exited ({error or 'it was killed'}). Run the same "
+                "command again: it resumes the study."
             ) from None
         theirs.close()
         self.number, self.task, self.ready, self.given = number, None, False, 0.0
 
     def give(self, task: Task) -> bool:
-        """False if the process is gone: the task is nobody's yet."""
+        """Send a task to the process. Returns False if the process has exited."""
         try:
             self.pipe.send(task)
         except BrokenPipeError:
@@ -157,7 +158,7 @@ class _Conductor:
         return not self.asked
 
     def _wait(self, tasks: deque[Task]) -> None:
-        """One turn: what workers said, or that one is gone."""
+        """Wait for results or exits of workers, record them, and assign the next tasks."""
         handles = {handle: worker for worker in self.workers for handle in (worker.pipe, worker.process.sentinel)}
         for worker in dict.fromkeys(handles[ready] for ready in wait(list(handles))):
             try:
@@ -175,9 +176,9 @@ class _Conductor:
                 self._employ(worker, tasks)
 
     def _employ(self, worker: _Worker, tasks: deque[Task]) -> None:
-        """The first task that can begin; a worker for whom there is none waits until another one has said something."""
+        """Assign the first task that can start. If none can, the worker waits until another one has finished."""
         if self.asked or not tasks:
-            worker.pipe.close()  # it ends by itself
+            worker.pipe.close()  # the worker then exits
             worker.process.join(timeout=30)
             self.workers.remove(worker)
             return
@@ -196,9 +197,8 @@ class _Conductor:
         if worker.task is None:
             if not worker.ready and not self.asked:
                 self.asked = True
-                raise RunError(
-                    f"a worker process ended before its first task: see {self.study.folder}/.worker-{worker.number}.log."
-                )
+                log_file = f"{self.study.folder}/.worker-{worker.number}.log"
+                raise RunError(f"a worker process exited before its first task. Read {log_file}.")
             return None
         seconds = time.perf_counter() - worker.given
         if self.asked:
@@ -209,7 +209,8 @@ class _Conductor:
         return Outcome(
             worker.task.name,
             "failed",
-            f"its process ended without a word ({why}): killed, or out of memory. See {log_file}; the same command tries again.",
+            f"its process exited unexpectedly ({why}): killed, or out of memory. See {log_file}; "
+            "the same command tries again.",
             seconds,
         )
 
@@ -238,28 +239,28 @@ class _Conductor:
                 worker.process.kill()
             raise KeyboardInterrupt
         self.asked = True
-        log.info("asked to stop: every run finishes its step and saves; the same command goes on")
+        log.info("stopping: every run finishes its step and saves; the same command resumes the study")
         for worker in self.workers:
             worker.process.terminate()
 
 
 def _refuse_another(study: Study, plan: dict) -> None:
-    """Raises RunError if the folder is another study's, or if every run that is there has other settings.
+    """Raise RunError if the folder belongs to another study, or if every existing run has other settings.
 
-    plan  as study.json has it: of who ran here before
+    plan  the plan in study.json
     """
     configs = [study.config(variant, seed) for variant in study.usable for seed in study.seeds]
     names, source = [config.name for config in configs], plan.get("source")
     if source not in (None, str(study.source)) and set(names).isdisjoint(plan.get("runs") or ()):
         raise RunError(
-            f"{study.folder} is the folder of the study in {source}, which has none of the runs of {study.source}; nothing was "
-            "started. Give one of the two another name (name: in its file), or delete the folder."
+            f"{study.folder} belongs to the study in {source}, which shares no run with {study.source}; nothing was "
+            "started. Set another name: in one of the two files, or delete the folder."
         )
     there = [config for config in configs if (config.run_dir / "config.yaml").is_file()]
     faults = [fault for config in there if (fault := other_settings(config)) is not None]
     if faults and len(faults) == len(there):
         raise RunError(
-            f"the {len(there)} runs in {study.folder} that this study would go on with have other settings; nothing was started. "
+            f"the {len(there)} runs in {study.folder} have other settings than this study; nothing was started. "
             f"{faults[0]} If you gave overrides last time, give them again; the Studies tab shows the command."
         )
 
@@ -287,7 +288,7 @@ def _is_done(task: Task) -> bool:
 
 @contextlib.contextmanager
 def _claim(study: Study) -> Iterator[None]:
-    """One process per study. The system ends the claim with the process, however it ends."""
+    """Lock the study for this process. The system releases the lock when the process exits."""
     with (study.folder / ".claim").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -298,7 +299,7 @@ def _claim(study: Study) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(num_threads: int) -> Iterator[None]:
-    """What worker processes start with."""
+    """Set the environment variables of worker processes."""
     variables = {"OMP_NUM_THREADS": str(num_threads), "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

@@ -1,7 +1,7 @@
-"""A study as its folder tells it, also while it runs or after it was killed: its state, its runs, its comparisons.
+"""Read the state, runs and comparisons of a study from its folder, also while it runs or after it was killed.
 
-Nothing is measured here: study.json says what was planned and done, run.json how each run is, and the report's own
-comparisons.parquet and table.md what came out.
+study.json holds the plan and the outcomes, run.json the state of each run, comparisons.parquet and table.md the last
+report. Nothing is measured here.
 """
 
 import contextlib
@@ -32,18 +32,18 @@ COMPARED_COLUMNS = [
     "gain_interval",
     "gain_verdict",
 ]
-NO_TABLE = "Nothing is compared yet. The table is written when the study ends; for what is finished now: {command}"
+NO_TABLE = "No comparisons yet. The study writes them at its end. To compare the finished runs now: {command}"
 _OUTCOMES = ("finished", "stopped", "failed")
 
 
 @dataclass(frozen=True)
 class FoundStudy:
-    """What a study's folder says.
+    """Content of a study's folder.
 
-    plan         source, command, seeds, baseline, runs (names), notes and faults by variant; {} if an older version ran it
-    outcomes     run -> status, error, seconds: what became of it, those of models as they are included
+    plan         source, command, seeds, baseline, runs (names), notes and faults by variant; {} in old folders
+    outcomes     run or reference -> status, error, seconds
     jobs         run -> its state now
-    is_running   a process is at it
+    is_running   whether a process works on it
     comparisons  of the last report; empty if none was written
     report       table.md of the last report, or ""
     """
@@ -60,13 +60,13 @@ class FoundStudy:
 
     @property
     def runs(self) -> list[str]:
-        """Names of its runs in the order in which they are made."""
+        """Names of its runs in the order in which they start."""
         names = dict.fromkeys(self.plan.get("runs") or ())
         return list(names | dict.fromkeys(sorted(self.jobs)))
 
     @property
     def baseline(self) -> str:
-        """The variant that the others are compared with; "" if that is not known."""
+        """Variant that the others are compared with; "" if unknown."""
         planned = self.plan.get("baseline")
         others = {
             comparison.against
@@ -77,14 +77,14 @@ class FoundStudy:
 
     @property
     def command(self) -> str:
-        """What goes on with it, overrides and all."""
+        """Command that resumes it, with all overrides."""
         called = self.plan.get("command") or ""
         if called.startswith("workbench study "):
             return called
         return f"workbench study {self.plan['source']}" if self.plan.get("source") else ""
 
     def status_of(self, run: str) -> str:
-        """A run's state now, or what became of it, or "not started"."""
+        """State of a run: of its process, else its outcome, else "not started"."""
         job, outcome = self.jobs.get(run), self.outcomes.get(run, {}).get("status")
         if job is not None and job.is_alive:
             return job.status
@@ -92,40 +92,38 @@ class FoundStudy:
 
     @property
     def counts(self) -> dict[str, int]:
-        """State -> number of runs, the frequent first."""
+        """State -> number of runs, most frequent first."""
         states = [self.status_of(run) for run in self.runs]
         return dict(sorted(((status, states.count(status)) for status in set(states)), key=lambda pair: -pair[1]))
 
     @property
     def state(self) -> str:
-        """In a word: running, finished, or stopped before its end."""
+        """State of the study: running, finished or unfinished."""
         if self.is_running:
             return "running"
         return "finished" if self.runs and set(self.counts) == {"finished"} else "unfinished"
 
 
 def find_studies(runs_dir: str | Path) -> list[str]:
-    """Names of the studies in a runs folder, the one that was worked at last first."""
+    """List the names of the studies in a runs folder, most recently changed first."""
     studies = []
     for file in Path(runs_dir).glob(f"*/{RECORD}"):
-        with contextlib.suppress(RunError, OSError):  # a link that leads out, or a study that was deleted meanwhile
+        with contextlib.suppress(RunError, OSError):  # a link out of the folder, or a study deleted meanwhile
             studies.append((file.stat().st_mtime, safe_run_dir(runs_dir, file.parent.name).name))
     return [name for _, name in sorted(studies, reverse=True)]
 
 
 def read_study(runs_dir: str | Path, name: str) -> FoundStudy:
-    """One study. Raises RunError if there is none, or if its files cannot be read."""
+    """Read one study. Raises RunError if it does not exist or its files cannot be read."""
     folder = safe_run_dir(runs_dir, name)
     try:
         facts = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         sessions, outcomes = list(facts.get("sessions") or ()), dict(facts.get("runs") or {})
     except FileNotFoundError:
-        raise RunError(
-            f'there is no study "{name}" here. It may have been deleted; the list shows what there is.'
-        ) from None
+        raise RunError(f'study "{name}" does not exist in {runs_dir}. Choose one from the list.') from None
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise RunError(
-            f"{folder / RECORD} cannot be read ({error}). Run the study again: it goes on from its runs."
+            f"{folder / RECORD} cannot be read ({error}). Run the study again: it resumes its runs."
         ) from None
     jobs = {state.name: state for state in find_jobs(folder)}
     is_running = any(_is_at_work(session) for session in sessions[-1:]) or any(job.is_alive for job in jobs.values())
@@ -136,7 +134,7 @@ def read_study(runs_dir: str | Path, name: str) -> FoundStudy:
 
 
 def runs_of(study: FoundStudy) -> Table:
-    """Every run and what became of it, those that need a look first."""
+    """Table of all runs with their states, failed ones first."""
     rows = []
     for run in study.runs:
         job, outcome, status = study.jobs.get(run), study.outcomes.get(run, {}), study.status_of(run)
@@ -151,19 +149,19 @@ def runs_of(study: FoundStudy) -> Table:
             }
         )
     rows.sort(key=lambda row: row["status"] not in ("failed", "died", "unreadable"))
-    empty = f"No run has begun. Start it in a terminal: {study.command or 'workbench study FILE'}"
+    empty = f"No run has started. Start the study in a terminal: {study.command or 'workbench study FILE'}"
     return table(rows, RUN_COLUMNS, run=study.name, empty=empty, units={"seconds": "s"})
 
 
 def groups_of(study: FoundStudy) -> list[tuple[str, str]]:
-    """(data, context) pairs that variants were asked, in the report's order."""
+    """List the evaluated (data, context) pairs in the report's order."""
     return list(
         dict.fromkeys((comparison.data, comparison.context) for comparison in study.comparisons if comparison.context)
     )
 
 
 def measures_of(study: FoundStudy, data: str, context: str) -> list[tuple[str, str]]:
-    """(measure, truth) pairs that were compared there; the report's headlines first."""
+    """List the (measure, visibility) pairs of a data set and context, the report's headlines first."""
     compared_keys = dict.fromkeys(
         (comparison.measure, comparison.truth)
         for comparison in study.comparisons
@@ -173,7 +171,7 @@ def measures_of(study: FoundStudy, data: str, context: str) -> list[tuple[str, s
 
 
 def compared(study: FoundStudy, data: str, context: str, measure: str, truth: str) -> Table:
-    """Every row's mean and its differences to the baseline and to the start, with intervals, as the report has them."""
+    """Table of every row's mean and its differences to the baseline and to the untrained student, with intervals."""
     comparisons = [
         comparison
         for comparison in study.comparisons
@@ -200,7 +198,7 @@ def compared(study: FoundStudy, data: str, context: str, measure: str, truth: st
 
 
 def _minus(text: str) -> str:
-    """With the minus sign that the app's other numbers have."""
+    """Use the minus sign of the app's other numbers."""
     return text.replace("-", "\u2212")
 
 

@@ -1,7 +1,7 @@
-"""One process that does one task of a study after the other: examples are rendered and teachers are loaded once.
+"""Worker process of a study. It does one task after another and loads examples and teachers once.
 
-Tasks come through a pipe and answers go back, one for one. A task is a run (train it, or go on with it, then ask its
-student) or a reference (ask a model as it is). SIGTERM stops a run after the step at hand, with a checkpoint.
+Tasks arrive through a pipe, and one outcome per task goes back. A task is a run (train or resume it, then evaluate its
+students) or a reference (evaluate an untrained model). SIGTERM stops a run after the current step, with a checkpoint.
 """
 
 import functools
@@ -38,7 +38,7 @@ _CLAIM_WAIT_S = 60.0
 
 @dataclass(frozen=True)
 class Task:
-    """What to do: a run if there is a configuration, else a reference."""
+    """A run to train and evaluate if `config` is set, otherwise a reference to evaluate."""
 
     name: str
     evaluate: tuple[Questions, ...]
@@ -51,7 +51,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task. status: finished, stopped or failed; `trained`: steps were done now."""
+    """Outcome of a task. status: finished, stopped or failed; trained: whether this session did training steps."""
 
     name: str
     status: str
@@ -61,9 +61,9 @@ class Outcome:
 
 
 def work(pipe: Connection, num_threads: int, log_file: Path, environment: dict[str, str]) -> None:
-    """The life of a worker process, in the environment of the study's. It ends when the pipe is closed or that process is gone."""
+    """Run tasks from a pipe until it is closed or the study's process has exited. Entry point of a worker process."""
     os.environ |= environment
-    os.setpgid(0, 0)  # a Ctrl-C in the terminal is the parent's; it asks each worker once
+    os.setpgid(0, 0)  # Ctrl-C in the terminal reaches the parent only, which stops each worker once
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stream = log_file.open("a", buffering=1)
@@ -95,24 +95,24 @@ def _work(pipe: Connection, load: Callable, log_file: Path) -> None:
             status, error = "failed", str(fault)
         except Exception as fault:
             traceback.print_exc()
-            status, error = "failed", f"{type(fault).__name__}: {fault} (the whole of it is in {log_file})"
-        gc.collect()  # models of the task at hand are in cycles, and gigabytes
+            status, error = "failed", f"{type(fault).__name__}: {fault} (traceback in {log_file})"
+        gc.collect()  # models are in reference cycles and take gigabytes
         pipe.send(Outcome(task.name, status, error, time.perf_counter() - start, trained))
 
 
 def _do_run(task: Task, load: Callable) -> tuple[str, bool]:
-    """Train, or go on, or do nothing; then ask. Returns the status and whether steps were done."""
+    """Train or resume a run unless it is finished, then evaluate it. Returns the status and whether steps were done."""
     config, trained = task.config, False
 
     def on_step(step: int, metrics: dict) -> None:
         study = multiprocessing.parent_process()
         if study is not None and not study.is_alive():
-            # nobody would start what comes next, and a later study would wait for this run
+            # without its parent nothing follows, and a later study would wait for this run
             os.kill(os.getpid(), signal.SIGTERM)
 
     exists = _is_run(config.run_dir)
     if task.after is not None and not exists and not Path(config.models.student).is_dir():
-        raise RunError(f"it starts from the last student of {task.after}, which did not come to its end.")
+        raise RunError(f"it starts from the final student of {task.after}, which did not finish. Run the study again.")
     if exists:
         fault = other_settings(config)
         if fault is not None:
@@ -129,7 +129,7 @@ def _do_run(task: Task, load: Callable) -> tuple[str, bool]:
 
 
 def _is_run(run_dir: Path) -> bool:
-    """Whether there is a run to go on with. What a kill in its very making left is taken away."""
+    """Whether there is a run to resume. Deletes the remains of a run that was killed while its folder was created."""
     if (run_dir / "run.json").is_file() and (run_dir / "config.yaml").is_file():
         return True
     if run_dir.is_dir() and all(file.name.startswith(".") or file.name == "config.yaml" for file in run_dir.iterdir()):
@@ -138,7 +138,7 @@ def _is_run(run_dir: Path) -> bool:
 
 
 def _wait_for_claim(run_dir: Path) -> None:
-    """A worker of a study that was killed finishes its step first."""
+    """Wait until a worker of a killed study has finished its step and released the run."""
     folder, until = RunFolder(run_dir), time.monotonic() + _CLAIM_WAIT_S
     while time.monotonic() < until:
         try:
