@@ -117,11 +117,18 @@ def test_questions_that_lack_what_a_context_shows_are_counted_in_the_report(mode
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     entry = {"data": str(data), "contexts": ["plain", "caption"]}
+    scenes = {"data": "scenes:hard?count=8", "contexts": ["plain"], "reference_contexts": ["crop"]}
     study = load_study(
-        study_file(models, tmp_path, seeds=[0], variants={"opd": {"method.name": "opd"}}, evaluate=[entry])
+        study_file(models, tmp_path, seeds=[0], variants={"opd": {"method.name": "opd"}}, evaluate=[entry, scenes])
     )
     assert run_study(study, say=lambda line: None)
     text = write_report(study).read_text()
+    contexts: dict[str, set[str]] = {}
+    for row in answers(study):
+        if row["data"] == "scenes:hard":
+            contexts.setdefault(row["variant"], set()).add(row["context"])
+    assert contexts == {"base": {"plain", "crop"}, "teacher": {"plain", "crop"}, "opd": {"plain"}}
+    assert re.search("scenes:hard: privilege can(not)? pay", text)
     assert f"not evaluated: {data}, context caption is left out of 1 of 4 questions (no caption: 1" in text
     assert text.count("not evaluated:") == 1
 

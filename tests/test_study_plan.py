@@ -57,6 +57,27 @@ def test_a_file_is_variants_times_seeds(base: Path) -> None:
     assert [(one.role, one.row) for one in study.references()] == [("student", "base"), ("teacher", "teacher")]
 
 
+def test_reference_contexts_are_evaluated_by_references_alone(base: Path) -> None:
+    entry = {"data": "scenes:eval?count=8", "contexts": ["plain"], "reference_contexts": ["plain", "crop"]}
+    (questions,) = load(base, evaluate=[entry]).evaluate
+    assert (questions.contexts, questions.for_references().contexts) == (("plain",), ("plain", "crop"))
+    with pytest.raises(ConfigError, match=r"evaluate\[0\]: reference_contexts"):
+        load(base, evaluate=[entry | {"reference_contexts": "crop"}])
+    with pytest.raises(ConfigError, match=r"evaluate\[0\].*nonsense"):
+        load(base, evaluate=[entry | {"reference_contexts": ["nonsense"]}])
+
+
+def test_two_variants_of_equal_settings_are_refused(base: Path) -> None:
+    """Naming a method resets its options, so "naive" below has lost its crop and is vanilla under another name."""
+    variants = {"vanilla": {"method.name": "opd", "method.privilege": "plain"}, "naive": {"method.name": "opd"}}
+    with pytest.raises(ConfigError, match='"vanilla" and "naive"'):
+        load(base, variants=variants)
+    variants["naive"]["method.privilege"] = "crop"
+    assert len(load(base, variants=variants).usable) == 2
+    later = {"later": {"method.name": "opd", "method.privilege": "plain", "after": "vanilla"}}
+    assert len(load(base, variants=variants | later).usable) == 3
+
+
 def test_a_grid_is_multiplied_into_every_variant(base: Path) -> None:
     study = load(base, grid={"method.privilege": ["crop", "boxes+caption"], "training.learning_rate": [1e-4]})
     assert [one.name for one in study.variants] == [

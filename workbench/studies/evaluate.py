@@ -65,7 +65,8 @@ def ask_reference(
         trust_remote_code=config.models.trust_remote_code,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    answered, left_out = _ask(policies[reference.role], config, evaluate, 0, load)
+    questions = tuple(entry.for_references() for entry in evaluate)
+    answered, left_out = _ask(policies[reference.role], config, questions, 0, load)
     write(file, answered, description, left_out)
     return file
 

@@ -12,8 +12,9 @@
       later: {after: dopd, method.name: opd}    starts from the final student of dopd's run of the same seed
     grid: {method.privilege: [crop, boxes]}   optional: multiplied into every variant except those with grid: false
     evaluate:
-      - {data: "scenes:eval?count=512", contexts: [plain, crop]}
+      - {data: "scenes:eval?count=512", contexts: [plain], reference_contexts: [crop, wrong_crop]}
 
+`reference_contexts` are for the untrained students and the teachers alone: they tell whether privilege could pay at all.
 `{seed}` in a value, except of models, is replaced by the run's seed, as in
 `training.update_mask: masks/found-s{seed}.safetensors`. Overrides cannot set what the study decides itself: seed,
 folder and evaluation. Paths are relative to the working directory.
@@ -46,6 +47,7 @@ from workbench.runs.folder import checkpoint_path
 from workbench.studies.checks import check_evidence, check_questions
 from workbench.types import STUDENT
 
+_QUESTION_KEYS = ("data", "contexts", "reference_contexts", "count")
 KEYS = ("name", "base", "overrides", "seeds", "parallel", "baseline", "variants", "grid", "evaluate")
 BASE, TEACHER = "base", "teacher"  # names of rows, reserved
 _OWN = {  # keys that the study sets itself -> what to do instead
@@ -78,12 +80,18 @@ _FREE = (
 
 @dataclass(frozen=True)
 class Questions:
-    """One entry of `evaluate`: questions and contexts. `label` is its name in tables."""
+    """One entry of `evaluate`: a data set and the contexts in which all are evaluated. `label` names it in tables."""
 
     data: str
     contexts: tuple[str, ...]
     count: int | None
     label: str
+    reference_contexts: tuple[str, ...] = ()  # contexts for untrained students and teachers alone
+
+    def for_references(self) -> "Questions":
+        """These questions with every context in which a reference is evaluated."""
+        extra = (context for context in self.reference_contexts if context not in self.contexts)
+        return replace(self, contexts=(*self.contexts, *extra), reference_contexts=())
 
 
 @dataclass(frozen=True)
@@ -250,6 +258,7 @@ def load_study(
     for variant, note, after, variant_overrides in _expanded(values, where):
         built = _variant(variant, note, base, {**common, **variant_overrides, **fixed}, load, seeds[0])
         variants.append(_placed(built, after, variants, where))
+    _refuse_twins(variants, where)
     parallel, baseline = (
         _count(values.get("parallel", 2), f"{where}: parallel"),
         values.get("baseline", variants[0].name),
@@ -322,6 +331,21 @@ def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict
     return expanded
 
 
+def _refuse_twins(variants: list[Variant], where: str) -> None:
+    """Raises ConfigError if two variants stand for the same run: their rows would be equal, whatever they are called."""
+    first_with: dict[str, str] = {}
+    for variant in variants:
+        if variant.fault:
+            continue
+        key = json.dumps([variant.after, settings(variant.config)], sort_keys=True, default=str)
+        twin = first_with.setdefault(key, variant.name)
+        if twin != variant.name:
+            raise ConfigError(
+                f'{where}: variants "{twin}" and "{variant.name}" have the same settings, so they would be the same run. '
+                "Set what differs, such as method.privilege (naming a method resets its options), or remove one."
+            )
+
+
 def _variant(name: str, note: str, base: dict, overrides: dict, load: Callable | None, seed: int) -> Variant:
     """Build a variant and check the models and data of its first seed's run."""
     try:
@@ -347,28 +371,29 @@ def _questions(entries: object, where: str, load: Callable | None) -> tuple[Ques
         here = f"{where}: evaluate[{idx}]"
         entry = _mapping(entry, here)
         for key in entry:
-            if key not in ("data", "contexts", "count"):
-                raise ConfigError(f"{here}: {unknown('key', key, ('data', 'contexts', 'count'))}")
+            if key not in _QUESTION_KEYS:
+                raise ConfigError(f"{here}: {unknown('key', key, _QUESTION_KEYS)}")
         if not isinstance(entry.get("data"), str):
             raise ConfigError(f"{here}: data is missing. Set it to scenes:SPLIT?count=N, a file, or hf:NAME.")
-        contexts = entry.get("contexts", ["plain"])
+        contexts, extra = entry.get("contexts", ["plain"]), entry.get("reference_contexts", [])
         if not isinstance(contexts, list) or not contexts:
             raise ConfigError(f"{here}: contexts must be a list such as [plain, crop], got {show(contexts)}.")
+        if not isinstance(extra, list):
+            raise ConfigError(
+                f"{here}: reference_contexts must be a list such as [crop, wrong_crop], got {show(extra)}."
+            )
         count = None if entry.get("count") is None else _count(entry["count"], f"{here}: count")
         with at(here):
-            for context in contexts:
+            for context in (*contexts, *extra):
                 check_asked(str(context))
             if load is not None:
-                check_questions(entry["data"], contexts, count, load)
-        question_sets.append(Questions(entry["data"], tuple(contexts), count, entry["data"]))
+                check_questions(entry["data"], [*contexts, *extra], count, load)
+        question_sets.append(Questions(entry["data"], tuple(contexts), count, entry["data"], tuple(extra)))
     short = [item.data.partition("?")[0] for item in question_sets]
     labels = short if len(set(short)) == len(short) else [item.data for item in question_sets]
     if len(set(labels)) < len(labels):
         raise ConfigError(f"{where}: evaluate names the same data twice. Merge the contexts into one entry.")
-    return tuple(
-        Questions(item.data, item.contexts, item.count, label)
-        for item, label in zip(question_sets, labels, strict=True)
-    )
+    return tuple(replace(item, label=label) for item, label in zip(question_sets, labels, strict=True))
 
 
 def _own_overrides(values: dict, overrides: Iterable[str]) -> dict:

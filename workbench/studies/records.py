@@ -84,7 +84,8 @@ def describe(config: RunConfig, evaluate: tuple[Questions, ...], step: int) -> d
 def describe_reference(reference: Reference, evaluate: tuple[Questions, ...]) -> dict:
     """Describe the evaluation of a reference model, which does not depend on training options."""
     config = reference.config
-    description = describe(config, evaluate, 0) | {"model": reference.model}
+    questions = tuple(entry.for_references() for entry in evaluate)
+    description = describe(config, questions, 0) | {"model": reference.model}
     length = config.sampling.max_completion_length
     return description | {"settings": {"dtype": config.models.dtype, "max_completion_length": length}}
 
