@@ -1,7 +1,7 @@
-"""The methods: one file each, found by looking into this folder.
+"""The methods, one file each; the registry is this folder.
 
-A method file has a docstring (source, idea, what differs), a frozen dataclass `Options` whose fields are annotated with
-`Option`, and `build(options) -> Method`. Nothing has to be registered anywhere.
+A method file has a docstring (source, idea, differences), a frozen dataclass `Options` whose fields are annotated with
+`Option`, and `build(options) -> Method`. A new file needs no registration.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ def list_methods() -> tuple[str, ...]:
 
 
 def method_module(name: str) -> ModuleType:
-    """The file of a method. Raises ConfigError for an unknown name."""
+    """Import the file of a method. Raises ConfigError for an unknown name."""
     module = f"{__name__}.{name}"
     if module not in sys.modules and name not in list_methods():
         raise ConfigError(unknown("method", name, list_methods()))
@@ -30,7 +30,7 @@ def method_module(name: str) -> ModuleType:
 
 
 def describe_options(name: str) -> dict[str, tuple[type | UnionType, object, Option]]:
-    """Of each option of a method: its type, its default and its description. Forms and help texts are made of it."""
+    """Type, default and description of each option of a method, for forms and help texts."""
     return dict(_described(method_module(name).Options))
 
 
@@ -45,7 +45,7 @@ def _described(options_class: type) -> dict[str, tuple[type | UnionType, object,
 
 
 def load_method(name: str, options: dict[str, object] | None = None) -> Method:
-    """The method `name` with `options` in place of its defaults.
+    """Build the method `name` with `options` in place of its defaults.
 
     Raises: ConfigError for an unknown method or option, and for a value of the wrong type or out of range.
     """

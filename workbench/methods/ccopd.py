@@ -1,16 +1,16 @@
-"""CCOPD: a question revealed over turns is to be answered as the model itself answers it in one prompt.
+"""CCOPD: train the student to answer a question split over turns as it answers the same question in one prompt.
 
-Source: Same Evidence, Different Answers, arXiv 2605.30251; methods note 5. No code of the authors was found.
-1. The question comes in turns, what is asked first; the student's start replies to each (replies_by), so early replies
+Source: Same Evidence, Different Answers, arXiv 2605.30251; written from notes (no official code was found).
+1. The question is split over turns. The student at its start replies to each early turn (replies_by), so these replies
    are guesses.
-2. The student answers the last turn, having read these replies. They are read and never learned from.
-3. A copy frozen at the start reads the same tokens after the canonical prompt: as much information, better presented.
-4. ANSWER: KL(student || frozen copy), the student's own direction, over the whole vocabulary.
-5. Image-text: a turn may bring images (`turns=rows` of the built-in scenes: a row of the picture each).
-Differs: the paper sums over the answer's positions, here the loss is their mean over each answer, then over answers, so
-that a long answer weighs no more than a short one; replies are written anew in each step instead of stored once;
-whether all of the last reply is meant or what states the answer is not clear from the notes, so `positions` chooses.
-student_context=concat is the control without replies in between; plain has no loss until the weights move.
+2. The student answers the last turn. Earlier replies are part of its prompt and carry no loss.
+3. A frozen copy of the start scores the same tokens after the one-prompt version, which holds the same information.
+4. ANSWER: KL(student || frozen copy), which is the student's own direction, over the whole vocabulary.
+5. A turn may contain images (`turns=rows` of the built-in scenes shows one row of the image per turn).
+Differs: the paper sums over the positions of an answer; here the loss is the mean over each answer, then over answers.
+Replies are sampled anew in each step instead of once. The notes do not say whether the loss covers the whole last reply
+or only its final answer, so `positions` selects one. Controls: student_context=concat has no replies in between;
+student_context=plain has no loss until the weights change.
 """
 
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ from workbench.types import RouteBatch, Routing
 @dataclass(frozen=True)
 class Options:
     student_context: Annotated[
-        str, Option("how the student is shown the question", choices=("turns", "concat", "plain"))
+        str, Option("form of the question in the student's prompt", choices=("turns", "concat", "plain"))
     ] = "turns"
     replies_by: Annotated[
         str,
         Option(
-            "who replies to the turns before the last: the frozen start, or the student as it is",
+            "policy that replies to the early turns: the frozen start, or the live student",
             choices=("student@start", "student"),
         ),
     ] = "student@start"
@@ -40,7 +40,7 @@ class Options:
         str,
         Option("where the loss is: the last reply, or its tokens that state the answer", choices=("reply", "answer")),
     ] = "reply"
-    divergence: Annotated[str, Option("what is minimised; forward_kl is the paper's ablation", choices=KINDS[1:4])] = (
+    divergence: Annotated[str, Option("divergence; forward_kl is the paper's ablation", choices=KINDS[1:4])] = (
         "reverse_kl"
     )
 

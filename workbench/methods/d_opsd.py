@@ -1,21 +1,20 @@
-"""d-OPSD: a masked diffusion student is taught by its frozen start, which is shown a part of the student's own future.
+"""d-OPSD: train a masked diffusion student on its frozen start, whose canvas shows part of the student's own future.
 
 Source: arXiv 2606.18195, section 3 and the official code.
-1. The student writes block by block; a position is (denoising step, committed token).
-2. Its frozen start reads the same canvases, in which a random share of the still masked positions of LATER blocks is
-   filled from the finished answer, drawn anew for every step.
-3. At the positions that a step committed: reverse KL to it over its 20 most likely entries, each entry's part at most
-   0.05.
-4. Only right answers count. The last block, and what is committed after the end, has no future and no loss.
-Differs: the paper picks as many positions as the step committed by the TEACHER's confidence (81.0 on GSM8K; by the
-student's 78.6, its ablation and the choice here, where a position is a token that was written); it resamples up to
-eight times until an answer is right (here: num_generations, all of which count); it takes several optimiser steps per
-answer (here: one). The loss is a mean over an answer's positions, then over answers; the paper takes the mean of a
-step's positions and then of steps (the same where every step commits as many), its code the sum of a step's positions
-over the number of steps. The paper writes of the whole vocabulary: its code, and top_k here, compare 20 entries,
-renormalised (top_k=0 = all). Wrong answers count as zeros in the mean, as in the code; so do positions without a
-future, whose states the code leaves out of its mean (their share: regime LAST). `source=tokens` is its control: the
-student's own right answers as targets, every token in its own state.
+1. The student generates block by block; a position is (denoising step, committed token).
+2. The frozen start scores the same canvases. There a random fraction of the masked positions of LATER blocks is filled
+   from the finished answer, drawn anew for every step.
+3. Loss at the positions that a step committed: reverse KL over the frozen start's 20 most likely entries, at most 0.05
+   for each entry.
+4. Only right answers have a loss. The last block, and all positions after the end token, have no future and no loss.
+Differs: the paper selects as many positions as the step committed by the TEACHER's confidence (GSM8K 81.0; by the
+student's 78.6, its ablation and the choice here). It resamples up to eight times until an answer is right; here all
+num_generations answers count. It takes several optimizer steps per answer; here one. The loss is a mean over an
+answer's positions, then over answers. The paper averages over the positions of a step, then over steps (equal if every
+step commits as many); its code sums over a step's positions and divides by the number of steps. The paper states the
+whole vocabulary; its code, and top_k here, use 20 renormalized entries (top_k=0 = all). Wrong answers count as zeros in
+the mean, as in the code; so do positions without a future, which the code leaves out (regime LAST has their share).
+Control: `source=tokens` trains on the student's own right answers, each token in its own state.
 """
 
 from dataclasses import dataclass
@@ -32,19 +31,21 @@ FUTURE, LAST, WRONG = range(3)
 
 @dataclass(frozen=True)
 class Options:
-    context: Annotated[str, Option("what the student is shown, and the self-teacher beside the future")] = "plain"
-    share: Annotated[float, Option("share of later blocks that the self-teacher is shown", low=0, high=1)] = 0.25
+    context: Annotated[str, Option("context of the student, and of the self-teacher beside the future")] = "plain"
+    share: Annotated[float, Option("fraction of later blocks that the self-teacher sees", low=0, high=1)] = 0.25
     source: Annotated[
-        str, Option("what right answers are pulled to: the self-teacher, or their own tokens", choices=("self", TOKENS))
+        str, Option("target of right answers: the self-teacher, or their own tokens", choices=("self", TOKENS))
     ] = "self"
-    divergence: Annotated[str, Option("what is minimised", choices=("reverse_kl", "forward_kl"))] = "reverse_kl"
+    divergence: Annotated[str, Option("divergence", choices=("reverse_kl", "forward_kl"))] = "reverse_kl"
     top_k: Annotated[int, Option("entries of the self-teacher's distribution that are compared; 0 = all", low=0)] = 20
-    clip: Annotated[float, Option("most that one entry adds to a divergence; 0 = no clip", unit="nats", low=0)] = 0.05
-    right_only: Annotated[bool, Option("answers that are not right have no supervision")] = True
+    clip: Annotated[
+        float, Option("largest contribution of one entry to a divergence; 0 = no clip", unit="nats", low=0)
+    ] = 0.05
+    right_only: Annotated[bool, Option("only right answers have supervision")] = True
     self_policy: Annotated[
         str, Option("weights of the self-teacher", choices=("student@start", "student@ema", "student"))
     ] = "student@start"
-    ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
+    ema_rate: Annotated[float, Option("weight of the student in each EMA update", low=1e-6, high=1)] = 0.05
 
 
 def build(options: Options) -> Method:
@@ -72,7 +73,7 @@ def build(options: Options) -> Method:
 
 
 def route(batch: RouteBatch, options: Options) -> Routing:
-    """By the answer's reward, then by whether anything was still to come at a token's step."""
+    """Route by the reward of the answer, then by whether later blocks were still masked at the token's step."""
     regime = [_regime(rollout, at, options) for rollout in batch.rollouts for at in range(len(rollout.ids))]
     regime = torch.tensor(regime, dtype=torch.long, device=batch.sequence.device)
     return Routing(regime, torch.ones(regime.numel(), device=regime.device))

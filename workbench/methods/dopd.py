@@ -1,17 +1,16 @@
-"""DOPD: each token goes to the privileged teacher or to the privileged student, by their advantage gap.
+"""DOPD: route each token to the privileged teacher or to the privileged student, by their advantage gap.
 
 Source: Dual On-policy Distillation, arXiv 2606.30626, sections 3.1 and 3.2, equations 1 to 11.
-1. The student s answers the plain prompt x. Teacher t and student s' score the same tokens, both shown x and p.
+1. The student s answers the plain prompt x. Teacher t and student s' score the same tokens, both given x and p.
 2. Gap A = |log t(y) - log s'(y)|; A, t(y) and s'(y) are compared with their means over the batch.
-3. A low:  LH if t(y) + s'(y) is high, pulled to the teacher, light;  else LL, pulled to s', weak.
-4. A high: HT if t(y) >= s'(y), pulled to the teacher by full JSD;    else HS, pulled to s', light.
+3. A low:  LH if t(y) + s'(y) is high: KL to the teacher, light;  else LL: KL to s', weak.
+4. A high: HT if t(y) >= s'(y): full JSD to the teacher;          else HS: KL to s', light.
 5. Mean over a sequence's positions, then over sequences. No gradient through t, s', A or the masks.
-Open in the paper, options here with the default first: what is trimmed before the means (gaps above the 0.95 quantile
-of the batch, of every process's part of it), whether trimmed
-tokens keep their loss (yes), normalisation (none), scope of the means (the whole batch), whose top-k (the teacher's in
-LH, the student's in LL and HS), the tail (one bucket), the average, and the weights of s' (the live student, as in the
-paper; there is one update per batch, so weights now and at sampling time are the same). A live s' can fall into an
-absorbing state at high learning rates (HS takes the teacher away): student@ema and student@start avoid it.
+Not specified by the paper, options here with the default first: what the means trim (gaps above the 0.95 quantile of
+the batch over all ranks), whether trimmed tokens keep their loss (yes), normalization (none), scope of the means (the
+whole batch), whose top-k (teacher in LH, student in LL and HS), the tail (one bucket), the average, and the weights of
+s' (the live student, as in the paper; with one update per batch, current and sampling weights are equal). At high
+learning rates a live s' can reach an absorbing state (HS drops the teacher); student@ema and student@start avoid it.
 """
 
 from dataclasses import dataclass
@@ -39,24 +38,22 @@ class Options:
     beta_light: Annotated[float, Option("weight of LH and HS", low=0)] = 0.6
     beta_weak: Annotated[float, Option("weight of LL", low=0)] = 0.3
     top_k: Annotated[int, Option("entries compared in LH, LL and HS", low=1)] = 128
-    top_k_of_teacher_regime: Annotated[str, Option("whose most likely entries in LH", choices=TOP_K_OF)] = "target"
-    top_k_of_self_regimes: Annotated[str, Option("whose most likely entries in LL and HS", choices=TOP_K_OF)] = (
-        "learner"
-    )
-    tail: Annotated[str, Option("what becomes of the other entries", choices=TAILS)] = "bucket"
-    trim: Annotated[float, Option("share of outliers left out of the means; 0 = none", low=0, high=0.5)] = 0.05
+    top_k_of_teacher_regime: Annotated[str, Option("owner of the top-k in LH", choices=TOP_K_OF)] = "target"
+    top_k_of_self_regimes: Annotated[str, Option("owner of the top-k in LL and HS", choices=TOP_K_OF)] = "learner"
+    tail: Annotated[str, Option("treatment of the other entries", choices=TAILS)] = "bucket"
+    trim: Annotated[float, Option("fraction of outliers left out of the means; 0 = none", low=0, high=0.5)] = 0.05
     trim_target: Annotated[str, Option("trimmed by its largest values", choices=("gap", "gap+probability"))] = "gap"
     trim_drops_loss: Annotated[bool, Option("tokens with a trimmed gap lose their supervision")] = False
-    normalise: Annotated[str, Option("applied in the batch before comparing", choices=("none", "zscore", "minmax"))] = (
-        "none"
-    )
+    normalise: Annotated[
+        str, Option("normalization within the batch before comparing", choices=("none", "zscore", "minmax"))
+    ] = "none"
     stat_scope: Annotated[str, Option("positions that the means are taken over", choices=("batch", "micro_batch"))] = (
         "batch"
     )
     average: Annotated[
         str, Option("mean over a sequence first, or over all positions", choices=("sequence", "position"))
     ] = "sequence"
-    ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
+    ema_rate: Annotated[float, Option("weight of the student in each EMA update", low=1e-6, high=1)] = 0.05
 
 
 def build(options: Options) -> Method:
@@ -86,7 +83,7 @@ def build(options: Options) -> Method:
 
 
 def route(batch: RouteBatch, options: Options) -> Routing:
-    """The four regimes by the batch's means (section 3.2.3)."""
+    """Assign the four regimes by the batch means (section 3.2.3)."""
     log_t, log_s = batch.scores["teacher"].logprob, batch.scores["self"].logprob
     group = batch.micro_batch if options.stat_scope == "micro_batch" else torch.zeros_like(batch.micro_batch)
     regime = torch.empty_like(batch.sequence)
@@ -95,7 +92,7 @@ def route(batch: RouteBatch, options: Options) -> Routing:
     for group_idx in group.unique().tolist():
         inside = group == group_idx
         gap, prob_t, prob_s = (log_t - log_s)[inside].abs(), log_t[inside].exp(), log_s[inside].exp()
-        leads = prob_t >= prob_s  # by the probabilities themselves, whatever the normalisation
+        leads = prob_t >= prob_s  # compares raw probabilities, before any normalization
         kept = below_quantile(gap, options.trim)
         gap, mean_gap = _with_mean(gap, kept, options)
         own_kept = options.trim_target == "gap+probability"
@@ -111,7 +108,7 @@ def route(batch: RouteBatch, options: Options) -> Routing:
 
 
 def _with_mean(values: Float[Tensor, " M"], kept: Bool[Tensor, " M"], options: Options) -> tuple[Tensor, Tensor]:
-    """The values, normalised if asked for, and the mean of the kept ones on the same scale."""
+    """Normalize the values as options.normalise says; return them and the mean of the kept ones on that scale."""
     if options.normalise == "zscore":
         values = (values - values[kept].mean()) / values[kept].std(unbiased=False).clamp(min=1e-6)
     elif options.normalise == "minmax":

@@ -1,13 +1,13 @@
-"""DOPD with parts taken away: the ablations by which the paper says what its parts are worth.
+"""DOPD with parts removed: the ablations with which the paper measures them.
 
 Source: Dual On-policy Distillation, arXiv 2606.30626, Tables 6 and 8. Views, routing and every other option are dopd's.
-1. supervised: regimes that keep their losses; tokens of the others are supervised by nobody (Table 6: HT, HT+LH, ...).
-2. source: "teacher" lets the teacher supervise all regimes ("without student source"), "self" the privileged student,
-   "both" each of them at half the weight: Figure 3, where nothing is routed. Guess: the figure names no weights.
-3. divergence and support: the same in every regime instead of by regime ("without adaptive divergence / strategies").
+1. supervised: regimes that keep their losses; tokens of the others have no supervision (Table 6: HT, HT+LH, ...).
+2. source: the policy that supervises all regimes: "teacher" ("without student source"), "self" (the privileged
+   student), or "both" at half the weight each (Figure 3, without routing). Guess: the figure states no weights.
+3. divergence and support: one for every regime instead of by regime ("without adaptive divergence / strategies").
 4. Equal weights: beta_light=1 beta_weak=1. Table 6 compares Jensen-Shannon over the top-k; Table 8's row "without
-   advantage-aware" is that with the teacher alone, in all regimes.
-"Without privileged input" is dopd itself with privilege=plain. Guess: with one source the top-k is still whose it was.
+   advantage-aware" is that with the teacher in all regimes.
+"Without privileged input" is dopd with privilege=plain. Guess: with one source, each regime keeps its own top-k.
 """
 
 from dataclasses import dataclass, replace
@@ -23,13 +23,16 @@ from workbench.methods import dopd
 class Options(dopd.Options):
     supervised: Annotated[str, Option('regimes that keep their supervision, joined by "+"')] = "LH+LL+HT+HS"
     source: Annotated[
-        str, Option("who supervises: by regime, one for all, or both", choices=("routed", "teacher", "self", "both"))
+        str,
+        Option(
+            "policy that supervises: by regime, one for all, or both", choices=("routed", "teacher", "self", "both")
+        ),
     ] = "routed"
     divergence: Annotated[
-        str, Option("by regime, or one for all", choices=("adaptive", "reverse_kl", "jensen_shannon"))
+        str, Option("one for each regime, or one for all", choices=("adaptive", "reverse_kl", "jensen_shannon"))
     ] = "adaptive"
     support: Annotated[
-        str, Option("entries compared: by regime, or one for all", choices=("adaptive", "full", "top_k"))
+        str, Option("entries compared: one for each regime, or one for all", choices=("adaptive", "full", "top_k"))
     ] = "adaptive"
 
 

@@ -1,11 +1,11 @@
-"""EOPD: reverse KL on every token, and forward KL added to it where the teacher itself is undecided.
+"""EOPD: reverse KL on every token, plus forward KL where the teacher's entropy is high.
 
 Source: Entropy-aware on-policy distillation, arXiv 2603.07079; gate and threshold as in its code (WLS04/EOPD).
-1. The student answers the plain prompt; the teacher scores the same tokens, shown `privilege`.
+1. The student answers the plain prompt; the teacher scores the same tokens, given `privilege`.
 2. SURE: the teacher's entropy is at most `threshold` nats. Reverse KL, which settles on one of the teacher's choices.
-3. UNDECIDED: more. The same reverse KL, and `forward_weight` times the forward KL, which covers all of them.
-The forward KL is added and not switched to. With a threshold above the log of the vocabulary's size this is opd.
-A guess: both are taken over the whole vocabulary, and the forward KL has weight 1.
+3. UNDECIDED: above it. The same reverse KL plus `forward_weight` times the forward KL, which covers all of them.
+The forward KL is added, not substituted. With a threshold above the log of the vocabulary size this is opd.
+A guess: both divergences are over the whole vocabulary, and the forward KL has weight 1.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from workbench.types import RouteBatch, Routing
 
 @dataclass(frozen=True)
 class Options:
-    privilege: Annotated[str, Option("context shown to the teacher")] = "plain"
+    privilege: Annotated[str, Option("context of the teacher")] = "plain"
     threshold: Annotated[float, Option("teacher entropy above which forward KL is added", unit="nats", low=0)] = 0.8
     forward_weight: Annotated[float, Option("weight of the forward KL that is added", low=0)] = 1.0
     average: Annotated[str, Option("mean over a sequence first, or over all positions", choices=AVERAGES)] = "sequence"

@@ -1,14 +1,14 @@
-"""ExOPD: on-policy distillation that goes past the teacher, along the line from a reference to it.
+"""ExOPD: on-policy distillation that extrapolates beyond the teacher, along the line from a reference to it.
 
 Source: G-OPD, arXiv 2602.12125, and its code (RUCBM/G-OPD).
-1. The student s answers the plain prompt; teacher t (shown `privilege`) and reference r (shown the plain prompt) score
-   it.
+1. The student s answers the plain prompt; teacher t (given `privilege`) and reference r (given the plain prompt) score
+   its tokens.
 2. Advantage of a token y: A = strength (log t(y) - log r(y)) - (log s(y) - log r(y)).
 3. Loss: minus A times log s(y); no gradient through A.
-It rests where s is proportional to r^(1 - strength) t^strength: strength 1 is opd with support=sampled (r cancels), 0
-stays at the reference, more than 1 overshoots the teacher; far more collapses (arXiv 2605.08737).
+Fixed point: s proportional to r^(1 - strength) t^strength. Strength 1 is opd with support=sampled (r cancels), 0 stays
+at the reference, above 1 passes the teacher; far above 1 collapses (arXiv 2605.08737).
 Reference: the student's start, or teacher:reference, the teacher before its own training (models.teachers.reference).
-Differs: no importance weights (the paper cuts them at 5): one update follows each batch, so they are 1.
+Differs: no importance weights (the paper clips them at 5). They are 1, because one update follows each batch.
 """
 
 from dataclasses import dataclass, replace
@@ -23,10 +23,10 @@ from workbench.types import RouteBatch, Routing
 @dataclass(frozen=True)
 class Options:
     strength: Annotated[float, Option("how far from reference to teacher (the paper's lambda); 1 = opd", low=0)] = 1.25
-    reference: Annotated[
-        str, Option("policy where the line begins", choices=("student@start", "teacher:reference"))
-    ] = "student@start"
-    privilege: Annotated[str, Option("context shown to the teacher")] = "plain"
+    reference: Annotated[str, Option("policy at strength 0", choices=("student@start", "teacher:reference"))] = (
+        "student@start"
+    )
+    privilege: Annotated[str, Option("context of the teacher")] = "plain"
     average: Annotated[str, Option("mean over a sequence first, or over all positions", choices=AVERAGES)] = "position"
 
 

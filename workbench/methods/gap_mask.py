@@ -1,15 +1,15 @@
-"""Gap-mask control: on-policy distillation without the tokens whose gap is largest, or smallest.
+"""Gap-mask control: on-policy distillation without the tokens of largest, or smallest, gap.
 
-Source: the token-drop ablation of DOPD, arXiv 2606.30626, Figure 4 (a fifth of the tokens dropped by their advantage
-gap on vanilla OPD). Differs: the gap may also be one of the two that its views are recorded for, so that the tokens
-that carry information (what evidence alone told the student) and those that carry capability can be dropped apart.
-1. The student s answers the plain prompt x. Teacher t and privileged student s' score the same tokens, shown
+Source: the token-drop ablation of DOPD, arXiv 2606.30626, Figure 4 (drops the fifth of the tokens with the largest
+advantage gap from vanilla OPD). Differs: the gap may also be the capability or the information gap, to drop tokens that
+carry information (known from the evidence only) or capability separately.
+1. The student s answers the plain prompt x. Teacher t and privileged student s' score the same tokens, given
    `gap_context` p.
 2. Gap of a token y: advantage |log t(y|x,p) - log s'(y|x,p)|, capability log t(y|x,p) - log s'(y|x,p), or information
    log s'(y|x,p) - log s(y|x).
-3. The `share` of the batch's positions with the highest (or lowest) gap has no supervision; the rest is pulled to the
-   teacher shown `privilege`.
-The loss stays divided by all positions, so that the pull on a kept token is that of opd, and random_mask with
+3. The `share` of the batch's positions with the highest (or lowest) gap has no supervision. At the others the loss is
+   the KL to the teacher, given `privilege`.
+The loss is still divided by all positions, so a kept token has the same gradient as in opd; random_mask with
 share = 1 - `share` is the control of equal size.
 """
 
@@ -33,10 +33,10 @@ class Options:
     drop: Annotated[str, Option("which end of the ranking has no supervision", choices=("highest", "lowest"))] = (
         "highest"
     )
-    share: Annotated[float, Option("share of positions that is dropped", low=0, high=1)] = 0.2
+    share: Annotated[float, Option("fraction of positions that is dropped", low=0, high=1)] = 0.2
     gap_context: Annotated[str, Option("context under which the gaps are measured")] = "crop"
     privilege: Annotated[str, Option("context of the teacher that supervises")] = "plain"
-    divergence: Annotated[str, Option("what is minimised", choices=KINDS[1:4])] = "reverse_kl"
+    divergence: Annotated[str, Option("divergence", choices=KINDS[1:4])] = "reverse_kl"
 
 
 def build(options: Options) -> Method:
@@ -60,7 +60,7 @@ def build(options: Options) -> Method:
 
 
 def route(batch: RouteBatch, options: Options) -> Routing:
-    """Exactly the asked share of positions is dropped; of equal gaps the earlier one goes first."""
+    """Drop exactly `share` of the positions; ties are dropped in order of position."""
     values = gaps(batch, options.gap)
     order = values.argsort(stable=True, descending=options.drop == "highest")
     dropped = order[: int(options.share * batch.num_positions)]
@@ -71,7 +71,7 @@ def route(batch: RouteBatch, options: Options) -> Routing:
 
 
 def gaps(batch: RouteBatch, kind: str) -> Float[Tensor, " N"]:
-    """The gap of every position, in nats."""
+    """Gap of every position, in nats."""
     privileged = batch.scores["self"].logprob
     if kind == "information":
         return privileged - batch.scores["student"].logprob

@@ -1,13 +1,12 @@
-"""GKD: a share of the sequences comes from the data, the rest from the student; generalised Jensen-Shannon divergence.
+"""GKD: generalized Jensen-Shannon divergence on a mixture of dataset sequences and student samples.
 
 Source: Agarwal et al., arXiv 2306.13649, Algorithm 1 and equation 1.
-1. A share of the answers is the data's reference answer; the student writes the others.
+1. A fraction of the answers are the data's reference answers; the student samples the others.
 2. The teacher scores all of them under the plain prompt.
 3. Every token: beta KL(teacher || m) + (1 - beta) KL(student || m), m = beta teacher + (1 - beta) student.
-Differs: Algorithm 1 draws once per step whether its whole batch comes from the data, here each answer is drawn by
-itself, so that a step has both and answers of one question may be of either kind; the expectation is the same. Other
-tools turn the ends of beta into full KLs, a thousandfold jump; here divergence=forward_kl or reverse_kl asks for them
-by name.
+Differs: Algorithm 1 draws once per step whether the whole batch comes from the data. Here each answer is drawn
+separately, so a step and even a question can mix both; the expectation is the same. Other tools turn the ends of beta
+into full KLs, a thousandfold jump; here they are options of their own, divergence=forward_kl and reverse_kl.
 """
 
 from dataclasses import dataclass
@@ -21,15 +20,15 @@ from workbench.distill.routing import everywhere
 @dataclass(frozen=True)
 class Options:
     dataset_share: Annotated[
-        float, Option("share of sequences that are the data's reference answers", low=0, high=1)
+        float, Option("fraction of sequences that are the data's reference answers", low=0, high=1)
     ] = 0.5
-    divergence: Annotated[str, Option("what is minimised", choices=("generalized_jsd", "forward_kl", "reverse_kl"))] = (
+    divergence: Annotated[str, Option("divergence", choices=("generalized_jsd", "forward_kl", "reverse_kl"))] = (
         "generalized_jsd"
     )
     beta: Annotated[float, Option("weight of the teacher in the mixture, strictly between 0 and 1", low=0, high=1)] = (
         0.5
     )
-    privilege: Annotated[str, Option("context shown to the teacher")] = "plain"
+    privilege: Annotated[str, Option("context of the teacher")] = "plain"
 
 
 def build(options: Options) -> Method:

@@ -1,13 +1,13 @@
-"""GRPO control: rewards alone. Nobody says which token was wrong; an answer is raised or lowered as a whole.
+"""GRPO control: outcome rewards only. An answer is raised or lowered as a whole, without a signal per token.
 
-Source: GRPO, arXiv 2402.03300, section 4.1.2. What a dense signal adds is the difference to this, and so is what it
-does to the weights (arXiv 2606.13657 compares on-policy distillation with such runs).
+Source: GRPO, arXiv 2402.03300, section 4.1.2. The difference to this control is what a dense signal adds, also to the
+weights (arXiv 2606.13657 compares on-policy distillation with such runs).
 1. The student answers each question several times; each answer is graded, 1 right and 0 wrong.
-2. Advantage of an answer: its reward minus the mean of its question's answers, over their deviation.
+2. Advantage of an answer: its reward minus the mean of its group, over the standard deviation of the group.
 3. RAISED and LOWERED: loss minus advantage times log-prob, the same advantage at every token of an answer.
-4. EVEN: all of a question are right or all wrong, or nothing can be graded. No supervision.
-Differs: each answer is learned from once, so the ratio to the policy that wrote it is 1 and its clip never acts; no KL
-to the start, as later recipes leave it out too.
+4. EVEN: a group all right or all wrong, or without grades. No supervision.
+Differs: each answer is used once, so the ratio to the sampling policy is 1 and its clip never acts; no KL to the start,
+as in later recipes.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def build(options: Options) -> Method:
 
 
 def route(batch: RouteBatch) -> Routing:
-    """Every token as its answer."""
+    """Give every token the advantage of its answer."""
     advantage = group_advantage(batch.rollouts).to(batch.sequence.device)[batch.sequence]
     regime = torch.where(advantage > 0, RAISED, torch.where(advantage < 0, LOWERED, EVEN))
     return Routing(regime, torch.ones_like(advantage), advantage)

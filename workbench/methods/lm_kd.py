@@ -1,12 +1,12 @@
-"""LM + KD: the data's own answers, learned by their tokens and by what a teacher says at each of them. Off-policy.
+"""LM + KD: off-policy training on the data's own answers, by cross-entropy and by KL to a teacher at each token.
 
 Source: "Strong Teacher Not Needed?", arXiv 2605.23857.
-1. Sequences are the data's reference answers; nobody writes.
-2. The teacher scores them, shown `privilege`.
-3. Every token: (1 - alpha) times minus its log-prob, and alpha times the forward KL to the teacher.
+1. Sequences are the data's reference answers; nothing is sampled.
+2. The teacher scores them, given `privilege`.
+3. Every token: (1 - alpha) times minus its log-prob, plus alpha times the forward KL to the teacher.
 alpha=0 is fine-tuning without a teacher, which is then not loaded; alpha=1 is pure distillation. The best alpha depends
-on the teacher: a fixed one can turn a comparison of teachers round.
-Differs: the paper pre-trains on text; here a student that can answer goes on with questions. A guess: forward KL at
+on the teacher, so one fixed value can reverse a comparison of teachers.
+Differs: the paper pre-trains on text; here training continues from a student that can answer. A guess: forward KL at
 temperature 1, averaged over all positions.
 """
 
@@ -21,7 +21,7 @@ from workbench.distill.routing import everywhere
 @dataclass(frozen=True)
 class Options:
     alpha: Annotated[float, Option("weight of the teacher; the data's tokens have the rest", low=0, high=1)] = 0.5
-    privilege: Annotated[str, Option("context shown to the teacher")] = "plain"
+    privilege: Annotated[str, Option("context of the teacher")] = "plain"
 
 
 def build(options: Options) -> Method:

@@ -1,20 +1,19 @@
-"""MOPD: a teacher for each domain, all from the student's own start; every answer is taught by its domain's teacher
-alone.
+"""MOPD: one teacher per domain; each answer is supervised by the teacher of its domain only.
 
 Source: MiMo-V2-Flash, arXiv 2601.02780, and MOPD, arXiv 2606.30406; average=domain: Open-MOPD, arXiv 2608.19098.
-1. The student answers questions of all domains; models.teachers names each domain's teacher, which reads that domain's
-   answers and no others.
-2. Advantage of a token: A = log teacher(y) - log student(y), without gradient, clipped if asked for, plus `outcome`
-   times the group-normalised reward of its answer.
-3. Ratio r of the student now to the student that wrote. Inside the band: loss - r A log student(y).
-4. Outside it the token is dropped, not clipped: no supervision.
+1. The student answers questions of all domains. models.teachers names the teacher of each domain; it scores only the
+   answers of that domain.
+2. Advantage of a token: A = log teacher(y) - log student(y), without gradient, optionally clipped, plus `outcome` times
+   the group-normalized reward of its answer.
+3. Ratio r of the current student to the sampling student. Inside the band the loss is -r A log student(y).
+4. Outside the band the token is dropped, not clipped: no supervision.
 5. objective=full: reverse KL over the vocabulary in place of A; bregman: over the teacher's top_k entries, with the
-   correction - student + teacher, without which truncation itself would pull.
-6. Mean over each answer, or with average=domain over each domain, so that long answers of one do not crowd out others.
-Differs: answers are sampled from the training weights, so r is 1 up to rounding and the band drops nothing unless
-answers are older or come from another engine. Both sides of r are at temperature 1 and of the whole vocabulary,
-whatever `sampling` says, so that a fresh answer is inside the band. The reports do not give their band; it is NeMo
-RL's. The weight of the outcome is not given either and is 0 here.
+   correction - student + teacher, without which truncation itself would have a gradient.
+6. Mean over each answer, or with average=domain over each domain, so that long answers do not dominate.
+Differs: the training weights sample the answers, so r is 1 up to rounding and the band drops nothing, unless answers
+are older or another engine sampled them. Both sides of r are at temperature 1 over the whole vocabulary, so a fresh
+answer is inside the band for any `sampling` options. The reports do not state the band (NeMo RL's is used) nor the
+weight of the outcome (0 here).
 """
 
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ class Options:
     objective: Annotated[
         str,
         Option(
-            "what is minimised: reverse KL of the written token, of the vocabulary, or of the teacher's top_k",
+            "divergence: reverse KL of the written token, of the vocabulary, or of the teacher's top_k",
             choices=("sampled", "full", "bregman"),
         ),
     ] = "sampled"
@@ -48,22 +47,23 @@ class Options:
         5.0
     )
     advantage_clip: Annotated[
-        float, Option("largest size of a token's log-ratio to its teacher; 0 = not clipped", unit="nats", low=0)
+        float, Option("largest absolute log-ratio of a token to its teacher; 0 = not clipped", unit="nats", low=0)
     ] = 0.0
-    outcome: Annotated[float, Option("weight of the group-normalised outcome in the advantage", low=0)] = 0.0
-    privilege: Annotated[str, Option("context shown to the teachers")] = "plain"
+    outcome: Annotated[float, Option("weight of the group-normalized outcome in the advantage", low=0)] = 0.0
+    privilege: Annotated[str, Option("context of the teachers")] = "plain"
     average: Annotated[str, Option("what the loss is averaged over first", choices=AVERAGES)] = "sequence"
 
 
 def build(options: Options) -> Method:
     if 0 < options.ratio_high < 1:
         raise ConfigError(
-            f"method.ratio_high is {options.ratio_high:g}: it must be 0, or at least 1 so that fresh answers are "
-            "inside."
+            f"method.ratio_high={options.ratio_high:g} drops fresh answers, whose ratio is 1. Set it to 0 or at least "
+            "1."
         )
     if options.advantage_clip and options.objective != "sampled":
         raise ConfigError(
-            f"method.advantage_clip is of objective=sampled; {options.objective} has no sampled log-ratio."
+            f"method.advantage_clip has no effect with method.objective={options.objective}, which has no sampled "
+            "log-ratio. Set method.advantage_clip=0, or method.objective=sampled."
         )
     return Method(
         name="mopd",
@@ -95,7 +95,7 @@ def _losses(options: Options) -> tuple[Loss, ...]:
 
 
 def route(batch: RouteBatch, options: Options) -> Routing:
-    """Inside the band the weight is the ratio; scores come without gradient, so the advantage has none."""
+    """Weight tokens inside the band by the ratio. Scores have no gradient, so neither has the advantage."""
     weight, regime = torch.ones(batch.num_positions, device=batch.sequence.device), torch.zeros_like(batch.sequence)
     thresholds = {}
     if options.ratio_high:
@@ -107,7 +107,7 @@ def route(batch: RouteBatch, options: Options) -> Routing:
 
 
 def advantages(batch: RouteBatch, options: Options) -> Float[Tensor, " N"] | None:
-    """What a position's log-prob is raised by: its teacher's part, if it is sampled, and its answer's outcome."""
+    """Advantage of every position: the teacher's log-ratio (objective=sampled) plus the outcome of its answer."""
     if options.objective != "sampled" and not options.outcome:
         return None
     advantage = torch.zeros(batch.num_positions, device=batch.sequence.device)

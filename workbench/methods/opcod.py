@@ -1,20 +1,15 @@
-"""OPCoD: students that are strong at different things learn at once; what a peer says about an answer goes into its
-teaching.
+"""OPCoD: several students train together; feedback from peers becomes part of the privileged context.
 
-Source: Be My Tutor, arXiv 2606.14368. The idea, a gate by competence, anchoring and stripped answers are the paper's.
-Its formulas could not be read: the objective (SDPO's), the form of the gate, kappa and all that is marked * are
-reconstructed.
+Source: Be My Tutor, arXiv 2606.14368. Gate, anchoring and removal of answers are the paper's; its formulas were not
+available, so the objective (SDPO's), the form of the gate, kappa and everything marked * are reconstructed.
 1. Every student answers the same questions; answers are graded.
-2. Gate*: a peer may speak about a question if at least `kappa` of its own answers to it are right.
-3. It says how it went about it*, the clauses of an own answer (a right one if there is one), or what it writes when
-   asked about the student's answer (feedback=written). Dropped: a line that tells an answer, and (`anchor`) a line
-   whose own words name nothing by which the question differs from most others of its family in the batch*: in the
-   built-in world nearly every clause, since answers name places and tags and questions name things. The recipe there
-   has anchor=false.
-4. A copy of the student, shown another right answer of its own*, if any, and what peers said, reads the student's
-   tokens; the student is pulled to it. Nothing to show: no loss, counted (regime NONE).
-5. All write before any learns, and all learn at every step: no rounds.
-Controls: exchange (none, ungated), anchor, leak, and noise in what peers say that do not know the question.
+2. Gate*: a peer gives feedback on a question if at least `kappa` of its own answers to it are right.
+3. Feedback*: clauses of one of the peer's answers (a right one if any), or its reply to the student's answer
+   (feedback=written). Dropped: lines that reveal an answer, and (`anchor`) lines without a distinguishing word of the
+   question, one that most questions of its domain in the batch lack* (few pass in the built-in world: anchor=false).
+4. Target: a copy of the student, given the feedback and another right answer of its own*, if any. NONE: neither.
+5. All students sample before any trains, and all train at every step*.
+Controls: exchange (none, ungated), anchor, leak, noise (feedback about another question).
 """
 
 import re
@@ -38,41 +33,29 @@ ASKED = "Another student answered: {text}\nSay where to look and how to go about
 @dataclass(frozen=True)
 class Options:
     exchange: Annotated[
-        str,
-        Option("who may speak: peers that know the question, every peer, nobody", choices=("gated", "ungated", "none")),
+        str, Option("peers that give feedback: above kappa, all, or none", choices=("gated", "ungated", "none"))
     ] = "gated"
-    kappa: Annotated[float, Option("share of a peer's own answers that must be right", low=0, high=1)] = 0.5
-    feedback: Annotated[
-        str, Option("from the peer's own answer, or written by it when asked", choices=("own_answer", "written"))
-    ] = "own_answer"
-    anchor: Annotated[
-        bool, Option("drop lines that do not hold a word of the question which most questions of its family lack")
-    ] = True
-    leak: Annotated[bool, Option("control: keep lines that tell an answer")] = False
-    noise: Annotated[
-        float,
-        Option("control: share of questions below kappa at which a peer speaks of another question", low=0, high=1),
-    ] = 0.0
-    divergence: Annotated[str, Option("what is minimised", choices=KINDS[1:4])] = "jensen_shannon"
-    top_k: Annotated[
-        int, Option("most likely entries of the student that are compared, and one for the rest; 0 = all", low=0)
-    ] = 100
-    self_policy: Annotated[str, Option("weights of the self-teacher", choices=("student@ema", "student@start"))] = (
-        "student@ema"
-    )
-    ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
+    kappa: Annotated[float, Option("fraction of a peer's own answers that must be right", low=0, high=1)] = 0.5
+    feedback: Annotated[str, Option("a peer's answer, or its reply", choices=("own_answer", "written"))] = "own_answer"
+    anchor: Annotated[bool, Option("drop feedback lines without a distinguishing word of the question")] = True
+    leak: Annotated[bool, Option("control: keep feedback lines that reveal an answer")] = False
+    noise: Annotated[float, Option("control: fraction of off-question feedback below kappa", low=0, high=1)] = 0.0
+    divergence: Annotated[str, Option("divergence to the self-teacher", choices=KINDS[1:4])] = "jensen_shannon"
+    top_k: Annotated[int, Option("entries of the student's top-k, plus one for the rest; 0 = all", low=0)] = 100
+    self_policy: Annotated[str, Option("self-teacher", choices=("student@ema", "student@start"))] = "student@ema"
+    ema_rate: Annotated[float, Option("weight of the student in each EMA update", low=1e-6, high=1)] = 0.05
 
 
 def build(options: Options) -> Method:
     if options.noise and options.feedback == "written":
         raise ConfigError(
-            f"method.noise={options.noise:g} is of feedback=own_answer: asked about an answer, a peer has no other "
-            "question to speak of. Set one of the two back."
+            f"method.noise={options.noise:g} has no effect with method.feedback=written. Set method.noise=0, or "
+            "method.feedback=own_answer."
         )
 
-    def annotate(written: tuple[Rollout, ...], *peers: tuple[Rollout, ...]) -> tuple[Rollout, ...]:
-        heard = () if options.exchange == "none" else peers
-        return tuple(_annotated(options, rollout, written, heard) for rollout in written)
+    def annotate(rollouts: tuple[Rollout, ...], *peers: tuple[Rollout, ...]) -> tuple[Rollout, ...]:
+        peers = () if options.exchange == "none" else peers
+        return tuple(_annotated(options, rollout, rollouts, peers) for rollout in rollouts)
 
     def route(batch: RouteBatch) -> Routing:
         facts = [dict(rollout.facts) for rollout in batch.rollouts]
@@ -86,10 +69,10 @@ def build(options: Options) -> Method:
         name="opcod",
         views={"student": View("student", "plain", learns=True), "self": View(options.self_policy, "feedback")},
         regimes={
-            "NONE": Regime((), "nothing to show: no supervision"),
-            "OWN": Regime((loss,), "self, shown another right answer of its own"),
-            "PEER": Regime((loss,), "self, shown what peers said"),
-            "BOTH": Regime((loss,), "self, shown both"),
+            "NONE": Regime((), "no privileged context: no supervision"),
+            "OWN": Regime((loss,), "self, given another right answer of its own"),
+            "PEER": Regime((loss,), "self, given feedback of peers"),
+            "BOTH": Regime((loss,), "self, given both"),
         },
         route=route,
         annotate=annotate,
@@ -101,14 +84,12 @@ def build(options: Options) -> Method:
     )
 
 
-def _annotated(options: Options, rollout: Rollout, written: tuple[Rollout, ...], peers: tuple) -> Rollout:
-    """The rollout with what its self-teacher is shown, and what was decided about it."""
-    own_answer = next(
-        (other.text for other in _about(written, rollout) if other.reward == 1.0 and other is not rollout), None
-    )
+def _annotated(options: Options, rollout: Rollout, rollouts: tuple[Rollout, ...], peers: tuple) -> Rollout:
+    """Attach the feedback for the self-teacher, and the counts for the trace."""
+    siblings = [other for other in _about(rollouts, rollout) if other is not rollout]
+    own_answer = next((sibling.text for sibling in siblings if sibling.reward == 1.0), None)
     facts = dict.fromkeys(("own_answer", "gate_open", "lines_kept", "lines_off_topic", "lines_telling"), 0.0)
-    lines: list[str] = []
-    anchors = distinguishing_concepts(rollout, written)
+    lines, anchors = [], distinguishing_concepts(rollout, rollouts)
     for number, answers in enumerate(peers):
         peer_rollouts = _about(answers, rollout)
         knows = sum(other.reward == 1.0 for other in peer_rollouts) >= options.kappa * len(peer_rollouts)

@@ -1,11 +1,11 @@
-"""On-policy distillation: the student writes, the teacher supervises every token by reverse KL.
+"""On-policy distillation: the student samples, the teacher supervises every token by reverse KL.
 
 Source: Agarwal et al., GKD, arXiv 2306.13649; the "vanilla OPD" row of DOPD, arXiv 2606.30626, Table 2.
 1. The student answers the plain prompt.
-2. The teacher scores the same tokens, shown `privilege`.
-3. Every token is pulled to the teacher.
+2. The teacher scores the same tokens, given `privilege`.
+3. Every token: KL from the student to the teacher.
 With privilege=plain this is vanilla OPD. With any other it is the "naive privileged" control: uniform imitation of a
-teacher that sees more than the student ever will (arXiv 2606.30626, Figure 3).
+teacher whose evidence the student never gets (arXiv 2606.30626, Figure 3).
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from workbench.distill.routing import everywhere
 
 @dataclass(frozen=True)
 class Options:
-    privilege: Annotated[str, Option("context shown to the teacher; plain = vanilla OPD")] = "plain"
-    divergence: Annotated[str, Option("what is minimised, from learner to teacher", choices=KINDS[1:4])] = "reverse_kl"
+    privilege: Annotated[str, Option("context of the teacher; plain = vanilla OPD")] = "plain"
+    divergence: Annotated[str, Option("divergence, from learner to teacher", choices=KINDS[1:4])] = "reverse_kl"
     support: Annotated[str, Option("vocabulary entries compared", choices=("full", "top_k", "sampled"))] = "full"
     top_k: Annotated[int, Option("entries compared when support=top_k", low=1)] = 128
     average: Annotated[

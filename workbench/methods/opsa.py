@@ -1,13 +1,13 @@
-"""OPSA control: no teacher at all. The student's least likely written tokens are pushed down.
+"""OPSA control: no teacher. Lowers the probability of the student's least likely sampled tokens.
 
-Source: "Does OPD really distill?", arXiv 2608.31046; methods note 10.15. A gain that this control also reaches is not
-evidence that a teacher taught anything.
+Source: "Does OPD really distill?", arXiv 2608.31046; written from notes. A gain that this control also reaches does not
+show that a teacher taught anything.
 1. The student answers the plain prompt.
-2. The lowest `share` of written tokens by log-prob get advantage -1/2 - (H - Hmin) / (2 (Hmax - Hmin)), H the student's
+2. The lowest `share` of sampled tokens by log-prob get advantage -1/2 - (H - Hmin) / (2 (Hmax - Hmin)), H the student's
    entropy there, Hmin and Hmax over these tokens.
 3. Loss: minus advantage times log-prob. Other tokens have none.
-Open in the notes, chosen here: the share is of the batch and not of each answer, and the loss is a mean over each
-answer's tokens, those without loss too, then over answers.
+Not specified by the notes, chosen here: the share is of the batch and not of each answer; the loss is a mean over all
+tokens of each answer, then over answers.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from workbench.types import RouteBatch, Routing
 @dataclass(frozen=True)
 class Options:
     share: Annotated[
-        float, Option("share of positions, from the lowest log-prob up, that are pushed down", low=0, high=1)
+        float, Option("fraction of positions, from the lowest log-prob up, whose probability is lowered", low=0, high=1)
     ] = 0.2
 
 

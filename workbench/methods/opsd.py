@@ -1,10 +1,10 @@
-"""OPSD: the student's own frozen start, shown the answer, teaches the student that is not.
+"""OPSD: the student's frozen start, given the answer, is the teacher of the student without it.
 
 Source: Self-Distilled Reasoner, arXiv 2601.18734.
 1. The student answers the plain prompt.
-2. Its frozen start scores the same tokens, shown `privilege`.
-3. Every token is pulled to it by JSD, forward or reverse KL.
-Differs: the paper shows the whole reference solution (privilege=reference); the default here is the final answer.
+2. Its frozen start scores the same tokens, given `privilege`.
+3. Every token: JSD, forward or reverse KL to it.
+Differs: the paper gives the whole reference solution (privilege=reference); the default here is the final answer.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from workbench.distill.routing import everywhere
 
 @dataclass(frozen=True)
 class Options:
-    privilege: Annotated[str, Option("context shown to the self-teacher")] = "answer"
-    divergence: Annotated[str, Option("what is minimised", choices=KINDS[1:4])] = "jensen_shannon"
+    privilege: Annotated[str, Option("context of the self-teacher")] = "answer"
+    divergence: Annotated[str, Option("divergence", choices=KINDS[1:4])] = "jensen_shannon"
     self_policy: Annotated[str, Option("weights of the self-teacher", choices=("student@start", "student@ema"))] = (
         "student@start"
     )
-    ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
+    ema_rate: Annotated[float, Option("weight of the student in each EMA update", low=1e-6, high=1)] = 0.05
 
 
 def build(options: Options) -> Method:

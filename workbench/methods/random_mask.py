@@ -1,10 +1,10 @@
-"""Random-mask control: on-policy distillation on a random share of the tokens.
+"""Random-mask control: on-policy distillation on a random fraction of the tokens.
 
-Source: the random rows of DOPD, arXiv 2606.30626, Figure 4. A router whose gain is not above this one's, at the same
-share, has not found which tokens matter: it has only supervised fewer of them.
-1. The student answers the plain prompt; the teacher scores it, shown `privilege`.
-2. A random `share` of the positions is pulled to the teacher; the rest has no supervision.
-The loss stays divided by all positions, so that the pull on a kept token is that of opd; average_over=supervised
+Source: the random rows of DOPD, arXiv 2606.30626, Figure 4. A router that does not beat this control at the same share
+only supervised fewer tokens; it did not find the ones that matter.
+1. The student answers the plain prompt; the teacher scores it, given `privilege`.
+2. A random `share` of the positions has the KL to the teacher; the others have no supervision.
+The loss is still divided by all positions, so a kept token has the same gradient as in opd; average_over=supervised
 divides by the kept ones, as tip does.
 """
 
@@ -21,9 +21,9 @@ from workbench.types import RouteBatch, Routing
 
 @dataclass(frozen=True)
 class Options:
-    share: Annotated[float, Option("share of positions that are supervised", low=0, high=1)] = 0.5
-    privilege: Annotated[str, Option("context shown to the teacher")] = "plain"
-    divergence: Annotated[str, Option("what is minimised", choices=KINDS[1:4])] = "reverse_kl"
+    share: Annotated[float, Option("fraction of positions with supervision", low=0, high=1)] = 0.5
+    privilege: Annotated[str, Option("context of the teacher")] = "plain"
+    divergence: Annotated[str, Option("divergence", choices=KINDS[1:4])] = "reverse_kl"
     average_over: Annotated[str, Option("positions that the loss is divided by", choices=AVERAGED)] = "all"
 
 

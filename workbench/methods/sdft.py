@@ -1,12 +1,12 @@
-"""SDFT: the student itself, shown a demonstration, teaches the student that is not, on the student's own answers.
+"""SDFT: the student, given a demonstration, is the teacher of the student without it, on the student's own answers.
 
 Source: Self-Distillation Fine-Tuning, arXiv 2601.19897, as trl.experimental.sdft documents it. Its aim is to learn from
-demonstrations without forgetting: fine-tuning on them directly is lm_kd with alpha=0.
+demonstrations without forgetting; direct fine-tuning on them is lm_kd with alpha=0.
 1. The student answers the plain prompt.
-2. A copy of it, frozen at the start, scores the same tokens, shown the demonstration (`privilege`).
-3. Every token: reverse KL over the student's `top_k` most likely entries and one for the rest.
-Differs from opsd in what is shown and in the divergence alone. No importance weights: one update follows each batch.
-A guess: top_k=100. Other options are the documented ones: a live or an averaged copy, forward KL or JSD, renormalising.
+2. A copy of it, frozen at the start, scores the same tokens, given the demonstration (`privilege`).
+3. Every token: reverse KL over the student's `top_k` most likely entries and one entry for the rest.
+Differs from opsd only in the context and the divergence. No importance weights: one update follows each batch. A guess:
+top_k=100. Other options are the documented ones: a live or an averaged copy, forward KL or JSD, renormalization.
 """
 
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ class Options:
     self_policy: Annotated[
         str, Option("weights of the self-teacher", choices=("student@start", "student@ema", "student"))
     ] = "student@start"
-    divergence: Annotated[str, Option("what is minimised", choices=KINDS[1:4])] = "reverse_kl"
+    divergence: Annotated[str, Option("divergence", choices=KINDS[1:4])] = "reverse_kl"
     top_k: Annotated[int, Option("most likely entries of the student that are compared; 0 = all", low=0)] = 100
-    tail: Annotated[str, Option("what becomes of the other entries", choices=TAILS[:2])] = "bucket"
+    tail: Annotated[str, Option("treatment of the other entries", choices=TAILS[:2])] = "bucket"
     average: Annotated[str, Option("mean over a sequence first, or over all positions", choices=AVERAGES)] = "position"
-    ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
+    ema_rate: Annotated[float, Option("weight of the student in each EMA update", low=1e-6, high=1)] = 0.05
 
 
 def build(options: Options) -> Method:

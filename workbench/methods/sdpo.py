@@ -1,16 +1,15 @@
-"""SDPO: a wrong answer is read again by the student's moving average, shown a sibling that was right.
+"""SDPO: the student's moving average scores a wrong answer again, given a right answer of the same group.
 
-Source: arXiv 2601.20802; methods note 10.4.
+Source: arXiv 2601.20802; written from notes.
 1. The student answers each question `sampling.num_generations` times; answers are graded.
-2. A wrong answer gets feedback if a sibling is right: the text of the first right one of its group.
-3. TOLD: tokens of such an answer. JSD to the self-teacher, shown the question and the feedback, over the student's
-   100 most likely entries and one for the rest, times min(p_now / p_when_sampled, ratio_clip).
-4. RIGHT (own success is not shown again) and ALONE (nobody of the group is right): no loss, no gradient.
-Differs: the loss is divided by the tokens of all answers, those without supervision too (they count as 0, so the fewer
-answers are told the smaller a step); the reference code divides by the told tokens alone, average_over=supervised here.
-The ratio is of the policies at temperature 1, as the paper samples, whatever `sampling` says. `show_as` says in which
-words the sibling is shown, since the built-in models know worked answers as "reference: ..."; feedback of an
-environment other than the grade is not used.
+2. A wrong answer gets the first right answer of its group as feedback.
+3. TOLD: tokens of such an answer. JSD to the self-teacher, given the question and the feedback, over the student's 100
+   most likely entries and one entry for the rest, times min(p_now / p_when_sampled, ratio_clip).
+4. RIGHT (a right answer gets no feedback) and ALONE (no answer of the group is right): no loss.
+Differs: the loss is divided by the tokens of all answers; tokens without supervision count as 0, so fewer TOLD answers
+make a smaller step. The reference code divides by the TOLD tokens only: average_over=supervised. The ratio is at
+temperature 1, as the paper samples, for any `sampling` options. `show_as` is the word before the feedback, since the
+built-in models know worked answers as "reference: ...". Feedback of an environment is not used, only the grade.
 """
 
 from collections import defaultdict
@@ -37,7 +36,7 @@ class Options:
     self_policy: Annotated[
         str, Option("weights of the self-teacher", choices=("student@ema", "student@start", "student"))
     ] = "student@ema"
-    ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
+    ema_rate: Annotated[float, Option("weight of the student in each EMA update", low=1e-6, high=1)] = 0.05
 
 
 def build(options: Options) -> Method:
@@ -65,7 +64,7 @@ def build(options: Options) -> Method:
 
 
 def show_siblings(rollouts: tuple[Rollout, ...], show_as: str = "reference") -> tuple[Rollout, ...]:
-    """Wrong answers with the first right answer to the same question as their feedback."""
+    """Attach to each wrong answer the first right answer of its group as feedback."""
     right: dict[int, list[str]] = defaultdict(list)
     for rollout in rollouts:
         if rollout.reward == 1.0:

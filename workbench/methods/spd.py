@@ -1,19 +1,18 @@
-"""SPD: the student writes once with its keys and values held to what its right answers need, then learns from that
-text.
+"""SPD: the student samples once with projected keys and values, then trains on that text.
 
-Source: "Self-Policy Distillation via Capability-Selective Subspace Projection", arXiv 2605.22675, known to us by an
-audit and notes: there is no official code.
-1. On labelled examples: loss on the tokens that make an answer right, and its gradient with respect to the key and
-   value projections' outputs of a middle and the last layer, at all positions.
-2. The gradients' first right singular vectors, half of them, span a subspace for each projection.
-3. The starting student answers every prompt once with keys and values projected on it. Nothing is filtered.
-4. Without projection the student learns these answers, token by token, for some epochs.
-Differs: the loss is on the answer's tokens alone (there: the prompt's too); sampling is as in `sampling` (there not
-said). Not said there, chosen here: all heads of a projection are one space; projected before key norm and rotary
-embedding, so that it can be folded into weights; gradients are not centred; the middle layer is number L // 2, counted
-from 0; each example's loss is a mean over its tokens; calibration takes the first examples of the run's own order.
-The labels of calibration are a signal from outside, whatever the name says. subspace=random is the control;
-subspace=none is plain self-retraining (PSR); calibrate_on=all is the paper's ablation that loses.
+Source: "Self-Policy Distillation via Capability-Selective Subspace Projection", arXiv 2605.22675, through an audit and
+notes (no official code).
+1. On labeled examples: loss on the tokens that make an answer right, and its gradient with respect to the outputs of
+   the key and value projections of a middle and the last layer, at all positions.
+2. Half of the gradients' first right singular vectors span a subspace for each projection.
+3. The student before training answers every prompt once, keys and values projected on it. No answer is filtered out.
+4. Without projection, the student trains on these answers, token by token, for some epochs.
+Differs: the loss covers the answer's tokens only (paper: also the prompt's). Not stated there and chosen here: the
+sampling options; all heads of a projection share one space; projection before key norm and rotary embedding, so that it
+can be folded into the weights; gradients are not centered; the middle layer is number L // 2, counted from 0; the loss
+of an example is a mean over its tokens; calibration uses the first examples in the run's order. The calibration labels
+are an external signal. Controls: subspace=random; subspace=none is plain self-retraining (PSR); calibrate_on=all is the
+paper's weaker ablation.
 """
 
 from collections.abc import Iterator
@@ -42,18 +41,17 @@ class Options:
     subspace: Annotated[
         str,
         Option(
-            "what keys and values are projected on while writing: of the gradients, a random one as a control, or "
-            "nothing",
+            "subspace for keys and values while sampling; random and none are controls",
             choices=("gradient", "random", "none"),
         ),
     ] = "gradient"
     layers: Annotated[str, Option("layers of the text decoder that are projected", choices=LAYERS)] = LAYERS[0]
-    share: Annotated[float, Option("dimensions kept, as a share of a projection's width", low=0, high=1)] = 0.5
+    share: Annotated[float, Option("dimensions kept, as a fraction of a projection's width", low=0, high=1)] = 0.5
     rank: Annotated[int, Option("dimensions kept, as a number; 0 = by share", low=0)] = 0
     calibrate_on: Annotated[
         str, Option("kind of token, as the data's marks name it, that makes an answer right; all = every token")
     ] = "answer"
-    calibration: Annotated[int, Option("labelled examples whose gradients are taken", low=1)] = 50
+    calibration: Annotated[int, Option("labeled examples whose gradients are taken", low=1)] = 50
 
 
 def build(options: Options) -> Method:
@@ -100,7 +98,7 @@ def _tensors(spaces: dict[str, Subspace]) -> dict:
 
 
 def _each(spaces: dict[str, Subspace], value) -> str:
-    """A value of every projection, in order."""
+    """Format one value per projection, in order."""
     return ", ".join(
         f"{name.split('layers.')[-1].replace('self_attn.', '')} {value(space)}" for name, space in spaces.items()
     )

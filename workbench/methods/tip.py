@@ -1,14 +1,14 @@
-"""TIP: on-policy distillation on the tokens where the student is undecided, or far from the teacher.
+"""TIP: on-policy distillation on the tokens where the student's entropy or its distance to the teacher is high.
 
-Source: arXiv 2604.14084 (abstract and an audit; the selection is not in the released code).
-1. The student answers the plain prompt; the teacher scores the same tokens, shown `privilege`.
-2. h is the student's entropy and d its distance from the teacher, each brought to 0..1 by its least and largest value
-   in the batch.
-3. Score h + d - h d: high if either is. Or h alone, or d alone (`select`).
-4. The `share` of the batch's positions with the highest score is pulled to the teacher, the rest has no supervision.
-5. The loss is divided by the kept positions, or it would only be a lower learning rate.
-Differs: d is |log t(y) - log s(y)| of the written token y, not a divergence over the vocabulary, since rules see no
-vocabulary. A guess: reverse KL is what is minimised. Control: random_mask with the same share, average_over=supervised.
+Source: arXiv 2604.14084 (abstract and an audit; the released code lacks the selection).
+1. The student answers the plain prompt; the teacher scores the same tokens, given `privilege`.
+2. h is the student's entropy and d its distance from the teacher, both scaled to 0..1 by their minimum and maximum in
+   the batch.
+3. Score h + d - h d, which is high if either is; or h alone, or d alone (`select`).
+4. The `share` of the batch's positions with the highest score has the KL to the teacher, the others no supervision.
+5. The loss is divided by the kept positions; otherwise a smaller share would only lower the learning rate.
+Differs: d is |log t(y) - log s(y)| of the sampled token y, not a divergence over the vocabulary, which rules do not
+see. A guess: the loss is reverse KL. Control: random_mask with the same share, average_over=supervised.
 """
 
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ from workbench.types import RouteBatch, Routing
 
 @dataclass(frozen=True)
 class Options:
-    share: Annotated[float, Option("share of positions that is kept", low=0, high=1)] = 0.5
+    share: Annotated[float, Option("fraction of positions that is kept", low=0, high=1)] = 0.5
     select: Annotated[str, Option("what positions are ranked by", choices=("either", "entropy", "distance"))] = "either"
-    privilege: Annotated[str, Option("context shown to the teacher")] = "plain"
-    divergence: Annotated[str, Option("what is minimised", choices=KINDS[1:4])] = "reverse_kl"
+    privilege: Annotated[str, Option("context of the teacher")] = "plain"
+    divergence: Annotated[str, Option("divergence", choices=KINDS[1:4])] = "reverse_kl"
     average: Annotated[str, Option("mean over a sequence first, or over all positions", choices=AVERAGES)] = "position"
     average_over: Annotated[str, Option("positions that the loss is divided by", choices=AVERAGED)] = "supervised"
 
@@ -50,7 +50,7 @@ def build(options: Options) -> Method:
 
 
 def route(batch: RouteBatch, options: Options) -> Routing:
-    """Exactly the asked share of positions is kept, at least one; of equal scores the earlier one first."""
+    """Keep exactly `share` of the positions, at least one; ties are kept in order of position."""
     student = batch.scores["student"]
     entropy = _spread(student.entropy)
     distance = _spread((batch.scores["teacher"].logprob - student.logprob).abs())
@@ -64,6 +64,6 @@ def route(batch: RouteBatch, options: Options) -> Routing:
 
 
 def _spread(values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """The values brought to 0..1 by their least and largest; all 0 where they are equal."""
+    """Scale the values to 0..1 by their minimum and maximum; all 0 if they are equal."""
     low, high = values.min(), values.max()
     return (values - low) / (high - low).clamp(min=1e-6)

@@ -1,17 +1,16 @@
-"""Vision-OPD: the student's moving average, shown the evidence crop, teaches the student that sees the whole image.
+"""Vision-OPD: the student's moving average, given the evidence crop, teaches the student with the whole image.
 
 Source: arXiv 2605.18740, section 3 and the official code.
 1. The student answers about the whole image (`student_context`: plain, or marked: the box drawn in red, as in the
    paper).
-2. Its moving average scores the same tokens, shown the image and the crop (`privilege`).
-3. Every token: Jensen-Shannon over the student's 100 most likely entries and one for the rest.
+2. Its moving average scores the same tokens, given the image and the crop (`privilege`).
+3. Every token: Jensen-Shannon over the student's 100 most likely entries and one entry for the rest.
 4. Weight of a token: min(p_now / p_when_sampled, ratio_clip), without gradient; mean over all positions.
-Differs: the paper's teacher is shown the crop instead of the image (privilege=crop_only; here a loss of 32 points for
-models that have seldom seen a crop alone). The deployed student sees plain prompts, so student_context=plain is the
-default; the paper trains on marked ones, whose question also ends in an instruction to look inside the red box: no
-context here adds it. A crop of the data is shown as it is, one cut from a box enlarged twofold as in the paper. No
-rollout-correction weights of an inference engine. The ratio is of the policies at temperature 1, as the paper samples,
-whatever `sampling` says.
+Differs: the paper's teacher gets the crop instead of the image (privilege=crop_only; here it costs 32 points for models
+that have seldom seen a crop alone). The deployed student gets plain prompts, so student_context=plain is the default;
+the paper trains on marked ones with an instruction to look inside the red box, which no context here adds. A crop of
+the data is used unchanged; one cut from a box is enlarged twofold, as in the paper. No rollout correction for an
+inference engine. The ratio is at temperature 1, as the paper samples, for any `sampling` options.
 """
 
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ class Options:
     self_policy: Annotated[
         str, Option("weights of the self-teacher", choices=("student@ema", "student@start", "student"))
     ] = "student@ema"
-    ema_rate: Annotated[float, Option("share of the student mixed into student@ema each step", low=1e-6, high=1)] = 0.05
+    ema_rate: Annotated[float, Option("weight of the student in each EMA update", low=1e-6, high=1)] = 0.05
 
 
 def build(options: Options) -> Method:
