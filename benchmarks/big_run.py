@@ -29,7 +29,7 @@ from workbench.data.contexts import build_prompt
 from workbench.distill.divergences import Divergence
 from workbench.distill.method import Loss, Regime
 from workbench.distill.step import Alternatives
-from workbench.evals.records import Answered, save_answers
+from workbench.evals.records import EvalRecord, save_records
 from workbench.runs.folder import RunFolder
 from workbench.traces.parts import compact
 from workbench.traces.reader import Traces, open_traces
@@ -92,7 +92,7 @@ def make_run(folder: Path, num_positions: int, num_rollouts: int, num_tokens: in
         written += made.loss.numel()
         run.log_metrics("train", step, make_metrics(made))
     for at in range(0, step + 1, max(1, step // (NUM_EVALS - 1))):
-        save_answers(folder, at, make_answers(at / step))
+        save_records(folder, at, make_answers(at / step))
     run.update(status="finished", steps=step, steps_done=step)
     compact(folder)
     sizes = sum(file.stat().st_size for file in (folder / "traces").rglob("*.parquet"))
@@ -118,7 +118,7 @@ def make_metrics(made: TracedBatch) -> dict[str, float]:
     }
 
 
-def make_answers(progress: float) -> list[Answered]:
+def make_answers(progress: float) -> list[EvalRecord]:
     """An evaluation: the student learns what it can see, and grows sure of what it cannot."""
     chooser, rows = random.Random(progress), []
     for policy, context in (("student", "plain"), ("student", "boxes"), ("teacher", "plain"), ("teacher", "boxes")):
@@ -130,7 +130,7 @@ def make_answers(progress: float) -> list[Answered]:
                 min(1.0, 0.5 + 0.4 * progress + chooser.random() / 10),
             )
             rows.append(
-                Answered(
+                EvalRecord(
                     round(1000 * progress),
                     policy,
                     context,

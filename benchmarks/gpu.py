@@ -51,7 +51,7 @@ from workbench.data.contexts import build_prompt
 from workbench.data.examples import load_examples
 from workbench.distill.method import Method
 from workbench.distill.scoring import Batch
-from workbench.distill.step import read_batch, supervise_batch
+from workbench.distill.step import compute_step, score_batch
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.processors import VideoSettings, images_only
@@ -292,14 +292,14 @@ def one_variant(args, folder, runs, name, method, device, peak, names) -> str:
     student, teacher = policies["student"], policies["teacher"]
     student._placeholders = [*student._placeholders, *student.stop_ids]  # never drawn: all answers have the same length
     student.sample = parts.timed("sampling", student.sample)
-    student.read = parts.timed(lambda: "learner" if torch.is_grad_enabled() else "self", student.read)
-    teacher.read = parts.timed("teacher", teacher.read)
+    student.forward = parts.timed(lambda: "learner" if torch.is_grad_enabled() else "self", student.forward)
+    teacher.forward = parts.timed("teacher", teacher.forward)
     supervise, score, likely = (
-        workbench.distill.step.supervise,
+        workbench.distill.step.compute_losses,
         workbench.distill.scoring.score,
         workbench.distill.step.alternatives,
     )
-    workbench.distill.step.supervise = parts.timed("loss", supervise)
+    workbench.distill.step.compute_losses = parts.timed("loss", supervise)
     workbench.distill.scoring.score = parts.timed("scores", score)
     workbench.distill.step.alternatives = parts.timed("trace", likely)
     trainer.accelerator.backward = parts.timed("learner", trainer.accelerator.backward)
@@ -323,7 +323,7 @@ def one_variant(args, folder, runs, name, method, device, peak, names) -> str:
                         steps()
                 step_s, memory = (parts.now() - start) / args.repeats, high.bytes
     finally:
-        workbench.distill.step.supervise, workbench.distill.scoring.score, workbench.distill.step.alternatives = (
+        workbench.distill.step.compute_losses, workbench.distill.scoring.score, workbench.distill.step.alternatives = (
             supervise,
             score,
             likely,
@@ -429,9 +429,9 @@ def measure_lengths(args: argparse.Namespace, folder: Path, device: str) -> None
         batch = Batch((Rollout(example, 0, ids, "", True, (-1.0,) * length, None),))
 
         def work(batch: Batch = batch) -> None:
-            readings = read_batch(method, {"student": student, "teacher": teacher}, batch)
-            supervise_batch(
-                method, {"student": student, "teacher": teacher}, readings, seed=0, backward=torch.Tensor.backward
+            scored_batch = score_batch(method, {"student": student, "teacher": teacher}, batch)
+            compute_step(
+                method, {"student": student, "teacher": teacher}, scored_batch, seed=0, backward=torch.Tensor.backward
             )
             student.model.zero_grad(set_to_none=True)
 

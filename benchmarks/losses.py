@@ -26,9 +26,9 @@ from torch import nn
 
 from benchmarks.timing import Clock, Turn, machine, show
 from workbench.distill.divergences import Divergence
-from workbench.distill.losses import supervise
+from workbench.distill.losses import compute_losses
 from workbench.distill.method import Loss, Regime
-from workbench.policies.readout import Head, Readout
+from workbench.policies.view_output import Head, ViewOutput
 from workbench.types import Routing
 
 
@@ -162,9 +162,9 @@ def prepared(
         elif variant in (LIGER, TRITON):
             total = liger(variant, LIGER_BETA[name], liger_chunk)(hidden, learner.weight, other, target.weight, ids)
         else:
-            total = supervise(
-                Readout(hidden, Head(learner), V),
-                {"teacher": Readout(other, Head(target), V)},
+            total = compute_losses(
+                ViewOutput(hidden, Head(learner), V),
+                {"teacher": ViewOutput(other, Head(target), V)},
                 ids,
                 regimes=(Regime((Loss("teacher", divergence),)),),
                 routing=Routing(torch.zeros(N, dtype=torch.long), torch.ones(N)),

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from workbench.data.examples import load_examples
-from workbench.policies.teacher_cache import keep_teachers
+from workbench.policies.teacher_cache import cache_teachers
 from workbench.runs.folder import RunFolder
 from workbench.studies import evaluate
 from workbench.studies import worker as work
@@ -70,7 +70,7 @@ def parts(args: argparse.Namespace, folder: Path) -> None:
         module.load_policies = timed(module.load_policies, took, "loading models")
     load = functools.lru_cache(maxsize=8)(timed(load_examples, took, "rendering examples"))
     start = time.process_time()
-    with keep_teachers():
+    with cache_teachers():
         for task in _tasks(study):
             if task.reference is not None:
                 evaluate.ask_reference(task.reference, task.evaluate, folder / task.file.name, load=load)

@@ -21,7 +21,7 @@ from workbench.distill.divergences import Divergence
 from workbench.distill.losses import score
 from workbench.distill.method import Loss, Regime
 from workbench.distill.step import Alternatives
-from workbench.policies.readout import Head, Readout
+from workbench.policies.view_output import Head, ViewOutput
 from workbench.traces.parts import compact
 from workbench.traces.reader import open_traces
 from workbench.traces.writer import TracedBatch, TraceWriter
@@ -59,7 +59,7 @@ def batch(step: int, num_rollouts: int, num_tokens: int, *, top: int = 0) -> Tra
     }
     ids = torch.distributions.Categorical(logits=views["student"]).sample()
     scores = {
-        name: score(Readout(values, Head(torch.nn.Identity()), VOCABULARY), ids) for name, values in views.items()
+        name: score(ViewOutput(values, Head(torch.nn.Identity()), VOCABULARY), ids) for name, values in views.items()
     }
     gap = scores["teacher"].logprob - scores["self"].logprob
     regime = 2 * (gap.abs() > gap.abs().mean()).long() + (gap < 0).long()

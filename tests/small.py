@@ -5,26 +5,26 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from table_policy import TablePolicy
+from table_policy import LogitTablePolicy
 
 from workbench.config.schema import RunConfig, build_config
 from workbench.data.contexts import CONTEXTS
-from workbench.types import Box, Denoising, Evidence, Example, Rollout
+from workbench.types import Box, DenoisingTrace, Evidence, Example, Rollout
 
 VOCABULARY, LENGTH = 11, 7
 
 
-def table_policy(name: str, seed: int, *, learns: bool = False, scale: float = 2.0) -> TablePolicy:
+def table_policy(name: str, seed: int, *, learns: bool = False, scale: float = 2.0) -> LogitTablePolicy:
     """Random logits of its own for every context."""
     generator = torch.Generator().manual_seed(seed)
     tables = {context: scale * torch.randn(LENGTH, VOCABULARY, generator=generator) for context in CONTEXTS}
-    return TablePolicy(name, tables, learns=learns)
+    return LogitTablePolicy(name, tables, learns=learns)
 
 
-def table_policies() -> dict[str, TablePolicy]:
+def table_policies() -> dict[str, LogitTablePolicy]:
     """One for every name that a view may use; the student's own copies have the same weights."""
     student = table_policy("student", 1, learns=True)
-    copies = {name: TablePolicy(name, dict(student.tables)) for name in ("student@start", "student@ema")}
+    copies = {name: LogitTablePolicy(name, dict(student.tables)) for name in ("student@start", "student@ema")}
     return {"student": student, **copies, "teacher": table_policy("teacher", 2)}
 
 
@@ -46,7 +46,7 @@ def rollouts(*lengths: int, seed: int = 0) -> tuple[Rollout, ...]:
     made = []
     for idx, length in enumerate(lengths):
         ids = tuple(torch.randint(1, VOCABULARY, (length,), generator=generator).tolist())
-        order = Denoising(
+        order = DenoisingTrace(
             tuple(column // 2 for column in range(length)), 2, 8
         )  # pairs from left to right, for who asks
         made.append(Rollout(example(idx), 0, ids, "", True, tuple([-1.0] * length), 1.0, denoising=order))

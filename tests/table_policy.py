@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from workbench.policies import SamplingOptions, Written
-from workbench.policies.readout import Head, Readout
+from workbench.policies import Completion, SamplingOptions
 from workbench.policies.sampling import count_kept
-from workbench.types import Denoising, Prompt
+from workbench.policies.view_output import Head, ViewOutput
+from workbench.types import DenoisingTrace, Prompt
 
 END = 0  # the end token
 
 
-class TablePolicy:
+class LogitTablePolicy:
     """tables: by context ("plain", "boxes", ...), logits of shape (T, V); later positions use the last row."""
 
     def __init__(self, name: str, tables: dict[str, Float[Tensor, "T V"]], *, learns: bool = False) -> None:
@@ -29,22 +29,22 @@ class TablePolicy:
         self.vocabulary = next(iter(tables.values())).shape[1]
         self._head = Head(nn.Identity())
 
-    def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
+    def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Completion]]:
         return [
             [self._write(prompt, seed, options) for seed in own] for prompt, own in zip(prompts, seeds, strict=True)
         ]
 
-    def order_of(self, ids: tuple[int, ...]) -> None:
+    def denoising_schedule(self, ids: tuple[int, ...]) -> None:
         return None
 
-    def read(
+    def forward(
         self,
         prompts: list[Prompt],
         completions: list[tuple[int, ...]],
-        denoisings: list[Denoising | None] | None = None,
-    ) -> Readout:
+        denoisings: list[DenoisingTrace | None] | None = None,
+    ) -> ViewOutput:
         rows = [self._rows(prompt, len(ids)) for prompt, ids in zip(prompts, completions, strict=True)]
-        return Readout(torch.cat(rows), self._head, self.vocabulary)
+        return ViewOutput(torch.cat(rows), self._head, self.vocabulary)
 
     context_length = None
 
@@ -75,7 +75,7 @@ class TablePolicy:
         return table[torch.arange(length).clamp(max=table.shape[0] - 1)]
 
     @torch.no_grad()
-    def _write(self, prompt: Prompt, seed: int, options: SamplingOptions) -> Written:
+    def _write(self, prompt: Prompt, seed: int, options: SamplingOptions) -> Completion:
         generator = torch.Generator().manual_seed(seed)
         logprobs = self._rows(prompt, options.max_completion_length).log_softmax(-1)
         ids: list[int] = []
@@ -84,7 +84,7 @@ class TablePolicy:
             if ids[-1] == END:
                 break
         chosen = logprobs[torch.arange(len(ids)), torch.tensor(ids)]
-        return Written(tuple(ids), tuple(chosen.tolist()), ids[-1] == END)
+        return Completion(tuple(ids), tuple(chosen.tolist()), ids[-1] == END)
 
 
 def _drawn_from(logprob: Float[Tensor, " V"], options: SamplingOptions) -> Float[Tensor, " V"]:

@@ -79,8 +79,8 @@ def test_a_view_is_held_to_what_its_own_weights_can_keep(config: RunConfig) -> N
 
 def shifted(policy: AutoregressivePolicy) -> None:
     """Every token is read by the state after it, as when a view is cut one column late."""
-    read = policy.read
-    policy.read = lambda prompts, completions, denoisings=None: (
+    read = policy.forward
+    policy.forward = lambda prompts, completions, denoisings=None: (
         lambda found: replace(found, hidden=torch.roll(found.hidden, -1, 0))
     )(read(prompts, completions, denoisings))
 
@@ -147,13 +147,13 @@ def test_what_teacher_and_student_have_in_common_but_not_alike_is_noted(models: 
 
 
 def test_a_loss_that_depends_on_chunks_is_found(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    supervise, seen = workbench.training.check.supervise_batch, []
+    supervise, seen = workbench.training.check.compute_step, []
 
     def uneven(*arguments: object, **options: object) -> object:
         seen.append(supervise(*arguments, **options))
         return seen[-1] if len(seen) == 1 else replace(seen[-1], loss=seen[-1].loss + 0.1)
 
-    monkeypatch.setattr(workbench.training.check, "supervise_batch", uneven)
+    monkeypatch.setattr(workbench.training.check, "compute_step", uneven)
     assert [one.name for one in check_config(config) if one.status == "WRONG"] == ["loss in chunks = at once"]
 
 

@@ -13,7 +13,7 @@ from workbench.cli import main
 from workbench.data.examples import load_examples
 from workbench.distill.usable import Tally, showable
 from workbench.errors import DataError
-from workbench.evals.records import load_answers
+from workbench.evals.records import load_records
 from workbench.policies.loading import load_policies
 from workbench.training.check import check_config
 from workbench.training.check_rows import split_rows
@@ -99,7 +99,7 @@ def test_eval_answers_the_other_questions_and_names_what_it_left_out(
     }
     config = run_config(models, tmp_path, data={"train": data, "eval": data}, **values)
     train(config)
-    asked = {row.example_id for row in load_answers(config.run_dir) if row.step == 1}
+    asked = {row.example_id for row in load_records(config.run_dir) if row.step == 1}
     assert asked == {"1", "2", "3", "4", "5"}
     for path in (config.run_dir, models["student"]):
         capsys.readouterr()

@@ -14,7 +14,7 @@ from workbench.app.context import AppContext
 from workbench.app.tabs import monitor, tokens
 from workbench.cli import main
 from workbench.errors import TraceError, WorkbenchError
-from workbench.evals.records import load_answers
+from workbench.evals.records import load_records
 from workbench.runs.checkpoints import list_checkpoints
 from workbench.runs.folder import RunFolder
 from workbench.traces.parts import recorded_steps
@@ -78,7 +78,7 @@ def test_a_folder_among_the_traces_is_named(run: Path) -> None:
 def test_an_evaluation_that_is_a_folder_is_named(run: Path) -> None:
     (run / "evals" / "step-000099.jsonl").mkdir()
     with pytest.raises(WorkbenchError, match=r"step-000099\.jsonl cannot be read \(Is a directory\)"):
-        load_answers(run)
+        load_records(run)
 
 
 def test_resume_names_what_is_gone_of_earlier_steps(run: Path, caplog: pytest.LogCaptureFixture) -> None:

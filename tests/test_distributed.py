@@ -20,7 +20,7 @@ from small import run_config
 from workbench.config.schema import RunConfig
 from workbench.distributed import Group, LostProcess, Sharding, choose_device, requested_sharding
 from workbench.errors import ConfigError
-from workbench.evals.records import load_answers
+from workbench.evals.records import load_records
 from workbench.runs.checkpoints import list_checkpoints
 from workbench.runs.folder import RunFolder
 from workbench.traces.reader import open_traces
@@ -178,7 +178,7 @@ def test_two_processes_train_what_one_trains(pair: tuple, alone: RunConfig, mode
     found = {(row["step"], row["rank"]): row["n"] for row in shares.to_pylist()}
     assert found == {(step, rank): count for step in (1, 2, 3) for rank, count in ((0, 2), (1, 4))}
     ours, theirs = (
-        [(row.step, row.policy, row.context, row.example_id, row.text) for row in load_answers(one.run_dir)]
+        [(row.step, row.policy, row.context, row.example_id, row.text) for row in load_records(one.run_dir)]
         for one in (config, alone)
     )
     assert ours == theirs

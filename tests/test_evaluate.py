@@ -8,26 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 from small import example
-from table_policy import TablePolicy
+from table_policy import LogitTablePolicy
 
 from workbench.errors import DataError, RunError
-from workbench.evals.evaluate import answer_questions, truth_of
+from workbench.evals.evaluate import evaluate_policy, visibility_of
 from workbench.evals.records import (
-    Answered,
+    EvalRecord,
     forget_answers_after,
-    load_answers,
+    load_records,
     measure,
     require_answers,
-    save_answers,
+    save_records,
     summarise,
     tabulate,
 )
 from workbench.types import Mark
 
-ONE = Answered(0, "student", "plain", "e", "", None, "3", "3", 1.0, 0.5, 2, True)
+ONE = EvalRecord(0, "student", "plain", "e", "", None, "3", "3", 1.0, 0.5, 2, True)
 
 
-def answered(*pairs: tuple[float | None, float], **values: object) -> list[Answered]:
+def answered(*pairs: tuple[float | None, float], **values: object) -> list[EvalRecord]:
     return [replace(ONE, reward=reward, confidence=confidence, **values) for reward, confidence in pairs]
 
 
@@ -64,14 +64,14 @@ def test_tables_have_every_group_and_all() -> None:
     assert (flat["length/student/plain/all"], flat["truncated/student/plain/all"]) == (2.0, 0.0)
 
 
-def policy() -> TablePolicy:
+def policy() -> LogitTablePolicy:
     """Writes 5 3 END with probabilities that are known."""
     rows = [[0.1, 0.0, 0.0, 0.1, 0.0, 0.8], [0.1, 0.0, 0.0, 0.6, 0.3, 0.0], [0.5, 0.0, 0.0, 0.25, 0.25, 0.0]]
-    return TablePolicy("student", {"plain": torch.tensor(rows).clamp(min=1e-9).log()})
+    return LogitTablePolicy("student", {"plain": torch.tensor(rows).clamp(min=1e-9).log()})
 
 
 def test_confidence_is_that_of_the_answer_where_the_answer_is_marked() -> None:
-    (row,) = answer_questions(
+    (row,) = evaluate_policy(
         policy(), [example(marks=(Mark(r"(\d) $", "answer", "privileged"),))], "plain", step=7, max_completion_length=5
     )
     assert (row.text, row.reward, row.truth, row.step, row.finished, row.length) == (
@@ -90,7 +90,7 @@ def test_confidence_is_of_the_tokens_that_only_the_evidence_shows() -> None:
     place = Mark(r"^(\d)", "location", "visible")
     for truth, expected in (("privileged", 0.6), ("visible", 0.8 * 0.6)):
         marked = example(marks=(place, Mark(r"(\d) $", "answer", truth)))
-        (row,) = answer_questions(policy(), [marked], "plain", step=0, max_completion_length=5)
+        (row,) = evaluate_policy(policy(), [marked], "plain", step=0, max_completion_length=5)
         assert row.confidence == pytest.approx(expected, abs=1e-5), truth
 
 
@@ -98,11 +98,11 @@ def test_entropy_is_the_mean_over_the_written_tokens() -> None:
     rows = [[0.1, 0.1, 0.8], [0.1, 0.3, 0.6], [0.5, 0.25, 0.25]]
     expected = sum(-p * math.log(p) for row in rows for p in row) / 3
     for size in (1, 64):
-        found = answer_questions(
+        found = evaluate_policy(
             policy(), [example(0), example(1)], "plain", step=0, max_completion_length=5, batch_size=size
         )
         assert [row.entropy for row in found] == pytest.approx([expected] * 2, abs=1e-5)
-    (cut,) = answer_questions(policy(), [example()], "plain", step=0, max_completion_length=1)
+    (cut,) = evaluate_policy(policy(), [example()], "plain", step=0, max_completion_length=1)
     assert cut.entropy == pytest.approx(sum(-p * math.log(p) for p in rows[0]), abs=1e-5)
 
 
@@ -114,27 +114,27 @@ def test_entropy_and_length_of_a_group() -> None:
 
 
 def test_confidence_without_marks_is_the_mean_over_the_tokens() -> None:
-    (row,) = answer_questions(policy(), [example()], "plain", step=0, max_completion_length=5)
+    (row,) = evaluate_policy(policy(), [example()], "plain", step=0, max_completion_length=5)
     assert row.confidence == pytest.approx(math.prod((0.8, 0.6, 0.5)) ** (1 / 3), abs=1e-5)
-    (cut,) = answer_questions(policy(), [example()], "plain", step=0, max_completion_length=1)
+    (cut,) = evaluate_policy(policy(), [example()], "plain", step=0, max_completion_length=1)
     assert (cut.finished, cut.reward) == (False, 0.0)
 
 
 def test_answers_come_back_as_they_were_saved(tmp_path: Path) -> None:
     rows = answered((1.0, 0.5), (None, 0.25), text='é "quoted"\n')
-    save_answers(tmp_path, 3, rows)
-    save_answers(tmp_path, 10, answered((0.0, 1.0), step=10))
-    assert load_answers(tmp_path) == [*rows, *answered((0.0, 1.0), step=10)]
+    save_records(tmp_path, 3, rows)
+    save_records(tmp_path, 10, answered((0.0, 1.0), step=10))
+    assert load_records(tmp_path) == [*rows, *answered((0.0, 1.0), step=10)]
     forget_answers_after(tmp_path, 3)
-    assert load_answers(tmp_path) == rows
-    assert load_answers(tmp_path / "nothing") == []
+    assert load_records(tmp_path) == rows
+    assert load_records(tmp_path / "nothing") == []
     file = tmp_path / "evals" / "step-000003.jsonl"
     file.write_text(file.read_text()[:-20])
     with pytest.raises(RunError, match=r"step-000003.jsonl:2 cannot be read .*Delete the file and evaluate again"):
-        load_answers(tmp_path)
+        load_records(tmp_path)
     file.write_text(json.dumps({"unknown": 1}) + "\n")
     with pytest.raises(RunError, match=r"step-000003.jsonl:1 cannot be read"):
-        load_answers(tmp_path)
+        load_records(tmp_path)
 
 
 def test_data_without_any_answer_is_refused_and_with_some_is_not() -> None:
@@ -145,15 +145,15 @@ def test_data_without_any_answer_is_refused_and_with_some_is_not() -> None:
 
 def test_an_example_is_privileged_if_any_part_of_its_answer_is() -> None:
     marks = tuple(Mark("(x)", "answer", truth) for truth in ("visible", None, "privileged"))
-    assert truth_of(example(marks=marks)) == "privileged"
-    assert truth_of(example(marks=marks[:2])) == "visible"
-    assert truth_of(example(marks=(Mark("(x)", "tag", "privileged"),))) is None
+    assert visibility_of(example(marks=marks)) == "privileged"
+    assert visibility_of(example(marks=marks[:2])) == "visible"
+    assert visibility_of(example(marks=(Mark("(x)", "tag", "privileged"),))) is None
 
 
 def test_a_tolerance_lets_a_number_be_off() -> None:
     near = example(answer="4")  # and 3 is written
     options = {"step": 0, "max_completion_length": 5, "rule": "numeric"}
     rewards = [
-        answer_questions(policy(), [near], "plain", **options, **own)[0].reward for own in ({}, {"tolerance": 0.25})
+        evaluate_policy(policy(), [near], "plain", **options, **own)[0].reward for own in ({}, {"tolerance": 0.25})
     ]
     assert rewards == [0.0, 1.0]

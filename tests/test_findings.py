@@ -7,20 +7,20 @@ import pytest
 
 from workbench.analysis.summary import summarise_run
 from workbench.evals.findings import find, sentences, source_of, wrong_context
-from workbench.evals.records import Answered, save_answers
+from workbench.evals.records import EvalRecord, save_records
 from workbench.runs.folder import RunFolder
 
 
 def rows(
     step: int, policy: str, context: str, rewards: str, truth: str | None, confidence: float = 0.5
-) -> list[Answered]:
+) -> list[EvalRecord]:
     return [
-        Answered(step, policy, context, f"{truth}{number}", "", truth, "3", "3", float(reward), confidence, 2, True)
+        EvalRecord(step, policy, context, f"{truth}{number}", "", truth, "3", "3", float(reward), confidence, 2, True)
         for number, reward in enumerate(rewards)
     ]
 
 
-def run() -> list[Answered]:
+def run() -> list[EvalRecord]:
     """Eight visible questions, 2 then 5 right; four privileged, 1 right at confidence 0.3, then 1 at 0.9."""
     answered = rows(0, "student", "plain", "11000000", "visible") + rows(
         0, "student", "plain", "1000", "privileged", 0.3
@@ -135,7 +135,7 @@ def test_a_run_that_was_shown_wrong_evidence_is_told_what_it_is() -> None:
 def test_the_summary_ends_with_them(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "demo", "method: {name: dopd, privilege: crop}\n", seed=0, method="dopd")
     for step in (0, 9):
-        save_answers(folder.path, step, [row for row in run() if row.step == step])
+        save_records(folder.path, step, [row for row in run() if row.step == step])
     *_, why, legend = summarise_run(folder.path).splitlines()
     assert f"workbench train {folder.path}/config.yaml method.privilege=wrong_crop" in why
     assert "one seed" in legend

@@ -12,7 +12,7 @@ from workbench.app.form import check_table
 from workbench.app.tabs.data import parse_boxes
 from workbench.cli import main
 from workbench.distill.usable import Problem
-from workbench.evals.records import load_answers, save_answers
+from workbench.evals.records import load_records, save_records
 from workbench.files.jsonlines import split_lines
 from workbench.runs.folder import RunFolder
 from workbench.training.filter import Skipped
@@ -37,8 +37,8 @@ def test_a_line_ends_at_a_newline_alone() -> None:
 def test_answers_metrics_sequences_and_the_skip_list_hold_any_character(tmp_path: Path) -> None:
     text = f"a{SEPARATORS}b"
     rows = answered((1.0, 0.5), (0.0, 0.5), text=text, question=text, answer=text, domain=text)
-    save_answers(tmp_path, 1, rows)
-    assert load_answers(tmp_path) == rows
+    save_records(tmp_path, 1, rows)
+    assert load_records(tmp_path) == rows
     folder = RunFolder.create(tmp_path / "run", "name: run\n", seed=0, method="opd")
     folder.log_metrics("train", 1, {"loss": 0.5, text: 1.0})
     assert folder.metrics("train") == [{"kind": "train", "step": 1, "loss": 0.5, text: 1.0}]
@@ -92,7 +92,7 @@ def test_a_run_on_such_questions_is_trained_summarised_reported_and_exported(
             **values,
         )
         assert train(config).skipped == {}
-        found = [row for row in load_answers(config.run_dir) if row.step == 2]
+        found = [row for row in load_records(config.run_dir) if row.step == 2]
         assert [row.question for row in found] == [row["question"] for row in rows]
         run = str(config.run_dir)
         assert main(["summary", run]) == 0 and main(["resume", run]) == 0

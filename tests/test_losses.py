@@ -6,9 +6,9 @@ from torch import nn
 
 import workbench.distill.losses
 from workbench.distill.divergences import Divergence
-from workbench.distill.losses import alternatives, score, supervise
+from workbench.distill.losses import alternatives, compute_losses, score
 from workbench.distill.method import REWARD, TOKENS, Loss, Regime
-from workbench.policies.readout import Head, Readout
+from workbench.policies.view_output import Head, ViewOutput
 from workbench.types import Routing
 
 N, D, V = 37, 5, 13
@@ -22,17 +22,17 @@ REGIMES = (
 
 def setup(
     seed: int = 0, *, bias: bool = False, **head: float
-) -> tuple[Readout, dict[str, Readout], torch.Tensor, Routing]:
+) -> tuple[ViewOutput, dict[str, ViewOutput], torch.Tensor, Routing]:
     torch.manual_seed(seed)
     linear = nn.Linear(D, V, bias=bias)
     hidden = torch.randn(N, D, requires_grad=True)
-    targets = {name: Readout(torch.randn(N, D), Head(nn.Linear(D, V)), V) for name in ("teacher", "self")}
+    targets = {name: ViewOutput(torch.randn(N, D), Head(nn.Linear(D, V)), V) for name in ("teacher", "self")}
     ids = torch.randint(0, V, (N,))
     routing = Routing(torch.randint(0, len(REGIMES), (N,)), torch.rand(N), torch.randn(N))
-    return Readout(hidden, Head(linear, **head), V), targets, ids, routing
+    return ViewOutput(hidden, Head(linear, **head), V), targets, ids, routing
 
 
-def at_once(learner: Readout, targets: dict[str, Readout], ids: torch.Tensor, routing: Routing) -> torch.Tensor:
+def at_once(learner: ViewOutput, targets: dict[str, ViewOutput], ids: torch.Tensor, routing: Routing) -> torch.Tensor:
     """Loss of every position, written position by position."""
     everything = torch.arange(N)
     own = learner.logits(everything)
@@ -49,11 +49,11 @@ def at_once(learner: Readout, targets: dict[str, Readout], ids: torch.Tensor, ro
 
 @pytest.mark.parametrize("head", [{}, {"bias": True}, {"scale": 0.5}, {"soft_cap": 3.0}], ids=str)
 def test_values_and_gradients_equal_those_of_one_piece(head: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workbench.policies.readout, "CHUNK_BYTES", 1)  # 16 positions a chunk
+    monkeypatch.setattr(workbench.policies.view_output, "CHUNK_BYTES", 1)  # 16 positions a chunk
     learner, targets, ids, routing = setup(**head)
     coefficient = torch.rand(N)
     parameters = list(learner.head.linear.parameters())
-    result = supervise(learner, targets, ids, regimes=REGIMES, routing=routing, coefficient=coefficient)
+    result = compute_losses(learner, targets, ids, regimes=REGIMES, routing=routing, coefficient=coefficient)
     (3.0 * result.total).backward()
     chunked = [learner.hidden.grad, *(parameter.grad for parameter in parameters)]
     expected = at_once(learner, targets, ids, routing)
@@ -67,13 +67,13 @@ def test_values_and_gradients_equal_those_of_one_piece(head: dict, monkeypatch: 
 def test_two_halves_add_up_to_the_whole() -> None:
     learner, targets, ids, routing = setup()
     coefficient = torch.rand(N)
-    whole = supervise(learner, targets, ids, regimes=REGIMES, routing=routing, coefficient=coefficient)
+    whole = compute_losses(learner, targets, ids, regimes=REGIMES, routing=routing, coefficient=coefficient)
     whole.total.backward()
     expected, learner.hidden.grad = learner.hidden.grad.clone(), None
     for part in (slice(0, 17), slice(17, N)):
-        half = supervise(
-            Readout(learner.hidden[part], learner.head, V),
-            {name: Readout(target.hidden[part], target.head, V) for name, target in targets.items()},
+        half = compute_losses(
+            ViewOutput(learner.hidden[part], learner.head, V),
+            {name: ViewOutput(target.hidden[part], target.head, V) for name, target in targets.items()},
             ids[part],
             regimes=REGIMES,
             routing=Routing(routing.regime[part], routing.weight[part], routing.advantage[part]),
@@ -87,7 +87,7 @@ def test_no_gradient_reaches_a_target() -> None:
     learner, targets, ids, routing = setup()
     for target in targets.values():
         target.hidden.requires_grad_()
-    supervise(learner, targets, ids, regimes=REGIMES, routing=routing, coefficient=torch.ones(N)).total.backward()
+    compute_losses(learner, targets, ids, regimes=REGIMES, routing=routing, coefficient=torch.ones(N)).total.backward()
     for target in targets.values():
         assert target.hidden.grad is None
         assert all(parameter.grad is None for parameter in target.head.linear.parameters())
@@ -105,7 +105,7 @@ def test_scores_are_those_of_the_softmax() -> None:
 
 def test_the_learners_scores_come_with_its_losses_in_order() -> None:
     learner, targets, ids, routing = setup()
-    result = supervise(learner, targets, ids, regimes=REGIMES, routing=routing, coefficient=torch.ones(N))
+    result = compute_losses(learner, targets, ids, regimes=REGIMES, routing=routing, coefficient=torch.ones(N))
     alone = score(learner, ids)
     assert torch.equal(result.scores.rank, alone.rank)
     assert torch.allclose(result.scores.logprob, alone.logprob, atol=1e-6)
@@ -113,10 +113,10 @@ def test_the_learners_scores_come_with_its_losses_in_order() -> None:
 
 def test_no_position_at_all_is_no_loss() -> None:
     learner, targets, _, _ = setup()
-    empty = Readout(learner.hidden[:0], learner.head, V)
-    result = supervise(
+    empty = ViewOutput(learner.hidden[:0], learner.head, V)
+    result = compute_losses(
         empty,
-        {name: Readout(target.hidden[:0], target.head, V) for name, target in targets.items()},
+        {name: ViewOutput(target.hidden[:0], target.head, V) for name, target in targets.items()},
         torch.zeros(0, dtype=torch.long),
         regimes=REGIMES,
         routing=Routing(torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0)),
@@ -129,13 +129,13 @@ def test_no_position_at_all_is_no_loss() -> None:
 def test_weight_zero_everywhere_is_no_gradient() -> None:
     learner, targets, ids, routing = setup()
     masked = Routing(routing.regime, torch.zeros(N), routing.advantage)
-    supervise(learner, targets, ids, regimes=REGIMES, routing=masked, coefficient=torch.ones(N)).total.backward()
+    compute_losses(learner, targets, ids, regimes=REGIMES, routing=masked, coefficient=torch.ones(N)).total.backward()
     assert learner.hidden.grad.abs().max() == 0.0
 
 
 def test_a_padded_head_is_cut_to_the_shared_vocabulary() -> None:
     learner, _, ids, _ = setup()
-    longer = Readout(learner.hidden, Head(nn.Linear(D, V + 3)), V)
+    longer = ViewOutput(learner.hidden, Head(nn.Linear(D, V + 3)), V)
     assert longer.logits(torch.arange(4)).shape == (4, V)
     assert score(longer, ids).logprob.exp().sum() > 0
 
@@ -155,8 +155,13 @@ def test_half_precision_hidden_states_get_half_precision_gradients() -> None:
     linear = nn.Linear(D, V, bias=False).bfloat16()
     hidden = torch.randn(N, D).bfloat16().requires_grad_()
     _, targets, ids, routing = setup()
-    result = supervise(
-        Readout(hidden, Head(linear), V), targets, ids, regimes=REGIMES, routing=routing, coefficient=torch.ones(N) / N
+    result = compute_losses(
+        ViewOutput(hidden, Head(linear), V),
+        targets,
+        ids,
+        regimes=REGIMES,
+        routing=routing,
+        coefficient=torch.ones(N) / N,
     )
     result.total.backward()
     assert hidden.grad.dtype == linear.weight.grad.dtype == torch.bfloat16

@@ -4,7 +4,7 @@ import pytest
 from small import rollouts, table_policies
 
 from workbench.distill.scoring import Batch
-from workbench.distill.step import read_batch, supervise_batch
+from workbench.distill.step import compute_step, score_batch
 from workbench.methods import load_method
 from workbench.training.metrics import Clock, rollout_metrics, step_metrics
 
@@ -34,7 +34,7 @@ def test_nothing_written_is_no_division_by_zero() -> None:
 def test_shares_of_a_step_sum_to_one_and_gaps_add_up() -> None:
     method, policies = load_method("dopd"), table_policies()
     batch = Batch(rollouts(3, 5, 7))
-    scored = supervise_batch(method, policies, read_batch(method, policies, batch), seed=0)
+    scored = compute_step(method, policies, score_batch(method, policies, batch), seed=0)
     metrics = step_metrics(method, scored)
     assert sum(metrics[f"share/{name}"] for name in method.regimes) == pytest.approx(1.0)
     assert sum(metrics[f"loss_share/{name}"] for name in method.regimes) == pytest.approx(1.0)

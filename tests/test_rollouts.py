@@ -3,7 +3,7 @@
 import pytest
 from small import example, table_policy
 
-from workbench.distill.rollouts import reply_in_turns, without_special, write_rollouts
+from workbench.distill.rollouts import reply_in_turns, sample_rollouts, without_special
 from workbench.errors import DataError
 from workbench.policies import SamplingOptions
 
@@ -12,7 +12,7 @@ EXAMPLES = [example(idx) for idx in range(4)]
 
 def write(examples: list = EXAMPLES, **values: object) -> list:
     options = {"context": "plain", "sampling": SamplingOptions(5), "num_generations": 3, "seed": (0, 1), **values}
-    return write_rollouts(table_policy("student", 1), examples, **options)
+    return sample_rollouts(table_policy("student", 1), examples, **options)
 
 
 def test_rollouts_of_an_example_are_next_to_each_other() -> None:

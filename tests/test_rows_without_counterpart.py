@@ -9,7 +9,7 @@ from PIL import Image
 from small import run_config
 
 from workbench.analysis.summary import summarise_run
-from workbench.evals.records import load_answers
+from workbench.evals.records import load_records
 from workbench.runs.folder import RunFolder
 from workbench.training.check import check_config
 from workbench.training.run import train
@@ -50,7 +50,7 @@ def test_such_rows_are_skipped_counted_and_named(
     assert sentence in caplog.text and RunFolder(result.run_dir).status["unasked"] == [sentence]
     summary = summarise_run(result.run_dir)
     assert f"skipped examples: {REASON}: 3" in summary and f"not asked: {sentence}" in summary
-    answered = [row for row in load_answers(result.run_dir) if (row.step, row.policy) == (1, "student")]
+    answered = [row for row in load_records(result.run_dir) if (row.step, row.policy) == (1, "student")]
     assert sorted(row.context for row in answered) == ["plain"] * 6 + ["wrong_crop"] * 3
 
     caplog.clear()

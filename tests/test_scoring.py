@@ -8,8 +8,8 @@ from small import example, groups, rollouts, table_policies
 
 from workbench.distill.divergences import Divergence
 from workbench.distill.method import Loss, Method, Regime, View
-from workbench.distill.scoring import Batch, coefficients, part_of_routing, route, score_views, view_prompts
-from workbench.distill.step import read_batch, supervise_batch
+from workbench.distill.scoring import Batch, coefficients, route, score_views, slice_routing, view_prompts
+from workbench.distill.step import compute_step, score_batch
 from workbench.errors import ConfigError
 from workbench.methods import load_method
 from workbench.types import Routing
@@ -111,9 +111,9 @@ def test_views_are_scored_the_same_in_pieces(size: int) -> None:
 def test_no_view_that_is_scored_has_a_gradient() -> None:
     method, policies = load_method("dopd"), table_policies()
     batch = Batch(rollouts(*LENGTHS))
-    readouts, scores = score_views(method, policies, view_prompts(method, batch.rollouts), batch)
-    assert "student" not in readouts
-    assert not any(readout.hidden.requires_grad for readout in readouts.values())
+    outputs, scores = score_views(method, policies, view_prompts(method, batch.rollouts), batch)
+    assert "student" not in outputs
+    assert not any(output.hidden.requires_grad for output in outputs.values())
     assert not any(scores[name].logprob.requires_grad for name in scores)
 
 
@@ -142,7 +142,7 @@ def test_a_rule_that_does_not_give_every_position_one_regime_is_caught(regime: l
 
 def test_a_part_of_a_routing_keeps_its_thresholds() -> None:
     whole = Routing(torch.tensor([0, 1, 0]), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0]), {"gap": 1.0})
-    part = part_of_routing(whole, slice(1, 3))
+    part = slice_routing(whole, slice(1, 3))
     assert (part.regime.tolist(), part.weight.tolist(), part.advantage.tolist()) == ([1, 0], [2.0, 3.0], [5.0, 6.0])
     assert part.thresholds == {"gap": 1.0}
 
@@ -168,11 +168,11 @@ def with_feedback(*places: int, lost: tuple[int, ...] = ()) -> Method:
 @pytest.mark.parametrize("places", [(0, 2), (3,), (), (0, 1, 2, 3)])
 def test_a_view_reads_only_rollouts_that_have_what_it_is_shown(size: int, places: tuple[int, ...]) -> None:
     policies, method, batch = table_policies(), with_feedback(*places), Batch(groups(3, 1, 7, 5), size)
-    readings = read_batch(method, policies, batch)
-    scored = supervise_batch(
+    scored_batch = score_batch(method, policies, batch)
+    scored = compute_step(
         method,
         policies,
-        readings,
+        scored_batch,
         seed=0,
         num_alternatives=2,
         alternatives_of=4,
@@ -182,10 +182,10 @@ def test_a_view_reads_only_rollouts_that_have_what_it_is_shown(size: int, places
     assert torch.equal(~scored.scores["self"].logprob.isnan(), read)
     assert torch.equal(scored.scores["self"].rank >= 0, read)
     assert torch.equal(scored.loss > 0, read)
-    shown = [prompt and prompt.text for prompt in readings.prompts["self"]]
+    shown = [prompt and prompt.text for prompt in scored_batch.prompts["self"]]
     assert shown == [f"A fact. A question?\nf {place}" if place in places else None for place in range(4)]
-    whole = supervise_batch(
-        with_feedback(0, 1, 2, 3), policies, read_batch(with_feedback(0, 1, 2, 3), policies, batch), seed=0
+    whole = compute_step(
+        with_feedback(0, 1, 2, 3), policies, score_batch(with_feedback(0, 1, 2, 3), policies, batch), seed=0
     )
     assert torch.allclose(scored.loss[read], whole.loss[read])
     gradient = policies["student"].tables["plain"].grad
@@ -195,7 +195,7 @@ def test_a_view_reads_only_rollouts_that_have_what_it_is_shown(size: int, places
 def test_no_position_is_supervised_by_a_view_that_did_not_read_it() -> None:
     policies, method = table_policies(), with_feedback(0, lost=(1,))
     with pytest.raises(AssertionError, match="to TOLD that self did not read"):
-        supervise_batch(method, policies, read_batch(method, policies, Batch(groups(3, 1))), seed=0)
+        compute_step(method, policies, score_batch(method, policies, Batch(groups(3, 1))), seed=0)
 
 
 def test_a_view_of_what_nobody_writes_is_refused() -> None:

@@ -23,7 +23,7 @@ from small import run_config
 
 from workbench.cli import main
 from workbench.errors import RunError
-from workbench.evals.records import load_answers
+from workbench.evals.records import load_records
 from workbench.runs.folder import RunFolder
 from workbench.runs.jobs import find_jobs
 from workbench.studies.plan import Study, load_study
@@ -101,7 +101,7 @@ def test_every_run_is_an_ordinary_run(finished: Study) -> None:
     assert {(job.name, job.status, job.step) for job in find_jobs(finished.folder)} == {
         (f"{method}-s{seed}", "finished", 4) for method in ("opd", "dopd") for seed in (0, 1)
     }
-    asked = {(row.step, row.policy, row.context) for row in load_answers(finished.folder / "dopd-s1")}
+    asked = {(row.step, row.policy, row.context) for row in load_records(finished.folder / "dopd-s1")}
     assert asked == {(0, policy, context) for policy in ("student", "teacher") for context in ("plain", "crop")} | {
         (4, "student", "plain"),
         (4, "student", "crop"),

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from workbench.evals.records import Answered, measure
+from workbench.evals.records import EvalRecord, measure
 from workbench.studies.bootstrap import interval, over_questions, over_seeds, paired_interval, weights
 from workbench.studies.measures import Row, compare, values_of, verdict
 
@@ -128,7 +128,7 @@ def test_measures_of_a_run_are_those_of_evaluate() -> None:
     for seed in (0, 1):
         for truth, chosen in (("all", range(40)), ("privileged", range(3, 40, 4))):
             answered = [
-                Answered(
+                EvalRecord(
                     0,
                     "student",
                     "plain",

@@ -6,12 +6,12 @@ import pytest
 
 from workbench.analysis.summary import accuracy_table, evaluation_table, format_table, peer_table, summarise_run
 from workbench.errors import RunError
-from workbench.evals.records import Answered, save_answers
+from workbench.evals.records import EvalRecord, save_records
 from workbench.runs.folder import RunFolder
 
 
-def row(step: int, policy: str, context: str, reward: float | None, truth: str | None = None) -> Answered:
-    return Answered(step, policy, context, "e", "", truth, "3", "3", reward, 0.5, 2, True)
+def row(step: int, policy: str, context: str, reward: float | None, truth: str | None = None) -> EvalRecord:
+    return EvalRecord(step, policy, context, "e", "", truth, "3", "3", reward, 0.5, 2, True)
 
 
 def test_columns_are_aligned_text_left_and_numbers_right() -> None:
@@ -96,7 +96,7 @@ def test_no_answers_are_no_table() -> None:
 def test_a_failed_run_is_summed_up_with_its_error(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", "", seed=0, method="dopd")
     folder.update(status="failed", error="step 3: no number", skipped={"no hint": 2}, warnings=["step 2: collapsing."])
-    save_answers(folder.path, 0, [row(0, "student", "plain", 1.0)])
+    save_records(folder.path, 0, [row(0, "student", "plain", 1.0)])
     text = summarise_run(folder.path)
     for part in ("dopd · 0 steps · failed", "100.0%", "no hint: 2", "warning: step 2: collapsing.", "error: step 3"):
         assert part in text

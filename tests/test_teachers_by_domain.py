@@ -6,7 +6,7 @@ import pytest
 from small import run_config
 
 from workbench.errors import ConfigError, DataError
-from workbench.evals.records import load_answers
+from workbench.evals.records import load_records
 from workbench.render.from_trace import token_view
 from workbench.runs.folder import RunFolder
 from workbench.traces.reader import open_traces
@@ -53,7 +53,7 @@ def test_a_run_with_a_teacher_for_each_domain(models: dict, tmp_path: Path) -> N
     shown = token_view(traces.rollout(1, 0))
     assert shown.contexts["teacher"] in ("teacher:color, plain", "teacher:count, plain")
     assert all(token.alternatives["teacher"] for token in shown.tokens)
-    asked = {(row.policy, row.domain) for row in load_answers(config.run_dir) if row.step == 0}
+    asked = {(row.policy, row.domain) for row in load_records(config.run_dir) if row.step == 0}
     assert {domain for policy, domain in asked if policy == "teacher"} == {"color", "count"}
     assert {domain for policy, domain in asked if policy == "teacher:color"} >= {"color", "tag", "shape"}
 

@@ -20,7 +20,7 @@ from workbench.config.schema import RunConfig, load_config
 from workbench.distill.method import Loss, Method
 from workbench.errors import ConfigError, DataError, PolicyError, RunError
 from workbench.evals import evaluate
-from workbench.evals.records import load_answers
+from workbench.evals.records import load_records
 from workbench.methods import list_methods, load_method
 from workbench.policies.autoregressive import load_policy
 from workbench.runs.checkpoints import Checkpoint, list_checkpoints, open_checkpoint
@@ -69,7 +69,7 @@ def test_leaves_everything_a_run_is_read_by(dopd: RunConfig) -> None:
     assert [line["step"] for line in run.metrics("probe")] == [0, 2, 4]
     assert [line["step"] for line in run.metrics("eval")] == [0, 4]
     assert [checkpoint.step for checkpoint in list_checkpoints(dopd.run_dir)] == [2, 4]
-    assert {(row.step, row.policy, row.context) for row in load_answers(dopd.run_dir)} == {
+    assert {(row.step, row.policy, row.context) for row in load_records(dopd.run_dir)} == {
         *((step, "student", context) for step in (0, 4) for context in ("plain", "crop")),
         *((0, "teacher", context) for context in ("plain", "crop")),
     }
@@ -295,7 +295,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_end(dopd: RunConfig, mod
         rows = [open_traces(one.run_dir).sql(POSITIONS.format(table)).to_pylist() for one in (config, dopd)]
         assert rows[0] == rows[1]
     key = ("step", "policy", "context", "example_id", "text", "confidence")
-    answers = [[[getattr(row, k) for k in key] for row in load_answers(one.run_dir)] for one in (config, dopd)]
+    answers = [[[getattr(row, k) for k in key] for row in load_records(one.run_dir)] for one in (config, dopd)]
     assert answers[0] == answers[1]
 
 
@@ -317,13 +317,13 @@ def test_sigterm_saves_and_stops_and_resume_goes_on(dopd: RunConfig, models: dic
 def test_an_evaluation_that_a_kill_prevented_is_made_up_for(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path)
     train(config)
-    before = load_answers(config.run_dir)
+    before = load_records(config.run_dir)
     (config.run_dir / "evals" / "step-000004.jsonl").unlink()
     lines = (config.run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
     kept = [line for line in lines if json.loads(line)["kind"] != "eval" or json.loads(line)["step"] < 4]
     (config.run_dir / "metrics.jsonl").write_text("".join(kept))
     train(config, resume=True)
-    assert load_answers(config.run_dir) == before
+    assert load_records(config.run_dir) == before
 
 
 def test_a_run_that_cannot_be_resumed_stays_as_it_was(dopd: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -489,14 +489,14 @@ def test_run_json_says_what_is_done_between_steps(
     models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_config(models, tmp_path, training__steps=1, evaluation__every=0)
-    seen, asked = [], evaluate.ask
+    seen, asked = [], evaluate.evaluate_policies
 
     def look(*values: object, **options: object) -> list:
         status = RunFolder.open(config.run_dir).status
         seen.append((status["steps_done"], status["doing"]))
         return asked(*values, **options)
 
-    monkeypatch.setattr(evaluate, "ask", look)
+    monkeypatch.setattr(evaluate, "evaluate_policies", look)
     train(config)
     assert [done for done, _ in seen[:1] + seen[-1:]] == [0, 1], "the last step counts before the last evaluation"
     assert all(re.fullmatch(r"(student|teacher) answers \d+ questions", doing) for _, doing in seen)

@@ -110,7 +110,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Denoising:
+class DenoisingTrace:
     """How a masked diffusion policy wrote an answer: on a canvas of masks, block after block, surest tokens first.
 
     steps   of each token of the answer: the denoising step that committed it, from 0 over the whole canvas
@@ -154,7 +154,7 @@ class Rollout:
     remarks: tuple[str, ...] = ()  # what each peer wrote when asked about this rollout
     facts: tuple[tuple[str, float], ...] = ()  # what Method.annotate found out and decided; goes to the trace
     feedback: str | None = None  # what was written about this rollout, as it is to be shown; context "feedback"
-    denoising: Denoising | None = None  # None: written from left to right
+    denoising: DenoisingTrace | None = None  # None: written from left to right
     entropies: tuple[float, ...] | None = None  # the sampler's own, per token, where they were asked for
 
 

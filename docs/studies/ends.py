@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 
 import workbench as wb
-from workbench.evals.records import load_answers
+from workbench.evals.records import load_records
 from workbench.policies.autoregressive import load_policy
 from workbench.types import STUDENT
 
@@ -66,9 +66,9 @@ def main() -> None:
                 if ends == "merged":
                     wb.train(config)
                 else:
-                    with mock.patch("workbench.policies.loading.merge_ends"):
+                    with mock.patch("workbench.policies.loading.unify_eos_tokens"):
                         wb.train(config)
-                answers = [row for row in load_answers(config.run_dir) if row.policy == STUDENT]
+                answers = [row for row in load_records(config.run_dir) if row.policy == STUDENT]
                 for step in sorted({row.step for row in answers}):
                     own = [row for row in answers if row.step == step]
                     right, ended, length = (

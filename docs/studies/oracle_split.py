@@ -63,8 +63,8 @@ def read(path: str | Path, examples: list[Example]) -> TokenScores:
     ids = [policy.answer_ids(one.reference) for one in examples]
     for start in range(0, len(examples), BATCH):
         part = slice(start, start + BATCH)
-        readout = policy.read([build_prompt(one, "plain") for one in examples[part]], ids[part])
-        parts.append(score(readout, torch.tensor([token for one in ids[part] for token in one])))
+        output = policy.forward([build_prompt(one, "plain") for one in examples[part]], ids[part])
+        parts.append(score(output, torch.tensor([token for one in ids[part] for token in one])))
     return TokenScores(*(torch.cat([getattr(one, name) for one in parts]) for name in vars(parts[0])))
 
 

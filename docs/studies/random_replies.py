@@ -23,7 +23,7 @@ from workbench.data.contexts import build_prompt, build_turn, user_turns
 from workbench.data.examples import load_examples
 from workbench.data.grading import final_answer, grade
 from workbench.distill.rollouts import reply_in_turns
-from workbench.evals.evaluate import truth_of
+from workbench.evals.evaluate import visibility_of
 from workbench.policies import Policy, SamplingOptions
 from workbench.policies.autoregressive import load_policy
 from workbench.runs.checkpoints import latest_checkpoint
@@ -64,7 +64,7 @@ def main() -> None:
     folders = sorted(study.glob(f"{variant}-s*"))
     if len(folders) < 2:
         sys.exit(f"{study} has {len(folders)} runs named {variant}-s*; an interval needs two. Run the study first.")
-    questions = [one for one in load_examples(QUESTIONS) if truth_of(one) == VISIBLE]
+    questions = [one for one in load_examples(QUESTIONS) if visibility_of(one) == VISIBLE]
     config = load_config(folders[0] / "config.yaml")
     start = load_policy(config.models.student, "start")
     greedy = SamplingOptions(config.sampling.max_completion_length, temperature=0.0)
@@ -136,8 +136,8 @@ def presentation_gap(
     for begin in range(0, len(questions), BATCH):
         part, said = questions[begin : begin + BATCH], replies[begin : begin + BATCH]
         ids = [policy.answer_ids(one.reference) for one in part]
-        turns = policy.read([build_turn(*pair) for pair in zip(part, said, strict=True)], ids)
-        whole = start.read([build_prompt(one, "plain") for one in part], ids)
+        turns = policy.forward([build_turn(*pair) for pair in zip(part, said, strict=True)], ids)
+        whole = start.forward([build_prompt(one, "plain") for one in part], ids)
         index = torch.arange(sum(map(len, ids)))
         own, target = (view.logits(index).log_softmax(-1) for view in (turns, whole))
         divergence = (own.exp() * (own - target)).sum(-1)

@@ -19,8 +19,8 @@ from workbench.config.schema import load_config
 from workbench.data.contexts import build_prompt
 from workbench.data.examples import load_examples
 from workbench.distill.losses import score
-from workbench.distill.rollouts import write_rollouts
-from workbench.evals.evaluate import truth_of
+from workbench.distill.rollouts import sample_rollouts
+from workbench.evals.evaluate import visibility_of
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import load_policy
@@ -46,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(1)
     config = load_config("configs/spd.yaml")
     student = load_policy(config.models.student, "student")
-    questions = [one for one in load_examples(QUESTIONS) if truth_of(one) == VISIBLE]
+    questions = [one for one in load_examples(QUESTIONS) if visibility_of(one) == VISIBLE]
     training = load_examples(config.data.train)
     found = {
         name: [measured(student, questions, training, options, seed, config) for seed in SEEDS]
@@ -68,7 +68,7 @@ def measured(
         writing = prepare.writing(student, prepare.make(student, in_order, derive_seed("prepare", seed)).tensors)
     sampling = SamplingOptions(config.sampling.max_completion_length)
     with writing, torch.no_grad():
-        rollouts = write_rollouts(
+        rollouts = sample_rollouts(
             student,
             questions,
             context="plain",
@@ -101,8 +101,8 @@ def read(student, questions: list[Example], ids: list[tuple[int, ...]], labels: 
     entropy, rank = [], []
     for start in range(0, len(ids), BATCH):
         part = slice(start, start + BATCH)
-        readout = student.read([build_prompt(one, "plain") for one in questions[part]], ids[part])
-        scores = score(readout, torch.tensor([token for one in ids[part] for token in one]))
+        output = student.forward([build_prompt(one, "plain") for one in questions[part]], ids[part])
+        scores = score(output, torch.tensor([token for one in ids[part] for token in one]))
         entropy.append(scores.entropy)
         rank.append(scores.rank)
     kinds = [kind for own in labels for kind, _ in own]

@@ -12,7 +12,7 @@ from benchmarks import big_run
 from workbench.analysis import compare, illusion, movement, regimes, tokens
 from workbench.analysis import runs as run_tables
 from workbench.errors import TraceError
-from workbench.evals.records import load_answers
+from workbench.evals.records import load_records
 from workbench.render import render_movement, render_tokens
 from workbench.runs.folder import RunFolder
 from workbench.traces.reader import Traces, open_traces
@@ -190,7 +190,7 @@ def test_accuracies_and_curves_of_two_runs(dopd: Path, opd: Path) -> None:
     for run, side in ((dopd, "a"), (opd, "b")):
         for step, name in ((0, "first"), (4, "last")):
             asked = [
-                one for one in load_answers(run) if (one.step, one.policy, one.context) == (step, "student", "plain")
+                one for one in load_records(run) if (one.step, one.policy, one.context) == (step, "student", "plain")
             ]
             assert row[f"{name}_{side}"] == pytest.approx(np.mean([one.reward for one in asked]))
             assert row[f"count_{side}"] == len(asked)

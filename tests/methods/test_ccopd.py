@@ -9,7 +9,7 @@ from small import example, groups, run_config, table_policies
 
 from workbench.distill.routing import answer_positions
 from workbench.distill.scoring import Batch
-from workbench.distill.step import read_batch, supervise_batch
+from workbench.distill.step import compute_step, score_batch
 from workbench.methods import load_method
 from workbench.traces.reader import open_traces
 from workbench.training.run import train
@@ -19,7 +19,7 @@ from workbench.types import Mark, Rollout, RouteBatch
 def supervised(rollouts: tuple = (), **options: object):
     policies, method = table_policies(), load_method("ccopd", options)
     batch = Batch(rollouts or groups(3, 2))
-    return supervise_batch(method, policies, read_batch(method, policies, batch), seed=0), policies, batch
+    return compute_step(method, policies, score_batch(method, policies, batch), seed=0), policies, batch
 
 
 def test_the_student_is_pulled_by_its_own_direction_of_the_divergence() -> None:

@@ -14,15 +14,15 @@ from small import example, rollouts, run_config, table_policies
 from workbench.config.schema import RunConfig, load_config
 from workbench.data.examples import load_examples
 from workbench.distill.divergences import Divergence
-from workbench.distill.rollouts import write_rollouts
+from workbench.distill.rollouts import sample_rollouts
 from workbench.distill.scoring import Batch
-from workbench.distill.step import Scored, read_batch, supervise_batch
+from workbench.distill.step import StepResult, compute_step, score_batch
 from workbench.errors import ConfigError, DataError
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
 from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.loading import load_policy
-from workbench.policies.readout import Readout
+from workbench.policies.view_output import ViewOutput
 from workbench.runs.checkpoints import list_checkpoints
 from workbench.runs.folder import RunFolder
 from workbench.traces.reader import open_traces
@@ -44,10 +44,10 @@ def config(folder: Path, output_dir: object, **values: object) -> RunConfig:
     return run_config({"student": folder, "teacher": folder}, output_dir, **values)
 
 
-def scored(folder: Path, *, seed: int = 3, **options: object) -> tuple[Scored, torch.nn.Module]:
+def scored(folder: Path, *, seed: int = 3, **options: object) -> tuple[StepResult, torch.nn.Module]:
     method = load_method("d_opsd", {"right_only": False, **options})
     learner = build_learner(config(folder, "runs"), method)
-    written = write_rollouts(
+    written = sample_rollouts(
         learner.student,
         load_examples("scenes:train?count=2"),
         context="plain",
@@ -55,8 +55,8 @@ def scored(folder: Path, *, seed: int = 3, **options: object) -> tuple[Scored, t
         num_generations=2,
         seed=(seed,),
     )
-    readings = read_batch(method, learner.policies, Batch(tuple(written)))
-    found = supervise_batch(method, learner.policies, readings, seed=0, backward=lambda total: total.backward())
+    scored_batch = score_batch(method, learner.policies, Batch(tuple(written)))
+    found = compute_step(method, learner.policies, scored_batch, seed=0, backward=lambda total: total.backward())
     return found, learner.student.model
 
 
@@ -91,7 +91,7 @@ def test_only_right_answers_with_blocks_to_come_are_supervised() -> None:
     method, policies = load_method("d_opsd"), table_policies()
     right, wrong, unknown, long = rollouts(3, 3, 3, 7)
     batch = Batch((right, replace(wrong, reward=0.0), replace(unknown, reward=None), long))
-    found = supervise_batch(method, policies, read_batch(method, policies, batch), seed=0)
+    found = compute_step(method, policies, score_batch(method, policies, batch), seed=0)
     # blocks of two on a canvas of eight: the seventh token is in the last block
     assert found.routing.regime.tolist() == [FUTURE] * 3 + [WRONG] * 6 + [FUTURE] * 6 + [LAST]
 
@@ -99,8 +99,8 @@ def test_only_right_answers_with_blocks_to_come_are_supervised() -> None:
 def test_a_step_without_a_right_answer_changes_nothing_and_is_named() -> None:
     method, policies = load_method("d_opsd"), table_policies()
     batch = Batch(tuple(replace(one, reward=0.0) for one in rollouts(3, 4)))
-    found = supervise_batch(
-        method, policies, read_batch(method, policies, batch), seed=0, backward=lambda total: total.backward()
+    found = compute_step(
+        method, policies, score_batch(method, policies, batch), seed=0, backward=lambda total: total.backward()
     )
     assert found.loss.abs().sum() == 0.0
     assert all(table.grad is None or not table.grad.any() for table in policies["student"].tables.values())
@@ -138,27 +138,27 @@ def test_the_shipped_model_reads_its_future(monkeypatch: pytest.MonkeyPatch) -> 
         method = load_method("d_opsd", {"context": "caption", "share": share, "right_only": False})
         learner = build_learner(recipe, method)
         examples = load_examples("scenes:eval?count=48")
-        written = write_rollouts(
+        written = sample_rollouts(
             learner.student, examples, context="caption", sampling=SamplingOptions(24), num_generations=1, seed=(1,)
         )
-        found = supervise_batch(
-            method, learner.policies, read_batch(method, learner.policies, Batch(tuple(written))), seed=0
+        found = compute_step(
+            method, learner.policies, score_batch(method, learner.policies, Batch(tuple(written))), seed=0
         )
         nats.append(float(-found.scores["self"].logprob[found.routing.regime == FUTURE].mean()))
     assert nats[0] - nats[1] > 0.02 and nats[1] - nats[2] > 0.02, nats
 
 
 def test_gradient_comes_from_the_selected_positions_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, hidden = DiffusionPolicy.read, []
+    forward, hidden = DiffusionPolicy.forward, []
 
-    def watched(self: DiffusionPolicy, *args: object) -> Readout:
-        readout = read(self, *args)
-        if readout.hidden.requires_grad:
-            readout.hidden.retain_grad()
-            hidden.append(readout.hidden)
-        return readout
+    def watched(self: DiffusionPolicy, *args: object) -> ViewOutput:
+        output = forward(self, *args)
+        if output.hidden.requires_grad:
+            output.hidden.retain_grad()
+            hidden.append(output.hidden)
+        return output
 
-    monkeypatch.setattr(DiffusionPolicy, "read", watched)
+    monkeypatch.setattr(DiffusionPolicy, "forward", watched)
     found, _ = scored(folder, share=1.0)
     (learned,) = hidden  # of all that is read, the learner's pass alone has a gradient
     assert set(found.routing.regime.tolist()) == {FUTURE, LAST}

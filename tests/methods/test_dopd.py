@@ -8,7 +8,7 @@ import torch
 from small import rollouts, table_policies
 
 from workbench.distill.scoring import Batch
-from workbench.distill.step import read_batch, supervise_batch
+from workbench.distill.step import compute_step, score_batch
 from workbench.errors import ConfigError
 from workbench.methods import load_method
 from workbench.types import RouteBatch, TokenScores
@@ -132,8 +132,8 @@ def test_without_privilege_a_live_self_teaches_nothing() -> None:
     # the control of the paper's Table 8: KL(s || sg s) is zero in value and gradient
     policies = table_policies()
     method = load_method("dopd", {"privilege": "plain"})
-    readings = read_batch(method, policies, Batch(rollouts(7, 7, 7, 7)))
-    scored = supervise_batch(method, policies, readings, seed=0, backward=lambda total: total.backward())
+    scored_batch = score_batch(method, policies, Batch(rollouts(7, 7, 7, 7)))
+    scored = compute_step(method, policies, scored_batch, seed=0, backward=lambda total: total.backward())
     own = (scored.routing.regime == LL) | (scored.routing.regime == HS)
     assert own.any() and not own.all()
     assert scored.loss[own].abs().max() < 1e-6

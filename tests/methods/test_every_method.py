@@ -6,7 +6,7 @@ from small import groups, table_policies
 
 from workbench.distill.method import REWARD, TOKENS
 from workbench.distill.scoring import Batch
-from workbench.distill.step import read_batch, supervise_batch
+from workbench.distill.step import compute_step, score_batch
 from workbench.methods import describe_options, list_methods, load_method, method_module
 
 LENGTHS = (3, 1, 7, 5)
@@ -15,10 +15,10 @@ LENGTHS = (3, 1, 7, 5)
 def run(name: str, *, micro_batch_size: int = 0, backward: bool = False):
     method, policies = load_method(name), table_policies()
     batch = Batch(groups(*LENGTHS), micro_batch_size)
-    scored = supervise_batch(
+    scored = compute_step(
         method,
         policies,
-        read_batch(method, policies, batch),
+        score_batch(method, policies, batch),
         seed=1,
         backward=(lambda total: total.backward()) if backward else None,
     )
@@ -81,14 +81,14 @@ def test_micro_batches_change_neither_routing_nor_gradient(name: str) -> None:
 @pytest.mark.parametrize("name", list_methods())
 def test_ten_steps_lower_the_loss_under_the_first_routing(name: str) -> None:
     method, policies = load_method(name), table_policies()
-    readings = read_batch(method, policies, Batch(groups(*LENGTHS)))
-    first = supervise_batch(method, policies, readings, seed=1).routing
+    scored_batch = score_batch(method, policies, Batch(groups(*LENGTHS)))
+    first = compute_step(method, policies, scored_batch, seed=1).routing
     frozen = method.__class__(**{**vars(method), "route": lambda batch: first, "reads": ()})
     optimizer = torch.optim.SGD(policies["student"].tables.parameters(), lr=0.5)
     totals = []
     for _ in range(10):
         optimizer.zero_grad()
-        scored = supervise_batch(frozen, policies, readings, seed=1, backward=lambda total: total.backward())
+        scored = compute_step(frozen, policies, scored_batch, seed=1, backward=lambda total: total.backward())
         totals.append(float((scored.loss * scored.coefficient).sum()))
         optimizer.step()
     assert totals[-1] < totals[0]

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from small import example, rollouts, table_policies
-from table_policy import TablePolicy
+from table_policy import LogitTablePolicy
 
 from workbench.distill.divergences import forward_kl, reverse_kl
 from workbench.distill.scoring import Batch
-from workbench.distill.step import Scored, read_batch, supervise_batch
+from workbench.distill.step import StepResult, compute_step, score_batch
 from workbench.methods import load_method
 from workbench.types import Rollout, RouteBatch, TokenScores
 
@@ -26,12 +26,12 @@ def said(logprob: list[float], entropy: list[float] | None = None) -> TokenScore
     return TokenScores(values, torch.tensor(entropy or [0.0] * len(logprob)), values, torch.zeros(len(logprob)).long())
 
 
-def supervised(name: str, **options) -> tuple[Scored, torch.Tensor, torch.Tensor]:
+def supervised(name: str, **options) -> tuple[StepResult, torch.Tensor, torch.Tensor]:
     """The table policies' batch, and the logits of student and teacher at its positions."""
     policies, method = table_policies(), load_method(name, options)
     batch = Batch(rollouts(7, 4, 7))
-    scored = supervise_batch(
-        method, policies, read_batch(method, policies, batch), seed=0, backward=torch.Tensor.backward
+    scored = compute_step(
+        method, policies, score_batch(method, policies, batch), seed=0, backward=torch.Tensor.backward
     )
     return scored, *(policies[who].tables["plain"].detach()[batch.position] for who in ("student", "teacher"))
 
@@ -61,14 +61,14 @@ def test_a_gate_that_never_opens_is_opd() -> None:
 def test_a_student_that_cannot_follow_keeps_more_of_the_choices_under_eopd() -> None:
     # one row of logits for two places: the teacher is undecided between 0 and 1, then between 1 and 2. Reverse KL rests at
     # the normalised product of both, which is token 1 alone; the forward KL that is added pulls to 0 and 2 as well
-    teacher = TablePolicy("teacher", {"plain": torch.tensor([[4.0, 4, -4, -4], [-4.0, 4, 4, -4]])})
+    teacher = LogitTablePolicy("teacher", {"plain": torch.tensor([[4.0, 4, -4, -4], [-4.0, 4, 4, -4]])})
     product = torch.tensor([[0.0, 4, 0, -4]])
     grads = {}
     for name, options in (("opd", {}), ("eopd", {"threshold": 0.5})):
-        student = TablePolicy("student", {"plain": product}, learns=True)
+        student = LogitTablePolicy("student", {"plain": product}, learns=True)
         method, policies = load_method(name, options), {"student": student, "teacher": teacher}
-        readings = read_batch(method, policies, Batch((Rollout(example(), 0, (1, 2), "", True),)))
-        supervise_batch(method, policies, readings, seed=0, backward=torch.Tensor.backward)
+        scored_batch = score_batch(method, policies, Batch((Rollout(example(), 0, (1, 2), "", True),)))
+        compute_step(method, policies, scored_batch, seed=0, backward=torch.Tensor.backward)
         grads[name] = student.tables["plain"].grad
     assert grads["opd"].abs().max() < 1e-6
     before, after = (

@@ -7,7 +7,7 @@ import torch
 from small import groups, table_policies
 
 from workbench.distill.scoring import Batch
-from workbench.distill.step import read_batch, supervise_batch
+from workbench.distill.step import compute_step, score_batch
 from workbench.methods import load_method
 
 
@@ -19,8 +19,8 @@ def graded(*rewards: float | None) -> tuple:
 
 def gradient(rollouts: tuple) -> tuple[torch.Tensor, list[int]]:
     policies, method = table_policies(), load_method("grpo")
-    batch = read_batch(method, policies, Batch(rollouts))
-    scored = supervise_batch(method, policies, batch, seed=0, backward=lambda total: total.backward())
+    batch = score_batch(method, policies, Batch(rollouts))
+    scored = compute_step(method, policies, batch, seed=0, backward=lambda total: total.backward())
     return policies["student"].tables["plain"].grad, scored.routing.regime.tolist()
 
 

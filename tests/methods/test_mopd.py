@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from small import example, rollouts, table_policies, table_policy
-from table_policy import TablePolicy
+from table_policy import LogitTablePolicy
 
 from workbench.distill.divergences import Divergence
 from workbench.distill.routing import group_advantage
 from workbench.distill.scoring import Batch
-from workbench.distill.step import read_batch, supervise_batch
+from workbench.distill.step import compute_step, score_batch
 from workbench.errors import ConfigError, DataError
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
@@ -31,8 +31,8 @@ def of_domains(*lengths: int):
 
 def supervised(policies: dict, made, micro_batch_size: int = 0, **options: object):
     method, batch = load_method("mopd", options), Batch(made, micro_batch_size)
-    readings = read_batch(method, policies, batch)
-    return supervise_batch(method, policies, readings, seed=0, backward=lambda total: total.backward())
+    scored_batch = score_batch(method, policies, batch)
+    return compute_step(method, policies, scored_batch, seed=0, backward=lambda total: total.backward())
 
 
 def grad(policies: dict) -> torch.Tensor:
@@ -42,7 +42,7 @@ def grad(policies: dict) -> torch.Tensor:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_teacher_equal_to_the_student_moves_nothing(objective: str) -> None:
     policies = table_policies()
-    policies["teacher"] = TablePolicy("teacher", dict(policies["student"].tables))
+    policies["teacher"] = LogitTablePolicy("teacher", dict(policies["student"].tables))
     scored = supervised(policies, rollouts(3, 5), objective=objective, top_k=4, ratio_high=0.0)
     assert grad(policies).abs().max() < 1e-7
     if objective == "sampled":
@@ -127,14 +127,14 @@ def test_outcomes_are_compared_inside_a_group() -> None:
     assert advantage.tolist() == pytest.approx([0.75 / deviation, *[-0.25 / deviation] * 3, 0.0, 0.0], rel=1e-3)
 
 
-class Counted(TablePolicy):
+class Counted(LogitTablePolicy):
     """Remembers what it was asked to read."""
 
     domains: list
 
-    def read(self, prompts, completions, denoisings=None):
+    def forward(self, prompts, completions, denoisings=None):
         self.domains += [prompt.domain for prompt in prompts]
-        return super().read(prompts, completions, denoisings)
+        return super().forward(prompts, completions, denoisings)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from small import example, groups, run_config, table_policies
 
-from workbench.distill.rollouts import ask_all
+from workbench.distill.rollouts import request_peer_feedback
 from workbench.distill.scoring import Batch
-from workbench.distill.step import read_batch, supervise_batch
+from workbench.distill.step import compute_step, score_batch
 from workbench.errors import ConfigError
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
@@ -141,8 +141,8 @@ def test_another_right_answer_of_its_own_is_shown_and_never_the_answer_itself() 
 
 def supervised(rollouts: tuple[Rollout, ...], *peers: tuple[Rollout, ...]):
     method, policies = load_method("opcod"), table_policies()
-    readings = read_batch(method, policies, Batch(rollouts), peers)
-    scored = supervise_batch(method, policies, readings, seed=0, backward=lambda total: total.backward())
+    scored_batch = score_batch(method, policies, Batch(rollouts), peers)
+    scored = compute_step(method, policies, scored_batch, seed=0, backward=lambda total: total.backward())
     return scored, policies["student"].tables["plain"].grad
 
 
@@ -161,11 +161,11 @@ def test_each_peer_is_asked_about_each_answer() -> None:
     students = table_policies()
     students = {"student": students["student"], "ann": students["teacher"]}
     written = {name: groups(3, 2) for name in students}
-    found = ask_all(written, students, "say {text}", sampling=SamplingOptions(4), seed=(0,))
+    found = request_peer_feedback(written, students, "say {text}", sampling=SamplingOptions(4), seed=(0,))
     remarks = {name: [one.remarks for one in found[name]] for name in students}
     assert all(len(one) == 1 for own in remarks.values() for one in own)
     assert remarks["student"] != remarks["ann"]
-    again = ask_all(written, students, "say {text}", sampling=SamplingOptions(4), seed=(0,))
+    again = request_peer_feedback(written, students, "say {text}", sampling=SamplingOptions(4), seed=(0,))
     assert [one.remarks for one in again["ann"]] == remarks["ann"]
 
 

@@ -9,7 +9,7 @@ from small import run_config
 
 from workbench.config.schema import RunConfig
 from workbench.errors import ConfigError
-from workbench.evals.records import load_answers
+from workbench.evals.records import load_records
 from workbench.policies.autoregressive import load_policy
 from workbench.runs.checkpoints import list_checkpoints
 from workbench.runs.folder import RunFolder
@@ -59,7 +59,7 @@ def test_each_draws_and_learns_for_itself(pair: RunConfig) -> None:
     assert any(not torch.equal(own[name], other[name]) for name in own)
     newest = list_checkpoints(pair.run_dir)[-1].path
     assert (newest / "ann_ema").is_dir() and (newest / "optimizer_ann.safetensors").is_file()
-    asked = {(row.step, row.policy) for row in load_answers(pair.run_dir)}
+    asked = {(row.step, row.policy) for row in load_records(pair.run_dir)}
     assert asked == {(0, "student"), (0, "ann"), (4, "student"), (4, "ann")}
 
 
@@ -99,7 +99,7 @@ def test_every_student_of_a_run_is_asked_again(pair: RunConfig) -> None:
     found = evaluate_run(pair.run_dir, contexts=["plain"], count=2)
     before = {
         (row.policy, row.example_id): row.text
-        for row in load_answers(pair.run_dir)
+        for row in load_records(pair.run_dir)
         if row.step == 4 and row.context == "plain"
     }
     assert {row.policy for row in found} == {"student", "ann"}

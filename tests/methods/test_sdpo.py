@@ -6,9 +6,9 @@ import pytest
 import torch
 from small import example, groups, run_config, table_policies
 
-from workbench.distill.rollouts import write_rollouts
+from workbench.distill.rollouts import sample_rollouts
 from workbench.distill.scoring import Batch
-from workbench.distill.step import read_batch, supervise_batch
+from workbench.distill.step import compute_step, score_batch
 from workbench.errors import ConfigError, DataError
 from workbench.methods import load_method
 from workbench.methods.sdpo import show_siblings
@@ -24,8 +24,8 @@ def graded(*rewards: float | None) -> tuple:
 
 def gradient(rollouts: tuple, **options: object) -> torch.Tensor:
     policies, method = table_policies(), load_method("sdpo", options)
-    readings = read_batch(method, policies, Batch(rollouts))
-    supervise_batch(method, policies, readings, seed=0, backward=lambda total: total.backward())
+    scored_batch = score_batch(method, policies, Batch(rollouts))
+    compute_step(method, policies, scored_batch, seed=0, backward=lambda total: total.backward())
     return policies["student"].tables["plain"].grad
 
 
@@ -36,10 +36,10 @@ def test_a_wrong_answer_is_shown_the_first_right_sibling() -> None:
 
 def test_tokens_go_where_their_answer_goes() -> None:
     policies, method = table_policies(), load_method("sdpo")
-    readings = read_batch(method, policies, Batch(graded(0.0, 1.0, 0.0, 0.0)))
-    scored = supervise_batch(method, policies, readings, seed=0)
+    scored_batch = score_batch(method, policies, Batch(graded(0.0, 1.0, 0.0, 0.0)))
+    scored = compute_step(method, policies, scored_batch, seed=0)
     assert scored.routing.regime.tolist() == [0] * 3 + [1] * 2 + [2] * 9
-    assert readings.prompts["self"][0].text == "A fact. A question?\nreference: text 1"
+    assert scored_batch.prompts["self"][0].text == "A fact. A question?\nreference: text 1"
 
 
 @pytest.mark.parametrize("rewards", [(0.0, 0.0), (1.0, 1.0), (None, None)])
@@ -61,7 +61,7 @@ def test_divided_by_the_told_tokens_alone_as_in_the_reference_code() -> None:
 )
 def test_a_fresh_answer_has_ratio_1_whatever_it_was_sampled_with(sampling: dict) -> None:
     policies, method = table_policies(), load_method("sdpo")
-    rollouts = write_rollouts(
+    rollouts = sample_rollouts(
         policies["student"],
         [example(0), example(1)],
         context="plain",
@@ -70,7 +70,7 @@ def test_a_fresh_answer_has_ratio_1_whatever_it_was_sampled_with(sampling: dict)
         seed=(0,),
     )
     rollouts = show_siblings(tuple(replace(one, reward=float(one.sample_idx)) for one in rollouts))
-    scored = supervise_batch(method, policies, read_batch(method, policies, Batch(rollouts)), seed=0)
+    scored = compute_step(method, policies, score_batch(method, policies, Batch(rollouts)), seed=0)
     assert torch.allclose(scored.routing.weight, torch.ones_like(scored.routing.weight), atol=1e-6)
 
 

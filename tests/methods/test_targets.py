@@ -8,9 +8,9 @@ from small import VOCABULARY, example, rollouts, table_policies
 
 from workbench.distill.divergences import forward_kl, reverse_kl
 from workbench.distill.method import Method
-from workbench.distill.rollouts import write_rollouts
+from workbench.distill.rollouts import sample_rollouts
 from workbench.distill.scoring import Batch
-from workbench.distill.step import Scored, read_batch, supervise_batch
+from workbench.distill.step import StepResult, compute_step, score_batch
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
 from workbench.types import Rollout
@@ -18,10 +18,8 @@ from workbench.types import Rollout
 EVERY_TOKEN = Batch(tuple(Rollout(example(), token, (token,), "", True) for token in range(VOCABULARY)))
 
 
-def learn(method: Method, policies: dict, batch: Batch) -> Scored:
-    return supervise_batch(
-        method, policies, read_batch(method, policies, batch), seed=0, backward=torch.Tensor.backward
-    )
+def learn(method: Method, policies: dict, batch: Batch) -> StepResult:
+    return compute_step(method, policies, score_batch(method, policies, batch), seed=0, backward=torch.Tensor.backward)
 
 
 def in_expectation(method: Method) -> Method:
@@ -81,7 +79,7 @@ def test_sdft_learns_nothing_from_a_copy_that_is_shown_nothing_more(top_k: int, 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_lm_kd_mixes_the_tokens_of_the_data_and_the_teacher(alpha: float) -> None:
     policies, method = table_policies(), load_method("lm_kd", {"alpha": alpha})
-    written = write_rollouts(
+    written = sample_rollouts(
         policies["student"],
         [example(0), example(1, reference="7")],
         context="plain",

@@ -11,14 +11,14 @@ from torch import nn
 
 from workbench.data.contexts import build_prompt
 from workbench.distill.divergences import Divergence
-from workbench.distill.losses import score, supervise
+from workbench.distill.losses import compute_losses, score
 from workbench.distill.method import Loss, Regime
 from workbench.errors import PolicyError
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.compatibility import share_vocabulary
 from workbench.policies.loading import load_policies
-from workbench.policies.readout import Head, Readout
+from workbench.policies.view_output import Head, ViewOutput
 from workbench.types import Routing
 
 
@@ -37,17 +37,17 @@ def test_all_end_tokens_are_one_action_of_every_policy(models: dict, tmp_path: P
     names = ("teacher", "student@start", "student@ema")
     policies = load_policies(names, student=models["student"], teacher=teacher)
     student = policies["student"]
-    first, *others = student.head.ends
+    first, *others = student.head.eos_ids
     assert first == student.tokenizer.eos_token_id == student.answer_ids("red")[-1]
     assert sorted(others) == sorted(student.tokenizer.convert_tokens_to_ids(["<assistant>", "<user>"]))
     prompt = build_prompt(example(), "plain")
     for name, folder in {"student": models["student"], "teacher": teacher}.items():
         policy = policies[name]
-        assert (policy.head.ends, policy.stop_ids) == (student.head.ends, frozenset(student.head.ends))
+        assert (policy.head.eos_ids, policy.stop_ids) == (student.head.eos_ids, frozenset(student.head.eos_ids))
         alone = load_policy(folder, name)
         with torch.no_grad():
             merged, apart = (
-                one.read([prompt], [(300, 301)]).logits(torch.arange(2)).softmax(-1) for one in (policy, alone)
+                one.forward([prompt], [(300, 301)]).logits(torch.arange(2)).softmax(-1) for one in (policy, alone)
             )
         assert torch.allclose(merged[:, first], apart[:, [first, *others]].sum(-1))
         assert (merged[:, others] == 0).all() and torch.allclose(merged.sum(-1), torch.ones(2))
@@ -67,7 +67,7 @@ def test_the_sampler_writes_one_end_and_its_log_prob_is_of_all(models: dict, tmp
         assert {one.ids[-1] for one in written if one.finished} == {policy.end_id}
         assert not any(token in policy.stop_ids for one in written for token in one.ids[:-1])
         one = next(one for one in written if one.finished)
-        read = score(policy.read([prompt], [one.ids]), torch.tensor(one.ids)).logprob
+        read = score(policy.forward([prompt], [one.ids]), torch.tensor(one.ids)).logprob
         assert torch.allclose(read, torch.tensor(one.logprobs), atol=2e-5)
     finally:
         handle.remove()
@@ -86,11 +86,11 @@ def test_a_student_that_stops_with_another_token_is_not_punished(divergence: str
         linear = nn.Linear(3, 3, bias=False)
         with torch.no_grad():
             linear.weight.copy_(torch.eye(3))
-        head = Head(linear, ends=ends)
+        head = Head(linear, eos_ids=ends)
         hidden = learner.clone().requires_grad_()
-        found = supervise(
-            Readout(hidden, head, 3),
-            {"teacher": Readout(target, head, 3)},
+        found = compute_losses(
+            ViewOutput(hidden, head, 3),
+            {"teacher": ViewOutput(target, head, 3)},
             torch.tensor([0]),
             regimes=(Regime((Loss("teacher", Divergence(divergence)),)),),
             routing=everywhere,
@@ -120,9 +120,9 @@ def test_the_gradient_of_merged_ends_is_that_of_the_sum_of_their_probabilities()
     with torch.no_grad():
         linear.weight.copy_(weight)
     mine = hidden.clone().requires_grad_()
-    found = supervise(
-        Readout(mine, Head(linear, ends=tuple(ends)), 7),
-        {"teacher": Readout(target, Head(nn.Identity(), ends=tuple(ends)), 7)},
+    found = compute_losses(
+        ViewOutput(mine, Head(linear, eos_ids=tuple(ends)), 7),
+        {"teacher": ViewOutput(target, Head(nn.Identity(), eos_ids=tuple(ends)), 7)},
         torch.tensor([2, 0, 1, 3, 4]),
         regimes=(Regime((Loss("teacher", Divergence("reverse_kl")),)),),
         routing=Routing(torch.zeros(5, dtype=torch.long), torch.ones(5)),
@@ -152,7 +152,7 @@ def test_heads_of_two_sizes_are_cut_to_the_smaller(models: dict) -> None:
     share_vocabulary(policies)
     prompt = build_prompt(example(), "plain")
     for policy in policies.values():
-        assert policy.read([prompt], [(300,)]).logits(torch.arange(1)).shape == (1, 151_936)
+        assert policy.forward([prompt], [(300,)]).logits(torch.arange(1)).shape == (1, 151_936)
 
 
 def test_a_teacher_with_another_tokenizer_is_told_what_would_be_needed(models: dict, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from workbench.distill.losses import score
 from workbench.errors import DataError, PolicyError
-from workbench.policies import SamplingOptions, Written
+from workbench.policies import Completion, SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.types import Prompt
 
@@ -20,16 +20,16 @@ LENGTH = 9
 
 def logprobs(policy: AutoregressivePolicy, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> torch.Tensor:
     ids = torch.tensor([token for completion in completions for token in completion])
-    return score(policy.read(prompts, completions), ids).logprob
+    return score(policy.forward(prompts, completions), ids).logprob
 
 
-def flat(prompts: list[Prompt], written: list[list[Written]]) -> tuple[list[Prompt], list[Written]]:
+def flat(prompts: list[Prompt], written: list[list[Completion]]) -> tuple[list[Prompt], list[Completion]]:
     """A prompt and a completion for every row."""
     rows = [(prompt, one) for prompt, own in zip(prompts, written, strict=True) for one in own]
     return [prompt for prompt, _ in rows], [one for _, one in rows]
 
 
-def written(policy: AutoregressivePolicy, prompts: list[Prompt]) -> tuple[list[Prompt], list[Written]]:
+def written(policy: AutoregressivePolicy, prompts: list[Prompt]) -> tuple[list[Prompt], list[Completion]]:
     return flat(prompts, policy.sample(prompts, SEEDS, SamplingOptions(LENGTH)))
 
 
@@ -59,7 +59,7 @@ def test_logits_are_those_of_the_model_itself(policy: AutoregressivePolicy, prom
     inputs, start, _ = policy.model_inputs(prompts[:1], [completion])
     with torch.no_grad():
         whole = policy.model(**inputs).logits[0, start - 1 : start + 2].float()
-        mine = policy.read(prompts[:1], [completion]).logits(torch.arange(3))
+        mine = policy.forward(prompts[:1], [completion]).logits(torch.arange(3))
     assert torch.allclose(mine, whole[:, : policy.vocabulary], atol=1e-5)
 
 
@@ -98,7 +98,7 @@ def test_shared_prompts_give_the_hidden_states_and_the_gradient_of_prompts_read_
     found = []
     for shown in (rows, copies):
         policy.model.zero_grad()
-        hidden = policy.read(shown, completions).hidden
+        hidden = policy.forward(shown, completions).hidden
         hidden.square().sum().backward()
         found.append((hidden.detach(), {n: p.grad for n, p in policy.model.named_parameters() if p.grad is not None}))
     policy.model.zero_grad()
@@ -153,7 +153,7 @@ def test_answers_that_ended_leave_an_evaluation_and_change_nothing(
     assert [(one.ids, one.finished) for one in left] == [(one.ids, one.finished) for one in stayed]
     assert len({len(one.ids) for one in left}) > 2
     ids = torch.tensor([token for one in left for token in one.ids])
-    scores = score(policy.read(shown, [one.ids for one in left]), ids)
+    scores = score(policy.forward(shown, [one.ids for one in left]), ids)
     for name, kept in (("logprob", "logprobs"), ("entropy", "entropies")):
         own = torch.tensor([value for one in left for value in getattr(one, kept)])
         assert torch.allclose(own, getattr(scores, name), atol=CLOSE), name
@@ -201,7 +201,7 @@ def test_tokens_come_as_often_as_their_probability_says(
     settings = SamplingOptions(1, **options)
     (drawn,) = idefics3.sample(prompts[:1], [list(range(count))], settings)
     with torch.no_grad():
-        logits = idefics3.read(prompts[:1], [(300,)]).logits(torch.tensor([0]))[0].double()
+        logits = idefics3.forward(prompts[:1], [(300,)]).logits(torch.tensor([0]))[0].double()
     logits[idefics3.model.config.image_token_id] = -math.inf
     expected = (logits / settings.temperature).softmax(-1)
     order = expected.argsort(descending=True)
@@ -289,8 +289,8 @@ def test_answers_of_the_data_hold_no_image_and_no_end(idefics3: AutoregressivePo
 
 
 def test_nothing_to_read_is_nothing(idefics3: AutoregressivePolicy, prompts: list[Prompt]) -> None:
-    assert idefics3.read(prompts, [(), (), ()]).hidden.shape == (0, 32)
-    some = idefics3.read(prompts, [(300, 301), (), (302,)])
+    assert idefics3.forward(prompts, [(), (), ()]).hidden.shape == (0, 32)
+    some = idefics3.forward(prompts, [(300, 301), (), (302,)])
     assert some.hidden.shape == (3, 32)
 
 

@@ -24,10 +24,10 @@ def hybrid(request: pytest.FixtureRequest, tmp_path: Path) -> AutoregressivePoli
 def test_answers_to_one_prompt_are_read_as_the_model_itself_reads_each(hybrid: AutoregressivePolicy) -> None:
     hybrid.model.requires_grad_(True)
     ids = torch.tensor([token for completion in COMPLETIONS for token in completion])
-    readout = hybrid.read(ROWS, COMPLETIONS)
-    readout.hidden.square().sum().backward()
+    output = hybrid.forward(ROWS, COMPLETIONS)
+    output.hidden.square().sum().backward()
     expected = torch.cat([plain_logprobs(hybrid, *row) for row in zip(ROWS, COMPLETIONS, strict=True)])
-    assert torch.allclose(score(readout, ids).logprob, expected, atol=1e-5)
+    assert torch.allclose(score(output, ids).logprob, expected, atol=1e-5)
 
 
 def test_what_is_sampled_has_the_log_probs_of_the_model_itself(hybrid: AutoregressivePolicy) -> None:

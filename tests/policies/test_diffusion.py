@@ -12,11 +12,11 @@ from transformers import EuroBertConfig, EuroBertForMaskedLM, PreTrainedTokenize
 from workbench.data.contexts import build_prompt, check_asked, lacks, parse_context, stand_in
 from workbench.distill.losses import score
 from workbench.errors import ConfigError, DataError, PolicyError
-from workbench.policies import SamplingOptions, Written
+from workbench.policies import Completion, SamplingOptions
 from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.loading import load_policies, load_policy
 from workbench.training.pretraining.tokenizer import EOS
-from workbench.types import Denoising, Prompt, Rollout
+from workbench.types import DenoisingTrace, Prompt, Rollout
 
 OPTIONS = SamplingOptions(16)
 
@@ -41,13 +41,13 @@ def prompts() -> list[Prompt]:
 
 
 @pytest.fixture(scope="module")
-def written(policy: DiffusionPolicy, prompts: list[Prompt]) -> list[Written]:
+def written(policy: DiffusionPolicy, prompts: list[Prompt]) -> list[Completion]:
     return [one for own in policy.sample(prompts, [[1, 2], [3], [4, 5]], OPTIONS) for one in own]
 
 
-def logprobs(policy: DiffusionPolicy, prompts: list[Prompt], written: list[Written]) -> torch.Tensor:
-    readout = policy.read(prompts, [one.ids for one in written], [one.denoising for one in written])
-    return score(readout, torch.tensor([token for one in written for token in one.ids])).logprob
+def logprobs(policy: DiffusionPolicy, prompts: list[Prompt], written: list[Completion]) -> torch.Tensor:
+    output = policy.forward(prompts, [one.ids for one in written], [one.denoising for one in written])
+    return score(output, torch.tensor([token for one in written for token in one.ids])).logprob
 
 
 def test_what_is_written_is_read_with_the_same_log_probs(policy, prompts, written) -> None:
@@ -98,14 +98,14 @@ def test_a_token_is_read_before_its_step_and_sees_nothing_later(policy, prompts,
     steps, changed = torch.tensor(one.denoising.steps), one.denoising.num_steps - 3
     ids = tuple(token if step < changed else 40 for token, step in zip(one.ids, one.denoising.steps, strict=True))
     other = replace(one, ids=ids)
-    readout = [policy.read([prompts[0]], [each.ids], [each.denoising]).hidden for each in (one, other)]
-    same = (readout[0] - readout[1]).abs().amax(-1) < 1e-5
+    output = [policy.forward([prompts[0]], [each.ids], [each.denoising]).hidden for each in (one, other)]
+    same = (output[0] - output[1]).abs().amax(-1) < 1e-5
     assert bool(same[steps <= changed].all())
     assert not bool(same[steps > changed].any())
     assert before.shape == (len(one.ids),)
 
 
-def rollout(one: Written) -> Rollout:
+def rollout(one: Completion) -> Rollout:
     return Rollout(example(0), 0, one.ids, "", one.finished, one.logprobs, 1.0, denoising=one.denoising)
 
 
@@ -125,7 +125,7 @@ def test_the_future_shows_a_share_of_later_blocks_and_nothing_of_the_own_one(pol
 
 
 def test_behind_a_committed_end_there_is_no_future() -> None:
-    order = Denoising((0, 1, 0, 1, 3, 2), 4, 16)
+    order = DenoisingTrace((0, 1, 0, 1, 3, 2), 4, 16)
     shown = build_prompt(
         example(0), "future:1", Rollout(example(0), 0, (9, 9, 9, 9, 9, 2), "", True, denoising=order)
     ).future
@@ -136,7 +136,7 @@ def test_reading_with_a_future_changes_what_is_before_it_and_share_zero_nothing(
     one = rollout(written[0])
     hidden = {}
     for context in ("plain", "future:0", "future:0.5"):
-        hidden[context] = policy.read([build_prompt(example(0), context, one)], [one.ids], [one.denoising]).hidden
+        hidden[context] = policy.forward([build_prompt(example(0), context, one)], [one.ids], [one.denoising]).hidden
     assert torch.equal(hidden["plain"], hidden["future:0"])
     differs = (hidden["plain"] - hidden["future:0.5"]).abs().amax(-1) > 1e-6
     assert bool(differs[:12].all()) and not bool(differs[12:].any())
@@ -159,10 +159,10 @@ def test_only_a_view_that_reads_a_denoised_answer_is_shown_its_future(policy, wr
 
 
 def test_a_given_answer_is_read_from_left_to_right_at_the_models_pace(policy) -> None:
-    order = policy.order_of(tuple(range(30, 37)))
-    assert order == Denoising((0, 0, 1, 1, 2, 2, 3), 4, 16)
+    order = policy.denoising_schedule(tuple(range(30, 37)))
+    assert order == DenoisingTrace((0, 0, 1, 1, 2, 2, 3), 4, 16)
     with pytest.raises(PolicyError, match="17 tokens, its end included, does not fit on the canvas of 16"):
-        policy.order_of(tuple(range(30, 47)))
+        policy.denoising_schedule(tuple(range(30, 47)))
 
 
 def test_a_run_sets_the_pace_of_all_and_a_saved_model_keeps_it(folder: Path, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_run_sets_the_pace_of_all_and_a_saved_model_keeps_it(folder: Path, tmp
     again = load_policy(tmp_path, "again")
     assert (again.block, again.steps_per_block, again.canvas) == (8, 3, 24)
     with pytest.raises(ConfigError, match="9 denoising steps for a block of 8 positions"):
-        own.set_pace(8, 9)
+        own.set_denoising_steps(8, 9)
 
 
 def test_kinds_of_models_are_not_mixed(folder: Path, tmp_path: Path) -> None:

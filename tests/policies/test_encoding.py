@@ -178,7 +178,7 @@ def test_images_of_any_shape_are_taken_or_refused_with_a_sentence(policy: Autore
     for size in ((1, 1), (1, 900), (900, 1), (3, 500)):
         prompt = Prompt((Image.new("RGB", size, (9, 200, 30)),), "what?")
         try:
-            policy.read([prompt], [(300,)])
+            policy.forward([prompt], [(300,)])
         except PolicyError as error:
             assert "cannot be encoded" in str(error) or "tokens" in str(error)
 

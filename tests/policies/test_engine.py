@@ -13,7 +13,7 @@ from small import run_config
 import workbench.training.learner
 from workbench.config.schema import RunConfig
 from workbench.errors import ConfigError, PolicyError
-from workbench.policies import SamplingOptions, Written
+from workbench.policies import Completion, SamplingOptions
 from workbench.policies.autoregressive import load_policy
 from workbench.policies.encoding import collate
 from workbench.policies.vllm import Request, Sampled, VllmEngine, weights_of
@@ -132,10 +132,10 @@ def test_whichever_end_an_engine_draws_is_written_as_the_one_that_stands_for_all
 
     student = load_policy(models["student"], "student")
     end, other = student.end_id, 6
-    student.stop_ids, student.head = frozenset({end, other}), replace(student.head, ends=(end, other))
+    student.stop_ids, student.head = frozenset({end, other}), replace(student.head, eos_ids=(end, other))
     student.engine = EndsOtherwise(models["teacher"])
     ((written,),) = student.sample(prompts[:1], [[1]], SamplingOptions(3))
-    assert written == Written((5, end), (-1.0, -2.0), True)
+    assert written == Completion((5, end), (-1.0, -2.0), True)
 
 
 def test_an_engine_has_a_precision_of_its_own(models: dict, prompts: list) -> None:

@@ -13,7 +13,7 @@ from workbench.data.contexts import build_prompt
 from workbench.errors import ConfigError, PolicyError
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.loading import load_policies
-from workbench.policies.teacher_cache import keep_teachers
+from workbench.policies.teacher_cache import cache_teachers
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_process_of_many_runs_loads_a_teacher_once_and_again_if_it_was_touched
         return load_policies(("teacher",), student=models["student"], teacher=teacher)
 
     assert load()["teacher"].model is not load()["teacher"].model  # a process of one run keeps nothing
-    with keep_teachers():
+    with cache_teachers():
         first, second = load(), load()
         assert first["teacher"].model is second["teacher"].model and first["teacher"] is not second["teacher"]
         assert first["student"].model is not second["student"].model  # students are trained
@@ -159,7 +159,7 @@ def test_a_padded_head_is_cut_to_the_entries_that_both_have(models: dict, tmp_pa
         assert sizes == {len(policies["student"].tokenizer)}
         prompt = build_prompt(example(), "plain")
         for policy in policies.values():
-            logits = policy.read([prompt], [(300, 301)]).logits(torch.arange(2))
+            logits = policy.forward([prompt], [(300, 301)]).logits(torch.arange(2))
             assert logits.shape == (2, sizes.copy().pop())
             assert torch.allclose(logits.softmax(-1).sum(-1), torch.ones(2))
 
@@ -177,4 +177,4 @@ def test_a_tokenizer_without_an_end_is_no_obstacle_if_the_model_names_one(folder
     bare = AutoregressivePolicy(policy.model, policy.processor, "student")
     prompts = [build_prompt(example(0), "plain"), build_prompt(example(1), "caption")]
     assert bare.answer_ids("red")[-1] in bare.stop_ids
-    assert bare.read(prompts, [(300,), (301, 302)]).hidden.shape[0] == 3
+    assert bare.forward(prompts, [(300,), (301, 302)]).hidden.shape[0] == 3

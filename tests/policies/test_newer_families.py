@@ -41,7 +41,7 @@ def test_log_probs_are_those_of_the_model_s_own_forward_pass(family: str, tmp_pa
     rows = [prompts[place] for place in (0, 1, 0, 2, 1)]
     completions = [words[start:stop] for start, stop in ((1, 5), (2, 4), (1, 9), (3, 4), (5, 9))]
     with torch.no_grad():
-        found = score(policy.read(rows, completions), torch.tensor(sum(completions, ()))).logprob
+        found = score(policy.forward(rows, completions), torch.tensor(sum(completions, ()))).logprob
     expected = torch.cat([plain_logprobs(policy, *row) for row in zip(rows, completions, strict=True)])
     assert torch.allclose(found, expected, atol=1e-4)
     for prompt, own in zip(prompts, policy.sample(prompts, [[1, 2], [3, 4], [5]], SamplingOptions(6)), strict=True):

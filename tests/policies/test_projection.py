@@ -45,7 +45,7 @@ def moments(student: AutoregressivePolicy, examples: list[Example]) -> dict:
 def logits(policy: AutoregressivePolicy, example: Example) -> torch.Tensor:
     ids = policy.answer_ids(example.reference)
     with torch.no_grad():
-        return policy.read([build_prompt(example, "plain")], [ids]).logits(torch.arange(len(ids)))
+        return policy.forward([build_prompt(example, "plain")], [ids]).logits(torch.arange(len(ids)))
 
 
 def written(policy: AutoregressivePolicy, examples: list[Example]) -> list[tuple[int, ...]]:

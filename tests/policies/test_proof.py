@@ -39,7 +39,7 @@ UNUSUAL = {
 
 
 def read(policy: AutoregressivePolicy) -> torch.Tensor:
-    return score(policy.read(ROWS, COMPLETIONS), torch.tensor(sum(COMPLETIONS, ()))).logprob
+    return score(policy.forward(ROWS, COMPLETIONS), torch.tensor(sum(COMPLETIONS, ()))).logprob
 
 
 def expected(policy: AutoregressivePolicy) -> torch.Tensor:
@@ -83,7 +83,7 @@ def test_logits_that_are_no_head_over_hidden_states_are_the_model_s_own(tmp_path
     assert policy.prove().off.keys() == {"head"}
     found = read(policy)
     assert torch.allclose(found, expected(policy), atol=1e-5)
-    policy.read(ROWS, COMPLETIONS).hidden.sum().backward()
+    policy.forward(ROWS, COMPLETIONS).hidden.sum().backward()
     assert policy.model.get_output_embeddings().weight.grad.abs().sum() > 0
 
 
@@ -112,10 +112,10 @@ def test_numbers_that_are_never_the_model_s_own_are_refused_unless_accepted(
 def test_copies_save_what_their_model_may_save(tmp_path: Path) -> None:
     policy = text_policy(tmp_path, "rwkv", {"attention_hidden_size": 32})
     assert policy.prove().off.keys() == {"rows", "cache"}
-    policy.stop_ids, policy.head = frozenset({2, 7}), replace(policy.head, ends=(2, 7))
+    policy.stop_ids, policy.head = frozenset({2, 7}), replace(policy.head, eos_ids=(2, 7))
     twin = policy.copy("student@ema")
     assert twin.proof is policy.proof and twin.shortcuts == policy.shortcuts
-    assert twin.stop_ids == policy.stop_ids and twin.head.ends == policy.head.ends
+    assert twin.stop_ids == policy.stop_ids and twin.head.eos_ids == policy.head.eos_ids
     assert torch.equal(read(twin), read(policy))
 
 

@@ -15,15 +15,15 @@ from workbench.data.contexts import build_prompt
 from workbench.data.scenes import make_examples
 from workbench.distill.losses import score
 from workbench.distill.method import Method
-from workbench.distill.rollouts import write_rollouts
+from workbench.distill.rollouts import sample_rollouts
 from workbench.distill.scoring import Batch
-from workbench.distill.step import Scored, read_batch, supervise_batch
+from workbench.distill.step import StepResult, compute_step, score_batch
 from workbench.errors import ConfigError
 from workbench.methods import load_method
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.compiling import compile_parts
-from workbench.policies.image_features import remembered_images
+from workbench.policies.image_features import cached_image_features
 from workbench.policies.loading import load_policies
 from workbench.policies.sampling import ROW_BYTES
 from workbench.runs.folder import RunFolder
@@ -34,7 +34,7 @@ IDS = (300, 301, 302, 303)
 
 
 def logprobs(policy: AutoregressivePolicy, prompts: list[Prompt]) -> torch.Tensor:
-    return score(policy.read(prompts, [IDS] * len(prompts)), torch.tensor(IDS * len(prompts))).logprob.detach()
+    return score(policy.forward(prompts, [IDS] * len(prompts)), torch.tensor(IDS * len(prompts))).logprob.detach()
 
 
 def teacher(models: dict[str, Path], **options: object) -> AutoregressivePolicy:
@@ -98,12 +98,12 @@ def test_a_compiler_or_an_attention_that_is_not_there_is_said_with_what_there_is
             teacher(models, attention="flash_attention_2")
 
 
-def scored(method: Method, policies: dict, batch: Batch) -> Scored:
+def scored(method: Method, policies: dict, batch: Batch) -> StepResult:
     policies["student"].model.requires_grad_(True)
-    return supervise_batch(
+    return compute_step(
         method,
         policies,
-        read_batch(method, policies, batch),
+        score_batch(method, policies, batch),
         seed=0,
         num_alternatives=3,
         alternatives_of=2,
@@ -120,10 +120,10 @@ def test_the_same_weights_look_at_the_same_pictures_once(models: dict) -> None:
         policy.model.model.vision_model.register_forward_hook(lambda *_, name=name: looks.append(name))
     examples = [example(0), example(1)]
 
-    def step(enabled: bool) -> Scored:
+    def step(enabled: bool) -> StepResult:
         looks.clear()
-        with remembered_images(enabled):
-            own = write_rollouts(
+        with cached_image_features(enabled):
+            own = sample_rollouts(
                 policies["student"],
                 examples,
                 context="plain",
@@ -144,7 +144,7 @@ def test_the_same_weights_look_at_the_same_pictures_once(models: dict) -> None:
 
 def test_a_prompt_with_other_pictures_gets_its_own_features(idefics3: AutoregressivePolicy, prompts: list) -> None:
     alone = [logprobs(idefics3, [prompt]) for prompt in prompts]
-    with remembered_images(), torch.no_grad():
+    with cached_image_features(), torch.no_grad():
         logprobs(idefics3, prompts[:1])
         again = logprobs(idefics3, [dataclasses.replace(prompts[0], text="red"), *prompts])
         assert torch.allclose(again[len(IDS) :], torch.cat(alone), atol=2e-5)
@@ -159,7 +159,7 @@ def test_features_of_a_picture_serve_every_prompt_that_shows_it(policy: Autoregr
         counted = lambda **inputs: looks.append(len(inputs["pixel_values"])) or look(**inputs)  # noqa: E731
         policy.model.get_image_features = functools.wraps(look)(counted)  # which inputs it takes is asked
         try:
-            with remembered_images():
+            with cached_image_features():
                 again = [logprobs(policy, [one]) for one in (first, second, prompts[2])]
                 seen = len(looks)
                 both = logprobs(policy, [second, first])
@@ -195,7 +195,7 @@ def test_buckets_change_the_order_of_work_and_no_number(models: dict) -> None:
     shaped = [
         dataclasses.replace(one, ids=written.ids[:length], logprobs=written.logprobs[:length])
         for one, written, length in zip(
-            write_rollouts(
+            sample_rollouts(
                 policies["student"],
                 [example(idx) for idx in range(5)],
                 context="plain",
@@ -233,7 +233,7 @@ def test_a_teacher_in_eight_bits_reads_nearly_the_same() -> None:
     written = [tuple(own.tokenizer.encode(example.reference, add_special_tokens=False)) for example in examples]
     ids = torch.tensor([token for one in written for token in one])
     with torch.no_grad():
-        first, second = (score(policy.read(prompts, written), ids).logprob for policy in (own, small))
+        first, second = (score(policy.forward(prompts, written), ids).logprob for policy in (own, small))
     assert not torch.equal(first, second) and float((first - second).abs().median()) < 0.05
 
 

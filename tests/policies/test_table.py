@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from small import example, table_policy
-from table_policy import END, TablePolicy
+from table_policy import END, LogitTablePolicy
 
 from workbench.data.contexts import build_prompt
 from workbench.distill.losses import score
@@ -18,7 +18,7 @@ def test_keeps_the_promises_of_a_policy() -> None:
     assert [len(own) for own in rows] == [2, 1]
     shown, written = [prompts[0], prompts[0], prompts[1]], [*rows[0], *rows[1]]
     ids = torch.tensor([token for one in written for token in one.ids])
-    read = score(policy.read(shown, [one.ids for one in written]), ids).logprob
+    read = score(policy.forward(shown, [one.ids for one in written]), ids).logprob
     assert torch.allclose(read, torch.tensor([value for one in written for value in one.logprobs]), atol=1e-6)
     for one in written:
         assert one.finished == (one.ids[-1] == END)
@@ -30,14 +30,14 @@ def test_keeps_the_promises_of_a_policy() -> None:
 def test_an_example_whose_name_has_a_bar_is_shown_its_context() -> None:
     policy = table_policy("student", 0)
     prompts = [build_prompt(example(0, origin=origin), "boxes") for origin in ("a|plain", "b")]
-    one, two = (policy.read([prompt], [(1, 2)]).hidden for prompt in prompts)
+    one, two = (policy.forward([prompt], [(1, 2)]).hidden for prompt in prompts)
     assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}], ids=str)
 def test_the_most_likely_token_is_written_when_asked_for(options: dict) -> None:
     table = torch.tensor([[0.0, 1.0, 2.0, 0.5], [3.0, 1.0, 2.0, 0.5]])
-    policy = TablePolicy("student", {"plain": table})
+    policy = LogitTablePolicy("student", {"plain": table})
     for seed in range(20):
         ((one,),) = policy.sample([build_prompt(example(), "plain")], [[seed]], SamplingOptions(5, **options))
         assert one.ids == (2, END)
@@ -45,7 +45,7 @@ def test_the_most_likely_token_is_written_when_asked_for(options: dict) -> None:
 
 def test_a_temperature_and_a_cut_change_what_is_drawn_and_not_the_log_prob() -> None:
     table = torch.tensor([[math.log(0.2), math.log(0.5), math.log(0.3)]])
-    policy = TablePolicy("student", {"plain": table})
+    policy = LogitTablePolicy("student", {"plain": table})
     prompt = build_prompt(example(), "plain")
     (drawn,) = policy.sample([prompt], [list(range(3000))], SamplingOptions(1, top_k=2))
     shares = [sum(one.ids == (token,) for one in drawn) / 3000 for token in range(3)]

@@ -40,8 +40,8 @@ def gap(policy: AutoregressivePolicy, prompts: list[Prompt]) -> float:
     written = policy.sample(prompts, [[1, 2], [3], [4]], SamplingOptions(8))
     rows = [(prompt, one) for prompt, own in zip(prompts, written, strict=True) for one in own]
     with torch.no_grad():
-        readout = policy.read([prompt for prompt, _ in rows], [one.ids for _, one in rows])
-        logprobs = readout.logits(torch.arange(len(readout.hidden))).log_softmax(-1)
+        output = policy.forward([prompt for prompt, _ in rows], [one.ids for _, one in rows])
+        logprobs = output.logits(torch.arange(len(output.hidden))).log_softmax(-1)
     drawn = torch.tensor([token for _, one in rows for token in one.ids])
     engine = torch.tensor([logprob for _, one in rows for logprob in one.logprobs])
     return float((logprobs.gather(-1, drawn.unsqueeze(-1)).squeeze(-1) - engine).abs().max())
@@ -56,7 +56,7 @@ def test_vllm_writes_with_the_students_weights(
     if family in families.TEXT_FAMILIES:
         prompts = [replace(prompt, images=()) for prompt in prompts]
     ends = (policy.end_id, 20, 21)  # as Qwen has several
-    policy.stop_ids, policy.head = frozenset(ends), replace(policy.head, ends=ends)
+    policy.stop_ids, policy.head = frozenset(ends), replace(policy.head, eos_ids=ends)
     policy.engine = VllmEngine(str(tmp_path), dtype="float32", memory=0.1, trust_remote_code=False)
     assert gap(policy, prompts) < 1e-3
     with torch.no_grad():

@@ -19,7 +19,7 @@ from small import run_config
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from workbench.app.server import serve
-from workbench.evals.records import load_answers
+from workbench.evals.records import load_records
 from workbench.training.run import train
 
 
@@ -216,7 +216,7 @@ def test_a_wrong_answer_opens_with_its_picture(visit, runs: Path) -> None:
     page = visit("run=dopd", "illusion")
     row = page.locator("#illusion-wrong tr[data-key]").nth(1)
     key = json.loads(row.get_attribute("data-key"))
-    answered = [one for one in load_answers(runs / "dopd") if (one.step, one.policy) == (4, "student")]
+    answered = [one for one in load_records(runs / "dopd") if (one.step, one.policy) == (4, "student")]
     given = next(one.text for one in answered if (one.example_id, one.context) == (key["example"], key["context"]))
     row.click()
     page.locator(SHOWS["data"]).first.wait_for()

@@ -11,15 +11,15 @@ from workbench.app.context import AppContext
 from workbench.app.finding_cards import findings_html
 from workbench.app.tabs import illusion
 from workbench.evals.findings import find, sentences
-from workbench.evals.records import Answered, save_answers
+from workbench.evals.records import EvalRecord, save_records
 from workbench.runs.folder import RunFolder
 
 CONFIG = "models: {teacher: t}\nmethod: {name: dopd, privilege: crop}\n"
 
 
-def rows(step: int, policy: str, context: str, rewards: str, truth: str | None, sure: float = 0.5) -> list[Answered]:
+def rows(step: int, policy: str, context: str, rewards: str, truth: str | None, sure: float = 0.5) -> list[EvalRecord]:
     return [
-        Answered(step, policy, context, f"{truth}{number}", "", truth, "3", "3", float(reward), sure, 2, True)
+        EvalRecord(step, policy, context, f"{truth}{number}", "", truth, "3", "3", float(reward), sure, 2, True)
         for number, reward in enumerate(rewards)
     ]
 
@@ -37,11 +37,11 @@ TEACHER = [
 WRONG = rows(0, "teacher", "wrong_crop", "11100001", "visible")
 
 
-def cards(tmp_path: Path, answered: list[Answered], config: str = CONFIG) -> list[str]:
+def cards(tmp_path: Path, answered: list[EvalRecord], config: str = CONFIG) -> list[str]:
     """The text of each card."""
     folder = RunFolder.create(tmp_path / "demo", config, seed=0, method="dopd")
     for step in {row.step for row in answered}:
-        save_answers(folder.path, step, [row for row in answered if row.step == step])
+        save_records(folder.path, step, [row for row in answered if row.step == step])
     sections = re.findall(r"<section>(.*?)</section>", findings_html(folder.path), flags=re.DOTALL)
     return [" ".join(unescape(re.sub(r"<[^>]+>", " ", section)).split()) for section in sections]
 
@@ -90,7 +90,7 @@ def test_the_cards_and_the_summary_say_the_same(tmp_path: Path) -> None:
     ],
 )
 def test_what_was_not_recorded_names_the_key_that_records_it(
-    tmp_path: Path, answered: list[Answered], config: str, card: int, sentence: str
+    tmp_path: Path, answered: list[EvalRecord], config: str, card: int, sentence: str
 ) -> None:
     assert sentence in cards(tmp_path, answered, config)[card]
 

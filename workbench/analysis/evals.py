@@ -6,7 +6,7 @@ from pathlib import Path
 from workbench.analysis.table import NO_EVALS
 from workbench.config.schema import read_yaml
 from workbench.errors import ConfigError
-from workbench.evals.records import Answered, load_answers
+from workbench.evals.records import EvalRecord, load_records
 from workbench.runs.commands import value_at
 
 EVALUATES_NOTHING = (
@@ -15,16 +15,16 @@ EVALUATES_NOTHING = (
 )
 
 
-def answers_of(run_dir: str | Path) -> list[Answered]:
-    """What load_answers reads, by step."""
+def answers_of(run_dir: str | Path) -> list[EvalRecord]:
+    """What load_records reads, by step."""
     files = sorted(Path(run_dir, "evals").glob("step-*.jsonl"))
     marks = [(file, file.stat()) for file in files]
     return list(_load(Path(run_dir), tuple((file.name, found.st_mtime_ns, found.st_size) for file, found in marks)))
 
 
 @functools.lru_cache(maxsize=4)
-def _load(run_dir: Path, files: tuple) -> tuple[Answered, ...]:
-    return tuple(load_answers(run_dir))
+def _load(run_dir: Path, files: tuple) -> tuple[EvalRecord, ...]:
+    return tuple(load_records(run_dir))
 
 
 def no_evals(run_dir: str | Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from workbench.errors import TraceError
 from workbench.evals.findings import INTERVALS, find, privilege_of, sentences
-from workbench.evals.records import CONFIDENCE, Answered, load_answers, measure
+from workbench.evals.records import CONFIDENCE, EvalRecord, load_records, measure
 from workbench.runs.folder import RunFolder
 from workbench.runs.processes import born_at
 from workbench.traces.reader import NoTraces, Traces, open_traces
@@ -26,7 +26,7 @@ def summarise_run(run_dir: str | Path) -> str:
     parts = [f"{status.get('method', '?')} · {status.get('steps_done', 0)} steps · {_state(status)} · {folder.path}"]
     if _state(status) == "died":
         parts.append(f"its process was killed or ran out of memory; go on with: workbench resume {folder.path}")
-    answered = load_answers(folder.path)
+    answered = load_records(folder.path)
     if answered:
         parts.append(accuracy_table(answered))
         parts += peer_table(answered)
@@ -47,7 +47,7 @@ def summarise_run(run_dir: str | Path) -> str:
     return "\n\n".join(parts)
 
 
-def _findings(folder: RunFolder, answered: list[Answered]) -> list[str]:
+def _findings(folder: RunFolder, answered: list[EvalRecord]) -> list[str]:
     """What was gained, what is only claimed, and how to find out why; nothing before a second evaluation."""
     privilege = privilege_of(folder.path)
     found = find(answered, privilege)
@@ -97,7 +97,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def accuracy_table(answered: list[Answered]) -> str:
+def accuracy_table(answered: list[EvalRecord]) -> str:
     """Right answers per policy and context, their length and the share cut, first and last evaluation side by side."""
     if not answered:
         return NOBODY_ASKED
@@ -123,7 +123,7 @@ def accuracy_table(answered: list[Answered]) -> str:
     return f"{format_table(header, rows)}\n  tokens: mean length of an answer; cut: answers that reached the longest length allowed"
 
 
-def peer_table(answered: list[Answered]) -> list[str]:
+def peer_table(answered: list[EvalRecord]) -> list[str]:
     """Of a run in which several learn: what each won and lost in each kind of question, from first to last evaluation.
 
     repaired and broken are questions, of all asked: wrong at first and right at last, and the other way round.
@@ -155,7 +155,7 @@ def peer_table(answered: list[Answered]) -> list[str]:
     return [format_table(header, sorted(rows))] if rows else []
 
 
-def evaluation_table(answered: list[Answered]) -> str:
+def evaluation_table(answered: list[EvalRecord]) -> str:
     """Every measure of every policy and context: over all questions, by truth, and by kind of question."""
     if not answered:
         return NOBODY_ASKED
@@ -205,7 +205,7 @@ def evaluation_table(answered: list[Answered]) -> str:
     return "\n".join([format_table(header, rows), legend, *_asked_less(answered)])
 
 
-def _asked_less(answered: list[Answered]) -> list[str]:
+def _asked_less(answered: list[EvalRecord]) -> list[str]:
     """Which contexts were asked fewer questions than another one: their rows are not to be compared as they stand."""
     asked: dict[str, dict[str, set[str]]] = {}
     for row in answered:
@@ -229,7 +229,7 @@ def _state(status: dict) -> str:
     return "died" if status["status"] == "running" and is_gone else status["status"]
 
 
-def _kinds(answered: list[Answered]) -> list[tuple[str, str]]:
+def _kinds(answered: list[EvalRecord]) -> list[tuple[str, str]]:
     """(kind, truth) of the table's rows: all, each truth, each kind, and each truth of a kind that has several."""
     truths = [truth for truth in (VISIBLE, PRIVILEGED) if any(row.truth == truth for row in answered)]
     found = [("all", "all"), *(("all", truth) for truth in truths)]

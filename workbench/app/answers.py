@@ -6,7 +6,7 @@ from pathlib import Path
 from workbench.analysis.evals import answers_of
 from workbench.analysis.table import Table, table
 from workbench.analysis.tokens import answers_over_time
-from workbench.evals.records import Answered
+from workbench.evals.records import EvalRecord
 from workbench.traces.reader import Traces
 
 COLUMNS = ["step", "where", "answer", "expected", "right", "tokens"]
@@ -68,5 +68,5 @@ def answers_to(run_dir: Path, traces: Traces | None, example: str) -> Table:
     return table(rows, COLUMNS, run=run_dir.name, empty=NONE_YET, units={"tokens": "tokens"})
 
 
-def _of_student(run_dir: Path) -> list[Answered]:
+def _of_student(run_dir: Path) -> list[EvalRecord]:
     return [row for row in answers_of(run_dir) if row.policy == "student"]

@@ -22,7 +22,7 @@ from workbench.evals.findings import (
     source_of,
     wrong_context,
 )
-from workbench.evals.records import Answered
+from workbench.evals.records import EvalRecord
 from workbench.render.text import signed
 from workbench.types import STUDENT
 
@@ -62,7 +62,7 @@ def findings_html(run_dir: Path) -> str:
     return f'<div class="wbu-findings" role="group" aria-label="{label}">{"".join(cards)}</div>'
 
 
-def _why_missing(answered: list[Answered]) -> str:
+def _why_missing(answered: list[EvalRecord]) -> str:
     """Why there is no gain: of a run that goes on, or of keys that leave it out."""
     steps = {row.step for row in answered if row.policy == STUDENT and not is_privileged(row.context)}
     if not steps:

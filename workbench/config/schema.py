@@ -245,7 +245,7 @@ class EvaluationConfig:
 
     @property
     def grading(self) -> dict:
-        """Grading options, as keyword arguments of `write_rollouts`, `ask` and `grading.grade`."""
+        """Grading options, as keyword arguments of `sample_rollouts`, `ask` and `grading.grade`."""
         return {"rule": self.rule, "tolerance": self.tolerance}
 
 

@@ -34,7 +34,7 @@ from workbench.data.images import MAX_PIXELS, open_image
 from workbench.data.scripts import is_blank
 from workbench.errors import ConfigError, DataError, unknown
 from workbench.seeding import derive_seed
-from workbench.types import Box, Denoising, Example, Prompt, Rollout, Turn
+from workbench.types import Box, DenoisingTrace, Example, Prompt, Rollout, Turn
 
 OF_ROLLOUT = ("feedback", "turns", "future")
 AFTERWARDS = ("feedback", "future")  # not there before an answer is
@@ -110,7 +110,7 @@ def stand_in(example: Example) -> Rollout:
         True,
         replies=("",) * (len(user_turns(example)) - 1),
         feedback="",
-        denoising=Denoising((), 1, 1),
+        denoising=DenoisingTrace((), 1, 1),
     )
 
 

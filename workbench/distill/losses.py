@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from workbench.distill.divergences import row_slices
 from workbench.distill.method import REWARD, TOKENS, Regime
-from workbench.policies.readout import MixedReadout, Readout, chunk_size, cut, entropy_of
+from workbench.policies.view_output import MixedViewOutput, ViewOutput, chunk_size, cut, entropy_of
 from workbench.types import Routing, TokenScores
 
 
 @dataclass(frozen=True)
-class Supervision:
+class LossResult:
     """The learner's side of a step.
 
     total   sum of coefficient * loss over positions, the number to call backward() on
@@ -36,21 +36,21 @@ class Supervision:
 
 
 @torch.no_grad()
-def score(readout: Readout | MixedReadout, token_ids: Int[Tensor, " N"]) -> TokenScores:
+def score(output: ViewOutput | MixedViewOutput, token_ids: Int[Tensor, " N"]) -> TokenScores:
     """Scalars of one view at every position; NaN, and rank -1, where it did not read."""
     order = torch.arange(token_ids.numel(), device=token_ids.device)
-    order = order if readout.read is None else order[readout.read]
-    parts = [_scalars(readout.logits(chunk), token_ids[chunk]) for chunk in order.split(chunk_size(readout.vocabulary))]
+    order = order if output.is_scored is None else order[output.is_scored]
+    parts = [_scalars(output.logits(chunk), token_ids[chunk]) for chunk in order.split(chunk_size(output.vocabulary))]
     scores = _joined(parts, token_ids)
-    if readout.read is None:
+    if output.is_scored is None:
         return scores
-    whole = unread_scores(token_ids.numel(), token_ids.device)
+    whole = missing_scores(token_ids.numel(), token_ids.device)
     for name, values in vars(scores).items():
         getattr(whole, name)[order] = values
     return whole
 
 
-def unread_scores(num_positions: int, device: torch.device | str = "cpu") -> TokenScores:
+def missing_scores(num_positions: int, device: torch.device | str = "cpu") -> TokenScores:
     """Scalars of a view that read nothing."""
     nothing = torch.full((3, num_positions), torch.nan, device=device)
     return TokenScores(*nothing, rank=torch.full((num_positions,), -1, device=device))
@@ -58,36 +58,36 @@ def unread_scores(num_positions: int, device: torch.device | str = "cpu") -> Tok
 
 @torch.no_grad()
 def alternatives(
-    readout: Readout | MixedReadout, index: Int[Tensor, " M"], count: int
+    output: ViewOutput | MixedViewOutput, index: Int[Tensor, " M"], count: int
 ) -> tuple[Int[Tensor, "M K"], Float[Tensor, "M K"]]:
     """Ids and log-probs of the most likely tokens at some positions; -1 and NaN where the view did not read."""
-    if readout.read is not None:
-        read = readout.read[index]
-        some_ids, some_logprobs = alternatives(replace(readout, read=None), index[read], count)
+    if output.is_scored is not None:
+        is_scored = output.is_scored[index]
+        some_ids, some_logprobs = alternatives(replace(output, is_scored=None), index[is_scored], count)
         ids = some_ids.new_full((index.numel(), some_ids.shape[1]), -1)
         logprobs = some_logprobs.new_full(ids.shape, torch.nan)
-        ids[read], logprobs[read] = some_ids, some_logprobs
+        ids[is_scored], logprobs[is_scored] = some_ids, some_logprobs
         return ids, logprobs
     ids, logprobs = [], []
-    for chunk in index.split(chunk_size(readout.vocabulary)):
-        logprob = readout.logits(chunk).log_softmax(-1)
-        best = logprob.topk(min(count, readout.vocabulary), -1)
+    for chunk in index.split(chunk_size(output.vocabulary)):
+        logprob = output.logits(chunk).log_softmax(-1)
+        best = logprob.topk(min(count, output.vocabulary), -1)
         ids.append(best.indices)
         logprobs.append(best.values)
     if not ids:
-        return index.new_zeros((0, count)), torch.zeros(0, count, device=readout.device)
+        return index.new_zeros((0, count)), torch.zeros(0, count, device=output.device)
     return torch.cat(ids), torch.cat(logprobs)
 
 
-def supervise(
-    learner: Readout,
-    targets: dict[str, Readout | MixedReadout],
+def compute_losses(
+    learner: ViewOutput,
+    targets: dict[str, ViewOutput | MixedViewOutput],
     token_ids: Int[Tensor, " N"],
     *,
     regimes: tuple[Regime, ...],
     routing: Routing,
     coefficient: Float[Tensor, " N"],
-) -> Supervision:
+) -> LossResult:
     """Losses of all regimes at their positions.
 
     `coefficient` is what a position's loss counts in the total: 1 over the number that the loss is averaged by.
@@ -96,13 +96,13 @@ def supervise(
     head_parameters = [parameter for parameter in learner.head.linear.parameters() if parameter.requires_grad]
     work = _Work(learner, targets, token_ids, regimes, routing, coefficient, {})
     total = _Supervise.apply(learner.hidden, work, *head_parameters)
-    return Supervision(total, work.out["loss"], work.out["scores"])
+    return LossResult(total, work.out["loss"], work.out["scores"])
 
 
 @dataclass(frozen=True)
 class _Work:
-    learner: Readout
-    targets: dict[str, Readout | MixedReadout]
+    learner: ViewOutput
+    targets: dict[str, ViewOutput | MixedViewOutput]
     token_ids: Tensor
     regimes: tuple[Regime, ...]
     routing: Routing
@@ -172,7 +172,7 @@ class _Gradients:
     second (V, D) array per chunk. Any other head goes through autograd.
     """
 
-    def __init__(self, learner: Readout, hidden: Tensor, head_parameters: tuple[Tensor, ...]) -> None:
+    def __init__(self, learner: ViewOutput, hidden: Tensor, head_parameters: tuple[Tensor, ...]) -> None:
         self.learner, self.hidden, self.head_parameters = learner, hidden.detach(), head_parameters
         self.of_hidden = torch.zeros_like(self.hidden)
         self.of_head = [torch.zeros_like(parameter) for parameter in head_parameters]

@@ -175,7 +175,7 @@ class Method:
     needs          fields of an example without which it cannot be used, beside what contexts show: "answer"
     annotate       adds to the written rollouts of a batch what views are to be shown of them (Rollout.feedback) and what
                    it decided (Rollout.facts); it also sees what peers wrote about the same examples, one batch each
-    asks_peers     what every peer is asked about each rollout, {text} being the rollout's; its reply is in Rollout.remarks
+    peer_request     what every peer is asked about each rollout, {text} being the rollout's; its reply is in Rollout.remarks
     min_learners   students that must learn in the run: the student and models.peers
     min_generations  answers to each question that the rule compares with each other
     replier        policy that replies to all turns but the last, where the learner's context is "turns"
@@ -194,7 +194,7 @@ class Method:
     ema_rate: float = 0.05
     needs: tuple[str, ...] = ()
     annotate: Annotator | None = None
-    asks_peers: str | None = None
+    peer_request: str | None = None
     min_learners: int = 1
     min_generations: int = 1
     replier: str = "student"

@@ -8,16 +8,16 @@ from dataclasses import fields, replace
 from workbench.data.contexts import build_prompt, build_turn, parse_context, user_turns
 from workbench.data.grading import TOLERANCE, grade
 from workbench.errors import DataError, RunError
-from workbench.policies import Policy, SamplingOptions, Written
+from workbench.policies import Completion, Policy, SamplingOptions
 from workbench.seeding import derive_seed, draw_uniform
-from workbench.types import Denoising, Example, Prompt, Rollout
+from workbench.types import DenoisingTrace, Example, Prompt, Rollout
 
 DATASET = "dataset"
 _LEFT_OUT: Counter[str] = Counter()  # by what was shown: how often this process left a special token out
 log = logging.getLogger("workbench")
 
 
-def write_rollouts(
+def sample_rollouts(
     writer: Policy,
     examples: list[Example],
     *,
@@ -116,7 +116,7 @@ def reply_in_turns(
     return replies
 
 
-def ask_all(
+def request_peer_feedback(
     written: dict[str, tuple[Rollout, ...]],
     students: dict[str, Policy],
     question: str,
@@ -127,7 +127,7 @@ def ask_all(
 ) -> dict[str, tuple[Rollout, ...]]:
     """What each learner wrote, with what every other one writes when it is shown the question and asked about the answer.
 
-    asked  as Method.asks_peers
+    asked  as Method.peer_request
     first  place of the first rollout in the step
     """
     return {
@@ -175,7 +175,7 @@ def reference_of(example: Example) -> tuple[str, str] | None:
     return None if example.answer is None else ("answer", example.answer)
 
 
-def reference_completion(writer: Policy, example: Example) -> Written:
+def reference_completion(writer: Policy, example: Example) -> Completion:
     """The data's own answer as tokens of the writer, the end token included."""
     reference = reference_of(example)
     if reference is None:
@@ -184,7 +184,7 @@ def reference_completion(writer: Policy, example: Example) -> Written:
             "Add the column or set method.dataset_share=0."
         )
     ids = writer.answer_ids(reference[1])
-    return Written(ids, (), True, writer.order_of(ids))
+    return Completion(ids, (), True, writer.denoising_schedule(ids))
 
 
 def _sample(
@@ -195,8 +195,8 @@ def _sample(
     sampling: SamplingOptions,
     batch_size: int,
     replies: Sequence[tuple[str, ...]],
-) -> list[list[Written]]:
-    written: list[list[Written]] = [[] for _ in examples]
+) -> list[list[Completion]]:
+    written: list[list[Completion]] = [[] for _ in examples]
     todo = [idx for idx, example_seeds in enumerate(seeds) if example_seeds]
     per_example = max((len(example_seeds) for example_seeds in seeds), default=1) or 1
     size = max(1, batch_size // per_example) if batch_size else len(todo)
@@ -230,7 +230,7 @@ def from_row(row: dict, examples: dict[str, Example], key: str) -> Rollout:
         )
     values = _with_tuples(row) | {"example": examples[row["example"]]}
     if values.get("denoising") is not None:
-        values["denoising"] = Denoising(**_with_tuples(values["denoising"]))
+        values["denoising"] = DenoisingTrace(**_with_tuples(values["denoising"]))
     return Rollout(**values)
 
 

@@ -1,6 +1,6 @@
 """Reading: every view of a method scores the same rollouts.
 
-rollouts -> Batch (positions end to end) -> read_view, score_views -> RouteBatch -> Routing
+rollouts -> Batch (positions end to end) -> forward_view, score_views -> RouteBatch -> Routing
 """
 
 import itertools
@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.data.contexts import build_prompt, is_of_rollout, lacks
-from workbench.distill.losses import score, unread_scores
+from workbench.distill.losses import missing_scores, score
 from workbench.distill.method import Method
 from workbench.policies import Policy
 from workbench.policies.fsdp import together
-from workbench.policies.readout import MixedReadout, Readout, join
+from workbench.policies.view_output import MixedViewOutput, ViewOutput, join_outputs
 from workbench.types import Prompt, Rollout, RouteBatch, Routing, TokenScores
 
 Positions = slice | Int[Tensor, " M"]
@@ -115,10 +115,12 @@ def view_prompts(method: Method, rollouts: tuple[Rollout, ...]) -> dict[str, Pro
     return prompts
 
 
-def read_part(policy: Policy, prompts: Prompts, batch: Batch, rows: list[int]) -> Readout | MixedReadout:
+def forward_micro_batch(
+    policy: Policy, prompts: Prompts, batch: Batch, rows: list[int]
+) -> ViewOutput | MixedViewOutput:
     """One micro-batch under one view that reads all of it."""
     rollouts = [batch.rollouts[row] for row in rows]
-    return policy.read(
+    return policy.forward(
         [prompts[row] for row in rows],
         [rollout.ids for rollout in rollouts],
         [rollout.denoising for rollout in rollouts],
@@ -126,36 +128,36 @@ def read_part(policy: Policy, prompts: Prompts, batch: Batch, rows: list[int]) -
 
 
 @torch.no_grad()
-def read_view(policy: Policy, prompts: Prompts, batch: Batch) -> Readout | MixedReadout | None:
+def forward_view(policy: Policy, prompts: Prompts, batch: Batch) -> ViewOutput | MixedViewOutput | None:
     """The whole batch under one view, without gradient: hidden states of completion positions and nothing else.
 
-    Positions of rollouts that the view does not read are NaN, see Readout.read; None if it reads nothing at all.
+    Positions of rollouts that the view does not read are NaN, see ViewOutput.is_scored; None if it reads nothing at all.
     """
     is_read = [prompt is not None for prompt in prompts]
     part = replace(batch, rollouts=tuple(itertools.compress(batch.rollouts, is_read)))
     if not part.rollouts and batch.rollouts:
         return None
     read_prompts = tuple(prompt for prompt in prompts if prompt is not None)
-    readout = join([read_part(policy, read_prompts, part, rows) for rows, _ in part.parts()])
-    readout = readout if part.order is None else readout.part(part.back)
-    return readout if all(is_read) else readout.spread(torch.tensor(is_read)[batch.sequence].to(readout.device))
+    output = join_outputs([forward_micro_batch(policy, read_prompts, part, rows) for rows, _ in part.parts()])
+    output = output if part.order is None else output.part(part.back)
+    return output if all(is_read) else output.spread(torch.tensor(is_read)[batch.sequence].to(output.device))
 
 
 def score_views(
     method: Method, policies: dict[str, Policy], prompts: dict[str, Prompts], batch: Batch
-) -> tuple[dict[str, Readout | MixedReadout], dict[str, TokenScores]]:
-    """Readouts and scalars of the views that do not learn; a view that reads nothing of the batch has no readout."""
-    readouts, scores = {}, {}
+) -> tuple[dict[str, ViewOutput | MixedViewOutput], dict[str, TokenScores]]:
+    """Readouts and scalars of the views that do not learn; a view that reads nothing of the batch has no output."""
+    outputs, scores = {}, {}
     for name, view in method.views.items():
         if not view.learns:
             with together(policies[view.policy]):
-                readout = read_view(policies[view.policy], prompts[name], batch)
-            if readout is None:
-                scores[name] = unread_scores(batch.num_positions)
+                output = forward_view(policies[view.policy], prompts[name], batch)
+            if output is None:
+                scores[name] = missing_scores(batch.num_positions)
             else:
-                readouts[name] = readout
-                scores[name] = score(readout, batch.token_ids.to(readout.device))
-    return readouts, scores
+                outputs[name] = output
+                scores[name] = score(output, batch.token_ids.to(output.device))
+    return outputs, scores
 
 
 def route(
@@ -188,7 +190,7 @@ def route(
     return routing
 
 
-def part_of_routing(routing: Routing, positions: Positions) -> Routing:
+def slice_routing(routing: Routing, positions: Positions) -> Routing:
     """A micro-batch's positions of a whole batch's routing."""
     advantage = None if routing.advantage is None else routing.advantage[positions]
     return replace(routing, regime=routing.regime[positions], weight=routing.weight[positions], advantage=advantage)

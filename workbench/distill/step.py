@@ -1,7 +1,7 @@
 """One batch from rollouts to losses: read by every view, routed, supervised. The loop, probes, `check` and the API use it.
 
-readings = read_batch(method, policies, batch)               every view that does not learn, without gradient
-scored = supervise_batch(method, policies, readings, ...)    route, then the learner; with gradient if asked for
+scored_batch = score_batch(method, policies, batch)               every view that does not learn, without gradient
+scored = compute_step(method, policies, scored_batch, ...)    route, then the learner; with gradient if asked for
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.data.contexts import parse_context
-from workbench.distill.losses import Supervision, alternatives, score, supervise
+from workbench.distill.losses import LossResult, alternatives, compute_losses, score
 from workbench.distill.method import Method
 from workbench.distill.rollouts import without_special
 from workbench.distill.scoring import (
@@ -23,11 +23,11 @@ from workbench.distill.scoring import (
     Positions,
     Prompts,
     coefficients,
-    part_of_routing,
-    read_part,
-    read_view,
+    forward_micro_batch,
+    forward_view,
     route,
     score_views,
+    slice_routing,
     view_prompts,
 )
 from workbench.distributed import ALONE, Group
@@ -35,7 +35,7 @@ from workbench.errors import RunError
 from workbench.policies import Policy
 from workbench.policies.by_domain import member
 from workbench.policies.fsdp import entangled, rounds, together
-from workbench.policies.readout import MixedReadout, Readout
+from workbench.policies.view_output import MixedViewOutput, ViewOutput
 from workbench.types import Evidence, Rollout, Routing, TokenScores
 
 
@@ -52,17 +52,17 @@ class Alternatives:
 
 
 @dataclass(frozen=True)
-class Readings:
+class ScoredBatch:
     """A batch as the views that do not learn read it."""
 
     batch: Batch
     prompts: dict[str, Prompts]
-    readouts: dict[str, Readout | MixedReadout]
+    outputs: dict[str, ViewOutput | MixedViewOutput]
     scores: dict[str, TokenScores]
 
 
 @dataclass(frozen=True)
-class Scored:
+class StepResult:
     """A routed and supervised batch: all that is recorded about it."""
 
     method: Method
@@ -74,17 +74,17 @@ class Scored:
     coefficient: Float[Tensor, " N"]
     alternatives: Alternatives | None
     readers: dict[str, tuple[str, ...]]  # by view, the name of the policy that read each rollout
-    everybody: "Scored | None" = None  # the batch of all processes: numbers only, None = this is it
+    across_ranks: "StepResult | None" = None  # the batch of all processes: numbers only, None = this is it
 
     @property
-    def whole(self) -> "Scored":
+    def global_result(self) -> "StepResult":
         """The batch of all processes that train the run."""
-        return self.everybody or self
+        return self.across_ranks or self
 
 
-def read_batch(
+def score_batch(
     method: Method, policies: dict[str, Policy], batch: Batch, peers: tuple[tuple[Rollout, ...], ...] = ()
-) -> Readings:
+) -> ScoredBatch:
     """Every view that does not learn, after the method has written its feedback, if it writes any.
 
     peers  what the run's other learners wrote about the same examples
@@ -93,8 +93,8 @@ def read_batch(
         batch = replace(batch, rollouts=method.annotate(batch.rollouts, *peers))
         batch = replace(batch, rollouts=tuple(_showable(rollout, method, policies) for rollout in batch.rollouts))
     prompts = view_prompts(method, batch.rollouts)
-    readouts, scores = score_views(method, policies, prompts, batch)
-    return Readings(batch, prompts, readouts, scores)
+    outputs, scores = score_views(method, policies, prompts, batch)
+    return ScoredBatch(batch, prompts, outputs, scores)
 
 
 def _showable(rollout: Rollout, method: Method, policies: dict[str, Policy]) -> Rollout:
@@ -106,7 +106,7 @@ def _showable(rollout: Rollout, method: Method, policies: dict[str, Policy]) -> 
     return rollout if feedback == rollout.feedback else replace(rollout, feedback=feedback)
 
 
-def attend(method: Method, policies: dict[str, Policy]) -> None:
+def join_collectives(method: Method, policies: dict[str, Policy]) -> None:
     """What a process does while another alone reads and supervises a batch without gradient: it gives its parts of weights."""
     for view in method.views.values():
         if not view.learns:
@@ -116,17 +116,17 @@ def attend(method: Method, policies: dict[str, Policy]) -> None:
         pass
 
 
-def supervise_batch(
+def compute_step(
     method: Method,
     policies: dict[str, Policy],
-    readings: Readings,
+    scored_batch: ScoredBatch,
     *,
     seed: int,
     num_alternatives: int = 0,
     alternatives_of: int = 0,
     backward: Callable[[Tensor], None] | None = None,
     group: Group = ALONE,
-) -> Scored:
+) -> StepResult:
     """Route the whole batch, then the learner's pass, a micro-batch at a time.
 
     backward          called with each micro-batch's share of the total loss; None: no gradient is computed
@@ -135,91 +135,98 @@ def supervise_batch(
 
     Raises: NotFinite naming the position.
     """
-    batch, name, student = readings.batch, method.learner, policies["student"]
-    prompts, scores, parts = readings.prompts[name], dict(readings.scores), list(batch.parts())
-    whole = None  # the learner's readout, where one forward pass serves both the rule and the loss
+    batch, name, student = scored_batch.batch, method.learner, policies["student"]
+    prompts, scores, parts = scored_batch.prompts[name], dict(scored_batch.scores), list(batch.parts())
+    whole = None  # the learner's output, where one forward pass serves both the rule and the loss
     passes = len(parts) if backward is None else rounds(student, len(parts))
     passing = contextlib.nullcontext if backward is None else functools.partial(entangled, student)
     with torch.set_grad_enabled(backward is not None):
         if name in method.reads:
-            whole, reading = _read_learner(student, prompts, batch, passing if passes == 1 else None)
+            whole, reading = _forward_learner(student, prompts, batch, passing if passes == 1 else None)
             scores[name] = score(reading, batch.token_ids.to(reading.device))
-        _require_numbers(method, readings, scores)
+        _require_numbers(method, scored_batch, scores)
         everybody = _gather(group, batch, scores)
         whole_routing = route(method, everybody.scores, everybody.batch, seed, student.token_texts)
         device, here = whole_routing.regime.device, everybody.positions
         whole_coefficient = coefficients(method, everybody.batch, whole_routing).to(device)
-        routing, coefficient = part_of_routing(whole_routing, here), whole_coefficient[here]
+        routing, coefficient = slice_routing(whole_routing, here), whole_coefficient[here]
         token_ids, first = batch.token_ids.to(device), max(0, alternatives_of - everybody.first_rollout)
         recorded = torch.arange(sum(batch.lengths[:first]) if num_alternatives else 0, device=device)
         places, back = torch.arange(batch.num_positions, device=device), batch.back
         results, likely = [], []
         with passing():
             for rows, positions in parts:
-                readout = whole or read_part(student, prompts, batch, rows)
-                result = _supervise_part(method, readings, readout, positions, token_ids, routing, coefficient)
+                output = whole or forward_micro_batch(student, prompts, batch, rows)
+                result = _micro_batch_losses(method, scored_batch, output, positions, token_ids, routing, coefficient)
                 inside = (places[positions] < recorded.numel()).nonzero().squeeze(-1)
-                likely.append(alternatives(readout, inside, num_alternatives))
+                likely.append(alternatives(output, inside, num_alternatives))
                 results.append(result)
                 if backward is not None:
                     backward(result.total)
             for _ in range(passes - len(parts)):  # others have more: all go through the layers together
-                backward(read_part(student, prompts, batch, parts[0][0]).hidden.sum() * 0.0)
+                backward(forward_micro_batch(student, prompts, batch, parts[0][0]).hidden.sum() * 0.0)
     for (_, positions), result in zip(parts, results, strict=True):
         _require_finite(batch, places[positions], result, scores)
     scores[name] = _joined_scores([result.scores for result in results], back)
     order = torch.cat([places[positions] for _, positions in parts])
     order = order[order < recorded.numel()].argsort()
-    kept = _recorded_alternatives(method, readings, recorded, likely, order, num_alternatives)
+    kept = _recorded_alternatives(method, scored_batch, recorded, likely, order, num_alternatives)
     scores = {view: scores[view] for view in method.views}
     loss = torch.cat([result.loss for result in results])[back]
     policy_of = {view: method.views[view].policy for view in method.views}
     readers = {view: _readers(policies[policy], policy, batch) for view, policy in policy_of.items()}
-    scored = Scored(method, batch, readings.prompts, scores, routing, loss, coefficient, kept, readers)
-    return _with_everybody(scored, everybody, whole_routing, whole_coefficient, group)
+    scored = StepResult(method, batch, scored_batch.prompts, scores, routing, loss, coefficient, kept, readers)
+    return _with_global_result(scored, everybody, whole_routing, whole_coefficient, group)
 
 
-def _read_learner(
+def _forward_learner(
     learner: Policy, prompts: Prompts, batch: Batch, passing: Callable | None
-) -> tuple[Readout | MixedReadout | None, Readout | MixedReadout]:
+) -> tuple[ViewOutput | MixedViewOutput | None, ViewOutput | MixedViewOutput]:
     """What the rule is told of the learner, twice if its one forward pass, inside `passing`, is also the one of the loss."""
     if passing is None:
         with together(learner):
-            return None, read_view(learner, prompts, batch)
+            return None, forward_view(learner, prompts, batch)
     with passing():
-        readout = read_part(learner, prompts, batch, next(batch.parts())[0])
-    return readout, readout
+        output = forward_micro_batch(learner, prompts, batch, next(batch.parts())[0])
+    return output, output
 
 
 def _joined_scores(parts: list[TokenScores], back: Positions) -> TokenScores:
     return TokenScores(*(torch.cat([getattr(part, key) for part in parts])[back] for key in vars(parts[0])))
 
 
-def _supervise_part(
+def _micro_batch_losses(
     method: Method,
-    readings: Readings,
-    readout: Readout | MixedReadout,
+    scored_batch: ScoredBatch,
+    output: ViewOutput | MixedViewOutput,
     positions: Positions,
     token_ids: Int[Tensor, " N"],
     routing: Routing,
     coefficient: Float[Tensor, " N"],
-) -> Supervision:
+) -> LossResult:
     """The losses of one micro-batch; token ids, routing and coefficient are of the whole batch."""
     targets = {
-        target: readings.readouts[target].part(positions) for target in method.targets if target in readings.readouts
+        target: scored_batch.outputs[target].part(positions)
+        for target in method.targets
+        if target in scored_batch.outputs
     }
-    return supervise(
-        readout,
+    return compute_losses(
+        output,
         targets,
         token_ids[positions],
         regimes=tuple(method.regimes.values()),
-        routing=part_of_routing(routing, positions),
+        routing=slice_routing(routing, positions),
         coefficient=coefficient[positions],
     )
 
 
 def _recorded_alternatives(
-    method: Method, readings: Readings, recorded: Tensor, likely: list[tuple[Tensor, Tensor]], order: Tensor, count: int
+    method: Method,
+    scored_batch: ScoredBatch,
+    recorded: Tensor,
+    likely: list[tuple[Tensor, Tensor]],
+    order: Tensor,
+    count: int,
 ) -> Alternatives | None:
     """The most likely tokens of all views at the recorded positions.
 
@@ -227,14 +234,14 @@ def _recorded_alternatives(
     """
     if not recorded.numel():
         return None
-    by_view = {view: alternatives(readout, recorded, count) for view, readout in readings.readouts.items()}
+    by_view = {view: alternatives(output, recorded, count) for view, output in scored_batch.outputs.items()}
     by_view[method.learner] = tuple(torch.cat(values)[order] for values in zip(*likely, strict=True))
     return Alternatives(recorded, {view: by_view[view] for view in method.views if view in by_view})
 
 
-def _with_everybody(
-    scored: Scored, everybody: "_GlobalBatch", routing: Routing, coefficient: Tensor, group: Group
-) -> Scored:
+def _with_global_result(
+    scored: StepResult, everybody: "_GlobalBatch", routing: Routing, coefficient: Tensor, group: Group
+) -> StepResult:
     """The batch with the numbers of all processes' batches; routing and coefficient are of those."""
     if everybody.batch is scored.batch:
         return scored
@@ -245,8 +252,8 @@ def _with_everybody(
     scores = {
         view: TokenScores(**learned) if view == method.learner else everybody.scores[view] for view in method.views
     }
-    whole = Scored(method, everybody.batch, {}, scores, routing, loss, coefficient, None, {})
-    return replace(scored, everybody=whole)
+    whole = StepResult(method, everybody.batch, {}, scores, routing, loss, coefficient, None, {})
+    return replace(scored, across_ranks=whole)
 
 
 @dataclass(frozen=True)
@@ -288,11 +295,11 @@ def _readers(policy: Policy, name: str, batch: Batch) -> tuple[str, ...]:
     return tuple(name if (reader := member(policy, domain)) is policy else reader.name for domain in domains)
 
 
-def _require_numbers(method: Method, readings: Readings, scores: dict[str, TokenScores]) -> None:
+def _require_numbers(method: Method, scored_batch: ScoredBatch, scores: dict[str, TokenScores]) -> None:
     """A rule would compare what is no number as false, and send the token somewhere without a word."""
-    batch = readings.batch
+    batch = scored_batch.batch
     for name, values in scores.items():
-        is_read = torch.tensor([prompt is not None for prompt in readings.prompts[name]])[batch.sequence]
+        is_read = torch.tensor([prompt is not None for prompt in scored_batch.prompts[name]])[batch.sequence]
         wrong = (torch.isnan(values.logprob).cpu() & is_read).nonzero().squeeze(-1)
         if wrong.numel():
             idx, view = int(wrong[0]), method.views[name]
@@ -303,7 +310,7 @@ def _require_numbers(method: Method, readings: Readings, scores: dict[str, Token
             )
 
 
-def _require_finite(batch: Batch, places: Tensor, result: Supervision, scores: dict[str, TokenScores]) -> None:
+def _require_finite(batch: Batch, places: Tensor, result: LossResult, scores: dict[str, TokenScores]) -> None:
     """places  of the result's positions in the batch"""
     wrong = (~torch.isfinite(result.loss)).nonzero().squeeze(-1)
     if not wrong.numel():

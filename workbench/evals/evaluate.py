@@ -21,10 +21,10 @@ from workbench.data.contexts import build_prompt
 from workbench.data.examples import split_by_evidence
 from workbench.data.grading import TOLERANCE
 from workbench.distill.losses import score
-from workbench.distill.rollouts import write_rollouts
+from workbench.distill.rollouts import sample_rollouts
 from workbench.distill.usable import unasked
 from workbench.distributed import ALONE, Group
-from workbench.evals.records import Answered, save_answers, summarise, tabulate
+from workbench.evals.records import EvalRecord, save_records, summarise, tabulate
 from workbench.policies import Policy, SamplingOptions
 from workbench.policies.by_domain import covers
 from workbench.policies.fsdp import heads, together
@@ -34,7 +34,7 @@ from workbench.types import PRIVILEGED, Example, Rollout, label_completion
 log = logging.getLogger("workbench")
 
 
-def answer_questions(
+def evaluate_policy(
     policy: Policy,
     examples: list[Example],
     context: str,
@@ -44,10 +44,10 @@ def answer_questions(
     rule: str = "final",
     tolerance: float = TOLERANCE,
     batch_size: int = 64,
-) -> list[Answered]:
+) -> list[EvalRecord]:
     """Every example answered once, by the most likely tokens."""
     greedy = SamplingOptions(max_completion_length, temperature=0.0, evaluates=True)
-    rollouts = write_rollouts(
+    rollouts = sample_rollouts(
         policy,
         examples,
         context=context,
@@ -62,15 +62,17 @@ def answer_questions(
     return [_answered(policy, *written, context, step) for written in zip(rollouts, entropies, strict=True)]
 
 
-def ask(policies: Iterable[Policy], examples: list[Example], contexts: Iterable[str], **options: Any) -> list[Answered]:
-    """Every policy asked what has the evidence of each context and is of a domain that it knows; options are those of answer_questions."""
+def evaluate_policies(
+    policies: Iterable[Policy], examples: list[Example], contexts: Iterable[str], **options: Any
+) -> list[EvalRecord]:
+    """Every policy asked what has the evidence of each context and is of a domain that it knows; options are those of evaluate_policy."""
     answered = []
     for policy in policies:
         for context in contexts:
             usable = [
                 example for example in split_by_evidence(examples, [context]).usable if covers(policy, example.domain)
             ]
-            answered += answer_questions(policy, usable, context, **options)
+            answered += evaluate_policy(policy, usable, context, **options)
     return answered
 
 
@@ -79,7 +81,7 @@ def teachers(policies: dict[str, Policy], config: RunConfig) -> list[Policy]:
     return [policy for name, policy in policies.items() if config.evaluation.teacher and name.startswith("teacher")]
 
 
-def truth_of(example: Example) -> str | None:
+def visibility_of(example: Example) -> str | None:
     """Whether the example's final answer is visible or privileged; None if its marks do not say."""
     truths = {mark.truth for mark in example.marks if mark.kind == "answer"}
     if PRIVILEGED in truths:
@@ -131,11 +133,12 @@ class Evaluation:
             self.folder.update(doing=f"{policy.name} answers {len(self.examples):,} questions")
             with heads(policy), together(policy):
                 answered += self.group.share(
-                    self.examples, lambda part, _, policy=policy: ask([policy], part, settings.contexts, **options)
+                    self.examples,
+                    lambda part, _, policy=policy: evaluate_policies([policy], part, settings.contexts, **options),
                 )
         order = {key: idx for idx, key in enumerate(dict.fromkeys((row.policy, row.context) for row in answered))}
         answered.sort(key=lambda row: order[row.policy, row.context])  # stable: questions in their order
-        self.group.first(lambda: save_answers(self.folder.path, step, answered))
+        self.group.first(lambda: save_records(self.folder.path, step, answered))
         measured = summarise(tabulate(answered))
         self.folder.log_metrics("eval", step, measured)
         self.folder.update(doing=None)
@@ -151,16 +154,16 @@ def _entropies(policy: Policy, rollouts: list[Rollout], context: str, batch_size
     for start in range(0, len(rollouts), batch_size):
         part = rollouts[start : start + batch_size]
         prompts = [build_prompt(rollout.example, context, rollout) for rollout in part]
-        readout = policy.read(prompts, [rollout.ids for rollout in part], [rollout.denoising for rollout in part])
+        output = policy.forward(prompts, [rollout.ids for rollout in part], [rollout.denoising for rollout in part])
         ids = torch.tensor([token for rollout in part for token in rollout.ids], dtype=torch.long)
-        entropy = score(readout, ids.to(readout.device)).entropy
+        entropy = score(output, ids.to(output.device)).entropy
         means += [float(entropies.mean()) for entropies in entropy.split([len(rollout.ids) for rollout in part])]
     return means
 
 
-def _answered(policy: Policy, rollout: Rollout, entropy: float, context: str, step: int) -> Answered:
+def _answered(policy: Policy, rollout: Rollout, entropy: float, context: str, step: int) -> EvalRecord:
     example = rollout.example
-    truth = truth_of(example)
+    truth = visibility_of(example)
     labels = label_completion(policy.token_texts(rollout.ids), rollout)
     decides = [kind not in ("", "template") and token_truth == truth for kind, token_truth in labels]
     answers = [logprob for logprob, is_own in zip(rollout.logprobs, decides, strict=True) if is_own]
@@ -168,7 +171,7 @@ def _answered(policy: Policy, rollout: Rollout, entropy: float, context: str, st
         confidence = math.exp(math.fsum(answers))
     else:
         confidence = math.exp(math.fsum(rollout.logprobs) / max(1, len(rollout.logprobs)))
-    return Answered(
+    return EvalRecord(
         step=step,
         policy=policy.name,
         context=context,

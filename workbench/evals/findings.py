@@ -9,7 +9,7 @@ from workbench.config.schema import read_yaml
 from workbench.data.contexts import is_privileged, parse_context
 from workbench.data.counterparts import WRONG
 from workbench.errors import ConfigError
-from workbench.evals.records import Accuracy, Answered, measure
+from workbench.evals.records import Accuracy, EvalRecord, measure
 from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
 CANNOT_PAY = 0.02  # evidence that adds less than this to its reader's accuracy has nothing to pass on
@@ -87,7 +87,7 @@ class Findings:
     steps: tuple[int, int]
 
 
-def find(answered: list[Answered], privilege: str | None = None) -> Findings | None:
+def find(answered: list[EvalRecord], privilege: str | None = None) -> Findings | None:
     """The findings of a run with a first and a later evaluation of its student; None without.
 
     privilege  the context that its sources are shown, if that is known; otherwise the first privileged one evaluated
@@ -108,7 +108,7 @@ def find(answered: list[Answered], privilege: str | None = None) -> Findings | N
     return Findings(group, *measured, gain, claimed_group, claimed, more, source, ends)
 
 
-def source_of(answered: list[Answered], privilege: str | None = None) -> Source | None:
+def source_of(answered: list[EvalRecord], privilege: str | None = None) -> Source | None:
     """What the policy that is shown more does with the evidence, at the first evaluation; None if it was not evaluated so.
 
     privilege  as of `find`
@@ -119,7 +119,7 @@ def source_of(answered: list[Answered], privilege: str | None = None) -> Source 
     used, group, first = as_used[0].context, _group(as_used, VISIBLE), min(row.step for row in answered)
     rows = [row for row in answered if row.step == first and row.reward is not None]
     name = "teacher" if any(row.policy == "teacher" for row in rows) else STUDENT
-    by_context: dict[str, list[Answered]] = {}
+    by_context: dict[str, list[EvalRecord]] = {}
     for row in _of(rows, group):
         if row.policy == name:
             by_context.setdefault(row.context, []).append(row)
@@ -195,17 +195,17 @@ def shows_wrong(context: str) -> bool:
     return any(part in WRONG for part in parse_context(context))
 
 
-def _as_used(answered: Iterable[Answered]) -> list[Answered]:
+def _as_used(answered: Iterable[EvalRecord]) -> list[EvalRecord]:
     """The student's graded answers under the first context without evidence, at every step."""
     rows = [row for row in answered if row.policy == STUDENT and not is_privileged(row.context)]
     return [row for row in rows if row.context == rows[0].context and row.reward is not None]
 
 
-def _group(rows: Iterable[Answered], truth: str) -> str:
+def _group(rows: Iterable[EvalRecord], truth: str) -> str:
     return truth if any(row.truth == truth for row in rows) else "all"
 
 
-def _share(context: str, rows: list[Answered]) -> Share:
+def _share(context: str, rows: list[EvalRecord]) -> Share:
     count, value = len(rows), math.fsum(row.reward for row in rows) / len(rows)
     scale = 1 + 1.96**2 / count
     middle = (value + 1.96**2 / (2 * count)) / scale
@@ -213,7 +213,7 @@ def _share(context: str, rows: list[Answered]) -> Share:
     return Share(context, value, middle - margin, middle + margin, count)
 
 
-def _of(rows: Iterable[Answered], group: str) -> list[Answered]:
+def _of(rows: Iterable[EvalRecord], group: str) -> list[EvalRecord]:
     return [row for row in rows if group in ("all", row.truth)]
 
 
@@ -226,7 +226,7 @@ def questions(group: str) -> str:
 
 
 def _paired(
-    before: list[Answered], after: list[Answered], value: Callable[[Answered], float] = lambda row: row.reward
+    before: list[EvalRecord], after: list[EvalRecord], value: Callable[[EvalRecord], float] = lambda row: row.reward
 ) -> tuple[float, float, float] | None:
     """Mean change of `value` over the questions asked both times, and 1.96 standard errors to each side."""
     then = {row.example_id: value(row) for row in before}

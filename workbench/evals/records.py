@@ -27,7 +27,7 @@ NUM_BINS = 10  # of confidence, for the calibration error
 
 
 @dataclass(frozen=True)
-class Answered:
+class EvalRecord:
     """One question answered by one policy under one context."""
 
     step: int
@@ -46,7 +46,7 @@ class Answered:
     question: str = ""  # "": written before questions were
 
 
-_KINDS = {name: typing.get_args(hint) or (hint,) for name, hint in typing.get_type_hints(Answered).items()}
+_KINDS = {name: typing.get_args(hint) or (hint,) for name, hint in typing.get_type_hints(EvalRecord).items()}
 _KINDS = {name: (*kinds, int) if float in kinds else kinds for name, kinds in _KINDS.items()}
 
 
@@ -70,14 +70,14 @@ class Accuracy:
     entropy: float | None
 
 
-def measure(answered: Iterable[Answered]) -> Accuracy | None:
+def measure(answered: Iterable[EvalRecord]) -> Accuracy | None:
     """Accuracy and calibration of a group; None if no right answer is known in it."""
     rows = [row for row in answered if row.reward is not None]
     if not rows:
         return None
     accuracy = math.fsum(row.reward for row in rows) / len(rows)
     confidence = math.fsum(row.confidence for row in rows) / len(rows)
-    bins: list[list[Answered]] = [[] for _ in range(NUM_BINS)]
+    bins: list[list[EvalRecord]] = [[] for _ in range(NUM_BINS)]
     for row in rows:
         bins[min(NUM_BINS - 1, int(row.confidence * NUM_BINS))].append(row)
     error = math.fsum(abs(math.fsum(row.confidence - row.reward for row in part)) for part in bins) / len(rows)
@@ -88,9 +88,9 @@ def measure(answered: Iterable[Answered]) -> Accuracy | None:
     return Accuracy(len(rows), accuracy, confidence, confidence - accuracy, error, truncated, length, entropy)
 
 
-def tabulate(answered: list[Answered], by: str = "truth") -> dict[tuple[int, str, str, str], Accuracy]:
+def tabulate(answered: list[EvalRecord], by: str = "truth") -> dict[tuple[int, str, str, str], Accuracy]:
     """Groups (step, policy, context, value of `by`), and "all" of each, in order of first appearance."""
-    groups: dict[tuple[int, str, str, str], list[Answered]] = {}
+    groups: dict[tuple[int, str, str, str], list[EvalRecord]] = {}
     for row in answered:
         for value in ("all", getattr(row, by)):
             if value:
@@ -99,7 +99,7 @@ def tabulate(answered: list[Answered], by: str = "truth") -> dict[tuple[int, str
     return {key: accuracy for key, accuracy in measured.items() if accuracy is not None}
 
 
-def save_answers(run_dir: Path, step: int, answered: list[Answered]) -> None:
+def save_records(run_dir: Path, step: int, answered: list[EvalRecord]) -> None:
     """Write evals/step-N.jsonl, whole or not at all."""
     folder = run_dir / "evals"
     temporary, file = folder / f".step-{step:06d}.jsonl", folder / f"step-{step:06d}.jsonl"
@@ -110,7 +110,7 @@ def save_answers(run_dir: Path, step: int, answered: list[Answered]) -> None:
         os.replace(temporary, file)
 
 
-def load_answers(run_dir: str | Path) -> list[Answered]:
+def load_records(run_dir: str | Path) -> list[EvalRecord]:
     """All evaluations of a run, by step. Raises RunError naming a file and line that cannot be read."""
     rows = []
     for _, file in _files(Path(run_dir)):
@@ -124,10 +124,10 @@ def load_answers(run_dir: str | Path) -> list[Answered]:
     return rows
 
 
-def _answered(line: str) -> Answered:
+def _answered(line: str) -> EvalRecord:
     """One line of evals/. Raises ValueError or TypeError for what is none."""
     values = parse_json(line)
-    row = Answered(**values) if isinstance(values, dict) else None
+    row = EvalRecord(**values) if isinstance(values, dict) else None
     if row is None:
         raise Malformed(f"it is {show(values)} and no object")
     for name, kinds in _KINDS.items():

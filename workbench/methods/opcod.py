@@ -77,7 +77,7 @@ def build(options: Options) -> Method:
         route=route,
         annotate=annotate,
         needs=() if options.exchange == "ungated" else ("answer",),
-        asks_peers=ASKED if options.feedback == "written" and options.exchange != "none" else None,
+        peer_request=ASKED if options.feedback == "written" and options.exchange != "none" else None,
         min_learners=1 if options.exchange == "none" else 2,
         min_generations=2 if options.exchange == "none" else 1,
         ema_rate=options.ema_rate,

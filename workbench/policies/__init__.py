@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from workbench.policies.readout import Readout
-from workbench.types import Denoising, Prompt
+from workbench.policies.view_output import ViewOutput
+from workbench.types import DenoisingTrace, Prompt
 
 
 @dataclass(frozen=True)
-class Written:
+class Completion:
     """One sampled completion.
 
     ids       tokens, the end token included if it was written
@@ -21,7 +21,7 @@ class Written:
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finished: bool
-    denoising: Denoising | None = None
+    denoising: DenoisingTrace | None = None
     entropies: tuple[float, ...] | None = None
 
 
@@ -46,7 +46,7 @@ class Policy(Protocol):
 
     name: str
 
-    def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
+    def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Completion]]:
         """As many completions of each prompt as it has seeds; a completion depends on its own seed alone."""
 
     @property
@@ -62,15 +62,15 @@ class Policy(Protocol):
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """An answer given as text, as the policy would have written it: its tokens and the end token."""
 
-    def order_of(self, ids: tuple[int, ...]) -> Denoising | None:
+    def denoising_schedule(self, ids: tuple[int, ...]) -> DenoisingTrace | None:
         """The order in which the policy would write a given answer; None: from left to right, token by token."""
 
-    def read(
+    def forward(
         self,
         prompts: list[Prompt],
         completions: list[tuple[int, ...]],
-        denoisings: list[Denoising | None] | None = None,
-    ) -> Readout:
+        denoisings: list[DenoisingTrace | None] | None = None,
+    ) -> ViewOutput:
         """Hidden states that predict each completion token, laid end to end.
 
         denoisings  in which order each was written; a policy that reads from left to right has no use for it

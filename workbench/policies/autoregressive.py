@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 from workbench.errors import DataError, PolicyError
-from workbench.policies import SamplingOptions, Written
+from workbench.policies import Completion, SamplingOptions
 from workbench.policies.adapters import add_adapter, beside
 from workbench.policies.encoding import PromptEncoder
 from workbench.policies.models import load_model
 from workbench.policies.passes import Passes, Sent, States
 from workbench.policies.proof import Proof, prove
-from workbench.policies.readout import Head, Readout
 from workbench.policies.sampling import draw_by_chunks, uniform
+from workbench.policies.view_output import Head, ViewOutput
 from workbench.policies.vllm import Engine, Request, check_same_prompt, weights_of
-from workbench.types import Denoising, Prompt
+from workbench.types import DenoisingTrace, Prompt
 
 LEAVING = 0.25  # share of the rows that have ended, from which on they leave the batch
 
@@ -78,7 +78,7 @@ class AutoregressivePolicy(Passes):
             head = Head(getattr(layer, "base_layer", layer) if self.adapter == "off" else layer, **proof.head)
         else:
             head = Head(torch.nn.Identity())
-        self.head = replace(head, ends=self.head.ends)
+        self.head = replace(head, eos_ids=self.head.eos_ids)
 
     def copy(self, name: str) -> "AutoregressivePolicy":
         """An own copy of the weights, frozen; processor and kept prompts are shared."""
@@ -99,7 +99,7 @@ class AutoregressivePolicy(Passes):
         twin.encoder, twin.source, twin.stop_ids = self.encoder, self.source, self.stop_ids
         if self.proof is not None:
             twin.apply(self.proof)
-        twin.head = replace(twin.head, ends=self.head.ends)
+        twin.head = replace(twin.head, eos_ids=self.head.eos_ids)
         return twin
 
     def without_adapter(self, name: str) -> "AutoregressivePolicy":
@@ -129,7 +129,7 @@ class AutoregressivePolicy(Passes):
         return self.encoder.special_in(text)
 
     @torch.no_grad()
-    def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
+    def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Completion]]:
         """Completions, one per seed of each prompt; each depends on its own seed and prompt, not on its neighbours.
 
         The prompt's key-value cache is made once and repeated for its completions. With an engine, that writes.
@@ -139,7 +139,7 @@ class AutoregressivePolicy(Passes):
         self.prove()
         repeated = [prompt for prompt, prompt_seeds in zip(prompts, seeds, strict=True) for _ in prompt_seeds]
         flat = [seed for prompt_seeds in seeds for seed in prompt_seeds]
-        written: dict[int, Written] = {}
+        written: dict[int, Completion] = {}
         with self.evaluation():
             for part in self.parts(repeated):
                 states = self.states([repeated[row] for row in part])
@@ -149,7 +149,7 @@ class AutoregressivePolicy(Passes):
 
     def _sample_by(
         self, engine: Engine, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions
-    ) -> list[list[Written]]:
+    ) -> list[list[Completion]]:
         """Raises PolicyError if the engine reads another prompt than the student."""
         requests = [Request(*self.encoder.request(prompt)) for prompt in prompts]
         padding = range(self.vocabulary, self.model.get_output_embeddings().weight.shape[0])  # stands for no token
@@ -164,7 +164,7 @@ class AutoregressivePolicy(Passes):
             [self._cut(completion.ids, completion.logprobs) for completion in completions] for completions in sampled
         ]
 
-    def _continue(self, states: States, seeds: list[int], options: SamplingOptions) -> list[Written]:
+    def _continue(self, states: States, seeds: list[int], options: SamplingOptions) -> list[Completion]:
         """Draw tokens until all rows have ended. What stands behind a row's end is cut away, or was never drawn."""
         stop = torch.tensor(sorted(self.stop_ids), device=self.device)
         placeholders = torch.tensor(self._placeholders, dtype=torch.long, device=self.device)
@@ -194,25 +194,27 @@ class AutoregressivePolicy(Passes):
             written[2] = [None] * len(seeds)
         return [self._cut(*row) for row in zip(*written, strict=True)]
 
-    def _cut(self, ids: Sequence[int], logprobs: Sequence[float], entropies: Sequence[float] | None = None) -> Written:
+    def _cut(
+        self, ids: Sequence[int], logprobs: Sequence[float], entropies: Sequence[float] | None = None
+    ) -> Completion:
         """Ends a completion at its first end token, written as the one that stands for all."""
         length = next((count for count, token in enumerate(ids, start=1) if token in self.stop_ids), None)
         kept = None if entropies is None else tuple(entropies[:length])
         if length is None:
-            return Written(tuple(ids), tuple(logprobs), False, entropies=kept)
-        end = self.head.ends[0] if self.head.ends else ids[length - 1]
-        return Written((*ids[: length - 1], end), tuple(logprobs[:length]), True, entropies=kept)
+            return Completion(tuple(ids), tuple(logprobs), False, entropies=kept)
+        end = self.head.eos_ids[0] if self.head.eos_ids else ids[length - 1]
+        return Completion((*ids[: length - 1], end), tuple(logprobs[:length]), True, entropies=kept)
 
-    def order_of(self, ids: tuple[int, ...]) -> Denoising | None:
+    def denoising_schedule(self, ids: tuple[int, ...]) -> DenoisingTrace | None:
         """None: from left to right, token by token."""
         return None
 
-    def read(
+    def forward(
         self,
         prompts: list[Prompt],
         completions: list[tuple[int, ...]],
-        denoisings: list[Denoising | None] | None = None,
-    ) -> Readout:
+        denoisings: list[DenoisingTrace | None] | None = None,
+    ) -> ViewOutput:
         """Hidden states of all completion positions, row after row; with gradient unless it is switched off outside.
 
         A prompt that occurs in several rows (several answers to one question) passes the model once: its key-value
@@ -221,9 +223,9 @@ class AutoregressivePolicy(Passes):
         self.prove()
         rows = [row for row, ids in enumerate(completions) if ids]
         if not rows:
-            return Readout(torch.zeros(0, self.head_width, device=self.device), self.head, self.vocabulary)
+            return ViewOutput(torch.zeros(0, self.head_width, device=self.device), self.head, self.vocabulary)
         hidden = self.read_states([prompts[row] for row in rows], [completions[row] for row in rows])
-        return Readout(hidden, self.head, self.vocabulary)
+        return ViewOutput(hidden, self.head, self.vocabulary)
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """An answer given as text, as the model would have written it: its tokens and the end token."""
@@ -235,7 +237,7 @@ class AutoregressivePolicy(Passes):
     @property
     def end_id(self) -> int:
         """The token that an answer given as text ends with: where several are one action, the one that stands for all."""
-        end_id = self.head.ends[0] if self.head.ends else self.tokenizer.eos_token_id
+        end_id = self.head.eos_ids[0] if self.head.eos_ids else self.tokenizer.eos_token_id
         return min(self.stop_ids) if end_id is None else end_id
 
     def is_special(self, token_id: int) -> bool:

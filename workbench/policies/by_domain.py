@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from workbench.errors import PolicyError
-from workbench.policies import Policy, SamplingOptions, Written
-from workbench.policies.readout import MixedReadout, Readout, mix
-from workbench.types import Denoising, Prompt
+from workbench.policies import Completion, Policy, SamplingOptions
+from workbench.policies.view_output import MixedViewOutput, ViewOutput, mix_outputs
+from workbench.types import DenoisingTrace, Prompt
 
 
 def is_by_domain(policies: Iterable[str], teachers: Mapping[str, str]) -> bool:
@@ -45,20 +45,20 @@ class PolicyByDomain:
     def special_in(self, text: str) -> str | None:
         return next((token for policy in self._all if (token := policy.special_in(text)) is not None), None)
 
-    def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
-        written: list[list[Written]] = [[] for _ in prompts]
+    def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Completion]]:
+        written: list[list[Completion]] = [[] for _ in prompts]
         for policy, rows in self._groups(prompts):
             group_completions = policy.sample([prompts[row] for row in rows], [seeds[row] for row in rows], options)
             for row, completions in zip(rows, group_completions, strict=True):
                 written[row] = completions
         return written
 
-    def read(
+    def forward(
         self,
         prompts: list[Prompt],
         completions: list[tuple[int, ...]],
-        denoisings: list[Denoising | None] | None = None,
-    ) -> Readout | MixedReadout:
+        denoisings: list[DenoisingTrace | None] | None = None,
+    ) -> ViewOutput | MixedViewOutput:
         denoisings = denoisings or [None] * len(completions)
         lengths = [len(ids) for ids in completions]
         ends = torch.tensor(lengths).cumsum(0).tolist()
@@ -66,12 +66,12 @@ class PolicyByDomain:
         for policy, rows in self._groups(prompts):
             positions = [torch.arange(ends[row] - lengths[row], ends[row]) for row in rows]
             group_inputs = [[values[row] for row in rows] for values in (prompts, completions, denoisings)]
-            readout = policy.read(*group_inputs)
-            pieces.append((readout, torch.cat(positions).to(readout.device)))
-        return mix(pieces)
+            output = policy.forward(*group_inputs)
+            pieces.append((output, torch.cat(positions).to(output.device)))
+        return mix_outputs(pieces)
 
-    def order_of(self, ids: tuple[int, ...]) -> Denoising | None:
-        return self._any.order_of(ids)
+    def denoising_schedule(self, ids: tuple[int, ...]) -> DenoisingTrace | None:
+        return self._any.denoising_schedule(ids)
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         return self._any.answer_ids(text)

@@ -51,7 +51,7 @@ def _refuse_other_tokens(policy: AutoregressivePolicy, vocabulary: dict[str, int
     )
 
 
-def merge_ends(policies: dict[str, AutoregressivePolicy]) -> None:
+def unify_eos_tokens(policies: dict[str, AutoregressivePolicy]) -> None:
     """Have every policy end an answer by one action, whichever end tokens it prefers.
 
     A base student stops with another token than an instructed teacher; compared id by id, the student's end is punished
@@ -76,4 +76,4 @@ def merge_ends(policies: dict[str, AutoregressivePolicy]) -> None:
     first = policies[STUDENT].end_id
     for policy in models:
         policy.stop_ids = ends
-        policy.head = replace(policy.head, ends=(first, *sorted(ends - {first})))
+        policy.head = replace(policy.head, eos_ids=(first, *sorted(ends - {first})))

@@ -26,13 +26,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from workbench.errors import ConfigError, PolicyError
-from workbench.policies import SamplingOptions, Written
+from workbench.policies import Completion, SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.encoding import distinct
 from workbench.policies.proof import Proof
-from workbench.policies.readout import Readout
 from workbench.policies.sampling import draw
-from workbench.types import Denoising, Prompt
+from workbench.policies.view_output import ViewOutput
+from workbench.types import DenoisingTrace, Prompt
 
 STATES = 256  # canvases of one forward pass
 BLOCK, STEPS_PER_BLOCK = 32, 16  # where a model names none: two tokens a step, as in d-OPSD's experiments
@@ -53,7 +53,9 @@ class DiffusionPolicy(AutoregressivePolicy):
         self.mask_id, self.pad_id = self.tokenizer.mask_token_id, self.tokenizer.pad_token_id
         settings = getattr(model.config, "denoising", None) or {}
         self.canvas = int(settings.get("canvas", 4 * BLOCK))  # of answers that were not written by a policy
-        self.set_pace(int(settings.get("block", BLOCK)), int(settings.get("steps_per_block", STEPS_PER_BLOCK)))
+        self.set_denoising_steps(
+            int(settings.get("block", BLOCK)), int(settings.get("steps_per_block", STEPS_PER_BLOCK))
+        )
         self._takes_features = "image_hidden_states" in inspect.signature(model.base_model.forward).parameters
         self._transform = self._find_transform()
 
@@ -62,7 +64,7 @@ class DiffusionPolicy(AutoregressivePolicy):
         self.proof = self.proof or Proof(self.shortcuts)
         return self.proof
 
-    def set_pace(self, block: int, steps_per_block: int, canvas: int | None = None) -> None:
+    def set_denoising_steps(self, block: int, steps_per_block: int, canvas: int | None = None) -> None:
         """How answers are written from now on, also by a model saved from this one; 0 = as it is."""
         self.block, self.canvas = block or self.block, canvas or self.canvas
         self.steps_per_block = steps_per_block or self.steps_per_block
@@ -94,7 +96,7 @@ class DiffusionPolicy(AutoregressivePolicy):
         )
 
     @torch.no_grad()
-    def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Written]]:
+    def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Completion]]:
         """Answers, one per seed of each prompt; each depends on its own seed and prompt, not on its neighbours."""
         rows = [row for row, prompt_seeds in enumerate(seeds) for _ in prompt_seeds]
         flat = [seed for prompt_seeds in seeds for seed in prompt_seeds]
@@ -102,7 +104,7 @@ class DiffusionPolicy(AutoregressivePolicy):
             written = iter(self._write(_Context(self, prompts, rows), flat, options))
             return [[next(written) for _ in prompt_seeds] for prompt_seeds in seeds]
 
-    def _write(self, context: "_Context", seeds: list[int], options: SamplingOptions) -> list[Written]:
+    def _write(self, context: "_Context", seeds: list[int], options: SamplingOptions) -> list[Completion]:
         count, length = len(seeds), options.max_completion_length
         blocks = math.ceil(length / self.block)
         canvas = torch.full((count, length), self.mask_id, device=self.device)
@@ -171,13 +173,13 @@ class DiffusionPolicy(AutoregressivePolicy):
         logprob = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
         return tokens, logprob.exp().cpu(), logprob.cpu()
 
-    def _written(self, ids: list[int], steps: list[int], logprobs: list[float], seed: int) -> Written:
+    def _written(self, ids: list[int], steps: list[int], logprobs: list[float], seed: int) -> Completion:
         length = next((at for at, token in enumerate(ids, start=1) if token in self.stop_ids), len(ids))
         finished = bool(ids) and ids[length - 1] in self.stop_ids
-        denoising = Denoising(tuple(steps[:length]), self.block, len(ids), seed)
-        return Written(tuple(ids[:length]), tuple(logprobs[:length]), finished, denoising)
+        denoising = DenoisingTrace(tuple(steps[:length]), self.block, len(ids), seed)
+        return Completion(tuple(ids[:length]), tuple(logprobs[:length]), finished, denoising)
 
-    def order_of(self, ids: tuple[int, ...]) -> Denoising:
+    def denoising_schedule(self, ids: tuple[int, ...]) -> DenoisingTrace:
         """A given answer, as if committed from left to right at the policy's own pace."""
         if len(ids) > self.canvas:
             raise PolicyError(
@@ -191,17 +193,17 @@ class DiffusionPolicy(AutoregressivePolicy):
                 count = math.ceil(todo / left)
                 steps += [step] * min(count, len(ids) - len(steps))
                 todo, step = todo - count, step + 1
-        return Denoising(tuple(steps), self.block, self.canvas)
+        return DenoisingTrace(tuple(steps), self.block, self.canvas)
 
-    def read(
+    def forward(
         self,
         prompts: list[Prompt],
         completions: list[tuple[int, ...]],
-        denoisings: list[Denoising | None] | None = None,
-    ) -> Readout:
+        denoisings: list[DenoisingTrace | None] | None = None,
+    ) -> ViewOutput:
         """The hidden state that predicts each token, in the canvas as it was before the token's step."""
         given_orders = denoisings or [None] * len(completions)
-        orders = [order or self.order_of(ids) for order, ids in zip(given_orders, completions, strict=True)]
+        orders = [order or self.denoising_schedule(ids) for order, ids in zip(given_orders, completions, strict=True)]
         states, rows, cells = [], [], []  # canvases; whose they are; per token (canvas, column)
         for row, (prompt, ids, order) in enumerate(zip(prompts, completions, orders, strict=True)):
             first, canvases = len(states), self._states(prompt, ids, order)
@@ -209,7 +211,7 @@ class DiffusionPolicy(AutoregressivePolicy):
             rows += [row] * len(canvases)
             cells += [(first + step, column) for column, step in enumerate(order.steps)]
         if not cells:
-            return Readout(torch.zeros(0, self.head_width, device=self.device), self.head, self.vocabulary)
+            return ViewOutput(torch.zeros(0, self.head_width, device=self.device), self.head, self.vocabulary)
         context, at = _Context(self, prompts, list(range(len(prompts)))), torch.tensor(cells)
         order = at[:, 0].argsort(stable=True)
         parts = []
@@ -219,9 +221,9 @@ class DiffusionPolicy(AutoregressivePolicy):
             hidden = self._canvas_hidden(context, torch.tensor(rows[chunk]), canvas.to(self.device), lengths)
             inside = at[order][(at[order, 0] >= start) & (at[order, 0] < start + STATES)]
             parts.append(hidden[inside[:, 0] - start, inside[:, 1]])
-        return Readout(torch.cat(parts)[order.argsort().to(self.device)], self.head, self.vocabulary)
+        return ViewOutput(torch.cat(parts)[order.argsort().to(self.device)], self.head, self.vocabulary)
 
-    def _states(self, prompt: Prompt, ids: tuple[int, ...], order: Denoising) -> list[list[int]]:
+    def _states(self, prompt: Prompt, ids: tuple[int, ...], order: DenoisingTrace) -> list[list[int]]:
         """The canvas before each step, with what the prompt shows of its future."""
         closed = order.steps[-1] if ids and ids[-1] in self.stop_ids else order.num_steps
         final = [*ids, *[self.pad_id] * (order.canvas - len(ids))]

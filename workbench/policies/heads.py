@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from workbench.policies.readout import Head
+from workbench.policies.view_output import Head
 
 CLOSE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}  # relative, of one layer
 

@@ -24,7 +24,7 @@ Features = tuple[Float[Tensor, "T W"], ...]  # T image tokens; behind the first,
 
 
 @dataclass(frozen=True)
-class _Look:
+class _ImageBatch:
     """What a model looks at in one go: a picture, or all of a prompt's."""
 
     pictures: tuple  # themselves, so that no other object gets their identity
@@ -35,17 +35,17 @@ class _Look:
     def key(self) -> Hashable:
         return tuple(map(id, self.pictures))
 
-    def same_as(self, other: "_Look") -> bool:
+    def same_as(self, other: "_ImageBatch") -> bool:
         return self.inputs.keys() == other.inputs.keys() and all(
             torch.equal(value, other.inputs[name]) for name, value in self.inputs.items()
         )
 
 
-_kept: ContextVar[dict[Hashable, tuple[_Look, Features]] | None] = ContextVar("image features", default=None)
+_kept: ContextVar[dict[Hashable, tuple[_ImageBatch, Features]] | None] = ContextVar("image features", default=None)
 
 
 @contextlib.contextmanager
-def remembered_images(enabled: bool = True) -> Iterator[None]:
+def cached_image_features(enabled: bool = True) -> Iterator[None]:
     """Inside, policies keep the features of pictures that they read without gradient. No weight may change inside."""
     token = _kept.set({} if enabled else None)
     try:
@@ -54,12 +54,12 @@ def remembered_images(enabled: bool = True) -> Iterator[None]:
         _kept.reset(token)
 
 
-def remembers() -> bool:
+def caching_enabled() -> bool:
     """Whether features are kept and used here: only without gradient, which would have to flow to the picture's encoder."""
     return _kept.get() is not None and not torch.is_grad_enabled()
 
 
-class Eyes:
+class ImageFeatureCache:
     """Asks a model for features of pictures, and finds out from the first in what form its family gives them.
 
     image_token  that stands for features in a prompt
@@ -90,22 +90,22 @@ class Eyes:
         self, prompts: list[Prompt], encoded: list[Encoded], look: Callable, weights: Hashable
     ) -> list[list[Features]]:
         looks = self._looks(prompts, encoded)
-        cache = _kept.get() if remembers() else {}
+        cache = _kept.get() if caching_enabled() else {}
         state = weights, torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-        todo: dict[Hashable, _Look] = {}
+        todo: dict[Hashable, _ImageBatch] = {}
         for batch in itertools.chain.from_iterable(looks):
             cached, _ = cache.get((state, batch.key), (None, None))
             if cached is None or not cached.same_as(batch):
                 todo[state, batch.key] = batch
         if todo:
-            features = self._look_at(list(todo.values()), look)
+            features = self._encode_images(list(todo.values()), look)
             if features is None:
                 self._apart = False
                 return self._features(prompts, encoded, look, weights)
             cache.update(zip(todo, zip(todo.values(), features, strict=True), strict=True))
         return [[cache[state, batch.key][1] for batch in batches] for batches in looks]
 
-    def _looks(self, prompts: list[Prompt], encoded: list[Encoded]) -> list[list[_Look]]:
+    def _looks(self, prompts: list[Prompt], encoded: list[Encoded]) -> list[list[_ImageBatch]]:
         """Of each prompt, picture by picture if that can be done with all."""
         pairs = [(prompt.all_images, inputs) for prompt, inputs in zip(prompts, encoded, strict=True)]
         apart = [picture_by_picture(inputs, len(images)) if images else [] for images, inputs in pairs]
@@ -115,12 +115,12 @@ class Eyes:
         for (images, inputs), parts in zip(pairs, apart, strict=True):
             if len(parts) == 1:
                 num_tokens = int((inputs["input_ids"] == self._image_token).sum())
-                looks.append([_Look(images, parts[0], num_tokens)])
+                looks.append([_ImageBatch(images, parts[0], num_tokens)])
             else:
-                looks.append([_Look(images[idx : idx + 1], part, 0) for idx, part in enumerate(parts)])
+                looks.append([_ImageBatch(images[idx : idx + 1], part, 0) for idx, part in enumerate(parts)])
         return looks
 
-    def _look_at(self, looks: list[_Look], look: Callable) -> list[Features] | None:
+    def _encode_images(self, looks: list[_ImageBatch], look: Callable) -> list[Features] | None:
         """None if the family's features do not tell pictures of one prompt apart."""
         features = look(collate_pictures([batch.inputs for batch in looks]))
         self._output, self._one_tensor = type(features), isinstance(features.pooler_output, Tensor)

@@ -8,12 +8,12 @@ from workbench.policies import Policy
 from workbench.policies.adapters import has_adapter, is_adapter, load_adapter_weights
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import PolicyByDomain, is_by_domain
-from workbench.policies.compatibility import merge_ends, share_vocabulary
+from workbench.policies.compatibility import share_vocabulary, unify_eos_tokens
 from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.models import is_masked_lm, load_model
 from workbench.policies.offload import offload
 from workbench.policies.proven import prove_all
-from workbench.policies.teacher_cache import forget_teachers, load_teacher
+from workbench.policies.teacher_cache import evict_teachers, load_teacher
 from workbench.types import STUDENT
 
 
@@ -66,7 +66,7 @@ def load_policies(
     of_teachers = {**options, "dtype": teacher_dtype or dtype, "device": "cpu" if offload_teachers else device}
     of_teachers["load"] = load_model if offload_teachers else load_teacher  # weights that travel are no one else's
     if any(name.startswith("teacher") for name in names):
-        forget_teachers(but=[path for path in (teacher, *(teachers or {}).values()) if path is not None])
+        evict_teachers(but=[path for path in (teacher, *(teachers or {}).values()) if path is not None])
     student_policy = _student(student, learner, adapter, dtype=dtype, **options)
     policies, by_domain = {STUDENT: student_policy}, None
     for name in names:
@@ -83,7 +83,7 @@ def load_policies(
             policies[name] = _teacher(name, teachers or {}, teacher, **of_teachers)
     for name in (name for name in policies if offload_teachers and name.startswith("teacher")):
         offload(policies[name], device)
-    write_alike(policies, block, steps_per_block, max_completion_length)
+    match_decoding(policies, block, steps_per_block, max_completion_length)
     _fit_together(policies, max_completion_length, accept_differences)
     return policies if by_domain is None else policies | {by_domain.name: by_domain}
 
@@ -103,7 +103,7 @@ def _fit_together(
     room for a completion."""
     prove_all(policies.values(), accept_differences=accept_differences)
     share_vocabulary(policies)
-    merge_ends(policies)
+    unify_eos_tokens(policies)
     share_encoders(policies)
     leave_room(policies.values(), max_completion_length)
 
@@ -193,7 +193,7 @@ def share_encoders(policies: dict[str, AutoregressivePolicy]) -> None:
             policy.encoder = same
 
 
-def write_alike(policies: dict[str, AutoregressivePolicy], block: int, steps_per_block: int, canvas: int) -> None:
+def match_decoding(policies: dict[str, AutoregressivePolicy], block: int, steps_per_block: int, canvas: int) -> None:
     """Have all policies write and read in one order, from left to right or by denoising at one pace.
 
     Raises: PolicyError if they do not; ConfigError if a pace is given to models that go from left to right.
@@ -213,6 +213,6 @@ def write_alike(policies: dict[str, AutoregressivePolicy], block: int, steps_per
                 f"{type(student.model).__name__} writes from left to right. Remove them."
             )
         return
-    student.set_pace(block, steps_per_block, canvas)
+    student.set_denoising_steps(block, steps_per_block, canvas)
     for policy in policies.values():
-        policy.set_pace(student.block, student.steps_per_block, canvas)
+        policy.set_denoising_steps(student.block, student.steps_per_block, canvas)

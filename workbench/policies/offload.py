@@ -39,7 +39,7 @@ def offload(policy: AutoregressivePolicy, device: torch.device | str) -> None:
             for tensor, values in resident:
                 tensor.data = values
 
-    for verb in ("read", "sample", "prove"):
+    for verb in ("forward", "sample", "prove"):
         setattr(policy, verb, _during(visit, getattr(policy, verb)))
 
 

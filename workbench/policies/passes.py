@@ -18,7 +18,7 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from workbench.policies.encoding import Encoded, PromptEncoder, append, collate, distinct, image_inputs
-from workbench.policies.image_features import Eyes, remembers
+from workbench.policies.image_features import ImageFeatureCache, caching_enabled
 from workbench.policies.shortcuts import Shortcuts
 from workbench.types import Prompt
 
@@ -43,7 +43,7 @@ class Passes:
         self.model, self.encoder, self.adapter = model, encoder, adapter
         self.shards = None  # of the model, if each process of the run holds a part (workbench.policies.fsdp)
         self._can_share_pictures = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
-        self._eyes = Eyes(getattr(model.config, "image_token_id", -1))
+        self._eyes = ImageFeatureCache(getattr(model.config, "image_token_id", -1))
         self._cache_argument = _cache_argument(model)
         self.shortcuts = _plausible(model, self._cache_argument)
         takes = "position_ids" in inspect.signature(model.base_model.forward).parameters
@@ -186,7 +186,7 @@ class Passes:
 
     def _encoded(self, prompts: list[Prompt]) -> dict[str, Tensor]:
         """What the model is given of some prompts; features instead of pictures where those may be kept."""
-        if self.shares_pictures and remembers():
+        if self.shares_pictures and caching_enabled():
             return self._with_shared_pictures(prompts, list(range(len(prompts))))
         return self._to_device(self.encoder.batch(prompts))
 

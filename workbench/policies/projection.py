@@ -200,7 +200,7 @@ def _gradients(
     policy.prove()  # its passes are not to be tapped
     with _hooked([(module, tap(name)) for name, module in projections.items()]), torch.enable_grad():
         index = torch.tensor(places, device=policy.device)
-        logits = policy.read([build_prompt(example, context)], [ids]).logits(index)
+        logits = policy.forward([build_prompt(example, context)], [ids]).logits(index)
         written = torch.tensor(ids, device=policy.device)[index]
         loss = torch.nn.functional.cross_entropy(logits, written)
         gradients = torch.autograd.grad(loss, [nothing for _, nothing in taken])

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from workbench.errors import PolicyError
 from workbench.policies.heads import Seen, find_head, watched
-from workbench.policies.image_features import remembered_images
+from workbench.policies.image_features import cached_image_features
 from workbench.policies.passes import Sent
-from workbench.policies.readout import Head
 from workbench.policies.shortcuts import Shortcuts
+from workbench.policies.view_output import Head
 from workbench.types import Prompt
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class _Trial:
         worst = 0.0
         for way in ways:
             try:
-                with remembered_images():
+                with cached_image_features():
                     states = way(self)
                 gaps = [_distance(*pair) for pair in zip(states, self.truth, strict=True)]
             except torch.OutOfMemoryError:

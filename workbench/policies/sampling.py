@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.policies import SamplingOptions
-from workbench.policies.readout import CHUNK_BYTES, entropy_of
+from workbench.policies.view_output import CHUNK_BYTES, entropy_of
 
 ROW_BYTES = 40  # per entry of the vocabulary and row: logits twice, and four arrays of fp64 beside them
 

@@ -1,6 +1,6 @@
 """Frozen teachers that a process which does one run after the other loads once.
 
-Outside `keep_teachers` every run loads its own. What one run has written into, the next one loads anew.
+Outside `cache_teachers` every run loads its own. What one run has written into, the next one loads anew.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _kept: dict[tuple, _Kept] | None = None  # by folder, its files and how they are
 
 
 @contextlib.contextmanager
-def keep_teachers() -> Iterator[None]:
+def cache_teachers() -> Iterator[None]:
     """Inside, `load_teacher` reads a model once, and keeps those that were asked for last."""
     global _kept
     before, _kept = _kept, {}
@@ -35,7 +35,7 @@ def keep_teachers() -> Iterator[None]:
         _kept = before
 
 
-def forget_teachers(but: Collection[str | Path]) -> None:
+def evict_teachers(but: Collection[str | Path]) -> None:
     """Let go of the models of all other folders, before more is loaded: no run holds more than it needs."""
     for key in [key for key in _kept or () if key[0] not in map(str, but)]:
         del _kept[key]

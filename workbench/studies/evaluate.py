@@ -7,8 +7,8 @@ from workbench.config.schema import RunConfig
 from workbench.data.examples import load_examples, split_by_evidence
 from workbench.distill.usable import Tally, showable, unasked
 from workbench.errors import RunError
-from workbench.evals.evaluate import answer_questions
-from workbench.evals.records import Answered, save_answers
+from workbench.evals.evaluate import evaluate_policy
+from workbench.evals.records import EvalRecord, save_records
 from workbench.policies.loading import leave_room, load_policies
 from workbench.runs.checkpoints import latest_checkpoint
 from workbench.studies.plan import Questions, Reference
@@ -27,7 +27,7 @@ def ask_run(config: RunConfig, evaluate: tuple[Questions, ...], *, load: Callabl
     description = describe(config, evaluate, checkpoint.step)
     if is_asked(file, description):
         return file
-    answered: dict[str, list[Answered]] = {}
+    answered: dict[str, list[EvalRecord]] = {}
     left_out: list[str] = []
     options = {
         "dtype": config.models.dtype,
@@ -40,7 +40,7 @@ def ask_run(config: RunConfig, evaluate: tuple[Questions, ...], *, load: Callabl
         left_out += sentences
         for label, rows in by_label.items():
             answered.setdefault(label, []).extend(rows)
-    save_answers(config.run_dir, checkpoint.step, answered[evaluate[0].label])  # where the app looks for them
+    save_records(config.run_dir, checkpoint.step, answered[evaluate[0].label])  # where the app looks for them
     write(file, answered, description, left_out)
     return file
 
@@ -73,9 +73,9 @@ def ask_reference(
 
 def _ask(
     policy: object, config: RunConfig, evaluate: tuple[Questions, ...], step: int, load: Callable
-) -> tuple[dict[str, list[Answered]], list[str]]:
+) -> tuple[dict[str, list[EvalRecord]], list[str]]:
     """Return the answers by label, and a sentence for each reason why questions were skipped."""
-    answered: dict[str, list[Answered]] = {}
+    answered: dict[str, list[EvalRecord]] = {}
     left_out: list[str] = []
     leave_room([policy], config.sampling.max_completion_length)
     for questions in evaluate:
@@ -86,7 +86,7 @@ def _ask(
         left_out += [f"{questions.label}, {sentence}" for sentence in unasked(examples, questions.contexts)]
         for context in questions.contexts:
             with autocast(config, policy.device):  # as a run evaluates its students
-                rows = answer_questions(
+                rows = evaluate_policy(
                     policy,
                     split_by_evidence(examples, [context]).usable,
                     context,

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from workbench.config.schema import RunConfig, build_config
 from workbench.data.grading import TOLERANCE
 from workbench.errors import RunError
-from workbench.evals.records import Answered, save_answers
+from workbench.evals.records import EvalRecord, save_records
 from workbench.studies.plan import Questions, Reference, settings
 
 FILE = "questions.parquet"
@@ -47,7 +47,7 @@ def show_start(run_dir: Path, files: list[Path], evaluate: tuple[Questions, ...]
         row for file in files if file.is_file() for row in read(file).to_pylist() if row["data"] == evaluate[0].label
     ]
     answered = [
-        Answered(
+        EvalRecord(
             0,
             row["policy"],
             row["context"],
@@ -65,7 +65,7 @@ def show_start(run_dir: Path, files: list[Path], evaluate: tuple[Questions, ...]
         for row in rows
     ]
     if answered and not (run_dir / "evals" / "step-000000.jsonl").is_file():
-        save_answers(run_dir, 0, answered)
+        save_records(run_dir, 0, answered)
 
 
 def describe(config: RunConfig, evaluate: tuple[Questions, ...], step: int) -> dict:
@@ -136,7 +136,7 @@ def left_out_of(file: Path) -> list[str]:
         return []
 
 
-def write(file: Path, answered: dict[str, list[Answered]], description: dict, left_out: Sequence[str] = ()) -> None:
+def write(file: Path, answered: dict[str, list[EvalRecord]], description: dict, left_out: Sequence[str] = ()) -> None:
     """Write answers with the description of the evaluation and the sentences about skipped questions."""
     rows = [
         {

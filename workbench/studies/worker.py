@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from workbench.config.schema import RunConfig
 from workbench.data.examples import load_examples
 from workbench.errors import RunError, WorkbenchError
-from workbench.policies.teacher_cache import keep_teachers
+from workbench.policies.teacher_cache import cache_teachers
 from workbench.runs.folder import RunFolder
 from workbench.studies.evaluate import ask_reference, ask_run
 from workbench.studies.plan import Questions, Reference, other_settings
@@ -74,7 +74,7 @@ def work(pipe: Connection, num_threads: int, log_file: Path, environment: dict[s
     logging.getLogger("workbench").addHandler(logging.NullHandler())
     load = functools.lru_cache(maxsize=_REMEMBERED)(load_examples)
     pipe.send(None)  # ready
-    with keep_teachers():
+    with cache_teachers():
         _work(pipe, load, log_file)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from workbench.data.images import open_image
 from workbench.distill.method import Regime
-from workbench.distill.step import Alternatives, Scored
+from workbench.distill.step import Alternatives, StepResult
 from workbench.errors import TraceError
 from workbench.policies import Policy
 from workbench.traces.parts import compact, step_file, traces_folder, write_part
@@ -63,7 +63,7 @@ class TracedBatch:
     readers: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def traced(scored: Scored, step: int, student: Policy) -> TracedBatch:
+def traced(scored: StepResult, step: int, student: Policy) -> TracedBatch:
     """What is stored of a batch that `student` learned from at `step`."""
     texts = tuple(tuple(student.token_texts(rollout.ids)) for rollout in scored.batch.rollouts)
     kinds = tuple(

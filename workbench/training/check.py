@@ -10,19 +10,19 @@ from dataclasses import dataclass, replace
 
 import torch
 
-import workbench.policies.readout
+import workbench.policies.view_output
 from workbench.config.schema import RunConfig
 from workbench.data.contexts import is_privileged
 from workbench.data.examples import load_examples, split_by_evidence
 from workbench.data.leaks import find_leaks
 from workbench.distill.losses import score
 from workbench.distill.method import Method
-from workbench.distill.rollouts import ask_all, write_rollouts
+from workbench.distill.rollouts import request_peer_feedback, sample_rollouts
 from workbench.distill.scoring import Batch, score_views
-from workbench.distill.step import Readings, Scored, read_batch, supervise_batch
+from workbench.distill.step import ScoredBatch, StepResult, compute_step, score_batch
 from workbench.distributed import choose_device
 from workbench.errors import DataError
-from workbench.policies import Policy, SamplingOptions, Written
+from workbench.policies import Completion, Policy, SamplingOptions
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import member
 from workbench.training.check_rows import count_pictures, describe_pictures, describe_rows, require_usable, split_rows
@@ -70,7 +70,7 @@ def check_config(config: RunConfig) -> list[Check]:
     with autocast(config, device):
         written = {
             name: tuple(
-                write_rollouts(
+                sample_rollouts(
                     learner.student,
                     usable[:NUM_EXAMPLES],
                     context=method.views[method.learner].context,
@@ -83,9 +83,11 @@ def check_config(config: RunConfig) -> list[Check]:
             )
             for name, learner in learners.items()
         }
-        if method.asks_peers is not None:
+        if method.peer_request is not None:
             students = {name: learner.student for name, learner in learners.items()}
-            written = ask_all(written, students, method.asks_peers, sampling=sampling, seed=("check", config.seed))
+            written = request_peer_feedback(
+                written, students, method.peer_request, sampling=sampling, seed=("check", config.seed)
+            )
     checks = [_evidence(len(taught), len(usable), lacking), *_placeholders(examples), *_domains(examples, untaught)]
     checks += rows
     checks += _leaks(usable, method.views[method.learner].context)
@@ -103,13 +105,13 @@ def _learner_checks(
 ) -> list[Check]:
     method = config.load_method()
     with torch.no_grad(), autocast(config, learner.student.device):
-        readings = read_batch(method, learner.policies, batch, others)
-        scored = supervise_batch(method, learner.policies, readings, seed=0)
+        scored_batch = score_batch(method, learner.policies, batch, others)
+        scored = compute_step(method, learner.policies, scored_batch, seed=0)
         return [
             *_tokens(scored, learner),
             *_images(scored, learner),
             *_views(scored, learner, config),
-            _chunks(scored, learner, readings),
+            _chunks(scored, learner, scored_batch),
             *_routing(scored),
             _answers(scored),
             *_precision(config, learner),
@@ -178,7 +180,7 @@ def _prepared(method: Method, usable: list[Example], learner: Learner) -> Iterat
         yield Check(f"prepared, of {NUM_EXAMPLES} examples", OK, facts)
 
 
-def _tokens(scored: Scored, learner: Learner) -> Iterator[Check]:
+def _tokens(scored: StepResult, learner: Learner) -> Iterator[Check]:
     for name, view in scored.method.views.items():
         prompts, rollouts = _read_by(scored, name)
         completions = [rollout.ids for rollout in rollouts]
@@ -211,12 +213,12 @@ def _agreement(learner: Learner, prompt: Prompt) -> Iterator[Check]:
         if padding:
             shared += f"; {padding} more of {name}, which are no tokens, are left out"
     yield Check("vocabulary", OK, shared)
-    if student.head.ends:
-        names = ", ".join(student.token_text(token) for token in student.head.ends)
+    if student.head.eos_ids:
+        names = ", ".join(student.token_text(token) for token in student.head.eos_ids)
         text = f"{names} are one action in every view, their probabilities added up and written as the first"
         yield Check("end token", NOTE, text)
     for name, policy in models.items():
-        if not policy.head.ends and policy.end_id != student.end_id:
+        if not policy.head.eos_ids and policy.end_id != student.end_id:
             text = f"{name} ends with {policy.token_text(policy.end_id)}, the student with {student.token_text(student.end_id)}"
             yield Check("end token", NOTE, f"{text}: the teacher finds the student's end unlikely")
     bare = [name for name, policy in models.items() if getattr(policy.processor, "chat_template", None) is None]
@@ -260,7 +262,7 @@ def _readers(policy: Policy, prompts: list[Prompt]) -> list[tuple[Autoregressive
     return list(readers.values())
 
 
-def _images(scored: Scored, learner: Learner) -> Iterator[Check]:
+def _images(scored: StepResult, learner: Learner) -> Iterator[Check]:
     for name, view in scored.method.views.items():
         prompts, _ = _read_by(scored, name)
         for policy, places in _readers(learner.policies[view.policy], prompts):
@@ -272,7 +274,7 @@ def _images(scored: Scored, learner: Learner) -> Iterator[Check]:
             yield Check(f"images in view {name}", status, f"{len(prompt.all_images)} image(s), {count} image tokens")
 
 
-def _views(scored: Scored, learner: Learner, config: RunConfig) -> Iterator[Check]:
+def _views(scored: StepResult, learner: Learner, config: RunConfig) -> Iterator[Check]:
     batch = scored.batch
     for name, view in scored.method.views.items():
         teacher_dtype = config.models.teacher_dtype if view.policy.startswith("teacher") else None
@@ -296,16 +298,16 @@ def _views(scored: Scored, learner: Learner, config: RunConfig) -> Iterator[Chec
             yield _same(f"view {name} reads what it writes", sampled, read, tolerance)
 
 
-def _read_by(scored: Scored, view: str) -> tuple[list[Prompt], list[Rollout]]:
+def _read_by(scored: StepResult, view: str) -> tuple[list[Prompt], list[Rollout]]:
     """Rollouts that the view read, and the prompt of each."""
     pairs = zip(scored.prompts[view], scored.batch.rollouts, strict=True)
     read = [(prompt, rollout) for prompt, rollout in pairs if prompt is not None]
     return [prompt for prompt, _ in read], [rollout for _, rollout in read]
 
 
-def _logprobs(policy: Policy, prompt: Prompt, rollout: Rollout | Written) -> torch.Tensor:
-    readout = policy.read([prompt], [rollout.ids], [rollout.denoising])
-    return score(readout, torch.tensor(rollout.ids, device=readout.device)).logprob
+def _logprobs(policy: Policy, prompt: Prompt, rollout: Rollout | Completion) -> torch.Tensor:
+    output = policy.forward([prompt], [rollout.ids], [rollout.denoising])
+    return score(output, torch.tensor(rollout.ids, device=output.device)).logprob
 
 
 def _same(name: str, logprobs: torch.Tensor, other: torch.Tensor, tolerance: float) -> Check:
@@ -314,21 +316,21 @@ def _same(name: str, logprobs: torch.Tensor, other: torch.Tensor, tolerance: flo
     return Check(name, OK if difference <= tolerance else WRONG, text)
 
 
-def _chunks(scored: Scored, learner: Learner, readings: Readings) -> Check:
-    usual = workbench.policies.readout.CHUNK_BYTES
+def _chunks(scored: StepResult, learner: Learner, scored_batch: ScoredBatch) -> Check:
+    usual = workbench.policies.view_output.CHUNK_BYTES
     try:
-        workbench.policies.readout.CHUNK_BYTES = 1  # 16 positions at a time, the least there is
-        method, prompts = scored.method, readings.prompts
-        again = Readings(scored.batch, prompts, *score_views(method, learner.policies, prompts, scored.batch))
-        pieces = supervise_batch(method, learner.policies, again, seed=0)
+        workbench.policies.view_output.CHUNK_BYTES = 1  # 16 positions at a time, the least there is
+        method, prompts = scored.method, scored_batch.prompts
+        again = ScoredBatch(scored.batch, prompts, *score_views(method, learner.policies, prompts, scored.batch))
+        pieces = compute_step(method, learner.policies, again, seed=0)
     finally:
-        workbench.policies.readout.CHUNK_BYTES = usual
+        workbench.policies.view_output.CHUNK_BYTES = usual
     difference = _largest(pieces.loss, scored.loss)
     status = OK if difference <= 1e-4 else WRONG
     return Check("loss in chunks = at once", status, f"positions differ by at most {difference:.1e} nats")
 
 
-def _routing(scored: Scored) -> Iterator[Check]:
+def _routing(scored: StepResult) -> Iterator[Check]:
     method, regime = scored.method, scored.routing.regime
     counts = {name: int((regime == idx).sum()) for idx, name in enumerate(method.regimes)}
     shares = ", ".join(f"{name} {count / regime.numel():.0%}" for name, count in counts.items())
@@ -342,7 +344,7 @@ def _routing(scored: Scored) -> Iterator[Check]:
             yield Check(f"target {name}", OK, f"{view.policy} shown {view.context}, which the student is not")
 
 
-def _answers(scored: Scored) -> Check:
+def _answers(scored: StepResult) -> Check:
     rollouts = scored.batch.rollouts
     finished = sum(rollout.finished for rollout in rollouts)
     status = OK if finished else NOTE

@@ -20,7 +20,7 @@ from torch import nn
 from workbench.config.schema import RunConfig, load_config
 from workbench.data.contexts import is_privileged, parse_context
 from workbench.errors import ConfigError, RunError
-from workbench.evals.records import CONFIDENCE, load_answers, measure
+from workbench.evals.records import CONFIDENCE, load_records, measure
 from workbench.files.folders import new_folder, saving
 from workbench.files.parsing import dump_yaml
 from workbench.methods import method_module
@@ -264,7 +264,7 @@ def _card_metadata(base: str, method: str, auto_class: str) -> dict[str, object]
 
 def _evaluation(run: RunFolder, step: int, learner: str, student_context: str) -> str:
     """Accuracy and confidence under the context of use, before and after; other contexts are named as what they are."""
-    rows = [row for row in load_answers(run.path) if row.policy == learner and row.step <= step]
+    rows = [row for row in load_records(run.path) if row.policy == learner and row.step <= step]
     lines = []
     for context in dict.fromkeys([student_context, *(row.context for row in rows)]):
         for at in sorted({row.step for row in rows if row.context == context}):

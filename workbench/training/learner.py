@@ -176,7 +176,7 @@ def build_learner(
     agree(members(policies.values()), group)
     if (
         any("future" in parse_context(context) for context in method.contexts)
-        and policies[STUDENT].order_of(()) is None
+        and policies[STUDENT].denoising_schedule(()) is None
     ):
         raise ConfigError(
             f"method {method.name} shows a view later blocks of an answer, and {start} writes from left to right. Set "
@@ -225,7 +225,7 @@ def give_engine(learners: list[Learner], config: RunConfig) -> None:
                 f"{student.name} makes two of it. Choose sampling.engine=transformers, or models.lora.target_modules "
                 "without embeddings and head."
             )
-    if first.order_of(()) is not None:
+    if first.denoising_schedule(()) is not None:
         raise ConfigError(
             "sampling.engine=vllm writes from left to right, and models.student fills masks. Choose "
             "sampling.engine=transformers."

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from workbench.config.schema import RunConfig
 from workbench.data.examples import load_examples, split_by_evidence
-from workbench.distill.rollouts import ask_all
+from workbench.distill.rollouts import request_peer_feedback
 from workbench.distill.scoring import Batch
-from workbench.distill.step import NotFinite, Scored, attend, read_batch, supervise_batch
+from workbench.distill.step import NotFinite, StepResult, compute_step, join_collectives, score_batch
 from workbench.distill.usable import showable, showing_problem
 from workbench.distributed import ALONE, Group, choose_device
 from workbench.errors import RunError, TraceError
@@ -32,7 +32,7 @@ from workbench.evals.records import require_answers
 from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import covers
 from workbench.policies.fsdp import heads, members, together
-from workbench.policies.image_features import remembered_images
+from workbench.policies.image_features import cached_image_features
 from workbench.runs.checkpoints import Checkpoint
 from workbench.runs.fingerprints import models_read_again, require_same_data, require_same_models
 from workbench.runs.folder import RunFolder, StopSignal, checkpoint_path
@@ -242,7 +242,7 @@ class Trainer:
             with (
                 self.group.guard(),
                 heads(*self.policies),
-                remembered_images(self.config.models.share_images),
+                cached_image_features(self.config.models.share_images),
             ):
                 written = self._write(step, examples)
                 clock.lap("write")  # all write before any learns
@@ -254,9 +254,9 @@ class Trainer:
             raise self._stop_for(step, error) from None
         metrics = {}
         for learner, result, grad_norm in zip(self.learners, results, grad_norms, strict=True):
-            learner_metrics = step_metrics(self.method, result.whole)
+            learner_metrics = step_metrics(self.method, result.global_result)
             if self.method.resample:  # otherwise the sequences were sampled by the student before training
-                learner_metrics |= sampler_gap(self.method, result.whole)
+                learner_metrics |= sampler_gap(self.method, result.global_result)
             update = learner.step(step) if learner_metrics["supervised"] else learner.rest(step)
             metrics |= of_learner(learner.name, learner_metrics | grad_norm | update)
         clock.lap("learn")
@@ -264,7 +264,7 @@ class Trainer:
             pairs = zip(self.learners, results, strict=True)
             self.writer.write(*(traced(result, step, learner.student) for learner, result in pairs))
         clock.lap("trace")
-        num_positions = sum(result.whole.batch.num_positions for result in results)
+        num_positions = sum(result.global_result.batch.num_positions for result in results)
         metrics |= clock.seconds() | {"tokens": num_positions, "skipped": self.skipped.counts.total()}
         self.folder.log_metrics("train", step, metrics)
         return metrics
@@ -278,24 +278,26 @@ class Trainer:
                 name: tuple(write(step, block_examples, block.start))
                 for name, write in zip(self.students, self.writers, strict=True)
             }
-            if self.method.asks_peers is None:
+            if self.method.peer_request is None:
                 return written
             options = {"seed": (self.config.seed, step), "first": block.start * self.config.sampling.num_generations}
-            return ask_all(written, self.students, self.method.asks_peers, sampling=self.sampling, **options)
+            return request_peer_feedback(
+                written, self.students, self.method.peer_request, sampling=self.sampling, **options
+            )
 
-    def _learn(self, learner: Learner, written: dict[str, tuple[Rollout, ...]], step: int, clock: Clock) -> Scored:
+    def _learn(self, learner: Learner, written: dict[str, tuple[Rollout, ...]], step: int, clock: Clock) -> StepResult:
         """Read, route and supervise one learner's batch; its gradients are there then, and its weights as before."""
         config, method = self.config, self.method
         batch = Batch(written[learner.name], config.training.micro_batch_size, config.training.bucket)
         with self._autocast():
-            readings = read_batch(method, learner.policies, batch, _others(written, learner))
+            scored_batch = score_batch(method, learner.policies, batch, _others(written, learner))
             clock.lap("read")
             torch.manual_seed(derive_seed("dropout", config.seed, step, *learner.seed, *self.group.seed))
             with learner.training_mode():
-                scored = supervise_batch(
+                scored = compute_step(
                     method,
                     learner.policies,
-                    readings,
+                    scored_batch,
                     seed=derive_seed("route", config.seed, step, *learner.seed),
                     num_alternatives=config.trace.alternatives,
                     alternatives_of=config.trace.alternatives_of,
@@ -316,16 +318,16 @@ class Trainer:
         for learner in self.learners:
             with heads(*learner.policies.values()), self._autocast():
                 if not self.group.is_main:  # the probes are with the first
-                    attend(self.method, learner.policies)
+                    join_collectives(self.method, learner.policies)
                     continue
                 probes = self.probes[learner.name]
                 batch = Batch(probes, self.config.training.micro_batch_size, self.config.training.bucket)
-                readings = read_batch(self.method, learner.policies, batch, _others(self.probes, learner))
+                scored_batch = score_batch(self.method, learner.policies, batch, _others(self.probes, learner))
                 with together(learner.student):
-                    scored = supervise_batch(
+                    scored = compute_step(
                         self.method,
                         learner.policies,
-                        readings,
+                        scored_batch,
                         seed=derive_seed("probe", self.config.seed),
                         num_alternatives=self.config.trace.alternatives,
                         alternatives_of=len(probes),

@@ -7,11 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.distill.method import Method
-from workbench.distill.step import Scored
+from workbench.distill.step import StepResult
 from workbench.types import STUDENT, Rollout
 
 
-def sampler_gap(method: Method, scored: Scored) -> dict[str, float]:
+def sampler_gap(method: Method, scored: StepResult) -> dict[str, float]:
     """Mean distance, in nats, between a token's log-prob under what has just drawn it and as the learner reads it.
 
     Rounding; or other kernels, another precision, other weights if something is wrong. Nothing where the data wrote
@@ -29,7 +29,7 @@ def sampler_gap(method: Method, scored: Scored) -> dict[str, float]:
     return {"sampler_gap": float(gap.mean())} if gap.numel() else {}
 
 
-def step_metrics(method: Method, scored: Scored) -> dict[str, float]:
+def step_metrics(method: Method, scored: StepResult) -> dict[str, float]:
     """Loss in nats, gaps and entropies in nats per token, shares from 0 to 1; `supervised`: of positions with a
     loss.
     """

@@ -6,7 +6,7 @@ questions once; the same tokens are then scored and routed every few steps, by t
 
 from workbench.config.schema import RunConfig
 from workbench.distill.method import Method
-from workbench.distill.rollouts import ask_all, from_row, to_row, write_rollouts
+from workbench.distill.rollouts import from_row, request_peer_feedback, sample_rollouts, to_row
 from workbench.policies import Policy, SamplingOptions
 from workbench.runs.folder import RunFolder
 from workbench.types import Example, Rollout
@@ -33,7 +33,7 @@ def open_probes(
     written = {}
     for name, student in students.items() if examples else ():
         written[name] = tuple(
-            write_rollouts(
+            sample_rollouts(
                 student,
                 examples,
                 context=method.views[method.learner].context,
@@ -43,7 +43,9 @@ def open_probes(
                 **config.evaluation.grading,
             )
         )
-    if method.asks_peers is not None:
-        written = ask_all(written, students, method.asks_peers, sampling=sampling, seed=("probe", config.seed))
+    if method.peer_request is not None:
+        written = request_peer_feedback(
+            written, students, method.peer_request, sampling=sampling, seed=("probe", config.seed)
+        )
     folder.write_probes([to_row(rollout) for rollouts in written.values() for rollout in rollouts])
     return written

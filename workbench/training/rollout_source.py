@@ -19,7 +19,7 @@ from torch import Tensor
 
 from workbench.config.schema import RunConfig
 from workbench.distill.method import Method
-from workbench.distill.rollouts import from_row, to_row, write_rollouts
+from workbench.distill.rollouts import from_row, sample_rollouts, to_row
 from workbench.distributed import ALONE, Group
 from workbench.errors import RunError
 from workbench.files.folders import reason, saving
@@ -79,7 +79,7 @@ class Writer:
         method, prepare = self.method, self.method.prepare
         patched = prepare.writing(self.student, self._tensors) if prepare else contextlib.nullcontext()
         with autocast(self.config, self.student.device), patched:  # as the learner scores what is sampled here
-            rollouts = write_rollouts(
+            rollouts = sample_rollouts(
                 self.student,
                 examples,
                 context=method.views[method.learner].context,

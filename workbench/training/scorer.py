@@ -22,12 +22,12 @@ from workbench.data.examples import load_examples
 from workbench.data.grading import RULES, TOLERANCE, check_grading, grade
 from workbench.distill.rollouts import reply_in_turns
 from workbench.distill.scoring import Batch
-from workbench.distill.step import read_batch, supervise_batch
+from workbench.distill.step import compute_step, score_batch
 from workbench.distill.usable import Tally, showable, unasked
 from workbench.distributed import choose_device
 from workbench.errors import ConfigError, RunError
-from workbench.evals.evaluate import ask
-from workbench.evals.records import Answered, require_answers, require_shown
+from workbench.evals.evaluate import evaluate_policies
+from workbench.evals.records import EvalRecord, require_answers, require_shown
 from workbench.policies import SamplingOptions
 from workbench.policies.loading import leave_room, load_policy
 from workbench.policies.proven import prove_all
@@ -64,10 +64,10 @@ class Scorer:
         rollout = self._write(example, seed) if answer is None else self._given(example, answer, seed)
         policies, config = self.learner.policies, self.config
         with torch.no_grad(), autocast(config, self.device):
-            scored = supervise_batch(
+            scored = compute_step(
                 self.method,
                 policies,
-                read_batch(self.method, policies, Batch((rollout,))),
+                score_batch(self.method, policies, Batch((rollout,))),
                 seed=seed,
                 num_alternatives=max(5, config.trace.alternatives),
                 alternatives_of=1,
@@ -91,7 +91,7 @@ class Scorer:
 
     def _given(self, example: Example, answer: str, seed: int) -> Rollout:
         ids, reward = self.learner.student.answer_ids(answer), self._grade(example, answer)
-        fields = {"replies": self._replies(example, seed), "denoising": self.learner.student.order_of(ids)}
+        fields = {"replies": self._replies(example, seed), "denoising": self.learner.student.denoising_schedule(ids)}
         return Rollout(example, 0, ids, answer, True, None, reward, "given", **fields)
 
     def _replies(self, example: Example, seed: int) -> tuple[str, ...]:
@@ -124,7 +124,7 @@ def evaluate_run(
     rule: str | None = None,
     tolerance: float | None = None,
     skipped: Tally | None = None,
-) -> list[Answered]:
+) -> list[EvalRecord]:
     """The students of a run's newest checkpoint, and its teachers, asked again.
 
     data, contexts, count, rule and tolerance default to the run's own; nothing is written into the run folder.
@@ -155,7 +155,7 @@ def evaluate_run(
     )
     _log_unasked(examples, contexts or config.evaluation.contexts)
     with autocast(config, scorer.device):  # as the run evaluated
-        return ask(
+        return evaluate_policies(
             policies,
             examples,
             contexts or config.evaluation.contexts,
@@ -178,7 +178,7 @@ def evaluate_model(
     dtype: str = "float32",
     trust_remote_code: bool = False,
     skipped: Tally | None = None,
-) -> list[Answered]:
+) -> list[EvalRecord]:
     """Any image-text-to-text model asked: a folder written by save_pretrained, or a name on the hub."""
     check_grading(rule, tolerance)
     examples = load_examples(data, limit=count)
@@ -196,7 +196,7 @@ def evaluate_model(
     examples = showable(examples, [policy], contexts, Tally() if skipped is None else skipped)
     _log_unasked(examples, contexts)
     options = {"max_completion_length": max_completion_length, "batch_size": EvaluationConfig().batch_size}
-    return ask([policy], examples, contexts, step=0, rule=rule, tolerance=tolerance, **options)
+    return evaluate_policies([policy], examples, contexts, step=0, rule=rule, tolerance=tolerance, **options)
 
 
 def _log_unasked(examples: list[Example], contexts: Sequence[str]) -> None:
@@ -213,7 +213,7 @@ def evaluate(
     rule: str | None = None,
     tolerance: float | None = None,
     skipped: Tally | None = None,
-) -> list[Answered]:
+) -> list[EvalRecord]:
     """A run's newest checkpoint with its teachers, or a model folder: whichever `path` is.
 
     skipped  gets the examples that cannot be shown, which are left out under every context

@@ -1,6 +1,6 @@
 """Output of a view: the hidden states that predict each written token, and the head that makes logits of them.
 
-Logits of a whole batch never exist: `Readout.logits` makes those of the positions asked for, a chunk at a time.
+Logits of a whole batch never exist: `ViewOutput.logits` makes those of the positions asked for, a chunk at a time.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ class Head:
     linear: nn.Module
     scale: float = 1.0
     soft_cap: float | None = None
-    ends: tuple[int, ...] = ()  # tokens that are one action, to stop: the first gets the probability of all
+    eos_ids: tuple[int, ...] = ()  # tokens that are one action, to stop: the first gets the probability of all
     never: tuple[int, ...] = ()  # tokens that the model's own forward pass gives no probability
 
     def __call__(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
@@ -38,22 +38,24 @@ class Head:
             logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
         if self.never:
             logits = logits.index_fill(-1, torch.tensor(self.never, device=logits.device), _NOTHING)
-        if len(self.ends) > 1:
-            ends = torch.tensor(self.ends, device=logits.device)
+        if len(self.eos_ids) > 1:
+            ends = torch.tensor(self.eos_ids, device=logits.device)
             whole = logits[:, ends].logsumexp(-1, keepdim=True)
-            nothing = torch.full((len(logits), len(self.ends) - 1), _NOTHING, device=logits.device)
+            nothing = torch.full((len(logits), len(self.eos_ids) - 1), _NOTHING, device=logits.device)
             logits = logits.index_copy(-1, ends, torch.cat((whole, nothing), -1))
         return logits
 
 
 @dataclass(frozen=True)
-class Readout:
+class ViewOutput:
     """What one view says at N positions: the hidden states that predict each written token, and the head."""
 
     hidden: Float[Tensor, "N D"]
     head: Head
     vocabulary: int  # V, entries that learner and target share; a longer (padded) head is cut to it
-    read: Bool[Tensor, " N"] | None = None  # positions that the view read, None = all; the others have no hidden state
+    is_scored: Bool[Tensor, " N"] | None = (
+        None  # positions that the view scores; None = all; the others have no hidden state
+    )
 
     @property
     def device(self) -> torch.device:
@@ -62,26 +64,26 @@ class Readout:
     def logits(self, index: Int[Tensor, " M"]) -> Float[Tensor, "M V"]:
         return cut(self.head(self.hidden[index]), self.vocabulary)
 
-    def part(self, positions: slice | Int[Tensor, " M"]) -> "Readout":
+    def part(self, positions: slice | Int[Tensor, " M"]) -> "ViewOutput":
         """What it says at some of its positions."""
-        read = None if self.read is None else self.read[positions]
-        return replace(self, hidden=self.hidden[positions], read=read)
+        is_scored = None if self.is_scored is None else self.is_scored[positions]
+        return replace(self, hidden=self.hidden[positions], is_scored=is_scored)
 
-    def spread(self, read: Bool[Tensor, " M"]) -> "Readout":
-        """Its positions at the places that are `read`, in their order; the others have none."""
-        hidden = self.hidden.new_full((read.numel(), self.hidden.shape[1]), torch.nan)
-        hidden[read] = self.hidden
-        return replace(self, hidden=hidden, read=read)
+    def spread(self, is_scored: Bool[Tensor, " M"]) -> "ViewOutput":
+        """Its positions at the places that are `is_scored`, in their order; the others have none."""
+        hidden = self.hidden.new_full((is_scored.numel(), self.hidden.shape[1]), torch.nan)
+        hidden[is_scored] = self.hidden
+        return replace(self, hidden=hidden, is_scored=is_scored)
 
 
 @dataclass(frozen=True)
-class MixedReadout:
+class MixedViewOutput:
     """What several policies say, each at positions of its own: position n is row `row[n]` of `parts[which[n]]`."""
 
-    parts: tuple[Readout, ...]
+    parts: tuple[ViewOutput, ...]
     which: Int[Tensor, " N"]
     row: Int[Tensor, " N"]
-    read: Bool[Tensor, " N"] | None = None  # as Readout.read
+    is_scored: Bool[Tensor, " N"] | None = None  # as ViewOutput.is_scored
 
     @property
     def device(self) -> torch.device:
@@ -100,21 +102,21 @@ class MixedReadout:
                 logits[positions] = part.logits(row[positions])
         return logits
 
-    def part(self, positions: slice | Int[Tensor, " M"]) -> "MixedReadout":
+    def part(self, positions: slice | Int[Tensor, " M"]) -> "MixedViewOutput":
         """What it says at some of its positions."""
-        read = None if self.read is None else self.read[positions]
-        return replace(self, which=self.which[positions], row=self.row[positions], read=read)
+        is_scored = None if self.is_scored is None else self.is_scored[positions]
+        return replace(self, which=self.which[positions], row=self.row[positions], is_scored=is_scored)
 
-    def spread(self, read: Bool[Tensor, " M"]) -> "MixedReadout":
-        """Its positions at the places that are `read`, in their order; the others have none."""
-        which, row = torch.full((2, read.numel()), -1, device=self.device)
-        which[read], row[read] = self.which, self.row
-        return replace(self, which=which, row=row, read=read)
+    def spread(self, is_scored: Bool[Tensor, " M"]) -> "MixedViewOutput":
+        """Its positions at the places that are `is_scored`, in their order; the others have none."""
+        which, row = torch.full((2, is_scored.numel()), -1, device=self.device)
+        which[is_scored], row[is_scored] = self.which, self.row
+        return replace(self, which=which, row=row, is_scored=is_scored)
 
 
-def mix(pieces: list[tuple[Readout, Tensor]]) -> MixedReadout:
+def mix_outputs(pieces: list[tuple[ViewOutput, Tensor]]) -> MixedViewOutput:
     """Readouts with the positions that they are of, which together are 0 .. N - 1. Those of one head become one part."""
-    by_head: dict[int, list[tuple[Readout, Tensor]]] = {}
+    by_head: dict[int, list[tuple[ViewOutput, Tensor]]] = {}
     for piece in pieces:
         by_head.setdefault(id(piece[0].head), []).append(piece)
     parts = []
@@ -124,21 +126,21 @@ def mix(pieces: list[tuple[Readout, Tensor]]) -> MixedReadout:
         positions = torch.cat([piece_positions for _, piece_positions in group]).to(which.device)
         which[positions] = part_idx
         row[positions] = torch.arange(positions.numel(), device=which.device)
-        parts.append(replace(group[0][0], hidden=torch.cat([readout.hidden for readout, _ in group])))
-    return MixedReadout(tuple(parts), which, row)
+        parts.append(replace(group[0][0], hidden=torch.cat([output.hidden for output, _ in group])))
+    return MixedViewOutput(tuple(parts), which, row)
 
 
-def join(readouts: list[Readout] | list[MixedReadout]) -> Readout | MixedReadout:
+def join_outputs(outputs: list[ViewOutput] | list[MixedViewOutput]) -> ViewOutput | MixedViewOutput:
     """Readouts of one policy, laid end to end."""
-    if isinstance(readouts[0], Readout):
-        return replace(readouts[0], hidden=torch.cat([readout.hidden for readout in readouts]))
+    if isinstance(outputs[0], ViewOutput):
+        return replace(outputs[0], hidden=torch.cat([output.hidden for output in outputs]))
     pieces, start = [], 0
-    for readout in readouts:
-        for part_idx, part in enumerate(readout.parts):
-            positions = (readout.which == part_idx).nonzero().squeeze(-1)
-            pieces.append((part, start + positions[readout.row[positions].argsort()]))
-        start += readout.which.numel()
-    return mix(pieces)
+    for output in outputs:
+        for part_idx, part in enumerate(output.parts):
+            positions = (output.which == part_idx).nonzero().squeeze(-1)
+            pieces.append((part, start + positions[output.row[positions].argsort()]))
+        start += output.which.numel()
+    return mix_outputs(pieces)
 
 
 def chunk_size(vocabulary: int) -> int:
