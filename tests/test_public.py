@@ -21,3 +21,10 @@ def test_reading_traces_does_not_load_torch() -> None:
     code = "import sys, workbench as wb; wb.open_traces; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_old_module_of_launchers_names_the_new_one() -> None:
+    done = subprocess.run([sys.executable, "-m", "workbench.train", "demo"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "workbench.train is now called workbench.training.run" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -13,6 +13,7 @@ first used, so that reading traces does not wait for torch.
 
 import gc
 import importlib
+import sys
 from types import ModuleType
 
 from workbench.runs.threads import sleep_while_waiting
@@ -57,6 +58,18 @@ _HOME = {
     "train": "training.run",
 }
 __all__ = sorted(_HOME)
+
+
+class _MovedModules:
+    """Finder that comes last and finds nothing: it names the module that torchrun and accelerate start today."""
+
+    @staticmethod
+    def find_spec(name: str, *_: object) -> None:
+        if name == "workbench.train":
+            raise ModuleNotFoundError("workbench.train is now called workbench.training.run", name=name)
+
+
+sys.meta_path.append(_MovedModules)
 
 
 def __getattr__(name: str) -> object:
