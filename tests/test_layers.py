@@ -30,6 +30,8 @@ ROOMS = (
     "__main__",
     "__init__",
 )
+ENTRIES = {("training/run.py", "workbench.cli")}  # the module that torchrun starts is the command line
+COMPUTING = {"__init__.py", "cli.py", "methods/__init__.py"}  # the face comes last; methods finds the files beside it
 RANK = {name: rank for rank, name in enumerate(ROOMS)}
 
 
@@ -42,21 +44,50 @@ def parse(text: str) -> ast.Module:
         gc.enable()
 
 
-def imports() -> list[tuple[str, str]]:
-    """(importing, imported) pairs of top-level modules of the package."""
-    found = []
-    for file in PACKAGE.rglob("*.py"):
-        own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        for node in ast.walk(parse(file.read_text())):
-            names = []
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("workbench"):
-                names = (
-                    [node.module] if node.module != "workbench" else [f"workbench.{alias.name}" for alias in node.names]
-                )
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names if alias.name.startswith("workbench.")]
-            found += [(own, name.split(".")[1]) for name in names]
-    return [(own, other) for own, other in found if own != other]
+def module_files() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    return {
+        ".".join(("workbench", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): file
+        for file in PACKAGE.rglob("*.py")
+    }
+
+
+def imported_names(tree: ast.Module) -> set[str]:
+    """Dotted names that a file imports, and texts that look like one: arguments of importlib, of `python -m`, of tables."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value)
+    return names
+
+
+def imports() -> set[tuple[str, str]]:
+    """(importing file, imported module) pairs between rooms of the package."""
+    modules = module_files()
+    pairs = {
+        (file.relative_to(PACKAGE).as_posix(), name)
+        for file in modules.values()
+        for name in imported_names(parse(file.read_text())) & modules.keys() - {"workbench"}
+    }
+    return {(file, name) for file, name in pairs if room_of(file) != name.split(".")[1]}
+
+
+def room_of(file: str) -> str:
+    return file.split("/")[0].removesuffix(".py")
+
+
+def names_at_run_time(tree: ast.Module) -> bool:
+    """Whether a file computes the name of a module that it imports."""
+    return any(
+        isinstance(node, ast.Call)
+        and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__", "find_spec", "run_module")
+        and not isinstance(node.args[0], ast.Constant)
+        for node in ast.walk(tree)
+    )
 
 
 def test_every_module_has_a_layer() -> None:
@@ -69,8 +100,32 @@ def test_every_module_has_a_layer() -> None:
 
 
 def test_imports_point_upwards_only() -> None:
-    wrong = [f"{own} imports {other}" for own, other in imports() if RANK[own] <= RANK[other]]
+    wrong = [
+        f"{file} imports {name}"
+        for file, name in imports() - ENTRIES
+        if RANK[room_of(file)] <= RANK[name.split(".")[1]]
+    ]
     assert not wrong
+
+
+def test_exceptions_are_used() -> None:
+    assert imports() >= ENTRIES
+
+
+def test_names_of_modules_are_computed_in_three_files_only() -> None:
+    computing = {
+        file.relative_to(PACKAGE).as_posix()
+        for file in PACKAGE.rglob("*.py")
+        if names_at_run_time(parse(file.read_text()))
+    }
+    assert computing == COMPUTING
+
+
+def test_import_by_text_is_seen() -> None:
+    assert "workbench.cli" in imported_names(parse('importlib.import_module("workbench.cli")'))
+    assert "workbench.cli" in imported_names(parse('command = [sys.executable, "-m", "workbench.cli"]'))
+    assert names_at_run_time(parse("importlib.import_module(name)"))
+    assert not names_at_run_time(parse('importlib.import_module("peft")'))
 
 
 def heads(file: Path) -> set[str]:
@@ -86,10 +141,7 @@ def heads(file: Path) -> set[str]:
 
 def test_the_page_opens_without_transformers() -> None:
     """They take seconds to import, and a page that shows runs has no use for them until it scores or checks something."""
-    files = {
-        ".".join(("workbench", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): file
-        for file in PACKAGE.rglob("*.py")
-    }
+    files = module_files()
     seen, todo = set(), ["workbench.app.layout", "workbench.studies.compare"]
     while todo:
         module = todo.pop()
