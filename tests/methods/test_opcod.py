@@ -176,7 +176,7 @@ def test_a_run_without_a_peer_is_refused(models: dict, tmp_path) -> None:
 
 
 def test_what_can_have_no_effect_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"method\.noise=0\.5 is of feedback=own_answer"):
+    with pytest.raises(ConfigError, match=r"method\.noise=0\.5"):
         load_method("opcod", {"noise": 0.5, "feedback": "written"})
 
 
