@@ -1,6 +1,4 @@
-"""Which rows training would skip: the part of `workbench check` that looks at all rows and not at the first few
-alone.
-"""
+"""Rows that training would skip: the part of `workbench check` that reads all rows instead of the first few."""
 
 import time
 from collections import Counter
@@ -12,14 +10,14 @@ from workbench.errors import DataError
 from workbench.policies import Policy
 from workbench.types import Example
 
-SECONDS = 10.0  # for opening pictures and encoding prompts; rows after that are read without
+SECONDS = 10.0  # time limit for opening images and encoding prompts; later rows get text checks only
 NOTE, OK = "note", "ok"
 
 
 def split_rows(
     examples: Iterable[Example], views: Views, sampled_by: Collection[Policy] = (), *, seconds: float = SECONDS
 ) -> tuple[list[Example], list[tuple[Example, Problem]], int]:
-    """Examples that can be used, the others with what is wrong, and how many were shown to every view."""
+    """Usable examples, the others with their problem, and the number of examples encoded for every view."""
     usable, skipped, num_shown, end = [], [], 0, time.monotonic() + seconds
     for example in examples:
         in_time = not num_shown or time.monotonic() < end
@@ -33,20 +31,18 @@ def split_rows(
 
 
 def describe_rows(usable: list[Example], skipped: list[tuple[Example, Problem]], num_shown: int) -> tuple[str, str]:
-    """Status and text of a line of the table."""
+    """Status and text of one row of the table."""
     total = len(usable) + len(skipped)
     extent = (
-        f"all {total:,}"
-        if num_shown == total
-        else f"the first {num_shown:,} of {total:,}, of the others the texts alone"
+        f"all {total:,}" if num_shown == total else f"the first {num_shown:,} of {total:,}, and the texts of the others"
     )
     if not skipped:
-        return OK, f"looked at {extent}: every view can be shown them"
+        return OK, f"checked {extent}: every view can encode them"
     reasons = Counter(problem.reason for _, problem in skipped)
     example, problem = skipped[0]
     listed = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
     return NOTE, (
-        f"{len(skipped):,} of {total:,} are skipped ({listed}; looked at {extent}); "
+        f"{len(skipped):,} of {total:,} are skipped ({listed}; checked {extent}); "
         f"first: {example.origin or example.id}: {problem.message}"
     )
 
@@ -54,12 +50,13 @@ def describe_rows(usable: list[Example], skipped: list[tuple[Example, Problem]],
 def require_usable(usable: list[Example], skipped: list[tuple[Example, Problem]], data: str) -> None:
     """Raises DataError with all reasons if no example can be used."""
     if not usable:
-        raise DataError(f"no example of {data} can be used: {describe_rows(usable, skipped, len(skipped))[1]}")
+        raise DataError(f"no usable example in {data}: {describe_rows(usable, skipped, len(skipped))[1]}")
 
 
 def describe_pictures(before: dict[str, int]) -> list[tuple[str, str]]:
-    """Status and text of a line for each kind of picture that is shown otherwise than it is stored; before: as counted
-    then.
+    """Status and text of one row for each kind of image that opens with changes.
+
+    before  counts by kind to subtract, from count_pictures
     """
     lines = []
     for what, names in images.CHANGED.items():
@@ -70,5 +67,5 @@ def describe_pictures(before: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def count_pictures() -> dict[str, int]:
-    """Pictures that were noted so far, by kind."""
+    """Number of images that opened with changes so far, by kind."""
     return {what: len(names) for what, names in images.CHANGED.items()}

@@ -25,7 +25,7 @@ from workbench.types import STUDENT
 
 @runtime_checkable
 class Trained(Protocol):
-    """What a checkpoint holds of a learner (workbench.training.learner)."""
+    """Parts of a Learner that a checkpoint stores."""
 
     name: str
     policies: dict[str, Policy]
@@ -34,15 +34,15 @@ class Trained(Protocol):
 
 @dataclass(frozen=True)
 class Gathered:
-    """What processes hold of a learner in parts, put together in host memory. weights: by policy, then by name."""
+    """Full tensors of a sharded learner in host memory. weights: by policy, then by name."""
 
     weights: dict[str, dict[str, torch.Tensor]]
     moments: dict[str, torch.Tensor]
 
 
 def gather(learner: Trained, keep: bool) -> Gathered | None:
-    """Every process gives its parts of a learner, and who is to `keep` them has it whole; None if it is not in
-    parts.
+    """All-gather the shards of a learner. The ranks with `keep` get full tensors; None if the learner is not
+    sharded.
     """
     model = learner.policies[STUDENT].model
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
@@ -62,11 +62,11 @@ def save_checkpoint(
 ) -> Checkpoint:
     """Write checkpoint `step`, then delete the oldest ones beyond `keep` (0 = keep all).
 
-    gathered  the learners as `gather` gives them; () = none is in parts
+    gathered  results of `gather`, one per learner; () = no learner is sharded
     """
     final = checkpoint_path(run_dir, step)
     temporary = run_dir / f".checkpoint-{step:06d}"
-    remedy = f"Free some space or check the rights; `workbench resume {run_dir}` goes on from the newest checkpoint."
+    remedy = f"Free some space or check the permissions, then continue with `workbench resume {run_dir}`."
     try:
         with saving(final, remedy):
             _write_checkpoint(run_dir, temporary, step, learners, gathered or [None] * len(learners))
@@ -74,7 +74,7 @@ def save_checkpoint(
                 shutil.rmtree(final)
             os.replace(temporary, final)
     except RunError:
-        shutil.rmtree(temporary, ignore_errors=True)  # it would take what space there is
+        shutil.rmtree(temporary, ignore_errors=True)  # frees its disk space
         raise
     # a later checkpoint is incomplete, and resume skipped it
     done = [checkpoint for checkpoint in list_checkpoints(run_dir) if checkpoint.step <= step]
@@ -86,7 +86,7 @@ def save_checkpoint(
 def _write_checkpoint(
     run_dir: Path, temporary: Path, step: int, learners: Sequence[Trained], gathered: Sequence[Gathered | None]
 ) -> None:
-    """All files of a checkpoint, on disk when this returns."""
+    """Write all files of a checkpoint and sync them to disk."""
     for leftover in run_dir.glob(".checkpoint-*"):
         shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
@@ -111,12 +111,12 @@ def _write_checkpoint(
 def load_optimizer(
     checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, model: nn.Module, learner: str = STUDENT
 ) -> None:
-    """Put the saved moments into a fresh optimiser. Raises RunError if they are not those of this model's weights."""
+    """Load the saved moments into a new optimizer. Raises RunError if they belong to other weights."""
     file = checkpoint.optimizer(learner)
     try:
         saved = safetensors.torch.load_file(file)
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{file} cannot be read ({error}).") from None
+        raise RunError(f"cannot read {file}: {error}. Delete this checkpoint to resume from an older one.") from None
     names = _names(model)
     trained = {names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]}
     foreign = {key.partition("/")[2] for key in saved} - trained
@@ -125,14 +125,14 @@ def load_optimizer(
             name = names[id(parameter)]
             state = {key: saved.get(f"{key}/{name}") for key in ("exp_avg", "exp_avg_sq", "step")}
             if not foreign and all(value is None for value in state.values()):
-                continue  # it never had a gradient: the vision tower of a run without pictures
+                continue  # never had a gradient, as a vision tower without images
             if any(value is None for value in state.values()):
                 raise RunError(
-                    f"{checkpoint.path} has no optimizer state of the weight {name}: it was saved with other "
-                    "trained weights (LoRA?). Resume with the run's own configuration."
+                    f"{checkpoint.path} has no optimizer state for the weight {name}: the checkpoint has other trained "
+                    "weights (LoRA?). Resume with the run's own configuration."
                 )
             moments = {key: part_like(value, parameter) for key, value in state.items() if key != "step"}
-            count = state["step"].to(parameter.device)  # where fused AdamW wants it
+            count = state["step"].to(parameter.device)  # fused AdamW needs it there
             optimizer.state[parameter] = {"step": count, **moments}
 
 
@@ -147,7 +147,7 @@ def _names(model: nn.Module) -> dict[int, str]:
 
 
 def _sync(folder: Path) -> None:
-    """Have the files on disk before the rename makes them count."""
+    """Sync all files to disk before the folder is renamed into place."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:

@@ -1,10 +1,9 @@
-"""Watches a run for the ways in which on-policy distillation goes wrong without an error.
+"""Health monitor: detects failures of on-policy distillation that raise no error.
 
-A collapsed run still has a falling loss. What gives it away: entropy that halves, answers of one prompt that all agree,
-lengths that run to the limit, answers that are no longer right, words that are no longer used, steps in which nothing
-is supervised, and, with a live privileged student as a target, positions that all leave the teacher (a confident
-student routes its tokens to itself and nothing pulls it back). In half precision the weights themselves may stay where
-they are.
+The loss of a collapsed run still falls. Signs of collapse: entropy halves, all answers to a prompt are equal, answers
+reach the length limit, accuracy falls, fewer different tokens occur, no position is supervised. With a live privileged
+student as a target, all positions may leave the teacher: a confident student routes its tokens to itself, and no loss
+counters that. In half precision, updates may be too small to change the weights.
 """
 
 from statistics import fmean
@@ -12,21 +11,26 @@ from statistics import fmean
 from workbench.training.rounding import LEAST, REMEDY
 from workbench.types import STUDENT
 
-WINDOW = 10  # steps that a mean is taken over
-ENTROPY_LOST = 0.5  # of the first window's
+WINDOW = 10  # steps of a moving average
+ENTROPY_LOST = 0.5  # fraction of the first window's entropy
 AGREEMENT = 0.9
 TRUNCATED = 0.5
-RIGHT_LOST = 0.5  # of the first window's accuracy
-TOKENS_LOST = 0.5  # of the first window's number of different tokens
-NORMAL_GAP = {"float32": 5e-4, "float16": 0.01, "bfloat16": 0.1}  # nats of sampler_gap, by what the student computes in
-TEACHER_LOST = 0.25  # of the first window's share of loss-carrying positions that the teacher supervises
+RIGHT_LOST = 0.5  # fraction of the first window's accuracy
+TOKENS_LOST = 0.5  # fraction of the first window's number of different tokens
+NORMAL_GAP = {
+    "float32": 5e-4,
+    "float16": 0.01,
+    "bfloat16": 0.1,
+}  # rounding in sampler_gap, in nats, by precision of the student
+TEACHER_LOST = 0.25  # fraction of the first window's teacher_share
 
 
 class Watch:
-    """Fed with a step's metrics; answers with sentences, each once per run. Of a peer, with those of its name alone.
+    """Turns the metrics of one learner's steps into warnings, each at most once per run.
 
-    learning_rate  the highest of the run
-    precision      what the student computes in: float32, float16 or bfloat16
+    learner        name of the learner; metrics of a peer are prefixed with it
+    learning_rate  highest learning rate of the run
+    precision      dtype of the student's forward pass: float32, float16 or bfloat16
     """
 
     def __init__(self, learner: str = STUDENT, learning_rate: float = 0.0, precision: str = "float32") -> None:
@@ -36,23 +40,22 @@ class Watch:
         self.warnings: dict[str, str] = {}
 
     def look(self, step: int, metrics: dict[str, float]) -> list[str]:
-        """New warnings at this step."""
+        """Add the metrics of a step; return its new warnings."""
         start = len(self._prefix)
         self._steps.append({name[start:]: value for name, value in metrics.items() if name.startswith(self._prefix)})
         warnings = {}
-        is_at_rate = (self._steps[-1].get("learning_rate") or 0.0) >= self.learning_rate / 2  # not at a schedule's ends
+        is_at_rate = (self._steps[-1].get("learning_rate") or 0.0) >= self.learning_rate / 2  # not in warm-up or decay
         if is_at_rate and self._steps[-1].get("weights_moved", 1.0) < LEAST:
             warnings["weights_moved"] = (
-                f"{self._steps[-1]['weights_moved']:.0%} of the student's weights moved in this step, the others' "
-                f"steps were rounded away in half precision. {REMEDY}"
+                f"only {self._steps[-1]['weights_moved']:.0%} of the student's weights changed in this step; half "
+                f"precision rounded away the other updates. {REMEDY}"
             )
         gap, normal = self._steps[-1].get("sampler_gap") or 0.0, NORMAL_GAP[self.precision]
         if gap > normal:
             warnings["sampler_gap"] = (
-                f"tokens have log-probs {gap:.1e} nats apart under what sampled them and as the student reads them "
-                f"(sampler_gap; in {self.precision} up to {normal:g} is rounding): answers are sampled with other "
-                "weights, another precision or other kernels than they are learned with, and ratios of probabilities "
-                "count that. See docs/devices.md"
+                f"log-probs of sampler and student differ by {gap:.1e} nats on average (sampler_gap; up to {normal:g} "
+                f"is rounding in {self.precision}). The sampler's weights, precision or kernels differ from the "
+                "student's, which biases importance ratios. See docs/devices.md"
             )
         if len(self._steps) >= 2 * WINDOW:
             warnings |= self._collapse()
@@ -62,43 +65,45 @@ class Watch:
         return list(new.values())
 
     def _collapse(self) -> dict[str, str]:
-        """What the last steps have lost beside the first."""
+        """Compare the last window with the first one."""
         warnings = {}
         first, last = (
             lambda name, part=part: _mean(part, name) for part in (self._steps[:WINDOW], self._steps[-WINDOW:])
         )
         if first("entropy") > 0.05 and last("entropy") < ENTROPY_LOST * first("entropy"):
             warnings["entropy"] = (
-                f"the student's entropy fell from {first('entropy'):.3f} to {last('entropy'):.3f} nats: it may be "
+                f"the student's entropy fell from {first('entropy'):.3f} to {last('entropy'):.3f} nats; it may be "
                 "collapsing"
             )
         if last("agreement") > AGREEMENT > first("agreement"):
             warnings["agreement"] = (
-                f"{last('agreement'):.0%} of answers to one prompt are the same: samples no longer explore"
+                f"{last('agreement'):.0%} of the answers to one prompt are equal, so samples no longer explore"
             )
         if last("truncated") > max(TRUNCATED, 2 * first("truncated")):
-            warnings["truncated"] = f"{last('truncated'):.0%} of answers are cut at the longest length allowed"
+            warnings["truncated"] = (
+                f"{last('truncated'):.0%} of the answers are truncated at sampling.max_completion_length"
+            )
         if first("accuracy") > 0.1 and last("accuracy") < RIGHT_LOST * first("accuracy"):
             warnings["accuracy"] = (
-                f"the student's own answers are right in {last('accuracy'):.0%} instead of {first('accuracy'):.0%}: it "
-                "is collapsing; use an earlier checkpoint, or lower learning_rate"
+                f"accuracy of the student's own answers fell from {first('accuracy'):.0%} to {last('accuracy'):.0%}. "
+                "Use an earlier checkpoint, or lower training.learning_rate"
             )
         if last("distinct_tokens") < TOKENS_LOST * first("distinct_tokens"):
             warnings["distinct_tokens"] = (
-                f"a step's answers use {last('distinct_tokens'):.0f} different tokens instead of "
-                f"{first('distinct_tokens'):.0f}: the student may be repeating itself"
+                f"different tokens in the answers of a step fell from {first('distinct_tokens'):.0f} to "
+                f"{last('distinct_tokens'):.0f}; the student may repeat itself"
             )
         if all(metrics.get("supervised") == 0.0 for metrics in self._steps[-WINDOW:]):
             warnings["supervised"] = (
-                f"no token was supervised in the last {WINDOW} steps: the method found nothing to learn from. If it "
-                "needs right answers (see accuracy), raise sampling.num_generations, begin with easier questions "
-                "(data.train) or a better student, or check data's answers against evaluation.rule"
+                f"no token had supervision in the last {WINDOW} steps. If the method needs right answers (see "
+                "accuracy), raise sampling.num_generations, start with easier questions (data.train) or a better "
+                "student, or check the data's answers against evaluation.rule"
             )
         if first("teacher_share") > 0 and last("teacher_share") < TEACHER_LOST * first("teacher_share"):
             warnings["teacher_share"] = (
-                f"the teacher now supervises {last('teacher_share'):.0%} of positions instead of "
-                f"{first('teacher_share'):.0%}: the privileged student has taken over and nothing may pull it back; "
-                "lower learning_rate, or use method.self_policy=student@start"
+                f"the share of positions that the teacher supervises fell from {first('teacher_share'):.0%} to "
+                f"{last('teacher_share'):.0%}: the privileged student supervises the others. Lower "
+                "training.learning_rate, or use method.self_policy=student@start"
             )
         return warnings
 

@@ -167,7 +167,9 @@ class Trainer:
             return [Writer(self.config, self.folder, learner, *shared) for learner in self.learners]
 
     def _open_probes(self, examples: list[Example]) -> dict[str, tuple[Rollout, ...]]:
-        """By learner, answers to the first examples that every view can be shown; of several processes the first has them."""
+        """By learner, answers to the first examples that every view can be shown; of several processes the first has
+        them.
+        """
         pool = split_by_evidence(examples or self.examples, list(self.method.contexts))[0]
         pool = [example for example in pool if all(covers(policy, example.domain) for policy, _ in self.views)]
         pool = pool[: 2 * self.config.trace.probes]
@@ -369,8 +371,8 @@ class Trainer:
             saved = f"The weights before this step are in {checkpoint_path(self.folder.path, step - 1)}. "
         return RunError(
             f"step {step}: {error} {saved}Start a new run (name=...) with a lower training.learning_rate, with "
-            "training.max_grad_norm, or in float32 if this is half precision. It may begin from a checkpoint of this one: "
-            "models.student=CHECKPOINT/student. If the newest is ruined already, take an earlier one."
+            "training.max_grad_norm, or in float32 if this is half precision. It may begin from a checkpoint of this "
+            "one: models.student=CHECKPOINT/student. If the newest is ruined already, take an earlier one."
         )
 
     def _report(self, step: int, metrics: dict[str, float], bar: tqdm) -> None:

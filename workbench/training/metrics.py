@@ -1,4 +1,4 @@
-"""What a step says about itself in numbers: one flat dictionary, the same for every method."""
+"""Metrics of one step: one flat dictionary with the same keys for every method."""
 
 import time
 
@@ -12,10 +12,10 @@ from workbench.types import STUDENT, Rollout
 
 
 def sampler_gap(method: Method, scored: StepResult) -> dict[str, float]:
-    """Mean distance, in nats, between a token's log-prob under what has just drawn it and as the learner reads it.
+    """Mean absolute difference (nats) between sampler and learner log-probs of the sampled tokens.
 
-    Rounding; or other kernels, another precision, other weights if something is wrong. Nothing where the data wrote
-    everything.
+    Rounding error in a healthy run; larger if kernels, precision or weights differ. Empty if all sequences come from
+    the dataset.
     """
     sampled = [
         logprob
@@ -30,8 +30,8 @@ def sampler_gap(method: Method, scored: StepResult) -> dict[str, float]:
 
 
 def step_metrics(method: Method, scored: StepResult) -> dict[str, float]:
-    """Loss in nats, gaps and entropies in nats per token, shares from 0 to 1; `supervised`: of positions with a
-    loss.
+    """Loss in nats, gaps and entropies in nats per token, shares from 0 to 1 (`supervised`: of positions with a
+    loss).
     """
     routing, scores = scored.routing, scored.scores
     bought = (scored.loss * scored.coefficient).double()
@@ -64,7 +64,9 @@ def step_metrics(method: Method, scored: StepResult) -> dict[str, float]:
         metrics |= {"information_gap": float(gap.mean()), "information_gap_abs": float(gap.abs().mean())}
     if {"teacher", "student"} <= logprob.keys():
         metrics["total_gap"] = float(_known(logprob["teacher"] - logprob["student"]).mean())
-    metrics = {name: value for name, value in metrics.items() if value == value}  # no mean where a view read nothing
+    metrics = {
+        name: value for name, value in metrics.items() if value == value
+    }  # a view that scored nothing has no mean
     facts: dict[str, list[float]] = {}
     for name, value in (fact for rollout in scored.batch.rollouts for fact in rollout.facts):
         facts.setdefault(name, []).append(value)
@@ -73,13 +75,13 @@ def step_metrics(method: Method, scored: StepResult) -> dict[str, float]:
 
 
 def _known(gap: Float[Tensor, " N"]) -> Float[Tensor, " M"]:
-    """Gaps of the positions that both views read."""
+    """Gaps of the positions that both views scored."""
     return gap[~gap.isnan()]
 
 
 def rollout_metrics(rollouts: tuple[Rollout, ...]) -> dict[str, float]:
-    """Length and number of different tokens; shares of answers that are cut, right, from the data, equal to a
-    sibling.
+    """Mean length, different tokens, and the shares of answers that are truncated, right, from the data, or
+    duplicates.
     """
     count = max(1, len(rollouts))
     rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
@@ -96,7 +98,7 @@ def rollout_metrics(rollouts: tuple[Rollout, ...]) -> dict[str, float]:
 
 
 def _agreement(rollouts: tuple[Rollout, ...]) -> float:
-    """Share of pairs of answers to one example that are the same, token by token."""
+    """Share of pairs of answers to one example with equal tokens."""
     groups: dict[int, list[tuple[int, ...]]] = {}
     for rollout in rollouts:
         if rollout.source != "dataset":
@@ -114,12 +116,12 @@ def _is_teacher(method: Method, view: str) -> bool:
 
 
 def of_learner(name: str, metrics: dict[str, float]) -> dict[str, float]:
-    """A learner's metrics as they stand in a run's line: those of a peer begin with its name."""
+    """Prefix the metrics of a peer with its name."""
     return metrics if name == STUDENT else {f"{name}/{key}": value for key, value in metrics.items()}
 
 
 class Clock:
-    """Seconds of each part of a step."""
+    """Measures the seconds of each part of a step."""
 
     def __init__(self) -> None:
         self._start = self._last = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Probes: fixed answers that every view re-scores through a run.
+"""Probes: fixed answers that every view scores again throughout a run.
 
-Rollouts change at every step, so where supervision moved cannot be read from them. The starting student answers a few
-questions once; the same tokens are then scored and routed every few steps, by the method's own rule.
+Rollouts change at every step and cannot show how the supervision of one token changes. The student before training
+answers a few questions once; the trainer then scores and routes the same tokens every few steps, by the method's rule.
 """
 
 from workbench.config.schema import RunConfig
@@ -20,7 +20,7 @@ def open_probes(
     pool: list[Example],
     sampling: SamplingOptions,
 ) -> dict[str, tuple[Rollout, ...]]:
-    """The probes of each learner's student: as kept in the run's folder, or written now by the student and kept."""
+    """Probes by learner: read from the run folder, or sampled now and saved there."""
     examples = pool[: config.trace.probes]
     kept = folder.probes()
     if kept is not None:

@@ -1,4 +1,4 @@
-"""Back to the newest complete checkpoint: what a resumed run begins with, and what of its earlier steps is gone."""
+"""Resume from the newest complete checkpoint: delete later records and report missing earlier ones."""
 
 import logging
 from collections import Counter
@@ -15,16 +15,16 @@ log = logging.getLogger("workbench")
 
 
 def rewind(folder: RunFolder, config: RunConfig) -> Checkpoint | None:
-    """The newest complete checkpoint; whatever the run recorded after it is deleted, since it is done again.
+    """Find the newest complete checkpoint and delete all records of later steps, which run again.
 
-    What is missing of the steps before it is logged and kept in run.json as "missing"; training does not need it.
-    Raises: RunError or TraceError for a file that is damaged.
+    Missing records of earlier steps are logged and listed in run.json as "missing"; training does not need them.
+    Raises: RunError or TraceError for a damaged file.
     """
     checkpoint, torn = latest_checkpoint(folder.path, reads=True)
     for sentence in torn:
         log.warning("%s", sentence)
     step = checkpoint.step if checkpoint else -1
-    log.info("going on from %s", checkpoint.path if checkpoint else "the start: there is no checkpoint yet")
+    log.info("resume from %s", checkpoint.path if checkpoint else "step 0, because no checkpoint exists yet")
     folder.clear_temporary()
     folder.forget_metrics_after(step)
     forget_answers_after(folder.path, step)
@@ -37,7 +37,7 @@ def rewind(folder: RunFolder, config: RunConfig) -> Checkpoint | None:
 
 
 def missing_records(folder: RunFolder, config: RunConfig, last: int) -> list[str]:
-    """A sentence for each kind of record that lacks steps which were done, up to the step `last`."""
+    """One sentence for each kind of record that lacks finished steps, up to the step `last`."""
     done = range(1, last + 1)
     every, probe_every = config.trace.every, config.trace.probe_every
     steps = Counter(line["step"] for line in folder.metrics("train"))
@@ -58,10 +58,9 @@ def missing_records(folder: RunFolder, config: RunConfig, last: int) -> list[str
     evaluated = {line["step"] for line in folder.metrics("eval")}
     due = [0, *(step for step in done if config.evaluation.every and step % config.evaluation.every == 0)]
     kept = evaluated_steps(folder.path)
-    if (
-        last >= 0 and config.data.eval is not None and (evaluated or kept)
-    ):  # without both none of the questions could be shown
-        of_metrics = [step for step in due if step < last and step not in evaluated]  # that of the last is done again
+    # a run whose eval examples were all skipped has neither metrics nor answers
+    if last >= 0 and config.data.eval is not None and (evaluated or kept):
+        of_metrics = [step for step in due if step < last and step not in evaluated]  # the last one runs again
         sentences.append(_sentence("metrics.jsonl", "lacks evaluations of steps", of_metrics))
         answers = [step for step in due if step not in kept and (step < last or step in evaluated)]
         sentences.append(_sentence("evals/", "lacks answers of steps", answers))
@@ -69,11 +68,15 @@ def missing_records(folder: RunFolder, config: RunConfig, last: int) -> list[str
 
 
 def _sentence(file: str, fault: str, steps: list[int]) -> str:
-    return f"{file} {fault} {ranges(steps)}. They were recorded and are gone; the rest is whole." if steps else ""
+    return (
+        f"{file} {fault} {ranges(steps)}. These records were deleted or damaged; all others are complete."
+        if steps
+        else ""
+    )
 
 
 def ranges(steps: Iterable[int]) -> str:
-    """Numbers in order, neighbors joined: 3, 5-9, 12; of many ranges the first five."""
+    """Format step numbers as ranges: 3, 5-9, 12; at most five ranges."""
     joined: list[list[int]] = []
     for step in sorted(steps):
         if joined and step == joined[-1][1] + 1:

@@ -1,7 +1,7 @@
-"""How much of a step is left where weights are trained in half precision.
+"""Update underflow: the fraction of weights that an optimizer step changes in half precision.
 
-A bfloat16 number has eight binary digits: what is added to a weight of 0.02 is lost below 6e-5, and a common learning
-rate for whole models is 1e-6. Training then goes on, with losses and checkpoints, and changes next to nothing.
+bfloat16 has eight bits of precision, so a weight of 0.02 loses updates below 6e-5, while a common learning rate for
+full fine-tuning is 1e-6. Such a run still logs losses and saves checkpoints, but hardly changes the weights.
 """
 
 from collections.abc import Iterable
@@ -11,28 +11,28 @@ import torch
 from workbench.policies.fsdp import local
 
 HALF = (torch.bfloat16, torch.float16)
-PROBED = 4096  # weights of a tensor that are looked at
-LEAST = 0.5  # of the weights, that should move in a step
+PROBED = 4096  # compared weights per tensor
+LEAST = 0.5  # smallest fraction of weights that a healthy step changes
 REMEDY = (
     "Keep weights in float32: models.dtype=float32 with training.mixed_precision=bf16 and "
-    "models.teacher_dtype=bfloat16; or train adapters, which are in float32 always: models.lora.rank=16"
+    "models.teacher_dtype=bfloat16; or train adapters, which are always float32: models.lora.rank=16"
 )
 
 
 class Rounding:
-    """Looks at weights before a step and after it. Of weights in float32 there is nothing to look at."""
+    """Compares half-precision weights before and after an optimizer step; ignores float32 weights."""
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         self._parameters = [weight for weight in parameters if weight.dtype in HALF]
         self._before: list[tuple[torch.nn.Parameter, torch.Tensor, torch.Tensor]] = []
 
     def before(self) -> None:
-        """To be called when gradients are there and nothing has moved."""
+        """Call after the backward pass, before the optimizer step."""
         with_gradient = [weight for weight in self._parameters if weight.grad is not None]
         self._before = [(weight, _part(weight).clone(), _part(weight.grad) != 0) for weight in with_gradient]
 
     def after(self) -> dict[str, float]:
-        """weights_moved: of the weights that were looked at and have a gradient, the share with another value now."""
+        """Return weights_moved: the fraction of the compared weights with a gradient that the step changed."""
         counts = [
             ((_part(weight) != before)[has_gradient].sum(), has_gradient.sum())
             for weight, before, has_gradient in self._before
@@ -45,13 +45,11 @@ class Rounding:
 
     @property
     def dtype(self) -> str | None:
-        """What they are in, as configurations call it; None without weights in half precision."""
+        """Name of the half precision dtype, as in configurations; None without such weights."""
         return str(self._parameters[0].dtype).removeprefix("torch.") if self._parameters else None
 
     def finest_step(self) -> float | None:
-        """About the smallest step that moves a typical weight, the median of them; None without weights in half
-        precision.
-        """
+        """Smallest update that changes a weight of median size; None without half-precision weights."""
         if not self._parameters:
             return None
         sizes = torch.cat([_part(weight).detach().abs().float() for weight in self._parameters])

@@ -1,9 +1,9 @@
-"""A run from its start to its end, whatever happens: its folder, its claim, signals, and what is said when it fails.
+"""Run life cycle: create or lock the run folder, handle signals, train, and record the final status.
 
     accelerate launch -m workbench.training.run CONFIG [key=value ...]      several processes: docs/devices.md
     accelerate launch -m workbench.training.run --resume RUN [key=value ...]
 
-One process is started by `workbench train`. The steps are in loop.py.
+`workbench train` starts a single process. The training loop is in loop.py.
 """
 
 import contextlib
@@ -34,9 +34,9 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, err
 
 log = logging.getLogger("workbench")
 OUT_OF_MEMORY = (
-    "What makes a run smaller: training.micro_batch_size, models.lora.rank, models.gradient_checkpointing=true, "
-    "models.teacher_dtype=bfloat16, models.offload_teachers=true, sampling.max_completion_length; docs/devices.md says "
-    "what each costs. They make another run, so begin a new one."
+    "Start a new run that needs less memory: training.micro_batch_size, models.lora.rank, "
+    "models.gradient_checkpointing=true, models.teacher_dtype=bfloat16, models.offload_teachers=true, "
+    "sampling.max_completion_length (docs/devices.md states the cost of each)."
 )
 
 
@@ -47,19 +47,19 @@ def train(
     on_step: Callable[[int, dict], None] | None = None,
     load: Loader = load_examples,
 ) -> TrainResult:
-    """Train as configured; SIGTERM and SIGINT stop after the step at hand, with a checkpoint.
+    """Train as configured. SIGTERM and SIGINT stop the run after the current step, with a checkpoint.
 
-    Started as several processes (accelerate launch), all train this run: workbench.distributed.
+    Under a launcher (accelerate launch), all processes train this run; see workbench.distributed.
 
-    resume   go on from the newest complete checkpoint of the run folder
+    resume   continue from the newest complete checkpoint of the run folder
     on_step  called after each step with its number and metrics
-    load     reads examples; several runs in one process may share one that remembers
+    load     reads examples; runs in one process can share a caching one
 
-    Raises: WorkbenchError saying what to do. If a loss is not a number, the weights before that step are saved first.
+    Raises: WorkbenchError with a remedy. If a loss is not finite, the weights before that step are saved first.
     """
     group = join()
     group.remedy = (
-        "Nothing is lost but the steps since the newest checkpoint: start as before, with "
+        "Only the steps since the newest checkpoint are lost. Start again as before, with "
         f"-m workbench.training.run --resume {config.run_dir}"
     )
     folder = RunFolder(config.run_dir) if group.is_main else ReadOnlyFolder(config.run_dir)
@@ -72,7 +72,7 @@ def train(
             with folder.claim():
                 group.exchange("claimed")
                 if resume:
-                    folder.write_config(config.to_yaml())  # with what was changed: the next resume is to know of it
+                    folder.write_config(config.to_yaml())  # with the changed keys, for the next resume
                 return _train_in(folder, config, resume, on_step, load, group)
     except WorkbenchError as error:
         error.print_anyway = not group.is_main and isinstance(error, LostProcess) and _inherits(config, error)
@@ -83,32 +83,33 @@ def _prepare(config: RunConfig, resume: bool, load: Loader) -> None:
     if resume:
         RunFolder.open(config.run_dir)
     else:
-        check_models(config)  # a wrong path should not leave a folder behind
+        check_models(config)  # before creating the folder
         load(config.data.train, limit=1)
-        facts = {"config": config.to_dict()}  # config.yaml is a file that can be edited
+        facts = {"config": config.to_dict()}  # config.yaml can be edited
         RunFolder.create(
             config.run_dir, config.to_yaml(), seed=config.seed, method=config.method["name"], facts_too=facts
         )
 
 
 def _settle_threads(before: int | None) -> int:
-    """Threads of the processor that the run computes with. A resumed run takes as many as `before`, since sums over
-    other parts differ in their last bits; whoever sets OMP_NUM_THREADS keeps it, and is warned.
+    """Set the number of CPU threads of a resumed run to `before` and return it.
+
+    Another number changes the last bits of sums. OMP_NUM_THREADS has precedence; then a warning is logged.
     """
     if before and before != torch.get_num_threads() and asked_threads() is None:
         torch.set_num_threads(before)
     threads = torch.get_num_threads()
     if before and before != threads:
         log.warning(
-            "%d threads, %d before: on a CPU the last digits differ from those of a run that was not interrupted. "
-            "Set OMP_NUM_THREADS=%d, or leave it out, to go on as before.",
+            "the run continues with %d threads instead of %d, so on a CPU its last digits differ from those of an "
+            "uninterrupted run. Set OMP_NUM_THREADS=%d, or leave it out.",
             *(threads, before, before),
         )
     return threads
 
 
 def _inherits(config: RunConfig, error: WorkbenchError) -> bool:
-    """Whether this process is the one to speak, the first process being gone: who gets the claim that went with it."""
+    """Return whether this rank reports the loss of rank 0: it is the first to lock the run folder."""
     folder = RunFolder(config.run_dir)
     try:
         with folder.claim():
@@ -129,9 +130,8 @@ def _train_in(
     group: Group,
 ) -> TrainResult:
     handler, before = folder.log_to_file(), folder.status.get("status")
-    outcome = (
-        before if resume and before in ("finished", "stopped") else "failed"
-    )  # of a run that cannot even begin: what was done before is as it was
+    # status if the Trainer cannot be built: an earlier result of the run stays valid
+    outcome = before if resume and before in ("finished", "stopped") else "failed"
     try:
         folder.update(
             status="running",
@@ -156,8 +156,8 @@ def _train_in(
         raise
     except torch.OutOfMemoryError as error:
         run_error = RunError(
-            f"the device's memory is full ({str(error).splitlines()[0]}) {OUT_OF_MEMORY} If the memory was another "
-            f"program's, `workbench resume {folder.path}` goes on."
+            f"out of device memory: {str(error).splitlines()[0]} {OUT_OF_MEMORY} If another program used the memory, "
+            f"continue with `workbench resume {folder.path}`."
         )
         log.error("%s", run_error)
         _note(folder, error=str(run_error))
@@ -165,14 +165,14 @@ def _train_in(
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK:
             run_error = RunError(
-                f"{error.filename or folder.path} cannot be read or written ({reason(error)}). Free some space or "
-                f"check the rights; `workbench resume {folder.path}` goes on from the newest checkpoint."
+                f"cannot read or write {error.filename or folder.path}: {reason(error)}. Free some space or check the "
+                f"permissions, then continue with `workbench resume {folder.path}`."
             )
             log.error("%s", run_error)
             _note(folder, error=str(run_error))
             raise run_error from error
-        log.exception("a fault of the workbench, or of what it uses")
-        _note(folder, error=f"{type(error).__name__}: {error} (the whole of it is in train.log)")
+        log.exception("unexpected error in the workbench or one of its packages")
+        _note(folder, error=f"{type(error).__name__}: {error} (see train.log for the traceback)")
         raise
     finally:
         _note(folder, status=outcome)
@@ -181,7 +181,7 @@ def _train_in(
 
 
 def _note(folder: RunFolder, **facts: object) -> None:
-    """Facts for run.json, if the disk takes them: the error at hand is the one to be read."""
+    """Update run.json; ignore a failure, so that the original error is raised."""
     with contextlib.suppress(RunError):
         folder.update(**facts)
 
@@ -189,20 +189,18 @@ def _note(folder: RunFolder, **facts: object) -> None:
 def resume(
     run_dir: str | Path, overrides: list[str] | tuple[str, ...] = (), on_step: Callable[[int, dict], None] | None = None
 ) -> TrainResult:
-    """Go on with a run, as its own config.yaml says, from its newest complete checkpoint.
+    """Continue a run from its newest complete checkpoint, with its own config.yaml.
 
-    Raises: ConfigError for an override, or a config.yaml edited since, that would make another run of it.
+    Raises: ConfigError for an override, or an edit of config.yaml, that is not allowed on resume.
     """
     folder = RunFolder.open(run_dir)
     return train(unedited_config(folder, overrides), resume=True, on_step=on_step)
 
 
 def main(arguments: list[str]) -> int:
-    """accelerate launch -m workbench.training.run CONFIG [key=value ...], or --resume RUN [key=value ...]: as the
-    command line does.
-    """
-    goes_on = arguments[:1] == ["--resume"]
-    command = ["resume", *arguments[1:]] if goes_on else ["train", *arguments]
+    """Train or resume, as the command line does: CONFIG [key=value ...], or --resume RUN [key=value ...]."""
+    resumes = arguments[:1] == ["--resume"]
+    command = ["resume", *arguments[1:]] if resumes else ["train", *arguments]
     return importlib.import_module("workbench.cli").main(command)
 
 

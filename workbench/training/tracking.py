@@ -1,4 +1,4 @@
-"""The accelerator of a run, and the trackers that its metrics also go to."""
+"""Accelerator of a run, with its experiment trackers."""
 
 from pathlib import Path
 
@@ -9,16 +9,16 @@ from workbench.errors import ConfigError
 
 
 def build_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
-    """Raises ConfigError for a tracker that is not installed."""
+    """Build the Accelerator. Raises ConfigError for a tracker that is not installed."""
     training = config.training
     try:
         accelerator = Accelerator(log_with=training.trackers or None, project_dir=str(run_dir))
     except ValueError as error:
-        raise ConfigError(f"training.trackers {training.trackers}: {error}") from None
+        raise ConfigError(f"training.trackers={training.trackers} is not valid: {error}") from None
     missing = set(training.trackers) - {str(tracker) for tracker in accelerator.log_with}
     if missing:
         raise ConfigError(
-            f"training.trackers: {', '.join(sorted(missing))} is not installed; pip install it, or leave it out."
+            f"training.trackers: {', '.join(sorted(missing))} is not installed. Install it with pip, or leave it out."
         )
     if training.trackers:
         accelerator.init_trackers("workbench", config=_flat(config.to_dict()))
@@ -26,7 +26,7 @@ def build_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
 
 
 def _flat(values: dict, prefix: str = "") -> dict[str, object]:
-    """Nested values with dotted keys, as trackers take them."""
+    """Flatten nested values to dotted keys, as trackers expect."""
     flat: dict[str, object] = {}
     for key, value in values.items():
         if isinstance(value, dict):
