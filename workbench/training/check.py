@@ -1,7 +1,7 @@
-"""`workbench check`: proves on one batch, before any training, that all views speak of the same tokens.
+"""`workbench check`: measures on one batch, before any training, that all views score the same tokens.
 
-Silent misalignment is this field's commonest bug: a completion tokenised twice, a view cut at another column, an end
-token that the teacher does not know. Each line of the table is one such bug, measured and not assumed.
+Silent misalignment is the most common bug of distillation: a completion tokenized twice, a view sliced at another
+column, an end token that the teacher does not know. Each row of the table measures one such bug.
 """
 
 import re
@@ -32,14 +32,14 @@ from workbench.training.rounding import REMEDY
 from workbench.types import STUDENT, Example, Prompt, Rollout
 
 NUM_EXAMPLES = 4
-# nats, by the weights that read: padding changes the order of additions, and in int8 what is rounded (0.12 was seen)
+# in nats, by dtype of the weights: padding changes the order of additions, and the rounding of int8 (0.12 measured)
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25, "float16": 0.1, "int8": 0.5}
 OK, NOTE, WRONG = "ok", "note", "WRONG"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One proven fact. status: ok, note (allowed, but know it), or WRONG (training would learn something else)."""
+    """One measured row. status: ok, note (allowed, but unusual), or WRONG (training would use a wrong signal)."""
 
     name: str
     status: str
@@ -47,7 +47,7 @@ class Check:
 
 
 def check_config(config: RunConfig) -> list[Check]:
-    """Load what the run would load, write a few answers, and compare every view with every other.
+    """Load what the run would load, sample a few answers, and compare all views with each other.
 
     Raises: WorkbenchError if the models or the data cannot be loaded at all.
     """
@@ -59,8 +59,9 @@ def check_config(config: RunConfig) -> list[Check]:
     usable, lacking = split_by_evidence(taught, list(method.contexts))
     if not usable:
         raise DataError(
-            f"none of the {len(examples)} examples of {config.data.train} has what the contexts "
-            f"{', '.join(method.contexts)} need, first: {lacking[0][0].origin} has no {lacking[0][1]}."
+            f"none of the {len(examples)} examples of {config.data.train} has the columns that the contexts "
+            f"{', '.join(method.contexts)} need; the first, {lacking[0][0].origin}, has no {lacking[0][1]}. Add the "
+            "columns, or choose other contexts."
         )
     learners = {name: build_learner(config, method, name, device=device) for name in config.models.learners}
     give_engine(list(learners.values()), config)
@@ -119,13 +120,13 @@ def _learner_checks(
 
 
 def is_good(checks: list[Check]) -> bool:
-    """Whether nothing is wrong."""
+    """Return whether no check is WRONG."""
     return all(check.status != WRONG for check in checks)
 
 
 def _evidence(total: int, num_usable: int, lacking: list) -> Check:
     if not lacking:
-        return Check("evidence", OK, f"all {total} examples have what every view is shown")
+        return Check("evidence", OK, f"all {total} examples have the evidence of every view")
     example, column = lacking[0]
     return Check("evidence", NOTE, f"{num_usable} of {total} usable; {example.origin or example.id} has no {column}")
 
@@ -133,7 +134,7 @@ def _evidence(total: int, num_usable: int, lacking: list) -> Check:
 def _rows(
     config: RunConfig, method: Method, learners: dict[str, Learner], examples: list[Example]
 ) -> tuple[list[Example], list[Check]]:
-    """Examples that training would use, and the lines about those that it would skip and about pictures."""
+    """Examples that training would use, and the rows about skipped examples and changed images."""
     views = [
         (learner.policies[view.policy], view.context) for learner in learners.values() for view in method.views.values()
     ]
@@ -151,15 +152,18 @@ def _rows(
 
 
 def _placeholders(examples: list[Example]) -> Iterator[Check]:
-    """Words that stand for pictures in other tools' data."""
+    """Warn of image placeholders of other tools in the questions."""
     affected = [example for example in examples if re.search(r"<(image|img|video)>", example.question)]
     if affected:
-        text = f"{len(affected)} of {len(examples)} questions have <image> or the like in them, which is read as words; first: {affected[0].origin or affected[0].id}. `workbench import` takes it out"
+        text = (
+            f"{len(affected)} of {len(examples)} questions contain <image> or a similar placeholder, which the model "
+            f"reads as text; first: {affected[0].origin or affected[0].id}. `workbench import` removes it"
+        )
         yield Check("questions", NOTE, text)
 
 
 def _leaks(examples: list[Example], context: str) -> Iterator[Check]:
-    """Answers that the student is shown."""
+    """Report answers that occur in the student's prompt."""
     leaks = find_leaks(examples, context)
     if leaks.num_examples:
         yield Check("answers in prompts", NOTE if leaks.in_prompt else OK, str(leaks))
@@ -173,7 +177,7 @@ def _domains(examples: list[Example], untaught: list[tuple[Example, str]]) -> It
 
 
 def _prepared(method: Method, usable: list[Example], learner: Learner) -> Iterator[Check]:
-    """What the method makes before the first step can be made, here of a few examples."""
+    """Run the method's preparation on a few examples."""
     if method.prepare is not None:
         prepared = method.prepare.make(learner.student, iter(usable[:NUM_EXAMPLES]), 0)
         facts = ", ".join(f"{name}: {fact}" for name, fact in prepared.facts.items())
@@ -185,9 +189,7 @@ def _tokens(scored: StepResult, learner: Learner) -> Iterator[Check]:
         prompts, rollouts = _read_by(scored, name)
         completions = [rollout.ids for rollout in rollouts]
         if not prompts:
-            text = (
-                f"none of {len(scored.batch.rollouts)} answers has what the view is shown of it: nothing was compared"
-            )
+            text = f"not compared: none of the {len(scored.batch.rollouts)} answers has what the view's context needs"
             yield Check(f"completion in view {name} ({view.policy} / {view.context})", NOTE, text)
         for policy, rows_read in _readers(learner.policies[view.policy], prompts):
             read_prompts, written = [prompts[idx] for idx in rows_read], [completions[idx] for idx in rows_read]
@@ -204,48 +206,53 @@ def _tokens(scored: StepResult, learner: Learner) -> Iterator[Check]:
 
 
 def _agreement(learner: Learner, prompt: Prompt) -> Iterator[Check]:
-    """What the policies had to agree on, and what still differs between them."""
+    """Compare vocabulary, end token and chat template of the policies."""
     student = learner.student
     models = {name: policy for name, policy in learner.policies.items() if isinstance(policy, AutoregressivePolicy)}
     shared = f"{student.vocabulary} entries shared by {', '.join(learner.policies)}"
     for name, policy in models.items():
         padding = policy.model.get_output_embeddings().weight.shape[0] - student.vocabulary
         if padding:
-            shared += f"; {padding} more of {name}, which are no tokens, are left out"
+            shared += f"; {padding} unused entries of {name} are left out"
     yield Check("vocabulary", OK, shared)
     if student.head.eos_ids:
         names = ", ".join(student.token_text(token) for token in student.head.eos_ids)
-        text = f"{names} are one action in every view, their probabilities added up and written as the first"
+        text = f"{names} count as one end token in every view: probabilities are summed, and the first is used"
         yield Check("end token", NOTE, text)
     for name, policy in models.items():
         if not policy.head.eos_ids and policy.end_id != student.end_id:
-            text = f"{name} ends with {policy.token_text(policy.end_id)}, the student with {student.token_text(student.end_id)}"
-            yield Check("end token", NOTE, f"{text}: the teacher finds the student's end unlikely")
+            ends = policy.token_text(policy.end_id), student.token_text(student.end_id)
+            text = f"{name} ends with {ends[0]}, the student with {ends[1]}"
+            yield Check("end token", NOTE, f"{text}: the teacher gives the student's end token a low probability")
     bare = [name for name, policy in models.items() if getattr(policy.processor, "chat_template", None) is None]
     if bare:
-        text = f"{', '.join(bare)}: none, so prompts are pictures and plain text. A model tuned to follow instructions expects its own: chat_template.jinja in its folder"
+        text = (
+            f"{', '.join(bare)}: none, so prompts are images and plain text. An instruction-tuned model needs its own "
+            "chat_template.jinja in its folder"
+        )
         yield Check("chat template", NOTE, text)
     opening = _opening(student, prompt)
     for name, policy in models.items():
         theirs = opening if policy.encoder is student.encoder else _opening(policy, prompt)
         if theirs != opening:
-            text = f"before an answer {name} reads {theirs!r} and the student {opening!r}: their chat templates differ"
+            text = f"the chat templates differ: before an answer, {name} has {theirs!r} and the student {opening!r}"
             yield Check("chat template", NOTE, text)
 
 
 def _opening(policy: AutoregressivePolicy, prompt: Prompt) -> str:
-    """What the chat template puts between a question and its answer: some leave room for thinking there, some close
-    it.
-    """
+    """Text that the chat template inserts between question and answer, such as an open or closed thinking block."""
     text = policy.tokenizer.decode(policy.encoder.encode(prompt)["input_ids"][0])
     return text.rpartition(prompt.text)[2] if prompt.text in text else ""
 
 
 def _precision(config: RunConfig, learner: Learner) -> Iterator[Check]:
-    """What of a step is left, if weights are trained in half precision."""
+    """Compare the learning rate with the smallest effective update in half precision."""
     finest, rate = learner.rounding.finest_step(), config.training.learning_rate
     if finest is not None and config.training.optimizer == "adamw":
-        text = f"in {learner.rounding.dtype} a typical weight does not move in steps under {finest:.0e}, and training.learning_rate is {rate:g}."
+        text = (
+            f"in {learner.rounding.dtype} an update below {finest:.0e} does not change a weight of median size; "
+            f"training.learning_rate is {rate:g}."
+        )
         yield Check(
             "precision of what is trained",
             NOTE if rate < finest else OK,
@@ -254,7 +261,7 @@ def _precision(config: RunConfig, learner: Learner) -> Iterator[Check]:
 
 
 def _readers(policy: Policy, prompts: list[Prompt]) -> list[tuple[AutoregressivePolicy, list[int]]]:
-    """The policies that read these prompts, each with the places of its own: one, or one for each domain."""
+    """The policies that score these prompts, each with the indices of its prompts: one, or one per domain."""
     readers: dict[int, tuple[AutoregressivePolicy, list[int]]] = {}
     for idx, prompt in enumerate(prompts):
         reader = member(policy, prompt.domain)
@@ -290,16 +297,16 @@ def _views(scored: StepResult, learner: Learner, config: RunConfig) -> Iterator[
         if view.learns:
             sampled = torch.tensor([logprob for rollout in batch.rollouts for logprob in rollout.logprobs])
             yield _same(f"sampler = student on {view.context}", sampled, scored.scores[name].logprob, tolerance)
-        else:  # what the view's policy writes token by token it must read the same; nothing else tells of a shift
-            prompt = replace(prompts[0], future=())  # it shows something of another answer
+        else:  # sample and score with the view's own policy, which detects a shift by a column
+            prompt = replace(prompts[0], future=())  # the future belongs to another answer
             written = policy.sample([prompt], [[0]], SamplingOptions(max(batch.lengths)))[0][0]
             sampled = torch.tensor(written.logprobs)
             read = _logprobs(policy, prompt, written)
-            yield _same(f"view {name} reads what it writes", sampled, read, tolerance)
+            yield _same(f"view {name}: sampler = scorer", sampled, read, tolerance)
 
 
 def _read_by(scored: StepResult, view: str) -> tuple[list[Prompt], list[Rollout]]:
-    """Rollouts that the view read, and the prompt of each."""
+    """Prompts and rollouts of the sequences that the view scored."""
     pairs = zip(scored.prompts[view], scored.batch.rollouts, strict=True)
     read = [(prompt, rollout) for prompt, rollout in pairs if prompt is not None]
     return [prompt for prompt, _ in read], [rollout for _, rollout in read]
@@ -319,7 +326,7 @@ def _same(name: str, logprobs: torch.Tensor, other: torch.Tensor, tolerance: flo
 def _chunks(scored: StepResult, learner: Learner, scored_batch: ScoredBatch) -> Check:
     usual = workbench.policies.view_output.CHUNK_BYTES
     try:
-        workbench.policies.view_output.CHUNK_BYTES = 1  # 16 positions at a time, the least there is
+        workbench.policies.view_output.CHUNK_BYTES = 1  # gives the smallest chunks, 16 positions
         method, prompts = scored.method, scored_batch.prompts
         again = ScoredBatch(scored.batch, prompts, *score_views(method, learner.policies, prompts, scored.batch))
         pieces = compute_step(method, learner.policies, again, seed=0)
@@ -339,16 +346,16 @@ def _routing(scored: StepResult) -> Iterator[Check]:
     for name in method.targets:
         view = method.views[name]
         if (view.policy, view.context) == (learner.policy, learner.context):
-            yield Check(f"target {name}", NOTE, "the learner itself on the same prompt: its losses are always zero")
+            yield Check(f"target {name}", NOTE, "equals the learner on the same prompt, so its losses are always zero")
         elif is_privileged(view.context):
-            yield Check(f"target {name}", OK, f"{view.policy} shown {view.context}, which the student is not")
+            yield Check(f"target {name}", OK, f"{view.policy} given {view.context}, unlike the student")
 
 
 def _answers(scored: StepResult) -> Check:
     rollouts = scored.batch.rollouts
     finished = sum(rollout.finished for rollout in rollouts)
     status = OK if finished else NOTE
-    return Check("answers", status, f"{finished} of {len(rollouts)} end by themselves; first: {rollouts[0].text!r}")
+    return Check("answers", status, f"{finished} of {len(rollouts)} end with an end token; first: {rollouts[0].text!r}")
 
 
 def _largest(logprobs: torch.Tensor, other: torch.Tensor) -> float:

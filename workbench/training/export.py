@@ -1,9 +1,8 @@
-"""A run's student for people who do not have the workbench: a folder that plain transformers loads, with a model card.
+"""Export of a run's student: a folder that plain transformers loads, with a model card.
 
-The student alone: no teacher, no moving average, no optimizer; LoRA is merged into the weights, and where it sits on
-embeddings that are the head too, the two become two. What was written is loaded again and compared with the student on
-a small batch. The card says what taught it, with which evidence, what it never sees, and how it answers with the
-context that it will have.
+The folder has the student only, without teacher, moving average or optimizer. LoRA is merged into the weights; tied
+embeddings are untied if it adapts them. The exported model is loaded again and compared with the student on a small
+batch. The card states method, evidence, the context in use, and the accuracy under that context.
 """
 
 import contextlib
@@ -41,7 +40,7 @@ HUB = "hf:"
 
 @dataclass(frozen=True)
 class Exported:
-    """Where it went and what it is."""
+    """Result of an export."""
 
     target: str  # the folder, or the address on the hub
     step: int
@@ -60,16 +59,18 @@ class Exported:
 def export_student(
     run_dir: str | Path, to: str | Path, *, step: int | None = None, learner: str = STUDENT, dtype: str = "auto"
 ) -> Exported:
-    """Write the student of a run's checkpoint `step` (None = the newest) to a new folder, or to hf:OWNER/NAME.
+    """Export the student of a run's checkpoint `step` (None = the newest) to a new folder, or to hf:OWNER/NAME.
 
-    dtype  of the weights; auto = as they were trained
-    Raises: RunError if there is no such checkpoint or learner, or what was written is not what was trained; ConfigError
-    if the folder exists, PolicyError if the student cannot be loaded.
+    dtype  of the weights; auto = as in training
+    Raises: RunError for an unknown checkpoint or learner, or if the exported model differs from the trained one;
+    ConfigError if the folder exists; PolicyError if the student cannot be loaded.
     """
     run = RunFolder.open(run_dir)
     config = load_config(run.path / "config.yaml")
     if learner not in config.models.learners:
-        raise RunError(f'"{learner}" did not learn in {run.path}; there are {", ".join(config.models.learners)}.')
+        raise RunError(
+            f'unknown learner "{learner}" in {run.path}. Expected one of {", ".join(config.models.learners)}.'
+        )
     checkpoint = _checkpoint(run.path, step)
     with _new_target(to, "model") as folder:
         options = {"dtype": dtype, "trust_remote_code": config.models.trust_remote_code}
@@ -86,14 +87,14 @@ def export_student(
 
 
 NEEDS_TORCHVISION = """
-`AutoProcessor` needs the package torchvision here, for the part of this processor that takes videos.
+`AutoProcessor` needs the package torchvision here, for the video part of this processor.
 """
 
 
 def export_traces(run_dir: str | Path, to: str | Path) -> Exported:
-    """Write the traces of a run to a new folder, or to hf:OWNER/NAME, as a Hugging Face data set.
+    """Export the traces of a run to a new folder, or to hf:OWNER/NAME, as a Hugging Face data set.
 
-    Raises: TraceError if there are none; ConfigError if the folder exists or the package datasets is missing.
+    Raises: TraceError if the run has no traces; ConfigError if the folder exists or the package datasets is missing.
     """
     run = RunFolder.open(run_dir)
     traces = open_traces(run.path)
@@ -112,7 +113,7 @@ def _checkpoint(run_dir: Path, step: int | None) -> Checkpoint:
 
 
 def _merged(student: AutoregressivePolicy, folder: Path, **options: object) -> nn.Module:
-    """The student's model without an adapter, which is added into its weights."""
+    """The student's model with its adapter merged into the weights."""
     if not has_adapter(student.model):
         return student.model
     model, _ = load_model(base_of(folder), student.name, **options)
@@ -123,14 +124,14 @@ def _merged(student: AutoregressivePolicy, folder: Path, **options: object) -> n
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(
-            f"the adapter of {student.name} cannot be merged into its model ({' '.join(str(error).split())[:300]}). "
-            "Merge it with peft (merge_and_unload)."
+            f"cannot merge the adapter of {student.name} into its model: {' '.join(str(error).split())[:300]}. Merge "
+            "it with peft (merge_and_unload)."
         ) from error
     return model
 
 
 def _require_same(student: AutoregressivePolicy, folder: Path, **options: object) -> None:
-    """Raises RunError if what was written says something else than the student, on two prompts of a batch."""
+    """Raise RunError if the exported model and the student differ on a batch of two prompts."""
     exported = load_policy(folder, "exported", **options)
     inputs = _batch(student)
     with torch.no_grad():
@@ -143,14 +144,14 @@ def _require_same(student: AutoregressivePolicy, folder: Path, **options: object
     allowed = TOLERANCE[str(student.model.dtype).removeprefix("torch.")]
     if not difference <= allowed:
         raise RunError(
-            f"the exported student would not be the one that was trained: on a test batch log-probs differ by up to "
-            f"{difference:.2g} nats (allowed: {allowed:g}), and nothing was written. Plain transformers cannot hold "
-            "what was trained here; with LoRA choose models.lora.target_modules without embeddings and head."
+            f"the exported model differs from the trained student by up to {difference:.2g} nats on a test batch "
+            f"(allowed: {allowed:g}), so nothing was exported. With LoRA, choose models.lora.target_modules without "
+            "embeddings and head; otherwise plain transformers cannot represent these weights."
         )
 
 
 def _batch(student: AutoregressivePolicy) -> dict[str, torch.Tensor]:
-    """Two prompts of two lengths with an answer each, pictures of two sizes where the model takes them."""
+    """A batch of two prompts of different length with answers, and images of two sizes if the model takes images."""
     pictures = [Image.radial_gradient("L").resize(size).convert("RGB") for size in ((64, 48), (40, 80))]
     answers = [tuple(student.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("red 3", "a")]
     sees = getattr(student.processor, "image_processor", None) is not None
@@ -163,7 +164,7 @@ def _batch(student: AutoregressivePolicy) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def _new_target(to: str | Path, kind: str) -> Iterator[Path]:
-    """A folder to write in, that appears under its name, or is sent to the hub, when it is whole."""
+    """Open a folder that is renamed into place, or uploaded to the hub, when complete."""
     if str(to).startswith(HUB):
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
@@ -171,13 +172,16 @@ def _new_target(to: str | Path, kind: str) -> Iterator[Path]:
         return
     target = Path(to)
     if os.path.lexists(target):
-        raise ConfigError(f"{target} exists already. Name a new folder; an export never writes into an old one.")
-    with saving(target, "Free some space, check the rights, or name another folder."), new_folder(target) as folder:
+        raise ConfigError(f"{target} exists already. Name a new folder.")
+    with (
+        saving(target, "Free some space, check the permissions, or name another folder."),
+        new_folder(target) as folder,
+    ):
         yield folder
 
 
 def _upload(folder: Path, name: str, kind: str) -> None:
-    import huggingface_hub  # noqa: PLC0415  (needs a network; only those wait for it who ask)
+    import huggingface_hub  # noqa: PLC0415  (slow to import)
 
     api = huggingface_hub.HfApi()
     try:
@@ -186,44 +190,52 @@ def _upload(folder: Path, name: str, kind: str) -> None:
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise RunError(
-            f"{HUB}{name} could not be written ({text}). Check the network and the token (`hf auth login`), or export "
-            "to a folder and upload that."
+            f"cannot upload to {HUB}{name}: {text}. Check the network and the token (`hf auth login`), or export to a "
+            "folder and upload that."
         ) from error
 
 
 def _rank(student: AutoregressivePolicy) -> int:
-    """Of the student's adapter; 0 without one."""
+    """Rank of the student's adapter; 0 without one."""
     return max((getattr(adapter, "r", 0) for adapter in getattr(student.model, "peft_config", {}).values()), default=0)
 
 
 def model_card(run: RunFolder, config: RunConfig, step: int, learner: str, auto_class: str, rank: int = 0) -> str:
-    """README.md of an exported student: method, data, evidence, what it never sees, and how it answers without it."""
+    """README.md of an exported student: method, data, context in use, evidence of the teachers, evaluation."""
     method = config.load_method()
     context = method.views[method.learner].context
     evidence = [view for view in method.views.values() if is_privileged(view.context)]
     never = list(dict.fromkeys(part for view in evidence for part in parse_context(view.context)))
     base = str(config.models.learners[learner])
     views = "\n".join(
-        f"| `{name}` | {view.policy} | {view.context} | {'learns' if view.learns else 'read only'} |"
+        f"| `{name}` | {view.policy} | {view.context} | {'trained' if view.learns else 'scoring only'} |"
         for name, view in method.views.items()
     )
-    status, training = run.status, config.training
+    training, commit = config.training, run.status.get("commit") or "not known"
+    shown = "the images and the question" if context == "plain" else f"the context {context}"
+    withheld = (
+        f"During training, the scoring views above also had the {' and '.join(f'`{part}`' for part in never)} of each "
+        "question. The model may have learned to state details that only this evidence shows, so do not take its "
+        "confidence (below) for knowledge."
+        if never
+        else "During training, no view had more than that."
+    )
     teachers = ", ".join(dict.fromkeys(map(_name, [config.models.teacher, *(config.models.teachers or {}).values()])))
     return f"""---
 {dump_yaml(_card_metadata(base, method.name, auto_class)).strip()}
 ---
 # {run.path.resolve().name}
 
-{_name(base)} after {step} steps of `{method.name}`, written by the VLM distillation workbench (commit {status.get("commit") or "not known"}).
+{_name(base)} after {step} steps of `{method.name}`, exported by the VLM distillation workbench (commit {commit}).
 
-## How it was taught
+## Method
 
 {method_module(method.name).__doc__.strip()}
 
 Teacher: {teachers or "none"}. Learning rate {training.learning_rate:g}, {training.batch_size} questions a step with
 {config.sampling.num_generations} answers each, seed {config.seed}{f", LoRA of rank {rank}, merged" if rank else ""}.
 
-| view | policy | shown | |
+| view | policy | context | |
 |---|---|---|---|
 {views}
 
@@ -231,10 +243,10 @@ Teacher: {teachers or "none"}. Learning rate {training.learning_rate:g}, {traini
 
 Questions: {_name(config.data.train)}.
 
-## What it never sees
+## Context in use
 
-This model is to be given `{context}`: {"the images and the question" if context == "plain" else f"what the context {context} shows"}, and nothing else.
-{f"While it was taught, {' and '.join(f'`{part}`' for part in never)} of each question was shown to the views above that learn nothing. What can be known only from that, it may have learned to claim: see how sure it is, below, and do not take its confidence for knowledge." if never else "No view was shown more than that while it was taught."}
+Give this model `{context}`: {shown}, and nothing else.
+{withheld}
 
 ## Evaluation
 
@@ -252,7 +264,7 @@ processor = AutoProcessor.from_pretrained(FOLDER)
 
 
 def _card_metadata(base: str, method: str, auto_class: str) -> dict[str, object]:
-    """What the hub reads of a card; `base_model` only if it can be a name there."""
+    """Metadata for the hub; `base_model` only if it can be a name on the hub."""
     metadata = {
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text" if auto_class == "AutoModelForImageTextToText" else "text-generation",
@@ -263,20 +275,19 @@ def _card_metadata(base: str, method: str, auto_class: str) -> dict[str, object]
 
 
 def _evaluation(run: RunFolder, step: int, learner: str, student_context: str) -> str:
-    """Accuracy and confidence under the context of use, before and after; other contexts are named as what they are."""
+    """Table of accuracy and confidence by context and step, starting with the context in use."""
     rows = [row for row in load_records(run.path) if row.policy == learner and row.step <= step]
     lines = []
     for context in dict.fromkeys([student_context, *(row.context for row in rows)]):
         for at in sorted({row.step for row in rows if row.context == context}):
             summary = measure(row for row in rows if row.context == context and row.step == at)
             if summary is not None:
-                use = "as in use" if context == student_context else "not as in use"
-                lines.append(
-                    f"| {context} ({use}) | {at} | {summary.count} | {summary.accuracy:.1%} | {summary.confidence:.1%} "
-                    "|"
-                )
-    if not any("(as in use)" in line for line in lines):
-        return f"It was not evaluated under `{student_context}`. `workbench eval {run.path.resolve().name} --contexts {student_context}` does it."
+                use = "in use" if context == student_context else "not in use"
+                numbers = f"{summary.count} | {summary.accuracy:.1%} | {summary.confidence:.1%}"
+                lines.append(f"| {context} ({use}) | {at} | {numbers} |")
+    if not any("(in use)" in line for line in lines):
+        command = f"workbench eval {run.path.resolve().name} --contexts {student_context}"
+        return f"Not evaluated under `{student_context}`. To do so, run `{command}`."
     table = "\n".join(lines)
     return f"""One seed. Confidence is the mean over questions of the {CONFIDENCE}.
 
@@ -286,6 +297,6 @@ def _evaluation(run: RunFolder, step: int, learner: str, student_context: str) -
 
 
 def _name(path: object) -> str:
-    """A model or data set as a card may call it: without the folders of this machine."""
+    """Name of a model or data set for the card, without local folders."""
     text = str(path)
     return text if path is None or ":" in text or not Path(text).exists() else Path(text).name

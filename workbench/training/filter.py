@@ -1,6 +1,4 @@
-"""Examples that cannot be used: skipped, counted, named in the log, and shown in the run's summary. Training goes
-on.
-"""
+"""Filters that skip unusable examples: each is counted, logged and listed in the run's summary."""
 
 import json
 import logging
@@ -21,9 +19,7 @@ from workbench.runs.folder import RunFolder
 from workbench.seeding import Order
 from workbench.types import Example
 
-WORTH_SAYING = (
-    0.05  # share of prompts that hold the answer, above which a run reports it; a whole reference always counts
-)
+MIN_LEAK_SHARE = 0.05  # share of prompts containing the answer that a run reports; a whole reference always counts
 
 _KEYS = ("example", "reason", "message")
 
@@ -31,9 +27,9 @@ log = logging.getLogger("workbench")
 
 
 class Skipped(Tally):
-    """The tally of a run: it keeps run.json up to date, and a run that goes on still knows it.
+    """Tally of a run, kept in run.json and restored on resume.
 
-    skipped.jsonl of the run names every example: {"example", "origin", "reason", "message"}.
+    skipped.jsonl lists every skipped example: {"example", "origin", "reason", "message"}.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -41,12 +37,12 @@ class Skipped(Tally):
         self._folder, self._file = folder, folder.path / "skipped.jsonl"
         lines = self._file.read_bytes().split(b"\n") if self._file.is_file() else [b""]
         torn = lines.pop()
-        if torn:  # by a kill; what is appended would be joined to it
+        if torn:  # an incomplete last line, after a kill
             os.truncate(self._file, sum(len(line) + 1 for line in lines))
         parsed = [self._parsed(line, number) for number, line in enumerate(lines, start=1)]
         line_by_origin = {
             line.get("origin") or line["example"]: line for line in parsed
-        }  # each process adds to the file
+        }  # every rank appends to the file
         self.counts.update(line["reason"] for line in line_by_origin.values())
         self._seen.update(line_by_origin)
         self._first = next((f"{where}: {line['message']}" for where, line in line_by_origin.items()), "")
@@ -55,9 +51,11 @@ class Skipped(Tally):
         try:
             values = parse_json(line)
         except Malformed as error:
-            raise RunError(f"{self._file}:{number} cannot be read ({error}). Delete the line.") from None
+            raise RunError(f"cannot read {self._file}:{number}: {error}. Delete the line.") from None
         if not isinstance(values, dict) or not all(isinstance(values.get(key), str) for key in _KEYS):
-            raise RunError(f"{self._file}:{number} is {show(values)} and lacks {', '.join(_KEYS)}. Delete the line.")
+            raise RunError(
+                f"{self._file}:{number} is {show(values)}. Expected texts for {', '.join(_KEYS)}. Delete the line."
+            )
         return values
 
     def add(self, example: Example, problem: Problem) -> bool:
@@ -73,13 +71,16 @@ class Skipped(Tally):
 def split_by_teacher(
     examples: list[Example], domains: Collection[str] | None
 ) -> tuple[list[Example], list[tuple[Example, str]]]:
-    """Examples whose domain has a teacher, and the others with what to do. domains: those that have one, None = all.
+    """Split examples by whether their domain has a teacher; the others come with a reason.
 
-    Raises: DataError that counts the domains if no example has a teacher.
+    domains  domains with a teacher, None = all
+    Raises: DataError with the counts of the domains if no example has a teacher.
     """
     if domains is None:
         return examples, []
-    remedy = f"there are teachers for {', '.join(domains)}: add models.teachers.DOMAIN, or models.teacher for all other domains"
+    remedy = (
+        f"expected one of {', '.join(domains)}. Add models.teachers.DOMAIN, or models.teacher for all other domains"
+    )
     usable = [example for example in examples if example.domain in domains]
     if examples and not usable:
         counts = Counter(example.domain for example in examples)
@@ -95,7 +96,7 @@ def split_by_teacher(
 
 
 def with_teacher(examples: list[Example], domains: Collection[str] | None, skipped: Skipped) -> list[Example]:
-    """Examples whose domain has a teacher, as split_by_teacher; the others are counted as skipped."""
+    """Keep the examples whose domain has a teacher (split_by_teacher); skip and count the others."""
     usable, lacking_one = split_by_teacher(examples, domains)
     for example, message in lacking_one:
         skipped.add(example, Problem(f'no teacher for domain "{example.domain}"', message))
@@ -103,23 +104,21 @@ def with_teacher(examples: list[Example], domains: Collection[str] | None, skipp
 
 
 def with_evidence(examples: list[Example], method: Method, skipped: Skipped) -> list[Example]:
-    """Examples that have what the method needs. Raises DataError if none has."""
+    """Keep the examples with the evidence and answers that the method needs. Raises DataError if none has them."""
     usable = [example for example in examples if not skipped.add_if(example, lacking(example, method))]
     if not usable:
         raise DataError(
-            f"none of the {len(examples)} examples has what method {method.name} needs (contexts "
-            f"{', '.join(method.contexts)}); missing: {skipped}. Add the columns or choose "
+            f"none of the {len(examples)} examples has the columns that method {method.name} needs (contexts "
+            f"{', '.join(method.contexts)}); missing: {skipped}. Add the columns, or choose "
             f"{'another method.privilege' if hasattr(method.options, 'privilege') else 'another method'}."
         )
     return usable
 
 
 def report_leaks(examples: list[Example], method: Method, folder: RunFolder) -> None:
-    """Log, and keep in run.json, how many prompts of the student hold the answer or the reference, unless they are
-    few.
-    """
+    """Log and record in run.json how many of the student's prompts contain the answer or the reference, if many do."""
     leaks = find_leaks(examples, method.views[method.learner].context)
-    if leaks.num_references or len(leaks.in_prompt) > WORTH_SAYING * leaks.num_examples:
+    if leaks.num_references or len(leaks.in_prompt) > MIN_LEAK_SHARE * leaks.num_examples:
         log.warning("%s", leaks)
         folder.update(answers_in_prompts=str(leaks))
 
@@ -127,13 +126,11 @@ def report_leaks(examples: list[Example], method: Method, folder: RunFolder) -> 
 def with_plain_text(
     examples: list[Example], views: Views, sampled_by: Collection[Policy], skipped: Skipped
 ) -> list[Example]:
-    """Examples whose texts every view can be shown, and whose references can be learned. Raises DataError if none
-    is.
-    """
+    """Keep the examples whose texts every view can encode and whose references fit. Raises DataError if none do."""
     usable = [example for example in examples if not skipped.add_if(example, text_problem(example, views, sampled_by))]
     if not usable:
         reasons = str(skipped).removesuffix(".")
-        raise DataError(f"none of the {len(examples)} examples can be used: {reasons}. Mend the data.")
+        raise DataError(f"none of the {len(examples)} examples can be used: {reasons}. Correct the data.")
     return usable
 
 
@@ -147,10 +144,12 @@ def usable_batch(
     skipped: Skipped,
     group: Group = ALONE,
 ) -> list[Example]:
-    """The step's examples that every view can be shown; others are skipped and counted. sampled_by: as in text_problem.
+    """The step's examples that every view can encode; the others are skipped and counted.
 
-    If none can, the next one in the order that can (with several processes: if there is not one for each): a single
-    damaged file must not end a run.
+    With fewer examples than ranks, the next usable ones in the order are added, so that one damaged file does not end
+    the run.
+
+    sampled_by  as in text_problem
     """
     chosen = [examples[idx] for idx in order.batch(step, size)]
     problems = group.share(chosen, lambda block, _: [showing_problem(example, views, sampled_by) for example in block])
@@ -164,7 +163,7 @@ def usable_batch(
     usable += islice(substitutes, max(0, group.size - len(usable)))
     if len(usable) < group.size:
         raise DataError(
-            f"step {step}: {len(usable) or 'none'} of the {len(examples)} examples can be shown to every view. Skipped "
-            f"so far: {skipped}. `workbench check` shows one example under every view."
+            f"step {step}: {len(usable) or 'none'} of the {len(examples)} examples can be encoded for every view. "
+            f"Skipped so far: {skipped}. Correct the data; `workbench check` lists the problems."
         )
     return usable

@@ -1,8 +1,8 @@
-"""Writing through a run: who writes, when, and what is kept of it.
+"""Rollout source: the sequences of every training step, sampled by the student or read from the run folder.
 
-Most methods have the student answer anew in every step. A method with resample=False has the starting student write
-every sequence once: they lie in the run's folder, and epochs go over them. What a method prepares lies there too. A
-resumed run reads both, since the student that made them is no longer there.
+For most methods the student samples new answers in every step. With resample=False the student before training samples
+every sequence once; the run folder keeps them, and epochs repeat them. The folder also keeps what the method prepares
+before the first step. A resumed run reads both, because the student before training no longer exists.
 """
 
 import contextlib
@@ -35,13 +35,13 @@ log = logging.getLogger("workbench")
 
 
 class Writer:
-    """Gives a learner's every step its rollouts.
+    """Source of the rollouts of one learner, step by step.
 
-    examples  in the order in which the first epoch meets them
-    usable    whether an example can be shown to every view; asked only of those that are needed before the first step
-    begun     steps were done before: what should have been made by then is not made now
+    examples  in the order of the first epoch
+    usable    returns whether every view can encode an example; only called for examples needed before the first step
+    begun     whether steps were done before; then files made at the start must exist
 
-    Raises: RunError if a run that has begun lacks what was prepared or written for it.
+    Raises: RunError if a resumed run lacks prepared tensors or sampled sequences.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class Writer:
         self._written = None if method.resample else self._sequences(examples, usable, begun)
 
     def __call__(self, step: int, examples: list[Example], first: int = 0) -> list[Rollout]:
-        """The rollouts of a step, one example's next to each other; `first`: place of the first example in the step."""
+        """Rollouts of a step, grouped by example. `first` is the index of the first example within the step."""
         if self._written is None:
             return self._write(examples, (self.config.seed, step, *self.learner.seed), first=first)
         for example in examples:
             if example.id not in self._written:
                 raise RunError(
-                    f"nothing was written to {example.origin or example.id}: it could not be shown when the run began, "
-                    "and now it can. Put the data back as it was, or start a new run (name=...)."
+                    f"no sequence was sampled for {example.origin or example.id}, which was not usable when the run "
+                    "began. Restore the data, or start a new run (name=...)."
                 )
         return [rollout for example in examples for rollout in self._written[example.id]]
 
@@ -78,7 +78,7 @@ class Writer:
     ) -> list[Rollout]:
         method, prepare = self.method, self.method.prepare
         patched = prepare.writing(self.student, self._tensors) if prepare else contextlib.nullcontext()
-        with autocast(self.config, self.student.device), patched:  # as the learner scores what is sampled here
+        with autocast(self.config, self.student.device), patched:  # the precision of the scoring pass
             rollouts = sample_rollouts(
                 self.student,
                 examples,
@@ -107,7 +107,7 @@ class Writer:
             try:
                 return safetensors.torch.load_file(file)
             except (OSError, SafetensorError) as error:
-                raise RunError(f"{file} cannot be read ({reason(error)}). Start a new run: name=...") from None
+                raise RunError(f"cannot read {file}: {reason(error)}. Start a new run (name=...).") from None
         self._require_start(begun, file)
         prepared = self.method.prepare.make(
             self.student, examples, derive_seed("prepare", self.config.seed, *self.learner.seed)
@@ -128,7 +128,7 @@ class Writer:
     def _sequences(
         self, examples: list[Example], usable: Callable[[Example], bool], begun: bool
     ) -> dict[str, list[Rollout]]:
-        """By example id, what the starting student wrote: for as many examples as the steps will meet."""
+        """Sequences of the student before training, by example id, for the examples of all steps."""
         file = self._file(SEQUENCES)
         examples_by_id = {example.id: example for example in examples}
         rows = self.group.first(lambda: self.folder.sequences(file.name))
@@ -137,7 +137,7 @@ class Writer:
         self._require_start(begun, file)
         training = self.config.training
         chosen = list(islice(filter(usable, examples), training.steps * training.batch_size))
-        log.info("writing answers to %d examples, once", len(chosen))
+        log.info("sampling answers to %d examples, once", len(chosen))
         seed, size = (self.config.seed, "once", *self.learner.seed), self.config.evaluation.batch_size
         rows = self.group.share(
             chosen, lambda block, first: [to_row(rollout) for rollout in self._write(block, seed, size, first)]
@@ -146,15 +146,15 @@ class Writer:
         return _by_example([from_row(row, examples_by_id, "data.train") for row in rows])
 
     def _file(self, name: str) -> Path:
-        """In the run's folder; a peer's has its name in it."""
+        """Path in the run folder; the file of a peer contains its name."""
         stem, dot, ending = name.partition(".")
         return self.folder.path / (name if self.learner.name == STUDENT else f"{stem}-{self.learner.name}{dot}{ending}")
 
     def _require_start(self, begun: bool, file: Path) -> None:
         if begun:
             raise RunError(
-                f"{file} is missing. It was made of the student before the first step, which is no "
-                "more: restore the file, or start a new run (name=...)."
+                f"{file} is missing. Only the student before the first step could make it. Restore the file, or start "
+                "a new run (name=...)."
             )
 
 

@@ -1,12 +1,12 @@
-"""A run's policies without training: read one answer under every view, or evaluate again.
+"""Scorer: the policies of a run without training, to score one answer under every view or to evaluate again.
 
     scorer = open_scorer("runs/demo")
-    scored = scorer.score(example)                      # the student answers
+    scored = scorer.score(example)                      # the student samples an answer
     scored = scorer.score(example, answer="at top left, tag K, answer K")
     scored.positions[3]["capability_gap"]
 
-`score` says who would supervise which token. A rule that compares with means over a batch (DOPD) takes them
-over the tokens of that one answer here. Of a run with peers it is the student that is scored, and no peer is asked.
+`score` also routes each token. Batch means of a rule (DOPD) are over the tokens of this one answer. In a run with peers
+only the student is scored, without feedback from peers.
 """
 
 import logging
@@ -42,22 +42,22 @@ log = logging.getLogger(__name__)
 
 
 class Scorer:
-    """The policies of a configuration, ready to read answers."""
+    """The policies of a configuration, ready to score answers."""
 
     def __init__(self, config: RunConfig, checkpoint: Checkpoint | None = None, *, device: str | None = "cpu") -> None:
         self.config, self.checkpoint = config, checkpoint
         self.device = default_device(config.models.device) if device is None else device
         self.method = config.load_method()
         self.learner = build_learner(config, self.method, device=self.device, checkpoint=checkpoint)
-        self._folder = tempfile.TemporaryDirectory(prefix="workbench-")  # traces of what was scored, with its images
+        self._folder = tempfile.TemporaryDirectory(prefix="workbench-")  # traces of the scored answers, with images
         self._num_scored = 0
 
     def score(self, example: Example, answer: str | None = None, *, seed: int = 0) -> TracedRollout:
-        """Every token of an answer as all views see it, routed by the method.
+        """Score every token of an answer under all views, and route it by the method.
 
-        answer  the text to score; None: the student writes one, temperature and lengths as configured
+        answer  the text to score; None: the student samples one with the configured options
 
-        Raises: DataError if the example lacks evidence that a view is shown.
+        Raises: DataError if the example lacks the evidence of a view.
         """
         for view in self.method.views.values():
             self.learner.policies[view.policy].check_prompt(build_prompt(example, view.context, stand_in(example)))
@@ -72,7 +72,7 @@ class Scorer:
                 num_alternatives=max(5, config.trace.alternatives),
                 alternatives_of=1,
             )
-        # a writer of its own: it keeps references of pictures by example, and this one may have been changed
+        # a new writer, since writers cache images by example and the caller may have changed this one
         student = self.learner.student
         writer = TraceWriter(Path(self._folder.name), method=self.method.name, policy_text=student.token_text)
         self._num_scored += 1
@@ -95,7 +95,7 @@ class Scorer:
         return Rollout(example, 0, ids, answer, True, None, reward, "given", **fields)
 
     def _replies(self, example: Example, seed: int) -> tuple[str, ...]:
-        """What the student is shown to have said before, where it answers over turns."""
+        """Replies to the early turns, for the context "turns"."""
         if "turns" not in parse_context(self._context):
             return ()
         replier = self.learner.policies[self.method.replier]
@@ -125,10 +125,10 @@ def evaluate_run(
     tolerance: float | None = None,
     skipped: Tally | None = None,
 ) -> list[EvalRecord]:
-    """The students of a run's newest checkpoint, and its teachers, asked again.
+    """Evaluate the students of a run's newest checkpoint and its teachers again.
 
-    data, contexts, count, rule and tolerance default to the run's own; nothing is written into the run folder.
-    skipped  gets the examples that cannot be shown to all of them
+    data, contexts, count, rule and tolerance default to the run's own. The run folder is not changed.
+    skipped  collects the examples that a policy cannot encode
     """
     scorer = open_scorer(run_dir, device=None)
     config = scorer.config
@@ -138,7 +138,7 @@ def evaluate_run(
     check_grading(**grading)
     source = data or config.data.eval
     if source is None:
-        raise ConfigError("the run has no data.eval; give examples with --data.")
+        raise ConfigError("the run has no data.eval. Name a file with --data.")
     own_count = config.evaluation.count or None
     examples = load_examples(source, limit=own_count if count is None else count)
     policies = [
@@ -149,12 +149,12 @@ def evaluate_run(
             build_learner(config, scorer.method, name, device=scorer.device, checkpoint=scorer.checkpoint).student
         )
     require_answers(examples)
-    require_shown(examples, source, contexts or ())  # of the run's own contexts those that the data can show are asked
+    require_shown(examples, source, contexts or ())  # the run's own contexts may lack evidence for some examples
     examples = showable(
         examples, policies, contexts or config.evaluation.contexts, Tally() if skipped is None else skipped
     )
     _log_unasked(examples, contexts or config.evaluation.contexts)
-    with autocast(config, scorer.device):  # as the run evaluated
+    with autocast(config, scorer.device):  # the precision of the run's evaluations
         return evaluate_policies(
             policies,
             examples,
@@ -179,7 +179,7 @@ def evaluate_model(
     trust_remote_code: bool = False,
     skipped: Tally | None = None,
 ) -> list[EvalRecord]:
-    """Any image-text-to-text model asked: a folder written by save_pretrained, or a name on the hub."""
+    """Evaluate any image-text-to-text model: a folder written by save_pretrained, or a name on the hub."""
     check_grading(rule, tolerance)
     examples = load_examples(data, limit=count)
     for context in contexts:
@@ -187,9 +187,7 @@ def evaluate_model(
     require_answers(examples)
     require_shown(examples, data, contexts)
     policy = load_policy(path, "model", dtype=dtype, device=default_device(), trust_remote_code=trust_remote_code)
-    prove_all(
-        [policy], accept_differences=True
-    )  # answers are shown, and no loss is made of their log-probs: it is logged
+    prove_all([policy], accept_differences=True)  # a difference is only logged, since no loss uses the log-probs
     if policy.encoder.context_length is not None:
         max_completion_length = min(max_completion_length, policy.encoder.context_length // 2)
     leave_room([policy], max_completion_length)
@@ -214,11 +212,11 @@ def evaluate(
     tolerance: float | None = None,
     skipped: Tally | None = None,
 ) -> list[EvalRecord]:
-    """A run's newest checkpoint with its teachers, or a model folder: whichever `path` is.
+    """Evaluate a run's newest checkpoint with its teachers, or a model folder, whichever `path` is.
 
-    skipped  gets the examples that cannot be shown, which are left out under every context
+    skipped  collects the examples that cannot be encoded; they are left out of every context
 
-    Raises: RunError if it is neither.
+    Raises: RunError if `path` is neither.
     """
     folder = Path(path)
     if (folder / "run.json").is_file():
@@ -228,32 +226,33 @@ def evaluate(
     for model in (folder, folder / "student"):  # a checkpoint holds its student in a folder of that name
         if (model / "config.json").is_file() or (model / "adapter_config.json").is_file():
             if data is None:
-                raise ConfigError(f"{path} is a model and has no data of its own; give examples with --data.")
+                raise ConfigError(f"{path} is a model, not a run, so it names no examples. Name a file with --data.")
             grading = {"rule": rule or RULES[0], "tolerance": TOLERANCE if tolerance is None else tolerance}
             return evaluate_model(
                 model, data=data, contexts=contexts or ("plain",), count=count, skipped=skipped, **grading
             )
     raise RunError(
-        f"{path} is no run folder and no model folder: it has neither run.json nor config.json. Runs are made by "
-        "`workbench train`, model folders by save_pretrained."
+        f"{path} has neither run.json nor config.json. Expected a run folder or a model folder. Make one with "
+        "`workbench train` or save_pretrained."
     )
 
 
 def default_device(name: str | None = None) -> str:
-    """`asked` (a run's models.device) where this machine has it; else the accelerator if there is one."""
+    """`name` (a run's models.device) if this machine has it; otherwise cuda if available, else cpu."""
     if name is not None:
         try:
             return str(choose_device(name))
-        except ConfigError as error:  # a run may be looked at on another machine than its own
-            log.warning("%s It is not used here.", error)
+        except ConfigError as error:  # the run may be from another machine
+            log.warning("%s The key is ignored here.", error)
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def open_scorer(
     source: str | Path | RunConfig, overrides: list[str] | tuple[str, ...] = (), *, device: str | None = "cpu"
 ) -> Scorer:
-    """A scorer of a run (its newest checkpoint), of a configuration file, or of a configuration; device None: its
-    own.
+    """Open a scorer for a run (its newest checkpoint), a configuration file, or a configuration.
+
+    device  None = the device of the configuration
     """
     if isinstance(source, RunConfig):
         return Scorer(source, device=device)

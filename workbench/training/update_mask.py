@@ -1,16 +1,14 @@
-"""Update masks: which coordinates of a model's weights may be trained, as one safetensors file of booleans.
+"""Update masks: the trainable coordinates of a model's weights, as one safetensors file of booleans.
 
-A mask names the coordinates that a run changed, in a stated precision: in float32 AdamW moves nearly all of them,
-rounded to bfloat16 far fewer differ. Tensors have the names they have in model folders; the file's metadata says how
-they were found.
+A mask lists the coordinates that a run changed, at a stated precision: in float32 AdamW changes nearly all of them,
+rounded to bfloat16 far fewer. Tensor names are those of model folders; the file's metadata states its origin.
 
     write_mask("found.safetensors", source, target, dtype="bfloat16")
     write_random_mask("random.safetensors", "found.safetensors", seed=0)     control: as many in every tensor
-    training.update_mask: found.safetensors                                  trains these and leaves all others
-    bit-equal
+    training.update_mask: found.safetensors                                  train these; all others stay bit-equal
 
-Source: "Dense Supervision, Sparse Updates" (arXiv 2606.13657), the sparse-subnetwork experiment. There the gradient is
-set to zero outside; here weight decay too, which would move every coordinate.
+Source: "Dense Supervision, Sparse Updates" (arXiv 2606.13657), the sparse-subnetwork experiment. The paper zeroes the
+gradient outside the mask; here also weight decay, which would change every coordinate.
 """
 
 import os
@@ -31,7 +29,7 @@ _KIND = "update mask of the VLM distillation workbench"
 
 
 def changed(before: torch.Tensor, after: torch.Tensor, dtype: str, above: float) -> torch.Tensor:
-    """Where |after - before| > above, both rounded to dtype first. Booleans of the tensors' shape."""
+    """Boolean tensor: |after - before| > above, both rounded to dtype first."""
     precision = PRECISIONS[dtype]
     return (after.to(precision).float() - before.to(precision).float()).abs() > above
 
@@ -41,8 +39,8 @@ def write_mask(
 ) -> dict:
     """Write the mask of the coordinates that differ between two checkpoints; returns its metadata.
 
-    dtype   precision that both are rounded to before they are compared
-    above   smallest change that counts, exclusive; 0 = any that the precision shows
+    dtype   precision to which both are rounded before the comparison
+    above   smallest change that counts, exclusive; 0 = any change at that precision
 
     Memory: one byte per weight. Raises: PolicyError for two architectures; ConfigError if nothing changed.
     """
@@ -50,7 +48,7 @@ def write_mask(
     masks = {name: changed(source.tensor(name), target.tensor(name), dtype, above) for name in source.shapes}
     if not any(bool(mask.any()) for mask in masks.values()):
         raise ConfigError(
-            f"no coordinate changed by more than {above:g} in {dtype}, so a mask would train nothing. Take a finer "
+            f"no coordinate changed by more than {above:g} in {dtype}, so the mask would be empty. Use a finer "
             "precision (float32), a smaller limit, or a run with more steps."
         )
     return _write(
@@ -59,7 +57,7 @@ def write_mask(
 
 
 def write_random_mask(file: str | Path, like: str | Path, *, seed: int) -> dict:
-    """Write a mask of as many coordinates in every tensor as another one has, drawn at random; returns its metadata."""
+    """Write a random mask with as many coordinates in each tensor as the mask `like`; returns its metadata."""
     masks, facts = read_mask(like), mask_facts(like)
     drawn = {}
     for name, mask in masks.items():
@@ -72,14 +70,18 @@ def write_random_mask(file: str | Path, like: str | Path, *, seed: int) -> dict:
 
 
 def overlap(first: str | Path, second: str | Path) -> dict[str, float]:
-    """How much two masks have in common: `overlap`, share of the first that is in the second; `coverage`, the other way
-    round; `chance`, what the overlap would be if either lay at random in every tensor; `enrichment`, overlap / chance.
+    """Compare two masks.
 
+    Returns: `overlap`, the share of the first that is in the second; `coverage`, the share of the second that is in the
+    first; `chance`, the expected overlap of masks drawn at random in each tensor; `enrichment`, overlap / chance.
     Raises: ConfigError for masks of two models.
     """
     masks = [read_mask(file) for file in (first, second)]
     if {name: mask.shape for name, mask in masks[0].items()} != {name: mask.shape for name, mask in masks[1].items()}:
-        raise ConfigError(f"{first} and {second} are masks of two models, so their coordinates cannot be compared.")
+        raise ConfigError(
+            f"{first} and {second} are masks of two models. Expected two masks of one model. Name masks of the same "
+            "model."
+        )
     pairs = [(mask, masks[1][name]) for name, mask in masks[0].items()]
     both = sum(int((mask & other).sum()) for mask, other in pairs)
     sizes = [sum(int(mask.sum()) for mask in run_masks.values()) for run_masks in masks]
@@ -93,34 +95,32 @@ def overlap(first: str | Path, second: str | Path) -> dict[str, float]:
 
 
 def read_mask(file: str | Path) -> dict[str, torch.Tensor]:
-    """Tensor -> booleans. Raises ConfigError if the file is missing or no mask."""
+    """Read a mask: tensor name -> booleans. Raises ConfigError if the file is missing or not a mask."""
     mask_facts(file)
     return safetensors.torch.load_file(file)
 
 
 def mask_facts(file: str | Path) -> dict[str, str]:
-    """A mask's metadata: dtype, above, coordinates, of, and where it comes from. Raises ConfigError if it is no
-    mask.
-    """
+    """Metadata of a mask: dtype, above, coordinates, of, and its origin. Raises ConfigError if it is not a mask."""
     try:
         with safe_open(file, "pt") as opened:
             facts = dict(opened.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise ConfigError(
-            f"update mask {file} cannot be read ({error}). Make one: workbench geometry RUN --save-mask FILE."
+            f"cannot read update mask {file}: {error}. Make one with `workbench geometry RUN --save-mask FILE`."
         ) from None
     if facts.pop("kind", None) != _KIND:
-        raise ConfigError(f"{file} is no update mask. Make one: workbench geometry RUN --save-mask FILE.")
+        raise ConfigError(f"{file} is not an update mask. Make one with `workbench geometry RUN --save-mask FILE`.")
     return facts
 
 
 class UpdateMask:
-    """A mask laid over a model's parameters: every coordinate outside keeps its bits."""
+    """A mask applied to a model's parameters: all other coordinates stay bit-identical."""
 
     def __init__(self, file: str | Path, model: nn.Module) -> None:
-        """Raises: ConfigError naming the first tensors if the mask is another model's."""
+        """Raises: ConfigError with the first tensors that differ, if the mask is of another model."""
         masks = read_mask(file)
-        parameters = revert_weight_conversion(model, dict(model.named_parameters()))  # by their names in model folders
+        parameters = revert_weight_conversion(model, dict(model.named_parameters()))  # names as in model folders
         wrong = [f"{name} is only in the mask" for name, mask in masks.items() if name not in parameters and mask.any()]
         wrong += [f"{name} is not in the mask" for name in parameters if name not in masks]
         for name, parameter in parameters.items():
@@ -131,40 +131,41 @@ class UpdateMask:
         if wrong:
             raise ConfigError(
                 f"training.update_mask {file} is of another model: {'; '.join(wrong[:3])}"
-                f"{f'; and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. Make one of a run from this student: "
-                "workbench geometry RUN --save-mask FILE."
+                f"{f'; and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. Make one from a run of this student: "
+                "`workbench geometry RUN --save-mask FILE`."
             )
         model_ids = {id(parameter) for parameter in model.parameters()}
         for name, parameter in parameters.items():
             if id(parameter) not in model_ids:
                 raise PolicyError(
-                    f"{name} is stored in another shape than it is trained in, so no mask can be laid over it."
+                    f"training.update_mask does not support {name}, whose stored shape differs from its shape in "
+                    "training. Leave training.update_mask out."
                 )
         self._masks = [(parameter, masks[name].to(parameter.device)) for name, parameter in parameters.items()]
         self.size = sum(int(mask.sum()) for mask in masks.values())
 
     @torch.no_grad()
     def hide_gradients(self) -> None:
-        """Zero outside. A gradient that is not a number stays one, to be found out."""
+        """Zero the gradients outside the mask. NaN stays NaN, so that the check after it fails."""
         for parameter, mask in self._masks:
             if parameter.grad is not None:
                 parameter.grad.mul_(mask)
 
     @torch.no_grad()
     def decay(self, factor: float) -> None:
-        """AdamW's weight decay, inside alone: parameter <- factor parameter."""
+        """Apply AdamW's weight decay inside the mask only: parameter <- factor parameter."""
         for parameter, mask in self._masks:
             if factor != 1.0 and parameter.grad is not None:
                 parameter.copy_(torch.where(mask, parameter * factor, parameter))
 
     def check_moments(self, optimizer: torch.optim.Optimizer) -> None:
-        """Raises RunError if a coordinate outside has moved before: the run was begun with another mask."""
+        """Raise RunError if a coordinate outside the mask has moments: the run began with another mask."""
         for parameter, mask in self._masks:
             state = optimizer.state.get(parameter)
             if state and bool((state["exp_avg_sq"] != 0)[~mask].any()):
                 raise RunError(
-                    "this run was begun with another training.update_mask than the file now holds: coordinates outside "
-                    "of it have been trained. Put the first file back, or start a new run."
+                    "the file of training.update_mask changed since the run began: coordinates outside the mask have "
+                    "optimizer state. Restore the first file, or start a new run."
                 )
 
 

@@ -1,10 +1,10 @@
-"""What the built-in models learn from: prompts with the answers to be written, an endless deterministic stream.
+"""Training samples of the built-in models: prompts with completions, an endless deterministic stream.
 
-Questions alone are not enough for a model this small: it learns the words of an answer and never to look. Two kinds of
-captions teach looking. Told place by place, with the tag first, they teach what is in a cell (with the tag last it
-stays at chance); told thing by thing, with the place last and in random order, they teach where a thing is.
+Questions alone do not suffice for a model this small: it learns the words of an answer and ignores the image. Two kinds
+of captions prevent that. Captions in order of place, tag first, teach the content of a cell (with the tag last accuracy
+stays at chance). Captions in random order of objects, place last, teach the place of an object.
 
-Prompts are made by workbench.data.contexts, so a model is trained on exactly what it is shown later.
+workbench.data.contexts builds the prompts, so the model is trained on the same prompts that it gets later.
 """
 
 import random
@@ -18,7 +18,7 @@ from workbench.types import Example, Prompt
 
 DESCRIBE, LIST, SHAPES, DETAIL = "describe the scene", "find the objects", "find the shape", "describe the detail"
 CAPTIONS = (DESCRIBE, LIST, SHAPES, DETAIL)
-# Weights of the kinds of lessons: captions by what is asked, questions by the context they are asked in.
+# Sampling weights: captions by their task, questions by their context.
 MIX = {
     DESCRIBE: 20,
     LIST: 20,
@@ -35,7 +35,7 @@ MIX = {
     "answer": 4,
     "reference": 1,
 }
-# For the first steps of a model that is to find things reliably: no questions yet.
+# Captions only, for the first steps of a model that must locate objects reliably.
 LOOKING = dict.fromkeys(MIX, 0) | {DESCRIBE: 25, LIST: 50, SHAPES: 25}
 
 
@@ -48,7 +48,7 @@ class Lesson:
 def make_lesson(
     seed: int, index: int, *, families: tuple[str, ...] | None = None, mix: dict[str, float] | None = None
 ) -> Lesson:
-    """Lesson number `index`. `families` limits the questions, not the captions; `mix` replaces weights of MIX."""
+    """Make lesson number `index`. `families` limits the questions, not the captions; `mix` replaces weights of MIX."""
     rng = random.Random(f"lesson:{seed}:{index}")
     weights = MIX | (mix or {})
     (kind,) = rng.choices(list(MIX), weights=[weights[kind] for kind in MIX])

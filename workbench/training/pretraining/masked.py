@@ -1,9 +1,9 @@
-"""Lessons with holes: what a masked diffusion model of the built-in world is made of and learns from.
+"""Masked diffusion model of the built-in world, and its loss.
 
-A ModernVBERT model sees a prompt and a canvas: the answer, its end token, and padding to a whole number of blocks. Some
-positions of the canvas are masks, and every mask is to be filled. Half of the lessons hide a random share (LLaDA, arXiv
-2502.09992, section 2.2); the others are states that block-wise writing meets: blocks before are filled, blocks behind
-are masks, the block between is filled in part.
+A ModernVBERT model gets a prompt and a canvas: the answer, its end token, and padding to a whole number of blocks. It
+predicts the masked positions of the canvas. Half of the samples mask a random fraction (LLaDA, arXiv 2502.09992,
+section 2.2); the others are states of block-wise generation: earlier blocks filled, one block partly filled, later
+blocks masked.
 """
 
 import random
@@ -22,7 +22,7 @@ BLOCK, STEPS_PER_BLOCK, CANVAS = 4, 2, 24  # two tokens a step; the longest answ
 
 
 def build_masked_model(tokenizer, *, text: dict, vision: dict, init_std: float) -> ModernVBertForMaskedLM:
-    """Random weights; `text` and `vision` name width, layers and heads as the two configurations do."""
+    """Build a model with random weights; `text` and `vision` are fields of the two configurations."""
     layers = text["num_hidden_layers"]
     ends = {"bos_token_id": tokenizer.bos_token_id, "cls_token_id": tokenizer.bos_token_id}
     ends |= {"eos_token_id": tokenizer.eos_token_id, "sep_token_id": tokenizer.eos_token_id}
@@ -56,7 +56,7 @@ def build_masked_model(tokenizer, *, text: dict, vision: dict, init_std: float) 
 
 
 def masked_loss(model: nn.Module, encoder: LessonEncoder, lessons: list[Lesson], tokenizer, seed: int) -> Tensor:
-    """Sum over lessons of the mean cross-entropy over their masks, in nats."""
+    """Sum over lessons of the mean cross-entropy over their masked positions, in nats."""
     rng = random.Random(derive_seed("masks", seed))
     prompts = [encoder.prompt_ids(lesson.prompt) for lesson in lessons]
     canvases = [_canvas(encoder.completion_ids(lesson.completion), tokenizer.pad_token_id) for lesson in lessons]
@@ -67,7 +67,7 @@ def masked_loss(model: nn.Module, encoder: LessonEncoder, lessons: list[Lesson],
         ids[row, left - len(prompt) : left] = torch.tensor(prompt)
         ids[row, left : left + len(canvas)] = torch.tensor(canvas)
         mask[row, left - len(prompt) : left + len(canvas)] = 1
-        for idx in _holes(len(canvas), rng):
+        for idx in _masked_positions(len(canvas), rng):
             labels[row, left + idx] = canvas[idx]
     is_hidden = labels >= 0
     ids[is_hidden] = tokenizer.mask_token_id
@@ -84,18 +84,18 @@ def masked_loss(model: nn.Module, encoder: LessonEncoder, lessons: list[Lesson],
 
 
 def _canvas(ids: list[int], pad_id: int) -> list[int]:
-    """The answer, padded to the usual canvas or, if longer, to whole blocks."""
+    """Pad an answer to CANVAS or, if longer, to whole blocks."""
     length = max(CANVAS, -(-len(ids) // BLOCK) * BLOCK)
     return [*ids, *[pad_id] * (length - len(ids))]
 
 
-def _holes(length: int, rng: random.Random) -> list[int]:
-    """Positions that are hidden, at least one."""
+def _masked_positions(length: int, rng: random.Random) -> list[int]:
+    """Draw the masked positions, at least one."""
     share = rng.uniform(0.02, 1.0)
     if rng.random() < 0.5:
-        holes = [idx for idx in range(length) if rng.random() < share]
+        masked = [idx for idx in range(length) if rng.random() < share]
     else:
         start = BLOCK * rng.randrange(length // BLOCK)
         inside = [idx for idx in range(start, start + BLOCK) if rng.random() < share]
-        holes = (inside or [rng.randrange(start, start + BLOCK)]) + list(range(start + BLOCK, length))
-    return holes or [rng.randrange(length)]
+        masked = (inside or [rng.randrange(start, start + BLOCK)]) + list(range(start + BLOCK, length))
+    return masked or [rng.randrange(length)]

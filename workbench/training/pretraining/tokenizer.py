@@ -1,7 +1,7 @@
-"""The built-in models' processor: a byte-level tokenizer of their own, an Idefics3 image processor, a chat template.
+"""Processor of the built-in models: a byte-level tokenizer, an Idefics3 image processor, a chat template.
 
-The world's words are one token each, with and without a space before them; any other text is spelled in bytes, so
-nothing is unknown. It is built from the word list below and from nothing else: the same on every machine.
+Each word of the built-in world is one token, with and without a leading space; other text becomes bytes, so no token is
+unknown. The vocabulary depends only on the word list below, so it is the same on every machine.
 """
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -47,7 +47,7 @@ _WORDS = (
 
 
 def build_processor(*, masked: bool = False) -> Idefics3Processor:
-    """Processor and tokenizer of the built-in models; `masked` adds a mask token behind all others."""
+    """Build processor and tokenizer; `masked` appends a mask token to the vocabulary."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=_build_tokenizer(),
         pad_token=PAD,
@@ -70,7 +70,7 @@ def build_processor(*, masked: bool = False) -> Idefics3Processor:
 
 
 def _build_tokenizer() -> Tokenizer:
-    """Byte-level BPE without merges: a word of the list is one token, any other one token per byte."""
+    """Byte-level BPE without merges: one token per listed word, else one token per byte."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [spelled for word in _WORDS for spelled in (word, f"Ġ{word}")]  # Ġ is how ByteLevel writes a space
     tokens = dict.fromkeys([*SPECIAL_TOKENS, *letters, *words])
