@@ -110,9 +110,9 @@ def test_feedback_is_shown_as_it_was_written_and_only_of_a_rollout() -> None:
     rollout = Rollout(example(), 0, (1,), "1", True, feedback="reference: 5 3")
     assert build_prompt(rollout.example, "hint+feedback", rollout).text == "question\nhint: a hint\nreference: 5 3"
     for context, own in (("feedback", None), ("feedback", replace(rollout, feedback=None)), ("turns", None)):
-        with pytest.raises(DataError, match="belongs to a rollout"):
+        with pytest.raises(DataError, match="needs a rollout"):
             build_prompt(example(question=FACTS), context, own)
-    with pytest.raises(ConfigError, match="nobody can be asked"):
+    with pytest.raises(ConfigError, match="existing answer"):
         check_asked("crop+feedback")
     build_prompt(example(question=FACTS), "turns+feedback", stand_in(example(question=FACTS)))
 

@@ -287,7 +287,7 @@ def test_a_byte_order_mark_is_no_fault(folder):
         ({"turns": [{"text": "x", "images": 5}, {"text": "y"}]}, 'column "turns[0].images": must be a list, got 5'),
         ({"turns": [{"text": "x"}, {"text": 4}]}, 'column "turns[1].text": must be text'),
         ({"turns": [{"text": "x", "images": ["no.png"]}, {"text": "y"}]}, 'column "turns[0].images[0]"'),
-        ({"marks": [{"pattern": "answer (", "kind": "x"}]}, "is no regular expression"),
+        ({"marks": [{"pattern": "answer (", "kind": "x"}]}, "is not a regular expression"),
         ({"marks": [{"pattern": "answer", "kind": "x"}]}, 'column "marks[0].pattern": must have a group'),
         ({"marks": [{"pattern": "(a)", "kind": "x", "truth": "maybe"}]}, "must be visible, privileged or null"),
         ({"marks": [{"pattern": "(a)"}]}, 'with "kind"'),

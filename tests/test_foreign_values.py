@@ -173,7 +173,7 @@ def test_two_columns_of_one_name_are_refused(folder):
         [pyarrow.array(["Q?"]), pyarrow.array(["a"]), pyarrow.array(["b"])], ["question", "answer", "answer"]
     )
     pyarrow.parquet.write_table(table, folder / "rows.parquet")
-    with pytest.raises(DataError, match=r'rows\.parquet: the column "answer" is there twice'):
+    with pytest.raises(DataError, match=r'rows\.parquet: the column "answer" exists twice'):
         load_examples(folder / "rows.parquet")
 
 
@@ -234,7 +234,7 @@ def test_a_json_list_is_read(folder, content, questions):
         (
             "rows.csv",
             "question\nQ?\n",
-            "data files are .jsonl or .parquet, or one list in .json. Convert it, every value as it is written: pandas.read_csv",
+            "data files are .jsonl or .parquet, or one list in .json. Convert it with every value as text: pandas.read_csv",
         ),
         ("rows.zip", "", "Unpack it and name the"),
         ("rows.jsonl.gz", "", "Unpack it first"),

@@ -116,7 +116,7 @@ UNREAD = {
     "no key of a box": (
         {"segments": [1], "text": "x"},
         [],
-        {"boxes not read: there is no box under the keys segments, text": 1},
+        {"boxes not read: no box under the keys segments, text": 1},
     ),
     "Gemini": (
         [{"box_2d": BOX}],

@@ -67,7 +67,7 @@ def test_box_of_second_picture_left_out_under_every_key(folder, key):
 def test_turned_box_left_out_and_counted(folder):
     report, (example,) = imported(folder, ROW | {"objects": [{"bbox": [10, 20, 50, 60], "angle": 30}]})
     assert example.evidence.boxes == ()
-    assert report.notes == {"box left out: it is turned by an angle": 1}
+    assert report.notes == {"box left out: it is rotated": 1}
     assert "boxes" not in report.columns
 
 
@@ -183,5 +183,5 @@ def test_question_that_shows_nothing_refused(folder, question):
 
 def test_missing_values_as_text_and_choices_counted(folder):
     report, _ = imported(folder, ROW | {"hint": "nan", "answer": 0, "choices": ["red", "blue"]})
-    assert report.notes["hint is the text nan, kept as it is"] == 1
+    assert report.notes["hint is the text nan, kept unchanged"] == 1
     assert any(note.startswith("choices not written into the question") for note in report.notes)

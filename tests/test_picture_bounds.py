@@ -117,7 +117,7 @@ def test_pictures_elsewhere_are_refused_by_name_unless_their_folder_is_allowed(
     row |= {"crop": picture} if column == "crop" else {"turns": turns} if column == "turns" else {}
     file = data / "rows.jsonl"
     file.write_text(json.dumps(row) + "\n")
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: picture .* lies outside .*--allow-dir FOLDER"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: image .* is outside .*--allow-dir FOLDER"):
         load_examples(file, folders=())
     monkeypatch.setenv(PICTURE_FOLDERS, as_variable([])[PICTURE_FOLDERS])  # a process that the page started
     with pytest.raises(DataError, match="--allow-dir"):

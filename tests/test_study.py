@@ -317,9 +317,7 @@ def test_two_studies_of_one_name_do_not_share_a_folder(own: Study) -> None:
     values = yaml.safe_load(own.source.read_text()) | {"variants": {"other": {"method.name": "opd"}}}
     other = own.source.with_name("other.yaml")
     other.write_text(yaml.safe_dump(values, sort_keys=False))
-    with pytest.raises(
-        RunError, match=r"is the folder of the study in .*study.yaml, which has none of the runs of .*other"
-    ):
+    with pytest.raises(RunError, match=r"the study in .*study.yaml.*other.yaml"):
         run_study(load_study(other))
     assert not (own.folder / "other-s0").exists()
 

@@ -153,7 +153,7 @@ def test_only_a_view_that_reads_a_denoised_answer_is_shown_its_future(policy, wr
         build_prompt(example(0), "caption+future")
     left_to_right = replace(rollout(written[0]), denoising=None)
     assert lacks(left_to_right, "caption+future:0.1") and not lacks(rollout(written[0]), "future")
-    with pytest.raises(ConfigError, match="nobody can be asked in it"):
+    with pytest.raises(ConfigError, match="existing answer"):
         check_asked("future:0.1")
     assert build_prompt(example(0), "caption+future", stand_in(example(0))).future == ()
 

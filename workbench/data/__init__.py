@@ -1,1 +1,1 @@
-"""Rows, images, contexts and grading: what is asked and what counts as right."""
+"""Data: rows, images, contexts, grading, importers and the built-in scenes."""

@@ -1,4 +1,4 @@
-"""Batches of Arrow -> rows of Python values: names for class numbers, single-precision numbers as they were written."""
+"""Convert Arrow batches to rows of Python values, with class names for numbers and short floats as written."""
 
 import json
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from workbench.errors import DataError
 
 
 def batch_rows(batch: pyarrow.RecordBatch | pyarrow.Table) -> Iterator[dict[str, Any] | str]:
-    """The values of each row, or the sentence for a row with a value that Python cannot hold.
+    """Yield the values of each row, or an error message for a row with a value that Python cannot represent.
 
-    Images stay as they are stored, {"bytes", "path"}. Raises: DataError for columns of the same name.
+    Images stay in their stored form, {"bytes", "path"}. Raises: DataError for columns of the same name.
     """
     names = batch.schema.names
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
-        raise DataError(f'the column "{repeated}" is there twice. Rename one of them')
+        raise DataError(f'the column "{repeated}" exists twice. Rename one of them')
     features = _class_features(batch.schema.metadata)
     single = {field.name: field.type for field in batch.schema if _holds_short_floats(field.type)}
     try:
@@ -35,25 +35,28 @@ def batch_rows(batch: pyarrow.RecordBatch | pyarrow.Table) -> Iterator[dict[str,
 
 
 def _single_row(batch: pyarrow.RecordBatch | pyarrow.Table, idx: int) -> dict[str, Any] | str:
-    """One row of a batch of which some row cannot be converted."""
+    """Convert one row of a batch in which some row cannot be converted."""
     values = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             values[name] = column[idx].as_py()
         except (pyarrow.ArrowException, ValueError, OverflowError, TypeError, LookupError) as error:
-            return f'column "{name}" has a value of type {column.type} that cannot be read ({error}). Correct it, or drop the row'
+            return (
+                f'column "{name}" has a value of type {column.type} that cannot be read ({error}). Correct it, or drop '
+                "the row"
+            )
     return values
 
 
 def _holds_short_floats(kind: pyarrow.DataType) -> bool:
-    """Whether numbers of less than 64 bits stand in a column, in its lists and structs too."""
+    """Whether a column holds floats of less than 64 bits, also in lists and structs."""
     if pyarrow.types.is_float32(kind) or pyarrow.types.is_float16(kind):
         return True
     return any(_holds_short_floats(kind.field(idx).type) for idx in range(kind.num_fields))
 
 
 def _as_written(value: Any, kind: pyarrow.DataType) -> Any:
-    """The value with 0.1 for the nearest number to it that 32 or 16 bits hold: the shortest text that means the same bits."""
+    """Replace floats of 32 or 16 bits by the shortest decimal with the same bits: 0.1 instead of 0.10000000149."""
     if isinstance(value, float):
         if pyarrow.types.is_float32(kind):
             return float(str(numpy.float32(value)))

@@ -1,4 +1,4 @@
-"""Pictures in the colors of sRGB, which models were trained on and browsers show: embedded ICC profiles are applied."""
+"""Convert images to sRGB, which models are trained on and browsers show, by applying embedded ICC profiles."""
 
 import functools
 import io
@@ -6,21 +6,19 @@ import io
 import numpy
 from PIL import ExifTags, Image, ImageCms
 
-ALMOST = 2  # of 255: a profile that moves no color further is sRGB's own, and the values stay as they are
-_MODES = {
-    "RGB ": "RGB",
-    "CMYK": "CMYK",
-    "GRAY": "L",
-}  # by a profile's color space, the mode of the pixels that it is of
-_UNCALIBRATED = 0xFFFF  # EXIF's color space of what is not sRGB
+ALMOST = 2  # of 255: a profile that changes colors by at most this counts as sRGB and is not applied
+_MODES = {"RGB ": "RGB", "CMYK": "CMYK", "GRAY": "L"}  # color space of a profile -> Pillow mode
+_UNCALIBRATED = 0xFFFF  # value of EXIF's ColorSpace for other spaces than sRGB
 _SRGB_GAMMA = 1 / 2.2
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str]:
-    """The picture's colors in sRGB, and what was decided about them ("": nothing). Alpha is left out where colors change.
+    """Convert an image to sRGB. Returns it with a note on its colors, "" if they needed none.
+
+    Converted images lose their alpha channel.
 
     image    8-bit, of any mode
-    profile  the ICC profile that the file holds, None without one
+    profile  the file's ICC profile, or None
     """
     if profile is None:
         return image, _unprofiled(image)
@@ -34,13 +32,13 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str
     if is_srgb:
         return image, ""
     converted = ImageCms.applyTransform(image.convert(_MODES[space]), transform)
-    converted.info.pop("icc_profile", None)  # or it would be applied again
+    converted.info.pop("icc_profile", None)  # so that it is not applied again
     return converted, f"colors of the profile {name}, converted to sRGB"
 
 
 @functools.lru_cache(16)
 def _transform(profile: bytes) -> tuple[str, str, ImageCms.ImageCmsTransform | None, bool]:
-    """A profile's color space, its name, its transform to sRGB (None: of no space that pictures have), and whether it is sRGB."""
+    """Return a profile's color space, name, transform to sRGB (None for unsupported spaces), and whether it is sRGB."""
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space, mode = opened.profile.xcolor_space, _MODES.get(opened.profile.xcolor_space)
     name = " ".join((opened.profile.profile_description or "without a name").split())[:60]

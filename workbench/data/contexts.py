@@ -1,24 +1,25 @@
-"""Contexts: what a policy is shown of an example. A context is a name, or names joined by "+" (`boxes+caption`).
+"""Contexts: the part of an example that a policy sees. A context is a name, or names joined by "+" (`boxes+caption`).
 
     plain       the images and the question: what the deployed student gets
     crop        plain, and the evidence crop as one more image
     crop_only   the evidence crop instead of the images (Vision-OPD's teacher, arXiv 2605.18740 section 3)
     marked      the first image with the box drawn on it in red (Vision-OPD's training prompt)
-    boxes       plain, and labelled boxes as text, coordinates 0..99 of width and height
+    boxes       plain, and labeled boxes as text, coordinates 0..99 of width and height
     caption     plain, and a description as text
     hint        plain, and where to look, as text
     answer      plain, and the final answer as text
     reference   plain, and the whole worked answer as text
     wrong_crop, wrong_hint, wrong_answer
-                controls: as crop, hint and answer, taken from another example of the same domain (workbench.data.counterparts)
+                controls: as crop, hint and answer, taken from another example of the same domain
+                (workbench.data.counterparts)
     feedback    plain, and what was written about the rollout that is read
     concat      the question revealed part by part, all parts in one prompt
     turns       the question revealed part by part, a turn each, with the replies that the rollout was written after
     future      plain, and a quarter of the later blocks of the denoised answer that is read (d-OPSD, arXiv 2606.18195,
                 section 3); future:0.5 shows half
 
-A teacher may be shown any of them; the deployed student gets `plain`, or as much in another form: `concat`, `turns`.
-Most depend on the example alone; `feedback`, `turns` and `future` (OF_ROLLOUT) on the rollout too.
+A teacher may see any of them. The deployed student sees `plain`, or the same information as `concat` or `turns`. Most
+contexts depend on the example only; `feedback`, `turns` and `future` (OF_ROLLOUT) also depend on the rollout.
 """
 
 import math
@@ -37,17 +38,17 @@ from workbench.seeding import derive_seed
 from workbench.types import Box, DenoisingTrace, Example, Prompt, Rollout, Turn
 
 OF_ROLLOUT = ("feedback", "turns", "future")
-AFTERWARDS = ("feedback", "future")  # not there before an answer is
-FUTURE_SHARE = 0.25  # of the positions of later blocks, where the context names none
+AFTERWARDS = ("feedback", "future")  # depend on an existing answer
+FUTURE_SHARE = 0.25  # default fraction of the positions of later blocks
 _FORMS = ("plain", "concat", "turns")  # the same information, presented differently
 EVIDENCE = ("crop", "crop_only", "marked", "boxes", "caption", "hint", "answer", "reference")
 CONTEXTS = ("plain", *EVIDENCE, *WRONG, "feedback", "concat", "turns", "future")
-_TEXTUAL = ("boxes", "caption", "hint", "reference", "answer")  # in the order in which they are written
+_TEXTUAL = ("boxes", "caption", "hint", "reference", "answer")  # in prompt order
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 def parse_context(context: str) -> tuple[str, ...]:
-    """The parts of a context name. Raises ConfigError for an unknown part or one that cannot be combined."""
+    """Split a context name into its parts. Raises ConfigError for an unknown part or an invalid combination."""
     written = [part.strip() for part in context.split("+")]
     for part in written:
         _share_of(part)
@@ -56,20 +57,22 @@ def parse_context(context: str) -> tuple[str, ...]:
         if part not in CONTEXTS:
             raise ConfigError(unknown("context", part, CONTEXTS) + ' Join several with "+", as in boxes+caption.')
     if len(set(parts)) != len(parts) or ("plain" in parts and len(parts) > 1):
-        raise ConfigError(f'context "{context}" repeats a part or adds "plain", which every context contains.')
+        raise ConfigError(
+            f'context "{context}" repeats a part or adds "plain", which every context contains. Remove it.'
+        )
     if "crop" in parts and "crop_only" in parts:
-        raise ConfigError(f'context "{context}" asks for the crop beside the image and instead of it; choose one.')
+        raise ConfigError(f'context "{context}" shows the crop beside the image and instead of it. Choose one.')
     for wrong, part in WRONG.items():
         if wrong in parts and (part in parts or (part == "crop" and "crop_only" in parts)):
-            raise ConfigError(f'context "{context}" asks for the true {part} and for a wrong one; choose one.')
+            raise ConfigError(f'context "{context}" shows the true {part} and a wrong one. Choose one.')
     forms = {"concat", "turns"}.intersection(parts)
     if len(forms) > 1 or (forms and {"crop_only", "marked"}.intersection(parts)):
-        raise ConfigError(f'context "{context}": "{min(forms)}" decides itself which images are shown; choose one.')
+        raise ConfigError(f'context "{context}": "{min(forms)}" sets the images itself. Choose one part.')
     return parts
 
 
 def _share_of(part: str) -> float:
-    """The share that a part "future:SHARE" names. Raises ConfigError unless it is a number from 0 to 1."""
+    """Parse the fraction of a part "future:SHARE". Raises ConfigError unless it is a number from 0 to 1."""
     name, colon, number = part.partition(":")
     if name != "future" or not colon:
         return FUTURE_SHARE
@@ -78,30 +81,31 @@ def _share_of(part: str) -> float:
     except ValueError:
         share = -1.0
     if not 0.0 <= share <= 1.0:
-        raise ConfigError(f'context "{part}": the share of later blocks must be from 0 to 1, as in future:0.25.')
+        raise ConfigError(f'context "{part}": the fraction of later blocks must be from 0 to 1, as in future:0.25.')
     return share
 
 
 def is_privileged(context: str) -> bool:
-    """Whether the context shows anything that the deployed student does not get."""
+    """Whether the context contains anything that the deployed student does not see."""
     return any(part not in _FORMS for part in parse_context(context))
 
 
 def check_asked(context: str) -> None:
-    """Raises ConfigError for a context in which no question can be asked, since it shows what is written afterwards."""
+    """Raise ConfigError for a context that depends on an existing answer, so that it cannot prompt a policy."""
     if any(part in AFTERWARDS for part in parse_context(context)):
         raise ConfigError(
-            f'context "{context}" shows what is written about an answer, or the answer itself; nobody can be asked in it.'
+            f'context "{context}" depends on an existing answer, so it cannot be used to prompt a policy. Use it for a '
+            "scoring view."
         )
 
 
 def is_of_rollout(context: str) -> bool:
-    """Whether the context depends on the rollout, and not on the example alone."""
+    """Whether the context depends on the rollout and not only on the example."""
     return any(part in OF_ROLLOUT for part in parse_context(context))
 
 
 def stand_in(example: Example) -> Rollout:
-    """A rollout that says nothing, to see whether an example can be shown under a context at all."""
+    """Return a dummy rollout, to check whether a prompt can be built for an example under a context."""
     return Rollout(
         example,
         0,
@@ -115,10 +119,11 @@ def stand_in(example: Example) -> Rollout:
 
 
 def user_turns(example: Example) -> tuple[Turn, ...]:
-    """The question and its images part by part: the example's own turns, else its sentences; () if it has but one.
+    """Split the question and its images into turns: the example's own turns, else its sentences; () if it has only one.
 
-    Sentences: what is asked (the last with a question mark) comes first with all images, then the facts in order, so that
-    every early reply is premature (CCOPD, arXiv 2605.30251). A sentence ends at . ! ? before a space, or with its line.
+    The question sentence (the last one with a question mark) comes first with all images, then the facts in order, so
+    that every early reply is premature (CCOPD, arXiv 2605.30251). A sentence ends at . ! ? before a space, or with its
+    line.
     """
     if example.turns:
         return example.turns
@@ -131,9 +136,9 @@ def user_turns(example: Example) -> tuple[Turn, ...]:
 
 
 def missing_evidence(example: Example, context: str) -> str | None:
-    """The column that the context needs and the example lacks, or None. What a rollout brings is not asked for."""
+    """Return the column that the context needs and the example lacks, or None. Ignores what a rollout provides."""
     for name in parse_context(context):
-        part = WRONG.get(name, name)  # a control needs the true evidence too: it is asked of the same examples
+        part = WRONG.get(name, name)  # a control also needs the true evidence, to use the same examples
         if part in ("concat", "turns") and len(user_turns(example)) < 2:
             return "turns (or a question of several sentences)"
         if part in ("crop", "crop_only") and example.evidence.crop is None and not example.evidence.boxes:
@@ -155,10 +160,9 @@ def _counterpart(example: Example, name: str) -> Example | None:
 
 
 def lacks(rollout: Rollout, context: str) -> bool:
-    """Whether the rollout lacks what the context shows of it: feedback, a reply to each turn but the last, or later blocks
-    of an answer that was denoised.
+    """Whether the rollout lacks what the context needs: feedback, replies to all earlier turns, or denoising steps.
 
-    A view of such a context does not read such a rollout.
+    A view of such a context skips such a rollout.
     """
     parts = parse_context(context)
     unanswered = "turns" in parts and len(rollout.replies) != len(user_turns(rollout.example)) - 1
@@ -167,16 +171,15 @@ def lacks(rollout: Rollout, context: str) -> bool:
 
 
 def build_prompt(example: Example, context: str, rollout: Rollout | None = None) -> Prompt:
-    """What a policy is shown of `example` under `context`; contexts OF_ROLLOUT need the rollout that is read.
+    """Build the prompt of `example` under `context`; contexts OF_ROLLOUT need the rollout.
 
-    Raises: ConfigError for an unknown context; DataError naming the example if it, or the rollout, lacks what is shown.
+    Raises: ConfigError for an unknown context; DataError if the example or the rollout lacks the evidence.
     """
     parts = parse_context(context)
     if is_of_rollout(context) and (rollout is None or lacks(rollout, context)):
         raise DataError(
-            f'{example.origin or example.id}: context "{context}" shows what belongs to a rollout '
-            "(its feedback, the replies it was written after, or later blocks of a denoised answer), and there is none. "
-            "Only views that read rollouts can be shown it."
+            f'{example.origin or example.id}: context "{context}" needs a rollout with feedback, replies to earlier '
+            "turns, or denoising steps. Use it only for views that score rollouts."
         )
     missing = missing_evidence(example, context)
     if missing is not None:
@@ -214,7 +217,7 @@ def build_prompt(example: Example, context: str, rollout: Rollout | None = None)
 
 
 def _future(rollout: Rollout, share: float) -> tuple[tuple[int, ...], ...]:
-    """Per denoising step, a share of the positions after its block that are still masked, drawn by the answer's seed."""
+    """Draw, for each denoising step, a fraction of the masked positions after its block, by the answer's seed."""
     denoising, revealed = rollout.denoising, []
     for step in range(denoising.num_steps):
         later = denoising.later(step, rollout.finished)
@@ -224,7 +227,7 @@ def _future(rollout: Rollout, share: float) -> tuple[tuple[int, ...], ...]:
 
 
 def build_turn(example: Example, replies: tuple[str, ...]) -> Prompt:
-    """The prompt of the turn after as many turns as there are replies."""
+    """Build the prompt of the next turn, after one turn for each reply."""
     turns = user_turns(example)
     answered = zip(turns[: len(replies)], replies, strict=True)
     history = [turn for user_turn, reply in answered for turn in (user_turn, Turn("assistant", reply))]
@@ -233,7 +236,7 @@ def build_turn(example: Example, replies: tuple[str, ...]) -> Prompt:
 
 
 def evidence_text(example: Example, part: str) -> str:
-    """A textual part of the evidence as it is written into a prompt."""
+    """Format a textual part of the evidence for a prompt."""
     if part == "boxes":
         width, height = open_image(example.images[0]).size
         return "; ".join(_box_text(box, width, height) for box in example.evidence.boxes)
@@ -245,7 +248,7 @@ def _evidence(example: Example, part: str) -> str:
 
 
 def shown_texts(example: Example, context: str) -> Iterator[tuple[str, str]]:
-    """Texts of the example's own that a prompt under the context holds, each with its column."""
+    """Yield (column, text) of all texts of the example that a prompt under the context contains."""
     parts = parse_context(context)
     yield "question", example.question
     for idx, turn in enumerate(example.history):

@@ -1,10 +1,9 @@
-"""Chat rows of other tools -> question, history and worked answer.
+"""Convert chat rows of other tools to question, history and worked answer.
 
 A conversation is a string, or a list of turns {role, content} (also {from, value}, with human and gpt); content is a
-string or a list of parts {type: text | image | image_url}. Tables without nested types keep the same as text, JSON or
-Python's repr: it is parsed, and text that names roles and cannot be parsed is refused, since it would show the student
-the assistant's answer. Images do not keep their place in the text: a Prompt puts all of them before the question. So
-`<image>` marks and image parts are taken out, and counted.
+string or a list of parts {type: text | image | image_url}. Text that holds the same as JSON or Python's repr is parsed.
+Text that names roles but cannot be parsed is refused, since it would show the student the assistant's answer. A Prompt
+puts all images before the question, so `<image>` marks and image parts are removed from the text and counted.
 """
 
 import re
@@ -26,14 +25,17 @@ _NAMES_ROLES = re.compile(r"\\?['\"](?:role|from)\\?['\"]\s*:")
 _NAMES_CONTENT = re.compile(r"\\?['\"](?:content|value)\\?['\"]\s*:")
 _NAMES_TYPES = re.compile(r"\\?['\"]type\\?['\"]\s*:\s*\\?['\"](?:text|image)")
 _TEMPLATE_MARK = re.compile(
-    r"<\|(?:im_start|im_end|(?:start_)?header(?:_id|_start)?|end_header_id|header_end|eot_id|eot|start|message|user|assistant|system|image_pad"
-    r"|vision_start|START_OF_TURN_TOKEN|CHATBOT_TOKEN|turn>?)\|?>|<(?:start_of_turn|end_of_turn)>|\[/INST\]|<\uff5c(?:User|Assistant)\uff5c>"
+    r"<\|(?:im_start|im_end|(?:start_)?header(?:_id|_start)?|end_header_id|header_end|eot_id|eot|start|message|user"
+    r"|assistant|system|image_pad|vision_start|START_OF_TURN_TOKEN|CHATBOT_TOKEN|turn>?)\|?>"
+    r"|<(?:start_of_turn|end_of_turn)>|\[/INST\]|<\uff5c(?:User|Assistant)\uff5c>"
 )
 _OTHER_TOKEN = re.compile(
-    r"<\|[^|<>\s]{1,40}\|>|<\uff5c[^\uff5c<>\s]{1,40}\uff5c>|</?s>|<(?:bos|eos|pad|unk)>|\[(?:BOS|EOS|PAD|UNK|CLS|SEP)\]"
+    r"<\|[^|<>\s]{1,40}\|>|<\uff5c[^\uff5c<>\s]{1,40}\uff5c>|</?s>|<(?:bos|eos|pad|unk)>"
+    r"|\[(?:BOS|EOS|PAD|UNK|CLS|SEP)\]"
 )
 _OTHER_IMAGE_MARK = re.compile(
-    r"<\|?image[ _-]?\d*\|?>|</?img>|</image>|\[IMG\]|<ImageHere>|<start_of_image>|<image_placeholder>|<image_soft_token>",
+    r"<\|?image[ _-]?\d*\|?>|</?img>|</image>|\[IMG\]|<ImageHere>|<start_of_image>|<image_placeholder>"
+    r"|<image_soft_token>",
     re.I,
 )
 _DIALOG = re.compile(
@@ -44,7 +46,7 @@ _PART_KEYS = frozenset(("type", "text", "image", "image_url", "path", "url", "by
 
 
 class Refused(Exception):
-    """A row that cannot be converted: a reason that rows are counted by, and what this row has."""
+    """A row that cannot be converted, with a reason (rows are counted by it) and the row's value."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -57,9 +59,9 @@ class Conversation:
     """A conversation whose last user turn is the question."""
 
     question: str
-    history: tuple[tuple[str, str], ...] = ()  # role and text of the turns before it
-    reference: str | None = None  # the assistant's turn after it
-    images: tuple[Any, ...] = ()  # images given inside the turns, in order
+    history: tuple[tuple[str, str], ...] = ()  # (role, text) of earlier turns
+    reference: str | None = None  # the assistant's turn after the question
+    images: tuple[Any, ...] = ()  # images of all turns, in order
     num_image_marks: int = 0
 
 
@@ -72,7 +74,7 @@ class _Turn:
 
 
 def split_conversation(value: Any, notes: Counter[str]) -> Conversation:
-    """The parts of a prompt, of messages, or of a bare question. Raises Refused; counts changes in `notes`."""
+    """Split a prompt, messages or a plain question into its parts. Raises Refused; counts changes in `notes`."""
     turns = _turns(value, notes)
     count = len(turns)
     if not turns:
@@ -95,7 +97,7 @@ def split_conversation(value: Any, notes: Counter[str]) -> Conversation:
 
 
 def reference_text(value: Any, notes: Counter[str]) -> str | None:
-    """Text of a worked answer: a string, or turns that are the assistant's alone. Raises Refused."""
+    """Return the text of a worked answer: a string, or turns of the assistant only. Raises Refused."""
     is_text = isinstance(value, bytes) or (isinstance(value, str) and not holds_turns(value))
     if not is_text and any(turn.role != "assistant" for turn in _turns(value, Counter())):
         raise Refused("a reference holds turns that are not the assistant's", show(value))
@@ -103,14 +105,14 @@ def reference_text(value: Any, notes: Counter[str]) -> str | None:
 
 
 def plain_text(value: Any, notes: Counter[str]) -> str | None:
-    """Text of a column that may be a string or a list of turns; None if it is missing."""
+    """Return the text of a column that may be a string or a list of turns; None if missing."""
     turns = _turns(value, notes)
     notes.update({"image mark taken out of the text": sum(turn.num_image_marks for turn in turns)})
     return "\n".join(turn.text for turn in turns if turn.text) or None
 
 
 def split_history(value: Any, notes: Counter[str]) -> tuple[tuple[str, str], ...]:
-    """Role and text of earlier turns: [{role, text}], [{role, content}], or ms-swift's [[question, answer], ...]."""
+    """Parse [{role, text}], [{role, content}], or ms-swift's [[question, answer], ...] to (role, text) pairs."""
     if isinstance(value, str):
         value = parse_structure(value)
     if not isinstance(value, list):
@@ -131,7 +133,7 @@ def split_history(value: Any, notes: Counter[str]) -> tuple[tuple[str, str], ...
 
 
 def decode_text(data: bytes, notes: Counter[str]) -> str:
-    """Text that a table keeps as bytes. Raises Refused unless they are UTF-8."""
+    """Decode text stored as bytes. Raises Refused unless they are UTF-8."""
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -141,12 +143,12 @@ def decode_text(data: bytes, notes: Counter[str]) -> str:
 
 
 def holds_turns(text: str) -> bool:
-    """Whether a text is a list or dict, as JSON or Python writes it, with the keys of turns."""
+    """Whether a text is a list or dict of turns, written as JSON or Python."""
     return bool(_OPENING.match(text) and _NAMES_ROLES.search(text) and _NAMES_CONTENT.search(text))
 
 
 def _turns(value: Any, notes: Counter[str]) -> list[_Turn]:
-    """The turns of a conversation in any of its forms; a bare text is one turn of the user."""
+    """Parse the turns of a conversation in any of its forms; a plain text is one user turn."""
     if isinstance(value, bytes):
         value = decode_text(value, notes)
     if isinstance(value, str) and holds_turns(value):
@@ -167,7 +169,7 @@ def _turns(value: Any, notes: Counter[str]) -> list[_Turn]:
 
 
 def _listed(value: dict[str, Any]) -> list[Any]:
-    """The turns of {messages: [...]}, of one turn {role, content}, or of {role: [...], content: [...]}."""
+    """List the turns of {messages: [...]}, of one turn {role, content}, or of {role: [...], content: [...]}."""
     for name in _WRAPPERS:
         if isinstance(value.get(name), list):
             return value[name]
@@ -216,7 +218,7 @@ def _turn(entry: Any, notes: Counter[str]) -> _Turn:
 
 
 def _note_text(text: str, notes: Counter[str]) -> None:
-    """Count what stays in a text and may not be meant as text."""
+    """Count parts of a text that may not be meant as text, such as special tokens."""
     for mark in set(_OTHER_IMAGE_MARK.findall(text)):
         notes[f"an image mark of another form stays in the text: {mark[:40]}"] += 1
     for token in set(_OTHER_TOKEN.findall(_OTHER_IMAGE_MARK.sub("", text))):
@@ -232,7 +234,7 @@ def _note_keys(entry: dict[str, Any], read_keys: frozenset[str], where: str, not
 
 
 def _part_kind(part: Any) -> str | None:
-    """text or image: a part's type, or what it holds where it names no type, as in Qwen's [{image: ...}, {text: ...}]."""
+    """Return text or image, by a part's type or else its only key, as in Qwen's [{image: ...}, {text: ...}]."""
     if not isinstance(part, dict):
         return None
     if isinstance(part.get("type"), str):

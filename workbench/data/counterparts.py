@@ -1,9 +1,8 @@
-"""Wrong evidence: what another example of the same domain is shown, for the contexts wrong_crop, wrong_hint, wrong_answer.
+"""Wrong evidence: the evidence of another example, for the contexts wrong_crop, wrong_hint and wrong_answer.
 
-A gain that comes with a true crop and stays with a wrong one was not bought by what the crop shows. So wrong evidence looks
-like the true: the same part, from an example of the same domain. It is drawn by the example's id and is never true by
-accident: both answers, where they are known, differ; so does the text, or the picture; and where facts are known (the
-built-in scenes), the two have none in common.
+A gain that remains with a wrong crop does not come from the content of the crop. Wrong evidence therefore looks like
+true evidence: the same part, from an example of the same domain. It is drawn with the example's id as seed and is never
+true by accident: known answers differ, the text or image differs, and known facts (of built-in scenes) do not overlap.
 """
 
 import hashlib
@@ -17,11 +16,11 @@ from workbench.seeding import derive_seed
 from workbench.types import Example
 
 WRONG = {"wrong_crop": "crop", "wrong_hint": "hint", "wrong_answer": "answer"}  # context -> the part that is replaced
-DRAWS = 32  # at random, before every example of the domain is tried
+DRAWS = 32  # random draws before all examples of the domain are tried in order
 
 
 class Counterparts:
-    """Examples of one data set, among which each finds others whose evidence is wrong for it."""
+    """Index of a data set's examples that finds wrong evidence for each of them."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self._by_domain: dict[str, list[Example]] = {}
@@ -30,10 +29,10 @@ class Counterparts:
         self._drawn: dict[tuple[str, str], Example | None] = {}
 
     def __reduce__(self) -> tuple:
-        return Counterparts, ((),)  # an example that travels to another process does not take its data set along
+        return Counterparts, ((),)  # a pickled example does not carry its whole data set
 
     def find(self, example: Example, part: str) -> Example | None:
-        """The example whose `part` (crop, hint, answer) is shown instead; None if the domain has none that is wrong."""
+        """Find an example whose `part` (crop, hint, answer) is wrong for `example`; None if its domain has none."""
         key = (example.id, part)
         if key not in self._drawn:
             self._drawn[key] = self._draw(example, part)
@@ -51,7 +50,7 @@ class Counterparts:
 
 
 def contradicts(example: Example, other: Example, part: str) -> bool:
-    """Whether the `part` of `other` is there and wrong for `example`."""
+    """Whether `other` has the evidence `part` and it is wrong for `example`."""
     if None not in (example.answer, other.answer) and _normalized(example.answer) == _normalized(other.answer):
         return False
     facts = [evidence.facts.get(part, frozenset()) for evidence in (example.evidence, other.evidence)]
@@ -62,7 +61,7 @@ def contradicts(example: Example, other: Example, part: str) -> bool:
 
 
 def _identity(example: Example, part: str) -> object:
-    """Equal for the same evidence, None for none."""
+    """Return a value that is equal for equal evidence; None without evidence."""
     evidence = example.evidence
     if part == "answer":
         return None if example.answer is None else _normalized(example.answer)

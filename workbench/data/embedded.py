@@ -1,4 +1,4 @@
-"""Pictures inside a value of a row: bytes, base64 text, data URIs, file URIs, or the path of a file."""
+"""Resolve the image in a value of a row: bytes, base64 text, data URIs, file URIs, or a path."""
 
 import base64
 import binascii
@@ -10,13 +10,13 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 _KEYS = ("path", "url", "image_url", "image", "uri", "file_name", "filename")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{60,}={0,2}\s*")
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")  # PNG, JPEG, GIF, WebP, BMP, TIFF
-_ZIP_MEMBER = re.compile(r"zip://(.+)::((?!\w+://).+)")  # as `datasets` names pictures of a zipped folder
+_ZIP_MEMBER = re.compile(r"zip://(.+)::((?!\w+://).+)")  # how `datasets` names images in a zip file
 _MOST_DEPTH = 3
-_MOST_MEMBER = 256 * 2**20  # bytes of a picture that is unpacked
+_MOST_MEMBER = 256 * 2**20  # bytes of an unpacked image
 
 
 class NotAPicture(ValueError):
-    """A value that is not a picture: what it is in short, what is allowed, what to do."""
+    """A value that is not an image, with a short description, the allowed values and a remedy."""
 
     def __init__(self, what: str, remedy: str, allowed: str = "must be a picture that can be read") -> None:
         super().__init__(what)
@@ -26,9 +26,9 @@ class NotAPicture(ValueError):
 
 
 def resolve_picture(value: Any, depth: int = 0) -> bytes | str:
-    """The bytes of an embedded picture, or the path of a file; whether they can be read is not looked at here.
+    """Return the bytes of an embedded image or the path of a file, without decoding or opening it.
 
-    Raises: NotAPicture for web addresses, files in archives, and what is neither bytes nor text.
+    Raises: NotAPicture for web addresses, unreadable archives, and values that are neither bytes nor text.
     """
     if isinstance(value, bytes | bytearray):
         if not value:
@@ -84,7 +84,7 @@ def _decode_data_uri(uri: str) -> bytes:
 
 
 def _decode_base64(text: str, *, strict: bool = True) -> bytes:
-    """Bytes of base64 text, in the alphabet of URLs too, with or without line breaks and padding."""
+    """Decode base64 text, also of the URL alphabet, with or without line breaks and padding."""
     compact = "".join(unquote(text).split()).translate(str.maketrans("-_", "+/")).rstrip("=")
     try:
         return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
@@ -95,7 +95,7 @@ def _decode_base64(text: str, *, strict: bool = True) -> bytes:
 
 
 def _file_path(uri: str) -> str:
-    """The path of file:///path, file://localhost/path or file:path."""
+    """Return the path of file:///path, file://localhost/path or file:path."""
     try:
         parts = urlsplit(uri)
     except ValueError:
@@ -106,7 +106,7 @@ def _file_path(uri: str) -> str:
 
 
 def _read_member(name: str, archive: str) -> bytes:
-    """A picture out of a zip file on this machine."""
+    """Read an image from a local zip file."""
     try:
         with zipfile.ZipFile(archive) as opened:
             if opened.getinfo(name).file_size > _MOST_MEMBER:

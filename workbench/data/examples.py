@@ -1,7 +1,7 @@
-"""Data -> Example: JSONL, Parquet, folders saved by `datasets`, Hugging Face names, and the built-in scenes.
+"""Load examples from JSONL, Parquet, folders saved by `datasets`, Hugging Face names, and the built-in scenes.
 
-1. A row is checked whole when it is loaded, so that a fault of row 90,000 shows before training and not an hour into it.
-2. A message names file, row (from 1; the line of a JSONL file) and column, the value, what is allowed and what to do.
+1. Every row is validated when it is loaded, so that a faulty row is reported before training.
+2. A message names file, row (from 1; the line of a JSONL file), column, value, allowed values and remedy.
 3. Relative paths start at the data file. Absolute paths and ".." are followed: see docs/data.md.
 4. Image files must exist; their pixels are read, and bounded, when first opened. Images embedded in Parquet are decoded
    at once and kept in memory, up to MAX_EMBEDDED_BYTES.
@@ -57,7 +57,7 @@ _SHOWN = 3  # rows named in a message about many
 
 
 class EvidenceSplit(NamedTuple):
-    """Examples that have all the evidence asked for, and those that lack some, with the first column they lack."""
+    """Examples with all evidence of some contexts, and the others with the first column that they lack."""
 
     usable: list[Example]
     skipped: list[tuple[Example, str]]
@@ -71,15 +71,15 @@ def load_examples(
     folders: Sequence[Path] | None = None,
     max_bytes: int | None = None,
 ) -> list[Example]:
-    """All examples of `source`, or the first `limit`.
+    """Load all examples of `source`, or the first `limit`.
 
-    source  scenes:SPLIT?count=N&seed=N&start=N&families=A,B, a .jsonl, .json or .parquet file, a folder saved by `datasets`, or
-            hf:NAME?split=S
-    root       where relative image paths start; None = the folder of the data file
-    folders    where image files may lie besides that folder; None = as this process was started (picture_bounds.py)
-    max_bytes  of decoded embedded images; None = MAX_EMBEDDED_BYTES
-    Raises     ConfigError if `source` names something unknown, DataError at the first faulty row, TooManyPicturesError
-               before an image is decoded that exceeds max_bytes
+    source     scenes:SPLIT?count=N&seed=N&start=N&families=A,B, a .jsonl, .json or .parquet file, a folder saved by
+               `datasets`, or hf:NAME?split=S
+    root       folder for relative image paths; None = the folder of the data file
+    folders    further allowed folders of image files; None = those of this process (picture_bounds.py)
+    max_bytes  limit of decoded embedded images; None = MAX_EMBEDDED_BYTES
+    Raises     ConfigError for an unknown `source`, DataError at the first faulty row, TooManyPicturesError before
+               decoding an image that exceeds max_bytes
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1, got {limit}. Leave it out to load all examples.")
@@ -111,7 +111,7 @@ def load_examples(
 
 
 def check_evidence(examples: Iterable[Example], contexts: Iterable[str]) -> None:
-    """Raises DataError that counts the examples which lack evidence for any of the contexts, and names the first."""
+    """Raise DataError if examples lack evidence for any of the contexts; it counts them and names the first."""
     examples = list(examples)
     faults = []
     for context in contexts:
@@ -131,7 +131,7 @@ def check_evidence(examples: Iterable[Example], contexts: Iterable[str]) -> None
 
 
 def split_by_evidence(examples: Iterable[Example], contexts: Iterable[str]) -> EvidenceSplit:
-    """Examples that every context can be built for, and the others with the first column that they lack."""
+    """Split examples into those with all evidence of the contexts and the others."""
     contexts = tuple(contexts)
     split = EvidenceSplit([], [])
     for example in examples:
@@ -144,8 +144,10 @@ def split_by_evidence(examples: Iterable[Example], contexts: Iterable[str]) -> E
 
 
 def _load_scenes(source: str, limit: int | None) -> list[Example]:
-    """Examples of "scenes:eval?count=256&seed=3&start=0&families=tag,color"; what is left out is as in SCENES_DEFAULTS,
-    of all families; "turns=caption" or "turns=rows" reveals the questions over turns."""
+    """Load "scenes:eval?count=256&seed=3&start=0&families=tag,color"; defaults: SCENES_DEFAULTS, all families.
+
+    "turns=caption" or "turns=rows" reveals the questions over turns.
+    """
     split, query = parse_source(source, "scenes:", (*SCENES_DEFAULTS, "families", "turns"))
     if not split:
         raise ConfigError(f'"{source}" names no split. Write scenes:SPLIT, with SPLIT one of {", ".join(SPLITS)}.')
@@ -168,7 +170,7 @@ def _load_scenes(source: str, limit: int | None) -> list[Example]:
 
 
 def example_from_values(values: dict[str, Any], origin: str, *, folder: Path, default_id: str) -> Example:
-    """The example that a row's columns describe.
+    """Build an example from the columns of a row.
 
     origin  file and row, for messages
     folder  where relative image paths start
@@ -209,7 +211,7 @@ def example_from_values(values: dict[str, Any], origin: str, *, folder: Path, de
 
 
 def fault(origin: str, column: str, value: Any, allowed: str, remedy: str) -> DataError:
-    """The error for one value: where it is, what it is, what is allowed, what to do."""
+    """Build the error for one value, from its place, value, allowed values and remedy."""
     return DataError(f'{origin}, column "{column}": {allowed}, got {show(value)}. {remedy}.')
 
 
@@ -232,7 +234,7 @@ def _text(values: dict[str, Any], column: str, origin: str) -> str | None:
 
 
 def _unicode(text: str | None, column: str, origin: str) -> str | None:
-    """The text itself. JSON can write half a character ("\\ud83d"), which no tokenizer and no file takes."""
+    """Return the text. Raises DataError for half of a surrogate pair ("\\ud83d"), which JSON can express."""
     try:
         (text or "").encode()
     except UnicodeEncodeError as error:
@@ -263,7 +265,7 @@ def _list(values: dict[str, Any], column: str, origin: str) -> list[Any]:
 
 
 def _record(entry: Any, column: str, origin: str, keys: tuple[str, ...], required: int) -> dict[str, Any]:
-    """An entry of a list column as a dict with known keys, of which the first `required` are there."""
+    """Check that an entry of a list column is a dict with known keys, including the first `required`."""
     form = "{" + ", ".join(keys) + "}"
     if not isinstance(entry, dict):
         raise fault(origin, column, entry, f"must be {form}", "Write the keys out")
@@ -291,7 +293,7 @@ def _images(values: dict[str, Any], origin: str, folder: Path) -> tuple[Image.Im
 
 
 def _image(value: Any, column: str, origin: str, folder: Path) -> Image.Image | Path:
-    """The path of an image file that exists, or an embedded image, decoded."""
+    """Return the path of an existing image file, or the decoded embedded image."""
     try:
         resolved = resolve_picture(value)
     except NotAPicture as error:
@@ -338,8 +340,8 @@ def _box(entry: Any, column: str, size: tuple[int, int], origin: str) -> Box:
         )
     if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height:
         raise DataError(
-            f'{origin}, column "{column}": {corners} leaves the image of {width} x {height} pixels. Boxes are in pixels of '
-            "the first image, upright as viewers show it. `workbench import` converts other units (--box-units)."
+            f'{origin}, column "{column}": {corners} leaves the image of {width} x {height} pixels. Boxes are in '
+            "pixels of the upright first image. `workbench import` converts other units (--box-units)."
         )
     return box
 
@@ -376,7 +378,7 @@ def _mark(entry: Any, origin: str, idx: int) -> Mark:
         groups = re.compile(pattern).groups
     except (re.error, RecursionError, OverflowError) as error:
         raise DataError(
-            f'{origin}, column "{column}.pattern": {show(pattern)} is no regular expression ({error}).'
+            f'{origin}, column "{column}.pattern": {show(pattern)} is not a regular expression ({error}). Correct it.'
         ) from None
     if groups < 1:
         raise fault(

@@ -1,19 +1,19 @@
-"""Is a written answer right? Rules that compare text with the right answer: 1.0 right, 0.0 wrong, None cannot be told.
+"""Grade an answer against the reference answer by a rule: 1.0 right, 0.0 wrong, None undecided.
 
 exact     the whole text is the answer
 final     the final answer (see `final_answer`) is the answer; without a marker, the last words of the text are
 choice    the final answer names the same letter A to H: B, (B), B., "option B", "B: red"
 numeric   the final answer holds exactly one number, equal within `tolerance`; without a marker, the text's last number
-contains  the answer stands somewhere in the text as whole words
+contains  the text contains the answer as whole words
 
-Chinese, Japanese, Korean, Thai, Lao, Khmer, Arabic, Hebrew, Hindi, Russian and Greek are graded as English is (scripts.py): digits and
-punctuation of any script, particles and articles that are written as one word, "the answer is", denials. In scripts without
-spaces a single sign may be a part of another word: then, and for numbers in Chinese signs, the result is None.
+Chinese, Japanese, Korean, Thai, Lao, Khmer, Arabic, Hebrew, Hindi, Russian and Greek are graded as English is
+(scripts.py), with their digits, punctuation, particles, attached articles, "the answer is" and denials. In scripts
+without spaces a single sign may be part of another word: then, and for numbers in Chinese signs, the result is None.
 
-Decimal numbers are compared by value but under "exact" (numerals.py). What stands before the last </think> is not looked at.
+Decimal numbers are compared by value, except under "exact" (numerals.py). Text before the last </think> is ignored.
 
-Case, spaces, Markdown stars, outer quotes and end punctuation never count. None of the rules understands language; each
-says below where it errs. No rule gives credit for hedging ("red or blue") or for a denial ("not red"), except "contains".
+Case, spaces, Markdown stars, outer quotes and end punctuation never count. The rules do not understand language; each
+docstring says where its rule errs. No rule accepts hedging ("red or blue") or a denial ("not red"), except "contains".
 """
 
 import math
@@ -26,10 +26,11 @@ from workbench.data.numerals import numbers_in, same_number, spell_numbers
 from workbench.errors import ConfigError, unknown
 
 RULES = ("final", "exact", "choice", "numeric", "contains")
-TOLERANCE = 1e-6  # as a share of the right number: what rounding does
+TOLERANCE = 1e-6  # relative error of rounding
 
 _MARKER = re.compile(
-    r"(?<![<\w/])answer\b(?: to\b[^.:\n]{0,80}?(?=\bis\b|:))?[\s:=*_→]*(?:(?:is|was|are|would be|should be)\b[\s:=*_]*)?",
+    r"(?<![<\w/])answer\b(?: to\b[^.:\n]{0,80}?(?=\bis\b|:))?[\s:=*_→]*"
+    r"(?:(?:is|was|are|would be|should be)\b[\s:=*_]*)?",
     re.I,
 )
 _BOXED = re.compile(r"\\boxed\s*\{")
@@ -45,7 +46,7 @@ _REASON = re.compile(r"[,;]?\s+(?:because|since)\b.*|,\s*not\s.*", re.I | re.S)
 _LEADING_LETTER = re.compile(r"(?:(?:the )?(?:option|choice|letter)\s*)?[(\[]?([a-h])(?=$|\s*[)\].:])", re.I)
 _LONE_LETTER = re.compile(r"[(\[]([A-Ha-h])[)\]]|(?<![\w'])([A-H])(?=[.)*]{0,4}$)")
 _MARKERS_TRIED = 8
-_LOOK_BACK = 60  # characters that may hold a denial
+_LOOK_BACK = 60  # characters searched for a denial
 _LONGEST_ANSWER = 1_000  # characters after a marker
 _OUTER = " \t\n\r\"'`*_$“”‘’.,;:!?"
 _ARTICLES = ("a", "an", "the")
@@ -54,9 +55,9 @@ _HEDGES = ("or", *scripts.HEDGES)
 
 
 def grade(text: str, answer: str | None, rule: str = "final", *, tolerance: float = TOLERANCE) -> float | None:
-    """1.0 if `text` gives `answer` under `rule`, 0.0 if not, None if there is no answer that the rule could compare.
+    """Return 1.0 if `text` gives `answer` under `rule`, 0.0 if not, None if the rule cannot compare them.
 
-    tolerance  of "numeric", as a share of the right number (0.05: five per cent off is right)
+    tolerance  largest relative error under "numeric" (0.05 accepts five percent)
     Raises     ConfigError as check_grading
     """
     check_grading(rule, tolerance)
@@ -77,32 +78,32 @@ def grade(text: str, answer: str | None, rule: str = "final", *, tolerance: floa
 
 
 def check_grading(rule: str, tolerance: float = TOLERANCE) -> None:
-    """Raises ConfigError for an unknown rule, and for a tolerance that its rule would not look at."""
+    """Raise ConfigError for an unknown rule, or for a tolerance that the rule does not use."""
     if rule not in RULES:
         raise ConfigError(unknown("grading rule", rule, RULES))
     if not 0.0 <= tolerance < math.inf:
-        raise ConfigError(f"a tolerance must be a share of the right number, 0 or more, got {tolerance:g}.")
+        raise ConfigError(f"the tolerance must be a relative error of 0 or more, got {tolerance:g}.")
     if tolerance != TOLERANCE and rule != "numeric":
         raise ConfigError(
-            f'a tolerance ({tolerance:g}) is of the rule "numeric", and the rule is "{rule}". Choose rule numeric '
-            "(evaluation.rule, --rule), or leave the tolerance out."
+            f'the tolerance {tolerance:g} applies to rule "numeric" only, got rule "{rule}". Choose rule numeric '
+            "(evaluation.rule, --rule), or remove the tolerance."
         )
 
 
 def without_thoughts(text: str) -> str:
-    """What follows the last </think> of a reasoning model's text, if anything does; all of it if none is closed."""
+    """Return the text after the last </think>; the whole text if nothing follows or none is closed."""
     _, mark, rest = text.rpartition("</think>")
     return rest if mark and rest.strip() else text
 
 
 def _without_inner_ends(text: str, answer: str) -> str:
-    """The text without the full stops inside the answer, where they end no sentence: St. Louis, J. K. Rowling, Dr. No."""
+    """Remove the periods inside the answer where they end no sentence: St. Louis, J. K. Rowling, Dr. No."""
     parts = [re.escape(part) for part in re.split(r"[.!?]?\s+", answer.strip(_OUTER)) if part]
     return re.sub(r"[.!?]?\s+".join(parts), lambda match: _SENTENCE_END.sub(" ", match.group()), text, flags=re.I)
 
 
 def unwrap(answer: str) -> str:
-    """A right answer without the <answer>...</answer> or \\boxed{...} that a data set keeps around it."""
+    """Remove <answer>...</answer> or \\boxed{...} around a reference answer."""
     wrapped = _WRAPPED.fullmatch(answer.strip())
     if wrapped is None or not normalise(inner := _LATEX_TEXT.sub(r"\1", wrapped.group(1) or wrapped.group(2) or "")):
         return answer
@@ -110,7 +111,7 @@ def unwrap(answer: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Text with one spelling: NFKC, lower case, single spaces, a plain minus, nothing but words at its ends."""
+    """Normalize a text: NFKC, lower case, single spaces, a plain minus, no punctuation at its ends."""
     return _plain(text).strip(_OUTER)
 
 
@@ -120,11 +121,12 @@ def _plain(text: str) -> str:
 
 
 def final_answer(text: str) -> str:
-    """The part of the text that states the answer, as written.
+    """Return the part of the text that states the answer, verbatim.
 
-    The last of `\\boxed{X}`, `<answer>X</answer>` and "answer X" (also "answer: X", "the answer is X", "answer = X") up to
-    the end of its sentence, less a reason ("because ...") or a contrast (", not ..."). Without any of them: the last
-    sentence. Errs on answers of several sentences, and on "answer" used as a common word after the answer was given.
+    It is the last of `\\boxed{X}`, `<answer>X</answer>` and "answer X" (also "answer: X", "the answer is X", "answer =
+    X") up to the end of its sentence, without a reason ("because ...") or a contrast (", not ..."); without any of
+    them, the last sentence. Errs on answers of several sentences, and on "answer" used as a common word after the
+    answer.
     """
     text = without_thoughts(text)
     marked = _marked_answer(text)
@@ -135,14 +137,14 @@ def final_answer(text: str) -> str:
 
 
 def _marked_answer(text: str) -> str | None:
-    """The part after the last marker, "" if a box was never closed, or None if the text has no marker."""
+    """Return the part after the last marker, "" if a box is never closed, None if the text has no marker."""
     candidates = [(match.start(), match.group(1)) for match in list(_TAG.finditer(text))[-1:]]
     candidates += [
         (match.start(), _to_sentence_end(text[match.end() :])) for match in list(scripts.MARKER.finditer(text))[-1:]
     ]
     for match in list(_MARKER.finditer(text))[: -_MARKERS_TRIED - 1 : -1]:
         phrase = _to_sentence_end(text[match.end() :])
-        if phrase.strip(_OUTER):  # else "answer" ends the sentence: no marker
+        if phrase.strip(_OUTER):  # otherwise "answer" ends the sentence and is not a marker
             candidates.append((match.start(), phrase))
             break
     candidates += [(match.start(), _braced(text, match.end())) for match in list(_BOXED.finditer(text))[-1:]]
@@ -150,13 +152,13 @@ def _marked_answer(text: str) -> str | None:
 
 
 def _braced(text: str, start: int) -> str:
-    """Text from `start` to the brace that closes the one before it, `\\text{...}` unwrapped."""
+    """Return the text from `start` to the brace that closes the one before it, with `\\text{...}` unwrapped."""
     depth = 1
     for end in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[end], 0)
         if depth == 0:
             return _LATEX_TEXT.sub(r"\1", text[start:end])
-    return ""  # cut off before it closed: no answer was given
+    return ""  # cut off before the brace: no answer
 
 
 def _to_sentence_end(text: str) -> str:
@@ -177,7 +179,7 @@ def _without_article(words: list[str]) -> list[str]:
 
 
 def _is_withdrawn(before: list[str], blockers: tuple[str, ...]) -> bool:
-    """Whether the last words before an answer deny it or offer it as one of several; articles between do not matter."""
+    """Whether the last words before an answer deny it or offer it as one of several, ignoring articles."""
     words = [word for word in before[-3:] if word not in _ARTICLES]
     return bool(words) and (words[-1] in blockers or words[-1].endswith("n't"))
 
@@ -190,7 +192,7 @@ def _is_exact(text: str, answer: str) -> bool:
 def _is_final(text: str, answer: str) -> bool | None:
     """Errs on synonyms, units ("5 cm" is not "5"), and an unmarked answer that does not end the last sentence.
 
-    None: a short answer at the end of a text without spaces, which may be a part of another word.
+    None for a short answer at the end of a text without spaces, since it may be part of another word.
     """
     wanted = _without_article(_words(answer))
     if not wanted:  # signs only, such as "?" or "+"
@@ -208,7 +210,7 @@ def _is_final(text: str, answer: str) -> bool | None:
 
 
 def _is_stated(statement: str, wanted: list[str], *, is_whole: bool) -> bool | None:
-    """Whether a statement is the answer, or ends with it if it need not be the whole."""
+    """Whether a statement is the answer, or ends with it unless `is_whole`."""
     words = scripts.words(statement)
     if is_whole:
         words = _without_article(words)
@@ -223,7 +225,7 @@ def _is_stated(statement: str, wanted: list[str], *, is_whole: bool) -> bool | N
 
 
 def _before(text: str, words: list[str], start: int) -> str:
-    """The part of a text before one of its words."""
+    """Return the part of a text before one of its words."""
     end = 0
     for word in words[:start]:
         end = text.index(word, end) + len(word)
@@ -231,9 +233,9 @@ def _before(text: str, words: list[str], start: int) -> str:
 
 
 def _is_contained(text: str, answer: str) -> bool | None:
-    """Errs on hedges: "red or blue" contains red. A denial just before the answer ("not red") is no match.
+    """Errs on hedges: "red or blue" contains red. A denial just before the answer ("not red") does not match.
 
-    None: a short answer is found in a text without spaces alone where it may be a part of another word.
+    None if a short answer occurs only where it may be part of another word, in a text without spaces.
     """
     wanted, plain = _words(answer), normalise(text)
     words, result = scripts.words(plain), False
@@ -259,7 +261,7 @@ def _is_contained(text: str, answer: str) -> bool | None:
 
 
 def _grade_numeric(text: str, answer: str, tolerance: float) -> float | None:
-    """Errs on number words ("ten"), decimal commas, per cent against shares, and "10 of 12"."""
+    """Errs on number words ("ten"), decimal commas, percentages compared with fractions, and "10 of 12"."""
     wanted = _numbers(answer)
     if len(wanted) != 1:
         return None
@@ -277,13 +279,13 @@ def _grade_numeric(text: str, answer: str, tolerance: float) -> float | None:
 
 
 def _numbers(text: str) -> list[tuple[str, Fraction]]:
-    """Each number of the text with the text before it."""
+    """List the numbers of the text with the text before each."""
     plain = _plain(text)
     return [(plain[max(0, start - _LOOK_BACK) : start], number) for start, number in numbers_in(plain)]
 
 
 def _grade_choice(text: str, answer: str) -> float | None:
-    """Errs on "B is right, not A" without a marker, and on options that are named by their text alone."""
+    """Errs on "B is right, not A" without a marker, and on options that are named by their text only."""
     wanted = _LEADING_LETTER.match(answer.strip(_OUTER))
     if wanted is None:
         return None
@@ -299,7 +301,7 @@ def _grade_choice(text: str, answer: str) -> float | None:
 
 
 def _whole_letter(text: str) -> str | None:
-    """The letter of a text that is a letter and nothing else, or that starts as an option does: "B. red"."""
+    """Return the letter of a text that is only a letter, or that starts like an option: "B. red"."""
     plain = text.strip(_OUTER)
     leading = _LEADING_LETTER.match(plain)
     if leading is None or len(_LONE_LETTER.findall(plain)) > 1:
@@ -308,7 +310,7 @@ def _whole_letter(text: str) -> str | None:
 
 
 def _last_lone_letter(text: str) -> str | None:
-    """The last letter in brackets or at the text's end, unless the words before it deny or hedge it."""
+    """Return the last letter in brackets or at the text's end, unless the words before it deny or hedge it."""
     plain = text.strip()
     matches = list(_LONE_LETTER.finditer(plain))
     before = plain[max(0, matches[-1].start() - _LOOK_BACK) : matches[-1].start()] if matches else ""

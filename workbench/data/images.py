@@ -1,6 +1,6 @@
-"""Opening images safely: bounded in size, upright, converted to 8-bit RGB, errors that name the file.
+"""Open images safely: bounded in size, upright, as 8-bit RGB, with errors that name the file.
 
-What a file holds and a model is not shown is decided by rules (docs/data.md), and counted in CHANGED.
+Rules (docs/data.md) decide what is dropped from a file, such as transparency. CHANGED counts these cases.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from workbench.data.color_profiles import to_srgb
 from workbench.errors import DataError
 
-MAX_PIXELS = 64_000_000  # an 8000 x 8000 picture; larger ones are refused, not shrunk
-# what Pillow raises on damaged files, by format; a DataError is a ValueError too and is passed on by those who catch these
+MAX_PIXELS = 64_000_000  # 8000 x 8000; larger images are refused, not shrunk
+# what Pillow raises on damaged files; DataError is a ValueError too, so handlers of these must re-raise it
 UNREADABLE = (
     UnidentifiedImageError,
     Image.DecompressionBombError,
@@ -32,17 +32,17 @@ UNREADABLE = (
     NotImplementedError,
     struct.error,
 )
-DEPTHS = (8, 12, 16, 24, 32)  # bits of a value
+DEPTHS = (8, 12, 16, 24, 32)  # bits per value
 IN_MEMORY = "an image in memory"
-CHANGED: dict[str, set[str]] = {}  # by what was decided, the pictures that this process opened
+CHANGED: dict[str, set[str]] = {}  # kind of change -> names of the images that this process opened
 log = logging.getLogger("workbench")
-_ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+_ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 def open_image(source: Image.Image | Path, *, name: str = "") -> Image.Image:
-    """The picture as a viewer shows it: upright, RGB, fully loaded.
+    """Open an image upright, as RGB, fully loaded.
 
-    name  what messages call a file that is no row of a data set; the path if empty
+    name  name of the file in messages; default: the path
 
     Raises: DataError if the file is missing, is not an image, is truncated, or has more than MAX_PIXELS pixels.
     """
@@ -52,8 +52,8 @@ def open_image(source: Image.Image | Path, *, name: str = "") -> Image.Image:
         if in_memory:
             return _as_rgb(source, name)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, stricter check follows
-            # Pillow maps a file that it opened by name into memory, and then reads a turned TIFF in rows of a wrong length
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check_size is stricter
+            # by name, Pillow would map the file into memory and read rotated TIFF files with a wrong row length
             with source.open("rb") as file, Image.open(file) as image:
                 return _as_rgb(image, name)
     except FileNotFoundError:
@@ -61,19 +61,17 @@ def open_image(source: Image.Image | Path, *, name: str = "") -> Image.Image:
             f"image {name} does not exist. Check the path; relative paths start at the data file."
         ) from None
     except Image.DecompressionBombError:
-        raise DataError(
-            f"image {name} has far more than the {MAX_PIXELS:,} pixels that are allowed. Shrink it first."
-        ) from None
+        raise DataError(f"image {name} has far more than the allowed {MAX_PIXELS:,} pixels. Shrink it first.") from None
     except UNREADABLE as error:
         if isinstance(error, DataError):
             raise
-        why = "it is no picture, or of an unknown format" if isinstance(error, UnidentifiedImageError) else error
+        why = "it is not an image, or of an unknown format" if isinstance(error, UnidentifiedImageError) else error
         remedy = "Save it again as PNG or JPEG" + ("." if is_named else ", or drop its row.")
         raise DataError(f"image {name} cannot be read ({why}). {remedy}") from None
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """An embedded image as RGB, fully loaded. Raises DataError if it is no image, is damaged or is too large."""
+    """Decode an embedded image as RGB. Raises DataError if it is not an image, is damaged or is too large."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # open_image checks more strictly
@@ -83,17 +81,18 @@ def decode_image(data: bytes) -> Image.Image:
         raise
     except UNREADABLE as error:
         raise DataError(
-            f"embedded image of {len(data):,} bytes cannot be read ({error}). Save it again as PNG or JPEG, or drop its row."
+            f"embedded image of {len(data):,} bytes cannot be read ({error}). Save it again as PNG or JPEG, or drop "
+            "its row."
         ) from None
 
 
 def image_size(image: Image.Image | Path) -> tuple[int, int]:
-    """Width and height in pixels, upright, from the file's head alone. Raises DataError if it is no image."""
+    """Return upright width and height in pixels from the file's header. Raises DataError if it is not an image."""
     if isinstance(image, Image.Image):
         return upright_size(image)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # no pixel is decoded here
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # decodes no pixel
             with image.open("rb") as file, Image.open(file) as opened:
                 return upright_size(opened)
     except UNREADABLE as error:
@@ -103,26 +102,26 @@ def image_size(image: Image.Image | Path) -> tuple[int, int]:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened image as open_image will return it; no pixel is read."""
+    """Return width and height of an opened image as open_image will return it, without reading pixels."""
     width, height = image.size
-    if image.format == "TIFF":  # of which Pillow states the upright size
+    if image.format == "TIFF":  # Pillow gives its upright size
         return width, height
     return (height, width) if _orientation(image) in _ON_ITS_SIDE else (width, height)
 
 
 def _as_rgb(image: Image.Image, name: str) -> Image.Image:
-    """The first frame, upright, on a white ground, as 8-bit sRGB; what that leaves out or decides is logged."""
+    """Return the first frame, upright, on a white background, as 8-bit sRGB. Logs what is dropped or converted."""
     _check_size(image, name)
     first, declared, key = image, _declared_bits(image), _transparent_value(image)
     if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise DataError(f"{name} has floating-point pixels, which mean no color. Save it as 8-bit PNG or JPEG.")
+        raise DataError(f"{name} has floating-point pixels, which define no color. Save it as 8-bit PNG or JPEG.")
     alpha = None
     if image.mode.startswith("I"):
         image, alpha = _from_integers(image, declared, key, name)
     elif key is not None:
-        image.load()  # a file states the key as it is stored, and Pillow stretches the values
+        image.load()  # the file gives the key in stored values, which Pillow rescales
         image.info["transparency"] = key
     if image.mode == "LAB":
         image = ImageCms.applyTransform(image, _lab_to_rgb())
@@ -157,26 +156,26 @@ def _on_white(image: Image.Image, alpha: Image.Image | None, name: str) -> Image
 def _from_integers(
     image: Image.Image, declared: int | None, key: int | None, name: str
 ) -> tuple[Image.Image, Image.Image | None]:
-    """8 bits of 16 or 32, and the alpha of pixels that equal the key.
+    """Scale 16- or 32-bit values to 8 bits. Returns the image and the alpha of pixels that equal the key.
 
-    White is the largest number of the declared bits; where no number below 16 is declared, of the least of DEPTHS that holds
-    the largest value.
+    White is the largest number of the declared bits. If no depth below 16 bits is declared, it is that of the smallest
+    of DEPTHS that holds the largest value.
     """
     order = {"I;16B": ">u2", "I;16N": "=u2", "I": "=i4"}.get(image.mode, "<u2")
     values = numpy.frombuffer(image.tobytes(), order).reshape(image.height, image.width).astype(numpy.int64)
     low, high = int(values.min()), int(values.max())
     if low < 0:
-        raise DataError(f"{name} has negative pixel values, down to {low}, which mean no color. Save it as 8-bit PNG.")
+        raise DataError(f"{name} has negative pixel values, down to {low}. Save it as 8-bit PNG.")
     bits = declared or next(bits for bits in DEPTHS if high < 2**bits)
     if bits != 16:
         note(f"{bits}-bit values in {8 * numpy.dtype(order).itemsize} bits, scaled to 8", name)
-    grey = numpy.minimum(values >> (bits - 8), 255) if bits >= 8 else values * 255 // (2**bits - 1)
+    gray = numpy.minimum(values >> (bits - 8), 255) if bits >= 8 else values * 255 // (2**bits - 1)
     alpha = None if key is None else Image.fromarray(numpy.where(values == key, 0, 255).astype(numpy.uint8))
-    return Image.fromarray(grey.astype(numpy.uint8)), alpha
+    return Image.fromarray(gray.astype(numpy.uint8)), alpha
 
 
 def _declared_bits(image: Image.Image) -> int | None:
-    """Bits of a value where the file states fewer than it stores: 12 in a TIFF; Pillow fills the 16 of a PGM."""
+    """Return the declared bits per value if fewer than stored (12 in a TIFF). Pillow scales a PGM to 16 itself."""
     if image.format == "PPM":
         return 16
     bits = image.tag_v2.get(ExifTags.Base.BitsPerSample) if hasattr(image, "tag_v2") else None
@@ -185,7 +184,7 @@ def _declared_bits(image: Image.Image) -> int | None:
 
 
 def _transparent_value(image: Image.Image) -> int | tuple[int, int, int] | None:
-    """The grey or color that a file names as transparent, in the values that Pillow makes of it; None: no such thing."""
+    """Return the gray value or color that a file declares transparent, in Pillow's values; None without one."""
     key = image.info.get("transparency")
     tile = image.tile[0] if getattr(image, "tile", None) else None
     stored = tile[3] if tile is not None and isinstance(tile[3], str) else ""
@@ -197,7 +196,7 @@ def _transparent_value(image: Image.Image) -> int | tuple[int, int, int] | None:
 
 
 def _has_more_frames(image: Image.Image) -> bool:
-    """Whether a file moves or has pages. A photo's MPO holds smaller copies of itself."""
+    """Whether a file has several frames or pages. An MPO photo, which holds smaller copies of itself, counts as one."""
     with contextlib.suppress(*UNREADABLE):
         return image.format != "MPO" and bool(getattr(image, "is_animated", False))
     return False
@@ -209,10 +208,10 @@ def _lab_to_rgb() -> ImageCms.ImageCmsTransform:
 
 
 def note(what: str, name: str) -> None:
-    """Count a picture by what was decided about it; the first of each kind is logged."""
+    """Count an image by the kind of change. Logs the first of each kind."""
     names = CHANGED.setdefault(what, set())
     if not names:
-        log.warning("image %s has %s. Others of the kind are not named; `workbench check` counts them.", name, what)
+        log.warning("image %s has %s. Further such images are not logged; `workbench check` counts them.", name, what)
     names.add(name)
 
 

@@ -1,7 +1,7 @@
-"""Layouts of published grounded data sets: which of their columns is which of ours. Declared, not programmed.
+"""Layouts of published grounded data sets: a mapping of their columns to ours.
 
-A layout is what `workbench import --layout NAME` reads a table by; a column that it does not name is found as usual, and
-`--column ours=theirs`, `--box-format` and `--box-units` go before it. Releases of one data set differ: look at `--preview`.
+`workbench import --layout NAME` applies a layout. Columns that it does not name are detected as usual. `--column
+ours=theirs`, `--box-format` and `--box-units` take precedence. Releases of one data set differ, so check `--preview`.
 """
 
 from dataclasses import dataclass, field
@@ -11,20 +11,19 @@ from workbench.errors import ConfigError, unknown
 
 @dataclass(frozen=True)
 class Layout:
-    """Columns of one data set, as its authors name them."""
+    """Columns of one data set under their published names."""
 
     meaning: str
-    columns: dict[str, tuple[str, ...]] = field(default_factory=dict)  # ours -> theirs, the first that a row fills
+    columns: dict[str, tuple[str, ...]] = field(default_factory=dict)  # our column -> theirs, in order of preference
     box_format: str = "xyxy"
     box_units: str = "pixels"
     box_labels: str | None = None  # their column of names, one for each box
-    choices: tuple[
-        str, ...
-    ] = ()  # a column each, or one column with a list: written under the question as (A), (B), ...
+    # columns of choices, one each or one list; appended to the question as (A), (B), ...
+    choices: tuple[str, ...] = ()
 
     @property
     def also_read(self) -> tuple[str, ...]:
-        """Their columns that go into another column of ours."""
+        """Their columns that are merged into other columns of ours."""
         return (*self.choices, *(() if self.box_labels is None else (self.box_labels,)))
 
 
@@ -65,7 +64,7 @@ LAYOUTS = {
 
 
 def load_layout(name: str) -> Layout:
-    """The layout of that name. Raises ConfigError naming those that there are."""
+    """Look up a layout. Raises ConfigError with the known names."""
     if name not in LAYOUTS:
         raise ConfigError(unknown("layout", name, LAYOUTS))
     return LAYOUTS[name]

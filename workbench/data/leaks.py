@@ -1,8 +1,8 @@
-"""Answers that stand in the prompt of the student, who should find them out.
+"""Find answers that the student's own prompt already contains.
 
-A reference is searched as a whole, an answer as whole words, both without case and punctuation. An answer that only the
-choices of a question name, as in "(A) red (B) blue" or "Is it red or blue?", is counted apart: that is usual. Answers of
-one or two letters, numbers below 100, yes and no are not searched, since they stand in most texts by chance.
+A reference is searched as a whole, an answer as whole words, both without case and punctuation. An answer that occurs
+only among the choices of a question, as in "(A) red (B) blue" or "Is it red or blue?", is counted separately. Answers
+of one or two letters, numbers below 100, yes and no are not searched, since most texts contain them by chance.
 """
 
 import re
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from workbench.data.contexts import parse_context
 from workbench.types import Example
 
-_LEAST_REFERENCE = 12  # characters of a reference below which it is no more telling than an answer
+_LEAST_REFERENCE = 12  # characters; a shorter reference is searched as an answer is
 _TOO_COMMON = ("yes", "no", "true", "false", "none", "left", "right")
-_WORD_BREAK = re.compile(r"(?:\\[nrt]|[\W_])+")  # also a line break as JSON escapes it
+_WORD_BREAK = re.compile(r"(?:\\[nrt]|[\W_])+")  # includes line breaks escaped by JSON
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 _OPTION_LINE = re.compile(r"(?m)^[ \t]*(?:[-*\u2022]|[(\[]?(?:[A-Za-z]|\d{1,2})[)\].:\uff1a\u3001])[ \t]*\S.*$")
 _OPTION = re.compile(r"(?<![\w'])[(\[]?[A-H][)\].:\uff1a\u3001]")
@@ -27,20 +27,23 @@ _ALTERNATIVES = re.compile(
 
 @dataclass(frozen=True)
 class Leaks:
-    """Counts over examples: how many have an answer or a reference, and where it stands in the student's prompt."""
+    """Counts of examples whose answer or reference occurs in the student's prompt."""
 
-    num_examples: int = 0  # that have an answer or a reference
-    in_prompt: tuple[str, ...] = ()  # where: row of each example whose prompt holds the one or the other
+    num_examples: int = 0  # examples with an answer or a reference
+    in_prompt: tuple[str, ...] = ()  # row of each example whose prompt contains its answer or reference
     num_references: int = 0  # of these, whole references
-    num_among_choices: int = 0  # the question offers it among choices only
-    num_not_searched: int = 0  # too short or too common to tell
+    num_among_choices: int = 0  # answers that occur among choices only
+    num_not_searched: int = 0  # answers that are too short or too common
 
     def __str__(self) -> str:
         text = f"{len(self.in_prompt)} of {self.num_examples} prompts of the student hold the answer or the reference"
         if self.num_references:
             text += f" ({self.num_references} the whole reference)"
         if self.in_prompt:
-            text += f"; first: {self.in_prompt[0]}. Look at these rows: a question may name it by chance, or the student reads what it should find out"
+            text += (
+                f"; first: {self.in_prompt[0]}. Check these rows: the question may contain it by chance, or may give "
+                "the answer away"
+            )
         if self.num_among_choices:
             text += f"; {self.num_among_choices} more offer it among choices, which is usual"
         if self.num_not_searched:
@@ -62,10 +65,10 @@ def find_leaks(examples: Iterable[Example], context: str) -> Leaks:
 
 
 def leak_of(example: Example, context: str = "plain") -> str:
-    """What stands in the text that the student is shown.
+    """Classify what the student's prompt contains.
 
-    Returns "reference" (whole), "prompt" (the answer), "choices" (the answer, among choices alone), "not searched" (an answer
-    that is too short or too common) or "" (nothing).
+    Returns "reference" (the whole reference), "prompt" (the answer), "choices" (the answer, only among choices), "not
+    searched" (an answer that is too short or too common) or "" (neither).
     """
     text = _shown_text(example, context)
     words = _words(text)
@@ -83,7 +86,7 @@ def leak_of(example: Example, context: str = "plain") -> str:
 
 
 def _shown_text(example: Example, context: str) -> str:
-    """All text of the prompt but boxes; evidence that the student is shown on purpose is part of it."""
+    """All text of the prompt except boxes, including evidence of the context."""
     parts = parse_context(context)
     texts = [turn.text for turn in (*example.history, *example.turns)] + [example.question]
     texts += [getattr(example.evidence, part) or "" for part in ("caption", "hint") if part in parts]
@@ -108,7 +111,7 @@ def _is_common(answer: str) -> bool:
 
 
 def _without_choices(text: str) -> str:
-    """The text without lines of options, without what follows (A) or "Options:", and without sentences that join by or."""
+    """Remove choices: lines of options, the text after (A) or "Options:", and sentences with "or"."""
     label = _OPTIONS_LABEL.search(text)
     if label:
         text = text[: label.start()]

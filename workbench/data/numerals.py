@@ -1,6 +1,6 @@
-"""Numbers as texts write them: 1,234.5, 1e5, 3/4, 1 1/2, ½, 10^5, 2 × 10³, 1 000 with a narrow space, LaTeX's \\frac{3}{4}.
+"""Parse numbers in texts: 1,234.5, 1e5, 3/4, 1 1/2, ½, 10^5, 2 × 10³, 1 000 with a narrow space, \\frac{3}{4}.
 
-spell_numbers brings them to one spelling, numbers_in finds them, same_number compares two words.
+spell_numbers normalizes their spelling, numbers_in finds them, same_number compares two words.
 """
 
 import re
@@ -30,7 +30,7 @@ _DECIMAL = re.compile(r"[-+]?(?:0|[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d*)(?:\.\d+)?(?:
 
 
 def spell_numbers(text: str) -> str:
-    """The text with plain signs in its numbers: - for dashes, a/b for fractions, a^b for raised digits, ae5 for a × 10^5."""
+    """Normalize the numbers of a text: - for dashes, a/b for fractions, a^b for raised digits, ae5 for a × 10^5."""
     if "\\" in text or "{,}" in text:
         for pattern, plain in _LATEX:
             text = pattern.sub(plain, text)
@@ -46,13 +46,13 @@ def spell_numbers(text: str) -> str:
 
 
 def numbers_in(text: str) -> list[tuple[int, Fraction]]:
-    """Where each number of a text in lower case begins, and its value; what is no plain number (1/0, 2^3) is left out."""
+    """List the (start, value) of each number in a lower-case text. Skips expressions such as 1/0 and 2^3."""
     numbers = ((match.start(), to_number(match.group())) for match in _NUMBER.finditer(text))
     return [(start, number) for start, number in numbers if number is not None]
 
 
 def to_number(digits: str) -> Fraction | None:
-    """The exact value, or None for what is no plain number: 1/0, 1.5/2, or too long to be one."""
+    """Return the exact value, or None for 1/0, 1.5/2 and texts that are too long for a number."""
     _, _, exponent = digits.partition("e")
     if len(digits) > 100 or len(exponent) > 4:
         return None
@@ -65,7 +65,7 @@ def to_number(digits: str) -> Fraction | None:
 
 
 def same_number(first: str, second: str) -> bool:
-    """Whether two words are one decimal number, written otherwise: 27.0 and 27, 1,000 and 1000, 1e5 and 100000."""
+    """Whether two words are the same decimal number: 27.0 and 27, 1,000 and 1000, 1e5 and 100000."""
     if not (_DECIMAL.fullmatch(first) and _DECIMAL.fullmatch(second)):
         return False
     value = to_number(first)

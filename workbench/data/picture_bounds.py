@@ -1,7 +1,7 @@
-"""What pictures of a data set may be read, and how much they may take in memory, found out before any is decoded.
+"""Limit the folders and the memory of a data set's images, before any image is decoded.
 
-The page hands `folders` to what it reads itself, and to the processes that it starts as the variable PICTURE_FOLDERS: a data
-file that somebody sent, or that a visitor of the page names, shows pictures beside itself and no others of this machine.
+The page passes `folders` to its own readers, and to processes that it starts in the variable PICTURE_FOLDERS. A data
+file from elsewhere can then show only images beside itself, not other files of this machine.
 """
 
 import io
@@ -17,11 +17,11 @@ from workbench.data.images import UNREADABLE
 from workbench.errors import DataError
 from workbench.types import Example
 
-PICTURE_FOLDERS = "WORKBENCH_PICTURE_FOLDERS"  # a JSON list of folders; unset: pictures may lie anywhere
+PICTURE_FOLDERS = "WORKBENCH_PICTURE_FOLDERS"  # a JSON list of folders; unset = anywhere
 
 
 class TooManyPicturesError(DataError):
-    """The embedded pictures of a data set exceed what may be kept. num_rows: rows before that, all of which fit."""
+    """The embedded images of a data set exceed the memory limit. num_rows: number of rows that fit."""
 
     def __init__(self, message: str, num_rows: int) -> None:
         super().__init__(message)
@@ -29,23 +29,23 @@ class TooManyPicturesError(DataError):
 
 
 def allowed_folders() -> tuple[Path, ...] | None:
-    """The folders besides the data file's own that this process may read pictures in; None = anywhere."""
+    """Return the folders, besides the data file's own, from which this process may read images; None = any."""
     text = os.environ.get(PICTURE_FOLDERS)
     return None if text is None else tuple(Path(folder) for folder in json.loads(text))
 
 
 def as_variable(folders: Sequence[Path]) -> dict[str, str]:
-    """The environment that holds a process to these folders."""
+    """Return the environment variable that restricts a process to these folders."""
     return {PICTURE_FOLDERS: json.dumps([str(folder.resolve()) for folder in folders])}
 
 
 class PictureBounds:
-    """Checks the pictures of one data set, row by row.
+    """Check the images of one data set, row by row.
 
-    name       of the data set, for messages
-    base       folder where relative paths start
-    folders    where picture files may lie besides `base`; None = as this process was started
-    max_bytes  of all embedded pictures, decoded
+    name       name of the data set, for messages
+    base       folder for relative paths
+    folders    further allowed folders; None = those of this process
+    max_bytes  limit of all embedded images, decoded
     """
 
     def __init__(self, name: str, base: Path, folders: Sequence[Path] | None, max_bytes: int) -> None:
@@ -55,7 +55,7 @@ class PictureBounds:
         self._total_bytes = self._num_rows = 0
 
     def check_row(self, values: dict[str, Any], origin: str, number: int) -> None:
-        """Raises TooManyPicturesError or DataError for a row of which nothing is read yet. Links and ".." are followed."""
+        """Check a row before its images are read. Follows links and "..". Raises TooManyPicturesError or DataError."""
         self._total_bytes += embedded_bytes(values)
         if self._total_bytes > self._max_bytes:
             raise TooManyPicturesError(
@@ -70,7 +70,7 @@ class PictureBounds:
                 self._check_file(self._base / name.removeprefix("file://"), name, origin)
 
     def check_files(self, example: Example) -> None:
-        """As `check_row`, of what a row became."""
+        """Check the image files of an example."""
         revealed = [image for turn in example.turns for image in turn.images]
         for picture in (*example.images, example.evidence.crop, *revealed):
             if isinstance(picture, Path):
@@ -85,15 +85,15 @@ class PictureBounds:
             return
         if not any(target.is_relative_to(root) for root in self._roots):
             raise DataError(
-                f'{origin}: picture "{name[:200]}" lies outside {self._roots[0]}. The page reads pictures beside their data '
-                "file and in folders that it was opened with: workbench app --allow-dir FOLDER."
+                f'{origin}: image "{name[:200]}" is outside {self._roots[0]}. The page reads images beside their data '
+                "file and in allowed folders. Allow one with workbench app --allow-dir FOLDER."
             )
 
 
 def embedded_bytes(values: dict[str, Any]) -> int:
-    """Bytes that the embedded pictures of a row take when they are decoded, from their heads alone; 3 a pixel.
+    """Return the decoded size of a row's embedded images in bytes, 3 per pixel, from their headers only.
 
-    One that cannot be read counts nothing: reading it says what is wrong.
+    Unreadable images count as 0: reading them raises an error later.
     """
     total = 0
     for entry in _pictures(values):
@@ -110,7 +110,7 @@ def embedded_bytes(values: dict[str, Any]) -> int:
 
 
 def _pictures(values: dict[str, Any]) -> Iterator[Any]:
-    """What the columns for pictures hold, as written: names, records of bytes or path, pictures."""
+    """Yield the raw values of a row's image columns: names, records of bytes or path, images."""
     turns = values.get("turns")
     lists = [values.get("images"), [values.get("crop")]]
     lists += [turn.get("images") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []

@@ -1,7 +1,7 @@
-"""Writing systems, as far as grading needs them: marks, digits, words without spaces, particles, denials, "the answer is".
+"""Writing systems for grading: marks, digits, words without spaces, particles, denials, "the answer is".
 
-unify brings a text to the signs that grading's rules know: ASCII digits and punctuation, spaces between scripts. words cuts it up.
-Chinese, Japanese, Thai, Lao, Khmer and Burmese have no spaces between words: there each sign is a word, and a run of katakana.
+unify normalizes a text to ASCII digits and punctuation with spaces between scripts. words splits it. Chinese, Japanese,
+Thai, Lao, Khmer and Burmese have no spaces between words: each sign, and each run of katakana, is a word there.
 """
 
 import re
@@ -10,15 +10,20 @@ import unicodedata
 _MARKS = "".join(chr(code) for code in range(0x300, 0xABF0) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
 _KATAKANA = "\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
 _HAN = "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u3041-\u3096"  # and hiragana
-_SOUTH_EAST = "\u0e01-\u0e30\u0e32\u0e40-\u0e46\u0e81-\u0eb0\u0eb2\u0ebd-\u0ec6\u1000-\u102a\u1050-\u1055\u1780-\u17b3\u0f40-\u0f6c"
+_SOUTH_EAST = (
+    "\u0e01-\u0e30\u0e32\u0e40-\u0e46\u0e81-\u0eb0\u0eb2\u0ebd-\u0ec6"
+    "\u1000-\u102a\u1050-\u1055\u1780-\u17b3\u0f40-\u0f6c"
+)
 _SPACELESS = f"{_HAN}{_KATAKANA}{_SOUTH_EAST}"
 _HANGUL = "\uac00-\ud7a3"
 _LETTER = f"(?:(?![{_SPACELESS}])[^\\W_]|[{_MARKS}])"
 _WORD = re.compile(
-    f"(?:(?<![\\w.,])[-+](?=\\d))?{_LETTER}+(?:[.,:/'-]{_LETTER}+)*(?:(?<=[a-z])(?:\\+\\+?|#)(?![\\w+#]))?|[{_KATAKANA}]+|[{_SPACELESS}][{_MARKS}]*"
+    f"(?:(?<![\\w.,])[-+](?=\\d))?{_LETTER}+(?:[.,:/'-]{_LETTER}+)*(?:(?<=[a-z])(?:\\+\\+?|#)(?![\\w+#]))?"
+    f"|[{_KATAKANA}]+|[{_SPACELESS}][{_MARKS}]*"
 )
 _BETWEEN_SCRIPTS = re.compile(
-    f"(?<=[{_SPACELESS}{_HANGUL}{_MARKS}])(?=[-+]?[A-Za-z0-9])(?<![A-Za-z0-9][{_MARKS}])|(?<=[A-Za-z0-9])(?=[{_SPACELESS}{_HANGUL}])"
+    f"(?<=[{_SPACELESS}{_HANGUL}{_MARKS}])(?=[-+]?[A-Za-z0-9])(?<![A-Za-z0-9][{_MARKS}])"
+    f"|(?<=[A-Za-z0-9])(?=[{_SPACELESS}{_HANGUL}])"
 )
 _BETWEEN_SIGNS = re.compile(f"(?<=[{_SPACELESS}{_MARKS}])[ \\t]+(?=[{_SPACELESS}])")
 _IN_NUMBER = re.compile(r"(?<=\d)([,:]) (?=\d)")
@@ -53,7 +58,7 @@ _TABLE = _WIDE | _SIGNS
 
 
 def unify(text: str) -> str:
-    """The text with ASCII digits, ASCII punctuation with a space behind it, and spaces between scripts; without vowel points."""
+    """Normalize to ASCII digits, ASCII punctuation with a space after it, spaces between scripts, no vowel points."""
     if text.isascii():
         return text
     text = _DROPPED.sub("", text.translate(_TABLE))
@@ -65,22 +70,22 @@ def unify(text: str) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text would be seen: blanks, zero-width and control characters, a byte order mark."""
+    """Whether a text has only invisible characters: blanks, zero-width and control characters, a byte order mark."""
     return not any(char.isprintable() and not char.isspace() for char in text)
 
 
 def words(text: str) -> list[str]:
-    """The words of a unified text; of scripts without spaces each sign, with the marks on it."""
+    """Split a unified text into words; in scripts without spaces, into signs with their marks."""
     return _WORD.findall(text)
 
 
 def is_spaceless(word: str) -> bool:
-    """Whether it is a sign of a script without spaces, which may be a part of a longer word."""
+    """Whether a word is a sign of a script without spaces, which may be part of a longer word."""
     return re.match(f"[{_HAN}{_SOUTH_EAST}]", word) is not None
 
 
 def is_lone_sign(wanted: list[str]) -> bool:
-    """Whether an answer is so short that it may stand inside another word: one sign of Chinese, two of Thai and the like."""
+    """Whether an answer is so short that another word may contain it: one sign of Chinese, two of Thai, and so on."""
     is_short = len(wanted) == 1 or (len(wanted) == 2 and re.match(f"[{_SOUTH_EAST}]", wanted[0]) is not None)
     return is_short and all(map(is_spaceless, wanted))
 
@@ -100,12 +105,11 @@ MARKER = re.compile(
 )
 REASON = re.compile(
     "[,;]?\\s*(?:因为|因為|なぜなら|왜냐하면|เพราะ)[\\s\\S]*|,\\s*(?:而不是|不是|而非)[\\s\\S]*"
-    f"|,?\\s+(?:{_any('потому так-как لأن כי क्योंकि επειδή γιατί')})\\b[\\s\\S]*|,\\s*(?:{_any('а-не όχι وليس ולא न-कि')})\\b[\\s\\S]*".replace(
-        "-", " "
-    ),
+    + f"|,?\\s+(?:{_any('потому так-как لأن כי क्योंकि επειδή γιατί')})\\b[\\s\\S]*".replace("-", " ")
+    + f"|,\\s*(?:{_any('а-не όχι وليس ולא न-कि')})\\b[\\s\\S]*".replace("-", " "),
     re.I,
 )
-_INSTEAD = re.compile("而是|ではなく|じゃなく|아니라|아닌")  # "not X but" what follows
+_INSTEAD = re.compile("而是|ではなく|じゃなく|아니라|아닌")  # "not X but"
 _ENDING = re.compile(
     f"(?:{_any('です でした だ である ですね ですよ だよ になります となります 입니다 이다 이에요 예요 이야 이죠 다 है हैं था थी थे ครับ ค่ะ คะ')}"
     "|[的了呢啊哦吧ね])$"
@@ -121,59 +125,30 @@ _BEFORE_A_WORD = re.compile(
 )
 _PARTICLES = frozenset(
     [
-        "은",
-        "는",
-        "이",
-        "가",
-        "을",
-        "를",
-        "의",
-        "에",
-        "도",
-        "로",
-        "으로",
-        "과",
-        "와",
-        "만",
-        "이나",
-        "나",
-        "에서",
-        "입니다",
-        "이다",
-        "다",
-        "이에요",
-        "예요",
-        "이며",
-        "이고",
-        "라고",
-        "이라고",
-        "인",
-        "임",
-        "이었습니다",
-        "였습니다",
+        *("은", "는", "이", "가", "을", "를", "의", "에", "도", "로", "으로", "과", "와", "만", "이나", "나", "에서"),
+        *(
+            "입니다",
+            "이다",
+            "다",
+            "이에요",
+            "예요",
+            "이며",
+            "이고",
+            "라고",
+            "이라고",
+            "인",
+            "임",
+            "이었습니다",
+            "였습니다",
+        ),
     ]
 )
 DENIALS = tuple(
     unify(word)
     for word in [
         *("не", "ни", "нет", "δεν", "όχι", "μη", "ليس", "ليست", "لا", "غير", "לא", "אינו", "אינה", "אין"),
-        *(
-            "nicht",
-            "kein",
-            "keine",
-            "keinen",
-            "nie",
-            "pas",
-            "jamais",
-            "sans",
-            "ni",
-            "non",
-            "não",
-            "nem",
-            "sem",
-            "nunca",
-            "jamás",
-        ),
+        *("nicht", "kein", "keine", "keinen", "nie", "pas", "jamais", "sans", "ni", "non", "não", "nem", "sem"),
+        *("nunca", "jamás"),
         *("niet", "geen", "inte", "ikke", "bukan", "tidak", "không"),
     ]
 )  # words before what they deny
@@ -188,38 +163,21 @@ VERDICTS = tuple(
     unify(word)
     for word in [
         *("yes", "no", "ja", "nein", "oui", "non", "sí", "si", "sim", "não", "да", "нет", "ναι", "όχι"),
-        *(
-            "نعم",
-            "لا",
-            "כן",
-            "לא",
-            "हाँ",
-            "हां",
-            "नहीं",
-            "네",
-            "예",
-            "아니요",
-            "はい",
-            "いいえ",
-            "是",
-            "否",
-            "不是",
-            "ใช่",
-            "ไม่ใช่",
-        ),
+        *("نعم", "لا", "כן", "לא", "हाँ", "हां", "नहीं", "네", "예", "아니요"),
+        *("はい", "いいえ", "是", "否", "不是", "ใช่", "ไม่ใช่"),
     ]
-)  # answers to which a text adds a sentence: "No, it is red."
+)  # answers that may be followed by a sentence: "No, it is red."
 _VERDICT = re.compile(f"\\W*({'|'.join(sorted(VERDICTS, key=len, reverse=True))})\\s*[,.;:!]", re.I)
 
 
 def verdict(text: str) -> str:
-    """The yes or no that begins a unified text, in lower case, if a comma or a full stop sets it apart; else ""."""
+    """Return the yes or no at the start of a unified text, in lower case, if punctuation follows it; else ""."""
     match = _VERDICT.match(text)
     return match.group(1).casefold() if match else ""
 
 
 def strip_ending(text: str, *, is_number: bool) -> str:
-    """A statement without "not X but", without the verb or particle that ends it, and a number without what it counts."""
+    """Remove "not X but", a final verb or particle, and the counter after a number from a statement."""
     for instead in list(_INSTEAD.finditer(text))[-1:]:
         if instead.group() != "而是" or "不是" in text[: instead.start()]:
             text = text[instead.end() :].lstrip(" ,、")
@@ -233,24 +191,24 @@ def strip_ending(text: str, *, is_number: bool) -> str:
 
 
 def is_denied(before: str, after: str, *, hedges: bool = False) -> bool:
-    """Whether the words beside an answer deny it, or offer it as one of several: 不是红色, 赤ではない, लाल नहीं."""
+    """Whether the words around an answer deny it, or offer it as one of several: 不是红色, 赤ではない, लाल नहीं."""
     before = before.rstrip(" \"'(")
     offered = hedges and _OFFERED_BEFORE.search(before) is not None
     return offered or _DENIED_BEFORE.search(before) is not None or _DENIED_AFTER.match(after) is not None
 
 
 def has_numeral(text: str) -> bool:
-    """Whether a text writes numbers in Chinese signs, which are not read here: 三, 十二."""
+    """Whether a text has numbers in Chinese signs, which the graders do not parse: 三, 十二."""
     return re.search("[〇零一二两兩三四五六七八九十百千万萬]", text) is not None
 
 
 def begins_a_word(before: str) -> bool:
-    """Whether what follows a text in a script without spaces surely begins a word."""
+    """Whether a new word surely begins after a text in a script without spaces."""
     return not before or _BEFORE_A_WORD.search(before) is not None
 
 
 def is_same_word(word: str, wanted: str) -> bool:
-    """Whether two words are one but for a Korean particle behind it, or an Arabic or Hebrew article before it."""
+    """Whether two words are equal except for a Korean particle after, or an Arabic or Hebrew article before."""
     if word == wanted:
         return True
     if word.startswith(wanted) and re.match(f"[{_HANGUL}]", word):

@@ -1,7 +1,7 @@
-"""Rows of a data file, a folder saved by `datasets`, or a Hugging Face data set, whatever their columns mean.
+"""Iterate over the raw rows of a data file, a folder saved by `datasets`, or a Hugging Face data set.
 
-Rows come one after another and as they were stored: a line of JSON is parsed when its values are asked for, so that a
-reader may skip a bad line, and embedded images stay {"bytes", "path"}.
+A line of JSON is parsed only by Row.values, so that a reader can skip a bad line. Embedded images keep their stored
+form {"bytes", "path"}.
 """
 
 import codecs
@@ -22,39 +22,32 @@ from workbench.data.values import row_without_missing
 from workbench.errors import ConfigError, DataError, show, unknown
 from workbench.files.parsing import Malformed, parse_json
 
-_ADVICE = {  # by the end of a file's name: how it becomes one that is read
-    (
-        ".csv",
-        ".tsv",
-    ): 'Convert it, every value as it is written: pandas.read_csv("NAME", dtype=str, keep_default_na=False)'
+_TABLES = (".csv", ".tsv")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+_ADVICE = {  # suffixes of a file's name -> how to convert it
+    _TABLES: 'Convert it with every value as text: pandas.read_csv("NAME", dtype=str, keep_default_na=False)'
     '.to_json("rows.jsonl", orient="records", lines=True), with sep="\\t" for .tsv',
     (".zip", ".tar", ".tgz", ".7z"): "Unpack it and name the .jsonl, .json or .parquet file in it",
     (".gz", ".bz2", ".xz", ".zst"): "Unpack it first",
     (".arrow", ".feather"): "Name the folder that save_to_disk wrote, or write it again as Parquet",
-    (
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".webp",
-        ".gif",
-    ): 'A picture needs a row: write {"question": ..., "images": [...]} to a .jsonl file',
-    (".yaml", ".yml"): "A recipe is named before the keys: workbench train RECIPE data.train=FILE",
+    _PICTURES: 'An image needs a row: write {"question": ..., "images": [...]} to a .jsonl file',
+    (".yaml", ".yml"): "Put the recipe before the keys: workbench train RECIPE data.train=FILE",
 }
-_LONGEST_BLANK = 2**16  # bytes of a file that holds none but blanks
+_LONGEST_BLANK = 2**16  # largest size in bytes of a blank file
 _LIST_NAMES = ("data", "rows", "examples", "samples", "items", "questions", "train", "validation", "test")
 _HF_PARAMETERS = ("split", "config", "revision", "streaming")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it was read: a line of JSON not yet parsed, values, or the sentence for values that cannot be read."""
+    """One raw row: an unparsed line of JSON, a dict of values, or an error message for values that cannot be read."""
 
     origin: str  # file:row
     number: int
     raw: bytes | dict[str, Any] | str
 
     def values(self) -> dict[str, Any]:
-        """The row's columns, None for each that is missing. Raises DataError if the line is not a JSON object in UTF-8."""
+        """Return the row's columns, None if missing. Raises DataError if the line is not a JSON object in UTF-8."""
         if isinstance(self.raw, dict):
             return row_without_missing(self.raw)
         if isinstance(self.raw, str):
@@ -72,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a data file, a saved folder or a Hugging Face data set, read one after another."""
+    """Rows of a data file, a saved folder or a Hugging Face data set, as an iterator."""
 
     name: str
     folder: Path  # where relative image paths start
@@ -80,7 +73,7 @@ class Table:
 
 
 def parse_source(source: str, scheme: str, allowed: tuple[str, ...]) -> tuple[str, dict[str, str]]:
-    """Name and parameters of SCHEME:NAME?key=value&key=value."""
+    """Split SCHEME:NAME?key=value&key=value into name and parameters."""
     name, _, query = source.removeprefix(scheme).partition("?")
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
@@ -96,9 +89,9 @@ def parse_source(source: str, scheme: str, allowed: tuple[str, ...]) -> tuple[st
 
 
 def open_table(source: str | Path, *, split: str | None = None) -> Table:
-    """The rows of a file, a saved folder or hf:NAME?split=S, read as they are asked for.
+    """Open a file, a saved folder or hf:NAME?split=S. Its rows are read on demand.
 
-    split  of a saved folder or Hugging Face data set that has several; an `hf:` source can name it itself
+    split  split of a saved folder or Hugging Face data set; an `hf:` source can name it itself
     """
     if str(source).startswith("hf:"):
         return _open_hub(str(source), split)
@@ -118,17 +111,18 @@ def open_table(source: str | Path, *, split: str | None = None) -> Table:
         return Table(str(path), path.parent, rows_of(path))
     advice = next((text for ends, text in _ADVICE.items() if path.name.lower().endswith(ends)), "")
     raise DataError(
-        f'{path} ends in "{path.suffix}"; data files are .jsonl or .parquet, or one list in .json.{advice and " "}{advice}{advice and "."}'
+        f'{path} ends in "{path.suffix}"; data files are .jsonl or .parquet, or one list in .json.'
+        + (f" {advice}." if advice else "")
     )
 
 
 def no_rows(name: str | Path) -> DataError:
-    """The error for a source without a single row."""
+    """Build the error for a source without rows."""
     return DataError(f"{name} is empty: it has no rows. Check that it is the right file and was written to its end.")
 
 
 def _is_blank(path: Path) -> bool:
-    """Whether a file holds at most blanks and a byte order mark. Unreadable files are not blank; reading them says why."""
+    """Whether a file has only blanks and a byte order mark. False for an unreadable file: its reader raises."""
     try:
         with path.open("rb") as file:
             return not file.read(_LONGEST_BLANK).removeprefix(codecs.BOM_UTF8).strip() and not file.read(1)
@@ -144,7 +138,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    """Rows of one JSON list of objects, alone or under a key of _LIST_NAMES; of one object; or of lines, as in .jsonl."""
+    """Yield rows of a JSON list of objects, alone or under a key of _LIST_NAMES, of one object, or of JSON lines."""
     try:
         raw = path.read_bytes()
         content = parse_json(raw, unique_keys=True)
@@ -157,14 +151,12 @@ def _json_rows(path: Path) -> Iterator[Row]:
         return
     if isinstance(content, dict):
         lists = [content[name] for name in _LIST_NAMES if isinstance(content.get(name), list)]
-        is_by_column = bool(content) and all(
-            isinstance(column, dict) for column in content.values()
-        )  # as pandas writes
+        is_by_column = bool(content) and all(isinstance(column, dict) for column in content.values())  # pandas' default
         content = lists[0] if len(lists) == 1 else content if is_by_column else [content]
     if not isinstance(content, list):
         raise DataError(
             f"{path} is {show(content)}; a .json file holds one list of objects, [{{...}}, ...]. "
-            'Columns that pandas wrote are turned into rows by to_json(orient="records", lines=True) and the ending .jsonl.'
+            'With pandas, write rows instead of columns: to_json("rows.jsonl", orient="records", lines=True).'
         )
     for number, values in enumerate(content, start=1):
         problem = f"this entry is {show(values)}; each must be a JSON object, {{...}}"
@@ -193,13 +185,16 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def _open_saved(folder: Path, split: str | None) -> Table:
-    """A folder that `datasets` wrote with save_to_disk, of one split or several."""
+    """Open a folder written by save_to_disk of `datasets`, with one split or several."""
     if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         files = sorted(path.name for pattern in ("*.jsonl", "*.json", "*.parquet") for path in folder.glob(pattern))
         instead = f"Name one of its files: {', '.join(files[:8])}." if files else "Give a .jsonl or .parquet file."
         if (not files and any(folder.rglob("*.png"))) or any(folder.rglob("*.jpg")):
-            instead = f"A folder of pictures is read as hf:{folder}?split=train, with a metadata.jsonl of {{file_name, question}}."
-        raise DataError(f"{folder} is no data set saved with save_to_disk. {instead}")
+            instead = (
+                f"To read a folder of images, add a metadata.jsonl of {{file_name, question}} and give "
+                f"hf:{folder}?split=train."
+            )
+        raise DataError(f"{folder} is not a data set saved with save_to_disk. {instead}")
     library = _require_library(str(folder))
     try:
         saved = library.load_from_disk(str(folder))
@@ -220,7 +215,7 @@ def _open_saved(folder: Path, split: str | None) -> Table:
 
 
 def _open_hub(source: str, split: str | None) -> Table:
-    """A data set of the Hugging Face Hub or of its local cache; code of the data set is never run."""
+    """Open a data set of the Hugging Face Hub or of its local cache. Never runs code of the data set."""
     name, query = parse_source(source, "hf:", _HF_PARAMETERS)
     split = query.get("split", split)
     if not name or split is None:
@@ -243,7 +238,7 @@ def _open_hub(source: str, split: str | None) -> Table:
 
 def _require_library(source: str) -> Any:
     try:
-        return importlib.import_module("datasets")  # an extra, and a second of every start
+        return importlib.import_module("datasets")  # an extra that takes a second to import
     except ImportError:
         raise ConfigError(
             f'{source} needs the package "datasets", which is not installed. '
@@ -252,7 +247,7 @@ def _require_library(source: str) -> Any:
 
 
 def _arrow_rows(saved: Any, name: str) -> Iterator[Row]:
-    """Rows with images as they are stored, {"bytes", "path"}, not decoded."""
+    """Yield rows with images in their stored form {"bytes", "path"}, not decoded."""
     number = 0
     try:
         for batch in saved.with_format("arrow").iter(batch_size=64):

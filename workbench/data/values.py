@@ -1,4 +1,4 @@
-"""Single values of foreign rows: missing values, numbers written as text, structures kept as text."""
+"""Convert single values of foreign rows: missing values, numbers, dates, and structures stored as text."""
 
 import ast
 import datetime
@@ -7,18 +7,18 @@ import json
 import math
 from typing import Any
 
-EXACT_FLOAT = 2**53  # whole numbers beyond this are rounded when a table stores them as floating-point numbers
-_PLAIN_FLOAT = 10**21  # whole floats below this are written as integers, as JavaScript does
-_LONGEST_LITERAL = 1_000_000  # characters of Python text that are parsed; JSON has no such limit
+EXACT_FLOAT = 2**53  # larger whole numbers are rounded when stored as floats
+_PLAIN_FLOAT = 10**21  # smaller whole floats are written as integers, as in JavaScript
+_LONGEST_LITERAL = 1_000_000  # longest Python literal to parse, in characters; JSON has no limit
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value stands for a missing one: None, or the NaN that pandas writes in its place."""
+    """Whether a value is missing: None, or the NaN that pandas writes in its place."""
     return value is None or (isinstance(value, float | decimal.Decimal) and math.isnan(value))
 
 
 def without_missing(value: Any) -> Any:
-    """The value with None for every NaN, in lists and dicts too.
+    """Replace every NaN by None, also in lists and dicts.
 
     A NaN beside numbers, as in a box [1, 2, 3, NaN], is a damaged number and stays.
     """
@@ -33,12 +33,12 @@ def without_missing(value: Any) -> Any:
 
 
 def row_without_missing(values: dict[str, Any]) -> dict[str, Any]:
-    """A row's columns with None for every NaN; see without_missing."""
+    """Replace every NaN in a row by None; see without_missing."""
     return {str(key): None if is_missing(value) else without_missing(value) for key, value in values.items()}
 
 
 def number_text(value: int | float | decimal.Decimal) -> str | None:
-    """A number as an answer states it: "27" for 27.0, "-0.5"; None for NaN, infinity and integers of over 1,000 digits."""
+    """Format a number as in an answer: "27" for 27.0, "-0.5". None for NaN, infinity and very long integers."""
     if not isinstance(value, int) and not math.isfinite(value):
         return None
     if isinstance(value, int):
@@ -51,7 +51,7 @@ def number_text(value: int | float | decimal.Decimal) -> str | None:
 
 
 def date_text(value: datetime.date | datetime.time) -> str:
-    """A date in ISO 8601; a time stamp at midnight, which is how tables keep a date, without its time."""
+    """Format a date in ISO 8601. A timestamp at midnight, as tables store dates, loses its time."""
     if isinstance(value, datetime.datetime):
         if value.time() == datetime.time() and value.tzinfo is None:
             return value.date().isoformat()
@@ -60,9 +60,9 @@ def date_text(value: datetime.date | datetime.time) -> str:
 
 
 def parse_structure(text: str) -> list[Any] | dict[Any, Any] | None:
-    """The list or dict that a text column keeps as JSON or as Python's repr of it; None if the text is neither."""
+    """Parse a list or dict stored as JSON or as Python's repr; None if the text is neither."""
     text = text.strip().removeprefix("\ufeff")
-    for _ in range(2):  # JSON of a JSON text too
+    for _ in range(2):  # also JSON inside a JSON string
         if not text.startswith(("[", "{", '"', "(")):
             return None
         value = _parse(text)

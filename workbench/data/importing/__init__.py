@@ -1,11 +1,11 @@
-"""Data with TRL's or ms-swift's columns -> a folder with `data.jsonl` in the workbench's columns, and `images/`.
+"""Import data with columns of TRL or ms-swift into a folder with `data.jsonl` in our columns, and `images/`.
 
-1. The first column of COLUMN_NAMES that a row has is read as ours; `columns` says otherwise where names differ.
-2. A row that cannot be converted is skipped, counted by reason and named; it never ends the import.
-3. What is written loads: each row goes through the loader's own checks first.
-4. Nothing is changed in silence: removed `<image>` marks, boxes left out or moved by a rounding are counted as notes.
-5. The folder appears under its name when it is whole; a killed import leaves only a hidden `.NAME.*.partial` folder,
-   which the next one clears.
+1. The first column of COLUMN_NAMES that a row has is read as ours; `columns` overrides this mapping.
+2. A row that cannot be converted is skipped, counted by reason and named; it never stops the import.
+3. Each row passes the loader's own checks before it is written.
+4. All changes are counted as notes: removed `<image>` marks, skipped boxes, boxes moved by rounding.
+5. The folder gets its name when it is complete. A killed import leaves only a hidden `.NAME.*.partial` folder, which
+   the next one deletes.
 """
 
 import json
@@ -24,7 +24,7 @@ from workbench.errors import ConfigError, DataError, show, unknown
 from workbench.files.folders import new_folder
 
 PRIVILEGED_AS = ("caption", "hint")
-_OWN_STRUCTURES = ("history", "turns", "marks", "crop_box")  # a column that is named for another is not read as these
+_OWN_STRUCTURES = ("history", "turns", "marks", "crop_box")  # not read from a column that is mapped to another
 DATA_FILE = "data.jsonl"
 
 
@@ -42,14 +42,14 @@ def import_dataset(
 ) -> ImportReport:
     """Convert `source` (a file, saved folder or hf:NAME?split=S) into the new folder `destination`.
 
-    layout         whose columns these are, one of LAYOUTS
-    box_format     xyxy corners, xywh corner and size, cxcywh centre and size; None = the layout's
+    layout         layout of the columns, one of LAYOUTS
+    box_format     xyxy corners, xywh corner and size, cxcywh center and size; None = the layout's
     box_units      pixels, normalised (0 to 1), percent (0 to 100), thousand (0 to 1000); None = the layout's
-    privileged_as  what the text of `privileged_context` is: caption or hint
-    columns        ours -> theirs, where COLUMN_NAMES does not find them
-    limit          convert only the first so many rows
+    privileged_as  column for the text of `privileged_context`: caption or hint
+    columns        our column -> theirs, where COLUMN_NAMES does not apply
+    limit          convert only the first N rows
     Raises         ConfigError for an unknown option; DataError if the source cannot be read, the destination exists or
-                   cannot be written, or not one row could be converted
+                   cannot be written, or no row can be converted
     """
     chosen = load_layout(layout)
     names = _column_names(columns or {}, privileged_as, chosen)
@@ -128,9 +128,6 @@ def _convert_all(importer: Importer, columns: dict[str, str], limit: int | None)
         raise no_rows(importer.table.name)
     if report.written == 0:
         reasons = str(report).partition("\n")[2]
-        advice = (
-            f"\nColumns of other names: --column ours=theirs, or --layout, one of {', '.join(LAYOUTS)}."
-            if theirs
-            else ""
-        )
-        raise DataError(f"not one row of {importer.table.name} could be converted.\n{reasons}{advice}")
+        layouts = ", ".join(LAYOUTS)
+        advice = f"\nMap other column names with --column ours=theirs, or --layout, one of {layouts}." if theirs else ""
+        raise DataError(f"none of the rows of {importer.table.name} could be converted.\n{reasons}{advice}")

@@ -1,4 +1,4 @@
-"""What the keys beside a box say of it: the format and the unit of its numbers, whether it is turned, and how keys are spelled."""
+"""Read the format, unit and rotation of a box from the keys beside it, in any spelling."""
 
 import re
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ _FORMAT_KEYS = ("format", "bbox_format", "box_format", "bbox_mode", "box_mode")
 _UNIT_KEYS = ("bbox_type", "bbox_types", "bbox_units", "box_units", "unit", "units")
 _NORMALISED_KEYS = ("normalized", "normalised", "is_normalized", "is_normalised", "relative", "is_relative")
 _ANGLE_KEYS = ("rotation", "angle", "theta")
-_PERCENT_KEY = "rectanglelabels"  # Label Studio, whose numbers are per cent
+_PERCENT_KEY = "rectanglelabels"  # Label Studio, whose numbers are percentages
 FORM_KEYS = (*_FORMAT_KEYS, *_UNIT_KEYS, *_NORMALISED_KEYS, *_ANGLE_KEYS)
 _FORMATS = {
     "xyxy": ("xyxy", None),
@@ -50,7 +50,7 @@ _SPELLING = re.compile(r"[^a-z0-9]")
 
 
 def spelled(value: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The dict with keys as `known` spells them: BBox, boundingBox and XMin are bbox, bounding_box and xmin."""
+    """Rename keys to the spelling of `names`: BBox, boundingBox and XMin become bbox, bounding_box and xmin."""
     plain = {_plain(name): name for name in reversed(list(names))}
     renamed = {}
     for name, entry in value.items():
@@ -60,12 +60,12 @@ def spelled(value: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def stated_form(entry: dict[str, Any]) -> tuple[str | None, str | None]:
-    """Format and unit that a box's own keys state, each None if none does. Raises Refused for what is not known."""
+    """Return the format and unit stated by a box's own keys, or None. Raises Refused for unknown values."""
     box_format = box_units = None
     for key in _FORMAT_KEYS:
         if (value := _single(entry.get(key))) is not None:
             if _plain(str(value)) not in _FORMATS:
-                raise Refused(f"{key} is no format that is known (xyxy, xywh, cxcywh)", show(value))
+                raise Refused(f"{key} is not a known format (xyxy, xywh, cxcywh)", show(value))
             box_format, box_units = _FORMATS[_plain(str(value))]
     for key in _UNIT_KEYS:
         if (value := _single(entry.get(key))) is not None:
@@ -83,7 +83,7 @@ def stated_form(entry: dict[str, Any]) -> tuple[str | None, str | None]:
 
 
 def is_turned(entry: dict[str, Any]) -> bool:
-    """Whether a box lies at an angle, which four numbers do not hold."""
+    """Whether a box is rotated, which four numbers cannot express."""
     return any(to_number(_single(entry.get(key))) not in (None, 0.0) for key in _ANGLE_KEYS)
 
 

@@ -1,10 +1,11 @@
-"""Boxes in the forms in use -> {x0, y0, x1, y1, label} in pixels of a row's first picture.
+"""Convert boxes of common formats to {x0, y0, x1, y1, label} in pixels of a row's first image.
 
-1. Four numbers, lists of them, dicts with a box under a key of BOX_KEYS or with a corner under each key (CORNER_KEYS), dicts of
-   lists, several boxes in an entry, LabelMe's shapes, {label: box}, and each of these as JSON or Python text.
-2. Keys that state format or unit go before what was chosen: xmin, ymin, xmax, ymax are corners; bbox_type, format (box_forms.py).
-3. What is not read is counted in the notes by its name: points, keys, labels that are numbers, boxes of other pictures.
-4. A box that is empty, outside the picture, or not four numbers refuses its row.
+1. Formats: four numbers, lists of them, dicts with a box under a key of BOX_KEYS or a corner under each of CORNER_KEYS,
+   dicts of lists, several boxes in an entry, LabelMe's shapes, {label: box}, and each of these as JSON or Python text.
+2. Keys that state format or unit take precedence over the chosen ones: xmin, ymin, xmax, ymax; bbox_type, format
+   (box_forms.py).
+3. Notes count everything that is not read, by name: points, keys, labels that are numbers, boxes of other images.
+4. A row is refused if a box is empty, outside the image, or not four numbers.
 """
 
 import os
@@ -101,7 +102,7 @@ PICTURE_KEYS = (
 )
 POINT_KEYS = ("points", "point", "point_2d", "points_2d", "keypoints", "polygon", "segmentation", "quad")
 _WRAPPERS = ("objects", "annotations", "shapes", "instances", "detections", "regions", "value")
-_Y_FIRST = "box_2d"  # Gemini's [y0, x0, y1, x1] of 0 to 1000, elsewhere x first: the numbers do not tell which
+_Y_FIRST = "box_2d"  # ambiguous: [y0, x0, y1, x1] of 0 to 1000 in Gemini, x first elsewhere
 _MOST_DEPTH = 8
 _KNOWN = (
     *BOX_KEYS,
@@ -115,16 +116,16 @@ _KNOWN = (
 
 @dataclass(frozen=True)
 class BoxContext:
-    """What a row's boxes are read with."""
+    """Images and chosen box format of a row."""
 
-    pictures: list[Any]  # as the row names them
-    size: tuple[int, int] | None  # of the first picture, in pixels; None if the row has none
+    pictures: list[Any]  # names in the row
+    size: tuple[int, int] | None  # of the first image, in pixels; None without images
     box_format: str
     box_units: str
 
 
 def read_boxes(value: Any, context: BoxContext, notes: Counter[str]) -> list[dict[str, float | str]]:
-    """The boxes of the first picture. Raises Refused; counts in `notes` what was changed and what was not read."""
+    """Read the boxes of the first image. Raises Refused; counts changes and unread values in `notes`."""
     if isinstance(value, str):
         parsed = parse_structure(value)
         if parsed is None:
@@ -141,7 +142,7 @@ def read_boxes(value: Any, context: BoxContext, notes: Counter[str]) -> list[dic
         if context.size is None:
             raise Refused("boxes without an image")
         if is_turned(entry):
-            notes["box left out: it is turned by an angle"] += 1
+            notes["box left out: it is rotated"] += 1
             continue
         stated, units = stated_form(entry)
         box_format = box_format or stated
@@ -155,7 +156,7 @@ def read_boxes(value: Any, context: BoxContext, notes: Counter[str]) -> list[dic
 
 
 def _entries(value: Any, notes: Counter[str], depth: int) -> Iterator[dict[str, Any]]:
-    """A dict for each box, with one box under its key, its label, its picture and its type."""
+    """Yield a dict for each box, with its numbers, label, image and type."""
     if depth > _MOST_DEPTH:
         raise Refused("boxes cannot be read: too deeply nested", show(value))
     if isinstance(value, list):
@@ -210,11 +211,11 @@ def _of_dict(value: dict[str, Any], notes: Counter[str], depth: int) -> Iterator
             yield from _of_dict(entry if named else {"label": label, **entry}, notes, depth + 1)
     else:
         names = ", ".join(map(_cut, list(value)[:8]))
-        notes[f"boxes not read: there is no box under the keys {names}"] += 1
+        notes[f"boxes not read: no box under the keys {names}"] += 1
 
 
 def _of_box_key(value: dict[str, Any], key: str, notes: Counter[str], depth: int) -> Iterator[dict[str, Any]]:
-    """Entries of a dict with a box, a dict of corners, or a list of boxes under `key`."""
+    """Yield the entries of a dict with a box, a dict of corners, or a list of boxes under `key`."""
     boxes = value[key]
     if isinstance(boxes, str):
         boxes = parse_structure(boxes)
@@ -240,7 +241,7 @@ def _of_box_key(value: dict[str, Any], key: str, notes: Counter[str], depth: int
 
 
 def _split(value: dict[str, Any], count: int, keys: tuple[str, ...], notes: Counter[str]) -> Iterator[dict[str, Any]]:
-    """The idx-th of each list for the idx-th box; what is no list, or a list of one label, belongs to every box."""
+    """Split a dict of lists into one dict per box. Other values, and a list of one label, belong to every box."""
     shared, lists = {}, {key: value[key] for key in keys}
     for name, entry in value.items():
         if name in keys:
@@ -262,7 +263,7 @@ def _split(value: dict[str, Any], count: int, keys: tuple[str, ...], notes: Coun
 
 
 def _geometry(entry: dict[str, Any], context: BoxContext, notes: Counter[str]) -> tuple[Any, str | None] | None:
-    """Four values and the format that their keys state; None for what is not a box, which is counted."""
+    """Return four values and the format that their keys state; None (and a note) if the entry is not a box."""
     for key, box_format in BOX_KEYS.items():
         if key in entry:
             numbers = entry[key]
@@ -283,7 +284,7 @@ def _geometry(entry: dict[str, Any], context: BoxContext, notes: Counter[str]) -
 
 
 def _is_of_first(entry: dict[str, Any], context: BoxContext, notes: Counter[str]) -> bool:
-    """Whether the box lies in the first picture, by a number from 0 or by the picture's own name."""
+    """Whether the box belongs to the first image, by a number from 0 or by the image's name."""
     key = next((key for key in PICTURE_KEYS if not is_missing(entry.get(key))), None)
     if key is None:
         return True
@@ -302,7 +303,7 @@ def _is_of_first(entry: dict[str, Any], context: BoxContext, notes: Counter[str]
 
 
 def _label(entry: dict[str, Any], notes: Counter[str]) -> str:
-    """The first label that is text; others are counted by their key."""
+    """Return the first label that is text; others are counted by key."""
     label = ""
     for key in LABEL_KEYS:
         value = entry.get(key)

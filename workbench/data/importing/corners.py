@@ -1,4 +1,4 @@
-"""Four numbers in any format and unit -> the corners of a box in pixels."""
+"""Convert four numbers in any format and unit to the corners of a box in pixels."""
 
 import decimal
 import math
@@ -10,14 +10,14 @@ from workbench.data.conversations import Refused
 from workbench.errors import show
 
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
-BOX_UNITS = {"pixels": None, "normalised": 1.0, "percent": 100.0, "thousand": 1000.0}  # the number that is a whole side
-_MOST_OVERSHOOT = 1.0  # pixels by which a box may leave the image through rounding; it is then cut, and counted
-_SAME_AREA = 0.01  # share by which an area may differ from that of its box
+BOX_UNITS = {"pixels": None, "normalised": 1.0, "percent": 100.0, "thousand": 1000.0}  # number for a whole side
+_MOST_OVERSHOOT = 1.0  # pixels by which rounding may move a box out of the image; it is then clipped and counted
+_SAME_AREA = 0.01  # largest relative difference between a stated area and that of the box
 
 
 @dataclass(frozen=True)
 class BoxForm:
-    """How four numbers are read. is_stated: the format is that of the data's own keys, not the one that was chosen."""
+    """Format and unit of four numbers. is_stated: the data's own keys state the format."""
 
     box_format: str
     box_units: str
@@ -27,10 +27,10 @@ class BoxForm:
 def box_corners(
     numbers: Any, size: tuple[int, int], form: BoxForm, area: float | None, notes: Counter[str]
 ) -> tuple[float, float, float, float]:
-    """Corners (x0, y0, x1, y1) in pixels of a picture of `size`.
+    """Return corners (x0, y0, x1, y1) in pixels of an image of `size`.
 
-    area    what the data gives as the box's area, if it does: it tells corner and size from two corners
-    Raises  Refused for what is not four finite numbers, or an empty box, or one outside of the picture
+    area    area of the box in the data, or None; it distinguishes xywh from xyxy
+    Raises  Refused unless the numbers are four finite ones of a non-empty box inside the image
     """
     read = [to_number(number) for number in numbers] if isinstance(numbers, list) else []
     if len(read) != 4 or None in read:
@@ -68,9 +68,9 @@ def box_corners(
 
 
 def is_rectangle(points: Any, *, is_stated: bool) -> tuple[float, float, float, float] | None:
-    """Corners of the upright rectangle that [[x, y], ...] or [{x, y}, ...] are; None if they are no such rectangle.
+    """Return the corners of the upright rectangle [[x, y], ...] or [{x, y}, ...]; None if it is not one.
 
-    is_stated  the data calls the points a rectangle, so that two opposite corners are enough
+    is_stated  whether the data calls the points a rectangle, so that two opposite corners suffice
     """
     if not isinstance(points, list) or len(points) not in (2, 4, 5):
         return None
@@ -90,14 +90,14 @@ def is_rectangle(points: Any, *, is_stated: bool) -> tuple[float, float, float, 
 
 
 def is_scalar_list(value: Any, count: int) -> bool:
-    """Whether a value is a list of so many entries that are no lists and no dicts."""
+    """Whether a value is a list of `count` entries without lists and dicts."""
     return (
         isinstance(value, list) and len(value) == count and not any(isinstance(entry, list | dict) for entry in value)
     )
 
 
 def to_number(value: Any) -> float | None:
-    """A finite number, also one that is kept as text or as a decimal; else None."""
+    """Convert a number, text or decimal to a finite float; None if it is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str | decimal.Decimal):
         return None
     if isinstance(value, str) and "_" in value:

@@ -1,4 +1,4 @@
-"""Pictures of foreign rows -> paths that a row of ours has: of the source's own file, or of one that is written."""
+"""Convert images of foreign rows to paths: of the source's own file, or of a newly written one."""
 
 import hashlib
 import os
@@ -13,15 +13,15 @@ from workbench.data.examples import decode_image, image_size
 from workbench.errors import DataError, show
 
 IMAGES_FOLDER = "images"
-_MOST_ARCHIVES = 20  # zip files beside the data that are searched for a file that is missing
+_MOST_ARCHIVES = 20  # number of zip files beside the data that are searched for a missing file
 
 
 def store_picture(picture: Any, folder: Path, target: Path) -> str:
-    """The path that the row gets for a picture.
+    """Return the path of an image for the converted row.
 
-    folder  where relative paths start
-    target  the folder that is written; an embedded picture goes to its images/, once, under its digest
-    Raises  Refused for what is not a picture, does not exist or cannot be read
+    folder  folder for relative paths
+    target  destination; an embedded image is written once to its images/, under its digest
+    Raises  Refused if the value is not an image, does not exist or cannot be read
     """
     try:
         resolved = resolve_picture(picture)
@@ -39,7 +39,7 @@ def store_picture(picture: Any, folder: Path, target: Path) -> str:
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels. Raises Refused if it is not an image."""
+    """Return width and height in pixels. Raises Refused if the file is not an image."""
     try:
         return image_size(path)
     except DataError as error:
@@ -58,7 +58,7 @@ def _store_embedded(data: bytes, target: Path) -> str:
 
 
 def _archive_hint(folder: Path, path: str) -> str:
-    """Which zip file beside the data holds a missing file, as the end of a sentence."""
+    """Name the zip file beside the data that contains a missing file, as the end of a sentence."""
     name = os.path.basename(path)
     holder = next((archive.name for archive, names in _archives(folder) if name in names), None)
     return f"; {holder} beside the data holds it: unpack it there first" if holder else ""
@@ -66,7 +66,7 @@ def _archive_hint(folder: Path, path: str) -> str:
 
 @lru_cache(maxsize=8)
 def _archives(folder: Path) -> list[tuple[Path, frozenset[str]]]:
-    """Zip files in a folder, with the names of the files in them."""
+    """List the zip files of a folder with the names of their files."""
     archives = []
     for path in sorted(folder.glob("*.zip"))[:_MOST_ARCHIVES]:
         try:

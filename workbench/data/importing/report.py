@@ -1,16 +1,16 @@
-"""What an import wrote, what it left out, and what it changed."""
+"""Report of an import: written, skipped and changed rows."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 _SHOWN = 3  # rows named per reason
-_MOST_NOTES = 40  # listed; keys of the data are part of some
+_MOST_NOTES = 40  # notes listed
 
 
 @dataclass
 class ImportReport:
-    """What an import wrote and what it left out."""
+    """Counts of written and skipped rows, with notes on changes."""
 
     path: Path  # the data file
     written: int = 0
@@ -18,8 +18,8 @@ class ImportReport:
     first_skipped: dict[str, list[str]] = field(default_factory=dict)  # per reason: file:row and detail
     notes: Counter[str] = field(default_factory=Counter)  # changes to rows that were written
     columns: dict[str, str] = field(default_factory=dict)  # ours -> theirs, as used; several joined by "and"
-    unused: tuple[str, ...] = ()  # their columns that nothing was read from
-    used: set[str] = field(default_factory=set)  # their columns that something was read from
+    unused: tuple[str, ...] = ()  # their columns that were not read
+    used: set[str] = field(default_factory=set)  # their columns that were read
 
     def __str__(self) -> str:
         lines = [f"{self.written:,} rows written to {self.path}, {self.skipped.total():,} skipped."]
@@ -28,9 +28,7 @@ class ImportReport:
             lines.append(f"not read: {', '.join(self.unused)}")
         lines += [f"note: {count:,} x {note}" for note, count in self.notes.most_common(_MOST_NOTES)]
         if len(self.notes) > _MOST_NOTES:
-            lines.append(
-                f"note: {len(self.notes) - _MOST_NOTES:,} kinds of notes more, each as rare as the last or rarer"
-            )
+            lines.append(f"note: {len(self.notes) - _MOST_NOTES:,} more kinds of notes, each at most as frequent")
         for reason, count in self.skipped.most_common():
             lines += [f"skipped: {count:,} x {reason}", *(f"    {first}" for first in self.first_skipped[reason])]
         return "\n".join(lines)

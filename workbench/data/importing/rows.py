@@ -1,4 +1,4 @@
-"""One foreign row -> our columns. A row that cannot be converted raises Refused; what was changed is counted."""
+"""Convert one foreign row to our columns. Raises Refused if that fails; counts all changes."""
 
 import datetime
 import decimal
@@ -44,9 +44,9 @@ COLUMN_NAMES = {
     "domain": ("domain",),
     "marks": ("marks",),
 }
-_TEXT_LIST = re.compile(r"\s*\[\s*['\"]")  # of texts; numbers in brackets may be the answer itself
+_TEXT_LIST = re.compile(r"\s*\[\s*['\"]")  # a list of texts; numbers in brackets may be the answer itself
 _HASHED = re.compile(r"####\s*([^\n#]+)\s*\Z")  # the last line, as in GSM8K
-_MOST_WRAPPER = 30  # characters around an answer that are no worked solution
+_MOST_WRAPPER = 30  # more characters around an answer are a worked solution
 _TEXTS = ("answer", "reference", "caption", "hint", "domain")
 _MISSING_AS_TEXT = ("nan", "NaN", "None", "null", "NULL", "<NA>", "NaT")
 _CHOICES = ("choices", "options")
@@ -55,11 +55,11 @@ _MISSING = (None, "", [], {})
 
 @dataclass(frozen=True)
 class Importer:
-    """Where rows come from and go to, and how they are read."""
+    """Source, destination and options of an import."""
 
     table: Table
-    target: Path  # the folder while it is written
-    destination: Path  # its name when it is whole
+    target: Path  # temporary folder
+    destination: Path  # final folder
     box_format: str
     box_units: str
     names: dict[str, tuple[str, ...]]
@@ -70,7 +70,7 @@ class Importer:
 def convert_row(
     importer: Importer, values: dict[str, Any], default_id: str
 ) -> tuple[dict[str, Any], Counter[str], dict[str, str]]:
-    """A row in our columns, what was changed on the way, and which of their columns each of ours is from. Raises Refused."""
+    """Convert a row. Returns our columns, notes on changes, and their column for each of ours. Raises Refused."""
     notes: Counter[str] = Counter()
     columns = {ours: _first_filled(importer, values, ours) for ours in importer.names}
     given = {ours: None if name is None else values[name] for ours, name in columns.items()}
@@ -106,19 +106,17 @@ def convert_row(
 
 
 def _note_doubtful(importer: Importer, values: dict[str, Any], converted: dict[str, Any], notes: Counter[str]) -> None:
-    """Count texts that may stand for a missing value, and choices that the question needs and does not show."""
+    """Count texts that may mean a missing value, and choices that the question does not contain."""
     for name in _TEXTS:
         if (converted[name] or "").strip() in _MISSING_AS_TEXT:
-            notes[f"{name} is the text {converted[name].strip()}, kept as it is"] += 1
+            notes[f"{name} is the text {converted[name].strip()}, kept unchanged"] += 1
     for name in _CHOICES:
         if isinstance(values.get(name), list) and name not in importer.layout.choices:
-            notes[
-                f"{name} not written into the question (layouts do), and the answer may be a number or letter of them"
-            ] += 1
+            notes[f"{name} not written into the question (layouts do), but the answer may refer to them"] += 1
 
 
 def _first_filled(importer: Importer, values: dict[str, Any], ours: str) -> str | None:
-    """The first of their columns for ours that the row fills."""
+    """Return the first of their columns for ours that the row fills."""
     return next((name for name in importer.names[ours] if values.get(name) not in _MISSING), None)
 
 
@@ -130,7 +128,7 @@ def _evidence_boxes(
     stored: list[str],
     notes: Counter[str],
 ) -> dict[str, Any]:
-    """The columns boxes and crop_box, in pixels of the first picture."""
+    """Build the columns boxes and crop_box, in pixels of the first image."""
     if given["boxes"] is None and given["crop_box"] is None:
         return {}
     size = picture_size(importer.target / stored[0]) if stored else None
@@ -140,7 +138,7 @@ def _evidence_boxes(
         boxes = {"bbox": boxes, "ref": labels}
     read = {} if boxes is None else {"boxes": read_boxes(boxes, context, notes)}
     if read.get("boxes") and _stated_size(values) not in (None, size):
-        notes["boxes of a row whose width and height are not its picture's: are they pixels of another size?"] += 1
+        notes["boxes of a row whose width and height differ from its image: are they pixels of another size?"] += 1
     if given["crop_box"] is not None:
         places = read_boxes(given["crop_box"], context, notes)
         if len(places) > 1:
@@ -150,7 +148,7 @@ def _evidence_boxes(
 
 
 def _stated_size(values: dict[str, Any]) -> tuple[float, float] | None:
-    """Width and height that a row gives in columns of their own."""
+    """Return the width and height given in columns of a row."""
     for names in (("width", "height"), ("image_width", "image_height")):
         numbers = [to_number(values.get(name)) for name in names]
         if None not in numbers:
@@ -159,7 +157,7 @@ def _stated_size(values: dict[str, Any]) -> tuple[float, float] | None:
 
 
 def _answer(importer: Importer, value: Any, notes: Counter[str]) -> str | None:
-    """The final answer: out of a list kept as text, and out of <answer>, \\boxed{} or behind #### in a worked solution."""
+    """Extract the final answer from a list stored as text, or from <answer>, \\boxed{} or #### in a worked solution."""
     if isinstance(value, str) and _TEXT_LIST.match(value) and isinstance(parsed := parse_structure(value), list):
         value = parsed
     answer = scalar_text(value, "answer", notes)
@@ -175,7 +173,7 @@ def _answer(importer: Importer, value: Any, notes: Counter[str]) -> str | None:
 
 
 def _stated_answer(text: str) -> tuple[str, str]:
-    """The answer that a worked solution states, and by which mark; both empty if it states none."""
+    """Return the answer that a worked solution states and the mark before it; both empty without a mark."""
     if last := _HASHED.search(text):
         return last.group(1).strip(), "####"
     mark = next((mark for mark in ("<answer>", "\\boxed{") if mark in text), "")
@@ -183,7 +181,7 @@ def _stated_answer(text: str) -> tuple[str, str]:
 
 
 def _choices(importer: Importer, values: dict[str, Any], notes: Counter[str]) -> list[str]:
-    """The answers to choose from, a line each, as (A), (B), ...; none if the layout or the row has none."""
+    """Format the choices as lines (A), (B), ...; none if the layout or the row has none."""
     choices = [values.get(name) for name in importer.layout.choices]
     if len(choices) == 1:
         choices = as_list(choices[0])
@@ -194,7 +192,7 @@ def _choices(importer: Importer, values: dict[str, Any], notes: Counter[str]) ->
 
 
 def _history(value: Any, notes: Counter[str]) -> tuple[tuple[str, str], ...]:
-    """Earlier turns; text that is no list of turns is not ours and is left out."""
+    """Convert earlier turns; text that is not a list of turns is left out."""
     if value is None or (isinstance(value, str) and parse_structure(value) is None):
         notes["history not read: it is not a list of turns"] += value is not None
         return ()
@@ -202,7 +200,7 @@ def _history(value: Any, notes: Counter[str]) -> tuple[tuple[str, str], ...]:
 
 
 def _turns(importer: Importer, value: Any, notes: Counter[str]) -> list[dict[str, Any]]:
-    """Our turns, the question revealed part by part; lists of another form are left out."""
+    """Convert the column turns; lists of another form are left out."""
     if value is None:
         return []
     value = parse_structure(value) if isinstance(value, str) else value
@@ -219,7 +217,7 @@ def _turns(importer: Importer, value: Any, notes: Counter[str]) -> list[dict[str
 
 
 def _marks(value: Any, notes: Counter[str]) -> list[dict[str, Any]]:
-    """Our marks as they are: the loader checks them; lists of another form are left out."""
+    """Return marks unchanged, since the loader checks them; lists of another form are left out."""
     value = parse_structure(value) if isinstance(value, str) else value
     if value is None:
         return []
@@ -230,7 +228,7 @@ def _marks(value: Any, notes: Counter[str]) -> list[dict[str, Any]]:
 
 
 def as_list(value: Any) -> list[Any]:
-    """A value as a list: of none if it is missing, of the entries that text keeps as JSON or Python, of itself."""
+    """Convert a value to a list: empty if missing, parsed if it is text of a list, else of the value itself."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         parsed = parse_structure(value)
         value = value if parsed is None else parsed
@@ -240,7 +238,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def scalar_text(value: Any, column: str, notes: Counter[str]) -> str | None:
-    """Text of a value that may be a number, a date, UTF-8 bytes, or a list of one of these. Raises Refused."""
+    """Convert a text, number, date, UTF-8 bytes, or a list of one of these, to text. Raises Refused."""
     if isinstance(value, list) and value and all(entry == value[0] for entry in value):
         notes[f"{column} taken out of a list of one, or of equal ones"] += 1
         value = without_missing(value[0])
@@ -252,9 +250,7 @@ def scalar_text(value: Any, column: str, notes: Counter[str]) -> str | None:
         notes[f"{column} is a date, written as ISO 8601"] += 1
         return date_text(value)
     if isinstance(value, bool):
-        raise Refused(
-            f"{column} is neither text nor a number", f"{value}: write the word that is meant, as yes or true"
-        )
+        raise Refused(f"{column} is neither text nor a number", f"{value}: write a word instead, such as yes or true")
     if not isinstance(value, int | float | decimal.Decimal) or (text := number_text(value)) is None:
         raise Refused(f"{column} is neither text nor a number", show(value))
     if isinstance(value, float) and abs(value) > EXACT_FLOAT:

@@ -1,12 +1,12 @@
-"""The built-in world: rendered scenes whose every answer token is known to be visible or privileged.
+"""Built-in world: rendered scenes for which every answer token is known to be visible or privileged.
 
     make_examples("eval", seed=0, start=0, count=64)
 
-Any example can be made alone: it depends on split, seed and index, and on nothing before it. Splits:
+An example depends only on split, seed and index. Splits:
 
-    train    3 to 6 things, to learn from
-    eval     the same distribution; no scene is in both, whatever the seeds
-    combos   asks about colour-shape combinations that train and eval never contain
+    train    3 to 6 things
+    eval     the same distribution, without the scenes of train, for all seeds
+    combos   questions about color-shape combinations that train and eval never contain
     hard     8 or 9 things
 """
 
@@ -23,25 +23,24 @@ from workbench.seeding import derive_seed
 from workbench.types import Example
 
 SPLITS = ("train", "eval", "combos", "hard")
-_HELD_OUT_SHARE = 4  # one scene in four belongs to the splits that are not trained on
+_HELD_OUT_SHARE = 4  # one scene in four belongs to the splits for evaluation
 _SHIFTS = (-2, 0, 2)
-_DRAWN_FROM = 10**6  # rounds of CYCLE that wrong evidence is drawn from
+_DRAWN_FROM = 10**6  # rounds of CYCLE from which wrong evidence is drawn
 
 
 def make_examples(
     split: str, *, seed: int = 0, start: int = 0, count: int, families: tuple[str, ...] | None = None
 ) -> list[Example]:
-    """Examples start .. start + count - 1 of a split.
+    """Make examples start .. start + count - 1 of a split.
 
-    families  only these question families, counted among themselves: an example and its id are the same as without;
-              None = all
+    families  keep only these question families; start and count refer to them, ids stay the same. None = all
 
-    Raises: ConfigError for an unknown split or family, DataError for a range that is not one.
+    Raises: ConfigError for an unknown split or family, DataError for a negative range.
     """
     check_split(split)
     positions = family_places(families)
     if start < 0 or count < 0:
-        raise DataError(f"scenes:{split} was asked for {count} examples from number {start}; both must be 0 or more.")
+        raise DataError(f"scenes:{split}: count and start must be 0 or more, got count={count}, start={start}.")
     turns = (divmod(number, len(positions)) for number in range(start, start + count))
     return [_make_example(split, seed, turn * len(CYCLE) + positions[idx]) for turn, idx in turns]
 
@@ -52,9 +51,9 @@ def check_split(split: str) -> None:
 
 
 def family_places(families: tuple[str, ...] | None) -> tuple[int, ...]:
-    """Which places of CYCLE, after which questions repeat, ask about some families. Raises ConfigError if none can."""
+    """Return the indices in CYCLE of the questions of some families. Raises ConfigError for an unknown family."""
     if families == ():
-        raise ConfigError(f"no question family is named. Choose from: {', '.join(FAMILIES)}.")
+        raise ConfigError(f"families is empty. Choose from: {', '.join(FAMILIES)}.")
     for family in families or ():
         if family not in FAMILIES:
             raise ConfigError(unknown("question family", family, FAMILIES))
@@ -74,9 +73,9 @@ def _make_example(split: str, seed: int, index: int) -> Example:
 
 
 class _OtherScenes:
-    """Wrong evidence for a scene's question: of questions about other scenes, made until one is wrong for it.
+    """Wrong evidence for a scene's question: draws other scenes until the evidence of one is wrong for it.
 
-    They are of the example's split, seed and place in CYCLE, so that the family and the truth are the same.
+    They have the example's split, seed and index in CYCLE, and so the same family and visibility.
     """
 
     def find(self, example: Example, part: str) -> Example | None:
@@ -99,7 +98,7 @@ _OTHERS = _OtherScenes()
 
 
 def make_scene(split: str, rng: random.Random) -> Scene:
-    """A scene that belongs to the split. Which scenes are for training is a matter of the scene alone."""
+    """Draw a scene of the split. A scene's content decides whether it belongs to training."""
     while True:
         scene = _draw_scene(split, rng)
         if (_digest(scene) % _HELD_OUT_SHARE == 0) != (split == "train"):
@@ -130,7 +129,7 @@ def _draw_scene(split: str, rng: random.Random) -> Scene:
 
 
 def _digest(scene: Scene) -> int:
-    """A number of what the scene is, shifts left out: the same things moved by a pixel are the same scene."""
+    """Hash a scene without its shifts: the same things moved by a pixel are the same scene."""
     return zlib.crc32(" ".join(f"{t.cell}{t.shape}{t.color}{t.tag}{t.readable}" for t in scene.things).encode())
 
 

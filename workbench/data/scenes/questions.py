@@ -1,4 +1,4 @@
-"""Questions about a scene, with worked answers, evidence, and the truth about every part of the answer.
+"""Questions about a scene, with worked answers, evidence, and the visibility of every part of the answer.
 
 An answer locates first, then reads, then states: "at top left, tag X, answer X". Families (Example.domain):
 
@@ -7,7 +7,7 @@ An answer locates first, then reads, then states: "at top left, tag X, answer X"
     color     what color is the star?                                 asked of the only star
     shape     what shape is the red object?                           asked of the only red object
     count     how many red objects are there?  how many stars ...     located one by one
-    relation  what shape is below the red star?                       a neighbour in the grid
+    relation  what shape is below the red star?                       a neighbor in the grid
 
 Half of the tag and compare questions need a small tag, which only the evidence shows; a compare question never
 needs two. All others can be answered from the full view.
@@ -21,24 +21,24 @@ from workbench.data.scenes.world import GRID, PLACES, TAGS, Scene, Thing, cell_b
 from workbench.types import PRIVILEGED, VISIBLE, Box, Evidence, Example, Mark
 
 FAMILIES = ("tag", "compare", "color", "shape", "count", "relation")
-# Of any eight examples in a row, one tag and one compare question need the evidence.
+# of any eight consecutive examples, one tag and one compare question need the evidence
 CYCLE = (
     *(("tag", VISIBLE), ("color", VISIBLE), ("compare", PRIVILEGED), ("count", VISIBLE)),
     *(("tag", PRIVILEGED), ("shape", VISIBLE), ("compare", VISIBLE), ("relation", VISIBLE)),
 )
-_NEIGHBOURS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
+_NEIGHBORS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 _PLACE = rf"({'|'.join(PLACES)})"
 _TAG = rf"\btag ([{''.join(TAGS)}])"
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a question must be like. Decided before scenes are tried, or answers would follow what is easy to find.
+    """Requirements of a question, drawn before scenes are tried, so that answers do not depend on what is easy to find.
 
-    truth   whether the full view determines the answer
+    truth   visibility: whether the full view determines the answer
     same    compare questions: whether the two tags are the same
-    number  count questions: how many there are
-    wanted  ask about a thing of these (shape, colour) pairs; None = any thing
+    number  count questions: the answer
+    wanted  (shape, color) pairs to ask about; None = any
     """
 
     family: str
@@ -49,7 +49,7 @@ class Wish:
 
 
 def ask(scene: Scene, wish: Wish, rng: random.Random) -> Example | None:
-    """A question about the scene as wished, or None if the scene allows none."""
+    """Make a question about the scene that meets the wish; None if the scene has none."""
     candidates = [thing for thing in scene.things if wish.wanted is None or (thing.shape, thing.color) in wish.wanted]
     rng.shuffle(candidates)
     for thing in candidates:
@@ -60,18 +60,18 @@ def ask(scene: Scene, wish: Wish, rng: random.Random) -> Example | None:
 
 
 def describe(scene: Scene) -> str:
-    """Everything about the scene in words, small tags included: the caption that serves as evidence."""
+    """Describe the whole scene, small tags included: the caption used as evidence."""
     return "; ".join(f"at {thing.place}, tag {thing.tag}, {thing.name}" for thing in scene.things)
 
 
 def describe_seen(scene: Scene) -> str:
-    """What the full view shows, in the order of `describe`: small tags are left out."""
+    """Describe the full view, in the order of `describe` and without small tags."""
     parts = (f"tag {thing.tag}, " if thing.readable else "" for thing in scene.things)
     return "; ".join(f"at {thing.place}, {part}{thing.name}" for thing, part in zip(scene.things, parts, strict=True))
 
 
 def list_things(scene: Scene, rng: random.Random, *, by_shape: bool = False) -> str:
-    """What the full view shows, names first and places after them, in random order; by shape without the colour."""
+    """List the things of the full view as "name at place" in random order; by_shape leaves the colors out."""
     things = list(scene.things)
     rng.shuffle(things)
     return "; ".join(f"{thing.shape if by_shape else thing.name} at {thing.place}" for thing in things)
@@ -90,7 +90,7 @@ def _ask_tag(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Exam
 
 
 def _ask_compare(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Example | None:
-    """Of a pair that needs evidence the first box, and so the crop, shows the small tag."""
+    """Compare two tags. If the pair needs evidence, its first box, and so the crop, shows the small tag."""
     others = [other for other in scene.things if other is not thing]
     fitting = [
         other
@@ -146,14 +146,14 @@ def _ask_count(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Ex
 def _ask_relation(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Example | None:
     row, column = divmod(thing.cell, GRID)
     by_cell = {other.cell: other for other in scene.things}
-    neighbours = {}
-    for relation, (down, right) in _NEIGHBOURS.items():
+    neighbors = {}
+    for relation, (down, right) in _NEIGHBORS.items():
         inside = 0 <= row + down < GRID and 0 <= column + right < GRID
         if inside and (cell := (row + down) * GRID + column + right) in by_cell:
-            neighbours[relation] = by_cell[cell]
-    if not neighbours:
+            neighbors[relation] = by_cell[cell]
+    if not neighbors:
         return None
-    relation, other = rng.choice(list(neighbours.items()))
+    relation, other = rng.choice(list(neighbors.items()))
     reference = f"at {thing.place}, then at {other.place}, shape {other.shape}, answer {other.shape}"
     marks = (_location(), Mark(r"\bshape (\w+)", "attribute", VISIBLE), _answer(VISIBLE))
     return _example(scene, "relation", f"what shape is {relation} the {thing.name}?", reference, marks, [other, thing])
@@ -170,7 +170,7 @@ def _answer(truth: str) -> Mark:
 def _example(
     scene: Scene, family: str, question: str, reference: str, marks: tuple[Mark, ...], things: list[Thing]
 ) -> Example:
-    """An example without an id; the first of `things` is where the answer is read."""
+    """Build an example without an id. The first of `things` shows the answer."""
     boxes = tuple(Box(*cell_box(thing.cell), label=thing.name) for thing in things)
     hint = " and ".join(f"at {thing.place}" for thing in things)
     target = things[0]

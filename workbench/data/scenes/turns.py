@@ -1,9 +1,9 @@
-"""Scene questions revealed over turns: what is asked first, then what is needed to answer, part by part.
+"""Reveal scene questions over turns: first the question, then the information to answer it, part by part.
 
-    caption   the description follows the question in parts; all of it together is the question's plain prompt
-    rows      the image follows in rows of the grid, each at its place in an otherwise empty picture
+    caption   the description follows in parts; the plain prompt contains all of it
+    rows      the image follows in rows of the grid, each at its position in an otherwise empty image
 
-Every answer token is then determined by the parts together, and by no early part alone: what is said too early is a guess.
+Only all parts together determine the answer tokens, so an early answer is a guess.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ from workbench.errors import ConfigError, unknown
 from workbench.types import VISIBLE, Example, Turn
 
 FORMS = ("caption", "rows")
-_PARTS = 2  # of a description
-_NEXT = "then"  # what is said beside a further picture
+_PARTS = 2  # number of parts of a description
+_NEXT = "then"  # text of a turn with a further image
 
 
 def reveal(example: Example, form: str) -> Example:
-    """The same question with `turns`, in one of FORMS. Raises ConfigError for any other."""
+    """Add `turns` to an example, in one of FORMS. Raises ConfigError for an unknown form."""
     if form not in FORMS:
         raise ConfigError(unknown("turns", form, FORMS))
     return _by_caption(example) if form == "caption" else _by_rows(example)
@@ -53,7 +53,7 @@ def _by_rows(example: Example) -> Example:
 
 
 def _only_row(whole: Image.Image, row: int) -> Image.Image:
-    """The picture with one row of the grid; the others are bare ground."""
+    """Keep one row of the grid; the others become background."""
     picture = Image.new("RGB", whole.size, GROUND)
     band = (0, row * CELL, whole.width, (row + 1) * CELL)
     picture.paste(whole.crop(band), band[:2])

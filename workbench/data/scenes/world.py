@@ -1,18 +1,18 @@
-"""The built-in world: what a scene is and how it is drawn.
+"""Built-in world: definition and drawing of a scene.
 
-A scene is a 3 x 3 grid of cells, some of which hold a thing: a coloured shape with a name plate on which one letter is
-written, its tag. A scene is drawn in two ways:
+A scene is a 3 x 3 grid of cells, some of which hold a thing: a colored shape with a name plate that shows one letter,
+its tag. A scene is drawn in two ways:
 
-    full_view   288 pixels wide, what every policy is shown. A large tag can be read in it, also after the model's
-                processor has shrunk it to 96 pixels. In place of a small tag it has a smudge.
-    original    576 pixels wide, with all tags sharp. Crops are cut from it, and nobody is shown the whole.
+    full_view   288 pixels wide, the image of every policy. A large tag is legible, also after the model's processor has
+                shrunk the image to 96 pixels. A small tag is replaced by a smudge.
+    original    576 pixels wide, with all tags sharp. Only crops of it are shown.
 
-All smudges are the same pixels. Two scenes that differ in a small tag alone therefore have byte-identical full views, and no
-model, however good, can read a small tag without evidence. Drawing it tiny instead would not do: a linear probe still
-reads a letter that box filtering has made three pixels high.
+All smudges have the same pixels. Two scenes that differ only in a small tag therefore have byte-identical full views,
+and no model can read a small tag without evidence. Drawing it tiny instead would not suffice: a linear probe still
+reads a letter that box filtering has shrunk to a height of three pixels.
 
-Sizes are chosen so that after shrinking one cell is four patches of 16 pixels and a large tag lies inside one of them;
-in a crop shrunk to the same 96 pixels a small tag does.
+Sizes are chosen so that after shrinking, a cell has four patches of 16 pixels and a large tag lies inside one of them.
+In a crop shrunk to the same 96 pixels, a small tag does.
 """
 
 from dataclasses import dataclass
@@ -37,15 +37,15 @@ CELL = 96  # pixels of one cell in the full view
 VIEW_SIZE = GRID * CELL
 ORIGINAL_SCALE = 2  # pixels of the original per pixel of the full view
 
-# One per shape and one per colour, so that every shape and every colour is seen in training.
+# one pair per shape and color, so that training contains every shape and every color
 WITHHELD = frozenset(zip(SHAPES, COLORS, strict=True))
 
 GROUND, _CARD, _CARD_EDGE = (226, 224, 218), (249, 248, 245), (208, 205, 198)
 _PLATE, _PLATE_EDGE, _INK, _SMUDGE = (255, 255, 255), (120, 120, 124), (20, 20, 24), (150, 150, 154)
-_SMOOTH = 4  # drawn so many times larger, then averaged
+_SMOOTH = 4  # supersampling factor
 _PLATE_BOX = (50, 49, 94, 95)
-_SHAPE_SIDE = 49  # of the square in the top left corner of a cell that holds its shape, however shifted
-_GLYPHS = {  # 5 x 7 dots, a row a number of five bits
+_SHAPE_SIDE = 49  # side of the square in the top left corner of a cell that holds its shape, also when shifted
+_GLYPHS = {  # 5 x 7 dots, each row a number of five bits
     "A": (0b01110, 0b10001, 0b10001, 0b11111, 0b10001, 0b10001, 0b10001),
     "C": (0b01111, 0b10000, 0b10000, 0b10000, 0b10000, 0b10000, 0b01111),
     "H": (0b10001, 0b10001, 0b10001, 0b11111, 0b10001, 0b10001, 0b10001),
@@ -71,7 +71,7 @@ _UNIT_POLYGONS = {
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. `readable` is False for a small tag, which the full view hides; `shift` moves the shape, in pixels."""
+    """An object. readable: False for a small tag, hidden in the full view; shift: of the shape, in pixels."""
 
     cell: int  # 0..8, row by row
     shape: str
@@ -91,23 +91,23 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things in the order of their cells, at most one in a cell, no two of the same colour and shape."""
+    """Things in the order of their cells, at most one in a cell, no two of the same color and shape."""
 
     things: tuple[Thing, ...]
 
 
 def full_view(scene: Scene) -> Image.Image:
-    """What every policy is shown: VIEW_SIZE pixels wide, a smudge in place of every small tag."""
+    """Draw the image of every policy: VIEW_SIZE pixels wide, with a smudge in place of every small tag."""
     return _draw(scene, 1, sharp=False)
 
 
 def original(scene: Scene) -> Image.Image:
-    """The scene with every tag sharp, ORIGINAL_SCALE times as wide as the full view."""
+    """Draw the scene with every tag sharp, ORIGINAL_SCALE times as wide as the full view."""
     return _draw(scene, ORIGINAL_SCALE, sharp=True)
 
 
 def crop(scene: Scene, cell: int) -> Image.Image:
-    """One cell cut from the original."""
+    """Draw one cell of the original."""
     thing = next((thing for thing in scene.things if thing.cell == cell), None)
     image = Image.new("RGB", (ORIGINAL_SCALE * CELL, ORIGINAL_SCALE * CELL))
     _paste_cell(image, (0, 0), thing, ORIGINAL_SCALE, sharp=True)
@@ -115,7 +115,7 @@ def crop(scene: Scene, cell: int) -> Image.Image:
 
 
 def cell_box(cell: int) -> tuple[int, int, int, int]:
-    """Corners x0, y0, x1, y1 of a cell in pixels of the full view."""
+    """Return the corners x0, y0, x1, y1 of a cell in pixels of the full view."""
     row, column = divmod(cell, GRID)
     return (column * CELL, row * CELL, (column + 1) * CELL, (row + 1) * CELL)
 
@@ -130,9 +130,9 @@ def _draw(scene: Scene, scale: int, *, sharp: bool) -> Image.Image:
 
 
 def _paste_cell(image: Image.Image, corner: tuple[int, int], thing: Thing | None, scale: int, *, sharp: bool) -> None:
-    """Put a cell into the image, its top left corner at `corner`.
+    """Paste a cell into the image with its top left corner at `corner`.
 
-    Its shape and its name plate are drawn apart, once each: no pixel shows parts of both, and they have far more combinations.
+    Shape and name plate are drawn and cached separately: no pixel shows parts of both, and their combinations are many.
     """
     if thing is None:
         image.paste(_draw_card(None, None, (0, 0), scale), corner)
@@ -145,7 +145,7 @@ def _paste_cell(image: Image.Image, corner: tuple[int, int], thing: Thing | None
 
 @cache
 def _draw_card(shape: str | None, color: str | None, shift: tuple[int, int], scale: int) -> Image.Image:
-    """A cell without its name plate."""
+    """Draw a cell without its name plate."""
     if shape is None:
         return _smoothed(_blank_card(scale))
     unit = scale * _SMOOTH
@@ -158,7 +158,7 @@ def _draw_card(shape: str | None, color: str | None, shift: tuple[int, int], sca
 
 @cache
 def _draw_plate(tag: str | None, large: bool, scale: int) -> Image.Image:
-    """The part of a cell that holds its name plate; `tag` None is a smudge."""
+    """Draw the part of a cell with its name plate; a smudge if `tag` is None."""
     unit = scale * _SMOOTH
     image = _blank_card(scale).copy()
     draw = ImageDraw.Draw(image)
@@ -172,14 +172,14 @@ def _draw_plate(tag: str | None, large: bool, scale: int) -> Image.Image:
 
 
 def _plate_area(scale: int) -> tuple[int, int, int, int]:
-    """Pixels that the plate covers in a cell; its edge reaches one drawn pixel further than _PLATE_BOX."""
+    """Return the pixels that the plate covers in a cell; its edge extends one drawn pixel beyond _PLATE_BOX."""
     x0, y0, x1, y1 = _PLATE_BOX
     return (scale * x0, scale * y0, scale * x1 + 1, scale * y1 + 1)
 
 
 @cache
 def _blank_card(scale: int) -> Image.Image:
-    """An empty cell, _SMOOTH times larger than it will be."""
+    """Draw an empty cell at _SMOOTH times its final size."""
     unit = scale * _SMOOTH
     image = Image.new("RGB", (CELL * unit, CELL * unit), GROUND)
     card = tuple(unit * corner for corner in (2, 2, CELL - 2, CELL - 2))
@@ -212,7 +212,7 @@ def _draw_glyph(draw: ImageDraw.ImageDraw, tag: str, dot: int, unit: int) -> Non
 
 
 def _draw_smudge(draw: ImageDraw.ImageDraw, unit: int) -> None:
-    """A soft grey spot, darker to the middle; the same for every tag."""
+    """Draw a soft gray spot, darker in the middle; the same for every tag."""
     for step in range(8):
         share = step / 7
         width, height = (15 - 9 * share) * unit, (11 - 7 * share) * unit
