@@ -241,7 +241,7 @@ def measure_attention(args: argparse.Namespace, folder: Path, device: str) -> No
             student = trainer.learners[0].student
             student._placeholders = [*student._placeholders, *student.stop_ids]  # never drawn
             steps, found = Steps(trainer), []
-            with trainer.writer:
+            with trainer.trace_writer:
                 for _ in range(args.repeats + 1):
                     start = parts.now()
                     steps()
@@ -304,10 +304,10 @@ def one_variant(args, folder, runs, name, method, device, peak, names) -> str:
     workbench.distill.step.alternatives = parts.timed("trace", likely)
     trainer.accelerator.backward = parts.timed("learner", trainer.accelerator.backward)
     trainer.learners[0].step = parts.timed("learner", trainer.learners[0].step)
-    trainer.writer.write = parts.timed("trace", trainer.writer.write)
+    trainer.trace_writer.write = parts.timed("trace", trainer.trace_writer.write)
     try:
         steps = Steps(trainer)
-        with trainer.writer:
+        with trainer.trace_writer:
             steps()
             parts.seconds.clear()
             if device == "cuda":

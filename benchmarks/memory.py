@@ -125,7 +125,7 @@ def measure(folder: Path, method: str, answers: int, length: int) -> dict[str, f
         for parameter in learner.parameters:  # room that every step takes
             parameter.grad = torch.zeros_like(parameter)
         learner.step(1)
-        with steps.trainer.writer, Peak() as peak:
+        with steps.trainer.trace_writer, Peak() as peak:
             start = time.process_time()
             steps()
             seconds = time.process_time() - start

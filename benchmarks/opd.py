@@ -62,7 +62,7 @@ def main() -> None:
         }
         turns = TakeTurns(ours)
         trainer = trl_trainer(args, folder, ours[OURS], turns)
-        with ours[TRACED].trainer.writer:
+        with ours[TRACED].trainer.trace_writer:
             trainer.train()
         counted = {name: values[WARMUP:] for name, values in turns.turns.items()}
         trained = {

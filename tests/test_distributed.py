@@ -24,7 +24,7 @@ from workbench.evals.records import load_records
 from workbench.runs.checkpoints import list_checkpoints
 from workbench.runs.folder import RunFolder
 from workbench.traces.reader import open_traces
-from workbench.training.learner import refuse_with_shards
+from workbench.training.learner import require_shardable
 from workbench.training.run import resume, train
 
 ROOT = Path(__file__).parent.parent
@@ -277,7 +277,7 @@ def test_what_accelerate_is_told_of_sharding_is_done_or_refused(monkeypatch: pyt
 def test_blocks_are_even_and_every_process_needs_a_prompt() -> None:
     assert [list(Group(rank, 3).block(8)) for rank in range(3)] == [[0, 1], [2, 3, 4], [5, 6, 7]]
     with pytest.raises(ConfigError, match=r"training\.batch_size=2 "):
-        Group(0, 3).require(2)
+        Group(0, 3).require_prompts(2)
 
 
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(
@@ -303,8 +303,8 @@ def test_what_does_not_go_with_shards_is_refused(models: dict, tmp_path: Path) -
     for key, value in (("models.compile", "inductor"), ("models.teacher_dtype", "int8")):
         own = {"student": str(models["student"]), "teacher": str(models["teacher"]), key.partition(".")[2]: value}
         with pytest.raises(ConfigError, match=f"^{key}.* does not go with sharded weights"):
-            refuse_with_shards(run_config(models, tmp_path, models=own))
-    refuse_with_shards(run_config(models, tmp_path))
+            require_shardable(run_config(models, tmp_path, models=own))
+    require_shardable(run_config(models, tmp_path))
 
 
 def test_who_fails_in_a_pass_of_all_leaves_and_who_is_left_says_so() -> None:

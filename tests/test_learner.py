@@ -5,7 +5,7 @@ import torch
 from small import run_config
 from transformers import get_scheduler
 
-from workbench.distill.step import NotFinite
+from workbench.distill.step import NonFiniteError
 from workbench.errors import ConfigError
 from workbench.policies.loading import load_policy
 from workbench.runs.checkpoints import open_checkpoint
@@ -66,8 +66,8 @@ def test_a_gradient_that_is_no_number_changes_no_weight(value: float, learner: L
     for parameter in learner.parameters:
         parameter.grad = torch.zeros_like(parameter)
     learner.parameters[3].grad.view(-1)[0] = value
-    with pytest.raises(NotFinite, match="the norm of student's gradient is"):
-        learner.clip()
+    with pytest.raises(NonFiniteError, match="the norm of student's gradient is"):
+        learner.clip_gradients()
     assert all(torch.equal(one, other) for one, other in zip(before, learner.parameters, strict=True))
 
 
@@ -80,7 +80,7 @@ def test_gradients_are_scaled_down_to_the_limit_and_with_limit_0_left_alone(
     for parameter in learner.parameters:
         parameter.grad = torch.full_like(parameter, 3.0)
     whole = sum(9.0 * parameter.numel() for parameter in learner.parameters) ** 0.5
-    assert learner.clip()["grad_norm"] == pytest.approx(whole, rel=1e-4)
+    assert learner.clip_gradients()["grad_norm"] == pytest.approx(whole, rel=1e-4)
     learner.step(1)
     moments = [learner.optimizer.state[parameter]["exp_avg"] for parameter in learner.parameters]
     used = sum(float(moment.square().sum()) for moment in moments) ** 0.5 / (1 - config.training.betas[0])

@@ -113,7 +113,7 @@ def test_a_mask_of_everything_is_no_mask_bit_for_bit(models: dict, tmp_path: Pat
         learner = build_learner(config, config.load_method())
         for place, parameter in enumerate(learner.parameters):
             parameter.grad = torch.full_like(parameter, 0.1 * place)
-        learner.clip()
+        learner.clip_gradients()
         learner.step(1)
         learners.append(learner)
     assert learners[0].mask.size == sum(one.numel() for one in learners[0].parameters) and learners[1].mask is None

@@ -20,12 +20,12 @@ LENGTHS = (3, 1, 7, 5, 2)
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 9])
 def test_parts_cover_every_rollout_and_position_once(size: int) -> None:
     batch = Batch(rollouts(*LENGTHS), size)
-    rows = [row for part, _ in batch.parts() for row in part]
-    positions = [place for _, part in batch.parts() for place in range(part.start, part.stop)]
+    rows = [row for part, _ in batch.micro_batches() for row in part]
+    positions = [place for _, part in batch.micro_batches() for place in range(part.start, part.stop)]
     assert rows == list(range(5))
     assert positions == list(range(sum(LENGTHS)))
-    assert len(list(batch.parts())) == (1 if size == 0 else -(-5 // size))
-    for number, (part, places) in enumerate(batch.parts()):
+    assert len(list(batch.micro_batches())) == (1 if size == 0 else -(-5 // size))
+    for number, (part, places) in enumerate(batch.micro_batches()):
         assert batch.sequence[places].unique().tolist() == part
         assert batch.micro_batch[places].unique().tolist() == [number]
     assert batch.position.tolist() == [place for length in LENGTHS for place in range(length)]
@@ -34,12 +34,12 @@ def test_parts_cover_every_rollout_and_position_once(size: int) -> None:
 
 def test_buckets_are_of_like_length_and_keep_answers_to_one_prompt_together() -> None:
     apart, pairs = Batch(rollouts(*LENGTHS), 2, bucket=True), Batch(groups(9, 1, 2, 3, 4, 8), 2, bucket=True)
-    assert [rows for rows, _ in apart.parts()] == [[1, 4], [0, 3], [2]]
-    assert [rows for rows, _ in pairs.parts()] == [[2, 3], [4, 5], [1, 0]]
+    assert [rows for rows, _ in apart.micro_batches()] == [[1, 4], [0, 3], [2]]
+    assert [rows for rows, _ in pairs.micro_batches()] == [[2, 3], [4, 5], [1, 0]]
     for batch in (apart, pairs):
-        laid = torch.cat([torch.arange(batch.num_positions)[places] for _, places in batch.parts()])
-        assert laid[batch.back].tolist() == list(range(batch.num_positions))
-        for number, (rows, places) in enumerate(batch.parts()):
+        laid = torch.cat([torch.arange(batch.num_positions)[places] for _, places in batch.micro_batches()])
+        assert laid[batch.inverse_order].tolist() == list(range(batch.num_positions))
+        for number, (rows, places) in enumerate(batch.micro_batches()):
             assert batch.micro_batch[places].unique().tolist() == [number]
             assert batch.sequence[places].unique_consecutive().tolist() == rows
     assert Batch(rollouts(*LENGTHS), 0, bucket=True).order is None

@@ -80,7 +80,7 @@ class Group:
         """Seed suffix of random draws that differ between ranks; empty on rank 0."""
         return (self.rank,) if self.rank else ()
 
-    def require(self, num_prompts: int) -> None:
+    def require_prompts(self, num_prompts: int) -> None:
         """Raise ConfigError if a step has fewer prompts than ranks."""
         if num_prompts < self.size:
             raise ConfigError(
@@ -150,7 +150,7 @@ class Group:
             pass  # the error of another rank; the caller raises its own
 
     @torch.no_grad()
-    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+    def all_reduce_gradients(self, parameters: Sequence[Tensor]) -> None:
         """All-reduce the gradients by summation, in place. A parameter without a gradient on any rank keeps None."""
         if self.size == 1:
             return

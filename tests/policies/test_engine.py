@@ -19,7 +19,7 @@ from workbench.policies.encoding import collate
 from workbench.policies.vllm import Request, Sampled, VllmEngine, weights_of
 from workbench.runs.folder import RunFolder
 from workbench.traces.reader import open_traces
-from workbench.training.learner import Learner, build_learner, give_engine, refuse_engine
+from workbench.training.learner import Learner, attach_engine, build_learner, check_engine
 from workbench.training.loop import Trainer
 from workbench.types import Prompt
 
@@ -78,7 +78,7 @@ def steps(models: dict, folder: Path, engine: OtherModel | None) -> Trainer:
     run = RunFolder.create(config.run_dir, config.to_yaml(), seed=0, method="dopd")
     trainer = Trainer(config, run)
     trainer.learners[0].student.engine = engine
-    with trainer.writer:
+    with trainer.trace_writer:
         trainer.measured = [trainer.step(step) for step in (1, 2, 3)]
     return trainer
 
@@ -167,7 +167,7 @@ def test_what_an_engine_would_leave_out_is_refused(models: dict, tmp_path: Path)
     config = run_config(models, tmp_path, method={"name": "spd"}, sampling__engine="vllm")
     method = config.load_method()
     with pytest.raises(ConfigError, match=r"without what method spd puts into the student .*engine=transformers"):
-        refuse_engine(config, method)
+        check_engine(config, method)
 
 
 def given(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> tuple[list[Learner], list[dict]]:
@@ -181,7 +181,7 @@ def given(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> tuple[list[Lear
     monkeypatch.setattr(workbench.training.learner, "VllmEngine", Made)
     method = config.load_method()
     learners = [build_learner(config, method, name) for name in config.models.learners]
-    give_engine(learners, config)
+    attach_engine(learners, config)
     return learners, asked
 
 

@@ -70,7 +70,7 @@ def test_a_compiled_run_is_the_run_that_is_not(models: dict, tmp_path: Path) -> 
         method = {"name": "dopd", "privilege": "crop", "self_policy": "student@ema"}
         config = run_config(models, tmp_path / str(compiler), method=method, models__compile=compiler, trace__probes=0)
         trainer = Trainer(config, RunFolder.create(config.run_dir, config.to_yaml(), seed=0, method="dopd"))
-        with trainer.writer:
+        with trainer.trace_writer:
             lost[compiler] = [trainer.step(step)["loss"] for step in (1, 2, 3)]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 4
     assert lost["aot_eager"] == pytest.approx(lost[None], rel=1e-4) and len(set(lost[None])) == 3

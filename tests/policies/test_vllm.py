@@ -73,7 +73,7 @@ def test_a_run_whose_answers_vllm_writes(options: dict, most: float, as_vllm_tak
     options = options | {"sampling__engine": "vllm", "training__learning_rate": 0.01}
     config = run_config(models, tmp_path, trace__probes=0, **options)
     trainer = Trainer(config, RunFolder.create(config.run_dir, config.to_yaml(), seed=0, method="dopd"))
-    with trainer.writer:
+    with trainer.trace_writer:
         for step in (1, 2, 3):
             assert trainer.step(step)["sampler_gap"] < most
 

@@ -55,7 +55,7 @@ class Batch:
         return torch.tensor([column for length in self.lengths for column in range(length)], dtype=torch.long)
 
     @cached_property
-    def order(self) -> list[int] | None:
+    def rollout_order(self) -> list[int] | None:
         """The order in which rollouts fill micro-batches; None: as they are."""
         if not self.bucket or not 0 < self.micro_batch_size < len(self.rollouts):
             return None
@@ -66,27 +66,31 @@ class Batch:
         ids = [id(rollout.example) for rollout in self.rollouts]
         return sorted(range(len(ids)), key=lambda row: (longest[ids[row]], rank[ids[row]], self.lengths[row]))
 
-    def parts(self) -> Iterator[tuple[list[int], Positions]]:
+    def micro_batches(self) -> Iterator[tuple[list[int], Positions]]:
         """Per micro-batch: its rollouts and its positions."""
         size = self.micro_batch_size or max(1, len(self.rollouts))
-        order = self.order or range(len(self.rollouts))
+        order = self.rollout_order or range(len(self.rollouts))
         ends = list(itertools.accumulate(self.lengths))
         for first in range(0, len(self.rollouts), size):
             rows = list(order[first : first + size])
-            if self.order is None:
+            if self.rollout_order is None:
                 yield rows, slice(ends[rows[0]] - self.lengths[rows[0]], ends[rows[-1]])
             else:
                 yield rows, torch.cat([torch.arange(ends[row] - self.lengths[row], ends[row]) for row in rows])
 
     @cached_property
-    def back(self) -> Positions:
+    def inverse_order(self) -> Positions:
         """Where the batch's positions are when those of its micro-batches are laid end to end."""
-        return slice(None) if self.order is None else torch.cat([positions for _, positions in self.parts()]).argsort()
+        return (
+            slice(None)
+            if self.rollout_order is None
+            else torch.cat([positions for _, positions in self.micro_batches()]).argsort()
+        )
 
     @cached_property
     def micro_batch(self) -> Int[Tensor, " N"]:
         which = torch.zeros(len(self.rollouts), dtype=torch.long)
-        for number, (rows, _) in enumerate(self.parts()):
+        for number, (rows, _) in enumerate(self.micro_batches()):
             which[rows] = number
         return which[self.sequence]
 
@@ -138,8 +142,8 @@ def forward_view(policy: Policy, prompts: Prompts, batch: Batch) -> ViewOutput |
     if not part.rollouts and batch.rollouts:
         return None
     read_prompts = tuple(prompt for prompt in prompts if prompt is not None)
-    output = join_outputs([forward_micro_batch(policy, read_prompts, part, rows) for rows, _ in part.parts()])
-    output = output if part.order is None else output.part(part.back)
+    output = join_outputs([forward_micro_batch(policy, read_prompts, part, rows) for rows, _ in part.micro_batches()])
+    output = output if part.rollout_order is None else output.part(part.inverse_order)
     return output if all(is_read) else output.spread(torch.tensor(is_read)[batch.sequence].to(output.device))
 
 

@@ -39,7 +39,7 @@ from workbench.policies.view_output import MixedViewOutput, ViewOutput
 from workbench.types import Evidence, Rollout, Routing, TokenScores
 
 
-class NotFinite(RunError):
+class NonFiniteError(RunError):
     """A position's loss or the gradient is infinite or not a number; raised before any weight was changed by it."""
 
 
@@ -133,10 +133,10 @@ def compute_step(
     num_alternatives  most likely tokens kept per view, at positions of the first `alternatives_of` rollouts
     group             processes that each have a part of the batch: routing and coefficients are of all of it
 
-    Raises: NotFinite naming the position.
+    Raises: NonFiniteError naming the position.
     """
     batch, name, student = scored_batch.batch, method.learner, policies["student"]
-    prompts, scores, parts = scored_batch.prompts[name], dict(scored_batch.scores), list(batch.parts())
+    prompts, scores, parts = scored_batch.prompts[name], dict(scored_batch.scores), list(batch.micro_batches())
     whole = None  # the learner's output, where one forward pass serves both the rule and the loss
     passes = len(parts) if backward is None else rounds(student, len(parts))
     passing = contextlib.nullcontext if backward is None else functools.partial(entangled, student)
@@ -152,7 +152,7 @@ def compute_step(
         routing, coefficient = slice_routing(whole_routing, here), whole_coefficient[here]
         token_ids, first = batch.token_ids.to(device), max(0, alternatives_of - everybody.first_rollout)
         recorded = torch.arange(sum(batch.lengths[:first]) if num_alternatives else 0, device=device)
-        places, back = torch.arange(batch.num_positions, device=device), batch.back
+        places, back = torch.arange(batch.num_positions, device=device), batch.inverse_order
         results, likely = [], []
         with passing():
             for rows, positions in parts:
@@ -187,7 +187,7 @@ def _forward_learner(
         with together(learner):
             return None, forward_view(learner, prompts, batch)
     with passing():
-        output = forward_micro_batch(learner, prompts, batch, next(batch.parts())[0])
+        output = forward_micro_batch(learner, prompts, batch, next(batch.micro_batches())[0])
     return output, output
 
 
@@ -303,7 +303,7 @@ def _require_numbers(method: Method, scored_batch: ScoredBatch, scores: dict[str
         wrong = (torch.isnan(values.logprob).cpu() & is_read).nonzero().squeeze(-1)
         if wrong.numel():
             idx, view = int(wrong[0]), method.views[name]
-            raise NotFinite(
+            raise NonFiniteError(
                 f"view {name} ({view.policy} / {view.context}) has no number for {wrong.numel()} of {batch.num_positions} "
                 f"positions; the first is token {int(batch.position[idx])} of an answer to "
                 f"{batch.rollouts[int(batch.sequence[idx])].example.id}."
@@ -320,7 +320,7 @@ def _require_finite(batch: Batch, places: Tensor, result: LossResult, scores: di
     logprobs = {view: float(values.logprob[idx]) for view, values in scores.items()}
     logprobs["learner"] = float(result.scores.logprob[wrong[0]])
     values = ", ".join(f"{view} {logprob:.3g}" for view, logprob in logprobs.items())
-    raise NotFinite(
+    raise NonFiniteError(
         f"the loss of {wrong.numel()} of {result.loss.numel()} positions is not a finite number; the first is token "
         f"{int(batch.position[idx])} of an answer to {rollout.example.id} (log-probs: {values})."
     )

@@ -27,7 +27,7 @@ from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import member
 from workbench.training.check_rows import count_pictures, describe_pictures, describe_rows, require_usable, split_rows
 from workbench.training.filter import split_by_teacher
-from workbench.training.learner import Learner, autocast, build_learner, give_engine, refuse_engine
+from workbench.training.learner import Learner, attach_engine, autocast, build_learner, check_engine
 from workbench.training.rounding import REMEDY
 from workbench.types import STUDENT, Example, Prompt, Rollout
 
@@ -52,7 +52,7 @@ def check_config(config: RunConfig) -> list[Check]:
     Raises: WorkbenchError if the models or the data cannot be loaded at all.
     """
     method = config.load_method()
-    refuse_engine(config, method)
+    check_engine(config, method)
     device = str(choose_device(config.models.device))
     examples = load_examples(config.data.train, limit=config.data.limit)
     taught, untaught = split_by_teacher(examples, config.teacher_domains)
@@ -64,7 +64,7 @@ def check_config(config: RunConfig) -> list[Check]:
             "columns, or choose other contexts."
         )
     learners = {name: build_learner(config, method, name, device=device) for name in config.models.learners}
-    give_engine(list(learners.values()), config)
+    attach_engine(list(learners.values()), config)
     usable, rows = _rows(config, method, learners, usable)
     drawn = config.sampling
     sampling = SamplingOptions(drawn.max_completion_length, drawn.temperature, drawn.top_p, drawn.top_k)

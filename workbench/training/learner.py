@@ -14,7 +14,7 @@ from transformers import get_scheduler
 from workbench.config.schema import LoraConfig, RunConfig
 from workbench.data.contexts import parse_context
 from workbench.distill.method import Method
-from workbench.distill.step import NotFinite
+from workbench.distill.step import NonFiniteError
 from workbench.distributed import ALONE, Group
 from workbench.errors import ConfigError
 from workbench.policies import Policy
@@ -78,24 +78,26 @@ class Learner:
         finally:
             model.eval()
 
-    def sum_gradients(self, group: Group) -> None:
+    def all_reduce_gradients(self, group: Group) -> None:
         """Make the gradients those of all processes' batches; of sharded weights they are summed already."""
         if self.student.shards is None:
-            group.sum_gradients(self.parameters)
+            group.all_reduce_gradients(self.parameters)
         else:
             self.student.shards.leave_untouched(self.parameters)
 
-    def clip(self) -> dict[str, float]:
+    def clip_gradients(self) -> dict[str, float]:
         """Scale the gradients that are there down to the largest norm allowed.
 
-        Raises: NotFinite if one is not a number; no weight was changed by it.
+        Raises: NonFiniteError if one is not a number; no weight was changed by it.
         """
         if self.mask is not None:
             self.mask.hide_gradients()
         limit = self.max_grad_norm or float("inf")
         grad_norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
         if not torch.isfinite(grad_norm):
-            raise NotFinite(f"the norm of {self.name}'s gradient is {float(grad_norm)}, though every loss is finite.")
+            raise NonFiniteError(
+                f"the norm of {self.name}'s gradient is {float(grad_norm)}, though every loss is finite."
+            )
         return {"grad_norm": float(grad_norm)}
 
     def step(self, step: int) -> dict[str, float]:
@@ -110,7 +112,7 @@ class Learner:
         moved = self.rounding.after()
         self.optimizer.zero_grad(set_to_none=True)
         if "student@ema" in self.policies:
-            self._follow()
+            self._update_ema()
         return {"learning_rate": rate} | moved
 
     def rest(self, step: int) -> dict[str, float]:
@@ -119,7 +121,7 @@ class Learner:
         return {"learning_rate": self._rate(step)}
 
     @torch.no_grad()
-    def _follow(self) -> None:
+    def _update_ema(self) -> None:
         """student@ema <- (1 - rate) student@ema + rate student."""
         average = dict(self.policies["student@ema"].model.named_parameters())
         both = [
@@ -196,7 +198,7 @@ def autocast(config: RunConfig, device: str | torch.device) -> torch.autocast:
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def refuse_engine(config: RunConfig, method: Method) -> None:
+def check_engine(config: RunConfig, method: Method) -> None:
     """Raises ConfigError, before anything is loaded, if the engine asked for is missing or would leave out what a
     method does.
     """
@@ -210,7 +212,7 @@ def refuse_engine(config: RunConfig, method: Method) -> None:
     require_vllm()
 
 
-def give_engine(learners: list[Learner], config: RunConfig) -> None:
+def attach_engine(learners: list[Learner], config: RunConfig) -> None:
     """What writes for the students, if it is not they themselves: one engine for all, handed the weights of who writes.
 
     Raises: ConfigError if the engine cannot be started, or cannot write for these students.
@@ -270,7 +272,7 @@ def _refuse_rows_apart(config: RunConfig, policies: dict[str, Policy]) -> None:
             )
 
 
-def refuse_with_shards(config: RunConfig) -> None:
+def require_shardable(config: RunConfig) -> None:
     """Raises ConfigError if something is asked for that does not go with sharded weights."""
     models = config.models
     settings = {

@@ -23,7 +23,7 @@ from workbench.config.schema import RunConfig
 from workbench.data.examples import load_examples, split_by_evidence
 from workbench.distill.rollouts import request_peer_feedback
 from workbench.distill.scoring import Batch
-from workbench.distill.step import NotFinite, StepResult, compute_step, join_collectives, score_batch
+from workbench.distill.step import NonFiniteError, StepResult, compute_step, join_collectives, score_batch
 from workbench.distill.usable import showable, showing_problem
 from workbench.distributed import ALONE, Group, choose_device
 from workbench.errors import RunError, TraceError
@@ -42,8 +42,8 @@ from workbench.traces.writer import TraceWriter, traced
 from workbench.training.checkpointing import Gathered, gather, load_optimizer, save_checkpoint
 from workbench.training.filter import Skipped, report_leaks, usable_batch, with_evidence, with_plain_text, with_teacher
 from workbench.training.health import Watch
-from workbench.training.learner import Learner, autocast, build_learner, give_engine, refuse_engine
-from workbench.training.metrics import Clock, of_learner, sampler_gap, step_metrics
+from workbench.training.learner import Learner, attach_engine, autocast, build_learner, check_engine
+from workbench.training.metrics import Clock, prefix_by_learner, sampler_gap, step_metrics
 from workbench.training.probes import open_probes
 from workbench.training.resume_records import rewind
 from workbench.training.rollout_source import Writer
@@ -79,9 +79,9 @@ class Trainer:
         group: Group = ALONE,
     ) -> None:
         self.config, self.folder, self.group = config, folder, group
-        group.require(config.training.batch_size)
+        group.require_prompts(config.training.batch_size)
         self.method = config.load_method()
-        refuse_engine(config, self.method)
+        check_engine(config, self.method)
         self.accelerator = build_accelerator(config, folder.path)
         self.skipped = Skipped(folder)
         data = _load_data(config, load)
@@ -113,7 +113,7 @@ class Trainer:
             learner.policies[policy] for learner in self.learners for policy in (STUDENT, self.method.replier)
         ]
         self.writers = self._build_writers()
-        self.writer = TraceWriter(
+        self.trace_writer = TraceWriter(
             folder.path,
             method=self.method.name,
             policy_text={learner.name: learner.student.token_text for learner in self.learners},
@@ -137,7 +137,7 @@ class Trainer:
         """Every student with its policies and optimizer, at the start or at a checkpoint."""
         options = {"device": str(self.device), "checkpoint": checkpoint, "group": self.group}
         learners = [build_learner(self.config, self.method, name, **options) for name in self.config.models.learners]
-        give_engine(learners, self.config)
+        attach_engine(learners, self.config)
         for learner in learners if checkpoint else ():
             load_optimizer(checkpoint, learner.optimizer, learner.student.model, learner.name)
             if learner.mask is not None:
@@ -250,9 +250,9 @@ class Trainer:
                 clock.lap("write")  # all write before any learns
                 results = [self._learn(learner, written, step, clock) for learner in self.learners]
             for learner in self.learners:
-                learner.sum_gradients(self.group)
-            grad_norms = [learner.clip() for learner in self.learners]
-        except NotFinite as error:
+                learner.all_reduce_gradients(self.group)
+            grad_norms = [learner.clip_gradients() for learner in self.learners]
+        except NonFiniteError as error:
             raise self._stop_for(step, error) from None
         metrics = {}
         for learner, result, grad_norm in zip(self.learners, results, grad_norms, strict=True):
@@ -260,11 +260,11 @@ class Trainer:
             if self.method.resample:  # otherwise the sequences were sampled by the student before training
                 learner_metrics |= sampler_gap(self.method, result.global_result)
             update = learner.step(step) if learner_metrics["supervised"] else learner.rest(step)
-            metrics |= of_learner(learner.name, learner_metrics | grad_norm | update)
+            metrics |= prefix_by_learner(learner.name, learner_metrics | grad_norm | update)
         clock.lap("learn")
         if self.config.trace.every and step % self.config.trace.every == 0:
             pairs = zip(self.learners, results, strict=True)
-            self.writer.write(*(traced(result, step, learner.student) for learner, result in pairs))
+            self.trace_writer.write(*(traced(result, step, learner.student) for learner, result in pairs))
         clock.lap("trace")
         num_positions = sum(result.global_result.batch.num_positions for result in results)
         metrics |= clock.seconds() | {"tokens": num_positions, "skipped": self.skipped.counts.total()}
@@ -335,10 +335,10 @@ class Trainer:
                         alternatives_of=len(probes),
                     )
             batches.append(traced(scored, step, learner.student))
-            metrics |= of_learner(learner.name, step_metrics(self.method, scored))
+            metrics |= prefix_by_learner(learner.name, step_metrics(self.method, scored))
         if not self.group.is_main:
             return
-        self.writer.write_probe(*batches)
+        self.trace_writer.write_probe(*batches)
         self.folder.log_metrics("probe", step, metrics)
 
     def _evaluate(self, step: int) -> None:
@@ -347,7 +347,7 @@ class Trainer:
         self.accelerator.log(measured, step=step)
 
     def _save(self, step: int) -> None:
-        self.writer.flush()
+        self.trace_writer.flush()
         self.group.exchange("flushed")  # what a checkpoint stands for is on disk before it
         gathered = [gather(learner, self.group.is_main) for learner in self.learners]
         self.group.first(lambda: self._save_here(step, gathered))
@@ -361,7 +361,7 @@ class Trainer:
         except TraceError as error:  # a damaged file: the rows are where they were, and training goes on
             log.warning("traces were not merged: %s", error)
 
-    def _stop_for(self, step: int, error: NotFinite) -> RunError:
+    def _stop_for(self, step: int, error: NonFiniteError) -> RunError:
         """Save the weights before the step, and say what to do."""
         for learner in self.learners:
             learner.optimizer.zero_grad(set_to_none=True)

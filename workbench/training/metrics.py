@@ -115,7 +115,7 @@ def _is_teacher(method: Method, view: str) -> bool:
     return view in method.views and method.views[view].policy.startswith("teacher")
 
 
-def of_learner(name: str, metrics: dict[str, float]) -> dict[str, float]:
+def prefix_by_learner(name: str, metrics: dict[str, float]) -> dict[str, float]:
     """Prefix the metrics of a peer with its name."""
     return metrics if name == STUDENT else {f"{name}/{key}": value for key, value in metrics.items()}
 

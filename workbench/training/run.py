@@ -27,7 +27,7 @@ from workbench.runs.commands import unedited_config
 from workbench.runs.folder import ReadOnlyFolder, RunFolder, StopSignal
 from workbench.runs.processes import identify
 from workbench.runs.threads import asked_threads
-from workbench.training.learner import refuse_with_shards
+from workbench.training.learner import require_shardable
 from workbench.training.loop import Loader, Trainer, TrainResult
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
@@ -67,7 +67,7 @@ def train(
         with group.guard():
             choose_device(config.models.device, group)
             if group.sharding is not None:
-                refuse_with_shards(config)
+                require_shardable(config)
             group.first(lambda: _prepare(config, resume, load))
             with folder.claim():
                 group.exchange("claimed")
@@ -145,7 +145,7 @@ def _train_in(
         with StopSignal() as stop:
             trainer = Trainer(config, folder, resume=resume, load=load, group=group)
             outcome = "failed"
-            with trainer.writer:
+            with trainer.trace_writer:
                 result = trainer.run(stop, on_step)
         outcome = "stopped" if result.stopped else "finished"
         folder.update(status=outcome)
