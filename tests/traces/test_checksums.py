@@ -46,7 +46,7 @@ def test_any_flipped_byte_is_found(tmp_path: Path, make_batch, table: str, merge
     size = file.stat().st_size
     for place in {*range(0, size, max(1, size // 80)), *range(size - 12, size)} - set(range(4)):  # PAR1 holds no number
         raw = flip(file, place, 1 << place % 8)
-        with pytest.raises(TraceError, match=rf"{file.name} cannot be read: it is cut short or damaged.*copy it again"):
+        with pytest.raises(TraceError, match=rf"{file.name} cannot be read: it is truncated or damaged.*copy it again"):
             read_everything(tmp_path)
         file.write_bytes(raw)
     assert read_everything(tmp_path) == before
@@ -88,7 +88,7 @@ def test_pages_of_files_without_sums_are_checked(tmp_path: Path, make_batch, mon
         try:
             assert read_everything(tmp_path) == before  # a byte of a page's header that says nothing
         except TraceError as error:
-            assert f"{file.name} cannot be read: it is cut short or damaged" in str(error)
+            assert f"{file.name} cannot be read: it is truncated or damaged" in str(error)
             refused += 1
         file.write_bytes(raw)
     assert refused >= 30

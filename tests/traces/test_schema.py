@@ -79,5 +79,5 @@ def test_a_damaged_header_is_refused(text):
 
 
 def test_a_foreign_file_is_refused():
-    with pytest.raises(TraceError, match="no trace of the workbench"):
+    with pytest.raises(TraceError, match="not a trace"):
         schema.decode_header({b"pandas": b"{}"}, FILE)

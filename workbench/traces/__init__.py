@@ -1,9 +1,11 @@
-"""Traces: what every token was, what every view thought of it, who supervised it, and with how much loss.
+"""Traces: every token with its scores under each view, its regime and its loss, stored as Parquet.
 
-schema.py   every column: name, type, unit, meaning. docs/traces.md is made from it
-parts.py    the Parquet files of a table: names, which row counts, merging, deleting
-writer.py   a traced batch -> Parquet
-totals.py   what positions add up to, per answer and per cell of positions that are alike
-views.py    files -> SQL views
-reader.py   Parquet -> tables, with DuckDB. The only way to the data
+schema.py     name, type, unit and meaning of every column; source of docs/traces.md
+parts.py      Parquet files of a table: names, precedence, merging, deletion
+checksums.py  checksums of these files
+writer.py     write traced batches
+totals.py     aggregate positions per rollout and per cell
+views.py      SQL views over the files
+reader.py     query the files with DuckDB; the only way to the data
+export.py     export as a Hugging Face data set
 """

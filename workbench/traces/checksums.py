@@ -1,8 +1,8 @@
-"""Checksums of a trace's Parquet files: two CRC-32, of the rows and of the footer, which stand in the footer itself.
+"""Checksums of a trace's Parquet files: CRC-32 of the rows and of the footer, stored in the footer.
 
-Parquet has checksums of pages alone, and DuckDB does not look at them. A file is written with zeros in their place, and `seal`
-puts the sums there. The footer is checked whenever it is read; the rows once per file and process, before the first query of
-them. Files of older versions have no sums of their own, and pyarrow checks their pages.
+Parquet itself has only page checksums, which DuckDB ignores. A file is written with zeros as checksums, which `seal`
+replaces. The footer is checked whenever it is read; the rows once per file and process, before the first query. Files
+of older versions have no such checksums; pyarrow checks their pages.
 """
 
 import functools
@@ -16,21 +16,21 @@ import pyarrow.parquet as pq
 
 from workbench.errors import TraceError
 
-# of a footer's metadata: the sums of rows and footer in hexadecimal, and that they are there
+# metadata of a footer: checksums of rows and footer in hexadecimal, and a mark that the file has them
 ENTRIES = {"workbench.crc32": 16 * "0", "workbench.is_sealed": "true"}
-_KEY, _DIGITS = b"workbench.crc32\x18\x10", 16  # as Thrift's compact protocol writes it: key, field 2, length
+_KEY, _DIGITS = b"workbench.crc32\x18\x10", 16  # in Thrift's compact protocol: key, field 2, length
 _IS_SEALED = b"workbench.is_sealed"
-_TAIL = 8  # bytes behind a footer: its length and PAR1
+_TAIL = 8  # bytes after a footer: its length and PAR1
 _CHUNK = 2**20
 _MOST_KNOWN = 2**14  # files
 
 
 class _Damaged(ValueError):
-    """What is wrong with a file."""
+    """A damaged file, with the reason."""
 
 
 def seal(file: Path) -> None:
-    """Write the sums into a file that was written with ENTRIES in its footer."""
+    """Write the checksums into a file that has ENTRIES in its footer."""
     with file.open("rb+") as stream:
         start, footer = _footer(stream)
         offset = footer.find(_KEY)
@@ -42,7 +42,7 @@ def seal(file: Path) -> None:
 
 
 def check_footer(file: Path) -> None:
-    """Raises FileNotFoundError if a file was merged away, TraceError if its footer is not the one that was written."""
+    """Check a file's footer. Raises TraceError if it is damaged, FileNotFoundError if the file was merged away."""
     try:
         with file.open("rb") as stream:
             _, footer = _footer(stream)
@@ -57,7 +57,7 @@ def check_footer(file: Path) -> None:
 
 
 def check_rows_once(files: Iterable[Path]) -> None:
-    """As check_rows; a file that was checked is not read again until it changes."""
+    """Check the rows of files, skipping files that were checked and have not changed."""
     for file in files:
         state = file.stat()
         _check_rows(file, state.st_mtime_ns, state.st_size, state.st_ino)
@@ -69,7 +69,7 @@ def _check_rows(file: Path, *_state: int) -> None:
 
 
 def check_rows(file: Path) -> None:
-    """Raises FileNotFoundError if a file was merged away, TraceError if its rows are not those that were written."""
+    """Check a file's rows. Raises TraceError if they are damaged, FileNotFoundError if the file was merged away."""
     check_footer(file)
     try:
         with file.open("rb") as stream:
@@ -87,41 +87,41 @@ def check_rows(file: Path) -> None:
 
 
 def torn(file: Path, error: Exception) -> TraceError:
-    """The error for a file that is no whole Parquet file, or not the one that was written."""
+    """Build the error for a truncated or damaged file."""
     return TraceError(
-        f"{file} cannot be read: it is cut short or damaged ({str(error)[:200].strip()}). Delete this file to "
-        "read the other steps, or copy it again from where it is whole."
+        f"{file} cannot be read: it is truncated or damaged ({str(error)[:200].strip()}). Delete this file to "
+        "read the other steps, or copy it again from an intact copy."
     )
 
 
 def _footer(stream) -> tuple[int, bytes]:
-    """Where a file's footer begins, and its bytes. Raises _Damaged if the file ends otherwise than Parquet does."""
+    """Return the offset and bytes of a file's footer. Raises _Damaged if the file does not end like Parquet."""
     size = stream.seek(0, os.SEEK_END)
     stream.seek(max(0, size - _TAIL))
     tail = stream.read(_TAIL)
     length = int.from_bytes(tail[:4], "little")
     if tail[4:] != b"PAR1" or length > size - _TAIL:
-        raise _Damaged("it does not end as a Parquet file does")
+        raise _Damaged("it does not end like a Parquet file")
     start = size - _TAIL - length
     stream.seek(start)
     return start, stream.read(length)
 
 
 def _sums(footer: bytes) -> bytes | None:
-    """The sums in a footer; None in a file of an older version. Raises _Damaged if they are no numbers."""
+    """Return the checksums in a footer; None in a file of an older version. Raises _Damaged if they are invalid."""
     offset = footer.find(_KEY)
     if offset < 0:
         if _IS_SEALED in footer:
-            raise _Damaged("its checksums are gone")
+            raise _Damaged("its checksums are missing")
         return None
     sums = footer[offset + len(_KEY) :][:_DIGITS]
     if len(sums) < _DIGITS or sums.strip(b"0123456789abcdef"):
-        raise _Damaged("its checksums are no numbers")
+        raise _Damaged("its checksums are not numbers")
     return sums
 
 
 def _crc_of_rows(stream, end: int) -> int:
-    """CRC-32 of the bytes before the footer."""
+    """Compute the CRC-32 of the bytes before the footer."""
     stream.seek(0)
     crc, left = 0, end
     while left > 0 and (chunk := stream.read(min(_CHUNK, left))):

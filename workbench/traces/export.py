@@ -1,10 +1,10 @@
-"""The traces of a run as a Hugging Face data set: `datasets.load_dataset(FOLDER, "positions")`.
+"""Export the traces of a run as a Hugging Face data set: `datasets.load_dataset(FOLDER, "positions")`.
 
     rollouts positions cells probe_rollouts probe_positions    a configuration each, with the columns of docs/traces.md
-    images                                                     every image once: `name`, as rollouts call it, and `image`
+    images                                                     every image once: `image`, and its `name` in rollouts
 
-What differs from the run folder: derived columns are written out, maps are lists of {key, value}, and paths of this machine
-are gone: images are named by their content, and of `origin` the name of the file is left.
+Differences to the run folder: derived columns are stored, maps are lists of {key, value}, and paths of this machine are
+removed: images are named by their content, and `origin` is only the name of the file.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ IMAGES = "images"
 
 
 def write_dataset(traces: Traces, folder: Path, title: str) -> dict[str, int]:
-    """Write every table that has rows below `folder`, and a card. Returns the number of rows of each.
+    """Write every non-empty table and a card below `folder`. Returns the number of rows of each.
 
     Raises: ConfigError if the package datasets is missing; TraceError if a trace cannot be read.
     """
@@ -52,13 +52,11 @@ def write_dataset(traces: Traces, folder: Path, title: str) -> dict[str, int]:
 
 
 class _Pictures:
-    """Names by content for the image files that rollouts mention."""
+    """Content-based names of the image files in rollouts."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.names: dict[
-            str, tuple[str, bool]
-        ] = {}  # path as the traces have it -> name, and whether the file is there
+        self.names: dict[str, tuple[str, bool]] = {}  # path in the traces -> name, and whether the file exists
 
     def name(self, path: str | None) -> str | None:
         if path is None:
@@ -79,7 +77,7 @@ class _Pictures:
 
 
 def _step(traces: Traces, table: str, step: int, pictures: _Pictures) -> pa.Table:
-    """The rows of one step, in order, without what only this machine can follow."""
+    """Read the rows of one step in order, with paths of this machine replaced by names."""
     fields = traces.sql(f"SELECT * FROM {table} LIMIT 0").schema
     columns = ", ".join(
         f'map_entries("{field.name}") AS "{field.name}"' if pa.types.is_map(field.type) else f'"{field.name}"'
@@ -101,7 +99,7 @@ def _step(traces: Traces, table: str, step: int, pictures: _Pictures) -> pa.Tabl
 
 
 def _write(file: Path, parts: Iterator[pa.Table], image: str | None = None) -> int:
-    """One Parquet file, a part after the other, that says to `datasets` what its columns are."""
+    """Write the parts to one Parquet file with the features of `datasets`. Returns the number of rows."""
     file.parent.mkdir(parents=True)
     first = next(parts)
     features = hf_datasets.Features.from_arrow_schema(first.schema)
@@ -129,13 +127,14 @@ configs:
 {configurations}---
 # {title}
 
-What supervised every token of a distillation with `{method}`, and why: written by the VLM distillation workbench.
+Traces of a distillation with `{method}`: scores, supervision and loss of every token, written by the VLM distillation
+workbench.
 
 | configuration | rows |
 |---|---|
 {rows}
 
-`datasets.load_dataset(FOLDER, "positions")["train"]`. Columns, units and meanings: [columns.md](columns.md). Rows of one answer share
-`step`, `process_rank` and `rollout_idx`; images are called by the `name` that the configuration `images` gives them. The evidence in
-these tables was shown to teachers; the deployed student never sees it.
+`datasets.load_dataset(FOLDER, "positions")["train"]`. Columns, units and meanings: [columns.md](columns.md). Rows of
+one answer share `step`, `process_rank` and `rollout_idx`. The configuration `images` holds the images by `name`. Teachers
+saw the evidence in these tables; the deployed student never sees it.
 """

@@ -1,4 +1,4 @@
-"""Answers to the questions that were asked last."""
+"""Thread-safe cache of the most recently used results."""
 
 import threading
 from collections import OrderedDict
@@ -9,7 +9,7 @@ Result = TypeVar("Result")
 
 
 class Memory:
-    """The last `size` answers. Safe to share between threads; two that ask at once may both read."""
+    """LRU cache of `size` results. Threads may share it; two that miss the same key at once both compute it."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -17,7 +17,7 @@ class Memory:
         self._lock = threading.Lock()
 
     def of(self, question: Hashable, read: Callable[[], Result]) -> Result:
-        """The answer to a question, by `read()` if it is not known."""
+        """Return the cached result of `question`, or compute it with `read()`."""
         with self._lock:
             if question in self._answers:
                 self._answers.move_to_end(question)

@@ -1,10 +1,10 @@
-"""The Parquet files of one trace: their names, which of their rows count, merging and deleting.
+"""Parquet files of a trace: names, precedence of rows, merging and deletion.
 
-1. `step-000012-rank-0.parquet` holds one step of one process; `merged-000001.parquet` many of them, named in its header.
-2. A file appears whole: it is written under a name that begins with a dot and then renamed.
-3. If two files hold the same step of the same process, a step file beats merged ones and a later merged one an earlier.
-   So merging is: add the merged file, then delete the step files. Whenever it is killed, every row counts once.
-4. Rollouts appear after their positions and go before them: a rollout that can be seen has all its positions.
+1. `step-000012-rank-0.parquet` holds one step of one process; `merged-000001.parquet` holds many, listed in its header.
+2. Writes are atomic: a file is written under a name that starts with a dot and then renamed.
+3. If two files hold the same step of the same process, a step file precedes merged ones, and a later merged file an
+   earlier one. Merging adds the merged file, then deletes the step files, so every row counts once after any kill.
+4. Rollouts are written after their positions and deleted before them, so a visible rollout has all its positions.
 """
 
 import contextlib
@@ -23,18 +23,18 @@ from workbench.traces.checksums import ENTRIES, check_footer, check_rows, seal, 
 from workbench.traces.schema import PROBE, Header, decode_header, merge_headers
 
 WRITE_ORDER = ("positions", "cells", "rollouts", PROBE + "positions", PROBE + "rollouts")
-SMALL_BYTES = 2**20  # larger step files gain nothing from merging, and merging them would need much memory
+SMALL_BYTES = 2**20  # larger step files are not merged: it gains nothing and needs much memory
 _STEP_FILE = re.compile(r"step-(\d+)-rank-(\d+)\.parquet")
 _MERGED_FILE = re.compile(r"merged-(\d+)\.parquet")
-_POSITION_ROWS, _OTHER_ROWS = 2**15, 2**12  # of a row group, the least that is read
-_MEASURED = ("logprob_", "max_logprob_", "sampler_logprob", "loss")  # hardly two values alike
+_POSITION_ROWS, _OTHER_ROWS = 2**15, 2**12  # per row group, the smallest unit of a read
+_MEASURED = ("logprob_", "max_logprob_", "sampler_logprob", "loss")  # columns with few repeated values
 
 Pair = tuple[int, int]  # step, process rank
 
 
 @dataclass(frozen=True)
 class Part:
-    """A file, the pairs that it holds, and those of them that another file holds more recently."""
+    """A file with the pairs that it holds, and those of them that a newer file replaces (hidden)."""
 
     file: Path
     header: Header
@@ -42,24 +42,24 @@ class Part:
     hidden: frozenset[Pair] = frozenset()
 
     def has(self, steps: Container[int]) -> bool:
-        """Whether it may hold rows of any of these steps."""
+        """Whether the file may hold rows of any of these steps."""
         return not self.pairs or any(step in steps for step, _ in self.pairs)
 
 
 def traces_folder(run_folder: Path) -> Path:
-    """Where the traces of a run lie."""
+    """Path of the traces of a run."""
     return Path(run_folder) / "traces"
 
 
 def step_file(folder: Path, step: int, rank: int) -> Path:
-    """The file of one step of one process in a table's folder."""
+    """Path of one step of one process in a table's folder."""
     return folder / f"step-{step:06d}-rank-{rank}.parquet"
 
 
 def write_part(file: Path, table: pa.Table, header: Header, *, durable: bool = False) -> None:
-    """Write a file that appears whole or not at all. durable: it survives a loss of power too."""
+    """Write a file atomically. durable: also flush it to disk."""
     temporary = file.parent / f".{file.name}.{os.getpid()}"
-    # zstd's start takes longer than writing a small step file does, and merging writes those again
+    # zstd's set-up takes longer than writing a small step file, which merging rewrites anyway
     compression = "zstd" if durable or table.nbytes > SMALL_BYTES else "lz4"
     exact = [field.name for field in table.schema if field.name.startswith(_MEASURED)]
     coded = [path for field in table.schema if field.name not in exact for path in _leaves(field)]
@@ -73,7 +73,7 @@ def write_part(file: Path, table: pa.Table, header: Header, *, durable: bool = F
             use_byte_stream_split=exact,
             write_statistics=["step", "rollout_idx"],
             write_page_checksum=True,
-            store_schema=False,  # half of a small file; the types are Parquet's own
+            store_schema=False,  # would be half of a small file; Parquet's own types suffice
         ) as parquet:
             parquet.write_table(
                 table, row_group_size=_POSITION_ROWS if "token_id" in table.column_names else _OTHER_ROWS
@@ -87,15 +87,16 @@ def write_part(file: Path, table: pa.Table, header: Header, *, durable: bool = F
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise TraceError(
-            f"{file} cannot be written ({error}). Free some space or check the folder's rights."
+            f"{file} cannot be written ({error}). Free some space or check the folder's permissions."
         ) from error
 
 
 def list_parts(folder: Path, headers: dict | None = None) -> list[Part]:
-    """The files of a table's folder, in order of step, with what counts in each.
+    """List the files of a table's folder in order of step, with their pairs.
 
-    `headers` keeps what was read before, by file. Raises: TraceError naming a file that cannot be read.
-    FileNotFoundError if a file goes while it is read; list again then.
+    headers  cache of headers by file
+    Raises   TraceError naming a file that cannot be read; FileNotFoundError if a file is merged away meanwhile, so that
+             the caller must list again
     """
     headers = {} if headers is None else headers
     parts = []
@@ -117,7 +118,7 @@ def list_parts(folder: Path, headers: dict | None = None) -> list[Part]:
 def compact(run_folder: Path, *, min_parts: int = 2) -> None:
     """Merge the small step files of each table that has at least `min_parts` of them.
 
-    Readers and the writers of later steps may go on; only one process may compact or delete at a time.
+    Safe beside readers and writers of later steps; only one process may compact or delete at a time.
     """
     for table in WRITE_ORDER:
         folder = traces_folder(run_folder) / table
@@ -140,9 +141,9 @@ def compact(run_folder: Path, *, min_parts: int = 2) -> None:
 
 
 def delete_after(run_folder: Path, step: int) -> None:
-    """Remove the rows of later steps, and what a kill left half written.
+    """Delete the rows of later steps and the partial files of a killed run.
 
-    For a run that goes on from a checkpoint; call it in one process, before any writes.
+    For a run that resumes from a checkpoint. Call it in one process, before any writes.
     """
     _delete_hidden(traces_folder(run_folder) / "images")
     for table in reversed(WRITE_ORDER):
@@ -165,15 +166,15 @@ def delete_after(run_folder: Path, step: int) -> None:
 
 
 def _delete_hidden(folder: Path) -> None:
-    """Files that were being written when the run was killed."""
+    """Delete files that were being written when the run was killed."""
     for file in folder.glob(".*"):
         if not file.is_file():
-            raise TraceError(f"{file} is none of the files of a trace. Move it elsewhere.")
+            raise TraceError(f"{file} does not belong to a trace. Move it elsewhere.")
         file.unlink()
 
 
 def _stable_names(folder: Path) -> list[str]:
-    """Names of a table's files. Listed until two listings agree: one alone may miss a file and what it was merged into."""
+    """List the names of a table's files until two listings agree, since one may miss a file merged meanwhile."""
     previous = None
     while True:
         try:
@@ -205,15 +206,17 @@ def _read(file: Path) -> tuple[Header, pa.Table]:
     check_rows(file)
     try:
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
-        return decode_header(parquet.metadata.metadata, file), parquet.read(use_threads=False)  # threads only cost here
+        return decode_header(parquet.metadata.metadata, file), parquet.read(
+            use_threads=False
+        )  # threads are slower here
     except (pa.ArrowException, OSError, ValueError) as error:
         raise torn(file, error) from error
 
 
 def recorded_steps(run_folder: Path) -> dict[str, set[int]]:
-    """Steps that each table holds, their files read and held against their checksums.
+    """Return the steps of each table, after checking the checksums of all files.
 
-    Raises: TraceError naming a file that is torn or does not hold what was written.
+    Raises: TraceError naming a truncated or damaged file.
     """
     steps = {}
     for table in WRITE_ORDER:
@@ -225,13 +228,13 @@ def recorded_steps(run_folder: Path) -> dict[str, set[int]]:
 
 
 def _pair_of(name: str) -> Pair | None:
-    """Step and process of a step file, None for a merged file."""
+    """Parse step and process of a step file's name; None for a merged file."""
     match = _STEP_FILE.fullmatch(name)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def _number_of(file: Path) -> int:
-    """Which merged file it is, counted from 1; 0 for a step file."""
+    """Parse the number of a merged file, from 1; 0 for a step file."""
     match = _MERGED_FILE.fullmatch(file.name)
     return int(match[1]) if match else 0
 
@@ -241,7 +244,7 @@ def _size(file: Path) -> int:
 
 
 def _leaves(field: pa.Field, prefix: str = "") -> list[str]:
-    """Parquet's names of the columns that a field is stored in."""
+    """Return Parquet's names of the leaf columns of a field."""
     path, dtype = prefix + field.name, field.type
     if pa.types.is_list(dtype):
         return _leaves(dtype.value_field.with_name("element"), f"{path}.list.")

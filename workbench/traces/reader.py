@@ -1,9 +1,9 @@
-"""Reads the traces of a run, also while it is training: DuckDB over the Parquet files. The only way to the data.
+"""Query the traces of a run with DuckDB, also while it trains. The only way to the data.
 
     traces = open_traces("runs/my-run")
     traces.sql("SELECT regime, avg(information_gap) AS gap FROM positions GROUP BY regime").to_pandas()
 
-Each query lists the files anew and sees whole steps only. Tables and columns: docs/traces.md.
+Each query lists the files again and sees only complete steps. Tables and columns: docs/traces.md.
 """
 
 import contextlib
@@ -30,40 +30,40 @@ Key = tuple[int, int, int]  # step, process_rank, rollout_idx
 ORDERS = ("step", "capability_gap", "information_gap", "loss")
 GROUPS = ("step", "kind", "truth", "domain")
 _KEY = "step, process_rank, rollout_idx"
-MEMORY = "512MB"  # that queries may take, beyond it they use the disk
-_MOST_IDLE = 8  # cursors kept
-_MOST_REMEMBERED = 32  # answers to questions
-_ATTEMPTS = 20  # a file may be merged away between listing and reading; that happens every hundred steps at most
+MEMORY = "512MB"  # limit for queries, which spill to disk beyond it
+_MOST_IDLE = 8  # idle cursors kept
+_MOST_REMEMBERED = 32  # cached results
+_ATTEMPTS = 20  # a file may be merged away between listing and reading, at most every hundred steps
 
 
 class NoTraces(TraceError):
-    """A folder in which no traces are recorded."""
+    """A folder without traces."""
 
 
 @dataclass(frozen=True)
 class TracedRollout:
-    """One answer with everything recorded of it. `row` and `positions` have the columns of docs/traces.md."""
+    """One rollout with all its records. `row` and `positions` have the columns of docs/traces.md."""
 
     row: dict
     positions: tuple[dict, ...]
     views: dict[str, TracedView]
     regimes: dict[str, TracedRegime]
-    folder: Path  # relative image paths start here
+    folder: Path  # base of relative image paths
 
     def images(self, view: str | None = None) -> tuple[Path, ...]:
-        """Files of the example's images, or of those that a view was shown."""
+        """Paths of the example's images, or of the images of a view."""
         return tuple(self.folder / name for name in self.row["images" if view is None else f"images_{view}"] or ())
 
 
 def open_traces(folder: str | Path) -> "Traces":
-    """The traces of a run folder, or of its traces folder itself. Raises NoTraces, or TraceError if a file is damaged."""
+    """Open the traces of a run folder or of a traces folder. Raises NoTraces, or TraceError if a file is damaged."""
     folder = Path(folder)
     for candidate in (traces_folder(folder), folder):
         if any(list_parts(candidate / table) for table in TABLES):
             return Traces(candidate)
     if not folder.exists():
         raise NoTraces(f"{folder} does not exist. Give the folder of a run, as in runs/my-run.")
-    remedy = "Give the folder of a run (it has config.yaml), wait for its first step, or train with tracing on."
+    remedy = "Give the folder of a run (with config.yaml), wait for its first step, or train with trace.every above 0."
     raise NoTraces(f"{folder} holds no traces. {remedy}")
 
 
@@ -72,10 +72,10 @@ class Traces:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        spill = Path(tempfile.gettempdir()) / f"workbench-duckdb-{os.getpid()}"  # made if a query needs it
+        spill = Path(tempfile.gettempdir()) / f"workbench-duckdb-{os.getpid()}"  # created on demand
         self._database = duckdb.connect(
             config={
-                "python_enable_replacements": False,  # or local variables are tables
+                "python_enable_replacements": False,  # otherwise local variables are tables
                 "memory_limit": MEMORY,
                 "temp_directory": str(spill),
             }
@@ -83,24 +83,24 @@ class Traces:
         self._database.execute("SET GLOBAL parquet_metadata_cache = true")
         self._headers: dict = {}
         self._remembered = Memory(_MOST_REMEMBERED)
-        self._idle: list[tuple[object, duckdb.DuckDBPyConnection]] = []  # cursors with views, and of which files
+        self._idle: list[tuple[object, duckdb.DuckDBPyConnection]] = []  # (files, cursor with views over them)
 
     def sql(self, query: str, params: Sequence | dict | None = None) -> pa.Table:
-        """The result of one SELECT; `.to_pandas()` makes a data frame of it. Values go in as `?` or `$name`.
+        """Run one SELECT, with parameters as `?` or `$name`; `.to_pandas()` converts the result.
 
-        Raises: TraceError if the query is not a SELECT or fails, or if a file is torn or of another schema version.
+        Raises: TraceError if the query is not a SELECT or fails, or if a file is damaged or of another schema version.
         """
         try:
             statements = self._database.cursor().extract_statements(query)
         except duckdb.Error as error:
             raise _query_error(error) from error
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            raise TraceError("traces are read only: give one SELECT statement.")
+            raise TraceError("traces are read-only. Give one SELECT statement.")
         return self._run((query, params))[0]
 
     @property
     def method(self) -> str:
-        """Name of the method that was trained."""
+        """Name of the run's method."""
         return self._header().method
 
     @property
@@ -114,7 +114,7 @@ class Traces:
         return self._header().regimes
 
     def steps(self, table: str = "rollouts") -> list[int]:
-        """The steps that a table holds, in order."""
+        """Return the steps of a table in order."""
         if table not in TABLES:
             raise TraceError(unknown("table", table, TABLES))
         return self._run((f"SELECT DISTINCT step FROM {table} ORDER BY step", None))[0]["step"].to_pylist()
@@ -134,9 +134,10 @@ class Traces:
         offset: int = 0,
         probe: bool = False,
     ) -> pa.Table:
-        """A page of answers, the latest step or the largest mean per position, whatever its sign, first.
+        """Return a page of rollouts, by latest step or by largest absolute mean per position.
 
-        regime, kind and truth keep answers with a position that is all of them; right keeps rewards of 1 (True) or below.
+        regime, kind and truth keep rollouts with a position that matches all of them; right keeps rewards of 1 (True)
+        or below (False).
         """
         filters = {
             "step": step,
@@ -153,7 +154,7 @@ class Traces:
     def rollout_keys(
         self, *, order: str = "step", limit: int = 50, offset: int = 0, probe: bool = False, **filters: object
     ) -> tuple[list[Key], int]:
-        """Which answers such a page of `rollouts` has, without reading them, and how many there are on all pages."""
+        """Return the keys of a page of `rollouts`, and the number of rollouts on all pages."""
         if order not in ORDERS:
             raise TraceError(unknown("order", order, ORDERS))
         where, params = self._filters(probe=probe, **filters)
@@ -172,12 +173,13 @@ class Traces:
         return keys, rows[0]["total"]
 
     def rollouts_at(self, keys: Sequence[Key], *, probe: bool = False, brief: bool = False) -> pa.Table:
-        """The answers with these keys, in their order, as `rollouts` has them. brief: of their texts only the openings."""
+        """Return the rollouts with these keys, in this order. brief: only the beginnings of their texts."""
         values = ", ".join(f"({idx}, {', '.join(str(int(part)) for part in key)})" for idx, key in enumerate(keys))
         query = f"""
-            SELECT {_KEY}, example_id, sample_idx, domain, question, answer, {"opening AS " if brief else ""}completion, source_policy,
-                   finished, reward, num_positions, mean_capability_gap AS capability_gap, mean_loss AS loss,
-                   mean_information_gap AS information_gap, total_contribution AS contribution, regime_counts AS regimes
+            SELECT {_KEY}, example_id, sample_idx, domain, question, answer,
+                   {"opening AS " if brief else ""}completion, source_policy, finished, reward, num_positions,
+                   mean_capability_gap AS capability_gap, mean_loss AS loss, mean_information_gap AS information_gap,
+                   total_contribution AS contribution, regime_counts AS regimes
             FROM {PROBE if probe else ""}rollouts
             JOIN (VALUES {values or "(NULL, NULL, NULL, NULL)"}) AS page(idx, {_KEY}) USING ({_KEY})
             ORDER BY page.idx"""
@@ -186,13 +188,13 @@ class Traces:
         return self.rollouts_at(keys, probe=probe) if rollouts["completion"].null_count else rollouts
 
     def count_rollouts(self, step: int | None = None, *, probe: bool = False, **filters: object) -> int:
-        """How many answers the filters of `rollouts` keep; before: those that stand before this one, newest first."""
+        """Count the rollouts that match the filters of `rollouts`. before: only those before this key, newest first."""
         where, params = self._filters(step, probe=probe, **filters)
         table = f"{PROBE if probe else ''}rollouts"
         return self._run((f"SELECT count(*) FROM {table} WHERE {where}", params))[0][0][0].as_py()
 
     def rollout(self, step: int, rollout_idx: int, *, process_rank: int = 0, probe: bool = False) -> TracedRollout:
-        """One answer with its positions. Raises TraceError if it was not recorded."""
+        """Return one rollout with its positions. Raises TraceError if it was not recorded."""
         prefix = PROBE if probe else ""
         where = "WHERE step = ? AND process_rank = ? AND rollout_idx = ?"
         params = [step, process_rank, rollout_idx]
@@ -213,17 +215,18 @@ class Traces:
         )
 
     def regime_shares(self, by: str = "step", *, probe: bool = False) -> pa.Table:
-        """Shares of positions and of loss that each regime has in every step (or kind, truth, domain).
+        """Return each regime's share of positions and of absolute loss by step (or kind, truth, domain).
 
-        Every group lists every regime, also with share 0. Loss counts by size: rewards make negative ones too.
+        Every group lists every regime, also with share 0.
         """
         if by not in GROUPS:
             raise TraceError(unknown("group", by, GROUPS))
         if probe:
             joined = f"JOIN {PROBE}rollouts USING ({_KEY})" if by == "domain" else ""
-            cells = f"SELECT {by}, regime, count(*) AS positions, sum(abs(contribution)) AS loss FROM {PROBE}positions {joined}"
-            cells = cells.replace("contribution)", f"{PROBE}positions.contribution)").replace(
-                " regime,", f" {PROBE}positions.regime,"
+            table = f"{PROBE}positions"
+            cells = (
+                f"SELECT {by}, {table}.regime, count(*) AS positions, sum(abs({table}.contribution)) AS loss "
+                f"FROM {table} {joined}"
             )
         else:
             cells = f"SELECT {by}, regime, sum(num_positions) AS positions, sum(loss_size) AS loss FROM cells"
@@ -240,9 +243,9 @@ class Traces:
         return self._run((query, None))[0]
 
     def summary(self) -> dict:
-        """What there is, what it takes, and the shares that a report opens with (None where nothing is known).
+        """Return counts, sizes on disk and headline shares (None where unknown).
 
-        information_* counts positions whose information gap is larger in size than their capability gap.
+        information_* counts positions whose absolute information gap exceeds their absolute capability gap.
         """
         counts = {name: f"(SELECT count(*) FROM {name})" for name in (f"{PROBE}rollouts", f"{PROBE}positions")}
         positions, rollouts = self._run(
@@ -257,8 +260,9 @@ class Traces:
                 None,
             ),
             (
-                """SELECT count(*) AS rollouts, count(DISTINCT step) AS steps, min(step) AS first_step, max(step) AS last_step,
-                avg(reward) AS mean_reward, avg(CAST(NOT finished AS INT)) AS cut_share FROM rollouts""",
+                """SELECT count(*) AS rollouts, count(DISTINCT step) AS steps, min(step) AS first_step,
+                max(step) AS last_step, avg(reward) AS mean_reward, avg(CAST(NOT finished AS INT)) AS cut_share
+                FROM rollouts""",
                 None,
             ),
         )
@@ -272,7 +276,7 @@ class Traces:
         }
 
     def remembered(self, question: Hashable, read: Callable[[], Result]) -> Result:
-        """`read()`, or what it returned when the same question was asked before over the same files."""
+        """Return `read()`, cached by `question` and the current files."""
         return self._remembered.of((question, self._again(self._files)), read)
 
     def _files(self) -> tuple:
@@ -281,7 +285,7 @@ class Traces:
         )
 
     def _what_there_is(self, step: int, rollout_idx: int, process_rank: int, probe: bool) -> str:
-        """Why an answer is not there, and which are."""
+        """Build the error message for a missing rollout, with the recorded ones."""
         table, word = (f"{PROBE}rollouts", "probe") if probe else ("rollouts", "rollout")
         steps = self.steps(table)
         of_process = f" and process {process_rank}" if process_rank else ""
@@ -322,7 +326,7 @@ class Traces:
         params = {name: value for name, (_, value) in conditions.items() if value is not None}
         kept = [conditions[name][0] for name in params]
         of_position = sorted(params.keys() & {"regime", "kind", "truth"})
-        if len(of_position) > 1:  # each of them alone is known of the answer; together they must be one position's
+        if len(of_position) > 1:  # columns of rollouts hold each alone; all must hold for one position
             same = " AND ".join(f"{name} = ${name}" for name in of_position)
             kept.append(f"({_KEY}) IN (SELECT ({_KEY}) FROM {PROBE if probe else ''}positions WHERE {same})")
         return " AND ".join(kept) or "true", params
@@ -331,11 +335,11 @@ class Traces:
         return _header(self._again(self._list))
 
     def _list(self) -> dict[str, list[Part]]:
-        """The files of every table; rollouts first, since a rollout appears after its positions."""
+        """List the files of every table; rollouts first, since they are written after their positions."""
         return {table: list_parts(self.folder / table, self._headers) for table in TABLES}
 
     def _run(self, *queries: tuple[str, Sequence | dict | None], steps: Container[int] | None = None) -> list[pa.Table]:
-        """Results of queries that all see the same files: all, or those of certain steps."""
+        """Run queries over the same files: all, or those of certain steps."""
         return self._again(lambda: self._run_once(queries, steps))
 
     def _run_once(self, queries: tuple, steps: Container[int] | None) -> list[pa.Table]:
@@ -353,22 +357,22 @@ class Traces:
         except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
             raise _query_error(error) from error
         except duckdb.Error as error:
-            check_rows_once(files)  # one of them may be gone: merged away
+            check_rows_once(files)  # raises FileNotFoundError if one was merged away
             raise _query_error(error) from error
 
     @contextlib.contextmanager
     def _cursor(self, used: tuple[str, ...], parts: dict[str, list[Part]], header: Header) -> Iterator:
-        """A cursor with views over these files. One that has just been used for the same files is used again."""
+        """Provide a cursor with views over these files, reusing an idle one for the same files."""
         files = {table: tuple((part.file, part.hidden, id(part.header)) for part in parts[table]) for table in used}
         key = (files, header)
         idle = next((pair for pair in self._idle if pair[0] == key), None)
         cursor = None
         if idle is not None:
-            with contextlib.suppress(ValueError):  # another thread was quicker
+            with contextlib.suppress(ValueError):  # another thread took it
                 self._idle.remove(idle)
                 cursor = idle[1]
         if cursor is None:
-            cursor = self._database.cursor()  # its views are its own
+            cursor = self._database.cursor()  # with its own views
             cursor.register("regimes", regime_table(header))
             for table in used:
                 schema = stored_schema(table, tuple(header.views))
@@ -381,17 +385,17 @@ class Traces:
         del self._idle[:-_MOST_IDLE]
 
     def _again(self, read: Callable[[], Result]) -> Result:
-        """What `read` returns; it starts over if a file was merged away under it."""
+        """Return `read()`, and repeat it if a file was merged away meanwhile."""
         for _ in range(_ATTEMPTS):
             try:
                 return read()
             except FileNotFoundError as error:
                 gone = error.filename
-        raise TraceError(f"{gone} and others went while they were read. Is something deleting the run? Ask again.")
+        raise TraceError(f"{gone} and other files were deleted during the query. Check that the run exists, and retry.")
 
 
 def _few(numbers: list[int]) -> str:
-    """The numbers, or of many the first and the last."""
+    """Format a list of numbers; only the first and last of many."""
     texts = [str(number) for number in numbers]
     return ", ".join(texts if len(texts) <= 8 else [*texts[:3], f"… {texts[-1]}"])
 
@@ -399,16 +403,16 @@ def _few(numbers: list[int]) -> str:
 def _header(parts: dict[str, list[Part]]) -> Header:
     headers = [part.header for of_table in parts.values() for part in of_table]
     if not headers:
-        raise TraceError("the traces are gone: no file is left in the folder. Open a run that has traces.")
+        raise TraceError("the traces were deleted: the folder has no files. Open a run that has traces.")
     return merge_headers(headers)
 
 
 def _query_error(error: duckdb.Error) -> TraceError:
-    return TraceError(f"the query failed: {error}\nTables and columns are listed in docs/traces.md.")
+    return TraceError(f"the query failed: {error}\nCorrect it; tables and columns are listed in docs/traces.md.")
 
 
 def _bytes_below(folder: Path) -> int:
-    """Size of a folder's files; one that goes meanwhile counts nothing."""
+    """Return the size of a folder's files, skipping files that are deleted meanwhile."""
     total = 0
     for file in folder.glob("*"):
         with contextlib.suppress(FileNotFoundError):

@@ -1,10 +1,10 @@
-"""The only place that says what a column of a trace is.
+"""Schema of a trace: the single definition of every column.
 
-1. Tables: rollouts, positions, the same two for probes (a fixed set of answers, scored again and again), and cells:
-   sums over positions that are alike, so that what is asked of a whole run need not read every position.
+1. Tables: rollouts, positions, the same two for probes (fixed answers, re-scored regularly), and cells (sums over
+   positions of one step, domain, kind, visibility and regime, so that a query over a run need not read every position).
 2. A name with {view} stands for one column per view of the method: logprob_{view} -> logprob_student, logprob_teacher.
 3. A column with `sql` is not stored. The reader computes it, so a gap is always the difference of two recorded numbers.
-4. Every file carries a Header: the schema's version, the method, its views and regimes.
+4. Every file has a Header: version of the schema, method, views and regimes.
 
 `python -m workbench.traces.schema` writes docs/traces.md from this file.
 """
@@ -19,7 +19,7 @@ import pyarrow as pa
 from workbench.errors import TraceError
 
 VERSION = 5
-# 2 has no column `learner`; before 4 num_information compared the signed gaps, not their sizes; before 5 no crop box and no opening
+# 2 has no column `learner`; before 4 num_information compared signed gaps; before 5 no crop box and no opening
 READABLE = tuple(range(2, VERSION + 1))
 OPENING = 160  # characters
 HEADER_KEY = "workbench.traces"
@@ -35,7 +35,7 @@ _ALTERNATIVE = pa.struct([("token_id", _WHOLE), ("text", _TEXT), ("logprob", _RE
 
 @dataclass(frozen=True)
 class Column:
-    """One column. `sql`: how the reader derives it, from the columns that `needs` names; NULL if one is missing."""
+    """A column. sql: expression that derives it from the columns `needs`; NULL if one of them is missing."""
 
     name: str
     dtype: pa.DataType
@@ -108,8 +108,8 @@ POSITIONS = (
         "denoising_step",
         _WHOLE,
         "steps",
-        "step of a masked diffusion policy that committed the token, from 0; every view read it in the canvas before that step. "
-        "NULL: written from left to right",
+        "step of a masked diffusion policy that committed the token, from 0; every view scored it in the canvas before "
+        "that step. NULL: sampled from left to right",
     ),
     Column("sampler_logprob", _REAL, "nats", "log-prob at the time of writing; NULL for sequences from the data"),
     Column("regime", _TEXT, "", "kind of supervision that the router chose; each position has exactly one"),
@@ -152,8 +152,8 @@ POSITIONS = (
         "effective_weight",
         _REAL,
         "1",
-        "what the position's losses count, the method's own weights of them included: DOPD's light regimes have 1 in `weight` "
-        "and less here. NULL if the trace does not say what the losses weigh",
+        "total weight of the position's losses, including the method's own weights: DOPD's light regimes have 1 in "
+        "`weight` and less here. NULL if the trace does not record the weights",
         "weight * regimes.loss_weight",
         ("weight",),
     ),
@@ -207,7 +207,7 @@ TABLES = {
 
 @dataclass(frozen=True)
 class TracedView:
-    """Who read, and what it was shown."""
+    """Policy and context of a view."""
 
     policy: str
     context: str
@@ -215,7 +215,7 @@ class TracedView:
 
 @dataclass(frozen=True)
 class TracedLoss:
-    """One loss of a regime: the view, tokens or reward that it pulls to, how, and what the method multiplies it by."""
+    """One loss of a regime: its target (a view, tokens or reward), divergence and weight."""
 
     target: str
     divergence: str
@@ -224,7 +224,7 @@ class TracedLoss:
 
 @dataclass(frozen=True)
 class TracedRegime:
-    """What positions of one regime were pulled towards, how, and what that means. losses: empty in older traces."""
+    """A regime: target, divergence, meaning and losses. losses: empty in older traces."""
 
     source: str | None
     divergence: str | None
@@ -233,7 +233,7 @@ class TracedRegime:
 
     @property
     def loss_weight(self) -> float | None:
-        """What all its losses together count; 0 where nobody supervises, None if it was not recorded."""
+        """Total weight of its losses; 0 without supervision, None if not recorded."""
         if self.source is None:
             return 0.0
         return sum(loss.weight for loss in self.losses) if self.losses else None
@@ -241,7 +241,7 @@ class TracedRegime:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about itself. `covers`: the (step, process rank) pairs of a merged file, else empty."""
+    """Metadata of a file. covers: the (step, process rank) pairs of a merged file, else empty."""
 
     method: str
     views: dict[str, TracedView]
@@ -249,15 +249,15 @@ class Header:
     covers: tuple[tuple[int, int], ...] = ()
 
     def encode(self) -> dict[str, str]:
-        """As key and value of a Parquet footer."""
+        """Encode as key and value of a Parquet footer."""
         return {HEADER_KEY: json.dumps({"version": VERSION, **vars(self)}, default=vars)}
 
 
 def decode_header(metadata: dict[bytes, bytes] | None, file: Path) -> Header:
-    """The header in a footer. Raises TraceError if there is none or its version is another one."""
+    """Decode the header in a footer. Raises TraceError if it is missing or of an unsupported version."""
     text = (metadata or {}).get(HEADER_KEY.encode())
     if text is None:
-        raise TraceError(f"{file} is a Parquet file but no trace of the workbench. Move it out of the traces folder.")
+        raise TraceError(f"{file} is a Parquet file but not a trace. Move it out of the traces folder.")
     try:
         fields = json.loads(text)
         if fields["version"] in READABLE:
@@ -281,7 +281,7 @@ def _decode_regime(fields: dict) -> TracedRegime:
 
 
 def merge_headers(headers: list[Header]) -> Header:
-    """One header for many files: the last method, views and regimes of all. Raises ValueError if the list is empty."""
+    """Merge headers: the last method, all views and regimes. Raises ValueError if the list is empty."""
     if not headers:
         raise ValueError("no headers to merge")
     views = {name: view for header in headers for name, view in header.views.items()}
@@ -291,7 +291,7 @@ def merge_headers(headers: list[Header]) -> Header:
 
 @cache
 def stored_schema(table: str, views: tuple[str, ...]) -> pa.Schema:
-    """The Arrow schema of a table's files."""
+    """Build the Arrow schema of a table's files."""
     fields = []
     for column in TABLES[table]:
         if column.sql is None:
@@ -300,7 +300,7 @@ def stored_schema(table: str, views: tuple[str, ...]) -> pa.Schema:
 
 
 def derived_columns(table: str, stored: set[str]) -> dict[str, str]:
-    """Name -> SQL of the columns that the reader adds to the `stored` ones."""
+    """Return name -> SQL of the columns that the reader adds to the `stored` ones."""
     derived = {}
     for column in TABLES[table]:
         if column.sql is not None:
@@ -309,7 +309,7 @@ def derived_columns(table: str, stored: set[str]) -> dict[str, str]:
 
 
 def column_names(column: Column, views: tuple[str, ...]) -> list[str]:
-    """The column's names in a trace of these views."""
+    """Return the column's names in a trace with these views."""
     return [column.name.format(view=view) for view in views] if "{view}" in column.name else [column.name]
 
 
@@ -333,18 +333,18 @@ _INTRODUCTION = """\
 <!-- Written by `python -m workbench.traces.schema`. Change workbench/traces/schema.py, not this file. -->
 # Traces
 
-Training records every token: what each view thought of it, where the router sent it, and how much loss it carried.
+Training records every token: its score under each view, its regime, and its part of the loss.
 
 | table | one row is |
 |---|---|
-| `rollouts` | a written answer, with its prompts, evidence and outcome |
+| `rollouts` | a sampled answer, with its prompts, evidence and outcome |
 | `positions` | a token of such an answer |
 | `cells` | sums over a step's positions of the same learner, domain, kind, truth and regime |
 | `probe_rollouts`, `probe_positions` | the same columns for probes: fixed answers, scored again every few steps |
-| `regimes` | a regime of the method: `regime`, `source`, `divergence`, `meaning`, `loss_weight` (of all its losses together) |
+| `regimes` | a regime of the method: `regime`, `source`, `divergence`, `meaning`, `loss_weight` (total of its losses) |
 
 Rows of one answer share `step`, `process_rank` and `rollout_idx`. A name with `{view}` stands for one column per view:
-`student` (the learner, plain prompt), `self` (the student shown the evidence), `teacher`, or whatever the method calls them.
+`student` (the learner, plain prompt), `self` (the student with the evidence), `teacher`, or the method's own names.
 
 ```python
 from workbench.traces.reader import open_traces
@@ -361,16 +361,16 @@ _NOTES = """\
 - *Derived* columns are computed when read, from what is stored. A gap is the float32 difference of two recorded
   log-probs, bit for bit, and NULL if the method lacks one of the views. All logarithms are natural.
 - `capability_gap + information_gap = total_gap`, up to float32 rounding.
-- Files are `traces/<table>/step-000012-rank-0.parquet`, later merged into `merged-000001.parquet`. A file is complete or
-  absent; a step that is written again replaces the earlier one. Read through `open_traces`: it knows which rows count.
-- Which questions training repaired (wrong before, right after) and which it broke is known only by asking them twice, so it is in
-  no column here: `workbench summary` tells it of a run in which several learn, by question family, and a study of every variant.
-- Images that were in memory lie once in `traces/images/`, named by their content; images from files keep their path.
+- Files are `traces/<table>/step-000012-rank-0.parquet`, later merged into `merged-000001.parquet`. A file is complete
+  or absent; a step that is written again replaces the earlier one. Read them with `open_traces`, which applies this.
+- Questions that training repaired (wrong before, right after) or broke are not recorded here, since they need two
+  evaluations. `workbench summary` reports them for runs with several students, a study for every variant.
+- Images from memory are stored once in `traces/images/`, named by their content; images from files keep their path.
 """
 
 
 def document() -> str:
-    """docs/traces.md."""
+    """Write the text of docs/traces.md."""
     parts = [_INTRODUCTION]
     for table in ("rollouts", "positions", "cells"):
         title = f"{table}, {PROBE}{table}" if PROBE + table in TABLES else table

@@ -1,7 +1,7 @@
-"""What a step's positions add up to: per rollout, and per cell of positions that are alike.
+"""Aggregate the positions of a step: per rollout, and per cell of equal domain, kind, visibility and regime.
 
-Both are written beside the positions they are made of, so that a list of answers or a curve over steps does not read
-every position of a run. Input are the columns of the positions table, before they become Arrow arrays.
+Both are stored beside the positions, so that a list of answers or a curve over steps need not read every position.
+Input are the columns of the positions table as NumPy arrays.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ Columns = dict[str, np.ndarray | list]
 
 
 def sum_rollouts(positions: Columns, num_rollouts: int) -> Columns:
-    """Per rollout: mean gaps and loss, its part of the step's loss, regimes, kinds and truths."""
+    """Compute for each rollout: mean gaps and loss, its part of the step's loss, regimes, kinds and visibilities."""
     index = np.asarray(positions["rollout_idx"], dtype=np.int64)
 
     def mean(values: np.ndarray | None) -> list[float | None]:
@@ -41,7 +41,7 @@ def sum_rollouts(positions: Columns, num_rollouts: int) -> Columns:
 
 
 def sum_cells(positions: Columns, domains: list[str]) -> Columns:
-    """Sums over one learner's positions of the same domain, kind, truth and regime; `domains` are those of the rollouts."""
+    """Sum one learner's positions of equal domain, kind, visibility and regime. domains: one per rollout."""
     keys: dict[tuple, int] = {}
     position_domains = [domains[rollout_idx] for rollout_idx in np.asarray(positions["rollout_idx"]).tolist()]
     keys_of_positions = zip(position_domains, positions["kind"], positions["truth"], positions["regime"], strict=True)
@@ -81,14 +81,14 @@ def sum_cells(positions: Columns, domains: list[str]) -> Columns:
 
 
 def _sums(index: np.ndarray, values: np.ndarray, count: int, empty: float = np.nan) -> np.ndarray:
-    """Sums of the values of each index, those that are NaN (their view did not read) left out; `empty` if none is left."""
+    """Sum the values of each index, skipping NaN (not scored by the view); `empty` if none remains."""
     is_number = ~np.isnan(values)
     totals = np.bincount(index[is_number], values[is_number], count)
     return np.where(np.bincount(index[is_number], minlength=count) > 0, totals, empty)
 
 
 def _gap(positions: Columns, above: str, below: str) -> np.ndarray | None:
-    """The float32 difference, as the reader derives it; None if a view is missing."""
+    """Compute the float32 difference of two views, as the reader does; None if a view is missing."""
     names = f"logprob_{above}", f"logprob_{below}"
     return positions[names[0]] - positions[names[1]] if positions.keys() >= set(names) else None
 

@@ -1,4 +1,4 @@
-"""A trace's tables as SQL views over its files: which rows count, and what is derived from them."""
+"""SQL views over the files of a trace, with overwritten rows excluded and derived columns added."""
 
 import re
 from pathlib import Path
@@ -8,11 +8,11 @@ import pyarrow as pa
 from workbench.traces.parts import Part
 from workbench.traces.schema import Header, derived_columns
 
-STUDENT = "student"  # workbench.types.STUDENT, whose file loads torch: rows of older files were of one student
+STUDENT = "student"  # workbench.types.STUDENT, without importing torch; learner of files before version 3
 
 
 def regime_table(header: Header) -> pa.Table:
-    """The table `regimes`."""
+    """Build the table `regimes`."""
     regimes = [
         {"idx": idx, "regime": name, **vars(spec), "loss_weight": spec.loss_weight}
         for idx, (name, spec) in enumerate(header.regimes.items())
@@ -22,15 +22,15 @@ def regime_table(header: Header) -> pa.Table:
 
 
 def without_rows(schema: pa.Schema) -> pa.Table:
-    """An empty table, with the types that DuckDB gives a table that was read."""
+    """Build an empty table, with the types that DuckDB gives to Parquet columns."""
     wide = [field.with_type(pa.float32()) if field.type == pa.float16() else field for field in schema]
     return pa.schema(wide).empty_table()
 
 
 def view_sql(table: str, parts: list[Part], header: Header, stored: set[str]) -> str:
-    """CREATE VIEW over the files, less the rows that another file holds more recently, plus derived columns."""
+    """Build CREATE VIEW over the files, without rows that a newer file replaces, plus derived columns."""
     plain = [part.file for part in parts if not part.hidden]
-    reads = [f"SELECT * FROM no_{table}"]  # has every column, also those that older files lack
+    reads = [f"SELECT * FROM no_{table}"]  # has every column, including those that older files lack
     reads += [f"SELECT * FROM {_parquet(plain)}"] if plain else []
     for part in parts:
         if part.hidden:
@@ -45,7 +45,7 @@ def view_sql(table: str, parts: list[Part], header: Header, stored: set[str]) ->
 
 
 def _fact_sql(header: Header, fact: str) -> str:
-    """A fact of the row's regime, written out: a join would keep filters from reaching the files."""
+    """Build a CASE expression for a property of the regime. A join would keep filters from reaching the files."""
     facts = {name: getattr(regime, fact) for name, regime in header.regimes.items()}
     cases = "".join(f" WHEN {_quoted(name)} THEN {_literal(fact)}" for name, fact in facts.items() if fact is not None)
     dtype = "FLOAT" if fact == "loss_weight" else "VARCHAR"
@@ -61,6 +61,6 @@ def _quoted(text: str) -> str:
 
 
 def _parquet(files: list[Path]) -> str:
-    # brackets keep DuckDB from reading a folder's name as a pattern
+    # brackets keep DuckDB from treating a folder's name as a pattern
     names = (_quoted(re.sub(r"([\[*?])", r"[\1]", str(file))) for file in files)
     return f"read_parquet([{', '.join(names)}], union_by_name = true)"

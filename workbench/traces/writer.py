@@ -1,7 +1,6 @@
-"""Writes what a step did, token by token: one Parquet file per table, step and process.
+"""Write the traces of a run: one Parquet file per table, step and process.
 
-Tensors become Arrow arrays by way of numpy, without a Python object per number. Columns are those of schema.py; a value
-missing here is a KeyError in the first test that writes.
+Tensors become Arrow arrays through NumPy, without a Python object per number. The columns are those of schema.py.
 """
 
 import contextlib
@@ -30,21 +29,21 @@ from workbench.traces.schema import OPENING, PROBE, TABLES, Header, TracedLoss, 
 from workbench.traces.totals import sum_cells, sum_rollouts
 from workbench.types import STUDENT, Prompt, Rollout, Routing, TokenScores, Turn, label_completion
 
-_MOST_NAMES = 100_000  # image references kept; tens of megabytes
+_MOST_NAMES = 100_000  # cached image references; tens of megabytes
 
 
 @dataclass(frozen=True)
 class TracedBatch:
-    """One step of one process and learner. N positions are laid end to end in the order of the R rollouts.
+    """One step of one process and learner. Its N positions are concatenated in the order of the R rollouts.
 
     views        view name -> (policy, context)
-    prompts      view name -> one prompt per rollout, None where the view did not read it
-    readers      view name -> per rollout the name of the policy that read it; a view that is missing has one, its own
-    regimes      by name; routing.regime counts in this order
-    coefficient  what a position's loss counts in the step's total
+    prompts      view name -> one prompt per rollout, None where the view did not score it
+    readers      view name -> name of the policy that scored each rollout; missing = the view's own policy
+    regimes      by name; routing.regime holds indices in this order
+    coefficient  factor of a position's loss in the step's total
     loss         weighted, in nats, before averaging
     token_texts  per rollout, one text per token
-    kinds        per rollout, kind and truth of each token, as workbench.types.mark_tokens gives them
+    kinds        per rollout, kind and visibility of each token, from workbench.types.mark_tokens
     """
 
     step: int
@@ -64,7 +63,7 @@ class TracedBatch:
 
 
 def traced(scored: StepResult, step: int, student: Policy) -> TracedBatch:
-    """What is stored of a batch that `student` learned from at `step`."""
+    """Convert the result of a training step of `student` to the values to store."""
     texts = tuple(tuple(student.token_texts(rollout.ids)) for rollout in scored.batch.rollouts)
     kinds = tuple(
         tuple(label_completion(list(words), rollout))
@@ -89,12 +88,12 @@ def traced(scored: StepResult, step: int, student: Policy) -> TracedBatch:
 
 
 class TraceWriter:
-    """Writes the traces of one process of a run.
+    """Write the traces of one process of a run.
 
-    policy_text    text of one token id, for alternatives; by learner, if they have different vocabularies
-    compact_every  the first process merges step files when a table has that many; 0 = never
-    background     write in a thread while the next step is computed, at most one step behind; an error is raised by the
-                   next call. Call `flush` before what was written is counted on.
+    policy_text    function from a token id to its text, for alternatives; by learner if vocabularies differ
+    compact_every  number of step files of a table at which rank 0 merges them; 0 = never
+    background     write in a thread, at most one step behind. The next call raises its error. Call `flush` before
+                   reading what was written.
     """
 
     def __init__(
@@ -111,22 +110,22 @@ class TraceWriter:
         self.folder = traces_folder(self.run_folder)
         self._policy_text = policy_text
         self._token_texts: dict[tuple[str, int], str] = {}
-        self._image_names: dict[str, list[str]] = {}  # by prompt or example: pictures are hashed once
-        self._step_names: dict[int, str] = {}  # by identity: good for as long as the batch is held
+        self._image_names: dict[str, list[str]] = {}  # by prompt or example, to hash images once
+        self._step_names: dict[int, str] = {}  # by id(), valid while the batch exists
         self._num_written = 0
         self._thread = ThreadPoolExecutor(1, "traces") if background else None
         self._pending: Future | None = None
 
     def write(self, *batches: TracedBatch) -> None:
-        """Record a training step, one batch per learner, all of one method. A step written before is replaced."""
+        """Record a training step, one batch per learner, all of one method. Replaces an earlier record of the step."""
         self._start(batches, "")
 
     def write_probe(self, *batches: TracedBatch) -> None:
-        """Record probes as they are scored at this step."""
+        """Record the scores of the probes at this step."""
         self._start(batches, PROBE)
 
     def flush(self) -> None:
-        """Return when everything is on disk. Raises TraceError if something could not be written."""
+        """Wait until everything is on disk. Raises TraceError if a write failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -146,7 +145,7 @@ class TraceWriter:
             for ids, _ in batch.alternatives.top.values() if batch.alternatives else ():
                 for token_id in ids.unique().tolist():
                     if token_id >= 0:
-                        self._text(batch.learner, token_id)  # not in the thread: a tokenizer is for one at a time
+                        self._text(batch.learner, token_id)  # outside the thread: tokenizers are not thread-safe
         self._pending = self._thread.submit(self._write, batches, prefix)
 
     def _write(self, batches: tuple[TracedBatch, ...], prefix: str) -> None:
@@ -156,10 +155,10 @@ class TraceWriter:
         header = Header(self.method, views, regimes)
         self._step_names.clear()
         tables: dict[str, list[pa.Table]] = {}
-        first = 0  # of the batch's rollouts in the file
+        first = 0  # index in the file of the batch's first rollout
         for batch in batches:
             for table, columns in self._columns(batch, first).items():
-                if prefix + table in TABLES:  # probes have no totals
+                if prefix + table in TABLES:  # probes have no cells
                     schema = stored_schema(prefix + table, tuple(batch.views))
                     arrays = [_array(columns[field.name], field.type) for field in schema]
                     tables.setdefault(prefix + table, []).append(pa.Table.from_arrays(arrays, schema=schema))
@@ -171,7 +170,7 @@ class TraceWriter:
             compact(self.run_folder, min_parts=self.compact_every)
 
     def _columns(self, batch: TracedBatch, first: int) -> dict[str, dict]:
-        """Columns of each table; the batch's rollouts are counted from `first`."""
+        """Build the columns of each table; indices of the batch's rollouts start at `first`."""
         positions = self._positions(batch)
         cells = sum_cells(positions, [rollout.example.domain for rollout in batch.rollouts])
         rollouts = self._rollouts(batch) | sum_rollouts(positions, len(batch.rollouts))
@@ -283,7 +282,7 @@ class TraceWriter:
         return columns
 
     def _images(self, key: str, images: Iterable[Image.Image | Path]) -> list[str]:
-        """References of the images. `key` names what they belong to; "" if that may change from call to call."""
+        """Return references of the images, cached by `key`; "" = do not cache."""
         if key and key in self._image_names:
             return self._image_names[key]
         names = [self._name(image) if isinstance(image, Image.Image) else os.path.abspath(image) for image in images]
@@ -294,7 +293,7 @@ class TraceWriter:
         return names
 
     def _name(self, image: Image.Image) -> str:
-        """Of a picture in memory; one that several prompts of a step show is looked at once."""
+        """Return the reference of an image in memory, cached within the step."""
         if id(image) not in self._step_names:
             self._step_names[id(image)] = self._save(image)
         return self._step_names[id(image)]
@@ -311,7 +310,7 @@ class TraceWriter:
             except OSError as error:
                 with contextlib.suppress(OSError):
                     temporary.unlink(missing_ok=True)
-                raise TraceError(f"{file} cannot be written ({error}). Free some space or check the rights.") from error
+                raise TraceError(f"{file} cannot be written ({error}). Free space or check permissions.") from error
         return f"images/{file.name}"
 
 
@@ -321,7 +320,7 @@ def _traced_regime(regime: Regime) -> TracedRegime:
 
 
 def _turn(turn: Turn) -> dict[str, str]:
-    """An earlier turn as text; each of its images is a mark, and is listed with the view's images."""
+    """Convert an earlier turn to text, with a mark for each image; the view's images include them."""
     return {"role": turn.role, "text": "<image>" * len(turn.images) + turn.text}
 
 
