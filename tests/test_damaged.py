@@ -155,7 +155,7 @@ def test_a_checkpoint_that_lists_no_files_is_passed_over(run: Path, caplog: pyte
     for text in (f'{{"step": {newest.step}, "files": {{}}}}', "[]", '{"step": 1, "files": {"student/x": 1}}'):
         (newest.path / "state.json").write_text(text)
         result = resume(run)
-        assert result.steps == newest.step and f"{newest.path} is no complete checkpoint" in caplog.text
+        assert result.steps == newest.step and f"{newest.path} is not a complete checkpoint" in caplog.text
         caplog.clear()
 
 
@@ -163,7 +163,7 @@ def test_a_configuration_that_is_cut_is_called_cut(run: Path) -> None:
     raw = (run / "config.yaml").read_bytes()
     for length in (0, 30, len(raw) // 2, len(raw) - 2):
         (run / "config.yaml").write_bytes(raw[:length])
-        with pytest.raises(WorkbenchError, match=rf"config\.yaml is cut: it ends after {length} of {len(raw)} bytes"):
+        with pytest.raises(WorkbenchError, match=rf"config\.yaml is truncated after {length} of {len(raw)} bytes"):
             resume(run)
     (run / "config.yaml").write_bytes(raw.replace(b"seed: ", b"seed: 1"))
     with pytest.raises(WorkbenchError, match="was edited: seed"):
@@ -209,5 +209,5 @@ def test_a_run_of_a_version_without_a_key_goes_on_with_its_default(run: Path) ->
     assert resume(run).steps == facts["steps_done"]
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("  dropout: false", "  dropout: true", 1))
-    with pytest.raises(WorkbenchError, match=r"was edited: training\.dropout is True, and the run began with False"):
+    with pytest.raises(WorkbenchError, match=r"was edited: training\.dropout is True, but the run started with False"):
         resume(run)

@@ -126,7 +126,7 @@ def test_what_cannot_be_written_is_one_sentence_and_leaves_nothing(run: Path, tm
             export(run, tmp_path / "there")
     with pytest.raises(RunError, match=r'"ann" did not learn in .*; there are student'):
         export_student(run, tmp_path / "model", learner="ann")
-    with pytest.raises(RunError, match="is no complete checkpoint"):
+    with pytest.raises(RunError, match="is not a complete checkpoint"):
         export_student(run, tmp_path / "model", step=7)
     with pytest.raises(RunError, match=r"hf:nobody/nothing could not be written .*export to a folder"):
         export_student(run, "hf:nobody/nothing")

@@ -77,7 +77,7 @@ def test_the_first_row_that_differs_is_named(key: str, change: Callable, says: s
     require_same_data(folder, data | {key: load_examples(write(tmp_path, ROWS))}, resume=False)
     require_same_data(folder, data | {key: load_examples(write(tmp_path, ROWS))}, resume=True)
     changed = load_examples(write(tmp_path, change(ROWS)))
-    with pytest.raises(RunError, match=f"{key} was changed since the run began: .*{says}.*Put {key} back"):
+    with pytest.raises(RunError, match=f"{key} has changed since the run started: .*{says}.*Restore {key}"):
         require_same_data(folder, data | {key: changed}, resume=True)
 
 
@@ -130,7 +130,7 @@ def test_a_run_refuses_changed_data_stays_as_it_was_and_goes_on_with_the_old(
     before = [(config.run_dir / name).read_bytes() for name in names]
     write(tmp_path, edited(0, question="NEW?")(ROWS))
     with pytest.raises(
-        RunError, match=r"data.train was changed since the run began: .*data.jsonl:1 .* differs in question"
+        RunError, match=r"data.train has changed since the run started: .*data.jsonl:1 .* differs in question"
     ):
         train(config, resume=True)
     assert [(config.run_dir / name).read_bytes() for name in names] == before
@@ -171,7 +171,7 @@ def test_models_changed_between_stop_and_resume_are_named(tmp_path: Path) -> Non
     ):
         before = file.read_text()
         file.write_text("others!")
-        with pytest.raises(RunError, match=rf"models.teacher .* was changed since the run began: {name} differ"):
+        with pytest.raises(RunError, match=rf"models.teacher .* has changed since the run started: {name} differ"):
             require_same_models(folder, models, resume=True)
         file.write_text(before)
     (base / "model-2.safetensors").write_text("more")

@@ -78,7 +78,7 @@ def test_no_more_runs_than_allowed_are_at_work_and_the_first_that_came_is_the_fi
     wait_for(lambda: len(folder.at_work) == 2)
     wait_for(lambda: list(folder.states.values()).count("queued") == 3)
     assert [read_job(folder.path / name).status for name in "ab"] == ["starting", "starting"]
-    assert read_job(folder.path / "d").doing == "waits, place 2 of 3: at most 2 runs are at work at once"
+    assert read_job(folder.path / "d").doing == "waits in the queue, position 2 of 3: at most 2 runs at once"
     time.sleep(2.5)
     assert folder.at_work == ["a", "b"], "those that wait looked again, and waited on"
     folder.end(processes["a"])
@@ -116,7 +116,7 @@ def test_a_full_queue_is_a_sentence(folder: Folder, monkeypatch: pytest.MonkeyPa
     for name in "ab":
         folder.ask(name)
     wait_for(lambda: len(waiting(folder.path)) == 1)
-    with pytest.raises(RunError, match="1 runs wait for their turn"):
+    with pytest.raises(RunError, match="1 runs wait"):
         start_run(run_config(models, folder.path), queue=folder.path)
     assert MAX_WAITING == 50
 

@@ -36,7 +36,7 @@ def test_what_exists_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.yaml").write_text("mine")
     for name in ("file", "folder"):
-        with pytest.raises(RunError, match=r"exists and is no run.*Delete it, or choose another name"):
+        with pytest.raises(RunError, match=r"exists but is not a run.*Delete it, or choose another name"):
             create(tmp_path / name)
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "config.yaml").read_text() == "mine"
 
@@ -119,7 +119,7 @@ def test_only_a_run_that_failed_and_left_nothing_is_made_anew(tmp_path: Path) ->
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot be made"):
+    with pytest.raises(RunError, match="cannot be created"):
         create(tmp_path / "file" / "run")
 
 
@@ -179,7 +179,7 @@ def test_a_damaged_line_is_a_sentence(tmp_path: Path) -> None:
     folder = create(tmp_path / "run")
     (folder.path / "metrics.jsonl").write_text("\0\0\0\n")
     for read in (folder.metrics, lambda: folder.forget_metrics_after(1)):
-        with pytest.raises(RunError, match=r"metrics.jsonl:1 is no line of metrics"):
+        with pytest.raises(RunError, match=r"metrics.jsonl:1 is not a line of metrics"):
             read()
 
 
@@ -188,5 +188,5 @@ def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
         create(tmp_path / name).update(started=started)
     (tmp_path / "other").mkdir()
     assert [run.path.name for run in list_runs(tmp_path)] == ["new", "old"]
-    with pytest.raises(RunError, match="is no run folder"):
+    with pytest.raises(RunError, match="is not a run folder"):
         RunFolder.open(tmp_path / "other")

@@ -206,7 +206,7 @@ def test_a_run_whose_file_was_edited_is_not_resumed_as_another(models: dict, tmp
     file.write_text(whole.replace("rank: 0", "rank: 2", 1))
     assert file.read_text() != whole
     with pytest.raises(
-        ConfigError, match=r"config.yaml was edited: models.lora.rank is 2, and the run began with 0.*save_every"
+        ConfigError, match=r"config.yaml was edited: models.lora.rank is 2, but the run started with 0.*save_every"
     ):
         resume(config.run_dir)
     file.write_text(whole)
@@ -342,7 +342,7 @@ def test_a_torn_checkpoint_is_passed_over(dopd: RunConfig, models: dict, tmp_pat
     newest = list_checkpoints(config.run_dir)[-1]
     file = newest.student / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(RunError, match=r"torn: student/model.safetensors has \d+ bytes instead of \d+"):
+    with pytest.raises(RunError, match=r"student/model.safetensors has \d+ bytes instead of \d+"):
         open_checkpoint(newest.path)
     train(config, resume=True)
     assert "torn" in (config.run_dir / "train.log").read_text()

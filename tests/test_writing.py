@@ -126,6 +126,6 @@ def test_the_check_tells_what_would_be_prepared(whole: RunConfig) -> None:
 def test_a_run_whose_answers_are_to_more_examples_is_refused(whole: RunConfig, models: dict) -> None:
     fewer = config_of(models, whole.run_dir.parent, data={"train": "scenes:train?count=5"})
     with pytest.raises(
-        RunError, match=r"data.train was changed since the run began: .*It had 6 examples, and has 5 now"
+        RunError, match=r"data.train has changed since the run started: .*It had 6 examples, and has 5 now"
     ):
         Trainer(fewer, RunFolder.open(whole.run_dir), resume=True)

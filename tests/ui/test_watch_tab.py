@@ -188,7 +188,7 @@ def test_a_torn_line_of_metrics_is_named_in_the_figures(context: AppContext) -> 
     folder = a_run(context)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write("{torn\n")
-    assert "metrics.jsonl:4 is no line of metrics" in figures(look(context))[0].layout.annotations[0].text.replace(
+    assert "metrics.jsonl:4 is not a line of metrics" in figures(look(context))[0].layout.annotations[0].text.replace(
         "<br>", " "
     )
 
@@ -196,7 +196,7 @@ def test_a_torn_line_of_metrics_is_named_in_the_figures(context: AppContext) -> 
 def test_a_half_written_run_is_named(context: AppContext) -> None:
     folder = a_run(context)
     (folder / "run.json").write_text("{")
-    assert "run.json cannot be read: cut off or damaged" in look(context)[STATUS]
+    assert "run.json cannot be read: truncated or damaged" in look(context)[STATUS]
 
 
 def test_the_state_says_what_went_wrong_and_escapes_it() -> None:

@@ -1,1 +1,1 @@
-"""A run on disk and as a process: its folder, checkpoints, jobs and queue."""
+"""Runs on disk and as processes: folder, checkpoints, jobs and queue."""

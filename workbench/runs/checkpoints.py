@@ -1,14 +1,15 @@
-"""Checkpoints: all that training needs to go on as if it had never stopped.
+"""Checkpoints: the on-disk state that training resumes from.
 
     checkpoint-000040/
-        student/               loads with the Auto classes, processor and chat template included (LoRA: the adapter)
+        student/               loads with the Auto classes, with processor and chat template (LoRA: the adapter)
         student_ema/           if the method has a moving average
-        optimizer.safetensors  AdamW's two moments and step count of every trained weight; nothing of SGD
-        ann/, ann_ema/, optimizer_ann.safetensors      the same of a peer that learns in the same run
-        state.json             step, and what was saved: size and SHA-256 of every file
+        optimizer.safetensors  AdamW's two moments and step count of every trained weight; empty for SGD
+        ann/, ann_ema/, optimizer_ann.safetensors      the same for a peer that trains in the same run
+        state.json             step, and size and SHA-256 of every file
 
-A checkpoint is written under a temporary name and renamed when it is complete, so a kill leaves either all of it or
-nothing. Nothing random is stored: draws are seeded by step. What analysis of the weights reads is `student/`.
+A checkpoint is written under a temporary name and renamed when it is complete, so a kill leaves all of it or nothing.
+No random state is stored, since draws are seeded by step. This file is apart from training/checkpointing.py so that the
+page can list checkpoints without transformers.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from workbench.files.parsing import Malformed, read_object
 from workbench.types import STUDENT
 
 STATE = "state.json"
-SAVED = {STUDENT: "", f"{STUDENT}@ema": "_ema"}  # policies that are saved: endings of their folders
+SAVED = {STUDENT: "", f"{STUDENT}@ema": "_ema"}  # saved policies -> suffixes of their folders
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Checkpoint:
         return self.path / learner
 
     def ema(self, learner: str) -> Path | None:
-        """None if the method had no moving average."""
+        """Folder of the moving average; None if the method has none."""
         folder = self.path / f"{learner}_ema"
         return folder if folder.is_dir() else None
 
@@ -48,7 +49,7 @@ class Checkpoint:
 
 
 def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
-    """Checkpoints of a run, oldest first, complete or not; `open_checkpoint` tells."""
+    """List the checkpoints of a run, oldest first, complete or not (see `open_checkpoint`)."""
     checkpoints = []
     for path in run_dir.glob("checkpoint-*"):
         number = path.name.removeprefix("checkpoint-")
@@ -58,36 +59,41 @@ def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
 
 
 def open_checkpoint(path: Path, *, reads: bool = False) -> Checkpoint:
-    """A checkpoint whose files are all there in full length.
+    """Open a checkpoint after checking that all files exist in full length.
 
-    reads   read them too: each must hold what was written
-    Raises  RunError naming the file that is missing, torn or damaged
+    reads   also compare their checksums
+    Raises  RunError naming the file that is missing, truncated or damaged
     """
     try:
         state = read_object(path / STATE)
         files, digests, step = dict(state["files"]), dict(state.get("sha256", {})), int(state["step"])
         if not any(name.startswith(f"{STUDENT}/") for name in files):
-            raise Malformed(f"its list of files names none of {STUDENT}/")
+            raise Malformed(f"its list of files has none of {STUDENT}/")
         if path.name != f"checkpoint-{step:06d}":
             raise Malformed(f"it is of step {step}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path} is no complete checkpoint ({STATE}: {error}). Resume from an earlier one.") from None
+        raise RunError(f"{path} is not a complete checkpoint ({STATE}: {error}). Resume from an earlier one.") from None
     for name, size in files.items():
         file = path / name
         actual_size = file.stat().st_size if file.is_file() else None
         if actual_size != size:
             state_of = "is missing" if actual_size is None else f"has {actual_size} bytes instead of {size}"
-            raise RunError(f"checkpoint {path} is torn: {name} {state_of}. Resume from an earlier one or start again.")
+            raise RunError(
+                f"checkpoint {path} is truncated: {name} {state_of}. Resume from an earlier one or start again."
+            )
         if reads and name in digests and digest(file) != digests[name]:
             raise RunError(
-                f"checkpoint {path} is damaged: {name} does not hold what was written. Resume from an earlier one or "
+                f"checkpoint {path} is damaged: {name} does not match its checksum. Resume from an earlier one or "
                 "start again."
             )
     return Checkpoint(path, step)
 
 
 def latest_checkpoint(run_dir: Path, *, reads: bool = False) -> tuple[Checkpoint | None, list[str]]:
-    """The newest complete checkpoint, or None, and a sentence for each that was passed over. reads: see open_checkpoint."""
+    """Open the newest complete checkpoint, or None. Also returns an error message for each skipped one.
+
+    reads  see open_checkpoint
+    """
     torn = []
     for checkpoint in reversed(list_checkpoints(run_dir)):
         try:
@@ -98,23 +104,24 @@ def latest_checkpoint(run_dir: Path, *, reads: bool = False) -> tuple[Checkpoint
 
 
 def refuse_other_run(checkpoint: Checkpoint, learner: str, start: str | Path, *, lora: bool, averages: bool) -> None:
-    """Raises RunError if a checkpoint was not made of what a run says: other learners or models, LoRA, a moving average."""
+    """Raise RunError if a checkpoint does not fit a run's configuration: learners, models, LoRA, moving average."""
     folder = checkpoint.weights(learner)
     adapts, saved, configured = _adapts(folder), _build(folder), _build(Path(start))
     other = [name for name in saved.keys() & configured.keys() if saved[name] != configured[name]]
     if not folder.is_dir():
-        fault = f'it holds no learner "{learner}"'
+        fault = f'it has no learner "{learner}"'
     elif adapts != (lora or _adapts(Path(start))):
-        fault = f"it holds {'a LoRA adapter' if adapts else 'whole weights'}, and models.lora.rank is {'above 0' if lora else '0'}"
+        weights = "a LoRA adapter" if adapts else "whole weights"
+        fault = f"it has {weights}, but models.lora.rank is {'above 0' if lora else '0'}"
     elif averages and checkpoint.ema(learner) is None:
-        fault = "it holds no moving average, which the method reads"
+        fault = "it has no moving average, which the method needs"
     elif other:
-        fault = f"its {learner} has {min(other)} {saved[min(other)]}, and {start} has {configured[min(other)]}"
+        fault = f"its {learner} has {min(other)} {saved[min(other)]}, but {start} has {configured[min(other)]}"
     else:
         return
     raise RunError(
-        f"{checkpoint.path} belongs to another configuration: {fault}. Resume with the config.yaml that the run was started "
-        "with, or start a new run."
+        f"{checkpoint.path} belongs to another configuration: {fault}. Resume with the run's original config.yaml, or "
+        "start a new run."
     )
 
 
@@ -123,7 +130,7 @@ def _adapts(folder: Path) -> bool:
 
 
 def _build(folder: Path) -> dict[str, object]:
-    """What kind of model a folder holds and how large it is, as far as it says."""
+    """Read type and sizes of the model in a folder from its config.json."""
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
@@ -135,6 +142,6 @@ def _build(folder: Path) -> dict[str, object]:
 
 
 def digest(file: Path) -> str:
-    """SHA-256 of a file."""
+    """Compute the SHA-256 of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

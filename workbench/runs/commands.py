@@ -1,4 +1,4 @@
-"""The command line that does the same as a form: shown beside it, so that nothing started by mouse is a secret."""
+"""Command lines and overrides of a configuration, and the check that a resumed run's config.yaml is unchanged."""
 
 import json
 import shlex
@@ -13,24 +13,24 @@ from workbench.runs.folder import RunFolder
 
 
 def train_command(recipe: str | Path, overrides: Sequence[str] = ()) -> list[str]:
-    """The command that starts such a run in a terminal, as arguments."""
+    """Return the command that starts a run in a terminal, as arguments."""
     return ["workbench", "train", str(recipe), *overrides]
 
 
 def copyable(command: Sequence[str]) -> str:
-    """A command as it is pasted into a shell."""
+    """Quote a command for a shell."""
     return shlex.join(command)
 
 
 def called() -> str:
-    """What this process was called with."""
+    """Return the command line of this process."""
     program = Path(sys.argv[0])
     called = ["python", sys.argv[0]] if program.suffix == ".py" and program.name != "__main__.py" else ["workbench"]
     return shlex.join([*called, *sys.argv[1:]])
 
 
 def overrides_between(recipe: str | Path, config: RunConfig) -> list[str]:
-    """The overrides that make `config` of a recipe, method.name first: load_config(recipe, these) == config.
+    """Return the overrides that turn a recipe into `config`: load_config(recipe, overrides) == config.
 
     Raises: ConfigError if the recipe cannot be read.
     """
@@ -46,7 +46,7 @@ def overrides_between(recipe: str | Path, config: RunConfig) -> list[str]:
 
 
 def value_at(values: dict, key: str, default: object = None) -> object:
-    """The value of a dotted key; `default` where there is none."""
+    """Look up a dotted key; `default` if missing."""
     for part in key.split("."):
         if not isinstance(values, dict) or part not in values:
             return default
@@ -55,14 +55,14 @@ def value_at(values: dict, key: str, default: object = None) -> object:
 
 
 def as_yaml(value: object) -> str:
-    """A value on one line, as a configuration file or an override writes it."""
+    """Format a value as YAML on one line."""
     return dump_yaml(value, on_one_line=True)
 
 
 def unedited_config(folder: RunFolder, overrides: Sequence[str] = ()) -> RunConfig:
-    """What a run goes on with: its config.yaml, and `overrides` of the keys in RESUMABLE.
+    """Load the configuration to resume a run with: its config.yaml and `overrides` of keys in RESUMABLE.
 
-    Raises: ConfigError if the file was cut or edited, or an override would make another run of it.
+    Raises: ConfigError if the file is truncated or edited, or an override is not allowed.
     """
     status = folder.status
     _refuse_cut(folder.path / "config.yaml", status.get("config"))
@@ -72,7 +72,7 @@ def unedited_config(folder: RunFolder, overrides: Sequence[str] = ()) -> RunConf
 
 
 def _refuse_cut(file: Path, began: object) -> None:
-    """Raises ConfigError if a file holds only the beginning of the configuration in run.json, `began`: a copy was cut short."""
+    """Raise ConfigError if a file holds only the beginning of the configuration in run.json (`began`)."""
     if not isinstance(began, dict):
         return
     whole = dump_yaml(began).encode()
@@ -82,22 +82,22 @@ def _refuse_cut(file: Path, began: object) -> None:
         return
     if len(raw) < len(whole) and whole.startswith(raw):
         raise ConfigError(
-            f"{file} is cut: it ends after {len(raw)} of {len(whole)} bytes. Copy it again from where it is whole, or write it "
-            f'anew from "config" in {file.with_name("run.json")}.'
+            f"{file} is truncated after {len(raw)} of {len(whole)} bytes. Copy it again, or restore it from "
+            f'"config" in {file.with_name("run.json")}.'
         )
 
 
 def refuse_edited(run_dir: Path, status: dict, config: RunConfig) -> None:
-    """Raises ConfigError if a run's config.yaml, read as `config`, is not what it began with by its run.json, `status`."""
+    """Raise ConfigError if a run's config.yaml (`config`) differs from the configuration in its run.json (`status`)."""
     began = status.get("config")
-    if not isinstance(began, dict):  # of an older version
+    if not isinstance(began, dict):  # run of an older version
         return
     began = as_it_ran(began)
-    now = json.loads(json.dumps(config.to_dict()))  # as run.json keeps it
+    now = json.loads(json.dumps(config.to_dict()))  # in JSON types, as in run.json
     for key, (_, default, _) in describe_config(config.method["name"]).items():
-        before = value_at(began, key, default)  # a key that came with a later version
+        before = value_at(began, key, default)  # the default for keys of later versions
         if key not in (*RESUMABLE, "name", "output_dir") and before != value_at(now, key):
             raise ConfigError(
-                f"{run_dir / 'config.yaml'} was edited: {key} is {show(value_at(now, key))}, and the run began with {show(before)}. "
-                f"That makes another run of it: set it back, or start a new one. On resume only {', '.join(RESUMABLE)} may change."
+                f"{run_dir / 'config.yaml'} was edited: {key} is {show(value_at(now, key))}, but the run started with "
+                f"{show(before)}. Set it back, or start a new run. Allowed changes on resume: {', '.join(RESUMABLE)}."
             )

@@ -1,8 +1,9 @@
-"""Fingerprints of a run's data and models: a resumed run goes on with what it began with, or not at all.
+"""Fingerprints of a run's data and models, so that a resumed run uses the same ones or stops.
 
-examples.jsonl holds a line for each example of data.train, data.eval and data.probes, in their order: where it is used, its id,
-and a digest of each field that is not empty. A picture's digest is of its size and content: of a file of more than WHOLE_BYTES,
-of its first, middle and last BLOCK_BYTES, so that 100,000 photos take seconds. Files of a model are kept so in run.json.
+examples.jsonl has a line for each example of data.train, data.eval and data.probes, in their order: its use, its id,
+and a digest of each non-empty field. An image's digest covers its size and content; of a file of more than WHOLE_BYTES
+only the first, middle and last BLOCK_BYTES, so that 100,000 photos take seconds. run.json has the digests of model
+files.
 """
 
 import json
@@ -25,7 +26,7 @@ from workbench.types import Example
 FILE = "examples.jsonl"
 BLOCK_BYTES = 2**13
 WHOLE_BYTES = 2**17
-_LEFT_OUT = ("id", "origin", "others")  # a file may be moved
+_LEFT_OUT = ("id", "origin", "others")  # may change when a file is moved
 _DIGEST_BYTES = 6
 _MODEL_FILES = (".safetensors", ".json", ".jinja", ".model")
 
@@ -33,7 +34,7 @@ log = logging.getLogger("workbench")
 
 
 def fingerprint(example: Example) -> dict[str, str]:
-    """A digest of every field of an example that is not empty."""
+    """Compute a digest of every non-empty field of an example."""
     digests = {}
     for field in fields(example):
         value = getattr(example, field.name)
@@ -43,9 +44,9 @@ def fingerprint(example: Example) -> dict[str, str]:
 
 
 def require_same_data(folder: RunFolder, data: dict[str, list[Example]], *, resume: bool) -> None:
-    """Keep the fingerprints of a run that begins; compare those of one that goes on.
+    """Store the fingerprints of a new run's data; compare those of a resumed run.
 
-    data    examples as loaded, by the key of the configuration that names them
+    data    configuration key -> loaded examples
     Raises  RunError naming the first example that differs, and how
     """
     now = [
@@ -60,15 +61,15 @@ def require_same_data(folder: RunFolder, data: dict[str, list[Example]], *, resu
         return
     if resume and list_checkpoints(folder.path):
         log.warning(
-            "this run has no %s: it was begun by a version that kept none, or the file was deleted. Whether its data is still "
-            "the same is not known; from now on it is.",
+            "this run has no %s: an older version started it, or the file was deleted. Earlier changes of its data "
+            "cannot be detected; later ones will be.",
             FILE,
         )
     folder.write_sequences(FILE, now)
 
 
 def models_read_again(config: RunConfig, method: Method) -> dict[str, str]:
-    """Key of the configuration -> folder or hub name of every model that a resumed run reads beside its checkpoint."""
+    """Return configuration key -> folder or hub name of all models that a resumed run loads beside its checkpoint."""
     models = {f"models.teachers.{domain}": path for domain, path in (config.models.teachers or {}).items()}
     if config.models.teacher is not None:
         models["models.teacher"] = config.models.teacher
@@ -78,10 +79,12 @@ def models_read_again(config: RunConfig, method: Method) -> dict[str, str]:
 
 
 def require_same_models(folder: RunFolder, models: dict[str, str], *, resume: bool) -> None:
-    """Keep the fingerprints of the files of a run's models; compare those of a run that goes on.
+    """Store the fingerprints of a new run's model files; compare those of a resumed run.
 
-    models  as models_read_again
-    Raises  RunError naming the first file that differs. What lies on a hub, or no longer anywhere, is not compared
+    Models on a hub, and folders that no longer exist, are not compared.
+
+    models  as returned by models_read_again
+    Raises  RunError naming the files that differ
     """
     now = {key: _of_model(path) for key, path in models.items()}
     before = folder.status.get("model_files") if resume else None
@@ -90,17 +93,17 @@ def require_same_models(folder: RunFolder, models: dict[str, str], *, resume: bo
         return
     for key, files in now.items():
         kept = before.get(key) or files
-        weights = {name for name in files if name.endswith(".safetensors")}  # other files may be written beside them
+        weights = {name for name in files if name.endswith(".safetensors")}  # other files may be added later
         changed = [name for name in sorted(kept.keys() | weights) if kept.get(name) != files.get(name)] if files else []
         if changed:
             raise RunError(
-                f"{key} ({models[key]}) was changed since the run began: {', '.join(changed[:5])} differ. A run that goes on "
-                "must equal one that was never stopped. Put the folder back as it was, or start a new run (name=...)."
+                f"{key} ({models[key]}) has changed since the run started: {', '.join(changed[:5])} differ. A "
+                "resumed run must equal an uninterrupted one. Restore the folder, or start a new run (name=...)."
             )
 
 
 def _of_model(path: str) -> dict[str, list[object]]:
-    """File -> size and digest, of a model's folder and of that which its adapter belongs to; none for a name on a hub."""
+    """Return file -> size and digest of a model's folder and of its adapter's base; empty for a name on a hub."""
     folders = [folder for folder in dict.fromkeys((Path(path), Path(base_of(path)))) if folder.is_dir()]
     return {
         file.name if folder == folders[0] else f"{folder.name}/{file.name}": _of_file(file)
@@ -113,8 +116,8 @@ def _of_model(path: str) -> dict[str, list[object]]:
 def _compare(key: str, examples: list[Example], before: list[dict], now: list[dict]) -> None:
     count = "" if len(before) == len(now) else f" It had {len(before):,} examples, and has {len(now):,} now."
     remedy = (
-        f"{count} A run that goes on must equal one that was never stopped, and rows, traces and probes go by id. Put {key} back "
-        "as it was, or start a new run (name=...); it may begin from a checkpoint of this one: models.student=CHECKPOINT/student."
+        f"{count} A resumed run must equal an uninterrupted one, and rows, traces and probes refer to ids. Restore "
+        f"{key}, or start a new run (name=...), if you like from a checkpoint of this one: models.student=CHECKPOINT/student."
     )
     for example, old, new in zip(examples, before, now, strict=False):
         if old != new:
@@ -124,17 +127,17 @@ def _compare(key: str, examples: list[Example], before: list[dict], now: list[di
             else:
                 names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
                 how = f'(id "{new["id"]}") differs in {", ".join(names)}'
-            raise RunError(f"{key} was changed since the run began: {where} {how}.{remedy}")
+            raise RunError(f"{key} has changed since the run started: {where} {how}.{remedy}")
     if len(now) != len(before):
         change = "appended to" if len(now) > len(before) else "taken from the end of"
         raise RunError(
-            f"{key} was changed since the run began: {abs(len(now) - len(before)):,} examples were {change} it. The order in which "
-            f"examples are drawn depends on how many there are.{remedy}"
+            f"{key} has changed since the run started: {abs(len(now) - len(before)):,} examples were {change} it. "
+            f"The order of examples depends on their number.{remedy}"
         )
 
 
 def _plain(value: object) -> object:
-    """A value as JSON holds it, pictures as their digests."""
+    """Convert a value to JSON types, images to their digests."""
     if isinstance(value, Path):
         return _of_file(value)
     if isinstance(value, Image.Image):

@@ -1,13 +1,13 @@
-"""The run folder: what a run leaves on disk besides traces and checkpoints.
+"""Run folder: the files of a run besides traces and checkpoints.
 
-config.yaml     the resolved configuration: every default written out
-run.json        status, process, steps done, seed, commit, versions, what was skipped, warnings
+config.yaml     the resolved configuration, with every default
+run.json        status, process, steps done, seed, commit, versions, skipped examples, warnings
 examples.jsonl  fingerprints of the data, see workbench.runs.fingerprints
-skipped.jsonl   the examples that could not be used, each with the reason
+skipped.jsonl   examples that could not be used, with the reasons
 metrics.jsonl   one line per step (kind train), evaluation (kind eval) and probe (kind probe)
-train.log       what the terminal showed
-probes.json     the answers that are re-scored through the run
-prepared.safetensors, sequences.jsonl    what a method made, and what was written, once and before the first step
+train.log       log messages
+probes.json     the answers that are re-scored throughout the run
+prepared.safetensors, sequences.jsonl    tensors and sequences that a method made once, before the first step
 evals/          one file per evaluation
 traces/         see docs/traces.md
 checkpoint-N/   see workbench.runs.checkpoints
@@ -57,18 +57,18 @@ _KINDS = {
     "prepared": dict,
     "remaining_s": (int, float),
 }
-_TEMPORARY = re.compile(r"\..+\.\d+")  # .NAME.PID, of a file that is being written
+_TEMPORARY = re.compile(r"\..+\.\d+")  # .NAME.PID, a file being written
 
 log = logging.getLogger("workbench")
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint of a step is, once it is complete."""
+    """Path of the complete checkpoint of a step."""
     return run_dir / f"checkpoint-{step:06d}"
 
 
 class RunFolder:
-    """Reads and writes the small files of one run. Every write is complete or not there."""
+    """Read and write the small files of one run. Writes are atomic."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -77,16 +77,16 @@ class RunFolder:
     def create(
         cls, path: Path, config_yaml: str, *, seed: int, method: str, facts_too: dict[str, object] | None = None
     ) -> "RunFolder":
-        """A new run, whole or not at all. Raises RunError if the folder exists: finished work is never written over.
+        """Create a run folder atomically. Raises RunError if it exists.
 
-        A run that failed before its first number (a wrong path, say) left no work, and is made anew; so is an empty folder.
+        An empty folder, and that of a run which failed before its first step, is replaced.
 
-        facts_too  more for run.json
+        facts_too  further entries of run.json
         """
         if _failed_at_start(path):
             shutil.rmtree(path)
         elif _is_remains(path):
-            log.info("cleared %s: a process was ended while it made this folder", path)
+            log.info("deleted %s: its process was killed while creating it", path)
             shutil.rmtree(path)
         facts = {"status": "running", "method": method, "seed": seed, "started": _now(), "steps_done": 0}
         facts |= {"command": sys.argv, **_surroundings(), **(facts_too or {})}
@@ -100,22 +100,24 @@ class RunFolder:
         except FileExistsError:
             raise RunError(_taken(path)) from None
         except OSError as error:
-            raise RunError(f"run folder {path} cannot be made ({reason(error)}). Choose another output_dir.") from None
+            raise RunError(
+                f"run folder {path} cannot be created ({reason(error)}). Choose another output_dir."
+            ) from None
         return cls(path)
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
-        """An existing run. Raises RunError if the folder holds none."""
+        """Open an existing run. Raises RunError if the folder is not a run."""
         folder = cls(path)
         if not (folder.path / "config.yaml").is_file() or not (folder.path / "run.json").is_file():
             raise RunError(
-                f"{path} is no run folder: it has no config.yaml and run.json. Runs are made by `workbench train`."
+                f"{path} is not a run folder: it lacks config.yaml or run.json. Create runs with `workbench train`."
             )
         return folder
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
-        """Keeps other processes from training this run. The system ends the claim with the process, however it ends."""
+        """Lock the run for training by this process. The system releases the lock when the process exits."""
         with (self.path / ".claim").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,12 +129,13 @@ class RunFolder:
 
     @property
     def status(self) -> dict:
-        """The contents of run.json."""
+        """Contents of run.json."""
         try:
             facts = read_object(self.path / "run.json")
         except (OSError, Malformed) as error:
             raise RunError(
-                f"{self.path / 'run.json'} cannot be read ({reason(error)}). Restore the file, or delete the run's folder."
+                f"{self.path / 'run.json'} cannot be read ({reason(error)}). Restore the file, or delete the run's "
+                "folder."
             ) from None
         fault = status_fault(facts)
         if fault is not None:
@@ -153,11 +156,11 @@ class RunFolder:
             stream.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
 
     def metrics(self, kind: str | None = None) -> list[dict]:
-        """Lines of metrics.jsonl, in order; a last line that is being written is left out."""
+        """Return the lines of metrics.jsonl in order, without an incomplete last line."""
         return [line for line in self._parsed_lines() if kind is None or line["kind"] == kind]
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of later steps, before they are written again by a resumed run."""
+        """Delete the metrics of later steps, before a resumed run writes them again."""
         kept = [line for line in self._parsed_lines() if line["step"] <= step]
         self._write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
@@ -165,7 +168,7 @@ class RunFolder:
         self._write("probes.json", json.dumps(probes))
 
     def probes(self) -> list[dict] | None:
-        """What write_probes wrote, or None."""
+        """Read the rows of write_probes; None if missing."""
         file = self.path / "probes.json"
         if not file.is_file():
             return None
@@ -174,14 +177,14 @@ class RunFolder:
         except (OSError, Malformed) as error:
             raise RunError(f"{file} cannot be read ({reason(error)}). Start a new run: name=...") from None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise RunError(f"{file} is no list of answers. Start a new run: name=...")
+            raise RunError(f"{file} is not a list of answers. Start a new run: name=...")
         return rows
 
     def write_sequences(self, name: str, rows: list[dict]) -> None:
         self._write(name, "".join(json.dumps(row) + "\n" for row in rows))
 
     def sequences(self, name: str = "sequences.jsonl") -> list[dict] | None:
-        """What write_sequences wrote, or None."""
+        """Read the rows of write_sequences; None if missing."""
         file = self.path / name
         if not file.is_file():
             return None
@@ -191,7 +194,7 @@ class RunFolder:
             raise RunError(f"{file} cannot be read ({reason(error)}). Start a new run: name=...") from None
 
     def log_to_file(self) -> logging.Handler:
-        """From now on messages also go to train.log; close the handler when done."""
+        """Also log messages to train.log, until the returned handler is closed."""
         file = self.path / "train.log"
         with saving(file):
             handler = _LogFile(file, encoding="utf-8")
@@ -208,11 +211,11 @@ class RunFolder:
         try:
             raw = file.read_bytes()
         except OSError as error:
-            raise RunError(f"{file} cannot be read ({reason(error)}).") from None
+            raise RunError(f"{file} cannot be read ({reason(error)}). Check its permissions.") from None
         return [parse_metrics(line, file, number) for number, line in enumerate(raw.split(b"\n")[:-1], start=1)]
 
     def clear_temporary(self) -> None:
-        """Delete what a kill left of files that were being written. For the process that has the claim."""
+        """Delete partial files of a killed process. Call only with the claim."""
         for file in self.path.glob(".*.*"):
             if _TEMPORARY.fullmatch(file.name) and file.is_file():
                 file.unlink()
@@ -229,7 +232,7 @@ class RunFolder:
 
 
 class ReadOnlyFolder(RunFolder):
-    """A run's folder as the processes see it that leave its small files to another one."""
+    """Run folder for ranks that do not write files: all writes are no-ops."""
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
@@ -246,7 +249,7 @@ class ReadOnlyFolder(RunFolder):
 
 
 class StopSignal:
-    """Turns SIGTERM and SIGINT into a request to stop after the step at hand; a second one stops at once."""
+    """Turn SIGTERM and SIGINT into a request to stop after the current step. A second signal interrupts at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -266,11 +269,11 @@ class StopSignal:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        log.info("asked to stop: finishing this step and saving")
+        log.info("stopping: finishing this step and saving")
 
 
 class _LogFile(logging.FileHandler):
-    """What is logged, as a terminal may show it. On a full disk it is cut: no reason to end a run, nor for a traceback a line."""
+    """Log file with terminal escapes removed. Ignores write errors, so that a full disk does not end a run."""
 
     def format(self, record: logging.LogRecord) -> str:
         return clean(super().format(record))
@@ -284,7 +287,7 @@ class _LogFile(logging.FileHandler):
 
 
 def parse_metrics(line: bytes, file: Path, number: int) -> dict:
-    """One line of metrics.jsonl. Raises RunError naming file and line if it holds no kind and step."""
+    """Parse one line of metrics.jsonl. Raises RunError naming file and line if it lacks kind or step."""
     fault = None
     try:
         values = json.loads(line)
@@ -293,16 +296,16 @@ def parse_metrics(line: bytes, file: Path, number: int) -> dict:
             or not isinstance(values.get("kind"), str)
             or type(values.get("step")) is not int
         ):
-            fault = "it has no kind and step"
+            fault = "it lacks kind or step"
     except (ValueError, RecursionError) as error:
         fault = reason(error)
     if fault is None:
         return values
-    raise RunError(f"{file}:{number} is no line of metrics ({fault}): {show(line[:80])}. Delete the line.")
+    raise RunError(f"{file}:{number} is not a line of metrics ({fault}): {show(line[:80])}. Delete the line.")
 
 
 def status_fault(facts: dict) -> str | None:
-    """What is wrong with the facts of run.json; None if nothing is."""
+    """Describe the first value of run.json that has a wrong type; None if all are valid."""
     for name, kind in _KINDS.items():
         if facts.get(name) is not None and (not isinstance(facts[name], kind) or isinstance(facts[name], bool)):
             return f'"{name}" is {show(facts[name])}'
@@ -312,11 +315,12 @@ def status_fault(facts: dict) -> str | None:
 def _taken(path: Path) -> str:
     if (path / "run.json").is_file() and (path / "config.yaml").is_file():
         return f"run folder {path} exists. Continue it with `workbench resume {path}`, or choose another name=..."
-    return f"run folder {path} exists and is no run: it lacks run.json or config.yaml. Delete it, or choose another name=..."
+    fault = "it lacks run.json or config.yaml"
+    return f"run folder {path} exists but is not a run: {fault}. Delete it, or choose another name=..."
 
 
 def _is_remains(path: Path) -> bool:
-    """Whether a folder is empty but for what the making of a run begins with: a kill there, by an older version, left it."""
+    """Whether a folder has only the first files of a run: an older version was killed while creating it."""
     try:
         return not path.is_symlink() and all(
             file.name == ".claim" or _TEMPORARY.fullmatch(file.name) for file in path.iterdir()
@@ -326,15 +330,10 @@ def _is_remains(path: Path) -> bool:
 
 
 def _failed_at_start(path: Path) -> bool:
-    """Whether the folder is that of a run which failed and left its configuration and a message and nothing else."""
+    """Whether the folder belongs to a run that failed before its first step."""
+    first_files = {"config.yaml", "run.json", "train.log", "examples.jsonl", ".claim"}
     try:
-        if not {file.name for file in path.iterdir()} <= {
-            "config.yaml",
-            "run.json",
-            "train.log",
-            "examples.jsonl",
-            ".claim",
-        }:
+        if not {file.name for file in path.iterdir()} <= first_files:
             return False
         return read_object(path / "run.json")["status"] == "failed"
     except (OSError, ValueError, KeyError):
@@ -342,23 +341,23 @@ def _failed_at_start(path: Path) -> bool:
 
 
 def list_runs(output_dir: str | Path) -> list[RunFolder]:
-    """Runs in a folder, newest first."""
+    """List the runs in a folder, newest first."""
     runs = [RunFolder(path.parent) for path in Path(output_dir).glob("*/run.json")]
     return sorted(runs, key=lambda run: run.status.get("started", ""), reverse=True)
 
 
 def safe_run_dir(runs_dir: str | Path, name: str) -> Path:
-    """The folder of a run called `name`. Raises RunError if that is not directly inside the runs folder."""
+    """Return the folder of a run by name. Raises RunError if it is not directly inside the runs folder."""
     if not is_plain_name(name):
         raise RunError(f"run name {show(name)} must be a plain folder name: {PLAIN_NAME}.")
     path = Path(runs_dir) / name
     if path.resolve().parent != Path(runs_dir).resolve():
-        raise RunError(f"{path} leads out of the runs folder {runs_dir}. Only runs inside it can be opened.")
+        raise RunError(f"{path} leads out of the runs folder {runs_dir}. Choose a run inside it.")
     return path
 
 
 def find_run_dir(runs_dir: str | Path, name: str) -> Path:
-    """The folder of a run that find_jobs lists: `name`, or `study/name`. Raises RunError if it leads out of the folder."""
+    """Return the folder of a run in find_jobs: `name` or `study/name`. Raises RunError if it is outside the folder."""
     study, slash, run = name.partition("/")
     folder = safe_run_dir(runs_dir, study)
     return safe_run_dir(folder, run) if slash else folder
@@ -369,7 +368,7 @@ def _now() -> str:
 
 
 def _surroundings() -> dict[str, object]:
-    """Versions, machine and commit: what somebody needs to get the same numbers again."""
+    """Record versions, machine and commit, for reproducibility."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

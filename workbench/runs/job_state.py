@@ -1,4 +1,4 @@
-"""What is known of a run: its state, as jobs.py derives it from files and the process table."""
+"""State of a run, which jobs.py derives from files and the process table."""
 
 import time
 from dataclasses import dataclass, field
@@ -10,15 +10,16 @@ ALIVE = ("queued", "starting", "running", "stopping")
 
 @dataclass(frozen=True)
 class JobState:
-    """A run as it is now. Times are seconds since the epoch; what is not known is None.
+    """Current state of a run. Times are seconds since the epoch; None = unknown.
 
-    status       one of STATUSES; "queued": its process waits until fewer runs are at work; "died": it says it is running, and its process is gone
-    step, steps  done, and asked for
-    remaining_s  estimated by the run at its last step
-    updated      the run's heartbeat: when it last wrote run.json
-    error        the sentence that the run ended with
-    doing        what a living run does between steps
-    command      how it was started, as arguments
+    status       one of STATUSES; "queued": its process waits for its turn; "died": run.json says running, but its
+                 process has exited
+    step, steps  steps done, and steps configured
+    remaining_s  estimate of the run at its last step
+    updated      last write of run.json, the run's heartbeat
+    error        error message of a failed run
+    doing        current work of a living run between steps
+    command      its command, as arguments
     """
 
     name: str
@@ -43,7 +44,7 @@ class JobState:
 
     @property
     def can_resume(self) -> bool:
-        """Whether there is a run folder to go on from, and something left to do."""
+        """Whether the run can be resumed and has steps left."""
         return self.status in ("stopped", "failed", "died") and (self.run_dir / "config.yaml").is_file()
 
     @property

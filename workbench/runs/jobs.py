@@ -1,11 +1,12 @@
-"""A run as a process of its own, that neither a closed browser nor a stopped app ends.
+"""Start, stop, resume and inspect runs as separate processes, which outlive the browser and the app.
 
-1. `start_run` starts `workbench train` in its own session; what it prints goes to a file, so nobody has to read along.
-2. Beside the run folders lies `.jobs/NAME/`: config.yaml and train.out (what the process was told and printed) and
-   job.json (which process it is). The run folder itself is the training's alone.
-3. Every state is derived from files and the process table, so whoever looks later sees the same: `find_jobs`.
-4. A pid counts only with the time of its birth. A run whose run.json says "running" and whose process is gone has died.
-5. Stopping is SIGTERM, once: the loop finishes its step, saves and exits. A second one would cost the checkpoint.
+1. `start_run` starts `workbench train` in its own session, with its output in a file.
+2. `.jobs/NAME/`, beside the run folders, has config.yaml (its configuration), train.out (its output) and job.json (its
+   process). Only training writes to the run folder itself.
+3. The state of a run is derived from files and the process table: `find_jobs`.
+4. A process is identified by pid and start time. A run whose run.json says "running" but whose process has exited died.
+5. A run is stopped with one SIGTERM: the loop finishes its step, saves and exits. A second one would lose the
+   checkpoint.
 """
 
 import contextlib
@@ -40,12 +41,12 @@ _FOLDER = ".jobs"
 
 @dataclass(frozen=True)
 class _Record:
-    """job.json: the process, and what run.json looked like before it.
+    """Contents of job.json: the process of a run.
 
     identity  see workbench.runs.processes
-    seen_ns   change time of run.json at the start; the same later means that the process has not come so far
-    offset    where its output begins in train.out
-    queue     the runs folder in whose queue it waits, or waited; empty if it began at once
+    seen_ns   modification time of run.json at the start; unchanged = the process has not written it yet
+    offset    start of its output in train.out
+    queue     runs folder of its queue; empty if it started at once
     """
 
     pid: int
@@ -67,14 +68,16 @@ def start_run(
     folders: Sequence[Path] | None = None,
     queue: Path | None = None,
 ) -> JobState:
-    """Start training in a process of its own and return at once.
+    """Start training in a separate process and return at once.
 
-    runs_dir           folder that the run is made in, in place of the configuration's output_dir
+    runs_dir           folder for the run, instead of the configuration's output_dir
     allow_remote_code  whether models.trust_remote_code may be true
-    folders            where pictures of its data may lie besides the data's own folder; None = anywhere
-    queue              the runs folder in whose queue it waits for its turn; None = it begins at once
+    folders            allowed folders of images besides the data's own; None = any
+    queue              runs folder in whose queue it waits; None = start at once
 
-    Raises: RunError if the name is taken or leads out of the folder; ConfigError if code would run or a model is missing.
+    Raises: RunError if the name is taken or leads out of the folder; ConfigError if a model is missing or remote code
+    is
+        not allowed.
     """
     runs_dir = Path(config.output_dir if runs_dir is None else runs_dir)
     config = replace(config, output_dir=str(runs_dir))
@@ -88,7 +91,7 @@ def start_run(
             raise RunError(f"run folder {run_dir} exists. Resume that run, or choose another name.")
         record = _read_record(run_dir)
         if record is not None and _is_alive(record):
-            raise RunError(f'a run "{config.name}" is starting already (process {record.pid}). Choose another name.')
+            raise RunError(f'run "{config.name}" is already starting (process {record.pid}). Choose another name.')
         file = folder / "config.yaml"
         file.write_text(config.to_yaml(), encoding="utf-8")
         _spawn(run_dir, ["train", str(file.resolve())], Path.cwd(), folders, queue)
@@ -103,15 +106,16 @@ def resume_run(
     folders: Sequence[Path] | None = None,
     queue: Path | None = None,
 ) -> JobState:
-    """Go on with a run that stopped, failed or died, in a new process.
+    """Resume a run that stopped, failed or died, in a new process.
 
-    overrides          what `workbench resume` takes, as training.save_every=...
+    overrides          allowed overrides of `workbench resume`, such as training.save_every=...
     allow_remote_code  whether models.trust_remote_code may be true
-    folders            where pictures of its data may lie besides the data's own folder; None = anywhere
-    queue              the runs folder in whose queue it waits for its turn; None = it begins at once
+    folders            allowed folders of images besides the data's own; None = any
+    queue              runs folder in whose queue it waits; None = start at once
 
-    Raises: RunError if there is no such run, if it is running, or if it has nothing left to do; ConfigError for an
-        override that would make another run of it, or if code would run. The run stays as it was.
+    Raises: RunError if the run does not exist, is running, or has finished; ConfigError if an override or remote code
+    is
+        not allowed. The run is then unchanged.
     """
     run_dir = Path(run_dir)
     safe_run_dir(run_dir.parent, run_dir.name)
@@ -123,7 +127,7 @@ def resume_run(
             raise RunError(f"run {run_dir} is {state.status} (process {state.pid}). Stop it first.")
         if state.status == "finished":
             raise RunError(
-                f"run {run_dir} has finished its {state.steps} steps. Start a new run from its configuration instead."
+                f"run {run_dir} has finished all {state.steps} steps. Start a new run from its configuration instead."
             )
         config = unedited_config(folder, overrides)
         refuse_remote_code(config, f"workbench resume {run_dir}", allowed=allow_remote_code)
@@ -134,9 +138,9 @@ def resume_run(
 
 
 def stop_run(run_dir: str | Path, *, at_once: bool = False) -> JobState:
-    """Ask a run to finish its step, save a checkpoint and exit; asking again changes nothing.
+    """Stop a run after its current step, with a checkpoint. Repeated calls have no effect.
 
-    at_once  kill it: for a run that hangs. Steps since its newest checkpoint are done again when it is resumed.
+    at_once  kill a run that hangs; resuming it repeats the steps since its newest checkpoint
 
     Raises: RunError if it is not running.
     """
@@ -145,7 +149,7 @@ def stop_run(run_dir: str | Path, *, at_once: bool = False) -> JobState:
     with _lock(_job_folder(run_dir, make=True)):
         record = _living(run_dir)
         if record is None:
-            raise RunError(f"run {run_dir} is not running: it is {read_job(run_dir).status}.")
+            raise RunError(f"run {run_dir} cannot be stopped: its status is {read_job(run_dir).status}.")
         if at_once:
             send(record.pid, record.identity, signal.SIGKILL)
         elif not record.stop_asked and send(record.pid, record.identity, signal.SIGTERM):
@@ -154,7 +158,7 @@ def stop_run(run_dir: str | Path, *, at_once: bool = False) -> JobState:
 
 
 def find_jobs(runs_dir: str | Path) -> list[JobState]:
-    """All runs of a folder, also those that failed before they made one, newest first; those of a study as study/name."""
+    """List all runs of a folder, newest first, including runs without a run folder; those of studies as study/name."""
     runs_dir = Path(runs_dir)
     names = {path.parent.name for path in runs_dir.glob("*/run.json")}
     nested = {
@@ -165,21 +169,21 @@ def find_jobs(runs_dir: str | Path) -> list[JobState]:
     started = {path.parent.name for path in (runs_dir / _FOLDER).glob("*/job.json")}
     jobs = []
     for name in names | nested | started:
-        with contextlib.suppress(RunError):  # a link that leads out, or a run that was deleted meanwhile
+        with contextlib.suppress(RunError):  # a link out of the folder, or a run deleted meanwhile
             jobs.append(replace(read_job(find_run_dir(runs_dir, name)), name=name))
     return sorted(jobs, key=lambda state: (state.started or 0.0, state.name), reverse=True)
 
 
 def read_job(run_dir: str | Path) -> JobState:
-    """One run. Raises RunError if there is none."""
+    """Return the state of one run. Raises RunError if it does not exist."""
     run_dir = Path(run_dir)
     record, living = _read_record(run_dir), _living(run_dir)
     process = living or record
     facts, change_ns, fault = _read_status(run_dir)
     if facts is None and record is None and fault is None:
-        raise RunError(f"there is no run {run_dir}. It may have been deleted; the list of runs shows what there is.")
+        raise RunError(f"run {run_dir} does not exist. It may have been deleted; choose another run.")
     if facts is None and fault is None and living is None and _has_run(run_dir, record):
-        raise RunError(f"run {run_dir} was deleted. The list of runs shows what there is.")
+        raise RunError(f"run {run_dir} was deleted. Choose another run.")
     facts = facts or {}
     is_stale = record is not None and change_ns == record.seen_ns  # run.json is older than the process
     reported = "starting" if is_stale else facts.get("status", "starting")
@@ -192,13 +196,12 @@ def read_job(run_dir: str | Path) -> JobState:
     else:
         status = "died" if reported == "running" else reported
     if living is not None and status not in ALIVE:
-        status = "running"  # it has said its last word and is about to exit
+        status = "running"  # its final status is written, and it is about to exit
     position = place_of(Path(living.queue), living.pid) if status == "starting" and living and living.queue else None
     if position is not None:
         status = "queued"
-        facts["doing"] = (
-            f"waits, place {position[0]} of {position[1]}: at most {limit_of(Path(living.queue))} runs are at work at once"
-        )
+        limit = limit_of(Path(living.queue))
+        facts["doing"] = f"waits in the queue, position {position[0]} of {position[1]}: at most {limit} runs at once"
     updated = _epoch(facts.get("updated"))
     return JobState(
         name=run_dir.name,
@@ -220,13 +223,13 @@ def read_job(run_dir: str | Path) -> JobState:
 
 
 def config_file(run_dir: str | Path) -> Path | None:
-    """A run's config.yaml, or of one that ended before it made its folder what it was started with; None if there is neither."""
+    """Return the path of a run's config.yaml, or of its job's if it has no run folder; None if both are missing."""
     files = (Path(run_dir) / "config.yaml", _job_folder(Path(run_dir)) / "config.yaml")
     return next((file for file in files if file.is_file()), None)
 
 
 def log_tail(run_dir: str | Path, num_lines: int = 200) -> str:
-    """The last lines that a run printed; of a progress bar only its last state."""
+    """Return the last lines of a run's output, with only the last state of a progress bar."""
     run_dir = Path(run_dir)
     for file in (_job_folder(run_dir) / "train.out", run_dir / "train.log"):
         if file.is_file():
@@ -237,23 +240,15 @@ def log_tail(run_dir: str | Path, num_lines: int = 200) -> str:
 def _spawn(
     run_dir: Path, arguments: list[str], start: Path, folders: Sequence[Path] | None = None, queue: Path | None = None
 ) -> None:
-    """The process, with its record. Nothing here goes through a shell."""
+    """Start the process and write its record. No shell is involved."""
     command = (sys.executable, "-m", "workbench", *arguments)
     out = _job_folder(run_dir) / "train.out"
     seen_ns = _read_status(run_dir)[1]
     bounds = {} if folders is None else as_variable(folders)
-    waits = (
-        ()
-        if queue is None
-        else (
-            sys.executable,
-            "-m",
-            "workbench.runs.waiting",
-            str(queue.resolve()),
-            str(run_dir.resolve()),
-            str(time.time_ns()),
-        )
-    )
+    waits = ()
+    if queue is not None:
+        module = ("-m", "workbench.runs.waiting")
+        waits = (sys.executable, *module, str(queue.resolve()), str(run_dir.resolve()), str(time.time_ns()))
     with out.open("ab") as stream:
         offset = stream.tell()
         process = subprocess.Popen(
@@ -262,12 +257,11 @@ def _spawn(
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # signals of the app's terminal are not the run's
-            env=child_environment()
-            | bounds
-            | {"PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "2"},  # or the bar fills the disk
+            start_new_session=True,  # signals of the app's terminal do not reach it
+            # with the interval the progress bar does not fill the disk
+            env=child_environment() | bounds | {"PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "2"},
         )
-    # somebody has to take its exit status, or it stays in the process table for as long as the app runs
+    # reap it when it exits, or it stays in the process table as long as the app runs
     threading.Thread(target=process.wait, name=f"reap {process.pid}", daemon=True).start()
     root = "" if queue is None else str(queue.resolve())
     record = _Record(process.pid, identify(process.pid), time.time(), command, str(start), seen_ns, offset, queue=root)
@@ -275,7 +269,7 @@ def _spawn(
 
 
 def _living(run_dir: Path) -> _Record | None:
-    """The run's process if it lives: the recorded one, or the one that run.json names, started in a terminal."""
+    """Return the run's living process: the one in job.json, or the one in run.json, started in a terminal."""
     record = _read_record(run_dir)
     if record is not None and _is_alive(record):
         return record
@@ -284,9 +278,9 @@ def _living(run_dir: Path) -> _Record | None:
     if facts.get("status") != "running" or not isinstance(pid, int) or updated is None:
         return None
     born = born_at(pid)
-    if born is None or born > updated + 2:  # at its last heartbeat it lived, so a younger process is another
+    if born is None or born > updated + 2:  # started after the last heartbeat: another process
         return None
-    if "process" in facts and facts["process"] != identify(pid):  # of another machine, a container, or before a restart
+    if "process" in facts and facts["process"] != identify(pid):  # another machine or container, or before a reboot
         return None
     return _Record(pid, identify(pid), born, tuple(facts.get("command") or ()))
 
@@ -301,7 +295,7 @@ def _job_folder(run_dir: Path, *, make: bool = False) -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"{folder} cannot be made ({error.strerror}). Choose another runs folder.") from None
+            raise RunError(f"{folder} cannot be created ({error.strerror}). Choose another runs folder.") from None
     if folder.resolve() != run_dir.parent.resolve() / _FOLDER / run_dir.name:
         raise RunError(f"{folder} leads out of the runs folder {run_dir.parent}. Remove the link.")
     return folder
@@ -309,7 +303,7 @@ def _job_folder(run_dir: Path, *, make: bool = False) -> Path:
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """One start, stop or resume of a run at a time, also between two apps."""
+    """Serialize starts, stops and resumes of a run, also between two apps."""
     with (folder / "lock").open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
@@ -331,7 +325,7 @@ def _write_record(run_dir: Path, record: _Record) -> None:
 
 
 def _read_status(run_dir: Path) -> tuple[dict | None, int, str | None]:
-    """run.json, its change time (0: there is none), and what is wrong with it."""
+    """Read run.json. Returns contents, modification time (0 if missing), and an error message if it is invalid."""
     file = run_dir / "run.json"
     try:
         change_ns = file.stat().st_mtime_ns
@@ -339,7 +333,7 @@ def _read_status(run_dir: Path) -> tuple[dict | None, int, str | None]:
     except FileNotFoundError:
         return None, 0, None
     except (OSError, ValueError) as error:
-        why = f"cut off or damaged, {error}" if isinstance(error, ValueError) else error.strerror
+        why = f"truncated or damaged, {error}" if isinstance(error, ValueError) else error.strerror
         return None, 0, f"{file} cannot be read: {why}. Restore the file, or delete the run's folder."
     fault = status_fault(facts)
     if fault is not None:
@@ -348,7 +342,7 @@ def _read_status(run_dir: Path) -> tuple[dict | None, int, str | None]:
 
 
 def _configured(run_dir: Path, section: str, key: str, kind: type) -> object:
-    """A value of the run's configuration, or of what it was started with; None if it is of another kind."""
+    """Read a value of the run's or the job's configuration; None if missing or of another type."""
     for folder in (run_dir, _job_folder(run_dir)):
         with contextlib.suppress(ConfigError):
             values = read_yaml(folder / "config.yaml").get(section)
@@ -373,7 +367,7 @@ def _remaining(facts: dict, updated: float | None) -> float | None:
 
 
 def _error(run_dir: Path, status: str, facts: dict, record: _Record | None) -> str | None:
-    """Why a run ended: its own sentence, else the last exception in what it printed."""
+    """Return the error of a failed run: its own message, else the last exception in its output."""
     if status not in ("failed", "died"):
         return None
     is_current = record is None or _read_status(run_dir)[1] != record.seen_ns
@@ -386,14 +380,14 @@ def _error(run_dir: Path, status: str, facts: dict, record: _Record | None) -> s
         return raised[-1]
 
     saved = list_checkpoints(run_dir)
-    goes_on = f"goes on from step {saved[-1].step}" if saved else "begins again: it saved no checkpoint"
-    again = f" Resuming it {goes_on}." if (run_dir / "config.yaml").is_file() else " Start it again."
-    last_line = next((f' The last it printed: "{line[-200:]}".' for line in reversed(lines) if line.strip()), "")
-    return f"the process ended without a word: killed, out of memory, or the machine was restarted.{last_line}{again}"
+    resumes = f"continues from step {saved[-1].step}" if saved else "starts over, since it saved no checkpoint"
+    again = f" Resuming it {resumes}." if (run_dir / "config.yaml").is_file() else " Start it again."
+    last_line = next((f' Last line of its output: "{line[-200:]}".' for line in reversed(lines) if line.strip()), "")
+    return f"the process exited unexpectedly: killed, out of memory, or the machine was restarted.{last_line}{again}"
 
 
 def _has_run(run_dir: Path, record: _Record) -> bool:
-    """Whether a process that left no run.json had made one: it printed something, and no exception."""
+    """Whether a process without run.json had created one: it has output without an exception."""
     out = _job_folder(run_dir) / "train.out"
     lines = list(filter(None, tail(out, record.offset))) if out.is_file() else []
     return bool(lines) and not any(map(is_exception, lines))

@@ -1,4 +1,4 @@
-"""What a run printed, as the app and the command line show it: the end of a long file, without what a bar has overwritten."""
+"""Read the tail of a run's log, keeping only the last state of progress bars."""
 
 import os
 import re
@@ -11,12 +11,12 @@ _RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interru
 
 
 def is_exception(line: str) -> bool:
-    """Whether Python ended a traceback with it."""
+    """Whether a line is the last one of a Python traceback."""
     return _RAISED.fullmatch(line) is not None
 
 
 def tail(file: Path, offset: int = 0) -> list[str]:
-    """The last lines of a file, from `offset` on."""
+    """Read the last lines of a file, from byte `offset` on."""
     with file.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(offset, size - _TAIL_BYTES))

@@ -1,7 +1,4 @@
-"""Which process is meant. A pid is given to another process later, so a process is its pid and the moment of its birth.
-
-Linux tells both in /proc; elsewhere `ps` does.
-"""
+"""Identify processes by pid and start time, since pids are reused. Uses /proc on Linux, elsewhere `ps`."""
 
 import os
 import signal
@@ -14,7 +11,7 @@ _PROC = Path("/proc")
 
 
 def identify(pid: int) -> str | None:
-    """What tells a living process from every other that had or will have its pid; None if there is none."""
+    """Return a string that identifies a living process among all with its pid; None if it does not exist."""
     if not _PROC.is_dir():
         return _ps(pid, "lstart") or None
     ticks = _birth_ticks(pid)
@@ -22,7 +19,7 @@ def identify(pid: int) -> str | None:
 
 
 def born_at(pid: int) -> float | None:
-    """When a living process was started, in seconds since the epoch and to about one; None if there is none."""
+    """Return the start time of a living process, to about one second since the epoch; None if it does not exist."""
     if not _PROC.is_dir():
         text = _ps(pid, "lstart")
         return time.mktime(time.strptime(text, "%a %b %d %H:%M:%S %Y")) if text else None
@@ -34,27 +31,27 @@ def born_at(pid: int) -> float | None:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a process that runs this package: Python takes no module from its working folder.
+    """Return the environment of a child process, in which Python imports no module from its working directory.
 
-    `python -m` puts the working folder before the standard library, and a run's working folder stands in its job.json: a
-    received folder of runs with a torch.py in it would be executed.
+    `python -m` searches the working directory before the standard library, and job.json sets that directory: a torch.py
+    in a folder of runs from elsewhere would be executed.
     """
     package = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-    if package not in site.getsitepackages():  # a clone that is not installed
+    if package not in site.getsitepackages():  # a clone without installation
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     return environment
 
 
 def send(pid: int, identity: str, number: signal.Signals) -> bool:
-    """Signal that very process; False if it is gone, also if its pid is another's by now."""
+    """Send a signal to an identified process. Returns False if it has exited, also if its pid is reused."""
     try:
         if not hasattr(os, "pidfd_open"):
             if identify(pid) != identity:
                 return False
             os.kill(pid, number)
             return True
-        handle = os.pidfd_open(pid)  # from here on the pid cannot become another's
+        handle = os.pidfd_open(pid)  # keeps the pid from being reused
         try:
             if identify(pid) != identity:
                 return False
@@ -71,12 +68,12 @@ def _birth_ticks(pid: int) -> int | None:
         text = (_PROC / str(pid) / "stat").read_text()
     except (OSError, ValueError):
         return None
-    state, *fields = text[text.rindex(")") + 2 :].split()  # the name before it may hold blanks and brackets
-    return None if state in "ZX" else int(fields[18])  # a zombie has ended
+    state, *fields = text[text.rindex(")") + 2 :].split()  # the name before it may contain blanks and brackets
+    return None if state in "ZX" else int(fields[18])  # a zombie has exited
 
 
 def _boot() -> str:
-    """The machine's start: birth ticks count from it."""
+    """Identify the boot of the machine, from which start ticks count."""
     return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 

@@ -1,8 +1,8 @@
-"""The queue of a runs folder: how many runs are at work at once, and which wait for their turn.
+"""Queue of a runs folder: the limit of active runs, and the runs that wait for their turn.
 
-A run that waits is a light process of its own (waiting.py), which becomes the training when its turn comes. So neither a page
-that is closed nor one that is killed loses a waiting run or starts it twice, and stopping a waiting run is stopping a process.
-Beside the run folders lies `.queue/`: max_runs, lock, and for each waiting process TIME-PID.json, which says whose it is.
+A queued run is a light process (waiting.py), which replaces itself by the training when its turn comes. Closing or
+killing the page neither loses a queued run nor starts it twice, and a queued run is stopped like any process.
+`.queue/`, beside the run folders, has max_runs, lock, and a ticket TIME-PID.json for each waiting process.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from workbench.errors import RunError
 from workbench.runs.processes import identify
 
 MAX_WAITING = 50
-GIB_PER_RUN = 4.0  # of memory, where no accelerator limits the number of runs
+GIB_PER_RUN = 4.0  # memory per run, on machines without accelerators
 _FOLDER, _LIMIT = ".queue", "max_runs"
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """A process that waits. name: of its run, as the page calls it."""
+    """A waiting process. name: its run's name on the page."""
 
     file: Path
     name: str
@@ -37,7 +37,7 @@ class Ticket:
 
 
 def set_limit(runs_dir: Path, max_runs: int) -> None:
-    """Keep the number of runs at work at once, for those that wait and for those that will."""
+    """Set the limit of active runs, for present and future queued runs."""
     folder = runs_dir / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{_LIMIT}.{os.getpid()}"
@@ -46,7 +46,7 @@ def set_limit(runs_dir: Path, max_runs: int) -> None:
 
 
 def limit_of(runs_dir: Path) -> int | None:
-    """How many runs may be at work at once; None = any number."""
+    """Return the limit of active runs; None = no limit."""
     try:
         return max(1, int((runs_dir / _FOLDER / _LIMIT).read_text()))
     except (OSError, ValueError):
@@ -54,7 +54,7 @@ def limit_of(runs_dir: Path) -> int | None:
 
 
 def take_ticket(runs_dir: Path, name: str, since_ns: int) -> Ticket:
-    """This process waits from now on, behind those that came before since_ns."""
+    """Add this process to the queue, after those that came before since_ns."""
     folder = runs_dir / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     pid = os.getpid()
@@ -66,7 +66,7 @@ def take_ticket(runs_dir: Path, name: str, since_ns: int) -> Ticket:
 
 
 def waiting(runs_dir: Path) -> list[Ticket]:
-    """Those that wait, first come first; what ended processes left is removed."""
+    """List the queue, first come first. Deletes the tickets of exited processes."""
     tickets = []
     for file in sorted((runs_dir / _FOLDER).glob("[0-9]*.json")):
         try:
@@ -82,23 +82,23 @@ def waiting(runs_dir: Path) -> list[Ticket]:
 
 
 def refuse_full(runs_dir: Path | None) -> None:
-    """Raises RunError if as many runs wait in a folder's queue as may."""
+    """Raise RunError if a folder's queue is full."""
     if runs_dir is not None and len(waiting(runs_dir)) >= MAX_WAITING:
         raise RunError(
-            f"{MAX_WAITING} runs wait for their turn in {runs_dir} already. Stop some of them, or start this later."
+            f"the queue of {runs_dir} is full: {MAX_WAITING} runs wait. Stop some of them, or start this run later."
         )
 
 
 def place_of(runs_dir: Path, pid: int) -> tuple[int, int] | None:
-    """Place, from 1, among how many, of a process; None if it does not wait."""
+    """Return the position of a process in the queue, from 1, and the queue's length; None if it does not wait."""
     pids = [ticket.pid for ticket in waiting(runs_dir)]
     return (pids.index(pid) + 1, len(pids)) if pid in pids else None
 
 
 def processes_at_work(runs_dir: Path) -> set[int]:
-    """Pids of the runs of a folder that have begun, also of those that a study or a terminal started.
+    """Return the pids of a folder's active runs, including those started by a study or in a terminal.
 
-    Read from job.json and run.json without jobs.py, which imports torch: a process that waits stays small.
+    Reads job.json and run.json without jobs.py, which imports torch, so that a waiting process stays small.
     """
     pids = set()
     for pattern in (".jobs/*/job.json", "*/.jobs/*/job.json", "*/run.json", "*/*/run.json"):
@@ -116,14 +116,14 @@ def processes_at_work(runs_dir: Path) -> set[int]:
 
 @contextlib.contextmanager
 def lock(runs_dir: Path) -> Iterator[None]:
-    """One decision about whose turn it is at a time, also between two apps."""
+    """Lock the queue, so that one process at a time decides whose turn it is."""
     with (runs_dir / _FOLDER / "lock").open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 
 def default_limit() -> int:
-    """A run for each accelerator; without one, as many as cores and memory hold, at least one."""
+    """Return one run per accelerator; without accelerators, as many as cores and memory allow, at least one."""
     accelerators = count_accelerators()
     if accelerators:
         return accelerators
@@ -132,7 +132,7 @@ def default_limit() -> int:
 
 
 def count_accelerators() -> int:
-    """NVIDIA devices that this process may use; torch would take seconds to say it."""
+    """Count the NVIDIA devices that this process may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
@@ -144,8 +144,8 @@ def count_accelerators() -> int:
 
 
 def memory_gib() -> float:
-    """The machine's memory in GiB, or what a container may take of it."""
+    """Return the memory of the machine or container in GiB."""
     sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    with contextlib.suppress(OSError, ValueError):  # there is no such file, or it says "max"
+    with contextlib.suppress(OSError, ValueError):  # missing, or "max"
         sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return min(sizes) / 2**30

@@ -1,6 +1,6 @@
-"""A run's process until its turn comes: python -m workbench.runs.waiting RUNS_DIR RUN_DIR SINCE_NS COMMAND...
+"""Process of a queued run: python -m workbench.runs.waiting RUNS_DIR RUN_DIR SINCE_NS COMMAND...
 
-It polls the queue of RUNS_DIR and then becomes COMMAND, under the same pid: whoever watches the run sees one process.
+It polls the queue of RUNS_DIR and then executes COMMAND under the same pid, so a run is always one process.
 """
 
 import json
@@ -18,7 +18,7 @@ POLL_S = 1.0
 
 
 def main(arguments: list[str]) -> None:
-    """Wait, then become the command."""
+    """Wait for a turn in the queue, then replace this process by the command."""
     runs_dir, run_dir, command = Path(arguments[0]), Path(arguments[1]), arguments[3:]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     name = run_dir.resolve().relative_to(runs_dir.resolve()).as_posix()  # NAME, or STUDY/NAME
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _takes_turn(runs_dir: Path, ticket: Ticket) -> bool:
-    """Whether a run may begin now: it is the first of those that wait, and fewer are at work than may be. Leaves the queue."""
+    """Leave the queue if this run is first and fewer runs than the limit are active. Returns whether it did."""
     first = next(iter(waiting(runs_dir)), None)
     if first is None or first.pid != ticket.pid:
         return False
@@ -43,12 +43,12 @@ def _takes_turn(runs_dir: Path, ticket: Ticket) -> bool:
         limit = limit_of(runs_dir)
         if limit is not None and len(processes_at_work(runs_dir)) >= limit:
             return False
-        ticket.file.unlink(missing_ok=True)  # from here on it counts as at work
+        ticket.file.unlink(missing_ok=True)  # from here on it counts as active
         return True
 
 
 def adopt(run_dir: Path, command: Sequence[str], runs_dir: Path) -> None:
-    """Write this process into the run's job.json, as jobs.py does, if whoever started it was killed before that."""
+    """Write this process into the run's job.json, as jobs.py does, in case its parent was killed before that."""
     file, pid = run_dir.parent / ".jobs" / run_dir.name / "job.json", os.getpid()
     try:
         if json.loads(file.read_text(encoding="utf-8"))["pid"] == pid:

@@ -135,6 +135,6 @@ workbench.
 {rows}
 
 `datasets.load_dataset(FOLDER, "positions")["train"]`. Columns, units and meanings: [columns.md](columns.md). Rows of
-one answer share `step`, `process_rank` and `rollout_idx`. The configuration `images` holds the images by `name`. Teachers
-saw the evidence in these tables; the deployed student never sees it.
+one answer share `step`, `process_rank` and `rollout_idx`. The configuration `images` holds all images by `name`.
+Teachers saw the evidence in these tables; the deployed student never sees it.
 """
