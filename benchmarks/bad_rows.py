@@ -26,7 +26,7 @@ import pyarrow.parquet
 from PIL import Image
 
 import workbench as wb
-from workbench.data.contexts import CONTEXTS, OF_ROLLOUT, build_prompt, missing_evidence
+from workbench.data.contexts import CONTEXTS, ROLLOUT_DEPENDENT, build_prompt, missing_evidence
 from workbench.data.grading import RULES, grade
 from workbench.data.leaks import find_leaks
 from workbench.types import Example, mark_tokens
@@ -351,7 +351,7 @@ def _use(examples: list[Example]) -> None:
     find_leaks(examples, "plain")
     for example in examples:
         for context in CONTEXTS:
-            if context not in OF_ROLLOUT and missing_evidence(example, context) is None:
+            if context not in ROLLOUT_DEPENDENT and missing_evidence(example, context) is None:
                 build_prompt(example, context)
         for rule in RULES:
             grade("The answer is red.", example.answer, rule)

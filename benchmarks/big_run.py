@@ -308,7 +308,7 @@ def tokens_tab(folder: Path, steps: list[int], chooser: random.Random) -> dict[s
         "HS, wrong, largest loss": filtered(regime="HS", right="wrong", order="loss"),
         "privileged, one domain": filtered(domain="read", truth="privileged"),
         "probes": filtered(probe="1"),
-        "down to the next answer": lambda: tokens.turned(
+        "down to the next answer": lambda: tokens.step_selection(
             context, folder.name, {**one(), "list_page": str(next(unseen))}, 1
         ),
     }
@@ -341,7 +341,7 @@ def summaries(traces: Traces) -> dict[str, Callable]:
         "regime shares of probes": lambda: traces.regime_shares(probe=True),
         "which gap finds privileged tokens": lambda: tables.separation(traces),
         "worst cases": lambda: tables.worst_cases(traces),
-        "bought by information": lambda: tables.bought_by_information(traces),
+        "bought by information": lambda: tables.information_dominated_loss(traces),
     }
 
 

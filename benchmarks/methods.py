@@ -54,14 +54,14 @@ def floor_of(method: Method) -> Method:
     others = [name for name, view in method.views.items() if not view.learns]
     if not others:
         return dataclasses.replace(
-            method, regimes={"ALL": Regime((Loss(TOKENS, Divergence("nll")),))}, route=everywhere, reads=()
+            method, regimes={"ALL": Regime((Loss(TOKENS, Divergence("nll")),))}, route=everywhere, router_views=()
         )
 
     def where_read(batch: RouteBatch) -> Routing:  # some views read only rollouts that have what they show
         return dataclasses.replace(everywhere(batch), regime=batch.scores[others[0]].logprob.isnan().long())
 
     regimes = {"ALL": Regime((Loss(others[0], Divergence("reverse_kl")),)), "UNREAD": Regime(())}
-    return dataclasses.replace(method, regimes=regimes, route=where_read, reads=())
+    return dataclasses.replace(method, regimes=regimes, route=where_read, router_views=())
 
 
 def trainer(name: str, folder: Path, run: str, repeats: int) -> Trainer:

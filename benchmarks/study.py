@@ -73,7 +73,7 @@ def parts(args: argparse.Namespace, folder: Path) -> None:
     with cache_teachers():
         for task in _tasks(study):
             if task.reference is not None:
-                evaluate.ask_reference(task.reference, task.evaluate, folder / task.file.name, load=load)
+                evaluate.evaluate_reference(task.reference, task.evaluate, folder / task.file.name, load=load)
             else:
                 config = work.RunConfig(**{**vars(task.config), "output_dir": str(folder)})
                 work._do_run(work.Task(task.name, task.evaluate, config), load)

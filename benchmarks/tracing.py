@@ -25,12 +25,12 @@ def main() -> None:
             ON: Steps(make_trainer("on", args, folder, method, traced=True)),
         }
         traced = variants[ON].trainer
-        traced.writer.compact_every = 0
+        traced.trace_writer.compact_every = 0
         turns = take_turns(variants, repeats=args.repeats, warmup=WARMUP)
         trace_s = [line["seconds/trace"] for line in traced.folder.metrics("train")][WARMUP:]
         print(f"last step: {parts(variants[ON].metrics)}")
         show(f"one step, {args.prompts} prompts x {args.generations} answers x {args.tokens} tokens", turns, base=OFF)
-        traced.writer.flush()
+        traced.trace_writer.flush()
         clock = Clock()
         compact(traced.folder.path, min_parts=2)
         merged_s = clock.stop().wall_s / (args.repeats + WARMUP)

@@ -11,7 +11,7 @@ from small import run_config
 import workbench.data.images
 from workbench.cli import main
 from workbench.data.examples import load_examples
-from workbench.distill.usable import Tally, showable
+from workbench.distill.usable import Tally, filter_encodable
 from workbench.errors import DataError
 from workbench.evals.records import load_records
 from workbench.policies.loading import load_policies
@@ -126,6 +126,6 @@ def test_a_question_is_left_out_for_all_if_one_policy_or_context_cannot_be_shown
     policies = load_policies(["student"], student=models["student"], teacher=None, max_completion_length=8)
     examples = load_examples(write(tmp_path, {"hint": "a<image>"}, {}))
     tally = Tally()
-    assert len(showable(examples, policies.values(), ["plain"], tally)) == 2
-    assert [one.id for one in showable(examples, policies.values(), ["plain", "hint"], tally)] == ["2"]
+    assert len(filter_encodable(examples, policies.values(), ["plain"], tally)) == 2
+    assert [one.id for one in filter_encodable(examples, policies.values(), ["plain", "hint"], tally)] == ["2"]
     assert tally.counts == {'special token in "hint"': 1}

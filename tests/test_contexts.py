@@ -14,14 +14,14 @@ from workbench.data.contexts import (
     CONTEXTS,
     EVIDENCE,
     build_prompt,
-    check_asked,
+    dummy_rollout,
     evidence_crop,
     evidence_text,
+    is_missing_rollout_data,
     is_privileged,
-    lacks,
     missing_evidence,
     parse_context,
-    stand_in,
+    require_promptable,
     user_turns,
 )
 from workbench.data.counterparts import WRONG
@@ -101,7 +101,9 @@ def test_the_last_turn_follows_the_replies_to_those_before_it() -> None:
     ]
     assert (prompt.text, prompt.images) == ("A blue box holds 1.5 times as many.\nhint: a hint", ())
     assert prompt.all_images == rollout.example.images
-    assert lacks(replace(rollout, replies=("3",)), "turns") and not lacks(rollout, "turns")
+    assert is_missing_rollout_data(replace(rollout, replies=("3",)), "turns") and not is_missing_rollout_data(
+        rollout, "turns"
+    )
     for context in ("turns", "concat"):
         assert missing_evidence(example(), context) == "turns (or a question of several sentences)"
 
@@ -113,8 +115,8 @@ def test_feedback_is_shown_as_it_was_written_and_only_of_a_rollout() -> None:
         with pytest.raises(DataError, match="needs a rollout"):
             build_prompt(example(question=FACTS), context, own)
     with pytest.raises(ConfigError, match="existing answer"):
-        check_asked("crop+feedback")
-    build_prompt(example(question=FACTS), "turns+feedback", stand_in(example(question=FACTS)))
+        require_promptable("crop+feedback")
+    build_prompt(example(question=FACTS), "turns+feedback", dummy_rollout(example(question=FACTS)))
 
 
 def test_the_order_of_a_sum_changes_nothing() -> None:

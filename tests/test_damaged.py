@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.analysis.summary import summarise_run
+from workbench.analysis.summary import summarize_run
 from workbench.app.context import AppContext
 from workbench.app.tabs import monitor, tokens
 from workbench.cli import main
@@ -100,7 +100,7 @@ def test_resume_names_what_is_gone_of_earlier_steps(run: Path, caplog: pytest.Lo
         "metrics.jsonl lacks evaluations of steps 2",
         "evals/ lacks answers of steps 0",
     ]
-    assert missing[0] in caplog.text and f"missing: {missing[0]}" in summarise_run(run)
+    assert missing[0] in caplog.text and f"missing: {missing[0]}" in summarize_run(run)
 
 
 def test_a_flipped_byte_in_a_trace_is_found(run: Path) -> None:
@@ -128,7 +128,7 @@ def test_summary_report_and_page_name_a_damaged_trace(run: Path, table: str, cap
         raw = file.read_bytes()
         file.write_bytes(raw[:200] + bytes([raw[200] ^ 0x10]) + raw[201:])
     fault = re.compile(rf"{run}/traces/{table}/\S+ cannot be read: it is truncated or damaged")
-    summary = summarise_run(run)
+    summary = summarize_run(run)
     assert len(fault.findall(summary)) == 1 and "accuracy" in summary
     assert main(["summary", str(run)]) == 0 and "Traceback" not in capsys.readouterr().err
     assert main(["report", str(run)]) == 2

@@ -275,7 +275,7 @@ def test_what_accelerate_is_told_of_sharding_is_done_or_refused(monkeypatch: pyt
 
 
 def test_blocks_are_even_and_every_process_needs_a_prompt() -> None:
-    assert [list(Group(rank, 3).block(8)) for rank in range(3)] == [[0, 1], [2, 3, 4], [5, 6, 7]]
+    assert [list(Group(rank, 3).local_range(8)) for rank in range(3)] == [[0, 1], [2, 3, 4], [5, 6, 7]]
     with pytest.raises(ConfigError, match=r"training\.batch_size=2 "):
         Group(0, 3).require_prompts(2)
 
@@ -309,9 +309,9 @@ def test_what_does_not_go_with_shards_is_refused(models: dict, tmp_path: Path) -
 
 def test_who_fails_in_a_pass_of_all_leaves_and_who_is_left_says_so() -> None:
     group = Group(0, 2)  # without connections: a message would fail
-    group.entangled, group.remedy = True, "start again"
-    with pytest.raises(MemoryError) as own, group.guard():
+    group.in_lockstep, group.remedy = True, "start again"
+    with pytest.raises(MemoryError) as own, group.propagate_errors():
         raise MemoryError("no memory")
     assert own.value.print_anyway and own.value.reported
-    with pytest.raises(LostProcess, match=r"1 of 2 ranks.*start again"), group.guard():
+    with pytest.raises(LostProcess, match=r"1 of 2 ranks.*start again"), group.propagate_errors():
         raise RuntimeError("gloo/transport/tcp/pair.cc: Connection closed by peer")

@@ -19,7 +19,7 @@ from workbench.evals.records import (
     measure,
     require_answers,
     save_records,
-    summarise,
+    summarize,
     tabulate,
 )
 from workbench.types import Mark
@@ -58,7 +58,7 @@ def test_tables_have_every_group_and_all() -> None:
     rows = answered((1.0, 0.9), truth="visible") + answered((0.0, 0.8), (0.0, 0.7), truth="privileged")
     table = tabulate(rows)
     assert {key[3]: measured.count for key, measured in table.items()} == {"all": 3, "visible": 1, "privileged": 2}
-    flat = summarise(table)
+    flat = summarize(table)
     assert flat["accuracy/student/plain/visible"] == 1.0
     assert flat["confidence/student/plain/privileged"] == pytest.approx(0.75)
     assert (flat["length/student/plain/all"], flat["truncated/student/plain/all"]) == (2.0, 0.0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.analysis.summary import summarise_run
+from workbench.analysis.summary import summarize_run
 from workbench.evals.findings import find, sentences, source_of, wrong_context
 from workbench.evals.records import EvalRecord, save_records
 from workbench.runs.folder import RunFolder
@@ -136,6 +136,6 @@ def test_the_summary_ends_with_them(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "demo", "method: {name: dopd, privilege: crop}\n", seed=0, method="dopd")
     for step in (0, 9):
         save_records(folder.path, step, [row for row in run() if row.step == step])
-    *_, why, legend = summarise_run(folder.path).splitlines()
+    *_, why, legend = summarize_run(folder.path).splitlines()
     assert f"workbench train {folder.path}/config.yaml method.privilege=wrong_crop" in why
     assert "one seed" in legend

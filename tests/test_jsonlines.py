@@ -15,7 +15,7 @@ from workbench.distill.usable import Problem
 from workbench.evals.records import load_records, save_records
 from workbench.files.jsonlines import split_lines
 from workbench.runs.folder import RunFolder
-from workbench.training.filter import Skipped
+from workbench.training.filter import SkippedExamples
 from workbench.training.run import train
 from workbench.types import Example
 
@@ -50,10 +50,10 @@ def test_answers_metrics_sequences_and_the_skip_list_hold_any_character(tmp_path
     (folder.path / "skipped.jsonl").write_text(
         '{"example": "1\u2029", "reason": "r\x85", "message": "m"}\n{"exa', "utf-8"
     )
-    skipped = Skipped(folder)
+    skipped = SkippedExamples(folder)
     assert skipped.counts == {"r\x85": 1}
     skipped.add(Example(text, "?", origin=text), Problem(text, text))
-    assert Skipped(folder).counts == {"r\x85": 1, text: 1}
+    assert SkippedExamples(folder).counts == {"r\x85": 1, text: 1}
 
 
 def test_what_is_typed_into_the_page_is_split_at_newlines() -> None:

@@ -6,7 +6,7 @@ from small import rollouts, table_policies
 from workbench.distill.scoring import Batch
 from workbench.distill.step import compute_step, score_batch
 from workbench.methods import load_method
-from workbench.training.metrics import Clock, rollout_metrics, step_metrics
+from workbench.training.metrics import StepTimer, rollout_metrics, step_metrics
 
 
 def test_rollouts_are_counted_by_hand() -> None:
@@ -45,8 +45,8 @@ def test_shares_of_a_step_sum_to_one_and_gaps_add_up() -> None:
 
 
 def test_the_clock_adds_up() -> None:
-    clock = Clock()
+    clock = StepTimer()
     for name in ("write", "read"):
-        clock.lap(name)
+        clock.mark(name)
     seconds = clock.seconds()
     assert seconds["seconds/step"] == pytest.approx(seconds["seconds/write"] + seconds["seconds/read"])

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from small import run_config
 
-from workbench.analysis.summary import summarise_run
+from workbench.analysis.summary import summarize_run
 from workbench.evals.records import load_records
 from workbench.runs.folder import RunFolder
 from workbench.training.check import check_config
@@ -48,7 +48,7 @@ def test_such_rows_are_skipped_counted_and_named(
     assert [line["origin"] for line in skipped] == [f"{data}:{row}" for row in (4, 5, 6)]
     sentence = f"context wrong_crop is left out of 3 of 6 questions ({REASON}: 3; the first: {data}:4)"
     assert sentence in caplog.text and RunFolder(result.run_dir).status["unasked"] == [sentence]
-    summary = summarise_run(result.run_dir)
+    summary = summarize_run(result.run_dir)
     assert f"skipped examples: {REASON}: 3" in summary and f"not asked: {sentence}" in summary
     answered = [row for row in load_records(result.run_dir) if (row.step, row.policy) == (1, "student")]
     assert sorted(row.context for row in answered) == ["plain"] * 6 + ["wrong_crop"] * 3

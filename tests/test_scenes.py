@@ -20,7 +20,7 @@ from workbench.data.scenes import (
     make_scene,
 )
 from workbench.data.scenes.questions import Wish, ask
-from workbench.data.scenes.turns import reveal
+from workbench.data.scenes.turns import split_into_turns
 from workbench.data.scenes.world import TAGS, WITHHELD, crop, full_view, original
 from workbench.errors import ConfigError, DataError
 from workbench.training.pretraining.lessons import CAPTIONS, DETAIL, MIX, SHAPES, make_lesson
@@ -303,7 +303,7 @@ def test_special_tokens_are_distinct_and_known_as_such():
 
 def test_a_question_is_revealed_by_its_description_or_by_rows_of_its_picture():
     for plain in make_examples("eval", count=8):
-        told, seen = reveal(plain, "caption"), reveal(plain, "rows")
+        told, seen = split_into_turns(plain, "caption"), split_into_turns(plain, "rows")
         asked, *parts = told.turns
         assert (asked.text, asked.images) == (plain.question, plain.images)
         assert "; ".join(part.text.removeprefix("caption: ") for part in parts) == plain.evidence.caption

@@ -1,6 +1,6 @@
 import pytest
 
-from workbench.seeding import Order, derive_seed, draw_uniform
+from workbench.seeding import EpochOrder, derive_seed, draw_uniform
 
 
 def test_seeds_differ_by_every_part_and_by_nothing_else() -> None:
@@ -19,16 +19,16 @@ def test_uniform_draws_are_uniform() -> None:
 
 @pytest.mark.parametrize(("count", "size"), [(10, 3), (3, 10), (1, 4), (7, 7)])
 def test_every_example_is_met_once_an_epoch(count: int, size: int) -> None:
-    order = Order(count, seed=5)
+    order = EpochOrder(count, seed=5)
     met = [place for step in range(1, 4 * count + 1) for place in order.batch(step, size)]
     for epoch in range(len(met) // count):
         assert sorted(met[epoch * count : (epoch + 1) * count]) == list(range(count))
 
 
 def test_the_order_of_a_step_needs_no_step_before_it() -> None:
-    order = Order(10, seed=1)
+    order = EpochOrder(10, seed=1)
     steps = [order.batch(step, 3) for step in range(1, 20)]
-    assert [Order(10, seed=1).batch(step, 3) for step in (19, 7, 1)] == [steps[18], steps[6], steps[0]]
-    assert steps != [Order(10, seed=2).batch(step, 3) for step in range(1, 20)]
+    assert [EpochOrder(10, seed=1).batch(step, 3) for step in (19, 7, 1)] == [steps[18], steps[6], steps[0]]
+    assert steps != [EpochOrder(10, seed=2).batch(step, 3) for step in range(1, 20)]
     places = order.batch(1, 20)
     assert places[:10] != places[10:]

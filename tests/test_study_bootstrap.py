@@ -7,7 +7,7 @@ import pytest
 
 from workbench.evals.records import EvalRecord, measure
 from workbench.studies.bootstrap import interval, over_questions, over_seeds, paired_interval, weights
-from workbench.studies.measures import Row, compare, values_of, verdict
+from workbench.studies.measures import Arm, compare, values_of, verdict
 
 REPLICATES = 2_000
 
@@ -105,7 +105,7 @@ def row(
     confidence: list[list[float]],
     truth: str = "vvvp",
     **values: object,
-) -> Row:
+) -> Arm:
     """A row whose answers are given; truth: v or p per question."""
     right = np.array(accuracy)
     truths = np.array([{"v": "visible", "p": "privileged"}[letter] for letter in truth], dtype=object)
@@ -117,7 +117,7 @@ def row(
         "truth": truths,
         "domain": np.full(len(truths), "tag", dtype=object),
     }
-    return Row(name, kind, tuple(range(len(right))), {("data", "plain"): answers}, **values)
+    return Arm(name, kind, tuple(range(len(right))), {("data", "plain"): answers}, **values)
 
 
 def test_measures_of_a_run_are_those_of_evaluate() -> None:

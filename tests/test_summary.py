@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.analysis.summary import accuracy_table, evaluation_table, format_table, peer_table, summarise_run
+from workbench.analysis.summary import accuracy_table, evaluation_table, format_table, peer_table, summarize_run
 from workbench.errors import RunError
 from workbench.evals.records import EvalRecord, save_records
 from workbench.runs.folder import RunFolder
@@ -97,24 +97,24 @@ def test_a_failed_run_is_summed_up_with_its_error(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", "", seed=0, method="dopd")
     folder.update(status="failed", error="step 3: no number", skipped={"no hint": 2}, warnings=["step 2: collapsing."])
     save_records(folder.path, 0, [row(0, "student", "plain", 1.0)])
-    text = summarise_run(folder.path)
+    text = summarize_run(folder.path)
     for part in ("dopd · 0 steps · failed", "100.0%", "no hint: 2", "warning: step 2: collapsing.", "error: step 3"):
         assert part in text
 
 
 def test_a_run_whose_process_is_gone_has_died_and_says_how_to_go_on(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", "", seed=0, method="dopd")
-    assert "· running ·" in summarise_run(folder.path)
+    assert "· running ·" in summarize_run(folder.path)
     gone = subprocess.Popen(["true"])
     gone.wait()
     folder.update(pid=gone.pid)
-    text = summarise_run(folder.path)
+    text = summarize_run(folder.path)
     assert "· died ·" in text and f"workbench resume {folder.path}" in text
 
 
 def test_what_is_no_run_is_said(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a run folder"):
-        summarise_run(tmp_path)
+        summarize_run(tmp_path)
 
 
 def test_a_context_that_fewer_questions_have_evidence_for_says_so() -> None:

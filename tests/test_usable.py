@@ -10,7 +10,7 @@ from PIL import Image
 from small import example, run_config
 
 from workbench.config.schema import RunConfig
-from workbench.distill.usable import Tally, lacking, showing_problem, text_problem
+from workbench.distill.usable import Tally, encoding_problem, lacking, text_problem
 from workbench.errors import DataError
 from workbench.methods import load_method
 from workbench.policies.loading import load_policies
@@ -112,9 +112,9 @@ def test_a_reference_that_fits_alone_and_not_behind_its_prompt_is_skipped_when_i
     one = example(question="what?", reference=lengths[student.context_length - 4])
     views = [(student, "plain")]
     assert text_problem(one, views, [student]) is None
-    problem = showing_problem(one, views, [student])
+    problem = encoding_problem(one, views, [student])
     assert problem.reason == "prompt cannot be encoded" and "and its reference" in problem.message
-    assert showing_problem(one, views) is None  # if it is not learned
+    assert encoding_problem(one, views) is None  # if it is not learned
 
 
 @pytest.mark.parametrize("column", ["hint", "caption", "answer", "reference"])

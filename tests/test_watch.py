@@ -4,25 +4,25 @@ import math
 
 import pytest
 
-from workbench.training.health import WINDOW, Watch
+from workbench.training.health import WINDOW, HealthMonitor
 
 HEALTHY = {"entropy": 1.0, "agreement": 0.3, "truncated": 0.1, "teacher_share": 0.6, "loss": 0.5}
 
 
-def watched(*spans: tuple[int, dict]) -> Watch:
-    watch, step = Watch(), 0
+def watched(*spans: tuple[int, dict]) -> HealthMonitor:
+    watch, step = HealthMonitor(), 0
     for count, change in spans:
         for _ in range(count):
             step += 1
-            watch.look(step, {**HEALTHY, **change})
+            watch.update(step, {**HEALTHY, **change})
     return watch
 
 
 def test_steps_that_are_rounded_away_are_told_but_not_of_a_schedule_s_ends() -> None:
     def told(*steps: tuple[float, float]) -> dict[str, str]:
-        watch = Watch(learning_rate=1.0)
+        watch = HealthMonitor(learning_rate=1.0)
         for step, (rate, moved) in enumerate(steps, start=1):
-            watch.look(step, {**HEALTHY, "learning_rate": rate, "weights_moved": moved})
+            watch.update(step, {**HEALTHY, "learning_rate": rate, "weights_moved": moved})
         return watch.warnings
 
     assert told((0.01, 0.1), (1.0, 0.9), (0.4, 0.3), (0.0, 0.0)) == {}
@@ -31,19 +31,19 @@ def test_steps_that_are_rounded_away_are_told_but_not_of_a_schedule_s_ends() -> 
 
 @pytest.mark.parametrize(("precision", "normal", "strange"), [("float32", 1e-6, 4e-3), ("bfloat16", 0.07, 0.3)])
 def test_a_sampler_gap_above_rounding_is_warned_of(precision: str, normal: float, strange: float) -> None:
-    watch = Watch(precision=precision)
-    assert watch.look(1, {**HEALTHY, "sampler_gap": normal}) == []
-    (warning,) = watch.look(2, {**HEALTHY, "sampler_gap": strange})
+    watch = HealthMonitor(precision=precision)
+    assert watch.update(1, {**HEALTHY, "sampler_gap": normal}) == []
+    (warning,) = watch.update(2, {**HEALTHY, "sampler_gap": strange})
     assert f"{strange:.1e} nats apart" in warning and f"in {precision}" in warning
-    assert watch.look(3, {**HEALTHY, "sampler_gap": strange}) == []
+    assert watch.update(3, {**HEALTHY, "sampler_gap": strange}) == []
 
 
 def test_a_healthy_run_is_left_alone() -> None:
     assert watched((100, {})).warnings == {}
-    noisy = Watch()
+    noisy = HealthMonitor()
     for step in range(1, 200):
         wave = math.sin(step)
-        noisy.look(
+        noisy.update(
             step, {**HEALTHY, "entropy": 1.0 + 0.4 * wave, "agreement": 0.4 + 0.3 * wave, "truncated": 0.2 + 0.2 * wave}
         )
     assert noisy.warnings == {}
@@ -62,7 +62,7 @@ def test_each_collapse_is_told_once(change: dict, name: str, words: str) -> None
     watch = watched((WINDOW, {}), (3 * WINDOW, change))
     assert list(watch.warnings) == [name]
     assert words in watch.warnings[name]
-    assert watch.look(99, {**HEALTHY, **change}) == []
+    assert watch.update(99, {**HEALTHY, **change}) == []
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,6 @@ def test_a_single_bad_step_is_no_collapse() -> None:
 
 
 def test_metrics_that_a_method_lacks_are_not_missed() -> None:
-    watch = Watch()
+    watch = HealthMonitor()
     for step in range(1, 50):
-        assert watch.look(step, {"entropy": 1.0, "agreement": None, "truncated": 0.0}) == []
+        assert watch.update(step, {"entropy": 1.0, "agreement": None, "truncated": 0.0}) == []

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small import run_config
 
-from workbench.analysis.summary import summarise_run
+from workbench.analysis.summary import summarize_run
 from workbench.config.schema import RunConfig
 from workbench.errors import ConfigError, RunError
 from workbench.policies.autoregressive import load_policy
@@ -17,7 +17,7 @@ from workbench.runs.folder import RunFolder
 from workbench.traces.reader import open_traces
 from workbench.training.check import check_config
 from workbench.training.loop import Trainer
-from workbench.training.rollout_source import PREPARED, Writer
+from workbench.training.rollout_source import PREPARED, RolloutSource
 from workbench.training.run import train
 
 METHOD = {"name": "spd", "calibration": 3}
@@ -63,7 +63,7 @@ def test_every_epoch_meets_the_same_sequences_and_says_who_wrote_them(whole: Run
 def test_what_was_prepared_is_in_the_summary(whole: RunConfig) -> None:
     prepared = RunFolder.open(whole.run_dir).status["prepared"]
     assert prepared["calibration examples"] == 3 and prepared["rank"].startswith("1.k_proj 8, 1.v_proj 8")
-    text = summarise_run(whole.run_dir)
+    text = summarize_run(whole.run_dir)
     assert "rank: 1.k_proj 8" in text
     assert "student+projection" in text
 
@@ -87,7 +87,9 @@ def test_a_run_killed_between_preparing_and_writing_makes_the_same(
 ) -> None:
     config = config_of(models, tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(Writer, "_sequences", lambda *arguments: os.kill(os.getpid(), signal.SIGINT) or 1 / 0)
+        patched.setattr(
+            RolloutSource, "_stored_rollouts", lambda *arguments: os.kill(os.getpid(), signal.SIGINT) or 1 / 0
+        )
         with pytest.raises(ZeroDivisionError):
             train(config)
     assert (config.run_dir / PREPARED).is_file()

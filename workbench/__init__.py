@@ -53,7 +53,7 @@ _HOME = {
     "render_terminal": "render",
     "render_tokens": "render",
     "resume": "training.run",
-    "summarise_run": "analysis.summary",
+    "summarize_run": "analysis.summary",
     "token_view": "render",
     "train": "training.run",
 }

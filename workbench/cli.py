@@ -79,7 +79,7 @@ def _end(run_dir: Path, steps: int, stopped: bool) -> int:
     """
     is_alone = "RANK" not in os.environ
     if _module("distributed").is_main():
-        print(f"\n{wb.summarise_run(run_dir)}\n")
+        print(f"\n{wb.summarize_run(run_dir)}\n")
         print(f"Look at one answer, token by token:\n  workbench show {run_dir} --step 1 --rollout 0")
         if stopped:
             again = "workbench resume" if is_alone else "start as before with -m workbench.training.run --resume"
@@ -224,7 +224,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _summary(options: argparse.Namespace) -> None:
-    print(wb.summarise_run(options.run_dir))
+    print(wb.summarize_run(options.run_dir))
 
 
 def _report(options: argparse.Namespace) -> None:

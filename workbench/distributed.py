@@ -69,7 +69,7 @@ class Group:
     ) -> None:
         self.rank, self.size, self._messages, self.sharding = rank, size, messages, sharding
         self.remedy = ""  # last sentence of LostProcess: what to do about a lost rank
-        self.entangled = False  # inside a lockstep forward pass of sharded weights
+        self.in_lockstep = False  # inside a lockstep forward pass of sharded weights
 
     @property
     def is_main(self) -> bool:
@@ -88,42 +88,44 @@ class Group:
                 f"least one prompt for each. Set training.batch_size={self.size} or more."
             )
 
-    def here(self, work: Callable[[], T], elsewhere: T) -> T:
+    def on_main(self, work: Callable[[], T], elsewhere: T) -> T:
         """Run `work` on rank 0 and return its result there; every other rank waits and returns `elsewhere`."""
         done: list[T] = []
-        self.first(lambda: done.append(work()))
+        self.main_first(lambda: done.append(work()))
         return done[0] if self.is_main else elsewhere
 
-    def block(self, count: int) -> range:
+    def local_range(self, count: int) -> range:
         """Indices of this rank's slice of `count` items. Slices are contiguous by rank and differ by at most one
         item.
         """
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def exchange(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """All-gather one picklable value per rank.
 
         Raises: the error of any rank that failed before this call; LostProcess if a rank exited.
         """
-        return self._swap(None, value)
+        return self._all_gather(None, value)
 
-    def share(self, items: Sequence[T], work: Callable[[list[T], int], list[R]]) -> list[R]:
+    def map_ranks(self, items: Sequence[T], work: Callable[[list[T], int], list[R]]) -> list[R]:
         """Map over slices: every rank calls `work(its items, index of the first)`; all ranks get all results in
         order.
         """
-        rows = self.block(len(items))
-        return [result for part in self.exchange(work([items[idx] for idx in rows], rows.start)) for result in part]
+        rows = self.local_range(len(items))
+        return [
+            result for part in self.all_gather_object(work([items[idx] for idx in rows], rows.start)) for result in part
+        ]
 
-    def first(self, work: Callable[[], T]) -> T:
+    def main_first(self, work: Callable[[], T]) -> T:
         """Run `work` on rank 0 and broadcast its result; every rank raises its error."""
         if not self.is_main:
-            return self._swap(None, None)[0]
-        with self.guard():
+            return self._all_gather(None, None)[0]
+        with self.propagate_errors():
             done = work()
-        return self._swap(None, done)[0]
+        return self._all_gather(None, done)[0]
 
     @contextlib.contextmanager
-    def guard(self) -> Iterator[None]:
+    def propagate_errors(self) -> Iterator[None]:
         """Send an error raised inside to the other ranks, once; their next object all-gather raises it."""
         try:
             yield
@@ -136,13 +138,13 @@ class Group:
     def _report(self, error: Exception) -> None:
         """Report `error` to the other ranks. Raise LostProcess instead if `error` means that a rank exited."""
         of_others = type(error) is RuntimeError and any(word in str(error) for word in _COLLECTIVES)
-        if self.entangled:  # the other ranks wait in an FSDP collective; they only notice that this rank exits
+        if self.in_lockstep:  # the other ranks wait in an FSDP collective; they only notice that this rank exits
             if of_others:
                 raise self._lost() from error
             error.print_anyway = True
             return
         try:
-            self._swap(_sendable(error, self.rank, self.remedy), None)
+            self._all_gather(_sendable(error, self.rank, self.remedy), None)
         except LostProcess as lost:
             if of_others:
                 raise lost from error
@@ -154,7 +156,7 @@ class Group:
         """All-reduce the gradients by summation, in place. A parameter without a gradient on any rank keeps None."""
         if self.size == 1:
             return
-        has_grad = self.anywhere([parameter.grad is not None for parameter in parameters], parameters[0].device)
+        has_grad = self.any_rank([parameter.grad is not None for parameter in parameters], parameters[0].device)
         for bucket in _buckets([parameter for parameter, has in zip(parameters, has_grad, strict=True) if has]):
             grads = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in bucket]
             flat = torch.cat([grad.reshape(-1) for grad in grads])
@@ -162,7 +164,7 @@ class Group:
             for parameter, summed in zip(bucket, flat.split([grad.numel() for grad in grads]), strict=True):
                 parameter.grad = summed.reshape(parameter.shape).clone()
 
-    def anywhere(self, flags: Sequence[bool] | Tensor, device: torch.device) -> list[bool]:
+    def any_rank(self, flags: Sequence[bool] | Tensor, device: torch.device) -> list[bool]:
         """Logical or of each flag over the ranks."""
         flags_set = torch.as_tensor(flags, dtype=torch.uint8, device=device)
         if self.size > 1:
@@ -175,7 +177,7 @@ class Group:
         except RuntimeError as error:
             raise self._lost() from error
 
-    def _swap(self, error: Exception | None, value: T) -> list[T]:
+    def _all_gather(self, error: Exception | None, value: T) -> list[T]:
         if self.size == 1:
             return [value]
         received: list = [None] * self.size

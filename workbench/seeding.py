@@ -16,7 +16,7 @@ def draw_uniform(*parts: object) -> float:
     return derive_seed(*parts) / 2**63
 
 
-class Order:
+class EpochOrder:
     """The order in which examples are met: a new permutation each epoch, the same for the same seed."""
 
     def __init__(self, num_examples: int, seed: int) -> None:
@@ -25,9 +25,9 @@ class Order:
 
     def batch(self, step: int, size: int) -> list[int]:
         """Indices of the examples of a step; steps count from 1."""
-        return [self.at(idx) for idx in range((step - 1) * size, step * size)]
+        return [self.index(idx) for idx in range((step - 1) * size, step * size)]
 
-    def at(self, idx: int) -> int:
+    def index(self, idx: int) -> int:
         """Index of the example that is met at a place, counted from 0 over all epochs."""
         epoch, offset = divmod(idx, self.num_examples)
         if epoch != self._epoch:

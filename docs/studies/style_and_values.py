@@ -25,7 +25,7 @@ from workbench.methods import load_method
 from workbench.policies import SamplingOptions
 from workbench.policies.autoregressive import load_policy
 from workbench.runs.folder import _surroundings
-from workbench.seeding import Order, derive_seed
+from workbench.seeding import EpochOrder, derive_seed
 from workbench.types import VISIBLE, Example, label_completion, label_tokens
 
 HERE = Path(__file__).parent
@@ -59,13 +59,13 @@ def measured(
     student, questions: list[Example], training: list[Example], options: dict, seed: int, config
 ) -> dict[str, float]:
     """One writer of one seed: entropies (nats a token), shares of right values and right answers."""
-    prepare = load_method("spd", options).prepare
-    order = Order(len(training), seed)
+    prepare = load_method("spd", options).sampling_patch
+    order = EpochOrder(len(training), seed)
     if prepare is None:
         writing = contextlib.nullcontext()
     else:
-        in_order = (training[order.at(place)] for place in range(len(training)))
-        writing = prepare.writing(student, prepare.make(student, in_order, derive_seed("prepare", seed)).tensors)
+        in_order = (training[order.index(place)] for place in range(len(training)))
+        writing = prepare.apply(student, prepare.build(student, in_order, derive_seed("prepare", seed)).tensors)
     sampling = SamplingOptions(config.sampling.max_completion_length)
     with writing, torch.no_grad():
         rollouts = sample_rollouts(

@@ -33,7 +33,7 @@ def drawn(dopd: Path, opd: Path, theme: str) -> dict[str, go.Figure]:
         ),
         "accuracy": figures.accuracy_curves(illusion.accuracy(dopd), theme=theme),
         "reliability": figures.reliability(illusion.reliability(dopd), theme=theme),
-        "information": figures.information_share(illusion.bought_by_information(dopd), theme=theme),
+        "information": figures.information_share(illusion.information_dominated_loss(dopd), theme=theme),
     }
 
 

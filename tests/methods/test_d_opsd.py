@@ -26,7 +26,7 @@ from workbench.policies.view_output import ViewOutput
 from workbench.runs.checkpoints import list_checkpoints
 from workbench.runs.folder import RunFolder
 from workbench.traces.reader import open_traces
-from workbench.training.health import Watch
+from workbench.training.health import HealthMonitor
 from workbench.training.learner import build_learner
 from workbench.training.run import train
 
@@ -104,18 +104,18 @@ def test_a_step_without_a_right_answer_changes_nothing_and_is_named() -> None:
     )
     assert found.loss.abs().sum() == 0.0
     assert all(table.grad is None or not table.grad.any() for table in policies["student"].tables.values())
-    watch, seen = Watch(), []
+    watch, seen = HealthMonitor(), []
     for step in range(1, 21):
-        seen += watch.look(step, {"supervised": 0.0 if step > 5 else 0.4})
+        seen += watch.update(step, {"supervised": 0.0 if step > 5 else 0.4})
     assert len(seen) == 1 and seen[0].startswith("step 20: no token was supervised in the last 10 steps")
     assert "raise sampling.num_generations" in seen[0]
 
 
 def test_collapse_is_called_by_name() -> None:
-    watch = Watch()
+    watch = HealthMonitor()
     for step in range(1, 31):
         share = 1.0 if step <= 10 else 0.3
-        watch.look(step, {"accuracy": 0.8 * share, "distinct_tokens": 60 * share, "supervised": 1.0})
+        watch.update(step, {"accuracy": 0.8 * share, "distinct_tokens": 60 * share, "supervised": 1.0})
     assert "right in 24% instead of 80%" in watch.warnings["accuracy"]
     assert "use 18 different tokens instead of 60" in watch.warnings["distinct_tokens"]
 

@@ -13,7 +13,7 @@ from workbench.evals.records import load_records
 from workbench.policies.autoregressive import load_policy
 from workbench.runs.checkpoints import list_checkpoints
 from workbench.runs.folder import RunFolder
-from workbench.studies.evaluate import ask_reference, ask_run
+from workbench.studies.evaluate import evaluate_reference, evaluate_study_run
 from workbench.studies.plan import load_study
 from workbench.studies.report import collect, markdown
 from workbench.traces.reader import open_traces
@@ -123,10 +123,10 @@ def test_a_study_asks_each_learner_and_compares_it_with_its_own_start(models: di
     )
     study = load_study(file)
     for reference in study.references():
-        ask_reference(reference, study.evaluate, study.reference_file(reference.row))
+        evaluate_reference(reference, study.evaluate, study.reference_file(reference.row))
     run = study.config(study.variants[0], 0)
     train(run)
-    ask_run(run, study.evaluate)
+    evaluate_study_run(run, study.evaluate)
     results = collect(study)
     assert [row.name for row in results.rows] == ["base", "teacher", "one"]
     asked = [

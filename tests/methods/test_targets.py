@@ -29,7 +29,7 @@ def in_expectation(method: Method) -> Method:
         probability = batch.scores["student"].logprob.exp()
         return replace(method.route(batch), weight=probability * batch.num_positions)
 
-    return replace(method, route=route, reads=tuple(dict.fromkeys(("student", *method.reads))))
+    return replace(method, route=route, router_views=tuple(dict.fromkeys(("student", *method.router_views))))
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 1.25])

@@ -9,7 +9,13 @@ from families import save_idefics3, save_modernvbert
 from small import example
 from transformers import EuroBertConfig, EuroBertForMaskedLM, PreTrainedTokenizerFast
 
-from workbench.data.contexts import build_prompt, check_asked, lacks, parse_context, stand_in
+from workbench.data.contexts import (
+    build_prompt,
+    dummy_rollout,
+    is_missing_rollout_data,
+    parse_context,
+    require_promptable,
+)
 from workbench.distill.losses import score
 from workbench.errors import ConfigError, DataError, PolicyError
 from workbench.policies import Completion, SamplingOptions
@@ -152,10 +158,12 @@ def test_only_a_view_that_reads_a_denoised_answer_is_shown_its_future(policy, wr
     with pytest.raises(DataError, match="later blocks of a denoised answer"):
         build_prompt(example(0), "caption+future")
     left_to_right = replace(rollout(written[0]), denoising=None)
-    assert lacks(left_to_right, "caption+future:0.1") and not lacks(rollout(written[0]), "future")
+    assert is_missing_rollout_data(left_to_right, "caption+future:0.1") and not is_missing_rollout_data(
+        rollout(written[0]), "future"
+    )
     with pytest.raises(ConfigError, match="existing answer"):
-        check_asked("future:0.1")
-    assert build_prompt(example(0), "caption+future", stand_in(example(0))).future == ()
+        require_promptable("future:0.1")
+    assert build_prompt(example(0), "caption+future", dummy_rollout(example(0))).future == ()
 
 
 def test_a_given_answer_is_read_from_left_to_right_at_the_models_pace(policy) -> None:

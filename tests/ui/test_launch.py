@@ -10,7 +10,7 @@ import pytest
 import yaml
 from small import run_config
 
-from workbench.app.context import AppContext, note, sentence, told
+from workbench.app.context import AppContext, note, sentence, show_errors
 from workbench.app.form import (
     CHOICE,
     NUMBER,
@@ -264,9 +264,9 @@ def test_only_mistakes_become_messages() -> None:
         raise error
 
     with pytest.warns(UserWarning, match="A &lt;b&gt;"):
-        assert told(fails)(WorkbenchError("a <b>")) == {"__type__": "update"}
+        assert show_errors(fails)(WorkbenchError("a <b>")) == {"__type__": "update"}
     with pytest.raises(ZeroDivisionError):
-        told(fails)(ZeroDivisionError())
+        show_errors(fails)(ZeroDivisionError())
 
 
 def test_yaml_values_are_read_as_on_the_command_line() -> None:

@@ -15,9 +15,9 @@ from workbench.app.tabs import monitor
 from workbench.app.tabs.monitor import (
     CURVES,
     PANELS,
-    beat,
     look_at,
     offer_questions,
+    poll,
     resume_it,
     stop_it,
 )
@@ -141,20 +141,20 @@ def test_between_two_drawings_only_the_state_and_what_was_printed_are_told(
 ) -> None:
     folder = a_run(context, status="running", pid=os.getpid())
     seen = look(context)[SEEN]
-    status, log, heard, more = beat(context, "one", "light", seen, "")
+    status, log, heard, more = poll(context, "one", "light", seen, "")
     assert "running" in status and log.strip() == "hello" and more == SKIP
     add_step(folder, 4)
-    assert beat(context, "one", "light", seen, heard)[1:] == (SKIP, heard, SKIP), "curves are not due"
+    assert poll(context, "one", "light", seen, heard)[1:] == (SKIP, heard, SKIP), "curves are not due"
     now = time.time()
     with monkeypatch.context() as later:
         later.setattr(monitor.time, "time", lambda: now + 3600)
-        assert beat(context, "one", "light", seen, heard)[3] == str(now + 3600)
-        assert beat(context, "one", "light", seen, heard, "tokens")[3] == SKIP, "behind another tab nothing is drawn"
+        assert poll(context, "one", "light", seen, heard)[3] == str(now + 3600)
+        assert poll(context, "one", "light", seen, heard, "tokens")[3] == SKIP, "behind another tab nothing is drawn"
     (folder / "run.json").write_text(
         json.dumps({**json.loads((folder / "run.json").read_text()), "status": "finished"})
     )
-    assert beat(context, "one", "light", seen, heard)[3] != SKIP, "it has ended"
-    assert beat(context, "gone", "light", seen, heard)[3] != SKIP, "it was deleted"
+    assert poll(context, "one", "light", seen, heard)[3] != SKIP, "it has ended"
+    assert poll(context, "gone", "light", seen, heard)[3] != SKIP, "it was deleted"
 
 
 def test_another_run_another_theme_and_a_shown_tab_are_drawn_at_once(context: AppContext) -> None:

@@ -34,7 +34,7 @@ ALIGNED_COLUMNS = [
 
 
 @dataclass(frozen=True)
-class Pair:
+class RunPair:
     """One example in two runs. `aligned`: a row per token of either answer; `by`: how tokens were matched."""
 
     first: TokenView
@@ -67,7 +67,7 @@ def shared_examples(first: str | Path | Traces, second: str | Path | Traces) -> 
     return table(joined, columns, run=f"{run_name(traces[0])}, {run_name(traces[1])}", empty=empty)
 
 
-def pair(first: str | Path | Traces, second: str | Path | Traces, row: dict) -> Pair:
+def pair(first: str | Path | Traces, second: str | Path | Traces, row: dict) -> RunPair:
     """One row of `shared_examples`, token by token. Raises TraceError if an answer is gone."""
     traced = []
     for run, place in ((first, "a"), (second, "b")):
@@ -84,7 +84,7 @@ def pair(first: str | Path | Traces, second: str | Path | Traces, row: dict) -> 
     aligned, by = align(*(one for one, _ in traced))
     names = f"{traced[0][1]}, {traced[1][1]}"
     units = {name: "nats" for name in ALIGNED_COLUMNS if "gap" in name or "loss" in name}
-    return Pair(*views, table(aligned, ALIGNED_COLUMNS, run=names, empty="Both answers are empty.", units=units), by)
+    return RunPair(*views, table(aligned, ALIGNED_COLUMNS, run=names, empty="Both answers are empty.", units=units), by)
 
 
 def align(first: TracedRollout, second: TracedRollout) -> tuple[list[dict], str]:
@@ -197,7 +197,7 @@ def accuracy_beside(first: str | Path, second: str | Path) -> Table:
     )
 
 
-def asked_apart(first: str | Path, second: str | Path) -> tuple[int, int, int]:
+def evaluated_apart(first: str | Path, second: str | Path) -> tuple[int, int, int]:
     """Evaluated questions of the first run alone, of both, and of the second alone."""
     answered = [answers_of(run) for run in (first, second)]
     by_text = all(one.question for run in answered for one in run)  # runs made before texts were written have only ids

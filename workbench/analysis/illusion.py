@@ -79,7 +79,7 @@ def reliability(
     return table(rows, columns, run=Path(run_dir).name, empty=no_evals(run_dir), units={"count": "questions"})
 
 
-def bought_by_information(run: str | Path | Traces) -> Table:
+def information_dominated_loss(run: str | Path | Traces) -> Table:
     """Per step and truth: shares of tokens and of loss whose information gap is larger in size than their capability gap.
 
     Of a run with more than MOST_POINTS recorded steps, equally many neighbours are one row, `first_step` to `step`.
@@ -227,7 +227,7 @@ def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None =
     return table(found, columns, run=run_name(traces), empty=empty, units=units)
 
 
-def sure_and_wrong(run_dir: str | Path, *, limit: int = 50) -> Table:
+def confidently_wrong(run_dir: str | Path, *, limit: int = 50) -> Table:
     """Answers of the student in the last evaluation that are wrong, the surest first."""
     columns = ["step", "policy", "context", "example", "question", "truth", "confidence", "text", "answer"]
     answered = answers_of(run_dir)

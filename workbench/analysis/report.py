@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from workbench.analysis import figures, illusion, movement, regimes, tokens
 from workbench.analysis.runs import metrics
 from workbench.analysis.style import check_theme
-from workbench.analysis.summary import written_by
+from workbench.analysis.summary import sampled_by
 from workbench.analysis.table import NO_TRACES, Table, traces_of
 from workbench.analysis.tokens import Selection
 from workbench.config.schema import read_yaml
@@ -94,7 +94,7 @@ def _facts(folder: RunFolder) -> str:
         or None,
         "answers in prompts": status.get("answers_in_prompts"),
         "prepared": "; ".join(f"{name}: {value}" for name, value in (status.get("prepared") or {}).items()) or None,
-        "written by": "; ".join(f"{name}: {found}" for name, found in written_by(folder.path).items()) or None,
+        "written by": "; ".join(f"{name}: {found}" for name, found in sampled_by(folder.path).items()) or None,
         "warnings": " ".join(status.get("warnings") or ()) or None,
         "error": status.get("error"),
     }
@@ -207,7 +207,7 @@ def _imitated(run_dir: Path, traces: Traces | None, theme: str) -> str:
     }
     return (
         _pair(
-            figures.information_share(illusion.bought_by_information(traces), theme=theme),
+            figures.information_share(illusion.information_dominated_loss(traces), theme=theme),
             figures.reliability(illusion.reliability(run_dir), theme=theme),
         )
         + _plot(bars)

@@ -14,12 +14,12 @@ from workbench.runs.processes import born_at
 from workbench.traces.reader import NoTraces, Traces, open_traces
 from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
-NOBODY_ASKED = "no question was asked: no example has the evidence that the contexts show"
-NOBODY_GRADED = "no answer could be graded: choose another --rule, or look at the answers in the data"
+NOT_EVALUATED = "no question was asked: no example has the evidence that the contexts show"
+NOT_GRADED = "no answer could be graded: choose another --rule, or look at the answers in the data"
 _NUMBER = re.compile(r"[-+]?[\d,.]*%?")
 
 
-def summarise_run(run_dir: str | Path) -> str:
+def summarize_run(run_dir: str | Path) -> str:
     """The whole summary of a run, ready to print."""
     folder = RunFolder.open(run_dir)
     status = folder.status
@@ -58,7 +58,7 @@ def _findings(folder: RunFolder, answered: list[EvalRecord]) -> list[str]:
     return ["\n".join([*lines, f"  {INTERVALS}"])]
 
 
-def written_by(run_dir: str | Path) -> dict[str, str]:
+def sampled_by(run_dir: str | Path) -> dict[str, str]:
     """Who wrote the recorded sequences: how many, how long, how many cut, and the share that is right where that is known.
 
     Raises: TraceError if a file of the traces is damaged.
@@ -100,7 +100,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def accuracy_table(answered: list[EvalRecord]) -> str:
     """Right answers per policy and context, their length and the share cut, first and last evaluation side by side."""
     if not answered:
-        return NOBODY_ASKED
+        return NOT_EVALUATED
     steps = sorted({row.step for row in answered})
     first, last = steps[0], steps[-1]
     truths = [truth for truth in (VISIBLE, PRIVILEGED) if any(row.truth == truth for row in answered)]
@@ -158,7 +158,7 @@ def peer_table(answered: list[EvalRecord]) -> list[str]:
 def evaluation_table(answered: list[EvalRecord]) -> str:
     """Every measure of every policy and context: over all questions, by truth, and by kind of question."""
     if not answered:
-        return NOBODY_ASKED
+        return NOT_EVALUATED
     header = [
         "policy",
         "context",
@@ -196,16 +196,16 @@ def evaluation_table(answered: list[EvalRecord]) -> str:
                     ]
                 )
     if not rows:
-        return NOBODY_GRADED
+        return NOT_GRADED
     legend = (
         "  entropy: nats per token; length: tokens; cut: answers that reached the longest length allowed\n"
         f"  confidence: {CONFIDENCE}\n"
         "  over-confidence: confidence minus accuracy, in points"
     )
-    return "\n".join([format_table(header, rows), legend, *_asked_less(answered)])
+    return "\n".join([format_table(header, rows), legend, *_fewer_evaluated(answered)])
 
 
-def _asked_less(answered: list[EvalRecord]) -> list[str]:
+def _fewer_evaluated(answered: list[EvalRecord]) -> list[str]:
     """Which contexts were asked fewer questions than another one: their rows are not to be compared as they stand."""
     asked: dict[str, dict[str, set[str]]] = {}
     for row in answered:
@@ -246,7 +246,7 @@ def _percent(measured: object) -> str:
 def _recorded(run_dir: Path) -> list[str]:
     """What the traces hold, or the sentence about the file of them that is damaged."""
     try:
-        regimes, writers = _regimes(run_dir), written_by(run_dir)
+        regimes, writers = _regimes(run_dir), sampled_by(run_dir)
     except TraceError as error:
         return [f"traces: {error}"]
     return regimes + (["\n".join(f"written by {name}: {row}" for name, row in writers.items())] if writers else [])

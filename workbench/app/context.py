@@ -2,7 +2,7 @@
 
 A tab is `build_tab(context, shared)`. Its callbacks are functions of (context, plain values); components only wire them:
 
-    draw = told(partial(draw_answer, context))
+    draw = show_errors(partial(draw_answer, context))
     shared.on_show("tokens", draw, inputs=[shared.run, shared.theme, shared.address], outputs=[picture])
 
 `on_show` calls when the tab is open and the run, the theme or the address has changed since it was last drawn, and when
@@ -30,12 +30,12 @@ CHOICES = {  # what a tab's lists and switches may say in the address, and what 
     "movement": {"color": "regime", "from": "", "to": "", "of": "", "panels": "", "share": "position_share"},
     "compare": {"metric": "", "layout": "under"},
 }
-STANDING = (
+PERSISTENT_PARAMS = (
     "other",
     "study",
     *(name for chosen in CHOICES.values() for name in chosen),
 )  # stay when another answer is opened
-ADDRESS_KEYS = ("step", "rollout", "process", "probe", "token", "example", "context", "list_page", *STANDING)
+ADDRESS_KEYS = ("step", "rollout", "process", "probe", "token", "example", "context", "list_page", *PERSISTENT_PARAMS)
 MAX_UPLOAD_MB = 20
 _LONGEST = 200  # characters of one part of an address
 NO_RUN = "No run is chosen. Launch one, or choose one above."
@@ -96,15 +96,15 @@ class Shared:
     address: gr.JSON
     tab: gr.Textbox
     tabs: gr.Tabs
-    wake: dict[str, gr.Textbox]
+    refresh_trigger: dict[str, gr.Textbox]
 
     def on_show(self, tab: str, draw: Callable, inputs: Sequence[Component], outputs: Sequence[Component]) -> object:
         """Call `draw` when `tab` is open and what the page shows has changed. Returns the event, for .then(...).
 
         What cannot be drawn is said in its place: nothing of another run stays.
         """
-        drawn = in_its_place(draw, outputs)
-        return self.wake[tab].change(
+        drawn = render_error_in_place(draw, outputs)
+        return self.refresh_trigger[tab].change(
             drawn,
             inputs,
             outputs,
@@ -116,13 +116,17 @@ class Shared:
         )
 
 
-def kept(address: Mapping | None, but: str = "") -> dict:
+def persistent_params(address: Mapping | None, but: str = "") -> dict:
     """What stays in the address when another answer is opened: the second run, the study, and each tab's choices.
 
     but  the tab that is opened for that answer, wherever it is in its list: its choices do not stay
     """
     left = CHOICES.get(but, {})
-    return {name: value for name, value in (address or {}).items() if name in STANDING and name not in left and value}
+    return {
+        name: value
+        for name, value in (address or {}).items()
+        if name in PERSISTENT_PARAMS and name not in left and value
+    }
 
 
 def choice(address: Mapping | None, tab: str, name: str, allowed: Sequence[str] | None = None) -> str:
@@ -131,7 +135,7 @@ def choice(address: Mapping | None, tab: str, name: str, allowed: Sequence[str] 
     return said if said and (allowed is None or said in allowed) else CHOICES[tab][name]
 
 
-def chooses(
+def sync_to_url(
     shared: "Shared",
     events: Sequence,
     defaults: Mapping[str, str],
@@ -152,7 +156,7 @@ def read_address(search: str | None) -> dict[str, str]:
     return {key: values[-1][:_LONGEST] for key, values in parse_qs((search or "").lstrip("?")).items()}
 
 
-def asked_run(asked: Mapping[str, str], runs: Sequence[str]) -> str | None:
+def requested_run(asked: Mapping[str, str], runs: Sequence[str]) -> str | None:
     """The run that an address names, or the newest if it names none that is here."""
     return asked["run"] if asked.get("run") in runs else next(iter(runs), None)
 
@@ -167,7 +171,7 @@ def run_choices(context: AppContext) -> list[tuple[str, str]]:
     return [(f"{state.name}  ·  {state.status}", state.name) for state in find_jobs(context.runs_dir)]
 
 
-def told(callback: Callable, outputs: int = 1) -> Callable:
+def show_errors(callback: Callable, outputs: int = 1) -> Callable:
     """The callback; a mistake of the user's or of the disk becomes a message on the page, and the page stays as it is.
 
     outputs  how many components it changes: Gradio wants to hear of each that it stays
@@ -185,7 +189,7 @@ def told(callback: Callable, outputs: int = 1) -> Callable:
     return safe
 
 
-def in_its_place(draw: Callable, outputs: Sequence[Component], *, others_stay: bool = False) -> Callable:
+def render_error_in_place(draw: Callable, outputs: Sequence[Component], *, others_stay: bool = False) -> Callable:
     """The callback; if it fails, its first text says why, and its other texts and figures are emptied, or stay."""
     place = next((place for place, one in enumerate(outputs) if isinstance(one, gr.HTML)), None)
     if place is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from workbench.app.context import AppContext
 from workbench.config.schema import RunConfig, build_config, describe_config, load_config, override, read_yaml
-from workbench.data.contexts import AFTERWARDS, CONTEXTS, EVIDENCE
+from workbench.data.contexts import CONTEXTS, EVIDENCE, POST_ROLLOUT
 from workbench.data.counterparts import WRONG
 from workbench.distill.method import Option, range_in_words
 from workbench.errors import ConfigError, cut
@@ -27,7 +27,7 @@ SWITCH, CHOICE, OFFER, OFFERS, NUMBER, TEXT, YAML = "switch", "choice", "offer",
 TOP = ("name", "method.name")  # above the sections
 OFFERED = {  # other values are allowed too
     "method.privilege": ("plain", *EVIDENCE, "boxes+caption", *WRONG),
-    "evaluation.contexts": (*(name for name in CONTEXTS if name not in AFTERWARDS), "boxes+caption"),
+    "evaluation.contexts": (*(name for name in CONTEXTS if name not in POST_ROLLOUT), "boxes+caption"),
 }
 _EXACT = 2**53  # a browser rounds larger whole numbers
 

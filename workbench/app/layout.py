@@ -17,12 +17,12 @@ from workbench.app.context import (
     ADDRESS_KEYS,
     AppContext,
     Shared,
-    asked_run,
     first_tab,
     note,
     read_address,
+    requested_run,
     run_choices,
-    told,
+    show_errors,
 )
 from workbench.app.tabs import compare, data, geometry, illusion, launch, monitor, movement, report, studies, tokens
 from workbench.errors import RunError
@@ -112,7 +112,7 @@ def build_app(context: AppContext) -> gr.Blocks:
         gr.on([run.change, tab.change, theme.change, address.change], **shown)
         gr.on(
             [run.change, tab.change, look.click, gr.Timer(TROUBLE_S).tick],
-            told(partial(look_over, context), 1 + len(wake)),
+            show_errors(partial(look_over, context), 1 + len(wake)),
             [run, tab],
             [trouble, *wake.values()],
             show_progress="hidden",
@@ -121,7 +121,7 @@ def build_app(context: AppContext) -> gr.Blocks:
         )
         toggle.click(None, None, theme, js="() => workbenchApp.toggle()")
         again = look.click(  # a page that is just coming back from a lost server has no run yet, and its address has
-            told(partial(look_again, context)),
+            show_errors(partial(look_again, context)),
             run,
             run,
             js="(run) => [workbenchApp.run(run)]",
@@ -130,7 +130,7 @@ def build_app(context: AppContext) -> gr.Blocks:
         again.then(None, js="() => workbenchApp.look()").then(**shown)
         opened = [run, tabs, tab, address, theme]
         asked = app.load(
-            told(partial(open_address, context), len(opened)),
+            show_errors(partial(open_address, context), len(opened)),
             [search, theme],
             opened,
             js="() => workbenchApp.start()",
@@ -162,10 +162,10 @@ def first_glance(context: AppContext, search: str) -> str:
     """The title and the state of the run that an address asks for, as HTML: assets/app.js shows it while Gradio is still
     loading its own parts. Empty if the address asks for another tab."""
     asked, names = read_address(search), [name for _, name in run_choices(context)]
-    run = asked_run(asked, names)
+    run = requested_run(asked, names)
     if run is None or asked.get("tab", "watch") != "watch":
         return ""
-    state, *_ = monitor.glance(context, run)
+    state, *_ = monitor.summary_view(context, run)
     return f'<div class="app-title">{_title(context)}</div>{state}'
 
 
@@ -216,7 +216,7 @@ def open_address(context: AppContext, search: str, theme: str) -> tuple:
         gr.Warning(escape(message), title="An old link?")
     tab = asked["tab"] if asked.get("tab") in TABS else first_tab(names)
     address = {key: asked[key] for key in ADDRESS_KEYS if key in asked}
-    return gr.Dropdown(choices=choices, value=asked_run(asked, names)), gr.Tabs(selected=tab), tab, address, theme
+    return gr.Dropdown(choices=choices, value=requested_run(asked, names)), gr.Tabs(selected=tab), tab, address, theme
 
 
 def _title(context: AppContext) -> str:

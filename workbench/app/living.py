@@ -23,18 +23,18 @@ def watch_run(context: AppContext, shared: Shared, tab: str, table: str) -> None
     shown = gr.JSON(None, visible="hidden")
     timer = gr.Timer(POLL_S, active=False)
     quiet = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-    wake = shared.wake[tab]
+    wake = shared.refresh_trigger[tab]
     wake.change(partial(look, context, table), shared.run, [news, shown, timer], **quiet)
-    timer.tick(partial(beat, context, table, tab), [shared.run, shared.tab, shown], [news, wake, timer], **quiet)
+    timer.tick(partial(poll, context, table, tab), [shared.run, shared.tab, shown], [news, wake, timer], **quiet)
 
 
 def look(context: AppContext, table: str, run: str | None) -> tuple[str, dict, gr.Timer]:
-    """What to say while nothing is recorded; run and newest step, as `beat` takes them; a timer that goes while it lives."""
+    """What to say while nothing is recorded; run and newest step, as `poll` takes them; a timer that goes while it lives."""
     newest, doing, is_alive = _state(context, table, run)
     return (doing if newest is None else ""), {"run": run, "step": newest}, gr.Timer(active=is_alive)
 
 
-def beat(context: AppContext, table: str, tab: str, run: str | None, open_tab: str, shown: dict | None) -> tuple:
+def poll(context: AppContext, table: str, tab: str, run: str | None, open_tab: str, shown: dict | None) -> tuple:
     """What is newer than the shown step; another text for the tab's `wake` if the tab is to be drawn; the timer."""
     if open_tab != tab or not shown or shown.get("run") != run:
         return gr.skip(), gr.skip(), gr.skip()

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated
 
-from workbench.data.contexts import check_asked
+from workbench.data.contexts import require_promptable
 from workbench.data.grading import RULES, TOLERANCE, check_grading
 from workbench.distill.method import Method, Option, check_option
 from workbench.errors import ConfigError, cut, show, unknown
@@ -290,7 +290,7 @@ class RunConfig:
             )
         check_grading(**self.evaluation.grading)
         for context in self.evaluation.contexts:
-            check_asked(str(context))
+            require_promptable(str(context))
         for name, path in self.models.peers.items():
             if not isinstance(name, str) or not _PEER.fullmatch(name) or name in NO_PEERS or not isinstance(path, str):
                 raise ConfigError(

@@ -37,8 +37,8 @@ from workbench.errors import ConfigError, DataError, unknown
 from workbench.seeding import derive_seed
 from workbench.types import Box, DenoisingTrace, Example, Prompt, Rollout, Turn
 
-OF_ROLLOUT = ("feedback", "turns", "future")
-AFTERWARDS = ("feedback", "future")  # depend on an existing answer
+ROLLOUT_DEPENDENT = ("feedback", "turns", "future")
+POST_ROLLOUT = ("feedback", "future")  # depend on an existing answer
 FUTURE_SHARE = 0.25  # default fraction of the positions of later blocks
 _FORMS = ("plain", "concat", "turns")  # the same information, presented differently
 EVIDENCE = ("crop", "crop_only", "marked", "boxes", "caption", "hint", "answer", "reference")
@@ -90,21 +90,21 @@ def is_privileged(context: str) -> bool:
     return any(part not in _FORMS for part in parse_context(context))
 
 
-def check_asked(context: str) -> None:
+def require_promptable(context: str) -> None:
     """Raise ConfigError for a context that depends on an existing answer, so that it cannot prompt a policy."""
-    if any(part in AFTERWARDS for part in parse_context(context)):
+    if any(part in POST_ROLLOUT for part in parse_context(context)):
         raise ConfigError(
             f'context "{context}" depends on an existing answer, so it cannot be used to prompt a policy. Use it for a '
             "scoring view."
         )
 
 
-def is_of_rollout(context: str) -> bool:
+def depends_on_rollout(context: str) -> bool:
     """Whether the context depends on the rollout and not only on the example."""
-    return any(part in OF_ROLLOUT for part in parse_context(context))
+    return any(part in ROLLOUT_DEPENDENT for part in parse_context(context))
 
 
-def stand_in(example: Example) -> Rollout:
+def dummy_rollout(example: Example) -> Rollout:
     """Return a dummy rollout, to check whether a prompt can be built for an example under a context."""
     return Rollout(
         example,
@@ -159,7 +159,7 @@ def _counterpart(example: Example, name: str) -> Example | None:
     return None if example.others is None else example.others.find(example, WRONG[name])
 
 
-def lacks(rollout: Rollout, context: str) -> bool:
+def is_missing_rollout_data(rollout: Rollout, context: str) -> bool:
     """Whether the rollout lacks what the context needs: feedback, replies to all earlier turns, or denoising steps.
 
     A view of such a context skips such a rollout.
@@ -176,7 +176,7 @@ def build_prompt(example: Example, context: str, rollout: Rollout | None = None)
     Raises: ConfigError for an unknown context; DataError if the example or the rollout lacks the evidence.
     """
     parts = parse_context(context)
-    if is_of_rollout(context) and (rollout is None or lacks(rollout, context)):
+    if depends_on_rollout(context) and (rollout is None or is_missing_rollout_data(rollout, context)):
         raise DataError(
             f'{example.origin or example.id}: context "{context}" needs a rollout with feedback, replies to earlier '
             "turns, or denoising steps. Use it only for views that score rollouts."

@@ -25,7 +25,7 @@ from workbench.data.embedded import NotAPicture, resolve_picture
 from workbench.data.images import decode_image, image_size
 from workbench.data.picture_bounds import PictureBounds
 from workbench.data.scenes import SPLITS, check_split, make_examples
-from workbench.data.scenes.turns import reveal
+from workbench.data.scenes.turns import split_into_turns
 from workbench.data.scripts import is_blank
 from workbench.data.sources import no_rows, open_table, parse_source, show
 from workbench.data.values import is_missing, number_text
@@ -164,7 +164,7 @@ def _load_scenes(source: str, limit: int | None) -> list[Example]:
     chosen = None if families is None else tuple(name.strip() for name in families.split(","))
     try:
         examples = make_examples(split, **numbers, families=chosen)
-        return examples if form is None else [reveal(example, form) for example in examples]
+        return examples if form is None else [split_into_turns(example, form) for example in examples]
     except ConfigError as error:
         raise ConfigError(f'"{source}": {error}') from None
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from workbench.data.contexts import check_asked, parse_context
+from workbench.data.contexts import parse_context, require_promptable
 from workbench.distill.divergences import Divergence
 from workbench.errors import ConfigError, show, unknown
 from workbench.files.parsing import Malformed, check_text
@@ -135,7 +135,7 @@ class Regime:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PatchState:
     """What was made before the first step: arrays by name, and what is to be known about them (numbers and words)."""
 
     tensors: dict[str, Tensor]
@@ -143,7 +143,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Prepare:
+class SamplingPatch:
     """Something made once of the starting student, and how the student writes with it.
 
     make     (student, examples, seed) -> Prepared. `examples` is an iterator: take as many as are needed. The result is
@@ -152,9 +152,9 @@ class Prepare:
     source   what is added to the student's name, as in "student+projection", to say in traces who has written
     """
 
-    make: Callable[..., Prepared]
-    writing: Callable[..., AbstractContextManager]
-    source: str
+    build: Callable[..., PatchState]
+    apply: Callable[..., AbstractContextManager]
+    suffix: str
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class Method:
     views: dict[str, View]
     regimes: dict[str, Regime]
     route: Router
-    reads: tuple[str, ...] = ()
+    router_views: tuple[str, ...] = ()
     average: str = "sequence"
     average_over: str = "all"
     dataset_share: float = 0.0
@@ -197,8 +197,8 @@ class Method:
     peer_request: str | None = None
     min_learners: int = 1
     min_generations: int = 1
-    replier: str = "student"
-    prepare: Prepare | None = None
+    replying_policy: str = "student"
+    sampling_patch: SamplingPatch | None = None
     resample: bool = True
     options: object = field(default=None, compare=False)
 
@@ -214,10 +214,10 @@ class Method:
             raise ConfigError(f"dataset_share must be between 0 and 1, got {self.dataset_share}.")
         if not 0.0 < self.ema_rate <= 1.0:
             raise ConfigError(f"ema_rate must be above 0 and at most 1, got {self.ema_rate}.")
-        if self.replier not in self.policies:
-            raise ConfigError(unknown(f"method {self.name}: replier", self.replier, self.policies))
+        if self.replying_policy not in self.policies:
+            raise ConfigError(unknown(f"method {self.name}: replier", self.replying_policy, self.policies))
         student_context = self.views[learning[0]].context
-        check_asked(student_context)
+        require_promptable(student_context)
         for name, view in self.views.items():
             parts = parse_context(view.context)
             if "feedback" in parts and self.annotate is None:
@@ -239,7 +239,7 @@ class Method:
                     raise ConfigError(
                         f'method {self.name}: by="{loss.by}" names the view of a reward; views: {", ".join(self.views)}.'
                     )
-        for name in self.reads:
+        for name in self.router_views:
             if name not in self.views:
                 raise ConfigError(unknown(f"method {self.name}: view", name, self.views))
 

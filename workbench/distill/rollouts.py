@@ -131,7 +131,7 @@ def request_peer_feedback(
     first  place of the first rollout in the step
     """
     return {
-        name: _asked(
+        name: _feedback_prompts(
             rollouts,
             [peer for other, peer in students.items() if other != name],
             question,
@@ -143,7 +143,7 @@ def request_peer_feedback(
     }
 
 
-def _asked(
+def _feedback_prompts(
     rollouts: tuple[Rollout, ...],
     peers: list[Policy],
     question: str,

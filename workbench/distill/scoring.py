@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.data.contexts import build_prompt, is_of_rollout, lacks
+from workbench.data.contexts import build_prompt, depends_on_rollout, is_missing_rollout_data
 from workbench.distill.losses import missing_scores, score
 from workbench.distill.method import Method
 from workbench.policies import Policy
-from workbench.policies.fsdp import together
+from workbench.policies.fsdp import unsharded
 from workbench.policies.view_output import MixedViewOutput, ViewOutput, join_outputs
 from workbench.types import Prompt, Rollout, RouteBatch, Routing, TokenScores
 
@@ -106,10 +106,12 @@ def view_prompts(method: Method, rollouts: tuple[Rollout, ...]) -> dict[str, Pro
 
     def prompt_of(rollout: Rollout, context: str) -> Prompt | None:
         key = (id(rollout.example), context)
-        if is_of_rollout(context):
+        if depends_on_rollout(context):
             key += (rollout.replies, rollout.feedback, rollout.ids, rollout.denoising)
         if key not in built:
-            built[key] = None if lacks(rollout, context) else build_prompt(rollout.example, context, rollout)
+            built[key] = (
+                None if is_missing_rollout_data(rollout, context) else build_prompt(rollout.example, context, rollout)
+            )
         return built[key]
 
     prompts = {
@@ -154,7 +156,7 @@ def score_views(
     outputs, scores = {}, {}
     for name, view in method.views.items():
         if not view.learns:
-            with together(policies[view.policy]):
+            with unsharded(policies[view.policy]):
                 output = forward_view(policies[view.policy], prompts[name], batch)
             if output is None:
                 scores[name] = missing_scores(batch.num_positions)

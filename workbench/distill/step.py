@@ -34,7 +34,7 @@ from workbench.distributed import ALONE, Group
 from workbench.errors import RunError
 from workbench.policies import Policy
 from workbench.policies.by_domain import member
-from workbench.policies.fsdp import entangled, rounds, together
+from workbench.policies.fsdp import lockstep_forward, num_synced_passes, unsharded
 from workbench.policies.view_output import MixedViewOutput, ViewOutput
 from workbench.types import Evidence, Rollout, Routing, TokenScores
 
@@ -91,13 +91,15 @@ def score_batch(
     """
     if method.annotate is not None:
         batch = replace(batch, rollouts=method.annotate(batch.rollouts, *peers))
-        batch = replace(batch, rollouts=tuple(_showable(rollout, method, policies) for rollout in batch.rollouts))
+        batch = replace(
+            batch, rollouts=tuple(_with_encodable_feedback(rollout, method, policies) for rollout in batch.rollouts)
+        )
     prompts = view_prompts(method, batch.rollouts)
     outputs, scores = score_views(method, policies, prompts, batch)
     return ScoredBatch(batch, prompts, outputs, scores)
 
 
-def _showable(rollout: Rollout, method: Method, policies: dict[str, Policy]) -> Rollout:
+def _with_encodable_feedback(rollout: Rollout, method: Method, policies: dict[str, Policy]) -> Rollout:
     """The rollout, its feedback without special tokens of the policies that are shown it."""
     feedback = rollout.feedback
     for view in method.views.values() if feedback else ():
@@ -110,9 +112,9 @@ def join_collectives(method: Method, policies: dict[str, Policy]) -> None:
     """What a process does while another alone reads and supervises a batch without gradient: it gives its parts of weights."""
     for view in method.views.values():
         if not view.learns:
-            with together(policies[view.policy]):
+            with unsharded(policies[view.policy]):
                 pass
-    with together(policies["student"]):
+    with unsharded(policies["student"]):
         pass
 
 
@@ -138,10 +140,10 @@ def compute_step(
     batch, name, student = scored_batch.batch, method.learner, policies["student"]
     prompts, scores, parts = scored_batch.prompts[name], dict(scored_batch.scores), list(batch.micro_batches())
     whole = None  # the learner's output, where one forward pass serves both the rule and the loss
-    passes = len(parts) if backward is None else rounds(student, len(parts))
-    passing = contextlib.nullcontext if backward is None else functools.partial(entangled, student)
+    passes = len(parts) if backward is None else num_synced_passes(student, len(parts))
+    passing = contextlib.nullcontext if backward is None else functools.partial(lockstep_forward, student)
     with torch.set_grad_enabled(backward is not None):
-        if name in method.reads:
+        if name in method.router_views:
             whole, reading = _forward_learner(student, prompts, batch, passing if passes == 1 else None)
             scores[name] = score(reading, batch.token_ids.to(reading.device))
         _require_numbers(method, scored_batch, scores)
@@ -167,14 +169,14 @@ def compute_step(
                 backward(forward_micro_batch(student, prompts, batch, parts[0][0]).hidden.sum() * 0.0)
     for (_, positions), result in zip(parts, results, strict=True):
         _require_finite(batch, places[positions], result, scores)
-    scores[name] = _joined_scores([result.scores for result in results], back)
+    scores[name] = _join_scores([result.scores for result in results], back)
     order = torch.cat([places[positions] for _, positions in parts])
     order = order[order < recorded.numel()].argsort()
     kept = _recorded_alternatives(method, scored_batch, recorded, likely, order, num_alternatives)
     scores = {view: scores[view] for view in method.views}
     loss = torch.cat([result.loss for result in results])[back]
     policy_of = {view: method.views[view].policy for view in method.views}
-    readers = {view: _readers(policies[policy], policy, batch) for view, policy in policy_of.items()}
+    readers = {view: _scored_by(policies[policy], policy, batch) for view, policy in policy_of.items()}
     scored = StepResult(method, batch, scored_batch.prompts, scores, routing, loss, coefficient, kept, readers)
     return _with_global_result(scored, everybody, whole_routing, whole_coefficient, group)
 
@@ -184,14 +186,14 @@ def _forward_learner(
 ) -> tuple[ViewOutput | MixedViewOutput | None, ViewOutput | MixedViewOutput]:
     """What the rule is told of the learner, twice if its one forward pass, inside `passing`, is also the one of the loss."""
     if passing is None:
-        with together(learner):
+        with unsharded(learner):
             return None, forward_view(learner, prompts, batch)
     with passing():
         output = forward_micro_batch(learner, prompts, batch, next(batch.micro_batches())[0])
     return output, output
 
 
-def _joined_scores(parts: list[TokenScores], back: Positions) -> TokenScores:
+def _join_scores(parts: list[TokenScores], back: Positions) -> TokenScores:
     return TokenScores(*(torch.cat([getattr(part, key) for part in parts])[back] for key in vars(parts[0])))
 
 
@@ -247,7 +249,7 @@ def _with_global_result(
         return scored
     method = scored.method
     learner_scores = {key: value.cpu() for key, value in vars(scored.scores[method.learner]).items()}
-    learned = _concatenated(group.exchange({"loss": scored.loss.cpu(), **learner_scores}))
+    learned = _concatenated(group.all_gather_object({"loss": scored.loss.cpu(), **learner_scores}))
     loss = learned.pop("loss")
     scores = {
         view: TokenScores(**learned) if view == method.learner else everybody.scores[view] for view in method.views
@@ -275,7 +277,7 @@ def _gather(group: Group, batch: Batch, scores: dict[str, TokenScores]) -> _Glob
     }
     rollouts = tuple(replace(rollout, example=light[id(rollout.example)]) for rollout in batch.rollouts)
     numbers = {(name, key): value.cpu() for name, view in scores.items() for key, value in vars(view).items()}
-    rollouts_by_rank, numbers_by_rank = zip(*group.exchange((rollouts, numbers)), strict=True)
+    rollouts_by_rank, numbers_by_rank = zip(*group.all_gather_object((rollouts, numbers)), strict=True)
     global_batch = replace(batch, rollouts=tuple(itertools.chain.from_iterable(rollouts_by_rank)))
     joined = {key: value.to(device) for key, value in _concatenated(numbers_by_rank).items()}
     global_scores = {
@@ -290,7 +292,7 @@ def _concatenated(parts: Sequence[dict]) -> dict:
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
-def _readers(policy: Policy, name: str, batch: Batch) -> tuple[str, ...]:
+def _scored_by(policy: Policy, name: str, batch: Batch) -> tuple[str, ...]:
     domains = [rollout.example.domain for rollout in batch.rollouts]
     return tuple(name if (reader := member(policy, domain)) is policy else reader.name for domain in domains)
 

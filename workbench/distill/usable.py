@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from workbench.data.contexts import build_prompt, missing_evidence, shown_texts, stand_in
+from workbench.data.contexts import build_prompt, dummy_rollout, missing_evidence, shown_texts
 from workbench.data.scripts import is_blank
 from workbench.data.sources import show
 from workbench.distill.method import Method
@@ -127,7 +127,7 @@ def _reference_problem(policy: Policy, example: Example) -> Problem | None:
     )
 
 
-def showing_problem(example: Example, views: Views, sampled_by: Iterable[Policy] = ()) -> Problem | None:
+def encoding_problem(example: Example, views: Views, sampled_by: Iterable[Policy] = ()) -> Problem | None:
     """Why some policy cannot be shown the example under its context, or cannot read its reference there.
 
     A context whose evidence the example lacks, and a policy of other domains, are left out.
@@ -139,7 +139,7 @@ def showing_problem(example: Example, views: Views, sampled_by: Iterable[Policy]
         for policy, context in views:
             if missing_evidence(example, context) is not None or not covers(policy, example.domain):
                 continue
-            prompt = build_prompt(example, context, stand_in(example))
+            prompt = build_prompt(example, context, dummy_rollout(example))
             policy.check_prompt(prompt, max(lengths, default=0))
     except DataError as error:
         return Problem("image cannot be read", str(error))
@@ -148,16 +148,16 @@ def showing_problem(example: Example, views: Views, sampled_by: Iterable[Policy]
     return None
 
 
-def showable(
+def filter_encodable(
     examples: Iterable[Example], policies: Iterable[Policy], contexts: Iterable[str], tally: Tally
 ) -> list[Example]:
     """Examples that every policy can be shown under every context; the others are added to the tally."""
     contexts = tuple(contexts)
     views = [(policy, context) for policy in policies for context in contexts]
-    return [example for example in examples if not tally.add_if(example, showing_problem(example, views))]
+    return [example for example in examples if not tally.add_if(example, encoding_problem(example, views))]
 
 
-def unasked(examples: Collection[Example], contexts: Iterable[str]) -> list[str]:
+def not_evaluated(examples: Collection[Example], contexts: Iterable[str]) -> list[str]:
     """A sentence for each context under which some questions are not asked, since they lack what it shows."""
     sentences = []
     for context in contexts:

@@ -22,12 +22,12 @@ from workbench.data.examples import split_by_evidence
 from workbench.data.grading import TOLERANCE
 from workbench.distill.losses import score
 from workbench.distill.rollouts import sample_rollouts
-from workbench.distill.usable import unasked
+from workbench.distill.usable import not_evaluated
 from workbench.distributed import ALONE, Group
-from workbench.evals.records import EvalRecord, save_records, summarise, tabulate
+from workbench.evals.records import EvalRecord, save_records, summarize, tabulate
 from workbench.policies import Policy, SamplingOptions
 from workbench.policies.by_domain import covers
-from workbench.policies.fsdp import heads, together
+from workbench.policies.fsdp import unsharded, unsharded_heads
 from workbench.runs.folder import RunFolder
 from workbench.types import PRIVILEGED, Example, Rollout, label_completion
 
@@ -107,7 +107,7 @@ class Evaluation:
         self.config, self.folder, self.group = config, folder, group
         self.students, self.examples = students, examples
         self.teachers = teachers(policies, config)
-        if left_out := unasked(examples, config.evaluation.contexts):
+        if left_out := not_evaluated(examples, config.evaluation.contexts):
             folder.update(unasked=left_out)
             log.warning("%s", "; ".join(left_out))
 
@@ -131,15 +131,15 @@ class Evaluation:
         answered = []
         for policy in policies:
             self.folder.update(doing=f"{policy.name} answers {len(self.examples):,} questions")
-            with heads(policy), together(policy):
-                answered += self.group.share(
+            with unsharded_heads(policy), unsharded(policy):
+                answered += self.group.map_ranks(
                     self.examples,
                     lambda part, _, policy=policy: evaluate_policies([policy], part, settings.contexts, **options),
                 )
         order = {key: idx for idx, key in enumerate(dict.fromkeys((row.policy, row.context) for row in answered))}
         answered.sort(key=lambda row: order[row.policy, row.context])  # stable: questions in their order
-        self.group.first(lambda: save_records(self.folder.path, step, answered))
-        measured = summarise(tabulate(answered))
+        self.group.main_first(lambda: save_records(self.folder.path, step, answered))
+        measured = summarize(tabulate(answered))
         self.folder.log_metrics("eval", step, measured)
         self.folder.update(doing=None)
         return measured

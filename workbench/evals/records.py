@@ -162,7 +162,7 @@ def forget_answers_after(run_dir: Path, step: int) -> None:
         file.unlink()
 
 
-def summarise(table: dict[tuple[int, str, str, str], Accuracy]) -> dict[str, float]:
+def summarize(table: dict[tuple[int, str, str, str], Accuracy]) -> dict[str, float]:
     """A table of one step as flat numbers: accuracy/student/plain/visible and so on."""
     flat = {}
     for (_, policy, context, group), measured in table.items():

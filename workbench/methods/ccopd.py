@@ -64,5 +64,5 @@ def build(options: Options) -> Method:
         },
         route=route,
         average_over="supervised",
-        replier=options.replies_by,
+        replying_policy=options.replies_by,
     )

@@ -76,7 +76,7 @@ def build(options: Options) -> Method:
             "HS": Regime((Loss("self", self_kl, light),), "high gap, self leads: privileged self, light"),
         },
         route=lambda batch: route(batch, options),
-        reads=("self", "teacher"),
+        router_views=("self", "teacher"),
         average=options.average,
         ema_rate=options.ema_rate,
     )

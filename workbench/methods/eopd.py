@@ -45,6 +45,6 @@ def build(options: Options) -> Method:
             "UNDECIDED": Regime((reverse, forward), "teacher undecided: reverse and forward KL"),
         },
         route=route,
-        reads=("teacher",),
+        router_views=("teacher",),
         average=options.average,
     )

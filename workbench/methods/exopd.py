@@ -46,6 +46,6 @@ def build(options: Options) -> Method:
         },
         regimes={"ALL": Regime((loss,), "every token: by its advantage")},
         route=route,
-        reads=("student", "reference", "teacher"),
+        router_views=("student", "reference", "teacher"),
         average=options.average,
     )

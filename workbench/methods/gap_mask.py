@@ -55,7 +55,7 @@ def build(options: Options) -> Method:
         views=views,
         regimes={"KEPT": Regime((loss,), "kept: teacher"), "DROPPED": Regime((), "dropped by gap: no supervision")},
         route=lambda batch: route(batch, options),
-        reads=("student", "self") if options.gap == "information" else ("self", "teacher"),
+        router_views=("student", "self") if options.gap == "information" else ("self", "teacher"),
     )
 
 

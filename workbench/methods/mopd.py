@@ -76,7 +76,11 @@ def build(options: Options) -> Method:
             "DROPPED": Regime((), "ratio outside the band: no supervision"),
         },
         route=lambda batch: route(batch, options),
-        reads=("student", "teacher") if options.objective == "sampled" else ("student",) if options.ratio_high else (),
+        router_views=("student", "teacher")
+        if options.objective == "sampled"
+        else ("student",)
+        if options.ratio_high
+        else (),
         average=options.average,
         min_generations=2 if options.outcome else 1,
     )

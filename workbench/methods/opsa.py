@@ -51,5 +51,5 @@ def build(options: Options) -> Method:
             "REST": Regime((), "no supervision"),
         },
         route=route,
-        reads=("student",),
+        router_views=("student",),
     )

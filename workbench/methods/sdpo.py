@@ -53,7 +53,7 @@ def build(options: Options) -> Method:
             "ALONE": Regime((), "wrong, no sibling is right: no supervision"),
         },
         route=lambda batch: route(batch, options),
-        reads=("student",),
+        router_views=("student",),
         average="position",
         average_over=options.average_over,
         needs=("answer",),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from workbench.distill.divergences import Divergence
-from workbench.distill.method import TOKENS, Loss, Method, Option, Prepare, Prepared, Regime, View
+from workbench.distill.method import TOKENS, Loss, Method, Option, PatchState, Regime, SamplingPatch, View
 from workbench.distill.routing import everywhere
 from workbench.policies.projection import (
     LAYERS,
@@ -55,7 +55,7 @@ class Options:
 
 
 def build(options: Options) -> Method:
-    def make(student, examples: Iterator[Example], seed: int) -> Prepared:
+    def make(student, examples: Iterator[Example], seed: int) -> PatchState:
         ranks = {
             name: rank_of(name, module.out_features, options.share, options.rank)
             for name, module in find_projections(student.model, options.layers).items()
@@ -65,7 +65,7 @@ def build(options: Options) -> Method:
             spaces = {
                 name: random_subspace(widths[name], rank, derive_seed(seed, name)) for name, rank in ranks.items()
             }
-            return Prepared(_tensors(spaces), {"rank": _each(spaces, lambda space: space.rank)})
+            return PatchState(_tensors(spaces), {"rank": _each(spaces, lambda space: space.rank)})
         done = calibrate(student, examples, count=options.calibration, kind=options.calibrate_on, layers=options.layers)
         spaces = {name: gradient_subspace(done.moments[name], rank) for name, rank in ranks.items()}
         facts = {
@@ -76,16 +76,16 @@ def build(options: Options) -> Method:
             "rank of the gradients": _each(spaces, lambda space: space.gradient_rank),
             "their energy inside": _each(spaces, lambda space: "-" if space.energy is None else f"{space.energy:.1%}"),
         }
-        return Prepared(_tensors(spaces), facts)
+        return PatchState(_tensors(spaces), facts)
 
-    prepare = None if options.subspace == "none" else Prepare(make, projected, _NAMES[options.subspace])
+    prepare = None if options.subspace == "none" else SamplingPatch(make, projected, _NAMES[options.subspace])
     return Method(
         name="spd",
         views={"student": View("student", "plain", learns=True)},
         regimes={"ALL": Regime((Loss(TOKENS, Divergence("nll")),), "every token: what was written")},
         route=everywhere,
         average="position",
-        prepare=prepare,
+        sampling_patch=prepare,
         resample=False,
     )
 

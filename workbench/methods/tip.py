@@ -43,7 +43,7 @@ def build(options: Options) -> Method:
         },
         regimes={"KEPT": Regime((loss,), "undecided or far off: teacher"), "REST": Regime((), "no supervision")},
         route=lambda batch: route(batch, options),
-        reads=("student", "teacher"),
+        router_views=("student", "teacher"),
         average=options.average,
         average_over=options.average_over,
     )

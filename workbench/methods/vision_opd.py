@@ -53,7 +53,7 @@ def build(options: Options) -> Method:
         },
         regimes={"ALL": Regime((Loss("self", divergence),), "every token: privileged self")},
         route=route if options.ratio_clip > 0 else everywhere,
-        reads=("student",) if options.ratio_clip > 0 else (),
+        router_views=("student",) if options.ratio_clip > 0 else (),
         average="position",
         ema_rate=options.ema_rate,
     )

@@ -19,7 +19,7 @@ from workbench.policies.encoding import PromptEncoder
 from workbench.policies.models import load_model
 from workbench.policies.passes import Passes, Sent, States
 from workbench.policies.proof import Proof, prove
-from workbench.policies.sampling import draw_by_chunks, uniform
+from workbench.policies.sampling import sample_tokens, uniform
 from workbench.policies.view_output import Head, ViewOutput
 from workbench.policies.vllm import Engine, Request, check_same_prompt, weights_of
 from workbench.types import DenoisingTrace, Prompt
@@ -176,7 +176,7 @@ class AutoregressivePolicy(Passes):
         hidden = next(states)
         for column in range(longest):
             uniform_B = numbers[rows, column]
-            drawn = draw_by_chunks(self.head, hidden, self.vocabulary, placeholders, uniform_B, options)
+            drawn = sample_tokens(self.head, hidden, self.vocabulary, placeholders, uniform_B, options)
             ids_BT[rows, column], logprobs_BT[rows, column] = drawn.ids, drawn.logprobs.float()
             if drawn.entropies is not None:
                 entropies_BT[rows, column] = drawn.entropies.float()

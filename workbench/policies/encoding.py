@@ -47,7 +47,7 @@ class PromptEncoder:
         self._content = content_form(processor) if getattr(processor, "chat_template", None) is not None else None
         self._kept: OrderedDict[str, tuple[Prompt, Encoded]] = OrderedDict()
         self._kept_bytes = 0
-        self._pictures: OrderedDict[tuple, _Pictures] = OrderedDict()  # of the prompts before
+        self._pictures: OrderedDict[tuple, _ImageInputs] = OrderedDict()  # of the prompts before
         added = self.tokenizer.added_tokens_decoder.values()  # not all are in the list of roles: placeholders of images
         special = dict.fromkeys(
             [*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)]
@@ -118,16 +118,16 @@ class PromptEncoder:
                 f"{str(error) or type(error).__name__!r}. Change the question, its earlier turns or its images, or drop the row."
             ) from error
 
-    def _opened(self, sources: tuple) -> "_Pictures":
+    def _opened(self, sources: tuple) -> "_ImageInputs":
         """A prompt's pictures, opened and prepared once for all prompts in a row that show them."""
         key = tuple(source if isinstance(source, Path) else id(source) for source in sources)
-        pictures = self._pictures.pop(key, None) or _Pictures(sources, [open_image(source) for source in sources])
+        pictures = self._pictures.pop(key, None) or _ImageInputs(sources, [open_image(source) for source in sources])
         self._pictures[key] = pictures
         while len(self._pictures) > RECENT_PICTURES:
             self._pictures.popitem(last=False)
         return pictures
 
-    def _process(self, prompt: Prompt, pictures: "_Pictures") -> Encoded:
+    def _process(self, prompt: Prompt, pictures: "_ImageInputs") -> Encoded:
         processor = self.processor
         if pictures.opened:
             processor = copy.copy(processor)
@@ -207,18 +207,18 @@ class PromptEncoder:
 
 
 @dataclass
-class _Pictures:
+class _ImageInputs:
     """Pictures of a prompt, and what the family's image processor has made of them: the same for every text beside them."""
 
     sources: tuple  # themselves, so that no other object gets their identity
     opened: list[Image.Image]
     prepared: dict[str, Mapping] = field(default_factory=dict)
 
-    def preparing(self, image_processor: Callable) -> "_Preparing":
-        return _Preparing(image_processor, self.prepared)
+    def preparing(self, image_processor: Callable) -> "_ImageProcessorProxy":
+        return _ImageProcessorProxy(image_processor, self.prepared)
 
 
-class _Preparing:
+class _ImageProcessorProxy:
     """Stands for an image processor while one prompt is encoded, and gives again what it gave for the same pictures."""
 
     def __init__(self, image_processor: Callable, prepared: dict[str, Mapping]) -> None:

@@ -6,7 +6,7 @@ together once a step and stays so until its end: losses read the head outside of
     learn         a layer is together while it computes, forwards and backwards, and its gradient is summed and parted in the
                   backward pass. All processes go through the same layers the same number of times: who has fewer
                   micro-batches reads one again for nothing
-    write, read   without gradient the model is together all the while (`together`), so that nothing is sent between tokens
+    write, read   without gradient the model is together all the while (`unsharded`), so that nothing is sent between tokens
                   and processes need not make equally many passes. It costs one whole model at a time beside the parts
 
 Without shards every function here does nothing.
@@ -30,7 +30,7 @@ from workbench.policies.by_domain import PolicyByDomain
 from workbench.policies.diffusion import DiffusionPolicy
 
 
-class Shards:
+class FsdpModel:
     """One model in parts over all processes of a group; what calls it with gradient is `model.below_head`.
 
     Raises: PolicyError if its decoder has no list of layers, or its weights are of several kinds of number.
@@ -73,10 +73,10 @@ class Shards:
         self.model.set_reshard_after_backward(False, recurse=False)
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def unsharded(self) -> Iterator[None]:
         """Inside, all weights are whole in every process, and passes send nothing; after it, the root still is."""
         if not self._depth:
-            self.group.exchange("together")  # who failed before says so here, and nobody waits for its weights
+            self.group.all_gather_object("unshard")  # who failed before says so here, and nobody waits for its weights
             for part in (*self.layers, self.model):
                 part.unshard()
             self.model.set_reshard_after_forward(False)
@@ -93,9 +93,9 @@ class Shards:
                     layer.reshard()
 
     @contextlib.contextmanager
-    def head(self) -> Iterator[None]:
+    def unsharded_head(self) -> Iterator[None]:
         """Inside, the root is whole; after it, all is in parts."""
-        self.group.exchange("head")
+        self.group.all_gather_object("unshard head")
         self.model.unshard()
         try:
             yield
@@ -108,7 +108,7 @@ class Shards:
         in a process alone it becomes None, and neither momentum nor decay moves the weight."""
         zero = torch.zeros((), dtype=torch.bool, device=parameters[0].device)
         moved = [zero if parameter.grad is None else parameter.grad.to_local().any() for parameter in parameters]
-        for parameter, is_touched in zip(parameters, self.group.anywhere(torch.stack(moved), zero.device), strict=True):
+        for parameter, is_touched in zip(parameters, self.group.any_rank(torch.stack(moved), zero.device), strict=True):
             if not is_touched:
                 parameter.grad = None
 
@@ -136,8 +136,8 @@ def shard(policies: Iterable[Policy], group: Group, device: str) -> None:
             "distributed_type: MULTI_GPU (configs/accelerate/one-node-8.yaml)."
         )
     mesh = init_device_mesh(torch.device(device).type, (group.size,))
-    of_model: dict[int, Shards] = {}  # with LoRA, student@start is the student's own model
-    for policy in members(policies):
+    of_model: dict[int, FsdpModel] = {}  # with LoRA, student@start is the student's own model
+    for policy in single_policies(policies):
         if policy.shards is None:
             if isinstance(policy, DiffusionPolicy):
                 raise PolicyError(
@@ -146,50 +146,50 @@ def shard(policies: Iterable[Policy], group: Group, device: str) -> None:
                     "(configs/accelerate/one-node-8.yaml)."
                 )
             if id(policy.model) not in of_model:
-                of_model[id(policy.model)] = Shards(policy.model, group, mesh)
+                of_model[id(policy.model)] = FsdpModel(policy.model, group, mesh)
             policy.shards = of_model[id(policy.model)]
 
 
 @contextlib.contextmanager
-def together(*policies: Policy) -> Iterator[None]:
+def unsharded(*policies: Policy) -> Iterator[None]:
     """Inside, the policies write and read without gradient, in each process as often as it likes."""
     with contextlib.ExitStack() as stack:
         for shards in _shards(policies):
-            stack.enter_context(shards.together())
+            stack.enter_context(shards.unsharded())
         yield
 
 
 @contextlib.contextmanager
-def heads(*policies: Policy) -> Iterator[None]:
+def unsharded_heads(*policies: Policy) -> Iterator[None]:
     """Inside, the policies' heads can be used; no weight may change."""
     with contextlib.ExitStack() as stack:
         for shards in _shards(policies):
-            stack.enter_context(shards.head())
+            stack.enter_context(shards.unsharded_head())
         yield
 
 
 @contextlib.contextmanager
-def entangled(policy: Policy) -> Iterator[None]:
+def lockstep_forward(policy: Policy) -> Iterator[None]:
     """Inside, the policy is read with gradient, by all processes together; who fails there leaves without waiting for others."""
     groups = [shards.group for shards in _shards([policy])]
     for group in groups:
-        group.entangled = True
+        group.in_lockstep = True
     yield
     for group in groups:
-        group.entangled = False
+        group.in_lockstep = False
 
 
-def rounds(policy: Policy, count: int) -> int:
+def num_synced_passes(policy: Policy, count: int) -> int:
     """How often the policy is to be read with gradient: `count` times, or as often as in the process with the most."""
-    return max([count, *(most for shards in _shards([policy]) for most in shards.group.exchange(count))])
+    return max([count, *(most for shards in _shards([policy]) for most in shards.group.all_gather_object(count))])
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """A tensor put together of its parts, in every process; one that is whole is given back."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def part_like(value: Tensor, parameter: Tensor) -> Tensor:
+def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
     """This process's part of a whole tensor, or all of it, as it is of a parameter; on its device."""
     value = value.to(parameter.device)
     if not isinstance(parameter, DTensor):
@@ -197,12 +197,12 @@ def part_like(value: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def local(value: Tensor) -> Tensor:
+def local_tensor(value: Tensor) -> Tensor:
     """What this process holds of a tensor."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def whole_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def full_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every weight and buffer that is saved under its name, whole and in host memory; tied ones are one tensor. Of a model with
     adapters these alone are."""
     whole_by_id: dict[int, Tensor] = {}
@@ -212,17 +212,19 @@ def whole_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if adapted and not _is_adapter(name):
             continue
         if id(value) not in whole_by_id:
-            whole_by_id[id(value)] = whole(value.detach()).cpu()
+            whole_by_id[id(value)] = full_tensor(value.detach()).cpu()
         yield name, whole_by_id[id(value)]
 
 
-def members(policies: Iterable[Policy]) -> Iterator[AutoregressivePolicy]:
+def single_policies(policies: Iterable[Policy]) -> Iterator[AutoregressivePolicy]:
     """Every policy that has a model of its own to call: of a policy by domain, those that it is made of."""
     for policy in policies:
         parts = (*policy.members.values(), policy.other) if isinstance(policy, PolicyByDomain) else (policy,)
         yield from (part for part in parts if isinstance(part, AutoregressivePolicy))
 
 
-def _shards(policies: Iterable[Policy]) -> list[Shards]:
-    shards_by_id = {id(policy.shards): policy.shards for policy in members(policies) if policy.shards is not None}
+def _shards(policies: Iterable[Policy]) -> list[FsdpModel]:
+    shards_by_id = {
+        id(policy.shards): policy.shards for policy in single_policies(policies) if policy.shards is not None
+    }
     return list(shards_by_id.values())

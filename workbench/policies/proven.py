@@ -60,7 +60,7 @@ def agree(policies: Iterable[AutoregressivePolicy], group: Group) -> None:
     if group.size == 1:
         return
     policies = list(policies)
-    for policy, *proofs in zip(policies, *group.exchange([policy.proof for policy in policies]), strict=True):
+    for policy, *proofs in zip(policies, *group.all_gather_object([policy.proof for policy in policies]), strict=True):
         policy.apply(max(proofs, key=lambda proof: (len(proof.off), sorted(proof.off))))
 
 

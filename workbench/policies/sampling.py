@@ -14,7 +14,7 @@ from workbench.policies.view_output import CHUNK_BYTES, entropy_of
 ROW_BYTES = 40  # per entry of the vocabulary and row: logits twice, and four arrays of fp64 beside them
 
 
-class Drawn(NamedTuple):
+class SampledTokens(NamedTuple):
     """A token for each row, its log-prob before any cut, and the entropy of that distribution in nats (None: not asked for)."""
 
     ids: Int[Tensor, " B"]
@@ -26,14 +26,14 @@ def uniform(seed: int, count: int) -> Float[Tensor, " T"]:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def draw_by_chunks(
+def sample_tokens(
     logits_of: Callable[[Float[Tensor, "M D"]], Float[Tensor, "M V"]],
     hidden: Float[Tensor, "B D"],
     vocabulary: int,
     never: Int[Tensor, " K"],
     uniform: Float[Tensor, " B"],
     options: SamplingOptions,
-) -> Drawn:
+) -> SampledTokens:
     """One token per row, none of `never`; log-probs and entropies are before that and any other cut.
 
     Logits exist for as many rows at a time as fit in CHUNK_BYTES: memory does not grow with answers x vocabulary.
@@ -46,7 +46,7 @@ def draw_by_chunks(
         logprobs.append(logits.gather(-1, ids[-1].unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1))
         if options.evaluates:
             entropies.append(entropy_of(logits.log_softmax(-1)))
-    return Drawn(torch.cat(ids), torch.cat(logprobs), torch.cat(entropies) if entropies else None)
+    return SampledTokens(torch.cat(ids), torch.cat(logprobs), torch.cat(entropies) if entropies else None)
 
 
 def draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], options: SamplingOptions) -> Int[Tensor, " B"]:

@@ -15,13 +15,13 @@ from workbench.policies.models import load_model
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _CachedTeacher:
     model: nn.Module
     processor: object
     state: tuple
 
 
-_kept: dict[tuple, _Kept] | None = None  # by folder, its files and how they are loaded; None: nothing is kept
+_kept: dict[tuple, _CachedTeacher] | None = None  # by folder, its files and how they are loaded; None: nothing is kept
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def load_teacher(path: str | Path, name: str, **options: object) -> tuple[nn.Mod
     cached = _kept.get(key)
     if cached is None or cached.state != _state(cached.model):
         model, processor = load_model(path, name, **options)
-        cached = _kept[key] = _Kept(model, processor, _state(model))
+        cached = _kept[key] = _CachedTeacher(model, processor, _state(model))
     return cached.model, copy.copy(cached.processor)  # whose parts a policy may replace
 
 

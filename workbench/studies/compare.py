@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from workbench.errors import ConfigError, RunError, unknown
-from workbench.studies.measures import OF_DOMAIN, Row, compare
+from workbench.studies.measures import OF_DOMAIN, Arm, compare
 from workbench.studies.plan import BASE, TEACHER
 from workbench.studies.report import (
     READING,
@@ -33,7 +33,7 @@ SHOWN = (
 )
 
 
-def against(folder: str | Path, name: str) -> str:
+def compare_with_baseline(folder: str | Path, name: str) -> str:
     """Markdown tables of every row's difference to the row `name`, with intervals, per data set and context.
 
     Raises: RunError if the folder holds no answers; ConfigError if it has no such row.
@@ -68,7 +68,7 @@ def against(folder: str | Path, name: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def read_rows(folder: str | Path) -> list[Row]:
+def read_rows(folder: str | Path) -> list[Arm]:
     """Read the rows of a study from its questions.parquet; a peer's starting model is a row of its own.
 
     Raises: RunError if the file cannot be read.
@@ -91,7 +91,7 @@ def read_rows(folder: str | Path) -> list[Row]:
         seeds = [seed for seed in dict.fromkeys(answers["seed"].to_pylist()) if seed is not None]
         tables = [answers.filter(pc.equal(answers["seed"], seed)) for seed in seeds] or [answers]
         kind = "variant" if seeds else TEACHER if name.split()[0] == TEACHER else "student"
-        rows.append(Row(name, kind, tuple(seeds) or (0,), aligned(tables), base=BASE))
+        rows.append(Arm(name, kind, tuple(seeds) or (0,), aligned(tables), base=BASE))
     return rows
 
 

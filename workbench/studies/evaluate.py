@@ -5,27 +5,27 @@ from pathlib import Path
 
 from workbench.config.schema import RunConfig
 from workbench.data.examples import load_examples, split_by_evidence
-from workbench.distill.usable import Tally, showable, unasked
+from workbench.distill.usable import Tally, filter_encodable, not_evaluated
 from workbench.errors import RunError
 from workbench.evals.evaluate import evaluate_policy
 from workbench.evals.records import EvalRecord, save_records
 from workbench.policies.loading import leave_room, load_policies
 from workbench.runs.checkpoints import latest_checkpoint
-from workbench.studies.plan import Questions, Reference
-from workbench.studies.records import FILE, describe, describe_reference, is_asked, write
+from workbench.studies.plan import EvalSet, ReferenceModel
+from workbench.studies.records import FILE, describe, describe_reference, is_evaluated, write
 from workbench.training.learner import autocast
 from workbench.training.scorer import default_device
 from workbench.types import STUDENT
 
 
-def ask_run(config: RunConfig, evaluate: tuple[Questions, ...], *, load: Callable = load_examples) -> Path:
+def evaluate_study_run(config: RunConfig, evaluate: tuple[EvalSet, ...], *, load: Callable = load_examples) -> Path:
     """Evaluate the students of a finished run's newest checkpoint, unless the results are stored already."""
     checkpoint, torn = latest_checkpoint(config.run_dir)
     if checkpoint is None:
         raise RunError(f"{config.run_dir} has no complete checkpoint to evaluate. {' '.join(torn)}")
     file = config.run_dir / FILE
     description = describe(config, evaluate, checkpoint.step)
-    if is_asked(file, description):
+    if is_evaluated(file, description):
         return file
     answered: dict[str, list[EvalRecord]] = {}
     left_out: list[str] = []
@@ -45,13 +45,13 @@ def ask_run(config: RunConfig, evaluate: tuple[Questions, ...], *, load: Callabl
     return file
 
 
-def ask_reference(
-    reference: Reference, evaluate: tuple[Questions, ...], file: Path, *, load: Callable = load_examples
+def evaluate_reference(
+    reference: ReferenceModel, evaluate: tuple[EvalSet, ...], file: Path, *, load: Callable = load_examples
 ) -> Path:
     """Evaluate a reference model, unless the results are stored already."""
     config = reference.config
     description = describe_reference(reference, evaluate)
-    if is_asked(file, description):
+    if is_evaluated(file, description):
         return file
     names = ["teacher"] if reference.role == "teacher" else []
     policies = load_policies(
@@ -72,7 +72,7 @@ def ask_reference(
 
 
 def _ask(
-    policy: object, config: RunConfig, evaluate: tuple[Questions, ...], step: int, load: Callable
+    policy: object, config: RunConfig, evaluate: tuple[EvalSet, ...], step: int, load: Callable
 ) -> tuple[dict[str, list[EvalRecord]], list[str]]:
     """Return the answers by label, and a sentence for each reason why questions were skipped."""
     answered: dict[str, list[EvalRecord]] = {}
@@ -80,10 +80,10 @@ def _ask(
     leave_room([policy], config.sampling.max_completion_length)
     for questions in evaluate:
         tally = Tally()
-        examples = showable(load(questions.data, limit=questions.count), [policy], questions.contexts, tally)
+        examples = filter_encodable(load(questions.data, limit=questions.count), [policy], questions.contexts, tally)
         if tally.counts:
             left_out.append(f"{questions.label}, skipped {tally}")
-        left_out += [f"{questions.label}, {sentence}" for sentence in unasked(examples, questions.contexts)]
+        left_out += [f"{questions.label}, {sentence}" for sentence in not_evaluated(examples, questions.contexts)]
         for context in questions.contexts:
             with autocast(config, policy.device):  # as a run evaluates its students
                 rows = evaluate_policy(

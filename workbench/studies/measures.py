@@ -61,7 +61,7 @@ def measure_of(name: str) -> Measure:
 
 
 @dataclass
-class Row:
+class Arm:
     """A row of every table: a variant, the student before training, or a teacher.
 
     kind      "variant", "student" or "teacher"
@@ -120,7 +120,7 @@ class Comparison:
     verdict: str
 
 
-def values_of(rows: list[Row]) -> list[Value]:
+def values_of(rows: list[Arm]) -> list[Value]:
     """Compute every measure of every run; measures of questions also by visibility."""
     values = []
     for group in _groups(rows):
@@ -144,7 +144,7 @@ def values_of(rows: list[Row]) -> list[Value]:
     return values
 
 
-def compare(rows: list[Row], baseline: str, *, num_replicates: int = NUM_REPLICATES, seed: int = 0) -> list[Comparison]:
+def compare(rows: list[Arm], baseline: str, *, num_replicates: int = NUM_REPLICATES, seed: int = 0) -> list[Comparison]:
     """Compute each row's mean and its differences to the baseline and to the student before training.
 
     Intervals are those of workbench.studies.bootstrap.
@@ -208,8 +208,8 @@ def measured_in_trace(run_dir: Path) -> dict[str, float] | None:
 
 def _compared(
     group: "_Group",
-    row: Row,
-    other: Row | None,
+    row: Arm,
+    other: Arm | None,
     points: dict[str, dict[str, np.ndarray]],
     replicas: dict[str, dict[str, np.ndarray]],
     num_replicates: int,
@@ -255,38 +255,38 @@ def _compared(
     return comparisons
 
 
-def _at(values: np.ndarray, row: Row, seeds: tuple[int, ...]) -> np.ndarray:
+def _at(values: np.ndarray, row: Arm, seeds: tuple[int, ...]) -> np.ndarray:
     """Select the columns (R, S) of these seeds. An untrained model has one column for all of them."""
     if row.kind != "variant":
         return np.repeat(values[:, :1], len(seeds), axis=1)
     return values[:, [row.seeds.index(seed) for seed in seeds]]
 
 
-def _policy(row: Row) -> str:
+def _policy(row: Arm) -> str:
     return "teacher" if row.kind == "teacher" else "student"
 
 
 class _Group:
     """All rows that answered the same questions: one data set, context and visibility."""
 
-    def __init__(self, data: str, context: str | None, truth: str, rows: list[Row], chosen: np.ndarray) -> None:
+    def __init__(self, data: str, context: str | None, truth: str, rows: list[Arm], chosen: np.ndarray) -> None:
         self.data, self.context, self.truth, self.rows, self.chosen = data, context, truth, rows, chosen
         self.count = int(chosen.sum())
         self._by_name = {row.name: row for row in rows}
 
-    def points(self, row: Row) -> dict[str, np.ndarray]:
+    def points(self, row: Arm) -> dict[str, np.ndarray]:
         """Measure -> (S,), with every question counted once."""
         everything = np.full((1, self.count), 1.0 / self.count)
         return {name: replicates[0] for name, replicates in self._measured(row, everything, None).items()}
 
-    def replicates(self, row: Row, num_replicates: int, seed: int) -> dict[str, np.ndarray]:
+    def replicates(self, row: Arm, num_replicates: int, seed: int) -> dict[str, np.ndarray]:
         """Measure -> (R, S); the drawn questions are the same for every row of the group."""
         drawn = weights(
             self.count, key=f"{self.data} {self.context} {self.truth}", num_replicates=num_replicates, seed=seed
         )
         return self._measured(row, drawn, drawn)
 
-    def _measured(self, row: Row, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
+    def _measured(self, row: Arm, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
         lines = self._lines(row)
         measured = _measured(lines, question_weights)
         if row.kind == "variant" and row.base in self._by_name:
@@ -305,7 +305,7 @@ class _Group:
                 measured[GAP_RECOVERED] = (measured["accuracy"] - base) / np.maximum(teacher - base, 1.0 / self.count)
         return measured
 
-    def _gap(self, row: Row, question_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    def _gap(self, row: Arm, question_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Accuracies (R, 1) of the untrained student and the teacher; None if the teacher is not clearly better."""
         outcomes = [self._lines(self._by_name[name])[:1] for name in (row.base, row.teacher)]
         base, teacher = (over_questions(accuracy, question_weights)[:, 0] for accuracy in outcomes)
@@ -313,7 +313,7 @@ class _Group:
         error = difference.std() / np.sqrt(difference.size)
         return (base, teacher) if difference.mean() > 4.0 * error and difference.mean() > 0.0 else None
 
-    def _lines(self, row: Row) -> np.ndarray:
+    def _lines(self, row: Arm) -> np.ndarray:
         """Quantities averaged over questions (L, S, Q): the linear measures, then confidence - accuracy in each bin."""
         columns = {name: row.answers[self.data, self.context][name][:, self.chosen] for name in _LINEAR}
         excess = columns["confidence"] - columns["accuracy"]
@@ -325,7 +325,7 @@ class _Group:
 class _DomainGroup(_Group):
     """Questions of one domain, of any visibility: accuracy only."""
 
-    def _measured(self, row: Row, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
+    def _measured(self, row: Arm, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
         accuracy = row.answers[self.data, self.context]["accuracy"][None, :, self.chosen]
         return {"accuracy": over_questions(accuracy, question_weights)[:, 0]}
 
@@ -333,10 +333,10 @@ class _DomainGroup(_Group):
 class _TraceGroup(_Group):
     """Measures taken from the trace: one number per run, so only seeds vary."""
 
-    def __init__(self, rows: list[Row]) -> None:
+    def __init__(self, rows: list[Arm]) -> None:
         super().__init__(TRAINING, None, "all", rows, np.ones(1, dtype=bool))
 
-    def _measured(self, row: Row, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
+    def _measured(self, row: Arm, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
         return {name: np.repeat(per_seed[None], len(question_weights), axis=0) for name, per_seed in row.trace.items()}
 
 
@@ -348,7 +348,7 @@ def _measured(lines: np.ndarray, question_weights: np.ndarray) -> dict[str, np.n
     return {name: measured[name] for name in _FROM_ANSWERS}
 
 
-def _groups(rows: list[Row]) -> list[_Group]:
+def _groups(rows: list[Arm]) -> list[_Group]:
     """Group rows by data, context and visibility in order of appearance, then by domain, then the trace."""
     groups: list[_Group] = []
     for key in dict.fromkeys(key for row in rows for key in row.answers):

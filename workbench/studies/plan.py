@@ -38,7 +38,7 @@ from workbench.config.schema import (
     read_recipe,
     read_yaml,
 )
-from workbench.data.contexts import check_asked
+from workbench.data.contexts import require_promptable
 from workbench.data.examples import load_examples
 from workbench.errors import ConfigError, WorkbenchError, at, show, unknown
 from workbench.files.parsing import PLAIN_NAME
@@ -79,7 +79,7 @@ _FREE = (
 
 
 @dataclass(frozen=True)
-class Questions:
+class EvalSet:
     """One entry of `evaluate`: a data set and the contexts in which all are evaluated. `label` names it in tables."""
 
     data: str
@@ -88,14 +88,14 @@ class Questions:
     label: str
     reference_contexts: tuple[str, ...] = ()  # contexts for untrained students and teachers alone
 
-    def for_references(self) -> "Questions":
+    def for_references(self) -> "EvalSet":
         """These questions with every context in which a reference is evaluated."""
         extra = (context for context in self.reference_contexts if context not in self.contexts)
         return replace(self, contexts=(*self.contexts, *extra), reference_contexts=())
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceModel:
     """An untrained model, evaluated once for the whole study: a student before training, or a teacher."""
 
     role: str  # "student" or "teacher"
@@ -138,7 +138,7 @@ class Study:
     parallel: int
     baseline: str
     variants: tuple[Variant, ...]
-    evaluate: tuple[Questions, ...]
+    evaluate: tuple[EvalSet, ...]
 
     @property
     def usable(self) -> list[Variant]:
@@ -167,7 +167,7 @@ class Study:
         earlier = next((candidate for candidate in self.usable if candidate.name == variant.after), None)
         return None if earlier is None else self.config(earlier, seed)
 
-    def references(self) -> list[Reference]:
+    def references(self) -> list[ReferenceModel]:
         """List every starting student and every teacher of the variants once."""
         configs: dict[tuple[str, str, str], RunConfig] = {}
         for variant in self.usable:
@@ -180,7 +180,7 @@ class Study:
         for (role, learner, model), config in sorted(configs.items(), key=lambda item: item[0][0] == TEACHER):
             row = TEACHER if role == TEACHER else BASE if learner == STUDENT else f"{BASE} {learner}"
             several = sum(other[:2] == (role, learner) for other in configs) > 1
-            rows.append(Reference(role, model, f"{row} {Path(model).name}" if several else row, config, learner))
+            rows.append(ReferenceModel(role, model, f"{row} {Path(model).name}" if several else row, config, learner))
         return rows
 
 
@@ -363,7 +363,7 @@ def _of_seed(config: RunConfig, seed: int) -> dict:
     return json.loads(json.dumps(config.to_dict()).replace("{seed}", str(seed)))
 
 
-def _questions(entries: object, where: str, load: Callable | None) -> tuple[Questions, ...]:
+def _questions(entries: object, where: str, load: Callable | None) -> tuple[EvalSet, ...]:
     if not isinstance(entries, list):
         raise ConfigError(f"{where}: evaluate must be a list of {{data, contexts, count}}, got {show(entries)}.")
     question_sets = []
@@ -385,10 +385,10 @@ def _questions(entries: object, where: str, load: Callable | None) -> tuple[Ques
         count = None if entry.get("count") is None else _count(entry["count"], f"{here}: count")
         with at(here):
             for context in (*contexts, *extra):
-                check_asked(str(context))
+                require_promptable(str(context))
             if load is not None:
                 check_questions(entry["data"], [*contexts, *extra], count, load)
-        question_sets.append(Questions(entry["data"], tuple(contexts), count, entry["data"], tuple(extra)))
+        question_sets.append(EvalSet(entry["data"], tuple(contexts), count, entry["data"], tuple(extra)))
     short = [item.data.partition("?")[0] for item in question_sets]
     labels = short if len(set(short)) == len(short) else [item.data for item in question_sets]
     if len(set(labels)) < len(labels):

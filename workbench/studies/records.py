@@ -16,7 +16,7 @@ from workbench.config.schema import RunConfig, build_config
 from workbench.data.grading import TOLERANCE
 from workbench.errors import RunError
 from workbench.evals.records import EvalRecord, save_records
-from workbench.studies.plan import Questions, Reference, settings
+from workbench.studies.plan import EvalSet, ReferenceModel, settings
 
 FILE = "questions.parquet"
 TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -41,7 +41,7 @@ _METADATA = b"workbench.asked"
 _LEFT_OUT = b"left_out"
 
 
-def show_start(run_dir: Path, files: list[Path], evaluate: tuple[Questions, ...]) -> None:
+def show_start(run_dir: Path, files: list[Path], evaluate: tuple[EvalSet, ...]) -> None:
     """Save the references' answers as the run's evaluation before its first step, where the app looks for it."""
     rows = [
         row for file in files if file.is_file() for row in read(file).to_pylist() if row["data"] == evaluate[0].label
@@ -68,7 +68,7 @@ def show_start(run_dir: Path, files: list[Path], evaluate: tuple[Questions, ...]
         save_records(run_dir, 0, answered)
 
 
-def describe(config: RunConfig, evaluate: tuple[Questions, ...], step: int) -> dict:
+def describe(config: RunConfig, evaluate: tuple[EvalSet, ...], step: int) -> dict:
     """Describe an evaluation: model, settings, questions. Files with the same description hold the same answers."""
     rule, tolerance = config.evaluation.rule, config.evaluation.tolerance
     return {
@@ -81,7 +81,7 @@ def describe(config: RunConfig, evaluate: tuple[Questions, ...], step: int) -> d
     }
 
 
-def describe_reference(reference: Reference, evaluate: tuple[Questions, ...]) -> dict:
+def describe_reference(reference: ReferenceModel, evaluate: tuple[EvalSet, ...]) -> dict:
     """Describe the evaluation of a reference model, which does not depend on training options."""
     config = reference.config
     questions = tuple(entry.for_references() for entry in evaluate)
@@ -90,7 +90,7 @@ def describe_reference(reference: Reference, evaluate: tuple[Questions, ...]) ->
     return description | {"settings": {"dtype": config.models.dtype, "max_completion_length": length}}
 
 
-def asked_of(file: Path) -> dict | None:
+def evaluated_on(file: Path) -> dict | None:
     """Read the description stored in a file of answers; None if there is none."""
     try:
         return json.loads(pq.read_schema(file).metadata[_METADATA])
@@ -98,12 +98,12 @@ def asked_of(file: Path) -> dict | None:
         return None
 
 
-def is_asked(file: Path, wanted: dict) -> bool:
+def is_evaluated(file: Path, wanted: dict) -> bool:
     """Whether a file holds the answers described by `wanted`.
 
     A setting that did not exist when the file was written counts as its default.
     """
-    stored = asked_of(file)
+    stored = evaluated_on(file)
     if stored is None or stored == wanted:
         return stored is not None
     stored_settings = stored.get("settings", {})

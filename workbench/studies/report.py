@@ -21,8 +21,8 @@ from workbench.studies.measures import (
     GAP_RECOVERED,
     OF_DOMAIN,
     TRAINING,
+    Arm,
     Comparison,
-    Row,
     Value,
     compare,
     measure_of,
@@ -32,7 +32,7 @@ from workbench.studies.measures import (
 from workbench.studies.payoff import payoff
 from workbench.studies.plan import TEACHER, Study, other_settings
 from workbench.studies.preamble import preamble
-from workbench.studies.records import FILE, describe, describe_reference, is_asked, left_out_of, read
+from workbench.studies.records import FILE, describe, describe_reference, is_evaluated, left_out_of, read
 from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
 _COLUMNS = ("accuracy", "confidence", "entropy", "length", "truncated")
@@ -62,7 +62,7 @@ class Results:
     """A study's numbers. `unfinished`: run -> status or error; `faults`: variant that cannot be built -> reason."""
 
     study: Study
-    rows: list[Row]
+    rows: list[Arm]
     values: list[Value]
     comparisons: list[Comparison]
     unfinished: dict[str, str]
@@ -77,8 +77,8 @@ def collect(study: Study) -> Results:
     rows, missing, files = [], unfinished(study), []
     for reference in study.references():
         file = study.reference_file(reference.row)
-        if is_asked(file, describe_reference(reference, study.evaluate)):
-            rows.append(Row(reference.row, reference.role, (0,), aligned([read(file)])))
+        if is_evaluated(file, describe_reference(reference, study.evaluate)):
+            rows.append(Arm(reference.row, reference.role, (0,), aligned([read(file)])))
             files.append(file)
     names = {
         (reference.role, reference.model): reference.row
@@ -98,7 +98,7 @@ def collect(study: Study) -> Results:
             files += finished.values()
             models = variant.config.models
             rows.append(
-                Row(
+                Arm(
                     variant.name,
                     "variant",
                     tuple(finished),
@@ -115,7 +115,7 @@ def collect(study: Study) -> Results:
     return Results(study, rows, values_of(rows), compare(rows, study.baseline), missing, study.faults, record, left_out)
 
 
-def _join_peers(study: Study, rows: list[Row]) -> None:
+def _join_peers(study: Study, rows: list[Arm]) -> None:
     """Merge each peer's starting model into the row of the starting student, so that a peer is compared with it."""
     references = {reference.row: reference for reference in study.references()}
     peers = [row for row in rows if references[row.name].learner != STUDENT]
@@ -135,7 +135,7 @@ def unfinished(study: Study) -> dict[str, str]:
     for variant in study.usable:
         for seed in study.seeds:
             config = study.config(variant, seed)
-            if not is_asked(config.run_dir / FILE, describe(config, study.evaluate, config.training.steps)):
+            if not is_evaluated(config.run_dir / FILE, describe(config, study.evaluate, config.training.steps)):
                 outcome = record["runs"].get(config.name, {})
                 status = (
                     "evaluated on other questions" if outcome.get("status") == "finished" else outcome.get("status")
@@ -303,11 +303,11 @@ def _notes(results: Results) -> str:
     return "\n".join([*notes, "", READING] if notes else [READING])
 
 
-def _seeds_text(row: Row) -> str:
+def _seeds_text(row: Arm) -> str:
     return str(len(row.seeds)) if row.kind == "variant" else "-"
 
 
-def _row_name(results: Results, row: Row) -> str:
+def _row_name(results: Results, row: Arm) -> str:
     return f"**{row.name}**" if row.name == results.study.baseline else row.name
 
 

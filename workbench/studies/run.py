@@ -24,7 +24,7 @@ from workbench.runs.folder import _surroundings
 from workbench.runs.processes import identify
 from workbench.runs.threads import asked_threads, num_cores
 from workbench.studies.plan import Study, other_settings
-from workbench.studies.records import FILE, describe, describe_reference, is_asked
+from workbench.studies.records import FILE, describe, describe_reference, is_evaluated
 from workbench.studies.worker import Outcome, Task, work
 
 log = logging.getLogger("workbench")
@@ -45,9 +45,9 @@ def run_study(study: Study, *, say: Callable[[str], None] = print) -> bool:
             say(f"{len(todo) - len(tasks)} of {len(todo)} tasks are done already")
         if not tasks:
             return True
-        conductor = _Conductor(study, record, len(tasks), say)
+        conductor = Scheduler(study, record, len(tasks), say)
         with conductor.signals():
-            return conductor.conduct(tasks)
+            return conductor.run(tasks)
 
 
 class Record:
@@ -124,7 +124,7 @@ class _Worker:
         theirs.close()
         self.number, self.task, self.ready, self.given = number, None, False, 0.0
 
-    def give(self, task: Task) -> bool:
+    def assign(self, task: Task) -> bool:
         """Send a task to the process. Returns False if the process has exited."""
         try:
             self.pipe.send(task)
@@ -134,14 +134,14 @@ class _Worker:
         return True
 
 
-class _Conductor:
+class Scheduler:
     def __init__(self, study: Study, record: Record, total: int, say: Callable[[str], None]) -> None:
         self.study, self.record, self.total, self.say = study, record, total, say
         self.workers: list[_Worker] = []
         self.asked, self.done, self.num_trained = False, 0, 0
         self.num_threads = asked_threads() or max(1, num_cores() // study.parallel)
 
-    def conduct(self, tasks: deque[Task]) -> bool:
+    def run(self, tasks: deque[Task]) -> bool:
         self.record.begin(self.study, self.num_threads)
         self.begun = time.perf_counter()
         with _environment(self.num_threads):
@@ -165,17 +165,17 @@ class _Conductor:
                 if worker.pipe.poll():
                     outcome, worker.ready = worker.pipe.recv(), True
                 else:
-                    outcome = self._gone(worker)
+                    outcome = self._on_exit(worker)
             except (EOFError, ConnectionResetError):
-                outcome = self._gone(worker)
+                outcome = self._on_exit(worker)
             if outcome is not None:
-                self._took(outcome, len(tasks))
+                self._record(outcome, len(tasks))
             worker.task = None
         for worker in list(self.workers):
             if worker.task is None and (worker.ready or not worker.process.is_alive()):
-                self._employ(worker, tasks)
+                self._assign(worker, tasks)
 
-    def _employ(self, worker: _Worker, tasks: deque[Task]) -> None:
+    def _assign(self, worker: _Worker, tasks: deque[Task]) -> None:
         """Assign the first task that can start. If none can, the worker waits until another one has finished."""
         if self.asked or not tasks:
             worker.pipe.close()  # the worker then exits
@@ -186,13 +186,13 @@ class _Conductor:
             candidate.task.name for candidate in self.workers if candidate.task is not None
         }
         task = next((candidate for candidate in tasks if candidate.after not in coming), None)
-        if task is not None and worker.process.is_alive() and worker.give(task):
+        if task is not None and worker.process.is_alive() and worker.assign(task):
             tasks.remove(task)
         elif task is not None or not worker.process.is_alive():
             self.workers.remove(worker)
             self.workers.append(_Worker(self.study, worker.number, self.num_threads))
 
-    def _gone(self, worker: _Worker) -> Outcome | None:
+    def _on_exit(self, worker: _Worker) -> Outcome | None:
         worker.process.join(timeout=30)
         if worker.task is None:
             if not worker.ready and not self.asked:
@@ -214,7 +214,7 @@ class _Conductor:
             seconds,
         )
 
-    def _took(self, outcome: Outcome, num_left: int) -> None:
+    def _record(self, outcome: Outcome, num_left: int) -> None:
         self.record.add(outcome)
         self.done += 1
         self.num_trained += outcome.trained
@@ -282,8 +282,8 @@ def _tasks(study: Study) -> list[Task]:
 
 def _is_done(task: Task) -> bool:
     if task.reference is not None:
-        return is_asked(task.file, describe_reference(task.reference, task.evaluate))
-    return is_asked(task.config.run_dir / FILE, describe(task.config, task.evaluate, task.config.training.steps))
+        return is_evaluated(task.file, describe_reference(task.reference, task.evaluate))
+    return is_evaluated(task.config.run_dir / FILE, describe(task.config, task.evaluate, task.config.training.steps))
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ _OUTCOMES = ("finished", "stopped", "failed")
 
 
 @dataclass(frozen=True)
-class FoundStudy:
+class StudyStatus:
     """Content of a study's folder.
 
     plan         source, command, seeds, baseline, runs (names), notes and faults by variant; {} in old folders
@@ -113,7 +113,7 @@ def find_studies(runs_dir: str | Path) -> list[str]:
     return [name for _, name in sorted(studies, reverse=True)]
 
 
-def read_study(runs_dir: str | Path, name: str) -> FoundStudy:
+def read_study(runs_dir: str | Path, name: str) -> StudyStatus:
     """Read one study. Raises RunError if it does not exist or its files cannot be read."""
     folder = safe_run_dir(runs_dir, name)
     try:
@@ -130,10 +130,10 @@ def read_study(runs_dir: str | Path, name: str) -> FoundStudy:
     report = folder / "table.md"
     text = report.read_text(encoding="utf-8") if report.is_file() else ""
     plan = facts.get("plan") or {}
-    return FoundStudy(folder.name, folder, plan, sessions, outcomes, jobs, is_running, _comparisons(folder), text)
+    return StudyStatus(folder.name, folder, plan, sessions, outcomes, jobs, is_running, _comparisons(folder), text)
 
 
-def runs_of(study: FoundStudy) -> Table:
+def runs_of(study: StudyStatus) -> Table:
     """Table of all runs with their states, failed ones first."""
     rows = []
     for run in study.runs:
@@ -153,14 +153,14 @@ def runs_of(study: FoundStudy) -> Table:
     return table(rows, RUN_COLUMNS, run=study.name, empty=empty, units={"seconds": "s"})
 
 
-def groups_of(study: FoundStudy) -> list[tuple[str, str]]:
+def groups_of(study: StudyStatus) -> list[tuple[str, str]]:
     """List the evaluated (data, context) pairs in the report's order."""
     return list(
         dict.fromkeys((comparison.data, comparison.context) for comparison in study.comparisons if comparison.context)
     )
 
 
-def measures_of(study: FoundStudy, data: str, context: str) -> list[tuple[str, str]]:
+def measures_of(study: StudyStatus, data: str, context: str) -> list[tuple[str, str]]:
     """List the (measure, visibility) pairs of a data set and context, the report's headlines first."""
     compared_keys = dict.fromkeys(
         (comparison.measure, comparison.truth)
@@ -170,7 +170,7 @@ def measures_of(study: FoundStudy, data: str, context: str) -> list[tuple[str, s
     return [key for key in HEADLINES if key in compared_keys] + [key for key in compared_keys if key not in HEADLINES]
 
 
-def compared(study: FoundStudy, data: str, context: str, measure: str, truth: str) -> Table:
+def compared(study: StudyStatus, data: str, context: str, measure: str, truth: str) -> Table:
     """Table of every row's mean and its differences to the baseline and to the untrained student, with intervals."""
     comparisons = [
         comparison

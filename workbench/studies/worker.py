@@ -27,8 +27,8 @@ from workbench.data.examples import load_examples
 from workbench.errors import RunError, WorkbenchError
 from workbench.policies.teacher_cache import cache_teachers
 from workbench.runs.folder import RunFolder
-from workbench.studies.evaluate import ask_reference, ask_run
-from workbench.studies.plan import Questions, Reference, other_settings
+from workbench.studies.evaluate import evaluate_reference, evaluate_study_run
+from workbench.studies.plan import EvalSet, ReferenceModel, other_settings
 from workbench.studies.records import show_start
 from workbench.training.run import train
 
@@ -41,9 +41,9 @@ class Task:
     """A run to train and evaluate if `config` is set, otherwise a reference to evaluate."""
 
     name: str
-    evaluate: tuple[Questions, ...]
+    evaluate: tuple[EvalSet, ...]
     config: RunConfig | None = None
-    reference: Reference | None = None
+    reference: ReferenceModel | None = None
     file: Path | None = None  # of the reference's answers
     starts: tuple[Path, ...] = ()  # of the run's references
     after: str | None = None  # name of the run whose last student it starts from
@@ -88,7 +88,7 @@ def _work(pipe: Connection, load: Callable, log_file: Path) -> None:
         status, error, trained = "finished", None, False
         try:
             if task.reference is not None:
-                ask_reference(task.reference, task.evaluate, task.file, load=load)
+                evaluate_reference(task.reference, task.evaluate, task.file, load=load)
             else:
                 status, trained = _do_run(task, load)
         except WorkbenchError as fault:
@@ -124,7 +124,7 @@ def _do_run(task: Task, load: Callable) -> tuple[str, bool]:
         if result.stopped:
             return "stopped", True
     show_start(config.run_dir, list(task.starts), task.evaluate)
-    ask_run(config, task.evaluate, load=load)
+    evaluate_study_run(config, task.evaluate, load=load)
     return "finished", trained
 
 

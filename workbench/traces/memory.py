@@ -8,7 +8,7 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 
-class Memory:
+class LRUCache:
     """LRU cache of `size` results. Threads may share it; two that miss the same key at once both compute it."""
 
     def __init__(self, size: int) -> None:
@@ -16,7 +16,7 @@ class Memory:
         self._answers: OrderedDict[Hashable, object] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(self, question: Hashable, read: Callable[[], Result]) -> Result:
+    def get_or_compute(self, question: Hashable, read: Callable[[], Result]) -> Result:
         """Return the cached result of `question`, or compute it with `read()`."""
         with self._lock:
             if question in self._answers:

@@ -33,7 +33,7 @@ Pair = tuple[int, int]  # step, process rank
 
 
 @dataclass(frozen=True)
-class Part:
+class TraceFile:
     """A file with the pairs that it holds, and those of them that a newer file replaces (hidden)."""
 
     file: Path
@@ -91,7 +91,7 @@ def write_part(file: Path, table: pa.Table, header: Header, *, durable: bool = F
         ) from error
 
 
-def list_parts(folder: Path, headers: dict | None = None) -> list[Part]:
+def list_parts(folder: Path, headers: dict | None = None) -> list[TraceFile]:
     """List the files of a table's folder in order of step, with their pairs.
 
     headers  cache of headers by file
@@ -105,7 +105,7 @@ def list_parts(folder: Path, headers: dict | None = None) -> list[Part]:
         header = _header_of(file, headers)
         pair = _pair_of(name)
         pairs = frozenset({pair} if pair else header.covers)
-        parts.append(Part(file, header, pairs))
+        parts.append(TraceFile(file, header, pairs))
     parts.sort(key=lambda part: (_number_of(part.file) > 0, -_number_of(part.file)))
     seen: set[Pair] = set()
     counted = []

@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from workbench.errors import TraceError, unknown
 from workbench.traces.checksums import check_rows_once
-from workbench.traces.memory import Memory
-from workbench.traces.parts import Part, list_parts, traces_folder
+from workbench.traces.memory import LRUCache
+from workbench.traces.parts import TraceFile, list_parts, traces_folder
 from workbench.traces.schema import PROBE, TABLES, Header, TracedRegime, TracedView, merge_headers, stored_schema
 from workbench.traces.views import regime_table, view_sql, without_rows
 
@@ -82,7 +82,7 @@ class Traces:
         )
         self._database.execute("SET GLOBAL parquet_metadata_cache = true")
         self._headers: dict = {}
-        self._remembered = Memory(_MOST_REMEMBERED)
+        self._cache = LRUCache(_MOST_REMEMBERED)
         self._idle: list[tuple[object, duckdb.DuckDBPyConnection]] = []  # (files, cursor with views over them)
 
     def sql(self, query: str, params: Sequence | dict | None = None) -> pa.Table:
@@ -277,7 +277,7 @@ class Traces:
 
     def remembered(self, question: Hashable, read: Callable[[], Result]) -> Result:
         """Return `read()`, cached by `question` and the current files."""
-        return self._remembered.of((question, self._again(self._files)), read)
+        return self._cache.get_or_compute((question, self._again(self._files)), read)
 
     def _files(self) -> tuple:
         return tuple(
@@ -334,7 +334,7 @@ class Traces:
     def _header(self) -> Header:
         return _header(self._again(self._list))
 
-    def _list(self) -> dict[str, list[Part]]:
+    def _list(self) -> dict[str, list[TraceFile]]:
         """List the files of every table; rollouts first, since they are written after their positions."""
         return {table: list_parts(self.folder / table, self._headers) for table in TABLES}
 
@@ -361,7 +361,7 @@ class Traces:
             raise _query_error(error) from error
 
     @contextlib.contextmanager
-    def _cursor(self, used: tuple[str, ...], parts: dict[str, list[Part]], header: Header) -> Iterator:
+    def _cursor(self, used: tuple[str, ...], parts: dict[str, list[TraceFile]], header: Header) -> Iterator:
         """Provide a cursor with views over these files, reusing an idle one for the same files."""
         files = {table: tuple((part.file, part.hidden, id(part.header)) for part in parts[table]) for table in used}
         key = (files, header)
@@ -400,7 +400,7 @@ def _few(numbers: list[int]) -> str:
     return ", ".join(texts if len(texts) <= 8 else [*texts[:3], f"… {texts[-1]}"])
 
 
-def _header(parts: dict[str, list[Part]]) -> Header:
+def _header(parts: dict[str, list[TraceFile]]) -> Header:
     headers = [part.header for of_table in parts.values() for part in of_table]
     if not headers:
         raise TraceError("the traces were deleted: the folder has no files. Open a run that has traces.")

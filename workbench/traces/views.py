@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from workbench.traces.parts import Part
+from workbench.traces.parts import TraceFile
 from workbench.traces.schema import Header, derived_columns
 
 STUDENT = "student"  # workbench.types.STUDENT, without importing torch; learner of files before version 3
@@ -27,7 +27,7 @@ def without_rows(schema: pa.Schema) -> pa.Table:
     return pa.schema(wide).empty_table()
 
 
-def view_sql(table: str, parts: list[Part], header: Header, stored: set[str]) -> str:
+def view_sql(table: str, parts: list[TraceFile], header: Header, stored: set[str]) -> str:
     """Build CREATE VIEW over the files, without rows that a newer file replaces, plus derived columns."""
     plain = [part.file for part in parts if not part.hidden]
     reads = [f"SELECT * FROM no_{table}"]  # has every column, including those that older files lack

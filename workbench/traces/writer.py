@@ -62,7 +62,7 @@ class TracedBatch:
     readers: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def traced(scored: StepResult, step: int, student: Policy) -> TracedBatch:
+def to_traced_batch(scored: StepResult, step: int, student: Policy) -> TracedBatch:
     """Convert the result of a training step of `student` to the values to store."""
     texts = tuple(tuple(student.token_texts(rollout.ids)) for rollout in scored.batch.rollouts)
     kinds = tuple(

@@ -28,7 +28,7 @@ from workbench.policies.by_domain import member
 from workbench.training.check_rows import count_pictures, describe_pictures, describe_rows, require_usable, split_rows
 from workbench.training.filter import split_by_teacher
 from workbench.training.learner import Learner, attach_engine, autocast, build_learner, check_engine
-from workbench.training.rounding import REMEDY
+from workbench.training.underflow import REMEDY
 from workbench.types import STUDENT, Example, Prompt, Rollout
 
 NUM_EXAMPLES = 4
@@ -79,7 +79,7 @@ def check_config(config: RunConfig) -> list[Check]:
                     num_generations=2,
                     seed=("check", config.seed, *learner.seed),
                     **config.evaluation.grading,
-                    replier=learner.policies[method.replier],
+                    replier=learner.policies[method.replying_policy],
                 )
             )
             for name, learner in learners.items()
@@ -178,8 +178,8 @@ def _domains(examples: list[Example], untaught: list[tuple[Example, str]]) -> It
 
 def _prepared(method: Method, usable: list[Example], learner: Learner) -> Iterator[Check]:
     """Run the method's preparation on a few examples."""
-    if method.prepare is not None:
-        prepared = method.prepare.make(learner.student, iter(usable[:NUM_EXAMPLES]), 0)
+    if method.sampling_patch is not None:
+        prepared = method.sampling_patch.build(learner.student, iter(usable[:NUM_EXAMPLES]), 0)
         facts = ", ".join(f"{name}: {fact}" for name, fact in prepared.facts.items())
         yield Check(f"prepared, of {NUM_EXAMPLES} examples", OK, facts)
 
@@ -247,10 +247,10 @@ def _opening(policy: AutoregressivePolicy, prompt: Prompt) -> str:
 
 def _precision(config: RunConfig, learner: Learner) -> Iterator[Check]:
     """Compare the learning rate with the smallest effective update in half precision."""
-    finest, rate = learner.rounding.finest_step(), config.training.learning_rate
+    finest, rate = learner.underflow.smallest_effective_update(), config.training.learning_rate
     if finest is not None and config.training.optimizer == "adamw":
         text = (
-            f"in {learner.rounding.dtype} an update below {finest:.0e} does not change a weight of median size; "
+            f"in {learner.underflow.dtype} an update below {finest:.0e} does not change a weight of median size; "
             f"training.learning_rate is {rate:g}."
         )
         yield Check(

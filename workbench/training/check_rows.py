@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 from workbench.data import images
-from workbench.distill.usable import Problem, Views, showing_problem, text_problem
+from workbench.distill.usable import Problem, Views, encoding_problem, text_problem
 from workbench.errors import DataError
 from workbench.policies import Policy
 from workbench.types import Example
@@ -21,7 +21,7 @@ def split_rows(
     usable, skipped, num_shown, end = [], [], 0, time.monotonic() + seconds
     for example in examples:
         in_time = not num_shown or time.monotonic() < end
-        problem = (showing_problem if in_time else text_problem)(example, views, sampled_by)
+        problem = (encoding_problem if in_time else text_problem)(example, views, sampled_by)
         num_shown += in_time
         if problem is None:
             usable.append(example)

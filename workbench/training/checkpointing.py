@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from workbench.errors import RunError
 from workbench.files.folders import saving
 from workbench.policies import Policy
-from workbench.policies.fsdp import part_like, whole, whole_weights
+from workbench.policies.fsdp import full_tensor, full_weights, shard_like
 from workbench.runs.checkpoints import SAVED, STATE, Checkpoint, digest, list_checkpoints
 from workbench.runs.folder import checkpoint_path
 from workbench.types import STUDENT
@@ -50,7 +50,7 @@ def gather(learner: Trained, keep: bool) -> Gathered | None:
     gathered = Gathered({}, {})
     for name in SAVED:
         policy_weights = gathered.weights.setdefault(name, {})
-        for key, value in whole_weights(learner.policies[name].model) if name in learner.policies else ():
+        for key, value in full_weights(learner.policies[name].model) if name in learner.policies else ():
             policy_weights |= {key: value} if keep else {}
     for key, value in _moments(learner.optimizer, _names(model)):
         gathered.moments.update({key: value} if keep else {})
@@ -131,7 +131,7 @@ def load_optimizer(
                     f"{checkpoint.path} has no optimizer state for the weight {name}: the checkpoint has other trained "
                     "weights (LoRA?). Resume with the run's own configuration."
                 )
-            moments = {key: part_like(value, parameter) for key, value in state.items() if key != "step"}
+            moments = {key: shard_like(value, parameter) for key, value in state.items() if key != "step"}
             count = state["step"].to(parameter.device)  # fused AdamW needs it there
             optimizer.state[parameter] = {"step": count, **moments}
 
@@ -139,7 +139,7 @@ def load_optimizer(
 def _moments(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> Iterator[tuple[str, torch.Tensor]]:
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
-            yield f"{key}/{names[id(parameter)]}", whole(value.detach()).cpu().contiguous()
+            yield f"{key}/{names[id(parameter)]}", full_tensor(value.detach()).cpu().contiguous()
 
 
 def _names(model: nn.Module) -> dict[int, str]:

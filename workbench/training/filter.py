@@ -9,14 +9,14 @@ from itertools import islice
 
 from workbench.data.leaks import find_leaks
 from workbench.distill.method import Method
-from workbench.distill.usable import Problem, Tally, Views, lacking, showing_problem, text_problem
+from workbench.distill.usable import Problem, Tally, Views, encoding_problem, lacking, text_problem
 from workbench.distributed import ALONE, Group
 from workbench.errors import DataError, RunError, show
 from workbench.files.folders import saving
 from workbench.files.parsing import Malformed, parse_json
 from workbench.policies import Policy
 from workbench.runs.folder import RunFolder
-from workbench.seeding import Order
+from workbench.seeding import EpochOrder
 from workbench.types import Example
 
 MIN_LEAK_SHARE = 0.05  # share of prompts containing the answer that a run reports; a whole reference always counts
@@ -26,7 +26,7 @@ _KEYS = ("example", "reason", "message")
 log = logging.getLogger("workbench")
 
 
-class Skipped(Tally):
+class SkippedExamples(Tally):
     """Tally of a run, kept in run.json and restored on resume.
 
     skipped.jsonl lists every skipped example: {"example", "origin", "reason", "message"}.
@@ -95,7 +95,9 @@ def split_by_teacher(
     ]
 
 
-def with_teacher(examples: list[Example], domains: Collection[str] | None, skipped: Skipped) -> list[Example]:
+def filter_by_teacher(
+    examples: list[Example], domains: Collection[str] | None, skipped: SkippedExamples
+) -> list[Example]:
     """Keep the examples whose domain has a teacher (split_by_teacher); skip and count the others."""
     usable, lacking_one = split_by_teacher(examples, domains)
     for example, message in lacking_one:
@@ -103,7 +105,7 @@ def with_teacher(examples: list[Example], domains: Collection[str] | None, skipp
     return usable
 
 
-def with_evidence(examples: list[Example], method: Method, skipped: Skipped) -> list[Example]:
+def filter_by_evidence(examples: list[Example], method: Method, skipped: SkippedExamples) -> list[Example]:
     """Keep the examples with the evidence and answers that the method needs. Raises DataError if none has them."""
     usable = [example for example in examples if not skipped.add_if(example, lacking(example, method))]
     if not usable:
@@ -123,8 +125,8 @@ def report_leaks(examples: list[Example], method: Method, folder: RunFolder) -> 
         folder.update(answers_in_prompts=str(leaks))
 
 
-def with_plain_text(
-    examples: list[Example], views: Views, sampled_by: Collection[Policy], skipped: Skipped
+def filter_by_plain_text(
+    examples: list[Example], views: Views, sampled_by: Collection[Policy], skipped: SkippedExamples
 ) -> list[Example]:
     """Keep the examples whose texts every view can encode and whose references fit. Raises DataError if none do."""
     usable = [example for example in examples if not skipped.add_if(example, text_problem(example, views, sampled_by))]
@@ -136,12 +138,12 @@ def with_plain_text(
 
 def usable_batch(
     examples: list[Example],
-    order: Order,
+    order: EpochOrder,
     step: int,
     size: int,
     views: Views,
     sampled_by: Collection[Policy],
-    skipped: Skipped,
+    skipped: SkippedExamples,
     group: Group = ALONE,
 ) -> list[Example]:
     """The step's examples that every view can encode; the others are skipped and counted.
@@ -152,13 +154,15 @@ def usable_batch(
     sampled_by  as in text_problem
     """
     chosen = [examples[idx] for idx in order.batch(step, size)]
-    problems = group.share(chosen, lambda block, _: [showing_problem(example, views, sampled_by) for example in block])
+    problems = group.map_ranks(
+        chosen, lambda block, _: [encoding_problem(example, views, sampled_by) for example in block]
+    )
     usable = [
         example for example, problem in zip(chosen, problems, strict=True) if not skipped.add_if(example, problem)
     ]
-    later = (examples[order.at(step * size + ahead)] for ahead in range(2 * len(examples)))
+    later = (examples[order.index(step * size + ahead)] for ahead in range(2 * len(examples)))
     substitutes = (
-        example for example in later if not skipped.add_if(example, showing_problem(example, views, sampled_by))
+        example for example in later if not skipped.add_if(example, encoding_problem(example, views, sampled_by))
     )
     usable += islice(substitutes, max(0, group.size - len(usable)))
     if len(usable) < group.size:

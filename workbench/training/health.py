@@ -8,7 +8,7 @@ counters that. In half precision, updates may be too small to change the weights
 
 from statistics import fmean
 
-from workbench.training.rounding import LEAST, REMEDY
+from workbench.training.underflow import MIN_FRACTION, REMEDY
 from workbench.types import STUDENT
 
 WINDOW = 10  # steps of a moving average
@@ -25,7 +25,7 @@ NORMAL_GAP = {
 TEACHER_LOST = 0.25  # fraction of the first window's teacher_share
 
 
-class Watch:
+class HealthMonitor:
     """Turns the metrics of one learner's steps into warnings, each at most once per run.
 
     learner        name of the learner; metrics of a peer are prefixed with it
@@ -39,13 +39,13 @@ class Watch:
         self._steps: list[dict[str, float]] = []
         self.warnings: dict[str, str] = {}
 
-    def look(self, step: int, metrics: dict[str, float]) -> list[str]:
+    def update(self, step: int, metrics: dict[str, float]) -> list[str]:
         """Add the metrics of a step; return its new warnings."""
         start = len(self._prefix)
         self._steps.append({name[start:]: value for name, value in metrics.items() if name.startswith(self._prefix)})
         warnings = {}
         is_at_rate = (self._steps[-1].get("learning_rate") or 0.0) >= self.learning_rate / 2  # not in warm-up or decay
-        if is_at_rate and self._steps[-1].get("weights_moved", 1.0) < LEAST:
+        if is_at_rate and self._steps[-1].get("weights_moved", 1.0) < MIN_FRACTION:
             warnings["weights_moved"] = (
                 f"only {self._steps[-1]['weights_moved']:.0%} of the student's weights changed in this step; half "
                 f"precision rounded away the other updates. {REMEDY}"

@@ -21,12 +21,12 @@ from workbench.policies import Policy
 from workbench.policies.adapters import adapts_tied_weights, base_of, has_adapter
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.dropout import enter_training_without_dropout, set_adapter_dropout
-from workbench.policies.fsdp import local, members, shard, whole
+from workbench.policies.fsdp import full_tensor, local_tensor, shard, single_policies
 from workbench.policies.loading import load_policies
 from workbench.policies.proven import agree
 from workbench.policies.vllm import VllmEngine, require_vllm
 from workbench.runs.checkpoints import Checkpoint, refuse_other_run
-from workbench.training.rounding import Rounding
+from workbench.training.underflow import UpdateUnderflow
 from workbench.training.update_mask import UpdateMask
 from workbench.types import STUDENT
 
@@ -56,7 +56,7 @@ class Learner:
         if self.mask is not None:
             self.optimizer.param_groups[0]["weight_decay"] = 0.0  # it would move what is masked; see `step`
         self.weight_decay = training.weight_decay
-        self.rounding = Rounding(self.parameters)
+        self.underflow = UpdateUnderflow(self.parameters)
         self._rate = learning_rates(config)
         self.max_grad_norm = training.max_grad_norm
 
@@ -93,7 +93,7 @@ class Learner:
         if self.mask is not None:
             self.mask.hide_gradients()
         limit = self.max_grad_norm or float("inf")
-        grad_norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+        grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
         if not torch.isfinite(grad_norm):
             raise NonFiniteError(
                 f"the norm of {self.name}'s gradient is {float(grad_norm)}, though every loss is finite."
@@ -107,15 +107,15 @@ class Learner:
             group["lr"] = rate
         if self.mask is not None:
             self.mask.decay(1 - rate * self.weight_decay)
-        self.rounding.before()
+        self.underflow.before()
         self.optimizer.step()
-        moved = self.rounding.after()
+        moved = self.underflow.after()
         self.optimizer.zero_grad(set_to_none=True)
         if "student@ema" in self.policies:
             self._update_ema()
         return {"learning_rate": rate} | moved
 
-    def rest(self, step: int) -> dict[str, float]:
+    def skip_step(self, step: int) -> dict[str, float]:
         """A step in which no position was supervised: nothing moves, by momentum or decay neither."""
         self.optimizer.zero_grad(set_to_none=True)
         return {"learning_rate": self._rate(step)}
@@ -127,7 +127,7 @@ class Learner:
         both = [
             (average[name], weight) for name, weight in self.student.model.named_parameters() if weight.requires_grad
         ]
-        pairs = [(local(mean), local(weight)) for mean, weight in both]
+        pairs = [(local_tensor(mean), local_tensor(weight)) for mean, weight in both]
         alike = [pair for pair in pairs if pair[0].dtype == pair[1].dtype]
         if alike:
             torch._foreach_lerp_([mean for mean, _ in alike], [weight for _, weight in alike], self.ema_rate)
@@ -175,7 +175,7 @@ def build_learner(
         accept_differences=models.accept_differences,
     )
     _check_adapter(policies[STUDENT], lora, start, name)
-    agree(members(policies.values()), group)
+    agree(single_policies(policies.values()), group)
     if (
         any("future" in parse_context(context) for context in method.contexts)
         and policies[STUDENT].denoising_schedule(()) is None
@@ -204,10 +204,10 @@ def check_engine(config: RunConfig, method: Method) -> None:
     """
     if config.sampling.engine != "vllm":
         return
-    if method.prepare is not None:
+    if method.sampling_patch is not None:
         raise ConfigError(
             f"sampling.engine=vllm would write without what method {method.name} puts into the student while it writes "
-            f"({method.prepare.source}). Choose sampling.engine=transformers."
+            f"({method.sampling_patch.suffix}). Choose sampling.engine=transformers."
         )
     require_vllm()
 
@@ -263,7 +263,7 @@ def _refuse_rows_apart(config: RunConfig, policies: dict[str, Policy]) -> None:
     """Processes that hold parts of one model make equally many passes; rows that pass alone are as many as there are
     rows.
     """
-    for policy in members(policies.values()):
+    for policy in single_policies(policies.values()):
         if not policy.shortcuts.rows and config.training.micro_batch_size != 1:
             raise ConfigError(
                 f"{policy.name} reads rows of other lengths one by one, which sharded weights cannot. Set "

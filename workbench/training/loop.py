@@ -24,29 +24,36 @@ from workbench.data.examples import load_examples, split_by_evidence
 from workbench.distill.rollouts import request_peer_feedback
 from workbench.distill.scoring import Batch
 from workbench.distill.step import NonFiniteError, StepResult, compute_step, join_collectives, score_batch
-from workbench.distill.usable import showable, showing_problem
+from workbench.distill.usable import encoding_problem, filter_encodable
 from workbench.distributed import ALONE, Group, choose_device
 from workbench.errors import RunError, TraceError
 from workbench.evals.evaluate import Evaluation, teachers
 from workbench.evals.records import require_answers
 from workbench.policies import SamplingOptions
 from workbench.policies.by_domain import covers
-from workbench.policies.fsdp import heads, members, together
+from workbench.policies.fsdp import single_policies, unsharded, unsharded_heads
 from workbench.policies.image_features import cached_image_features
 from workbench.runs.checkpoints import Checkpoint
 from workbench.runs.fingerprints import models_read_again, require_same_data, require_same_models
 from workbench.runs.folder import RunFolder, StopSignal, checkpoint_path
-from workbench.seeding import Order, derive_seed
+from workbench.seeding import EpochOrder, derive_seed
 from workbench.traces.parts import compact
-from workbench.traces.writer import TraceWriter, traced
+from workbench.traces.writer import TraceWriter, to_traced_batch
 from workbench.training.checkpointing import Gathered, gather, load_optimizer, save_checkpoint
-from workbench.training.filter import Skipped, report_leaks, usable_batch, with_evidence, with_plain_text, with_teacher
-from workbench.training.health import Watch
+from workbench.training.filter import (
+    SkippedExamples,
+    filter_by_evidence,
+    filter_by_plain_text,
+    filter_by_teacher,
+    report_leaks,
+    usable_batch,
+)
+from workbench.training.health import HealthMonitor
 from workbench.training.learner import Learner, attach_engine, autocast, build_learner, check_engine
-from workbench.training.metrics import Clock, prefix_by_learner, sampler_gap, step_metrics
+from workbench.training.metrics import StepTimer, prefix_by_learner, sampler_gap, step_metrics
 from workbench.training.probes import open_probes
-from workbench.training.resume_records import rewind
-from workbench.training.rollout_source import Writer
+from workbench.training.resume_records import resume_from_latest
+from workbench.training.rollout_source import RolloutSource
 from workbench.training.tracking import build_accelerator
 from workbench.types import STUDENT, Example, Rollout
 
@@ -83,14 +90,14 @@ class Trainer:
         self.method = config.load_method()
         check_engine(config, self.method)
         self.accelerator = build_accelerator(config, folder.path)
-        self.skipped = Skipped(folder)
+        self.skipped = SkippedExamples(folder)
         data = _load_data(config, load)
-        group.first(lambda: require_same_data(folder, data, resume=resume))
-        group.first(lambda: require_same_models(folder, models_read_again(config, self.method), resume=resume))
-        examples = with_teacher(data["data.train"], config.teacher_domains, self.skipped)
-        self.examples = with_evidence(examples, self.method, self.skipped)
+        group.main_first(lambda: require_same_data(folder, data, resume=resume))
+        group.main_first(lambda: require_same_models(folder, models_read_again(config, self.method), resume=resume))
+        examples = filter_by_teacher(data["data.train"], config.teacher_domains, self.skipped)
+        self.examples = filter_by_evidence(examples, self.method, self.skipped)
         report_leaks(self.examples, self.method, folder)
-        checkpoint = group.first(lambda: rewind(folder, config)) if resume else None
+        checkpoint = group.main_first(lambda: resume_from_latest(folder, config)) if resume else None
         self.step_done = checkpoint.step if checkpoint else 0
         self.device = choose_device(config.models.device, group)
         self.learners = self._build_learners(checkpoint)
@@ -101,18 +108,18 @@ class Trainer:
         ]
         learns_references = self.method.dataset_share > 0.0
         self.sampled_by = [learner.student for learner in self.learners] if learns_references else []
-        self.examples = with_plain_text(self.examples, self.views, self.sampled_by, self.skipped)
-        self.order = Order(len(self.examples), config.seed)
+        self.examples = filter_by_plain_text(self.examples, self.views, self.sampled_by, self.skipped)
+        self.order = EpochOrder(len(self.examples), config.seed)
         sampling = config.sampling
         self.sampling = SamplingOptions(
             sampling.max_completion_length, sampling.temperature, sampling.top_p, sampling.top_k
         )
         self.policies = [policy for learner in self.learners for policy in learner.policies.values()]
         self._record_models()
-        self.writing = [
-            learner.policies[policy] for learner in self.learners for policy in (STUDENT, self.method.replier)
+        self.sampling_policies = [
+            learner.policies[policy] for learner in self.learners for policy in (STUDENT, self.method.replying_policy)
         ]
-        self.writers = self._build_writers()
+        self.rollout_sources = self._build_rollout_sources()
         self.trace_writer = TraceWriter(
             folder.path,
             method=self.method.name,
@@ -122,12 +129,14 @@ class Trainer:
             background=True,
         )
         precision = "bfloat16" if config.training.mixed_precision == "bf16" else config.models.dtype
-        self.watches = [Watch(learner.name, config.training.learning_rate, precision) for learner in self.learners]
+        self.health_monitors = [
+            HealthMonitor(learner.name, config.training.learning_rate, precision) for learner in self.learners
+        ]
         for line in folder.metrics("train"):
-            self._look(line["step"], {name: value for name, value in line.items() if name != "kind"})
+            self._update_health(line["step"], {name: value for name, value in line.items() if name != "kind"})
         self.students = {learner.name: learner.student for learner in self.learners}
         answering = [*self.students.values(), *teachers(self.learners[0].policies, config)]
-        questions = showable(data["data.eval"], answering, config.evaluation.contexts, self.skipped)
+        questions = filter_encodable(data["data.eval"], answering, config.evaluation.contexts, self.skipped)
         self.evaluation = Evaluation(
             config, folder, list(self.students.values()), self.learners[0].policies, questions, group
         )
@@ -154,17 +163,17 @@ class Trainer:
         ]
         if bare:
             log.warning("%s: no chat template, so prompts are pictures and plain text", ", ".join(bare))
-        proofs = {policy.name: policy.proof for policy in members(self.policies) if policy.proof is not None}
+        proofs = {policy.name: policy.proof for policy in single_policies(self.policies) if policy.proof is not None}
         rows = {name: {"off": proof.off, "differs": list(proof.differs)} for name, proof in proofs.items()}
         self.folder.update(proofs=rows)
 
-    def _build_writers(self) -> list[Writer]:
+    def _build_rollout_sources(self) -> list[RolloutSource]:
         """What gives each learner its rollouts; some sample all of them here, before the first step."""
-        in_order = [self.examples[self.order.at(idx)] for idx in range(len(self.examples))]
+        in_order = [self.examples[self.order.index(idx)] for idx in range(len(self.examples))]
         begun = self.step_done > 0
-        with heads(*self.writing), together(*self.writing):
+        with unsharded_heads(*self.sampling_policies), unsharded(*self.sampling_policies):
             shared = self.method, self.sampling, in_order, self._usable, begun, self.group
-            return [Writer(self.config, self.folder, learner, *shared) for learner in self.learners]
+            return [RolloutSource(self.config, self.folder, learner, *shared) for learner in self.learners]
 
     def _open_probes(self, examples: list[Example]) -> dict[str, tuple[Rollout, ...]]:
         """By learner, answers to the first examples that every view can be shown; of several processes the first has
@@ -173,14 +182,14 @@ class Trainer:
         pool = split_by_evidence(examples or self.examples, list(self.method.contexts))[0]
         pool = [example for example in pool if all(covers(policy, example.domain) for policy, _ in self.views)]
         pool = pool[: 2 * self.config.trace.probes]
-        pool = [example for example in pool if not self.skipped.add_if(example, showing_problem(example, self.views))]
-        with heads(*self.writing), together(*self.writing), self._autocast():
-            return self.group.here(
+        pool = [example for example in pool if not self.skipped.add_if(example, encoding_problem(example, self.views))]
+        with unsharded_heads(*self.sampling_policies), unsharded(*self.sampling_policies), self._autocast():
+            return self.group.on_main(
                 lambda: open_probes(self.config, self.folder, self.students, self.method, pool, self.sampling), {}
             )
 
     def _usable(self, example: Example) -> bool:
-        return not self.skipped.add_if(example, showing_problem(example, self.views, self.sampled_by))
+        return not self.skipped.add_if(example, encoding_problem(example, self.views, self.sampled_by))
 
     def run(self, stop: StopSignal, on_step: Callable[[int, dict], None] | None) -> TrainResult:
         training, trace = self.config.training, self.config.trace
@@ -190,7 +199,7 @@ class Trainer:
         if self.step_done == 0:
             self._evaluate(0)
             self._probe(0)
-        elif self.group.first(lambda: self.evaluation.is_missing(self.step_done)):
+        elif self.group.main_first(lambda: self.evaluation.is_missing(self.step_done)):
             self._evaluate(self.step_done)
         steps = range(self.step_done + 1, training.steps + 1)
         bar = tqdm(
@@ -204,7 +213,7 @@ class Trainer:
         for step in bar:
             metrics = self.step(step)
             self.step_done = step
-            last, stopping = step == training.steps, any(self.group.exchange(stop.asked))
+            last, stopping = step == training.steps, any(self.group.all_gather_object(stop.asked))
             if last or step % trace.probe_every == 0:
                 self._probe(step)
             if last or stopping or (training.save_every and step % training.save_every == 0):
@@ -229,7 +238,7 @@ class Trainer:
 
     def step(self, step: int) -> dict[str, float]:
         """One turn of the loop; returns its metrics."""
-        clock = Clock()
+        clock = StepTimer()
         examples = usable_batch(
             self.examples,
             self.order,
@@ -242,12 +251,12 @@ class Trainer:
         )
         try:
             with (
-                self.group.guard(),
-                heads(*self.policies),
+                self.group.propagate_errors(),
+                unsharded_heads(*self.policies),
                 cached_image_features(self.config.models.share_images),
             ):
-                written = self._write(step, examples)
-                clock.lap("write")  # all write before any learns
+                written = self._sample(step, examples)
+                clock.mark("write")  # all write before any learns
                 results = [self._learn(learner, written, step, clock) for learner in self.learners]
             for learner in self.learners:
                 learner.all_reduce_gradients(self.group)
@@ -259,26 +268,26 @@ class Trainer:
             learner_metrics = step_metrics(self.method, result.global_result)
             if self.method.resample:  # otherwise the sequences were sampled by the student before training
                 learner_metrics |= sampler_gap(self.method, result.global_result)
-            update = learner.step(step) if learner_metrics["supervised"] else learner.rest(step)
+            update = learner.step(step) if learner_metrics["supervised"] else learner.skip_step(step)
             metrics |= prefix_by_learner(learner.name, learner_metrics | grad_norm | update)
-        clock.lap("learn")
+        clock.mark("learn")
         if self.config.trace.every and step % self.config.trace.every == 0:
             pairs = zip(self.learners, results, strict=True)
-            self.trace_writer.write(*(traced(result, step, learner.student) for learner, result in pairs))
-        clock.lap("trace")
+            self.trace_writer.write(*(to_traced_batch(result, step, learner.student) for learner, result in pairs))
+        clock.mark("trace")
         num_positions = sum(result.global_result.batch.num_positions for result in results)
         metrics |= clock.seconds() | {"tokens": num_positions, "skipped": self.skipped.counts.total()}
         self.folder.log_metrics("train", step, metrics)
         return metrics
 
-    def _write(self, step: int, examples: list[Example]) -> dict[str, tuple[Rollout, ...]]:
+    def _sample(self, step: int, examples: list[Example]) -> dict[str, tuple[Rollout, ...]]:
         """What this process's part of the step's examples is answered by every student."""
-        block = self.group.block(len(examples))
+        block = self.group.local_range(len(examples))
         block_examples = [examples[idx] for idx in block]
-        with together(*self.writing), self._autocast():
+        with unsharded(*self.sampling_policies), self._autocast():
             written = {
                 name: tuple(write(step, block_examples, block.start))
-                for name, write in zip(self.students, self.writers, strict=True)
+                for name, write in zip(self.students, self.rollout_sources, strict=True)
             }
             if self.method.peer_request is None:
                 return written
@@ -287,13 +296,15 @@ class Trainer:
                 written, self.students, self.method.peer_request, sampling=self.sampling, **options
             )
 
-    def _learn(self, learner: Learner, written: dict[str, tuple[Rollout, ...]], step: int, clock: Clock) -> StepResult:
+    def _learn(
+        self, learner: Learner, written: dict[str, tuple[Rollout, ...]], step: int, clock: StepTimer
+    ) -> StepResult:
         """Read, route and supervise one learner's batch; its gradients are there then, and its weights as before."""
         config, method = self.config, self.method
         batch = Batch(written[learner.name], config.training.micro_batch_size, config.training.bucket)
         with self._autocast():
-            scored_batch = score_batch(method, learner.policies, batch, _others(written, learner))
-            clock.lap("read")
+            scored_batch = score_batch(method, learner.policies, batch, _peer_rollouts(written, learner))
+            clock.mark("read")
             torch.manual_seed(derive_seed("dropout", config.seed, step, *learner.seed, *self.group.seed))
             with learner.training_mode():
                 scored = compute_step(
@@ -306,7 +317,7 @@ class Trainer:
                     backward=self.accelerator.backward,
                     group=self.group,
                 )
-        clock.lap("learn")
+        clock.mark("learn")
         return scored
 
     def _autocast(self) -> torch.autocast:
@@ -315,17 +326,17 @@ class Trainer:
     def _probe(self, step: int) -> None:
         """Re-score the fixed answers under every view and route them by the method's own rule."""
         batches, metrics = [], {}
-        if not self.group.first(lambda: all(self.probes.get(learner.name) for learner in self.learners)):
+        if not self.group.main_first(lambda: all(self.probes.get(learner.name) for learner in self.learners)):
             return
         for learner in self.learners:
-            with heads(*learner.policies.values()), self._autocast():
+            with unsharded_heads(*learner.policies.values()), self._autocast():
                 if not self.group.is_main:  # the probes are with the first
                     join_collectives(self.method, learner.policies)
                     continue
                 probes = self.probes[learner.name]
                 batch = Batch(probes, self.config.training.micro_batch_size, self.config.training.bucket)
-                scored_batch = score_batch(self.method, learner.policies, batch, _others(self.probes, learner))
-                with together(learner.student):
+                scored_batch = score_batch(self.method, learner.policies, batch, _peer_rollouts(self.probes, learner))
+                with unsharded(learner.student):
                     scored = compute_step(
                         self.method,
                         learner.policies,
@@ -334,7 +345,7 @@ class Trainer:
                         num_alternatives=self.config.trace.alternatives,
                         alternatives_of=len(probes),
                     )
-            batches.append(traced(scored, step, learner.student))
+            batches.append(to_traced_batch(scored, step, learner.student))
             metrics |= prefix_by_learner(learner.name, step_metrics(self.method, scored))
         if not self.group.is_main:
             return
@@ -348,9 +359,9 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         self.trace_writer.flush()
-        self.group.exchange("flushed")  # what a checkpoint stands for is on disk before it
+        self.group.all_gather_object("flushed")  # what a checkpoint stands for is on disk before it
         gathered = [gather(learner, self.group.is_main) for learner in self.learners]
-        self.group.first(lambda: self._save_here(step, gathered))
+        self.group.main_first(lambda: self._save_here(step, gathered))
 
     def _save_here(self, step: int, gathered: list[Gathered | None]) -> None:
         keep = self.config.training.keep
@@ -380,7 +391,7 @@ class Trainer:
         if "accuracy" in metrics:
             postfix["right"] = f"{metrics['accuracy']:.0%}"
         bar.set_postfix(postfix)
-        for warning in self._look(step, metrics):
+        for warning in self._update_health(step, metrics):
             log.warning("%s", warning)
             self.folder.update(warnings=self._warnings())
         rate = bar.format_dict["rate"]
@@ -389,14 +400,14 @@ class Trainer:
         self.accelerator.log({name: value for name, value in metrics.items() if value is not None}, step=step)
         log.debug("step %d loss %.5f", step, metrics["loss"])
 
-    def _look(self, step: int, metrics: dict[str, float]) -> list[str]:
-        return [warning for watch in self.watches for warning in watch.look(step, metrics)]
+    def _update_health(self, step: int, metrics: dict[str, float]) -> list[str]:
+        return [warning for watch in self.health_monitors for warning in watch.update(step, metrics)]
 
     def _warnings(self) -> list[str]:
-        return [warning for watch in self.watches for warning in watch.warnings.values()]
+        return [warning for watch in self.health_monitors for warning in watch.warnings.values()]
 
 
-def _others(written: dict[str, tuple[Rollout, ...]], learner: Learner) -> tuple[tuple[Rollout, ...], ...]:
+def _peer_rollouts(written: dict[str, tuple[Rollout, ...]], learner: Learner) -> tuple[tuple[Rollout, ...], ...]:
     """What the other learners wrote."""
     return tuple(rollouts for name, rollouts in written.items() if name != learner.name)
 

@@ -89,7 +89,7 @@ def rollout_metrics(rollouts: tuple[Rollout, ...]) -> dict[str, float]:
         "completion_length": sum(len(rollout.ids) for rollout in rollouts) / count,
         "truncated": sum(not rollout.finished for rollout in rollouts) / count,
         "dataset_share": sum(rollout.source == "dataset" for rollout in rollouts) / count,
-        "agreement": _agreement(rollouts),
+        "agreement": _duplicate_rate(rollouts),
         "distinct_tokens": float(len({token for rollout in rollouts for token in rollout.ids})),
     }
     if rewards:
@@ -97,7 +97,7 @@ def rollout_metrics(rollouts: tuple[Rollout, ...]) -> dict[str, float]:
     return metrics
 
 
-def _agreement(rollouts: tuple[Rollout, ...]) -> float:
+def _duplicate_rate(rollouts: tuple[Rollout, ...]) -> float:
     """Share of pairs of answers to one example with equal tokens."""
     groups: dict[int, list[tuple[int, ...]]] = {}
     for rollout in rollouts:
@@ -120,14 +120,14 @@ def prefix_by_learner(name: str, metrics: dict[str, float]) -> dict[str, float]:
     return metrics if name == STUDENT else {f"{name}/{key}": value for key, value in metrics.items()}
 
 
-class Clock:
+class StepTimer:
     """Measures the seconds of each part of a step."""
 
     def __init__(self) -> None:
         self._start = self._last = time.perf_counter()
         self._laps: dict[str, float] = {}
 
-    def lap(self, name: str) -> None:
+    def mark(self, name: str) -> None:
         now = time.perf_counter()
         key = f"seconds/{name}"
         self._laps[key] = self._laps.get(key, 0.0) + now - self._last

@@ -14,7 +14,7 @@ from workbench.traces.schema import PROBE
 log = logging.getLogger("workbench")
 
 
-def rewind(folder: RunFolder, config: RunConfig) -> Checkpoint | None:
+def resume_from_latest(folder: RunFolder, config: RunConfig) -> Checkpoint | None:
     """Find the newest complete checkpoint and delete all records of later steps, which run again.
 
     Missing records of earlier steps are logged and listed in run.json as "missing"; training does not need them.

@@ -34,7 +34,7 @@ PREPARED, SEQUENCES = "prepared.safetensors", "sequences.jsonl"
 log = logging.getLogger("workbench")
 
 
-class Writer:
+class RolloutSource:
     """Source of the rollouts of one learner, step by step.
 
     examples  in the order of the first epoch
@@ -58,26 +58,30 @@ class Writer:
     ) -> None:
         self.config, self.folder, self.learner, self.method, self.sampling = config, folder, learner, method, sampling
         self.student, self.group = learner.student, group
-        self._tensors = group.first(lambda: self._prepared(filter(usable, examples), begun)) if method.prepare else {}
-        self._written = None if method.resample else self._sequences(examples, usable, begun)
+        self._tensors = (
+            group.main_first(lambda: self._patch_tensors(filter(usable, examples), begun))
+            if method.sampling_patch
+            else {}
+        )
+        self._stored = None if method.resample else self._stored_rollouts(examples, usable, begun)
 
     def __call__(self, step: int, examples: list[Example], first: int = 0) -> list[Rollout]:
         """Rollouts of a step, grouped by example. `first` is the index of the first example within the step."""
-        if self._written is None:
-            return self._write(examples, (self.config.seed, step, *self.learner.seed), first=first)
+        if self._stored is None:
+            return self._sample(examples, (self.config.seed, step, *self.learner.seed), first=first)
         for example in examples:
-            if example.id not in self._written:
+            if example.id not in self._stored:
                 raise RunError(
                     f"no sequence was sampled for {example.origin or example.id}, which was not usable when the run "
                     "began. Restore the data, or start a new run (name=...)."
                 )
-        return [rollout for example in examples for rollout in self._written[example.id]]
+        return [rollout for example in examples for rollout in self._stored[example.id]]
 
-    def _write(
+    def _sample(
         self, examples: list[Example], seed: tuple[object, ...], batch_size: int = 0, first: int = 0
     ) -> list[Rollout]:
-        method, prepare = self.method, self.method.prepare
-        patched = prepare.writing(self.student, self._tensors) if prepare else contextlib.nullcontext()
+        method, prepare = self.method, self.method.sampling_patch
+        patched = prepare.apply(self.student, self._tensors) if prepare else contextlib.nullcontext()
         with autocast(self.config, self.student.device), patched:  # the precision of the scoring pass
             rollouts = sample_rollouts(
                 self.student,
@@ -89,19 +93,19 @@ class Writer:
                 dataset_share=method.dataset_share,
                 **self.config.evaluation.grading,
                 batch_size=batch_size,
-                replier=self.learner.policies[method.replier],
+                replier=self.learner.policies[method.replying_policy],
                 first=first,
             )
         if prepare is None:
             return rollouts
         return [
-            replace(rollout, source=f"{rollout.source}+{prepare.source}")
+            replace(rollout, source=f"{rollout.source}+{prepare.suffix}")
             if rollout.source == self.student.name
             else rollout
             for rollout in rollouts
         ]
 
-    def _prepared(self, examples: Iterator[Example], begun: bool) -> dict[str, Tensor]:
+    def _patch_tensors(self, examples: Iterator[Example], begun: bool) -> dict[str, Tensor]:
         file = self._file(PREPARED)
         if file.is_file():
             try:
@@ -109,7 +113,7 @@ class Writer:
             except (OSError, SafetensorError) as error:
                 raise RunError(f"cannot read {file}: {reason(error)}. Start a new run (name=...).") from None
         self._require_start(begun, file)
-        prepared = self.method.prepare.make(
+        prepared = self.method.sampling_patch.build(
             self.student, examples, derive_seed("prepare", self.config.seed, *self.learner.seed)
         )
         temporary = file.with_name(f".{file.name}")
@@ -125,13 +129,13 @@ class Writer:
         log.info("prepared: %s", ", ".join(f"{name}: {value}" for name, value in prepared.facts.items()))
         return prepared.tensors
 
-    def _sequences(
+    def _stored_rollouts(
         self, examples: list[Example], usable: Callable[[Example], bool], begun: bool
     ) -> dict[str, list[Rollout]]:
         """Sequences of the student before training, by example id, for the examples of all steps."""
         file = self._file(SEQUENCES)
         examples_by_id = {example.id: example for example in examples}
-        rows = self.group.first(lambda: self.folder.sequences(file.name))
+        rows = self.group.main_first(lambda: self.folder.sequences(file.name))
         if rows is not None:
             return _by_example([from_row(row, examples_by_id, "data.train") for row in rows])
         self._require_start(begun, file)
@@ -139,8 +143,8 @@ class Writer:
         chosen = list(islice(filter(usable, examples), training.steps * training.batch_size))
         log.info("sampling answers to %d examples, once", len(chosen))
         seed, size = (self.config.seed, "once", *self.learner.seed), self.config.evaluation.batch_size
-        rows = self.group.share(
-            chosen, lambda block, first: [to_row(rollout) for rollout in self._write(block, seed, size, first)]
+        rows = self.group.map_ranks(
+            chosen, lambda block, first: [to_row(rollout) for rollout in self._sample(block, seed, size, first)]
         )
         self.folder.write_sequences(file.name, rows)
         return _by_example([from_row(row, examples_by_id, "data.train") for row in rows])

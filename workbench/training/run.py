@@ -64,13 +64,13 @@ def train(
     )
     folder = RunFolder(config.run_dir) if group.is_main else ReadOnlyFolder(config.run_dir)
     try:
-        with group.guard():
+        with group.propagate_errors():
             choose_device(config.models.device, group)
             if group.sharding is not None:
                 require_shardable(config)
-            group.first(lambda: _prepare(config, resume, load))
+            group.main_first(lambda: _prepare(config, resume, load))
             with folder.claim():
-                group.exchange("claimed")
+                group.all_gather_object("claimed")
                 if resume:
                     folder.write_config(config.to_yaml())  # with the changed keys, for the next resume
                 return _train_in(folder, config, resume, on_step, load, group)

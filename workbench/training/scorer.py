@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 
 from workbench.config.schema import EvaluationConfig, RunConfig, SamplingConfig, load_config
-from workbench.data.contexts import build_prompt, check_asked, parse_context, stand_in
+from workbench.data.contexts import build_prompt, dummy_rollout, parse_context, require_promptable
 from workbench.data.examples import load_examples
 from workbench.data.grading import RULES, TOLERANCE, check_grading, grade
 from workbench.distill.rollouts import reply_in_turns
 from workbench.distill.scoring import Batch
 from workbench.distill.step import compute_step, score_batch
-from workbench.distill.usable import Tally, showable, unasked
+from workbench.distill.usable import Tally, filter_encodable, not_evaluated
 from workbench.distributed import choose_device
 from workbench.errors import ConfigError, RunError
 from workbench.evals.evaluate import evaluate_policies
@@ -34,7 +34,7 @@ from workbench.policies.proven import prove_all
 from workbench.runs.checkpoints import Checkpoint, latest_checkpoint
 from workbench.runs.folder import RunFolder
 from workbench.traces.reader import TracedRollout, open_traces
-from workbench.traces.writer import TraceWriter, traced
+from workbench.traces.writer import TraceWriter, to_traced_batch
 from workbench.training.learner import autocast, build_learner
 from workbench.types import STUDENT, Example, Rollout
 
@@ -60,7 +60,7 @@ class Scorer:
         Raises: DataError if the example lacks the evidence of a view.
         """
         for view in self.method.views.values():
-            self.learner.policies[view.policy].check_prompt(build_prompt(example, view.context, stand_in(example)))
+            self.learner.policies[view.policy].check_prompt(build_prompt(example, view.context, dummy_rollout(example)))
         rollout = self._write(example, seed) if answer is None else self._given(example, answer, seed)
         policies, config = self.learner.policies, self.config
         with torch.no_grad(), autocast(config, self.device):
@@ -76,7 +76,7 @@ class Scorer:
         student = self.learner.student
         writer = TraceWriter(Path(self._folder.name), method=self.method.name, policy_text=student.token_text)
         self._num_scored += 1
-        writer.write(traced(scored, self._num_scored, student))
+        writer.write(to_traced_batch(scored, self._num_scored, student))
         return open_traces(self._folder.name).rollout(self._num_scored, 0)
 
     def _write(self, example: Example, seed: int) -> Rollout:
@@ -98,7 +98,7 @@ class Scorer:
         """Replies to the early turns, for the context "turns"."""
         if "turns" not in parse_context(self._context):
             return ()
-        replier = self.learner.policies[self.method.replier]
+        replier = self.learner.policies[self.method.replying_policy]
         with autocast(self.config, self.device):
             return reply_in_turns(replier, [example], sampling=self._sampling, seed=(seed,))[0]
 
@@ -150,7 +150,7 @@ def evaluate_run(
         )
     require_answers(examples)
     require_shown(examples, source, contexts or ())  # the run's own contexts may lack evidence for some examples
-    examples = showable(
+    examples = filter_encodable(
         examples, policies, contexts or config.evaluation.contexts, Tally() if skipped is None else skipped
     )
     _log_unasked(examples, contexts or config.evaluation.contexts)
@@ -183,7 +183,7 @@ def evaluate_model(
     check_grading(rule, tolerance)
     examples = load_examples(data, limit=count)
     for context in contexts:
-        check_asked(context)
+        require_promptable(context)
     require_answers(examples)
     require_shown(examples, data, contexts)
     policy = load_policy(path, "model", dtype=dtype, device=default_device(), trust_remote_code=trust_remote_code)
@@ -191,14 +191,14 @@ def evaluate_model(
     if policy.encoder.context_length is not None:
         max_completion_length = min(max_completion_length, policy.encoder.context_length // 2)
     leave_room([policy], max_completion_length)
-    examples = showable(examples, [policy], contexts, Tally() if skipped is None else skipped)
+    examples = filter_encodable(examples, [policy], contexts, Tally() if skipped is None else skipped)
     _log_unasked(examples, contexts)
     options = {"max_completion_length": max_completion_length, "batch_size": EvaluationConfig().batch_size}
     return evaluate_policies([policy], examples, contexts, step=0, rule=rule, tolerance=tolerance, **options)
 
 
 def _log_unasked(examples: list[Example], contexts: Sequence[str]) -> None:
-    for sentence in unasked(examples, contexts):
+    for sentence in not_evaluated(examples, contexts):
         log.warning("%s", sentence)
 
 

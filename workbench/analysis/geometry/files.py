@@ -27,7 +27,7 @@ NOT_MEASURED = "The geometry of this run's update is not measured yet. Press Mea
 
 
 @dataclass(frozen=True)
-class Pair:
+class ModelPair:
     """Two checkpoints to be compared, and what is known of the way between them."""
 
     source: Weights
@@ -50,7 +50,7 @@ class Measured:
         return ", ".join([str(self.facts["name"]), *told])
 
 
-def pair_of_run(run_dir: str | Path) -> Pair:
+def pair_of_run(run_dir: str | Path) -> ModelPair:
     """The model that a run started from, and the student of its newest complete checkpoint.
 
     Raises: RunError if the run has no checkpoint yet; PolicyError if either holds no weights.
@@ -66,17 +66,17 @@ def pair_of_run(run_dir: str | Path) -> Pair:
     training = vars(config.training)
     facts = {"name": folder.path.name, "method": folder.status.get("method"), "step": checkpoint.step}
     facts |= {key: training[key] for key in ("learning_rate", "weight_decay", "update_mask")}
-    return Pair(open_weights(config.models.student), open_weights(checkpoint.student), facts)
+    return ModelPair(open_weights(config.models.student), open_weights(checkpoint.student), facts)
 
 
-def pair_of(first: str | Path, second: str | Path | None = None) -> Pair:
+def pair_of(first: str | Path, second: str | Path | None = None) -> ModelPair:
     """A run and nothing else: its start and its newest checkpoint. Otherwise two models, of each a folder, a checkpoint or a run.
 
     Raises: ConfigError if one model was given alone; RunError, PolicyError as `pair_of_run`.
     """
     if second is not None:
         source, target = (open_weights(_model(Path(one))) for one in (first, second))
-        return Pair(source, target, {"name": f"{first} to {second}"})
+        return ModelPair(source, target, {"name": f"{first} to {second}"})
     if not (Path(first) / "run.json").is_file():
         raise ConfigError(
             f"{first} is no run folder, and one model alone has no update. Give a run (workbench geometry runs/NAME), or two "
@@ -86,7 +86,7 @@ def pair_of(first: str | Path, second: str | Path | None = None) -> Pair:
 
 
 def measure_pair(
-    pair: Pair, *, seed: int = 0, device: str = "cpu", say: Callable[[str], None] = lambda name: None
+    pair: ModelPair, *, seed: int = 0, device: str = "cpu", say: Callable[[str], None] = lambda name: None
 ) -> Measured:
     """Every metric of a pair; see `geometry.compare`."""
     found = compare(pair.source, pair.target, seed=seed, device=device, say=say)

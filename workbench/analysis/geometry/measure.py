@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from workbench.analysis.geometry.modules import GROUPS, place_of
+from workbench.analysis.geometry.modules import GROUPS, group_of
 from workbench.policies.tensors import PRECISIONS, Weights, check_same_architecture
 from workbench.seeding import derive_seed
 
@@ -116,7 +116,7 @@ def compare(
     for name in source.shapes:
         say(name)
         before, after = (weights.tensor(name).to(device) for weights in (source, target))
-        place = place_of(name)
+        place = group_of(name)
         facts = {"tensor": name, "group": place.group, "part": place.part, "module": place.module, "layer": place.layer}
         for found in measure_all(before, after, seed=derive_seed("geometry", seed, name)):
             rows.append({**facts, "shape": "x".join(map(str, before.shape)), "coordinates": before.numel(), **found})
@@ -125,7 +125,7 @@ def compare(
     frame["energy_share"] = (frame["delta_norm"] ** 2 / total).where(total > 0)
     order = ["tensor", "group", "part", "module", "layer", "shape", "coordinates", "precision", "delta"]
     frame = frame.reindex(columns=[*order, *columns()])
-    return Geometry(frame, summarise(frame), tuple(dict.fromkeys([*source.left_out, *target.left_out])))
+    return Geometry(frame, summarize(frame), tuple(dict.fromkeys([*source.left_out, *target.left_out])))
 
 
 def measure_all(before: torch.Tensor, after: torch.Tensor, *, seed: int = 0) -> Iterator[dict]:
@@ -156,7 +156,7 @@ def random_like(before: torch.Tensor, after: torch.Tensor, *, seed: int = 0) -> 
     return before.float() + noise * size.float()
 
 
-def summarise(tensors: pd.DataFrame) -> pd.DataFrame:
+def summarize(tensors: pd.DataFrame) -> pd.DataFrame:
     """The rows of `Geometry.groups`."""
     rows = []
     for (precision, delta), own in tensors.groupby(["precision", "delta"], sort=False):

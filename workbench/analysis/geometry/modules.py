@@ -53,7 +53,7 @@ _INNER = {
 
 
 @dataclass(frozen=True)
-class Place:
+class ParameterGroup:
     """Where a tensor is. part: text, vision or connector; module: one of GROUPS; layer: its number, or None."""
 
     part: str
@@ -65,7 +65,7 @@ class Place:
         return {"vision": "vision tower", "connector": "connector"}.get(self.part, self.module)
 
 
-def place_of(name: str) -> Place:
+def group_of(name: str) -> ParameterGroup:
     """The place of a tensor by its name in a model folder; "other" where no word is known."""
     words = [word for word in name.split(".") if word not in ("weight", "bias")]
     if any(_CONNECTOR.search(word) for word in words):
@@ -73,7 +73,7 @@ def place_of(name: str) -> Place:
     else:
         part = "vision" if any(_VISION.search(word) for word in words) else "text"
     layer = next((int(word) for word in words if word.isdigit()), None)
-    return Place(part, _module(words), layer)
+    return ParameterGroup(part, _module(words), layer)
 
 
 def _module(words: list[str]) -> str:

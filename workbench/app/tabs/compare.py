@@ -8,7 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 from workbench.analysis import compare, figures
-from workbench.analysis.compare import Pair
+from workbench.analysis.compare import RunPair
 from workbench.analysis.illusion import HOW_SURE
 from workbench.analysis.runs import config_difference, metrics
 from workbench.analysis.table import Table, names_of
@@ -24,7 +24,16 @@ from workbench.app.components import (
     rows_component,
     rows_html,
 )
-from workbench.app.context import CHOICES, AppContext, Shared, choice, chooses, kept, sentence, told
+from workbench.app.context import (
+    CHOICES,
+    AppContext,
+    Shared,
+    choice,
+    persistent_params,
+    sentence,
+    show_errors,
+    sync_to_url,
+)
 from workbench.errors import WorkbenchError
 from workbench.render import TokenView, colors, render_tokens
 from workbench.render.text import NONE, signed, visible_text
@@ -134,7 +143,7 @@ def draw_pair(first: Path, second: Path, row: Mapping | None, layout: str) -> tu
     return fresh(aligned_html(pair, *names)), fresh(f'<div class="{place}">{views}</div>')
 
 
-def aligned_html(pair: Pair, first: str, second: str) -> str:
+def aligned_html(pair: RunPair, first: str, second: str) -> str:
     """Both answers as columns of a table: a token of the first over its partner, with regimes and gaps, differences marked.
 
     Two methods that have no regime in common differ everywhere, so no difference is marked: their gaps can be compared.
@@ -224,7 +233,7 @@ def draw_accuracy(first: Path, second: Path) -> str:
         ]
     title = "Accuracy and confidence, first and newest evaluation"
     html = rows_html(found, columns, label="accuracy of both runs", title=title, tall=380) + aside_html(HOW_SURE)
-    own, both, other = compare.asked_apart(first, second)
+    own, both, other = compare.evaluated_apart(first, second)
     if not own and not other:
         return html
     apart = f"Not the same questions: {own:,} were asked of the first run only, {other:,} of the second only, {both:,} of both."
@@ -243,7 +252,7 @@ def draw_difference(first: Path, second: Path) -> str:
 
 def chosen_example(address: Mapping | None, key: Mapping) -> dict:
     """The address after an example was chosen."""
-    return kept(address) | {"example": str(key["example"])}
+    return persistent_params(address) | {"example": str(key["example"])}
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
@@ -283,11 +292,13 @@ def build_tab(context: AppContext, shared: Shared) -> None:
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     outputs = [other, layout, listed, aligned, views, metric, curves, accuracy, difference]
-    drawing = told(partial(draw, context), len(outputs))
+    drawing = show_errors(partial(draw, context), len(outputs))
     shared.on_show("compare", drawing, [shared.run, shared.theme, shared.address], outputs)
-    chooses(shared, [metric.input, layout.input], CHOICES["compare"], [metric, layout])
+    sync_to_url(shared, [metric.input, layout.input], CHOICES["compare"], [metric, layout])
     other.input(
-        lambda name, address: kept(address) | {"other": name or "", "example": (address or {}).get("example", "")},
+        lambda name, address: (
+            persistent_params(address) | {"other": name or "", "example": (address or {}).get("example", "")}
+        ),
         [other, shared.address],
         shared.address,
         **quiet,
@@ -296,4 +307,4 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     def choose(event: gr.EventData, address: dict) -> dict:
         return chosen_example(address, event.key)
 
-    listed.select(told(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
+    listed.select(show_errors(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)

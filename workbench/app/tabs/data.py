@@ -22,7 +22,16 @@ from workbench.app.components import (
     rows_component,
     rows_html,
 )
-from workbench.app.context import MAX_UPLOAD_MB, AppContext, Shared, in_its_place, kept, note, sentence, told
+from workbench.app.context import (
+    MAX_UPLOAD_MB,
+    AppContext,
+    Shared,
+    note,
+    persistent_params,
+    render_error_in_place,
+    sentence,
+    show_errors,
+)
 from workbench.app.examples import DECODING, MAX_DECODED, MOST_EVALUATED, MOST_EXAMPLES, load, shown_html
 from workbench.app.own_image import own_image_form
 from workbench.config.models import refuse_remote_code
@@ -371,26 +380,26 @@ def build_tab(context: AppContext, shared: Shared) -> None:
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     inputs, outputs = [shared.run, shared.address, source], [source, listed, shown, given]
-    drawing = told(partial(draw, context), len(outputs))
+    drawing = show_errors(partial(draw, context), len(outputs))
     shared.on_show("data", drawing, inputs, outputs)
-    source.input(told(partial(draw, context, is_typed=True), len(outputs)), inputs, outputs, **quiet)
+    source.input(show_errors(partial(draw, context, is_typed=True), len(outputs)), inputs, outputs, **quiet)
 
     def choose(event: gr.EventData, address: dict) -> dict:
-        return kept(address) | {"example": str(event.key["id"])}
+        return persistent_params(address) | {"example": str(event.key["id"])}
 
     def add_box(event: gr.EventData, dropped: str, lines: str) -> str:
         return with_box(dropped, lines, event.corners)
 
-    listed.select(told(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
+    listed.select(show_errors(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
     shown_boxes = [form.file, form.boxes]
-    gr.on([form.file.change, form.boxes.change], told(preview), shown_boxes, form.picture, **quiet)
-    form.picture.box(told(add_box), shown_boxes, form.boxes, **quiet)
+    gr.on([form.file.change, form.boxes.change], show_errors(preview), shown_boxes, form.picture, **quiet)
+    form.picture.box(show_errors(add_box), shown_boxes, form.boxes, **quiet)
     busy = {"show_progress": "full", "concurrency_limit": 1, "concurrency_id": "scorer", "api_visibility": "private"}
     button.click(
-        in_its_place(partial(score_listed, context), [scored]),
+        render_error_in_place(partial(score_listed, context), [scored]),
         [shared.run, shared.address, source, given],
         scored,
         **busy,
     )
-    scoring = in_its_place(partial(score_own, context), [scored])
+    scoring = render_error_in_place(partial(score_own, context), [scored])
     form.button.click(scoring, [shared.run, *form.inputs], scored, **busy)

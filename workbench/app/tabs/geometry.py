@@ -11,7 +11,7 @@ from workbench.analysis.geometry.files import FOLDER, NOT_MEASURED, Measured
 from workbench.analysis.geometry.measure import UPDATE
 from workbench.analysis.table import Table, table
 from workbench.app.components import Column, aside_html, fragment_component, plot_component, rows_component, rows_html
-from workbench.app.context import AppContext, Shared, note, told
+from workbench.app.context import AppContext, Shared, note, show_errors
 
 WHAT = """<h2>What training did to the weights</h2><p>The difference of the newest checkpoint to the model that the run started
 from, in float32 and rounded to bfloat16, beside a random difference of the same norm: what the control shows, too, says nothing of
@@ -105,9 +105,9 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     rows = rows_component("geometry by group", elem_id="geometry-table")
     shown = [component for made in (plots, asides) for _, component in sorted(made.items())]
     inputs, outputs = [shared.run, shared.theme], [words, *shown, rows]
-    shared.on_show("geometry", told(partial(draw, context), len(outputs)), inputs, outputs)
+    shared.on_show("geometry", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
     shared.run.change(lambda: "", None, said, show_progress="hidden", api_visibility="private")
-    measuring = told(partial(measure, context), len(outputs) + 1)
+    measuring = show_errors(partial(measure, context), len(outputs) + 1)
     button.click(
         measuring, inputs, [said, *outputs], concurrency_limit=1, show_progress_on=words, api_visibility="private"
     )

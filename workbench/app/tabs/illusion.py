@@ -21,7 +21,7 @@ from workbench.app.components import (
     rows_component,
     rows_html,
 )
-from workbench.app.context import AppContext, Shared, kept, told
+from workbench.app.context import AppContext, Shared, persistent_params, show_errors
 from workbench.app.finding_cards import findings_html
 from workbench.evals.findings import INTERVALS
 from workbench.traces.reader import Traces
@@ -76,7 +76,7 @@ def draw(context: AppContext, run: str | None, theme: str, shown: str | None) ->
     accuracy = illusion.accuracy(run_dir)
     pairs = [] if accuracy.empty else list(dict.fromkeys(f"{row['policy']}, {row['context']}" for row in accuracy.rows))
     shown = shown if shown in pairs else pairs[0] if pairs else ""
-    bought, parted = illusion.bought_by_information(traces or run_dir), illusion.separation(traces or run_dir)
+    bought, parted = illusion.information_dominated_loss(traces or run_dir), illusion.separation(traces or run_dir)
     over, group = overconfidence(accuracy)
     return (
         headline(run_dir, accuracy, bought, parted),
@@ -110,7 +110,7 @@ def draw(context: AppContext, run: str | None, theme: str, shown: str | None) ->
             title="Most loss spent on what only the evidence explains: choose one to open it in Tokens",
             tall=440,
         ),
-        draw_wrong(illusion.sure_and_wrong(run_dir)),
+        draw_wrong(illusion.confidently_wrong(run_dir)),
         rows_html(
             last_step(accuracy),
             ACCURACY_COLUMNS,
@@ -232,14 +232,14 @@ def entropies(traces: Traces | None, run_dir: Path) -> Table:
 
 def worst_address(address: Mapping | None, key: Mapping) -> dict:
     """The address of a worst case's answer."""
-    return kept(address, but="tokens") | answer_address(
+    return persistent_params(address, but="tokens") | answer_address(
         int(key["step"]), int(key["rollout"]), process=int(key["process"]), token=int(key["position"])
     )
 
 
 def wrong_address(address: Mapping | None, key: Mapping) -> dict:
     """The address of an evaluated question, with what it was shown, in Data."""
-    return kept(address) | {"example": str(key["example"]), "context": str(key["context"])}
+    return persistent_params(address) | {"example": str(key["example"]), "context": str(key["context"])}
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
@@ -268,9 +268,9 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     inputs = [shared.run, shared.theme, who]
     outputs = [head, accuracy, who, reliability, over, share, entropy, separation, worst, wrong, measured]
-    shared.on_show("illusion", told(partial(draw, context), len(outputs)), inputs, outputs)
+    shared.on_show("illusion", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
     who.input(
-        told(lambda run, theme, shown: draw_reliability(context.run_dir(run), shown, theme)),
+        show_errors(lambda run, theme, shown: draw_reliability(context.run_dir(run), shown, theme)),
         inputs,
         reliability,
         **quiet,
@@ -282,5 +282,5 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     def open_wrong(event: gr.EventData, address: dict) -> tuple:
         return wrong_address(address, event.key), gr.Tabs(selected="data")
 
-    worst.select(told(open_case, 2), shared.address, [shared.address, shared.tabs], **quiet)
-    wrong.select(told(open_wrong, 2), shared.address, [shared.address, shared.tabs], **quiet)
+    worst.select(show_errors(open_case, 2), shared.address, [shared.address, shared.tabs], **quiet)
+    wrong.select(show_errors(open_wrong, 2), shared.address, [shared.address, shared.tabs], **quiet)

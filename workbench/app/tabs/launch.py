@@ -15,7 +15,7 @@ from html import escape
 import gradio as gr
 from gradio.components import Component
 
-from workbench.app.context import AppContext, Shared, note, run_choices, sentence, told
+from workbench.app.context import AppContext, Shared, note, run_choices, sentence, show_errors
 from workbench.app.form import (
     CHOICE,
     NUMBER,
@@ -104,7 +104,9 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     loaded.then(*shows, **silent)
     changed = chooser.input(partial(show_method, context, form), [recipe, chooser], [about, *options], **silent)
     changed.then(*shows, **silent)
-    shared.on_show("launch", told(partial(offer, context), 2), [recipe, name], [recipe, name]).then(*shows, **silent)
+    shared.on_show("launch", show_errors(partial(offer, context), 2), [recipe, name], [recipe, name]).then(
+        *shows, **silent
+    )
 
     running = {"show_progress": "minimal", "show_progress_on": report, "api_visibility": "private"}
     checking = check.click(

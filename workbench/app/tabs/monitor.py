@@ -1,6 +1,6 @@
 """Watch: one run as it goes: its state, its curves, its answers; stop and resume.
 
-The page asks again every two seconds while the run lives and the tab is open: of its state and its log (`beat`), a look at
+The page asks again every two seconds while the run lives and the tab is open: of its state and its log (`poll`), a look at
 a few small files. Only if there is more, everything is asked for (`look_at`). Curves are drawn anew only if a number was
 added, and more seldom the older the run is and the longer drawing takes, so that watching does not slow the training down.
 What was drawn last is remembered by the browser, so a restarted server goes on where the other one was.
@@ -35,11 +35,11 @@ from workbench.app.components import (
 from workbench.app.context import (
     AppContext,
     Shared,
-    in_its_place,
     note,
+    render_error_in_place,
     run_choices,
     sentence,
-    told,
+    show_errors,
 )
 from workbench.app.status import status_html
 from workbench.config.schema import RESUMABLE
@@ -120,11 +120,13 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     state_outputs = [status, stop, kill, resume, more, timer]
     outputs = [*state_outputs, shared.run, log, seen, question, answers, *plots, sure]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    look = in_its_place(partial(look_at, context), outputs, others_stay=True)
+    look = render_error_in_place(partial(look_at, context), outputs, others_stay=True)
     inputs = [shared.run, shared.theme, seen, question, shared.tab]
-    first = shared.on_show("watch", told(partial(glance, context), len(state_outputs)), [shared.run], state_outputs)
+    first = shared.on_show(
+        "watch", show_errors(partial(summary_view, context), len(state_outputs)), [shared.run], state_outputs
+    )
     first.then(
-        in_its_place(partial(look_at, context, anew=True), outputs, others_stay=True),
+        render_error_in_place(partial(look_at, context, anew=True), outputs, others_stay=True),
         inputs,
         outputs,
         queue=False,
@@ -132,23 +134,25 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     )
     beating = [status, log, heard, more_due]  # few: each component that may change costs the browser something
     timer.tick(
-        in_its_place(partial(beat, context), beating, others_stay=True),
+        render_error_in_place(partial(poll, context), beating, others_stay=True),
         [shared.run, shared.theme, seen, heard, shared.tab],
         beating,
         queue=False,
         **quiet,
     )
     more_due.change(look, inputs, outputs, queue=False, trigger_mode="once", **quiet)
-    question.input(told(partial(show_answers, context)), [shared.run, question], answers, **quiet)
+    question.input(show_errors(partial(show_answers, context)), [shared.run, question], answers, **quiet)
     for button, act, given in (
         (stop, partial(stop_it, context), [shared.run]),
         (kill, partial(stop_it, context, at_once=True), [shared.run]),
         (resume, partial(resume_it, context), [shared.run, more]),
     ):
-        button.click(told(act, len(state_outputs)), given, state_outputs, **quiet).then(look, inputs, outputs, **quiet)
+        button.click(show_errors(act, len(state_outputs)), given, state_outputs, **quiet).then(
+            look, inputs, outputs, **quiet
+        )
 
 
-def glance(context: AppContext, run: str | None) -> tuple:
+def summary_view(context: AppContext, run: str | None) -> tuple:
     """What is known of a run before any curve is drawn."""
     if not run:
         return (note(NO_RUNS), *_buttons(context, None))
@@ -158,7 +162,7 @@ def glance(context: AppContext, run: str | None) -> tuple:
         return (note(sentence(error), "error"), *_buttons(context, None))
 
 
-def beat(context: AppContext, run: str | None, theme: str, seen: str, heard: str, tab: str = "watch") -> tuple:
+def poll(context: AppContext, run: str | None, theme: str, seen: str, heard: str, tab: str = "watch") -> tuple:
     """State and log of a run as they are now, what of the log was `heard`, and a new text if `look_at` has more to show."""
     try:
         state = context.job(run)
@@ -188,7 +192,7 @@ def look_at(
         state = context.job(run)
         run_dir = state.run_dir
     except RunError:  # there is none, or it was deleted while it was looked at
-        return (*glance(context, run), gr.skip(), "", "", *_cleared())
+        return (*summary_view(context, run), gr.skip(), "", "", *_cleared())
     before = _remembered(seen, run, theme)
     now = {
         "run": run,

@@ -20,7 +20,7 @@ from workbench.app.components import (
     rows_html,
     whole,
 )
-from workbench.app.context import CHOICES, AppContext, Shared, choice, chooses, kept, told
+from workbench.app.context import CHOICES, AppContext, Shared, choice, persistent_params, show_errors, sync_to_url
 from workbench.app.living import watch_run
 from workbench.render import render_movement
 from workbench.traces.reader import Traces
@@ -163,7 +163,7 @@ def probe_address(address: Mapping | None, key: Mapping) -> dict:
     """The address after a probe was chosen; the step stays, so that its answer opens at the same one."""
     step = str((address or {}).get("step") or "")
     parts = {"step": step, "rollout": str(key["rollout"]), "process": str(key["process"] or ""), "probe": "1"}
-    return kept(address) | {name: value for name, value in parts.items() if value}
+    return persistent_params(address) | {name: value for name, value in parts.items() if value}
 
 
 def moved_address(context: AppContext, run: str | None, address: Mapping | None, key: Mapping) -> dict:
@@ -171,7 +171,7 @@ def moved_address(context: AppContext, run: str | None, address: Mapping | None,
     traces = TRACES.of(context.run_dir(run))
     steps = traces.steps("probe_rollouts") if traces is not None else []
     last = steps[-1] if steps else 0
-    return kept(address, but="tokens") | answer_address(
+    return persistent_params(address, but="tokens") | answer_address(
         last, int(key["rollout"]), process=int(key["process"]), probe=True, token=int(key["position"])
     )
 
@@ -203,9 +203,12 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     boxes = [value, first, last, truth, split, measure]
     outputs = [*boxes, listed, fragment, heatmap, flow, shares, moved]
     shared.on_show(
-        "movement", told(partial(draw, context), len(outputs)), [shared.run, shared.theme, shared.address], outputs
+        "movement",
+        show_errors(partial(draw, context), len(outputs)),
+        [shared.run, shared.theme, shared.address],
+        outputs,
     )
-    chooses(shared, [box.input for box in boxes], CHOICES["movement"], boxes)
+    sync_to_url(shared, [box.input for box in boxes], CHOICES["movement"], boxes)
 
     def choose(event: gr.EventData, address: dict) -> dict:
         return probe_address(address, event.key)
@@ -213,5 +216,5 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     def open_token(event: gr.EventData, run: str, address: dict) -> tuple:
         return moved_address(context, run, address, event.key), gr.Tabs(selected="tokens")
 
-    listed.select(told(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
-    moved.select(told(open_token, 2), [shared.run, shared.address], [shared.address, shared.tabs], **quiet)
+    listed.select(show_errors(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
+    moved.select(show_errors(open_token, 2), [shared.run, shared.address], [shared.address, shared.tabs], **quiet)

@@ -12,7 +12,7 @@ import gradio as gr
 
 from workbench.analysis.report import REPORT_NAME, write_report
 from workbench.app.components import fragment_component
-from workbench.app.context import AppContext, Shared, note, told
+from workbench.app.context import AppContext, Shared, note, show_errors
 
 WHAT = """<h2>One file that says what this run did</h2><p>Curves, accuracy and confidence, who supervised, where supervision moved,
 what was only imitated, and chosen answers token by token, as they look here. It loads nothing from anywhere: send it, or keep
@@ -79,10 +79,10 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         button = gr.Button("Write the report", variant="primary", elem_id="report-write", scale=0, min_width=200)
         link = gr.DownloadButton(_LINK, visible=False, elem_id="report-link", scale=0, min_width=340)
     said = fragment_component("what was written", elem_id="report-said")
-    shared.on_show("report", told(partial(draw, context), 2), [shared.run], [words, link])
+    shared.on_show("report", show_errors(partial(draw, context), 2), [shared.run], [words, link])
     shared.run.change(lambda: "", None, said, show_progress="hidden", api_visibility="private")
     button.click(
-        told(partial(write, context), 2),
+        show_errors(partial(write, context), 2),
         [shared.run, answers, theme],
         [said, link],
         concurrency_limit=1,

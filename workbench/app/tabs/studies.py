@@ -12,10 +12,10 @@ import gradio as gr
 
 from workbench.analysis.illusion import HOW_SURE
 from workbench.app.components import Column, empty_html, fragment_component, plot_component, rows_component, rows_html
-from workbench.app.context import AppContext, Shared, told
+from workbench.app.context import AppContext, Shared, show_errors
 from workbench.studies.figures import figure
 from workbench.studies.report import READING, title_of
-from workbench.studies.status import FoundStudy, compared, find_studies, groups_of, measures_of, read_study, runs_of
+from workbench.studies.status import StudyStatus, compared, find_studies, groups_of, measures_of, read_study, runs_of
 
 NO_STUDY = (
     "There is no study in this folder. A study is a file that names variants and seeds; start one in a terminal: "
@@ -95,7 +95,7 @@ def draw(
     )
 
 
-def head_html(study: FoundStudy) -> str:
+def head_html(study: StudyStatus) -> str:
     """Its state in words: how many runs are how far, what goes on with it, what could not be built."""
     counts = ", ".join(f"{count} {status}" for status, count in study.counts.items()) or "no run yet"
     color = {"running": "running", "finished": "finished"}.get(study.state, "stopped")
@@ -115,7 +115,7 @@ def head_html(study: FoundStudy) -> str:
     return f'<div class="wbu-words wbu-study" role="status">{"".join(parts)}</div>'
 
 
-def notes_html(study: FoundStudy) -> str:
+def notes_html(study: StudyStatus) -> str:
     """What the study's file says of its variants, and how to read the intervals."""
     notes = "".join(
         f"<li><b>{escape(name)}</b> {escape(note)}</li>" for name, note in (study.plan.get("notes") or {}).items()
@@ -125,7 +125,7 @@ def notes_html(study: FoundStudy) -> str:
     return f'<div class="wbu-words">{listed}<h2>How to read it</h2><p>{escape(READING)}</p><p>{escape(HOW_SURE)}</p>{file}</div>'
 
 
-def compared_columns(study: FoundStudy) -> tuple[Column, ...]:
+def compared_columns(study: StudyStatus) -> tuple[Column, ...]:
     """Columns of the table, named after what the variants are compared with."""
     return (
         Column("variant", kind="short"),
@@ -171,7 +171,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     inputs = [shared.theme, shared.address, group, measure]
     outputs = [study, head, group, measure, plot, table, runs, notes]
-    drawing = told(partial(draw, context), len(outputs))
+    drawing = show_errors(partial(draw, context), len(outputs))
     shared.on_show("studies", drawing, inputs, outputs)
     gr.on([group.input, measure.input], drawing, inputs, outputs, **quiet)
     study.input(lambda name: {"study": name or ""}, study, shared.address, **quiet)
@@ -179,4 +179,4 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     def open_run(event: gr.EventData, address: dict, name: str) -> tuple:
         return opened(address, name, event.key)
 
-    runs.select(told(open_run, 3), [shared.address, study], [shared.run, shared.address, shared.tabs], **quiet)
+    runs.select(show_errors(open_run, 3), [shared.address, study], [shared.run, shared.address, shared.tabs], **quiet)

@@ -29,7 +29,16 @@ from workbench.app.components import (
     rows_html,
     whole,
 )
-from workbench.app.context import CHOICES, AppContext, Shared, choice, chooses, kept, sentence, told
+from workbench.app.context import (
+    CHOICES,
+    AppContext,
+    Shared,
+    choice,
+    persistent_params,
+    sentence,
+    show_errors,
+    sync_to_url,
+)
 from workbench.app.living import watch_run
 from workbench.errors import WorkbenchError
 from workbench.render import render_tokens
@@ -186,10 +195,14 @@ def _counted(selection: Selection, count: int, total: int) -> str:
 def opened(address: Mapping | None, key: Mapping) -> dict:
     """The address after a row was chosen."""
     own = {name: value for name, value in (address or {}).items() if name in ("probe", "example", "list_page")}
-    return kept(address) | own | answer_address(int(key["step"]), int(key["rollout"]), process=int(key["process"]))
+    return (
+        persistent_params(address)
+        | own
+        | answer_address(int(key["step"]), int(key["rollout"]), process=int(key["process"]))
+    )
 
 
-def paged(context: AppContext, run: str | None, address: Mapping | None, by: int) -> dict:
+def change_page(context: AppContext, run: str | None, address: Mapping | None, by: int) -> dict:
     """The address one page on (by = 1) or back (by = -1), with that page's first answer."""
     traces = TRACES.of(context.run_dir(run))
     address = address or {}
@@ -197,10 +210,10 @@ def paged(context: AppContext, run: str | None, address: Mapping | None, by: int
     if traces is not None:
         _, _, page_idx = _keys(traces, select(address, tokens.choices(traces)), max(0, page_of(address) + by))
     own = {name: value for name, value in address.items() if name in ("probe", "example")}
-    return kept(address) | own | ({"list_page": str(page_idx)} if page_idx else {})
+    return persistent_params(address) | own | ({"list_page": str(page_idx)} if page_idx else {})
 
 
-def turned(context: AppContext, run: str | None, address: Mapping | None, direction: int) -> dict:
+def step_selection(context: AppContext, run: str | None, address: Mapping | None, direction: int) -> dict:
     """The address of the answer before (-1) or after (1) the open one, in the order of the list, across pages."""
     traces = TRACES.of(context.run_dir(run))
     address = address or {}
@@ -272,21 +285,21 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     filters = [*boxes, right, order]
     inputs = [shared.run, shared.address]
     outputs = [*filters, example, probe, listed, where, shown]
-    shared.on_show("tokens", told(partial(draw, context), len(outputs)), inputs, outputs)
-    chooses(shared, [box.input for box in filters], CHOICES["tokens"], filters, OPENED)
-    chooses(shared, [probe.input, example.submit], {"probe": "", "example": ""}, [probe, example], OPENED)
+    shared.on_show("tokens", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
+    sync_to_url(shared, [box.input for box in filters], CHOICES["tokens"], filters, OPENED)
+    sync_to_url(shared, [probe.input, example.submit], {"probe": "", "example": ""}, [probe, example], OPENED)
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
 
     def choose(event: gr.EventData, address: dict) -> dict:
         return opened(address, event.key)
 
     def turn(event: gr.EventData, run: str, address: dict) -> dict:
-        return turned(context, run, address, 1 if event.direction > 0 else -1)
+        return step_selection(context, run, address, 1 if event.direction > 0 else -1)
 
     def page(by: int, run: str, address: dict) -> dict:
-        return paged(context, run, address, by)
+        return change_page(context, run, address, by)
 
-    listed.select(told(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
-    shown.turn(told(turn), inputs, shared.address, **quiet)
-    back.click(told(partial(page, -1)), inputs, shared.address, **quiet)
-    on.click(told(partial(page, 1)), inputs, shared.address, **quiet)
+    listed.select(show_errors(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
+    shown.turn(show_errors(turn), inputs, shared.address, **quiet)
+    back.click(show_errors(partial(page, -1)), inputs, shared.address, **quiet)
+    on.click(show_errors(partial(page, 1)), inputs, shared.address, **quiet)

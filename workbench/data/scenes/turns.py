@@ -20,7 +20,7 @@ _PARTS = 2  # number of parts of a description
 _NEXT = "then"  # text of a turn with a further image
 
 
-def reveal(example: Example, form: str) -> Example:
+def split_into_turns(example: Example, form: str) -> Example:
     """Add `turns` to an example, in one of FORMS. Raises ConfigError for an unknown form."""
     if form not in FORMS:
         raise ConfigError(unknown("turns", form, FORMS))

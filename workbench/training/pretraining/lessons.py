@@ -36,7 +36,7 @@ MIX = {
     "reference": 1,
 }
 # Captions only, for the first steps of a model that must locate objects reliably.
-LOOKING = dict.fromkeys(MIX, 0) | {DESCRIBE: 25, LIST: 50, SHAPES: 25}
+CAPTIONS_ONLY = dict.fromkeys(MIX, 0) | {DESCRIBE: 25, LIST: 50, SHAPES: 25}
 
 
 @dataclass(frozen=True)

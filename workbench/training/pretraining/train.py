@@ -38,7 +38,7 @@ from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.loading import load_policy
 from workbench.seeding import derive_seed
 from workbench.training.pretraining.batches import LessonEncoder
-from workbench.training.pretraining.lessons import LOOKING, MIX, Lesson, make_lesson
+from workbench.training.pretraining.lessons import CAPTIONS_ONLY, MIX, Lesson, make_lesson
 from workbench.training.pretraining.masked import build_masked_model, masked_loss
 from workbench.training.pretraining.tokenizer import IMAGE_SIZE, PATCH_SIZE, SCALE_FACTOR, build_processor
 from workbench.types import PRIVILEGED, VISIBLE, Example
@@ -294,7 +294,7 @@ def _optimizers(model, config: PretrainConfig) -> list[torch.optim.Optimizer]:
 
 
 def _lesson(config: PretrainConfig, index: int) -> Lesson:
-    mix = LOOKING if index < config.caption_steps * config.batch_size else config.mix
+    mix = CAPTIONS_ONLY if index < config.caption_steps * config.batch_size else config.mix
     return make_lesson(config.seed, index, families=config.families, mix=mix)
 
 

@@ -8,18 +8,18 @@ from collections.abc import Iterable
 
 import torch
 
-from workbench.policies.fsdp import local
+from workbench.policies.fsdp import local_tensor
 
 HALF = (torch.bfloat16, torch.float16)
-PROBED = 4096  # compared weights per tensor
-LEAST = 0.5  # smallest fraction of weights that a healthy step changes
+MAX_WEIGHTS = 4096  # compared weights per tensor
+MIN_FRACTION = 0.5  # smallest fraction of weights that a healthy step changes
 REMEDY = (
     "Keep weights in float32: models.dtype=float32 with training.mixed_precision=bf16 and "
     "models.teacher_dtype=bfloat16; or train adapters, which are always float32: models.lora.rank=16"
 )
 
 
-class Rounding:
+class UpdateUnderflow:
     """Compares half-precision weights before and after an optimizer step; ignores float32 weights."""
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -48,7 +48,7 @@ class Rounding:
         """Name of the half precision dtype, as in configurations; None without such weights."""
         return str(self._parameters[0].dtype).removeprefix("torch.") if self._parameters else None
 
-    def finest_step(self) -> float | None:
+    def smallest_effective_update(self) -> float | None:
         """Smallest update that changes a weight of median size; None without half-precision weights."""
         if not self._parameters:
             return None
@@ -57,4 +57,4 @@ class Rounding:
 
 
 def _part(tensor: torch.Tensor) -> torch.Tensor:
-    return local(tensor.detach()).flatten()[:PROBED]
+    return local_tensor(tensor.detach()).flatten()[:MAX_WEIGHTS]
