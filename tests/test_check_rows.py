@@ -105,7 +105,7 @@ def test_eval_answers_the_other_questions_and_names_what_it_left_out(
         capsys.readouterr()
         assert main(["eval", str(path), "--data", data]) == 0
         out = capsys.readouterr().out
-        assert "skipped 4 questions that could not be shown (" in out and f"; the first is {data}:6: " in out
+        assert "skipped 4 questions without a usable prompt (" in out and f"; the first is {data}:6: " in out
         assert "image cannot be read: 2" in out
     rooms = []
     long = str(write(tmp_path, {}, {"question": "why " * 3000}))

@@ -71,7 +71,7 @@ def test_a_stopped_training_exits_with_130_and_says_how_to_go_on(
         patched.setattr(Trainer, "step", lambda self, at: os.kill(os.getpid(), number) or step(self, at))
         assert main(["train", str(config_file), f"name=stopped-{number:d}"]) == 130
     told = capsys.readouterr().out.splitlines()[-1]
-    assert told.startswith("stopped after step 1, which is saved. To go on: workbench resume ")
+    assert told.startswith("stopped after step 1, with a checkpoint. To resume: workbench resume ")
     run = told.rpartition(" ")[2]
     assert read_job(run).status == "stopped"
     assert main(["resume", run]) == 0
@@ -380,7 +380,7 @@ def test_damaged_runs_are_sentences(own: Path, capsys: pytest.CaptureFixture) ->
         (["methods", "dpod"], 'Did you mean "dopd"'),
         (["options", "--method", "dpod"], 'Did you mean "dopd"'),
         (["train", "nowhere.yaml"], "nowhere.yaml does not exist"),
-        (["train", "{run}"], "is no file"),
+        (["train", "{run}"], "is not a file"),
         (["check", "{run}/run.json"], "method.name is missing"),
         (["import", "nowhere.jsonl", "{run}/x"], "nowhere.jsonl does not exist"),
         (["import", "x.jsonl", "{run}/x", "--column", "answer"], "must look like ours=theirs"),

@@ -57,7 +57,7 @@ def test_the_demo_takes_every_method_by_name_alone(name: str) -> None:
 
 def test_a_key_that_stands_twice_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text("training: {steps: 3}\nseed: 1\ntraining: {batch_size: 2}\n")
-    with pytest.raises(ConfigError, match=r'twice.yaml .*"training" stands twice, in lines 1 and 3'):
+    with pytest.raises(ConfigError, match=r'twice.yaml .*"training" occurs twice, in lines 1 and 3'):
         read_yaml(tmp_path / "twice.yaml")
 
 
@@ -83,10 +83,10 @@ def test_another_method_starts_from_its_own_defaults(file: Path) -> None:
         (["training.betas=[0.9]"], "must be two numbers"),
         (["training.optimizer=adam"], 'Did you mean "adamw"'),
         (["training.schedule=constant", "training.warmup_steps=2"], "Set training.schedule=constant_with_warmup"),
-        (["training.optimizer=sgd", "training.betas=[0.9, 0.95]"], "training.optimizer=sgd has none"),
+        (["training.optimizer=sgd", "training.betas=[0.9, 0.95]"], "training.betas.*training.optimizer=sgd"),
         (["evaluation.contexts=[plan]"], 'Did you mean "plain"'),
         (["evaluation.contexts=plain"], "must be list"),
-        (["evaluation.tolerance=0.1"], 'of the rule "numeric", and the rule is "final"'),
+        (["evaluation.tolerance=0.1"], 'rule "numeric" only'),
         (["models.teacher=null"], "needs a teacher: set models.teacher"),
         (["models.student=null"], "models.student must be text"),
         (["data.train="], "data.train"),

@@ -132,9 +132,9 @@ def test_the_order_of_a_sum_changes_nothing() -> None:
         ("boxes+", "is unknown"),
         ("boxes+boxes", "repeats a part"),
         ("plain+boxes", 'adds "plain"'),
-        ("crop+crop_only", "choose one"),
-        ("turns+marked", "choose one"),
-        ("concat+turns", "choose one"),
+        ("crop+crop_only", "Choose one"),
+        ("turns+marked", "Choose one"),
+        ("concat+turns", "Choose one"),
         ("Crop", 'Did you mean "crop"'),
     ],
 )

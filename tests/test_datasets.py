@@ -369,7 +369,9 @@ def test_a_source_that_is_no_data_file_is_refused(folder):
             (folder / name).write_text(content)
         with pytest.raises(DataError, match=message):
             load_examples(folder / name)
-    with pytest.raises(DataError, match=r"no data set saved with save_to_disk\. Name one of its files: empty\.jsonl"):
+    with pytest.raises(
+        DataError, match=r"not a data set saved with save_to_disk\. Name one of its files: empty\.jsonl"
+    ):
         load_examples(folder)
     with pytest.raises(ConfigError, match="limit must be at least 1, got 0"):
         load_examples(write(folder, FULL), limit=0)

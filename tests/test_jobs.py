@@ -286,7 +286,7 @@ def test_a_configuration_that_would_run_code_or_has_no_model_is_refused_and_leav
 ) -> None:
     with pytest.raises(ConfigError, match="trust_remote_code"):
         start_run(run_config(models, tmp_path, models__trust_remote_code=True))
-    with pytest.raises(ConfigError, match=r"models\.teacher .* is no model folder: there is no such folder"):
+    with pytest.raises(ConfigError, match=r"models\.teacher .* is not a model folder"):
         start_run(run_config({**models, "teacher": tmp_path / "gone"}, tmp_path))
     assert not (tmp_path / ".jobs").exists()
 

@@ -293,7 +293,7 @@ def test_a_stopped_and_then_killed_study_goes_on_and_ends_the_same(
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate()
     assert process.returncode == 130, err
-    assert "stopping" in err and "To go on: workbench study " in out
+    assert "stopping" in err and "To resume: workbench study " in out
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         for line in process.stdout:
             if "opd-s0 finished" in line:

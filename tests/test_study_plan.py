@@ -136,7 +136,7 @@ def test_a_peer_is_asked_as_it_starts_too(base: Path, models: dict) -> None:
     missing = load(
         base, variants={"a": {"method.name": "opd"}, "b": {"method.name": "opd", "models.peers": {"ann": "./no"}}}
     )
-    assert 'models.peers.ann "./no" is no model folder' in missing.faults["b"]
+    assert 'models.peers.ann "./no" is not a model folder' in missing.faults["b"]
 
 
 def test_two_students_are_two_rows_of_what_they_started_from(base: Path, models: dict) -> None:
@@ -199,7 +199,7 @@ def test_a_mistake_in_the_file_is_a_sentence(base: Path, values: dict, sentence:
         ({"method.name": "opd", "method.privelege": "crop"}, 'Did you mean "privilege"'),
         ({"method.name": "dpod"}, 'Did you mean "dopd"'),
         ({"training.stepz": 3}, 'Did you mean "training.steps"'),
-        ({"models.teacher": "./nowhere"}, 'models.teacher "./nowhere" is no model folder'),
+        ({"models.teacher": "./nowhere"}, 'models.teacher "./nowhere" is not a model folder'),
         ({"data.train": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
     ],
     ids=str,

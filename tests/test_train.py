@@ -462,9 +462,9 @@ def test_a_teacher_with_another_vocabulary_is_refused(models: dict, tmp_path: Pa
 
 def test_a_model_that_is_none_is_named_before_a_run_folder_is_made(models: dict, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for student, why in (("empty", "it has no config.json"), ("gone", "there is no such folder")):
+    for student, why in (("empty", "it has no config.json"), ("gone", "the folder does not exist")):
         config = run_config({"student": tmp_path / student, "teacher": models["teacher"]}, tmp_path)
-        with pytest.raises(ConfigError, match=rf'models\.student ".*{student}" is no model folder: {why}'):
+        with pytest.raises(ConfigError, match=rf'models\.student ".*{student}" is not a model folder: {why}'):
             train(config)
         assert not config.run_dir.exists()
 

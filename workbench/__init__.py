@@ -1,4 +1,4 @@
-"""On-policy distillation of vision-language models with privileged inputs: who supervised every token, and why.
+"""On-policy distillation of vision-language models with privileged inputs, with a trace of every token's supervision.
 
     import workbench as wb
 
@@ -7,8 +7,8 @@
     traces = wb.open_traces(result.run_dir)
     traces.sql("SELECT regime, avg(information_gap) FROM positions GROUP BY regime").to_pandas()
 
-The names in `__all__` are the public interface; everything else may change without notice. A name is loaded when it is
-first used, so that reading traces does not wait for torch.
+The names in `__all__` are the public interface; everything else may change without notice. A name is imported on first
+use, so that reading traces does not wait for torch.
 """
 
 import gc
@@ -18,7 +18,7 @@ from types import ModuleType
 
 from workbench.runs.threads import sleep_while_waiting
 
-sleep_while_waiting()  # every way in comes through here, and before torch
+sleep_while_waiting()  # must run before torch is imported
 
 _HOME = {
     "Box": "types",
@@ -79,8 +79,10 @@ def __getattr__(name: str) -> object:
 
 
 def _imported(module: str) -> ModuleType:
-    """A module, imported without collecting garbage: torch and transformers make a million objects, which all stay, and
-    looking through them again and again takes an eighth of the time."""
+    """Import a module with garbage collection disabled.
+
+    torch and transformers create a million permanent objects; scanning them takes an eighth of the import time.
+    """
     collects = gc.isenabled()
     gc.disable()
     try:

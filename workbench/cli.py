@@ -1,4 +1,4 @@
-"""The command line, written on the public interface. A mistake is one sentence on stderr and exit status 2."""
+"""Command line on top of the public interface. An error is one message on stderr and exit status 2."""
 
 import argparse
 import importlib
@@ -21,7 +21,7 @@ from workbench.files.terminal import clean_output, print_colored
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command. Returns the exit status."""
     with clean_output():
         return _main(arguments)
 
@@ -40,14 +40,14 @@ def _main(arguments: list[str] | None) -> int:
         if error.print_anyway or os.environ.get("RANK", "0") == "0":  # else rank 0 prints it
             print(_bounded(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output (head, less) went away
+    except BrokenPipeError:  # the reader of the output (head, less) has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # a full disk, a folder that may not be written
+    except OSError as error:  # a full disk, missing permissions
         print(_bounded(f"{reason(error)}: {error.filename or 'while reading or writing'}"), file=sys.stderr)
         return 2
-    except SafetensorError as error:  # its own of a full disk, or of a file that was cut meanwhile
-        print(f"a file of weights: {reason(error)}", file=sys.stderr)
+    except SafetensorError as error:  # a full disk, or a file that was truncated meanwhile
+        print(f"file of weights: {reason(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -55,7 +55,7 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def _bounded(message: str) -> str:
-    """A message that quotes a value of thousands of signs, without its middle."""
+    """Shorten a long message, which quotes a long value, in its middle."""
     return message if len(message) <= 2500 else f"{message[:1500]} [...] {message[-900:]}"
 
 
@@ -73,9 +73,9 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _end(run_dir: Path, steps: int, stopped: bool) -> int:
-    """What there is to see, and the exit status: 130 if it was asked to stop before its end.
+    """Print the summary of a run. Returns the exit status: 130 if it was stopped before its end.
 
-    Of several processes the status is 0 then too: their launcher calls any other a failure.
+    With several processes a stopped run returns 0 as well, since their launcher reports any other status as a failure.
     """
     is_alone = "RANK" not in os.environ
     if _module("distributed").is_main():
@@ -83,7 +83,7 @@ def _end(run_dir: Path, steps: int, stopped: bool) -> int:
         print(f"Look at one answer, token by token:\n  workbench show {run_dir} --step 1 --rollout 0")
         if stopped:
             again = "workbench resume" if is_alone else "start as before with -m workbench.training.run --resume"
-            print(f"\nstopped after step {steps}, which is saved. To go on: {again} {run_dir}")
+            print(f"\nstopped after step {steps}, with a checkpoint. To resume: {again} {run_dir}")
     return 130 if stopped and is_alone else 0
 
 
@@ -103,7 +103,7 @@ def _eval(options: argparse.Namespace) -> None:
     print(_module("analysis.summary").evaluation_table(answered))
     if skipped.counts:
         count = skipped.counts.total()
-        print(f"\nskipped {count:,} question{'s' * (count != 1)} that could not be shown ({skipped})")
+        print(f"\nskipped {count:,} question{'s' * (count != 1)} without a usable prompt ({skipped})")
 
 
 def _study(options: argparse.Namespace) -> int:
@@ -111,7 +111,7 @@ def _study(options: argparse.Namespace) -> int:
         folder = Path(options.config)
         if options.report or (folder.is_dir() and options.overrides):
             raise wb.WorkbenchError(
-                "--against writes nothing and changes nothing: leave out --report, and key=value beside a folder."
+                "--against only compares stored results. Remove --report, and remove key=value after a folder."
             )
         if not folder.is_dir():
             folder = _module("studies.plan").load_study(options.config, options.overrides, check=False).folder
@@ -123,11 +123,11 @@ def _study(options: argparse.Namespace) -> int:
         print(f"variant {name} cannot be run: {fault}", file=sys.stderr)
     if not options.report and not _module("studies.run").run_study(study):
         command = shlex.join(["workbench", "study", options.config, *options.overrides])
-        print(f"stopped. To go on: {command}\nWhat is finished: {command} --report")
+        print(f"stopped. To resume: {command}\nReport of the finished runs: {command} --report")
         return 130
     table = report.write_report(study)
     print(
-        f"\n{table.read_text()}\n{table}, figure.html and Parquet beside it; its runs: workbench app --runs {study.folder}"
+        f"\n{table.read_text()}\n{table}, with figure.html and Parquet files. Runs: workbench app --runs {study.folder}"
     )
     return 1 if study.faults or report.unfinished(study) else 0
 
@@ -147,7 +147,7 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _init(options: argparse.Namespace) -> None:
     folder = _module("files.project").create_project(options.folder)
-    print(f"{folder}: recipe.yaml, data.jsonl and its pictures. To go on:")
+    print(f"{folder}: recipe.yaml, data.jsonl and its images. Next steps:")
     print(f"  cd {shlex.quote(str(folder))}\n  workbench train recipe.yaml\n  workbench app")
 
 
@@ -156,7 +156,7 @@ def _methods(options: argparse.Namespace) -> None:
     if options.name is None:
         for name in wb.list_methods():
             print(f"  {name:12} {methods.method_module(name).__doc__.splitlines()[0]}")
-        print("\n`workbench methods NAME` shows one with its options.")
+        print("\n`workbench methods NAME` shows a method with its options.")
         return
     print(methods.method_module(options.name).__doc__.strip(), end="\n\n")
     for key, (_, default, option) in methods.describe_options(options.name).items():
@@ -177,15 +177,14 @@ def _described(key: str, default: object, option: object) -> str:
 
 def _app(options: argparse.Namespace) -> None:
     served = app_command.open_app(options)
-    print(
-        f"http://{options.host}:{options.port}  (runs in {options.runs}; Ctrl-C closes the app, runs go on)", flush=True
-    )
+    address = f"http://{options.host}:{options.port}"
+    print(f"{address}  (runs in {options.runs}; Ctrl-C closes the app, runs continue)", flush=True)
     served.block_thread()
 
 
 def _import(options: argparse.Namespace) -> None:
     if options.destination is None and not options.preview:
-        raise ConfigError("name a folder to be made, or ask for --preview alone to see what the rows would become.")
+        raise ConfigError("the destination is missing. Give a new folder, or --preview to show the converted rows.")
     chosen = {
         "layout": options.layout,
         "box_format": options.box_format,
@@ -239,7 +238,7 @@ def _geometry(options: argparse.Namespace) -> None:
     files = _module("analysis.geometry.files")
     pair = files.pair_of(options.first, options.second)
     if options.save_mask is None and (options.random_mask or options.against):
-        raise ConfigError("--random-mask and --against are about the mask that --save-mask FILE writes: give it, too.")
+        raise ConfigError("--random-mask and --against need --save-mask. Add --save-mask FILE.")
     if options.save_mask is not None:
         masks = _module("training.update_mask")
         facts = masks.write_mask(
@@ -247,16 +246,15 @@ def _geometry(options: argparse.Namespace) -> None:
         )
         share = int(facts["coordinates"]) / int(facts["of"])
         print(
-            f"{options.save_mask}: {int(facts['coordinates']):,} of {int(facts['of']):,} coordinates ({share:.2%}) changed by more than {options.above:g} in {options.precision}"
+            f"{options.save_mask}: {int(facts['coordinates']):,} of {int(facts['of']):,} coordinates ({share:.2%}) "
+            f"changed by more than {options.above:g} in {options.precision}"
         )
         if options.random_mask is not None:
             masks.write_random_mask(options.random_mask, options.save_mask, seed=options.seed)
-            print(f"{options.random_mask}: as many in every tensor, drawn with seed {options.seed}")
+            print(f"{options.random_mask}: as many coordinates in every tensor, drawn with seed {options.seed}")
         if options.against is not None:
             overlap = masks.overlap(options.save_mask, options.against)
-            print(
-                f"{overlap['overlap']:.1%} of them are in {options.against}; at random in every tensor {overlap['chance']:.1%}"
-            )
+            print(f"{overlap['overlap']:.1%} of them are in {options.against}; {overlap['chance']:.1%} by chance")
         return
     bar = tqdm(total=len(pair.source.shapes), unit="tensor", leave=False, disable=None)
     measured = files.measure_pair(pair, seed=options.seed, device=options.device, say=lambda name: bar.update())
@@ -265,22 +263,22 @@ def _geometry(options: argparse.Namespace) -> None:
     out = options.out or (Path(options.first) / files.FOLDER if options.second is None else None)
     if out is not None:
         files.save(measured, out, _module("analysis.geometry.figures").page(measured))
-        print(f"\n{out}: figure.html, geometry.json with every column's meaning, tensors.parquet")
+        print(f"\n{out}: figure.html, geometry.json (with the meaning of every column), tensors.parquet")
 
 
 def _module(name: str) -> object:
-    """A module of the package, loaded when a command needs it: `--help` should not wait for torch."""
+    """Import a module of the package on demand, so that `--help` does not wait for torch."""
     try:
         return importlib.import_module(f"workbench.{name}")
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"this command needs {error.name}: pip install 'vlm-distillation-workbench[app]', or [app] added to the "
-            "installation from a clone: pip install -e '.[app]'."
+            f"this command needs {error.name}, which is not installed. Run pip install "
+            "'vlm-distillation-workbench[app]', or in a clone pip install -e '.[app]'."
         ) from None
 
 
 def _quiet() -> None:
-    """No progress bars of loading weights; training has its own."""
+    """Disable progress bars of loading weights; training has its own."""
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
 
 
@@ -305,10 +303,10 @@ COMMANDS = {
 
 
 class _Console(logging.Handler):
-    """Messages above the progress bar, not through it."""
+    """Log handler that prints messages above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.ERROR:
-            return  # `main` prints the sentence that ends a command; this line of it is for the run's own log
+            return  # `main` prints the error; this record is for the run's own log
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         tqdm.write(f"{prefix}{record.getMessage()}", file=sys.stderr)

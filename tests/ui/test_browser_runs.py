@@ -223,7 +223,7 @@ def test_a_mistake_in_the_form_is_a_sentence_and_nothing_starts(server: Server, 
     page.locator("#launch-models-student textarea").fill("no/such/model")
     expect(page.locator("#launch-command textarea")).to_have_value(re.compile("models.student=no/such/model"))
     page.locator("#launch-start").click()
-    expect(page.locator("#launch-said [role=alert]")).to_contain_text('"no/such/model" is no model folder')
+    expect(page.locator("#launch-said [role=alert]")).to_contain_text('"no/such/model" is not a model folder')
     page.wait_for_timeout(600)  # the command is written anew, and the sentence stays
     expect(page.locator("#launch-said [role=alert]")).to_be_visible()
     assert not (server.runs / "missing").exists()

@@ -1,1 +1,1 @@
-"""A run's configuration: its schema, and whether the models that it names are there."""
+"""Configuration of runs: schema, and checks of the configured models."""

@@ -1,7 +1,4 @@
-"""Checks of the models that a configuration names, before a run folder is made or a model loaded.
-
-`check_models`: whether they can be there. `refuse_remote_code`: whether they may bring programs.
-"""
+"""Check configured models before creating a run folder: `check_models` their paths, `refuse_remote_code` their code."""
 
 from pathlib import Path
 
@@ -12,9 +9,9 @@ _FILES = ("config.json", "adapter_config.json")
 
 
 def check_models(config: RunConfig) -> None:
-    """Raises ConfigError if a model that the method needs can only be a folder here, and is none; loads nothing.
+    """Raise ConfigError if a model that the method needs is given as a path, and that is not a model folder.
 
-    A name on the hub (`owner/name`) cannot be told without a network.
+    A name on the hub (`owner/name`) is not checked. Nothing is loaded.
     """
     models = config.models
     needed = {"student": models.student} | {f"peers.{name}": path for name, path in models.peers.items()}
@@ -25,27 +22,27 @@ def check_models(config: RunConfig) -> None:
         folder = Path(model)
         if not model or any((folder / name).is_file() for name in _FILES) or not (folder.is_dir() or _is_path(model)):
             continue
-        why = "it has no config.json" if folder.is_dir() else "there is no such folder"
+        why = "it has no config.json" if folder.is_dir() else "the folder does not exist"
         raise ConfigError(
-            f'models.{key} "{model}" is no model folder: {why}. Give a folder written by save_pretrained, or the name of a '
-            "model on the hub."
+            f'models.{key} "{model}" is not a model folder: {why}. Give a folder written by save_pretrained, or the '
+            "name of a model on the hub."
         )
 
 
 def refuse_remote_code(config: RunConfig, terminal: str, *, allowed: bool = False) -> None:
-    """Raises ConfigError if models of the configuration may bring Python code. Every door of the page asks this rule.
+    """Raise ConfigError if models of the configuration may run Python code. Every action of the page checks this.
 
-    terminal  the command that does the same in a terminal, for the message
-    allowed   whether the caller, a program, trusts the models
+    terminal  equivalent command in a terminal, for the message
+    allowed   whether the calling program trusts the models
     """
     if config.models.trust_remote_code and not allowed:
         raise ConfigError(
-            "models.trust_remote_code=true runs Python code that comes with a model, and nothing is started from here that "
-            f"may. If you trust the model, write in a terminal: {terminal}"
+            "models.trust_remote_code=true runs Python code from a model, which is not allowed from here. If you trust "
+            f"the model, run in a terminal: {terminal}"
         )
 
 
 def _is_path(model: str) -> bool:
-    """Whether a text can be no name on the hub: those are `name` or `owner/name`, and no owner is a folder here."""
+    """Whether a text must be a path: names on the hub are `name` or `owner/name`, where owner is not a local folder."""
     owner, slash, _ = model.partition("/")
     return model.count("/") > 1 or model.startswith((".", "/", "~")) or (bool(slash) and Path(owner).is_dir())

@@ -1,1 +1,1 @@
-"""Evaluations: their records, how they are made, what they say of a run."""
+"""Evaluations: run them, store their records, and derive findings."""

@@ -1,12 +1,12 @@
-"""Accuracy and confidence of a policy under each context, and how they differ where the image does not tell.
+"""Evaluate accuracy and confidence of policies under each context.
 
-Answers are written with the most likely token at each place. An example's truth is that of its final answer: "visible"
-if the plain prompt determines it, "privileged" if only the evidence does, None where nothing is known.
+Answers are sampled greedily. An example's visibility is that of its final answer: "visible" if the plain prompt
+determines it, "privileged" if only the evidence does, None if unknown.
 
-Confidence (answers.CONFIDENCE) is over the marked tokens of the answer's own truth: of a privileged question those that only the
-evidence shows. The final words alone would not do: who has written "tag A" repeats "answer A" with certainty. Confidence
-above accuracy on privileged questions is what imitating a better informed teacher buys: certainty about what cannot be
-seen. Entropy is the mean over the tokens of the written answer, in nats.
+Confidence (records.CONFIDENCE) covers the marked tokens that have the answer's own visibility: for a privileged
+question, those that only the evidence shows. The final words alone would not suffice, since a policy that has sampled
+"tag A" repeats "answer A" with certainty. Confidence above accuracy on privileged questions is the effect of imitating
+a teacher with more information. Entropy is the mean over the tokens of the answer, in nats.
 """
 
 import logging
@@ -45,7 +45,7 @@ def evaluate_policy(
     tolerance: float = TOLERANCE,
     batch_size: int = 64,
 ) -> list[EvalRecord]:
-    """Every example answered once, by the most likely tokens."""
+    """Sample one greedy answer for every example, and grade it."""
     greedy = SamplingOptions(max_completion_length, temperature=0.0, evaluates=True)
     rollouts = sample_rollouts(
         policy,
@@ -65,7 +65,10 @@ def evaluate_policy(
 def evaluate_policies(
     policies: Iterable[Policy], examples: list[Example], contexts: Iterable[str], **options: Any
 ) -> list[EvalRecord]:
-    """Every policy asked what has the evidence of each context and is of a domain that it knows; options are those of evaluate_policy."""
+    """Evaluate every policy under every context, on the examples with its evidence and of the policy's domains.
+
+    options  as of evaluate_policy
+    """
     answered = []
     for policy in policies:
         for context in contexts:
@@ -77,12 +80,12 @@ def evaluate_policies(
 
 
 def teachers(policies: dict[str, Policy], config: RunConfig) -> list[Policy]:
-    """Of a learner's policies those that an evaluation of the start asks too."""
+    """Return the teachers among a learner's policies, if they are evaluated before training."""
     return [policy for name, policy in policies.items() if config.evaluation.teacher and name.startswith("teacher")]
 
 
 def visibility_of(example: Example) -> str | None:
-    """Whether the example's final answer is visible or privileged; None if its marks do not say."""
+    """Return the visibility of the example's final answer, visible or privileged; None without a mark for it."""
     truths = {mark.truth for mark in example.marks if mark.kind == "answer"}
     if PRIVILEGED in truths:
         return PRIVILEGED
@@ -90,9 +93,9 @@ def visibility_of(example: Example) -> str | None:
 
 
 class Evaluation:
-    """Every student of a run under each context, and before the first step its teachers, on the run's questions.
+    """Evaluation of a run's students under each context, and of its teachers before the first step.
 
-    policies  of the first learner, by the method's names
+    policies  policies of the first learner, by the method's names
     """
 
     def __init__(
@@ -116,15 +119,16 @@ class Evaluation:
         return step == self.config.training.steps or (every > 0 and step % every == 0)
 
     def is_missing(self, step: int) -> bool:
-        """The step was saved, and the run killed before it was asked."""
+        """Whether the evaluation of a saved step is missing, since the run was killed before it."""
         return self.is_due(step) and step not in {row["step"] for row in self.folder.metrics("eval")}
 
     def __call__(self, step: int) -> dict[str, float]:
-        """Ask, write down, and return the numbers; each process asks a part of the questions."""
+        """Evaluate, save the records and return the metrics. Each rank evaluates a part of the questions."""
         if not self.examples:
             return {}
         settings = self.config.evaluation
-        log.info("step %d: asking %d questions, shown %s", step, len(self.examples), ", ".join(settings.contexts))
+        contexts = ", ".join(settings.contexts)
+        log.info("step %d: evaluating on %d questions, contexts: %s", step, len(self.examples), contexts)
         policies = [*self.students, *(self.teachers if step == 0 else [])]
         options = {"max_completion_length": self.config.sampling.max_completion_length, **settings.grading}
         options |= {"step": step, "batch_size": settings.batch_size}
@@ -137,7 +141,7 @@ class Evaluation:
                     lambda part, _, policy=policy: evaluate_policies([policy], part, settings.contexts, **options),
                 )
         order = {key: idx for idx, key in enumerate(dict.fromkeys((row.policy, row.context) for row in answered))}
-        answered.sort(key=lambda row: order[row.policy, row.context])  # stable: questions in their order
+        answered.sort(key=lambda row: order[row.policy, row.context])  # stable: keeps the order of questions
         self.group.main_first(lambda: save_records(self.folder.path, step, answered))
         measured = summarize(tabulate(answered))
         self.folder.log_metrics("eval", step, measured)
@@ -147,7 +151,7 @@ class Evaluation:
 
 @torch.no_grad()
 def _entropies(policy: Policy, rollouts: list[Rollout], context: str, batch_size: int) -> list[float]:
-    """Mean entropy over each answer's tokens, in nats. A policy whose sampler gives none reads what it wrote."""
+    """Return each answer's mean token entropy in nats, from the sampler or else from a forward pass."""
     if all(rollout.entropies is not None for rollout in rollouts):
         return [math.fsum(rollout.entropies) / len(rollout.entropies) for rollout in rollouts]
     means = []

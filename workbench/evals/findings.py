@@ -1,4 +1,4 @@
-"""What a run gained, what it only claims, and whether privilege could pay in it: read from its evaluations."""
+"""Findings of a run from its evaluations: gain, over-confidence, and whether privilege could pay."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ from workbench.errors import ConfigError
 from workbench.evals.records import Accuracy, EvalRecord, measure
 from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
-CANNOT_PAY = 0.02  # evidence that adds less than this to its reader's accuracy has nothing to pass on
+CANNOT_PAY = 0.02  # smallest gain in accuracy from evidence that can be passed on
 INTERVALS = "[ ]: 95 % over these questions; one seed"
 _WRONG_OF = {part: wrong for wrong, part in WRONG.items()}
 
@@ -30,13 +30,13 @@ class Share:
 
 @dataclass(frozen=True)
 class Source:
-    """Accuracy of the policy that is shown more, without and with the evidence, on the questions of `group`.
+    """Accuracy of the privileged policy with and without the evidence, on the questions of `group`.
 
-    name           "the teacher"; of a run without one, "the student before training"
-    without        under the context in which the student is used
-    with_evidence  under the evidence that the run's sources are shown; otherwise under the first evidence evaluated
-    wrong          under evidence of other examples, where that was evaluated
-    difference     of `with_evidence` and `without` over the questions asked both ways, with its 95 % interval (paired, normal)
+    name           "the teacher"; in a run without one, "the student before training"
+    without        accuracy under the context in which the student is used
+    with_evidence  accuracy under the privileged context of the run; if unknown, under the first one evaluated
+    wrong          accuracies under evidence of other examples, if evaluated
+    difference     of `with_evidence` and `without`, with its 95 % interval (paired, normal)
     """
 
     name: str
@@ -65,15 +65,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Findings:
-    """Shares are from 0 to 1; the interval holds 95 % over questions (paired, normal), not over seeds.
+    """Findings of one run. Shares are from 0 to 1; intervals are 95 % over questions (paired, normal), not over seeds.
 
-    group          visible: questions that the image answers; "all" where that is not known
+    group          visible: questions that the image answers; "all" if unknown
     gain           change of accuracy on `group` from the first to the last evaluation, with its interval
-    claimed_group  privileged: questions that only the evidence answers; "all" where that is not known
+    claimed_group  privileged: questions that only the evidence answers; "all" if unknown
     claimed        confidence and accuracy there, at the first and the last evaluation
-    more_claimed   change of over-confidence there, with its interval; None of fewer than two questions
+    more_claimed   change of over-confidence there, with its interval; None for fewer than two questions
     source         None if no policy was evaluated with and without evidence
-    steps          of the first and the last evaluation
+    steps          steps of the first and the last evaluation
     """
 
     group: str
@@ -88,9 +88,9 @@ class Findings:
 
 
 def find(answered: list[EvalRecord], privilege: str | None = None) -> Findings | None:
-    """The findings of a run with a first and a later evaluation of its student; None without.
+    """Compute the findings of a run; None without two evaluations of its student.
 
-    privilege  the context that its sources are shown, if that is known; otherwise the first privileged one evaluated
+    privilege  privileged context of the run; None = the first one evaluated
     """
     used = _as_used(answered)
     steps = sorted({row.step for row in used})
@@ -109,9 +109,9 @@ def find(answered: list[EvalRecord], privilege: str | None = None) -> Findings |
 
 
 def source_of(answered: list[EvalRecord], privilege: str | None = None) -> Source | None:
-    """What the policy that is shown more does with the evidence, at the first evaluation; None if it was not evaluated so.
+    """Compare the privileged policy with and without evidence at the first evaluation; None if not evaluated both ways.
 
-    privilege  as of `find`
+    privilege  as in `find`
     """
     as_used = _as_used(answered)
     if not as_used:
@@ -139,7 +139,7 @@ def source_of(answered: list[EvalRecord], privilege: str | None = None) -> Sourc
 
 
 def privilege_of(run_dir: Path) -> str | None:
-    """The context that a run's sources are shown, as its config.yaml says; None where it does not, or cannot be read."""
+    """Read the privileged context from a run's config.yaml; None if missing or unreadable."""
     try:
         method = read_yaml(run_dir / "config.yaml").get("method")
     except ConfigError:
@@ -148,44 +148,44 @@ def privilege_of(run_dir: Path) -> str | None:
 
 
 def sentences(findings: Findings, *, run: str, config: str, privilege: str | None) -> list[str]:
-    """Three sentences: gained, only claimed, and the command that tells whether the evidence did it (where there is one).
+    """Write the findings as sentences: gain, over-confidence, and the command of a control run, if any.
 
-    run     name of the run; the control's is made from it
-    config  path of the run's configuration, as `workbench train` takes it
+    run     name of the run, from which the control's name is derived
+    config  path of the run's configuration for `workbench train`
     """
     change, low, high = (100 * value for value in findings.gain)
     first = (
-        f"Gained: of {findings.after.count} {questions(findings.group)} the student has {findings.after.accuracy:.1%} right, "
-        f"{findings.before.accuracy:.1%} before training: {change:+.1f} points [{low:+.1f}, {high:+.1f}]"
+        f"Gained: of {findings.after.count} {questions(findings.group)} the student has {findings.after.accuracy:.1%} "
+        f"right, {findings.before.accuracy:.1%} before training: {change:+.1f} points [{low:+.1f}, {high:+.1f}]"
     )
     source = findings.source
     if source is not None:
         can = "could pay" if source.can_pay else "could not pay"
         first += (
-            f"; {source.name} has {source.plain:.1%} without and {source.privileged:.1%} with {source.context}, so privilege "
-            f"{can} here"
+            f"; {source.name} has {source.plain:.1%} without and {source.privileged:.1%} with {source.context}, so "
+            f"privilege {can} here"
         )
     before, after = findings.claimed
     second = (
-        f"Only claimed: of {after.count} {questions(findings.claimed_group)} the student is {after.confidence:.0%} sure and has "
-        f"{after.accuracy:.0%} right, over-confident by {100 * after.overconfidence:+.0f} points, before training by "
-        f"{100 * before.overconfidence:+.0f}"
+        f"Only claimed: of {after.count} {questions(findings.claimed_group)} the student is {after.confidence:.0%} "
+        f"sure and has {after.accuracy:.0%} right, over-confident by {100 * after.overconfidence:+.0f} points, before "
+        f"training by {100 * before.overconfidence:+.0f}"
     )
     lines = [f"{first}.", f"{second}."]
     if control := wrong_context(privilege):
         lines.append(
-            "Whether the evidence did it, the same run tells that is shown another example's: "
+            "To test whether the evidence caused the gain, run the same with another example's evidence: "
             f"workbench train {config} method.privilege={control} name={run}-{control.replace('+', '-')}"
         )
     elif privilege and shows_wrong(privilege):
         lines.append(
-            "It was shown wrong evidence, of other examples: what it gained, the evidence's content did not buy."
+            "This run used wrong evidence, of other examples: its gain does not come from the evidence's content."
         )
     return lines
 
 
 def wrong_context(privilege: str | None) -> str | None:
-    """The context with every part replaced by its wrong form; None if a part has none."""
+    """Replace every part of the context by its wrong form; None if a part has none."""
     parts = parse_context(privilege) if privilege else ()
     return "+".join(_WRONG_OF[part] for part in parts) if parts and all(part in _WRONG_OF for part in parts) else None
 
@@ -196,7 +196,7 @@ def shows_wrong(context: str) -> bool:
 
 
 def _as_used(answered: Iterable[EvalRecord]) -> list[EvalRecord]:
-    """The student's graded answers under the first context without evidence, at every step."""
+    """Select the student's graded answers under the first context without evidence, at every step."""
     rows = [row for row in answered if row.policy == STUDENT and not is_privileged(row.context)]
     return [row for row in rows if row.context == rows[0].context and row.reward is not None]
 
@@ -218,7 +218,7 @@ def _of(rows: Iterable[EvalRecord], group: str) -> list[EvalRecord]:
 
 
 def questions(group: str) -> str:
-    """Which questions a group is of."""
+    """Describe the questions of a group."""
     return {
         VISIBLE: "questions that the image answers",
         PRIVILEGED: "questions that only the evidence answers",
@@ -228,7 +228,7 @@ def questions(group: str) -> str:
 def _paired(
     before: list[EvalRecord], after: list[EvalRecord], value: Callable[[EvalRecord], float] = lambda row: row.reward
 ) -> tuple[float, float, float] | None:
-    """Mean change of `value` over the questions asked both times, and 1.96 standard errors to each side."""
+    """Return the mean change of `value` over questions in both lists, with 1.96 standard errors to each side."""
     then = {row.example_id: value(row) for row in before}
     changes = [value(row) - then[row.example_id] for row in after if row.example_id in then]
     if len(changes) < 2:

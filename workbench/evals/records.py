@@ -1,7 +1,7 @@
-"""Answers of evaluations: how they are kept beside a run, and what groups of them are worth. No model is asked here.
+"""Store and aggregate the records of evaluations.
 
-evals/step-000040.jsonl holds one line per question, policy and context. Confidence (CONFIDENCE) is over the marked tokens
-of the answer's own truth, see workbench.evals.evaluate.
+evals/step-000040.jsonl has one line per question, policy and context. For confidence see CONFIDENCE and
+workbench.evals.evaluate. This file is apart from evaluate.py so that the page can read records without transformers.
 """
 
 import json
@@ -20,15 +20,15 @@ from workbench.files.parsing import Malformed, decode, parse_json
 from workbench.types import Example
 
 CONFIDENCE = (
-    "probability that the policy gave to the tokens that decide its answer, multiplied: a lower bound of the answer's own, "
-    "since other words may give the same answer; where no token is marked, the geometric mean over all tokens"
+    "product of the policy's probabilities of the tokens that decide its answer. It is a lower bound of the answer's "
+    "probability, since other words may give the same answer. Without marked tokens: geometric mean over all tokens"
 )
 NUM_BINS = 10  # of confidence, for the calibration error
 
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """One question answered by one policy under one context."""
+    """Answer of one policy to one question under one context."""
 
     step: int
     policy: str
@@ -38,12 +38,12 @@ class EvalRecord:
     truth: str | None
     answer: str | None
     text: str
-    reward: float | None  # 1 right, 0 wrong, None: no answer is known
+    reward: float | None  # 1 right, 0 wrong, None unknown
     confidence: float
     length: int
     finished: bool
-    entropy: float | None = None  # None: written before entropies were
-    question: str = ""  # "": written before questions were
+    entropy: float | None = None  # None in files of older versions
+    question: str = ""  # "" in files of older versions
 
 
 _KINDS = {name: typing.get_args(hint) or (hint,) for name, hint in typing.get_type_hints(EvalRecord).items()}
@@ -52,12 +52,12 @@ _KINDS = {name: (*kinds, int) if float in kinds else kinds for name, kinds in _K
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A group of answered questions, with its size; shares from 0 to 1.
+    """Metrics of a group of answers; fractions from 0 to 1.
 
     overconfidence     mean confidence minus accuracy
-    calibration_error  expected, over NUM_BINS equal bins of confidence
-    length             mean, in tokens, the end token included
-    entropy            mean over questions, nats per token; None if it was not recorded
+    calibration_error  expected calibration error over NUM_BINS equal bins of confidence
+    length             mean number of tokens, including the end token
+    entropy            mean over questions, in nats per token; None if not recorded
     """
 
     count: int
@@ -71,7 +71,7 @@ class Accuracy:
 
 
 def measure(answered: Iterable[EvalRecord]) -> Accuracy | None:
-    """Accuracy and calibration of a group; None if no right answer is known in it."""
+    """Compute accuracy and calibration of a group; None if no answer has a reward."""
     rows = [row for row in answered if row.reward is not None]
     if not rows:
         return None
@@ -89,7 +89,7 @@ def measure(answered: Iterable[EvalRecord]) -> Accuracy | None:
 
 
 def tabulate(answered: list[EvalRecord], by: str = "truth") -> dict[tuple[int, str, str, str], Accuracy]:
-    """Groups (step, policy, context, value of `by`), and "all" of each, in order of first appearance."""
+    """Measure groups (step, policy, context, value of `by`), and "all" of each, in order of first appearance."""
     groups: dict[tuple[int, str, str, str], list[EvalRecord]] = {}
     for row in answered:
         for value in ("all", getattr(row, by)):
@@ -100,7 +100,7 @@ def tabulate(answered: list[EvalRecord], by: str = "truth") -> dict[tuple[int, s
 
 
 def save_records(run_dir: Path, step: int, answered: list[EvalRecord]) -> None:
-    """Write evals/step-N.jsonl, whole or not at all."""
+    """Write evals/step-N.jsonl atomically."""
     folder = run_dir / "evals"
     temporary, file = folder / f".step-{step:06d}.jsonl", folder / f"step-{step:06d}.jsonl"
     lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in answered)
@@ -111,7 +111,7 @@ def save_records(run_dir: Path, step: int, answered: list[EvalRecord]) -> None:
 
 
 def load_records(run_dir: str | Path) -> list[EvalRecord]:
-    """All evaluations of a run, by step. Raises RunError naming a file and line that cannot be read."""
+    """Load all evaluations of a run by step. Raises RunError naming a file and line that cannot be read."""
     rows = []
     for _, file in _files(Path(run_dir)):
         line_number = 0
@@ -125,11 +125,11 @@ def load_records(run_dir: str | Path) -> list[EvalRecord]:
 
 
 def _answered(line: str) -> EvalRecord:
-    """One line of evals/. Raises ValueError or TypeError for what is none."""
+    """Parse one line of a record file. Raises ValueError or TypeError if it is not a record."""
     values = parse_json(line)
     row = EvalRecord(**values) if isinstance(values, dict) else None
     if row is None:
-        raise Malformed(f"it is {show(values)} and no object")
+        raise Malformed(f"it is {show(values)}, not an object")
     for name, kinds in _KINDS.items():
         if not isinstance(getattr(row, name), kinds):
             raise Malformed(f'"{name}" is {show(getattr(row, name))}')
@@ -137,33 +137,33 @@ def _answered(line: str) -> EvalRecord:
 
 
 def evaluated_steps(run_dir: Path) -> set[int]:
-    """Steps whose answers are kept."""
+    """Return the steps with stored evaluations."""
     return {step for step, _ in _files(run_dir)}
 
 
 def _files(run_dir: Path) -> list[tuple[int, Path]]:
-    """Step and file of every evaluation. Raises RunError for a file that is named like one and is none."""
+    """List step and file of every evaluation. Raises RunError for a file with an invalid name."""
     files = []
     for file in (run_dir / "evals").glob("step-*.jsonl"):
         number = file.stem.removeprefix("step-")
         if not (number.isascii() and number.isdigit()):
-            raise RunError(f"{file} is no evaluation of a step, as evals/step-000040.jsonl is. Move it elsewhere.")
+            raise RunError(f"{file} must be named like evals/step-000040.jsonl. Move it elsewhere.")
         files.append((int(number), file))
     return sorted(files)
 
 
 def forget_answers_after(run_dir: Path, step: int) -> None:
-    """Delete evaluations of later steps, before a resumed run does them again."""
+    """Delete evaluations of later steps, before a resumed run repeats them."""
     for number, file in _files(run_dir):
         if number > step:
-            with saving(file, "It is to be deleted before the run goes on."):
+            with saving(file, "Delete it to resume the run."):
                 file.unlink()
-    for file in (run_dir / "evals").glob(".step-*.jsonl"):  # of a kill while it was written
+    for file in (run_dir / "evals").glob(".step-*.jsonl"):  # partial files of a killed process
         file.unlink()
 
 
 def summarize(table: dict[tuple[int, str, str, str], Accuracy]) -> dict[str, float]:
-    """A table of one step as flat numbers: accuracy/student/plain/visible and so on."""
+    """Flatten the table of one step to metrics: accuracy/student/plain/visible and so on."""
     flat = {}
     for (_, policy, context, group), measured in table.items():
         for name in ("accuracy", "confidence", "calibration_error", "length", "truncated"):
@@ -172,17 +172,20 @@ def summarize(table: dict[tuple[int, str, str, str], Accuracy]) -> dict[str, flo
 
 
 def require_answers(examples: list[Example]) -> None:
-    """Raises DataError if no example has an answer to compare with."""
+    """Raise DataError if no example has an answer to compare with."""
     if examples and all(example.answer is None for example in examples):
         raise DataError(
-            f'none of the {len(examples)} evaluation examples has an "answer", so nothing can be counted as right. '
-            "Add the column, or choose other questions. A run goes without with data.eval=null."
+            f'none of the {len(examples)} evaluation examples has an "answer", so they cannot be graded. '
+            "Add the column, choose other questions, or set data.eval=null."
         )
 
 
 def require_shown(examples: list[Example], data: str, contexts: Iterable[str]) -> None:
-    """Raises DataError if one of the contexts can be built for no example of `data`."""
+    """Raise DataError if no example of `data` has the evidence of one of the contexts."""
     for context in contexts:
         split = split_by_evidence(examples, [context])
         if not split.usable:
-            raise DataError(f'no example of {data} has "{split.skipped[0][1]}", which context "{context}" needs.')
+            raise DataError(
+                f'no example of {data} has "{split.skipped[0][1]}", which context "{context}" needs. Add the column, '
+                "or choose another context."
+            )

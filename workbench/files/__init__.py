@@ -1,1 +1,1 @@
-"""Files and text: folders that appear whole, YAML and JSON as people write them, what may reach a terminal."""
+"""Files and text: atomic writes, validated YAML and JSON, text that is safe for terminals."""

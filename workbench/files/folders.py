@@ -1,7 +1,8 @@
-"""Folders and files that appear whole or not at all, and the sentence for a disk that takes no more.
+"""Create folders atomically, and turn write errors into a RunError.
 
-A new folder is made beside its place, as .NAME.XXXXXXXX.partial, and renamed when it is whole. Its maker holds a lock on it, so what
-a kill leaves is told from what another process is making: `new_folder` clears the former first and logs it.
+A new folder is created as .NAME.XXXXXXXX.partial beside its destination, and renamed when it is complete. Its process
+holds a lock on it, which distinguishes remains of a killed process from work of another one. `new_folder` deletes
+remains first and logs them.
 """
 
 import contextlib
@@ -24,9 +25,9 @@ _PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write in, that becomes `target` at the end, and is taken away after an error.
+    """Provide a temporary folder that is renamed to `target` at the end, and deleted after an error.
 
-    Raises: FileExistsError if there is something under that name by then; OSError if the folder cannot be made.
+    Raises: FileExistsError if `target` exists by then; OSError if the folder cannot be created.
     """
     clear_remains(target.parent)
     folder, lock = _locked_folder(target)
@@ -36,7 +37,7 @@ def new_folder(target: Path) -> Iterator[Path]:
             raise FileExistsError(target)
         folder.rename(target)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # nothing, once it has its name
+        shutil.rmtree(folder, ignore_errors=True)  # no effect after the rename
         os.close(lock)
 
 
@@ -50,7 +51,7 @@ def _locked_folder(target: Path) -> tuple[Path, int]:
 
 
 def _lock(folder: Path) -> int | None:
-    """A handle that locks the folder; None if another process has it, or has just taken it away."""
+    """Lock a folder and return the handle; None if another process holds it, or has just deleted it."""
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
@@ -64,7 +65,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def clear_remains(parent: Path) -> None:
-    """Delete the half-made folders in `parent` that nobody is making any more; the log names them."""
+    """Delete partial folders in `parent` whose process has exited, and log their names."""
     for folder in sorted(parent.glob(".*.partial")):
         if not _PARTIAL.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
             continue
@@ -73,14 +74,14 @@ def clear_remains(parent: Path) -> None:
             continue
         try:
             shutil.rmtree(folder, ignore_errors=True)
-            log.info("cleared %s: a process was ended while it made this folder", folder)
+            log.info("deleted %s: its process was killed while creating it", folder)
         finally:
             os.close(lock)
 
 
 @contextlib.contextmanager
-def saving(path: str | Path, remedy: str = "Free some space or check the folder's rights.") -> Iterator[None]:
-    """A full disk or a folder that may not be written, as a RunError; safetensors raises an error of its own for it."""
+def saving(path: str | Path, remedy: str = "Free some space or check the folder's permissions.") -> Iterator[None]:
+    """Raise write errors (a full disk, missing permissions), also those of safetensors, as a RunError."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -88,7 +89,7 @@ def saving(path: str | Path, remedy: str = "Free some space or check the folder'
 
 
 def reason(error: Exception) -> str:
-    """Why something could not be read or written, in short."""
+    """Describe a read or write error briefly."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split())[:200] or type(error).__name__

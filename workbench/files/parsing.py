@@ -1,12 +1,12 @@
-"""The reader of every text that people hand over: YAML of recipes, studies, runs and overrides, JSON of rows and records.
+"""Parse untrusted text: YAML of recipes, studies, runs and overrides, JSON of rows and records.
 
-A text may be broken, cut or hostile. Whatever is wrong with it is one error that names line and key, size and depth are
-bounded, and a key that stands twice is refused. YAML is kept to the types of JSON: no anchors and aliases (a few lines of them stand
-for gigabytes), no merges, no tags but those of plain values; a date is the text that it is written as.
+A text may be malformed, truncated or hostile. Errors name line and key, size and depth are bounded, and duplicate keys
+are refused. YAML is restricted to the types of JSON: no anchors and aliases (a few lines can expand to gigabytes), no
+merges, no tags except those of plain values; dates are text.
 
-Plain values are those of YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#103-core-schema), and not PyYAML's of YAML 1.1: 010 is
-ten and not eight, 0o17 is fifteen, 1e-4 is a number, and 1:30, 1_000, 0b11, yes, no, on and off are text. Keys are the text that they
-are written as.
+Plain values follow the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema), not YAML 1.1 as in
+PyYAML: 010 is ten, 0o17 is fifteen, 1e-4 is a number, and 1:30, 1_000, 0b11, yes, no, on and off are text. Keys are
+text.
 """
 
 import difflib
@@ -30,7 +30,7 @@ _NULL, _BOOL, _INT, _FLOAT, _STR, _SEQ, _MAP = (
     f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")
 )
 _PLAIN = {_INT: "a whole number", _FLOAT: "a number", _BOOL: "true or false", _NULL: "null"}
-_CORE = {  # in the order in which they are tried: tag, pattern, signs that such a value begins with
+_CORE = {  # tag -> pattern, possible first characters; in the order of matching
     _NULL: (re.compile(r"(?:~|null|Null|NULL|)"), ["~", "n", "N", ""]),
     _BOOL: (re.compile(r"(?:true|True|TRUE|false|False|FALSE)"), list("tTfF")),
     _INT: (re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)"), list("-+0123456789")),
@@ -41,30 +41,30 @@ _CORE = {  # in the order in which they are tried: tag, pattern, signs that such
         list("-+.0123456789"),
     ),
 }
-_OPENING = ('"', "'", "|", ">", "!", "&")  # of a YAML scalar that is not plain text
+_OPENING = ('"', "'", "|", ">", "!", "&")  # first characters of YAML scalars that are not plain
 _JSON_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 
 
 class Malformed(ValueError):
-    """What is wrong with a text, and where in it."""
+    """An invalid text, with the problem and its place."""
 
 
 def read_yaml(path: str | Path) -> dict:
-    """The mapping that a YAML file holds. Raises ConfigError naming the file, and the line and key of what is wrong."""
+    """Read the mapping of a YAML file. Raises ConfigError naming file, line and key."""
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise ConfigError(f"configuration {path} is no file.")
+        if path.exists() and not path.is_file():  # a pipe would block
+            raise ConfigError(f"configuration {path} is not a file. Give a YAML file.")
         with path.open("rb") as file:
             raw = file.read(MAX_YAML_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError(f"configuration {path} does not exist. {_nearest_recipe(path)}") from None
     except OSError as error:
-        raise ConfigError(f"configuration {path} cannot be read ({error.strerror}).") from None
+        raise ConfigError(f"configuration {path} cannot be read ({error.strerror}). Check its permissions.") from None
     except ValueError as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{show(str(path))} is no name of a file ({error}).") from None
+        raise ConfigError(f"{show(str(path))} is not a valid file name ({error}). Give a YAML file.") from None
     try:
         if len(raw) > MAX_YAML_BYTES:
             raise Malformed(f"it has more than {MAX_YAML_BYTES:,} bytes")
@@ -77,21 +77,22 @@ def read_yaml(path: str | Path) -> dict:
 
 
 def _nearest_recipe(path: Path) -> str:
-    """What may have been meant by a file that does not exist."""
+    """Suggest a recipe for a file that does not exist."""
     near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.yaml")], n=1)
     if near:
         return f'Did you mean "{path.parent / near[0]}"?'
     built_in = difflib.get_close_matches(path.stem, recipe_names(), n=1)
     if built_in:
         return f'Did you mean the built-in recipe "{built_in[0]}"?'
-    return "Give a YAML file, or the name of a built-in recipe such as demo or studies/main; `workbench init NAME` writes one."
+    names = "demo or studies/main"
+    return f"Give a YAML file, or the name of a built-in recipe such as {names}. `workbench init NAME` creates one."
 
 
 def parse_override(text: str) -> tuple[str, object]:
-    """Key and value of `key.subkey=value`. Raises ConfigError.
+    """Parse `key.subkey=value` to key and value. Raises ConfigError.
 
-    All that stands after the = is one value: a list, a number, quoted text, or text without quotes. Unquoted text is taken
-    as it stands, whatever YAML would make of it in a file: a blank and # do not begin a comment.
+    Everything after the = is one value: a list, a number, quoted text, or text without quotes. Unquoted text is
+    verbatim: a blank and # do not start a comment, as they would in a file.
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
@@ -105,7 +106,7 @@ def parse_override(text: str) -> tuple[str, object]:
 
 
 def parse_value(text: str) -> object:
-    """The value of a YAML text that holds one value and nothing else. Raises Malformed as parse_yaml."""
+    """Parse a YAML text with a single value. Raises Malformed as parse_yaml."""
     text = text.strip()
     value = parse_yaml(text)
     rest = text[_end_of_value(text) :].strip()
@@ -113,18 +114,18 @@ def parse_value(text: str) -> object:
     if is_plain and (rest or isinstance(value, str)):
         return check_text(text)
     if rest:
-        raise Malformed(f"{show(rest)} stands behind the value")
+        raise Malformed(f"{show(rest)} follows the value")
     return value
 
 
 def _end_of_value(text: str) -> int:
-    """Where the value of a well-formed YAML text ends: before a comment, if there is one."""
+    """Return the end of the value in a valid YAML text, before any comment."""
     ends = [token.end_mark.index for token in yaml.scan(text, _Loader) if token.end_mark.index > token.start_mark.index]
     return max(ends, default=0)
 
 
 def parse_yaml(text: str) -> object:
-    """The value of a YAML text, in JSON's types. Raises Malformed naming line and key."""
+    """Parse a YAML text to JSON types. Raises Malformed naming line and key."""
     if len(text) > MAX_YAML_BYTES:
         raise Malformed(f"it has more than {MAX_YAML_BYTES:,} characters")
     loader = _Loader("")
@@ -142,11 +143,11 @@ def parse_yaml(text: str) -> object:
     except (ValueError, OverflowError) as error:  # of the scanner: \\UFFFFFFFF
         if isinstance(error, Malformed):
             raise
-        raise Malformed(_at(loader.line, loader.path, "an escape that is no character")) from None
+        raise Malformed(_at(loader.line, loader.path, "an escape is not a character")) from None
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes; the bounds are met before anything large is made."""
+    """YAML loader that checks bounds before it builds large values."""
 
     yaml_implicit_resolvers: typing.ClassVar = {}
 
@@ -156,7 +157,7 @@ class _Loader(yaml.SafeLoader):
 
     @property
     def path(self) -> str:
-        """The key that is composed, or that composing ended at."""
+        """The key of the current node, or of the node with the error."""
         return "".join(self._parts).lstrip(".")
 
     def compose_node(self, parent: yaml.Node | None, index: yaml.Node | int | None) -> yaml.Node:
@@ -164,18 +165,18 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()
         is_key = isinstance(parent, yaml.MappingNode) and index is None
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            _refuse(event, f"anchors and aliases are not read here, got {show(event.anchor)}. Write the value out")
+            _refuse(event, f"anchors and aliases are not allowed, got {show(event.anchor)}. Write the value out")
         if is_key and not isinstance(event, yaml.ScalarEvent):
             _refuse(event, "a list or a mapping cannot be a key")
         if len(self._parts) > MAX_YAML_DEPTH:
             _refuse(event, f"it is nested deeper than {MAX_YAML_DEPTH} levels")
         node = super().compose_node(parent, index)
-        self._parts.pop()  # not after an error: it says where
+        self._parts.pop()  # kept after an error, to name its place
         return node
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that is something else in YAML 1.1 or in the core schema."""
+    """YAML dumper that quotes text with another meaning in YAML 1.1 or the core schema."""
 
 
 for _tag, (_pattern, _first) in _CORE.items():
@@ -184,7 +185,7 @@ for _tag, (_pattern, _first) in _CORE.items():
 
 
 def dump_yaml(value: object, *, on_one_line: bool = False) -> str:
-    """A value as YAML that parse_yaml reads as the same value, and readers of YAML 1.1 too."""
+    """Write a value as YAML that means the same to parse_yaml and to YAML 1.1 parsers."""
     options = {"default_flow_style": True, "width": 10**6} if on_one_line else {"sort_keys": False}
     text = yaml.dump(value, Dumper=_Dumper, allow_unicode=True, **options)
     return text.removesuffix("...\n").strip() if on_one_line else text
@@ -195,7 +196,7 @@ def _refuse(event: yaml.Event, problem: str) -> None:
 
 
 def _step(index: yaml.Node | int) -> str:
-    """One step of a dotted path: .key or [2]."""
+    """Format one step of a dotted path: .key or [2]."""
     return f"[{index}]" if isinstance(index, int) else f".{cut(index.value, 40)}"
 
 
@@ -206,7 +207,7 @@ def _at(line: int, key: str, problem: str) -> str:
 
 
 def _value(node: yaml.Node, key: str) -> object:
-    """The value of a node; `key` is its dotted path."""
+    """Convert a node to its value; `key` is its dotted path."""
     line = node.start_mark.line
     if isinstance(node, yaml.MappingNode) and node.tag == _MAP:
         return _mapping(node, key)
@@ -222,15 +223,12 @@ def _value(node: yaml.Node, key: str) -> object:
             return _plain_value(node.tag, node.value)
         except Malformed as error:
             raise Malformed(_at(line, key, str(error))) from None
-    raise Malformed(
-        _at(
-            line, key, f"the tag {show(node.tag)} is not read here. Write the value without it, in quotes if it is text"
-        )
-    )
+    problem = f"the tag {show(node.tag)} is not allowed. Write the value without it, in quotes if it is text"
+    raise Malformed(_at(line, key, problem))
 
 
 def _plain_value(tag: str, text: str) -> object:
-    """The value of a plain scalar. Raises Malformed where it is none of the tag, or not the number that is written."""
+    """Convert a plain scalar. Raises Malformed if it does not match the tag, or if a number over- or underflows."""
     pattern, _ = _CORE[tag]
     is_number = len(text) <= MAX_NUMBER and (
         pattern.fullmatch(text) or (tag == _FLOAT and _CORE[_INT][0].fullmatch(text))
@@ -256,11 +254,11 @@ def _mapping(node: yaml.MappingNode, prefix: str) -> dict:
     values, lines = {}, {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line
-        _value(key_node, prefix)  # refuses tags and signs that are not read
+        _value(key_node, prefix)  # refuses invalid tags and characters
         key = check_text(key_node.value)
         if key in values:
             raise Malformed(
-                _at(line, prefix, f'"{cut(key_node.value, 40)}" stands twice, in lines {lines[key] + 1} and {line + 1}')
+                _at(line, prefix, f'"{cut(key_node.value, 40)}" occurs twice, in lines {lines[key] + 1} and {line + 1}')
             )
         lines[key] = line
         values[key] = _value(value_node, f"{prefix}.{cut(key, 40)}".lstrip("."))
@@ -268,24 +266,24 @@ def _mapping(node: yaml.MappingNode, prefix: str) -> dict:
 
 
 def check_text(text: str) -> str:
-    """The text, its JSON escapes of two halves (\\ud83d\\ude00) joined to the character that they mean.
+    """Return the text with surrogate pairs (\\ud83d\\ude00) joined to characters.
 
-    Raises: Malformed if it cannot be a name or written to a file: it holds NUL, or one half of such a character.
+    Raises: Malformed if it contains NUL or a lone surrogate, which neither names nor files can.
     """
     if "\0" in text:
-        raise Malformed(f"{show(text)} holds the character NUL")
+        raise Malformed(f"{show(text)} contains the character NUL")
     if text.isascii():
         return text
     try:
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
         raise Malformed(
-            f"{show(text)} holds half of a character (a lone surrogate such as \\ud83d, or bytes that are not UTF-8)"
+            f"{show(text)} contains half of a character (a lone surrogate such as \\ud83d, or bytes that are not UTF-8)"
         ) from None
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a text can name a folder of ours: printable, no slashes, no leading dot, at most 200 bytes, not empty."""
+    """Whether a text is a valid folder name: printable, no slashes, no leading dot, 1 to 200 bytes."""
     try:
         is_short = 0 < len(name.encode()) <= 200
     except UnicodeEncodeError:
@@ -294,7 +292,7 @@ def is_plain_name(name: str) -> bool:
 
 
 def decode(raw: bytes) -> str:
-    """A text in UTF-8, with a byte order mark or without. Raises Malformed naming the byte."""
+    """Decode UTF-8, with or without a byte order mark. Raises Malformed naming the invalid byte."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -303,17 +301,17 @@ def decode(raw: bytes) -> str:
 
 
 def read_object(file: Path) -> dict:
-    """The JSON object that a file holds. Raises OSError, or Malformed saying what is wrong."""
+    """Read the JSON object of a file. Raises OSError, or Malformed with the problem."""
     value = parse_json(file.read_bytes())
     if not isinstance(value, dict):
-        raise Malformed(f"it holds {show(value)} and no object {{...}}")
+        raise Malformed(f"it must be an object {{...}}, got {show(value)}")
     return value
 
 
 def parse_json(text: str | bytes, *, unique_keys: bool = False) -> object:
-    """The value of a JSON text. Raises Malformed saying what is wrong.
+    """Parse a JSON text. Raises Malformed with the problem.
 
-    unique_keys  a key that stands twice in one object is an error; otherwise the last counts
+    unique_keys  refuse duplicate keys in an object; otherwise the last value counts
     """
     text = decode(text) if isinstance(text, bytes) else text
     if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _depth(text) > MAX_JSON_DEPTH:
@@ -334,7 +332,7 @@ def parse_json(text: str | bytes, *, unique_keys: bool = False) -> object:
 
 
 def _depth(text: str) -> int:
-    """How deep the brackets of a JSON text are nested."""
+    """Return the nesting depth of a JSON text."""
     depth = deepest = 0
     for bracket in _JSON_BRACKETS.finditer(text):
         sign = bracket[0]
@@ -351,5 +349,5 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for idx, key in enumerate(keys) if key in keys[:idx])
-        raise Malformed(f'the key "{cut(twice, 40)}" stands twice in one object')
+        raise Malformed(f'the key "{cut(twice, 40)}" occurs twice in one object')
     return values

@@ -1,8 +1,8 @@
-"""`workbench init`: a folder to begin with, that runs as it is and whose every part is there to be replaced.
+"""`workbench init`: create a project folder that runs unchanged.
 
-recipe.yaml    a commented recipe, on the small built-in pair
+recipe.yaml    a commented recipe with the small built-in models
 data.jsonl     one row with every kind of evidence
-images/        its picture and its crop
+images/        its image and its crop
 """
 
 import json

@@ -1,7 +1,7 @@
 """Recipes, models and samples that come with the package, so that an installed workbench needs no clone.
 
-They lie in workbench/files/builtin under the paths that they have in the repository: configs/, data/models/, data/samples/. A file that
-exists in the working directory always wins.
+workbench/files/builtin has them under their paths in the repository: configs/, data/models/, data/samples/. A file in
+the working directory takes precedence.
 """
 
 import os
@@ -13,9 +13,9 @@ _DATA = "data/"
 
 
 def find_recipe(path: str | Path) -> Path:
-    """The file that a recipe or study is named by: a path, or the name of a built-in one, such as demo or studies/main.
+    """Find the file of a recipe or study by its path or built-in name, such as demo or studies/main.
 
-    The path itself, whether it exists or not, if no built-in recipe has that name.
+    Returns the path unchanged, whether it exists or not, if no built-in recipe has that name.
     """
     if os.path.isfile(path) or os.path.isabs(path) or ".." in Path(path).parts:
         return Path(path)
@@ -24,12 +24,12 @@ def find_recipe(path: str | Path) -> Path:
 
 
 def recipe_names() -> list[str]:
-    """Names of the built-in recipes."""
+    """List the names of the built-in recipes."""
     return sorted(file.stem for file in RECIPES.glob("*.yaml"))
 
 
 def locate(path: str) -> str:
-    """A path of a model or a data file; that of the package if it begins with data/ and exists only there."""
+    """Resolve the path of a model or data file: to the package's copy if it starts with data/ and exists only there."""
     if not path.startswith(_DATA) or ".." in Path(path).parts or os.path.exists(path):
         return path
     built_in = BUILT_IN / path
@@ -37,7 +37,7 @@ def locate(path: str) -> str:
 
 
 def locate_all(values: object) -> object:
-    """Plain values with every text in them located."""
+    """Resolve every text in nested values."""
     if isinstance(values, dict):
         return {key: locate_all(value) for key, value in values.items()}
     return locate(values) if isinstance(values, str) else values

@@ -117,7 +117,8 @@ def _compare(key: str, examples: list[Example], before: list[dict], now: list[di
     count = "" if len(before) == len(now) else f" It had {len(before):,} examples, and has {len(now):,} now."
     remedy = (
         f"{count} A resumed run must equal an uninterrupted one, and rows, traces and probes refer to ids. Restore "
-        f"{key}, or start a new run (name=...), if you like from a checkpoint of this one: models.student=CHECKPOINT/student."
+        f"{key}, or start a new run (name=...). It may start from a checkpoint of this one: "
+        "models.student=CHECKPOINT/student."
     )
     for example, old, new in zip(examples, before, now, strict=False):
         if old != new:

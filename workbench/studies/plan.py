@@ -14,7 +14,7 @@
     evaluate:
       - {data: "scenes:eval?count=512", contexts: [plain], reference_contexts: [crop, wrong_crop]}
 
-`reference_contexts` are for the untrained students and the teachers alone: they tell whether privilege could pay at all.
+`reference_contexts` apply only to untrained students and teachers, to show whether privilege could pay at all.
 `{seed}` in a value, except of models, is replaced by the run's seed, as in
 `training.update_mask: masks/found-s{seed}.safetensors`. Overrides cannot set what the study decides itself: seed,
 folder and evaluation. Paths are relative to the working directory.
@@ -332,7 +332,7 @@ def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict
 
 
 def _refuse_twins(variants: list[Variant], where: str) -> None:
-    """Raises ConfigError if two variants stand for the same run: their rows would be equal, whatever they are called."""
+    """Raise ConfigError if two variants have the same settings, and so would be the same run."""
     first_with: dict[str, str] = {}
     for variant in variants:
         if variant.fault:
@@ -341,8 +341,8 @@ def _refuse_twins(variants: list[Variant], where: str) -> None:
         twin = first_with.setdefault(key, variant.name)
         if twin != variant.name:
             raise ConfigError(
-                f'{where}: variants "{twin}" and "{variant.name}" have the same settings, so they would be the same run. '
-                "Set what differs, such as method.privilege (naming a method resets its options), or remove one."
+                f'{where}: variants "{twin}" and "{variant.name}" have the same settings, so they would be the same '
+                "run. Set what differs, such as method.privilege (naming a method resets its options), or remove one."
             )
 
 
