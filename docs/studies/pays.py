@@ -1,0 +1,189 @@
+"""When does privilege pay? The tables of the studies pays_*, from their stored answers. Nothing is trained.
+
+    python docs/studies/pays.py docs/studies/data/pays_crowded          # or the study's folder, runs/pays_crowded
+
+Prints, for a study's data set: what the untrained student and the teacher answer with each kind of evidence; what each
+method gained, how much of it wrong evidence gains too, and the over-confidence that came with it; accuracy by family of
+questions; wrong answers by kind; and the course of training. From a study's own folder it also writes curves.parquet.
+
+A control is the row NAME_wrong of a method NAME: the same with the evidence of another example. Brackets are 95 %
+intervals, paired over seeds and questions (workbench.studies.bootstrap), in points.
+"""
+
+import argparse
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from workbench.data.examples import load_examples
+from workbench.data.scenes.world import PLACES
+from workbench.runs.folder import RunFolder
+from workbench.studies.bootstrap import paired_interval
+
+UNTRAINED, TEACHER, WRONG = "base", "teacher", "_wrong"
+PARTS = 5  # of equal length, into which the course of training is cut
+_PLACE = re.compile(rf"\b({'|'.join(PLACES)})\b")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    answers = pd.read_parquet(folder / "questions.parquet")
+    for data, rows in answers.groupby("data", observed=True):
+        print(f"## {folder.name}: {data}\n")
+        print("### What could be taught: accuracy of the untrained student and of the teacher, by evidence\n")
+        print(by_evidence(rows))
+        trained = Accuracies(rows[rows["context"] == "plain"])
+        print("### What was gained, how much of it with wrong evidence, and how sure the student became\n")
+        print(gains(trained))
+        print("### Accuracy by family, visible questions\n")
+        print(by_family(trained))
+        print("### Wrong answers to visible questions, by kind\n")
+        print(by_error(trained.rows))
+    print("### Accuracy of sampled training answers, by part of training\n")
+    print(course(curves(folder)))
+
+
+class Accuracies:
+    """Answers on the plain view. `of(name, truth)` is a row's accuracy, (seeds, questions)."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        self.rows = rows.assign(seed=rows["seed"].fillna(-1))
+        self.names = [name for name in dict.fromkeys(self.rows["variant"]) if name not in (UNTRAINED, TEACHER)]
+
+    def of(self, name: str, truth: str, column: str = "accuracy") -> np.ndarray:
+        rows = self.rows[(self.rows["variant"] == name) & (self.rows["truth"] == truth)]
+        return rows.pivot(index="seed", columns="example_id", values=column).sort_index(axis=1).to_numpy(float)
+
+    def apart(self, first: str, second: str) -> tuple[float, float, float]:
+        """Difference of two rows on visible questions with its interval, in points."""
+        left, right = self.of(first, "visible"), self.of(second, "visible")
+        left, right = (
+            np.broadcast_to(values, np.broadcast_shapes(left.shape, right.shape)) for values in (left, right)
+        )
+        return tuple(100 * value for value in paired_interval(left, right))
+
+
+def by_evidence(rows: pd.DataFrame) -> str:
+    references = rows[rows["variant"].isin([UNTRAINED, TEACHER]) & (rows["truth"] == "visible")]
+    table = references.pivot_table(index="variant", columns="context", values="accuracy", observed=True, sort=False)
+    return markdown(
+        ["visible questions", *table.columns],
+        [[name, *(f"{100 * value:.1f} %" for value in values)] for name, *values in table.itertuples()],
+    )
+
+
+def gains(answers: Accuracies) -> str:
+    lines = []
+    for name in (UNTRAINED, *answers.names):
+        accuracy = f"{100 * answers.of(name, 'visible').mean():.1f} %"
+        sure = 100 * answers.of(name, "privileged", "confidence").mean()
+        right = 100 * answers.of(name, "privileged").mean()
+        gained = kept = evidence = ""
+        if name != UNTRAINED:
+            difference = answers.apart(name, UNTRAINED)
+            gained = points(difference)
+            if (control := name + WRONG) in answers.names:
+                wrong = answers.apart(control, UNTRAINED)
+                kept = f"{wrong[0]:+.1f} ({wrong[0] / difference[0]:.0%})" if difference[1] > 0 else f"{wrong[0]:+.1f}"
+                evidence = points(answers.apart(name, control))
+        lines.append([name, accuracy, gained, kept, evidence, f"{sure - right:+.0f}", f"{sure:.0f} %, {right:.0f} %"])
+    return markdown(
+        [
+            "",
+            "visible, right",
+            "gained over the untrained",
+            "of it with wrong evidence",
+            "the evidence's own part",
+            "over-confidence, privileged",
+            "sure, right",
+        ],
+        lines,
+    )
+
+
+def by_family(answers: Accuracies) -> str:
+    visible = answers.rows[answers.rows["truth"] == "visible"]
+    table = visible.pivot_table(index="variant", columns="domain", values="accuracy", observed=True, sort=False)
+    counts = visible.groupby("domain", observed=True)["example_id"].nunique()
+    return markdown(
+        ["", *(f"{family} ({counts[family]})" for family in table.columns)],
+        [[name, *(f"{100 * value:.0f} %" for value in values)] for name, *values in table.itertuples()],
+    )
+
+
+def by_error(rows: pd.DataFrame) -> str:
+    """Share of all answers that are wrong because of their form, the place or the attribute read there."""
+    visible = rows[rows["truth"] == "visible"]
+    references = {example.id: example.reference for example in load_scenes(visible["example_id"].unique())}
+    kinds = [
+        "right" if right else error_of(text, references[example])
+        for text, example, right in zip(visible["text"], visible["example_id"], visible["accuracy"], strict=True)
+    ]
+    shares = pd.crosstab(visible["variant"], pd.Series(kinds, index=visible.index), normalize="index")
+    columns = ["form", "place", "attribute"]
+    order = [name for name in dict.fromkeys(visible["variant"]) if name in shares.index]
+    shares = shares.reindex(index=order, columns=columns, fill_value=0.0)
+    return markdown(
+        ["", "form: no answer stated", "place: another one first", "attribute: right place, wrong value"],
+        [[name, *(f"{100 * value:.1f} %" for value in values)] for name, *values in shares.itertuples()],
+    )
+
+
+def error_of(text: str, reference: str) -> str:
+    """Why a worked answer is wrong: "form", "place" or "attribute". A worked answer is "at PLACE, ..., answer VALUE"."""
+    if not re.search(r"\banswer \w+$", text.strip()) or not (places := _PLACE.findall(text)):
+        return "form"
+    return "attribute" if places[0] in _PLACE.findall(reference) else "place"
+
+
+def load_scenes(ids: np.ndarray) -> list:
+    """The examples with these ids, such as scenes:hard:0:90000, drawn anew."""
+    split, seed = ids[0].split(":")[1:3]
+    numbers = [int(example.rpartition(":")[2]) for example in ids]
+    count = max(numbers) - min(numbers) + 1
+    return load_examples(f"scenes:{split}?count={count}&start={min(numbers)}&seed={seed}")
+
+
+def curves(folder: Path) -> pd.DataFrame:
+    """Accuracy and entropy of each step's sampled answers: variant, seed, step, accuracy, entropy."""
+    file = folder / "curves.parquet"
+    runs = sorted(folder.glob("*-s*/metrics.jsonl"))
+    if not runs:
+        return pd.read_parquet(file)
+    lines = []
+    for metrics in runs:
+        variant, _, seed = metrics.parent.name.rpartition("-s")
+        for line in RunFolder.open(metrics.parent).metrics("train"):
+            lines.append((variant, int(seed), line["step"], line["accuracy"], line["entropy"]))
+    table = pd.DataFrame(lines, columns=["variant", "seed", "step", "accuracy", "entropy"])
+    table.to_parquet(file, compression="zstd", index=False)
+    return table
+
+
+def course(table: pd.DataFrame) -> str:
+    last = int(table["step"].max())
+    edges = np.linspace(0, last, PARTS + 1).astype(int)
+    part = pd.cut(table["step"], edges, labels=[f"{low + 1} to {high}" for low, high in itertools.pairwise(edges)])
+    means = table.pivot_table(index="variant", columns=part, values="accuracy", observed=True, sort=False)
+    return markdown(
+        ["steps", *means.columns],
+        [[name, *(f"{100 * value:.0f} %" for value in values)] for name, *values in means.itertuples()],
+    )
+
+
+def points(difference: tuple[float, float, float]) -> str:
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*difference)
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
+
+
+if __name__ == "__main__":
+    main()
