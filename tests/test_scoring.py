@@ -42,7 +42,7 @@ def test_buckets_are_of_like_length_and_keep_answers_to_one_prompt_together() ->
         for number, (rows, places) in enumerate(batch.micro_batches()):
             assert batch.micro_batch[places].unique().tolist() == [number]
             assert batch.sequence[places].unique_consecutive().tolist() == rows
-    assert Batch(rollouts(*LENGTHS), 0, bucket=True).order is None
+    assert Batch(rollouts(*LENGTHS), 0, bucket=True).rollout_order is None
 
 
 def kept(*regime: int) -> Routing:

@@ -1,21 +1,21 @@
 """Divergences between the learner and a target, per position, in nats and in fp32.
 
-Every function takes logits (or log-probabilities: they are the same thing here) of shape (N, V), first the learner,
-then the target, and returns (N). All are zero, with zero gradient, where learner and target are equal.
+Every function takes logits (or log-probabilities) of shape (N, V), first of the learner, then of the target, and
+returns (N). All are zero, with zero gradient, if learner and target are equal.
 
-A `Divergence` adds the support, that is which vocabulary entries are compared:
+A `Divergence` adds the support, the set of vocabulary entries that are compared:
 
     full          every entry
-    top_k         the K most likely entries of the learner, of the target, or of both, and by `tail`:
-        bucket        all other entries together form one more entry, on both sides (a true divergence of K + 1 entries)
+    top_k         the K most likely entries of the learner, of the target, or of both; `tail` treats the others:
+        bucket        all other entries form one more entry on both sides (a true divergence of K + 1 entries)
         renormalise   both sides are divided by their mass on the K entries
         bregman       sum of p log(p/q) - p + q over the K entries (MOPD, arXiv 2606.30406, variant c)
-      The naive sum over K entries is not offered: its gradient is not zero at equality (arXiv 2605.11182).
-    sampled       the written token alone: value log p - log q, gradient through sg[log p - log q] * log p
+      A plain sum over K entries is not an option: its gradient is not zero at equality (arXiv 2605.11182).
+    sampled       only the sampled token: value log p - log q, gradient through sg[log p - log q] * log p
 
-`clip` bounds what one entry adds to a KL before entries are summed (OPSD, arXiv 2601.18734; d-OPSD, arXiv 2606.18195): a few
-entries with a large ratio do not decide the gradient. Entries that lower the sum stay as they are, so the loss may be below
-zero. It is no bound of the position's loss.
+`clip` bounds the contribution of one entry to a KL before the sum (OPSD, arXiv 2601.18734; d-OPSD, arXiv 2606.18195),
+so that a few entries with a large ratio do not dominate the gradient. Negative contributions are not clipped, so the
+loss can be negative. `clip` does not bound the loss of a position.
 
 Source of the formulas: Hinton 2015; GKD, arXiv 2306.13649, equation 1; DOPD, arXiv 2606.30626, equation 4.
 """
@@ -35,16 +35,16 @@ KINDS = ("nll", "forward_kl", "reverse_kl", "jensen_shannon", "generalized_jsd",
 SUPPORTS = ("full", "top_k", "sampled")
 TOP_K_OF = ("learner", "target", "union", "intersection")
 TAILS = ("bucket", "renormalise", "bregman")
-_NO_MASS = -1e4  # a log-prob without mass: its exp is 0, and unlike minus infinity it makes no NaN
+_NO_MASS = -1e4  # log-prob of an entry without mass: its exp is 0, and unlike minus infinity it causes no NaN
 
 
 def forward_kl(learner: Float[Tensor, "N V"], target: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """KL(target || learner): covers every mode of the target."""
+    """KL(target || learner), which covers every mode of the target."""
     return _Kl.apply(target.float(), learner.float())
 
 
 def reverse_kl(learner: Float[Tensor, "N V"], target: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """KL(learner || target): settles on modes of the target."""
+    """KL(learner || target), which concentrates on modes of the target."""
     return _Kl.apply(learner.float(), target.float())
 
 
@@ -56,7 +56,7 @@ def jensen_shannon(learner: Float[Tensor, "N V"], target: Float[Tensor, "N V"]) 
 def generalized_jsd(learner: Float[Tensor, "N V"], target: Float[Tensor, "N V"], *, beta: float) -> Float[Tensor, " N"]:
     """beta KL(target || m) + (1 - beta) KL(learner || m), m = beta target + (1 - beta) learner.
 
-    It vanishes as beta nears 0 or 1, where other tools jump to a full KL a thousand times larger. No jump here.
+    It vanishes as beta nears 0 or 1. Other tools switch there to a full KL, which is a thousand times larger.
 
     Raises: ConfigError unless 0 < beta < 1.
     """
@@ -65,19 +65,19 @@ def generalized_jsd(learner: Float[Tensor, "N V"], target: Float[Tensor, "N V"],
 
 
 def check_beta(beta: float | None) -> None:
-    """Raises ConfigError unless beta is inside (0, 1)."""
+    """Raise ConfigError unless 0 < beta < 1."""
     if beta is None or not 0.0 < beta < 1.0:
         raise ConfigError(
-            f"generalized_jsd needs a beta strictly between 0 and 1, got {beta}. "
-            "Its ends are other divergences: choose forward_kl or reverse_kl instead."
+            f"beta of generalized_jsd is {beta}. Expected more than 0 and less than 1. At the ends, choose forward_kl "
+            "or reverse_kl instead."
         )
 
 
 class _Kl(torch.autograd.Function):
     """KL(first || second) of logits.
 
-    The gradients are written down: p (log p - log q - KL) for the first, q - p for the second. Autograd would keep and
-    pass over twice as many (N, V) arrays, which is where the time and the memory of a large vocabulary go.
+    The gradients are explicit: p (log p - log q - KL) for the first, q - p for the second. Autograd would store and
+    read twice as many (N, V) arrays, which dominate time and memory with a large vocabulary.
     """
 
     @staticmethod
@@ -105,13 +105,13 @@ class _Kl(torch.autograd.Function):
 class _Jsd(torch.autograd.Function):
     """beta KL(target || m) + (1 - beta) KL(learner || m) of logits, m = beta target + (1 - beta) learner.
 
-    Gradient for the learner, written down as above: (1 - beta) p (log p - log m - KL(learner || m)); what comes through m
-    cancels. The target's has the same form.
+    Explicit gradient for the learner: (1 - beta) p (log p - log m - KL(learner || m)); the terms through m cancel. The
+    gradient for the target has the same form.
     """
 
     @staticmethod
     def forward(ctx, learner: Tensor, target: Tensor, beta: float) -> Tensor:
-        # an entry without mass on either side must not make a NaN: finite, and exp of it still 0
+        # finite log-probs, whose exp is still 0, so that entries without mass cause no NaN
         learner_logp = learner.log_softmax(-1).clamp_(min=-1e4)
         target_logp = target.log_softmax(-1).clamp_(min=-1e4)
         mixture_logp = torch.logaddexp(target_logp + math.log(beta), learner_logp + math.log1p(-beta))
@@ -141,21 +141,22 @@ class _Jsd(torch.autograd.Function):
 
 
 def row_slices(logits: Float[Tensor, "N V"]) -> Iterator[slice]:
-    """A few positions at a time, where a pass over (N, V) would make arrays of its own: small ones stay in the
-    processor's cache until they are read again."""
+    """Slices of a few positions, so that temporary arrays of a pass over (N, V) stay in the processor's cache."""
     count = max(1, 2**21 // (4 * logits.shape[-1]))
     return (slice(start, start + count) for start in range(0, logits.shape[0], count))
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """A divergence with its support; the field of a `Loss`. Options are checked when it is made.
+    """A divergence with its support, the field of a `Loss`.
 
-    kind      one of KINDS. nll: minus the written token's log-prob; policy_gradient: minus advantage times log-prob
+    kind      one of KINDS. nll: minus the log-prob of the token; policy_gradient: minus advantage times log-prob
     support   full, top_k or sampled
     beta      generalized_jsd only
-    top_k     number of entries K; `of`: whose most likely entries; `tail`: what becomes of the rest
-    clip      most that one entry adds to a forward or reverse KL, in nats; 0 = no clip
+    top_k     number of entries K; `of`: owner of the top-k; `tail`: treatment of the other entries
+    clip      largest contribution of one entry to a forward or reverse KL, in nats; 0 = no clip
+
+    Raises: ConfigError for options that do not go together.
     """
 
     kind: str
@@ -178,21 +179,27 @@ class Divergence:
         if self.kind == "generalized_jsd":
             check_beta(self.beta)
         elif self.beta is not None:
-            raise ConfigError(f"beta={self.beta} is read by generalized_jsd only, not by {self.kind}; remove it.")
+            raise ConfigError(f"beta={self.beta} has no effect with {self.kind}. Remove it, or choose generalized_jsd.")
         if (self.support == "top_k") != (self.top_k > 0):
-            raise ConfigError(f"top_k={self.top_k} with support={self.support}: top_k needs K >= 1, the others none.")
+            raise ConfigError(
+                f"top_k={self.top_k} with support={self.support}. Set top_k >= 1 with support=top_k, else 0."
+            )
         if self.support == "sampled" and self.kind != "reverse_kl":
-            raise ConfigError(f"support=sampled is an estimate of reverse_kl only, not of {self.kind}.")
+            raise ConfigError(f"support=sampled estimates reverse_kl, not {self.kind}. Choose another support.")
         if self.support == "top_k" and self.kind in ("nll", "policy_gradient"):
-            raise ConfigError(f"{self.kind} reads the written token alone; top_k does not apply.")
+            raise ConfigError(
+                f"support=top_k has no effect with {self.kind}, which uses one token. Choose support=full."
+            )
         summed = self.kind in ("forward_kl", "reverse_kl") and self.support != "sampled" and self.tail != "bregman"
         if self.clip < 0 or (self.clip and not summed):
             raise ConfigError(
-                f"clip={self.clip:g} bounds the entries of a forward or reverse KL, so it is 0 or more, and 0 for "
-                f"{self.kind} with support={self.support} and tail={self.tail}."
+                f"clip={self.clip:g} with {self.kind}, support={self.support} and tail={self.tail}. Expected 0 or more "
+                "for a forward or reverse KL. Set clip=0 for the others."
             )
         if self.tail == "bregman" and self.support == "top_k" and self.kind not in ("forward_kl", "reverse_kl"):
-            raise ConfigError(f"tail=bregman is defined for forward_kl and reverse_kl, not for {self.kind}.")
+            raise ConfigError(
+                f"tail=bregman is not defined for {self.kind}. Choose forward_kl or reverse_kl, or another tail."
+            )
 
     @property
     def label(self) -> str:
@@ -211,14 +218,16 @@ class Divergence:
         token_ids: Int[Tensor, " N"],
         advantage: Float[Tensor, " N"] | None = None,
     ) -> Float[Tensor, " N"]:
-        """Per-position loss in nats. nll and policy_gradient do not read `target`; only the latter reads `advantage`."""
+        """Per-position loss in nats. nll and policy_gradient do not read `target`; only the latter reads
+        `advantage`.
+        """
         if self.kind in ("nll", "policy_gradient") or self.support == "sampled":
-            learner_logp = _written(learner, token_ids)
+            learner_logp = _token_logp(learner, token_ids)
             if self.kind == "nll":
                 return -learner_logp
             if self.kind == "policy_gradient":
                 return -advantage.float() * learner_logp
-            ratio = learner_logp.detach() - _written(target, token_ids)
+            ratio = learner_logp.detach() - _token_logp(target, token_ids)
             # value: the ratio; gradient: ratio * grad log p. Differentiating the ratio itself would ignore the target.
             return ratio + ratio * (learner_logp - learner_logp.detach())
         if self.support == "full" or self.top_k >= learner.shape[-1]:
@@ -239,7 +248,7 @@ class Divergence:
     def _on_top_k(self, learner: Tensor, target: Tensor) -> Tensor:
         ids, keep = self._top_k_ids(learner.detach(), target)
         if self.tail == "bucket":
-            # ids that are not kept: of an intersection they belong to the rest, of a union they stand there twice
+            # ids outside `keep`: of an intersection they belong to the rest, of a union they are duplicates
             inside = keep if self.of == "intersection" else None
             learner_k = _LogProbsAndRest.apply(learner, ids, keep, inside)
             target_k = _LogProbsAndRest.apply(target, ids, keep, inside)
@@ -250,12 +259,12 @@ class Divergence:
             first, second = (learner_k, target_k) if self.kind == "reverse_kl" else (target_k, learner_k)
             terms = first.exp() * (first - second) - first.exp() + second.exp()
             return (terms if keep is None else terms.masked_fill(~keep, 0.0)).sum(-1)
-        if keep is not None:  # entries left out get no mass on either side; finite, so that no gradient is NaN
+        if keep is not None:  # no mass outside `keep`; finite, so that no gradient is NaN
             learner_k, target_k = learner_k.masked_fill(~keep, _NO_MASS), target_k.masked_fill(~keep, _NO_MASS)
         return self._full(learner_k, target_k)
 
     def _top_k_ids(self, learner: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Vocabulary entries compared (N, K or 2K) and which of them count; None = all."""
+        """Compared vocabulary entries (N, K or 2K), and a mask of those that count; None = all."""
         if self.of in ("learner", "target"):
             return (learner if self.of == "learner" else target).topk(self.top_k, -1).indices, None
         learner_ids = learner.topk(self.top_k, -1).indices
@@ -268,27 +277,27 @@ class Divergence:
         return torch.cat((learner_ids, target_ids), -1), torch.cat((torch.ones_like(doubled), ~doubled), -1)
 
 
-def _written(logits: Tensor, token_ids: Tensor) -> Tensor:
-    """Log-prob (N) of the written tokens."""
+def _token_logp(logits: Tensor, token_ids: Tensor) -> Tensor:
+    """Log-probs (N) of the tokens."""
     return _logp_of(logits.float(), token_ids.unsqueeze(-1)).squeeze(-1)
 
 
 def _logp_of(logits: Tensor, ids: Tensor) -> Tensor:
-    """Log-probs (N, K) of some entries per position."""
+    """Log-probs (N, K) of K entries per position."""
     return _LogProbs.apply(logits, ids)
 
 
 class _LogProbs(torch.autograd.Function):
-    """log_softmax(logits)[ids], with one (N, V) array for the gradient: indicator minus softmax, summed over entries.
+    """log_softmax(logits)[ids] with one (N, V) array for the gradient, indicator minus softmax summed over entries.
 
-    Autograd would fill one for the chosen entries, one for the normaliser, and add them.
+    Autograd would allocate one for the entries and one for the normalizer, and add them.
     """
 
     @staticmethod
     def forward(ctx, logits: Tensor, ids: Tensor) -> Tensor:
         total = logits.new_empty(logits.shape[0], 1)
         for rows in row_slices(logits):
-            total[rows] = logits[rows].logsumexp(-1, keepdim=True)  # makes a copy of what it is given
+            total[rows] = logits[rows].logsumexp(-1, keepdim=True)  # logsumexp copies its input
         ctx.save_for_backward(logits, total, ids)
         return logits.gather(-1, ids) - total
 
@@ -301,23 +310,23 @@ class _LogProbs(torch.autograd.Function):
 
 
 class _LogProbsAndRest(torch.autograd.Function):
-    """Log-probs (N, K + 1) of the entries `ids` (N, K), and last of all other entries together.
+    """Log-probs (N, K + 1) of the entries `ids` (N, K), and last of all other entries together (the rest).
 
-    The rest is a sum over its entries. As 1 minus the kept mass it would have fp32's resolution next to 1, 6e-8, and a
-    smaller one no value at all. _NO_MASS where nothing is left.
+    The rest is summed over its entries; as 1 minus the kept mass it would be lost below fp32's resolution near 1, 6e-8.
+    _NO_MASS if no entry is left.
 
-    keep    ids whose log-probs are used: the others may hold anything, and get no gradient. None = all
-    inside  ids that do not belong to the rest. None = all
+    keep    mask of the ids whose log-probs are used; the others have no gradient. None = all
+    inside  mask of the ids that do not belong to the rest. None = all
 
-    Gradient, with s the sum of all K + 1 incoming ones: of a kept entry g - p s, of another
-    p / rest * (g_rest - rest * s), where p / rest is the softmax within the rest, so that no small number divides.
+    Gradient, with s the sum of all K + 1 incoming gradients: for a kept entry g - p s, for another
+    p / rest * (g_rest - rest * s), where p / rest is the softmax within the rest, so no small number is a divisor.
     """
 
     @staticmethod
     def forward(ctx, logits: Tensor, ids: Tensor, keep: Tensor | None, inside: Tensor | None) -> Tensor:
         chosen = logits.gather(-1, ids)
         rest = logits.new_empty(logits.shape[0], 1)
-        lowest = torch.finfo(rest.dtype).min  # in place of minus infinity, of which sums and gradients would be NaN
+        lowest = torch.finfo(rest.dtype).min  # instead of minus infinity, which would cause NaN in sums and gradients
         for rows in row_slices(logits):
             without = -torch.inf if inside is None else chosen[rows].masked_fill(inside[rows], -torch.inf)
             others = logits[rows].scatter(-1, ids[rows], without)

@@ -1,10 +1,10 @@
-"""The chunked engine: hidden states of views -> head in chunks -> scalars of every view, then losses per regime.
+"""Chunked loss kernel: hidden states -> logits of a chunk -> scores per position, losses and their gradient.
 
-A vocabulary has 150,000 entries and a batch thousands of positions; their product never exists here. Hidden states
-(N, D) are turned into logits a chunk of positions at a time, and what leaves a chunk is per-position numbers and the
-gradient with respect to hidden states and head. Peak memory therefore grows with the chunk and not with N.
+A vocabulary has 150,000 entries and a batch thousands of positions, so (N, V) logits would not fit in memory. Hidden
+states (N, D) become logits one chunk of positions at a time. Only per-position numbers and the gradients of hidden
+states and head outlive a chunk, so peak memory depends on the chunk size and not on N.
 
-Gradients are computed while the chunk's logits exist, so no chunk is computed twice.
+The forward pass also computes the gradient of a chunk while its logits exist, so no chunk is computed twice.
 """
 
 from collections.abc import Callable
@@ -23,11 +23,11 @@ from workbench.types import Routing, TokenScores
 
 @dataclass(frozen=True)
 class LossResult:
-    """The learner's side of a step.
+    """Losses and scores of the learner.
 
-    total   sum of coefficient * loss over positions, the number to call backward() on
-    loss    (N) each position's weighted loss in nats, before any averaging
-    scores  the learner's own scalars
+    total   sum of coefficient * loss over positions, a scalar to call backward() on
+    loss    (N) weighted loss of each position in nats, before any averaging
+    scores  scores of the learner
     """
 
     total: Float[Tensor, ""]
@@ -37,7 +37,7 @@ class LossResult:
 
 @torch.no_grad()
 def score(output: ViewOutput | MixedViewOutput, token_ids: Int[Tensor, " N"]) -> TokenScores:
-    """Scalars of one view at every position; NaN, and rank -1, where it did not read."""
+    """Scores of one view at every position; NaN (rank -1) where it did not score."""
     order = torch.arange(token_ids.numel(), device=token_ids.device)
     order = order if output.is_scored is None else order[output.is_scored]
     parts = [_scalars(output.logits(chunk), token_ids[chunk]) for chunk in order.split(chunk_size(output.vocabulary))]
@@ -51,7 +51,7 @@ def score(output: ViewOutput | MixedViewOutput, token_ids: Int[Tensor, " N"]) ->
 
 
 def missing_scores(num_positions: int, device: torch.device | str = "cpu") -> TokenScores:
-    """Scalars of a view that read nothing."""
+    """Scores of a view that scored nothing: NaN, rank -1."""
     nothing = torch.full((3, num_positions), torch.nan, device=device)
     return TokenScores(*nothing, rank=torch.full((num_positions,), -1, device=device))
 
@@ -60,7 +60,9 @@ def missing_scores(num_positions: int, device: torch.device | str = "cpu") -> To
 def alternatives(
     output: ViewOutput | MixedViewOutput, index: Int[Tensor, " M"], count: int
 ) -> tuple[Int[Tensor, "M K"], Float[Tensor, "M K"]]:
-    """Ids and log-probs of the most likely tokens at some positions; -1 and NaN where the view did not read."""
+    """Ids and log-probs of the `count` most likely tokens at some positions; -1 and NaN where the view did not
+    score.
+    """
     if output.is_scored is not None:
         is_scored = output.is_scored[index]
         some_ids, some_logprobs = alternatives(replace(output, is_scored=None), index[is_scored], count)
@@ -88,10 +90,10 @@ def compute_losses(
     routing: Routing,
     coefficient: Float[Tensor, " N"],
 ) -> LossResult:
-    """Losses of all regimes at their positions.
+    """Losses of all regimes at their positions, with gradients for the learner's hidden states and head.
 
-    `coefficient` is what a position's loss counts in the total: 1 over the number that the loss is averaged by.
-    Gradients reach the learner's hidden states and its head; `targets` are read without gradient.
+    targets      outputs of the views that the losses compare with, without gradient
+    coefficient  weight of each position's loss in the total, see scoring.coefficients
     """
     head_parameters = [parameter for parameter in learner.head.linear.parameters() if parameter.requires_grad]
     work = _Work(learner, targets, token_ids, regimes, routing, coefficient, {})
@@ -107,11 +109,13 @@ class _Work:
     regimes: tuple[Regime, ...]
     routing: Routing
     coefficient: Tensor
-    out: dict  # results that carry no gradient: autograd functions can only return tensors
+    out: dict  # results without gradient, since an autograd function returns tensors only
 
     def chunk(self, regime: Regime, index: Tensor, gradients: "_Gradients | None") -> tuple[Tensor, TokenScores]:
-        """Losses and the learner's scalars at some positions of a regime; a function of its own, so that all arrays of
-        one chunk are gone before the next begins."""
+        """Losses and scores of the learner at some positions of one regime.
+
+        A function of its own, so that all arrays of a chunk are freed before the next.
+        """
         if gradients is None or not regime.losses:
             logits = self.learner.logits(index)
             weighted = self.position_losses(regime, index, logits)
@@ -123,10 +127,10 @@ class _Work:
         return weighted.detach(), _scalars(logits.detach(), self.token_ids[index])
 
     def position_losses(self, regime: Regime, index: Tensor, logits: Tensor) -> Tensor:
-        """Weighted sum of the regime's losses at the positions `index`, whose learner logits are given."""
+        """Weighted sum of the regime's losses at the positions `index`, from the learner's logits there."""
         weighted = torch.zeros(index.numel(), device=logits.device)
         for loss in regime.losses:
-            with torch.no_grad():  # a target's head may be the learner's own
+            with torch.no_grad():  # a target can share the learner's head
                 target = None if loss.target in (TOKENS, REWARD) else self.targets[loss.target].logits(index)
             advantage = self.routing.advantage[index] if loss.target == REWARD else None
             weighted = weighted + loss.weight * loss.divergence(logits, target, self.token_ids[index], advantage)
@@ -134,7 +138,7 @@ class _Work:
 
 
 class _Supervise(torch.autograd.Function):
-    """Computes the gradient in its forward pass, chunk by chunk, and hands it out in its backward pass."""
+    """Computes the gradient chunk by chunk in the forward pass; the backward pass returns it."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, work: _Work, *head_parameters: Tensor) -> Tensor:
@@ -160,7 +164,7 @@ class _Supervise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_total: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None  # held by nobody else, they become .grad without being copied
+        gradients, ctx.gradients = ctx.gradients, None  # the only reference, so .grad takes them without a copy
         of_head = [grad.mul_(grad_total) for grad in gradients.of_head]
         return gradients.of_hidden.mul_(grad_total), None, *of_head
 
@@ -168,8 +172,8 @@ class _Supervise(torch.autograd.Function):
 class _Gradients:
     """Accumulates d total / d hidden and d total / d head over chunks.
 
-    A plain linear head gets its two products directly into the accumulators: asking autograd for them would make a
-    second (V, D) array per chunk. Any other head goes through autograd.
+    For a plain linear head, two matrix products add directly to the accumulators, since autograd would allocate a
+    second (V, D) array per chunk. Other heads use autograd.
     """
 
     def __init__(self, learner: ViewOutput, hidden: Tensor, head_parameters: tuple[Tensor, ...]) -> None:
@@ -179,7 +183,7 @@ class _Gradients:
         self.is_plain = type(learner.head.linear) is nn.Linear
 
     def logits(self, index: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Learner logits of a chunk, and what the gradient is taken with respect to."""
+        """Learner logits of a chunk, and the tensors to differentiate with respect to."""
         head, vocabulary = self.learner.head, self.learner.vocabulary
         hidden = self.hidden[index]
         with torch.enable_grad():

@@ -1,7 +1,7 @@
-"""The vocabulary in which every method is written: views, losses, and a method that joins them by a router.
+"""Building blocks of a method: views, losses, regimes, and the routing rule that assigns a regime to each position.
 
-A method is data. It names who writes the sequences, which views read them, the rule that gives each position a regime,
-and the losses of each regime. The loop in training/loop.py runs all of them.
+A method is data. It names the policy that samples, the views that score, the routing rule, and the losses of each
+regime. The one loop in training/loop.py runs every method.
 """
 
 import math
@@ -19,19 +19,19 @@ from workbench.errors import ConfigError, show, unknown
 from workbench.files.parsing import Malformed, check_text
 from workbench.types import Rollout, RouteBatch, Routing
 
-TOKENS = "tokens"  # target of a loss: the written tokens themselves
-REWARD = "reward"  # target of a loss: the position's advantage, given by the router
+TOKENS = "tokens"  # target of a loss: the tokens of the sequence
+REWARD = "reward"  # target of a loss: the advantage that the routing rule returns
 POLICIES = ("student", "student@start", "student@ema", "teacher")
 AVERAGES = ("sequence", "position", "domain")
 AVERAGED = ("all", "supervised")
 
 Router = Callable[[RouteBatch], Routing]
-Annotator = Callable[..., tuple[Rollout, ...]]  # (own, *those of each peer, on the same examples) -> own
+Annotator = Callable[..., tuple[Rollout, ...]]  # (rollouts, *rollouts of each peer for the same examples) -> rollouts
 
 
 @dataclass(frozen=True)
 class Option:
-    """What a field of `Options` means, for help texts and forms: `Annotated[float, Option("...", low=0)]`."""
+    """Meaning and range of a field of `Options`, for help texts and forms: `Annotated[float, Option("...", low=0)]`."""
 
     help: str
     unit: str = ""
@@ -40,12 +40,12 @@ class Option:
     choices: tuple[str, ...] = ()
 
 
-_LARGEST = 2**63 - 1  # of whole numbers, as files and tensors hold them
+_LARGEST = 2**63 - 1  # largest integer in files and tensors
 _IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
 def check_option(key: str, value: object, value_type: type | types.UnionType, option: Option) -> object:
-    """The value as `value_type`, inside the option's range. Raises ConfigError naming the key and what is allowed."""
+    """Check a value and convert it to `value_type`. Raises ConfigError with the key and the allowed values."""
     allowed = typing.get_args(value_type) if isinstance(value_type, types.UnionType) else (value_type,)
     if value is None and type(None) in allowed:
         return None
@@ -61,7 +61,7 @@ def check_option(key: str, value: object, value_type: type | types.UnionType, op
     if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
         names = " or ".join(_IN_WORDS.get(value_class, value_class.__name__) for value_class in allowed)
         given = "nothing" if value is None else show(value)
-        quotes = " Put quotes around a text that looks like a number." if str in allowed and value is not None else ""
+        quotes = " Quote a text that looks like a number." if str in allowed and value is not None else ""
         raise ConfigError(f"{key} must be {names}, got {given}.{quotes} Meaning: {option.help}.")
     if option.choices and value not in option.choices:
         raise ConfigError(unknown(key, str(value), option.choices))
@@ -75,7 +75,7 @@ def check_option(key: str, value: object, value_type: type | types.UnionType, op
 
 
 def range_in_words(low: float | None, high: float | None) -> str:
-    """The numbers that are allowed, None = no limit; "" if all are."""
+    """Describe a range of numbers; None = no limit, "" if both are None."""
     if low is None:
         return "" if high is None else f"at most {high:g}"
     return f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
@@ -83,12 +83,12 @@ def range_in_words(low: float | None, high: float | None) -> str:
 
 @dataclass(frozen=True)
 class View:
-    """A policy shown a context: `View("teacher", "boxes")`.
+    """A policy and the context of its prompt: `View("teacher", "boxes")`.
 
     policy   student, student@start (frozen copy), student@ema (moving average), teacher, or teacher:<domain>. With
-             models.teachers, teacher is the one of the example's domain, and reads that domain's answers alone
-    context  what it is shown, see workbench.data.contexts
-    learns   gradients flow through this view; exactly one view of a method learns
+             models.teachers, "teacher" is the teacher of the example's domain
+    context  evidence in the prompt, see workbench.data.contexts
+    learns   whether this view is trained; exactly one view of a method is
     """
 
     policy: str
@@ -97,17 +97,19 @@ class View:
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES and not self.policy.startswith("teacher:"):
-            raise ConfigError(unknown("policy", self.policy, POLICIES) + " Several teachers: teacher:<domain>.")
+            raise ConfigError(
+                unknown("policy", self.policy, POLICIES) + " Or name a teacher of models.teachers: teacher:<domain>."
+            )
         if self.learns and self.policy != "student":
-            raise ConfigError(f'only the policy "student" can learn, not "{self.policy}".')
+            raise ConfigError(f'view of policy "{self.policy}" has learns=True. Expected "student". Set learns=False.')
         parse_context(self.context)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Pull the learner to `target` (a view's name, TOKENS or REWARD) by `divergence`, times `weight`.
+    """A divergence from the learner to `target` (a view's name, TOKENS or REWARD), times `weight`.
 
-    by   of REWARD: the view that the router makes the advantage from, if there is one
+    by   for REWARD: the view from which the routing rule computes the advantage, if any
     """
 
     target: str
@@ -118,14 +120,14 @@ class Loss:
 
 @dataclass(frozen=True)
 class Regime:
-    """The losses at positions of one kind; `meaning` is read by people. No losses: positions without supervision."""
+    """The losses at positions of one regime, with a label for people. No losses: no supervision."""
 
     losses: tuple[Loss, ...]
     meaning: str = ""
 
     @property
     def source(self) -> str | None:
-        """What supervises, joined by "+", or None: targets, and of a reward the view that it is made from."""
+        """Targets of the losses, joined by "+" (for a reward its view), or None."""
         return "+".join(dict.fromkeys(loss.by or loss.target for loss in self.losses)) or None
 
     @property
@@ -136,7 +138,7 @@ class Regime:
 
 @dataclass(frozen=True)
 class PatchState:
-    """What was made before the first step: arrays by name, and what is to be known about them (numbers and words)."""
+    """Result of a method's preparation: tensors by name, and facts for run.json."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, object]
@@ -144,12 +146,11 @@ class PatchState:
 
 @dataclass(frozen=True)
 class SamplingPatch:
-    """Something made once of the starting student, and how the student writes with it.
+    """Preparation before the first step, and its use while the student samples.
 
-    make     (student, examples, seed) -> Prepared. `examples` is an iterator: take as many as are needed. The result is
-             kept in the run's folder, so that a resumed run writes with the same
-    writing  (student, tensors) -> a context. Inside it the student writes with them; after it, it is as it was
-    source   what is added to the student's name, as in "student+projection", to say in traces who has written
+    build   (student, examples, seed) -> PatchState. `examples` is an iterator. The run folder keeps the result for resume
+    apply   (student, tensors) -> context manager that patches the student while it samples
+    suffix  suffix of the sampler's name in traces, as in "student+projection"
     """
 
     build: Callable[..., PatchState]
@@ -161,26 +162,29 @@ class SamplingPatch:
 class Method:
     """One training method.
 
-    views          by name; "student" is the learner, and by custom "teacher" the teacher, "self" the privileged student
-    regimes        by name; the router's regime index counts in this order
-    route          the rule: per-position scalars of views -> regime, weight and advantage of every position
-    reads          views whose scalars the rule needs. Naming the learner costs one more forward when micro-batches are
-                   accumulated, since it must then be scored before the first gradient
-    average        "sequence": mean over a sequence's positions, then over sequences; "position": over all positions;
-                   "domain": over the positions of a domain, then over the domains of the step, whatever their lengths
-    average_over   "all": positions without supervision count in these means, as zeros; "supervised": they do not, so that
-                   leaving positions out does not lower the learning rate of the others
-    dataset_share  share of sequences that are the data's reference answers instead of the student's own
-    ema_rate       share of the student mixed into student@ema after each step
-    needs          fields of an example without which it cannot be used, beside what contexts show: "answer"
-    annotate       adds to the written rollouts of a batch what views are to be shown of them (Rollout.feedback) and what
-                   it decided (Rollout.facts); it also sees what peers wrote about the same examples, one batch each
-    peer_request     what every peer is asked about each rollout, {text} being the rollout's; its reply is in Rollout.remarks
-    min_learners   students that must learn in the run: the student and models.peers
-    min_generations  answers to each question that the rule compares with each other
-    replier        policy that replies to all turns but the last, where the learner's context is "turns"
-    prepare        what is made once, before the first step, and how the student writes with it
-    resample       False: the starting student writes every sequence once; epochs then go over them
+    views            by name; "student" is the learner, by convention "teacher" the teacher and "self" the privileged
+                     student
+    regimes          by name; a regime index counts in this order
+    route            the routing rule: scores of the views -> regime, weight and advantage of every position
+    router_views     views whose scores the rule needs. Naming the learner costs one more forward pass with several
+                     micro-batches, since the rule needs its scores before the first backward pass
+    average          "sequence": mean over a sequence's positions, then over sequences; "position": over all positions;
+                     "domain": over the positions of a domain, then over the domains of the step
+    average_over     "all": positions without supervision count in these means, as zeros; "supervised": they do not, so
+                     that masking positions does not lower the effective learning rate of the others
+    dataset_share    fraction of sequences that are the data's reference answers instead of samples
+    ema_rate         weight of the student in each update of student@ema
+    needs            required columns of an example besides the evidence of the contexts: "answer"
+    annotate         adds feedback for the views' prompts (Rollout.feedback) and facts for the trace (Rollout.facts) to
+                     the rollouts of a batch; also gets the rollouts of each peer for the same examples
+    peer_request     request to every peer about each rollout, {text} being its text; replies go to Rollout.remarks
+    min_learners     smallest number of students in the run: the student and models.peers
+    min_generations  smallest number of answers to each question
+    replying_policy  policy that replies to all turns but the last, if the learner's context is "turns"
+    sampling_patch   preparation before the first step
+    resample         False: the student before training samples every sequence once, and epochs repeat them
+
+    Raises: ConfigError for fields that do not go together.
     """
 
     name: str
@@ -205,15 +209,17 @@ class Method:
     def __post_init__(self) -> None:
         learning = [name for name, view in self.views.items() if view.learns]
         if len(learning) != 1:
-            raise ConfigError(f"method {self.name}: exactly one view must learn, got {learning or 'none'}.")
+            raise ConfigError(
+                f"method {self.name}: {len(learning)} views have learns=True ({learning}). Expected exactly one."
+            )
         if self.average not in AVERAGES:
             raise ConfigError(unknown("average", self.average, AVERAGES))
         if self.average_over not in AVERAGED:
             raise ConfigError(unknown("average_over", self.average_over, AVERAGED))
         if not 0.0 <= self.dataset_share <= 1.0:
-            raise ConfigError(f"dataset_share must be between 0 and 1, got {self.dataset_share}.")
+            raise ConfigError(f"method {self.name}: dataset_share is {self.dataset_share}. Expected 0 to 1.")
         if not 0.0 < self.ema_rate <= 1.0:
-            raise ConfigError(f"ema_rate must be above 0 and at most 1, got {self.ema_rate}.")
+            raise ConfigError(f"method {self.name}: ema_rate is {self.ema_rate}. Expected more than 0, at most 1.")
         if self.replying_policy not in self.policies:
             raise ConfigError(unknown(f"method {self.name}: replier", self.replying_policy, self.policies))
         student_context = self.views[learning[0]].context
@@ -221,11 +227,14 @@ class Method:
         for name, view in self.views.items():
             parts = parse_context(view.context)
             if "feedback" in parts and self.annotate is None:
-                raise ConfigError(f'method {self.name}: view "{name}" is shown feedback, and the method writes none.')
+                raise ConfigError(
+                    f'method {self.name}: view "{name}" has the context "feedback". Set annotate, which adds the '
+                    "feedback."
+                )
             if "turns" in parts and "turns" not in parse_context(student_context):
                 raise ConfigError(
-                    f'method {self.name}: view "{name}" is shown the turns that an answer was written after, but the student '
-                    f'answers under "{student_context}", in one turn. Give the student the context "turns" too.'
+                    f'method {self.name}: view "{name}" is shown the turns that an answer was written after, but the '
+                    f'student answers under "{student_context}", in one turn. Give the student the context "turns" too.'
                 )
         targets = {loss.target for regime in self.regimes.values() for loss in regime.losses}
         for target in targets - {TOKENS, REWARD}:
@@ -237,7 +246,8 @@ class Method:
             for loss in regime.losses:
                 if loss.by is not None and (loss.target != REWARD or loss.by not in self.views):
                     raise ConfigError(
-                        f'method {self.name}: by="{loss.by}" names the view of a reward; views: {", ".join(self.views)}.'
+                        f'method {self.name}: by="{loss.by}" names the view of a reward; views: '
+                        f"{', '.join(self.views)}."
                     )
         for name in self.router_views:
             if name not in self.views:
@@ -245,21 +255,21 @@ class Method:
 
     @property
     def learner(self) -> str:
-        """Name of the learning view."""
+        """Name of the view that is trained."""
         return next(name for name, view in self.views.items() if view.learns)
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Views whose whole distributions the losses need, in order of definition."""
+        """Views whose full distributions the losses need, in order of definition."""
         used = {loss.target for regime in self.regimes.values() for loss in regime.losses}
         return tuple(name for name in self.views if name in used)
 
     @property
     def policies(self) -> tuple[str, ...]:
-        """Policies that the views need, in order of definition, each once."""
+        """Policies of the views, without duplicates, in order of definition."""
         return tuple(dict.fromkeys(view.policy for view in self.views.values()))
 
     @property
     def contexts(self) -> tuple[str, ...]:
-        """Contexts that the views need, each once."""
+        """Contexts of the views, without duplicates."""
         return tuple(dict.fromkeys(view.context for view in self.views.values()))

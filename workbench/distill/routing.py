@@ -1,4 +1,4 @@
-"""Routing rules and statistics that more than one method uses. A rule maps a RouteBatch to a Routing."""
+"""Routing rules and statistics of several methods. A rule maps a RouteBatch to a Routing."""
 
 import math
 import re
@@ -12,15 +12,15 @@ from workbench.data.grading import final_answer
 from workbench.types import Mark, Rollout, RouteBatch, Routing, label_tokens
 
 _COMMON_WORDS = (
-    "a an and any are at by can do does for from has have how in is it its many much of on or than that the there these this "
-    "to was what where which who with"
+    "a an and any are at by can do does for from has have how in is it its many much of on or than that the there "
+    "these this to was what where which who with"
 )
 _COMMON = frozenset(_COMMON_WORDS.split())
-ANSWER = "answer"  # kind of the tokens that state the final answer
+ANSWER = "answer"  # kind of the final answer's tokens
 
 
 def everywhere(batch: RouteBatch) -> Routing:
-    """Regime 0 at every position, with weight 1."""
+    """Route every position to regime 0 with weight 1."""
     device = batch.sequence.device
     return Routing(
         regime=torch.zeros(batch.num_positions, dtype=torch.long, device=device),
@@ -29,28 +29,28 @@ def everywhere(batch: RouteBatch) -> Routing:
 
 
 def trimmed_mean(values: Float[Tensor, " N"], keep: Bool[Tensor, " N"]) -> Float[Tensor, ""]:
-    """Mean of the kept values; of all values if none is kept."""
+    """Mean of the kept values, or of all values if none is kept."""
     return values[keep].mean() if bool(keep.any()) else values.mean()
 
 
 def below_quantile(values: Float[Tensor, " N"], share_cut: float) -> Bool[Tensor, " N"]:
-    """True where a value is at most the quantile 1 - `share_cut` of all (interpolated linearly, as numpy and torch do).
+    """Mask of the values up to the quantile 1 - `share_cut` of all (linear interpolation, as in numpy and torch).
 
-    The largest of 2 to 20 values is above their 0.95 quantile, the two largest of 22 to 40. With share_cut 0 nothing is cut.
+    Above the 0.95 quantile are the largest of 2 to 20 values, or the two largest of 22 to 40. share_cut=0 keeps all.
     """
     if share_cut == 0.0 or values.numel() == 0:
         return torch.ones_like(values, dtype=torch.bool)
-    # by rank: torch.quantile refuses more than 2**24 values, and computes ranks in float32
+    # torch.quantile accepts at most 2**24 values and computes ranks in float32
     cut = math.ceil(round(share_cut * (values.numel() - 1), 9))
     return values <= values.kthvalue(values.numel() - cut).values
 
 
 def sampler_ratio(batch: RouteBatch) -> Float[Tensor, " N"]:
-    """Importance ratio of every position: the student's probability now over that when it was written.
+    """Importance ratio of every position: the student's probability now over that at sampling time.
 
-    Both at temperature 1 and over the whole vocabulary, as the papers sample (Vision-OPD, SDPO and MiMo: temperature 1, no
-    cut): it says how far weights have moved and engines differ, and is 1 of a fresh answer whatever the sampling options
-    were. It does not correct for a temperature or a cut. 1 where no sampler wrote.
+    Both at temperature 1 over the whole vocabulary, as the papers sample (Vision-OPD, SDPO, MiMo). The ratio measures
+    changes of weights and differences of engines; it is 1 for a fresh answer under any sampling options, and does not
+    correct for temperature, top_k or top_p. 1 for sequences of the dataset.
     """
     student = batch.scores["student"].logprob
     sampled = [
@@ -60,9 +60,10 @@ def sampler_ratio(batch: RouteBatch) -> Float[Tensor, " N"]:
 
 
 def group_advantage(rollouts: tuple[Rollout, ...], eps: float = 1e-4) -> Float[Tensor, " R"]:
-    """Outcome advantage of every rollout: (reward - mean) / (deviation + eps) over the rollouts of its example.
+    """Outcome advantage of every rollout: (reward - mean) / (standard deviation + eps) over the rollouts of its
+    example.
 
-    0 where no reward is known, and where all of a group are right or all wrong.
+    0 without a reward, and in a group that is all right or all wrong.
     Source: GRPO, arXiv 2402.03300, section 4.1.2.
     """
     groups: dict[int, list[int]] = {}
@@ -77,9 +78,7 @@ def group_advantage(rollouts: tuple[Rollout, ...], eps: float = 1e-4) -> Float[T
 
 
 def answer_positions(batch: RouteBatch) -> Bool[Tensor, " N"]:
-    """Tokens that state the final answer: those that the example's marks call "answer", else those of the text that
-    grading.final_answer finds; none of a rollout that states none.
-    """
+    """Mask of the final answer's tokens: by the example's marks of kind "answer", else by grading.final_answer."""
     is_answer: list[bool] = []
     for rollout in batch.rollouts:
         texts = batch.token_texts(rollout.ids)
@@ -87,26 +86,26 @@ def answer_positions(batch: RouteBatch) -> Bool[Tensor, " N"]:
         if not any(mark.kind == ANSWER for mark in marks):
             stated = re.escape(final_answer(rollout.text))
             marks = (Mark(rf"(?s).*({stated})", ANSWER),) if stated else ()
-        texts = [*texts[:-1], ""] if rollout.finished and texts else texts  # the end token is no part of the answer
+        texts = [*texts[:-1], ""] if rollout.finished and texts else texts  # without the end token
         is_answer += [kind == ANSWER for kind, _ in label_tokens(texts, marks)]
     return torch.tensor(is_answer, dtype=torch.bool, device=batch.sequence.device)
 
 
 def draw_positions(batch: RouteBatch, share: float) -> Bool[Tensor, " N"]:
-    """A random `share` of the positions, the same for the same step and batch."""
+    """Draw a random mask with a fraction `share` of the positions, the same for the same step and batch."""
     generator = torch.Generator().manual_seed(batch.seed)
     return (torch.rand(batch.num_positions, generator=generator) < share).to(batch.sequence.device)
 
 
 def concepts(text: str) -> set[str]:
-    """Words that name something, in small letters and without a plural s."""
+    """Content words of a text, lowercase and without a plural s."""
     return {word.removesuffix("s") for word in re.findall(r"\w+", text.lower()) if word not in _COMMON}
 
 
 def distinguishing_concepts(rollout: Rollout, rollouts: tuple[Rollout, ...]) -> set[str]:
-    """Concepts of the rollout's question but for those of most questions of its domain among `rollouts`.
+    """Concepts of the rollout's question that most questions of its domain among `rollouts` lack.
 
-    "same" and "tag" tell no question of a family from another; "red" may. All its concepts, if none is left.
+    "same" and "tag" occur in most questions of a family; "red" may not. All its concepts, if none is left.
     """
     questions = {other.example.question for other in rollouts if other.example.domain == rollout.example.domain}
     used = Counter(concept for question in questions for concept in concepts(question))

@@ -1,6 +1,6 @@
-"""Reading: every view of a method scores the same rollouts.
+"""Scoring: every view of a method scores the same rollouts; the routing rule then sees the scores.
 
-rollouts -> Batch (positions end to end) -> forward_view, score_views -> RouteBatch -> Routing
+rollouts -> Batch (positions end to end) -> score_views -> route -> coefficients
 """
 
 import itertools
@@ -25,9 +25,10 @@ Positions = slice | Int[Tensor, " M"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Rollouts with their positions laid end to end, cut into micro-batches of `micro_batch_size` rollouts (0 = one).
+    """Rollouts whose N completion positions are laid end to end, split into micro-batches.
 
-    bucket  micro-batches are made of rollouts of like length, those of one example next to each other
+    micro_batch_size  rollouts per micro-batch, 0 = all
+    bucket            sort rollouts by length first, keeping those of one example together
     """
 
     rollouts: tuple[Rollout, ...]
@@ -56,18 +57,22 @@ class Batch:
 
     @cached_property
     def rollout_order(self) -> list[int] | None:
-        """The order in which rollouts fill micro-batches; None: as they are."""
+        """EpochOrder in which rollouts fill the micro-batches; None = unchanged."""
         if not self.bucket or not 0 < self.micro_batch_size < len(self.rollouts):
             return None
-        longest: dict[int, int] = {}  # of an example's
+        longest: dict[int, int] = {}  # completion length by example
         for rollout, length in zip(self.rollouts, self.lengths, strict=True):
             longest[id(rollout.example)] = max(length, longest.get(id(rollout.example), 0))
         rank = {example: idx for idx, example in enumerate(longest)}
         ids = [id(rollout.example) for rollout in self.rollouts]
         return sorted(range(len(ids)), key=lambda row: (longest[ids[row]], rank[ids[row]], self.lengths[row]))
 
+    @property
+    def num_micro_batches(self) -> int:
+        return -(-len(self.rollouts) // (self.micro_batch_size or max(1, len(self.rollouts))))
+
     def micro_batches(self) -> Iterator[tuple[list[int], Positions]]:
-        """Per micro-batch: its rollouts and its positions."""
+        """Yield the rollout indices and the positions of each micro-batch."""
         size = self.micro_batch_size or max(1, len(self.rollouts))
         order = self.rollout_order or range(len(self.rollouts))
         ends = list(itertools.accumulate(self.lengths))
@@ -80,7 +85,7 @@ class Batch:
 
     @cached_property
     def inverse_order(self) -> Positions:
-        """Where the batch's positions are when those of its micro-batches are laid end to end."""
+        """Index from the micro-batches' positions, laid end to end, to batch order."""
         return (
             slice(None)
             if self.rollout_order is None
@@ -89,18 +94,19 @@ class Batch:
 
     @cached_property
     def micro_batch(self) -> Int[Tensor, " N"]:
-        which = torch.zeros(len(self.rollouts), dtype=torch.long)
-        for number, (rows, _) in enumerate(self.micro_batches()):
-            which[rows] = number
-        return which[self.sequence]
+        micro_batch_idx = torch.zeros(len(self.rollouts), dtype=torch.long)
+        for idx, (rows, _) in enumerate(self.micro_batches()):
+            micro_batch_idx[rows] = idx
+        return micro_batch_idx[self.sequence]
 
 
-Prompts = tuple[Prompt | None, ...]  # one per rollout; None: the view does not read it
+Prompts = tuple[Prompt | None, ...]  # one per rollout; None: the view does not score it
 
 
 def view_prompts(method: Method, rollouts: tuple[Rollout, ...]) -> dict[str, Prompts]:
-    """What every view is shown, one prompt per rollout; None where it reads nothing, since the rollout lacks what its
-    context shows. Rollouts of one example that are shown the same share one Prompt object.
+    """Build the prompts of every view, one per rollout; None if the rollout lacks what the view's context needs.
+
+    Rollouts of one example with equal prompts share one Prompt object, so that its encoding can be shared too.
     """
     built: dict[tuple, Prompt | None] = {}
 
@@ -117,14 +123,14 @@ def view_prompts(method: Method, rollouts: tuple[Rollout, ...]) -> dict[str, Pro
     prompts = {
         name: tuple(prompt_of(rollout, view.context) for rollout in rollouts) for name, view in method.views.items()
     }
-    assert None not in prompts[method.learner], f"the learner of {method.name} must read every rollout"
+    assert None not in prompts[method.learner], f"the learner of {method.name} must score every rollout"
     return prompts
 
 
 def forward_micro_batch(
     policy: Policy, prompts: Prompts, batch: Batch, rows: list[int]
 ) -> ViewOutput | MixedViewOutput:
-    """One micro-batch under one view that reads all of it."""
+    """Forward pass of the rollouts `rows` under one view, all of which have a prompt."""
     rollouts = [batch.rollouts[row] for row in rows]
     return policy.forward(
         [prompts[row] for row in rows],
@@ -135,24 +141,25 @@ def forward_micro_batch(
 
 @torch.no_grad()
 def forward_view(policy: Policy, prompts: Prompts, batch: Batch) -> ViewOutput | MixedViewOutput | None:
-    """The whole batch under one view, without gradient: hidden states of completion positions and nothing else.
+    """Forward pass of the whole batch under one view, without gradient; keeps hidden states of completions only.
 
-    Positions of rollouts that the view does not read are NaN, see ViewOutput.is_scored; None if it reads nothing at all.
+    Rollouts without a prompt are not scored (ViewOutput.is_scored). None if no rollout has a prompt.
     """
-    is_read = [prompt is not None for prompt in prompts]
-    part = replace(batch, rollouts=tuple(itertools.compress(batch.rollouts, is_read)))
-    if not part.rollouts and batch.rollouts:
+    has_prompt = [prompt is not None for prompt in prompts]
+    scored = replace(batch, rollouts=tuple(itertools.compress(batch.rollouts, has_prompt)))
+    if not scored.rollouts and batch.rollouts:
         return None
-    read_prompts = tuple(prompt for prompt in prompts if prompt is not None)
-    output = join_outputs([forward_micro_batch(policy, read_prompts, part, rows) for rows, _ in part.micro_batches()])
-    output = output if part.rollout_order is None else output.part(part.inverse_order)
-    return output if all(is_read) else output.spread(torch.tensor(is_read)[batch.sequence].to(output.device))
+    scored_prompts = tuple(prompt for prompt in prompts if prompt is not None)
+    outputs = [forward_micro_batch(policy, scored_prompts, scored, rows) for rows, _ in scored.micro_batches()]
+    output = join_outputs(outputs)
+    output = output if scored.rollout_order is None else output.part(scored.inverse_order)
+    return output if all(has_prompt) else output.spread(torch.tensor(has_prompt)[batch.sequence].to(output.device))
 
 
 def score_views(
     method: Method, policies: dict[str, Policy], prompts: dict[str, Prompts], batch: Batch
 ) -> tuple[dict[str, ViewOutput | MixedViewOutput], dict[str, TokenScores]]:
-    """Readouts and scalars of the views that do not learn; a view that reads nothing of the batch has no output."""
+    """Outputs and scores of all views but the learner's; a view that scores no rollout has scores of NaN only."""
     outputs, scores = {}, {}
     for name, view in method.views.items():
         if not view.learns:
@@ -173,7 +180,10 @@ def route(
     seed: int,
     token_texts: Callable[[tuple[int, ...]], list[str]] | None = None,
 ) -> Routing:
-    """The method's own rule on the whole batch; every position gets exactly one regime."""
+    """Apply the method's routing rule to the whole batch; every position gets exactly one regime.
+
+    token_texts  decodes token ids for the rule
+    """
     device = next(iter(scores.values())).logprob.device if scores else torch.device("cpu")
     view_scores = {name: scores[name] for name in method.views if name in scores}
     routing = method.route(
@@ -191,19 +201,23 @@ def route(
     assert routing.regime.shape == (batch.num_positions,) and bool(allowed.all()), (method.name, routing.regime)
     for regime_idx, (regime_name, regime) in enumerate(method.regimes.items()):
         for target in {loss.target for loss in regime.losses}.intersection(view_scores):
-            unread = view_scores[target].logprob.isnan() & (routing.regime == regime_idx)
-            assert not unread.any(), f"{method.name} sends positions to {regime_name} that {target} did not read"
+            missing = view_scores[target].logprob.isnan() & (routing.regime == regime_idx)
+            assert not missing.any(), f"{method.name} routes positions to {regime_name} that {target} did not score"
     return routing
 
 
 def slice_routing(routing: Routing, positions: Positions) -> Routing:
-    """A micro-batch's positions of a whole batch's routing."""
+    """Select positions of a routing, such as those of a micro-batch."""
     advantage = None if routing.advantage is None else routing.advantage[positions]
     return replace(routing, regime=routing.regime[positions], weight=routing.weight[positions], advantage=advantage)
 
 
 def coefficients(method: Method, batch: Batch, routing: Routing) -> Float[Tensor, " N"]:
-    """What each position's loss counts in the step's total: the one division, for all micro-batches together."""
+    """Weight of each position's loss in the step's total: 1 / (count of its mean), over all micro-batches.
+
+    The counts are of positions (`average` position), of positions per sequence times sequences (sequence), or of
+    positions per domain times domains (domain); with `average_over` supervised, of positions with a loss only.
+    """
     counts = torch.ones(batch.num_positions)
     if method.average_over == "supervised":
         has_losses = torch.tensor([bool(regime.losses) for regime in method.regimes.values()])
@@ -212,10 +226,10 @@ def coefficients(method: Method, batch: Batch, routing: Routing) -> Float[Tensor
         return counts / counts.sum().clamp(min=1.0)
     if method.average == "domain":
         domains = [rollout.example.domain for rollout in batch.rollouts]
-        numbers = {domain: number for number, domain in enumerate(dict.fromkeys(domains))}
-        domain_of = torch.tensor([numbers[domain] for domain in domains], dtype=torch.long)[batch.sequence]
-        sizes = torch.zeros(len(numbers)).index_add(0, domain_of, counts)
-        return counts / (sizes.clamp(min=1.0) * max(1, int((sizes > 0).sum())))[domain_of]
+        indices = {domain: idx for idx, domain in enumerate(dict.fromkeys(domains))}
+        domain_idx = torch.tensor([indices[domain] for domain in domains], dtype=torch.long)[batch.sequence]
+        sizes = torch.zeros(len(indices)).index_add(0, domain_idx, counts)
+        return counts / (sizes.clamp(min=1.0) * max(1, int((sizes > 0).sum())))[domain_idx]
     lengths = torch.zeros(len(batch.rollouts)).index_add(0, batch.sequence, counts)
     num_sequences = int((lengths > 0).sum())
     return counts / (lengths.clamp(min=1.0) * max(1, num_sequences))[batch.sequence]

@@ -1,11 +1,12 @@
-"""One batch from rollouts to losses: read by every view, routed, supervised. The loop, probes, `check` and the API use it.
+"""One training step of one batch, from rollouts to losses.
 
-scored_batch = score_batch(method, policies, batch)               every view that does not learn, without gradient
-scored = compute_step(method, policies, scored_batch, ...)    route, then the learner; with gradient if asked for
+    scored_batch = score_batch(method, policies, batch)           score all views but the learner's, without gradient
+    result = compute_step(method, policies, scored_batch, ...)    route, then forward (and backward) the learner
+
+The training loop, probes, `workbench check` and the scorer all use these two functions.
 """
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -38,32 +39,35 @@ from workbench.policies.fsdp import lockstep_forward, num_synced_passes, unshard
 from workbench.policies.view_output import MixedViewOutput, ViewOutput
 from workbench.types import Evidence, Rollout, Routing, TokenScores
 
+Output = ViewOutput | MixedViewOutput
+TopTokens = tuple[Int[Tensor, "M K"], Float[Tensor, "M K"]]  # ids and log-probs of the most likely tokens
+
 
 class NonFiniteError(RunError):
-    """A position's loss or the gradient is infinite or not a number; raised before any weight was changed by it."""
+    """A loss or a gradient norm is infinite or NaN. Raised before any weight changes."""
 
 
 @dataclass(frozen=True)
 class Alternatives:
-    """The most likely tokens of some views at M recorded positions: view name -> ids and log-probs."""
+    """The most likely tokens at M recorded positions: view name -> ids and log-probs."""
 
     index: Int[Tensor, " M"]
-    top: dict[str, tuple[Int[Tensor, "M K"], Float[Tensor, "M K"]]]
+    top: dict[str, TopTokens]
 
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """A batch as the views that do not learn read it."""
+    """A batch with the outputs and scores of all views but the learner's."""
 
     batch: Batch
     prompts: dict[str, Prompts]
-    outputs: dict[str, ViewOutput | MixedViewOutput]
+    outputs: dict[str, Output]
     scores: dict[str, TokenScores]
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """A routed and supervised batch: all that is recorded about it."""
+    """Scores, routing and losses of a batch; the trace writer stores them."""
 
     method: Method
     batch: Batch
@@ -73,34 +77,32 @@ class StepResult:
     loss: Float[Tensor, " N"]
     coefficient: Float[Tensor, " N"]
     alternatives: Alternatives | None
-    readers: dict[str, tuple[str, ...]]  # by view, the name of the policy that read each rollout
-    across_ranks: "StepResult | None" = None  # the batch of all processes: numbers only, None = this is it
+    readers: dict[str, tuple[str, ...]]  # by view, the name of the policy that scored each rollout
+    across_ranks: "StepResult | None" = None  # the batch of all ranks, without prompts; None: this result has all
 
     @property
     def global_result(self) -> "StepResult":
-        """The batch of all processes that train the run."""
+        """The result for the batch of all ranks."""
         return self.across_ranks or self
 
 
 def score_batch(
     method: Method, policies: dict[str, Policy], batch: Batch, peers: tuple[tuple[Rollout, ...], ...] = ()
 ) -> ScoredBatch:
-    """Every view that does not learn, after the method has written its feedback, if it writes any.
+    """Add the method's feedback to the rollouts, if any, then score them under all views but the learner's.
 
-    peers  what the run's other learners wrote about the same examples
+    peers  rollouts of each other learner for the same examples
     """
     if method.annotate is not None:
         batch = replace(batch, rollouts=method.annotate(batch.rollouts, *peers))
-        batch = replace(
-            batch, rollouts=tuple(_with_encodable_feedback(rollout, method, policies) for rollout in batch.rollouts)
-        )
+        batch = replace(batch, rollouts=tuple(_clean_feedback(method, policies, rollout) for rollout in batch.rollouts))
     prompts = view_prompts(method, batch.rollouts)
     outputs, scores = score_views(method, policies, prompts, batch)
     return ScoredBatch(batch, prompts, outputs, scores)
 
 
-def _with_encodable_feedback(rollout: Rollout, method: Method, policies: dict[str, Policy]) -> Rollout:
-    """The rollout, its feedback without special tokens of the policies that are shown it."""
+def _clean_feedback(method: Method, policies: dict[str, Policy], rollout: Rollout) -> Rollout:
+    """Remove special tokens of the policies that score with the feedback from its text."""
     feedback = rollout.feedback
     for view in method.views.values() if feedback else ():
         if "feedback" in parse_context(view.context):
@@ -109,7 +111,7 @@ def _with_encodable_feedback(rollout: Rollout, method: Method, policies: dict[st
 
 
 def join_collectives(method: Method, policies: dict[str, Policy]) -> None:
-    """What a process does while another alone reads and supervises a batch without gradient: it gives its parts of weights."""
+    """Take part in the FSDP all-gathers while rank 0 scores the probes. Call on every other rank."""
     for view in method.views.values():
         if not view.learns:
             with unsharded(policies[view.policy]):
@@ -129,84 +131,130 @@ def compute_step(
     backward: Callable[[Tensor], None] | None = None,
     group: Group = ALONE,
 ) -> StepResult:
-    """Route the whole batch, then the learner's pass, a micro-batch at a time.
+    """Route the whole batch, then compute the learner's losses micro-batch by micro-batch.
 
-    backward          called with each micro-batch's share of the total loss; None: no gradient is computed
-    num_alternatives  most likely tokens kept per view, at positions of the first `alternatives_of` rollouts
-    group             processes that each have a part of the batch: routing and coefficients are of all of it
+    seed              of routing rules that draw at random
+    num_alternatives  most likely tokens to record per view, at positions of the first `alternatives_of` rollouts
+    backward          called with each micro-batch's share of the total loss; None = no gradient
+    group             ranks that each hold a slice of the batch; routing and coefficients cover the whole batch
 
-    Raises: NonFiniteError naming the position.
+    Raises: NonFiniteError naming the first position.
     """
-    batch, name, student = scored_batch.batch, method.learner, policies["student"]
-    prompts, scores, parts = scored_batch.prompts[name], dict(scored_batch.scores), list(batch.micro_batches())
-    whole = None  # the learner's output, where one forward pass serves both the rule and the loss
-    passes = len(parts) if backward is None else num_synced_passes(student, len(parts))
-    passing = contextlib.nullcontext if backward is None else functools.partial(lockstep_forward, student)
+    student, learner, batch = policies["student"], method.learner, scored_batch.batch
+    scores, learner_output = dict(scored_batch.scores), None
+    num_passes = batch.num_micro_batches if backward is None else num_synced_passes(student, batch.num_micro_batches)
     with torch.set_grad_enabled(backward is not None):
-        if name in method.router_views:
-            whole, reading = _forward_learner(student, prompts, batch, passing if passes == 1 else None)
-            scores[name] = score(reading, batch.token_ids.to(reading.device))
+        if learner in method.router_views:
+            scores[learner], learner_output = _score_learner(method, student, scored_batch, num_passes, backward)
         _require_numbers(method, scored_batch, scores)
-        everybody = _gather(group, batch, scores)
-        whole_routing = route(method, everybody.scores, everybody.batch, seed, student.token_texts)
-        device, here = whole_routing.regime.device, everybody.positions
-        whole_coefficient = coefficients(method, everybody.batch, whole_routing).to(device)
-        routing, coefficient = slice_routing(whole_routing, here), whole_coefficient[here]
-        token_ids, first = batch.token_ids.to(device), max(0, alternatives_of - everybody.first_rollout)
-        recorded = torch.arange(sum(batch.lengths[:first]) if num_alternatives else 0, device=device)
-        places, back = torch.arange(batch.num_positions, device=device), batch.inverse_order
-        results, likely = [], []
-        with passing():
-            for rows, positions in parts:
-                output = whole or forward_micro_batch(student, prompts, batch, rows)
-                result = _micro_batch_losses(method, scored_batch, output, positions, token_ids, routing, coefficient)
-                inside = (places[positions] < recorded.numel()).nonzero().squeeze(-1)
-                likely.append(alternatives(output, inside, num_alternatives))
-                results.append(result)
-                if backward is not None:
-                    backward(result.total)
-            for _ in range(passes - len(parts)):  # others have more: all go through the layers together
-                backward(forward_micro_batch(student, prompts, batch, parts[0][0]).hidden.sum() * 0.0)
-    for (_, positions), result in zip(parts, results, strict=True):
-        _require_finite(batch, places[positions], result, scores)
-    scores[name] = _join_scores([result.scores for result in results], back)
-    order = torch.cat([places[positions] for _, positions in parts])
-    order = order[order < recorded.numel()].argsort()
-    kept = _recorded_alternatives(method, scored_batch, recorded, likely, order, num_alternatives)
-    scores = {view: scores[view] for view in method.views}
-    loss = torch.cat([result.loss for result in results])[back]
-    policy_of = {view: method.views[view].policy for view in method.views}
-    readers = {view: _scored_by(policies[policy], policy, batch) for view, policy in policy_of.items()}
-    scored = StepResult(method, batch, scored_batch.prompts, scores, routing, loss, coefficient, kept, readers)
-    return _with_global_result(scored, everybody, whole_routing, whole_coefficient, group)
+        global_batch = _all_gather_scores(group, batch, scores)
+        global_routing = route(method, global_batch.scores, global_batch.batch, seed, student.token_texts)
+        global_coefficient = coefficients(method, global_batch.batch, global_routing).to(global_routing.regime.device)
+        routing = slice_routing(global_routing, global_batch.positions)
+        coefficient = global_coefficient[global_batch.positions]
+        num_rollouts = max(0, alternatives_of - global_batch.first_rollout)
+        num_recorded = sum(batch.lengths[:num_rollouts]) if num_alternatives else 0
+        losses, top_tokens = _forward_backward(
+            method,
+            student,
+            scored_batch,
+            learner_output,
+            num_passes,
+            routing,
+            coefficient,
+            num_recorded,
+            num_alternatives,
+            backward,
+        )
+    _require_finite(batch, losses, scores)
+    scores[learner] = _concatenate_scores([part.scores for part in losses], batch.inverse_order)
+    result = StepResult(
+        method,
+        batch,
+        scored_batch.prompts,
+        {view: scores[view] for view in method.views},
+        routing,
+        torch.cat([part.loss for part in losses])[batch.inverse_order],
+        coefficient,
+        _collect_alternatives(method, scored_batch, top_tokens, num_recorded, num_alternatives),
+        _readers(method, policies, batch),
+    )
+    return _with_global_result(result, global_batch, global_routing, global_coefficient, group)
 
 
-def _forward_learner(
-    learner: Policy, prompts: Prompts, batch: Batch, passing: Callable | None
-) -> tuple[ViewOutput | MixedViewOutput | None, ViewOutput | MixedViewOutput]:
-    """What the rule is told of the learner, twice if its one forward pass, inside `passing`, is also the one of the loss."""
-    if passing is None:
-        with unsharded(learner):
-            return None, forward_view(learner, prompts, batch)
-    with passing():
-        output = forward_micro_batch(learner, prompts, batch, next(batch.micro_batches())[0])
-    return output, output
+def _score_learner(
+    method: Method,
+    student: Policy,
+    scored_batch: ScoredBatch,
+    num_passes: int,
+    backward: Callable[[Tensor], None] | None,
+) -> tuple[TokenScores, Output | None]:
+    """Scores of the learner for the routing rule, and its output if that forward pass also serves the loss.
+
+    num_passes  as in _forward_backward; only a single pass, with gradient, serves both
+    """
+    batch, prompts = scored_batch.batch, scored_batch.prompts[method.learner]
+    if num_passes == 1:
+        with _lockstep(student, backward):
+            output = forward_micro_batch(student, prompts, batch, next(batch.micro_batches())[0])
+    else:
+        with unsharded(student):
+            output = forward_view(student, prompts, batch)
+    return score(output, batch.token_ids.to(output.device)), output if num_passes == 1 else None
 
 
-def _join_scores(parts: list[TokenScores], back: Positions) -> TokenScores:
-    return TokenScores(*(torch.cat([getattr(part, key) for part in parts])[back] for key in vars(parts[0])))
+def _lockstep(student: Policy, backward: Callable[[Tensor], None] | None) -> contextlib.AbstractContextManager[None]:
+    """Context of passes with gradient: with sharded weights, all ranks pass through the layers together."""
+    return contextlib.nullcontext() if backward is None else lockstep_forward(student)
+
+
+def _forward_backward(
+    method: Method,
+    student: Policy,
+    scored_batch: ScoredBatch,
+    learner_output: Output | None,
+    num_passes: int,
+    routing: Routing,
+    coefficient: Float[Tensor, " N"],
+    num_recorded: int,
+    num_alternatives: int,
+    backward: Callable[[Tensor], None] | None,
+) -> tuple[list[LossResult], list[TopTokens]]:
+    """Losses of each micro-batch, with a backward pass each, and the learner's most likely tokens.
+
+    learner_output  output of the learner for the whole batch, if the routing rule needed it already
+    num_passes      forward passes of every rank: sharded weights need equally many, so a rank with fewer micro-batches
+                    adds passes of zero loss
+    num_recorded    leading positions of the batch whose most likely tokens are recorded
+    """
+    batch, prompts = scored_batch.batch, scored_batch.prompts[method.learner]
+    micro_batches = list(batch.micro_batches())
+    token_ids = batch.token_ids.to(coefficient.device)
+    is_recorded = torch.arange(batch.num_positions, device=coefficient.device) < num_recorded
+    losses, top_tokens = [], []
+    with _lockstep(student, backward):
+        for rows, positions in micro_batches:
+            output = learner_output or forward_micro_batch(student, prompts, batch, rows)
+            result = _micro_batch_losses(method, scored_batch, output, positions, token_ids, routing, coefficient)
+            losses.append(result)
+            top_tokens.append(alternatives(output, is_recorded[positions].nonzero().squeeze(-1), num_alternatives))
+            if backward is not None:
+                backward(result.total)
+        for _ in range(num_passes - len(micro_batches)):  # another rank has more micro-batches: join its passes
+            backward(forward_micro_batch(student, prompts, batch, micro_batches[0][0]).hidden.sum() * 0.0)
+    return losses, top_tokens
 
 
 def _micro_batch_losses(
     method: Method,
     scored_batch: ScoredBatch,
-    output: ViewOutput | MixedViewOutput,
+    output: Output,
     positions: Positions,
     token_ids: Int[Tensor, " N"],
     routing: Routing,
     coefficient: Float[Tensor, " N"],
 ) -> LossResult:
-    """The losses of one micro-batch; token ids, routing and coefficient are of the whole batch."""
+    """Losses of one micro-batch; token ids, routing and coefficient cover the whole batch."""
     targets = {
         target: scored_batch.outputs[target].part(positions)
         for target in method.targets
@@ -222,45 +270,30 @@ def _micro_batch_losses(
     )
 
 
-def _recorded_alternatives(
-    method: Method,
-    scored_batch: ScoredBatch,
-    recorded: Tensor,
-    likely: list[tuple[Tensor, Tensor]],
-    order: Tensor,
-    count: int,
+def _concatenate_scores(parts: list[TokenScores], order: Positions) -> TokenScores:
+    return TokenScores(*(torch.cat([getattr(part, key) for part in parts])[order] for key in vars(parts[0])))
+
+
+def _collect_alternatives(
+    method: Method, scored_batch: ScoredBatch, top_tokens: list[TopTokens], num_recorded: int, count: int
 ) -> Alternatives | None:
-    """The most likely tokens of all views at the recorded positions.
+    """The most likely tokens of all views at the first `num_recorded` positions of the batch.
 
-    likely  the learner's, by micro-batch; `order` brings them into the batch's
+    top_tokens  those of the learner, by micro-batch
     """
-    if not recorded.numel():
+    if not num_recorded:
         return None
-    by_view = {view: alternatives(output, recorded, count) for view, output in scored_batch.outputs.items()}
-    by_view[method.learner] = tuple(torch.cat(values)[order] for values in zip(*likely, strict=True))
-    return Alternatives(recorded, {view: by_view[view] for view in method.views if view in by_view})
-
-
-def _with_global_result(
-    scored: StepResult, everybody: "_GlobalBatch", routing: Routing, coefficient: Tensor, group: Group
-) -> StepResult:
-    """The batch with the numbers of all processes' batches; routing and coefficient are of those."""
-    if everybody.batch is scored.batch:
-        return scored
-    method = scored.method
-    learner_scores = {key: value.cpu() for key, value in vars(scored.scores[method.learner]).items()}
-    learned = _concatenated(group.all_gather_object({"loss": scored.loss.cpu(), **learner_scores}))
-    loss = learned.pop("loss")
-    scores = {
-        view: TokenScores(**learned) if view == method.learner else everybody.scores[view] for view in method.views
-    }
-    whole = StepResult(method, everybody.batch, {}, scores, routing, loss, coefficient, None, {})
-    return replace(scored, across_ranks=whole)
+    batch, index = scored_batch.batch, torch.arange(num_recorded, device=top_tokens[0][0].device)
+    by_view = {view: alternatives(output, index, count) for view, output in scored_batch.outputs.items()}
+    order = torch.cat([torch.arange(batch.num_positions)[positions] for _, positions in batch.micro_batches()])
+    order = order[order < num_recorded].argsort().to(index.device)  # from micro-batch order to batch order
+    by_view[method.learner] = tuple(torch.cat(values)[order] for values in zip(*top_tokens, strict=True))
+    return Alternatives(index, {view: by_view[view] for view in method.views if view in by_view})
 
 
 @dataclass(frozen=True)
 class _GlobalBatch:
-    """The batch and the scores of all processes, and where this one's are in them."""
+    """Batch and scores of all ranks, and this rank's slice of their positions."""
 
     batch: Batch
     scores: dict[str, TokenScores]
@@ -268,7 +301,8 @@ class _GlobalBatch:
     first_rollout: int
 
 
-def _gather(group: Group, batch: Batch, scores: dict[str, TokenScores]) -> _GlobalBatch:
+def _all_gather_scores(group: Group, batch: Batch, scores: dict[str, TokenScores]) -> _GlobalBatch:
+    """All-gather rollouts (without images and evidence) and scores; with one rank, the batch itself."""
     if group.size == 1:
         return _GlobalBatch(batch, scores, slice(0, batch.num_positions), 0)
     device = next(iter(scores.values())).logprob.device if scores else torch.device("cpu")
@@ -279,7 +313,7 @@ def _gather(group: Group, batch: Batch, scores: dict[str, TokenScores]) -> _Glob
     numbers = {(name, key): value.cpu() for name, view in scores.items() for key, value in vars(view).items()}
     rollouts_by_rank, numbers_by_rank = zip(*group.all_gather_object((rollouts, numbers)), strict=True)
     global_batch = replace(batch, rollouts=tuple(itertools.chain.from_iterable(rollouts_by_rank)))
-    joined = {key: value.to(device) for key, value in _concatenated(numbers_by_rank).items()}
+    joined = {key: value.to(device) for key, value in _concatenate(numbers_by_rank).items()}
     global_scores = {
         name: TokenScores(**{key: joined[name, key] for key in vars(view)}) for name, view in scores.items()
     }
@@ -288,41 +322,68 @@ def _gather(group: Group, batch: Batch, scores: dict[str, TokenScores]) -> _Glob
     return _GlobalBatch(global_batch, global_scores, slice(start, start + batch.num_positions), len(earlier))
 
 
-def _concatenated(parts: Sequence[dict]) -> dict:
+def _with_global_result(
+    result: StepResult,
+    global_batch: _GlobalBatch,
+    routing: Routing,
+    coefficient: Float[Tensor, " G"],
+    group: Group,
+) -> StepResult:
+    """Attach the result for the batch of all ranks; `routing` and `coefficient` cover that batch."""
+    if global_batch.batch is result.batch:
+        return result
+    method = result.method
+    learner_scores = {key: value.cpu() for key, value in vars(result.scores[method.learner]).items()}
+    gathered = _concatenate(group.all_gather_object({"loss": result.loss.cpu(), **learner_scores}))
+    loss = gathered.pop("loss")
+    scores = global_batch.scores | {method.learner: TokenScores(**gathered)}
+    scores = {view: scores[view] for view in method.views}
+    across_ranks = StepResult(method, global_batch.batch, {}, scores, routing, loss, coefficient, None, {})
+    return replace(result, across_ranks=across_ranks)
+
+
+def _concatenate(parts: Sequence[dict]) -> dict:
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
-def _scored_by(policy: Policy, name: str, batch: Batch) -> tuple[str, ...]:
+def _readers(method: Method, policies: dict[str, Policy], batch: Batch) -> dict[str, tuple[str, ...]]:
+    """By view, the name of the policy that scored each rollout."""
     domains = [rollout.example.domain for rollout in batch.rollouts]
-    return tuple(name if (reader := member(policy, domain)) is policy else reader.name for domain in domains)
+    readers = {}
+    for name, view in method.views.items():
+        policy = policies[view.policy]
+        members = [member(policy, domain) for domain in domains]
+        readers[name] = tuple(view.policy if reader is policy else reader.name for reader in members)
+    return readers
 
 
 def _require_numbers(method: Method, scored_batch: ScoredBatch, scores: dict[str, TokenScores]) -> None:
-    """A rule would compare what is no number as false, and send the token somewhere without a word."""
+    """Raise NonFiniteError for a NaN log-prob, which a routing rule would silently compare as false."""
     batch = scored_batch.batch
     for name, values in scores.items():
-        is_read = torch.tensor([prompt is not None for prompt in scored_batch.prompts[name]])[batch.sequence]
-        wrong = (torch.isnan(values.logprob).cpu() & is_read).nonzero().squeeze(-1)
+        has_prompt = torch.tensor([prompt is not None for prompt in scored_batch.prompts[name]])[batch.sequence]
+        wrong = (torch.isnan(values.logprob).cpu() & has_prompt).nonzero().squeeze(-1)
         if wrong.numel():
             idx, view = int(wrong[0]), method.views[name]
             raise NonFiniteError(
-                f"view {name} ({view.policy} / {view.context}) has no number for {wrong.numel()} of {batch.num_positions} "
-                f"positions; the first is token {int(batch.position[idx])} of an answer to "
+                f"view {name} ({view.policy} / {view.context}) has NaN log-probs at {wrong.numel()} of "
+                f"{batch.num_positions} positions; the first is token {int(batch.position[idx])} of an answer to "
                 f"{batch.rollouts[int(batch.sequence[idx])].example.id}."
             )
 
 
-def _require_finite(batch: Batch, places: Tensor, result: LossResult, scores: dict[str, TokenScores]) -> None:
-    """places  of the result's positions in the batch"""
-    wrong = (~torch.isfinite(result.loss)).nonzero().squeeze(-1)
-    if not wrong.numel():
-        return
-    idx = int(places[wrong[0]])
-    rollout = batch.rollouts[int(batch.sequence[idx])]
-    logprobs = {view: float(values.logprob[idx]) for view, values in scores.items()}
-    logprobs["learner"] = float(result.scores.logprob[wrong[0]])
-    values = ", ".join(f"{view} {logprob:.3g}" for view, logprob in logprobs.items())
-    raise NonFiniteError(
-        f"the loss of {wrong.numel()} of {result.loss.numel()} positions is not a finite number; the first is token "
-        f"{int(batch.position[idx])} of an answer to {rollout.example.id} (log-probs: {values})."
-    )
+def _require_finite(batch: Batch, losses: list[LossResult], scores: dict[str, TokenScores]) -> None:
+    """Raise NonFiniteError for an infinite or NaN loss; `losses` are those of the micro-batches."""
+    for (_, positions), part in zip(batch.micro_batches(), losses, strict=True):
+        wrong = (~torch.isfinite(part.loss)).nonzero().squeeze(-1)
+        if not wrong.numel():
+            continue
+        idx = int(torch.arange(batch.num_positions)[positions][wrong[0].cpu()])
+        rollout = batch.rollouts[int(batch.sequence[idx])]
+        logprobs = {view: float(values.logprob[idx]) for view, values in scores.items()}
+        logprobs["learner"] = float(part.scores.logprob[wrong[0]])
+        values = ", ".join(f"{view} {logprob:.3g}" for view, logprob in logprobs.items())
+        raise NonFiniteError(
+            f"the loss is not finite at {wrong.numel()} of {part.loss.numel()} positions; the first is token "
+            f"{int(batch.position[idx])} of an answer to {rollout.example.id} (log-probs: {values})."
+        )
