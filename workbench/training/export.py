@@ -213,13 +213,6 @@ def model_card(run: RunFolder, config: RunConfig, step: int, learner: str, auto_
     )
     training, commit = config.training, run.status.get("commit") or "not known"
     shown = "the images and the question" if context == "plain" else f"the context {context}"
-    withheld = (
-        f"During training, the scoring views above also had the {' and '.join(f'`{part}`' for part in never)} of each "
-        "question. The model may have learned to state details that only this evidence shows, so do not take its "
-        "confidence (below) for knowledge."
-        if never
-        else "During training, no view had more than that."
-    )
     teachers = ", ".join(dict.fromkeys(map(_name, [config.models.teacher, *(config.models.teachers or {}).values()])))
     return f"""---
 {dump_yaml(_card_metadata(base, method.name, auto_class)).strip()}
@@ -246,7 +239,7 @@ Questions: {_name(config.data.train)}.
 ## Context in use
 
 Give this model `{context}`: {shown}, and nothing else.
-{withheld}
+{_withheld(never)}
 
 ## Evaluation
 
@@ -261,6 +254,17 @@ model = {auto_class}.from_pretrained(FOLDER)
 processor = AutoProcessor.from_pretrained(FOLDER)
 ```
 """
+
+
+def _withheld(evidence: list[str]) -> str:
+    """Sentence about the evidence that only the scoring views had during training."""
+    if not evidence:
+        return "During training, no view had more than that."
+    parts = " and ".join(f"`{part}`" for part in evidence)
+    return (
+        f"During training, the scoring views above also had the {parts} of each question. The model may have learned to "
+        "state details that only this evidence shows, so do not take its confidence (below) for knowledge."
+    )
 
 
 def _card_metadata(base: str, method: str, auto_class: str) -> dict[str, object]:
