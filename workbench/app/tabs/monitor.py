@@ -122,9 +122,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     look = render_error_in_place(partial(look_at, context), outputs, others_stay=True)
     inputs = [shared.run, shared.theme, seen, question, shared.tab]
-    first = shared.on_show(
-        "watch", show_errors(partial(summary_view, context), len(state_outputs)), [shared.run], state_outputs
-    )
+    first_view = show_errors(partial(summary_view, context), len(state_outputs))
+    first = shared.on_show("watch", first_view, [shared.run], state_outputs)
     first.then(
         render_error_in_place(partial(look_at, context, anew=True), outputs, others_stay=True),
         inputs,
@@ -147,9 +146,8 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         (kill, partial(stop_it, context, at_once=True), [shared.run]),
         (resume, partial(resume_it, context), [shared.run, more]),
     ):
-        button.click(show_errors(act, len(state_outputs)), given, state_outputs, **quiet).then(
-            look, inputs, outputs, **quiet
-        )
+        click = button.click(show_errors(act, len(state_outputs)), given, state_outputs, **quiet)
+        click.then(look, inputs, outputs, **quiet)
 
 
 def summary_view(context: AppContext, run: str | None) -> tuple:
