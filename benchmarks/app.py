@@ -94,7 +94,7 @@ def page(browser: Browser, runs: Path, repeats: int) -> None:
         opened.goto(f"{address}/?run=big&tab=tokens")
         opened.locator(DRAWN["tokens"]).first.wait_for()
         opened.wait_for_timeout(2000)
-        told("another answer, click to drawn", [choose(opened, server.pid, place) for place in range(1, 2 * repeats)])
+        told("another answer, click to drawn", [choose(opened, server.pid, idx) for idx in range(1, 2 * repeats)])
         for name in ("movement", "illusion", "watch", "report", "launch"):
             with Meter(server.pid) as meter:
                 opened.locator("#app-tabs button[role=tab]", has_text=name.capitalize()).first.click()
@@ -123,9 +123,9 @@ def rest(pid: int) -> None:
         before, now = now, processor_s(pid)
 
 
-def choose(opened: Page, server: int, place: int) -> "Cost":
+def choose(opened: Page, server: int, row_idx: int) -> "Cost":
     """From the click on a row to its answer on the page."""
-    row = opened.locator("#tokens-list tr[data-key]").nth(place % 20)
+    row = opened.locator("#tokens-list tr[data-key]").nth(row_idx % 20)
     key = json.loads(row.get_attribute("data-key"))
     with Meter(server) as meter:
         opened.evaluate(
@@ -136,7 +136,7 @@ def choose(opened: Page, server: int, place: int) -> "Cost":
                 row.click();
                 while (!is_there()) await new Promise(requestAnimationFrame);
             }""",
-            [place % 20, f"rollout {key['rollout']}"],
+            [row_idx % 20, f"rollout {key['rollout']}"],
         )
     return meter.cost
 
@@ -159,7 +159,7 @@ def draw(browser: Browser, repeats: int) -> None:
     session.send("Performance.enable", {"timeDomain": "threadTicks"})  # processor time of the page's own thread
 
     def worked_s() -> float:
-        metrics = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
+        metrics = {metric["name"]: metric["value"] for metric in session.send("Performance.getMetrics")["metrics"]}
         return metrics["TaskDuration"]
 
     drawn = []
@@ -187,13 +187,13 @@ def answer(num_tokens: int) -> TokenView:
     chooser = random.Random(0)
     views, regimes = ("student", "self", "teacher"), list(big_run.REGIMES)
     cells = []
-    for place in range(num_tokens):
+    for idx in range(num_tokens):
         logprobs = {name: -4 * chooser.random() ** 3 for name in views}
         tops = {name: [(f" w{chooser.randrange(5000)}", -chooser.random()) for _ in range(3)] for name in views}
         cells.append(
             TokenCell(
                 text=f" w{chooser.randrange(5000)}",
-                token_id=place,
+                token_id=idx,
                 regime=chooser.choice(regimes),
                 source=chooser.choice(("teacher", "self")),
                 divergence="reverse_kl",
@@ -209,7 +209,7 @@ def answer(num_tokens: int) -> TokenView:
                 sampled_logprob=logprobs["student"],
             )
         )
-    notes = {name: RegimeNote(one.meaning, one.losses[0].target) for name, one in big_run.REGIMES.items()}
+    notes = {name: RegimeNote(spec.meaning, spec.losses[0].target) for name, spec in big_run.REGIMES.items()}
     return TokenView(
         "long", "What is seen?", "", tuple(cells), regimes=notes, thresholds={"gap": 0.4, "probability_sum": 1.2}
     )
@@ -260,9 +260,9 @@ class Lines:
         return [line for line in map(json.loads, text.split("\n")[:-1]) if line["kind"] == "train"]
 
     def wait(self, num_lines: int) -> list[dict]:
-        while len(found := self.read()) < num_lines:
+        while len(lines := self.read()) < num_lines:
             time.sleep(0.01)
-        return found
+        return lines
 
 
 class Turn(dict):
@@ -275,12 +275,12 @@ def turn(lines: Lines, pid: int, server: int, seconds: float) -> Turn:
     start, used = time.perf_counter(), processor_s(pid)
     with Meter(server, pid) as meter:
         time.sleep(seconds)
-    found = lines.wait(len(lines.read()) + 1)
-    took, steps = time.perf_counter() - start, len(found) - first
-    own = [line["seconds/step"] for line in found[first:]]
+    steps_done = lines.wait(len(lines.read()) + 1)
+    took, steps = time.perf_counter() - start, len(steps_done) - first
+    step_seconds = [line["seconds/step"] for line in steps_done[first:]]
     return Turn(
         processor=(processor_s(pid) - used) / steps,
-        step=statistics.median(own),
+        step=statistics.median(step_seconds),
         wall=took / steps,
         steps=steps,
         server=meter.cost.server / meter.cost.wall,
@@ -289,7 +289,7 @@ def turn(lines: Lines, pid: int, server: int, seconds: float) -> Turn:
 
 
 def report(turns: dict[str, list[Turn]]) -> None:
-    steps = {name: sum(one["steps"] for one in of) for name, of in turns.items()}
+    steps = {name: sum(line["steps"] for line in of) for name, of in turns.items()}
     print(f"{len(turns['open'])} pairs of turns, {steps['closed']} steps unwatched, {steps['open']} watched")
     for name, text in (
         ("processor", "processor time a step"),
@@ -298,13 +298,13 @@ def report(turns: dict[str, list[Turn]]) -> None:
     ):
         ratios = [watched[name] / alone[name] for alone, watched in zip(turns["closed"], turns["open"], strict=True)]
         low, high = statistics.quantiles(ratios, n=4)[::2] if len(ratios) > 1 else (ratios[0], ratios[0])
-        alone = 1000 * statistics.median(one[name] for one in turns["closed"])
+        alone = 1000 * statistics.median(line[name] for line in turns["closed"])
         print(
             f"{text:36}{alone:9.1f} ms  watched / unwatched {statistics.median(ratios):6.3f}  (quartiles {low:.3f} .. {high:.3f})"
         )
     for name, of in turns.items():
         for part in ("server", "browser"):
-            share = 100 * statistics.median(one[part] for one in of)
+            share = 100 * statistics.median(line[part] for line in of)
             print(f"{f'{part}, page {name}':36}{share:9.2f} % of a core")
 
 
@@ -313,10 +313,10 @@ def report(turns: dict[str, list[Turn]]) -> None:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    executable = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=found, args=["--headless", "--no-sandbox", "--disable-gpu"]
+            executable_path=executable, args=["--headless", "--no-sandbox", "--disable-gpu"]
         )
         yield browser
         browser.close()
@@ -357,7 +357,11 @@ def processor_s(pid: int) -> float:
 
 def peak_memory(process: subprocess.Popen) -> int:
     """Bytes that a process had at most."""
-    (line,) = (one for one in Path(f"/proc/{process.pid}/status").read_text().splitlines() if one.startswith("VmHWM"))
+    (line,) = (
+        candidate
+        for candidate in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        if candidate.startswith("VmHWM")
+    )
     return 1024 * int(line.split()[1])
 
 
@@ -385,17 +389,17 @@ class Meter:
 
     def _now(self) -> tuple[float, float, float]:
         apart = (self.server, *self.others)
-        own = set(descendants(os.getpid())).difference(apart, *map(descendants, apart))
-        return time.perf_counter(), processor_s(self.server), sum(processor_s(pid) for pid in own)
+        browser_pids = set(descendants(os.getpid())).difference(apart, *map(descendants, apart))
+        return time.perf_counter(), processor_s(self.server), sum(processor_s(pid) for pid in browser_pids)
 
 
 def descendants(pid: int) -> list[int]:
     """Processes that a process started, and theirs."""
-    found = []
+    children = []
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
-            found += [int(text) for text in file.read_text().split()]
-    return found + [one for child in found for one in descendants(child)]
+            children += [int(text) for text in file.read_text().split()]
+    return children + [descendant for child in children for descendant in descendants(child)]
 
 
 def told(title: str, costs: list[Cost]) -> None:

@@ -361,9 +361,9 @@ def campaign(
     if most:
         cases = random.Random(seed).sample(cases, min(most, len(cases)))
     for case in cases:
-        known = len(tally.faults)
+        num_faults = len(tally.faults)
         meet(case, tally)
-        for fault in tally.faults[known:]:
+        for fault in tally.faults[num_faults:]:
             say(f"{tally.inputs}: {fault}", flush=True)
         if (folder / "runs").is_dir() and case.command[0] not in ("train", "study"):
             find_jobs(folder / "runs")  # as the page lists them

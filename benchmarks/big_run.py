@@ -83,14 +83,14 @@ def make_run(folder: Path, num_positions: int, num_rollouts: int, num_tokens: in
     start, written, step, write_s = time.perf_counter(), 0, 0, []
     while written < num_positions:
         step += 1
-        made = make_batch(step, examples, num_rollouts, num_tokens)
+        batch = make_batch(step, examples, num_rollouts, num_tokens)
         before = time.perf_counter()
-        writer.write(made)
+        writer.write(batch)
         if step % PROBE_EVERY == 0:
             writer.write_probe(make_batch(step, examples, NUM_PROBES, PROBE_TOKENS, probe=True))
         write_s.append(time.perf_counter() - before)
-        written += made.loss.numel()
-        run.log_metrics("train", step, make_metrics(made))
+        written += batch.loss.numel()
+        run.log_metrics("train", step, make_metrics(batch))
     for at in range(0, step + 1, max(1, step // (NUM_EVALS - 1))):
         save_records(folder, at, make_answers(at / step))
     run.update(status="finished", steps=step, steps_done=step)
@@ -102,16 +102,16 @@ def make_run(folder: Path, num_positions: int, num_rollouts: int, num_tokens: in
     )
 
 
-def make_metrics(made: TracedBatch) -> dict[str, float]:
+def make_metrics(batch: TracedBatch) -> dict[str, float]:
     """What the loop logs of a step, as far as the app draws it."""
-    values = {name: value.logprob for name, value in made.scores.items()}
+    values = {name: value.logprob for name, value in batch.scores.items()}
     gaps = {"capability_gap": values["teacher"] - values["self"], "information_gap": values["self"] - values["student"]}
     return {
-        "loss": float(made.loss.mean()),
-        "entropy": float(made.scores["student"].entropy.mean()),
+        "loss": float(batch.loss.mean()),
+        "entropy": float(batch.scores["student"].entropy.mean()),
         "learning_rate": 1e-4,
         "accuracy": 0.6,
-        "completion_length": made.loss.numel() / len(made.rollouts),
+        "completion_length": batch.loss.numel() / len(batch.rollouts),
         "truncated": 0.05,
         "agreement": 0.9,
         **{name: float(gap.mean()) for name, gap in gaps.items()},
@@ -180,7 +180,7 @@ def make_batch(
     logprobs = [tuple(row.tolist()) for row in scores["student"].logprob.split(lengths)]
     kinds, start = [], 0
     for length in lengths:
-        kinds.append(tuple(KINDS[place % len(KINDS)] for place in range(start, start + length)))
+        kinds.append(tuple(KINDS[idx % len(KINDS)] for idx in range(start, start + length)))
         start += length
     index = torch.arange(sum(lengths[:4]))  # the first four answers have alternatives
     top = {
@@ -190,7 +190,7 @@ def make_batch(
         step=step,
         rollouts=tuple(
             Rollout(
-                one,
+                example,
                 row % 4,
                 rows[row],
                 "".join(texts[row]),
@@ -198,10 +198,10 @@ def make_batch(
                 logprobs[row],
                 float(chooser.random() < 0.6),
             )
-            for row, one in enumerate(chosen)
+            for row, example in enumerate(chosen)
         ),
         views=VIEWS,
-        prompts={name: tuple(_prompt(one, context) for one in chosen) for name, (_, context) in VIEWS.items()},
+        prompts={name: tuple(_prompt(example, context) for example in chosen) for name, (_, context) in VIEWS.items()},
         scores=scores,
         routing=Routing(
             regime,
@@ -224,8 +224,8 @@ def make_scores(privileged: torch.Tensor, scale: float, generator: torch.Generat
         return torch.rand(len(privileged), generator=generator)
 
     student = -(draw() ** 4) * 4 - privileged * draw() * 3 * scale
-    own = student * torch.where(privileged, 0.1 + 0.3 * draw(), 0.8 + 0.3 * draw())
-    logprobs = {"student": student, "self": own, "teacher": own * (0.5 + draw())}
+    privileged_student = student * torch.where(privileged, 0.1 + 0.3 * draw(), 0.8 + 0.3 * draw())
+    logprobs = {"student": student, "self": privileged_student, "teacher": privileged_student * (0.5 + draw())}
     return {
         name: TokenScores(value, -value * 0.7 + 0.05 * draw(), value * 0.6, (-value).long())
         for name, value in logprobs.items()

@@ -23,9 +23,9 @@ def main() -> None:
         folder = Path(name)
         variants = {"opd": Steps(make_trainer("opd", args, folder, {"name": "opd"}))}
         for context in CONTEXTS:
-            shown = {"name": "opd", "privilege": context}
-            variants[f"opd with {context}"] = Steps(make_trainer(f"opd-{context}", args, folder, shown))
-            least = make_trainer(f"least-{context}", args, folder, shown)
+            informed = {"name": "opd", "privilege": context}
+            variants[f"opd with {context}"] = Steps(make_trainer(f"opd-{context}", args, folder, informed))
+            least = make_trainer(f"least-{context}", args, folder, informed)
             views = least.method.views | {"self": View("student", context)}
             least.method = dataclasses.replace(least.method, views=views)
             variants[f"least with {context}"] = Steps(least)
@@ -35,7 +35,7 @@ def main() -> None:
         for name, steps in variants.items():
             print(f"{name}, last step: {parts(steps.metrics)}")
         show(f"one step, {args.prompts} prompts x {args.generations} answers x {args.tokens} tokens", turns, base="opd")
-        cost = {name: statistics.median(turn.processor_s for turn in own) for name, own in turns.items()}
+        cost = {name: statistics.median(turn.processor_s for turn in repeats) for name, repeats in turns.items()}
         for context in CONTEXTS:
             against = " and ".join(
                 f"{cost[f'dopd with {context}'] / cost[f'{name} with {context}']:.3f} times {name}"

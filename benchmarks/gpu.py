@@ -201,11 +201,11 @@ class Parts:
 
     def timed(self, name: str | Callable[[], str], work: Callable) -> Callable:
         def inside(*arguments: object, **options: object) -> object:
-            own, start = name if isinstance(name, str) else name(), self.now()
+            part, start = name if isinstance(name, str) else name(), self.now()
             try:
                 return work(*arguments, **options)
             finally:
-                self.seconds[own] += self.now() - start
+                self.seconds[part] += self.now() - start
 
         return inside
 
@@ -231,22 +231,25 @@ def measure_attention(args: argparse.Namespace, folder: Path, device: str) -> No
     print(f"\nattention: opd, {args.prompts} prompts x {args.generations} answers x {args.tokens} tokens")
     print(f"{'':18}{'first step ms':>15}{'step ms':>10}")
     with tempfile.TemporaryDirectory() as runs:
-        for name, own in {
+        for name, variant in {
             "eager": ("eager", None),
             "sdpa": ("sdpa", None),
             "sdpa, compiled": ("sdpa", "inductor"),
         }.items():
-            asked = argparse.Namespace(**vars(args) | {"attention": own[0], "compile": own[1]})
-            trainer, parts = make(asked, folder, Path(runs) / str(len(name)), VARIANTS["opd"], device), Parts(device)
+            variant_args = argparse.Namespace(**vars(args) | {"attention": variant[0], "compile": variant[1]})
+            trainer, parts = (
+                make(variant_args, folder, Path(runs) / str(len(name)), VARIANTS["opd"], device),
+                Parts(device),
+            )
             student = trainer.learners[0].student
             student._placeholders = [*student._placeholders, *student.stop_ids]  # never drawn
-            steps, found = Steps(trainer), []
+            steps, walls = Steps(trainer), []
             with trainer.trace_writer:
                 for _ in range(args.repeats + 1):
                     start = parts.now()
                     steps()
-                    found.append(1000 * (parts.now() - start))
-            print(f"{name:18}{found[0]:15,.0f}{statistics.median(found[1:]):10,.0f}", flush=True)
+                    walls.append(1000 * (parts.now() - start))
+            print(f"{name:18}{walls[0]:15,.0f}{statistics.median(walls[1:]):10,.0f}", flush=True)
             clear(device)
 
 
@@ -268,14 +271,14 @@ def measure_writing(args: argparse.Namespace, folder: Path, device: str) -> None
             start = time.perf_counter()
             written = student.sample(prompts, seeds, SamplingOptions(args.tokens))
             seconds[name].append(time.perf_counter() - start)
-            if {len(one.ids) for own in written for one in own} != {args.tokens}:
+            if {len(rollout.ids) for rollouts in written for rollout in rollouts} != {args.tokens}:
                 raise RuntimeError(f"{name} wrote answers of another length, so times say nothing")
     print(f"\nwriting: {args.prompts} prompts x {args.generations} answers x {args.tokens} tokens, wall clock")
     print(f"{'':22}{'first s':>10}{'s':>8}{'tokens/s':>10}")
-    for name, found in seconds.items():
-        median = statistics.median(found[1:])
+    for name, times in seconds.items():
+        median = statistics.median(times[1:])
         tokens = args.prompts * args.generations * args.tokens
-        print(f"{name:22}{found[0]:10.1f}{median:8.1f}{tokens / median:10.0f}", flush=True)
+        print(f"{name:22}{times[0]:10.1f}{median:8.1f}{tokens / median:10.0f}", flush=True)
     if len(engines) == 1:
         print("vllm is not installed: not measured")
 
@@ -329,11 +332,11 @@ def one_variant(args, folder, runs, name, method, device, peak, names) -> str:
             likely,
         )
     tokens = args.prompts * args.generations * args.tokens
-    own = {part: parts.seconds[part] / args.repeats for part in names}
-    own["rest"] = step_s - sum(own.values())
+    part_seconds = {part: parts.seconds[part] / args.repeats for part in names}
+    part_seconds["rest"] = step_s - sum(part_seconds.values())
     share = floor(trainer, args) / peak / step_s
     return f"{tokens / step_s:10,.0f}{share:8.1%}{memory / 2**30:10.2f}{1000 * step_s:10.0f}" + "".join(
-        f"{1000 * value:10.0f}" for value in own.values()
+        f"{1000 * value:10.0f}" for value in part_seconds.values()
     )
 
 
@@ -364,18 +367,18 @@ def make(args: argparse.Namespace, folder: Path, run_dir: Path, method: dict, de
 def floor(trainer: Trainer, args: argparse.Namespace) -> float:
     """Operations that a step cannot do without: each view's weights once per token, the learner's three times."""
     method: Method = trainer.method
-    examples = [trainer.examples[place] for place in trainer.order.batch(1, args.prompts)]
+    examples = [trainer.examples[idx] for idx in trainer.order.batch(1, args.prompts)]
     policies, written = trainer.learners[0].policies, args.prompts * args.generations * args.tokens
 
     def forward(policy: AutoregressivePolicy, context: str) -> float:
         encoded = [policy.encoder.encode(build_prompt(example, context)) for example in examples]
-        patches = sum(one["pixel_values"].shape[0] for one in encoded)
-        prompt = sum(one["input_ids"].shape[1] for one in encoded)
+        patches = sum(encoding["pixel_values"].shape[0] for encoding in encoded)
+        prompt = sum(encoding["input_ids"].shape[1] for encoding in encoded)
         size = sizes(policy)
         return 2 * (size["text"] * (prompt + written) + size["head"] * written + size["vision"] * patches)
 
-    own = method.views[method.learner]
-    total = forward(policies["student"], own.context)  # writing
+    learner_view = method.views[method.learner]
+    total = forward(policies["student"], learner_view.context)  # writing
     for view in method.views.values():
         total += (3 if view.learns else 1) * forward(policies[view.policy], view.context)
     return total
@@ -387,22 +390,22 @@ def sizes(policy: AutoregressivePolicy) -> dict[str, int]:
     head = policy.model.get_output_embeddings().weight.numel()
     embedding = model.get_input_embeddings().weight.numel()
     return {
-        "text": sum(one.numel() for one in model.language_model.parameters()) - embedding,
+        "text": sum(weight.numel() for weight in model.language_model.parameters()) - embedding,
         "head": head,
-        "vision": sum(one.numel() for one in model.visual.parameters()),
+        "vision": sum(weight.numel() for weight in model.visual.parameters()),
     }
 
 
 def speed(device: str) -> float:
     """Operations a second of a product of two large matrices."""
     side, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
-    one, other, parts = *(torch.randn(2, side, side, device=device, dtype=dtype)), Parts(device)
-    found = []
+    left, right, parts = *(torch.randn(2, side, side, device=device, dtype=dtype)), Parts(device)
+    seconds = []
     for _ in range(10):
         start = parts.now()
-        one @ other
-        found.append(2 * side**3 / (parts.now() - start))
-    return max(found)
+        left @ right
+        seconds.append(2 * side**3 / (parts.now() - start))
+    return max(seconds)
 
 
 def measure_lengths(args: argparse.Namespace, folder: Path, device: str) -> None:
@@ -460,14 +463,18 @@ def measure_losses(args: argparse.Namespace, device: str) -> None:
             variants.append(variant)
     print(f"  {'divergence':18}{'':24}{'positions':>10}{'GiB':>8}{'ms':>8}  microseconds per position")
     for name in [args.divergence] if args.divergence else ("reverse_kl", "jensen_shannon"):
-        for variant in [one for one in variants if one == losses.CHUNKED or losses.why_not(one, name) is None]:
+        for variant in [
+            candidate
+            for candidate in variants
+            if candidate == losses.CHUNKED or losses.why_not(candidate, name) is None
+        ]:
             for positions in (1024, 2048, 4096, 8192, 16_384):
                 if device == "cuda":
                     seconds, memory = losses_on_cuda(variant, name, positions, width)
                 else:
                     wanted = argparse.Namespace(positions=positions, vocabulary=VOCABULARY, width=width)
-                    found = losses.in_process(wanted, name, variant)
-                    seconds, memory = found["turn"][1], found["bytes"]  # processor time: others hardly disturb it
+                    result = losses.in_process(wanted, name, variant)
+                    seconds, memory = result["turn"][1], result["bytes"]  # processor time: others hardly disturb it
                 print(
                     f"  {name:18}{variant:24}{positions:10}{memory / 2**30:8.2f}{1000 * seconds:8.0f}{1e6 * seconds / positions:10.0f}",
                     flush=True,

@@ -173,25 +173,25 @@ def finish(folder: Path, tally: Tally, name: str) -> None:
 def fingerprint(run: Path) -> dict[str, object]:
     """All that a run leaves, but for times and paths: what must be equal, part by part."""
     newest = sorted(run.glob("checkpoint-*"))[-1]
-    found: dict[str, object] = {"checkpoint": newest.name}
+    prints: dict[str, object] = {"checkpoint": newest.name}
     for file in sorted(newest.rglob("*.safetensors")):
-        found[f"weights {file.relative_to(newest)}"] = file.read_bytes()
+        prints[f"weights {file.relative_to(newest)}"] = file.read_bytes()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().split("\n")[:-1]]
     for kind in ("train", "probe", "eval"):
-        found[f"metrics {kind}"] = [
+        prints[f"metrics {kind}"] = [
             {key: value for key, value in line.items() if not key.startswith("seconds/")}
             for line in lines
             if line["kind"] == kind
         ]
     for folder in sorted((run / "traces").iterdir()):
         if folder.name != "images":
-            found[f"traces {folder.name}"] = rows_of(folder)
+            prints[f"traces {folder.name}"] = rows_of(folder)
     for file in sorted((run / "evals").glob("*")):
-        found[f"evals {file.name}"] = file.read_bytes()
-    found["probes"] = (run / "probes.json").read_bytes()
+        prints[f"evals {file.name}"] = file.read_bytes()
+    prints["probes"] = (run / "probes.json").read_bytes()
     hidden = [path for path in run.rglob(".*") if path.name != ".claim"] + list(run.parent.glob(".*.partial"))
-    found["left over"] = sorted(path.name for path in hidden)
-    return found
+    prints["left over"] = sorted(path.name for path in hidden)
+    return prints
 
 
 def rows_of(folder: Path) -> list[str]:
@@ -203,8 +203,8 @@ def rows_of(folder: Path) -> list[str]:
 
 def differences(run: Path, reference: dict[str, object]) -> list[str]:
     """Parts that are not as those of the uninterrupted run."""
-    found = fingerprint(run)
-    return [part for part in {**reference, **found} if found.get(part) != reference.get(part)]
+    actual = fingerprint(run)
+    return [part for part in {**reference, **actual} if actual.get(part) != reference.get(part)]
 
 
 def random_kills(name: str, values: dict, folder: Path, count: int, draw: random.Random, tally: Tally) -> None:
@@ -321,7 +321,7 @@ def studies(folder: Path, count: int, draw: random.Random, tally: Tally) -> None
 
     def fingerprints(victim: Path) -> dict[str, object]:
         runs = {run.name: fingerprint(run) for run in sorted((victim / "study").glob("*-s0"))}
-        return {f"{name} {part}": value for name, own in runs.items() for part, value in own.items()}
+        return {f"{name} {part}": value for name, prints in runs.items() for part, value in prints.items()}
 
     study_file(folder / "reference")
     began = time.monotonic()

@@ -47,7 +47,7 @@ def whole_top_128(learner: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     p, q = learner.log_softmax(-1), target.log_softmax(-1)
     ids = p.detach().topk(128, -1).indices
     p, q = p.gather(-1, ids), q.gather(-1, ids)
-    p_rest, q_rest = (torch.log1p(-one.exp().sum(-1)) for one in (p, q))
+    p_rest, q_rest = (torch.log1p(-logprobs.exp().sum(-1)) for logprobs in (p, q))
     return (p.exp() * (p - q)).sum(-1) + p_rest.exp() * (p_rest - q_rest)
 
 
@@ -67,28 +67,35 @@ def main() -> None:
         return
     print(f"{args.positions} positions, vocabulary {args.vocabulary}, width {args.width}, fp32; {machine()}")
     for name in [name for name in CASES if args.only in (None, name)]:
-        found: dict[str, list[dict]] = {variant: [] for variant in (WHOLE, CHUNKED, LIGER, TRITON)}
+        results_of: dict[str, list[dict]] = {variant: [] for variant in (WHOLE, CHUNKED, LIGER, TRITON)}
         for variant in (LIGER, TRITON):
             if reason := why_not(variant, name):
                 print(f"{variant}: skipped, {reason}")
-                del found[variant]
+                del results_of[variant]
         for _ in range(args.repeats):
-            for variant, results in found.items():
+            for variant, results in results_of.items():
                 results.append(in_process(args, name, variant))
-        show(name, {variant: [Turn(*one["turn"]) for one in results] for variant, results in found.items()}, base=WHOLE)
+        show(
+            name,
+            {variant: [Turn(*result["turn"]) for result in results] for variant, results in results_of.items()},
+            base=WHOLE,
+        )
         head = args.vocabulary * args.width * 4 / 2**30
-        memory = {v: statistics.median(one["bytes"] for one in results) / 2**30 for v, results in found.items()}
+        memory = {
+            v: statistics.median(result["bytes"] for result in results) / 2**30 for v, results in results_of.items()
+        }
         print(f"memory (gradient of the head, {head:.2f} GiB, is in all):")
-        for variant, own in memory.items():
-            beside = (memory[WHOLE] - head) / max(own - head, 1e-9)
+        for variant, variant_gib in memory.items():
+            beside = (memory[WHOLE] - head) / max(variant_gib - head, 1e-9)
             print(
-                f"  {variant:24}{own:8.2f} GiB, 1/{memory[WHOLE] / own:.1f} of whole; beside that gradient 1/{beside:.1f}"
+                f"  {variant:24}{variant_gib:8.2f} GiB, 1/{memory[WHOLE] / variant_gib:.1f} of whole; beside that gradient 1/{beside:.1f}"
             )
         for key in ("loss", "of_hidden", "of_head"):
-            values = {variant: results[0][key] for variant, results in found.items()}
-            apart = {one: abs(own - values[WHOLE]) / abs(values[WHOLE]) for one, own in values.items() if one != WHOLE}
-            said = ", ".join(f"{variant} differs by {own:.1e}" for variant, own in apart.items())
-            print(f"{key:12} whole {values[WHOLE]:.9g}; {said}")
+            values = {variant: results[0][key] for variant, results in results_of.items()}
+            whole = values.pop(WHOLE)
+            apart = {variant: abs(value - whole) / abs(whole) for variant, value in values.items()}
+            differences = ", ".join(f"{variant} differs by {error:.1e}" for variant, error in apart.items())
+            print(f"{key:12} whole {whole:.9g}; {differences}")
 
 
 def why_not(variant: str, name: str) -> str | None:
@@ -155,10 +162,10 @@ def prepared(
 
     def work() -> tuple[torch.Tensor, ...]:
         if variant == WHOLE:
-            own = learner(hidden)
+            student_output = learner(hidden)
             with torch.no_grad():
                 wanted = target(other)
-            total = formula(own, wanted).mean()
+            total = formula(student_output, wanted).mean()
         elif variant in (LIGER, TRITON):
             total = liger(variant, LIGER_BETA[name], liger_chunk)(hidden, learner.weight, other, target.weight, ids)
         else:

@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    numbers = lambda text: [int(one) for one in text.split(",") if one]  # noqa: E731
+    numbers = lambda text: [int(number) for number in text.split(",") if number]  # noqa: E731
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--positions", type=numbers, default=[1024, 2048, 4096, 8192, 16_384])
     parser.add_argument(
@@ -100,10 +100,10 @@ def show(title: str, folder: str, method: str, shapes: list[tuple[int, int]]) ->
         done = subprocess.run([*command, "--shape", f"{answers},{length}"], capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{answers} answers of {length} tokens ended with {done.returncode}: {done.stderr[-500:]}")
-        found, count = json.loads(done.stdout.splitlines()[-1]), answers * length
+        result, count = json.loads(done.stdout.splitlines()[-1]), answers * length
         print(
-            f"{answers:9}{length:8}{count:11,}{found['bytes'] / 2**20:10.0f}{found['bytes'] / 2**10 / count:22.1f}"
-            f"{found['seconds']:8.1f}{1000 * found['seconds'] / count:15.2f}",
+            f"{answers:9}{length:8}{count:11,}{result['bytes'] / 2**20:10.0f}{result['bytes'] / 2**10 / count:22.1f}"
+            f"{result['seconds']:8.1f}{1000 * result['seconds'] / count:15.2f}",
             flush=True,
         )
 

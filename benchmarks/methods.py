@@ -42,11 +42,11 @@ def main() -> None:
 def measured(name: str, repeats: int) -> str:
     """One line of the table."""
     with tempfile.TemporaryDirectory() as folder:
-        own, floor = (trainer(name, Path(folder), which, repeats) for which in ("own", "floor"))
-        floor.method = floor_of(own.method)
-        turns = take_turns({"floor": Steps(floor), "own": Steps(own)}, repeats=repeats, warmup=WARMUP)
+        full, floor = (trainer(name, Path(folder), which, repeats) for which in ("own", "floor"))
+        floor.method = floor_of(full.method)
+        turns = take_turns({"floor": Steps(floor), "own": Steps(full)}, repeats=repeats, warmup=WARMUP)
     low, high = (1000 * statistics.median(turn.processor_s for turn in turns[which]) for which in ("floor", "own"))
-    return f"{name:16}{len(own.method.views):9}{low:10.1f}{high:11.1f}{high / low:8.2f}"
+    return f"{name:16}{len(full.method.views):9}{low:10.1f}{high:11.1f}{high / low:8.2f}"
 
 
 def floor_of(method: Method) -> Method:
@@ -70,8 +70,8 @@ def trainer(name: str, folder: Path, run: str, repeats: int) -> Trainer:
     config = load_config(f"configs/{name}.yaml", [f"output_dir={folder}", f"name={run}", *settings])
     limit = config.training.batch_size * (repeats + WARMUP)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, limit=limit))
-    made = RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=name)
-    done = Trainer(config, made)
+    run_folder = RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=name)
+    done = Trainer(config, run_folder)
     for learner in done.learners:
         placeholders = getattr(learner.student, "_placeholders", None)
         if placeholders is not None:

@@ -66,7 +66,7 @@ def main() -> None:
             trainer.train()
         counted = {name: values[WARMUP:] for name, values in turns.turns.items()}
         trained = {
-            who: sum(one.numel() for one in model.parameters() if one.requires_grad)
+            who: sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
             for who, model in (("ours", ours[OURS].trainer.learners[0].student.model), ("TRL's", trainer.model))
         }
         print(f"weights that are trained: {', '.join(f'{who} {count:,}' for who, count in trained.items())}")
@@ -84,13 +84,13 @@ def trl_trainer(args, folder: Path, ours: Steps, turns: TakeTurns) -> Distillati
     steps = args.repeats + WARMUP
     rows = []
     for step in range(1, steps + 1):
-        for place in ours.trainer.order.batch(step, args.prompts):
-            prompt = build_prompt(ours.trainer.examples[place], "plain")
+        for idx in ours.trainer.order.batch(step, args.prompts):
+            prompt = build_prompt(ours.trainer.examples[idx], "plain")
             row = {"prompt": [{"role": "user", "content": prompt.text}], "images": list(prompt.images)}
             rows += [row] * args.generations
     processor = load_processor(args.student, AutoConfig.from_pretrained(args.student))
     student, teacher = (
-        AutoModelForImageTextToText.from_pretrained(one, dtype=DTYPE) for one in (args.student, args.teacher)
+        AutoModelForImageTextToText.from_pretrained(model, dtype=DTYPE) for model in (args.student, args.teacher)
     )
     adapter = ours.trainer.learners[0].student.model.peft_config["default"] if args.lora else None
     config = DistillationConfig(

@@ -70,5 +70,5 @@ class Steps:
 
 def parts(metrics: dict[str, float]) -> str:
     """Milliseconds of each part of a step."""
-    found = {name.removeprefix("seconds/"): value for name, value in metrics.items() if name.startswith("seconds/")}
-    return ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in found.items())
+    seconds = {name.removeprefix("seconds/"): value for name, value in metrics.items() if name.startswith("seconds/")}
+    return ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in seconds.items())

@@ -124,10 +124,10 @@ def beside(args: argparse.Namespace, folder: Path) -> None:
             counts = together([[sys.executable, "-c", PRODUCT.format(seconds=5)]] * number)
             products[number].append(sum(float(count) for count in counts))
     for what, rates in (("steps of opd", steps), ("products of 512 x 512", products)):
-        one, two = (statistics.median(rates[number]) for number in (1, 2))
+        alone, paired = (statistics.median(rates[number]) for number in (1, 2))
         ratios = [b / a for a, b in zip(rates[1], rates[2], strict=True)]
         print(
-            f"{what:24}{one:10.2f}/s alone{two:10.2f}/s of two{two / one:8.2f} times, from {min(ratios):.2f} to {max(ratios):.2f}"
+            f"{what:24}{alone:10.2f}/s alone{paired:10.2f}/s of two{paired / alone:8.2f} times, from {min(ratios):.2f} to {max(ratios):.2f}"
         )
 
 
@@ -135,11 +135,11 @@ def together(commands: list[list[str]]) -> list[str]:
     """What commands print that run at the same time, each with one thread."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     running = [
-        subprocess.Popen(one, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        for one in commands
+        subprocess.Popen(process, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for process in commands
     ]
-    printed = [one.communicate()[0] for one in running]
-    if any(one.returncode for one in running):
+    printed = [process.communicate()[0] for process in running]
+    if any(process.returncode for process in running):
         sys.exit(f"{commands[0]} failed")
     return printed
 

@@ -60,8 +60,8 @@ def show(title: str, turns: dict[str, list[Turn]], *, base: str) -> None:
     for name, values in turns.items():
         line = f"{name:40}"
         for column, width in ((0, 10), (1, 15)):
-            own, other = (statistics.median(turn[column] for turn in one) for one in (values, turns[base]))
-            line += f"{1000 * own:{width}.1f}{own / other:8.3f}"
-        pairs = [one.wall_s / other.wall_s for one, other in zip(values, turns[base], strict=True)]
+            median, other = (statistics.median(turn[column] for turn in rows) for rows in (values, turns[base]))
+            line += f"{1000 * median:{width}.1f}{median / other:8.3f}"
+        pairs = [rows.wall_s / other.wall_s for rows, other in zip(values, turns[base], strict=True)]
         low, high = (pairs * 2)[:2] if len(pairs) < 2 else statistics.quantiles(pairs, n=4)[::2]
         print(f"{line}{low:9.3f} .. {high:.3f}")

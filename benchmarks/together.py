@@ -51,7 +51,7 @@ def train(args: argparse.Namespace, environment: dict[str, str], groups: list[in
     before, start = os.times(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         for number, size in enumerate(groups):
-            runs = [begin(args, environment, folder, f"run-{number}-{place}") for place in range(size)]
+            runs = [begin(args, environment, folder, f"run-{number}-{idx}") for idx in range(size)]
             for run in runs:
                 if run.wait() != 0:
                     log = Path(folder, f"{run.args[-1].removeprefix('name=')}.log").read_text()
@@ -70,7 +70,7 @@ def begin(args: argparse.Namespace, environment: dict[str, str], folder: str, na
 
 def show(count: int, turns: list[tuple[Turn, Turn]]) -> None:
     in_turn, at_once = zip(*turns, strict=True)
-    ratios = [one.wall_s / other.wall_s for other, one in turns]
+    ratios = [together.wall_s / alone.wall_s for alone, together in turns]
     low, high = (ratios * 2)[:2] if len(ratios) < 2 else statistics.quantiles(ratios, n=4)[::2]
     wall = [statistics.median(turn.wall_s for turn in side) for side in (in_turn, at_once)]
     processor = [statistics.median(turn.processor_s for turn in side) for side in (in_turn, at_once)]

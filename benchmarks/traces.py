@@ -68,16 +68,16 @@ def batch(step: int, num_rollouts: int, num_tokens: int, *, top: int = 0) -> Tra
     logprobs = scores["student"].logprob.reshape(num_rollouts, num_tokens).tolist()
     rollouts = tuple(
         Rollout(
-            one, row % 4, tuple(rows[row]), " ".join(map(str, rows[row])), True, tuple(logprobs[row]), float(row % 2)
+            item, row % 4, tuple(rows[row]), " ".join(map(str, rows[row])), True, tuple(logprobs[row]), float(row % 2)
         )
-        for row, one in enumerate(examples)
+        for row, item in enumerate(examples)
     )
     index = torch.arange(0, num_positions, 4)
     return TracedBatch(
         step=step,
         rollouts=rollouts,
         views=VIEWS,
-        prompts={name: tuple(build_prompt(one, context) for one in examples) for name, (_, context) in VIEWS.items()},
+        prompts={name: tuple(build_prompt(item, context) for item in examples) for name, (_, context) in VIEWS.items()},
         scores=scores,
         routing=Routing(regime, torch.ones(num_positions), thresholds={"gap": float(gap.abs().mean())}),
         regimes=REGIMES,
@@ -91,7 +91,7 @@ def batch(step: int, num_rollouts: int, num_tokens: int, *, top: int = 0) -> Tra
 
 def _alternatives(index: torch.Tensor, views: dict[str, torch.Tensor], top: int) -> Alternatives:
     best = {name: values.log_softmax(-1)[index].topk(top) for name, values in views.items()}
-    return Alternatives(index, {name: (one.indices, one.values) for name, one in best.items()})
+    return Alternatives(index, {name: (entry.indices, entry.values) for name, entry in best.items()})
 
 
 def size(folder: Path, table: str) -> int:
@@ -110,9 +110,9 @@ def main() -> None:
         folder, write_s = Path(name), []
         writer = TraceWriter(folder, method="dopd", policy_text=str)
         for step in range(args.steps):
-            made = batch(step, args.rollouts, args.tokens, top=args.top)
+            step_batch = batch(step, args.rollouts, args.tokens, top=args.top)
             start = time.perf_counter()
-            writer.write(made)
+            writer.write(step_batch)
             write_s.append(time.perf_counter() - start)
         before = size(folder, "positions")
         compact(folder)

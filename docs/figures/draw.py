@@ -43,19 +43,19 @@ def views_html() -> str:
     """One token as the three views see it: what each is shown, and what it would write."""
     example = wb.load_examples("scenes:eval?count=5")[4]
     scored = wb.open_scorer("configs/ordinary.yaml").score(example, seed=1)
-    place = [position["kind"] for position in scored.positions].index("tag")
-    token = scored.positions[place]
-    before = "".join(position["token_text"] for position in scored.positions[:place]).strip()
+    position_idx = [position["kind"] for position in scored.positions].index("tag")
+    token = scored.positions[position_idx]
+    before = "".join(position["token_text"] for position in scored.positions[:position_idx]).strip()
     full, crop = (_uri(image) for image in (example.images[0], evidence_crop(example)))
     names = {"student": "student", "self": "privileged student", "teacher": "teacher"}
-    shown = {"student": [full], "self": [full, crop], "teacher": [full, crop]}
+    images = {"student": [full], "self": [full, crop], "teacher": [full, crop]}
     cards = []
     for view, name in names.items():
-        pictures = "".join(f'<img src="{one}">' for one in shown[view])
+        pictures = "".join(f'<img src="{item}">' for item in images[view])
         bars = "".join(
-            f"<tr><td>{escape(one['text'].strip())}</td><td class=bar><i style='width:{100 * math.exp(one['logprob']):.1f}%'></i></td>"
-            f"<td>{share(math.exp(one['logprob']))}</td></tr>"
-            for one in token[f"alternatives_{view}"][:5]
+            f"<tr><td>{escape(item['text'].strip())}</td><td class=bar><i style='width:{100 * math.exp(item['logprob']):.1f}%'></i></td>"
+            f"<td>{share(math.exp(item['logprob']))}</td></tr>"
+            for item in token[f"alternatives_{view}"][:5]
         )
         logprob = f"{token[f'logprob_{view}']:+.2f}".replace("-", "−")
         note = {
@@ -85,16 +85,18 @@ def regimes_figure(traces: Traces) -> go.Figure:
         "SELECT logprob_self, logprob_teacher, truth, thresholds FROM positions JOIN rollouts USING (step, process_rank, rollout_idx)"
     ).to_pylist()
     thresholds = dict(rows[0]["thresholds"])
-    fills = regime_fills({name: RegimeNote(one.meaning, one.source) for name, one in traces.regimes.items()}, THEME)
+    fills = regime_fills(
+        {name: RegimeNote(regime.meaning, regime.source) for name, regime in traces.regimes.items()}, THEME
+    )
     low = -12.0
     axis = torch.linspace(low, 0, 481, dtype=torch.float64)
-    own, teacher = axis[None, :], axis[:, None]
-    is_low = (teacher - own).abs() < thresholds["gap"]
-    sure = own.exp() + teacher.exp() >= thresholds["probability_sum"]
-    index = torch.where(is_low, torch.where(sure, 0, 1), torch.where(teacher >= own, 2, 3))
+    privileged_student, teacher = axis[None, :], axis[:, None]
+    is_low = (teacher - privileged_student).abs() < thresholds["gap"]
+    sure = privileged_student.exp() + teacher.exp() >= thresholds["probability_sum"]
+    index = torch.where(is_low, torch.where(sure, 0, 1), torch.where(teacher >= privileged_student, 2, 3))
     colours = [fills[name][0] for name in ("LH", "LL", "HT", "HS")]
     scale = [(edge / 4, colours[idx]) for idx in range(4) for edge in (idx, idx + 1)]
-    made = go.Figure(
+    figure = go.Figure(
         layout=layout(
             THEME,
             title="Where a token goes",
@@ -102,7 +104,7 @@ def regimes_figure(traces: Traces) -> go.Figure:
             height=620,
         )
     )
-    made.add_heatmap(
+    figure.add_heatmap(
         x=axis.tolist(),
         y=axis.tolist(),
         z=index.tolist(),
@@ -114,7 +116,7 @@ def regimes_figure(traces: Traces) -> go.Figure:
     )
     for truth, colour, symbol in (("visible", INK[THEME], "circle"), ("privileged", INFO, "diamond")):
         chosen = [row for row in rows if row["truth"] == truth]
-        made.add_scatter(
+        figure.add_scatter(
             x=[max(low, row["logprob_self"]) for row in chosen],
             y=[max(low, row["logprob_teacher"]) for row in chosen],
             mode="markers",
@@ -132,10 +134,10 @@ def regimes_figure(traces: Traces) -> go.Figure:
         ("<b>HS</b> privileged self leads: self, reverse KL, 0.6", -3.6, -9.4),
         ("<b>LL</b> agree, unsure: self, reverse KL, 0.3", -8.2, -8.2),
     ):
-        made.add_annotation(
+        figure.add_annotation(
             x=x, y=y, text=text, showarrow=False, font={"size": 13}, bgcolor="rgba(255,255,255,.85)", borderpad=3
         )
-    made.add_annotation(
+    figure.add_annotation(
         x=-0.05,
         y=-0.05,
         ax=-150,
@@ -146,48 +148,48 @@ def regimes_figure(traces: Traces) -> go.Figure:
         arrowcolor=GREY,
         arrowwidth=1.2,
     )
-    made.update_xaxes(
+    figure.update_xaxes(
         title_text=f"log-prob of the written token under the privileged student (nats, cut at {low:.0f})",
         range=[low - 0.2, 0.25],
         showgrid=False,
     )
-    made.update_yaxes(
+    figure.update_yaxes(
         title_text="log-prob under the teacher (nats)", range=[low - 0.2, 0.25], showgrid=False, zeroline=False
     )
-    return made.update_layout(legend={"y": 1.0}, margin={"t": 100})
+    return figure.update_layout(legend={"y": 1.0}, margin={"t": 100})
 
 
 def gaps_figure(traces: Traces) -> go.Figure:
     """Every token by its two gaps, visible beside privileged."""
     rows = traces.sql("SELECT information_gap, capability_gap, truth FROM positions").to_pylist()
-    made = make_subplots(
+    figure = make_subplots(
         1, 2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=["visible tokens", "privileged tokens"]
     )
-    made.update_layout(layout(THEME, title="The two gaps of every token", subtitle=SUBTITLE, height=430))
+    figure.update_layout(layout(THEME, title="The two gaps of every token", subtitle=SUBTITLE, height=430))
     bound = 10.0
-    for place, (truth, colour) in enumerate((("visible", INK[THEME]), ("privileged", INFO)), start=1):
+    for panel, (truth, colour) in enumerate((("visible", INK[THEME]), ("privileged", INFO)), start=1):
         chosen = [row for row in rows if row["truth"] == truth]
-        made.add_scatter(
+        figure.add_scatter(
             x=[_cut(row["information_gap"], bound) for row in chosen],
             y=[_cut(row["capability_gap"], bound) for row in chosen],
             mode="markers",
             showlegend=False,
             marker={"size": 7, "color": colour, "opacity": 0.45, "line": {"width": 0.7, "color": "#fff"}},
             row=1,
-            col=place,
+            col=panel,
         )
-        made.update_xaxes(
+        figure.update_xaxes(
             title_text=f"information gap (nats, cut at ±{bound:.0f})",
             range=[-bound - 0.5, bound + 0.5],
             zeroline=True,
             row=1,
-            col=place,
+            col=panel,
         )
     for x, y, text in (
         (-4.5, 8.9, "evidence speaks against it,<br>teacher for it"),
         (9.6, -8.6, "evidence speaks for it,<br>teacher against it"),
     ):
-        made.add_annotation(
+        figure.add_annotation(
             x=x,
             y=y,
             text=text,
@@ -197,9 +199,9 @@ def gaps_figure(traces: Traces) -> go.Figure:
             row=1,
             col=1,
         )
-    made.update_yaxes(title_text="capability gap (nats)", range=[-bound - 0.5, bound + 0.5], col=1)
-    made.update_annotations(font_size=12.5)
-    return made.update_layout(margin={"t": 100})
+    figure.update_yaxes(title_text="capability gap (nats)", range=[-bound - 0.5, bound + 0.5], col=1)
+    figure.update_annotations(font_size=12.5)
+    return figure.update_layout(margin={"t": 100})
 
 
 def divergences_figure() -> go.Figure:
@@ -215,35 +217,35 @@ def divergences_figure() -> go.Figure:
         "HT: Jensen-Shannon": (jensen_shannon(learner, target), fills["HT"][0], "solid"),
         "not used by DOPD: forward KL": (forward_kl(learner, target), SERIES[THEME][2], "dash"),
     }
-    made = make_subplots(1, 2, horizontal_spacing=0.09, subplot_titles=["loss", "pull on the word's logit"])
-    made.update_layout(
+    figure = make_subplots(1, 2, horizontal_spacing=0.09, subplot_titles=["loss", "pull on the word's logit"])
+    figure.update_layout(
         layout(THEME, title="The regimes' losses", subtitle="two words; the target gives 97 % to the first", height=400)
     )
     for name, (values, colour, dash) in curves.items():
         (slope,) = torch.autograd.grad(values.sum(), logit, retain_graph=True)
-        for place, shown in ((1, values), (2, -slope)):
-            made.add_scatter(
+        for panel, curve in ((1, values), (2, -slope)):
+            figure.add_scatter(
                 x=prob.tolist(),
-                y=shown.tolist(),
+                y=curve.tolist(),
                 mode="lines",
                 name=name,
                 legendgroup=name,
-                showlegend=place == 1,
+                showlegend=panel == 1,
                 line={"width": 2.4, "color": colour, "dash": dash},
                 row=1,
-                col=place,
+                col=panel,
             )
-    made.update_xaxes(title_text="probability that the student gives to the word", tickformat=".0%")
-    made.update_yaxes(title_text="nats", range=[0, 2.6], row=1, col=1).update_yaxes(
+    figure.update_xaxes(title_text="probability that the student gives to the word", tickformat=".0%")
+    figure.update_yaxes(title_text="nats", range=[0, 2.6], row=1, col=1).update_yaxes(
         title_text="nats per unit of logit", row=1, col=2
     )
-    made.update_annotations(font_size=12.5)
-    return made.update_layout(margin={"t": 130}, legend={"y": 1.12})
+    figure.update_annotations(font_size=12.5)
+    return figure.update_layout(margin={"t": 130}, legend={"y": 1.12})
 
 
 def main() -> None:
     os.environ["TQDM_DISABLE"] = "1"
-    found = os.environ.get("CHROMIUM") or next(
+    executable = os.environ.get("CHROMIUM") or next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
     with tempfile.TemporaryDirectory() as runs, sync_playwright() as playwright:
@@ -257,8 +259,8 @@ def main() -> None:
                 ("kind", "loss_share", "Who supervised which kind of token"),
             )
         ]
-        for one in loss:
-            one.layout.title.text = one.layout.title.text.replace(run.name, SUBTITLE)
+        for panel in loss:
+            panel.layout.title.text = panel.layout.title.text.replace(run.name, SUBTITLE)
         drawn = {
             "views": views_html(),
             "gaps": _plot(gaps_figure(traces)),
@@ -267,7 +269,7 @@ def main() -> None:
             "divergences": _plot(divergences_figure()),
         }
         browser = playwright.chromium.launch(
-            executable_path=found, args=["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+            executable_path=executable, args=["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         )
         page = browser.new_page(viewport={"width": 1120, "height": 60}, device_scale_factor=1.5)
         for name, html in drawn.items():

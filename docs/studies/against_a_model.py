@@ -16,9 +16,9 @@ from workbench.studies.bootstrap import paired_interval
 
 
 def main(folder: str, model: str, variant: str) -> None:
-    asked = pd.read_parquet(Path(folder) / "questions.parquet")
-    asked = asked[(asked["context"] == "plain") & (asked["truth"] == "visible")]
-    for data, rows in asked.groupby("data", observed=True):
+    questions = pd.read_parquet(Path(folder) / "questions.parquet")
+    questions = questions[(questions["context"] == "plain") & (questions["truth"] == "visible")]
+    for data, rows in questions.groupby("data", observed=True):
         trained = rows[rows["variant"] == variant].pivot(index="seed", columns="example_id", values="accuracy")
         as_it_is = rows[rows["variant"] == model].set_index("example_id")["accuracy"][trained.columns]
         mean, low, high = paired_interval(np.tile(as_it_is.to_numpy(float), (len(trained), 1)), trained.to_numpy(float))

@@ -42,12 +42,12 @@ def main() -> None:
         print(f"| | {' | '.join(steps_of(runs[args.against][0], args.parts))} |\n|---|{'---|' * args.parts}")
         base = course(runs[args.against], name, args.parts)
         for variant, folders in runs.items():
-            own = factor * course(folders, name, args.parts)
-            cells = [f"{mean:.{digits}f}" for mean in own.mean(0)]
-            if variant != args.against and len(own) == len(base):
+            values = factor * course(folders, name, args.parts)
+            cells = [f"{mean:.{digits}f}" for mean in values.mean(0)]
+            if variant != args.against and len(values) == len(base):
                 cells = [
                     f"{cell}; {against(column, digits)}"
-                    for cell, column in zip(cells, (own - factor * base).T, strict=True)
+                    for cell, column in zip(cells, (values - factor * base).T, strict=True)
                 ]
             print(f"| {variant} | {' | '.join(cells)} |")
         print()
@@ -56,7 +56,9 @@ def main() -> None:
 def course(folders: list[Path], name: str, parts: int) -> np.ndarray:
     """Means of a metric, (runs, parts)."""
     values = [[line[name] for line in RunFolder.open(folder).metrics("train")] for folder in folders]
-    return np.array([[part.mean() for part in np.array_split(np.array(own, dtype=float), parts)] for own in values])
+    return np.array(
+        [[part.mean() for part in np.array_split(np.array(run_values, dtype=float), parts)] for run_values in values]
+    )
 
 
 def steps_of(folder: Path, parts: int) -> list[str]:

@@ -74,12 +74,12 @@ def measured(run, seed: int) -> pd.DataFrame:
     rows = []
     for part, where in (("first third", f"step <= {last / 3}"), ("last third", f"step > {2 * last / 3}")):
         for task, (among, positive) in TASKS.items():
-            found = run.sql(
+            positions = run.sql(
                 f"SELECT {positive} AS positive, {columns} FROM positions WHERE {where} AND {among}"
             ).to_pandas()
-            is_positive = found["positive"].to_numpy(dtype=bool)
+            is_positive = positions["positive"].to_numpy(dtype=bool)
             for idx, score in enumerate(SCORES):
-                value = auroc(found[f"score_{idx}"].to_numpy(dtype=float), is_positive)
+                value = auroc(positions[f"score_{idx}"].to_numpy(dtype=float), is_positive)
                 rows.append((seed, part, task, score, value, int(is_positive.sum()), int((~is_positive).sum())))
     return pd.DataFrame(rows, columns=["seed", "part", "task", "score", "auroc", "positive", "negative"])
 
@@ -87,12 +87,12 @@ def measured(run, seed: int) -> pd.DataFrame:
 def by_kind(run, seed: int) -> pd.DataFrame:
     """AUROC of every score for one kind of token against all others, over all steps."""
     columns = ", ".join(f"{sql} AS score_{idx}" for idx, sql in enumerate(SCORES.values()))
-    found = run.sql(f"SELECT kind, {columns} FROM positions").to_pandas()
+    positions = run.sql(f"SELECT kind, {columns} FROM positions").to_pandas()
     rows = []
     for kind in KINDS:
-        is_kind = (found["kind"] == kind).to_numpy(dtype=bool)
+        is_kind = (positions["kind"] == kind).to_numpy(dtype=bool)
         for idx, score in enumerate(SCORES):
-            value = auroc(found[f"score_{idx}"].to_numpy(dtype=float), is_kind)
+            value = auroc(positions[f"score_{idx}"].to_numpy(dtype=float), is_kind)
             rows.append((seed, kind, score, value, int(is_kind.sum())))
     return pd.DataFrame(rows, columns=["seed", "kind", "score", "auroc", "count"])
 
@@ -113,8 +113,8 @@ def figure(frame: pd.DataFrame) -> go.Figure:
         ("circle-open", "circle", "diamond-open", "diamond"),
         strict=True,
     ):
-        own = frame[(frame["task"] == task) & (frame["part"] == part)].groupby("score", sort=False)["auroc"]
-        points = {score: interval(values) for score, values in own}
+        aurocs = frame[(frame["task"] == task) & (frame["part"] == part)].groupby("score", sort=False)["auroc"]
+        points = {score: interval(values) for score, values in aurocs}
         chart.add_scatter(
             x=[points[score][0] for score in SCORES],
             y=list(SCORES),
@@ -154,8 +154,8 @@ def page(
         "",
     ]
     for task in TASKS:
-        own = frame[frame["task"] == task]
-        counts = own[own["score"] == next(iter(SCORES))].groupby("part")[["positive", "negative"]].sum()
+        selected = frame[frame["task"] == task]
+        counts = selected[selected["score"] == next(iter(SCORES))].groupby("part")[["positive", "negative"]].sum()
         numbers = "; ".join(
             f"{part}: {int(row.positive):,} against {int(row.negative):,}" for part, row in counts.iterrows()
         )
@@ -170,7 +170,7 @@ def page(
         for score in SCORES:
             cells = []
             for part in ("first third", "last third"):
-                mean, half = interval(own[(own["score"] == score) & (own["part"] == part)]["auroc"])
+                mean, half = interval(selected[(selected["score"] == score) & (selected["part"] == part)]["auroc"])
                 cells.append(f"{mean:.2f} ± {half:.2f}")
             lines.append(f"| {score} | {' | '.join(cells)} |")
         lines.append("")
@@ -188,8 +188,8 @@ def page(
         "|---" * (len(KINDS) + 1) + "|",
     ]
     for score in SCORES:
-        own = kinds[kinds["score"] == score]
-        cells = ["{:.2f} ± {:.2f}".format(*interval(own[own["kind"] == kind]["auroc"])) for kind in KINDS]
+        selected = kinds[kinds["score"] == score]
+        cells = ["{:.2f} ± {:.2f}".format(*interval(selected[selected["kind"] == kind]["auroc"])) for kind in KINDS]
         lines.append(f"| {score} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -204,15 +204,15 @@ def page(
     start = drift[drift["step"] == 0].set_index(["truth", "seed"])
     for step in sorted(drift["step"].unique()):
         for truth in ("visible", "privileged"):
-            own = drift[(drift["step"] == step) & (drift["truth"] == truth)].set_index(["truth", "seed"])
-            if len(own) < 2:
+            selected = drift[(drift["step"] == step) & (drift["truth"] == truth)].set_index(["truth", "seed"])
+            if len(selected) < 2:
                 continue
             cells = []
             for name in ("information", "capability"):
-                cell = "{:.2f} ± {:.2f}".format(*interval(own[name]))
-                change = interval((own[name] - start[name]).dropna())
+                cell = "{:.2f} ± {:.2f}".format(*interval(selected[name]))
+                change = interval((selected[name] - start[name]).dropna())
                 cells.append(cell + (" ({:+.2f} ± {:.2f})".format(*change) if step else ""))
-            lines.append(f"| {step} | {truth} | {' | '.join(cells)} | {own['num'].mean():.0f} |")
+            lines.append(f"| {step} | {truth} | {' | '.join(cells)} | {selected['num'].mean():.0f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -26,13 +26,13 @@ OTHER = "<system>"
 def teacher_with_another_end(folder: Path) -> Path:
     """The built-in teacher, stopping with OTHER."""
     policy = load_policy(ROOT / "data/models/teacher", "teacher")
-    own, other = policy.end_id, policy.tokenizer.convert_tokens_to_ids(OTHER)
+    end_id, other_id = policy.end_id, policy.tokenizer.convert_tokens_to_ids(OTHER)
     head = policy.model.get_output_embeddings()
     weight = head.weight.detach().clone()
-    weight[[own, other]] = weight[[other, own]]
+    weight[[end_id, other_id]] = weight[[other_id, end_id]]
     head.weight = torch.nn.Parameter(weight)  # what is read in prompts stays
     policy.model.config.tie_word_embeddings = policy.model.config.text_config.tie_word_embeddings = False
-    policy.model.generation_config.eos_token_id = [other]
+    policy.model.generation_config.eos_token_id = [other_id]
     policy.model.save_pretrained(folder)
     policy.processor.save_pretrained(folder)
     return folder
@@ -70,13 +70,13 @@ def main() -> None:
                         wb.train(config)
                 answers = [row for row in load_records(config.run_dir) if row.policy == STUDENT]
                 for step in sorted({row.step for row in answers}):
-                    own = [row for row in answers if row.step == step]
+                    at_step = [row for row in answers if row.step == step]
                     right, ended, length = (
-                        sum(values) / len(own)
+                        sum(values) / len(at_step)
                         for values in (
-                            [row.reward or 0 for row in own],
-                            [row.finished for row in own],
-                            [row.length for row in own],
+                            [row.reward or 0 for row in at_step],
+                            [row.finished for row in at_step],
+                            [row.length for row in at_step],
                         )
                     )
                     print(f"{ends:10} {seed:4} {step:4} {right:6.1%} {ended:6.1%} {length:6.1f}", flush=True)

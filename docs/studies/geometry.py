@@ -59,7 +59,7 @@ def main() -> None:
     train_all(study)
     print(f"tables with paired intervals: {write_report(study)}")
     text = page(study, masks, geometry_of(study), recovered(study), asked(study))
-    if any(not one.startswith("parallel=") for one in overrides):
+    if any(not override.startswith("parallel=") for override in overrides):
         print(text)
     else:
         (HERE / f"{study.name}.md").write_text(text)
@@ -103,23 +103,23 @@ def geometry_of(study: Study) -> pd.DataFrame:
     for variant in study.usable:
         if variant.name in UPDATES:
             for seed in study.seeds:
-                found = measure_pair(pair_of_run(study.config(variant, seed).run_dir), seed=seed).geometry.groups
-                rows.append(found[found["group"] == "all"].assign(variant=variant.name, seed=seed))
+                groups = measure_pair(pair_of_run(study.config(variant, seed).run_dir), seed=seed).geometry.groups
+                rows.append(groups[groups["group"] == "all"].assign(variant=variant.name, seed=seed))
     return pd.concat(rows)
 
 
 def recovered(study: Study) -> pd.DataFrame:
     """Loss (reverse KL to the teacher, nats a token) on the probes, before and after, and the share of OPD's fall in it."""
-    found = {}
+    shares = {}
     for variant in study.usable:
         if variant.config.method["name"] != "opd":  # its loss is another divergence
             continue
         for seed in study.seeds:
             lines = RunFolder(study.config(variant, seed).run_dir).metrics("probe")
-            found[variant.name, seed] = (lines[0]["loss"], lines[-1]["loss"])
+            shares[variant.name, seed] = (lines[0]["loss"], lines[-1]["loss"])
     rows = []
-    for (name, seed), (before, after) in found.items():
-        fall = found[FULL, seed][0] - found[FULL, seed][1]
+    for (name, seed), (before, after) in shares.items():
+        fall = shares[FULL, seed][0] - shares[FULL, seed][1]
         rows.append(
             {"variant": name, "seed": seed, "before": before, "after": after, "recovered": (before - after) / fall}
         )
@@ -151,10 +151,10 @@ def interval(values: pd.Series, show: str = "{:.3f}") -> str:
 def column(geometry: pd.DataFrame, variant: str, delta: str, metric: tuple[str, str]) -> pd.Series:
     """A metric of one kind of update, by seed."""
     name, precision = metric
-    own = geometry[
+    selected = geometry[
         (geometry["variant"] == variant) & (geometry["delta"] == delta) & (geometry["precision"] == precision)
     ]
-    return own.set_index("seed")[name]
+    return selected.set_index("seed")[name]
 
 
 def shown(metric: tuple[str, str], sign: str = "") -> str:
@@ -172,12 +172,12 @@ def mask_lines(masks: pd.DataFrame) -> list[str]:
         "| mask | share of coordinates | changes above | same as another seed's | by chance |",
         "|---|---|---|---|---|",
     ]
-    for name, own in masks.groupby("mask", sort=False):
+    for name, group in masks.groupby("mask", sort=False):
         cells = [
-            interval(own["share"], "{:.1%}"),
-            interval(own["above"], "{:.1e}"),
-            interval(own["overlap"], "{:.1%}"),
-            interval(own["chance"], "{:.1%}"),
+            interval(group["share"], "{:.1%}"),
+            interval(group["above"], "{:.1e}"),
+            interval(group["overlap"], "{:.1%}"),
+            interval(group["chance"], "{:.1%}"),
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
@@ -218,8 +218,8 @@ def page(
         f"|{'---|' * (len(others) + 1)}",
     ]
     for label, metric in METRICS.items():
-        own = column(geometry, FULL, UPDATE, metric)
-        cells = [interval(column(geometry, name, UPDATE, metric) - own, shown(metric, "+")) for name in others]
+        values = column(geometry, FULL, UPDATE, metric)
+        cells = [interval(column(geometry, name, UPDATE, metric) - values, shown(metric, "+")) for name in others]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     if masks is not None:
         lines += mask_lines(masks)
@@ -234,14 +234,14 @@ def page(
         "|---|---|---|---|---|---|---|",
     ]
     for name in [BASE, *(variant.name for variant in study.usable), TEACHER]:
-        own, said = loss[loss["variant"] == name], answers[answers["variant"] == name]
+        values, variant_answers = loss[loss["variant"] == name], answers[answers["variant"] == name]
         cells = [
-            interval(own["before"], "{:.4f}"),
-            interval(own["after"], "{:.4f}"),
-            interval(own["recovered"], "{:.1%}"),
+            interval(values["before"], "{:.4f}"),
+            interval(values["after"], "{:.4f}"),
+            interval(values["recovered"], "{:.1%}"),
         ]
         cells += [
-            interval(said[said["measure"] == measure]["value"], show)
+            interval(variant_answers[variant_answers["measure"] == measure]["value"], show)
             for measure, show in (("accuracy", "{:.1%}"), ("overconfidence", "{:+.1%}"), ("entropy", "{:.3f}"))
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")

@@ -11,12 +11,14 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Stud
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and half of the 95 % interval over runs."""
-    own = np.asarray(values, dtype=float)
-    return float(own.mean()), float(T_975[len(own) - 2] * own.std(ddof=1) / np.sqrt(len(own)))
+    array = np.asarray(values, dtype=float)
+    return float(array.mean()), float(T_975[len(array) - 2] * array.std(ddof=1) / np.sqrt(len(array)))
 
 
 def came_from(run_dirs: list[Path]) -> str:
     """Seeds and commit of these runs, as their run.json has them."""
     facts = [json.loads((folder / "run.json").read_text()) for folder in run_dirs]
-    commits = dict.fromkeys(f"{str(one['commit'])[:10]}{' with changes' if one.get('dirty') else ''}" for one in facts)
-    return f"seeds {', '.join(str(one['seed']) for one in facts)}; commit {', '.join(commits)}"
+    commits = dict.fromkeys(
+        f"{str(run_facts['commit'])[:10]}{' with changes' if run_facts.get('dirty') else ''}" for run_facts in facts
+    )
+    return f"seeds {', '.join(str(run_facts['seed']) for run_facts in facts)}; commit {', '.join(commits)}"

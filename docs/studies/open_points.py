@@ -39,7 +39,7 @@ def main() -> None:
     default = [regimes(run) for run in runs]
     rows = [row("the default", default, default)]
     rows += [row(reading, [regimes(run, **options) for run in runs], default) for reading, options in READINGS.items()]
-    dropped = [torch.cat([route(one, Options(trim_drops_loss=True)).weight == 0 for one in run]) for run in runs]
+    dropped = [torch.cat([route(batch, Options(trim_drops_loss=True)).weight == 0 for batch in run]) for run in runs]
     (HERE / "open-points.md").write_text(page(rows, default, dropped, sum(map(len, runs)), came_from(folders)))
 
 
@@ -65,15 +65,15 @@ def recorded(run: Traces) -> list[RouteBatch]:
     return batches
 
 
-def row(reading: str, found: list[torch.Tensor], default: list[torch.Tensor]) -> list[str]:
+def row(reading: str, regimes: list[torch.Tensor], default: list[torch.Tensor]) -> list[str]:
     """Shares of tokens by regime and of those that moved, means over runs with half of their 95 % interval."""
-    cells = [share(own == place for own in found) for place in range(len(REGIMES))]
-    moved = "" if found is default else share(own != usual for own, usual in zip(found, default, strict=True))
+    cells = [share(regime == idx for regime in regimes) for idx in range(len(REGIMES))]
+    moved = "" if regimes is default else share(regime != usual for regime, usual in zip(regimes, default, strict=True))
     return [reading, *cells, moved]
 
 
 def share(chosen: Iterable[torch.Tensor]) -> str:
-    mean, half = interval([float(own.double().mean()) for own in chosen])
+    mean, half = interval([float(flags.double().mean()) for flags in chosen])
     return f"{mean:.1%} ± {100 * half:.1f}"
 
 
@@ -92,7 +92,7 @@ def page(
         *("| " + " | ".join(cells) + " |" for cells in rows),
     ]
     pairs = list(zip(dropped, default, strict=True))
-    lost = {name: share(regime[gone] == place for gone, regime in pairs) for place, name in enumerate(REGIMES)}
+    lost = {name: share(regime[gone] == idx for gone, regime in pairs) for idx, name in enumerate(REGIMES)}
     lines += [
         "",
         f"If trimmed tokens lose their supervision, that is {share(dropped)} of all tokens, of which "

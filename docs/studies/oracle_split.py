@@ -60,12 +60,12 @@ def last_student(folder: Path) -> Path:
 def read(path: str | Path, examples: list[Example]) -> TokenScores:
     """Every token of the data's answers as a model sees it, shown the plain question."""
     policy, parts = load_policy(path, "model"), []
-    ids = [policy.answer_ids(one.reference) for one in examples]
+    ids = [policy.answer_ids(item.reference) for item in examples]
     for start in range(0, len(examples), BATCH):
         part = slice(start, start + BATCH)
-        output = policy.forward([build_prompt(one, "plain") for one in examples[part]], ids[part])
-        parts.append(score(output, torch.tensor([token for one in ids[part] for token in one])))
-    return TokenScores(*(torch.cat([getattr(one, name) for one in parts]) for name in vars(parts[0])))
+        output = policy.forward([build_prompt(item, "plain") for item in examples[part]], ids[part])
+        parts.append(score(output, torch.tensor([token for item in ids[part] for token in item])))
+    return TokenScores(*(torch.cat([getattr(item, name) for item in parts]) for name in vars(parts[0])))
 
 
 def section(
@@ -99,9 +99,9 @@ def section(
     rows.append(("control: no teacher, the seed after next", third, others, strong))
     rows.append(("control: the same, split by the run's own student", third, alone, strong))
     for name, mixed, splitting, teacher in rows:
-        found = [split(*four) for four in zip(mixed, alone, splitting, [teacher] * len(seeds), strict=True)]
+        results = [split(*four) for four in zip(mixed, alone, splitting, [teacher] * len(seeds), strict=True)]
         shows = ("{:+.4f}", "{:.1%}", "{:+.4f}", "{:+.4f}", "{:+.4f}", "{:+.4f}")
-        cells = [text(values, show) for values, show in zip(zip(*found, strict=True), shows, strict=True)]
+        cells = [text(values, show) for values, show in zip(zip(*results, strict=True), shows, strict=True)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -111,9 +111,9 @@ def section(
         "|---|---|---|---|---|",
     ]
     for name, mixed, splitting, teacher in rows[: len(variants)]:
-        found = [rights(*four) for four in zip(mixed, alone, splitting, [teacher] * len(seeds), strict=True)]
+        results = [rights(*four) for four in zip(mixed, alone, splitting, [teacher] * len(seeds), strict=True)]
         cells = [
-            f"{text([one[cell][0] for one in found], '{:.1%}')}: {text([one[cell][1] for one in found], '{:+.4f}')}"
+            f"{text([result[cell][0] for result in results], '{:.1%}')}: {text([result[cell][1] for result in results], '{:+.4f}')}"
             for cell in range(4)
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -138,12 +138,17 @@ def rights(
     mixed: TokenScores, alone: TokenScores, other: TokenScores, teacher: TokenScores
 ) -> list[tuple[float, float]]:
     """Share of tokens and part of the change, of: only the teacher right, only the other student, both, neither."""
-    change, told, known = alone.logprob - mixed.logprob, teacher.rank == 0, other.rank == 0
+    change, is_teachers, is_others = alone.logprob - mixed.logprob, teacher.rank == 0, other.rank == 0
 
     def of(kind: Tensor) -> tuple[float, float]:
         return float(kind.float().mean()), float((change * kind).mean())
 
-    return [of(told & ~known), of(~told & known), of(told & known), of(~told & ~known)]
+    return [
+        of(is_teachers & ~is_others),
+        of(~is_teachers & is_others),
+        of(is_teachers & is_others),
+        of(~is_teachers & ~is_others),
+    ]
 
 
 def head(num_seeds: int, source: str) -> list[str]:

@@ -37,10 +37,10 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Said:
-    """Of one model and one draw of wrong guesses, a number for every question."""
+class Outcomes:
+    """Outcomes of one model and one draw of wrong guesses: a number for every question."""
 
-    own: np.ndarray  # right after its own replies
+    own_right: np.ndarray  # right after its own replies
     wrong: np.ndarray  # right after wrong guesses
     moved: np.ndarray  # another answer than after its own
     repeated: np.ndarray  # the answer of the last wrong guess
@@ -49,7 +49,7 @@ class Said:
 
 
 ROWS = {
-    "right after its own replies": "own",
+    "right after its own replies": "own_right",
     "right after wrong guesses": "wrong",
     "answers that change": "moved",
     "the last guess is repeated": "repeated",
@@ -64,29 +64,34 @@ def main() -> None:
     folders = sorted(study.glob(f"{variant}-s*"))
     if len(folders) < 2:
         sys.exit(f"{study} has {len(folders)} runs named {variant}-s*; an interval needs two. Run the study first.")
-    questions = [one for one in load_examples(QUESTIONS) if visibility_of(one) == VISIBLE]
+    questions = [example for example in load_examples(QUESTIONS) if visibility_of(example) == VISIBLE]
     config = load_config(folders[0] / "config.yaml")
     start = load_policy(config.models.student, "start")
     greedy = SamplingOptions(config.sampling.max_completion_length, temperature=0.0)
     guesses = {
-        folder: [wrong_guesses(one, questions, seed) for one in questions] for seed, folder in enumerate(folders)
+        folder: [wrong_guesses(example, questions, seed) for example in questions]
+        for seed, folder in enumerate(folders)
     }
     before, after = [], []
     replies = own_replies(start, questions, greedy)
     for folder in folders:
-        before.append(said(start, start, questions, replies, guesses[folder], greedy))
+        before.append(measured(start, start, questions, replies, guesses[folder], greedy))
         checkpoint, torn = latest_checkpoint(folder)
         if checkpoint is None:
             sys.exit(f"{folder} has no complete checkpoint: the study is not finished. {' '.join(torn)}")
         trained = load_policy(checkpoint.weights(STUDENT), "trained")
-        own = own_replies(trained, questions, greedy)
-        after.append(said(trained, start, questions, own, guesses[folder], greedy))
+        after_replies = own_replies(trained, questions, greedy)
+        after.append(measured(trained, start, questions, after_replies, guesses[folder], greedy))
     (HERE / "random-replies.md").write_text(page(before, after, len(questions), came_from(folders)))
 
 
 def wrong_guesses(example: Example, pool: list[Example], seed: int) -> tuple[str, ...]:
     """For every turn but the last, the worked answer of another question of the family, its final answer wrong here."""
-    others = [one.reference for one in pool if one.domain == example.domain and one.answer != example.answer]
+    others = [
+        candidate.reference
+        for candidate in pool
+        if candidate.domain == example.domain and candidate.answer != example.answer
+    ]
     draw = random.Random(derive_seed("guess", seed, example.id))
     return tuple(draw.choice(others) for _ in user_turns(example)[1:])
 
@@ -95,24 +100,24 @@ def own_replies(policy: Policy, questions: list[Example], greedy: SamplingOption
     return reply_in_turns(policy, questions, sampling=greedy, seed=("greedy",), batch_size=BATCH)
 
 
-def said(
+def measured(
     policy: Policy,
     start: Policy,
     questions: list[Example],
-    own: list[tuple[str, ...]],
+    own_history: list[tuple[str, ...]],
     guesses: list[tuple[str, ...]],
     greedy: SamplingOptions,
-) -> Said:
+) -> Outcomes:
     """The model's last answers after its own replies and after wrong guesses, and its gap to the start."""
-    texts = [answers(policy, questions, replies, greedy) for replies in (own, guesses)]
+    texts = [answers(policy, questions, replies, greedy) for replies in (own_history, guesses)]
     right = [
-        [float(grade(text, one.answer) or 0.0) for text, one in zip(part, questions, strict=True)] for part in texts
+        [float(grade(text, item.answer) or 0.0) for text, item in zip(part, questions, strict=True)] for part in texts
     ]
     final = [[final_answer(text) for text in part] for part in texts]
-    moved = [float(one != other) for one, other in zip(*final, strict=True)]
-    repeated = [float(one == final_answer(said[-1])) for one, said in zip(final[1], guesses, strict=True)]
-    gaps = [presentation_gap(policy, start, questions, replies) for replies in (own, guesses)]
-    return Said(*map(np.array, (*right, moved, repeated, *gaps)))
+    moved = [float(item != other) for item, other in zip(*final, strict=True)]
+    repeated = [float(item == final_answer(guess[-1])) for item, guess in zip(final[1], guesses, strict=True)]
+    gaps = [presentation_gap(policy, start, questions, replies) for replies in (own_history, guesses)]
+    return Outcomes(*map(np.array, (*right, moved, repeated, *gaps)))
 
 
 def answers(
@@ -122,8 +127,8 @@ def answers(
     texts = []
     for begin in range(0, len(questions), BATCH):
         part = range(begin, min(begin + BATCH, len(questions)))
-        prompts = [build_turn(questions[place], replies[place]) for place in part]
-        texts += [policy.text(own[0].ids) for own in policy.sample(prompts, [[0]] * len(prompts), greedy)]
+        prompts = [build_turn(questions[idx], replies[idx]) for idx in part]
+        texts += [policy.text(samples[0].ids) for samples in policy.sample(prompts, [[0]] * len(prompts), greedy)]
     return texts
 
 
@@ -134,18 +139,18 @@ def presentation_gap(
     """KL(model over turns || start shown the whole question), mean over the tokens of each question's own worked answer."""
     gaps = []
     for begin in range(0, len(questions), BATCH):
-        part, said = questions[begin : begin + BATCH], replies[begin : begin + BATCH]
-        ids = [policy.answer_ids(one.reference) for one in part]
-        turns = policy.forward([build_turn(*pair) for pair in zip(part, said, strict=True)], ids)
-        whole = start.forward([build_prompt(one, "plain") for one in part], ids)
+        part, part_replies = questions[begin : begin + BATCH], replies[begin : begin + BATCH]
+        ids = [policy.answer_ids(example.reference) for example in part]
+        turns = policy.forward([build_turn(*pair) for pair in zip(part, part_replies, strict=True)], ids)
+        whole = start.forward([build_prompt(example, "plain") for example in part], ids)
         index = torch.arange(sum(map(len, ids)))
-        own, target = (view.logits(index).log_softmax(-1) for view in (turns, whole))
-        divergence = (own.exp() * (own - target)).sum(-1)
-        gaps += [float(one.mean()) for one in divergence.split([len(one) for one in ids])]
+        live, target = (view.logits(index).log_softmax(-1) for view in (turns, whole))
+        divergence = (live.exp() * (live - target)).sum(-1)
+        gaps += [float(tokens.mean()) for tokens in divergence.split([len(answer) for answer in ids])]
     return gaps
 
 
-def page(before: list[Said], after: list[Said], num_questions: int, source: str) -> str:
+def page(before: list[Outcomes], after: list[Outcomes], num_questions: int, source: str) -> str:
     lines = [
         "# Is a trained model moved less by wrong guesses?",
         "",
@@ -161,16 +166,16 @@ def page(before: list[Said], after: list[Said], num_questions: int, source: str)
         lines.append(
             row(
                 label,
-                *(stacked(which, lambda one, name=name: getattr(one, name)) for which in (after, before)),
+                *(stacked(which, lambda result, name=name: getattr(result, name)) for which in (after, before)),
                 nats="nats" in label or "gap" in name,
             )
         )
-    lost = [stacked(which, lambda one: one.own - one.wrong) for which in (after, before)]
+    lost = [stacked(which, lambda result: result.own_right - result.wrong) for which in (after, before)]
     return "\n".join([*lines, row("accuracy lost to wrong guesses", *lost), ""])
 
 
-def stacked(which: list[Said], value) -> Float[np.ndarray, "S Q"]:
-    return np.stack([value(one) for one in which]).astype(float)
+def stacked(which: list[Outcomes], value) -> Float[np.ndarray, "S Q"]:
+    return np.stack([value(result) for result in which]).astype(float)
 
 
 def row(label: str, after: np.ndarray, before: np.ndarray, *, nats: bool = False) -> str:

@@ -46,13 +46,13 @@ def main() -> None:
     torch.set_num_threads(1)
     config = load_config("configs/spd.yaml")
     student = load_policy(config.models.student, "student")
-    questions = [one for one in load_examples(QUESTIONS) if visibility_of(one) == VISIBLE]
+    questions = [example for example in load_examples(QUESTIONS) if visibility_of(example) == VISIBLE]
     training = load_examples(config.data.train)
-    found = {
+    measured_runs = {
         name: [measured(student, questions, training, options, seed, config) for seed in SEEDS]
         for name, options in WRITERS.items()
     }
-    (HERE / "style-and-values.md").write_text(page(found, len(questions)))
+    (HERE / "style-and-values.md").write_text(page(measured_runs, len(questions)))
 
 
 def measured(
@@ -64,7 +64,7 @@ def measured(
     if prepare is None:
         writing = contextlib.nullcontext()
     else:
-        in_order = (training[order.index(place)] for place in range(len(training)))
+        in_order = (training[order.index(idx)] for idx in range(len(training)))
         writing = prepare.apply(student, prepare.build(student, in_order, derive_seed("prepare", seed)).tensors)
     sampling = SamplingOptions(config.sampling.max_completion_length)
     with writing, torch.no_grad():
@@ -77,18 +77,18 @@ def measured(
             seed=(seed, "style"),
             batch_size=BATCH,
         )
-        written = [label_completion(student.token_texts(one.ids), one) for one in rollouts]
-        own = read(student, questions, [one.ids for one in rollouts], written)
-        ids = [student.answer_ids(one.reference) for one in questions]
-        told = [
-            label_tokens([*student.token_texts(one)[:-1], ""], example.marks)
-            for one, example in zip(ids, questions, strict=True)
+        written = [label_completion(student.token_texts(item.ids), item) for item in rollouts]
+        written_scores = read(student, questions, [item.ids for item in rollouts], written)
+        ids = [student.answer_ids(item.reference) for item in questions]
+        data_labels = [
+            label_tokens([*student.token_texts(item)[:-1], ""], example.marks)
+            for item, example in zip(ids, questions, strict=True)
         ]
-        data = read(student, questions, ids, told)
-    right = float(np.mean([one.reward for one in rollouts]))
+        data = read(student, questions, ids, data_labels)
+    right = float(np.mean([item.reward for item in rollouts]))
     return {
-        "style, written": own["style"],
-        "values, written": own["values"],
+        "style, written": written_scores["style"],
+        "values, written": written_scores["values"],
         "style, data": data["style"],
         "values, data": data["values"],
         "value right": data["right"],
@@ -101,11 +101,11 @@ def read(student, questions: list[Example], ids: list[tuple[int, ...]], labels: 
     entropy, rank = [], []
     for start in range(0, len(ids), BATCH):
         part = slice(start, start + BATCH)
-        output = student.forward([build_prompt(one, "plain") for one in questions[part]], ids[part])
-        scores = score(output, torch.tensor([token for one in ids[part] for token in one]))
+        output = student.forward([build_prompt(item, "plain") for item in questions[part]], ids[part])
+        scores = score(output, torch.tensor([token for item in ids[part] for token in item]))
         entropy.append(scores.entropy)
         rank.append(scores.rank)
-    kinds = [kind for own in labels for kind, _ in own]
+    kinds = [kind for sequence in labels for kind, _ in sequence]
     entropy, rank = torch.cat(entropy), torch.cat(rank)
     style, values = (torch.tensor([kind in wanted for kind in kinds]) for wanted in (STYLE, VALUES))
     return {
@@ -115,8 +115,8 @@ def read(student, questions: list[Example], ids: list[tuple[int, ...]], labels: 
     }
 
 
-def page(found: dict[str, list[dict]], num_questions: int) -> str:
-    where, plain = _surroundings(), found[next(iter(found))]
+def page(runs_by_name: dict[str, list[dict]], num_questions: int) -> str:
+    where, plain = _surroundings(), runs_by_name[next(iter(runs_by_name))]
     lines = [
         "# Does the projection touch style more than values?",
         "",
@@ -137,8 +137,8 @@ def page(found: dict[str, list[dict]], num_questions: int) -> str:
         "value right": "{:.1%}",
         "answer right": "{:.1%}",
     }
-    for name, runs in found.items():
-        cells = [text([one[key] for one in runs], show) for key, show in shows.items()]
+    for name, runs in runs_by_name.items():
+        cells = [text([run[key] for run in runs], show) for key, show in shows.items()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -148,13 +148,13 @@ def page(found: dict[str, list[dict]], num_questions: int) -> str:
         "| projected on | entropy of style, written | of values, written | of style, data | of values, data | values right, data | answers right, written | more |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, runs in list(found.items())[1:]:
-        changes = {key: [one[key] / before[key] - 1 for one, before in zip(runs, plain, strict=True)] for key in shows}
+    for name, runs in list(runs_by_name.items())[1:]:
+        changes = {key: [run[key] / before[key] - 1 for run, before in zip(runs, plain, strict=True)] for key in shows}
         more = [
             abs(style) - abs(right)
             for style, right in zip(changes["style, written"], changes["answer right"], strict=True)
         ]
-        lines.append(f"| {name} | {' | '.join(text(own, '{:+.1%}') for own in (*changes.values(), more))} |")
+        lines.append(f"| {name} | {' | '.join(text(values, '{:+.1%}') for values in (*changes.values(), more))} |")
     return "\n".join([*lines, ""])
 
 
