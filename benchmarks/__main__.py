@@ -4,19 +4,19 @@
     python -m benchmarks dopd       a step of dopd against a step of opd, and the least it could cost
     python -m benchmarks methods    a step of every method against its floor: the forward passes that its views need
     python -m benchmarks losses     time and peak memory of the chunked losses against whole logits, and Liger's
-    python -m benchmarks memory     peak memory and time of whole steps at a vocabulary of 151,936, 1,024 to 16,384 positions
-    python -m benchmarks gpu        Qwen3-VL with random weights: parts of a step, its floor, memory; small shapes without a GPU
+    python -m benchmarks memory     peak memory and time of steps of 1,024 to 16,384 positions, vocabulary of 151,936
+    python -m benchmarks gpu        Qwen3-VL with random weights: parts of a step, floor, memory (small without a GPU)
     python -m benchmarks tracing    what recording every token adds to a step
     python -m benchmarks traces     the trace files alone: bytes per token, time per query
-    python -m benchmarks big_run    a run of ten million positions, asked as the app asks
-    python -m benchmarks study      what of a study is no work on its runs; a run beside another: study parts, study beside
+    python -m benchmarks big_run    a run of ten million positions with the queries of the app
+    python -m benchmarks study      overhead of a study, and of two runs at once: study parts, study beside
     python -m benchmarks together   runs at once against the same runs one after the other
     python -m benchmarks app        first page, drawing in the browser, watching a run: app page, app draw, app watch
-    python -m benchmarks bad_rows   no benchmark: rows with one odd value, of which none may end in a traceback
-    python -m benchmarks kills      runs killed at random moments and system calls, resumed, held against undisturbed ones
-    python -m benchmarks bad_input  broken recipes, overrides, studies, run files and rows: one sentence each
+    python -m benchmarks bad_rows   campaign: rows with one odd value; none may end in a traceback
+    python -m benchmarks kills      campaign: runs killed at random and resumed, compared with uninterrupted ones
+    python -m benchmarks bad_input  campaign: broken recipes, overrides, studies, run files and rows
 
-What follows the name goes to the benchmark: python -m benchmarks opd --help. Results are kept in docs/LOG.md.
+Arguments after the name go to the benchmark: python -m benchmarks opd --help. Results are in docs/LOG.md.
 """
 
 import runpy

@@ -1,11 +1,11 @@
-"""What the app costs: the first page and every tab over a large run, drawing in the browser, and watching a run.
+"""Cost of the app: the first page and every tab over a large run, drawing in the browser, and watching a run.
 
     python -m benchmarks app page [--runs FOLDER]     first page, tabs, selections in Chromium; memory of the server
-    python -m benchmarks app draw                     an answer of 512 tokens with three alternatives per view, in Chromium
+    python -m benchmarks app draw                     an answer of 512 tokens, three alternatives per view, in Chromium
     python -m benchmarks app watch [--pairs 12]       training with the page open on it against training without
 
-`page` takes a folder with a run called "big", as `python benchmarks/big_run.py --folder runs/big` leaves it, and makes
-one if there is none. Chromium is that of the system, headless.
+`page` needs a folder with a run called "big", which `python benchmarks/big_run.py --folder runs/big` creates; without
+--runs it creates one. It uses the system's Chromium, headless.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def page(browser: Browser, runs: Path, repeats: int) -> None:
-    """Times from the request to what a reader sees; the server is a process of its own, as the command line starts it."""
+    """Measure times from the request to the visible result. The server is a separate process, as in normal use."""
     if not (runs / "big" / "traces").is_dir():
         big_run.make_run(runs / "big", 10_000_000, 64, 160)
     print("wall: longer on a busy machine. processor: of server and browser, on an idle machine no less than wall")
@@ -104,7 +104,7 @@ def page(browser: Browser, runs: Path, repeats: int) -> None:
 
 
 def seen(browser: Browser, server: int, address: str, selector: str) -> "Cost":
-    """Until the element is visible, in a browser that has nothing of the page yet, of a server that has nothing to do."""
+    """Measure the time until the element is visible, with an empty browser cache and an idle server."""
     rest(server)
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
     opened = context.new_page()
@@ -116,7 +116,7 @@ def seen(browser: Browser, server: int, address: str, selector: str) -> "Cost":
 
 
 def rest(pid: int) -> None:
-    """Until a process has done nothing for half a second: what the last page asked of it is answered."""
+    """Wait until a process has been idle for half a second."""
     before, now = -1.0, processor_s(pid)
     while now - before > 0.05:
         time.sleep(0.5)
@@ -124,7 +124,7 @@ def rest(pid: int) -> None:
 
 
 def choose(opened: Page, server: int, row_idx: int) -> "Cost":
-    """From the click on a row to its answer on the page."""
+    """Measure the time from the click on a row to its answer on the page."""
     row = opened.locator("#tokens-list tr[data-key]").nth(row_idx % 20)
     key = json.loads(row.get_attribute("data-key"))
     with Meter(server) as meter:
@@ -145,7 +145,7 @@ def choose(opened: Page, server: int, row_idx: int) -> "Cost":
 
 
 def draw(browser: Browser, repeats: int) -> None:
-    """Python's part, and the browser's: from the HTML as text to the frame that shows it."""
+    """Measure rendering to HTML in Python, and drawing in the browser up to the first frame."""
     view = answer(512)
     times = []
     for _ in range(repeats):
@@ -183,7 +183,7 @@ def draw(browser: Browser, repeats: int) -> None:
 
 
 def answer(num_tokens: int) -> TokenView:
-    """An answer with everything that one can have, three alternatives under each of three views."""
+    """Make an answer with all fields, and three alternatives under each of three views."""
     chooser = random.Random(0)
     views, regimes = ("student", "self", "teacher"), list(big_run.REGIMES)
     cells = []
@@ -219,7 +219,7 @@ def answer(num_tokens: int) -> TokenView:
 
 
 def watch(browser: Browser, folder: Path, pairs: int, seconds: float) -> None:
-    """One run; in turn a page is open on it, or none. Steps are compared by their own seconds and by processor time."""
+    """Compare steps of one run with and without an open page, in turns, by step time and processor time."""
     more = [
         "name=watched",
         f"output_dir={folder}",
@@ -266,11 +266,11 @@ class Lines:
 
 
 class Turn(dict):
-    """processor: seconds per step of the run's process; step: median seconds of a step; server, browser: share of a core."""
+    """One turn. processor: seconds per step; step: median step in seconds; server, browser: share of a core."""
 
 
 def turn(lines: Lines, pid: int, server: int, seconds: float) -> Turn:
-    """Whole steps for about that long."""
+    """Measure whole steps for about `seconds`."""
     first = len(lines.wait(len(lines.read()) + 1))
     start, used = time.perf_counter(), processor_s(pid)
     with Meter(server, pid) as meter:
@@ -300,7 +300,8 @@ def report(turns: dict[str, list[Turn]]) -> None:
         low, high = statistics.quantiles(ratios, n=4)[::2] if len(ratios) > 1 else (ratios[0], ratios[0])
         alone = 1000 * statistics.median(line[name] for line in turns["closed"])
         print(
-            f"{text:36}{alone:9.1f} ms  watched / unwatched {statistics.median(ratios):6.3f}  (quartiles {low:.3f} .. {high:.3f})"
+            f"{text:36}{alone:9.1f} ms  watched / unwatched {statistics.median(ratios):6.3f}  (quartiles {low:.3f} .. "
+            f"{high:.3f})"
         )
     for name, of in turns.items():
         for part in ("server", "browser"):
@@ -324,7 +325,7 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def serving(runs: Path) -> Iterator[tuple[str, subprocess.Popen]]:
-    """`workbench app` over a folder: its address and its process."""
+    """Start `workbench app` over a folder. Yields its address and process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -347,7 +348,7 @@ def serving(runs: Path) -> Iterator[tuple[str, subprocess.Popen]]:
 
 
 def processor_s(pid: int) -> float:
-    """Processor time of a process so far; 0 if it is gone."""
+    """Return the processor time of a process in seconds; 0 if it has exited."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -356,7 +357,7 @@ def processor_s(pid: int) -> float:
 
 
 def peak_memory(process: subprocess.Popen) -> int:
-    """Bytes that a process had at most."""
+    """Return the peak memory of a process in bytes."""
     (line,) = (
         candidate
         for candidate in Path(f"/proc/{process.pid}/status").read_text().splitlines()
@@ -366,7 +367,7 @@ def peak_memory(process: subprocess.Popen) -> int:
 
 
 class Cost(NamedTuple):
-    """Seconds: of the wall, of the server's processor, of the browser's."""
+    """Seconds of wall time, of the server's processor time and of the browser's."""
 
     wall: float
     server: float | None = None
@@ -374,11 +375,11 @@ class Cost(NamedTuple):
 
 
 class Meter:
-    """What happens inside it costs `cost`."""
+    """Context manager that measures its block as `cost`."""
 
     def __init__(self, server: int, *others: int) -> None:
         self.server = server
-        self.others = others  # started from here too, and no browser
+        self.others = others  # other child processes besides the browser
 
     def __enter__(self) -> "Meter":
         self._start = self._now()
@@ -394,7 +395,7 @@ class Meter:
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes that a process started, and theirs."""
+    """List all descendants of a process."""
     children = []
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
@@ -403,7 +404,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def told(title: str, costs: list[Cost]) -> None:
-    """Median and p95 of what was measured, and medians of processor time."""
+    """Print median and p95 of wall times, and medians of processor times."""
     walls = sorted(cost.wall for cost in costs)
     p95 = walls[math.ceil(0.95 * len(walls)) - 1]
     line = f"{title:40}{1000 * statistics.median(walls):7.0f} ms" + (

@@ -1,10 +1,10 @@
-"""A campaign of bad input: broken recipes, overrides, studies, run files and rows. Each is one sentence and never a traceback.
+"""Campaign of bad input: broken recipes, overrides, studies, run files and rows must give an error, not a traceback.
 
     python -m benchmarks bad_input [--inputs 0] [--seed 0]         0 = all
 
-Every input goes through the command line as a user's would. Right is exit status 2 with a sentence on stderr (or 0 or 1 where the
-input happens to be good); wrong is any other exception, an escape sent to the terminal, a message over 3,000 characters, more than
-20 s of a core, or a run's file that was changed by a command that only reads.
+Every input goes through the command line. Expected: exit status 2 with an error message on stderr (or 0 or 1 if the
+input happens to be valid). Faults: any other exception, an escape sent to the terminal, a message over 3,000
+characters, more than 20 s of processor time, or a file of the run that a read-only command changed.
 """
 
 import argparse
@@ -156,7 +156,7 @@ READS = ("summary", "show", "report")
 
 @dataclass
 class Tally:
-    """What was tried, what it came to, and what was wrong."""
+    """Number of inputs, their outcomes, and the faults."""
 
     inputs: int = 0
     endings: collections.Counter = field(default_factory=collections.Counter)
@@ -165,7 +165,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Case:
-    """One input: what it is, how it is made, and the command that meets it."""
+    """One input: its name, the command, and a function that creates it."""
 
     name: str
     command: tuple[str, ...]
@@ -173,7 +173,7 @@ class Case:
 
 
 def file_cases(folder: Path) -> Iterator[Case]:
-    """Texts that are no recipe, no study, no pretraining; as a base too."""
+    """Yield files that are not valid recipes or studies, also as the base of a recipe."""
     for command, (name, raw) in itertools.product(("train", "study", "pretrain", "check"), TEXTS.items()):
         file = folder / f"{command}-{name}.yaml"
         yield Case(f"{command} file: {name}", (command, str(file)), lambda file=file, raw=raw: _write(file, raw))
@@ -186,7 +186,7 @@ def file_cases(folder: Path) -> Iterator[Case]:
 
 
 def value_cases(folder: Path) -> Iterator[Case]:
-    """Every key of a recipe with odd values, in the file and as an override; of a study too. Models are not there: nothing trains."""
+    """Yield odd values for every key of recipes and studies, in files and as overrides. Nothing trains."""
     good = recipe(folder / "values", {"models.student": "./none", "models.teacher": "./none"})
     keys = [*describe_config("dopd"), "models.lora", "training", "base", "no.such", "method"]
     turn = itertools.cycle(VALUES.items())
@@ -212,7 +212,7 @@ def value_cases(folder: Path) -> Iterator[Case]:
 
 
 def run_cases(folder: Path, run: Path) -> Iterator[Case]:
-    """A finished run's files damaged, met by the commands that read and the one that goes on."""
+    """Yield damaged files of a finished run, for the commands that read or resume it."""
     commands = {
         "summary": ("summary", "{run}"),
         "show": ("show", "{run}", "--step", "1"),
@@ -235,7 +235,7 @@ def run_cases(folder: Path, run: Path) -> Iterator[Case]:
 
 
 def row_cases(folder: Path) -> Iterator[Case]:
-    """Rows with one odd value, as data of a run that cannot begin, and imported."""
+    """Yield rows with one odd value, for import and evaluation."""
     good = {
         "id": "1",
         "question": "what?",

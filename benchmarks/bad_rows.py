@@ -1,4 +1,4 @@
-"""Bad input of data: rows with one odd value, through `workbench import`, the loader, and what a run makes of an example.
+"""Campaign of bad rows: rows with one odd value, through `workbench import`, the loader, and prompts of a run.
 
     python -m benchmarks bad_rows --rows 2400 --seed 0
 

@@ -4,8 +4,8 @@
 
 The folder is kept if --folder names it, and read again if it is there. The numbers are drawn, not computed by models:
 log-probs of a sharp or unsure student, of a privileged copy that knows some tokens better, and of a teacher near it.
-Regimes follow DOPD's rule, so that their shares over kinds and truths are like those of a run. It has metrics of every step
-and ten evaluations of 256 questions.
+Regimes follow DOPD's rule, so that their shares over kinds and truths are like those of a run. It has metrics of every
+step and ten evaluations of 256 questions.
 """
 
 import argparse

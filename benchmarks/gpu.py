@@ -1,20 +1,21 @@
-"""Qwen3-VL with random weights: where the time and the memory of a step go, and how far it is from what its arithmetic costs.
+"""Time and memory of the parts of a step with Qwen3-VL at random weights, compared with the cost of its arithmetic.
 
-    python -m benchmarks gpu [--only steps|attention|writing|losses|lengths] [--prompts 8] [--generations 4] [--tokens 128] [--repeats 5] [--keep FOLDER]
+    python -m benchmarks gpu [--only steps|attention|writing|losses|lengths] [--prompts 8] [--generations 4]
+                             [--tokens 128] [--repeats 5] [--keep FOLDER]
 
-With a CUDA device the classes are made at the shapes of the 2B student and the 8B teacher, in bfloat16; without one at small
-shapes, in float32, and the first line says so. Tokenizer and pictures are stand-ins of the right number of tokens.
+On a CUDA device models have the shapes of the 2B student and the 8B teacher, in bfloat16; otherwise small shapes, in
+float32, with a note in the first line. Tokenizer and images are dummies with the right number of tokens.
 
-steps    opd, and dopd with boxes and with the crop: tokens a second, time of each part, peak memory, and the share of the time
-         that the floor takes: 2 operations per weight and token forwards and 4 backwards (prompts once), at the speed that
-         this device multiplies large matrices of the same type. scores: heads and scalars of the views that do not learn;
-         loss: divergences with the heads of learner and targets, gradients included
-attention  a step of opd and what came before it, the first step (compilation included): attention of the family's own code
-         (eager), of PyTorch (sdpa), and that with RMSNorms and MLPs compiled
-writing  time of writing by the student itself and, where vllm is installed, by that, weights handed over each time
-losses   peak memory and time of the chunked losses, and of Liger's where liger-kernel is installed, forwards and backwards,
-         V = 151,936, for 1,024 to 16,384 positions
-lengths  time per position of reading and learning one answer of 64 to 2,048 tokens
+steps      opd, and dopd with boxes and with the crop: tokens per second, time of each part, peak memory, and share of
+           the floor in the time: 2 operations per weight and token in forward and 4 in backward (prompts once), at this
+           device's speed of large matrix products of the same type. scores: heads and scalars of the views without
+           gradient; loss: divergences with the heads of learner and targets, including gradients
+attention  a step of opd and the first step (including compilation), with the family's own attention (eager), PyTorch's
+           (sdpa), and sdpa with compiled RMSNorms and MLPs
+writing    time of sampling by the student itself and, if installed, by vllm, including the transfer of weights
+losses     peak memory and time of the chunked losses, and of Liger's if installed, forward and backward, V = 151,936,
+           for 1,024 to 16,384 positions
+lengths    time per position of scoring and training on one answer of 64 to 2,048 tokens
 
 --keep leaves the models, for `python -m benchmarks opd --student FOLDER/student --teacher FOLDER/teacher` against TRL.
 """
@@ -81,7 +82,7 @@ VARIANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Of a model: width, inner width, layers, heads of queries and keys, width of a head; the same of its vision tower."""
+    """Shape of a model: width, inner width, layers, query and key heads, head width; and of its vision tower."""
 
     text: tuple[int, int, int, int, int, int]
     vision: tuple[int, int, int, int]
@@ -105,7 +106,8 @@ def main() -> None:
         print(f"{torch.cuda.get_device_name()}, bfloat16, Qwen3-VL 2B and 8B shapes; torch {torch.__version__}")
     else:
         print(
-            f"NO CUDA DEVICE: small shapes of the same classes, float32, processor time ({machine()}). No number below is a GPU's."
+            f"NO CUDA DEVICE: small shapes of the same classes, float32, processor time ({machine()}). No number below "
+            "is a GPU's."
         )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.keep or temporary)
@@ -213,7 +215,8 @@ class Parts:
 def measure_steps(args: argparse.Namespace, folder: Path, device: str) -> None:
     peak = speed(device)
     print(
-        f"\nsteps: {args.prompts} prompts x {args.generations} answers x {args.tokens} tokens; large matrices at {peak / 1e12:.2f} TFLOP/s"
+        f"\nsteps: {args.prompts} prompts x {args.generations} answers x {args.tokens} tokens; large matrices at "
+        f"{peak / 1e12:.2f} TFLOP/s"
     )
     names = ("sampling", "teacher", "self", "scores", "learner", "loss", "trace")
     print(
@@ -425,7 +428,8 @@ def measure_lengths(args: argparse.Namespace, folder: Path, device: str) -> None
     method, parts = config.load_method(), Parts(device)
     example = load_examples("scenes:train?count=1")[0]
     print(
-        "\nlengths: dopd with boxes, one answer, read by teacher and self, learned\n  tokens   ms  microseconds per position"
+        "\nlengths: dopd with boxes, one answer, read by teacher and self, learned\n  tokens   ms  microseconds per "
+        "position"
     )
     for length in (64, 128, 256, 512, 1024, 2048):
         ids = tuple(torch.randint(100, VOCABULARY, (length,), generator=torch.Generator().manual_seed(0)).tolist())
@@ -453,7 +457,8 @@ def measure_losses(args: argparse.Namespace, device: str) -> None:
     width = args.width or (2048 if device == "cuda" else 256)
     head = VOCABULARY * width * (2 if device == "cuda" else 4) / 2**30
     print(
-        f"\nlosses: V = {VOCABULARY:,}, width {width}; GiB above hidden states and weights, the head's gradient included ({head:.2f})"
+        f"\nlosses: V = {VOCABULARY:,}, width {width}; GiB above hidden states and weights, the head's gradient "
+        f"included ({head:.2f})"
     )
     variants = [losses.CHUNKED]
     for variant in (losses.LIGER, losses.TRITON):
@@ -476,7 +481,9 @@ def measure_losses(args: argparse.Namespace, device: str) -> None:
                     result = losses.in_process(wanted, name, variant)
                     seconds, memory = result["turn"][1], result["bytes"]  # processor time: others hardly disturb it
                 print(
-                    f"  {name:18}{variant:24}{positions:10}{memory / 2**30:8.2f}{1000 * seconds:8.0f}{1e6 * seconds / positions:10.0f}",
+                    "  "
+                    f"{name:18}{variant:24}{positions:10}{memory / 2**30:8.2f}{1000 * seconds:8.0f}"
+                    f"{1e6 * seconds / positions:10.0f}",
                     flush=True,
                 )
 

@@ -1,10 +1,11 @@
-"""A campaign of kills: runs are killed at random moments and at chosen system calls, resumed, and held against uninterrupted ones.
+"""Campaign of kills: runs killed at random moments and system calls, resumed, and compared with uninterrupted ones.
 
     python -m benchmarks kills [--kills 120] [--only lora,study] [--seed 0] [--keep FOLDER]
 
-Every victim ends with the same weights, moments, metrics, traces, probes and answers as a run that nobody disturbed, bit for bit: no
-row lost, none doubled, and nothing half-written stays. Signals are KILL, TERM and INT. Runs are forked from this process, which has
-imported everything and computed nothing; two processes and studies are started as commands.
+Every victim ends with the same weights, moments, metrics, traces, probes and answers as a run that nobody disturbed,
+bit for bit: no row lost, none doubled, and nothing half-written stays. Signals are KILL, TERM and INT. Runs are forked
+from this process, which has imported everything and computed nothing; two processes and studies are started as
+commands.
 """
 
 import argparse

@@ -1,12 +1,14 @@
 """Time and peak memory of the chunked losses against whole (N, V) logits, values and gradients compared.
 
-    python -m benchmarks losses [--positions 2048] [--vocabulary 151936] [--width 1024] [--repeats 5] [--liger-chunk 1024]
+    python -m benchmarks losses [--positions 2048] [--vocabulary 151936] [--width 1024] [--repeats 5]
+                                [--liger-chunk 1024]
 
 Whole: logits of learner and target for all positions at once, the divergence as its formula reads, autograd. Liger: the
 fused linear Jensen-Shannon loss of the package liger-kernel, where that is installed: its chunked one in PyTorch, with
---liger-chunk positions a chunk (compiled on a GPU alone), and on a GPU its Triton kernel too. The chunked losses here also
-give the learner's log-prob, entropy and rank of every position, which Liger's do not. Each measurement is a process of its own. Memory is the highest resident size above what it was when weights and hidden states
-existed; the gradient of the head, (V, D), is part of the result of both and is also shown apart.
+--liger-chunk positions a chunk (compiled on a GPU alone), and on a GPU its Triton kernel too. The chunked losses here
+also give the learner's log-prob, entropy and rank of every position, which Liger's do not. Each measurement is a
+process of its own. Memory is the highest resident size above what it was when weights and hidden states existed; the
+gradient of the head, (V, D), is part of the result of both and is also shown apart.
 """
 
 import argparse
@@ -88,7 +90,8 @@ def main() -> None:
         for variant, variant_gib in memory.items():
             beside = (memory[WHOLE] - head) / max(variant_gib - head, 1e-9)
             print(
-                f"  {variant:24}{variant_gib:8.2f} GiB, 1/{memory[WHOLE] / variant_gib:.1f} of whole; beside that gradient 1/{beside:.1f}"
+                f"  {variant:24}{variant_gib:8.2f} GiB, 1/{memory[WHOLE] / variant_gib:.1f} of whole; beside that "
+                f"gradient 1/{beside:.1f}"
             )
         for key in ("loss", "of_hidden", "of_head"):
             values = {variant: results[0][key] for variant, results in results_of.items()}
@@ -184,7 +187,7 @@ def prepared(
 
 
 def liger(variant: str, beta: float, chunk: int) -> Callable[..., torch.Tensor]:
-    """Mean divergence of hidden states and heads of a student and a teacher; beta 1 = reverse KL, 1/2 = Jensen-Shannon."""
+    """Mean divergence from hidden states and heads; beta 1 = reverse KL, 1/2 = Jensen-Shannon."""
     if variant == LIGER:
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 

@@ -1,15 +1,16 @@
-"""Peak memory and time of whole steps at a vocabulary of 151,936: what grows with the number of positions, and what does not.
+"""Peak memory and time of whole steps at a vocabulary of 151,936, by the number of positions.
 
-    python -m benchmarks memory [--positions 1024,2048,4096,8192,16384] [--lengths 64,128,256,512,1024,2048] [--method opd]
+    python -m benchmarks memory [--positions 1024,2048,4096,8192,16384] [--lengths 64,128,256,512,1024,2048]
+                                [--method opd]
 
-A text model of width 64 with Qwen3's vocabulary, random weights; a larger one teaches. A step writes, reads by every view,
-learns, and moves the weights; answers have 128 tokens, forward passes 8 answers. Above what there is after a first small step
-(weights, gradients' room, moments). Each measurement is a process of its own.
+A text model of width 64 with Qwen3's vocabulary, random weights; a larger one teaches. A step writes, reads by every
+view, learns, and moves the weights; answers have 128 tokens, forward passes 8 answers. Above what there is after a
+first small step (weights, gradients' room, moments). Each measurement is a process of its own.
 
-positions  peak memory and processor time of a step of so many. Logits of all would take 0.58 MiB a position (fp32); what is left
-           to grow is hidden states, caches, the numbers that are traced
-lengths    the same for one number of positions in answers of 64 to 2,048 tokens each: fewer and fewer are written side by side
-growing    the same for 8 answers that become longer
+positions  peak memory and processor time by number of positions. Logits of all would take 0.58 MiB per position (fp32);
+           the growing parts are hidden states, caches and traced numbers
+lengths    the same for a fixed number of positions, in answers of 64 to 2,048 tokens
+growing    the same for 8 answers of increasing length
 """
 
 import argparse
@@ -93,7 +94,8 @@ def save(folder: Path, width: int) -> None:
 
 def show(title: str, folder: str, method: str, shapes: list[tuple[int, int]]) -> None:
     print(
-        f"\n{title}\n{'answers':>9}{'tokens':>8}{'positions':>11}{'peak MiB':>10}{'of it a position KiB':>22}{'s':>8}{'ms a position':>15}"
+        f"\n{title}\n{'answers':>9}{'tokens':>8}{'positions':>11}{'peak MiB':>10}{'of it a position KiB':>22}"
+        f"{'s':>8}{'ms a position':>15}"
     )
     for answers, length in shapes:
         command = [sys.executable, "-m", "benchmarks.memory", "--folder", folder, "--method", method]

@@ -1,9 +1,10 @@
-"""A step of every method, as its recipe has it, against its floor: the forward passes that its views need, and one loss.
+"""Compare a step of every method, with its recipe, with its floor: the forward passes of its views and one loss.
 
-The floor keeps the method's models, writing, contexts and batch, and puts the rule of opd in place of its own: every view that
-does not learn reads the answers, the learner reads them with gradient, and one divergence pulls it to the first view that does
-not learn (to the written tokens where there is none). What is above the floor is routing, more losses and whatever else a method
-does in a step. How many forward passes each makes is printed beside it; opd makes two. Target: at most 1.15.
+The floor keeps the method's models, writing, contexts and batch, and puts the rule of opd in place of its own: every
+view that does not learn reads the answers, the learner reads them with gradient, and one divergence pulls it to the
+first view that does not learn (to the written tokens where there is none). What is above the floor is routing, more
+losses and whatever else a method does in a step. How many forward passes each makes is printed beside it; opd makes
+two. Target: at most 1.15.
 """
 
 import argparse

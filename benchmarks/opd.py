@@ -1,11 +1,13 @@
 """A step of opd against a step of TRL's DistillationTrainer: the same pair, pictures, batch and answer length.
 
-    python -m benchmarks opd [--lora [RANK]] [--student FOLDER --teacher FOLDER] [--prompts 8] [--generations 4] [--tokens 32]
+    python -m benchmarks opd [--lora [RANK]] [--student FOLDER --teacher FOLDER] [--prompts 8] [--generations 4]
+                             [--tokens 32]
 
-Both: write 32 answers to 8 questions, read them by teacher and student, full reverse KL averaged over positions, backward,
-clip, AdamW; fp32 (on a GPU bfloat16), no gradient checkpointing, no end token before the last position. Prompts are new in
-every step, so their encoding counts on both sides. TRL draws one answer per row of its dataset: each question is there four
-times. With --lora both train adapters of that rank on all linear layers but the head, as peft's all-linear has it.
+Both: write 32 answers to 8 questions, read them by teacher and student, full reverse KL averaged over positions,
+backward, clip, AdamW; fp32 (on a GPU bfloat16), no gradient checkpointing, no end token before the last position.
+Prompts are new in every step, so their encoding counts on both sides. TRL draws one answer per row of its dataset: each
+question is there four times. With --lora both train adapters of that rank on all linear layers but the head, as peft's
+all-linear has it.
 """
 
 import sys
@@ -25,7 +27,8 @@ try:
     from trl import DistillationConfig, DistillationTrainer
 except ImportError as error:
     sys.exit(
-        f"This compares with TRL, which is not here ({error}): pip install 'vlm-distillation-workbench[bench,lora,data]'"
+        f"This compares with TRL, which is not here ({error}): pip install "
+        "'vlm-distillation-workbench[bench,lora,data]'"
     )
 
 OURS, TRACED, TRL = "ours", "ours, every token recorded", "TRL DistillationTrainer"

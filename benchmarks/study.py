@@ -3,10 +3,10 @@
     python -m benchmarks study parts     one worker's life: imports, models, examples, everything else
     python -m benchmarks study beside    a run alone and two at a time, beside the same of a plain matrix product
 
-parts   The tasks of a study in this process, as a worker of `workbench study` does them; seconds of processor time, one
-        thread. Importing is a process of its own, the second time, so that files are warm.
-beside  Every run is a process of one thread. Steps per second are taken from the runs' own records, without their start;
-        products per second say what the machine itself loses when both cores work.
+parts   The tasks of a study in this process, as a worker of `workbench study` does them; processor time, one thread.
+        Imports are timed in a separate process, the second time, so that files are cached.
+beside  Every run is a process of one thread. Steps per second come from the runs' own records, without their start;
+        products per second show how much the machine itself loses when both cores work.
 """
 
 import argparse
@@ -127,7 +127,8 @@ def beside(args: argparse.Namespace, folder: Path) -> None:
         alone, paired = (statistics.median(rates[number]) for number in (1, 2))
         ratios = [b / a for a, b in zip(rates[1], rates[2], strict=True)]
         print(
-            f"{what:24}{alone:10.2f}/s alone{paired:10.2f}/s of two{paired / alone:8.2f} times, from {min(ratios):.2f} to {max(ratios):.2f}"
+            f"{what:24}{alone:10.2f}/s alone{paired:10.2f}/s of two{paired / alone:8.2f} times, from {min(ratios):.2f} "
+            f"to {max(ratios):.2f}"
         )
 
 

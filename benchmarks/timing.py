@@ -49,12 +49,12 @@ def take_turns(variants: dict[str, Callable[[], object]], *, repeats: int, warmu
 
 
 def machine() -> str:
-    """One line on where this runs."""
+    """Describe the machine in one line."""
     return f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def show(title: str, turns: dict[str, list[Turn]], *, base: str) -> None:
-    """Medians of wall and processor time, each with the ratio to `base`; last the quartiles of the wall ratios turn by turn."""
+    """Print medians of wall and processor time, their ratios to `base`, and quartiles of the wall ratios."""
     print(f"\n{title}\n{machine()}, {len(turns[base])} turns, medians")
     print(f"{'':40}{'wall ms':>10}{'ratio':>8}{'processor ms':>15}{'ratio':>8}{'wall quartiles':>18}")
     for name, values in turns.items():

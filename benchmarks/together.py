@@ -1,12 +1,12 @@
-"""Runs at once against the same runs one after the other: threads that spin for each other's core would multiply the time.
+"""Compare runs at once with the same runs in sequence: threads that spin for each other's core would multiply the time.
 
     python -m benchmarks together [--at-once 2 4] [--steps 20] [--repeats 3] [RECIPE key=value ...]
 
-Each run is a process of its own, started as a person starts it: `workbench train` with the machine's own number of threads
-(OMP_NUM_THREADS and OMP_WAIT_POLICY are taken out of the environment unless --keep-environment). A turn is N runs one
-after the other, then N at once; the ratio of the two is what counts, 1.15 at most. On an idle machine with more than one
-core it is below 1, since one run does not keep all cores busy. Processor time counts all threads and is nearly the same
-whatever else the machine does: spinning shows there too.
+Each run is a process of its own, started as a person starts it: `workbench train` with the machine's own number of
+threads (OMP_NUM_THREADS and OMP_WAIT_POLICY are taken out of the environment unless --keep-environment). A turn is N
+runs one after the other, then N at once; the ratio of the two is what counts, 1.15 at most. On an idle machine with
+more than one core it is below 1, since one run does not keep all cores busy. Processor time counts all threads and is
+nearly the same whatever else the machine does: spinning shows there too.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python benchmarks/traces.py [--steps 200] [--rollouts 32] [--tokens 20]
 
-The data are drawn so that they compress like a run's: log-probs and entropies are those of real softmaxes over 512 tokens
-whose sharpness differs from position to position, the privileged student and the teacher are noisy copies of the student,
-and every four rollouts share an example with its prompts, boxes and hint.
+The data are drawn so that they compress like a run's: log-probs and entropies are those of real softmaxes over 512
+tokens whose sharpness differs from position to position, the privileged student and the teacher are noisy copies of the
+student, and every four rollouts share an example with its prompts, boxes and hint.
 """
 
 import argparse

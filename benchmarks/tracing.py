@@ -1,7 +1,7 @@
 """What recording every token adds to a step, merging of trace files included.
 
-Two runs of the same configuration take turns, one records everything, one nothing. The share is that of the medians, plus
-the merging that happens every hundred steps and that a median would not show.
+Two runs of the same configuration take turns, one records everything, one nothing. The share is that of the medians,
+plus the merging that happens every hundred steps and that a median would not show.
 """
 
 import statistics

@@ -2,14 +2,14 @@
 
     python examples/opd_loop.py        # seconds on a CPU; --student, --teacher and --data for your own
 
-The student answers, the teacher scores the student's answers token by token, and the student is pulled toward the teacher
-exactly where it went itself: reverse KL, KL(student || teacher), at every token of its answers (arXiv 2306.13649).
+The student answers, the teacher scores these answers token by token, and the student is pulled toward the teacher at
+every token of them: reverse KL, KL(student || teacher) (arXiv 2306.13649).
 
 Prompts, random numbers, loss and averaging are the workbench's, so that this prints the losses of
 
     workbench train configs/opd.yaml data.train=data/samples/samples.jsonl data.eval=null training.schedule=constant
 
-which adds evidence that only a teacher sees, routing, logits in chunks, a trace of every token, evaluation, checkpoints.
+which adds privileged evidence, routing, logits in chunks, a trace of every token, evaluation, checkpoints.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def sample(student, inputs, step: int) -> torch.Tensor:
 
 
 class InverseCdf(LogitsProcessor):
-    """Draws each answer's next token with that answer's own random number, so that no answer depends on its neighbors."""
+    """Draws each answer's next token with its own random number, so that no answer depends on its neighbors."""
 
     def __init__(self, uniform: torch.Tensor, prompt_length: int) -> None:
         self.uniform, self.prompt_length = uniform, prompt_length  # (answers, tokens), from 0 to 1

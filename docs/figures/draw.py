@@ -1,6 +1,7 @@
-"""Draws the figures of docs/method.md from the shipped models: python docs/figures/draw.py (needs Chromium and the extra "dev").
+"""Draw the figures of docs/method.md from the shipped models: python docs/figures/draw.py.
 
-One step of configs/ordinary.yaml with 32 prompts gives the tokens; the case is the fifth example of scenes:eval. Half a minute on one core.
+Needs Chromium and the extra "dev". One step of configs/ordinary.yaml with 32 prompts gives the tokens; the case is the
+fifth example of scenes:eval. Takes half a minute on one core.
 """
 
 import base64
@@ -30,17 +31,28 @@ from workbench.traces.reader import Traces
 
 FOLDER = Path(__file__).parent
 THEME = "light"
-CAP, INFO, GREY = CAPABILITY[THEME], INFORMATION[THEME], MUTED[THEME]
+CAP, INFO, GRAY = CAPABILITY[THEME], INFORMATION[THEME], MUTED[THEME]
 BATCH = ["training.steps=1", "training.batch_size=32", "training.save_every=0", "data.eval=null", "trace.probes=0"]
 FACTS = """SELECT regime, count(*) AS tokens, avg(CAST(rank_teacher > 0 AS INT)) AS teacher_prefers_another,
-           avg(exp(logprob_teacher)) AS teacher, avg(exp(logprob_self)) AS self FROM positions GROUP BY ALL ORDER BY ALL"""
-FACTS_OF_HS = """SELECT kind, truth, count(*) AS tokens, sum(contribution) / sum(sum(contribution)) OVER () AS share_of_loss
+           avg(exp(logprob_teacher)) AS teacher, avg(exp(logprob_self)) AS self
+           FROM positions GROUP BY ALL ORDER BY ALL"""
+FACTS_OF_HS = """SELECT kind, truth, count(*) AS tokens,
+                 sum(contribution) / sum(sum(contribution)) OVER () AS share_of_loss
                  FROM positions WHERE regime = 'HS' GROUP BY ALL ORDER BY tokens DESC"""
 SUBTITLE = "first step of configs/ordinary.yaml, 32 prompts x 4 answers"
+STYLE = f"""<style>
+    .row{{display:flex;gap:10px;align-items:stretch;font:14px/1.4 Arial,sans-serif;color:{INK[THEME]}}}
+    .card{{flex:1;border:1px solid #dfe2e6;border-radius:8px;padding:12px}}
+    .card small{{display:block;color:{GRAY}}}.pics{{display:flex;gap:8px;margin:8px 0;height:120px}}
+    .pics img{{height:120px}}.card table{{border-collapse:collapse;font-size:13px;width:100%}}
+    td{{padding:1px 6px;white-space:nowrap}}.bar{{width:70%}}
+    .bar i{{display:block;height:11px;background:{SERIES[THEME][6]}}}.card p{{margin:8px 0 0}}
+    .gap{{width:118px;align-self:center;text-align:center;font-size:14px}}.gap b{{display:block}}
+    .gap small{{display:block;color:{GRAY}}}h3{{font:15px Arial,sans-serif;margin:0 0 10px}}</style>"""
 
 
 def views_html() -> str:
-    """One token as the three views see it: what each is shown, and what it would write."""
+    """Show one token under the three views: the images of each, and its most likely tokens."""
     example = wb.load_examples("scenes:eval?count=5")[4]
     scored = wb.open_scorer("configs/ordinary.yaml").score(example, seed=1)
     position_idx = [position["kind"] for position in scored.positions].index("tag")
@@ -53,7 +65,8 @@ def views_html() -> str:
     for view, name in names.items():
         pictures = "".join(f'<img src="{item}">' for item in images[view])
         bars = "".join(
-            f"<tr><td>{escape(item['text'].strip())}</td><td class=bar><i style='width:{100 * math.exp(item['logprob']):.1f}%'></i></td>"
+            f"<tr><td>{escape(item['text'].strip())}</td><td class=bar><i "
+            f"style='width:{100 * math.exp(item['logprob']):.1f}%'></i></td>"
             f"<td>{share(math.exp(item['logprob']))}</td></tr>"
             for item in token[f"alternatives_{view}"][:5]
         )
@@ -64,25 +77,29 @@ def views_html() -> str:
             "teacher": "other weights, frozen",
         }[view]
         cards.append(
-            f"<div class=card><b>{name}</b><small>{note}</small><div class=pics>{pictures}</div><table>{bars}</table><p>log-prob of the written “{escape(token['token_text'].strip())}”: <b>{logprob}</b></p></div>"
+            f"<div class=card><b>{name}</b><small>{note}</small><div "
+            f"class=pics>{pictures}</div><table>{bars}</table><p>log-prob of the written "
+            f"“{escape(token['token_text'].strip())}”: <b>{logprob}</b></p></div>"
         )
     gaps = {name: f"{token[f'{name}_gap']:+.2f}".replace("-", "−") for name in ("information", "capability")}
     arrows = [
-        f"<div class=gap style='color:{INFO}'>⟷<b>information gap</b>{gaps['information']} nats<small>same weights,<br>other information</small></div>",
-        f"<div class=gap style='color:{CAP}'>⟷<b>capability gap</b>{gaps['capability']} nats<small>same information,<br>other weights</small></div>",
+        f"<div class=gap style='color:{INFO}'>⟷<b>information gap</b>{gaps['information']} nats<small>same "
+        "weights,<br>other information</small></div>",
+        f"<div class=gap style='color:{CAP}'>⟷<b>capability gap</b>{gaps['capability']} nats<small>same "
+        "information,<br>other weights</small></div>",
     ]
-    style = f"""<style>.row{{display:flex;gap:10px;align-items:stretch;font:14px/1.4 Arial,sans-serif;color:{INK[THEME]}}}
-    .card{{flex:1;border:1px solid #dfe2e6;border-radius:8px;padding:12px}}.card small{{display:block;color:{GREY}}}.pics{{display:flex;gap:8px;margin:8px 0;height:120px}}
-    .pics img{{height:120px}}.card table{{border-collapse:collapse;font-size:13px;width:100%}}td{{padding:1px 6px;white-space:nowrap}}.bar{{width:70%}}.bar i{{display:block;height:11px;background:{SERIES[THEME][6]}}}
-    .card p{{margin:8px 0 0}}.gap{{width:118px;align-self:center;text-align:center;font-size:14px}}.gap b{{display:block}}.gap small{{display:block;color:{GREY}}}h3{{font:15px Arial,sans-serif;margin:0 0 10px}}</style>"""
-    head = f"<h3>“{escape(example.question)}” The student wrote <b>{escape(before)} …</b> and then “{escape(token['token_text'].strip())}”. What would each view have written there?</h3>"
-    return style + head + f"<div class=row>{cards[0]}{arrows[0]}{cards[1]}{arrows[1]}{cards[2]}</div>"
+    head = (
+        f"<h3>“{escape(example.question)}” The student wrote <b>{escape(before)} …</b> and then "
+        f"“{escape(token['token_text'].strip())}”. What would each view have written there?</h3>"
+    )
+    return STYLE + head + f"<div class=row>{cards[0]}{arrows[0]}{cards[1]}{arrows[1]}{cards[2]}</div>"
 
 
 def regimes_figure(traces: Traces) -> go.Figure:
-    """The rule as a map: log-prob under the privileged student and the teacher, the four regions, the batch's tokens."""
+    """Draw the rule as a map of log-probs under privileged student and teacher, with the batch's tokens."""
     rows = traces.sql(
-        "SELECT logprob_self, logprob_teacher, truth, thresholds FROM positions JOIN rollouts USING (step, process_rank, rollout_idx)"
+        "SELECT logprob_self, logprob_teacher, truth, thresholds FROM positions JOIN rollouts USING (step, "
+        "process_rank, rollout_idx)"
     ).to_pylist()
     thresholds = dict(rows[0]["thresholds"])
     fills = regime_fills(
@@ -94,27 +111,20 @@ def regimes_figure(traces: Traces) -> go.Figure:
     is_low = (teacher - privileged_student).abs() < thresholds["gap"]
     sure = privileged_student.exp() + teacher.exp() >= thresholds["probability_sum"]
     index = torch.where(is_low, torch.where(sure, 0, 1), torch.where(teacher >= privileged_student, 2, 3))
-    colours = [fills[name][0] for name in ("LH", "LL", "HT", "HS")]
-    scale = [(edge / 4, colours[idx]) for idx in range(4) for edge in (idx, idx + 1)]
+    colors = [fills[name][0] for name in ("LH", "LL", "HT", "HS")]
+    scale = [(edge / 4, colors[idx]) for idx in range(4) for edge in (idx, idx + 1)]
     figure = go.Figure(
         layout=layout(
             THEME,
             title="Where a token goes",
-            subtitle=f"{SUBTITLE} · diagonal band: gap under its mean, {thresholds['gap']:.2f} nats · corner of LH: mean sum of probabilities {thresholds['probability_sum']:.2f}",
+            subtitle=f"{SUBTITLE} · diagonal band: gap under its mean, {thresholds['gap']:.2f} nats · "
+            f"corner of LH: mean sum of probabilities {thresholds['probability_sum']:.2f}",
             height=620,
         )
     )
-    figure.add_heatmap(
-        x=axis.tolist(),
-        y=axis.tolist(),
-        z=index.tolist(),
-        colorscale=scale,
-        zmin=0,
-        zmax=3,
-        showscale=False,
-        opacity=0.55,
-    )
-    for truth, colour, symbol in (("visible", INK[THEME], "circle"), ("privileged", INFO, "diamond")):
+    edges, heat = axis.tolist(), {"colorscale": scale, "zmin": 0, "zmax": 3, "showscale": False, "opacity": 0.55}
+    figure.add_heatmap(x=edges, y=edges, z=index.tolist(), **heat)
+    for truth, color, symbol in (("visible", INK[THEME], "circle"), ("privileged", INFO, "diamond")):
         chosen = [row for row in rows if row["truth"] == truth]
         figure.add_scatter(
             x=[max(low, row["logprob_self"]) for row in chosen],
@@ -123,12 +133,26 @@ def regimes_figure(traces: Traces) -> go.Figure:
             name=f"{truth} tokens, {len(chosen):,}",
             marker={
                 "size": 6 if truth == "visible" else 8,
-                "color": colour,
+                "color": color,
                 "symbol": symbol,
                 "opacity": 0.55,
                 "line": {"width": 0.7, "color": "#fff"},
             },
         )
+    _label_regimes(figure)
+    figure.update_xaxes(
+        title_text=f"log-prob of the written token under the privileged student (nats, cut at {low:.0f})",
+        range=[low - 0.2, 0.25],
+        showgrid=False,
+    )
+    figure.update_yaxes(
+        title_text="log-prob under the teacher (nats)", range=[low - 0.2, 0.25], showgrid=False, zeroline=False
+    )
+    return figure.update_layout(legend={"y": 1.0}, margin={"t": 100})
+
+
+def _label_regimes(figure: go.Figure) -> None:
+    """Annotate the four regions of the map."""
     for text, x, y in (
         ("<b>HT</b> teacher leads: teacher, Jensen-Shannon, weight 1", -8.2, -1.6),
         ("<b>HS</b> privileged self leads: self, reverse KL, 0.6", -3.6, -9.4),
@@ -145,18 +169,9 @@ def regimes_figure(traces: Traces) -> go.Figure:
         text="<b>LH</b> agree, both sure:<br>teacher, reverse KL, 0.6",
         font={"size": 13},
         bgcolor="rgba(255,255,255,.85)",
-        arrowcolor=GREY,
+        arrowcolor=GRAY,
         arrowwidth=1.2,
     )
-    figure.update_xaxes(
-        title_text=f"log-prob of the written token under the privileged student (nats, cut at {low:.0f})",
-        range=[low - 0.2, 0.25],
-        showgrid=False,
-    )
-    figure.update_yaxes(
-        title_text="log-prob under the teacher (nats)", range=[low - 0.2, 0.25], showgrid=False, zeroline=False
-    )
-    return figure.update_layout(legend={"y": 1.0}, margin={"t": 100})
 
 
 def gaps_figure(traces: Traces) -> go.Figure:
@@ -167,14 +182,14 @@ def gaps_figure(traces: Traces) -> go.Figure:
     )
     figure.update_layout(layout(THEME, title="The two gaps of every token", subtitle=SUBTITLE, height=430))
     bound = 10.0
-    for panel, (truth, colour) in enumerate((("visible", INK[THEME]), ("privileged", INFO)), start=1):
+    for panel, (truth, color) in enumerate((("visible", INK[THEME]), ("privileged", INFO)), start=1):
         chosen = [row for row in rows if row["truth"] == truth]
         figure.add_scatter(
             x=[_cut(row["information_gap"], bound) for row in chosen],
             y=[_cut(row["capability_gap"], bound) for row in chosen],
             mode="markers",
             showlegend=False,
-            marker={"size": 7, "color": colour, "opacity": 0.45, "line": {"width": 0.7, "color": "#fff"}},
+            marker={"size": 7, "color": color, "opacity": 0.45, "line": {"width": 0.7, "color": "#fff"}},
             row=1,
             col=panel,
         )
@@ -194,7 +209,7 @@ def gaps_figure(traces: Traces) -> go.Figure:
             y=y,
             text=text,
             showarrow=False,
-            font={"size": 12, "color": GREY},
+            font={"size": 12, "color": GRAY},
             xanchor="left" if x < 0 else "right",
             row=1,
             col=1,
@@ -221,7 +236,7 @@ def divergences_figure() -> go.Figure:
     figure.update_layout(
         layout(THEME, title="The regimes' losses", subtitle="two words; the target gives 97 % to the first", height=400)
     )
-    for name, (values, colour, dash) in curves.items():
+    for name, (values, color, dash) in curves.items():
         (slope,) = torch.autograd.grad(values.sum(), logit, retain_graph=True)
         for panel, curve in ((1, values), (2, -slope)):
             figure.add_scatter(
@@ -231,7 +246,7 @@ def divergences_figure() -> go.Figure:
                 name=name,
                 legendgroup=name,
                 showlegend=panel == 1,
-                line={"width": 2.4, "color": colour, "dash": dash},
+                line={"width": 2.4, "color": color, "dash": dash},
                 row=1,
                 col=panel,
             )
@@ -296,7 +311,8 @@ def _plot(figure: go.Figure) -> str:
 def _save(page: Page, html: str, file: Path) -> None:
     page.goto("about:blank")
     page.set_content(
-        f'<meta charset="utf-8"><script>{get_plotlyjs()}</script><body style="margin:0;padding:14px;background:#fff">{html}</body>'
+        f'<meta charset="utf-8"><script>{get_plotlyjs()}</script><body '
+        f'style="margin:0;padding:14px;background:#fff">{html}</body>'
     )
     page.wait_for_timeout(600)
     taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")

@@ -3,7 +3,8 @@
     python docs/studies/against_a_model.py runs/mopd-average "teacher specialist-average" full
 
 The tables of a study compare variants with each other and with the untrained student; a teacher stands there without an
-interval. Here its answers count as the same for every seed. Plain context, accuracy on visible questions, per set of questions.
+interval. Here its answers count as the same for every seed. Plain context, accuracy on visible questions, per set of
+questions.
 """
 
 import sys
@@ -23,7 +24,8 @@ def main(folder: str, model: str, variant: str) -> None:
         as_it_is = rows[rows["variant"] == model].set_index("example_id")["accuracy"][trained.columns]
         mean, low, high = paired_interval(np.tile(as_it_is.to_numpy(float), (len(trained), 1)), trained.to_numpy(float))
         print(
-            f"{data}: {model} {as_it_is.mean():.1%}, {variant} {trained.to_numpy().mean():.1%} of {trained.shape[1]} questions, {len(trained)} seeds"
+            f"{data}: {model} {as_it_is.mean():.1%}, {variant} {trained.to_numpy().mean():.1%} of {trained.shape[1]} "
+            f"questions, {len(trained)} seeds"
         )
         print(f"    {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]")
 

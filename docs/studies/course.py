@@ -3,7 +3,8 @@
     python docs/studies/course.py runs/finder --against opd [--parts 4]
 
 Of every step's sampled answers, shown plain, as the runs' own metrics have them: questions of the training data, which
-all variants of a seed answer them in the same order. Differences are of runs with the same seed; 95 % intervals over seeds.
+all variants of a seed answer them in the same order. Differences are of runs with the same seed; 95 % intervals over
+seeds.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python docs/studies/does_the_gap_know.py runs/gap dopd      after    workbench study configs/studies/gap.yaml
 
-Writes does-the-gap-know.md and .png beside this file (needs Chromium and the extra "dev"). The runs of one variant are its seeds; every number is a mean over
-them with the 95 % interval of Student's t.
+Writes does-the-gap-know.md and .png beside this file (needs Chromium and the extra "dev"). The runs of one variant are
+its seeds; every number is a mean over them with the 95 % interval of Student's t.
 """
 
 import shutil
@@ -100,14 +100,15 @@ def by_kind(run, seed: int) -> pd.DataFrame:
 def probed(run, seed: int) -> pd.DataFrame:
     """Mean sizes of both gaps on the tags of the probes, the same tokens throughout."""
     query = """SELECT step, truth, avg(abs(information_gap)) AS information, avg(abs(capability_gap)) AS capability,
-               count(*) AS num FROM probe_positions WHERE kind = 'tag' AND truth IS NOT NULL GROUP BY ALL ORDER BY ALL"""
+               count(*) AS num
+               FROM probe_positions WHERE kind = 'tag' AND truth IS NOT NULL GROUP BY ALL ORDER BY ALL"""
     return run.sql(query).to_pandas().assign(seed=seed)
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:
     """One row per score, one dot per task and third."""
     chart = go.Figure()
-    for (task, part), colour, symbol in zip(
+    for (task, part), color, symbol in zip(
         [(task, part) for task in list(TASKS)[:2] for part in ("first third", "last third")],
         ("#0072B2", "#0072B2", "#D55E00", "#D55E00"),
         ("circle-open", "circle", "diamond-open", "diamond"),
@@ -120,7 +121,7 @@ def figure(frame: pd.DataFrame) -> go.Figure:
             y=list(SCORES),
             error_x={"array": [points[score][1] for score in SCORES], "thickness": 1.2},
             mode="markers",
-            marker={"color": colour, "symbol": symbol, "size": 10},
+            marker={"color": color, "symbol": symbol, "size": 10},
             name=f"{task}, {part}",
         )
     chart.add_vline(x=0.5, line_dash="dot", line_color="#888")
@@ -143,16 +144,27 @@ def page(
     lines = [
         "# Does the gap know?",
         "",
-        f"`python docs/studies/does_the_gap_know.py {sys.argv[1]} {sys.argv[2]}`, after `workbench study` has made the runs ({source}): "
+        f"`python docs/studies/does_the_gap_know.py {sys.argv[1]} {sys.argv[2]}`, after `workbench study` has made the "
+        f"runs ({source}): "
         f"{num_seeds} seeds of {method['name']}, shown the {method['privilege']}, {steps} steps, rate "
-        f"{config['training']['learning_rate']:g}. On the built-in scenes it is known of every token whether the picture shows it.",
+        f"{config['training']['learning_rate']:g}. On the built-in scenes it is known of every token whether the "
+        "picture shows it.",
         "",
-        "AUROC: the chance that a token of the first kind has the larger value; 0.5 knows nothing, 0 and 1 know all. Mean over",
+        "AUROC: the chance that a token of the first kind has the larger value; 0.5 knows nothing, 0 and 1 know all. "
+        "Mean over",
         "seeds ± half of the 95 % interval (Student's t). *first* and *last* are thirds of the steps.",
         "",
         "![What tells privileged tokens from visible ones](does-the-gap-know.png)",
         "",
     ]
+    lines += _task_tables(frame)
+    lines += _kind_table(kinds)
+    return "\n".join([*lines, *_drift_table(drift)]) + "\n"
+
+
+def _task_tables(frame: pd.DataFrame) -> list[str]:
+    """Tables of AUROC by score, one for each task."""
+    lines = []
     for task in TASKS:
         selected = frame[frame["task"] == task]
         counts = selected[selected["score"] == next(iter(SCORES))].groupby("part")[["positive", "negative"]].sum()
@@ -174,7 +186,12 @@ def page(
                 cells.append(f"{mean:.2f} ± {half:.2f}")
             lines.append(f"| {score} | {' | '.join(cells)} |")
         lines.append("")
-    lines += [
+    return lines
+
+
+def _kind_table(kinds: pd.DataFrame) -> list[str]:
+    """Table of AUROC by score and kind of token."""
+    lines = [
         "## One kind of token against all others",
         "",
         "All steps. In brackets, tokens of that kind, all seeds.",
@@ -191,11 +208,17 @@ def page(
         selected = kinds[kinds["score"] == score]
         cells = ["{:.2f} ± {:.2f}".format(*interval(selected[selected["kind"] == kind]["auroc"])) for kind in KINDS]
         lines.append(f"| {score} | {' | '.join(cells)} |")
-    lines += [
+    return lines
+
+
+def _drift_table(drift: pd.DataFrame) -> list[str]:
+    """Table of the mean gaps on probes by step."""
+    lines = [
         "",
         "## Drift, on probes",
         "",
-        "Mean size of the gaps on tags of the same answers, written before training and scored again through the run, in nats; in",
+        "Mean size of the gaps on tags of the same answers, written before training and scored again through the run, "
+        "in nats; in",
         "brackets its change since step 0, seed by seed.",
         "",
         "| step | truth | information | capability | tags a seed |",
@@ -213,7 +236,7 @@ def page(
                 change = interval((selected[name] - start[name]).dropna())
                 cells.append(cell + (" ({:+.2f} ± {:.2f})".format(*change) if step else ""))
             lines.append(f"| {step} | {truth} | {' | '.join(cells)} | {selected['num'].mean():.0f} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 if __name__ == "__main__":

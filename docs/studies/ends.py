@@ -2,9 +2,9 @@
 
     python docs/studies/ends.py [--divergence forward_kl] [--steps 60] [--seeds 1]
 
-The built-in teacher is given another end: the rows of its head for <end_of_utterance> and <system> change places, so that it is as good
-as before and stops with a token that the student never writes. The student is distilled from it by OPD, once with the ends of both made
-one action, as the workbench does, and once compared id by id.
+The built-in teacher is given another end: the rows of its head for <end_of_utterance> and <system> change places, so
+that it is as good as before and stops with a token that the student never writes. The student is distilled from it by
+OPD, once with the ends of both made one action, as the workbench does, and once compared id by id.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Is a sparse update enough? Geometry of OPD's updates over seeds, and what training nothing but the found coordinates recovers.
+"""Is a sparse update enough? Geometry of OPD's updates over seeds, and training only the changed coordinates.
 
     python docs/studies/geometry.py [seeds=[0,1] overrides.training.steps=20 ...]
     python docs/studies/geometry.py configs/studies/updates.yaml         other teachers and SGD beside OPD; no masks
 
-Trains what configs/studies/geometry.yaml says (goes on after a kill), makes the masks from the runs of opd, trains again under
-them, measures, and writes a page with the study's name beside this file. With overrides (but for
+Trains what configs/studies/geometry.yaml says (goes on after a kill), makes the masks from the runs of opd, trains
+again under them, measures, and writes a page with the study's name beside this file. With overrides (but for
 parallel=1) it is a trial: the page is printed and not written.
 """
 
@@ -109,7 +109,7 @@ def geometry_of(study: Study) -> pd.DataFrame:
 
 
 def recovered(study: Study) -> pd.DataFrame:
-    """Loss (reverse KL to the teacher, nats a token) on the probes, before and after, and the share of OPD's fall in it."""
+    """Loss on the probes (reverse KL to the teacher, nats per token) before and after, as a share of OPD's decrease."""
     shares = {}
     for variant in study.usable:
         if variant.config.method["name"] != "opd":  # its loss is another divergence
@@ -166,8 +166,10 @@ def mask_lines(masks: pd.DataFrame) -> list[str]:
         "",
         "## Masks",
         "",
-        "*Visible*: the change is there after rounding both to bfloat16. *Furthest*: the largest tenth of changes, float32. *Same as another",
-        "seed's*: share of a mask's coordinates that are in the mask of the next seed, and what chance gives with as many in every tensor.",
+        "*Visible*: the change is there after rounding both to bfloat16. *Furthest*: the largest tenth of changes, "
+        "float32. *Same as another",
+        "seed's*: share of a mask's coordinates that are in the mask of the next seed, and what chance gives with as "
+        "many in every tensor.",
         "",
         "| mask | share of coordinates | changes above | same as another seed's | by chance |",
         "|---|---|---|---|---|",
@@ -190,7 +192,8 @@ def page(
     lines = [
         f"# {TITLES.get(study.name, study.name)}",
         "",
-        f"`{shlex.join(['python', *sys.argv])}`: {len(study.seeds)} seeds, {training.steps} steps, rate {training.learning_rate:g}, float32, AdamW without weight decay, "
+        f"`{shlex.join(['python', *sys.argv])}`: {len(study.seeds)} seeds, {training.steps} steps, rate "
+        f"{training.learning_rate:g}, float32, AdamW without weight decay, "
         "the built-in student and teacher. Numbers: mean over seeds ± half of the 95 % interval (Student's t).",
         "",
         came_about(collect(study)),
@@ -198,14 +201,16 @@ def page(
         "",
         "## Geometry",
         "",
-        "All tensors: shares over all coordinates, spectra as medians over matrices. In brackets: a Gaussian of the same norm in every tensor.",
+        "All tensors: shares over all coordinates, spectra as medians over matrices. In brackets: a Gaussian of the "
+        "same norm in every tensor.",
         "",
         f"| metric | {' | '.join(UPDATES[name] for name in updates)} |",
         f"|{'---|' * (len(updates) + 1)}",
     ]
     for label, metric in METRICS.items():
         cells = [
-            f"{interval(column(geometry, name, UPDATE, metric), shown(metric))} ({shown(metric).format(column(geometry, name, RANDOM, metric).mean())})"
+            f"{interval(column(geometry, name, UPDATE, metric), shown(metric))} "
+            f"({shown(metric).format(column(geometry, name, RANDOM, metric).mean())})"
             for name in updates
         ]
         lines.append(f"| {label} | {' | '.join(cells)} |")
@@ -223,14 +228,23 @@ def page(
         lines.append(f"| {label} | {' | '.join(cells)} |")
     if masks is not None:
         lines += mask_lines(masks)
-    lines += [
+    lines += _recovered_table(study, loss, answers)
+    lines += ["", "With paired intervals over seeds and questions: `table.md` in the study's folder.", ""]
+    return "\n".join(lines)
+
+
+def _recovered_table(study: Study, loss: pd.DataFrame, answers: pd.DataFrame) -> list[str]:
+    """Table of losses and answers of every variant."""
+    lines = [
         "",
         "## Recovered",
         "",
-        f"From the start again, the same steps. Loss: reverse KL to the teacher on {study.usable[0].config.trace.probes} fixed answers to held-out questions, in the unit of the",
+        "From the start again, the same steps. Loss: reverse KL to the teacher on "
+        f"{study.usable[0].config.trace.probes} fixed answers to held-out questions, in the unit of the",
         "run's loss; *recovered*: its fall as a share of the fall in the same seed's whole training.",
         "",
-        "| trained | loss before | loss after | recovered | right on visible | over-confidence on privileged | entropy, nats a token |",
+        "| trained | loss before | loss after | recovered | right on visible | over-confidence on privileged | "
+        "entropy, nats a token |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in [BASE, *(variant.name for variant in study.usable), TEACHER]:
@@ -245,8 +259,7 @@ def page(
             for measure, show in (("accuracy", "{:.1%}"), ("overconfidence", "{:+.1%}"), ("entropy", "{:.3f}"))
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "With paired intervals over seeds and questions: `table.md` in the study's folder.", ""]
-    return "\n".join(lines)
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """What DOPD's paper leaves open, and how much of the routing hangs on it: every reading, on the same recorded tokens.
 
-    python docs/studies/open_points.py runs/regimes all-adaptive     after    workbench study configs/studies/regimes.yaml
+    workbench study configs/studies/regimes.yaml
+    python docs/studies/open_points.py runs/regimes all-adaptive
 
-Writes open-points.md beside this file. Routing is a function of recorded log-probs, so each reading is applied to the very
-tokens of the runs (one run per seed) and compared with the default; no training differs.
+Writes open-points.md beside this file. Routing is a function of recorded log-probs, so each reading is applied to the
+very tokens of the runs (one run per seed) and compared with the default; no training differs.
 """
 
 import sys
@@ -83,8 +84,10 @@ def page(
     lines = [
         "# What the paper leaves open",
         "",
-        f"`python docs/studies/open_points.py {sys.argv[1]} {sys.argv[2]}`, after `workbench study configs/studies/regimes.yaml` "
-        f"({source}): {sum(map(len, default)):,} tokens of {num_steps} recorded steps of {len(default)} runs, each routed by every "
+        f"`python docs/studies/open_points.py {sys.argv[1]} {sys.argv[2]}`, after `workbench study "
+        "configs/studies/regimes.yaml` "
+        f"({source}): {sum(map(len, default)):,} tokens of {num_steps} recorded steps of {len(default)} runs, each "
+        "routed by every "
         "reading. Means over runs ± half of the 95 % interval (Student's t).",
         "",
         "| reading | " + " | ".join(REGIMES) + " | tokens in another regime than by default |",
@@ -96,7 +99,8 @@ def page(
     lines += [
         "",
         f"If trimmed tokens lose their supervision, that is {share(dropped)} of all tokens, of which "
-        f"{lost['HT']} are HT and {lost['HS']} HS: {share(gone[regime >= 2] for gone, regime in pairs)} of all tokens with a high gap.",
+        f"{lost['HT']} are HT and {lost['HS']} HS: {share(gone[regime >= 2] for gone, regime in pairs)} of all tokens "
+        "with a high gap.",
         "",
     ]
     return "\n".join(lines)

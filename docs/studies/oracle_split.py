@@ -1,12 +1,14 @@
 """LM+KD: does who predicts a token better, the teacher or a student without one, tell whether the teacher helps there?
 
-    python docs/studies/oracle_split.py runs/lm_kd weak-0.5 strong-0.5     after    workbench study configs/studies/lm_kd.yaml
+    workbench study configs/studies/lm_kd.yaml
+    python docs/studies/oracle_split.py runs/lm_kd weak-0.5 strong-0.5
 
-Reads the data's answers to held-out questions with the last student of every run of the named variants (two or more folders'
-names without their seed; the last has the strongest teacher) and of the one without a teacher. Tokens are split by the teacher and by the
-student of another seed that learned from the data alone; the difference that is explained is between students of the run's own
-seed. If both came from one student, what that student happens to do badly would look like the teacher's help; the first table's
-control shows how much. Writes oracle-split.md beside this file.
+Reads the data's answers to held-out questions with the last student of every run of the named variants (two or more
+folders' names without their seed; the last has the strongest teacher) and of the one without a teacher. Tokens are
+split by the teacher and by the student of another seed that learned from the data alone; the difference that is
+explained is between students of the run's own seed. If both came from one student, what that student happens to do
+badly would look like the teacher's help; the first table's control shows how much. Writes oracle-split.md beside this
+file.
 """
 
 import sys
@@ -85,7 +87,8 @@ def section(
         "",
         f"`{source}`, {alone[0].rank.numel()} tokens.",
         "",
-        "| against | loss, all tokens | teacher better: share | change there | other student better: change there | part of the whole from the first | from the second |",
+        "| against | loss, all tokens | teacher better: share | change there | other student better: change there | "
+        "part of the whole from the first | from the second |",
         "|---|---|---|---|---|---|---|",
     ]
     rows = []
@@ -105,7 +108,8 @@ def section(
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [
         "",
-        "By who has the token as its most likely one: share of tokens, and part of the whole change that comes from them.",
+        "By who has the token as its most likely one: share of tokens, and part of the whole change that comes from "
+        "them.",
         "",
         "| against | only the teacher | only the other student | both | neither |",
         "|---|---|---|---|---|",
@@ -113,7 +117,8 @@ def section(
     for name, mixed, splitting, teacher in rows[: len(variants)]:
         results = [rights(*four) for four in zip(mixed, alone, splitting, [teacher] * len(seeds), strict=True)]
         cells = [
-            f"{text([result[cell][0] for result in results], '{:.1%}')}: {text([result[cell][1] for result in results], '{:+.4f}')}"
+            f"{text([result[cell][0] for result in results], '{:.1%}')}: "
+            f"{text([result[cell][1] for result in results], '{:+.4f}')}"
             for cell in range(4)
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -121,7 +126,7 @@ def section(
 
 
 def split(mixed: TokenScores, alone: TokenScores, other: TokenScores, teacher: TokenScores) -> tuple[float, ...]:
-    """Change of the loss (mixed minus alone, nats a token): all; share of the first kind; within each kind; parts of all."""
+    """Change of the loss (mixed minus alone, nats per token): all; share of the first kind; within each kind; parts."""
     change = alone.logprob - mixed.logprob
     first = teacher.logprob > other.logprob
     parts = [float((change * kind).mean()) for kind in (first, ~first)]
@@ -155,10 +160,14 @@ def head(num_seeds: int, source: str) -> list[str]:
     return [
         "# Where does a teacher help?",
         "",
-        f"`python {' '.join(sys.argv)}`, after `workbench study configs/studies/lm_kd.yaml` ({num_seeds} runs of each variant; {source}).",
-        f"Change of the loss on the data's answers, in nats a token, against learning from the data alone (`{BASELINE}`) with the same seed: below zero the teacher helped.",
-        "*Teacher better*: it gives the token a higher probability than a student does that learned from the data alone with the next seed.",
-        "*Part of the whole*: the two sum to the change over all tokens. Mean over seeds ± half of the 95 % interval (Student's t).",
+        f"`python {' '.join(sys.argv)}`, after `workbench study configs/studies/lm_kd.yaml` ({num_seeds} runs of each "
+        f"variant; {source}).",
+        "Change of the loss on the data's answers, in nats a token, against learning from the data alone "
+        f"(`{BASELINE}`) with the same seed: below zero the teacher helped.",
+        "*Teacher better*: it gives the token a higher probability than a student does that learned from the data "
+        "alone with the next seed.",
+        "*Part of the whole*: the two sum to the change over all tokens. Mean over seeds ± half of the 95 % interval "
+        "(Student's t).",
         "",
     ]
 

@@ -2,10 +2,10 @@
 
     python docs/studies/random_replies.py runs/ccopd ccopd     after    workbench study configs/studies/ccopd.yaml
 
-The same questions over turns, each answered twice by the start and by the last student of every run: after the model's own
-replies to the earlier turns, and after the worked answers of other questions of the family, drawn by seed, whose final answer is
-wrong here. And the gap that CCOPD minimises: KL from the model over turns to the start shown the whole question, on the data's
-answers. Writes random-replies.md beside this file.
+The same questions over turns, each answered twice by the start and by the last student of every run: after the model's
+own replies to the earlier turns, and after the worked answers of other questions of the family, drawn by seed, whose
+final answer is wrong here. And the gap that CCOPD minimises: KL from the model over turns to the start shown the whole
+question, on the data's answers. Writes random-replies.md beside this file.
 """
 
 import random
@@ -136,7 +136,7 @@ def answers(
 def presentation_gap(
     policy: Policy, start: Policy, questions: list[Example], replies: list[tuple[str, ...]]
 ) -> list[float]:
-    """KL(model over turns || start shown the whole question), mean over the tokens of each question's own worked answer."""
+    """KL(model over turns || start with the whole question), mean over the tokens of each question's worked answer."""
     gaps = []
     for begin in range(0, len(questions), BATCH):
         part, part_replies = questions[begin : begin + BATCH], replies[begin : begin + BATCH]
@@ -154,10 +154,14 @@ def page(before: list[Outcomes], after: list[Outcomes], num_questions: int, sour
     lines = [
         "# Is a trained model moved less by wrong guesses?",
         "",
-        f"`python docs/studies/random_replies.py {sys.argv[1]} {sys.argv[2]}`, after `workbench study configs/studies/ccopd.yaml` ({source}).",
-        f"{num_questions} visible questions of `{QUESTIONS}`, answered over turns by the most likely tokens. *Wrong guesses*: to each turn before the last the worked answer of",
-        "another question of the family, drawn by seed, whose final answer is wrong here. *Gap*: KL from the model over turns to the untrained start shown the whole picture,",
-        "on the data's answers. Means; in brackets 95 % intervals of the difference, paired by seed and question (`workbench/studies/bootstrap.py`).",
+        f"`python docs/studies/random_replies.py {sys.argv[1]} {sys.argv[2]}`, after `workbench study "
+        f"configs/studies/ccopd.yaml` ({source}).",
+        f"{num_questions} visible questions of `{QUESTIONS}`, answered over turns by the most likely tokens. *Wrong "
+        "guesses*: to each turn before the last the worked answer of",
+        "another question of the family, drawn by seed, whose final answer is wrong here. *Gap*: KL from the model "
+        "over turns to the untrained start shown the whole picture,",
+        "on the data's answers. Means; in brackets 95 % intervals of the difference, paired by seed and question "
+        "(`workbench/studies/bootstrap.py`).",
         "",
         "| | untrained | trained by CCOPD | difference |",
         "|---|---|---|---|",

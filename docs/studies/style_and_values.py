@@ -2,9 +2,9 @@
 
     python docs/studies/style_and_values.py        no training: the starting student of configs/spd.yaml, five seeds
 
-The paper's idea is that the subspace of correct answers lets style go and keeps values. For every seed the subspace is found as a
-run of that seed finds it. The student then writes with it and without it, and reads the data's answers so. Writes
-style-and-values.md beside this file.
+The paper's idea is that the subspace of correct answers lets style go and keeps values. For every seed the subspace is
+found as a run of that seed finds it. The student then writes with it and without it, and reads the data's answers so.
+Writes style-and-values.md beside this file.
 """
 
 import contextlib
@@ -120,13 +120,18 @@ def page(runs_by_name: dict[str, list[dict]], num_questions: int) -> str:
     lines = [
         "# Does the projection touch style more than values?",
         "",
-        f"`python {' '.join(sys.argv)}`: no training. {num_questions} visible questions of `{QUESTIONS}`, seeds {', '.join(map(str, SEEDS))} (of the calibration's",
-        f"examples, of random subspaces and of what is sampled); commit {str(where['commit'])[:10]}{' with changes' if where.get('dirty') else ''}. *Style*: tokens of the template",
-        "(`at`, `tag`, `answer`, commas, the end). *Values*: places, attributes, tags and the answer. *Written*: in the student's own sampled answers, read as",
-        "they were written. *Data*: in the data's answers; a value is right if it is the most likely token after the data's own words before it.",
+        f"`python {' '.join(sys.argv)}`: no training. {num_questions} visible questions of `{QUESTIONS}`, seeds "
+        f"{', '.join(map(str, SEEDS))} (of the calibration's",
+        "examples, of random subspaces and of what is sampled); commit "
+        f"{str(where['commit'])[:10]}{' with changes' if where.get('dirty') else ''}. *Style*: tokens of the template",
+        "(`at`, `tag`, `answer`, commas, the end). *Values*: places, attributes, tags and the answer. *Written*: in "
+        "the student's own sampled answers, read as",
+        "they were written. *Data*: in the data's answers; a value is right if it is the most likely token after the "
+        "data's own words before it.",
         "± half of the 95 % interval over seeds (Student's t).",
         "",
-        "| projected on | entropy of style, written, nats | of values, written | of style, data | of values, data | values right, data | answers right, written |",
+        "| projected on | entropy of style, written, nats | of values, written | of style, data | of values, data | "
+        "values right, data | answers right, written |",
         "|---|---|---|---|---|---|---|",
     ]
     shows = {
@@ -142,10 +147,12 @@ def page(runs_by_name: dict[str, list[dict]], num_questions: int) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [
         "",
-        "Against nothing projected, seed by seed, in per cent of its value there. *More*: the size of the change of the style's entropy minus that of the",
+        "Against nothing projected, seed by seed, in per cent of its value there. *More*: the size of the change of "
+        "the style's entropy minus that of the",
         "right answers, both written: above zero, style changes more.",
         "",
-        "| projected on | entropy of style, written | of values, written | of style, data | of values, data | values right, data | answers right, written | more |",
+        "| projected on | entropy of style, written | of values, written | of style, data | of values, data | values "
+        "right, data | answers right, written | more |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, runs in list(runs_by_name.items())[1:]:
