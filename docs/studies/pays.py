@@ -135,7 +135,7 @@ def by_error(rows: pd.DataFrame) -> str:
 
 
 def error_of(text: str, reference: str) -> str:
-    """Why a worked answer is wrong: "form", "place" or "attribute". A worked answer is "at PLACE, ..., answer VALUE"."""
+    """Why a worked answer, "at PLACE, ..., answer VALUE", is wrong: "form", "place" or "attribute"."""
     if not re.search(r"\banswer \w+$", text.strip()) or not (places := _PLACE.findall(text)):
         return "form"
     return "attribute" if places[0] in _PLACE.findall(reference) else "place"
