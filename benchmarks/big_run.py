@@ -321,7 +321,7 @@ def other_tabs(folder: Path) -> dict[str, Callable]:
         "watch": lambda: monitor.look_at(context, run, "light", "", None, anew=True),
         "movement": lambda: movement.draw(context, run, "light", {}),
         "movement by domain": lambda: movement.draw(
-            context, run, "light", {"colour": "loss", "of": "visible", "panels": "domain", "share": "loss_share"}
+            context, run, "light", {"color": "loss", "of": "visible", "panels": "domain", "share": "loss_share"}
         ),
         "compare: examples of both": lambda: compare.draw_examples(folder, folder, ""),
         "compare: accuracies": lambda: compare.draw_accuracy(folder, folder),

@@ -59,7 +59,7 @@ CASES = {
     "reverse_kl top-128, bucket": (Divergence("reverse_kl", "top_k", top_k=128), whole_top_128),
 }
 WHOLE, CHUNKED, LIGER, TRITON = "whole", "chunked", "Liger, chunked", "Liger, Triton kernel"
-LIGER_BETA = {"reverse_kl": 1.0, "jensen_shannon": 0.5}  # its generalised Jensen-Shannon divergence, by our name
+LIGER_BETA = {"reverse_kl": 1.0, "jensen_shannon": 0.5}  # its generalized Jensen-Shannon divergence, by our name
 
 
 def main() -> None:

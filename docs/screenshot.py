@@ -81,7 +81,7 @@ def _grain(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def write_rows(folder: Path) -> Path:
-    """Questions about photographs, with the closer photograph of what is asked about as evidence."""
+    """Write questions about photographs, with a close-up of the object as evidence."""
     rows = []
     for idx, example in enumerate(make_examples("hard", count=16, families=("tag", "compare"))):
         photograph(example.images[0], cells=3, seed=idx).save(folder / f"{idx}.png")

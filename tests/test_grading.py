@@ -2,7 +2,7 @@
 
 import pytest
 
-from workbench.data.grading import RULES, final_answer, grade, normalise
+from workbench.data.grading import RULES, final_answer, grade, normalize
 from workbench.errors import ConfigError
 
 BUILT_IN = "the purple ring is at the top left . its tag reads K . answer K"
@@ -212,7 +212,7 @@ def test_final_answer_is_the_text_as_written():
 
 
 def test_normalise_gives_one_spelling():
-    assert normalise(" **The  Café’s** ! ") == "the café's"
+    assert normalize(" **The  Café’s** ! ") == "the café's"
 
 
 def test_long_hostile_texts_are_graded_quickly():

@@ -30,7 +30,7 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Stud
 HERE = Path(__file__).parent
 FULL = "opd"
 UPDATES = {"opd": "OPD", "off_policy": "off-policy", "sft": "fine-tuning", "rewards": "rewards", "sgd": "OPD by SGD"}
-TITLES = {"geometry": "Is a sparse update enough?", "updates": "Does it matter who teaches, and by which optimiser?"}
+TITLES = {"geometry": "Is a sparse update enough?", "updates": "Does it matter who teaches, and by which optimizer?"}
 FURTHEST = 0.1  # share of coordinates in the second mask
 METRICS = {
     "relative size, \\|\\|D\\|\\| / \\|\\|W0\\|\\|": ("relative_delta", "float32"),

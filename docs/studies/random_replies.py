@@ -4,7 +4,7 @@
 
 The same questions over turns, each answered twice by the start and by the last student of every run: after the model's
 own replies to the earlier turns, and after the worked answers of other questions of the family, drawn by seed, whose
-final answer is wrong here. And the gap that CCOPD minimises: KL from the model over turns to the start shown the whole
+final answer is wrong here. And the gap that CCOPD minimizes: KL from the model over turns to the start shown the whole
 question, on the data's answers. Writes random-replies.md beside this file.
 """
 

@@ -61,7 +61,7 @@ def grade(text: str, answer: str | None, rule: str = "final", *, tolerance: floa
     Raises     ConfigError as check_grading
     """
     check_grading(rule, tolerance)
-    if answer is None or not normalise(answer):
+    if answer is None or not normalize(answer):
         return None
     text = without_thoughts(text)
     answer = scripts.unify(spell_numbers(unwrap(answer)))
@@ -105,12 +105,12 @@ def _without_inner_ends(text: str, answer: str) -> str:
 def unwrap(answer: str) -> str:
     """Remove <answer>...</answer> or \\boxed{...} around a reference answer."""
     wrapped = _WRAPPED.fullmatch(answer.strip())
-    if wrapped is None or not normalise(inner := _LATEX_TEXT.sub(r"\1", wrapped.group(1) or wrapped.group(2) or "")):
+    if wrapped is None or not normalize(inner := _LATEX_TEXT.sub(r"\1", wrapped.group(1) or wrapped.group(2) or "")):
         return answer
     return inner
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Normalize a text: NFKC, lower case, single spaces, a plain minus, no punctuation at its ends."""
     return _plain(text).strip(_OUTER)
 
@@ -167,7 +167,7 @@ def _to_sentence_end(text: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return scripts.words(normalise(text))
+    return scripts.words(normalize(text))
 
 
 def _is_same(word: str, wanted: str) -> bool:
@@ -186,7 +186,7 @@ def _is_withdrawn(before: list[str], blockers: tuple[str, ...]) -> bool:
 
 def _is_exact(text: str, answer: str) -> bool:
     """Errs on any other wording of the same answer."""
-    return normalise(text) == normalise(answer)
+    return normalize(text) == normalize(answer)
 
 
 def _is_final(text: str, answer: str) -> bool | None:
@@ -196,11 +196,11 @@ def _is_final(text: str, answer: str) -> bool | None:
     """
     wanted = _without_article(_words(answer))
     if not wanted:  # signs only, such as "?" or "+"
-        return normalise(final_answer(text)) == normalise(answer)
+        return normalize(final_answer(text)) == normalize(answer)
     marked = _marked_answer(text)
     if marked is None and len(wanted) == 1 and wanted[0] in scripts.VERDICTS and (first := scripts.verdict(text)):
         return first == wanted[0]
-    statement = normalise(final_answer(text) if marked is None else marked)
+    statement = normalize(final_answer(text) if marked is None else marked)
     is_number = re.fullmatch(r"[\d.,]+", wanted[-1]) is not None
     results = [
         _is_stated(part, wanted, is_whole=marked is not None)
@@ -237,7 +237,7 @@ def _is_contained(text: str, answer: str) -> bool | None:
 
     None if a short answer occurs only where it may be part of another word, in a text without spaces.
     """
-    wanted, plain = _words(answer), normalise(text)
+    wanted, plain = _words(answer), normalize(text)
     words, result = scripts.words(plain), False
     ends, end = [], 0
     for word in words:
