@@ -1,4 +1,4 @@
-"""Policies: what can write an answer (`sample`) and read one (`read`). Two verbs, one Protocol."""
+"""Policies: models that sample answers (`sample`) and compute hidden states of given answers (`forward`)."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -11,11 +11,11 @@ from workbench.types import DenoisingTrace, Prompt
 class Completion:
     """One sampled completion.
 
-    ids       tokens, the end token included if it was written
-    logprobs  of each token under the policy itself, at temperature 1 and before any cut of the vocabulary
-    denoising in which order, if not from left to right
-    entropies of the policy's distribution at each token, in nats, before any cut; None if they were not asked for, or the
-              sampler does not give them
+    ids        tokens, with the end token if it was sampled
+    logprobs   log-probs of the tokens at temperature 1 over the whole vocabulary
+    denoising  order of the tokens, if not from left to right
+    entropies  entropy of the distribution at each token, in nats, over the whole vocabulary; None if not requested or
+               not available
     """
 
     ids: tuple[int, ...]
@@ -27,10 +27,10 @@ class Completion:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How completions are drawn. temperature 0 = the most likely token; top_p 1 and top_k 0 = no cut.
+    """Sampling options. temperature 0 = the most likely token; top_p 1 and top_k 0 = the whole vocabulary.
 
-    evaluates  nothing is learned from these completions: their entropies are asked for, and those that ended leave the
-               batch. (Sums over fewer rows differ in their last digits, so that training does not do it.)
+    evaluates  for evaluation only: record entropies, and drop finished rows from the batch. Training keeps them, since
+               sums over fewer rows differ in their last digits
     """
 
     max_completion_length: int = 32
@@ -42,28 +42,28 @@ class SamplingOptions:
 
 @runtime_checkable
 class Policy(Protocol):
-    """What the loop needs of a model."""
+    """Interface between models and the training loop."""
 
     name: str
 
     def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Completion]]:
-        """As many completions of each prompt as it has seeds; a completion depends on its own seed alone."""
+        """Sample one completion per seed of each prompt; it depends only on its prompt and seed."""
 
     @property
     def context_length(self) -> int | None:
-        """The most tokens that prompt and completion have together; None = no limit."""
+        """Largest number of tokens of prompt and completion together; None = no limit."""
 
     def check_prompt(self, prompt: Prompt, completion_length: int = 0) -> None:
-        """Raises DataError or PolicyError if the policy cannot be shown this prompt, or not beside so long a completion."""
+        """Raise DataError or PolicyError if the prompt, with a completion of that length, cannot be encoded."""
 
     def special_in(self, text: str) -> str | None:
-        """A special token that stands in the text as words, and would be read as a command; None if there is none."""
+        """Return a special token that occurs in the text, which the model would treat as a command; None if none does."""
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
-        """An answer given as text, as the policy would have written it: its tokens and the end token."""
+        """Tokenize an answer, with an end token."""
 
     def denoising_schedule(self, ids: tuple[int, ...]) -> DenoisingTrace | None:
-        """The order in which the policy would write a given answer; None: from left to right, token by token."""
+        """Denoising schedule for a given answer; None = from left to right."""
 
     def forward(
         self,
@@ -71,13 +71,13 @@ class Policy(Protocol):
         completions: list[tuple[int, ...]],
         denoisings: list[DenoisingTrace | None] | None = None,
     ) -> ViewOutput:
-        """Hidden states that predict each completion token, laid end to end.
+        """Compute the hidden states that predict each completion token, laid end to end.
 
-        denoisings  in which order each was written; a policy that reads from left to right has no use for it
+        denoisings  order of the tokens of each completion; only diffusion policies use it
         """
 
     def text(self, ids: tuple[int, ...]) -> str:
-        """The completion as text, without special tokens."""
+        """Decode a completion without special tokens."""
 
     def token_texts(self, ids: tuple[int, ...]) -> list[str]:
-        """Each token as text, special tokens included; joined, they are the whole completion."""
+        """Decode each token, with special tokens; joined, the texts are the completion."""

@@ -1,6 +1,6 @@
-"""Adapters (peft) on models: loaded key by key, in float32, and copied without the weights that they sit on.
+"""LoRA adapters (peft): load them key by key, in float32, and copy them without the base weights.
 
-Adapters are loaded by peft itself: transformers' own loader leaves out keys of DoRA, and says so on stderr alone.
+peft loads the adapters: transformers' own loader drops keys of DoRA and only reports it on stderr.
 """
 
 import copy
@@ -18,72 +18,72 @@ from transformers.core_model_loading import WeightRenaming
 from workbench.errors import ConfigError, PolicyError
 
 FILE = "adapter_config.json"
-NAME = "default"  # of the one adapter of a model; peft writes it into the names of the adapter's weights
+NAME = "default"  # adapter name, which peft inserts into weight names
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 def is_adapter(path: str | Path) -> bool:
-    """Whether a folder holds an adapter instead of a whole model."""
+    """Return whether a folder holds an adapter instead of a full model."""
     return (Path(path) / FILE).is_file()
 
 
 def base_of(path: str | Path) -> str | Path:
-    """The model that a folder with an adapter belongs to; any other path is its own base.
+    """Base model of an adapter folder; any other path is returned unchanged.
 
-    Raises: PolicyError if the folder holds whole weights too, or its base is not named or an adapter itself.
+    Raises: PolicyError if the folder also holds full weights, or its base is unnamed or an adapter itself.
     """
     if not is_adapter(path):
         return path
     if any((Path(path) / name).is_file() for name in _WEIGHTS):
         raise PolicyError(
-            f'"{path}" holds both whole weights and an adapter ({FILE}). Move the one that is not meant to another folder.'
+            f'"{path}" holds both full weights and an adapter ({FILE}). Move one of them to another folder.'
         )
     try:
         base = json.loads((Path(path) / FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PolicyError(f'"{path}" cannot be loaded as an adapter: {FILE} is not readable ({error!r}).') from None
+        raise PolicyError(
+            f'"{path}" is not a valid adapter: cannot read {FILE} ({error!r}). Save it again with save_pretrained.'
+        ) from None
     if not isinstance(base, str) or not base:
         raise PolicyError(
-            f'"{path}" is an adapter without a model: base_model_name_or_path in {FILE} is {base!r}. Write the folder or '
-            "name of the model there that the adapter was trained on."
+            f'"{path}" is an adapter without a base model: base_model_name_or_path in {FILE} is {base!r}. Set it to the '
+            "folder or name of the model that the adapter was trained on."
         )
     if is_adapter(base):
         raise PolicyError(
-            f'"{path}" is an adapter of "{base}", which is an adapter itself. Merge that into its model first (peft: '
-            "merge_and_unload), and name the merged folder as base_model_name_or_path."
+            f'"{path}" is an adapter of "{base}", which is also an adapter. Merge that into its model (peft: '
+            "merge_and_unload), and set base_model_name_or_path to the merged folder."
         )
     return base
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether a model carries an adapter."""
+    """Return whether a model has an adapter."""
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 def is_adapter_weight(name: str) -> bool:
-    """Whether a parameter of a model with an adapter is the adapter's, by its name."""
+    """Return whether a parameter name belongs to the adapter of a model."""
     return "lora_" in name or f".{NAME}." in name or name.endswith(f".{NAME}")
 
 
 def add_adapter(model: nn.Module, config: object) -> None:
-    """A new adapter on a model, its weights in float32 whatever the model is in: in half precision the steps of training,
-    and more so those of a moving average, are rounded away.
-    """
+    """Add a new adapter to a model, in float32, since half precision rounds away training steps and EMA updates."""
     from peft.tuners.tuners_utils import cast_adapter_dtype  # noqa: PLC0415  (an extra, and slow to import)
 
-    with warnings.catch_warnings():  # an export unties such a model, and is compared with the student
+    with warnings.catch_warnings():  # export unties such a model and compares it with the student
         warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings=True`", UserWarning)
         model.add_adapter(config, NAME)
     cast_adapter_dtype(model, NAME)
 
 
 def load_adapter(model: nn.Module, folder: str | Path, name: str) -> None:
-    """Put the adapter of a folder on the model that it belongs to; `name` is the policy's, for messages.
+    """Load the adapter of a folder onto its base model; `name` is the policy's name, for messages.
 
-    Raises: ConfigError if peft is missing; PolicyError naming weights that are missing, not read, or of another shape.
+    Raises: ConfigError if peft is missing; PolicyError listing weights that are missing, unused, or of another shape.
     """
     if importlib.util.find_spec("peft") is None:
-        raise ConfigError(f'{name}: "{folder}" is an adapter: install vlm-distillation-workbench[lora] to load it.')
+        raise ConfigError(f'{name}: "{folder}" is an adapter. Install vlm-distillation-workbench[lora] to load it.')
     from peft import PeftConfig  # noqa: PLC0415  (slow to import)
 
     try:
@@ -93,17 +93,19 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str) -> None:
         raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise PolicyError(
-            f'{name}: "{folder}" cannot be loaded as an adapter of {type(model).__name__} ({_one_line(error)}). Give a '
-            "folder with adapter_config.json and adapter_model.safetensors, as peft's save_pretrained writes it, of an adapter "
-            "that was trained on this model."
+            f'{name}: cannot load "{folder}" as an adapter of {type(model).__name__}: {_one_line(error)}. Name a folder '
+            "written by peft's save_pretrained (adapter_config.json and adapter_model.safetensors), of an adapter "
+            "trained on "
+            "this model."
         ) from error
     model.requires_grad_(False).eval()
 
 
 def load_adapter_weights(model: nn.Module, folder: str | Path, name: str) -> None:
-    """Read the weights of the adapter that a model carries from a folder.
+    """Load the adapter weights of a folder into the adapter of a model.
 
-    Raises: PolicyError naming weights that are missing, not read, or not the adapter's; RuntimeError, KeyError as peft does.
+    Raises: PolicyError listing weights that are missing, unused, or not the adapter's; RuntimeError and KeyError of
+    peft.
     """
     from peft import set_peft_model_state_dict  # noqa: PLC0415  (slow to import)
 
@@ -128,20 +130,20 @@ def load_adapter_weights(model: nn.Module, folder: str | Path, name: str) -> Non
     ]
     if faults:
         raise PolicyError(
-            f'{name}: the weights of the adapter "{folder}" do not fit {type(model).__name__}: {"; ".join(faults)}. Save the '
-            "adapter with peft's save_pretrained, or merge it into its model (merge_and_unload) and save that."
+            f'{name}: the weights of the adapter "{folder}" do not match {type(model).__name__}: {"; ".join(faults)}. Save '
+            "the adapter with peft's save_pretrained, or merge it into its model (merge_and_unload) and save that."
         )
 
 
 def merged_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Every weight of a model under its name without an adapter, the adapter added in."""
+    """All weights of a model with the adapter merged, under their names without an adapter."""
     adapted = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
     merged = {}
     for name, value in model.state_dict().items():
         if is_adapter_weight(name) and ".modules_to_save." not in name:
             continue
         plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
-        plain = plain.replace(f".modules_to_save.{NAME}.", ".")  # comes after the original, and stands for it
+        plain = plain.replace(f".modules_to_save.{NAME}.", ".")  # overrides the original, which comes before it
         module, _, kind = plain.rpartition(".")
         if module in adapted and kind == "weight":
             value = _with_adapter(adapted[module], value)
@@ -150,7 +152,7 @@ def merged_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _with_adapter(layer: nn.Module, weight: Tensor) -> Tensor:
-    """A layer's weight with its active adapters added in."""
+    """Weight of a layer with its active adapters merged."""
     merged = weight.clone()
     for adapter in layer.active_adapters:
         variant = layer.lora_variant.get(adapter)  # DoRA
@@ -162,14 +164,14 @@ def _with_adapter(layer: nn.Module, weight: Tensor) -> Tensor:
 
 
 def adapts_tied_weights(model: nn.Module) -> bool:
-    """Whether an adapter sits on an embedding that is the head too, or on such a head: with the adapter they are two."""
+    """Return whether an adapter is on one of two tied layers (embedding and head), which then differ."""
     pair = [model.get_input_embeddings(), model.get_output_embeddings()]
     plain = [getattr(layer, "base_layer", getattr(layer, "original_module", layer)) for layer in pair]
     return pair != plain and plain[0].weight is plain[1].weight
 
 
 def untie(model: nn.Module) -> None:
-    """Give the head of a model a weight of its own, also where the model is saved."""
+    """Untie the head from the embedding, also in the saved configuration."""
     head = model.get_output_embeddings()
     if head.weight is not model.get_input_embeddings().weight:
         return
@@ -180,8 +182,7 @@ def untie(model: nn.Module) -> None:
 
 
 def _in_names_of(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An adapter's weights under the model's names: without peft's prefix, and renamed as transformers renames those of the
-    model where the adapter was trained with an older version."""
+    """Adapter weights under the model's names: without peft's prefix, and with transformers' renamings of older names."""
     modules = {key for key, _ in model.named_modules()}
     renamings = [rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)]
     renamed = {}
@@ -195,7 +196,7 @@ def _in_names_of(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tens
 
 
 def beside(model: nn.Module) -> nn.Module:
-    """A frozen copy of a model with an adapter: the adapter is copied, the weights that it sits on are shared."""
+    """Frozen copy of a model with an adapter: copies the adapter and shares the base weights."""
     shared = {id(parameter): parameter for key, parameter in model.named_parameters() if not is_adapter_weight(key)}
     return copy.deepcopy(model, shared).requires_grad_(False).eval()
 

@@ -1,7 +1,7 @@
 """Hugging Face image-text-to-text and causal language models as policies.
 
-Views whose prompts differ in length (a crop adds image tokens) agree on completion positions and on nothing else: how rows
-are laid out and passed is in `passes`.
+Prompts of different views differ in length (a crop adds image tokens), so only completion positions correspond. The
+module `passes` lays out the rows of a batch.
 """
 
 import copy
@@ -24,13 +24,13 @@ from workbench.policies.view_output import Head, ViewOutput
 from workbench.policies.vllm import Engine, Request, check_same_prompt, weights_of
 from workbench.types import DenoisingTrace, Prompt
 
-LEAVING = 0.25  # share of the rows that have ended, from which on they leave the batch
+LEAVING = 0.25  # share of finished rows at which they leave the batch
 
 
 class AutoregressivePolicy(Passes):
-    """A model with its processor: samples completions and reads them.
+    """A model with its processor, which samples completions and computes their hidden states.
 
-    adapter  None: the model as it is. "off": LoRA adapters switched off while reading (student@start under LoRA)
+    adapter  "off" disables LoRA adapters (student@start under LoRA); None leaves the model unchanged
     """
 
     def __init__(
@@ -45,24 +45,24 @@ class AutoregressivePolicy(Passes):
         self.stop_ids = stop_ids(model, self.tokenizer)
         if not self.stop_ids:
             raise PolicyError(
-                f"{name}: neither the tokenizer nor generation_config names an end token, so an answer would never stop. "
-                "Set eos_token_id in the model's generation_config.json."
+                f"{name}: neither the tokenizer nor generation_config has an end token, so answers would not end. Set "
+                "eos_token_id in the model's generation_config.json."
             )
-        # placeholders of images stand for features; one written by the student would stand for an image that is not there
+        # image placeholders are replaced by image features, so the student must not sample them
         tokens = (getattr(model.config, name, None) for name in ("image_token_id", "video_token_id"))
         self._placeholders = [token for token in tokens if isinstance(token, int) and token < self.vocabulary]
-        self.source: str | Path | None = None  # what it was loaded from
-        self.engine: Engine | None = None  # what writes instead of the model itself
+        self.source: str | Path | None = None  # folder or hub name
+        self.engine: Engine | None = None  # samples instead of the model
 
     @property
     def head_width(self) -> int:
-        """Of what the head is given: hidden states, or the logits themselves."""
+        """Width of the head's input: of hidden states, or of the logits themselves."""
         if not self.shortcuts.head:
             return self.model.get_output_embeddings().weight.shape[0]
         return self.model.get_input_embeddings().weight.shape[1]
 
     def prove(self) -> Proof:
-        """Compare what is saved with the model's own forward pass, once; what does not hold is off from then on.
+        """Compare the shortcuts with the model's own forward pass, once; shortcuts that differ are switched off.
 
         Raises: PolicyError if that pass fails.
         """
@@ -71,7 +71,7 @@ class AutoregressivePolicy(Passes):
         return self.proof
 
     def apply(self, proof: Proof) -> None:
-        """Use what was proven of these weights, or of others of the same files."""
+        """Apply a proof of these weights, or of a model with the same files."""
         self.proof, self.shortcuts = proof, proof.shortcuts
         if proof.shortcuts.head:
             layer = self.model.get_output_embeddings()
@@ -81,17 +81,17 @@ class AutoregressivePolicy(Passes):
         self.head = replace(head, eos_ids=self.head.eos_ids)
 
     def copy(self, name: str) -> "AutoregressivePolicy":
-        """An own copy of the weights, frozen; processor and kept prompts are shared."""
+        """Frozen copy of the weights; shares processor and encoded prompts."""
         return self._twin(copy.deepcopy(self.model).requires_grad_(False).eval(), name)
 
     def add_adapter(self, config: object) -> None:
-        """Put a new low-rank adapter (a peft configuration) on the model."""
+        """Add a new low-rank adapter (a peft configuration) to the model."""
         add_adapter(self.model, config)
         if self.shortcuts.head:
             self.head = replace(self.head, linear=self.model.get_output_embeddings())
 
     def beside(self, name: str) -> "AutoregressivePolicy":
-        """An own copy of the adapter, frozen, on the same weights; processor and kept prompts are shared."""
+        """Frozen copy of the adapter on the same base weights; shares processor and encoded prompts."""
         return self._twin(beside(self.model), name)
 
     def _twin(self, model: nn.Module, name: str) -> "AutoregressivePolicy":
@@ -103,7 +103,7 @@ class AutoregressivePolicy(Passes):
         return twin
 
     def without_adapter(self, name: str) -> "AutoregressivePolicy":
-        """The same weights read with LoRA adapters switched off."""
+        """The same weights with LoRA adapters disabled."""
         twin = copy.copy(self)
         twin.name, twin.adapter = name, "off"
         linear = self.head.linear
@@ -112,27 +112,28 @@ class AutoregressivePolicy(Passes):
 
     @property
     def context_length(self) -> int | None:
-        """The most tokens that prompt and completion have together; None = no limit."""
+        """Largest number of tokens of prompt and completion together; None = no limit."""
         return self.encoder.context_length
 
     def check_prompt(self, prompt: Prompt, completion_length: int = 0) -> None:
-        """Raises DataError or PolicyError if the prompt's images cannot be read, or it is too long beside a completion."""
+        """Raise DataError or PolicyError if the images cannot be read, or the prompt with a completion is too long."""
         length = self.encoder.encode(prompt)["input_ids"].shape[1]
         if self.context_length is not None and length + completion_length > self.context_length:
             raise PolicyError(
-                f'prompt "{prompt.key}" has {length} tokens (images included) and its reference {completion_length}; the '
-                f"model takes {self.context_length}. Shorten one of them, or use smaller images."
+                f'prompt "{prompt.key}" has {length} tokens (images included) and its reference {completion_length}. Expected '
+                f"at most {self.context_length} together. Shorten one of them, or use smaller images."
             )
 
     def special_in(self, text: str) -> str | None:
-        """A special token that stands in the text as words; None if there is none."""
+        """Return a special token that occurs in the text; None if none does."""
         return self.encoder.special_in(text)
 
     @torch.no_grad()
     def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Completion]]:
-        """Completions, one per seed of each prompt; each depends on its own seed and prompt, not on its neighbours.
+        """Sample one completion per seed of each prompt; it depends only on its prompt and seed.
 
-        The prompt's key-value cache is made once and repeated for its completions. With an engine, that writes.
+        The key-value cache of a prompt is computed once and repeated for its completions. An engine, if set, samples
+        instead.
         """
         if self.engine is not None:
             return self._sample_by(self.engine, prompts, seeds, options)
@@ -150,10 +151,12 @@ class AutoregressivePolicy(Passes):
     def _sample_by(
         self, engine: Engine, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions
     ) -> list[list[Completion]]:
-        """Raises PolicyError if the engine reads another prompt than the student."""
+        """Sample with an engine. Raises PolicyError if its prompt tokens differ from the student's."""
         requests = [Request(*self.encoder.request(prompt)) for prompt in prompts]
-        padding = range(self.vocabulary, self.model.get_output_embeddings().weight.shape[0])  # stands for no token
-        with torch.autocast(self.device.type, enabled=False):  # an engine in this process has a precision of its own
+        padding = range(
+            self.vocabulary, self.model.get_output_embeddings().weight.shape[0]
+        )  # unused entries of the head
+        with torch.autocast(self.device.type, enabled=False):  # the engine sets its own precision
             engine.load(weights_of(self.model))
             sampled = engine.generate(requests, seeds, options, self.stop_ids, [*self._placeholders, *padding])
         for prompt, completions in zip(prompts, sampled, strict=True):
@@ -165,7 +168,7 @@ class AutoregressivePolicy(Passes):
         ]
 
     def _continue(self, states: States, seeds: list[int], options: SamplingOptions) -> list[Completion]:
-        """Draw tokens until all rows have ended. What stands behind a row's end is cut away, or was never drawn."""
+        """Sample tokens until all rows have ended, then cut each row at its end token."""
         stop = torch.tensor(sorted(self.stop_ids), device=self.device)
         placeholders = torch.tensor(self._placeholders, dtype=torch.long, device=self.device)
         numbers = torch.stack([uniform(seed, options.max_completion_length) for seed in seeds]).to(self.device)
@@ -197,7 +200,7 @@ class AutoregressivePolicy(Passes):
     def _cut(
         self, ids: Sequence[int], logprobs: Sequence[float], entropies: Sequence[float] | None = None
     ) -> Completion:
-        """Ends a completion at its first end token, written as the one that stands for all."""
+        """Cut a completion at its first end token and replace that by the first of the unified end tokens."""
         length = next((count for count, token in enumerate(ids, start=1) if token in self.stop_ids), None)
         kept = None if entropies is None else tuple(entropies[:length])
         if length is None:
@@ -206,7 +209,7 @@ class AutoregressivePolicy(Passes):
         return Completion((*ids[: length - 1], end), tuple(logprobs[:length]), True, entropies=kept)
 
     def denoising_schedule(self, ids: tuple[int, ...]) -> DenoisingTrace | None:
-        """None: from left to right, token by token."""
+        """None: from left to right."""
         return None
 
     def forward(
@@ -215,10 +218,10 @@ class AutoregressivePolicy(Passes):
         completions: list[tuple[int, ...]],
         denoisings: list[DenoisingTrace | None] | None = None,
     ) -> ViewOutput:
-        """Hidden states of all completion positions, row after row; with gradient unless it is switched off outside.
+        """Hidden states of all completion positions, row after row, with gradient unless disabled by the caller.
 
-        A prompt that occurs in several rows (several answers to one question) passes the model once: its key-value
-        cache is repeated for its rows, and its gradient is the sum of theirs.
+        A prompt of several rows (several answers to one question) passes through the model once: its key-value cache is
+        repeated for its rows, and its gradient is the sum of theirs.
         """
         self.prove()
         rows = [row for row, ids in enumerate(completions) if ids]
@@ -228,41 +231,41 @@ class AutoregressivePolicy(Passes):
         return ViewOutput(hidden, self.head, self.vocabulary)
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
-        """An answer given as text, as the model would have written it: its tokens and the end token."""
+        """Tokenize an answer, with an end token."""
         special = self.special_in(text)
         if special is not None:
-            raise DataError(f'answer {text[:80]!r} contains the special token "{special}" as text: remove it.')
+            raise DataError(f'answer {text[:80]!r} contains the special token "{special}" as text. Remove it.')
         return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_id)
 
     @property
     def end_id(self) -> int:
-        """The token that an answer given as text ends with: where several are one action, the one that stands for all."""
+        """End token of tokenized answers: the first of the unified end tokens, or the tokenizer's."""
         end_id = self.head.eos_ids[0] if self.head.eos_ids else self.tokenizer.eos_token_id
         return min(self.stop_ids) if end_id is None else end_id
 
     def is_special(self, token_id: int) -> bool:
-        """Whether an entry of the vocabulary is a mark of the model's and no text, or no token at all."""
+        """Return whether a token id is a special token or unused."""
         tokenizer = self.tokenizer
         added = tokenizer.added_tokens_decoder.get(token_id)
         is_text = token_id < len(tokenizer) and not (added and added.special)
         return token_id in tokenizer.all_special_ids or not is_text
 
     def text(self, ids: tuple[int, ...]) -> str:
-        """The completion as text, without special tokens."""
+        """Decode a completion without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def token_text(self, token_id: int) -> str:
-        """One entry of the vocabulary as text."""
+        """Decode one token id."""
         if token_id not in self._token_texts:
             self._token_texts[token_id] = self._decode([token_id])
         return self._token_texts[token_id]
 
     def token_texts(self, ids: tuple[int, ...]) -> list[str]:
-        """Each token's own text; bytes of an unfinished character stay with the token that finishes it."""
+        """Decode each token; the bytes of a character belong to the token that completes it."""
         texts, whole = [self.token_text(token_id) for token_id in ids], self._decode(ids)
         if "".join(texts) == whole and "\ufffd" not in whole:
             return texts
-        # a token's text may depend on what is before it: each is decoded after the last finished ones
+        # the text of a token can depend on earlier tokens, so decode it after the last complete ones
         texts, start, done = [], 0, 0
         for stop in range(1, len(ids) + 1):
             before, so_far = self._decode(ids[start:done]), self._decode(ids[start:stop])
@@ -277,12 +280,12 @@ class AutoregressivePolicy(Passes):
 
 
 def load_policy(path: str | Path, name: str, **options) -> AutoregressivePolicy:
-    """A model that writes from left to right, frozen and in evaluation mode; options are those of load_model."""
+    """Load a left-to-right model, frozen and in evaluation mode; options as in load_model."""
     return AutoregressivePolicy(*load_model(path, name, **options), name)
 
 
 def stop_ids(model: nn.Module, tokenizer) -> frozenset[int]:
-    """Every token that ends an answer: the generation config's and the tokenizer's."""
+    """All tokens that end an answer, of the generation config and the tokenizer."""
     declared = getattr(getattr(model, "generation_config", None), "eos_token_id", None)  # masked LMs have none
     declared = declared if isinstance(declared, (list, tuple)) else [declared]
     return frozenset(int(token) for token in [*declared, tokenizer.eos_token_id] if token is not None)

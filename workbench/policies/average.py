@@ -1,4 +1,4 @@
-"""The parameter average of models that began as one: what merging specialists without any training gives.
+"""Parameter average of models with a common start: the baseline of merging specialists without training.
 
 python -m workbench.policies.average OUTPUT MODEL MODEL ...
 """
@@ -16,15 +16,16 @@ from workbench.policies.autoregressive import load_policy
 def average_models(models: list[str | Path], output: str | Path) -> Path:
     """Write the mean of the models' weights as a model folder; returns it.
 
-    Raises: ConfigError if fewer than two are given or their parameters differ in name or shape; PolicyError for adapters.
+    Raises: ConfigError for fewer than two models or parameters of different name or shape; PolicyError for adapters.
     """
     if len(models) < 2:
-        raise ConfigError(f"an average needs two models or more, got {len(models)}.")
+        raise ConfigError(f"got {len(models)} models to average. Expected two or more. Name another model.")
     for model in models:
         if is_adapter(model):
             raise PolicyError(
-                f"{model} holds an adapter, and the mean of two adapters is not the adapter of the mean. Merge it first: "
-                "workbench export."
+                f"{model} holds an adapter. Expected full weights, since adapters cannot be averaged. Merge it first "
+                "with "
+                "`workbench export`."
             )
     first, *others = (load_policy(model, str(model)) for model in models)
     total = dict(first.model.named_parameters())
@@ -41,7 +42,7 @@ def average_models(models: list[str | Path], output: str | Path) -> Path:
             )
             if odd is not None:
                 raise ConfigError(
-                    f'{other.name} and {first.name} differ in "{odd}"; only models of one shape can be averaged.'
+                    f'{other.name} and {first.name} differ in "{odd}". Choose models of one architecture.'
                 )
             for name, parameter in total.items():
                 parameter.add_(weights[name])

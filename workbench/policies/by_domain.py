@@ -1,4 +1,4 @@
-"""One policy made of several: each prompt is answered and read by the policy of its example's domain, and by no other."""
+"""Policy by domain: each prompt goes to the policy of its example's domain."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,25 +12,29 @@ from workbench.types import DenoisingTrace, Prompt
 
 
 def is_by_domain(policies: Iterable[str], teachers: Mapping[str, str]) -> bool:
-    """Whether "teacher" is several, one for each domain: with models.teachers, unless views name these one by one."""
+    """Return whether "teacher" has one policy per domain: with models.teachers, unless views name these directly."""
     names = list(policies)
     return bool(teachers) and "teacher" in names and not any(name.startswith("teacher:") for name in names)
 
 
 @dataclass(frozen=True)
 class PolicyByDomain:
-    """members: domain -> policy; several domains may share one. other: policy of every other domain, None = there is none."""
+    """Dispatches prompts to the policy of their domain.
+
+    members  policy by domain; domains can share one
+    other    policy of all other domains, or None
+    """
 
     name: str
     members: dict[str, Policy]
     other: Policy | None = None
 
     def of(self, domain: str) -> Policy:
-        """Raises PolicyError naming the domains that there are."""
+        """Policy of a domain. Raises PolicyError for an unknown one."""
         policy = self.members.get(domain, self.other)
         if policy is None:
             raise PolicyError(
-                f'there is no {self.name} for domain "{domain}"; there are for {", ".join(self.members)}. Add it under '
+                f'unknown {self.name} for domain "{domain}". Expected one of {", ".join(self.members)}. Add the domain to '
                 f"models.{self.name}s, or set models.{self.name} for all other domains."
             )
         return policy
@@ -89,21 +93,21 @@ class PolicyByDomain:
 
     @property
     def _any(self) -> Policy:
-        """They share one vocabulary."""
+        """Any of the policies; they share one vocabulary."""
         return next(iter(self.members.values()))
 
     def _groups(self, prompts: list[Prompt]) -> Iterator[tuple[Policy, list[int]]]:
-        """Each policy with the places of its prompts."""
+        """Yield each policy with the indices of its prompts."""
         policies = [self.of(prompt.domain) for prompt in prompts]
         for policy in {id(policy): policy for policy in policies}.values():
             yield policy, [row for row, row_policy in enumerate(policies) if row_policy is policy]
 
 
 def member(policy: Policy, domain: str) -> Policy:
-    """The policy itself, or of several the one of a domain. Raises PolicyError if there is none for it."""
+    """The policy itself, or the one of a domain if there are several. Raises PolicyError for an unknown domain."""
     return policy.of(domain) if isinstance(policy, PolicyByDomain) else policy
 
 
 def covers(policy: Policy, domain: str) -> bool:
-    """Whether the policy can be asked about a domain."""
+    """Return whether the policy has a model for a domain."""
     return not isinstance(policy, PolicyByDomain) or policy.other is not None or domain in policy.members

@@ -1,4 +1,4 @@
-"""What policies must agree on before their log-probs of one id can be compared: what the id means, and what ends an answer."""
+"""Compatibility of policies: vocabulary and end tokens must match before log-probs of one id can be compared."""
 
 from dataclasses import replace
 
@@ -7,14 +7,13 @@ from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.diffusion import DiffusionPolicy
 from workbench.types import STUDENT
 
-_SHOWN = 3  # tokens named that two vocabularies number differently
+_SHOWN = 3  # examples of differing token ids in a message
 
 
 def share_vocabulary(policies: dict[str, AutoregressivePolicy]) -> None:
-    """Cut every head to the entries that all policies have: families pad the same vocabulary to other multiples.
+    """Truncate every head to the entries that all policies share, since families pad one vocabulary differently.
 
-    Raises: PolicyError naming tokens that two policies number differently: their log-probs of one id would be of
-    different words, and nothing later could tell.
+    Raises: PolicyError listing tokens whose ids differ between two policies, whose log-probs cannot be compared.
     """
     student = policies[STUDENT]
     vocabulary = student.tokenizer.get_vocab()
@@ -23,12 +22,17 @@ def share_vocabulary(policies: dict[str, AutoregressivePolicy]) -> None:
             _refuse_other_tokens(policy, vocabulary)
     size = min(policy.vocabulary for policy in policies.values())
     if size < len(vocabulary):
-        raise PolicyError(f"a head has {size} entries, but the student's tokenizer has {len(vocabulary)} tokens.")
+        raise PolicyError(
+            f"a head has {size} entries. Expected at least the {len(vocabulary)} tokens of the student's tokenizer. "
+            "Choose "
+            "models of one family."
+        )
     for policy in policies.values():
         extra = sum(token_id >= size for token_id in policy.tokenizer.get_vocab().values())
         if extra:
             raise PolicyError(
-                f"{policy.name} knows {extra} tokens beyond the {size} entries that all heads share; choose models of one "
+                f"{policy.name} has {extra} tokens beyond the {size} entries that all heads share. Choose models of "
+                "one "
                 "family."
             )
         policy.vocabulary = size
@@ -45,9 +49,10 @@ def _refuse_other_tokens(policy: AutoregressivePolicy, vocabulary: dict[str, int
         for token in other[:_SHOWN]
     )
     raise PolicyError(
-        f"{policy.name} has another vocabulary than student: {examples}. {len(other):,} of {len(vocabulary):,} tokens differ, and "
-        "distillation compares log-probs id by id. Needed: a teacher and a student with one tokenizer, as models of one "
-        "family have whatever their size; a loss across tokenizers, which would have to align spans of text, is not there."
+        f"{policy.name} has another vocabulary than student: {examples}. {len(other):,} of {len(vocabulary):,} tokens "
+        "differ. Expected one tokenizer for teacher and student, since losses compare log-probs by token id. Choose "
+        "models "
+        "of one family."
     )
 
 
@@ -70,7 +75,8 @@ def unify_eos_tokens(policies: dict[str, AutoregressivePolicy]) -> None:
                 if not policy.is_special(token):
                     raise PolicyError(
                         f'{other.name} ends an answer with "{other.token_text(token)}", which is ordinary text for '
-                        f"{policy.name}, so their ends cannot be made one. Take its id {token} out of eos_token_id in the "
+                        f"{policy.name}, so their ends cannot be made one. Take its id {token} out of eos_token_id in "
+                        "the "
                         f"generation_config.json of {other.name}, or choose models of one family."
                     )
     first = policies[STUDENT].end_id

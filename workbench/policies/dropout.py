@@ -1,8 +1,8 @@
-"""A model that learns without its own dropout, so that it scores answers as it sampled them.
+"""Training without a model's own dropout, so that scoring matches sampling.
 
-A model samples in evaluation mode. In training mode many families do more than learn: GPT-2, OPT and Emu 3 drop a tenth of
-their activations, and others drop layers or add noise to routers. Evaluation mode gives the same gradients without that.
-What needs training mode is recomputing activations (gradient checkpointing), which transformers asks of each layer.
+A model samples in evaluation mode. In training mode GPT-2, OPT and Emu 3 drop a tenth of their activations, and other
+families drop layers or add noise to routers. Gradients in evaluation mode do not have that. Only gradient checkpointing
+needs training mode, which transformers checks in each layer.
 """
 
 from collections.abc import Callable
@@ -12,21 +12,21 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def set_adapter_dropout(model: nn.Module, share: float) -> None:
-    """Have adapters drop this share of their inputs while they learn, whatever the folder says that they come from."""
+    """Set the dropout of all adapters, overriding the saved configuration."""
     for layer in _adapted_layers(model):
         for name in layer.lora_dropout:
             layer.lora_dropout[name] = nn.Dropout(share) if share else nn.Identity()
 
 
 def enter_training_without_dropout(model: nn.Module) -> None:
-    """Evaluation mode, but for adapters' dropout and for the layers that recompute activations."""
+    """Set evaluation mode, except for adapter dropout and for layers with gradient checkpointing."""
     model.eval()
     for layer in _adapted_layers(model):
-        layer.training = True  # DoRA asks this of the layer, and not of its dropout
+        layer.training = True  # DoRA checks the layer and not its dropout
         layer.lora_dropout.train()
     if not getattr(model, "is_activation_checkpointing", False):
         return
-    model.training = True  # of this module alone: it says that activations are recomputed
+    model.training = True  # of this module only, for gradient checkpointing
     for module in model.modules():
         if not getattr(module, "gradient_checkpointing", False):
             continue
@@ -37,7 +37,7 @@ def enter_training_without_dropout(model: nn.Module) -> None:
 
 
 def _in_evaluation(layer: nn.Module, checkpoint: Callable) -> Callable:
-    """A layer's checkpointing function under which its own forward pass, recomputed or not, is in evaluation mode."""
+    """Wrap a layer's checkpointing function, so that its forward pass runs in evaluation mode."""
 
     def call(forward: Callable, *inputs: object) -> object:
         def evaluated(*values: object) -> object:
