@@ -1,20 +1,21 @@
 """Masked diffusion language models as policies: a bidirectional masked LM that fills a canvas of masks.
 
-Model classes: any masked LM that the Auto classes load and whose logits are a linear head over its base model, with or
-without a transform between (ModernVBERT, which sees images; EuroBERT, whose layers are LLaDA's; ModernBERT; BERT).
-DiffusionGemma, the diffusion class that transformers ships, does not fit: it denoises random tokens of one canvas, reads
-finished ones causally, and has neither masks nor later blocks.
+Model classes: any masked LM of the Auto classes whose logits are a linear head over its base model, optionally with a
+transform between (ModernVBERT, which takes images; EuroBERT, with LLaDA's layers; ModernBERT; BERT). DiffusionGemma of
+transformers is not supported: it denoises random tokens of one canvas, attends causally to finished ones, and has
+neither masks nor later blocks.
 
-1. A prompt is followed by a canvas of max_completion_length masks. Blocks of `block` positions are filled one after the
-   other, each in `steps_per_block` steps: every mask of the block gets a token drawn at the temperature, and those whose
-   token has the highest probability are committed (LLaDA, arXiv 2502.09992, low-confidence remasking).
-2. The end token closes the canvas behind it, once: positions behind it become padding at the same step, and no other end is
-   drawn before it. So ids and steps of an answer say exactly what the model saw at every step.
-3. A position of an answer is (denoising step, committed token). It is read in the canvas as it was before its step, plus
-   what the prompt shows of its future. All states of an answer are rows of a batch; `STATES` of them pass at a time.
+1. A canvas of max_completion_length masks follows the prompt. Blocks of `block` positions are filled one after the
+   other, each in `steps_per_block` steps: every mask of the block gets a sampled token, and the tokens of highest
+   probability are committed (LLaDA, arXiv 2502.09992, low-confidence remasking).
+2. The first end token closes the canvas: later positions become padding at the same step, and no earlier end token is
+   sampled. So ids and steps of an answer determine the model's input at every step.
+3. A position of an answer is (denoising step, committed token). It is scored in the canvas before its step, plus the
+   future in its prompt. All states of an answer are rows of a batch; `STATES` rows are one forward pass.
 
-The model must tell padding from the end token: one that fills the canvas with end tokens would commit the last of them first.
-`block` and `steps_per_block` are the model's own (config.json, "denoising") unless the run's sampling options name others.
+The model must distinguish padding from the end token: one that fills the canvas with end tokens would commit the last
+of them first. `block` and `steps_per_block` are the model's own (config.json, "denoising") unless the sampling options
+of the run set them.
 """
 
 import inspect
@@ -35,24 +36,24 @@ from workbench.policies.view_output import ViewOutput
 from workbench.types import DenoisingTrace, Prompt
 
 STATES = 256  # canvases of one forward pass
-BLOCK, STEPS_PER_BLOCK = 32, 16  # where a model names none: two tokens a step, as in d-OPSD's experiments
+BLOCK, STEPS_PER_BLOCK = 32, 16  # defaults: two tokens a step, as in d-OPSD's experiments
 _TRANSFORMS = ("", "projection_head", "head", "cls.predictions.transform")  # between base model and head
 
 
 class DiffusionPolicy(AutoregressivePolicy):
-    """A masked LM with its processor; only writing and reading differ from a model that goes from left to right."""
+    """A masked LM with its processor; only sampling and scoring differ from a left-to-right model."""
 
     def __init__(self, model: nn.Module, processor, name: str, **options) -> None:
         super().__init__(model, processor, name, **options)
         if self.tokenizer.mask_token_id is None or self.tokenizer.pad_token_id in (None, *self.stop_ids):
             raise PolicyError(
-                f"{name}: a masked diffusion model needs a mask token, and a padding token that is not its end token "
+                f"{name}: expected a mask token, and a padding token other than the end token, for masked diffusion "
                 f"(mask {self.tokenizer.mask_token!r}, padding {self.tokenizer.pad_token!r}, end "
                 f"{self.tokenizer.eos_token!r}). Name them in the model's tokenizer_config.json."
             )
         self.mask_id, self.pad_id = self.tokenizer.mask_token_id, self.tokenizer.pad_token_id
         settings = getattr(model.config, "denoising", None) or {}
-        self.canvas = int(settings.get("canvas", 4 * BLOCK))  # of answers that were not written by a policy
+        self.canvas = int(settings.get("canvas", 4 * BLOCK))  # for answers that no policy sampled
         self.set_denoising_steps(
             int(settings.get("block", BLOCK)), int(settings.get("steps_per_block", STEPS_PER_BLOCK))
         )
@@ -60,25 +61,25 @@ class DiffusionPolicy(AutoregressivePolicy):
         self._transform = self._find_transform()
 
     def prove(self) -> Proof:
-        """A masked model reads in other passes than those of a proof; what leads to its logits was proven when it was made."""
+        """Return an empty proof: left-to-right shortcuts do not apply, and __init__ checks the head."""
         self.proof = self.proof or Proof(self.shortcuts)
         return self.proof
 
     def set_denoising_steps(self, block: int, steps_per_block: int, canvas: int | None = None) -> None:
-        """How answers are written from now on, also by a model saved from this one; 0 = as it is."""
+        """Set the denoising schedule, also of models saved from this one; 0 = unchanged."""
         self.block, self.canvas = block or self.block, canvas or self.canvas
         self.steps_per_block = steps_per_block or self.steps_per_block
         if not 1 <= self.steps_per_block <= self.block:
             raise ConfigError(
-                f"{self.name}: {self.steps_per_block} denoising steps for a block of {self.block} positions; a step commits at "
-                "least one. Set sampling.steps_per_block from 1 to sampling.block."
+                f"{self.name}: {self.steps_per_block} denoising steps for a block of {self.block} positions. Set "
+                "sampling.steps_per_block from 1 to sampling.block."
             )
         pace = {"block": self.block, "steps_per_block": self.steps_per_block, "canvas": self.canvas}
         self.model.config.denoising = pace
 
     @torch.no_grad()
     def _find_transform(self) -> str:
-        """Name of the module between base model and head, proven on three tokens. Raises PolicyError if there is another."""
+        """Find the transform between base model and head with three tokens. Raises PolicyError if none matches."""
         ids = torch.tensor([[self.mask_id, self.pad_id, *sorted(self.stop_ids)[:1]]], device=self.device)
         with self.evaluation():
             logits = self.model(input_ids=ids).logits[0].float()
@@ -91,13 +92,14 @@ class DiffusionPolicy(AutoregressivePolicy):
                 if guess.shape == logits.shape and torch.allclose(guess, logits, rtol=1e-2, atol=1e-2):
                     return name
         raise PolicyError(
-            f"{self.name}: the logits of {type(self.model).__name__} are not its head over its base model, so they cannot be "
-            "read in chunks. Classes that work: ModernVBERT, EuroBERT, ModernBERT, BERT."
+            f"{self.name}: the logits of {type(self.model).__name__} are not its head over its base model, so they "
+            "cannot "
+            "be computed in chunks. Choose a ModernVBERT, EuroBERT, ModernBERT or BERT."
         )
 
     @torch.no_grad()
     def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Completion]]:
-        """Answers, one per seed of each prompt; each depends on its own seed and prompt, not on its neighbours."""
+        """Sample one answer per seed of each prompt; it depends only on its prompt and seed."""
         rows = [row for row, prompt_seeds in enumerate(seeds) for _ in prompt_seeds]
         flat = [seed for prompt_seeds in seeds for seed in prompt_seeds]
         with self.evaluation():
@@ -121,7 +123,7 @@ class DiffusionPolicy(AutoregressivePolicy):
                 if not active.numel():
                     break
                 logits = self._logits(context, active, canvas[active], masked[active])
-                cells = masked[active].nonzero()  # (M, 2): which active answer, which position
+                cells = masked[active].nonzero()  # (M, 2): index of the active answer, position
                 mine = active[cells[:, 0]]
                 tokens, sure, logprob = self._draw(
                     logits,
@@ -152,7 +154,7 @@ class DiffusionPolicy(AutoregressivePolicy):
         ]
 
     def _may_end(self, canvas: Int[Tensor, "B C"], ends: Int[Tensor, " E"]) -> Bool[Tensor, "B C"]:
-        """Where an end token may be drawn: nowhere if there is one, and not before a token that is committed."""
+        """Mask of positions that may sample an end token: one per answer, and not before a committed token."""
         filled = canvas != self.mask_id
         later = filled.flip(-1).cumsum(-1).flip(-1) > 0
         return ~later & ~torch.isin(canvas, ends).any(-1, keepdim=True)
@@ -164,7 +166,7 @@ class DiffusionPolicy(AutoregressivePolicy):
         uniform: Float[Tensor, " M"],
         options: SamplingOptions,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """A token per mask, the probability that decides who is committed, and its log-prob; padding is never drawn."""
+        """Sample a token per mask; return tokens, probabilities (which decide the commits) and log-probs."""
         never = torch.tensor([self.mask_id, self.pad_id, *self._placeholders], device=logits.device)
         allowed = logits.index_fill(-1, never, -math.inf)
         for token in self.stop_ids:
@@ -180,10 +182,10 @@ class DiffusionPolicy(AutoregressivePolicy):
         return Completion(tuple(ids[:length]), tuple(logprobs[:length]), finished, denoising)
 
     def denoising_schedule(self, ids: tuple[int, ...]) -> DenoisingTrace:
-        """A given answer, as if committed from left to right at the policy's own pace."""
+        """Schedule of a given answer: from left to right, at the policy's tokens per step."""
         if len(ids) > self.canvas:
             raise PolicyError(
-                f"an answer of {len(ids)} tokens, its end included, does not fit on the canvas of {self.canvas}. Raise "
+                f"an answer of {len(ids)} tokens, with its end token, exceeds the canvas of {self.canvas}. Raise "
                 "sampling.max_completion_length."
             )
         steps, step = [], 0
@@ -201,10 +203,10 @@ class DiffusionPolicy(AutoregressivePolicy):
         completions: list[tuple[int, ...]],
         denoisings: list[DenoisingTrace | None] | None = None,
     ) -> ViewOutput:
-        """The hidden state that predicts each token, in the canvas as it was before the token's step."""
+        """Hidden state that predicts each token, in the canvas before the token's step."""
         given_orders = denoisings or [None] * len(completions)
         orders = [order or self.denoising_schedule(ids) for order, ids in zip(given_orders, completions, strict=True)]
-        states, rows, cells = [], [], []  # canvases; whose they are; per token (canvas, column)
+        states, rows, cells = [], [], []  # canvases; their rollout; per token (canvas, column)
         for row, (prompt, ids, order) in enumerate(zip(prompts, completions, orders, strict=True)):
             first, canvases = len(states), self._states(prompt, ids, order)
             states += canvases
@@ -224,7 +226,7 @@ class DiffusionPolicy(AutoregressivePolicy):
         return ViewOutput(torch.cat(parts)[order.argsort().to(self.device)], self.head, self.vocabulary)
 
     def _states(self, prompt: Prompt, ids: tuple[int, ...], order: DenoisingTrace) -> list[list[int]]:
-        """The canvas before each step, with what the prompt shows of its future."""
+        """Canvas before each step, with the future that the prompt reveals."""
         closed = order.steps[-1] if ids and ids[-1] in self.stop_ids else order.num_steps
         final = [*ids, *[self.pad_id] * (order.canvas - len(ids))]
         when = [*order.steps, *[closed] * (order.canvas - len(ids))]
@@ -245,7 +247,7 @@ class DiffusionPolicy(AutoregressivePolicy):
     def _canvas_hidden(
         self, context: "_Context", rows: Int[Tensor, " A"], canvas: Int[Tensor, "A C"], lengths: Int[Tensor, " A"]
     ) -> Float[Tensor, "A C D"]:
-        """What the head reads at every position of some canvases, each after the prompt of its row."""
+        """Hidden states at every position of some canvases, each after the prompt of its row."""
         ids, mask, extra = context.of(rows)
         inside = (torch.arange(canvas.shape[1]) < lengths.unsqueeze(-1)).to(mask.device, mask.dtype)
         mask = torch.cat((mask, inside), -1)
@@ -259,19 +261,20 @@ class DiffusionPolicy(AutoregressivePolicy):
 
 
 class _Context:
-    """Encoded prompts of a batch, images turned into features once; `rows` says which prompt each row has."""
+    """Encoded prompts of a batch with image features; `rows` has the prompt index of each row."""
 
     def __init__(self, policy: DiffusionPolicy, prompts: list[Prompt], rows: list[int]) -> None:
         unique, which = distinct(prompts)
-        # what is shown of an answer is no part of what is encoded and kept
+        # the encoding of a prompt does not depend on its future
         encoded = policy._to_device(policy.encoder.batch([replace(prompt, future=()) for prompt in unique]))
         self.prompt_of = torch.tensor([which[row] for row in rows])
         self.ids, self.mask = encoded["input_ids"], encoded["attention_mask"]
         pixels = {name: encoded[name] for name in ("pixel_values", "pixel_attention_mask") if name in encoded}
-        self.features: dict[int, Tensor] = {}  # by prompt, of those that have images
+        self.features: dict[int, Tensor] = {}  # by index of a prompt with images
         if pixels and not policy._takes_features:
             raise PolicyError(
-                f"{policy.name} is given images that {type(policy.model).__name__} takes in no known way."
+                f"{policy.name}: {type(policy.model).__name__} takes no image features. Choose another model, or data "
+                "without images."
             )
         if pixels:
             with policy._adapter_state():
@@ -280,7 +283,7 @@ class _Context:
             self.features = dict(zip(with_images, features, strict=True))
 
     def of(self, rows: Int[Tensor, " A"]) -> tuple[Tensor, Tensor, dict]:
-        """Ids, mask and image features of some rows' prompts."""
+        """Ids, mask and image features of the prompts of some rows."""
         prompt = self.prompt_of[rows.cpu()]
         features = [self.features[idx] for idx in prompt.tolist() if idx in self.features]
         prompt = prompt.to(self.ids.device)
@@ -292,7 +295,7 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _stack(states: list[list[int]], pad_id: int) -> tuple[Int[Tensor, "A C"], Int[Tensor, " A"]]:
-    """Canvases as one batch, shorter ones padded on the right, and their lengths."""
+    """Stack canvases to one batch, padded on the right, and return their lengths."""
     longest = max(map(len, states))
     rows = [[*state, *[pad_id] * (longest - len(state))] for state in states]
     return torch.tensor(rows), torch.tensor([len(state) for state in states])

@@ -1,11 +1,11 @@
-"""Prompts to tensors: the one place that knows processors and chat templates.
+"""Prompt encoding with processors and chat templates.
 
-Each prompt is encoded alone and kept; a batch is put together from the kept pieces. So a batch can be cut anywhere
-without cutting an image in two, whatever way a family packs its pixels:
+Each prompt is encoded alone and cached; a batch is collated from cached prompts. So a batch can be split at any row,
+however a family packs its pixels:
 
     ids and masks        padded on the left to the longest prompt
-    everything else      laid along the first axis; other axes padded with zeros to the largest (families with one row
-                         per prompt pad the number of images or patches so)
+    everything else      concatenated along the first axis; other axes zero-padded to the largest (families with one row
+                         per prompt pad the number of images or patches)
 """
 
 import copy
@@ -25,15 +25,15 @@ from workbench.errors import PolicyError
 from workbench.policies.templates import TEXT, content_form
 from workbench.types import Prompt, Turn
 
-CACHE_BYTES = 2**30  # of encoded prompts per policy family; oldest go first
-RECENT_PICTURES = 8  # sets of pictures that are kept prepared
+CACHE_BYTES = 2**30  # of encoded prompts per encoder; least recently used are evicted
+RECENT_PICTURES = 8  # cached sets of processed images
 GRID = "image_grid_thw"
-POOLING = "image_token_pooling"  # of Molmo 2: for each image token, which of its prompt's patches it is made of
+POOLING = "image_token_pooling"  # Molmo 2: patch indices of each image token
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 Encoded = dict[str, Tensor]
 
-VISION_START = "<|vision_start|>"  # of Qwen's families
+VISION_START = "<|vision_start|>"  # Qwen families
 
 
 class PromptEncoder:
@@ -47,8 +47,8 @@ class PromptEncoder:
         self._content = content_form(processor) if getattr(processor, "chat_template", None) is not None else None
         self._kept: OrderedDict[str, tuple[Prompt, Encoded]] = OrderedDict()
         self._kept_bytes = 0
-        self._pictures: OrderedDict[tuple, _ImageInputs] = OrderedDict()  # of the prompts before
-        added = self.tokenizer.added_tokens_decoder.values()  # not all are in the list of roles: placeholders of images
+        self._pictures: OrderedDict[tuple, _ImageInputs] = OrderedDict()  # of recent prompts
+        added = self.tokenizer.added_tokens_decoder.values()  # includes image placeholders, which have no role
         special = dict.fromkeys(
             [*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)]
         )
@@ -56,42 +56,44 @@ class PromptEncoder:
         self._first_signs = {token[0] for token in self._special}
 
     def encodes_as(self, other: "PromptEncoder") -> bool:
-        """Whether both make the same of every prompt: processors of one kind, with the same settings, words and template."""
+        """Return whether both encode every prompt equally: same processor class, settings, vocabulary and template."""
         if type(self.processor) is not type(other.processor) or self.max_prompt_length != other.max_prompt_length:
             return False
         settings, other_settings = (_settings(encoder.processor, encoder.tokenizer) for encoder in (self, other))
         return settings is not None and settings == other_settings
 
     def encode(self, prompt: Prompt) -> Encoded:
-        """One prompt, ids of shape (1, T). Raises PolicyError for special tokens in its text or too long a prompt."""
+        """Encode one prompt, ids (1, T). Raises PolicyError for special tokens in its text or a too long prompt."""
         cached_prompt, kept = self._kept.get(prompt.key, (None, None))
-        if cached_prompt == prompt:  # text, turns and pictures: an example may have been changed and kept its name
+        if cached_prompt == prompt:  # compares text, turns and images, since an example with the same key can change
             self._kept.move_to_end(prompt.key)
             return kept
         encoded = self._encode(prompt)
         length = encoded["input_ids"].shape[1]
         if self.max_prompt_length is not None and length > self.max_prompt_length:
             raise PolicyError(
-                f'prompt "{prompt.key}" has {length} tokens (images included), the model takes {self.max_prompt_length} '
-                "beside the completion. Use smaller images, a shorter text, or a smaller sampling.max_completion_length."
+                f'prompt "{prompt.key}" has {length} tokens (images included). Expected at most '
+                f"{self.max_prompt_length}, "
+                "beside the completion. Use smaller images, a shorter text, or a smaller "
+                "sampling.max_completion_length."
             )
         if prompt.key:
             self._keep(prompt, encoded)
         return encoded
 
     def special_in(self, text: str) -> str | None:
-        """A special token that stands in the text as words; None if there is none, as in nearly every text."""
+        """Return a special token that occurs in the text; None if none does."""
         if self._first_signs.isdisjoint(text):
             return None
         return next((token for token in self._special if token in text), None)
 
     def batch(self, prompts: list[Prompt]) -> Encoded:
-        """Several prompts, ids padded on the left to (B, T)."""
+        """Encode several prompts, ids padded on the left to (B, T)."""
         return collate([self.encode(prompt) for prompt in prompts], self.pad_id)
 
     @property
     def pad_id(self) -> int:
-        """What fills a row up; masked, so any text token will do."""
+        """Padding token; masked, so any text token works."""
         return next(
             (token for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if token is not None), 0
         )
@@ -101,12 +103,12 @@ class PromptEncoder:
             token = self.special_in(text)
             if token is not None:
                 raise PolicyError(
-                    f'prompt "{prompt.key}" contains the special token "{token}" as text, which the model would '
-                    "read as a command. Remove it from the question; images are placed by the workbench."
+                    f'prompt "{prompt.key}" contains the special token "{token}" as text. Remove it from the question; '
+                    "the workbench places images itself."
                 )
         if prompt.all_images and self.processor is self.tokenizer:
             raise PolicyError(
-                f'prompt "{prompt.key}" has {len(prompt.all_images)} image(s), but this model has no image processor. '
+                f'prompt "{prompt.key}" has {len(prompt.all_images)} image(s), and the model has no image processor. '
                 "Choose a vision-language model, or contexts and data without images."
             )
         pictures = self._opened(prompt.all_images)
@@ -114,12 +116,14 @@ class PromptEncoder:
             return self._process(prompt, pictures)
         except (ValueError, TypeError, TemplateError) as error:
             raise PolicyError(
-                f'prompt "{prompt.key}" cannot be encoded: the model\'s processor or chat template says '
-                f"{str(error) or type(error).__name__!r}. Change the question, its earlier turns or its images, or drop the row."
+                f'cannot encode prompt "{prompt.key}": the processor or chat template raises '
+                f"{str(error) or type(error).__name__!r}. Change the question, its earlier turns or its images, or "
+                "drop "
+                "the row."
             ) from error
 
     def _opened(self, sources: tuple) -> "_ImageInputs":
-        """A prompt's pictures, opened and prepared once for all prompts in a row that show them."""
+        """Open the images of a prompt, cached for the next prompts with the same images."""
         key = tuple(source if isinstance(source, Path) else id(source) for source in sources)
         pictures = self._pictures.pop(key, None) or _ImageInputs(sources, [open_image(source) for source in sources])
         self._pictures[key] = pictures
@@ -151,7 +155,7 @@ class PromptEncoder:
         return _inputs(encoded)
 
     def request(self, prompt: Prompt) -> tuple[str, tuple[int, ...], tuple[Image.Image, ...]]:
-        """What a rollout engine is given: the prompt as text with one placeholder an image, its tokens, and its images."""
+        """Prompt for a rollout engine: text with one placeholder per image, its tokens, and the images."""
         images, begins = [open_image(image) for image in prompt.all_images], False
         if getattr(self.processor, "chat_template", None) is None:
             text = self._plain_text(prompt)
@@ -166,7 +170,7 @@ class PromptEncoder:
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def _begins(self, text: str) -> bool:
-        """Whether the template writes the start token, which is then not added again (as transformers decides it)."""
+        """Return whether the template adds the start token, which is then not added again (as in transformers)."""
         return text.startswith(self.tokenizer.bos_token or "\0")
 
     def _messages(self, prompt: Prompt, images: list[Image.Image]) -> list[dict]:
@@ -180,20 +184,22 @@ class PromptEncoder:
         return messages
 
     def _plain_text(self, prompt: Prompt) -> str:
-        """Without a chat template: image tokens, then the text."""
+        """Prompt without a chat template: image tokens, then the text."""
         if prompt.history:
             raise PolicyError(
-                f'prompt "{prompt.key}" has earlier turns, but the model\'s processor has no chat template for them. '
-                "Save a chat template with the processor, or use single questions."
+                f'prompt "{prompt.key}" has earlier turns, and the model\'s processor has no chat template. Save a '
+                "chat "
+                "template with the processor, or use single questions."
             )
         return self._image_tokens(len(prompt.all_images)) + prompt.text
 
     def _image_tokens(self, count: int) -> str:
-        """What stands for pictures where no chat template places them."""
+        """Placeholders of images, for prompts where the chat template does not insert them."""
         if count and VISION_START in self.tokenizer.get_vocab():
             raise PolicyError(
-                f"the model's processor has no chat template that places pictures, and they stand between {VISION_START} and "
-                "another token that only the template writes. Put the model's chat_template.jinja into its folder."
+                f"the model's processor has no chat template, which must put images between {VISION_START} and an end "
+                "token. "
+                "Put the model's chat_template.jinja into its folder."
             )
         return getattr(self.processor, "image_token", "<image>") * count
 
@@ -208,9 +214,9 @@ class PromptEncoder:
 
 @dataclass
 class _ImageInputs:
-    """Pictures of a prompt, and what the family's image processor has made of them: the same for every text beside them."""
+    """Images of a prompt, and the outputs of the image processor, which do not depend on the text."""
 
-    sources: tuple  # themselves, so that no other object gets their identity
+    sources: tuple  # references, so that their ids stay unique
     opened: list[Image.Image]
     prepared: dict[str, Mapping] = field(default_factory=dict)
 
@@ -219,47 +225,47 @@ class _ImageInputs:
 
 
 class _ImageProcessorProxy:
-    """Stands for an image processor while one prompt is encoded, and gives again what it gave for the same pictures."""
+    """Image processor of one prompt that returns cached outputs for the same images."""
 
     def __init__(self, image_processor: Callable, prepared: dict[str, Mapping]) -> None:
         self._image_processor, self._prepared, self._calls = image_processor, prepared, 0
 
     def __call__(self, *images: object, **options: object) -> Mapping:
-        self._calls += 1  # a family may prepare a prompt's pictures one after the other
+        self._calls += 1  # some families process the images of a prompt one by one
         key = f"{self._calls} { {name: value for name, value in options.items() if name != 'images'} }"
         if key not in self._prepared:
             self._prepared[key] = self._image_processor(*images, **options)
-        return copy.copy(self._prepared[key])  # processors take things out of it
+        return copy.copy(self._prepared[key])  # processors pop items from it
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._image_processor, name)
 
 
 def _settings(processor: Callable, tokenizer: Callable) -> tuple | None:
-    """All that decides what a processor makes of a prompt; None for tokenizers that do not tell."""
+    """All settings that determine the encoding of a prompt; None for tokenizers that do not expose them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
     template = getattr(processor, "chat_template", None)
     whole = None if processor is tokenizer else processor.to_json_string()
-    rules = backend.to_str().partition('"added_tokens"')[2]  # before it: how the last call padded, which is no rule
+    rules = backend.to_str().partition('"added_tokens"')[2]  # the part before it is the padding state of the last call
     return rules, tokenizer.special_tokens_map, tokenizer.padding_side, template, whole
 
 
 def _inputs(encoded: Mapping[str, object]) -> Encoded:
-    """What the model is given; some processors add labels, which would make it compute a loss of its own."""
+    """Model inputs, without the labels that some processors add and that would make the model compute a loss."""
     return {name: value for name, value in encoded.items() if isinstance(value, Tensor) and name != "labels"}
 
 
 def collate(encoded: list[Encoded], pad_id: int) -> Encoded:
-    """Encoded prompts as one batch, ids and masks padded on the left."""
+    """Collate encoded prompts to one batch, ids and masks padded on the left."""
     batch = {}
     names = dict.fromkeys(name for inputs in encoded for name in inputs)
     longest = max(inputs["input_ids"].shape[1] for inputs in encoded)
     for name in names:
         if name in _PER_TOKEN:
             fill = pad_id if name == "input_ids" else 0
-            # some families give token types only to prompts with images; 0 is text
+            # some families have token types only for prompts with images; 0 is text
             values = [inputs[name] if name in inputs else torch.zeros_like(inputs["input_ids"]) for inputs in encoded]
             rows = [F.pad(ids, (longest - ids.shape[1], 0), value=fill) for ids in values]
             batch[name] = torch.cat(rows)
@@ -269,18 +275,18 @@ def collate(encoded: list[Encoded], pad_id: int) -> Encoded:
 
 
 def collate_pictures(encoded: list[Encoded]) -> Encoded:
-    """What a vision tower is given of several prompts, or of several pictures of a prompt."""
+    """Collate the vision tower's inputs of several prompts, or of several images of one prompt."""
     names = dict.fromkeys(name for inputs in encoded for name in image_inputs(inputs))
     return {name: _joined(encoded, name) for name in names}
 
 
 def image_inputs(encoded: Encoded) -> Encoded:
-    """What of an encoded prompt is about its pictures: all that is not about its tokens."""
+    """Image inputs of an encoded prompt: all inputs that are not per token."""
     return {name: value for name, value in encoded.items() if name not in _PER_TOKEN}
 
 
 def _joined(encoded: list[Encoded], name: str) -> Tensor:
-    """An input about pictures, of prompts one after the other; indices go on counting where the prompt before ended."""
+    """Concatenate an image input over prompts; patch indices are offset by the patches of earlier prompts."""
     having = [inputs for inputs in encoded if name in inputs]
     values = [inputs[name] for inputs in having]
     if name != POOLING:
@@ -295,14 +301,17 @@ def _joined(encoded: list[Encoded], name: str) -> Tensor:
 
 
 def picture_by_picture(encoded: Encoded, count: int) -> list[Encoded] | None:
-    """What a prompt's vision tower is given, apart for each of its `count` pictures; None where it cannot be told apart:
-    pictures cut into tiles, and families that read one among several otherwise than one alone."""
+    """Split the image inputs of a prompt by its `count` images.
+
+    None if that is not possible: for images cut into tiles, and families that encode an image differently among
+    several.
+    """
     inputs = image_inputs(encoded)
     if count == 1:
         return [inputs]
     if {"num_crops", "batch_num_images", POOLING} & inputs.keys():
         return None
-    if GRID in inputs and len(inputs[GRID]) == count:  # packed: as many rows as the picture has patches
+    if GRID in inputs and len(inputs[GRID]) == count:  # packed: one row per patch
         parts = {"pixel_values": inputs.pop("pixel_values").split(inputs[GRID].prod(-1).tolist())}
     else:
         parts = {}
@@ -331,7 +340,7 @@ def _num_bytes(prompt: Prompt, encoded: Encoded) -> int:
 
 
 def append(inputs: dict, completions: list[tuple[int, ...]], pad_id: int, token_type: int) -> dict:
-    """Completions to the right of the prompts, padded on the right; masks and token types follow."""
+    """Append completions to prompts, padded on the right, with masks and token types."""
     device, longest = inputs["input_ids"].device, max(len(ids) for ids in completions)
     ids = torch.full((len(completions), longest), pad_id)
     mask = torch.zeros((len(completions), longest), dtype=torch.long)
@@ -349,7 +358,7 @@ def append(inputs: dict, completions: list[tuple[int, ...]], pad_id: int, token_
 
 
 def distinct(prompts: list[Prompt]) -> tuple[list[Prompt], list[int]]:
-    """The different prompts, and which of them each row has."""
+    """Distinct prompts, and the index of each row's prompt."""
     row_of: dict[int, int] = {}
     rows = [row_of.setdefault(id(prompt), len(row_of)) for prompt in prompts]
     return list({id(prompt): prompt for prompt in prompts}.values()), rows

@@ -1,15 +1,15 @@
-"""Weights in parts: each process of a run holds a part of every weight, of its gradient and of its moments (FSDP2).
+"""Sharded weights (FSDP2): each rank holds a shard of every weight, of its gradient and of its optimizer state.
 
-The decoder's layers are one group of weights each. All else (embeddings, head, vision tower) is the root, which is put
-together once a step and stays so until its end: losses read the head outside of any forward pass.
+Each decoder layer is one FSDP unit. All else (embeddings, head, vision tower) is the root unit, which is all-gathered
+once a step and stays unsharded until its end, because losses use the head outside of a forward pass.
 
-    learn         a layer is together while it computes, forwards and backwards, and its gradient is summed and parted in the
-                  backward pass. All processes go through the same layers the same number of times: who has fewer
-                  micro-batches reads one again for nothing
-    write, read   without gradient the model is together all the while (`unsharded`), so that nothing is sent between tokens
-                  and processes need not make equally many passes. It costs one whole model at a time beside the parts
+    with gradient     a layer is unsharded only while it computes, and its gradient is reduce-scattered in the backward
+                      pass. All ranks run the same layers equally often: a rank with fewer micro-batches repeats one
+                      with zero loss
+    without gradient  the whole model is unsharded (`unsharded`), so that sampling and scoring need no communication and
+                      ranks need not make equally many passes. This costs the memory of one full model
 
-Without shards every function here does nothing.
+Without sharding every function here does nothing.
 """
 
 import contextlib
@@ -31,15 +31,15 @@ from workbench.policies.diffusion import DiffusionPolicy
 
 
 class FsdpModel:
-    """One model in parts over all processes of a group; what calls it with gradient is `model.below_head`.
+    """A model sharded over all ranks of a group; forward passes with gradient call `model.below_head`.
 
-    Raises: PolicyError if its decoder has no list of layers, or its weights are of several kinds of number.
+    Raises: PolicyError if its decoder has no list of layers, or its weights have several dtypes.
     """
 
     def __init__(self, model: nn.Module, group: Group, mesh: DeviceMesh) -> None:
         self.model, self.group, self._depth = model, group, 0
         layers = getattr(model.get_decoder(), "layers", None)
-        adapted = any(_is_adapter(name) for name, _ in model.named_parameters())  # then all else is frozen
+        adapted = any(_is_adapter(name) for name, _ in model.named_parameters())  # then only the adapter is trained
         trained = (parameter for name, parameter in model.named_parameters() if not adapted or _is_adapter(name))
         kinds = sorted({str(parameter.dtype) for parameter in trained})
         if not isinstance(layers, nn.ModuleList) or len(kinds) > 1:
@@ -47,21 +47,19 @@ class FsdpModel:
                 f"has weights of {' and '.join(kinds)}" if len(kinds) > 1 else "has a decoder without a list of layers"
             )
             raise PolicyError(
-                f"{type(model).__name__} {fault}, and cannot be sharded. Start with distributed_type: MULTI_GPU "
+                f"cannot shard {type(model).__name__}, which {fault}. Start with distributed_type: MULTI_GPU "
                 "(configs/accelerate/one-node-8.yaml)."
             )
         self.layers = list(layers)
         model.below_head = MethodType(_below_head, model)
         for part in (*self.layers, model):
             fully_shard(part, mesh=mesh)
-            part.set_gradient_divide_factor(1.0)  # a position's coefficient counts all processes already
+            part.set_gradient_divide_factor(1.0)  # loss coefficients already cover all ranks
             part.set_force_sum_reduction_for_comms(True)
         register_fsdp_forward_method(model, "below_head")
-        if (
-            adapted
-        ):  # the first layer's gradient is sent from its backward pass too, in processes without a picture as in others
+        if adapted:  # the first layer also needs a backward pass on ranks without an image
             model.get_input_embeddings().register_forward_hook(_with_gradient)
-        model.set_reduce_scatter_unused_params(True)  # one process may have pictures where another has none
+        model.set_reduce_scatter_unused_params(True)  # ranks differ in whether they have images
         self._work_in_layers()
 
     def _work_in_layers(self) -> None:
@@ -74,9 +72,9 @@ class FsdpModel:
 
     @contextlib.contextmanager
     def unsharded(self) -> Iterator[None]:
-        """Inside, all weights are whole in every process, and passes send nothing; after it, the root still is."""
+        """All-gather all weights; inside, forward passes need no communication. The root stays unsharded afterwards."""
         if not self._depth:
-            self.group.all_gather_object("unshard")  # who failed before says so here, and nobody waits for its weights
+            self.group.all_gather_object("unshard")  # raises the error of a rank that failed before its all-gather
             for part in (*self.layers, self.model):
                 part.unshard()
             self.model.set_reshard_after_forward(False)
@@ -94,7 +92,7 @@ class FsdpModel:
 
     @contextlib.contextmanager
     def unsharded_head(self) -> Iterator[None]:
-        """Inside, the root is whole; after it, all is in parts."""
+        """All-gather the root unit, which has the head; reshard it afterwards."""
         self.group.all_gather_object("unshard head")
         self.model.unshard()
         try:
@@ -104,8 +102,10 @@ class FsdpModel:
 
     @torch.no_grad()
     def leave_untouched(self, parameters: Sequence[nn.Parameter]) -> None:
-        """A gradient that is zero everywhere is that of a weight that took no part (the vision tower, without pictures): as
-        in a process alone it becomes None, and neither momentum nor decay moves the weight."""
+        """Set gradients that are zero on all ranks to None, as without sharding.
+
+        They belong to unused weights (a vision tower without images), which momentum and weight decay must not change.
+        """
         zero = torch.zeros((), dtype=torch.bool, device=parameters[0].device)
         moved = [zero if parameter.grad is None else parameter.grad.to_local().any() for parameter in parameters]
         for parameter, is_touched in zip(parameters, self.group.any_rank(torch.stack(moved), zero.device), strict=True):
@@ -126,23 +126,24 @@ def _below_head(model: nn.Module, **inputs: object) -> Tensor:
 
 
 def shard(policies: Iterable[Policy], group: Group, device: str) -> None:
-    """Part the models of policies over the processes, each part on its process's `device`.
+    """Shard the models of policies over the ranks, on each rank's `device`.
 
-    Raises: ConfigError if torch is too old; PolicyError for a model that cannot be, a masked diffusion model among them.
+    Raises: ConfigError if torch is too old; PolicyError for a model that cannot be sharded, such as a diffusion model.
     """
     if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
         raise ConfigError(
-            f"sharded weights need torch 2.13 or newer, this is {torch.__version__}. Install it, or start with "
+            f"torch is {torch.__version__}. Expected 2.13 or newer for sharded weights. Install it, or start with "
             "distributed_type: MULTI_GPU (configs/accelerate/one-node-8.yaml)."
         )
     mesh = init_device_mesh(torch.device(device).type, (group.size,))
-    of_model: dict[int, FsdpModel] = {}  # with LoRA, student@start is the student's own model
+    of_model: dict[int, FsdpModel] = {}  # with LoRA, student@start shares the student's model
     for policy in single_policies(policies):
         if policy.shards is None:
             if isinstance(policy, DiffusionPolicy):
                 raise PolicyError(
-                    f"{policy.name} is a masked diffusion model: it reads an answer in as many passes as it has steps, in each "
-                    "process another number, so it cannot be sharded. Start with distributed_type: MULTI_GPU "
+                    f"cannot shard {policy.name}, a masked diffusion model, whose number of forward passes differs "
+                    "between "
+                    "ranks. Start with distributed_type: MULTI_GPU "
                     "(configs/accelerate/one-node-8.yaml)."
                 )
             if id(policy.model) not in of_model:
@@ -152,7 +153,7 @@ def shard(policies: Iterable[Policy], group: Group, device: str) -> None:
 
 @contextlib.contextmanager
 def unsharded(*policies: Policy) -> Iterator[None]:
-    """Inside, the policies write and read without gradient, in each process as often as it likes."""
+    """All-gather the policies' weights; inside, each rank makes any number of passes without gradient."""
     with contextlib.ExitStack() as stack:
         for shards in _shards(policies):
             stack.enter_context(shards.unsharded())
@@ -161,7 +162,7 @@ def unsharded(*policies: Policy) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unsharded_heads(*policies: Policy) -> Iterator[None]:
-    """Inside, the policies' heads can be used; no weight may change."""
+    """All-gather the policies' heads; inside, no weight may change."""
     with contextlib.ExitStack() as stack:
         for shards in _shards(policies):
             stack.enter_context(shards.unsharded_head())
@@ -170,7 +171,7 @@ def unsharded_heads(*policies: Policy) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lockstep_forward(policy: Policy) -> Iterator[None]:
-    """Inside, the policy is read with gradient, by all processes together; who fails there leaves without waiting for others."""
+    """Context of forward and backward passes of all ranks in lockstep; a failing rank exits without a collective."""
     groups = [shards.group for shards in _shards([policy])]
     for group in groups:
         group.in_lockstep = True
@@ -180,17 +181,17 @@ def lockstep_forward(policy: Policy) -> Iterator[None]:
 
 
 def num_synced_passes(policy: Policy, count: int) -> int:
-    """How often the policy is to be read with gradient: `count` times, or as often as in the process with the most."""
+    """Number of forward passes with gradient: `count`, or with sharded weights the maximum over the ranks."""
     return max([count, *(most for shards in _shards([policy]) for most in shards.group.all_gather_object(count))])
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """A tensor put together of its parts, in every process; one that is whole is given back."""
+    """All-gather a sharded tensor; other tensors are returned unchanged."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """This process's part of a whole tensor, or all of it, as it is of a parameter; on its device."""
+    """Shard a full tensor like a parameter, on its device; unchanged if the parameter is not sharded."""
     value = value.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return value
@@ -198,13 +199,15 @@ def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def local_tensor(value: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
+    """This rank's shard of a tensor, or the tensor itself."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
 def full_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every weight and buffer that is saved under its name, whole and in host memory; tied ones are one tensor. Of a model with
-    adapters these alone are."""
+    """Yield each saved weight and buffer by name, full and in host memory; tied weights share one tensor.
+
+    Only the adapter's weights for a model with an adapter.
+    """
     whole_by_id: dict[int, Tensor] = {}
     values = model.state_dict(keep_vars=True)
     adapted = any(map(_is_adapter, values))
@@ -217,7 +220,7 @@ def full_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def single_policies(policies: Iterable[Policy]) -> Iterator[AutoregressivePolicy]:
-    """Every policy that has a model of its own to call: of a policy by domain, those that it is made of."""
+    """Policies with a model of their own; a policy by domain is replaced by its members."""
     for policy in policies:
         parts = (*policy.members.values(), policy.other) if isinstance(policy, PolicyByDomain) else (policy,)
         yield from (part for part in parts if isinstance(part, AutoregressivePolicy))

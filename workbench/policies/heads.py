@@ -1,8 +1,8 @@
-"""What a model does between its last hidden states and its logits, found out from one forward pass of its own.
+"""Head detection: measure how a model computes logits from its last hidden states, in one forward pass.
 
-Families scale hidden states or logits, cap logits, or forbid tokens, under configuration keys of their own. The constants are
-measured, so that no list of families is needed; what is more than that (a layer between, a scale of each token) is no head,
-and such a model's own logits are used.
+Families scale hidden states or logits, soft-cap logits, or mask tokens, each under its own configuration keys.
+Measuring these constants avoids a list of families. A model with anything else in between (a layer, a scale per token)
+has no such head, and its own logits are used.
 """
 
 import contextlib
@@ -15,12 +15,17 @@ from torch import Tensor, nn
 
 from workbench.policies.view_output import Head
 
-CLOSE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}  # relative, of one layer
+CLOSE = {
+    torch.float32: 1e-5,
+    torch.float64: 1e-5,
+    torch.float16: 5e-3,
+    torch.bfloat16: 3e-2,
+}  # relative tolerance of one layer
 
 
 @dataclass
 class Seen:
-    """What the output layer was given and gave in one pass."""
+    """Inputs and outputs of the output layer in one pass."""
 
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
@@ -28,7 +33,7 @@ class Seen:
 
 @contextlib.contextmanager
 def watched(layer: nn.Module) -> Iterator[Seen]:
-    """Inside, calls of a layer are noted down."""
+    """Record the inputs and outputs of a layer inside this context."""
     seen = Seen()
 
     def note(_: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -43,9 +48,9 @@ def watched(layer: nn.Module) -> Iterator[Seen]:
 
 
 def find_head(model: nn.Module, hidden: Float[Tensor, "T D"], seen: Seen, logits: Float[Tensor, "T V"]) -> Head | None:
-    """The head that makes a model's logits of its hidden states, at T positions before a row's last; None if there is none.
+    """Find the head that maps a model's hidden states to its logits, at T positions before the last; None if none fits.
 
-    seen  of the output layer, in the pass that gave the logits
+    seen  inputs and outputs of the output layer in the same pass
     """
     layer = model.get_output_embeddings()
     if len(seen.outputs) != 1 or seen.inputs[0].ndim != 3 or seen.outputs[0].ndim != 3:
@@ -85,12 +90,12 @@ def _multiple(values: Tensor, other: Tensor, close: float) -> float | None:
 
 
 def _after(raw: Tensor, wanted: Tensor, cap: float | None, close: float) -> float | None:
-    """The scale s with which s * raw, capped, is what is wanted."""
+    """Scale s such that s * raw, soft-capped, equals `wanted`; None if none fits."""
     if cap is None:
         return _multiple(raw, wanted, close)
     if float(wanted.abs().max()) > cap * (1 + close):
         return None
-    inside = wanted.abs() < 0.9 * cap  # of the others the inverse is not exact
+    inside = wanted.abs() < 0.9 * cap  # beyond that the inverse is not exact
     factor = _multiple(raw[inside], cap * torch.atanh(wanted[inside] / cap), 10 * close)
     if factor is None:
         return None
@@ -99,7 +104,7 @@ def _after(raw: Tensor, wanted: Tensor, cap: float | None, close: float) -> floa
 
 
 def _numbers(config: dict, prefix: str = "") -> list[tuple[str, float]]:
-    """All numbers of a configuration, with their keys."""
+    """All numbers of a configuration with their dotted keys."""
     numbers = []
     for key, value in config.items():
         if isinstance(value, dict):

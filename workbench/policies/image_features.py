@@ -1,9 +1,8 @@
-"""Pictures that one set of weights has looked at: not looked at again while the weights stay as they are.
+"""Image feature cache: each set of weights encodes an image once per step.
 
-In one step the student answers under one context and reads under another that shows the same pictures (boxes, caption, hint) or
-one more (the crop), and so does a teacher that several views ask. Without gradient, features of the same picture under the same
-weights are the same numbers. They are kept for the length of a step and no longer, so that a resumed run computes what the
-first one did.
+In one step the student samples under one context and scores under another with the same images (boxes, caption, hint)
+or one more (the crop); a teacher can serve several views. Without gradient, equal weights give equal features. The
+cache lives for one step, so that a resumed run computes the same numbers.
 """
 
 import contextlib
@@ -20,16 +19,16 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from workbench.policies.encoding import GRID, Encoded, collate_pictures, picture_by_picture
 from workbench.types import Prompt
 
-Features = tuple[Float[Tensor, "T W"], ...]  # T image tokens; behind the first, what goes to deeper layers (Qwen3-VL)
+Features = tuple[Float[Tensor, "T W"], ...]  # T image tokens; further tensors are for deeper layers (Qwen3-VL)
 
 
 @dataclass(frozen=True)
 class _ImageBatch:
-    """What a model looks at in one go: a picture, or all of a prompt's."""
+    """Image inputs of one encoder call: one image, or all of a prompt."""
 
-    pictures: tuple  # themselves, so that no other object gets their identity
+    pictures: tuple  # references, so that their ids stay unique
     inputs: Encoded
-    tokens: int  # that stand for them; of one picture among several: not known
+    tokens: int  # number of image tokens; 0 = unknown, for one of several images
 
     @property
     def key(self) -> Hashable:
@@ -46,7 +45,7 @@ _kept: ContextVar[dict[Hashable, tuple[_ImageBatch, Features]] | None] = Context
 
 @contextlib.contextmanager
 def cached_image_features(enabled: bool = True) -> Iterator[None]:
-    """Inside, policies keep the features of pictures that they read without gradient. No weight may change inside."""
+    """Cache image features without gradient inside this context. No weight may change inside."""
     token = _kept.set({} if enabled else None)
     try:
         yield
@@ -55,34 +54,36 @@ def cached_image_features(enabled: bool = True) -> Iterator[None]:
 
 
 def caching_enabled() -> bool:
-    """Whether features are kept and used here: only without gradient, which would have to flow to the picture's encoder."""
+    """Return whether the cache is on: only without gradient, which would have to reach the image encoder."""
     return _kept.get() is not None and not torch.is_grad_enabled()
 
 
 class ImageFeatureCache:
-    """Asks a model for features of pictures, and finds out from the first in what form its family gives them.
+    """Encodes and caches the images of a model; the first call shows the form of the family's features.
 
-    image_token  that stands for features in a prompt
+    image_token  placeholder of image features in a prompt
     """
 
     def __init__(self, image_token: int) -> None:
         self._image_token = image_token
-        self._apart = True  # whether pictures of one prompt can be told apart
+        self._apart = True  # whether the images of one prompt can be encoded separately
         self._output, self._one_tensor = BaseModelOutputWithPooling, True
 
     def inputs(
         self, prompts: list[Prompt], encoded: list[Encoded], rows: list[int], look: Callable, weights: Hashable
     ) -> dict:
-        """Model inputs that stand for the pictures of rows, each of a prompt; a picture is looked at once.
+        """Model inputs with image features in place of images, for rows that refer to prompts.
 
-        look     image inputs -> what the model's `get_image_features` returns
-        weights  what tells one set of weights from another
+        look     image inputs -> output of the model's `get_image_features`
+        weights  key of the current weights
         """
         per_prompt = self._features(prompts, encoded, look, weights)
         layers = list(zip(*(features for row in rows for features in per_prompt[row]), strict=True))
-        pooled = torch.cat(layers[0]) if self._one_tensor else list(layers[0])  # families take back what they gave
+        pooled = (
+            torch.cat(layers[0]) if self._one_tensor else list(layers[0])
+        )  # the form in which the family returns them
         deeper = {"deepstack_features": [list(layer) for layer in layers[1:]]} if len(layers) > 1 else {}
-        grids = [encoded[row][GRID] for row in rows if GRID in encoded[row]]  # M-RoPE: where image tokens are
+        grids = [encoded[row][GRID] for row in rows if GRID in encoded[row]]  # M-RoPE needs them for positions
         shared = {"mm_encoder_outputs": {"image": self._output(pooler_output=pooled, **deeper)}}
         return shared | ({GRID: torch.cat(grids).to(pooled[0].device)} if grids else {})
 
@@ -106,7 +107,7 @@ class ImageFeatureCache:
         return [[cache[state, batch.key][1] for batch in batches] for batches in looks]
 
     def _looks(self, prompts: list[Prompt], encoded: list[Encoded]) -> list[list[_ImageBatch]]:
-        """Of each prompt, picture by picture if that can be done with all."""
+        """Split the images of each prompt into single images, if that is possible for all prompts."""
         pairs = [(prompt.all_images, inputs) for prompt, inputs in zip(prompts, encoded, strict=True)]
         apart = [picture_by_picture(inputs, len(images)) if images else [] for images, inputs in pairs]
         if not self._apart or None in apart:
@@ -121,7 +122,7 @@ class ImageFeatureCache:
         return looks
 
     def _encode_images(self, looks: list[_ImageBatch], look: Callable) -> list[Features] | None:
-        """None if the family's features do not tell pictures of one prompt apart."""
+        """Encode images; None if the family's features cannot be split by image."""
         features = look(collate_pictures([batch.inputs for batch in looks]))
         self._output, self._one_tensor = type(features), isinstance(features.pooler_output, Tensor)
         layers = [features.pooler_output, *(getattr(features, "deepstack_features", None) or ())]

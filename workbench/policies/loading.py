@@ -1,4 +1,4 @@
-"""From the names that views use (`student`, `student@ema`, `teacher:ocr`) to loaded policies that fit together."""
+"""Load the policies that views name (`student`, `student@ema`, `teacher:ocr`), compatible with each other."""
 
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -18,7 +18,7 @@ from workbench.types import STUDENT
 
 
 def load_policy(path: str | Path, name: str, *, load: Callable = load_model, **options) -> AutoregressivePolicy:
-    """A model folder or hub name as the policy that its class makes it; options are those of weights.load_model."""
+    """Load a model folder or hub name as a policy; options as in models.load_model."""
     model, processor = load(path, name, **options)
     kind = DiffusionPolicy if is_masked_lm(model.config) else AutoregressivePolicy
     policy = kind(model, processor, name)
@@ -46,25 +46,25 @@ def load_policies(
     accept_differences: bool = False,
     **options: object,
 ) -> dict[str, Policy]:
-    """Every policy in `names` and always the student, frozen, sharing one vocabulary.
+    """Load every policy in `names`, and always the student: frozen, with one vocabulary.
 
-    student  folder to load the student from: the starting model, or a checkpoint's
-    teachers by domain: "teacher" is then made of them and, for all other domains, of `teacher`. Each is a policy of its
-             own too, by the name of its domains: teacher:color, teacher:math+code, teacher:other
-    start    the starting model, when the student comes from a checkpoint; its frozen copy is student@start
-    offload_teachers  their weights lie in host memory and visit the device while they read
-    ema      folder of student@ema, when it comes from a checkpoint; otherwise it is a copy of the student
-    adapter  a peft configuration: the student gets low-rank adapters unless its folder already holds them
-    learner  what the student calls itself where several learn: "ann" calls its policies ann, ann@ema, ann@start
-    block, steps_per_block  how masked diffusion models write; 0 = as each says itself
-    accept_differences  go on with models whose numbers are not those of their own forward pass
-    options  of weights.load_model: trust_remote_code, attention, compiler
+    student   folder of the student: the starting model or a checkpoint
+    teachers  by domain; "teacher" dispatches to them, and to `teacher` for all other domains. Each is also a policy
+              named after its domains: teacher:color, teacher:math+code, teacher:other
+    start     starting model if the student comes from a checkpoint; its frozen copy is student@start
+    offload_teachers  keep teachers' weights in host memory, and move them to the device for a forward pass
+    ema       folder of student@ema if it comes from a checkpoint; otherwise student@ema is a copy of the student
+    adapter   peft configuration for new low-rank adapters, unless the student's folder has adapters
+    learner   name of the student among several: "ann" has the policies ann, ann@ema, ann@start
+    block, steps_per_block  denoising schedule of masked diffusion models; 0 = the model's own
+    accept_differences  accept models whose numbers differ from their own forward pass
+    options   of models.load_model: trust_remote_code, attention, compiler
 
-    Raises: PolicyError if a model cannot be loaded, does not share the student's vocabulary, or is not read as by itself.
+    Raises: PolicyError if a model cannot be loaded, has another vocabulary, or differs from its own forward pass.
     """
     options = {"device": device, **options}
     of_teachers = {**options, "dtype": teacher_dtype or dtype, "device": "cpu" if offload_teachers else device}
-    of_teachers["load"] = load_model if offload_teachers else load_teacher  # weights that travel are no one else's
+    of_teachers["load"] = load_model if offload_teachers else load_teacher  # offloaded weights are not shared
     if any(name.startswith("teacher") for name in names):
         evict_teachers(but=[path for path in (teacher, *(teachers or {}).values()) if path is not None])
     student_policy = _student(student, learner, adapter, dtype=dtype, **options)
@@ -89,7 +89,7 @@ def load_policies(
 
 
 def _student(path: str | Path, name: str, adapter: object | None, **options: object) -> AutoregressivePolicy:
-    """The student, with a new adapter unless its folder already holds one."""
+    """Load the student, with a new adapter unless its folder has one."""
     student = load_policy(path, name, **options)
     if adapter is not None and not has_adapter(student.model):
         student.add_adapter(adapter)
@@ -99,8 +99,7 @@ def _student(path: str | Path, name: str, adapter: object | None, **options: obj
 def _fit_together(
     policies: dict[str, AutoregressivePolicy], max_completion_length: int, accept_differences: bool
 ) -> None:
-    """Prove each model as it is by itself; then one vocabulary, one end, and one encoder where possible, whose prompts leave
-    room for a completion."""
+    """Prove each model, then share vocabulary, end tokens and encoders; leave room for a completion."""
     prove_all(policies.values(), accept_differences=accept_differences)
     share_vocabulary(policies)
     unify_eos_tokens(policies)
@@ -109,31 +108,32 @@ def _fit_together(
 
 
 def _teacher(name: str, teachers: dict[str, str], other: str | Path | None, **options: object) -> AutoregressivePolicy:
-    """The teacher that a name means: `teacher`, or that of a domain."""
+    """Path of a teacher by policy name: `teacher`, or the one of a domain."""
     _, _, domain = name.partition(":")
     path = teachers.get(domain) if domain else other
     if path is None:
-        raise ConfigError(f'no model is given for the policy "{name}"; set models.teacher or models.teachers.')
+        raise ConfigError(f'no model for the policy "{name}". Set models.teacher or models.teachers.')
     return load_policy(path, name, **options)
 
 
 def leave_room(policies: Iterable[AutoregressivePolicy], max_completion_length: int) -> None:
-    """Let prompts take what the models leave beside a completion. Raises ConfigError if that is nothing."""
+    """Limit prompts to the context length minus the completion. Raises ConfigError if nothing is left."""
     for encoder in {id(policy.encoder): policy.encoder for policy in policies}.values():
         if encoder.context_length is None:
             continue
         encoder.max_prompt_length = encoder.context_length - max_completion_length
         if encoder.max_prompt_length <= 0:
             raise ConfigError(
-                f"sampling.max_completion_length is {max_completion_length}, but the models take only "
-                f"{encoder.context_length} tokens in all."
+                f"sampling.max_completion_length={max_completion_length} leaves no room for a prompt. Expected less "
+                "than the "
+                f"models' {encoder.context_length} tokens. Lower it."
             )
 
 
 def _load_teachers(
     teachers: dict[str, str], other: str | Path | None, **options: object
 ) -> tuple[dict[str, AutoregressivePolicy], AutoregressivePolicy | None]:
-    """Domain -> its teacher, each model loaded once, and the teacher of all other domains."""
+    """Load teachers by domain, each model once, and the teacher of all other domains."""
     members = {}
     for path in dict.fromkeys(teachers.values()):
         domains = [domain for domain, domain_path in teachers.items() if domain_path == path]
@@ -151,7 +151,7 @@ def _start(
     dtype: str,
     **options,
 ) -> AutoregressivePolicy:
-    """The student as it was before its first step, frozen. `start`: None if that is what `student` holds."""
+    """Frozen student before its first step. `start` is None if `student` is that model."""
     if not has_adapter(student_policy.model):
         return student_policy.copy(name) if start is None else load_policy(start, name, dtype=dtype, **options)
     if not is_adapter(start or student):
@@ -171,8 +171,10 @@ def _average(
     dtype: str,
     **options,
 ) -> AutoregressivePolicy:
-    """The student's moving average, from its `folder` or at its start. What moves of it is in float32: its steps are a hundredth of the
-    student's, too small for half precision."""
+    """Moving average of the student, from its `folder` or at its start.
+
+    Its trained weights are float32, since EMA updates are a hundredth of the student's, too small for half precision.
+    """
     if has_adapter(student_policy.model):
         return student_policy.copy(name) if folder is None else load_policy(folder, name, dtype=dtype, **options)
     if folder is None and dtype == "float32":
@@ -181,7 +183,7 @@ def _average(
 
 
 def share_encoders(policies: dict[str, AutoregressivePolicy]) -> None:
-    """Policies that make the same of a prompt share one encoder, so that a prompt that all are shown is prepared once."""
+    """Share one encoder among policies with equal encodings, so that each prompt is encoded once."""
     distinct = []
     for policy in policies.values():
         same = next(
@@ -194,22 +196,25 @@ def share_encoders(policies: dict[str, AutoregressivePolicy]) -> None:
 
 
 def match_decoding(policies: dict[str, AutoregressivePolicy], block: int, steps_per_block: int, canvas: int) -> None:
-    """Have all policies write and read in one order, from left to right or by denoising at one pace.
+    """Give all policies the student's decoding order: left to right, or one denoising schedule.
 
-    Raises: PolicyError if they do not; ConfigError if a pace is given to models that go from left to right.
+    Raises: PolicyError for policies of both kinds; ConfigError for a schedule of left-to-right models.
     """
     student = policies["student"]
     for policy in policies.values():
         if isinstance(policy, DiffusionPolicy) != isinstance(student, DiffusionPolicy):
             raise PolicyError(
-                f"{student.name} is {type(student.model).__name__} and {policy.name} is {type(policy.model).__name__}: one writes by "
-                "denoising, the other from left to right, and the same token means other things to them. Choose models of "
+                f"{student.name} is {type(student.model).__name__} and {policy.name} is "
+                f"{type(policy.model).__name__}: one writes by "
+                "denoising, the other from left to right, and the same token means other things to them. Choose "
+                "models of "
                 "one kind."
             )
     if not isinstance(student, DiffusionPolicy):
         if block or steps_per_block:
             raise ConfigError(
-                f"sampling.block={block} and sampling.steps_per_block={steps_per_block} are for masked diffusion models; "
+                f"sampling.block={block} and sampling.steps_per_block={steps_per_block} are for masked diffusion "
+                "models; "
                 f"{type(student.model).__name__} writes from left to right. Remove them."
             )
         return
