@@ -1,4 +1,4 @@
-"""Commands of the command line and their options; what each one does is in cli.py."""
+"""Commands and options of the command line; cli.py implements them."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from workbench.errors import cut
 from workbench.files.shipped import locate
 
 COLORS = ("regime", "capability", "information", "weight", "loss", "entropy", "truth")
-_LONGEST = 400  # characters of a message about arguments
+_LONGEST = 400  # longest error message about arguments, in characters
 _RENAMED = {"--by": "--color-by", "--colour": "--color", "--no-colour": "--no-color"}
 
 Add = Callable[[str, str], argparse.ArgumentParser]  # name and help of a command to the parser of its options
@@ -19,14 +19,14 @@ Add = Callable[[str, str], argparse.ArgumentParser]  # name and help of a comman
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Exit with the usage and the message, a long value cut; an option's old name is followed by its new one."""
+        """Exit with usage and message, with long values shortened and new names of old options."""
         words = message.split() if message.startswith("unrecognized arguments") else []
         hints = [f"{word} is now called {_RENAMED[word]}." for word in words if word in _RENAMED]
         super().error(" ".join([cut(message, _LONGEST), *hints]))
 
 
 def build_parser(commands: Mapping[str, Callable[[argparse.Namespace], int | None]]) -> argparse.ArgumentParser:
-    """A parser whose result has, as `run`, the function of `commands` that the chosen command calls."""
+    """Build the parser. Its result has the chosen command's function as `run`."""
     parser = _Parser(
         prog="workbench", description="On-policy distillation of vision-language models with privileged inputs."
     )
@@ -43,119 +43,115 @@ def build_parser(commands: Mapping[str, Callable[[argparse.Namespace], int | Non
 
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides: training.steps=20")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. training.steps=20")
 
 
 def _add_training(add: Add) -> None:
-    """Making runs."""
-    command = add("train", "train as a configuration file says")
+    """Add the commands that create runs."""
+    command = add("train", "train a student from a configuration file")
     command.add_argument("config", help="a YAML file, or the name of a built-in recipe such as demo")
     _add_overrides(command)
-    command = add("init", "make a folder with a commented recipe and a row of data")
-    command.add_argument("folder", help="folder to be made")
-    command = add("resume", "go on with a run from its newest checkpoint")
+    command = add("init", "create a project folder with a commented recipe and a row of data")
+    command.add_argument("folder", help="new folder")
+    command = add("resume", "resume a run from its newest checkpoint")
     command.add_argument("run_dir", help="the run's folder")
     _add_overrides(command)
 
 
 def _add_evaluation(add: Add) -> None:
-    """Measuring models, and many runs at once."""
-    command = add("eval", "ask a run's newest checkpoint, or any model folder")
+    """Add the commands that evaluate models and run studies."""
+    command = add("eval", "evaluate a run's newest checkpoint, or a model folder")
     command.add_argument(
         "path", metavar="RUN_OR_MODEL", type=locate, help="a run's folder, or a folder written by save_pretrained"
     )
-    command.add_argument("--data", help="examples: scenes:hard?count=200, a file, hf:NAME; default: the run's own")
-    command.add_argument("--contexts", nargs="+", help="contexts to show, as in plain,crop,boxes")
-    command.add_argument("--count", type=int, help="examples used")
+    command.add_argument("--data", help="examples: scenes:hard?count=200, a file, hf:NAME; default: the run's")
+    command.add_argument("--contexts", nargs="+", help="contexts of the prompts, e.g. plain,crop,boxes")
+    command.add_argument("--count", type=int, help="number of examples")
+    command.add_argument("--rule", choices=RULES, help="grading rule; default: the run's")
     command.add_argument(
-        "--rule", choices=RULES, help="how an answer is compared with the right one; default: the run's"
+        "--tolerance", type=float, metavar="SHARE", help="largest relative error under rule numeric, e.g. 0.05"
     )
+    command = add("study", "run a grid of methods and seeds from one file, and compare them with intervals")
     command.add_argument(
-        "--tolerance", type=float, metavar="SHARE", help="of rule numeric: 0.05 = five per cent off is right"
+        "config", help="a study's YAML file, see configs/studies/; with --against also a folder of its results"
     )
-    command = add("study", "run a grid of methods and seeds from one file, and say what is really true of it")
+    command.add_argument("--report", action="store_true", help="only write tables and figure of the finished runs")
     command.add_argument(
-        "config", help="a study's YAML file, see configs/studies/; with --against also a folder with its answers"
-    )
-    command.add_argument("--report", action="store_true", help="run nothing: tables and figure of what is finished")
-    command.add_argument(
-        "--against", metavar="ROW", help="run and write nothing: every row against this one; of a study or its folder"
+        "--against", metavar="ROW", help="only print comparisons of every row with this one, from stored results"
     )
     command.add_argument(
         "overrides", nargs="*", metavar="key=value", help="seeds=[0,1], parallel=1, overrides.KEY=VALUE"
     )
-    command = add("check", "prove that all views of a configuration speak of the same tokens")
+    command = add("check", "check a configuration: tokens, templates and scores of all its views")
     command.add_argument("config", help="a YAML file, or the name of a built-in recipe such as demo")
     _add_overrides(command)
 
 
 def _add_viewing(add: Add) -> None:
-    """Looking at runs."""
+    """Add the commands that show runs."""
     command = add("show", "print one recorded answer, token by token")
     command.add_argument("run_dir", help="the run's folder")
     command.add_argument("--step", type=int, required=True)
     command.add_argument("--rollout", type=int, default=0)
     command.add_argument("--probe", action="store_true", help="a probe instead of a training answer")
-    command.add_argument("--color-by", default="regime", choices=COLORS, help="quantity that the token colors show")
-    command.add_argument(
-        "--color", action=argparse.BooleanOptionalAction, help="default: on if the output is a terminal"
-    )
-    command = add("summary", "accuracy per context and shares of regimes of a run")
+    command.add_argument("--color-by", default="regime", choices=COLORS, help="quantity shown by the token colors")
+    command.add_argument("--color", action=argparse.BooleanOptionalAction, help="default: on in a terminal")
+    command = add("summary", "print accuracy by context and shares of regimes of a run")
     command.add_argument("run_dir", help="the run's folder")
     command = add("app", "open the app: launch, watch, and see who supervised every token")
     app_command.add_options(command)
-    command = add("report", "write one HTML file of a run: curves, movement, answers token by token")
+    command = add("report", "write a report of a run as one HTML file: curves, movement, answers token by token")
     command.add_argument("run_dir", help="the run's folder")
     command.add_argument("--out", help="file to write; default: report.html in the run's folder")
-    command.add_argument("--answers", type=int, default=8, help="answers drawn token by token, 0 to 24")
+    command.add_argument("--answers", type=int, default=8, help="number of answers shown token by token, 0 to 24")
     command.add_argument("--theme", default="light", choices=("light", "dark"))
 
 
 def _add_geometry(add: Add) -> None:
-    """What training did to the weights."""
-    command = add("geometry", "how large, how sparse and where an update of the weights is, beside a random one")
+    """Add the command that measures updates of weights."""
+    command = add("geometry", "measure size, sparsity and location of a weight update, beside a random control")
     command.add_argument(
-        "first", metavar="RUN_OR_MODEL", help="a run: its start against its newest checkpoint; or a model folder"
+        "first", metavar="RUN_OR_MODEL", help="a run (its start and newest checkpoint are compared), or a model folder"
     )
-    command.add_argument("second", nargs="?", metavar="MODEL", help="the model after the update, a checkpoint or a run")
-    command.add_argument("--out", help="folder to write; default: geometry/ in the run's folder, for two models none")
-    command.add_argument("--seed", type=int, default=0, help="of the random control and of --random-mask")
-    command.add_argument("--device", default="cpu", help="where tensors are decomposed: cpu, cuda")
     command.add_argument(
-        "--save-mask", metavar="FILE", help="measure nothing; write which coordinates changed, for training.update_mask"
+        "second", nargs="?", metavar="MODEL", help="model after the update: a folder, checkpoint or run"
+    )
+    command.add_argument("--out", help="output folder; default: geometry/ in the run's folder, none for two models")
+    command.add_argument("--seed", type=int, default=0, help="seed of the random control and of --random-mask")
+    command.add_argument("--device", default="cpu", help="device for matrix decompositions: cpu, cuda")
+    command.add_argument(
+        "--save-mask", metavar="FILE", help="only write a mask of the changed coordinates, for training.update_mask"
     )
     command.add_argument(
         "--precision",
         default="bfloat16",
         choices=("float32", "bfloat16", "float16"),
-        help="of --save-mask: both models are rounded to it",
+        help="with --save-mask: precision to which both models are rounded",
     )
+    command.add_argument("--above", type=float, default=0.0, help="with --save-mask: only changes larger than this")
     command.add_argument(
-        "--above", type=float, default=0.0, help="of --save-mask: smallest change that counts, exclusive"
+        "--random-mask", metavar="FILE", help="with --save-mask: also write a random mask of the same size per tensor"
     )
-    command.add_argument(
-        "--random-mask", metavar="FILE", help="with --save-mask: a control of as many coordinates in every tensor"
-    )
-    command.add_argument("--against", metavar="FILE", help="with --save-mask: another mask, how much of it is the same")
+    command.add_argument("--against", metavar="FILE", help="with --save-mask: print the overlap with another mask")
 
 
 def _add_reference(add: Add) -> None:
-    """Methods and keys."""
+    """Add the commands that list methods and keys."""
     command = add("methods", "list the methods, or show one with its options")
     command.add_argument("name", nargs="?")
     command = add("options", "list every key of a configuration with its default and meaning")
-    command.add_argument("--method", help="with the options of this method")
+    command.add_argument("--method", help="include the options of this method")
 
 
 def _add_exchange(add: Add) -> None:
-    """Data and models from elsewhere, and for others."""
-    command = add("import", "turn a data set of TRL, ms-swift or your own into examples")
+    """Add the commands that import data and export models."""
+    command = add("import", "convert a data set of TRL, ms-swift or your own to examples")
     command.add_argument("source", help=".jsonl, .json, .parquet, a folder of datasets.save_to_disk, or hf:NAME")
-    command.add_argument("destination", nargs="?", help="folder to be made; may be left out with --preview")
+    command.add_argument("destination", nargs="?", help="new folder; optional with --preview")
     command.add_argument(
-        "--preview", action="store_true", help="draw the first five rows with their evidence, as an HTML file"
+        "--preview", action="store_true", help="write the first five rows with their evidence as an HTML file"
     )
-    command.add_argument("--layout", default="plain", help=f"whose columns these are: {', '.join(LAYOUTS)}")
+    command.add_argument("--layout", default="plain", help=f"layout of the columns: {', '.join(LAYOUTS)}")
     command.add_argument("--box-format", choices=("xyxy", "xywh", "cxcywh"), help="default: the layout's")
     command.add_argument(
         "--box-units", choices=("pixels", "normalised", "percent", "thousand"), help="default: the layout's"
@@ -163,15 +159,15 @@ def _add_exchange(add: Add) -> None:
     command.add_argument("--privileged-as", default="caption", choices=("caption", "hint"))
     command.add_argument("--split")
     command.add_argument(
-        "--column", action="append", default=[], metavar="ours=theirs", help="a column by another name"
+        "--column", action="append", default=[], metavar="ours=theirs", help="name of a column in the source"
     )
     command.add_argument("--limit", type=int)
-    command = add("export", "the trained student, or the traces, for people without the workbench")
-    command.add_argument("run_dir", help="folder of a run")
-    command.add_argument("--to", required=True, help="folder to be made, or hf:OWNER/NAME")
-    command.add_argument("--traces", action="store_true", help="the traces as a Hugging Face data set, not the student")
-    command.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
-    command.add_argument("--learner", default="student", help="which of several that learned")
-    command = add("pretrain", "make a tiny model that knows the built-in world")
+    command = add("export", "export the trained student, or the traces, for use without the workbench")
+    command.add_argument("run_dir", help="the run's folder")
+    command.add_argument("--to", required=True, help="new folder, or hf:OWNER/NAME")
+    command.add_argument("--traces", action="store_true", help="export the traces as a Hugging Face data set instead")
+    command.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
+    command.add_argument("--learner", default="student", help="name of the student to export, in a run with peers")
+    command = add("pretrain", "train a tiny model on the built-in world")
     command.add_argument("config", help="a YAML file, see configs/pretrain-student.yaml")
     _add_overrides(command)

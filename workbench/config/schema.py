@@ -84,7 +84,7 @@ class ModelsConfig:
     ] = False
     attention: Annotated[
         str | None,
-        Option("Attention implementation of transformers: eager, sdpa, flash_attention_2, ... null = its default"),
+        Option("Attention implementation of transformers, e.g. eager, sdpa or flash_attention_2. null = its default"),
     ] = None
     compile: Annotated[str | None, Option("Backend of torch.compile, e.g. inductor. null = do not compile")] = None
     share_images: Annotated[
@@ -211,7 +211,7 @@ class TrainingConfig:
     ] = None
     save_every: Annotated[int, Option("Steps between checkpoints. 0 = only at the end", low=0)] = 50
     keep: Annotated[int, Option("Number of newest checkpoints to keep. 0 = all", low=0)] = 2
-    trackers: Annotated[list, Option("Trackers of accelerate to log to: trackio, tensorboard, wandb, ...")] = field(
+    trackers: Annotated[list, Option("Trackers of accelerate to log to, e.g. trackio, tensorboard or wandb")] = field(
         default_factory=list
     )
 
