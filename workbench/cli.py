@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from tqdm import tqdm
@@ -266,7 +267,7 @@ def _geometry(options: argparse.Namespace) -> None:
         print(f"\n{out}: figure.html, geometry.json (with the meaning of every column), tensors.parquet")
 
 
-def _module(name: str) -> object:
+def _module(name: str) -> Any:
     """Import a module of the package on demand, so that `--help` does not wait for torch."""
     try:
         return importlib.import_module(f"workbench.{name}")

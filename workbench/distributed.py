@@ -40,7 +40,8 @@ _FSDP_SETTINGS = {
     "IGNORED_MODULES": (None, "all weights are sharded"),
 }
 BUCKET_BYTES = 64 * 2**20  # of gradients in one all-reduce
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class LostProcess(RunError):

@@ -45,7 +45,7 @@ def table(
     return Table(frame, run, units or {}, empty if frame.empty else "")
 
 
-def traces_of(run_dir: object) -> Traces | None:
+def traces_of(run_dir: str | Path | Traces) -> Traces | None:
     """The traces of a run, or None where none are recorded yet. Takes Traces too, to keep them open."""
     if isinstance(run_dir, Traces):
         return run_dir

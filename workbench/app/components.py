@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -42,7 +43,7 @@ class Column:
         return self.title or self.name.replace("_", " ")
 
 
-_SHOWN: dict[str, Callable[[object], str]] = {
+_SHOWN: dict[str, Callable[[Any], str]] = {
     "number": lambda value: f"{value:,}" if isinstance(value, int) else plain(float(value), 3),
     "signed": lambda value: signed(float(value)),
     "share": lambda value: f"{100 * float(value):.1f}\u2009%",

@@ -3,6 +3,7 @@
 import functools
 import threading
 from pathlib import Path
+from typing import Any
 
 from workbench.app.components import empty_html, fresh
 from workbench.data.examples import load_examples
@@ -34,7 +35,7 @@ def load(source: str, most: int = MOST_EXAMPLES, folders: tuple[Path, ...] = ())
 
 @functools.lru_cache(maxsize=2)
 def _load(source: str, changed: int, most: int, folders: tuple[Path, ...]) -> tuple[tuple[Example, ...], bool]:
-    given = {"folders": folders, "max_bytes": MAX_DECODED}
+    given: dict[str, Any] = {"folders": folders, "max_bytes": MAX_DECODED}
     try:
         return tuple(load_examples(source, limit=most, **given)), False
     except TooManyPicturesError as error:

@@ -8,6 +8,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 import gradio as gr
 from gradio.components import Component
@@ -45,7 +46,7 @@ def request_fault(blocks: gr.Blocks, path: str, body: bytes) -> str | None:
     return _click_fault(values.get("event_data")) if takes_click(event.fn) else None
 
 
-def _event(blocks: gr.Blocks, path: str, number: object) -> object | None:
+def _event(blocks: gr.Blocks, path: str, number: object) -> Any:
     """The event that a request is for, as Gradio finds it: by number, or else by name."""
     if number is not None:
         return blocks.fns.get(number) if isinstance(number, int) and not isinstance(number, bool) else None

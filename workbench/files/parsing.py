@@ -149,7 +149,7 @@ def parse_yaml(text: str) -> object:
 class _Loader(yaml.SafeLoader):
     """YAML loader that checks bounds before it builds large values."""
 
-    yaml_implicit_resolvers: typing.ClassVar = {}
+    yaml_implicit_resolvers: typing.ClassVar[dict] = {}
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

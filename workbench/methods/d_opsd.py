@@ -18,7 +18,7 @@ Control: `source=tokens` trains on the student's own right answers, each token i
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -49,7 +49,7 @@ class Options:
 
 
 def build(options: Options) -> Method:
-    support = (
+    support: dict[str, Any] = (
         {"support": "top_k", "top_k": options.top_k, "of": "target", "tail": "renormalise"} if options.top_k else {}
     )
     to_self = Loss("self", Divergence(options.divergence, clip=options.clip, **support))

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ VISION_START = "<|vision_start|>"  # Qwen families
 class PromptEncoder:
     """Encodes prompts with a Hugging Face processor (or a tokenizer alone, for models without images)."""
 
-    def __init__(self, processor: Callable, *, max_prompt_length: int | None = None) -> None:
+    def __init__(self, processor: Any, *, max_prompt_length: int | None = None) -> None:
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.max_prompt_length = max_prompt_length
@@ -220,17 +221,17 @@ class _ImageInputs:
     opened: list[Image.Image]
     prepared: dict[str, Mapping] = field(default_factory=dict)
 
-    def preparing(self, image_processor: Callable) -> "_ImageProcessorProxy":
+    def preparing(self, image_processor: Any) -> "_ImageProcessorProxy":
         return _ImageProcessorProxy(image_processor, self.prepared)
 
 
 class _ImageProcessorProxy:
     """Image processor of one prompt that returns cached outputs for the same images."""
 
-    def __init__(self, image_processor: Callable, prepared: dict[str, Mapping]) -> None:
+    def __init__(self, image_processor: Any, prepared: dict[str, Mapping]) -> None:
         self._image_processor, self._prepared, self._calls = image_processor, prepared, 0
 
-    def __call__(self, *images: object, **options: object) -> Mapping:
+    def __call__(self, *images: object, **options: Any) -> Mapping:
         self._calls += 1  # some families process the images of a prompt one by one
         key = f"{self._calls} { {name: value for name, value in options.items() if name != 'images'} }"
         if key not in self._prepared:
@@ -241,7 +242,7 @@ class _ImageProcessorProxy:
         return getattr(self._image_processor, name)
 
 
-def _settings(processor: Callable, tokenizer: Callable) -> tuple | None:
+def _settings(processor: Any, tokenizer: Callable) -> tuple | None:
     """All settings that determine the encoding of a prompt; None for tokenizers that do not expose them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 from workbench.errors import ConfigError, PolicyError
 from workbench.policies import Policy
@@ -44,7 +45,7 @@ def load_policies(
     block: int = 0,
     steps_per_block: int = 0,
     accept_differences: bool = False,
-    **options: object,
+    **options: Any,
 ) -> dict[str, Policy]:
     """Load every policy in `names`, and always the student: frozen, with one vocabulary.
 
@@ -88,7 +89,7 @@ def load_policies(
     return policies if by_domain is None else policies | {by_domain.name: by_domain}
 
 
-def _student(path: str | Path, name: str, adapter: object | None, **options: object) -> AutoregressivePolicy:
+def _student(path: str | Path, name: str, adapter: object | None, **options: Any) -> AutoregressivePolicy:
     """Load the student, with a new adapter unless its folder has one."""
     student = load_policy(path, name, **options)
     if adapter is not None and not has_adapter(student.model):
@@ -107,7 +108,7 @@ def _fit_together(
     leave_room(policies.values(), max_completion_length)
 
 
-def _teacher(name: str, teachers: dict[str, str], other: str | Path | None, **options: object) -> AutoregressivePolicy:
+def _teacher(name: str, teachers: dict[str, str], other: str | Path | None, **options: Any) -> AutoregressivePolicy:
     """Path of a teacher by policy name: `teacher`, or the one of a domain."""
     _, _, domain = name.partition(":")
     path = teachers.get(domain) if domain else other
@@ -131,7 +132,7 @@ def leave_room(policies: Iterable[AutoregressivePolicy], max_completion_length: 
 
 
 def _load_teachers(
-    teachers: dict[str, str], other: str | Path | None, **options: object
+    teachers: dict[str, str], other: str | Path | None, **options: Any
 ) -> tuple[dict[str, AutoregressivePolicy], AutoregressivePolicy | None]:
     """Load teachers by domain, each model once, and the teacher of all other domains."""
     members = {}

@@ -6,6 +6,7 @@ Its head stays: losses ask for logits of its hidden states after it has read.
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ def offload(policy: AutoregressivePolicy, device: torch.device | str) -> None:
 
 def _during(visit: Callable, verb: Callable) -> Callable:
     @functools.wraps(verb)
-    def inside(*arguments: object, **options: object) -> object:
+    def inside(*arguments: object, **options: Any) -> object:
         with visit():
             return verb(*arguments, **options)
 

@@ -8,6 +8,7 @@ import copy
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -41,7 +42,7 @@ def evict_teachers(but: Collection[str | Path]) -> None:
         del _kept[key]
 
 
-def load_teacher(path: str | Path, name: str, **options: object) -> tuple[nn.Module, object]:
+def load_teacher(path: str | Path, name: str, **options: Any) -> tuple[nn.Module, object]:
     """As weights.load_model, for a model that nobody trains."""
     if _kept is None:
         return load_model(path, name, **options)

@@ -1,7 +1,7 @@
 """Chat templates: which one a model folder has, and in what form it takes the content of a message."""
 
 import re
-from collections.abc import Callable
+from typing import Any
 
 from jinja2 import TemplateError
 
@@ -12,7 +12,7 @@ _QUESTION = "Which WORKBENCHPROBE?"
 _PRINTED_LIST = re.compile(r"""['"]type['"]\s*:\s*['"]text['"]""")
 
 
-def adopt_template(processor: Callable) -> None:
+def adopt_template(processor: Any) -> None:
     """Give a processor the chat template of its tokenizer where it has none: several tools save it in tokenizer_config.json
     alone, as a string or as a list of named ones. Of several the default is taken.
 
@@ -26,7 +26,7 @@ def adopt_template(processor: Callable) -> None:
         processor.chat_template = template
 
 
-def content_form(processor: Callable) -> str:
+def content_form(processor: Any) -> str:
     """PARTS or TEXT: the form of content of which the chat template makes a prompt with the question in it.
 
     A processor of pictures is asked for parts first, a tokenizer for text.

@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from workbench.errors import RunError, show
 from workbench.files.folders import new_folder, reason, saving
@@ -253,7 +254,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.asked = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from workbench.config.schema import RunConfig
 from workbench.data.examples import load_examples, split_by_evidence
@@ -29,7 +30,7 @@ def evaluate_study_run(config: RunConfig, evaluate: tuple[EvalSet, ...], *, load
         return file
     answered: dict[str, list[EvalRecord]] = {}
     left_out: list[str] = []
-    options = {
+    options: dict[str, Any] = {
         "dtype": config.models.dtype,
         "device": default_device(config.models.device),
         "trust_remote_code": config.models.trust_remote_code,
@@ -72,7 +73,7 @@ def evaluate_reference(
 
 
 def _ask(
-    policy: object, config: RunConfig, evaluate: tuple[EvalSet, ...], step: int, load: Callable
+    policy: Any, config: RunConfig, evaluate: tuple[EvalSet, ...], step: int, load: Callable
 ) -> tuple[dict[str, list[EvalRecord]], list[str]]:
     """Return the answers by label, and a sentence for each reason why questions were skipped."""
     answered: dict[str, list[EvalRecord]] = {}

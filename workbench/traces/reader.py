@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -139,7 +139,7 @@ class Traces:
         regime, kind and truth keep rollouts with a position that matches all of them; right keeps rewards of 1 (True)
         or below (False).
         """
-        filters = {
+        filters: dict[str, Any] = {
             "step": step,
             "regime": regime,
             "domain": domain,
@@ -148,11 +148,11 @@ class Traces:
             "right": right,
             "example": example,
         }
-        page = {"order": order, "limit": limit, "offset": offset, "probe": probe}
+        page: dict[str, Any] = {"order": order, "limit": limit, "offset": offset, "probe": probe}
         return self.rollouts_at(self.rollout_keys(**filters, **page)[0], probe=probe)
 
     def rollout_keys(
-        self, *, order: str = "step", limit: int = 50, offset: int = 0, probe: bool = False, **filters: object
+        self, *, order: str = "step", limit: int = 50, offset: int = 0, probe: bool = False, **filters: Any
     ) -> tuple[list[Key], int]:
         """Return the keys of a page of `rollouts`, and the number of rollouts on all pages."""
         if order not in ORDERS:
@@ -187,7 +187,7 @@ class Traces:
         # files before version 5 have no openings
         return self.rollouts_at(keys, probe=probe) if rollouts["completion"].null_count else rollouts
 
-    def count_rollouts(self, step: int | None = None, *, probe: bool = False, **filters: object) -> int:
+    def count_rollouts(self, step: int | None = None, *, probe: bool = False, **filters: Any) -> int:
         """Count the rollouts that match the filters of `rollouts`. before: only those before this key, newest first."""
         where, params = self._filters(step, probe=probe, **filters)
         table = f"{PROBE if probe else ''}rollouts"

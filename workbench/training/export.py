@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -73,7 +74,7 @@ def export_student(
         )
     checkpoint = _checkpoint(run.path, step)
     with _new_target(to, "model") as folder:
-        options = {"dtype": dtype, "trust_remote_code": config.models.trust_remote_code}
+        options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.models.trust_remote_code}
         student = load_policy(checkpoint.weights(learner), learner, **options)
         model, processor = _merged(student, checkpoint.weights(learner), **options), student.processor
         model.save_pretrained(folder)
@@ -112,7 +113,7 @@ def _checkpoint(run_dir: Path, step: int | None) -> Checkpoint:
     return checkpoint
 
 
-def _merged(student: AutoregressivePolicy, folder: Path, **options: object) -> nn.Module:
+def _merged(student: AutoregressivePolicy, folder: Path, **options: Any) -> nn.Module:
     """The student's model with its adapter merged into the weights."""
     if not has_adapter(student.model):
         return student.model
@@ -130,7 +131,7 @@ def _merged(student: AutoregressivePolicy, folder: Path, **options: object) -> n
     return model
 
 
-def _require_same(student: AutoregressivePolicy, folder: Path, **options: object) -> None:
+def _require_same(student: AutoregressivePolicy, folder: Path, **options: Any) -> None:
     """Raise RunError if the exported model and the student differ on a batch of two prompts."""
     exported = load_policy(folder, "exported", **options)
     inputs = _batch(student)

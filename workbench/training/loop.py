@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -147,7 +148,7 @@ class Trainer:
 
     def _build_learners(self, checkpoint: Checkpoint | None) -> list[Learner]:
         """Every student with its policies and optimizer, at the start or at a checkpoint."""
-        options = {"device": str(self.device), "checkpoint": checkpoint, "group": self.group}
+        options: dict[str, Any] = {"device": str(self.device), "checkpoint": checkpoint, "group": self.group}
         learners = [build_learner(self.config, self.method, name, **options) for name in self.config.models.learners]
         attach_engine(learners, self.config)
         for learner in learners if checkpoint else ():

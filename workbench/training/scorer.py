@@ -13,6 +13,7 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -86,12 +87,15 @@ class Scorer:
             written = student.sample([prompt], [[seed]], self._sampling)[0][0]
         text = student.text(written.ids)
         reward = self._grade(example, text)
-        fields = {"replies": replies, "denoising": written.denoising}
+        fields: dict[str, Any] = {"replies": replies, "denoising": written.denoising}
         return Rollout(example, 0, written.ids, text, written.finished, written.logprobs, reward, **fields)
 
     def _given(self, example: Example, answer: str, seed: int) -> Rollout:
         ids, reward = self.learner.student.answer_ids(answer), self._grade(example, answer)
-        fields = {"replies": self._replies(example, seed), "denoising": self.learner.student.denoising_schedule(ids)}
+        fields: dict[str, Any] = {
+            "replies": self._replies(example, seed),
+            "denoising": self.learner.student.denoising_schedule(ids),
+        }
         return Rollout(example, 0, ids, answer, True, None, reward, "given", **fields)
 
     def _replies(self, example: Example, seed: int) -> tuple[str, ...]:
@@ -227,7 +231,10 @@ def evaluate(
         if (model / "config.json").is_file() or (model / "adapter_config.json").is_file():
             if data is None:
                 raise ConfigError(f"{path} is a model, not a run, so it names no examples. Name a file with --data.")
-            grading = {"rule": rule or RULES[0], "tolerance": TOLERANCE if tolerance is None else tolerance}
+            grading: dict[str, Any] = {
+                "rule": rule or RULES[0],
+                "tolerance": TOLERANCE if tolerance is None else tolerance,
+            }
             return evaluate_model(
                 model, data=data, contexts=contexts or ("plain",), count=count, skipped=skipped, **grading
             )
