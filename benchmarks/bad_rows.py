@@ -259,7 +259,7 @@ TYPED = (  # values that Arrow has and JSON has not
 
 @dataclass
 class Outcome:
-    """How the rows ended: counts, and for each fault of ours the row and the traceback."""
+    """Outcomes of the rows: counts, and row and traceback of each fault."""
 
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -270,7 +270,7 @@ class Outcome:
 
 
 def run(num_rows: int | None, seed: int = 0) -> Outcome:
-    """Try `num_rows` rows, or every combination of column and odd value once and no more."""
+    """Try `num_rows` rows, or every combination of column and odd value once."""
     outcome = Outcome()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -286,7 +286,7 @@ def run(num_rows: int | None, seed: int = 0) -> Outcome:
 
 
 def _single_cases() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Reader and row, one odd value in each."""
+    """Yield readers and rows with one odd value each."""
     for column, value in itertools.product(OWN, (*ODD, *TYPED)):
         yield "load", OWN | {column: value}
     for ours in IMPORTED:
@@ -295,7 +295,7 @@ def _single_cases() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _random_cases(draw: random.Random) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows with one value changed at a random place: replaced, or put into a list, a dict or a text."""
+    """Yield rows with one value changed at a random place: replaced, or put into a list, a dict or a text."""
     while True:
         reader, base = draw.choice((("load", OWN), ("import", IMPORTED)))
         column = draw.choice(list(base))
@@ -347,7 +347,7 @@ def _try(reader: str, row: dict[str, Any], folder: Path, outcome: Outcome) -> No
 
 
 def _use(examples: list[Example]) -> None:
-    """What a run does with a row before a model sees it: prompts, grades, marks of tokens, the search for answers."""
+    """Do what a run does with a row before the model: prompts, grades, token marks, search for leaks."""
     find_leaks(examples, "plain")
     for example in examples:
         for context in CONTEXTS:

@@ -1,4 +1,4 @@
-"""How fast a large run is read: a run of ten million positions is made by the trace writer, then asked as the app asks.
+"""Query times of a large run: ten million positions from the trace writer, and the queries of the app.
 
     python benchmarks/big_run.py [--positions 10000000] [--folder runs/big] [--repeats 40]
 
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def make_run(folder: Path, num_positions: int, num_rollouts: int, num_tokens: int) -> None:
-    """A finished run with at least that many positions."""
+    """Make a finished run with at least that many positions."""
     config = build_config(
         {
             "name": folder.name,
@@ -103,7 +103,7 @@ def make_run(folder: Path, num_positions: int, num_rollouts: int, num_tokens: in
 
 
 def make_metrics(batch: TracedBatch) -> dict[str, float]:
-    """What the loop logs of a step, as far as the app draws it."""
+    """Make the metrics of a step that the app draws."""
     values = {name: value.logprob for name, value in batch.scores.items()}
     gaps = {"capability_gap": values["teacher"] - values["self"], "information_gap": values["self"] - values["student"]}
     return {
@@ -119,7 +119,7 @@ def make_metrics(batch: TracedBatch) -> dict[str, float]:
 
 
 def make_answers(progress: float) -> list[EvalRecord]:
-    """An evaluation: the student learns what it can see, and grows sure of what it cannot."""
+    """Make an evaluation in which accuracy grows on visible, confidence on privileged questions."""
     chooser, rows = random.Random(progress), []
     for policy, context in (("student", "plain"), ("student", "boxes"), ("teacher", "plain"), ("teacher", "boxes")):
         for idx in range(EVALUATED):
@@ -149,7 +149,7 @@ def make_answers(progress: float) -> list[EvalRecord]:
 
 
 def make_example(idx: int) -> Example:
-    """One question about one of a few small pictures."""
+    """Make a question about one of a few small images."""
     box = Box(idx % 7 * 8, idx % 5 * 8, idx % 7 * 8 + 16, idx % 5 * 8 + 16, "tag")
     picture = Image.new("RGB", (96, 96), (idx % 16 * 15, 40, 7))
     question = f"What does the tag in row {idx % 3} say, {idx}?"
@@ -160,7 +160,7 @@ def make_example(idx: int) -> Example:
 def make_batch(
     step: int, examples: list[Example], num_rollouts: int, num_tokens: int, *, probe: bool = False
 ) -> TracedBatch:
-    """One step; the gaps shrink slowly with training. Probes are the same tokens at every step."""
+    """Make a step whose gaps shrink slowly with training. Probes have the same tokens at every step."""
     generator = torch.Generator().manual_seed(0 if probe else step)
     chooser = random.Random(0 if probe else step)
     lengths = [chooser.randint(num_tokens // 2, num_tokens * 3 // 2) for _ in range(num_rollouts)]
@@ -218,7 +218,7 @@ def make_batch(
 
 
 def make_scores(privileged: torch.Tensor, scale: float, generator: torch.Generator) -> dict[str, TokenScores]:
-    """Per view: sure at most tokens; the evidence explains the privileged ones."""
+    """Make scores by view: confident at most tokens, with the evidence explaining privileged ones."""
 
     def draw() -> torch.Tensor:
         return torch.rand(len(privileged), generator=generator)
@@ -243,7 +243,7 @@ def _prompt(example: Example, context: str) -> Prompt:
 
 
 def measure(folder: Path, repeats: int) -> None:
-    """Times of each question, each time with another step or answer; p95 is what is promised."""
+    """Measure times of each query, each time with another step or answer. The target is for p95."""
     start = time.perf_counter()
     traces = open_traces(folder)
     summary = traces.summary()
@@ -271,7 +271,7 @@ def measure(folder: Path, repeats: int) -> None:
 
 
 def selections(traces: Traces, steps: list[int], chooser: random.Random) -> dict[str, Callable]:
-    """What a click in the Tokens tab asks."""
+    """Run the queries of a click in the Tokens tab."""
     step = lambda: chooser.choice(steps)  # noqa: E731
     return {
         "one answer": lambda: traces.rollout(step(), chooser.randrange(64)),
@@ -289,7 +289,7 @@ def selections(traces: Traces, steps: list[int], chooser: random.Random) -> dict
 
 
 def tokens_tab(folder: Path, steps: list[int], chooser: random.Random) -> dict[str, Callable]:
-    """Everything that the server does for a click in Tokens: choices, list, count, answer, HTML."""
+    """Do all work of the server for a click in Tokens: choices, list, count, answer, HTML."""
     context = AppContext(folder.parent, folder.parent)
     unseen = itertools.cycle(chooser.sample(steps, len(steps)))
 
@@ -315,7 +315,7 @@ def tokens_tab(folder: Path, steps: list[int], chooser: random.Random) -> dict[s
 
 
 def other_tabs(folder: Path) -> dict[str, Callable]:
-    """Everything that the server does when a tab is opened."""
+    """Do all work of the server when a tab is opened."""
     context, run = AppContext(folder.parent, folder.parent), folder.name
     return {
         "watch": lambda: monitor.look_at(context, run, "light", "", None, anew=True),
@@ -331,7 +331,7 @@ def other_tabs(folder: Path) -> dict[str, Callable]:
 
 
 def summaries(traces: Traces) -> dict[str, Callable]:
-    """What the other tabs ask when they are opened."""
+    """Run the queries of the other tabs."""
     return {
         "summary": traces.summary,
         "regime shares over steps": traces.regime_shares,

@@ -1,4 +1,4 @@
-"""A step of dopd against a step of opd, and the least it could cost: one more forward pass of the student.
+"""Compare a step of dopd with a step of opd and with its lower bound: one more forward pass of the student.
 
 opd stands there twice: with a teacher shown what the student sees, and shown the same context as dopd's teacher, which
 makes its prompts longer. The least, for each context: that second opd, and the student reading the same answers under

@@ -143,7 +143,7 @@ def arguments() -> argparse.Namespace:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """As many words as Qwen3's has entries; they say nothing."""
+    """Make a tokenizer with as many dummy words as Qwen3's vocabulary."""
     words = {word: idx for idx, word in enumerate(["<pad>", "<unk>", "<|im_start|>", "<|im_end|>", *TOKENS.values()])}
     words |= {f"w{idx}": idx for idx in range(len(words), VOCABULARY)}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
@@ -159,7 +159,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save(folder: Path, shape: Shape, device: str) -> None:
-    """A model of random weights with a processor, as a hub name would give it."""
+    """Make a model of random weights with a processor."""
     tokenizer = build_tokenizer()
     pixels = (448 if device == "cuda" else 96) ** 2
     sizes = {"size": {"shortest_edge": pixels, "longest_edge": 4 * pixels}, "patch_size": 16}
@@ -190,7 +190,7 @@ def save(folder: Path, shape: Shape, device: str) -> None:
 
 
 class Parts:
-    """Seconds of what a step consists of, with the device's queue empty at every mark. On the CPU: processor time."""
+    """Seconds of the parts of a step, synchronized with the device. On the CPU: processor time."""
 
     def __init__(self, device: str) -> None:
         self.device, self.seconds = device, Counter()
@@ -230,7 +230,7 @@ def measure_steps(args: argparse.Namespace, folder: Path, device: str) -> None:
 
 
 def measure_attention(args: argparse.Namespace, folder: Path, device: str) -> None:
-    """The first step, and how long a step takes then, with each implementation of attention and compiled."""
+    """Measure the first and later steps with each attention implementation, and compiled."""
     print(f"\nattention: opd, {args.prompts} prompts x {args.generations} answers x {args.tokens} tokens")
     print(f"{'':18}{'first step ms':>15}{'step ms':>10}")
     with tempfile.TemporaryDirectory() as runs:
@@ -257,7 +257,7 @@ def measure_attention(args: argparse.Namespace, folder: Path, device: str) -> No
 
 
 def measure_writing(args: argparse.Namespace, folder: Path, device: str) -> None:
-    """Wall-clock time: vLLM's own threads are not all of this process's."""
+    """Measure sampling in wall time, since vLLM has threads in other processes."""
     dtype = "bfloat16" if device == "cuda" else "float32"
     student = load_policy(folder / "student", "student", dtype=dtype, device=device)
     student._placeholders = [*student._placeholders, *student.stop_ids]  # never drawn
@@ -368,7 +368,7 @@ def make(args: argparse.Namespace, folder: Path, run_dir: Path, method: dict, de
 
 
 def floor(trainer: Trainer, args: argparse.Namespace) -> float:
-    """Operations that a step cannot do without: each view's weights once per token, the learner's three times."""
+    """Count the operations of the floor: each view's weights once per token, the learner's three times."""
     method: Method = trainer.method
     examples = [trainer.examples[idx] for idx in trainer.order.batch(1, args.prompts)]
     policies, written = trainer.learners[0].policies, args.prompts * args.generations * args.tokens
@@ -388,7 +388,7 @@ def floor(trainer: Trainer, args: argparse.Namespace) -> float:
 
 
 def sizes(policy: AutoregressivePolicy) -> dict[str, int]:
-    """Weights that every token is multiplied with."""
+    """Count the weights that multiply every token."""
     model = policy.model.model
     head = policy.model.get_output_embeddings().weight.numel()
     embedding = model.get_input_embeddings().weight.numel()
@@ -400,7 +400,7 @@ def sizes(policy: AutoregressivePolicy) -> dict[str, int]:
 
 
 def speed(device: str) -> float:
-    """Operations a second of a product of two large matrices."""
+    """Measure operations per second of a large matrix product."""
     side, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
     left, right, parts = *(torch.randn(2, side, side, device=device, dtype=dtype)), Parts(device)
     seconds = []
@@ -412,7 +412,7 @@ def speed(device: str) -> float:
 
 
 def measure_lengths(args: argparse.Namespace, folder: Path, device: str) -> None:
-    """Reading and learning one answer, without writing."""
+    """Measure scoring and training on one answer, without sampling."""
     dtype = "bfloat16" if device == "cuda" else "float32"
     student = load_policy(folder / "student", "student", dtype=dtype, device=device)
     teacher = load_policy(folder / "teacher", "teacher", dtype=dtype, device=device)
@@ -453,7 +453,7 @@ def measure_lengths(args: argparse.Namespace, folder: Path, device: str) -> None
 
 
 def measure_losses(args: argparse.Namespace, device: str) -> None:
-    """Reverse KL and Jensen-Shannon, chunked here and in Liger; each CPU measurement is a process of its own."""
+    """Measure reverse KL and Jensen-Shannon, ours and Liger's; each CPU measurement in a separate process."""
     width = args.width or (2048 if device == "cuda" else 256)
     head = VOCABULARY * width * (2 if device == "cuda" else 4) / 2**30
     print(

@@ -2,10 +2,10 @@
 
     python -m benchmarks kills [--kills 120] [--only lora,study] [--seed 0] [--keep FOLDER]
 
-Every victim ends with the same weights, moments, metrics, traces, probes and answers as a run that nobody disturbed,
-bit for bit: no row lost, none doubled, and nothing half-written stays. Signals are KILL, TERM and INT. Runs are forked
-from this process, which has imported everything and computed nothing; two processes and studies are started as
-commands.
+Every victim ends with the same weights, moments, metrics, traces, probes and answers as an uninterrupted run,
+bit for bit: no row is lost or doubled, and no partial file remains. Signals are KILL, TERM and INT. Runs are forked
+from this process, which has imported everything and computed nothing; runs of two processes and studies are
+started as commands.
 """
 
 import argparse
@@ -75,7 +75,7 @@ HEAVY = (
 
 @dataclass
 class Tally:
-    """What was done and what was wrong."""
+    """Numbers of kills and victims, and the faults."""
 
     kills: int = 0
     resumed: int = 0
@@ -84,7 +84,7 @@ class Tally:
 
 
 def recipe(folder: Path, values: dict[str, object]) -> Path:
-    """A recipe's file for a run of `folder`."""
+    """Write a recipe for runs in `folder`. Returns its path."""
     nested: dict = {"output_dir": str(folder), "name": "run"}
     for key, value in {**SMALL, "method.name": "dopd", **values}.items():
         *parents, last = key.split(".")
@@ -101,7 +101,7 @@ def recipe(folder: Path, values: dict[str, object]) -> Path:
 
 
 def start(arguments: list[str], out: Path, *, die_at: int | None = None, inside: Path | None = None) -> int:
-    """A fork that runs a command; its pid. die_at: it kills itself at that many file operations below `inside`."""
+    """Fork a process that runs a command. Returns its pid. die_at: number of file operations below `inside` until it dies."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -138,12 +138,12 @@ def _watch_files(inside: str, die_at: int | None) -> None:
 
 
 def wait(pid: int) -> int:
-    """The exit status of a fork; negative for a signal."""
+    """Wait for a fork. Returns its exit status; negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def disturb(pid: int, delay: float, number: int) -> tuple[int, bool]:
-    """Signal a fork after `delay` seconds; its exit status, and whether it was still there."""
+    """Signal a fork after `delay` seconds. Returns its exit status, and whether it was still running."""
     until = time.monotonic() + delay
     while time.monotonic() < until:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -162,7 +162,7 @@ def command_for(folder: Path) -> list[str]:
 
 
 def finish(folder: Path, tally: Tally, name: str) -> None:
-    """The run is brought to its end."""
+    """Resume a run until it finishes."""
     out = folder / "out.txt"
     status = wait(start(command_for(folder), out))
     if status != 0:
@@ -172,7 +172,7 @@ def finish(folder: Path, tally: Tally, name: str) -> None:
 
 
 def fingerprint(run: Path) -> dict[str, object]:
-    """All that a run leaves, but for times and paths: what must be equal, part by part."""
+    """Collect everything that must be equal: all files of a run, without times and paths."""
     newest = sorted(run.glob("checkpoint-*"))[-1]
     prints: dict[str, object] = {"checkpoint": newest.name}
     for file in sorted(newest.rglob("*.safetensors")):
@@ -196,20 +196,20 @@ def fingerprint(run: Path) -> dict[str, object]:
 
 
 def rows_of(folder: Path) -> list[str]:
-    """Every row of a table's files, in order; merged or not."""
+    """Read all rows of a table's files in order, merged or not."""
     tables = [pq.ParquetFile(file).read(use_threads=False) for file in sorted(folder.glob("*.parquet"))]
     rows = pa.concat_tables(tables, promote_options="default").to_pylist() if tables else []
     return sorted(json.dumps(row, default=str, sort_keys=True) for row in rows)
 
 
 def differences(run: Path, reference: dict[str, object]) -> list[str]:
-    """Parts that are not as those of the uninterrupted run."""
+    """List the parts that differ from the uninterrupted run."""
     actual = fingerprint(run)
     return [part for part in {**reference, **actual} if actual.get(part) != reference.get(part)]
 
 
 def random_kills(name: str, values: dict, folder: Path, count: int, draw: random.Random, tally: Tally) -> None:
-    """Victims of one configuration, each disturbed one to four times, until `count` kills have hit."""
+    """Kill runs of one configuration one to four times each, until `count` kills have hit."""
     seconds, reference = undisturbed(folder / "reference", values, tally, name)
     hit = 0
     while hit < count:
@@ -226,7 +226,7 @@ def random_kills(name: str, values: dict, folder: Path, count: int, draw: random
 
 
 def undisturbed(folder: Path, values: dict, tally: Tally, name: str) -> tuple[float, dict[str, object]]:
-    """Seconds that a run takes when nobody disturbs it, and what it leaves."""
+    """Run without kills. Returns its duration in seconds and its fingerprint."""
     recipe(folder, values)
     began = time.monotonic()
     finish(folder, tally, f"{name}, undisturbed")
@@ -234,7 +234,7 @@ def undisturbed(folder: Path, values: dict, tally: Tally, name: str) -> tuple[fl
 
 
 def check(name: str, victim: Path, reference: dict[str, object], tally: Tally) -> None:
-    """Finish a victim and hold it against the undisturbed run."""
+    """Finish a victim and compare it with the uninterrupted run."""
     finish(victim, tally, name)
     tally.resumed += 1
     tally.runs += 1
@@ -246,7 +246,7 @@ def check(name: str, victim: Path, reference: dict[str, object], tally: Tally) -
 
 
 def kills_at_calls(folder: Path, count: int, draw: random.Random, tally: Tally) -> None:
-    """Victims that die at a file operation: of a whole run, and of the resumed one."""
+    """Kill runs at a file operation, in the first process and in the resumed one."""
     _, reference = undisturbed(folder / "reference", {}, tally, "calls")
     for _ in range(count):
         victim = folder / f"victim-{tally.runs}"
@@ -260,7 +260,7 @@ def kills_at_calls(folder: Path, count: int, draw: random.Random, tally: Tally) 
 
 
 def two_processes(folder: Path, count: int, draw: random.Random, tally: Tally) -> None:
-    """Both processes of one run are killed together, and started as before."""
+    """Kill both processes of one run together, and start them again."""
 
     def launched(victim: Path) -> subprocess.Popen:
         what = ["--resume", str(victim / "run")] if (victim / "run").exists() else [str(victim / "recipe.yaml")]
@@ -297,7 +297,7 @@ def two_processes(folder: Path, count: int, draw: random.Random, tally: Tally) -
 
 
 def studies(folder: Path, count: int, draw: random.Random, tally: Tally) -> None:
-    """A study of two variants, its process or all of its group ended again and again."""
+    """Kill a study of two variants repeatedly, its process or its whole group."""
 
     def study_file(victim: Path) -> Path:
         base = recipe(victim, {"data.eval": None})
@@ -350,7 +350,7 @@ def studies(folder: Path, count: int, draw: random.Random, tally: Tally) -> None
 
 
 def campaign(folder: Path, kills: int, *, only: set[str] = frozenset(), seed: int = 0, say: Callable = print) -> Tally:
-    """All victims; `kills` is about how many signals of each kind of victim together are to hit."""
+    """Run all kinds of victims. kills: approximate number of kills in total."""
     for module in HEAVY:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)

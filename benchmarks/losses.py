@@ -6,8 +6,8 @@
 Whole: logits of learner and target for all positions at once, the divergence as its formula reads, autograd. Liger: the
 fused linear Jensen-Shannon loss of the package liger-kernel, where that is installed: its chunked one in PyTorch, with
 --liger-chunk positions a chunk (compiled on a GPU alone), and on a GPU its Triton kernel too. The chunked losses here
-also give the learner's log-prob, entropy and rank of every position, which Liger's do not. Each measurement is a
-process of its own. Memory is the highest resident size above what it was when weights and hidden states existed; the
+also give the learner's log-prob, entropy and rank of every position, which Liger's do not. Each measurement runs in
+a separate process. Memory is the highest resident size above what it was when weights and hidden states existed; the
 gradient of the head, (V, D), is part of the result of both and is also shown apart.
 """
 
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def why_not(variant: str, name: str) -> str | None:
-    """Why a variant cannot be measured for a divergence here; None: it can."""
+    """Return why a variant cannot be measured for a divergence; None if it can."""
     if name not in LIGER_BETA:
         return f"it has no {name}"
     if importlib.util.find_spec("liger_kernel") is None:
@@ -138,7 +138,7 @@ def in_process(args: argparse.Namespace, name: str, variant: str) -> dict:
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """Seconds, bytes and a few numbers of values and gradients of one variant."""
+    """Measure seconds, bytes, and a few values and gradients of one variant."""
     torch.manual_seed(0)
     work = prepared(args.variant, args.only, 16, 512, 64, args.liger_chunk)
     work()  # code that is paged in on first use is not what is measured
@@ -155,7 +155,7 @@ def measure(args: argparse.Namespace) -> dict:
 def prepared(
     variant: str, name: str, N: int, V: int, D: int, liger_chunk: int = 1024
 ) -> Callable[[], tuple[torch.Tensor, ...]]:
-    """Weights and hidden states, and what is to be measured: loss, gradient of hidden states, gradient of the head."""
+    """Prepare weights and hidden states. Returns a function that computes loss and both gradients."""
     learner, target = (nn.Linear(D, V, bias=False) for _ in range(2))
     target.requires_grad_(False)
     for linear in (learner, target):  # logits with a standard deviation of 3: peaked, as a model's
@@ -201,7 +201,7 @@ def liger(variant: str, beta: float, chunk: int) -> Callable[..., torch.Tensor]:
 
 
 class Peak:
-    """Highest resident size inside the block, above that at its start."""
+    """Measure the peak resident size in the block, relative to its start."""
 
     def __enter__(self) -> "Peak":
         self._process, self._done = psutil.Process(), threading.Event()

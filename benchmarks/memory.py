@@ -3,9 +3,9 @@
     python -m benchmarks memory [--positions 1024,2048,4096,8192,16384] [--lengths 64,128,256,512,1024,2048]
                                 [--method opd]
 
-A text model of width 64 with Qwen3's vocabulary, random weights; a larger one teaches. A step writes, reads by every
-view, learns, and moves the weights; answers have 128 tokens, forward passes 8 answers. Above what there is after a
-first small step (weights, gradients' room, moments). Each measurement is a process of its own.
+A text model of width 64 with Qwen3's vocabulary, random weights; a larger one teaches. A step samples, scores under
+every view, computes losses, and updates the weights; answers have 128 tokens, forward passes 8 answers. Above what
+there is after a first small step (weights, gradients' room, moments). Each measurement runs in a separate process.
 
 positions  peak memory and processor time by number of positions. Logits of all would take 0.58 MiB per position (fp32);
            the growing parts are hidden states, caches and traced numbers
@@ -111,7 +111,7 @@ def show(title: str, folder: str, method: str, shapes: list[tuple[int, int]]) ->
 
 
 def measure(folder: Path, method: str, answers: int, length: int) -> dict[str, float]:
-    """Bytes above those after a first step of one answer, and seconds of processor time, of one step."""
+    """Measure one step: bytes above those after a first step of one answer, and processor time in seconds."""
     generations = min(GENERATIONS, answers)
     prompts = answers // generations
     rows = [{"question": f"w{idx + 100} w{idx + 200} ?", "answer": "w1"} for idx in range(prompts)]

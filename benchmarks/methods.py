@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def measured(name: str, repeats: int) -> str:
-    """One line of the table."""
+    """Format one line of the table."""
     with tempfile.TemporaryDirectory() as folder:
         full, floor = (trainer(name, Path(folder), which, repeats) for which in ("own", "floor"))
         floor.method = floor_of(full.method)
@@ -51,7 +51,7 @@ def measured(name: str, repeats: int) -> str:
 
 
 def floor_of(method: Method) -> Method:
-    """The same writing and views, with one loss at every position and no rule."""
+    """Return a method with the same sampling and views, but one loss at every position and no rule."""
     others = [name for name, view in method.views.items() if not view.learns]
     if not others:
         return dataclasses.replace(
@@ -66,7 +66,7 @@ def floor_of(method: Method) -> Method:
 
 
 def trainer(name: str, folder: Path, run: str, repeats: int) -> Trainer:
-    """The recipe's run without evaluation, probes and traces, its answers all of the greatest length."""
+    """Build a recipe's trainer without evaluation, probes and traces, with all answers at maximum length."""
     settings = ("trace.every=0", "trace.probes=0", "data.eval=null", "evaluation.teacher=false", "training.steps=10000")
     config = load_config(f"configs/{name}.yaml", [f"output_dir={folder}", f"name={run}", *settings])
     limit = config.training.batch_size * (repeats + WARMUP)

@@ -1,4 +1,4 @@
-"""A step of opd against a step of TRL's DistillationTrainer: the same pair, pictures, batch and answer length.
+"""Compare a step of opd with a step of TRL's DistillationTrainer: same models, images, batch and answer length.
 
     python -m benchmarks opd [--lora [RANK]] [--student FOLDER --teacher FOLDER] [--prompts 8] [--generations 4]
                              [--tokens 32]
@@ -35,7 +35,7 @@ OURS, TRACED, TRL = "ours", "ours, every token recorded", "TRL DistillationTrain
 
 
 class TakeTurns(TrainerCallback):
-    """Lets our variants do a step after each of TRL's."""
+    """Callback that runs a step of our variants after each of TRL's."""
 
     def __init__(self, ours: dict[str, Steps]) -> None:
         self.ours, self.clock = ours, Clock()
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def trl_trainer(args, folder: Path, ours: Steps, turns: TakeTurns) -> DistillationTrainer:
-    """TRL's trainer on the questions of our steps, in our order."""
+    """Build TRL's trainer on the questions of our steps, in the same order."""
     steps = args.repeats + WARMUP
     rows = []
     for step in range(1, steps + 1):

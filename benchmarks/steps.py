@@ -1,4 +1,4 @@
-"""A trainer whose steps can be done one by one, on the built-in pair and the built-in world."""
+"""Trainers whose steps run one by one, with the built-in models and world."""
 
 import argparse
 from pathlib import Path
@@ -26,7 +26,7 @@ def step_arguments(description: str) -> argparse.Namespace:
 
 
 def make_trainer(name: str, args: argparse.Namespace, folder: Path, method: dict, *, traced: bool = False) -> Trainer:
-    """A run without evaluation and probes whose answers all have `args.tokens` tokens."""
+    """Build a trainer without evaluation and probes, whose answers all have `args.tokens` tokens."""
     config = build_config(
         {
             "name": name.replace(" ", "-").replace(",", ""),
@@ -52,7 +52,7 @@ def make_trainer(name: str, args: argparse.Namespace, folder: Path, method: dict
 
 
 class Steps:
-    """Does a trainer's next step when called."""
+    """Run a trainer's next step when called."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.done = trainer, 0
@@ -60,7 +60,7 @@ class Steps:
 
     @property
     def never(self) -> list[int]:
-        """Tokens that the student does not draw: placeholders of pictures, and in a benchmark the ends."""
+        """Tokens that the student never samples: image placeholders, and in benchmarks end tokens."""
         return sorted(self.trainer.learners[0].student._placeholders)
 
     def __call__(self) -> None:
@@ -69,6 +69,6 @@ class Steps:
 
 
 def parts(metrics: dict[str, float]) -> str:
-    """Milliseconds of each part of a step."""
+    """Format the milliseconds of each part of a step."""
     seconds = {name.removeprefix("seconds/"): value for name, value in metrics.items() if name.startswith("seconds/")}
     return ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in seconds.items())

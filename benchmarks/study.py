@@ -133,7 +133,7 @@ def beside(args: argparse.Namespace, folder: Path) -> None:
 
 
 def together(commands: list[list[str]]) -> list[str]:
-    """What commands print that run at the same time, each with one thread."""
+    """Run commands at the same time, each with one thread. Returns their output."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     running = [
         subprocess.Popen(process, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

@@ -2,7 +2,7 @@
 
     python -m benchmarks together [--at-once 2 4] [--steps 20] [--repeats 3] [RECIPE key=value ...]
 
-Each run is a process of its own, started as a person starts it: `workbench train` with the machine's own number of
+Each run is a separate process, started as usual: `workbench train` with the machine's own number of
 threads (OMP_NUM_THREADS and OMP_WAIT_POLICY are taken out of the environment unless --keep-environment). A turn is N
 runs one after the other, then N at once; the ratio of the two is what counts, 1.15 at most. On an idle machine with
 more than one core it is below 1, since one run does not keep all cores busy. Processor time counts all threads and is
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace, environment: dict[str, str], groups: list[int]) -> Turn:
-    """Groups of runs one after the other, those of a group at once, in folders that are gone afterwards."""
+    """Train groups of runs in sequence, the runs of a group at once, in temporary folders."""
     before, start = os.times(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         for number, size in enumerate(groups):

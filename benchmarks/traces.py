@@ -1,4 +1,4 @@
-"""What tracing costs: time per step, bytes per position, time per query.
+"""Cost of tracing: time per step, bytes per position, time per query.
 
     python benchmarks/traces.py [--steps 200] [--rollouts 32] [--tokens 20]
 
@@ -39,7 +39,7 @@ KINDS = (("template", "visible"), ("location", "visible"), ("tag", "privileged")
 
 
 def example(idx: int) -> Example:
-    """One question about a small picture of its own."""
+    """Make a question about its own small image."""
     box = Box(idx % 7 * 8, idx % 5 * 8, idx % 7 * 8 + 16, idx % 5 * 8 + 16, "tag")
     picture = Image.new("RGB", (96, 96), (idx % 256, idx // 256 % 256, 7))
     evidence = Evidence((box,), hint=f"look at row {idx % 3}")
@@ -48,7 +48,7 @@ def example(idx: int) -> Example:
 
 
 def batch(step: int, num_rollouts: int, num_tokens: int, *, top: int = 0) -> TracedBatch:
-    """A step's traces; top: that many alternatives at every fourth position."""
+    """Make the traces of a step. top: number of alternatives at every fourth position."""
     generator = torch.Generator().manual_seed(step)
     num_positions = num_rollouts * num_tokens
     sharpness = torch.rand(num_positions, 1, generator=generator) * 7 + 1

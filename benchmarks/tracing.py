@@ -1,4 +1,4 @@
-"""What recording every token adds to a step, merging of trace files included.
+"""Overhead of recording every token in a step, including the merging of trace files.
 
 Two runs of the same configuration take turns, one records everything, one nothing. The share is that of the medians,
 plus the merging that happens every hundred steps and that a median would not show.

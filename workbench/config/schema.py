@@ -124,7 +124,7 @@ class ModelsConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where examples come from: scenes:SPLIT?count=N, a .jsonl, .json or .parquet file, or hf:NAME?split=S."""
+    """Sources of examples: scenes:SPLIT?count=N, a .jsonl, .json or .parquet file, or hf:NAME?split=S."""
 
     train: Annotated[str, Option("Training examples")] = ""
     eval: Annotated[str | None, Option("Evaluation examples. null = no evaluation")] = None
@@ -136,7 +136,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the student samples answers."""
+    """Sampling of the student's answers."""
 
     num_generations: Annotated[int, Option("Answers sampled per prompt", low=1)] = 4
     max_completion_length: Annotated[int, Option("Maximum length of an answer", unit="tokens", low=1)] = 256
@@ -218,7 +218,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class TraceConfig:
-    """What a trace records at each step; see docs/traces.md."""
+    """Records of each step; see docs/traces.md."""
 
     every: Annotated[int, Option("Record every N-th step. 1 = all, 0 = none", low=0)] = 1
     alternatives: Annotated[

@@ -69,7 +69,7 @@ def _as_written(value: Any, kind: pyarrow.DataType) -> Any:
 
 
 def _class_features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
-    """Columns with class numbers in them, as the package `datasets` describes them in a schema."""
+    """Return the columns with class numbers, from the description of `datasets` in a schema."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError, RecursionError):
@@ -80,12 +80,11 @@ def _class_features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
 
 
 def _with_class_names(value: Any, feature: Any) -> Any:
-    """The value with names in place of class numbers; -1, which stands for no class, becomes None."""
+    """Replace class numbers by names; -1, which means no class, becomes None."""
     if isinstance(feature, list) and len(feature) == 1:
         feature = feature[0]
-    if (
-        isinstance(feature, dict) and "feature" in feature and isinstance(feature.get("_type"), str)
-    ):  # a list of something
+    is_sequence = isinstance(feature, dict) and "feature" in feature and isinstance(feature.get("_type"), str)
+    if is_sequence:
         feature = feature["feature"]
     if isinstance(value, list):
         return [_with_class_names(entry, feature) for entry in value]
