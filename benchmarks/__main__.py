@@ -11,7 +11,7 @@
     python -m benchmarks big_run    a run of ten million positions with the queries of the app
     python -m benchmarks study      overhead of a study, and of two runs at once: study parts, study beside
     python -m benchmarks together   runs at once against the same runs one after the other
-    python -m benchmarks app        first page, drawing in the browser, watching a run: app page, app draw, app watch
+    python -m benchmarks app        first page, drawing in the browser, watching a run: app page, app draw, app monitor
     python -m benchmarks bad_rows   campaign: rows with one odd value; none may end in a traceback
     python -m benchmarks kills      campaign: runs killed at random and resumed, compared with uninterrupted ones
     python -m benchmarks bad_input  campaign: broken recipes, overrides, studies, run files and rows

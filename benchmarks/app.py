@@ -2,7 +2,7 @@
 
     python -m benchmarks app page [--runs FOLDER]     first page, tabs, selections in Chromium; memory of the server
     python -m benchmarks app draw                     an answer of 512 tokens, three alternatives per view, in Chromium
-    python -m benchmarks app watch [--pairs 12]       training with the page open on it against training without
+    python -m benchmarks app monitor [--pairs 12]       training with the page open on it against training without
 
 `page` needs a folder with a run called "big", which `python benchmarks/big_run.py --folder runs/big` creates; without
 --runs it creates one. It uses the system's Chromium, headless.
@@ -37,7 +37,7 @@ from workbench.runs.jobs import read_job, start_run, stop_run
 
 ROOT = Path(__file__).parent.parent
 DRAWN = {  # what a tab has when it is drawn
-    "watch": "#watch-gaps .main-svg",
+    "monitor": "#monitor-gaps .main-svg",
     "tokens": "#tokens-answer .wb-detail .wb-views",
     "movement": "#movement-shares .main-svg",
     "illusion": "#illusion-worst tbody tr",
@@ -49,11 +49,11 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("page", "draw", "watch"))
+    parser.add_argument("what", choices=("page", "draw", "monitor"))
     parser.add_argument("--runs", type=Path, help='folder with the run "big"')
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--pairs", type=int, default=12, help="of watch: how often the page is opened and closed")
-    parser.add_argument("--seconds", type=float, default=15, help="of watch: length of each turn")
+    parser.add_argument("--pairs", type=int, default=12, help="of monitor: how often the page is opened and closed")
+    parser.add_argument("--seconds", type=float, default=15, help="of monitor: length of each turn")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started ends too
     with tempfile.TemporaryDirectory() as temporary, chromium() as browser:
@@ -76,15 +76,15 @@ def page(browser: Browser, runs: Path, repeats: int) -> None:
     with serving(runs) as (address, server):
         told(
             "first page: the run's state (2 s)",
-            [seen(browser, server.pid, f"{address}/", "#app-first h2, #watch-status h2") for _ in range(repeats)],
+            [seen(browser, server.pid, f"{address}/", "#app-first h2, #monitor-status h2") for _ in range(repeats)],
         )
         told(
             "first page: it can be used",
-            [seen(browser, server.pid, f"{address}/", "#watch-status h2") for _ in range(repeats)],
+            [seen(browser, server.pid, f"{address}/", "#monitor-status h2") for _ in range(repeats)],
         )
         told(
             "first page: all its curves",
-            [seen(browser, server.pid, f"{address}/", DRAWN["watch"]) for _ in range(repeats)],
+            [seen(browser, server.pid, f"{address}/", DRAWN["monitor"]) for _ in range(repeats)],
         )
         told(
             "a link to Tokens: the answer",
@@ -95,7 +95,7 @@ def page(browser: Browser, runs: Path, repeats: int) -> None:
         opened.locator(DRAWN["tokens"]).first.wait_for()
         opened.wait_for_timeout(2000)
         told("another answer, click to drawn", [choose(opened, server.pid, idx) for idx in range(1, 2 * repeats)])
-        for name in ("movement", "illusion", "watch", "report", "launch"):
+        for name in ("movement", "illusion", "monitor", "report", "launch"):
             with Meter(server.pid) as meter:
                 opened.locator("#app-tabs button[role=tab]", has_text=name.capitalize()).first.click()
                 opened.locator(DRAWN[name]).first.wait_for()
@@ -239,8 +239,8 @@ def watch(browser: Browser, folder: Path, pairs: int, seconds: float) -> None:
                 turns["closed"].append(turn(lines, pid, server.pid, seconds))
                 context = browser.new_context(viewport={"width": 1280, "height": 1000})
                 opened = context.new_page()
-                opened.goto(f"{address}/?run=watched&tab=watch")
-                opened.locator(DRAWN["watch"]).first.wait_for()
+                opened.goto(f"{address}/?run=watched&tab=monitor")
+                opened.locator(DRAWN["monitor"]).first.wait_for()
                 opened.wait_for_timeout(3000)  # `page` measures what opening costs
                 turns["open"].append(turn(lines, pid, server.pid, seconds))
                 context.close()

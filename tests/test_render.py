@@ -11,10 +11,10 @@ from PIL import Image
 
 from workbench.errors import ConfigError
 from workbench.render import (
-    PictureOfView,
     RegimeNote,
     TokenCell,
     TokenView,
+    ViewImage,
     colors,
     page_head,
     render_movement,
@@ -100,7 +100,7 @@ def test_no_text_can_become_markup(hostile):
         contexts={"student": hostile},
         meta={hostile: hostile},
         regimes={"LH": RegimeNote(hostile, hostile, hostile)},
-        pictures=(PictureOfView(hostile, Image.new("RGB", (8, 8)), (Box(1, 1, 4, 4, hostile),), note=hostile),),
+        pictures=(ViewImage(hostile, Image.new("RGB", (8, 8)), (Box(1, 1, 4, 4, hostile),), note=hostile),),
     )
     html = render_tokens(drawn, standalone=False)
     assert "<script" not in html and "</script" not in html and "<!--" not in html
@@ -121,9 +121,7 @@ def test_a_fragment_brings_its_style_and_script_only_if_it_stands_alone():
 
 
 def test_nothing_is_loaded_from_anywhere():
-    html = render_page(
-        [render_tokens(view(cell(), pictures=(PictureOfView("student", Image.new("RGB", (9, 9))),)))], "t"
-    )
+    html = render_page([render_tokens(view(cell(), pictures=(ViewImage("student", Image.new("RGB", (9, 9))),)))], "t")
     addresses = set(re.findall(r"https?://[^\s\"')]+", html))
     assert addresses <= {"http://www.w3.org/2000/svg"}, "the name of the SVG vocabulary is no request"
     assert "default-src 'none'" in html and "@import" not in html
@@ -209,7 +207,7 @@ def test_a_line_break_in_the_answer_breaks_the_line():
 
 
 def test_pictures_are_small_data_uris_with_boxes_in_their_own_pixels():
-    picture = PictureOfView(
+    picture = ViewImage(
         "student", Image.effect_noise((3000, 1500), 40), (Box(300, 600, 900, 900, "ring"),), Box(0, 0, 30, 30)
     )
     html = render_tokens(view(cell(), pictures=(picture,)), standalone=False)
@@ -220,7 +218,7 @@ def test_pictures_are_small_data_uris_with_boxes_in_their_own_pixels():
 
 
 def test_a_missing_picture_is_said_and_the_tokens_stay(tmp_path):
-    html = render_tokens(view(cell(), pictures=(PictureOfView("student", tmp_path / "gone.png"),)))
+    html = render_tokens(view(cell(), pictures=(ViewImage("student", tmp_path / "gone.png"),)))
     assert "gone.png does not exist" in html and 'data-i="0"' in html
 
 

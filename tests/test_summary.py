@@ -113,7 +113,7 @@ def test_a_run_whose_process_is_gone_has_died_and_says_how_to_go_on(tmp_path: Pa
 
 
 def test_what_is_no_run_is_said(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="is not a run folder"):
+    with pytest.raises(RunError, match="is no run folder"):
         summarize_run(tmp_path)
 
 

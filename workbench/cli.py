@@ -260,7 +260,7 @@ def _geometry(options: argparse.Namespace) -> None:
     bar = tqdm(total=len(pair.source.shapes), unit="tensor", leave=False, disable=None)
     measured = files.measure_pair(pair, seed=options.seed, device=options.device, say=lambda name: bar.update())
     bar.close()
-    print(files.text_of(measured))
+    print(files.format_geometry(measured))
     out = options.out or (Path(options.first) / files.FOLDER if options.second is None else None)
     if out is not None:
         files.save(measured, out, _module("analysis.geometry.figures").page(measured))

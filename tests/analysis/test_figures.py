@@ -9,7 +9,7 @@ import pytest
 
 from workbench.analysis import compare, figures, illusion, movement, regimes
 from workbench.analysis import runs as run_tables
-from workbench.analysis.style import INK, SERIES, SURFACE, figure
+from workbench.analysis.style import INK, SERIES, SURFACE, base_figure
 from workbench.analysis.table import Table
 from workbench.errors import ConfigError
 from workbench.render.colors import contrast
@@ -33,7 +33,7 @@ def drawn(dopd: Path, opd: Path, theme: str) -> dict[str, go.Figure]:
         ),
         "accuracy": figures.accuracy_curves(illusion.accuracy(dopd), theme=theme),
         "reliability": figures.reliability(illusion.reliability(dopd), theme=theme),
-        "information": figures.information_share(illusion.information_dominated_loss(dopd), theme=theme),
+        "information": figures.information_share(illusion.information_dominated_shares(dopd), theme=theme),
     }
 
 
@@ -144,7 +144,7 @@ def test_words_of_a_long_answer_are_not_printed_over_each_other() -> None:
 
 
 def test_text_of_users_is_shown_and_not_read_as_markup() -> None:
-    assert "&lt;script&gt;" in figure("light", title="<script>", subtitle="a&b").layout.title.text
+    assert "&lt;script&gt;" in base_figure("light", title="<script>", subtitle="a&b").layout.title.text
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -155,4 +155,4 @@ def test_lines_and_text_can_be_told_from_the_page(theme: str) -> None:
 
 def test_an_unknown_theme_is_refused() -> None:
     with pytest.raises(ConfigError, match=r'theme "drak" is unknown.*"dark"'):
-        figure("drak", title="")
+        base_figure("drak", title="")

@@ -9,7 +9,7 @@ import torch
 
 from workbench.analysis.geometry import measure as geometry
 from workbench.analysis.geometry.measure import columns, compare, measure, measure_all, random_like
-from workbench.analysis.geometry.modules import group_of
+from workbench.analysis.geometry.modules import locate_tensor
 from workbench.errors import PolicyError
 from workbench.policies.tensors import open_weights
 
@@ -216,7 +216,7 @@ def test_shards_are_read_as_one_model(tmp_path: Path) -> None:
     ],
 )
 def test_every_family_s_names_have_a_module(name: str, group: str, layer: int | None) -> None:
-    place = group_of(name)
+    place = locate_tensor(name)
     assert place.group == group
     assert place.layer == (None if name == "multi_modal_projector.linear_1.weight" else layer)
 

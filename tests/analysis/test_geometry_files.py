@@ -41,7 +41,7 @@ def test_a_run_is_compared_with_the_model_it_started_from(folder: Path, models: 
 def test_the_table_of_a_terminal_shows_both_precisions_and_the_control(
     folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    text = geometry_files.text_of(geometry_files.read(folder / "opd/geometry"))
+    text = geometry_files.format_geometry(geometry_files.read(folder / "opd/geometry"))
     for heading in (
         "unchanged, fp32",
         "unchanged, bf16",

@@ -197,7 +197,7 @@ def test_accuracies_and_curves_of_two_runs(dopd: Path, opd: Path) -> None:
     long = compare.accuracy_of(dopd, opd).frame.set_index(["run", "policy", "context", "truth", "step"])
     assert long.loc[("opd", "student", "plain", "all", 4)]["accuracy"] == row["last_b"]
     assert found.units["first_a"] == "dopd, step 0" and found.units["last_b"] == "opd, step 4"
-    assert compare.evaluated_apart(dopd, opd)[::2] == (0, 0)
+    assert compare.question_overlap(dopd, opd)[::2] == (0, 0)
     assert set(compare.metrics_of(dopd, opd, ("loss",)).frame["run"]) == {"dopd", "opd"}
 
 
@@ -217,11 +217,11 @@ def test_a_run_evaluated_once_has_no_newest_accuracy_and_other_questions_are_cou
     assert row["last_a"] is not None and row["last_b"] is None and row["confidence_b"] is not None
     assert row["count_b"] == row["count_a"] - 1
     assert found.units["last_b"] == "once, no later one" and found.units["confidence_b"] == "once, step 0"
-    assert compare.evaluated_apart(dopd, once)[0] == 1 and compare.evaluated_apart(dopd, once)[2] == 0
+    assert compare.question_overlap(dopd, once)[0] == 1 and compare.question_overlap(dopd, once)[2] == 0
 
 
 def test_shares_bought_by_information_are_those_of_the_positions(dopd: Path) -> None:
-    frame = illusion.information_dominated_loss(dopd).frame
+    frame = illusion.information_dominated_shares(dopd).frame
     query = """SELECT step, avg(CAST(abs(information_gap) > abs(capability_gap) AS INT)) AS share,
                       sum(abs(contribution)) FILTER (abs(information_gap) > abs(capability_gap)) / sum(abs(contribution)) AS loss
                FROM positions GROUP BY step ORDER BY step"""
@@ -234,7 +234,7 @@ def test_shares_bought_by_information_are_those_of_the_positions(dopd: Path) -> 
 
 def test_of_a_long_run_neighbouring_steps_are_one_point(dopd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(illusion, "MOST_POINTS", 2)
-    frame = illusion.information_dominated_loss(dopd).frame
+    frame = illusion.information_dominated_shares(dopd).frame
     own = frame[frame["truth"] == "all"]
     steps = sorted(open_traces(dopd).steps("positions"))
     half = -(-len(steps) // 2)
@@ -317,7 +317,7 @@ def test_a_separation_that_reads_some_steps_only_says_so(long_run: Traces, monke
         movement.changes_by,
         illusion.accuracy,
         illusion.reliability,
-        illusion.information_dominated_loss,
+        illusion.information_dominated_shares,
         illusion.loss_by_truth,
         illusion.separation,
         illusion.worst_cases,
@@ -335,6 +335,6 @@ def test_a_run_that_has_only_begun_says_what_to_do(runs: Path, ask) -> None:
 
 
 def test_gaps_that_a_method_has_not_are_said_to_be_missing(opd: Path) -> None:
-    for ask in (illusion.information_dominated_loss, illusion.separation, illusion.worst_cases):
+    for ask in (illusion.information_dominated_shares, illusion.separation, illusion.worst_cases):
         assert "no privileged student" in ask(opd).empty
     assert run_tables.list_runs(opd.parent / "nowhere").empty

@@ -11,7 +11,7 @@ SHOWS = {  # what a tab has when it is drawn
     "data": "#data-example .wb-figure",
     "studies": "#studies-figure .js-plotly-plot .main-svg",
     "report": "#report-about h2",
-    "watch": "#watch-shares .js-plotly-plot .main-svg",
+    "monitor": "#monitor-shares .js-plotly-plot .main-svg",
 }
 FITS = """tab => document.documentElement.scrollWidth <= innerWidth
     && [...document.querySelectorAll(`${tab} .js-plotly-plot`)].every(plot => plot.offsetWidth === 0 || (

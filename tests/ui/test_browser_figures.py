@@ -64,7 +64,7 @@ def test_figures_stay_whole_through_every_choice_of_their_tab(visit) -> None:
 
 def test_figures_stay_whole_when_another_answer_was_opened_meanwhile(visit) -> None:
     page = visit("run=dopd&other=opd", "tokens")
-    for rollout, tab in enumerate(("Watch", "Illusion", "Compare", "Studies")):
+    for rollout, tab in enumerate(("Monitor", "Illusion", "Compare", "Studies")):
         open_tab(page, tab)
         open_tab(page, "Tokens")
         page.locator("#tokens-list tr[data-key]").nth(rollout).click()
@@ -164,14 +164,14 @@ def range_of(page: Page, title: str, axis: str = "yaxis") -> list[float]:
 
 
 def test_a_constant_stands_above_zero(visit, long_run: str) -> None:
-    page = visit(f"run={long_run}", "watch")
+    page = visit(f"run={long_run}", "monitor")
     low, high = range_of(page, "Learning rate")
     assert low == 0 and 1e-3 <= high < 2e-3, "a rate of 1e-3, drawn from zero"
 
 
 def test_long_answers_are_cut_in_lists_and_keep_their_lines(visit, long_run: str) -> None:
-    page = visit(f"run={long_run}", "watch")
-    text = page.locator("#watch-answers .wbu-clip.wbu-cut").first
+    page = visit(f"run={long_run}", "monitor")
+    text = page.locator("#monitor-answers .wbu-clip.wbu-cut").first
     cut = text.bounding_box()["height"]
     assert cut < 120
     text.click()
@@ -201,14 +201,14 @@ def test_long_answers_are_cut_in_lists_and_keep_their_lines(visit, long_run: str
 
 
 def test_on_a_phone_the_state_of_a_run_can_be_read_and_the_header_reached(visit) -> None:
-    page = visit("run=dopd", "watch")
+    page = visit("run=dopd", "monitor")
     page.set_viewport_size({"width": 390, "height": 800})
-    for name in ("#app-run", "#app-look", "#app-theme"):
+    for name in ("#app-run", "#app-refresh", "#app-theme"):
         spot = page.locator(name).bounding_box()
         assert spot["x"] >= 0 and spot["x"] + spot["width"] <= 390, name
-    assert page.locator("#watch-status .app-facts").bounding_box()["width"] > 300
-    assert page.locator("#watch-status .app-progress").bounding_box()["width"] > 300
-    stop, facts = (page.locator(name).bounding_box() for name in ("#watch-stop", "#watch-status .app-facts"))
+    assert page.locator("#monitor-status .app-facts").bounding_box()["width"] > 300
+    assert page.locator("#monitor-status .app-progress").bounding_box()["width"] > 300
+    stop, facts = (page.locator(name).bounding_box() for name in ("#monitor-stop", "#monitor-status .app-facts"))
     assert stop["y"] >= facts["y"] + facts["height"], "below, and not over, what is said of the run"
 
 

@@ -17,7 +17,7 @@ from workbench.app.server import serve
 
 PATIENCE_MS = 60_000
 ASK = """async ([address, path, method, mode]) => {
-    const json = {data: ["?tab=watch"], session_hash: "other", ...(path.includes("join") ? {fn_index: 1} : {})}, form = new FormData()
+    const json = {data: ["?tab=monitor"], session_hash: "other", ...(path.includes("join") ? {fn_index: 1} : {})}, form = new FormData()
     form.append("files", new Blob(["x".repeat(4000)]), "theirs.png")
     const body = method === "GET" ? undefined : path.includes("upload") ? form : JSON.stringify(json)
     const headers = path.includes("upload") || mode === "no-cors" ? {} : {"content-type": "application/json"}
@@ -28,7 +28,7 @@ ASK = """async ([address, path, method, mode]) => {
 }"""
 READS, WRITES = (
     ("/config", "/gradio_api/info", "/gradio_api/openapi.json"),
-    ("/gradio_api/run/first_glance", "/gradio_api/queue/join", "/gradio_api/upload"),
+    ("/gradio_api/run/first_paint", "/gradio_api/queue/join", "/gradio_api/upload"),
 )
 
 
@@ -94,7 +94,7 @@ def test_the_page_itself_reads_and_writes(visitor: BrowserContext, app: object, 
     page = visitor.pages[0]
     for path in READS:
         assert page.evaluate(ASK, ["", path, "GET", "cors"])[0] == 200, path
-    assert page.evaluate(ASK, ["", "/gradio_api/run/first_glance", "POST", "cors"])[0] == 200
+    assert page.evaluate(ASK, ["", "/gradio_api/run/first_paint", "POST", "cors"])[0] == 200
     assert page.evaluate(ASK, ["", "/gradio_api/upload", "POST", "cors"])[0] == 200 and uploads(app) == 1
 
 

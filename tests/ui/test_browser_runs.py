@@ -154,28 +154,28 @@ def launch(page: Page, name: str, *, steps: int, more: str = "") -> None:
         page.locator("#launch-more textarea").fill(more)
     expect(page.locator("#launch-command textarea")).to_have_value(re.compile(f"name={name}.*training.steps={steps}"))
     page.locator("#launch-start").click()
-    expect(page.locator("#watch-status h2")).to_have_text(name)
+    expect(page.locator("#monitor-status h2")).to_have_text(name)
 
 
 def badge(page: Page, state: str) -> None:
-    expect(page.locator("#watch-status .app-badge")).to_have_text(state)
+    expect(page.locator("#monitor-status .app-badge")).to_have_text(state)
 
 
 def test_a_run_is_launched_from_the_page_and_watched_to_its_end(server: Server, open_page: Callable) -> None:
     page = open_page("?tab=launch")
     launch(page, "first", steps=3)
-    assert "run=first" in page.url and "tab=watch" in page.url
+    assert "run=first" in page.url and "tab=monitor" in page.url
     assert page.locator("#app-first").count() == 0, "what was shown while the page was loading"
     badge(page, "finished")
     assert server.state("first").status == "finished"
-    expect(page.locator("#watch-status")).to_contain_text("3 of 3")
-    expect(page.locator("#watch-status [role=progressbar]")).to_have_attribute("aria-valuenow", "100")
+    expect(page.locator("#monitor-status")).to_contain_text("3 of 3")
+    expect(page.locator("#monitor-status [role=progressbar]")).to_have_attribute("aria-valuenow", "100")
     expect(page.locator(".app-plots .js-plotly-plot .scatterlayer .trace").first).to_be_attached()
     expect(page.locator("#app-run input")).to_have_value("first  ·  finished")
-    assert page.locator("#watch-stop").is_disabled() and page.locator("#watch-resume").is_disabled()
-    page.get_by_role("button", name="What it printed").click()
-    expect(page.locator("#watch-log textarea")).to_have_value(re.compile("accuracy"))
-    expect(page.locator("#watch-answers tbody tr").first).to_be_attached()
+    assert page.locator("#monitor-stop").is_disabled() and page.locator("#monitor-resume").is_disabled()
+    page.get_by_role("button", name="Log").click()
+    expect(page.locator("#monitor-log textarea")).to_have_value(re.compile("accuracy"))
+    expect(page.locator("#monitor-answers tbody tr").first).to_be_attached()
 
 
 def test_the_whole_way_from_a_launch_to_a_case_of_illusion_goes_by_mouse(server: Server, open_page: Callable) -> None:
@@ -240,7 +240,7 @@ def test_another_method_shows_its_own_options_and_the_check_its_table(open_page:
     expect(page.locator("#launch-command textarea")).to_have_value(re.compile(r"method\.name=opd"))
     page.locator("#launch-check").click()
     expect(page.locator("#launch-report table tbody tr").first).to_contain_text("evidence")
-    expect(page.locator("#launch-report .app-good")).to_contain_text("checks hold")
+    expect(page.locator("#launch-report .app-good")).to_contain_text("checks passed")
 
 
 def test_a_check_is_of_the_form_as_it_is(open_page: Callable) -> None:
@@ -258,9 +258,9 @@ def test_a_check_is_of_the_form_as_it_is(open_page: Callable) -> None:
     expect(said).to_have_count(0)
     page.locator("#launch-check").click()
     expect(report).to_contain_text("Checking")
-    expect(report).to_contain_text("checks hold")
+    expect(report).to_contain_text("checks passed")
     steps.fill("7")
-    expect(report).not_to_contain_text("checks hold")
+    expect(report).not_to_contain_text("checks passed")
     page.locator("#launch-check").click()
     expect(report).to_contain_text("Checking")
     steps.fill("8")
@@ -278,8 +278,8 @@ def test_a_run_that_failed_before_its_folder_was_made_can_be_corrected(server: S
     (folder / "train.out").write_text("workbench.errors.DataError: nofile.jsonl does not exist.\n")
     command = ("python", "-m", "workbench", "train", str(folder / "config.yaml"))
     _write_record(server.runs / "fails", _Record(2**22 + 1, None, 1.0, command))  # no process has such a number
-    page = open_page("?run=fails&tab=watch")
-    status = page.locator("#watch-status")
+    page = open_page("?run=fails&tab=monitor")
+    status = page.locator("#monitor-status")
     expect(status).to_contain_text("nofile.jsonl does not exist")
     expect(status).to_contain_text("There is nothing to resume")
     words = status.locator(".app-command code").inner_text().split()
@@ -306,43 +306,43 @@ def test_a_run_survives_the_page_and_the_server_and_is_stopped_and_resumed(serve
     badge(beside, "finished")
     assert server.state("long").status == "running", "two runs at once"
     page.reload()
-    expect(page.locator("#watch-status h2")).to_have_text("long")
+    expect(page.locator("#monitor-status h2")).to_have_text("long")
     badge(page, "running")
 
     server.kill()
     before = server.state("long").step
     wait_for(lambda: server.state("long").step > before)
     server.start()
-    page.locator("#app-look").click()  # the page that was open goes on
+    page.locator("#app-refresh").click()  # the page that was open goes on
     badge(page, "running")
-    expect(page.locator("#watch-stop")).to_be_enabled()
-    page.locator("#watch-stop").click()
+    expect(page.locator("#monitor-stop")).to_be_enabled()
+    page.locator("#monitor-stop").click()
     badge(page, "stopped")
     state = server.state("long")
     assert state.status == "stopped" and (state.run_dir / f"checkpoint-{state.step:06d}").is_dir()
 
-    page.locator("#watch-resume").click()
+    page.locator("#monitor-resume").click()
     badge(page, "running")
     wait_for(lambda: server.state("long").step > state.step)
-    page.locator("#watch-stop").click()
+    page.locator("#monitor-stop").click()
     badge(page, "stopped")
 
 
 def test_a_link_reopens_the_run_and_the_tab_and_an_old_one_says_so(open_page: Callable) -> None:
-    page = open_page("?run=first&tab=watch&step=2&rollout=1")
-    expect(page.locator("#watch-status h2")).to_have_text("first")
+    page = open_page("?run=first&tab=monitor&step=2&rollout=1")
+    expect(page.locator("#monitor-status h2")).to_have_text("first")
     page.wait_for_url(re.compile("step=2&rollout=1"))
-    gone = open_page("?run=gone&tab=watch")
-    expect(gone.get_by_text('There is no run "gone" here')).to_be_visible()
+    gone = open_page("?run=gone&tab=monitor")
+    expect(gone.get_by_text('Run "gone" does not exist')).to_be_visible()
 
 
 def test_the_theme_is_chosen_and_kept(open_page: Callable) -> None:
-    page = open_page("?run=first&tab=watch")
+    page = open_page("?run=first&tab=monitor")
     assert not page.evaluate("document.body.classList.contains('dark')")
     page.locator("#app-theme").click()
     assert page.evaluate("document.body.classList.contains('dark')")
     page.reload()
-    expect(page.locator("#watch-status h2")).to_have_text("first")
+    expect(page.locator("#monitor-status h2")).to_have_text("first")
     assert page.evaluate("document.body.classList.contains('dark')")
     page.locator("#app-theme").click()  # the next visitor is the same
 
@@ -352,7 +352,7 @@ def test_launch_and_watch_fit_the_page(open_page: Callable, tmp_path: Path, sche
     folder = Path(os.environ.get("WORKBENCH_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     page = open_page(f"?run=first&tab=launch&__theme={scheme}")
-    for tab, drawn in (("launch", "#launch-start"), ("watch", ".app-plots .js-plotly-plot .scatterlayer")):
+    for tab, drawn in (("launch", "#launch-start"), ("monitor", ".app-plots .js-plotly-plot .scatterlayer")):
         page.get_by_role("tab", name=tab.capitalize(), exact=True).click()
         page.locator(drawn).first.wait_for()
         assert nameless(page, f"#tab-{tab}") == [] == nameless(page, "#app-header"), tab
@@ -375,6 +375,6 @@ def test_read_only_offers_nothing_that_changes_anything(server: Server, open_pag
     page = open_page("?tab=launch")
     expect(page.locator("#launch-report")).to_contain_text("read-only")
     assert page.locator("#launch-start").is_disabled() and page.locator("#launch-check").is_disabled()
-    page = open_page("?run=long&tab=watch")
+    page = open_page("?run=long&tab=monitor")
     badge(page, "stopped")
-    assert page.locator("#watch-resume").is_disabled()
+    assert page.locator("#monitor-resume").is_disabled()

@@ -73,15 +73,15 @@ def test_a_run_that_has_just_begun_says_so_and_its_answers_come_by_themselves(
 
 def test_a_deleted_run_is_not_shown_as_if_it_were_there(opened, folder: Path) -> None:
     shutil.copytree(folder / "runs/done", folder / "runs/doomed")
-    page = opened("run=doomed&tab=watch")
-    expect(page.locator("#watch-status h2")).to_have_text("doomed")
+    page = opened("run=doomed&tab=monitor")
+    expect(page.locator("#monitor-status h2")).to_have_text("doomed")
     expect(page.locator(".app-plots .js-plotly-plot").first).to_be_visible()
     shutil.rmtree(folder / "runs/doomed")
-    gone = page.locator("#watch-status [role=alert]")
+    gone = page.locator("#monitor-status [role=alert]")
     expect(gone).to_contain_text("no run")  # by itself
-    expect(page.locator("#watch-status h2")).to_have_count(0)
+    expect(page.locator("#monitor-status h2")).to_have_count(0)
     expect(page.locator(".app-plots .js-plotly-plot")).to_have_count(0)
     page.get_by_role("tab", name="Tokens", exact=True).click()
     expect(page.locator("#tokens-list")).to_contain_text("no run")
-    page.get_by_role("tab", name="Watch", exact=True).click()
+    page.get_by_role("tab", name="Monitor", exact=True).click()
     expect(gone).to_contain_text("no run")

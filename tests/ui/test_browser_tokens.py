@@ -251,7 +251,7 @@ def test_no_tab_is_wider_than_its_window_in_light_and_dark(visit, theme: str, tm
     folder.mkdir(parents=True, exist_ok=True)
     page = visit(f"run=dopd&other=opd&__theme={theme}", "tokens")
     for tab, shows in SHOWS.items():
-        if tab == "watch":  # test_browser_runs.py looks at it
+        if tab == "monitor":  # test_browser_runs.py looks at it
             continue
         page.get_by_role("tab", name=tab.capitalize(), exact=True).click()
         page.locator(shows).first.wait_for()

@@ -50,7 +50,7 @@ def test_a_run_that_evaluates_nothing_says_which_key_to_set(context: AppContext)
 
 def test_confidence_is_explained_and_over_confidence_is_in_points(context: AppContext) -> None:
     drawn = illusion.draw(context, "dopd", "light", "")
-    assert measured.HOW_SURE in unescape(drawn[HEAD]) and "a lower bound" in measured.HOW_SURE
+    assert measured.CONFIDENCE_NOTE in unescape(drawn[HEAD]) and "a lower bound" in measured.CONFIDENCE_NOTE
     row = next(row for row in measured.accuracy(context.run_dir("dopd")).rows if row["step"] == 4)
     assert signed(100 * row["overconfidence"], 1) in drawn[TABLE]
     assert drawn[OVER].layout.xaxis.title.text.startswith("points: confidence minus accuracy")

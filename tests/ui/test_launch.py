@@ -18,22 +18,22 @@ from workbench.app.form import (
     check_table,
     entered_config,
     fields,
+    form_slots,
     form_values,
     free_name,
-    places,
     recipe_file,
     recipes,
 )
 from workbench.app.tabs.launch import (
-    beside,
     check_html,
-    fill,
-    offer,
+    load_recipe,
     preview,
     recipe_values,
+    refresh_recipes,
     run_check,
     show_method,
     start_from,
+    with_message,
 )
 from workbench.config.schema import describe_config, load_config
 from workbench.errors import ConfigError, RunError, WorkbenchError
@@ -42,7 +42,7 @@ from workbench.runs.commands import copyable, overrides_between
 from workbench.runs.jobs import read_job
 
 RECIPE = "recipe:tiny.yaml"
-FORM = places(fields())
+FORM = form_slots(fields())
 
 
 @pytest.fixture
@@ -83,7 +83,9 @@ def test_an_option_has_a_component_in_every_method_and_shows_that_methods_words_
         assert shown_now == {f"method.{key}" for key in describe_options(name)}
         for place, update in zip(options, updates, strict=True):
             if update["visible"]:
-                assert update["info"] == place[name].hint and update["value"] == place[name].shown(place[name].default)
+                assert update["info"] == place[name].hint and update["value"] == place[name].to_widget(
+                    place[name].default
+                )
     keys = [next(iter(place.values())).key for place in FORM]
     assert len(keys) == len(set(keys)), "components are found by their key"
     about = [show_method(context, FORM, None, name)[0] for name in ("gkd", "dpod")]
@@ -111,7 +113,9 @@ def test_every_field_says_its_meaning_unit_and_range() -> None:
 def test_every_choice_that_may_be_empty_is_shown_as_none_and_not_left_blank() -> None:
     empty = [field for field in fields() if field.kind == CHOICE and field.is_nullable]
     assert "models.teacher_dtype" in {field.key for field in empty}
-    assert all(field.shown(None) == "" and field.read("") is None for field in empty), "the list's value of none"
+    assert all(field.to_widget(None) == "" and field.from_widget("") is None for field in empty), (
+        "the list's value of none"
+    )
 
 
 def test_a_recipe_comes_through_the_form_unchanged(context: AppContext) -> None:
@@ -164,7 +168,7 @@ def test_another_method_brings_its_own_options(context: AppContext) -> None:
     ],
 )
 def test_a_mistake_is_a_sentence_beside_the_form(context: AppContext, changes: dict, more: str, said: str) -> None:
-    call = beside(partial(preview, context, FORM), 1)
+    call = with_message(partial(preview, context, FORM), 1)
     ((message, command),) = call(RECIPE, more, *entered(context, **changes))
     assert 'role="alert"' in message
     assert said.replace('"', "&quot;").lower() in message.lower()
@@ -172,7 +176,7 @@ def test_a_mistake_is_a_sentence_beside_the_form(context: AppContext, changes: d
 
 
 def test_markup_in_what_was_entered_is_shown_as_text(context: AppContext) -> None:
-    ((message, _),) = beside(partial(preview, context, FORM), 1)(RECIPE, "<script>=1", *entered(context))
+    ((message, _),) = with_message(partial(preview, context, FORM), 1)(RECIPE, "<script>=1", *entered(context))
     assert "<script>" not in message and "&lt;script&gt;" in message
 
 
@@ -188,7 +192,7 @@ def test_recipes_that_make_models_are_not_offered_and_broken_ones_say_so(context
     (context.configs_dir / "broken.yaml").write_text("a: [")
     assert [choice for _, choice in recipes(context)] == ["recipe:broken.yaml", RECIPE]
     with pytest.raises(ConfigError, match=r"broken\.yaml is not readable YAML"):
-        fill(context, FORM, "recipe:broken.yaml")
+        load_recipe(context, FORM, "recipe:broken.yaml")
 
 
 def test_code_of_a_model_is_run_neither_by_check_nor_by_start(context: AppContext) -> None:
@@ -219,23 +223,23 @@ def test_a_started_run_goes_on_and_its_name_is_not_offered_again(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     values = entered(context, training__steps=1, data__eval="", trace__probes=0)
     picker, address, tabs, name = start_from(context, FORM, RECIPE, "", *values)
-    assert (picker.value, address, tabs.selected, name) == ("tiny", {}, "watch", "tiny-2")
-    with pytest.raises(RunError, match=r"is already starting|exists"):
+    assert (picker.value, address, tabs.selected, name) == ("tiny", {}, "monitor", "tiny-2")
+    with pytest.raises(RunError, match=r"is starting already|exists"):
         start_from(context, FORM, RECIPE, "", *values)
     wait_until(lambda: not read_job(context.runs_dir / "tiny").is_alive)
     assert read_job(context.runs_dir / "tiny").status == "finished"
     assert recipes(context)[-1] == ("run  tiny  ·  finished", "run:tiny")
     assert form_values(context, "run:tiny")["training.steps"] == 1
     assert free_name(context, "tiny") == "tiny-2" and free_name(context, "other") == "other"
-    assert offer(context, RECIPE, "tiny")[1] == "tiny-2"
-    assert offer(context, RECIPE, "other")[1] == {"__type__": "update"}, "somebody may be typing"
+    assert refresh_recipes(context, RECIPE, "tiny")[1] == "tiny-2"
+    assert refresh_recipes(context, RECIPE, "other")[1] == {"__type__": "update"}, "somebody may be typing"
 
 
 def test_the_check_shows_its_table(context: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     first, last = run_check(context, FORM, RECIPE, "", *entered(context))
     assert "Checking" in first[0]
-    assert "checks hold" in last[0] and "<td>ok</td>" in last[0] and "regimes of this batch" in last[0]
+    assert "checks passed" in last[0] and "<td>ok</td>" in last[0] and "regimes of this batch" in last[0]
 
 
 def test_a_check_that_cannot_begin_says_why(context: AppContext) -> None:
@@ -271,8 +275,8 @@ def test_only_mistakes_become_messages() -> None:
 
 def test_yaml_values_are_read_as_on_the_command_line() -> None:
     field = next(one for one in fields() if one.key == "models.teachers")
-    assert field.read("{maths: a/b}") == yaml.safe_load("{maths: a/b}")
-    assert isinstance(field, Field) and field.shown({}) == "{}"
+    assert field.from_widget("{maths: a/b}") == yaml.safe_load("{maths: a/b}")
+    assert isinstance(field, Field) and field.to_widget({}) == "{}"
 
 
 def wait_until(is_so: Callable[[], bool], seconds: float = 300.0) -> None:

@@ -132,7 +132,7 @@ def test_a_click_on_nothing_is_a_sentence(app: object, visitor: httpx.Client, cl
     ],
 )
 def test_a_body_of_another_form_is_a_sentence(visitor: httpx.Client, body: str) -> None:
-    for path in ("run/first_glance", "api/first_glance", "call/first_glance", "queue/join"):
+    for path in ("run/first_paint", "api/first_paint", "call/first_paint", "queue/join"):
         answer = visitor.post(
             f"/gradio_api/{path}",
             content=body.encode(errors="surrogateescape"),
@@ -148,7 +148,7 @@ def test_a_body_is_bounded_whether_it_says_its_length_or_not(visitor: httpx.Clie
         for start in range(0, len(large), 65536):
             yield large[start : start + 65536]
 
-    for path in ("run/first_glance", "queue/join", "reset", "cancel", "component_server", "unknown"):
+    for path in ("run/first_paint", "queue/join", "reset", "cancel", "component_server", "unknown"):
         for content in (large, pieces()):
             answer = visitor.post(f"/gradio_api/{path}", content=content, headers={"content-type": "application/json"})
             assert answer.status_code == 413 and "1,048,576 bytes" in answer.json()["detail"], path

@@ -20,7 +20,7 @@ from workbench.app.layout import build_app
 from workbench.errors import ConfigError
 from workbench.runs import jobs
 
-DOORS = {"launch-check", "launch-start", "watch-resume", "data-score", "data-own-score"}
+DOORS = {"launch-check", "launch-start", "monitor-resume", "data-score", "data-own-score"}
 LOADERS = (
     "AutoConfig",
     "AutoProcessor",

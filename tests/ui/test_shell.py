@@ -9,7 +9,16 @@ import pytest
 
 from workbench.app.components import TRACES
 from workbench.app.context import ADDRESS_KEYS, AppContext, run_choices
-from workbench.app.layout import TABS, build_app, early_head, first_glance, look, look_again, open_address, trouble_html
+from workbench.app.layout import (
+    TABS,
+    alert_html,
+    build_app,
+    early_head,
+    first_paint,
+    open_address,
+    page_style,
+    refresh_runs,
+)
 from workbench.app.server import check_host, check_port, is_local, read_users, serve
 from workbench.cli import main
 from workbench.errors import ConfigError, RunError
@@ -33,31 +42,29 @@ def opened(context: AppContext, search: str) -> tuple[str | None, str, dict]:
 
 def test_an_address_opens_its_run_tab_and_the_rest(context: AppContext) -> None:
     rest = "&".join(f"{key}={idx}" for idx, key in enumerate(ADDRESS_KEYS))
-    run, tab, address = opened(context, f"?run=old&tab=watch&{rest}&__theme=dark&foreign=1")
-    assert (run, tab) == ("old", "watch")
+    run, tab, address = opened(context, f"?run=old&tab=monitor&{rest}&__theme=dark&foreign=1")
+    assert (run, tab) == ("old", "monitor")
     assert address == {key: str(idx) for idx, key in enumerate(ADDRESS_KEYS)}
 
 
 def test_without_an_address_the_newest_run_is_watched_and_without_runs_one_is_launched(
     context: AppContext, tmp_path: Path
 ) -> None:
-    assert opened(context, "") == ("new", "watch", {})
+    assert opened(context, "") == ("new", "monitor", {})
     assert opened(AppContext(tmp_path / "none", tmp_path), "?tab=nonsense") == (None, "launch", {})
 
 
 def test_an_address_of_a_run_that_is_gone_says_so_and_opens_what_there_is(context: AppContext) -> None:
-    with pytest.warns(UserWarning, match="There is no run &quot;&lt;b&gt;&quot; here"):
-        assert opened(context, "?run=%3Cb%3E&tab=watch")[0] == "new"
-    with pytest.warns(UserWarning, match="There is no run"):
+    with pytest.warns(UserWarning, match="Run &quot;&lt;b&gt;&quot; does not exist"):
+        assert opened(context, "?run=%3Cb%3E&tab=monitor")[0] == "new"
+    with pytest.warns(UserWarning, match="does not exist"):
         assert opened(context, "?run=../../etc")[0] == "new"
 
 
 def test_while_the_page_is_loading_the_run_it_opens_on_says_how_it_is(context: AppContext, tmp_path: Path) -> None:
-    assert "<h2>new</h2>" in first_glance(context, "") and "<h2>old</h2>" in first_glance(context, "?run=old&tab=watch")
-    assert "<h2>new</h2>" in first_glance(context, "?run=%3Cb%3E"), "as the page, when the address names no run"
-    assert (
-        first_glance(context, "?run=old&tab=tokens") == "" == first_glance(AppContext(tmp_path / "none", tmp_path), "")
-    )
+    assert "<h2>new</h2>" in first_paint(context, "") and "<h2>old</h2>" in first_paint(context, "?run=old&tab=monitor")
+    assert "<h2>new</h2>" in first_paint(context, "?run=%3Cb%3E"), "as the page, when the address names no run"
+    assert first_paint(context, "?run=old&tab=tokens") == "" == first_paint(AppContext(tmp_path / "none", tmp_path), "")
 
 
 def test_a_long_address_is_cut(context: AppContext) -> None:
@@ -73,7 +80,7 @@ def test_only_runs_inside_the_folder_can_be_named(context: AppContext, name: str
 def test_a_run_of_a_study_is_opened_by_its_address(context: AppContext) -> None:
     (context.runs_dir / "study").mkdir()
     (context.runs_dir / "old").rename(context.runs_dir / "study" / "dopd-s0")
-    assert opened(context, "?run=study%2Fdopd-s0&tab=watch")[0] == "study/dopd-s0"
+    assert opened(context, "?run=study%2Fdopd-s0&tab=monitor")[0] == "study/dopd-s0"
     assert context.run_dir("study/dopd-s0") == context.runs_dir / "study" / "dopd-s0"
 
 
@@ -86,21 +93,21 @@ def test_a_link_out_of_the_runs_folder_is_refused(context: AppContext, tmp_path:
 
 
 def test_looking_again_keeps_the_chosen_run_while_it_is_there(context: AppContext) -> None:
-    assert look_again(context, "old").value == "old"
-    assert look_again(context, "gone").value == "new"
-    assert look_again(context, None).choices == [("new  ·  finished", "new"), ("old  ·  finished", "old")]
+    assert refresh_runs(context, "old").value == "old"
+    assert refresh_runs(context, "gone").value == "new"
+    assert refresh_runs(context, None).choices == [("new  ·  finished", "new"), ("old  ·  finished", "old")]
 
 
 def test_a_run_that_failed_says_why_over_every_tab_that_would_draw_it(context: AppContext) -> None:
     (context.runs_dir / "old" / "run.json").write_text('{"status": "failed", "steps": 9, "error": "no <model> there"}')
-    assert "old failed before its first step: no &lt;model&gt; there" in trouble_html(context, "old", "tokens")
-    assert not trouble_html(context, "old", "watch") and not trouble_html(context, "new", "tokens")
+    assert "old failed before its first step: no &lt;model&gt; there" in alert_html(context, "old", "tokens")
+    assert not alert_html(context, "old", "monitor") and not alert_html(context, "new", "tokens")
 
 
 def test_the_page_is_built_with_its_tabs_in_order(context: AppContext) -> None:
     app = build_app(context)
     labels = [block.label for block in app.blocks.values() if isinstance(block, gr.Tab) and block.id in TABS]
-    assert labels[:2] == ["Launch", "Watch"] and labels == [label for label, _ in TABS.values()]
+    assert labels[:2] == ["Launch", "Monitor"] and labels == [label for label, _ in TABS.values()]
 
 
 def test_a_mistake_leaves_every_output_as_it_is(context: AppContext) -> None:
@@ -119,7 +126,7 @@ def shown_instead(context: AppContext, run: str) -> dict[str, str]:
     app, found = build_app(context), {}
     for event in app.fns.values():
         woken = [app.blocks[block].elem_id or "" for block, _ in event.targets if block in app.blocks]
-        for name in (one.removeprefix("app-wake-") for one in woken if one.startswith("app-wake-")):
+        for name in (one.removeprefix("app-trigger-") for one in woken if one.startswith("app-trigger-")):
             if event.fn is not None:
                 values = [run if one.elem_id == "app-run" else one.value for one in event.inputs]
                 drawn = event.fn(*values)
@@ -134,7 +141,7 @@ def test_a_run_that_was_deleted_or_is_of_an_older_schema_is_said_where_another_w
 ) -> None:
     context = AppContext(runs, runs)
     gone = shown_instead(context, "gone")
-    for tab in ("watch", "tokens", "movement", "compare", "illusion", "data", "report"):
+    for tab in ("monitor", "tokens", "movement", "compare", "illusion", "data", "report"):
         assert "there is no run" in gone[tab].lower() and 'role="alert"' in gone[tab], tab
     TRACES.close()
     monkeypatch.setattr("workbench.traces.schema.READABLE", (98, 99))
@@ -166,7 +173,7 @@ def test_a_password_is_asked_for_and_no_file_is_handed_out(runs: Path, tmp_path:
     visitor = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
     try:
         assert visitor.get("/config").status_code == 401
-        first = {"url": "/gradio_api/run/first_glance", "json": {"data": ["?tab=watch"]}}
+        first = {"url": "/gradio_api/run/first_paint", "json": {"data": ["?tab=monitor"]}}
         assert visitor.post(**first).status_code == 401
         page = visitor.get("/").text
         assert (
@@ -186,7 +193,7 @@ def test_a_password_is_asked_for_and_no_file_is_handed_out(runs: Path, tmp_path:
 
 
 def test_the_page_asks_no_other_machine_for_its_look() -> None:
-    dressed = look()
+    dressed = page_style()
     theme = dressed["theme"]
     assert "http" not in dressed["css"] and "https:" not in dressed["head"] and "http" not in early_head()
     assert not theme._stylesheets and "googleapis" not in theme._get_theme_css()

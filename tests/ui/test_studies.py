@@ -57,7 +57,7 @@ def test_a_folder_without_studies_says_what_to_type(context: AppContext) -> None
 def test_what_a_study_found_is_shown_as_its_report_has_it(context: AppContext) -> None:
     write(context, compared=True)
     chooser, _, group, measure, plot, table, _, notes = studies.draw(context, "dark", {"study": "small"})
-    assert chooser.value == "small" and group.choices == [("eval, shown plain", "0")]
+    assert chooser.value == "small" and group.choices == [("eval, context plain", "0")]
     assert measure.choices == [("accuracy, visible", "0")] and plot.visible
     for text in (
         "64.2 %",
@@ -66,7 +66,7 @@ def test_what_a_study_found_is_shown_as_its_report_has_it(context: AppContext) -
         "better",
         "−1.0",
         "not distinguishable",
-        "against opd",
+        "minus opd",
     ):
         assert text in table, text
     assert "&lt;i&gt;the crop" in notes and "clear of zero" in notes
@@ -84,7 +84,7 @@ def test_a_study_that_was_killed_says_how_it_goes_on(context: AppContext) -> Non
     assert "unfinished" in head and "2 not started, 1 finished, 1 failed" in head.replace(
         "1 failed, 1 finished", "1 finished, 1 failed"
     )
-    assert "To go on: <code>workbench study configs/studies/&lt;b&gt;small.yaml</code>" in head
+    assert "To continue: <code>workbench study configs/studies/&lt;b&gt;small.yaml</code>" in head
     assert "none cannot be run: no &lt;models&gt;" in head and not plot.visible and "--report" in table
     assert runs.index("the loss is &lt;nan&gt;") < runs.index(">opd-s0<"), "what needs a look comes first"
 
@@ -95,13 +95,13 @@ def test_a_study_at_work_is_running(context: AppContext) -> None:
 
 
 def test_a_row_opens_its_run_in_watch(context: AppContext) -> None:
-    run, address, tabs = studies.opened({"study": "small", "list_page": "2"}, "small", {"run": "dopd-s1"})
-    assert (run, address, tabs.selected) == ("small/dopd-s1", {"list_page": "2"}, "watch")
+    run, address, tabs = studies.run_address({"study": "small", "list_page": "2"}, "small", {"run": "dopd-s1"})
+    assert (run, address, tabs.selected) == ("small/dopd-s1", {"list_page": "2"}, "monitor")
 
 
 def test_what_is_no_study_is_a_sentence(context: AppContext) -> None:
     folder = write(context)
-    assert "There is no study" in studies.draw(context, "light", {"study": "../small"})[1]
+    assert "does not exist" in studies.draw(context, "light", {"study": "../small"})[1]
     with pytest.raises(RunError, match="plain folder name"):
         read_study(context.runs_dir, "../small")
     (folder / "study.json").write_text('{"runs": ')

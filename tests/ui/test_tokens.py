@@ -10,7 +10,7 @@ import pytest
 from workbench.analysis.table import Table
 from workbench.analysis.tokens import Selection
 from workbench.analysis.tokens import page as answers_page
-from workbench.app.components import TRACES, Column, fresh, rows_html, whole
+from workbench.app.components import TRACES, Column, int_param, remount, rows_html
 from workbench.app.context import AppContext
 from workbench.app.tabs import tokens
 from workbench.errors import RunError, TraceError
@@ -69,27 +69,27 @@ def test_filters_keep_what_they_name_and_forget_what_the_run_does_not_have(conte
 def test_up_and_down_walk_through_the_list_and_over_its_pages(context: AppContext) -> None:
     address, seen = {}, []
     for _ in range(30):
-        address = tokens.step_selection(context, "dopd", address, 1)
+        address = tokens.neighbor_address(context, "dopd", address, 1)
         seen.append(tokens.key_of(address))
     assert len({tuple(key.items()) for key in seen}) == 23, "all but the first, which is open at the start"
-    assert address["list_page"] == "1" and tokens.step_selection(context, "dopd", address, 1) == address
+    assert address["list_page"] == "1" and tokens.neighbor_address(context, "dopd", address, 1) == address
     for _ in range(30):
-        address = tokens.step_selection(context, "dopd", address, -1)
+        address = tokens.neighbor_address(context, "dopd", address, -1)
     assert tokens.key_of(address) == {"step": 4, "process": 0, "rollout": 0} and not address.get("list_page")
 
 
 def test_down_goes_on_from_the_open_answer_although_newer_ones_came_before_it(context: AppContext) -> None:
     keys, _, _ = tokens._keys(TRACES.of(context.runs_dir / "dopd"), Selection(), 1)
     opened = {name: str(value) for name, value in keys[1].items()}  # the list's page in the address is still the first
-    address = tokens.step_selection(context, "dopd", opened, 1)
+    address = tokens.neighbor_address(context, "dopd", opened, 1)
     assert tokens.key_of(address) == keys[2] and address["list_page"] == "1"
-    assert tokens.key_of(tokens.step_selection(context, "dopd", address, -1)) == keys[1]
+    assert tokens.key_of(tokens.neighbor_address(context, "dopd", address, -1)) == keys[1]
 
 
 def test_pages_stop_at_both_ends(context: AppContext) -> None:
-    assert tokens.change_page(context, "dopd", {}, -1) == {}
-    second = tokens.change_page(context, "dopd", {"step": "1", "rollout": "1"}, 1)
-    assert second == {"list_page": "1"} == tokens.change_page(context, "dopd", second, 1)
+    assert tokens.page_address(context, "dopd", {}, -1) == {}
+    second = tokens.page_address(context, "dopd", {"step": "1", "rollout": "1"}, 1)
+    assert second == {"list_page": "1"} == tokens.page_address(context, "dopd", second, 1)
     assert "21–24 of 24" in tokens.draw(context, "dopd", second)[WHERE]
 
 
@@ -127,12 +127,12 @@ def test_rows_show_hostile_text_as_text() -> None:
 
 
 def test_another_fragment_has_another_element() -> None:
-    first, second = fresh("<p>a</p>"), fresh("<p>b</p>")
-    assert first.split()[0] != second.split()[0] and fresh("<p>a</p>") == first
+    first, second = remount("<p>a</p>"), remount("<p>b</p>")
+    assert first.split()[0] != second.split()[0] and remount("<p>a</p>") == first
 
 
 def test_numbers_of_an_address_are_whole() -> None:
-    assert whole({"step": "12"}, "step") == 12 and whole({}, "step") is None and whole(None, "step") is None
+    assert int_param({"step": "12"}, "step") == 12 and int_param({}, "step") is None and int_param(None, "step") is None
     for text in ("1.5", "-1", "٣x", "9" * 12):
         with pytest.raises(TraceError, match="no whole number"):
-            whole({"step": text}, "step")
+            int_param({"step": text}, "step")

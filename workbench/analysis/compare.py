@@ -34,7 +34,7 @@ ALIGNED_COLUMNS = [
 
 
 @dataclass(frozen=True)
-class RunPair:
+class AlignedPair:
     """One example in two runs. `aligned`: a row per token of either answer; `by`: how tokens were matched."""
 
     first: TokenView
@@ -53,54 +53,56 @@ def shared_examples(first: str | Path | Traces, second: str | Path | Traces) -> 
     )
     if None in traces:
         return table([], columns, run="", empty=empty)
-    found = []
+    parts = []
     for is_probe, name in ((True, "probe_rollouts"), (False, "rollouts")):
         query = f"""
             SELECT example_id AS example, question, step, rollout_idx AS rollout, completion FROM {name}
             WHERE process_rank = 0
             QUALIFY row_number() OVER (PARTITION BY example_id ORDER BY step DESC, rollout_idx) = 1 ORDER BY example_id"""
-        frames = [one.sql(query).to_pandas() for one in traces]
+        frames = [opened.sql(query).to_pandas() for opened in traces]
         both = frames[0].merge(frames[1].drop(columns="question"), on="example", suffixes=("_a", "_b"))
         both["probe"], both["same_answer"] = is_probe, both["completion_a"] == both["completion_b"]
-        found.append(both)
-    joined = pd.concat(found).drop_duplicates("example")
+        parts.append(both)
+    joined = pd.concat(parts).drop_duplicates("example")
     return table(joined, columns, run=f"{run_name(traces[0])}, {run_name(traces[1])}", empty=empty)
 
 
-def pair(first: str | Path | Traces, second: str | Path | Traces, row: dict) -> RunPair:
+def pair(first: str | Path | Traces, second: str | Path | Traces, row: dict) -> AlignedPair:
     """One row of `shared_examples`, token by token. Raises TraceError if an answer is gone."""
     traced = []
-    for run, place in ((first, "a"), (second, "b")):
+    for run, side in ((first, "a"), (second, "b")):
         traces = traces_of(run)
         if traces is None:
             raise TraceError(f"{run} holds no traces any more. Choose another run.")
         traced.append(
             (
-                traces.rollout(int(row[f"step_{place}"]), int(row[f"rollout_{place}"]), probe=bool(row["probe"])),
+                traces.rollout(int(row[f"step_{side}"]), int(row[f"rollout_{side}"]), probe=bool(row["probe"])),
                 run_name(traces),
             )
         )
-    views = [token_view(one, run=name) for one, name in traced]
-    aligned, by = align(*(one for one, _ in traced))
+    views = [token_view(answer, run=name) for answer, name in traced]
+    aligned, by = align(*(answer for answer, _ in traced))
     names = f"{traced[0][1]}, {traced[1][1]}"
     units = {name: "nats" for name in ALIGNED_COLUMNS if "gap" in name or "loss" in name}
-    return RunPair(*views, table(aligned, ALIGNED_COLUMNS, run=names, empty="Both answers are empty.", units=units), by)
+    return AlignedPair(
+        *views, table(aligned, ALIGNED_COLUMNS, run=names, empty="Both answers are empty.", units=units), by
+    )
 
 
 def align(first: TracedRollout, second: TracedRollout) -> tuple[list[dict], str]:
     """Tokens of two answers beside each other, and how they were matched; a token without a partner has None there."""
-    ids = [[position["token_id"] for position in one.positions] for one in (first, second)]
+    ids = [[position["token_id"] for position in answer.positions] for answer in (first, second)]
     if ids[0] == ids[1]:
-        pairs = [(place, place) for place in range(len(ids[0]))]
+        pairs = [(token_idx, token_idx) for token_idx in range(len(ids[0]))]
         by = "same tokens"
     else:
         pairs, by = _matched(*ids), "longest common stretches"
     rows = []
     for place_a, place_b in pairs:
         row: dict[str, object] = {}
-        for suffix, place, one in (("a", place_a, first), ("b", place_b, second)):
-            position = {} if place is None else one.positions[place]
-            row |= {f"position_{suffix}": place, f"token_{suffix}": position.get("token_text")}
+        for suffix, token_idx, answer in (("a", place_a, first), ("b", place_b, second)):
+            position = {} if token_idx is None else answer.positions[token_idx]
+            row |= {f"position_{suffix}": token_idx, f"token_{suffix}": position.get("token_text")}
             names = ("regime", "capability_gap", "information_gap", "loss")
             row |= {f"{name}_{suffix}": position.get(name) for name in names}
         row["same_token"] = None not in (place_a, place_b) and ids[0][place_a] == ids[1][place_b]
@@ -121,10 +123,10 @@ def _matched(first: list[int], second: list[int]) -> list[tuple[int | None, int 
 def metrics_of(first: str | Path, second: str | Path, names: tuple[str, ...], *, kind: str = "train") -> Table:
     """Curves of both runs: run, step, metric, value."""
     tables = [metrics(run, names, kind=kind) for run in (first, second)]
-    shown = names_of(first, second)
-    frames = [one.frame.assign(run=name) for one, name in zip(tables, shown, strict=True)]
+    names_shown = names_of(first, second)
+    frames = [curve.frame.assign(run=name) for curve, name in zip(tables, names_shown, strict=True)]
     units = tables[0].units | tables[1].units
-    title = ", ".join(shown)
+    title = ", ".join(names_shown)
     return table(pd.concat(frames), ["run", "step", "metric", "value"], run=title, empty=tables[0].empty, units=units)
 
 
@@ -132,14 +134,14 @@ def accuracy_of(*runs: str | Path) -> Table:
     """Accuracy and confidence of the student at the first and the last evaluation, per context and truth."""
     columns = ["run", "policy", "context", "truth", "step", "count", "accuracy", "confidence", "change"]
     rows = []
-    shown = names_of(*runs)
-    for run, name in zip(runs, shown, strict=True):
+    run_names = names_of(*runs)
+    for run, name in zip(runs, run_names, strict=True):
         answered = answers_of(run)
-        own = tabulate(answered)
-        for (step, policy, context, truth), measured in own.items():
-            steps = sorted({key[0] for key in own if key[1:] == (policy, context, truth)})
+        measures = tabulate(answered)
+        for (step, policy, context, truth), measured in measures.items():
+            steps = sorted({key[0] for key in measures if key[1:] == (policy, context, truth)})
             if step in (steps[0], steps[-1]):
-                before = own[(steps[0], policy, context, truth)].accuracy
+                before = measures[(steps[0], policy, context, truth)].accuracy
                 rows.append(
                     {
                         "run": name,
@@ -159,7 +161,7 @@ def accuracy_of(*runs: str | Path) -> Table:
         "change": "share of questions",
         "count": "questions",
     }
-    return table(rows, columns, run=", ".join(shown), empty=no_evals(runs[0]), units=units)
+    return table(rows, columns, run=", ".join(run_names), empty=no_evals(runs[0]), units=units)
 
 
 def accuracy_beside(first: str | Path, second: str | Path) -> Table:
@@ -173,15 +175,15 @@ def accuracy_beside(first: str | Path, second: str | Path) -> Table:
     for run, name, side in zip((first, second), names_of(first, second), "ab", strict=True):
         measured = tabulate(answers_of(run))
         steps = sorted({key[0] for key in measured}) or [None]
-        for (step, *group), found in measured.items():
+        for (step, *group), measured_group in measured.items():
             row = rows.setdefault(tuple(group), dict(zip(("policy", "context", "truth"), group, strict=True)))
-            row.setdefault(f"count_{side}", found.count)
+            row.setdefault(f"count_{side}", measured_group.count)
             if step == steps[0]:
-                row[f"first_{side}"] = found.accuracy
+                row[f"first_{side}"] = measured_group.accuracy
             elif step == steps[-1]:
-                row[f"last_{side}"] = found.accuracy
+                row[f"last_{side}"] = measured_group.accuracy
             if step == steps[-1]:
-                row[f"confidence_{side}"] = found.confidence
+                row[f"confidence_{side}"] = measured_group.confidence
         when = "not evaluated" if steps == [None] else f"step {steps[0]}"
         newest = f"step {steps[-1]}" if len(steps) > 1 else "no later one"
         units |= {f"count_{side}": name, f"first_{side}": f"{name}, {when}", f"last_{side}": f"{name}, {newest}"}
@@ -190,16 +192,16 @@ def accuracy_beside(first: str | Path, second: str | Path) -> Table:
         "policy",
         "context",
         "truth",
-        *(f"{one}_{side}" for side in "ab" for one in ("count", "first", "last", "confidence")),
+        *(f"{column}_{side}" for side in "ab" for column in ("count", "first", "last", "confidence")),
     ]
     return table(
         list(rows.values()), columns, run=", ".join(names_of(first, second)), empty=no_evals(first), units=units
     )
 
 
-def evaluated_apart(first: str | Path, second: str | Path) -> tuple[int, int, int]:
+def question_overlap(first: str | Path, second: str | Path) -> tuple[int, int, int]:
     """Evaluated questions of the first run alone, of both, and of the second alone."""
     answered = [answers_of(run) for run in (first, second)]
-    by_text = all(one.question for run in answered for one in run)  # runs made before texts were written have only ids
-    asked = [{(one.example_id, one.question if by_text else "") for one in run} for run in answered]
-    return len(asked[0] - asked[1]), len(asked[0] & asked[1]), len(asked[1] - asked[0])
+    by_text = all(row.question for run in answered for row in run)  # runs made before texts were written have only ids
+    questions = [{(row.example_id, row.question if by_text else "") for row in run} for run in answered]
+    return len(questions[0] - questions[1]), len(questions[0] & questions[1]), len(questions[1] - questions[0])

@@ -19,7 +19,7 @@ def answers_of(run_dir: str | Path) -> list[EvalRecord]:
     """What load_records reads, by step."""
     files = sorted(Path(run_dir, "evals").glob("step-*.jsonl"))
     marks = [(file, file.stat()) for file in files]
-    return list(_load(Path(run_dir), tuple((file.name, found.st_mtime_ns, found.st_size) for file, found in marks)))
+    return list(_load(Path(run_dir), tuple((file.name, stat.st_mtime_ns, stat.st_size) for file, stat in marks)))
 
 
 @functools.lru_cache(maxsize=4)

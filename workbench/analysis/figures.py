@@ -23,17 +23,17 @@ from workbench.analysis.style import (
     SERIES,
     SURFACE,
     TRUTHS,
+    base_figure,
     bound,
+    colorscale,
     empty_figure,
     escaped,
-    figure,
+    extra_title_height,
+    from_zero_if_constant,
     layout,
-    lines_above,
-    ramp,
     regime_fills,
-    see_through,
-    show_constant,
     step_axis,
+    with_opacity,
 )
 from workbench.analysis.table import Table
 from workbench.render.colors import ink
@@ -55,7 +55,7 @@ def curves(
     """
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
-    made = figure(theme, title=title, subtitle=f"{table.run}{_not_numbers(table.frame)}", height=height)
+    figure = base_figure(theme, title=title, subtitle=f"{table.run}{_not_numbers(table.frame)}", height=height)
     frame = table.frame if "run" in table.frame else table.frame.assign(run=table.run)
     names, runs = list(frame["metric"].unique()), list(frame["run"].unique())
     for (run, name), curve in frame.groupby(["run", "metric"], sort=False):
@@ -63,7 +63,7 @@ def curves(
         by_run = len(names) == 1
         series = _series(theme, runs.index(run) if by_run else names.index(name))
         unit = table.units.get(name, "")
-        made.add_scatter(
+        figure.add_scatter(
             x=curve["step"],
             y=curve["value"],
             name=escaped(label),
@@ -77,11 +77,11 @@ def curves(
             hovertemplate=f"<b>{escaped(_words(name))}</b> %{{y:.4g}} {escaped(unit)}<br>{escaped(run)}, step %{{x}}<extra></extra>",
         )
     units = list(dict.fromkeys(table.units.get(name, "") for name in names))
-    step_axis(made, frame["step"]).update_yaxes(title_text=escaped(", ".join(unit for unit in units if unit)))
-    made.update_layout(showlegend=len(names) * len(runs) > 1)
+    step_axis(figure, frame["step"]).update_yaxes(title_text=escaped(", ".join(unit for unit in units if unit)))
+    figure.update_layout(showlegend=len(names) * len(runs) > 1)
     if all("share" in unit for unit in units):
-        made.update_yaxes(tickformat=".0%", rangemode="tozero")
-    return show_constant(made)
+        figure.update_yaxes(tickformat=".0%", rangemode="tozero")
+    return from_zero_if_constant(figure)
 
 
 def stacked_shares(
@@ -99,7 +99,7 @@ def stacked_shares(
     counts = frame.groupby("group")["num_positions"].sum()
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
-    made = make_subplots(
+    figure = make_subplots(
         rows,
         columns,
         shared_yaxes=True,
@@ -107,19 +107,19 @@ def stacked_shares(
         vertical_spacing=0.3 / rows if rows > 1 else 0,
         subplot_titles=[f"{escaped(name)} · {counts[name]:,} tokens" for name in groups] if len(groups) > 1 else None,
     )
-    _dress(made, theme, title=f"{title}, by {MEASURES[by]}", subtitle=table.run, height=max(least, 150 + 200 * rows))
+    _dress(figure, theme, title=f"{title}, by {MEASURES[by]}", subtitle=table.run, height=max(least, 150 + 200 * rows))
     notes = _notes_of(frame)
     fills = regime_fills(notes, theme)
     is_single = frame["step"].nunique() == 1  # an area over one step has no width
-    for place, group in enumerate(groups):
-        own = frame[frame["group"] == group]
+    for panel_idx, group in enumerate(groups):
+        in_group = frame[frame["group"] == group]
         for name in notes:
-            part = own[own["regime"] == name]
+            part = in_group[in_group["regime"] == name]
             color, pattern = fills[name]
             hatched = (
                 {
                     "shape": pattern,
-                    "fgcolor": see_through("#000000", 0.28),
+                    "fgcolor": with_opacity("#000000", 0.28),
                     "fgopacity": 0.35,
                     "size": 6,
                     "solidity": 0.2,
@@ -130,10 +130,13 @@ def stacked_shares(
             )
             edge = {"width": 0.8, "color": SURFACE[theme]}
             if is_single:
-                add, look = made.add_bar, {"width": 0.4, "marker": {"color": color, "pattern": hatched, "line": edge}}
+                add, style = (
+                    figure.add_bar,
+                    {"width": 0.4, "marker": {"color": color, "pattern": hatched, "line": edge}},
+                )
             else:
-                add, look = (
-                    made.add_scatter,
+                add, style = (
+                    figure.add_scatter,
                     {"mode": "lines", "stackgroup": group, "line": edge, "fillcolor": color, "fillpattern": hatched},
                 )
             add(
@@ -141,19 +144,19 @@ def stacked_shares(
                 y=part[by],
                 name=escaped(name),
                 legendgroup=name,
-                showlegend=place == 0,
+                showlegend=panel_idx == 0,
                 customdata=part["num_positions"],
                 hovertemplate=f"<b>{escaped(name)}</b> %{{y:.1%}} {MEASURES[by]}<br>%{{customdata:,}} tokens, step %{{x}}, {escaped(group)}<extra></extra>",
-                row=place // columns + 1,
-                col=place % columns + 1,
-                **look,
+                row=panel_idx // columns + 1,
+                col=panel_idx % columns + 1,
+                **style,
             )
     if is_single:
         step = int(frame["step"].iloc[0])
-        made.update_layout(barmode="stack").update_xaxes(range=[step - 1, step + 1])
-    made.update_yaxes(range=[0, 1], tickformat=".0%").update_yaxes(title_text=MEASURES[by], col=1)
-    step_axis(made, frame["step"]).update_xaxes(showline=False, title_text="").update_xaxes(title_text=STEP, row=rows)
-    return made
+        figure.update_layout(barmode="stack").update_xaxes(range=[step - 1, step + 1])
+    figure.update_yaxes(range=[0, 1], tickformat=".0%").update_yaxes(title_text=MEASURES[by], col=1)
+    step_axis(figure, frame["step"]).update_xaxes(showline=False, title_text="").update_xaxes(title_text=STEP, row=rows)
+    return figure
 
 
 def share_bars(table: Table, *, by: str = "position_share", title: str, theme: str = "light") -> go.Figure:
@@ -165,11 +168,11 @@ def share_bars(table: Table, *, by: str = "position_share", title: str, theme: s
     labels = {
         group: f"{escaped(group)}<br><span style='color:{MUTED[theme]}'>{n:,}</span>" for group, n in counts.items()
     }
-    made = figure(theme, title=f"{title}, by {MEASURES[by]}", subtitle=table.run, height=150 + 46 * len(counts))
+    figure = base_figure(theme, title=f"{title}, by {MEASURES[by]}", subtitle=table.run, height=150 + 46 * len(counts))
     notes = _notes_of(frame)
     for name, (color, pattern) in regime_fills(notes, theme).items():
         part = frame[frame["regime"] == name]
-        made.add_bar(
+        figure.add_bar(
             y=[labels[group] for group in part["group"]],
             x=part[by],
             orientation="h",
@@ -194,9 +197,9 @@ def share_bars(table: Table, *, by: str = "position_share", title: str, theme: s
             textangle=0,
             hovertemplate=f"<b>{escaped(name)}</b> %{{x:.1%}} {MEASURES[by]}<br>%{{customdata:,}} tokens<extra></extra>",
         )
-    made.update_layout(barmode="stack", bargap=0.28, legend_traceorder="normal")
-    made.update_xaxes(range=[0, 1], tickformat=".0%", title_text=MEASURES[by])
-    return made.update_yaxes(autorange="reversed")
+    figure.update_layout(barmode="stack", bargap=0.28, legend_traceorder="normal")
+    figure.update_xaxes(range=[0, 1], tickformat=".0%", title_text=MEASURES[by])
+    return figure.update_yaxes(autorange="reversed")
 
 
 def gap_curves(
@@ -208,33 +211,33 @@ def gap_curves(
         message = table.empty or "This method has no privileged student, so its gap cannot be split."
         return empty_figure(message, theme, title=title)
     truths = list(table.frame["truth"].unique())
-    made = make_subplots(
+    figure = make_subplots(
         1,
         len(truths),
         shared_yaxes=True,
         horizontal_spacing=0.04,
         subplot_titles=[escaped(f"{truth} tokens") for truth in truths],
     )
-    _dress(made, theme, title=title, subtitle=table.run)
-    for place, truth in enumerate(truths):
-        own = table.frame[table.frame["truth"] == truth]
+    _dress(figure, theme, title=title, subtitle=table.run)
+    for panel_idx, truth in enumerate(truths):
+        of_truth = table.frame[table.frame["truth"] == truth]
         for column, color, dash in zip(columns, (CAPABILITY, INFORMATION), DASHES, strict=False):
             name = column.split("_")[0] + " gap"
-            made.add_scatter(
-                x=own["step"],
-                y=own[column],
+            figure.add_scatter(
+                x=of_truth["step"],
+                y=of_truth[column],
                 name=name,
                 legendgroup=name,
-                showlegend=place == 0,
-                mode="lines" if len(own) > 1 else "markers",
+                showlegend=panel_idx == 0,
+                mode="lines" if len(of_truth) > 1 else "markers",
                 line={"width": 2, "color": color[theme], "dash": dash},
-                customdata=own["num_positions"],
+                customdata=of_truth["num_positions"],
                 hovertemplate=f"<b>{name}</b> %{{y:.3f}} nats per token<br>%{{customdata:,}} {escaped(truth)} tokens, step %{{x}}<extra></extra>",
                 row=1,
-                col=place + 1,
+                col=panel_idx + 1,
             )
     sort = "mean size, nats per token" if by_size else "mean, nats per token"
-    return show_constant(step_axis(made, table.frame["step"]).update_yaxes(title_text=sort, col=1))
+    return from_zero_if_constant(step_axis(figure, table.frame["step"]).update_yaxes(title_text=sort, col=1))
 
 
 def sankey(
@@ -247,11 +250,11 @@ def sankey(
     first, last = int(frame["first_step"].iloc[0]), int(frame["last_step"].iloc[0])
     total, moved = frame["num_positions"].sum(), frame.loc[frame["source"] != frame["target"], "num_positions"].sum()
     subtitle = f"{table.run} · step {first} → {last} · {moved:,} of {total:,} probe tokens moved"
-    made = figure(theme, title=title, subtitle=subtitle, height=SANKEY_HEIGHT)
+    figure = base_figure(theme, title=title, subtitle=subtitle, height=SANKEY_HEIGHT)
     fills = regime_fills(notes, theme)
     nodes = [(side, name) for side in ("source", "target") for name in notes if (frame[side] == name).any()]
     sizes = [int(frame.loc[frame[side] == name, "num_positions"].sum()) for side, name in nodes]
-    made.add_sankey(
+    figure.add_sankey(
         arrangement="snap",
         domain={"x": [0.02, 0.98], "y": [0, 0.94]},
         textfont={"family": SANS, "size": 13, "color": INK[theme]},
@@ -271,7 +274,7 @@ def sankey(
             "target": [nodes.index(("target", name)) for name in frame["target"]],
             "value": frame["num_positions"],
             "color": [
-                see_through(fills[a][0], 0.28 if a == b else 0.72)
+                with_opacity(fills[a][0], 0.28 if a == b else 0.72)
                 for a, b in zip(frame["source"], frame["target"], strict=True)
             ],
             "line": {"color": LINE[theme], "width": 0.6},
@@ -283,7 +286,7 @@ def sankey(
         },
     )
     for x, step in ((0.02, first), (0.98, last)):
-        made.add_annotation(
+        figure.add_annotation(
             text=f"step {step}",
             x=x,
             y=1.0,
@@ -293,7 +296,7 @@ def sankey(
             xanchor="left" if x < 0.5 else "right",
             font={"size": 12, "color": MUTED[theme]},
         )
-    return made.update_layout(margin={"l": 16, "r": 16, "t": _below_title(made, 72), "b": 16})
+    return figure.update_layout(margin={"l": 16, "r": 16, "t": _below_title(figure, 72), "b": 16})
 
 
 def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, RegimeNote] | None = None) -> go.Figure:
@@ -305,16 +308,20 @@ def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, 
     words = [visible_text(text) for text in tokens["token"]]
     wide = frame.pivot(index="step", columns="position", values="value")
     is_long = len(words) > MOST_WORDS
-    made = figure(theme, title=title, subtitle=table.run, height=max(260, 170 + 26 * len(wide)))
+    figure = base_figure(theme, title=title, subtitle=table.run, height=max(260, 170 + 26 * len(wide)))
     shared = {"x": list(range(len(words))), "y": [str(step) for step in wide.index], "ygap": 1.5}
     shared["xgap"] = 0 if is_long else 1.5
     shared["customdata"] = [[escaped(word) for word in words] for _ in wide.index]
     if notes is not None:
         fills = [color for color, _ in regime_fills(notes, theme).values()]
-        index = {name: place for place, name in enumerate(notes)}
-        steps = [(edge / len(fills), fills[place]) for place in range(len(fills)) for edge in (place, place + 1)]
+        index = {name: regime_idx for regime_idx, name in enumerate(notes)}
+        steps = [
+            (edge / len(fills), fills[regime_idx])
+            for regime_idx in range(len(fills))
+            for edge in (regime_idx, regime_idx + 1)
+        ]
         numbers = [[None if pd.isna(value) else index[value] for value in row] for row in wide.to_numpy()]
-        made.add_heatmap(
+        figure.add_heatmap(
             z=numbers,
             text=wide.to_numpy(),
             texttemplate="" if is_long else "%{text}",
@@ -330,9 +337,9 @@ def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, 
         limit = bound(wide.to_numpy().ravel().tolist())
         has_signs = bool((frame["value"] < 0).any())
         unit = table.units.get("value", "")
-        made.add_heatmap(
+        figure.add_heatmap(
             z=wide.to_numpy(),
-            colorscale=ramp("diverging" if has_signs else "growing", theme),
+            colorscale=colorscale("diverging" if has_signs else "growing", theme),
             zmin=-limit if has_signs else 0,
             zmax=limit,
             colorbar={
@@ -346,14 +353,14 @@ def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, 
             **shared,
         )
     if is_long:  # there is no room for the words: pointing at a token gives its own
-        made.update_xaxes(title_text="position of the token", tickformat=",d", showline=False)
+        figure.update_xaxes(title_text="position of the token", tickformat=",d", showline=False)
     else:
         words = [escaped(word) for word in words]
-        made.update_xaxes(
+        figure.update_xaxes(
             tickvals=shared["x"], ticktext=words, tickfont={"family": MONO, "size": 12}, showline=False, ticks=""
         )
-    made.update_yaxes(title_text=STEP, autorange="reversed", type="category", showgrid=False)
-    return made.update_layout(margin_t=_below_title(made, 72))
+    figure.update_yaxes(title_text=STEP, autorange="reversed", type="category", showgrid=False)
+    return figure.update_layout(margin_t=_below_title(figure, 72))
 
 
 def bars(
@@ -376,9 +383,9 @@ def bars(
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     frame = table.frame
-    made = figure(theme, title=title, subtitle=table.run, height=max(340, 160 + 34 * len(frame)))
+    figure = base_figure(theme, title=title, subtitle=table.run, height=max(340, 160 + 34 * len(frame)))
     counted = [f" · n = {n:,}" for n in frame[count]] if count else [""] * len(frame)
-    made.add_bar(
+    figure.add_bar(
         x=frame[value],
         y=[escaped(text) for text in frame[label]],
         orientation="h",
@@ -387,13 +394,13 @@ def bars(
         textposition="none",
         hovertemplate="<b>%{y}</b> %{text}<extra></extra>",
     )
-    for name, text in zip(made.data[0].y, made.data[0].text, strict=True):
-        made.add_annotation(
+    for name, text in zip(figure.data[0].y, figure.data[0].text, strict=True):
+        figure.add_annotation(
             x=1.012, xref="paper", xanchor="left", y=name, text=text, showarrow=False, font={"size": 12}
         )
     if reference is not None:
-        made.add_vline(x=reference, line={"color": MUTED[theme], "dash": "dot", "width": 1.5})
-        made.add_annotation(
+        figure.add_vline(x=reference, line={"color": MUTED[theme], "dash": "dot", "width": 1.5})
+        figure.add_annotation(
             x=reference,
             y=1,
             yref="paper",
@@ -402,9 +409,11 @@ def bars(
             showarrow=False,
             font={"size": 12, "color": MUTED[theme]},
         )
-    made.update_layout(bargap=0.35, margin={"r": 120 if count else 60, "t": _below_title(made, 84 if meaning else 72)})
-    made.update_xaxes(title_text=escaped(table.units.get(value, _words(value))), rangemode="tozero")
-    return made.update_yaxes(autorange="reversed", ticksuffix="  ")
+    figure.update_layout(
+        bargap=0.35, margin={"r": 120 if count else 60, "t": _below_title(figure, 84 if meaning else 72)}
+    )
+    figure.update_xaxes(title_text=escaped(table.units.get(value, _words(value))), rangemode="tozero")
+    return figure.update_yaxes(autorange="reversed", ticksuffix="  ")
 
 
 def separation_bars(table: Table, *, theme: str = "light") -> go.Figure:
@@ -422,26 +431,26 @@ def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", the
     frame = table.frame
     truths = [name for name in ("all", "visible", "privileged") if (frame["truth"] == name).any()]
     counts = [int(frame.loc[frame["truth"] == truth, "count"].max()) for truth in truths]
-    made = make_subplots(
+    figure = make_subplots(
         1,
         len(truths),
         shared_yaxes=True,
         horizontal_spacing=0.035,
         subplot_titles=[f"{truth} · {n:,} questions" for truth, n in zip(truths, counts, strict=True)],
     )
-    _dress(made, theme, title=title, subtitle=f"{table.run} · solid: accuracy, dotted: confidence", height=380)
+    _dress(figure, theme, title=title, subtitle=f"{table.run} · solid: accuracy, dotted: confidence", height=380)
     pairs = list(dict.fromkeys(zip(frame["policy"], frame["context"], strict=True)))
-    for place, truth in enumerate(truths):
+    for panel_idx, truth in enumerate(truths):
         for number, (policy, context) in enumerate(pairs):
-            own = frame[(frame["truth"] == truth) & (frame["policy"] == policy) & (frame["context"] == context)]
+            curve = frame[(frame["truth"] == truth) & (frame["policy"] == policy) & (frame["context"] == context)]
             name = escaped(f"{policy}, {context}")
             for column, dash in (("accuracy", "solid"), ("confidence", "dot")):
-                made.add_scatter(
-                    x=own["step"],
-                    y=own[column],
+                figure.add_scatter(
+                    x=curve["step"],
+                    y=curve[column],
                     name=name,
                     legendgroup=name,
-                    showlegend=place == 0 and dash == "solid",
+                    showlegend=panel_idx == 0 and dash == "solid",
                     mode="lines+markers",
                     line={"width": 2, "color": POLICIES[theme][number % len(POLICIES[theme])], "dash": dash},
                     marker={
@@ -449,21 +458,23 @@ def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", the
                         "symbol": ("circle", "square", "diamond", "triangle-up", "x")[number % 5],
                         "opacity": 1 if dash == "solid" else 0.6,
                     },
-                    customdata=own["count"],
+                    customdata=curve["count"],
                     hovertemplate=f"<b>{name}</b> {column} %{{y:.1%}}<br>%{{customdata}} {truth} questions, step %{{x}}<extra></extra>",
                     row=1,
-                    col=place + 1,
+                    col=panel_idx + 1,
                 )
-    made.update_yaxes(tickformat=".0%", range=[-0.02, 1.04]).update_yaxes(title_text="share right, probability", col=1)
-    return step_axis(made, frame["step"])
+    figure.update_yaxes(tickformat=".0%", range=[-0.02, 1.04]).update_yaxes(
+        title_text="share right, probability", col=1
+    )
+    return step_axis(figure, frame["step"])
 
 
 def reliability(table: Table, *, title: str = "Is it as often right as it is sure?", theme: str = "light") -> go.Figure:
     """Accuracy over confidence, per truth; points under the diagonal are over-confident."""
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
-    made = figure(theme, title=title, subtitle=table.run, height=400)
-    made.add_scatter(
+    figure = base_figure(theme, title=title, subtitle=table.run, height=400)
+    figure.add_scatter(
         x=[0, 1],
         y=[0, 1],
         mode="lines",
@@ -471,24 +482,24 @@ def reliability(table: Table, *, title: str = "Is it as often right as it is sur
         name="as sure as right",
         hoverinfo="skip",
     )
-    for number, (truth, own) in enumerate(table.frame.groupby("truth", sort=False)):
-        made.add_scatter(
-            x=own["confidence"],
-            y=own["accuracy"],
+    for number, (truth, curve) in enumerate(table.frame.groupby("truth", sort=False)):
+        figure.add_scatter(
+            x=curve["confidence"],
+            y=curve["accuracy"],
             name=escaped(truth),
             mode="lines+markers",
-            customdata=own["count"],
+            customdata=curve["count"],
             line={"width": 1.5, "color": TRUTHS[theme].get(truth, MUTED[theme])},
             marker={
-                "size": [7 + 20 * (n / own["count"].max()) ** 0.5 for n in own["count"]],
+                "size": [7 + 20 * (n / curve["count"].max()) ** 0.5 for n in curve["count"]],
                 "symbol": ("circle", "square", "diamond")[number % 3],
                 "opacity": 0.85,
                 "line": {"width": 1, "color": SURFACE[theme]},
             },
             hovertemplate=f"<b>{escaped(truth)}</b> right %{{y:.1%}}, sure %{{x:.1%}}<br>%{{customdata}} questions<extra></extra>",
         )
-    made.update_xaxes(title_text="confidence, mean over questions", range=[-0.02, 1.03], tickformat=".0%")
-    return made.update_yaxes(title_text="accuracy, share of questions", range=[-0.04, 1.06], tickformat=".0%")
+    figure.update_xaxes(title_text="confidence, mean over questions", range=[-0.02, 1.03], tickformat=".0%")
+    return figure.update_yaxes(title_text="accuracy, share of questions", range=[-0.04, 1.06], tickformat=".0%")
 
 
 def information_share(table: Table, *, title: str = "Bought by information", theme: str = "light") -> go.Figure:
@@ -496,30 +507,30 @@ def information_share(table: Table, *, title: str = "Bought by information", the
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     grouped = "" if (table.frame["first_step"] == table.frame["step"]).all() else " · a point: the steps since the last"
-    made = figure(theme, title=title, subtitle=f"{table.run} · solid: of loss, dotted: of tokens{grouped}")
-    for truth, own in table.frame.groupby("truth", sort=False):
+    figure = base_figure(theme, title=title, subtitle=f"{table.run} · solid: of loss, dotted: of tokens{grouped}")
+    for truth, curve in table.frame.groupby("truth", sort=False):
         for column, dash in (("loss_share", "solid"), ("position_share", "dot")):
-            made.add_scatter(
-                x=own["step"],
-                y=own[column],
+            figure.add_scatter(
+                x=curve["step"],
+                y=curve[column],
                 name=escaped(truth),
                 legendgroup=truth,
                 showlegend=dash == "solid",
                 mode="lines",
                 line={"width": 2, "color": TRUTHS[theme].get(truth, MUTED[theme]), "dash": dash},
-                customdata=own["num_positions"],
+                customdata=curve["num_positions"],
                 hovertemplate=f"<b>{escaped(truth)}</b> %{{y:.1%}} {MEASURES[column]}<br>%{{customdata:,}} tokens, step %{{x}}<extra></extra>",
             )
-    made.update_yaxes(range=[0, 1.02], tickformat=".0%", title_text="share bought on information")
-    return step_axis(made, table.frame["step"])
+    figure.update_yaxes(range=[0, 1.02], tickformat=".0%", title_text="share bought on information")
+    return step_axis(figure, table.frame["step"])
 
 
-def _dress(made: go.Figure, theme: str, *, title: str, subtitle: str, height: int = 340) -> None:
+def _dress(figure: go.Figure, theme: str, *, title: str, subtitle: str, height: int = 340) -> None:
     """The house style on a figure of several panels."""
     dress = layout(theme, title=title, subtitle=subtitle, height=height)
-    extra = lines_above(dress["title"]["text"])
-    made.update_annotations(font={"size": 12.5, "color": MUTED[theme]}, yshift=2)
-    made.update_layout(
+    extra = extra_title_height(dress["title"]["text"])
+    figure.update_annotations(font={"size": 12.5, "color": MUTED[theme]}, yshift=2)
+    figure.update_layout(
         {
             **dress,
             "margin": {**dress["margin"], "t": 124 + extra},
@@ -528,9 +539,9 @@ def _dress(made: go.Figure, theme: str, *, title: str, subtitle: str, height: in
     )
 
 
-def _below_title(made: go.Figure, pixels: int) -> int:
+def _below_title(figure: go.Figure, pixels: int) -> int:
     """Room over a figure: so much, and that of a longer subtitle."""
-    return pixels + lines_above(made.layout.title.text)
+    return pixels + extra_title_height(figure.layout.title.text)
 
 
 def _notes_of(frame: pd.DataFrame) -> dict[str, RegimeNote]:

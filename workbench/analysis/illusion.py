@@ -37,11 +37,11 @@ ACCURACY_UNITS = {
     "length": "tokens of an answer",
     "truncated": "share of answers",
 }
-HOW_SURE = (
+CONFIDENCE_NOTE = (
     f"Confidence is the {CONFIDENCE}. Over-confidence is mean confidence minus accuracy in points, hundredths of a share: "
     "above 0 the policy is surer than it is right."
 )
-TELLING = (
+HEADLINE_GAP = (
     "information gap size"  # the row of `separation` that says most: evidence makes wrong guesses less likely, too
 )
 MOST_POINTS = 24  # of a curve of shares: of more recorded steps, neighbours are taken together
@@ -68,18 +68,20 @@ def reliability(
     step = max((row.step for row in answered), default=0) if step is None else step
     rows = []
     for truth in ("all", VISIBLE, PRIVILEGED):
-        own = [row for row in answered if row.step == step and truth in ("all", row.truth)]
+        of_truth = [row for row in answered if row.step == step and truth in ("all", row.truth)]
         for bin_idx in range(10):
-            part = [row for row in own if min(9, int(10 * row.confidence)) == bin_idx]
+            part = [row for row in of_truth if min(9, int(10 * row.confidence)) == bin_idx]
             if part:
-                sure, right = np.mean([row.confidence for row in part]), np.mean([row.reward for row in part])
+                confidence, accuracy = np.mean([row.confidence for row in part]), np.mean([row.reward for row in part])
                 rows.append(
-                    dict(zip(columns, (truth, bin_idx / 10, len(part), float(sure), float(right)), strict=True))
+                    dict(
+                        zip(columns, (truth, bin_idx / 10, len(part), float(confidence), float(accuracy)), strict=True)
+                    )
                 )
     return table(rows, columns, run=Path(run_dir).name, empty=no_evals(run_dir), units={"count": "questions"})
 
 
-def information_dominated_loss(run: str | Path | Traces) -> Table:
+def information_dominated_shares(run: str | Path | Traces) -> Table:
     """Per step and truth: shares of tokens and of loss whose information gap is larger in size than their capability gap.
 
     Of a run with more than MOST_POINTS recorded steps, equally many neighbours are one row, `first_step` to `step`.
@@ -138,7 +140,7 @@ def separation(run: str | Path | Traces) -> Table:
     traces = traces_of(run)
     if traces is None or not has_gaps(traces):
         return table([], columns, run=run_name(traces), empty=NO_TRACES if traces is None else NO_SELF)
-    steps, known = _even_steps(traces, MOST_RANKED, "truth IS NOT NULL")
+    steps, num_steps = _even_steps(traces, MOST_RANKED, "truth IS NOT NULL")
     names = ("information_gap", "capability_gap", "total_gap", "information_gap_size", "capability_gap_size")
     query = """SELECT truth, information_gap, capability_gap, total_gap, abs(information_gap) AS information_gap_size,
                 abs(capability_gap) AS capability_gap_size FROM positions
@@ -158,16 +160,16 @@ def separation(run: str | Path | Traces) -> Table:
         ]
     empty = "Which tokens only the evidence shows is not known of this data. The built-in scenes know it; so do data with marks."
     units = {"auroc": "area under the ROC curve", "num_privileged": "tokens", "num_visible": "tokens"}
-    of = f"tokens of {len(steps):,} of {known:,} steps, drawn evenly" if len(steps) < known else ""
-    return table(rows, columns, run=" · ".join(filter(None, (run_name(traces), of))), empty=empty, units=units)
+    note = f"tokens of {len(steps):,} of {num_steps:,} steps, drawn evenly" if len(steps) < num_steps else ""
+    return table(rows, columns, run=" · ".join(filter(None, (run_name(traces), note))), empty=empty, units=units)
 
 
 def _even_steps(traces: Traces, most: int, where: str) -> tuple[list[int], int]:
     """Steps, drawn evenly, whose cells of that kind have at most about `most` positions; and how many have any."""
     query = f"SELECT step, sum(num_positions) AS n FROM cells WHERE {where} GROUP BY step ORDER BY step"
-    found = traces.sql(query).to_pydict()
-    every = max(1, -(-int(sum(found["n"])) // most))
-    return found["step"][::every], len(found["step"])
+    counts = traces.sql(query).to_pydict()
+    every = max(1, -(-int(sum(counts["n"])) // most))
+    return counts["step"][::every], len(counts["step"])
 
 
 def auroc(values: np.ndarray, is_positive: np.ndarray) -> float:
@@ -209,22 +211,22 @@ def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None =
     steps, _ = _even_steps(traces, MOST_RANKED, "true")
     query = f"SELECT loss FROM positions WHERE {where} AND list_contains($steps, step) ORDER BY loss DESC LIMIT $limit"
     sampled = traces.sql(query, {**values, "steps": steps})["loss"].to_pylist()
-    least = sampled[-1] if len(sampled) == limit else None
+    threshold = sampled[-1] if len(sampled) == limit else None
     query = f"""
         WITH worst AS (
             SELECT step, process_rank, rollout_idx, position, token_text, kind, truth, regime, source,
                    information_gap, capability_gap, loss
-            FROM positions WHERE {where} {"" if least is None else "AND loss >= $least"}
+            FROM positions WHERE {where} {"" if threshold is None else "AND loss >= $least"}
             ORDER BY loss DESC, step DESC, rollout_idx, position LIMIT $limit)
         SELECT worst.step, worst.rollout_idx AS rollout, worst.process_rank AS process, position, token_text AS token,
                kind, truth, regime, source, information_gap, capability_gap, loss, question, completion AS answer,
                answer AS expected
         FROM worst JOIN rollouts USING (step, process_rank, rollout_idx)
         ORDER BY loss DESC, worst.step DESC, rollout, position"""
-    found = traces.sql(query, values if least is None else {**values, "least": least}).to_pandas()
+    frame = traces.sql(query, values if threshold is None else {**values, "least": threshold}).to_pandas()
     empty = "No token's supervision rests on the evidence alone: nothing to show here."
     units = dict.fromkeys(("information_gap", "capability_gap", "loss"), "nats")
-    return table(found, columns, run=run_name(traces), empty=empty, units=units)
+    return table(frame, columns, run=run_name(traces), empty=empty, units=units)
 
 
 def confidently_wrong(run_dir: str | Path, *, limit: int = 50) -> Table:

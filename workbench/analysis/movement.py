@@ -58,14 +58,14 @@ def of_probe(run: str | Path | Traces, rollout: int, *, process: int = 0) -> Mov
     traces = traces_of(run)
     if traces is None:
         return Movement([], [], [], {}, empty=NO_PROBES)
-    found = values_of_probe(traces, rollout, process=process)
-    if found.empty:
-        return Movement([], [], [], regime_notes(traces), empty=found.empty)
-    frame = found.frame
+    values = values_of_probe(traces, rollout, process=process)
+    if values.empty:
+        return Movement([], [], [], regime_notes(traces), empty=values.empty)
+    frame = values.frame
     tokens = frame.drop_duplicates("position").sort_values("position")["token"].tolist()
     wide = frame.pivot(index="step", columns="position", values="value")
     wide = wide.astype(object).where(wide.notna(), None)
-    title = f"{found.run} · probe {rollout} · {frame['example'].iloc[0]}"
+    title = f"{values.run} · probe {rollout} · {frame['example'].iloc[0]}"
     return Movement([int(step) for step in wide.index], tokens, wide.to_numpy().tolist(), regime_notes(traces), title)
 
 
@@ -84,11 +84,11 @@ def values_of_probe(run: str | Path | Traces, rollout: int, *, value: str = "reg
         SELECT p.step, p.position, p.token_text AS token, p.kind, p.truth, r.example_id AS example, p.{value} AS value
         FROM probe_positions AS p JOIN probe_rollouts AS r USING ({_KEY})
         WHERE p.rollout_idx = $rollout AND p.process_rank = $process ORDER BY p.step, p.position"""
-    found = traces.sql(query, {"rollout": rollout, "process": process}).to_pandas()
-    known = traces.steps("probe_rollouts")
-    empty = f"There is no probe {rollout}. The list of probes shows what there is." if known else NO_PROBES
+    frame = traces.sql(query, {"rollout": rollout, "process": process}).to_pandas()
+    has_probes = traces.steps("probe_rollouts")
+    empty = f"There is no probe {rollout}. The list of probes shows what there is." if has_probes else NO_PROBES
     units = {"value": "" if value == "regime" else "nats"}
-    return table(found, columns, run=run_name(traces), empty=empty, units=units)
+    return table(frame, columns, run=run_name(traces), empty=empty, units=units)
 
 
 def transitions(
@@ -116,11 +116,11 @@ def transitions(
         LEFT JOIN regimes AS x ON x.regime = a.regime LEFT JOIN regimes AS y ON y.regime = b.regime
         WHERE a.step = $first AND b.step = $last AND ($truth IS NULL OR a.truth = $truth)
         GROUP BY a.regime, b.regime, x.idx, y.idx ORDER BY x.idx, y.idx"""
-    found = traces.sql(query, {"first": first, "last": last, "truth": truth}).to_pandas()
-    found["examples"] = found["examples"].str.slice(0, 80) if len(found) else found["examples"]
+    frame = traces.sql(query, {"first": first, "last": last, "truth": truth}).to_pandas()
+    frame["examples"] = frame["examples"].str.slice(0, 80) if len(frame) else frame["examples"]
     empty = f"No probe token is {truth}. Choose all tokens." if truth else "The probes of these steps share no token."
     units = {"num_positions": "tokens", "share": "share of tokens"}
-    return table(found, columns, run=run_name(traces), empty=empty, units=units)
+    return table(frame, columns, run=run_name(traces), empty=empty, units=units)
 
 
 def most_moved(run: str | Path | Traces, *, limit: int = 50) -> Table:
@@ -153,10 +153,10 @@ def most_moved(run: str | Path | Traces, *, limit: int = 50) -> Table:
         FROM moved AS m JOIN probe_rollouts AS r USING ({_KEY})
         GROUP BY m.process_rank, m.rollout_idx, m.position
         HAVING changes > 0 ORDER BY changes DESC, process, rollout, position LIMIT $limit"""
-    found = traces.sql(query, {"limit": limit}).to_pandas()
+    frame = traces.sql(query, {"limit": limit}).to_pandas()
     empty = "No probe token changed its regime." if traces.steps("probe_rollouts") else NO_PROBES
     units = {"information_gap": "nats, mean over steps"}
-    return table(found, columns, run=run_name(traces), empty=empty, units=units)
+    return table(frame, columns, run=run_name(traces), empty=empty, units=units)
 
 
 def changes_by(run: str | Path | Traces, split: str = "kind") -> Table:
@@ -177,9 +177,9 @@ def changes_by(run: str | Path | Traces, split: str = "kind") -> Table:
         FROM (SELECT *, coalesce(regime <> lag(regime) OVER (
                   PARTITION BY process_rank, rollout_idx, position ORDER BY step), false) AS changed
               FROM probe_positions) GROUP BY 1 ORDER BY changes_per_token DESC"""
-    found: pd.DataFrame = traces.sql(query).to_pandas()
+    frame: pd.DataFrame = traces.sql(query).to_pandas()
     return table(
-        found, columns, run=run_name(traces), empty=NO_PROBES, units={"tokens": "tokens", "changes": "changes"}
+        frame, columns, run=run_name(traces), empty=NO_PROBES, units={"tokens": "tokens", "changes": "changes"}
     )
 
 
@@ -188,4 +188,4 @@ def regime_notes(run: str | Path | Traces) -> dict[str, RegimeNote]:
     traces = traces_of(run)
     if traces is None:
         return {}
-    return {name: regime_note(one) for name, one in traces.regimes.items()}
+    return {name: regime_note(regime) for name, regime in traces.regimes.items()}

@@ -50,8 +50,8 @@ def shares_over_steps(
         FROM totals CROSS JOIN regimes
         LEFT JOIN merged ON merged.step = totals.step AND merged.grp = totals.grp AND merged.regime = regimes.regime
         ORDER BY totals.step, totals.grp, regimes.idx"""
-    found = traces.sql(query, {"bins": bins}).to_pandas()
-    return table(found, COLUMNS, run=run_name(traces), empty=NO_PROBES if probe else NO_TRACES, units=UNITS)
+    frame = traces.sql(query, {"bins": bins}).to_pandas()
+    return table(frame, COLUMNS, run=run_name(traces), empty=NO_PROBES if probe else NO_TRACES, units=UNITS)
 
 
 def shares_by(run: str | Path | Traces, split: str, *, first: int | None = None, last: int | None = None) -> Table:

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from workbench.analysis import figures, illusion, movement, regimes, tokens
 from workbench.analysis.runs import metrics
 from workbench.analysis.style import check_theme
-from workbench.analysis.summary import sampled_by
+from workbench.analysis.summary import sequence_sources
 from workbench.analysis.table import NO_TRACES, Table, traces_of
 from workbench.analysis.tokens import Selection
 from workbench.config.schema import read_yaml
@@ -94,7 +94,8 @@ def _facts(folder: RunFolder) -> str:
         or None,
         "answers in prompts": status.get("answers_in_prompts"),
         "prepared": "; ".join(f"{name}: {value}" for name, value in (status.get("prepared") or {}).items()) or None,
-        "written by": "; ".join(f"{name}: {found}" for name, found in sampled_by(folder.path).items()) or None,
+        "written by": "; ".join(f"{name}: {description}" for name, description in sequence_sources(folder.path).items())
+        or None,
         "warnings": " ".join(status.get("warnings") or ()) or None,
         "error": status.get("error"),
     }
@@ -113,7 +114,7 @@ def _learned(run_dir: Path, theme: str) -> str:
     last = accuracy.frame
     if not accuracy.empty:
         last = last[last["step"] == last.groupby(["policy", "context"])["step"].transform("max")]
-    shown = {
+    formats = {
         "policy": str,
         "context": str,
         "truth": str,
@@ -129,8 +130,8 @@ def _learned(run_dir: Path, theme: str) -> str:
     curve = functools.partial(metrics, run_dir)
     return (
         _plot(figures.accuracy_curves(accuracy, theme=theme))
-        + _table(Table(last, accuracy.run, accuracy.units, accuracy.empty), shown)
-        + f'<p class="rp-none">{escape(illusion.HOW_SURE)}</p>'
+        + _table(Table(last, accuracy.run, accuracy.units, accuracy.empty), formats)
+        + f'<p class="rp-none">{escape(illusion.CONFIDENCE_NOTE)}</p>'
         + _pair(
             figures.curves(curve(("loss",)), title="Loss", theme=theme),
             figures.curves(curve(("accuracy",)), title="Right among training answers", theme=theme),
@@ -166,7 +167,7 @@ def _moved(traces: Traces | None, theme: str) -> str:
         maps.append(
             f'<div class="rp-card">{render_movement(moved.steps, moved.tokens, moved.regimes, moved.notes, title=moved.title, theme=theme, standalone=False)}</div>'
         )
-    shown = {
+    formats = {
         "token": _token,
         "kind": str,
         "truth": str,
@@ -183,7 +184,7 @@ def _moved(traces: Traces | None, theme: str) -> str:
             ),
         )
         + "".join(maps)
-        + _table(movement.most_moved(traces, limit=15), shown)
+        + _table(movement.most_moved(traces, limit=15), formats)
     )
 
 
@@ -191,7 +192,7 @@ def _imitated(run_dir: Path, traces: Traces | None, theme: str) -> str:
     if traces is None:
         return _none(NO_TRACES)
     bars = figures.separation_bars(illusion.separation(traces), theme=theme)
-    shown = {
+    formats = {
         "token": _token,
         "truth": str,
         "regime": str,
@@ -207,11 +208,11 @@ def _imitated(run_dir: Path, traces: Traces | None, theme: str) -> str:
     }
     return (
         _pair(
-            figures.information_share(illusion.information_dominated_loss(traces), theme=theme),
+            figures.information_share(illusion.information_dominated_shares(traces), theme=theme),
             figures.reliability(illusion.reliability(run_dir), theme=theme),
         )
         + _plot(bars)
-        + _table(illusion.worst_cases(traces, limit=15), shown)
+        + _table(illusion.worst_cases(traces, limit=15), formats)
     )
 
 
@@ -228,10 +229,10 @@ def _answers(traces: Traces | None, run: str, count: int, theme: str) -> str:
         page = tokens.page(traces, Selection(order=order), size=count)
         orders.append([(row["step"], row["process"], row["rollout"], None) for row in page.rows])
     chosen: dict[tuple, int | None] = {}
-    for place in range(max(map(len, orders), default=0)):
-        for one in orders:
-            if place < len(one) and len(chosen) < count:
-                chosen.setdefault(one[place][:3], one[place][3])
+    for rank in range(max(map(len, orders), default=0)):
+        for candidates in orders:
+            if rank < len(candidates) and len(chosen) < count:
+                chosen.setdefault(candidates[rank][:3], candidates[rank][3])
     parts = []
     for (step, process, rollout), position in chosen.items():
         view = tokens.answer(traces, step, rollout, process=process, name=run)
@@ -252,32 +253,32 @@ def _plot(figure: go.Figure) -> str:
     return f'<div class="rp-card rp-wide">{inner}</div>'
 
 
-def _pair(*made: go.Figure) -> str:
-    return f'<div class="rp-pair">{"".join(map(_plot, made))}</div>'
+def _pair(*plots: go.Figure) -> str:
+    return f'<div class="rp-pair">{"".join(map(_plot, plots))}</div>'
 
 
-def _table(table: Table, shown: dict) -> str:
+def _table(table: Table, formats: dict) -> str:
     if table.empty:
         return _none(table.empty)
     numbers = {
         name
-        for name, write in shown.items()
-        if write in (_share, _points, _signed, _number) or pd.api.types.is_numeric_dtype(table.frame[name])
+        for name, format_value in formats.items()
+        if format_value in (_share, _points, _signed, _number) or pd.api.types.is_numeric_dtype(table.frame[name])
     }
     heads = "".join(
         f'<th scope="col"{" class=rp-number" if name in numbers else ""}>{escape(name.replace("_", " "))}'
         f"{f'<br>{escape(table.units[name])}' if table.units.get(name) else ''}</th>"
-        for name in shown
+        for name in formats
     )
     body = "".join(
-        f"<tr>{''.join(_cell(row[name], write, name in numbers) for name, write in shown.items())}</tr>"
+        f"<tr>{''.join(_cell(row[name], format_value, name in numbers) for name, format_value in formats.items())}</tr>"
         for row in table.rows
     )
     return f'<div class="rp-card rp-wide"><table class="rp-table"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _cell(value: object, write: object, is_number: bool) -> str:
-    text = NONE if value is None else escape(write(value))
+def _cell(value: object, format_value: object, is_number: bool) -> str:
+    text = NONE if value is None else escape(format_value(value))
     return f'<td dir="auto"{" class=rp-number" if is_number else ""}>{text}</td>'
 
 

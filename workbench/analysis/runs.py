@@ -109,10 +109,12 @@ def thin(frame: pd.DataFrame) -> pd.DataFrame:
         if len(curve) > MOST_POINTS:
             stretch = pd.Series(range(len(curve)), index=curve.index) * (MOST_POINTS // 2) // len(curve)
             numbers = curve["value"].astype(float)
-            lost = numbers.index[~np.isfinite(numbers)]  # the first and the last of them stay, too
-            numbers = numbers.drop(lost)
+            not_finite = numbers.index[~np.isfinite(numbers)]  # the first and the last of them stay, too
+            numbers = numbers.drop(not_finite)
             values = numbers.groupby(stretch.loc[numbers.index])
-            kept = sorted({curve.index[0], curve.index[-1], *lost[:1], *lost[-1:], *values.idxmin(), *values.idxmax()})
+            kept = sorted(
+                {curve.index[0], curve.index[-1], *not_finite[:1], *not_finite[-1:], *values.idxmin(), *values.idxmax()}
+            )
             curve = curve.loc[kept]
         parts.append(curve)
     return pd.concat(parts) if parts else frame
@@ -121,7 +123,7 @@ def thin(frame: pd.DataFrame) -> pd.DataFrame:
 def config_difference(first: str | Path, second: str | Path) -> Table:
     """Keys that two runs' configurations give different values, written as there; name and output_dir left out."""
     first, second = Path(first), Path(second)
-    values = [_flat(_config(one)) for one in (first, second)]
+    values = [_flat(_config(run_dir)) for run_dir in (first, second)]
     keys = [key for key in {**values[0], **values[1]} if key not in ("name", "output_dir")]
     names = names_of(first, second)
     rows = [

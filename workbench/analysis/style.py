@@ -27,7 +27,7 @@ SERIES = {
 }
 # of policies: without the hues of truths, which stand on the same page
 POLICIES = {
-    theme: tuple(hue for place, hue in enumerate(hues) if place not in (2, 3)) for theme, hues in SERIES.items()
+    theme: tuple(hue for hue_idx, hue in enumerate(hues) if hue_idx not in (2, 3)) for theme, hues in SERIES.items()
 }
 TRUTHS = {
     theme: {"all": INK[theme], "visible": hues[2], "privileged": hues[3], "not known": MUTED[theme]}
@@ -45,7 +45,7 @@ def check_theme(theme: str) -> None:
         raise ConfigError(unknown("theme", theme, THEMES))
 
 
-def figure(theme: str, *, title: str, subtitle: str = "", height: int = 340, wrap: int = WRAP) -> go.Figure:
+def base_figure(theme: str, *, title: str, subtitle: str = "", height: int = 340, wrap: int = WRAP) -> go.Figure:
     """A figure without data, in the house style. Raises ConfigError for an unknown theme."""
     return go.Figure(layout=layout(theme, title=title, subtitle=subtitle, height=height, wrap=wrap))
 
@@ -59,7 +59,7 @@ def layout(theme: str, *, title: str, subtitle: str = "", height: int = 340, wra
     head = f"<b>{escaped(title)}</b>"
     for line in textwrap.wrap(subtitle, wrap) or ["\u00a0"]:  # a title stands as high without a subtitle as with one
         head += f'<br><span style="font-size:12px;color:{MUTED[theme]}">{escaped(line)}</span>'
-    extra = lines_above(head)
+    extra = extra_title_height(head)
     return {
         "template": _template(theme),
         "title": {
@@ -78,7 +78,7 @@ def layout(theme: str, *, title: str, subtitle: str = "", height: int = 340, wra
     }
 
 
-def lines_above(head: str) -> int:
+def extra_title_height(head: str) -> int:
     """Pixels that a figure's title takes beyond those of a title and one more line."""
     return 15 * max(0, head.count("<br>") - 1)
 
@@ -123,26 +123,26 @@ def _template(theme: str) -> go.layout.Template:
     )
 
 
-def step_axis(made: go.Figure, steps: Iterable[int]) -> go.Figure:
+def step_axis(figure: go.Figure, steps: Iterable[int]) -> go.Figure:
     """Steps along x, at whole numbers only."""
     steps = list(steps)
     is_short = not steps or max(steps) - min(steps) <= MOST_SINGLE_TICKS
-    return made.update_xaxes(title_text="step", dtick=1 if is_short else None, tickformat=",d")
+    return figure.update_xaxes(title_text="step", dtick=1 if is_short else None, tickformat=",d")
 
 
-def show_constant(made: go.Figure) -> go.Figure:
+def from_zero_if_constant(figure: go.Figure) -> go.Figure:
     """An axis from zero where all values are the same: plotly's own would reach from one below them to one above, where a
     rate of 1e-4 lies on the line of zero."""
-    values = [value for drawn in made.data for value in drawn.y if value is not None and math.isfinite(value)]
+    values = [value for trace in figure.data for value in trace.y if value is not None and math.isfinite(value)]
     size = max(map(abs, values), default=0.0)
-    return made.update_yaxes(rangemode="tozero") if values and max(values) - min(values) <= 1e-6 * size else made
+    return figure.update_yaxes(rangemode="tozero") if values and max(values) - min(values) <= 1e-6 * size else figure
 
 
 def empty_figure(message: str, theme: str = "light", *, title: str = "", height: int = 240) -> go.Figure:
     """Says why there is nothing and what to do."""
-    made = figure(theme, title=title, height=height).update_layout(margin_l=24)
-    made.update_xaxes(visible=False).update_yaxes(visible=False)
-    made.add_annotation(
+    figure = base_figure(theme, title=title, height=height).update_layout(margin_l=24)
+    figure.update_xaxes(visible=False).update_yaxes(visible=False)
+    figure.add_annotation(
         text="<br>".join(_wrapped(escaped(message), 46)),
         showarrow=False,
         x=0.5,
@@ -151,7 +151,7 @@ def empty_figure(message: str, theme: str = "light", *, title: str = "", height:
         yref="paper",
         font={"size": 14, "color": MUTED[theme]},
     )
-    return made
+    return figure
 
 
 def regime_fills(notes: dict[str, RegimeNote], theme: str) -> dict[str, tuple[str, str]]:
@@ -160,13 +160,13 @@ def regime_fills(notes: dict[str, RegimeNote], theme: str) -> dict[str, tuple[st
     return {name: (getattr(colors.SLOTS[slot], theme), PATTERNS.get(slot, "")) for name, slot in slots.items()}
 
 
-def ramp(kind: str, theme: str) -> list[tuple[float, str]]:
+def colorscale(kind: str, theme: str) -> list[tuple[float, str]]:
     """A plotly color scale: "diverging" around zero, or "growing"."""
     fills = {"diverging": colors.DIVERGING, "growing": colors.GROWING}[kind]
-    return [(place / (len(fills) - 1), getattr(fill, theme)) for place, fill in enumerate(fills)]
+    return [(step_idx / (len(fills) - 1), getattr(fill, theme)) for step_idx, fill in enumerate(fills)]
 
 
-def see_through(color: str, opacity: float) -> str:
+def with_opacity(color: str, opacity: float) -> str:
     """A hex color with opacity, as CSS takes it."""
     red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"

@@ -14,8 +14,8 @@ from workbench.runs.processes import born_at
 from workbench.traces.reader import NoTraces, Traces, open_traces
 from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
-NOT_EVALUATED = "no question was asked: no example has the evidence that the contexts show"
-NOT_GRADED = "no answer could be graded: choose another --rule, or look at the answers in the data"
+NO_QUESTIONS = "no question was asked: no example has the evidence that the contexts show"
+NO_GRADED_ANSWERS = "no answer could be graded: choose another --rule, or look at the answers in the data"
 _NUMBER = re.compile(r"[-+]?[\d,.]*%?")
 
 
@@ -39,7 +39,7 @@ def summarize_run(run_dir: str | Path) -> str:
     parts += [f"not asked: {sentence}" for sentence in status.get("unasked") or ()]
     if status.get("answers_in_prompts"):
         parts.append(f"answers in prompts: {status['answers_in_prompts']}")
-    parts += [f"missing: {one}" for one in status.get("missing") or ()]
+    parts += [f"missing: {key}" for key in status.get("missing") or ()]
     parts += [f"warning: {warning}" for warning in status.get("warnings") or ()]
     if status.get("error"):
         parts.append(f"error: {status['error']}")
@@ -50,35 +50,35 @@ def summarize_run(run_dir: str | Path) -> str:
 def _findings(folder: RunFolder, answered: list[EvalRecord]) -> list[str]:
     """What was gained, what is only claimed, and how to find out why; nothing before a second evaluation."""
     privilege = privilege_of(folder.path)
-    found = find(answered, privilege)
-    if found is None:
+    findings = find(answered, privilege)
+    if findings is None:
         return []
     config = str(folder.path / "config.yaml")
-    lines = sentences(found, run=folder.path.name, config=config, privilege=privilege)
+    lines = sentences(findings, run=folder.path.name, config=config, privilege=privilege)
     return ["\n".join([*lines, f"  {INTERVALS}"])]
 
 
-def sampled_by(run_dir: str | Path) -> dict[str, str]:
+def sequence_sources(run_dir: str | Path) -> dict[str, str]:
     """Who wrote the recorded sequences: how many, how long, how many cut, and the share that is right where that is known.
 
     Raises: TraceError if a file of the traces is damaged.
     """
     try:
         rows = open_traces(run_dir).sql(
-            """SELECT source_policy AS name, count(*) AS n, count(DISTINCT (example_id, sample_idx, completion)) AS own,
+            """SELECT source_policy AS name, count(*) AS n, count(DISTINCT (example_id, sample_idx, completion)) AS num_different,
                       avg(num_positions) AS length, avg(CAST(NOT finished AS INT)) AS cut, avg(reward) AS accuracy
                FROM rollouts GROUP BY ALL ORDER BY n DESC, name"""
         )
     except NoTraces:
         return {}
-    found = {}
+    descriptions = {}
     for row in rows.to_pylist():
-        again = f" ({row['own']:,} different)" if row["own"] < row["n"] else ""
+        again = f" ({row['num_different']:,} different)" if row["num_different"] < row["n"] else ""
         right = "" if row["accuracy"] is None else f", {row['accuracy']:.1%} right"
-        found[row["name"]] = (
+        descriptions[row["name"]] = (
             f"{row['n']:,} sequences{again}, {row['length']:.1f} tokens each, {row['cut']:.1%} cut{right}"
         )
-    return found
+    return descriptions
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -100,7 +100,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def accuracy_table(answered: list[EvalRecord]) -> str:
     """Right answers per policy and context, their length and the share cut, first and last evaluation side by side."""
     if not answered:
-        return NOT_EVALUATED
+        return NO_QUESTIONS
     steps = sorted({row.step for row in answered})
     first, last = steps[0], steps[-1]
     truths = [truth for truth in (VISIBLE, PRIVILEGED) if any(row.truth == truth for row in answered)]
@@ -110,15 +110,15 @@ def accuracy_table(answered: list[EvalRecord]) -> str:
         header += [f"{name} @{first}", f"@{last}"] if last != first else [f"{name} @{first}"]
     rows = []
     for policy, context in dict.fromkeys((row.policy, row.context) for row in answered):
-        own = [row for row in answered if (row.policy, row.context) == (policy, context)]
-        cells = [policy, context, str(sum(row.step == own[0].step for row in own))]
+        of_policy = [row for row in answered if (row.policy, row.context) == (policy, context)]
+        cells = [policy, context, str(sum(row.step == of_policy[0].step for row in of_policy))]
         for group in groups:
             for step in dict.fromkeys((first, last)):
-                chosen = [row for row in own if row.step == step and group in ("all", row.truth)]
+                chosen = [row for row in of_policy if row.step == step and group in ("all", row.truth)]
                 cells.append(_percent(measure(chosen)))
-        measured = [measure(row for row in own if row.step == step) for step in dict.fromkeys((first, last))]
-        cells += ["-" if one is None else f"{one.length:.1f}" for one in measured]
-        cells += ["-" if one is None else f"{one.truncated:.1%}" for one in measured]
+        measured = [measure(row for row in of_policy if row.step == step) for step in dict.fromkeys((first, last))]
+        cells += ["-" if aggregate is None else f"{aggregate.length:.1f}" for aggregate in measured]
+        cells += ["-" if aggregate is None else f"{aggregate.truncated:.1%}" for aggregate in measured]
         rows.append(cells)
     return f"{format_table(header, rows)}\n  tokens: mean length of an answer; cut: answers that reached the longest length allowed"
 
@@ -129,12 +129,12 @@ def peer_table(answered: list[EvalRecord]) -> list[str]:
     repaired and broken are questions, of all asked: wrong at first and right at last, and the other way round.
     """
     steps = sorted({row.step for row in answered})
-    asked = {
+    by_step = {
         step: {(row.policy, row.context, row.example_id): row for row in answered if row.step == step} for step in steps
     }
     if len(steps) < 2:
         return []
-    first, last = asked[steps[0]], asked[steps[-1]]
+    first, last = by_step[steps[0]], by_step[steps[-1]]
     learners = dict.fromkeys(key[0] for key in last)
     if len(learners) < 2:
         return []
@@ -148,7 +148,8 @@ def peer_table(answered: list[EvalRecord]) -> list[str]:
         ]
         if pairs:
             shares = [
-                sum(one) / len(pairs) for one in zip(*((a, b, (1 - a) * b, a * (1 - b)) for a, b in pairs), strict=True)
+                sum(column) / len(pairs)
+                for column in zip(*((a, b, (1 - a) * b, a * (1 - b)) for a, b in pairs), strict=True)
             ]
             rows.append([*key, str(len(pairs)), *(f"{share:.1%}" for share in shares)])
     header = ["kind", "learner", "context", "questions", f"right @{steps[0]}", f"@{steps[-1]}", "repaired", "broken"]
@@ -158,7 +159,7 @@ def peer_table(answered: list[EvalRecord]) -> list[str]:
 def evaluation_table(answered: list[EvalRecord]) -> str:
     """Every measure of every policy and context: over all questions, by truth, and by kind of question."""
     if not answered:
-        return NOT_EVALUATED
+        return NO_QUESTIONS
     header = [
         "policy",
         "context",
@@ -175,9 +176,9 @@ def evaluation_table(answered: list[EvalRecord]) -> str:
     ]
     rows = []
     for policy, context in dict.fromkeys((row.policy, row.context) for row in answered):
-        own = [row for row in answered if (row.policy, row.context) == (policy, context)]
-        for kind, truth in _kinds(own):
-            chosen = [row for row in own if kind in ("all", row.domain) and truth in ("all", row.truth)]
+        of_policy = [row for row in answered if (row.policy, row.context) == (policy, context)]
+        for kind, truth in _kinds(of_policy):
+            chosen = [row for row in of_policy if kind in ("all", row.domain) and truth in ("all", row.truth)]
             measured = measure(chosen)
             if measured is not None:
                 entropy = "-" if measured.entropy is None else f"{measured.entropy:.3f}"
@@ -196,27 +197,27 @@ def evaluation_table(answered: list[EvalRecord]) -> str:
                     ]
                 )
     if not rows:
-        return NOT_GRADED
+        return NO_GRADED_ANSWERS
     legend = (
         "  entropy: nats per token; length: tokens; cut: answers that reached the longest length allowed\n"
         f"  confidence: {CONFIDENCE}\n"
         "  over-confidence: confidence minus accuracy, in points"
     )
-    return "\n".join([format_table(header, rows), legend, *_fewer_evaluated(answered)])
+    return "\n".join([format_table(header, rows), legend, *_partial_contexts(answered)])
 
 
-def _fewer_evaluated(answered: list[EvalRecord]) -> list[str]:
+def _partial_contexts(answered: list[EvalRecord]) -> list[str]:
     """Which contexts were asked fewer questions than another one: their rows are not to be compared as they stand."""
-    asked: dict[str, dict[str, set[str]]] = {}
+    examples: dict[str, dict[str, set[str]]] = {}
     for row in answered:
-        asked.setdefault(row.policy, {}).setdefault(row.context, set()).add(row.example_id)
+        examples.setdefault(row.policy, {}).setdefault(row.context, set()).add(row.example_id)
     lines = []
-    for policy, by_context in asked.items():
+    for policy, by_context in examples.items():
         most = max(map(len, by_context.values()))
         lines += [
-            f"  {policy}, {context}: only the {len(own)} of {most} questions with the evidence that it shows"
-            for context, own in by_context.items()
-            if len(own) < most
+            f"  {policy}, {context}: only the {len(example_ids)} of {most} questions with the evidence that it shows"
+            for context, example_ids in by_context.items()
+            if len(example_ids) < most
         ]
     return lines
 
@@ -232,11 +233,11 @@ def _state(status: dict) -> str:
 def _kinds(answered: list[EvalRecord]) -> list[tuple[str, str]]:
     """(kind, truth) of the table's rows: all, each truth, each kind, and each truth of a kind that has several."""
     truths = [truth for truth in (VISIBLE, PRIVILEGED) if any(row.truth == truth for row in answered)]
-    found = [("all", "all"), *(("all", truth) for truth in truths)]
+    kinds = [("all", "all"), *(("all", truth) for truth in truths)]
     for kind in sorted({row.domain for row in answered if row.domain}):
-        own = [truth for truth in truths if any((row.domain, row.truth) == (kind, truth) for row in answered)]
-        found += [(kind, truth) for truth in own] if own else [(kind, "all")]
-    return found
+        own_truths = [truth for truth in truths if any((row.domain, row.truth) == (kind, truth) for row in answered)]
+        kinds += [(kind, truth) for truth in own_truths] if own_truths else [(kind, "all")]
+    return kinds
 
 
 def _percent(measured: object) -> str:
@@ -246,7 +247,7 @@ def _percent(measured: object) -> str:
 def _recorded(run_dir: Path) -> list[str]:
     """What the traces hold, or the sentence about the file of them that is damaged."""
     try:
-        regimes, writers = _regimes(run_dir), sampled_by(run_dir)
+        regimes, writers = _regimes(run_dir), sequence_sources(run_dir)
     except TraceError as error:
         return [f"traces: {error}"]
     return regimes + (["\n".join(f"written by {name}: {row}" for name, row in writers.items())] if writers else [])
@@ -263,11 +264,11 @@ def _regimes(run_dir: Path) -> list[str]:
                   avg(capability_gap) AS capability, avg(information_gap) AS information
            FROM positions GROUP BY learner, regime"""
     ).to_pylist()
-    found = {(row["learner"], row["regime"]): row for row in rows}
+    by_regime = {(row["learner"], row["regime"]): row for row in rows}
     learners = sorted({row["learner"] for row in rows} or {STUDENT}, key=lambda name: (name != STUDENT, name))
     lines = []
     for learner, (name, regime) in itertools.product(learners, traces.regimes.items()):
-        row = found.get((learner, name))
+        row = by_regime.get((learner, name))
         numbers = ["0", "0.0%", "0.0%", "-", "-"]
         if row is not None:
             shares = [f"{row[key]:.1%}" if row[key] is not None else "-" for key in ("share", "loss_share")]

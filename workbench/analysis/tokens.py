@@ -66,7 +66,7 @@ def page(run: str | Path | Traces, selection: Selection = Selection(), *, page_i
     traces = traces_of(run)
     if traces is None:
         return table([], PAGE_COLUMNS, run="", empty=NO_TRACES)
-    found = traces.remembered(
+    page_rows = traces.remembered(
         ("page", selection, page_idx, size), lambda: _read_page(traces, selection, page_idx, size)
     )
     rows = [
@@ -86,7 +86,7 @@ def page(run: str | Path | Traces, selection: Selection = Selection(), *, page_i
             "loss": row["loss"],
             "regimes": ", ".join(f"{name} {counts[name]}" for name in traces.regimes if name in counts),
         }
-        for row, counts in ((row, dict(row["regimes"] or ())) for row in found)  # in the regimes' own order
+        for row, counts in ((row, dict(row["regimes"] or ())) for row in page_rows)  # in the regimes' own order
     ]
     empty = "No answer fits this selection. Remove a filter, or choose another step."
     if not rows and not traces.steps("probe_rollouts" if selection.probe else "rollouts"):
@@ -129,8 +129,8 @@ def choices(run: str | Path | Traces) -> dict[str, list]:
 
 def _read_choices(traces: Traces) -> dict[str, list]:
     cells = traces.sql(f"SELECT DISTINCT {', '.join(_CHOSEN)} FROM cells").to_pydict()
-    found = {name: sorted(filter(None, set(cells[name]))) for name in _CHOSEN}
-    return {"step": traces.steps(), "regime": list(traces.regimes), **found}
+    values = {name: sorted(filter(None, set(cells[name]))) for name in _CHOSEN}
+    return {"step": traces.steps(), "regime": list(traces.regimes), **values}
 
 
 def answer(
@@ -145,9 +145,9 @@ def answer(
 
 def matches(view: TokenView, selection: Selection) -> list[int]:
     """Indices of the tokens that have the selection's regime, kind and truth; none if it asks for none of them."""
-    asked = {name: getattr(selection, name) for name in ("regime", "kind", "truth") if getattr(selection, name)}
-    fits = (all(getattr(token, name) == value for name, value in asked.items()) for token in view.tokens)
-    return [token_idx for token_idx, fit in enumerate(fits) if fit] if asked else []
+    wanted = {name: getattr(selection, name) for name in ("regime", "kind", "truth") if getattr(selection, name)}
+    fits = (all(getattr(token, name) == value for name, value in wanted.items()) for token in view.tokens)
+    return [token_idx for token_idx, fit in enumerate(fits) if fit] if wanted else []
 
 
 def answers_over_time(run: str | Path | Traces, example: str) -> Table:

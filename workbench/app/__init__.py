@@ -1,10 +1,11 @@
-"""The app: a page over the runs folder. One tab per file; it shows what workbench.analysis says and computes nothing.
+"""The web app over a folder of runs. Tabs show results of workbench.analysis and compute nothing themselves.
 
-server.py      the web server: hosts, origins, bounds of requests
-layout.py      the header, the tabs, the address
-context.py     what every tab is given: the folders, the header's components, and how a mistake becomes a sentence
-components.py  pieces of HTML that tabs share
-form.py        a form of a configuration
-tabs/          one file per tab
+server.py        the web server: hosts, origins, limits on requests
+layout.py        header, tabs, address
+context.py       folders, components shared by all tabs, errors as messages
+components.py    pieces of HTML that tabs share
+form.py          a configuration as a form
+live_updates.py  refresh a tab while its run trains
+tabs/            one file per tab
 command.py, arguments.py   `workbench app`, and the options of all commands
 """

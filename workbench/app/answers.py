@@ -1,4 +1,4 @@
-"""What a run's student answered to one question, over training: where it was sampled, and where it was evaluated."""
+"""The student's answers to one question over training: sampled for training, and evaluated."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +9,14 @@ from workbench.analysis.tokens import answers_over_time
 from workbench.evals.records import EvalRecord
 from workbench.traces.reader import Traces
 
-COLUMNS = ["step", "where", "answer", "expected", "right", "tokens"]
-MOST = 100  # questions that are offered
-NONE_YET = (
-    "Nothing was answered yet. The first answers are those of the evaluation before step 1, then those of step 1."
-)
+COLUMNS = ["step", "source", "answer", "expected", "right", "tokens"]
+MAX_QUESTIONS = 100  # listed on the page
+NONE_YET = "No answers yet. The evaluation before step 1 records the first ones; step 1 records the next."
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question that was answered, and how often; `text` is what was asked, "" in older runs."""
+class AnsweredQuestion:
+    """A question and the number of steps at which it was answered; `text` is the question, "" in older runs."""
 
     example: str
     count: int
@@ -30,8 +28,8 @@ class Asked:
         return f"{self.example}  ·  {self.count} answer{'s' if self.count > 1 else ''}{text}"
 
 
-def asked_questions(run_dir: Path, traces: Traces | None) -> list[Asked]:
-    """Questions that were answered at most steps first: evaluations ask the same ones again, sampling may."""
+def answered_questions(run_dir: Path, traces: Traces | None) -> list[AnsweredQuestion]:
+    """Questions, those answered at the most steps first; evaluations repeat their questions at every step."""
     counts: dict[str, set[int]] = {}
     texts: dict[str, str] = {}
     for row in _of_student(run_dir):
@@ -40,19 +38,19 @@ def asked_questions(run_dir: Path, traces: Traces | None) -> list[Asked]:
     if traces is not None:
         query = """SELECT example_id, any_value(question) AS question, count(DISTINCT step) AS steps FROM rollouts
                    GROUP BY 1 ORDER BY steps DESC, 1 LIMIT $most"""
-        for row in traces.sql(query, {"most": MOST}).to_pylist():
+        for row in traces.sql(query, {"most": MAX_QUESTIONS}).to_pylist():
             counts.setdefault(row["example_id"], set()).update(range(-row["steps"], 0))
             texts[row["example_id"]] = row["question"] or ""
-    found = [Asked(example, len(steps), texts.get(example, "")) for example, steps in counts.items()]
-    return sorted(found, key=lambda asked: (-asked.count, asked.example))[:MOST]
+    questions = [AnsweredQuestion(example, len(steps), texts.get(example, "")) for example, steps in counts.items()]
+    return sorted(questions, key=lambda question: (-question.count, question.example))[:MAX_QUESTIONS]
 
 
 def answers_to(run_dir: Path, traces: Traces | None, example: str) -> Table:
-    """Every answer to a question by step; `where` says how it was asked."""
+    """Every answer to a question by step; `source` is training or an evaluation with its context."""
     rows = [
         {
             "step": row.step,
-            "where": f"evaluation, {row.context}",
+            "source": f"evaluation, {row.context}",
             "answer": row.text,
             "expected": row.answer,
             "right": None if row.reward is None else row.reward == 1.0,
@@ -63,8 +61,8 @@ def answers_to(run_dir: Path, traces: Traces | None, example: str) -> Table:
     ]
     if traces is not None:
         sampled = answers_over_time(traces, example).rows
-        rows += [{**{name: row.get(name) for name in COLUMNS}, "where": "training, sampled"} for row in sampled]
-    rows.sort(key=lambda row: (row["step"], row["where"]))
+        rows += [{**{name: row.get(name) for name in COLUMNS}, "source": "training, sampled"} for row in sampled]
+    rows.sort(key=lambda row: (row["step"], row["source"]))
     return table(rows, COLUMNS, run=run_dir.name, empty=NONE_YET, units={"tokens": "tokens"})
 
 

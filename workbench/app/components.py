@@ -1,6 +1,6 @@
-"""Pieces that several tabs are made of: tables whose rows can be chosen, fragments that the page replaces, empty states.
+"""Components that tabs share: tables with rows to choose, HTML fragments, figures, empty states.
 
-Everything that comes from a run is data: it is escaped here, and nowhere is a text put into a page in another way.
+Text of a run is untrusted data. Every function here escapes it, and no tab puts text into the page in another way.
 """
 
 import atexit
@@ -22,15 +22,15 @@ from workbench.errors import TraceError
 from workbench.render.text import NONE, plain, signed, visible_text
 from workbench.traces.reader import Traces
 
-MOST_STEPS = 60  # of a list to choose from: the page carries it along in every event
-_MOST_OPEN = 2  # runs whose traces are kept open; each may take the memory of its queries
+MAX_LISTED_STEPS = 60  # choices of a step list; the page sends the list with every event
+MAX_OPEN_TRACES = 2  # runs whose traces stay open; each may take the memory of its queries
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table on a page.
+    """A column of a table on the page.
 
-    title   default: the name, blanks for underscores
+    title   heading; default: the name with spaces for underscores
     kind    text | short | mono | number | signed | share | points | right-text | right | token
     """
 
@@ -76,13 +76,13 @@ def rows_html(
     tall: int | None = None,
     follow: bool = False,
 ) -> str:
-    """A table as HTML, or what to do if it is empty.
+    """A table as HTML; if it is empty, its message.
 
-    label   what screen readers call it
-    key     columns that a chosen row sends to Python; without them rows cannot be chosen
-    chosen  the key of the row that is drawn as chosen
-    tall    pixels after which the rows scroll
-    follow  whether the arrow keys choose, and not only move
+    label   name for screen readers
+    key     columns whose values a chosen row sends to Python; without them rows cannot be chosen
+    chosen  key of the selected row
+    tall    height in pixels above which the rows scroll
+    follow  whether the arrow keys select a row instead of only moving the focus
     """
     caption = f"<caption>{escape(title)}<span>{escape(table.run)}</span></caption>" if title else ""
     if table.empty:
@@ -90,7 +90,7 @@ def rows_html(
     heads = "".join(_heading(column, table) for column in columns)
     rows = _whole_numbers(table)
     keys = [{name: row[name] for name in key} for row in rows]
-    stop = keys.index(chosen) if chosen in keys else 0  # the one row that the Tab key reaches
+    stop = keys.index(chosen) if chosen in keys else 0  # the Tab key reaches this row only
     body = []
     for row_idx, row in enumerate(rows):
         attributes = ""
@@ -102,13 +102,14 @@ def rows_html(
     style = f' style="--tall:{tall}px"' if tall else ""
     role = ' role="grid"' if key else ""
     return (
-        f'<div class="wbu-scroll"{style}><table{role} aria-label="{escape(label, quote=True)}"{" data-follow" if follow else ""}>'
+        f'<div class="wbu-scroll"{style}>'
+        f'<table{role} aria-label="{escape(label, quote=True)}"{" data-follow" if follow else ""}>'
         f"{caption}<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
 def _whole_numbers(table: Table) -> list[dict]:
-    """The rows; counts that became 5.0 because one of their column is missing are whole again."""
+    """The rows, with counts as integers again: pandas stores them as floats if a value of the column is missing."""
     rows = table.rows
     for name in table.frame.columns:
         values = [row[name] for row in rows]
@@ -119,13 +120,13 @@ def _whole_numbers(table: Table) -> list[dict]:
 
 
 def empty_html(message: str, *, title: str = "") -> str:
-    """Says why there is nothing, and what to do."""
+    """An empty state: why there is no data, and what to do."""
     heading = f"<b>{escape(title)}</b><br>" if title else ""
     return f'<p class="wbu-empty">{heading}{escape(message)}</p>'
 
 
 def aside_html(text: str) -> str:
-    """How to read what stands above it."""
+    """A note on how to read the table or figure above it."""
     return f'<p class="wbu-aside">{escape(text)}</p>'
 
 
@@ -142,35 +143,35 @@ def _cell(column: Column, value: object) -> str:
     if column.kind == "right":
         classes += " wbu-good" if value else " wbu-bad"
     text = escape(_SHOWN.get(column.kind, str)(value))
-    if column.kind in ("text", "mono"):  # a long one is cut to a few lines by the style; assets/rows.js opens it
+    if column.kind in ("text", "mono"):  # CSS clips a long text to a few lines; assets/rows.js expands it
         text = f'<div class="wbu-clip">{text}</div>'
     return f'<td class="{classes}" dir="auto">{text}</td>'
 
 
-def fresh(html: str) -> str:
-    """A fragment in an element of its own name, so that the browser replaces it as a whole.
+def remount(html: str) -> str:
+    """Wrap a fragment in an element with a unique name, so that the browser replaces it as a whole.
 
-    Gradio mends a page node by node, keeping what looks alike. A live fragment has state in the browser and its numbers in
-    a <template>, which such mending does not see.
+    Gradio patches the page node by node and keeps nodes that look alike. A token view keeps state in the browser and its
+    numbers in a <template>, which such a patch does not update.
     """
     name = f"wb-{hashlib.sha1(html.encode(), usedforsecurity=False).hexdigest()[:12]}"
     return f'<{name} style="display:block">{html}</{name}>'
 
 
-def whole(address: Mapping[str, object] | None, name: str) -> int | None:
-    """A number of the address. Raises TraceError if it is something else."""
+def int_param(address: Mapping[str, object] | None, name: str) -> int | None:
+    """An integer parameter of the address, or None. Raises TraceError if it is not a whole number."""
     text = str((address or {}).get(name) or "")
     if not text:
         return None
     if not text.isdecimal() or len(text) > 9:
-        raise TraceError(f'{name} "{text}" of the address is no whole number. Remove it, or choose from the list.')
+        raise TraceError(f'{name} "{text}" in the address is not a whole number. Remove it, or choose from the list.')
     return int(text)
 
 
 def answer_address(
     step: int, rollout: int, *, process: int = 0, probe: bool = False, token: int | None = None
 ) -> dict[str, str]:
-    """The address of one answer, or of one of its tokens, without the parts that say nothing."""
+    """Parameters of the address of one answer or one of its tokens; defaults are left out."""
     parts = {
         "step": step,
         "rollout": rollout,
@@ -181,14 +182,14 @@ def answer_address(
     return {name: str(value) for name, value in parts.items() if value is not None}
 
 
-def few(steps: Sequence) -> list:
-    """At most MOST_STEPS of the steps, evenly and with the first and the last: what a list offers; others are typed."""
-    every = max(1, -(-len(steps) // MOST_STEPS))
-    return [step for place, step in enumerate(steps) if place % every == 0 or place == len(steps) - 1]
+def evenly_spaced(steps: Sequence) -> list:
+    """At most MAX_LISTED_STEPS of the steps, evenly spaced, with the first and the last; users can type the others."""
+    stride = max(1, -(-len(steps) // MAX_LISTED_STEPS))
+    return [step for step_idx, step in enumerate(steps) if step_idx % stride == 0 or step_idx == len(steps) - 1]
 
 
 def rows_component(label: str, **values: object) -> gr.HTML:
-    """The place of a table of rows; its `select` event carries the key of the chosen row."""
+    """Component for a table of `rows_html`; its `select` event carries the key of the chosen row."""
     return gr.HTML(
         label=label,
         elem_classes="wbu",
@@ -199,12 +200,12 @@ def rows_component(label: str, **values: object) -> gr.HTML:
 
 
 def fragment_component(label: str, *, js: str | None = None, **values: object) -> gr.HTML:
-    """The place of a fragment that brings its own look."""
+    """Component for an HTML fragment with its own style."""
     return gr.HTML(label=label, js_on_load=js, elem_classes="wbu", apply_default_css=False, **values)
 
 
 def plot_component(label: str, **values: object) -> gr.Plot:
-    """The place of a figure, which has its title in itself."""
+    """Component for a figure that contains its title."""
     return gr.Plot(label=label, show_label=False, container=False, elem_classes="app-plot", **values)
 
 
@@ -213,7 +214,7 @@ def read_asset(name: str) -> str:
 
 
 class OpenTraces:
-    """The traces of the runs that were looked at last, kept open: what was read of their files is not read again."""
+    """Cache of the traces of the runs viewed last, so that their files are not read again."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[tuple[Path, int], Traces] = OrderedDict()
@@ -222,7 +223,7 @@ class OpenTraces:
     def of(self, run_dir: Path) -> Traces | None:
         """Traces of a run, or None where none are recorded yet."""
         try:
-            key = (run_dir, (run_dir / "traces").stat().st_ino)  # a run that was deleted and made anew is another one
+            key = (run_dir, (run_dir / "traces").stat().st_ino)  # the inode changes if a run is deleted and made again
         except OSError:
             return None
         with self._lock:
@@ -233,15 +234,15 @@ class OpenTraces:
         if traces is not None:
             with self._lock:
                 self._open[key] = traces
-                while len(self._open) > _MOST_OPEN:
+                while len(self._open) > MAX_OPEN_TRACES:
                     self._open.popitem(last=False)
         return traces
 
     def close(self) -> None:
-        """Let all of them go."""
+        """Close all traces."""
         with self._lock:
             self._open.clear()
 
 
 TRACES = OpenTraces()
-atexit.register(TRACES.close)  # before the interpreter takes the database's library apart
+atexit.register(TRACES.close)  # before the interpreter unloads DuckDB

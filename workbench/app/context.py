@@ -1,13 +1,13 @@
-"""What every tab is given, and the one way in which a mistake reaches the page: as a sentence.
+"""The context and the shared components of every tab, the parameters of the address, and errors as messages on the page.
 
 A tab is `build_tab(context, shared)`. Its callbacks are functions of (context, plain values); components only wire them:
 
     draw = show_errors(partial(draw_answer, context))
     shared.on_show("tokens", draw, inputs=[shared.run, shared.theme, shared.address], outputs=[picture])
 
-`on_show` calls when the tab is open and the run, the theme or the address has changed since it was last drawn, and when
-the reader asks to look again. What the page holds (run, theme, address) is kept by the browser, so it survives a restart
-of the server.
+`on_show` calls `draw` when the tab is open and the run, the theme or the address has changed since the last drawing, and
+when the user presses Refresh. The browser keeps the page's state (run, theme, address), so it survives a restart of the
+server.
 """
 
 import functools
@@ -25,31 +25,28 @@ from workbench.errors import RunError, WorkbenchError
 from workbench.runs.folder import find_run_dir
 from workbench.runs.jobs import JobState, find_jobs, read_job
 
-CHOICES = {  # what a tab's lists and switches may say in the address, and what they say at first
+CHOICES = {  # by tab: the parameters that its lists and switches have in the address, with their defaults
     "tokens": {"at_step": "", "regime": "", "domain": "", "kind": "", "truth": "", "right": "", "order": "step"},
     "movement": {"color": "regime", "from": "", "to": "", "of": "", "panels": "", "share": "position_share"},
     "compare": {"metric": "", "layout": "under"},
 }
-PERSISTENT_PARAMS = (
-    "other",
-    "study",
-    *(name for chosen in CHOICES.values() for name in chosen),
-)  # stay when another answer is opened
+# parameters of the address that stay when another answer is opened
+PERSISTENT_PARAMS = ("other", "study", *(name for defaults in CHOICES.values() for name in defaults))
 ADDRESS_KEYS = ("step", "rollout", "process", "probe", "token", "example", "context", "list_page", *PERSISTENT_PARAMS)
 MAX_UPLOAD_MB = 20
-_LONGEST = 200  # characters of one part of an address
-NO_RUN = "No run is chosen. Launch one, or choose one above."
+MAX_PARAM_LENGTH = 200  # characters of one parameter of an address
+NO_RUN = "No run selected. Choose one above, or start one in Launch."
 
 
 @dataclass(frozen=True)
 class AppContext:
-    """The folders that the app works in.
+    """The folders and the limits of the app.
 
-    runs_dir     every run is inside it, those of a study one folder deeper; nothing else is read or written
-    configs_dir  recipes to start from
-    read_only    look, and change nothing
-    folders      where pictures of data may lie besides the data file's own folder
-    max_runs     how many runs may be at work at once; None = any number
+    runs_dir     folder of all runs, those of a study one level deeper; the app reads and writes nothing outside it
+    configs_dir  folder of recipes
+    read_only    whether starting, stopping and writing are disabled
+    folders      folders that images of data may be in, besides the data file's own
+    max_runs     largest number of runs that train at a time; None = unlimited
     """
 
     runs_dir: Path
@@ -60,15 +57,15 @@ class AppContext:
 
     @property
     def queue(self) -> Path | None:
-        """The folder whose queue new runs wait in."""
+        """The folder whose queue new runs join; None without a limit."""
         return None if self.max_runs is None else self.runs_dir
 
     def run_dir(self, name: str | None) -> Path:
-        """The folder of an existing run. Raises RunError if the name leads out of the runs folder or to no run."""
+        """The folder of an existing run. Raises RunError if the run does not exist or is outside the runs folder."""
         return self.job(name).run_dir
 
     def job(self, name: str | None) -> JobState:
-        """The state of an existing run, under the name that the page has for it. Raises RunError as `run_dir`."""
+        """The state of an existing run under its name on the page, STUDY/RUN in a study. Raises RunError as `run_dir`."""
         if not name:
             raise RunError(NO_RUN)
         return replace(read_job(find_run_dir(self.runs_dir, name)), name=name)
@@ -81,14 +78,14 @@ class AppContext:
 
 @dataclass
 class Shared:
-    """Components of the page that all tabs see.
+    """Components of the page that all tabs share.
 
-    run       the chosen run's name
-    theme     "light" or "dark", for figures
-    address   the rest of the address: a mapping with some of ADDRESS_KEYS, values as text
-    tab       the open tab's name
-    tabs      return gr.Tabs(selected="tokens") to open another tab
-    wake      by tab: a hidden text that changes when an open tab has to be drawn; see on_show
+    run              the selected run's name
+    theme            "light" or "dark", for figures
+    address          parameters of the address: a mapping with some of ADDRESS_KEYS, values as text
+    tab              the open tab's name
+    tabs             return gr.Tabs(selected="tokens") to open another tab
+    refresh_trigger  by tab: a hidden text that changes when the open tab has to be drawn; see on_show
     """
 
     run: gr.Dropdown
@@ -99,9 +96,9 @@ class Shared:
     refresh_trigger: dict[str, gr.Textbox]
 
     def on_show(self, tab: str, draw: Callable, inputs: Sequence[Component], outputs: Sequence[Component]) -> object:
-        """Call `draw` when `tab` is open and what the page shows has changed. Returns the event, for .then(...).
+        """Call `draw` when `tab` is open and run, theme or address has changed. Returns the event, for .then(...).
 
-        What cannot be drawn is said in its place: nothing of another run stays.
+        An error is shown in place of the tab's contents, so that nothing of another run stays.
         """
         drawn = render_error_in_place(draw, outputs)
         return self.refresh_trigger[tab].change(
@@ -111,70 +108,70 @@ class Shared:
             show_progress="hidden",
             trigger_mode="always_last",
             api_visibility="private",
-            queue=drawn
-            is draw,  # a message over the page needs Gradio's queue; without it an answer takes one request, not three
+            # a message over the page needs Gradio's queue; without the queue a response takes one request, not three
+            queue=drawn is draw,
         )
 
 
 def persistent_params(address: Mapping | None, but: str = "") -> dict:
-    """What stays in the address when another answer is opened: the second run, the study, and each tab's choices.
+    """Parameters that stay in the address when another answer is opened: second run, study, and each tab's choices.
 
-    but  the tab that is opened for that answer, wherever it is in its list: its choices do not stay
+    but  tab whose choices are dropped: the answer may be outside its filters
     """
-    left = CHOICES.get(but, {})
+    dropped = CHOICES.get(but, {})
     return {
         name: value
         for name, value in (address or {}).items()
-        if name in PERSISTENT_PARAMS and name not in left and value
+        if name in PERSISTENT_PARAMS and name not in dropped and value
     }
 
 
 def choice(address: Mapping | None, tab: str, name: str, allowed: Sequence[str] | None = None) -> str:
-    """What the address says of one of a tab's choices; what it does not say, or nothing allowed, is the default."""
-    said = str((address or {}).get(name) or "")
-    return said if said and (allowed is None or said in allowed) else CHOICES[tab][name]
+    """One of a tab's parameters in the address; its default if it is missing or not allowed."""
+    value = str((address or {}).get(name) or "")
+    return value if value and (allowed is None or value in allowed) else CHOICES[tab][name]
 
 
-def sync_to_url(
+def sync_to_address(
     shared: "Shared",
     events: Sequence,
     defaults: Mapping[str, str],
     boxes: Sequence[Component],
     forgets: Sequence[str] = (),
 ) -> None:
-    """At one of the events the browser writes the boxes' values into the address, and the open tab is drawn anew.
+    """On any of the events, write the boxes' values into the address and redraw the open tab. Runs in the browser.
 
-    defaults  name in the address -> what is not written into it, in the order of the boxes
-    forgets   parts of the address that mean nothing once the reader has chosen otherwise
+    defaults  parameter -> default value, which is left out of the address; in the order of the boxes
+    forgets   parameters that are dropped, since they depend on these choices
     """
     js = f"(...values) => workbenchApp.choose({json.dumps(defaults)}, {json.dumps(forgets)}, ...values)"
     gr.on(events, None, [shared.address, *boxes], shared.address, js=js)
 
 
 def read_address(search: str | None) -> dict[str, str]:
-    """The parts of an address as the browser has it, "?run=a&tab=tokens"; of a part that stands twice the last."""
-    return {key: values[-1][:_LONGEST] for key, values in parse_qs((search or "").lstrip("?")).items()}
+    """The parameters of an address such as "?run=a&tab=tokens"; of a repeated parameter the last value."""
+    return {key: values[-1][:MAX_PARAM_LENGTH] for key, values in parse_qs((search or "").lstrip("?")).items()}
 
 
-def requested_run(asked: Mapping[str, str], runs: Sequence[str]) -> str | None:
-    """The run that an address names, or the newest if it names none that is here."""
-    return asked["run"] if asked.get("run") in runs else next(iter(runs), None)
+def run_of_address(params: Mapping[str, str], runs: Sequence[str]) -> str | None:
+    """The run in the address, or the newest run if the address names none or one that does not exist."""
+    return params["run"] if params.get("run") in runs else next(iter(runs), None)
 
 
 def first_tab(runs: Sequence) -> str:
-    """The tab of an address that names none."""
-    return "watch" if runs else "launch"
+    """The tab that opens if the address names none."""
+    return "monitor" if runs else "launch"
 
 
 def run_choices(context: AppContext) -> list[tuple[str, str]]:
-    """The runs, newest first, each with its state: (label, name) pairs for the run picker."""
+    """Choices of the run picker, newest first: (label with state, name)."""
     return [(f"{state.name}  ·  {state.status}", state.name) for state in find_jobs(context.runs_dir)]
 
 
 def show_errors(callback: Callable, outputs: int = 1) -> Callable:
-    """The callback; a mistake of the user's or of the disk becomes a message on the page, and the page stays as it is.
+    """Wrap a callback: a WorkbenchError or OSError becomes a message on the page, and its outputs stay as they are.
 
-    outputs  how many components it changes: Gradio wants to hear of each that it stays
+    outputs  number of output components
     """
 
     @functools.wraps(callback, updated=())
@@ -182,7 +179,7 @@ def show_errors(callback: Callable, outputs: int = 1) -> Callable:
         try:
             return callback(*values)
         except (WorkbenchError, OSError) as error:
-            gr.Warning(escape(sentence(error)), title="That did not work", duration=12)
+            gr.Warning(escape(sentence(error)), title="Error", duration=12)
             return gr.skip() if outputs == 1 else (gr.skip(),) * outputs
 
     safe.outputs = outputs  # type: ignore[attr-defined]
@@ -190,9 +187,11 @@ def show_errors(callback: Callable, outputs: int = 1) -> Callable:
 
 
 def render_error_in_place(draw: Callable, outputs: Sequence[Component], *, others_stay: bool = False) -> Callable:
-    """The callback; if it fails, its first text says why, and its other texts and figures are emptied, or stay."""
-    place = next((place for place, one in enumerate(outputs) if isinstance(one, gr.HTML)), None)
-    if place is None:
+    """Wrap a callback: an error is shown in its first HTML output; other HTML and figures are emptied, or stay."""
+    message_idx = next(
+        (message_idx for message_idx, component in enumerate(outputs) if isinstance(component, gr.HTML)), None
+    )
+    if message_idx is None:
         return draw
     plain = getattr(draw, "__wrapped__", draw)
 
@@ -201,8 +200,8 @@ def render_error_in_place(draw: Callable, outputs: Sequence[Component], *, other
         try:
             return plain(*values)
         except (WorkbenchError, OSError) as error:
-            blank = [gr.skip() if others_stay else _emptied(one) for one in outputs]
-            blank[place] = note(sentence(error), "error")
+            blank = [gr.skip() if others_stay else _emptied(component) for component in outputs]
+            blank[message_idx] = note(sentence(error), "error")
             return tuple(blank) if len(blank) > 1 else blank[0]
 
     drawn.outputs = len(outputs)  # type: ignore[attr-defined]
@@ -218,11 +217,11 @@ def _emptied(component: Component) -> object:
 
 
 def sentence(error: Exception) -> str:
-    """What went wrong, for a reader."""
+    """The error as a sentence for the page."""
     if isinstance(error, OSError):
         return f"{error.filename or 'A file'} cannot be read or written ({error.strerror or error})."
     text = str(error)
-    is_key = not text.split(" ", 1)[0].isalpha()  # training.steps stays as it is written
+    is_key = not text.split(" ", 1)[0].isalpha()  # keys such as training.steps are not capitalized
     return text if is_key else text[:1].upper() + text[1:]
 
 

@@ -1,11 +1,11 @@
-"""Examples for the Data tab: loaded and drawn within what the page may take of the machine's memory."""
+"""Load and draw examples for the Data tab within a memory limit."""
 
 import functools
 import threading
 from pathlib import Path
 from typing import Any
 
-from workbench.app.components import empty_html, fresh
+from workbench.app.components import empty_html, remount
 from workbench.data.examples import load_examples
 from workbench.data.images import MAX_PIXELS, image_size
 from workbench.data.picture_bounds import TooManyPicturesError
@@ -13,48 +13,47 @@ from workbench.errors import DataError
 from workbench.render.examples import example_html
 from workbench.types import Example
 
-MOST_EXAMPLES = 200  # of a source that are listed
-MOST_EVALUATED = 5000  # the same, where evaluated ones are looked for
-MAX_DECODED = 256 * 2**20  # bytes of a source's embedded pictures, decoded; two sources are kept
-MAX_DRAWN = 2 * MAX_PIXELS  # pixels of one example's pictures
-DECODING = threading.Lock()  # one source, example or upload at a time: each may take hundreds of MB while it is decoded
+MAX_EXAMPLES = 200  # listed of a source
+MAX_EVALUATED_EXAMPLES = 5000  # listed if the address names an evaluated example
+MAX_DECODED = 256 * 2**20  # bytes of a source's embedded images, decoded; two sources are cached
+MAX_DRAWN = 2 * MAX_PIXELS  # pixels of one example's images
+DECODE_LOCK = threading.Lock()  # decoding one source, example or upload may take hundreds of MB
 
 
-def load(source: str, most: int = MOST_EXAMPLES, folders: tuple[Path, ...] = ()) -> tuple[list[Example], bool]:
-    """The first examples of a source, and whether embedded pictures ended the list; files are read again when they change.
+def load(source: str, limit: int = MAX_EXAMPLES, folders: tuple[Path, ...] = ()) -> tuple[list[Example], bool]:
+    """The first examples of a source, and whether MAX_DECODED ended the list early. Changed files are read again.
 
-    most     examples
-    folders  where its pictures may lie besides the source's own folder
+    folders  folders that the source's images may be in, besides its own
     """
     file = Path(source.partition("?")[0])
     changed = file.stat().st_mtime_ns if file.exists() else 0
-    with DECODING:
-        examples, is_cut = _load(source, changed, most, folders)
+    with DECODE_LOCK:
+        examples, is_cut = _load(source, changed, limit, folders)
     return list(examples), is_cut
 
 
 @functools.lru_cache(maxsize=2)
-def _load(source: str, changed: int, most: int, folders: tuple[Path, ...]) -> tuple[tuple[Example, ...], bool]:
-    given: dict[str, Any] = {"folders": folders, "max_bytes": MAX_DECODED}
+def _load(source: str, changed: int, limit: int, folders: tuple[Path, ...]) -> tuple[tuple[Example, ...], bool]:
+    options: dict[str, Any] = {"folders": folders, "max_bytes": MAX_DECODED}
     try:
-        return tuple(load_examples(source, limit=most, **given)), False
+        return tuple(load_examples(source, limit=limit, **options)), False
     except TooManyPicturesError as error:
         if error.num_rows == 0:
             raise
-        return tuple(load_examples(source, limit=error.num_rows, **given)), True
+        return tuple(load_examples(source, limit=error.num_rows, **options)), True
 
 
-def shown_html(example: Example) -> str:
-    """The example with its pictures, or why they are not drawn: together they have too many pixels."""
-    pictures = [one for one in (*example.images, example.evidence.crop) if one is not None]
+def example_fragment(example: Example) -> str:
+    """The example with its images as HTML; a message instead if they have more than MAX_DRAWN pixels together."""
+    pictures = [picture for picture in (*example.images, example.evidence.crop) if picture is not None]
     try:
         pixels = sum(width * height for width, height in map(image_size, pictures))
-    except DataError:  # the picture's own place says what is wrong with it
+    except DataError:  # the error is shown in place of the image
         pixels = 0
     if pixels > MAX_DRAWN:
         return empty_html(
-            f"{example.origin or example.id}: its {len(pictures)} pictures have {pixels:,} pixels together, and the page draws "
-            f"at most {MAX_DRAWN:,} of one example. Shrink them."
+            f"{example.origin or example.id}: too many pixels to draw: {pixels:,} in {len(pictures)} images. "
+            f"Expected at most {MAX_DRAWN:,} for one example. Shrink the images."
         )
-    with DECODING:
-        return fresh(example_html(example))
+    with DECODE_LOCK:
+        return remount(example_html(example))

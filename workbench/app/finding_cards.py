@@ -1,7 +1,7 @@
-"""What a run found, above the figures of Illusion: could privilege pay, what was gained, what is only claimed.
+"""Three cards above the figures of Illusion: does the evidence help, accuracy gain, over-confidence.
 
-The numbers are those of the summary's closing sentences (workbench.evals.findings); where one was not recorded, its card names
-the key that records it.
+The numbers are those at the end of `workbench summary` (workbench.evals.findings). A card without a number names the key
+that records it.
 """
 
 from html import escape
@@ -26,18 +26,21 @@ from workbench.evals.records import EvalRecord
 from workbench.render.text import signed
 from workbench.types import STUDENT
 
-NOT_USED = "The student was not asked without evidence, as it is used: add plain to evaluation.contexts."
-NO_EVIDENCE = "Not recorded: nobody was asked with evidence. Add {context} to evaluation.contexts."
-NO_TEACHER = "The teacher was not asked: evaluation.teacher=true records it."
-NOT_OWN = "The evidence of this run, {context}, was not evaluated: add it to evaluation.contexts."
-NO_WRONG = "With wrong evidence it was not asked: add {context} to evaluation.contexts."
-ONE_STEP = "Step {step} alone is evaluated. The last step will be; evaluation.every=N also evaluates every N steps."
-FEW = "Fewer than two questions were graded both times: a larger evaluation.count asks more."
-NO_TRUTH = "Which questions only the evidence answers is not known: marks of the data say it."
+NO_PLAIN = "The student was not evaluated without evidence. Add plain to evaluation.contexts."
+NO_EVIDENCE = "Not recorded: no policy was evaluated with evidence. Add {context} to evaluation.contexts."
+NO_TEACHER = "The teacher was not evaluated. Set evaluation.teacher=true."
+NO_OWN_EVIDENCE = "The evidence of this run, {context}, was not evaluated. Add it to evaluation.contexts."
+NO_WRONG_EVIDENCE = "Not evaluated with wrong evidence. Add {context} to evaluation.contexts."
+ONE_STEP = "Only step {step} is evaluated so far. The last step will be evaluated; for more, set evaluation.every=N."
+TOO_FEW = "Fewer than two questions were graded at both steps. Increase evaluation.count."
+NO_TRUTH = "The data has no marks, so questions that only the evidence answers cannot be separated."
+
+
+GAIN, OVERCONFIDENCE = "Accuracy gain", "Over-confidence"
 
 
 class _Bar(NamedTuple):
-    """A share from 0 to 1, with its interval if it has one; kind: alone, shown or wrong (evidence), sure or right."""
+    """A share from 0 to 1 and, if known, its interval. kind: CSS class, alone, shown or wrong (evidence), sure or right."""
 
     label: str
     kind: str
@@ -47,7 +50,7 @@ class _Bar(NamedTuple):
 
 
 def findings_html(run_dir: Path) -> str:
-    """Three cards of an evaluated run."""
+    """The three cards of an evaluated run as HTML."""
     answered, privilege = answers_of(run_dir), privilege_of(run_dir)
     findings = find(answered, privilege)
     source = findings.source if findings else source_of(answered, privilege)
@@ -55,38 +58,38 @@ def findings_html(run_dir: Path) -> str:
     asks_teacher = any(row.policy == "teacher" for row in answered)
     cards = (
         _pay(source, privilege, has_teacher=not asks_teacher and _has_teacher(run_dir)),
-        _gained(findings) if findings else _card("Gained", "–", missing, []),
-        _claimed(findings) if findings else _card("Only claimed", "–", missing, []),
+        _gained(findings) if findings else _card(GAIN, "–", missing, []),
+        _claimed(findings) if findings else _card(OVERCONFIDENCE, "–", missing, []),
     )
     label = f"findings of {escape(run_dir.name, quote=True)}"
     return f'<div class="wbu-findings" role="group" aria-label="{label}">{"".join(cards)}</div>'
 
 
 def _why_missing(answered: list[EvalRecord]) -> str:
-    """Why there is no gain: of a run that goes on, or of keys that leave it out."""
+    """Why no gain is known, and which key records it."""
     steps = {row.step for row in answered if row.policy == STUDENT and not is_privileged(row.context)}
     if not steps:
-        return NOT_USED
-    return ONE_STEP.format(step=min(steps)) if len(steps) == 1 else FEW
+        return NO_PLAIN
+    return ONE_STEP.format(step=min(steps)) if len(steps) == 1 else TOO_FEW
 
 
 def _pay(source: Source | None, privilege: str | None, *, has_teacher: bool) -> str:
     true = privilege if privilege and not shows_wrong(privilege) and privilege != "plain" else None
     notes = [NO_TEACHER] if has_teacher else []
-    title = "Could privilege pay?"
+    title = "Does the evidence help?"
     if source is None:
         return _card(title, "Not known", NO_EVIDENCE.format(context=true or "crop"), [], notes)
     if true and source.context != true:
-        notes.append(NOT_OWN.format(context=true))
+        notes.append(NO_OWN_EVIDENCE.format(context=true))
     control = wrong_context(source.context)
     if control and control not in {wrong.context for wrong in source.wrong}:
-        notes.append(NO_WRONG.format(context=control))
+        notes.append(NO_WRONG_EVIDENCE.format(context=control))
     bars = [
-        _Bar(label, kind, one.value, one.low, one.high)
-        for label, kind, one in (
+        _Bar(label, kind, share.value, share.low, share.high)
+        for label, kind, share in (
             ("image alone", "alone", source.without),
             (f"with {source.context}", "shown", source.with_evidence),
-            *((f"with {one.context}", "wrong", one) for one in source.wrong),
+            *((f"with {share.context}", "wrong", share) for share in source.wrong),
         )
     ]
     of = f"{source.name}, with and without {source.context}: {source.with_evidence.count:,} {questions(source.group)}"
@@ -99,23 +102,26 @@ def _gained(findings: Findings) -> str:
         _Bar(f"step {step}", "right", measured.accuracy)
         for step, measured in zip(findings.steps, (findings.before, findings.after), strict=True)
     ]
-    of = f"the student, right on {findings.after.count:,} {questions(findings.group)}"
-    return _card("Gained", _points(findings.gain[0]), of, bars, [], _interval(findings.gain))
+    of = f"accuracy of the student on {findings.after.count:,} {questions(findings.group)}"
+    return _card(GAIN, _points(findings.gain[0]), of, bars, [], _interval(findings.gain))
 
 
 def _claimed(findings: Findings) -> str:
     before, after = findings.claimed
     bars = [
-        _Bar(f"{what}, step {step}", what, value)
+        _Bar(f"{label}, step {step}", kind, value)
         for step, measured in zip(findings.steps, findings.claimed, strict=True)
-        for what, value in (("sure", measured.confidence), ("right", measured.accuracy))
+        for label, kind, value in (
+            ("confidence", "sure", measured.confidence),
+            ("accuracy", "right", measured.accuracy),
+        )
     ]
-    of = f"the student, over-confident on {after.count:,} {questions(findings.claimed_group)}"
+    of = f"confidence minus accuracy of the student on {after.count:,} {questions(findings.claimed_group)}"
     notes = [NO_TRUTH] if findings.claimed_group == "all" else []
-    then = f"{_points(before.overconfidence)} before"
+    beside = f"{_points(before.overconfidence)} before"
     if findings.more_claimed:
-        then += f", change {_change(findings.more_claimed)}"
-    return _card("Only claimed", _points(after.overconfidence), of, bars, notes, then)
+        beside += f", change {_change(findings.more_claimed)}"
+    return _card(OVERCONFIDENCE, _points(after.overconfidence), of, bars, notes, beside)
 
 
 def _card(title: str, verdict: str, of: str, bars: list[_Bar], notes: list[str] = (), beside: str = "") -> str:

@@ -1,7 +1,7 @@
-"""A configuration as a form, and a form as a configuration: plain values in, plain values out.
+"""A configuration as a form, and a form as a configuration. Functions take and return plain values.
 
-The fields are those of `workbench options`: what the command line has, the form has. A value is checked where the
-command line checks it, in config/schema.py, so both say the same sentence.
+The fields are those of `workbench options`. config/schema.py validates the values, as it does for the command line, so
+both report the same errors.
 """
 
 import dataclasses
@@ -25,16 +25,16 @@ from workbench.runs.jobs import config_file, find_jobs
 
 SWITCH, CHOICE, OFFER, OFFERS, NUMBER, TEXT, YAML = "switch", "choice", "offer", "offers", "number", "text", "yaml"
 TOP = ("name", "method.name")  # above the sections
-OFFERED = {  # other values are allowed too
+OFFERED = {  # suggested values; others are allowed too
     "method.privilege": ("plain", *EVIDENCE, "boxes+caption", *WRONG),
     "evaluation.contexts": (*(name for name in CONTEXTS if name not in POST_ROLLOUT), "boxes+caption"),
 }
-_EXACT = 2**53  # a browser rounds larger whole numbers
+_MAX_EXACT = 2**53  # browsers round larger whole numbers
 
 
 @dataclass(frozen=True)
 class Field:
-    """One key of a configuration. `method`: the method whose option it is; None if every method has it."""
+    """One key of a configuration. `method`: the method that has this option; None for keys of every run."""
 
     key: str
     value_type: object
@@ -44,7 +44,8 @@ class Field:
 
     @property
     def allowed(self) -> tuple[type, ...]:
-        return typing.get_args(self.value_type) if isinstance(self.value_type, types.UnionType) else (self.value_type,)  # type: ignore[return-value]
+        is_union = isinstance(self.value_type, types.UnionType)
+        return typing.get_args(self.value_type) if is_union else (self.value_type,)  # type: ignore[return-value]
 
     @property
     def is_nullable(self) -> bool:
@@ -52,7 +53,7 @@ class Field:
 
     @property
     def kind(self) -> str:
-        """What it is entered with."""
+        """Kind of widget."""
         if self.key in OFFERED:
             return OFFERS if list in self.allowed else OFFER
         if bool in self.allowed:
@@ -62,8 +63,8 @@ class Field:
         if list in self.allowed or dict in self.allowed:
             return YAML
         if {int, float} & set(self.allowed):
-            # a number's component shows 0 where nothing is entered
-            return TEXT if self.is_nullable or (self.option.high or 0) > _EXACT else NUMBER
+            # gr.Number shows 0 for an empty value
+            return TEXT if self.is_nullable or (self.option.high or 0) > _MAX_EXACT else NUMBER
         return TEXT
 
     @property
@@ -76,25 +77,25 @@ class Field:
 
     @property
     def hint(self) -> str:
-        """Meaning, unit, range, and what an empty field means."""
+        """Meaning, unit, range, and the meaning of an empty field."""
         option = self.option
         parts = [option.help + (f" [{option.unit}]" if option.unit else "")]
-        parts.append(range_in_words(option.low, option.high if (option.high or 0) <= _EXACT else None))
+        parts.append(range_in_words(option.low, option.high if (option.high or 0) <= _MAX_EXACT else None))
         if self.is_nullable and "null" not in option.help:
             parts.append("empty: none")
-        shown = " · ".join(filter(None, parts)).replace("null ", "empty ")
-        return shown.replace("e-0", "e\u2011")  # 1e-06 is broken at no line's end
+        text = " · ".join(filter(None, parts)).replace("null ", "empty ")
+        return text.replace("e-0", "e\u2011")  # keeps 1e-06 on one line
 
-    def shown(self, value: object) -> object:
-        """A value as its component takes it."""
+    def to_widget(self, value: object) -> object:
+        """The value for the field's widget."""
         if self.kind == YAML:
             return dump_yaml(value, on_one_line=True)
         if self.kind == TEXT:
             return "" if value is None else str(value)
         return "" if self.kind == CHOICE and value is None else value  # the choice "none"
 
-    def read(self, entered: object) -> object:
-        """What was entered, as a plain value. Raises ConfigError if it is no YAML where YAML is asked for."""
+    def from_widget(self, entered: object) -> object:
+        """The entered value as a plain value. Raises ConfigError if a YAML field does not hold YAML."""
         if entered is None or (isinstance(entered, str) and not entered.strip()):
             return None if self.is_nullable else "" if str in self.allowed else entered
         if self.kind == YAML or (self.kind == TEXT and str not in self.allowed):
@@ -116,10 +117,10 @@ def fields() -> list[Field]:
     return common + options
 
 
-def places(every_field: Sequence[Field]) -> list[dict[str | None, Field]]:
-    """What the page has components for, in its order: a key of every method as {None: field}, an option as {method: field}.
+def form_slots(every_field: Sequence[Field]) -> list[dict[str | None, Field]]:
+    """One entry per widget, in the page's order: {None: field} for a key of every method, else {method: field, ...}.
 
-    Options of one name that are entered alike share a component: it is one method's at a time.
+    Options of one name and kind share a widget, since only one method is chosen at a time.
     """
     common = [field for field in every_field if field.method is None]
     options: dict[tuple[str, str], dict[str | None, Field]] = {}
@@ -127,18 +128,18 @@ def places(every_field: Sequence[Field]) -> list[dict[str | None, Field]]:
         if field.method is not None:
             options.setdefault((field.key, field.kind), {})[field.method] = field
     top, rest = ([{None: field} for field in common if (field.key in TOP) == is_top] for is_top in (True, False))
-    sections = dict.fromkeys(place[None].section for place in rest)
+    sections = dict.fromkeys(slot[None].section for slot in rest)
     order = [*(name for name in sections if name), ""]
-    return [*top, *options.values(), *sorted(rest, key=lambda place: order.index(place[None].section))]  # type: ignore[list-item]
+    return [*top, *options.values(), *sorted(rest, key=lambda slot: order.index(slot[None].section))]  # type: ignore[list-item]
 
 
-def field_at(place: Mapping[str | None, Field], method: str) -> Field | None:
-    """The field that a component is for while `method` is chosen; None if it is for another method's."""
-    return place.get(None) or place.get(method)
+def slot_field(slot: Mapping[str | None, Field], method: str) -> Field | None:
+    """The field that a widget holds while `method` is chosen; None if the method lacks the option."""
+    return slot.get(None) or slot.get(method)
 
 
 def section_notes() -> dict[str, str]:
-    """Each section with the first line of what its class says; the method's own is left to the form."""
+    """The first docstring line of each section's class; the form describes the method itself."""
     return dict(_notes(RunConfig, ""))
 
 
@@ -150,35 +151,35 @@ def _notes(section: type, prefix: str) -> typing.Iterator[tuple[str, str]]:
 
 
 def recipes(context: AppContext) -> list[tuple[str, str]]:
-    """What a form can start from: the recipes, the demo first, then earlier runs, newest first; (label, value) pairs."""
-    found = []
+    """Configurations that a form can start from, as (label, value): recipes, the demo first; then runs, newest first."""
+    choices = []
     for file in sorted(context.configs_dir.glob("*.yaml"), key=lambda file: (file.stem != "demo", file.name)):
         try:
-            is_run = "method" in read_yaml(file)  # others make models, as configs/pretrain-student.yaml
+            is_run = "method" in read_yaml(file)  # others are for `workbench pretrain`
         except ConfigError:
-            is_run = True  # choosing it says what is wrong
+            is_run = True  # choosing it shows the error
         if is_run:
-            found.append((f"recipe  {file.name}", f"recipe:{file.name}"))
+            choices.append((f"recipe  {file.name}", f"recipe:{file.name}"))
     runs = [state for state in find_jobs(context.runs_dir) if config_file(state.run_dir) is not None]
-    return found + [(f"run  {state.name}  ·  {state.status}", f"run:{state.name}") for state in runs]
+    return choices + [(f"run  {state.name}  ·  {state.status}", f"run:{state.name}") for state in runs]
 
 
 def recipe_file(context: AppContext, choice: str | None) -> Path:
-    """The file that a choice means. Raises ConfigError or RunError if it is none of `recipes`."""
+    """The file of a choice. Raises ConfigError or RunError if it is not one of `recipes`."""
     kind, _, name = (choice or "").partition(":")
     if kind == "run":
         run_dir = find_run_dir(context.runs_dir, name)
-        return config_file(run_dir) or run_dir / "config.yaml"  # reading says that it is not there
+        return config_file(run_dir) or run_dir / "config.yaml"  # reading it raises the error
     file = context.configs_dir / name
     if kind != "recipe" or Path(name).name != name or file.suffix != ".yaml":
         raise ConfigError(
-            f'"{choice}" is no recipe. Choose one of the list, or put a YAML file into {context.configs_dir}.'
+            f'"{choice}" is not a recipe. Choose one from the list, or put a YAML file into {context.configs_dir}.'
         )
     return file
 
 
 def free_name(context: AppContext, wanted: str) -> str:
-    """The name, or the next one that no run has: demo, demo-2, demo-3."""
+    """The name, or the next one that no run has: demo-2, demo-3, ..."""
     taken = {state.name for state in find_jobs(context.runs_dir)}
     stem, dash, number = wanted.rpartition("-")
     stem = stem if dash and number.isdigit() else wanted
@@ -190,9 +191,9 @@ def free_name(context: AppContext, wanted: str) -> str:
 
 
 def form_values(context: AppContext, choice: str | None) -> dict[str, object]:
-    """The value of each key of a recipe, with a name that is free and the app's runs folder.
+    """The value of each key of a recipe, with a free name and the app's runs folder.
 
-    Raises: ConfigError if the recipe is not a good configuration.
+    Raises: ConfigError if the recipe is not a valid configuration.
     """
     plain = load_config(recipe_file(context, choice)).to_dict()
     keys = ["method.name", *describe_config(plain["method"]["name"])]
@@ -203,36 +204,41 @@ def form_values(context: AppContext, choice: str | None) -> dict[str, object]:
 def entered_config(
     context: AppContext, form: Sequence[Mapping[str | None, Field]], entered: Sequence[object], overrides: str = ""
 ) -> RunConfig:
-    """The configuration that a form holds: a value for each of its `places`. `overrides`: more lines of key=value, which win.
+    """The configuration of a form.
 
-    Raises: ConfigError naming the key and what is allowed.
+    entered    a value for each of `form_slots`
+    overrides  lines of key=value that take precedence over the form
+
+    Raises: ConfigError naming the key and the allowed values.
     """
-    method = next(value for place, value in zip(form, entered, strict=True) if _key(place) == "method.name")
+    method = next(value for slot, value in zip(form, entered, strict=True) if _key(slot) == "method.name")
     values: dict[str, object] = {}
-    for place, value in zip(form, entered, strict=True):
-        field = field_at(place, str(method))
+    for slot, value in zip(form, entered, strict=True):
+        field = slot_field(slot, str(method))
         if field is not None:
             *parents, last = field.key.split(".")
-            place = values
+            section = values
             for parent in parents:
-                place = place.setdefault(parent, {})  # type: ignore[assignment]
-            place[last] = field.read(value)
+                section = section.setdefault(parent, {})  # type: ignore[assignment]
+            section[last] = field.from_widget(value)
     lines = [line.strip() for line in overrides.split("\n") if line.strip()]
     config = build_config(override(values, lines))
     return dataclasses.replace(config, output_dir=str(context.runs_dir))
 
 
-def _key(place: Mapping[str | None, Field]) -> str:
-    return next(iter(place.values())).key
+def _key(slot: Mapping[str | None, Field]) -> str:
+    return next(iter(slot.values())).key
 
 
 def check_table(text: str) -> list[tuple[str, ...]]:
-    """The rows of a table that the command line printed: its columns are as wide as the rules under its header."""
+    """The rows of a table printed by the command line; the rules under its header give the columns."""
     lines = text.split("\n")
-    ruled = next((place for place, line in enumerate(lines) if line.strip() and set(line) <= {" ", "─"}), None)
+    ruled = next((line_idx for line_idx, line in enumerate(lines) if line.strip() and set(line) <= {" ", "─"}), None)
     if ruled is None:
         return []
-    starts = [place for place, sign in enumerate(lines[ruled]) if sign == "─" and lines[ruled][place - 1] != "─"]
+    starts = [
+        line_idx for line_idx, sign in enumerate(lines[ruled]) if sign == "─" and lines[ruled][line_idx - 1] != "─"
+    ]
     ends: Sequence[int | None] = [*starts[1:], None]
     rows = [line for line in lines[ruled + 1 :] if line.strip()]
     return [tuple(row[start:end].strip() for start, end in zip(starts, ends, strict=True)) for row in rows]

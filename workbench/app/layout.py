@@ -1,7 +1,7 @@
 """The page around the tabs: header, run picker, theme and address.
 
-Every view has its address, `?run=...&tab=tokens&step=20&rollout=3`: a link opens it again. The browser writes it
-(assets/app.js) whenever the run, the tab or a tab's own part of it changes, and the server reads it once, on load.
+Every view has an address, `?run=...&tab=tokens&step=20&rollout=3`, and a link opens it again. The browser writes the
+address (assets/app.js) whenever the run, the tab or one of a tab's parameters changes. The server reads it once, on load.
 """
 
 import json
@@ -22,6 +22,7 @@ from workbench.app.context import (
     read_address,
     requested_run,
     run_choices,
+    run_of_address,
     show_errors,
 )
 from workbench.app.tabs import compare, data, geometry, illusion, launch, monitor, movement, report, studies, tokens
@@ -30,7 +31,7 @@ from workbench.render import page_head
 
 TABS: dict[str, tuple[str, ModuleType]] = {
     "launch": ("Launch", launch),
-    "watch": ("Watch", monitor),
+    "monitor": ("Monitor", monitor),
     "tokens": ("Tokens", tokens),
     "movement": ("Movement", movement),
     "compare": ("Compare", compare),
@@ -40,7 +41,7 @@ TABS: dict[str, tuple[str, ModuleType]] = {
     "studies": ("Studies", studies),
     "report": ("Report", report),
 }
-TROUBLE_S = 10.0  # between looks whether the run that is shown has died or was deleted
+ALERT_POLL_S = 10.0  # seconds between checks whether the shown run has died or was deleted
 ACCENT = gr.themes.Color(
     "#eef6fb",
     "#d3e6f4",
@@ -70,158 +71,172 @@ INK = gr.themes.Color(
 
 
 def build_app(context: AppContext) -> gr.Blocks:
-    """The whole page over a runs folder."""
-    names = run_choices(context)
+    """The page over a runs folder."""
+    choices = run_choices(context)
     with gr.Blocks(
         title="Distillation workbench", fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)
     ) as app:
         with gr.Row(elem_id="app-header", equal_height=True):
             gr.HTML(_title(context), elem_id="app-title", padding=False)
             run = gr.Dropdown(
-                names,
+                choices,
                 value=None,
                 label="Run",
                 container=False,
-                allow_custom_value=True,
+                allow_custom_value=True,  # a run that was started elsewhere is not among the choices yet
                 elem_id="app-run",
                 min_width=300,
                 scale=2,
-            )  # a run that was started elsewhere is not among the choices yet
-            look = gr.Button("Look again", elem_id="app-look", size="sm", min_width=110, scale=0)
+            )
+            refresh = gr.Button("Refresh", elem_id="app-refresh", size="sm", min_width=110, scale=0)
             toggle = gr.Button("Light / dark", elem_id="app-theme", size="sm", min_width=110, scale=0)
         with gr.Row(visible="hidden"):
             search = gr.Textbox(visible="hidden")
             theme = gr.Textbox("light", visible="hidden", elem_id="app-theme-name")
             tab = gr.Textbox("", visible="hidden")
             address = gr.JSON({}, visible="hidden")
-            wake = {name: gr.Textbox("", visible="hidden", elem_id=f"app-wake-{name}") for name in TABS}
-        trouble = gr.HTML("", elem_id="app-trouble", padding=False)
-        first = first_tab(names)  # drawn before the address is known: what most addresses ask for
+            triggers = {name: gr.Textbox("", visible="hidden", elem_id=f"app-trigger-{name}") for name in TABS}
+        alert = gr.HTML("", elem_id="app-trouble", padding=False)
+        first = first_tab(choices)  # drawn before the address is known; most addresses open it
         with gr.Tabs(selected=first, elem_id="app-tabs") as tabs:
-            shared = Shared(run, theme, address, tab, tabs, wake)
+            shared = Shared(run, theme, address, tab, tabs, triggers)
             for name, (label, module) in TABS.items():
-                with gr.Tab(label, id=name, elem_id=f"tab-{name}") as one:
+                with gr.Tab(label, id=name, elem_id=f"tab-{name}") as tab_item:
                     module.build_tab(context, shared)
-                one.select(None, None, tab, js=f"() => {json.dumps(name)}")
-        shown = {
-            "fn": None,
-            "inputs": [run, tab, theme, address, *wake.values()],
-            "outputs": list(wake.values()),
-            "js": f"(...values) => workbenchApp.show({json.dumps(list(TABS))}, ...values)",
-        }
-        gr.on([run.change, tab.change, theme.change, address.change], **shown)
-        gr.on(
-            [run.change, tab.change, look.click, gr.Timer(TROUBLE_S).tick],
-            show_errors(partial(look_over, context), 1 + len(wake)),
-            [run, tab],
-            [trouble, *wake.values()],
-            show_progress="hidden",
-            api_visibility="private",
-            queue=False,
-        )
-        toggle.click(None, None, theme, js="() => workbenchApp.toggle()")
-        again = look.click(  # a page that is just coming back from a lost server has no run yet, and its address has
-            show_errors(partial(look_again, context)),
-            run,
-            run,
-            js="(run) => [workbenchApp.run(run)]",
-            api_visibility="private",
-        )
-        again.then(None, js="() => workbenchApp.look()").then(**shown)
-        opened = [run, tabs, tab, address, theme]
-        asked = app.load(
-            show_errors(partial(open_address, context), len(opened)),
-            [search, theme],
-            opened,
-            js="() => workbenchApp.start()",
-            api_visibility="private",
-            show_progress="hidden",
-        )
-        asked.then(None, js="() => workbenchApp.open()").then(**shown)
+                tab_item.select(None, None, tab, js=f"() => {json.dumps(name)}")
+        _connect(context, app, shared, refresh, toggle, search, alert)
 
-        def glance(search: str) -> str:  # Gradio asks for the types of what it is given
-            return first_glance(context, search)
+        def load_first_paint(search: str) -> str:  # gr.api needs annotated parameters
+            return first_paint(context, search)
 
-        gr.api(glance, api_name="first_glance", queue=False, api_visibility="undocumented")
+        gr.api(load_first_paint, api_name="first_paint", queue=False, api_visibility="undocumented")
     return app
 
 
-def look() -> dict:
-    """What gr.Blocks.launch needs to dress the page: all of it lies on this machine."""
+def _connect(
+    context: AppContext,
+    app: gr.Blocks,
+    shared: Shared,
+    refresh: gr.Button,
+    toggle: gr.Button,
+    search: gr.Textbox,
+    alert: gr.HTML,
+) -> None:
+    """The events of header and address: draw the open tab when the run, the tab, the theme or the address changes."""
+    run, tab, theme, address = shared.run, shared.tab, shared.theme, shared.address
+    triggers = list(shared.refresh_trigger.values())
+    draw_open_tab = {
+        "fn": None,
+        "inputs": [run, tab, theme, address, *triggers],
+        "outputs": triggers,
+        "js": f"(...values) => workbenchApp.show({json.dumps(list(TABS))}, ...values)",
+    }
+    gr.on([run.change, tab.change, theme.change, address.change], **draw_open_tab)
+    gr.on(
+        [run.change, tab.change, refresh.click, gr.Timer(ALERT_POLL_S).tick],
+        show_errors(partial(refresh_alert, context), 1 + len(triggers)),
+        [run, tab],
+        [alert, *triggers],
+        show_progress="hidden",
+        api_visibility="private",
+        queue=False,
+    )
+    toggle.click(None, None, theme, js="() => workbenchApp.toggle()")
+    refreshed = refresh.click(  # after a restart of the server the page has no run yet, but its address names one
+        show_errors(partial(refresh_runs, context)),
+        run,
+        run,
+        js="(run) => [workbenchApp.run(run)]",
+        api_visibility="private",
+    )
+    refreshed.then(None, js="() => workbenchApp.refresh()").then(**draw_open_tab)
+    outputs = [run, shared.tabs, tab, address, theme]
+    loaded = app.load(
+        show_errors(partial(open_address, context), len(outputs)),
+        [search, theme],
+        outputs,
+        js="() => workbenchApp.start()",
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    loaded.then(None, js="() => workbenchApp.open()").then(**draw_open_tab)
+
+
+def page_style() -> dict:
+    """Theme, CSS and head for gr.Blocks.launch; they load nothing from other machines."""
     style = f"{read_asset('app.css')}\n#app-tabs :where(.wbu .html-container > div) {{ {read_asset('rows.css')} }}"
     return {"theme": _theme(), "css": style, "head": page_head()}
 
 
 def early_head() -> str:
-    """Our own script, and the style of what it shows at once."""
+    """The page's script, and the style of its first paint."""
     font = f":root {{ --first-font: {SANS}; }}"
     return f"<style>{font}{read_asset('app.css')}</style><script>{read_asset('app.js')}{read_asset('rows.js')}</script>"
 
 
-def first_glance(context: AppContext, search: str) -> str:
-    """The title and the state of the run that an address asks for, as HTML: assets/app.js shows it while Gradio is still
-    loading its own parts. Empty if the address asks for another tab."""
-    asked, names = read_address(search), [name for _, name in run_choices(context)]
-    run = requested_run(asked, names)
-    if run is None or asked.get("tab", "watch") != "watch":
+def first_paint(context: AppContext, search: str) -> str:
+    """Title and run state as HTML, which assets/app.js shows while Gradio loads; "" if the address opens another tab."""
+    params, names = read_address(search), [name for _, name in run_choices(context)]
+    run = run_of_address(params, names)
+    if run is None or params.get("tab", "monitor") != "monitor":
         return ""
-    state, *_ = monitor.summary_view(context, run)
+    state, *_ = monitor.initial_view(context, run)
     return f'<div class="app-title">{_title(context)}</div>{state}'
 
 
-def look_again(context: AppContext, run: str | None) -> object:
-    """The run picker with the runs that there are now; the chosen one stays, or it is said that it is gone."""
+def refresh_runs(context: AppContext, run: str | None) -> object:
+    """The run picker with the current runs. The chosen run stays; if it was deleted, a warning names it."""
     choices = run_choices(context)
     names = [name for _, name in choices]
     if run and run not in names:
-        gr.Warning(escape(f'The run "{run}" is gone: its folder was deleted or renamed. The newest one is shown.'))
+        gr.Warning(escape(f'The folder of run "{run}" was deleted or renamed. The newest run is shown instead.'))
     return gr.Dropdown(choices=choices, value=run if run in names else names[0] if names else None)
 
 
-def look_over(context: AppContext, run: str | None, tab: str) -> tuple:
-    """What stands over the open tab, and each tab's `wake`: an open tab of a run that is gone is drawn anew, and says so."""
-    is_gone = False
+def refresh_alert(context: AppContext, run: str | None, tab: str) -> tuple:
+    """The alert above the tabs, and each tab's trigger: an open tab is redrawn if its run was deleted."""
+    is_deleted = False
     if run and tab not in ("", "launch", "studies"):
         try:
             context.job(run)
         except RunError:
-            is_gone = True
-    wakes = [f"gone: {run}" if is_gone and name == tab else gr.skip() for name in TABS]
-    return trouble_html(context, run, tab), *wakes
+            is_deleted = True
+    triggers = [f"deleted: {run}" if is_deleted and name == tab else gr.skip() for name in TABS]
+    return alert_html(context, run, tab), *triggers
 
 
-def trouble_html(context: AppContext, run: str | None, tab: str) -> str:
-    """Over every tab that draws a run: that it ended before its end, and why. Watch says it in its own place."""
-    if not run or tab in ("", "launch", "watch", "studies"):
+def alert_html(context: AppContext, run: str | None, tab: str) -> str:
+    """The alert above every tab that draws a run: how the run failed, and its error. Monitor shows it in its own place."""
+    if not run or tab in ("", "launch", "monitor", "studies"):
         return ""
     try:
         state = context.job(run)
-    except RunError:  # deleted: the tab says it
+    except RunError:  # deleted: the tab shows the error
         return ""
     if state.status not in ("failed", "died", "unreadable"):
         return ""
     where = f"at step {state.step:,} of {state.steps:,}" if state.step and state.steps else "before its first step"
     ended = "cannot be read" if state.status == "unreadable" else f"{state.status} {where}"
-    return note(f"{state.name} {ended}: {state.error or 'it did not say why.'}", "error")
+    return note(f"{state.name} {ended}: {state.error or 'no error was recorded.'}", "error")
 
 
 def open_address(context: AppContext, search: str, theme: str) -> tuple:
-    """Run, tab (to open, and its name), the rest of what an address says, theme; what says nothing useful is left out."""
+    """Run, tab to open, its name, the address's other known parameters, and the theme."""
     choices = run_choices(context)
     names = [name for _, name in choices]
-    asked = read_address(search)
-    run = asked.get("run")
+    params = read_address(search)
+    run = params.get("run")
     if run is not None and run not in names:
-        message = f'There is no run "{run}" here. It may have been deleted; the list above shows what there is.'
-        gr.Warning(escape(message), title="An old link?")
-    tab = asked["tab"] if asked.get("tab") in TABS else first_tab(names)
-    address = {key: asked[key] for key in ADDRESS_KEYS if key in asked}
-    return gr.Dropdown(choices=choices, value=requested_run(asked, names)), gr.Tabs(selected=tab), tab, address, theme
+        message = f'Run "{run}" does not exist; it may have been deleted. Choose a run from the list above.'
+        gr.Warning(escape(message), title="Run not found")
+    tab = params["tab"] if params.get("tab") in TABS else first_tab(names)
+    address = {key: params[key] for key in ADDRESS_KEYS if key in params}
+    return gr.Dropdown(choices=choices, value=run_of_address(params, names)), gr.Tabs(selected=tab), tab, address, theme
 
 
 def _title(context: AppContext) -> str:
-    locked = '<span class="app-badge" title="Runs can be looked at, not started or stopped">read-only</span>'
-    return "<h1>Distillation workbench</h1><p>who supervised every token, and why</p>" + (
+    locked = '<span class="app-badge" title="Runs can be viewed, not started or stopped">read-only</span>'
+    return "<h1>Distillation workbench</h1><p>which policy supervised each token, and why</p>" + (
         locked if context.read_only else ""
     )
 

@@ -164,7 +164,7 @@ class LoginDelay:
             pass
         peer = self._peers.setdefault(address, _Peer())
         self._peers.move_to_end(address)
-        idle = [name for name, one in self._peers.items() if not one.waiting and name != address]
+        idle = [name for name, peer_state in self._peers.items() if not peer_state.waiting and name != address]
         for name in idle[: max(0, len(self._peers) - MAX_PEERS)]:
             del self._peers[name]
         return peer

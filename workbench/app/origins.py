@@ -45,19 +45,19 @@ class Origins:
     allowed: tuple[Authority, ...] = ()
     frames: tuple[str, ...] = ()
 
-    def answers_to(self, asked: Authority, connection: str) -> bool:
+    def answers_to(self, authority: Authority, connection: str) -> bool:
         """Whether the page answers under a name.
 
         connection  the address of this machine that the request came in at
         """
-        name, port = asked
+        name, port = authority
         served = {_plain(connection), _plain(self.host)}
         is_loopback = _is_loopback(connection)
         served |= set(_LOOPBACK_NAMES) if is_loopback else set(_machine_names())
         served |= {"127.0.0.1", "::1"} if is_loopback else set()
         return name in served or any(name == other and among in (None, port) for other, among in self.allowed)
 
-    def is_own(self, origin: str, asked: Authority) -> bool:
+    def is_own(self, origin: str, authority: Authority) -> bool:
         """Whether the text of `Origin` or `Referer` names the page that answers as `asked`."""
         try:
             parts = urlsplit(origin)
@@ -67,7 +67,7 @@ class Origins:
             return False
         if default is None or not name:
             return False  # "null", an extension, a file
-        if (name, port) == (asked[0], asked[1] or default):
+        if (name, port) == (authority[0], authority[1] or default):
             return True
         # a proxy may have put its own name into Host
         return any(name == other and port == (among or default) for other, among in self.allowed)
@@ -103,14 +103,12 @@ def refusal(origins: Origins, scope: Scope) -> str | None:
     """Why a request is not answered; None if it is."""
     headers = Headers(scope=scope)
     hosts = headers.getlist("host")
-    asked = read_authority(hosts[0]) if len(hosts) == 1 else None
+    authority = read_authority(hosts[0]) if len(hosts) == 1 else None
     connection = (scope.get("server") or ("", None))[0]
-    if asked is None or not origins.answers_to(asked, connection):
-        shown = ", ".join(hosts)[:_LONGEST] or "(none)"
-        return (
-            f'This page does not answer under the name "{shown}". If it is right, start the app with --allow-host NAME.'
-        )
-    source = foreign_source(origins, headers, asked)
+    if authority is None or not origins.answers_to(authority, connection):
+        listed = ", ".join(hosts)[:_LONGEST] or "(none)"
+        return f'This page does not answer under the name "{listed}". If it is right, start the app with --allow-host NAME.'
+    source = foreign_source(origins, headers, authority)
     if source is None or _is_opening(origins, scope, headers):
         return None
     return (
@@ -119,16 +117,16 @@ def refusal(origins: Origins, scope: Scope) -> str | None:
     )
 
 
-def foreign_source(origins: Origins, headers: Headers, asked: Authority) -> str | None:
+def foreign_source(origins: Origins, headers: Headers, authority: Authority) -> str | None:
     """Where a request comes from if a browser says that it is not the page itself."""
     senders = headers.getlist("origin")
     if senders:
-        return next((f'"{one}"' for one in senders if not origins.is_own(one, asked)), None)
+        return next((f'"{sender}"' for sender in senders if not origins.is_own(sender, authority)), None)
     site = headers.get("sec-fetch-site")
     if site is not None:
         return None if site in ("same-origin", "none") else f"another page ({site})"
     referer = headers.get("referer")
-    return None if referer is None or origins.is_own(referer, asked) else f'"{referer}"'
+    return None if referer is None or origins.is_own(referer, authority) else f'"{referer}"'
 
 
 def _is_opening(origins: Origins, scope: Scope, headers: Headers) -> bool:

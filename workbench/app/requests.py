@@ -36,7 +36,7 @@ def request_fault(blocks: gr.Blocks, path: str, body: bytes) -> str | None:
         return "This event happens in the browser alone; the server has nothing to call. Load the page again."
     if not isinstance(data, list):
         return f"data is {_shown(data)}; it must be a list. Load the page again."
-    inputs = [one for one in event.inputs if isinstance(one, Component)]
+    inputs = [component for component in event.inputs if isinstance(component, Component)]
     if len(data) != len(inputs):
         return f"data has {len(data)} values; this event takes {len(inputs)}. Load the page again."
     wrong = next((pair for pair in zip(inputs, data, strict=True) if not _fits(*pair)), None)
@@ -51,7 +51,7 @@ def _event(blocks: gr.Blocks, path: str, number: object) -> Any:
     if number is not None:
         return blocks.fns.get(number) if isinstance(number, int) and not isinstance(number, bool) else None
     name = path.removesuffix("/").rpartition("/")[2]
-    return next((one for one in blocks.fns.values() if one.api_name == name), None)
+    return next((event for event in blocks.fns.values() if event.api_name == name), None)
 
 
 def _is_text(value: object) -> bool:
@@ -63,11 +63,11 @@ def _is_number(value: object) -> bool:
 
 
 def _is_record(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(one, str | int | float | bool | None) for one in value.values())
+    return isinstance(value, dict) and all(isinstance(item, str | int | float | bool | None) for item in value.values())
 
 
 def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 _KINDS: tuple[tuple[type, Callable[[object], bool], str], ...] = (
@@ -93,7 +93,7 @@ def _fits(component: Component, value: object) -> bool:
 
 def takes_click(callback: Callable) -> bool:
     handler = inspect.unwrap(getattr(callback, "func", callback))
-    return any(one.annotation is gr.EventData for one in inspect.signature(handler).parameters.values())
+    return any(parameter.annotation is gr.EventData for parameter in inspect.signature(handler).parameters.values())
 
 
 def _click_fault(event_data: object) -> str | None:

@@ -20,7 +20,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from workbench.app.context import MAX_UPLOAD_MB, AppContext
-from workbench.app.layout import build_app, early_head, look
+from workbench.app.layout import build_app, early_head, page_style
 from workbench.app.limits import MAX_SESSIONS, MAX_WAITING, LoginDelay, RequestLimits
 from workbench.app.origins import OriginGuard, Origins, read_allowed, read_frames
 from workbench.errors import ConfigError, RunError
@@ -89,7 +89,7 @@ def serve(
         prevent_thread_lock=True,
         state_session_capacity=MAX_SESSIONS,
         app_kwargs={"middleware": _middleware(app, origins, read_only=read_only)},
-        **look(),
+        **page_style(),
     )
     return app
 
@@ -152,8 +152,8 @@ class EarlyHead:
             await send({**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
             await send({"type": "http.response.body", "body": body})
 
-        asked = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        query = urlencode([(name, value) for name, value in asked if name != "page"]).encode()
+        params = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        query = urlencode([(name, value) for name, value in params if name != "page"]).encode()
         await self.app({**scope, "query_string": query}, receive, changed)
 
 
@@ -206,10 +206,10 @@ def check_port(host: str, port: int) -> None:
     if not 1 <= port <= 65535:
         raise ConfigError(f"--port must be from 1 to 65535, got {port}.")
     try:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError:
         raise ConfigError(f'--host "{host}" is not known here. Use 127.0.0.1 for this machine alone.') from None
-    family, kind, _, _, address = found[0]
+    family, kind, _, _, address = addresses[0]
     with socket.socket(family, kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -23,23 +23,23 @@ def status_html(state: JobState) -> str:
     if state.doing:
         facts.append(("now", state.doing))
     listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
-    said = note(state.error, "error") if state.error else ""
-    said += "".join(note(warning, "warning") for warning in state.warnings)
+    notes = note(state.error, "error") if state.error else ""
+    notes += "".join(note(warning, "warning") for warning in state.warnings)
     if state.status in ("failed", "stopped", "died") and not state.can_resume:
-        said += note(
+        notes += note(
             "There is nothing to resume: the run ended before its folder was made. To correct it, choose it in Launch "
             "under Start from."
         )
     if state.skipped:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in state.skipped.items())
-        said += note(f"Examples left out: {reasons}")
+        notes += note(f"Examples left out: {reasons}")
     command = f'<p class="app-command"><code>{escape(copyable(_plain(state)))}</code></p>' if state.command else ""
     return (
         f'<div class="app-run"><h2>{escape(state.name)}</h2>'
         f'<span class="app-badge app-is-{escape(state.status)}" role="status">{escape(state.status)}</span></div>'
         f'<div class="app-progress" role="progressbar" aria-label="Steps done" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{100 * share:.0f}"><i style="width:{100 * share:.1f}%"></i></div>'
-        f'<dl class="app-facts">{listed}</dl>{said}{command}'
+        f'<dl class="app-facts">{listed}</dl>{notes}{command}'
     )
 
 

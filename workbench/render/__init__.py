@@ -16,15 +16,15 @@ from workbench.render.html import THEMES, page_head, render_tokens
 from workbench.render.page import render_page
 from workbench.render.terminal import render_terminal
 from workbench.render.text import consequence, explain
-from workbench.render.view import PictureOfView, RegimeNote, TokenCell, TokenView
+from workbench.render.view import RegimeNote, TokenCell, TokenView, ViewImage
 
 __all__ = [
     "QUANTITIES",
     "THEMES",
-    "PictureOfView",
     "RegimeNote",
     "TokenCell",
     "TokenView",
+    "ViewImage",
     "consequence",
     "explain",
     "page_head",

@@ -103,7 +103,7 @@ def regime_slots(regimes: dict[str, RegimeNote]) -> dict[str, str]:
 
 def values_of(view: TokenView, quantity: str) -> list[float | None]:
     """A numeric quantity of every token; values that are not finite count as not recorded."""
-    read = {
+    getter = {
         "capability": lambda token: token.capability_gap,
         "information": lambda token: token.information_gap,
         "weight": lambda token: token.effective,
@@ -111,7 +111,7 @@ def values_of(view: TokenView, quantity: str) -> list[float | None]:
         "entropy": lambda token: token.entropies.get("student"),
         "denoising": lambda token: token.denoising_step,
     }[quantity]
-    return [finite(read(token)) for token in view.tokens]
+    return [finite(getter(token)) for token in view.tokens]
 
 
 def finite(value: float | int | None) -> float | int | None:
@@ -132,8 +132,8 @@ def scale_bound(values: Iterable[float | None]) -> float:
 def bar_range(gaps: Iterable[float | None]) -> tuple[float, float]:
     """Nats that the gap bars reach up and down: the largest gaps of each sign, but no more than 10, where sizes stop
     to mean much. Both directions share one scale, so room goes where the gaps are."""
-    known = [gap for gap in gaps if gap is not None]
-    up, down = max(known, default=0.0), -min(known, default=0.0)
+    finite_gaps = [gap for gap in gaps if gap is not None]
+    up, down = max(finite_gaps, default=0.0), -min(finite_gaps, default=0.0)
     return tuple(float(min(10, max(1, math.ceil(2 * size) / 2))) for size in (up, down))
 
 

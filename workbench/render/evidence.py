@@ -8,7 +8,7 @@ from PIL import Image
 
 from workbench.data.images import open_image
 from workbench.errors import DataError
-from workbench.render.view import STUDENT, VIEW_ORDER, PictureOfView, TokenView
+from workbench.render.view import STUDENT, VIEW_ORDER, TokenView, ViewImage
 from workbench.types import Box
 
 MAX_SIDE = 640  # pixels of an embedded image's longer side
@@ -25,15 +25,15 @@ def evidence(view: TokenView) -> str:
 
 def data_uri(image: Image.Image) -> str:
     """The image, at most MAX_SIDE pixels long, as a data URI: PNG if small, else WebP."""
-    shown = image.copy()
-    shown.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    kind = "png" if max(shown.size) <= _SMALL else "webp"
+    thumbnail = image.copy()
+    thumbnail.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    kind = "png" if max(thumbnail.size) <= _SMALL else "webp"
     buffer = io.BytesIO()
-    shown.save(buffer, kind, **({"optimize": True} if kind == "png" else {"quality": 86}))
+    thumbnail.save(buffer, kind, **({"optimize": True} if kind == "png" else {"quality": 86}))
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _figure(picture: PictureOfView) -> str:
+def _figure(picture: ViewImage) -> str:
     title = escape(picture.title, quote=True)
     try:
         image = open_image(picture.image)
@@ -77,18 +77,18 @@ def _prompts(view: TokenView) -> str:
     if not view.prompts:
         return ""
     order = [name for name in VIEW_ORDER if name in view.prompts] + [n for n in view.prompts if n not in VIEW_ORDER]
-    readers: dict[str, list[str]] = {}
+    views_by_prompt: dict[str, list[str]] = {}
     for name in order:
-        readers.setdefault(view.prompts[name], []).append(name)
+        views_by_prompt.setdefault(view.prompts[name], []).append(name)
     plain_lines = set(view.prompts.get(STUDENT, "").split("\n")) if STUDENT in view.prompts else None
     blocks = []
-    for text, names in readers.items():
+    for text, names in views_by_prompt.items():
         lines = []
         for line in text.split("\n"):
             extra = plain_lines is not None and line not in plain_lines
             lines.append(f"<mark>{escape(line)}</mark>" if extra else escape(line))
-        shown = " · ".join(f"{name} ({view.contexts[name]})" if view.contexts.get(name) else name for name in names)
+        caption = " · ".join(f"{name} ({view.contexts[name]})" if view.contexts.get(name) else name for name in names)
         blocks.append(
-            f'<div class="wb-prompt"><div class="wb-caption">{escape(shown)}</div><pre>{chr(10).join(lines)}</pre></div>'
+            f'<div class="wb-prompt"><div class="wb-caption">{escape(caption)}</div><pre>{chr(10).join(lines)}</pre></div>'
         )
     return f'<details class="wb-prompts" open><summary>What each view was asked</summary>{"".join(blocks)}</details>'

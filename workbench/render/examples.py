@@ -8,7 +8,7 @@ from pathlib import Path
 from workbench.data.contexts import EVIDENCE, build_prompt, evidence_crop, missing_evidence
 from workbench.render.evidence import evidence
 from workbench.render.page import render_page
-from workbench.render.view import PictureOfView, TokenView
+from workbench.render.view import TokenView, ViewImage
 from workbench.types import Example
 
 
@@ -23,22 +23,22 @@ def evidence_of(example: Example) -> list[str]:
     return [name for name in EVIDENCE if missing_evidence(example, name) is None]
 
 
-def pictures_of(example: Example) -> tuple[PictureOfView, ...]:
+def pictures_of(example: Example) -> tuple[ViewImage, ...]:
     """The example's images, boxes drawn on the first, and the crop."""
     boxes, pictures = example.evidence.boxes, []
-    for place, image in enumerate(example.images):
-        title = "image" if len(example.images) == 1 else f"image {place + 1}"
-        drawn = boxes if place == 0 else ()
+    for image_idx, image in enumerate(example.images):
+        title = "image" if len(example.images) == 1 else f"image {image_idx + 1}"
+        drawn = boxes if image_idx == 0 else ()
         crop = None
-        if place == 0 and example.evidence.crop_box is not None:
+        if image_idx == 0 and example.evidence.crop_box is not None:
             crop = replace(example.evidence.crop_box, label="")
         elif drawn and example.evidence.crop is None:
             crop = replace(drawn[0], label="")
         note = "The boxes are evidence: the student never sees them." if drawn else ""
-        pictures.append(PictureOfView(title, image, drawn, crop, note))
+        pictures.append(ViewImage(title, image, drawn, crop, note))
     if missing_evidence(example, "crop") is None:
         title = "crop" if example.evidence.crop is not None else "crop, cut from the first box"
-        pictures.append(PictureOfView(title, evidence_crop(example)))
+        pictures.append(ViewImage(title, evidence_crop(example)))
     return tuple(pictures)
 
 
@@ -49,9 +49,9 @@ def example_html(example: Example) -> str:
         *(name for name in evidence_of(example) if name in ("boxes", "caption", "hint", "answer", "reference")),
     ]
     prompts = {"student" if name == "plain" else name: build_prompt(example, name).text for name in contexts}
-    shown = {"student": "plain", **{name: "a privileged view" for name in prompts if name != "student"}}
+    context_labels = {"student": "plain", **{name: "a privileged view" for name in prompts if name != "student"}}
     view = TokenView(example.id, example.question, "", (), pictures=pictures_of(example))
-    words = TokenView(example.id, example.question, "", (), prompts=prompts, contexts=shown)
+    words = TokenView(example.id, example.question, "", (), prompts=prompts, contexts=context_labels)
     facts = {
         "answer": example.answer,
         "reference": example.reference,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from workbench.render.text import plain
-from workbench.render.view import VIEW_ORDER, PictureOfView, RegimeNote, TokenCell, TokenView
+from workbench.render.view import VIEW_ORDER, RegimeNote, TokenCell, TokenView, ViewImage
 from workbench.traces.reader import TracedRollout
 from workbench.traces.schema import TracedRegime
 from workbench.types import Box
@@ -30,13 +30,13 @@ def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
         tokens=tuple(_cell(position, traced) for position in traced.positions),
         expected=row.get("answer"),
         right=None if reward is None else reward == 1.0,
-        regimes={name: regime_note(one) for name, one in traced.regimes.items()},
+        regimes={name: regime_note(regime) for name, regime in traced.regimes.items()},
         pictures=_pictures(traced),
         prompts={name: _prompt(row, name) for name in traced.views if row.get(f"prompt_{name}") is not None},
         contexts={
-            name: one.context if policy in ("student", "teacher") else f"{policy}, {one.context}"
-            for name, one in traced.views.items()
-            for policy in [row.get(f"policy_{name}") or one.policy]
+            name: view.context if policy in ("student", "teacher") else f"{policy}, {view.context}"
+            for name, view in traced.views.items()
+            for policy in [row.get(f"policy_{name}") or view.policy]
         },
         thresholds={key: value for key, value in dict(row.get("thresholds") or ()).items() if value is not None},
         meta={key: value for key, value in meta.items() if value != ""},
@@ -57,8 +57,8 @@ def _prompt(row: dict, name: str) -> str:
 
 def _cell(position: dict, traced: TracedRollout) -> TokenCell:
     def by_view(column: str) -> dict:
-        found = {name: position.get(f"{column}_{name}") for name in traced.views}
-        return {name: value for name, value in found.items() if value is not None}
+        values = {name: position.get(f"{column}_{name}") for name in traced.views}
+        return {name: value for name, value in values.items() if value is not None}
 
     return TokenCell(
         text=position["token_text"],
@@ -76,7 +76,7 @@ def _cell(position: dict, traced: TracedRollout) -> TokenCell:
         max_logprobs=by_view("max_logprob"),
         ranks=by_view("rank"),
         alternatives={
-            name: [(one["text"], one["logprob"]) for one in entries]
+            name: [(entry["text"], entry["logprob"]) for entry in entries]
             for name, entries in by_view("alternatives").items()
         },
         sampled_logprob=position.get("sampler_logprob"),
@@ -84,32 +84,32 @@ def _cell(position: dict, traced: TracedRollout) -> TokenCell:
     )
 
 
-def _pictures(traced: TracedRollout) -> tuple[PictureOfView, ...]:
+def _pictures(traced: TracedRollout) -> tuple[ViewImage, ...]:
     """Each file once, under the views that saw it. The boxes are pixels of the example's first image."""
     first = next(iter(traced.images()), None)
-    readers: dict[Path, list[str]] = {}
+    views_by_file: dict[Path, list[str]] = {}
     order = sorted(traced.views, key=lambda name: VIEW_ORDER.index(name) if name in VIEW_ORDER else len(VIEW_ORDER))
     for name in order:
         for file in traced.images(name):
-            readers.setdefault(file, []).append(name)
+            views_by_file.setdefault(file, []).append(name)
     boxes = tuple(Box(**box) for box in traced.row.get("evidence_boxes") or ())
     pictures = []
-    for file, names in readers.items():
+    for file, names in views_by_file.items():
         drawn = boxes if file == first else ()
         note = "The boxes are evidence: not drawn in what the views saw." if drawn else ""
         crop = None
-        if file == first and any("crop" in one.context for one in traced.views.values()):
-            crop, where = _crop_of(traced.row, boxes)
-            note = f"{note} {where}".strip()
-        pictures.append(PictureOfView("seen by " + ", ".join(names), file, drawn, crop, note))
+        if file == first and any("crop" in view.context for view in traced.views.values()):
+            crop, note_on_crop = _crop_of(traced.row, boxes)
+            note = f"{note} {note_on_crop}".strip()
+        pictures.append(ViewImage("seen by " + ", ".join(names), file, drawn, crop, note))
     return tuple(pictures)
 
 
 def _crop_of(row: Mapping, boxes: tuple[Box, ...]) -> tuple[Box | None, str]:
     """The crop's outline in the first image, and what to say of it."""
-    place = row.get("evidence_crop_box")  # no trace before version 5 has it
+    crop_box = row.get("evidence_crop_box")  # no trace before version 5 has it
     if row.get("evidence_crop") is None:
         return (replace(boxes[0], label=""), "The crop is the first of them, cut out.") if boxes else (None, "")
-    if place is None:
+    if crop_box is None:
         return None, "The crop came with the data; its place is not recorded."
-    return Box(**{**place, "label": ""}), "Dashed: where the crop was cut."
+    return Box(**{**crop_box, "label": ""}), "Dashed: where the crop was cut."

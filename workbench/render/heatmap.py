@@ -127,11 +127,11 @@ def _legend(
     items = []
     for name, note in named.items():
         first, last = (
-            f"{100 * sum(one == name for one in row) / max(1, len(row)):.0f}" for row in (regimes[0], regimes[-1])
+            f"{100 * sum(regime == name for regime in row) / max(1, len(row)):.0f}" for row in (regimes[0], regimes[-1])
         )
         items.append(
             f'<span class="wb-item"><span class="wb-swatch wb-s-{slots[name]}"></span><b>{escape(name)}</b> '
             f'{escape(note.meaning)} <span class="wb-faint">{first} → {last} %</span></span>'
         )
-    when = f'<span class="wb-faint">share of tokens at step {steps[0]} → {steps[-1]}</span>'
-    return f'<div class="wb-maplegend">{"".join(items)}{when}</div>'
+    steps_note = f'<span class="wb-faint">share of tokens at step {steps[0]} → {steps[-1]}</span>'
+    return f'<div class="wb-maplegend">{"".join(items)}{steps_note}</div>'

@@ -135,12 +135,12 @@ def _chips(view: TokenView, color_by: str) -> str:
     chips = []
     for quantity, (label, _, _) in colors.QUANTITIES.items():
         if quantity == "truth":
-            known = any(token.truth for token in view.tokens)
+            is_recorded = any(token.truth for token in view.tokens)
         else:
-            known = quantity == "regime" or any(value is not None for value in colors.values_of(view, quantity))
-        if quantity == "denoising" and not known:
+            is_recorded = quantity == "regime" or any(value is not None for value in colors.values_of(view, quantity))
+        if quantity == "denoising" and not is_recorded:
             continue  # written from left to right
-        state = "" if known else ' disabled title="not recorded for this answer"'
+        state = "" if is_recorded else ' disabled title="not recorded for this answer"'
         pressed = "true" if quantity == color_by else "false"
         chips.append(
             f'<button type="button" class="wb-chip" data-by="{quantity}" aria-pressed="{pressed}"{state}>{label}</button>'
@@ -176,10 +176,10 @@ def _answer(view: TokenView, pinned: int, marked: Collection[int]) -> str:
 
 
 def _token(token: TokenCell, token_idx: int, classes: str, bars: str, is_pinned: bool, starts_run: bool) -> str:
-    shown = visible_text(token.text, special=token.special)
+    visible = visible_text(token.text, special=token.special)
     if token.special or is_control_token(token.text):
         classes += " wb-control"
-    text = escape(shown)
+    text = escape(visible)
     for sign in "·↵→":
         text = text.replace(sign, f"<s>{sign}</s>") if sign in text and sign not in token.text else text
     tag = f"<i aria-hidden=true>{escape(token.regime)}</i>" if starts_run else ""

@@ -22,8 +22,8 @@ def legends(view: TokenView) -> str:
         )
     bars, (up, down) = "", colors.bar_range(gaps)
     if any(value is not None for value in gaps):
-        known = [value for value in gaps if value is not None]
-        low, high = "≤ −" if min(known) < -down else "−", "≥ +" if max(known) > up else "+"
+        recorded = [value for value in gaps if value is not None]
+        low, high = "≤ −" if min(recorded) < -down else "−", "≥ +" if max(recorded) > up else "+"
         bars = (
             '<div class="wb-barkey"><button type="button" class="wb-chip wb-toggle" data-bars aria-pressed="true">gap bars'
             '</button><span><span class="wb-stroke wb-cap"></span>capability gap</span><span><span class="wb-stroke wb-info">'
@@ -39,10 +39,10 @@ def regime_shares(view: TokenView) -> dict[str, tuple[int, float, float | None]]
     for token in view.tokens:
         counts[token.regime] += 1
         losses[token.regime] += colors.finite(token.loss) or 0.0
-    total, known = sum(losses.values()), all(loss >= 0 for loss in losses.values())
+    total, is_positive = sum(losses.values()), all(loss >= 0 for loss in losses.values())
     num = max(1, len(view.tokens))
     return {
-        name: (counts[name], counts[name] / num, losses[name] / total if known and total > 0 else None)
+        name: (counts[name], counts[name] / num, losses[name] / total if is_positive and total > 0 else None)
         for name in losses
     }
 
@@ -90,12 +90,12 @@ def _truth(view: TokenView) -> str:
 def _ramp(view: TokenView, quantity: str, scale: str, steps: int, bound: float) -> str:
     label, unit, _ = colors.QUANTITIES[quantity]
     label = f"student {label}" if quantity == "entropy" else label
-    known = [value for value in colors.values_of(view, quantity) if value is not None]
+    recorded = [value for value in colors.values_of(view, quantity) if value is not None]
     ends = (f"≤ −{bound:g}", f"≥ +{bound:g}") if scale == "diverging" else ("0", f"≥ {bound:g}")
     swatches = "".join(f'<span class="wb-step wb-{scale}-{step}"></span>' for step in range(steps))
     number = signed if scale == "diverging" else plain
-    if known:
-        facts = f"mean {number(sum(known) / len(known))}, from {number(min(known))} to {number(max(known))} {unit} over {len(known)} tokens"
+    if recorded:
+        facts = f"mean {number(sum(recorded) / len(recorded))}, from {number(min(recorded))} to {number(max(recorded))} {unit} over {len(recorded)} tokens"
     else:
         facts = "not recorded"
     if quantity == "weight":

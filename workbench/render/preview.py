@@ -39,6 +39,6 @@ def preview_dataset(source: str | Path, **options) -> Preview:
     with tempfile.TemporaryDirectory() as temporary:
         report = import_dataset(source, Path(temporary) / "data", limit=_NUM_TRIED, **options)
         loaded = itertools.islice(load_examples(report.path), NUM_SHOWN)
-        examples = [replace(one, origin="") for one in loaded]  # not of the file that is gone in a moment
+        examples = [replace(example, origin="") for example in loaded]  # not of the file that is gone in a moment
         title = f"{name}: {len(examples)} rows as they would be imported"
         return Preview(write_preview(examples, folder / f"{name}.preview.html", title), report)

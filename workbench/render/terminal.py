@@ -116,8 +116,8 @@ def _legend(view: TokenView, color_by: str, color: bool) -> list[str]:
         values = colors.values_of(view, color_by)
         gaps = [*colors.values_of(view, "capability"), *colors.values_of(view, "information")]
         bound = colors.scale_bound(gaps if is_gap else values)
-        ramp = "".join(_paint("  ", fill, color) for fill in (colors.DIVERGING if is_gap else colors.GROWING))
-        lines.append(f"{label}: {f'≤ −{bound:g}' if is_gap else '0'} {ramp} ≥ {bound:g} {unit}")
+        colorscale = "".join(_paint("  ", fill, color) for fill in (colors.DIVERGING if is_gap else colors.GROWING))
+        lines.append(f"{label}: {f'≤ −{bound:g}' if is_gap else '0'} {colorscale} ≥ {bound:g} {unit}")
     return lines
 
 
@@ -140,11 +140,11 @@ def _table(view: TokenView, fills: list, width: int, color: bool) -> list[str]:
     wide = min(16, max(5, *(_cells(word) for word in words)))
     regime_wide = max(6, *(_cells(token.regime) for token in view.tokens))
     digits = len(str(len(words)))
-    used, shown = digits + 1 + wide + 1 + regime_wide, 0
+    used, num_shown = digits + 1 + wide + 1 + regime_wide, 0
     for name, cells in columns:
         used += 2 + max(_cells(name), *(_cells(cell) for cell in cells))
-        shown += used <= width
-    sizes = [max(_cells(name), *(_cells(cell) for cell in cells)) for name, cells in columns[:shown]]
+        num_shown += used <= width
+    sizes = [max(_cells(name), *(_cells(cell) for cell in cells)) for name, cells in columns[:num_shown]]
     head = f"{_pad('#', digits, right=True)} {_pad('token', wide)} {_pad('regime', regime_wide)}"
     lines = [
         head + "".join("  " + _pad(name, size, right=True) for (name, _), size in zip(columns, sizes, strict=False))
@@ -155,7 +155,7 @@ def _table(view: TokenView, fills: list, width: int, color: bool) -> list[str]:
             "  " + _pad(cells[token_idx], size, right=True) for (_, cells), size in zip(columns, sizes, strict=False)
         )
         lines.append(start + rest)
-    if shown < len(columns):
-        lines.append(f"Left out at this width: {', '.join(name for name, _ in columns[shown:])}.")
+    if num_shown < len(columns):
+        lines.append(f"Left out at this width: {', '.join(name for name, _ in columns[num_shown:])}.")
     lines.append("Log-probs of the written token and gaps in nats.")
     return lines

@@ -65,8 +65,8 @@ def explain(cell: TokenCell, thresholds: dict[str, float], regimes: dict[str, Re
         return f"student log-prob {plain(value)} {'≤' if value <= limit else '>'} {plain(limit)}: {name}."
     if {"ratio_low", "ratio_high"} <= limits.keys() and cell.ratio is not None:
         low, high = limits["ratio_low"], limits["ratio_high"]
-        place = "inside" if low <= cell.ratio <= high else "outside"
-        return f"ratio {plain(cell.ratio)} {place} {plain(low)} to {plain(high)}: {name}."
+        position = "inside" if low <= cell.ratio <= high else "outside"
+        return f"ratio {plain(cell.ratio)} {position} {plain(low)} to {plain(high)}: {name}."
     if not limits:
         return f"{name}; the rule compares nothing, or recorded no threshold."
     listed = ", ".join(f"{key} {plain(value)}" for key, value in sorted(limits.items()))
@@ -78,8 +78,8 @@ def _own_thresholds(cell: TokenCell, thresholds: dict[str, float]) -> dict[str, 
     split = {key: re.fullmatch(r"(.+)_(\d+)", key) for key in thresholds}
     groups = {match[2] for match in split.values() if match}
     wanted = str(cell.micro_batch) if cell.micro_batch is not None else next(iter(groups)) if len(groups) == 1 else None
-    own = {match[1]: thresholds[key] for key, match in split.items() if match and match[2] == wanted}
-    return own | {key: value for key, value in thresholds.items() if not split[key] or wanted is None}
+    matching = {match[1]: thresholds[key] for key, match in split.items() if match and match[2] == wanted}
+    return matching | {key: value for key, value in thresholds.items() if not split[key] or wanted is None}
 
 
 def _dopd_reason(cell: TokenCell, limits: dict[str, float]) -> str:

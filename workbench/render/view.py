@@ -80,7 +80,7 @@ class TokenCell:
 
 
 @dataclass(frozen=True)
-class PictureOfView:
+class ViewImage:
     """An image as views were shown it. Boxes and the crop's outline are in pixels of this image."""
 
     title: str  # which views: "student", "teacher and privileged student"
@@ -108,7 +108,7 @@ class TokenView:
     expected: str | None = None
     right: bool | None = None
     regimes: dict[str, RegimeNote] = field(default_factory=dict)
-    pictures: tuple[PictureOfView, ...] = ()
+    pictures: tuple[ViewImage, ...] = ()
     prompts: dict[str, str] = field(default_factory=dict)
     contexts: dict[str, str] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
@@ -117,8 +117,8 @@ class TokenView:
     @property
     def views(self) -> tuple[str, ...]:
         """Views that scored any token: student, self, teacher, then others in order of appearance."""
-        found = dict.fromkeys(name for token in self.tokens for name in token.logprobs)
-        return tuple(name for name in VIEW_ORDER if name in found) + tuple(n for n in found if n not in VIEW_ORDER)
+        names = dict.fromkeys(name for token in self.tokens for name in token.logprobs)
+        return tuple(name for name in VIEW_ORDER if name in names) + tuple(n for n in names if n not in VIEW_ORDER)
 
     @property
     def all_regimes(self) -> dict[str, RegimeNote]:

@@ -5,8 +5,7 @@ from collections.abc import Iterable
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from workbench.analysis.style import INK, LINE, MUTED, SERIES, empty_figure, escaped
-from workbench.analysis.style import figure as styled
+from workbench.analysis.style import INK, LINE, MUTED, SERIES, base_figure, empty_figure, escaped
 from workbench.studies.measures import GAP_RECOVERED, Comparison, Measure, measure_of
 from workbench.studies.report import title_of, value_text
 from workbench.types import PRIVILEGED, VISIBLE
@@ -52,7 +51,7 @@ def figure(
         "and questions · filled: clear of zero"
     )
     height = 190 + 27 * len(names)
-    plot.update_layout(styled(theme, title=title, subtitle=subtitle, height=height, wrap=_WIDE).layout)
+    plot.update_layout(base_figure(theme, title=title, subtitle=subtitle, height=height, wrap=_WIDE).layout)
     for column, panel in enumerate(panels, start=1):
         rows = [by_row[name, *panel] for name in names if (name, *panel) in by_row]
         _add_panel(plot, column, measure_of(panel[0]), rows, theme)

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from workbench.analysis.geometry.files import Measured
 from workbench.analysis.geometry.measure import ATOLS, RANDOM, RATIOS, TOPS, UPDATE
-from workbench.analysis.style import MUTED, SERIES, escaped, figure, layout, lines_above, see_through
+from workbench.analysis.style import MUTED, SERIES, base_figure, escaped, extra_title_height, layout, with_opacity
 from workbench.render import render_page
 
 READING = (  # of each figure, in the order of all_figures
@@ -36,8 +36,8 @@ def all_figures(measured: Measured, theme: str = "light") -> list[go.Figure]:
 def page(measured: Measured, theme: str = "light") -> str:
     """All figures as one HTML document that loads nothing."""
     drawn = "".join(
-        f"{one.to_html(full_html=False, include_plotlyjs=False, config=_PLOT)}<p>{escape(text)}</p>"
-        for one, text in zip(all_figures(measured, theme), READING, strict=True)
+        f"{plot.to_html(full_html=False, include_plotlyjs=False, config=_PLOT)}<p>{escape(text)}</p>"
+        for plot, text in zip(all_figures(measured, theme), READING, strict=True)
     )
     return render_page(
         [f"<script>{get_plotlyjs()}</script>{drawn}"], f"Geometry of {measured.facts['name']}", theme=theme
@@ -51,53 +51,58 @@ def sparsity(measured: Measured, theme: str = "light") -> go.Figure:
         ("bfloat16", UPDATE, "rounded to bfloat16"),
         ("bfloat16", RANDOM, "random, same norm, rounded to bfloat16"),
     ]
-    made = _grouped(
+    figure = _grouped(
         measured, theme, "Coordinates that did not change", [(*key, "unchanged", name) for *key, name in bars]
     )
-    return made.update_xaxes(range=[0, 1], tickformat=".0%", title_text="share of coordinates with no change")
+    return figure.update_xaxes(range=[0, 1], tickformat=".0%", title_text="share of coordinates with no change")
 
 
 def sizes(measured: Measured, theme: str = "light") -> go.Figure:
     """Relative size of the update by layer, a line per part of the model."""
-    made = figure(theme, title="Size of the update, by layer", subtitle=measured.title)
+    figure = base_figure(theme, title="Size of the update, by layer", subtitle=measured.title)
     frame = measured.geometry.tensors
-    own = frame[(frame["precision"] == "float32") & (frame["delta"] == UPDATE)].dropna(subset=["layer"])
-    for place, (part, layers) in enumerate(own.groupby("part", sort=False)):
+    updates = frame[(frame["precision"] == "float32") & (frame["delta"] == UPDATE)].dropna(subset=["layer"])
+    for part_idx, (part, layers) in enumerate(updates.groupby("part", sort=False)):
         energy = (
             layers.assign(delta=layers["delta_norm"] ** 2, source=layers["source_norm"] ** 2)
             .groupby("layer")[["delta", "source"]]
             .sum()
         )
-        made.add_scatter(
+        figure.add_scatter(
             x=energy.index,
             y=(energy["delta"] / energy["source"]) ** 0.5,
             name=escaped(part),
             mode="lines+markers",
-            line={"width": 2, "color": SERIES[theme][place]},
+            line={"width": 2, "color": SERIES[theme][part_idx]},
             hovertemplate=f"<b>{escaped(part)}</b>, layer %{{x}}<br>%{{y:.3%}} of the weights' norm<extra></extra>",
         )
-    return made.update_xaxes(title_text="layer", dtick=1 if own["layer"].nunique() < 12 else None).update_yaxes(
+    return figure.update_xaxes(title_text="layer", dtick=1 if updates["layer"].nunique() < 12 else None).update_yaxes(
         title_text="||D|| / ||W0||", tickformat=".2%", rangemode="tozero"
     )
 
 
 def spectrum(measured: Measured, theme: str = "light") -> go.Figure:
     """How much of the update lies in its k largest directions: median over matrices, with quartiles."""
-    made = _over(measured, theme, "Energy in the largest directions", [(one, f"energy_top_{one}") for one in TOPS])
-    return made.update_xaxes(title_text="singular directions of the update", type="log", tickvals=TOPS).update_yaxes(
+    figure = _over(
+        measured,
+        theme,
+        "Energy in the largest directions",
+        [(num_directions, f"energy_top_{num_directions}") for num_directions in TOPS],
+    )
+    return figure.update_xaxes(title_text="singular directions of the update", type="log", tickvals=TOPS).update_yaxes(
         title_text="share of ||D||², median of matrices"
     )
 
 
 def projection(measured: Measured, theme: str = "light") -> go.Figure:
     """How much of the update lies within the source's principal directions: median over matrices, with quartiles."""
-    made = _over(
+    figure = _over(
         measured,
         theme,
         "Inside the source's principal directions",
-        [(one, f"projection_{100 * one:g}pct") for one in RATIOS],
+        [(ratio, f"projection_{100 * ratio:g}pct") for ratio in RATIOS],
     )
-    return made.update_xaxes(
+    return figure.update_xaxes(
         title_text="share of the source's directions, left and right", tickformat=".0%", tickvals=RATIOS
     ).update_yaxes(title_text="share of ||D||², median of matrices")
 
@@ -106,34 +111,34 @@ def enrichment(measured: Measured, theme: str = "light") -> go.Figure:
     """Whether changed coordinates are those of large or of small weights, a panel each, by group, in bfloat16; 1 = neither."""
     kinds = {"principal": "principal weights", "low": "smallest weights"}
     height = _height(measured, 3)  # as sparsity, beside it
-    made = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06, subplot_titles=list(kinds.values()))
-    made.update_layout(
+    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06, subplot_titles=list(kinds.values()))
+    figure.update_layout(
         layout(theme, title="Which weights changed, rounded to bfloat16", subtitle=measured.title, height=height)
     )
-    made.update_annotations(font={"size": 12.5, "color": MUTED[theme]})
-    for place, kind in enumerate(kinds, start=1):
+    figure.update_annotations(font={"size": 12.5, "color": MUTED[theme]})
+    for panel_idx, kind in enumerate(kinds, start=1):
         column = f"enrichment_{kind}_10pct_{ATOLS[0]:.0e}"
         bars = [("bfloat16", delta, column, _NAMES[delta]) for delta in (UPDATE, RANDOM)]
-        _add_bars(made, measured, theme, bars, {"row": 1, "col": place}, is_named=place == 1)
-        made.add_vline(x=1, line={"color": MUTED[theme], "dash": "dot", "width": 1}, row=1, col=place)
-    made.update_layout(
+        _add_bars(figure, measured, theme, bars, {"row": 1, "col": panel_idx}, is_named=panel_idx == 1)
+        figure.add_vline(x=1, line={"color": MUTED[theme], "dash": "dot", "width": 1}, row=1, col=panel_idx)
+    figure.update_layout(
         barmode="group",
         bargap=0.25,
         legend={"traceorder": "normal", "y": 1 - 52 / height, "yref": "container", "yanchor": "top"},
         margin_t=112,
     )
-    return made.update_xaxes(title_text="enrichment; 1 = as at random", rangemode="tozero").update_yaxes(
+    return figure.update_xaxes(title_text="enrichment; 1 = as at random", rangemode="tozero").update_yaxes(
         ticksuffix="  "
     )
 
 
 def _grouped(measured: Measured, theme: str, title: str, bars: list[tuple[str, str, str, str]]) -> go.Figure:
     """Horizontal bars per group. bars: (precision, delta, column, name)."""
-    made = figure(theme, title=title, subtitle=measured.title, height=_height(measured, len(bars)))
-    _add_bars(made, measured, theme, bars)
-    top = 76 + 20 * len(bars) + lines_above(made.layout.title.text)
-    made.update_layout(barmode="group", bargap=0.25, legend={"traceorder": "normal"}, margin_t=top)
-    return made.update_yaxes(ticksuffix="  ")
+    figure = base_figure(theme, title=title, subtitle=measured.title, height=_height(measured, len(bars)))
+    _add_bars(figure, measured, theme, bars)
+    top = 76 + 20 * len(bars) + extra_title_height(figure.layout.title.text)
+    figure.update_layout(barmode="group", bargap=0.25, legend={"traceorder": "normal"}, margin_t=top)
+    return figure.update_yaxes(ticksuffix="  ")
 
 
 def _height(measured: Measured, num_bars: int) -> int:
@@ -141,11 +146,11 @@ def _height(measured: Measured, num_bars: int) -> int:
 
 
 def _add_bars(
-    made: go.Figure,
+    figure: go.Figure,
     measured: Measured,
     theme: str,
     bars: list[tuple[str, str, str, str]],
-    place: dict | None = None,
+    cell: dict | None = None,
     *,
     is_named: bool = True,
 ) -> None:
@@ -154,48 +159,48 @@ def _add_bars(
     has_any = groups[list({column for _, _, column, _ in bars})].notna().any(axis=1)
     names = list(dict.fromkeys(groups["group"][has_any]))[::-1]
     for number, (precision, delta, column, name) in enumerate(bars):
-        own = (
+        values = (
             groups[(groups["precision"] == precision) & (groups["delta"] == delta)]
             .set_index("group")[column]
             .reindex(names)
         )
-        made.add_bar(
+        figure.add_bar(
             y=names,
-            x=pd.to_numeric(own),
+            x=pd.to_numeric(values),
             orientation="h",
             name=escaped(name),
             legendgroup=name,
             showlegend=is_named,
-            marker={"color": SERIES[theme][number] if delta == UPDATE else see_through(SERIES[theme][-1], 0.5)},
+            marker={"color": SERIES[theme][number] if delta == UPDATE else with_opacity(SERIES[theme][-1], 0.5)},
             hovertemplate=f"<b>%{{y}}</b> %{{x:.4g}}<br>{escaped(name)}<extra></extra>",
-            **(place or {}),
+            **(cell or {}),
         )
 
 
 def _over(measured: Measured, theme: str, title: str, points: list[tuple[float, str]]) -> go.Figure:
     """Lines of medians over matrices with a band of quartiles: the update and its control. points: (x, column)."""
-    made = figure(theme, title=title, subtitle=measured.title)
+    figure = base_figure(theme, title=title, subtitle=measured.title)
     frame = measured.geometry.tensors
     for delta, color in ((UPDATE, SERIES[theme][0]), (RANDOM, SERIES[theme][-1])):
-        own = frame[(frame["precision"] == "float32") & (frame["delta"] == delta)][[column for _, column in points]]
-        low, middle, high = (own.astype(float).quantile(at).tolist() for at in (0.25, 0.5, 0.75))
-        x = [at for at, _ in points]
-        made.add_scatter(
+        shares = frame[(frame["precision"] == "float32") & (frame["delta"] == delta)][[column for _, column in points]]
+        low, middle, high = (shares.astype(float).quantile(level).tolist() for level in (0.25, 0.5, 0.75))
+        x = [level for level, _ in points]
+        figure.add_scatter(
             x=[*x, *x[::-1]],
             y=[*low, *high[::-1]],
             fill="toself",
-            fillcolor=see_through(color, 0.15),
+            fillcolor=with_opacity(color, 0.15),
             line={"width": 0},
             mode="lines",
             hoverinfo="skip",
             showlegend=False,
         )
-        made.add_scatter(
+        figure.add_scatter(
             x=x,
             y=middle,
             name=_NAMES[delta],
             mode="lines+markers",
             line={"width": 2, "color": color},
-            hovertemplate=f"<b>{_NAMES[delta]}</b> %{{y:.2%}} at %{{x}}<br>median of {len(own.dropna(how='all'))} matrices<extra></extra>",
+            hovertemplate=f"<b>{_NAMES[delta]}</b> %{{y:.2%}} at %{{x}}<br>median of {len(shares.dropna(how='all'))} matrices<extra></extra>",
         )
-    return made.update_yaxes(tickformat=".0%", rangemode="tozero")
+    return figure.update_yaxes(tickformat=".0%", rangemode="tozero")

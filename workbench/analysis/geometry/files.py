@@ -27,7 +27,7 @@ NOT_MEASURED = "The geometry of this run's update is not measured yet. Press Mea
 
 
 @dataclass(frozen=True)
-class ModelPair:
+class CheckpointPair:
     """Two checkpoints to be compared, and what is known of the way between them."""
 
     source: Weights
@@ -44,13 +44,13 @@ class Measured:
 
     @property
     def title(self) -> str:
-        told = [
+        details = [
             f"{name.replace('_', ' ')} {self.facts[name]}" for name in ("step", "learning_rate") if name in self.facts
         ]
-        return ", ".join([str(self.facts["name"]), *told])
+        return ", ".join([str(self.facts["name"]), *details])
 
 
-def pair_of_run(run_dir: str | Path) -> ModelPair:
+def pair_of_run(run_dir: str | Path) -> CheckpointPair:
     """The model that a run started from, and the student of its newest complete checkpoint.
 
     Raises: RunError if the run has no checkpoint yet; PolicyError if either holds no weights.
@@ -61,22 +61,22 @@ def pair_of_run(run_dir: str | Path) -> ModelPair:
     if checkpoint is None:
         raise RunError(
             f"{folder.path} has no complete checkpoint, so there is nothing to compare with its start. "
-            f"{''.join(f'{one} ' for one in torn)}Wait for its first (training.save_every), or `workbench resume {folder.path}`."
+            f"{''.join(f'{fault} ' for fault in torn)}Wait for its first (training.save_every), or `workbench resume {folder.path}`."
         )
     training = vars(config.training)
     facts = {"name": folder.path.name, "method": folder.status.get("method"), "step": checkpoint.step}
     facts |= {key: training[key] for key in ("learning_rate", "weight_decay", "update_mask")}
-    return ModelPair(open_weights(config.models.student), open_weights(checkpoint.student), facts)
+    return CheckpointPair(open_weights(config.models.student), open_weights(checkpoint.student), facts)
 
 
-def pair_of(first: str | Path, second: str | Path | None = None) -> ModelPair:
+def pair_of(first: str | Path, second: str | Path | None = None) -> CheckpointPair:
     """A run and nothing else: its start and its newest checkpoint. Otherwise two models, of each a folder, a checkpoint or a run.
 
     Raises: ConfigError if one model was given alone; RunError, PolicyError as `pair_of_run`.
     """
     if second is not None:
-        source, target = (open_weights(_model(Path(one))) for one in (first, second))
-        return ModelPair(source, target, {"name": f"{first} to {second}"})
+        source, target = (open_weights(_model(Path(path))) for path in (first, second))
+        return CheckpointPair(source, target, {"name": f"{first} to {second}"})
     if not (Path(first) / "run.json").is_file():
         raise ConfigError(
             f"{first} is no run folder, and one model alone has no update. Give a run (workbench geometry runs/NAME), or two "
@@ -86,23 +86,28 @@ def pair_of(first: str | Path, second: str | Path | None = None) -> ModelPair:
 
 
 def measure_pair(
-    pair: ModelPair, *, seed: int = 0, device: str = "cpu", say: Callable[[str], None] = lambda name: None
+    pair: CheckpointPair, *, seed: int = 0, device: str = "cpu", say: Callable[[str], None] = lambda name: None
 ) -> Measured:
     """Every metric of a pair; see `geometry.compare`."""
-    found = compare(pair.source, pair.target, seed=seed, device=device, say=say)
+    geometry = compare(pair.source, pair.target, seed=seed, device=device, say=say)
     facts = {**pair.facts, "source": str(pair.source.folder), "target": str(pair.target.folder), "control_seed": seed}
-    return Measured(found, facts)
+    return Measured(geometry, facts)
 
 
 def save(measured: Measured, folder: str | Path, page: str) -> Path:
     """Write the three files; returns the folder. Raises RunError if it cannot be written."""
-    folder, found = Path(folder), measured.geometry
-    facts = {**measured.facts, "left_out": list(found.left_out), "columns": columns(), "groups": _plain(found.groups)}
+    folder, geometry = Path(folder), measured.geometry
+    facts = {
+        **measured.facts,
+        "left_out": list(geometry.left_out),
+        "columns": columns(),
+        "groups": _plain(geometry.groups),
+    }
     with saving(folder, "Free some space or choose another --out."):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = {name: folder / f".{name}" for name in (_TENSORS, "figure.html", _FACTS)}
         try:
-            found.tensors.to_parquet(temporary[_TENSORS], index=False, write_page_checksum=True)
+            geometry.tensors.to_parquet(temporary[_TENSORS], index=False, write_page_checksum=True)
             temporary["figure.html"].write_text(page, encoding="utf-8")
             temporary[_FACTS].write_text(json.dumps(facts, indent=1), encoding="utf-8")
             for name, file in temporary.items():
@@ -128,14 +133,14 @@ def read(folder: str | Path) -> Measured | None:
         ) from None
 
 
-def text_of(measured: Measured) -> str:
+def format_geometry(measured: Measured) -> str:
     """Two tables for a terminal: how large and how sparse; of what rank and where."""
     groups = measured.geometry.groups.set_index(["precision", "delta", "group"])
     names = list(dict.fromkeys(measured.geometry.groups["group"]))
 
     def value(group: str, column: str, precision: str = "float32", delta: str = UPDATE) -> float | None:
-        found = groups.at[(precision, delta, group), column]
-        return None if pd.isna(found) else float(found)
+        number = groups.at[(precision, delta, group), column]
+        return None if pd.isna(number) else float(number)
 
     def both(group: str, column: str, show: Callable, precision: str = "float32") -> str:
         return f"{show(value(group, column, precision))} ({show(value(group, column, precision, RANDOM))})"

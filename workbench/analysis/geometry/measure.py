@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from workbench.analysis.geometry.modules import GROUPS, group_of
+from workbench.analysis.geometry.modules import GROUPS, locate_tensor
 from workbench.policies.tensors import PRECISIONS, Weights, check_same_architecture
 from workbench.seeding import derive_seed
 
@@ -39,7 +39,7 @@ SHOWN_PRECISIONS = ("float32", "bfloat16")
 
 def columns() -> dict[str, str]:
     """Every metric with its meaning, in order. Shares are of 1; none has another unit, but `effective_rank` and `stable_rank`."""
-    found = {
+    meanings = {
         "delta_norm": "||D||, Frobenius",
         "source_norm": "||W0||, Frobenius",
         "relative_delta": "||D|| / ||W0||",
@@ -47,39 +47,46 @@ def columns() -> dict[str, str]:
         "largest": "largest |D|",
         "unchanged": "share of coordinates with D = 0",
     }
-    found |= {f"below_{one:.0e}": f"share of coordinates with |D| < {one:g}" for one in EPSILONS}
-    found |= {
-        f"below_rms_{one:.0e}": f"share of coordinates with |D| < {one:g} x root mean square of W0" for one in TAUS
+    meanings |= {f"below_{epsilon:.0e}": f"share of coordinates with |D| < {epsilon:g}" for epsilon in EPSILONS}
+    meanings |= {
+        f"below_rms_{tau:.0e}": f"share of coordinates with |D| < {tau:g} x root mean square of W0" for tau in TAUS
     }
-    found |= {
-        f"energy_coordinates_{_percent(one)}": f"share of ||D||^2 in the largest {one:.1%} of coordinates"
-        for one in COORDINATES
+    meanings |= {
+        f"energy_coordinates_{_percent(share)}": f"share of ||D||^2 in the largest {share:.1%} of coordinates"
+        for share in COORDINATES
     }
-    found |= {f"rank_{one:.0e}": f"share of D's singular values above {one:g} x the largest" for one in RANKS}
-    found |= {
+    meanings |= {
+        f"rank_{threshold:.0e}": f"share of D's singular values above {threshold:g} x the largest"
+        for threshold in RANKS
+    }
+    meanings |= {
         "stable_rank": "||D||^2 / largest singular value^2",
         "effective_rank": "exp of the entropy of D's singular values over their sum",
     }
-    found |= {f"energy_top_{one}": f"share of ||D||^2 in its {one} largest singular directions" for one in TOPS}
-    found |= {f"energy_top_{_percent(one)}": f"the same, largest {one:.0%} of directions" for one in TOP_SHARES}
-    for one in RATIOS:
-        top = f"top {one:.0%} singular directions of W0"
-        found[f"projection_{_percent(one)}"] = f"share of ||D||^2 inside the {top}, left and right"
-        found[f"projection_left_{_percent(one)}"] = f"the same, left directions alone ({top})"
-        found[f"projection_right_{_percent(one)}"] = f"the same, right directions alone ({top})"
-        found[f"rotation_{_percent(one)}"] = (
-            f"mean sine of the principal angles between the top {one:.0%} left subspaces of W0 and W"
+    meanings |= {f"energy_top_{num}": f"share of ||D||^2 in its {num} largest singular directions" for num in TOPS}
+    meanings |= {
+        f"energy_top_{_percent(share)}": f"the same, largest {share:.0%} of directions" for share in TOP_SHARES
+    }
+    for ratio in RATIOS:
+        top = f"top {ratio:.0%} singular directions of W0"
+        meanings[f"projection_{_percent(ratio)}"] = f"share of ||D||^2 inside the {top}, left and right"
+        meanings[f"projection_left_{_percent(ratio)}"] = f"the same, left directions alone ({top})"
+        meanings[f"projection_right_{_percent(ratio)}"] = f"the same, right directions alone ({top})"
+        meanings[f"rotation_{_percent(ratio)}"] = (
+            f"mean sine of the principal angles between the top {ratio:.0%} left subspaces of W0 and W"
         )
-    found["spectral_drift"] = "||s(W) - s(W0)|| / ||s(W0)||, s = singular values"
+    meanings["spectral_drift"] = "||s(W) - s(W0)|| / ||s(W0)||, s = singular values"
     for kind, text in (("principal", "largest coordinates of the top-directions part of W0"), ("low", "smallest |W0|")):
         for ratio in RATIOS:
             for atol in ATOLS:
                 end = f"{kind}_{_percent(ratio)}_{atol:.0e}"
                 mask = f"the {ratio:.0%} of coordinates with the {text}"
-                found[f"overlap_{end}"] = f"share of the coordinates with |D| > {atol:g} that are among {mask}"
-                found[f"coverage_{end}"] = f"share of {mask} with |D| > {atol:g}"
-                found[f"enrichment_{end}"] = f"overlap / share that the mask has of all coordinates; 1 = random ({end})"
-    return found
+                meanings[f"overlap_{end}"] = f"share of the coordinates with |D| > {atol:g} that are among {mask}"
+                meanings[f"coverage_{end}"] = f"share of {mask} with |D| > {atol:g}"
+                meanings[f"enrichment_{end}"] = (
+                    f"overlap / share that the mask has of all coordinates; 1 = random ({end})"
+                )
+    return meanings
 
 
 @dataclass(frozen=True)
@@ -116,10 +123,16 @@ def compare(
     for name in source.shapes:
         say(name)
         before, after = (weights.tensor(name).to(device) for weights in (source, target))
-        place = group_of(name)
-        facts = {"tensor": name, "group": place.group, "part": place.part, "module": place.module, "layer": place.layer}
-        for found in measure_all(before, after, seed=derive_seed("geometry", seed, name)):
-            rows.append({**facts, "shape": "x".join(map(str, before.shape)), "coordinates": before.numel(), **found})
+        location = locate_tensor(name)
+        facts = {
+            "tensor": name,
+            "group": location.group,
+            "part": location.part,
+            "module": location.module,
+            "layer": location.layer,
+        }
+        for metrics in measure_all(before, after, seed=derive_seed("geometry", seed, name)):
+            rows.append({**facts, "shape": "x".join(map(str, before.shape)), "coordinates": before.numel(), **metrics})
     frame = pd.DataFrame(rows)
     total = frame.groupby(["precision", "delta"])["delta_norm"].transform(lambda norms: (norms**2).sum())
     frame["energy_share"] = (frame["delta_norm"] ** 2 / total).where(total > 0)
@@ -159,9 +172,9 @@ def random_like(before: torch.Tensor, after: torch.Tensor, *, seed: int = 0) -> 
 def summarize(tensors: pd.DataFrame) -> pd.DataFrame:
     """The rows of `Geometry.groups`."""
     rows = []
-    for (precision, delta), own in tensors.groupby(["precision", "delta"], sort=False):
+    for (precision, delta), subset in tensors.groupby(["precision", "delta"], sort=False):
         for group in [*GROUPS, "all"]:
-            part = own if group == "all" else own[own["group"] == group]
+            part = subset if group == "all" else subset[subset["group"] == group]
             if len(part):
                 rows.append({"group": group, "precision": precision, "delta": delta, **_summary(part)})
     return pd.DataFrame(rows)
@@ -170,19 +183,19 @@ def summarize(tensors: pd.DataFrame) -> pd.DataFrame:
 def _summary(part: pd.DataFrame) -> dict:
     counted = ("unchanged", *(name for name in columns() if name.startswith("below_")))
     energies = [float((part[name] ** 2).sum()) for name in ("delta_norm", "source_norm")]
-    found: dict[str, object] = {"tensors": len(part), "coordinates": int(part["coordinates"].sum())}
+    summary: dict[str, object] = {"tensors": len(part), "coordinates": int(part["coordinates"].sum())}
     for name in columns():
         if name in counted:
-            found[name] = float((part[name] * part["coordinates"]).sum() / part["coordinates"].sum())
+            summary[name] = float((part[name] * part["coordinates"]).sum() / part["coordinates"].sum())
         elif name in ("delta_norm", "source_norm"):
-            found[name] = energies[name == "source_norm"] ** 0.5
+            summary[name] = energies[name == "source_norm"] ** 0.5
         elif name == "relative_delta":
-            found[name] = (energies[0] / energies[1]) ** 0.5 if energies[1] else None
+            summary[name] = (energies[0] / energies[1]) ** 0.5 if energies[1] else None
         elif name in ("energy_share", "largest"):
-            found[name] = part[name].sum(min_count=1) if name == "energy_share" else part[name].max()
+            summary[name] = part[name].sum(min_count=1) if name == "energy_share" else part[name].max()
         else:
-            found[name] = part[name].astype(float).median()
-    return found
+            summary[name] = part[name].astype(float).median()
+    return summary
 
 
 def _percent(share: float) -> str:
@@ -237,53 +250,53 @@ def _measured(source: _Spectrum, after: torch.Tensor) -> dict[str, float | None]
     size, energy = delta.abs(), float(delta.square().sum())
     norm = float(source.weight.double().norm())
     rms = norm / max(1, delta.numel()) ** 0.5
-    found: dict[str, float | None] = {
+    metrics: dict[str, float | None] = {
         "delta_norm": energy**0.5,
         "source_norm": norm,
         "relative_delta": energy**0.5 / norm if norm else None,
         "largest": float(size.max()),
         "unchanged": _share(size == 0),
     }
-    found |= {f"below_{one:.0e}": _share(size < one) for one in EPSILONS}
-    found |= {f"below_rms_{one:.0e}": _share(size < one * rms) for one in TAUS}
+    metrics |= {f"below_{epsilon:.0e}": _share(size < epsilon) for epsilon in EPSILONS}
+    metrics |= {f"below_rms_{tau:.0e}": _share(size < tau * rms) for tau in TAUS}
     for share in COORDINATES:
         top = size.flatten().topk(_count(share, size.numel())).values
-        found[f"energy_coordinates_{_percent(share)}"] = float(top.square().sum()) / energy if energy else None
+        metrics[f"energy_coordinates_{_percent(share)}"] = float(top.square().sum()) / energy if energy else None
     if source.matrix is not None and energy:
-        found |= _spectral(source, delta.flatten(1), energy)
+        metrics |= _spectral(source, delta.flatten(1), energy)
     if source.matrix is not None:
-        found |= _overlaps(source, size.flatten(1))
-    return found
+        metrics |= _overlaps(source, size.flatten(1))
+    return metrics
 
 
 def _spectral(source: _Spectrum, delta: torch.Tensor, energy: float) -> dict[str, float | None]:
     """Spectrum of the delta, and where it lies in that of its source."""
     values = torch.linalg.svdvals(delta) if source.is_exact else _decomposed(delta, False, source.seed)[1]
     squares = values.square()
-    found: dict[str, float | None] = {"stable_rank": energy / float(squares[0])}
+    metrics: dict[str, float | None] = {"stable_rank": energy / float(squares[0])}
     if source.is_exact:
-        found |= {f"rank_{one:.0e}": _share(values > one * values[0]) for one in RANKS}
+        metrics |= {f"rank_{threshold:.0e}": _share(values > threshold * values[0]) for threshold in RANKS}
         shares = values / values.sum()
-        found["effective_rank"] = float(torch.special.entr(shares).sum().exp())
-    found |= {f"energy_top_{one}": float(squares[:one].sum()) / energy for one in TOPS}
-    found |= {
-        f"energy_top_{_percent(one)}": float(squares[: _count(one, source.smaller)].sum()) / energy
-        for one in TOP_SHARES
+        metrics["effective_rank"] = float(torch.special.entr(shares).sum().exp())
+    metrics |= {f"energy_top_{num}": float(squares[:num].sum()) / energy for num in TOPS}
+    metrics |= {
+        f"energy_top_{_percent(share)}": float(squares[: _count(share, source.smaller)].sum()) / energy
+        for share in TOP_SHARES
     }
     left, after_values, _ = _decomposed(source.matrix + delta, source.is_exact, source.seed)
     in_left, in_right = source.left.T @ delta, delta @ source.right
     in_both = in_left @ source.right
     for ratio in RATIOS:
         k = _count(ratio, source.smaller)
-        found[f"projection_{_percent(ratio)}"] = float(in_both[:k, :k].square().sum()) / energy
-        found[f"projection_left_{_percent(ratio)}"] = float(in_left[:k].square().sum()) / energy
-        found[f"projection_right_{_percent(ratio)}"] = float(in_right[:, :k].square().sum()) / energy
-        found[f"rotation_{_percent(ratio)}"] = _mean_sine(source.left[:, :k], left[:, :k])
+        metrics[f"projection_{_percent(ratio)}"] = float(in_both[:k, :k].square().sum()) / energy
+        metrics[f"projection_left_{_percent(ratio)}"] = float(in_left[:k].square().sum()) / energy
+        metrics[f"projection_right_{_percent(ratio)}"] = float(in_right[:, :k].square().sum()) / energy
+        metrics[f"rotation_{_percent(ratio)}"] = _mean_sine(source.left[:, :k], left[:, :k])
     length = float(source.values.norm())
-    found["spectral_drift"] = (
+    metrics["spectral_drift"] = (
         float((after_values - source.values).norm()) / length if source.is_exact and length else None
     )
-    return found
+    return metrics
 
 
 def _mean_sine(first: torch.Tensor, second: torch.Tensor) -> float:
@@ -292,17 +305,17 @@ def _mean_sine(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def _overlaps(source: _Spectrum, size: torch.Tensor) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
+    metrics: dict[str, float | None] = {}
     for atol in ATOLS:
         moved = size > atol
         num_moved = int(moved.sum())
         for (kind, ratio), mask in source.masks.items():
             both, density = int((moved & mask).sum()), _share(mask)
             end = f"{kind}_{_percent(ratio)}_{atol:.0e}"
-            found[f"overlap_{end}"] = both / num_moved if num_moved else None
-            found[f"coverage_{end}"] = both / int(mask.sum())
-            found[f"enrichment_{end}"] = both / num_moved / density if num_moved else None
-    return found
+            metrics[f"overlap_{end}"] = both / num_moved if num_moved else None
+            metrics[f"coverage_{end}"] = both / int(mask.sum())
+            metrics[f"enrichment_{end}"] = both / num_moved / density if num_moved else None
+    return metrics
 
 
 def _share(mask: torch.Tensor) -> float:

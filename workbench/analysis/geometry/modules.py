@@ -53,7 +53,7 @@ _INNER = {
 
 
 @dataclass(frozen=True)
-class ParameterGroup:
+class TensorLocation:
     """Where a tensor is. part: text, vision or connector; module: one of GROUPS; layer: its number, or None."""
 
     part: str
@@ -65,7 +65,7 @@ class ParameterGroup:
         return {"vision": "vision tower", "connector": "connector"}.get(self.part, self.module)
 
 
-def group_of(name: str) -> ParameterGroup:
+def locate_tensor(name: str) -> TensorLocation:
     """The place of a tensor by its name in a model folder; "other" where no word is known."""
     words = [word for word in name.split(".") if word not in ("weight", "bias")]
     if any(_CONNECTOR.search(word) for word in words):
@@ -73,7 +73,7 @@ def group_of(name: str) -> ParameterGroup:
     else:
         part = "vision" if any(_VISION.search(word) for word in words) else "text"
     layer = next((int(word) for word in words if word.isdigit()), None)
-    return ParameterGroup(part, _module(words), layer)
+    return TensorLocation(part, _module(words), layer)
 
 
 def _module(words: list[str]) -> str:
@@ -84,11 +84,11 @@ def _module(words: list[str]) -> str:
         return "norm"
     for kind, owner in (("attention", _ATTENTION), ("MLP", _MLP)):
         if any(owner.search(word) for word in words):
-            return next((name for name, own in _INNER[kind] if own.search(last)), kind)
+            return next((name for name, pattern in _INNER[kind] if pattern.search(last)), kind)
     if any(_EMBEDDING.search(word) for word in words):
         return "embedding"
     for inner in _INNER.values():
-        for name, own in inner:
-            if own.search(last) and last not in ("dense", "c_proj", "proj", "projection"):
+        for name, pattern in inner:
+            if pattern.search(last) and last not in ("dense", "c_proj", "proj", "projection"):
                 return name
     return "other"

@@ -9,7 +9,7 @@ window.requestAnimationFrame = (draw) =>
 window.workbenchApp = (() => {
   const asked = location.search; // the page may rewrite it before the server has answered
   let forced = new URLSearchParams(asked).get("__theme"); // a link may choose the theme
-  let looks = 0;
+  let refreshes = 0;
   let isOpen = false; // the address is not touched before the server has read it
   let page = null; // run, tab and address that were shown last
   let pinned = null; // parts of the address for the token that the reader looks at; the server is not told of it
@@ -35,13 +35,13 @@ window.workbenchApp = (() => {
     history.replaceState(null, "", `${location.pathname}?${query}`);
   };
   // what the server knows of the run, while Gradio is still loading: it stands until the page itself has it
-  const glance = async () => {
+  const firstPaint = async () => {
     const config = window.gradio_config || {};
     if (config.auth_required) return;
     const asking = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ data: [asked] }) };
-    const answer = await fetch(`${config.root || ""}${config.api_prefix || "/gradio_api"}/run/first_glance`, asking);
+    const answer = await fetch(`${config.root || ""}${config.api_prefix || "/gradio_api"}/run/first_paint`, asking);
     const html = answer.ok ? (await answer.json()).data[0] : "";
-    const isThere = () => document.querySelector("#watch-status :is(h2, p)") || document.querySelector("#app-trouble p");
+    const isThere = () => document.querySelector("#monitor-status :is(h2, p)") || document.querySelector("#app-trouble p");
     if (!html || isThere()) return;
     const first = document.createElement("div");
     first.id = "app-first";
@@ -54,7 +54,7 @@ window.workbenchApp = (() => {
     ended.observe(document.body, { childList: true, subtree: true });
     setTimeout(() => { ended.disconnect(); first.remove(); }, 15000);
   };
-  glance().catch(() => {});
+  firstPaint().catch(() => {});
   // resolves when the reader has paused; only the last key press of several changes what it returns. Two events of one
   // form, asked at once, may be answered in either order, so the server is asked once, of the form as it is then
   const typed = async () => {
@@ -83,7 +83,7 @@ window.workbenchApp = (() => {
       return theme;
     },
     open: () => { isOpen = true; },
-    look: () => { looks += 1; },
+    refresh: () => { refreshes += 1; },
     pin: (index, answer) => { // the address names the token that the reader looks at, and its answer
       pinned = { ...answer, token: index };
       write();
@@ -112,7 +112,7 @@ window.workbenchApp = (() => {
       page = { run, tab, address: address || {} };
       if (before && JSON.stringify([run, page.address]) !== JSON.stringify([before.run, before.address])) pinned = null;
       write();
-      return tabs.map((name, k) => name === tab ? JSON.stringify([run, theme, address, looks]) : wakes[k]);
+      return tabs.map((name, k) => name === tab ? JSON.stringify([run, theme, address, refreshes]) : wakes[k]);
     },
   };
 })();

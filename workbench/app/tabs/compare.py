@@ -8,8 +8,8 @@ from pathlib import Path
 import gradio as gr
 
 from workbench.analysis import compare, figures
-from workbench.analysis.compare import RunPair
-from workbench.analysis.illusion import HOW_SURE
+from workbench.analysis.compare import AlignedPair
+from workbench.analysis.illusion import CONFIDENCE_NOTE
 from workbench.analysis.runs import config_difference, metrics
 from workbench.analysis.table import Table, names_of
 from workbench.app.components import (
@@ -18,9 +18,9 @@ from workbench.app.components import (
     aside_html,
     empty_html,
     fragment_component,
-    fresh,
     plot_component,
     read_asset,
+    remount,
     rows_component,
     rows_html,
 )
@@ -32,7 +32,7 @@ from workbench.app.context import (
     persistent_params,
     sentence,
     show_errors,
-    sync_to_url,
+    sync_to_address,
 )
 from workbench.errors import WorkbenchError
 from workbench.render import TokenView, colors, render_tokens
@@ -79,8 +79,8 @@ def draw(context: AppContext, run: str | None, theme: str, address: Mapping | No
     second = context.run_dir(name)
     listed, row = draw_examples(first, second, str(address.get("example") or ""))
     aligned, views = draw_pair(first, second, row, layout)
-    known = known_metrics(first, second)
-    metric = choice(address, "compare", "metric", known) or (known[0] if known else "")
+    metric_names = known_metrics(first, second)
+    metric = choice(address, "compare", "metric", metric_names) or (metric_names[0] if metric_names else "")
     curves = compare.metrics_of(first, second, (metric,) if metric else ())
     return (
         chooser,
@@ -89,9 +89,11 @@ def draw(context: AppContext, run: str | None, theme: str, address: Mapping | No
         aligned,
         views,
         gr.Dropdown(
-            choices=[(one.replace("_", " ").replace("/", ": ", 1), one) for one in known],
+            choices=[
+                (metric_name.replace("_", " ").replace("/", ": ", 1), metric_name) for metric_name in metric_names
+            ],
             value=metric or None,
-            visible=bool(known),
+            visible=bool(metric_names),
         ),
         gr.Plot(value=figures.curves(curves, title=metric.replace("_", " ") or "metrics", theme=theme), visible=True),
         draw_accuracy(first, second),
@@ -99,9 +101,9 @@ def draw(context: AppContext, run: str | None, theme: str, address: Mapping | No
     )
 
 
-def other_choices(context: AppContext, own: str) -> list[tuple[str, str]]:
+def other_choices(context: AppContext, run: str) -> list[tuple[str, str]]:
     """The runs that can be compared with, each with its method."""
-    others = [state for state in find_jobs(context.runs_dir) if state.name != own]
+    others = [state for state in find_jobs(context.runs_dir) if state.name != run]
     return [
         (f"{state.name}  ·  {', '.join(filter(None, (state.method, state.status)))}", state.name) for state in others
     ]
@@ -110,18 +112,18 @@ def other_choices(context: AppContext, own: str) -> list[tuple[str, str]]:
 def draw_examples(first: Path, second: Path, wanted: str) -> tuple[str, dict | None]:
     """What both runs answered, and the row of the wanted example, or the first one whose answers can be aligned."""
     shared = compare.shared_examples(TRACES.of(first) or first, TRACES.of(second) or second)
-    row = next((one for one in shared.rows if one["example"] == wanted), None)
+    row = next((candidate for candidate in shared.rows if candidate["example"] == wanted), None)
     if row is None and not shared.empty:
         row = shared.rows[0]
     chosen = None if row is None else {"example": row["example"]}
-    shown = Table(shared.frame.head(200), shared.run, shared.units, shared.empty)
-    words = shown.frame.assign(
-        probe=shown.frame["probe"].map({True: "yes: a probe", False: "no"}),
-        same_answer=shown.frame["same_answer"].map({True: "yes", False: "no"}),
+    listed = Table(shared.frame.head(200), shared.run, shared.units, shared.empty)
+    words = listed.frame.assign(
+        probe=listed.frame["probe"].map({True: "yes: a probe", False: "no"}),
+        same_answer=listed.frame["same_answer"].map({True: "yes", False: "no"}),
     )
-    shown = Table(words, shared.run, shared.units, shared.empty)
+    listed = Table(words, shared.run, shared.units, shared.empty)
     html = rows_html(
-        shown, EXAMPLE_COLUMNS, label="examples of both runs", key=("example",), chosen=chosen, tall=210, follow=True
+        listed, EXAMPLE_COLUMNS, label="examples of both runs", key=("example",), chosen=chosen, tall=210, follow=True
     )
     return html, row
 
@@ -139,11 +141,11 @@ def draw_pair(first: Path, second: Path, row: Mapping | None, layout: str) -> tu
         f'<section class="wbu-side" aria-label="{escape(name, quote=True)}"><h3>{escape(name)}</h3>{render_tokens(view, standalone=False)}</section>'
         for name, view in zip(names, (pair.first, pair.second), strict=True)
     )
-    place = "wbu-sides" if layout == "beside" else "wbu-stack"
-    return fresh(aligned_html(pair, *names)), fresh(f'<div class="{place}">{views}</div>')
+    css_class = "wbu-sides" if layout == "beside" else "wbu-stack"
+    return remount(aligned_html(pair, *names)), remount(f'<div class="{css_class}">{views}</div>')
 
 
-def aligned_html(pair: RunPair, first: str, second: str) -> str:
+def aligned_html(pair: AlignedPair, first: str, second: str) -> str:
     """Both answers as columns of a table: a token of the first over its partner, with regimes and gaps, differences marked.
 
     Two methods that have no regime in common differ everywhere, so no difference is marked: their gaps can be compared.
@@ -170,10 +172,10 @@ def aligned_html(pair: RunPair, first: str, second: str) -> str:
         if is_common
         else f"{matched} common tokens. The two methods have no regime in common: compare the gaps. Between the lines: · another token."
     )
-    said = f"Matched by {pair.by}: {regimes}"
+    caption = f"Matched by {pair.by}: {regimes}"
     return (
         '<div class="wb-root"><div class="wbu-scroll"><table class="wbu-aligned" aria-label="both answers, token beside token">'
-        f'<tbody>{"".join(lines)}</tbody></table></div><p class="wb-faint wbu-said">{escape(said)}</p>{legend}</div>'
+        f'<tbody>{"".join(lines)}</tbody></table></div><p class="wb-faint wbu-said">{escape(caption)}</p>{legend}</div>'
     )
 
 
@@ -182,8 +184,8 @@ def _aligned_cell(row: Mapping, suffix: str, slots: Mapping[str, str]) -> str:
     if text is None:
         return '<td class="wbu-gone" aria-label="no partner"></td>'
     gaps = {name: row[f"{name}_gap_{suffix}"] for name in ("information", "capability")}
-    told_gaps = ", ".join(f"{name} {signed(value)} nats" for name, value in gaps.items() if value is not None)
-    title = escape(f"{visible_text(text)} · {regime}" + (f" · {told_gaps}" if told_gaps else ""), quote=True)
+    gap_texts = ", ".join(f"{name} {signed(value)} nats" for name, value in gaps.items() if value is not None)
+    title = escape(f"{visible_text(text)} · {regime}" + (f" · {gap_texts}" if gap_texts else ""), quote=True)
     information = NONE if gaps["information"] is None else signed(gaps["information"], 1)
     return (
         f'<td title="{title}"><span class="wbu-token wb-s-{slots.get(regime, "none")}">{escape(visible_text(text))}</span>'
@@ -208,17 +210,17 @@ def _legend(*named: tuple[str, TokenView]) -> str:
 
 def known_metrics(first: Path, second: Path) -> list[str]:
     """Metrics that either run has, the common ones first."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for run in (first, second):
-        found |= dict.fromkeys(metrics(run).frame["metric"].unique())
-    return [name for name in METRICS if name in found] + sorted(name for name in found if name not in METRICS)
+        names |= dict.fromkeys(metrics(run).frame["metric"].unique())
+    return [name for name in METRICS if name in names] + sorted(name for name in names if name not in METRICS)
 
 
 def draw_accuracy(first: Path, second: Path) -> str:
     """Per policy, context and truth: both runs' accuracy before and after, and how sure they were in the end."""
-    found = compare.accuracy_beside(first, second)
-    if found.empty:
-        return empty_html(found.empty, title="Accuracy")
+    accuracies = compare.accuracy_beside(first, second)
+    if accuracies.empty:
+        return empty_html(accuracies.empty, title="Accuracy")
     columns = [
         Column("policy", kind="short"),
         Column("context", "shown", "short"),
@@ -232,21 +234,23 @@ def draw_accuracy(first: Path, second: Path) -> str:
             Column(f"confidence_{side}", "confidence", "share"),
         ]
     title = "Accuracy and confidence, first and newest evaluation"
-    html = rows_html(found, columns, label="accuracy of both runs", title=title, tall=380) + aside_html(HOW_SURE)
-    own, both, other = compare.evaluated_apart(first, second)
-    if not own and not other:
+    html = rows_html(accuracies, columns, label="accuracy of both runs", title=title, tall=380) + aside_html(
+        CONFIDENCE_NOTE
+    )
+    only_first, both, only_second = compare.question_overlap(first, second)
+    if not only_first and not only_second:
         return html
-    apart = f"Not the same questions: {own:,} were asked of the first run only, {other:,} of the second only, {both:,} of both."
+    apart = f"Not the same questions: {only_first:,} were asked of the first run only, {only_second:,} of the second only, {both:,} of both."
     return html + aside_html(f"{apart} Where they differ, so may the accuracies, whatever was learned.")
 
 
 def draw_difference(first: Path, second: Path) -> str:
     """Keys of the configurations that differ."""
-    found = config_difference(first, second)
-    names = [name for name in found.frame.columns if name != "key"]
+    differences = config_difference(first, second)
+    names = [name for name in differences.frame.columns if name != "key"]
     columns = (Column("key", kind="mono"), *(Column(name, name, "mono") for name in names))
     return rows_html(
-        found, columns, label="difference of configurations", title="Where the configurations differ", tall=380
+        differences, columns, label="difference of configurations", title="Where the configurations differ", tall=380
     )
 
 
@@ -294,7 +298,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     outputs = [other, layout, listed, aligned, views, metric, curves, accuracy, difference]
     drawing = show_errors(partial(draw, context), len(outputs))
     shared.on_show("compare", drawing, [shared.run, shared.theme, shared.address], outputs)
-    sync_to_url(shared, [metric.input, layout.input], CHOICES["compare"], [metric, layout])
+    sync_to_address(shared, [metric.input, layout.input], CHOICES["compare"], [metric, layout])
     other.input(
         lambda name, address: (
             persistent_params(address) | {"other": name or "", "example": (address or {}).get("example", "")}

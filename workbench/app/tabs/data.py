@@ -17,8 +17,8 @@ from workbench.app.components import (
     Column,
     empty_html,
     fragment_component,
-    fresh,
     read_asset,
+    remount,
     rows_component,
     rows_html,
 )
@@ -32,14 +32,21 @@ from workbench.app.context import (
     sentence,
     show_errors,
 )
-from workbench.app.examples import DECODING, MAX_DECODED, MOST_EVALUATED, MOST_EXAMPLES, load, shown_html
+from workbench.app.examples import (
+    DECODE_LOCK,
+    MAX_DECODED,
+    MAX_EVALUATED_EXAMPLES,
+    MAX_EXAMPLES,
+    example_fragment,
+    load,
+)
 from workbench.app.own_image import own_image_form
 from workbench.config.models import refuse_remote_code
 from workbench.config.schema import RunConfig, load_config, read_yaml
 from workbench.data.contexts import missing_evidence
 from workbench.data.images import open_image
 from workbench.errors import DataError, RunError, WorkbenchError
-from workbench.render import PictureOfView, TokenView, render_tokens, token_view
+from workbench.render import TokenView, ViewImage, render_tokens, token_view
 from workbench.render.evidence import evidence
 from workbench.render.examples import evidence_of
 from workbench.runs.commands import value_at
@@ -47,7 +54,7 @@ from workbench.runs.jobs import config_file
 from workbench.types import Box, Evidence, Example
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-OWN = "your image"
+OWN_IMAGE = "your image"
 COLUMNS = (
     Column("id", kind="short"),
     Column("domain", kind="short"),
@@ -55,7 +62,7 @@ COLUMNS = (
     Column("answer", kind="short"),
     Column("evidence"),
 )
-TO_GIVE = {  # what a view may be shown -> that it is not there, and how it is given here
+EVIDENCE_FIELDS = {  # what a view may be shown -> that it is not there, and how it is given here
     "boxes": ("there are no boxes", "Drag on the image to draw one, or write x0 y0 x1 y1 and a label, in pixels."),
     "caption": ("there is no caption", "Fill it in."),
     "hint": ("there is no hint", "Fill it in."),
@@ -65,7 +72,7 @@ TO_GIVE = {  # what a view may be shown -> that it is not there, and how it is g
 NO_SOURCE = "This run names no data. Give a source above: a .jsonl or .parquet file, or scenes:eval?count=40."
 
 
-class OneScorer:
+class ScorerCache:
     """The policies of the run that was asked last. One question at a time; another run's policies are let go first."""
 
     def __init__(self) -> None:
@@ -86,7 +93,7 @@ class OneScorer:
                 )
             config = load_config(run_dir / "config.yaml")
             refuse_remote_code(config, f"workbench eval {run_dir}")
-            if example.origin == OWN:
+            if example.origin == OWN_IMAGE:
                 check_evidence(config, example)
             key = (run_dir, checkpoint.path, checkpoint.path.stat().st_mtime_ns)
             if key != self._key:
@@ -95,11 +102,11 @@ class OneScorer:
                 self._key = key
             scored = self._scorer.score(example, answer)
             view = token_view(scored, run=f"{run_dir.name}, checkpoint of step {checkpoint.step}")
-            own = {name: value for name, value in view.meta.items() if name not in ("step", "rollout")}
-            return replace(view, meta=own)  # it is no answer of a batch
+            meta = {name: value for name, value in view.meta.items() if name not in ("step", "rollout")}
+            return replace(view, meta=meta)  # it is no answer of a batch
 
 
-SCORER = OneScorer()
+SCORER = ScorerCache()
 
 
 def draw(
@@ -113,42 +120,44 @@ def draw(
     is_typed  the source was just asked for: one that may not be read is said, and otherwise the run's own is listed
     """
     run_dir = context.run_dir(run)
-    known = sources_of(run_dir)
+    sources = sources_of(run_dir)
     try:
         source = chosen_source(context, run_dir, source)
     except DataError as error:
         if is_typed:
-            return gr.Dropdown(choices=known, value=source), empty_html(sentence(error)), "", gr.skip()
+            return gr.Dropdown(choices=sources, value=source), empty_html(sentence(error)), "", gr.skip()
         source = chosen_source(context, run_dir, None)  # the page still holds another run's
-    chooser = gr.Dropdown(choices=known, value=source)
+    chooser = gr.Dropdown(choices=sources, value=source)
     if source is None:
         return chooser, empty_html(NO_SOURCE), "", gr.skip()
     try:
-        most = MOST_EXAMPLES
+        most = MAX_EXAMPLES
         if not is_typed:
             most = most_listed(run_dir, address)
             source = source_with(context, run_dir, source, address, most)
-            chooser = gr.Dropdown(choices=known, value=source)
+            chooser = gr.Dropdown(choices=sources, value=source)
         examples, is_cut = load(source, most, context.folders)
     except (WorkbenchError, OSError) as error:
         return chooser, empty_html(sentence(error)), "", gr.skip()
     example = find(examples, address)
-    shown = shown_html(example) if example else ""
-    return chooser, list_html(source, examples, example, is_cut), shown, evaluated_answer(run_dir, address)
+    fragment = example_fragment(example) if example else ""
+    return chooser, list_html(source, examples, example, is_cut), fragment, evaluated_answer(run_dir, address)
 
 
 def most_listed(run_dir: Path, address: Mapping | None) -> int:
     """How many examples are listed: as many as were evaluated, if the address is that of an evaluated one."""
-    asked = value_at(read_yaml(run_dir / "config.yaml"), "evaluation.count") if (address or {}).get("context") else None
-    return min(max(MOST_EXAMPLES, asked), MOST_EVALUATED) if isinstance(asked, int) else MOST_EXAMPLES
+    count = value_at(read_yaml(run_dir / "config.yaml"), "evaluation.count") if (address or {}).get("context") else None
+    return min(max(MAX_EXAMPLES, count), MAX_EVALUATED_EXAMPLES) if isinstance(count, int) else MAX_EXAMPLES
 
 
 def source_with(context: AppContext, run_dir: Path, source: str, address: Mapping | None, most: int) -> str:
     """The source, or another of the run's that has the example of the address where this one does not."""
     wanted = str((address or {}).get("example") or "")
     others = [value for _, value in sources_of(run_dir) if value != source] if wanted else []
-    loaded = ((one, load(one, most, context.folders)[0]) for one in (source, *others))
-    return next((one for one, examples in loaded if any(example.id == wanted for example in examples)), source)
+    loaded = ((candidate, load(candidate, most, context.folders)[0]) for candidate in (source, *others))
+    return next(
+        (candidate for candidate, examples in loaded if any(example.id == wanted for example in examples)), source
+    )
 
 
 def evaluated_answer(run_dir: Path, address: Mapping | None) -> object:
@@ -180,10 +189,10 @@ def chosen_source(context: AppContext, run_dir: Path, source: str | None) -> str
     Raises DataError for one that is neither the run's own, nor built-in scenes, nor a file inside the runs folder; a
     read-only page reads the run's own only.
     """
-    known = [value for _, value in sources_of(run_dir)]
+    own_sources = [value for _, value in sources_of(run_dir)]
     if not source:
-        return known[-1] if len(known) > 1 else known[0] if known else None
-    if source in known or (not context.read_only and _is_ours(context, source)):
+        return own_sources[-1] if len(own_sources) > 1 else own_sources[0] if own_sources else None
+    if source in own_sources or (not context.read_only and _is_ours(context, source)):
         return source
     others = "" if context.read_only else f", scenes:eval?count=40 and the like, and files inside {context.runs_dir}"
     raise DataError(
@@ -203,26 +212,30 @@ def _is_ours(context: AppContext, source: str) -> bool:
 def find(examples: list[Example], address: Mapping | None) -> Example | None:
     """The example that the address names, else the first."""
     wanted = str((address or {}).get("example") or "")
-    return next((one for one in examples if one.id == wanted), examples[0] if examples else None)
+    return next((example for example in examples if example.id == wanted), examples[0] if examples else None)
 
 
 def list_html(source: str, examples: list[Example], chosen: Example | None, is_cut: bool = False) -> str:
     """Examples as rows, with the evidence that each has. is_cut: further ones hold too large pictures for the page."""
     rows = [
         {
-            "id": one.id,
-            "domain": one.domain or None,
-            "question": one.question,
-            "answer": one.answer,
-            "evidence": ", ".join(evidence_of(one)) or None,
+            "id": example.id,
+            "domain": example.domain or None,
+            "question": example.question,
+            "answer": example.answer,
+            "evidence": ", ".join(evidence_of(example)) or None,
         }
-        for one in examples
+        for example in examples
     ]
-    more = f", the first {len(examples)}" if len(examples) >= MOST_EXAMPLES else ""
+    more = f", the first {len(examples)}" if len(examples) >= MAX_EXAMPLES else ""
     more = f", the first {len(examples)}: with more, its pictures exceed {MAX_DECODED >> 20} MiB" if is_cut else more
-    made = table(rows, [column.name for column in COLUMNS], run=f"{source}{more}", empty=f"{source} holds no example.")
+    rows_table = table(
+        rows, [column.name for column in COLUMNS], run=f"{source}{more}", empty=f"{source} holds no example."
+    )
     key = None if chosen is None else {"id": chosen.id}
-    return rows_html(made, COLUMNS, label="examples", key=("id",), chosen=key, title="Examples", tall=270, follow=True)
+    return rows_html(
+        rows_table, COLUMNS, label="examples", key=("id",), chosen=key, title="Examples", tall=270, follow=True
+    )
 
 
 def parse_boxes(text: str, size: tuple[int, int]) -> tuple[Box, ...]:
@@ -255,14 +268,14 @@ def own_example(
     if not (question or "").strip():
         raise DataError("there is no question. Write one: what should be answered about the image?")
     return Example(
-        OWN,
+        OWN_IMAGE,
         question.strip(),
         (image,),
         answer=(answer or "").strip() or None,
         evidence=Evidence(
             parse_boxes(boxes, image.size), caption=(caption or "").strip() or None, hint=(hint or "").strip() or None
         ),
-        origin=OWN,
+        origin=OWN_IMAGE,
     )
 
 
@@ -281,20 +294,20 @@ def preview(file: str | None, boxes: str | None) -> str:
     """The dropped image with its boxes, on which boxes can be drawn; a fault as a sentence."""
     if not file:
         return ""
-    with DECODING:
+    with DECODE_LOCK:
         try:
             image = open_upload(file)
             drawn = parse_boxes(boxes, image.size)
         except DataError as error:
             return note(sentence(error), "error")
-        shown = PictureOfView("image", image, drawn, note="Drag on it to draw a box.")
-        pictures = evidence(TokenView("", "", "", (), pictures=(shown,)))
-    return fresh(f'<div class="wb-root"><div class="wb-body">{pictures}</div></div>')
+        picture = ViewImage("image", image, drawn, note="Drag on it to draw a box.")
+        pictures = evidence(TokenView("", "", "", (), pictures=(picture,)))
+    return remount(f'<div class="wb-root"><div class="wb-body">{pictures}</div></div>')
 
 
 def with_box(file: str | None, boxes: str | None, corners: Mapping) -> str:
     """The lines of boxes and one more, drawn on the picture: corners as shares of width and height."""
-    with DECODING:
+    with DECODE_LOCK:
         width, height = open_upload(file).size
     shares = [max(0.0, min(1.0, float(corners[name]))) for name in ("x0", "y0", "x1", "y1")]
     pixels = [round(share * size) for share, size in zip(shares, (width, height, width, height), strict=True)]
@@ -305,7 +318,7 @@ def score(context: AppContext, run: str | None, example: Example, answer: str | 
     """The answer's tokens under every view of the run's newest checkpoint."""
     context.check_writable()
     view = SCORER.score(context.run_dir(run), example, (answer or "").strip() or None)
-    return fresh(render_tokens(view, standalone=False))
+    return remount(render_tokens(view, standalone=False))
 
 
 def score_own(
@@ -331,17 +344,17 @@ def check_evidence(config: RunConfig, example: Example) -> None:
         lacking = missing_evidence(example, view.context)
         if lacking is not None:
             missing.setdefault(lacking.partition(" ")[0], []).append(f"{name} ({view.context})")
-    said = []
+    faults = []
     for what, views in missing.items():
-        if what not in TO_GIVE:
+        if what not in EVIDENCE_FIELDS:
             raise DataError(
                 f"an image of your own has no {what}, which this run shows to {' and '.join(views)}. Choose a run of "
                 "another method, or score an example of the list above."
             )
-        lack, remedy = TO_GIVE[what]
-        said.append(f"{lack}, which this run shows to {' and '.join(views)}. {remedy}")
-    if said:
-        raise DataError(f"{' And '.join(said)} Then score again.")
+        lack, remedy = EVIDENCE_FIELDS[what]
+        faults.append(f"{lack}, which this run shows to {' and '.join(views)}. {remedy}")
+    if faults:
+        raise DataError(f"{' And '.join(faults)} Then score again.")
 
 
 def score_listed(
@@ -349,8 +362,8 @@ def score_listed(
 ) -> str:
     """The chosen example of the list, scored."""
     context.check_writable()
-    asked = chosen_source(context, context.run_dir(run), source)
-    example = find(load(asked, folders=context.folders)[0], address) if asked else None
+    chosen = chosen_source(context, context.run_dir(run), source)
+    example = find(load(chosen, folders=context.folders)[0], address) if chosen else None
     if example is None:
         raise DataError("there is no example to score. Choose a source that has some.")
     return score(context, run, example, given)
@@ -372,14 +385,14 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         )
         button = gr.Button("Score this example", elem_id="data-score", scale=0, min_width=190, interactive=is_open)
     listed = rows_component("examples", elem_id="data-list")
-    shown = gr.HTML(
+    example_view = gr.HTML(
         label="the example", js_on_load=None, css_template=css, apply_default_css=False, elem_id="data-example"
     )
     form = own_image_form(is_open, list(KINDS))
     scored = fragment_component("who would supervise which token", elem_id="data-scored")
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    inputs, outputs = [shared.run, shared.address, source], [source, listed, shown, given]
+    inputs, outputs = [shared.run, shared.address, source], [source, listed, example_view, given]
     drawing = show_errors(partial(draw, context), len(outputs))
     shared.on_show("data", drawing, inputs, outputs)
     source.input(show_errors(partial(draw, context, is_typed=True), len(outputs)), inputs, outputs, **quiet)

@@ -57,11 +57,11 @@ def draw(context: AppContext, run: str | None, theme: str) -> tuple:
 
 def groups_table(measured: Measured | None, run: str) -> Table:
     """The groups, each update before its control."""
-    columns = [one.name for one in COLUMNS]
+    columns = [column.name for column in COLUMNS]
     if measured is None:
         return table([], columns, run=run, empty=NOT_MEASURED)
     frame = measured.geometry.groups
-    order = {name: place for place, name in enumerate(dict.fromkeys(frame["group"]))}
+    order = {name: group_idx for group_idx, name in enumerate(dict.fromkeys(frame["group"]))}
     keys = frame.assign(place=frame["group"].map(order), control=frame["delta"] != UPDATE)
     frame = frame.loc[keys.sort_values(["place", "precision", "control"], ascending=[True, False, True]).index, columns]
     return table(frame.reset_index(drop=True), columns, run=measured.title, empty=NOT_MEASURED)
@@ -87,7 +87,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         min_width=200,
         interactive=not context.read_only,
     )
-    said = fragment_component("what was measured", elem_id="geometry-said")
+    notice = fragment_component("what was measured", elem_id="geometry-said")
     titles = (
         "unchanged coordinates",
         "size by layer",
@@ -98,16 +98,16 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     plots, asides = {}, {}
     for row in ((0, 4), (1, 2, 3)):
         with gr.Row():
-            for place in row:
+            for figure_idx in row:
                 with gr.Column(min_width=320):
-                    plots[place] = plot_component(titles[place], elem_id=f"geometry-figure-{place}")
-                    asides[place] = fragment_component(f"how to read {titles[place]}")
+                    plots[figure_idx] = plot_component(titles[figure_idx], elem_id=f"geometry-figure-{figure_idx}")
+                    asides[figure_idx] = fragment_component(f"how to read {titles[figure_idx]}")
     rows = rows_component("geometry by group", elem_id="geometry-table")
-    shown = [component for made in (plots, asides) for _, component in sorted(made.items())]
-    inputs, outputs = [shared.run, shared.theme], [words, *shown, rows]
+    figures_and_notes = [component for components in (plots, asides) for _, component in sorted(components.items())]
+    inputs, outputs = [shared.run, shared.theme], [words, *figures_and_notes, rows]
     shared.on_show("geometry", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
-    shared.run.change(lambda: "", None, said, show_progress="hidden", api_visibility="private")
+    shared.run.change(lambda: "", None, notice, show_progress="hidden", api_visibility="private")
     measuring = show_errors(partial(measure, context), len(outputs) + 1)
     button.click(
-        measuring, inputs, [said, *outputs], concurrency_limit=1, show_progress_on=words, api_visibility="private"
+        measuring, inputs, [notice, *outputs], concurrency_limit=1, show_progress_on=words, api_visibility="private"
     )

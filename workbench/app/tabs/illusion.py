@@ -66,7 +66,7 @@ ACCURACY_COLUMNS = (
 )
 
 
-def draw(context: AppContext, run: str | None, theme: str, shown: str | None) -> tuple:
+def draw(context: AppContext, run: str | None, theme: str, curve_of: str | None) -> tuple:
     """Everything on the tab: headline, choices of who answered, figures, tables.
 
     shown  "policy, context" of the reliability curve
@@ -75,17 +75,17 @@ def draw(context: AppContext, run: str | None, theme: str, shown: str | None) ->
     traces = TRACES.of(run_dir)
     accuracy = illusion.accuracy(run_dir)
     pairs = [] if accuracy.empty else list(dict.fromkeys(f"{row['policy']}, {row['context']}" for row in accuracy.rows))
-    shown = shown if shown in pairs else pairs[0] if pairs else ""
-    bought, parted = illusion.information_dominated_loss(traces or run_dir), illusion.separation(traces or run_dir)
+    curve_of = curve_of if curve_of in pairs else pairs[0] if pairs else ""
+    bought, parted = illusion.information_dominated_shares(traces or run_dir), illusion.separation(traces or run_dir)
     over, group = overconfidence(accuracy)
     return (
         headline(run_dir, accuracy, bought, parted),
         figures.accuracy_curves(accuracy, theme=theme),
-        gr.Dropdown(choices=pairs, value=shown or None, visible=bool(pairs)),
-        draw_reliability(run_dir, shown, theme),
+        gr.Dropdown(choices=pairs, value=curve_of or None, visible=bool(pairs)),
+        draw_reliability(run_dir, curve_of, theme),
         figures.bars(
             over,
-            "who",
+            "policy",
             "overconfidence",
             count="count",
             title=f"Over-confidence on {group} questions",
@@ -121,12 +121,12 @@ def draw(context: AppContext, run: str | None, theme: str, shown: str | None) ->
     )
 
 
-def draw_wrong(found: Table) -> str:
+def draw_wrong(answers: Table) -> str:
     """Wrong answers of the last evaluation, the surest first; a row opens its question in Data."""
     title = "Sure and wrong"
-    if not found.empty:
-        title += f" at step {found.rows[0]['step']}: choose one to open it in Data"
-    return rows_html(found, SURE_COLUMNS, label="sure and wrong", key=SURE_KEY, title=title, tall=478)
+    if not answers.empty:
+        title += f" at step {answers.rows[0]['step']}: choose one to open it in Data"
+    return rows_html(answers, SURE_COLUMNS, label="sure and wrong", key=SURE_KEY, title=title, tall=478)
 
 
 def headline(run_dir: Path, accuracy: Table, bought: Table, parted: Table) -> str:
@@ -145,7 +145,7 @@ def headline(run_dir: Path, accuracy: Table, bought: Table, parted: Table) -> st
             )
         )
     for row in parted.rows:
-        if row["gap"] != illusion.TELLING:
+        if row["gap"] != illusion.HEADLINE_GAP:
             continue
         tiles.append(
             (
@@ -160,16 +160,16 @@ def headline(run_dir: Path, accuracy: Table, bought: Table, parted: Table) -> st
     )
     label = f"headline of {escape(run_dir.name, quote=True)}"
     numbers = f'<div class="wbu-tiles" role="group" aria-label="{label}">{cards}</div>' if tiles else ""
-    return findings_html(run_dir) + numbers + aside_html(f"{INTERVALS}. {illusion.HOW_SURE}")
+    return findings_html(run_dir) + numbers + aside_html(f"{INTERVALS}. {illusion.CONFIDENCE_NOTE}")
 
 
 def _steps(row: Mapping) -> str:
     return f"step {row['step']}" if row["first_step"] == row["step"] else f"steps {row['first_step']} to {row['step']}"
 
 
-def draw_reliability(run_dir: Path, shown: str | None, theme: str) -> object:
+def draw_reliability(run_dir: Path, curve_of: str | None, theme: str) -> object:
     """Accuracy over confidence of one policy under one context."""
-    policy, _, context = (shown or "student, plain").partition(", ")
+    policy, _, context = (curve_of or "student, plain").partition(", ")
     return figures.reliability(
         illusion.reliability(run_dir, policy=policy, context=context),
         title=f"Is it as often right as it is sure? {policy}, {context}",
@@ -198,33 +198,33 @@ def overconfidence(accuracy: Table) -> tuple[Table, str]:
     rows = Table(ends.reset_index(drop=True), accuracy.run).rows
     truths = {row["truth"] for row in rows}
     group = PRIVILEGED if PRIVILEGED in truths else "all"
-    kept = [
+    in_group = [
         {
             **row,
-            "who": f"{row['policy']}, {row['context']} (step {row['step']})",
+            "policy": f"{row['policy']}, {row['context']} (step {row['step']})",
             "overconfidence": 100 * row["overconfidence"],
         }
         for row in rows
         if row["truth"] == group
     ]
-    columns = ["who", "overconfidence", "count"]
+    columns = ["policy", "overconfidence", "count"]
     units = {"overconfidence": f"points: confidence minus accuracy on {group} questions"}
-    return table(kept, columns, run=accuracy.run, empty=accuracy.empty, units=units), group
+    return table(in_group, columns, run=accuracy.run, empty=accuracy.empty, units=units), group
 
 
 def entropies(traces: Traces | None, run_dir: Path) -> Table:
     """The student's entropy over steps, a curve per truth, as figures.curves takes it."""
-    found = regimes.gaps_over_steps(traces or run_dir)
+    gaps = regimes.gaps_over_steps(traces or run_dir)
     rows = [
         {"step": row["step"], "metric": f"{row['truth']} tokens", "value": row["entropy"]}
-        for row in found.rows
+        for row in gaps.rows
         if row["entropy"] is not None
     ]
-    empty = found.empty or "This run's traces hold no entropies."
+    empty = gaps.empty or "This run's traces hold no entropies."
     return table(
         rows,
         ["step", "metric", "value"],
-        run=found.run,
+        run=gaps.run,
         empty=empty,
         units={row["metric"]: "nats per token" for row in rows},
     )
@@ -270,7 +270,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     outputs = [head, accuracy, who, reliability, over, share, entropy, separation, worst, wrong, measured]
     shared.on_show("illusion", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
     who.input(
-        show_errors(lambda run, theme, shown: draw_reliability(context.run_dir(run), shown, theme)),
+        show_errors(lambda run, theme, curve_of: draw_reliability(context.run_dir(run), curve_of, theme)),
         inputs,
         reliability,
         **quiet,

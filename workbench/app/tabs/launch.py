@@ -1,7 +1,7 @@
-"""Launch: a recipe or an earlier run as a form, the command that does the same, the check, and the start.
+"""Launch: a recipe or an earlier run as a form, the equivalent command, Check and Start.
 
-A run is a process of its own (workbench.runs.jobs): it outlives the page and the app. The check is one too, so that models
-are never loaded into the app.
+A run is a separate process (workbench.runs.jobs), so it outlives the page and the app. The check is one too, so that the
+app never loads a model.
 """
 
 import itertools
@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial, wraps
 from html import escape
 
@@ -27,14 +28,14 @@ from workbench.app.form import (
     Field,
     check_table,
     entered_config,
-    field_at,
     fields,
+    form_slots,
     form_values,
     free_name,
-    places,
     recipe_file,
     recipes,
     section_notes,
+    slot_field,
 )
 from workbench.config.models import check_models, refuse_remote_code
 from workbench.data.picture_bounds import as_variable
@@ -44,16 +45,16 @@ from workbench.runs.commands import copyable, overrides_between, train_command
 from workbench.runs.jobs import start_run
 from workbench.runs.processes import child_environment
 
-Form = list[dict[str | None, Field]]  # form.places
+Form = list[dict[str | None, Field]]  # of form.form_slots
 CHECK_SECONDS = 600.0
 OPEN = ("method", "models", "data", "training")
 TITLES = {"models.lora": "Models: LoRA", "trace": "Traces"}
-READ_ONLY = "This page is read-only: runs cannot be started from here. The command can be copied."
+READ_ONLY = "This page is read-only, so it cannot start runs. Copy the command and run it in a terminal."
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
-    """The tab."""
-    form = places(fields())
+    """The form at the left; the command, Check and Start at the right."""
+    form = form_slots(fields())
     choices = recipes(context)
     first = choices[0][1] if choices else None
     method, values = _first_values(context, form, first)
@@ -68,63 +69,44 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                     allow_custom_value=True,
                     elem_id="launch-recipe",
                 )
-                made = [
-                    _component(place, method, value)
-                    for place, value in zip(form, values, strict=True)
-                    if _is_top(place)
+                widgets = [
+                    _widget(slot, method, value) for slot, value in zip(form, values, strict=True) if _is_top(slot)
                 ]
-            about = _sections(form, made, method, values)
+            about = _sections(form, widgets, method, values)
             with gr.Accordion("More overrides", open=False):
-                more = gr.Textbox(
+                overrides = gr.Textbox(
                     label="Overrides",
                     lines=3,
                     placeholder="training.steps=20\nmodels.teachers={maths: path/to/model}",
-                    info="lines of key=value, as on the command line; they win over the form",
+                    info="one key=value per line, as on the command line; they take precedence over the form",
                     elem_id="launch-more",
                 )
-        about_check = note(READ_ONLY if context.read_only else _what_happens(context))
-        command, check, start, message, said, report, checked = _side(context, about_check)
-
-    inputs: list[Component] = [recipe, more, *made]
-    chooser, name = (made[[_first(place).key for place in form].index(key)] for key in ("method.name", "name"))
-    options = [one for place, one in zip(form, made, strict=True) if None not in place]
-    silent = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
-
-    shows = (beside(partial(preview, context, form), 1, str), inputs, [message, command])  # a wrong form has no command
-    typed = gr.Textbox("", visible="hidden", elem_id="launch-typed")
-    # text, numbers and switches are listened to by assets/app.js, all at once: each event of each box would cost the first page
-    lists = [one.input for one in made if isinstance(one, gr.Dropdown) and one is not chooser]
-    gr.on(lists, None, None, typed, js="() => workbenchApp.typed()")
-    edited = [typed.change, chooser.input, recipe.change]
-    gr.on(edited, None, None, [said, report], js=f"() => ['', {json.dumps(about_check)}]")
-    typed.change(*shows, **silent)
-    loaded = recipe.change(
-        beside(partial(fill, context, form), 1 + len(made)), recipe, [message, about, *made], **silent
-    )
-    loaded.then(*shows, **silent)
-    changed = chooser.input(partial(show_method, context, form), [recipe, chooser], [about, *options], **silent)
-    changed.then(*shows, **silent)
-    shared.on_show("launch", show_errors(partial(offer, context), 2), [recipe, name], [recipe, name]).then(
-        *shows, **silent
-    )
-
-    running = {"show_progress": "minimal", "show_progress_on": report, "api_visibility": "private"}
-    checking = check.click(
-        partial(checked_form, context, form), inputs, [said, report, checked], trigger_mode="always_last", **running
-    )
-    checking.then(outdated, [checked, command], [said, report], **silent)
-    started = start.click(
-        beside(partial(start_from, context, form), 4),
-        inputs,
-        [said, shared.run, shared.address, shared.tabs, name],
-        **silent | {"trigger_mode": "once"},
-    )
-    started.then(*shows, **silent)
+        side = _lay_out_side(context)
+    _connect_form(context, shared, form, widgets, recipe, overrides, about, side)
+    _connect_buttons(context, shared, form, widgets, [recipe, overrides, *widgets], side)
 
 
-def _side(context: AppContext, about_check: str) -> tuple[Component, ...]:
-    """Beside the form: the command, Check and Start, what the form lacks, what the two did, the report, and, hidden, the
-    command that was checked."""
+@dataclass(frozen=True)
+class _Side:
+    """The column beside the form.
+
+    form_error  what is wrong with the form as it is
+    outcome     result of Check or Start, until the form is edited
+    checked     hidden: the command that was checked
+    """
+
+    command: gr.Textbox
+    check: gr.Button
+    start: gr.Button
+    form_error: gr.HTML
+    outcome: gr.HTML
+    report: gr.HTML
+    checked: gr.Textbox
+    about_check: str
+
+
+def _lay_out_side(context: AppContext) -> _Side:
+    about_check = note(READ_ONLY if context.read_only else _about_check(context))
     is_open = not context.read_only
     with gr.Column(scale=3, min_width=380, elem_id="launch-side"):
         command = gr.Textbox(
@@ -138,31 +120,102 @@ def _side(context: AppContext, about_check: str) -> tuple[Component, ...]:
         with gr.Row():
             check = gr.Button("Check", elem_id="launch-check", interactive=is_open)
             start = gr.Button("Start", variant="primary", elem_id="launch-start", interactive=is_open)
-        message = gr.HTML("", elem_id="launch-message")  # of the form as it is
-        outcome = gr.HTML("", elem_id="launch-said")  # of Check or Start, until the form is edited
+        form_error = gr.HTML("", elem_id="launch-message")
+        outcome = gr.HTML("", elem_id="launch-said")
         report = gr.HTML(about_check, elem_id="launch-report")
         checked = gr.Textbox("", visible="hidden")
-    return command, check, start, message, outcome, report, checked
+    return _Side(command, check, start, form_error, outcome, report, checked, about_check)
+
+
+_SILENT = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
+
+
+def _show_command(context: AppContext, form: Form, inputs: list[Component], side: _Side) -> tuple:
+    """Callback, inputs and outputs that show the form's command; a form with an error has none."""
+    callback = with_message(partial(preview, context, form), 1, str)
+    return callback, inputs, [side.form_error, side.command]
+
+
+def _connect_form(
+    context: AppContext,
+    shared: Shared,
+    form: Form,
+    widgets: list[Component],
+    recipe: gr.Dropdown,
+    overrides: gr.Textbox,
+    about: gr.HTML,
+    side: _Side,
+) -> None:
+    """An edit shows the new command and clears the outcome; another recipe or method fills the form."""
+    shows = _show_command(context, form, [recipe, overrides, *widgets], side)
+    chooser, name = (_widget_of(key, form, widgets) for key in ("method.name", "name"))
+    options = [widget for slot, widget in zip(form, widgets, strict=True) if None not in slot]
+    typed = gr.Textbox("", visible="hidden", elem_id="launch-typed")
+    # assets/app.js listens to text, numbers and switches with one listener: an event of each box would slow the first page
+    lists = [widget.input for widget in widgets if isinstance(widget, gr.Dropdown) and widget is not chooser]
+    gr.on(lists, None, None, typed, js="() => workbenchApp.typed()")
+    edited = [typed.change, chooser.input, recipe.change]
+    gr.on(edited, None, None, [side.outcome, side.report], js=f"() => ['', {json.dumps(side.about_check)}]")
+    typed.change(*shows, **_SILENT)
+    loaded = recipe.change(
+        with_message(partial(load_recipe, context, form), 1 + len(widgets)),
+        recipe,
+        [side.form_error, about, *widgets],
+        **_SILENT,
+    )
+    loaded.then(*shows, **_SILENT)
+    changed = chooser.input(partial(show_method, context, form), [recipe, chooser], [about, *options], **_SILENT)
+    changed.then(*shows, **_SILENT)
+    refreshing = show_errors(partial(refresh_recipes, context), 2)
+    shared.on_show("launch", refreshing, [recipe, name], [recipe, name]).then(*shows, **_SILENT)
+
+
+def _connect_buttons(
+    context: AppContext,
+    shared: Shared,
+    form: Form,
+    widgets: list[Component],
+    inputs: list[Component],
+    side: _Side,
+) -> None:
+    """Check shows a report on the form; Start starts the run and opens Monitor."""
+    checking = side.check.click(
+        partial(checked_form, context, form),
+        inputs,
+        [side.outcome, side.report, side.checked],
+        trigger_mode="always_last",
+        show_progress="minimal",
+        show_progress_on=side.report,
+        api_visibility="private",
+    )
+    checking.then(outdated, [side.checked, side.command], [side.outcome, side.report], **_SILENT)
+    started = side.start.click(
+        with_message(partial(start_from, context, form), 4),
+        inputs,
+        [side.outcome, shared.run, shared.address, shared.tabs, _widget_of("name", form, widgets)],
+        **_SILENT | {"trigger_mode": "once"},
+    )
+    started.then(*_show_command(context, form, inputs, side), **_SILENT)
 
 
 _WHAT_CHECK_DOES = (
-    "Check loads the models, writes a few answers and proves that every view reads the same tokens. "
-    "It takes a moment and changes nothing."
+    "Check loads the models, samples a few answers and verifies that every view scores the same tokens. "
+    "It takes a few seconds and changes nothing."
 )
 
 
-def _what_happens(context: AppContext) -> str:
-    """What Check and Start do."""
+def _about_check(context: AppContext) -> str:
+    """Description of Check and of the limit on concurrent runs."""
     if context.max_runs is None:
         return _WHAT_CHECK_DOES
-    runs = "1 run is" if context.max_runs == 1 else f"{context.max_runs} runs are"
-    return f"{_WHAT_CHECK_DOES} At most {runs} at work at once (workbench app --max-runs); further ones wait for their turn."
+    runs = "1 run trains" if context.max_runs == 1 else f"{context.max_runs} runs train"
+    return f"{_WHAT_CHECK_DOES} At most {runs} at a time (workbench app --max-runs); further runs are queued."
 
 
-def beside(callback: Callable, num_outputs: int, otherwise: Callable[[], object] = gr.skip) -> Callable:
-    """The callback, with a message before its outputs: nothing, or what is wrong with the form. Also for generators.
+def with_message(callback: Callable, num_outputs: int, otherwise: Callable[[], object] = gr.skip) -> Callable:
+    """The callback with a message before its outputs: "", or the error in the form. Also for generators.
 
-    otherwise  makes what the outputs become if something is wrong; they stay as they are
+    otherwise  makes each output's value after an error; default: the outputs stay as they are
     """
 
     def failed(error: Exception) -> tuple:
@@ -181,62 +234,64 @@ def beside(callback: Callable, num_outputs: int, otherwise: Callable[[], object]
 
 
 def preview(context: AppContext, form: Form, recipe: str, more: str, *entered: object) -> tuple[str]:
-    """The command that starts what the form holds."""
+    """The command that trains the form's configuration."""
     file = recipe_file(context, recipe)
     config = entered_config(context, form, entered, more or "")
     return (copyable(train_command(file, overrides_between(file, config))),)
 
 
 def recipe_values(context: AppContext, form: Form, recipe: str) -> list[object]:
-    """What each component holds for a recipe; one that is for other methods' options holds a default of theirs."""
+    """The value of each widget for a recipe; a widget for another method's option gets that option's default."""
     values = form_values(context, recipe)
     method = str(values["method.name"])
-    fields_now = [field_at(place, method) for place in form]
+    fields_now = [slot_field(slot, method) for slot in form]
     return [
-        field.shown(values[field.key]) if field else _first(place).shown(_first(place).default)
-        for field, place in zip(fields_now, form, strict=True)
+        field.to_widget(values[field.key]) if field else _any_field(slot).to_widget(_any_field(slot).default)
+        for field, slot in zip(fields_now, form, strict=True)
     ]
 
 
-def fill(context: AppContext, form: Form, recipe: str) -> list[object]:
-    """What is said about a recipe's method, and its values; options of other methods are hidden."""
+def load_recipe(context: AppContext, form: Form, recipe: str) -> list[object]:
+    """The description of a recipe's method, and the recipe's values; options of other methods are hidden."""
     values = form_values(context, recipe)
     method = str(values["method.name"])
     return [
         _about(method),
         *(
-            place[None].shown(values[place[None].key]) if None in place else _shown_option(place, method, values)
-            for place in form
+            slot[None].to_widget(values[slot[None].key]) if None in slot else _shown_option(slot, method, values)
+            for slot in form
         ),
     ]
 
 
 def show_method(context: AppContext, form: Form, recipe: str | None, method: str) -> list[object]:
-    """What is said about the chosen method, and its options as the recipe has them, if it is the recipe's, else at their
-    defaults; other methods' are hidden."""
+    """The description and options of the chosen method; options of other methods are hidden.
+
+    The options have the recipe's values if the recipe is of this method, otherwise their defaults.
+    """
     try:
         values = form_values(context, recipe)
-    except WorkbenchError:  # what is wrong with the recipe is said beside the command
+    except WorkbenchError:  # the error is shown beside the command
         values = {}
-    own = values if values.get("method.name") == method else {}
-    return [_about(method), *(_shown_option(place, method, own) for place in form if None not in place)]
+    values_of_method = values if values.get("method.name") == method else {}
+    return [_about(method), *(_shown_option(slot, method, values_of_method) for slot in form if None not in slot)]
 
 
-def offer(context: AppContext, recipe: str | None, name: str) -> tuple[object, object]:
-    """The list of recipes and runs as it is now, and a free name in place of one that is taken; the rest stays.
+def refresh_recipes(context: AppContext, recipe: str | None, name: str) -> tuple[object, object]:
+    """The current recipes and runs, and a free name if this one is taken; everything else stays.
 
-    A reader may be typing already when the answer arrives, so nothing is sent back that need not change.
+    The user may already be typing when the response arrives, so only values that must change are returned.
     """
     choices = recipes(context)
     if not choices:
-        raise ConfigError(f"there is no recipe in {context.configs_dir}. Open the app with --configs FOLDER.")
+        raise ConfigError(f"no recipe in {context.configs_dir}. Open the app with --configs FOLDER.")
     picker = gr.Dropdown(choices=choices) if recipe else gr.Dropdown(choices=choices, value=choices[0][1])
     free = free_name(context, name or "")
     return picker, gr.skip() if free == name else free
 
 
 def checked_form(context: AppContext, form: Form, recipe: str, more: str, *entered: object) -> Iterator[tuple]:
-    """What is wrong with the form, what its check found, and the command that was checked ("": the form holds none)."""
+    """The form's error, the check's report, and the command that was checked ("" if the form has an error)."""
     command = ""
     try:
         (command,) = preview(context, form, recipe, more, *entered)
@@ -247,21 +302,21 @@ def checked_form(context: AppContext, form: Form, recipe: str, more: str, *enter
 
 
 def outdated(checked: str, command: str) -> tuple:
-    """In place of what was found, if the form holds another command by now."""
+    """A warning in place of the report if the form was edited during the check."""
     if checked == command:
         return gr.skip(), gr.skip()
-    return "", note("The form was changed while it was checked, so what was found is left out. Check again.", "warning")
+    return "", note("The form was edited during the check, so the report is out of date. Check again.", "warning")
 
 
 def run_check(context: AppContext, form: Form, recipe: str, more: str, *entered: object) -> Iterator[tuple[str]]:
-    """What `workbench check` finds, as a table. First says that it is at work."""
+    """The report of `workbench check` as HTML; first a note that the check is running."""
     context.check_writable()
     file = recipe_file(context, recipe)
     config = entered_config(context, form, entered, more or "")
     check_models(config)
     overrides = overrides_between(file, config)
     refuse_remote_code(config, copyable(["workbench", "check", str(file), *overrides]))
-    yield (note("Checking: loading the models, writing a few answers …"),)
+    yield (note("Checking: loading the models, sampling a few answers …"),)
     command = [sys.executable, "-m", "workbench", "check", str(file), *overrides]
     try:
         done = subprocess.run(
@@ -274,87 +329,94 @@ def run_check(context: AppContext, form: Form, recipe: str, more: str, *entered:
         )
     except subprocess.TimeoutExpired:
         raise ConfigError(
-            f"the check took longer than {CHECK_SECONDS:g} s and was ended. Run it in a terminal: "
+            f"the check was stopped after {CHECK_SECONDS:g} s. Run it in a terminal: "
             f"{copyable(['workbench', *command[3:]])}"
         ) from None
     rows = check_table(done.stdout)
     if not rows:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise ConfigError(said[-1].partition(": ")[2] or said[-1] if said else "the check ended without a word.")
+        errors = [line for line in done.stderr.splitlines() if line.strip()]
+        error = errors[-1] if errors else f"the check ended with exit code {done.returncode} and no message."
+        raise ConfigError(error.partition(": ")[2] or error)
     yield (check_html(rows),)
 
 
 def check_html(rows: list[tuple[str, ...]]) -> str:
-    """The table of a check, its verdict first."""
+    """The verdict of a check, then its table."""
     wrong = sum(status == "WRONG" for _, status, _ in rows)
     verdict = (
-        note(f"{wrong} of {len(rows)} checks are wrong: training would learn something else than you mean.", "error")
+        note(f"{wrong} of {len(rows)} checks failed. Correct the configuration before you train.", "error")
         if wrong
-        else note(f"All {len(rows)} checks hold.", "good")
+        else note(f"All {len(rows)} checks passed.", "good")
     )
     body = "".join(
-        f'<tr class="app-{status.lower()}-row"><th scope="row">{escape(name)}</th><td>{escape(status)}</td><td>{escape(found)}</td></tr>'
-        for name, status, found in rows
+        f'<tr class="app-{status.lower()}-row"><th scope="row">{escape(name)}</th>'
+        f"<td>{escape(status)}</td><td>{escape(finding)}</td></tr>"
+        for name, status, finding in rows
     )
-    return f'{verdict}<table class="app-table"><thead><tr><th>check</th><th></th><th>found</th></tr></thead><tbody>{body}</tbody></table>'
+    head = "<thead><tr><th>check</th><th></th><th>result</th></tr></thead>"
+    return f'{verdict}<table class="app-table">{head}<tbody>{body}</tbody></table>'
 
 
 def start_from(context: AppContext, form: Form, recipe: str, more: str, *entered: object) -> tuple:
-    """Starts the run and turns the page to it: run picker, address, tabs, and the next free name for the form."""
+    """Start the run and open it: run picker, address, tabs, and the next free name for the form."""
     context.check_writable()
     config = entered_config(context, form, entered, more or "")
     state = start_run(config, context.runs_dir, folders=context.folders, queue=context.queue)
     picker = gr.Dropdown(choices=run_choices(context), value=state.name)
-    return picker, {}, gr.Tabs(selected="watch"), free_name(context, config.name)
+    return picker, {}, gr.Tabs(selected="monitor"), free_name(context, config.name)
 
 
-def _first(place: Mapping[str | None, Field]) -> Field:
-    return next(iter(place.values()))
+def _any_field(slot: Mapping[str | None, Field]) -> Field:
+    return next(iter(slot.values()))
 
 
-def _is_top(place: Mapping[str | None, Field]) -> bool:
-    return None in place and _first(place).key in TOP
+def _widget_of(key: str, form: Form, widgets: list[Component]) -> Component:
+    return widgets[[_any_field(slot).key for slot in form].index(key)]
+
+
+def _is_top(slot: Mapping[str | None, Field]) -> bool:
+    return None in slot and _any_field(slot).key in TOP
 
 
 def _about(method: str) -> str:
-    """The first line of what a method says of itself; nothing for a name that is none."""
+    """The first line of a method's docstring as HTML; empty for an unknown name."""
     text = (method_module(method).__doc__ or "").splitlines()[0] if method in list_methods() else ""
     return f'<p class="app-about">{escape(text)}</p>'
 
 
 def _first_values(context: AppContext, form: Form, recipe: str | None) -> tuple[str, list[object]]:
-    """The first recipe's method and values, or defaults if that is none; its command then says what is wrong."""
+    """The first recipe's method and values; defaults if it is invalid, and then its error is shown beside the command."""
     try:
         values = recipe_values(context, form, recipe or "")
     except WorkbenchError:
-        values = [_first(place).shown(_first(place).default) for place in form]
-    return str(values[[_first(place).key for place in form].index("method.name")]), values
+        values = [_any_field(slot).to_widget(_any_field(slot).default) for slot in form]
+    return str(values[[_any_field(slot).key for slot in form].index("method.name")]), values
 
 
-def _sections(form: Form, made: list[Component], method: str, values: list[object]) -> gr.HTML:
-    """An accordion per section, its components added to `made` in the form's order; returns the line about the method."""
+def _sections(form: Form, widgets: list[Component], method: str, values: list[object]) -> gr.HTML:
+    """An accordion per section, its widgets appended in the form order; returns the description of the method."""
     notes = section_notes()
-    rest = [(place, value) for place, value in zip(form, values, strict=True) if not _is_top(place)]
-    for section, group in itertools.groupby(rest, key=lambda pair: _first(pair[0]).section):
+    rest = [(slot, value) for slot, value in zip(form, values, strict=True) if not _is_top(slot)]
+    for section, group in itertools.groupby(rest, key=lambda pair: _any_field(pair[0]).section):
         title = TITLES.get(section) or ("Run" if not section else section.capitalize())
         with gr.Accordion(title, open=section in OPEN, elem_id=f"launch-section-{section.replace('.', '-') or 'run'}"):
             if section == "method":
                 about = gr.HTML(_about(method), elem_id="launch-about")
             else:
-                gr.HTML(f'<p class="app-about">{escape(notes.get(section, "Where it goes, and its dice."))}</p>')
+                gr.HTML(f'<p class="app-about">{escape(notes.get(section, "Run name, output folder and seed."))}</p>')
             with gr.Row(elem_classes="app-grid"):
-                made += [_component(place, method, value) for place, value in group]
+                widgets += [_widget(slot, method, value) for slot, value in group]
     return about
 
 
-def _component(place: Mapping[str | None, Field], method: str, value: object) -> Component:
-    """What a key is entered with."""
-    field = field_at(place, method) or _first(place)
+def _widget(slot: Mapping[str | None, Field], method: str, value: object) -> Component:
+    """The widget of a key."""
+    field = slot_field(slot, method) or _any_field(slot)
     common = {
-        **_words(field),
+        **_labels(field),
         "elem_id": "-".join(["launch", *field.key.split(".")]),
         "min_width": 200,
-        "visible": field_at(place, method) is not None,
+        "visible": slot_field(slot, method) is not None,
     }
     if field.key == "method.name":
         return gr.Dropdown(list(list_methods()), value=value, allow_custom_value=True, **common)
@@ -371,8 +433,8 @@ def _component(place: Mapping[str | None, Field], method: str, value: object) ->
     return gr.Number(value, **common) if kind == NUMBER else gr.Textbox(value, **common)
 
 
-def _words(field: Field) -> dict[str, object]:
-    """What a component says about its field, and what it lets choose."""
+def _labels(field: Field) -> dict[str, object]:
+    """A widget's label, info text and choices."""
     words = {
         "label": {"name": "Run name", "method.name": "Method"}.get(field.key, field.label),
         "info": field.hint,
@@ -380,13 +442,13 @@ def _words(field: Field) -> dict[str, object]:
     if field.kind != CHOICE:
         return words
     empty = [("none", "")] if field.is_nullable else []
-    return {**words, "choices": [*empty, *((one, one) for one in field.option.choices)]}
+    return {**words, "choices": [*empty, *((choice, choice) for choice in field.option.choices)]}
 
 
-def _shown_option(place: Mapping[str | None, Field], method: str, values: Mapping[str, object]) -> dict:
-    """A component as the method's option, at its default unless `values` has it; hidden if the method has none of it."""
-    field = place.get(method)
+def _shown_option(slot: Mapping[str | None, Field], method: str, values: Mapping[str, object]) -> dict:
+    """Update of a widget to the method's option: the value in `values` or the default; hidden if it is not an option."""
+    field = slot.get(method)
     if field is None:
         return gr.update(visible=False)
-    value = field.shown(values.get(field.key, field.default))
-    return gr.update(value=value or "" if field.kind == CHOICE else value, visible=True, **_words(field))
+    value = field.to_widget(values.get(field.key, field.default))
+    return gr.update(value=value or "" if field.kind == CHOICE else value, visible=True, **_labels(field))

@@ -1,14 +1,16 @@
-"""Watch: one run as it goes: its state, its curves, its answers; stop and resume.
+"""Monitor: a run's state, log, curves and answers while it trains; stop and resume it.
 
-The page asks again every two seconds while the run lives and the tab is open: of its state and its log (`poll`), a look at
-a few small files. Only if there is more, everything is asked for (`look_at`). Curves are drawn anew only if a number was
-added, and more seldom the older the run is and the longer drawing takes, so that watching does not slow the training down.
-What was drawn last is remembered by the browser, so a restarted server goes on where the other one was.
+1. While the run is alive and the tab is open, the page calls `poll` every two seconds. It reads a few small files: the
+   run's state and its log.
+2. `poll` triggers `update` only if there is more to show. `update` redraws the curves only if a number was added, and
+   less often the older the run is and the longer drawing takes, so that monitoring does not slow training down.
+3. The browser keeps what was drawn last, so a restarted server continues where the other one stopped.
 """
 
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -16,12 +18,12 @@ import gradio as gr
 import plotly.graph_objects as go
 
 from workbench.analysis import figures
-from workbench.analysis.illusion import HOW_SURE, accuracy
+from workbench.analysis.illusion import CONFIDENCE_NOTE, accuracy
 from workbench.analysis.regimes import gaps_over_steps, shares_over_steps
 from workbench.analysis.runs import metrics
 from workbench.analysis.style import empty_figure
 from workbench.analysis.table import Table, table
-from workbench.app.answers import COLUMNS, answers_to, asked_questions
+from workbench.app.answers import COLUMNS, answered_questions, answers_to
 from workbench.app.components import (
     TRACES,
     Column,
@@ -47,49 +49,96 @@ from workbench.errors import RunError, TraceError, WorkbenchError
 from workbench.runs.jobs import JobState, log_tail, resume_run, stop_run
 from workbench.traces.reader import Traces
 
-NO_RUNS = "No run is here yet. Launch one, or `workbench train configs/demo.yaml`."
+NO_RUNS = "No runs yet. Start one in Launch, or in a terminal: workbench train configs/demo.yaml"
 POLL_S = 2.0
-DRAW_S, OLD_DRAW_S = 20.0, 300.0  # between two drawings of the curves: a browser takes a second of a core for each
-AGE_SHARE = 1 / 20  # between these two, the part of a run's age in which its curves hardly grow
-SHARE = 1 / 50  # of the time, at most, that drawing takes the server
+MIN_REDRAW_S, MAX_REDRAW_S = 20.0, 300.0  # between two redraws: each costs the browser a second of one core
+REDRAW_AGE_FRACTION = 1 / 20  # of a run's age: the interval between redraws, within these bounds
+MAX_DRAW_SHARE = 1 / 50  # of the server's time spent on drawing
 CURVES = (  # title, metrics
     ("Loss", ("loss",)),
-    ("Right answers while sampling", ("accuracy",)),
-    ("Entropy of the student", ("entropy",)),
-    ("Length of answers", ("completion_length",)),
-    ("Cut at the limit, and agreeing", ("truncated", "agreement")),
+    ("Accuracy of training answers", ("accuracy",)),
+    ("Student entropy", ("entropy",)),
+    ("Answer length", ("completion_length",)),
+    ("Truncated and duplicate answers", ("truncated", "agreement")),
     ("Learning rate", ("learning_rate",)),
 )
 PANELS = {  # title
     "accuracy": "Accuracy and confidence",
-    "shares": "Who supervised, by share of tokens",
-    "loss_shares": "Who supervised, by share of loss",
-    "gaps": "The two gaps over training",
+    "shares": "Token share by regime",
+    "loss_shares": "Loss share by regime",
+    "gaps": "Capability and information gap",
 }
 
 
+@dataclass(frozen=True)
+class _Components:
+    """What the tab is laid out of. `last_state` and `last_log` hold what was drawn last, in the browser."""
+
+    timer: gr.Timer
+    last_state: gr.Textbox
+    last_log: gr.Textbox
+    update_trigger: gr.Textbox
+    status: gr.HTML
+    stop: gr.Button
+    resume: gr.Button
+    kill: gr.Button
+    overrides: gr.Textbox
+    log: gr.Textbox
+    plots: list[gr.Plot]
+    confidence: gr.HTML
+    question: gr.Dropdown
+    answers: gr.HTML
+
+
 def build_tab(context: AppContext, shared: Shared) -> None:
-    """The tab."""
+    """State and buttons, log, curves, and the answers to one question over training."""
+    parts = _lay_out()
+    state_outputs = [parts.status, parts.stop, parts.kill, parts.resume, parts.overrides, parts.timer]
+    outputs = [*state_outputs, shared.run, parts.log, parts.last_state, parts.question, parts.answers]
+    outputs += [*parts.plots, parts.confidence]
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    refresh = render_error_in_place(partial(update, context), outputs, others_stay=True)
+    inputs = [shared.run, shared.theme, parts.last_state, parts.question, shared.tab]
+    first_view = show_errors(partial(initial_view, context), len(state_outputs))
+    first = shared.on_show("monitor", first_view, [shared.run], state_outputs)
+    first.then(
+        render_error_in_place(partial(update, context, anew=True), outputs, others_stay=True),
+        inputs,
+        outputs,
+        queue=False,
+        **quiet,
+    )
+    # few: each component that may change costs the browser something
+    poll_outputs = [parts.status, parts.log, parts.last_log, parts.update_trigger]
+    parts.timer.tick(
+        render_error_in_place(partial(poll, context), poll_outputs, others_stay=True),
+        [shared.run, shared.theme, parts.last_state, parts.last_log, shared.tab],
+        poll_outputs,
+        queue=False,
+        **quiet,
+    )
+    parts.update_trigger.change(refresh, inputs, outputs, queue=False, trigger_mode="once", **quiet)
+    parts.question.input(
+        show_errors(partial(show_answers, context)), [shared.run, parts.question], parts.answers, **quiet
+    )
+    for button, action, values in (
+        (parts.stop, partial(stop_selected, context), [shared.run]),
+        (parts.kill, partial(stop_selected, context, at_once=True), [shared.run]),
+        (parts.resume, partial(resume_selected, context), [shared.run, parts.overrides]),
+    ):
+        click = button.click(show_errors(action, len(state_outputs)), values, state_outputs, **quiet)
+        click.then(refresh, inputs, outputs, **quiet)
+
+
+def _lay_out() -> _Components:
     timer = gr.Timer(POLL_S, active=False)
-    seen = gr.Textbox("", visible="hidden", elem_id="watch-seen")
-    heard, more_due = (gr.Textbox("", visible="hidden") for _ in range(2))
-    with gr.Row(elem_id="watch-head", equal_height=True):
-        status = gr.HTML(elem_id="watch-status", min_width=520)
-        with gr.Column(scale=0, min_width=260, elem_id="watch-actions"):
-            with gr.Row():
-                stop = gr.Button("Stop", interactive=False, elem_id="watch-stop", min_width=100)
-                resume = gr.Button("Resume", interactive=False, elem_id="watch-resume", min_width=100)
-            kill = gr.Button("Stop at once", variant="stop", visible=False, elem_id="watch-kill")
-            more = gr.Textbox(
-                label="Resume with",
-                placeholder="training.save_every=10",
-                lines=1,
-                max_lines=4,
-                visible=False,
-                info=f"lines of key=value, of {', '.join(RESUMABLE)}; empty: as before",
-                elem_id="watch-overrides",
-            )
-    with gr.Accordion("What it printed", open=False, elem_id="watch-log-section"):
+    last_state = gr.Textbox("", visible="hidden", elem_id="monitor-seen")
+    last_log, update_trigger = (gr.Textbox("", visible="hidden") for _ in range(2))
+    with gr.Row(elem_id="monitor-head", equal_height=True):
+        status = gr.HTML(elem_id="monitor-status", min_width=520)
+        with gr.Column(scale=0, min_width=260, elem_id="monitor-actions"):
+            stop, resume, kill, overrides = _action_buttons()
+    with gr.Accordion("Log", open=False, elem_id="monitor-log-section"):
         log = gr.Textbox(
             show_label=False,
             label="Log",
@@ -97,130 +146,134 @@ def build_tab(context: AppContext, shared: Shared) -> None:
             max_lines=16,
             interactive=False,
             buttons=["copy"],
-            elem_id="watch-log",
+            elem_id="monitor-log",
         )
     with gr.Row(elem_classes="app-plots"):
         plots = [plot_component(title) for title, _ in CURVES]
     with gr.Row(elem_classes="app-plots app-wide"):
         for name, title in PANELS.items():
-            plots.append(plot_component(title, elem_id=f"watch-{name}"))
+            plots.append(plot_component(title, elem_id=f"monitor-{name}"))
             if name == "accuracy":
-                sure = fragment_component("how to read confidence", elem_id="watch-sure")
+                confidence = fragment_component("how to read confidence", elem_id="monitor-sure")
     gr.HTML("<h2>The same question over training</h2>", elem_classes="app-heading")
     question = gr.Dropdown(
         [],
         value=None,
         label="Question",
-        info="those answered at most steps first",
+        info="questions answered at the most steps come first",
         allow_custom_value=True,
-        elem_id="watch-question",
+        elem_id="monitor-question",
     )
-    answers = rows_component("Answers to one question, by step", elem_id="watch-answers")
-
-    state_outputs = [status, stop, kill, resume, more, timer]
-    outputs = [*state_outputs, shared.run, log, seen, question, answers, *plots, sure]
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    look = render_error_in_place(partial(look_at, context), outputs, others_stay=True)
-    inputs = [shared.run, shared.theme, seen, question, shared.tab]
-    first_view = show_errors(partial(summary_view, context), len(state_outputs))
-    first = shared.on_show("watch", first_view, [shared.run], state_outputs)
-    first.then(
-        render_error_in_place(partial(look_at, context, anew=True), outputs, others_stay=True),
-        inputs,
-        outputs,
-        queue=False,
-        **quiet,
+    answers = rows_component("Answers to one question, by step", elem_id="monitor-answers")
+    return _Components(
+        timer,
+        last_state,
+        last_log,
+        update_trigger,
+        status,
+        stop,
+        resume,
+        kill,
+        overrides,
+        log,
+        plots,
+        confidence,
+        question,
+        answers,
     )
-    beating = [status, log, heard, more_due]  # few: each component that may change costs the browser something
-    timer.tick(
-        render_error_in_place(partial(poll, context), beating, others_stay=True),
-        [shared.run, shared.theme, seen, heard, shared.tab],
-        beating,
-        queue=False,
-        **quiet,
-    )
-    more_due.change(look, inputs, outputs, queue=False, trigger_mode="once", **quiet)
-    question.input(show_errors(partial(show_answers, context)), [shared.run, question], answers, **quiet)
-    for button, act, given in (
-        (stop, partial(stop_it, context), [shared.run]),
-        (kill, partial(stop_it, context, at_once=True), [shared.run]),
-        (resume, partial(resume_it, context), [shared.run, more]),
-    ):
-        click = button.click(show_errors(act, len(state_outputs)), given, state_outputs, **quiet)
-        click.then(look, inputs, outputs, **quiet)
 
 
-def summary_view(context: AppContext, run: str | None) -> tuple:
-    """What is known of a run before any curve is drawn."""
+def _action_buttons() -> tuple[gr.Button, gr.Button, gr.Button, gr.Textbox]:
+    """Stop, Resume, Kill, and the overrides of Resume."""
+    with gr.Row():
+        stop = gr.Button("Stop", interactive=False, elem_id="monitor-stop", min_width=100)
+        resume = gr.Button("Resume", interactive=False, elem_id="monitor-resume", min_width=100)
+    kill = gr.Button("Kill", variant="stop", visible=False, elem_id="monitor-kill")
+    overrides = gr.Textbox(
+        label="Resume with",
+        placeholder="training.save_every=10",
+        lines=1,
+        max_lines=4,
+        visible=False,
+        info=f"one key=value per line; allowed keys: {', '.join(RESUMABLE)}. Empty: unchanged",
+        elem_id="monitor-overrides",
+    )
+    return stop, resume, kill, overrides
+
+
+def initial_view(context: AppContext, run: str | None) -> tuple:
+    """State and buttons of a run, before any curve is drawn."""
     if not run:
         return (note(NO_RUNS), *_buttons(context, None))
     try:
         return _state(context, context.job(run))
-    except RunError as error:  # deleted while it was looked at
+    except RunError as error:  # deleted while the page was open
         return (note(sentence(error), "error"), *_buttons(context, None))
 
 
-def poll(context: AppContext, run: str | None, theme: str, seen: str, heard: str, tab: str = "watch") -> tuple:
-    """State and log of a run as they are now, what of the log was `heard`, and a new text if `look_at` has more to show."""
+def poll(
+    context: AppContext, run: str | None, theme: str, last_state: str, last_log: str, tab: str = "monitor"
+) -> tuple:
+    """State and log of a run now, the log's new mark, and a new text for the trigger if `update` has more to show."""
     try:
         state = context.job(run)
-    except RunError:  # deleted while it was looked at
+    except RunError:  # deleted while the page was open
         return (gr.skip(), gr.skip(), "", str(time.time()))
-    before, log = _remembered(seen, run, theme), json.dumps([run, _log_mark(state.run_dir)])
+    before, log_mark = _parse_last_state(last_state, run, theme), json.dumps([run, _log_mark(state.run_dir)])
     has_more = before.get("status") != state.status or _is_due(state, before, tab)
-    said = gr.skip() if log == heard else log_tail(state.run_dir)
-    return (status_html(state), said, log, str(time.time()) if has_more else gr.skip())
+    log = gr.skip() if log_mark == last_log else log_tail(state.run_dir)
+    return (status_html(state), log, log_mark, str(time.time()) if has_more else gr.skip())
 
 
-def look_at(
+def update(
     context: AppContext,
     run: str | None,
     theme: str,
-    seen: str,
+    last_state: str,
     question: str | None,
-    tab: str = "watch",
+    tab: str = "monitor",
     *,
     anew: bool = False,
 ) -> tuple:
-    """State, log, answers and curves of a run, of each only what has changed since `seen`; `anew` draws all of it.
+    """State, log, answers and curves of a run: of each, what has changed since `last_state`. `anew` draws everything.
 
-    Behind another open tab nothing is drawn.
+    Nothing is drawn while another tab is open.
     """
     try:
         state = context.job(run)
         run_dir = state.run_dir
-    except RunError:  # there is none, or it was deleted while it was looked at
-        return (*summary_view(context, run), gr.skip(), "", "", *_cleared())
-    before = _remembered(seen, run, theme)
-    now = {
-        "run": run,
-        "theme": theme,
-        "status": state.status,
-        "log": _log_mark(run_dir),
-    }
+    except RunError:  # no run is chosen, or it was deleted while the page was open
+        return (*initial_view(context, run), gr.skip(), "", "", *_cleared())
+    before = _parse_last_state(last_state, run, theme)
+    now = {"run": run, "theme": theme, "status": state.status, "log": _log_mark(run_dir)}
     log = gr.skip() if before.get("log") == now["log"] else log_tail(run_dir)
     marks = _marks(state)
     if anew or _is_due(state, before, tab):
         start = time.perf_counter()
         traces, fault = read_traces(run_dir)
         nothing = "" if fault else ended_with_nothing(state, traces)
-        drawn = [*offer_questions(run_dir, traces, question, fault), *draw(run_dir, traces, theme, fault, nothing)]
+        drawn = [*question_picker(run_dir, traces, question, fault), *draw(run_dir, traces, theme, fault, nothing)]
         drawn[1] = empty_html(nothing) if nothing else drawn[1]
-        drawn.append(how_sure(run_dir))
+        drawn.append(confidence_note(run_dir))
         cost = time.perf_counter() - start
         age = time.time() - state.started if state.started else 0.0
-        now |= {"marks": marks, "next": time.time() + max(DRAW_S, min(age * AGE_SHARE, OLD_DRAW_S), cost / SHARE)}
+        now |= {"marks": marks, "next": time.time() + _redraw_interval(age, cost)}
     else:
         drawn = [gr.skip()] * len(_cleared())
         now |= {"marks": before.get("marks"), "next": before.get("next", 0.0)}
-    has_turned = before.get("status") not in (None, state.status)
-    picker = gr.Dropdown(choices=run_choices(context)) if has_turned or anew else gr.skip()
-    # a run that has ended is drawn once more by the tick that finds it ended; then the timer rests
+    status_changed = before.get("status") not in (None, state.status)
+    picker = gr.Dropdown(choices=run_choices(context)) if status_changed or anew else gr.skip()
+    # the tick that finds the run ended draws it once more; then the timer stops
     return (status_html(state), *_buttons(context, state), picker, log, json.dumps(now), *drawn)
 
 
+def _redraw_interval(age: float, cost: float) -> float:
+    """Seconds until the curves of a run of this age may be redrawn, if drawing them took `cost` seconds."""
+    return max(MIN_REDRAW_S, min(age * REDRAW_AGE_FRACTION, MAX_REDRAW_S), cost / MAX_DRAW_SHARE)
+
+
 def read_traces(run_dir: Path) -> tuple[Traces | None, str]:
-    """The run's traces, or None and why they cannot be read: metrics are drawn all the same."""
+    """The run's traces, or None and the reason why they cannot be read; metrics are drawn in either case."""
     try:
         return TRACES.of(run_dir), ""
     except (WorkbenchError, OSError) as error:
@@ -228,18 +281,18 @@ def read_traces(run_dir: Path) -> tuple[Traces | None, str]:
 
 
 def ended_with_nothing(state: JobState, traces: Traces | None) -> str:
-    """What to say of a run that has ended and recorded nothing; "" of all others."""
+    """The message for a run that ended without recording anything; "" for all others."""
     has_any = traces is not None or any((state.run_dir / name).exists() for name in ("metrics.jsonl", "evals"))
     if state.is_alive or has_any:
         return ""
-    return f"The run {state.status} before it recorded anything. What it said stands above."
+    return f"The run {state.status} before it recorded anything. Its error is shown above."
 
 
 def draw(run_dir: Path, traces: Traces | None, theme: str, fault: str = "", nothing: str = "") -> list[go.Figure]:
-    """All figures of a run, in the order of CURVES and PANELS; one that cannot be drawn says why.
+    """All figures of a run, in the order of CURVES and PANELS; a figure that cannot be drawn shows the reason.
 
-    fault    why the traces cannot be read, if they cannot
-    nothing  what to say in place of each figure, if there will be none
+    fault    why the traces cannot be read; "" if they can
+    nothing  message in place of each figure, if the run recorded nothing
     """
     if nothing:
         titles = [*(title for title, _ in CURVES), *PANELS.values()]
@@ -252,8 +305,8 @@ def draw(run_dir: Path, traces: Traces | None, theme: str, fault: str = "", noth
             return empty_figure(sentence(error), theme, title=title, height=270)
 
     def curve(title: str, names: tuple[str, ...]) -> go.Figure:
-        made = figures.curves(_of(metrics_of(), names, title), title=title, theme=theme, height=270)
-        return made if len(made.data) > 1 else made.update_layout(margin_t=62)  # no legend
+        figure = figures.curves(_of(metrics_of(), names, title), title=title, theme=theme, height=270)
+        return figure if len(figure.data) > 1 else figure.update_layout(margin_t=62)  # no legend
 
     metrics_of = cache(partial(metrics, run_dir))
     source = run_dir if traces is None else traces
@@ -272,48 +325,48 @@ def draw(run_dir: Path, traces: Traces | None, theme: str, fault: str = "", noth
     ]
 
 
-def how_sure(run_dir: Path) -> str:
-    """What confidence is, where any is drawn."""
+def confidence_note(run_dir: Path) -> str:
+    """The definition of confidence, if the run has evaluations."""
     try:
-        return "" if accuracy(run_dir).empty else aside_html(HOW_SURE)
-    except (WorkbenchError, OSError):  # the figure says so
+        return "" if accuracy(run_dir).empty else aside_html(CONFIDENCE_NOTE)
+    except (WorkbenchError, OSError):  # the figure shows the error
         return ""
 
 
-def stop_it(context: AppContext, run: str, *, at_once: bool = False) -> tuple:
-    """Asks a run to save and end, or ends it; returns its state."""
+def stop_selected(context: AppContext, run: str, *, at_once: bool = False) -> tuple:
+    """Ask a run to save a checkpoint and stop, or kill it; return its state."""
     context.check_writable()
     stop_run(context.run_dir(run), at_once=at_once)
     return _state(context, context.job(run))
 
 
-def resume_it(context: AppContext, run: str, overrides: str) -> tuple:
-    """Goes on with a run; returns its state."""
+def resume_selected(context: AppContext, run: str, overrides: str) -> tuple:
+    """Resume a run; return its state."""
     context.check_writable()
     lines = [line.strip() for line in (overrides or "").split("\n") if line.strip()]
     for line in lines:
         if "=" not in line or line.startswith("-"):
-            raise RunError(f'"{line}" is no key=value. Write one change a line, as training.save_every=10.')
+            raise RunError(f'"{line}" is not key=value. Write one change per line, such as training.save_every=10.')
     resume_run(context.run_dir(run), lines, folders=context.folders, queue=context.queue)
     return _state(context, context.job(run))
 
 
-def offer_questions(run_dir: Path, traces: Traces | None, chosen: str | None, fault: str = "") -> tuple:
-    """The questions of a run, and the answers to the chosen or the first of them; or the fault of its traces."""
+def question_picker(run_dir: Path, traces: Traces | None, chosen: str | None, fault: str = "") -> tuple:
+    """The questions of a run and the answers to the chosen one, else the first; or why its traces cannot be read."""
     try:
-        asked = [] if fault else asked_questions(run_dir, traces)
+        questions = [] if fault else answered_questions(run_dir, traces)
     except (WorkbenchError, OSError) as error:
-        asked, fault = [], sentence(error)
+        questions, fault = [], sentence(error)
     if fault:
         return gr.Dropdown(choices=[], value=None), empty_html(fault)
-    known = [one.example for one in asked]
-    example = chosen if chosen in known else known[0] if known else None
-    picker = gr.Dropdown(choices=[(one.label, one.example) for one in asked], value=example)
+    example_ids = [question.example for question in questions]
+    example = chosen if chosen in example_ids else example_ids[0] if example_ids else None
+    picker = gr.Dropdown(choices=[(question.label, question.example) for question in questions], value=example)
     return picker, answers_html(answers_to(run_dir, traces, example or ""))
 
 
 def show_answers(context: AppContext, run: str | None, example: str | None) -> str:
-    """Every answer to a question, as a table."""
+    """Table of every answer to a question."""
     run_dir = context.run_dir(run)
     return answers_html(answers_to(run_dir, TRACES.of(run_dir), example or ""))
 
@@ -322,10 +375,10 @@ def _refuse(fault: str) -> go.Figure:
     raise TraceError(fault)
 
 
-def answers_html(found: Table) -> str:
-    kinds = {"step": "number", "tokens": "number", "right": "right", "where": "short", "expected": "short"}
+def answers_html(answers: Table) -> str:
+    kinds = {"step": "number", "tokens": "number", "right": "right", "source": "short", "expected": "short"}
     columns = [Column(name, kind=kinds.get(name, "mono")) for name in COLUMNS]
-    return rows_html(found, columns, label="Answers to one question, by step")
+    return rows_html(answers, columns, label="Answers to one question, by step")
 
 
 def _state(context: AppContext, state: JobState) -> tuple:
@@ -333,7 +386,7 @@ def _state(context: AppContext, state: JobState) -> tuple:
 
 
 def _buttons(context: AppContext, state: JobState | None) -> tuple:
-    """Stop, stop at once, resume, with what, and whether to ask again."""
+    """Stop, Kill, Resume, its overrides, and the timer."""
     may = not context.read_only and state is not None
     is_alive = state is not None and state.is_alive
     can_resume = may and state is not None and state.can_resume
@@ -348,18 +401,18 @@ def _buttons(context: AppContext, state: JobState | None) -> tuple:
 
 
 def _of(trained: Table, names: tuple[str, ...], title: str) -> Table:
-    """Some of the curves, those of peers that learn in the same run too; a table without rows says why."""
+    """The curves of these metrics, with those of peers that learn in the same run; an empty table says why."""
     if trained.empty:
         return trained
-    own = trained.frame[trained.frame["metric"].str.rpartition("/")[2].isin(names)]
-    empty = f"Nothing is recorded for {title.lower()}: this data has no answers to compare with."
-    return table(own, list(trained.frame.columns), run=trained.run, empty=empty, units=trained.units)
+    curves = trained.frame[trained.frame["metric"].str.rpartition("/")[2].isin(names)]
+    empty = f"Not recorded: {title.lower()}. This data has no reference answers to compare with."
+    return table(curves, list(trained.frame.columns), run=trained.run, empty=empty, units=trained.units)
 
 
 def _is_due(state: JobState, before: dict, tab: str) -> bool:
-    """Whether a number was added since the curves were drawn, and they may be drawn again."""
+    """Whether a number was added since the curves were drawn, and the interval between redraws has passed."""
     is_time = time.time() >= before.get("next", 0.0) or not state.is_alive
-    return tab == "watch" and is_time and before.get("marks") != _marks(state)
+    return tab == "monitor" and is_time and before.get("marks") != _marks(state)
 
 
 def _marks(state: JobState) -> list:
@@ -372,26 +425,26 @@ def _log_mark(run_dir: Path) -> list:
 
 
 def _mark(*files: Path | None) -> list:
-    """Changes whenever one of the files does; reads none of them."""
+    """Modification time and size of each file, without reading any."""
     marks = []
     for file in files:
         try:
-            found = file.stat() if file is not None else None
+            stat = file.stat() if file is not None else None
         except OSError:
-            found = None
-        marks.append([found.st_mtime_ns, found.st_size] if found else None)
+            stat = None
+        marks.append([stat.st_mtime_ns, stat.st_size] if stat else None)
     return marks
 
 
 def _cleared() -> list:
-    """No question, no answers, no curves, and nothing said of them."""
+    """Empty values for question, answers, curves and the note on confidence."""
     return [gr.Dropdown(choices=[], value=None), "", *[None] * (len(CURVES) + len(PANELS)), ""]
 
 
-def _remembered(seen: str, run: str, theme: str) -> dict:
-    """What the browser holds, if it is about this run in this theme."""
+def _parse_last_state(last_state: str, run: str, theme: str) -> dict:
+    """What the browser drew last, if that was this run in this theme; else {}."""
     try:
-        before = json.loads(seen) if seen else {}
+        before = json.loads(last_state) if last_state else {}
     except ValueError:
         return {}
     is_same = isinstance(before, dict) and (before.get("run"), before.get("theme")) == (run, theme)

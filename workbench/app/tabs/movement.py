@@ -12,16 +12,16 @@ from workbench.app.components import (
     Column,
     answer_address,
     empty_html,
-    few,
+    evenly_spaced,
     fragment_component,
-    fresh,
+    int_param,
     plot_component,
+    remount,
     rows_component,
     rows_html,
-    whole,
 )
-from workbench.app.context import CHOICES, AppContext, Shared, choice, persistent_params, show_errors, sync_to_url
-from workbench.app.living import watch_run
+from workbench.app.context import CHOICES, AppContext, Shared, choice, persistent_params, show_errors, sync_to_address
+from workbench.app.live_updates import follow_run
 from workbench.render import render_movement
 from workbench.traces.reader import Traces
 
@@ -69,7 +69,7 @@ def draw(
     traces = TRACES.of(context.run_dir(run))
     chosen = partial(choice, address, "movement")
     value, truth, split, measure = (
-        chosen(name, [one for _, one in allowed])
+        chosen(name, [option for _, option in allowed])
         for name, allowed in (("color", VALUES), ("of", TRUTHS), ("panels", SPLITS), ("share", MEASURES))
     )
     if traces is None or not traces.steps("probe_rollouts"):
@@ -82,8 +82,8 @@ def draw(
     fragment, figure = draw_probe(traces, key, value, theme)
     return (
         value,
-        gr.Dropdown(choices=few(steps), value=first, allow_custom_value=True),
-        gr.Dropdown(choices=few(steps), value=last, allow_custom_value=True),
+        gr.Dropdown(choices=evenly_spaced(steps), value=first, allow_custom_value=True),
+        gr.Dropdown(choices=evenly_spaced(steps), value=last, allow_custom_value=True),
         truth,
         split,
         measure,
@@ -98,15 +98,15 @@ def draw(
 
 def draw_probes(traces: Traces, address: Mapping | None) -> tuple[str, dict | None]:
     """The fixed answers as rows, and the key of the one that is open: the address's, else the one that moved most."""
-    found = movement.probes(traces)
-    keys = [{name: row[name] for name in PROBE_KEY} for row in found.rows]
-    asked = None
+    probes = movement.probes(traces)
+    keys = [{name: row[name] for name in PROBE_KEY} for row in probes.rows]
+    wanted = None
     if (address or {}).get("probe"):
-        asked = {"process": whole(address, "process") or 0, "rollout": whole(address, "rollout")}
-    most = max(range(len(keys)), key=lambda place: found.rows[place]["changes"], default=None)
-    key = asked if asked in keys else None if most is None else keys[most]
+        wanted = {"process": int_param(address, "process") or 0, "rollout": int_param(address, "rollout")}
+    most = max(range(len(keys)), key=lambda probe_idx: probes.rows[probe_idx]["changes"], default=None)
+    key = wanted if wanted in keys else None if most is None else keys[most]
     html = rows_html(
-        found, PROBE_COLUMNS, label="probes", key=PROBE_KEY, chosen=key, title=PROBES, tall=270, follow=True
+        probes, PROBE_COLUMNS, label="probes", key=PROBE_KEY, chosen=key, title=PROBES, tall=270, follow=True
     )
     return html, key
 
@@ -120,37 +120,37 @@ def draw_probe(traces: Traces, key: Mapping | None, value: str, theme: str) -> t
         moved = movement.of_probe(traces, rollout, process=process)
         if moved.empty:
             return empty_html(moved.empty), None
-        return fresh(
+        return remount(
             render_movement(moved.steps, moved.tokens, moved.regimes, moved.notes, title=moved.title, standalone=False)
         ), None
-    found = movement.values_of_probe(traces, rollout, value=value, process=process)
-    if not found.empty and found.frame["value"].isna().all():
+    values = movement.values_of_probe(traces, rollout, value=value, process=process)
+    if not values.empty and values.frame["value"].isna().all():
         label = {name: text for text, name in VALUES}[value]
         return empty_html(
             f"This method records no {label}. Choose another value, or a run of a method that has both."
         ), None
-    return "", figures.heatmap(found, title=f"Probe {rollout}: {value.replace('_', ' ')}", theme=theme)
+    return "", figures.heatmap(values, title=f"Probe {rollout}: {value.replace('_', ' ')}", theme=theme)
 
 
 def draw_flow(traces: Traces, first: str, last: str, truth: str | None, theme: str) -> object:
     """Tokens from their regime at one probed step to that at another."""
-    found = movement.transitions(traces, int(first), int(last), truth=truth or None)
-    return figures.sankey(found, movement.regime_notes(traces), theme=theme)
+    flows = movement.transitions(traces, int(first), int(last), truth=truth or None)
+    return figures.sankey(flows, movement.regime_notes(traces), theme=theme)
 
 
 def draw_shares(traces: Traces, split: str | None, measure: str, theme: str) -> object:
     """Regimes' shares of the probes' tokens or loss over steps."""
-    found = regimes.shares_over_steps(traces, split=split or None, probe=True)
+    shares = regimes.shares_over_steps(traces, split=split or None, probe=True)
     return figures.stacked_shares(
-        found, by=measure, title="Who supervised the probes", theme=theme, least=figures.SANKEY_HEIGHT
+        shares, by=measure, title="Who supervised the probes", theme=theme, least=figures.SANKEY_HEIGHT
     )
 
 
 def draw_moved(traces: Traces) -> str:
     """The tokens that changed hands most often; a row opens its answer."""
-    found: Table = movement.most_moved(traces)
+    moved: Table = movement.most_moved(traces)
     return rows_html(
-        found,
+        moved,
         MOVED_COLUMNS,
         label="tokens that moved",
         key=MOVED_KEY,
@@ -178,7 +178,7 @@ def moved_address(context: AppContext, run: str | None, address: Mapping | None,
 
 def build_tab(context: AppContext, shared: Shared) -> None:
     """A probe over training, flows between two steps, shares over steps, the tokens that moved."""
-    watch_run(context, shared, "movement", "probe_rollouts")
+    follow_run(context, shared, "movement", "probe_rollouts")
     listed = rows_component("probes", elem_id="movement-probes")
     value = gr.Radio(VALUES, value="regime", label="color the tokens by", elem_id="movement-value")
     fragment = fragment_component("one probe over training", elem_id="movement-map")
@@ -208,7 +208,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         [shared.run, shared.theme, shared.address],
         outputs,
     )
-    sync_to_url(shared, [box.input for box in boxes], CHOICES["movement"], boxes)
+    sync_to_address(shared, [box.input for box in boxes], CHOICES["movement"], boxes)
 
     def choose(event: gr.EventData, address: dict) -> dict:
         return probe_address(address, event.key)

@@ -42,10 +42,10 @@ def write(context: AppContext, run: str | None, answers: float, theme: str) -> t
         file = write_report(run_dir, run_dir / REPORT_NAME, answers=int(answers), theme=theme)
     link = _download(file, run_dir.name)
     opened = "" if context.read_only else f"Open {file.resolve()} in a browser. "
-    said = (
+    message = (
         f"Written, {file.stat().st_size / 2**20:.1f} MB. {opened}“{link.label}”, above, brings it to your own machine."
     )
-    return note(said, "good"), link
+    return note(message, "good"), link
 
 
 def handout(run: str) -> Path:
@@ -78,13 +78,13 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     with gr.Row():
         button = gr.Button("Write the report", variant="primary", elem_id="report-write", scale=0, min_width=200)
         link = gr.DownloadButton(_LINK, visible=False, elem_id="report-link", scale=0, min_width=340)
-    said = fragment_component("what was written", elem_id="report-said")
+    notice = fragment_component("what was written", elem_id="report-said")
     shared.on_show("report", show_errors(partial(draw, context), 2), [shared.run], [words, link])
-    shared.run.change(lambda: "", None, said, show_progress="hidden", api_visibility="private")
+    shared.run.change(lambda: "", None, notice, show_progress="hidden", api_visibility="private")
     button.click(
         show_errors(partial(write, context), 2),
         [shared.run, answers, theme],
-        [said, link],
+        [notice, link],
         concurrency_limit=1,
         api_visibility="private",
     )

@@ -1,7 +1,7 @@
-"""Studies: what became of a grid of runs, and how its variants differ, with intervals.
+"""Studies: the state of a grid of runs, and the differences between its variants with confidence intervals.
 
-A study is started in a terminal (`workbench study FILE`), since it is a file; here it is followed and read. A row of its
-runs opens that run in Watch.
+A study is a file and is started in a terminal (`workbench study FILE`). This tab follows it. A row of its runs opens that
+run in Monitor.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from html import escape
 
 import gradio as gr
 
-from workbench.analysis.illusion import HOW_SURE
+from workbench.analysis.illusion import CONFIDENCE_NOTE
 from workbench.app.components import Column, empty_html, fragment_component, plot_component, rows_component, rows_html
 from workbench.app.context import AppContext, Shared, show_errors
 from workbench.studies.figures import figure
@@ -18,67 +18,47 @@ from workbench.studies.report import READING, title_of
 from workbench.studies.status import StudyStatus, compared, find_studies, groups_of, measures_of, read_study, runs_of
 
 NO_STUDY = (
-    "There is no study in this folder. A study is a file that names variants and seeds; start one in a terminal: "
-    "workbench study configs/studies/main.yaml    (docs/studies/README.md says how long each takes)"
+    "No study in this folder. A study is a file that names variants and seeds. Start one in a terminal: "
+    "workbench study configs/studies/main.yaml    (durations: docs/studies/README.md)"
 )
 RUN_COLUMNS = (
     Column("run", kind="short"),
     Column("status", kind="short"),
     Column("step", kind="number"),
-    Column("of", kind="number"),
-    Column("seconds", "worked", "number"),
-    Column("what", "what it says"),
+    Column("of", "steps", "number"),
+    Column("seconds", "seconds", "number"),
+    Column("what", "message"),
 )
 
 
 def draw(
     context: AppContext, theme: str, address: Mapping | None, group: str | None = "", measure: str | None = ""
 ) -> tuple:
-    """Studies to choose from, state, questions, measures, figure, table, runs, notes.
+    """Study list, state, question groups, metrics, figure, table, runs, notes.
 
-    group, measure  places in the lists that were offered last, as text
+    group, measure  indices into the lists that the page showed last, as text
     """
     names = find_studies(context.runs_dir)
     wanted = str((address or {}).get("study") or "")
-    hidden = gr.Plot(visible=False)
     if not names:
-        return gr.Dropdown(choices=[], value=None, visible=False), empty_html(NO_STUDY), *_nothing(), hidden, "", "", ""
+        return _draw_message(NO_STUDY, names)
     if wanted and wanted not in names:
-        gone = f'There is no study "{wanted}" here. It may have been deleted; choose one above.'
-        return gr.Dropdown(choices=names, value=None, visible=True), empty_html(gone), *_nothing(), hidden, "", "", ""
+        return _draw_message(f'Study "{wanted}" does not exist; it may have been deleted. Choose one above.', names)
     study = read_study(context.runs_dir, wanted or names[0])
     groups = groups_of(study)
-    data, shown = groups[_place(group, groups)] if groups else ("", "")
-    measures = measures_of(study, data, shown)
-    key = measures[_place(measure, measures)] if measures else ("", "")
-    plot = (
-        figure(
-            study.comparisons,
-            baseline=study.baseline,
-            title=f"Study {study.name}",
-            data=data,
-            context=shown,
-            theme=theme,
-        )
-        if groups
-        else None
-    )
+    group_idx = _index(group, groups)
+    data, context_name = groups[group_idx] if groups else ("", "")
+    measures = measures_of(study, data, context_name)
+    measure_idx = _index(measure, measures)
+    key = measures[measure_idx] if measures else ("", "")
     return (
         gr.Dropdown(choices=names, value=study.name, visible=True),
         head_html(study),
-        gr.Dropdown(
-            choices=[(f"{one}, shown {what}", str(idx)) for idx, (one, what) in enumerate(groups)],
-            value=str(_place(group, groups)) if groups else None,
-            visible=bool(groups),
-        ),
-        gr.Dropdown(
-            choices=[(title_of(*one), str(idx)) for idx, one in enumerate(measures)],
-            value=str(_place(measure, measures)) if measures else None,
-            visible=bool(measures),
-        ),
-        gr.Plot(value=plot, visible=plot is not None),
+        _picker([f"{data}, context {context_name}" for data, context_name in groups], group_idx),
+        _picker([title_of(*key) for key in measures], measure_idx),
+        _draw_figure(study, data, context_name, theme) if groups else gr.Plot(value=None, visible=False),
         rows_html(
-            compared(study, data, shown, *key),
+            compared(study, data, context_name, *key),
             compared_columns(study),
             label="variants compared",
             title=title_of(*key) if measures else "Comparison",
@@ -88,16 +68,41 @@ def draw(
             RUN_COLUMNS,
             label="runs of the study",
             key=("run",),
-            title="Its runs: choose one to open it in Watch",
+            title="Runs of the study: choose one to open it in Monitor",
             tall=420,
         ),
         notes_html(study),
     )
 
 
-def head_html(study: StudyStatus) -> str:
-    """Its state in words: how many runs are how far, what goes on with it, what could not be built."""
-    counts = ", ".join(f"{count} {status}" for status, count in study.counts.items()) or "no run yet"
+def _draw_message(message: str, names: list[str]) -> tuple:
+    """The tab with a message and the list of studies alone."""
+    hidden = gr.Dropdown(choices=[], value=None, visible=False)
+    chooser = gr.Dropdown(choices=names, value=None, visible=bool(names))
+    return chooser, empty_html(message), hidden, hidden, gr.Plot(visible=False), "", "", ""
+
+
+def _picker(labels: list[str], chosen: int) -> gr.Dropdown:
+    """A list whose values are indices, as text; hidden if it is empty."""
+    choices = [(label, str(idx)) for idx, label in enumerate(labels)]
+    return gr.Dropdown(choices=choices, value=str(chosen) if choices else None, visible=bool(choices))
+
+
+def _draw_figure(study: FoundStudy, data: str, context_name: str, theme: str) -> gr.Plot:
+    plot = figure(
+        study.comparisons,
+        baseline=study.baseline,
+        title=f"Study {study.name}",
+        data=data,
+        context=context_name,
+        theme=theme,
+    )
+    return gr.Plot(value=plot, visible=plot is not None)
+
+
+def head_html(study: FoundStudy) -> str:
+    """State of the study: runs by status, seeds, the command to continue, and variants that cannot be built."""
+    counts = ", ".join(f"{count} {status}" for status, count in study.counts.items()) or "none started"
     color = {"running": "running", "finished": "finished"}.get(study.state, "stopped")
     parts = [
         f'<h2>{escape(study.name)} <span class="app-badge app-is-{color}">{escape(study.state)}</span></h2>',
@@ -105,9 +110,9 @@ def head_html(study: StudyStatus) -> str:
     ]
     if study.plan:
         seeds = ", ".join(map(str, study.plan.get("seeds") or ()))
-        parts.append(f"<p>Compared with <b>{escape(study.baseline)}</b>; seeds {escape(seeds)}.</p>")
+        parts.append(f"<p>Baseline: <b>{escape(study.baseline)}</b>; seeds: {escape(seeds)}.</p>")
     if study.command:
-        verb = {"running": "It was started by", "finished": "To report again"}.get(study.state, "To go on")
+        verb = {"running": "Started with", "finished": "To write the report again"}.get(study.state, "To continue")
         command = study.command + (" --report" if study.state == "finished" else "")
         parts.append(f"<p>{verb}: <code>{escape(command)}</code></p>")
     for variant, fault in (study.plan.get("faults") or {}).items():
@@ -115,53 +120,48 @@ def head_html(study: StudyStatus) -> str:
     return f'<div class="wbu-words wbu-study" role="status">{"".join(parts)}</div>'
 
 
-def notes_html(study: StudyStatus) -> str:
-    """What the study's file says of its variants, and how to read the intervals."""
+def notes_html(study: FoundStudy) -> str:
+    """Notes of the study's file on its variants, and how to read the intervals."""
     notes = "".join(
         f"<li><b>{escape(name)}</b> {escape(note)}</li>" for name, note in (study.plan.get("notes") or {}).items()
     )
     listed = f"<h2>The variants</h2><ul>{notes}</ul>" if notes else ""
-    file = f"<p>The whole of it: <code>{escape(str(study.folder / 'table.md'))}</code></p>" if study.report else ""
-    return f'<div class="wbu-words">{listed}<h2>How to read it</h2><p>{escape(READING)}</p><p>{escape(HOW_SURE)}</p>{file}</div>'
+    file = f"<p>Full tables: <code>{escape(str(study.folder / 'table.md'))}</code></p>" if study.report else ""
+    reading = f"<h2>How to read the table</h2><p>{escape(READING)}</p><p>{escape(CONFIDENCE_NOTE)}</p>"
+    return f'<div class="wbu-words">{listed}{reading}{file}</div>'
 
 
-def compared_columns(study: StudyStatus) -> tuple[Column, ...]:
-    """Columns of the table, named after what the variants are compared with."""
+def compared_columns(study: FoundStudy) -> tuple[Column, ...]:
+    """Columns of the comparison, named after the baseline."""
     return (
         Column("variant", kind="short"),
         Column("seeds", kind="number"),
         Column("mean", kind="right-text"),
-        Column("difference", f"against {study.baseline}", "right-text"),
-        Column("difference_interval", "95 %", "right-text"),
+        Column("difference", f"minus {study.baseline}", "right-text"),
+        Column("difference_interval", "95 % interval", "right-text"),
         Column("verdict", kind="short"),
-        Column("gain", "against the start", "right-text"),
-        Column("gain_interval", "95 %", "right-text"),
+        Column("gain", "gain over start", "right-text"),
+        Column("gain_interval", "95 % interval", "right-text"),
         Column("gain_verdict", "verdict", "short"),
     )
 
 
-def opened(address: Mapping | None, study: str, key: Mapping) -> tuple:
-    """A run of the study in Watch: its name, the address without the study, the tab."""
-    kept = {name: value for name, value in (address or {}).items() if name != "study"}
-    return f"{study}/{key['run']}", kept, gr.Tabs(selected="watch")
+def run_address(address: Mapping | None, study: str, key: Mapping) -> tuple:
+    """A run of the study in Monitor: its name, the address without the study, the tab."""
+    without_study = {name: value for name, value in (address or {}).items() if name != "study"}
+    return f"{study}/{key['run']}", without_study, gr.Tabs(selected="monitor")
 
 
-def _place(text: str | None, among: list) -> int:
-    return int(text) if text and text.isdecimal() and int(text) < len(among) else 0
-
-
-def _nothing() -> tuple:
-    return gr.Dropdown(choices=[], value=None, visible=False), gr.Dropdown(choices=[], value=None, visible=False)
+def _index(text: str | None, options: list) -> int:
+    return int(text) if text and text.isdecimal() and int(text) < len(options) else 0
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
-    """A study to choose, its state, its figure, its table, its runs."""
+    """Study list, state, figure, table, runs and notes."""
     with gr.Row(elem_classes="wbu-bar"):
         study = gr.Dropdown([], label="study", elem_id="studies-study", min_width=220, allow_custom_value=True)
-        group = gr.Dropdown([], label="asked", elem_id="studies-group", min_width=260, allow_custom_value=True)
-        measure = gr.Dropdown(
-            [], label="measure of the table", elem_id="studies-measure", min_width=260, allow_custom_value=True
-        )
+        group = gr.Dropdown([], label="evaluated on", elem_id="studies-group", min_width=260, allow_custom_value=True)
+        measure = gr.Dropdown([], label="metric", elem_id="studies-measure", min_width=260, allow_custom_value=True)
     head = fragment_component("state of the study", elem_id="studies-head")
     plot = plot_component("differences with intervals", elem_id="studies-figure")
     table = fragment_component("variants compared", elem_id="studies-table")
@@ -177,6 +177,6 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     study.input(lambda name: {"study": name or ""}, study, shared.address, **quiet)
 
     def open_run(event: gr.EventData, address: dict, name: str) -> tuple:
-        return opened(address, name, event.key)
+        return run_address(address, name, event.key)
 
     runs.select(show_errors(open_run, 3), [shared.address, study], [shared.run, shared.address, shared.tabs], **quiet)

@@ -21,13 +21,13 @@ from workbench.app.components import (
     Column,
     answer_address,
     empty_html,
-    few,
+    evenly_spaced,
     fragment_component,
-    fresh,
+    int_param,
     read_asset,
+    remount,
     rows_component,
     rows_html,
-    whole,
 )
 from workbench.app.context import (
     CHOICES,
@@ -37,9 +37,9 @@ from workbench.app.context import (
     persistent_params,
     sentence,
     show_errors,
-    sync_to_url,
+    sync_to_address,
 )
-from workbench.app.living import watch_run
+from workbench.app.live_updates import follow_run
 from workbench.errors import WorkbenchError
 from workbench.render import render_tokens
 from workbench.traces.reader import Traces
@@ -83,7 +83,7 @@ def draw(context: AppContext, run: str | None, address: Mapping | None) -> tuple
     address = address or {}
     selection = select(address, choices)
     try:
-        key, token, fault = key_of(address), whole(address, "token"), ""
+        key, token, fault = key_of(address), int_param(address, "token"), ""
     except WorkbenchError as error:
         key, token, fault = None, None, sentence(error)
     keys, total, page_idx = _keys(traces, selection, page_of(address))
@@ -91,16 +91,16 @@ def draw(context: AppContext, run: str | None, address: Mapping | None) -> tuple
     with ThreadPoolExecutor(1) as beside:  # the answer is read while the list is
         answer = beside.submit(draw_answer, traces, key or first, selection, run or "", token)
         listed, where = draw_list(traces, selection, page_idx, total, key)
-    shown = empty_html(fault) if fault else answer.result()
+    fragment = empty_html(fault) if fault else answer.result()
     boxes = [*_filter_boxes(choices, selection), _verdict(selection), selection.order]
-    return *boxes, selection.example or "", selection.probe, listed, where, shown
+    return *boxes, selection.example or "", selection.probe, listed, where, fragment
 
 
 def _filter_boxes(choices: Mapping[str, list], selection: Selection) -> list[gr.Dropdown]:
-    offered = {**choices, "step": few(choices["step"])}
+    offered = {**choices, "step": evenly_spaced(choices["step"])}
     return [
         gr.Dropdown(
-            choices=[("any", ""), *((str(one), str(one)) for one in offered[name])],
+            choices=[("any", ""), *((str(value), str(value)) for value in offered[name])],
             value=str(getattr(selection, name) or ""),
             allow_custom_value=name == "step",
         )
@@ -115,7 +115,7 @@ def _verdict(selection: Selection) -> str:
 def select(address: Mapping, choices: Mapping[str, list]) -> Selection:
     """What the address asks for, as far as this run has it: an address that was another run's is no mistake."""
     filters = {
-        name: choice(address, "tokens", key, [str(one) for one in choices[name]]) for key, name in FILTERS.items()
+        name: choice(address, "tokens", key, [str(option) for option in choices[name]]) for key, name in FILTERS.items()
     }
     right = choice(address, "tokens", "right", ("right", "wrong"))
     return Selection(
@@ -130,16 +130,16 @@ def select(address: Mapping, choices: Mapping[str, list]) -> Selection:
 
 def key_of(address: Mapping | None) -> dict | None:
     """The answer that the address names, or None. Raises TraceError if a part is no number."""
-    step, rollout = whole(address, "step"), whole(address, "rollout")
+    step, rollout = int_param(address, "step"), int_param(address, "rollout")
     if step is None or rollout is None:
         return None
-    return {"step": step, "process": whole(address, "process") or 0, "rollout": rollout}
+    return {"step": step, "process": int_param(address, "process") or 0, "rollout": rollout}
 
 
 def page_of(address: Mapping | None) -> int:
     """Index of the list's page; a link's nonsense is the first one."""
     try:
-        return whole(address, "list_page") or 0
+        return int_param(address, "list_page") or 0
     except WorkbenchError:
         return 0
 
@@ -156,8 +156,8 @@ def draw_list(
     start = page_idx * PAGE_SIZE
     where = f"{start + 1:,}–{min(total, start + PAGE_SIZE):,} of {total:,}" if total else "none"
     is_elsewhere = key is not None and all({name: row[name] for name in KEY} != key for row in page.rows)
-    told_open = f"open: step {key['step']}, no. {key['rollout']}, not on this page · " if is_elsewhere else ""
-    listed = f"{told_open}{where} {'probes' if selection.probe else 'answers'}"
+    open_note = f"open: step {key['step']}, no. {key['rollout']}, not on this page · " if is_elsewhere else ""
+    listed = f"{open_note}{where} {'probes' if selection.probe else 'answers'}"
     return html, f'<p class="wbu-where" aria-live="polite">{listed}</p>'
 
 
@@ -175,45 +175,47 @@ def draw_answer(
         view = tokens.answer(traces, key["step"], key["rollout"], process=key["process"], probe=probe, name=run)
     except WorkbenchError as error:
         return empty_html(sentence(error))
-    own = json.dumps(answer_address(key["step"], key["rollout"], process=key["process"], probe=probe))
+    address = json.dumps(answer_address(key["step"], key["rollout"], process=key["process"], probe=probe))
     marked = tokens.matches(view, selection)
     jumps = token is None and bool(marked)
-    shown = render_tokens(view, standalone=False, pinned=marked[0] if jumps else token, marked=set(marked))
+    fragment = render_tokens(view, standalone=False, pinned=marked[0] if jumps else token, marked=set(marked))
     counted = _counted(selection, len(marked), len(view.tokens))
-    return fresh(f'<div data-answer="{escape(own, quote=True)}"{" data-jump" if jumps else ""}>{counted}{shown}</div>')
+    return remount(
+        f'<div data-answer="{escape(address, quote=True)}"{" data-jump" if jumps else ""}>{counted}{fragment}</div>'
+    )
 
 
 def _counted(selection: Selection, count: int, total: int) -> str:
     """How many tokens of the open answer the filters ask for."""
-    asked = [f"{name} {value}" for name in ("regime", "kind", "truth") if (value := getattr(selection, name))]
-    if not asked:
+    criteria = [f"{name} {value}" for name in ("regime", "kind", "truth") if (value := getattr(selection, name))]
+    if not criteria:
         return ""
     ringed = "none here" if count == 0 else f"{count:,} of {total:,} tokens, ringed"
-    return f'<p class="wbu-aside">{escape(", ".join(asked))}: {ringed}</p>'
+    return f'<p class="wbu-aside">{escape(", ".join(criteria))}: {ringed}</p>'
 
 
-def opened(address: Mapping | None, key: Mapping) -> dict:
+def address_of_row(address: Mapping | None, key: Mapping) -> dict:
     """The address after a row was chosen."""
-    own = {name: value for name, value in (address or {}).items() if name in ("probe", "example", "list_page")}
+    params = {name: value for name, value in (address or {}).items() if name in ("probe", "example", "list_page")}
     return (
         persistent_params(address)
-        | own
+        | params
         | answer_address(int(key["step"]), int(key["rollout"]), process=int(key["process"]))
     )
 
 
-def change_page(context: AppContext, run: str | None, address: Mapping | None, by: int) -> dict:
+def page_address(context: AppContext, run: str | None, address: Mapping | None, by: int) -> dict:
     """The address one page on (by = 1) or back (by = -1), with that page's first answer."""
     traces = TRACES.of(context.run_dir(run))
     address = address or {}
     page_idx = 0
     if traces is not None:
         _, _, page_idx = _keys(traces, select(address, tokens.choices(traces)), max(0, page_of(address) + by))
-    own = {name: value for name, value in address.items() if name in ("probe", "example")}
-    return persistent_params(address) | own | ({"list_page": str(page_idx)} if page_idx else {})
+    params = {name: value for name, value in address.items() if name in ("probe", "example")}
+    return persistent_params(address) | params | ({"list_page": str(page_idx)} if page_idx else {})
 
 
-def step_selection(context: AppContext, run: str | None, address: Mapping | None, direction: int) -> dict:
+def neighbor_address(context: AppContext, run: str | None, address: Mapping | None, direction: int) -> dict:
     """The address of the answer before (-1) or after (1) the open one, in the order of the list, across pages."""
     traces = TRACES.of(context.run_dir(run))
     address = address or {}
@@ -222,19 +224,19 @@ def step_selection(context: AppContext, run: str | None, address: Mapping | None
     selection = select(address, tokens.choices(traces))
     key = key_of(address)
     keys, total, page_idx = _page_with(traces, selection, page_of(address), key)
-    place = (keys.index(key) if key in keys else 0 if key is None else -1) + direction
+    row_idx = (keys.index(key) if key in keys else 0 if key is None else -1) + direction
     if key is not None and key not in keys:
-        place = 0  # it came by a link and is not on this page: go on from the page's first
-    if place < 0 and page_idx > 0:
+        row_idx = 0  # it came by a link and is not on this page: go on from the page's first
+    if row_idx < 0 and page_idx > 0:
         keys, total, page_idx = _keys(traces, selection, page_idx - 1)
-        place = len(keys) - 1
-    elif place >= len(keys) and total > (page_idx + 1) * PAGE_SIZE:
+        row_idx = len(keys) - 1
+    elif row_idx >= len(keys) and total > (page_idx + 1) * PAGE_SIZE:
         keys, total, page_idx = _keys(traces, selection, page_idx + 1)
-        place = 0
+        row_idx = 0
     if not keys:
         return dict(address)
-    place = max(0, min(len(keys) - 1, place))
-    return opened({**address, "list_page": str(page_idx) if page_idx else ""}, keys[place])
+    row_idx = max(0, min(len(keys) - 1, row_idx))
+    return address_of_row({**address, "list_page": str(page_idx) if page_idx else ""}, keys[row_idx])
 
 
 def _page_with(traces: Traces, selection: Selection, page_idx: int, key: dict | None) -> tuple[list[dict], int, int]:
@@ -243,8 +245,8 @@ def _page_with(traces: Traces, selection: Selection, page_idx: int, key: dict | 
     if key is None or key in start[0] or selection.order != "step":
         return start
     at = tuple(key[name] for name in KEY)
-    found = _keys(traces, selection, traces.count_rollouts(**selection.filters, before=at) // PAGE_SIZE)
-    return found if key in found[0] else start
+    page = _keys(traces, selection, traces.count_rollouts(**selection.filters, before=at) // PAGE_SIZE)
+    return page if key in page[0] else start
 
 
 def _keys(traces: Traces | None, selection: Selection, page_idx: int) -> tuple[list[dict], int, int]:
@@ -274,32 +276,32 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         order = gr.Dropdown(ORDERS, value="step", label="order", min_width=210, elem_id="tokens-order")
         example = gr.Textbox(label="example", placeholder="id", min_width=130, elem_id="tokens-example", max_lines=1)
         probe = gr.Checkbox(label="probes", min_width=90, elem_id="tokens-probe")
-    watch_run(context, shared, "tokens", "rollouts")
+    follow_run(context, shared, "tokens", "rollouts")
     listed = rows_component("answers", elem_id="tokens-list")
     with gr.Row(elem_classes="wbu-pager"):
         where = fragment_component("where in the list", elem_id="tokens-where")
         back = gr.Button("← Previous", size="sm", scale=0, min_width=96, elem_id="tokens-back")
         on = gr.Button("Next →", size="sm", scale=0, min_width=96, elem_id="tokens-on")
-    shown = fragment_component("the answer, token by token", js=read_asset("answer.js"), elem_id="tokens-answer")
+    answer_view = fragment_component("the answer, token by token", js=read_asset("answer.js"), elem_id="tokens-answer")
 
     filters = [*boxes, right, order]
     inputs = [shared.run, shared.address]
-    outputs = [*filters, example, probe, listed, where, shown]
+    outputs = [*filters, example, probe, listed, where, answer_view]
     shared.on_show("tokens", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
-    sync_to_url(shared, [box.input for box in filters], CHOICES["tokens"], filters, OPENED)
-    sync_to_url(shared, [probe.input, example.submit], {"probe": "", "example": ""}, [probe, example], OPENED)
+    sync_to_address(shared, [box.input for box in filters], CHOICES["tokens"], filters, OPENED)
+    sync_to_address(shared, [probe.input, example.submit], {"probe": "", "example": ""}, [probe, example], OPENED)
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
 
     def choose(event: gr.EventData, address: dict) -> dict:
-        return opened(address, event.key)
+        return address_of_row(address, event.key)
 
     def turn(event: gr.EventData, run: str, address: dict) -> dict:
-        return step_selection(context, run, address, 1 if event.direction > 0 else -1)
+        return neighbor_address(context, run, address, 1 if event.direction > 0 else -1)
 
     def page(by: int, run: str, address: dict) -> dict:
-        return change_page(context, run, address, by)
+        return page_address(context, run, address, by)
 
     listed.select(show_errors(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
-    shown.turn(show_errors(turn), inputs, shared.address, **quiet)
+    answer_view.turn(show_errors(turn), inputs, shared.address, **quiet)
     back.click(show_errors(partial(page, -1)), inputs, shared.address, **quiet)
     on.click(show_errors(partial(page, 1)), inputs, shared.address, **quiet)

@@ -1,4 +1,4 @@
-"""Watch: what is drawn, when it is drawn anew, and what the buttons may do. Without a server, on files of a run."""
+"""Monitor: what is drawn, when it is redrawn, and what the buttons may do. Without a server, on files of a run."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from workbench.app.tabs import monitor
 from workbench.app.tabs.monitor import (
     CURVES,
     PANELS,
-    look_at,
-    offer_questions,
     poll,
-    resume_it,
-    stop_it,
+    question_picker,
+    resume_selected,
+    stop_selected,
+    update,
 )
 from workbench.errors import RunError
 from workbench.runs.jobs import JobState
@@ -71,7 +71,7 @@ def add_step(folder: Path, step: int) -> None:
 
 
 def look(context: AppContext, seen: str = "", run: str = "one", theme: str = "light", **how: bool) -> list:
-    found = list(look_at(context, run, theme, seen, None, **how))
+    found = list(update(context, run, theme, seen, None, **how))
     assert len(found) == 12 + len(CURVES) + len(PANELS)
     return found
 
@@ -130,7 +130,7 @@ def test_a_living_run_is_drawn_no_more_often_than_drawing_costs(
     add_step(folder, 4)
     soon = look(context, found[SEEN])
     assert all(one == SKIP for one in figures(soon)), "it was drawn a moment ago"
-    assert json.loads(soon[SEEN])["next"] >= time.time() + monitor.DRAW_S - 2
+    assert json.loads(soon[SEEN])["next"] >= time.time() + monitor.MIN_REDRAW_S - 2
     now = time.time()
     monkeypatch.setattr(monitor.time, "time", lambda: now + 3600)
     assert figures(look(context, soon[SEEN]))[0].data
@@ -245,27 +245,27 @@ def test_buttons_offer_what_can_be_done(context: AppContext) -> None:
 def test_stop_and_resume_say_why_they_cannot(context: AppContext) -> None:
     a_run(context)
     with pytest.raises(RunError, match="is not running"):
-        stop_it(context, "one")
+        stop_selected(context, "one")
     with pytest.raises(RunError, match="has finished"):
-        resume_it(context, "one", "")
+        resume_selected(context, "one", "")
     locked = AppContext(context.runs_dir, context.configs_dir, read_only=True)
-    for act in (lambda: stop_it(locked, "one"), lambda: resume_it(locked, "one", "")):
+    for act in (lambda: stop_selected(locked, "one"), lambda: resume_selected(locked, "one", "")):
         with pytest.raises(RunError, match="read-only"):
             act()
 
 
 def test_answers_to_one_question_stand_in_the_order_of_steps(context: AppContext) -> None:
     a_run(context)
-    picker, html = offer_questions(context.run_dir("one"), None, None)
+    picker, html = question_picker(context.run_dir("one"), None, None)
     assert isinstance(picker, gr.Dropdown) and picker.value == "scene-1"
     assert picker.choices[0][0] == "scene-1  ·  2 answers  How many?"
     assert html.index("first &lt;b&gt;") < html.index("later") and "wrong" in html and "evaluation, plain" in html
-    assert offer_questions(context.run_dir("one"), None, "scene-1")[0].value == "scene-1"
+    assert question_picker(context.run_dir("one"), None, "scene-1")[0].value == "scene-1"
 
 
 def test_a_run_without_answers_says_so(context: AppContext) -> None:
     folder = a_run(context)
     for file in (folder / "evals").iterdir():
         file.unlink()
-    picker, html = offer_questions(context.run_dir("one"), None, None)
-    assert picker.value is None and "Nothing was answered yet" in html
+    picker, html = question_picker(context.run_dir("one"), None, None)
+    assert picker.value is None and "No answers yet" in html
