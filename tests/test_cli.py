@@ -87,7 +87,7 @@ def test_every_reading_command_works_on_a_run(run: Path, capsys: pytest.CaptureF
         "HT",
         "of loss",
         "cut @0 +@2",
-        r"written by student: [\d,]+ sequences.* tokens each, [\d.]+% cut",
+        r"from student: [\d,]+ sequences.* tokens each, [\d.]+% cut",
     ):
         assert re.search(part, summary), part
     assert "regime" in said(capsys, "show", run, "--step", 2, "--rollout", 3)

@@ -445,7 +445,7 @@ def test_a_preview_draws_the_first_rows_and_leaves_nothing_else(folder):
     preview = preview_dataset(source, layout="vstar")
     path, said = preview.path, str(preview)
     assert (
-        "of the first 8 rows 7 can be imported" in said
+        "7 of the first 8 rows can be imported" in said
         and "boxes from bbox" in said
         and "image file does not exist" in said
     )

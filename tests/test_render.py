@@ -129,7 +129,7 @@ def test_nothing_is_loaded_from_anywhere():
 
 def test_an_empty_answer_says_so():
     for text in (render_tokens(view(answer="")), render_terminal(view(answer=""))):
-        assert "no token was written" in text
+        assert "no token was sampled" in text
 
 
 def test_json_holds_every_number_and_no_nan():

@@ -103,9 +103,9 @@ def test_the_weight_that_counts_is_shown_with_its_factors(open_page):
     opened = open_page()
     opened.token(0).click()
     facts = opened.page.locator(".wb-detail .wb-facts")
-    assert "effective weight 0.60 = 1.00 (rule) × 0.60 (loss)" in facts.inner_text()
+    assert "effective weight 0.60 = 1.00 (router) × 0.60 (loss)" in facts.inner_text()
     opened.token(1).click()  # what it counts was not recorded: the rule's part is not passed off as the whole
-    assert "the rule's weight (the loss's own is not recorded) 1.00" in facts.inner_text()
+    assert "router weight (the loss weight is not recorded) 1.00" in facts.inner_text()
     assert "×0.6" in opened.page.locator(".wb-legend[data-for='regime']").inner_text()
 
 

@@ -65,13 +65,13 @@ def test_thresholds_of_micro_batches_are_found_by_their_suffix():
 def test_a_comparison_that_the_numbers_contradict_is_not_claimed():
     """With normalise=zscore the rule compares other numbers than the recorded log-probs."""
     reason = explain(cell(regime="HT", self_=-1.3, teacher=-1.0), {"gap": 0.55, "probability_sum": 0.0}, REGIMES)
-    assert reason.startswith("gap 0.30 nats is high after normalisation")
+    assert reason.startswith("gap 0.30 nats is high after normalization")
 
 
 def test_other_methods_get_their_meaning_and_thresholds():
     everywhere = {"ALL": RegimeNote("every token: teacher", "teacher")}
     assert explain(cell(regime="ALL"), {}, everywhere).startswith(
-        "ALL (every token: teacher); the rule compares nothing"
+        "ALL (every token: teacher); no threshold was recorded"
     )
     low = {"LOW": RegimeNote("pushed down", "reward")}
     assert (
@@ -88,10 +88,10 @@ def test_the_consequence_names_the_target_and_that_only_the_evidence_shows_it():
     best = {"self": [("4", math.log(0.97))]}
     token = cell("2", "HS", -1.83, -8.97, -11.82, truth="privileged", alternatives=best)
     assert consequence(token) == (
-        "The loss pulls the student to “4”, 97 % for the privileged student. "
-        "Only the evidence shows this value; the student's own prompt does not."
+        "The loss moves the student towards “4”: probability 97 % under the privileged student. "
+        "Only the evidence determines this value, not the student's prompt."
     )
-    assert "Most of the gap is information" in consequence(cell("2", "HS", -1.83, -8.97, -11.82))
+    assert "The information gap is larger" in consequence(cell("2", "HS", -1.83, -8.97, -11.82))
     assert consequence(TokenCell("a", 1, "REST")) == "No supervision here."
 
 

@@ -24,11 +24,11 @@ def test_the_report_has_every_part_and_loads_nothing(run: Path, tmp_path: Path) 
     text = file.read_text(encoding="utf-8")
     assert file == tmp_path / "out.html" and not list(tmp_path.glob(".*"))
     for heading in (
-        "What was learned",
-        "Who supervised",
-        "Where supervision moved",
-        "What was only imitated",
-        "Answers, token by token",
+        "Accuracy and training",
+        "Regimes",
+        "Movement",
+        "Illusion",
+        "Answers token by token",
     ):
         assert f"<h2>{heading}</h2>" in text
     assert text.count('class="wb-root wb-tokens"') == 3 and 'class="wb-root wb-movement"' in text
@@ -45,7 +45,7 @@ def test_it_lies_in_the_run_s_folder_unless_told_otherwise(run: Path, tmp_path: 
 def test_wrong_options_and_runs_are_sentences(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="theme"):
         write_report(run, theme="blue")
-    with pytest.raises(ConfigError, match="from 0 to"):
+    with pytest.raises(ConfigError, match="answers=99"):
         write_report(run, answers=99)
     with pytest.raises(RunError, match="no run folder"):
         write_report(tmp_path / "none")

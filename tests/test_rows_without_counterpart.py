@@ -49,7 +49,7 @@ def test_such_rows_are_skipped_counted_and_named(
     sentence = f"context wrong_crop is left out of 3 of 6 questions ({REASON}: 3; the first: {data}:4)"
     assert sentence in caplog.text and RunFolder(result.run_dir).status["unasked"] == [sentence]
     summary = summarize_run(result.run_dir)
-    assert f"skipped examples: {REASON}: 3" in summary and f"not asked: {sentence}" in summary
+    assert f"skipped examples: {REASON}: 3" in summary and f"not evaluated: {sentence}" in summary
     answered = [row for row in load_records(result.run_dir) if (row.step, row.policy) == (1, "student")]
     assert sorted(row.context for row in answered) == ["plain"] * 6 + ["wrong_crop"] * 3
 

@@ -68,7 +68,7 @@ def test_first_and_last_evaluation_are_side_by_side() -> None:
         "50.0%",
     ]
     assert teacher.split() == ["teacher", "crop", "1", *["-"] * 10]
-    assert "cut: answers that reached the longest length" in legend
+    assert "cut: share of answers that reached the maximum length" in legend
 
 
 def test_each_learner_is_shown_by_kind_of_question_with_what_it_won_and_lost() -> None:
@@ -90,7 +90,7 @@ def test_each_learner_is_shown_by_kind_of_question_with_what_it_won_and_lost() -
 
 
 def test_no_answers_are_no_table() -> None:
-    assert "no question was asked" in accuracy_table([])
+    assert "no evaluation" in accuracy_table([])
 
 
 def test_a_failed_run_is_summed_up_with_its_error(tmp_path: Path) -> None:
@@ -120,5 +120,5 @@ def test_what_is_no_run_is_said(tmp_path: Path) -> None:
 def test_a_context_that_fewer_questions_have_evidence_for_says_so() -> None:
     both = [replace(row(0, "student", "plain", 1.0), example_id=name) for name in "ab"]
     table = evaluation_table([*both, replace(both[0], context="crop")])
-    assert table.endswith("student, crop: only the 1 of 2 questions with the evidence that it shows")
+    assert table.endswith("student, crop: only 1 of 2 questions, those that have its evidence")
     assert "only the" not in evaluation_table(both)

@@ -269,9 +269,9 @@ def main() -> None:
         loss = [
             figures.share_bars(regimes.shares_by(traces, split), by=by, title=title, theme=THEME)
             for split, by, title in (
-                ("truth", "position_share", "Who supervised"),
-                ("truth", "loss_share", "Who supervised"),
-                ("kind", "loss_share", "Who supervised which kind of token"),
+                ("truth", "position_share", "by truth"),
+                ("truth", "loss_share", "by truth"),
+                ("kind", "loss_share", "by kind of token"),
             )
         ]
         for panel in loss:

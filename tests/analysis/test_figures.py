@@ -33,7 +33,7 @@ def drawn(dopd: Path, opd: Path, theme: str) -> dict[str, go.Figure]:
         ),
         "accuracy": figures.accuracy_curves(illusion.accuracy(dopd), theme=theme),
         "reliability": figures.reliability(illusion.reliability(dopd), theme=theme),
-        "information": figures.information_share(illusion.information_dominated_shares(dopd), theme=theme),
+        "information": figures.information_share(illusion.information_dominated_loss(dopd), theme=theme),
     }
 
 
@@ -64,7 +64,7 @@ def test_a_sankey_has_a_link_per_row_and_says_how_many_moved(dopd: Path) -> None
     link = made.data[0].link
     assert list(link.value) == table.frame["num_positions"].tolist()
     moved = table.frame.loc[table.frame["source"] != table.frame["target"], "num_positions"].sum()
-    assert f"{moved:,} of {table.frame['num_positions'].sum():,} probe tokens moved" in made.layout.title.text
+    assert f"{moved:,} of {table.frame['num_positions'].sum():,} probe tokens changed" in made.layout.title.text
 
 
 def test_stacked_shares_reach_one_everywhere(dopd: Path) -> None:
@@ -139,7 +139,7 @@ def test_words_of_a_long_answer_are_not_printed_over_each_other() -> None:
         {"step": step, "position": place, "token": "word", "value": 0.5} for step in (0, 20) for place in range(838)
     ]
     made = figures.heatmap(Table(pd.DataFrame(rows), run="run"), title="Probe")
-    assert made.layout.xaxis.ticktext is None and made.layout.xaxis.title.text == "position of the token"
+    assert made.layout.xaxis.ticktext is None and made.layout.xaxis.title.text == "token position"
     assert made.layout.height >= 260, "room for the numbers of the color bar"
 
 

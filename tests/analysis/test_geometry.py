@@ -9,7 +9,7 @@ import torch
 
 from workbench.analysis.geometry import measure as geometry
 from workbench.analysis.geometry.measure import columns, compare, measure, measure_all, random_like
-from workbench.analysis.geometry.modules import locate_tensor
+from workbench.analysis.geometry.modules import group_of
 from workbench.errors import PolicyError
 from workbench.policies.tensors import open_weights
 
@@ -216,13 +216,13 @@ def test_shards_are_read_as_one_model(tmp_path: Path) -> None:
     ],
 )
 def test_every_family_s_names_have_a_module(name: str, group: str, layer: int | None) -> None:
-    place = locate_tensor(name)
+    place = group_of(name)
     assert place.group == group
     assert place.layer == (None if name == "multi_modal_projector.linear_1.weight" else layer)
 
 
 def test_of_a_large_matrix_the_directions_are_drawn_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(geometry, "MOST_EXACT", 4)
+    monkeypatch.setattr(geometry, "MAX_EXACT", 4)
     before, moved = torch.randn(2, 60, 60, generator=torch.Generator().manual_seed(0))
     state, found = torch.get_rng_state(), []
     for seed in (3, 3, 4):

@@ -45,7 +45,7 @@ def test_thinning_keeps_the_ends_and_the_peaks() -> None:
     values[12_345], values[7_000] = 5.0, -5.0
     frame = pd.DataFrame({"step": range(20_000), "metric": "loss", "value": values})
     kept = run_tables.thin(frame)
-    assert len(kept) <= run_tables.MOST_POINTS + 2
+    assert len(kept) <= run_tables.MAX_POINTS + 2
     assert {0, 7_000, 12_345, 19_999} <= set(kept["step"])
 
 
@@ -81,7 +81,7 @@ def test_a_page_is_what_the_filters_say(dopd: Path) -> None:
     assert len(found.frame) == min(25, tokens.count(traces, chosen))
     assert all("HS" in row["regimes"] for row in found.rows)
     assert found.frame["information_gap"].abs().is_monotonic_decreasing
-    assert tokens.page(traces, tokens.Selection(domain="no such")).empty.startswith("No answer fits")
+    assert tokens.page(traces, tokens.Selection(domain="no such")).empty.startswith("No answer matches")
     choices = tokens.choices(traces)
     assert choices["step"] == [1, 2, 3, 4] and choices["regime"] == REGIMES
 
@@ -137,7 +137,7 @@ def test_a_probe_over_training_is_a_rectangle_that_can_be_drawn(dopd: Path) -> N
     assert {len(row) for row in found.regimes} == {len(found.tokens)}
     assert {name for row in found.regimes for name in row} <= set(REGIMES)
     assert "<svg" in render_movement(found.steps, found.tokens, found.regimes, found.notes)
-    assert movement.of_probe(dopd, 77).empty.startswith("There is no probe 77")
+    assert movement.of_probe(dopd, 77).empty.startswith("Probe 77 does not exist")
 
 
 def test_transitions_keep_every_probe_token(dopd: Path) -> None:
@@ -148,7 +148,7 @@ def test_transitions_keep_every_probe_token(dopd: Path) -> None:
     assert (found.frame["first_step"].iloc[0], found.frame["last_step"].iloc[0]) == (0, 4)
     same = movement.transitions(dopd, 2, 2).frame
     assert (same["source"] == same["target"]).all()
-    with pytest.raises(TraceError, match=r"step 3 was not probed. Probed steps: 0, 2, 4"):
+    with pytest.raises(TraceError, match=r"step 3 was not probed"):
         movement.transitions(dopd, 0, 3)
 
 
@@ -197,7 +197,7 @@ def test_accuracies_and_curves_of_two_runs(dopd: Path, opd: Path) -> None:
     long = compare.accuracy_of(dopd, opd).frame.set_index(["run", "policy", "context", "truth", "step"])
     assert long.loc[("opd", "student", "plain", "all", 4)]["accuracy"] == row["last_b"]
     assert found.units["first_a"] == "dopd, step 0" and found.units["last_b"] == "opd, step 4"
-    assert compare.question_overlap(dopd, opd)[::2] == (0, 0)
+    assert compare.evaluated_apart(dopd, opd)[::2] == (0, 0)
     assert set(compare.metrics_of(dopd, opd, ("loss",)).frame["run"]) == {"dopd", "opd"}
 
 
@@ -217,11 +217,11 @@ def test_a_run_evaluated_once_has_no_newest_accuracy_and_other_questions_are_cou
     assert row["last_a"] is not None and row["last_b"] is None and row["confidence_b"] is not None
     assert row["count_b"] == row["count_a"] - 1
     assert found.units["last_b"] == "once, no later one" and found.units["confidence_b"] == "once, step 0"
-    assert compare.question_overlap(dopd, once)[0] == 1 and compare.question_overlap(dopd, once)[2] == 0
+    assert compare.evaluated_apart(dopd, once)[0] == 1 and compare.evaluated_apart(dopd, once)[2] == 0
 
 
 def test_shares_bought_by_information_are_those_of_the_positions(dopd: Path) -> None:
-    frame = illusion.information_dominated_shares(dopd).frame
+    frame = illusion.information_dominated_loss(dopd).frame
     query = """SELECT step, avg(CAST(abs(information_gap) > abs(capability_gap) AS INT)) AS share,
                       sum(abs(contribution)) FILTER (abs(information_gap) > abs(capability_gap)) / sum(abs(contribution)) AS loss
                FROM positions GROUP BY step ORDER BY step"""
@@ -233,8 +233,8 @@ def test_shares_bought_by_information_are_those_of_the_positions(dopd: Path) -> 
 
 
 def test_of_a_long_run_neighbouring_steps_are_one_point(dopd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(illusion, "MOST_POINTS", 2)
-    frame = illusion.information_dominated_shares(dopd).frame
+    monkeypatch.setattr(illusion, "MAX_POINTS", 2)
+    frame = illusion.information_dominated_loss(dopd).frame
     own = frame[frame["truth"] == "all"]
     steps = sorted(open_traces(dopd).steps("positions"))
     half = -(-len(steps) // 2)
@@ -280,7 +280,7 @@ def test_worst_cases_of_a_long_run_are_those_of_all_its_tokens(
     long_run: Traces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     every = illusion.worst_cases(long_run, limit=20).rows
-    monkeypatch.setattr(illusion, "MOST_RANKED", 200)
+    monkeypatch.setattr(illusion, "MAX_RANKED_TOKENS", 200)
     few, known = illusion._even_steps(long_run, 200, "truth = 'privileged'")
     assert len(few) < known, "the first look reads a part of the run only"
     assert illusion.worst_cases(long_run, limit=20).rows == every and len(every) == 20
@@ -298,7 +298,7 @@ def test_a_separation_that_reads_some_steps_only_says_so(long_run: Traces, monke
         "drawn" not in every.run
         and sum(every.frame[["num_privileged", "num_visible"]].iloc[0]) == long_run.summary()["positions"]
     )
-    monkeypatch.setattr(illusion, "MOST_RANKED", 1000)
+    monkeypatch.setattr(illusion, "MAX_RANKED_TOKENS", 1000)
     some = illusion.separation(long_run)
     assert "of 12 of 60 steps, drawn evenly" in some.run
     np.testing.assert_allclose(some.frame["auroc"], every.frame["auroc"], atol=0.1)
@@ -317,7 +317,7 @@ def test_a_separation_that_reads_some_steps_only_says_so(long_run: Traces, monke
         movement.changes_by,
         illusion.accuracy,
         illusion.reliability,
-        illusion.information_dominated_shares,
+        illusion.information_dominated_loss,
         illusion.loss_by_truth,
         illusion.separation,
         illusion.worst_cases,
@@ -335,6 +335,6 @@ def test_a_run_that_has_only_begun_says_what_to_do(runs: Path, ask) -> None:
 
 
 def test_gaps_that_a_method_has_not_are_said_to_be_missing(opd: Path) -> None:
-    for ask in (illusion.information_dominated_shares, illusion.separation, illusion.worst_cases):
+    for ask in (illusion.information_dominated_loss, illusion.separation, illusion.worst_cases):
         assert "no privileged student" in ask(opd).empty
     assert run_tables.list_runs(opd.parent / "nowhere").empty

@@ -265,7 +265,7 @@ def test_a_check_is_of_the_form_as_it_is(open_page: Callable) -> None:
     expect(report).to_contain_text("Checking")
     steps.fill("8")
     expect(command).to_have_value(re.compile("training.steps=8"))
-    expect(report).to_contain_text("The form was changed while it was checked")
+    expect(report).to_contain_text("The form was edited during the check")
     expect(report.locator("table")).to_have_count(0)
 
 
@@ -281,7 +281,7 @@ def test_a_run_that_failed_before_its_folder_was_made_can_be_corrected(server: S
     page = open_page("?run=fails&tab=monitor")
     status = page.locator("#monitor-status")
     expect(status).to_contain_text("nofile.jsonl does not exist")
-    expect(status).to_contain_text("There is nothing to resume")
+    expect(status).to_contain_text("This run cannot be resumed")
     words = status.locator(".app-command code").inner_text().split()
     assert words[:2] == ["workbench", "train"] and words[3:] == ["name=fails-again"]
     assert (server.folder / words[2]).read_text() == (folder / "config.yaml").read_text()

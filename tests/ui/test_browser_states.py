@@ -59,7 +59,7 @@ def test_a_run_that_has_just_begun_says_so_and_its_answers_come_by_themselves(
     status |= {"updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "doing": "student answers 6 questions"}
     (run_dir / "run.json").write_text(json.dumps(status))
     page = opened("run=living&tab=tokens")
-    expect(page.locator("#tokens-list")).to_contain_text("No answer of training is recorded yet")
+    expect(page.locator("#tokens-list")).to_contain_text("No training answer is recorded yet")
     expect(page.locator("#tokens-list")).not_to_contain_text("filter")
     expect(page.locator("#tokens-news")).to_contain_text("living is running: student answers 6 questions; step 0 of 4")
     for table in TABLES:  # whole at once, as a run records

@@ -51,7 +51,7 @@ def test_configurations_and_accuracies_stand_side_by_side(context: AppContext) -
     assert "method.name" in drawn[DIFFERENCE] and drawn[METRIC].value == "entropy"
     heads = re.findall(r"<th[^>]*>(.*?)</th>", drawn[ACCURACY])
     assert sum("<small>dopd" in head for head in heads) == 4 == sum("<small>opd" in head for head in heads)
-    assert "Not the same questions" not in drawn[ACCURACY]
+    assert "not evaluated on the same questions" not in drawn[ACCURACY]
 
 
 def test_runs_of_two_studies_with_the_same_name_stay_apart(context: AppContext) -> None:

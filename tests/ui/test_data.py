@@ -66,9 +66,9 @@ def test_nothing_outside_the_runs_folder_is_read(context: AppContext, tmp_path: 
     (link := context.runs_dir / "link.jsonl").symlink_to(file)
     for source in (file, link, context.runs_dir / ".." / ".." / "etc" / "passwd"):
         drawn = data.draw(context, "dopd", {}, str(source), is_typed=True)
-        assert "is not read here" in drawn[LISTED] and "a secret" not in "".join(map(str, drawn))
+        assert "is not allowed here" in drawn[LISTED] and "a secret" not in "".join(map(str, drawn))
         assert data.draw(context, "dopd", {}, str(source))[CHOOSER].value == "scenes:eval?count=6", "of another run"
-        with pytest.raises(DataError, match="is not read here"):
+        with pytest.raises(DataError, match="is not allowed here"):
             data.score_listed(context, "dopd", {}, str(source), None)
     link.unlink()
 
@@ -139,7 +139,7 @@ def test_an_own_image_is_scored_under_every_view_with_one_scorer_in_memory(conte
     data.score_listed(context, "dopd", {}, None, "at top left")
     assert data.SCORER._scorer is first, "the same run's policies are used again"
     with pytest.raises(
-        DataError, match=r"no boxes, which this run shows to self \(crop\) and teacher \(crop\)\. Drag on the image"
+        DataError, match=r"boxes: missing; this run shows it to self \(crop\) and teacher \(crop\)\. Drag on the image"
     ):
         data.score_own(context, "dopd", picture, "what is it?", "", "", "", "", "at top left")
     data.score_listed(context, "opd", {}, None, "")
@@ -149,8 +149,11 @@ def test_an_own_image_is_scored_under_every_view_with_one_scorer_in_memory(conte
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        ("opsd", r"no right answer, which this run shows to self \(answer\)\. Fill it in\. Then score again"),
-        ("sdft", "your own has no reference"),
+        (
+            "opsd",
+            r"answer: missing; this run shows it to self \(answer\)\. Fill in the right answer\. Then score again",
+        ),
+        ("sdft", "cannot have reference"),
     ],
 )
 def test_what_an_own_image_lacks_is_said_field_by_field(models: dict, picture: str, method: str, said: str) -> None:

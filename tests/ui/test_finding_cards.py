@@ -50,16 +50,18 @@ def test_the_cards_give_the_numbers_worked_out_by_hand(tmp_path: Path) -> None:
     """The numbers are derived in tests/test_findings.py."""
     pay, gained, claimed = cards(tmp_path, STUDENT + TEACHER + WRONG)
     assert pay.startswith(
-        "Could privilege pay? Yes +50.0 points [+13.0, +87.0] the teacher, with and without crop: 8 questions"
+        "Does the evidence help? Yes +50.0 points [+13.0, +87.0] the teacher, with and without crop: 8 questions"
     )
     assert "image alone 37.5 % [13.7, 69.4]" in pay and "with crop 87.5 %" in pay and "with wrong_crop 50.0 %" in pay
     assert "evaluation" not in pay, "nothing is missing"
     assert gained.startswith(
-        "Gained +37.5 points [−14.1, +89.1] the student, right on 8 questions that the image answers"
+        "Accuracy gain +37.5 points [−14.1, +89.1] accuracy of the student on 8 questions that the image answers"
     )
     assert "step 0 25.0 % step 9 62.5 %" in gained
-    assert claimed.startswith("Only claimed +65.0 points +5.0 points before, change +60.0 points")
-    assert "sure, step 0 30.0 % right, step 0 25.0 % sure, step 9 90.0 % right, step 9 25.0 %" in claimed
+    assert claimed.startswith("Over-confidence +65.0 points +5.0 points before, change +60.0 points")
+    assert (
+        "confidence, step 0 30.0 % accuracy, step 0 25.0 % confidence, step 9 90.0 % accuracy, step 9 25.0 %" in claimed
+    )
 
 
 def test_the_cards_and_the_summary_say_the_same(tmp_path: Path) -> None:
@@ -73,20 +75,20 @@ def test_the_cards_and_the_summary_say_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answered", "config", "card", "sentence"),
     [
-        (STUDENT + TEACHER, CONFIG, 0, "add wrong_crop to evaluation.contexts"),
+        (STUDENT + TEACHER, CONFIG, 0, "Add wrong_crop to evaluation.contexts"),
         (STUDENT, CONFIG, 0, "Add crop to evaluation.contexts"),
         (STUDENT, CONFIG, 0, "evaluation.teacher=true"),
         (STUDENT, CONFIG.replace("crop", "hint"), 0, "Add hint to evaluation.contexts"),
         (STUDENT + TEACHER, CONFIG.replace("crop", "hint"), 0, "The evidence of this run, hint, was not evaluated"),
-        (STUDENT[:12] + TEACHER, CONFIG, 1, "Step 0 alone is evaluated"),
-        (TEACHER, CONFIG, 1, "add plain to evaluation.contexts"),
+        (STUDENT[:12] + TEACHER, CONFIG, 1, "Only step 0 is evaluated"),
+        (TEACHER, CONFIG, 1, "Add plain to evaluation.contexts"),
         (
             rows(0, "student", "plain", "1", None) + rows(9, "student", "plain", "1", None),
             CONFIG,
             1,
             "evaluation.count",
         ),
-        (rows(0, "student", "plain", "10", None) + rows(9, "student", "plain", "11", None), CONFIG, 2, "is not known"),
+        (rows(0, "student", "plain", "10", None) + rows(9, "student", "plain", "11", None), CONFIG, 2, "no marks"),
     ],
 )
 def test_what_was_not_recorded_names_the_key_that_records_it(
@@ -97,7 +99,7 @@ def test_what_was_not_recorded_names_the_key_that_records_it(
 
 def test_evidence_that_does_not_help_cannot_pay(tmp_path: Path) -> None:
     useless = rows(0, "teacher", "crop", "11100000", "visible")
-    assert cards(tmp_path, STUDENT + TEACHER[:8] + useless)[0].startswith("Could privilege pay? No 0.0 points")
+    assert cards(tmp_path, STUDENT + TEACHER[:8] + useless)[0].startswith("Does the evidence help? No 0.0 points")
 
 
 def test_a_run_without_evaluations_says_which_key_asks(context: AppContext) -> None:
@@ -110,7 +112,7 @@ def test_the_page_shows_the_cards_whole(visit) -> None:
     page = visit("run=dopd", "illusion")
     sections = page.locator("#illusion-headline .wbu-findings section")
     expect(sections).to_have_count(3)
-    expect(sections.first).to_contain_text("Could privilege pay?")
+    expect(sections.first).to_contain_text("Does the evidence help?")
     assert len({round(card.bounding_box()["y"]) for card in sections.all()}) == 1
     track = sections.first.locator("dd:has(> i)").first
     filled = track.locator("i").bounding_box()["width"] / track.bounding_box()["width"]

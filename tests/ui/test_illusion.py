@@ -30,10 +30,10 @@ def test_overconfidence_is_of_the_first_and_the_newest_evaluation_of_each_policy
     accuracy = measured.accuracy(context.run_dir("dopd"))
     found, group = illusion.overconfidence(accuracy)
     rows = found.rows
-    assert group in found.units["overconfidence"] and any(row["who"] == "student, plain (step 0)" for row in rows)
-    assert len(rows) == len({row["who"] for row in rows})
-    assert any(row["who"] == "student, plain (step 4)" for row in rows) and any(
-        "step 0" in row["who"] for row in rows
+    assert group in found.units["overconfidence"] and any(row["policy"] == "student, plain (step 0)" for row in rows)
+    assert len(rows) == len({row["policy"] for row in rows})
+    assert any(row["policy"] == "student, plain (step 4)" for row in rows) and any(
+        "step 0" in row["policy"] for row in rows
     ), "the teacher"
 
 

@@ -88,7 +88,7 @@ def test_a_run_is_drawn_with_its_curves_and_its_log(context: AppContext) -> None
     for title, made in zip(titles, figures(found), strict=False):
         assert title in made.layout.title.text
     assert list(figures(found)[0].data[0].y) == [1.0, 0.5, 1 / 3]
-    assert "No tokens are recorded here" in figures(found)[-1].layout.annotations[0].text
+    assert "No tokens are recorded" in figures(found)[-1].layout.annotations[0].text
     assert not found[TIMER].active
     assert found[QUESTION].value == "scene-1" and "later" in found[ANSWERS]
 
@@ -105,7 +105,7 @@ def test_a_peer_that_learns_in_the_same_run_has_its_own_curve(context: AppContex
 def test_traces_that_cannot_be_read_do_not_hide_the_curves(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     TRACES.close()
     monkeypatch.setattr("workbench.traces.schema.READABLE", (98, 99))
-    found = look(AppContext(runs, runs), run="dopd", anew=True)
+    found = look(AppContext(runs, runs), run="dopd", redraw_all=True)
     loss, *_, shares, _, gaps = figures(found)
     assert len(loss.data[0].y) == 4 and "this workbench reads versions 98 and 99" in found[ANSWERS]
     for made in (shares, gaps):
@@ -178,7 +178,7 @@ def test_the_run_picker_learns_that_a_run_has_ended(context: AppContext) -> None
 
 
 def test_no_run_and_a_deleted_run_say_what_to_do(context: AppContext) -> None:
-    assert "Launch one" in look(context, run="")[STATUS]
+    assert "Start one in Launch" in look(context, run="")[STATUS]
     gone = look(context, run="gone")
     assert "may have been deleted" in gone[STATUS] and not gone[TIMER].active and figures(gone)[0] is None
     assert "plain folder name" in look(context, run="../x")[STATUS]

@@ -201,7 +201,7 @@ def test_the_page_asks_no_other_machine_for_its_look() -> None:
 
 def test_another_machine_may_not_start_runs_without_a_password() -> None:
     for host in ("0.0.0.0", "::", "192.168.1.7", "example.org"):
-        with pytest.raises(ConfigError, match=r"--auth FILE .* or --read-only"):
+        with pytest.raises(ConfigError, match=r"--auth FILE .*--read-only"):
             check_host(host, has_password=False, read_only=False)
         check_host(host, has_password=True, read_only=False)
         check_host(host, has_password=False, read_only=True)
@@ -213,11 +213,11 @@ def test_users_come_from_a_file(tmp_path: Path) -> None:
     file.write_text("# who\nann:one:two\n\nbob:x\n")
     assert read_users(file) == [("ann", "one:two"), ("bob", "x")]
     file.write_text("ann:one\nsecret\n")
-    with pytest.raises(ConfigError, match=r"users:2 must look like user:password") as raised:
+    with pytest.raises(ConfigError, match=r"users:2 is not user:password") as raised:
         read_users(file)
     assert "secret" not in str(raised.value)
     file.write_text("\n")
-    with pytest.raises(ConfigError, match="names nobody"):
+    with pytest.raises(ConfigError, match="names no users"):
         read_users(file)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_users(tmp_path / "missing")
@@ -236,5 +236,5 @@ def test_a_port_in_use_is_a_sentence(capsys: pytest.CaptureFixture, tmp_path: Pa
 def test_a_host_or_port_that_does_not_exist_is_a_sentence() -> None:
     with pytest.raises(ConfigError, match="from 1 to 65535"):
         check_port("127.0.0.1", 0)
-    with pytest.raises(ConfigError, match="not known here"):
+    with pytest.raises(ConfigError, match="--host"):
         check_port("no host at all", 7860)

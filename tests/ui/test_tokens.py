@@ -69,27 +69,27 @@ def test_filters_keep_what_they_name_and_forget_what_the_run_does_not_have(conte
 def test_up_and_down_walk_through_the_list_and_over_its_pages(context: AppContext) -> None:
     address, seen = {}, []
     for _ in range(30):
-        address = tokens.neighbor_address(context, "dopd", address, 1)
+        address = tokens.step_selection(context, "dopd", address, 1)
         seen.append(tokens.key_of(address))
     assert len({tuple(key.items()) for key in seen}) == 23, "all but the first, which is open at the start"
-    assert address["list_page"] == "1" and tokens.neighbor_address(context, "dopd", address, 1) == address
+    assert address["list_page"] == "1" and tokens.step_selection(context, "dopd", address, 1) == address
     for _ in range(30):
-        address = tokens.neighbor_address(context, "dopd", address, -1)
+        address = tokens.step_selection(context, "dopd", address, -1)
     assert tokens.key_of(address) == {"step": 4, "process": 0, "rollout": 0} and not address.get("list_page")
 
 
 def test_down_goes_on_from_the_open_answer_although_newer_ones_came_before_it(context: AppContext) -> None:
     keys, _, _ = tokens._keys(TRACES.of(context.runs_dir / "dopd"), Selection(), 1)
     opened = {name: str(value) for name, value in keys[1].items()}  # the list's page in the address is still the first
-    address = tokens.neighbor_address(context, "dopd", opened, 1)
+    address = tokens.step_selection(context, "dopd", opened, 1)
     assert tokens.key_of(address) == keys[2] and address["list_page"] == "1"
-    assert tokens.key_of(tokens.neighbor_address(context, "dopd", address, -1)) == keys[1]
+    assert tokens.key_of(tokens.step_selection(context, "dopd", address, -1)) == keys[1]
 
 
 def test_pages_stop_at_both_ends(context: AppContext) -> None:
-    assert tokens.page_address(context, "dopd", {}, -1) == {}
-    second = tokens.page_address(context, "dopd", {"step": "1", "rollout": "1"}, 1)
-    assert second == {"list_page": "1"} == tokens.page_address(context, "dopd", second, 1)
+    assert tokens.change_page(context, "dopd", {}, -1) == {}
+    second = tokens.change_page(context, "dopd", {"step": "1", "rollout": "1"}, 1)
+    assert second == {"list_page": "1"} == tokens.change_page(context, "dopd", second, 1)
     assert "21–24 of 24" in tokens.draw(context, "dopd", second)[WHERE]
 
 
@@ -134,5 +134,5 @@ def test_another_fragment_has_another_element() -> None:
 def test_numbers_of_an_address_are_whole() -> None:
     assert int_param({"step": "12"}, "step") == 12 and int_param({}, "step") is None and int_param(None, "step") is None
     for text in ("1.5", "-1", "٣x", "9" * 12):
-        with pytest.raises(TraceError, match="no whole number"):
+        with pytest.raises(TraceError, match="not a whole number"):
             int_param({"step": text}, "step")

@@ -1,13 +1,13 @@
-"""What a run says when it is asked: pure functions of run folders, traces and a selection. No page, no state.
+"""Tables and figures of runs: pure functions of run folders, traces and a selection, without page or state.
 
-table.py      a table with its run, its units and, if it is empty, what to do about it
-runs.py       the list of runs, their curves, the difference of two configurations
-tokens.py     a page of answers; one answer, ready to be drawn
-regimes.py    shares of regimes over steps, kinds and truths, by tokens and by loss
-movement.py   probes: which tokens changed hands, from where to where, how often
-compare.py    two runs on the same example, their metrics and accuracies side by side
-illusion.py   what was learned and what was only imitated
-geometry/     the update of a run's weights: size, sparsity, rank, place
-summary.py    what a run did, as text; report.py, as one HTML file
-figures.py    plotly figures of these tables, in one house style
+table.py      a table with its run, its units, and a message if it is empty
+runs.py       list of runs, metric curves, difference of two configurations
+tokens.py     pages of answers; one answer as a TokenView
+regimes.py    regime shares by tokens and by loss, over steps, kinds, truths and domains
+movement.py   probes: regime changes of fixed tokens over training
+compare.py    two runs on the same example; their metrics and accuracies side by side
+illusion.py   accuracy, calibration, and loss on tokens that only the evidence explains
+geometry/     the weight update of a run: size, sparsity, rank, location
+summary.py    summary of a run as text; report.py, as an HTML file
+figures.py    plotly figures of these tables; style.py, their common style
 """

@@ -1,4 +1,4 @@
-"""Two runs side by side: on the same example token by token, and in their metrics and accuracies."""
+"""Compare two runs: the same example token by token, metrics, and accuracies."""
 
 import difflib
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ ALIGNED_COLUMNS = [
 
 
 @dataclass(frozen=True)
-class AlignedPair:
-    """One example in two runs. `aligned`: a row per token of either answer; `by`: how tokens were matched."""
+class RunPair:
+    """One example in two runs. `aligned`: a row per token of either answer; `by`: how the tokens were matched."""
 
     first: TokenView
     second: TokenView
@@ -44,12 +44,12 @@ class AlignedPair:
 
 
 def shared_examples(first: str | Path | Traces, second: str | Path | Traces) -> Table:
-    """Examples that both runs answered: as probes (best: fixed answers), else in training; with their latest steps."""
+    """Examples that both runs answered, with their latest steps: as probes if possible, otherwise in training."""
     columns = ["example", "question", "probe", "step_a", "rollout_a", "step_b", "rollout_b", "same_answer"]
     traces = [traces_of(first), traces_of(second)]
     empty = (
-        "These runs have no example in common. Train both on the same data, or give both the same data.probes; a run "
-        "without traces has none."
+        "These runs have no recorded example in common. Train both on the same data or with the same data.probes, and "
+        "with trace.every above 0."
     )
     if None in traces:
         return table([], columns, run="", empty=empty)
@@ -58,7 +58,8 @@ def shared_examples(first: str | Path | Traces, second: str | Path | Traces) -> 
         query = f"""
             SELECT example_id AS example, question, step, rollout_idx AS rollout, completion FROM {name}
             WHERE process_rank = 0
-            QUALIFY row_number() OVER (PARTITION BY example_id ORDER BY step DESC, rollout_idx) = 1 ORDER BY example_id"""
+            QUALIFY row_number() OVER (PARTITION BY example_id ORDER BY step DESC, rollout_idx) = 1
+            ORDER BY example_id"""
         frames = [opened.sql(query).to_pandas() for opened in traces]
         both = frames[0].merge(frames[1].drop(columns="question"), on="example", suffixes=("_a", "_b"))
         both["probe"], both["same_answer"] = is_probe, both["completion_a"] == both["completion_b"]
@@ -67,13 +68,13 @@ def shared_examples(first: str | Path | Traces, second: str | Path | Traces) -> 
     return table(joined, columns, run=f"{run_name(traces[0])}, {run_name(traces[1])}", empty=empty)
 
 
-def pair(first: str | Path | Traces, second: str | Path | Traces, row: dict) -> AlignedPair:
-    """One row of `shared_examples`, token by token. Raises TraceError if an answer is gone."""
+def pair(first: str | Path | Traces, second: str | Path | Traces, row: dict) -> RunPair:
+    """Align the two answers of a row of `shared_examples`. Raises TraceError if an answer was deleted."""
     traced = []
     for run, side in ((first, "a"), (second, "b")):
         traces = traces_of(run)
         if traces is None:
-            raise TraceError(f"{run} holds no traces any more. Choose another run.")
+            raise TraceError(f"{run} has no traces; they may have been deleted. Choose another run.")
         traced.append(
             (
                 traces.rollout(int(row[f"step_{side}"]), int(row[f"rollout_{side}"]), probe=bool(row["probe"])),
@@ -84,19 +85,17 @@ def pair(first: str | Path | Traces, second: str | Path | Traces, row: dict) -> 
     aligned, by = align(*(answer for answer, _ in traced))
     names = f"{traced[0][1]}, {traced[1][1]}"
     units = {name: "nats" for name in ALIGNED_COLUMNS if "gap" in name or "loss" in name}
-    return AlignedPair(
-        *views, table(aligned, ALIGNED_COLUMNS, run=names, empty="Both answers are empty.", units=units), by
-    )
+    return RunPair(*views, table(aligned, ALIGNED_COLUMNS, run=names, empty="Both answers are empty.", units=units), by)
 
 
 def align(first: TracedRollout, second: TracedRollout) -> tuple[list[dict], str]:
-    """Tokens of two answers beside each other, and how they were matched; a token without a partner has None there."""
+    """Align the tokens of two answers. Returns a row per pair, None for a missing partner, and the kind of match."""
     ids = [[position["token_id"] for position in answer.positions] for answer in (first, second)]
     if ids[0] == ids[1]:
         pairs = [(token_idx, token_idx) for token_idx in range(len(ids[0]))]
         by = "same tokens"
     else:
-        pairs, by = _matched(*ids), "longest common stretches"
+        pairs, by = _matched(*ids), "longest common runs of tokens"
     rows = []
     for place_a, place_b in pairs:
         row: dict[str, object] = {}
@@ -121,7 +120,7 @@ def _matched(first: list[int], second: list[int]) -> list[tuple[int | None, int 
 
 
 def metrics_of(first: str | Path, second: str | Path, names: tuple[str, ...], *, kind: str = "train") -> Table:
-    """Curves of both runs: run, step, metric, value."""
+    """Metric curves of both runs: run, step, metric, value."""
     tables = [metrics(run, names, kind=kind) for run in (first, second)]
     names_shown = names_of(first, second)
     frames = [curve.frame.assign(run=name) for curve, name in zip(tables, names_shown, strict=True)]
@@ -131,7 +130,7 @@ def metrics_of(first: str | Path, second: str | Path, names: tuple[str, ...], *,
 
 
 def accuracy_of(*runs: str | Path) -> Table:
-    """Accuracy and confidence of the student at the first and the last evaluation, per context and truth."""
+    """Accuracy and confidence of every policy at the first and the last evaluation, per context and truth."""
     columns = ["run", "policy", "context", "truth", "step", "count", "accuracy", "confidence", "change"]
     rows = []
     run_names = names_of(*runs)
@@ -165,10 +164,10 @@ def accuracy_of(*runs: str | Path) -> Table:
 
 
 def accuracy_beside(first: str | Path, second: str | Path) -> Table:
-    """Both runs' evaluations side by side: a row per policy, context and truth.
+    """Evaluations of both runs side by side: a row per policy, context and truth.
 
-    Of each run (suffix _a or _b): questions, accuracy at its first and at its newest evaluation, and confidence at that.
-    A run that was evaluated once has no newest accuracy beside its first. The units say which run and which step.
+    Columns of each run (suffix _a or _b): questions, accuracy at its first and its newest evaluation, newest
+    confidence. A run with a single evaluation has no newest accuracy. The units name the run and the step.
     """
     rows: dict[tuple, dict] = {}
     units = {}
@@ -185,7 +184,7 @@ def accuracy_beside(first: str | Path, second: str | Path) -> Table:
             if step == steps[-1]:
                 row[f"confidence_{side}"] = measured_group.confidence
         when = "not evaluated" if steps == [None] else f"step {steps[0]}"
-        newest = f"step {steps[-1]}" if len(steps) > 1 else "no later one"
+        newest = f"step {steps[-1]}" if len(steps) > 1 else "no later evaluation"
         units |= {f"count_{side}": name, f"first_{side}": f"{name}, {when}", f"last_{side}": f"{name}, {newest}"}
         units[f"confidence_{side}"] = f"{name}, {newest if len(steps) > 1 else when}"
     columns = [
@@ -199,9 +198,9 @@ def accuracy_beside(first: str | Path, second: str | Path) -> Table:
     )
 
 
-def question_overlap(first: str | Path, second: str | Path) -> tuple[int, int, int]:
-    """Evaluated questions of the first run alone, of both, and of the second alone."""
+def evaluated_apart(first: str | Path, second: str | Path) -> tuple[int, int, int]:
+    """Numbers of evaluated questions: of the first run only, of both, of the second only."""
     answered = [answers_of(run) for run in (first, second)]
-    by_text = all(row.question for run in answered for row in run)  # runs made before texts were written have only ids
+    by_text = all(row.question for run in answered for row in run)  # older runs recorded ids only
     questions = [{(row.example_id, row.question if by_text else "") for row in run} for run in answered]
     return len(questions[0] - questions[1]), len(questions[0] & questions[1]), len(questions[1] - questions[0])

@@ -1,4 +1,4 @@
-"""A run's evaluations, read again only when their files have changed: every tab asks for them several times."""
+"""Cached evaluation records of runs: files are read again only if they have changed."""
 
 import functools
 from pathlib import Path
@@ -10,13 +10,14 @@ from workbench.evals.records import EvalRecord, load_records
 from workbench.runs.commands import value_at
 
 EVALUATES_NOTHING = (
-    "This run evaluates nothing: its data.eval is null. For accuracy, start one with data.eval=SOURCE, questions with "
-    "answers: scenes:eval?count=256, or a file."
+    "This run has no evaluation: its data.eval is null. For accuracy, start a run with data.eval=SOURCE: questions "
+    "with "
+    "answers, such as scenes:eval?count=256 or a file."
 )
 
 
 def answers_of(run_dir: str | Path) -> list[EvalRecord]:
-    """What load_records reads, by step."""
+    """All evaluation records of a run, by step; see load_records."""
     files = sorted(Path(run_dir, "evals").glob("step-*.jsonl"))
     marks = [(file, file.stat()) for file in files]
     return list(_load(Path(run_dir), tuple((file.name, stat.st_mtime_ns, stat.st_size) for file, stat in marks)))
@@ -28,7 +29,7 @@ def _load(run_dir: Path, files: tuple) -> tuple[EvalRecord, ...]:
 
 
 def no_evals(run_dir: str | Path) -> str:
-    """Why a run has no evaluation, and what to do."""
+    """Message for a run without evaluations: why, and what to do."""
     try:
         config = read_yaml(Path(run_dir) / "config.yaml")
     except ConfigError:

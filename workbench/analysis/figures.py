@@ -1,6 +1,6 @@
-"""Plotly figures of the tables of this package. Every axis has its unit, every title its run, every hover its step.
+"""Plotly figures of this package's tables, with units on axes, the run in titles, and steps in hover texts.
 
-A table without rows becomes a figure that says what to do. `theme` is light or dark.
+An empty table becomes a figure with the table's message. `theme` is light or dark.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,16 +42,16 @@ from workbench.render.view import RegimeNote
 
 STEP = "step"
 SANKEY_HEIGHT = 420
-MOST_WORDS = 60  # tokens of a heat map that are named along its axis
+MAX_TOKEN_LABELS = 60  # along the axis of a heatmap
 MEASURES = {"position_share": "share of tokens", "loss_share": "share of loss"}
 
 
 def curves(
     table: Table, *, title: str, theme: str = "light", height: int = 340, tints: Mapping[str, str] | None = None
 ) -> go.Figure:
-    """Metrics over steps: step, metric, value, and run if there are several. One color per metric, one dash per run.
+    """Metrics over steps, of a table with step, metric, value and optionally run. A color per metric, a dash per run.
 
-    tints  colors by metric, of what has a color of its own
+    tints  colors of some metrics, instead of the series' own
     """
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
@@ -74,7 +74,8 @@ def curves(
                 "dash": DASHES[0 if by_run else runs.index(run) % len(DASHES)],
             },
             marker={"size": 5},
-            hovertemplate=f"<b>{escaped(_words(name))}</b> %{{y:.4g}} {escaped(unit)}<br>{escaped(run)}, step %{{x}}<extra></extra>",
+            hovertemplate=f"<b>{escaped(_words(name))}</b> %{{y:.4g}} {escaped(unit)}<br>"
+            f"{escaped(run)}, step %{{x}}<extra></extra>",
         )
     units = list(dict.fromkeys(table.units.get(name, "") for name in names))
     step_axis(figure, frame["step"]).update_yaxes(title_text=escaped(", ".join(unit for unit in units if unit)))
@@ -85,18 +86,24 @@ def curves(
 
 
 def stacked_shares(
-    table: Table, *, by: str = "position_share", title: str = "Who supervised", theme: str = "light", least: int = 0
+    table: Table,
+    *,
+    by: str = "position_share",
+    title: str = "",
+    theme: str = "light",
+    min_height: int = 0,
 ) -> go.Figure:
-    """Regimes' shares over steps as stacked areas, or of a single step as a stacked bar, one panel per group.
+    """Regimes' shares over steps as stacked areas, one panel per group; a single step as a stacked bar.
 
-    by     position_share or loss_share
-    least  pixels of height, where another figure stands beside it
+    by          position_share or loss_share
+    title       added to "Token share by regime"
+    min_height  pixels, to match a figure beside it
     """
     if table.empty:
-        return empty_figure(table.empty, theme, title=f"{title}, by {MEASURES[by]}")
+        return empty_figure(table.empty, theme, title=_share_title(by, title))
     frame = table.frame.fillna({by: 0.0})
-    groups = list(frame.groupby("group")["num_positions"].sum().sort_values(ascending=False).index)
-    counts = frame.groupby("group")["num_positions"].sum()
+    counts = frame.groupby("group")["num_positions"].sum().sort_values(ascending=False)
+    groups = list(counts.index)
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
     figure = make_subplots(
@@ -107,49 +114,30 @@ def stacked_shares(
         vertical_spacing=0.3 / rows if rows > 1 else 0,
         subplot_titles=[f"{escaped(name)} · {counts[name]:,} tokens" for name in groups] if len(groups) > 1 else None,
     )
-    _dress(figure, theme, title=f"{title}, by {MEASURES[by]}", subtitle=table.run, height=max(least, 150 + 200 * rows))
-    notes = _notes_of(frame)
-    fills = regime_fills(notes, theme)
+    height = max(min_height, 150 + 200 * rows)
+    _style_panels(figure, theme, title=_share_title(by, title), subtitle=table.run, height=height)
+    fills = regime_fills(_notes_of(frame), theme)
     is_single = frame["step"].nunique() == 1  # an area over one step has no width
     for panel_idx, group in enumerate(groups):
-        in_group = frame[frame["group"] == group]
-        for name in notes:
-            part = in_group[in_group["regime"] == name]
-            color, pattern = fills[name]
-            hatched = (
-                {
-                    "shape": pattern,
-                    "fgcolor": with_opacity("#000000", 0.28),
-                    "fgopacity": 0.35,
-                    "size": 6,
-                    "solidity": 0.2,
-                    "fillmode": "overlay",
-                }
-                if pattern
-                else None
-            )
-            edge = {"width": 0.8, "color": SURFACE[theme]}
-            if is_single:
-                add, style = (
-                    figure.add_bar,
-                    {"width": 0.4, "marker": {"color": color, "pattern": hatched, "line": edge}},
-                )
-            else:
-                add, style = (
-                    figure.add_scatter,
-                    {"mode": "lines", "stackgroup": group, "line": edge, "fillcolor": color, "fillpattern": hatched},
-                )
-            add(
+        panel = frame[frame["group"] == group]
+        for name, (color, pattern) in fills.items():
+            part = panel[panel["regime"] == name]
+            _add_share(
+                figure,
+                is_single,
+                (color, pattern),
+                theme,
+                group,
                 x=part["step"],
                 y=part[by],
                 name=escaped(name),
                 legendgroup=name,
                 showlegend=panel_idx == 0,
                 customdata=part["num_positions"],
-                hovertemplate=f"<b>{escaped(name)}</b> %{{y:.1%}} {MEASURES[by]}<br>%{{customdata:,}} tokens, step %{{x}}, {escaped(group)}<extra></extra>",
+                hovertemplate=f"<b>{escaped(name)}</b> %{{y:.1%}} {MEASURES[by]}<br>%{{customdata:,}} tokens, "
+                f"step %{{x}}, {escaped(group)}<extra></extra>",
                 row=panel_idx // columns + 1,
                 col=panel_idx % columns + 1,
-                **style,
             )
     if is_single:
         step = int(frame["step"].iloc[0])
@@ -159,8 +147,30 @@ def stacked_shares(
     return figure
 
 
+def _add_share(
+    figure: go.Figure, is_single: bool, fill: tuple[str, str], theme: str, group: str, **trace: object
+) -> None:
+    """One regime's trace of `stacked_shares`: a bar for a single step, else an area of the group's stack."""
+    color, pattern = fill
+    edge = {"width": 0.8, "color": SURFACE[theme]}
+    hatching = None
+    if pattern:
+        hatching = {
+            "shape": pattern,
+            "fgcolor": with_opacity("#000000", 0.28),
+            "fgopacity": 0.35,
+            "size": 6,
+            "solidity": 0.2,
+            "fillmode": "overlay",
+        }
+    if is_single:
+        figure.add_bar(width=0.4, marker={"color": color, "pattern": hatching, "line": edge}, **trace)
+    else:
+        figure.add_scatter(mode="lines", stackgroup=group, line=edge, fillcolor=color, fillpattern=hatching, **trace)
+
+
 def share_bars(table: Table, *, by: str = "position_share", title: str, theme: str = "light") -> go.Figure:
-    """Regimes' shares in each kind, truth or domain, as stacked bars with the tokens they count."""
+    """Regime shares per kind, truth or domain as stacked bars with token counts; `title` as in stacked_shares."""
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     frame = table.frame.fillna({by: 0.0})
@@ -168,7 +178,7 @@ def share_bars(table: Table, *, by: str = "position_share", title: str, theme: s
     labels = {
         group: f"{escaped(group)}<br><span style='color:{MUTED[theme]}'>{n:,}</span>" for group, n in counts.items()
     }
-    figure = base_figure(theme, title=f"{title}, by {MEASURES[by]}", subtitle=table.run, height=150 + 46 * len(counts))
+    figure = base_figure(theme, title=_share_title(by, title), subtitle=table.run, height=150 + 46 * len(counts))
     notes = _notes_of(frame)
     for name, (color, pattern) in regime_fills(notes, theme).items():
         part = frame[frame["regime"] == name]
@@ -195,7 +205,8 @@ def share_bars(table: Table, *, by: str = "position_share", title: str, theme: s
             insidetextanchor="middle",
             textfont={"color": ink(color), "size": 12},
             textangle=0,
-            hovertemplate=f"<b>{escaped(name)}</b> %{{x:.1%}} {MEASURES[by]}<br>%{{customdata:,}} tokens<extra></extra>",
+            hovertemplate=f"<b>{escaped(name)}</b> %{{x:.1%}} {MEASURES[by]}<br>"
+            "%{customdata:,} tokens<extra></extra>",
         )
     figure.update_layout(barmode="stack", bargap=0.28, legend_traceorder="normal")
     figure.update_xaxes(range=[0, 1], tickformat=".0%", title_text=MEASURES[by])
@@ -203,7 +214,7 @@ def share_bars(table: Table, *, by: str = "position_share", title: str, theme: s
 
 
 def gap_curves(
-    table: Table, *, title: str = "The two gaps over training", theme: str = "light", by_size: bool = True
+    table: Table, *, title: str = "Capability and information gap", theme: str = "light", by_size: bool = True
 ) -> go.Figure:
     """Mean capability and information gap per token over steps, a panel per truth."""
     columns = ("capability_size", "information_size") if by_size else ("capability_gap", "information_gap")
@@ -218,7 +229,7 @@ def gap_curves(
         horizontal_spacing=0.04,
         subplot_titles=[escaped(f"{truth} tokens") for truth in truths],
     )
-    _dress(figure, theme, title=title, subtitle=table.run)
+    _style_panels(figure, theme, title=title, subtitle=table.run)
     for panel_idx, truth in enumerate(truths):
         of_truth = table.frame[table.frame["truth"] == truth]
         for column, color, dash in zip(columns, (CAPABILITY, INFORMATION), DASHES, strict=False):
@@ -232,24 +243,25 @@ def gap_curves(
                 mode="lines" if len(of_truth) > 1 else "markers",
                 line={"width": 2, "color": color[theme], "dash": dash},
                 customdata=of_truth["num_positions"],
-                hovertemplate=f"<b>{name}</b> %{{y:.3f}} nats per token<br>%{{customdata:,}} {escaped(truth)} tokens, step %{{x}}<extra></extra>",
+                hovertemplate=f"<b>{name}</b> %{{y:.3f}} nats per token<br>%{{customdata:,}} {escaped(truth)} tokens, "
+                "step %{x}<extra></extra>",
                 row=1,
                 col=panel_idx + 1,
             )
-    sort = "mean size, nats per token" if by_size else "mean, nats per token"
-    return from_zero_if_constant(step_axis(figure, table.frame["step"]).update_yaxes(title_text=sort, col=1))
+    label = "mean size, nats per token" if by_size else "mean, nats per token"
+    return from_zero_if_constant(step_axis(figure, table.frame["step"]).update_yaxes(title_text=label, col=1))
 
 
 def sankey(
-    table: Table, notes: dict[str, RegimeNote], *, title: str = "Where supervision moved", theme: str = "light"
+    table: Table, notes: dict[str, RegimeNote], *, title: str = "Regime changes of probe tokens", theme: str = "light"
 ) -> go.Figure:
-    """Probe tokens from their regime at one step to that at another; `notes` as movement.regime_notes gives them."""
+    """Sankey diagram of probe tokens' regimes at two steps; `notes` of movement.regime_notes."""
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     frame = table.frame
     first, last = int(frame["first_step"].iloc[0]), int(frame["last_step"].iloc[0])
     total, moved = frame["num_positions"].sum(), frame.loc[frame["source"] != frame["target"], "num_positions"].sum()
-    subtitle = f"{table.run} · step {first} → {last} · {moved:,} of {total:,} probe tokens moved"
+    subtitle = f"{table.run} · step {first} → {last} · {moved:,} of {total:,} probe tokens changed"
     figure = base_figure(theme, title=title, subtitle=subtitle, height=SANKEY_HEIGHT)
     fills = regime_fills(notes, theme)
     nodes = [(side, name) for side in ("source", "target") for name in notes if (frame[side] == name).any()]
@@ -282,7 +294,8 @@ def sankey(
                 f"{share:.1%} of tokens · {escaped(text)}"
                 for share, text in zip(frame["share"], frame["examples"], strict=True)
             ],
-            "hovertemplate": "<b>%{source.label} → %{target.label}</b><br>%{value:,} tokens, %{customdata}<extra></extra>",
+            "hovertemplate": "<b>%{source.label} → %{target.label}</b><br>%{value:,} tokens, "
+            "%{customdata}<extra></extra>",
         },
     )
     for x, step in ((0.02, first), (0.98, last)):
@@ -300,60 +313,23 @@ def sankey(
 
 
 def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, RegimeNote] | None = None) -> go.Figure:
-    """A value of one probe, token by step: of movement.values_of_probe. With `notes` the values are regimes."""
+    """A value of one probe by token and step, of movement.values_of_probe. With `notes` the values are regimes."""
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
-    frame = table.frame
-    tokens = frame.drop_duplicates("position").sort_values("position")
+    tokens = table.frame.drop_duplicates("position").sort_values("position")
     words = [visible_text(text) for text in tokens["token"]]
-    wide = frame.pivot(index="step", columns="position", values="value")
-    is_long = len(words) > MOST_WORDS
+    wide = table.frame.pivot(index="step", columns="position", values="value")
+    is_long = len(words) > MAX_TOKEN_LABELS
     figure = base_figure(theme, title=title, subtitle=table.run, height=max(260, 170 + 26 * len(wide)))
     shared = {"x": list(range(len(words))), "y": [str(step) for step in wide.index], "ygap": 1.5}
     shared["xgap"] = 0 if is_long else 1.5
     shared["customdata"] = [[escaped(word) for word in words] for _ in wide.index]
     if notes is not None:
-        fills = [color for color, _ in regime_fills(notes, theme).values()]
-        index = {name: regime_idx for regime_idx, name in enumerate(notes)}
-        steps = [
-            (edge / len(fills), fills[regime_idx])
-            for regime_idx in range(len(fills))
-            for edge in (regime_idx, regime_idx + 1)
-        ]
-        numbers = [[None if pd.isna(value) else index[value] for value in row] for row in wide.to_numpy()]
-        figure.add_heatmap(
-            z=numbers,
-            text=wide.to_numpy(),
-            texttemplate="" if is_long else "%{text}",
-            textfont={"size": 10.5},
-            colorscale=steps,
-            zmin=-0.5,
-            zmax=len(fills) - 0.5,
-            showscale=False,
-            hovertemplate="<b>%{customdata}</b> %{text}<br>position %{x}, step %{y}<extra></extra>",
-            **shared,
-        )
+        figure.add_heatmap(**_regime_cells(wide, notes, theme), texttemplate="" if is_long else "%{text}", **shared)
     else:
-        limit = bound(wide.to_numpy().ravel().tolist())
-        has_signs = bool((frame["value"] < 0).any())
-        unit = table.units.get("value", "")
-        figure.add_heatmap(
-            z=wide.to_numpy(),
-            colorscale=colorscale("diverging" if has_signs else "growing", theme),
-            zmin=-limit if has_signs else 0,
-            zmax=limit,
-            colorbar={
-                "title": {"text": unit, "side": "top", "font": {"size": 12}},
-                "tickfont": {"size": 12},
-                "thickness": 10,
-                "outlinewidth": 0,
-                "nticks": 5,
-            },
-            hovertemplate=f"<b>%{{customdata}}</b> %{{z:+.3f}} {unit}<br>position %{{x}}, step %{{y}}<extra></extra>",
-            **shared,
-        )
-    if is_long:  # there is no room for the words: pointing at a token gives its own
-        figure.update_xaxes(title_text="position of the token", tickformat=",d", showline=False)
+        figure.add_heatmap(**_value_cells(wide, table.units.get("value", ""), theme), **shared)
+    if is_long:  # the axis has no room for the tokens; hovering shows each
+        figure.update_xaxes(title_text="token position", tickformat=",d", showline=False)
     else:
         words = [escaped(word) for word in words]
         figure.update_xaxes(
@@ -361,6 +337,42 @@ def heatmap(table: Table, *, title: str, theme: str = "light", notes: dict[str, 
         )
     figure.update_yaxes(title_text=STEP, autorange="reversed", type="category", showgrid=False)
     return figure.update_layout(margin_t=_below_title(figure, 72))
+
+
+def _regime_cells(wide: pd.DataFrame, notes: dict[str, RegimeNote], theme: str) -> dict[str, object]:
+    fills = [color for color, _ in regime_fills(notes, theme).values()]
+    index = {name: regime_idx for regime_idx, name in enumerate(notes)}
+    edges = [(edge / len(fills), fills[idx]) for idx in range(len(fills)) for edge in (idx, idx + 1)]
+    return {
+        "z": [[None if pd.isna(value) else index[value] for value in row] for row in wide.to_numpy()],
+        "text": wide.to_numpy(),
+        "textfont": {"size": 10.5},
+        "colorscale": edges,
+        "zmin": -0.5,
+        "zmax": len(fills) - 0.5,
+        "showscale": False,
+        "hovertemplate": "<b>%{customdata}</b> %{text}<br>position %{x}, step %{y}<extra></extra>",
+    }
+
+
+def _value_cells(wide: pd.DataFrame, unit: str, theme: str) -> dict[str, object]:
+    values = wide.to_numpy()
+    limit = bound(values.ravel().tolist())
+    has_signs = bool((wide < 0).any(axis=None))
+    return {
+        "z": values,
+        "colorscale": colorscale("diverging" if has_signs else "growing", theme),
+        "zmin": -limit if has_signs else 0,
+        "zmax": limit,
+        "colorbar": {
+            "title": {"text": unit, "side": "top", "font": {"size": 12}},
+            "tickfont": {"size": 12},
+            "thickness": 10,
+            "outlinewidth": 0,
+            "nticks": 5,
+        },
+        "hovertemplate": f"<b>%{{customdata}}</b> %{{z:+.3f}} {unit}<br>position %{{x}}, step %{{y}}<extra></extra>",
+    }
 
 
 def bars(
@@ -375,10 +387,10 @@ def bars(
     meaning: str = "",
     tints: Sequence[str] = (),
 ) -> go.Figure:
-    """One horizontal bar per row; its value and, if `count` names a column, what it is counted over stand at the right.
+    """One horizontal bar per row, with its value and, if `count` names a column, its count at the right.
 
-    reference, meaning  a line across the bars, and what it means
-    tints               the bars' colors; default: one for all
+    reference, meaning  value of a line across the bars, and its label
+    tints               colors of the bars; default: one for all
     """
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
@@ -417,15 +429,15 @@ def bars(
 
 
 def separation_bars(table: Table, *, theme: str = "light") -> go.Figure:
-    """How well each gap tells privileged tokens from visible ones, of illusion.separation, in the gaps' colors."""
+    """AUROC of each gap for privileged against visible tokens, of illusion.separation, in the gaps' colors."""
     hues = {"information": INFORMATION, "capability": CAPABILITY}
     tints = [hues.get(name.split()[0], MUTED)[theme] for name in table.frame["gap"]]
-    title = "Which gap finds privileged tokens"
-    return bars(table, "gap", "auroc", title=title, theme=theme, reference=0.5, meaning="tells nothing", tints=tints)
+    title = "AUROC of the gaps for privileged tokens"
+    return bars(table, "gap", "auroc", title=title, theme=theme, reference=0.5, meaning="no separation", tints=tints)
 
 
 def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", theme: str = "light") -> go.Figure:
-    """Per truth a panel: accuracy (solid) and confidence (dotted) of each policy under each context, over steps."""
+    """Accuracy (solid) and confidence (dotted) of each policy in each context over steps, a panel per truth."""
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     frame = table.frame
@@ -438,7 +450,7 @@ def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", the
         horizontal_spacing=0.035,
         subplot_titles=[f"{truth} · {n:,} questions" for truth, n in zip(truths, counts, strict=True)],
     )
-    _dress(figure, theme, title=title, subtitle=f"{table.run} · solid: accuracy, dotted: confidence", height=380)
+    _style_panels(figure, theme, title=title, subtitle=f"{table.run} · solid: accuracy, dotted: confidence", height=380)
     pairs = list(dict.fromkeys(zip(frame["policy"], frame["context"], strict=True)))
     for panel_idx, truth in enumerate(truths):
         for number, (policy, context) in enumerate(pairs):
@@ -459,18 +471,17 @@ def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", the
                         "opacity": 1 if dash == "solid" else 0.6,
                     },
                     customdata=curve["count"],
-                    hovertemplate=f"<b>{name}</b> {column} %{{y:.1%}}<br>%{{customdata}} {truth} questions, step %{{x}}<extra></extra>",
+                    hovertemplate=f"<b>{name}</b> {column} %{{y:.1%}}<br>%{{customdata}} {truth} questions, "
+                    "step %{x}<extra></extra>",
                     row=1,
                     col=panel_idx + 1,
                 )
-    figure.update_yaxes(tickformat=".0%", range=[-0.02, 1.04]).update_yaxes(
-        title_text="share right, probability", col=1
-    )
+    figure.update_yaxes(tickformat=".0%", range=[-0.02, 1.04]).update_yaxes(title_text="accuracy, confidence", col=1)
     return step_axis(figure, frame["step"])
 
 
-def reliability(table: Table, *, title: str = "Is it as often right as it is sure?", theme: str = "light") -> go.Figure:
-    """Accuracy over confidence, per truth; points under the diagonal are over-confident."""
+def reliability(table: Table, *, title: str = "Calibration", theme: str = "light") -> go.Figure:
+    """Accuracy over confidence per truth; points below the diagonal are over-confident."""
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     figure = base_figure(theme, title=title, subtitle=table.run, height=400)
@@ -479,7 +490,7 @@ def reliability(table: Table, *, title: str = "Is it as often right as it is sur
         y=[0, 1],
         mode="lines",
         line={"color": MUTED[theme], "dash": "dot", "width": 1.5},
-        name="as sure as right",
+        name="calibrated",
         hoverinfo="skip",
     )
     for number, (truth, curve) in enumerate(table.frame.groupby("truth", sort=False)):
@@ -496,17 +507,22 @@ def reliability(table: Table, *, title: str = "Is it as often right as it is sur
                 "opacity": 0.85,
                 "line": {"width": 1, "color": SURFACE[theme]},
             },
-            hovertemplate=f"<b>{escaped(truth)}</b> right %{{y:.1%}}, sure %{{x:.1%}}<br>%{{customdata}} questions<extra></extra>",
+            hovertemplate=f"<b>{escaped(truth)}</b> accuracy %{{y:.1%}}, confidence %{{x:.1%}}<br>"
+            "%{customdata} questions<extra></extra>",
         )
     figure.update_xaxes(title_text="confidence, mean over questions", range=[-0.02, 1.03], tickformat=".0%")
     return figure.update_yaxes(title_text="accuracy, share of questions", range=[-0.04, 1.06], tickformat=".0%")
 
 
-def information_share(table: Table, *, title: str = "Bought by information", theme: str = "light") -> go.Figure:
-    """Shares of loss (solid) and of tokens (dotted) whose information gap is larger in size than their capability gap, by truth."""
+def information_share(table: Table, *, title: str = "Information-dominated loss", theme: str = "light") -> go.Figure:
+    """Shares of loss (solid) and tokens (dotted) whose information gap is the larger in size, by truth."""
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
-    grouped = "" if (table.frame["first_step"] == table.frame["step"]).all() else " · a point: the steps since the last"
+    grouped = (
+        ""
+        if (table.frame["first_step"] == table.frame["step"]).all()
+        else " · each point: the steps since the last one"
+    )
     figure = base_figure(theme, title=title, subtitle=f"{table.run} · solid: of loss, dotted: of tokens{grouped}")
     for truth, curve in table.frame.groupby("truth", sort=False):
         for column, dash in (("loss_share", "solid"), ("position_share", "dot")):
@@ -519,33 +535,39 @@ def information_share(table: Table, *, title: str = "Bought by information", the
                 mode="lines",
                 line={"width": 2, "color": TRUTHS[theme].get(truth, MUTED[theme]), "dash": dash},
                 customdata=curve["num_positions"],
-                hovertemplate=f"<b>{escaped(truth)}</b> %{{y:.1%}} {MEASURES[column]}<br>%{{customdata:,}} tokens, step %{{x}}<extra></extra>",
+                hovertemplate=f"<b>{escaped(truth)}</b> %{{y:.1%}} {MEASURES[column]}<br>%{{customdata:,}} tokens, "
+                "step %{x}<extra></extra>",
             )
-    figure.update_yaxes(range=[0, 1.02], tickformat=".0%", title_text="share bought on information")
+    figure.update_yaxes(range=[0, 1.02], tickformat=".0%", title_text="information-dominated share")
     return step_axis(figure, table.frame["step"])
 
 
-def _dress(figure: go.Figure, theme: str, *, title: str, subtitle: str, height: int = 340) -> None:
-    """The house style on a figure of several panels."""
-    dress = layout(theme, title=title, subtitle=subtitle, height=height)
-    extra = extra_title_height(dress["title"]["text"])
+def _style_panels(figure: go.Figure, theme: str, *, title: str, subtitle: str, height: int = 340) -> None:
+    """Apply the common style to a figure with several panels."""
+    style = layout(theme, title=title, subtitle=subtitle, height=height)
+    extra = extra_title_height(style["title"]["text"])
     figure.update_annotations(font={"size": 12.5, "color": MUTED[theme]}, yshift=2)
     figure.update_layout(
         {
-            **dress,
-            "margin": {**dress["margin"], "t": 124 + extra},
-            "legend": {"y": 1 - (58 + extra) / dress["height"], "yref": "container", "yanchor": "top"},
+            **style,
+            "margin": {**style["margin"], "t": 124 + extra},
+            "legend": {"y": 1 - (58 + extra) / style["height"], "yref": "container", "yanchor": "top"},
         }
     )
 
 
+def _share_title(by: str, title: str) -> str:
+    head = {"position_share": "Token share by regime", "loss_share": "Loss share by regime"}[by]
+    return f"{head}, {title}" if title else head
+
+
 def _below_title(figure: go.Figure, pixels: int) -> int:
-    """Room over a figure: so much, and that of a longer subtitle."""
+    """Top margin of a figure: `pixels` plus the height of further subtitle lines."""
     return pixels + extra_title_height(figure.layout.title.text)
 
 
 def _notes_of(frame: pd.DataFrame) -> dict[str, RegimeNote]:
-    """The regimes in their order, with the sources that give them their colors."""
+    """The regimes in order, each with its source, which determines its color."""
     named = frame.drop_duplicates("regime")
     return {row.regime: RegimeNote("", None if pd.isna(row.source) else row.source) for row in named.itertuples()}
 
@@ -555,7 +577,7 @@ def _series(theme: str, number: int) -> str:
 
 
 def _not_numbers(frame: pd.DataFrame) -> str:
-    """That some values are not a number, where a curve has a hole or ends; "" if all are."""
+    """A note on steps whose value is not a number, where a curve has a gap or ends; "" if there are none."""
     steps = frame.loc[~np.isfinite(frame["value"].astype(float)), "step"]
     if steps.empty:
         return ""

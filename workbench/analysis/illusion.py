@@ -1,7 +1,7 @@
-"""What was learned and what was only imitated.
+"""Privilege illusion: separate learned capability from imitation of a teacher that sees the evidence.
 
-Capability shows as accuracy where the student can see. Imitation shows as confidence where it cannot: supervision that
-the evidence alone explains, loss spent on it, and answers that are sure and wrong.
+Capability shows as accuracy on questions that the image answers. Imitation shows as confidence on questions that only
+the evidence answers: loss on tokens that only the evidence explains, and answers that are confident and wrong.
 """
 
 from pathlib import Path
@@ -33,19 +33,17 @@ ACCURACY_UNITS = {
     "accuracy": "share of questions",
     "confidence": "mean over questions",
     "overconfidence": "confidence minus accuracy, points",
-    "calibration_error": "mean distance of the two",
-    "length": "tokens of an answer",
+    "calibration_error": "mean |confidence - accuracy|",
+    "length": "tokens per answer",
     "truncated": "share of answers",
 }
 CONFIDENCE_NOTE = (
-    f"Confidence is the {CONFIDENCE}. Over-confidence is mean confidence minus accuracy in points, hundredths of a share: "
-    "above 0 the policy is surer than it is right."
+    f"Confidence is the {CONFIDENCE}. Over-confidence is mean confidence minus accuracy, in percentage points."
 )
-HEADLINE_GAP = (
-    "information gap size"  # the row of `separation` that says most: evidence makes wrong guesses less likely, too
-)
-MOST_POINTS = 24  # of a curve of shares: of more recorded steps, neighbours are taken together
-MOST_RANKED = 100_000  # positions that an AUROC is computed over, about; of longer runs steps are drawn evenly
+# the row of `separation` in the headline: by size, since evidence also makes wrong tokens less likely
+HEADLINE_GAP = "information gap size"
+MAX_POINTS = 24  # of a curve of shares; neighbors of more recorded steps are merged
+MAX_RANKED_TOKENS = 100_000  # for an AUROC, about; of longer runs evenly spaced steps are used
 
 
 def accuracy(run_dir: str | Path) -> Table:
@@ -61,7 +59,7 @@ def accuracy(run_dir: str | Path) -> Table:
 def reliability(
     run_dir: str | Path, *, step: int | None = None, policy: str = "student", context: str = "plain"
 ) -> Table:
-    """Calibration: per tenth of confidence how many questions, how sure, how often right; default the last evaluation."""
+    """Calibration curve: count, mean confidence and accuracy per tenth of confidence; default: the last evaluation."""
     columns = ["truth", "bin", "count", "confidence", "accuracy"]
     answered = [row for row in answers_of(run_dir) if row.policy == policy and row.context == context]
     answered = [row for row in answered if row.reward is not None]
@@ -81,10 +79,10 @@ def reliability(
     return table(rows, columns, run=Path(run_dir).name, empty=no_evals(run_dir), units={"count": "questions"})
 
 
-def information_dominated_shares(run: str | Path | Traces) -> Table:
-    """Per step and truth: shares of tokens and of loss whose information gap is larger in size than their capability gap.
+def information_dominated_loss(run: str | Path | Traces) -> Table:
+    """Shares of tokens and loss whose information gap is larger in size than their capability gap, per step and truth.
 
-    Of a run with more than MOST_POINTS recorded steps, equally many neighbours are one row, `first_step` to `step`.
+    If a run has more than MAX_POINTS recorded steps, neighbors are merged into one row, `first_step` to `step`.
     """
     columns = ["first_step", "step", "truth", "num_positions", "position_share", "loss_share"]
     traces = traces_of(run)
@@ -104,12 +102,12 @@ def information_dominated_shares(run: str | Path | Traces) -> Table:
                sum(information_loss_size) / nullif(sum(loss_size), 0) AS loss_share
         FROM grouped JOIN named USING (step) GROUP BY ALL ORDER BY step, truth"""
     units = {"num_positions": "tokens", "position_share": "share of tokens", "loss_share": "share of loss"}
-    frame = traces.sql(query, {"points": MOST_POINTS}).to_pandas()
+    frame = traces.sql(query, {"points": MAX_POINTS}).to_pandas()
     return table(frame, columns, run=run_name(traces), empty=NO_TRACES, units=units)
 
 
 def loss_by_truth(run: str | Path | Traces) -> Table:
-    """Over the whole run: tokens, loss and mean gaps by truth and by which gap is larger is answered here."""
+    """Tokens, loss and mean gaps per truth, over the whole run."""
     columns = ["truth", "num_positions", "position_share", "loss_share", "capability_gap", "information_gap"]
     traces = traces_of(run)
     if traces is None:
@@ -132,15 +130,16 @@ def loss_by_truth(run: str | Path | Traces) -> Table:
 
 
 def separation(run: str | Path | Traces) -> Table:
-    """How well each gap tells privileged tokens from visible ones: AUROC, 0.5 = not at all, 1 = always larger there.
+    """AUROC of each gap for privileged against visible tokens; 0.5 = no separation, 1 = perfect.
 
-    Of a run with more than about MOST_RANKED such tokens, steps are drawn evenly; the table's `run` says how many.
+    If a run has more than about MAX_RANKED_TOKENS such tokens, evenly spaced steps are used; the table's `run` has
+    their number.
     """
     columns = ["gap", "auroc", "num_privileged", "num_visible"]
     traces = traces_of(run)
     if traces is None or not has_gaps(traces):
         return table([], columns, run=run_name(traces), empty=NO_TRACES if traces is None else NO_SELF)
-    steps, num_steps = _even_steps(traces, MOST_RANKED, "truth IS NOT NULL")
+    steps, num_steps = _even_steps(traces, MAX_RANKED_TOKENS, "truth IS NOT NULL")
     names = ("information_gap", "capability_gap", "total_gap", "information_gap_size", "capability_gap_size")
     query = """SELECT truth, information_gap, capability_gap, total_gap, abs(information_gap) AS information_gap_size,
                 abs(capability_gap) AS capability_gap_size FROM positions
@@ -158,14 +157,14 @@ def separation(run: str | Path | Traces) -> Table:
             }
             for name in names
         ]
-    empty = "Which tokens only the evidence shows is not known of this data. The built-in scenes know it; so do data with marks."
+    empty = "No AUROC: this data does not mark privileged tokens. Use the built-in scenes or data with marks."
     units = {"auroc": "area under the ROC curve", "num_privileged": "tokens", "num_visible": "tokens"}
-    note = f"tokens of {len(steps):,} of {num_steps:,} steps, drawn evenly" if len(steps) < num_steps else ""
+    note = f"tokens of {len(steps):,} of {num_steps:,} steps, evenly spaced" if len(steps) < num_steps else ""
     return table(rows, columns, run=" · ".join(filter(None, (run_name(traces), note))), empty=empty, units=units)
 
 
 def _even_steps(traces: Traces, most: int, where: str) -> tuple[list[int], int]:
-    """Steps, drawn evenly, whose cells of that kind have at most about `most` positions; and how many have any."""
+    """Evenly spaced steps with about `most` positions that match `where`, and the number of steps that have any."""
     query = f"SELECT step, sum(num_positions) AS n FROM cells WHERE {where} GROUP BY step ORDER BY step"
     counts = traces.sql(query).to_pydict()
     every = max(1, -(-int(sum(counts["n"])) // most))
@@ -173,17 +172,17 @@ def _even_steps(traces: Traces, most: int, where: str) -> tuple[list[int], int]:
 
 
 def auroc(values: np.ndarray, is_positive: np.ndarray) -> float:
-    """Chance that a positive one has the larger value, ties counted half (Mann and Whitney's statistic)."""
+    """Probability that a positive has a larger value than a negative, ties count half (Mann-Whitney U)."""
     ranks = pd.Series(values).rank().to_numpy()
     num_positive, num_negative = int(is_positive.sum()), int((~is_positive).sum())
     return float((ranks[is_positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
 
 
 def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None = None) -> Table:
-    """Tokens with the most loss spent on what only the evidence explains; each opens in the token view.
+    """Tokens with the largest loss whose supervision only the evidence explains, of the whole run or one step.
 
-    All of a run is ranked. A few steps are read first: the loss of their worst cases is one that the run's reach too, so
-    the rest of the run is read where a loss is at least that.
+    Evenly spaced steps are ranked first. The loss of their last case is a lower bound, so the second query reads only
+    tokens with at least that loss.
     """
     columns = [
         "step",
@@ -208,7 +207,7 @@ def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None =
     where = """($step IS NULL OR step = $step) AND information_gap > abs(capability_gap)
                AND source IS NOT NULL AND coalesce(truth, 'privileged') = 'privileged'"""
     values = {"step": step, "limit": limit}
-    steps, _ = _even_steps(traces, MOST_RANKED, "true")
+    steps, _ = _even_steps(traces, MAX_RANKED_TOKENS, "true")
     query = f"SELECT loss FROM positions WHERE {where} AND list_contains($steps, step) ORDER BY loss DESC LIMIT $limit"
     sampled = traces.sql(query, {**values, "steps": steps})["loss"].to_pylist()
     threshold = sampled[-1] if len(sampled) == limit else None
@@ -224,13 +223,13 @@ def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None =
         FROM worst JOIN rollouts USING (step, process_rank, rollout_idx)
         ORDER BY loss DESC, worst.step DESC, rollout, position"""
     frame = traces.sql(query, values if threshold is None else {**values, "least": threshold}).to_pandas()
-    empty = "No token's supervision rests on the evidence alone: nothing to show here."
+    empty = "No token is supervised by the evidence alone."
     units = dict.fromkeys(("information_gap", "capability_gap", "loss"), "nats")
     return table(frame, columns, run=run_name(traces), empty=empty, units=units)
 
 
 def confidently_wrong(run_dir: str | Path, *, limit: int = 50) -> Table:
-    """Answers of the student in the last evaluation that are wrong, the surest first."""
+    """Wrong answers of the student in the last evaluation, by confidence."""
     columns = ["step", "policy", "context", "example", "question", "truth", "confidence", "text", "answer"]
     answered = answers_of(run_dir)
     last = max((row.step for row in answered), default=0)

@@ -1,6 +1,6 @@
-"""Where supervision moved. Read from probes: the same tokens of the same answers, scored again and again.
+"""Regime changes over training, measured on probes: fixed answers that are scored again every few steps.
 
-A rollout differs from step to step, so a change in it says nothing about where a token went; a probe's token stays.
+Rollouts differ from step to step, so their tokens cannot be followed. A probe's tokens stay the same.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ VALUES = ("regime", "capability_gap", "information_gap", "loss", "entropy_studen
 
 @dataclass(frozen=True)
 class Movement:
-    """One probe over training, as render_movement takes it: a row per step, a column per token."""
+    """One probe over training, for render_movement: a row per step, a column per token."""
 
     steps: list[int]
     tokens: list[str]
@@ -31,7 +31,7 @@ class Movement:
 
 
 def probes(run: str | Path | Traces) -> Table:
-    """The fixed answers, and how often their tokens changed hands."""
+    """The probes, with the number of regime changes of their tokens."""
     columns = ["rollout", "process", "example", "domain", "question", "answer", "right", "tokens", "changes"]
     traces = traces_of(run)
     if traces is None:
@@ -54,7 +54,7 @@ def probes(run: str | Path | Traces) -> Table:
 
 
 def of_probe(run: str | Path | Traces, rollout: int, *, process: int = 0) -> Movement:
-    """One fixed answer: the regime of each token at each step."""
+    """One probe: the regime of each token at each step."""
     traces = traces_of(run)
     if traces is None:
         return Movement([], [], [], {}, empty=NO_PROBES)
@@ -70,7 +70,7 @@ def of_probe(run: str | Path | Traces, rollout: int, *, process: int = 0) -> Mov
 
 
 def values_of_probe(run: str | Path | Traces, rollout: int, *, value: str = "regime", process: int = 0) -> Table:
-    """One fixed answer in long form: step, position, token, kind, truth, and a value of each token at each step.
+    """One probe in long form: step, position, token, kind, truth, and a value of each token at each step.
 
     Raises: TraceError for an unknown value.
     """
@@ -86,7 +86,7 @@ def values_of_probe(run: str | Path | Traces, rollout: int, *, value: str = "reg
         WHERE p.rollout_idx = $rollout AND p.process_rank = $process ORDER BY p.step, p.position"""
     frame = traces.sql(query, {"rollout": rollout, "process": process}).to_pandas()
     has_probes = traces.steps("probe_rollouts")
-    empty = f"There is no probe {rollout}. The list of probes shows what there is." if has_probes else NO_PROBES
+    empty = f"Probe {rollout} does not exist. Choose one from the list of probes." if has_probes else NO_PROBES
     units = {"value": "" if value == "regime" else "nats"}
     return table(frame, columns, run=run_name(traces), empty=empty, units=units)
 
@@ -94,7 +94,7 @@ def values_of_probe(run: str | Path | Traces, rollout: int, *, value: str = "reg
 def transitions(
     run: str | Path | Traces, first: int | None = None, last: int | None = None, *, truth: str | None = None
 ) -> Table:
-    """How many probe tokens went from each regime at step `first` to each at step `last`; default: first and last probed.
+    """Numbers of probe tokens by regime at step `first` and at step `last`; default: the first and last probed step.
 
     Raises: TraceError if a step was not probed.
     """
@@ -106,7 +106,7 @@ def transitions(
     first, last = steps[0] if first is None else first, steps[-1] if last is None else last
     for step in (first, last):
         if step not in steps:
-            raise TraceError(f"step {step} was not probed. Probed steps: {', '.join(map(str, steps))}.")
+            raise TraceError(f"step {step} was not probed. Choose one of: {', '.join(map(str, steps))}.")
     query = """
         SELECT CAST($first AS INT) AS first_step, CAST($last AS INT) AS last_step, a.regime AS source,
                b.regime AS target, count(*) AS num_positions, count(*) / sum(count(*)) OVER () AS share,
@@ -118,13 +118,17 @@ def transitions(
         GROUP BY a.regime, b.regime, x.idx, y.idx ORDER BY x.idx, y.idx"""
     frame = traces.sql(query, {"first": first, "last": last, "truth": truth}).to_pandas()
     frame["examples"] = frame["examples"].str.slice(0, 80) if len(frame) else frame["examples"]
-    empty = f"No probe token is {truth}. Choose all tokens." if truth else "The probes of these steps share no token."
+    empty = (
+        f"No probe token is {truth}. Choose all tokens."
+        if truth
+        else "The probes of these steps have no common tokens."
+    )
     units = {"num_positions": "tokens", "share": "share of tokens"}
     return table(frame, columns, run=run_name(traces), empty=empty, units=units)
 
 
 def most_moved(run: str | Path | Traces, *, limit: int = 50) -> Table:
-    """Probe tokens by how often they changed hands, each with its way."""
+    """Probe tokens with the most regime changes, each with the path of its regimes (column `way`)."""
     columns = [
         "rollout",
         "process",
@@ -160,7 +164,7 @@ def most_moved(run: str | Path | Traces, *, limit: int = 50) -> Table:
 
 
 def changes_by(run: str | Path | Traces, split: str = "kind") -> Table:
-    """Changes of regime per probe token, by kind or truth.
+    """Regime changes per probe token, by kind or truth.
 
     Raises: TraceError for an unknown split.
     """
@@ -184,7 +188,7 @@ def changes_by(run: str | Path | Traces, split: str = "kind") -> Table:
 
 
 def regime_notes(run: str | Path | Traces) -> dict[str, RegimeNote]:
-    """The method's regimes in its order, for colors and legends; empty without traces."""
+    """The method's regimes in order, for colors and legends; empty without traces."""
     traces = traces_of(run)
     if traces is None:
         return {}

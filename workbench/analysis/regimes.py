@@ -1,4 +1,4 @@
-"""Who supervised: shares of regimes by tokens and by loss, over steps, split by what is known of the tokens."""
+"""Regime shares by tokens and by loss over steps, split by kind, truth or domain of the tokens."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ UNITS = {"num_positions": "tokens", "position_share": "share of tokens", "loss_s
 def shares_over_steps(
     run: str | Path | Traces, *, split: str | None = None, bins: int = 200, probe: bool = False
 ) -> Table:
-    """Per step, and group if split by kind, truth or domain: each regime's share of tokens and of loss.
+    """Each regime's share of tokens and of loss, per step and, with `split`, per kind, truth or domain.
 
-    bins   long runs are taken together into at most so many stretches; `step` is then a stretch's first
-    probe  of the fixed answers instead of the training answers
+    bins   largest number of rows over steps; a longer run is merged into stretches, `step` is the first of each
+    probe  use probes instead of training answers
 
     Raises: TraceError for an unknown split.
     """
@@ -36,8 +36,9 @@ def shares_over_steps(
                     FROM cells GROUP BY ALL"""
     query = f"""
         WITH raw AS ({cells}),
-        steps AS (SELECT step, (row_number() OVER (ORDER BY step) - 1) * $bins // greatest($bins, count(*) OVER ()) AS bin
-                  FROM (SELECT DISTINCT step FROM raw)),
+        steps AS (
+            SELECT step, (row_number() OVER (ORDER BY step) - 1) * $bins // greatest($bins, count(*) OVER ()) AS bin
+            FROM (SELECT DISTINCT step FROM raw)),
         counted AS (
             SELECT min(step) OVER (PARTITION BY bin) AS step, grp, regime, positions, loss
             FROM raw JOIN steps USING (step)),
@@ -55,7 +56,7 @@ def shares_over_steps(
 
 
 def shares_by(run: str | Path | Traces, split: str, *, first: int | None = None, last: int | None = None) -> Table:
-    """Over a stretch of steps: each regime's share of tokens and of loss in every kind, truth or domain.
+    """Each regime's share of tokens and of loss per kind, truth or domain, from step `first` to `last`.
 
     Raises: TraceError for an unknown split.
     """
@@ -83,7 +84,7 @@ def shares_by(run: str | Path | Traces, split: str, *, first: int | None = None,
 
 
 def gaps_over_steps(run: str | Path | Traces) -> Table:
-    """Per step and truth: mean gaps with sign and by size, the student's entropy and confidence, per token."""
+    """Per step and truth: mean signed gaps, mean absolute gaps, and the student's mean entropy and confidence."""
     columns = [
         "step",
         "truth",
@@ -100,9 +101,10 @@ def gaps_over_steps(run: str | Path | Traces) -> Table:
         return table([], columns, run="", empty=NO_TRACES)
     means = ", ".join(f"sum({name}) / sum(num_positions) AS {name}" for name in columns[3:7])
     query = f"""
-        SELECT step, coalesce(truth, 'not known') AS truth, CAST(sum(num_positions) AS BIGINT) AS num_positions, {means},
+        SELECT step, coalesce(truth, 'not known') AS truth,
+               CAST(sum(num_positions) AS BIGINT) AS num_positions, {means},
                sum(entropy_student) / sum(num_positions) AS entropy,
                sum(confidence_student) / sum(num_positions) AS confidence
         FROM cells GROUP BY ALL ORDER BY step, truth"""
-    units = dict.fromkeys(columns[3:8], "nats per token") | {"confidence": "mean probability of the likeliest token"}
+    units = dict.fromkeys(columns[3:8], "nats per token") | {"confidence": "mean probability of the most likely token"}
     return table(traces.sql(query).to_pandas(), columns, run=run_name(traces), empty=NO_TRACES, units=units)

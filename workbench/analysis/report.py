@@ -1,8 +1,8 @@
-"""One run as one HTML file that loads nothing: curves, movement, illusion, and chosen answers token by token.
+"""Self-contained HTML report of a run: curves, movement, illusion, and selected answers token by token.
 
     write_report("runs/demo", "demo.html")
 
-plotly.js lies in the file once; the answers are drawn by the renderer that the app and notebooks use.
+The file contains plotly.js once. The renderer of the app and the notebooks draws the answers.
 """
 
 import functools
@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from workbench.analysis import figures, illusion, movement, regimes, tokens
 from workbench.analysis.runs import metrics
 from workbench.analysis.style import check_theme
-from workbench.analysis.summary import sequence_sources
+from workbench.analysis.summary import sampled_by
 from workbench.analysis.table import NO_TRACES, Table, traces_of
 from workbench.analysis.tokens import Selection
 from workbench.config.schema import read_yaml
@@ -27,18 +27,24 @@ from workbench.runs.folder import RunFolder
 from workbench.traces.reader import Traces
 
 REPORT_NAME = "report.html"
-MOST_ANSWERS = 24
-_MOST_MAPS = 3  # probes drawn as heatmaps, those that moved most
-_FIT = "addEventListener('load', () => dispatchEvent(new Event('resize')))"  # a figure is drawn before its neighbour is there
+MAX_ANSWERS = 24
+_NUM_HEATMAPS = 3  # probes drawn as heatmaps: those with the most regime changes
+_FIT = "addEventListener('load', () => dispatchEvent(new Event('resize')))"  # figures fit beside those drawn later
 _PLOT = {"displaylogo": False, "responsive": True, "displayModeBar": False}
 _LAYOUT = """
 .rp-facts,.rp-table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
 .rp-facts th{font-weight:400;text-align:left;padding:2px 22px 2px 0;opacity:.7;vertical-align:baseline}
-.rp-table{width:100%}.rp-table :is(th,td){text-align:left;padding:4px 14px 4px 0;vertical-align:baseline;border-bottom:1px solid light-dark(#dfe2e6,#333940)}
+.rp-table{width:100%}
+.rp-table :is(th,td){text-align:left;padding:4px 14px 4px 0;vertical-align:baseline}
+.rp-table :is(th,td){border-bottom:1px solid light-dark(#dfe2e6,#333940)}
 .rp-table th{font-weight:400;opacity:.75;font-size:13px}.rp-table .rp-number{text-align:right;white-space:nowrap}
-.rp-wide{overflow-x:auto}.rp-none{opacity:.75}.rp-card{background:light-dark(#fff,#15181c);border:1px solid light-dark(#dfe2e6,#333940);border-radius:8px;padding:12px 16px;margin:0 0 14px}
-.rp-pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,560px),1fr));gap:14px}.rp-pair>*{min-width:0}
-details summary{cursor:pointer;font-size:14px}details pre{font:12.5px/1.5 ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;overflow:auto}
+.rp-wide{overflow-x:auto}.rp-none{opacity:.75}
+.rp-card{background:light-dark(#fff,#15181c);border:1px solid light-dark(#dfe2e6,#333940);border-radius:8px}
+.rp-card{padding:12px 16px;margin:0 0 14px}
+.rp-pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,560px),1fr));gap:14px}
+.rp-pair>*{min-width:0}
+details summary{cursor:pointer;font-size:14px}
+details pre{font:12.5px/1.5 ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;overflow:auto}
 """
 
 
@@ -47,15 +53,15 @@ def write_report(
 ) -> Path:
     """Write the report of a run and return its path.
 
-    destination  the file; default: report.html in the run's folder
-    answers      answers drawn token by token, 0 to MOST_ANSWERS
+    destination  file; default: report.html in the run's folder
+    answers      number of answers drawn token by token, 0 to MAX_ANSWERS
     theme        light or dark
 
-    Raises: RunError if there is no such run or the file cannot be written; ConfigError for a wrong option.
+    Raises: RunError if the run does not exist or the file cannot be written; ConfigError for an invalid option.
     """
     check_theme(theme)
-    if not 0 <= answers <= MOST_ANSWERS:
-        raise ConfigError(f"answers={answers} must be from 0 to {MOST_ANSWERS}.")
+    if not 0 <= answers <= MAX_ANSWERS:
+        raise ConfigError(f"answers={answers} is out of range. Expected 0 to {MAX_ANSWERS}. Change --answers.")
     folder = RunFolder.open(run_dir)
     destination = folder.path / REPORT_NAME if destination is None else Path(destination)
     if destination.is_dir():
@@ -63,13 +69,13 @@ def write_report(
     traces = traces_of(folder.path)
     sections = [
         f"<style>{_LAYOUT}</style><script>{get_plotlyjs()}{_FIT}</script>" + _facts(folder),
-        ("What was learned", _learned(folder.path, theme)),
-        ("Who supervised", _supervised(traces, theme)),
-        ("Where supervision moved", _moved(traces, theme)),
-        ("What was only imitated", _imitated(folder.path, traces, theme)),
+        ("Accuracy and training", _learned(folder.path, theme)),
+        ("Regimes", _supervised(traces, theme)),
+        ("Movement", _moved(traces, theme)),
+        ("Illusion", _imitated(folder.path, traces, theme)),
     ]
     if answers:
-        sections.append(("Answers, token by token", _answers(traces, folder.path.name, answers, theme)))
+        sections.append(("Answers token by token", _answers(traces, folder.path.name, answers, theme)))
     page = render_page(sections, f"Report of {folder.path.name}", theme=theme)
     temporary = destination.with_name(f".{destination.name}")
     try:
@@ -94,7 +100,7 @@ def _facts(folder: RunFolder) -> str:
         or None,
         "answers in prompts": status.get("answers_in_prompts"),
         "prepared": "; ".join(f"{name}: {value}" for name, value in (status.get("prepared") or {}).items()) or None,
-        "written by": "; ".join(f"{name}: {description}" for name, description in sequence_sources(folder.path).items())
+        "sequences": "; ".join(f"{name}: {description}" for name, description in sampled_by(folder.path).items())
         or None,
         "warnings": " ".join(status.get("warnings") or ()) or None,
         "error": status.get("error"),
@@ -104,9 +110,10 @@ def _facts(folder: RunFolder) -> str:
         for name, value in named.items()
         if value is not None
     )
-    read_yaml(folder.path / "config.yaml")  # a torn one says so, and not half of itself
+    read_yaml(folder.path / "config.yaml")  # raises for a truncated file, which would be shown in part otherwise
     config = escape((folder.path / "config.yaml").read_text(encoding="utf-8"))
-    return f'<div class="rp-card"><table class="rp-facts"><tbody>{rows}</tbody></table><details><summary>Configuration</summary><pre>{config}</pre></details></div>'
+    details = f"<details><summary>Configuration</summary><pre>{config}</pre></details>"
+    return f'<div class="rp-card"><table class="rp-facts"><tbody>{rows}</tbody></table>{details}</div>'
 
 
 def _learned(run_dir: Path, theme: str) -> str:
@@ -134,9 +141,9 @@ def _learned(run_dir: Path, theme: str) -> str:
         + f'<p class="rp-none">{escape(illusion.CONFIDENCE_NOTE)}</p>'
         + _pair(
             figures.curves(curve(("loss",)), title="Loss", theme=theme),
-            figures.curves(curve(("accuracy",)), title="Right among training answers", theme=theme),
-            figures.curves(curve(("entropy",)), title="The student's entropy", theme=theme),
-            figures.curves(curve(("completion_length",)), title="Length of answers", theme=theme),
+            figures.curves(curve(("accuracy",)), title="Accuracy of training answers", theme=theme),
+            figures.curves(curve(("entropy",)), title="Student entropy", theme=theme),
+            figures.curves(curve(("completion_length",)), title="Answer length", theme=theme),
         )
     )
 
@@ -149,8 +156,8 @@ def _supervised(traces: Traces | None, theme: str) -> str:
     return _pair(
         figures.stacked_shares(over_steps, theme=theme),
         figures.stacked_shares(over_steps, by="loss_share", theme=theme),
-        figures.share_bars(by_kind, title="By kind of token", theme=theme),
-        figures.share_bars(by_truth, title="By what the image shows", theme=theme),
+        figures.share_bars(by_kind, title="by kind of token", theme=theme),
+        figures.share_bars(by_truth, title="by truth", theme=theme),
     ) + _plot(figures.gap_curves(regimes.gaps_over_steps(traces), theme=theme))
 
 
@@ -160,13 +167,14 @@ def _moved(traces: Traces | None, theme: str) -> str:
     probes = movement.probes(traces)
     if probes.empty:
         return _none(probes.empty)
-    most = sorted(probes.rows, key=lambda row: -row["changes"])[:_MOST_MAPS]
+    most = sorted(probes.rows, key=lambda row: -row["changes"])[:_NUM_HEATMAPS]
     maps = []
     for row in most:
         moved = movement.of_probe(traces, row["rollout"], process=row["process"])
-        maps.append(
-            f'<div class="rp-card">{render_movement(moved.steps, moved.tokens, moved.regimes, moved.notes, title=moved.title, theme=theme, standalone=False)}</div>'
+        heatmap = render_movement(
+            moved.steps, moved.tokens, moved.regimes, moved.notes, title=moved.title, theme=theme, standalone=False
         )
+        maps.append(f'<div class="rp-card">{heatmap}</div>')
     formats = {
         "token": _token,
         "kind": str,
@@ -179,9 +187,7 @@ def _moved(traces: Traces | None, theme: str) -> str:
     return (
         _pair(
             figures.sankey(movement.transitions(traces), movement.regime_notes(traces), theme=theme),
-            figures.stacked_shares(
-                regimes.shares_over_steps(traces, probe=True), title="Who supervised the probes", theme=theme
-            ),
+            figures.stacked_shares(regimes.shares_over_steps(traces, probe=True), title="probes", theme=theme),
         )
         + "".join(maps)
         + _table(movement.most_moved(traces, limit=15), formats)
@@ -208,7 +214,7 @@ def _imitated(run_dir: Path, traces: Traces | None, theme: str) -> str:
     }
     return (
         _pair(
-            figures.information_share(illusion.information_dominated_shares(traces), theme=theme),
+            figures.information_share(illusion.information_dominated_loss(traces), theme=theme),
             figures.reliability(illusion.reliability(run_dir), theme=theme),
         )
         + _plot(bars)
@@ -217,7 +223,7 @@ def _imitated(run_dir: Path, traces: Traces | None, theme: str) -> str:
 
 
 def _answers(traces: Traces | None, run: str, count: int, theme: str) -> str:
-    """The worst cases' answers, those with the largest gaps, and the newest, in turn and each once."""
+    """Answers as HTML: in turn one of the worst cases, the largest gaps, and the newest; no answer twice."""
     if traces is None:
         return _none(NO_TRACES)
     worst = [
@@ -274,7 +280,8 @@ def _table(table: Table, formats: dict) -> str:
         f"<tr>{''.join(_cell(row[name], format_value, name in numbers) for name, format_value in formats.items())}</tr>"
         for row in table.rows
     )
-    return f'<div class="rp-card rp-wide"><table class="rp-table"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    rows = f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="rp-card rp-wide"><table class="rp-table">{rows}</table></div>'
 
 
 def _cell(value: object, format_value: object, is_number: bool) -> str:

@@ -1,4 +1,4 @@
-"""Runs as lists and curves: what there is, how far it is, what its metrics did, in what two of them differ."""
+"""List of runs, metric curves, and the difference of two configurations."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,11 +48,11 @@ METRIC_UNITS = {
     "tokens": "tokens per step",
 }
 _PREFIX_UNITS = {"share": "share of tokens", "loss_share": "share of loss", "seconds": "s", "threshold": "nats or 1"}
-MOST_POINTS = 1500  # of one curve; more are thinned, keeping each stretch's lowest and highest
+MAX_POINTS = 1500  # of one curve; a longer one keeps the lowest and highest value of each stretch of steps
 
 
 def list_runs(runs_dir: str | Path) -> Table:
-    """Every run with its state, newest first."""
+    """Every run in a folder with its state, newest first."""
     rows = []
     for state in find_jobs(runs_dir):
         last = _last_metrics(state.run_dir)
@@ -73,12 +73,12 @@ def list_runs(runs_dir: str | Path) -> Table:
             }
         )
     units = {"remaining_s": "s", "silent_s": "s", "loss": "nats", "accuracy": "share of answers", "progress": "share"}
-    empty = f"No run is in {runs_dir} yet. Launch one, or `workbench train configs/demo.yaml`."
+    empty = f"No runs in {runs_dir} yet. Start one: workbench train configs/demo.yaml"
     return table(rows, RUN_COLUMNS, run="", empty=empty, units=units)
 
 
 def metrics(run_dir: str | Path, names: Sequence[str] = (), *, kind: str = "train") -> Table:
-    """Curves in long form: step, metric, value. kind: train, eval or probe. Without names all of them."""
+    """Metric curves in long form: step, metric, value. kind: train, eval or probe; names: default all."""
     folder = RunFolder(run_dir)
     rows = [
         {"step": line["step"], "metric": name, "value": value}
@@ -89,7 +89,7 @@ def metrics(run_dir: str | Path, names: Sequence[str] = (), *, kind: str = "trai
     frame = thin(pd.DataFrame(rows, columns=["step", "metric", "value"]))
     units = {name: unit_of(name) for name in frame["metric"].unique()}
     empty = {
-        "train": "No step is done yet. The first takes longest: models are loaded and evaluated before it.",
+        "train": "No step is done yet. Before step 1 the models are loaded and evaluated, so it takes longest.",
         "eval": no_evals(folder.path),
         "probe": "No probes are recorded here. Train with trace.probes above 0.",
     }[kind]
@@ -97,19 +97,19 @@ def metrics(run_dir: str | Path, names: Sequence[str] = (), *, kind: str = "trai
 
 
 def unit_of(metric: str) -> str:
-    """Unit of a metric of metrics.jsonl; a peer's begins with its name."""
+    """Unit of a metric in metrics.jsonl; metrics of a peer start with the peer's name."""
     first, _, rest = metric.partition("/")
     return METRIC_UNITS.get(metric) or _PREFIX_UNITS.get(first) or (unit_of(rest) if rest else "")
 
 
 def thin(frame: pd.DataFrame) -> pd.DataFrame:
-    """At most MOST_POINTS per metric: of each stretch of steps its lowest and its highest value, so that peaks stay."""
+    """Thin each metric to MAX_POINTS rows, keeping the lowest and highest value of each stretch of steps."""
     parts = []
     for _, curve in frame.groupby("metric", sort=False):
-        if len(curve) > MOST_POINTS:
-            stretch = pd.Series(range(len(curve)), index=curve.index) * (MOST_POINTS // 2) // len(curve)
+        if len(curve) > MAX_POINTS:
+            stretch = pd.Series(range(len(curve)), index=curve.index) * (MAX_POINTS // 2) // len(curve)
             numbers = curve["value"].astype(float)
-            not_finite = numbers.index[~np.isfinite(numbers)]  # the first and the last of them stay, too
+            not_finite = numbers.index[~np.isfinite(numbers)]  # keep the first and the last of them
             numbers = numbers.drop(not_finite)
             values = numbers.groupby(stretch.loc[numbers.index])
             kept = sorted(
@@ -121,7 +121,7 @@ def thin(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def config_difference(first: str | Path, second: str | Path) -> Table:
-    """Keys that two runs' configurations give different values, written as there; name and output_dir left out."""
+    """Configuration keys with different values in two runs, without name and output_dir."""
     first, second = Path(first), Path(second)
     values = [_flat(_config(run_dir)) for run_dir in (first, second)]
     keys = [key for key in {**values[0], **values[1]} if key not in ("name", "output_dir")]
@@ -155,7 +155,7 @@ def _show(values: dict, key: str) -> str:
 
 
 def _last_metrics(run_dir: Path) -> dict:
-    """The last complete training line; read from the file's end, since lists of runs are asked for often."""
+    """The last complete training line, read from the end of the file, since run lists are drawn often."""
     file = run_dir / "metrics.jsonl"
     if not file.is_file():
         return {}

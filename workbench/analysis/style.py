@@ -1,4 +1,4 @@
-"""The house style of figures: fonts, colors and axes, light and dark. Regimes have the colors of the token view."""
+"""Common style of figures: fonts, colors and axes, light and dark. Regimes have the colors of the token view."""
 
 import functools
 import math
@@ -20,12 +20,12 @@ LINE = {"light": "#dfe2e6", "dark": "#333940"}
 SURFACE = {"light": "#ffffff", "dark": "#15181c"}
 CAPABILITY = {"light": "#0072b2", "dark": "#4aa9e6"}
 INFORMATION = {"light": "#b5588c", "dark": "#dd93bd"}
-# Okabe and Ito's hues, those for lines darkened or lightened until they have 3 : 1 on the page
+# Okabe and Ito's hues; those of lines adjusted for a contrast of 3 : 1 on the page
 SERIES = {
     "light": ("#0072b2", "#c25a00", "#00785a", "#b5588c", "#8a6d00", "#2b7bab", "#565e68"),
     "dark": ("#4aa9e6", "#f08f4c", "#3fbf97", "#dd93bd", "#e6c229", "#8ad0f5", "#a4adb7"),
 }
-# of policies: without the hues of truths, which stand on the same page
+# without the hues of truths, which appear on the same page
 POLICIES = {
     theme: tuple(hue for hue_idx, hue in enumerate(hues) if hue_idx not in (2, 3)) for theme, hues in SERIES.items()
 }
@@ -34,8 +34,8 @@ TRUTHS = {
     for theme, hues in SERIES.items()
 }
 DASHES = ("solid", "dash", "dot", "dashdot")
-WRAP = 88  # characters of a subtitle in half of a page of 1280 pixels
-MOST_SINGLE_TICKS = 8  # steps that are each given a tick; of more, plotly chooses
+WRAP = 88  # characters per subtitle line of a figure that is half as wide as a page of 1280 pixels
+MAX_SINGLE_TICKS = 8  # steps with a tick each; for more, plotly chooses
 PATTERNS = {"self": "/", "self-light": "/", "weak": ".", "sky": "-", "data": "-", "reward": ".", "yellow": "."}
 
 
@@ -46,18 +46,18 @@ def check_theme(theme: str) -> None:
 
 
 def base_figure(theme: str, *, title: str, subtitle: str = "", height: int = 340, wrap: int = WRAP) -> go.Figure:
-    """A figure without data, in the house style. Raises ConfigError for an unknown theme."""
+    """A figure without data in the common style. Raises ConfigError for an unknown theme."""
     return go.Figure(layout=layout(theme, title=title, subtitle=subtitle, height=height, wrap=wrap))
 
 
 def layout(theme: str, *, title: str, subtitle: str = "", height: int = 340, wrap: int = WRAP) -> dict:
-    """The house style: what `figure` has, for figures of several panels. Raises ConfigError for an unknown theme.
+    """The layout of `base_figure`, for figures with several panels. Raises ConfigError for an unknown theme.
 
-    wrap  characters of the subtitle after which a new line begins: a card cuts what is wider than it
+    wrap  characters per line of the subtitle, so that it fits its card
     """
     check_theme(theme)
     head = f"<b>{escaped(title)}</b>"
-    for line in textwrap.wrap(subtitle, wrap) or ["\u00a0"]:  # a title stands as high without a subtitle as with one
+    for line in textwrap.wrap(subtitle, wrap) or ["\u00a0"]:  # an empty line keeps the title at the same height
         head += f'<br><span style="font-size:12px;color:{MUTED[theme]}">{escaped(line)}</span>'
     extra = extra_title_height(head)
     return {
@@ -79,7 +79,7 @@ def layout(theme: str, *, title: str, subtitle: str = "", height: int = 340, wra
 
 
 def extra_title_height(head: str) -> int:
-    """Pixels that a figure's title takes beyond those of a title and one more line."""
+    """Height in pixels of the lines of a title beyond the second."""
     return 15 * max(0, head.count("<br>") - 1)
 
 
@@ -124,22 +124,24 @@ def _template(theme: str) -> go.layout.Template:
 
 
 def step_axis(figure: go.Figure, steps: Iterable[int]) -> go.Figure:
-    """Steps along x, at whole numbers only."""
+    """Label the x axis as steps, with ticks at whole numbers only."""
     steps = list(steps)
-    is_short = not steps or max(steps) - min(steps) <= MOST_SINGLE_TICKS
+    is_short = not steps or max(steps) - min(steps) <= MAX_SINGLE_TICKS
     return figure.update_xaxes(title_text="step", dtick=1 if is_short else None, tickformat=",d")
 
 
 def from_zero_if_constant(figure: go.Figure) -> go.Figure:
-    """An axis from zero where all values are the same: plotly's own would reach from one below them to one above, where a
-    rate of 1e-4 lies on the line of zero."""
+    """Start the y axis at zero if all values are equal.
+
+    Plotly's default range is value - 1 to value + 1, which puts a learning rate of 1e-4 on the zero line.
+    """
     values = [value for trace in figure.data for value in trace.y if value is not None and math.isfinite(value)]
     size = max(map(abs, values), default=0.0)
     return figure.update_yaxes(rangemode="tozero") if values and max(values) - min(values) <= 1e-6 * size else figure
 
 
 def empty_figure(message: str, theme: str = "light", *, title: str = "", height: int = 240) -> go.Figure:
-    """Says why there is nothing and what to do."""
+    """A figure with a message instead of data."""
     figure = base_figure(theme, title=title, height=height).update_layout(margin_l=24)
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
     figure.add_annotation(
@@ -155,30 +157,30 @@ def empty_figure(message: str, theme: str = "light", *, title: str = "", height:
 
 
 def regime_fills(notes: dict[str, RegimeNote], theme: str) -> dict[str, tuple[str, str]]:
-    """Color and pattern of each regime."""
+    """Color and hatching of each regime."""
     slots = colors.regime_slots(notes)
     return {name: (getattr(colors.SLOTS[slot], theme), PATTERNS.get(slot, "")) for name, slot in slots.items()}
 
 
 def colorscale(kind: str, theme: str) -> list[tuple[float, str]]:
-    """A plotly color scale: "diverging" around zero, or "growing"."""
+    """A plotly color scale. kind: "diverging" around zero, or "growing" from zero."""
     fills = {"diverging": colors.DIVERGING, "growing": colors.GROWING}[kind]
     return [(step_idx / (len(fills) - 1), getattr(fill, theme)) for step_idx, fill in enumerate(fills)]
 
 
 def with_opacity(color: str, opacity: float) -> str:
-    """A hex color with opacity, as CSS takes it."""
+    """A hex color with opacity as CSS rgba()."""
     red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
 
 
 def escaped(text: object) -> str:
-    """Text that plotly shows as it is; it reads some HTML tags."""
+    """Escape text for plotly, which renders some HTML tags."""
     return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def bound(values: list[float | None]) -> float:
-    """A round number that nearly all values stay under in size."""
+    """A round number above the absolute value of nearly all values."""
     return colors.scale_bound([value for value in values if value is not None and math.isfinite(value)])
 
 

@@ -1,4 +1,4 @@
-"""What a run did, as a few plain tables: accuracy per context before and after, regimes, warnings, what to do next."""
+"""Summary of a run as text: accuracy per context before and after training, regimes, warnings, next steps."""
 
 import itertools
 import re
@@ -14,18 +14,18 @@ from workbench.runs.processes import born_at
 from workbench.traces.reader import NoTraces, Traces, open_traces
 from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
-NO_QUESTIONS = "no question was asked: no example has the evidence that the contexts show"
-NO_GRADED_ANSWERS = "no answer could be graded: choose another --rule, or look at the answers in the data"
+NOT_EVALUATED = "no evaluation: no example has the evidence of the contexts. Choose other --contexts or other --data."
+NOT_GRADED = "no answer could be graded. Choose another --rule, or check the answers in the data."
 _NUMBER = re.compile(r"[-+]?[\d,.]*%?")
 
 
 def summarize_run(run_dir: str | Path) -> str:
-    """The whole summary of a run, ready to print."""
+    """Summary of a run as text, ready to print."""
     folder = RunFolder.open(run_dir)
     status = folder.status
     parts = [f"{status.get('method', '?')} · {status.get('steps_done', 0)} steps · {_state(status)} · {folder.path}"]
     if _state(status) == "died":
-        parts.append(f"its process was killed or ran out of memory; go on with: workbench resume {folder.path}")
+        parts.append(f"its process was killed or ran out of memory; continue with: workbench resume {folder.path}")
     answered = load_records(folder.path)
     if answered:
         parts.append(accuracy_table(answered))
@@ -36,7 +36,7 @@ def summarize_run(run_dir: str | Path) -> str:
     skipped = status.get("skipped") or {}
     if skipped:
         parts.append("skipped examples: " + ", ".join(f"{reason}: {count}" for reason, count in skipped.items()))
-    parts += [f"not asked: {sentence}" for sentence in status.get("unasked") or ()]
+    parts += [f"not evaluated: {sentence}" for sentence in status.get("unasked") or ()]
     if status.get("answers_in_prompts"):
         parts.append(f"answers in prompts: {status['answers_in_prompts']}")
     parts += [f"missing: {key}" for key in status.get("missing") or ()]
@@ -48,7 +48,7 @@ def summarize_run(run_dir: str | Path) -> str:
 
 
 def _findings(folder: RunFolder, answered: list[EvalRecord]) -> list[str]:
-    """What was gained, what is only claimed, and how to find out why; nothing before a second evaluation."""
+    """Sentences on accuracy gain, over-confidence and controls to run; empty before a second evaluation."""
     privilege = privilege_of(folder.path)
     findings = find(answered, privilege)
     if findings is None:
@@ -58,14 +58,15 @@ def _findings(folder: RunFolder, answered: list[EvalRecord]) -> list[str]:
     return ["\n".join([*lines, f"  {INTERVALS}"])]
 
 
-def sequence_sources(run_dir: str | Path) -> dict[str, str]:
-    """Who wrote the recorded sequences: how many, how long, how many cut, and the share that is right where that is known.
+def sampled_by(run_dir: str | Path) -> dict[str, str]:
+    """Count, length, truncated share and accuracy of the recorded sequences, by the policy that sampled them.
 
-    Raises: TraceError if a file of the traces is damaged.
+    Raises: TraceError if a trace file is damaged.
     """
     try:
         rows = open_traces(run_dir).sql(
-            """SELECT source_policy AS name, count(*) AS n, count(DISTINCT (example_id, sample_idx, completion)) AS num_different,
+            """SELECT source_policy AS name, count(*) AS n,
+                      count(DISTINCT (example_id, sample_idx, completion)) AS num_different,
                       avg(num_positions) AS length, avg(CAST(NOT finished AS INT)) AS cut, avg(reward) AS accuracy
                FROM rollouts GROUP BY ALL ORDER BY n DESC, name"""
         )
@@ -82,7 +83,7 @@ def sequence_sources(run_dir: str | Path) -> dict[str, str]:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned by spaces: text to the left, numbers to the right."""
+    """Format a table with aligned columns: text to the left, numbers to the right."""
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     is_number = [all(_NUMBER.fullmatch(cell) for cell in column[1:]) for column in columns]
@@ -98,9 +99,9 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def accuracy_table(answered: list[EvalRecord]) -> str:
-    """Right answers per policy and context, their length and the share cut, first and last evaluation side by side."""
+    """Accuracy, answer length and truncated share per policy and context, at the first and the last evaluation."""
     if not answered:
-        return NO_QUESTIONS
+        return NOT_EVALUATED
     steps = sorted({row.step for row in answered})
     first, last = steps[0], steps[-1]
     truths = [truth for truth in (VISIBLE, PRIVILEGED) if any(row.truth == truth for row in answered)]
@@ -120,13 +121,14 @@ def accuracy_table(answered: list[EvalRecord]) -> str:
         cells += ["-" if aggregate is None else f"{aggregate.length:.1f}" for aggregate in measured]
         cells += ["-" if aggregate is None else f"{aggregate.truncated:.1%}" for aggregate in measured]
         rows.append(cells)
-    return f"{format_table(header, rows)}\n  tokens: mean length of an answer; cut: answers that reached the longest length allowed"
+    legend = "  tokens: mean answer length; cut: share of answers that reached sampling.max_completion_length"
+    return f"{format_table(header, rows)}\n{legend}"
 
 
 def peer_table(answered: list[EvalRecord]) -> list[str]:
-    """Of a run in which several learn: what each won and lost in each kind of question, from first to last evaluation.
+    """Accuracy of each learner per kind of question at first and last evaluation; empty for a single learner.
 
-    repaired and broken are questions, of all asked: wrong at first and right at last, and the other way round.
+    repaired and broken are shares of questions: wrong at first and right at last, and the reverse.
     """
     steps = sorted({row.step for row in answered})
     by_step = {
@@ -157,9 +159,9 @@ def peer_table(answered: list[EvalRecord]) -> list[str]:
 
 
 def evaluation_table(answered: list[EvalRecord]) -> str:
-    """Every measure of every policy and context: over all questions, by truth, and by kind of question."""
+    """All metrics of every policy and context: over all questions, by truth, and by kind of question."""
     if not answered:
-        return NO_QUESTIONS
+        return NOT_EVALUATED
     header = [
         "policy",
         "context",
@@ -197,17 +199,17 @@ def evaluation_table(answered: list[EvalRecord]) -> str:
                     ]
                 )
     if not rows:
-        return NO_GRADED_ANSWERS
+        return NOT_GRADED
     legend = (
-        "  entropy: nats per token; length: tokens; cut: answers that reached the longest length allowed\n"
+        "  entropy: nats per token; length: tokens; cut: share of answers that reached the maximum length\n"
         f"  confidence: {CONFIDENCE}\n"
         "  over-confidence: confidence minus accuracy, in points"
     )
-    return "\n".join([format_table(header, rows), legend, *_partial_contexts(answered)])
+    return "\n".join([format_table(header, rows), legend, *_fewer_evaluated(answered)])
 
 
-def _partial_contexts(answered: list[EvalRecord]) -> list[str]:
-    """Which contexts were asked fewer questions than another one: their rows are not to be compared as they stand."""
+def _fewer_evaluated(answered: list[EvalRecord]) -> list[str]:
+    """Notes on contexts with fewer questions than another context, whose rows cannot be compared directly."""
     examples: dict[str, dict[str, set[str]]] = {}
     for row in answered:
         examples.setdefault(row.policy, {}).setdefault(row.context, set()).add(row.example_id)
@@ -215,7 +217,7 @@ def _partial_contexts(answered: list[EvalRecord]) -> list[str]:
     for policy, by_context in examples.items():
         most = max(map(len, by_context.values()))
         lines += [
-            f"  {policy}, {context}: only the {len(example_ids)} of {most} questions with the evidence that it shows"
+            f"  {policy}, {context}: only {len(example_ids)} of {most} questions, those that have its evidence"
             for context, example_ids in by_context.items()
             if len(example_ids) < most
         ]
@@ -223,11 +225,11 @@ def _partial_contexts(answered: list[EvalRecord]) -> list[str]:
 
 
 def _state(status: dict) -> str:
-    """As run.json says, unless it says "running" and the process that wrote it is gone."""
+    """The status in run.json; "died" if it is "running" and the process that wrote it no longer exists."""
     born = born_at(status["pid"]) if isinstance(status.get("pid"), int) else None
     written = datetime.fromisoformat(status["updated"]).timestamp() if status.get("updated") else 0.0
-    is_gone = born is None or born > written + 2  # a younger process has the same pid by chance
-    return "died" if status["status"] == "running" and is_gone else status["status"]
+    has_died = born is None or born > written + 2  # a younger process may have the same pid
+    return "died" if status["status"] == "running" and has_died else status["status"]
 
 
 def _kinds(answered: list[EvalRecord]) -> list[tuple[str, str]]:
@@ -245,12 +247,12 @@ def _percent(measured: object) -> str:
 
 
 def _recorded(run_dir: Path) -> list[str]:
-    """What the traces hold, or the sentence about the file of them that is damaged."""
+    """Regimes and sources of the traces; or the error if a trace file is damaged."""
     try:
-        regimes, writers = _regimes(run_dir), sequence_sources(run_dir)
+        regimes, sources = _regimes(run_dir), sampled_by(run_dir)
     except TraceError as error:
         return [f"traces: {error}"]
-    return regimes + (["\n".join(f"written by {name}: {row}" for name, row in writers.items())] if writers else [])
+    return regimes + (["\n".join(f"from {name}: {row}" for name, row in sources.items())] if sources else [])
 
 
 def _regimes(run_dir: Path) -> list[str]:
@@ -280,7 +282,7 @@ def _regimes(run_dir: Path) -> list[str]:
 
 
 def _facts(traces: Traces) -> list[str]:
-    """Means of what the method found out and decided about answers, by learner and kind of question."""
+    """Means of the method's annotations of answers, by learner and kind of question."""
     rows = traces.sql(
         """SELECT learner, domain, fact.key AS fact, avg(fact.value) AS mean
            FROM (SELECT learner, domain, unnest(map_entries(facts)) AS fact FROM rollouts)

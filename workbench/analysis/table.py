@@ -1,4 +1,4 @@
-"""The result of every analysis: a table that knows its run, its units, and what to do if it has no rows."""
+"""The result of an analysis: a table with its run, its units, and a message if it has no rows."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,10 +8,18 @@ import pandas as pd
 
 from workbench.traces.reader import NoTraces, Traces, open_traces
 
-NO_TRACES = "No tokens are recorded here. Wait for the run's first step, or train with trace.every above 0; if it has done steps with that, its traces folder is gone."
-NO_PROBES = "No probes are recorded here. Train with trace.probes above 0, and wait for the first of them; if it has done so, its traces folder is gone."
-NO_EVALS = "Nothing was evaluated yet. The first evaluation is before step 1, when the models are loaded."
-NO_SELF = "This method has no privileged student, so its gap cannot be split. Compare with a method that has one: dopd."
+NO_TRACES = (
+    "No tokens are recorded. Wait for the run's first step, or train with trace.every above 0. If steps were "
+    "recorded, the "
+    "traces folder was deleted."
+)
+NO_PROBES = (
+    "No probes are recorded. Train with trace.probes above 0 and wait for the first probe. If probes were recorded, "
+    "the "
+    "traces folder was deleted."
+)
+NO_EVALS = "No evaluation yet. The first one runs before step 1, after the models are loaded."
+NO_SELF = "This method has no privileged student, so its gap cannot be split. For the split, train with dopd."
 
 
 @dataclass(frozen=True)
@@ -19,8 +27,8 @@ class Table:
     """Rows for a figure or a page.
 
     run    name of the run, for titles
-    units  unit of each column that has one
-    empty  if there are no rows: why, and what to do
+    units  unit by column, where a column has one
+    empty  message if there are no rows: why, and what to do
     """
 
     frame: pd.DataFrame
@@ -33,20 +41,20 @@ class Table:
 
     @cached_property
     def rows(self) -> list[dict]:
-        """The rows as plain values, None where nothing is known."""
+        """The rows as plain values, None for missing ones."""
         return self.frame.astype(object).where(self.frame.notna(), None).to_dict("records")
 
 
 def table(
     rows: list[dict] | pd.DataFrame, columns: list[str], *, run: str, empty: str, units: dict | None = None
 ) -> Table:
-    """A Table with these columns, in this order, whether it has rows or not."""
+    """Make a Table with these columns in this order; `empty` is kept only if it has no rows."""
     frame = pd.DataFrame(rows, columns=columns)
     return Table(frame, run, units or {}, empty if frame.empty else "")
 
 
 def traces_of(run_dir: str | Path | Traces) -> Traces | None:
-    """The traces of a run, or None where none are recorded yet. Takes Traces too, to keep them open."""
+    """The traces of a run, or None if none are recorded. Open Traces are returned as they are."""
     if isinstance(run_dir, Traces):
         return run_dir
     try:
@@ -61,7 +69,7 @@ def has_gaps(traces: Traces) -> bool:
 
 
 def names_of(*runs: str | Path) -> list[str]:
-    """The names of runs that stand side by side: with their study where two have the same."""
+    """Names of runs shown side by side, with the study's name if two runs have the same name."""
     paths = [Path(run) for run in runs]
     names = [path.name for path in paths]
     return names if len(set(names)) == len(names) else [f"{path.parent.name}/{path.name}" for path in paths]

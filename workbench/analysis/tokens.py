@@ -1,4 +1,4 @@
-"""Answers and their tokens: a page of a selection, and one answer ready to be drawn."""
+"""Answers: pages of a selection, and one answer as a TokenView."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,15 +33,14 @@ PAGE_UNITS = {
 }
 
 NO_ANSWERS = (
-    "No answer of training is recorded yet: the first are those of step 1. Answers of the fixed probes may be there before: "
-    "choose probes."
+    "No training answer is recorded yet; step 1 records the first ones. Probes may be recorded before: choose probes."
 )
 _CHOSEN = ("domain", "kind", "truth")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which answers; None means any. `order`: step (newest first), capability_gap, information_gap or loss (largest)."""
+    """Filters and order of answers; None = any. order: step (newest first), capability_gap, information_gap, loss."""
 
     step: int | None = None
     regime: str | None = None
@@ -59,7 +58,7 @@ class Selection:
 
 
 def page(run: str | Path | Traces, selection: Selection = Selection(), *, page_idx: int = 0, size: int = 25) -> Table:
-    """A page of answers.
+    """A page of answers with their mean gaps, loss and regime counts.
 
     Raises: TraceError for an unknown regime or order.
     """
@@ -86,9 +85,9 @@ def page(run: str | Path | Traces, selection: Selection = Selection(), *, page_i
             "loss": row["loss"],
             "regimes": ", ".join(f"{name} {counts[name]}" for name in traces.regimes if name in counts),
         }
-        for row, counts in ((row, dict(row["regimes"] or ())) for row in page_rows)  # in the regimes' own order
+        for row, counts in ((row, dict(row["regimes"] or ())) for row in page_rows)
     ]
-    empty = "No answer fits this selection. Remove a filter, or choose another step."
+    empty = "No answer matches these filters. Remove a filter, or choose another step."
     if not rows and not traces.steps("probe_rollouts" if selection.probe else "rollouts"):
         empty = NO_PROBES if selection.probe else NO_ANSWERS
     return table(rows, PAGE_COLUMNS, run=run_name(traces), empty=empty, units=PAGE_UNITS)
@@ -97,7 +96,7 @@ def page(run: str | Path | Traces, selection: Selection = Selection(), *, page_i
 def keys(
     run: str | Path | Traces, selection: Selection = Selection(), *, page_idx: int = 0, size: int = 25
 ) -> tuple[list[Key], int]:
-    """Which answers such a page has, each as (step, process, rollout), and how many the selection has on all pages."""
+    """Keys of a page's answers, (step, process, rollout) each, and the total number of answers on all pages."""
     traces = traces_of(run)
     if traces is None:
         return [], 0
@@ -115,12 +114,12 @@ def _opening(text: str) -> str:
 
 
 def count(run: str | Path | Traces, selection: Selection = Selection()) -> int:
-    """How many answers a selection has."""
+    """Number of answers in a selection."""
     return keys(run, selection)[1]
 
 
 def choices(run: str | Path | Traces) -> dict[str, list]:
-    """What each filter can be set to, from what is recorded."""
+    """Recorded values of each filter."""
     traces = traces_of(run)
     if traces is None:
         return {name: [] for name in ("step", "regime", *_CHOSEN)}
@@ -139,17 +138,17 @@ def answer(
     """One answer, ready for render_tokens. Raises TraceError if it was not recorded."""
     traces = traces_of(run)
     if traces is None:
-        traces = Traces(Path(run) / "traces")  # says what is missing
+        traces = Traces(Path(run) / "traces")  # raises the error
     return token_view(traces.rollout(step, rollout, process_rank=process, probe=probe), run=name or run_name(traces))
 
 
 def matches(view: TokenView, selection: Selection) -> list[int]:
-    """Indices of the tokens that have the selection's regime, kind and truth; none if it asks for none of them."""
+    """Indices of tokens with the selection's regime, kind and truth; empty if it filters by none of them."""
     wanted = {name: getattr(selection, name) for name in ("regime", "kind", "truth") if getattr(selection, name)}
     fits = (all(getattr(token, name) == value for name, value in wanted.items()) for token in view.tokens)
     return [token_idx for token_idx, fit in enumerate(fits) if fit] if wanted else []
 
 
 def answers_over_time(run: str | Path | Traces, example: str) -> Table:
-    """What was answered to one prompt, step by step."""
+    """Answers to one example, step by step."""
     return page(run, Selection(example=example), size=500)

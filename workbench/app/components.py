@@ -151,8 +151,8 @@ def _cell(column: Column, value: object) -> str:
 def remount(html: str) -> str:
     """Wrap a fragment in an element with a unique name, so that the browser replaces it as a whole.
 
-    Gradio patches the page node by node and keeps nodes that look alike. A token view keeps state in the browser and its
-    numbers in a <template>, which such a patch does not update.
+    Gradio patches the page node by node and keeps nodes that look alike. A token view keeps state in the browser and
+    its numbers in a <template>, which such a patch does not update.
     """
     name = f"wb-{hashlib.sha1(html.encode(), usedforsecurity=False).hexdigest()[:12]}"
     return f'<{name} style="display:block">{html}</{name}>'

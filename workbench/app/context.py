@@ -1,13 +1,14 @@
-"""The context and the shared components of every tab, the parameters of the address, and errors as messages on the page.
+"""Context and shared components of all tabs, parameters of the address, errors as messages on the page.
 
-A tab is `build_tab(context, shared)`. Its callbacks are functions of (context, plain values); components only wire them:
+A tab is `build_tab(context, shared)`. Its callbacks are functions of (context, plain values); components only wire
+them:
 
     draw = show_errors(partial(draw_answer, context))
     shared.on_show("tokens", draw, inputs=[shared.run, shared.theme, shared.address], outputs=[picture])
 
-`on_show` calls `draw` when the tab is open and the run, the theme or the address has changed since the last drawing, and
-when the user presses Refresh. The browser keeps the page's state (run, theme, address), so it survives a restart of the
-server.
+`on_show` calls `draw` when the tab is open and the run, the theme or the address has changed since the last drawing,
+and when the user presses Refresh. The browser keeps the page's state (run, theme, address), so it survives a restart of
+the server.
 """
 
 import functools
@@ -65,7 +66,7 @@ class AppContext:
         return self.job(name).run_dir
 
     def job(self, name: str | None) -> JobState:
-        """The state of an existing run under its name on the page, STUDY/RUN in a study. Raises RunError as `run_dir`."""
+        """The state of an existing run, named as on the page (STUDY/RUN in a study). Raises RunError as `run_dir`."""
         if not name:
             raise RunError(NO_RUN)
         return replace(read_job(find_run_dir(self.runs_dir, name)), name=name)
@@ -132,7 +133,7 @@ def choice(address: Mapping | None, tab: str, name: str, allowed: Sequence[str] 
     return value if value and (allowed is None or value in allowed) else CHOICES[tab][name]
 
 
-def sync_to_address(
+def sync_to_url(
     shared: "Shared",
     events: Sequence,
     defaults: Mapping[str, str],
@@ -153,7 +154,7 @@ def read_address(search: str | None) -> dict[str, str]:
     return {key: values[-1][:MAX_PARAM_LENGTH] for key, values in parse_qs((search or "").lstrip("?")).items()}
 
 
-def run_of_address(params: Mapping[str, str], runs: Sequence[str]) -> str | None:
+def requested_run(params: Mapping[str, str], runs: Sequence[str]) -> str | None:
     """The run in the address, or the newest run if the address names none or one that does not exist."""
     return params["run"] if params.get("run") in runs else next(iter(runs), None)
 

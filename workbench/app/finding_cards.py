@@ -1,7 +1,7 @@
 """Three cards above the figures of Illusion: does the evidence help, accuracy gain, over-confidence.
 
-The numbers are those at the end of `workbench summary` (workbench.evals.findings). A card without a number names the key
-that records it.
+The numbers are those at the end of `workbench summary` (workbench.evals.findings). A card without a number names the
+key that records it.
 """
 
 from html import escape
@@ -40,7 +40,7 @@ GAIN, OVERCONFIDENCE = "Accuracy gain", "Over-confidence"
 
 
 class _Bar(NamedTuple):
-    """A share from 0 to 1 and, if known, its interval. kind: CSS class, alone, shown or wrong (evidence), sure or right."""
+    """A share from 0 to 1, with its interval if known. kind: its CSS class, see assets/rows.css."""
 
     label: str
     kind: str
@@ -140,7 +140,8 @@ def _bar(bar: _Bar) -> str:
         whisker = f'<u style="left:{100 * bar.low:.1f}%;right:{100 - 100 * bar.high:.1f}%"></u>'
     return (
         f'<div><dt>{escape(bar.label)}</dt><dd class="wbu-{bar.kind}" aria-hidden="true">'
-        f'<i style="width:{100 * bar.value:.1f}%"></i>{whisker}</dd><dd>{100 * bar.value:.1f}\u2009%{interval}</dd></div>'
+        f'<i style="width:{100 * bar.value:.1f}%"></i>{whisker}</dd>'
+        f"<dd>{100 * bar.value:.1f}\u2009%{interval}</dd></div>"
     )
 
 

@@ -130,7 +130,8 @@ def form_slots(every_field: Sequence[Field]) -> list[dict[str | None, Field]]:
     top, rest = ([{None: field} for field in common if (field.key in TOP) == is_top] for is_top in (True, False))
     sections = dict.fromkeys(slot[None].section for slot in rest)
     order = [*(name for name in sections if name), ""]
-    return [*top, *options.values(), *sorted(rest, key=lambda slot: order.index(slot[None].section))]  # type: ignore[list-item]
+    rest.sort(key=lambda slot: order.index(slot[None].section))
+    return [*top, *options.values(), *rest]  # type: ignore[list-item]
 
 
 def slot_field(slot: Mapping[str | None, Field], method: str) -> Field | None:
@@ -151,7 +152,7 @@ def _notes(section: type, prefix: str) -> typing.Iterator[tuple[str, str]]:
 
 
 def recipes(context: AppContext) -> list[tuple[str, str]]:
-    """Configurations that a form can start from, as (label, value): recipes, the demo first; then runs, newest first."""
+    """Configurations to start from, as (label, value): recipes, the demo first; then runs, newest first."""
     choices = []
     for file in sorted(context.configs_dir.glob("*.yaml"), key=lambda file: (file.stem != "demo", file.name)):
         try:

@@ -1,7 +1,8 @@
 """The page around the tabs: header, run picker, theme and address.
 
 Every view has an address, `?run=...&tab=tokens&step=20&rollout=3`, and a link opens it again. The browser writes the
-address (assets/app.js) whenever the run, the tab or one of a tab's parameters changes. The server reads it once, on load.
+address (assets/app.js) whenever the run, the tab or one of a tab's parameters changes. The server reads it once, on
+load.
 """
 
 import json
@@ -22,7 +23,6 @@ from workbench.app.context import (
     read_address,
     requested_run,
     run_choices,
-    run_of_address,
     show_errors,
 )
 from workbench.app.tabs import compare, data, geometry, illusion, launch, monitor, movement, report, studies, tokens
@@ -175,12 +175,12 @@ def early_head() -> str:
 
 
 def first_paint(context: AppContext, search: str) -> str:
-    """Title and run state as HTML, which assets/app.js shows while Gradio loads; "" if the address opens another tab."""
+    """Title and run state as HTML for assets/app.js while Gradio loads; "" if the address opens another tab."""
     params, names = read_address(search), [name for _, name in run_choices(context)]
-    run = run_of_address(params, names)
+    run = requested_run(params, names)
     if run is None or params.get("tab", "monitor") != "monitor":
         return ""
-    state, *_ = monitor.initial_view(context, run)
+    state, *_ = monitor.summary_view(context, run)
     return f'<div class="app-title">{_title(context)}</div>{state}'
 
 
@@ -206,7 +206,7 @@ def refresh_alert(context: AppContext, run: str | None, tab: str) -> tuple:
 
 
 def alert_html(context: AppContext, run: str | None, tab: str) -> str:
-    """The alert above every tab that draws a run: how the run failed, and its error. Monitor shows it in its own place."""
+    """The alert above tabs that draw a run: how the run failed, and its error. Monitor shows the error itself."""
     if not run or tab in ("", "launch", "monitor", "studies"):
         return ""
     try:
@@ -231,7 +231,7 @@ def open_address(context: AppContext, search: str, theme: str) -> tuple:
         gr.Warning(escape(message), title="Run not found")
     tab = params["tab"] if params.get("tab") in TABS else first_tab(names)
     address = {key: params[key] for key in ADDRESS_KEYS if key in params}
-    return gr.Dropdown(choices=choices, value=run_of_address(params, names)), gr.Tabs(selected=tab), tab, address, theme
+    return gr.Dropdown(choices=choices, value=requested_run(params, names)), gr.Tabs(selected=tab), tab, address, theme
 
 
 def _title(context: AppContext) -> str:

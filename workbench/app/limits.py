@@ -1,4 +1,4 @@
-"""How much a visitor may ask of the page: the size of a request, uploads, and the pace of guessing passwords."""
+"""Limits on requests: size, uploads, and the rate of login attempts."""
 
 import asyncio
 import ipaddress
@@ -15,20 +15,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from workbench.app.context import MAX_UPLOAD_MB
 from workbench.app.requests import CALLS, request_fault
 
-MAX_BODY = 2**20  # bytes of a request that is no upload
+MAX_BODY = 2**20  # bytes of a request without files
 MAX_UPLOAD = (MAX_UPLOAD_MB + 1) * 2**20  # bytes of a request with files, all of them together
-MAX_SESSIONS = 200  # browsers' tabs whose state is kept
-MAX_WAITING = 400  # events that wait for their turn
-FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 30.0  # after a wrong password; doubled by each further one
-MAX_TRIES, MAX_PEERS = 8, 1000  # passwords of one address that wait; addresses that are remembered
+MAX_SESSIONS = 200  # browser tabs whose state is kept
+MAX_WAITING = 400  # queued events
+FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 30.0  # after a wrong password; each further one doubles the delay
+MAX_TRIES, MAX_PEERS = 8, 1000  # pending login attempts of one address; addresses that are tracked
 _UPLOADS = ("/gradio_api/upload", "/gradio_api/process_recording")
 
 
 class RequestLimits:
-    """ASGI middleware that refuses, with a sentence, what is too large or of a wrong kind.
+    """ASGI middleware that refuses requests that are too large or malformed, with a message.
 
     blocks     the page
-    read_only  whether no file is taken at all
+    read_only  whether uploads are refused
     """
 
     def __init__(self, app: ASGIApp, blocks: gr.Blocks, read_only: bool) -> None:
@@ -43,7 +43,7 @@ class RequestLimits:
         limit = MAX_UPLOAD if is_upload else MAX_BODY
         length = headers.get("content-length", "")
         if is_upload and self.read_only:
-            await _refuse(403, "This page is read-only and takes no files.")(scope, receive, send)
+            await _refuse(403, "This page is read-only and does not accept files.")(scope, receive, send)
         elif length.isdecimal() and int(length) > limit:
             await _too_large(limit)(scope, receive, send)
         elif is_upload:
@@ -52,7 +52,7 @@ class RequestLimits:
             await self._call(path, scope, receive, send)
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A request with files, cut off where it has more bytes than are taken."""
+        """Pass on a request with files; end it if it exceeds MAX_UPLOAD bytes."""
         size, is_refused = 0, False
 
         async def counted() -> Message:
@@ -75,7 +75,7 @@ class RequestLimits:
                 raise
 
     async def _call(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """A request without files: read whole, looked at, and handed on."""
+        """Read a request without files, validate it, and pass it on."""
         body = await _read(receive)
         if body is None:
             await _too_large(MAX_BODY)(scope, receive, send)
@@ -86,18 +86,18 @@ class RequestLimits:
             return
         is_read = False
 
-        async def again() -> Message:
+        async def replay() -> Message:
             nonlocal is_read
             if is_read:
                 return await receive()
             is_read = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self.app(scope, again, _Answer(send) if path.startswith(CALLS) else send)
+        await self.app(scope, replay, _ResponseStatus(send) if path.startswith(CALLS) else send)
 
 
-class _Answer:
-    """Sends an answer on; Gradio's 500 becomes 422 where it says in a sentence what is wrong with a value."""
+class _ResponseStatus:
+    """Passes a response on; Gradio's 500 becomes 422 if its body has an error message about a value."""
 
     def __init__(self, send: Send) -> None:
         self.send, self.start = send, None
@@ -107,7 +107,7 @@ class _Answer:
             self.start = message
             return
         if self.start is not None:
-            status = 422 if _has_sentence(message.get("body", b"")) else 500
+            status = 422 if _has_error_message(message.get("body", b"")) else 500
             await self.send({**self.start, "status": status})
             self.start = None
         await self.send(message)
@@ -115,7 +115,7 @@ class _Answer:
 
 @dataclass
 class _Peer:
-    """Tries of one address. wrong: passwords since the last right one."""
+    """Login attempts of one address. wrong: wrong passwords since the last right one."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     wrong: int = 0
@@ -123,7 +123,7 @@ class _Peer:
 
 
 class LoginDelay:
-    """ASGI middleware that answers wrong passwords of an address one after the other, each later than the last."""
+    """ASGI middleware that delays responses to wrong passwords, one at a time per address and longer each time."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -136,7 +136,7 @@ class LoginDelay:
             return
         peer = self._peer((scope.get("client") or ("", 0))[0])
         if peer.waiting >= MAX_TRIES:
-            await _refuse(429, "Too many passwords were tried at once. Wait half a minute.")(scope, receive, send)
+            await _refuse(429, "Too many login attempts. Wait half a minute.")(scope, receive, send)
             return
 
         async def delayed(message: Message) -> None:
@@ -156,7 +156,7 @@ class LoginDelay:
             peer.waiting -= 1
 
     def _peer(self, address: str) -> _Peer:
-        """What is remembered of an address; those of one IPv6 network of 64 bits are one."""
+        """The record of an address; addresses of one IPv6 /64 network share it."""
         try:
             network = ipaddress.ip_address(address)
             address = str(ipaddress.ip_network((network, 64), strict=False)) if network.version == 6 else str(network)
@@ -182,7 +182,7 @@ async def _read(receive: Receive) -> bytes | None:
     return body
 
 
-def _has_sentence(body: bytes) -> bool:
+def _has_error_message(body: bytes) -> bool:
     try:
         return isinstance(json.loads(body).get("error"), str)
     except (ValueError, AttributeError):
@@ -190,7 +190,7 @@ def _has_sentence(body: bytes) -> bool:
 
 
 def _too_large(limit: int) -> JSONResponse:
-    return _refuse(413, f"The request has more than {limit:,} bytes. Send less at once.")
+    return _refuse(413, f"The request has more than {limit:,} bytes. Send a smaller one.")
 
 
 def _refuse(status: int, sentence: str) -> JSONResponse:

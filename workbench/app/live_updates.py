@@ -34,7 +34,7 @@ def follow_run(context: AppContext, shared: Shared, tab: str, table: str) -> Non
 
 
 def start_following(context: AppContext, table: str, run: str | None) -> tuple[str, dict, gr.Timer]:
-    """A message while nothing is recorded; run and newest step, for `poll`; a timer that is active while the run is alive."""
+    """A message while nothing is recorded; run and newest step, for `poll`; a timer, active while the run is alive."""
     newest, doing, is_alive = _state(context, table, run)
     return (doing if newest is None else ""), {"run": run, "step": newest}, gr.Timer(active=is_alive)
 
@@ -50,8 +50,8 @@ def poll(context: AppContext, table: str, tab: str, run: str | None, open_tab: s
     if shown_state.get("step") is None:
         return "", json.dumps([run, time.time()]), timer
     listed = shown_state["step"]
-    since = f"Newer steps are recorded, up to step {newest:,}; the list ends at step {listed:,}. Press Refresh to list them."
-    return (note(since) if newest != listed else ""), gr.skip(), timer
+    news = f"Step {newest:,} is recorded; the list ends at step {listed:,}. Press Refresh to list newer steps."
+    return (note(news) if newest != listed else ""), gr.skip(), timer
 
 
 def _state(context: AppContext, table: str, run: str | None) -> tuple[int | None, str, bool]:

@@ -1,16 +1,17 @@
-"""Which requests the page answers: under its own names only, and from its own pages only.
+"""Refuse requests under foreign host names and from foreign origins.
 
-A browser sends the user's password and reaches this machine for every page that is open in it. So each request, read or
-write, passes two checks:
+A browser sends the user's password with a request from any page that is open in it. So each request, read or write,
+must pass two checks:
 
-1. Host. The address that the connection came in at, the host given to `--host`, and names given with `--allow-host`.
-   Another name means that somebody pointed a name of theirs at this machine (DNS rebinding).
-2. Origin. `Origin`, or where a browser sends none `Sec-Fetch-Site` or `Referer`, must name the page itself. A link from
-   another site may open the page at its root; nothing else of it is answered. Programs that are not browsers send none
-   of the three and pass: they carry no password of somebody else.
+1. Host must be the address of the connection, the host of `--host`, or a name of `--allow-host`. Another name is a sign
+   of DNS rebinding: a foreign domain that resolves to this machine.
+2. Origin must be the page itself, by `Origin`, or if that is missing by `Sec-Fetch-Site` or `Referer`. A link from
+   another site may only open the page at its root. Programs other than browsers send none of the three headers and
+   pass, since they do not send another user's password.
 
-Every response tells browsers which sites may frame the page and not to guess content types. Starlette's
-TrustedHostMiddleware knows no IPv6 addresses and no address of the connection, so the check of Host is written here.
+Every response tells browsers which sites may frame the page, and not to guess content types. Starlette's
+TrustedHostMiddleware supports neither IPv6 addresses nor the connection's own address, so this module checks Host
+itself.
 """
 
 import ipaddress
@@ -34,11 +35,11 @@ _LONGEST = 100  # characters of a header that a message repeats
 
 @dataclass(frozen=True)
 class Origins:
-    """Names and frames that the page allows.
+    """Host names and framing sites that the page allows.
 
-    host    what --host was given; the page answers to it as it stands
-    allowed names of --allow-host; one without a port holds for every port of Host, and for the default ports of Origin
-    frames  origins of --allow-frame that may show the page in a frame
+    host     host of --host
+    allowed  names of --allow-host; without a port, a name matches every port of Host and the default ports of Origin
+    frames   origins of --allow-frame
     """
 
     host: str = "127.0.0.1"
@@ -46,9 +47,9 @@ class Origins:
     frames: tuple[str, ...] = ()
 
     def answers_to(self, authority: Authority, connection: str) -> bool:
-        """Whether the page answers under a name.
+        """Whether the page answers to a host name.
 
-        connection  the address of this machine that the request came in at
+        connection  this machine's address in the request's connection
         """
         name, port = authority
         served = {_plain(connection), _plain(self.host)}
@@ -58,7 +59,7 @@ class Origins:
         return name in served or any(name == other and among in (None, port) for other, among in self.allowed)
 
     def is_own(self, origin: str, authority: Authority) -> bool:
-        """Whether the text of `Origin` or `Referer` names the page that answers as `asked`."""
+        """Whether the text of `Origin` or `Referer` names the page that answers to `authority`."""
         try:
             parts = urlsplit(origin)
             default = _DEFAULT_PORTS.get(parts.scheme)
@@ -74,7 +75,7 @@ class Origins:
 
 
 class OriginGuard:
-    """ASGI middleware that answers 403 to requests which `Origins` does not allow, and sets the headers of all others."""
+    """ASGI middleware that refuses requests with status 403 if `Origins` forbids them, and sets response headers."""
 
     def __init__(self, app: ASGIApp, origins: Origins) -> None:
         self.app, self.origins = app, origins
@@ -100,25 +101,28 @@ class OriginGuard:
 
 
 def refusal(origins: Origins, scope: Scope) -> str | None:
-    """Why a request is not answered; None if it is."""
+    """Why a request is refused; None if it is allowed."""
     headers = Headers(scope=scope)
     hosts = headers.getlist("host")
     authority = read_authority(hosts[0]) if len(hosts) == 1 else None
     connection = (scope.get("server") or ("", None))[0]
     if authority is None or not origins.answers_to(authority, connection):
         listed = ", ".join(hosts)[:_LONGEST] or "(none)"
-        return f'This page does not answer under the name "{listed}". If it is right, start the app with --allow-host NAME.'
+        return (
+            f'This page does not answer to the host name "{listed}". To allow it, start the app with --allow-host NAME.'
+        )
     source = foreign_source(origins, headers, authority)
     if source is None or _is_opening(origins, scope, headers):
         return None
     return (
-        f"This request comes from {source[:_LONGEST]} and not from the page itself, so nothing was done. "
-        "Behind a proxy that changes the name, start the app with --allow-host and the name that the browser shows."
+        f"Request refused: it comes from {source[:_LONGEST]}. Expected the page itself. "
+        "Behind a proxy that changes the host name, start the app with --allow-host and the name that the browser "
+        "shows."
     )
 
 
 def foreign_source(origins: Origins, headers: Headers, authority: Authority) -> str | None:
-    """Where a request comes from if a browser says that it is not the page itself."""
+    """The source of a request from another page, by its headers; None if it comes from the page itself."""
     senders = headers.getlist("origin")
     if senders:
         return next((f'"{sender}"' for sender in senders if not origins.is_own(sender, authority)), None)
@@ -130,7 +134,7 @@ def foreign_source(origins: Origins, headers: Headers, authority: Authority) -> 
 
 
 def _is_opening(origins: Origins, scope: Scope, headers: Headers) -> bool:
-    """Whether a request from elsewhere only opens the page: a link that was followed, or a frame where they are allowed."""
+    """Whether a request from elsewhere only opens the page: by a link, or in an allowed frame."""
     if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or "origin" in headers:
         return False
     path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -141,16 +145,16 @@ def _is_opening(origins: Origins, scope: Scope, headers: Headers) -> bool:
 
 
 def set_headers(headers: MutableHeaders, origins: Origins) -> None:
-    """Framing by the page itself and by the allowed sites only; no guessing of content types."""
+    """Allow framing by the page itself and the allowed sites only; forbid guessing of content types."""
     policy = " ".join(["frame-ancestors 'self'", *origins.frames])
     headers.append("content-security-policy", policy)
     headers["x-content-type-options"] = "nosniff"
-    if not origins.frames:  # it cannot name other sites
+    if not origins.frames:  # x-frame-options cannot name other sites
         headers["x-frame-options"] = "SAMEORIGIN"
 
 
 def read_authority(text: str) -> Authority | None:
-    """Name and port of a Host header, as "localhost:7860" or "[::1]:7860"; None if it is neither."""
+    """Name and port of a Host header such as "localhost:7860" or "[::1]:7860"; None if it is invalid."""
     try:
         parts = urlsplit(f"//{text.strip()}")
         port = parts.port
@@ -168,8 +172,8 @@ def read_allowed(names: Iterable[str]) -> tuple[Authority, ...]:
         authority = read_authority(name) if "*" not in name else None
         if authority is None:
             raise ConfigError(
-                f'--allow-host "{name}" is not a host. Write the name that browsers show, as workbench.example.org or '
-                "workbench.example.org:8443, without http:// and without a path."
+                f'--allow-host "{name}" is not a host. Give the name that browsers show, such as workbench.example.org '
+                "or workbench.example.org:8443, without http:// and path."
             )
         allowed.append(authority)
     return tuple(allowed)
@@ -181,14 +185,14 @@ def read_frames(sites: Sequence[str]) -> tuple[str, ...]:
         parts = urlsplit(site) if not set(site) & set(" ;,'\"") else urlsplit("")
         if parts.scheme not in _DEFAULT_PORTS or not parts.netloc or parts.path or parts.query or parts.fragment:
             raise ConfigError(
-                f'--allow-frame "{site}" is not an origin. Write scheme and host of the page that shows this one in a frame, '
+                f'--allow-frame "{site}" is not an origin. Give scheme and host of the page that frames this one, such '
                 "as https://huggingface.co or http://localhost:8888."
             )
     return tuple(sites)
 
 
 def _plain(name: str) -> str:
-    """Lower case, without brackets, zone and final dot; an IPv4 address that is written as IPv6 as IPv4."""
+    """Lower case, without brackets, zone and final dot; an IPv4-mapped IPv6 address as IPv4."""
     name = name.lower().strip("[]").rstrip(".").partition("%")[0]
     try:
         address = ipaddress.ip_address(name)

@@ -1,4 +1,4 @@
-"""The form of the Data tab by which a user scores an image of their own."""
+"""The form of the Data tab for scoring the user's own image."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from workbench.app.context import MAX_UPLOAD_MB
 
 @dataclass(frozen=True)
 class OwnImageForm:
-    """Its components; `inputs` in the order of `data.score_own`."""
+    """Components of the form; `inputs` in the order of `data.score_own`."""
 
     file: gr.File
     picture: gr.HTML
@@ -21,11 +21,11 @@ class OwnImageForm:
 
 
 def own_image_form(is_open: bool, kinds: list[str]) -> OwnImageForm:
-    """The form, closed at first; `kinds`: extensions of the files that are taken."""
+    """Lay out the form, collapsed; `kinds`: accepted file extensions."""
     with gr.Accordion("Your own image", open=False, elem_id="data-own"):
         if not is_open:
-            fragment = "Own images are scored where the app was opened without --read-only."
-            gr.HTML(empty_html(fragment), elem_classes="wbu", apply_default_css=False)
+            message = "This page is read-only. Open the app without --read-only to score your own image."
+            gr.HTML(empty_html(message), elem_classes="wbu", apply_default_css=False)
         with gr.Row(visible=is_open):
             with gr.Column(scale=2, min_width=320):
                 file = gr.File(
@@ -52,10 +52,12 @@ def own_image_form(is_open: bool, kinds: list[str]) -> OwnImageForm:
                 with gr.Row():
                     answer = gr.Textbox(label="right answer, if known", max_lines=1, elem_id="data-answer")
                     hint = gr.Textbox(label="hint: where to look", max_lines=1, elem_id="data-hint")
-                caption = gr.Textbox(label="caption: what the teacher is told", max_lines=3, elem_id="data-caption")
+                caption = gr.Textbox(
+                    label="caption: shown to views with context caption", max_lines=3, elem_id="data-caption"
+                )
                 given = gr.Textbox(
                     label="answer to score",
-                    placeholder="empty: the student writes one",
+                    placeholder="empty: sampled from the student",
                     max_lines=1,
                     elem_id="data-own-given",
                 )

@@ -1,7 +1,7 @@
-"""What a request to the page may hold: the kind of each value that an event is called with.
+"""Validate requests to the page: the type of each value that an event is called with.
 
-Gradio hands on whatever JSON it gets, and a callback that expects text fails on a list. `request_fault` says in a sentence
-what is wrong with a request, before Gradio sees it.
+Gradio passes on any JSON, and a callback that expects text fails on a list. `request_fault` checks a request before
+Gradio handles it.
 """
 
 import inspect
@@ -17,7 +17,7 @@ CALLS = ("/gradio_api/run/", "/gradio_api/api/", "/gradio_api/call/", "/gradio_a
 
 
 def request_fault(blocks: gr.Blocks, path: str, body: bytes) -> str | None:
-    """What is wrong with a request for an event of the page; None if nothing is, or if it is for something else."""
+    """The error in a request for an event of the page; None if it is valid, or not for an event."""
     if not path.startswith(CALLS):
         return None
     try:
@@ -25,29 +25,29 @@ def request_fault(blocks: gr.Blocks, path: str, body: bytes) -> str | None:
     except (ValueError, RecursionError) as error:
         return f"The request is not JSON ({str(error)[:100]}). Load the page again."
     if not isinstance(values, dict):
-        return f"The request is {_shown(values)}; it must be an object with data. Load the page again."
+        return f"The request is {_excerpt(values)}. Expected an object with data. Load the page again."
     session, number, data = values.get("session_hash"), values.get("fn_index"), values.get("data")
     if session is not None and not (isinstance(session, str) and len(session) <= 64):
-        return f"session_hash is {_shown(session)}; it must be text of at most 64 characters."
+        return f"session_hash is {_excerpt(session)}. Expected text of at most 64 characters. Load the page again."
     event = _event(blocks, path, number)
     if event is None:
-        return f"There is no such event (fn_index {_shown(number)}, {path[:100]}). Load the page again."
+        return f"Unknown event: fn_index {_excerpt(number)} at {path[:100]}. Load the page again."
     if event.fn is None:
-        return "This event happens in the browser alone; the server has nothing to call. Load the page again."
+        return "This event runs in the browser only. Load the page again."
     if not isinstance(data, list):
-        return f"data is {_shown(data)}; it must be a list. Load the page again."
+        return f"data is {_excerpt(data)}. Expected a list. Load the page again."
     inputs = [component for component in event.inputs if isinstance(component, Component)]
     if len(data) != len(inputs):
-        return f"data has {len(data)} values; this event takes {len(inputs)}. Load the page again."
+        return f"data has {len(data)} values. Expected {len(inputs)} for this event. Load the page again."
     wrong = next((pair for pair in zip(inputs, data, strict=True) if not _fits(*pair)), None)
     if wrong is not None:
         name = wrong[0].label or wrong[0].elem_id or "a value"
-        return f'"{name}" is {_shown(wrong[1])}; it must be {_kind(wrong[0])[1]}. Enter it again.'
+        return f'"{name}" is {_excerpt(wrong[1])}. Expected {_kind(wrong[0])[1]}. Enter it again.'
     return _click_fault(values.get("event_data")) if takes_click(event.fn) else None
 
 
 def _event(blocks: gr.Blocks, path: str, number: object) -> Any:
-    """The event that a request is for, as Gradio finds it: by number, or else by name."""
+    """The event of a request, looked up as Gradio does: by number, or else by name."""
     if number is not None:
         return blocks.fns.get(number) if isinstance(number, int) and not isinstance(number, bool) else None
     name = path.removesuffix("/").rpartition("/")[2]
@@ -80,14 +80,14 @@ _KINDS: tuple[tuple[type, Callable[[object], bool], str], ...] = (
 
 
 def _kind(component: Component) -> tuple[Callable[[object], bool], str]:
-    """A check of a component's value, and what it allows, in words. Whatever is not listed holds text."""
+    """A check of a component's value, and the allowed values in words. Components not listed in _KINDS hold text."""
     if getattr(component, "multiselect", False):
         return _is_texts, "a list of texts"
     return next(((fits, words) for kind, fits, words in _KINDS if isinstance(component, kind)), (_is_text, "text"))
 
 
 def _fits(component: Component, value: object) -> bool:
-    """Nothing entered is null; a slider always stands somewhere."""
+    """Whether a component can hold the value. Empty components send null; a slider is never empty."""
     return (value is None and not isinstance(component, gr.Slider)) or _kind(component)[0](value)
 
 
@@ -97,13 +97,13 @@ def takes_click(callback: Callable) -> bool:
 
 
 def _click_fault(event_data: object) -> str | None:
-    """What is wrong with the data of a click: {key: {...}}, {corners: {...}} or {direction: number}."""
+    """The error in a click's data, {key: {...}}, {corners: {...}} or {direction: number}; None if it is valid."""
     if isinstance(event_data, dict):
         key = event_data.get("key", event_data.get("corners"))
         if (key is not None and _is_record(key)) or _is_number(event_data.get("direction")):
             return None
-    return f"The click carries {_shown(event_data)}; it must name what was clicked. Load the page again."
+    return f"The click has data {_excerpt(event_data)}. Expected key, corners or direction. Load the page again."
 
 
-def _shown(value: object) -> str:
+def _excerpt(value: object) -> str:
     return json.dumps(value)[:80]

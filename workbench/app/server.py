@@ -1,10 +1,10 @@
-"""Serves the page: where it listens, who may look, and what it says if it cannot.
+"""Serve the page: host, port, users and middleware.
 
-1. Starting runs is running programs, so another machine may not do it without a password: a host that is not this
-   machine needs `--auth FILE` or `--read-only`.
-2. Users and passwords come from a file, since a command line can be read by everybody on the machine.
-3. Nothing is loaded from a network, and nothing of the page is told to one.
-4. Other pages in the same browser can neither read this one nor act through it: see origins.py.
+1. Starting a run executes a program, so other machines need a password: a host other than this machine requires
+   `--auth FILE` or `--read-only`.
+2. Users and passwords come from a file, since every user of the machine can read a command line.
+3. The page loads nothing from a network and sends nothing to one.
+4. Other pages in the same browser can neither read this page nor act through it: see origins.py.
 """
 
 import ipaddress
@@ -27,7 +27,7 @@ from workbench.errors import ConfigError, RunError
 from workbench.files.shipped import RECIPES
 from workbench.runs.run_queue import default_limit, set_limit
 
-QUEUE_PAUSE_S = 0.02  # between looks for something to do
+QUEUE_PAUSE_S = 0.02  # between two polls of Gradio's queue
 _BASE = re.compile(rb"<base\b[^>]*>")
 _LOCAL = ("localhost", "localhost.localdomain")
 
@@ -45,16 +45,16 @@ def serve(
     allow_dirs: Sequence[str | Path] = (),
     max_runs: int | None = None,
 ) -> gr.Blocks:
-    """Open the app and serve it in a thread; its block_thread() waits until it is interrupted.
+    """Open the app and serve it in a thread; its block_thread() waits for an interrupt.
 
-    configs       recipes to start from; None = configs/ if it exists, otherwise the built-in ones
-    auth          a file with lines of user:password
-    allow_hosts   names that the page answers to besides the addresses it listens at, as those of a proxy
-    allow_frames  origins of sites that may show the page in a frame, as a notebook's or https://huggingface.co
-    allow_dirs    where pictures of data may lie besides the data file's own folder
-    max_runs      how many runs may be at work at once, further ones wait; None = what devices and memory hold
+    configs       folder of recipes; None = configs/ if it exists, otherwise the built-in recipes
+    auth          file with lines of user:password
+    allow_hosts   further host names that the page answers to, such as a proxy's
+    allow_frames  origins of sites that may show the page in a frame, such as a notebook's or https://huggingface.co
+    allow_dirs    folders that images of data may be in, besides the data file's own
+    max_runs      largest number of runs that train at a time, others are queued; None = as devices and memory allow
 
-    Raises: ConfigError for a host, port or file that will not do; RunError if the port is in use.
+    Raises: ConfigError for an invalid host, port or file; RunError if the port is in use.
     """
     origins = Origins(host, read_allowed(allow_hosts), read_frames(allow_frames))
     if max_runs is not None and max_runs < 1:
@@ -69,9 +69,7 @@ def serve(
         set_limit(runs, max_runs)
     app = build_app(AppContext(runs, _recipes(configs), read_only, read_folders(allow_dirs), max_runs))
     app.queue(default_concurrency_limit=8, max_size=MAX_WAITING)
-    app._queue.sleep_when_free = (
-        QUEUE_PAUSE_S  # Gradio looks a thousand times a second: a twentieth of a core, for nothing
-    )
+    app._queue.sleep_when_free = QUEUE_PAUSE_S  # Gradio's default, a poll per millisecond, takes 5 % of a core
     app._queue.progress_update_sleep_when_free = 10 * QUEUE_PAUSE_S
     app.launch(
         server_name=host,
@@ -85,7 +83,7 @@ def serve(
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,
-        max_file_size=1 if read_only else f"{MAX_UPLOAD_MB}mb",  # nothing is taken there
+        max_file_size=1 if read_only else f"{MAX_UPLOAD_MB}mb",
         prevent_thread_lock=True,
         state_session_capacity=MAX_SESSIONS,
         app_kwargs={"middleware": _middleware(app, origins, read_only=read_only)},
@@ -104,7 +102,7 @@ def _runs_folder(path: str | Path) -> Path:
 
 
 def _middleware(app: gr.Blocks, origins: Origins, *, read_only: bool) -> list[Middleware]:
-    """What every request passes before Gradio has it, outermost first."""
+    """Middleware before Gradio, outermost first."""
     return [
         Middleware(OriginGuard, origins=origins),
         Middleware(RequestLimits, blocks=app, read_only=read_only),
@@ -120,13 +118,13 @@ def _recipes(configs: str | Path | None) -> Path:
 
 
 class EarlyHead:
-    """Writes our own lines into the page's head: Gradio adds what it is given as `head` a second later, with its own parts.
+    """ASGI middleware that changes the page's HTML and address before Gradio does.
 
-    The head's <base href="./"> is taken out. It changes no address of the page's own parts, and with it Plotly writes each
-    reference to an area, a clip or a gradient as the page's address of that moment: as soon as the page writes another
-    address (assets/app.js), all of them lead out of the page, and the browser draws nothing there.
-
-    `page` is taken out of the address: Gradio reads it for itself, and knows no page by such a name.
+    1. It inserts `head` at once. Gradio would insert its own `head` argument about a second later.
+    2. It removes <base href="./">. With it, Plotly refers to areas, clips and gradients by the page's address of that
+       moment. After the page changes its address (assets/app.js), those references no longer resolve and nothing is
+       drawn.
+    3. It removes the parameter `page`, which Gradio would take as the name of one of its own pages.
     """
 
     def __init__(self, app: ASGIApp, head: str) -> None:
@@ -169,10 +167,11 @@ def read_users(file: str | Path) -> list[tuple[str, str]]:
             continue
         user, colon, password = line.strip().partition(":")
         if not (user and colon and password):
-            raise ConfigError(f"{file}:{number} must look like user:password.")  # without the line: it may hold one
+            # the message leaves the line out: it may hold a password
+            raise ConfigError(f"{file}:{number} is not user:password. Correct the line.")
         users.append((user, password))
     if not users:
-        raise ConfigError(f"{file} names nobody. Write lines of user:password into it.")
+        raise ConfigError(f"{file} names no users. Write lines of user:password into it.")
     return users
 
 
@@ -189,12 +188,13 @@ def check_host(host: str, *, has_password: bool, read_only: bool) -> None:
     if has_password or read_only or is_local(host):
         return
     raise ConfigError(
-        f"--host {host} lets other machines start runs here. Give --auth FILE with lines of user:password, or --read-only."
+        f"--host {host} would let other machines start runs here. Add --auth FILE with lines of user:password, or "
+        "--read-only."
     )
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine reaches it."""
+    """Whether a host is reachable from this machine only."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -202,13 +202,13 @@ def is_local(host: str) -> bool:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises ConfigError if there is no such port or host, RunError if the port is in use."""
+    """Raises ConfigError if the port or host does not exist, RunError if the port is in use."""
     if not 1 <= port <= 65535:
         raise ConfigError(f"--port must be from 1 to 65535, got {port}.")
     try:
         addresses = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError:
-        raise ConfigError(f'--host "{host}" is not known here. Use 127.0.0.1 for this machine alone.') from None
+        raise ConfigError(f'--host "{host}" cannot be resolved. Use 127.0.0.1 for this machine alone.') from None
     family, kind, _, _, address = addresses[0]
     with socket.socket(family, kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -216,6 +216,6 @@ def check_port(host: str, port: int) -> None:
             probe.bind(address)
         except OSError as error:
             raise RunError(
-                f"port {port} on {host} cannot be used ({error.strerror}). Another app may be open there: look at "
-                f"http://{host}:{port}, or choose another with --port {port % 65535 + 1}."
+                f"port {port} on {host} cannot be used ({error.strerror}). Another app may be using it: open "
+                f"http://{host}:{port}, or choose another port with --port {port % 65535 + 1}."
             ) from None

@@ -1,4 +1,4 @@
-"""The state of a run as a reader sees it: how far it is, what went wrong, and the command that starts it again."""
+"""The state of a run as HTML: progress, errors, and the command that started it."""
 
 import time
 from html import escape
@@ -10,15 +10,15 @@ from workbench.runs.jobs import JobState, config_file
 
 
 def status_html(state: JobState) -> str:
-    """State, progress, time left, and what went wrong, as the run itself says it."""
+    """Status, progress, ETA, errors and warnings of a run."""
     done, steps = state.step, state.steps
     share = min(1.0, done / steps) if steps else 0.0
     facts = [
         ("method", state.method or "–"),
         ("step", f"{done:,} of {steps:,}" if steps else f"{done:,}"),
-        ("left", span(state.remaining_s) if state.remaining_s is not None else "–"),
+        ("ETA", span(state.remaining_s) if state.remaining_s is not None else "–"),
         ("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(state.started)) if state.started else "–"),
-        ("last sign", f"{span(state.silent_s)} ago" if state.silent_s is not None else "–"),
+        ("last update", f"{span(state.silent_s)} ago" if state.silent_s is not None else "–"),
     ]
     if state.doing:
         facts.append(("now", state.doing))
@@ -27,12 +27,12 @@ def status_html(state: JobState) -> str:
     notes += "".join(note(warning, "warning") for warning in state.warnings)
     if state.status in ("failed", "stopped", "died") and not state.can_resume:
         notes += note(
-            "There is nothing to resume: the run ended before its folder was made. To correct it, choose it in Launch "
-            "under Start from."
+            "This run cannot be resumed: it ended before it made its folder. Choose it in Launch under Start from, "
+            "correct it and start it again."
         )
     if state.skipped:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in state.skipped.items())
-        notes += note(f"Examples left out: {reasons}")
+        notes += note(f"Skipped examples: {reasons}")
     command = f'<p class="app-command"><code>{escape(copyable(_plain(state)))}</code></p>' if state.command else ""
     return (
         f'<div class="app-run"><h2>{escape(state.name)}</h2>'
@@ -44,7 +44,7 @@ def status_html(state: JobState) -> str:
 
 
 def span(seconds: float | None) -> str:
-    """A length of time as people say it."""
+    """A duration in a suitable unit."""
     if seconds is None:
         return "–"
     minutes, hours = seconds / 60, seconds / 3600
@@ -54,7 +54,7 @@ def span(seconds: float | None) -> str:
 
 
 def _plain(state: JobState) -> tuple[str, ...]:
-    """The command of a run as people type it. One that the page started is repeated from the run's own configuration."""
+    """The command of a run as users type it; for a run started from the page, with the run's own configuration."""
     command, run_dir = state.command, state.run_dir
     if command[1:3] == ("-m", "workbench"):
         command = ("workbench", *command[3:])

@@ -1,12 +1,12 @@
-"""One answer token by token, beside its image evidence: for the app, notebooks, static reports and the terminal.
+"""Render an answer token by token beside its image evidence, for the app, notebooks, reports and the terminal.
 
     a recorded answer (workbench.traces) -> token_view -> TokenView
     TokenView -> render_tokens   -> one HTML fragment      (render_page joins fragments to a document)
               -> render_terminal -> colored or plain text
     render_movement: the regimes of one answer over training, as a heatmap
 
-A host page that replaces its content, as Gradio does, puts `page_head()` into its head once and asks for fragments with
-standalone=False. What happens in the browser is in assets/tokens.js.
+A host page that replaces its content, as Gradio does, puts `page_head()` into its head once and uses fragments with
+standalone=False. assets/tokens.js makes fragments interactive.
 """
 
 from workbench.render.colors import QUANTITIES

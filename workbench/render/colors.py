@@ -1,6 +1,6 @@
-"""Colors and scales, for the page and the terminal alike. Hues are Okabe and Ito's; text is at least 4.5 : 1.
+"""Colors and scales of the page and the terminal. Hues are Okabe and Ito's; text has a contrast of at least 4.5 : 1.
 
-A regime gets a *slot*, by its name (DOPD's four) or else by its source, so that blue is always the teacher, orange the
+A regime gets a *slot* by its name (DOPD's four) or else by its source: blue is always the teacher, orange the
 privileged student, and an empty dashed cell no supervision. Numbers get a *step* of a diverging or a growing scale.
 """
 
@@ -14,7 +14,7 @@ INK_DARK, INK_LIGHT = "#12161b", "#ffffff"
 
 
 class Fill(NamedTuple):
-    """Background on a light and on a dark page, and a CSS image laid over it so that color is not the only sign."""
+    """Background on a light and on a dark page, and a CSS pattern, so that color is not the only cue."""
 
     light: str
     dark: str
@@ -76,7 +76,7 @@ GROWING = tuple(
         ("#07583f", "#a8e6d1"),
     ]
 )
-QUANTITIES = {  # what tokens can be colored by: label, unit, one letter for the CSS class
+QUANTITIES = {  # that color the tokens: label, unit, letter of the CSS class
     "regime": ("regime", "", "r"),
     "capability": ("capability gap", "nats", "c"),
     "information": ("information gap", "nats", "i"),
@@ -89,7 +89,7 @@ QUANTITIES = {  # what tokens can be colored by: label, unit, one letter for the
 
 
 def regime_slots(regimes: dict[str, RegimeNote]) -> dict[str, str]:
-    """The slot of each regime: DOPD's by name, others by their source; no two alike while slots last."""
+    """The slot of each regime: DOPD's by name, others by source; distinct as long as slots suffice."""
     slots = {name: _NAMED[name] for name in regimes if name in _NAMED}
     for name, note in regimes.items():
         if name in slots:
@@ -102,7 +102,7 @@ def regime_slots(regimes: dict[str, RegimeNote]) -> dict[str, str]:
 
 
 def values_of(view: TokenView, quantity: str) -> list[float | None]:
-    """A numeric quantity of every token; values that are not finite count as not recorded."""
+    """A numeric quantity of every token; None for values that are not recorded or not finite."""
     getter = {
         "capability": lambda token: token.capability_gap,
         "information": lambda token: token.information_gap,
@@ -120,7 +120,7 @@ def finite(value: float | int | None) -> float | int | None:
 
 
 def scale_bound(values: Iterable[float | None]) -> float:
-    """A round number that 95 % of the values stay under in size; larger ones get the strongest color."""
+    """A round number above the absolute value of 95 % of the values; larger ones get the strongest color."""
     sizes = sorted(abs(value) for value in values if value is not None)
     if not sizes or sizes[-1] == 0.0:
         return 1.0
@@ -130,15 +130,17 @@ def scale_bound(values: Iterable[float | None]) -> float:
 
 
 def bar_range(gaps: Iterable[float | None]) -> tuple[float, float]:
-    """Nats that the gap bars reach up and down: the largest gaps of each sign, but no more than 10, where sizes stop
-    to mean much. Both directions share one scale, so room goes where the gaps are."""
+    """Range of the gap bars in nats, (up, down): the largest gap of each sign, at least 1 and at most 10.
+
+    Both directions share one scale.
+    """
     finite_gaps = [gap for gap in gaps if gap is not None]
     up, down = max(finite_gaps, default=0.0), -min(finite_gaps, default=0.0)
     return tuple(float(min(10, max(1, math.ceil(2 * size) / 2))) for size in (up, down))
 
 
 def diverging_step(value: float | None, bound: float) -> int | None:
-    """Index into DIVERGING; the middle is zero within an eighth of a step."""
+    """Index into DIVERGING; the middle index for values near zero."""
     if value is None:
         return None
     half = len(DIVERGING) // 2
@@ -146,14 +148,14 @@ def diverging_step(value: float | None, bound: float) -> int | None:
 
 
 def growing_step(value: float | None, bound: float) -> int | None:
-    """Index into GROWING; 0 is zero or below."""
+    """Index into GROWING; 0 for values of zero or below."""
     if value is None:
         return None
     return max(0, min(len(GROWING) - 1, round(value / bound * (len(GROWING) - 1))))
 
 
 def ink(background: str) -> str:
-    """The text color that reads better on the background."""
+    """The text color with the higher contrast on the background."""
     return max((INK_DARK, INK_LIGHT), key=lambda text: contrast(text, background))
 
 
@@ -170,7 +172,7 @@ def _luminance(color: str) -> float:
 
 
 def palette_css() -> str:
-    """The rules that give a token its fill from its class and the quantity chosen on the fragment's root."""
+    """CSS rules for a token's fill, by its class and the quantity chosen on the fragment's root."""
     rules = [_rule(f'.wb-s-{slot},.wb-tokens[data-by="regime"] .wb-r-{slot}', fill) for slot, fill in SLOTS.items()]
     for scale, fills in (
         ("diverging", dict(enumerate(DIVERGING))),

@@ -1,4 +1,4 @@
-"""The evidence beside the words: every image as the views saw it, with boxes and the crop drawn on it, and the prompts."""
+"""The evidence column: images as the views saw them, with boxes and crop, and the prompts."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ _SMALL = 256  # images up to this size are embedded without loss and enlarged pi
 
 
 def evidence(view: TokenView) -> str:
-    """The left column, or nothing if there is nothing to show."""
+    """The left column as HTML; "" without images and prompts."""
     if not view.pictures and not view.prompts:
         return ""
     figures = "".join(_figure(picture) for picture in view.pictures)
@@ -24,7 +24,7 @@ def evidence(view: TokenView) -> str:
 
 
 def data_uri(image: Image.Image) -> str:
-    """The image, at most MAX_SIDE pixels long, as a data URI: PNG if small, else WebP."""
+    """The image as a data URI, at most MAX_SIDE pixels long: PNG if small, else WebP."""
     thumbnail = image.copy()
     thumbnail.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     kind = "png" if max(thumbnail.size) <= _SMALL else "webp"
@@ -37,8 +37,9 @@ def _figure(picture: ViewImage) -> str:
     title = escape(picture.title, quote=True)
     try:
         image = open_image(picture.image)
-    except DataError as error:  # the words are worth showing without their picture, but say so
-        return f'<figure class="wb-figure"><figcaption>{title}</figcaption><p class="wb-note">{escape(str(error))}</p></figure>'
+    except DataError as error:  # shown in place of the image
+        note = f'<p class="wb-note">{escape(str(error))}</p>'
+        return f'<figure class="wb-figure"><figcaption>{title}</figcaption>{note}</figure>'
     width, height = image.size
     pixelated = " wb-pixelated" if max(width, height) <= _SMALL else ""
     drawn = "".join(_box(box, width, "wb-box") for box in picture.boxes)
@@ -59,21 +60,21 @@ def _figure(picture: ViewImage) -> str:
 
 
 def _box(box: Box, width: int, kind: str) -> str:
-    # two strokes, dark under bright, so that the outline is seen on any picture
+    # a bright stroke over a dark one is visible on any image
     shape = f'x="{box.x0:g}" y="{box.y0:g}" width="{box.x1 - box.x0:g}" height="{box.y1 - box.y0:g}"'
     title = f"<title>{escape(box.label)}</title>" if box.label else ""
     return f'<rect class="wb-under" {shape}/><rect class="{kind}" {shape}>{title}</rect>'
 
 
 def _label(box: Box, width: int, height: int) -> str:
-    """The box's name above its upper left corner, or inside it where there is no room above."""
+    """The box's label above its upper left corner, or inside if there is not enough room above."""
     side = f"right:{100 - 100 * box.x1 / width:.1f}%" if box.x0 > 0.6 * width else f"left:{100 * box.x0 / width:.1f}%"
     inside = " wb-inside" if box.y0 < 0.08 * height else ""
     return f'<span class="wb-label{inside}" style="top:{100 * box.y0 / height:.1f}%;{side}">{escape(box.label)}</span>'
 
 
 def _prompts(view: TokenView) -> str:
-    """Each distinct prompt once; lines that the student's prompt lacks are marked as privileged."""
+    """Each distinct prompt once; lines that are not in the student's prompt are marked as privileged."""
     if not view.prompts:
         return ""
     order = [name for name in VIEW_ORDER if name in view.prompts] + [n for n in view.prompts if n not in VIEW_ORDER]
@@ -89,6 +90,7 @@ def _prompts(view: TokenView) -> str:
             lines.append(f"<mark>{escape(line)}</mark>" if extra else escape(line))
         caption = " · ".join(f"{name} ({view.contexts[name]})" if view.contexts.get(name) else name for name in names)
         blocks.append(
-            f'<div class="wb-prompt"><div class="wb-caption">{escape(caption)}</div><pre>{chr(10).join(lines)}</pre></div>'
+            f'<div class="wb-prompt"><div class="wb-caption">{escape(caption)}</div>'
+            f"<pre>{chr(10).join(lines)}</pre></div>"
         )
-    return f'<details class="wb-prompts" open><summary>What each view was asked</summary>{"".join(blocks)}</details>'
+    return f'<details class="wb-prompts" open><summary>Prompts by view</summary>{"".join(blocks)}</details>'

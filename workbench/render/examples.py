@@ -1,4 +1,4 @@
-"""Examples with their evidence drawn: what a row of data became, before anything is trained on it."""
+"""Draw examples with their evidence, to check data before training."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,18 +13,18 @@ from workbench.types import Example
 
 
 def write_preview(examples: Sequence[Example], path: Path, title: str) -> Path:
-    """One self-contained HTML file of some examples; an older one of the name is replaced."""
+    """Write examples to a self-contained HTML file, replacing an older one."""
     path.write_text(render_page([(example.id, example_html(example)) for example in examples], title), "utf-8")
     return path
 
 
 def evidence_of(example: Example) -> list[str]:
-    """The contexts that the example has evidence for."""
+    """Contexts that the example has evidence for."""
     return [name for name in EVIDENCE if missing_evidence(example, name) is None]
 
 
 def pictures_of(example: Example) -> tuple[ViewImage, ...]:
-    """The example's images, boxes drawn on the first, and the crop."""
+    """The example's images, the first with its boxes, and the crop."""
     boxes, pictures = example.evidence.boxes, []
     for image_idx, image in enumerate(example.images):
         title = "image" if len(example.images) == 1 else f"image {image_idx + 1}"
@@ -34,7 +34,7 @@ def pictures_of(example: Example) -> tuple[ViewImage, ...]:
             crop = replace(example.evidence.crop_box, label="")
         elif drawn and example.evidence.crop is None:
             crop = replace(drawn[0], label="")
-        note = "The boxes are evidence: the student never sees them." if drawn else ""
+        note = "The boxes are evidence, which the student does not see." if drawn else ""
         pictures.append(ViewImage(title, image, drawn, crop, note))
     if missing_evidence(example, "crop") is None:
         title = "crop" if example.evidence.crop is not None else "crop, cut from the first box"
@@ -43,7 +43,7 @@ def pictures_of(example: Example) -> tuple[ViewImage, ...]:
 
 
 def example_html(example: Example) -> str:
-    """One example: pictures with the evidence drawn on them, and what every context says."""
+    """One example as HTML: images with evidence, texts, and the prompt of each context."""
     contexts = [
         "plain",
         *(name for name in evidence_of(example) if name in ("boxes", "caption", "hint", "answer", "reference")),
@@ -57,7 +57,7 @@ def example_html(example: Example) -> str:
         "reference": example.reference,
         "question family": example.domain,
         "from": example.origin,
-        "marks": "; ".join(f"{mark.kind}: {mark.truth or 'truth not known'}" for mark in example.marks),
+        "marks": "; ".join(f"{mark.kind}: {mark.truth or 'truth unknown'}" for mark in example.marks),
     }
     lines = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
@@ -67,6 +67,7 @@ def example_html(example: Example) -> str:
     turns = "".join(f"<p class='wb-faint'>{escape(turn.role)}: {escape(turn.text)}</p>" for turn in example.history)
     return (
         '<div class="wb-root"><div class="wb-body"><div class="wb-grid wbu-example">'
-        f'{evidence(view)}<section class="wb-main"><div class="wb-question"><span class="wb-ask">{escape(example.question)}</span></div>{turns}'
+        f'{evidence(view)}<section class="wb-main"><div class="wb-question">'
+        f'<span class="wb-ask">{escape(example.question)}</span></div>{turns}'
         f'<table class="wbu-facts"><tbody>{lines}</tbody></table></section>{evidence(words)}</div></div></div>'
     )

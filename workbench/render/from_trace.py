@@ -1,4 +1,4 @@
-"""From a recorded answer of workbench.traces to what is drawn."""
+"""Convert a recorded answer of workbench.traces to a TokenView."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,13 +12,13 @@ from workbench.types import Box
 
 
 def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
-    """The recorded answer, ready to be drawn; `run` is the name shown for its run."""
+    """Convert a recorded answer; `run` is the displayed name of its run."""
     row = traced.row
     meta = {"run": run, "step": row["step"], "rollout": row["rollout_idx"], "example": row["example_id"]}
     if row.get("process_rank"):
         meta["process"] = row["process_rank"]
     if row.get("finished") is False:
-        meta["length"] = "cut at the longest allowed"
+        meta["length"] = "truncated at the maximum"
     facts = dict(row.get("facts") or ())
     if facts:
         meta["decided"] = ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in facts.items())
@@ -44,13 +44,13 @@ def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
 
 
 def regime_note(regime: TracedRegime) -> RegimeNote:
-    """What people read about a recorded regime."""
+    """Convert a recorded regime to its displayed description."""
     losses = tuple((loss.target, loss.divergence, loss.weight) for loss in regime.losses)
     return RegimeNote(regime.meaning, regime.source, regime.divergence, losses)
 
 
 def _prompt(row: dict, name: str) -> str:
-    """What a view was asked, after the earlier turns if there were any."""
+    """A view's prompt, preceded by earlier turns if there are any."""
     turns = [f"{turn['role']}: {turn['text']}" for turn in row.get(f"history_{name}") or ()]
     return "\n".join([*turns, row[f"prompt_{name}"]])
 
@@ -85,7 +85,7 @@ def _cell(position: dict, traced: TracedRollout) -> TokenCell:
 
 
 def _pictures(traced: TracedRollout) -> tuple[ViewImage, ...]:
-    """Each file once, under the views that saw it. The boxes are pixels of the example's first image."""
+    """Each image file once, with the views that saw it. Boxes are in pixels of the example's first image."""
     first = next(iter(traced.images()), None)
     views_by_file: dict[Path, list[str]] = {}
     order = sorted(traced.views, key=lambda name: VIEW_ORDER.index(name) if name in VIEW_ORDER else len(VIEW_ORDER))
@@ -96,7 +96,7 @@ def _pictures(traced: TracedRollout) -> tuple[ViewImage, ...]:
     pictures = []
     for file, names in views_by_file.items():
         drawn = boxes if file == first else ()
-        note = "The boxes are evidence: not drawn in what the views saw." if drawn else ""
+        note = "The boxes are evidence, not part of the image that the views saw." if drawn else ""
         crop = None
         if file == first and any("crop" in view.context for view in traced.views.values()):
             crop, note_on_crop = _crop_of(traced.row, boxes)
@@ -106,10 +106,10 @@ def _pictures(traced: TracedRollout) -> tuple[ViewImage, ...]:
 
 
 def _crop_of(row: Mapping, boxes: tuple[Box, ...]) -> tuple[Box | None, str]:
-    """The crop's outline in the first image, and what to say of it."""
-    crop_box = row.get("evidence_crop_box")  # no trace before version 5 has it
+    """The crop's outline in the first image, and a note on it."""
+    crop_box = row.get("evidence_crop_box")  # traces before version 5 lack it
     if row.get("evidence_crop") is None:
-        return (replace(boxes[0], label=""), "The crop is the first of them, cut out.") if boxes else (None, "")
+        return (replace(boxes[0], label=""), "The crop is the first box.") if boxes else (None, "")
     if crop_box is None:
-        return None, "The crop came with the data; its place is not recorded."
-    return Box(**{**crop_box, "label": ""}), "Dashed: where the crop was cut."
+        return None, "The crop came with the data; its location is not recorded."
+    return Box(**{**crop_box, "label": ""}), "Dashed: the crop."

@@ -1,4 +1,4 @@
-"""The regimes of one answer over training: a row per probe step, a column per token. Made from probes, which are fixed."""
+"""Heatmap of a probe's regimes over training: a row per probed step, a column per token."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -9,10 +9,10 @@ from workbench.render.html import check_theme, stylesheet
 from workbench.render.text import visible_text
 from workbench.render.view import RegimeNote
 
-_ROW, _LEFT, _SIGN = 20, 62, 7.3  # pixels: height of a row, width of the step column, width of a letter of a token
-_MAX_CELLS = 20_000  # beyond it, neighbours of one regime are drawn as one rectangle
-_MOST_NAMED = 200  # tokens of an answer; a longer one is drawn as a whole, narrow and without words
-_OVERVIEW = 1200  # pixels that it then takes, where a token gets at least 2 of them
+_ROW, _LEFT, _SIGN = 20, 62, 7.3  # pixels: height of a row, width of the step column, width of a character
+_MAX_CELLS = 20_000  # above it, neighbors of one regime are drawn as one rectangle
+_MAX_LABELED = 200  # tokens; a longer answer has narrow columns and no token labels
+_OVERVIEW = 1200  # width in pixels of a longer answer, with at least 2 pixels per token
 
 
 def render_movement(
@@ -25,9 +25,9 @@ def render_movement(
     theme: str = "auto",
     standalone: bool = True,
 ) -> str:
-    """A heatmap of regimes[step][token] as one HTML fragment; None is a cell without a record.
+    """Draw regimes[step][token] as an HTML fragment; None is an empty cell.
 
-    Raises: ConfigError if a row is missing or has another length than the answer, or the theme is unknown.
+    Raises: ConfigError if the shape does not match steps and tokens, or the theme is unknown.
     """
     check_theme(theme)
     if len(regimes) != len(steps) or any(len(row) != len(tokens) for row in regimes):
@@ -41,7 +41,7 @@ def render_movement(
         named.setdefault(name, RegimeNote())
     slots = colors.regime_slots(named)
     words = [visible_text(token) for token in tokens]
-    is_turned, is_overview = len(tokens) > 40, len(tokens) > _MOST_NAMED
+    is_turned, is_overview = len(tokens) > 40, len(tokens) > _MAX_LABELED
     narrow = max(2, _OVERVIEW // len(tokens)) if is_overview else 22
     widths = [narrow if is_turned else max(22, round(len(word) * _SIGN) + 8) for word in words]
     head = (
@@ -64,7 +64,7 @@ def render_movement(
     width, height = starts[-1] + 2, head + len(steps) * _ROW + 4
     label = escape(title or "regimes over training", quote=True)
     heading = f'<div class="wb-heading">{escape(title)}</div>' if title else ""
-    empty = "" if steps and tokens else '<p class="wb-hint">No probe has been scored yet.</p>'
+    empty = "" if steps and tokens else '<p class="wb-hint">No probes have been scored yet.</p>'
     picture = (
         f'<div class="wb-map"><svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{label}">{"".join(body)}</svg></div>'
@@ -77,7 +77,7 @@ def render_movement(
 
 
 def _stretches(row: Sequence[str | None], joins: bool) -> list[tuple[int, int]]:
-    """First and last token of every rectangle of a row."""
+    """First and last token of each rectangle of a row."""
     stretches: list[tuple[int, int]] = []
     for token_idx, regime in enumerate(row):
         if joins and stretches and row[stretches[-1][1]] == regime:
@@ -113,7 +113,8 @@ def _cell(
     where = f"token {first + 1} “{words[first]}”" if first == last else f"tokens {first + 1} to {last + 1}"
     return (
         f'<g class="wb-s-{slots[regime]}"><title>{escape(f"step {step} · {where} · {regime}")}</title>'
-        f'<rect class="wb-cell" x="{x + gap}" y="{y + 1}" width="{width - 2 * gap}" height="{_ROW - 2}" rx="{2 * gap}"/>'
+        f'<rect class="wb-cell" x="{x + gap}" y="{y + 1}" width="{width - 2 * gap}" height="{_ROW - 2}" '
+        f'rx="{2 * gap}"/>'
         f'<text class="wb-letters" x="{x + width / 2:g}" y="{y + 13.5:g}">{letters}</text></g>'
     )
 

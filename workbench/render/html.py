@@ -1,9 +1,9 @@
-"""One answer as an HTML fragment: evidence at the left, tokens in the middle, the pinned token's reasons at the right.
+"""One answer as an HTML fragment: evidence at the left, tokens in the middle, details of the pinned token at the right.
 
-1. Python chooses every color and writes every sentence; a token carries one class per quantity.
-2. Choosing another quantity changes one attribute of the root, so the browser recolors by CSS alone.
-3. The numbers travel as JSON by columns; assets/tokens.js reads them when a token is hovered or pinned.
-4. A fragment with standalone=True brings its own CSS and JS. Others need `page_head()` once in their page.
+1. Python chooses all colors and writes all texts; a token has one CSS class per quantity.
+2. Choosing another quantity changes one attribute of the root, so CSS alone recolors the tokens.
+3. Numbers are embedded as JSON by columns; assets/tokens.js reads them when a token is hovered or pinned.
+4. A fragment with standalone=True contains its CSS and JavaScript. Others need `page_head()` once in their page.
 """
 
 import functools
@@ -21,8 +21,8 @@ from workbench.render.view import TokenCell, TokenView
 
 THEMES = ("auto", "light", "dark")
 ASSETS = Path(__file__).parent / "assets"
-LONG = 120  # tokens after which colors and legend stay in sight while the answer is scrolled
-BAR_PIXELS = 24  # room for the gap bars under a token, both directions together
+LONG = 120  # tokens above which chips and legend stay visible while the answer is scrolled
+BAR_PIXELS = 24  # height of the gap bars under a token, both directions together
 
 
 def render_tokens(
@@ -34,15 +34,15 @@ def render_tokens(
     pinned: int | None = None,
     marked: Collection[int] = (),
 ) -> str:
-    """The answer as one HTML fragment that loads nothing.
+    """Render an answer as a self-contained HTML fragment.
 
-    color_by   the quantity shown first, a key of QUANTITIES; the reader can choose another
-    theme       auto: as the page or the system; or light, dark
-    standalone  carry CSS and JS; False for a page that has `page_head()` in its head
-    pinned      index of the token shown in full at first; None: the one with the largest total gap or loss
-    marked      indices of tokens that the reader looks for; they get a ring
+    color_by    initial quantity of the colors, a key of QUANTITIES
+    theme       auto (that of the page or the system), light or dark
+    standalone  include CSS and JavaScript; False for a page with `page_head()` in its head
+    pinned      index of the token that is pinned at first; None = the one with the largest gap or loss
+    marked      indices of tokens to outline
 
-    Raises: ConfigError for an unknown quantity or theme; DataError for a picture that cannot be read.
+    Raises: ConfigError for an unknown quantity or theme; DataError for an image that cannot be read.
     """
     if color_by not in colors.QUANTITIES:
         raise ConfigError(unknown("color_by", color_by, colors.QUANTITIES))
@@ -51,7 +51,8 @@ def render_tokens(
     label = escape(f"Tokens of {view.title}", quote=True)
     has_gaps = any(token.capability_gap is not None or token.information_gap is not None for token in view.tokens)
     return (
-        f'<div class="wb-root wb-tokens" data-by="{color_by}" data-bars="{"on" if has_gaps else "off"}" data-theme="{theme}" data-pin="{pinned}" '
+        f'<div class="wb-root wb-tokens" data-by="{color_by}" data-bars="{"on" if has_gaps else "off"}" '
+        f'data-theme="{theme}" data-pin="{pinned}" '
         f"{'data-long ' if len(view.tokens) > LONG else ''}"
         f'role="region" aria-label="{label}">'
         + (f"<style>{stylesheet()}</style>" if standalone else "")
@@ -62,8 +63,9 @@ def render_tokens(
         + f'<section class="wb-main" aria-label="answer">{_question(view)}{_chips(view, color_by)}'
         + _answer(view, pinned, marked)
         + legends(view)
-        + '</section><section class="wb-detail" aria-label="pinned token"><p class="wb-hint">Point at a token for its '
-        "numbers; click it, or move with the arrow keys, to keep it here.</p></section></div></div>"
+        + '</section><section class="wb-detail" aria-label="pinned token">'
+        '<p class="wb-hint">Hover over a token for its numbers. Click it, or use the arrow keys, to pin it here.</p>'
+        "</section></div></div>"
         '<div class="wb-card" popover="manual" role="tooltip"></div><div class="wb-status" role="status"></div>'
         + f'<template class="wb-data">{embed_json(_columns(view))}</template>'
         + (f"<script>{script()}</script>" if standalone else "")
@@ -85,17 +87,17 @@ def stylesheet() -> str:
 
 @functools.cache
 def script() -> str:
-    """The JS that makes every fragment of a page live, also those added later."""
+    """The JavaScript that makes all fragments of a page interactive, also those added later."""
     return (ASSETS / "tokens.js").read_text(encoding="utf-8")
 
 
 def page_head() -> str:
-    """What a page needs once in its head to show fragments made with standalone=False."""
+    """Markup for the head of a page with fragments of standalone=False."""
     return f"<style>{stylesheet()}</style><script>{script()}</script>"
 
 
 def embed_json(value: object) -> str:
-    """JSON that is safe inside any element: it has no character that markup is made of."""
+    """JSON that is safe inside any element: markup characters are escaped."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -118,13 +120,15 @@ def _head(view: TokenView) -> str:
         f"<span><span class='wb-key'>{escape(str(key))}</span> {escape(str(value))}</span>"
         for key, value in view.meta.items()
     )
-    return f'<header class="wb-head"><span class="wb-title">{escape(view.title)}</span><span class="wb-meta">{meta}</span></header>'
+    title = f'<span class="wb-title">{escape(view.title)}</span>'
+    return f'<header class="wb-head">{title}<span class="wb-meta">{meta}</span></header>'
 
 
 def _question(view: TokenView) -> str:
     verdict = ""
     if view.right is not None:
-        verdict = f'<span class="wb-verdict wb-{"right" if view.right else "wrong"}">{"✓ right" if view.right else "✗ wrong"}</span>'
+        name, sign = ("right", "✓") if view.right else ("wrong", "✗")
+        verdict = f'<span class="wb-verdict wb-{name}">{sign} {name}</span>'
     expected = (
         "" if view.expected is None else f'<span class="wb-expected">expected <b>{escape(view.expected)}</b></span>'
     )
@@ -139,18 +143,19 @@ def _chips(view: TokenView, color_by: str) -> str:
         else:
             is_recorded = quantity == "regime" or any(value is not None for value in colors.values_of(view, quantity))
         if quantity == "denoising" and not is_recorded:
-            continue  # written from left to right
+            continue  # not a diffusion model
         state = "" if is_recorded else ' disabled title="not recorded for this answer"'
         pressed = "true" if quantity == color_by else "false"
         chips.append(
-            f'<button type="button" class="wb-chip" data-by="{quantity}" aria-pressed="{pressed}"{state}>{label}</button>'
+            f'<button type="button" class="wb-chip" data-by="{quantity}" aria-pressed="{pressed}"{state}>'
+            f"{label}</button>"
         )
     return f'<div class="wb-chips" role="group" aria-label="color by">{"".join(chips)}</div>'
 
 
 def _answer(view: TokenView, pinned: int, marked: Collection[int]) -> str:
     if not view.tokens:
-        return '<p class="wb-hint">The answer is empty: no token was written.</p>'
+        return '<p class="wb-hint">The answer is empty: no token was sampled.</p>'
     gaps = [*colors.values_of(view, "capability"), *colors.values_of(view, "information")]
     bound = colors.scale_bound(gaps)
     up, down = colors.bar_range(gaps)
@@ -172,7 +177,10 @@ def _answer(view: TokenView, pinned: int, marked: Collection[int]) -> str:
             _token(token, token_idx, classes, _bars(token, up, down), token_idx == pinned, token.regime != before)
         )
         before = token.regime
-    return f'<div class="wb-answer" dir="auto" style="--up:{up * pixels_per_nat:.1f}" role="group" aria-label="answer, token by token">{"".join(parts)}</div>'
+    return (
+        f'<div class="wb-answer" dir="auto" style="--up:{up * pixels_per_nat:.1f}" role="group" '
+        f'aria-label="answer, token by token">{"".join(parts)}</div>'
+    )
 
 
 def _token(token: TokenCell, token_idx: int, classes: str, bars: str, is_pinned: bool, starts_run: bool) -> str:
@@ -192,7 +200,7 @@ def _token(token: TokenCell, token_idx: int, classes: str, bars: str, is_pinned:
 
 
 def _bars(token: TokenCell, up: float, down: float) -> str:
-    """Heights of the two bars in pixels, as CSS variables; both gaps of all tokens are on one scale."""
+    """Heights of the two gap bars in pixels as CSS variables; all bars share one scale."""
     sizes = []
     for name, gap in (("c", token.capability_gap), ("i", token.information_gap)):
         gap = colors.finite(gap)
@@ -204,7 +212,7 @@ def _bars(token: TokenCell, up: float, down: float) -> str:
 
 
 def _columns(view: TokenView) -> dict[str, object]:
-    """All that hovering and pinning show, by columns; numbers with four decimals."""
+    """Data of hovered and pinned tokens by columns; numbers have four decimals."""
     tokens, names, regimes = view.tokens, view.views, view.all_regimes
     slots = colors.regime_slots(regimes)
 

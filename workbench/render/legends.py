@@ -1,4 +1,4 @@
-"""What the colors mean, with numbers: one legend per quantity, of which CSS shows the one that is chosen."""
+"""Legends of the colors with numbers, one per quantity; CSS shows the one of the chosen quantity."""
 
 from html import escape
 
@@ -8,7 +8,7 @@ from workbench.render.view import RegimeNote, TokenView
 
 
 def legends(view: TokenView) -> str:
-    """All legends of an answer, and the key to the bars under its tokens."""
+    """All legends of an answer, and that of the bars under its tokens."""
     if not view.tokens:
         return ""
     gaps = [*colors.values_of(view, "capability"), *colors.values_of(view, "information")]
@@ -25,15 +25,17 @@ def legends(view: TokenView) -> str:
         recorded = [value for value in gaps if value is not None]
         low, high = "≤ −" if min(recorded) < -down else "−", "≥ +" if max(recorded) > up else "+"
         bars = (
-            '<div class="wb-barkey"><button type="button" class="wb-chip wb-toggle" data-bars aria-pressed="true">gap bars'
-            '</button><span><span class="wb-stroke wb-cap"></span>capability gap</span><span><span class="wb-stroke wb-info">'
-            f"</span>information gap</span><span>from {low}{down:g} to {high}{up:g} nats</span></div>"
+            '<div class="wb-barkey">'
+            '<button type="button" class="wb-chip wb-toggle" data-bars aria-pressed="true">gap bars</button>'
+            '<span><span class="wb-stroke wb-cap"></span>capability gap</span>'
+            '<span><span class="wb-stroke wb-info"></span>information gap</span>'
+            f"<span>from {low}{down:g} to {high}{up:g} nats</span></div>"
         )
     return f'<div class="wb-legends">{"".join(parts)}{bars}</div>'
 
 
 def regime_shares(view: TokenView) -> dict[str, tuple[int, float, float | None]]:
-    """Per regime: count, share of positions, share of the answer's loss (None where losses are unknown or not positive)."""
+    """Per regime: number of tokens, share of tokens, share of loss (None if losses are unknown or negative)."""
     losses = dict.fromkeys(view.all_regimes, 0.0)
     counts = dict.fromkeys(losses, 0)
     for token in view.tokens:
@@ -59,25 +61,27 @@ def _regimes(view: TokenView) -> str:
 
 def _regime_row(name: str, note: RegimeNote, slot: str, count: int, of_tokens: float, of_loss: float | None) -> str:
     how = " · ".join(part for part in (note.source, note.divergence) if part) or "none"
-    if note.losses:  # ×0.6: what the method lets this loss count
+    if note.losses:  # ×0.6: the method's weight of this loss
         how = " + ".join(
             f"{target} · {by}{f' ×{weight:g}' if weight != 1 else ''}" for target, by, weight in note.losses
         )
     loss = NONE if of_loss is None else share(of_loss)
     bar = "" if not of_loss else f'<span class="wb-share" style="--share:{100 * of_loss:.1f}%"></span>'
     return (
-        f'<tr{"" if count else " class=wb-absent"}><th scope="row"><span class="wb-swatch wb-s-{slot}"></span>{escape(name)}</th>'
+        f'<tr{"" if count else " class=wb-absent"}><th scope="row">'
+        f'<span class="wb-swatch wb-s-{slot}"></span>{escape(name)}</th>'
         f"<td>{escape(note.meaning) or NONE}</td><td class=wb-how>{escape(how)}</td>"
-        f'<td class="wb-num">{count} <span class="wb-faint">({share(of_tokens)})</span></td><td class="wb-num">{loss}{bar}</td></tr>'
+        f'<td class="wb-num">{count} <span class="wb-faint">({share(of_tokens)})</span></td>'
+        f'<td class="wb-num">{loss}{bar}</td></tr>'
     )
 
 
 def _truth(view: TokenView) -> str:
     counts = {name: sum(1 for token in view.tokens if (token.truth or "unknown") == name) for name in colors.TRUTH}
     meanings = {
-        "privileged": "only the evidence determines it",
-        "visible": "the student's prompt determines it",
-        "unknown": "not known",
+        "privileged": "determined by the evidence only",
+        "visible": "determined by the student's prompt",
+        "unknown": "not marked in the data",
     }
     items = "".join(
         f'<span class="wb-item"><span class="wb-swatch wb-truth-{name}"></span><b>{name}</b> {meanings[name]} '
@@ -95,12 +99,14 @@ def _ramp(view: TokenView, quantity: str, scale: str, steps: int, bound: float) 
     swatches = "".join(f'<span class="wb-step wb-{scale}-{step}"></span>' for step in range(steps))
     number = signed if scale == "diverging" else plain
     if recorded:
-        facts = f"mean {number(sum(recorded) / len(recorded))}, from {number(min(recorded))} to {number(max(recorded))} {unit} over {len(recorded)} tokens"
+        low, mean, high = min(recorded), sum(recorded) / len(recorded), max(recorded)
+        facts = f"mean {number(mean)}, from {number(low)} to {number(high)} {unit} over {len(recorded)} tokens"
     else:
         facts = "not recorded"
     if quantity == "weight":
-        facts += "; the rule's weight of the token times the method's weight of the loss"
+        facts += "; the router's weight of the token times the method's weight of the loss"
     return (
-        f'<div class="wb-legend wb-row" data-for="{quantity}"><b>{label}</b><span class="wb-ramp"><span>{ends[0]}</span>'
+        f'<div class="wb-legend wb-row" data-for="{quantity}"><b>{label}</b>'
+        f'<span class="wb-ramp"><span>{ends[0]}</span>'
         f'{swatches}<span>{ends[1]} {unit}</span></span><span class="wb-faint">{facts} </span></div>'
     )

@@ -1,4 +1,4 @@
-"""A self-contained HTML document around fragments. Its content policy lets it load nothing from anywhere."""
+"""A self-contained HTML document around fragments. Its content security policy forbids loading anything."""
 
 from collections.abc import Sequence
 from html import escape
@@ -7,7 +7,8 @@ from workbench.render.html import check_theme, page_head
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _LAYOUT = """
-body{margin:0;padding:20px clamp(12px,2vw,36px) 48px;background:light-dark(#f5f6f7,#101316);color:light-dark(#12161b,#e9ecef);
+body{margin:0;padding:20px clamp(12px,2vw,36px) 48px;
+background:light-dark(#f5f6f7,#101316);color:light-dark(#12161b,#e9ecef);
 font:15px/1.5 Inter,ui-sans-serif,system-ui,-apple-system,"Segoe UI","Liberation Sans",Arial,sans-serif}
 h1{font-size:20px;margin:0 0 16px}h2{font-size:16px;margin:32px 0 10px}.wb-section{max-width:1880px;margin:0 0 28px}
 .wb-section>.wb-root{background:none}
@@ -15,7 +16,7 @@ h1{font-size:20px;margin:0 0 16px}h2{font-size:16px;margin:32px 0 10px}.wb-secti
 
 
 def render_page(sections: Sequence[str | tuple[str, str]], title: str, *, theme: str = "auto") -> str:
-    """One HTML document of the sections, each a fragment or (heading, fragment). Fragments may be standalone or not.
+    """Make an HTML document of sections, each a fragment or (heading, fragment), standalone or not.
 
     Raises: ConfigError for an unknown theme.
     """

@@ -1,4 +1,4 @@
-"""What an import would make of a data set, drawn: its first rows with their evidence, before anything is written for good."""
+"""Preview of an import: the first rows of a dataset with their evidence, without writing the import."""
 
 import itertools
 import re
@@ -11,25 +11,29 @@ from workbench.data.importing import ImportReport, import_dataset
 from workbench.render.examples import write_preview
 
 NUM_SHOWN = 5
-_NUM_TRIED = 50  # rows that are read to find so many that can be converted
+_NUM_READ = 50  # rows read to find NUM_SHOWN that can be converted
 
 
 @dataclass(frozen=True)
 class Preview:
-    """An HTML file, and what an import of the first rows would do."""
+    """An HTML file with examples, and the report of importing the first rows."""
 
     path: Path
     report: ImportReport
 
     def __str__(self) -> str:
-        head = f"of the first {self.report.written + self.report.skipped.total()} rows {self.report.written} can be imported."
-        return f"{head}\n{str(self.report).partition(chr(10))[2]}\nthe first of them, with their evidence drawn: {self.path}"
+        num_rows = self.report.written + self.report.skipped.total()
+        details = str(self.report).partition("\n")[2]
+        return (
+            f"{self.report.written} of the first {num_rows} rows can be imported.\n{details}\n"
+            f"preview with evidence: {self.path}"
+        )
 
 
 def preview_dataset(source: str | Path, **options) -> Preview:
-    """Draw the first rows that can be converted into one HTML file; options are those of import_dataset.
+    """Write the first rows that can be converted to an HTML file; options as for import_dataset.
 
-    It lies beside a file or folder as NAME.preview.html, and for a hub name in the current folder.
+    The file NAME.preview.html is beside the source; for a dataset of the hub, in the current folder.
     Raises: ConfigError and DataError as import_dataset does.
     """
     source = str(source)
@@ -37,8 +41,8 @@ def preview_dataset(source: str | Path, **options) -> Preview:
     name = re.sub(r"[^\w.-]+", "-", source.removeprefix("hf:")) if is_hub else Path(source).name
     folder = Path() if is_hub else Path(source).parent
     with tempfile.TemporaryDirectory() as temporary:
-        report = import_dataset(source, Path(temporary) / "data", limit=_NUM_TRIED, **options)
+        report = import_dataset(source, Path(temporary) / "data", limit=_NUM_READ, **options)
         loaded = itertools.islice(load_examples(report.path), NUM_SHOWN)
-        examples = [replace(example, origin="") for example in loaded]  # not of the file that is gone in a moment
+        examples = [replace(example, origin="") for example in loaded]  # the temporary file is deleted below
         title = f"{name}: {len(examples)} rows as they would be imported"
         return Preview(write_preview(examples, folder / f"{name}.preview.html", title), report)

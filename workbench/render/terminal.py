@@ -1,4 +1,4 @@
-"""One answer in a terminal: the tokens in their colors, a legend, and a table. Without color, regimes are written out."""
+"""Render an answer for a terminal: colored tokens, a legend, a table. Without color, regimes are labels."""
 
 import unicodedata
 
@@ -12,7 +12,7 @@ _RESET = "\x1b[0m"
 
 
 def render_terminal(view: TokenView, *, color_by: str = "regime", width: int = 100, color: bool = True) -> str:
-    """The answer as lines of at most `width` cells, with ANSI colors or in plain text.
+    """Render an answer as lines of at most `width` cells, with ANSI colors or as plain text.
 
     Raises: ConfigError for an unknown quantity.
     """
@@ -24,7 +24,7 @@ def render_terminal(view: TokenView, *, color_by: str = "regime", width: int = 1
     lines = [" · ".join(part for part in (_safe(view.title), _safe(meta)) if part)]
     lines += [" · ".join(part for part in (_safe(view.question), expected, verdict) if part), ""]
     if not view.tokens:
-        return "\n".join([*lines, "The answer is empty: no token was written."])
+        return "\n".join([*lines, "The answer is empty: no token was sampled."])
     fills = _fills(view, color_by)
     lines += _answer(view, fills, color_by, max(20, width), color)
     lines += ["", *_legend(view, color_by, color), "", *_table(view, fills, max(20, width), color)]
@@ -36,7 +36,7 @@ def _safe(text: str) -> str:
 
 
 def _cells(text: str) -> int:
-    """How many terminal cells a text takes: wide East Asian signs two, combining ones none."""
+    """Width of a text in terminal cells: wide East Asian characters take two, combining ones none."""
     return sum(
         0 if unicodedata.combining(sign) else 2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text
     )
@@ -76,7 +76,7 @@ def _fills(view: TokenView, color_by: str) -> list[colors.Fill | None]:
 
 
 def _answer(view: TokenView, fills: list, color_by: str, width: int, color: bool) -> list[str]:
-    """The tokens, broken into lines. In plain text a label opens every run of tokens that share it."""
+    """The tokens, broken into lines. In plain text, a label precedes each run of tokens with that label."""
     lines, line, used, before = [], [], 0, None
     for token, fill in zip(view.tokens, fills, strict=True):
         text = visible_text(token.text, special=token.special)
@@ -122,7 +122,7 @@ def _legend(view: TokenView, color_by: str, color: bool) -> list[str]:
 
 
 def _table(view: TokenView, fills: list, width: int, color: bool) -> list[str]:
-    """A row per token; columns that do not fit into the width are left out from the right, and named."""
+    """A row per token; columns that do not fit are dropped from the right, and named below."""
     columns: list[tuple[str, list[str]]] = []
     columns += [(name, [plain(token.logprobs.get(name)) for token in view.tokens]) for name in view.views]
     for name, quantity in (("info", "information"), ("cap", "capability")):
@@ -150,12 +150,13 @@ def _table(view: TokenView, fills: list, width: int, color: bool) -> list[str]:
         head + "".join("  " + _pad(name, size, right=True) for (name, _), size in zip(columns, sizes, strict=False))
     ]
     for token_idx, (token, word) in enumerate(zip(view.tokens, words, strict=True)):
-        start = f"{token_idx + 1:>{digits}} {_paint(_pad(word, wide), fills[token_idx], color)} {_pad(token.regime, regime_wide)}"
+        painted = _paint(_pad(word, wide), fills[token_idx], color)
+        start = f"{token_idx + 1:>{digits}} {painted} {_pad(token.regime, regime_wide)}"
         rest = "".join(
             "  " + _pad(cells[token_idx], size, right=True) for (_, cells), size in zip(columns, sizes, strict=False)
         )
         lines.append(start + rest)
     if num_shown < len(columns):
-        lines.append(f"Left out at this width: {', '.join(name for name, _ in columns[num_shown:])}.")
-    lines.append("Log-probs of the written token and gaps in nats.")
+        lines.append(f"Columns dropped at this width: {', '.join(name for name, _ in columns[num_shown:])}.")
+    lines.append("Log-probs of the sampled token and gaps, in nats.")
     return lines

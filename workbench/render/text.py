@@ -1,4 +1,4 @@
-"""Numbers and reasons in words, and token text made safe and visible."""
+"""Format numbers, explain a token's regime in words, and make token text visible."""
 
 import math
 import re
@@ -9,8 +9,8 @@ from workbench.types import PRIVILEGED
 
 NONE = "–"
 NO_ALTERNATIVES = (
-    "What else the views thought likely is not recorded of this answer: a run keeps it of the first trace.alternatives_of "
-    "answers of a step, trace.alternatives tokens per view."
+    "The most likely tokens of each view are not recorded for this answer. A run records trace.alternatives tokens per "
+    "view for the first trace.alternatives_of answers of a step."
 )
 _CONTROL_TOKEN = re.compile(
     r"<\|[^|<>]+\|>|</?s>|\[(?:SEP|CLS|PAD|MASK|UNK|EOS|BOS)\]|"
@@ -20,19 +20,19 @@ _PICTURES = {" ": "·", "\n": "↵", "\r": "␍", "\t": "→"}
 
 
 def is_control_token(text: str) -> bool:
-    """Whether the text is that of a control token, such as <|im_end|> or </s>."""
+    """Whether the text is a control token such as <|im_end|> or </s>."""
     return _CONTROL_TOKEN.fullmatch(text.strip()) is not None
 
 
 def visible_text(text: str, *, special: bool = False) -> str:
-    """A token's text with blanks, line breaks and invisible characters shown, control tokens in single guillemets."""
+    """A token's text with visible spaces, line breaks and invisible characters; control tokens in single guillemets."""
     if special or is_control_token(text):
         return f"‹{text.strip().strip('<>|[]') or 'empty'}›"
     return "".join(_PICTURES.get(sign) or visible_sign(sign) for sign in text) or "∅"
 
 
 def signed(value: float | None, digits: int = 2) -> str:
-    """A number with its sign and a true minus; a dash if there is none."""
+    """A number with its sign and a true minus; a dash for a missing one."""
     if value is None or not math.isfinite(value):
         return NONE
     text = f"{value:+.{digits}f}".replace("-", "−")
@@ -40,7 +40,7 @@ def signed(value: float | None, digits: int = 2) -> str:
 
 
 def plain(value: float | None, digits: int = 2) -> str:
-    """A number without a plus sign; a dash if there is none."""
+    """A number without a plus sign; a dash for a missing one."""
     if value is None or not math.isfinite(value):
         return NONE
     text = f"{value:.{digits}f}"
@@ -54,7 +54,7 @@ def share(value: float) -> str:
 
 
 def explain(cell: TokenCell, thresholds: dict[str, float], regimes: dict[str, RegimeNote]) -> str:
-    """Why the token is in its regime: the comparison with its numbers, as far as they were recorded."""
+    """Why the token is in its regime: the router's comparison with its recorded numbers."""
     note = RegimeNote(*regimes.get(cell.regime, ()))
     name = f"{cell.regime} ({note.meaning})" if note.meaning else cell.regime
     limits = _own_thresholds(cell, thresholds)
@@ -68,13 +68,13 @@ def explain(cell: TokenCell, thresholds: dict[str, float], regimes: dict[str, Re
         position = "inside" if low <= cell.ratio <= high else "outside"
         return f"ratio {plain(cell.ratio)} {position} {plain(low)} to {plain(high)}: {name}."
     if not limits:
-        return f"{name}; the rule compares nothing, or recorded no threshold."
+        return f"{name}; no threshold was recorded."
     listed = ", ".join(f"{key} {plain(value)}" for key, value in sorted(limits.items()))
     return f"{name}; thresholds at this step: {listed}."
 
 
 def _own_thresholds(cell: TokenCell, thresholds: dict[str, float]) -> dict[str, float]:
-    """The thresholds of the token's own micro-batch, without their suffix; all of them if that is not known."""
+    """The thresholds of the token's micro-batch, without their suffix; all thresholds if the micro-batch is unknown."""
     split = {key: re.fullmatch(r"(.+)_(\d+)", key) for key in thresholds}
     groups = {match[2] for match in split.values() if match}
     wanted = str(cell.micro_batch) if cell.micro_batch is not None else next(iter(groups)) if len(groups) == 1 else None
@@ -88,7 +88,7 @@ def _dopd_reason(cell: TokenCell, limits: dict[str, float]) -> str:
     is_low = cell.regime in ("LH", "LL")
     if (gap < mean_gap) != is_low and not math.isclose(gap, mean_gap, rel_tol=1e-3, abs_tol=1e-6):
         return (
-            f"gap {plain(gap)} nats is {'low' if is_low else 'high'} after normalisation (threshold {plain(mean_gap)})"
+            f"gap {plain(gap)} nats is {'low' if is_low else 'high'} after normalization (threshold {plain(mean_gap)})"
         )
     size = f"gap {plain(gap)} {'<' if is_low else '≥'} mean {plain(mean_gap)}"
     if not is_low:
@@ -97,29 +97,31 @@ def _dopd_reason(cell: TokenCell, limits: dict[str, float]) -> str:
     if "probability_sum" not in limits:
         return size
     prob_t, prob_s, mean_sum = math.exp(log_t), math.exp(log_s), limits["probability_sum"]
-    is_sure = cell.regime == "LH"
-    if (prob_t + prob_s >= mean_sum) != is_sure and not math.isclose(prob_t + prob_s, mean_sum, rel_tol=1e-3):
-        return f"{size}, and the probabilities' sum is {'high' if is_sure else 'low'} after normalisation"
-    return f"{size}, and {prob_t:.2f} + {prob_s:.2f} {'≥' if is_sure else '<'} {plain(mean_sum)}"
+    is_likely = cell.regime == "LH"
+    if (prob_t + prob_s >= mean_sum) != is_likely and not math.isclose(prob_t + prob_s, mean_sum, rel_tol=1e-3):
+        return f"{size}, and the probabilities' sum is {'high' if is_likely else 'low'} after normalization"
+    return f"{size}, and {prob_t:.2f} + {prob_s:.2f} {'≥' if is_likely else '<'} {plain(mean_sum)}"
 
 
 def consequence(cell: TokenCell) -> str:
-    """What the supervision does with the token: towards what, how sure its source is, and what that rests on."""
+    """The effect of the supervision: its target, the target's probability, and whether the evidence explains it."""
     if cell.source is None or cell.weight == 0:
         return "No supervision here."
     best = (cell.alternatives.get(cell.source) or [None])[0]
     parts = []
     if best is not None:
-        word = "keeps" if best[0] == cell.text else "pulls the student to"
+        verb = "reinforces" if best[0] == cell.text else "moves the student towards"
         parts.append(
-            f"The loss {word} “{visible_text(best[0].strip() or best[0])}”, {share(math.exp(best[1]))} for {_title(cell.source)}."
+            f"The loss {verb} “{visible_text(best[0].strip() or best[0])}”: probability {share(math.exp(best[1]))} "
+            "under "
+            f"{_title(cell.source)}."
         )
     if cell.truth == PRIVILEGED and cell.source in (TEACHER, SELF):
-        parts.append("Only the evidence shows this value; the student's own prompt does not.")
+        parts.append("Only the evidence determines this value, not the student's prompt.")
     elif cell.information_gap is not None and cell.capability_gap is not None:
         info, capability = abs(cell.information_gap), abs(cell.capability_gap)
         if info > capability and info >= 0.1:
-            parts.append("Most of the gap is information, not capability.")
+            parts.append("The information gap is larger than the capability gap.")
     return " ".join(parts)
 
 

@@ -1,7 +1,7 @@
-"""What is drawn: one written answer, its tokens with their numbers, and the pictures the views were shown.
+"""The data of a rendered answer: its tokens with their numbers, and the images of the views.
 
-All log-probabilities, gaps, entropies and losses are in nats. A value that was not recorded is None or absent; it is
-drawn as a dash and never as zero.
+Log-probabilities, gaps, entropies and losses are in nats. A value that was not recorded is None or absent; it is
+rendered as a dash, never as zero.
 """
 
 import math
@@ -18,7 +18,7 @@ VIEW_ORDER = (STUDENT, SELF, TEACHER)
 
 
 class RegimeNote(NamedTuple):
-    """What people read about a regime. losses: (target, divergence, the method's weight of it) each; () if not known."""
+    """Description of a regime. losses: a (target, divergence, weight in the method) each; () if unknown."""
 
     meaning: str = ""
     source: str | None = None
@@ -30,11 +30,11 @@ class RegimeNote(NamedTuple):
 class TokenCell:
     """One position of an answer. The dictionaries are keyed by view name; views may be missing.
 
-    weight        what the rule multiplied the regime's losses by
-    effective     the same times what the method lets those losses weigh: what the token counts beside others
-    alternatives  per view its most likely entries, best first, as (text, log-probability)
-    micro_batch   which micro-batch the router took its means over, if it took one per micro-batch
-    special       a control token such as the end of the answer; drawn faintly
+    weight        the router's factor of the regime's losses
+    effective     weight times the method's weights of those losses
+    alternatives  the most likely tokens by view, best first, as (text, log-probability)
+    micro_batch   micro-batch of the router's means, if it takes one mean per micro-batch
+    special       a control token such as the end of the answer
     """
 
     text: str
@@ -53,7 +53,7 @@ class TokenCell:
     ranks: dict[str, int] = field(default_factory=dict)
     alternatives: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     sampled_logprob: float | None = None
-    denoising_step: int | None = None  # None: written from left to right
+    denoising_step: int | None = None  # None: autoregressive
     micro_batch: int | None = None
     special: bool = False
 
@@ -74,31 +74,31 @@ class TokenCell:
 
     @property
     def ratio(self) -> float | None:
-        """Importance ratio: the student's probability while learning over that while writing."""
+        """Importance ratio: the student's probability in training over its probability in sampling."""
         gap = _difference(self.logprobs.get(STUDENT), self.sampled_logprob)
         return None if gap is None else math.exp(min(gap, 700.0))
 
 
 @dataclass(frozen=True)
 class ViewImage:
-    """An image as views were shown it. Boxes and the crop's outline are in pixels of this image."""
+    """An image of some views. Boxes and the crop's outline are in pixels of this image."""
 
-    title: str  # which views: "student", "teacher and privileged student"
+    title: str  # names of the views
     image: Image.Image | Path
     boxes: tuple[Box, ...] = ()
-    crop: Box | None = None  # where the evidence crop was cut out of this image
+    crop: Box | None = None  # the evidence crop in this image
     note: str = ""
 
 
 @dataclass(frozen=True)
 class TokenView:
-    """One answer, ready to be drawn.
+    """One answer, ready to render.
 
-    contexts    what each view was shown, by view name: plain, boxes, crop ...
-    prompts     the text each view was given
-    regimes     by name, in the method's order, also those that no token of this answer has
-    thresholds  what the router compared with at this step
-    meta        where this comes from, in the order in which it is shown: run, step, rollout; and what the method decided
+    contexts    context of each view: plain, boxes, crop ...
+    prompts     prompt text of each view
+    regimes     all regimes of the method in its order, with or without tokens in this answer
+    thresholds  thresholds of the router at this step
+    meta        origin of the answer in display order: run, step, rollout; and the method's annotations
     """
 
     title: str
@@ -122,7 +122,7 @@ class TokenView:
 
     @property
     def all_regimes(self) -> dict[str, RegimeNote]:
-        """The method's regimes, and any that a token has and the method does not name."""
+        """The method's regimes, and further regimes of the tokens."""
         named = {name: RegimeNote(*note) for name, note in self.regimes.items()}
         for token in self.tokens:
             named.setdefault(token.regime, RegimeNote("", token.source, token.divergence))

@@ -1,1 +1,1 @@
-"""What training does to the weights: measured, kept, drawn."""
+"""The weight update of a run: measure, save and draw its size, sparsity, rank and location."""

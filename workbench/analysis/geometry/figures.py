@@ -1,4 +1,4 @@
-"""Figures of the geometry of an update, for the app, `workbench geometry` and the study; each beside its random control."""
+"""Figures of the geometry of an update with its random control, for the app, `workbench geometry` and studies."""
 
 from html import escape
 
@@ -12,29 +12,32 @@ from workbench.analysis.geometry.measure import ATOLS, RANDOM, RATIOS, TOPS, UPD
 from workbench.analysis.style import MUTED, SERIES, base_figure, escaped, extra_title_height, layout, with_opacity
 from workbench.render import render_page
 
-READING = (  # of each figure, in the order of all_figures
-    "A long bar: most weights kept their very value. Where the bar of the bfloat16 update is long and the one of float32 short, it "
-    "is the rounding that leaves weights unchanged; only what exceeds the grey control is sparser than chance.",
-    "Height is how far a layer moved, relative to the norm of its own weights. Compare layers and parts; a flat line means that all "
-    "moved alike.",
-    "At x = k: how much of the change its k largest directions hold. A line far above the grey one: the change is concentrated in a "
-    "few directions. Band: quartiles over matrices.",
-    "How much of the change lies among the largest directions of the weights as they were. Above the grey line: what was there was "
-    "strengthened or weakened; on it: the change does not look where the weights are large.",
-    "Above 1: the changed weights are more often of that kind than chance; below 1: less often. Rounding hides a small move in a large "
-    "weight, so compare each bar with its grey control before reading it as a choice of training.",
+READING = (  # how to read each figure, in the order of all_figures
+    "Long bar: most weights did not change. If the bfloat16 bar is long and the float32 bar is short, rounding leaves "
+    "the "
+    "weights unchanged. Only the part that exceeds the gray control is sparser than chance.",
+    "Height: size of the update of a layer relative to the norm of its weights. A flat line means that all layers "
+    "changed "
+    "by the same relative amount.",
+    "At x = k: share of the update in its k largest directions. A line far above the gray one means that the update is "
+    "concentrated in a few directions. Band: quartiles over matrices.",
+    "Share of the update inside the largest directions of the original weights. Above the gray line, training scaled "
+    "existing directions; on it, the update is independent of them.",
+    "Above 1: changed weights are of that kind more often than by chance; below 1: less often. Rounding hides small "
+    "changes "
+    "of large weights, so compare each bar with its gray control.",
 )
 _NAMES = {UPDATE: "the update", RANDOM: "random, same norm"}
 _PLOT = {"displaylogo": False, "responsive": True, "displayModeBar": False}
 
 
 def all_figures(measured: Measured, theme: str = "light") -> list[go.Figure]:
-    """Every figure, in the order in which they are read."""
+    """All figures, in the order of READING."""
     return [draw(measured, theme) for draw in (sparsity, sizes, spectrum, projection, enrichment)]
 
 
 def page(measured: Measured, theme: str = "light") -> str:
-    """All figures as one HTML document that loads nothing."""
+    """All figures as a self-contained HTML document."""
     drawn = "".join(
         f"{plot.to_html(full_html=False, include_plotlyjs=False, config=_PLOT)}<p>{escape(text)}</p>"
         for plot, text in zip(all_figures(measured, theme), READING, strict=True)
@@ -45,16 +48,14 @@ def page(measured: Measured, theme: str = "light") -> str:
 
 
 def sparsity(measured: Measured, theme: str = "light") -> go.Figure:
-    """Share of coordinates that did not change, by group: in float32, rounded to bfloat16, and the control rounded too."""
+    """Share of unchanged coordinates by group: in float32, rounded to bfloat16, and the rounded control."""
     bars = [
         ("float32", UPDATE, "float32"),
         ("bfloat16", UPDATE, "rounded to bfloat16"),
         ("bfloat16", RANDOM, "random, same norm, rounded to bfloat16"),
     ]
-    figure = _grouped(
-        measured, theme, "Coordinates that did not change", [(*key, "unchanged", name) for *key, name in bars]
-    )
-    return figure.update_xaxes(range=[0, 1], tickformat=".0%", title_text="share of coordinates with no change")
+    figure = _grouped(measured, theme, "Unchanged coordinates", [(*key, "unchanged", name) for *key, name in bars])
+    return figure.update_xaxes(range=[0, 1], tickformat=".0%", title_text="share of unchanged coordinates")
 
 
 def sizes(measured: Measured, theme: str = "light") -> go.Figure:
@@ -82,11 +83,11 @@ def sizes(measured: Measured, theme: str = "light") -> go.Figure:
 
 
 def spectrum(measured: Measured, theme: str = "light") -> go.Figure:
-    """How much of the update lies in its k largest directions: median over matrices, with quartiles."""
+    """Share of the update in its k largest directions: median over matrices, with quartiles."""
     figure = _over(
         measured,
         theme,
-        "Energy in the largest directions",
+        "Energy in the update's largest directions",
         [(num_directions, f"energy_top_{num_directions}") for num_directions in TOPS],
     )
     return figure.update_xaxes(title_text="singular directions of the update", type="log", tickvals=TOPS).update_yaxes(
@@ -95,11 +96,11 @@ def spectrum(measured: Measured, theme: str = "light") -> go.Figure:
 
 
 def projection(measured: Measured, theme: str = "light") -> go.Figure:
-    """How much of the update lies within the source's principal directions: median over matrices, with quartiles."""
+    """Share of the update inside the source's principal directions: median over matrices, with quartiles."""
     figure = _over(
         measured,
         theme,
-        "Inside the source's principal directions",
+        "Energy in the source's principal directions",
         [(ratio, f"projection_{100 * ratio:g}pct") for ratio in RATIOS],
     )
     return figure.update_xaxes(
@@ -108,9 +109,9 @@ def projection(measured: Measured, theme: str = "light") -> go.Figure:
 
 
 def enrichment(measured: Measured, theme: str = "light") -> go.Figure:
-    """Whether changed coordinates are those of large or of small weights, a panel each, by group, in bfloat16; 1 = neither."""
+    """Enrichment of principal and small weights among changed coordinates, by group, in bfloat16; 1 = chance."""
     kinds = {"principal": "principal weights", "low": "smallest weights"}
-    height = _height(measured, 3)  # as sparsity, beside it
+    height = _height(measured, 3)  # that of `sparsity`, which is beside it
     figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06, subplot_titles=list(kinds.values()))
     figure.update_layout(
         layout(theme, title="Which weights changed, rounded to bfloat16", subtitle=measured.title, height=height)
@@ -127,7 +128,7 @@ def enrichment(measured: Measured, theme: str = "light") -> go.Figure:
         legend={"traceorder": "normal", "y": 1 - 52 / height, "yref": "container", "yanchor": "top"},
         margin_t=112,
     )
-    return figure.update_xaxes(title_text="enrichment; 1 = as at random", rangemode="tozero").update_yaxes(
+    return figure.update_xaxes(title_text="enrichment; 1 = as by chance", rangemode="tozero").update_yaxes(
         ticksuffix="  "
     )
 
@@ -154,7 +155,7 @@ def _add_bars(
     *,
     is_named: bool = True,
 ) -> None:
-    """The bars of one panel, the first group uppermost; a group without any of these numbers is not there."""
+    """Add the bars of one panel, the first group at the top; groups without any of these numbers are left out."""
     groups = measured.geometry.groups
     has_any = groups[list({column for _, _, column, _ in bars})].notna().any(axis=1)
     names = list(dict.fromkeys(groups["group"][has_any]))[::-1]
@@ -178,7 +179,7 @@ def _add_bars(
 
 
 def _over(measured: Measured, theme: str, title: str, points: list[tuple[float, str]]) -> go.Figure:
-    """Lines of medians over matrices with a band of quartiles: the update and its control. points: (x, column)."""
+    """Medians over matrices with a band of quartiles, of the update and its control. points: (x, column)."""
     figure = base_figure(theme, title=title, subtitle=measured.title)
     frame = measured.geometry.tensors
     for delta, color in ((UPDATE, SERIES[theme][0]), (RANDOM, SERIES[theme][-1])):
@@ -201,6 +202,7 @@ def _over(measured: Measured, theme: str, title: str, points: list[tuple[float, 
             name=_NAMES[delta],
             mode="lines+markers",
             line={"width": 2, "color": color},
-            hovertemplate=f"<b>{_NAMES[delta]}</b> %{{y:.2%}} at %{{x}}<br>median of {len(shares.dropna(how='all'))} matrices<extra></extra>",
+            hovertemplate=f"<b>{_NAMES[delta]}</b> %{{y:.2%}} at %{{x}}<br>"
+            f"median of {len(shares.dropna(how='all'))} matrices<extra></extra>",
         )
     return figure.update_yaxes(tickformat=".0%", rangemode="tozero")

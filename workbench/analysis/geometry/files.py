@@ -1,8 +1,8 @@
-"""Geometry of a run, from its folder and back: which two checkpoints, what is written of them, and the table of a terminal.
+"""Measure the geometry of a run's update, save and read it, and format it for a terminal.
 
-RUN/geometry/   geometry.json    what was compared, the groups' metrics, what every column means
+RUN/geometry/   geometry.json    what was compared, metrics by group, meaning of every column
                 tensors.parquet  a row per tensor, precision and delta
-                figure.html      the figures, in one file that loads nothing
+                figure.html      the figures, self-contained
 """
 
 import json
@@ -23,12 +23,12 @@ from workbench.runs.checkpoints import latest_checkpoint
 from workbench.runs.folder import RunFolder
 
 FOLDER, _FACTS, _TENSORS = "geometry", "geometry.json", "tensors.parquet"
-NOT_MEASURED = "The geometry of this run's update is not measured yet. Press Measure, or run: workbench geometry RUN."
+NOT_MEASURED = "The geometry of this run is not measured yet. Press Measure, or run: workbench geometry RUN"
 
 
 @dataclass(frozen=True)
-class CheckpointPair:
-    """Two checkpoints to be compared, and what is known of the way between them."""
+class ModelPair:
+    """Two checkpoints to compare, and facts on the training between them."""
 
     source: Weights
     target: Weights
@@ -37,7 +37,7 @@ class CheckpointPair:
 
 @dataclass(frozen=True)
 class Measured:
-    """A geometry with its facts: source, target, and of a run its name, method, step and learning rate."""
+    """A geometry with its facts: source and target; for a run also name, method, step and learning rate."""
 
     geometry: Geometry
     facts: dict[str, object]
@@ -50,52 +50,54 @@ class Measured:
         return ", ".join([str(self.facts["name"]), *details])
 
 
-def pair_of_run(run_dir: str | Path) -> CheckpointPair:
+def pair_of_run(run_dir: str | Path) -> ModelPair:
     """The model that a run started from, and the student of its newest complete checkpoint.
 
-    Raises: RunError if the run has no checkpoint yet; PolicyError if either holds no weights.
+    Raises: RunError if the run has no checkpoint yet; PolicyError if either model has no weights.
     """
     folder = RunFolder.open(run_dir)
     config = load_config(folder.path / "config.yaml")
     checkpoint, torn = latest_checkpoint(folder.path)
     if checkpoint is None:
         raise RunError(
-            f"{folder.path} has no complete checkpoint, so there is nothing to compare with its start. "
-            f"{''.join(f'{fault} ' for fault in torn)}Wait for its first (training.save_every), or `workbench resume {folder.path}`."
+            f"{folder.path} has no complete checkpoint to compare with its start. "
+            f"{''.join(f'{fault} ' for fault in torn)}"
+            f"Wait for the first one (training.save_every), or run: workbench resume {folder.path}"
         )
     training = vars(config.training)
     facts = {"name": folder.path.name, "method": folder.status.get("method"), "step": checkpoint.step}
     facts |= {key: training[key] for key in ("learning_rate", "weight_decay", "update_mask")}
-    return CheckpointPair(open_weights(config.models.student), open_weights(checkpoint.student), facts)
+    return ModelPair(open_weights(config.models.student), open_weights(checkpoint.student), facts)
 
 
-def pair_of(first: str | Path, second: str | Path | None = None) -> CheckpointPair:
-    """A run and nothing else: its start and its newest checkpoint. Otherwise two models, of each a folder, a checkpoint or a run.
+def pair_of(first: str | Path, second: str | Path | None = None) -> ModelPair:
+    """The start and the newest checkpoint of one run; or two models, each given as a folder, a checkpoint or a run.
 
-    Raises: ConfigError if one model was given alone; RunError, PolicyError as `pair_of_run`.
+    Raises: ConfigError if only one model is given; RunError, PolicyError as `pair_of_run`.
     """
     if second is not None:
         source, target = (open_weights(_model(Path(path))) for path in (first, second))
-        return CheckpointPair(source, target, {"name": f"{first} to {second}"})
+        return ModelPair(source, target, {"name": f"{first} to {second}"})
     if not (Path(first) / "run.json").is_file():
         raise ConfigError(
-            f"{first} is no run folder, and one model alone has no update. Give a run (workbench geometry runs/NAME), or two "
-            "model folders (workbench geometry BEFORE AFTER)."
+            f"{first} is not a run folder, and a single model has no update. Give a run (workbench geometry "
+            "runs/NAME), "
+            "or two model folders (workbench geometry BEFORE AFTER)."
         )
     return pair_of_run(first)
 
 
 def measure_pair(
-    pair: CheckpointPair, *, seed: int = 0, device: str = "cpu", say: Callable[[str], None] = lambda name: None
+    pair: ModelPair, *, seed: int = 0, device: str = "cpu", say: Callable[[str], None] = lambda name: None
 ) -> Measured:
-    """Every metric of a pair; see `geometry.compare`."""
+    """Measure all metrics of a pair; see `measure.compare`."""
     geometry = compare(pair.source, pair.target, seed=seed, device=device, say=say)
     facts = {**pair.facts, "source": str(pair.source.folder), "target": str(pair.target.folder), "control_seed": seed}
     return Measured(geometry, facts)
 
 
 def save(measured: Measured, folder: str | Path, page: str) -> Path:
-    """Write the three files; returns the folder. Raises RunError if it cannot be written."""
+    """Write the three files and return the folder. Raises RunError if it cannot be written."""
     folder, geometry = Path(folder), measured.geometry
     facts = {
         **measured.facts,
@@ -119,7 +121,7 @@ def save(measured: Measured, folder: str | Path, page: str) -> Path:
 
 
 def read(folder: str | Path) -> Measured | None:
-    """What `save` wrote, or None. Raises RunError for files that cannot be read."""
+    """Read a saved geometry; None if there is none. Raises RunError for files that cannot be read."""
     folder = Path(folder)
     if not (folder / _FACTS).is_file():
         return None
@@ -134,73 +136,75 @@ def read(folder: str | Path) -> Measured | None:
 
 
 def format_geometry(measured: Measured) -> str:
-    """Two tables for a terminal: how large and how sparse; of what rank and where."""
-    groups = measured.geometry.groups.set_index(["precision", "delta", "group"])
+    """Format a geometry as two tables for a terminal: size and sparsity; rank and location."""
     names = list(dict.fromkeys(measured.geometry.groups["group"]))
+    groups = measured.geometry.groups.set_index(["precision", "delta", "group"])
+    left_out = measured.geometry.left_out
+    head = [measured.title, f"  {measured.facts['source']}", f"  -> {measured.facts['target']}"]
+    if left_out:
+        head.append(f"  Not compared, not floating-point: {', '.join(left_out)}")
+    return "\n".join(
+        [
+            *head,
+            "",
+            _size_table(groups, names),
+            "",
+            _location_table(groups, names),
+            "  in brackets: the control, a Gaussian of the same norm in every tensor. Ranks and shares of directions:",
+            "  medians over matrices, float32. enriched: 1 = as for a random mask of as many coordinates, bfloat16",
+        ]
+    )
 
-    def value(group: str, column: str, precision: str = "float32", delta: str = UPDATE) -> float | None:
-        number = groups.at[(precision, delta, group), column]
-        return None if pd.isna(number) else float(number)
 
-    def both(group: str, column: str, show: Callable, precision: str = "float32") -> str:
-        return f"{show(value(group, column, precision))} ({show(value(group, column, precision, RANDOM))})"
-
-    sizes = [
+def _size_table(groups: pd.DataFrame, names: list[str]) -> str:
+    header = ["group", "tensors", "weights", "relative", "of energy"]
+    header += ["unchanged, fp32", "unchanged, bf16", "< 1e-5, fp32", "< 1e-5, bf16"]
+    rows = [
         [
             name,
-            f"{value(name, 'tensors'):,.0f}",
-            f"{value(name, 'coordinates'):,.0f}",
-            _share(value(name, "relative_delta")),
-            _share(value(name, "energy_share")),
+            f"{_value(groups, name, 'tensors'):,.0f}",
+            f"{_value(groups, name, 'coordinates'):,.0f}",
+            _share(_value(groups, name, "relative_delta")),
+            _share(_value(groups, name, "energy_share")),
             *(
-                both(name, column, _share, precision)
+                _with_control(groups, name, column, _share, precision)
                 for column in ("unchanged", "below_1e-05")
                 for precision in ("float32", "bfloat16")
             ),
         ]
         for name in names
     ]
-    places = [
+    return format_table(header, rows)
+
+
+def _location_table(groups: pd.DataFrame, names: list[str]) -> str:
+    header = ["group", "stable rank", "top 16 directions", "in top 10 %", "enriched on principal", "on small weights"]
+    rows = [
         [
             name,
-            both(name, "stable_rank", _number),
-            both(name, "energy_top_16", _share),
-            both(name, "projection_10pct", _share),
-            both(name, "enrichment_principal_10pct_0e+00", _number, "bfloat16"),
-            both(name, "enrichment_low_10pct_0e+00", _number, "bfloat16"),
+            _with_control(groups, name, "stable_rank", _number),
+            _with_control(groups, name, "energy_top_16", _share),
+            _with_control(groups, name, "projection_10pct", _share),
+            _with_control(groups, name, "enrichment_principal_10pct_0e+00", _number, "bfloat16"),
+            _with_control(groups, name, "enrichment_low_10pct_0e+00", _number, "bfloat16"),
         ]
         for name in names
-        if value(name, "stable_rank") is not None
+        if _value(groups, name, "stable_rank") is not None
     ]
-    sizes_head = [
-        "group",
-        "tensors",
-        "weights",
-        "relative",
-        "of energy",
-        "unchanged, fp32",
-        "unchanged, bf16",
-        "< 1e-5, fp32",
-        "< 1e-5, bf16",
-    ]
-    places_head = [
-        "group",
-        "stable rank",
-        "top 16 directions",
-        "in top 10 %",
-        "enriched on principal",
-        "on small weights",
-    ]
-    left_out = (
-        f"\n  Not compared, no floating-point numbers: {', '.join(measured.geometry.left_out)}"
-        if measured.geometry.left_out
-        else ""
-    )
-    return (
-        f"{measured.title}\n  {measured.facts['source']}\n  -> {measured.facts['target']}{left_out}\n\n{format_table(sizes_head, sizes)}\n\n"
-        f"{format_table(places_head, places)}\n  in brackets: a Gaussian of the same norm in every tensor. Ranks and shares of directions: medians over "
-        "matrices, float32.\n  enriched: 1 = as a random mask of the changed coordinates would be, bfloat16"
-    )
+    return format_table(header, rows)
+
+
+def _value(
+    groups: pd.DataFrame, name: str, column: str, precision: str = "float32", delta: str = UPDATE
+) -> float | None:
+    value = groups.at[(precision, delta, name), column]
+    return None if pd.isna(value) else float(value)
+
+
+def _with_control(groups: pd.DataFrame, name: str, column: str, show: Callable, precision: str = "float32") -> str:
+    """The update's value and, in brackets, the control's."""
+    update, control = (_value(groups, name, column, precision, delta) for delta in (UPDATE, RANDOM))
+    return f"{show(update)} ({show(control)})"
 
 
 def _model(path: Path) -> Path:
@@ -208,13 +212,13 @@ def _model(path: Path) -> Path:
     if (path / "run.json").is_file():
         checkpoint, _ = latest_checkpoint(path)
         if checkpoint is None:
-            raise RunError(f"{path} has no complete checkpoint. Wait for its first, or give a model folder.")
+            raise RunError(f"{path} has no complete checkpoint. Wait for the first one, or give a model folder.")
         return checkpoint.student
     return path / "student" if (path / "student").is_dir() else path
 
 
 def _plain(frame: pd.DataFrame) -> list[dict]:
-    """Rows of plain values, None where there is none."""
+    """Rows of plain values, None for missing ones."""
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 

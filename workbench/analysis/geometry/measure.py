@@ -1,17 +1,17 @@
-"""The geometry of an update: how large it is, how sparse, of what rank, and where it lies in the weights it was added to.
+"""Geometry of a weight update D = W - W0: size, sparsity, rank, and location in the weights W0.
 
-Functions of two tensors (`measure`) and of two checkpoints (`compare`); nothing of training is needed. D = W - W0.
+`measure` compares two tensors, `compare` two checkpoints; neither needs the training run.
 
-Source: "Dense Supervision, Sparse Updates: On the Sparsity and Geometry of On-Policy Distillation" (arXiv 2606.13657), metrics
-as in its published code. Three things are added, since each number alone misleads:
-- **Precision.** All is measured in float32 and again with both checkpoints rounded to bfloat16. AdamW in float32 moves nearly every
-  weight; after rounding, moves below half a step of the weight's own grid are gone. What is left is called sparse.
-- **A random control** for each tensor: a Gaussian of the same norm, added to W0 and rounded in the same way. In float32 it is also
-  what as many random steps add up to; steps that are each rounded to bfloat16 are mostly lost one by one, and no control here shows
-  that. A number that the control shows, too, says nothing of training.
-- **Groups** with the language model, the connector and the vision tower apart.
-The published code also counts |D| <= eps ("isclose"). That is no column here: D is a float32 number and no eps is one, so the
-two never differ.
+Source: "Dense Supervision, Sparse Updates: On the Sparsity and Geometry of On-Policy Distillation" (arXiv 2606.13657),
+metrics as in its published code. Three additions, since each number alone is misleading:
+- **Precision.** Everything is measured in float32 and with both checkpoints rounded to bfloat16. AdamW in float32
+  changes nearly every weight; rounding removes changes below half a unit in the last place, and the rest looks sparse.
+- **A random control** for each tensor: a Gaussian of the same norm, added to W0 and rounded in the same way. It equals
+  the sum of as many random steps in float32. It does not model training in bfloat16, where rounding removes most steps
+  one by one. A property that the control shares is not a result of training.
+- **Groups**: language model, connector and vision tower are separate.
+The published code also counts |D| <= eps ("isclose"). This module does not: no eps is a float32 number, so the count
+always equals that of |D| < eps.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from workbench.analysis.geometry.modules import GROUPS, locate_tensor
+from workbench.analysis.geometry.modules import GROUPS, group_of
 from workbench.policies.tensors import PRECISIONS, Weights, check_same_architecture
 from workbench.seeding import derive_seed
 
@@ -32,13 +32,13 @@ TOPS = (1, 2, 4, 8, 16, 32, 64)  # directions
 TOP_SHARES = (0.01, 0.05, 0.1)
 RATIOS = (0.01, 0.05, 0.1, 0.2)  # of min(m, n), or of coordinates
 ATOLS = (0.0, 1e-5)
-MOST_EXACT = 4096  # smaller side up to which all singular values are computed
+MAX_EXACT = 4096  # largest smaller side for which all singular values are computed
 UPDATE, RANDOM = "update", "random"
 SHOWN_PRECISIONS = ("float32", "bfloat16")
 
 
 def columns() -> dict[str, str]:
-    """Every metric with its meaning, in order. Shares are of 1; none has another unit, but `effective_rank` and `stable_rank`."""
+    """Every metric with its meaning, in order. Shares are from 0 to 1."""
     meanings = {
         "delta_norm": "||D||, Frobenius",
         "source_norm": "||W0||, Frobenius",
@@ -91,11 +91,12 @@ def columns() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What `compare` found.
+    """The result of `compare`.
 
-    tensors   one row per tensor, precision (float32, bfloat16) and delta (update, random): place, shape and `columns`
-    groups    the same per group and for "all": shares over all coordinates, energies summed, spectra as medians over matrices
-    left_out  tensors that are no floating-point numbers
+    tensors   a row per tensor, precision (float32, bfloat16) and delta (update, random): location, shape and `columns`
+    groups    the same per group and for "all": shares over all coordinates, summed energies, spectra as medians over
+              matrices
+    left_out  tensors that are not floating-point
     """
 
     tensors: pd.DataFrame
@@ -111,19 +112,19 @@ def compare(
     device: str = "cpu",
     say: Callable[[str], None] = lambda name: None,
 ) -> Geometry:
-    """Every metric of every tensor of two checkpoints of one architecture. Holds one pair of tensors at a time.
+    """Measure every tensor of two checkpoints of one architecture. Holds one pair of tensors in memory at a time.
 
-    seed  of the random control, and of the directions of large matrices
-    say   is told each tensor's name
+    seed  of the random control and of the approximate decomposition of large matrices
+    say   called with the name of each tensor
 
-    Raises: PolicyError naming the first tensors that differ in name or shape, or a file that cannot be read.
+    Raises: PolicyError naming the first tensors with different names or shapes, or a file that cannot be read.
     """
     check_same_architecture(source, target)
     rows = []
     for name in source.shapes:
         say(name)
         before, after = (weights.tensor(name).to(device) for weights in (source, target))
-        location = locate_tensor(name)
+        location = group_of(name)
         facts = {
             "tensor": name,
             "group": location.group,
@@ -142,7 +143,7 @@ def compare(
 
 
 def measure_all(before: torch.Tensor, after: torch.Tensor, *, seed: int = 0) -> Iterator[dict]:
-    """`measure` in both precisions, of the update and of its random control: four rows."""
+    """Measure the update and its random control in both precisions: four rows."""
     control = random_like(before, after, seed=seed)
     for precision in SHOWN_PRECISIONS:
         spectrum = _Spectrum(_rounded(before, precision), seed)
@@ -153,16 +154,17 @@ def measure_all(before: torch.Tensor, after: torch.Tensor, *, seed: int = 0) -> 
 def measure(
     before: torch.Tensor, after: torch.Tensor, *, precision: str = "float32", seed: int = 0
 ) -> dict[str, float | None]:
-    """Every metric of one pair of tensors, both rounded to `precision` first. None where it is not defined.
+    """All metrics of one pair of tensors, both rounded to `precision` first. Undefined metrics are None.
 
-    A tensor of more than two dimensions is read as a matrix, first dimension against the rest; vectors have no spectrum. Above
-    MOST_EXACT the top directions are found by a decomposition that draws from `seed`, and what needs all singular values is None.
+    Tensors with more than two dimensions are flattened to matrices, first dimension by the rest; vectors have no
+    spectrum. If the smaller side exceeds MAX_EXACT, a randomized decomposition with `seed` gives the top directions,
+    and metrics of all singular values are None.
     """
     return _measured(_Spectrum(_rounded(before, precision), seed), _rounded(after, precision))
 
 
 def random_like(before: torch.Tensor, after: torch.Tensor, *, seed: int = 0) -> torch.Tensor:
-    """W0 plus a Gaussian of the norm of W - W0, in float32: what rounding and chance alone make of an update of this size."""
+    """W0 plus a Gaussian with the norm of W - W0, in float32: the control for chance and rounding."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(before.shape, generator=generator).to(before.device)
     size = (after.double() - before.double()).norm() / noise.double().norm().clamp(min=1e-300)
@@ -211,7 +213,7 @@ def _count(ratio: float, of: int) -> int:
 
 
 class _Spectrum:
-    """A source tensor with its singular vectors, computed once for all deltas."""
+    """A source tensor with its singular vectors, computed once for update and control."""
 
     def __init__(self, weight: torch.Tensor, seed: int) -> None:
         self.weight, self.seed = weight, seed
@@ -219,7 +221,7 @@ class _Spectrum:
         if self.matrix is None:
             return
         self.smaller = min(self.matrix.shape)
-        self.is_exact = self.smaller <= MOST_EXACT
+        self.is_exact = self.smaller <= MAX_EXACT
         self.left, self.values, self.right = _decomposed(self.matrix, self.is_exact, seed)
         self.masks = {}
         for ratio in RATIOS:
@@ -239,7 +241,7 @@ def _decomposed(matrix: torch.Tensor, is_exact: bool, seed: int) -> tuple[torch.
 
 
 def _largest(values: torch.Tensor, ratio: float) -> torch.Tensor:
-    """Where a value is among the largest `ratio` of all; of equals at the border all."""
+    """Mask of the largest `ratio` of the values, with all values equal to the smallest of them."""
     flat = values.flatten()
     kept = _count(ratio, flat.numel())
     return values >= flat.kthvalue(flat.numel() - kept + 1).values
@@ -270,7 +272,7 @@ def _measured(source: _Spectrum, after: torch.Tensor) -> dict[str, float | None]
 
 
 def _spectral(source: _Spectrum, delta: torch.Tensor, energy: float) -> dict[str, float | None]:
-    """Spectrum of the delta, and where it lies in that of its source."""
+    """Spectrum of the delta, and its overlap with the source's singular directions."""
     values = torch.linalg.svdvals(delta) if source.is_exact else _decomposed(delta, False, source.seed)[1]
     squares = values.square()
     metrics: dict[str, float | None] = {"stable_rank": energy / float(squares[0])}
@@ -300,7 +302,7 @@ def _spectral(source: _Spectrum, delta: torch.Tensor, energy: float) -> dict[str
 
 
 def _mean_sine(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Mean sine of the principal angles between two subspaces, from what of one lies outside the other."""
+    """Mean sine of the principal angles between two subspaces, from the part of one outside the other."""
     return float(torch.linalg.svdvals(second - first @ (first.T @ second)).clamp(max=1).mean())
 
 

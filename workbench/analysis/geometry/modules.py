@@ -1,6 +1,6 @@
-"""Which part of a model a tensor belongs to, by its name: families differ in words, not in what there is.
+"""Part and module of a model that a tensor belongs to, from its name.
 
-    place_of("model.text_model.layers.3.self_attn.q_proj.weight")  ->  Place("text", "attention q", 3)
+    group_of("model.text_model.layers.3.self_attn.q_proj.weight")  ->  ParameterGroup("text", "attention q", 3)
 
 Group of a tensor: its module in the language model (embedding, attention q, MLP down, norm, head ...), or the whole
 "vision tower" or "connector".
@@ -28,7 +28,8 @@ GROUPS = (
     "other",
 )
 _CONNECTOR = re.compile(
-    r"projector|connector|modality_projection|merger|resampler|perceiver|abstractor|q_?former|aligner|^mlp1$|^embed_vision$|^mm_"
+    r"projector|connector|modality_projection|merger|resampler|perceiver|abstractor|q_?former|aligner"
+    r"|^mlp1$|^embed_vision$|^mm_"
 )
 _VISION = re.compile(r"^(vision|visual|vit|vpm|image)($|_)|_vision$|^(vision|image)_")
 _NORM = re.compile(r"norm|^ln(_|\d|$)")
@@ -53,8 +54,8 @@ _INNER = {
 
 
 @dataclass(frozen=True)
-class TensorLocation:
-    """Where a tensor is. part: text, vision or connector; module: one of GROUPS; layer: its number, or None."""
+class ParameterGroup:
+    """Location of a tensor. part: text, vision or connector; module: one of GROUPS; layer: its number, or None."""
 
     part: str
     module: str
@@ -65,15 +66,15 @@ class TensorLocation:
         return {"vision": "vision tower", "connector": "connector"}.get(self.part, self.module)
 
 
-def locate_tensor(name: str) -> TensorLocation:
-    """The place of a tensor by its name in a model folder; "other" where no word is known."""
+def group_of(name: str) -> ParameterGroup:
+    """The location of a tensor by its name in a model folder; module "other" if no pattern matches."""
     words = [word for word in name.split(".") if word not in ("weight", "bias")]
     if any(_CONNECTOR.search(word) for word in words):
         part = "connector"
     else:
         part = "vision" if any(_VISION.search(word) for word in words) else "text"
     layer = next((int(word) for word in words if word.isdigit()), None)
-    return TensorLocation(part, _module(words), layer)
+    return ParameterGroup(part, _module(words), layer)
 
 
 def _module(words: list[str]) -> str:

@@ -1,10 +1,10 @@
-/* The place of one answer: up and down ask Python for the neighbouring answer, and what the reader chose stays chosen. */
-let follows = false; // the reader came by a key, so the next answer takes the focus
+/* One answer: the up and down keys open its neighbor in the list, and the chosen color quantity persists. */
+let movedByKey = false; // then the next answer takes the focus
 let color = null;
 
 element.addEventListener("workbench:rollout", (event) => {
   event.preventDefault();
-  follows = true;
+  movedByKey = true;
   trigger("turn", { direction: event.detail.direction });
 });
 
@@ -21,9 +21,9 @@ watch("value", () => {
   const chip = color && element.querySelector(`.wb-chip[data-by="${color}"][aria-pressed="false"]:not(:disabled)`);
   if (chip) chip.click();
   const pinned = element.querySelector('.wb-t[aria-pressed="true"]');
-  if (follows) pinned?.focus({ preventScroll: true });
-  // a token that the filters ask for may lie far down; a reader who goes through the list by keys stays there
+  if (movedByKey) pinned?.focus({ preventScroll: true });
+  // a token that matches the filters may be far down; a user who moves through the list by keys stays in the list
   const jumps = element.querySelector("[data-jump]") && !document.activeElement?.matches("tr:focus-visible");
-  if (follows || jumps) pinned?.scrollIntoView({ block: "nearest" });
-  follows = false;
+  if (movedByKey || jumps) pinned?.scrollIntoView({ block: "nearest" });
+  movedByKey = false;
 });

@@ -1,19 +1,19 @@
-// The page's own few lines: the theme, and what the address says. Runs before anything is drawn.
+// Theme and address of the page. Runs before anything is drawn.
 
-// Gradio's clock of its first loading sign never stops (6.31): a frame is drawn sixty times a second on a page that rests,
-// which takes a tenth of a core. Its clocks go twice a second here.
+// The timer of Gradio's first loading indicator never stops (6.31): it draws sixty frames a second on an idle page and
+// takes 10 % of a core. Here its timers run twice a second.
 const workbenchFrame = window.requestAnimationFrame.bind(window);
 window.requestAnimationFrame = (draw) =>
   new Error().stack.includes("/statustracker-") ? setTimeout(() => workbenchFrame(draw), 500) : workbenchFrame(draw);
 
 window.workbenchApp = (() => {
-  const asked = location.search; // the page may rewrite it before the server has answered
-  let forced = new URLSearchParams(asked).get("__theme"); // a link may choose the theme
+  const search = location.search; // the page may rewrite it before the server responds
+  let forced = new URLSearchParams(search).get("__theme"); // a link may choose the theme
   let refreshes = 0;
-  let isOpen = false; // the address is not touched before the server has read it
-  let page = null; // run, tab and address that were shown last
-  let pinned = null; // parts of the address for the token that the reader looks at; the server is not told of it
-  let keys = 0, rested = ""; // key presses in a form, and how many there were when the reader last paused
+  let isOpen = false; // the address is not changed before the server has read it
+  let page = null; // run, tab and address shown last
+  let pinned = null; // parameters of the address for the pinned token, which the server does not need
+  let keys = 0, paused = ""; // key presses in a form, and their number when the user last paused
   const stored = () => { try { return localStorage.getItem("workbench-theme"); } catch { return null; } };
   const isDark = () => {
     const wanted = forced || stored();
@@ -34,15 +34,16 @@ window.workbenchApp = (() => {
     if (forced) query.set("__theme", forced);
     history.replaceState(null, "", `${location.pathname}?${query}`);
   };
-  // what the server knows of the run, while Gradio is still loading: it stands until the page itself has it
+  // shows the run's state while Gradio is loading, until the page itself shows it
   const firstPaint = async () => {
     const config = window.gradio_config || {};
     if (config.auth_required) return;
-    const asking = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ data: [asked] }) };
-    const answer = await fetch(`${config.root || ""}${config.api_prefix || "/gradio_api"}/run/first_paint`, asking);
-    const html = answer.ok ? (await answer.json()).data[0] : "";
-    const isThere = () => document.querySelector("#monitor-status :is(h2, p)") || document.querySelector("#app-trouble p");
-    if (!html || isThere()) return;
+    const body = JSON.stringify({ data: [search] });
+    const request = { method: "POST", headers: { "Content-Type": "application/json" }, body };
+    const response = await fetch(`${config.root || ""}${config.api_prefix || "/gradio_api"}/run/first_paint`, request);
+    const html = response.ok ? (await response.json()).data[0] : "";
+    const isDrawn = () => document.querySelector("#monitor-status :is(h2, p), #app-trouble p");
+    if (!html || isDrawn()) return;
     const first = document.createElement("div");
     first.id = "app-first";
     first.className = "gradio-container";
@@ -50,51 +51,53 @@ window.workbenchApp = (() => {
     if (!document.body) await new Promise((done) => addEventListener("DOMContentLoaded", done));
     paint(isDark());
     document.body.append(first);
-    const ended = new MutationObserver(() => { if (isThere()) { ended.disconnect(); first.remove(); } });
-    ended.observe(document.body, { childList: true, subtree: true });
-    setTimeout(() => { ended.disconnect(); first.remove(); }, 15000);
+    const observer = new MutationObserver(() => { if (isDrawn()) { observer.disconnect(); first.remove(); } });
+    observer.observe(document.body, { childList: true, subtree: true });
+    setTimeout(() => { observer.disconnect(); first.remove(); }, 15000);
   };
   firstPaint().catch(() => {});
-  // resolves when the reader has paused; only the last key press of several changes what it returns. Two events of one
-  // form, asked at once, may be answered in either order, so the server is asked once, of the form as it is then
+  // resolves after a pause; only the last of several key presses changes the result. The server may respond to two
+  // concurrent events of a form in either order, so it gets one event, with the form as it is after the pause
   const typed = async () => {
-    const mine = ++keys;
+    const own = ++keys;
     await new Promise((done) => setTimeout(done, 150));
-    return mine === keys ? (rested = String(mine)) : rested;
+    return own === keys ? (paused = String(own)) : paused;
   };
   document.addEventListener("input", async ({ target }) => {
     if (!target.closest("#launch")) return;
-    const heard = document.querySelector("#launch-typed textarea, #launch-typed input");
-    const said = await typed();
-    if (heard.value === said) return;
-    heard.value = said;
-    heard.dispatchEvent(new Event("input", { bubbles: true }));
+    const box = document.querySelector("#launch-typed textarea, #launch-typed input");
+    const value = await typed();
+    if (box.value === value) return;
+    box.value = value;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
   });
-  // Gradio's lists (6.31) are opened again by the Tab key that left them: it is kept from them, and moves on all the same
+  // In Gradio 6.31 the Tab key that leaves a list opens it again. Without this event the list stays closed, and the
+  // focus still moves on
+  const LISTS = '#app-tabs input[role="combobox"], #app-header input[role="combobox"]';
   addEventListener("keydown", (event) => {
-    if (event.key === "Tab" && event.target.matches?.('#app-tabs input[role="combobox"], #app-header input[role="combobox"]')) event.stopPropagation();
+    if (event.key === "Tab" && event.target.matches?.(LISTS)) event.stopPropagation();
   }, true);
   return {
-    start: () => [asked, paint(isDark())],
+    start: () => [search, paint(isDark())],
     toggle: () => {
       const theme = paint(!document.body.classList.contains("dark"));
       forced = null;
-      try { localStorage.setItem("workbench-theme", theme); } catch { /* a browser that stores nothing */ }
+      try { localStorage.setItem("workbench-theme", theme); } catch { /* storage is disabled */ }
       return theme;
     },
     open: () => { isOpen = true; },
     refresh: () => { refreshes += 1; },
-    pin: (index, answer) => { // the address names the token that the reader looks at, and its answer
+    pin: (index, answer) => { // the address gets the pinned token and its answer
       pinned = { ...answer, token: index };
       write();
     },
-    answered: (answer) => { // another answer is open: the token of the last one is not in it
+    answered: (answer) => { // another answer is open: the address drops the pinned token
       if (pinned === null || Object.entries(answer).every(([key, value]) => pinned[key] === value)) return;
       pinned = null;
       write();
     },
     typed,
-    // the address with a tab's choices in it: those at their defaults are left out, and so is what they make another
+    // the address with a tab's choices, without choices at their defaults and without the parameters `forgotten`
     choose: (defaults, forgotten, address, ...chosen) => {
       const next = { ...address };
       for (const name of forgotten) delete next[name];
@@ -105,14 +108,14 @@ window.workbenchApp = (() => {
       return next;
     },
     run: (chosen) => chosen || new URLSearchParams(location.search).get("run"),
-    // writes the address, and wakes the open tab if what it shows has changed
-    show: (tabs, run, tab, theme, address, ...wakes) => {
-      if (!tab || !isOpen) return wakes;
+    // writes the address, and changes the trigger of the open tab, which draws it
+    show: (tabs, run, tab, theme, address, ...triggers) => {
+      if (!tab || !isOpen) return triggers;
       const before = page;
       page = { run, tab, address: address || {} };
       if (before && JSON.stringify([run, page.address]) !== JSON.stringify([before.run, before.address])) pinned = null;
       write();
-      return tabs.map((name, k) => name === tab ? JSON.stringify([run, theme, address, refreshes]) : wakes[k]);
+      return tabs.map((name, k) => name === tab ? JSON.stringify([run, theme, address, refreshes]) : triggers[k]);
     },
   };
 })();

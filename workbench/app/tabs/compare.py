@@ -1,4 +1,4 @@
-"""Compare: two runs on the same example, token beside token; their metrics, accuracies and configurations."""
+"""Compare: two runs on the same example, token by token; their metrics, accuracies and configurations."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -8,7 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 from workbench.analysis import compare, figures
-from workbench.analysis.compare import AlignedPair
+from workbench.analysis.compare import RunPair
 from workbench.analysis.illusion import CONFIDENCE_NOTE
 from workbench.analysis.runs import config_difference, metrics
 from workbench.analysis.table import Table, names_of
@@ -32,7 +32,7 @@ from workbench.app.context import (
     persistent_params,
     sentence,
     show_errors,
-    sync_to_address,
+    sync_to_url,
 )
 from workbench.errors import WorkbenchError
 from workbench.render import TokenView, colors, render_tokens
@@ -48,11 +48,11 @@ EXAMPLE_COLUMNS = (
     Column("step_b", "step, second", "number"),
     Column("same_answer", kind="short"),
 )
-NO_OTHER = "Choose a second run to compare with. Two runs of one data set, with different methods, say most."
+NO_OTHER = "Choose a second run to compare with. Two methods on the same data compare best."
 
 
 def draw(context: AppContext, run: str | None, theme: str, address: Mapping | None) -> tuple:
-    """Everything on the tab: second runs, layout, examples, aligned tokens, both views, curves, accuracies, configurations."""
+    """Second runs, layout, examples, aligned tokens, token views, metric and curves, accuracies, configurations."""
     address = address or {}
     layout = choice(address, "compare", "layout", ("under", "beside"))
     first = context.run_dir(run)
@@ -61,9 +61,9 @@ def draw(context: AppContext, run: str | None, theme: str, address: Mapping | No
     names = [value for _, value in others]
     chooser = gr.Dropdown(choices=others, value=name if name in names else None)
     if name not in names:
-        message = NO_OTHER if names else "There is only one run. Launch a second one, with another method, to compare."
+        message = NO_OTHER if names else "This is the only run. Start a second one, with another method, to compare."
         if name:
-            message = f'There is no run "{name}" here any more. {NO_OTHER}'
+            message = f'Run "{name}" does not exist; it may have been deleted. {NO_OTHER}'
         nothing = gr.Plot(visible=False)
         return (
             chooser,
@@ -102,7 +102,7 @@ def draw(context: AppContext, run: str | None, theme: str, address: Mapping | No
 
 
 def other_choices(context: AppContext, run: str) -> list[tuple[str, str]]:
-    """The runs that can be compared with, each with its method."""
+    """Choices of the second run, with method and status."""
     others = [state for state in find_jobs(context.runs_dir) if state.name != run]
     return [
         (f"{state.name}  ·  {', '.join(filter(None, (state.method, state.status)))}", state.name) for state in others
@@ -110,7 +110,7 @@ def other_choices(context: AppContext, run: str) -> list[tuple[str, str]]:
 
 
 def draw_examples(first: Path, second: Path, wanted: str) -> tuple[str, dict | None]:
-    """What both runs answered, and the row of the wanted example, or the first one whose answers can be aligned."""
+    """Examples of both runs as HTML, and the row of the wanted example, else the first row."""
     shared = compare.shared_examples(TRACES.of(first) or first, TRACES.of(second) or second)
     row = next((candidate for candidate in shared.rows if candidate["example"] == wanted), None)
     if row is None and not shared.empty:
@@ -129,7 +129,7 @@ def draw_examples(first: Path, second: Path, wanted: str) -> tuple[str, dict | N
 
 
 def draw_pair(first: Path, second: Path, row: Mapping | None, layout: str) -> tuple[str, str]:
-    """The two answers token beside token, and both in full. layout: side by side, or one under the other."""
+    """The two answers aligned by token, and both token views. layout: beside (side by side) or under."""
     if row is None:
         return "", ""
     try:
@@ -138,17 +138,18 @@ def draw_pair(first: Path, second: Path, row: Mapping | None, layout: str) -> tu
         return empty_html(sentence(error)), ""
     names = names_of(first, second)
     views = "".join(
-        f'<section class="wbu-side" aria-label="{escape(name, quote=True)}"><h3>{escape(name)}</h3>{render_tokens(view, standalone=False)}</section>'
+        f'<section class="wbu-side" aria-label="{escape(name, quote=True)}"><h3>{escape(name)}</h3>'
+        f"{render_tokens(view, standalone=False)}</section>"
         for name, view in zip(names, (pair.first, pair.second), strict=True)
     )
     css_class = "wbu-sides" if layout == "beside" else "wbu-stack"
     return remount(aligned_html(pair, *names)), remount(f'<div class="{css_class}">{views}</div>')
 
 
-def aligned_html(pair: AlignedPair, first: str, second: str) -> str:
-    """Both answers as columns of a table: a token of the first over its partner, with regimes and gaps, differences marked.
+def aligned_html(pair: RunPair, first: str, second: str) -> str:
+    """Both answers as rows of a table, each token above its partner, with regime and information gap.
 
-    Two methods that have no regime in common differ everywhere, so no difference is marked: their gaps can be compared.
+    Differences of regime are marked if the two methods have a regime in common.
     """
     if pair.aligned.empty:
         return empty_html(pair.aligned.empty)
@@ -168,13 +169,16 @@ def aligned_html(pair: AlignedPair, first: str, second: str) -> str:
     lines.insert(1, f'<tr class="wbu-marks" aria-hidden="true"><th></th>{marks}</tr>')
     legend = _legend((first, pair.first), (second, pair.second))
     regimes = (
-        f"{same} of {matched} common tokens have the same regime. Between the lines: ≠ another regime, · another token."
+        f"{same} of {matched} common tokens have the same regime. Between the rows: ≠ different regime, · different "
+        "token."
         if is_common
-        else f"{matched} common tokens. The two methods have no regime in common: compare the gaps. Between the lines: · another token."
+        else f"{matched} common tokens. The two methods have no regime in common, so compare the gaps. "
+        "Between the rows: · different token."
     )
     caption = f"Matched by {pair.by}: {regimes}"
     return (
-        '<div class="wb-root"><div class="wbu-scroll"><table class="wbu-aligned" aria-label="both answers, token beside token">'
+        '<div class="wb-root"><div class="wbu-scroll">'
+        '<table class="wbu-aligned" aria-label="both answers, token by token">'
         f'<tbody>{"".join(lines)}</tbody></table></div><p class="wb-faint wbu-said">{escape(caption)}</p>{legend}</div>'
     )
 
@@ -188,7 +192,8 @@ def _aligned_cell(row: Mapping, suffix: str, slots: Mapping[str, str]) -> str:
     title = escape(f"{visible_text(text)} · {regime}" + (f" · {gap_texts}" if gap_texts else ""), quote=True)
     information = NONE if gaps["information"] is None else signed(gaps["information"], 1)
     return (
-        f'<td title="{title}"><span class="wbu-token wb-s-{slots.get(regime, "none")}">{escape(visible_text(text))}</span>'
+        f'<td title="{title}">'
+        f'<span class="wbu-token wb-s-{slots.get(regime, "none")}">{escape(visible_text(text))}</span>'
         f"<small>{escape(regime)}</small><small>{information}</small></td>"
     )
 
@@ -198,18 +203,19 @@ def _legend(*named: tuple[str, TokenView]) -> str:
     for name, view in named:
         slots = colors.regime_slots(view.all_regimes)
         swatches = "".join(
-            f'<span class="wb-item"><span class="wb-swatch wb-s-{slots[regime]}"></span><b>{escape(regime)}</b> {escape(note.meaning)}</span>'
+            f'<span class="wb-item"><span class="wb-swatch wb-s-{slots[regime]}"></span><b>{escape(regime)}</b> '
+            f"{escape(note.meaning)}</span>"
             for regime, note in view.all_regimes.items()
         )
         items.append(f'<div class="wb-maplegend"><span class="wb-faint">{escape(name)}</span>{swatches}</div>')
     return (
         "".join(dict.fromkeys(items))
-        + '<p class="wb-faint wbu-said">under a token: its regime, its information gap in nats</p>'
+        + '<p class="wb-faint wbu-said">under each token: its regime and its information gap in nats</p>'
     )
 
 
 def known_metrics(first: Path, second: Path) -> list[str]:
-    """Metrics that either run has, the common ones first."""
+    """Metrics of either run, those of METRICS first."""
     names: dict[str, None] = {}
     for run in (first, second):
         names |= dict.fromkeys(metrics(run).frame["metric"].unique())
@@ -217,50 +223,53 @@ def known_metrics(first: Path, second: Path) -> list[str]:
 
 
 def draw_accuracy(first: Path, second: Path) -> str:
-    """Per policy, context and truth: both runs' accuracy before and after, and how sure they were in the end."""
+    """Per policy, context and truth: accuracy of both runs at first and newest evaluation, and newest confidence."""
     accuracies = compare.accuracy_beside(first, second)
     if accuracies.empty:
         return empty_html(accuracies.empty, title="Accuracy")
     columns = [
         Column("policy", kind="short"),
-        Column("context", "shown", "short"),
-        Column("truth", "questions on", "short"),
+        Column("context", kind="short"),
+        Column("truth", "questions", "short"),
     ]
     for side in "ab":
         columns += [
-            Column(f"count_{side}", "questions", "number"),
-            Column(f"first_{side}", "right, first", "share"),
-            Column(f"last_{side}", "right, newest", "share"),
+            Column(f"count_{side}", "count", "number"),
+            Column(f"first_{side}", "accuracy, first", "share"),
+            Column(f"last_{side}", "accuracy, newest", "share"),
             Column(f"confidence_{side}", "confidence", "share"),
         ]
     title = "Accuracy and confidence, first and newest evaluation"
     html = rows_html(accuracies, columns, label="accuracy of both runs", title=title, tall=380) + aside_html(
         CONFIDENCE_NOTE
     )
-    only_first, both, only_second = compare.question_overlap(first, second)
+    only_first, both, only_second = compare.evaluated_apart(first, second)
     if not only_first and not only_second:
         return html
-    apart = f"Not the same questions: {only_first:,} were asked of the first run only, {only_second:,} of the second only, {both:,} of both."
-    return html + aside_html(f"{apart} Where they differ, so may the accuracies, whatever was learned.")
+    return html + aside_html(
+        f"The runs were not evaluated on the same questions: {both:,} are common, {only_first:,} of the first run "
+        "only, "
+        f"{only_second:,} of the second only. Accuracies may differ for this reason alone."
+    )
 
 
 def draw_difference(first: Path, second: Path) -> str:
-    """Keys of the configurations that differ."""
+    """Configuration keys that differ between the runs."""
     differences = config_difference(first, second)
     names = [name for name in differences.frame.columns if name != "key"]
     columns = (Column("key", kind="mono"), *(Column(name, name, "mono") for name in names))
     return rows_html(
-        differences, columns, label="difference of configurations", title="Where the configurations differ", tall=380
+        differences, columns, label="difference of configurations", title="Differences of the configurations", tall=380
     )
 
 
 def chosen_example(address: Mapping | None, key: Mapping) -> dict:
-    """The address after an example was chosen."""
+    """The address that shows an example."""
     return persistent_params(address) | {"example": str(key["example"])}
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
-    """A second run, the examples that both answered, the answers side by side."""
+    """Second run, examples of both, answers side by side, metrics, configurations, accuracies."""
     with gr.Row():
         other = gr.Dropdown([], label="compare with", elem_id="compare-other", min_width=320, scale=2)
         layout = gr.Radio(
@@ -298,7 +307,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     outputs = [other, layout, listed, aligned, views, metric, curves, accuracy, difference]
     drawing = show_errors(partial(draw, context), len(outputs))
     shared.on_show("compare", drawing, [shared.run, shared.theme, shared.address], outputs)
-    sync_to_address(shared, [metric.input, layout.input], CHOICES["compare"], [metric, layout])
+    sync_to_url(shared, [metric.input, layout.input], CHOICES["compare"], [metric, layout])
     other.input(
         lambda name, address: (
             persistent_params(address) | {"other": name or "", "example": (address or {}).get("example", "")}

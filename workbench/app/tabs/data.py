@@ -1,6 +1,7 @@
-"""Data: examples with their evidence drawn, and an own image scored under every view of a run's checkpoint.
+"""Data: examples with their evidence, and the user's own image scored under every view of a run's checkpoint.
 
-At most one checkpoint is kept in memory. An upload is bounded, opened as any other image, and never leaves this machine.
+At most one checkpoint is in memory. Uploads have a size limit, are opened like any other image, and stay on this
+machine.
 """
 
 import threading
@@ -62,18 +63,18 @@ COLUMNS = (
     Column("answer", kind="short"),
     Column("evidence"),
 )
-EVIDENCE_FIELDS = {  # what a view may be shown -> that it is not there, and how it is given here
-    "boxes": ("there are no boxes", "Drag on the image to draw one, or write x0 y0 x1 y1 and a label, in pixels."),
-    "caption": ("there is no caption", "Fill it in."),
-    "hint": ("there is no hint", "Fill it in."),
-    "answer": ("there is no right answer", "Fill it in."),
-    "turns": ("there are no turns", "Write the question in several sentences."),
+EVIDENCE_FIELDS = {  # evidence of a context -> how to enter it in the form
+    "boxes": "Drag on the image to draw a box, or write x0 y0 x1 y1 and a label, in pixels.",
+    "caption": "Fill in the caption.",
+    "hint": "Fill in the hint.",
+    "answer": "Fill in the right answer.",
+    "turns": "Write the question in several sentences.",
 }
-NO_SOURCE = "This run names no data. Give a source above: a .jsonl or .parquet file, or scenes:eval?count=40."
+NO_SOURCE = "This run names no data. Enter a source above: a .jsonl or .parquet file, or scenes:eval?count=40."
 
 
 class ScorerCache:
-    """The policies of the run that was asked last. One question at a time; another run's policies are let go first."""
+    """The scorer of the run used last. It scores one example at a time and unloads another run's models first."""
 
     def __init__(self) -> None:
         self._key: tuple | None = None
@@ -81,15 +82,16 @@ class ScorerCache:
         self._lock = threading.Lock()
 
     def score(self, run_dir: Path, example: Example, answer: str | None) -> TokenView:
-        """Every token of the answer, or of one that the student writes, as the run's newest checkpoint sees it."""
-        from workbench.runs.checkpoints import latest_checkpoint  # noqa: PLC0415  (transformers: seconds, and only needed here)
+        """Score every token of the answer, or of one sampled from the student, with the run's newest checkpoint."""
+        # imported here: transformers takes seconds
+        from workbench.runs.checkpoints import latest_checkpoint  # noqa: PLC0415
         from workbench.training.scorer import open_scorer  # noqa: PLC0415
 
         with self._lock:
             checkpoint, _ = latest_checkpoint(run_dir)
             if checkpoint is None:
                 raise RunError(
-                    f"run {run_dir.name} has saved no checkpoint yet. Wait for its first, or choose another run."
+                    f"run {run_dir.name} has no checkpoint yet. Wait for its first one, or choose another run."
                 )
             config = load_config(run_dir / "config.yaml")
             refuse_remote_code(config, f"workbench eval {run_dir}")
@@ -103,7 +105,7 @@ class ScorerCache:
             scored = self._scorer.score(example, answer)
             view = token_view(scored, run=f"{run_dir.name}, checkpoint of step {checkpoint.step}")
             meta = {name: value for name, value in view.meta.items() if name not in ("step", "rollout")}
-            return replace(view, meta=meta)  # it is no answer of a batch
+            return replace(view, meta=meta)
 
 
 SCORER = ScorerCache()
@@ -112,12 +114,13 @@ SCORER = ScorerCache()
 def draw(
     context: AppContext, run: str | None, address: Mapping | None, source: str | None, *, is_typed: bool = False
 ) -> tuple:
-    """Sources to choose from, the list of examples, the chosen one with its evidence, and the answer to score.
+    """Sources, the list of examples, the chosen example with its evidence, and the answer to score.
 
-    An example that the address names is looked for in all data of the run. If the address says what the student was shown,
-    the answer to score is the one that it gave then, in the last evaluation.
+    An example of the address is searched in all data of the run. If the address also names a context, the answer to
+    score is the student's answer in that context at the last evaluation.
 
-    is_typed  the source was just asked for: one that may not be read is said, and otherwise the run's own is listed
+    is_typed  whether the user has just entered the source; then a forbidden source is an error, otherwise the run's own
+              source is listed instead
     """
     run_dir = context.run_dir(run)
     sources = sources_of(run_dir)
@@ -126,17 +129,17 @@ def draw(
     except DataError as error:
         if is_typed:
             return gr.Dropdown(choices=sources, value=source), empty_html(sentence(error)), "", gr.skip()
-        source = chosen_source(context, run_dir, None)  # the page still holds another run's
+        source = chosen_source(context, run_dir, None)  # the page still has the source of another run
     chooser = gr.Dropdown(choices=sources, value=source)
     if source is None:
         return chooser, empty_html(NO_SOURCE), "", gr.skip()
     try:
-        most = MAX_EXAMPLES
+        limit = MAX_EXAMPLES
         if not is_typed:
-            most = most_listed(run_dir, address)
-            source = source_with(context, run_dir, source, address, most)
+            limit = list_limit(run_dir, address)
+            source = source_with(context, run_dir, source, address, limit)
             chooser = gr.Dropdown(choices=sources, value=source)
-        examples, is_cut = load(source, most, context.folders)
+        examples, is_cut = load(source, limit, context.folders)
     except (WorkbenchError, OSError) as error:
         return chooser, empty_html(sentence(error)), "", gr.skip()
     example = find(examples, address)
@@ -144,24 +147,24 @@ def draw(
     return chooser, list_html(source, examples, example, is_cut), fragment, evaluated_answer(run_dir, address)
 
 
-def most_listed(run_dir: Path, address: Mapping | None) -> int:
-    """How many examples are listed: as many as were evaluated, if the address is that of an evaluated one."""
+def list_limit(run_dir: Path, address: Mapping | None) -> int:
+    """Number of examples to list; at least as many as were evaluated if the address names an evaluated example."""
     count = value_at(read_yaml(run_dir / "config.yaml"), "evaluation.count") if (address or {}).get("context") else None
     return min(max(MAX_EXAMPLES, count), MAX_EVALUATED_EXAMPLES) if isinstance(count, int) else MAX_EXAMPLES
 
 
-def source_with(context: AppContext, run_dir: Path, source: str, address: Mapping | None, most: int) -> str:
-    """The source, or another of the run's that has the example of the address where this one does not."""
+def source_with(context: AppContext, run_dir: Path, source: str, address: Mapping | None, limit: int) -> str:
+    """The source of the run that has the address's example: this one if possible, and this one if none has it."""
     wanted = str((address or {}).get("example") or "")
     others = [value for _, value in sources_of(run_dir) if value != source] if wanted else []
-    loaded = ((candidate, load(candidate, most, context.folders)[0]) for candidate in (source, *others))
+    loaded = ((candidate, load(candidate, limit, context.folders)[0]) for candidate in (source, *others))
     return next(
         (candidate for candidate, examples in loaded if any(example.id == wanted for example in examples)), source
     )
 
 
 def evaluated_answer(run_dir: Path, address: Mapping | None) -> object:
-    """What the student answered to the address's example in the last evaluation, under the address's context."""
+    """The student's answer to the address's example in the address's context, at the last evaluation."""
     example, context = (str((address or {}).get(name) or "") for name in ("example", "context"))
     if not (example and context):
         return gr.skip()
@@ -172,37 +175,37 @@ def evaluated_answer(run_dir: Path, address: Mapping | None) -> object:
 
 
 def sources_of(run_dir: Path) -> list[tuple[str, str]]:
-    """The data that the run's configuration names."""
+    """The data sources of the run's configuration, as (label, source)."""
     try:
         named = read_yaml(config_file(run_dir) or run_dir / "config.yaml").get("data")
     except WorkbenchError:
         return []
     if not isinstance(named, dict):
         return []
-    words = {"train": "trained on", "eval": "evaluated on", "probes": "probes from"}
-    return [(f"{word}  {named[name]}", str(named[name])) for name, word in words.items() if named.get(name)]
+    labels = {"train": "training", "eval": "evaluation", "probes": "probes"}
+    return [(f"{label}  {named[name]}", str(named[name])) for name, label in labels.items() if named.get(name)]
 
 
 def chosen_source(context: AppContext, run_dir: Path, source: str | None) -> str | None:
-    """The source to list: the asked one, else the run's own.
+    """The source to list: `source`, else the run's own.
 
-    Raises DataError for one that is neither the run's own, nor built-in scenes, nor a file inside the runs folder; a
-    read-only page reads the run's own only.
+    Raises DataError if `source` is neither the run's own, nor built-in scenes, nor a file inside the runs folder. A
+    read-only page reads only the run's own.
     """
     own_sources = [value for _, value in sources_of(run_dir)]
     if not source:
         return own_sources[-1] if len(own_sources) > 1 else own_sources[0] if own_sources else None
     if source in own_sources or (not context.read_only and _is_ours(context, source)):
         return source
-    others = "" if context.read_only else f", scenes:eval?count=40 and the like, and files inside {context.runs_dir}"
+    others = "" if context.read_only else f", built-in scenes (scenes:eval?count=40), or a file in {context.runs_dir}"
     raise DataError(
-        f'"{source}" is not read here: this page reads the data that the run names{others}. '
-        "To look at other data, launch a run that names it as data.train."
+        f'source "{source}" is not allowed here. Expected data that the run names{others}. '
+        "To view other data, start a run with it as data.train."
     )
 
 
 def _is_ours(context: AppContext, source: str) -> bool:
-    """Whether a typed source lies where the app may read."""
+    """Whether the app may read an entered source."""
     if source.startswith("scenes:"):
         return True
     file = Path(source.partition("?")[0]).resolve()
@@ -210,13 +213,13 @@ def _is_ours(context: AppContext, source: str) -> bool:
 
 
 def find(examples: list[Example], address: Mapping | None) -> Example | None:
-    """The example that the address names, else the first."""
+    """The address's example, else the first."""
     wanted = str((address or {}).get("example") or "")
     return next((example for example in examples if example.id == wanted), examples[0] if examples else None)
 
 
 def list_html(source: str, examples: list[Example], chosen: Example | None, is_cut: bool = False) -> str:
-    """Examples as rows, with the evidence that each has. is_cut: further ones hold too large pictures for the page."""
+    """Examples with their evidence as a table. is_cut: whether the images' size ended the list early."""
     rows = [
         {
             "id": example.id,
@@ -228,9 +231,9 @@ def list_html(source: str, examples: list[Example], chosen: Example | None, is_c
         for example in examples
     ]
     more = f", the first {len(examples)}" if len(examples) >= MAX_EXAMPLES else ""
-    more = f", the first {len(examples)}: with more, its pictures exceed {MAX_DECODED >> 20} MiB" if is_cut else more
+    more = f", the first {len(examples)}: more would exceed {MAX_DECODED >> 20} MiB of images" if is_cut else more
     rows_table = table(
-        rows, [column.name for column in COLUMNS], run=f"{source}{more}", empty=f"{source} holds no example."
+        rows, [column.name for column in COLUMNS], run=f"{source}{more}", empty=f"{source} has no examples."
     )
     key = None if chosen is None else {"id": chosen.id}
     return rows_html(
@@ -249,12 +252,12 @@ def parse_boxes(text: str, size: tuple[int, int]) -> tuple[Box, ...]:
             x0, y0, x1, y1 = (float(part) for part in parts[:4])
         except ValueError:
             raise DataError(
-                f'line {number} of the boxes is "{line.strip()}". Write x0 y0 x1 y1 and a label, in pixels.'
+                f'line {number} of the boxes is "{line.strip()}". Expected x0 y0 x1 y1 and a label, in pixels.'
             ) from None
         if not (0 <= x0 < x1 <= size[0] and 0 <= y0 < y1 <= size[1]):
             raise DataError(
-                f'line {number} of the boxes, "{line.strip()}", is not inside the image of {size[0]} x {size[1]} pixels. '
-                "x0 must be below x1, and y0 below y1."
+                f'line {number} of the boxes, "{line.strip()}", is not inside the image of {size[0]} x {size[1]} '
+                "pixels. Expected x0 < x1 and y0 < y1. Correct the line."
             )
         boxes.append(Box(x0, y0, x1, y1, parts[4].strip() if len(parts) > 4 else ""))
     return tuple(boxes)
@@ -263,10 +266,10 @@ def parse_boxes(text: str, size: tuple[int, int]) -> tuple[Box, ...]:
 def own_example(
     file: str | None, question: str | None, answer: str | None, caption: str | None, hint: str | None, boxes: str | None
 ) -> Example:
-    """What was dropped in, as an example. Raises DataError for a file, box or question that cannot be used."""
+    """The user's image and texts as an example. Raises DataError for an invalid file, box or question."""
     image = open_upload(file)
     if not (question or "").strip():
-        raise DataError("there is no question. Write one: what should be answered about the image?")
+        raise DataError("the question is empty. Enter a question about the image.")
     return Example(
         OWN_IMAGE,
         question.strip(),
@@ -280,18 +283,20 @@ def own_example(
 
 
 def open_upload(file: str | None) -> object:
-    """The uploaded image. Raises DataError if there is none, or it is too large or no image."""
+    """The uploaded image. Raises DataError if it is missing, too large, or not an image."""
     if not file:
-        raise DataError(f"there is no image. Drop one in: PNG, JPEG or WebP, at most {MAX_UPLOAD_MB} MB.")
+        raise DataError(f"the image is missing. Upload a PNG, JPEG or WebP file of at most {MAX_UPLOAD_MB} MB.")
     path = Path(file)
     size = path.stat().st_size
     if size > MAX_UPLOAD_MB * 2**20:
-        raise DataError(f"{path.name} has {size / 2**20:.0f} MB; at most {MAX_UPLOAD_MB} are taken. Shrink it first.")
+        raise DataError(
+            f"{path.name} has {size / 2**20:.0f} MB. Expected at most {MAX_UPLOAD_MB} MB. Shrink the image."
+        )
     return open_image(path, name=path.name)
 
 
 def preview(file: str | None, boxes: str | None) -> str:
-    """The dropped image with its boxes, on which boxes can be drawn; a fault as a sentence."""
+    """The uploaded image with its boxes, on which the user can draw boxes; or an error message."""
     if not file:
         return ""
     with DECODE_LOCK:
@@ -300,13 +305,13 @@ def preview(file: str | None, boxes: str | None) -> str:
             drawn = parse_boxes(boxes, image.size)
         except DataError as error:
             return note(sentence(error), "error")
-        picture = ViewImage("image", image, drawn, note="Drag on it to draw a box.")
+        picture = ViewImage("image", image, drawn, note="Drag on the image to draw a box.")
         pictures = evidence(TokenView("", "", "", (), pictures=(picture,)))
     return remount(f'<div class="wb-root"><div class="wb-body">{pictures}</div></div>')
 
 
 def with_box(file: str | None, boxes: str | None, corners: Mapping) -> str:
-    """The lines of boxes and one more, drawn on the picture: corners as shares of width and height."""
+    """The lines of boxes with a drawn box added; `corners` as shares of width and height."""
     with DECODE_LOCK:
         width, height = open_upload(file).size
     shares = [max(0.0, min(1.0, float(corners[name]))) for name in ("x0", "y0", "x1", "y1")]
@@ -315,7 +320,7 @@ def with_box(file: str | None, boxes: str | None, corners: Mapping) -> str:
 
 
 def score(context: AppContext, run: str | None, example: Example, answer: str | None) -> str:
-    """The answer's tokens under every view of the run's newest checkpoint."""
+    """The answer's tokens under every view of the run's newest checkpoint, as HTML."""
     context.check_writable()
     view = SCORER.score(context.run_dir(run), example, (answer or "").strip() or None)
     return remount(render_tokens(view, standalone=False))
@@ -332,52 +337,51 @@ def score_own(
     boxes: str | None,
     given: str | None,
 ) -> str:
-    """The dropped image, scored. Raises DataError if something is missing that the run's views are shown."""
+    """Score the uploaded image. Raises DataError if evidence of the run's views is missing."""
     context.check_writable()
     return score(context, run, own_example(file, question, answer, caption, hint, boxes), given)
 
 
 def check_evidence(config: RunConfig, example: Example) -> None:
-    """Raises DataError saying which fields are to be filled in before the method's views can be shown the image."""
+    """Raises DataError naming the fields that the contexts of the method's views need."""
     missing: dict[str, list[str]] = {}
     for name, view in config.load_method().views.items():
         lacking = missing_evidence(example, view.context)
         if lacking is not None:
-            missing.setdefault(lacking.partition(" ")[0], []).append(f"{name} ({view.context})")
+            missing.setdefault(lacking.partition(" (")[0], []).append(f"{name} ({view.context})")
     faults = []
     for what, views in missing.items():
         if what not in EVIDENCE_FIELDS:
             raise DataError(
-                f"an image of your own has no {what}, which this run shows to {' and '.join(views)}. Choose a run of "
-                "another method, or score an example of the list above."
+                f"your own image cannot have {what}, which this run shows to {' and '.join(views)}. Choose a run of "
+                "another method, or score an example from the list above."
             )
-        lack, remedy = EVIDENCE_FIELDS[what]
-        faults.append(f"{lack}, which this run shows to {' and '.join(views)}. {remedy}")
+        faults.append(f"{what}: missing; this run shows it to {' and '.join(views)}. {EVIDENCE_FIELDS[what]}")
     if faults:
-        raise DataError(f"{' And '.join(faults)} Then score again.")
+        raise DataError(f"{' '.join(faults)} Then score again.")
 
 
 def score_listed(
     context: AppContext, run: str | None, address: Mapping | None, source: str | None, given: str | None
 ) -> str:
-    """The chosen example of the list, scored."""
+    """Score the chosen example of the list."""
     context.check_writable()
     chosen = chosen_source(context, context.run_dir(run), source)
     example = find(load(chosen, folders=context.folders)[0], address) if chosen else None
     if example is None:
-        raise DataError("there is no example to score. Choose a source that has some.")
+        raise DataError("no example to score. Choose a source that has examples.")
     return score(context, run, example, given)
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
-    """Examples with their evidence; an own image; what every view says of it."""
+    """Examples with their evidence, a form for the user's own image, and scores under every view."""
     css = read_asset("data.css")
     is_open = not context.read_only
     with gr.Row(elem_classes="wbu-bar"):
-        source = gr.Dropdown([], label="examples of", allow_custom_value=is_open, elem_id="data-source", scale=3)
+        source = gr.Dropdown([], label="source", allow_custom_value=is_open, elem_id="data-source", scale=3)
         given = gr.Textbox(
             label="answer to score",
-            placeholder="empty: the student writes one",
+            placeholder="empty: sampled from the student",
             elem_id="data-given",
             max_lines=1,
             scale=2,
@@ -389,7 +393,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         label="the example", js_on_load=None, css_template=css, apply_default_css=False, elem_id="data-example"
     )
     form = own_image_form(is_open, list(KINDS))
-    scored = fragment_component("who would supervise which token", elem_id="data-scored")
+    scored = fragment_component("supervision of each token", elem_id="data-scored")
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     inputs, outputs = [shared.run, shared.address, source], [source, listed, example_view, given]

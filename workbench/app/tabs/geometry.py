@@ -1,4 +1,4 @@
-"""Geometry: how large, how sparse, of what rank and where the update of a run is, beside a random one of the same norm."""
+"""Geometry: size, sparsity, rank and location of a run's weight update, with a random control of the same norm."""
 
 from functools import partial
 from html import escape
@@ -13,17 +13,17 @@ from workbench.analysis.table import Table, table
 from workbench.app.components import Column, aside_html, fragment_component, plot_component, rows_component, rows_html
 from workbench.app.context import AppContext, Shared, note, show_errors
 
-WHAT = """<h2>What training did to the weights</h2><p>The difference of the newest checkpoint to the model that the run started
-from, in float32 and rounded to bfloat16, beside a random difference of the same norm: what the control shows, too, says nothing of
-training. Small models take seconds; of large ones, measure from a terminal.</p>"""
+ABOUT = """<h2>Geometry of the weight update</h2><p>The update is the newest checkpoint minus the model that the run
+started from, in float32 and rounded to bfloat16. The control is a random update of the same norm. A property that the
+control shares is not a result of training. Small models take seconds; measure large ones in a terminal.</p>"""
 COLUMNS = (
     Column("group", kind="short"),
     Column("precision", kind="short"),
-    Column("delta", "difference", "short"),
+    Column("delta", "update", "short"),
     Column("tensors", kind="number"),
     Column("coordinates", "weights", "number"),
     Column("relative_delta", "relative size", "share"),
-    Column("energy_share", "of its energy", "share"),
+    Column("energy_share", "share of energy", "share"),
     Column("unchanged", kind="share"),
     Column("below_1e-05", "below 1e-5", "share"),
     Column("stable_rank", kind="number"),
@@ -37,14 +37,14 @@ COLUMNS = (
 
 
 def draw(context: AppContext, run: str | None, theme: str) -> tuple:
-    """What it is, figures, how to read each, and the table of what was measured, or what to do."""
+    """Description, figures, how to read each, and the table by group; without a measurement, how to make one."""
     run_dir = context.run_dir(run)
     measured = geometry_files.read(run_dir / FOLDER)
-    command = f"<p>From a terminal: <code>workbench geometry {escape(str(run_dir))}</code></p>"
-    words = f'<div class="wbu-words">{WHAT}{command}</div>'
+    command = f"<p>In a terminal: <code>workbench geometry {escape(str(run_dir))}</code></p>"
+    about = f'<div class="wbu-words">{ABOUT}{command}</div>'
     if measured is None:
         return (
-            words,
+            about,
             *[None] * len(READING),
             *[""] * len(READING),
             rows_html(groups_table(None, run_dir.name), COLUMNS, label="geometry by group"),
@@ -52,23 +52,23 @@ def draw(context: AppContext, run: str | None, theme: str) -> tuple:
     rows = rows_html(
         groups_table(measured, run_dir.name), COLUMNS, label="geometry by group", title="By group", tall=520
     )
-    return (words, *all_figures(measured, theme), *map(aside_html, READING), rows)
+    return (about, *all_figures(measured, theme), *map(aside_html, READING), rows)
 
 
 def groups_table(measured: Measured | None, run: str) -> Table:
-    """The groups, each update before its control."""
+    """Metrics by group, each update before its control."""
     columns = [column.name for column in COLUMNS]
     if measured is None:
         return table([], columns, run=run, empty=NOT_MEASURED)
     frame = measured.geometry.groups
     order = {name: group_idx for group_idx, name in enumerate(dict.fromkeys(frame["group"]))}
-    keys = frame.assign(place=frame["group"].map(order), control=frame["delta"] != UPDATE)
-    frame = frame.loc[keys.sort_values(["place", "precision", "control"], ascending=[True, False, True]).index, columns]
+    keys = frame.assign(order=frame["group"].map(order), control=frame["delta"] != UPDATE)
+    frame = frame.loc[keys.sort_values(["order", "precision", "control"], ascending=[True, False, True]).index, columns]
     return table(frame.reset_index(drop=True), columns, run=measured.title, empty=NOT_MEASURED)
 
 
 def measure(context: AppContext, run: str | None, theme: str) -> tuple:
-    """Measure and keep it in the run's folder, then draw it."""
+    """Measure the update, save the result in the run's folder, and draw it."""
     context.check_writable()
     run_dir = context.run_dir(run)
     measured = geometry_files.measure_pair(geometry_files.pair_of_run(run_dir))
@@ -77,8 +77,8 @@ def measure(context: AppContext, run: str | None, theme: str) -> tuple:
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
-    """Words, a button, figures, the table."""
-    words = fragment_component("about the geometry", elem_id="geometry-about")
+    """Description, the Measure button, figures, table."""
+    about = fragment_component("about the geometry", elem_id="geometry-about")
     button = gr.Button(
         "Measure",
         variant="primary",
@@ -87,7 +87,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         min_width=200,
         interactive=not context.read_only,
     )
-    notice = fragment_component("what was measured", elem_id="geometry-said")
+    notice = fragment_component("result of measuring", elem_id="geometry-said")
     titles = (
         "unchanged coordinates",
         "size by layer",
@@ -104,10 +104,10 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                     asides[figure_idx] = fragment_component(f"how to read {titles[figure_idx]}")
     rows = rows_component("geometry by group", elem_id="geometry-table")
     figures_and_notes = [component for components in (plots, asides) for _, component in sorted(components.items())]
-    inputs, outputs = [shared.run, shared.theme], [words, *figures_and_notes, rows]
+    inputs, outputs = [shared.run, shared.theme], [about, *figures_and_notes, rows]
     shared.on_show("geometry", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
     shared.run.change(lambda: "", None, notice, show_progress="hidden", api_visibility="private")
     measuring = show_errors(partial(measure, context), len(outputs) + 1)
     button.click(
-        measuring, inputs, [notice, *outputs], concurrency_limit=1, show_progress_on=words, api_visibility="private"
+        measuring, inputs, [notice, *outputs], concurrency_limit=1, show_progress_on=about, api_visibility="private"
     )

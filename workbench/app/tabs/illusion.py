@@ -1,4 +1,4 @@
-"""Illusion: what was learned and what was only imitated; the worst cases open in Tokens."""
+"""Illusion: capability gain against imitation of evidence that the student lacks; worst cases open in Tokens."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -41,22 +41,22 @@ WORST_COLUMNS = (
     Column("answer"),
     Column("expected", kind="short"),
     Column("step", kind="number"),
-    Column("rollout", "no.", "number"),
+    Column("rollout", kind="number"),
 )
 SURE_COLUMNS = (
     Column("confidence", kind="share"),
     Column("question"),
-    Column("text", "answered"),
+    Column("text", "answer"),
     Column("answer", "expected", "short"),
     Column("truth", kind="short"),
-    Column("context", "shown", "short"),
+    Column("context", kind="short"),
 )
 ACCURACY_COLUMNS = (
     Column("policy", kind="short"),
-    Column("context", "shown", "short"),
-    Column("truth", "questions on", "short"),
+    Column("context", kind="short"),
+    Column("truth", "questions", "short"),
     Column("step", kind="number"),
-    Column("count", "questions", "number"),
+    Column("count", kind="number"),
     Column("accuracy", kind="share"),
     Column("confidence", kind="share"),
     Column("overconfidence", "over-confidence", "points"),
@@ -67,19 +67,20 @@ ACCURACY_COLUMNS = (
 
 
 def draw(context: AppContext, run: str | None, theme: str, curve_of: str | None) -> tuple:
-    """Everything on the tab: headline, choices of who answered, figures, tables.
+    """Headline, choices of the calibration curve, figures, tables.
 
-    shown  "policy, context" of the reliability curve
+    curve_of  "policy, context" of the calibration curve
     """
     run_dir = context.run_dir(run)
     traces = TRACES.of(run_dir)
     accuracy = illusion.accuracy(run_dir)
     pairs = [] if accuracy.empty else list(dict.fromkeys(f"{row['policy']}, {row['context']}" for row in accuracy.rows))
     curve_of = curve_of if curve_of in pairs else pairs[0] if pairs else ""
-    bought, parted = illusion.information_dominated_shares(traces or run_dir), illusion.separation(traces or run_dir)
+    dominated = illusion.information_dominated_loss(traces or run_dir)
+    separation = illusion.separation(traces or run_dir)
     over, group = overconfidence(accuracy)
     return (
-        headline(run_dir, accuracy, bought, parted),
+        headline(run_dir, accuracy, dominated, separation),
         figures.accuracy_curves(accuracy, theme=theme),
         gr.Dropdown(choices=pairs, value=curve_of or None, visible=bool(pairs)),
         draw_reliability(run_dir, curve_of, theme),
@@ -91,23 +92,23 @@ def draw(context: AppContext, run: str | None, theme: str, curve_of: str | None)
             title=f"Over-confidence on {group} questions",
             theme=theme,
             reference=0.0,
-            meaning="as sure as right",
+            meaning="calibrated",
             tints=[TRUTHS[theme][group]] * len(over.frame),
         ),
-        figures.information_share(bought, theme=theme),
+        figures.information_share(dominated, theme=theme),
         figures.curves(
             entropies(traces, run_dir),
-            title="The student's entropy",
+            title="Student entropy",
             theme=theme,
             tints={f"{truth} tokens": tint for truth, tint in TRUTHS[theme].items()},
         ),
-        figures.separation_bars(parted, theme=theme),
+        figures.separation_bars(separation, theme=theme),
         rows_html(
             illusion.worst_cases(traces or run_dir),
             WORST_COLUMNS,
             label="worst cases",
             key=KEY,
-            title="Most loss spent on what only the evidence explains: choose one to open it in Tokens",
+            title="Largest loss on tokens that only the evidence explains: choose one to open it in Tokens",
             tall=440,
         ),
         draw_wrong(illusion.confidently_wrong(run_dir)),
@@ -122,41 +123,41 @@ def draw(context: AppContext, run: str | None, theme: str, curve_of: str | None)
 
 
 def draw_wrong(answers: Table) -> str:
-    """Wrong answers of the last evaluation, the surest first; a row opens its question in Data."""
-    title = "Sure and wrong"
+    """Wrong answers of the last evaluation by confidence; a row opens its question in Data."""
+    title = "Confidently wrong"
     if not answers.empty:
         title += f" at step {answers.rows[0]['step']}: choose one to open it in Data"
-    return rows_html(answers, SURE_COLUMNS, label="sure and wrong", key=SURE_KEY, title=title, tall=478)
+    return rows_html(answers, SURE_COLUMNS, label="confidently wrong", key=SURE_KEY, title=title, tall=478)
 
 
-def headline(run_dir: Path, accuracy: Table, bought: Table, parted: Table) -> str:
-    """What the run found, and two numbers of how much of it was imitated, each with what it is of."""
+def headline(run_dir: Path, accuracy: Table, dominated: Table, separation: Table) -> str:
+    """The cards of findings, and two numbers on imitation with what they are computed over."""
     if accuracy.empty:
         return empty_html(accuracy.empty)
     tiles = []
-    spent = [row for row in bought.rows if row["truth"] == "all" and row["loss_share"] is not None]
-    if spent:
-        end = spent[-1]
+    shares = [row for row in dominated.rows if row["truth"] == "all" and row["loss_share"] is not None]
+    if shares:
+        end = shares[-1]
         tiles.append(
             (
                 f"{end['loss_share']:.0%}",
-                "of the loss bought on information",
-                f"{_steps(end)}, {end['num_positions']:,} tokens; {spent[0]['loss_share']:.0%} at {_steps(spent[0])}",
+                "information-dominated loss",
+                f"{_steps(end)}, {end['num_positions']:,} tokens; {shares[0]['loss_share']:.0%} at {_steps(shares[0])}",
             )
         )
-    for row in parted.rows:
+    for row in separation.rows:
         if row["gap"] != illusion.HEADLINE_GAP:
             continue
         tiles.append(
             (
                 f"{row['auroc']:.2f}",
                 "AUROC of the information gap's size",
-                f"{row['num_privileged']:,} privileged against {row['num_visible']:,} visible tokens; 0.5 tells nothing",
+                f"{row['num_privileged']:,} privileged and {row['num_visible']:,} visible tokens; 0.5 = no separation",
             )
         )
     cards = "".join(
-        f"<div><b>{escape(number)}</b><span>{escape(what)}</span><small>{escape(of)}</small></div>"
-        for number, what, of in tiles
+        f"<div><b>{escape(number)}</b><span>{escape(name)}</span><small>{escape(detail)}</small></div>"
+        for number, name, detail in tiles
     )
     label = f"headline of {escape(run_dir.name, quote=True)}"
     numbers = f'<div class="wbu-tiles" role="group" aria-label="{label}">{cards}</div>' if tiles else ""
@@ -172,13 +173,13 @@ def draw_reliability(run_dir: Path, curve_of: str | None, theme: str) -> object:
     policy, _, context = (curve_of or "student, plain").partition(", ")
     return figures.reliability(
         illusion.reliability(run_dir, policy=policy, context=context),
-        title=f"Is it as often right as it is sure? {policy}, {context}",
+        title=f"Calibration: {policy}, {context}",
         theme=theme,
     )
 
 
 def last_step(accuracy: Table) -> Table:
-    """Each policy's and context's newest rows."""
+    """The newest rows of each policy and context."""
     if accuracy.empty:
         return accuracy
     frame = accuracy.frame
@@ -187,8 +188,10 @@ def last_step(accuracy: Table) -> Table:
 
 
 def overconfidence(accuracy: Table) -> tuple[Table, str]:
-    """The first and the newest rows on privileged questions (all, where truth is not known), named by policy, context and
-    step, in points; and which questions these are."""
+    """Over-confidence in points at the first and newest step of each policy and context, and the group of questions.
+
+    The group is privileged questions, or all where the data does not mark them.
+    """
     if accuracy.empty:
         return accuracy, "all"
     frame = accuracy.frame
@@ -213,7 +216,7 @@ def overconfidence(accuracy: Table) -> tuple[Table, str]:
 
 
 def entropies(traces: Traces | None, run_dir: Path) -> Table:
-    """The student's entropy over steps, a curve per truth, as figures.curves takes it."""
+    """The student's entropy over steps, a curve per truth, for figures.curves."""
     gaps = regimes.gaps_over_steps(traces or run_dir)
     rows = [
         {"step": row["step"], "metric": f"{row['truth']} tokens", "value": row["entropy"]}
@@ -231,24 +234,24 @@ def entropies(traces: Traces | None, run_dir: Path) -> Table:
 
 
 def worst_address(address: Mapping | None, key: Mapping) -> dict:
-    """The address of a worst case's answer."""
+    """The address of a worst case in Tokens."""
     return persistent_params(address, but="tokens") | answer_address(
         int(key["step"]), int(key["rollout"]), process=int(key["process"]), token=int(key["position"])
     )
 
 
 def wrong_address(address: Mapping | None, key: Mapping) -> dict:
-    """The address of an evaluated question, with what it was shown, in Data."""
+    """The address of an evaluated question and its context in Data."""
     return persistent_params(address) | {"example": str(key["example"]), "context": str(key["context"])}
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
-    """Headline, figures, worst cases."""
+    """Headline, figures, worst cases, wrong answers, accuracy table."""
     head = fragment_component("headline", elem_id="illusion-headline")
     accuracy = plot_component("accuracy and confidence", elem_id="illusion-accuracy")
     with gr.Row():
         with gr.Column(min_width=420):
-            share = plot_component("bought by information")
+            share = plot_component("information-dominated loss")
         with gr.Column(min_width=420):
             over = plot_component("over-confidence")
     with gr.Row():
@@ -259,17 +262,17 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     worst = rows_component("worst cases", elem_id="illusion-worst")
     with gr.Row():
         with gr.Column(min_width=420):
-            who = gr.Dropdown([], label="whose reliability", elem_id="illusion-who")
-            reliability = plot_component("reliability")
+            curve_of = gr.Dropdown([], label="calibration of", elem_id="illusion-who")
+            reliability = plot_component("calibration")
         with gr.Column(min_width=420):
-            wrong = rows_component("sure and wrong", elem_id="illusion-wrong")
+            wrong = rows_component("confidently wrong", elem_id="illusion-wrong")
     measured = rows_component("accuracy", elem_id="illusion-table")
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    inputs = [shared.run, shared.theme, who]
-    outputs = [head, accuracy, who, reliability, over, share, entropy, separation, worst, wrong, measured]
+    inputs = [shared.run, shared.theme, curve_of]
+    outputs = [head, accuracy, curve_of, reliability, over, share, entropy, separation, worst, wrong, measured]
     shared.on_show("illusion", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
-    who.input(
+    curve_of.input(
         show_errors(lambda run, theme, curve_of: draw_reliability(context.run_dir(run), curve_of, theme)),
         inputs,
         reliability,

@@ -1,7 +1,7 @@
 """Launch: a recipe or an earlier run as a form, the equivalent command, Check and Start.
 
-A run is a separate process (workbench.runs.jobs), so it outlives the page and the app. The check is one too, so that the
-app never loads a model.
+A run is a separate process (workbench.runs.jobs), so it outlives the page and the app. The check is one too, so that
+the app never loads a model.
 """
 
 import itertools
@@ -110,7 +110,7 @@ def _lay_out_side(context: AppContext) -> _Side:
     is_open = not context.read_only
     with gr.Column(scale=3, min_width=380, elem_id="launch-side"):
         command = gr.Textbox(
-            label="The same on the command line",
+            label="Equivalent command",
             lines=3,
             max_lines=14,
             interactive=False,
@@ -151,7 +151,7 @@ def _connect_form(
     chooser, name = (_widget_of(key, form, widgets) for key in ("method.name", "name"))
     options = [widget for slot, widget in zip(form, widgets, strict=True) if None not in slot]
     typed = gr.Textbox("", visible="hidden", elem_id="launch-typed")
-    # assets/app.js listens to text, numbers and switches with one listener: an event of each box would slow the first page
+    # assets/app.js has one listener for text, numbers and switches: an event per widget would slow the first page
     lists = [widget.input for widget in widgets if isinstance(widget, gr.Dropdown) and widget is not chooser]
     gr.on(lists, None, None, typed, js="() => workbenchApp.typed()")
     edited = [typed.change, chooser.input, recipe.change]
@@ -385,7 +385,7 @@ def _about(method: str) -> str:
 
 
 def _first_values(context: AppContext, form: Form, recipe: str | None) -> tuple[str, list[object]]:
-    """The first recipe's method and values; defaults if it is invalid, and then its error is shown beside the command."""
+    """The first recipe's method and values; defaults if it is invalid, with its error beside the command."""
     try:
         values = recipe_values(context, form, recipe or "")
     except WorkbenchError:
@@ -446,7 +446,7 @@ def _labels(field: Field) -> dict[str, object]:
 
 
 def _shown_option(slot: Mapping[str | None, Field], method: str, values: Mapping[str, object]) -> dict:
-    """Update of a widget to the method's option: the value in `values` or the default; hidden if it is not an option."""
+    """Update of a widget to the method's option: the value in `values` or the default; hidden without such option."""
     field = slot.get(method)
     if field is None:
         return gr.update(visible=False)

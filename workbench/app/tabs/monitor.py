@@ -72,7 +72,7 @@ PANELS = {  # title
 
 @dataclass(frozen=True)
 class _Components:
-    """What the tab is laid out of. `last_state` and `last_log` hold what was drawn last, in the browser."""
+    """Components of the tab. `last_state` and `last_log` keep in the browser what was drawn last."""
 
     timer: gr.Timer
     last_state: gr.Textbox
@@ -99,10 +99,10 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     refresh = render_error_in_place(partial(update, context), outputs, others_stay=True)
     inputs = [shared.run, shared.theme, parts.last_state, parts.question, shared.tab]
-    first_view = show_errors(partial(initial_view, context), len(state_outputs))
+    first_view = show_errors(partial(summary_view, context), len(state_outputs))
     first = shared.on_show("monitor", first_view, [shared.run], state_outputs)
     first.then(
-        render_error_in_place(partial(update, context, anew=True), outputs, others_stay=True),
+        render_error_in_place(partial(update, context, redraw_all=True), outputs, others_stay=True),
         inputs,
         outputs,
         queue=False,
@@ -201,7 +201,7 @@ def _action_buttons() -> tuple[gr.Button, gr.Button, gr.Button, gr.Textbox]:
     return stop, resume, kill, overrides
 
 
-def initial_view(context: AppContext, run: str | None) -> tuple:
+def summary_view(context: AppContext, run: str | None) -> tuple:
     """State and buttons of a run, before any curve is drawn."""
     if not run:
         return (note(NO_RUNS), *_buttons(context, None))
@@ -233,9 +233,9 @@ def update(
     question: str | None,
     tab: str = "monitor",
     *,
-    anew: bool = False,
+    redraw_all: bool = False,
 ) -> tuple:
-    """State, log, answers and curves of a run: of each, what has changed since `last_state`. `anew` draws everything.
+    """State, log, answers and curves of a run: what has changed since `last_state`, or everything with `redraw_all`.
 
     Nothing is drawn while another tab is open.
     """
@@ -243,12 +243,12 @@ def update(
         state = context.job(run)
         run_dir = state.run_dir
     except RunError:  # no run is chosen, or it was deleted while the page was open
-        return (*initial_view(context, run), gr.skip(), "", "", *_cleared())
+        return (*summary_view(context, run), gr.skip(), "", "", *_cleared())
     before = _parse_last_state(last_state, run, theme)
     now = {"run": run, "theme": theme, "status": state.status, "log": _log_mark(run_dir)}
     log = gr.skip() if before.get("log") == now["log"] else log_tail(run_dir)
     marks = _marks(state)
-    if anew or _is_due(state, before, tab):
+    if redraw_all or _is_due(state, before, tab):
         start = time.perf_counter()
         traces, fault = read_traces(run_dir)
         nothing = "" if fault else ended_with_nothing(state, traces)
@@ -262,7 +262,7 @@ def update(
         drawn = [gr.skip()] * len(_cleared())
         now |= {"marks": before.get("marks"), "next": before.get("next", 0.0)}
     status_changed = before.get("status") not in (None, state.status)
-    picker = gr.Dropdown(choices=run_choices(context)) if status_changed or anew else gr.skip()
+    picker = gr.Dropdown(choices=run_choices(context)) if status_changed or redraw_all else gr.skip()
     # the tick that finds the run ended draws it once more; then the timer stops
     return (status_html(state), *_buttons(context, state), picker, log, json.dumps(now), *drawn)
 

@@ -1,4 +1,4 @@
-"""Movement: where supervision went during training, read from probes, whose tokens stay the same."""
+"""Movement: changes of regime over training, on probes, whose tokens stay the same."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -20,7 +20,7 @@ from workbench.app.components import (
     rows_component,
     rows_html,
 )
-from workbench.app.context import CHOICES, AppContext, Shared, choice, persistent_params, show_errors, sync_to_address
+from workbench.app.context import CHOICES, AppContext, Shared, choice, persistent_params, show_errors, sync_to_url
 from workbench.app.live_updates import follow_run
 from workbench.render import render_movement
 from workbench.traces.reader import Traces
@@ -30,13 +30,13 @@ VALUES = (
     ("capability gap", "capability_gap"),
     ("information gap", "information_gap"),
     ("loss", "loss"),
-    ("student's entropy", "entropy_student"),
+    ("student entropy", "entropy_student"),
 )
 SPLITS = (("all tokens", ""), ("by kind", "kind"), ("by truth", "truth"), ("by domain", "domain"))
 MEASURES = (("tokens", "position_share"), ("loss", "loss_share"))
 TRUTHS = (("all tokens", ""), ("visible tokens", "visible"), ("privileged tokens", "privileged"))
 PROBE_KEY = ("process", "rollout")
-PROBES = "Probes: the same answers, read again every few steps. Choose one to see its tokens over training"
+PROBES = "Probes: fixed answers, scored again every few steps. Choose one to see its tokens over training"
 PROBE_COLUMNS = (
     Column("rollout", "probe", "number"),
     Column("domain", kind="short"),
@@ -44,7 +44,7 @@ PROBE_COLUMNS = (
     Column("answer"),
     Column("right", "", "right"),
     Column("tokens", "", "number"),
-    Column("changes", "changes of regime", "number"),
+    Column("changes", "regime changes", "number"),
 )
 MOVED_KEY = ("process", "rollout", "position")
 MOVED_COLUMNS = (
@@ -52,7 +52,7 @@ MOVED_COLUMNS = (
     Column("kind", kind="short"),
     Column("truth", kind="short"),
     Column("changes", kind="number"),
-    Column("way", kind="short"),
+    Column("way", "regime path", "short"),
     Column("information_gap", "information", "signed"),
     Column("rollout", "probe", "number"),
     Column("example", kind="short"),
@@ -65,7 +65,7 @@ def draw(
     theme: str,
     address: Mapping | None,
 ) -> tuple:
-    """Everything on the tab: its choices, probes, heatmap as fragment or as figure, Sankey, shares, moved tokens."""
+    """Choices, probes, one probe as a fragment or a figure, flow between steps, shares, moved tokens."""
     traces = TRACES.of(context.run_dir(run))
     chosen = partial(choice, address, "movement")
     value, truth, split, measure = (
@@ -97,7 +97,7 @@ def draw(
 
 
 def draw_probes(traces: Traces, address: Mapping | None) -> tuple[str, dict | None]:
-    """The fixed answers as rows, and the key of the one that is open: the address's, else the one that moved most."""
+    """The probes as a table, and the key of the open one: the address's, else the one with the most changes."""
     probes = movement.probes(traces)
     keys = [{name: row[name] for name in PROBE_KEY} for row in probes.rows]
     wanted = None
@@ -112,7 +112,7 @@ def draw_probes(traces: Traces, address: Mapping | None) -> tuple[str, dict | No
 
 
 def draw_probe(traces: Traces, key: Mapping | None, value: str, theme: str) -> tuple[str, object | None]:
-    """One fixed answer over training: regimes as a fragment, another value as a figure."""
+    """One probe over training: regimes as a fragment, other values as a figure."""
     if key is None:
         return empty_html(NO_PROBES), None
     rollout, process = int(key["rollout"]), int(key["process"])
@@ -127,40 +127,38 @@ def draw_probe(traces: Traces, key: Mapping | None, value: str, theme: str) -> t
     if not values.empty and values.frame["value"].isna().all():
         label = {name: text for text, name in VALUES}[value]
         return empty_html(
-            f"This method records no {label}. Choose another value, or a run of a method that has both."
+            f"Not recorded for this method: {label}. Choose another value, or a run of another method."
         ), None
     return "", figures.heatmap(values, title=f"Probe {rollout}: {value.replace('_', ' ')}", theme=theme)
 
 
 def draw_flow(traces: Traces, first: str, last: str, truth: str | None, theme: str) -> object:
-    """Tokens from their regime at one probed step to that at another."""
+    """Sankey diagram of the tokens' regimes at two probed steps."""
     flows = movement.transitions(traces, int(first), int(last), truth=truth or None)
     return figures.sankey(flows, movement.regime_notes(traces), theme=theme)
 
 
 def draw_shares(traces: Traces, split: str | None, measure: str, theme: str) -> object:
-    """Regimes' shares of the probes' tokens or loss over steps."""
+    """Regime shares of the probes' tokens or loss over steps."""
     shares = regimes.shares_over_steps(traces, split=split or None, probe=True)
-    return figures.stacked_shares(
-        shares, by=measure, title="Who supervised the probes", theme=theme, least=figures.SANKEY_HEIGHT
-    )
+    return figures.stacked_shares(shares, by=measure, title="probes", theme=theme, min_height=figures.SANKEY_HEIGHT)
 
 
 def draw_moved(traces: Traces) -> str:
-    """The tokens that changed hands most often; a row opens its answer."""
+    """Tokens with the most regime changes; a row opens its answer."""
     moved: Table = movement.most_moved(traces)
     return rows_html(
         moved,
         MOVED_COLUMNS,
         label="tokens that moved",
         key=MOVED_KEY,
-        title="Tokens that changed hands most often: choose one to open it in Tokens",
+        title="Tokens with the most regime changes: choose one to open it in Tokens",
         tall=420,
     )
 
 
 def probe_address(address: Mapping | None, key: Mapping) -> dict:
-    """The address after a probe was chosen; the step stays, so that its answer opens at the same one."""
+    """The address that shows a probe; the step stays, so that its answer opens at the same step."""
     step = str((address or {}).get("step") or "")
     parts = {"step": step, "rollout": str(key["rollout"]), "process": str(key["process"] or ""), "probe": "1"}
     return persistent_params(address) | {name: value for name, value in parts.items() if value}
@@ -177,10 +175,10 @@ def moved_address(context: AppContext, run: str | None, address: Mapping | None,
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
-    """A probe over training, flows between two steps, shares over steps, the tokens that moved."""
+    """A probe over training, flow between two steps, shares over steps, moved tokens."""
     follow_run(context, shared, "movement", "probe_rollouts")
     listed = rows_component("probes", elem_id="movement-probes")
-    value = gr.Radio(VALUES, value="regime", label="color the tokens by", elem_id="movement-value")
+    value = gr.Radio(VALUES, value="regime", label="color by", elem_id="movement-value")
     fragment = fragment_component("one probe over training", elem_id="movement-map")
     heatmap = plot_component("one probe over training", visible=False)
     with gr.Row():
@@ -190,7 +188,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                     [], label="from step", min_width=90, allow_custom_value=True, elem_id="movement-first"
                 )
                 last = gr.Dropdown([], label="to step", min_width=90, allow_custom_value=True, elem_id="movement-last")
-                truth = gr.Dropdown(TRUTHS, value="", label="of", min_width=140)
+                truth = gr.Dropdown(TRUTHS, value="", label="tokens", min_width=140)
             flow = plot_component("where supervision moved", elem_id="movement-flow")
         with gr.Column(min_width=420):
             with gr.Row():
@@ -208,7 +206,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
         [shared.run, shared.theme, shared.address],
         outputs,
     )
-    sync_to_address(shared, [box.input for box in boxes], CHOICES["movement"], boxes)
+    sync_to_url(shared, [box.input for box in boxes], CHOICES["movement"], boxes)
 
     def choose(event: gr.EventData, address: dict) -> dict:
         return probe_address(address, event.key)

@@ -1,7 +1,7 @@
 """Studies: the state of a grid of runs, and the differences between its variants with confidence intervals.
 
-A study is a file and is started in a terminal (`workbench study FILE`). This tab follows it. A row of its runs opens that
-run in Monitor.
+A study is a file and is started in a terminal (`workbench study FILE`). This tab follows it. A row of its runs opens
+that run in Monitor.
 """
 
 from collections.abc import Mapping
@@ -88,7 +88,7 @@ def _picker(labels: list[str], chosen: int) -> gr.Dropdown:
     return gr.Dropdown(choices=choices, value=str(chosen) if choices else None, visible=bool(choices))
 
 
-def _draw_figure(study: FoundStudy, data: str, context_name: str, theme: str) -> gr.Plot:
+def _draw_figure(study: StudyStatus, data: str, context_name: str, theme: str) -> gr.Plot:
     plot = figure(
         study.comparisons,
         baseline=study.baseline,
@@ -100,7 +100,7 @@ def _draw_figure(study: FoundStudy, data: str, context_name: str, theme: str) ->
     return gr.Plot(value=plot, visible=plot is not None)
 
 
-def head_html(study: FoundStudy) -> str:
+def head_html(study: StudyStatus) -> str:
     """State of the study: runs by status, seeds, the command to continue, and variants that cannot be built."""
     counts = ", ".join(f"{count} {status}" for status, count in study.counts.items()) or "none started"
     color = {"running": "running", "finished": "finished"}.get(study.state, "stopped")
@@ -120,7 +120,7 @@ def head_html(study: FoundStudy) -> str:
     return f'<div class="wbu-words wbu-study" role="status">{"".join(parts)}</div>'
 
 
-def notes_html(study: FoundStudy) -> str:
+def notes_html(study: StudyStatus) -> str:
     """Notes of the study's file on its variants, and how to read the intervals."""
     notes = "".join(
         f"<li><b>{escape(name)}</b> {escape(note)}</li>" for name, note in (study.plan.get("notes") or {}).items()
@@ -131,7 +131,7 @@ def notes_html(study: FoundStudy) -> str:
     return f'<div class="wbu-words">{listed}{reading}{file}</div>'
 
 
-def compared_columns(study: FoundStudy) -> tuple[Column, ...]:
+def compared_columns(study: StudyStatus) -> tuple[Column, ...]:
     """Columns of the comparison, named after the baseline."""
     return (
         Column("variant", kind="short"),

@@ -1,8 +1,10 @@
 """Tokens: a page of answers, and one of them token by token beside its image evidence.
 
-1. The address says which answer is open (step, rollout, process, probe), which of its tokens, which page of the list, and its filters.
-2. Choosing a row or a filter changes the address and nothing else; whatever changes the address draws.
-3. Hovering, pinning and colors happen in the browser. Up and down inside an answer ask for its neighbour in the list.
+1. The address has the open answer (step, rollout, process, probe), its pinned token, the page of the list, and the
+   filters.
+2. Choosing a row or a filter only changes the address; a change of the address draws the tab.
+3. Hovering, pinning and coloring happen in the browser. The up and down keys in an answer open its neighbor in the
+   list.
 """
 
 import json
@@ -37,7 +39,7 @@ from workbench.app.context import (
     persistent_params,
     sentence,
     show_errors,
-    sync_to_address,
+    sync_to_url,
 )
 from workbench.app.live_updates import follow_run
 from workbench.errors import WorkbenchError
@@ -60,10 +62,10 @@ ORDERS = (
     ("largest loss", "loss"),
 )
 VERDICTS = (("any", ""), ("right", "right"), ("wrong", "wrong"))
-OPENED = ("step", "rollout", "process", "token", "list_page")  # of the address: what another list does not have
+ANSWER_PARAMS = ("step", "rollout", "process", "token", "list_page")  # dropped from the address with another list
 COLUMNS = (
     Column("step", kind="number"),
-    Column("rollout", "no.", "number"),
+    Column("rollout", kind="number"),
     Column("question"),
     Column("answer"),
     Column("expected", kind="short"),
@@ -77,7 +79,7 @@ COLUMNS = (
 
 
 def draw(context: AppContext, run: str | None, address: Mapping | None) -> tuple:
-    """Everything on the tab: the filters, the example, the probe box, the list, where it is, the answer."""
+    """Filters, example, probe switch, list, position in the list, answer."""
     traces = TRACES.of(context.run_dir(run))
     choices = tokens.choices(traces) if traces is not None else {name: [] for name in FILTERS.values()}
     address = address or {}
@@ -88,12 +90,12 @@ def draw(context: AppContext, run: str | None, address: Mapping | None) -> tuple
         key, token, fault = None, None, sentence(error)
     keys, total, page_idx = _keys(traces, selection, page_of(address))
     first = keys[0] if keys else None
-    with ThreadPoolExecutor(1) as beside:  # the answer is read while the list is
-        answer = beside.submit(draw_answer, traces, key or first, selection, run or "", token)
-        listed, where = draw_list(traces, selection, page_idx, total, key)
+    with ThreadPoolExecutor(1) as executor:  # reads the answer and the list in parallel
+        answer = executor.submit(draw_answer, traces, key or first, selection, run or "", token)
+        listed, position = draw_list(traces, selection, page_idx, total, key)
     fragment = empty_html(fault) if fault else answer.result()
     boxes = [*_filter_boxes(choices, selection), _verdict(selection), selection.order]
-    return *boxes, selection.example or "", selection.probe, listed, where, fragment
+    return *boxes, selection.example or "", selection.probe, listed, position, fragment
 
 
 def _filter_boxes(choices: Mapping[str, list], selection: Selection) -> list[gr.Dropdown]:
@@ -113,7 +115,7 @@ def _verdict(selection: Selection) -> str:
 
 
 def select(address: Mapping, choices: Mapping[str, list]) -> Selection:
-    """What the address asks for, as far as this run has it: an address that was another run's is no mistake."""
+    """The selection of the address; filters with values that this run lacks are ignored, as after a change of run."""
     filters = {
         name: choice(address, "tokens", key, [str(option) for option in choices[name]]) for key, name in FILTERS.items()
     }
@@ -129,7 +131,7 @@ def select(address: Mapping, choices: Mapping[str, list]) -> Selection:
 
 
 def key_of(address: Mapping | None) -> dict | None:
-    """The answer that the address names, or None. Raises TraceError if a part is no number."""
+    """The key of the address's answer, or None. Raises TraceError if a parameter is not a number."""
     step, rollout = int_param(address, "step"), int_param(address, "rollout")
     if step is None or rollout is None:
         return None
@@ -137,7 +139,7 @@ def key_of(address: Mapping | None) -> dict | None:
 
 
 def page_of(address: Mapping | None) -> int:
-    """Index of the list's page; a link's nonsense is the first one."""
+    """Index of the list's page; 0 if the address has an invalid one."""
     try:
         return int_param(address, "list_page") or 0
     except WorkbenchError:
@@ -147,26 +149,26 @@ def page_of(address: Mapping | None) -> int:
 def draw_list(
     traces: Traces | None, selection: Selection, page_idx: int, total: int, key: dict | None
 ) -> tuple[str, str]:
-    """A page of the list, and where in it the page is."""
+    """A page of the list, and its position, both as HTML."""
     if traces is None:
         return empty_html(NO_TRACES), ""
     page = tokens.page(traces, selection, page_idx=page_idx, size=PAGE_SIZE)
     first = {name: page.rows[0][name] for name in KEY} if page.rows else None
     html = rows_html(page, COLUMNS, label="answers", key=KEY, chosen=key or first, tall=290, follow=True)
     start = page_idx * PAGE_SIZE
-    where = f"{start + 1:,}–{min(total, start + PAGE_SIZE):,} of {total:,}" if total else "none"
+    position = f"{start + 1:,}–{min(total, start + PAGE_SIZE):,} of {total:,}" if total else "none"
     is_elsewhere = key is not None and all({name: row[name] for name in KEY} != key for row in page.rows)
-    open_note = f"open: step {key['step']}, no. {key['rollout']}, not on this page · " if is_elsewhere else ""
-    listed = f"{open_note}{where} {'probes' if selection.probe else 'answers'}"
+    open_note = f"open: step {key['step']}, rollout {key['rollout']}, not on this page · " if is_elsewhere else ""
+    listed = f"{open_note}{position} {'probes' if selection.probe else 'answers'}"
     return html, f'<p class="wbu-where" aria-live="polite">{listed}</p>'
 
 
 def draw_answer(
     traces: Traces | None, key: dict | None, selection: Selection, run: str, token: int | None = None
 ) -> str:
-    """One answer as a live fragment with a token pinned, or why there is none.
+    """One answer as a token view with a pinned token; or an error message.
 
-    The tokens that the filters ask for are marked and counted; without a `token` the first of them is pinned.
+    Tokens that match the filters are marked and counted. Without `token`, the first match is pinned.
     """
     if traces is None or key is None:
         return ""
@@ -186,16 +188,16 @@ def draw_answer(
 
 
 def _counted(selection: Selection, count: int, total: int) -> str:
-    """How many tokens of the open answer the filters ask for."""
+    """Number of tokens of the open answer that match the filters, as HTML."""
     criteria = [f"{name} {value}" for name in ("regime", "kind", "truth") if (value := getattr(selection, name))]
     if not criteria:
         return ""
-    ringed = "none here" if count == 0 else f"{count:,} of {total:,} tokens, ringed"
-    return f'<p class="wbu-aside">{escape(", ".join(criteria))}: {ringed}</p>'
+    matches = "no tokens in this answer" if count == 0 else f"{count:,} of {total:,} tokens, outlined"
+    return f'<p class="wbu-aside">{escape(", ".join(criteria))}: {matches}</p>'
 
 
 def address_of_row(address: Mapping | None, key: Mapping) -> dict:
-    """The address after a row was chosen."""
+    """The address that opens a row's answer."""
     params = {name: value for name, value in (address or {}).items() if name in ("probe", "example", "list_page")}
     return (
         persistent_params(address)
@@ -204,8 +206,8 @@ def address_of_row(address: Mapping | None, key: Mapping) -> dict:
     )
 
 
-def page_address(context: AppContext, run: str | None, address: Mapping | None, by: int) -> dict:
-    """The address one page on (by = 1) or back (by = -1), with that page's first answer."""
+def change_page(context: AppContext, run: str | None, address: Mapping | None, by: int) -> dict:
+    """The address of the next (by = 1) or previous (by = -1) page, with its first answer open."""
     traces = TRACES.of(context.run_dir(run))
     address = address or {}
     page_idx = 0
@@ -215,8 +217,8 @@ def page_address(context: AppContext, run: str | None, address: Mapping | None, 
     return persistent_params(address) | params | ({"list_page": str(page_idx)} if page_idx else {})
 
 
-def neighbor_address(context: AppContext, run: str | None, address: Mapping | None, direction: int) -> dict:
-    """The address of the answer before (-1) or after (1) the open one, in the order of the list, across pages."""
+def step_selection(context: AppContext, run: str | None, address: Mapping | None, direction: int) -> dict:
+    """The address of the answer before (-1) or after (1) the open one in the list, across pages."""
     traces = TRACES.of(context.run_dir(run))
     address = address or {}
     if traces is None:
@@ -226,7 +228,7 @@ def neighbor_address(context: AppContext, run: str | None, address: Mapping | No
     keys, total, page_idx = _page_with(traces, selection, page_of(address), key)
     row_idx = (keys.index(key) if key in keys else 0 if key is None else -1) + direction
     if key is not None and key not in keys:
-        row_idx = 0  # it came by a link and is not on this page: go on from the page's first
+        row_idx = 0  # opened by a link and not on this page: continue from the page's first answer
     if row_idx < 0 and page_idx > 0:
         keys, total, page_idx = _keys(traces, selection, page_idx - 1)
         row_idx = len(keys) - 1
@@ -240,7 +242,7 @@ def neighbor_address(context: AppContext, run: str | None, address: Mapping | No
 
 
 def _page_with(traces: Traces, selection: Selection, page_idx: int, key: dict | None) -> tuple[list[dict], int, int]:
-    """As `_keys`, of the page that has the answer now: a run that trains puts newer ones before it."""
+    """`_keys` of the page that has the answer now; while a run trains, newer answers move it to later pages."""
     start = _keys(traces, selection, page_idx)
     if key is None or key in start[0] or selection.order != "step":
         return start
@@ -250,7 +252,7 @@ def _page_with(traces: Traces, selection: Selection, page_idx: int, key: dict | 
 
 
 def _keys(traces: Traces | None, selection: Selection, page_idx: int) -> tuple[list[dict], int, int]:
-    """The answers of a page, how many there are on all, and which page it is: the last one for a number beyond it."""
+    """Keys of a page's answers, the total number of answers, and the page's index, clipped to the last page."""
     keys, total = tokens.keys(traces, selection, page_idx=page_idx, size=PAGE_SIZE) if traces is not None else ([], 0)
     last = max(0, (total - 1) // PAGE_SIZE)
     if page_idx > last:
@@ -259,7 +261,7 @@ def _keys(traces: Traces | None, selection: Selection, page_idx: int) -> tuple[l
 
 
 def build_tab(context: AppContext, shared: Shared) -> None:
-    """Filters, the list, the answer under it."""
+    """Filters, list, and the open answer below it."""
     with gr.Row(elem_classes="wbu-bar"):
         boxes = [
             gr.Dropdown(
@@ -279,29 +281,29 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     follow_run(context, shared, "tokens", "rollouts")
     listed = rows_component("answers", elem_id="tokens-list")
     with gr.Row(elem_classes="wbu-pager"):
-        where = fragment_component("where in the list", elem_id="tokens-where")
+        position = fragment_component("position in the list", elem_id="tokens-where")
         back = gr.Button("← Previous", size="sm", scale=0, min_width=96, elem_id="tokens-back")
-        on = gr.Button("Next →", size="sm", scale=0, min_width=96, elem_id="tokens-on")
+        forward = gr.Button("Next →", size="sm", scale=0, min_width=96, elem_id="tokens-on")
     answer_view = fragment_component("the answer, token by token", js=read_asset("answer.js"), elem_id="tokens-answer")
 
     filters = [*boxes, right, order]
     inputs = [shared.run, shared.address]
-    outputs = [*filters, example, probe, listed, where, answer_view]
+    outputs = [*filters, example, probe, listed, position, answer_view]
     shared.on_show("tokens", show_errors(partial(draw, context), len(outputs)), inputs, outputs)
-    sync_to_address(shared, [box.input for box in filters], CHOICES["tokens"], filters, OPENED)
-    sync_to_address(shared, [probe.input, example.submit], {"probe": "", "example": ""}, [probe, example], OPENED)
+    sync_to_url(shared, [box.input for box in filters], CHOICES["tokens"], filters, ANSWER_PARAMS)
+    sync_to_url(shared, [probe.input, example.submit], {"probe": "", "example": ""}, [probe, example], ANSWER_PARAMS)
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
 
     def choose(event: gr.EventData, address: dict) -> dict:
         return address_of_row(address, event.key)
 
     def turn(event: gr.EventData, run: str, address: dict) -> dict:
-        return neighbor_address(context, run, address, 1 if event.direction > 0 else -1)
+        return step_selection(context, run, address, 1 if event.direction > 0 else -1)
 
     def page(by: int, run: str, address: dict) -> dict:
-        return page_address(context, run, address, by)
+        return change_page(context, run, address, by)
 
     listed.select(show_errors(choose), shared.address, shared.address, trigger_mode="always_last", **quiet)
     answer_view.turn(show_errors(turn), inputs, shared.address, **quiet)
     back.click(show_errors(partial(page, -1)), inputs, shared.address, **quiet)
-    on.click(show_errors(partial(page, 1)), inputs, shared.address, **quiet)
+    forward.click(show_errors(partial(page, 1)), inputs, shared.address, **quiet)

@@ -1,9 +1,10 @@
-/* Makes every answer fragment of a page live: hover, pin, keyboard, choice of colors.
+/* Makes every answer fragment of a page interactive: hover, pin, keyboard, choice of colors.
  *
- * Listeners sit on the document, so fragments that come later (a Gradio update, a notebook cell) work without running a
- * script of their own; an observer fills their detail panel. Nothing is ever written by innerHTML: token text is data.
- * For the host page: "workbench:pin" {index} when the reader pins a token, "workbench:rollout" {direction: -1 | 1} for the up
- * and down keys; call preventDefault() on the latter to keep the page from scrolling. Both bubble from the fragment.
+ * Listeners are on the document, so fragments that are added later (a Gradio update, a notebook cell) need no script of
+ * their own; an observer fills their detail panel. The script never uses innerHTML, since token text is untrusted.
+ * Events for the host page, which bubble from the fragment: "workbench:pin" {index} when the user pins a token, and
+ * "workbench:rollout" {direction: -1 | 1} for the up and down keys. To prevent scrolling, call preventDefault() on the
+ * latter.
  */
 (() => {
   "use strict";
@@ -12,7 +13,7 @@
 
   const SVG = "http://www.w3.org/2000/svg";
   const DASH = "–";
-  const loaded = new WeakMap(); // fragment -> its numbers
+  const loaded = new WeakMap(); // fragment -> its data
 
   const dataOf = (root) => {
     if (!loaded.has(root)) loaded.set(root, JSON.parse(root.querySelector("template.wb-data").content.textContent));
@@ -49,7 +50,7 @@
     return value < 0.1 ? "<0.1%" : `${value.toFixed(value < 10 ? 1 : 0)}%`;
   };
 
-  // ---- what is said about one token
+  // ---- details of one token
 
   const heading = (data, i) => {
     const badge = make("span", `wb-badge wb-s-${data.regimes[data.regime[i]].slot}`, data.regime[i]);
@@ -66,17 +67,17 @@
     add("source", data.source[i] || "none");
     if (data.divergence[i]) add("by", data.divergence[i]);
     if (data.effective[i] !== null) add("effective weight", weights(losses, data.weight[i], data.effective[i]));
-    else if (data.weight[i] !== null) add("the rule's weight (the loss's own is not recorded)", number(data.weight[i], 2));
+    else if (data.weight[i] !== null) add("router weight (the loss weight is not recorded)", number(data.weight[i], 2));
     add("loss", number(data.loss[i], 3) + (data.loss[i] === null ? "" : " nats"));
     if (data.denoising[i] !== null) add("denoising step", String(data.denoising[i]));
     return row;
   };
 
-  /* What each loss counts: the rule's weight of the token times the method's weight of that loss. */
-  const weights = (losses, rule, total) => {
-    const factors = (loss) => `${number(rule, 2)} (rule) × ${number(loss[2], 2)} (loss)`;
+  /* Effective weight of each loss: the router's weight of the token times the method's weight of the loss. */
+  const weights = (losses, router, total) => {
+    const factors = (loss) => `${number(router, 2)} (router) × ${number(loss[2], 2)} (loss)`;
     if (losses.length < 2) return number(total, 2) + (losses.length ? ` = ${factors(losses[0])}` : "");
-    return losses.map((loss) => `${loss[0]} ${number(rule * loss[2], 2)} = ${factors(loss)}`).join("; ");
+    return losses.map((loss) => `${loss[0]} ${number(router * loss[2], 2)} = ${factors(loss)}`).join("; ");
   };
 
   const viewTable = (data, i, options, isFull) => {
@@ -122,7 +123,8 @@
 
   const option = ([text, logprob, isWritten]) => {
     const probability = Math.exp(logprob);
-    const node = make("div", "wb-option" + (isWritten ? " wb-written" : ""), make("span", "", text), make("span", "", percent(probability)));
+    const className = "wb-option" + (isWritten ? " wb-written" : "");
+    const node = make("div", className, make("span", "", text), make("span", "", percent(probability)));
     node.style.setProperty("--p", `${(100 * probability).toFixed(1)}%`);
     return node;
   };
@@ -133,8 +135,8 @@
     return node;
   };
 
-  /* From the student's log-prob by the information gap to the privileged student's, by the capability gap to the
-     teacher's. One axis, log-prob of the written token; bars start where the row above ended. */
+  /* Waterfall from the student's log-prob over the privileged student's (information gap) to the teacher's (capability
+     gap). The axis is the log-prob of the sampled token; each bar starts where the one above ends. */
   const waterfall = (data, i) => {
     const at = Object.fromEntries(data.views.map((view, v) => [view.name, data.logprob[v][i]]));
     const steps = [
@@ -143,28 +145,33 @@
       ["total", "student", "teacher", data.total[i], "var(--muted)"],
     ].filter(([, from, to, gap]) => gap !== null && at[from] !== undefined && at[to] !== undefined);
     if (steps.length === 0) return null;
-    const title = steps.length === 3 ? "Total gap = information + capability, in nats" : `The ${steps[0][0]} gap, in nats`;
+    const isSplit = steps.length === 3;
+    const title = isSplit ? "Total gap = information + capability, in nats" : `The ${steps[0][0]} gap, in nats`;
     const names = ["student", "self", "teacher"].filter((name) => at[name] !== undefined && at[name] !== null);
-    const known = names.map((name) => at[name]);
+    const values = names.map((name) => at[name]);
     const [left, right, rowHeight, top] = [86, 310, 24, 4];
-    const pad = Math.max(0.05, (Math.max(...known) - Math.min(...known)) * 0.02);
-    const [low, high] = [Math.min(...known) - pad, Math.max(...known) + pad];
+    const pad = Math.max(0.05, (Math.max(...values) - Math.min(...values)) * 0.02);
+    const [low, high] = [Math.min(...values) - pad, Math.max(...values) + pad];
     const x = (value) => left + ((value - low) / (high - low)) * (right - left);
     const bottom = top + steps.length * rowHeight;
     const height = bottom + 4 + names.length * 15;
-    const spoken = steps.map(([label, , , gap]) => `${label} ${signed(gap)}`).join(", ");
-    const svg = draw("svg", { viewBox: `0 0 360 ${height}`, role: "img", "aria-label": `gaps in nats: ${spoken}` });
+    const gaps = steps.map(([label, , , gap]) => `${label} ${signed(gap)}`).join(", ");
+    const svg = draw("svg", { viewBox: `0 0 360 ${height}`, role: "img", "aria-label": `gaps in nats: ${gaps}` });
     names.forEach((name, k) => {
       const [px, y] = [x(at[name]), bottom + 13 + k * 15];
-      svg.append(draw("line", { x1: px, x2: px, y1: top, y2: y, stroke: "var(--muted)", "stroke-width": 1, "stroke-dasharray": "2 2" }));
+      const stroke = { stroke: "var(--muted)", "stroke-width": 1, "stroke-dasharray": "2 2" };
+      svg.append(draw("line", { x1: px, x2: px, y1: top, y2: y, ...stroke }));
       const anchor = px > (left + right) / 2 ? "end" : "start";
-      svg.append(draw("text", { x: px + (anchor === "end" ? -4 : 4), y, class: "wb-quiet", "text-anchor": anchor }, `${name} ${number(at[name], 2)}`));
+      const label = { x: px + (anchor === "end" ? -4 : 4), y, class: "wb-quiet", "text-anchor": anchor };
+      svg.append(draw("text", label, `${name} ${number(at[name], 2)}`));
     });
     steps.forEach(([label, from, to, gap, fill], k) => {
       const y = top + k * rowHeight;
       const [start, end] = [x(at[from]), x(at[to])];
       svg.append(draw("text", { x: 0, y: y + 15 }, label));
-      svg.append(draw("rect", { x: Math.min(start, end), y: y + 4, width: Math.max(1.5, Math.abs(end - start)), height: 15, rx: 1.5, fill, class: `wb-bar-${label}`, "data-gap": gap }));
+      const width = Math.max(1.5, Math.abs(end - start));
+      const bar = { x: Math.min(start, end), y: y + 4, width, height: 15, rx: 1.5, fill };
+      svg.append(draw("rect", { ...bar, class: `wb-bar-${label}`, "data-gap": gap }));
       svg.append(draw("text", { x: 360, y: y + 15, "text-anchor": "end", "font-weight": 600 }, signed(gap)));
     });
     return make("div", "wb-fall", make("div", "wb-heading", title), svg);
@@ -172,7 +179,7 @@
 
   // ---- pinning
 
-  const pin = (root, index, { byReader = false } = {}) => {
+  const pin = (root, index, { byUser = false } = {}) => {
     const data = dataOf(root);
     const before = root.querySelector('.wb-t[aria-pressed="true"]');
     const token = tokenAt(root, index);
@@ -183,12 +190,13 @@
     token.tabIndex = 0;
     root.dataset.pin = index;
     const fall = waterfall(data, index);
-    const parts = make("div", "wb-parts", make("div", "", viewTable(data, index, 5, true)), make("div", "", reason(data, index), ...(fall ? [fall] : [])));
+    const explanation = make("div", "", reason(data, index), ...(fall ? [fall] : []));
+    const parts = make("div", "wb-parts", make("div", "", viewTable(data, index, 5, true)), explanation);
     root.querySelector(".wb-detail").replaceChildren(heading(data, index), facts(data, index), parts);
-    if (byReader) {
+    if (byUser) {
       token.focus();
-      root.querySelector(".wb-status").textContent =
-        `${data.text[index]}, ${data.regime[index]}, capability ${signed(data.capability[index])}, information ${signed(data.information[index])} nats`;
+      const gaps = `capability ${signed(data.capability[index])}, information ${signed(data.information[index])} nats`;
+      root.querySelector(".wb-status").textContent = `${data.text[index]}, ${data.regime[index]}, ${gaps}`;
       root.dispatchEvent(new CustomEvent("workbench:pin", { bubbles: true, detail: { index } }));
     }
   };
@@ -199,7 +207,7 @@
     if (Number(root.dataset.pin) >= 0) pin(root, Number(root.dataset.pin));
   };
 
-  // ---- the card of the hovered token: filled at most once per frame, measured once, in the browser's top layer
+  // ---- the card of the hovered token: filled and measured at most once per frame, in the browser's top layer
 
   let hovered = null;
   let frame = 0;
@@ -218,12 +226,14 @@
       gaps.append(make("span", "", make("span", "wb-sub", name + " "), signed(data[name][i])));
     }
     gaps.append(make("span", "", make("span", "wb-sub", "loss "), number(data.loss[i], 3)));
-    if (data.denoising[i] !== null) gaps.append(make("span", "", make("span", "wb-sub", "denoising step "), String(data.denoising[i])));
+    if (data.denoising[i] !== null) {
+      gaps.append(make("span", "", make("span", "wb-sub", "denoising step "), String(data.denoising[i])));
+    }
     card.replaceChildren(heading(data, i), gaps, viewTable(data, i, 3, false), reason(data, i));
     if (!card.matches(":popover-open")) card.showPopover();
     const [spot, size] = [hovered.getBoundingClientRect(), card.getBoundingClientRect()];
     const main = root.querySelector(".wb-main").getBoundingClientRect();
-    const end = main.width > size.width ? main.right : window.innerWidth - 8; // leaves the pinned token in sight
+    const end = main.width > size.width ? main.right : window.innerWidth - 8; // keeps the pinned token visible
     const x = Math.max(8, Math.min(spot.left - 12, end - size.width));
     const below = spot.bottom + (root.dataset.bars === "on" ? 32 : 8);
     const y = below + size.height < window.innerHeight ? below : Math.max(8, spot.top - size.height - 14);
@@ -247,10 +257,12 @@
     if (!button) return;
     const root = button.closest(".wb-tokens");
     if (button.classList.contains("wb-t")) {
-      pin(root, Number(button.dataset.i), { byReader: true });
+      pin(root, Number(button.dataset.i), { byUser: true });
     } else if (button.dataset.by) {
       root.dataset.by = button.dataset.by;
-      for (const chip of root.querySelectorAll(".wb-chip[data-by]")) chip.setAttribute("aria-pressed", String(chip === button));
+      for (const chip of root.querySelectorAll(".wb-chip[data-by]")) {
+        chip.setAttribute("aria-pressed", String(chip === button));
+      }
     } else if ("bars" in button.dataset) {
       root.dataset.bars = root.dataset.bars === "on" ? "off" : "on";
       button.setAttribute("aria-pressed", String(root.dataset.bars === "on"));
@@ -267,17 +279,17 @@
     if (goal !== undefined) {
       event.preventDefault();
       hover(null);
-      pin(root, Math.max(0, Math.min(last, goal)), { byReader: true });
+      pin(root, Math.max(0, Math.min(last, goal)), { byUser: true });
     } else if (event.key === "ArrowUp" || event.key === "ArrowDown") {
       const detail = { direction: event.key === "ArrowUp" ? -1 : 1 };
-      const isFree = root.dispatchEvent(new CustomEvent("workbench:rollout", { bubbles: true, cancelable: true, detail }));
-      if (!isFree) event.preventDefault();
+      const move = new CustomEvent("workbench:rollout", { bubbles: true, cancelable: true, detail });
+      if (!root.dispatchEvent(move)) event.preventDefault();
     } else if (event.key === "Escape") {
       hover(null);
     }
   });
 
-  // ---- fragments that are here, and those that will come
+  // ---- present fragments, and those added later
 
   const upgradeAll = () => document.querySelectorAll(".wb-tokens:not([data-live])").forEach(upgrade);
   const start = () => {
