@@ -57,7 +57,7 @@ class Policy(Protocol):
         """Raise DataError or PolicyError if the prompt, with a completion of that length, cannot be encoded."""
 
     def special_in(self, text: str) -> str | None:
-        """Return a special token that occurs in the text, which the model would treat as a command; None if none does."""
+        """Return a special token that occurs in the text, where it would act as a command; None if none does."""
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """Tokenize an answer, with an end token."""

@@ -46,7 +46,8 @@ def base_of(path: str | Path) -> str | Path:
         ) from None
     if not isinstance(base, str) or not base:
         raise PolicyError(
-            f'"{path}" is an adapter without a base model: base_model_name_or_path in {FILE} is {base!r}. Set it to the '
+            f'"{path}" is an adapter without a base model: base_model_name_or_path in {FILE} is {base!r}. Set it to '
+            "the "
             "folder or name of the model that the adapter was trained on."
         )
     if is_adapter(base):
@@ -93,7 +94,8 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str) -> None:
         raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise PolicyError(
-            f'{name}: cannot load "{folder}" as an adapter of {type(model).__name__}: {_one_line(error)}. Name a folder '
+            f'{name}: cannot load "{folder}" as an adapter of {type(model).__name__}: {_one_line(error)}. Name a '
+            "folder "
             "written by peft's save_pretrained (adapter_config.json and adapter_model.safetensors), of an adapter "
             "trained on "
             "this model."
@@ -130,7 +132,8 @@ def load_adapter_weights(model: nn.Module, folder: str | Path, name: str) -> Non
     ]
     if faults:
         raise PolicyError(
-            f'{name}: the weights of the adapter "{folder}" do not match {type(model).__name__}: {"; ".join(faults)}. Save '
+            f'{name}: the weights of the adapter "{folder}" do not match {type(model).__name__}: {"; ".join(faults)}. '
+            "Save "
             "the adapter with peft's save_pretrained, or merge it into its model (merge_and_unload) and save that."
         )
 
@@ -182,7 +185,7 @@ def untie(model: nn.Module) -> None:
 
 
 def _in_names_of(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Adapter weights under the model's names: without peft's prefix, and with transformers' renamings of older names."""
+    """Adapter weights under the model's names: without peft's prefix, older names renamed as in transformers."""
     modules = {key for key, _ in model.named_modules()}
     renamings = [rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)]
     renamed = {}

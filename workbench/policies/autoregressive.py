@@ -120,7 +120,8 @@ class AutoregressivePolicy(Passes):
         length = self.encoder.encode(prompt)["input_ids"].shape[1]
         if self.context_length is not None and length + completion_length > self.context_length:
             raise PolicyError(
-                f'prompt "{prompt.key}" has {length} tokens (images included) and its reference {completion_length}. Expected '
+                f'prompt "{prompt.key}" has {length} tokens (images included) and its reference {completion_length}. '
+                "Expected "
                 f"at most {self.context_length} together. Shorten one of them, or use smaller images."
             )
 

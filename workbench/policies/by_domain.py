@@ -34,7 +34,8 @@ class PolicyByDomain:
         policy = self.members.get(domain, self.other)
         if policy is None:
             raise PolicyError(
-                f'unknown {self.name} for domain "{domain}". Expected one of {", ".join(self.members)}. Add the domain to '
+                f'unknown {self.name} for domain "{domain}". Expected one of {", ".join(self.members)}. Add the domain '
+                "to "
                 f"models.{self.name}s, or set models.{self.name} for all other domains."
             )
         return policy

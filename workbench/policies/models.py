@@ -1,4 +1,4 @@
-"""Model folders and hub names to models and processors, whatever kind of model it is."""
+"""Load models and processors from folders and hub names, for every kind of model."""
 
 import contextlib
 import importlib.util
@@ -26,7 +26,7 @@ from workbench.policies.compiling import compile_parts
 from workbench.policies.processors import load_processor
 
 INT8 = "int8"
-CACHE_LINE = 64  # bytes; torch's own allocations begin at one
+CACHE_LINE = 64  # bytes; alignment of torch's allocations
 DTYPES = {
     INT8: torch.bfloat16,
     "float32": torch.float32,
@@ -36,7 +36,7 @@ DTYPES = {
 }
 
 _CONSTANTS = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias|num_batches_tracked)$")
-# of BERT's pretraining, beside the part that fills masks
+# heads of BERT's pretraining other than the masked LM
 _NOT_OF_MASKED_LMS = re.compile(r"^(cls\.seq_relationship|\w+\.pooler)\.")
 
 
@@ -50,15 +50,14 @@ def load_model(
     attention: str | None = None,
     compiler: str | None = None,
 ) -> tuple[nn.Module, object]:
-    """The model, frozen and in evaluation mode, and its processor; `name` is the policy's, for messages.
+    """Load a model, frozen and in evaluation mode, and its processor; `name` is the policy's name, for messages.
 
-    dtype      or INT8: linear layers but the head in 8 bits, everything else in bfloat16 (bitsandbytes)
-    attention  implementation that transformers is asked for, None = its choice
+    dtype      of the weights; INT8 = linear layers but the head in 8 bits, all else in bfloat16 (bitsandbytes)
+    attention  attention implementation of transformers, None = its default
     compiler   backend of torch.compile for RMSNorms and MLPs, None = not compiled
 
-    Raises: PolicyError naming the path if it holds no model, no processor, or no safetensors weights, and naming weights
-        that are missing, left over, of another shape, or not finite; ConfigError if a package is missing that what is asked
-    for needs, or torch has no such compiler.
+    Raises: PolicyError for a path without model, processor or safetensors weights, and for weights that are missing,
+    unused, of another shape, or not finite; ConfigError for a missing package or an unknown compiler.
     """
     options = {"trust_remote_code": trust_remote_code}
     model_options = {"attn_implementation": attention} if attention else {}
@@ -74,7 +73,7 @@ def load_model(
                 dtype=DTYPES[dtype],
                 use_safetensors=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are named below
+                ignore_mismatched_sizes=True,  # _require_whole reports them
                 **model_options,
                 **options,
             )
@@ -91,8 +90,9 @@ def load_model(
         processor = load_processor(path, config, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise PolicyError(
-            f'{name}: "{path}" has a model but its processor cannot be loaded ({_first_line(error)}). Save the processor '
-            "beside the model with processor.save_pretrained."
+            f'{name}: cannot load the processor of "{path}": {_first_line(error)}. Save the processor beside the model '
+            "with "
+            "processor.save_pretrained."
         ) from error
     model = model if dtype == INT8 else model.to(device)
     if compiler:
@@ -103,8 +103,8 @@ def load_model(
 def _in_8_bits(name: str) -> BitsAndBytesConfig:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
-            f"{name}: weights in {INT8} need the package bitsandbytes: pip install 'vlm-distillation-workbench[int8]', or "
-            "choose models.teacher_dtype=bfloat16."
+            f"{name}: weights in {INT8} need the package bitsandbytes: pip install 'vlm-distillation-workbench[int8]', "
+            "or choose models.teacher_dtype=bfloat16."
         )
     return BitsAndBytesConfig(load_in_8bit=True)
 
@@ -112,28 +112,30 @@ def _in_8_bits(name: str) -> BitsAndBytesConfig:
 def _not_loaded(
     error: Exception, base: str | Path, source: str | Path, name: str, attention: str | None
 ) -> ConfigError | PolicyError:
-    """What to tell of a model that transformers could not load."""
+    """Error for a model that transformers cannot load."""
     if isinstance(error, ImportError) and "flash" in (attention or "") and "flash" in str(error).lower():
         return ConfigError(
-            f"{name}: models.attention={attention} needs a package that is not here ({_first_line(error)}). Install it "
+            f"{name}: models.attention={attention} needs a missing package ({_first_line(error)}). Install it "
             "(flash_attention_2: pip install flash-attn, for a CUDA GPU), or choose models.attention=sdpa."
         )
     is_hub_name = str(base).count("/") <= 1 and not str(base).startswith((".", "/", "~"))
     if not is_hub_name and not Path(base).exists():
         return PolicyError(
-            f'{name}: folder "{source}" does not exist. Give a folder written by save_pretrained, or the name of a model on the hub.'
+            f'{name}: folder "{source}" does not exist. Name a folder written by save_pretrained, or a model on the '
+            "hub."
         )
     here = "" if Path(base).exists() else " No folder of that name is here either."
     return PolicyError(
-        f'{name}: "{source}" cannot be loaded as a model ({_first_line(error)}). Give a folder written by '
-        f"save_pretrained with config.json and *.safetensors, or the name of a model on the hub.{here}"
+        f'{name}: cannot load "{source}" as a model: {_first_line(error)}. Name a folder written by save_pretrained '
+        f"(config.json and *.safetensors), or a model on the hub.{here}"
     )
 
 
 @contextlib.contextmanager
 def _without_load_report() -> Iterator[None]:
-    """transformers' table of missing and unread weights is not logged: _require_whole names them. That of weights which
-    could not be converted stays, since the error refers to it.
+    """Suppress transformers' log of missing and unused weights, which _require_whole reports.
+
+    The log of weights that could not be converted stays, since the error refers to it.
     """
 
     def is_kept(record: logging.LogRecord) -> bool:
@@ -149,8 +151,8 @@ def _without_load_report() -> Iterator[None]:
 
 
 def _require_whole(model: nn.Module, report: dict, path: str | Path, name: str) -> None:
-    """Raises PolicyError naming weights that a folder lacks, holds beyond the model's, or holds in another shape."""
-    buffers = {key for key, _ in model.named_buffers()}  # constants, which older versions saved
+    """Raise PolicyError listing weights that are missing, unused, or of another shape."""
+    buffers = {key for key, _ in model.named_buffers()}  # older versions saved these constants
     unread = {key for key in report["unexpected_keys"] if key not in buffers and not _CONSTANTS.search(key)}
     if is_masked_lm(model.config):
         unread = {key for key in unread if not _NOT_OF_MASKED_LMS.search(key)}
@@ -170,30 +172,31 @@ def _require_whole(model: nn.Module, report: dict, path: str | Path, name: str) 
         faults.append("an adapter lies beside them, which is read from folders alone: download it")
     if faults:
         raise PolicyError(
-            f'{name}: the weights of "{path}" do not fit {type(model).__name__}: {"; ".join(faults)}. Save the whole model with '
-            "save_pretrained: vision tower, head and merged adapters included, under the model's own names."
+            f'{name}: the weights of "{path}" do not match {type(model).__name__}: {"; ".join(faults)}. Save the full '
+            "model "
+            "with save_pretrained, with vision tower, head and merged adapters, under the model's own names."
         )
 
 
 def _require_floating(model: nn.Module, folder: str | Path, name: str) -> None:
-    """Raises PolicyError naming weights that a folder keeps as integers: quantized numbers, without what they are to be scaled by."""
+    """Raise PolicyError listing integer weights, which are quantized without their scales."""
     parameters = {key.rpartition(".")[2] for key, _ in model.named_parameters()}
     integers = []
     for file in sorted(Path(folder).glob("*.safetensors")):
         with contextlib.suppress(SafetensorError, OSError), safe_open(file, framework="pt") as weights:
-            for key in weights.keys():  # noqa: SIM118  (it is no dict)
+            for key in weights.keys():  # noqa: SIM118  (not a dict)
                 kind = weights.get_slice(key).get_dtype()
                 if kind.startswith(("I", "U", "BOOL")) and key.rpartition(".")[2] in parameters:
                     integers.append(f"{key}: {kind}")
     if integers:
         raise PolicyError(
-            f'{name}: {len(integers)} weights of "{folder}" are kept as integers ({_some(integers)}) and config.json has no '
-            "quantization_config that says how they are scaled. Give the model before it was quantized."
+            f'{name}: {len(integers)} weights of "{folder}" are integers ({_some(integers)}), and config.json has no '
+            "quantization_config with their scales. Name the model before quantization."
         )
 
 
 def _require_numbers(model: nn.Module, path: str | Path, name: str) -> None:
-    """Raises PolicyError naming weights that are infinite or not a number, and for matrices that are all zero."""
+    """Raise PolicyError listing weights that are infinite or NaN, or if all matrices are zero."""
     numbers = set(DTYPES.values())
     floating = {key: value for key, value in model.named_parameters() if value.dtype in numbers and value.numel()}
     ends = torch.stack([torch.stack(value.detach().aminmax()).float().cpu() for value in floating.values()])
@@ -201,24 +204,26 @@ def _require_numbers(model: nn.Module, path: str | Path, name: str) -> None:
     wrong = [key for key, finite in zip(floating, is_finite, strict=True) if not finite]
     if wrong:
         raise PolicyError(
-            f'{name}: {len(wrong)} weights of "{path}" are infinite or not a number ({_some(wrong)}): it was saved after its '
-            "training had failed, or in a precision too narrow for it. Take an earlier checkpoint."
+            f'{name}: {len(wrong)} weights of "{path}" are infinite or NaN ({_some(wrong)}), after a failed training '
+            "or in too "
+            "low a precision. Choose an earlier checkpoint."
         )
     matrices = [
         float(stats.abs().max()) for value, stats in zip(floating.values(), ends, strict=True) if value.ndim > 1
     ]
     if matrices and not any(matrices):
         raise PolicyError(
-            f'{name}: every matrix of "{path}" is zero: its weights were saved from where they did not lie (sharded '
-            "training). Save the whole model with save_pretrained."
+            f'{name}: every matrix of "{path}" is zero, as after saving sharded weights from one rank. Save the full '
+            "model "
+            "with save_pretrained."
         )
 
 
 def _align(model: nn.Module) -> None:
-    """Move weights that start in the midst of a cache line, as a mapped file's do, to memory of their own.
+    """Copy weights that are not aligned to a cache line, as in a memory-mapped file, to aligned memory.
 
-    Kernels sum in an order that depends on where a matrix begins. A weight read from a checkpoint and the copy of a model in
-    memory would differ in the last digits of what they compute, and a resumed run from an uninterrupted one.
+    The summation order of kernels depends on alignment. Otherwise a weight from a checkpoint and its copy in memory
+    would give different last digits, and so would a resumed and an uninterrupted run.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % CACHE_LINE:
@@ -226,7 +231,7 @@ def _align(model: nn.Module) -> None:
 
 
 def is_masked_lm(config: PretrainedConfig) -> bool:
-    """Whether the model was saved as one that fills masks: BERT and others exist as both, so the class is asked."""
+    """Return whether the saved class is a masked LM; families such as BERT have both kinds."""
     return any(name.endswith("ForMaskedLM") for name in config.architectures or ())
 
 

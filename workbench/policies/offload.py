@@ -1,6 +1,6 @@
-"""A frozen policy whose weights lie in host memory and visit the device only while it reads or writes.
+"""Offloading: a frozen policy's weights are in host memory, and on the device only during its forward passes.
 
-Its head stays: losses ask for logits of its hidden states after it has read.
+The head stays on the device, because losses compute logits from the hidden states later.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from workbench.policies.autoregressive import AutoregressivePolicy
 
 
 def offload(policy: AutoregressivePolicy, device: torch.device | str) -> None:
-    """Have a policy that was loaded on the CPU do its work on `device`, and hold only its head there in between."""
+    """Run a policy that was loaded on the CPU on `device`; between its passes only its head stays there."""
     policy.head.linear.to(device)
     stays = {id(tensor) for tensor in _tensors(policy.model.get_output_embeddings())}
     resident = [(tensor, _pinned(tensor)) for tensor in _tensors(policy.model) if id(tensor) not in stays]
@@ -27,7 +27,7 @@ def offload(policy: AutoregressivePolicy, device: torch.device | str) -> None:
     @contextlib.contextmanager
     def visit() -> Iterator[None]:
         nonlocal away
-        if away:  # one verb inside another
+        if away:  # not for nested calls
             yield
             return
         for tensor, values in resident:
@@ -58,5 +58,5 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    """Page-locked where there is a GPU, so that copies to it run at full speed."""
+    """Pin memory if a GPU is available, for faster copies."""
     return tensor.data.pin_memory() if torch.cuda.is_available() else tensor.data

@@ -1,7 +1,7 @@
-"""Passes of a model: what it is given of prompts and completions, with the savings that hold for it (Shortcuts).
+"""Forward passes of a model over prompts and completions, with the shortcuts that are valid for it.
 
-Positions: a prompt is padded on the left, its completion on the right, so the completion of every row starts in the same
-column P. The hidden state of column P - 1 + t predicts completion token t.
+Positions: prompts are padded on the left and completions on the right, so the completion of every row starts in the
+same column P. The hidden state of column P - 1 + t predicts completion token t.
 """
 
 import contextlib
@@ -24,24 +24,26 @@ from workbench.types import Prompt
 
 
 class Sent(NamedTuple):
-    """The next token of each row that goes on, and which of the rows so far those are (None: all)."""
+    """Next token of each unfinished row, and the indices of these rows among the current ones (None = all)."""
 
     ids: Int[Tensor, " B"]
     staying: Int[Tensor, " B"] | None = None
 
 
-States = Generator[Float[Tensor, "B D"], Sent, None]  # what predicts each row's next token; is sent that token
+States = Generator[
+    Float[Tensor, "B D"], Sent, None
+]  # yields the states that predict each row's next token; receives that token
 
 
 class Passes:
-    """A model with its encoder, and how it is called.
+    """A model with its encoder, and its forward passes.
 
-    adapter  None: the model as it is. "off": LoRA adapters switched off (student@start under LoRA)
+    adapter  "off" disables LoRA adapters (student@start under LoRA); None leaves the model unchanged
     """
 
     def __init__(self, model: nn.Module, encoder: PromptEncoder, adapter: str | None = None) -> None:
         self.model, self.encoder, self.adapter = model, encoder, adapter
-        self.shards = None  # of the model, if each process of the run holds a part (workbench.policies.fsdp)
+        self.shards = None  # FsdpModel, if the weights are sharded
         self._can_share_pictures = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
         self._eyes = ImageFeatureCache(getattr(model.config, "image_token_id", -1))
         self._cache_argument = _cache_argument(model)
@@ -55,7 +57,7 @@ class Passes:
 
     @property
     def _shares_prompts(self) -> bool:
-        """Not while activations are recomputed, which goes without a cache."""
+        """Whether rows share prompts through the cache; gradient checkpointing has no cache."""
         recomputes = self.model.training and getattr(self.model, "is_activation_checkpointing", False)
         return self.shortcuts.prompts and not recomputes and not self._in_step
 
@@ -65,20 +67,20 @@ class Passes:
 
     @property
     def _in_step(self) -> bool:
-        """Whether a pass must be one call of the whole model, as it is in the processes that hold the other parts."""
+        """Whether a pass must be one call of the whole model, in lockstep with the other ranks."""
         return self.shards is not None and torch.is_grad_enabled()
 
     def model_inputs(
         self, prompts: list[Prompt], completions: list[tuple[int, ...]]
     ) -> tuple[dict, int, Int[Tensor, " B"]]:
-        """What the model is given, the column where completions start, and their lengths."""
+        """Model inputs, the column where completions start, and their lengths."""
         inputs = self._rows(prompts)
         prompt_length = inputs["input_ids"].shape[1]
         lengths = torch.tensor([len(ids) for ids in completions])
         return self._append(inputs, completions), prompt_length, lengths
 
     def _read_rows(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Float[Tensor, "B T D"]:
-        """Hidden states that predict the completions, T the longest of them, at least 1; each row with its own prompt."""
+        """Hidden states that predict the completions, T the longest of them, at least 1; every row has its prompt."""
         longest = max(map(len, completions))
         inputs, start, _ = self.model_inputs(prompts, completions)
         return self._hidden(inputs | {"use_cache": False})[:, start - 1 : start - 1 + longest]
@@ -86,13 +88,13 @@ class Passes:
     def _read_after_shared_prompts(
         self, prompts: list[Prompt], completions: list[tuple[int, ...]]
     ) -> Float[Tensor, "B T D"]:
-        """As _read_rows; a prompt that occurs in several rows passes once."""
+        """As the pass over full rows, but a prompt of several rows passes once."""
         unique, rows = distinct(prompts)
         encoded, cache = self._encoded(unique), self._new_cache()
         row_idx = torch.tensor(rows, device=self.device)
         first = self._begin(encoded, cache)[row_idx, -1:]
         self._repeat(cache, row_idx)
-        rest = [ids[:-1] for ids in completions]  # what follows a last token is not asked
+        rest = [ids[:-1] for ids in completions]  # the state after the last token is not needed
         if not any(rest):
             return first
         inputs = {name: encoded[name][row_idx] for name in ("input_ids", "attention_mask")}
@@ -102,7 +104,7 @@ class Passes:
         return torch.cat((first, self._go_on(inputs, cache)), 1)
 
     def parts(self, prompts: list[Prompt]) -> list[list[int]]:
-        """Which rows pass together: all, or only those that are as long as each other before their answers."""
+        """Split rows into batches: all together, or by prompt length."""
         if self.shortcuts.rows:
             return [list(range(len(prompts)))]
         unique, rows = distinct(prompts)
@@ -111,7 +113,7 @@ class Passes:
         return [[row for row, prompt_idx in enumerate(rows) if prompt_idx == which] for which in range(len(unique))]
 
     def read_states(self, prompts: list[Prompt], completions: list[tuple[int, ...]]) -> Float[Tensor, "N D"]:
-        """Hidden states that predict the completions' tokens, row after row; none of the completions may be without any."""
+        """Hidden states that predict the completions' tokens, row after row; no completion may be empty."""
         if not self.shortcuts.rows and len(parts := self.parts(prompts)) > 1:
             hidden_states: list[Tensor] = [torch.empty(0)] * len(prompts)
             for part in parts:
@@ -132,7 +134,7 @@ class Passes:
         return hidden[valid.to(hidden.device)]
 
     def plain_logits(self, prompt: Prompt, completion: tuple[int, ...]) -> Float[Tensor, "T V"]:
-        """What the model's own forward pass says of a completion's tokens, its row alone and nothing saved."""
+        """Logits of the model's own forward pass for one row, without shortcuts."""
         encoded = self._to_device(self.encoder.batch([prompt]))
         inputs = self._append(encoded, [completion]) | {"use_cache": False}
         with self._adapter_state():
@@ -140,11 +142,11 @@ class Passes:
 
     @property
     def rows_can_leave(self) -> bool:
-        """Whether rows may stop before others while tokens are sampled."""
+        """Whether finished rows can leave the batch while others are sampled."""
         return self.shortcuts.cache and self.shortcuts.prompts
 
     def states(self, prompts: list[Prompt]) -> States:
-        """Hidden states that predict each row's next token, for as long as tokens are sent."""
+        """Yield the hidden states that predict each row's next token, and receive that token."""
         if not self.shortcuts.cache:
             yield from self._states_without_cache(prompts)
         cache = self._new_cache()
@@ -174,24 +176,24 @@ class Passes:
             inputs = self._append(inputs, [(token,) for token in ids.tolist()])
 
     def _append(self, inputs: dict, completions: list[tuple[int, ...]]) -> dict:
-        token_type = 1 if self.model.config.model_type == "paligemma" else 0  # its 0 is read in both directions
+        token_type = 1 if self.model.config.model_type == "paligemma" else 0  # type 0 has bidirectional attention
         return append(inputs, completions, self.encoder.pad_id, token_type)
 
     def _rows(self, prompts: list[Prompt]) -> dict[str, Tensor]:
-        """What the model is given of prompts, of which several may be the same; its pictures are then encoded once."""
+        """Model inputs of prompts; the images of equal prompts are encoded once."""
         unique, rows = distinct(prompts)
         if len(unique) < len(prompts) and self.shares_pictures and not self._in_step:
             return self._with_shared_pictures(unique, rows)
         return self._encoded(prompts)
 
     def _encoded(self, prompts: list[Prompt]) -> dict[str, Tensor]:
-        """What the model is given of some prompts; features instead of pictures where those may be kept."""
+        """Model inputs of prompts, with cached image features if the cache is on."""
         if self.shares_pictures and caching_enabled():
             return self._with_shared_pictures(prompts, list(range(len(prompts))))
         return self._to_device(self.encoder.batch(prompts))
 
     def _with_shared_pictures(self, prompts: list[Prompt], rows: list[int]) -> dict[str, Tensor]:
-        """Model inputs of rows that share prompts, with every image encoded once."""
+        """Model inputs of rows that share prompts; every image is encoded once."""
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
         per_token = [{key: row[key] for key in row.keys() - image_inputs(row).keys()} for row in encoded]
         row_idx = torch.tensor(rows, device=self.device)
@@ -202,7 +204,7 @@ class Passes:
         return inputs | self._eyes.inputs(prompts, encoded, rows, self._look, (id(self.model), self.adapter))
 
     def _look(self, pictures: Encoded) -> BaseModelOutputWithPooling:
-        shows = self.model if hasattr(self.model, "get_image_features") else self.model.base_model  # Emu3's: the latter
+        shows = self.model if hasattr(self.model, "get_image_features") else self.model.base_model  # the latter in Emu3
         taken = inspect.signature(shows.get_image_features).parameters
         inputs = {name: value for name, value in pictures.items() if name in taken}
         with self._adapter_state():
@@ -212,33 +214,33 @@ class Passes:
         return DynamicCache(config=self.model.config)
 
     def _begin(self, encoded: dict, cache: Cache) -> Float[Tensor, "B T D"]:
-        """Hidden states of prompts, whose keys and values fill an empty cache."""
+        """Hidden states of prompts; fills an empty cache."""
         if hasattr(self.model.base_model, "rope_deltas"):
-            self.model.base_model.rope_deltas = None  # of the prompts before
+            self.model.base_model.rope_deltas = None  # left from earlier prompts
         return self._hidden(encoded | {self._cache_argument: cache, "use_cache": True})
 
     def _repeat(self, cache: Cache, rows: Int[Tensor, " B"]) -> None:
-        """Have a cache hold these of its rows: a prompt once for each of its completions, or those that go on."""
+        """Select rows of a cache: a prompt once per completion, or the unfinished rows."""
         cache.batch_select_indices(rows)
         deltas = getattr(self.model.base_model, "rope_deltas", None)
         if deltas is not None:
             self.model.base_model.rope_deltas = deltas[rows]
 
     def _go_on(self, inputs: dict, cache: Cache) -> Float[Tensor, "B T D"]:
-        """Hidden states of tokens that come after what a cache holds.
+        """Hidden states of tokens that follow the cached ones.
 
-        Under M-RoPE (Qwen-VL) an image takes fewer positions than it has tokens: rope_deltas is that difference.
+        Under M-RoPE (Qwen-VL) an image has fewer positions than tokens; rope_deltas is the difference.
         """
         deltas = getattr(self.model.base_model, "rope_deltas", None)
         if deltas is not None:
             places = _counted(inputs["attention_mask"], inputs["input_ids"].shape[1])
             inputs = inputs | {"position_ids": (places + deltas).expand(3, -1, -1)}
-        if self._cache_argument == "cache_params":  # states alone, of which no mask is asked for what has passed
+        if self._cache_argument == "cache_params":  # recurrent states need no mask of earlier tokens
             inputs = inputs | {"attention_mask": inputs["attention_mask"][:, -inputs["input_ids"].shape[1] :]}
         return self._hidden(inputs | {self._cache_argument: cache, "use_cache": True})
 
     def _hidden(self, inputs: dict) -> Float[Tensor, "B T D"]:
-        """Last hidden states of the model without its head; with `shortcuts.head` off, its logits."""
+        """Last hidden states of the model without its head, or its logits if `shortcuts.head` is off."""
         if self.shortcuts.positions and "position_ids" not in inputs:
             places = _counted(inputs["attention_mask"], inputs["input_ids"].shape[1])
             inputs = inputs | {"position_ids": places}
@@ -277,21 +279,21 @@ class Passes:
 
 
 def _counted(mask: Int[Tensor, "B P"], count: int) -> Int[Tensor, "B T"]:
-    """Positions of the last `count` columns, counted from each row's first token."""
+    """Position ids of the last `count` columns, counted from each row's first token."""
     return (mask.cumsum(-1) - 1).clamp(min=0)[:, -count:]
 
 
 def _cache_argument(model: nn.Module) -> str | None:
-    """Name of the argument by which the model takes a cache; None: it takes none of transformers' own."""
+    """Name of the model's cache argument; None if it takes no cache of transformers."""
     parameters = inspect.signature(model.base_model.forward).parameters
     return next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
 
 
 def _plausible(model: nn.Module, cache_argument: str | None) -> Shortcuts:
-    """What a model's signature and the layers of its cache allow, before anything is computed.
+    """Shortcuts that the signature and the cache layers of a model allow, before any measurement.
 
-    States of linear attention and of convolutions are written in place: they cannot be repeated for several answers with
-    gradient, and transformers offers no way without.
+    Linear attention and convolutions update their states in place, so these cannot be repeated for several answers with
+    gradient.
     """
     if cache_argument is None:
         return Shortcuts(cache=False, prompts=False)

@@ -1,9 +1,9 @@
-"""Processors from folders and hub names, also of families whose processors want torchvision for videos alone.
+"""Load processors from folders and hub names, without torchvision also for families with a video processor.
 
-Qwen-VL, InternVL, LLaVA-OneVision and SmolVLM come with a video processor, which transformers has for torchvision only. Where
-that is absent, a processor is built of the family's own class without its video part: chat template, expansion of image
-tokens and the image processor (on Pillow) are the family's own code, and what is saved with a checkpoint keeps the settings
-of the video part. Where torchvision is present, the official processor is used whole.
+Qwen-VL, InternVL, LLaVA-OneVision and SmolVLM have a video processor, which needs torchvision in transformers. Without
+torchvision, the family's own class is built without its video part: chat template, image token expansion and the image
+processor (on Pillow) are unchanged, and checkpoints keep the settings of the video part. With torchvision, the official
+processor is used.
 """
 
 import functools
@@ -27,7 +27,7 @@ VIDEO = "video_processor"
 
 
 def load_processor(path: str | Path, config: PretrainedConfig, **options) -> object:
-    """The processor that belongs to a model; its `config` names the family.
+    """Load the processor of a model; its `config` determines the family.
 
     Raises: OSError, ValueError, KeyError or ImportError, as AutoProcessor does.
     """
@@ -43,21 +43,21 @@ def load_processor(path: str | Path, config: PretrainedConfig, **options) -> obj
 
 
 def has_video_part(processor: object) -> bool:
-    """Whether the official class has one, so that AutoProcessor loads what is saved only where torchvision is."""
+    """Return whether the official class has a video part, so that AutoProcessor needs torchvision."""
     return isinstance(processor, ProcessorMixin) and VIDEO in processor.get_attributes()
 
 
 @functools.cache
 def images_only(official: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """The official class without its video part, under the official name, which checkpoints record."""
+    """Subclass of the official class without its video part, under the official name, which checkpoints store."""
     module = sys.modules[official.__module__]
-    if getattr(module, "num2words", True) is None:  # SmolVLM spells the number of a video's frames, and asks beforehand
+    if getattr(module, "num2words", True) is None:  # SmolVLM checks for it, to spell a video's number of frames
         module.num2words = _no_videos
     return type(official.__name__, (_ImagesOnly, official), {"__module__": official.__module__})
 
 
 def load_images_only(official: type[ProcessorMixin], path: str | Path, **options) -> ProcessorMixin:
-    """A saved processor of a family with a video part, without that part."""
+    """Load a saved processor without its video part."""
     settings, _ = official.get_processor_dict(path, **options)
     parts = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
     known_names = inspect.signature(official.__init__).parameters.keys() - {"kwargs", VIDEO, *parts}
@@ -69,7 +69,7 @@ def load_images_only(official: type[ProcessorMixin], path: str | Path, **options
 
 
 class _ImagesOnly:
-    """Goes before an official class: takes settings where that takes a video processor."""
+    """Mixin before an official class that takes settings in place of a video processor."""
 
     def check_argument_for_proper_class(self, argument_name: str, argument: object) -> type | tuple[type, ...]:
         if argument_name == VIDEO:
@@ -82,15 +82,15 @@ class _ImagesOnly:
 
 
 class VideoSettings(dict):
-    """What the video processor would be told: kept for saving, and read by a template that asks before it needs to."""
+    """Settings of the video processor, for saving and for templates that access it."""
 
-    _auto_class = None  # asked by save_pretrained: no code of its own is saved
+    _auto_class = None  # save_pretrained reads it: no custom code
 
     def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):  # copying asks for these
+        if name.startswith("__"):  # accessed by copy
             raise AttributeError(name)
         return self.get(name)
 
 
 def _no_videos(*_) -> None:
-    raise ImportError("videos need the packages torchvision and num2words")
+    raise ImportError("videos need the packages torchvision and num2words. Install both.")

@@ -1,10 +1,9 @@
-"""Keys and values of a few layers, projected on a subspace while a policy writes.
+"""Subspace projection of the keys and values of a few layers while a policy samples.
 
-The subspace is that in which the loss on chosen tokens moves: G stacks the gradients of that loss with respect to the
-output of one key or value projection, at every position of every calibration example; its first r right singular vectors
-V span the subspace, and P = V V^T projects on it (SPD, arXiv 2605.22675). The whole
-width of the projection is taken together, all heads at once, before any key norm and rotary embedding, so that P can also be
-folded into the weights: W' = P W, b' = P b.
+G stacks the gradients of the loss on chosen tokens with respect to the output of one key or value projection, at every
+position of every calibration example. Its first r right singular vectors V span the subspace, and P = V V^T projects on
+it (SPD, arXiv 2605.22675). P covers the whole width of the projection, all heads together, before key norm and rotary
+embedding, so that it can be folded into the weights: W' = P W, b' = P b.
 """
 
 import contextlib
@@ -22,17 +21,17 @@ from workbench.types import Example, Mark, label_tokens
 
 LAYERS = ("middle+last", "middle", "last", "all")
 KINDS = ("k_proj", "v_proj")
-EVERY_TOKEN = "all"  # of the answer, instead of those of one kind
-_NEGLIGIBLE = 1e-12  # of the largest squared singular value; gradients are float32
+EVERY_TOKEN = "all"  # of the answer, in place of one kind
+_NEGLIGIBLE = 1e-12  # relative to the largest squared singular value; gradients are float32
 
 
 @dataclass
 class Calibration:
-    """Second moments of the gradients, G^T G: their eigenvectors are the right singular vectors of G.
+    """Second moments of the gradients, G^T G, whose eigenvectors are the right singular vectors of G.
 
     moments   per projection, in float64
-    used      examples that gave a gradient; `tokens` of them carried the loss
-    left_out  examples looked at that have no answer, or no token of the asked kind
+    used      number of examples with a gradient; `tokens`, their tokens with a loss
+    left_out  number of examples without an answer or without a token of the kind
     """
 
     moments: dict[str, Float[Tensor, "W W"]]
@@ -43,9 +42,9 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Subspace:
-    """An orthogonal projector, and what is known of where it comes from.
+    """An orthogonal projector and its origin.
 
-    energy         share of the gradients' squared norm that lies inside; None without gradients
+    energy         share of the gradients' squared norm inside the subspace; None without gradients
     gradient_rank  rank of the gradients; directions kept beyond it are arbitrary
     """
 
@@ -56,14 +55,14 @@ class Subspace:
 
 
 def find_projections(model: nn.Module, layers: str = LAYERS[0]) -> dict[str, nn.Module]:
-    """Key and value projections of the text decoder's chosen layers, by module name.
+    """Find the key and value projections of the text decoder's chosen layers, by module name.
 
-    Raises: PolicyError if a layer has none of its own (fused projections, no attention).
+    Raises: PolicyError for a layer without them (fused projections, no attention).
     """
     stack = getattr(model.get_decoder(), "layers", None)
     if not isinstance(stack, nn.ModuleList) or not len(stack):
         raise PolicyError(
-            f"{type(model).__name__}: its text decoder has no list of layers, so no key and value projections are found."
+            f"the text decoder of {type(model).__name__} has no list of layers. Choose another model for this method."
         )
     last = len(stack) - 1
     chosen = {"middle+last": (len(stack) // 2, last), "middle": (len(stack) // 2,), "last": (last,)}
@@ -76,9 +75,8 @@ def find_projections(model: nn.Module, layers: str = LAYERS[0]) -> dict[str, nn.
         if {name.rpartition(".")[2] for name, _ in layer_modules} != set(KINDS) or len(layer_modules) != len(KINDS):
             linear = sorted({name for name, module in stack[idx].named_modules() if isinstance(module, nn.Linear)})
             raise PolicyError(
-                f"layer {idx} of {type(model).__name__} has no single k_proj and v_proj; its linear maps are "
-                f"{', '.join(linear) or 'none'}. Keys and values can be projected only where they are maps of their own: "
-                "choose another method.layers or a model without fused projections."
+                f"layer {idx} of {type(model).__name__} has the linear maps {', '.join(linear) or 'none'}. Expected "
+                "one k_proj and one v_proj. Choose another method.layers, or a model without fused projections."
             )
         modules |= {names[id(module)]: module for _, module in layer_modules}
     return modules
@@ -87,10 +85,10 @@ def find_projections(model: nn.Module, layers: str = LAYERS[0]) -> dict[str, nn.
 def calibrate(
     policy, examples: Iterable[Example], *, count: int, kind: str, layers: str = LAYERS[0], context: str = "plain"
 ) -> Calibration:
-    """Gradients of -log p, mean over an answer's tokens of `kind`, on the reference answers of `count` examples.
+    """Compute the gradients of -log p, averaged over an answer's tokens of `kind`, on `count` reference answers.
 
-    kind      a kind that the examples' marks name, or EVERY_TOKEN. Examples without marks: the final answer's tokens
-    examples  looked at in order until `count` were used
+    kind      a kind of the examples' marks, or EVERY_TOKEN; examples without marks use the final answer's tokens
+    examples  iterated until `count` were used
 
     Raises: DataError if no example has such a token; PolicyError as find_projections.
     """
@@ -113,15 +111,15 @@ def calibrate(
         done.tokens += len(places)
     if not done.used:
         raise DataError(
-            f'none of {done.left_out} examples has a token of kind "{kind}" in an answer or reference, to calibrate on; '
-            f"kinds found: {', '.join(sorted(kinds)) or 'none'}. Name one of them as method.calibrate_on, add answers, or "
-            f"set method.calibrate_on={EVERY_TOKEN}."
+            f'none of {done.left_out} examples has a token of kind "{kind}" in its answer. Expected one of '
+            f"{', '.join(sorted(kinds)) or 'no kinds'}. Set method.calibrate_on to one of them or to {EVERY_TOKEN}, or "
+            "add answers."
         )
     return done
 
 
 def gradient_subspace(moments: Float[Tensor, "W W"], rank: int) -> Subspace:
-    """The subspace of the `rank` largest singular values of the gradients whose second moments are given."""
+    """Subspace of the `rank` largest singular values of gradients with the given second moments."""
     values, vectors = torch.linalg.eigh(moments)  # ascending
     values, vectors = values.flip(0).clamp(min=0.0), vectors.flip(-1)
     total = float(values.sum())
@@ -130,24 +128,24 @@ def gradient_subspace(moments: Float[Tensor, "W W"], rank: int) -> Subspace:
 
 
 def random_subspace(width: int, rank: int, seed: int) -> Subspace:
-    """A subspace of the same rank, drawn evenly over all of them: the control."""
+    """Uniformly random subspace, the control."""
     normal = torch.randn(width, rank, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return Subspace(_projector(torch.linalg.qr(normal).Q), rank)
 
 
 def rank_of(name: str, width: int, share: float, rank: int = 0) -> int:
-    """Dimensions kept of a projection: `rank`, or the share of its width. Raises ConfigError if there are fewer."""
+    """Dimensions to keep of a projection: `rank`, or the share of its width. Raises ConfigError if rank > width."""
     if rank > width:
         raise ConfigError(
-            f"method.rank={rank} is more than {name} has: its width is {width}. Choose at most that, or method.rank=0 "
-            "and a method.share."
+            f"method.rank={rank} exceeds the width of {name}. Expected at most {width}. Lower it, or set method.rank=0 "
+            "and method.share."
         )
     return rank or max(1, round(share * width))
 
 
 @contextlib.contextmanager
 def projected(policy, projectors: dict[str, Float[Tensor, "W W"]]) -> Iterator[None]:
-    """Inside, the outputs of the named projections are multiplied by their projectors; after it, no hook is left."""
+    """Multiply the outputs of the named projections by their projectors inside this context."""
 
     def multiply(projector: Tensor) -> Callable:
         return lambda module, inputs, output: (output.float() @ projector.to(output.device)).to(output.dtype)
@@ -159,24 +157,26 @@ def projected(policy, projectors: dict[str, Float[Tensor, "W W"]]) -> Iterator[N
 
 @torch.no_grad()
 def fold(model: nn.Module, projectors: dict[str, Float[Tensor, "W W"]]) -> None:
-    """Make the model write as `projected` has it write, without hooks: W' = P W, b' = P b.
+    """Fold projectors into the weights, with the same effect as `projected`: W' = P W, b' = P b.
 
-    Raises: PolicyError for anything but a linear layer (an adapter has to be merged first).
+    Raises: PolicyError for a layer that is not linear, such as one with an adapter.
     """
     for name, projector in projectors.items():
         linear = model.get_submodule(name)
         if type(linear) is not nn.Linear:
-            raise PolicyError(f"{name} is a {type(linear).__name__} and no plain linear layer: merge adapters first.")
+            raise PolicyError(
+                f"{name} is a {type(linear).__name__}. Expected a plain linear layer. Merge adapters first."
+            )
         for values in filter(None.__ne__, (linear.weight, linear.bias)):
             values.copy_(projector.to(values.device) @ values.float())
 
 
 def _places(texts: list[str], example: Example, kind: str, kinds: set[str]) -> list[int]:
-    """Indices of the tokens that carry the calibration loss; `kinds` gains those that were met."""
+    """Indices of the tokens with the calibration loss; adds the kinds of this example to `kinds`."""
     if kind == EVERY_TOKEN:
         return list(range(len(texts)))
     marks = example.marks
-    if not marks and example.answer:  # the last time that the answer is named
+    if not marks and example.answer:  # the last occurrence of the answer
         marks = (Mark(rf"(?s).*({re.escape(example.answer)})", "answer"),)
     token_kinds = [label for label, _ in label_tokens([*texts[:-1], ""], marks)] if texts else []
     kinds |= set(filter(None, token_kinds))
@@ -186,18 +186,18 @@ def _places(texts: list[str], example: Example, kind: str, kinds: set[str]) -> l
 def _gradients(
     policy, projections: dict[str, nn.Module], example: Example, context: str, ids: tuple[int, ...], places: list[int]
 ) -> dict[str, Float[Tensor, "N W"]]:
-    """d loss / d output of each projection, all positions of prompt and answer end to end."""
+    """d loss / d output of each projection, at all positions of prompt and answer."""
     taken: list[tuple[str, Tensor]] = []
 
     def tap(name: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-            nothing = torch.zeros_like(output, requires_grad=True)  # frozen weights give outputs without gradient
+            nothing = torch.zeros_like(output, requires_grad=True)  # outputs of frozen weights have no gradient
             taken.append((name, nothing))
             return output + nothing
 
         return hook
 
-    policy.prove()  # its passes are not to be tapped
+    policy.prove()  # before the hooks are added
     with _hooked([(module, tap(name)) for name, module in projections.items()]), torch.enable_grad():
         index = torch.tensor(places, device=policy.device)
         logits = policy.forward([build_prompt(example, context)], [ids]).logits(index)

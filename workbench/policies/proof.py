@@ -1,8 +1,9 @@
-"""The model's own forward pass is the truth: what a policy saves is compared with it before its first number is used.
+"""Proof of shortcuts: compare each shortcut of a policy with the model's own forward pass before its first use.
 
-A few short rows are read and sampled as a run does it: of several lengths in one padded batch, with pictures of two sizes where
-the model takes pictures, and two answers to one prompt. The truth is `model(**inputs).logits` of each row alone. A shortcut
-that gives other log-probs is switched off; what differs even then is named, and refused by what loads models for a run.
+A few short rows are scored and sampled as in a run: several lengths in one padded batch, images of two sizes if the
+model takes images, and two answers to one prompt. The reference is `model(**inputs).logits` of each row alone. A
+shortcut with other log-probs is switched off; differences without any shortcut are reported, and loading for a run
+refuses them.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,8 +26,8 @@ from workbench.types import Prompt
 if TYPE_CHECKING:
     from workbench.policies.autoregressive import AutoregressivePolicy
 
-MOST_LIKELY = 32  # tokens of each position whose log-probs are compared
-# mean difference, as a share of how far a position's highest logit is above the mean one: of rounding, and no more
+MOST_LIKELY = 32  # compared tokens per position
+# allowed mean difference by rounding, relative to the distance between highest and mean logit of a position
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 2e-5, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 QUANTIZED = 8e-2
 FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
@@ -36,7 +37,8 @@ _WHY = {
     "head": "its logits are not its output layer over its last hidden states: all logits of a pass are held at once",
     "rows": "a row changes with the rows beside it: each row passes alone, which is slow",
     "positions": "it counts padding among the positions: it is given positions without",
-    "cache": "with a cache it computes other numbers than without: each sampled token passes its whole row again, which is slow",
+    "cache": "with a cache it computes other numbers than without: each sampled token passes its whole row again, "
+    "which is slow",
     "prompts": "its cache cannot be repeated for several answers: a prompt passes once for each answer",
     "pictures": "pictures encoded apart give other numbers: they are encoded with each row",
 }
@@ -44,11 +46,11 @@ _WHY = {
 
 @dataclass(frozen=True)
 class Proof:
-    """What holds for a model.
+    """Result for a model.
 
-    off      savings that it cannot use, and how far they were off in nats (None: not tried, or it fails); `positions`, if it is given them
-    differs  what is not as in the model's own forward pass with nothing saved either
-    head     what follows its output layer: scale, soft_cap, never
+    off      disabled shortcuts with their error in nats (None = not tried, or failed); `positions` if it needs them
+    differs  differences to the model's own forward pass without any shortcut
+    head     operations after its output layer: scale, soft_cap, never
     """
 
     shortcuts: Shortcuts
@@ -58,14 +60,14 @@ class Proof:
 
     @property
     def sentences(self) -> list[str]:
-        """What is unusual."""
+        """One sentence per disabled shortcut or difference."""
         gaps = {name: "" if gap is None else f" (off by {gap:.1e} nats)" for name, gap in self.off.items()}
         return [f"{_WHY[name]}{gap}" for name, gap in gaps.items()]
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """Prompts and completions of rows, and the truth about them."""
+    """Prompts and completions of the rows, and their reference logits."""
 
     prompts: list[Prompt]
     completions: list[tuple[int, ...]]
@@ -73,7 +75,7 @@ class _Trial:
     tolerance: float  # nats
 
     def gap(self, *ways: Callable[["_Trial"], list[Tensor]]) -> float:
-        """How far log-probs are from the truth, in nats, by the worst of some ways; infinite where one fails."""
+        """Largest error of log-probs in nats over several ways to compute them; infinite if one fails."""
         worst = 0.0
         for way in ways:
             try:
@@ -90,7 +92,7 @@ class _Trial:
 
 @torch.no_grad()
 def prove(policy: "AutoregressivePolicy") -> Proof:
-    """What of a policy's savings gives the numbers of its model's own forward pass. The policy is to take it over (`apply`).
+    """Test the shortcuts of a policy against its model's own forward pass; apply the result with `policy.apply`.
 
     Raises: PolicyError if the model's own forward pass fails.
     """
@@ -117,7 +119,7 @@ def _num_lost(proof: Proof) -> int:
 
 
 def _settled(policy: "AutoregressivePolicy", trial: _Trial, head: Head | None, wanted: Shortcuts) -> Proof:
-    """What of the wanted holds, each tried with what was found to hold before it."""
+    """Test the wanted shortcuts one after the other, each together with those that passed before."""
     off: dict[str, float | None] = {}
     settings = {} if head is None else {name: getattr(head, name) for name in ("scale", "soft_cap", "never")}
     now = replace(wanted, head=head is not None, rows=False, cache=False, prompts=False, pictures=False)
@@ -152,7 +154,7 @@ def _reader(policy: "AutoregressivePolicy") -> Callable[[_Trial], list[Tensor]]:
 
 
 def _sampler(policy: "AutoregressivePolicy") -> Callable[[_Trial], list[Tensor]]:
-    """As completions are sampled, token by token; what is drawn is the trial's completions."""
+    """Hidden states as in sampling, token by token, with the trial's completions as samples."""
 
     def sample(trial: _Trial) -> list[Tensor]:
         hidden_states: list[Tensor] = [torch.empty(0)] * len(trial.prompts)
@@ -176,13 +178,13 @@ def _find_head(policy: "AutoregressivePolicy", trial: _Trial, seen: Seen) -> Hea
         hidden = policy.read_states(trial.prompts[:1], trial.completions[:1])
     except torch.OutOfMemoryError:
         raise
-    except FAILURES:  # there are models without a base model that could be called
+    except FAILURES:  # some models have no callable base model
         return None
     return find_head(policy.model, hidden, seen, trial.truth[0])
 
 
 def _trial(policy: "AutoregressivePolicy") -> tuple[_Trial, Seen]:
-    """Rows that the model's own forward pass takes, and what its output layer was given for the first."""
+    """Rows that the model's own forward pass accepts, and the output layer's inputs for the first."""
     ids, prompt_by_row, first = _completion(policy), {}, None
     prompts, completions, truth = [], [], []
     failure: Exception | None = None
@@ -204,8 +206,9 @@ def _trial(policy: "AutoregressivePolicy") -> tuple[_Trial, Seen]:
     if first is None:
         reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
         raise PolicyError(
-            f"{policy.name}: the forward pass of {type(policy.model).__name__} fails on a small prompt ({reason[:300]}). "
-            "Needed: a model whose forward pass takes what its processor makes of a prompt, and gives logits."
+            f"{policy.name}: the forward pass of {type(policy.model).__name__} fails on a small prompt "
+            f"({reason[:300]}). Expected a model whose forward pass takes its processor's outputs and returns logits. "
+            "Choose another model, or another version of transformers."
         ) from failure
     spread = max(float((row.float().amax(-1) - row.float().mean(-1)).mean()) for row in truth)
     quantized = getattr(policy.model, "hf_quantizer", None) is not None
@@ -214,7 +217,7 @@ def _trial(policy: "AutoregressivePolicy") -> tuple[_Trial, Seen]:
 
 
 def _prompts(policy: "AutoregressivePolicy", prompt_idx: int) -> list[Prompt]:
-    """Prompts for a place among the rows, the first to be taken that the model takes."""
+    """Candidate prompts for one row, in order of preference."""
     texts = ("red", "what is the color of the larger one of these?", "which one is it?")
     wide, tall = _picture(96, 64), _picture(72, 120)
     image_sets = {0: [(wide,), ()], 1: [(tall, wide), (tall,), ()], 2: [()]}[prompt_idx]
@@ -224,7 +227,7 @@ def _prompts(policy: "AutoregressivePolicy", prompt_idx: int) -> list[Prompt]:
 
 
 def _picture(width: int, height: int) -> Image.Image:
-    """A gradient of two colors with a border: no two parts of it are the same."""
+    """Image of a two-color gradient with a border, all parts of which differ."""
     red = Image.linear_gradient("L").resize((width, height))
     image = Image.merge("RGB", (red, red.rotate(180), Image.new("L", red.size, 90)))
     image.paste((250, 240, 10), (0, 0, width, 4))
@@ -232,14 +235,14 @@ def _picture(width: int, height: int) -> Image.Image:
 
 
 def _completion(policy: "AutoregressivePolicy") -> tuple[int, ...]:
-    """Tokens of ordinary text, at least eight."""
+    """At least eight tokens of ordinary text."""
     ids = policy.tokenizer(_ANSWER, add_special_tokens=False)["input_ids"]
     usual = [token for token in ids if not policy.is_special(token)] or [0]
     return tuple((usual * 8)[: max(8, len(usual))])
 
 
 def _distance(logits: Float[Tensor, "T V"], truth: Float[Tensor, "T V"]) -> float:
-    """Mean difference of the log-probs of the most likely tokens, in nats."""
+    """Mean absolute difference of the log-probs of the most likely tokens, in nats."""
     logprobs = truth.float().log_softmax(-1)
     likely = logprobs.topk(min(MOST_LIKELY, logprobs.shape[-1]), -1)
     return float((logits.float().log_softmax(-1).gather(-1, likely.indices) - likely.values).abs().mean())

@@ -1,4 +1,4 @@
-"""Proofs of models, made once for their files: kept for the process, and in the user's cache folder for the next."""
+"""Proof cache: one proof per model files, in memory and in the user's cache folder."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from workbench.policies.proof import Proof
 from workbench.policies.shortcuts import Shortcuts
 from workbench.policies.teacher_cache import files_of
 
-FOLDER = "WORKBENCH_CACHE"  # names another folder than ~/.cache/vlm-distillation-workbench
+FOLDER = "WORKBENCH_CACHE"  # overrides ~/.cache/vlm-distillation-workbench
 _CODE = (
     "passes.py",
     "proof.py",
@@ -29,24 +29,24 @@ _CODE = (
     "encoding.py",
     "image_features.py",
     "processors.py",
-)  # decide what a proof says
+)  # versions of these change a proof
 
 log = logging.getLogger("workbench")
 _known: dict[str, Proof] = {}
 
 
 def prove_all(policies: Iterable[AutoregressivePolicy], *, accept_differences: bool = False) -> None:
-    """Prove what policies save, and log once for each model what is unusual about it.
+    """Prove the shortcuts of policies, and log disabled ones once per model.
 
-    Raises: PolicyError for a model whose numbers are not those of its own forward pass, unless that is accepted.
+    Raises: PolicyError for a model that differs from its own forward pass, unless accepted.
     """
     unusual: dict[tuple, list[str]] = {}
     for policy in policies:
         proof = prove_once(policy)
         if proof.differs and not accept_differences:
             raise PolicyError(
-                f"{policy.name} ({policy.source}): {'; '.join(proof.differs)}. Choose another model or another version of "
-                "transformers, or set models.accept_differences=true to go on with these numbers."
+                f"{policy.name} ({policy.source}): {'; '.join(proof.differs)}. Choose another model or another version "
+                "of transformers, or set models.accept_differences=true to accept these numbers."
             )
         for level, sentences in ((logging.INFO, proof.sentences), (logging.WARNING, proof.differs)):
             for sentence in sentences:
@@ -56,7 +56,7 @@ def prove_all(policies: Iterable[AutoregressivePolicy], *, accept_differences: b
 
 
 def agree(policies: Iterable[AutoregressivePolicy], group: Group) -> None:
-    """Have all processes of a group save the same: what one of them cannot use, none does."""
+    """Disable each shortcut on all ranks if it is disabled on one."""
     if group.size == 1:
         return
     policies = list(policies)
@@ -65,7 +65,7 @@ def agree(policies: Iterable[AutoregressivePolicy], group: Group) -> None:
 
 
 def prove_once(policy: AutoregressivePolicy) -> Proof:
-    """As AutoregressivePolicy.prove, with what is known of the files that the policy was loaded from."""
+    """As AutoregressivePolicy.prove, but reuse the proof of the same files."""
     if isinstance(policy, DiffusionPolicy) or policy.proof is not None or policy.source is None:
         return policy.prove()
     key = _fingerprint(policy, policy.source)
@@ -82,7 +82,7 @@ def prove_once(policy: AutoregressivePolicy) -> Proof:
 
 
 def _fingerprint(policy: AutoregressivePolicy, path: str | Path) -> str | None:
-    """Of all that a proof depends on; None for models whose files cannot be told apart: a name on a hub without a commit."""
+    """Fingerprint of all that a proof depends on; None for a hub name without a commit."""
     folders, config = [Path(path), Path(base_of(path))], policy.model.config
     commit = getattr(config, "_commit_hash", None)
     if not all(folder.is_dir() for folder in folders) and commit is None:
@@ -119,7 +119,7 @@ def _read(key: str) -> Proof | None:
             tuple(values["differs"]),
             values["head"] | ({"never": tuple(values["head"]["never"])} if values["head"] else {}),
         )
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, or one that was cut
+    except (OSError, ValueError, KeyError, TypeError):  # missing or truncated
         return None
 
 

@@ -1,4 +1,4 @@
-"""Drawing tokens: each row by its own numbers, so that an answer does not depend on its neighbours in a batch."""
+"""Token sampling with random numbers per row, so that an answer does not depend on the rest of its batch."""
 
 import math
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from torch import Tensor
 from workbench.policies import SamplingOptions
 from workbench.policies.view_output import CHUNK_BYTES, entropy_of
 
-ROW_BYTES = 40  # per entry of the vocabulary and row: logits twice, and four arrays of fp64 beside them
+ROW_BYTES = 40  # per vocabulary entry and row: two arrays of logits and four fp64 arrays
 
 
 class SampledTokens(NamedTuple):
-    """A token for each row, its log-prob before any cut, and the entropy of that distribution in nats (None: not asked for)."""
+    """Token ids, their log-probs and entropies (nats; None if not requested) over the whole vocabulary, per row."""
 
     ids: Int[Tensor, " B"]
     logprobs: Float[Tensor, " B"]
@@ -34,9 +34,10 @@ def sample_tokens(
     uniform: Float[Tensor, " B"],
     options: SamplingOptions,
 ) -> SampledTokens:
-    """One token per row, none of `never`; log-probs and entropies are before that and any other cut.
+    """Sample one token per row, none of `never`; log-probs and entropies are over the whole vocabulary.
 
-    Logits exist for as many rows at a time as fit in CHUNK_BYTES: memory does not grow with answers x vocabulary.
+    Logits are computed for as many rows at a time as fit in CHUNK_BYTES, so memory does not grow with rows x
+    vocabulary.
     """
     ids, logprobs, entropies = [], [], []
     rows = max(1, CHUNK_BYTES // (ROW_BYTES * vocabulary))
@@ -50,10 +51,10 @@ def sample_tokens(
 
 
 def draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], options: SamplingOptions) -> Int[Tensor, " B"]:
-    """One token per row by inverting the cumulative distribution at the row's own uniform number.
+    """Sample one token per row by inverting the cumulative distribution at the row's uniform number.
 
-    As in transformers: first the temperature, then the top_k most likely entries (all that are level with the last of
-    them), then the smallest set whose share of their mass reaches top_p.
+    As in transformers: temperature, then the top_k most likely entries (with ties of the last), then the smallest set
+    whose share of their mass reaches top_p.
     """
     if options.temperature == 0.0:
         return logits.argmax(-1)
@@ -69,7 +70,7 @@ def draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], options: Sa
 
 
 def count_kept(probability: Float[Tensor, "B V"], options: SamplingOptions) -> Int[Tensor, "B 1"]:
-    """How many of the most likely entries top_k and then top_p leave, at least one; `probability` is sorted, highest first."""
+    """Number of entries that top_k and then top_p keep, at least one; `probability` is in descending order."""
     kept = torch.full_like(probability[:, :1], probability.shape[-1], dtype=torch.long)
     if 0 < options.top_k < probability.shape[-1]:
         last = probability[:, options.top_k - 1 : options.top_k]
@@ -82,5 +83,5 @@ def count_kept(probability: Float[Tensor, "B V"], options: SamplingOptions) -> I
 
 
 def _place(cumulative: Float[Tensor, "B V"], mass: Float[Tensor, "B 1"]) -> Int[Tensor, " B"]:
-    """The first entry whose cumulative mass exceeds `mass`; entries without mass are never chosen."""
+    """First entry whose cumulative mass exceeds `mass`; never one without mass."""
     return torch.searchsorted(cumulative, mass, right=True).squeeze(-1).clamp(max=cumulative.shape[-1] - 1)

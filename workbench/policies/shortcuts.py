@@ -1,18 +1,18 @@
-"""Savings in calling a model: each gives the numbers of the model's own forward pass, or is switched off for that model."""
+"""Shortcuts of a forward pass: each gives the numbers of the model's own forward pass, or is switched off."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Shortcuts:
-    """Which savings a policy uses.
+    """Enabled shortcuts of a policy.
 
-    head       logits are computed of hidden states, a chunk at a time; off: the model's own logits of a whole pass are held
-    rows       rows of several lengths are padded into one batch; off: each passes alone
-    positions  no saving: the model is given positions that leave padding out; off: it counts them itself
-    cache      sampling keeps keys, values and states of what has passed; off: each token passes its whole row again
-    prompts    a prompt passes once for all its answers; off: once for each
-    pictures   pictures are encoded apart, and once for all rows that show them; off: with each row
+    head       compute logits from hidden states in chunks; off: keep the model's own logits of a whole pass
+    rows       pad rows of several lengths to one batch; off: one pass per row
+    positions  pass position ids without padding (not a shortcut); off: the model computes them
+    cache      keep keys, values and states while sampling; off: every token passes its whole row again
+    prompts    one pass of a prompt for all its answers; off: one pass per answer
+    pictures   encode each image once for all rows; off: with each row
     """
 
     head: bool = True

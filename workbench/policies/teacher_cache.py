@@ -1,6 +1,6 @@
-"""Frozen teachers that a process which does one run after the other loads once.
+"""Teacher cache: load frozen teachers once for several runs in one process.
 
-Outside `cache_teachers` every run loads its own. What one run has written into, the next one loads anew.
+Without `cache_teachers` every run loads its own. A teacher that a run has modified is loaded again.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ class _CachedTeacher:
     state: tuple
 
 
-_kept: dict[tuple, _CachedTeacher] | None = None  # by folder, its files and how they are loaded; None: nothing is kept
+_kept: dict[tuple, _CachedTeacher] | None = None  # by folder, files and options; None = no cache
 
 
 @contextlib.contextmanager
 def cache_teachers() -> Iterator[None]:
-    """Inside, `load_teacher` reads a model once, and keeps those that were asked for last."""
+    """Let `load_teacher` cache models inside this context."""
     global _kept
     before, _kept = _kept, {}
     try:
@@ -37,13 +37,13 @@ def cache_teachers() -> Iterator[None]:
 
 
 def evict_teachers(but: Collection[str | Path]) -> None:
-    """Let go of the models of all other folders, before more is loaded: no run holds more than it needs."""
+    """Evict the models of all other folders."""
     for key in [key for key in _kept or () if key[0] not in map(str, but)]:
         del _kept[key]
 
 
 def load_teacher(path: str | Path, name: str, **options: Any) -> tuple[nn.Module, object]:
-    """As weights.load_model, for a model that nobody trains."""
+    """As models.load_model, for a frozen model."""
     if _kept is None:
         return load_model(path, name, **options)
     key = (str(path), files_of(Path(path)), tuple(sorted(options.items())))
@@ -51,18 +51,18 @@ def load_teacher(path: str | Path, name: str, **options: Any) -> tuple[nn.Module
     if cached is None or cached.state != _state(cached.model):
         model, processor = load_model(path, name, **options)
         cached = _kept[key] = _CachedTeacher(model, processor, _state(model))
-    return cached.model, copy.copy(cached.processor)  # whose parts a policy may replace
+    return cached.model, copy.copy(cached.processor)  # a policy can replace its parts
 
 
 def files_of(folder: Path) -> tuple:
-    """What a folder holds; () for a name on the hub."""
+    """Files of a folder; () for a name on the hub."""
     if not folder.is_dir():
         return ()
     return tuple(sorted((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in folder.iterdir()))
 
 
 def _state(model: nn.Module) -> tuple:
-    """Changes when a weight is written to or replaced, or a hook is left behind."""
+    """State that changes when a weight is modified or replaced, or a hook is left."""
     tensors = [*model.parameters(), *model.buffers()]
     hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
     return (

@@ -1,4 +1,4 @@
-"""Chat templates: which one a model folder has, and in what form it takes the content of a message."""
+"""Chat templates: find the template of a model folder, and the form of message content that it takes."""
 
 import re
 from typing import Any
@@ -7,16 +7,17 @@ from jinja2 import TemplateError
 
 from workbench.errors import PolicyError
 
-PARTS, TEXT = "parts", "text"  # content as a list of pictures and texts, or as one string
+PARTS, TEXT = "parts", "text"  # content as a list of images and texts, or as one string
 _QUESTION = "Which WORKBENCHPROBE?"
 _PRINTED_LIST = re.compile(r"""['"]type['"]\s*:\s*['"]text['"]""")
 
 
 def adopt_template(processor: Any) -> None:
-    """Give a processor the chat template of its tokenizer where it has none: several tools save it in tokenizer_config.json
-    alone, as a string or as a list of named ones. Of several the default is taken.
+    """Copy the chat template of the tokenizer to a processor without one.
 
-    Raises: ValueError if there are several and none is the default.
+    Several tools save it only in tokenizer_config.json, as a string or as a list of named templates with a default.
+
+    Raises: ValueError for several templates without a default.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     if getattr(tokenizer, "chat_template", None) is None:
@@ -27,11 +28,11 @@ def adopt_template(processor: Any) -> None:
 
 
 def content_form(processor: Any) -> str:
-    """PARTS or TEXT: the form of content of which the chat template makes a prompt with the question in it.
+    """Content form, PARTS or TEXT, with which the chat template includes the question in the prompt.
 
-    A processor of pictures is asked for parts first, a tokenizer for text.
+    Processors of images try PARTS first, tokenizers TEXT.
 
-    Raises: PolicyError if the template prints neither as it is.
+    Raises: PolicyError if the template works with neither.
     """
     forms = [PARTS, TEXT] if hasattr(processor, "tokenizer") else [TEXT, PARTS]
     faults = []
@@ -48,6 +49,6 @@ def content_form(processor: Any) -> str:
             return form
         faults.append(f"{form}: {text[:80]!r}")
     raise PolicyError(
-        f"the model's chat template makes no prompt with the question in it, whether a message is a list of parts or a text "
-        f"({'; '.join(faults)[:400]}). Put the model's own chat_template.jinja into its folder."
+        f"the model's chat template omits the question, as parts and as text ({'; '.join(faults)[:400]}). Put the "
+        "model's own chat_template.jinja into its folder."
     )

@@ -1,4 +1,4 @@
-"""Weights of a model folder as files: one tensor at a time, no model is built.
+"""Tensors of a model folder, one at a time, without building the model.
 
     weights = open_weights("runs/demo/checkpoint-000060/student")
     weights.tensor("model.text_model.norm.weight")
@@ -33,38 +33,38 @@ class Weights:
     left_out: tuple[str, ...] = ()
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor as it is stored. Raises PolicyError if its file cannot be read."""
+        """Read one tensor. Raises PolicyError if its file cannot be read."""
         try:
             with safe_open(self.files[name], "pt") as file:
                 return file.get_tensor(name)
         except (OSError, SafetensorError) as error:
-            raise PolicyError(f"{self.files[name]} cannot be read ({error}).") from None
+            raise PolicyError(f"cannot read {self.files[name]}: {error}. Download or save it again.") from None
 
 
 def open_weights(model: str | Path) -> Weights:
-    """The weights of a folder written by save_pretrained, or of a name on the hub.
+    """Open the weights of a folder written by save_pretrained, or of a name on the hub.
 
-    Raises: PolicyError if there is no such folder, it holds no safetensors, only an adapter, or a torn file.
+    Raises: PolicyError for a missing folder, one without safetensors or with only an adapter, or a truncated file.
     """
     folder = _folder(model)
     index = folder / "model.safetensors.index.json"
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise PolicyError(f"{index} is no index of weights ({error}).") from None
+        raise PolicyError(f"{index} is not an index of weights ({error}). Save the model again.") from None
     paths = [folder / name for name in names or ["model.safetensors"]]
     if not names and not paths[0].is_file():
         if (folder / "adapter_model.safetensors").is_file():
             raise PolicyError(
-                f"{folder} holds a LoRA adapter and no whole weights. Merge it into its model first (peft: "
-                "merge_and_unload), save that with save_pretrained, and give the two model folders."
+                f"{folder} holds a LoRA adapter. Expected full weights. Merge it into its model (peft: "
+                "merge_and_unload) and save that with save_pretrained."
             )
-        raise PolicyError(f"{folder} has no model.safetensors. Give a folder written by save_pretrained.")
+        raise PolicyError(f"{folder} has no model.safetensors. Name a folder written by save_pretrained.")
     files, shapes, left_out = {}, {}, []
     for file in paths:
         try:
             with safe_open(file, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118  (it is no mapping)
+                for name in opened.keys():  # noqa: SIM118  (not a mapping)
                     part = opened.get_slice(name)
                     files[name] = file
                     if part.get_dtype().startswith(("F", "BF")):
@@ -72,12 +72,12 @@ def open_weights(model: str | Path) -> Weights:
                     else:
                         left_out.append(name)
         except (OSError, SafetensorError) as error:
-            raise PolicyError(f"{file} cannot be read ({error}).") from None
+            raise PolicyError(f"cannot read {file}: {error}. Download or save it again.") from None
     return Weights(folder, files, shapes, tuple(left_out))
 
 
 def check_same_architecture(first: Weights, second: Weights) -> None:
-    """Raises PolicyError naming the first tensors that only one of the two has, or that have two shapes."""
+    """Raise PolicyError with the first tensors that only one side has, or whose shapes differ."""
     differences = []
     for name in dict.fromkeys([*first.shapes, *second.shapes]):
         shapes = [weights.shapes.get(name) for weights in (first, second)]
@@ -90,9 +90,8 @@ def check_same_architecture(first: Weights, second: Weights) -> None:
     if differences:
         more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise PolicyError(
-            f"{first.folder} and {second.folder} are two architectures: {'; '.join(differences[:3])}{more}. A difference "
-            "of weights needs two checkpoints of one model. If it is one model under older names, load it and save it "
-            "again with save_pretrained."
+            f"{first.folder} and {second.folder} differ in architecture: {'; '.join(differences[:3])}{more}. Expected "
+            "two checkpoints of one model. If only the names are older, load it and save it again with save_pretrained."
         )
 
 
@@ -102,7 +101,9 @@ def _folder(model: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(model), allow_patterns=["*.safetensors", "*.safetensors.index.json"]))
     except (OSError, ValueError, HFValidationError, LocalEntryNotFoundError, HfHubHTTPError) as error:
-        raise PolicyError(f'"{model}" is no folder, and no model of that name can be had ({_first(error)}).') from None
+        raise PolicyError(
+            f'"{model}" is neither a folder nor an available model on the hub ({_first(error)}). Correct the name.'
+        ) from None
 
 
 def _first(error: Exception) -> str:

@@ -1,6 +1,6 @@
-"""Output of a view: the hidden states that predict each written token, and the head that makes logits of them.
+"""View output: the hidden states that predict each token, and the head that maps them to logits.
 
-Logits of a whole batch never exist: `ViewOutput.logits` makes those of the positions asked for, a chunk at a time.
+Logits of a whole batch are never in memory: `ViewOutput.logits` computes those of some positions, one chunk at a time.
 """
 
 from dataclasses import dataclass, replace
@@ -9,28 +9,28 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-CHUNK_BYTES = 56 * 2**20  # of one chunk's fp32 logits
-_NOTHING = -1e4  # a logit without probability; at minus infinity, divergences would make 0 * inf
+CHUNK_BYTES = 56 * 2**20  # of fp32 logits in one chunk
+_NOTHING = -1e4  # logit of a token without probability; minus infinity would give 0 * inf in divergences
 
 
 @dataclass(frozen=True)
 class Head:
-    """Makes logits of hidden states: a linear layer, then the model's own scale and soft cap, if it has them.
+    """Maps hidden states to logits: a linear layer, then the model's scale and soft cap, if any.
 
-    Parameters that are not those of `linear` alone (an adapter inside it) are found by `linear.parameters()`.
+    `linear.parameters()` includes those of an adapter inside it.
     """
 
     linear: nn.Module
     scale: float = 1.0
     soft_cap: float | None = None
-    eos_ids: tuple[int, ...] = ()  # tokens that are one action, to stop: the first gets the probability of all
-    never: tuple[int, ...] = ()  # tokens that the model's own forward pass gives no probability
+    eos_ids: tuple[int, ...] = ()  # unified end tokens: the first gets the probability of all
+    never: tuple[int, ...] = ()  # tokens without probability in the model's own forward pass
 
     def __call__(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
         return self.finish(self.linear(hidden))
 
     def finish(self, raw: Float[Tensor, "M V"]) -> Float[Tensor, "M V"]:
-        """What follows the linear layer, in fp32."""
+        """Apply the operations after the linear layer, in fp32."""
         logits = raw.float()
         if self.scale != 1.0:
             logits = logits * self.scale
@@ -48,14 +48,12 @@ class Head:
 
 @dataclass(frozen=True)
 class ViewOutput:
-    """What one view says at N positions: the hidden states that predict each written token, and the head."""
+    """Output of one view at N positions: the hidden states that predict each token, and the head."""
 
     hidden: Float[Tensor, "N D"]
     head: Head
-    vocabulary: int  # V, entries that learner and target share; a longer (padded) head is cut to it
-    is_scored: Bool[Tensor, " N"] | None = (
-        None  # positions that the view scores; None = all; the others have no hidden state
-    )
+    vocabulary: int  # V, entries shared by learner and targets; a longer (padded) head is truncated
+    is_scored: Bool[Tensor, " N"] | None = None  # mask of scored positions, None = all; the others have no hidden state
 
     @property
     def device(self) -> torch.device:
@@ -65,12 +63,12 @@ class ViewOutput:
         return cut(self.head(self.hidden[index]), self.vocabulary)
 
     def part(self, positions: slice | Int[Tensor, " M"]) -> "ViewOutput":
-        """What it says at some of its positions."""
+        """Select some positions."""
         is_scored = None if self.is_scored is None else self.is_scored[positions]
         return replace(self, hidden=self.hidden[positions], is_scored=is_scored)
 
     def spread(self, is_scored: Bool[Tensor, " M"]) -> "ViewOutput":
-        """Its positions at the places that are `is_scored`, in their order; the others have none."""
+        """Scatter the positions, in order, to those of the mask `is_scored`; the others are not scored."""
         hidden = self.hidden.new_full((is_scored.numel(), self.hidden.shape[1]), torch.nan)
         hidden[is_scored] = self.hidden
         return replace(self, hidden=hidden, is_scored=is_scored)
@@ -78,12 +76,12 @@ class ViewOutput:
 
 @dataclass(frozen=True)
 class MixedViewOutput:
-    """What several policies say, each at positions of its own: position n is row `row[n]` of `parts[which[n]]`."""
+    """Outputs of several policies, each for its own positions: position n is row `row[n]` of `parts[which[n]]`."""
 
     parts: tuple[ViewOutput, ...]
     which: Int[Tensor, " N"]
     row: Int[Tensor, " N"]
-    is_scored: Bool[Tensor, " N"] | None = None  # as ViewOutput.is_scored
+    is_scored: Bool[Tensor, " N"] | None = None  # as in ViewOutput
 
     @property
     def device(self) -> torch.device:
@@ -103,19 +101,19 @@ class MixedViewOutput:
         return logits
 
     def part(self, positions: slice | Int[Tensor, " M"]) -> "MixedViewOutput":
-        """What it says at some of its positions."""
+        """Select some positions."""
         is_scored = None if self.is_scored is None else self.is_scored[positions]
         return replace(self, which=self.which[positions], row=self.row[positions], is_scored=is_scored)
 
     def spread(self, is_scored: Bool[Tensor, " M"]) -> "MixedViewOutput":
-        """Its positions at the places that are `is_scored`, in their order; the others have none."""
+        """Scatter the positions, in order, to those of the mask `is_scored`; the others are not scored."""
         which, row = torch.full((2, is_scored.numel()), -1, device=self.device)
         which[is_scored], row[is_scored] = self.which, self.row
         return replace(self, which=which, row=row, is_scored=is_scored)
 
 
 def mix_outputs(pieces: list[tuple[ViewOutput, Tensor]]) -> MixedViewOutput:
-    """Readouts with the positions that they are of, which together are 0 .. N - 1. Those of one head become one part."""
+    """Merge outputs with their positions, which together are 0 .. N - 1; outputs of one head become one part."""
     by_head: dict[int, list[tuple[ViewOutput, Tensor]]] = {}
     for piece in pieces:
         by_head.setdefault(id(piece[0].head), []).append(piece)
@@ -131,7 +129,7 @@ def mix_outputs(pieces: list[tuple[ViewOutput, Tensor]]) -> MixedViewOutput:
 
 
 def join_outputs(outputs: list[ViewOutput] | list[MixedViewOutput]) -> ViewOutput | MixedViewOutput:
-    """Readouts of one policy, laid end to end."""
+    """Concatenate outputs of one policy."""
     if isinstance(outputs[0], ViewOutput):
         return replace(outputs[0], hidden=torch.cat([output.hidden for output in outputs]))
     pieces, start = [], 0
@@ -144,16 +142,16 @@ def join_outputs(outputs: list[ViewOutput] | list[MixedViewOutput]) -> ViewOutpu
 
 
 def chunk_size(vocabulary: int) -> int:
-    """Positions per chunk, so that its fp32 logits take CHUNK_BYTES."""
+    """Positions per chunk, such that its fp32 logits take CHUNK_BYTES."""
     return max(16, CHUNK_BYTES // (4 * vocabulary))
 
 
 def cut(logits: Tensor, vocabulary: int) -> Tensor:
-    """The first `vocabulary` entries; the gradient of a slice that cuts nothing off would still be a copy."""
+    """The first `vocabulary` entries; without a slice if nothing is cut, since its gradient would be a copy."""
     return logits if logits.shape[-1] == vocabulary else logits[:, :vocabulary]
 
 
 def entropy_of(logprobs: Float[Tensor, "M V"]) -> Float[Tensor, " M"]:
-    """Entropy of each distribution, in nats; `logprobs` are changed in place."""
-    # an entry at minus infinity has no mass and must not make 0 * inf
+    """Entropy of each distribution, in nats; changes `logprobs` in place."""
+    # an entry at minus infinity has no mass and must not give 0 * inf
     return logprobs.clamp_(min=_NOTHING).exp().mul_(logprobs).sum(-1).neg_().clamp_(min=0.0)

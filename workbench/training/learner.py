@@ -1,7 +1,7 @@
-"""A learner: the policies that are its student, its past and its teachers, and the optimiser that moves it.
+"""Learner: a student with its optimizer, its frozen start, its moving average and its teachers.
 
-A method names policies relative to one learner ("student", "student@ema", ...). A run has one learner, or several that
-each see themselves as the student.
+A method names policies relative to one learner ("student", "student@ema", ...). A run has one learner, or several, each
+of which is the student in its own policies.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ from workbench.types import STUDENT
 
 
 class Learner:
-    """Weights that are trained, with what belongs to them. Policies are by the method's names, whatever its own is."""
+    """A trained student and its optimizer. `policies` are by the method's names."""
 
     def __init__(self, policies: dict[str, Policy], config: RunConfig, ema_rate: float, name: str = STUDENT) -> None:
         self.name, self.policies, self.ema_rate = name, policies, ema_rate
-        self.seed = () if name == STUDENT else (name,)  # goes into its draws, so that peers do not draw alike
+        self.seed = () if name == STUDENT else (name,)  # seed suffix of its random draws, which differ between peers
         model = self.student.model
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name or not has_adapter(model))
@@ -50,11 +50,11 @@ class Learner:
         if training.optimizer == "sgd":
             self.optimizer: torch.optim.Optimizer = torch.optim.SGD(self.parameters, **rule)
         else:
-            # fused: one pass over the memory, on a CPU several times as fast
+            # fused: one pass over memory, several times as fast on a CPU
             self.optimizer = torch.optim.AdamW(self.parameters, betas=tuple(training.betas), fused=True, **rule)
         self.mask = UpdateMask(training.update_mask, model) if training.update_mask else None
         if self.mask is not None:
-            self.optimizer.param_groups[0]["weight_decay"] = 0.0  # it would move what is masked; see `step`
+            self.optimizer.param_groups[0]["weight_decay"] = 0.0  # `step` applies weight decay inside the mask only
         self.weight_decay = training.weight_decay
         self.underflow = UpdateUnderflow(self.parameters)
         self._rate = learning_rates(config)
@@ -66,8 +66,7 @@ class Learner:
 
     @contextlib.contextmanager
     def training_mode(self) -> Iterator[None]:
-        """Inside, the student's activations are recomputed if models.gradient_checkpointing asks for it, and dropout is
-        on where a key asks for it: models.lora.dropout, training.dropout."""
+        """Enable gradient checkpointing and dropout as configured, inside this context."""
         model = self.student.model
         if self._dropout:
             model.train()
@@ -79,29 +78,27 @@ class Learner:
             model.eval()
 
     def all_reduce_gradients(self, group: Group) -> None:
-        """Make the gradients those of all processes' batches; of sharded weights they are summed already."""
+        """Sum the gradients over all ranks; FSDP has already summed those of sharded weights."""
         if self.student.shards is None:
             group.all_reduce_gradients(self.parameters)
         else:
             self.student.shards.leave_untouched(self.parameters)
 
     def clip_gradients(self) -> dict[str, float]:
-        """Scale the gradients that are there down to the largest norm allowed.
+        """Clip the gradients to max_grad_norm; return their norm.
 
-        Raises: NonFiniteError if one is not a number; no weight was changed by it.
+        Raises: NonFiniteError if the norm is infinite or NaN, before any weight changes.
         """
         if self.mask is not None:
             self.mask.hide_gradients()
         limit = self.max_grad_norm or float("inf")
         grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
         if not torch.isfinite(grad_norm):
-            raise NonFiniteError(
-                f"the norm of {self.name}'s gradient is {float(grad_norm)}, though every loss is finite."
-            )
+            raise NonFiniteError(f"the gradient norm of {self.name} is {float(grad_norm)}, while every loss is finite.")
         return {"grad_norm": float(grad_norm)}
 
     def step(self, step: int) -> dict[str, float]:
-        """One optimiser step with the gradients that are there; steps count from 1."""
+        """One optimizer step and EMA update; steps count from 1."""
         rate = self._rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -116,7 +113,7 @@ class Learner:
         return {"learning_rate": rate} | moved
 
     def skip_step(self, step: int) -> dict[str, float]:
-        """A step in which no position was supervised: nothing moves, by momentum or decay neither."""
+        """Skip the optimizer step of a step without supervision: neither momentum nor weight decay changes weights."""
         self.optimizer.zero_grad(set_to_none=True)
         return {"learning_rate": self._rate(step)}
 
@@ -132,7 +129,7 @@ class Learner:
         if alike:
             torch._foreach_lerp_([mean for mean, _ in alike], [weight for _, weight in alike], self.ema_rate)
         for mean, weight in pairs:
-            if mean.dtype != weight.dtype:  # one after the other, so that there is never a second copy of all weights
+            if mean.dtype != weight.dtype:  # one by one, to avoid a second copy of all weights
                 mean.lerp_(weight.to(mean.dtype), self.ema_rate)
 
 
@@ -145,14 +142,14 @@ def build_learner(
     checkpoint: Checkpoint | None = None,
     group: Group = ALONE,
 ) -> Learner:
-    """A learner of a run, at its start or at a checkpoint; in parts, if the group's processes are to hold some each."""
+    """Build a learner at the start of a run or at a checkpoint, sharded over the group if it is sharded."""
     models, lora = config.models, config.models.lora
     start = models.learners[name]
     if checkpoint is not None:
         averages = f"{STUDENT}@ema" in method.policies
         refuse_other_run(checkpoint, name, start, lora=bool(lora.rank), averages=averages)
     adapter = _adapter_config(lora) if lora.rank else None
-    torch.manual_seed(config.seed)  # an adapter's first weights are random
+    torch.manual_seed(config.seed)  # for the random weights of a new adapter
     policies = load_policies(
         method.policies,
         learner=name,
@@ -181,7 +178,7 @@ def build_learner(
         and policies[STUDENT].denoising_schedule(()) is None
     ):
         raise ConfigError(
-            f"method {method.name} shows a view later blocks of an answer, and {start} writes from left to right. Set "
+            f"method {method.name} needs a masked diffusion model, and {start} generates from left to right. Set "
             "models.student to a masked diffusion model, such as data/models/diffusion."
         )
     if group.sharding is not None:
@@ -191,31 +188,27 @@ def build_learner(
 
 
 def autocast(config: RunConfig, device: str | torch.device) -> torch.autocast:
-    """Inside, models sample and score in the precision of training.mixed_precision; also when a run is evaluated
-    again.
-    """
+    """Context in which models sample and score in the precision of training.mixed_precision."""
     enabled = config.training.mixed_precision == "bf16"
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def check_engine(config: RunConfig, method: Method) -> None:
-    """Raises ConfigError, before anything is loaded, if the engine asked for is missing or would leave out what a
-    method does.
-    """
+    """Raise ConfigError, before models are loaded, if the rollout engine is missing or does not support the method."""
     if config.sampling.engine != "vllm":
         return
     if method.sampling_patch is not None:
         raise ConfigError(
-            f"sampling.engine=vllm would write without what method {method.name} puts into the student while it writes "
+            f"sampling.engine=vllm does not support the sampling patch of method {method.name} "
             f"({method.sampling_patch.suffix}). Choose sampling.engine=transformers."
         )
     require_vllm()
 
 
 def attach_engine(learners: list[Learner], config: RunConfig) -> None:
-    """What writes for the students, if it is not they themselves: one engine for all, handed the weights of who writes.
+    """Start the configured rollout engine, one for all students, which loads the weights of the sampling student.
 
-    Raises: ConfigError if the engine cannot be started, or cannot write for these students.
+    Raises: ConfigError if the engine cannot start, or does not support these students.
     """
     if config.sampling.engine != "vllm":
         return
@@ -223,26 +216,23 @@ def attach_engine(learners: list[Learner], config: RunConfig) -> None:
     for student in (first, *others):
         if adapts_tied_weights(student.model):
             raise ConfigError(
-                "sampling.engine=vllm writes with one matrix for embeddings and head, and the adapter of "
-                f"{student.name} makes two of it. Choose sampling.engine=transformers, or models.lora.target_modules "
-                "without embeddings and head."
+                f"sampling.engine=vllm does not support the adapter of {student.name} on tied embeddings. Choose "
+                "sampling.engine=transformers, or models.lora.target_modules without embeddings and head."
             )
     if first.denoising_schedule(()) is not None:
         raise ConfigError(
-            "sampling.engine=vllm writes from left to right, and models.student fills masks. Choose "
-            "sampling.engine=transformers."
+            "sampling.engine=vllm does not support masked diffusion models. Choose sampling.engine=transformers."
         )
     for other in others:
         if _architecture(other.model.config.to_dict()) != _architecture(first.model.config.to_dict()):
             raise ConfigError(
-                f"sampling.engine=vllm writes for all students of a run with one model in memory, and {other.name} is "
-                f"not of {first.name}'s architecture. Choose sampling.engine=transformers, or students of one "
-                "architecture."
+                f"sampling.engine=vllm needs students of one architecture, and {other.name} differs from {first.name}. "
+                "Choose sampling.engine=transformers, or students of one architecture."
             )
     models = config.models
     engine = VllmEngine(
         str(base_of(next(iter(models.learners.values())))),
-        dtype="bfloat16" if config.training.mixed_precision == "bf16" else models.dtype,  # as the student reads
+        dtype="bfloat16" if config.training.mixed_precision == "bf16" else models.dtype,  # the precision of the student
         memory=config.sampling.engine_memory,
         trust_remote_code=models.trust_remote_code,
     )
@@ -251,7 +241,7 @@ def attach_engine(learners: list[Learner], config: RunConfig) -> None:
 
 
 def _architecture(settings: dict) -> dict:
-    """A model's configuration without what is no part of what it computes: where it came from, and who saved it."""
+    """Configuration of a model without path and version, which do not affect its computation."""
     return {
         key: _architecture(value) if isinstance(value, dict) else value
         for key, value in settings.items()
@@ -260,20 +250,18 @@ def _architecture(settings: dict) -> dict:
 
 
 def _refuse_rows_apart(config: RunConfig, policies: dict[str, Policy]) -> None:
-    """Processes that hold parts of one model make equally many passes; rows that pass alone are as many as there are
-    rows.
-    """
+    """Raise ConfigError for a sharded model with one pass per row, whose number of passes would differ by rank."""
     for policy in single_policies(policies.values()):
         if not policy.shortcuts.rows and config.training.micro_batch_size != 1:
             raise ConfigError(
-                f"{policy.name} reads rows of other lengths one by one, which sharded weights cannot. Set "
+                f"{policy.name} cannot pad rows to one batch, so sharded weights need micro-batches of one row. Set "
                 "training.micro_batch_size=1, or start with distributed_type: MULTI_GPU "
                 "(configs/accelerate/one-node-8.yaml)."
             )
 
 
 def require_shardable(config: RunConfig) -> None:
-    """Raises ConfigError if something is asked for that does not go with sharded weights."""
+    """Raise ConfigError for an option that sharded weights do not support."""
     models = config.models
     settings = {
         "models.compile": models.compile,
@@ -285,53 +273,51 @@ def require_shardable(config: RunConfig) -> None:
     for key, value in settings.items():
         if value:
             raise ConfigError(
-                f"{key}={value} does not go with sharded weights (docs/devices.md). Leave it out, or start with "
+                f"{key}={value} is not supported with sharded weights (docs/devices.md). Leave it out, or start with "
                 "distributed_type: MULTI_GPU (configs/accelerate/one-node-8.yaml)."
             )
 
 
 def _adapter_config(lora: LoraConfig) -> object:
     try:
-        peft = importlib.import_module("peft")  # an extra, and slow to import
+        peft = importlib.import_module("peft")  # optional, and slow to import
     except ModuleNotFoundError:
-        raise ConfigError(
-            "models.lora needs the package peft: pip install 'vlm-distillation-workbench[lora]'."
-        ) from None
+        raise ConfigError("models.lora needs the package peft. Install 'vlm-distillation-workbench[lora]'.") from None
     return peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules
     )
 
 
 def _check_adapter(student: AutoregressivePolicy, lora: LoraConfig, start: str, name: str) -> None:
-    """Raises ConfigError if the student's adapter cannot be trained, or is not the one that models.lora describes."""
+    """Raise ConfigError if the student's adapter cannot be trained, or differs from models.lora."""
     key = "models.student" if name == STUDENT else f"models.peers.{name}"
     pair = [student.model.get_input_embeddings(), student.model.get_output_embeddings()]
     if adapts_tied_weights(student.model) and all(hasattr(layer, "base_layer") for layer in pair):
         raise ConfigError(
-            f"embeddings and head of {start} are one matrix, and adapters on both cannot be saved. Choose "
-            "models.lora.target_modules with one of the two, or neither (all-linear)."
+            f"embeddings and head of {start} are tied, and adapters on both cannot be saved. Set "
+            "models.lora.target_modules to one of the two, or neither (all-linear)."
         )
     for adapter in getattr(student.model, "peft_config", {}).values():
         kind = str(getattr(adapter.peft_type, "value", adapter.peft_type))
         if kind != "LORA":
             raise ConfigError(
-                f"{key} holds an adapter of kind {kind} ({start}), and those of kind LORA alone can be trained. Merge "
-                "it into its model (peft: merge_and_unload) and train that."
+                f"{key} holds an adapter of kind {kind} ({start}). Expected LORA. Merge it into its model (peft: "
+                "merge_and_unload) and train that."
             )
         if lora.rank and (adapter.r, float(adapter.lora_alpha)) != (lora.rank, lora.alpha):
             raise ConfigError(
-                f"models.lora.rank is {lora.rank} and models.lora.alpha {lora.alpha:g}, but {key} ({start}) holds an "
-                f"adapter of rank {adapter.r} and alpha {adapter.lora_alpha:g}, which is trained further. Set "
-                f"models.lora.rank={adapter.r} models.lora.alpha={adapter.lora_alpha:g}, or 0 for what the folder has; "
-                "for a new adapter merge the old one first."
+                f"models.lora.rank={lora.rank} and models.lora.alpha={lora.alpha:g} differ from the adapter of {key} "
+                f"({start}). Expected rank {adapter.r} and alpha {adapter.lora_alpha:g}. Set "
+                f"models.lora.rank={adapter.r} models.lora.alpha={adapter.lora_alpha:g}, or rank 0 to keep the "
+                "adapter; merge it first to add a new one."
             )
 
 
 def learning_rates(config: RunConfig) -> Callable[[int], float]:
-    """Learning rate of each step, counting from 1, as a function of the step alone: nothing to save or restore.
+    """Learning rate as a function of the step, counting from 1, so that no schedule state is saved.
 
-    transformers' schedules, but for the steps of the warm-up: step s of w has s / w of the highest rate, there (s - 1)
-    / w. So no step has rate 0, for which answers would be sampled and scored in vain.
+    transformers' schedules, except for warm-up: step s of w has s / w of the highest rate instead of (s - 1) / w, since
+    a step with rate 0 would be wasted.
     """
     training = config.training
     dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
