@@ -1,4 +1,4 @@
-"""Everything random comes from here: a seed of names and numbers, so that no generator's state has to be saved."""
+"""Random seeds derived from names and numbers, so that no generator state has to be saved."""
 
 import hashlib
 
@@ -6,29 +6,29 @@ import torch
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed that depends on every part and on nothing else."""
+    """Derive a 63-bit seed from the parts."""
     digest = hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def draw_uniform(*parts: object) -> float:
-    """A number in [0, 1) that depends on the parts alone."""
+    """Derive a number in [0, 1) from the parts."""
     return derive_seed(*parts) / 2**63
 
 
 class EpochOrder:
-    """The order in which examples are met: a new permutation each epoch, the same for the same seed."""
+    """Order of the examples: a new permutation each epoch, the same for the same seed."""
 
     def __init__(self, num_examples: int, seed: int) -> None:
         self.num_examples, self.seed = num_examples, seed
         self._epoch, self._permutation = -1, []
 
     def batch(self, step: int, size: int) -> list[int]:
-        """Indices of the examples of a step; steps count from 1."""
+        """Example indices of a step; steps count from 1."""
         return [self.index(idx) for idx in range((step - 1) * size, step * size)]
 
     def index(self, idx: int) -> int:
-        """Index of the example that is met at a place, counted from 0 over all epochs."""
+        """Example index at position `idx` of the order, counted from 0 over all epochs."""
         epoch, offset = divmod(idx, self.num_examples)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
