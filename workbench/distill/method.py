@@ -148,7 +148,7 @@ class PatchState:
 class SamplingPatch:
     """Preparation before the first step, and its use while the student samples.
 
-    build   (student, examples, seed) -> PatchState. `examples` is an iterator. The run folder keeps the result for resume
+    build   (student, examples, seed) -> PatchState. `examples` is an iterator. The run folder keeps the result
     apply   (student, tensors) -> context manager that patches the student while it samples
     suffix  suffix of the sampler's name in traces, as in "student+projection"
     """

@@ -263,8 +263,8 @@ def _withheld(evidence: list[str]) -> str:
         return "During training, no view had more than that."
     parts = " and ".join(f"`{part}`" for part in evidence)
     return (
-        f"During training, the scoring views above also had the {parts} of each question. The model may have learned to "
-        "state details that only this evidence shows, so do not take its confidence (below) for knowledge."
+        f"During training, the scoring views above also had the {parts} of each question. The model may have learned "
+        "to state details that only this evidence shows, so do not take its confidence (below) for knowledge."
     )
 
 
