@@ -281,7 +281,7 @@ def row_cases(folder: Path) -> Iterator[Case]:
 
 def _study(base: Path) -> dict:
     return {
-        "base": str(base),
+        "extends": str(base),
         "seeds": [0],
         "variants": {"opd": {"method.name": "opd"}},
         "evaluate": [{"data": "scenes:eval?count=2", "contexts": ["plain"]}],
@@ -379,7 +379,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="bad-") as name:
         folder = Path(name).resolve()
-        values = {"training.steps": 2, "training.save_every": 1, "training.keep": 2}
+        values = {"training.steps": 2, "training.save_every": 1, "training.save_total_limit": 2}
         command_line(["train", str(recipe(folder / "finished", values))])
         command_line(["geometry", str(folder / "finished" / "run")])
         tally = campaign(

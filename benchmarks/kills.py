@@ -41,11 +41,11 @@ SMALL = {
     "training.batch_size": 2,
     "training.learning_rate": 1e-4,
     "training.save_every": 2,
-    "training.keep": 1,
+    "training.save_total_limit": 1,
     "trace.probes": 2,
     "trace.probe_every": 2,
     "evaluation.every": 2,
-    "evaluation.count": 4,
+    "evaluation.max_examples": 4,
     "evaluation.contexts": ["plain"],
 }
 METHODS = {
@@ -306,7 +306,7 @@ def studies(folder: Path, count: int, draw: random.Random, tally: Tally) -> None
         base.write_text(yaml.safe_dump(plain))
         study = {
             "name": "study",
-            "base": str(base),
+            "extends": str(base),
             "seeds": [0],
             "parallel": 2,
             "variants": {"dopd": {"method.name": "dopd"}, "opd": {"method.name": "opd"}},

@@ -70,7 +70,7 @@ def trainer(name: str, folder: Path, run: str, repeats: int) -> Trainer:
     settings = ("trace.every=0", "trace.probes=0", "data.eval=null", "evaluation.teacher=false", "training.steps=10000")
     config = load_config(f"configs/{name}.yaml", [f"output_dir={folder}", f"name={run}", *settings])
     limit = config.training.batch_size * (repeats + WARMUP)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, limit=limit))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_train_examples=limit))
     run_folder = RunFolder.create(config.run_dir, config.to_yaml(), seed=config.seed, method=name)
     done = Trainer(config, run_folder)
     for learner in done.learners:

@@ -58,7 +58,7 @@ def main() -> None:
     disable_progress_bar()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        method = {"name": "opd", "average": "position"}
+        method = {"name": "opd", "loss_aggregation": "token_mean"}
         ours = {
             OURS: Steps(make_trainer(OURS, args, folder, method)),
             TRACED: Steps(make_trainer(TRACED, args, folder, method, traced=True)),

@@ -117,7 +117,7 @@ def make_run(folder: Path) -> Path:
         "data.eval": None,
         "training.steps": 4,
         "trace.probes": 0,
-        "trace.alternatives_of": 32,  # of every answer of a step
+        "trace.top_k_rollouts": 32,  # of every answer of a step
     }
     texts = [f"{key}={'null' if value is None else value}" for key, value in overrides.items()]
     return wb.train(wb.load_config(ROOT / "configs/demo.yaml", texts)).run_dir

@@ -72,9 +72,9 @@ def run_config(folders: dict, output_dir: object, /, **values: object) -> RunCon
         "data": {"train": "scenes:train?count=12", "eval": "scenes:eval?count=6"},
         "method": {"name": "dopd", "privilege": "crop"},
         "sampling": {"num_generations": 2, "max_completion_length": 6},
-        "training": {"steps": 4, "batch_size": 3, "learning_rate": 1e-3, "save_every": 2, "keep": 0},
-        "trace": {"probes": 2, "probe_every": 2, "alternatives": 3, "alternatives_of": 2},
-        "evaluation": {"count": 6, "contexts": ["plain", "crop"]},
+        "training": {"steps": 4, "batch_size": 3, "learning_rate": 1e-3, "save_every": 2, "save_total_limit": 0},
+        "trace": {"probes": 2, "probe_every": 2, "top_k": 3, "top_k_rollouts": 2},
+        "evaluation": {"max_examples": 6, "contexts": ["plain", "crop"]},
     }
     for key, value in values.items():
         section, _, name = key.partition("__")

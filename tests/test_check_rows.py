@@ -95,7 +95,7 @@ def test_eval_answers_the_other_questions_and_names_what_it_left_out(
         "method": {"name": "opd"},
         "training__steps": 1,
         "evaluation__contexts": ["plain"],
-        "evaluation__count": 0,
+        "evaluation__max_examples": 0,
     }
     config = run_config(models, tmp_path, data={"train": data, "eval": data}, **values)
     train(config)

@@ -113,12 +113,12 @@ def test_eval_asks_runs_and_models_by_kind_and_truth(
                 assert re.search(f"{policy} +{context} +{group} ", table), group
     assert re.search("questions +accuracy +confidence +over-confidence +calibration error +entropy +length +cut", table)
     for folder in (models["teacher"], next(run.glob("checkpoint-*"))):  # a checkpoint holds its student
-        table = said(capsys, "eval", folder, "--data", data, "--count", 8, "--rule", "contains")
+        table = said(capsys, "eval", folder, "--data", data, "--count", 8, "--grader", "contains")
         assert re.search("model +plain +all +all +8 ", table) and "student" not in table
-    exact = said(capsys, "eval", models["teacher"], "--data", data, "--rule", "exact", "--count", 8)
+    exact = said(capsys, "eval", models["teacher"], "--data", data, "--grader", "exact", "--count", 8)
     assert re.search(r"model +plain +all +all +8 +0.0%", exact)
     assert "no answer could be graded" in said(
-        capsys, "eval", models["teacher"], "--data", "scenes:eval?start=2&count=1", "--rule", "numeric"
+        capsys, "eval", models["teacher"], "--data", "scenes:eval?start=2&count=1", "--grader", "numeric"
     )
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "bare.jsonl").write_text(json.dumps({"question": "What?", "images": ["a.png"], "answer": "a"}) + "\n")
@@ -140,7 +140,7 @@ def test_methods_and_options_list_what_there_is(capsys: pytest.CaptureFixture) -
     assert all(f"  {name} " in listed for name in list_methods())
     assert "method.beta_light=0.6" in said(capsys, "methods", "dopd")
     assert "training.learning_rate=5e-06" in said(capsys, "options")
-    assert "method.share=0.2" in said(capsys, "options", "--method", "opsa")
+    assert "method.fraction=0.2" in said(capsys, "options", "--method", "opsa")
 
 
 def test_import_makes_data_that_trains(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -177,8 +177,8 @@ def test_pretrain_makes_a_model_that_trains(config_file: Path, tmp_path: Path, c
 
 
 def test_resume_remembers_what_was_changed(own: Path, capsys: pytest.CaptureFixture) -> None:
-    assert "2 steps · finished" in said(capsys, "resume", own, "training.keep=1")
-    assert yaml.safe_load((own / "config.yaml").read_text())["training"]["keep"] == 1
+    assert "2 steps · finished" in said(capsys, "resume", own, "training.save_total_limit=1")
+    assert yaml.safe_load((own / "config.yaml").read_text())["training"]["save_total_limit"] == 1
     assert "sampling.top_k" in said(capsys, "resume", own, "sampling.top_k=3", status=2)
 
 
@@ -288,7 +288,7 @@ def test_an_unreadable_image_among_good_ones_is_skipped_and_said(
         (["name.first=3"], "name must be a mapping"),
         (["training=3", "training.steps=3"], "training must be a mapping"),
         (["seed=99999999999999999999"], "seed must be from 0 to"),
-        (["training.trackers=[nope]"], "nope"),
+        (["training.report_to=[nope]"], "nope"),
         (["sampling.max_completion_length=512"], "the models take only 512 tokens"),
         (["models.teacher=nowhere"], 'teacher: "nowhere" cannot be loaded'),
         (["data.train=nowhere.jsonl"], "nowhere.jsonl does not exist"),

@@ -162,11 +162,11 @@ def test_every_method_has_a_recipe_and_a_row_in_the_readme(name: str) -> None:
 
 def test_a_recipe_is_laid_over_its_base(file: Path) -> None:
     over = file.parent / "over.yaml"
-    over.write_text("base: small.yaml\nmethod: {name: dopd, trim: 0.1}\nmodels: {student: other}\n")
+    over.write_text("extends: small.yaml\nmethod: {name: dopd, trim: 0.1}\nmodels: {student: other}\n")
     config = load_config(over, ["models.dtype=bfloat16"])
     assert (config.name, config.models.student, config.models.teacher) == ("over", "other", "t")
     assert (config.method["privilege"], config.method["trim"]) == ("crop", 0.1)
-    over.write_text("base: small.yaml\nmethod: {name: opd}\n")
+    over.write_text("extends: small.yaml\nmethod: {name: opd}\n")
     assert load_config(over).method == {"name": "opd"}  # another method has other options
     assert "base" not in load_config(over).to_dict()
 
@@ -174,14 +174,14 @@ def test_a_recipe_is_laid_over_its_base(file: Path) -> None:
 @pytest.mark.parametrize(
     ("base", "sentence"),
     [
-        ("none.yaml", "over.yaml: base must be .*none.yaml"),
-        ("[1]", r"base must be .*\[1\]"),
-        ("over.yaml", "has a base itself"),
+        ("none.yaml", "over.yaml: extends must be .*none.yaml"),
+        ("[1]", r"extends must be .*\[1\]"),
+        ("over.yaml", "extends another recipe itself"),
     ],
 )
 def test_a_wrong_base_is_named(file: Path, base: str, sentence: str) -> None:
     over = file.parent / "over.yaml"
-    over.write_text(f"base: {base}\n")
+    over.write_text(f"extends: {base}\n")
     with pytest.raises(ConfigError, match=sentence):
         load_config(over)
 

@@ -71,7 +71,7 @@ def test_init_and_built_in_recipe_train_without_a_clone(command: Path, tmp_path:
     (row,) = map(json.loads, (project / "data.jsonl").read_text().splitlines())
     assert all((project / name).is_file() for name in [*row["images"], row["crop"]])
 
-    quick = ["training.steps=1", "evaluation.count=2", "trace.probes=0"]
+    quick = ["training.steps=1", "evaluation.max_examples=2", "trace.probes=0"]
     commands = [["train", "recipe.yaml", *quick], ["train", "demo", *quick, "data.train=scenes:hard?count=8"]]
     script = f"from workbench.cli import main; print([main(command) for command in {commands}])"  # imports torch once
     assert run(command.with_name("python"), "-c", script, cwd=project).endswith("[0, 0]\n")

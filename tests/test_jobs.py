@@ -83,7 +83,7 @@ def two_runs(models: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
     assert stopped.status == "stopped" and 3 <= stopped.step < 400, log_tail(runs / "long")
     assert (runs / "long" / f"checkpoint-{stopped.step:06d}").is_dir()
     assert stopped.can_resume
-    resumed = resume_run(runs / "long", ["training.keep=1"])
+    resumed = resume_run(runs / "long", ["training.save_total_limit=1"])
     assert resumed.status == "starting" and resumed.pid != stopped.pid
     with pytest.raises(RunError, match="Stop it first"):
         resume_run(runs / "long")
@@ -255,7 +255,7 @@ def test_links_that_lead_out_are_refused(models: dict, tmp_path: Path) -> None:
     ("given", "said"),
     [
         ("training.steps=9", "training.save_every"),
-        ("training.keep=no", "keep"),
+        ("training.save_total_limit=no", "save_total_limit"),
     ],
 )
 def test_a_refused_resume_leaves_the_run_as_it_was(models: dict, tmp_path: Path, given: str, said: str) -> None:

@@ -81,7 +81,7 @@ def test_a_run_on_such_questions_is_trained_summarised_reported_and_exported(
     ]
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    values = {"training__steps": 2, "evaluation__contexts": ["plain"], "evaluation__count": 0}
+    values = {"training__steps": 2, "evaluation__contexts": ["plain"], "evaluation__max_examples": 0}
     for method in ({"name": "opd"}, {"name": "lm_kd"}, {"name": "dopd", "privilege": "hint"}):
         config = run_config(
             models,

@@ -36,7 +36,7 @@ def masked(models: dict, folder: Path, file: Path, **values: object) -> RunConfi
         "training__weight_decay": 0.1,
         "training__steps": 3,
         "training__save_every": 1,
-        "evaluation__count": 2,
+        "evaluation__max_examples": 2,
         **values,
     }
     return run_config(models, folder, method={"name": "opd"}, training__update_mask=str(file), **values)

@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 MAX_LINES, MAX_PICTURE_BYTES = 120, 300_000
-SHORTER = '"training.steps=1", "data.train=scenes:hard?count=8", "evaluation.count=2", "trace.probes=0"'
+SHORTER = '"training.steps=1", "data.train=scenes:hard?count=8", "evaluation.max_examples=2", "trace.probes=0"'
 
 
 def test_readme_fits_its_budget() -> None:

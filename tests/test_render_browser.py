@@ -113,8 +113,8 @@ def test_alternatives_that_were_not_recorded_are_said_to_be_missing_with_their_k
     bare = replace(VIEW, tokens=tuple(replace(token, alternatives={}) for token in TOKENS))
     sections = [render_tokens(one, standalone=False) for one in (VIEW, bare)]
     details = open_page(render_page(sections, "t")).page.locator(".wb-detail")
-    assert "trace.alternatives" not in details.nth(0).inner_text()
-    assert "the first trace.alternatives_of answers of a step" in details.nth(1).inner_text()
+    assert "trace.top_k" not in details.nth(0).inner_text()
+    assert "the first trace.top_k_rollouts answers of a step" in details.nth(1).inner_text()
 
 
 def test_the_most_telling_token_is_pinned_at_first_and_a_click_pins_another(open_page):

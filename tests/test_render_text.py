@@ -63,7 +63,7 @@ def test_thresholds_of_micro_batches_are_found_by_their_suffix():
 
 
 def test_a_comparison_that_the_numbers_contradict_is_not_claimed():
-    """With normalise=zscore the rule compares other numbers than the recorded log-probs."""
+    """With normalize=zscore the rule compares other numbers than the recorded log-probs."""
     reason = explain(cell(regime="HT", self_=-1.3, teacher=-1.0), {"gap": 0.55, "probability_sum": 0.0}, REGIMES)
     assert reason.startswith("gap 0.30 nats is high after normalization")
 

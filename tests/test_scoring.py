@@ -54,14 +54,14 @@ def test_the_divisor_counts_all_micro_batches() -> None:
     every = kept(*[0] * sum(LENGTHS))
     for size in (0, 1, 2):
         batch = Batch(rollouts(*LENGTHS), size)
-        by_sequence = coefficients(load_method("opd", {"average": "sequence"}), batch, every)
-        by_position = coefficients(load_method("opd", {"average": "position"}), batch, every)
+        by_sequence = coefficients(load_method("opd", {"loss_aggregation": "sequence_mean"}), batch, every)
+        by_position = coefficients(load_method("opd", {"loss_aggregation": "token_mean"}), batch, every)
         assert by_sequence.tolist() == pytest.approx([1 / (5 * length) for length in LENGTHS for _ in range(length)])
         assert by_position.tolist() == pytest.approx([1 / sum(LENGTHS)] * sum(LENGTHS))
 
 
 def test_domains_count_the_same_whatever_their_lengths() -> None:
-    method = load_method("opd", {"average": "domain"})
+    method = load_method("opd", {"loss_aggregation": "domain_mean"})
     shares = []
     for lengths in ((3, 1, 7, 5, 2), (3, 1, 7, 500, 2)):
         made = zip(rollouts(*lengths), ("a", "a", "b", "b", "c"), strict=True)
@@ -85,11 +85,11 @@ def test_an_empty_answer_takes_no_share_of_the_mean() -> None:
 
 def test_positions_without_supervision_count_in_the_mean_only_if_asked_for() -> None:
     batch, routing = Batch(rollouts(3, 2, 1), 1), kept(0, 1, 0, 1, 1, 0)
-    methods = {over: load_method("random_mask", {"average_over": over}) for over in ("all", "supervised")}
+    methods = {over: load_method("random_mask", {"normalize_by": over}) for over in ("all", "supervised")}
     assert coefficients(methods["all"], batch, routing).tolist() == pytest.approx([1 / 9] * 3 + [1 / 6] * 2 + [1 / 3])
     own = coefficients(methods["supervised"], batch, routing)  # the second answer has no supervision: two are left
     assert own.tolist() == pytest.approx([1 / 4, 0, 1 / 4, 0, 0, 1 / 2])
-    by_position = coefficients(replace(methods["supervised"], average="position"), batch, routing)
+    by_position = coefficients(replace(methods["supervised"], loss_aggregation="token_mean"), batch, routing)
     assert by_position.tolist() == pytest.approx([1 / 3, 0, 1 / 3, 0, 0, 1 / 3])
     unweighted = replace(routing, weight=torch.tensor([0.0, 1, 1, 1, 1, 1]))
     assert coefficients(methods["supervised"], batch, unweighted).tolist() == pytest.approx([0, 0, 1 / 2, 0, 0, 1 / 2])

@@ -42,7 +42,7 @@ def study_file(models: dict, folder: Path, **values: object) -> Path:
     )
     plain = {
         "name": "small",
-        "base": str(folder / "base.yaml"),
+        "extends": str(folder / "base.yaml"),
         "seeds": [0, 1],
         "variants": VARIANTS,
         "evaluate": [{"data": "scenes:eval?count=16", "contexts": ["plain", "crop"]}, {"data": "scenes:hard?count=8"}],
@@ -86,7 +86,7 @@ def own(finished: Study, tmp_path: Path) -> Study:
     base = yaml.safe_load(Path(source["base"]).read_text()) | {"output_dir": str(tmp_path / "runs")}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
     (tmp_path / "study.yaml").write_text(
-        yaml.safe_dump({**source, "base": str(tmp_path / "base.yaml")}, sort_keys=False)
+        yaml.safe_dump({**source, "extends": str(tmp_path / "base.yaml")}, sort_keys=False)
     )
     shutil.copytree(finished.folder, tmp_path / "runs" / "small")
     return load_study(tmp_path / "study.yaml")
@@ -411,9 +411,9 @@ def test_a_run_starts_from_the_student_of_the_one_before(models: dict, tmp_path:
     """Both at once if it could; what follows a run that fails is named and fails, too."""
     variants = {
         "first": {},
-        "second": {"after": "first"},
+        "second": {"starts_from": "first"},
         "lost": {"training.learning_rate": 1e30},
-        "after lost": {"after": "lost"},
+        "after lost": {"starts_from": "lost"},
     }
     file = study_file(models, tmp_path, seeds=[0], variants=variants, evaluate=[{"data": "scenes:hard?count=2"}])
     study, said = load_study(file), []

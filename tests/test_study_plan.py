@@ -25,13 +25,13 @@ def base(models: dict, tmp_path: Path) -> Path:
 def load(base: Path, /, *overrides: str, **values: object) -> Study:
     plain = {
         "name": "small",
-        "base": str(base),
+        "extends": str(base),
         "overrides": {"training.steps": 2},
         "seeds": [0, 3],
         "variants": {"opd": {"method.name": "opd"}, "dopd": {"note": "as it is"}},
         "evaluate": [
             {"data": "scenes:eval?count=8", "contexts": ["plain", "crop"]},
-            {"data": "scenes:hard", "count": 4},
+            {"data": "scenes:hard", "max_examples": 4},
         ],
         **values,
     }
@@ -50,7 +50,7 @@ def test_a_file_is_variants_times_seeds(base: Path) -> None:
     assert (config.seed, config.training.steps, config.run_dir) == (3, 2, study.folder / "dopd-s3")
     assert (config.data.eval, config.data.probes) == (None, "scenes:eval?count=8")
     assert (study.baseline, study.parallel) == ("opd", 2)
-    assert [(one.label, one.contexts, one.count) for one in study.evaluate] == [
+    assert [(one.label, one.contexts, one.max_examples) for one in study.evaluate] == [
         ("scenes:eval", ("plain", "crop"), None),
         ("scenes:hard", ("plain",), 4),
     ]
@@ -74,7 +74,7 @@ def test_two_variants_of_equal_settings_are_refused(base: Path) -> None:
         load(base, variants=variants)
     variants["naive"]["method.privilege"] = "crop"
     assert len(load(base, variants=variants).usable) == 2
-    later = {"later": {"method.name": "opd", "method.privilege": "plain", "after": "vanilla"}}
+    later = {"later": {"method.name": "opd", "method.privilege": "plain", "starts_from": "vanilla"}}
     assert len(load(base, variants=variants | later).usable) == 3
 
 
@@ -152,11 +152,11 @@ def test_two_students_are_two_rows_of_what_they_started_from(base: Path, models:
     [
         ({"variannts": {}}, 'key "variannts" is unknown.*Did you mean "variants"'),
         ({"variants": None}, "variants is missing: what is compared, as in variants:"),
-        ({"base": None}, "base is missing: a recipe's file, as in base: configs/demo.yaml"),
-        ({"base": "nowhere.yaml"}, r"study .*study.yaml: base: .*nowhere.yaml does not exist"),
-        ({"base": "configs/studies/main.yaml"}, "base: configs/studies/main.yaml is a study; base must be a recipe"),
-        ({"base": 5}, r"study .*: base must be a recipe's file such as .*, got 5\."),
-        ({"base": ["x"]}, r"base must be a recipe's file such as .*, got \['x'\]"),
+        ({"extends": None}, "extends is missing: a recipe's file, as in extends: configs/demo.yaml"),
+        ({"extends": "nowhere.yaml"}, r"study .*study.yaml: extends: .*nowhere.yaml does not exist"),
+        ({"extends": "configs/studies/main.yaml"}, "extends must be a recipe.*configs/studies/main.yaml"),
+        ({"extends": 5}, r"study .*: extends must be a recipe's file such as .*, got 5\."),
+        ({"extends": ["x"]}, r"extends must be a recipe's file such as .*, got \['x'\]"),
         ({"evaluate": None}, "evaluate is missing"),
         ({"evaluate": {"data": "scenes:eval"}}, "evaluate must be a list"),
         ({"evaluate": [{"datta": "scenes:eval"}]}, 'key "datta" is unknown.*Did you mean "data"'),
@@ -166,7 +166,10 @@ def test_two_students_are_two_rows_of_what_they_started_from(base: Path, models:
             {"evaluate": [{"data": "scenes:eval", "contexts": ["cropp"]}]},
             r'study .*study.yaml: evaluate\[0\]: context "cropp" is unknown',
         ),
-        ({"evaluate": [{"data": "scenes:eval", "count": 0}]}, "count must be a whole number of at least 1"),
+        (
+            {"evaluate": [{"data": "scenes:eval", "max_examples": 0}]},
+            "max_examples must be a whole number of at least 1",
+        ),
         ({"evaluate": [{"data": "scenes:eval"}, {"data": "scenes:eval"}.copy()]}, "names the same data twice"),
         ({"baseline": "opdd"}, 'baseline "opdd" is unknown.*Did you mean "opd"'),
         ({"seeds": [0, 0]}, "seeds must be a list of different whole numbers"),
@@ -239,7 +242,7 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(base: Path) -> None:
     config.run_dir.mkdir(parents=True)
     (config.run_dir / "config.yaml").write_text(config.to_yaml())
     assert other_settings(config) is None
-    changed = load(base, "overrides.training.learning_rate=0.5", "overrides.training.keep=7")
+    changed = load(base, "overrides.training.learning_rate=0.5", "overrides.training.save_total_limit=7")
     said = other_settings(changed.config(changed.variants[0], 0))
     assert "training.learning_rate=0.001 there, 0.5 here" in said and "keep" not in said
 
@@ -259,7 +262,7 @@ def test_names_of_runs_are_folders() -> None:
 
 
 def test_a_variant_may_start_where_another_ended(base: Path) -> None:
-    study = load(base, variants={"first": {}, "second": {"after": "first"}, "third": {"after": "second"}})
+    study = load(base, variants={"first": {}, "second": {"starts_from": "first"}, "third": {"starts_from": "second"}})
     second, third = study.config(study.variants[1], 3), study.config(study.variants[2], 3)
     assert second.models.student == str(study.folder / "first-s3" / "checkpoint-000002" / "student")
     assert third.models.student == str(study.folder / "second-s3" / "checkpoint-000002" / "student")
@@ -267,7 +270,7 @@ def test_a_variant_may_start_where_another_ended(base: Path) -> None:
 
 
 def test_what_a_variant_starts_after_must_stand_above_it(base: Path) -> None:
-    with pytest.raises(ConfigError, match=r'variants\.a: after: .*"b".*none'):
-        load(base, variants={"a": {"after": "b"}, "b": {}})
-    study = load(base, variants={"ok": {}, "broken": {"method.name": "nosuch"}, "next": {"after": "broken"}})
+    with pytest.raises(ConfigError, match=r'variants\.a: starts_from: .*"b".*none'):
+        load(base, variants={"a": {"starts_from": "b"}, "b": {}})
+    study = load(base, variants={"ok": {}, "broken": {"method.name": "nosuch"}, "next": {"starts_from": "broken"}})
     assert study.faults["next"] == 'it starts after "broken", which cannot be built'

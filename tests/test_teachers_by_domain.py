@@ -23,8 +23,8 @@ def test_a_run_with_a_teacher_for_each_domain(models: dict, tmp_path: Path) -> N
         method={"name": "mopd", "outcome": 0.5},
         data={"train": "scenes:train?count=16", "eval": "scenes:eval?count=8"},
         training={"steps": 2, "batch_size": 4, "learning_rate": 1e-3, "micro_batch_size": 3},
-        evaluation={"count": 8, "contexts": ["plain"]},
-        trace={"probes": 2, "probe_every": 2, "alternatives": 3, "alternatives_of": 8},
+        evaluation={"max_examples": 8, "contexts": ["plain"]},
+        trace={"probes": 2, "probe_every": 2, "top_k": 3, "top_k_rollouts": 8},
     )
     checks = {check.name: check for check in check_config(config)}
     assert is_good(list(checks.values())), checks

@@ -120,13 +120,13 @@ def test_one_batch_of_six_is_six_of_one(dopd: RunConfig, models: dict, tmp_path:
 
 
 def test_recording_does_not_change_training(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
-    silent = run_config(models, tmp_path, trace__every=0, trace__probes=0, trace__alternatives=0)
+    silent = run_config(models, tmp_path, trace__every=0, trace__probes=0, trace__top_k=0)
     train(silent)
     assert losses(silent) == losses(dopd)
 
 
 def test_the_same_question_is_answered_anew_in_every_step(models: dict, tmp_path: Path) -> None:
-    one = {"data__limit": 1, "data__eval": None, "training__batch_size": 1, "training__learning_rate": 0.0}
+    one = {"data__max_train_examples": 1, "data__eval": None, "training__batch_size": 1, "training__learning_rate": 0.0}
     config = run_config(models, tmp_path, **one)
     train(config)
     written = open_traces(config.run_dir).sql(
@@ -210,7 +210,7 @@ def test_a_run_whose_file_was_edited_is_not_resumed_as_another(models: dict, tmp
     ):
         resume(config.run_dir)
     file.write_text(whole)
-    assert resume(config.run_dir, ["training.keep=1"]).steps == 4 == resume(config.run_dir).steps
+    assert resume(config.run_dir, ["training.save_total_limit=1"]).steps == 4 == resume(config.run_dir).steps
 
 
 def test_an_older_run_with_ignored_warm_up_goes_on_at_its_constant_rate(models: dict, tmp_path: Path) -> None:
@@ -440,13 +440,13 @@ def test_a_batch_of_nothing_but_unreadable_images_takes_the_next_that_can_be_rea
 
 
 def test_metrics_also_go_to_a_tracker(models: dict, tmp_path: Path) -> None:
-    config = run_config(models, tmp_path, training__steps=1, training__trackers=["tensorboard"])
+    config = run_config(models, tmp_path, training__steps=1, training__report_to=["tensorboard"])
     train(config)
     events = list(config.run_dir.rglob("events.out.tfevents.*"))
     assert events and b"loss_share/HT" in b"".join(file.read_bytes() for file in events)
     for name, sentence in (("wandb", "wandb is not installed"), ("tensorbord", "tensorbord")):
         with pytest.raises(ConfigError, match=sentence):
-            train(run_config(models, tmp_path, name=name, training__trackers=[name]))
+            train(run_config(models, tmp_path, name=name, training__report_to=[name]))
 
 
 def test_a_teacher_with_another_vocabulary_is_refused(models: dict, tmp_path: Path) -> None:

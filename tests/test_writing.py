@@ -33,7 +33,7 @@ def config_of(models: dict, folder: Path, **values: object) -> RunConfig:
             "method": METHOD,
             "data": {"train": "scenes:train?count=6"},
             "trace__probes": 0,
-            "trace__alternatives": 0,
+            "trace__top_k": 0,
             **values,
         },
     )
@@ -101,7 +101,11 @@ def test_a_run_killed_between_preparing_and_writing_makes_the_same(
 def test_without_a_subspace_the_student_itself_writes_and_with_full_rank_the_same(models: dict, tmp_path: Path) -> None:
     values = {"training__steps": 1}
     completions, sources = [], []
-    for name, options in (("none", {"subspace": "none"}), ("full", {"share": 1.0}), ("random", {"subspace": "random"})):
+    for name, options in (
+        ("none", {"subspace": "none"}),
+        ("full", {"fraction": 1.0}),
+        ("random", {"subspace": "random"}),
+    ):
         config = config_of(models, tmp_path, name=name, method={**METHOD, **options}, **values)
         train(config)
         rows = open_traces(config.run_dir).sql(WRITTEN).to_pylist()

@@ -97,7 +97,7 @@ def _eval(options: argparse.Namespace) -> None:
         data=options.data,
         contexts=contexts,
         count=options.count,
-        rule=options.rule,
+        rule=options.grader,
         tolerance=options.tolerance,
         skipped=skipped,
     )

@@ -25,8 +25,8 @@ PER_MICRO_BATCH = 8  # answers
 READINGS = {  # reading: (what it changes, options)
     "nothing is trimmed": {"trim": 0.0},
     "gap and probabilities are trimmed, each by its own 5 %": {"trim_target": "gap+probability"},
-    "all are z-scored before they are compared": {"normalise": "zscore"},
-    "all are scaled to 0 to 1": {"normalise": "minmax"},
+    "all are z-scored before they are compared": {"normalize": "zscore"},
+    "all are scaled to 0 to 1": {"normalize": "minmax"},
     f"means over micro-batches of {PER_MICRO_BATCH} answers": {"stat_scope": "micro_batch"},
 }
 

@@ -36,7 +36,7 @@ STYLE, VALUES = ("template",), ("location", "attribute", "tag", "answer")
 WRITERS = {
     "nothing projected": {"subspace": "none"},
     "gradients, half": {"subspace": "gradient"},
-    "gradients, a quarter": {"subspace": "gradient", "share": 0.25},
+    "gradients, a quarter": {"subspace": "gradient", "fraction": 0.25},
     "random, half (control)": {"subspace": "random"},
     "every token's gradients, half": {"subspace": "gradient", "calibrate_on": "all"},
 }

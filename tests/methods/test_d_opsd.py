@@ -114,17 +114,17 @@ def test_a_step_without_a_right_answer_changes_nothing_and_is_named() -> None:
 def test_collapse_is_called_by_name() -> None:
     watch = HealthMonitor()
     for step in range(1, 31):
-        share = 1.0 if step <= 10 else 0.3
-        watch.update(step, {"accuracy": 0.8 * share, "distinct_tokens": 60 * share, "supervised": 1.0})
+        fraction = 1.0 if step <= 10 else 0.3
+        watch.update(step, {"accuracy": 0.8 * fraction, "distinct_tokens": 60 * fraction, "supervised": 1.0})
     assert "right in 24% instead of 80%" in watch.warnings["accuracy"]
     assert "use 18 different tokens instead of 60" in watch.warnings["distinct_tokens"]
 
 
 def test_nothing_shown_is_exactly_nothing_lost_and_something_shown_is_not(folder: Path) -> None:
-    nothing, model = scored(folder, share=0.0)
+    nothing, model = scored(folder, fraction=0.0)
     assert float(nothing.loss.abs().max()) < 1e-6
     assert largest_gradient(model) < 1e-6
-    something, model = scored(folder, share=1.0)
+    something, model = scored(folder, fraction=1.0)
     supervised = something.routing.regime == FUTURE
     assert bool((something.loss[supervised] != 0).all()) and not bool(something.loss[~supervised].any())
     assert largest_gradient(model) > 1e-5
@@ -134,8 +134,8 @@ def test_the_shipped_model_reads_its_future(monkeypatch: pytest.MonkeyPatch) -> 
     """arXiv 2606.18195, section 3: the suffix teacher is surer of the student's tokens, the more of what follows it sees."""
     monkeypatch.chdir(Path(__file__).parents[2])
     recipe, nats = load_config("configs/d_opsd.yaml"), []
-    for share in (0.0, 0.5, 1.0):
-        method = load_method("d_opsd", {"context": "caption", "share": share, "right_only": False})
+    for fraction in (0.0, 0.5, 1.0):
+        method = load_method("d_opsd", {"context": "caption", "fraction": fraction, "right_only": False})
         learner = build_learner(recipe, method)
         examples = load_examples("scenes:eval?count=48")
         written = sample_rollouts(
@@ -159,7 +159,7 @@ def test_gradient_comes_from_the_selected_positions_alone(folder: Path, monkeypa
         return output
 
     monkeypatch.setattr(DiffusionPolicy, "forward", watched)
-    found, _ = scored(folder, share=1.0)
+    found, _ = scored(folder, fraction=1.0)
     (learned,) = hidden  # of all that is read, the learner's pass alone has a gradient
     assert set(found.routing.regime.tolist()) == {FUTURE, LAST}
     assert torch.equal(learned.grad.abs().sum(-1) > 0, found.routing.regime == FUTURE)

@@ -95,7 +95,7 @@ def test_normalising_the_gap_moves_no_token_between_high_and_low() -> None:
     # an increasing affine map on values and mean alike
     plain = load_method("dopd").route(batch_of(TEACHER, SELF)).regime
     for kind in ("zscore", "minmax"):
-        other = load_method("dopd", {"normalise": kind}).route(batch_of(TEACHER, SELF)).regime
+        other = load_method("dopd", {"normalize": kind}).route(batch_of(TEACHER, SELF)).regime
         assert torch.equal(plain >= HT, other >= HT)
 
 

@@ -83,7 +83,7 @@ def test_ten_steps_lower_the_loss_under_the_first_routing(name: str) -> None:
     method, policies = load_method(name), table_policies()
     scored_batch = score_batch(method, policies, Batch(groups(*LENGTHS)))
     first = compute_step(method, policies, scored_batch, seed=1).routing
-    frozen = method.__class__(**{**vars(method), "route": lambda batch: first, "reads": ()})
+    frozen = method.__class__(**{**vars(method), "route": lambda batch: first, "router_views": ()})
     optimizer = torch.optim.SGD(policies["student"].tables.parameters(), lr=0.5)
     totals = []
     for _ in range(10):

@@ -38,16 +38,16 @@ def dropped(**options) -> list[int]:
     ],
 )
 def test_drops_the_end_of_the_ranking(gap: str, drop: str, count: int, expected: list[int]) -> None:
-    assert dropped(gap=gap, drop=drop, share=count / 6 + 1e-6) == expected
+    assert dropped(gap=gap, drop=drop, fraction=count / 6 + 1e-6) == expected
 
 
 def test_of_equal_gaps_exactly_the_share_is_dropped() -> None:
-    assert dropped(gap="information", drop="lowest", share=0.5) == [0, 2, 5]
+    assert dropped(gap="information", drop="lowest", fraction=0.5) == [0, 2, 5]
 
 
 def test_nothing_and_everything() -> None:
-    assert dropped(share=0.0) == []
-    assert dropped(share=1.0) == [0, 1, 2, 3, 4, 5]
+    assert dropped(fraction=0.0) == []
+    assert dropped(fraction=1.0) == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_supervisor_is_the_view_that_gaps_are_measured_with_where_they_are_shown_the_same() -> None:

@@ -82,7 +82,7 @@ STUDENT, TEACHER = said([-1.0, -1, -2, -1], [0.2, 2.2, 1.2, 0.2]), said([-1.0, -
 
 
 @pytest.mark.parametrize(
-    ("select", "share", "kept", "score"),
+    ("select", "fraction", "kept", "score"),
     [
         ("either", 0.5, [1, 3], 1.0),
         ("either", 0.75, [1, 2, 3], 0.75),
@@ -92,8 +92,8 @@ STUDENT, TEACHER = said([-1.0, -1, -2, -1], [0.2, 2.2, 1.2, 0.2]), said([-1.0, -
         ("either", 1.0, [0, 1, 2, 3], 0.0),
     ],
 )
-def test_tip_keeps_the_highest_scores(select: str, share: float, kept: list[int], score: float) -> None:
-    routing = routed("tip", {"student": STUDENT, "teacher": TEACHER}, select=select, share=share)
+def test_tip_keeps_the_highest_scores(select: str, fraction: float, kept: list[int], score: float) -> None:
+    routing = routed("tip", {"student": STUDENT, "teacher": TEACHER}, select=select, fraction=fraction)
     assert (routing.regime == 0).nonzero().squeeze(-1).tolist() == kept
     assert routing.thresholds["score"] == pytest.approx(score)
 
@@ -104,17 +104,17 @@ def test_tip_scores_are_finite_where_all_tokens_are_alike() -> None:
 
 
 def test_tip_divides_by_the_tokens_that_it_kept() -> None:
-    scored, student, teacher = supervised("tip", share=0.5)
+    scored, student, teacher = supervised("tip", fraction=0.5)
     kept = scored.routing.regime == 0
     assert kept.sum() == 9
     total = float((scored.loss * scored.coefficient).sum())
     assert total == pytest.approx(float(reverse_kl(student, teacher)[kept].mean()), rel=1e-5)
-    cut, _, _ = supervised("tip", share=0.5, average_over="all")
+    cut, _, _ = supervised("tip", fraction=0.5, normalize_by="all")
     assert float((cut.loss * cut.coefficient).sum()) == pytest.approx(total / 2, rel=1e-5)
 
 
 def test_all_tokens_kept_is_opd() -> None:
-    everything, _, _ = supervised("tip", share=1.0)
-    opd, _, _ = supervised("opd", average="position")
+    everything, _, _ = supervised("tip", fraction=1.0)
+    opd, _, _ = supervised("opd", loss_aggregation="token_mean")
     assert torch.allclose(everything.loss, opd.loss) and torch.allclose(everything.coefficient, opd.coefficient)
     assert replace(everything.routing, thresholds={}).weight.tolist() == opd.routing.weight.tolist()

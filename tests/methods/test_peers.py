@@ -118,7 +118,7 @@ def test_a_study_asks_each_learner_and_compares_it_with_its_own_start(models: di
     file = tmp_path / "pair.yaml"
     file.write_text(
         yaml.safe_dump(
-            {"base": str(base), "variants": {"one": {}}, "seeds": [0], "evaluate": [{"data": "scenes:eval?count=4"}]}
+            {"extends": str(base), "variants": {"one": {}}, "seeds": [0], "evaluate": [{"data": "scenes:eval?count=4"}]}
         )
     )
     study = load_study(file)

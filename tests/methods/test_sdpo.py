@@ -51,9 +51,9 @@ def test_a_group_without_both_contributes_exactly_nothing(rewards: tuple) -> Non
 
 def test_divided_by_the_told_tokens_alone_as_in_the_reference_code() -> None:
     few, many = graded(0.0, 1.0), graded(0.0, 1.0, 1.0, 1.0)  # 3 told tokens of 5, and of 14
-    alone = gradient(few, average_over="supervised")
+    alone = gradient(few, normalize_by="supervised")
     assert torch.allclose(alone, gradient(few) * 5 / 3)
-    assert torch.allclose(alone, gradient(many, average_over="supervised"))
+    assert torch.allclose(alone, gradient(many, normalize_by="supervised"))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_steps_without_any_right_answer_move_nothing_and_are_counted(models, tmp
         method={"name": "sdpo"},
         trace__probes=0,
         training__weight_decay=0.1,
-        evaluation__rule="exact",
+        evaluation__grader="exact",
         data={"train": "scenes:train?count=6&families=tag", "eval": None},
     )
     result = train(config, on_step=lambda step, metrics: steps.append(metrics))  # random weights answer nothing right

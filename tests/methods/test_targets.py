@@ -56,7 +56,10 @@ def test_exopd_rests_on_the_line_from_reference_to_teacher(strength: float) -> N
 
 def test_exopd_of_strength_one_is_opd_on_the_sampled_token() -> None:
     grads = []
-    for name, options in (("exopd", {"strength": 1.0}), ("opd", {"support": "sampled", "average": "position"})):
+    for name, options in (
+        ("exopd", {"strength": 1.0}),
+        ("opd", {"support": "sampled", "loss_aggregation": "token_mean"}),
+    ):
         policies = table_policies()
         learn(load_method(name, options), policies, Batch(rollouts(7, 4, 7)))
         grads.append(policies["student"].tables["plain"].grad)

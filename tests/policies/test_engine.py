@@ -74,7 +74,9 @@ class _Encoder:
 
 
 def steps(models: dict, folder: Path, engine: OtherModel | None) -> Trainer:
-    config = run_config(models, folder, models__share_images=False, trace__probes=0, training__learning_rate=0.01)
+    config = run_config(
+        models, folder, models__cache_image_features=False, trace__probes=0, training__learning_rate=0.01
+    )
     run = RunFolder.create(config.run_dir, config.to_yaml(), seed=0, method="dopd")
     trainer = Trainer(config, run)
     trainer.learners[0].student.engine = engine
@@ -164,7 +166,7 @@ def test_an_engine_is_told_not_to_draw_rows_of_the_head_that_stand_for_no_token(
 
 
 def test_what_an_engine_would_leave_out_is_refused(models: dict, tmp_path: Path) -> None:
-    config = run_config(models, tmp_path, method={"name": "spd"}, sampling__engine="vllm")
+    config = run_config(models, tmp_path, method={"name": "spd"}, sampling__backend="vllm")
     method = config.load_method()
     with pytest.raises(ConfigError, match=r"without what method spd puts into the student .*engine=transformers"):
         check_engine(config, method)
@@ -187,13 +189,13 @@ def given(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> tuple[list[Lear
 
 def test_students_of_a_run_share_one_engine(models: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     of = {"student": str(models["student"]), "peers": {"ann": str(models["teacher"])}}
-    config = run_config(models, tmp_path, method={"name": "opcod"}, models=of, sampling__engine="vllm")
+    config = run_config(models, tmp_path, method={"name": "opcod"}, models=of, sampling__backend="vllm")
     learners, asked = given(monkeypatch, config)
     assert len(learners) == 2 and learners[0].student.engine is learners[1].student.engine
     (one,) = asked
     assert one["path"] == of["student"] and one["dtype"] == "float32"
     of["peers"] = {"ann": str(save_llama(tmp_path / "other"))}
-    other = run_config(models, tmp_path, method={"name": "opcod"}, models=of, sampling__engine="vllm")
+    other = run_config(models, tmp_path, method={"name": "opcod"}, models=of, sampling__backend="vllm")
     with pytest.raises(ConfigError, match=r"ann is not of student's architecture.*students of one architecture"):
         given(monkeypatch, other)
 
@@ -201,14 +203,14 @@ def test_students_of_a_run_share_one_engine(models: dict, monkeypatch: pytest.Mo
 def test_an_engine_writes_in_the_precision_that_the_student_reads_in(
     models: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    config = run_config(models, tmp_path, sampling__engine="vllm", training__mixed_precision="bf16")
+    config = run_config(models, tmp_path, sampling__backend="vllm", training__mixed_precision="bf16")
     assert given(monkeypatch, config)[1][0]["dtype"] == "bfloat16"
 
 
 def test_an_engine_does_not_fill_masks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = str(save_modernvbert(tmp_path / "masked"))
     of = {"student": folder, "teacher": folder}
-    config = run_config(of, tmp_path, method={"name": "opd"}, sampling__engine="vllm")
+    config = run_config(of, tmp_path, method={"name": "opd"}, sampling__backend="vllm")
     with pytest.raises(ConfigError, match=r"from left to right, and models\.student fills masks"):
         given(monkeypatch, config)
 

@@ -70,7 +70,7 @@ def test_vllm_writes_with_the_students_weights(
 )
 def test_a_run_whose_answers_vllm_writes(options: dict, most: float, as_vllm_takes_them: None, tmp_path: Path) -> None:
     models = {name: families.save_idefics3(tmp_path / name, seed) for seed, name in enumerate(("student", "teacher"))}
-    options = options | {"sampling__engine": "vllm", "training__learning_rate": 0.01}
+    options = options | {"sampling__backend": "vllm", "training__learning_rate": 0.01}
     config = run_config(models, tmp_path, trace__probes=0, **options)
     trainer = Trainer(config, RunFolder.create(config.run_dir, config.to_yaml(), seed=0, method="dopd"))
     with trainer.trace_writer:

@@ -86,7 +86,7 @@ def test_the_cards_and_the_summary_say_the_same(tmp_path: Path) -> None:
             rows(0, "student", "plain", "1", None) + rows(9, "student", "plain", "1", None),
             CONFIG,
             1,
-            "evaluation.count",
+            "evaluation.max_examples",
         ),
         (rows(0, "student", "plain", "10", None) + rows(9, "student", "plain", "11", None), CONFIG, 2, "no marks"),
     ],

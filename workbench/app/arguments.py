@@ -67,7 +67,7 @@ def _add_evaluation(add: Add) -> None:
     command.add_argument("--data", help="examples: scenes:hard?count=200, a file, hf:NAME; default: the run's")
     command.add_argument("--contexts", nargs="+", help="contexts of the prompts, e.g. plain,crop,boxes")
     command.add_argument("--count", type=int, help="number of examples")
-    command.add_argument("--rule", choices=RULES, help="grading rule; default: the run's")
+    command.add_argument("--grader", choices=RULES, help="grading rule; default: the run's")
     command.add_argument(
         "--tolerance", type=float, metavar="SHARE", help="largest relative error under rule numeric, e.g. 0.05"
     )

@@ -32,7 +32,7 @@ NO_TEACHER = "The teacher was not evaluated. Set evaluation.teacher=true."
 NO_OWN_EVIDENCE = "The evidence of this run, {context}, was not evaluated. Add it to evaluation.contexts."
 NO_WRONG_EVIDENCE = "Not evaluated with wrong evidence. Add {context} to evaluation.contexts."
 ONE_STEP = "Only step {step} is evaluated so far. The last step will be evaluated; for more, set evaluation.every=N."
-TOO_FEW = "Fewer than two questions were graded at both steps. Increase evaluation.count."
+TOO_FEW = "Fewer than two questions were graded at both steps. Increase evaluation.max_examples."
 NO_TRUTH = "The data has no marks, so questions that only the evidence answers cannot be separated."
 
 

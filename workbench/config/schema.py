@@ -17,6 +17,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated
 
+from workbench.config.renamed import refuse_renamed, refuse_renamed_key, upgrade_config
 from workbench.data.contexts import require_promptable
 from workbench.data.grading import RULES, TOLERANCE, check_grading
 from workbench.distill.method import Method, Option, check_option
@@ -27,15 +28,15 @@ from workbench.methods import describe_options, load_method, method_module
 from workbench.policies.by_domain import is_by_domain
 from workbench.types import STUDENT
 
-ENGINES = ("transformers", "vllm")
+BACKENDS = ("transformers", "vllm")
 DTYPES = ("float32", "bfloat16", "float16")
 NO_PEERS = (STUDENT, "teacher", "dataset", "optimizer")  # reserved: they name other parts of a run
 _PEER = re.compile(r"[a-z][a-z0-9]*")
 OPTIMIZERS = ("adamw", "sgd")
 RESUMABLE = (
     "training.save_every",
-    "training.keep",
-    "training.trackers",
+    "training.save_total_limit",
+    "training.report_to",
     "models.device",
 )  # every other key defines the run
 _WARMUP = ("training.schedule", "training.warmup_steps")
@@ -82,12 +83,12 @@ class ModelsConfig:
     offload_teachers: Annotated[
         bool, Option("Keep teachers in host memory and move each to the device only for its forward passes")
     ] = False
-    attention: Annotated[
+    attn_implementation: Annotated[
         str | None,
         Option("Attention implementation of transformers, e.g. eager, sdpa or flash_attention_2. null = its default"),
     ] = None
     compile: Annotated[str | None, Option("Backend of torch.compile, e.g. inductor. null = do not compile")] = None
-    share_images: Annotated[
+    cache_image_features: Annotated[
         bool, Option("Encode each image once per step for all forward passes of the same weights without gradient")
     ] = True
     accept_differences: Annotated[
@@ -105,9 +106,9 @@ class ModelsConfig:
                 "models.offload_teachers=true cannot move the weights of models.teacher_dtype=int8. Set "
                 "models.offload_teachers=false or models.teacher_dtype=bfloat16."
             )
-        if "/" in (self.attention or "") and not self.trust_remote_code:
+        if "/" in (self.attn_implementation or "") and not self.trust_remote_code:
             raise ConfigError(
-                f'models.attention="{self.attention}" would load a kernel from a hub and run its code. Set '
+                f'models.attn_implementation="{self.attn_implementation}" would load a kernel from a hub and run its code. Set '
                 "models.trust_remote_code=true if you trust it, or choose eager, sdpa or flash_attention_2."
             )
         for domain, model in self.teachers.items():
@@ -131,7 +132,9 @@ class DataConfig:
     probes: Annotated[
         str | None, Option("Examples re-scored throughout the run. null = the first evaluation examples")
     ] = None
-    limit: Annotated[int | None, Option("Use only the first N training examples. null = all", low=1)] = None
+    max_train_examples: Annotated[int | None, Option("Use only the first N training examples. null = all", low=1)] = (
+        None
+    )
 
 
 @dataclass(frozen=True)
@@ -145,11 +148,11 @@ class SamplingConfig:
         float, Option("Probability mass to sample from (nucleus sampling), after top_k. 1 = all", low=0.01, high=1)
     ] = 1.0
     top_k: Annotated[int, Option("Number of most likely tokens to sample from. 0 = all", low=0)] = 0
-    engine: Annotated[
-        str, Option("Backend that samples the student's answers. vllm needs the package vllm", choices=ENGINES)
-    ] = ENGINES[0]
-    engine_memory: Annotated[float, Option("Fraction of the device's memory for vLLM", low=0.01, high=0.95)] = 0.3
-    block: Annotated[
+    backend: Annotated[
+        str, Option("Backend that samples the student's answers. vllm needs the package vllm", choices=BACKENDS)
+    ] = BACKENDS[0]
+    backend_memory: Annotated[float, Option("Fraction of the device's memory for vLLM", low=0.01, high=0.95)] = 0.3
+    diffusion_block_size: Annotated[
         int, Option("Masked diffusion: positions denoised together. 0 = the model's default", unit="tokens", low=0)
     ] = 0
     steps_per_block: Annotated[
@@ -164,7 +167,7 @@ class TrainingConfig:
     steps: Annotated[int, Option("Number of optimizer steps", low=1)] = 100
     batch_size: Annotated[int, Option("Prompts per step", low=1)] = 8
     micro_batch_size: Annotated[int, Option("Sequences per forward pass. 0 = all of a step", low=0)] = 0
-    bucket: Annotated[
+    group_by_length: Annotated[
         bool,
         Option(
             "Group answers of similar length into micro-batches to reduce padding. Answers to one prompt stay together"
@@ -210,8 +213,8 @@ class TrainingConfig:
         ),
     ] = None
     save_every: Annotated[int, Option("Steps between checkpoints. 0 = only at the end", low=0)] = 50
-    keep: Annotated[int, Option("Number of newest checkpoints to keep. 0 = all", low=0)] = 2
-    trackers: Annotated[list, Option("Trackers of accelerate to log to, e.g. trackio, tensorboard or wandb")] = field(
+    save_total_limit: Annotated[int, Option("Number of newest checkpoints to keep. 0 = all", low=0)] = 2
+    report_to: Annotated[list, Option("Trackers of accelerate to log to, e.g. trackio, tensorboard or wandb")] = field(
         default_factory=list
     )
 
@@ -221,10 +224,10 @@ class TraceConfig:
     """Records of each step; see docs/traces.md."""
 
     every: Annotated[int, Option("Record every N-th step. 1 = all, 0 = none", low=0)] = 1
-    alternatives: Annotated[
+    top_k: Annotated[
         int, Option("Number of most likely tokens to store per position and view. 0 = none", low=0, high=50)
     ] = 5
-    alternatives_of: Annotated[int, Option("Sequences per step for which these tokens are stored", low=0)] = 4
+    top_k_rollouts: Annotated[int, Option("Sequences per step for which these tokens are stored", low=0)] = 4
     probes: Annotated[int, Option("Number of answers to re-score throughout the run. 0 = none", low=0)] = 16
     probe_every: Annotated[int, Option("Steps between probes", low=1)] = 10
 
@@ -234,19 +237,19 @@ class EvaluationConfig:
     """Accuracy and confidence of the policies under each context, on data.eval."""
 
     every: Annotated[int, Option("Steps between evaluations. 0 = only before and after training", low=0)] = 0
-    count: Annotated[int, Option("Number of examples to evaluate on. 0 = all", low=0)] = 128
+    max_examples: Annotated[int, Option("Number of examples to evaluate on. 0 = all", low=0)] = 128
     contexts: Annotated[list, Option("Contexts under which the student is evaluated")] = field(
         default_factory=lambda: ["plain"]
     )
     teacher: Annotated[bool, Option("Also evaluate the teacher, once, before training")] = True
-    rule: Annotated[str, Option("Rule that compares an answer with the reference answer", choices=RULES)] = RULES[0]
+    grader: Annotated[str, Option("Rule that compares an answer with the reference answer", choices=RULES)] = RULES[0]
     tolerance: Annotated[float, Option("Largest relative error that rule numeric accepts", low=0)] = TOLERANCE
     batch_size: Annotated[int, Option("Answers sampled per batch", low=1)] = 64
 
     @property
     def grading(self) -> dict:
         """Grading options, as keyword arguments of `sample_rollouts`, `ask` and `grading.grade`."""
-        return {"rule": self.rule, "tolerance": self.tolerance}
+        return {"rule": self.grader, "tolerance": self.tolerance}
 
 
 @dataclass(frozen=True)
@@ -352,7 +355,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """Load and validate a YAML file with `key.subkey=value` overrides.
 
     An override of method.name discards the method options of the file and starts from the new method's defaults.
-    `base: demo.yaml` in a file takes all missing keys from that file, which must be in the same folder.
+    `extends: demo.yaml` in a file takes all missing keys from that file, which must be in the same folder.
 
     Raises: ConfigError naming the file and the key.
     """
@@ -360,9 +363,29 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     where = f"{path} with {given if len(given) <= 200 else show(given)}" if overrides else str(path)
     values = read_recipe(path)
     is_run = (Path(path).parent / "run.json").is_file()
+    if is_run:
+        require_current(values, Path(path).parent)
     if is_run and not any(parse_override(text)[0] in _WARMUP for text in overrides):
         values = as_it_ran(values)
     return build_config(override(values, overrides), name=Path(path).stem, where=where)
+
+
+def known_keys(values: dict) -> dict:
+    """Describe the keys that a configuration may have, with the options of its method if that exists."""
+    method = values.get("method")
+    name = method.get("name") if isinstance(method, dict) else None
+    try:
+        return describe_config(str(name) if name else None)
+    except ConfigError:
+        return describe_config()
+
+
+def require_current(values: dict, run_dir: Path) -> None:
+    """Raise ConfigError if a stored run has the keys of an earlier version."""
+    if upgrade_config(values, known_keys(values)) != values:
+        raise ConfigError(
+            f"{run_dir} was written by an earlier version of the workbench. Run: workbench upgrade {run_dir}"
+        )
 
 
 def as_it_ran(values: dict) -> dict:
@@ -377,6 +400,7 @@ def resumed_config(run_dir: str | Path, overrides: list[str] | tuple[str, ...] =
     """Load the configuration of a run to resume. Raises ConfigError for an override of a key not in RESUMABLE."""
     run_dir = Path(run_dir)
     for text in overrides:
+        refuse_renamed_key(parse_override(text)[0])
         if parse_override(text)[0] not in RESUMABLE:
             raise ConfigError(
                 f"cannot change {show(text)} on resume. Allowed: {', '.join(RESUMABLE)}. Start a new run instead."
@@ -386,18 +410,20 @@ def resumed_config(run_dir: str | Path, overrides: list[str] | tuple[str, ...] =
 
 
 def read_recipe(path: str | Path) -> dict:
-    """Read a recipe and merge it over its `base`, whose name and whose options of another method are dropped."""
+    """Read a recipe and merge it over the recipe that it extends, whose name and whose options of another method are dropped."""
     path = find_recipe(path)
     values = read_yaml(path)
-    if "base" not in values:
+    if "base" in values:
+        raise ConfigError(f'{path}: "base" is now called "extends". Rename it.')
+    if "extends" not in values:
         return values
-    base = values.pop("base")
+    base = values.pop("extends")
     if not isinstance(base, str) or not (Path(path).parent / base).is_file():
-        raise ConfigError(f"{path}: base must be the name of a recipe in the same folder, got {show(base)}.")
+        raise ConfigError(f"{path}: extends must be the name of a recipe in the same folder, got {show(base)}.")
     under = read_yaml(Path(path).parent / base)
-    if "base" in under:
+    if "extends" in under:
         raise ConfigError(
-            f"{path}: its base {base} has a base itself, but only one level is allowed. Set base: {under['base']}, or "
+            f"{path}: {base} extends another recipe itself, but only one level is allowed. Set extends: {under['extends']}, or "
             "write the values here."
         )
     under.pop("name", None)
@@ -454,6 +480,7 @@ def build_config(values: dict, *, name: str = "", where: str = "") -> RunConfig:
         if not isinstance(values.get("method"), dict) or "name" not in values["method"]:
             raise ConfigError("method.name is missing. Set method: {name: dopd}, or method.name=dopd.")
         method_module(str(values["method"]["name"]))
+        refuse_renamed(values, describe_config(str(values["method"]["name"])))
         return _build(RunConfig, values, "")
     except ConfigError as error:
         raise ConfigError(f"{prefix}{error}") from None

@@ -86,7 +86,7 @@ def check_grading(rule: str, tolerance: float = TOLERANCE) -> None:
     if tolerance != TOLERANCE and rule != "numeric":
         raise ConfigError(
             f'the tolerance {tolerance:g} applies to rule "numeric" only, got rule "{rule}". Choose rule numeric '
-            "(evaluation.rule, --rule), or remove the tolerance."
+            "(evaluation.grader, --grader), or remove the tolerance."
         )
 
 

@@ -22,8 +22,8 @@ from workbench.types import Rollout, RouteBatch, Routing
 TOKENS = "tokens"  # target of a loss: the tokens of the sequence
 REWARD = "reward"  # target of a loss: the advantage that the routing rule returns
 POLICIES = ("student", "student@start", "student@ema", "teacher")
-AVERAGES = ("sequence", "position", "domain")
-AVERAGED = ("all", "supervised")
+AGGREGATIONS = ("sequence_mean", "token_mean", "domain_mean")
+NORMALIZERS = ("all", "supervised")
 
 Router = Callable[[RouteBatch], Routing]
 Annotator = Callable[..., tuple[Rollout, ...]]  # (rollouts, *rollouts of each peer for the same examples) -> rollouts
@@ -168,9 +168,9 @@ class Method:
     route            the routing rule: scores of the views -> regime, weight and advantage of every position
     router_views     views whose scores the rule needs. Naming the learner costs one more forward pass with several
                      micro-batches, since the rule needs its scores before the first backward pass
-    average          "sequence": mean over a sequence's positions, then over sequences; "position": over all positions;
-                     "domain": over the positions of a domain, then over the domains of the step
-    average_over     "all": positions without supervision count in these means, as zeros; "supervised": they do not, so
+    loss_aggregation          "sequence_mean": mean over a sequence's positions, then over sequences; "token_mean": over all positions;
+                     "domain_mean": over the positions of a domain, then over the domains of the step
+    normalize_by     "all": positions without supervision count in these means, as zeros; "supervised": they do not, so
                      that masking positions does not lower the effective learning rate of the others
     dataset_share    fraction of sequences that are the data's reference answers instead of samples
     ema_rate         weight of the student in each update of student@ema
@@ -192,8 +192,8 @@ class Method:
     regimes: dict[str, Regime]
     route: Router
     router_views: tuple[str, ...] = ()
-    average: str = "sequence"
-    average_over: str = "all"
+    loss_aggregation: str = "sequence_mean"
+    normalize_by: str = "all"
     dataset_share: float = 0.0
     ema_rate: float = 0.05
     needs: tuple[str, ...] = ()
@@ -212,10 +212,10 @@ class Method:
             raise ConfigError(
                 f"method {self.name}: {len(learning)} views have learns=True ({learning}). Expected exactly one."
             )
-        if self.average not in AVERAGES:
-            raise ConfigError(unknown("average", self.average, AVERAGES))
-        if self.average_over not in AVERAGED:
-            raise ConfigError(unknown("average_over", self.average_over, AVERAGED))
+        if self.loss_aggregation not in AGGREGATIONS:
+            raise ConfigError(unknown("loss_aggregation", self.loss_aggregation, AGGREGATIONS))
+        if self.normalize_by not in NORMALIZERS:
+            raise ConfigError(unknown("normalize_by", self.normalize_by, NORMALIZERS))
         if not 0.0 <= self.dataset_share <= 1.0:
             raise ConfigError(f"method {self.name}: dataset_share is {self.dataset_share}. Expected 0 to 1.")
         if not 0.0 < self.ema_rate <= 1.0:

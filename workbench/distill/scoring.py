@@ -216,15 +216,15 @@ def coefficients(method: Method, batch: Batch, routing: Routing) -> Float[Tensor
     """Weight of each position's loss in the step's total: 1 / (count of its mean), over all micro-batches.
 
     The counts are of positions (`average` position), of positions per sequence times sequences (sequence), or of
-    positions per domain times domains (domain); with `average_over` supervised, of positions with a loss only.
+    positions per domain times domains (domain); with `normalize_by` supervised, of positions with a loss only.
     """
     counts = torch.ones(batch.num_positions)
-    if method.average_over == "supervised":
+    if method.normalize_by == "supervised":
         has_losses = torch.tensor([bool(regime.losses) for regime in method.regimes.values()])
         counts = (has_losses[routing.regime.cpu()] & (routing.weight.cpu() != 0)).float()
-    if method.average == "position":
+    if method.loss_aggregation == "token_mean":
         return counts / counts.sum().clamp(min=1.0)
-    if method.average == "domain":
+    if method.loss_aggregation == "domain_mean":
         domains = [rollout.example.domain for rollout in batch.rollouts]
         indices = {domain: idx for idx, domain in enumerate(dict.fromkeys(domains))}
         domain_idx = torch.tensor([indices[domain] for domain in domains], dtype=torch.long)[batch.sequence]

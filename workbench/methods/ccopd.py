@@ -63,6 +63,6 @@ def build(options: Options) -> Method:
             "REST": Regime((), "not the answer: no supervision"),
         },
         route=route,
-        average_over="supervised",
+        normalize_by="supervised",
         replying_policy=options.replies_by,
     )

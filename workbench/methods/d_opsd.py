@@ -32,7 +32,7 @@ FUTURE, LAST, WRONG = range(3)
 @dataclass(frozen=True)
 class Options:
     context: Annotated[str, Option("context of the student, and of the self-teacher beside the future")] = "plain"
-    share: Annotated[float, Option("fraction of later blocks that the self-teacher sees", low=0, high=1)] = 0.25
+    fraction: Annotated[float, Option("fraction of later blocks that the self-teacher sees", low=0, high=1)] = 0.25
     source: Annotated[
         str, Option("target of right answers: the self-teacher, or their own tokens", choices=("self", TOKENS))
     ] = "self"
@@ -54,7 +54,7 @@ def build(options: Options) -> Method:
     )
     to_self = Loss("self", Divergence(options.divergence, clip=options.clip, **support))
     loss = to_self if options.source == "self" else Loss(TOKENS, Divergence("nll"))
-    future = f"future:{options.share:g}"
+    future = f"future:{options.fraction:g}"
     return Method(
         name="d_opsd",
         views={

@@ -44,15 +44,15 @@ class Options:
     trim: Annotated[float, Option("fraction of outliers left out of the means; 0 = none", low=0, high=0.5)] = 0.05
     trim_target: Annotated[str, Option("trimmed by its largest values", choices=("gap", "gap+probability"))] = "gap"
     trim_drops_loss: Annotated[bool, Option("tokens with a trimmed gap lose their supervision")] = False
-    normalise: Annotated[
+    normalize: Annotated[
         str, Option("normalization within the batch before comparing", choices=("none", "zscore", "minmax"))
     ] = "none"
     stat_scope: Annotated[str, Option("positions that the means are taken over", choices=("batch", "micro_batch"))] = (
         "batch"
     )
-    average: Annotated[
-        str, Option("mean over a sequence first, or over all positions", choices=("sequence", "position"))
-    ] = "sequence"
+    loss_aggregation: Annotated[
+        str, Option("mean over a sequence first, or over all positions", choices=("sequence_mean", "token_mean"))
+    ] = "sequence_mean"
     ema_rate: Annotated[float, Option("weight of the student in each EMA update", low=1e-6, high=1)] = 0.05
 
 
@@ -77,7 +77,7 @@ def build(options: Options) -> Method:
         },
         route=lambda batch: route(batch, options),
         router_views=("self", "teacher"),
-        average=options.average,
+        loss_aggregation=options.loss_aggregation,
         ema_rate=options.ema_rate,
     )
 
@@ -108,10 +108,10 @@ def route(batch: RouteBatch, options: Options) -> Routing:
 
 
 def _with_mean(values: Float[Tensor, " M"], kept: Bool[Tensor, " M"], options: Options) -> tuple[Tensor, Tensor]:
-    """Normalize the values as options.normalise says; return them and the mean of the kept ones on that scale."""
-    if options.normalise == "zscore":
+    """Normalize the values as options.normalize says; return them and the mean of the kept ones on that scale."""
+    if options.normalize == "zscore":
         values = (values - values[kept].mean()) / values[kept].std(unbiased=False).clamp(min=1e-6)
-    elif options.normalise == "minmax":
+    elif options.normalize == "minmax":
         low, high = values[kept].min(), values[kept].max()
         values = (values - low) / (high - low).clamp(min=1e-6)
     return values, trimmed_mean(values, kept)

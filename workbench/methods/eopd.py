@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 
 from workbench.distill.divergences import Divergence
-from workbench.distill.method import AVERAGES, Loss, Method, Option, Regime, View
+from workbench.distill.method import AGGREGATIONS, Loss, Method, Option, Regime, View
 from workbench.types import RouteBatch, Routing
 
 
@@ -23,7 +23,9 @@ class Options:
     privilege: Annotated[str, Option("context of the teacher")] = "plain"
     threshold: Annotated[float, Option("teacher entropy above which forward KL is added", unit="nats", low=0)] = 0.8
     forward_weight: Annotated[float, Option("weight of the forward KL that is added", low=0)] = 1.0
-    average: Annotated[str, Option("mean over a sequence first, or over all positions", choices=AVERAGES)] = "sequence"
+    loss_aggregation: Annotated[
+        str, Option("mean over a sequence first, or over all positions", choices=AGGREGATIONS)
+    ] = "sequence_mean"
 
 
 def build(options: Options) -> Method:
@@ -46,5 +48,5 @@ def build(options: Options) -> Method:
         },
         route=route,
         router_views=("teacher",),
-        average=options.average,
+        loss_aggregation=options.loss_aggregation,
     )

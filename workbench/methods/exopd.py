@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from workbench.distill.divergences import Divergence
-from workbench.distill.method import AVERAGES, REWARD, Loss, Method, Option, Regime, View
+from workbench.distill.method import AGGREGATIONS, REWARD, Loss, Method, Option, Regime, View
 from workbench.distill.routing import everywhere
 from workbench.types import RouteBatch, Routing
 
@@ -27,7 +27,9 @@ class Options:
         "student@start"
     )
     privilege: Annotated[str, Option("context of the teacher")] = "plain"
-    average: Annotated[str, Option("mean over a sequence first, or over all positions", choices=AVERAGES)] = "position"
+    loss_aggregation: Annotated[
+        str, Option("mean over a sequence first, or over all positions", choices=AGGREGATIONS)
+    ] = "token_mean"
 
 
 def build(options: Options) -> Method:
@@ -47,5 +49,5 @@ def build(options: Options) -> Method:
         regimes={"ALL": Regime((loss,), "every token: by its advantage")},
         route=route,
         router_views=("student", "reference", "teacher"),
-        average=options.average,
+        loss_aggregation=options.loss_aggregation,
     )

@@ -33,7 +33,7 @@ class Options:
     drop: Annotated[str, Option("which end of the ranking has no supervision", choices=("highest", "lowest"))] = (
         "highest"
     )
-    share: Annotated[float, Option("fraction of positions that is dropped", low=0, high=1)] = 0.2
+    fraction: Annotated[float, Option("fraction of positions that is dropped", low=0, high=1)] = 0.2
     gap_context: Annotated[str, Option("context under which the gaps are measured")] = "crop"
     privilege: Annotated[str, Option("context of the teacher that supervises")] = "plain"
     divergence: Annotated[str, Option("divergence", choices=KINDS[1:4])] = "reverse_kl"
@@ -63,7 +63,7 @@ def route(batch: RouteBatch, options: Options) -> Routing:
     """Drop exactly `share` of the positions; ties are dropped in order of position."""
     values = gaps(batch, options.gap)
     order = values.argsort(stable=True, descending=options.drop == "highest")
-    dropped = order[: int(options.share * batch.num_positions)]
+    dropped = order[: int(options.fraction * batch.num_positions)]
     regime = torch.zeros_like(batch.sequence)
     regime[dropped] = 1
     thresholds = {f"{options.gap}_gap": float(values[dropped[-1]])} if dropped.numel() else {}

@@ -41,6 +41,6 @@ def build(options: Options) -> Method:
         },
         regimes={"ALL": Regime((Loss("teacher", Divergence(options.divergence, beta=beta)),), "every token: teacher")},
         route=everywhere,
-        average="position",
+        loss_aggregation="token_mean",
         dataset_share=options.dataset_share,
     )

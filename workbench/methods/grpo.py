@@ -16,7 +16,7 @@ from typing import Annotated
 import torch
 
 from workbench.distill.divergences import Divergence
-from workbench.distill.method import AVERAGES, REWARD, Loss, Method, Option, Regime, View
+from workbench.distill.method import AGGREGATIONS, REWARD, Loss, Method, Option, Regime, View
 from workbench.distill.routing import group_advantage
 from workbench.types import RouteBatch, Routing
 
@@ -25,7 +25,9 @@ RAISED, LOWERED, EVEN = range(3)
 
 @dataclass(frozen=True)
 class Options:
-    average: Annotated[str, Option("mean over a sequence first, or over all positions", choices=AVERAGES)] = "sequence"
+    loss_aggregation: Annotated[
+        str, Option("mean over a sequence first, or over all positions", choices=AGGREGATIONS)
+    ] = "sequence_mean"
 
 
 def build(options: Options) -> Method:
@@ -39,7 +41,7 @@ def build(options: Options) -> Method:
             "EVEN": Regime((), "as good as all others, or not graded: no supervision"),
         },
         route=route,
-        average=options.average,
+        loss_aggregation=options.loss_aggregation,
         min_generations=2,
     )
 

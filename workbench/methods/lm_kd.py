@@ -36,6 +36,6 @@ def build(options: Options) -> Method:
         views=views,
         regimes={"ALL": Regime(tuple(losses), "every token: the data and the teacher")},
         route=everywhere,
-        average="position",
+        loss_aggregation="token_mean",
         dataset_share=1.0,
     )

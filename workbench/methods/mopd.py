@@ -1,6 +1,6 @@
 """MOPD: one teacher per domain; each answer is supervised by the teacher of its domain only.
 
-Source: MiMo-V2-Flash, arXiv 2601.02780, and MOPD, arXiv 2606.30406; average=domain: Open-MOPD, arXiv 2608.19098.
+Source: MiMo-V2-Flash, arXiv 2601.02780, and MOPD, arXiv 2606.30406; loss_aggregation=domain_mean: Open-MOPD, arXiv 2608.19098.
 1. The student answers questions of all domains. models.teachers names the teacher of each domain; it scores only the
    answers of that domain.
 2. Advantage of a token: A = log teacher(y) - log student(y), without gradient, optionally clipped, plus `outcome` times
@@ -9,7 +9,7 @@ Source: MiMo-V2-Flash, arXiv 2601.02780, and MOPD, arXiv 2606.30406; average=dom
 4. Outside the band the token is dropped, not clipped: no supervision.
 5. objective=full: reverse KL over the vocabulary in place of A; bregman: over the teacher's top_k entries, with the
    correction - student + teacher, without which truncation itself would have a gradient.
-6. Mean over each answer, or with average=domain over each domain, so that long answers do not dominate.
+6. Mean over each answer, or with loss_aggregation=domain_mean over each domain, so that long answers do not dominate.
 Differs: the training weights sample the answers, so r is 1 up to rounding and the band drops nothing, unless answers
 are older or another engine sampled them. Both sides of r are at temperature 1 over the whole vocabulary, so a fresh
 answer is inside the band for any `sampling` options. The reports do not state the band (NeMo RL's is used) nor the
@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.distill.divergences import Divergence
-from workbench.distill.method import AVERAGES, REWARD, Loss, Method, Option, Regime, View
+from workbench.distill.method import AGGREGATIONS, REWARD, Loss, Method, Option, Regime, View
 from workbench.distill.routing import group_advantage, sampler_ratio
 from workbench.errors import ConfigError
 from workbench.types import RouteBatch, Routing
@@ -51,7 +51,9 @@ class Options:
     ] = 0.0
     outcome: Annotated[float, Option("weight of the group-normalized outcome in the advantage", low=0)] = 0.0
     privilege: Annotated[str, Option("context of the teachers")] = "plain"
-    average: Annotated[str, Option("what the loss is averaged over first", choices=AVERAGES)] = "sequence"
+    loss_aggregation: Annotated[str, Option("what the loss is averaged over first", choices=AGGREGATIONS)] = (
+        "sequence_mean"
+    )
 
 
 def build(options: Options) -> Method:
@@ -81,7 +83,7 @@ def build(options: Options) -> Method:
         else ("student",)
         if options.ratio_high
         else (),
-        average=options.average,
+        loss_aggregation=options.loss_aggregation,
         min_generations=2 if options.outcome else 1,
     )
 

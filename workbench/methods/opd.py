@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from workbench.distill.divergences import KINDS, Divergence
-from workbench.distill.method import AVERAGES, Loss, Method, Option, Regime, View
+from workbench.distill.method import AGGREGATIONS, Loss, Method, Option, Regime, View
 from workbench.distill.routing import everywhere
 
 
@@ -22,9 +22,9 @@ class Options:
     divergence: Annotated[str, Option("divergence, from learner to teacher", choices=KINDS[1:4])] = "reverse_kl"
     support: Annotated[str, Option("vocabulary entries compared", choices=("full", "top_k", "sampled"))] = "full"
     top_k: Annotated[int, Option("entries compared when support=top_k", low=1)] = 128
-    average: Annotated[
-        str, Option("mean over a sequence first, over all positions, or over a domain first", choices=AVERAGES)
-    ] = "sequence"
+    loss_aggregation: Annotated[
+        str, Option("mean over a sequence first, over all positions, or over a domain first", choices=AGGREGATIONS)
+    ] = "sequence_mean"
 
 
 def build(options: Options) -> Method:
@@ -38,5 +38,5 @@ def build(options: Options) -> Method:
         },
         regimes={"ALL": Regime((Loss("teacher", divergence),), "every token: teacher")},
         route=everywhere,
-        average=options.average,
+        loss_aggregation=options.loss_aggregation,
     )

@@ -23,7 +23,7 @@ from workbench.types import RouteBatch, Routing
 
 @dataclass(frozen=True)
 class Options:
-    share: Annotated[
+    fraction: Annotated[
         float, Option("fraction of positions, from the lowest log-prob up, whose probability is lowered", low=0, high=1)
     ] = 0.2
 
@@ -31,7 +31,7 @@ class Options:
 def build(options: Options) -> Method:
     def route(batch: RouteBatch) -> Routing:
         student = batch.scores["student"]
-        low = below_quantile(student.logprob, 1.0 - options.share)
+        low = below_quantile(student.logprob, 1.0 - options.fraction)
         entropy = student.entropy[low]
         spread = (entropy.max() - entropy.min()).clamp(min=1e-6)
         advantage = torch.zeros_like(student.logprob)

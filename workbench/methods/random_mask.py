@@ -4,7 +4,7 @@ Source: the random rows of DOPD, arXiv 2606.30626, Figure 4. A router that does 
 only supervised fewer tokens; it did not find the ones that matter.
 1. The student answers the plain prompt; the teacher scores it, given `privilege`.
 2. A random `share` of the positions has the KL to the teacher; the others have no supervision.
-The loss is still divided by all positions, so a kept token has the same gradient as in opd; average_over=supervised
+The loss is still divided by all positions, so a kept token has the same gradient as in opd; normalize_by=supervised
 divides by the kept ones, as tip does.
 """
 
@@ -14,22 +14,22 @@ from typing import Annotated
 import torch
 
 from workbench.distill.divergences import KINDS, Divergence
-from workbench.distill.method import AVERAGED, Loss, Method, Option, Regime, View
+from workbench.distill.method import NORMALIZERS, Loss, Method, Option, Regime, View
 from workbench.distill.routing import draw_positions
 from workbench.types import RouteBatch, Routing
 
 
 @dataclass(frozen=True)
 class Options:
-    share: Annotated[float, Option("fraction of positions with supervision", low=0, high=1)] = 0.5
+    fraction: Annotated[float, Option("fraction of positions with supervision", low=0, high=1)] = 0.5
     privilege: Annotated[str, Option("context of the teacher")] = "plain"
     divergence: Annotated[str, Option("divergence", choices=KINDS[1:4])] = "reverse_kl"
-    average_over: Annotated[str, Option("positions that the loss is divided by", choices=AVERAGED)] = "all"
+    normalize_by: Annotated[str, Option("positions that the loss is divided by", choices=NORMALIZERS)] = "all"
 
 
 def build(options: Options) -> Method:
     def route(batch: RouteBatch) -> Routing:
-        kept = draw_positions(batch, options.share)
+        kept = draw_positions(batch, options.fraction)
         return Routing(regime=(~kept).long(), weight=torch.ones(batch.num_positions, device=kept.device))
 
     loss = Loss("teacher", Divergence(options.divergence))
@@ -41,5 +41,5 @@ def build(options: Options) -> Method:
         },
         regimes={"KEPT": Regime((loss,), "drawn: teacher"), "REST": Regime((), "not drawn: no supervision")},
         route=route,
-        average_over=options.average_over,
+        normalize_by=options.normalize_by,
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from workbench.distill.divergences import KINDS, TAILS, Divergence
-from workbench.distill.method import AVERAGES, Loss, Method, Option, Regime, View
+from workbench.distill.method import AGGREGATIONS, Loss, Method, Option, Regime, View
 from workbench.distill.routing import everywhere
 
 
@@ -26,7 +26,9 @@ class Options:
     divergence: Annotated[str, Option("divergence", choices=KINDS[1:4])] = "reverse_kl"
     top_k: Annotated[int, Option("most likely entries of the student that are compared; 0 = all", low=0)] = 100
     tail: Annotated[str, Option("treatment of the other entries", choices=TAILS[:2])] = "bucket"
-    average: Annotated[str, Option("mean over a sequence first, or over all positions", choices=AVERAGES)] = "position"
+    loss_aggregation: Annotated[
+        str, Option("mean over a sequence first, or over all positions", choices=AGGREGATIONS)
+    ] = "token_mean"
     ema_rate: Annotated[float, Option("weight of the student in each EMA update", low=1e-6, high=1)] = 0.05
 
 
@@ -41,6 +43,6 @@ def build(options: Options) -> Method:
         },
         regimes={"ALL": Regime((Loss("self", divergence),), "every token: self that was shown the demonstration")},
         route=everywhere,
-        average=options.average,
+        loss_aggregation=options.loss_aggregation,
         ema_rate=options.ema_rate,
     )

@@ -7,7 +7,7 @@ Source: arXiv 2601.20802; written from notes.
    most likely entries and one entry for the rest, times min(p_now / p_when_sampled, ratio_clip).
 4. RIGHT (a right answer gets no feedback) and ALONE (no answer of the group is right): no loss.
 Differs: the loss is divided by the tokens of all answers; tokens without supervision count as 0, so fewer TOLD answers
-make a smaller step. The reference code divides by the TOLD tokens only: average_over=supervised. The ratio is at
+make a smaller step. The reference code divides by the TOLD tokens only: normalize_by=supervised. The ratio is at
 temperature 1, as the paper samples, for any `sampling` options. `show_as` is the word before the feedback, since the
 built-in models know worked answers as "reference: ...". Feedback of an environment is not used, only the grade.
 """
@@ -19,7 +19,7 @@ from typing import Annotated
 import torch
 
 from workbench.distill.divergences import Divergence
-from workbench.distill.method import AVERAGED, Loss, Method, Option, Regime, View
+from workbench.distill.method import NORMALIZERS, Loss, Method, Option, Regime, View
 from workbench.distill.routing import sampler_ratio
 from workbench.types import Rollout, RouteBatch, Routing
 
@@ -31,7 +31,7 @@ FORMS = ("reference", "feedback")
 class Options:
     show_as: Annotated[str, Option("word before the sibling in the self-teacher's prompt", choices=FORMS)] = "reference"
     top_k: Annotated[int, Option("entries of the student's distribution that are compared", low=1)] = 100
-    average_over: Annotated[str, Option("positions that the loss is divided by", choices=AVERAGED)] = "all"
+    normalize_by: Annotated[str, Option("positions that the loss is divided by", choices=NORMALIZERS)] = "all"
     ratio_clip: Annotated[float, Option("largest importance weight of a token", low=0.01)] = 2.0
     self_policy: Annotated[
         str, Option("weights of the self-teacher", choices=("student@ema", "student@start", "student"))
@@ -54,8 +54,8 @@ def build(options: Options) -> Method:
         },
         route=lambda batch: route(batch, options),
         router_views=("student",),
-        average="position",
-        average_over=options.average_over,
+        loss_aggregation="token_mean",
+        normalize_by=options.normalize_by,
         needs=("answer",),
         min_generations=2,
         ema_rate=options.ema_rate,

@@ -46,7 +46,7 @@ class Options:
         ),
     ] = "gradient"
     layers: Annotated[str, Option("layers of the text decoder that are projected", choices=LAYERS)] = LAYERS[0]
-    share: Annotated[float, Option("dimensions kept, as a fraction of a projection's width", low=0, high=1)] = 0.5
+    fraction: Annotated[float, Option("dimensions kept, as a fraction of a projection's width", low=0, high=1)] = 0.5
     rank: Annotated[int, Option("dimensions kept, as a number; 0 = by share", low=0)] = 0
     calibrate_on: Annotated[
         str, Option("kind of token, as the data's marks name it, that makes an answer right; all = every token")
@@ -57,7 +57,7 @@ class Options:
 def build(options: Options) -> Method:
     def make(student, examples: Iterator[Example], seed: int) -> PatchState:
         ranks = {
-            name: rank_of(name, module.out_features, options.share, options.rank)
+            name: rank_of(name, module.out_features, options.fraction, options.rank)
             for name, module in find_projections(student.model, options.layers).items()
         }
         if options.subspace == "random":
@@ -84,7 +84,7 @@ def build(options: Options) -> Method:
         views={"student": View("student", "plain", learns=True)},
         regimes={"ALL": Regime((Loss(TOKENS, Divergence("nll")),), "every token: what was written")},
         route=everywhere,
-        average="position",
+        loss_aggregation="token_mean",
         sampling_patch=prepare,
         resample=False,
     )

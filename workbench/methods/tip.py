@@ -8,7 +8,7 @@ Source: arXiv 2604.14084 (abstract and an audit; the released code lacks the sel
 4. The `share` of the batch's positions with the highest score has the KL to the teacher, the others no supervision.
 5. The loss is divided by the kept positions; otherwise a smaller share would only lower the learning rate.
 Differs: d is |log t(y) - log s(y)| of the sampled token y, not a divergence over the vocabulary, which rules do not
-see. A guess: the loss is reverse KL. Control: random_mask with the same share, average_over=supervised.
+see. A guess: the loss is reverse KL. Control: random_mask with the same share, normalize_by=supervised.
 """
 
 from dataclasses import dataclass
@@ -19,18 +19,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.distill.divergences import KINDS, Divergence
-from workbench.distill.method import AVERAGED, AVERAGES, Loss, Method, Option, Regime, View
+from workbench.distill.method import AGGREGATIONS, NORMALIZERS, Loss, Method, Option, Regime, View
 from workbench.types import RouteBatch, Routing
 
 
 @dataclass(frozen=True)
 class Options:
-    share: Annotated[float, Option("fraction of positions that is kept", low=0, high=1)] = 0.5
+    fraction: Annotated[float, Option("fraction of positions that is kept", low=0, high=1)] = 0.5
     select: Annotated[str, Option("what positions are ranked by", choices=("either", "entropy", "distance"))] = "either"
     privilege: Annotated[str, Option("context of the teacher")] = "plain"
     divergence: Annotated[str, Option("divergence", choices=KINDS[1:4])] = "reverse_kl"
-    average: Annotated[str, Option("mean over a sequence first, or over all positions", choices=AVERAGES)] = "position"
-    average_over: Annotated[str, Option("positions that the loss is divided by", choices=AVERAGED)] = "supervised"
+    loss_aggregation: Annotated[
+        str, Option("mean over a sequence first, or over all positions", choices=AGGREGATIONS)
+    ] = "token_mean"
+    normalize_by: Annotated[str, Option("positions that the loss is divided by", choices=NORMALIZERS)] = "supervised"
 
 
 def build(options: Options) -> Method:
@@ -44,8 +46,8 @@ def build(options: Options) -> Method:
         regimes={"KEPT": Regime((loss,), "undecided or far off: teacher"), "REST": Regime((), "no supervision")},
         route=lambda batch: route(batch, options),
         router_views=("student", "teacher"),
-        average=options.average,
-        average_over=options.average_over,
+        loss_aggregation=options.loss_aggregation,
+        normalize_by=options.normalize_by,
     )
 
 
@@ -57,7 +59,7 @@ def route(batch: RouteBatch, options: Options) -> Routing:
     score = {"either": entropy + distance - entropy * distance, "entropy": entropy, "distance": distance}[
         options.select
     ]
-    kept = score.argsort(stable=True, descending=True)[: max(1, round(options.share * batch.num_positions))]
+    kept = score.argsort(stable=True, descending=True)[: max(1, round(options.fraction * batch.num_positions))]
     regime = torch.ones_like(batch.sequence)
     regime[kept] = 0
     return Routing(regime, torch.ones_like(score), thresholds={"score": float(score[kept[-1]])})

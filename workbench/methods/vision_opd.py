@@ -54,6 +54,6 @@ def build(options: Options) -> Method:
         regimes={"ALL": Regime((Loss("self", divergence),), "every token: privileged self")},
         route=route if options.ratio_clip > 0 else everywhere,
         router_views=("student",) if options.ratio_clip > 0 else (),
-        average="position",
+        loss_aggregation="token_mean",
         ema_rate=options.ema_rate,
     )

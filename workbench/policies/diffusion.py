@@ -72,7 +72,7 @@ class DiffusionPolicy(AutoregressivePolicy):
         if not 1 <= self.steps_per_block <= self.block:
             raise ConfigError(
                 f"{self.name}: {self.steps_per_block} denoising steps for a block of {self.block} positions. Set "
-                "sampling.steps_per_block from 1 to sampling.block."
+                "sampling.steps_per_block from 1 to sampling.diffusion_block_size."
             )
         pace = {"block": self.block, "steps_per_block": self.steps_per_block, "canvas": self.canvas}
         self.model.config.denoising = pace

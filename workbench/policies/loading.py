@@ -214,7 +214,7 @@ def match_decoding(policies: dict[str, AutoregressivePolicy], block: int, steps_
     if not isinstance(student, DiffusionPolicy):
         if block or steps_per_block:
             raise ConfigError(
-                f"sampling.block={block} and sampling.steps_per_block={steps_per_block} are for masked diffusion "
+                f"sampling.diffusion_block_size={block} and sampling.steps_per_block={steps_per_block} are for masked diffusion "
                 "models; "
                 f"{type(student.model).__name__} writes from left to right. Remove them."
             )

@@ -138,7 +138,7 @@ def rank_of(name: str, width: int, share: float, rank: int = 0) -> int:
     if rank > width:
         raise ConfigError(
             f"method.rank={rank} exceeds the width of {name}. Expected at most {width}. Lower it, or set method.rank=0 "
-            "and method.share."
+            "and method.fraction."
         )
     return rank or max(1, round(share * width))
 

@@ -84,8 +84,8 @@ def require_vllm() -> None:
     """Raise ConfigError if the package is missing."""
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
-            "sampling.engine=vllm needs the package vllm. Install 'vlm-distillation-workbench[vllm]', or choose "
-            "sampling.engine=transformers."
+            "sampling.backend=vllm needs the package vllm. Install 'vlm-distillation-workbench[vllm]', or choose "
+            "sampling.backend=transformers."
         )
 
 
@@ -131,10 +131,10 @@ class VllmEngine:
             version = getattr(getattr(self, "_vllm", None), "__version__", "")
             reason = next((line for line in str(error).splitlines() if line.strip()), "")
             raise ConfigError(
-                f'sampling.engine=vllm: vllm {version} cannot start with "{path}" on this machine '
+                f'sampling.backend=vllm: vllm {version} cannot start with "{path}" on this machine '
                 f"({type(error).__name__}: "
-                f"{reason[:300]}). Choose sampling.engine=transformers, another version of vllm, or another "
-                "sampling.engine_memory."
+                f"{reason[:300]}). Choose sampling.backend=transformers, another version of vllm, or another "
+                "sampling.backend_memory."
             ) from error
 
     def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
@@ -173,7 +173,7 @@ class VllmEngine:
         try:
             answers = self._model.generate(inputs, parameters, use_tqdm=False)
         except ValueError as error:  # for example too many images, or a too long prompt
-            raise PolicyError(f"vllm rejects these prompts ({error}). Choose sampling.engine=transformers.") from error
+            raise PolicyError(f"vllm rejects these prompts ({error}). Choose sampling.backend=transformers.") from error
         completions = (_sampled(answer, stop) for answer in answers)
         return [[next(completions) for _ in request_seeds] for request_seeds in seeds]
 
@@ -196,5 +196,5 @@ def check_same_prompt(read: tuple[int, ...], expected: tuple[int, ...], key: str
         )
         raise PolicyError(
             f'the rollout engine tokenizes prompt "{key}" differently from the student ({where}). Choose '
-            "sampling.engine=transformers, or matching versions of vllm and transformers."
+            "sampling.backend=transformers, or matching versions of vllm and transformers."
         )

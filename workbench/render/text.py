@@ -9,8 +9,8 @@ from workbench.types import PRIVILEGED
 
 NONE = "–"
 NO_ALTERNATIVES = (
-    "The most likely tokens of each view are not recorded for this answer. A run records trace.alternatives tokens per "
-    "view for the first trace.alternatives_of answers of a step."
+    "The most likely tokens of each view are not recorded for this answer. A run records trace.top_k tokens per "
+    "view for the first trace.top_k_rollouts answers of a step."
 )
 _CONTROL_TOKEN = re.compile(
     r"<\|[^|<>]+\|>|</?s>|\[(?:SEP|CLS|PAD|MASK|UNK|EOS|BOS)\]|"

@@ -14,7 +14,7 @@ _PEEKED = 64  # number of training examples checked before all are loaded
 def check_evidence(config: RunConfig, load: Callable) -> None:
     """Raise DataError if no training example has the evidence that the method's contexts need."""
     contexts = list(config.load_method().contexts)
-    for limit in (_PEEKED, config.data.limit):
+    for limit in (_PEEKED, config.data.max_train_examples):
         examples = load(config.data.train, limit=limit)
         split = split_by_evidence(examples, contexts)
         if split.usable:

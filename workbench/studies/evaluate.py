@@ -81,7 +81,9 @@ def _ask(
     leave_room([policy], config.sampling.max_completion_length)
     for questions in evaluate:
         tally = Tally()
-        examples = filter_encodable(load(questions.data, limit=questions.count), [policy], questions.contexts, tally)
+        examples = filter_encodable(
+            load(questions.data, limit=questions.max_examples), [policy], questions.contexts, tally
+        )
         if tally.counts:
             left_out.append(f"{questions.label}, skipped {tally}")
         left_out += [f"{questions.label}, {sentence}" for sentence in not_evaluated(examples, questions.contexts)]

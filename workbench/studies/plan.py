@@ -1,7 +1,7 @@
 """Parse a study's file into the configurations of its runs.
 
     name: main
-    base: configs/demo.yaml              a recipe, see `workbench train`
+    extends: configs/demo.yaml              a recipe, see `workbench train`
     overrides: {training.steps: 120}     dotted keys, for all runs
     seeds: [0, 1, 2, 3, 4]
     parallel: 2                          runs at a time
@@ -9,7 +9,7 @@
     variants:
       opd: {method.name: opd}
       dopd: {note: as in the paper, method.name: dopd, method.privilege: crop}
-      later: {after: dopd, method.name: opd}    starts from the final student of dopd's run of the same seed
+      later: {starts_from: dopd, method.name: opd}    starts from the final student of dopd's run of the same seed
     grid: {method.privilege: [crop, boxes]}   optional: multiplied into every variant except those with grid: false
     evaluate:
       - {data: "scenes:eval?count=512", contexts: [plain], reference_contexts: [crop, wrong_crop]}
@@ -29,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from workbench.config.models import check_models
+from workbench.config.renamed import refuse_renamed_study_key
 from workbench.config.schema import (
     RunConfig,
     as_it_ran,
@@ -47,21 +48,21 @@ from workbench.runs.folder import checkpoint_path
 from workbench.studies.checks import check_evidence, check_questions
 from workbench.types import STUDENT
 
-_QUESTION_KEYS = ("data", "contexts", "reference_contexts", "count")
-KEYS = ("name", "base", "overrides", "seeds", "parallel", "baseline", "variants", "grid", "evaluate")
+_QUESTION_KEYS = ("data", "contexts", "reference_contexts", "max_examples")
+KEYS = ("name", "extends", "overrides", "seeds", "parallel", "baseline", "variants", "grid", "evaluate")
 BASE, TEACHER = "base", "teacher"  # names of rows, reserved
 _OWN = {  # keys that the study sets itself -> what to do instead
     "name": "It is the variant's name",
     "seed": "Set seeds: [...]",
     "output_dir": "It is the output_dir of the base recipe, plus the study's name",
     **dict.fromkeys(
-        ("data.eval", "evaluation.count", "evaluation.contexts", "evaluation.teacher", "evaluation.every"),
+        ("data.eval", "evaluation.max_examples", "evaluation.contexts", "evaluation.teacher", "evaluation.every"),
         "Set evaluate: [...]",
     ),
 }
 _SECTIONS = {key.partition(".")[0] for key in describe_config() if "." in key}
 _NEEDED = {
-    "base": "a recipe's file, as in base: configs/demo.yaml",
+    "extends": "a recipe's file, as in extends: configs/demo.yaml",
     "variants": "the variants to compare, as in variants: {opd: {method.name: opd}}",
     "evaluate": 'the questions, as in evaluate: [{data: "scenes:eval?count=512", contexts: [plain]}]',
 }
@@ -73,8 +74,8 @@ _FREE = (
     "data.probes",
     "evaluation.",
     "training.save_every",
-    "training.keep",
-    "training.trackers",
+    "training.save_total_limit",
+    "training.report_to",
 )
 
 
@@ -84,7 +85,7 @@ class EvalSet:
 
     data: str
     contexts: tuple[str, ...]
-    count: int | None
+    max_examples: int | None
     label: str
     reference_contexts: tuple[str, ...] = ()  # contexts for untrained students and teachers alone
 
@@ -230,25 +231,27 @@ def load_study(
     where = f"study {path}"
     for key in values:
         if key not in KEYS:
+            with at(where):
+                refuse_renamed_study_key(key)
             raise ConfigError(f"{where}: {unknown('key', key, KEYS)}")
     for key, meaning in _NEEDED.items():
         if not values.get(key):
             raise ConfigError(f"{where}: {key} is missing: {meaning}.")
-    if not isinstance(values["base"], str):
+    if not isinstance(values["extends"], str):
         raise ConfigError(
-            f"{where}: base must be a recipe's file such as configs/demo.yaml, got {show(values['base'])}."
+            f"{where}: extends must be a recipe's file such as configs/demo.yaml, got {show(values['extends'])}."
         )
     name = values.get("name", Path(path).stem)
     if not isinstance(name, str) or run_name(name, 0) != f"{name}-s0":
         raise ConfigError(f"{where}: name {show(name)} must be a plain folder name: {PLAIN_NAME}.")
     common = _mapping(values.get("overrides"), f"{where}: overrides")
     _refuse_own(common, f"{where}: overrides")
-    with at(f"{where}: base"):
-        if "variants" in read_yaml(find_recipe(values["base"])):
+    with at(f"{where}: extends"):
+        if "variants" in read_yaml(find_recipe(values["extends"])):
             raise ConfigError(
-                f"base must be a recipe's file such as configs/demo.yaml, got the study {values['base']}."
+                f"extends must be a recipe's file such as configs/demo.yaml, got the study {values['extends']}."
             )
-        base = read_recipe(values["base"])
+        base = read_recipe(values["extends"])
     questions = _questions(values["evaluate"], where, load)
     folder = Path(str(base.get("output_dir", "runs"))) / name
     fixed = {"output_dir": str(folder), "data.eval": None}
@@ -282,7 +285,7 @@ def _placed(variant: Variant, after: str | None, earlier: list[Variant], where: 
     before = next((candidate for candidate in earlier if candidate.name == after), None)
     if before is None:
         names = [candidate.name for candidate in earlier]
-        raise ConfigError(f"{where}: variants.{variant.name}: after: {unknown('earlier variant', after, names)}")
+        raise ConfigError(f"{where}: variants.{variant.name}: starts_from: {unknown('earlier variant', after, names)}")
     fault = variant.fault or (before.fault and f'it starts after "{after}", which cannot be built')
     return replace(variant, after=after, fault=fault, config=None if fault else variant.config)
 
@@ -301,7 +304,10 @@ def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict
     for name, variant_overrides in variants.items():
         variant_overrides = _mapping(variant_overrides, f"{where}: variants.{name}")
         _refuse_own(variant_overrides, f"{where}: variants.{name}")
-        note, after = variant_overrides.pop("note", ""), variant_overrides.pop("after", None)
+        with at(f"{where}: variants.{name}"):
+            for key in variant_overrides:
+                refuse_renamed_study_key(key)
+        note, after = variant_overrides.pop("note", ""), variant_overrides.pop("starts_from", None)
         if not isinstance(note, str):
             raise ConfigError(f"{where}: variants.{name}: note must be text, got {show(note)}. Put quotes around it.")
         is_varied = variant_overrides.pop("grid", True)
@@ -365,13 +371,15 @@ def _of_seed(config: RunConfig, seed: int) -> dict:
 
 def _questions(entries: object, where: str, load: Callable | None) -> tuple[EvalSet, ...]:
     if not isinstance(entries, list):
-        raise ConfigError(f"{where}: evaluate must be a list of {{data, contexts, count}}, got {show(entries)}.")
+        raise ConfigError(f"{where}: evaluate must be a list of {{data, contexts, max_examples}}, got {show(entries)}.")
     question_sets = []
     for idx, entry in enumerate(entries):
         here = f"{where}: evaluate[{idx}]"
         entry = _mapping(entry, here)
         for key in entry:
             if key not in _QUESTION_KEYS:
+                with at(here):
+                    refuse_renamed_study_key(key)
                 raise ConfigError(f"{here}: {unknown('key', key, _QUESTION_KEYS)}")
         if not isinstance(entry.get("data"), str):
             raise ConfigError(f"{here}: data is missing. Set it to scenes:SPLIT?count=N, a file, or hf:NAME.")
@@ -382,7 +390,7 @@ def _questions(entries: object, where: str, load: Callable | None) -> tuple[Eval
             raise ConfigError(
                 f"{here}: reference_contexts must be a list such as [crop, wrong_crop], got {show(extra)}."
             )
-        count = None if entry.get("count") is None else _count(entry["count"], f"{here}: count")
+        count = None if entry.get("max_examples") is None else _count(entry["max_examples"], f"{here}: max_examples")
         with at(here):
             for context in (*contexts, *extra):
                 require_promptable(str(context))

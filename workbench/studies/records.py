@@ -70,13 +70,14 @@ def show_start(run_dir: Path, files: list[Path], evaluate: tuple[EvalSet, ...]) 
 
 def describe(config: RunConfig, evaluate: tuple[EvalSet, ...], step: int) -> dict:
     """Describe an evaluation: model, settings, questions. Files with the same description hold the same answers."""
-    rule, tolerance = config.evaluation.rule, config.evaluation.tolerance
+    rule, tolerance = config.evaluation.grader, config.evaluation.tolerance
     return {
         "step": step,
         "rule": rule if tolerance == TOLERANCE else f"{rule} within {tolerance:g}",
         "settings": json.loads(json.dumps(settings(config))),
         "evaluate": [
-            [questions.label, questions.data, list(questions.contexts), questions.count] for questions in evaluate
+            [questions.label, questions.data, list(questions.contexts), questions.max_examples]
+            for questions in evaluate
         ],
     }
 

@@ -54,7 +54,7 @@ def check_config(config: RunConfig) -> list[Check]:
     method = config.load_method()
     check_engine(config, method)
     device = str(choose_device(config.models.device))
-    examples = load_examples(config.data.train, limit=config.data.limit)
+    examples = load_examples(config.data.train, limit=config.data.max_train_examples)
     taught, untaught = split_by_teacher(examples, config.teacher_domains)
     usable, lacking = split_by_evidence(taught, list(method.contexts))
     if not usable:
@@ -144,7 +144,7 @@ def _rows(
     require_usable(*usable_rows[:2], config.data.train)
     checks = [Check("rows of data.train", *describe_rows(*usable_rows))]
     if config.data.eval is not None:
-        eval_examples = load_examples(config.data.eval, limit=config.evaluation.count or None)
+        eval_examples = load_examples(config.data.eval, limit=config.evaluation.max_examples or None)
         eval_views = [(student, context) for student in students for context in config.evaluation.contexts]
         checks.append(Check("rows of data.eval", *describe_rows(*split_rows(eval_examples, eval_views))))
     checks += [Check("pictures", *line) for line in describe_pictures(before)]

@@ -97,7 +97,7 @@ class HealthMonitor:
             warnings["supervised"] = (
                 f"no token had supervision in the last {WINDOW} steps. If the method needs right answers (see "
                 "accuracy), raise sampling.num_generations, start with easier questions (data.train) or a better "
-                "student, or check the data's answers against evaluation.rule"
+                "student, or check the data's answers against evaluation.grader"
             )
         if first("teacher_share") > 0 and last("teacher_share") < TEACHER_LOST * first("teacher_share"):
             warnings["teacher_share"] = (

@@ -161,12 +161,12 @@ def build_learner(
         dtype=models.dtype,
         teacher_dtype=models.teacher_dtype,
         offload_teachers=models.offload_teachers,
-        attention=models.attention,
+        attention=models.attn_implementation,
         compiler=models.compile,
         device="cpu" if group.sharding else device,
         trust_remote_code=models.trust_remote_code,
         max_completion_length=config.sampling.max_completion_length,
-        block=config.sampling.block,
+        block=config.sampling.diffusion_block_size,
         steps_per_block=config.sampling.steps_per_block,
         adapter=adapter,
         accept_differences=models.accept_differences,
@@ -195,12 +195,12 @@ def autocast(config: RunConfig, device: str | torch.device) -> torch.autocast:
 
 def check_engine(config: RunConfig, method: Method) -> None:
     """Raise ConfigError, before models are loaded, if the rollout engine is missing or does not support the method."""
-    if config.sampling.engine != "vllm":
+    if config.sampling.backend != "vllm":
         return
     if method.sampling_patch is not None:
         raise ConfigError(
-            f"sampling.engine=vllm does not support the sampling patch of method {method.name} "
-            f"({method.sampling_patch.suffix}). Choose sampling.engine=transformers."
+            f"sampling.backend=vllm does not support the sampling patch of method {method.name} "
+            f"({method.sampling_patch.suffix}). Choose sampling.backend=transformers."
         )
     require_vllm()
 
@@ -210,30 +210,30 @@ def attach_engine(learners: list[Learner], config: RunConfig) -> None:
 
     Raises: ConfigError if the engine cannot start, or does not support these students.
     """
-    if config.sampling.engine != "vllm":
+    if config.sampling.backend != "vllm":
         return
     first, *others = (learner.student for learner in learners)
     for student in (first, *others):
         if adapts_tied_weights(student.model):
             raise ConfigError(
-                f"sampling.engine=vllm does not support the adapter of {student.name} on tied embeddings. Choose "
-                "sampling.engine=transformers, or models.lora.target_modules without embeddings and head."
+                f"sampling.backend=vllm does not support the adapter of {student.name} on tied embeddings. Choose "
+                "sampling.backend=transformers, or models.lora.target_modules without embeddings and head."
             )
     if first.denoising_schedule(()) is not None:
         raise ConfigError(
-            "sampling.engine=vllm does not support masked diffusion models. Choose sampling.engine=transformers."
+            "sampling.backend=vllm does not support masked diffusion models. Choose sampling.backend=transformers."
         )
     for other in others:
         if _architecture(other.model.config.to_dict()) != _architecture(first.model.config.to_dict()):
             raise ConfigError(
-                f"sampling.engine=vllm needs students of one architecture, and {other.name} differs from {first.name}. "
-                "Choose sampling.engine=transformers, or students of one architecture."
+                f"sampling.backend=vllm needs students of one architecture, and {other.name} differs from {first.name}. "
+                "Choose sampling.backend=transformers, or students of one architecture."
             )
     models = config.models
     engine = VllmEngine(
         str(base_of(next(iter(models.learners.values())))),
         dtype="bfloat16" if config.training.mixed_precision == "bf16" else models.dtype,  # the precision of the student
-        memory=config.sampling.engine_memory,
+        memory=config.sampling.backend_memory,
         trust_remote_code=models.trust_remote_code,
     )
     for learner in learners:
@@ -267,7 +267,7 @@ def require_shardable(config: RunConfig) -> None:
         "models.compile": models.compile,
         "models.offload_teachers": models.offload_teachers,
         "models.teacher_dtype": models.teacher_dtype == "int8" and models.teacher_dtype,
-        "sampling.engine": config.sampling.engine == "vllm" and config.sampling.engine,
+        "sampling.backend": config.sampling.backend == "vllm" and config.sampling.backend,
         "training.update_mask": config.training.update_mask,
     }
     for key, value in settings.items():

@@ -134,9 +134,13 @@ class Trainer:
         Raises: DataError if no example of data.eval has an answer; RunError if data or models changed.
         """
         config = self.config
-        data = {"data.train": load(config.data.train, limit=config.data.limit), "data.eval": [], "data.probes": []}
+        data = {
+            "data.train": load(config.data.train, limit=config.data.max_train_examples),
+            "data.eval": [],
+            "data.probes": [],
+        }
         if config.data.eval is not None:
-            data["data.eval"] = load(config.data.eval, limit=config.evaluation.count or None)
+            data["data.eval"] = load(config.data.eval, limit=config.evaluation.max_examples or None)
             require_answers(data["data.eval"])
         if config.data.probes is not None:
             data["data.probes"] = load(config.data.probes)
@@ -278,7 +282,7 @@ class Trainer:
             with (
                 self.group.propagate_errors(),
                 unsharded_heads(*self.policies),
-                cached_image_features(self.config.models.share_images),
+                cached_image_features(self.config.models.cache_image_features),
             ):
                 rollouts = self._sample(step, examples)  # all learners sample before any is trained
                 timer.mark("write")
@@ -335,7 +339,7 @@ class Trainer:
     ) -> StepResult:
         """Score and route one learner's batch and backpropagate its losses; the optimizer step follows later."""
         config, method = self.config, self.method
-        batch = Batch(rollouts[learner.name], config.training.micro_batch_size, config.training.bucket)
+        batch = Batch(rollouts[learner.name], config.training.micro_batch_size, config.training.group_by_length)
         with self._autocast():
             scored_batch = score_batch(method, learner.policies, batch, _of_peers(rollouts, learner))
             timer.mark("read")
@@ -346,8 +350,8 @@ class Trainer:
                     learner.policies,
                     scored_batch,
                     seed=derive_seed("route", config.seed, step, *learner.seed),
-                    num_alternatives=config.trace.alternatives,
-                    alternatives_of=config.trace.alternatives_of,
+                    num_alternatives=config.trace.top_k,
+                    alternatives_of=config.trace.top_k_rollouts,
                     backward=self.accelerator.backward,
                     group=self.group,
                 )
@@ -376,7 +380,7 @@ class Trainer:
                     join_collectives(self.method, learner.policies)
                     continue
                 probes = self.probes[learner.name]
-                batch = Batch(probes, self.config.training.micro_batch_size, self.config.training.bucket)
+                batch = Batch(probes, self.config.training.micro_batch_size, self.config.training.group_by_length)
                 scored_batch = score_batch(self.method, learner.policies, batch, _of_peers(self.probes, learner))
                 with unsharded(learner.student):
                     result = compute_step(
@@ -384,7 +388,7 @@ class Trainer:
                         learner.policies,
                         scored_batch,
                         seed=derive_seed("probe", self.config.seed),
-                        num_alternatives=self.config.trace.alternatives,
+                        num_alternatives=self.config.trace.top_k,
                         alternatives_of=len(probes),
                     )
             batches.append(to_traced_batch(result, step, learner.student))
@@ -407,7 +411,7 @@ class Trainer:
         self.group.main_first(lambda: self._save_on_main(step, gathered))
 
     def _save_on_main(self, step: int, gathered: list[Gathered | None]) -> None:
-        keep = self.config.training.keep
+        keep = self.config.training.save_total_limit
         checkpoint = save_checkpoint(self.folder.path, step, self.learners, keep=keep, gathered=gathered)
         log.info("saved %s", checkpoint.path)
         try:

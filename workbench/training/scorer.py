@@ -70,7 +70,7 @@ class Scorer:
                 policies,
                 score_batch(self.method, policies, Batch((rollout,))),
                 seed=seed,
-                num_alternatives=max(5, config.trace.alternatives),
+                num_alternatives=max(5, config.trace.top_k),
                 alternatives_of=1,
             )
         # a new writer, since writers cache images by example and the caller may have changed this one
@@ -137,13 +137,13 @@ def evaluate_run(
     scorer = open_scorer(run_dir, device=None)
     config = scorer.config
     evaluation = config.evaluation
-    grading = evaluation.grading if rule in (None, evaluation.rule) else {"rule": rule, "tolerance": TOLERANCE}
+    grading = evaluation.grading if rule in (None, evaluation.grader) else {"rule": rule, "tolerance": TOLERANCE}
     grading |= {} if tolerance is None else {"tolerance": tolerance}
     check_grading(**grading)
     source = data or config.data.eval
     if source is None:
         raise ConfigError("the run has no data.eval. Name a file with --data.")
-    own_count = config.evaluation.count or None
+    own_count = config.evaluation.max_examples or None
     examples = load_examples(source, limit=own_count if count is None else count)
     policies = [
         policy for name, policy in scorer.learner.policies.items() if name == STUDENT or name.startswith("teacher")

@@ -12,15 +12,15 @@ def build_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
     """Build the Accelerator. Raises ConfigError for a tracker that is not installed."""
     training = config.training
     try:
-        accelerator = Accelerator(log_with=training.trackers or None, project_dir=str(run_dir))
+        accelerator = Accelerator(log_with=training.report_to or None, project_dir=str(run_dir))
     except ValueError as error:
-        raise ConfigError(f"training.trackers={training.trackers} is not valid: {error}") from None
-    missing = set(training.trackers) - {str(tracker) for tracker in accelerator.log_with}
+        raise ConfigError(f"training.report_to={training.report_to} is not valid: {error}") from None
+    missing = set(training.report_to) - {str(tracker) for tracker in accelerator.log_with}
     if missing:
         raise ConfigError(
-            f"training.trackers: {', '.join(sorted(missing))} is not installed. Install it with pip, or leave it out."
+            f"training.report_to: {', '.join(sorted(missing))} is not installed. Install it with pip, or leave it out."
         )
-    if training.trackers:
+    if training.report_to:
         accelerator.init_trackers("workbench", config=_flat(config.to_dict()))
     return accelerator
 

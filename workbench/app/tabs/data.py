@@ -149,7 +149,11 @@ def draw(
 
 def list_limit(run_dir: Path, address: Mapping | None) -> int:
     """Number of examples to list; at least as many as were evaluated if the address names an evaluated example."""
-    count = value_at(read_yaml(run_dir / "config.yaml"), "evaluation.count") if (address or {}).get("context") else None
+    count = (
+        value_at(read_yaml(run_dir / "config.yaml"), "evaluation.max_examples")
+        if (address or {}).get("context")
+        else None
+    )
     return min(max(MAX_EXAMPLES, count), MAX_EVALUATED_EXAMPLES) if isinstance(count, int) else MAX_EXAMPLES
 
 

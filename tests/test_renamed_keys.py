@@ -1,0 +1,93 @@
+"""Former keys of recipes, overrides, studies and stored runs are refused with their present names."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from workbench.config.renamed import RENAMED, RENAMED_STUDY_KEYS, upgrade_config
+from workbench.config.schema import describe_config, load_config, resumed_config
+from workbench.errors import ConfigError
+from workbench.methods import list_methods
+from workbench.studies.plan import load_study
+
+RECIPE = {
+    "models": {"student": "s", "teacher": "t"},
+    "data": {"train": "scenes:train"},
+    "method": {"name": "opd"},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(RECIPE))
+    return file
+
+
+@pytest.mark.parametrize("key", RENAMED)
+def test_former_key_override_names_the_present_key(recipe: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=f'"{key}" is now called "{RENAMED[key]}"'):
+        load_config(recipe, [f"{key}=1"])
+
+
+@pytest.mark.parametrize("key", RENAMED)
+def test_former_key_in_a_recipe_names_the_file_and_the_present_key(recipe: Path, key: str) -> None:
+    section, _, name = key.partition(".")
+    recipe.write_text(yaml.safe_dump({**RECIPE, section: {**RECIPE.get(section, {}), name: 1}}))
+    with pytest.raises(ConfigError, match=f'mine.yaml.*"{key}" is now called "{RENAMED[key]}"'):
+        load_config(recipe)
+
+
+@pytest.mark.parametrize("key", RENAMED.values())
+def test_present_names_exist(key: str) -> None:
+    assert any(key in describe_config(method) for method in list_methods())
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_no_present_key_is_a_former_one(method: str) -> None:
+    assert RENAMED.keys().isdisjoint(describe_config(method))
+
+
+def test_former_base_names_extends(recipe: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text("base: mine.yaml\n")
+    with pytest.raises(ConfigError, match=r'other.yaml.*"base" is now called "extends"'):
+        load_config(other)
+
+
+def test_former_study_keys_name_the_present_ones(recipe: Path, tmp_path: Path) -> None:
+    present = {"extends": str(recipe), "variants": {"one": {}}, "evaluate": [{"data": "scenes:eval?count=4"}]}
+    former = [
+        ("base", {**present, "base": str(recipe)}),
+        ("after", {**present, "variants": {"one": {}, "two": {"after": "one"}}}),
+        ("count", {**present, "evaluate": [{"data": "scenes:eval?count=4", "count": 2}]}),
+    ]
+    for key, values in former:
+        study = tmp_path / "study.yaml"
+        study.write_text(yaml.safe_dump(values))
+        with pytest.raises(ConfigError, match=f'"{key}" is now called "{RENAMED_STUDY_KEYS[key]}"'):
+            load_study(study, check=False)
+
+
+def test_former_key_on_resume_names_the_present_key(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match=r'"training\.keep" is now called "training\.save_total_limit"'):
+        resumed_config(recipe.parent, ["training.keep=1"])
+
+
+def test_stored_run_with_former_keys_names_the_command(recipe: Path) -> None:
+    run = recipe.parent / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    (run / "config.yaml").write_text(yaml.safe_dump({**RECIPE, "training": {"keep": 1}}))
+    with pytest.raises(ConfigError, match=f"workbench upgrade {run}"):
+        load_config(run / "config.yaml")
+
+
+def test_upgrade_renames_values_and_leaves_options_that_a_method_has() -> None:
+    values = {"method": {"name": "opd", "average": "position", "share": 1}, "training": {"keep": 2}, "seed": 3}
+    assert upgrade_config(values, {"method.share"}) == {
+        "method": {"name": "opd", "loss_aggregation": "token_mean", "share": 1},
+        "training": {"save_total_limit": 2},
+        "seed": 3,
+    }
