@@ -101,7 +101,7 @@ def recipe(folder: Path, values: dict[str, object]) -> Path:
 
 
 def start(arguments: list[str], out: Path, *, die_at: int | None = None, inside: Path | None = None) -> int:
-    """Fork a process that runs a command. Returns its pid. die_at: number of file operations below `inside` until it dies."""
+    """Fork a process for a command. Returns its pid. die_at: number of file operations below `inside` until it dies."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:

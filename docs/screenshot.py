@@ -1,4 +1,4 @@
-"""Render docs/tokens.png, the Tokens tab over a run of four steps: python docs/screenshot.py (Chromium, the extra "dev").
+"""Render docs/tokens.png, the Tokens tab over a run of four steps: python docs/screenshot.py.
 
 The script relights built-in scenes as photographs of wooden toys and paper cards on a table: the small models know the
 questions, and the page looks as it does for photographs.
