@@ -374,7 +374,7 @@ def test_damaged_runs_are_sentences(own: Path, capsys: pytest.CaptureFixture) ->
         (["study", "{run}/config.yaml"], "is unknown. Allowed: base, baseline, evaluate"),
         (["eval", "{run}", "--data", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["eval", "{run}", "--count", "-3"], "limit must be at least 1"),
-        (["eval", "{run}", "--tolerance", "0.1"], 'is of the rule "numeric", and the rule is "final"'),
+        (["eval", "{run}", "--tolerance", "0.1"], 'rule "numeric" only'),
         (["show", "{run}", "--step", "99"], "Steps with recorded rollouts: 1, 2"),
         (["show", "{run}", "--step", "1", "--rollout", "99"], "has no rollout 99 of step 1. Its rollouts are 0, 1,"),
         (["methods", "dpod"], 'Did you mean "dopd"'),

@@ -64,7 +64,7 @@ def edited(row: int, **values: object) -> Callable[[list[dict]], list[dict]]:
         (lambda rows: [{"question": "NEW?"}, *rows], r":1 .*differs in question, .*It had 4 examples, and has 5 now"),
         (
             lambda rows: [*rows, {"question": "NEW?"}],
-            "1 examples were appended to it. The order .* depends on how many",
+            "1 examples were appended to it. The order .* depends on their number",
         ),
         (lambda rows: rows[:-1], "1 examples were taken from the end of it.*It had 4 examples, and has 3 now"),
         (lambda rows: [rows[1], rows[0], *rows[2:]], r":1 .*differs in question"),
@@ -140,7 +140,7 @@ def test_a_run_refuses_changed_data_stays_as_it_was_and_goes_on_with_the_old(
     (config.run_dir / FILE).unlink()  # as of a run of an older version
     with caplog.at_level("WARNING", "workbench"):
         assert train(config, resume=True).steps == 4
-    assert "Whether its data is still the same is not known" in caplog.text and (config.run_dir / FILE).is_file()
+    assert "Earlier changes of its data cannot be detected" in caplog.text and (config.run_dir / FILE).is_file()
 
 
 @pytest.mark.parametrize("source", ["scenes:train?count=40&seed=1", "scenes:eval?count=20&turns=rows"])

@@ -227,7 +227,7 @@ def test_any_row_can_be_what_the_others_are_compared_with(own: Study, capsys: py
     assert main(["study", str(own.folder / "opd-s0"), "--against", "opd"]) == 2
     assert f"Give the folder of its study, {own.folder}" in capsys.readouterr().err
     assert main(["study", str(own.folder), "--against", "opd", "--report"]) == 2
-    assert "leave out --report" in capsys.readouterr().err
+    assert "Remove --report" in capsys.readouterr().err
     assert sorted((file, file.stat().st_mtime_ns) for file in own.folder.rglob("*")) == before
 
 
@@ -309,7 +309,7 @@ def test_other_overrides_start_nothing_and_leave_what_is_there(own: Study, capsy
     before = {file: file.read_bytes() for file in own.folder.rglob("*.json")}
     assert main(["study", str(own.source), "overrides.training.steps=7"]) == 2
     said = capsys.readouterr().err
-    assert "have other settings; nothing was started" in said and "training.steps=" in said
+    assert "have other settings than this study; nothing was started" in said and "training.steps=" in said
     assert {file: file.read_bytes() for file in own.folder.rglob("*.json")} == before
 
 

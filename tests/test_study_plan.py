@@ -185,7 +185,7 @@ def test_two_students_are_two_rows_of_what_they_started_from(base: Path, models:
         ({"variants": {"a b": {}, "a-b": {}}}, 'variants "a b" and "a-b"'),
         ({"variants": ["opd"]}, "variants must be a mapping"),
         ({"grid": {"training.steps": 3}}, "grid.training.steps must be a list"),
-        ({"variants": {"opd": {"grid": "off", "method.name": "opd"}}}, "grid must be false.*got 'off'"),
+        ({"variants": {"opd": {"grid": "off", "method.name": "opd"}}}, "grid must be true or false.*got 'off'"),
         ({"grid": {"method.name": ["opd"]}}, "variants.opd sets method.name.*grid: false"),
         ({"variants": {"a": {"method.name": "dpod"}}}, 'none of its 1 variants can be built. a: .*Did you mean "dopd"'),
     ],

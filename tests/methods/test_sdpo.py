@@ -98,7 +98,7 @@ def test_steps_without_any_right_answer_move_nothing_and_are_counted(models, tmp
     "method", [{"name": "sdpo"}, {"name": "mopd", "outcome": 0.5}, {"name": "opcod", "exchange": "none"}]
 )
 def test_groups_of_one_are_refused_where_answers_are_compared(method: dict, models, tmp_path) -> None:
-    with pytest.raises(ConfigError, match=r"num_generations is 1: .* at least 2"):
+    with pytest.raises(ConfigError, match=r"at least 2 .*num_generations=1"):
         run_config(models, tmp_path, method=method, sampling__num_generations=1)
     run_config(models, tmp_path, method=method)
 

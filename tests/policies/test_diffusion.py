@@ -155,7 +155,7 @@ def test_a_future_that_is_none_is_refused(context: str) -> None:
 
 
 def test_only_a_view_that_reads_a_denoised_answer_is_shown_its_future(policy, written) -> None:
-    with pytest.raises(DataError, match="later blocks of a denoised answer"):
+    with pytest.raises(DataError, match="needs a rollout"):
         build_prompt(example(0), "caption+future")
     left_to_right = replace(rollout(written[0]), denoising=None)
     assert is_missing_rollout_data(left_to_right, "caption+future:0.1") and not is_missing_rollout_data(
