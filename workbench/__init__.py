@@ -15,6 +15,7 @@ import gc
 import importlib
 import sys
 from types import ModuleType
+from typing import Any
 
 from workbench.runs.threads import sleep_while_waiting
 
@@ -72,7 +73,7 @@ class _MovedModules:
 sys.meta_path.append(_MovedModules)
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module workbench has no public name {name!r}")
     return getattr(_imported(f"workbench.{_HOME[name]}"), name)

@@ -169,7 +169,7 @@ def _options(options: argparse.Namespace) -> None:
         print(_described(key, default, option))
 
 
-def _described(key: str, default: object, option: object) -> str:
+def _described(key: str, default: object, option: Any) -> str:
     value = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
     unit = f" [{option.unit}]" if option.unit else ""
     allowed = f" One of: {', '.join(option.choices)}." if option.choices else ""

@@ -133,7 +133,7 @@ class Group:
         except Exception as error:
             if self.size > 1 and not getattr(error, "reported", False):
                 self._report(error)
-                error.reported = True
+                error.reported = True  # type: ignore[attr-defined]
             raise
 
     def _report(self, error: Exception) -> None:
@@ -142,7 +142,7 @@ class Group:
         if self.in_lockstep:  # the other ranks wait in an FSDP collective; they only notice that this rank exits
             if of_others:
                 raise self._lost() from error
-            error.print_anyway = True
+            error.print_anyway = True  # type: ignore[attr-defined]
             return
         try:
             self._all_gather(_sendable(error, self.rank, self.remedy), None)

@@ -85,7 +85,9 @@ def pair(first: str | Path | Traces, second: str | Path | Traces, row: dict) -> 
     aligned, by = align(*(answer for answer, _ in traced))
     names = f"{traced[0][1]}, {traced[1][1]}"
     units = {name: "nats" for name in ALIGNED_COLUMNS if "gap" in name or "loss" in name}
-    return RunPair(*views, table(aligned, ALIGNED_COLUMNS, run=names, empty="Both answers are empty.", units=units), by)
+    return RunPair(
+        views[0], views[1], table(aligned, ALIGNED_COLUMNS, run=names, empty="Both answers are empty.", units=units), by
+    )
 
 
 def align(first: TracedRollout, second: TracedRollout) -> tuple[list[dict], str]:

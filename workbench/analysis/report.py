@@ -6,6 +6,7 @@ The file contains plotly.js once. The renderer of the app and the notebooks draw
 """
 
 import functools
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def write_report(
     if destination.is_dir():
         destination /= f"{folder.path.name}-{REPORT_NAME}"
     traces = traces_of(folder.path)
-    sections = [
+    sections: list = [
         f"<style>{_LAYOUT}</style><script>{get_plotlyjs()}{_FIT}</script>" + _facts(folder),
         ("Accuracy and training", _learned(folder.path, theme)),
         ("Regimes", _supervised(traces, theme)),
@@ -284,7 +285,7 @@ def _table(table: Table, formats: dict) -> str:
     return f'<div class="rp-card rp-wide"><table class="rp-table">{rows}</table></div>'
 
 
-def _cell(value: object, format_value: object, is_number: bool) -> str:
+def _cell(value: object, format_value: Callable, is_number: bool) -> str:
     text = NONE if value is None else escape(format_value(value))
     return f'<td dir="auto"{" class=rp-number" if is_number else ""}>{text}</td>'
 

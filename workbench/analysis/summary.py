@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from workbench.errors import TraceError
 from workbench.evals.findings import INTERVALS, find, privilege_of, sentences
@@ -242,7 +243,7 @@ def _kinds(answered: list[EvalRecord]) -> list[tuple[str, str]]:
     return kinds
 
 
-def _percent(measured: object) -> str:
+def _percent(measured: Any) -> str:
     return "-" if measured is None else f"{measured.accuracy:.1%}"
 
 

@@ -136,9 +136,8 @@ def answer(
     run: str | Path | Traces, step: int, rollout: int, *, process: int = 0, probe: bool = False, name: str = ""
 ) -> TokenView:
     """One answer, ready for render_tokens. Raises TraceError if it was not recorded."""
-    traces = traces_of(run)
-    if traces is None:
-        traces = Traces(Path(run) / "traces")  # raises the error
+    # a folder without traces raises the error here
+    traces = run if isinstance(run, Traces) else traces_of(run) or Traces(Path(run) / "traces")
     return token_view(traces.rollout(step, rollout, process_rank=process, probe=probe), run=name or run_name(traces))
 
 

@@ -89,7 +89,7 @@ def rows_html(
         return empty_html(table.empty, title=title)
     heads = "".join(_heading(column, table) for column in columns)
     rows = _whole_numbers(table)
-    keys = [{name: row[name] for name in key} for row in rows]
+    keys: list[Mapping[str, object]] = [{name: row[name] for name in key} for row in rows]
     stop = keys.index(chosen) if chosen in keys else 0  # the Tab key reaches this row only
     body = []
     for row_idx, row in enumerate(rows):

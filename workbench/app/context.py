@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
 import gradio as gr
@@ -96,7 +97,7 @@ class Shared:
     tabs: gr.Tabs
     refresh_trigger: dict[str, gr.Textbox]
 
-    def on_show(self, tab: str, draw: Callable, inputs: Sequence[Component], outputs: Sequence[Component]) -> object:
+    def on_show(self, tab: str, draw: Callable, inputs: Sequence[Component], outputs: Sequence[Component]) -> Any:
         """Call `draw` when `tab` is open and run, theme or address has changed. Returns the event, for .then(...).
 
         An error is shown in place of the tab's contents, so that nothing of another run stays.

@@ -4,6 +4,7 @@ The numbers are those at the end of `workbench summary` (workbench.evals.finding
 key that records it.
 """
 
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -124,7 +125,7 @@ def _claimed(findings: Findings) -> str:
     return _card(OVERCONFIDENCE, _points(after.overconfidence), of, bars, notes, beside)
 
 
-def _card(title: str, verdict: str, of: str, bars: list[_Bar], notes: list[str] = (), beside: str = "") -> str:
+def _card(title: str, verdict: str, of: str, bars: list[_Bar], notes: Sequence[str] = (), beside: str = "") -> str:
     rows = "".join(_bar(bar) for bar in bars)
     small = "".join(f"<p>{escape(note)}</p>" for note in notes)
     return (

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from workbench.app.context import AppContext
 from workbench.config.schema import RunConfig, build_config, describe_config, load_config, override, read_yaml
@@ -144,7 +145,7 @@ def section_notes() -> dict[str, str]:
     return dict(_notes(RunConfig, ""))
 
 
-def _notes(section: type, prefix: str) -> typing.Iterator[tuple[str, str]]:
+def _notes(section: Any, prefix: str) -> typing.Iterator[tuple[str, str]]:
     for name, hint in typing.get_type_hints(section).items():
         if dataclasses.is_dataclass(hint):
             yield f"{prefix}{name}", (hint.__doc__ or "").splitlines()[0].rstrip(".")

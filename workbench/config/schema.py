@@ -12,10 +12,11 @@ import dataclasses
 import json
 import re
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Annotated
+from typing import Annotated, Any
 
 from workbench.config.renamed import refuse_renamed, refuse_renamed_key, upgrade_config
 from workbench.data.contexts import require_promptable
@@ -396,7 +397,7 @@ def as_it_ran(values: dict) -> dict:
     return {**values, "training": {**training, "warmup_steps": 0}}
 
 
-def resumed_config(run_dir: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+def resumed_config(run_dir: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Load the configuration of a run to resume. Raises ConfigError for an override of a key not in RESUMABLE."""
     run_dir = Path(run_dir)
     for text in overrides:
@@ -497,7 +498,7 @@ def describe_config(method: str | None = None) -> dict[str, tuple[type | UnionTy
     return described
 
 
-def _describe(section: type, prefix: str) -> typing.Iterator[tuple[str, tuple]]:
+def _describe(section: Any, prefix: str) -> typing.Iterator[tuple[str, tuple]]:
     hints = typing.get_type_hints(section, include_extras=True)
     for entry in dataclasses.fields(section):
         hint = hints[entry.name]
@@ -508,7 +509,7 @@ def _describe(section: type, prefix: str) -> typing.Iterator[tuple[str, tuple]]:
             yield f"{prefix}{entry.name}", (*typing.get_args(hint)[:1], default, typing.get_args(hint)[1])
 
 
-def _build(section: type, values: object, prefix: str) -> object:
+def _build(section: Any, values: object, prefix: str) -> Any:
     if not isinstance(values, dict):
         raise ConfigError(f"{prefix.rstrip('.')} must be a mapping of keys to values, got {show(values)}.")
     hints = typing.get_type_hints(section, include_extras=True)

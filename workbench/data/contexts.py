@@ -209,7 +209,8 @@ def build_prompt(example: Example, context: str, rollout: Rollout | None = None)
     lines += [f"{part}: {evidence_text(sources[part], part)}" for part in _TEXTUAL if part in sources]
     if "feedback" in parts:
         lines.append(rollout.feedback)
-    key, future = f"{example.origin or example.id}|{context}", ()
+    key = f"{example.origin or example.id}|{context}"
+    future: tuple[tuple[int, ...], ...] = ()
     if "future" in parts:
         share = next(_share_of(part.strip()) for part in context.split("+") if part.strip().startswith("future"))
         future = _future(rollout, share)

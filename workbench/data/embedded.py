@@ -74,10 +74,10 @@ def _resolve_text(text: str) -> bytes | str:
 
 
 def _decode_data_uri(uri: str) -> bytes:
-    head, comma, data = uri.partition(",")
+    head, comma, text = uri.partition(",")
     if not comma:
         raise NotAPicture("a data URI has no comma", "Write data:image/png;base64,...")
-    data = _decode_base64(data) if head.lower().endswith(";base64") else unquote_to_bytes(data)
+    data = _decode_base64(text) if head.lower().endswith(";base64") else unquote_to_bytes(text)
     if not data:
         raise NotAPicture("an embedded image has no bytes", "Fill it in, or drop the row")
     return data

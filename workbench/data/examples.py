@@ -330,7 +330,8 @@ def _box(entry: Any, column: str, size: tuple[int, int], origin: str) -> Box:
         number = entry[key]
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
             raise fault(origin, f"{column}.{key}", number, "must be a finite number", "Give pixels of the first image")
-    box = Box(*(float(entry[key]) for key in ("x0", "y0", "x1", "y1")), _entry_text(entry, "label", column, origin))
+    x0, y0, x1, y1 = (float(entry[key]) for key in ("x0", "y0", "x1", "y1"))
+    box = Box(x0, y0, x1, y1, _entry_text(entry, "label", column, origin))
     corners = f"[{box.x0:g}, {box.y0:g}, {box.x1:g}, {box.y1:g}]"
     width, height = size
     if not (box.x0 < box.x1 and box.y0 < box.y1):

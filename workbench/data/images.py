@@ -154,7 +154,7 @@ def _on_white(image: Image.Image, alpha: Image.Image | None, name: str) -> Image
 
 
 def _from_integers(
-    image: Image.Image, declared: int | None, key: int | None, name: str
+    image: Image.Image, declared: int | None, key: int | tuple[int, int, int] | None, name: str
 ) -> tuple[Image.Image, Image.Image | None]:
     """Scale 16- or 32-bit values to 8 bits. Returns the image and the alpha of pixels that equal the key.
 

@@ -52,8 +52,8 @@ def score(output: ViewOutput | MixedViewOutput, token_ids: Int[Tensor, " N"]) ->
 
 def missing_scores(num_positions: int, device: torch.device | str = "cpu") -> TokenScores:
     """Scores of a view that scored nothing: NaN, rank -1."""
-    nothing = torch.full((3, num_positions), torch.nan, device=device)
-    return TokenScores(*nothing, rank=torch.full((num_positions,), -1, device=device))
+    logprob, entropy, max_logprob = torch.full((3, num_positions), torch.nan, device=device)
+    return TokenScores(logprob, entropy, max_logprob, torch.full((num_positions,), -1, device=device))
 
 
 @torch.no_grad()
@@ -220,7 +220,8 @@ def _detached(tensor: Tensor | None) -> Tensor | None:
 
 def _scalars(logits: Float[Tensor, "M V"], token_ids: Int[Tensor, " M"]) -> TokenScores:
     """Log-prob, entropy, highest log-prob and rank at each position of a chunk."""
-    scores = TokenScores(*logits.new_empty(3, logits.shape[0]), rank=torch.empty_like(token_ids))
+    logprob, entropy, max_logprob = logits.new_empty(3, logits.shape[0])
+    scores = TokenScores(logprob, entropy, max_logprob, torch.empty_like(token_ids))
     for rows in row_slices(logits):
         logprobs = logits[rows].log_softmax(-1)
         written = logprobs.gather(-1, token_ids[rows].unsqueeze(-1))

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -44,7 +45,7 @@ _LARGEST = 2**63 - 1  # largest integer in files and tensors
 _IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
-def check_option(key: str, value: object, value_type: type | types.UnionType, option: Option) -> object:
+def check_option(key: str, value: Any, value_type: type | types.UnionType, option: Option) -> object:
     """Check a value and convert it to `value_type`. Raises ConfigError with the key and the allowed values."""
     allowed = typing.get_args(value_type) if isinstance(value_type, types.UnionType) else (value_type,)
     if value is None and type(None) in allowed:
@@ -204,7 +205,7 @@ class Method:
     replying_policy: str = "student"
     sampling_patch: SamplingPatch | None = None
     resample: bool = True
-    options: object = field(default=None, compare=False)
+    options: Any = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         learning = [name for name, view in self.views.items() if view.learns]

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
 from workbench.data.contexts import build_prompt, build_turn, parse_context, user_turns
@@ -129,7 +129,7 @@ def reply_in_turns(
 
 def request_peer_feedback(
     rollouts: dict[str, tuple[Rollout, ...]],
-    students: dict[str, Policy],
+    students: Mapping[str, Policy],
     request: str,
     *,
     sampling: SamplingOptions,

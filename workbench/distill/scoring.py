@@ -111,7 +111,7 @@ def view_prompts(method: Method, rollouts: tuple[Rollout, ...]) -> dict[str, Pro
     built: dict[tuple, Prompt | None] = {}
 
     def prompt_of(rollout: Rollout, context: str) -> Prompt | None:
-        key = (id(rollout.example), context)
+        key: tuple = (id(rollout.example), context)
         if depends_on_rollout(context):
             key += (rollout.replies, rollout.feedback, rollout.ids, rollout.denoising)
         if key not in built:

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -234,21 +235,22 @@ def _forward_backward(
     losses, top_tokens = [], []
     with _lockstep(student, backward):
         for rows, positions in micro_batches:
-            output = learner_output or forward_micro_batch(student, prompts, batch, rows)
+            output: Any = learner_output or forward_micro_batch(student, prompts, batch, rows)
             result = _micro_batch_losses(method, scored_batch, output, positions, token_ids, routing, coefficient)
             losses.append(result)
             top_tokens.append(alternatives(output, is_recorded[positions].nonzero().squeeze(-1), num_alternatives))
             if backward is not None:
                 backward(result.total)
         for _ in range(num_passes - len(micro_batches)):  # another rank has more micro-batches: join its passes
-            backward(forward_micro_batch(student, prompts, batch, micro_batches[0][0]).hidden.sum() * 0.0)
+            output = forward_micro_batch(student, prompts, batch, micro_batches[0][0])
+            backward(output.hidden.sum() * 0.0)
     return losses, top_tokens
 
 
 def _micro_batch_losses(
     method: Method,
     scored_batch: ScoredBatch,
-    output: Output,
+    output: ViewOutput,
     positions: Positions,
     token_ids: Int[Tensor, " N"],
     routing: Routing,

@@ -138,7 +138,9 @@ class Evaluation:
             with unsharded_heads(policy), unsharded(policy):
                 answered += self.group.map_ranks(
                     self.examples,
-                    lambda part, _, policy=policy: evaluate_policies([policy], part, settings.contexts, **options),
+                    lambda part, _, policy=policy: evaluate_policies(  # type: ignore[misc]
+                        [policy], part, settings.contexts, **options
+                    ),
                 )
         order = {key: idx for idx, key in enumerate(dict.fromkeys((row.policy, row.context) for row in answered))}
         answered.sort(key=lambda row: order[row.policy, row.context])  # stable: keeps the order of questions

@@ -100,12 +100,12 @@ def find(answered: list[EvalRecord], privilege: str | None = None) -> Findings |
     before, after = ([row for row in used if row.step == step] for step in (steps[0], steps[-1]))
     measured = [measure(_of(rows, group)) for rows in (before, after)]
     gain = _paired(_of(before, group), _of(after, group))
-    claimed = tuple(measure(_of(rows, claimed_group)) for rows in (before, after))
+    claimed = measure(_of(before, claimed_group)), measure(_of(after, claimed_group))
     if gain is None or None in measured or None in claimed:
         return None
     more = _paired(_of(before, claimed_group), _of(after, claimed_group), lambda row: row.confidence - row.reward)
     source, ends = source_of(answered, privilege), (steps[0], steps[-1])
-    return Findings(group, *measured, gain, claimed_group, claimed, more, source, ends)
+    return Findings(group, measured[0], measured[1], gain, claimed_group, claimed, more, source, ends)
 
 
 def source_of(answered: list[EvalRecord], privilege: str | None = None) -> Source | None:

@@ -15,6 +15,7 @@ import math
 import re
 import typing
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -88,7 +89,7 @@ def _nearest_recipe(path: Path) -> str:
     return f"Give a YAML file, or the name of a built-in recipe such as {names}. `workbench init NAME` creates one."
 
 
-def parse_override(text: str) -> tuple[str, object]:
+def parse_override(text: str) -> tuple[str, Any]:
     """Parse `key.subkey=value` to key and value. Raises ConfigError.
 
     Everything after the = is one value: a list, a number, quoted text, or text without quotes. Unquoted text is
@@ -308,7 +309,7 @@ def read_object(file: Path) -> dict:
     return value
 
 
-def parse_json(text: str | bytes, *, unique_keys: bool = False) -> object:
+def parse_json(text: str | bytes, *, unique_keys: bool = False) -> Any:
     """Parse a JSON text. Raises Malformed with the problem.
 
     unique_keys  refuse duplicate keys in an object; otherwise the last value counts

@@ -9,7 +9,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterator
-from io import TextIOBase
+from typing import TextIO
 
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # control, format, surrogate, private, line and paragraph separators
 _JOINERS = "\u200c\u200d"  # parts of words and emoji
@@ -44,7 +44,7 @@ class CleanStream:
     bars  whether a write may start with the codes that move a progress bar to its line
     """
 
-    def __init__(self, stream: TextIOBase, *, bars: bool = False) -> None:
+    def __init__(self, stream: TextIO, *, bars: bool = False) -> None:
         self.stream, self._bars = stream, bars
 
     def write(self, text: str) -> int:

@@ -40,7 +40,8 @@ class AutoregressivePolicy(Passes):
         self.name, self.processor = name, processor
         self.tokenizer = self.encoder.tokenizer
         self._token_texts: dict[int, str] = {}
-        self.head, self.proof = Head(model.get_output_embeddings()), None
+        self.head = Head(model.get_output_embeddings())
+        self.proof: Proof | None = None
         self.vocabulary = vocabulary or model.get_output_embeddings().weight.shape[0]
         self.stop_ids = stop_ids(model, self.tokenizer)
         if not self.stop_ids:

@@ -4,6 +4,7 @@ python -m workbench.policies.average OUTPUT MODEL MODEL ...
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from workbench.policies.adapters import is_adapter
 from workbench.policies.autoregressive import load_policy
 
 
-def average_models(models: list[str | Path], output: str | Path) -> Path:
+def average_models(models: Sequence[str | Path], output: str | Path) -> Path:
     """Write the mean of the models' weights as a model folder; returns it.
 
     Raises: ConfigError for fewer than two models or parameters of different name or shape; PolicyError for adapters.

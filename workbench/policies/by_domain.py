@@ -26,7 +26,7 @@ class PolicyByDomain:
     """
 
     name: str
-    members: dict[str, Policy]
+    members: Mapping[str, Policy]
     other: Policy | None = None
 
     def of(self, domain: str) -> Policy:
@@ -70,8 +70,9 @@ class PolicyByDomain:
         pieces = []
         for policy, rows in self._groups(prompts):
             positions = [torch.arange(ends[row] - lengths[row], ends[row]) for row in rows]
-            group_inputs = [[values[row] for row in rows] for values in (prompts, completions, denoisings)]
-            output = policy.forward(*group_inputs)
+            output = policy.forward(
+                [prompts[row] for row in rows], [completions[row] for row in rows], [denoisings[row] for row in rows]
+            )
             pieces.append((output, torch.cat(positions).to(output.device)))
         return mix_outputs(pieces)
 

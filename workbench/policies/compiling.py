@@ -7,6 +7,7 @@ Attention and LayerNorms already are fused kernels.
 
 import functools
 from types import MethodType
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,5 +56,5 @@ def compile_parts(model: nn.Module, backend: str, name: str) -> None:
 
 
 @functools.cache
-def _compiled(forward: object, backend: str) -> object:
+def _compiled(forward: Any, backend: str) -> Any:
     return torch.compile(forward, backend=backend, dynamic=True)

@@ -43,6 +43,9 @@ _TRANSFORMS = ("", "projection_head", "head", "cls.predictions.transform")  # be
 class DiffusionPolicy(AutoregressivePolicy):
     """A masked LM with its processor; only sampling and scoring differ from a left-to-right model."""
 
+    block: int
+    steps_per_block: int
+
     def __init__(self, model: nn.Module, processor, name: str, **options) -> None:
         super().__init__(model, processor, name, **options)
         if self.tokenizer.mask_token_id is None or self.tokenizer.pad_token_id in (None, *self.stop_ids):
@@ -149,8 +152,8 @@ class DiffusionPolicy(AutoregressivePolicy):
                             break
                     done[row] += 1
         return [
-            self._written(*answer, seed)
-            for *answer, seed in zip(canvas.tolist(), steps.tolist(), logprobs.tolist(), seeds, strict=True)
+            self._written(*answer)
+            for answer in zip(canvas.tolist(), steps.tolist(), logprobs.tolist(), seeds, strict=True)
         ]
 
     def _may_end(self, canvas: Int[Tensor, "B C"], ends: Int[Tensor, " E"]) -> Bool[Tensor, "B C"]:

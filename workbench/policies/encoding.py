@@ -10,7 +10,7 @@ however a family packs its pixels:
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,8 @@ class PromptEncoder:
         return text.startswith(self.tokenizer.bos_token or "\0")
 
     def _messages(self, prompt: Prompt, images: list[Image.Image]) -> list[dict]:
-        remaining, messages = iter(images), []
+        remaining = iter(images)
+        messages: list[dict] = []
         for turn in (*prompt.history, Turn("user", prompt.text, prompt.images)):
             if self._content == TEXT:
                 messages.append({"role": turn.role, "content": self._image_tokens(len(turn.images)) + turn.text})
@@ -242,7 +243,7 @@ class _ImageProcessorProxy:
         return getattr(self._image_processor, name)
 
 
-def _settings(processor: Any, tokenizer: Callable) -> tuple | None:
+def _settings(processor: Any, tokenizer: Any) -> tuple | None:
     """All settings that determine the encoding of a prompt; None for tokenizers that do not expose them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

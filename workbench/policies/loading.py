@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import ConfigError, PolicyError
-from workbench.policies import Policy
 from workbench.policies.adapters import has_adapter, is_adapter, load_adapter_weights
 from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.by_domain import PolicyByDomain, is_by_domain
@@ -46,7 +45,7 @@ def load_policies(
     steps_per_block: int = 0,
     accept_differences: bool = False,
     **options: Any,
-) -> dict[str, Policy]:
+) -> dict[str, Any]:
     """Load every policy in `names`, and always the student: frozen, with one vocabulary.
 
     student   folder of the student: the starting model or a checkpoint
@@ -196,7 +195,7 @@ def share_encoders(policies: dict[str, AutoregressivePolicy]) -> None:
             policy.encoder = same
 
 
-def match_decoding(policies: dict[str, AutoregressivePolicy], block: int, steps_per_block: int, canvas: int) -> None:
+def match_decoding(policies: dict[str, Any], block: int, steps_per_block: int, canvas: int) -> None:
     """Give all policies the student's decoding order: left to right, or one denoising schedule.
 
     Raises: PolicyError for policies of both kinds; ConfigError for a schedule of left-to-right models.

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -60,7 +61,7 @@ def load_model(
     unused, of another shape, or not finite; ConfigError for a missing package or an unknown compiler.
     """
     options = {"trust_remote_code": trust_remote_code}
-    model_options = {"attn_implementation": attention} if attention else {}
+    model_options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     if dtype == INT8:
         model_options |= {"quantization_config": _in_8_bits(name), "device_map": {"": device}}
     base = base_of(path)
@@ -235,7 +236,7 @@ def is_masked_lm(config: PretrainedConfig) -> bool:
     return any(name.endswith("ForMaskedLM") for name in config.architectures or ())
 
 
-def auto_class(config: PretrainedConfig) -> type:
+def auto_class(config: PretrainedConfig) -> Any:
     if is_masked_lm(config):
         return AutoModelForMaskedLM
     return AutoModelForImageTextToText if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else AutoModelForCausalLM

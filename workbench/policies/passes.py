@@ -7,7 +7,7 @@ same column P. The hidden state of column P - 1 + t predicts completion token t.
 import contextlib
 import inspect
 from collections.abc import Generator, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,7 @@ class Passes:
 
     def __init__(self, model: nn.Module, encoder: PromptEncoder, adapter: str | None = None) -> None:
         self.model, self.encoder, self.adapter = model, encoder, adapter
-        self.shards = None  # FsdpModel, if the weights are sharded
+        self.shards: Any = None  # FsdpModel, if the weights are sharded
         self._can_share_pictures = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
         self._eyes = ImageFeatureCache(getattr(model.config, "image_token_id", -1))
         self._cache_argument = _cache_argument(model)

@@ -10,6 +10,7 @@ import functools
 import inspect
 import sys
 from pathlib import Path
+from typing import Any
 
 from transformers import (
     PROCESSOR_MAPPING,
@@ -50,13 +51,13 @@ def has_video_part(processor: object) -> bool:
 @functools.cache
 def images_only(official: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """Subclass of the official class without its video part, under the official name, which checkpoints store."""
-    module = sys.modules[official.__module__]
+    module: Any = sys.modules[official.__module__]
     if getattr(module, "num2words", True) is None:  # SmolVLM checks for it, to spell a video's number of frames
         module.num2words = _no_videos
     return type(official.__name__, (_ImagesOnly, official), {"__module__": official.__module__})
 
 
-def load_images_only(official: type[ProcessorMixin], path: str | Path, **options) -> ProcessorMixin:
+def load_images_only(official: Any, path: str | Path, **options) -> ProcessorMixin:
     """Load a saved processor without its video part."""
     settings, _ = official.get_processor_dict(path, **options)
     parts = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
@@ -74,10 +75,10 @@ class _ImagesOnly:
     def check_argument_for_proper_class(self, argument_name: str, argument: object) -> type | tuple[type, ...]:
         if argument_name == VIDEO:
             return VideoSettings
-        return super().check_argument_for_proper_class(argument_name, argument)
+        return super().check_argument_for_proper_class(argument_name, argument)  # type: ignore[misc]
 
     def to_dict(self) -> dict:
-        settings = super().to_dict()
+        settings = super().to_dict()  # type: ignore[misc]
         return {name: value for name, value in settings.items() if name != VIDEO or value}
 
 

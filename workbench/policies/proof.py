@@ -8,7 +8,7 @@ refuses them.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -56,7 +56,7 @@ class Proof:
     shortcuts: Shortcuts
     off: dict[str, float | None] = field(default_factory=dict)
     differs: tuple[str, ...] = ()
-    head: dict[str, object] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sentences(self) -> list[str]:

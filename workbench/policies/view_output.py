@@ -4,6 +4,7 @@ Logits of a whole batch are never in memory: `ViewOutput.logits` computes those 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -128,7 +129,7 @@ def mix_outputs(pieces: list[tuple[ViewOutput, Tensor]]) -> MixedViewOutput:
     return MixedViewOutput(tuple(parts), which, row)
 
 
-def join_outputs(outputs: list[ViewOutput] | list[MixedViewOutput]) -> ViewOutput | MixedViewOutput:
+def join_outputs(outputs: list[Any]) -> ViewOutput | MixedViewOutput:
     """Concatenate outputs of one policy."""
     if isinstance(outputs[0], ViewOutput):
         return replace(outputs[0], hidden=torch.cat([output.hidden for output in outputs]))

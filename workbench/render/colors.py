@@ -136,7 +136,8 @@ def bar_range(gaps: Iterable[float | None]) -> tuple[float, float]:
     """
     finite_gaps = [gap for gap in gaps if gap is not None]
     up, down = max(finite_gaps, default=0.0), -min(finite_gaps, default=0.0)
-    return tuple(float(min(10, max(1, math.ceil(2 * size) / 2))) for size in (up, down))
+    reach = [float(min(10, max(1, math.ceil(2 * size) / 2))) for size in (up, down)]
+    return reach[0], reach[1]
 
 
 def diverging_step(value: float | None, bound: float) -> int | None:
@@ -181,6 +182,7 @@ def palette_css() -> str:
     ):
         rules += [_rule(f".wb-{scale}-{name}", fill) for name, fill in fills.items()]
     for quantity, (_, _, letter) in QUANTITIES.items():
+        named: dict
         if quantity == "truth":
             named = TRUTH
         elif quantity != "regime":

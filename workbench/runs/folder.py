@@ -26,7 +26,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -41,7 +41,7 @@ from workbench.files.terminal import clean
 STATUSES = ("running", "finished", "stopped", "failed")
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "pillow", "pyarrow", "duckdb", "vlm-distillation-workbench")
 
-_KINDS = {
+_KINDS: dict[str, Any] = {
     "status": str,
     "method": str,
     "steps_done": int,
@@ -76,7 +76,7 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, path: Path, config_yaml: str, *, seed: int, method: str, facts_too: dict[str, object] | None = None
+        cls, path: Path, config_yaml: str, *, seed: int, method: str, facts_too: Mapping[str, object] | None = None
     ) -> "RunFolder":
         """Create a run folder atomically. Raises RunError if it exists.
 
@@ -150,7 +150,7 @@ class RunFolder:
     def write_config(self, config_yaml: str) -> None:
         self._write("config.yaml", config_yaml)
 
-    def log_metrics(self, kind: str, step: int, values: dict[str, object]) -> None:
+    def log_metrics(self, kind: str, step: int, values: Mapping[str, object]) -> None:
         """Append one line to metrics.jsonl."""
         file = self.path / "metrics.jsonl"
         with saving(file), file.open("a") as stream:
@@ -239,7 +239,7 @@ class ReadOnlyFolder(RunFolder):
     def claim(self) -> Iterator[None]:
         yield
 
-    def log_metrics(self, kind: str, step: int, values: dict[str, object]) -> None:
+    def log_metrics(self, kind: str, step: int, values: Mapping[str, object]) -> None:
         pass
 
     def log_to_file(self) -> logging.Handler:

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from workbench.config.models import check_models, refuse_remote_code
 from workbench.config.schema import RunConfig, read_yaml
@@ -245,7 +246,7 @@ def _spawn(
     out = _job_folder(run_dir) / "train.out"
     seen_ns = _read_status(run_dir)[1]
     bounds = {} if folders is None else as_variable(folders)
-    waits = ()
+    waits: tuple[str, ...] = ()
     if queue is not None:
         module = ("-m", "workbench.runs.waiting")
         waits = (sys.executable, *module, str(queue.resolve()), str(run_dir.resolve()), str(time.time_ns()))
@@ -341,7 +342,7 @@ def _read_status(run_dir: Path) -> tuple[dict | None, int, str | None]:
     return facts, change_ns, None
 
 
-def _configured(run_dir: Path, section: str, key: str, kind: type) -> object:
+def _configured(run_dir: Path, section: str, key: str, kind: type) -> Any:
     """Read a value of the run's or the job's configuration; None if missing or of another type."""
     for folder in (run_dir, _job_folder(run_dir)):
         with contextlib.suppress(ConfigError):

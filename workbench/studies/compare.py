@@ -5,6 +5,7 @@ ones (docs/studies/data), which hold questions.parquet. Intervals are those of w
 """
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -95,5 +96,5 @@ def read_rows(folder: str | Path) -> list[Arm]:
     return rows
 
 
-def _difference(apart: object, alone: object) -> list[str]:
+def _difference(apart: Any, alone: Any) -> list[str]:
     return ["", ""] if apart is None else [f"{difference_text(apart)} {interval_text(apart, alone)}", apart.verdict]

@@ -27,6 +27,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from workbench.config.models import check_models
 from workbench.config.renamed import refuse_renamed_study_key
@@ -434,7 +435,7 @@ def _refuse_own(values: dict, what: str) -> None:
             raise ConfigError(f"{what}: {key} is a whole section. Set dotted keys, each as {key}.KEY: VALUE.")
 
 
-def _seeds(seeds: object, where: str) -> tuple[int, ...]:
+def _seeds(seeds: Any, where: str) -> tuple[int, ...]:
     good = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not good or len(set(seeds)) < len(seeds):
         raise ConfigError(

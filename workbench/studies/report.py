@@ -419,7 +419,9 @@ def _write_parquet(file: Path, rows: list[Value] | list[Comparison], study: str)
 def _write_questions(results: Results) -> None:
     study, tables = results.study, []
     references = {reference.row: study.reference_file(reference.row) for reference in study.references()}
-    sources = [(name, None, file) for name, file in references.items() if file.is_file()]
+    sources: list[tuple[str, int | None, Path]] = [
+        (name, None, file) for name, file in references.items() if file.is_file()
+    ]
     by_name = {variant.name: variant for variant in study.usable}
     for row in results.rows:
         if row.kind == "variant":

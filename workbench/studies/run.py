@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
+from typing import Any
 
 from workbench.errors import RunError
 from workbench.runs.commands import called
@@ -122,7 +123,8 @@ class _Worker:
                 "command again: it resumes the study."
             ) from None
         theirs.close()
-        self.number, self.task, self.ready, self.given = number, None, False, 0.0
+        self.number, self.ready, self.given = number, False, 0.0
+        self.task: Task | None = None
 
     def assign(self, task: Task) -> bool:
         """Send a task to the process. Returns False if the process has exited."""
@@ -159,7 +161,9 @@ class Scheduler:
 
     def _wait(self, tasks: deque[Task]) -> None:
         """Wait for results or exits of workers, record them, and assign the next tasks."""
-        handles = {handle: worker for worker in self.workers for handle in (worker.pipe, worker.process.sentinel)}
+        handles: dict[Any, _Worker] = {
+            handle: worker for worker in self.workers for handle in (worker.pipe, worker.process.sentinel)
+        }
         for worker in dict.fromkeys(handles[ready] for ready in wait(list(handles))):
             try:
                 if worker.pipe.poll():
@@ -205,7 +209,7 @@ class Scheduler:
             return Outcome(worker.task.name, "stopped", None, seconds)
         code = worker.process.exitcode
         why = f"signal {-code}" if code and code < 0 else f"exit status {code}"
-        log_file = self.study.folder / f".worker-{worker.number}.log"
+        log_file = f"{self.study.folder}/.worker-{worker.number}.log"
         return Outcome(
             worker.task.name,
             "failed",

@@ -86,7 +86,7 @@ def _step(traces: Traces, table: str, step: int, pictures: _Pictures) -> pa.Tabl
     order = ", ".join(name for name in ("process_rank", "rollout_idx", "position") if fields.get_field_index(name) >= 0)
     rows = traces.sql(f"SELECT {columns} FROM {table} WHERE step = ?{f' ORDER BY {order}' if order else ''}", [step])
     for idx, field in enumerate(rows.schema):
-        values = None
+        values: list | None = None
         if field.name == IMAGES or field.name.startswith(f"{IMAGES}_"):
             values = [None if row is None else [pictures.name(path) for path in row] for row in rows[idx].to_pylist()]
         elif field.name == "evidence_crop":

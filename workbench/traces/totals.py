@@ -4,9 +4,11 @@ Both are stored beside the positions, so that a list of answers or a curve over 
 Input are the columns of the positions table as NumPy arrays.
 """
 
+from typing import Any
+
 import numpy as np
 
-Columns = dict[str, np.ndarray | list]
+Columns = dict[str, Any]  # arrays and lists
 
 
 def sum_rollouts(positions: Columns, num_rollouts: int) -> Columns:
@@ -53,7 +55,7 @@ def sum_cells(positions: Columns, domains: list[str]) -> Columns:
     contribution = _contribution(positions)
     capability, information = _gap(positions, "teacher", "self"), _gap(positions, "self", "student")
     bought = None if capability is None or information is None else np.abs(information) > np.abs(capability)
-    num_information = total(bought)
+    num_information: Any = total(bought)
     columns: Columns = {
         name: np.full(len(keys), np.asarray(positions[name])[0] if len(keys) else 0, dtype=np.int32)
         for name in ("step", "process_rank")

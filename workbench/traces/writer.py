@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -341,7 +342,7 @@ def _numpy(tensor: Tensor) -> np.ndarray:
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
-def _array(values: list | np.ndarray | pa.Array, dtype: pa.DataType) -> pa.Array:
+def _array(values: Any, dtype: pa.DataType) -> pa.Array:
     if isinstance(values, pa.Array):
         return values
     return pa.array(values.astype(np.float16) if dtype == pa.float16() else values, dtype, from_pandas=True)

@@ -7,6 +7,7 @@ column, an end token that the teacher does not know. Each row of the table measu
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -262,7 +263,7 @@ def _precision(config: RunConfig, learner: Learner) -> Iterator[Check]:
 
 def _readers(policy: Policy, prompts: list[Prompt]) -> list[tuple[AutoregressivePolicy, list[int]]]:
     """The policies that score these prompts, each with the indices of its prompts: one, or one per domain."""
-    readers: dict[int, tuple[AutoregressivePolicy, list[int]]] = {}
+    readers: dict[int, tuple[Any, list[int]]] = {}
     for idx, prompt in enumerate(prompts):
         reader = member(policy, prompt.domain)
         readers.setdefault(id(reader), (reader, []))[1].append(idx)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import safetensors.torch
 import torch
@@ -16,7 +16,6 @@ from torch.distributed.tensor import DTensor
 
 from workbench.errors import RunError
 from workbench.files.folders import saving
-from workbench.policies import Policy
 from workbench.policies.fsdp import full_tensor, full_weights, shard_like
 from workbench.runs.checkpoints import SAVED, STATE, Checkpoint, digest, list_checkpoints
 from workbench.runs.folder import checkpoint_path
@@ -28,7 +27,7 @@ class Trained(Protocol):
     """Parts of a Learner that a checkpoint stores."""
 
     name: str
-    policies: dict[str, Policy]
+    policies: dict[str, Any]
     optimizer: torch.optim.Optimizer
 
 

@@ -270,7 +270,7 @@ def _withheld(evidence: list[str]) -> str:
 
 def _card_metadata(base: str, method: str, auto_class: str) -> dict[str, object]:
     """Metadata for the hub; `base_model` only if it can be a name on the hub."""
-    metadata = {
+    metadata: dict[str, object] = {
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text" if auto_class == "AutoModelForImageTextToText" else "text-generation",
         "tags": ["vlm-distillation-workbench", "distillation", method],

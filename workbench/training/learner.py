@@ -7,6 +7,7 @@ of which is the student in its own policies.
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from transformers import get_scheduler
@@ -34,7 +35,7 @@ from workbench.types import STUDENT
 class Learner:
     """A trained student and its optimizer. `policies` are by the method's names."""
 
-    def __init__(self, policies: dict[str, Policy], config: RunConfig, ema_rate: float, name: str = STUDENT) -> None:
+    def __init__(self, policies: dict[str, Any], config: RunConfig, ema_rate: float, name: str = STUDENT) -> None:
         self.name, self.policies, self.ema_rate = name, policies, ema_rate
         self.seed = () if name == STUDENT else (name,)  # seed suffix of its random draws, which differ between peers
         model = self.student.model

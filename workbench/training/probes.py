@@ -4,6 +4,8 @@ Rollouts change at every step and cannot show how the supervision of one token c
 answers a few questions once; the trainer then scores and routes the same tokens every few steps, by the method's rule.
 """
 
+from collections.abc import Mapping
+
 from workbench.config.schema import RunConfig
 from workbench.distill.method import Method
 from workbench.distill.rollouts import from_row, request_peer_feedback, sample_rollouts, to_row
@@ -15,7 +17,7 @@ from workbench.types import Example, Rollout
 def open_probes(
     config: RunConfig,
     folder: RunFolder,
-    students: dict[str, Policy],
+    students: Mapping[str, Policy],
     method: Method,
     pool: list[Example],
     sampling: SamplingOptions,

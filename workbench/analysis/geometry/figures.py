@@ -54,7 +54,12 @@ def sparsity(measured: Measured, theme: str = "light") -> go.Figure:
         ("bfloat16", UPDATE, "rounded to bfloat16"),
         ("bfloat16", RANDOM, "random, same norm, rounded to bfloat16"),
     ]
-    figure = _grouped(measured, theme, "Unchanged coordinates", [(*key, "unchanged", name) for *key, name in bars])
+    figure = _grouped(
+        measured,
+        theme,
+        "Unchanged coordinates",
+        [(precision, delta, "unchanged", name) for precision, delta, name in bars],
+    )
     return figure.update_xaxes(range=[0, 1], tickformat=".0%", title_text="share of unchanged coordinates")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -78,7 +79,7 @@ class ScorerCache:
 
     def __init__(self) -> None:
         self._key: tuple | None = None
-        self._scorer: object | None = None  # a workbench.training.scorer.Scorer
+        self._scorer: Any = None  # a workbench.training.scorer.Scorer
         self._lock = threading.Lock()
 
     def score(self, run_dir: Path, example: Example, answer: str | None) -> TokenView:
@@ -286,7 +287,7 @@ def own_example(
     )
 
 
-def open_upload(file: str | None) -> object:
+def open_upload(file: str | None) -> Any:
     """The uploaded image. Raises DataError if it is missing, too large, or not an image."""
     if not file:
         raise DataError(f"the image is missing. Upload a PNG, JPEG or WebP file of at most {MAX_UPLOAD_MB} MB.")

@@ -435,7 +435,7 @@ def _widget(slot: Mapping[str | None, Field], method: str, value: object) -> Com
 
 def _labels(field: Field) -> dict[str, object]:
     """A widget's label, info text and choices."""
-    words = {
+    words: dict[str, object] = {
         "label": {"name": "Run name", "method.name": "Method"}.get(field.key, field.label),
         "info": field.hint,
     }

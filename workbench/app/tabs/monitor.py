@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
@@ -245,7 +246,7 @@ def update(
     except RunError:  # no run is chosen, or it was deleted while the page was open
         return (*summary_view(context, run), gr.skip(), "", "", *_cleared())
     before = _parse_last_state(last_state, run, theme)
-    now = {"run": run, "theme": theme, "status": state.status, "log": _log_mark(run_dir)}
+    now: dict[str, Any] = {"run": run, "theme": theme, "status": state.status, "log": _log_mark(run_dir)}
     log = gr.skip() if before.get("log") == now["log"] else log_tail(run_dir)
     marks = _marks(state)
     if redraw_all or _is_due(state, before, tab):

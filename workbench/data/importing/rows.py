@@ -84,7 +84,7 @@ def convert_row(
     if len(crops) > 1:
         notes["teacher image after the first left out"] += len(crops) - 1
     earlier = _history(given["history"], notes)
-    converted = {
+    converted: dict[str, Any] = {
         "id": scalar_text(given["id"], "id", notes) or default_id,
         "question": "\n".join((talk.question, *_choices(importer, values, notes))),
         "images": [_store(importer, picture) for picture in pictures],
@@ -136,7 +136,7 @@ def _evidence_boxes(
     boxes, labels = given["boxes"], values.get(importer.layout.box_labels or "")
     if labels and isinstance(boxes, list):
         boxes = {"bbox": boxes, "ref": labels}
-    read = {} if boxes is None else {"boxes": read_boxes(boxes, context, notes)}
+    read: dict[str, Any] = {} if boxes is None else {"boxes": read_boxes(boxes, context, notes)}
     if read.get("boxes") and _stated_size(values) not in (None, size):
         notes["boxes of a row whose width and height differ from its image: are they pixels of another size?"] += 1
     if given["crop_box"] is not None:

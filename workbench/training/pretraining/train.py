@@ -18,6 +18,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,12 +122,12 @@ def load_pretrain_config(path: str | Path, overrides: list[str] | tuple[str, ...
         _check_type(path, key, value, types[key])
     if "output_dir" not in fields:
         raise ConfigError(f"{path} has no output_dir: the folder where the finished model is to be written.")
-    convert = {float: float, tuple[str, ...] | None: lambda value: value and tuple(value)}
+    convert: dict[Any, Any] = {float: float, tuple[str, ...] | None: lambda value: value and tuple(value)}
     return PretrainConfig(**{key: convert.get(types[key], lambda value: value)(value) for key, value in fields.items()})
 
 
-def _check_type(path: str | Path, key: str, value: object, kind: object) -> None:
-    allowed = {
+def _check_type(path: str | Path, key: str, value: Any, kind: Any) -> None:
+    allowed: dict[Any, bool] = {
         int: isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63,
         bool: isinstance(value, bool),
         float: isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max,
@@ -137,7 +138,7 @@ def _check_type(path: str | Path, key: str, value: object, kind: object) -> None
         or (isinstance(value, list) and all(isinstance(part, str) for part in value)),
     }
     if not allowed[kind]:
-        wanted = {
+        wanted: dict[Any, str] = {
             int: "a whole number",
             bool: "true or false",
             float: "a number such as 0.001",
@@ -294,7 +295,7 @@ def _optimizers(model, config: PretrainConfig) -> list[torch.optim.Optimizer]:
 
 
 def _lesson(config: PretrainConfig, index: int) -> Lesson:
-    mix = CAPTIONS_ONLY if index < config.caption_steps * config.batch_size else config.mix
+    mix: Any = CAPTIONS_ONLY if index < config.caption_steps * config.batch_size else config.mix
     return make_lesson(config.seed, index, families=config.families, mix=mix)
 
 
