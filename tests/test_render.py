@@ -329,7 +329,7 @@ def test_a_recorded_answer_becomes_a_view(tmp_path):
         "step": 12,
         "rollout": 3,
         "example": "e7",
-        "length": "cut at the longest allowed",
+        "length": "truncated at the maximum",
         "decided": "gate open 1.00, lines<b> 0.25, unknown –",
     }
     assert "gate open 1.00, lines&lt;b&gt; 0.25" in render_tokens(found)
@@ -345,14 +345,14 @@ def test_a_recorded_answer_becomes_a_view(tmp_path):
     assert "every token: teacher" in render_tokens(found)
     given = row | {"evidence_crop": "crop.png"}  # it came with the data, so only the data can say where it lies
     for place, outline, said in (
-        (None, None, "its place is not recorded"),
+        (None, None, "its location is not recorded"),
         (
             {"x0": 2.0, "y0": 1.0, "x1": 6.0, "y1": 7.0, "label": "x"},
             Box(2.0, 1.0, 6.0, 7.0),
-            "Dashed: where the crop was cut",
+            "Dashed: the crop",
         ),
     ):
         traced = TracedRollout(given | {"evidence_crop_box": place}, (position,), views, regimes, tmp_path)
         first, second = token_view(traced, run="first").pictures
         assert first.crop == outline and said in first.note and second.crop is None and not second.note
-    assert found.pictures[0].crop == Box(1.0, 1.0, 3.0, 3.0) and "cut out" in found.pictures[0].note
+    assert found.pictures[0].crop == Box(1.0, 1.0, 3.0, 3.0) and "first box" in found.pictures[0].note

@@ -47,7 +47,7 @@ def test_wrong_options_and_runs_are_sentences(run: Path, tmp_path: Path) -> None
         write_report(run, theme="blue")
     with pytest.raises(ConfigError, match="answers=99"):
         write_report(run, answers=99)
-    with pytest.raises(RunError, match="no run folder"):
+    with pytest.raises(RunError, match="not a run folder"):
         write_report(tmp_path / "none")
     with pytest.raises(RunError, match="--out"):
         write_report(run, tmp_path / "no" / "such" / "folder.html", answers=0)

@@ -78,10 +78,10 @@ def test_a_deleted_run_is_not_shown_as_if_it_were_there(opened, folder: Path) ->
     expect(page.locator(".app-plots .js-plotly-plot").first).to_be_visible()
     shutil.rmtree(folder / "runs/doomed")
     gone = page.locator("#monitor-status [role=alert]")
-    expect(gone).to_contain_text("no run")  # by itself
+    expect(gone).to_contain_text("does not exist")  # by itself
     expect(page.locator("#monitor-status h2")).to_have_count(0)
     expect(page.locator(".app-plots .js-plotly-plot")).to_have_count(0)
     page.get_by_role("tab", name="Tokens", exact=True).click()
-    expect(page.locator("#tokens-list")).to_contain_text("no run")
+    expect(page.locator("#tokens-list")).to_contain_text("does not exist")
     page.get_by_role("tab", name="Monitor", exact=True).click()
-    expect(gone).to_contain_text("no run")
+    expect(gone).to_contain_text("does not exist")

@@ -89,7 +89,7 @@ def test_an_option_has_a_component_in_every_method_and_shows_that_methods_words_
     keys = [next(iter(place.values())).key for place in FORM]
     assert len(keys) == len(set(keys)), "components are found by their key"
     about = [show_method(context, FORM, None, name)[0] for name in ("gkd", "dpod")]
-    assert "a share of" in about[0] and about[1] == '<p class="app-about"></p>'
+    assert "GKD" in about[0] and about[1] == '<p class="app-about"></p>'
 
 
 def test_a_method_that_is_chosen_again_has_the_recipes_values_again(context: AppContext) -> None:
@@ -103,12 +103,9 @@ def test_a_method_that_is_chosen_again_has_the_recipes_values_again(context: App
 
 def test_every_field_says_its_meaning_unit_and_range() -> None:
     by_key = {field.key: field for field in fields() if field.method is None}
-    assert by_key["sampling.max_completion_length"].hint == "longest answer [tokens] · at least 1"
+    assert by_key["sampling.max_completion_length"].hint.endswith("[tokens] · at least 1")
     assert by_key["models.lora.dropout"].hint.endswith("0 to 0.9")
-    assert (
-        by_key["data.max_train_examples"].hint
-        == "use only the first so many training examples; empty = all · at least 1"
-    )
+    assert by_key["data.max_train_examples"].hint.endswith("empty = all · at least 1")
     assert all(field.option.help.split(";")[0] in field.hint for field in fields())
     assert by_key["seed"].kind != NUMBER, "a browser would round large seeds"
 

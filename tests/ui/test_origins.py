@@ -108,7 +108,7 @@ def test_a_wildcard_address_answers_under_the_address_of_the_connection_and_the_
     ],
 )
 def test_what_another_page_asks_is_refused(method: str, headers: dict[str, str]) -> None:
-    assert "not from the page itself" in asked("127.0.0.1:7860", method=method, **headers)
+    assert "Expected the page itself" in asked("127.0.0.1:7860", method=method, **headers)
     assert asked("127.0.0.1:7860", kind="websocket", **headers) is not None
 
 

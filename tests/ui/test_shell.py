@@ -142,7 +142,7 @@ def test_a_run_that_was_deleted_or_is_of_an_older_schema_is_said_where_another_w
     context = AppContext(runs, runs)
     gone = shown_instead(context, "gone")
     for tab in ("monitor", "tokens", "movement", "compare", "illusion", "data", "report"):
-        assert "there is no run" in gone[tab].lower() and 'role="alert"' in gone[tab], tab
+        assert "does not exist" in gone[tab] and 'role="alert"' in gone[tab], tab
     TRACES.close()
     monkeypatch.setattr("workbench.traces.schema.READABLE", (98, 99))
     older = shown_instead(context, "dopd")

@@ -16,7 +16,7 @@ from workbench.traces.reader import NoTraces, Traces, open_traces
 from workbench.types import PRIVILEGED, STUDENT, VISIBLE
 
 NOT_EVALUATED = "no evaluation: no example has the evidence of the contexts. Choose other --contexts or other --data."
-NOT_GRADED = "no answer could be graded. Choose another --rule, or check the answers in the data."
+NOT_GRADED = "no answer could be graded. Choose another --grader, or check the answers in the data."
 _NUMBER = re.compile(r"[-+]?[\d,.]*%?")
 
 

@@ -62,7 +62,7 @@ def pair_of_run(run_dir: str | Path) -> ModelPair:
         raise RunError(
             f"{folder.path} has no complete checkpoint to compare with its start. "
             f"{''.join(f'{fault} ' for fault in torn)}"
-            f"Wait for the first one (training.save_every), or run: workbench resume {folder.path}"
+            f"Wait for the first one (training.save_every), or run `workbench resume {folder.path}`."
         )
     training = vars(config.training)
     facts = {"name": folder.path.name, "method": folder.status.get("method"), "step": checkpoint.step}
