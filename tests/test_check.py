@@ -72,7 +72,7 @@ def test_a_view_is_held_to_what_its_own_weights_can_keep(config: RunConfig) -> N
     models = replace(config.models, teacher_dtype="bfloat16")
     checks = check_config(replace(config, models=models))
     allowed = {one.name: one.finding.rpartition("allowed: ")[2] for one in checks if "allowed: " in one.finding}
-    assert allowed["view teacher reads what it writes"] == "0.25)"
+    assert allowed["view teacher: sampler = scorer"] == "0.25)"
     assert allowed["sampler = student on plain"] == "0.002)"
     assert is_good(checks), [one for one in checks if one.status == "WRONG"]
 
@@ -115,7 +115,7 @@ def test_a_student_read_one_column_off_is_found(planted: Callable) -> None:
 
 
 def test_a_teacher_read_one_column_off_is_found(planted: Callable) -> None:
-    assert "view teacher reads what it writes" in planted("teacher", shifted)
+    assert "view teacher: sampler = scorer" in planted("teacher", shifted)
 
 
 def test_completions_made_from_text_again_are_found(planted: Callable) -> None:
@@ -140,9 +140,9 @@ def test_what_teacher_and_student_have_in_common_but_not_alike_is_noted(models: 
         part.save_pretrained(tmp_path / "teacher")
     checks = check_config(run_config(models | {"teacher": tmp_path / "teacher"}, tmp_path))
     assert is_good(checks)
-    assert by_name(checks)["vocabulary"].finding.endswith("; 3 more of teacher, which are no tokens, are left out")
-    assert by_name(checks)["end token"].finding.startswith("<end_of_utterance>, <system> are one action in every view")
-    assert "teacher reads '<end_of_utterance><assistant>no thinking;'" in by_name(checks)["chat template"].finding
+    assert by_name(checks)["vocabulary"].finding.endswith("; 3 unused entries of teacher are left out")
+    assert by_name(checks)["end token"].finding.startswith("<end_of_utterance>, <system> ")
+    assert "teacher has '<end_of_utterance><assistant>no thinking;'" in by_name(checks)["chat template"].finding
     assert {by_name(checks)[name].status for name in ("end token", "chat template")} == {"note"}
 
 
@@ -161,7 +161,7 @@ def test_weights_that_steps_would_not_move_are_noted(models: dict, tmp_path) -> 
     for rate, status in ((1e-6, NOTE), (1.0, OK)):
         checks = check_config(run_config(models, tmp_path, models__dtype="bfloat16", training__learning_rate=rate))
         (found,) = [check for check in checks if check.name == "precision of what is trained"]
-        assert found.status == status and "in bfloat16 a typical weight does not move in steps under" in found.finding
+        assert found.status == status and "in bfloat16 an update below " in found.finding
         assert ("models.lora.rank" in found.finding) == (status == NOTE)
 
 
@@ -178,8 +178,8 @@ def test_a_missing_chat_template_and_words_that_stand_for_pictures_are_noted(mod
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     found = check_config(run_config(folders, tmp_path, data={"train": str(tmp_path / "rows.jsonl"), "eval": None}))
     notes = [check.finding for check in found if check.status == NOTE]
-    assert any(one.startswith("teacher: none, so prompts are pictures and plain text") for one in notes), notes
-    assert any("1 of 1 questions have <image> or the like in them" in one for one in notes), notes
+    assert any(one.startswith("teacher: none, so prompts are images and plain text") for one in notes), notes
+    assert any("1 of 1 questions contain <image>" in one for one in notes), notes
 
 
 def test_a_learner_that_is_its_own_target_is_noted(models: dict, tmp_path) -> None:
@@ -195,7 +195,7 @@ def test_rows_without_evidence_are_noted_and_none_is_an_error(models: dict, tmp_
     (evidence, *_) = check_config(run_config(models, tmp_path, **values))
     assert (evidence.status, evidence.finding) == ("note", f"1 of 2 usable; {data}:2 has no hint")
     values["method"]["privilege"] = "caption"
-    with pytest.raises(DataError, match=r"none of the 2 examples .* first: .*:1 has no caption"):
+    with pytest.raises(DataError, match=r"none of the 2 examples .*:1, has no caption"):
         check_config(run_config(models, tmp_path, **values))
 
 

@@ -419,7 +419,7 @@ def test_weights_that_are_no_number_are_named_before_the_first_step(
         "trace.probes=0",
         status=2,
     )
-    assert "teacher: 1 weights of" in error and "are infinite or not a number" in error and name in error
+    assert "teacher: 1 weights of" in error and "are infinite or NaN" in error and name in error
 
 
 def test_as_a_program_it_says_the_same_and_lets_its_reader_go(run: Path) -> None:

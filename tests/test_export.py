@@ -79,17 +79,19 @@ def test_the_card_says_what_taught_it_what_it_never_sees_and_how_it_does_without
     front, body = card.split("---\n", 2)[1:]
     assert "pipeline_tag: image-text-to-text" in front and "- dopd" in front
     assert "after 2 steps of `dopd`" in body and "arXiv 2606.30626" in body
-    assert "| `teacher` | teacher | crop | read only |" in body and "| `student` | student | plain | learns |" in body
-    assert "to be given `plain`: the images and the question, and nothing else" in body
-    assert "While it was taught, `crop` of each question was shown" in body
-    assert "| plain (as in use) | 2 | 6 |" in body and "| crop (not as in use) | 2 | 6 |" in body
+    assert (
+        "| `teacher` | teacher | crop | scoring only |" in body and "| `student` | student | plain | trained |" in body
+    )
+    assert "`plain`: the images and the question, and nothing else" in body
+    assert "also had the `crop` of each question" in body
+    assert "| plain (in use) | 2 | 6 |" in body and "| crop (not in use) | 2 | 6 |" in body
     assert os.sep + "tmp" not in card and "torchvision" not in card  # no path of this machine, and no videos
 
 
 def test_the_card_of_a_run_that_asked_nothing_says_so(adapted: Path, tmp_path: Path) -> None:
     export_student(adapted, tmp_path / "model")
     card = (tmp_path / "model/README.md").read_text()
-    assert "LoRA of rank 2, merged" in card and "It was not evaluated under `plain`" in card
+    assert "LoRA of rank 2, merged" in card and "Not evaluated under `plain`" in card
 
 
 def test_traces_are_a_data_set_with_its_images(run: Path, tmp_path: Path) -> None:
@@ -124,11 +126,11 @@ def test_what_cannot_be_written_is_one_sentence_and_leaves_nothing(run: Path, tm
     for export in (export_student, export_traces):
         with pytest.raises(ConfigError, match=r"there exists already. Name a new folder"):
             export(run, tmp_path / "there")
-    with pytest.raises(RunError, match=r'"ann" did not learn in .*; there are student'):
+    with pytest.raises(RunError, match=r'unknown learner "ann".* student'):
         export_student(run, tmp_path / "model", learner="ann")
     with pytest.raises(RunError, match="is not a complete checkpoint"):
         export_student(run, tmp_path / "model", step=7)
-    with pytest.raises(RunError, match=r"hf:nobody/nothing could not be written .*export to a folder"):
+    with pytest.raises(RunError, match=r"hf:nobody/nothing .*export to a folder"):
         export_student(run, "hf:nobody/nothing")
     assert {path.name for path in tmp_path.iterdir()} == {"there"}
 
@@ -177,7 +179,7 @@ def test_an_adapter_on_tied_embeddings_is_exported_as_it_was_trained(where: str,
 
 def test_adapters_on_both_uses_of_one_matrix_are_refused(tied: Path, tmp_path: Path) -> None:
     folders = {"student": str(tied), "lora": {"rank": 2, "target_modules": r".*(embed_tokens|lm_head)"}}
-    with pytest.raises(ConfigError, match=r"are one matrix, and adapters on both cannot be saved.*target_modules"):
+    with pytest.raises(ConfigError, match=r"are tied, .*target_modules"):
         train(run_config({"student": tied, "teacher": tied}, tmp_path, models=folders, method={"name": "opsd"}))
 
 
@@ -210,6 +212,6 @@ def test_an_export_that_says_something_else_is_refused(
         return {name: value * 1.1 for name, value in merged_weights(model).items()}
 
     monkeypatch.setattr("workbench.training.export.merged_weights", wrong)
-    with pytest.raises(RunError, match=r"would not be the one that was trained.*differ by up to .* nats"):
+    with pytest.raises(RunError, match=r"differs from the trained student by up to .* nats"):
         export_student(adapted, tmp_path / "model")
     assert not list(tmp_path.iterdir())

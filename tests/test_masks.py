@@ -96,7 +96,7 @@ def test_what_is_not_in_the_mask_keeps_its_bits_through_weight_decay_and_resume(
     everything = write_random_mask(tmp_path / "other.safetensors", mask, seed=0)
     assert everything["coordinates"] == mask_facts(mask)["coordinates"]
     (list_checkpoints(stopped.run_dir)[-1].path / "state.json").unlink()
-    with pytest.raises(RunError, match=r"begun with another training\.update_mask"):
+    with pytest.raises(RunError, match=r"training\.update_mask changed"):
         train(masked(models, tmp_path, tmp_path / "other.safetensors", name="stopped"), resume=True)
 
 

@@ -54,7 +54,7 @@ def test_all_or_none_can_come_from_the_data() -> None:
 
 def test_a_row_without_an_answer_cannot_be_taken_from_the_data() -> None:
     bare = [example(0, answer=None, reference=None, origin="data.jsonl:1")]
-    with pytest.raises(DataError, match=r'data.jsonl:1 has no "reference" and no "answer"'):
+    with pytest.raises(DataError, match=r'data.jsonl:1 has neither "reference" nor "answer"'):
         write(bare, dataset_share=1.0)
     assert all(one.reward is None for one in write(bare))
     assert write([example(0, reference=None)], dataset_share=1.0)[0].ids == (3, 0)
@@ -87,6 +87,6 @@ def test_special_tokens_that_a_model_spells_are_left_out_and_counted(
     monkeypatch.setattr(type(policy), "special_in", lambda self, text: "<end>" if "<end>" in text else None)
     monkeypatch.setattr(type(policy), "text", lambda self, ids: "look <end>left")
     assert without_special(policy, "x<e<end>nd>y", "feedback") == "xy"
-    assert 'feedback spells the special token "<end>", which is left out where it is shown; so far: 1' in caplog.text
+    assert 'removed the special token "<end>" from feedback' in caplog.text
     asked = [example(0, question="One? Two.")]
     assert reply_in_turns(policy, asked, sampling=SamplingOptions(2), seed=(0,)) == [("look left",)]

@@ -194,15 +194,15 @@ def test_a_view_reads_only_rollouts_that_have_what_it_is_shown(size: int, places
 
 def test_no_position_is_supervised_by_a_view_that_did_not_read_it() -> None:
     policies, method = table_policies(), with_feedback(0, lost=(1,))
-    with pytest.raises(AssertionError, match="to TOLD that self did not read"):
+    with pytest.raises(AssertionError, match="to TOLD that self did not score"):
         compute_step(method, policies, score_batch(method, policies, Batch(groups(3, 1))), seed=0)
 
 
 def test_a_view_of_what_nobody_writes_is_refused() -> None:
     plain, rule = View("student", "plain", learns=True), lambda batch: None
     for view, sentence in (
-        (View("teacher", "feedback"), "the method writes none"),
-        (View("teacher", "turns"), "in one turn"),
+        (View("teacher", "feedback"), "annotate"),
+        (View("teacher", "turns"), 'the student has "plain"'),
     ):
         with pytest.raises(ConfigError, match=sentence):
             Method("odd", {"student": plain, "teacher": view}, {"A": Regime(())}, rule)

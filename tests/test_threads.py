@@ -50,7 +50,7 @@ def test_a_resumed_run_computes_with_as_many_threads_as_before(
     monkeypatch.setenv("OMP_NUM_THREADS", "2")  # kept, and said
     torch.set_num_threads(2)
     train(config, resume=True)
-    assert torch.get_num_threads() == 2 and "2 threads, 4 before" in caplog.text
+    assert torch.get_num_threads() == 2 and "2 threads instead of 4" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -244,9 +244,9 @@ def test_what_nobody_foresaw_and_a_full_memory_are_written_down(models: dict, tm
         return status["error"], (config.run_dir / "train.log").read_text()
 
     said, log = fails(ZeroDivisionError("by zero"))
-    assert said == "ZeroDivisionError: by zero (the whole of it is in train.log)" and "Traceback" in log
+    assert said == "ZeroDivisionError: by zero (see train.log for the traceback)" and "Traceback" in log
     said, _ = fails(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
-    assert said.startswith("the device's memory is full (CUDA out of memory.") and "models.lora.rank" in said
+    assert said.startswith("out of device memory: CUDA out of memory.") and "models.lora.rank" in said
 
 
 def test_gradient_checkpointing_changes_no_loss(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(
     models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_config(models, tmp_path, training__learning_rate=1e30, training__max_grad_norm=0.0)
-    with pytest.raises(RunError, match=r"step \d: .*(no number|not a finite number).*lower training.learning_rate"):
+    with pytest.raises(RunError, match=r"step \d: .*(NaN|not finite).*lower training.learning_rate"):
         train(config)
     status = RunFolder.open(config.run_dir).status
     assert status["status"] == "failed" and "lower training.learning_rate" in status["error"]
@@ -435,7 +435,7 @@ def test_a_batch_of_nothing_but_unreadable_images_takes_the_next_that_can_be_rea
     shown = open_traces(config.run_dir).sql("SELECT DISTINCT step, example_id FROM rollouts ORDER BY step")
     assert shown.to_pylist() == [{"step": step, "example_id": "2"} for step in (1, 2, 3, 4)]
     data.write_text(json.dumps(rows[0]) + "\n")
-    with pytest.raises(DataError, match="step 1: none of the 1 examples can be shown"):
+    with pytest.raises(DataError, match="step 1: none of the 1 examples"):
         train(run_config(models, tmp_path, name="none", **values))
 
 

@@ -149,6 +149,6 @@ def test_training_and_evaluation_data_may_both_have_a_row_1() -> None:
 def test_data_of_which_no_row_can_be_used_is_refused(models: dict, tmp_path: Path) -> None:
     config = configured(models, tmp_path, [{"reference": " "}] * 3, {"name": "lm_kd"})
     with pytest.raises(
-        DataError, match=r"none of the 3 examples can be used: .*reference is blank: 3; .*[^.]\. Mend the data\.$"
+        DataError, match=r"none of the 3 examples can be used: .*reference is blank: 3; .*[^.]\. Correct the data\.$"
     ):
         train(config)

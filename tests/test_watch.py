@@ -26,7 +26,7 @@ def test_steps_that_are_rounded_away_are_told_but_not_of_a_schedule_s_ends() -> 
         return watch.warnings
 
     assert told((0.01, 0.1), (1.0, 0.9), (0.4, 0.3), (0.0, 0.0)) == {}
-    assert "step 2: 20% of the student's weights moved" in told((0.01, 0.1), (1.0, 0.2))["weights_moved"]
+    assert "step 2: only 20% of" in told((0.01, 0.1), (1.0, 0.2))["weights_moved"]
 
 
 @pytest.mark.parametrize(("precision", "normal", "strange"), [("float32", 1e-6, 4e-3), ("bfloat16", 0.07, 0.3)])
@@ -34,7 +34,7 @@ def test_a_sampler_gap_above_rounding_is_warned_of(precision: str, normal: float
     watch = HealthMonitor(precision=precision)
     assert watch.update(1, {**HEALTHY, "sampler_gap": normal}) == []
     (warning,) = watch.update(2, {**HEALTHY, "sampler_gap": strange})
-    assert f"{strange:.1e} nats apart" in warning and f"in {precision}" in warning
+    assert f"{strange:.1e} nats" in warning and f"in {precision}" in warning
     assert watch.update(3, {**HEALTHY, "sampler_gap": strange}) == []
 
 

@@ -73,7 +73,7 @@ def test_a_killed_run_goes_on_with_what_was_made(whole: RunConfig, models: dict,
     stop = lambda step, metrics: step == 1 and os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
     assert train(half, on_step=stop).steps == 2
     (half.run_dir / PREPARED).rename(tmp_path / "aside")
-    with pytest.raises(RunError, match=r"prepared.safetensors is missing. It was made of the student before"):
+    with pytest.raises(RunError, match=r"prepared.safetensors is missing. Only the student before"):
         train(half, resume=True)
     (tmp_path / "aside").rename(half.run_dir / PREPARED)
     train(half, resume=True)
@@ -118,9 +118,7 @@ def test_without_a_subspace_the_student_itself_writes_and_with_full_rank_the_sam
 def test_a_subspace_larger_than_the_layer_ends_before_the_first_step(models: dict, tmp_path: Path) -> None:
     config = config_of(models, tmp_path, method={**METHOD, "rank": 17})
     for begin in (train, check_config):
-        with pytest.raises(
-            ConfigError, match=r"method.rank=17 is more than model.text_model.layers.1.self_attn.k_proj"
-        ):
+        with pytest.raises(ConfigError, match=r"method.rank=17 .*model.text_model.layers.1.self_attn.k_proj"):
             begin(config)
 
 

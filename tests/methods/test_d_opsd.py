@@ -83,7 +83,7 @@ def test_a_clipped_entry_adds_no_more_than_the_limit() -> None:
 
 @pytest.mark.parametrize("options", [{"kind": "jensen_shannon"}, {"kind": "reverse_kl", "support": "sampled"}])
 def test_a_clip_where_nothing_is_summed_is_refused(options: dict) -> None:
-    with pytest.raises(ConfigError, match="bounds the entries of a forward or reverse KL"):
+    with pytest.raises(ConfigError, match="clip="):
         Divergence(**options, clip=0.05)
 
 
@@ -116,8 +116,8 @@ def test_collapse_is_called_by_name() -> None:
     for step in range(1, 31):
         fraction = 1.0 if step <= 10 else 0.3
         watch.update(step, {"accuracy": 0.8 * fraction, "distinct_tokens": 60 * fraction, "supervised": 1.0})
-    assert "right in 24% instead of 80%" in watch.warnings["accuracy"]
-    assert "use 18 different tokens instead of 60" in watch.warnings["distinct_tokens"]
+    assert "from 80% to 24%" in watch.warnings["accuracy"]
+    assert "from 60 to 18" in watch.warnings["distinct_tokens"]
 
 
 def test_nothing_shown_is_exactly_nothing_lost_and_something_shown_is_not(folder: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_run_is_recorded_with_its_denoising_steps_and_resumed_bit_for_bit(fold
 
 
 def test_a_student_that_writes_from_left_to_right_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="writes from left to right"):
+    with pytest.raises(ConfigError, match="masked diffusion model"):
         build_learner(config(save_idefics3(tmp_path), tmp_path), load_method("d_opsd"))
 
 

@@ -115,7 +115,7 @@ def test_shared_prompts_give_the_hidden_states_and_the_gradient_of_prompts_read_
 def test_rows_with_and_without_images_share_a_batch(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     text = Prompt((), "what is the color of the sky?", key="text|plain")
     if policy.model.config.model_type == "paligemma":  # its processor has no way to write such a prompt
-        with pytest.raises(PolicyError, match="cannot be encoded"):
+        with pytest.raises(PolicyError, match="prompt"):
             policy.check_prompt(text)
         return
     shown = [prompts[0], text, prompts[1], text, prompts[0]]
@@ -249,7 +249,7 @@ def test_all_declared_end_tokens_end_an_answer(idefics3: AutoregressivePolicy, p
 
 
 def test_a_model_without_an_end_token_is_refused(idefics3: AutoregressivePolicy) -> None:
-    with pytest.raises(PolicyError, match=r"names an end token.*Set eos_token_id"):
+    with pytest.raises(PolicyError, match=r"end token.*Set eos_token_id"):
         with_stops(idefics3, None, None)
 
 

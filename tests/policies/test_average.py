@@ -21,7 +21,7 @@ def test_the_average_is_a_model_of_mean_weights(models: dict[str, Path], tmp_pat
 
 
 def test_models_of_other_shapes_are_refused(models: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="only models of one shape can be averaged"):
+    with pytest.raises(ConfigError, match="one architecture"):
         average_models([models["student"], save_llava(tmp_path / "llava")], tmp_path / "mean")
-    with pytest.raises(ConfigError, match="two models or more, got 1"):
+    with pytest.raises(ConfigError, match="got 1 models"):
         average_models([models["student"]], tmp_path / "mean")

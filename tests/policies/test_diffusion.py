@@ -169,7 +169,7 @@ def test_only_a_view_that_reads_a_denoised_answer_is_shown_its_future(policy, wr
 def test_a_given_answer_is_read_from_left_to_right_at_the_models_pace(policy) -> None:
     order = policy.denoising_schedule(tuple(range(30, 37)))
     assert order == DenoisingTrace((0, 0, 1, 1, 2, 2, 3), 4, 16)
-    with pytest.raises(PolicyError, match="17 tokens, its end included, does not fit on the canvas of 16"):
+    with pytest.raises(PolicyError, match=r"17 tokens.* canvas of 16"):
         policy.denoising_schedule(tuple(range(30, 47)))
 
 
@@ -191,17 +191,17 @@ def test_a_run_sets_the_pace_of_all_and_a_saved_model_keeps_it(folder: Path, tmp
 
 def test_kinds_of_models_are_not_mixed(folder: Path, tmp_path: Path) -> None:
     left_to_right = save_idefics3(tmp_path)
-    with pytest.raises(PolicyError, match="one writes by denoising"):
+    with pytest.raises(PolicyError, match="by denoising"):
         load_policies(("teacher",), student=folder, teacher=left_to_right, max_completion_length=8)
-    with pytest.raises(ConfigError, match="Idefics3ForConditionalGeneration writes from left to right"):
+    with pytest.raises(ConfigError, match="Idefics3ForConditionalGeneration"):
         load_policies((), student=left_to_right, block=4)
-    with pytest.raises(ConfigError, match="take only 512 tokens in all"):
+    with pytest.raises(ConfigError, match=r"sampling\.max_completion_length=512"):
         load_policies((), student=folder, max_completion_length=512)
 
 
 def test_too_long_a_prompt_is_refused_with_its_length(folder: Path) -> None:
     student = load_policies((), student=folder, max_completion_length=480)["student"]
-    with pytest.raises(PolicyError, match="the model takes 32 beside the completion"):
+    with pytest.raises(PolicyError, match="at most 32"):
         student.check_prompt(build_prompt(replace(example(0), question="word " * 40), "plain"))
 
 

@@ -103,7 +103,7 @@ def test_a_run_with_an_engine_is_the_run_without_and_stale_weights_show(models: 
 def test_an_engine_that_reads_another_prompt_is_refused(models: dict, prompts: list) -> None:
     student = load_policy(models["student"], "student")
     student.engine = OtherModel(models["teacher"], shift=True)
-    with pytest.raises(PolicyError, match=r'reads prompt "one\|plain" as other tokens .*tokens instead of'):
+    with pytest.raises(PolicyError, match=r'prompt "one\|plain" .*tokens instead of'):
         student.sample(prompts[:1], [[1]], SamplingOptions(3))
 
 
@@ -168,7 +168,7 @@ def test_an_engine_is_told_not_to_draw_rows_of_the_head_that_stand_for_no_token(
 def test_what_an_engine_would_leave_out_is_refused(models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path, method={"name": "spd"}, sampling__backend="vllm")
     method = config.load_method()
-    with pytest.raises(ConfigError, match=r"without what method spd puts into the student .*engine=transformers"):
+    with pytest.raises(ConfigError, match=r"method spd .*engine=transformers"):
         check_engine(config, method)
 
 
@@ -196,7 +196,7 @@ def test_students_of_a_run_share_one_engine(models: dict, monkeypatch: pytest.Mo
     assert one["path"] == of["student"] and one["dtype"] == "float32"
     of["peers"] = {"ann": str(save_llama(tmp_path / "other"))}
     other = run_config(models, tmp_path, method={"name": "opcod"}, models=of, sampling__backend="vllm")
-    with pytest.raises(ConfigError, match=r"ann is not of student's architecture.*students of one architecture"):
+    with pytest.raises(ConfigError, match=r"ann differs from student.*students of one architecture"):
         given(monkeypatch, other)
 
 
@@ -211,7 +211,7 @@ def test_an_engine_does_not_fill_masks(monkeypatch: pytest.MonkeyPatch, tmp_path
     folder = str(save_modernvbert(tmp_path / "masked"))
     of = {"student": folder, "teacher": folder}
     config = run_config(of, tmp_path, method={"name": "opd"}, sampling__backend="vllm")
-    with pytest.raises(ConfigError, match=r"from left to right, and models\.student fills masks"):
+    with pytest.raises(ConfigError, match=r"sampling\.backend=vllm .*masked diffusion"):
         given(monkeypatch, config)
 
 

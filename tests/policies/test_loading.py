@@ -50,22 +50,22 @@ def test_policies_that_make_the_same_of_a_prompt_prepare_it_once(folder: Path, m
 
 def test_a_teacher_that_is_not_given_is_asked_for(models: dict[str, Path]) -> None:
     for name in ("teacher", "teacher:ocr"):
-        with pytest.raises(ConfigError, match=f'no model is given for the policy "{name}"'):
+        with pytest.raises(ConfigError, match=f'no model for the policy "{name}"'):
             load_policies((name,), student=models["student"])
 
 
 def test_a_completion_longer_than_the_model_is_refused(models: dict[str, Path]) -> None:
-    with pytest.raises(ConfigError, match=r"max_completion_length is 512, but the models take only 512 tokens"):
+    with pytest.raises(ConfigError, match=r"sampling\.max_completion_length=512"):
         load_policies((), student=models["student"], max_completion_length=512)
 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("config.json", "cannot be loaded as a model"),
-        ("model.safetensors", "cannot be loaded as a model"),
-        ("tokenizer.json", "its processor cannot be loaded"),
-        ("processor_config.json", "its processor cannot be loaded"),
+        ("config.json", "as a model"),
+        ("model.safetensors", "as a model"),
+        ("tokenizer.json", "Save the processor"),
+        ("processor_config.json", "Save the processor"),
     ],
 )
 @pytest.mark.parametrize("damage", ["missing", "torn", "empty"])
@@ -77,7 +77,7 @@ def test_a_damaged_model_folder_is_named(name: str, sentence: str, damage: str, 
         file.write_bytes(b"" if damage == "empty" else file.read_bytes()[: file.stat().st_size // 2])
     if name == "processor_config.json" and damage == "missing":
         (folder / "preprocessor_config.json").unlink(missing_ok=True)
-    with pytest.raises(PolicyError, match=f'teacher: ".*model" .*{sentence}'):
+    with pytest.raises(PolicyError, match=f'teacher: .*".*model".* {sentence}'):
         load_policy(folder, "teacher")
 
 
@@ -115,7 +115,7 @@ def test_teachers_by_domain_are_one_policy_and_load_each_model_once(models: dict
     teacher = policies["teacher"]
     assert teacher.of("shape") is policies["teacher:color+shape"] and teacher.of("tag") is policies["teacher:other"]
     alone = load_policies(("teacher",), student=two, teachers={"color": one})["teacher"]
-    with pytest.raises(PolicyError, match='no teacher for domain "tag"; there are for color'):
+    with pytest.raises(PolicyError, match=r'unknown teacher for domain "tag".* color'):
         alone.check_prompt(build_prompt(example(domain="tag"), "plain"))
 
 
@@ -166,7 +166,7 @@ def test_a_padded_head_is_cut_to_the_entries_that_both_have(models: dict, tmp_pa
 
 def test_heads_smaller_than_the_tokenizer_are_refused(models: dict, tmp_path: Path) -> None:
     small = resized(models["teacher"], -3, tmp_path / "small")
-    with pytest.raises(PolicyError, match=r"a head has \d+ entries, but the student's tokenizer has \d+ tokens"):
+    with pytest.raises(PolicyError, match=r"a head has \d+ entries"):
         load_policies(("teacher",), student=models["student"], teacher=small)
 
 

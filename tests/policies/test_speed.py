@@ -81,17 +81,15 @@ def test_a_compiled_run_is_the_run_that_is_not(models: dict, tmp_path: Path) -> 
 
 
 def test_a_model_without_parts_to_compile_is_said() -> None:
-    with pytest.raises(ConfigError, match=r"models\.compile=eager compiles RMSNorms and MLPs, and peer has no module"):
+    with pytest.raises(ConfigError, match=r"models\.compile=eager .* peer"):
         compile_parts(torch.nn.Linear(2, 2), "eager", "peer")
 
 
 def test_a_compiler_or_an_attention_that_is_not_there_is_said_with_what_there_is(models: dict) -> None:
-    with pytest.raises(ConfigError, match=r"models\.compile=nonsense is no backend.*There is: .*inductor"):
+    with pytest.raises(ConfigError, match=r"models\.compile=nonsense .*inductor"):
         teacher(models, compiler="nonsense")
     if importlib.util.find_spec("tvm") is None:
-        with pytest.raises(
-            ConfigError, match=r"models\.compile=tvm does not work here \(ImportError: .*models\.compile=inductor"
-        ):
+        with pytest.raises(ConfigError, match=r"models\.compile=tvm .*ImportError: .*models\.compile=inductor"):
             teacher(models, compiler="tvm")
     if importlib.util.find_spec("flash_attn") is None:
         with pytest.raises(ConfigError, match=r"models\.attention=flash_attention_2 needs.*models\.attention=sdpa"):
@@ -239,5 +237,5 @@ def test_a_teacher_in_eight_bits_reads_nearly_the_same() -> None:
 
 def test_eight_bits_need_their_package(models: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="need the package bitsandbytes"):
+    with pytest.raises(ConfigError, match="package bitsandbytes"):
         teacher(models, teacher_dtype="int8")

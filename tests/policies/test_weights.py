@@ -64,15 +64,15 @@ DAMAGES = {
     ),
     "not a number": (
         lambda weights: weights | {LAYER: weights[LAYER] * float("nan")},
-        rf"1 weights of .* are infinite or not a number \({LAYER}\)",
+        rf"1 weights of .* are infinite or NaN \({LAYER}\)",
     ),
     "infinite": (
         lambda weights: weights | {LAYER: weights[LAYER].index_fill(0, torch.tensor([3]), float("inf"))},
-        rf"1 weights of .* are infinite or not a number \({LAYER}\)",
+        rf"1 weights of .* are infinite or NaN \({LAYER}\)",
     ),
     "quantized": (
         lambda weights: weights | {LAYER: (weights[LAYER] * 127).to(torch.int8)},
-        rf"1 weights of .* are kept as integers \({LAYER}: I8\)",
+        rf"1 weights of .* are integers \({LAYER}: I8\)",
     ),
     "zeros": (lambda weights: {key: value * 0 for key, value in weights.items()}, "every matrix of .* is zero"),
 }
@@ -181,7 +181,7 @@ def test_an_adapter_with_weights_missing_or_left_over_names_them(models: dict, t
         r"size mismatch for .*lora_A": whole | {name: torch.ones(3, 32)},
         r"1 are the model's own and not the adapter's \(lm_head": whole
         | {"base_model.model.lm_head.weight": torch.ones(401, 32)},
-        r"infinite or not a number \(.*lora_A": whole | {name: whole[name] * float("nan")},
+        r"infinite or NaN \(.*lora_A": whole | {name: whole[name] * float("nan")},
     }
     for sentence, weights in changes.items():
         safetensors.torch.save_file(weights, folder / file, {"format": "pt"})
@@ -195,8 +195,8 @@ def test_an_adapter_without_its_model_is_refused(models: dict, tmp_path: Path) -
     values = json.loads(file.read_text())
     second = shutil.copytree(folder, tmp_path / "second")
     for base, sentence in (
-        (None, "an adapter without a model"),
-        (str(second), "is an adapter itself"),
+        (None, "an adapter without a base model"),
+        (str(second), "is also an adapter"),
         (str(tmp_path / "gone"), r'folder ".*gone \(the model of the adapter .*adapter\)" does not exist'),
     ):
         file.write_text(json.dumps(values | {"base_model_name_or_path": base}))
@@ -204,7 +204,7 @@ def test_an_adapter_without_its_model_is_refused(models: dict, tmp_path: Path) -
             load_policy(folder, "teacher")
     file.write_text(json.dumps(values))
     shutil.copy(models["student"] / "model.safetensors", folder)
-    with pytest.raises(PolicyError, match="holds both whole weights and an adapter"):
+    with pytest.raises(PolicyError, match="holds both full weights and an adapter"):
         load_policy(folder, "teacher")
 
 
