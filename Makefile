@@ -1,15 +1,16 @@
 # make demo    train the demo, about a minute, and print what it did
 # make app     open the page over runs/
-# make test    the whole suite
+# make test    the checks and the whole suite
 # make test-fast   what needs no browser, no subprocess and no models on disk, in two minutes
-# make check   formatting, lint, budgets
+# make check   formatting, lint, types, layers
+# make docs    pages of the API in build/docs, of the docstrings
 # make campaigns   kills and bad input, some twenty minutes: nothing lost, no traceback
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 NAME   ?= demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo app test test-fast browser check campaigns clean
+.PHONY: demo app test test-fast browser check docs campaigns clean
 
 # torch first: asked for with a range, pip on a machine without an accelerator may fetch gigabytes of CUDA libraries
 TORCH  ?= torch==2.13.0
@@ -34,7 +35,7 @@ demo: $(VENV)/.installed
 app: $(VENV)/.installed-app
 	$(BIN)/workbench app
 
-test: $(VENV)/.installed-dev browser
+test: check browser
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.installed-dev
@@ -49,7 +50,11 @@ browser:
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layers.py
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/api.py
 
 campaigns: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks kills
@@ -57,4 +62,4 @@ campaigns: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks bad_rows
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

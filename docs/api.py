@@ -20,6 +20,7 @@ def module_names() -> list[str]:
 def main(folder: Path) -> None:
     warnings.filterwarnings("error", module="pdoc")
     vars(workbench).update({name: getattr(workbench, name) for name in workbench.__all__})  # pdoc loads no lazy names
+    pdoc.render.configure(show_source=False)
     pdoc.pdoc(*module_names(), output_directory=folder)
 
 

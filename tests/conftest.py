@@ -33,6 +33,7 @@ LONGEST = (
 # What `make test-fast` leaves out, beside tests with a browser and tests of models on disk: files that start programs, and
 # files that take more than some five seconds of a processor.
 SUBPROCESS = (
+    "test_api_pages.py",
     "test_campaigns.py",
     "test_cli.py",
     "test_distributed.py",
