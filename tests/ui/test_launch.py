@@ -224,7 +224,7 @@ def test_a_started_run_goes_on_and_its_name_is_not_offered_again(
     values = entered(context, training__steps=1, data__eval="", trace__probes=0)
     picker, address, tabs, name = start_from(context, FORM, RECIPE, "", *values)
     assert (picker.value, address, tabs.selected, name) == ("tiny", {}, "monitor", "tiny-2")
-    with pytest.raises(RunError, match=r"is starting already|exists"):
+    with pytest.raises(RunError, match=r"is already starting|exists"):
         start_from(context, FORM, RECIPE, "", *values)
     wait_until(lambda: not read_job(context.runs_dir / "tiny").is_alive)
     assert read_job(context.runs_dir / "tiny").status == "finished"
