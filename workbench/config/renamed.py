@@ -33,19 +33,19 @@ RENAMED_VALUES = {
 RENAMED_STUDY_KEYS = {"base": "extends", "after": "starts_from", "count": "max_examples"}
 
 
-def refuse_renamed(values: Mapping[str, object], known: Container[str]) -> None:
+def refuse_renamed(values: Mapping[str, object], current_keys: Container[str]) -> None:
     """Raise ConfigError if nested `values` have a former key.
 
-    known  dotted keys that exist now: a method may have an option of its own with a former name
+    current_keys  dotted keys that exist now: a method may have an option of its own with a former name
     """
     for section, entries in values.items():
         for name in entries if isinstance(entries, Mapping) else ():
-            refuse_renamed_key(f"{section}.{name}", known)
+            refuse_renamed_key(f"{section}.{name}", current_keys)
 
 
-def refuse_renamed_key(key: str, known: Container[str] = ()) -> None:
+def refuse_renamed_key(key: str, current_keys: Container[str] = ()) -> None:
     """Raise ConfigError if the dotted `key` is a former one."""
-    if key in RENAMED and key not in known:
+    if key in RENAMED and key not in current_keys:
         raise ConfigError(f'"{key}" is now called "{RENAMED[key]}". Rename it.')
 
 
@@ -55,8 +55,8 @@ def refuse_renamed_study_key(key: str) -> None:
         raise ConfigError(f'"{key}" is now called "{RENAMED_STUDY_KEYS[key]}". Rename it.')
 
 
-def upgrade_config(values: Mapping[str, object], known: Container[str] = ()) -> dict[str, object]:
-    """Return nested `values` of a stored run under present keys and values. known: as for `refuse_renamed`."""
+def upgrade_config(values: Mapping[str, object], current_keys: Container[str] = ()) -> dict[str, object]:
+    """Return nested `values` of a stored run under present keys and values. current_keys: as for `refuse_renamed`."""
     upgraded: dict[str, object] = {}
     for section, entries in values.items():
         if not isinstance(entries, Mapping):
@@ -65,7 +65,7 @@ def upgrade_config(values: Mapping[str, object], known: Container[str] = ()) -> 
         section_values = {}
         for name, value in entries.items():
             key = f"{section}.{name}"
-            key = key if key in known else RENAMED.get(key, key)
+            key = key if key in current_keys else RENAMED.get(key, key)
             new_value = RENAMED_VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
             section_values[key.partition(".")[2]] = new_value
         upgraded[section] = section_values

@@ -109,8 +109,8 @@ class ModelsConfig:
             )
         if "/" in (self.attn_implementation or "") and not self.trust_remote_code:
             raise ConfigError(
-                f'models.attn_implementation="{self.attn_implementation}" would load a kernel from a hub and run its code. Set '
-                "models.trust_remote_code=true if you trust it, or choose eager, sdpa or flash_attention_2."
+                f'models.attn_implementation="{self.attn_implementation}" would load a kernel from a hub and run its '
+                "code. Set models.trust_remote_code=true if you trust it, or choose eager, sdpa or flash_attention_2."
             )
         for domain, model in self.teachers.items():
             if not (isinstance(domain, str) and isinstance(model, str) and model):
@@ -411,7 +411,7 @@ def resumed_config(run_dir: str | Path, overrides: Sequence[str] = ()) -> RunCon
 
 
 def read_recipe(path: str | Path) -> dict:
-    """Read a recipe and merge it over the recipe that it extends, whose name and whose options of another method are dropped."""
+    """Read a recipe and merge it over the one that it extends, dropping its name and its options of another method."""
     path = find_recipe(path)
     values = read_yaml(path)
     if "base" in values:
@@ -424,8 +424,8 @@ def read_recipe(path: str | Path) -> dict:
     under = read_yaml(Path(path).parent / base)
     if "extends" in under:
         raise ConfigError(
-            f"{path}: {base} extends another recipe itself, but only one level is allowed. Set extends: {under['extends']}, or "
-            "write the values here."
+            f"{path}: {base} extends another recipe itself, but only one level is allowed. "
+            f"Set extends: {under['extends']}, or write the values here."
         )
     under.pop("name", None)
     methods = [values.get("method"), under.get("method")]

@@ -230,18 +230,7 @@ def load_study(
     path = find_recipe(path)
     values = _own_overrides(read_yaml(path), overrides)
     where = f"study {path}"
-    for key in values:
-        if key not in KEYS:
-            with at(where):
-                refuse_renamed_study_key(key)
-            raise ConfigError(f"{where}: {unknown('key', key, KEYS)}")
-    for key, meaning in _NEEDED.items():
-        if not values.get(key):
-            raise ConfigError(f"{where}: {key} is missing: {meaning}.")
-    if not isinstance(values["extends"], str):
-        raise ConfigError(
-            f"{where}: extends must be a recipe's file such as configs/demo.yaml, got {show(values['extends'])}."
-        )
+    _check_keys(values, where)
     name = values.get("name", Path(path).stem)
     if not isinstance(name, str) or run_name(name, 0) != f"{name}-s0":
         raise ConfigError(f"{where}: name {show(name)} must be a plain folder name: {PLAIN_NAME}.")
@@ -277,6 +266,22 @@ def load_study(
         faults = "; ".join(f"{', '.join(affected)}: {fault}" for fault, affected in names.items())
         raise ConfigError(f"{where}: none of its {len(variants)} variants can be built. {faults}")
     return study
+
+
+def _check_keys(values: dict, where: str) -> None:
+    """Raise ConfigError for an unknown, a former or a missing key of a study's file."""
+    for key in values:
+        if key not in KEYS:
+            with at(where):
+                refuse_renamed_study_key(key)
+            raise ConfigError(f"{where}: {unknown('key', key, KEYS)}")
+    for key, meaning in _NEEDED.items():
+        if not values.get(key):
+            raise ConfigError(f"{where}: {key} is missing: {meaning}.")
+    if not isinstance(values["extends"], str):
+        raise ConfigError(
+            f"{where}: extends must be a recipe's file such as configs/demo.yaml, got {show(values['extends'])}."
+        )
 
 
 def _placed(variant: Variant, after: str | None, earlier: list[Variant], where: str) -> Variant:
