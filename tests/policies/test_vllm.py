@@ -79,5 +79,5 @@ def test_a_run_whose_answers_vllm_writes(options: dict, most: float, as_vllm_tak
 
 
 def test_a_model_that_vllm_cannot_take_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"vllm .* cannot start with .*Choose sampling\.engine=transformers"):
+    with pytest.raises(ConfigError, match=r"vllm .* cannot start with .*Choose sampling\.backend=transformers"):
         VllmEngine(str(tmp_path), dtype="float32", memory=0.1, trust_remote_code=False)
