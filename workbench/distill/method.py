@@ -169,8 +169,8 @@ class Method:
     route            the routing rule: scores of the views -> regime, weight and advantage of every position
     router_views     views whose scores the rule needs. Naming the learner costs one more forward pass with several
                      micro-batches, since the rule needs its scores before the first backward pass
-    loss_aggregation          "sequence_mean": mean over a sequence's positions, then over sequences; "token_mean": over all positions;
-                     "domain_mean": over the positions of a domain, then over the domains of the step
+    loss_aggregation "sequence_mean": mean over a sequence's positions, then over sequences; "token_mean": over all
+                     positions; "domain_mean": over the positions of a domain, then over the domains of the step
     normalize_by     "all": positions without supervision count in these means, as zeros; "supervised": they do not, so
                      that masking positions does not lower the effective learning rate of the others
     dataset_share    fraction of sequences that are the data's reference answers instead of samples

@@ -1,6 +1,6 @@
 """MOPD: one teacher per domain; each answer is supervised by the teacher of its domain only.
 
-Source: MiMo-V2-Flash, arXiv 2601.02780, and MOPD, arXiv 2606.30406; loss_aggregation=domain_mean: Open-MOPD, arXiv 2608.19098.
+Source: MiMo-V2-Flash, arXiv 2601.02780, and MOPD, arXiv 2606.30406; domain_mean: Open-MOPD, arXiv 2608.19098.
 1. The student answers questions of all domains. models.teachers names the teacher of each domain; it scores only the
    answers of that domain.
 2. Advantage of a token: A = log teacher(y) - log student(y), without gradient, optionally clipped, plus `outcome` times
@@ -35,25 +35,17 @@ KEPT, DROPPED = range(2)
 @dataclass(frozen=True)
 class Options:
     objective: Annotated[
-        str,
-        Option(
-            "divergence: reverse KL of the written token, of the vocabulary, or of the teacher's top_k",
-            choices=("sampled", "full", "bregman"),
-        ),
+        str, Option("reverse KL on the sampled token, all or top_k entries", choices=("sampled", "full", "bregman"))
     ] = "sampled"
     top_k: Annotated[int, Option("the teacher's entries that are compared when objective=bregman", low=1)] = 64
-    ratio_low: Annotated[float, Option("tokens whose importance ratio is lower are dropped", low=0, high=1)] = 0.2
-    ratio_high: Annotated[float, Option("tokens whose importance ratio is higher are dropped; 0 = no band", low=0)] = (
-        5.0
-    )
+    ratio_low: Annotated[float, Option("tokens of a lower importance ratio are dropped", low=0, high=1)] = 0.2
+    ratio_high: Annotated[float, Option("tokens of a higher importance ratio are dropped; 0 = no band", low=0)] = 5.0
     advantage_clip: Annotated[
         float, Option("largest absolute log-ratio of a token to its teacher; 0 = not clipped", unit="nats", low=0)
     ] = 0.0
     outcome: Annotated[float, Option("weight of the group-normalized outcome in the advantage", low=0)] = 0.0
     privilege: Annotated[str, Option("context of the teachers")] = "plain"
-    loss_aggregation: Annotated[str, Option("what the loss is averaged over first", choices=AGGREGATIONS)] = (
-        "sequence_mean"
-    )
+    loss_aggregation: Annotated[str, Option("mean of the loss", choices=AGGREGATIONS)] = "sequence_mean"
 
 
 def build(options: Options) -> Method:

@@ -213,8 +213,8 @@ def match_decoding(policies: dict[str, Any], block: int, steps_per_block: int, c
     if not isinstance(student, DiffusionPolicy):
         if block or steps_per_block:
             raise ConfigError(
-                f"sampling.diffusion_block_size={block} and sampling.steps_per_block={steps_per_block} are for masked diffusion "
-                "models; "
+                f"sampling.diffusion_block_size={block} and sampling.steps_per_block={steps_per_block} are for masked "
+                "diffusion models; "
                 f"{type(student.model).__name__} writes from left to right. Remove them."
             )
         return

@@ -116,8 +116,8 @@ def _not_loaded(
     """Error for a model that transformers cannot load."""
     if isinstance(error, ImportError) and "flash" in (attention or "") and "flash" in str(error).lower():
         return ConfigError(
-            f"{name}: models.attn_implementation={attention} needs a missing package ({_first_line(error)}). Install it "
-            "(flash_attention_2: pip install flash-attn, for a CUDA GPU), or choose models.attn_implementation=sdpa."
+            f"{name}: models.attn_implementation={attention} needs a missing package ({_first_line(error)}). Install "
+            "it (flash_attention_2: pip install flash-attn, for a CUDA GPU), or choose models.attn_implementation=sdpa."
         )
     is_hub_name = str(base).count("/") <= 1 and not str(base).startswith((".", "/", "~"))
     if not is_hub_name and not Path(base).exists():

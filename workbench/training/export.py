@@ -213,7 +213,7 @@ def model_card(run: RunFolder, config: RunConfig, step: int, learner: str, auto_
         for name, view in method.views.items()
     )
     training, commit = config.training, run.status.get("commit") or "not known"
-    shown = "the images and the question" if context == "plain" else f"the context {context}"
+    given = "the images and the question" if context == "plain" else f"the context {context}"
     teachers = ", ".join(dict.fromkeys(map(_name, [config.models.teacher, *(config.models.teachers or {}).values()])))
     return f"""---
 {dump_yaml(_card_metadata(base, method.name, auto_class)).strip()}
@@ -239,7 +239,7 @@ Questions: {_name(config.data.train)}.
 
 ## Context in use
 
-Give this model `{context}`: {shown}, and nothing else.
+Give this model `{context}`: {given}, and nothing else.
 {_withheld(never)}
 
 ## Evaluation

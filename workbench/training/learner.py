@@ -227,8 +227,8 @@ def attach_engine(learners: list[Learner], config: RunConfig) -> None:
     for other in others:
         if _architecture(other.model.config.to_dict()) != _architecture(first.model.config.to_dict()):
             raise ConfigError(
-                f"sampling.backend=vllm needs students of one architecture, and {other.name} differs from {first.name}. "
-                "Choose sampling.backend=transformers, or students of one architecture."
+                f"sampling.backend=vllm needs students of one architecture, and {other.name} differs from "
+                f"{first.name}. Choose sampling.backend=transformers, or students of one architecture."
             )
     models = config.models
     engine = VllmEngine(
