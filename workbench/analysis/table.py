@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -53,7 +54,7 @@ def table(
     return Table(frame, run, units or {}, empty if frame.empty else "")
 
 
-def traces_of(run_dir: str | Path | Traces) -> Traces | None:
+def traces_of(run_dir: Any) -> Traces | None:
     """The traces of a run, or None if none are recorded. Open Traces are returned as they are."""
     if isinstance(run_dir, Traces):
         return run_dir

@@ -9,7 +9,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterator
-from typing import TextIO
+from io import TextIOBase
 
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # control, format, surrogate, private, line and paragraph separators
 _JOINERS = "\u200c\u200d"  # parts of words and emoji
@@ -44,7 +44,7 @@ class CleanStream:
     bars  whether a write may start with the codes that move a progress bar to its line
     """
 
-    def __init__(self, stream: TextIO, *, bars: bool = False) -> None:
+    def __init__(self, stream: TextIOBase, *, bars: bool = False) -> None:
         self.stream, self._bars = stream, bars
 
     def write(self, text: str) -> int:
@@ -69,8 +69,8 @@ class CleanStream:
 def clean_output() -> Iterator[None]:
     """Clean stdout and stderr within the context."""
     before = sys.stdout, sys.stderr
-    sys.stdout = CleanStream(sys.stdout)  # type: ignore[assignment]
-    sys.stderr = CleanStream(sys.stderr, bars=True)  # type: ignore[assignment]
+    sys.stdout = CleanStream(sys.stdout)  # type: ignore[arg-type, assignment]
+    sys.stderr = CleanStream(sys.stderr, bars=True)  # type: ignore[arg-type, assignment]
     try:
         yield
     finally:
