@@ -77,9 +77,9 @@ def test_what_cannot_be_compared_says_what_to_do(folder: Path, models: dict, tmp
         shutil.rmtree(checkpoint)
     with pytest.raises(RunError, match=r"no complete checkpoint.*workbench resume"):
         geometry_files.pair_of(tmp_path / "early")
-    with pytest.raises(ConfigError, match=r"one model alone has no update.*two model folders"):
+    with pytest.raises(ConfigError, match=r"a single model has no update.*two model folders"):
         geometry_files.pair_of(models["student"])
-    with pytest.raises(PolicyError, match="is no folder"):
+    with pytest.raises(PolicyError, match="missing"):
         geometry_files.pair_of(models["student"], tmp_path / "missing" / "model")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn/geometry.json").write_text("{")

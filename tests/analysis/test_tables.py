@@ -216,7 +216,7 @@ def test_a_run_evaluated_once_has_no_newest_accuracy_and_other_questions_are_cou
     (row,) = (row for row in found.rows if (row["policy"], row["context"], row["truth"]) == ("student", "plain", "all"))
     assert row["last_a"] is not None and row["last_b"] is None and row["confidence_b"] is not None
     assert row["count_b"] == row["count_a"] - 1
-    assert found.units["last_b"] == "once, no later one" and found.units["confidence_b"] == "once, step 0"
+    assert found.units["last_b"] == "once, no later evaluation" and found.units["confidence_b"] == "once, step 0"
     assert compare.evaluated_apart(dopd, once)[0] == 1 and compare.evaluated_apart(dopd, once)[2] == 0
 
 
@@ -295,12 +295,12 @@ def test_worst_cases_of_a_long_run_are_those_of_all_its_tokens(
 def test_a_separation_that_reads_some_steps_only_says_so(long_run: Traces, monkeypatch: pytest.MonkeyPatch) -> None:
     every = illusion.separation(long_run)
     assert (
-        "drawn" not in every.run
+        "evenly" not in every.run
         and sum(every.frame[["num_privileged", "num_visible"]].iloc[0]) == long_run.summary()["positions"]
     )
     monkeypatch.setattr(illusion, "MAX_RANKED_TOKENS", 1000)
     some = illusion.separation(long_run)
-    assert "of 12 of 60 steps, drawn evenly" in some.run
+    assert "of 12 of 60 steps, evenly spaced" in some.run
     np.testing.assert_allclose(some.frame["auroc"], every.frame["auroc"], atol=0.1)
 
 

@@ -69,7 +69,7 @@ def test_runs_of_two_studies_with_the_same_name_stay_apart(context: AppContext) 
 def test_a_run_that_is_gone_or_has_no_traces_is_a_sentence(context: AppContext) -> None:
     assert "does not exist" in draw(context, other="gone")[LISTED]
     drawn = draw(context, other="begun")
-    assert "no example in common" in drawn[LISTED] and drawn[VIEWS] == ""
+    assert "no recorded example in common" in drawn[LISTED] and drawn[VIEWS] == ""
 
 
 def test_choosing_an_example_keeps_the_second_run() -> None:

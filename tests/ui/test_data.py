@@ -95,7 +95,7 @@ def test_boxes_are_lines_and_a_wrong_one_is_named() -> None:
         ("\n5 5 5 9", "line 2"),
         ("0 0 61 40", "60 x 40"),
         ("nan 0 1 1", "line 1"),
-        ("a b c d", "Write x0"),
+        ("a b c d", "Expected x0"),
     ):
         with pytest.raises(DataError, match=said):
             data.parse_boxes(text, (60, 40))
@@ -123,12 +123,12 @@ def test_uploads_that_are_no_image_or_too_large_are_refused_with_a_sentence(
     monkeypatch.setattr(data, "MAX_UPLOAD_MB", 0)
     with pytest.raises(DataError, match="at most"):
         data.open_upload(picture)
-    with pytest.raises(DataError, match="no image"):
+    with pytest.raises(DataError, match="image is missing"):
         data.open_upload(None)
 
 
 def test_an_own_image_needs_a_question(picture: str) -> None:
-    with pytest.raises(DataError, match="no question"):
+    with pytest.raises(DataError, match="question is empty"):
         data.own_example(picture, "  ", "", "", "", "")
 
 
