@@ -276,7 +276,7 @@ def test_tokens_that_are_looked_for_are_marked_and_a_long_answer_keeps_its_legen
 def test_movement_refuses_rows_of_another_length():
     with pytest.raises(ConfigError, match=r"1 steps, 2 tokens, 1 rows of length \[1\]"):
         render_movement([0], ["a", "b"], [["LH"]], REGIMES)
-    assert "No probe has been scored yet" in render_movement([], [], [], REGIMES)
+    assert "No probes have been scored yet" in render_movement([], [], [], REGIMES)
 
 
 def test_a_recorded_answer_becomes_a_view(tmp_path):

@@ -161,7 +161,7 @@ def test_another_run_another_theme_and_a_shown_tab_are_drawn_at_once(context: Ap
     a_run(context)
     a_run(context, "two")
     seen = look(context)[SEEN]
-    for changed in ({"run": "two"}, {"theme": "dark"}, {"anew": True}):
+    for changed in ({"run": "two"}, {"theme": "dark"}, {"redraw_all": True}):
         assert figures(look(context, seen, **changed))[0].data
     for foreign in ("no json", "[1]"):
         assert figures(look(context, foreign))[0].data
@@ -244,7 +244,7 @@ def test_buttons_offer_what_can_be_done(context: AppContext) -> None:
 
 def test_stop_and_resume_say_why_they_cannot(context: AppContext) -> None:
     a_run(context)
-    with pytest.raises(RunError, match="is not running"):
+    with pytest.raises(RunError, match="cannot be stopped"):
         stop_selected(context, "one")
     with pytest.raises(RunError, match="has finished"):
         resume_selected(context, "one", "")
