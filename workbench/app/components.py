@@ -120,7 +120,7 @@ def _whole_numbers(table: Table) -> list[dict]:
 
 
 def empty_html(message: str, *, title: str = "") -> str:
-    """An empty state: why there is no data, and what to do."""
+    """An empty state: why data is missing, and what to do."""
     heading = f"<b>{escape(title)}</b><br>" if title else ""
     return f'<p class="wbu-empty">{heading}{escape(message)}</p>'
 
