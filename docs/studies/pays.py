@@ -24,6 +24,18 @@ from workbench.runs.folder import RunFolder
 from workbench.studies.bootstrap import paired_interval
 
 UNTRAINED, TEACHER, WRONG = "base", "teacher", "_wrong"
+CONTRASTS = (
+    ("naive", "opd"),
+    ("naive_forward", "naive"),
+    ("opd_forward", "opd"),
+    ("dopd", "naive"),
+    ("dopd", "random_mask"),
+    ("dopd_live", "dopd"),
+    ("dopd", "opsd"),
+    ("naive", "opsd"),
+    ("opsd_forward", "opsd"),
+    ("vision_opd", "opsd"),
+)
 PARTS = 5  # of equal length, into which the course of training is cut
 _PLACE = re.compile(rf"\b({'|'.join(PLACES)})\b")
 
@@ -40,6 +52,8 @@ def main() -> None:
         trained = Accuracies(rows[rows["context"] == "plain"])
         print("### What was gained, how much of it with wrong evidence, and how sure the student became\n")
         print(gains(trained))
+        print("### One method against another\n")
+        print(contrasts(trained))
         print("### Accuracy by family, visible questions\n")
         print(by_family(trained))
         print("### Wrong answers to visible questions, by kind\n")
@@ -49,23 +63,34 @@ def main() -> None:
 
 
 class Accuracies:
-    """Answers on the plain view. `of(name, truth)` is a row's accuracy, (seeds, questions)."""
+    """Answers on the plain view. `of(name, truth)` is a row's accuracy as a table, seeds by questions."""
 
     def __init__(self, rows: pd.DataFrame) -> None:
         self.rows = rows.assign(seed=rows["seed"].fillna(-1))
         self.names = [name for name in dict.fromkeys(self.rows["variant"]) if name not in (UNTRAINED, TEACHER)]
 
-    def of(self, name: str, truth: str, column: str = "accuracy") -> np.ndarray:
+    def of(self, name: str, truth: str, column: str = "accuracy") -> pd.DataFrame:
         rows = self.rows[(self.rows["variant"] == name) & (self.rows["truth"] == truth)]
-        return rows.pivot(index="seed", columns="example_id", values=column).sort_index(axis=1).to_numpy(float)
+        return rows.pivot(index="seed", columns="example_id", values=column).astype(float)
 
-    def apart(self, first: str, second: str) -> tuple[float, float, float]:
-        """Difference of two rows on visible questions with its interval, in points."""
-        left, right = self.of(first, "visible"), self.of(second, "visible")
-        left, right = (
-            np.broadcast_to(values, np.broadcast_shapes(left.shape, right.shape)) for values in (left, right)
-        )
-        return tuple(100 * value for value in paired_interval(left, right))
+    def overconfidence(self, name: str) -> pd.DataFrame:
+        """Confidence minus accuracy on privileged questions, seeds by questions."""
+        return self.of(name, "privileged", "confidence") - self.of(name, "privileged")
+
+    def accuracy_apart(self, first: str, second: str) -> tuple[float, float, float]:
+        """Difference in accuracy on visible questions with its interval, in points."""
+        return _apart(self.of(first, "visible"), self.of(second, "visible"))
+
+    def overconfidence_apart(self, first: str, second: str) -> tuple[float, float, float]:
+        return _apart(self.overconfidence(first), self.overconfidence(second))
+
+
+def _apart(first: pd.DataFrame, second: pd.DataFrame) -> tuple[float, float, float]:
+    """Paired over the seeds that both have; an untrained model has one row of answers for all seeds."""
+    seeds = first.index.intersection(second.index) if len(second) > 1 else first.index
+    left = first.loc[seeds].to_numpy()
+    right = second.loc[seeds].to_numpy() if len(second) > 1 else np.broadcast_to(second.to_numpy(), left.shape)
+    return tuple(100 * value for value in paired_interval(left, right))
 
 
 def by_evidence(rows: pd.DataFrame) -> str:
@@ -80,17 +105,17 @@ def by_evidence(rows: pd.DataFrame) -> str:
 def gains(answers: Accuracies) -> str:
     lines = []
     for name in (UNTRAINED, *answers.names):
-        accuracy = f"{100 * answers.of(name, 'visible').mean():.1f} %"
-        sure = 100 * answers.of(name, "privileged", "confidence").mean()
-        right = 100 * answers.of(name, "privileged").mean()
+        accuracy = f"{100 * answers.of(name, 'visible').to_numpy().mean():.1f} %"
+        sure = 100 * answers.of(name, "privileged", "confidence").to_numpy().mean()
+        right = 100 * answers.of(name, "privileged").to_numpy().mean()
         gained = kept = evidence = ""
         if name != UNTRAINED:
-            difference = answers.apart(name, UNTRAINED)
+            difference = answers.accuracy_apart(name, UNTRAINED)
             gained = points(difference)
             if (control := name + WRONG) in answers.names:
-                wrong = answers.apart(control, UNTRAINED)
+                wrong = answers.accuracy_apart(control, UNTRAINED)
                 kept = f"{wrong[0]:+.1f} ({wrong[0] / difference[0]:.0%})" if difference[1] > 0 else f"{wrong[0]:+.1f}"
-                evidence = points(answers.apart(name, control))
+                evidence = points(answers.accuracy_apart(name, control))
         lines.append([name, accuracy, gained, kept, evidence, f"{sure - right:+.0f}", f"{sure:.0f} %, {right:.0f} %"])
     return markdown(
         [
@@ -104,6 +129,19 @@ def gains(answers: Accuracies) -> str:
         ],
         lines,
     )
+
+
+def contrasts(answers: Accuracies) -> str:
+    pairs = [pair for pair in CONTRASTS if set(pair) <= set(answers.names)]
+    lines = [
+        [
+            f"{first} - {second}",
+            points(answers.accuracy_apart(first, second)),
+            points(answers.overconfidence_apart(first, second)),
+        ]
+        for first, second in pairs
+    ]
+    return markdown(["", "accuracy, visible", "over-confidence, privileged"], lines)
 
 
 def by_family(answers: Accuracies) -> str:

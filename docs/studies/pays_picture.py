@@ -59,38 +59,36 @@ def draw(folder: Path, title: str) -> go.Figure:
     plot.update_layout(style)
     controls = [name for name in names if name + WRONG in answers.names]
     for name in controls:
-        ends = [answers.apart(other, UNTRAINED)[0] for other in (name, name + WRONG)]
+        ends = [answers.accuracy_apart(other, UNTRAINED)[0] for other in (name, name + WRONG)]
         line = {"color": LINE[THEME], "width": 5}
         bar = go.Scatter(x=ends, y=[LABELS.get(name, name)] * 2, mode="lines", line=line, showlegend=False)
         plot.add_trace(bar, 1, 1)
     _add(
         plot,
         1,
-        [answers.apart(name, UNTRAINED) for name in names],
+        [answers.accuracy_apart(name, UNTRAINED) for name in names],
         rows,
         "with its evidence",
         CAPABILITY[THEME],
         "circle",
     )
-    wrong = [answers.apart(name + WRONG, UNTRAINED) for name in controls]
+    wrong = [answers.accuracy_apart(name + WRONG, UNTRAINED) for name in controls]
     labels = [LABELS.get(name, name) for name in controls]
     _add(plot, 1, wrong, labels, "with another example's evidence", INFORMATION[THEME], "circle-open")
-    sure = [(overconfidence(answers, name),) * 3 for name in names]
+    sure = [(100 * float(answers.overconfidence(name).to_numpy().mean()),) * 3 for name in names]
     _add(plot, 2, sure, rows, "over-confidence", INK[THEME], "diamond", legend=False)
     plot.add_vline(0, line={"color": MUTED[THEME], "width": 1}, row=1, col=1)
     plot.add_vline(
-        overconfidence(answers, UNTRAINED), line={"color": MUTED[THEME], "width": 1, "dash": "dash"}, row=1, col=2
+        100 * float(answers.overconfidence(UNTRAINED).to_numpy().mean()),
+        line={"color": MUTED[THEME], "width": 1, "dash": "dash"},
+        row=1,
+        col=2,
     )
     plot.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=rows, automargin=True)
     plot.update_layout(legend={"orientation": "h", "y": -30 / (34 * len(names)), "x": 0, "yanchor": "top"})
     plot.update_layout(margin={"l": 20, "b": 80})
     plot.update_annotations(font={"size": 13})
     return plot
-
-
-def overconfidence(answers: Accuracies, name: str) -> float:
-    confidence, accuracy = (answers.of(name, "privileged", column).mean() for column in ("confidence", "accuracy"))
-    return 100 * float(confidence - accuracy)
 
 
 def _add(
