@@ -209,7 +209,7 @@ def make_batch(
             thresholds={"gap": float(gap.abs().mean()), "probability_sum": float(sure.mean())},
         ),
         regimes=REGIMES,
-        coefficient=torch.full((num_positions,), 1 / num_positions),
+        loss_normalizer=torch.full((num_positions,), 1 / num_positions),
         loss=torch.rand(num_positions, generator=generator) * gap.abs(),
         token_texts=tuple(texts),
         kinds=tuple(kinds),

@@ -178,7 +178,7 @@ def prepared(
                 ids,
                 regimes=(Regime((Loss("teacher", divergence),)),),
                 routing=Routing(torch.zeros(N, dtype=torch.long), torch.ones(N)),
-                coefficient=torch.full((N,), 1 / N),
+                loss_normalizer=torch.full((N,), 1 / N),
             ).total
         total.backward()
         return total.detach(), hidden.grad, learner.weight.grad

@@ -81,7 +81,7 @@ def batch(step: int, num_rollouts: int, num_tokens: int, *, top: int = 0) -> Tra
         scores=scores,
         routing=Routing(regime, torch.ones(num_positions), thresholds={"gap": float(gap.abs().mean())}),
         regimes=REGIMES,
-        coefficient=torch.full((num_positions,), 1 / num_positions),
+        loss_normalizer=torch.full((num_positions,), 1 / num_positions),
         loss=torch.rand(num_positions, generator=generator) * gap.abs(),
         token_texts=tuple(tuple(f" w{token}" for token in row) for row in rows),
         kinds=tuple(tuple(KINDS[min(3, position % 9 // 2)] for position in range(num_tokens)) for _ in rows),
@@ -114,13 +114,13 @@ def main() -> None:
             start = time.perf_counter()
             writer.write(step_batch)
             write_s.append(time.perf_counter() - start)
-        before = size(folder, "positions")
+        before = size(folder, "tokens")
         compact(folder)
         print(f"{args.steps} steps of {args.rollouts} rollouts x {args.tokens} tokens")
         print(f"write        {1000 * statistics.median(write_s):8.2f} ms per step (median)")
         print(f"             {1000 * statistics.fmean(write_s):8.2f} ms per step (mean, merging included)")
         print(f"             {1000 * max(write_s):8.2f} ms (longest, a step that merged)")
-        print(f"positions    {size(folder, 'positions') / num_positions:8.2f} bytes each, merged")
+        print(f"positions    {size(folder, 'tokens') / num_positions:8.2f} bytes each, merged")
         print(f"             {before / num_positions:8.2f} bytes each at the last step")
         print(f"rollouts     {size(folder, 'rollouts') / num_positions:8.2f} bytes per position, merged")
         traces = open_traces(folder)

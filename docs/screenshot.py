@@ -128,7 +128,7 @@ def choose_token(run: Path) -> dict:
     return (
         wb.open_traces(run)
         .sql(
-            "SELECT step, rollout_idx AS rollout, arg_max(position, loss) AS token FROM positions "
+            "SELECT step, rollout_idx AS rollout, arg_max(position, loss) AS token FROM tokens "
             "WHERE step = 4 AND rollout_idx < 8 GROUP BY ALL "
             "ORDER BY count(DISTINCT regime) DESC, max(loss) DESC LIMIT 1"
         )

@@ -63,7 +63,7 @@ def test_it_trains_and_its_traces_say_who_was_spared(models: dict[str, Path], tm
     config = run_config(models, tmp_path, method={"name": NAME, "halving": 0.5}, training__steps=2)
     traces = wb.open_traces(wb.train(config).run_dir)
     assert list(traces.regimes) == ["GROUNDED", "LEAKED"]
-    rows = traces.sql("SELECT regime, weight, information_gap FROM positions").to_pylist()
+    rows = traces.sql("SELECT regime, weight, information_gap FROM tokens").to_pylist()
     for row in rows:
         leaked = abs(row["information_gap"]) > 0.5
         assert row["regime"] == ("LEAKED" if leaked else "GROUNDED")

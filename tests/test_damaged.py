@@ -71,7 +71,7 @@ def test_a_damaged_file_is_a_sentence_that_names_it(
 
 def test_a_folder_among_the_traces_is_named(run: Path) -> None:
     (run / POSITIONS / ".hidden").mkdir()
-    with pytest.raises(WorkbenchError, match=r"positions/\.hidden .*Move it elsewhere"):
+    with pytest.raises(WorkbenchError, match=r"tokens/\.hidden .*Move it elsewhere"):
         resume(run)
 
 
@@ -87,7 +87,7 @@ def test_resume_names_what_is_gone_of_earlier_steps(run: Path, caplog: pytest.Lo
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     steps = sorted({json.loads(line)["step"] for line in lines if '"train"' in line})
     (run / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] not in (1, 2)))
-    for table in ("positions", "rollouts"):
+    for table in ("tokens", "rollouts"):
         shutil.rmtree(run / "traces" / table)
     (run / "evals" / "step-000000.jsonl").unlink()
     resume(run)
@@ -122,7 +122,7 @@ def test_a_flipped_byte_in_a_trace_is_found(run: Path) -> None:
         resume(run)
 
 
-@pytest.mark.parametrize("table", ["positions", "rollouts"])
+@pytest.mark.parametrize("table", ["tokens", "rollouts"])
 def test_summary_report_and_page_name_a_damaged_trace(run: Path, table: str, capsys: pytest.CaptureFixture) -> None:
     for file in (run / "traces" / table).glob("*.parquet"):
         raw = file.read_bytes()
@@ -141,7 +141,7 @@ def test_summary_report_and_page_name_a_damaged_trace(run: Path, table: str, cap
 
 
 def test_figures_of_damaged_traces_say_so_and_the_others_are_drawn(run: Path) -> None:
-    file = min((run / "traces" / "cells").glob("*.parquet"))
+    file = min((run / "traces" / "aggregates").glob("*.parquet"))
     raw = file.read_bytes()
     file.write_bytes(raw[:-60] + bytes([raw[-60] ^ 0x10]) + raw[-59:])  # in its footer
     figures = monitor.draw(run, *monitor.read_traces(run)[:1], "light", monitor.read_traces(run)[1])

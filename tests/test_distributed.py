@@ -125,13 +125,13 @@ def assert_same_run(one: RunConfig, other: RunConfig, rel: float = 1e-3) -> None
         assert [line["step"] for line in own] == [line["step"] for line in theirs]
         for line, again in zip(own, theirs, strict=True):
             assert line == pytest.approx(again, rel=rel, abs=1e-5)
-    tokens = "SELECT step, example_id, sample_idx, position, token_id, regime, loss, coefficient"
-    joined = f"{tokens} FROM positions JOIN rollouts USING (step, process_rank, rollout_idx) ORDER BY ALL"
+    tokens = "SELECT step, example_id, sample_idx, position, token_id, regime, loss, loss_normalizer"
+    joined = f"{tokens} FROM tokens JOIN rollouts USING (step, process_rank, rollout_idx) ORDER BY ALL"
     own, theirs = (open_traces(config.run_dir).sql(joined).to_pylist() for config in (one, other))
     assert len(own) == len(theirs) == sum(line["tokens"] for line in numbers(one, "train"))
     for row, again in zip(own, theirs, strict=True):
         assert row.pop("loss") == pytest.approx(again.pop("loss"), rel=rel, abs=1e-5)
-        assert row.pop("coefficient") == pytest.approx(again.pop("coefficient"))
+        assert row.pop("loss_normalizer") == pytest.approx(again.pop("loss_normalizer"))
         assert row == again
 
 

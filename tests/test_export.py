@@ -97,7 +97,7 @@ def test_the_card_of_a_run_that_asked_nothing_says_so(adapted: Path, tmp_path: P
 def test_traces_are_a_data_set_with_its_images(run: Path, tmp_path: Path) -> None:
     exported = export_traces(run, tmp_path / "traces")
     traces = open_traces(run)
-    for table in ("rollouts", "positions", "cells", "probe_rollouts", "probe_positions"):
+    for table in ("rollouts", "tokens", "aggregates", "probe_rollouts", "probe_tokens"):
         loaded = hf_datasets.load_dataset(
             str(tmp_path / "traces"), table, split="train", cache_dir=str(tmp_path / "cache")
         )
@@ -114,9 +114,9 @@ def test_traces_are_a_data_set_with_its_images(run: Path, tmp_path: Path) -> Non
     assert pictures[row["images"][0]].tobytes() == Image.open(first).tobytes()
     assert {entry["key"] for entry in row["regime_counts"]} <= traces.regimes.keys()
     positions = hf_datasets.load_dataset(
-        str(tmp_path / "traces"), "positions", split="train", cache_dir=str(tmp_path / "cache")
+        str(tmp_path / "traces"), "tokens", split="train", cache_dir=str(tmp_path / "cache")
     )
-    mine = traces.sql("SELECT * FROM positions ORDER BY step, process_rank, rollout_idx, position")
+    mine = traces.sql("SELECT * FROM tokens ORDER BY step, process_rank, rollout_idx, position")
     for column in ("token_id", "regime", "capability_gap", "information_gap", "loss"):
         assert positions[column][:] == mine[column].to_pylist()
 

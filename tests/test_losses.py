@@ -51,23 +51,23 @@ def at_once(learner: ViewOutput, targets: dict[str, ViewOutput], ids: torch.Tens
 def test_values_and_gradients_equal_those_of_one_piece(head: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workbench.policies.view_output, "CHUNK_BYTES", 1)  # 16 positions a chunk
     learner, targets, ids, routing = setup(**head)
-    coefficient = torch.rand(N)
+    loss_normalizer = torch.rand(N)
     parameters = list(learner.head.linear.parameters())
-    result = compute_losses(learner, targets, ids, regimes=REGIMES, routing=routing, coefficient=coefficient)
+    result = compute_losses(learner, targets, ids, regimes=REGIMES, routing=routing, loss_normalizer=loss_normalizer)
     (3.0 * result.total).backward()
     chunked = [learner.hidden.grad, *(parameter.grad for parameter in parameters)]
     expected = at_once(learner, targets, ids, routing)
-    whole = torch.autograd.grad(3.0 * (expected * coefficient).sum(), [learner.hidden, *parameters])
+    whole = torch.autograd.grad(3.0 * (expected * loss_normalizer).sum(), [learner.hidden, *parameters])
     assert torch.allclose(result.loss, expected, atol=1e-6)
-    assert result.total.item() == pytest.approx((expected * coefficient).sum().item(), abs=1e-5)
+    assert result.total.item() == pytest.approx((expected * loss_normalizer).sum().item(), abs=1e-5)
     for one, other in zip(chunked, whole, strict=True):
         assert torch.allclose(one, other, atol=1e-5)  # sums in another order
 
 
 def test_two_halves_add_up_to_the_whole() -> None:
     learner, targets, ids, routing = setup()
-    coefficient = torch.rand(N)
-    whole = compute_losses(learner, targets, ids, regimes=REGIMES, routing=routing, coefficient=coefficient)
+    loss_normalizer = torch.rand(N)
+    whole = compute_losses(learner, targets, ids, regimes=REGIMES, routing=routing, loss_normalizer=loss_normalizer)
     whole.total.backward()
     expected, learner.hidden.grad = learner.hidden.grad.clone(), None
     for part in (slice(0, 17), slice(17, N)):
@@ -77,7 +77,7 @@ def test_two_halves_add_up_to_the_whole() -> None:
             ids[part],
             regimes=REGIMES,
             routing=Routing(routing.regime[part], routing.weight[part], routing.advantage[part]),
-            coefficient=coefficient[part],
+            loss_normalizer=loss_normalizer[part],
         )
         half.total.backward()
     assert torch.allclose(learner.hidden.grad, expected, atol=1e-6)
@@ -87,7 +87,9 @@ def test_no_gradient_reaches_a_target() -> None:
     learner, targets, ids, routing = setup()
     for target in targets.values():
         target.hidden.requires_grad_()
-    compute_losses(learner, targets, ids, regimes=REGIMES, routing=routing, coefficient=torch.ones(N)).total.backward()
+    compute_losses(
+        learner, targets, ids, regimes=REGIMES, routing=routing, loss_normalizer=torch.ones(N)
+    ).total.backward()
     for target in targets.values():
         assert target.hidden.grad is None
         assert all(parameter.grad is None for parameter in target.head.linear.parameters())
@@ -105,7 +107,7 @@ def test_scores_are_those_of_the_softmax() -> None:
 
 def test_the_learners_scores_come_with_its_losses_in_order() -> None:
     learner, targets, ids, routing = setup()
-    result = compute_losses(learner, targets, ids, regimes=REGIMES, routing=routing, coefficient=torch.ones(N))
+    result = compute_losses(learner, targets, ids, regimes=REGIMES, routing=routing, loss_normalizer=torch.ones(N))
     alone = score(learner, ids)
     assert torch.equal(result.scores.rank, alone.rank)
     assert torch.allclose(result.scores.logprob, alone.logprob, atol=1e-6)
@@ -120,7 +122,7 @@ def test_no_position_at_all_is_no_loss() -> None:
         torch.zeros(0, dtype=torch.long),
         regimes=REGIMES,
         routing=Routing(torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0)),
-        coefficient=torch.zeros(0),
+        loss_normalizer=torch.zeros(0),
     )
     result.total.backward()
     assert result.total.item() == 0.0 and result.loss.numel() == 0
@@ -129,7 +131,9 @@ def test_no_position_at_all_is_no_loss() -> None:
 def test_weight_zero_everywhere_is_no_gradient() -> None:
     learner, targets, ids, routing = setup()
     masked = Routing(routing.regime, torch.zeros(N), routing.advantage)
-    compute_losses(learner, targets, ids, regimes=REGIMES, routing=masked, coefficient=torch.ones(N)).total.backward()
+    compute_losses(
+        learner, targets, ids, regimes=REGIMES, routing=masked, loss_normalizer=torch.ones(N)
+    ).total.backward()
     assert learner.hidden.grad.abs().max() == 0.0
 
 
@@ -161,7 +165,7 @@ def test_half_precision_hidden_states_get_half_precision_gradients() -> None:
         ids,
         regimes=REGIMES,
         routing=routing,
-        coefficient=torch.ones(N) / N,
+        loss_normalizer=torch.ones(N) / N,
     )
     result.total.backward()
     assert hidden.grad.dtype == linear.weight.grad.dtype == torch.bfloat16

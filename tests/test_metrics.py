@@ -40,7 +40,7 @@ def test_shares_of_a_step_sum_to_one_and_gaps_add_up() -> None:
     assert sum(metrics[f"loss_share/{name}"] for name in method.regimes) == pytest.approx(1.0)
     assert metrics["teacher_share"] == pytest.approx(metrics["share/LH"] + metrics["share/HT"])
     assert metrics["total_gap"] == pytest.approx(metrics["capability_gap"] + metrics["information_gap"], abs=1e-6)
-    assert metrics["loss"] == pytest.approx(float((scored.loss * scored.coefficient).sum()), abs=1e-6)
+    assert metrics["loss"] == pytest.approx(float((scored.loss * scored.loss_normalizer).sum()), abs=1e-6)
     assert metrics["capability_gap_abs"] >= abs(metrics["capability_gap"])
 
 

@@ -299,7 +299,7 @@ def test_a_recorded_answer_becomes_a_view(tmp_path):
         "prompt_student": "which digit?",
         "prompt_teacher": None,
         "thresholds": [("gap", 0.5)],
-        "facts": [("gate_open", 1.0), ("lines<b>", 0.25), ("unknown", None)],
+        "annotations": [("gate_open", 1.0), ("lines<b>", 0.25), ("unknown", None)],
         "evidence_boxes": [{"x0": 1.0, "y0": 1.0, "x1": 3.0, "y1": 3.0, "label": "ring"}],
     }
     position = {
@@ -318,8 +318,8 @@ def test_a_recorded_answer_becomes_a_view(tmp_path):
         "entropy_student": 0.2,
         "rank_student": 0,
         "max_logprob_student": -0.3,
-        "alternatives_student": [{"token_id": 9, "text": "4", "logprob": -0.3}],
-        "alternatives_teacher": None,
+        "top_k_student": [{"token_id": 9, "text": "4", "logprob": -0.3}],
+        "top_k_teacher": None,
     }
     views = {"teacher": TracedView("teacher", "crop"), "student": TracedView("student", "plain")}
     regimes = {"ALL": TracedRegime("teacher", "JSD", "every token: teacher")}

@@ -8,7 +8,7 @@ from small import example, groups, rollouts, table_policies
 
 from workbench.distill.divergences import Divergence
 from workbench.distill.method import Loss, Method, Regime, View
-from workbench.distill.scoring import Batch, coefficients, route, score_views, slice_routing, view_prompts
+from workbench.distill.scoring import Batch, loss_normalizers, route, score_views, slice_routing, view_prompts
 from workbench.distill.step import compute_step, score_batch
 from workbench.errors import ConfigError
 from workbench.methods import load_method
@@ -54,8 +54,8 @@ def test_the_divisor_counts_all_micro_batches() -> None:
     every = kept(*[0] * sum(LENGTHS))
     for size in (0, 1, 2):
         batch = Batch(rollouts(*LENGTHS), size)
-        by_sequence = coefficients(load_method("opd", {"loss_aggregation": "sequence_mean"}), batch, every)
-        by_position = coefficients(load_method("opd", {"loss_aggregation": "token_mean"}), batch, every)
+        by_sequence = loss_normalizers(load_method("opd", {"loss_aggregation": "sequence_mean"}), batch, every)
+        by_position = loss_normalizers(load_method("opd", {"loss_aggregation": "token_mean"}), batch, every)
         assert by_sequence.tolist() == pytest.approx([1 / (5 * length) for length in LENGTHS for _ in range(length)])
         assert by_position.tolist() == pytest.approx([1 / sum(LENGTHS)] * sum(LENGTHS))
 
@@ -68,7 +68,7 @@ def test_domains_count_the_same_whatever_their_lengths() -> None:
         batch = Batch(
             tuple(replace(one, example=example(idx, domain=domain)) for idx, (one, domain) in enumerate(made))
         )
-        weight = coefficients(method, batch, kept(*[0] * batch.num_positions))
+        weight = loss_normalizers(method, batch, kept(*[0] * batch.num_positions))
         shares.append([float(weight[batch.sequence == row].sum()) for row in range(5)])
         assert sum(shares[-1][:2]) == pytest.approx(1 / 3) and sum(shares[-1][2:4]) == pytest.approx(1 / 3)
     assert shares[0][:2] + shares[0][4:] == pytest.approx(
@@ -79,21 +79,25 @@ def test_domains_count_the_same_whatever_their_lengths() -> None:
 
 def test_an_empty_answer_takes_no_share_of_the_mean() -> None:
     batch = Batch(rollouts(4, 0, 2))
-    assert float(coefficients(load_method("opd"), batch, kept(*[0] * 6)).sum()) == pytest.approx(1.0)
+    assert float(loss_normalizers(load_method("opd"), batch, kept(*[0] * 6)).sum()) == pytest.approx(1.0)
     assert batch.sequence.tolist() == [0, 0, 0, 0, 2, 2]
 
 
 def test_positions_without_supervision_count_in_the_mean_only_if_asked_for() -> None:
     batch, routing = Batch(rollouts(3, 2, 1), 1), kept(0, 1, 0, 1, 1, 0)
     methods = {over: load_method("random_mask", {"normalize_by": over}) for over in ("all", "supervised")}
-    assert coefficients(methods["all"], batch, routing).tolist() == pytest.approx([1 / 9] * 3 + [1 / 6] * 2 + [1 / 3])
-    own = coefficients(methods["supervised"], batch, routing)  # the second answer has no supervision: two are left
+    assert loss_normalizers(methods["all"], batch, routing).tolist() == pytest.approx(
+        [1 / 9] * 3 + [1 / 6] * 2 + [1 / 3]
+    )
+    own = loss_normalizers(methods["supervised"], batch, routing)  # the second answer has no supervision: two are left
     assert own.tolist() == pytest.approx([1 / 4, 0, 1 / 4, 0, 0, 1 / 2])
-    by_position = coefficients(replace(methods["supervised"], loss_aggregation="token_mean"), batch, routing)
+    by_position = loss_normalizers(replace(methods["supervised"], loss_aggregation="token_mean"), batch, routing)
     assert by_position.tolist() == pytest.approx([1 / 3, 0, 1 / 3, 0, 0, 1 / 3])
     unweighted = replace(routing, weight=torch.tensor([0.0, 1, 1, 1, 1, 1]))
-    assert coefficients(methods["supervised"], batch, unweighted).tolist() == pytest.approx([0, 0, 1 / 2, 0, 0, 1 / 2])
-    assert coefficients(methods["supervised"], batch, kept(*[1] * 6)).tolist() == [0.0] * 6
+    assert loss_normalizers(methods["supervised"], batch, unweighted).tolist() == pytest.approx(
+        [0, 0, 1 / 2, 0, 0, 1 / 2]
+    )
+    assert loss_normalizers(methods["supervised"], batch, kept(*[1] * 6)).tolist() == [0.0] * 6
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -41,12 +41,10 @@ def test_a_run_with_a_teacher_for_each_domain(models: dict, tmp_path: Path) -> N
     assert rows == [
         {"domain": domain, "policy_student": "student", "policy_teacher": f"teacher:{domain}"} for domain in teachers
     ]
-    worst = traces.sql(
-        "SELECT max(abs(ratio - 1)) AS off, count(DISTINCT regime) AS regimes FROM positions"
-    ).to_pylist()
+    worst = traces.sql("SELECT max(abs(ratio - 1)) AS off, count(DISTINCT regime) AS regimes FROM tokens").to_pylist()
     assert worst[0]["off"] < 1e-3 and worst[0]["regimes"] == 1
     same = traces.sql(
-        "SELECT max(abs(total_gap)) AS gap FROM positions JOIN rollouts USING (step, process_rank, rollout_idx) "
+        "SELECT max(abs(total_gap)) AS gap FROM tokens JOIN rollouts USING (step, process_rank, rollout_idx) "
         "WHERE step = 1 AND domain = 'color'"
     ).to_pylist()
     assert same[0]["gap"] < 1e-3  # of colours the student's own start is the teacher: before the first step no gap

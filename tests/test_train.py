@@ -78,7 +78,7 @@ def test_leaves_everything_a_run_is_read_by(dopd: RunConfig) -> None:
 
 def test_the_trace_holds_every_token_in_one_regime_with_gaps_of_the_recorded_log_probs(dopd: RunConfig) -> None:
     traces = open_traces(dopd.run_dir)
-    rows = traces.sql(POSITIONS.format("positions")).to_pylist()
+    rows = traces.sql(POSITIONS.format("tokens")).to_pylist()
     metrics = RunFolder.open(dopd.run_dir).metrics("train")
     assert len(rows) == sum(line["tokens"] for line in metrics)
     assert {row["regime"] for row in rows} == {"LH", "LL", "HT", "HS"}
@@ -96,7 +96,7 @@ def test_the_trace_holds_every_token_in_one_regime_with_gaps_of_the_recorded_log
 
 
 def test_probes_are_the_same_tokens_at_every_step(dopd: RunConfig) -> None:
-    probes = open_traces(dopd.run_dir).sql("SELECT * FROM probe_positions").to_pylist()
+    probes = open_traces(dopd.run_dir).sql("SELECT * FROM probe_tokens").to_pylist()
     by_step: dict[int, list] = {}
     for row in probes:
         by_step.setdefault(row["step"], []).append((row["rollout_idx"], row["position"], row["token_id"]))
@@ -145,7 +145,7 @@ def test_a_checkpoint_waits_for_the_traces_before_it(
         write(writer, batches, prefix)
 
     def looking(folder: Path, step: int, *values: object, **options: object) -> Checkpoint:
-        tables = ("positions", "probe_positions")
+        tables = ("tokens", "probe_tokens")
         found.append(
             (step, *(open_traces(folder).sql(f"SELECT max(step) AS s FROM {t}")["s"][0].as_py() for t in tables))
         )
@@ -172,7 +172,7 @@ def test_every_method_trains_and_is_recorded(name: str, models: dict, tmp_path: 
         "sdpo",
         "grpo",
     )  # which need a right answer: without one nothing is supervised, and nothing moves
-    assert (traces.sql("SELECT count(*) AS n FROM positions WHERE loss != 0").to_pylist()[0]["n"] > 0) == learns
+    assert (traces.sql("SELECT count(*) AS n FROM tokens WHERE loss != 0").to_pylist()[0]["n"] > 0) == learns
     start = load_policy(models["student"], "student").model.state_dict()
     assert any(not torch.equal(start[key], value) for key, value in weights(config).items()) == learns
 
@@ -291,7 +291,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_end(dopd: RunConfig, mod
     assert RunFolder.open(config.run_dir).status["status"] == "running"
     train(config, resume=True)
     assert losses(config) == losses(dopd)
-    for table in ("positions", "probe_positions"):
+    for table in ("tokens", "probe_tokens"):
         rows = [open_traces(one.run_dir).sql(POSITIONS.format(table)).to_pylist() for one in (config, dopd)]
         assert rows[0] == rows[1]
     key = ("step", "policy", "context", "example_id", "text", "confidence")

@@ -21,7 +21,7 @@ from workbench.training.rollout_source import PREPARED, RolloutSource
 from workbench.training.run import train
 
 METHOD = {"name": "spd", "calibration": 3}
-WRITTEN = "SELECT step, example_id, sample_idx, completion, source_policy FROM rollouts ORDER BY step, rollout_idx"
+WRITTEN = "SELECT step, example_id, sample_idx, completion, sampled_by FROM rollouts ORDER BY step, rollout_idx"
 
 
 def config_of(models: dict, folder: Path, **values: object) -> RunConfig:
@@ -52,7 +52,7 @@ def weights(config: RunConfig) -> dict[str, torch.Tensor]:
 
 def test_every_epoch_meets_the_same_sequences_and_says_who_wrote_them(whole: RunConfig) -> None:
     rows = open_traces(whole.run_dir).sql(WRITTEN).to_pylist()
-    assert {row["source_policy"] for row in rows} == {"student+projection"}
+    assert {row["sampled_by"] for row in rows} == {"student+projection"}
     key = ("example_id", "sample_idx", "completion")
     first, second = (sorted(tuple(r[k] for k in key) for r in rows if r["step"] in steps) for steps in ((1, 2), (3, 4)))
     assert first == second and len(set(first)) == len(first) == 12
@@ -110,7 +110,7 @@ def test_without_a_subspace_the_student_itself_writes_and_with_full_rank_the_sam
         train(config)
         rows = open_traces(config.run_dir).sql(WRITTEN).to_pylist()
         completions.append([row["completion"] for row in rows])
-        sources.append({row["source_policy"] for row in rows})
+        sources.append({row["sampled_by"] for row in rows})
     assert sources == [{"student"}, {"student+projection"}, {"student+random projection"}]
     assert completions[0] == completions[1] != completions[2]
 

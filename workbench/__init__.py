@@ -5,7 +5,7 @@
     config = wb.load_config("configs/demo.yaml", ["training.steps=20"])
     result = wb.train(config)
     traces = wb.open_traces(result.run_dir)
-    traces.sql("SELECT regime, avg(information_gap) FROM positions GROUP BY regime").to_pandas()
+    traces.sql("SELECT regime, avg(information_gap) FROM tokens GROUP BY regime").to_pandas()
 
 The names in `__all__` are the public interface; everything else may change without notice. A name is imported on first
 use, so that reading traces does not wait for torch.

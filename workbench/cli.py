@@ -235,6 +235,15 @@ def _report(options: argparse.Namespace) -> None:
     )
 
 
+def _upgrade(options: argparse.Namespace) -> None:
+    upgrade = _module("runs.upgrade").upgrade_run(options.run_dir)
+    if not upgrade.num_trace_files and not upgrade.files:
+        print(f"{options.run_dir} is of this version.")
+        return
+    files = ", ".join(upgrade.files) or "no other file"
+    print(f"upgraded {options.run_dir}: {upgrade.num_trace_files} trace files, {files}")
+
+
 def _geometry(options: argparse.Namespace) -> None:
     files = _module("analysis.geometry.files")
     pair = files.pair_of(options.first, options.second)
@@ -300,6 +309,7 @@ COMMANDS = {
     "import": _import,
     "export": _export,
     "pretrain": _pretrain,
+    "upgrade": _upgrade,
 }
 
 

@@ -151,7 +151,7 @@ class Rollout:
     source: str = STUDENT  # policy that sampled it, or "dataset"
     replies: tuple[str, ...] = ()  # replies to the early turns; part of the prompt, without loss
     remarks: tuple[str, ...] = ()  # of each peer, in reply to Method.peer_request
-    facts: tuple[tuple[str, float], ...] = ()  # facts of Method.annotate for the trace
+    annotations: tuple[tuple[str, float], ...] = ()  # facts of Method.annotate for the trace
     feedback: str | None = None  # text for the context "feedback"
     denoising: DenoisingTrace | None = None  # None: sampled from left to right
     entropies: tuple[float, ...] | None = None  # of the sampler, per token, if requested

@@ -35,10 +35,10 @@ CAP, INFO, GRAY = CAPABILITY[THEME], INFORMATION[THEME], MUTED[THEME]
 BATCH = ["training.steps=1", "training.batch_size=32", "training.save_every=0", "data.eval=null", "trace.probes=0"]
 FACTS = """SELECT regime, count(*) AS tokens, avg(CAST(rank_teacher > 0 AS INT)) AS teacher_prefers_another,
            avg(exp(logprob_teacher)) AS teacher, avg(exp(logprob_self)) AS self
-           FROM positions GROUP BY ALL ORDER BY ALL"""
+           FROM tokens GROUP BY ALL ORDER BY ALL"""
 FACTS_OF_HS = """SELECT kind, truth, count(*) AS tokens,
                  sum(contribution) / sum(sum(contribution)) OVER () AS share_of_loss
-                 FROM positions WHERE regime = 'HS' GROUP BY ALL ORDER BY tokens DESC"""
+                 FROM tokens WHERE regime = 'HS' GROUP BY ALL ORDER BY tokens DESC"""
 SUBTITLE = "first step of configs/ordinary.yaml, 32 prompts x 4 answers"
 STYLE = f"""<style>
     .row{{display:flex;gap:10px;align-items:stretch;font:14px/1.4 Arial,sans-serif;color:{INK[THEME]}}}
@@ -68,7 +68,7 @@ def views_html() -> str:
             f"<tr><td>{escape(item['text'].strip())}</td><td class=bar><i "
             f"style='width:{100 * math.exp(item['logprob']):.1f}%'></i></td>"
             f"<td>{share(math.exp(item['logprob']))}</td></tr>"
-            for item in token[f"alternatives_{view}"][:5]
+            for item in token[f"top_k_{view}"][:5]
         )
         logprob = f"{token[f'logprob_{view}']:+.2f}".replace("-", "−")
         note = {
@@ -98,7 +98,7 @@ def views_html() -> str:
 def regimes_figure(traces: Traces) -> go.Figure:
     """Draw the rule as a map of log-probs under privileged student and teacher, with the batch's tokens."""
     rows = traces.sql(
-        "SELECT logprob_self, logprob_teacher, truth, thresholds FROM positions JOIN rollouts USING (step, "
+        "SELECT logprob_self, logprob_teacher, truth, thresholds FROM tokens JOIN rollouts USING (step, "
         "process_rank, rollout_idx)"
     ).to_pylist()
     thresholds = dict(rows[0]["thresholds"])
@@ -176,7 +176,7 @@ def _label_regimes(figure: go.Figure) -> None:
 
 def gaps_figure(traces: Traces) -> go.Figure:
     """Every token by its two gaps, visible beside privileged."""
-    rows = traces.sql("SELECT information_gap, capability_gap, truth FROM positions").to_pylist()
+    rows = traces.sql("SELECT information_gap, capability_gap, truth FROM tokens").to_pylist()
     figure = make_subplots(
         1, 2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=["visible tokens", "privileged tokens"]
     )

@@ -70,12 +70,12 @@ def main() -> None:
 def measured(run, seed: int) -> pd.DataFrame:
     """AUROC of every score for every task, in the first and the last third of the steps."""
     columns = ", ".join(f"{sql} AS score_{idx}" for idx, sql in enumerate(SCORES.values()))
-    last = run.sql("SELECT max(step) AS last FROM positions")["last"][0].as_py()
+    last = run.sql("SELECT max(step) AS last FROM tokens")["last"][0].as_py()
     rows = []
     for part, where in (("first third", f"step <= {last / 3}"), ("last third", f"step > {2 * last / 3}")):
         for task, (among, positive) in TASKS.items():
             positions = run.sql(
-                f"SELECT {positive} AS positive, {columns} FROM positions WHERE {where} AND {among}"
+                f"SELECT {positive} AS positive, {columns} FROM tokens WHERE {where} AND {among}"
             ).to_pandas()
             is_positive = positions["positive"].to_numpy(dtype=bool)
             for idx, score in enumerate(SCORES):
@@ -87,7 +87,7 @@ def measured(run, seed: int) -> pd.DataFrame:
 def by_kind(run, seed: int) -> pd.DataFrame:
     """AUROC of every score for one kind of token against all others, over all steps."""
     columns = ", ".join(f"{sql} AS score_{idx}" for idx, sql in enumerate(SCORES.values()))
-    positions = run.sql(f"SELECT kind, {columns} FROM positions").to_pandas()
+    positions = run.sql(f"SELECT kind, {columns} FROM tokens").to_pandas()
     rows = []
     for kind in KINDS:
         is_kind = (positions["kind"] == kind).to_numpy(dtype=bool)
@@ -101,7 +101,7 @@ def probed(run, seed: int) -> pd.DataFrame:
     """Mean sizes of both gaps on the tags of the probes, the same tokens throughout."""
     query = """SELECT step, truth, avg(abs(information_gap)) AS information, avg(abs(capability_gap)) AS capability,
                count(*) AS num
-               FROM probe_positions WHERE kind = 'tag' AND truth IS NOT NULL GROUP BY ALL ORDER BY ALL"""
+               FROM probe_tokens WHERE kind = 'tag' AND truth IS NOT NULL GROUP BY ALL ORDER BY ALL"""
     return run.sql(query).to_pandas().assign(seed=seed)
 
 

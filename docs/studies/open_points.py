@@ -51,7 +51,7 @@ def regimes(run: list[RouteBatch], **options: object) -> torch.Tensor:
 
 def recorded(run: Traces) -> list[RouteBatch]:
     """One batch per recorded step: what the router was given."""
-    query = """SELECT step, rollout_idx, position, logprob_teacher, logprob_self FROM positions
+    query = """SELECT step, rollout_idx, position, logprob_teacher, logprob_self FROM tokens
                ORDER BY step, rollout_idx, position"""
     batches = []
     for _, frame in run.sql(query).to_pandas().groupby("step"):

@@ -110,7 +110,13 @@ def test_an_axis_of_a_constant_begins_at_zero() -> None:
     assert curve(1e-4, 2e-4).layout.yaxis.rangemode is None
     frame = pd.DataFrame(
         [
-            {"step": step, "truth": "visible", "capability_size": 0.1, "information_size": 0.1, "num_positions": 3}
+            {
+                "step": step,
+                "truth": "visible",
+                "abs_capability_gap": 0.1,
+                "abs_information_gap": 0.1,
+                "num_positions": 3,
+            }
             for step in (1, 2)
         ]
     )

@@ -102,7 +102,7 @@ def test_shares_partition_each_step_and_group(dopd: Path, split: str | None, pro
     assert set(frame["regime"]) == set(REGIMES)
     sums = frame.groupby(["step", "group"])[["position_share", "loss_share"]].sum()
     np.testing.assert_allclose(sums, 1.0)
-    table = "probe_positions" if probe else "positions"
+    table = "probe_tokens" if probe else "tokens"
     assert frame["num_positions"].sum() == open_traces(dopd).sql(f"SELECT count(*) AS n FROM {table}")["n"][0].as_py()
 
 
@@ -122,12 +122,12 @@ def test_long_runs_are_taken_together_without_losing_a_token(dopd: Path) -> None
 
 def test_shares_of_a_stretch_and_gaps_agree_with_the_positions(dopd: Path) -> None:
     part = regimes.shares_by(dopd, "kind", first=2, last=3).frame
-    counted = open_traces(dopd).sql("SELECT count(*) AS n FROM positions WHERE step BETWEEN 2 AND 3")["n"][0].as_py()
+    counted = open_traces(dopd).sql("SELECT count(*) AS n FROM tokens WHERE step BETWEEN 2 AND 3")["n"][0].as_py()
     assert part["num_positions"].sum() == counted
     gaps = regimes.gaps_over_steps(dopd).frame
-    expected = open_traces(dopd).sql("SELECT avg(abs(information_gap)) AS gap FROM positions WHERE step = 3")["gap"][0]
+    expected = open_traces(dopd).sql("SELECT avg(abs(information_gap)) AS gap FROM tokens WHERE step = 3")["gap"][0]
     own = gaps[gaps["step"] == 3]
-    mean = (own["information_size"] * own["num_positions"]).sum() / own["num_positions"].sum()
+    mean = (own["abs_information_gap"] * own["num_positions"]).sum() / own["num_positions"].sum()
     assert mean == pytest.approx(expected.as_py(), rel=1e-4)
 
 
@@ -224,7 +224,7 @@ def test_shares_bought_by_information_are_those_of_the_positions(dopd: Path) -> 
     frame = illusion.information_dominated_loss(dopd).frame
     query = """SELECT step, avg(CAST(abs(information_gap) > abs(capability_gap) AS INT)) AS share,
                       sum(abs(contribution)) FILTER (abs(information_gap) > abs(capability_gap)) / sum(abs(contribution)) AS loss
-               FROM positions GROUP BY step ORDER BY step"""
+               FROM tokens GROUP BY step ORDER BY step"""
     expected = open_traces(dopd).sql(query).to_pandas()
     own = frame[frame["truth"] == "all"]
     np.testing.assert_allclose(own["position_share"], expected["share"])
@@ -236,10 +236,10 @@ def test_of_a_long_run_neighbouring_steps_are_one_point(dopd: Path, monkeypatch:
     monkeypatch.setattr(illusion, "MAX_POINTS", 2)
     frame = illusion.information_dominated_loss(dopd).frame
     own = frame[frame["truth"] == "all"]
-    steps = sorted(open_traces(dopd).steps("positions"))
+    steps = sorted(open_traces(dopd).steps("tokens"))
     half = -(-len(steps) // 2)
     assert own[["first_step", "step"]].to_numpy().tolist() == [[steps[0], steps[half - 1]], [steps[half], steps[-1]]]
-    query = "SELECT avg(CAST(abs(information_gap) > abs(capability_gap) AS INT)) AS share FROM positions WHERE step < ?"
+    query = "SELECT avg(CAST(abs(information_gap) > abs(capability_gap) AS INT)) AS share FROM tokens WHERE step < ?"
     expected = open_traces(dopd).sql(query.replace("?", str(steps[half]))).to_pandas()["share"]
     np.testing.assert_allclose(own["position_share"].iloc[0], expected.iloc[0])
 
@@ -285,7 +285,7 @@ def test_worst_cases_of_a_long_run_are_those_of_all_its_tokens(
     assert len(few) < known, "the first look reads a part of the run only"
     assert illusion.worst_cases(long_run, limit=20).rows == every and len(every) == 20
     losses = long_run.sql(
-        "SELECT loss FROM positions WHERE information_gap > greatest(capability_gap, 0) AND truth = 'privileged' "
+        "SELECT loss FROM tokens WHERE information_gap > greatest(capability_gap, 0) AND truth = 'privileged' "
         "ORDER BY loss DESC LIMIT 20"
     )
     assert [row["loss"] for row in every] == losses["loss"].to_pylist()

@@ -43,7 +43,7 @@ def test_the_loss_can_be_where_the_answer_is_stated_alone() -> None:
     rollouts = (Rollout(marked, 0, **given), Rollout(replace(marked, marks=()), 0, **given))
     scored = supervised(rollouts, positions="answer")[0]
     assert (scored.loss > 0).tolist() == [False, True, False, False, True, True, True, False]
-    assert float(scored.coefficient[1]) == pytest.approx(0.5)  # the only supervised token of one of two answers
+    assert float(scored.loss_normalizer[1]) == pytest.approx(0.5)  # the only supervised token of one of two answers
 
 
 def test_the_final_answer_is_found_in_the_tokens() -> None:
@@ -79,7 +79,7 @@ def test_a_run_reads_replies_and_learns_from_the_last_alone(models, tmp_path) ->
     written = traces.sql("SELECT sum(num_positions) AS n FROM rollouts").to_pylist()
     assert (
         written
-        == traces.sql("SELECT count(*) AS n FROM positions WHERE regime = 'ANSWER' AND loss IS NOT NULL").to_pylist()
+        == traces.sql("SELECT count(*) AS n FROM tokens WHERE regime = 'ANSWER' AND loss IS NOT NULL").to_pylist()
     )
-    losses = traces.sql("SELECT max(loss) AS most FROM positions").to_pylist()
+    losses = traces.sql("SELECT max(loss) AS most FROM tokens").to_pylist()
     assert losses[0]["most"] > 0

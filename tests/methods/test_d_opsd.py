@@ -168,7 +168,7 @@ def test_gradient_comes_from_the_selected_positions_alone(folder: Path, monkeypa
 def test_a_run_is_recorded_with_its_denoising_steps_and_resumed_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     whole = config(folder, tmp_path / "whole")
     train(whole)
-    rows = open_traces(whole.run_dir).sql("SELECT * FROM positions").to_pylist()
+    rows = open_traces(whole.run_dir).sql("SELECT * FROM tokens").to_pylist()
     assert {row["regime"] for row in rows} >= {"FUTURE"}
     for row in rows:
         assert row["denoising_step"] // 2 == row["position"] // 4  # blocks of four in two steps
@@ -182,8 +182,7 @@ def test_a_run_is_recorded_with_its_denoising_steps_and_resumed_bit_for_bit(fold
     ]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
     probes = [
-        open_traces(one.run_dir).sql("SELECT * FROM probe_positions ORDER BY ALL").to_pylist()
-        for one in (whole, stopped)
+        open_traces(one.run_dir).sql("SELECT * FROM probe_tokens ORDER BY ALL").to_pylist() for one in (whole, stopped)
     ]
     assert probes[0] == probes[1]
 

@@ -89,7 +89,7 @@ def test_ten_steps_lower_the_loss_under_the_first_routing(name: str) -> None:
     for _ in range(10):
         optimizer.zero_grad()
         scored = compute_step(frozen, policies, scored_batch, seed=1, backward=lambda total: total.backward())
-        totals.append(float((scored.loss * scored.coefficient).sum()))
+        totals.append(float((scored.loss * scored.loss_normalizer).sum()))
         optimizer.step()
     assert totals[-1] < totals[0]
 

@@ -107,14 +107,14 @@ def test_tip_divides_by_the_tokens_that_it_kept() -> None:
     scored, student, teacher = supervised("tip", fraction=0.5)
     kept = scored.routing.regime == 0
     assert kept.sum() == 9
-    total = float((scored.loss * scored.coefficient).sum())
+    total = float((scored.loss * scored.loss_normalizer).sum())
     assert total == pytest.approx(float(reverse_kl(student, teacher)[kept].mean()), rel=1e-5)
     cut, _, _ = supervised("tip", fraction=0.5, normalize_by="all")
-    assert float((cut.loss * cut.coefficient).sum()) == pytest.approx(total / 2, rel=1e-5)
+    assert float((cut.loss * cut.loss_normalizer).sum()) == pytest.approx(total / 2, rel=1e-5)
 
 
 def test_all_tokens_kept_is_opd() -> None:
     everything, _, _ = supervised("tip", fraction=1.0)
     opd, _, _ = supervised("opd", loss_aggregation="token_mean")
-    assert torch.allclose(everything.loss, opd.loss) and torch.allclose(everything.coefficient, opd.coefficient)
+    assert torch.allclose(everything.loss, opd.loss) and torch.allclose(everything.loss_normalizer, opd.loss_normalizer)
     assert replace(everything.routing, thresholds={}).weight.tolist() == opd.routing.weight.tolist()

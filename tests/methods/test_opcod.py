@@ -34,7 +34,7 @@ def answers(star: str, reds: str) -> tuple[Rollout, ...]:
 def annotated(own: tuple[Rollout, ...], *peers: tuple[Rollout, ...], **options: object) -> list[tuple]:
     """Feedback and facts of each of `own`. Without the anchor, unless asked for: clauses of `answers` name only places."""
     rollouts = load_method("opcod", {"anchor": False} | options).annotate(own, *peers)
-    return [(one.feedback, dict(one.facts)) for one in rollouts]
+    return [(one.feedback, dict(one.annotations)) for one in rollouts]
 
 
 @pytest.mark.parametrize(
@@ -195,10 +195,10 @@ def test_a_run_learns_from_what_a_peer_writes_when_asked(models: dict, tmp_path)
     traces = open_traces(train(config).run_dir)
     rows = traces.sql("SELECT * FROM rollouts").to_pylist()
     assert {row["learner"] for row in rows} == {"student", "ann"}
-    heard = [row for row in rows if dict(row["facts"])["lines_kept"]]
+    heard = [row for row in rows if dict(row["annotations"])["lines_kept"]]
     assert heard
     for row in heard:
         hint = row["prompt_self"].removeprefix(row["prompt_student"])
         assert hint.startswith("\nhint: ") and hint.strip() != "hint:"
-    by_regime = traces.sql("SELECT regime, max(abs(loss)) AS most FROM positions GROUP BY 1").to_pylist()
+    by_regime = traces.sql("SELECT regime, max(abs(loss)) AS most FROM tokens GROUP BY 1").to_pylist()
     assert {row["regime"]: row["most"] > 0 for row in by_regime}["PEER"]

@@ -65,15 +65,15 @@ def test_each_draws_and_learns_for_itself(pair: RunConfig) -> None:
 
 def test_every_row_says_whose_it_is(pair: RunConfig) -> None:
     traces = open_traces(pair.run_dir)
-    rows = traces.sql("SELECT learner, source_policy, count(*) AS n FROM rollouts GROUP BY ALL ORDER BY 1").to_pylist()
-    assert rows == [{"learner": name, "source_policy": name, "n": 24} for name in ("ann", "student")]
-    of_positions = "SELECT learner, count(*) AS n FROM positions GROUP BY 1 ORDER BY 1"
-    of_cells = "SELECT learner, CAST(sum(num_positions) AS BIGINT) AS n FROM cells GROUP BY 1 ORDER BY 1"
+    rows = traces.sql("SELECT learner, sampled_by, count(*) AS n FROM rollouts GROUP BY ALL ORDER BY 1").to_pylist()
+    assert rows == [{"learner": name, "sampled_by": name, "n": 24} for name in ("ann", "student")]
+    of_positions = "SELECT learner, count(*) AS n FROM tokens GROUP BY 1 ORDER BY 1"
+    of_cells = "SELECT learner, CAST(sum(num_positions) AS BIGINT) AS n FROM aggregates GROUP BY 1 ORDER BY 1"
     assert traces.sql(of_positions).to_pylist() == traces.sql(of_cells).to_pylist()
-    wrong = """SELECT count(*) AS n FROM rollouts JOIN positions USING (step, process_rank, rollout_idx)
-               WHERE rollouts.learner <> positions.learner"""
+    wrong = """SELECT count(*) AS n FROM rollouts JOIN tokens USING (step, process_rank, rollout_idx)
+               WHERE rollouts.learner <> tokens.learner"""
     assert traces.sql(wrong)["n"][0].as_py() == 0
-    keys = "SELECT count(*) AS n, count(DISTINCT (step, rollout_idx, position)) AS k FROM positions"
+    keys = "SELECT count(*) AS n, count(DISTINCT (step, rollout_idx, position)) AS k FROM tokens"
     assert len(set(traces.sql(keys).to_pylist()[0].values())) == 1
     probes = traces.sql("SELECT DISTINCT learner FROM probe_rollouts ORDER BY 1")
     assert probes["learner"].to_pylist() == ["ann", "student"]

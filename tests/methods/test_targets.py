@@ -98,7 +98,7 @@ def test_lm_kd_mixes_the_tokens_of_the_data_and_the_teacher(alpha: float) -> Non
     nll = torch.nn.functional.cross_entropy(student, batch.token_ids, reduction="none")
     expected = (1 - alpha) * nll + alpha * forward_kl(student, teacher)
     assert torch.allclose(scored.loss, expected, atol=1e-5)
-    assert scored.coefficient.tolist() == pytest.approx([0.2] * 5)
+    assert scored.loss_normalizer.tolist() == pytest.approx([0.2] * 5)
 
 
 def test_without_a_share_of_the_teacher_none_is_loaded() -> None:

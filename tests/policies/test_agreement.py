@@ -94,7 +94,7 @@ def test_a_student_that_stops_with_another_token_is_not_punished(divergence: str
             torch.tensor([0]),
             regimes=(Regime((Loss("teacher", Divergence(divergence)),)),),
             routing=everywhere,
-            coefficient=torch.ones(1),
+            loss_normalizer=torch.ones(1),
         )
         found.total.backward()
         totals.append(float(found.total))
@@ -126,7 +126,7 @@ def test_the_gradient_of_merged_ends_is_that_of_the_sum_of_their_probabilities()
         torch.tensor([2, 0, 1, 3, 4]),
         regimes=(Regime((Loss("teacher", Divergence("reverse_kl")),)),),
         routing=Routing(torch.zeros(5, dtype=torch.long), torch.ones(5)),
-        coefficient=torch.ones(5),
+        loss_normalizer=torch.ones(5),
     )
     found.total.backward()
     assert float(found.total) == pytest.approx(float(loss), rel=1e-5)

@@ -95,7 +95,7 @@ def test_a_run_with_an_engine_is_the_run_without_and_stale_weights_show(models: 
     stale = steps(models, tmp_path / "stale", OtherModel(models["teacher"], stale=True)).measured
     assert stale[0]["sampler_gap"] < 1e-4 < 1e-3 < stale[2]["sampler_gap"]
     traced = open_traces(tmp_path / "stale" / "run").sql(
-        "SELECT step, avg(abs(logprob_student - sampler_logprob)) AS gap FROM positions GROUP BY step ORDER BY step"
+        "SELECT step, avg(abs(logprob_student - sampler_logprob)) AS gap FROM tokens GROUP BY step ORDER BY step"
     )
     assert [row["gap"] for row in traced.to_pylist()] == pytest.approx([one["sampler_gap"] for one in stale], abs=1e-5)
 

@@ -47,7 +47,7 @@ def make_batch():
             },
             routing=Routing(draw().abs().long() % 3, draw(), thresholds={"gap": 0.1 + step, "probability_sum": 1.5}),
             regimes=REGIMES,
-            coefficient=draw().abs(),
+            loss_normalizer=draw().abs(),
             loss=draw().abs(),
             token_texts=tuple(tuple(f"w{token}" for token in row.tolist()) for row in ids),
             kinds=tuple(tuple(("tag", "privileged") if at % 2 else ("", None) for at in range(one)) for one in lengths),

@@ -22,13 +22,13 @@ def write_steps(folder, make_batch, steps, *, seed=0) -> None:
         one.write(make_batch(step, seed=seed))
 
 
-def names(folder, table="positions") -> list[str]:
+def names(folder, table="tokens") -> list[str]:
     return sorted(file.name for file in (folder / "traces" / table).iterdir())
 
 
 def rows(folder) -> list[dict]:
     traces = open_traces(folder)
-    positions = traces.sql("SELECT * FROM positions ORDER BY step, process_rank, rollout_idx, position").to_pylist()
+    positions = traces.sql("SELECT * FROM tokens ORDER BY step, process_rank, rollout_idx, position").to_pylist()
     return positions + traces.sql("SELECT * FROM rollouts ORDER BY step, process_rank, rollout_idx").to_pylist()
 
 
@@ -47,7 +47,7 @@ def test_merged_files_keep_steps_without_rows(tmp_path, make_batch):
     writer(tmp_path).write(make_batch(0))
     writer(tmp_path).write(make_batch(1, lengths=()))
     compact(tmp_path)
-    assert list_parts(tmp_path / "traces" / "positions")[0].pairs == {(0, 0), (1, 0)}
+    assert list_parts(tmp_path / "traces" / "tokens")[0].pairs == {(0, 0), (1, 0)}
 
 
 def test_the_writer_merges_every_so_many_steps(tmp_path, make_batch):
@@ -73,7 +73,7 @@ def test_a_step_written_again_after_merging_counts_once_and_as_written_last(tmp_
     if merged_again:
         compact(tmp_path)
         assert len(names(tmp_path)) == 2
-    found = open_traces(tmp_path).sql("SELECT step, loss FROM positions ORDER BY step, rollout_idx, position")
+    found = open_traces(tmp_path).sql("SELECT step, loss FROM tokens ORDER BY step, rollout_idx, position")
     assert found["step"].to_pylist() == sorted([0, 1, 2, 3, 4] * 9)
     expected = [make_batch(step, seed=int(step in (2, 4))).loss.numpy() for step in range(5)]
     np.testing.assert_array_equal(found["loss"].to_numpy(), np.concatenate(expected))
@@ -99,7 +99,7 @@ def test_deleting_reaches_into_merged_files(tmp_path, make_batch):
     traces = open_traces(tmp_path)
     delete_after(tmp_path, 1)
     assert names(tmp_path) == names(tmp_path, "rollouts") == ["merged-000001.parquet"]
-    assert names(tmp_path, "probe_positions") == []
+    assert names(tmp_path, "probe_tokens") == []
     assert rows(tmp_path) == kept
     assert traces.steps() == [0, 1]  # a reader that was open before sees it too
     write_steps(tmp_path, make_batch, range(2, 7))
@@ -109,8 +109,8 @@ def test_deleting_reaches_into_merged_files(tmp_path, make_batch):
 
 def test_deleting_removes_what_a_kill_left_half_written(tmp_path, make_batch):
     write_steps(tmp_path, make_batch, range(2))
-    (tmp_path / "traces" / "positions" / ".step-000002-rank-0.parquet.77").write_bytes(b"PAR1")
-    (tmp_path / "traces" / "positions" / "step-000009-rank-0.parquet").write_bytes(b"torn")
+    (tmp_path / "traces" / "tokens" / ".step-000002-rank-0.parquet.77").write_bytes(b"PAR1")
+    (tmp_path / "traces" / "tokens" / "step-000009-rank-0.parquet").write_bytes(b"torn")
     torn_image = tmp_path / "traces" / "images" / ".0b449bc9b00a2749.png.77"
     torn_image.parent.mkdir(exist_ok=True)
     torn_image.write_bytes(b"\x89PNG")

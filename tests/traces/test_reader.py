@@ -17,7 +17,7 @@ from workbench.distill.divergences import Divergence
 from workbench.distill.method import Loss, Regime
 from workbench.errors import TraceError
 from workbench.traces import schema
-from workbench.traces.parts import compact, write_part
+from workbench.traces.parts import compact
 from workbench.traces.reader import open_traces
 from workbench.traces.schema import TracedRegime
 from workbench.traces.writer import TraceWriter
@@ -49,12 +49,12 @@ def run(tmp_path, make_batch):
 def test_gaps_are_the_float32_differences_of_the_recorded_logprobs(tmp_path, make_batch, seed):
     batch = make_batch(seed=seed, lengths=(40, 3))
     writer(tmp_path).write(batch)
-    found = open_traces(tmp_path).sql("SELECT * FROM positions ORDER BY rollout_idx, position")
+    found = open_traces(tmp_path).sql("SELECT * FROM tokens ORDER BY rollout_idx, position")
     for gap, (above, below) in GAPS.items():
         expected = batch.scores[above].logprob.numpy() - batch.scores[below].logprob.numpy()
         assert found[gap].type == "float"
         np.testing.assert_array_equal(found[gap].to_numpy().view(np.int32), expected.view(np.int32))
-    contribution = batch.loss.numpy() * batch.coefficient.numpy()
+    contribution = batch.loss.numpy() * batch.loss_normalizer.numpy()
     np.testing.assert_array_equal(found["contribution"].to_numpy(), contribution)
 
 
@@ -62,7 +62,7 @@ def test_gaps_of_missing_views_are_null(tmp_path, make_batch):
     views = {"student": ("student", "plain"), "teacher": ("teacher", "plain")}
     writer(tmp_path).write(make_batch(views=views))
     traces = open_traces(tmp_path)
-    found = traces.sql("SELECT total_gap, capability_gap, information_gap FROM positions")
+    found = traces.sql("SELECT total_gap, capability_gap, information_gap FROM tokens")
     assert [found[name].null_count for name in found.column_names] == [0, 9, 9]
     assert found["capability_gap"].type == "float"
     assert traces.summary()["information_loss_share"] is None
@@ -70,7 +70,7 @@ def test_gaps_of_missing_views_are_null(tmp_path, make_batch):
 
 
 def test_positions_know_source_and_divergence_of_their_regime(run):
-    rows = open_traces(run).sql("SELECT DISTINCT regime, source, divergence FROM positions").to_pylist()
+    rows = open_traces(run).sql("SELECT DISTINCT regime, source, divergence FROM tokens").to_pylist()
     assert {row["regime"]: row["source"] for row in rows} == {"low": "teacher", "high": "self", "none": None}
     assert all(row["divergence"] for row in rows if row["source"])
 
@@ -91,7 +91,7 @@ def test_a_run_or_its_traces_folder_opens_whatever_its_name(tmp_path, make_batch
 
 @pytest.mark.parametrize("name", ["missing", "empty", "file"])
 def test_a_folder_without_traces_says_what_to_do(tmp_path, name):
-    (tmp_path / "empty" / "traces" / "positions").mkdir(parents=True)
+    (tmp_path / "empty" / "traces" / "tokens").mkdir(parents=True)
     (tmp_path / "file").write_text("")
     with pytest.raises(TraceError, match="Give the folder of a run"):
         open_traces(tmp_path / name)
@@ -110,7 +110,7 @@ def test_tables_that_were_never_written_are_empty(tmp_path, make_batch):
     traces = open_traces(tmp_path)
     assert traces.steps("probe_rollouts") == []
     assert traces.rollouts(probe=True).num_rows == 0
-    assert traces.sql("SELECT capability_gap, entropy_self FROM probe_positions").num_rows == 0
+    assert traces.sql("SELECT capability_gap, entropy_self FROM probe_tokens").num_rows == 0
 
 
 def test_pages_of_rollouts_are_complete_and_do_not_overlap(run):
@@ -134,22 +134,17 @@ def test_keys_of_a_page_come_with_the_number_of_all_and_bring_its_rows(run):
     assert traces.rollouts_at([]).num_rows == 0
 
 
-@pytest.mark.parametrize("is_old", [False, True])
-def test_a_list_reads_the_openings_of_answers_and_of_older_files_the_whole(tmp_path, make_batch, is_old):
+def test_list_of_answers_reads_their_previews(tmp_path, make_batch):
     batch = make_batch(1)
     long = replace(batch.rollouts[0], text="ответ " * 60)
     writer(tmp_path).write(replace(batch, rollouts=(long, *batch.rollouts[1:])))
-    if is_old:
-        (file,) = (tmp_path / "traces" / "rollouts").glob("*.parquet")
-        header = schema.decode_header(pq.read_metadata(file).metadata, file)
-        write_part(file, pq.read_table(file).drop_columns(["opening"]), header)
     traces = open_traces(tmp_path)
     keys, _ = traces.rollout_keys()
     for brief in (False, True):
         found = dict(zip(keys, traces.rollouts_at(keys, brief=brief)["completion"].to_pylist(), strict=True))
-        assert found[(1, 0, 0)] == (long.text[: schema.OPENING] if brief and not is_old else long.text)
+        assert found[(1, 0, 0)] == (long.text[: schema.PREVIEW_LENGTH] if brief else long.text)
     row = next(row for row in page(traces).rows if row["rollout"] == 0)
-    assert row["answer"] == long.text[: schema.OPENING - 1] + "…"
+    assert row["answer"] == long.text[: schema.PREVIEW_LENGTH - 1] + "…"
 
 
 def test_what_was_asked_is_remembered_until_a_step_comes(run, make_batch):
@@ -170,7 +165,7 @@ def test_aggregates_of_a_rollout_are_those_of_its_positions(run, make_batch):
     of_rollout = slice(3, 8)
     gap = (batch.scores["teacher"].logprob - batch.scores["self"].logprob)[of_rollout]
     assert row["capability_gap"] == pytest.approx(float(gap.mean()), rel=1e-5)  # another order of summing
-    assert row["contribution"] == pytest.approx(float((batch.loss * batch.coefficient)[of_rollout].sum()), rel=1e-5)
+    assert row["contribution"] == pytest.approx(float((batch.loss * batch.loss_normalizer)[of_rollout].sum()), rel=1e-5)
     assert sum(dict(row["regimes"]).values()) == row["num_positions"] == 5
 
 
@@ -195,7 +190,7 @@ def test_filters_keep_what_they_say_and_counting_agrees(run, filters, count):
 def test_a_regime_keeps_rollouts_with_such_a_position(run):
     traces = open_traces(run)
     found = {(row["step"], row["rollout_idx"]) for row in traces.rollouts(regime="high").to_pylist()}
-    rows = traces.sql("SELECT step, rollout_idx FROM positions WHERE regime = ?", ["high"]).to_pylist()
+    rows = traces.sql("SELECT step, rollout_idx FROM tokens WHERE regime = ?", ["high"]).to_pylist()
     assert found == {(row["step"], row["rollout_idx"]) for row in rows} != set()
     with pytest.raises(TraceError, match=r'regime "hihg" is unknown.*Did you mean "high"'):
         traces.rollouts(regime="hihg")
@@ -206,7 +201,7 @@ def test_a_regime_keeps_rollouts_with_such_a_position(run):
 def test_filters_of_tokens_hold_of_one_and_the_same_token(run):
     traces = open_traces(run)
     names = ("regime", "kind", "truth")
-    found = traces.sql("SELECT step, rollout_idx, regime, kind, truth FROM positions").to_pylist()
+    found = traces.sql("SELECT step, rollout_idx, regime, kind, truth FROM tokens").to_pylist()
     values = [[None, *sorted({row[name] for row in found if row[name]})] for name in names]
     differing = 0
     for chosen in itertools.product(*values):
@@ -247,8 +242,8 @@ def test_regimes_partition_the_positions_and_the_loss(run, by):
 def test_regime_shares_of_one_step_by_hand(tmp_path, make_batch):
     batch = make_batch(lengths=(4,))
     routing = dataclasses.replace(batch.routing, regime=torch.tensor([0, 1, 1, 0]))
-    loss, coefficient = torch.tensor([1.0, 2.0, -4.0, 1.0]), torch.tensor([0.5, 0.5, 0.25, 1.0])
-    writer(tmp_path).write(dataclasses.replace(batch, routing=routing, loss=loss, coefficient=coefficient))
+    loss, loss_normalizer = torch.tensor([1.0, 2.0, -4.0, 1.0]), torch.tensor([0.5, 0.5, 0.25, 1.0])
+    writer(tmp_path).write(dataclasses.replace(batch, routing=routing, loss=loss, loss_normalizer=loss_normalizer))
     found = open_traces(tmp_path).regime_shares().to_pylist()
     assert [row["regime"] for row in found] == ["low", "high", "none"]
     assert [row["position_share"] for row in found] == [0.5, 0.5, 0.0]
@@ -264,8 +259,8 @@ def test_the_summary_by_hand(tmp_path, make_batch):
         view: TokenScores(torch.tensor(values), *(torch.zeros(3) for _ in range(2)), torch.zeros(3, dtype=torch.long))
         for view, values in logprob.items()
     }
-    loss, coefficient = torch.tensor([2.0, 1.0, 1.0]), torch.ones(3)
-    writer(tmp_path).write(dataclasses.replace(batch, scores=scores, loss=loss, coefficient=coefficient))
+    loss, loss_normalizer = torch.tensor([2.0, 1.0, 1.0]), torch.ones(3)
+    writer(tmp_path).write(dataclasses.replace(batch, scores=scores, loss=loss, loss_normalizer=loss_normalizer))
     summary = open_traces(tmp_path).summary()
     assert (summary["steps"], summary["rollouts"], summary["positions"], summary["probe_rollouts"]) == (1, 3, 3, 0)
     # only the first position's information gap (2.0) exceeds its capability gap (0.5)
@@ -285,7 +280,7 @@ def test_only_one_select_is_taken(run, query):
 
 
 @pytest.mark.parametrize(
-    "query", ["SELEC 1", "SELECT nothing FROM positions", "SELECT * FROM tokens", "SELECT * FROM 'no.parquet'"]
+    "query", ["SELEC 1", "SELECT nothing FROM tokens", "SELECT * FROM nothing", "SELECT * FROM 'no.parquet'"]
 )
 def test_a_wrong_query_is_told_with_the_place_to_look(run, query):
     with pytest.raises(TraceError, match=r"(?s)the query failed.*docs/traces.md"):
@@ -294,19 +289,19 @@ def test_a_wrong_query_is_told_with_the_place_to_look(run, query):
 
 @pytest.mark.parametrize("size", [0, 3, 700])
 def test_a_file_cut_short_is_named(run, size):
-    file = run / "traces" / "positions" / "step-000002-rank-0.parquet"
+    file = run / "traces" / "tokens" / "step-000002-rank-0.parquet"
     traces = open_traces(run)
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(TraceError, match=r"positions/step-000002-rank-0.parquet cannot be read"):
+    with pytest.raises(TraceError, match=r"tokens/step-000002-rank-0.parquet cannot be read"):
         traces.regime_shares()
 
 
 def test_a_file_damaged_inside_is_named(run):
-    file = run / "traces" / "positions" / "step-000002-rank-0.parquet"
+    file = run / "traces" / "tokens" / "step-000002-rank-0.parquet"
     content = file.read_bytes()
     file.write_bytes(content[:4] + bytes(len(content) // 2) + content[len(content) // 2 + 4 :])
-    with pytest.raises(TraceError, match=r"positions/step-000002-rank-0.parquet cannot be read"):
-        open_traces(run).sql("SELECT * FROM positions")
+    with pytest.raises(TraceError, match=r"tokens/step-000002-rank-0.parquet cannot be read"):
+        open_traces(run).sql("SELECT * FROM tokens")
 
 
 def test_a_file_of_another_version_is_named(run, make_batch, monkeypatch):
@@ -314,7 +309,7 @@ def test_a_file_of_another_version_is_named(run, make_batch, monkeypatch):
     monkeypatch.setattr(schema, "VERSION", 99)
     writer(run).write(make_batch(8))
     monkeypatch.undo()
-    with pytest.raises(TraceError, match=r"step-000008-rank-0.parquet has trace schema version 99"):
+    with pytest.raises(TraceError, match=r"step-000008-rank-0.parquet has trace version 99"):
         traces.steps()
 
 
@@ -323,7 +318,7 @@ def test_a_foreign_parquet_file_is_ignored_or_named(run):
     pq.write_table(table, run / "traces" / "rollouts" / "mine.parquet")
     assert open_traces(run).steps() == [0, 1, 2, 3]
     pq.write_table(table, run / "traces" / "rollouts" / "merged-000009.parquet")
-    with pytest.raises(TraceError, match=r"merged-000009.parquet is a Parquet file but no trace"):
+    with pytest.raises(TraceError, match=r"merged-000009.parquet is a Parquet file but not a trace"):
         open_traces(run).steps()
 
 
@@ -332,7 +327,7 @@ def test_views_added_by_a_later_step_are_null_before_it(tmp_path, make_batch):
     one.write(make_batch(0, views={"student": ("student", "plain")}))
     one.write(make_batch(1))
     for _ in range(2):
-        rows = open_traces(tmp_path).sql("SELECT step, logprob_teacher, information_gap FROM positions").to_pylist()
+        rows = open_traces(tmp_path).sql("SELECT step, logprob_teacher, information_gap FROM tokens").to_pylist()
         assert len(rows) == 18
         assert all((row["step"] == 0) == (row["logprob_teacher"] is None) for row in rows)
         assert all((row["step"] == 0) == (row["information_gap"] is None) for row in rows)
@@ -378,7 +373,7 @@ def test_a_reader_never_sees_half_a_step_nor_one_twice(tmp_path, make_batch):
         is_over = training.poll() is not None
         found = traces.sql(
             """SELECT r.step, count(DISTINCT r.rollout_idx) AS rollouts, count(p.position) AS positions
-            FROM rollouts AS r LEFT JOIN positions AS p USING (step, process_rank, rollout_idx)
+            FROM rollouts AS r LEFT JOIN tokens AS p USING (step, process_rank, rollout_idx)
             GROUP BY r.step ORDER BY r.step"""
         ).to_pylist()
         assert [row["step"] for row in found] == list(range(len(found)))  # no gap, whatever is merged meanwhile
@@ -388,7 +383,7 @@ def test_a_reader_never_sees_half_a_step_nor_one_twice(tmp_path, make_batch):
         seen, num_queries = len(found), num_queries + 1
     assert training.wait() == 0
     assert num_queries > 10
-    assert len(list((tmp_path / "traces" / "positions").glob("merged-*"))) > 5
+    assert len(list((tmp_path / "traces" / "tokens").glob("merged-*"))) > 5
 
 
 def test_the_effective_weight_is_the_rules_times_that_of_the_losses(tmp_path, make_batch):
@@ -396,7 +391,7 @@ def test_the_effective_weight_is_the_rules_times_that_of_the_losses(tmp_path, ma
     light = Regime((Loss("teacher", Divergence("reverse_kl"), 0.5), Loss("self", Divergence("reverse_kl"), 0.1)), "two")
     writer(tmp_path).write(replace(batch, regimes={**batch.regimes, "low": light}))
     traces = open_traces(tmp_path)
-    rows = traces.sql("SELECT regime, weight, effective_weight FROM positions").to_pylist()
+    rows = traces.sql("SELECT regime, weight, effective_weight FROM tokens").to_pylist()
     factors = {"low": 0.6, "high": 1.0, "none": 0.0}
     assert {row["regime"] for row in rows} == set(factors)
     assert [row["effective_weight"] for row in rows] == pytest.approx(
@@ -409,5 +404,5 @@ def test_traces_that_do_not_say_what_losses_weigh_have_no_effective_weight(tmp_p
     older = lambda regime: TracedRegime(regime.source, regime.divergence, regime.meaning)  # noqa: E731
     monkeypatch.setattr("workbench.traces.writer._traced_regime", older)
     writer(tmp_path).write(make_batch())
-    rows = open_traces(tmp_path).sql("SELECT DISTINCT regime, effective_weight AS known FROM positions").to_pylist()
+    rows = open_traces(tmp_path).sql("SELECT DISTINCT regime, effective_weight AS known FROM tokens").to_pylist()
     assert all(row["known"] is None for row in rows if row["regime"] != "none")

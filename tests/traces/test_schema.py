@@ -30,7 +30,7 @@ def test_the_document_is_what_the_schema_says():
 def test_the_document_names_every_column_of_a_trace(tmp_path, make_batch):
     TraceWriter(tmp_path, method="m", policy_text=str).write(make_batch())
     text = DOCUMENT.read_text(encoding="utf-8")
-    for table in ("rollouts", "positions"):
+    for table in ("rollouts", "tokens"):
         for name in open_traces(tmp_path).sql(f"SELECT * FROM {table}").column_names:
             assert f"| `{re.sub('_(student|self|teacher)$', '_{view}', name)}` |" in text
 
@@ -54,8 +54,8 @@ def test_every_column_has_a_meaning_and_every_number_a_unit():
 
 
 def test_names_of_views_fill_the_templates():
-    names = schema.stored_schema("positions", ("student", "teacher_plain")).names
-    assert {"logprob_student", "logprob_teacher_plain", "alternatives_teacher_plain"} <= set(names)
+    names = schema.stored_schema("tokens", ("student", "teacher_plain")).names
+    assert {"logprob_student", "logprob_teacher_plain", "top_k_teacher_plain"} <= set(names)
     assert len(names) == len(set(names))
     assert not any("{" in name for name in names)
 
@@ -65,14 +65,14 @@ def test_a_header_survives_its_encoding():
 
 
 def test_another_version_is_refused_by_file_and_number(monkeypatch):
-    monkeypatch.setattr(schema, "VERSION", 7)
+    monkeypatch.setattr(schema, "VERSION", 99)
     later = encoded(HEADER)
     monkeypatch.undo()
-    with pytest.raises(TraceError, match=rf"step-000001-rank-0.parquet has trace schema version 7.*{schema.VERSION}"):
+    with pytest.raises(TraceError, match=rf"step-000001-rank-0.parquet has trace version 99.*{schema.VERSION}"):
         schema.decode_header(later, FILE)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"version": 2}', "3"])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"version": 6}', "3"])
 def test_a_damaged_header_is_refused(text):
     with pytest.raises(TraceError, match="damaged header"):
         schema.decode_header({schema.HEADER_KEY.encode(): text.encode()}, FILE)

@@ -7,12 +7,12 @@ from workbench.traces.reader import open_traces
 from workbench.traces.writer import TraceWriter
 
 SUMS = """
-    count(*) AS num_positions, sum(positions.loss) AS loss, sum(contribution) AS contribution,
-    sum(abs(contribution)) AS loss_size,
+    count(*) AS num_positions, sum(tokens.loss) AS loss, sum(contribution) AS contribution,
+    sum(abs(contribution)) AS abs_loss,
     sum(capability_gap) AS capability_gap, sum(information_gap) AS information_gap,
-    sum(abs(capability_gap)) AS capability_size, sum(abs(information_gap)) AS information_size,
-    sum(CAST(abs(information_gap) > abs(capability_gap) AS INT)) AS num_information,
-    sum(abs(contribution) * CAST(abs(information_gap) > abs(capability_gap) AS INT)) AS information_loss_size,
+    sum(abs(capability_gap)) AS abs_capability_gap, sum(abs(information_gap)) AS abs_information_gap,
+    sum(CAST(abs(information_gap) > abs(capability_gap) AS INT)) AS num_information_dominated,
+    sum(abs(contribution) * CAST(abs(information_gap) > abs(capability_gap) AS INT)) AS information_dominated_abs_loss,
     sum(entropy_student) AS entropy_student, sum(exp(max_logprob_student)) AS confidence_student"""
 KEY = "step, process_rank, domain, kind, truth, regime"
 
@@ -30,9 +30,9 @@ def traces(tmp_path, make_batch):
 def test_cells_are_the_sums_of_their_positions(traces, merged):
     if merged:
         compact(traces.folder.parent)
-    joined = "positions JOIN rollouts USING (step, process_rank, rollout_idx)"
+    joined = "tokens JOIN rollouts USING (step, process_rank, rollout_idx)"
     expected = traces.sql(f"SELECT {KEY}, {SUMS} FROM {joined} GROUP BY ALL ORDER BY ALL").to_pylist()
-    found = traces.sql(f"SELECT {', '.join(expected[0])} FROM cells ORDER BY ALL").to_pylist()
+    found = traces.sql(f"SELECT {', '.join(expected[0])} FROM aggregates ORDER BY ALL").to_pylist()
     assert len(found) == len(expected) > 10
     for one, other in zip(found, expected, strict=True):
         for name, value in one.items():
@@ -47,7 +47,7 @@ def test_rollouts_hold_the_means_of_their_positions(traces):
                   avg(information_gap) AS mean_information_gap, avg(loss) AS mean_loss,
                   sum(contribution) AS total_contribution, histogram(regime) AS regime_counts,
                   list_sort(list_distinct(list(kind))) AS kinds, list_sort(list_distinct(list(truth))) AS truths
-           FROM positions GROUP BY ALL ORDER BY ALL"""
+           FROM tokens GROUP BY ALL ORDER BY ALL"""
     ).to_pylist()
     columns = ", ".join(f"list_sort({name}) AS {name}" if name in ("kinds", "truths") else name for name in expected[0])
     found = traces.sql(f"SELECT {columns} FROM rollouts WHERE num_positions > 0 ORDER BY ALL").to_pylist()
@@ -69,8 +69,8 @@ def test_sums_of_gaps_that_a_method_lacks_are_null(tmp_path, make_batch):
     views = {"student": ("student", "plain"), "teacher": ("teacher", "plain")}
     TraceWriter(tmp_path, method="opd", policy_text=str).write(make_batch(views=views))
     traces = open_traces(tmp_path)
-    assert traces.sql("SELECT count(*) AS n FROM cells WHERE information_gap IS NOT NULL")["n"][0].as_py() == 0
-    assert traces.sql("SELECT sum(entropy_teacher) > 0 AS known FROM cells")["known"][0].as_py()
+    assert traces.sql("SELECT count(*) AS n FROM aggregates WHERE information_gap IS NOT NULL")["n"][0].as_py() == 0
+    assert traces.sql("SELECT sum(entropy_teacher) > 0 AS known FROM aggregates")["known"][0].as_py()
     assert traces.rollouts(kind="tag").num_rows == traces.count_rollouts(kind="tag") == 2
     assert traces.rollouts(example="e2").num_rows == 1
 

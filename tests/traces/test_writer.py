@@ -18,8 +18,8 @@ def writer(folder, **options) -> TraceWriter:
     return TraceWriter(folder, method="dopd", policy_text=lambda token: f"<{token}>", **options)
 
 
-def column(folder, name, table="positions"):
-    order = "step, process_rank, rollout_idx" + (", position" if "positions" in table else "")
+def column(folder, name, table="tokens"):
+    order = "step, process_rank, rollout_idx" + (", position" if "tokens" in table else "")
     return open_traces(folder).sql(f"SELECT * FROM {table} ORDER BY {order}")[name].to_pylist()
 
 
@@ -36,7 +36,7 @@ def test_positions_come_back_bit_for_bit(tmp_path, make_batch):
         np.testing.assert_array_equal(floats(tmp_path, f"entropy_{view}"), scores.entropy.half().float().numpy())
         assert column(tmp_path, f"rank_{view}") == scores.rank.tolist()
     np.testing.assert_array_equal(floats(tmp_path, "loss"), batch.loss.numpy())
-    np.testing.assert_array_equal(floats(tmp_path, "coefficient"), batch.coefficient.numpy())
+    np.testing.assert_array_equal(floats(tmp_path, "loss_normalizer"), batch.loss_normalizer.numpy())
     np.testing.assert_array_equal(floats(tmp_path, "weight"), batch.routing.weight.numpy())
     assert column(tmp_path, "token_id") == [token for one in batch.rollouts for token in one.ids]
     assert column(tmp_path, "token_text") == [text for texts in batch.token_texts for text in texts]
@@ -114,7 +114,7 @@ def test_prompts_without_a_key_are_looked_at_each_time(tmp_path, make_batch):
 def test_alternatives_are_at_their_positions_and_nowhere_else(tmp_path, make_batch):
     batch = make_batch(top=2)
     writer(tmp_path).write(batch)
-    found = column(tmp_path, "alternatives_teacher")
+    found = column(tmp_path, "top_k_teacher")
     ids, logprobs = batch.alternatives.top["teacher"]
     expected = dict(zip(batch.alternatives.index.tolist(), range(len(ids)), strict=True))
     for position, entries in enumerate(found):
@@ -125,7 +125,7 @@ def test_alternatives_are_at_their_positions_and_nowhere_else(tmp_path, make_bat
         assert [entry["token_id"] for entry in entries] == ids[row].tolist()
         assert [entry["text"] for entry in entries] == [f"<{token}>" for token in ids[row].tolist()]
         np.testing.assert_array_equal(np.float32([entry["logprob"] for entry in entries]), logprobs[row].numpy())
-    assert column(tmp_path, "alternatives_student") == [None] * len(found)
+    assert column(tmp_path, "top_k_student") == [None] * len(found)
 
 
 def test_sampler_logprobs_and_advantages_are_null_only_where_there_are_none(tmp_path, make_batch):
@@ -157,7 +157,7 @@ def test_a_step_written_again_replaces_the_first(tmp_path, make_batch):
         batch = make_batch(1, seed=seed)
         one.write(batch)
         traces = traces or open_traces(tmp_path)
-        logprobs = traces.sql("SELECT logprob_self FROM positions ORDER BY rollout_idx, position")["logprob_self"]
+        logprobs = traces.sql("SELECT logprob_self FROM tokens ORDER BY rollout_idx, position")["logprob_self"]
         np.testing.assert_array_equal(logprobs.to_numpy(), batch.scores["self"].logprob.numpy())
 
 
@@ -166,12 +166,12 @@ def test_processes_and_probes_do_not_touch_one_another(tmp_path, make_batch):
     writer(tmp_path, rank=1).write(make_batch(seed=1))
     writer(tmp_path, rank=0).write_probe(make_batch(seed=2, lengths=(2,)))
     assert column(tmp_path, "process_rank", "rollouts") == [0] * 4 + [1] * 4
-    assert len(column(tmp_path, "token_id", "probe_positions")) == 2
+    assert len(column(tmp_path, "token_id", "probe_tokens")) == 2
 
 
 def test_only_whole_files_lie_in_the_folder(tmp_path, make_batch):
     writer(tmp_path).write(make_batch(12))
-    names = [file.name for file in (tmp_path / "traces" / "positions").iterdir()]
+    names = [file.name for file in (tmp_path / "traces" / "tokens").iterdir()]
     assert names == ["step-000012-rank-0.parquet"]
 
 
@@ -191,7 +191,7 @@ def test_in_the_background_the_same_rows_are_written_and_a_flush_waits_for_them(
     at_once = writer(tmp_path / "at_once")
     for step in (1, 2, 3, 4):
         at_once.write(make_batch(step))
-    for table in ("positions", "rollouts"):
+    for table in ("tokens", "rollouts"):
         first, second = (
             open_traces(tmp_path / name).sql(f"FROM {table} ORDER BY ALL") for name in ("behind", "at_once")
         )

@@ -14,7 +14,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 from workbench.app.server import serve
 from workbench.runs.processes import identify
 
-TABLES = ("cells", "positions", "rollouts")  # of a step's traces, in the order in which they are written
+TABLES = ("aggregates", "tokens", "rollouts")  # of a step's traces, in the order in which they are written
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def scenes(runs: Path) -> Iterator[str]:
 def test_filters_of_tokens_hold_of_one_token_that_is_marked_and_opened(visit, scenes: str, runs: Path) -> None:
     found = (
         open_traces(runs / scenes)
-        .sql("SELECT step, rollout_idx, position, regime, kind, truth FROM positions")
+        .sql("SELECT step, rollout_idx, position, regime, kind, truth FROM tokens")
         .to_pylist()
     )
     fitting = {}

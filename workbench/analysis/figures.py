@@ -217,7 +217,7 @@ def gap_curves(
     table: Table, *, title: str = "Capability and information gap", theme: str = "light", by_size: bool = True
 ) -> go.Figure:
     """Mean capability and information gap per token over steps, a panel per truth."""
-    columns = ("capability_size", "information_size") if by_size else ("capability_gap", "information_gap")
+    columns = ("abs_capability_gap", "abs_information_gap") if by_size else ("capability_gap", "information_gap")
     if table.empty or table.frame[list(columns)].isna().all(axis=None):
         message = table.empty or "This method has no privileged student, so its gap cannot be split."
         return empty_figure(message, theme, title=title)

@@ -89,7 +89,7 @@ def information_dominated_loss(run: str | Path | Traces) -> Table:
     if traces is None or not has_gaps(traces):
         return table([], columns, run=run_name(traces), empty=NO_TRACES if traces is None else NO_SELF)
     query = """
-        WITH known AS (SELECT * FROM cells WHERE num_information IS NOT NULL),
+        WITH known AS (SELECT * FROM aggregates WHERE num_information_dominated IS NOT NULL),
         ranked AS (SELECT step, row_number() OVER (ORDER BY step) - 1 AS place, count(*) OVER () AS num_steps
                    FROM (SELECT DISTINCT step FROM known)),
         parts AS (SELECT step, place // CAST(ceil(num_steps / $points) AS BIGINT) AS part FROM ranked),
@@ -98,8 +98,8 @@ def information_dominated_loss(run: str | Path | Traces) -> Table:
         grouped AS (SELECT 'all' AS group_name, * FROM known
                  UNION ALL SELECT coalesce(truth, 'not known') AS group_name, * FROM known)
         SELECT first_step, last_step AS step, group_name AS truth, CAST(sum(num_positions) AS BIGINT) AS num_positions,
-               sum(num_information) / sum(num_positions) AS position_share,
-               sum(information_loss_size) / nullif(sum(loss_size), 0) AS loss_share
+               sum(num_information_dominated) / sum(num_positions) AS position_share,
+               sum(information_dominated_abs_loss) / nullif(sum(abs_loss), 0) AS loss_share
         FROM grouped JOIN named USING (step) GROUP BY ALL ORDER BY step, truth"""
     units = {"num_positions": "tokens", "position_share": "share of tokens", "loss_share": "share of loss"}
     frame = traces.sql(query, {"points": MAX_POINTS}).to_pandas()
@@ -115,10 +115,10 @@ def loss_by_truth(run: str | Path | Traces) -> Table:
     query = """
         SELECT coalesce(truth, 'not known') AS truth, CAST(sum(num_positions) AS BIGINT) AS num_positions,
                sum(num_positions) / sum(sum(num_positions)) OVER () AS position_share,
-               sum(loss_size) / nullif(sum(sum(loss_size)) OVER (), 0) AS loss_share,
+               sum(abs_loss) / nullif(sum(sum(abs_loss)) OVER (), 0) AS loss_share,
                sum(capability_gap) / sum(num_positions) AS capability_gap,
                sum(information_gap) / sum(num_positions) AS information_gap
-        FROM cells GROUP BY ALL ORDER BY truth"""
+        FROM aggregates GROUP BY ALL ORDER BY truth"""
     units = {
         "num_positions": "tokens",
         "position_share": "share of tokens",
@@ -142,7 +142,7 @@ def separation(run: str | Path | Traces) -> Table:
     steps, num_steps = _even_steps(traces, MAX_RANKED_TOKENS, "truth IS NOT NULL")
     names = ("information_gap", "capability_gap", "total_gap", "information_gap_size", "capability_gap_size")
     query = """SELECT truth, information_gap, capability_gap, total_gap, abs(information_gap) AS information_gap_size,
-                abs(capability_gap) AS capability_gap_size FROM positions
+                abs(capability_gap) AS capability_gap_size FROM tokens
                 WHERE truth IN ('privileged', 'visible') AND list_contains($steps, step)"""
     frame = traces.sql(query, {"steps": steps}).to_pandas()
     is_privileged = (frame["truth"] == PRIVILEGED).to_numpy()
@@ -165,7 +165,7 @@ def separation(run: str | Path | Traces) -> Table:
 
 def _even_steps(traces: Traces, most: int, where: str) -> tuple[list[int], int]:
     """Evenly spaced steps with about `most` positions that match `where`, and the number of steps that have any."""
-    query = f"SELECT step, sum(num_positions) AS n FROM cells WHERE {where} GROUP BY step ORDER BY step"
+    query = f"SELECT step, sum(num_positions) AS n FROM aggregates WHERE {where} GROUP BY step ORDER BY step"
     counts = traces.sql(query).to_pydict()
     every = max(1, -(-int(sum(counts["n"])) // most))
     return counts["step"][::every], len(counts["step"])
@@ -208,14 +208,14 @@ def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None =
                AND source IS NOT NULL AND coalesce(truth, 'privileged') = 'privileged'"""
     values = {"step": step, "limit": limit}
     steps, _ = _even_steps(traces, MAX_RANKED_TOKENS, "true")
-    query = f"SELECT loss FROM positions WHERE {where} AND list_contains($steps, step) ORDER BY loss DESC LIMIT $limit"
+    query = f"SELECT loss FROM tokens WHERE {where} AND list_contains($steps, step) ORDER BY loss DESC LIMIT $limit"
     sampled = traces.sql(query, {**values, "steps": steps})["loss"].to_pylist()
     threshold = sampled[-1] if len(sampled) == limit else None
     query = f"""
         WITH worst AS (
             SELECT step, process_rank, rollout_idx, position, token_text, kind, truth, regime, source,
                    information_gap, capability_gap, loss
-            FROM positions WHERE {where} {"" if threshold is None else "AND loss >= $least"}
+            FROM tokens WHERE {where} {"" if threshold is None else "AND loss >= $least"}
             ORDER BY loss DESC, step DESC, rollout_idx, position LIMIT $limit)
         SELECT worst.step, worst.rollout_idx AS rollout, worst.process_rank AS process, position, token_text AS token,
                kind, truth, regime, source, information_gap, capability_gap, loss, question, completion AS answer,

@@ -41,7 +41,7 @@ def probes(run: str | Path | Traces) -> Table:
             SELECT process_rank, rollout_idx, sum(CAST(changed AS INT)) AS changes FROM (
                 SELECT process_rank, rollout_idx, regime <> lag(regime) OVER (
                     PARTITION BY process_rank, rollout_idx, position ORDER BY step) AS changed
-                FROM probe_positions) GROUP BY ALL),
+                FROM probe_tokens) GROUP BY ALL),
         first AS (
             SELECT * FROM probe_rollouts WHERE step = (SELECT min(step) FROM probe_rollouts))
         SELECT rollout_idx AS rollout, process_rank AS process, example_id AS example, domain, question,
@@ -82,7 +82,7 @@ def values_of_probe(run: str | Path | Traces, rollout: int, *, value: str = "reg
         return table([], columns, run="", empty=NO_PROBES)
     query = f"""
         SELECT p.step, p.position, p.token_text AS token, p.kind, p.truth, r.example_id AS example, p.{value} AS value
-        FROM probe_positions AS p JOIN probe_rollouts AS r USING ({_KEY})
+        FROM probe_tokens AS p JOIN probe_rollouts AS r USING ({_KEY})
         WHERE p.rollout_idx = $rollout AND p.process_rank = $process ORDER BY p.step, p.position"""
     frame = traces.sql(query, {"rollout": rollout, "process": process}).to_pandas()
     has_probes = traces.steps("probe_rollouts")
@@ -111,8 +111,8 @@ def transitions(
         SELECT CAST($first AS INT) AS first_step, CAST($last AS INT) AS last_step, a.regime AS source,
                b.regime AS target, count(*) AS num_positions, count(*) / sum(count(*)) OVER () AS share,
                string_agg(a.token_text, ' ' ORDER BY abs(b.loss) DESC) AS examples
-        FROM probe_positions AS a
-        JOIN probe_positions AS b USING (process_rank, rollout_idx, position)
+        FROM probe_tokens AS a
+        JOIN probe_tokens AS b USING (process_rank, rollout_idx, position)
         LEFT JOIN regimes AS x ON x.regime = a.regime LEFT JOIN regimes AS y ON y.regime = b.regime
         WHERE a.step = $first AND b.step = $last AND ($truth IS NULL OR a.truth = $truth)
         GROUP BY a.regime, b.regime, x.idx, y.idx ORDER BY x.idx, y.idx"""
@@ -148,7 +148,7 @@ def most_moved(run: str | Path | Traces, *, limit: int = 50) -> Table:
         WITH moved AS (
             SELECT *, coalesce(regime <> lag(regime) OVER (
                 PARTITION BY process_rank, rollout_idx, position ORDER BY step), true) AS changed
-            FROM probe_positions)
+            FROM probe_tokens)
         SELECT m.rollout_idx AS rollout, m.process_rank AS process, m.position, any_value(m.token_text) AS token,
                any_value(m.kind) AS kind, any_value(m.truth) AS truth, any_value(r.example_id) AS example,
                CAST(sum(CAST(changed AS INT)) - 1 AS BIGINT) AS changes,
@@ -180,7 +180,7 @@ def changes_by(run: str | Path | Traces, split: str = "kind") -> Table:
                CAST(sum(CAST(changed AS INT)) AS BIGINT) AS changes, changes / tokens AS changes_per_token
         FROM (SELECT *, coalesce(regime <> lag(regime) OVER (
                   PARTITION BY process_rank, rollout_idx, position ORDER BY step), false) AS changed
-              FROM probe_positions) GROUP BY 1 ORDER BY changes_per_token DESC"""
+              FROM probe_tokens) GROUP BY 1 ORDER BY changes_per_token DESC"""
     frame: pd.DataFrame = traces.sql(query).to_pandas()
     return table(
         frame, columns, run=run_name(traces), empty=NO_PROBES, units={"tokens": "tokens", "changes": "changes"}

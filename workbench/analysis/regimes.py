@@ -30,10 +30,10 @@ def shares_over_steps(
     if probe:
         joined = "JOIN probe_rollouts USING (step, process_rank, rollout_idx)" if split == "domain" else ""
         cells = f"""SELECT step, {group} AS grp, regime, count(*) AS positions, sum(abs(contribution)) AS loss
-                    FROM probe_positions {joined} GROUP BY ALL"""
+                    FROM probe_tokens {joined} GROUP BY ALL"""
     else:
-        cells = f"""SELECT step, {group} AS grp, regime, sum(num_positions) AS positions, sum(loss_size) AS loss
-                    FROM cells GROUP BY ALL"""
+        cells = f"""SELECT step, {group} AS grp, regime, sum(num_positions) AS positions, sum(abs_loss) AS loss
+                    FROM aggregates GROUP BY ALL"""
     query = f"""
         WITH raw AS ({cells}),
         steps AS (
@@ -69,8 +69,8 @@ def shares_by(run: str | Path | Traces, split: str, *, first: int | None = None,
     query = f"""
         WITH merged AS (
             SELECT coalesce(nullif({split}, ''), 'not known') AS grp, regime,
-                   sum(num_positions) AS positions, sum(loss_size) AS loss
-            FROM cells WHERE step BETWEEN $first AND $last GROUP BY ALL),
+                   sum(num_positions) AS positions, sum(abs_loss) AS loss
+            FROM aggregates WHERE step BETWEEN $first AND $last GROUP BY ALL),
         totals AS (SELECT grp, sum(positions) AS positions, sum(loss) AS loss FROM merged GROUP BY ALL)
         SELECT totals.grp AS "group", regimes.regime, regimes.source,
                CAST(coalesce(merged.positions, 0) AS BIGINT) AS num_positions,
@@ -91,8 +91,8 @@ def gaps_over_steps(run: str | Path | Traces) -> Table:
         "num_positions",
         "capability_gap",
         "information_gap",
-        "capability_size",
-        "information_size",
+        "abs_capability_gap",
+        "abs_information_gap",
         "entropy",
         "confidence",
     ]
@@ -105,6 +105,6 @@ def gaps_over_steps(run: str | Path | Traces) -> Table:
                CAST(sum(num_positions) AS BIGINT) AS num_positions, {means},
                sum(entropy_student) / sum(num_positions) AS entropy,
                sum(confidence_student) / sum(num_positions) AS confidence
-        FROM cells GROUP BY ALL ORDER BY step, truth"""
+        FROM aggregates GROUP BY ALL ORDER BY step, truth"""
     units = dict.fromkeys(columns[3:8], "nats per token") | {"confidence": "mean probability of the most likely token"}
     return table(traces.sql(query).to_pandas(), columns, run=run_name(traces), empty=NO_TRACES, units=units)

@@ -66,7 +66,7 @@ def sampled_by(run_dir: str | Path) -> dict[str, str]:
     """
     try:
         rows = open_traces(run_dir).sql(
-            """SELECT source_policy AS name, count(*) AS n,
+            """SELECT sampled_by AS name, count(*) AS n,
                       count(DISTINCT (example_id, sample_idx, completion)) AS num_different,
                       avg(num_positions) AS length, avg(CAST(NOT finished AS INT)) AS cut, avg(reward) AS accuracy
                FROM rollouts GROUP BY ALL ORDER BY n DESC, name"""
@@ -265,7 +265,7 @@ def _regimes(run_dir: Path) -> list[str]:
         """SELECT learner, regime, count(*) AS positions, count(*) / sum(count(*)) OVER (PARTITION BY learner) AS share,
                   sum(contribution) / nullif(sum(sum(contribution)) OVER (PARTITION BY learner), 0) AS loss_share,
                   avg(capability_gap) AS capability, avg(information_gap) AS information
-           FROM positions GROUP BY learner, regime"""
+           FROM tokens GROUP BY learner, regime"""
     ).to_pylist()
     by_regime = {(row["learner"], row["regime"]): row for row in rows}
     learners = sorted({row["learner"] for row in rows} or {STUDENT}, key=lambda name: (name != STUDENT, name))

@@ -7,7 +7,7 @@ from workbench.analysis.table import NO_PROBES, NO_TRACES, Table, run_name, tabl
 from workbench.render.from_trace import token_view
 from workbench.render.view import TokenView
 from workbench.traces.reader import Key, Traces
-from workbench.traces.schema import OPENING
+from workbench.traces.schema import PREVIEW_LENGTH
 
 PAGE_COLUMNS = [
     "step",
@@ -110,7 +110,7 @@ def _read_page(traces: Traces, selection: Selection, page_idx: int, size: int) -
 
 
 def _opening(text: str) -> str:
-    return text if len(text) < OPENING else f"{text[: OPENING - 1]}…"
+    return text if len(text) < PREVIEW_LENGTH else f"{text[: PREVIEW_LENGTH - 1]}…"
 
 
 def count(run: str | Path | Traces, selection: Selection = Selection()) -> int:
@@ -127,7 +127,7 @@ def choices(run: str | Path | Traces) -> dict[str, list]:
 
 
 def _read_choices(traces: Traces) -> dict[str, list]:
-    cells = traces.sql(f"SELECT DISTINCT {', '.join(_CHOSEN)} FROM cells").to_pydict()
+    cells = traces.sql(f"SELECT DISTINCT {', '.join(_CHOSEN)} FROM aggregates").to_pydict()
     values = {name: sorted(filter(None, set(cells[name]))) for name in _CHOSEN}
     return {"step": traces.steps(), "regime": list(traces.regimes), **values}
 

@@ -12,7 +12,7 @@ from workbench.files.shipped import locate
 
 COLORS = ("regime", "capability", "information", "weight", "loss", "entropy", "truth")
 _LONGEST = 400  # longest error message about arguments, in characters
-_RENAMED = {"--by": "--color-by", "--colour": "--color", "--no-colour": "--no-color"}
+_RENAMED = {"--rule": "--grader", "--by": "--color-by", "--colour": "--color", "--no-colour": "--no-color"}
 
 Add = Callable[[str, str], argparse.ArgumentParser]  # name and help of a command to the parser of its options
 
@@ -97,6 +97,8 @@ def _add_viewing(add: Add) -> None:
     command.add_argument("--color-by", default="regime", choices=COLORS, help="quantity shown by the token colors")
     command.add_argument("--color", action=argparse.BooleanOptionalAction, help="default: on in a terminal")
     command = add("summary", "print accuracy by context and shares of regimes of a run")
+    command.add_argument("run_dir", help="the run's folder")
+    command = add("upgrade", "convert the folder of a run that the former version wrote")
     command.add_argument("run_dir", help="the run's folder")
     command = add("app", "open the app: launch, watch, and see who supervised every token")
     app_command.add_options(command)

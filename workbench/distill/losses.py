@@ -25,7 +25,7 @@ from workbench.types import Routing, TokenScores
 class LossResult:
     """Losses and scores of the learner.
 
-    total   sum of coefficient * loss over positions, a scalar to call backward() on
+    total   sum of loss_normalizer * loss over positions, a scalar to call backward() on
     loss    (N) weighted loss of each position in nats, before any averaging
     scores  scores of the learner
     """
@@ -88,15 +88,15 @@ def compute_losses(
     *,
     regimes: tuple[Regime, ...],
     routing: Routing,
-    coefficient: Float[Tensor, " N"],
+    loss_normalizer: Float[Tensor, " N"],
 ) -> LossResult:
     """Losses of all regimes at their positions, with gradients for the learner's hidden states and head.
 
     targets      outputs of the views that the losses compare with, without gradient
-    coefficient  weight of each position's loss in the total, see scoring.coefficients
+    loss_normalizer  weight of each position's loss in the total, see scoring.loss_normalizers
     """
     head_parameters = [parameter for parameter in learner.head.linear.parameters() if parameter.requires_grad]
-    work = _Work(learner, targets, token_ids, regimes, routing, coefficient, {})
+    work = _Work(learner, targets, token_ids, regimes, routing, loss_normalizer, {})
     total = _Supervise.apply(learner.hidden, work, *head_parameters)
     return LossResult(total, work.out["loss"], work.out["scores"])
 
@@ -108,7 +108,7 @@ class _Work:
     token_ids: Tensor
     regimes: tuple[Regime, ...]
     routing: Routing
-    coefficient: Tensor
+    loss_normalizer: Tensor
     out: dict  # results without gradient, since an autograd function returns tensors only
 
     def chunk(self, regime: Regime, index: Tensor, gradients: "_Gradients | None") -> tuple[Tensor, TokenScores]:
@@ -123,7 +123,7 @@ class _Work:
             logits, step = gradients.logits(index)
             with torch.enable_grad():
                 weighted = self.position_losses(regime, index, logits)
-                gradients.add(index, (weighted * self.coefficient[index]).sum(), step)
+                gradients.add(index, (weighted * self.loss_normalizer[index]).sum(), step)
         return weighted.detach(), _scalars(logits.detach(), self.token_ids[index])
 
     def position_losses(self, regime: Regime, index: Tensor, logits: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class _Supervise(torch.autograd.Function):
             scores = _joined([], work.token_ids)
         work.out.update(loss=loss, scores=scores)
         ctx.gradients = gradients
-        return (loss * work.coefficient).sum()
+        return (loss * work.loss_normalizer).sum()
 
     @staticmethod
     def backward(ctx, grad_total: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,6 +1,6 @@
 """Scoring: every view of a method scores the same rollouts; the routing rule then sees the scores.
 
-rollouts -> Batch (positions end to end) -> score_views -> route -> coefficients
+rollouts -> Batch (positions end to end) -> score_views -> route -> loss_normalizers
 """
 
 import itertools
@@ -212,7 +212,7 @@ def slice_routing(routing: Routing, positions: Positions) -> Routing:
     return replace(routing, regime=routing.regime[positions], weight=routing.weight[positions], advantage=advantage)
 
 
-def coefficients(method: Method, batch: Batch, routing: Routing) -> Float[Tensor, " N"]:
+def loss_normalizers(method: Method, batch: Batch, routing: Routing) -> Float[Tensor, " N"]:
     """Weight of each position's loss in the step's total: 1 / (count of its mean), over all micro-batches.
 
     The counts are of positions (`average` position), of positions per sequence times sequences (sequence), or of

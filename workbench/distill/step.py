@@ -24,9 +24,9 @@ from workbench.distill.scoring import (
     Batch,
     Positions,
     Prompts,
-    coefficients,
     forward_micro_batch,
     forward_view,
+    loss_normalizers,
     route,
     score_views,
     slice_routing,
@@ -76,7 +76,7 @@ class StepResult:
     scores: dict[str, TokenScores]  # of every view, in the method's order
     routing: Routing
     loss: Float[Tensor, " N"]
-    coefficient: Float[Tensor, " N"]
+    loss_normalizer: Float[Tensor, " N"]
     alternatives: Alternatives | None
     readers: dict[str, tuple[str, ...]]  # by view, the name of the policy that scored each rollout
     across_ranks: "StepResult | None" = None  # the batch of all ranks, without prompts; None: this result has all
@@ -137,7 +137,7 @@ def compute_step(
     seed              of routing rules that draw at random
     num_alternatives  most likely tokens to record per view, at positions of the first `alternatives_of` rollouts
     backward          called with each micro-batch's share of the total loss; None = no gradient
-    group             ranks that each hold a slice of the batch; routing and coefficients cover the whole batch
+    group             ranks that each hold a slice of the batch; routing and loss_normalizers cover the whole batch
 
     Raises: NonFiniteError naming the first position.
     """
@@ -150,9 +150,11 @@ def compute_step(
         _require_numbers(method, scored_batch, scores)
         global_batch = _all_gather_scores(group, batch, scores)
         global_routing = route(method, global_batch.scores, global_batch.batch, seed, student.token_texts)
-        global_coefficient = coefficients(method, global_batch.batch, global_routing).to(global_routing.regime.device)
+        global_loss_normalizer = loss_normalizers(method, global_batch.batch, global_routing).to(
+            global_routing.regime.device
+        )
         routing = slice_routing(global_routing, global_batch.positions)
-        coefficient = global_coefficient[global_batch.positions]
+        loss_normalizer = global_loss_normalizer[global_batch.positions]
         num_rollouts = max(0, alternatives_of - global_batch.first_rollout)
         num_recorded = sum(batch.lengths[:num_rollouts]) if num_alternatives else 0
         losses, top_tokens = _forward_backward(
@@ -162,7 +164,7 @@ def compute_step(
             learner_output,
             num_passes,
             routing,
-            coefficient,
+            loss_normalizer,
             num_recorded,
             num_alternatives,
             backward,
@@ -176,11 +178,11 @@ def compute_step(
         {view: scores[view] for view in method.views},
         routing,
         torch.cat([part.loss for part in losses])[batch.inverse_order],
-        coefficient,
+        loss_normalizer,
         _collect_alternatives(method, scored_batch, top_tokens, num_recorded, num_alternatives),
         _readers(method, policies, batch),
     )
-    return _with_global_result(result, global_batch, global_routing, global_coefficient, group)
+    return _with_global_result(result, global_batch, global_routing, global_loss_normalizer, group)
 
 
 def _score_learner(
@@ -216,7 +218,7 @@ def _forward_backward(
     learner_output: Output | None,
     num_passes: int,
     routing: Routing,
-    coefficient: Float[Tensor, " N"],
+    loss_normalizer: Float[Tensor, " N"],
     num_recorded: int,
     num_alternatives: int,
     backward: Callable[[Tensor], None] | None,
@@ -230,13 +232,13 @@ def _forward_backward(
     """
     batch, prompts = scored_batch.batch, scored_batch.prompts[method.learner]
     micro_batches = list(batch.micro_batches())
-    token_ids = batch.token_ids.to(coefficient.device)
-    is_recorded = torch.arange(batch.num_positions, device=coefficient.device) < num_recorded
+    token_ids = batch.token_ids.to(loss_normalizer.device)
+    is_recorded = torch.arange(batch.num_positions, device=loss_normalizer.device) < num_recorded
     losses, top_tokens = [], []
     with _lockstep(student, backward):
         for rows, positions in micro_batches:
             output: Any = learner_output or forward_micro_batch(student, prompts, batch, rows)
-            result = _micro_batch_losses(method, scored_batch, output, positions, token_ids, routing, coefficient)
+            result = _micro_batch_losses(method, scored_batch, output, positions, token_ids, routing, loss_normalizer)
             losses.append(result)
             top_tokens.append(alternatives(output, is_recorded[positions].nonzero().squeeze(-1), num_alternatives))
             if backward is not None:
@@ -254,9 +256,9 @@ def _micro_batch_losses(
     positions: Positions,
     token_ids: Int[Tensor, " N"],
     routing: Routing,
-    coefficient: Float[Tensor, " N"],
+    loss_normalizer: Float[Tensor, " N"],
 ) -> LossResult:
-    """Losses of one micro-batch; token ids, routing and coefficient cover the whole batch."""
+    """Losses of one micro-batch; token ids, routing and loss_normalizer cover the whole batch."""
     targets = {
         target: scored_batch.outputs[target].part(positions)
         for target in method.targets
@@ -268,7 +270,7 @@ def _micro_batch_losses(
         token_ids[positions],
         regimes=tuple(method.regimes.values()),
         routing=slice_routing(routing, positions),
-        coefficient=coefficient[positions],
+        loss_normalizer=loss_normalizer[positions],
     )
 
 
@@ -328,10 +330,10 @@ def _with_global_result(
     result: StepResult,
     global_batch: _GlobalBatch,
     routing: Routing,
-    coefficient: Float[Tensor, " G"],
+    loss_normalizer: Float[Tensor, " G"],
     group: Group,
 ) -> StepResult:
-    """Attach the result for the batch of all ranks; `routing` and `coefficient` cover that batch."""
+    """Attach the result for the batch of all ranks; `routing` and `loss_normalizer` cover that batch."""
     if global_batch.batch is result.batch:
         return result
     method = result.method
@@ -340,7 +342,7 @@ def _with_global_result(
     loss = gathered.pop("loss")
     scores = global_batch.scores | {method.learner: TokenScores(**gathered)}
     scores = {view: scores[view] for view in method.views}
-    across_ranks = StepResult(method, global_batch.batch, {}, scores, routing, loss, coefficient, None, {})
+    across_ranks = StepResult(method, global_batch.batch, {}, scores, routing, loss, loss_normalizer, None, {})
     return replace(result, across_ranks=across_ranks)
 
 

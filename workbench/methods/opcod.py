@@ -58,7 +58,7 @@ def build(options: Options) -> Method:
         return tuple(_annotated(options, rollout, rollouts, peers) for rollout in rollouts)
 
     def route(batch: RouteBatch) -> Routing:
-        facts = [dict(rollout.facts) for rollout in batch.rollouts]
+        facts = [dict(rollout.annotations) for rollout in batch.rollouts]
         kinds = [int(fact["own_answer"]) + 2 * (fact["lines_kept"] > 0) for fact in facts]
         regime = torch.tensor(kinds, device=batch.sequence.device)[batch.sequence]
         return Routing(regime, torch.ones(batch.num_positions, device=regime.device))
@@ -109,7 +109,7 @@ def _annotated(options: Options, rollout: Rollout, rollouts: tuple[Rollout, ...]
                 lines.append(line.strip())
     facts |= {"own_answer": float(own_answer is not None), "lines_kept": float(len(lines))}
     parts = [f"hint: {' and '.join(lines)}"] * bool(lines) + [f"reference: {own_answer}"] * (own_answer is not None)
-    return replace(rollout, feedback="\n".join(parts) or None, facts=tuple(facts.items()))
+    return replace(rollout, feedback="\n".join(parts) or None, annotations=tuple(facts.items()))
 
 
 def _about(rollouts: tuple[Rollout, ...], rollout: Rollout) -> list[Rollout]:

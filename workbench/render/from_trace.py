@@ -19,7 +19,7 @@ def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
         meta["process"] = row["process_rank"]
     if row.get("finished") is False:
         meta["length"] = "truncated at the maximum"
-    facts = dict(row.get("facts") or ())
+    facts = dict(row.get("annotations") or ())
     if facts:
         meta["decided"] = ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in facts.items())
     reward = row.get("reward")

@@ -185,11 +185,11 @@ def measured_in_trace(run_dir: Path) -> dict[str, float] | None:
     except NoTraces:
         return None
     query = """
-        WITH bounds AS (SELECT min(step) AS low, max(step) AS high FROM cells),
+        WITH bounds AS (SELECT min(step) AS low, max(step) AS high FROM aggregates),
         thirds AS (
             SELECT regime, num_positions, CASE WHEN step <= low + (high - low) / 3.0 THEN 'first third'
                    WHEN step >= high - (high - low) / 3.0 THEN 'last third' END AS third
-            FROM cells CROSS JOIN bounds),
+            FROM aggregates CROSS JOIN bounds),
         counted AS (
             SELECT third, regime, sum(num_positions) AS n FROM thirds WHERE third IS NOT NULL GROUP BY third, regime)
         SELECT third, regime, n / sum(n) OVER (PARTITION BY third) AS share FROM counted ORDER BY third, regime"""
@@ -199,7 +199,7 @@ def measured_in_trace(run_dir: Path) -> dict[str, float] | None:
     bought = traces.sql(
         """SELECT sum(abs(contribution)) FILTER (abs(information_gap) > abs(capability_gap))
                   / nullif(sum(abs(contribution)), 0) AS share
-           FROM positions WHERE information_gap IS NOT NULL AND capability_gap IS NOT NULL"""
+           FROM tokens WHERE information_gap IS NOT NULL AND capability_gap IS NOT NULL"""
     ).to_pylist()[0]["share"]
     if bought is not None:
         shares["information_loss_share"] = float(bought)

@@ -1,6 +1,6 @@
-"""Export the traces of a run as a Hugging Face data set: `datasets.load_dataset(FOLDER, "positions")`.
+"""Export the traces of a run as a Hugging Face data set: `datasets.load_dataset(FOLDER, "tokens")`.
 
-    rollouts positions cells probe_rollouts probe_positions    a configuration each, with the columns of docs/traces.md
+    rollouts tokens aggregates probe_rollouts probe_tokens    a configuration each, with the columns of docs/traces.md
     images                                                     every image once: `image`, and its `name` in rollouts
 
 Differences to the run folder: derived columns are stored, maps are lists of {key, value}, and paths of this machine are
@@ -134,7 +134,7 @@ workbench.
 |---|---|
 {rows}
 
-`datasets.load_dataset(FOLDER, "positions")["train"]`. Columns, units and meanings: [columns.md](columns.md). Rows of
+`datasets.load_dataset(FOLDER, "tokens")["train"]`. Columns, units and meanings: [columns.md](columns.md). Rows of
 one answer share `step`, `process_rank` and `rollout_idx`. The configuration `images` holds all images by `name`.
 Teachers saw the evidence in these tables; the deployed student never sees it.
 """

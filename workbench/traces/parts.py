@@ -22,7 +22,7 @@ from workbench.errors import TraceError
 from workbench.traces.checksums import ENTRIES, check_footer, check_rows, seal, torn
 from workbench.traces.schema import PROBE, Header, decode_header, merge_headers
 
-WRITE_ORDER = ("positions", "cells", "rollouts", PROBE + "positions", PROBE + "rollouts")
+WRITE_ORDER = ("tokens", "aggregates", "rollouts", PROBE + "tokens", PROBE + "rollouts")
 SMALL_BYTES = 2**20  # larger step files are not merged: it gains nothing and needs much memory
 _STEP_FILE = re.compile(r"step-(\d+)-rank-(\d+)\.parquet")
 _MERGED_FILE = re.compile(r"merged-(\d+)\.parquet")

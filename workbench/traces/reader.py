@@ -1,7 +1,7 @@
 """Query the traces of a run with DuckDB, also while it trains. The only way to the data.
 
     traces = open_traces("runs/my-run")
-    traces.sql("SELECT regime, avg(information_gap) AS gap FROM positions GROUP BY regime").to_pandas()
+    traces.sql("SELECT regime, avg(information_gap) AS gap FROM tokens GROUP BY regime").to_pandas()
 
 Each query lists the files again and sees only complete steps. Tables and columns: docs/traces.md.
 """
@@ -177,7 +177,7 @@ class Traces:
         values = ", ".join(f"({idx}, {', '.join(str(int(part)) for part in key)})" for idx, key in enumerate(keys))
         query = f"""
             SELECT {_KEY}, example_id, sample_idx, domain, question, answer,
-                   {"opening AS " if brief else ""}completion, source_policy, finished, reward, num_positions,
+                   {"completion_preview AS " if brief else ""}completion, sampled_by, finished, reward, num_positions,
                    mean_capability_gap AS capability_gap, mean_loss AS loss, mean_information_gap AS information_gap,
                    total_contribution AS contribution, regime_counts AS regimes
             FROM {PROBE if probe else ""}rollouts
@@ -185,7 +185,7 @@ class Traces:
             ORDER BY page.idx"""
         rollouts = self._run((query, None), steps={key[0] for key in keys})[0]
         # files before version 5 have no openings
-        return self.rollouts_at(keys, probe=probe) if rollouts["completion"].null_count else rollouts
+        return rollouts
 
     def count_rollouts(self, step: int | None = None, *, probe: bool = False, **filters: Any) -> int:
         """Count the rollouts that match the filters of `rollouts`. before: only those before this key, newest first."""
@@ -200,7 +200,7 @@ class Traces:
         params = [step, process_rank, rollout_idx]
         rows, positions = self._run(
             (f"SELECT * FROM {prefix}rollouts {where}", params),
-            (f"SELECT * FROM {prefix}positions {where} ORDER BY position", params),
+            (f"SELECT * FROM {prefix}tokens {where} ORDER BY position", params),
             steps={step},
         )
         if rows.num_rows == 0:
@@ -223,13 +223,13 @@ class Traces:
             raise TraceError(unknown("group", by, GROUPS))
         if probe:
             joined = f"JOIN {PROBE}rollouts USING ({_KEY})" if by == "domain" else ""
-            table = f"{PROBE}positions"
+            table = f"{PROBE}tokens"
             cells = (
                 f"SELECT {by}, {table}.regime, count(*) AS positions, sum(abs({table}.contribution)) AS loss "
                 f"FROM {table} {joined}"
             )
         else:
-            cells = f"SELECT {by}, regime, sum(num_positions) AS positions, sum(loss_size) AS loss FROM cells"
+            cells = f"SELECT {by}, regime, sum(num_positions) AS positions, sum(abs_loss) AS loss FROM aggregates"
         query = f"""
             WITH counted AS ({cells} GROUP BY ALL),
             totals AS (SELECT {by}, sum(positions) AS positions, sum(loss) AS loss FROM counted GROUP BY {by})
@@ -247,16 +247,16 @@ class Traces:
 
         information_* counts positions whose absolute information gap exceeds their absolute capability gap.
         """
-        counts = {name: f"(SELECT count(*) FROM {name})" for name in (f"{PROBE}rollouts", f"{PROBE}positions")}
+        counts = {name: f"(SELECT count(*) FROM {name})" for name in (f"{PROBE}rollouts", f"{PROBE}tokens")}
         positions, rollouts = self._run(
             (
                 f"""SELECT CAST(coalesce(sum(num_positions), 0) AS BIGINT) AS positions,
                 {", ".join(f"{query} AS {name}" for name, query in counts.items())},
-                sum(num_information) / sum(num_positions) FILTER (num_information IS NOT NULL)
+                sum(num_information_dominated) / sum(num_positions) FILTER (num_information_dominated IS NOT NULL)
                     AS information_position_share,
-                sum(information_loss_size) / nullif(sum(loss_size) FILTER (num_information IS NOT NULL), 0)
+                sum(information_dominated_abs_loss) / nullif(sum(abs_loss) FILTER (num_information_dominated IS NOT NULL), 0)
                     AS information_loss_share
-                FROM cells""",
+                FROM aggregates""",
                 None,
             ),
             (
@@ -328,7 +328,7 @@ class Traces:
         of_position = sorted(params.keys() & {"regime", "kind", "truth"})
         if len(of_position) > 1:  # columns of rollouts hold each alone; all must hold for one position
             same = " AND ".join(f"{name} = ${name}" for name in of_position)
-            kept.append(f"({_KEY}) IN (SELECT ({_KEY}) FROM {PROBE if probe else ''}positions WHERE {same})")
+            kept.append(f"({_KEY}) IN (SELECT ({_KEY}) FROM {PROBE if probe else ''}tokens WHERE {same})")
         return " AND ".join(kept) or "true", params
 
     def _header(self) -> Header:

@@ -1,6 +1,6 @@
 """Schema of a trace: the single definition of every column.
 
-1. Tables: rollouts, positions, the same two for probes (fixed answers, re-scored regularly), and cells (sums over
+1. Tables: rollouts, tokens, the same two for probes (fixed answers, re-scored regularly), and aggregates (sums over
    positions of one step, domain, kind, visibility and regime, so that a query over a run need not read every position).
 2. A name with {view} stands for one column per view of the method: logprob_{view} -> logprob_student, logprob_teacher.
 3. A column with `sql` is not stored. The reader computes it, so a gap is always the difference of two recorded numbers.
@@ -18,10 +18,9 @@ import pyarrow as pa
 
 from workbench.errors import TraceError
 
-VERSION = 5
-# 2 has no column `learner`; before 4 num_information compared signed gaps; before 5 no crop box and no opening
-READABLE = tuple(range(2, VERSION + 1))
-OPENING = 160  # characters
+VERSION = 6  # `workbench upgrade RUN` converts version 5
+READABLE = (VERSION,)
+PREVIEW_LENGTH = 160  # characters
 HEADER_KEY = "workbench.traces"
 PROBE = "probe_"  # prefix of the tables that hold probes
 _TYPE_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
@@ -65,8 +64,13 @@ ROLLOUTS = (
     Column("answer", _TEXT, "", "the right final answer; NULL if not known"),
     Column("reference", _TEXT, "", "a whole worked answer; NULL if there is none"),
     Column("completion", _TEXT, "", "what was written, without special tokens"),
-    Column("opening", _TEXT, "", f"the first {OPENING} characters of it: a list need not unpack whole answers"),
-    Column("source_policy", _TEXT, "", 'policy that wrote it, or "dataset"'),
+    Column(
+        "completion_preview",
+        _TEXT,
+        "",
+        f"the first {PREVIEW_LENGTH} characters of it: a list need not unpack whole answers",
+    ),
+    Column("sampled_by", _TEXT, "", 'policy that wrote it, or "dataset"'),
     Column("finished", pa.bool_(), "", "false: cut at the longest length allowed"),
     Column("reward", _REAL, "", "1 right, 0 wrong, NULL not known"),
     Column("num_positions", _WHOLE, "tokens", "length of the completion, its end token included"),
@@ -78,7 +82,7 @@ ROLLOUTS = (
     Column("evidence_hint", _TEXT, "", "privileged hint: where to look, without the answer"),
     Column("thresholds", pa.map_(_TEXT, pa.float64()), "nats or 1", "what the router compared with at this step"),
     Column(
-        "facts",
+        "annotations",
         pa.map_(_TEXT, pa.float64()),
         "",
         "what the method found out and decided about the rollout, by name; shown above its tokens",
@@ -96,7 +100,7 @@ ROLLOUTS = (
     Column("history_{view}", pa.list_(_TURN), "", "earlier turns that the view was shown"),
 )
 
-POSITIONS = (
+TOKENS = (
     *_KEY,
     _LEARNER,
     Column("position", _WHOLE, "tokens", "index in the completion, from 0"),
@@ -115,15 +119,13 @@ POSITIONS = (
     Column("regime", _TEXT, "", "kind of supervision that the router chose; each position has exactly one"),
     Column("weight", _REAL, "1", "what the router multiplied the regime's losses by; 0 = no supervision"),
     Column("advantage", _REAL, "1", "for losses whose target is a reward; NULL without one"),
-    Column("coefficient", _REAL, "1", "what the position's loss counts in the step's total"),
+    Column("loss_normalizer", _REAL, "1", "what the position's loss counts in the step's total"),
     Column("loss", _REAL, "nats", "weighted loss before averaging"),
     Column("logprob_{view}", _REAL, "nats", "log-prob of the written token under the view"),
     Column("entropy_{view}", _ROUGH, "nats", "entropy of the view's next-token distribution, to three digits"),
     Column("max_logprob_{view}", _REAL, "nats", "log-prob of the view's most likely token"),
     Column("rank_{view}", _WHOLE, "", "rank of the written token under the view, 0 = most likely"),
-    Column(
-        "alternatives_{view}", pa.list_(_ALTERNATIVE), "nats", "the view's most likely tokens; NULL if not recorded"
-    ),
+    Column("top_k_{view}", pa.list_(_ALTERNATIVE), "nats", "the view's most likely tokens; NULL if not recorded"),
     Column(
         "total_gap",
         _REAL,
@@ -165,43 +167,45 @@ POSITIONS = (
         "exp(logprob_student - sampler_logprob)",
         ("logprob_student", "sampler_logprob"),
     ),
-    Column("contribution", _REAL, "nats", "the position's part of the step's loss", "loss * coefficient", ("loss",)),
+    Column(
+        "contribution", _REAL, "nats", "the position's part of the step's loss", "loss * loss_normalizer", ("loss",)
+    ),
     Column("source", _TEXT, "", "what the regime pulls towards: a view, tokens or reward", "regimes.source"),
     Column("divergence", _TEXT, "", "the regime's divergence", "regimes.divergence"),
 )
 
-CELLS = (
+AGGREGATES = (
     *_KEY[:2],
     _LEARNER,
     Column("domain", _TEXT, "", "question family"),
-    Column("kind", _TEXT, "", "as in positions"),
-    Column("truth", _TEXT, "", "as in positions"),
-    Column("regime", _TEXT, "", "as in positions"),
+    Column("kind", _TEXT, "", "as in tokens"),
+    Column("truth", _TEXT, "", "as in tokens"),
+    Column("regime", _TEXT, "", "as in tokens"),
     Column("num_positions", _WHOLE, "tokens", "how many positions the sums are over"),
     Column("loss", _SUM, "nats", "sum of the weighted losses before averaging"),
-    Column("contribution", _SUM, "nats", "sum: the cell's part of the step's loss"),
-    Column("loss_size", _SUM, "nats", "sum of the contributions' sizes; rewards make negative contributions too"),
+    Column("contribution", _SUM, "nats", "sum: the group's part of the step's loss"),
+    Column("abs_loss", _SUM, "nats", "sum of the contributions' sizes; rewards make negative contributions too"),
     Column("capability_gap", _SUM, "nats", "sum; NULL if the method lacks one of the views"),
     Column("information_gap", _SUM, "nats", "sum; NULL if the method lacks one of the views"),
-    Column("capability_size", _SUM, "nats", "sum of sizes; NULL if the method lacks one of the views"),
-    Column("information_size", _SUM, "nats", "sum of sizes; NULL if the method lacks one of the views"),
+    Column("abs_capability_gap", _SUM, "nats", "sum of sizes; NULL if the method lacks one of the views"),
+    Column("abs_information_gap", _SUM, "nats", "sum of sizes; NULL if the method lacks one of the views"),
     Column(
-        "num_information",
+        "num_information_dominated",
         _WHOLE,
         "tokens",
         "positions whose information gap is larger in size than their capability gap; NULL if a gap is not known",
     ),
-    Column("information_loss_size", _SUM, "nats", "loss_size of those positions; NULL if a gap is not known"),
+    Column("information_dominated_abs_loss", _SUM, "nats", "abs_loss of those positions; NULL if a gap is not known"),
     Column("entropy_{view}", _SUM, "nats", "sum of the view's entropies"),
     Column("confidence_{view}", _SUM, "tokens", "sum of the probabilities of the view's most likely tokens"),
 )
 
 TABLES = {
     "rollouts": ROLLOUTS,
-    "cells": CELLS,
-    "positions": POSITIONS,
+    "aggregates": AGGREGATES,
+    "tokens": TOKENS,
     PROBE + "rollouts": ROLLOUTS,
-    PROBE + "positions": POSITIONS,
+    PROBE + "tokens": TOKENS,
 }
 
 
@@ -261,18 +265,27 @@ def decode_header(metadata: dict[bytes, bytes] | None, file: Path) -> Header:
     try:
         fields = json.loads(text)
         if fields["version"] in READABLE:
-            return Header(
-                method=fields["method"],
-                views={name: TracedView(**view) for name, view in fields["views"].items()},
-                regimes={name: _decode_regime(regime) for name, regime in fields["regimes"].items()},
-                covers=tuple((int(step), int(process_rank)) for step, process_rank in fields["covers"]),
-            )
+            return decode_fields(fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TraceError(f"{file} has a damaged header ({error}). Delete this file to read the other steps.") from error
+    if fields["version"] > VERSION:
+        raise TraceError(
+            f"{file} has trace version {fields['version']}, and this workbench reads {VERSION}. Install the version of "
+            "the workbench that wrote it (commit in run.json)."
+        )
     raise TraceError(
-        f"{file} has trace schema version {fields['version']}; this workbench reads versions "
-        f"{' and '.join(map(str, READABLE))}. "
-        "Read it with the version of the workbench that wrote it (commit in run.json), or train again."
+        f"{file} has trace version {fields['version']}, of an earlier version of the workbench. Run: workbench upgrade "
+        f"{file.parents[2]}"
+    )
+
+
+def decode_fields(fields: dict) -> Header:
+    """Build a header from its decoded JSON."""
+    return Header(
+        method=fields["method"],
+        views={name: TracedView(**view) for name, view in fields["views"].items()},
+        regimes={name: _decode_regime(regime) for name, regime in fields["regimes"].items()},
+        covers=tuple((int(step), int(process_rank)) for step, process_rank in fields["covers"]),
     )
 
 
@@ -317,15 +330,15 @@ EXAMPLES = {
     "Where did the loss go? Each regime's share, by what is known of the token.": """\
 SELECT truth, regime, any_value(source) AS source, count(*) AS positions,
        sum(contribution) / sum(sum(contribution)) OVER () AS loss_share
-FROM positions GROUP BY truth, regime ORDER BY loss_share DESC""",
+FROM tokens GROUP BY truth, regime ORDER BY loss_share DESC""",
     "Which tokens are imitated although only the evidence explains them?": """\
 SELECT token_text, count(*) AS positions, avg(information_gap) AS information_gap, sum(contribution) AS loss
-FROM positions WHERE abs(information_gap) > abs(capability_gap)
+FROM tokens WHERE abs(information_gap) > abs(capability_gap)
 GROUP BY token_text ORDER BY loss DESC LIMIT 20""",
     "How does the same probe token move from step to step?": """\
 SELECT example_id, position, token_text, list(regime ORDER BY step) AS regimes,
        list(information_gap ORDER BY step) AS information_gaps
-FROM probe_positions JOIN probe_rollouts USING (step, process_rank, rollout_idx)
+FROM probe_tokens JOIN probe_rollouts USING (step, process_rank, rollout_idx)
 GROUP BY ALL ORDER BY example_id, position""",
 }
 
@@ -338,9 +351,9 @@ Training records every token: its score under each view, its regime, and its par
 | table | one row is |
 |---|---|
 | `rollouts` | a sampled answer, with its prompts, evidence and outcome |
-| `positions` | a token of such an answer |
-| `cells` | sums over a step's positions of the same learner, domain, kind, truth and regime |
-| `probe_rollouts`, `probe_positions` | the same columns for probes: fixed answers, scored again every few steps |
+| `tokens` | a token of such an answer |
+| `aggregates` | sums over a step's positions of the same learner, domain, kind, truth and regime |
+| `probe_rollouts`, `probe_tokens` | the same columns for probes: fixed answers, scored again every few steps |
 | `regimes` | a regime of the method: `regime`, `source`, `divergence`, `meaning`, `loss_weight` (total of its losses) |
 
 Rows of one answer share `step`, `process_rank` and `rollout_idx`. A name with `{view}` stands for one column per view:
@@ -351,7 +364,7 @@ from workbench.traces.reader import open_traces
 
 traces = open_traces("runs/my-run")     # works while the run is training
 traces.summary()
-traces.sql("SELECT regime, count(*) AS positions FROM positions GROUP BY regime").to_pandas()
+traces.sql("SELECT regime, count(*) AS positions FROM tokens GROUP BY regime").to_pandas()
 ```
 """
 
@@ -372,7 +385,7 @@ _NOTES = """\
 def document() -> str:
     """Write the text of docs/traces.md."""
     parts = [_INTRODUCTION]
-    for table in ("rollouts", "positions", "cells"):
+    for table in ("rollouts", "tokens", "aggregates"):
         title = f"{table}, {PROBE}{table}" if PROBE + table in TABLES else table
         lines = [f"## {title}", "", "| column | type | unit | meaning |", "|---|---|---|---|"]
         for column in TABLES[table]:

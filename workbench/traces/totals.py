@@ -42,7 +42,7 @@ def sum_rollouts(positions: Columns, num_rollouts: int) -> Columns:
     }
 
 
-def sum_cells(positions: Columns, domains: list[str]) -> Columns:
+def sum_aggregates(positions: Columns, domains: list[str]) -> Columns:
     """Sum one learner's positions of equal domain, kind, visibility and regime. domains: one per rollout."""
     keys: dict[tuple, int] = {}
     position_domains = [domains[rollout_idx] for rollout_idx in np.asarray(positions["rollout_idx"]).tolist()]
@@ -55,7 +55,7 @@ def sum_cells(positions: Columns, domains: list[str]) -> Columns:
     contribution = _contribution(positions)
     capability, information = _gap(positions, "teacher", "self"), _gap(positions, "self", "student")
     bought = None if capability is None or information is None else np.abs(information) > np.abs(capability)
-    num_information: Any = total(bought)
+    num_information_dominated: Any = total(bought)
     columns: Columns = {
         name: np.full(len(keys), np.asarray(positions[name])[0] if len(keys) else 0, dtype=np.int32)
         for name in ("step", "process_rank")
@@ -66,13 +66,15 @@ def sum_cells(positions: Columns, domains: list[str]) -> Columns:
         "num_positions": np.bincount(cell, minlength=len(keys)).astype(np.int32),
         "loss": total(np.asarray(positions["loss"], dtype=np.float64)),
         "contribution": total(contribution),
-        "loss_size": total(np.abs(contribution)),
+        "abs_loss": total(np.abs(contribution)),
         "capability_gap": total(capability),
         "information_gap": total(information),
-        "capability_size": total(None if capability is None else np.abs(capability)),
-        "information_size": total(None if information is None else np.abs(information)),
-        "num_information": num_information if bought is None else num_information.astype(np.int32),
-        "information_loss_size": total(None if bought is None else np.abs(contribution) * bought),
+        "abs_capability_gap": total(None if capability is None else np.abs(capability)),
+        "abs_information_gap": total(None if information is None else np.abs(information)),
+        "num_information_dominated": num_information_dominated
+        if bought is None
+        else num_information_dominated.astype(np.int32),
+        "information_dominated_abs_loss": total(None if bought is None else np.abs(contribution) * bought),
     }
     for name, values in positions.items():
         if name.startswith("entropy_"):
@@ -96,4 +98,4 @@ def _gap(positions: Columns, above: str, below: str) -> np.ndarray | None:
 
 
 def _contribution(positions: Columns) -> np.ndarray:
-    return np.asarray(positions["loss"] * positions["coefficient"], dtype=np.float64)
+    return np.asarray(positions["loss"] * positions["loss_normalizer"], dtype=np.float64)

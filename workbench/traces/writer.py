@@ -26,8 +26,17 @@ from workbench.errors import TraceError
 from workbench.policies import Policy
 from workbench.traces.parts import compact, step_file, traces_folder, write_part
 from workbench.traces.png import encode_png
-from workbench.traces.schema import OPENING, PROBE, TABLES, Header, TracedLoss, TracedRegime, TracedView, stored_schema
-from workbench.traces.totals import sum_cells, sum_rollouts
+from workbench.traces.schema import (
+    PREVIEW_LENGTH,
+    PROBE,
+    TABLES,
+    Header,
+    TracedLoss,
+    TracedRegime,
+    TracedView,
+    stored_schema,
+)
+from workbench.traces.totals import sum_aggregates, sum_rollouts
 from workbench.types import STUDENT, Prompt, Rollout, Routing, TokenScores, Turn, label_completion
 
 _MOST_NAMES = 100_000  # cached image references; tens of megabytes
@@ -41,7 +50,7 @@ class TracedBatch:
     prompts      view name -> one prompt per rollout, None where the view did not score it
     readers      view name -> name of the policy that scored each rollout; missing = the view's own policy
     regimes      by name; routing.regime holds indices in this order
-    coefficient  factor of a position's loss in the step's total
+    loss_normalizer  factor of a position's loss in the step's total
     loss         weighted, in nats, before averaging
     token_texts  per rollout, one text per token
     kinds        per rollout, kind and visibility of each token, from workbench.types.mark_tokens
@@ -54,7 +63,7 @@ class TracedBatch:
     scores: dict[str, TokenScores]
     routing: Routing
     regimes: dict[str, Regime]
-    coefficient: Float[Tensor, " N"]
+    loss_normalizer: Float[Tensor, " N"]
     loss: Float[Tensor, " N"]
     token_texts: tuple[tuple[str, ...], ...]
     kinds: tuple[tuple[tuple[str, str | None], ...], ...]
@@ -79,7 +88,7 @@ def to_traced_batch(scored: StepResult, step: int, student: Policy) -> TracedBat
         scores=scored.scores,
         routing=scored.routing,
         regimes=scored.method.regimes,
-        coefficient=scored.coefficient,
+        loss_normalizer=scored.loss_normalizer,
         loss=scored.loss,
         token_texts=texts,
         kinds=kinds,
@@ -159,7 +168,7 @@ class TraceWriter:
         first = 0  # index in the file of the batch's first rollout
         for batch in batches:
             for table, columns in self._columns(batch, first).items():
-                if prefix + table in TABLES:  # probes have no cells
+                if prefix + table in TABLES:  # probes have no aggregates
                     schema = stored_schema(prefix + table, tuple(batch.views))
                     arrays = [_array(columns[field.name], field.type) for field in schema]
                     tables.setdefault(prefix + table, []).append(pa.Table.from_arrays(arrays, schema=schema))
@@ -173,9 +182,9 @@ class TraceWriter:
     def _columns(self, batch: TracedBatch, first: int) -> dict[str, dict]:
         """Build the columns of each table; indices of the batch's rollouts start at `first`."""
         positions = self._positions(batch)
-        cells = sum_cells(positions, [rollout.example.domain for rollout in batch.rollouts])
+        aggregates = sum_aggregates(positions, [rollout.example.domain for rollout in batch.rollouts])
         rollouts = self._rollouts(batch) | sum_rollouts(positions, len(batch.rollouts))
-        tables = {"positions": positions, "cells": cells, "rollouts": rollouts}
+        tables = {"tokens": positions, "aggregates": aggregates, "rollouts": rollouts}
         for columns in tables.values():
             columns["learner"] = [batch.learner] * len(columns["step"])
         for columns in (positions, rollouts):
@@ -204,7 +213,7 @@ class TraceWriter:
             "regime": regime_names[_numpy(routing.regime)] if num_positions else [],
             "weight": _numpy(routing.weight),
             "advantage": [None] * num_positions if routing.advantage is None else _numpy(routing.advantage),
-            "coefficient": _numpy(batch.coefficient),
+            "loss_normalizer": _numpy(batch.loss_normalizer),
             "loss": _numpy(batch.loss),
         }
         for view in batch.views:
@@ -212,7 +221,7 @@ class TraceWriter:
                 columns[f"{name}_{view}"] = _numpy(getattr(batch.scores[view], name))
             rank = _numpy(batch.scores[view].rank)
             columns[f"rank_{view}"] = pa.array(rank, pa.int32(), mask=rank < 0)
-            columns[f"alternatives_{view}"] = self._alternatives(batch, view, num_positions)
+            columns[f"top_k_{view}"] = self._alternatives(batch, view, num_positions)
         return columns
 
     def _alternatives(self, batch: TracedBatch, view: str, num_positions: int) -> list | pa.Array:
@@ -258,8 +267,8 @@ class TraceWriter:
             "answer": [example.answer for example in examples],
             "reference": [example.reference for example in examples],
             "completion": [rollout.text for rollout in rollouts],
-            "opening": [rollout.text[:OPENING] for rollout in rollouts],
-            "source_policy": [rollout.source for rollout in rollouts],
+            "completion_preview": [rollout.text[:PREVIEW_LENGTH] for rollout in rollouts],
+            "sampled_by": [rollout.source for rollout in rollouts],
             "finished": [rollout.finished for rollout in rollouts],
             "reward": [rollout.reward for rollout in rollouts],
             "num_positions": [len(rollout.ids) for rollout in rollouts],
@@ -269,7 +278,7 @@ class TraceWriter:
             "evidence_crop_box": [None if item.crop_box is None else vars(item.crop_box) for item in evidence],
             "evidence_caption": [item.caption for item in evidence],
             "evidence_hint": [item.hint for item in evidence],
-            "facts": [list(rollout.facts) for rollout in rollouts],
+            "annotations": [list(rollout.annotations) for rollout in rollouts],
             "thresholds": [list(batch.routing.thresholds.items())] * len(rollouts),
         }
         for view, prompts in batch.prompts.items():

@@ -34,7 +34,7 @@ def step_metrics(method: Method, scored: StepResult) -> dict[str, float]:
     loss).
     """
     routing, scores = scored.routing, scored.scores
-    bought = (scored.loss * scored.coefficient).double()
+    bought = (scored.loss * scored.loss_normalizer).double()
     total = float(bought.sum())
     metrics = {
         "loss": total,
@@ -68,7 +68,7 @@ def step_metrics(method: Method, scored: StepResult) -> dict[str, float]:
         name: value for name, value in metrics.items() if value == value
     }  # a view that scored nothing has no mean
     facts: dict[str, list[float]] = {}
-    for name, value in (fact for rollout in scored.batch.rollouts for fact in rollout.facts):
+    for name, value in (fact for rollout in scored.batch.rollouts for fact in rollout.annotations):
         facts.setdefault(name, []).append(value)
     metrics |= {f"fact/{name}": sum(values) / len(values) for name, values in facts.items()}
     return metrics | {f"threshold/{name}": value for name, value in routing.thresholds.items()}

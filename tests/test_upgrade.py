@@ -1,0 +1,91 @@
+"""A run of the former version, made by it and kept in tests/former_run, is refused until it is upgraded; values stay."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from workbench.cli import main
+from workbench.config.schema import load_config
+from workbench.errors import ConfigError, RunError, TraceError
+from workbench.runs.upgrade import TABLES, Upgrade, upgrade_run
+from workbench.traces.reader import open_traces
+
+FORMER_RUN = Path(__file__).parent / "former_run"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(FORMER_RUN, tmp_path / "tiny"))
+
+
+def test_traces_of_the_former_version_are_refused_with_the_command(run: Path) -> None:
+    with pytest.raises(TraceError, match=f"workbench upgrade {run}"):
+        open_traces(run).steps()
+
+
+def test_configuration_of_the_former_version_is_refused_with_the_command(run: Path) -> None:
+    with pytest.raises(ConfigError, match=f"workbench upgrade {run}"):
+        load_config(run / "config.yaml")
+
+
+def test_upgraded_run_has_present_keys_in_both_copies_of_its_configuration(run: Path) -> None:
+    assert upgrade_run(run) == Upgrade(3, ("run.json", "config.yaml"))
+    config = load_config(run / "config.yaml")
+    assert (config.method["loss_aggregation"], config.trace.top_k, config.evaluation.max_examples) == (
+        "token_mean",
+        2,
+        4,
+    )
+    assert json.loads((run / "run.json").read_text())["config"] == config.to_dict()
+
+
+def test_upgraded_traces_have_the_values_of_the_former_files(run: Path) -> None:
+    upgrade_run(run)
+    traces = open_traces(run)
+    assert traces.steps() == [1, 2]
+    for former, present in list(TABLES.items())[:3]:
+        (file,) = (FORMER_RUN / "traces" / former).glob("*.parquet")
+        (upgraded,) = (run / "traces" / present).glob("*.parquet")
+        before, after = pq.read_table(file), pq.read_table(upgraded)
+        assert [column.to_pylist() for column in before.columns] == [column.to_pylist() for column in after.columns]
+    sums = "SELECT sum(contribution) AS loss, count(*) AS n FROM {} GROUP BY step ORDER BY step"
+    tokens = traces.sql(sums.format("tokens")).to_pylist()
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in metrics if line["kind"] == "train"]
+    assert [row["loss"] for row in tokens] == pytest.approx(losses, rel=1e-5)
+    row = traces.rollout(1, 0).row
+    assert row["completion_preview"] == row["completion"] and row["sampled_by"] == "student"
+    assert not list((run / "traces").glob("positions*")) and not (run / "traces" / "cells").exists()
+
+
+def test_interrupted_upgrade_is_completed_by_the_same_command(run: Path) -> None:
+    whole = run.with_name("whole")
+    shutil.copytree(run, whole)
+    upgrade_run(whole)
+    shutil.copytree(whole / "traces" / "tokens", run / "traces" / "tokens")  # written, the former file not yet deleted
+    upgrade_run(run)
+    assert (run / "config.yaml").read_text() == (whole / "config.yaml").read_text()
+    rows = [open_traces(folder).sql("SELECT * FROM tokens ORDER BY ALL").to_pylist() for folder in (run, whole)]
+    assert len(rows[0]) > 0 and str(rows[0]) == str(rows[1])
+
+
+def test_second_upgrade_changes_nothing(run: Path, capsys: pytest.CaptureFixture) -> None:
+    main(["upgrade", str(run)])
+    assert "3 trace files" in capsys.readouterr().out
+    assert upgrade_run(run) == Upgrade(0, ())
+
+
+def test_stored_rollouts_are_renamed(run: Path) -> None:
+    (run / "probes.json").write_text('[{"example": "a", "facts": [["gate", 1.0]]}]')
+    (run / "sequences.jsonl").write_text('{"example": "a", "facts": []}\n')
+    upgrade_run(run)
+    assert json.loads((run / "probes.json").read_text()) == [{"example": "a", "annotations": [["gate", 1.0]]}]
+    assert json.loads((run / "sequences.jsonl").read_text()) == {"example": "a", "annotations": []}
+
+
+def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="not a run folder"):
+        upgrade_run(tmp_path)
