@@ -66,7 +66,7 @@ def student(models: dict) -> object:
             "reference",
             "green " * 3000,
             "reference is too long",
-            r'column "reference": \d+ tokens .* the model takes \d+',
+            r'column "reference": \d+ tokens .* the model\'s \d+',
         ),
         ("question", f"Color?{END}", 'special token in "question"', 'column "question"'),
     ],

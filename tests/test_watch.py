@@ -53,9 +53,9 @@ def test_a_healthy_run_is_left_alone() -> None:
     ("change", "name", "words"),
     [
         ({"entropy": 0.4}, "entropy", "entropy fell from 1.000 to 0.400 nats"),
-        ({"agreement": 0.95}, "agreement", "95% of answers to one prompt are the same"),
-        ({"truncated": 0.8}, "truncated", "80% of answers are cut"),
-        ({"teacher_share": 0.1}, "teacher_share", "supervises 10% of positions instead of 60%"),
+        ({"agreement": 0.95}, "agreement", "95%"),
+        ({"truncated": 0.8}, "truncated", "80%"),
+        ({"teacher_share": 0.1}, "teacher_share", "from 60% to 10%"),
     ],
 )
 def test_each_collapse_is_told_once(change: dict, name: str, words: str) -> None:

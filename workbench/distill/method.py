@@ -234,8 +234,8 @@ class Method:
                 )
             if "turns" in parts and "turns" not in parse_context(student_context):
                 raise ConfigError(
-                    f'method {self.name}: view "{name}" is shown the turns that an answer was written after, but the '
-                    f'student answers under "{student_context}", in one turn. Give the student the context "turns" too.'
+                    f'method {self.name}: view "{name}" has the context "turns", but the student has '
+                    f'"{student_context}". Give the student the context "turns" too.'
                 )
         targets = {loss.target for regime in self.regimes.values() for loss in regime.losses}
         for target in targets - {TOKENS, REWARD}:

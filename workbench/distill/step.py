@@ -41,7 +41,7 @@ from workbench.policies.view_output import MixedViewOutput, ViewOutput
 from workbench.types import Evidence, Rollout, Routing, TokenScores
 
 Output = ViewOutput | MixedViewOutput
-TopTokens = tuple[Int[Tensor, "M K"], Float[Tensor, "M K"]]  # ids and log-probs of the most likely tokens
+TopTokens = tuple[Tensor, Tensor]  # ids and log-probs (M, K) of the most likely tokens; M differs by micro-batch
 
 
 class NonFiniteError(RunError):
@@ -53,7 +53,7 @@ class Alternatives:
     """The most likely tokens at M recorded positions: view name -> ids and log-probs."""
 
     index: Int[Tensor, " M"]
-    top: dict[str, TopTokens]
+    top: dict[str, tuple[Int[Tensor, "M K"], Float[Tensor, "M K"]]]
 
 
 @dataclass(frozen=True)
