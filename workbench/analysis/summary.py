@@ -286,7 +286,7 @@ def _facts(traces: Traces) -> list[str]:
     """Means of the method's annotations of answers, by learner and kind of question."""
     rows = traces.sql(
         """SELECT learner, domain, fact.key AS fact, avg(fact.value) AS mean
-           FROM (SELECT learner, domain, unnest(map_entries(facts)) AS fact FROM rollouts)
+           FROM (SELECT learner, domain, unnest(map_entries(annotations)) AS fact FROM rollouts)
            GROUP BY learner, domain, fact.key ORDER BY learner <> 'student', learner, domain"""
     ).to_pylist()
     names = sorted({row["fact"] for row in rows})

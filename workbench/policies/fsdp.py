@@ -54,7 +54,7 @@ class FsdpModel:
         model.below_head = MethodType(_below_head, model)
         for part in (*self.layers, model):
             fully_shard(part, mesh=mesh)
-            part.set_gradient_divide_factor(1.0)  # loss loss_normalizers already cover all ranks
+            part.set_gradient_divide_factor(1.0)  # loss_normalizers already cover all ranks
             part.set_force_sum_reduction_for_comms(True)
         register_fsdp_forward_method(model, "below_head")
         if adapted:  # the first layer also needs a backward pass on ranks without an image

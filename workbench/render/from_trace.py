@@ -76,8 +76,7 @@ def _cell(position: dict, traced: TracedRollout) -> TokenCell:
         max_logprobs=by_view("max_logprob"),
         ranks=by_view("rank"),
         alternatives={
-            name: [(entry["text"], entry["logprob"]) for entry in entries]
-            for name, entries in by_view("alternatives").items()
+            name: [(entry["text"], entry["logprob"]) for entry in entries] for name, entries in by_view("top_k").items()
         },
         sampled_logprob=position.get("sampler_logprob"),
         denoising_step=position.get("denoising_step"),
