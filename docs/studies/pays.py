@@ -26,6 +26,8 @@ from workbench.studies.bootstrap import paired_interval
 UNTRAINED, TEACHER, WRONG = "base", "teacher", "_wrong"
 CONTRASTS = (
     ("naive", "opd"),
+    ("dopd", "opd"),
+    ("vision_opd", "opd"),
     ("naive_forward", "naive"),
     ("opd_forward", "opd"),
     ("dopd", "naive"),
