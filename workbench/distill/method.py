@@ -176,7 +176,7 @@ class Method:
     dataset_share    fraction of sequences that are the data's reference answers instead of samples
     ema_rate         weight of the student in each update of student@ema
     needs            required columns of an example besides the evidence of the contexts: "answer"
-    annotate         adds feedback for the views' prompts (Rollout.feedback) and facts for the trace (Rollout.annotations) to
+    annotate         adds feedback for the views' prompts (Rollout.feedback) and annotations for the trace to
                      the rollouts of a batch; also gets the rollouts of each peer for the same examples
     peer_request     request to every peer about each rollout, {text} being its text; replies go to Rollout.remarks
     min_learners     smallest number of students in the run: the student and models.peers

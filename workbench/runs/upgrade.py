@@ -84,7 +84,8 @@ def _upgrade_table(old: Path, new: Path) -> int:
             continue
         if version != FORMER:
             raise RunError(
-                f"{file} has trace version {version}. Expected {FORMER}, the only one that can be converted. Read it with "
+                f"{file} has trace version {version}. Expected {FORMER}, the only one that can be converted. "
+                "Read it with "
                 "the version of the workbench that wrote it (commit in run.json)."
             )
         header = decode_fields(json.loads(metadata[HEADER_KEY.encode()]))

@@ -254,7 +254,8 @@ class Traces:
                 {", ".join(f"{query} AS {name}" for name, query in counts.items())},
                 sum(num_information_dominated) / sum(num_positions) FILTER (num_information_dominated IS NOT NULL)
                     AS information_position_share,
-                sum(information_dominated_abs_loss) / nullif(sum(abs_loss) FILTER (num_information_dominated IS NOT NULL), 0)
+                sum(information_dominated_abs_loss)
+                    / nullif(sum(abs_loss) FILTER (num_information_dominated IS NOT NULL), 0)
                     AS information_loss_share
                 FROM aggregates""",
                 None,
