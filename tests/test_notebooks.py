@@ -22,8 +22,8 @@ def names(file: Path) -> str:
     return file.stem
 
 
-def test_there_are_five() -> None:
-    assert [file.name[:2] for file in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
+def test_there_are_six() -> None:
+    assert [file.name[:2] for file in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=names)
