@@ -21,7 +21,7 @@ from workbench.traces.parts import recorded_steps
 from workbench.training.export import export_student
 from workbench.training.run import resume
 
-POSITIONS = "traces/positions"
+TOKENS = "traces/tokens"
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_damaged_file_is_a_sentence_that_names_it(
 
 
 def test_a_folder_among_the_traces_is_named(run: Path) -> None:
-    (run / POSITIONS / ".hidden").mkdir()
+    (run / TOKENS / ".hidden").mkdir()
     with pytest.raises(WorkbenchError, match=r"tokens/\.hidden .*Move it elsewhere"):
         resume(run)
 
@@ -93,9 +93,9 @@ def test_resume_names_what_is_gone_of_earlier_steps(run: Path, caplog: pytest.Lo
     resume(run)
     missing = RunFolder(run).status["missing"]
     every = f"1-{steps[-1]}"
-    assert [one.removeprefix(f"{run}/").partition(". They")[0] for one in missing] == [
+    assert [one.removeprefix(f"{run}/").partition(". ")[0] for one in missing] == [
         "metrics.jsonl lacks training steps 1-2",
-        f"traces/positions lacks steps {every}",
+        f"traces/tokens lacks steps {every}",
         f"traces/rollouts lacks steps {every}",
         "metrics.jsonl lacks evaluations of steps 2",
         "evals/ lacks answers of steps 0",
@@ -104,7 +104,7 @@ def test_resume_names_what_is_gone_of_earlier_steps(run: Path, caplog: pytest.Lo
 
 
 def test_a_flipped_byte_in_a_trace_is_found(run: Path) -> None:
-    file = next((run / POSITIONS).glob("*.parquet"))
+    file = next((run / TOKENS).glob("*.parquet"))
     raw = file.read_bytes()
     found = 0
     for place in range(8, len(raw) // 2, max(1, len(raw) // 60)):

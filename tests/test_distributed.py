@@ -33,17 +33,17 @@ import os, signal, sys
 import workbench.distill.step
 from workbench.training.run import main as launched
 
-supervise, passes = workbench.distill.step.supervise, []
+compute_losses, passes = workbench.distill.step.compute_losses, []
 
 def die(*arguments, **options):
     passes.append(None)
     if len(passes) == 3:  # step 2, its probes, step 3
         os.kill(os.getpid(), signal.SIGKILL)
-    return supervise(*arguments, **options)
+    return compute_losses(*arguments, **options)
 
 def killed(run):
     if os.environ["RANK"] == "0":
-        workbench.distill.step.supervise = die
+        workbench.distill.step.compute_losses = die
     return launched(["--resume", run])
 """
 RUNS = (

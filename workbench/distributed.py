@@ -241,13 +241,13 @@ def requested_sharding() -> Sharding | None:
                 f"accelerate's fsdp_{name.lower()}={value} is not supported: {why}. {remedy}, as in "
                 "configs/accelerate/one-node-8-fsdp2.yaml."
             )
-    reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower()
-    if reshard not in ("true", "false"):
+    reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true")
+    if reshard.lower() not in ("true", "false"):
         raise ConfigError(
             f"accelerate's fsdp_reshard_after_forward={reshard} is not valid. Set it to true or false, as FSDP2 "
             "expects."
         )
-    return Sharding(reshard=reshard == "true")
+    return Sharding(reshard=reshard.lower() == "true")
 
 
 def _is_set(name: str) -> bool:

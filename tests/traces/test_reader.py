@@ -272,7 +272,7 @@ def test_the_summary_by_hand(tmp_path, make_batch):
 
 
 @pytest.mark.parametrize(
-    "query", ["DROP VIEW positions", "SELECT 1; SELECT 2", "COPY (SELECT 1) TO 'x'", "", "ATTACH 'x'"]
+    "query", ["DROP VIEW tokens", "SELECT 1; SELECT 2", "COPY (SELECT 1) TO 'x'", "", "ATTACH 'x'"]
 )
 def test_only_one_select_is_taken(run, query):
     with pytest.raises(TraceError, match="read-only"):

@@ -10,7 +10,7 @@ from workbench.traces.reader import open_traces
 from workbench.traces.writer import TraceWriter
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "traces.md"
-FILE = Path("traces/positions/step-000001-rank-0.parquet")
+FILE = Path("traces/tokens/step-000001-rank-0.parquet")
 HEADER = schema.Header(
     "dopd",
     {"student": schema.TracedView("student", "plain")},
@@ -47,7 +47,7 @@ def test_the_queries_of_the_document_give_rows(tmp_path, make_batch):
 
 
 def test_every_column_has_a_meaning_and_every_number_a_unit():
-    for column in (*schema.ROLLOUTS, *schema.POSITIONS):
+    for column in (*schema.ROLLOUTS, *schema.TOKENS):
         assert column.meaning
         if pa.types.is_floating(column.dtype) and column.name != "reward":
             assert column.unit, column.name
