@@ -158,9 +158,7 @@ def test_two_checkpoints_are_compared_tensor_by_tensor(weight: torch.Tensor, tmp
 
 def test_two_architectures_are_refused_by_the_first_tensors_that_differ(models: dict, tmp_path: Path) -> None:
     first, second = open_weights(models["student"]), open_weights(save(tmp_path / "other", a=torch.ones(2)))
-    with pytest.raises(
-        PolicyError, match=r"two architectures: lm_head.weight: \[\d+, \d+\] in .*, not in .*; and \d+ more"
-    ):
+    with pytest.raises(PolicyError, match=r"lm_head.weight: \[\d+, \d+\] in .*, not in .*; and \d+ more"):
         compare(first, second)
     shaped = open_weights(save(tmp_path / "shaped", a=torch.ones(3)))
     with pytest.raises(PolicyError, match=r"a: \[2\] in .*, \[3\] in"):
@@ -168,15 +166,15 @@ def test_two_architectures_are_refused_by_the_first_tensors_that_differ(models: 
 
 
 def test_a_folder_without_weights_or_with_a_torn_file_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match=r"has no model.safetensors. Give a folder written by save_pretrained"):
+    with pytest.raises(PolicyError, match=r"has no model.safetensors"):
         open_weights(tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(PolicyError, match=r"LoRA adapter.*merge_and_unload"):
         open_weights(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(PolicyError, match=r"model.safetensors cannot be read"):
+    with pytest.raises(PolicyError, match=r"cannot read .*model.safetensors"):
         open_weights(tmp_path)
-    with pytest.raises(PolicyError, match="is no folder"):
+    with pytest.raises(PolicyError, match="neither a folder nor"):
         open_weights(tmp_path / "missing" / "model")
 
 

@@ -147,7 +147,7 @@ def test_a_run_that_was_deleted_or_is_of_an_older_schema_is_said_where_another_w
     monkeypatch.setattr("workbench.traces.schema.READABLE", (98, 99))
     older = shown_instead(context, "dopd")
     for tab in ("tokens", "movement", "illusion"):
-        assert "this workbench reads versions 98 and 99" in older[tab] and "wb-t " not in older[tab], tab
+        assert "has trace version" in older[tab] and "wb-t " not in older[tab], tab
 
 
 def test_a_read_only_page_takes_no_upload(runs: Path) -> None:
