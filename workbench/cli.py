@@ -116,7 +116,7 @@ def _study(options: argparse.Namespace) -> int:
             )
         if not folder.is_dir():
             folder = _module("studies.plan").load_study(options.config, options.overrides, check=False).folder
-        print(_module("studies.compare").against(folder, options.against))
+        print(_module("studies.compare").compare_with_baseline(folder, options.against))
         return 0
     report = _module("studies.report")
     study = _module("studies.plan").load_study(options.config, options.overrides, check=not options.report)
