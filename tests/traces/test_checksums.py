@@ -87,7 +87,8 @@ def test_pages_of_files_without_sums_are_checked(tmp_path: Path, make_batch, mon
         flip(file, place)
         try:
             assert read_everything(tmp_path) == before  # a byte of a page's header that says nothing
-        except TraceError:  # the file is named, or the query that failed
+        except TraceError as error:
+            assert f"{file.name} cannot be read: it is truncated or damaged" in str(error)
             refused += 1
         file.write_bytes(raw)
     assert refused >= 30

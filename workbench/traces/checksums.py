@@ -86,6 +86,12 @@ def check_rows(file: Path) -> None:
         raise torn(file, error) from error
 
 
+def has_checksums(file: Path) -> bool:
+    """Return whether a file has checksums in its footer; files of older versions have none."""
+    with file.open("rb") as stream:
+        return _sums(_footer(stream)[1]) is not None
+
+
 def torn(file: Path, error: Exception) -> TraceError:
     """Build the error for a truncated or damaged file."""
     return TraceError(

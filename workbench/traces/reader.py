@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Container, Hashable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ import duckdb
 import pyarrow as pa
 
 from workbench.errors import TraceError, unknown
-from workbench.traces.checksums import check_rows_once
+from workbench.traces.checksums import check_rows_once, has_checksums, torn
 from workbench.traces.memory import LRUCache
 from workbench.traces.parts import TraceFile, list_parts, traces_folder
 from workbench.traces.schema import PROBE, TABLES, Header, TracedRegime, TracedView, merge_headers, stored_schema
@@ -359,7 +359,18 @@ class Traces:
             raise _query_error(error) from error
         except duckdb.Error as error:
             check_rows_once(files)  # raises FileNotFoundError if one was merged away
+            self._check_pages(file for file in files if not has_checksums(file))
             raise _query_error(error) from error
+
+    def _check_pages(self, files: Iterable[Path]) -> None:
+        """Raise TraceError at the first file whose pages DuckDB cannot read, as with a damaged header of a page."""
+        for file in files:
+            try:
+                rows = self._database.cursor().execute("SELECT * FROM read_parquet(?)", [str(file)])
+                for _ in rows.fetch_record_batch():
+                    pass
+            except duckdb.Error as error:
+                raise torn(file, error) from error
 
     @contextlib.contextmanager
     def _cursor(self, used: tuple[str, ...], parts: dict[str, list[TraceFile]], header: Header) -> Iterator:
