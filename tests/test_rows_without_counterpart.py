@@ -46,7 +46,7 @@ def test_such_rows_are_skipped_counted_and_named(
     assert result.skipped == {REASON: 3}
     skipped = [json.loads(line) for line in (result.run_dir / "skipped.jsonl").read_text().splitlines()]
     assert [line["origin"] for line in skipped] == [f"{data}:{row}" for row in (4, 5, 6)]
-    sentence = f"context wrong_crop is left out of 3 of 6 questions ({REASON}: 3; the first: {data}:4)"
+    sentence = f"context wrong_crop is not evaluated on 3 of 6 questions ({REASON}: 3; the first: {data}:4)"
     assert sentence in caplog.text and RunFolder(result.run_dir).status["unasked"] == [sentence]
     summary = summarize_run(result.run_dir)
     assert f"skipped examples: {REASON}: 3" in summary and f"not evaluated: {sentence}" in summary

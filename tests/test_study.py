@@ -83,7 +83,7 @@ def finished(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Study:
 def own(finished: Study, tmp_path: Path) -> Study:
     """A copy of it, to damage."""
     source = yaml.safe_load(finished.source.read_text())
-    base = yaml.safe_load(Path(source["base"]).read_text()) | {"output_dir": str(tmp_path / "runs")}
+    base = yaml.safe_load(Path(source["extends"]).read_text()) | {"output_dir": str(tmp_path / "runs")}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
     (tmp_path / "study.yaml").write_text(
         yaml.safe_dump({**source, "extends": str(tmp_path / "base.yaml")}, sort_keys=False)
@@ -129,7 +129,7 @@ def test_questions_that_lack_what_a_context_shows_are_counted_in_the_report(mode
             contexts.setdefault(row["variant"], set()).add(row["context"])
     assert contexts == {"base": {"plain", "crop"}, "teacher": {"plain", "crop"}, "opd": {"plain"}}
     assert re.search("scenes:hard: privilege can(not)? pay", text)
-    assert f"not evaluated: {data}, context caption is left out of 1 of 4 questions (no caption: 1" in text
+    assert f"not evaluated: {data}, context caption is not evaluated on 1 of 4 questions (no caption: 1" in text
     assert text.count("not evaluated:") == 1
 
 
@@ -420,4 +420,4 @@ def test_a_run_starts_from_the_student_of_the_one_before(models: dict, tmp_path:
     assert run_study(study, say=said.append)
     begun = yaml.safe_load((study.folder / "second-s0" / "config.yaml").read_text())["models"]["student"]
     assert begun == str(study.folder / "first-s0" / "checkpoint-000004" / "student")
-    assert any("after-lost-s0 failed" in line and "last student of lost-s0" in line for line in said), said
+    assert any("after-lost-s0 failed" in line and "final student of lost-s0" in line for line in said), said

@@ -107,7 +107,7 @@ def test_a_step_without_a_right_answer_changes_nothing_and_is_named() -> None:
     watch, seen = HealthMonitor(), []
     for step in range(1, 21):
         seen += watch.update(step, {"supervised": 0.0 if step > 5 else 0.4})
-    assert len(seen) == 1 and seen[0].startswith("step 20: no token was supervised in the last 10 steps")
+    assert len(seen) == 1 and seen[0].startswith("step 20: no token had supervision in the last 10 steps")
     assert "raise sampling.num_generations" in seen[0]
 
 

@@ -165,4 +165,4 @@ def test_a_teacher_with_another_tokenizer_is_told_what_would_be_needed(models: d
         load_policies(("teacher",), student=models["student"], teacher=folder)
     size = len(load_policy(models["student"], "student").tokenizer)
     assert f"2 of {size} tokens differ" in str(caught.value)
-    assert "Needed: a teacher and a student with one tokenizer" in str(caught.value)
+    assert "Expected one tokenizer for teacher and student" in str(caught.value)

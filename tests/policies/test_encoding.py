@@ -178,7 +178,7 @@ def test_images_of_any_shape_are_taken_or_refused_with_a_sentence(policy: Autore
         try:
             policy.forward([prompt], [(300,)])
         except PolicyError as error:
-            assert "cannot be encoded" in str(error) or "tokens" in str(error)
+            assert "cannot encode prompt" in str(error) or "tokens" in str(error)
 
 
 def test_a_language_model_alone_takes_text_and_no_images(idefics3: AutoregressivePolicy) -> None:

@@ -168,7 +168,7 @@ def test_an_engine_is_told_not_to_draw_rows_of_the_head_that_stand_for_no_token(
 def test_what_an_engine_would_leave_out_is_refused(models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path, method={"name": "spd"}, sampling__backend="vllm")
     method = config.load_method()
-    with pytest.raises(ConfigError, match=r"method spd .*engine=transformers"):
+    with pytest.raises(ConfigError, match=r"method spd .*sampling\.backend=transformers"):
         check_engine(config, method)
 
 

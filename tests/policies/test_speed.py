@@ -92,7 +92,9 @@ def test_a_compiler_or_an_attention_that_is_not_there_is_said_with_what_there_is
         with pytest.raises(ConfigError, match=r"models\.compile=tvm .*ImportError: .*models\.compile=inductor"):
             teacher(models, compiler="tvm")
     if importlib.util.find_spec("flash_attn") is None:
-        with pytest.raises(ConfigError, match=r"models\.attention=flash_attention_2 needs.*models\.attention=sdpa"):
+        with pytest.raises(
+            ConfigError, match=r"models\.attn_implementation=flash_attention_2 needs.*models\.attn_implementation=sdpa"
+        ):
             teacher(models, attention="flash_attention_2")
 
 
