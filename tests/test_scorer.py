@@ -50,11 +50,12 @@ def test_an_example_that_was_changed_is_scored_as_it_is_now(scorer: Scorer) -> N
     other = Image.new("RGB", (20, 10), (0, 250, 90))
     for changed in (replace(asked, question="how many?"), replace(asked, images=(other,))):
         assert changed.id == example().id
-        assert logprobs(scorer.score(changed, "red")) != logprobs(first)
+        assert logprobs(scorer.score(changed, "red")) != pytest.approx(logprobs(first), abs=1e-3)
     wider = replace(asked.evidence, boxes=(replace(asked.evidence.boxes[0], x1=19.0),))
     other_box = replace(asked, evidence=wider)
-    assert logprobs(scorer.score(other_box, "red"), "teacher") != logprobs(first, "teacher")
-    assert logprobs(scorer.score(other_box, "red")) == logprobs(first)
+    assert logprobs(scorer.score(other_box, "red"), "teacher") != pytest.approx(logprobs(first, "teacher"), abs=1e-3)
+    # the student's images are encoded in one batch with the teacher's crop: on some CPUs its shape moves the last bits
+    assert logprobs(scorer.score(other_box, "red")) == pytest.approx(logprobs(first), abs=1e-5)
 
 
 def test_what_a_view_cannot_be_shown_is_said(scorer: Scorer) -> None:
