@@ -112,7 +112,7 @@ def test_eval_answers_the_other_questions_and_names_what_it_left_out(
     for path in (config.run_dir, models["student"]):
         tally = Tally()
         evaluate(path, data=long, contexts=["plain"], skipped=tally)
-        rooms.append(int(re.search(r"takes (\d+) beside", str(tally))[1]))
+        rooms.append(int(re.search(r"Expected at most (\d+), beside", str(tally))[1]))
     data = str(write(tmp_path, *rows))
     assert rooms == [512 - config.sampling.max_completion_length, 512 - 256]
     tally = Tally()

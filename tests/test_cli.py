@@ -289,8 +289,8 @@ def test_an_unreadable_image_among_good_ones_is_skipped_and_said(
         (["training=3", "training.steps=3"], "training must be a mapping"),
         (["seed=99999999999999999999"], "seed must be from 0 to"),
         (["training.report_to=[nope]"], "nope"),
-        (["sampling.max_completion_length=512"], "the models take only 512 tokens"),
-        (["models.teacher=nowhere"], 'teacher: "nowhere" cannot be loaded'),
+        (["sampling.max_completion_length=512"], "the models' 512 tokens"),
+        (["models.teacher=nowhere"], 'teacher: cannot load "nowhere"'),
         (["data.train=nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["data.eval=scenes:nowhere"], '"nowhere" is unknown'),
         (["data.train=scenes:train?count=0"], "count must be a whole number"),
@@ -311,7 +311,7 @@ def test_a_run_that_never_began_can_be_started_again(
 ) -> None:
     common = ["train", config_file, f"output_dir={tmp_path}", "training.steps=1", "data.eval=null"]
     said(capsys, *common, "models.teacher=nowhere", status=2)
-    assert "cannot be loaded" in said(capsys, "summary", tmp_path / "small")
+    assert "cannot load" in said(capsys, "summary", tmp_path / "small")
     assert "finished" in said(capsys, *common)
     assert "exists. Continue it with" in said(capsys, *common, status=2)
 
@@ -338,7 +338,7 @@ def test_a_model_without_an_end_token_is_a_sentence(
     settings.pop("eos_token")
     (bare / "tokenizer_config.json").write_text(json.dumps(settings))
     error = said(capsys, "check", config_file, f"models.student={bare}", status=2)
-    assert "names an end token" in error and "generation_config.json" in error
+    assert "has an end token" in error and "generation_config.json" in error
 
 
 def test_damaged_runs_are_sentences(own: Path, capsys: pytest.CaptureFixture) -> None:

@@ -130,7 +130,7 @@ def test_what_cannot_be_written_is_one_sentence_and_leaves_nothing(run: Path, tm
         export_student(run, tmp_path / "model", learner="ann")
     with pytest.raises(RunError, match="is not a complete checkpoint"):
         export_student(run, tmp_path / "model", step=7)
-    with pytest.raises(RunError, match=r"hf:nobody/nothing .*export to a folder"):
+    with pytest.raises(RunError, match=r"hf:nobody/nothing: .*export to a folder"):
         export_student(run, "hf:nobody/nothing")
     assert {path.name for path in tmp_path.iterdir()} == {"there"}
 

@@ -178,7 +178,7 @@ def test_a_pid_that_is_anothers_by_now_is_not_the_run(tmp_path: Path) -> None:
     own = os.getpid()
     recycled = a_run(tmp_path / "recycled", {"status": "running", "pid": own, "updated": "2020-01-01T00:00:00+0000"})
     assert read_job(recycled).status == "died"
-    with pytest.raises(RunError, match="not running"):
+    with pytest.raises(RunError, match="its status is died"):
         stop_run(recycled)
     # started in a terminal, it has no record, and its heartbeat is younger than the process
     assert read_job(a_run(tmp_path / "live", {"status": "running", "pid": own})).status == "running"
@@ -188,7 +188,7 @@ def test_a_pid_that_is_anothers_by_now_is_not_the_run(tmp_path: Path) -> None:
         "process": "another boot 1",
     }  # written in a container, or on another machine
     assert read_job(a_run(tmp_path / "foreign", foreign)).status == "died"
-    with pytest.raises(RunError, match="not running"):
+    with pytest.raises(RunError, match="its status is died"):
         stop_run(tmp_path / "foreign", at_once=True)
     assert not send(own, "another boot 1", signal.SIGKILL)
     assert identify(NO_PID) is None and born_at(NO_PID) is None
