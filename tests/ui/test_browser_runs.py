@@ -348,7 +348,7 @@ def test_the_theme_is_chosen_and_kept(open_page: Callable) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_launch_and_watch_fit_the_page(open_page: Callable, tmp_path: Path, scheme: str) -> None:
+def test_launch_and_monitor_fit_the_page(open_page: Callable, tmp_path: Path, scheme: str) -> None:
     folder = Path(os.environ.get("WORKBENCH_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     page = open_page(f"?run=first&tab=launch&__theme={scheme}")

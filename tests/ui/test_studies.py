@@ -94,7 +94,7 @@ def test_a_study_at_work_is_running(context: AppContext) -> None:
     assert read_study(context.runs_dir, "small").state == "running"
 
 
-def test_a_row_opens_its_run_in_watch(context: AppContext) -> None:
+def test_a_row_opens_its_run_in_monitor(context: AppContext) -> None:
     run, address, tabs = studies.run_address({"study": "small", "list_page": "2"}, "small", {"run": "dopd-s1"})
     assert (run, address, tabs.selected) == ("small/dopd-s1", {"list_page": "2"}, "monitor")
 
