@@ -1,7 +1,7 @@
 """Aggregate the positions of a step: per rollout, and per cell of equal domain, kind, visibility and regime.
 
 Both are stored beside the positions, so that a list of answers or a curve over steps need not read every position.
-Input are the columns of the positions table as NumPy arrays.
+Input are the columns of the tokens table as NumPy arrays.
 """
 
 from typing import Any
