@@ -10,6 +10,7 @@ from workbench.analysis.evals import no_evals
 from workbench.analysis.table import Table, names_of, table
 from workbench.config.schema import read_yaml
 from workbench.errors import ConfigError
+from workbench.files.parsing import flatten
 from workbench.runs.commands import as_yaml
 from workbench.runs.folder import RunFolder, parse_metrics
 from workbench.runs.jobs import find_jobs
@@ -123,7 +124,7 @@ def thin(frame: pd.DataFrame) -> pd.DataFrame:
 def config_difference(first: str | Path, second: str | Path) -> Table:
     """Configuration keys with different values in two runs, without name and output_dir."""
     first, second = Path(first), Path(second)
-    values = [_flat(_config(run_dir)) for run_dir in (first, second)]
+    values = [flatten(_config(run_dir)) for run_dir in (first, second)]
     keys = [key for key in {**values[0], **values[1]} if key not in ("name", "output_dir")]
     names = names_of(first, second)
     rows = [
@@ -141,13 +142,6 @@ def _config(run_dir: Path) -> dict:
         return read_yaml(run_dir / "config.yaml")
     except ConfigError:
         return {}
-
-
-def _flat(values: dict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 def _show(values: dict, key: str) -> str:

@@ -6,7 +6,6 @@ workbench.evals.evaluate. This file is apart from evaluate.py so that the page c
 
 import json
 import math
-import os
 import typing
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from workbench.data.examples import split_by_evidence
 from workbench.errors import DataError, RunError, show
+from workbench.files.atomic import clear_temporaries, write_text
 from workbench.files.folders import reason, saving
 from workbench.files.jsonlines import split_lines
 from workbench.files.parsing import Malformed, decode, parse_json
@@ -102,12 +102,11 @@ def tabulate(answered: list[EvalRecord], by: str = "truth") -> dict[tuple[int, s
 def save_records(run_dir: Path, step: int, answered: list[EvalRecord]) -> None:
     """Write evals/step-N.jsonl atomically."""
     folder = run_dir / "evals"
-    temporary, file = folder / f".step-{step:06d}.jsonl", folder / f"step-{step:06d}.jsonl"
+    file = folder / f"step-{step:06d}.jsonl"
     lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in answered)
     with saving(file):
         folder.mkdir(exist_ok=True)
-        temporary.write_text("".join(lines), encoding="utf-8")
-        os.replace(temporary, file)
+        write_text(file, "".join(lines))
 
 
 def load_records(run_dir: str | Path) -> list[EvalRecord]:
@@ -158,8 +157,7 @@ def forget_answers_after(run_dir: Path, step: int) -> None:
         if number > step:
             with saving(file, "Delete it to resume the run."):
                 file.unlink()
-    for file in (run_dir / "evals").glob(".step-*.jsonl"):  # partial files of a killed process
-        file.unlink()
+    clear_temporaries(run_dir / "evals")
 
 
 def summarize(table: dict[tuple[int, str, str, str], Accuracy]) -> dict[str, float]:

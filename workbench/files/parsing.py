@@ -352,3 +352,11 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
         twice = next(key for idx, key in enumerate(keys) if key in keys[:idx])
         raise Malformed(f'the key "{cut(twice, 40)}" occurs twice in one object')
     return values
+
+
+def flatten(values: dict, prefix: str = "") -> dict[str, object]:
+    """Flatten nested values to dotted keys. An empty mapping stays a value."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat

@@ -19,7 +19,6 @@ import json
 import logging
 import os
 import platform
-import re
 import shutil
 import signal
 import subprocess
@@ -33,6 +32,7 @@ from types import FrameType
 from typing import Any
 
 from workbench.errors import RunError, show
+from workbench.files.atomic import TEMPORARY, clear_temporaries, write_text
 from workbench.files.folders import new_folder, reason, saving
 from workbench.files.jsonlines import split_lines
 from workbench.files.parsing import PLAIN_NAME, Malformed, is_plain_name, parse_json, read_object
@@ -58,7 +58,6 @@ _KINDS: dict[str, Any] = {
     "prepared": dict,
     "remaining_s": (int, float),
 }
-_TEMPORARY = re.compile(r"\..+\.\d+")  # .NAME.PID, a file being written
 
 log = logging.getLogger("workbench")
 
@@ -217,19 +216,11 @@ class RunFolder:
 
     def clear_temporary(self) -> None:
         """Delete partial files of a killed process. Call only with the claim."""
-        for file in self.path.glob(".*.*"):
-            if _TEMPORARY.fullmatch(file.name) and file.is_file():
-                file.unlink()
+        clear_temporaries(self.path)
 
     def _write(self, name: str, text: str) -> None:
-        temporary = self.path / f".{name}.{os.getpid()}"
         with saving(self.path / name):
-            try:
-                temporary.write_text(text, encoding="utf-8")
-                os.replace(temporary, self.path / name)
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
+            write_text(self.path / name, text)
 
 
 class ReadOnlyFolder(RunFolder):
@@ -324,7 +315,7 @@ def _is_remains(path: Path) -> bool:
     """Whether a folder has only the first files of a run: an older version was killed while creating it."""
     try:
         return not path.is_symlink() and all(
-            file.name == ".claim" or _TEMPORARY.fullmatch(file.name) for file in path.iterdir()
+            file.name == ".claim" or TEMPORARY.fullmatch(file.name) for file in path.iterdir()
         )
     except OSError:
         return False

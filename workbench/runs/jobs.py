@@ -12,7 +12,6 @@
 import contextlib
 import fcntl
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from workbench.config.models import check_models, refuse_remote_code
 from workbench.config.schema import RunConfig, read_yaml
 from workbench.data.picture_bounds import as_variable
 from workbench.errors import ConfigError, RunError
+from workbench.files.atomic import write_text
 from workbench.files.parsing import read_object
 from workbench.runs.checkpoints import list_checkpoints
 from workbench.runs.commands import unedited_config
@@ -320,9 +320,7 @@ def _read_record(run_dir: Path) -> _Record | None:
 
 def _write_record(run_dir: Path, record: _Record) -> None:
     file = _job_folder(run_dir) / "job.json"
-    temporary = file.with_name(f".job.json.{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
-    os.replace(temporary, file)
+    write_text(file, json.dumps(asdict(record), indent=1))
 
 
 def _read_status(run_dir: Path) -> tuple[dict | None, int, str | None]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.errors import RunError
+from workbench.files.atomic import write_text
 from workbench.runs.processes import identify
 
 MAX_WAITING = 50
@@ -40,9 +41,7 @@ def set_limit(runs_dir: Path, max_runs: int) -> None:
     """Set the limit of active runs, for present and future queued runs."""
     folder = runs_dir / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{_LIMIT}.{os.getpid()}"
-    temporary.write_text(f"{max_runs}\n")
-    os.replace(temporary, folder / _LIMIT)
+    write_text(folder / _LIMIT, f"{max_runs}\n")
 
 
 def limit_of(runs_dir: Path) -> int | None:
@@ -59,9 +58,7 @@ def take_ticket(runs_dir: Path, name: str, since_ns: int) -> Ticket:
     folder.mkdir(parents=True, exist_ok=True)
     pid = os.getpid()
     ticket = Ticket(folder / f"{since_ns:020d}-{pid}.json", name, pid, identify(pid) or "")
-    temporary = ticket.file.with_name(f".{ticket.file.name}")
-    temporary.write_text(json.dumps({"name": name, "pid": pid, "identity": ticket.identity}), encoding="utf-8")
-    os.replace(temporary, ticket.file)
+    write_text(ticket.file, json.dumps({"name": name, "pid": pid, "identity": ticket.identity}))
     return ticket
 
 

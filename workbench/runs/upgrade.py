@@ -6,7 +6,6 @@ interrupted conversion is completed by the same command.
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from workbench.config.renamed import upgrade_config
 from workbench.config.schema import known_keys
 from workbench.errors import RunError
+from workbench.files.atomic import write_text
 from workbench.files.folders import saving
 from workbench.files.parsing import dump_yaml, read_object, read_yaml
 from workbench.runs.folder import RunFolder
@@ -119,10 +119,8 @@ def _rewrite(file: Path, convert: Callable[[Path], str]) -> bool:
     text = convert(file)
     if text == file.read_text(encoding="utf-8"):
         return False
-    temporary = file.with_name(f".{file.name}.upgrade")
     with saving(file):
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, file)
+        write_text(file, text)
     return True
 
 

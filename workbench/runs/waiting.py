@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from workbench.files.atomic import write_text
 from workbench.runs.processes import identify
 from workbench.runs.run_queue import Ticket, limit_of, lock, processes_at_work, take_ticket, waiting
 
@@ -65,9 +66,7 @@ def adopt(run_dir: Path, command: Sequence[str], runs_dir: Path) -> None:
         "seen_ns": status.stat().st_mtime_ns if status.is_file() else 0,
         "queue": str(runs_dir),
     }
-    temporary = file.with_name(f".job.json.{pid}")
-    temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    os.replace(temporary, file)
+    write_text(file, json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from workbench.config.schema import (
 from workbench.data.contexts import require_promptable
 from workbench.data.examples import load_examples
 from workbench.errors import ConfigError, WorkbenchError, at, show, unknown
-from workbench.files.parsing import PLAIN_NAME
+from workbench.files.parsing import PLAIN_NAME, flatten
 from workbench.files.shipped import find_recipe
 from workbench.runs.folder import checkpoint_path
 from workbench.studies.checks import check_evidence, check_questions
@@ -193,7 +193,7 @@ def run_name(variant: str, seed: int) -> str:
 
 def settings(config: RunConfig) -> dict[str, object]:
     """Return the settings that a run's numbers depend on, with dotted keys."""
-    return {key: value for key, value in _flat(config.to_dict()).items() if not key.startswith(_FREE)}
+    return {key: value for key, value in flatten(config.to_dict()).items() if not key.startswith(_FREE)}
 
 
 def other_settings(config: RunConfig) -> str | None:
@@ -462,14 +462,3 @@ def _texts(values: dict) -> list[str]:
 
 def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _flat(values: dict, prefix: str = "") -> dict[str, object]:
-    """Flatten nested values to dotted keys."""
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -5,7 +5,6 @@ description has changed. This file is apart from evaluate.py so that the page ca
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from workbench.config.schema import RunConfig, build_config
 from workbench.data.grading import TOLERANCE
 from workbench.errors import RunError
 from workbench.evals.records import EvalRecord, save_records
+from workbench.files.atomic import replacing
 from workbench.studies.plan import EvalSet, ReferenceModel, settings
 
 FILE = "questions.parquet"
@@ -160,6 +160,5 @@ def write(file: Path, answered: dict[str, list[EvalRecord]], description: dict, 
     ]
     metadata = {_METADATA: json.dumps(description).encode(), _LEFT_OUT: json.dumps([*left_out]).encode()}
     table = pa.Table.from_pylist(rows, SCHEMA.with_metadata(metadata))
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, file)
+    with replacing(file) as temporary:
+        pq.write_table(table, temporary, compression="zstd")

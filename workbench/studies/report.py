@@ -8,7 +8,6 @@ questions    every answer of every run
 import dataclasses
 import itertools
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workbench.errors import RunError
+from workbench.files.atomic import replacing, write_text
 from workbench.studies.measures import (
     GAP_RECOVERED,
     OF_DOMAIN,
@@ -151,18 +151,18 @@ def write_report(study: Study) -> Path:
     _write_parquet(study.folder / "comparisons.parquet", results.comparisons, study.name)
     _write_questions(results)
     table = study.folder / "table.md"
-    _write_text(table, markdown(results))
+    write_text(table, markdown(results))
     try:
         from workbench.studies.figures import figure  # noqa: PLC0415  (plotly is an extra)
 
-        _write_text(
+        write_text(
             study.folder / "figure.html",
             figure(results.comparisons, baseline=study.baseline, title=f"Study {study.name}").to_html(
                 include_plotlyjs=True
             ),
         )
     except ModuleNotFoundError:
-        _write_text(
+        write_text(
             study.folder / "figure.html", "The figure needs plotly: pip install 'vlm-distillation-workbench[app]'."
         )
     return table
@@ -397,7 +397,7 @@ def trace_measures(run_dir: Path) -> dict[str, float]:
         return json.loads(file.read_text())
     shares = measured_in_trace(run_dir)
     if shares is not None:
-        _write_text(file, json.dumps(shares))
+        write_text(file, json.dumps(shares))
     return shares or {}
 
 
@@ -411,9 +411,8 @@ def _record(study: Study) -> dict:
 
 def _write_parquet(file: Path, rows: list[Value] | list[Comparison], study: str) -> None:
     table = pa.Table.from_pylist([{"study": study, **dataclasses.asdict(row)} for row in rows])
-    temporary = file.with_name(f".{file.name}")
-    pq.write_table(table, temporary)
-    os.replace(temporary, file)
+    with replacing(file) as temporary:
+        pq.write_table(table, temporary)
 
 
 def _write_questions(results: Results) -> None:
@@ -430,13 +429,5 @@ def _write_questions(results: Results) -> None:
         table = read(file).replace_schema_metadata(None)
         table = table.add_column(0, "seed", pa.array([seed] * table.num_rows, pa.int64()))
         tables.append(table.add_column(0, "variant", pa.array([name] * table.num_rows)))
-    file = study.folder / "questions.parquet"
-    temporary = file.with_name(f".{file.name}")
-    pq.write_table(pa.concat_tables(tables).unify_dictionaries(), temporary, compression="zstd")
-    os.replace(temporary, file)
-
-
-def _write_text(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
+    with replacing(study.folder / "questions.parquet") as temporary:
+        pq.write_table(pa.concat_tables(tables).unify_dictionaries(), temporary, compression="zstd")

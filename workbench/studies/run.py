@@ -20,6 +20,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from workbench.errors import RunError
+from workbench.files.atomic import write_text
 from workbench.runs.commands import called
 from workbench.runs.folder import _surroundings
 from workbench.runs.processes import identify
@@ -101,9 +102,7 @@ class Record:
 
     def write(self) -> None:
         self.facts["sessions"][-1]["seconds"] = round(time.perf_counter() - self._begun, 2)
-        temporary = self.file.with_name(f".study.json.{os.getpid()}")
-        temporary.write_text(json.dumps(self.facts, indent=1, default=str))
-        os.replace(temporary, self.file)
+        write_text(self.file, json.dumps(self.facts, indent=1, default=str))
 
 
 class _Worker:

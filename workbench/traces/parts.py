@@ -7,7 +7,6 @@
 4. Rollouts are written after their positions and deleted before them, so a visible rollout has all its positions.
 """
 
-import contextlib
 import os
 import re
 from collections.abc import Container
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from workbench.errors import TraceError
+from workbench.files.atomic import replacing
 from workbench.traces.checksums import ENTRIES, check_footer, check_rows, seal, torn
 from workbench.traces.schema import PROBE, Header, decode_header, merge_headers
 
@@ -58,34 +58,30 @@ def step_file(folder: Path, step: int, rank: int) -> Path:
 
 def write_part(file: Path, table: pa.Table, header: Header, *, durable: bool = False) -> None:
     """Write a file atomically. durable: also flush it to disk."""
-    temporary = file.parent / f".{file.name}.{os.getpid()}"
     # zstd's set-up takes longer than writing a small step file, which merging rewrites anyway
     compression = "zstd" if durable or table.nbytes > SMALL_BYTES else "lz4"
     exact = [field.name for field in table.schema if field.name.startswith(_MEASURED)]
     coded = [path for field in table.schema if field.name not in exact for path in _leaves(field)]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(
-            temporary,
-            table.schema,
-            compression=compression,
-            use_dictionary=coded,
-            use_byte_stream_split=exact,
-            write_statistics=["step", "rollout_idx"],
-            write_page_checksum=True,
-            store_schema=False,  # would be half of a small file; Parquet's own types suffice
-        ) as parquet:
-            parquet.write_table(
-                table, row_group_size=_POSITION_ROWS if "token_id" in table.column_names else _OTHER_ROWS
-            )
-            parquet.add_key_value_metadata(header.encode() | ENTRIES)
-        seal(temporary)
-        if durable:
-            _flush(temporary)
-        os.replace(temporary, file)
+        with replacing(file) as temporary:
+            with pq.ParquetWriter(
+                temporary,
+                table.schema,
+                compression=compression,
+                use_dictionary=coded,
+                use_byte_stream_split=exact,
+                write_statistics=["step", "rollout_idx"],
+                write_page_checksum=True,
+                store_schema=False,  # would be half of a small file; Parquet's own types suffice
+            ) as parquet:
+                rows = _POSITION_ROWS if "token_id" in table.column_names else _OTHER_ROWS
+                parquet.write_table(table, row_group_size=rows)
+                parquet.add_key_value_metadata(header.encode() | ENTRIES)
+            seal(temporary)
+            if durable:
+                _flush(temporary)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise TraceError(
             f"{file} cannot be written ({error}). Free some space or check the folder's permissions."
         ) from error

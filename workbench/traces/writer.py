@@ -3,8 +3,8 @@
 Tensors become Arrow arrays through NumPy, without a Python object per number. The columns are those of schema.py.
 """
 
-import contextlib
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,9 +23,9 @@ from workbench.data.images import open_image
 from workbench.distill.method import Regime
 from workbench.distill.step import Alternatives, StepResult
 from workbench.errors import TraceError
+from workbench.files.atomic import replacing
 from workbench.policies import Policy
 from workbench.traces.parts import compact, step_file, traces_folder, write_part
-from workbench.traces.png import encode_png
 from workbench.traces.schema import (
     PREVIEW_LENGTH,
     PROBE,
@@ -309,17 +309,16 @@ class TraceWriter:
         return self._step_names[id(image)]
 
     def _save(self, image: Image.Image) -> str:
-        content = encode_png(open_image(image))
+        buffer = io.BytesIO()
+        open_image(image).save(buffer, "PNG", compress_level=1)
+        content = buffer.getvalue()
         file = self.folder / "images" / f"{hashlib.sha256(content).hexdigest()[:16]}.png"
         if not file.exists():
-            temporary = file.parent / f".{file.name}.{os.getpid()}"
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_bytes(content)
-                os.replace(temporary, file)
+                with replacing(file) as temporary:
+                    temporary.write_bytes(content)
             except OSError as error:
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)
                 raise TraceError(f"{file} cannot be written ({error}). Free space or check permissions.") from error
         return f"images/{file.name}"
 

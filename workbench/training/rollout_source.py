@@ -7,7 +7,6 @@ before the first step. A resumed run reads both, because the student before trai
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -22,6 +21,7 @@ from workbench.distill.method import Method
 from workbench.distill.rollouts import from_row, sample_rollouts, to_row
 from workbench.distributed import ALONE, Group
 from workbench.errors import RunError
+from workbench.files.atomic import replacing
 from workbench.files.folders import reason, saving
 from workbench.policies import SamplingOptions
 from workbench.runs.folder import RunFolder
@@ -116,10 +116,8 @@ class RolloutSource:
         prepared = self.method.sampling_patch.build(
             self.student, examples, derive_seed("prepare", self.config.seed, *self.learner.seed)
         )
-        temporary = file.with_name(f".{file.name}")
-        with saving(file):
+        with saving(file), replacing(file) as temporary:
             safetensors.torch.save_file(prepared.tensors, temporary)
-            os.replace(temporary, file)
         facts = (
             prepared.facts
             if self.learner.name == STUDENT

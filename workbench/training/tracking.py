@@ -6,6 +6,7 @@ from accelerate import Accelerator
 
 from workbench.config.schema import RunConfig
 from workbench.errors import ConfigError
+from workbench.files.parsing import flatten
 
 
 def build_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
@@ -21,16 +22,11 @@ def build_accelerator(config: RunConfig, run_dir: Path) -> Accelerator:
             f"training.report_to: {', '.join(sorted(missing))} is not installed. Install it with pip, or leave it out."
         )
     if training.report_to:
-        accelerator.init_trackers("workbench", config=_flat(config.to_dict()))
+        accelerator.init_trackers("workbench", config=_scalars(config.to_dict()))
     return accelerator
 
 
-def _flat(values: dict, prefix: str = "") -> dict[str, object]:
-    """Flatten nested values to dotted keys, as trackers expect."""
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, (int, float, str, bool)) else str(value)
-    return flat
+def _scalars(values: dict) -> dict[str, object]:
+    """Flatten nested values to dotted keys, other values than scalars as text, as trackers expect."""
+    flat = flatten(values)
+    return {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in flat.items()}
