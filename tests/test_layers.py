@@ -4,8 +4,8 @@ import ast
 import gc
 from pathlib import Path
 
-MAX_FUNCTION_LINES = 80
-MAX_METHOD_LINES = 135
+MAX_FUNCTION_LINES = 60
+MAX_METHOD_LINES = 120
 PACKAGE = Path(__file__).parent.parent / "workbench"
 ROOMS = (
     "errors",

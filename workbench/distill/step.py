@@ -138,8 +138,7 @@ def compute_step(
     num_alternatives  most likely tokens to record per view, at positions of the first `alternatives_of` rollouts
     backward          called with each micro-batch's share of the total loss; None = no gradient
     group             ranks that each hold a slice of the batch; routing and loss_normalizers cover the whole batch
-
-    Raises: NonFiniteError naming the first position.
+    Raises            NonFiniteError naming the first position
     """
     student, learner, batch = policies["student"], method.learner, scored_batch.batch
     scores, learner_output = dict(scored_batch.scores), None
@@ -150,9 +149,8 @@ def compute_step(
         _require_numbers(method, scored_batch, scores)
         global_batch = _all_gather_scores(group, batch, scores)
         global_routing = route(method, global_batch.scores, global_batch.batch, seed, student.token_texts)
-        global_loss_normalizer = loss_normalizers(method, global_batch.batch, global_routing).to(
-            global_routing.regime.device
-        )
+        normalizers = loss_normalizers(method, global_batch.batch, global_routing)
+        global_loss_normalizer = normalizers.to(global_routing.regime.device)
         routing = slice_routing(global_routing, global_batch.positions)
         loss_normalizer = global_loss_normalizer[global_batch.positions]
         num_rollouts = max(0, alternatives_of - global_batch.first_rollout)
