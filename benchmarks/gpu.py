@@ -348,7 +348,7 @@ def make(args: argparse.Namespace, folder: Path, run_dir: Path, method: dict, de
     models |= {
         "dtype": "bfloat16" if device == "cuda" else "float32",
         "compile": args.compile,
-        "attention": args.attention,
+        "attn_implementation": args.attention,
     }
     steps = args.repeats + 1
     config = build_config(
