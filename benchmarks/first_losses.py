@@ -3,12 +3,13 @@
     python -m benchmarks first_losses > before.json                # at one commit
     python -m benchmarks first_losses --compare before.json        # at another: lists every loss that differs
 
-Losses are written as hexadecimal floats, so equal text is equal bits. One thread; three minutes on an idle core.
+Losses are written as hexadecimal floats, so equal text is equal bits. One thread; 70 seconds on an idle core.
 """
 
 import argparse
 import contextlib
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -17,6 +18,8 @@ import torch
 
 import workbench as wb
 from workbench.errors import WorkbenchError
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # recipes whose models have to be fetched are left out
 
 SMALL = ["training.steps=3", "training.save_every=0", "data.eval=null", "trace.probes=0", "models.device=cpu"]
 
