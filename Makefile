@@ -1,4 +1,4 @@
-# make demo    train the demo, about a minute, and print what it did
+# make demo    train the demo, some 40 seconds, and print what it did
 # make app     open the page over runs/
 # make test    the checks and the whole suite
 # make test-fast   what needs no browser, no subprocess and no models on disk, in two minutes
