@@ -1,4 +1,4 @@
-"""Wrong evidence: of another example, never true by accident, the same whenever it is asked for."""
+"""Wrong evidence: of another example, never true by accident, the same on every call."""
 
 import json
 import pickle

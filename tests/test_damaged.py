@@ -53,7 +53,7 @@ DAMAGED = {
     "a list in the skip list": ("skipped.jsonl", b"[]\n"),
     "bytes in the skip list": ("skipped.jsonl", b"\xff\xfe\n"),
     "probes that are none": ("probes.json", b"{}"),
-    "config.yaml that is no configuration": ("config.yaml", b"[1]"),
+    "config.yaml with a list": ("config.yaml", b"[1]"),
 }
 
 

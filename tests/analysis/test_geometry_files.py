@@ -1,4 +1,4 @@
-"""`workbench geometry` and its tab: what is compared, what is written and drawn, and what is said where nothing can be."""
+"""`workbench geometry` and its tab: comparisons, files and figures, and the messages where nothing can be compared."""
 
 import json
 import shutil

@@ -65,7 +65,7 @@ def test_a_line_that_tells_an_answer_is_dropped_unless_the_control_keeps_it() ->
     (star, facts), _ = annotated(own, peer, leak=True)
     assert star == "hint: at top left and color red and answer red"
     assert facts["lines_telling"] == 0.0
-    wrong, _ = annotated(own, answers("w", "w"), exchange="ungated")  # a wrong answer is no hint either
+    wrong, _ = annotated(own, answers("w", "w"), exchange="ungated")  # wrong answers give hints neither
     assert wrong[0] == "hint: at bottom"
 
 

@@ -64,7 +64,7 @@ def test_logits_are_those_of_the_model_itself(policy: AutoregressivePolicy, prom
 
 
 def test_images_count(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
-    """A view without its pixels would be scored without a word."""
+    """A view that lost its pixels would be scored silently."""
     other = dataclasses.replace(prompts[0], images=prompts[2].images, key="other|plain")
     one, two = (logprobs(policy, [prompt], [(300, 301)]) for prompt in (prompts[0], other))
     assert not torch.allclose(one, two, atol=1e-3)

@@ -157,7 +157,7 @@ def test_features_of_a_picture_serve_every_prompt_that_shows_it(policy: Autoregr
     with torch.no_grad():
         alone = [logprobs(policy, [one]) for one in (first, second, prompts[2])]
         counted = lambda **inputs: looks.append(len(inputs["pixel_values"])) or look(**inputs)  # noqa: E731
-        policy.model.get_image_features = functools.wraps(look)(counted)  # which inputs it takes is asked
+        policy.model.get_image_features = functools.wraps(look)(counted)  # the policy inspects its signature
         try:
             with cached_image_features():
                 again = [logprobs(policy, [one]) for one in (first, second, prompts[2])]

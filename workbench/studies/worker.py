@@ -51,7 +51,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of a task. status: finished, stopped or failed; trained: whether this session did training steps."""
+    """Outcome of a task. status: finished, stopped or failed; trained: whether this task ran training steps."""
 
     name: str
     status: str

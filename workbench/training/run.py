@@ -159,18 +159,14 @@ def _train_in(
             f"out of device memory: {str(error).splitlines()[0]} {OUT_OF_MEMORY} If another program used the memory, "
             f"continue with `workbench resume {folder.path}`."
         )
-        log.error("%s", run_error)
-        _note(folder, error=str(run_error))
-        raise run_error from error
+        raise _noted(folder, run_error) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK:
             run_error = RunError(
                 f"cannot read or write {error.filename or folder.path}: {reason(error)}. Free some space or check the "
                 f"permissions, then continue with `workbench resume {folder.path}`."
             )
-            log.error("%s", run_error)
-            _note(folder, error=str(run_error))
-            raise run_error from error
+            raise _noted(folder, run_error) from error
         log.exception("unexpected error in the workbench or one of its packages")
         _note(folder, error=f"{type(error).__name__}: {error} (see train.log for the traceback)")
         raise
@@ -178,6 +174,13 @@ def _train_in(
         _note(folder, status=outcome)
         log.removeHandler(handler)
         handler.close()
+
+
+def _noted(folder: RunFolder, error: RunError) -> RunError:
+    """Log an error and write it to run.json; returns it."""
+    log.error("%s", error)
+    _note(folder, error=str(error))
+    return error
 
 
 def _note(folder: RunFolder, **facts: object) -> None:
