@@ -89,6 +89,14 @@ def test_a_run_or_its_traces_folder_opens_whatever_its_name(tmp_path, make_batch
     assert open_traces(folder).steps() == open_traces(str(folder / "traces")).steps() == [0]
 
 
+def test_open_traces_folder_named_like_a_column_keeps_recorded_values(tmp_path, make_batch):
+    folder = tmp_path / "step=7" / "regime=none"
+    writer(folder).write(make_batch())
+    traces = open_traces(folder)
+    assert traces.steps() == [0]
+    assert "none" not in traces.sql("SELECT DISTINCT regime FROM tokens")["regime"].to_pylist()
+
+
 @pytest.mark.parametrize("name", ["missing", "empty", "file"])
 def test_a_folder_without_traces_says_what_to_do(tmp_path, name):
     (tmp_path / "empty" / "traces" / "tokens").mkdir(parents=True)

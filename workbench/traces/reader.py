@@ -366,7 +366,9 @@ class Traces:
         """Raise TraceError at the first file whose pages DuckDB cannot read, as with a damaged header of a page."""
         for file in files:
             try:
-                rows = self._database.cursor().execute("SELECT * FROM read_parquet(?)", [str(file)])
+                rows = self._database.cursor().execute(
+                    "SELECT * FROM read_parquet(?, hive_partitioning = false)", [str(file)]
+                )
                 for _ in rows.fetch_record_batch():
                     pass
             except duckdb.Error as error:

@@ -63,4 +63,5 @@ def _quoted(text: str) -> str:
 def _parquet(files: list[Path]) -> str:
     # brackets keep DuckDB from treating a folder's name as a pattern
     names = (_quoted(re.sub(r"([\[*?])", r"[\1]", str(file))) for file in files)
-    return f"read_parquet([{', '.join(names)}], union_by_name = true)"
+    # else DuckDB takes a folder named step=3 for a partition and puts its 3 in place of the recorded steps
+    return f"read_parquet([{', '.join(names)}], union_by_name = true, hive_partitioning = false)"
