@@ -16,6 +16,11 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 MOST_BYTES, MOST_CELLS = 300 * 1024, 26
+SHORTER = {  # every cell runs, on less: what is stored was made with the notebook's own numbers
+    r"training\.steps=\d+": "training.steps=4",
+    r"max_examples=\d+": "max_examples=24",
+    r"scenes:(eval|hard)\?count=(48|128)": r"scenes:\1?count=32",
+}
 
 
 def names(file: Path) -> str:
@@ -27,9 +32,14 @@ def test_there_are_six() -> None:
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=names)
-def test_runs_in_a_fresh_kernel(file: Path) -> None:
+def test_runs_in_a_fresh_kernel(file: Path, tmp_path: Path) -> None:
+    notebook = nbformat.read(file, as_version=4)
+    for cell in notebook.cells:
+        for pattern, shorter in SHORTER.items():
+            cell.source = re.sub(pattern, shorter, cell.source)
+    nbformat.write(notebook, tmp_path / file.name)
     # every other one starts where a reader of the README would be
-    notebook = execute(file, FOLDER if int(file.name[:2]) % 2 else ROOT)
+    notebook = execute(tmp_path / file.name, FOLDER if int(file.name[:2]) % 2 else ROOT)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert any("data" in output for cell in code for output in cell.outputs)
