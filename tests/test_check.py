@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from failures import raises
 from families import save_idefics3
 from PIL import Image
 from small import run_config
@@ -195,7 +196,7 @@ def test_rows_without_evidence_are_noted_and_none_is_an_error(models: dict, tmp_
     (evidence, *_) = check_config(run_config(models, tmp_path, **values))
     assert (evidence.status, evidence.finding) == ("note", f"1 of 2 usable; {data}:2 has no hint")
     values["method"]["privilege"] = "caption"
-    with pytest.raises(DataError, match=r"none of the 2 examples .*:1, has no caption"):
+    with raises(DataError, "2 examples", ":1, has no caption"):
         check_config(run_config(models, tmp_path, **values))
 
 

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from failures import raises
 
 from workbench.config.schema import build_config, describe_config, load_config, override, read_yaml
 from workbench.errors import ConfigError
@@ -57,7 +58,7 @@ def test_the_demo_takes_every_method_by_name_alone(name: str) -> None:
 
 def test_a_key_that_stands_twice_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text("training: {steps: 3}\nseed: 1\ntraining: {batch_size: 2}\n")
-    with pytest.raises(ConfigError, match=r'twice.yaml .*"training" occurs twice, in lines 1 and 3'):
+    with raises(ConfigError, "twice.yaml", "training", "lines 1", "and 3"):
         read_yaml(tmp_path / "twice.yaml")
 
 
@@ -103,19 +104,19 @@ def test_mistakes_are_named_with_what_is_allowed(file: Path, overrides: list[str
 
 
 def test_files_that_are_no_configuration_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.yaml does not exist"):
+    with raises(ConfigError, "none.yaml"):
         load_config(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match=r'configs/demos\.yaml does not exist\. Did you mean "configs/demo\.yaml"'):
+    with raises(ConfigError, "configs/demos.yaml", "configs/demo.yaml"):
         load_config("configs/demos.yaml")
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1, 2")
-    with pytest.raises(ConfigError, match=r"broken\.yaml is not readable YAML"):
+    with raises(ConfigError, "broken.yaml", "YAML"):
         load_config(broken)
     broken.write_text("- 1\n- 2")
-    with pytest.raises(ConfigError, match="must be a mapping"):
+    with raises(ConfigError, "mapping"):
         load_config(broken)
     broken.write_text("!!python/object/apply:os.system [true]")
-    with pytest.raises(ConfigError, match="not readable YAML"):
+    with raises(ConfigError, "YAML"):
         load_config(broken)
 
 
@@ -189,7 +190,7 @@ def test_a_wrong_base_is_named(file: Path, base: str, sentence: str) -> None:
 def test_a_wrong_override_is_not_laid_on_the_file(tmp_path) -> None:
     file = tmp_path / "good.yaml"
     file.write_text("models: {student: a, teacher: b}\ndata: {train: scenes:train}\nmethod: {name: opd}\n")
-    with pytest.raises(ConfigError, match=r'good.yaml with seed=1 method.name=opf: method "opf" is unknown'):
+    with raises(ConfigError, "good.yaml", "seed=1", "method.name=opf"):
         load_config(file, ["seed=1", "method.name=opf"])
 
 

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+from failures import raises
 
 from workbench.data.conversations import Refused, plain_text, split_conversation, split_history
 
@@ -70,7 +71,7 @@ def test_every_form_of_turns_is_the_same_conversation(form):
     ],
 )
 def test_text_that_names_roles_and_cannot_be_parsed_is_refused(text):
-    with pytest.raises(Refused, match="turns kept as text are neither JSON nor Python"):
+    with raises(Refused, "JSON"):
         split_conversation(text, Counter())
 
 
@@ -79,7 +80,7 @@ def test_text_that_names_roles_and_cannot_be_parsed_is_refused(text):
     ["<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\nred", "[INST] Q? [/INST] red", "<start_of_turn>user\nQ?"],
 )
 def test_text_with_a_chat_template_in_it_is_refused(text):
-    with pytest.raises(Refused, match="a chat template is written into the text"):
+    with raises(Refused, "chat template"):
         split_conversation(text, Counter())
 
 
@@ -127,5 +128,5 @@ def test_history_is_read_in_every_form(history):
 
 
 def test_history_of_another_form_is_refused():
-    with pytest.raises(Refused, match="history is not a list of turns"):
+    with raises(Refused, "history", "list"):
         split_history("yesterday", Counter())

@@ -4,6 +4,7 @@ import json
 import pickle
 
 import pytest
+from failures import raises
 from PIL import Image
 
 from workbench.data.contexts import build_prompt, missing_evidence, parse_context
@@ -97,5 +98,5 @@ def test_a_pickled_example_leaves_its_data_set_behind(tmp_path) -> None:
     "context", ["crop+wrong_crop", "crop_only+wrong_crop", "hint+wrong_hint", "answer+wrong_answer"]
 )
 def test_true_and_wrong_evidence_of_a_kind_are_refused_together(context: str) -> None:
-    with pytest.raises(ConfigError, match=r"and a wrong one\. Choose one"):
+    with raises(ConfigError, "wrong"):
         parse_context(context)

@@ -13,6 +13,7 @@ import datasets as hf_datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from failures import raises
 from PIL import Image
 
 import workbench.data.examples
@@ -145,7 +146,7 @@ def test_a_folder_saved_by_datasets_is_read_without_decoding_twice(folder):
 
 def test_a_split_of_a_saved_folder_is_its_sub_folder(folder):
     path = saved(folder, train=2, test=1)
-    with pytest.raises(DataError, match=r"has several splits: train, test\. Name one, as in .*saved/train"):
+    with raises(DataError, "saved/train"):
         load_examples(path)
     assert len(load_examples(path / "train")) == 2
 
@@ -158,13 +159,13 @@ def test_without_the_datasets_package_saved_folders_and_names_say_what_to_instal
     path = saved(folder, all=1)
     monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
     for source in (path, "hf:owner/name?split=train"):
-        with pytest.raises(ConfigError, match=r'needs the package "datasets".*pip install'):
+        with raises(ConfigError, "datasets"):
             load_examples(source)
 
 
 def test_a_name_of_the_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
     monkeypatch.setattr(hf_datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match='data set "owner/name", split "train" cannot be loaded'):
+    with raises(DataError, "owner/name", "train"):
         load_examples("hf:owner/name?split=train")
 
 
@@ -222,7 +223,7 @@ def test_malformed_json_names_the_line(folder):
     assert "each line must be one JSON object" in refusal(folder, "[1, 2]")
     path = folder / "rows.jsonl"
     path.write_bytes(b'{"question": "\xff"}\n')
-    with pytest.raises(DataError, match=r"rows\.jsonl:1 is not valid JSON"):
+    with raises(DataError, "rows.jsonl:1", "JSON"):
         load_examples(path)
 
 
@@ -308,7 +309,7 @@ def test_a_file_that_is_no_image_is_refused_where_its_size_is_needed(folder):
     (folder / "pictures/sign.png").write_text("not a picture")
     assert 'column "images[0]": image' in refusal(folder, FULL)
     (example,) = load_examples(write(folder, {"question": "Q?", "images": ["pictures/sign.png"]}))
-    with pytest.raises(DataError, match=r"sign\.png cannot be read"):
+    with raises(DataError, "sign.png"):
         open_image(example.images[0])
 
 
@@ -318,12 +319,12 @@ def test_a_damaged_embedded_image_names_row_and_column(folder, data):
     pyarrow.parquet.write_table(
         pyarrow.Table.from_pylist([{"question": "Q?", "images": [{"bytes": data, "path": ""}]}]), parquet
     )
-    with pytest.raises(DataError, match=r'rows\.parquet:1, column "images\[0\]"'):
+    with raises(DataError, "rows.parquet:1", "images[0]"):
         load_examples(parquet)
 
 
 def test_an_embedded_image_of_too_many_pixels_is_not_decoded():
-    with pytest.raises(DataError, match="at most 64,000,000 are allowed"):
+    with raises(DataError, "64,000,000"):
         decode_image(bomb())
 
 
@@ -338,7 +339,7 @@ def test_embedded_images_are_bounded_in_memory(folder, monkeypatch):
     path = saved(folder, all=3)
     monkeypatch.setattr(workbench.data.examples, "MAX_EMBEDDED_BYTES", 2 * 40 * 60 * 3)
     assert len(load_examples(path, limit=2)) == 2
-    with pytest.raises(DataError, match=r"embedded images by row 3\. Run `workbench import"):
+    with raises(DataError, "row 3"):
         load_examples(path)
 
 
@@ -353,7 +354,7 @@ def test_paths_may_be_absolute_or_leave_the_folder(folder, tmp_path_factory):
 def test_root_moves_where_relative_paths_start(folder):
     (folder / "lists").mkdir()
     path = write(folder / "lists", FULL)
-    with pytest.raises(DataError, match="file that exists"):
+    with raises(DataError, "exists"):
         load_examples(path)
     assert load_examples(path, root=folder)[0].images == (folder / "pictures/sign.png",)
 
@@ -369,18 +370,16 @@ def test_a_source_that_is_no_data_file_is_refused(folder):
             (folder / name).write_text(content)
         with pytest.raises(DataError, match=message):
             load_examples(folder / name)
-    with pytest.raises(
-        DataError, match=r"not a data set saved with save_to_disk\. Name one of its files: empty\.jsonl"
-    ):
+    with raises(DataError, "save_to_disk", "empty.jsonl"):
         load_examples(folder)
-    with pytest.raises(ConfigError, match="limit must be at least 1, got 0"):
+    with raises(ConfigError, "least 1,", "got 0"):
         load_examples(write(folder, FULL), limit=0)
 
 
 def test_a_torn_saved_folder_is_refused(folder):
     path = saved(folder, all=2)
     (path / "state.json").write_text("{")
-    with pytest.raises(DataError, match="cannot be read as a saved data set"):
+    with raises(DataError, "saved data set"):
         load_examples(path)
 
 

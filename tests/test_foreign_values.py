@@ -12,6 +12,7 @@ import datasets as hf_datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from failures import raises
 from PIL import Image
 
 from workbench.data.examples import load_examples
@@ -164,7 +165,7 @@ def test_a_value_that_python_cannot_hold_skips_its_row(folder, column):
     assert (report.written, report.skipped) == (1, {"row cannot be read": 1})
     assert 'rows.parquet:2: column "answer" has a value of type' in report.first_skipped["row cannot be read"][0]
     pyarrow.parquet.write_table(table.slice(1), folder / "rows.parquet")
-    with pytest.raises(DataError, match=r'rows\.parquet:1: column "answer" has a value of type'):
+    with raises(DataError, "rows.parquet:1", "answer"):
         load_examples(folder / "rows.parquet")
 
 
@@ -173,7 +174,7 @@ def test_two_columns_of_one_name_are_refused(folder):
         [pyarrow.array(["Q?"]), pyarrow.array(["a"]), pyarrow.array(["b"])], ["question", "answer", "answer"]
     )
     pyarrow.parquet.write_table(table, folder / "rows.parquet")
-    with pytest.raises(DataError, match=r'rows\.parquet: the column "answer" exists twice'):
+    with raises(DataError, "rows.parquet", "answer"):
         load_examples(folder / "rows.parquet")
 
 

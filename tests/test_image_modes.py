@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+from failures import raises
 from PIL import Image, ImageDraw
 
 import workbench.data.images
@@ -168,9 +169,9 @@ def test_deep_files_are_scaled_too(kind: str, tmp_path: Path) -> None:
 
 
 def test_negative_and_floating_point_values_are_refused() -> None:
-    with pytest.raises(DataError, match="negative pixel values, down to -3"):
+    with raises(DataError, "-3"):
         open_image(Image.fromarray(numpy.array([[-3, 5]], numpy.int32)))
-    with pytest.raises(DataError, match="floating-point pixels"):
+    with raises(DataError, "floating-point"):
         open_image(Image.new("F", (2, 2), 0.5))
 
 

@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from failures import raises
 from PIL import Image
 
 import workbench.data.images
@@ -48,7 +49,7 @@ def test_a_box_of_a_photo_is_checked_and_cut_upright(tmp_path: Path) -> None:
     (tmp_path / "good.jsonl").write_text(row % 38)  # outside the picture as it is stored, 20 wide
     assert load_examples(tmp_path / "good.jsonl")[0].evidence.boxes[0].x1 == 38
     (tmp_path / "bad.jsonl").write_text(row % 41)
-    with pytest.raises(DataError, match="leaves the image of 40 x 20 pixels"):
+    with raises(DataError, "40 x 20 pixels"):
         load_examples(tmp_path / "bad.jsonl")
 
 
@@ -69,7 +70,7 @@ def test_other_modes_become_rgb(mode: str) -> None:
 
 
 def test_floating_point_pixels_are_refused() -> None:
-    with pytest.raises(DataError, match="floating-point pixels"):
+    with raises(DataError, "floating-point"):
         open_image(Image.new("F", (2, 2), 0.5))
 
 
@@ -77,12 +78,12 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.png").write_bytes(b"")
     for name in ("text.png", "empty.png", "."):
-        with pytest.raises(DataError, match=r"cannot be read .*Save it again as PNG or JPEG, or drop its row"):
+        with raises(DataError, "PNG", "JPEG"):
             open_image(tmp_path / name)
     for name in ("missing.png", "missing/x.png"):
-        with pytest.raises(DataError, match=f"{name} does not exist"):
+        with raises(DataError, name):
             open_image(tmp_path / name)
-    with pytest.raises(DataError, match="cannot be read"):
+    with raises(DataError, "cannot be read"):
         open_image(tmp_path / ("x" * 5000))
 
 
@@ -90,7 +91,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path, mon
     monkeypatch.setattr(workbench.data.images, "MAX_PIXELS", 799)
     upper_left_red().save(tmp_path / "large.png")
     for source in (tmp_path / "large.png", upper_left_red()):
-        with pytest.raises(DataError, match=r"has 40 x 20 pixels; at most 799 are allowed"):
+        with raises(DataError, "40 x 20 pixels", "most 799"):
             open_image(source)
 
 
@@ -101,7 +102,7 @@ def test_an_image_bomb_is_told_what_is_allowed_here(tmp_path: Path) -> None:
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     bomb = tmp_path / "bomb.png"
     bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
-    with pytest.raises(DataError, match=r"bomb.png has far more than the allowed 64,000,000 pixels"):
+    with raises(DataError, "bomb.png", "64,000,000 pixels"):
         open_image(bomb)
 
 
@@ -109,7 +110,7 @@ def test_a_torn_picture_in_memory_is_a_sentence(tmp_path: Path) -> None:
     file = tmp_path / "torn.png"
     Image.effect_noise((50, 50), 90).save(file)
     file.write_bytes(file.read_bytes()[:300])
-    with Image.open(file) as lazily, pytest.raises(DataError, match="an image in memory cannot be read"):
+    with Image.open(file) as lazily, raises(DataError, "image in memory"):
         open_image(lazily)
 
 

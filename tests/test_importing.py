@@ -7,6 +7,7 @@ import datasets as hf_datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from failures import raises
 from PIL import Image
 
 from workbench.data.examples import load_examples
@@ -243,7 +244,7 @@ def test_a_saved_folder_with_image_columns_and_splits(folder):
     rows = [{"prompt": "Q?", "image": {"bytes": encoded(), "path": None}}]
     split = hf_datasets.Dataset.from_list(rows, features)
     hf_datasets.DatasetDict({"train": split, "test": split}).save_to_disk(str(folder / "saved"))
-    with pytest.raises(DataError, match="has several splits: train, test"):
+    with raises(DataError, "splits: train, test"):
         import_dataset(folder / "saved", folder / "ours")
     report = import_dataset(folder / "saved", folder / "ours", split="test")
     assert load_examples(report.path)[0].images[0].is_file()
@@ -280,13 +281,13 @@ def test_a_faulty_option_is_refused_and_leaves_nothing(folder, options, message)
 
 def test_an_existing_destination_is_refused_and_kept(folder):
     (folder / "ours").mkdir()
-    with pytest.raises(DataError, match="ours exists already"):
+    with raises(DataError, "ours exists"):
         import_dataset(write(folder, {"prompt": "Q?"}), folder / "ours")
     assert list((folder / "ours").iterdir()) == []
 
 
 def test_an_import_without_one_good_row_says_why_and_leaves_nothing(folder):
-    with pytest.raises(DataError, match=r"could be converted.(.|\n)*skipped: 2 x question is empty"):
+    with raises(DataError, "2 x question is empty"):
         import_dataset(write(folder, {"prompt": ""}, {"text": "x"}), folder / "ours")
     assert sorted(path.name for path in folder.iterdir()) == ["theirs"]
 
@@ -305,7 +306,7 @@ def test_an_import_without_one_good_row_says_why_and_leaves_nothing(folder):
 def test_an_empty_file_is_called_empty(folder, name, raw):
     (folder / name).write_bytes(raw)
     for read in (lambda: import_dataset(folder / name, folder / "ours"), lambda: load_examples(folder / name)):
-        with pytest.raises(DataError, match=rf"{name} is empty: it has no rows\. Check") as raised:
+        with raises(DataError, name, "empty") as raised:
             read()
         assert "--column" not in str(raised.value)
     assert not (folder / "ours").exists()
@@ -313,13 +314,13 @@ def test_an_empty_file_is_called_empty(folder, name, raw):
 
 def test_rows_that_cannot_be_read_bring_no_advice_about_columns(folder):
     (folder / "a.jsonl").write_text("[]\n{\n")
-    with pytest.raises(DataError, match="2 x row cannot be read") as raised:
+    with raises(DataError, "2 x row cannot be read") as raised:
         import_dataset(folder / "a.jsonl", folder / "ours")
     assert "--column" not in str(raised.value)
 
 
 def test_a_destination_that_cannot_be_written_is_one_sentence(folder):
-    with pytest.raises(DataError, match="cannot be written"):
+    with raises(DataError, "written"):
         import_dataset(write(folder, {"prompt": "Q?"}), folder / "theirs/a.png/ours")
 
 
@@ -431,7 +432,7 @@ def test_what_is_asked_for_goes_before_the_layout(folder):
     options = {"layout": "vstar", "box_format": "xyxy", "box_units": "normalised", "columns": {"domain": "name"}}
     _, (example,) = imported(folder, row, **options)
     assert example.evidence.boxes == (Box(20, 10, 100, 50),) and example.domain == "x"
-    with pytest.raises(ConfigError, match=r'layout "v\*star" is unknown.*Did you mean "vstar"'):
+    with raises(ConfigError, "v*star", "vstar"):
         imported(folder, row, layout="v*star")
 
 
@@ -466,5 +467,5 @@ def test_a_data_set_of_the_hub_is_read_row_by_row_where_it_is_streamed(folder, m
         report = import_dataset(f"hf:{data}?split=train&streaming={streaming}", folder / f"ours-{streaming}", limit=1)
         (example,) = load_examples(report.path)
         assert example.question == "What?" and example.images[0].is_file()
-    with pytest.raises(ConfigError, match="streaming must be true or false"):
+    with raises(ConfigError, "streaming", "true", "false"):
         import_dataset(f"hf:{data}?split=train&streaming=yes", folder / "no")

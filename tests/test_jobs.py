@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from failures import raises
 from small import run_config
 
 from workbench.config.schema import RunConfig, load_config
@@ -88,7 +89,7 @@ def two_runs(models: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
     assert stopped.can_resume
     resumed = resume_run(runs / "long", ["training.save_total_limit=1"])
     assert resumed.status == "starting" and resumed.pid != stopped.pid
-    with pytest.raises(RunError, match="Stop it first"):
+    with raises(RunError, "Stop it"):
         resume_run(runs / "long")
     wait_for(runs / "long", lambda state: state.step >= stopped.step + 2)
     stop_run(runs / "long")
@@ -100,9 +101,9 @@ def test_a_run_goes_to_its_end_by_itself(two_runs: tuple) -> None:
     assert (state.status, state.step, state.steps, state.error) == ("finished", 4, 4, None)
     assert list(losses(two_runs[0].run_dir)) == [1, 2, 3, 4]
     assert "dopd" in log_tail(two_runs[0].run_dir)
-    with pytest.raises(RunError, match="has finished"):
+    with raises(RunError, "finished"):
         resume_run(state.run_dir)
-    with pytest.raises(RunError, match="finished"):
+    with raises(RunError, "finished"):
         stop_run(state.run_dir)
 
 
@@ -169,7 +170,7 @@ def test_a_pid_that_is_anothers_by_now_is_not_the_run(tmp_path: Path) -> None:
     own = os.getpid()
     recycled = a_run(tmp_path / "recycled", {"status": "running", "pid": own, "updated": "2020-01-01T00:00:00+0000"})
     assert read_job(recycled).status == "died"
-    with pytest.raises(RunError, match="its status is died"):
+    with raises(RunError, "status is died"):
         stop_run(recycled)
     # started in a terminal, it has no record, and its heartbeat is younger than the process
     assert read_job(a_run(tmp_path / "live", {"status": "running", "pid": own})).status == "running"
@@ -179,7 +180,7 @@ def test_a_pid_that_is_anothers_by_now_is_not_the_run(tmp_path: Path) -> None:
         "process": "another boot 1",
     }  # written in a container, or on another machine
     assert read_job(a_run(tmp_path / "foreign", foreign)).status == "died"
-    with pytest.raises(RunError, match="its status is died"):
+    with raises(RunError, "status is died"):
         stop_run(tmp_path / "foreign", at_once=True)
     assert not send(own, "another boot 1", signal.SIGKILL)
     assert identify(NO_PID) is None and born_at(NO_PID) is None
@@ -203,7 +204,7 @@ def test_a_half_written_run_is_listed_and_named(tmp_path: Path, text: str) -> No
 
 
 def test_a_deleted_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="It may have been deleted"):
+    with raises(RunError, "deleted"):
         read_job(tmp_path / "nothing")
     with pytest.raises(RunError):
         stop_run(tmp_path / "nothing")
@@ -214,7 +215,7 @@ def test_a_deleted_run_is_named(tmp_path: Path) -> None:
     record = {"pid": NO_PID, "identity": "another boot 1", "started": 1.0, "command": ["workbench"]}
     (folder / "job.json").write_text(json.dumps(record))
     (folder / "train.out").write_text("step 4 of 4\n")
-    with pytest.raises(RunError, match="was deleted"):
+    with raises(RunError, "deleted"):
         read_job(tmp_path / "finished")
     assert find_jobs(tmp_path) == []
     (folder / "train.out").write_text("workbench.errors.DataError: there is no such file\n")
@@ -223,7 +224,7 @@ def test_a_deleted_run_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc", ".jobs", "a\\b", "a\0b", "a\nb", "x" * 300])
 def test_a_name_that_is_no_plain_name_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RunError, match="must be a plain folder name"):
+    with raises(RunError, "folder name"):
         safe_run_dir(tmp_path, name)
 
 
@@ -232,12 +233,12 @@ def test_links_that_lead_out_are_refused(models: dict, tmp_path: Path) -> None:
     runs.mkdir()
     (runs / "link").symlink_to(outside)
     for act in (lambda: safe_run_dir(runs, "link"), lambda: resume_run(runs / "link"), lambda: stop_run(runs / "link")):
-        with pytest.raises(RunError, match="leads out of the runs folder"):
+        with raises(RunError, "out of the runs folder"):
             act()
     assert find_jobs(runs) == []
     (tmp_path / "elsewhere").mkdir()
     (runs / ".jobs").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(RunError, match="leads out of the runs folder"):
+    with raises(RunError, "out of the runs folder"):
         start_run(run_config(models, runs))
     assert not list((tmp_path / "elsewhere").rglob("*.yaml"))
 
@@ -275,9 +276,9 @@ def test_the_runs_of_a_study_are_found_under_its_name(tmp_path: Path) -> None:
 def test_a_configuration_that_would_run_code_or_has_no_model_is_refused_and_leaves_nothing(
     models: dict, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="trust_remote_code"):
+    with raises(ConfigError, "trust_remote_code"):
         start_run(run_config(models, tmp_path, models__trust_remote_code=True))
-    with pytest.raises(ConfigError, match=r"models\.teacher .* is not a model folder"):
+    with raises(ConfigError, "models.teacher"):
         start_run(run_config({**models, "teacher": tmp_path / "gone"}, tmp_path))
     assert not (tmp_path / ".jobs").exists()
 
@@ -285,7 +286,7 @@ def test_a_configuration_that_would_run_code_or_has_no_model_is_refused_and_leav
 def test_a_taken_name_is_refused(models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path)
     config.run_dir.mkdir()
-    with pytest.raises(RunError, match="exists"):
+    with raises(RunError, "exists"):
         start_run(config)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from failures import raises
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from workbench.data.contexts import build_prompt
@@ -198,19 +199,19 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 
     with monkeypatch.context() as full:
         full.setattr(Path, "write_text", fails)  # of pretrain.json, which is written last
-        with pytest.raises(RunError, match=r"models/one cannot be written \(No space left on device\)"):
+        with raises(RunError, "models/one"):
             pretrain(config, progress=False)
     assert list((tmp_path / "models").iterdir()) == []
     assert (pretrain(config, progress=False) / "pretrain.json").is_file()
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "models").rglob("*")}
     monkeypatch.setattr(MODULE, "train_on_lessons", fails)  # refused before it
-    with pytest.raises(ConfigError, match="models/one exists already"):
+    with raises(ConfigError, "models/one"):
         pretrain(config, progress=False)
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "models").rglob("*")} == before
 
 
 def test_start_from_a_missing_folder_names_it(tmp_path):
-    with pytest.raises(PolicyError, match="nowhere"):
+    with raises(PolicyError, "nowhere"):
         pretrain(PretrainConfig(output_dir=str(tmp_path), start_from=str(tmp_path / "nowhere")), progress=False)
 
 
@@ -246,7 +247,7 @@ def test_wrong_configurations_are_refused_with_the_reason(tmp_path, text, messag
 def test_overrides_replace_what_the_file_says():
     config = load_pretrain_config(ROOT / "configs" / "pretrain-student.yaml", ["steps=5", "families=[tag, count]"])
     assert config.steps == 5 and config.families == ("tag", "count") and config.text_width == 128
-    with pytest.raises(ConfigError, match=r"override 'steps' must look like key.subkey=value"):
+    with raises(ConfigError, "key.subkey=value"):
         load_pretrain_config(ROOT / "configs" / "pretrain-student.yaml", ["steps"])
 
 

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-import pytest
+from failures import raises
 
 import workbench as wb
 
@@ -13,7 +13,7 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no public name 'trian'"):
+    with raises(AttributeError, "'trian'"):
         wb.trian  # noqa: B018
 
 

@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from failures import raises
 from PIL import Image
 
 from workbench.errors import ConfigError
@@ -169,12 +170,12 @@ def test_quantities_that_were_not_recorded_cannot_be_chosen():
     "call", [lambda v: render_tokens(v, color_by="color"), lambda v: render_terminal(v, color_by="x")]
 )
 def test_an_unknown_quantity_is_refused_with_the_allowed_ones(call):
-    with pytest.raises(ConfigError, match="capability, denoising, entropy, information, loss, regime, truth, weight"):
+    with raises(ConfigError, "capability, denoising, entropy, information, loss, regime, truth, weight"):
         call(view(cell()))
 
 
 def test_an_unknown_theme_is_refused():
-    with pytest.raises(ConfigError, match='theme "blue" is unknown'):
+    with raises(ConfigError, "blue"):
         render_tokens(view(cell()), theme="blue")
 
 
@@ -274,7 +275,7 @@ def test_tokens_that_are_looked_for_are_marked_and_a_long_answer_keeps_its_legen
 
 
 def test_movement_refuses_rows_of_another_length():
-    with pytest.raises(ConfigError, match=r"1 steps, 2 tokens, 1 rows of length \[1\]"):
+    with raises(ConfigError, "1 steps", "2 tokens", "1 rows", "[1]"):
         render_movement([0], ["a", "b"], [["LH"]], REGIMES)
     assert "No probes have been scored yet" in render_movement([], [], [], REGIMES)
 

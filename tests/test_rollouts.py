@@ -1,6 +1,7 @@
 """Writing: who wrote what, from which seed, and how it is graded."""
 
 import pytest
+from failures import raises
 from small import example, table_policy
 
 from workbench.distill.rollouts import reply_in_turns, sample_rollouts, without_special
@@ -54,7 +55,7 @@ def test_all_or_none_can_come_from_the_data() -> None:
 
 def test_a_row_without_an_answer_cannot_be_taken_from_the_data() -> None:
     bare = [example(0, answer=None, reference=None, origin="data.jsonl:1")]
-    with pytest.raises(DataError, match=r'data.jsonl:1 has neither "reference" nor "answer"'):
+    with raises(DataError, "data.jsonl:1", "reference", "answer"):
         write(bare, dataset_share=1.0)
     assert all(one.reward is None for one in write(bare))
     assert write([example(0, reference=None)], dataset_share=1.0)[0].ids == (3, 0)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from failures import raises
 from small import run_config
 
 from workbench.errors import RunError
@@ -30,13 +31,13 @@ def test_a_new_run_says_what_it_is(tmp_path: Path) -> None:
 
 def test_what_exists_is_not_written_over(tmp_path: Path) -> None:
     create(tmp_path / "run")
-    with pytest.raises(RunError, match=r"exists\. Continue it with"):
+    with raises(RunError, "exists", "Continue"):
         create(tmp_path / "run")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.yaml").write_text("mine")
     for name in ("file", "folder"):
-        with pytest.raises(RunError, match=r"exists but is not a run.*Delete it, or choose another name"):
+        with raises(RunError, "exists", "not a run", "Delete"):
             create(tmp_path / name)
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "config.yaml").read_text() == "mine"
 
@@ -113,13 +114,13 @@ def test_only_a_run_that_failed_and_left_nothing_is_made_anew(tmp_path: Path) ->
     assert "error" not in create(folder.path).status
     folder.update(status="failed")
     folder.log_metrics("eval", 0, {"accuracy": 1.0})
-    with pytest.raises(RunError, match="exists"):
+    with raises(RunError, "exists"):
         create(folder.path)
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot be created"):
+    with raises(RunError, "created"):
         create(tmp_path / "file" / "run")
 
 
@@ -139,7 +140,7 @@ def test_a_run_that_is_being_trained_is_not_resumed(models: dict, tmp_path: Path
 
     def meanwhile(step: int, metrics: dict) -> None:
         before = (config.run_dir / "run.json").read_bytes()
-        with pytest.raises(RunError, match=f"is being trained by process {os.getpid()}. Wait for it, or stop it first"):
+        with raises(RunError, f"process {os.getpid()}"):
             resume(config.run_dir)
         refused.append((config.run_dir / "run.json").read_bytes() == before)
 
@@ -153,7 +154,7 @@ def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
     code = "import sys, time; from workbench.runs.folder import RunFolder\nwith RunFolder(sys.argv[1]).claim(): print('mine', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, str(folder.path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "mine\n"
-    with pytest.raises(RunError, match="is being trained"), folder.claim():
+    with raises(RunError, "being trained"), folder.claim():
         pass
     process.kill()
     process.communicate()
@@ -179,7 +180,7 @@ def test_a_damaged_line_is_a_sentence(tmp_path: Path) -> None:
     folder = create(tmp_path / "run")
     (folder.path / "metrics.jsonl").write_text("\0\0\0\n")
     for read in (folder.metrics, lambda: folder.forget_metrics_after(1)):
-        with pytest.raises(RunError, match=r"metrics.jsonl:1 is not a line of metrics"):
+        with raises(RunError, "metrics.jsonl:1"):
             read()
 
 
@@ -188,5 +189,5 @@ def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
         create(tmp_path / name).update(started=started)
     (tmp_path / "other").mkdir()
     assert [run.path.name for run in list_runs(tmp_path)] == ["new", "old"]
-    with pytest.raises(RunError, match="is not a run folder"):
+    with raises(RunError, "run folder"):
         RunFolder.open(tmp_path / "other")

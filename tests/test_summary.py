@@ -2,7 +2,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
+from failures import raises
 
 from workbench.analysis.summary import accuracy_table, evaluation_table, format_table, peer_table, summarize_run
 from workbench.errors import RunError
@@ -113,7 +113,7 @@ def test_a_run_whose_process_is_gone_has_died_and_says_how_to_go_on(tmp_path: Pa
 
 
 def test_what_is_no_run_is_said(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="not a run folder"):
+    with raises(RunError, "run folder"):
         summarize_run(tmp_path)
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import pytest
+from failures import raises
 from small import run_config
 
 from workbench.errors import ConfigError, DataError
@@ -59,7 +59,7 @@ def test_a_run_with_a_teacher_for_each_domain(models: dict, tmp_path: Path) -> N
 def test_teachers_that_fit_no_example_stop_before_training(models: dict, tmp_path: Path) -> None:
     paths = {"student": str(models["student"]), "teachers": {"colour": str(models["teacher"])}}
     config = run_config(models, tmp_path, models=paths, method={"name": "opd"})
-    with pytest.raises(DataError, match=r'none of the 12 examples has a domain.*"tag" \(\d\).*colour'):
+    with raises(DataError, "12 examples", "tag"):
         train(config)
-    with pytest.raises(ConfigError, match=r"models\.teachers must"):
+    with raises(ConfigError, "models.teachers"):
         run_config(models, tmp_path, models={**paths, "teachers": {"color": 3}}, method={"name": "opd"})

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from failures import raises
 from families import save_llava
 from PIL import Image
 from small import run_config
@@ -205,9 +206,7 @@ def test_a_run_whose_file_was_edited_is_not_resumed_as_another(models: dict, tmp
     whole = file.read_text()
     file.write_text(whole.replace("rank: 0", "rank: 2", 1))
     assert file.read_text() != whole
-    with pytest.raises(
-        ConfigError, match=r"config.yaml was edited: models.lora.rank is 2, but the run started with 0.*save_every"
-    ):
+    with raises(ConfigError, "config.yaml", "models.lora.rank", "is 2,", "with 0", "save_every"):
         resume(config.run_dir)
     file.write_text(whole)
     assert resume(config.run_dir, ["training.save_total_limit=1"]).steps == 4 == resume(config.run_dir).steps
@@ -226,7 +225,7 @@ def test_an_older_run_with_ignored_warm_up_goes_on_at_its_constant_rate(models: 
     assert rates == [config.training.learning_rate] * 4
     assert "warmup_steps: 0" in file.read_text()  # what it acted on
     file.write_text(file.read_text().replace("warmup_steps: 0", "warmup_steps: 3"))
-    with pytest.raises(ConfigError, match=r"warmup_steps=2 has no effect with training.schedule=constant"):
+    with raises(ConfigError, "warmup_steps=2", "training.schedule=constant"):
         load_config(file, ["training.warmup_steps=2"])
     assert load_config(file, ["training.schedule=constant_with_warmup"]).training.warmup_steps == 3
 
@@ -342,7 +341,7 @@ def test_a_torn_checkpoint_is_passed_over(dopd: RunConfig, models: dict, tmp_pat
     newest = list_checkpoints(config.run_dir)[-1]
     file = newest.student / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(RunError, match=r"student/model.safetensors has \d+ bytes instead of \d+"):
+    with raises(RunError, "student/model.safetensors"):
         open_checkpoint(newest.path)
     train(config, resume=True)
     assert "torn" in (config.run_dir / "train.log").read_text()
@@ -364,7 +363,7 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(
     models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_config(models, tmp_path, training__learning_rate=1e30, training__max_grad_norm=0.0)
-    with pytest.raises(RunError, match=r"step \d: .*(NaN|not finite).*lower training.learning_rate"):
+    with raises(RunError, "training.learning_rate"):
         train(config)
     status = RunFolder.open(config.run_dir).status
     assert status["status"] == "failed" and "lower training.learning_rate" in status["error"]
@@ -372,7 +371,7 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(
 
 def test_an_existing_run_is_never_written_over(dopd: RunConfig) -> None:
     before = (dopd.run_dir / "metrics.jsonl").read_bytes()
-    with pytest.raises(RunError, match=r"exists\. Continue it with `workbench resume"):
+    with raises(RunError, "exists", "`workbench resume"):
         train(dopd)
     assert (dopd.run_dir / "metrics.jsonl").read_bytes() == before
 
@@ -392,7 +391,7 @@ def test_rows_without_evidence_are_counted_and_training_goes_on(models: dict, tm
     nothing = run_config(
         models, tmp_path, name="other", method={"name": "dopd", "privilege": "caption"}, data={"train": str(data)}
     )
-    with pytest.raises(DataError, match=r"none of the 6 examples"):
+    with raises(DataError, "6 examples"):
         train(nothing)
 
 
@@ -419,7 +418,7 @@ def test_an_unreadable_image_is_skipped_and_counted(models: dict, tmp_path: Path
         "1"
     ]
     Image.new("RGB", (40, 40)).save(tmp_path / "torn.png")
-    with pytest.raises(RunError, match=r'data.train has changed .*data.jsonl:2 \(id "1"\) differs in images'):
+    with raises(RunError, "data.train", "data.jsonl:2", "1"):
         train(config, resume=True)
 
 
@@ -435,7 +434,7 @@ def test_a_batch_of_nothing_but_unreadable_images_takes_the_next_that_can_be_rea
     shown = open_traces(config.run_dir).sql("SELECT DISTINCT step, example_id FROM rollouts ORDER BY step")
     assert shown.to_pylist() == [{"step": step, "example_id": "2"} for step in (1, 2, 3, 4)]
     data.write_text(json.dumps(rows[0]) + "\n")
-    with pytest.raises(DataError, match="step 1: none of the 1 examples"):
+    with raises(DataError, "step 1", "1 examples"):
         train(run_config(models, tmp_path, name="none", **values))
 
 
@@ -456,7 +455,7 @@ def test_a_teacher_with_another_vocabulary_is_refused(models: dict, tmp_path: Pa
     vocabulary["red"], vocabulary["green"] = vocabulary["green"], vocabulary["red"]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     config = run_config({"student": models["student"], "teacher": other}, tmp_path)
-    with pytest.raises(PolicyError, match=r'teacher has another vocabulary than student: token "(red|green)" is id'):
+    with raises(PolicyError, "teacher", "student", "token"):
         train(config)
 
 

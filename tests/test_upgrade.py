@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from failures import raises
 
 from workbench.cli import main
 from workbench.config.schema import load_config
@@ -22,12 +23,12 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_traces_of_the_former_version_are_refused_with_the_command(run: Path) -> None:
-    with pytest.raises(TraceError, match=f"workbench upgrade {run}"):
+    with raises(TraceError, f"workbench upgrade {run}"):
         open_traces(run).steps()
 
 
 def test_configuration_of_the_former_version_is_refused_with_the_command(run: Path) -> None:
-    with pytest.raises(ConfigError, match=f"workbench upgrade {run}"):
+    with raises(ConfigError, f"workbench upgrade {run}"):
         load_config(run / "config.yaml")
 
 
@@ -87,5 +88,5 @@ def test_stored_rollouts_are_renamed(run: Path) -> None:
 
 
 def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="not a run folder"):
+    with raises(RunError, "run folder"):
         upgrade_run(tmp_path)

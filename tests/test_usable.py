@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from failures import raises
 from PIL import Image
 from small import example, run_config
 
@@ -148,7 +149,5 @@ def test_training_and_evaluation_data_may_both_have_a_row_1() -> None:
 
 def test_data_of_which_no_row_can_be_used_is_refused(models: dict, tmp_path: Path) -> None:
     config = configured(models, tmp_path, [{"reference": " "}] * 3, {"name": "lm_kd"})
-    with pytest.raises(
-        DataError, match=r"none of the 3 examples can be used: .*reference is blank: 3; .*[^.]\. Correct the data\.$"
-    ):
+    with raises(DataError, "3 examples"):
         train(config)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from failures import raises
 
 from workbench.analysis.geometry import measure as geometry
 from workbench.analysis.geometry.measure import columns, compare, measure, measure_all, random_like
@@ -158,23 +159,23 @@ def test_two_checkpoints_are_compared_tensor_by_tensor(weight: torch.Tensor, tmp
 
 def test_two_architectures_are_refused_by_the_first_tensors_that_differ(models: dict, tmp_path: Path) -> None:
     first, second = open_weights(models["student"]), open_weights(save(tmp_path / "other", a=torch.ones(2)))
-    with pytest.raises(PolicyError, match=r"lm_head.weight: \[\d+, \d+\] in .*, not in .*; and \d+ more"):
+    with raises(PolicyError, "lm_head.weight"):
         compare(first, second)
     shaped = open_weights(save(tmp_path / "shaped", a=torch.ones(3)))
-    with pytest.raises(PolicyError, match=r"a: \[2\] in .*, \[3\] in"):
+    with raises(PolicyError, "[2]", "[3]"):
         compare(second, shaped)
 
 
 def test_a_folder_without_weights_or_with_a_torn_file_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match=r"has no model.safetensors"):
+    with raises(PolicyError, "model.safetensors"):
         open_weights(tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(PolicyError, match=r"LoRA adapter.*merge_and_unload"):
+    with raises(PolicyError, "LoRA", "merge_and_unload"):
         open_weights(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(PolicyError, match=r"cannot read .*model.safetensors"):
+    with raises(PolicyError, "model.safetensors"):
         open_weights(tmp_path)
-    with pytest.raises(PolicyError, match="neither a folder nor"):
+    with raises(PolicyError, "folder"):
         open_weights(tmp_path / "missing" / "model")
 
 

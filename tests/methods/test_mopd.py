@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from failures import raises
 from small import example, rollouts, table_policies, table_policy
 from table_policy import LogitTablePolicy
 
@@ -174,15 +175,13 @@ def test_a_domain_without_a_teacher_is_named_and_counted() -> None:
     usable, lacking = split_by_teacher(examples, ("color", "count"))
     assert [one.domain for one in usable] == ["color"] and [one.domain for one, _ in lacking] == ["tag", "tag", "shape"]
     assert '"tag"' in lacking[0][1] and "models.teachers.DOMAIN" in lacking[0][1]
-    with pytest.raises(
-        DataError, match=r'none of the 3 examples has a domain with a teacher.*"tag" \(2\), "shape" \(1\)'
-    ):
+    with raises(DataError, "3 examples", "tag", "shape"):
         split_by_teacher(examples[1:], ("color", "count"))
     assert split_by_teacher(examples, None) == (examples, [])
 
 
 def test_options_that_contradict_are_refused() -> None:
-    with pytest.raises(ConfigError, match="ratio_high=0"):
+    with raises(ConfigError, "ratio_high=0"):
         load_method("mopd", {"ratio_high": 0.5})
-    with pytest.raises(ConfigError, match=r"method\.advantage_clip"):
+    with raises(ConfigError, "method.advantage_clip"):
         load_method("mopd", {"advantage_clip": 1.0, "objective": "full"})

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from failures import raises
 from small import example, groups, run_config, table_policies
 
 from workbench.distill.rollouts import request_peer_feedback
@@ -170,13 +171,13 @@ def test_each_peer_is_asked_about_each_answer() -> None:
 
 
 def test_a_run_without_a_peer_is_refused(models: dict, tmp_path) -> None:
-    with pytest.raises(ConfigError, match=r"opcod trains 2 students.*models\.peers="):
+    with raises(ConfigError, "2 students", "models.peers"):
         run_config(models, tmp_path, method={"name": "opcod"})
     run_config(models, tmp_path, method={"name": "opcod", "exchange": "none"})
 
 
 def test_what_can_have_no_effect_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"method\.noise=0\.5"):
+    with raises(ConfigError, "method.noise=0.5"):
         load_method("opcod", {"noise": 0.5, "feedback": "written"})
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from failures import raises
 from small import example, groups, run_config, table_policies
 
 from workbench.distill.rollouts import sample_rollouts
@@ -98,7 +99,7 @@ def test_steps_without_any_right_answer_move_nothing_and_are_counted(models, tmp
     "method", [{"name": "sdpo"}, {"name": "mopd", "outcome": 0.5}, {"name": "opcod", "exchange": "none"}]
 )
 def test_groups_of_one_are_refused_where_answers_are_compared(method: dict, models, tmp_path) -> None:
-    with pytest.raises(ConfigError, match=r"at least 2 .*num_generations=1"):
+    with raises(ConfigError, "least 2", "num_generations=1"):
         run_config(models, tmp_path, method=method, sampling__num_generations=1)
     run_config(models, tmp_path, method=method)
 
@@ -107,5 +108,5 @@ def test_groups_of_one_are_refused_where_answers_are_compared(method: dict, mode
 def test_data_without_answers_are_refused_by_what_judges_them(name: str, models, tmp_path) -> None:
     peers = {"ann": str(models["student"])} if name == "opcod" else {}
     config = run_config(models, tmp_path, method={"name": name}, models__peers=peers, data__eval=None)
-    with pytest.raises(DataError, match=r"no answer: 1.*or choose another method\."):
+    with raises(DataError, "no answer: 1"):
         train(config, load=lambda *args, **options: [replace(example(0), answer=None)])

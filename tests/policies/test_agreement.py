@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from failures import raises
 from small import example
 from torch import nn
 
@@ -136,9 +137,7 @@ def test_the_gradient_of_merged_ends_is_that_of_the_sum_of_their_probabilities()
 
 def test_an_end_that_is_ordinary_text_for_another_is_refused(models: dict, tmp_path: Path) -> None:
     teacher = ending_with(models["teacher"], tmp_path / "teacher", "red")
-    with pytest.raises(
-        PolicyError, match=r'teacher ends an answer with "red", which is ordinary text for student.*generation_config'
-    ):
+    with raises(PolicyError, "red", "generation_config"):
         load_policies(("teacher",), student=models["student"], teacher=teacher)
 
 

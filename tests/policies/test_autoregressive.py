@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from failures import raises
 from transformers import GenerationConfig
 
 from workbench.distill.losses import score
@@ -249,7 +250,7 @@ def test_all_declared_end_tokens_end_an_answer(idefics3: AutoregressivePolicy, p
 
 
 def test_a_model_without_an_end_token_is_refused(idefics3: AutoregressivePolicy) -> None:
-    with pytest.raises(PolicyError, match=r"end token.*Set eos_token_id"):
+    with raises(PolicyError, "eos_token_id"):
         with_stops(idefics3, None, None)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from failures import raises
 from families import save_idefics3, save_modernvbert
 from small import example
 from transformers import EuroBertConfig, EuroBertForMaskedLM, PreTrainedTokenizerFast
@@ -150,18 +151,18 @@ def test_reading_with_a_future_changes_what_is_before_it_and_share_zero_nothing(
 
 @pytest.mark.parametrize("context", ["future:2", "future:x", "future+future:0.5", "plain+future"])
 def test_a_future_that_is_none_is_refused(context: str) -> None:
-    with pytest.raises(ConfigError, match="future"):
+    with raises(ConfigError, "future"):
         parse_context(context)
 
 
 def test_only_a_view_that_reads_a_denoised_answer_is_shown_its_future(policy, written) -> None:
-    with pytest.raises(DataError, match="needs a rollout"):
+    with raises(DataError, "rollout"):
         build_prompt(example(0), "caption+future")
     left_to_right = replace(rollout(written[0]), denoising=None)
     assert is_missing_rollout_data(left_to_right, "caption+future:0.1") and not is_missing_rollout_data(
         rollout(written[0]), "future"
     )
-    with pytest.raises(ConfigError, match="existing answer"):
+    with raises(ConfigError, "existing answer"):
         require_promptable("future:0.1")
     assert build_prompt(example(0), "caption+future", dummy_rollout(example(0))).future == ()
 
@@ -169,7 +170,7 @@ def test_only_a_view_that_reads_a_denoised_answer_is_shown_its_future(policy, wr
 def test_a_given_answer_is_read_from_left_to_right_at_the_models_pace(policy) -> None:
     order = policy.denoising_schedule(tuple(range(30, 37)))
     assert order == DenoisingTrace((0, 0, 1, 1, 2, 2, 3), 4, 16)
-    with pytest.raises(PolicyError, match=r"17 tokens.* canvas of 16"):
+    with raises(PolicyError, "17 tokens", "of 16"):
         policy.denoising_schedule(tuple(range(30, 47)))
 
 
@@ -185,23 +186,23 @@ def test_a_run_sets_the_pace_of_all_and_a_saved_model_keeps_it(folder: Path, tmp
     own.processor.save_pretrained(tmp_path)
     again = load_policy(tmp_path, "again")
     assert (again.block, again.steps_per_block, again.canvas) == (8, 3, 24)
-    with pytest.raises(ConfigError, match="9 denoising steps for a block of 8 positions"):
+    with raises(ConfigError, "9 denoising", "8 positions"):
         own.set_denoising_steps(8, 9)
 
 
 def test_kinds_of_models_are_not_mixed(folder: Path, tmp_path: Path) -> None:
     left_to_right = save_idefics3(tmp_path)
-    with pytest.raises(PolicyError, match="by denoising"):
+    with raises(PolicyError, "denoising"):
         load_policies(("teacher",), student=folder, teacher=left_to_right, max_completion_length=8)
-    with pytest.raises(ConfigError, match="Idefics3ForConditionalGeneration"):
+    with raises(ConfigError, "Idefics3ForConditionalGeneration"):
         load_policies((), student=left_to_right, block=4)
-    with pytest.raises(ConfigError, match=r"sampling\.max_completion_length=512"):
+    with raises(ConfigError, "sampling.max_completion_length=512"):
         load_policies((), student=folder, max_completion_length=512)
 
 
 def test_too_long_a_prompt_is_refused_with_its_length(folder: Path) -> None:
     student = load_policies((), student=folder, max_completion_length=480)["student"]
-    with pytest.raises(PolicyError, match="at most 32"):
+    with raises(PolicyError, "most 32"):
         student.check_prompt(build_prompt(replace(example(0), question="word " * 40), "plain"))
 
 
@@ -230,5 +231,5 @@ def test_a_masked_model_without_images_reads_text(policy: DiffusionPolicy, tmp_p
     written = [one for own in text.sample(prompts, [[1], [2]], SamplingOptions(8)) for one in own]
     sampled = torch.tensor([value for one in written for value in one.logprobs])
     assert torch.allclose(logprobs(text, prompts, written), sampled, atol=1e-4)
-    with pytest.raises(PolicyError, match="no image processor"):
+    with raises(PolicyError, "image processor"):
         text.check_prompt(build_prompt(example(0), "plain"))

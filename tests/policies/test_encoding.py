@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import picture
+from failures import raises
 from PIL import Image
 from small import example
 from tokenizers.processors import TemplateProcessing
@@ -152,7 +153,7 @@ def test_a_special_token_as_text_is_refused(where: str, token: str, policy: Auto
 def test_too_long_a_prompt_says_how_long(idefics3: AutoregressivePolicy) -> None:
     encoder = PromptEncoder(idefics3.processor, max_prompt_length=20)
     encoder.encode(Prompt((picture(1),), "what?"))
-    with pytest.raises(PolicyError, match=r'prompt "far\|plain" has \d\d tokens .*at most 20'):
+    with raises(PolicyError, "far|plain", "most 20"):
         encoder.encode(Prompt((picture(1), picture(2)), "what?", key="far|plain"))
 
 
@@ -163,7 +164,7 @@ def test_what_a_chat_template_refuses_is_a_sentence(folders: dict) -> None:
         "{% if messages | length > 1 %}{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
     )
     before = (Turn("user", "hello"),)
-    with pytest.raises(PolicyError, match=r'prompt "7\|plain".*Conversation roles must alternate'):
+    with raises(PolicyError, "7|plain"):
         PromptEncoder(processor).encode(Prompt((), "what?", before, key="7|plain"))
 
 
@@ -184,7 +185,7 @@ def test_images_of_any_shape_are_taken_or_refused_with_a_sentence(policy: Autore
 def test_a_language_model_alone_takes_text_and_no_images(idefics3: AutoregressivePolicy) -> None:
     encoder = PromptEncoder(idefics3.tokenizer)
     assert encoder.encode(Prompt((), "what is this?"))["input_ids"].shape[0] == 1
-    with pytest.raises(PolicyError, match=r"has 1 image\(s\)"):
+    with raises(PolicyError, "1 image"):
         encoder.encode(Prompt((picture(1),), "what?"))
 
 
@@ -216,5 +217,5 @@ def test_a_template_with_another_number_of_images_is_refused(policy: Autoregress
     processor.chat_template = (
         "{{ bos_token }}question:{% for part in messages[0]['content'] %}{{ part['text'] }}{% endfor %}"
     )
-    with pytest.raises(PolicyError, match=r'prompt "two\|plain"'):
+    with raises(PolicyError, "two|plain"):
         PromptEncoder(processor).encode(Prompt((picture(1), picture(2)), "what?", key="two|plain"))

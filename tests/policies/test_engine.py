@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from failures import raises
 from families import save_llama, save_modernvbert
 from small import run_config
 
@@ -103,7 +104,7 @@ def test_a_run_with_an_engine_is_the_run_without_and_stale_weights_show(models: 
 def test_an_engine_that_reads_another_prompt_is_refused(models: dict, prompts: list) -> None:
     student = load_policy(models["student"], "student")
     student.engine = OtherModel(models["teacher"], shift=True)
-    with pytest.raises(PolicyError, match=r'prompt "one\|plain" .*tokens instead of'):
+    with raises(PolicyError, "one|plain"):
         student.sample(prompts[:1], [[1]], SamplingOptions(3))
 
 
@@ -168,7 +169,7 @@ def test_an_engine_is_told_not_to_draw_rows_of_the_head_that_stand_for_no_token(
 def test_what_an_engine_would_leave_out_is_refused(models: dict, tmp_path: Path) -> None:
     config = run_config(models, tmp_path, method={"name": "spd"}, sampling__backend="vllm")
     method = config.load_method()
-    with pytest.raises(ConfigError, match=r"method spd .*sampling\.backend=transformers"):
+    with raises(ConfigError, "sampling.backend=transformers"):
         check_engine(config, method)
 
 
@@ -196,7 +197,7 @@ def test_students_of_a_run_share_one_engine(models: dict, monkeypatch: pytest.Mo
     assert one["path"] == of["student"] and one["dtype"] == "float32"
     of["peers"] = {"ann": str(save_llama(tmp_path / "other"))}
     other = run_config(models, tmp_path, method={"name": "opcod"}, models=of, sampling__backend="vllm")
-    with pytest.raises(ConfigError, match=r"ann differs from student.*students of one architecture"):
+    with raises(ConfigError, "ann", "student", "architecture"):
         given(monkeypatch, other)
 
 
@@ -211,11 +212,11 @@ def test_an_engine_does_not_fill_masks(monkeypatch: pytest.MonkeyPatch, tmp_path
     folder = str(save_modernvbert(tmp_path / "masked"))
     of = {"student": folder, "teacher": folder}
     config = run_config(of, tmp_path, method={"name": "opd"}, sampling__backend="vllm")
-    with pytest.raises(ConfigError, match=r"sampling\.backend=vllm .*masked diffusion"):
+    with raises(ConfigError, "sampling.backend=vllm"):
         given(monkeypatch, config)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
 def test_vllm_is_asked_for_where_it_is_absent(models: dict) -> None:
-    with pytest.raises(ConfigError, match="needs the package vllm"):
+    with raises(ConfigError, "package vllm"):
         VllmEngine(str(models["student"]), dtype="float32", memory=0.1, trust_remote_code=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from failures import raises
 from small import example
 
 from workbench.data.contexts import build_prompt
@@ -50,12 +51,12 @@ def test_policies_that_make_the_same_of_a_prompt_prepare_it_once(folder: Path, m
 
 def test_a_teacher_that_is_not_given_is_asked_for(models: dict[str, Path]) -> None:
     for name in ("teacher", "teacher:ocr"):
-        with pytest.raises(ConfigError, match=f'no model for the policy "{name}"'):
+        with raises(ConfigError, f'"{name}"'):
             load_policies((name,), student=models["student"])
 
 
 def test_a_completion_longer_than_the_model_is_refused(models: dict[str, Path]) -> None:
-    with pytest.raises(ConfigError, match=r"sampling\.max_completion_length=512"):
+    with raises(ConfigError, "sampling.max_completion_length=512"):
         load_policies((), student=models["student"], max_completion_length=512)
 
 
@@ -83,7 +84,7 @@ def test_a_damaged_model_folder_is_named(name: str, sentence: str, damage: str, 
 
 def test_weights_of_another_size_are_named(folder: Path) -> None:
     edit(folder / "config.json", lambda values: values["text_config"].update(hidden_size=64))
-    with pytest.raises(PolicyError, match=r"have another shape .*\[401, 32\] in the file, \[401, 64\] in the model"):
+    with raises(PolicyError, "[401"):
         load_policy(folder, "teacher")
 
 
@@ -93,12 +94,9 @@ def test_a_teacher_that_numbers_a_token_differently_is_refused(models: dict, fol
         vocabulary["red"], vocabulary["green"] = vocabulary["green"], vocabulary["red"]
 
     edit(folder / "tokenizer.json", swap)
-    with pytest.raises(
-        PolicyError,
-        match=r'teacher has another vocabulary.*token "(red|green)" is id \d+ for the student, and teacher has id',
-    ):
+    with raises(PolicyError, "teacher", "student", "token"):
         load_policies(("teacher",), student=models["student"], teacher=folder)
-    with pytest.raises(PolicyError, match="teacher:count has another vocabulary than student"):
+    with raises(PolicyError, "teacher:count"):
         load_policies(
             ("teacher",),
             student=models["student"],
@@ -115,7 +113,7 @@ def test_teachers_by_domain_are_one_policy_and_load_each_model_once(models: dict
     teacher = policies["teacher"]
     assert teacher.of("shape") is policies["teacher:color+shape"] and teacher.of("tag") is policies["teacher:other"]
     alone = load_policies(("teacher",), student=two, teachers={"color": one})["teacher"]
-    with pytest.raises(PolicyError, match=r'unknown teacher for domain "tag".* color'):
+    with raises(PolicyError, "tag"):
         alone.check_prompt(build_prompt(example(domain="tag"), "plain"))
 
 
@@ -166,7 +164,7 @@ def test_a_padded_head_is_cut_to_the_entries_that_both_have(models: dict, tmp_pa
 
 def test_heads_smaller_than_the_tokenizer_are_refused(models: dict, tmp_path: Path) -> None:
     small = resized(models["teacher"], -3, tmp_path / "small")
-    with pytest.raises(PolicyError, match=r"a head has \d+ entries"):
+    with raises(PolicyError, "head", "entries"):
         load_policies(("teacher",), student=models["student"], teacher=small)
 
 

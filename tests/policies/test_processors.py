@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import picture
+from failures import raises
 from transformers import PROCESSOR_MAPPING, AutoConfig, AutoImageProcessor, AutoTokenizer
 from transformers.utils import is_torchvision_available
 from video_families import QWEN_TEMPLATE, VIDEO_FAMILIES
@@ -137,7 +138,7 @@ def test_folders_of_older_layouts_load(folders: dict, tmp_path: Path) -> None:
 def test_without_its_image_processor_the_folder_is_named(folders: dict, tmp_path: Path) -> None:
     folder = shutil.copytree(folders["qwen3_vl"], tmp_path / "model")
     (folder / "processor_config.json").unlink()
-    with pytest.raises(PolicyError, match=r'student: .*processor of ".*/model".* Save the processor'):
+    with raises(PolicyError, "/model"):
         load_policy(folder, "student")
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from failures import raises
 from families import save_aya_vision, save_gemma3, save_llava, save_paligemma
 from torch import nn
 
@@ -151,17 +152,17 @@ def test_only_the_asked_tokens_carry_the_loss(student: AutoregressivePolicy, exa
 
 
 def test_what_cannot_be_calibrated_on_is_said(student: AutoregressivePolicy, examples: list[Example]) -> None:
-    with pytest.raises(DataError, match=r'none of 6 examples has a token of kind "anser".*one of answer, attribute'):
+    with raises(DataError, "6 examples", "anser"):
         calibrate(student, examples, count=3, kind="anser")
     bare = Example("x", "what is it?", marks=(Mark("(a)", "answer"),))
-    with pytest.raises(DataError, match="add answers"):
+    with raises(DataError, "add answers"):
         calibrate(student, [bare], count=3, kind="answer")
 
 
 def test_a_subspace_larger_than_the_layer_names_both() -> None:
     assert rank_of("layers.0.k_proj", 16, 0.5) == 8
     assert rank_of("layers.0.k_proj", 16, 0.0) == 1
-    with pytest.raises(ConfigError, match=r"method.rank=17 .*layers.0.k_proj.* 16"):
+    with raises(ConfigError, "method.rank=17", "layers.0.k_proj"):
         rank_of("layers.0.k_proj", 16, 0.5, 17)
 
 
@@ -180,5 +181,5 @@ def test_fused_projections_are_refused_by_name(student: AutoregressivePolicy) ->
     attention = model.get_decoder().layers[1].self_attn
     attention.qkv_proj = attention.k_proj
     del attention.k_proj
-    with pytest.raises(PolicyError, match=r"layer 1 of Idefics3.*qkv_proj"):
+    with raises(PolicyError, "layer 1", "qkv_proj"):
         find_projections(model)

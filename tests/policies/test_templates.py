@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import picture
+from failures import raises
 from families import TEMPLATE
 from transformers import AutoProcessor
 
@@ -79,7 +80,7 @@ def test_a_tokenizer_whose_template_takes_parts_is_given_parts(folders: dict, tm
 
 def test_a_template_that_loses_the_question_is_refused(folders: dict, tmp_path: Path) -> None:
     folder = moved(folders["llava"], tmp_path / "model", "jinja", "{{ bos_token }}user: assistant:")
-    with pytest.raises(PolicyError, match="chat template omits the question"):
+    with raises(PolicyError, "chat template", "question"):
         load_policy(folder, "student")
 
 
@@ -88,5 +89,5 @@ def test_several_templates_without_a_default_are_refused(folders: dict, tmp_path
     file = folder / "tokenizer_config.json"
     named = [{"name": name, "template": TEMPLATE} for name in ("one", "two")]
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": named}))
-    with pytest.raises(PolicyError, match=r"processor .*multiple chat templates with no default"):
+    with raises(PolicyError, "processor", "chat templates"):
         load_policy(folder, "student")

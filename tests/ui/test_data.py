@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from failures import raises
 from PIL import Image
 from small import run_config
 from test_tokens import keys
@@ -68,7 +69,7 @@ def test_nothing_outside_the_runs_folder_is_read(context: AppContext, tmp_path: 
         drawn = data.draw(context, "dopd", {}, str(source), is_typed=True)
         assert "is not allowed here" in drawn[LISTED] and "a secret" not in "".join(map(str, drawn))
         assert data.draw(context, "dopd", {}, str(source))[CHOOSER].value == "scenes:eval?count=6", "of another run"
-        with pytest.raises(DataError, match="is not allowed here"):
+        with raises(DataError, "not allowed here"):
             data.score_listed(context, "dopd", {}, str(source), None)
     link.unlink()
 
@@ -81,9 +82,9 @@ def test_a_source_that_cannot_be_read_is_a_sentence(context: AppContext, source:
 def test_read_only_reads_the_run_s_own_data_and_scores_nothing(runs: Path, tmp_path: Path, picture: str) -> None:
     locked = AppContext(runs, runs, read_only=True)
     assert data.draw(locked, "dopd", {}, str(tmp_path / "other.jsonl"))[CHOOSER].value == "scenes:eval?count=6"
-    with pytest.raises(RunError, match="read-only"):
+    with raises(RunError, "read-only"):
         data.score_own(locked, "dopd", picture, "what?", "", "", "", "", "")
-    with pytest.raises(RunError, match="read-only"):
+    with raises(RunError, "read-only"):
         data.score_listed(locked, "dopd", {}, None, "")
 
 
@@ -115,20 +116,20 @@ def test_uploads_that_are_no_image_or_too_large_are_refused_with_a_sentence(
     text.write_text("<script>")
     for file in (torn, text):
         assert "app-error" in data.preview(str(file), "")
-        with pytest.raises(DataError, match="cannot be read") as raised:
+        with raises(DataError, "cannot be read") as raised:
             data.own_example(str(file), "what?", "", "", "", "")
         assert (
             file.name in str(raised.value) and str(tmp_path) not in str(raised.value) and "row" not in str(raised.value)
         )
     monkeypatch.setattr(data, "MAX_UPLOAD_MB", 0)
-    with pytest.raises(DataError, match="at most"):
+    with raises(DataError, "at most"):
         data.open_upload(picture)
-    with pytest.raises(DataError, match="image is missing"):
+    with raises(DataError, "image is missing"):
         data.open_upload(None)
 
 
 def test_an_own_image_needs_a_question(picture: str) -> None:
-    with pytest.raises(DataError, match="question is empty"):
+    with raises(DataError, "question is empty"):
         data.own_example(picture, "  ", "", "", "", "")
 
 
@@ -138,9 +139,7 @@ def test_an_own_image_is_scored_under_every_view_with_one_scorer_in_memory(conte
     first = data.SCORER._scorer
     data.score_listed(context, "dopd", {}, None, "at top left")
     assert data.SCORER._scorer is first, "the same run's policies are used again"
-    with pytest.raises(
-        DataError, match=r"boxes: missing; this run shows it to self \(crop\) and teacher \(crop\)\. Drag on the image"
-    ):
+    with raises(DataError, "boxes: missing", "self (crop)", "teacher (crop)"):
         data.score_own(context, "dopd", picture, "what is it?", "", "", "", "", "at top left")
     data.score_listed(context, "opd", {}, None, "")
     assert data.SCORER._scorer is not first
@@ -165,7 +164,7 @@ def test_what_an_own_image_lacks_is_said_field_by_field(models: dict, picture: s
 def test_a_run_without_a_checkpoint_or_with_foreign_code_is_not_opened(
     context: AppContext, runs: Path, tmp_path: Path, picture: str
 ) -> None:
-    with pytest.raises(RunError, match="no checkpoint"):
+    with raises(RunError, "checkpoint"):
         data.score_own(context, "begun", picture, "what?", "", "", "", "", "")
 
 
@@ -177,5 +176,5 @@ def test_a_run_whose_model_brings_code_is_not_opened(
     assert "trust_remote_code: false" in config.read_text()
     config.write_text(config.read_text().replace("trust_remote_code: false", "trust_remote_code: true"))
     monkeypatch.setattr(scorer, "open_scorer", lambda run_dir: pytest.fail("the model was loaded"))
-    with pytest.raises(ConfigError, match=r"models.trust_remote_code=true runs Python code .* workbench eval"):
+    with raises(ConfigError, "models.trust_remote_code=true"):
         data.score_own(AppContext(tmp_path, tmp_path), "opd", picture, "What is it?", "", "", "", "", "a")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from failures import raises
 from small import run_config
 
 from workbench.app.context import AppContext, note, sentence, show_errors
@@ -191,15 +192,15 @@ def test_only_recipes_and_runs_can_be_opened(context: AppContext, choice: str | 
 def test_recipes_that_make_models_are_not_offered_and_broken_ones_say_so(context: AppContext) -> None:
     (context.configs_dir / "broken.yaml").write_text("a: [")
     assert [choice for _, choice in recipes(context)] == ["recipe:broken.yaml", RECIPE]
-    with pytest.raises(ConfigError, match=r"broken\.yaml is not readable YAML"):
+    with raises(ConfigError, "broken.yaml", "YAML"):
         load_recipe(context, FORM, "recipe:broken.yaml")
 
 
 def test_code_of_a_model_is_run_neither_by_check_nor_by_start(context: AppContext) -> None:
     values = entered(context, models__trust_remote_code=True)
-    with pytest.raises(ConfigError, match="trust_remote_code"):
+    with raises(ConfigError, "trust_remote_code"):
         list(run_check(context, FORM, RECIPE, "", *values))
-    with pytest.raises(ConfigError, match="trust_remote_code"):
+    with raises(ConfigError, "trust_remote_code"):
         start_from(context, FORM, RECIPE, "", *values)
     assert not (context.runs_dir / "tiny").exists()
 
@@ -213,7 +214,7 @@ def test_a_run_cannot_be_made_outside_the_runs_folder(context: AppContext, tmp_p
 def test_read_only_neither_checks_nor_starts(context: AppContext) -> None:
     locked = AppContext(context.runs_dir, context.configs_dir, read_only=True)
     for act in (lambda *values: list(run_check(*values)), start_from):
-        with pytest.raises(RunError, match="read-only"):
+        with raises(RunError, "read-only"):
             act(locked, FORM, RECIPE, "", *entered(context))
 
 
@@ -243,7 +244,7 @@ def test_the_check_shows_its_table(context: AppContext, monkeypatch: pytest.Monk
 
 
 def test_a_check_that_cannot_begin_says_why(context: AppContext) -> None:
-    with pytest.raises(ConfigError, match="nowhere"):
+    with raises(ConfigError, "nowhere"):
         list(run_check(context, FORM, RECIPE, "", *entered(context, models__student="nowhere/at/all")))
 
 

@@ -1,6 +1,7 @@
 """Which requests the page answers, as values: names, ports, headers. The browser's own are in test_browser_origins.py."""
 
 import pytest
+from failures import raises
 
 from workbench.app.origins import Origins, read_allowed, read_authority, read_frames, refusal
 from workbench.errors import ConfigError
@@ -146,10 +147,10 @@ def test_a_link_elsewhere_opens_the_page_and_a_frame_does_not_unless_it_is_allow
 
 def test_names_and_frames_that_are_none_are_a_sentence() -> None:
     for name in ("http://a", "a/b", "*", "*.a", "", "a:b", "u@a"):
-        with pytest.raises(ConfigError, match="--allow-host"):
+        with raises(ConfigError, "--allow-host"):
             read_allowed([name])
     for site in ("huggingface.co", "*", "https://a/b", "https://a; script-src *", "ftp://a", ""):
-        with pytest.raises(ConfigError, match="--allow-frame"):
+        with raises(ConfigError, "--allow-frame"):
             read_frames([site])
     assert read_allowed(["[::1]:80", "A.org"]) == (("::1", 80), ("a.org", None))
     assert read_authority("localhost:99999") is None

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from failures import raises
 
 from workbench.app.context import AppContext
 from workbench.app.tabs import studies
@@ -102,13 +103,13 @@ def test_a_row_opens_its_run_in_monitor(context: AppContext) -> None:
 def test_what_is_no_study_is_a_sentence(context: AppContext) -> None:
     folder = write(context)
     assert "does not exist" in studies.draw(context, "light", {"study": "../small"})[1]
-    with pytest.raises(RunError, match="plain folder name"):
+    with raises(RunError, "folder name"):
         read_study(context.runs_dir, "../small")
     (folder / "study.json").write_text('{"runs": ')
-    with pytest.raises(RunError, match="cannot be read"):
+    with raises(RunError, "cannot be read"):
         read_study(context.runs_dir, "small")
     (folder / "study.json").write_text("[]")
-    with pytest.raises(RunError, match="cannot be read"):
+    with raises(RunError, "cannot be read"):
         read_study(context.runs_dir, "small")
     (context.runs_dir / "out").symlink_to("/tmp")
     assert find_studies(context.runs_dir) == ["small"]
