@@ -39,10 +39,10 @@ def save_qwen3_5_moe(folder: Path, seed: int = 0) -> Path:
     return _save_qwen3_5(folder, "qwen3_5_moe", {**EXPERTS, "shared_expert_intermediate_size": 16}, seed)
 
 
-def _save_qwen3_5(folder: Path, model_type: str, own: dict, seed: int) -> Path:
+def _save_qwen3_5(folder: Path, model_type: str, values: dict, seed: int) -> Path:
     processor, ids, text = _packed(Qwen3VLProcessor, "Qwen3VLVideoProcessor")
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5}
-    text |= {**QWEN, **own, "rope_parameters": {**rope, "mrope_interleaved": True}}
+    text |= {**QWEN, **values, "rope_parameters": {**rope, "mrope_interleaved": True}}
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "num_position_embeddings": 16}
     vision |= {"patch_size": 16, "out_hidden_size": TEXT["hidden_size"]}
     return _save(folder, model_type, processor, seed, text_config=text, vision_config=vision, **ids)
@@ -81,8 +81,8 @@ def save_cohere2_vision(folder: Path, seed: int = 0) -> Path:
     processor = Cohere2VisionProcessor(image_processor, tokenizer, chat_template=TEMPLATE.replace("IMAGE", "<image>"))
     text = {"model_type": "cohere2", "logit_scale": 0.25, **TEXT, **_vocabulary(tokenizer)}
     vision = {"model_type": "siglip_vision_model", **VISION, "image_size": 28, "patch_size": 7}
-    own = {"image_token_id": tokenizer.image_token_id, "alignment_intermediate_size": 64}
-    return _save(folder, "cohere2_vision", processor, seed, text_config=text, vision_config=vision, **own)
+    settings = {"image_token_id": tokenizer.image_token_id, "alignment_intermediate_size": 64}
+    return _save(folder, "cohere2_vision", processor, seed, text_config=text, vision_config=vision, **settings)
 
 
 def save_lfm2_vl(folder: Path, seed: int = 0) -> Path:
@@ -99,8 +99,8 @@ def save_lfm2_vl(folder: Path, seed: int = 0) -> Path:
     text = {key: value for key, value in TEXT.items() if key != "head_dim"}
     text |= {"model_type": "lfm2", "layer_types": ["conv", "full_attention"], **_vocabulary(tokenizer)}
     vision = {"model_type": "siglip2_vision_model", **VISION, "patch_size": 8, "num_patches": 16}
-    own = {"image_token_id": tokenizer.image_token_id, "projector_hidden_size": 32}
-    return _save(folder, "lfm2_vl", processor, seed, text_config=text, vision_config=vision, **own)
+    settings = {"image_token_id": tokenizer.image_token_id, "projector_hidden_size": 32}
+    return _save(folder, "lfm2_vl", processor, seed, text_config=text, vision_config=vision, **settings)
 
 
 def save_molmo2(folder: Path, seed: int = 0) -> Path:
@@ -109,7 +109,7 @@ def save_molmo2(folder: Path, seed: int = 0) -> Path:
 
     marks = ("<im_patch>", "<im_col>", "<im_start>", "<low_res_im_start>", "<frame_start>", "<im_end>", "<frame_end>")
     named = {"image_token": "<|image|>", "video_token": "<|video|>", "low": "<im_low>"}
-    tokenizer = small_tokenizer(named | {f"mark_{place}": mark for place, mark in enumerate(marks)})
+    tokenizer = small_tokenizer(named | {f"mark_{position}": mark for position, mark in enumerate(marks)})
     size = {"height": 56, "width": 56}
     processor = Molmo2Processor(
         Molmo2ImageProcessor(size=size, max_crops=3, overlap_margins=[0, 0]),
@@ -177,8 +177,8 @@ def save_emu3(folder: Path, seed: int = 0) -> Path:
     )
 
 
-def _codebook(**own: object) -> dict:
-    return {"base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, **own}
+def _codebook(**values: object) -> dict:
+    return {"base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, **values}
 
 
 def _letters(number: int) -> str:

@@ -43,24 +43,24 @@ def example(idx: int = 0, **values: object) -> Example:
 def rollouts(*lengths: int, seed: int = 0) -> tuple[Rollout, ...]:
     """Rollouts of random tokens with the given lengths."""
     generator = torch.Generator().manual_seed(seed)
-    made = []
+    created = []
     for idx, length in enumerate(lengths):
         ids = tuple(torch.randint(1, VOCABULARY, (length,), generator=generator).tolist())
         order = DenoisingTrace(
             tuple(column // 2 for column in range(length)), 2, 8
         )  # pairs from left to right, for who asks
-        made.append(Rollout(example(idx), 0, ids, "", True, tuple([-1.0] * length), 1.0, denoising=order))
-    return tuple(made)
+        created.append(Rollout(example(idx), 0, ids, "", True, tuple([-1.0] * length), 1.0, denoising=order))
+    return tuple(created)
 
 
 def groups(*lengths: int) -> tuple[Rollout, ...]:
     """As rollouts, two of each example: a wrong one and a right one, written after a first turn was replied to."""
-    made = []
+    created = []
     for idx, rollout in enumerate(rollouts(*lengths)):
-        own = example(idx // 2, question="A fact. A question?")
+        another = example(idx // 2, question="A fact. A question?")
         facts = {"sample_idx": idx % 2, "text": f"text {idx}", "reward": float(idx % 2), "replies": ("a reply",)}
-        made.append(replace(rollout, example=made[-1].example if idx % 2 else own, **facts))
-    return tuple(made)
+        created.append(replace(rollout, example=created[-1].example if idx % 2 else another, **facts))
+    return tuple(created)
 
 
 def run_config(folders: dict, output_dir: object, /, **values: object) -> RunConfig:

@@ -31,7 +31,8 @@ class LogitTablePolicy:
 
     def sample(self, prompts: list[Prompt], seeds: list[list[int]], options: SamplingOptions) -> list[list[Completion]]:
         return [
-            [self._write(prompt, seed, options) for seed in own] for prompt, own in zip(prompts, seeds, strict=True)
+            [self._write(prompt, seed, options) for seed in values]
+            for prompt, values in zip(prompts, seeds, strict=True)
         ]
 
     def denoising_schedule(self, ids: tuple[int, ...]) -> None:

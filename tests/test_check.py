@@ -39,50 +39,50 @@ def planted(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Callable:
         monkeypatch.setattr(workbench.training.check, "build_learner", build)
         checks = check_config(config)
         assert not is_good(checks)
-        return [one.name for one in checks if one.status == "WRONG"]
+        return [item.name for item in checks if item.status == "WRONG"]
 
     return check
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:
-    return {one.name: one for one in checks}
+    return {check.name: check for check in checks}
 
 
 def test_models_that_fit_are_good(config: RunConfig) -> None:
     checks = check_config(config)
     assert is_good(checks)
-    assert {one.status for one in checks} <= {"ok", "note"}
+    assert {check.status for check in checks} <= {"ok", "note"}
     assert "2 image(s), 18 image tokens" in by_name(checks)["images in view teacher"].finding
     assert not list(config.run_dir.parent.glob("*"))  # nothing is left behind
 
 
 def test_models_are_built_on_the_device_that_is_asked_for(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    requests = []
 
     def build(*arguments: object, device: str = "not told") -> Learner:
-        asked.append(device)
+        requests.append(device)
         return build_learner(*arguments, device="cpu")
 
     monkeypatch.setattr(workbench.training.check, "build_learner", build)
     monkeypatch.setattr(workbench.training.check, "choose_device", lambda _: torch.device("cuda:1"))
     check_config(config)
-    assert asked == ["cuda:1"]
+    assert requests == ["cuda:1"]
 
 
 def test_a_view_is_held_to_what_its_own_weights_can_keep(config: RunConfig) -> None:
     models = replace(config.models, teacher_dtype="bfloat16")
     checks = check_config(replace(config, models=models))
-    allowed = {one.name: one.finding.rpartition("allowed: ")[2] for one in checks if "allowed: " in one.finding}
+    allowed = {item.name: item.finding.rpartition("allowed: ")[2] for item in checks if "allowed: " in item.finding}
     assert allowed["view teacher: sampler = scorer"] == "0.25)"
     assert allowed["sampler = student on plain"] == "0.002)"
-    assert is_good(checks), [one for one in checks if one.status == "WRONG"]
+    assert is_good(checks), [check for check in checks if check.status == "WRONG"]
 
 
 def shifted(policy: AutoregressivePolicy) -> None:
     """Every token is read by the state after it, as when a view is cut one column late."""
     read = policy.forward
     policy.forward = lambda prompts, completions, denoisings=None: (
-        lambda found: replace(found, hidden=torch.roll(found.hidden, -1, 0))
+        lambda result: replace(result, hidden=torch.roll(result.hidden, -1, 0))
     )(read(prompts, completions, denoisings))
 
 
@@ -105,8 +105,8 @@ def unmasked(policy: AutoregressivePolicy) -> None:
     encode = policy.encoder.batch
 
     def whole(prompts: list) -> dict:
-        made = encode(prompts)
-        return {**made, "attention_mask": torch.ones_like(made["attention_mask"])}
+        created = encode(prompts)
+        return {**created, "attention_mask": torch.ones_like(created["attention_mask"])}
 
     policy.encoder.batch = whole
 
@@ -155,15 +155,15 @@ def test_a_loss_that_depends_on_chunks_is_found(config: RunConfig, monkeypatch: 
         return seen[-1] if len(seen) == 1 else replace(seen[-1], loss=seen[-1].loss + 0.1)
 
     monkeypatch.setattr(workbench.training.check, "compute_step", uneven)
-    assert [one.name for one in check_config(config) if one.status == "WRONG"] == ["loss in chunks = at once"]
+    assert [item.name for item in check_config(config) if item.status == "WRONG"] == ["loss in chunks = at once"]
 
 
 def test_weights_that_steps_would_not_move_are_noted(models: dict, tmp_path) -> None:
     for rate, status in ((1e-6, NOTE), (1.0, OK)):
         checks = check_config(run_config(models, tmp_path, models__dtype="bfloat16", training__learning_rate=rate))
-        (found,) = [check for check in checks if check.name == "precision of what is trained"]
-        assert found.status == status and "in bfloat16 an update below " in found.finding
-        assert ("models.lora.rank" in found.finding) == (status == NOTE)
+        (result,) = [check for check in checks if check.name == "precision of what is trained"]
+        assert result.status == status and "in bfloat16 an update below " in result.finding
+        assert ("models.lora.rank" in result.finding) == (status == NOTE)
 
 
 def test_a_missing_chat_template_and_words_that_stand_for_pictures_are_noted(models: dict, tmp_path) -> None:
@@ -177,10 +177,10 @@ def test_a_missing_chat_template_and_words_that_stand_for_pictures_are_noted(mod
         "boxes": [{"x0": 1, "y0": 1, "x1": 20, "y1": 20, "label": "a"}],
     }
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    found = check_config(run_config(folders, tmp_path, data={"train": str(tmp_path / "rows.jsonl"), "eval": None}))
-    notes = [check.finding for check in found if check.status == NOTE]
-    assert any(one.startswith("teacher: none, so prompts are images and plain text") for one in notes), notes
-    assert any("1 of 1 questions contain <image>" in one for one in notes), notes
+    result = check_config(run_config(folders, tmp_path, data={"train": str(tmp_path / "rows.jsonl"), "eval": None}))
+    notes = [check.finding for check in result if check.status == NOTE]
+    assert any(item.startswith("teacher: none, so prompts are images and plain text") for item in notes), notes
+    assert any("1 of 1 questions contain <image>" in note for note in notes), notes
 
 
 def test_a_learner_that_is_its_own_target_is_noted(models: dict, tmp_path) -> None:
@@ -216,6 +216,6 @@ def test_answers_that_stand_in_the_prompt_are_counted(models: dict, tmp_path: Pa
     data = {"train": str(path), "eval": None}
     checks = by_name(check_config(run_config(models, tmp_path, method={"name": "opd"}, data=data)))
     assert checks["answers in prompts"].status == NOTE
-    found = checks["answers in prompts"].finding
-    assert found.startswith("1 of 3 prompts of the student hold") and f"first: {path}:1." in found
-    assert "1 more offer it among choices" in found
+    result = checks["answers in prompts"].finding
+    assert result.startswith("1 of 3 prompts of the student hold") and f"first: {path}:1." in result
+    assert "1 more offer it among choices" in result

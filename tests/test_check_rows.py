@@ -48,13 +48,13 @@ def test_check_goes_on_behind_a_row_that_cannot_be_shown(kind: str, models: dict
     row, reason, says = BAD[kind]
     data = str(write(tmp_path, row, {}, {}))
     config = run_config(models, tmp_path, method={"name": "opd"}, data={"train": data, "eval": data})
-    checks = {one.name: one for one in check_config(config)}
+    checks = {item.name: item for item in check_config(config)}
     for name in ("rows of data.train", "rows of data.eval"):
         assert checks[name].status == "note"
         assert f"1 of 3 are skipped ({reason}: 1; checked all 3); first: {data}:1: " in checks[name].finding
         assert re.search(says, checks[name].finding)
     assert checks["answers"].finding.split()[2] == "4"  # two answers to each of the two others
-    assert all(one.status != "WRONG" for one in checks.values())
+    assert all(check.status != "WRONG" for check in checks.values())
     assert train(config).skipped == {reason: 1}
 
 
@@ -62,9 +62,9 @@ def test_check_looks_at_all_rows_and_says_if_the_time_did_not_last(models: dict,
     policies = load_policies(["student"], student=models["student"], teacher=None, max_completion_length=8)
     examples = load_examples(write(tmp_path, *[{}] * 20, BAD["torn"][0], {"question": "a<image>"}))
     usable, skipped, num_shown = split_rows(examples, [(policies["student"], "plain")])
-    assert (len(usable), [one.id for one, _ in skipped], num_shown) == (20, ["21", "22"], 22)
+    assert (len(usable), [entry.id for entry, _ in skipped], num_shown) == (20, ["21", "22"], 22)
     usable, skipped, num_shown = split_rows(examples, [(policies["student"], "plain")], seconds=0.0)
-    assert (len(usable), [one.id for one, _ in skipped], num_shown) == (21, ["22"], 1)  # what texts alone tell
+    assert (len(usable), [item.id for item, _ in skipped], num_shown) == (21, ["22"], 1)  # what texts alone tell
 
 
 def test_check_counts_pictures_that_are_shown_otherwise_than_they_are_stored(
@@ -75,7 +75,7 @@ def test_check_counts_pictures_that_are_shown_otherwise_than_they_are_stored(
         Image.new("RGBA", (40, 40), (0, 0, 0, 9)).save(tmp_path / name)
     data = str(write(tmp_path, {"images": ["b.png"]}, {"images": ["c.png"]}, {"images": ["b.png"]}))
     checks = check_config(run_config(models, tmp_path, method={"name": "opd"}, data={"train": data}))
-    (line,) = [one for one in checks if one.name == "pictures"]
+    (line,) = [check for check in checks if check.name == "pictures"]
     assert line.finding == f"2 opened with transparent pixels, laid on white, as {tmp_path / 'b.png'}"
 
 
@@ -98,8 +98,8 @@ def test_eval_answers_the_other_questions_and_names_what_it_left_out(
     }
     config = run_config(models, tmp_path, data={"train": data, "eval": data}, **values)
     train(config)
-    asked = {row.example_id for row in load_records(config.run_dir) if row.step == 1}
-    assert asked == {"1", "2", "3", "4", "5"}
+    requested = {row.example_id for row in load_records(config.run_dir) if row.step == 1}
+    assert requested == {"1", "2", "3", "4", "5"}
     for path in (config.run_dir, models["student"]):
         capsys.readouterr()
         assert main(["eval", str(path), "--data", data]) == 0
@@ -115,7 +115,7 @@ def test_eval_answers_the_other_questions_and_names_what_it_left_out(
     data = str(write(tmp_path, *rows))
     assert rooms == [512 - config.sampling.max_completion_length, 512 - 256]
     tally = Tally()
-    assert {row.example_id for row in evaluate(config.run_dir, data=data, skipped=tally)} == asked
+    assert {row.example_id for row in evaluate(config.run_dir, data=data, skipped=tally)} == requested
     assert tally.counts.total() == 4
 
 
@@ -126,5 +126,5 @@ def test_a_question_is_left_out_for_all_if_one_policy_or_context_cannot_be_shown
     examples = load_examples(write(tmp_path, {"hint": "a<image>"}, {}))
     tally = Tally()
     assert len(filter_encodable(examples, policies.values(), ["plain"], tally)) == 2
-    assert [one.id for one in filter_encodable(examples, policies.values(), ["plain", "hint"], tally)] == ["2"]
+    assert [item.id for item in filter_encodable(examples, policies.values(), ["plain", "hint"], tally)] == ["2"]
     assert tally.counts == {'special token in "hint"': 1}

@@ -56,19 +56,19 @@ def test_everything_comes_back(learner: Learner, models: dict, tmp_path: Path) -
     again = build_learner(config, config.load_method(), checkpoint=checkpoint)
     load_optimizer(checkpoint, again.optimizer, again.student.model)
     for name in ("student", "student@ema"):
-        own, loaded = (one.policies[name].model.state_dict() for one in (learner, again))
-        assert all(torch.equal(value, loaded[key]) for key, value in own.items())
-    for one, other in zip(learner.parameters, again.parameters, strict=True):
-        for key, value in learner.optimizer.state[one].items():
-            assert torch.equal(value, again.optimizer.state[other][key])
+        values, loaded = (entry.policies[name].model.state_dict() for entry in (learner, again))
+        assert all(torch.equal(value, loaded[key]) for key, value in values.items())
+    for first, second in zip(learner.parameters, again.parameters, strict=True):
+        for key, value in learner.optimizer.state[first].items():
+            assert torch.equal(value, again.optimizer.state[second][key])
 
 
 def test_torn_ones_are_passed_over_and_named(learner: Learner, tmp_path: Path) -> None:
     save(tmp_path, learner, 2, 4, 6)
     tear(tmp_path, 4)
     (tmp_path / "checkpoint-000006" / "state.json").unlink()
-    found, torn = latest_checkpoint(tmp_path)
-    assert found.step == 2
+    result, torn = latest_checkpoint(tmp_path)
+    assert result.step == 2
     assert len(torn) == 2 and "state.json" in torn[0] and "instead of" in torn[1]
     tear(tmp_path, 2)
     assert latest_checkpoint(tmp_path)[0] is None
@@ -81,8 +81,8 @@ def test_one_that_is_damaged_at_equal_size_is_passed_over_when_a_run_goes_on(lea
     content = bytearray(weights.read_bytes())
     content[-3] ^= 1
     weights.write_bytes(content)
-    found, torn = latest_checkpoint(tmp_path, reads=True)
-    assert found.step == 2 and "model.safetensors does not match" in torn[0]
+    result, torn = latest_checkpoint(tmp_path, reads=True)
+    assert result.step == 2 and "model.safetensors does not match" in torn[0]
 
 
 @pytest.mark.parametrize("state", ["", "[]", '{"files": {}}', '{"files": 3, "step": 1}', '{"step": 1}', "null"])
@@ -115,8 +115,8 @@ def test_a_weight_that_never_had_a_gradient_has_no_moments(learner: Learner, tmp
     save(tmp_path, learner, 1)
     checkpoint, model = open_checkpoint(tmp_path / "checkpoint-000001"), learner.student.model
     saved = safetensors.torch.load_file(checkpoint.optimizer("student"))
-    one = next(name for name, _ in model.named_parameters())
-    kept = {key: value for key, value in saved.items() if key.partition("/")[2] != one}
+    item = next(name for name, _ in model.named_parameters())
+    kept = {key: value for key, value in saved.items() if key.partition("/")[2] != item}
     safetensors.torch.save_file(kept, checkpoint.optimizer("student"))
     fresh = torch.optim.AdamW(learner.parameters)
     load_optimizer(checkpoint, fresh, model)
@@ -138,10 +138,10 @@ def test_moments_of_other_weights_are_refused(learner: Learner, models: dict, tm
 def test_a_checkpoint_of_another_configuration_is_refused(learner: Learner, models: dict, tmp_path: Path) -> None:
     save(tmp_path, learner, 1)
     checkpoint = open_checkpoint(tmp_path / "checkpoint-000001")
-    asked = {"learner": "student", "start": models["student"], "lora": False, "averages": False}
-    refuse_other_run(checkpoint, **asked)
-    refuse_other_run(checkpoint, **asked | {"start": "owner/name-on-the-hub"})
-    refuse_other_run(checkpoint, **asked | {"averages": True})
+    requested = {"learner": "student", "start": models["student"], "lora": False, "averages": False}
+    refuse_other_run(checkpoint, **requested)
+    refuse_other_run(checkpoint, **requested | {"start": "owner/name-on-the-hub"})
+    refuse_other_run(checkpoint, **requested | {"averages": True})
     shutil.rmtree(checkpoint.ema("student"))
     wider = tmp_path / "wider"
     wider.mkdir()
@@ -155,4 +155,4 @@ def test_a_checkpoint_of_another_configuration_is_refused(learner: Learner, mode
         ({"start": wider}, "hidden_size 32.*wider has 64"),
     ):
         with pytest.raises(RunError, match=f"belongs to another configuration: .*{fault}.*start a new run"):
-            refuse_other_run(checkpoint, **asked | change)
+            refuse_other_run(checkpoint, **requested | change)

@@ -41,23 +41,23 @@ def run(config_file: Path) -> Path:
 
 
 @pytest.fixture
-def own(run: Path, tmp_path: Path) -> Path:
+def run_copy(run: Path, tmp_path: Path) -> Path:
     """A copy of the run, to damage."""
     return Path(shutil.copytree(run, tmp_path / "own"))
 
 
-def said(capsys: pytest.CaptureFixture, *arguments: object, status: int = 0) -> str:
+def printed(capsys: pytest.CaptureFixture, *arguments: object, status: int = 0) -> str:
     """What a command prints; a sentence about a mistake if that is what is expected."""
     capsys.readouterr()
-    found = main([str(argument) for argument in arguments])
+    result = main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
-    assert found == status, err
+    assert result == status, err
     assert "Traceback" not in out + err
     return err if status == 2 else out
 
 
 def test_train_prints_a_summary_and_what_to_do_next(config_file: Path, capsys: pytest.CaptureFixture) -> None:
-    out = said(capsys, "train", config_file, "name=printed", "training.steps=1", "data.eval=null")
+    out = printed(capsys, "train", config_file, "name=printed", "training.steps=1", "data.eval=null")
     assert "dopd · 1 steps · finished" in out
     assert "workbench show" in out
 
@@ -70,16 +70,16 @@ def test_a_stopped_training_exits_with_130_and_says_how_to_go_on(
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "step", lambda self, at: os.kill(os.getpid(), number) or step(self, at))
         assert main(["train", str(config_file), f"name=stopped-{number:d}"]) == 130
-    told = capsys.readouterr().out.splitlines()[-1]
-    assert told.startswith("stopped after step 1, with a checkpoint. To resume: workbench resume ")
-    run = told.rpartition(" ")[2]
+    reported = capsys.readouterr().out.splitlines()[-1]
+    assert reported.startswith("stopped after step 1, with a checkpoint. To resume: workbench resume ")
+    run = reported.rpartition(" ")[2]
     assert read_job(run).status == "stopped"
     assert main(["resume", run]) == 0
     assert read_job(run).status == "finished"
 
 
 def test_every_reading_command_works_on_a_run(run: Path, capsys: pytest.CaptureFixture) -> None:
-    summary = said(capsys, "summary", run)
+    summary = printed(capsys, "summary", run)
     for part in (
         "dopd · 2 steps · finished",
         "student +plain",
@@ -90,9 +90,11 @@ def test_every_reading_command_works_on_a_run(run: Path, capsys: pytest.CaptureF
         r"from student: [\d,]+ sequences.* tokens each, [\d.]+% cut",
     ):
         assert re.search(part, summary), part
-    assert "regime" in said(capsys, "show", run, "--step", 2, "--rollout", 3)
-    assert "\x1b[" in said(capsys, "show", run, "--step", 0, "--probe", "--color-by", "information", "--color")
-    table = said(capsys, "eval", run, "--contexts", "plain", "caption", "--count", 3, "--data", "scenes:hard?count=9")
+    assert "regime" in printed(capsys, "show", run, "--step", 2, "--rollout", 3)
+    assert "\x1b[" in printed(capsys, "show", run, "--step", 0, "--probe", "--color-by", "information", "--color")
+    table = printed(
+        capsys, "eval", run, "--contexts", "plain", "caption", "--count", 3, "--data", "scenes:hard?count=9"
+    )
     assert re.search("student +caption +all +all +3 ", table) and re.search("teacher +plain", table)
 
 
@@ -100,7 +102,7 @@ def test_eval_asks_runs_and_models_by_kind_and_truth(
     run: Path, models: dict, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     data = "scenes:eval?count=16"
-    table = said(capsys, "eval", run, "--contexts", "plain,crop", "boxes", "--data", data, "--count", 16)
+    table = printed(capsys, "eval", run, "--contexts", "plain,crop", "boxes", "--data", data, "--count", 16)
     for policy in ("student", "teacher"):
         for context in ("plain", "crop", "boxes"):
             for group in (
@@ -113,11 +115,11 @@ def test_eval_asks_runs_and_models_by_kind_and_truth(
                 assert re.search(f"{policy} +{context} +{group} ", table), group
     assert re.search("questions +accuracy +confidence +over-confidence +calibration error +entropy +length +cut", table)
     for folder in (models["teacher"], next(run.glob("checkpoint-*"))):  # a checkpoint holds its student
-        table = said(capsys, "eval", folder, "--data", data, "--count", 8, "--grader", "contains")
+        table = printed(capsys, "eval", folder, "--data", data, "--count", 8, "--grader", "contains")
         assert re.search("model +plain +all +all +8 ", table) and "student" not in table
-    exact = said(capsys, "eval", models["teacher"], "--data", data, "--grader", "exact", "--count", 8)
+    exact = printed(capsys, "eval", models["teacher"], "--data", data, "--grader", "exact", "--count", 8)
     assert re.search(r"model +plain +all +all +8 +0.0%", exact)
-    assert "no answer could be graded" in said(
+    assert "no answer could be graded" in printed(
         capsys, "eval", models["teacher"], "--data", "scenes:eval?start=2&count=1", "--grader", "numeric"
     )
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
@@ -130,17 +132,17 @@ def test_eval_asks_runs_and_models_by_kind_and_truth(
 
 
 def test_check_prints_the_table_and_its_verdict(config_file: Path, capsys: pytest.CaptureFixture) -> None:
-    out = said(capsys, "check", config_file)
+    out = printed(capsys, "check", config_file)
     assert "sampler = student on plain" in out
     assert "WRONG" not in out
 
 
 def test_methods_and_options_list_what_there_is(capsys: pytest.CaptureFixture) -> None:
-    listed = said(capsys, "methods")
+    listed = printed(capsys, "methods")
     assert all(f"  {name} " in listed for name in list_methods())
-    assert "method.beta_light=0.6" in said(capsys, "methods", "dopd")
-    assert "training.learning_rate=5e-06" in said(capsys, "options")
-    assert "method.fraction=0.2" in said(capsys, "options", "--method", "opsa")
+    assert "method.beta_light=0.6" in printed(capsys, "methods", "dopd")
+    assert "training.learning_rate=5e-06" in printed(capsys, "options")
+    assert "method.fraction=0.2" in printed(capsys, "options", "--method", "opsa")
 
 
 def test_import_makes_data_that_trains(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -152,10 +154,10 @@ def test_import_makes_data_that_trains(config_file: Path, tmp_path: Path, capsys
     (tmp_path / "theirs.jsonl").write_text(
         json.dumps({**row, "privileged_context": "it is red", "solution": "red"}) + "\n"
     )
-    report = said(capsys, "import", tmp_path / "theirs.jsonl", tmp_path / "ours")
+    report = printed(capsys, "import", tmp_path / "theirs.jsonl", tmp_path / "ours")
     assert "1" in report
     data = next((tmp_path / "ours").glob("*.jsonl"))
-    said(capsys, "check", config_file, f"data.train={data}", "data.eval=null", "method.privilege=caption")
+    printed(capsys, "check", config_file, f"data.train={data}", "data.eval=null", "method.privilege=caption")
 
 
 def test_pretrain_makes_a_model_that_trains(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -163,8 +165,8 @@ def test_pretrain_makes_a_model_that_trains(config_file: Path, tmp_path: Path, c
     (tmp_path / "p.yaml").write_text(
         yaml.safe_dump({"output_dir": str(tmp_path / "model"), "steps": 1, "batch_size": 2, "eval_count": 0, **sizes})
     )
-    assert str(tmp_path / "model") in said(capsys, "pretrain", tmp_path / "p.yaml")
-    out = said(
+    assert str(tmp_path / "model") in printed(capsys, "pretrain", tmp_path / "p.yaml")
+    out = printed(
         capsys,
         "train",
         config_file,
@@ -176,17 +178,17 @@ def test_pretrain_makes_a_model_that_trains(config_file: Path, tmp_path: Path, c
     assert "finished" in out
 
 
-def test_resume_remembers_what_was_changed(own: Path, capsys: pytest.CaptureFixture) -> None:
-    assert "2 steps · finished" in said(capsys, "resume", own, "training.save_total_limit=1")
-    assert yaml.safe_load((own / "config.yaml").read_text())["training"]["save_total_limit"] == 1
-    assert "sampling.top_k" in said(capsys, "resume", own, "sampling.top_k=3", status=2)
+def test_resume_remembers_what_was_changed(run_copy: Path, capsys: pytest.CaptureFixture) -> None:
+    assert "2 steps · finished" in printed(capsys, "resume", run_copy, "training.save_total_limit=1")
+    assert yaml.safe_load((run_copy / "config.yaml").read_text())["training"]["save_total_limit"] == 1
+    assert "sampling.top_k" in printed(capsys, "resume", run_copy, "sampling.top_k=3", status=2)
 
 
-def test_a_run_with_the_name_of_a_number_resumes(own: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_run_with_the_name_of_a_number_resumes(run_copy: Path, capsys: pytest.CaptureFixture) -> None:
     for name in ("2024", "true # x", "1e5"):
-        moved = own.rename(own.parent / name)
-        assert "finished" in said(capsys, "resume", moved)
-        own = moved
+        moved = run_copy.rename(run_copy.parent / name)
+        assert "finished" in printed(capsys, "resume", moved)
+        run_copy = moved
 
 
 def rows(folder: Path, *values: dict) -> Path:
@@ -254,7 +256,7 @@ def test_faulty_data_is_a_sentence(
     make, overrides, sentence = BAD_DATA[fault]
     data = rows(tmp_path, *make(tmp_path))
     settings = ["data.eval=null", *(text.format(data=data) for text in overrides)]
-    error = said(capsys, "train", config_file, f"output_dir={tmp_path}", f"data.train={data}", *settings, status=2)
+    error = printed(capsys, "train", config_file, f"output_dir={tmp_path}", f"data.train={data}", *settings, status=2)
     assert pytest.raises(AssertionError, match=sentence).matches(AssertionError(error)), error
 
 
@@ -264,7 +266,7 @@ def test_an_unreadable_image_among_good_ones_is_skipped_and_said(
     (tmp_path / "torn.png").write_bytes((tmp_path / red(tmp_path)).read_bytes()[:40])
     good, torn = {"images": ["red.png"]}, {"images": ["torn.png"]}
     data = rows(tmp_path, good, torn, good)
-    out = said(
+    out = printed(
         capsys,
         "train",
         config_file,
@@ -300,20 +302,20 @@ def test_an_unreadable_image_among_good_ones_is_skipped_and_said(
 def test_a_faulty_configuration_is_a_sentence(
     overrides: list[str], sentence: str, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    error = said(capsys, "train", config_file, f"output_dir={tmp_path}", "name=bad", *overrides, status=2)
+    error = printed(capsys, "train", config_file, f"output_dir={tmp_path}", "name=bad", *overrides, status=2)
     assert pytest.raises(AssertionError, match=sentence).matches(AssertionError(error)), error
     # what never began leaves nothing that would stand in the way of the corrected command
-    assert said(capsys, "train", config_file, f"output_dir={tmp_path}", "name=bad", *overrides, status=2) == error
+    assert printed(capsys, "train", config_file, f"output_dir={tmp_path}", "name=bad", *overrides, status=2) == error
 
 
 def test_a_run_that_never_began_can_be_started_again(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     common = ["train", config_file, f"output_dir={tmp_path}", "training.steps=1", "data.eval=null"]
-    said(capsys, *common, "models.teacher=nowhere", status=2)
-    assert "cannot load" in said(capsys, "summary", tmp_path / "small")
-    assert "finished" in said(capsys, *common)
-    assert "exists. Continue it with" in said(capsys, *common, status=2)
+    printed(capsys, *common, "models.teacher=nowhere", status=2)
+    assert "cannot load" in printed(capsys, "summary", tmp_path / "small")
+    assert "finished" in printed(capsys, *common)
+    assert "exists. Continue it with" in printed(capsys, *common, status=2)
 
 
 def test_a_teacher_of_another_vocabulary_is_a_sentence(
@@ -325,7 +327,7 @@ def test_a_teacher_of_another_vocabulary_is_a_sentence(
     vocabulary["red"], vocabulary["green"] = vocabulary["green"], vocabulary["red"]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     for command in ("train", "check"):
-        error = said(capsys, command, config_file, f"output_dir={tmp_path}", f"models.teacher={other}", status=2)
+        error = printed(capsys, command, config_file, f"output_dir={tmp_path}", f"models.teacher={other}", status=2)
         assert "teacher has another vocabulary than student" in error
 
 
@@ -337,23 +339,23 @@ def test_a_model_without_an_end_token_is_a_sentence(
     settings = json.loads((bare / "tokenizer_config.json").read_text())
     settings.pop("eos_token")
     (bare / "tokenizer_config.json").write_text(json.dumps(settings))
-    error = said(capsys, "check", config_file, f"models.student={bare}", status=2)
+    error = printed(capsys, "check", config_file, f"models.student={bare}", status=2)
     assert "has an end token" in error and "generation_config.json" in error
 
 
-def test_damaged_runs_are_sentences(own: Path, capsys: pytest.CaptureFixture) -> None:
-    for checkpoint in list_checkpoints(own):
+def test_damaged_runs_are_sentences(run_copy: Path, capsys: pytest.CaptureFixture) -> None:
+    for checkpoint in list_checkpoints(run_copy):
         weights = checkpoint.student / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-9])
-    error = said(capsys, "eval", own, status=2)
+    error = printed(capsys, "eval", run_copy, status=2)
     assert "has no complete checkpoint yet" in error and "student/model.safetensors" in error
-    with (own / "metrics.jsonl").open("r+") as file:
+    with (run_copy / "metrics.jsonl").open("r+") as file:
         file.write("#")
-    assert "is not a line of metrics" in said(capsys, "resume", own, status=2)
-    (own / "run.json").write_text("{")
-    assert "run.json cannot be read" in said(capsys, "summary", own, status=2)
-    shutil.rmtree(own / "traces")
-    said(capsys, "show", own, "--step", 1, status=2)
+    assert "is not a line of metrics" in printed(capsys, "resume", run_copy, status=2)
+    (run_copy / "run.json").write_text("{")
+    assert "run.json cannot be read" in printed(capsys, "summary", run_copy, status=2)
+    shutil.rmtree(run_copy / "traces")
+    printed(capsys, "show", run_copy, "--step", 1, status=2)
 
 
 @pytest.mark.parametrize(
@@ -391,7 +393,7 @@ def test_damaged_runs_are_sentences(own: Path, capsys: pytest.CaptureFixture) ->
 def test_other_mistakes_are_sentences(
     arguments: list[str], sentence: str, run: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert sentence in said(capsys, *(argument.format(run=run) for argument in arguments), status=2)
+    assert sentence in printed(capsys, *(argument.format(run=run) for argument in arguments), status=2)
 
 
 def test_questions_that_nobody_can_be_asked_are_no_table(
@@ -409,7 +411,7 @@ def test_weights_that_are_no_number_are_named_before_the_first_step(
     name = next(name for name in weights if "layers.0.self_attn.q_proj" in name and "text" in name)
     weights[name].fill_(torch.nan)
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    error = said(
+    error = printed(
         capsys,
         "train",
         config_file,

@@ -35,12 +35,12 @@ def profile(kind: bytes, tags: dict[bytes, bytes], *, pcs: bytes = b"XYZ ", devi
         b"wtpt": _xyz(0.9642, 1.0, 0.8249),
         **tags,
     }
-    table, body, place = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    table, body, position = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
     for name, content in tags.items():
         content += b"\0" * (-len(content) % 4)
-        table += struct.pack(">4sII", name, place + len(body), len(content))
+        table += struct.pack(">4sII", name, position + len(body), len(content))
         body += content
-    head = struct.pack(">I4sI4s4s4s", place + len(body), b"lcms", 0x02400000, device, kind, pcs)
+    head = struct.pack(">I4sI4s4s4s", position + len(body), b"lcms", 0x02400000, device, kind, pcs)
     head += struct.pack(">6H4s", 2020, 1, 1, 0, 0, 0, b"acsp") + b"\0" * 28
     head += struct.pack(">3i", *(round(65536 * value) for value in (0.9642, 1.0, 0.8249)))
     return head + b"\0" * (128 - len(head)) + table + body
@@ -74,7 +74,7 @@ def ink_profile() -> bytes:
     ]
     lab = bytes(max(0, min(255, value)) for corner in corners for value in corner)
     ramp = bytes(range(256))
-    table = struct.pack(">4sI4B9i", b"mft1", 0, 4, 3, 2, 0, *(65536 * (place % 4 == 0) for place in range(9)))
+    table = struct.pack(">4sI4B9i", b"mft1", 0, 4, 3, 2, 0, *(65536 * (index % 4 == 0) for index in range(9)))
     return profile(b"CMYK", {b"A2B0": table + 4 * ramp + lab + 3 * ramp}, pcs=b"Lab ", device=b"prtr")
 
 
@@ -95,15 +95,15 @@ def test_wide_gamuts_are_converted(tmp_path: Path, primaries: list, kind: str) -
     icc = rgb_profile(primaries)
     file = tmp_path / f"wide.{kind.lower()}"
     Image.fromarray(COLORS[None]).save(file, icc_profile=icc, **({"lossless": True} if kind == "WEBP" else {}))
-    shown = open_image(file)
-    values = numpy.asarray(shown)[0].astype(float)
+    displayed = open_image(file)
+    values = numpy.asarray(displayed)[0].astype(float)
     assert abs(values - by_matrices(COLORS.astype(float), primaries)).max() <= 3  # tables of 8 bits, rounded
     source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
     other = ImageCms.profileToProfile(Image.fromarray(COLORS[None]), source, ImageCms.createProfile("sRGB"))
     numpy.testing.assert_array_equal(values, numpy.asarray(other)[0])
     assert abs(values - COLORS).max() > 30  # the fault that this is about
     assert notes() == ["colors of the profile a test, converted to sRGB"]
-    numpy.testing.assert_array_equal(numpy.asarray(open_image(shown)), numpy.asarray(shown))  # and once alone
+    numpy.testing.assert_array_equal(numpy.asarray(open_image(displayed)), numpy.asarray(displayed))  # and once alone
 
 
 def test_srgb_in_either_writing_stays_as_it_is(tmp_path: Path) -> None:
@@ -123,8 +123,8 @@ def test_alpha_and_palettes_keep_their_profile(tmp_path: Path) -> None:
     Image.new("P", (1, 1), 0).save(tmp_path / "p.png", icc_profile=icc)
     palette = Image.new("RGB", (1, 1), (200, 100, 50)).quantize(2)
     palette.save(tmp_path / "p.png", icc_profile=icc)
-    own = by_matrices(numpy.array([[200.0, 100, 50]]), DISPLAY_P3)[0]
-    assert abs(numpy.asarray(open_image(tmp_path / "p.png"))[0, 0] - own).max() <= 3
+    converted = by_matrices(numpy.array([[200.0, 100, 50]]), DISPLAY_P3)[0]
+    assert abs(numpy.asarray(open_image(tmp_path / "p.png"))[0, 0] - converted).max() <= 3
 
 
 @pytest.mark.parametrize("mode", ["L", "LA"])
@@ -134,8 +134,8 @@ def test_gray_profiles_are_converted(tmp_path: Path, mode: str) -> None:
     gray.convert(mode).save(tmp_path / "g.png", icc_profile=icc)
     linear = numpy.array([0, 20, 128, 255]) / 255
     expected = 255 * numpy.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    shown = numpy.asarray(open_image(tmp_path / "g.png"))[0].astype(float)
-    assert abs(shown - expected[:, None]).max() <= 2
+    displayed = numpy.asarray(open_image(tmp_path / "g.png"))[0].astype(float)
+    assert abs(displayed - expected[:, None]).max() <= 2
 
 
 def test_inks_are_read_by_their_profile_and_without_one_by_pillow(tmp_path: Path) -> None:

@@ -153,9 +153,9 @@ def test_every_method_has_a_recipe_and_a_row_in_the_readme(name: str) -> None:
     config = load_config(ROOT / "configs" / f"{name}.yaml")
     assert (config.name, config.method["name"]) == (name, name)
     models = [*config.models.learners.values(), config.models.teacher, *config.models.teachers.values()]
-    made = {load_pretrain_config(file).output_dir for file in (ROOT / "configs").glob("pretrain-*.yaml")}
+    created = {load_pretrain_config(file).output_dir for file in (ROOT / "configs").glob("pretrain-*.yaml")}
     for model in filter(None, models):
-        assert model in made or (ROOT / model / "config.json").is_file(), model
+        assert model in created or (ROOT / model / "config.json").is_file(), model
     for data in filter(None, (config.data.train, config.data.eval)):
         assert data.startswith("scenes:") or (ROOT / data).is_file(), data
     assert f"| `{name}` |" in (ROOT / "README.md").read_text(encoding="utf-8")

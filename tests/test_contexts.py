@@ -74,8 +74,8 @@ FACTS = "A red box holds 3 pens. How many pens are there?\nA blue box holds 1.5 
 
 
 def test_a_question_is_revealed_by_its_sentences_what_is_asked_first() -> None:
-    one = example(question=FACTS)
-    turns = user_turns(one)
+    item = example(question=FACTS)
+    turns = user_turns(item)
     assert [turn.text for turn in turns] == [
         "How many pens are there?",
         "A red box holds 3 pens.",
@@ -83,12 +83,12 @@ def test_a_question_is_revealed_by_its_sentences_what_is_asked_first() -> None:
     ]
     assert [len(turn.images) for turn in turns] == [1, 0, 0]
     assert user_turns(example(question="Say how many. There are 3.", images=()))[0].text == "There are 3."
-    concat = build_prompt(one, "concat")
+    concat = build_prompt(item, "concat")
     assert (concat.text, concat.history) == ("\n".join(turn.text for turn in turns), ())
-    assert build_prompt(one, "plain").text == FACTS
-    own = (Turn("user", "one", one.images), Turn("user", "two", one.images))
-    assert user_turns(example(question=FACTS, turns=own)) == own
-    assert len(build_prompt(example(turns=own), "concat").images) == 2
+    assert build_prompt(item, "plain").text == FACTS
+    pictured_turns = (Turn("user", "one", item.images), Turn("user", "two", item.images))
+    assert user_turns(example(question=FACTS, turns=pictured_turns)) == pictured_turns
+    assert len(build_prompt(example(turns=pictured_turns), "concat").images) == 2
 
 
 def test_the_last_turn_follows_the_replies_to_those_before_it() -> None:
@@ -112,17 +112,17 @@ def test_the_last_turn_follows_the_replies_to_those_before_it() -> None:
 def test_feedback_is_shown_as_it_was_written_and_only_of_a_rollout() -> None:
     rollout = Rollout(example(), 0, (1,), "1", True, feedback="reference: 5 3")
     assert build_prompt(rollout.example, "hint+feedback", rollout).text == "question\nhint: a hint\nreference: 5 3"
-    for context, own in (("feedback", None), ("feedback", replace(rollout, feedback=None)), ("turns", None)):
+    for context, values in (("feedback", None), ("feedback", replace(rollout, feedback=None)), ("turns", None)):
         with raises(DataError, "rollout"):
-            build_prompt(example(question=FACTS), context, own)
+            build_prompt(example(question=FACTS), context, values)
     with raises(ConfigError, "existing answer"):
         require_promptable("crop+feedback")
     build_prompt(example(question=FACTS), "turns+feedback", dummy_rollout(example(question=FACTS)))
 
 
 def test_the_order_of_a_sum_changes_nothing() -> None:
-    one, other = (build_prompt(example(), context) for context in ("boxes+caption", "caption+boxes"))
-    assert (one.text, one.images) == (other.text, other.images)
+    first, second = (build_prompt(example(), context) for context in ("boxes+caption", "caption+boxes"))
+    assert (first.text, first.images) == (second.text, second.images)
 
 
 @pytest.mark.parametrize(
@@ -201,8 +201,8 @@ def test_the_crop_is_the_first_box_at_twice_the_size() -> None:
 
 
 def test_an_own_crop_is_taken_as_it_is(tmp_path: Path) -> None:
-    own = Image.new("RGB", (3, 3))
-    assert evidence_crop(example(evidence=Evidence(crop=own))) is own
+    image = Image.new("RGB", (3, 3))
+    assert evidence_crop(example(evidence=Evidence(crop=image))) is image
     assert build_prompt(example(evidence=Evidence(crop=tmp_path / "c.png")), "crop").images[1] == tmp_path / "c.png"
 
 
@@ -228,12 +228,12 @@ def test_a_crop_too_large_to_enlarge_is_shown_as_it_is(monkeypatch: pytest.Monke
 
 
 def test_the_mark_is_a_red_frame_on_a_copy() -> None:
-    one = example()
-    (marked,) = build_prompt(one, "marked").images
+    item = example()
+    (marked,) = build_prompt(item, "marked").images
     red = {(x, y) for x in range(20) for y in range(10) if marked.getpixel((x, y)) == (255, 0, 0)}
     frame = {(x, y) for x in range(2, 8) for y in range(2, 8) if x in (2, 7) or y in (2, 7)}
     assert red == frame
-    assert one.images[0].getpixel((2, 2)) != (255, 0, 0)
+    assert item.images[0].getpixel((2, 2)) != (255, 0, 0)
 
 
 def test_prompts_of_other_rows_files_and_contexts_have_other_names() -> None:

@@ -50,17 +50,17 @@ def test_the_prompt_is_as_with_true_evidence_but_for_what_it_shows(scenes) -> No
     assert wrong.images[0] is example.images[0]
     assert open_image(wrong.images[1]).tobytes() != open_image(true.images[1]).tobytes()
     assert open_image(wrong.images[1]).size == open_image(true.images[1]).size
-    asked, _, answer = wrong.text.partition("\nanswer: ")
-    assert asked == example.question
+    requested, _, answer = wrong.text.partition("\nanswer: ")
+    assert requested == example.question
     assert answer not in ("", example.answer)
 
 
 def test_it_depends_on_the_example_alone(scenes) -> None:
     (again,) = make_examples("eval", start=5, count=1)
     for context in ("wrong_crop", "wrong_hint", "wrong_answer"):
-        one, two = build_prompt(scenes[5], context), build_prompt(again, context)
-        assert one.text == two.text
-        assert open_image(one.images[-1]).tobytes() == open_image(two.images[-1]).tobytes()
+        first, second = build_prompt(scenes[5], context), build_prompt(again, context)
+        assert first.text == second.text
+        assert open_image(first.images[-1]).tobytes() == open_image(second.images[-1]).tobytes()
 
 
 def test_rows_of_a_file_get_evidence_of_their_own_domain(tmp_path) -> None:

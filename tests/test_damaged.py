@@ -94,7 +94,7 @@ def test_resume_names_what_is_gone_of_earlier_steps(run: Path, caplog: pytest.Lo
     resume(run)
     missing = RunFolder(run).status["missing"]
     every = f"1-{steps[-1]}"
-    assert [one.removeprefix(f"{run}/").partition(". ")[0] for one in missing] == [
+    assert [item.removeprefix(f"{run}/").partition(". ")[0] for item in missing] == [
         "metrics.jsonl lacks training steps 1-2",
         f"traces/tokens lacks steps {every}",
         f"traces/rollouts lacks steps {every}",
@@ -107,17 +107,17 @@ def test_resume_names_what_is_gone_of_earlier_steps(run: Path, caplog: pytest.Lo
 def test_a_flipped_byte_in_a_trace_is_found(run: Path) -> None:
     file = next((run / TOKENS).glob("*.parquet"))
     raw = file.read_bytes()
-    found = 0
-    for place in range(8, len(raw) // 2, max(1, len(raw) // 60)):
-        file.write_bytes(raw[:place] + bytes([raw[place] ^ 0x10]) + raw[place + 1 :])
+    result = 0
+    for index in range(8, len(raw) // 2, max(1, len(raw) // 60)):
+        file.write_bytes(raw[:index] + bytes([raw[index] ^ 0x10]) + raw[index + 1 :])
         try:
             recorded_steps(run)
         except WorkbenchError as error:
             assert str(file) in str(error)
-            found += 1
+            result += 1
         else:
             break
-    assert found >= 20
+    assert result >= 20
     file.write_bytes(raw[:40] + bytes([raw[40] ^ 0x10]) + raw[41:])
     with pytest.raises(WorkbenchError, match=rf"{file.name} cannot be read: it is truncated or damaged"):
         resume(run)
@@ -193,7 +193,7 @@ def test_a_full_disk_is_a_sentence(run: Path, what: str, capfd: pytest.CaptureFi
     assert not list(run.glob(".checkpoint-*")) and not list(run.parent.glob(".*"))
     assert main(commands[what]) == 0
     if what == "checkpoint":
-        assert [one.step for one in list_checkpoints(run)] == [one.step for one in begun]
+        assert [checkpoint.step for checkpoint in list_checkpoints(run)] == [item.step for item in begun]
         assert RunFolder(run).status["missing"] == []
 
 

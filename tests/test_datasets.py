@@ -191,8 +191,8 @@ def test_scenes_come_from_the_query():
 
 def test_scenes_of_some_families_are_the_same_examples():
     chosen = load_examples("scenes:eval?count=6&start=1&families=count,tag")
-    everything = [one for one in load_examples("scenes:eval?count=24") if one.domain in ("count", "tag")]
-    assert [(one.id, one.question) for one in chosen] == [(one.id, one.question) for one in everything[1:7]]
+    everything = [example for example in load_examples("scenes:eval?count=24") if example.domain in ("count", "tag")]
+    assert [(entry.id, entry.question) for entry in chosen] == [(item.id, item.question) for item in everything[1:7]]
 
 
 @pytest.mark.parametrize(

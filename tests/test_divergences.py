@@ -65,25 +65,25 @@ def test_first_argument_is_the_learner() -> None:
 
 
 def test_jensen_shannon_is_symmetric_and_bounded_by_ln_2() -> None:
-    one, other = random_logits(0), random_logits(1)
-    assert torch.allclose(jensen_shannon(one, other), jensen_shannon(other, one), atol=1e-6)
+    first, second = random_logits(0), random_logits(1)
+    assert torch.allclose(jensen_shannon(first, second), jensen_shannon(second, first), atol=1e-6)
     apart = torch.tensor([[0.0, -50.0], [-50.0, 0.0]])
     assert torch.allclose(jensen_shannon(apart, apart.flip(0)), torch.full((2,), math.log(2)), atol=1e-5)
 
 
 def test_generalized_jsd_does_not_jump_at_its_ends() -> None:
-    one, other = random_logits(0), random_logits(1)
-    near = [generalized_jsd(one, other, beta=beta).mean().item() for beta in (1e-3, 1e-2, 0.5, 0.99, 0.999)]
+    first, second = random_logits(0), random_logits(1)
+    near = [generalized_jsd(first, second, beta=beta).mean().item() for beta in (1e-3, 1e-2, 0.5, 0.99, 0.999)]
     assert near[0] < near[1] < near[2] > near[3] > near[4]
     # to first order in beta it is beta KL(target || learner)
-    least = generalized_jsd(one, other, beta=1e-4).mean().item()
-    assert least == pytest.approx(1e-4 * forward_kl(one, other).mean().item(), rel=0.01)
+    least = generalized_jsd(first, second, beta=1e-4).mean().item()
+    assert least == pytest.approx(1e-4 * forward_kl(first, second).mean().item(), rel=0.01)
     for beta in (0.0, 1.0, -0.1, 1.5):
         with raises(ConfigError, "forward_kl", "reverse_kl"):
-            generalized_jsd(one, other, beta=beta)
+            generalized_jsd(first, second, beta=beta)
 
 
-@pytest.mark.parametrize("divergence", ALL, ids=lambda one: one.label)
+@pytest.mark.parametrize("divergence", ALL, ids=lambda item: item.label)
 def test_is_zero_with_zero_gradient_where_learner_equals_target(divergence: Divergence) -> None:
     logits = random_logits(3)
     learner = logits.clone().requires_grad_()
@@ -93,7 +93,7 @@ def test_is_zero_with_zero_gradient_where_learner_equals_target(divergence: Dive
     assert learner.grad.abs().max() < 2e-6  # fp32: differences of numbers near 1
 
 
-@pytest.mark.parametrize("divergence", [one for one in ALL if one.support != "sampled"], ids=lambda one: one.label)
+@pytest.mark.parametrize("divergence", [item for item in ALL if item.support != "sampled"], ids=lambda item: item.label)
 def test_is_never_negative(divergence: Divergence) -> None:
     loss = divergence(random_logits(4), random_logits(5), torch.arange(N))
     assert loss.shape == (N,)
@@ -114,15 +114,15 @@ def test_a_bucket_with_hardly_any_mass_keeps_it() -> None:
     learner = torch.tensor([[0.6 - 5e-6, 0.4 - 5e-6, 1e-5]], dtype=torch.double)
     target = torch.tensor([[0.6 - 5e-4, 0.4 - 5e-4, 1e-3]], dtype=torch.double)
     expected = (target * (target / learner).log()).sum()
-    found = Divergence("forward_kl", "top_k", top_k=2)(
+    result = Divergence("forward_kl", "top_k", top_k=2)(
         learner.log().float(), target.log().float(), torch.zeros(1).long()
     )
-    assert float(found) == pytest.approx(float(expected), rel=0.02)
+    assert float(result) == pytest.approx(float(expected), rel=0.02)
 
 
 def in_float64(divergence: Divergence, learner: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The divergence with its rest as one entry, entry by entry, in double precision and by autograd."""
-    found = []
+    matches = []
     for log_p, log_q in zip(learner.log_softmax(-1), target.log_softmax(-1), strict=True):
         of_p, of_q = (set(row.topk(divergence.top_k).indices.tolist()) for row in (log_p, log_q))
         kept = {"learner": of_p, "target": of_q, "union": of_p | of_q, "intersection": of_p & of_q}[divergence.of]
@@ -134,17 +134,17 @@ def in_float64(divergence: Divergence, learner: torch.Tensor, target: torch.Tens
         beta = {"forward_kl": 1.0, "reverse_kl": 0.0, "jensen_shannon": 0.5}.get(divergence.kind, divergence.beta)
         mean = (beta * log_q.exp() + (1 - beta) * log_p.exp()).log()
         if divergence.kind == "forward_kl":
-            found.append((log_q.exp() * (log_q - log_p)).sum())
+            matches.append((log_q.exp() * (log_q - log_p)).sum())
         elif divergence.kind == "reverse_kl":
-            found.append((log_p.exp() * (log_p - log_q)).sum())
+            matches.append((log_p.exp() * (log_p - log_q)).sum())
         else:
             parts = beta * log_q.exp() * (log_q - mean) + (1 - beta) * log_p.exp() * (log_p - mean)
-            found.append(parts.sum())
-    return torch.stack(found)
+            matches.append(parts.sum())
+    return torch.stack(matches)
 
 
 @pytest.mark.parametrize("scale", [1.0, 8.0, 20.0])
-@pytest.mark.parametrize("divergence", [one for one in TOP_K if one.tail == "bucket"], ids=lambda one: one.label)
+@pytest.mark.parametrize("divergence", [item for item in TOP_K if item.tail == "bucket"], ids=lambda item: item.label)
 def test_a_bucket_and_its_gradient_are_those_of_float64(divergence: Divergence, scale: float) -> None:
     for top_k in (divergence.top_k, V - 1):
         case = replace(divergence, top_k=top_k)
@@ -196,7 +196,7 @@ def test_top_k_of_the_whole_vocabulary_is_full() -> None:
 def test_gradients_agree_with_finite_differences() -> None:
     learner, target = random_logits(8)[:1], random_logits(9)[:1]
     direction = torch.randn(1, V, generator=torch.Generator().manual_seed(10))
-    for divergence in (one for one in ALL if one.support != "sampled"):
+    for divergence in (item for item in ALL if item.support != "sampled"):
         point = learner.clone().requires_grad_()
         divergence(point, target, torch.zeros(1, dtype=torch.long)).sum().backward()
         along = (point.grad * direction).sum().item()

@@ -46,9 +46,12 @@ def gaps(folder: Path, output: Path, **values: object) -> list[float]:
     output.mkdir()
     rows = [{"question": f"what is {n}?", "answer": str(n), "hint": f"below {n + 2}"} for n in range(6)]
     (output / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    own = {"method": {"name": "opsd", "privilege": "hint"}, "data": {"train": str(output / "data.jsonl"), "eval": None}}
-    own |= {"evaluation": {"contexts": ["plain"]}, "training__steps": 2, "models": models, "trace__probes": 0}
-    config = run_config({"student": folder, "teacher": folder}, output, **own, **values)
+    settings = {
+        "method": {"name": "opsd", "privilege": "hint"},
+        "data": {"train": str(output / "data.jsonl"), "eval": None},
+    }
+    settings |= {"evaluation": {"contexts": ["plain"]}, "training__steps": 2, "models": models, "trace__probes": 0}
+    config = run_config({"student": folder, "teacher": folder}, output, **settings, **values)
     train(config)
     return [line["sampler_gap"] for line in RunFolder(config.run_dir).metrics("train")]
 
@@ -77,8 +80,8 @@ def test_recomputed_activations_give_the_same_gradient(models: dict, tmp_path: P
     """And are recomputed: layers see their inputs twice."""
     gradients, passes = [], []
     for recompute in (False, True):
-        own = {name: str(folder) for name, folder in models.items()} | {"gradient_checkpointing": recompute}
-        config = run_config(models, tmp_path, models=own)
+        settings = {name: str(folder) for name, folder in models.items()} | {"gradient_checkpointing": recompute}
+        config = run_config(models, tmp_path, models=settings)
         learner = build_learner(config, config.load_method())
         model, count = learner.student.model, []
         layer = model.model.text_model.layers[0]

@@ -88,9 +88,9 @@ def test_confidence_is_that_of_the_answer_where_the_answer_is_marked() -> None:
 
 def test_confidence_is_of_the_tokens_that_only_the_evidence_shows() -> None:
     """Writes 5 3 END: 5 is read where all can see, 3 is what the evidence shows, and both are the answer's if visible."""
-    place = Mark(r"^(\d)", "location", "visible")
+    position = Mark(r"^(\d)", "location", "visible")
     for truth, expected in (("privileged", 0.6), ("visible", 0.8 * 0.6)):
-        marked = example(marks=(place, Mark(r"(\d) $", "answer", truth)))
+        marked = example(marks=(position, Mark(r"(\d) $", "answer", truth)))
         (row,) = evaluate_policy(policy(), [marked], "plain", step=0, max_completion_length=5)
         assert row.confidence == pytest.approx(expected, abs=1e-5), truth
 
@@ -99,10 +99,10 @@ def test_entropy_is_the_mean_over_the_written_tokens() -> None:
     rows = [[0.1, 0.1, 0.8], [0.1, 0.3, 0.6], [0.5, 0.25, 0.25]]
     expected = sum(-p * math.log(p) for row in rows for p in row) / 3
     for size in (1, 64):
-        found = evaluate_policy(
+        result = evaluate_policy(
             policy(), [example(0), example(1)], "plain", step=0, max_completion_length=5, batch_size=size
         )
-        assert [row.entropy for row in found] == pytest.approx([expected] * 2, abs=1e-5)
+        assert [row.entropy for row in result] == pytest.approx([expected] * 2, abs=1e-5)
     (cut,) = evaluate_policy(policy(), [example()], "plain", step=0, max_completion_length=1)
     assert cut.entropy == pytest.approx(sum(-p * math.log(p) for p in rows[0]), abs=1e-5)
 
@@ -155,6 +155,7 @@ def test_a_tolerance_lets_a_number_be_off() -> None:
     near = example(answer="4")  # and 3 is written
     options = {"step": 0, "max_completion_length": 5, "rule": "numeric"}
     rewards = [
-        evaluate_policy(policy(), [near], "plain", **options, **own)[0].reward for own in ({}, {"tolerance": 0.25})
+        evaluate_policy(policy(), [near], "plain", **options, **values)[0].reward
+        for values in ({}, {"tolerance": 0.25})
     ]
     assert rewards == [0.0, 1.0]

@@ -58,7 +58,7 @@ def test_the_student_alone_loads_with_the_auto_classes_and_says_the_same(
     assert not any(word in name for name in files for word in ("adapter", "optimizer", "ema", "state"))
     assert "auto_map" not in json.loads((tmp_path / "model/config.json").read_text())
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
-    assert exported.num_parameters == sum(one.numel() for one in model.parameters())
+    assert exported.num_parameters == sum(parameter.numel() for parameter in model.parameters())
     trained = load_policy(list_checkpoints(run)[-1].student, "student")
     assert torch.allclose(logits_of(model, trained), logits_of(trained.model, trained), atol=1e-5)
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
@@ -160,7 +160,7 @@ def differences(exported: Path, *others: Path) -> list[float]:
     """How far logits of a plain transformers model are from those of other folders, in nats."""
     policies = [load_policy(folder, "student") for folder in others]
     plain = logits_of(AutoModelForImageTextToText.from_pretrained(exported), policies[0])
-    return [float((logits_of(one.model, one) - plain).abs().max()) for one in policies]
+    return [float((logits_of(policy.model, policy) - plain).abs().max()) for policy in policies]
 
 
 @pytest.mark.filterwarnings("error:.*tie_word_embeddings")
@@ -172,8 +172,8 @@ def test_an_adapter_on_tied_embeddings_is_exported_as_it_was_trained(where: str,
     train(config)
     checkpoint = list_checkpoints(config.run_dir)[-1].student
     export_student(config.run_dir, tmp_path / "model")
-    own, start = differences(tmp_path / "model", checkpoint, tied)
-    assert own < 1e-4 and start > 0.1
+    values, start = differences(tmp_path / "model", checkpoint, tied)
+    assert values < 1e-4 and start > 0.1
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
     assert model.get_input_embeddings().weight is not model.get_output_embeddings().weight
 
@@ -201,8 +201,8 @@ def test_an_adapter_of_peft_is_exported_as_it_is(options: dict, models: dict, ti
     config = run_config(models, tmp_path, models=folders, **quick)
     train(config)
     export_student(config.run_dir, tmp_path / "model")
-    own, start = differences(tmp_path / "model", list_checkpoints(config.run_dir)[-1].student, base)
-    assert own < 1e-4 and start > 0.1
+    values, start = differences(tmp_path / "model", list_checkpoints(config.run_dir)[-1].student, base)
+    assert values < 1e-4 and start > 0.1
     assert "LoRA of rank 2, merged" in (tmp_path / "model/README.md").read_text()
 
 

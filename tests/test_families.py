@@ -37,20 +37,20 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> RunConfig:
     """Two DOPD steps; teacher and privileged student are shown a crop as one more image, and boxes as text."""
     save = ALL[request.param]
     folders = {"student": save(tmp_path / "student", 0), "teacher": save(tmp_path / "teacher", 1)}
-    shown = {"method__privilege": "crop+boxes", "data__train": "scenes:train?count=4"}
+    displayed = {"method__privilege": "crop+boxes", "data__train": "scenes:train?count=4"}
     if request.param in TEXT_FAMILIES:
-        shown = text_data(tmp_path)
+        displayed = text_data(tmp_path)
     quick = {"training__steps": 2, "training__batch_size": 2, "training__save_every": 1, "trace__probes": 0}
-    return run_config(folders, tmp_path, sampling__max_completion_length=4, data__eval=None, **quick, **shown)
+    return run_config(folders, tmp_path, sampling__max_completion_length=4, data__eval=None, **quick, **displayed)
 
 
 @pytest.mark.parametrize("family", [*VIDEO_FAMILIES, "gemma3", "paligemma", "llava_next"])
 def test_adapters_learn_over_half_precision(family: str, tmp_path: Path) -> None:
     """What is advised for real models: the model in bfloat16, adapters in float32."""
     folders = {name: ALL[family](tmp_path / name, seed) for seed, name in enumerate(("student", "teacher"))}
-    own = {name: str(folder) for name, folder in folders.items()} | {"dtype": "bfloat16", "lora": {"rank": 2}}
+    settings = {name: str(folder) for name, folder in folders.items()} | {"dtype": "bfloat16", "lora": {"rank": 2}}
     quick = {"training__steps": 1, "training__batch_size": 1, "trace__probes": 0, "sampling__max_completion_length": 4}
-    config = run_config(folders, tmp_path, models=own, method__privilege="crop+boxes", data__eval=None, **quick)
+    config = run_config(folders, tmp_path, models=settings, method__privilege="crop+boxes", data__eval=None, **quick)
     result = train(config)
     saved = safetensors.torch.load_file(list_checkpoints(config.run_dir)[-1].student / "adapter_model.safetensors")
     assert {value.dtype for value in saved.values()} == {torch.float32}

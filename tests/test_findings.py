@@ -33,14 +33,14 @@ def run() -> list[EvalRecord]:
 
 
 def test_gain_and_claims_are_those_worked_out_by_hand() -> None:
-    found = find(run(), "crop")
+    result = find(run(), "crop")
     # changes of the eight: 0, -1, 1, 1, 1, 1, 0, 0; mean 3/8; squares sum to 5 - 8 (3/8)^2 = 3.875; over 7, over 8
     margin = 1.96 * math.sqrt(3.875 / 7 / 8)
-    assert found.gain == pytest.approx((0.375, 0.375 - margin, 0.375 + margin))
-    assert (found.before.accuracy, found.after.accuracy, found.group) == (0.25, 0.625, "visible")
-    before, after = found.claimed
+    assert result.gain == pytest.approx((0.375, 0.375 - margin, 0.375 + margin))
+    assert (result.before.accuracy, result.after.accuracy, result.group) == (0.25, 0.625, "visible")
+    before, after = result.claimed
     assert (before.overconfidence, after.overconfidence) == pytest.approx((0.05, 0.65))
-    assert (found.source.plain, found.source.privileged, found.source.can_pay) == (0.375, 0.875, True)
+    assert (result.source.plain, result.source.privileged, result.source.can_pay) == (0.375, 0.875, True)
 
 
 def test_the_sentences_give_the_numbers_and_the_command_of_the_control() -> None:
@@ -103,9 +103,9 @@ def test_without_a_teacher_the_student_before_training_is_the_source() -> None:
 
 def test_where_no_truth_is_known_all_questions_are_meant() -> None:
     answered = rows(0, "student", "plain", "10", None) + rows(4, "student", "plain", "11", None, 0.75)
-    found = find(answered, None)
-    assert (found.group, found.claimed_group, found.gain[0], found.source) == ("all", "all", 0.5, None)
-    assert found.claimed[1].overconfidence == -0.25
+    result = find(answered, None)
+    assert (result.group, result.claimed_group, result.gain[0], result.source) == ("all", "all", 0.5, None)
+    assert result.claimed[1].overconfidence == -0.25
 
 
 def test_one_evaluation_or_no_graded_answer_finds_nothing() -> None:

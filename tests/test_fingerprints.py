@@ -48,7 +48,7 @@ def write(folder: Path, rows: list[dict], name: str = "data.jsonl") -> Path:
 
 
 def edited(row: int, **values: object) -> Callable[[list[dict]], list[dict]]:
-    return lambda rows: [{**one, **(values if idx == row else {})} for idx, one in enumerate(rows)]
+    return lambda rows: [{**item, **(values if idx == row else {})} for idx, item in enumerate(rows)]
 
 
 @pytest.mark.parametrize(
@@ -95,21 +95,21 @@ def test_pictures_count_by_their_content_and_not_by_their_place_or_time(tmp_path
     Image.new("RGB", (64, 64), (201, 0, 0)).save(tmp_path / "a.png")
     assert {name for name, value in fingerprint(before).items() if fingerprint(after)[name] != value} == {"images"}
     embedded = [replace(before, images=(Image.new("RGB", (64, 64), color),)) for color in ("red", "red", "blue")]
-    digests = [fingerprint(one)["images"] for one in embedded]
+    digests = [fingerprint(item)["images"] for item in embedded]
     assert digests[0] == digests[1] != digests[2]
 
 
-@pytest.mark.parametrize("place", [0, BLOCK_BYTES - 1, -1, "middle"])
-def test_a_large_picture_is_told_by_its_blocks_and_its_size(place: int | str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("position", [0, BLOCK_BYTES - 1, -1, "middle"])
+def test_a_large_picture_is_told_by_its_blocks_and_its_size(position: int | str, tmp_path: Path) -> None:
     (example,) = load_examples(write(tmp_path, ROWS[:1]))
     content = bytearray(os.urandom(10 * WHOLE_BYTES))
     (tmp_path / "a.png").write_bytes(content)
     before = fingerprint(example)
-    place = len(content) // 2 if place == "middle" else place
-    content[place] ^= 1
+    position = len(content) // 2 if position == "middle" else position
+    content[position] ^= 1
     (tmp_path / "a.png").write_bytes(content)
     assert fingerprint(example) != before
-    content[place] ^= 1
+    content[position] ^= 1
     (tmp_path / "a.png").write_bytes(content + b"\0")
     assert fingerprint(example) != before
 
@@ -144,10 +144,10 @@ def test_a_run_refuses_changed_data_stays_as_it_was_and_goes_on_with_the_old(
 
 @pytest.mark.parametrize("source", ["scenes:train?count=40&seed=1", "scenes:eval?count=20&turns=rows"])
 def test_the_built_in_scenes_are_the_same_whenever_they_are_made(source: str) -> None:
-    first, second = ([fingerprint(one) for one in load_examples(source)] for _ in range(2))
+    first, second = ([fingerprint(entry) for entry in load_examples(source)] for _ in range(2))
     assert first == second
-    assert len({one["images"] for one in first}) > 1 and "evidence" in first[0]
-    assert first != [fingerprint(one) for one in load_examples(source + "&start=7")]
+    assert len({item["images"] for item in first}) > 1 and "evidence" in first[0]
+    assert first != [fingerprint(example) for example in load_examples(source + "&start=7")]
 
 
 def test_models_changed_between_stop_and_resume_are_named(tmp_path: Path) -> None:

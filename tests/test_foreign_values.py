@@ -106,10 +106,10 @@ def test_a_table_with_missing_values_has_whole_numbers_and_none(folder, form):
     if "import" in form:
         path = import_dataset(path, folder / "out").path
     examples = load_examples(path)
-    assert [one.id for one in examples] == ["1", "2", "3"]
-    assert [one.answer for one in examples] == ["27", None, "4"]
-    assert [one.evidence.caption for one in examples] == ["a house", None, None]
-    assert [one.domain for one in examples] == ["count", "", "5"]
+    assert [each.id for each in examples] == ["1", "2", "3"]
+    assert [entry.answer for entry in examples] == ["27", None, "4"]
+    assert [item.evidence.caption for item in examples] == ["a house", None, None]
+    assert [example.domain for example in examples] == ["count", "", "5"]
     assert grade("The answer is 27.", examples[0].answer) == 1.0
 
 
@@ -205,7 +205,7 @@ def test_numbers_of_classes_become_their_names(folder, form):
     else:
         rows.save_to_disk(str(path))
     examples = load_examples(import_dataset(path, folder / "out").path)
-    assert [one.answer for one in examples] == ["dog", None, None]
+    assert [example.answer for example in examples] == ["dog", None, None]
     assert examples[0].evidence.boxes == (Box(1, 2, 11, 9, "cat"), Box(0, 0, 5, 5, "dog"))
 
 
@@ -221,9 +221,9 @@ def test_a_json_list_is_read(folder, content, questions):
     path = folder / "rows.json"
     for indent in (None, 2):
         path.write_text(json.dumps(content, indent=indent))
-        assert [one.question for one in load_examples(path)] == questions
+        assert [item.question for item in load_examples(path)] == questions
     path.write_text('{"question": "Q?"}\n{"question": "R?"}\n')
-    assert [one.question for one in load_examples(path)] == ["Q?", "R?"]
+    assert [example.question for example in load_examples(path)] == ["Q?", "R?"]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_bytes_file_uris_text_lists_and_other_names_of_columns(folder):
     assert len(load_examples(import_dataset(folder / "rows.parquet", folder / "bytes").path)[0].images) == 1
     values = [{"image": f"file://{folder}/a.png"}, {"images": "['a.png', 'a.png']"}, {"file_name": "a.png"}]
     report = import_dataset(write(folder, *({"question": "Q?"} | value for value in values)), folder / "out")
-    assert [len(one.images) for one in load_examples(report.path)] == [1, 2, 1]
+    assert [len(example.images) for example in load_examples(report.path)] == [1, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -27,21 +27,21 @@ CLASSES = ("types", "distill.method", "distill.divergences", "evals.records", "s
 def has(owner: object, names: list[str]) -> bool:
     """Whether owner.a.b is there; fields of dataclasses count."""
     for name in names:
-        fields = {one.name for one in dataclasses.fields(owner)} if dataclasses.is_dataclass(owner) else set()
+        fields = {field.name for field in dataclasses.fields(owner)} if dataclasses.is_dataclass(owner) else set()
         if not hasattr(owner, name):
             return name in fields and name == names[-1]
         owner = getattr(owner, name)
     return True
 
 
-def is_there(place: str) -> bool:
-    if "/" in place:
-        return any((ROOT / folder / place.rstrip("/")).exists() for folder in ("", "workbench"))
-    if place.endswith(".py"):
-        return (ROOT / "workbench" / place).is_file()
-    if place in describe_config():
+def is_there(position: str) -> bool:
+    if "/" in position:
+        return any((ROOT / folder / position.rstrip("/")).exists() for folder in ("", "workbench"))
+    if position.endswith(".py"):
+        return (ROOT / "workbench" / position).is_file()
+    if position in describe_config():
         return True
-    first, *rest = place.split(".")
+    first, *rest = position.split(".")
     owners = [importlib.import_module(name) for name in MODULES if name.endswith(f".{first}")]
     deeper = [importlib.import_module(name) for name in MODULES if rest and name.endswith(f".{first}.{rest[0]}")]
     if any(has(owner, rest) for owner in owners) or any(has(owner, rest[1:]) for owner in deeper):
@@ -60,6 +60,6 @@ def test_confidence_is_explained_as_it_is_where_it_is_shown() -> None:
 @pytest.mark.parametrize(("term", "where"), ROWS, ids=[term for term, _ in ROWS])
 def test_the_place_is_there(term: str, where: str) -> None:
     places = re.findall(r"`([\w./]+)`", where)
-    for place in places:
-        if re.fullmatch(r"[\w.]*[.][\w.]+|[\w/.]+/[\w/.]*|\w+\.py", place):
-            assert is_there(place), f"{term}: {place}"
+    for position in places:
+        if re.fullmatch(r"[\w.]*[.][\w.]+|[\w/.]+/[\w/.]*|\w+\.py", position):
+            assert is_there(position), f"{term}: {position}"

@@ -104,12 +104,12 @@ def test_a_drawing_on_nothing_is_black_on_white(kind: str, tmp_path: Path) -> No
     else:
         drawing().convert("PA").save(file)
     for image in (open_image(file), decode_image(file.read_bytes())):
-        found = pixels(image)
+        result = pixels(image)
         if kind.endswith("avif"):  # not lossless
-            assert found[0, 0].min() > 250 and found[20, 30].max() < 5
+            assert result[0, 0].min() > 250 and result[20, 30].max() < 5
             continue
-        assert {tuple(color) for color in found.reshape(-1, 3)} == {(0, 0, 0), (255, 255, 255)}
-        assert (tuple(found[0, 0]), tuple(found[20, 30])) == ((255, 255, 255), (0, 0, 0))
+        assert {tuple(color) for color in result.reshape(-1, 3)} == {(0, 0, 0), (255, 255, 255)}
+        assert (tuple(result[0, 0]), tuple(result[20, 30])) == ((255, 255, 255), (0, 0, 0))
     assert set(workbench.data.images.CHANGED) == {"transparent pixels, laid on white"}
 
 
@@ -233,8 +233,8 @@ def test_a_transparent_photo_that_lies_on_its_side_is_upright_and_on_white(tmp_p
     image = Image.new("RGBA", (4, 2), (0, 0, 0, 0))
     image.putpixel((0, 1), (255, 0, 0, 255))  # lower left as stored: upper left when turned
     image.save(tmp_path / "side.png", exif=exif)
-    found = pixels(open_image(tmp_path / "side.png"))
-    assert found.shape == (4, 2, 3) and found[0, 0].tolist() == [255, 0, 0] and found[3, 1].tolist() == [255] * 3
+    result = pixels(open_image(tmp_path / "side.png"))
+    assert result.shape == (4, 2, 3) and result[0, 0].tolist() == [255, 0, 0] and result[3, 1].tolist() == [255] * 3
 
 
 UPRIGHT = {  # by EXIF orientation: what a viewer makes of the stored rows
@@ -265,8 +265,8 @@ def test_open_image_turned_tiff_upright_and_measured(mode: str, orientation: int
     image = Image.fromarray(stored, "CMYK") if mode == "CMYK" else Image.fromarray(stored)
     image.save(tmp_path / "scan.tif", exif=exif)
     wanted = UPRIGHT[orientation](grey)
-    shown = pixels(open_image(tmp_path / "scan.tif"))
+    displayed = pixels(open_image(tmp_path / "scan.tif"))
     assert image_size(tmp_path / "scan.tif") == wanted.shape[::-1]
-    assert shown.shape[:2] == wanted.shape
-    assert numpy.abs(shown - wanted[..., None].astype(int)).max() <= 1
-    assert (pixels(decode_image((tmp_path / "scan.tif").read_bytes())) == shown).all()
+    assert displayed.shape[:2] == wanted.shape
+    assert numpy.abs(displayed - wanted[..., None].astype(int)).max() <= 1
+    assert (pixels(decode_image((tmp_path / "scan.tif").read_bytes())) == displayed).all()

@@ -414,17 +414,17 @@ LAID_OUT = {
 def test_rows_of_published_layouts_are_read_by_their_declaration(folder, layout):
     row, expected = LAID_OUT[layout]
     report, (example,) = imported(folder, row, layout=layout)
-    found = {
+    result = {
         "id": example.id,
         "question": example.question,
         "answer": example.answer,
         "boxes": example.evidence.boxes,
         "domain": example.domain,
     }
-    assert found == {"id": "1"} | expected
+    assert result == {"id": "1"} | expected
     assert len(example.images) == 1 and example.images[0].is_file()
-    known = {"possible_answers", "width", "height", "split", "source", "PassRate_32BTrained", "PassRate_7BBase"}
-    assert set(report.unused) <= known  # what says nothing that a context could show
+    recorded = {"possible_answers", "width", "height", "split", "source", "PassRate_32BTrained", "PassRate_7BBase"}
+    assert set(report.unused) <= recorded  # what says nothing that a context could show
 
 
 def test_what_is_asked_for_goes_before_the_layout(folder):
@@ -444,11 +444,11 @@ def test_a_preview_draws_the_first_rows_and_leaves_nothing_else(folder):
     source = write(folder, {"text": "lost", "image": "no.png"}, *rows)
     before = set(folder.rglob("*"))
     preview = preview_dataset(source, layout="vstar")
-    path, said = preview.path, str(preview)
+    path, output = preview.path, str(preview)
     assert (
-        "7 of the first 8 rows can be imported" in said
-        and "boxes from bbox" in said
-        and "image file does not exist" in said
+        "7 of the first 8 rows can be imported" in output
+        and "boxes from bbox" in output
+        and "image file does not exist" in output
     )
     assert set(folder.rglob("*")) - before == {path} and path == source.parent / "rows.jsonl.preview.html"
     page = path.read_text()

@@ -188,10 +188,10 @@ def test_the_report_names_objects_only_where_a_box_was_read(tmp_path):
     row = {"question": "Where?", "images": ["a.png", "b.png"]}
     path = tmp_path / "rows.jsonl"
     rows = [row | {"objects": {"bbox": [BOX], "image_id": 1}}, row | {"objects": {"point_2d": [1, 2]}}]
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in rows))
     report = import_dataset(path, tmp_path / "none")
     assert "boxes" not in report.columns and report.unused == ("objects",)
-    path.write_text("".join(json.dumps(one) + "\n" for one in [*rows, row | {"objects": {"dog": BOX}}]))
+    path.write_text("".join(json.dumps(item) + "\n" for item in [*rows, row | {"objects": {"dog": BOX}}]))
     report = import_dataset(path, tmp_path / "one")
     assert report.columns["boxes"] == "objects" and report.unused == ()
     assert load_examples(report.path)[2].evidence.boxes == (Box(10, 20, 50, 60, "dog"),)

@@ -167,24 +167,26 @@ def test_a_run_that_says_it_runs_and_has_no_process_has_died(tmp_path: Path) -> 
 
 
 def test_a_pid_that_is_anothers_by_now_is_not_the_run(tmp_path: Path) -> None:
-    own = os.getpid()
-    recycled = a_run(tmp_path / "recycled", {"status": "running", "pid": own, "updated": "2020-01-01T00:00:00+0000"})
+    this_process = os.getpid()
+    recycled = a_run(
+        tmp_path / "recycled", {"status": "running", "pid": this_process, "updated": "2020-01-01T00:00:00+0000"}
+    )
     assert read_job(recycled).status == "died"
     with raises(RunError, "status is died"):
         stop_run(recycled)
     # started in a terminal, it has no record, and its heartbeat is younger than the process
-    assert read_job(a_run(tmp_path / "live", {"status": "running", "pid": own})).status == "running"
+    assert read_job(a_run(tmp_path / "live", {"status": "running", "pid": this_process})).status == "running"
     foreign = {
         "status": "running",
-        "pid": own,
+        "pid": this_process,
         "process": "another boot 1",
     }  # written in a container, or on another machine
     assert read_job(a_run(tmp_path / "foreign", foreign)).status == "died"
     with raises(RunError, "status is died"):
         stop_run(tmp_path / "foreign", at_once=True)
-    assert not send(own, "another boot 1", signal.SIGKILL)
+    assert not send(this_process, "another boot 1", signal.SIGKILL)
     assert identify(NO_PID) is None and born_at(NO_PID) is None
-    assert born_at(own) == pytest.approx(time.time(), abs=3600 * 24)
+    assert born_at(this_process) == pytest.approx(time.time(), abs=3600 * 24)
 
 
 def test_a_zombie_is_no_living_process() -> None:
@@ -219,7 +221,7 @@ def test_a_deleted_run_is_named(tmp_path: Path) -> None:
         read_job(tmp_path / "finished")
     assert find_jobs(tmp_path) == []
     (folder / "train.out").write_text("workbench.errors.DataError: there is no such file\n")
-    assert [(one.name, one.status) for one in find_jobs(tmp_path)] == [("finished", "failed")], "it never made a run"
+    assert [(job.name, job.status) for job in find_jobs(tmp_path)] == [("finished", "failed")], "it never made a run"
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc", ".jobs", "a\\b", "a\0b", "a\nb", "x" * 300])
@@ -244,17 +246,17 @@ def test_links_that_lead_out_are_refused(models: dict, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "output"),
     [
         ("training.steps=9", "training.save_every"),
         ("training.save_total_limit=no", "save_total_limit"),
     ],
 )
-def test_a_refused_resume_leaves_the_run_as_it_was(models: dict, tmp_path: Path, given: str, said: str) -> None:
+def test_a_refused_resume_leaves_the_run_as_it_was(models: dict, tmp_path: Path, given: str, output: str) -> None:
     folder = a_run(tmp_path / "one", {"status": "stopped", "steps_done": 2, "steps": 4})
     (folder / "config.yaml").write_text(run_config(models, tmp_path).to_yaml())
     before = read_job(folder)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=output):
         resume_run(folder, [given])
     assert read_job(folder) == before and before.status == "stopped"
     assert not (tmp_path / ".jobs" / "one" / "train.out").exists(), "no process was started"

@@ -92,8 +92,8 @@ def test_a_run_on_such_questions_is_trained_summarised_reported_and_exported(
             **values,
         )
         assert train(config).skipped == {}
-        found = [row for row in load_records(config.run_dir) if row.step == 2]
-        assert [row.question for row in found] == [row["question"] for row in rows]
+        matches = [row for row in load_records(config.run_dir) if row.step == 2]
+        assert [row.question for row in matches] == [row["question"] for row in rows]
         run = str(config.run_dir)
         assert main(["summary", run]) == 0 and main(["resume", run]) == 0
         assert main(["show", run, "--step", "1"]) == 0

@@ -130,13 +130,13 @@ def test_import_by_text_is_seen() -> None:
 
 def heads(file: Path) -> set[str]:
     """Modules that are imported when a file is: its statements outside of functions, classes not looked into."""
-    found = set()
+    result = set()
     for node in parse(file.read_text()).body:
         if isinstance(node, ast.ImportFrom):
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            result |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found
+            result |= {alias.name for alias in node.names}
+    return result
 
 
 def test_the_page_opens_without_transformers() -> None:
@@ -147,10 +147,10 @@ def test_the_page_opens_without_transformers() -> None:
         module = todo.pop()
         if module in files and module not in seen:
             seen.add(module)
-            found = heads(files[module])
-            heavy = [one for one in found if one.split(".")[0] in ("transformers", "peft", "accelerate")]
+            result = heads(files[module])
+            heavy = [item for item in result if item.split(".")[0] in ("transformers", "peft", "accelerate")]
             assert not heavy, f"{module} imports {heavy[0]}: import it where it is used"
-            todo += found
+            todo += result
     assert len(seen) > 30
 
 

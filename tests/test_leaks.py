@@ -34,14 +34,14 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(("place", "question", "answer", "reference"), ROWS)
-def test_where_an_answer_stands(place, question, answer, reference):
-    assert leak_of(Example("a", question, answer=answer, reference=reference)) == place
+@pytest.mark.parametrize(("position", "question", "answer", "reference"), ROWS)
+def test_where_an_answer_stands(position, question, answer, reference):
+    assert leak_of(Example("a", question, answer=answer, reference=reference)) == position
 
 
 def test_earlier_turns_and_evidence_of_the_student_are_searched_too():
-    told = Example("a", "Which?", answer="red", history=(Turn("assistant", "It is red."),))
-    assert leak_of(told) == "prompt"
+    printed = Example("a", "Which?", answer="red", history=(Turn("assistant", "It is red."),))
+    assert leak_of(printed) == "prompt"
     captioned = Example("a", "Which?", answer="red", evidence=Evidence(caption="a red door"))
     assert (leak_of(captioned, "plain"), leak_of(captioned, "caption")) == ("", "prompt")
 

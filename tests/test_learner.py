@@ -53,11 +53,11 @@ def test_a_moving_average_of_half_precision_is_kept_in_float32(models: dict, tmp
     save_checkpoint(tmp_path, 1, [learner])
     again = build_learner(config, config.load_method(), checkpoint=open_checkpoint(tmp_path / "checkpoint-000001"))
     loaded = dict(again.policies["student@ema"].model.named_parameters())
-    for name, own in learner.student.model.named_parameters():
-        assert own.dtype == torch.bfloat16 and average[name].dtype == torch.float32
-        assert torch.allclose(average[name], 0.99 * before[name] + 0.01 * own.float(), atol=1e-7)
+    for name, values in learner.student.model.named_parameters():
+        assert values.dtype == torch.bfloat16 and average[name].dtype == torch.float32
+        assert torch.allclose(average[name], 0.99 * before[name] + 0.01 * values.float(), atol=1e-7)
         assert torch.equal(loaded[name], average[name]) and (
-            not own.any() or not torch.equal(before[name], average[name])
+            not values.any() or not torch.equal(before[name], average[name])
         )
 
 
@@ -69,7 +69,7 @@ def test_a_gradient_that_is_no_number_changes_no_weight(value: float, learner: L
     learner.parameters[3].grad.view(-1)[0] = value
     with raises(NonFiniteError, "gradient norm", "student"):
         learner.clip_gradients()
-    assert all(torch.equal(one, other) for one, other in zip(before, learner.parameters, strict=True))
+    assert all(torch.equal(first, second) for first, second in zip(before, learner.parameters, strict=True))
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(0.0, None), (2.0, 2.0)])
@@ -112,8 +112,8 @@ def rates_of(models: dict, folder: object, schedule: str, steps: int, warmup: in
 
 
 def test_learning_rates_by_hand(models: dict, tmp_path) -> None:
-    def rates(*asked: object) -> list[float]:
-        return rates_of(models, tmp_path, *asked)
+    def rates(*requested: object) -> list[float]:
+        return rates_of(models, tmp_path, *requested)
 
     assert rates("constant", 4, 0) == [1.0, 1.0, 1.0, 1.0]
     assert rates("constant_with_warmup", 4, 2) == [0.5, 1.0, 1.0, 1.0]

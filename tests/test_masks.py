@@ -53,10 +53,10 @@ def test_a_mask_names_what_changed_in_its_precision(pair: tuple, tmp_path: Path)
     for dtype in ("float32", "bfloat16"):
         facts = write_mask(tmp_path / "mask.safetensors", *pair, dtype=dtype)
         shares[dtype] = int(facts["coordinates"]) / int(facts["of"])
-        found = read_mask(tmp_path / "mask.safetensors")
+        result = read_mask(tmp_path / "mask.safetensors")
         for name in pair[0].shapes:
-            values = [one.tensor(name).to(getattr(torch, dtype)) for one in pair]
-            assert torch.equal(found[name], values[0] != values[1])
+            values = [item.tensor(name).to(getattr(torch, dtype)) for item in pair]
+            assert torch.equal(result[name], values[0] != values[1])
     assert shares["bfloat16"] < shares["float32"]
     assert mask_facts(tmp_path / "mask.safetensors")["dtype"] == "bfloat16"
     with raises(ConfigError, "than 1"):
@@ -67,9 +67,9 @@ def test_a_random_mask_has_as_many_coordinates_in_every_tensor(mask: Path, tmp_p
     files = [tmp_path / f"{seed}.safetensors" for seed in (0, 1)]
     for seed, file in enumerate(files):
         assert write_random_mask(file, mask, seed=seed)["coordinates"] == mask_facts(mask)["coordinates"]
-    found, first, second = (read_mask(file) for file in (mask, *files))
-    assert all(found[name].sum() == first[name].sum() == second[name].sum() for name in found)
-    assert any(not torch.equal(first[name], second[name]) for name in found)
+    result, first, second = (read_mask(file) for file in (mask, *files))
+    assert all(result[name].sum() == first[name].sum() == second[name].sum() for name in result)
+    assert any(not torch.equal(first[name], second[name]) for name in result)
 
 
 def test_what_is_not_in_the_mask_keeps_its_bits_through_weight_decay_and_resume(
@@ -80,11 +80,11 @@ def test_what_is_not_in_the_mask_keeps_its_bits_through_weight_decay_and_resume(
     train(config)
     after = last(config)
     moved = 0
-    for name, one in chosen.items():
+    for name, item in chosen.items():
         before = start.tensor(name)
-        assert torch.equal(after[name][~one].view(torch.int32), before[~one].view(torch.int32)), name
-        moved += int((after[name][one] != before[one]).sum())
-    assert moved > 0.9 * sum(int(one.sum()) for one in chosen.values())
+        assert torch.equal(after[name][~item].view(torch.int32), before[~item].view(torch.int32)), name
+        moved += int((after[name][item] != before[item]).sum())
+    assert moved > 0.9 * sum(int(entry.sum()) for entry in chosen.values())
     stopped = masked(models, tmp_path, mask, name="stopped")
 
     def interrupt(step: int, metrics: dict) -> None:
@@ -107,18 +107,18 @@ def test_a_mask_of_everything_is_no_mask_bit_for_bit(models: dict, tmp_path: Pat
     folders = [tmp_path / "zeros", tmp_path / "ones"]
     for value, folder in enumerate(folders):
         folder.mkdir()
-        safetensors.torch.save_file({name: one + value for name, one in zeros.items()}, folder / "model.safetensors")
+        safetensors.torch.save_file({name: each + value for name, each in zeros.items()}, folder / "model.safetensors")
     write_mask(tmp_path / "all.safetensors", *map(open_weights, folders))
     learners = []
     for config in (masked(models, tmp_path, tmp_path / "all.safetensors"), masked(models, tmp_path, "")):
         learner = build_learner(config, config.load_method())
-        for place, parameter in enumerate(learner.parameters):
-            parameter.grad = torch.full_like(parameter, 0.1 * place)
+        for position, parameter in enumerate(learner.parameters):
+            parameter.grad = torch.full_like(parameter, 0.1 * position)
         learner.clip_gradients()
         learner.step(1)
         learners.append(learner)
-    assert learners[0].mask.size == sum(one.numel() for one in learners[0].parameters) and learners[1].mask is None
-    assert all(torch.equal(*both) for both in zip(*(one.parameters for one in learners), strict=True))
+    assert learners[0].mask.size == sum(entry.numel() for entry in learners[0].parameters) and learners[1].mask is None
+    assert all(torch.equal(*both) for both in zip(*(item.parameters for item in learners), strict=True))
 
 
 def test_a_mask_of_another_model_is_refused(mask: Path, models: dict, tmp_path: Path) -> None:

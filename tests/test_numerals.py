@@ -32,7 +32,7 @@ def test_numbers_in_one_number_its_value(text, value):
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "same"),
+    ("item", "other", "same"),
     [
         ("27.0", "27", True),
         ("1,000", "1000", True),
@@ -41,8 +41,8 @@ def test_numbers_in_one_number_its_value(text, value):
         ("1/2", "2/4", False),
     ],
 )
-def test_same_number_decimals_by_value(one, other, same):
-    assert same_number(one, other) is same
+def test_same_number_decimals_by_value(item, other, same):
+    assert same_number(item, other) is same
 
 
 @pytest.mark.parametrize(

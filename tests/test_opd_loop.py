@@ -50,8 +50,10 @@ def assert_the_same(capsys: pytest.CaptureFixture, folder: Path, student: Path, 
     metrics, answers = trained(folder, student, teacher, steps)
     assert [int(step) for step, *_ in printed] == list(range(1, steps + 1))
     assert [answer for *_, answer in printed] == answers
-    assert [float(loss) for _, loss, *_ in printed] == pytest.approx([one["loss"] for one in metrics], abs=1e-5)
-    assert [float(norm) for _, _, norm, _ in printed] == pytest.approx([one["grad_norm"] for one in metrics], abs=1e-3)
+    assert [float(loss) for _, loss, *_ in printed] == pytest.approx([item["loss"] for item in metrics], abs=1e-5)
+    assert [float(norm) for _, _, norm, _ in printed] == pytest.approx(
+        [metric["grad_norm"] for metric in metrics], abs=1e-3
+    )
 
 
 def test_opd_loop_on_built_in_pair_prints_losses_of_opd(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

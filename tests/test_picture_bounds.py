@@ -31,7 +31,7 @@ def table(file: Path, rows: list[list[bytes]], **columns: list) -> Path:
 
 
 def lines(file: Path, *images: object) -> Path:
-    file.write_text("".join(json.dumps({"question": "q?", "images": [one]}) + "\n" for one in images))
+    file.write_text("".join(json.dumps({"question": "q?", "images": [image]}) + "\n" for image in images))
     return file
 
 

@@ -187,7 +187,7 @@ def test_a_masked_model_is_made_with_its_pace_and_loads_as_one(tmp_path):
     policy = load_policy_of_any_kind(pretrain(config, progress=False), "masked")
     assert isinstance(policy, DiffusionPolicy)
     assert (policy.block, policy.steps_per_block, policy.canvas) == (4, 2, 24)
-    longest = max(make_examples("train", count=64), key=lambda one: len(one.reference))
+    longest = max(make_examples("train", count=64), key=lambda item: len(item.reference))
     assert len(policy.answer_ids(longest.reference)) <= policy.canvas
 
 

@@ -46,10 +46,10 @@ def test_recipes_of_commands_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     recipes = {path for path in paths if "/accelerate/" not in path}
     assert recipes >= {"configs/vlm-lora.yaml", "configs/vlm-8gpus.yaml"}
     assert all(Path(path).is_file() for path in paths)
-    one, eight = (load_config(f"configs/vlm-{name}.yaml") for name in ("lora", "8gpus"))
-    assert (one.models.lora.rank, eight.models.lora.rank) == (16, 0)
-    assert one.models.student == eight.models.student and "2B" in one.models.student
-    assert one.models.teacher == eight.models.teacher and "8B" in one.models.teacher
+    item, eight = (load_config(f"configs/vlm-{name}.yaml") for name in ("lora", "8gpus"))
+    assert (item.models.lora.rank, eight.models.lora.rank) == (16, 0)
+    assert item.models.student == eight.models.student and "2B" in item.models.student
+    assert item.models.teacher == eight.models.teacher and "8B" in item.models.teacher
     assert all(load_config(recipe) for recipe in recipes)
 
 

@@ -267,7 +267,7 @@ def test_movement_of_an_answer_of_hundreds_of_tokens_is_seen_at_one_look():
 
 
 def test_tokens_that_are_looked_for_are_marked_and_a_long_answer_keeps_its_legend_in_sight():
-    cells = tuple(TokenCell(f"w{place}", place, "LH") for place in range(130))
+    cells = tuple(TokenCell(f"w{index}", index, "LH") for index in range(130))
     html = render_tokens(TokenView("t", "q", "a", cells), standalone=False, pinned=3, marked={3, 7})
     assert html.count("wb-match") == 2 and "data-long" in html
     short = render_tokens(TokenView("t", "q", "a", cells[:9]), standalone=False)
@@ -324,8 +324,8 @@ def test_a_recorded_answer_becomes_a_view(tmp_path):
     }
     views = {"teacher": TracedView("teacher", "crop"), "student": TracedView("student", "plain")}
     regimes = {"ALL": TracedRegime("teacher", "JSD", "every token: teacher")}
-    found = token_view(TracedRollout(row, (position,), views, regimes, tmp_path), run="first")
-    assert found.meta == {
+    result = token_view(TracedRollout(row, (position,), views, regimes, tmp_path), run="first")
+    assert result.meta == {
         "run": "first",
         "step": 12,
         "rollout": 3,
@@ -333,19 +333,19 @@ def test_a_recorded_answer_becomes_a_view(tmp_path):
         "length": "truncated at the maximum",
         "decided": "gate open 1.00, lines<b> 0.25, unknown –",
     }
-    assert "gate open 1.00, lines&lt;b&gt; 0.25" in render_tokens(found)
-    assert "decided gate open 1.00, lines<b> 0.25" in render_terminal(found, color=False)
-    assert found.right is False and found.thresholds == {"gap": 0.5} and found.views == ("student", "teacher")
-    assert found.tokens[0].total_gap == pytest.approx(0.2) and found.tokens[0].alternatives == {
+    assert "gate open 1.00, lines&lt;b&gt; 0.25" in render_tokens(result)
+    assert "decided gate open 1.00, lines<b> 0.25" in render_terminal(result, color=False)
+    assert result.right is False and result.thresholds == {"gap": 0.5} and result.views == ("student", "teacher")
+    assert result.tokens[0].total_gap == pytest.approx(0.2) and result.tokens[0].alternatives == {
         "student": [("4", -0.3)]
     }
-    assert [(one.title, len(one.boxes)) for one in found.pictures] == [
+    assert [(picture.title, len(picture.boxes)) for picture in result.pictures] == [
         ("seen by student, teacher", 1),
         ("seen by teacher", 0),
     ]
-    assert "every token: teacher" in render_tokens(found)
+    assert "every token: teacher" in render_tokens(result)
     given = row | {"evidence_crop": "crop.png"}  # it came with the data, so only the data can say where it lies
-    for place, outline, said in (
+    for index, outline, output in (
         (None, None, "its location is not recorded"),
         (
             {"x0": 2.0, "y0": 1.0, "x1": 6.0, "y1": 7.0, "label": "x"},
@@ -353,7 +353,7 @@ def test_a_recorded_answer_becomes_a_view(tmp_path):
             "Dashed: the crop",
         ),
     ):
-        traced = TracedRollout(given | {"evidence_crop_box": place}, (position,), views, regimes, tmp_path)
+        traced = TracedRollout(given | {"evidence_crop_box": index}, (position,), views, regimes, tmp_path)
         first, second = token_view(traced, run="first").pictures
-        assert first.crop == outline and said in first.note and second.crop is None and not second.note
-    assert found.pictures[0].crop == Box(1.0, 1.0, 3.0, 3.0) and "first box" in found.pictures[0].note
+        assert first.crop == outline and output in first.note and second.crop is None and not second.note
+    assert result.pictures[0].crop == Box(1.0, 1.0, 3.0, 3.0) and "first box" in result.pictures[0].note

@@ -71,10 +71,10 @@ def open_page(browser, tmp_path):
         return opened[-1]
 
     yield open_html
-    for one in opened:
-        external = [url for url in one.requests if not url.startswith(("file:", "data:"))]
-        complaints = one.complaints
-        one.context.close()
+    for item in opened:
+        external = [url for url in item.requests if not url.startswith(("file:", "data:"))]
+        complaints = item.complaints
+        item.context.close()
         assert complaints == [], "the console must stay silent"
         assert external == [], "nothing may be asked of a network"
 
@@ -89,8 +89,8 @@ def test_hover_shows_the_log_probs_of_every_view_and_the_reason(open_page, index
     opened.token(index).hover()
     card = opened.page.locator(".wb-card:popover-open")
     card.wait_for(state="visible")
-    shown = numbers(card.locator("[data-logprob]").all_inner_texts())
-    assert shown == [round(TOKENS[index].logprobs[name], 3) for name in ("student", "self", "teacher")]
+    displayed = numbers(card.locator("[data-logprob]").all_inner_texts())
+    assert displayed == [round(TOKENS[index].logprobs[name], 3) for name in ("student", "self", "teacher")]
     assert TOKENS[index].regime in card.inner_text() and "mean 0.55" in card.inner_text()
     assert card.locator(".wb-option").count() == 6
     best = card.locator(".wb-option").first.inner_text()
@@ -111,7 +111,7 @@ def test_the_weight_that_counts_is_shown_with_its_factors(open_page):
 
 def test_alternatives_that_were_not_recorded_are_said_to_be_missing_with_their_keys(open_page):
     bare = replace(VIEW, tokens=tuple(replace(token, alternatives={}) for token in TOKENS))
-    sections = [render_tokens(one, standalone=False) for one in (VIEW, bare)]
+    sections = [render_tokens(item, standalone=False) for item in (VIEW, bare)]
     details = open_page(render_page(sections, "t")).page.locator(".wb-detail")
     assert "trace.top_k" not in details.nth(0).inner_text()
     assert "the first trace.top_k_rollouts answers of a step" in details.nth(1).inner_text()
@@ -195,7 +195,11 @@ def test_another_quantity_changes_the_colors_and_the_legend(open_page):
     for quantity in ("regime", "capability", "information", "loss", "entropy", "truth"):
         opened.page.locator(f".wb-chip[data-by='{quantity}']").click()
         assert opened.page.locator(".wb-chip[aria-pressed='true'][data-by]").get_attribute("data-by") == quantity
-        visible = [one.get_attribute("data-for") for one in opened.page.locator(".wb-legend").all() if one.is_visible()]
+        visible = [
+            element.get_attribute("data-for")
+            for element in opened.page.locator(".wb-legend").all()
+            if element.is_visible()
+        ]
         assert visible == [quantity]
         seen[quantity] = tuple(opened.fill(k) for k in range(3))
     assert len(set(seen.values())) == 6
@@ -205,7 +209,7 @@ def test_another_quantity_changes_the_colors_and_the_legend(open_page):
 
 def test_tokens_that_were_not_written_from_left_to_right_show_their_denoising_step(open_page):
     assert open_page().page.locator(".wb-chip[data-by='denoising']").count() == 0, "these were"
-    steps = [replace(one, denoising_step=step) for one, step in zip(TOKENS, (4, 0, 2), strict=True)]
+    steps = [replace(item, denoising_step=step) for item, step in zip(TOKENS, (4, 0, 2), strict=True)]
     opened = open_page(render_page([render_tokens(replace(VIEW, tokens=tuple(steps)), standalone=False)], "t"))
     opened.page.locator(".wb-chip[data-by='denoising']").click()
     assert len({opened.fill(k) for k in range(3)}) == 3
@@ -284,7 +288,10 @@ def test_several_fragments_on_one_page_do_not_disturb_each_other(open_page):
     opened.page.locator(".wb-tokens").nth(1).locator(".wb-chip[data-by='loss']").click()
     details = opened.page.locator(".wb-detail").all_inner_texts()
     assert "token 3 of 3" in details[0] and "token 1 of 3" in details[1]
-    assert [one.get_attribute("data-by") for one in opened.page.locator(".wb-tokens").all()] == ["regime", "loss"]
+    assert [element.get_attribute("data-by") for element in opened.page.locator(".wb-tokens").all()] == [
+        "regime",
+        "loss",
+    ]
     assert opened.page.locator(".wb-cell").nth(1).evaluate("node => getComputedStyle(node).fill") == "rgb(230, 159, 0)"
 
 

@@ -58,8 +58,8 @@ def test_thresholds_of_micro_batches_are_found_by_their_suffix():
     assert alone.startswith("gap 2.00 ≥ mean 0.55")
     several = {"gap_0": 9.0, "probability_sum_0": 1.0, "gap_1": 0.55, "probability_sum_1": 1.2}
     assert "gap_0 9.00" in explain(token, several, REGIMES), "whose means these are is not known, so none is claimed"
-    own = TokenCell("4", 7, "HT", micro_batch=1, logprobs=token.logprobs)
-    assert explain(own, several, REGIMES).startswith("gap 2.00 ≥ mean 0.55")
+    plain = TokenCell("4", 7, "HT", micro_batch=1, logprobs=token.logprobs)
+    assert explain(plain, several, REGIMES).startswith("gap 2.00 ≥ mean 0.55")
 
 
 def test_a_comparison_that_the_numbers_contradict_is_not_claimed():
@@ -96,7 +96,7 @@ def test_the_consequence_names_the_target_and_that_only_the_evidence_shows_it():
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "displayed"),
     [
         (" the", "·the"),
         ("\n", "↵"),
@@ -109,8 +109,8 @@ def test_the_consequence_names_the_target_and_that_only_the_evidence_shows_it():
         ("答", "答"),
     ],
 )
-def test_token_text_is_made_visible(text, shown):
-    assert visible_text(text) == shown
+def test_token_text_is_made_visible(text, displayed):
+    assert visible_text(text) == displayed
 
 
 def test_numbers_carry_their_sign_but_zero_has_none():

@@ -18,7 +18,7 @@ def write(examples: list = EXAMPLES, **values: object) -> list:
 
 def test_rollouts_of_an_example_are_next_to_each_other() -> None:
     rollouts = write()
-    assert [rollout.example.id for rollout in rollouts] == [one.id for one in EXAMPLES for _ in range(3)]
+    assert [rollout.example.id for rollout in rollouts] == [item.id for item in EXAMPLES for _ in range(3)]
     assert [rollout.sample_idx for rollout in rollouts] == [0, 1, 2] * 4
     assert all(len(rollout.ids) == len(rollout.logprobs) <= 5 for rollout in rollouts)
     assert all(rollout.source == "student" for rollout in rollouts)
@@ -27,13 +27,13 @@ def test_rollouts_of_an_example_are_next_to_each_other() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
 def test_the_size_of_a_sampling_batch_changes_nothing(batch_size: int) -> None:
-    assert [one.ids for one in write(batch_size=batch_size)] == [one.ids for one in write()]
+    assert [entry.ids for entry in write(batch_size=batch_size)] == [item.ids for item in write()]
 
 
 def test_an_answer_depends_on_its_place_and_not_on_its_neighbours() -> None:
-    assert [one.ids for one in write(EXAMPLES[:2])] == [one.ids for one in write()][:6]
-    assert [one.ids for one in write(num_generations=2)][:2] == [one.ids for one in write()][:2]
-    assert [one.ids for one in write(seed=(0, 2))] != [one.ids for one in write()]
+    assert [member.ids for member in write(EXAMPLES[:2])] == [single.ids for single in write()][:6]
+    assert [element.ids for element in write(num_generations=2)][:2] == [each.ids for each in write()][:2]
+    assert [entry.ids for entry in write(seed=(0, 2))] != [item.ids for item in write()]
 
 
 def test_a_share_of_the_answers_comes_from_the_data() -> None:
@@ -43,21 +43,25 @@ def test_a_share_of_the_answers_comes_from_the_data() -> None:
     assert {(rollout.ids, rollout.logprobs, rollout.text, rollout.finished) for rollout in given} == {
         ((5, 3, 0), None, "5 3", True)
     }
-    own = write([example(idx) for idx in range(300)], num_generations=1)
-    same = [(one.ids, two.ids) for one, two in zip(rollouts, own, strict=True) if one.source == "student"]
-    assert all(one == two for one, two in same)  # the student's answers do not know of the others
+    mixed = write([example(idx) for idx in range(300)], num_generations=1)
+    same = [
+        (entry_value.ids, two_value.ids)
+        for entry_value, two_value in zip(rollouts, mixed, strict=True)
+        if entry_value.source == "student"
+    ]
+    assert all(first == second for first, second in same)  # the student's answers do not know of the others
 
 
 def test_all_or_none_can_come_from_the_data() -> None:
-    assert all(one.source == "dataset" for one in write(dataset_share=1.0))
-    assert all(one.source == "student" for one in write(dataset_share=0.0))
+    assert all(entry.source == "dataset" for entry in write(dataset_share=1.0))
+    assert all(item.source == "student" for item in write(dataset_share=0.0))
 
 
 def test_a_row_without_an_answer_cannot_be_taken_from_the_data() -> None:
     bare = [example(0, answer=None, reference=None, origin="data.jsonl:1")]
     with raises(DataError, "data.jsonl:1", "reference", "answer"):
         write(bare, dataset_share=1.0)
-    assert all(one.reward is None for one in write(bare))
+    assert all(item.reward is None for item in write(bare))
     assert write([example(0, reference=None)], dataset_share=1.0)[0].ids == (3, 0)
 
 
@@ -69,16 +73,18 @@ def test_turns_are_replied_to_one_after_the_other() -> None:
     questions = ["One? Two. Three.", "One? Two."]
     examples = [example(idx, question=questions[idx % 2]) for idx in range(4)]
     rollouts = write(examples, context="turns", num_generations=2)
-    assert [len(one.replies) for one in rollouts] == [2, 2, 1, 1, 2, 2, 1, 1]
+    assert [len(one_value.replies) for one_value in rollouts] == [2, 2, 1, 1, 2, 2, 1, 1]
     assert rollouts[0].replies is rollouts[1].replies  # one conversation, several last answers
-    assert len({one.replies for one in rollouts}) == 4
-    assert [(one.ids, one.replies) for one in write(examples, context="turns", num_generations=2, batch_size=1)] == [
-        (one.ids, one.replies) for one in rollouts
-    ]
+    assert len({this.replies for this in rollouts}) == 4
+    assert [
+        (member.ids, member.replies) for member in write(examples, context="turns", num_generations=2, batch_size=1)
+    ] == [(single.ids, single.replies) for single in rollouts]
     other = write(examples, context="turns", num_generations=2, replier=table_policy("student@start", 9))
-    assert [one.replies for one in other] != [one.replies for one in rollouts]
-    assert [one.ids for one in other] == [one.ids for one in rollouts]  # a table does not read what was said
-    assert all(one.replies == () for one in write(examples, context="concat"))
+    assert [element.replies for element in other] != [each.replies for each in rollouts]
+    assert [entry.ids for entry in other] == [
+        rollout.ids for rollout in rollouts
+    ]  # a table does not read what was said
+    assert all(item.replies == () for item in write(examples, context="concat"))
 
 
 def test_special_tokens_that_a_model_spells_are_left_out_and_counted(
@@ -89,5 +95,5 @@ def test_special_tokens_that_a_model_spells_are_left_out_and_counted(
     monkeypatch.setattr(type(policy), "text", lambda self, ids: "look <end>left")
     assert without_special(policy, "x<e<end>nd>y", "feedback") == "xy"
     assert 'removed the special token "<end>" from feedback' in caplog.text
-    asked = [example(0, question="One? Two.")]
-    assert reply_in_turns(policy, asked, sampling=SamplingOptions(2), seed=(0,)) == [("look left",)]
+    requests = [example(0, question="One? Two.")]
+    assert reply_in_turns(policy, requests, sampling=SamplingOptions(2), seed=(0,)) == [("look left",)]

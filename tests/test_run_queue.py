@@ -60,10 +60,10 @@ class Folder:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Folder]:
-    made = Folder(tmp_path / "runs")
-    yield made
-    for process in made.processes:
-        made.end(process)
+    created = Folder(tmp_path / "runs")
+    yield created
+    for process in created.processes:
+        created.end(process)
 
 
 def wait_for(is_so: Callable[[], bool], seconds: float = 120.0) -> None:
@@ -145,7 +145,7 @@ def test_real_runs_train_one_after_the_other_though_the_page_is_killed(
     while any(read_job(runs / name).is_alive for name in names):
         states = [read_job(runs / name).status for name in names]
         most = max(
-            most, sum(one in ("starting", "running", "stopping") for one in states[:1]) + (states[1] == "running")
+            most, sum(state in ("starting", "running", "stopping") for state in states[:1]) + (states[1] == "running")
         )
         assert time.monotonic() < end, [log_tail(runs / name) for name in names]
         time.sleep(0.2)

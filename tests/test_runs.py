@@ -130,7 +130,7 @@ def test_of_two_runs_with_one_name_at_once_one_begins(models: dict, tmp_path: Pa
         outcomes = [running.exception() for running in [pool.submit(train, config) for _ in range(4)]]
     refused = [outcome for outcome in outcomes if outcome is not None]
     assert len(refused) == 3
-    assert all(isinstance(one, RunError) and "exists. Continue it with" in str(one) for one in refused)
+    assert all(isinstance(item, RunError) and "exists. Continue it with" in str(item) for item in refused)
     assert RunFolder.open(config.run_dir).status["status"] == "finished"
 
 

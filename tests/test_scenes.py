@@ -51,7 +51,7 @@ def with_tag(scene: Scene, cell: int, tag: str) -> Scene:
     return Scene(tuple(dataclasses.replace(t, tag=tag) if t.cell == cell else t for t in scene.things))
 
 
-def asked(family: str, truth: str, question: str, *, same: bool = False, number: int = 1):
+def requested(family: str, truth: str, question: str, *, same: bool = False, number: int = 1):
     """The example about SCENE with this very question."""
     for seed in range(300):
         example = ask(SCENE, Wish(family, truth, same, number), random.Random(seed))
@@ -106,10 +106,10 @@ def test_the_crop_is_the_cell_of_the_original():
 def test_examples_depend_on_split_seed_and_index_alone():
     whole = make_examples("eval", seed=3, start=0, count=12)
     part = make_examples("eval", seed=3, start=8, count=4)
-    for one, other in zip(whole[8:], part, strict=True):
-        assert (one.id, one.question, one.reference) == (other.id, other.question, other.reference)
-        assert one.images[0].tobytes() == other.images[0].tobytes()
-        assert one.evidence.crop.tobytes() == other.evidence.crop.tobytes()
+    for first, second in zip(whole[8:], part, strict=True):
+        assert (first.id, first.question, first.reference) == (second.id, second.question, second.reference)
+        assert first.images[0].tobytes() == second.images[0].tobytes()
+        assert first.evidence.crop.tobytes() == second.evidence.crop.tobytes()
     assert whole[5].id == "scenes:eval:3:5"
     assert make_examples("eval", seed=4, start=8, count=4)[0].reference != part[0].reference
 
@@ -152,7 +152,7 @@ def test_hard_scenes_hold_more_things():
 
 
 def test_a_tag_read_in_the_full_view_is_visible():
-    example = asked("tag", VISIBLE, "what is the tag of the red star?")
+    example = requested("tag", VISIBLE, "what is the tag of the red star?")
     assert example.reference == "at top left, tag A, answer A"
     assert example.answer == "A"
     assert marked(example) == [
@@ -164,7 +164,7 @@ def test_a_tag_read_in_the_full_view_is_visible():
 
 
 def test_a_small_tag_is_privileged_and_its_place_is_not():
-    example = asked("tag", PRIVILEGED, "what is the tag of the black cross?")
+    example = requested("tag", PRIVILEGED, "what is the tag of the black cross?")
     assert marked(example) == [
         ("bottom", "location", VISIBLE),
         ("right", "location", VISIBLE),
@@ -174,7 +174,7 @@ def test_a_small_tag_is_privileged_and_its_place_is_not():
 
 
 def test_marks_also_hold_in_a_wrong_answer():
-    example = asked("tag", PRIVILEGED, "what is the tag of the black cross?")
+    example = requested("tag", PRIVILEGED, "what is the tag of the black cross?")
     words = marked(example, "at middle center, tag T, answer C")
     assert words[2:] == [("T", "tag", PRIVILEGED), ("C", "answer", PRIVILEGED)]
 
@@ -188,7 +188,7 @@ def test_marks_also_hold_in_a_wrong_answer():
     ],
 )
 def test_of_two_compared_tags_one_is_privileged_and_so_is_the_answer(question, truths, answer):
-    example = asked("compare", PRIVILEGED, question, same=answer == "yes")
+    example = requested("compare", PRIVILEGED, question, same=answer == "yes")
     words = [word for word in marked(example) if word[1] != "location"]
     assert [word[2] for word in words if word[1] == "tag"] == truths
     assert words[-1] == (answer, "answer", PRIVILEGED)
@@ -197,7 +197,7 @@ def test_of_two_compared_tags_one_is_privileged_and_so_is_the_answer(question, t
 
 
 def test_a_comparison_of_two_large_tags_is_visible():
-    example = asked("compare", VISIBLE, "do the red star and the blue circle have the same tag?")
+    example = requested("compare", VISIBLE, "do the red star and the blue circle have the same tag?")
     assert example.reference == "at top left, tag A, at middle left, tag L, answer no"
     assert {truth for _, _, truth in marked(example)} == {VISIBLE}
 
@@ -224,7 +224,7 @@ def test_a_comparison_of_two_large_tags_is_visible():
     ],
 )
 def test_other_families_are_answered_from_the_full_view(family, question, reference, number):
-    example = asked(family, VISIBLE, question, number=number)
+    example = requested(family, VISIBLE, question, number=number)
     assert example.reference == reference
     assert {truth for _, _, truth in marked(example)} == {VISIBLE}
     assert marked(example)[-1] == (example.answer, "answer", VISIBLE)
@@ -304,12 +304,12 @@ def test_special_tokens_are_distinct_and_known_as_such():
 
 def test_a_question_is_revealed_by_its_description_or_by_rows_of_its_picture():
     for plain in make_examples("eval", count=8):
-        told, seen = split_into_turns(plain, "caption"), split_into_turns(plain, "rows")
-        asked, *parts = told.turns
-        assert (asked.text, asked.images) == (plain.question, plain.images)
+        printed, seen = split_into_turns(plain, "caption"), split_into_turns(plain, "rows")
+        requests, *parts = printed.turns
+        assert (requests.text, requests.images) == (plain.question, plain.images)
         assert "; ".join(part.text.removeprefix("caption: ") for part in parts) == plain.evidence.caption
-        assert build_prompt(told, "plain").text == build_prompt(plain, "caption").text
-        assert {mark.truth for mark in told.marks} == {VISIBLE}  # all is in the question now
+        assert build_prompt(printed, "plain").text == build_prompt(plain, "caption").text
+        assert {mark.truth for mark in printed.marks} == {VISIBLE}  # all is in the question now
         assert len(parts) == 2 and (seen.question, seen.marks) == (plain.question, plain.marks)
         rows = [turn.images[0] for turn in seen.turns]
         whole = rows[0].copy()

@@ -39,21 +39,21 @@ def test_a_given_answer_is_read_by_every_view(scorer: Scorer) -> None:
 
 def test_the_same_again_is_the_same(scorer: Scorer) -> None:
     assert logprobs(scorer.score(example(), "red")) == logprobs(scorer.score(example(), "red"))
-    one, two, three = (scorer.score(example(), seed=seed) for seed in (1, 1, 2))
-    assert [p["token_id"] for p in one.positions] == [p["token_id"] for p in two.positions]
-    assert [p["token_id"] for p in one.positions] != [p["token_id"] for p in three.positions]
+    first, second, third = (scorer.score(example(), seed=seed) for seed in (1, 1, 2))
+    assert [p["token_id"] for p in first.positions] == [p["token_id"] for p in second.positions]
+    assert [p["token_id"] for p in first.positions] != [p["token_id"] for p in third.positions]
 
 
 def test_an_example_that_was_changed_is_scored_as_it_is_now(scorer: Scorer) -> None:
     picture = Image.linear_gradient("L").resize((20, 10)).rotate(30)
-    asked = example(images=(picture,))
-    first = scorer.score(asked, "red")
+    requested = example(images=(picture,))
+    first = scorer.score(requested, "red")
     other = Image.new("RGB", (20, 10), (0, 250, 90))
-    for changed in (replace(asked, question="how many?"), replace(asked, images=(other,))):
+    for changed in (replace(requested, question="how many?"), replace(requested, images=(other,))):
         assert changed.id == example().id
         assert logprobs(scorer.score(changed, "red")) != pytest.approx(logprobs(first), abs=1e-3)
-    wider = replace(asked.evidence, boxes=(replace(asked.evidence.boxes[0], x1=19.0),))
-    other_box = replace(asked, evidence=wider)
+    wider = replace(requested.evidence, boxes=(replace(requested.evidence.boxes[0], x1=19.0),))
+    other_box = replace(requested, evidence=wider)
     assert logprobs(scorer.score(other_box, "red"), "teacher") != pytest.approx(logprobs(first, "teacher"), abs=1e-3)
     # other evidence changes regimes, and positions of one regime meet the head in one product: the last bits may differ
     assert logprobs(scorer.score(other_box, "red")) == pytest.approx(logprobs(first), abs=1e-5)

@@ -20,7 +20,7 @@ def test_uniform_draws_are_uniform() -> None:
 @pytest.mark.parametrize(("count", "size"), [(10, 3), (3, 10), (1, 4), (7, 7)])
 def test_every_example_is_met_once_an_epoch(count: int, size: int) -> None:
     order = EpochOrder(count, seed=5)
-    met = [place for step in range(1, 4 * count + 1) for place in order.batch(step, size)]
+    met = [position for step in range(1, 4 * count + 1) for position in order.batch(step, size)]
     for epoch in range(len(met) // count):
         assert sorted(met[epoch * count : (epoch + 1) * count]) == list(range(count))
 

@@ -25,7 +25,7 @@ PLAIN = {"name": "opsd", "privilege": "plain"}
 @pytest.fixture(scope="module")
 def adapters(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Adapter folders: of peft (LoRA, DoRA, one with a head of its own), and the checkpoint of a run."""
-    folder, made = tmp_path_factory.mktemp("adapters"), {}
+    folder, created = tmp_path_factory.mktemp("adapters"), {}
     for name, options in {"lora": {}, "dora": {"use_dora": True}, "head": {"modules_to_save": ["lm_head"]}}.items():
         torch.manual_seed(1)
         policy = load_policy(models["student"], "student")
@@ -35,12 +35,12 @@ def adapters(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
         for key, value in adapted.named_parameters():
             if "lora_" in key or "modules_to_save" in key:
                 value.data.add_(0.2 * torch.randn_like(value))
-        made[name] = folder / name
-        adapted.save_pretrained(made[name])
-        policy.processor.save_pretrained(made[name])
+        created[name] = folder / name
+        adapted.save_pretrained(created[name])
+        policy.processor.save_pretrained(created[name])
     config = run(models["student"], models, folder, lora={"rank": 2})
     train(config)
-    return made | {"checkpoint": list_checkpoints(config.run_dir)[-1].student}
+    return created | {"checkpoint": list_checkpoints(config.run_dir)[-1].student}
 
 
 def run(student: Path, models: dict, folder: Path, *, lora: dict | None = None, **values: object) -> RunConfig:
@@ -75,9 +75,9 @@ def test_a_resumed_run_has_the_same_start(start: str, models: dict, adapters: di
     train(halved)
     shutil.rmtree(list_checkpoints(halved.run_dir)[-1].path)
     resume(halved.run_dir)
-    ends = [list_checkpoints(one.run_dir)[-1].student / "adapter_model.safetensors" for one in (whole, halved)]
-    one, other = map(safetensors.torch.load_file, ends)
-    assert one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+    ends = [list_checkpoints(entry.run_dir)[-1].student / "adapter_model.safetensors" for entry in (whole, halved)]
+    first, second = map(safetensors.torch.load_file, ends)
+    assert first.keys() == second.keys() and all(torch.equal(value, second[key]) for key, value in first.items())
     policies = open_scorer(whole.run_dir, ["method.self_policy=student@start"]).learner.policies
     assert open_scorer(whole.run_dir).checkpoint.step == 2
     start_of, now = policies["student@start"], policies["student"]
@@ -93,8 +93,8 @@ def test_a_resumed_run_has_the_same_start(start: str, models: dict, adapters: di
 def test_the_weights_under_an_adapter_lie_in_memory_once(models: dict, adapters: dict, tmp_path: Path) -> None:
     policies = open_scorer(run(adapters["lora"], models, tmp_path)).learner.policies
     student, start = (dict(policies[name].model.named_parameters()) for name in ("student", "student@start"))
-    assert all((one is start[key]) == ("lora_" not in key) for key, one in student.items())
-    assert not any(one.requires_grad for one in start.values())
+    assert all((entry is start[key]) == ("lora_" not in key) for key, entry in student.items())
+    assert not any(item.requires_grad for item in start.values())
 
 
 def test_a_rank_that_the_folder_does_not_have_is_refused(models: dict, adapters: dict, tmp_path: Path) -> None:

@@ -77,9 +77,9 @@ def test_each_learner_is_shown_by_kind_of_question_with_what_it_won_and_lost() -
     for (policy, kind), by_step in outcomes.items():
         for step, outcome in zip((0, 9), by_step, strict=True):
             for number, right in enumerate(outcome):
-                one = replace(row(step, policy, "plain", float(right)), domain=kind, example_id=f"{kind}{number}")
-                rows.append(one)
-    assert peer_table([one for one in rows if one.policy == "ann"]) == []
+                item = replace(row(step, policy, "plain", float(right)), domain=kind, example_id=f"{kind}{number}")
+                rows.append(item)
+    assert peer_table([entry for entry in rows if entry.policy == "ann"]) == []
     header, _, *lines = peer_table([*rows, row(0, "teacher", "plain", 1.0)])[0].splitlines()
     assert header.split()[-4:] == ["@0", "@9", "repaired", "broken"]
     assert [line.split() for line in lines] == [

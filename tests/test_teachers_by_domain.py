@@ -48,12 +48,12 @@ def test_a_run_with_a_teacher_for_each_domain(models: dict, tmp_path: Path) -> N
         "WHERE step = 1 AND domain = 'color'"
     ).to_pylist()
     assert same[0]["gap"] < 1e-3  # of colours the student's own start is the teacher: before the first step no gap
-    shown = token_view(traces.rollout(1, 0))
-    assert shown.contexts["teacher"] in ("teacher:color, plain", "teacher:count, plain")
-    assert all(token.alternatives["teacher"] for token in shown.tokens)
-    asked = {(row.policy, row.domain) for row in load_records(config.run_dir) if row.step == 0}
-    assert {domain for policy, domain in asked if policy == "teacher"} == {"color", "count"}
-    assert {domain for policy, domain in asked if policy == "teacher:color"} >= {"color", "tag", "shape"}
+    displayed = token_view(traces.rollout(1, 0))
+    assert displayed.contexts["teacher"] in ("teacher:color, plain", "teacher:count, plain")
+    assert all(token.alternatives["teacher"] for token in displayed.tokens)
+    requested = {(row.policy, row.domain) for row in load_records(config.run_dir) if row.step == 0}
+    assert {domain for policy, domain in requested if policy == "teacher"} == {"color", "count"}
+    assert {domain for policy, domain in requested if policy == "teacher:color"} >= {"color", "tag", "shape"}
 
 
 def test_teachers_that_fit_no_example_stop_before_training(models: dict, tmp_path: Path) -> None:

@@ -134,5 +134,5 @@ def test_logs_are_kept_and_shown_clean(tmp_path: Path) -> None:
     handler.close()
     assert is_clean((tmp_path / "train.log").read_text())
     (tmp_path / "train.out").write_bytes(f"1/3\r2/3\rdone {EVIL.replace(chr(13), '')}\n".encode(errors="replace"))
-    shown = tail(tmp_path / "train.out")
-    assert shown[0].startswith("done ") and all(map(is_clean, shown))
+    displayed = tail(tmp_path / "train.out")
+    assert displayed[0].startswith("done ") and all(map(is_clean, displayed))

@@ -59,9 +59,9 @@ def test_a_resumed_run_computes_with_as_many_threads_as_before(
 def test_threads_sleep_while_they_wait_however_the_workbench_is_entered(entry: str) -> None:
     plain = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")}
 
-    def policy(**own: str) -> list[str]:
+    def policy(**values: str) -> list[str]:
         command = [sys.executable, "-c", f"{entry}; {WAITS}"]
-        return subprocess.run(command, env=plain | own, capture_output=True, text=True, check=True).stdout.split()
+        return subprocess.run(command, env=plain | values, capture_output=True, text=True, check=True).stdout.split()
 
     assert policy() == ["passive", "0"]
     assert policy(OMP_WAIT_POLICY="active", KMP_BLOCKTIME="200") == ["active", "200"]

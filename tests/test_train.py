@@ -90,8 +90,8 @@ def test_the_trace_holds_every_token_in_one_regime_with_gaps_of_the_recorded_log
         leads = row["logprob_teacher"] >= row["logprob_self"]
         assert row["regime"] in (("LH", "LL", "HT") if leads else ("LH", "LL", "HS"))
     for line in metrics:  # what the trace says a step cost is what the optimiser was given
-        own = [row["contribution"] for row in rows if row["step"] == line["step"]]
-        assert sum(own) == pytest.approx(line["loss"], abs=1e-5)
+        selected = [row["contribution"] for row in rows if row["step"] == line["step"]]
+        assert sum(selected) == pytest.approx(line["loss"], abs=1e-5)
         shares = [line[f"share/{name}"] for name in traces.regimes]
         assert sum(shares) == pytest.approx(1.0)
 
@@ -127,27 +127,32 @@ def test_recording_does_not_change_training(dopd: RunConfig, models: dict, tmp_p
 
 
 def test_the_same_question_is_answered_anew_in_every_step(models: dict, tmp_path: Path) -> None:
-    one = {"data__max_train_examples": 1, "data__eval": None, "training__batch_size": 1, "training__learning_rate": 0.0}
-    config = run_config(models, tmp_path, **one)
+    item = {
+        "data__max_train_examples": 1,
+        "data__eval": None,
+        "training__batch_size": 1,
+        "training__learning_rate": 0.0,
+    }
+    config = run_config(models, tmp_path, **item)
     train(config)
     written = open_traces(config.run_dir).sql(
         "SELECT step, list(completion ORDER BY sample_idx) AS own FROM rollouts GROUP BY step"
     )
-    assert len({tuple(own) for own in written["own"].to_pylist()}) == 4
+    assert len({tuple(row) for row in written["own"].to_pylist()}) == 4
 
 
 def test_a_checkpoint_waits_for_the_traces_before_it(
     models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, found = TraceWriter._write, []
+    write, result = TraceWriter._write, []
 
     def slowly(writer: TraceWriter, batches: tuple[TracedBatch, ...], prefix: str) -> None:
-        time.sleep(0.3)
+        time.sleep(0.1)
         write(writer, batches, prefix)
 
     def looking(folder: Path, step: int, *values: object, **options: object) -> Checkpoint:
         tables = ("tokens", "probe_tokens")
-        found.append(
+        result.append(
             (step, *(open_traces(folder).sql(f"SELECT max(step) AS s FROM {t}")["s"][0].as_py() for t in tables))
         )
         return save_checkpoint(folder, step, *values, **options)
@@ -155,7 +160,7 @@ def test_a_checkpoint_waits_for_the_traces_before_it(
     monkeypatch.setattr(TraceWriter, "_write", slowly)
     monkeypatch.setattr(sys.modules["workbench.training.loop"], "save_checkpoint", looking)
     train(run_config(models, tmp_path, data__eval=None))
-    assert found == [(2, 2, 2), (4, 4, 4)]
+    assert result == [(2, 2, 2), (4, 4, 4)]
 
 
 # d_opsd trains another kind of student: tests/methods/test_d_opsd.py
@@ -181,8 +186,8 @@ def test_every_method_trains_and_is_recorded(name: str, models: dict, tmp_path: 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_lora_trains_the_adapter_alone_and_resumes(dtype: str, models: dict, tmp_path: Path) -> None:
     """With a moving average of it; and in float32 whatever the model is in, since its steps are too small for bfloat16."""
-    own = {"student": str(models["student"]), "lora": {"rank": 2}, "dtype": dtype}
-    values = {"models": own, "method": {"name": "opsd", "self_policy": "student@ema"}}
+    settings = {"student": str(models["student"]), "lora": {"rank": 2}, "dtype": dtype}
+    values = {"models": settings, "method": {"name": "opsd", "self_policy": "student@ema"}}
     whole = run_config(models, tmp_path / "whole", **values)
     train(whole)
     half = run_config(models, tmp_path / "half", **values)
@@ -192,10 +197,10 @@ def test_lora_trains_the_adapter_alone_and_resumes(dtype: str, models: dict, tmp
     folder = list_checkpoints(whole.run_dir)[-1].student
     assert (folder / "adapter_config.json").is_file() and not (folder / "model.safetensors").exists()
     saved = [
-        safetensors.torch.load_file(one / "adapter_model.safetensors")
-        for one in (folder, folder.with_name("student_ema"))
+        safetensors.torch.load_file(entry / "adapter_model.safetensors")
+        for entry in (folder, folder.with_name("student_ema"))
     ]
-    assert {value.dtype for one in saved for value in one.values()} == {torch.float32}
+    assert {value.dtype for item in saved for value in item.values()} == {torch.float32}
     assert any(not torch.equal(value, saved[1][name]) for name, value in saved[0].items())
 
 
@@ -242,10 +247,10 @@ def test_what_nobody_foresaw_and_a_full_memory_are_written_down(models: dict, tm
         assert status["status"] == "failed"
         return status["error"], (config.run_dir / "train.log").read_text()
 
-    said, log = fails(ZeroDivisionError("by zero"))
-    assert said == "ZeroDivisionError: by zero (see train.log for the traceback)" and "Traceback" in log
-    said, _ = fails(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
-    assert said.startswith("out of device memory: CUDA out of memory.") and "models.lora.rank" in said
+    output, log = fails(ZeroDivisionError("by zero"))
+    assert output == "ZeroDivisionError: by zero (see train.log for the traceback)" and "Traceback" in log
+    output, _ = fails(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert output.startswith("out of device memory: CUDA out of memory.") and "models.lora.rank" in output
 
 
 def test_gradient_checkpointing_changes_no_loss(dopd: RunConfig, models: dict, tmp_path: Path) -> None:
@@ -255,17 +260,17 @@ def test_gradient_checkpointing_changes_no_loss(dopd: RunConfig, models: dict, t
 
 
 def test_bfloat16_trains_and_says_if_steps_are_rounded_away(models: dict, tmp_path: Path) -> None:
-    for name, precision, rate, said in (
+    for name, precision, rate, output in (
         ("half", {"models__dtype": "bfloat16"}, 1e-6, True),
         ("far", {"models__dtype": "bfloat16"}, 1e-1, False),
         ("mixed", {"training__mixed_precision": "bf16", "models__teacher_dtype": "bfloat16"}, 1e-6, False),
     ):
-        own = {"training__steps": 2, "training__learning_rate": rate, "data__eval": None, **precision}
-        config = run_config(models, tmp_path, name=name, **own)
-        warned = [one for one in train(config).warnings if "weights changed in this step" in one]
+        settings = {"training__steps": 2, "training__learning_rate": rate, "data__eval": None, **precision}
+        config = run_config(models, tmp_path, name=name, **settings)
+        warned = [warning for warning in train(config).warnings if "weights changed in this step" in warning]
         moved = [line.get("weights_moved") for line in RunFolder(config.run_dir).metrics("train")]
-        assert len(losses(config)) == 2 and bool(warned) == said, (name, moved)
-        if said:
+        assert len(losses(config)) == 2 and bool(warned) == output, (name, moved)
+        if output:
             assert max(moved) < 0.5 and "models.lora.rank" in warned[0]
         elif name == "far":
             assert min(moved) > 0.5
@@ -291,10 +296,10 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_end(dopd: RunConfig, mod
     train(config, resume=True)
     assert losses(config) == losses(dopd)
     for table in ("tokens", "probe_tokens"):
-        rows = [open_traces(one.run_dir).sql(POSITIONS.format(table)).to_pylist() for one in (config, dopd)]
+        rows = [open_traces(entry.run_dir).sql(POSITIONS.format(table)).to_pylist() for entry in (config, dopd)]
         assert rows[0] == rows[1]
     key = ("step", "policy", "context", "example_id", "text", "confidence")
-    answers = [[[getattr(row, k) for k in key] for row in load_records(one.run_dir)] for one in (config, dopd)]
+    answers = [[[getattr(row, k) for k in key] for row in load_records(item.run_dir)] for item in (config, dopd)]
     assert answers[0] == answers[1]
 
 
@@ -431,8 +436,8 @@ def test_a_batch_of_nothing_but_unreadable_images_takes_the_next_that_can_be_rea
     values = {"method": {"name": "opd"}, "data": {"train": str(data)}, "training__batch_size": 1}
     config = run_config(models, tmp_path, **values)
     assert train(config).skipped == {"image cannot be read": 3}
-    shown = open_traces(config.run_dir).sql("SELECT DISTINCT step, example_id FROM rollouts ORDER BY step")
-    assert shown.to_pylist() == [{"step": step, "example_id": "2"} for step in (1, 2, 3, 4)]
+    displayed = open_traces(config.run_dir).sql("SELECT DISTINCT step, example_id FROM rollouts ORDER BY step")
+    assert displayed.to_pylist() == [{"step": step, "example_id": "2"} for step in (1, 2, 3, 4)]
     data.write_text(json.dumps(rows[0]) + "\n")
     with raises(DataError, "step 1", "1 examples"):
         train(run_config(models, tmp_path, name="none", **values))
@@ -488,12 +493,12 @@ def test_run_json_says_what_is_done_between_steps(
     models: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_config(models, tmp_path, training__steps=1, evaluation__every=0)
-    seen, asked = [], evaluate.evaluate_policies
+    seen, requested = [], evaluate.evaluate_policies
 
     def look(*values: object, **options: object) -> list:
         status = RunFolder.open(config.run_dir).status
         seen.append((status["steps_done"], status["doing"]))
-        return asked(*values, **options)
+        return requested(*values, **options)
 
     monkeypatch.setattr(evaluate, "evaluate_policies", look)
     train(config)

@@ -85,8 +85,8 @@ def test_a_reference_that_cannot_be_learned_is_skipped_before_training(
     assert log.index("skipped ") < log.index(f"{method}: 5 examples, steps 0 to 4")  # named before the first step
     assert f"{tmp_path / 'data.jsonl'}:6" in log
     assert re.search(says, line["message"])
-    shown = open_traces(config.run_dir).sql("SELECT DISTINCT example_id FROM rollouts").to_pylist()
-    assert "6" not in {row["example_id"] for row in shown}
+    displayed = open_traces(config.run_dir).sql("SELECT DISTINCT example_id FROM rollouts").to_pylist()
+    assert "6" not in {row["example_id"] for row in displayed}
     assert train(config, resume=True).skipped == {reason: 1}
 
 
@@ -110,12 +110,12 @@ def stop_at(step: int):
 
 def test_a_reference_that_fits_alone_and_not_behind_its_prompt_is_skipped_when_it_is_met(student: object) -> None:
     lengths = {len(student.answer_ids("1 " * count)): "1 " * count for count in range(200, student.context_length)}
-    one = example(question="what?", reference=lengths[student.context_length - 4])
+    item = example(question="what?", reference=lengths[student.context_length - 4])
     views = [(student, "plain")]
-    assert text_problem(one, views, [student]) is None
-    problem = encoding_problem(one, views, [student])
+    assert text_problem(item, views, [student]) is None
+    problem = encoding_problem(item, views, [student])
     assert problem.reason == "prompt cannot be encoded" and "and its reference" in problem.message
-    assert encoding_problem(one, views) is None  # if it is not learned
+    assert encoding_problem(item, views) is None  # if it is not learned
 
 
 @pytest.mark.parametrize("column", ["hint", "caption", "answer", "reference"])
@@ -131,10 +131,12 @@ def test_turns_history_and_labels_are_looked_through_where_they_are_shown(studen
     history = example(history=(Turn("user", "a"), Turn("assistant", f"b{END}")))
     turns = example(turns=(Turn("user", "a"), Turn("user", "<image>")))
     label = example(evidence=Evidence((Box(0, 0, 5, 5), Box(0, 0, 5, 5, "<image>"))))
-    found = [text_problem(one, [(student, c)]) for one, c in ((history, "plain"), (turns, "turns"), (label, "boxes"))]
-    assert [one.reason for one in found] == [f'special token in "{name}"' for name in ("history", "turns", "boxes")]
-    assert ['column "history[1]"' in found[0].message, 'column "turns[1]"' in found[1].message] == [True, True]
-    assert 'column "boxes[1].label"' in found[2].message
+    matches = [
+        text_problem(entry, [(student, c)]) for entry, c in ((history, "plain"), (turns, "turns"), (label, "boxes"))
+    ]
+    assert [item.reason for item in matches] == [f'special token in "{name}"' for name in ("history", "turns", "boxes")]
+    assert ['column "history[1]"' in matches[0].message, 'column "turns[1]"' in matches[1].message] == [True, True]
+    assert 'column "boxes[1].label"' in matches[2].message
     assert text_problem(turns, [(student, "plain")]) is None and text_problem(label, [(student, "plain")]) is None
 
 
@@ -142,8 +144,8 @@ def test_training_and_evaluation_data_may_both_have_a_row_1() -> None:
     tally = Tally()
     method = load_method("sdpo")
     for file in ("train.jsonl", "eval.jsonl"):
-        one = replace(example(answer=" ", origin=f"{file}:1"), id="1")
-        assert tally.add_if(one, lacking(one, method)) and tally.add_if(one, lacking(one, method))
+        item = replace(example(answer=" ", origin=f"{file}:1"), id="1")
+        assert tally.add_if(item, lacking(item, method)) and tally.add_if(item, lacking(item, method))
     assert tally.counts == {"no answer": 2} and str(tally).startswith("no answer: 2; the first is train.jsonl:1")
 
 

@@ -19,14 +19,14 @@ def watched(*spans: tuple[int, dict]) -> HealthMonitor:
 
 
 def test_steps_that_are_rounded_away_are_told_but_not_of_a_schedule_s_ends() -> None:
-    def told(*steps: tuple[float, float]) -> dict[str, str]:
+    def printed(*steps: tuple[float, float]) -> dict[str, str]:
         watch = HealthMonitor(learning_rate=1.0)
         for step, (rate, moved) in enumerate(steps, start=1):
             watch.update(step, {**HEALTHY, "learning_rate": rate, "weights_moved": moved})
         return watch.warnings
 
-    assert told((0.01, 0.1), (1.0, 0.9), (0.4, 0.3), (0.0, 0.0)) == {}
-    assert "step 2: only 20% of" in told((0.01, 0.1), (1.0, 0.2))["weights_moved"]
+    assert printed((0.01, 0.1), (1.0, 0.9), (0.4, 0.3), (0.0, 0.0)) == {}
+    assert "step 2: only 20% of" in printed((0.01, 0.1), (1.0, 0.2))["weights_moved"]
 
 
 @pytest.mark.parametrize(("precision", "normal", "strange"), [("float32", 1e-6, 4e-3), ("bfloat16", 0.07, 0.3)])

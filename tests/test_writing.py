@@ -124,8 +124,8 @@ def test_a_subspace_larger_than_the_layer_ends_before_the_first_step(models: dic
 
 
 def test_the_check_tells_what_would_be_prepared(whole: RunConfig) -> None:
-    found = {check.name: check.finding for check in check_config(whole)}
-    assert found["prepared, of 4 examples"].startswith("calibration examples: 3, answer tokens: 3")
+    result = {check.name: check.finding for check in check_config(whole)}
+    assert result["prepared, of 4 examples"].startswith("calibration examples: 3, answer tokens: 3")
 
 
 def test_a_run_whose_answers_are_to_more_examples_is_refused(whole: RunConfig, models: dict) -> None:

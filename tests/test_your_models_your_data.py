@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_page_can_be_followed(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    names, said = {}, {}
+    names, output = {}, {}
     for language, text in BLOCK.findall(PAGE.read_text("utf-8")):
         if language == "yaml":
             Path(re.match(r"# (\S+)", text).group(1)).write_text(text)
@@ -39,11 +39,11 @@ def test_the_page_can_be_followed(folder: Path, capsys: pytest.CaptureFixture) -
             for line in text.splitlines():
                 program, *arguments = shlex.split(line)
                 assert program == "workbench" and main(arguments) == 0, capsys.readouterr().err
-                said[" ".join(arguments[:2])] = capsys.readouterr().out
-    assert "mine.parquet.preview.html" in said["import mine.parquet"]
+                output[" ".join(arguments[:2])] = capsys.readouterr().out
+    assert "mine.parquet.preview.html" in output["import mine.parquet"]
     assert "green door" in Path("mine.parquet.preview.html").read_text()
-    assert "WRONG" not in said["check my-run.yaml"] and "the written ids" in said["check my-run.yaml"]
-    assert "dopd · 2 steps · finished" in said["summary runs/my-run"]
+    assert "WRONG" not in output["check my-run.yaml"] and "the written ids" in output["check my-run.yaml"]
+    assert "dopd · 2 steps · finished" in output["summary runs/my-run"]
     assert sum(row["tokens"] for row in names["found"].to_pylist()) > 0
     assert type(names["student"]).__name__ == "Qwen3VLForConditionalGeneration"
     assert "AutoProcessor` needs the package torchvision" in (folder / "my-student/README.md").read_text()

@@ -39,31 +39,31 @@ HYBRID = {
 }
 
 
-def save_text_model(folder: Path, model_type: str, own: dict, seed: int = 0) -> Path:
+def save_text_model(folder: Path, model_type: str, values: dict, seed: int = 0) -> Path:
     """A model of a family with its sizes in TEXT, and `own` settings beside or instead of them."""
     tokenizer = small_tokenizer({})
     tokenizer.chat_template = CHAT_TEMPLATE
-    known = type(AutoConfig.for_model(model_type))
-    fields = AutoConfig.for_model(model_type).to_dict().keys() | getattr(known, "attribute_map", {}).keys()
+    recorded = type(AutoConfig.for_model(model_type))
+    fields = AutoConfig.for_model(model_type).to_dict().keys() | getattr(recorded, "attribute_map", {}).keys()
     sizes = {key: value for key, value in TEXT.items() if key in fields}
     ends = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **{**sizes, **own}, **ends)
+    config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **{**sizes, **values}, **ends)
     return save_model(folder, AutoModelForCausalLM.from_config, config, tokenizer, seed)
 
 
-def text_policy(folder: Path, model_type: str, own: dict, **options: object) -> AutoregressivePolicy:
-    return load_policy(save_text_model(folder, model_type, own), "student", **options)
+def text_policy(folder: Path, model_type: str, values: dict, **options: object) -> AutoregressivePolicy:
+    return load_policy(save_text_model(folder, model_type, values), "student", **options)
 
 
 @torch.no_grad()
 def plain_logprobs(policy: AutoregressivePolicy, prompt: Prompt, completion: tuple[int, ...]) -> torch.Tensor:
     """Log-probs of a completion by `model(**inputs).logits` alone: one row, nothing padded, kept or shared."""
     encoded = policy.encoder.encode(prompt)
-    shown = encoded["input_ids"].shape[1]
+    displayed = encoded["input_ids"].shape[1]
     ids = torch.cat((encoded["input_ids"], torch.tensor([completion])), -1)
     longer = {name: torch.zeros_like(ids) for name in ("token_type_ids", "mm_token_type_ids") if name in encoded}
     for name, whole in longer.items():
-        whole[:, :shown] = encoded[name]
+        whole[:, :displayed] = encoded[name]
     inputs = encoded | longer | {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-    logits = policy.model(**inputs).logits[0, shown - 1 : -1].float()
+    logits = policy.model(**inputs).logits[0, displayed - 1 : -1].float()
     return logits.log_softmax(-1).gather(-1, torch.tensor(completion).unsqueeze(-1)).squeeze(-1)

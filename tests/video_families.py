@@ -76,9 +76,9 @@ def save_qwen3_vl(folder: Path, seed: int = 0) -> Path:
     )
 
 
-def _tower(**own: object) -> dict:
+def _tower(**values: object) -> dict:
     sizes = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2}
-    return {**sizes, "out_hidden_size": TEXT["hidden_size"], **own}
+    return {**sizes, "out_hidden_size": TEXT["hidden_size"], **values}
 
 
 def _qwen(official: type, video: str, patch_size: int) -> tuple[object, dict]:

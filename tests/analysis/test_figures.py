@@ -40,16 +40,18 @@ def drawn(dopd: Path, opd: Path, theme: str) -> dict[str, go.Figure]:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_every_figure_names_its_run_and_its_units(dopd: Path, opd: Path, theme: str) -> None:
-    for kind, made in drawn(dopd, opd, theme).items():
-        assert "dopd" in made.layout.title.text, kind
-        assert made.layout.template.layout.paper_bgcolor == SURFACE[theme] and len(made.data), kind
+    for kind, created in drawn(dopd, opd, theme).items():
+        assert "dopd" in created.layout.title.text, kind
+        assert created.layout.template.layout.paper_bgcolor == SURFACE[theme] and len(created.data), kind
         if kind not in ("sankey",):
-            titles = [axis.title.text for axis in (*made.select_xaxes(), *made.select_yaxes())]
+            titles = [axis.title.text for axis in (*created.select_xaxes(), *created.select_yaxes())]
             assert any(titles), kind
-        for trace in made.data:
-            shown = [trace.node.hovertemplate, trace.link.hovertemplate] if kind == "sankey" else [trace.hovertemplate]
-            assert trace.hoverinfo == "skip" or all("<extra></extra>" in text for text in shown), kind
-        made.to_json()
+        for trace in created.data:
+            displayed = (
+                [trace.node.hovertemplate, trace.link.hovertemplate] if kind == "sankey" else [trace.hovertemplate]
+            )
+            assert trace.hoverinfo == "skip" or all("<extra></extra>" in text for text in displayed), kind
+        created.to_json()
 
 
 def test_curves_draw_the_numbers_of_the_table(dopd: Path) -> None:
@@ -61,33 +63,35 @@ def test_curves_draw_the_numbers_of_the_table(dopd: Path) -> None:
 
 def test_a_sankey_has_a_link_per_row_and_says_how_many_moved(dopd: Path) -> None:
     table = movement.transitions(dopd)
-    made = figures.sankey(table, movement.regime_notes(dopd))
-    link = made.data[0].link
+    created = figures.sankey(table, movement.regime_notes(dopd))
+    link = created.data[0].link
     assert list(link.value) == table.frame["num_positions"].tolist()
     moved = table.frame.loc[table.frame["source"] != table.frame["target"], "num_positions"].sum()
-    assert f"{moved:,} of {table.frame['num_positions'].sum():,} probe tokens changed" in made.layout.title.text
+    assert f"{moved:,} of {table.frame['num_positions'].sum():,} probe tokens changed" in created.layout.title.text
 
 
 def test_stacked_shares_reach_one_everywhere(dopd: Path) -> None:
-    made = figures.stacked_shares(regimes.shares_over_steps(dopd))
-    assert [trace.name for trace in made.data] == ["LH", "LL", "HT", "HS"]
-    assert [sum(values) for values in zip(*(trace.y for trace in made.data), strict=True)] == pytest.approx([1.0] * 4)
-    assert len({trace.fillcolor for trace in made.data}) == 4
+    created = figures.stacked_shares(regimes.shares_over_steps(dopd))
+    assert [trace.name for trace in created.data] == ["LH", "LL", "HT", "HS"]
+    assert [sum(values) for values in zip(*(trace.y for trace in created.data), strict=True)] == pytest.approx(
+        [1.0] * 4
+    )
+    assert len({trace.fillcolor for trace in created.data}) == 4
 
 
 def test_the_shares_of_a_single_step_are_a_stacked_bar(dopd: Path) -> None:
-    found = regimes.shares_over_steps(dopd)
-    first = replace(found, frame=found.frame[found.frame["step"] == 1])
-    made = figures.stacked_shares(first)
-    assert {trace.type for trace in made.data} == {"bar"} and made.layout.barmode == "stack"
-    assert sum(trace.y[0] for trace in made.data) == pytest.approx(1.0)
+    result = regimes.shares_over_steps(dopd)
+    first = replace(result, frame=result.frame[result.frame["step"] == 1])
+    created = figures.stacked_shares(first)
+    assert {trace.type for trace in created.data} == {"bar"} and created.layout.barmode == "stack"
+    assert sum(trace.y[0] for trace in created.data) == pytest.approx(1.0)
 
 
 def test_an_empty_table_becomes_a_sentence() -> None:
     nothing = Table(pd.DataFrame(), empty="Wait for the first step, then <b>look</b> again.")
     for draw in (figures.curves, figures.share_bars, figures.heatmap):
-        made = draw(nothing, title="Nothing")
-        assert "Wait for the first step, then &lt;b&gt;look&lt;/b&gt; again." in made.layout.annotations[
+        created = draw(nothing, title="Nothing")
+        assert "Wait for the first step, then &lt;b&gt;look&lt;/b&gt; again." in created.layout.annotations[
             0
         ].text.replace("<br>", " ")
     for draw in (figures.stacked_shares, figures.gap_curves, figures.accuracy_curves, figures.information_share):
@@ -126,14 +130,14 @@ def test_an_axis_of_a_constant_begins_at_zero() -> None:
 
 def test_a_curve_says_where_it_is_not_a_number() -> None:
     nan = float("nan")
-    for values, said in (
+    for values, output in (
         ((1, nan, nan), "not a number from step 2 on"),
         ((1, nan, 3), "not a number at step 2<"),
         ((1, nan, 3, nan), "not a number at step 2 and later"),
         ((nan,), "not a number at step 1<"),
         ((1, float("inf")), "not a number at step 2<"),
     ):
-        assert said in curve(*values).layout.title.text, values
+        assert output in curve(*values).layout.title.text, values
     assert "not a number" not in curve(1, 2).layout.title.text
     thinned = run_tables.thin(
         pd.DataFrame({"step": range(5000), "metric": "loss", "value": [1.0] * 2000 + [nan] * 3000})
@@ -143,11 +147,11 @@ def test_a_curve_says_where_it_is_not_a_number() -> None:
 
 def test_words_of_a_long_answer_are_not_printed_over_each_other() -> None:
     rows = [
-        {"step": step, "position": place, "token": "word", "value": 0.5} for step in (0, 20) for place in range(838)
+        {"step": step, "position": index, "token": "word", "value": 0.5} for step in (0, 20) for index in range(838)
     ]
-    made = figures.heatmap(Table(pd.DataFrame(rows), run="run"), title="Probe")
-    assert made.layout.xaxis.ticktext is None and made.layout.xaxis.title.text == "token position"
-    assert made.layout.height >= 260, "room for the numbers of the color bar"
+    created = figures.heatmap(Table(pd.DataFrame(rows), run="run"), title="Probe")
+    assert created.layout.xaxis.ticktext is None and created.layout.xaxis.title.text == "token position"
+    assert created.layout.height >= 260, "room for the numbers of the color bar"
 
 
 def test_text_of_users_is_shown_and_not_read_as_markup() -> None:

@@ -34,34 +34,34 @@ def directions(weight: torch.Tensor, left: int, right: int, size: float = 0.1) -
 def save(folder: Path, **tensors: torch.Tensor) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file(
-        {name.replace("__", "."): one for name, one in tensors.items()}, folder / "model.safetensors"
+        {name.replace("__", "."): item for name, item in tensors.items()}, folder / "model.safetensors"
     )
     return folder
 
 
 def test_an_update_of_rank_one_has_rank_one_and_its_own_norm(weight: torch.Tensor) -> None:
-    found = measure(weight, weight + directions(weight, 3, 7))
-    assert found["stable_rank"] == pytest.approx(1, abs=1e-4) and found["energy_top_1"] == pytest.approx(1, abs=1e-6)
-    assert found["effective_rank"] == pytest.approx(1, abs=1e-3)
-    assert found["rank_1e-04"] == 1 / SIZE
-    assert found["delta_norm"] == pytest.approx(0.1, rel=1e-4)
-    assert found["relative_delta"] == pytest.approx(0.1 / math.sqrt(sum(n * n for n in range(1, SIZE + 1))), rel=1e-4)
+    result = measure(weight, weight + directions(weight, 3, 7))
+    assert result["stable_rank"] == pytest.approx(1, abs=1e-4) and result["energy_top_1"] == pytest.approx(1, abs=1e-6)
+    assert result["effective_rank"] == pytest.approx(1, abs=1e-3)
+    assert result["rank_1e-04"] == 1 / SIZE
+    assert result["delta_norm"] == pytest.approx(0.1, rel=1e-4)
+    assert result["relative_delta"] == pytest.approx(0.1 / math.sqrt(sum(n * n for n in range(1, SIZE + 1))), rel=1e-4)
 
 
 def test_ranks_of_an_update_with_known_singular_values() -> None:
     zero, values = torch.zeros(SIZE, SIZE), torch.tensor([4.0, 2.0, 2.0] + [0.0] * (SIZE - 3))
-    found = measure(zero, torch.diag(values))
-    assert found["stable_rank"] == pytest.approx(24 / 16) and found["rank_1e-06"] == 3 / SIZE
-    assert found["effective_rank"] == pytest.approx(2 ** (0.5 + 2 * 0.25 * 2))
-    assert [found[f"energy_top_{one}"] for one in (1, 2, 4)] == pytest.approx([16 / 24, 20 / 24, 1])
-    assert found["relative_delta"] is None, "there is nothing it could be relative to"
+    result = measure(zero, torch.diag(values))
+    assert result["stable_rank"] == pytest.approx(24 / 16) and result["rank_1e-06"] == 3 / SIZE
+    assert result["effective_rank"] == pytest.approx(2 ** (0.5 + 2 * 0.25 * 2))
+    assert [result[f"energy_top_{item}"] for item in (1, 2, 4)] == pytest.approx([16 / 24, 20 / 24, 1])
+    assert result["relative_delta"] is None, "there is nothing it could be relative to"
 
 
 def test_an_update_inside_the_principal_subspace_overlaps_it_wholly_and_one_outside_not_at_all(
     weight: torch.Tensor,
 ) -> None:
     inside, outside, half = (measure(weight, weight + directions(weight, *at)) for at in ((1, 0), (18, 19), (0, 19)))
-    assert [found["projection_10pct"] for found in (inside, outside, half)] == pytest.approx([1, 0, 0], abs=1e-5)
+    assert [result["projection_10pct"] for result in (inside, outside, half)] == pytest.approx([1, 0, 0], abs=1e-5)
     assert half["projection_left_10pct"] == pytest.approx(1, abs=1e-5) and half["projection_right_10pct"] < 1e-5
     assert inside["projection_1pct"] < 1e-5, "the first direction alone does not hold it"
 
@@ -73,19 +73,19 @@ def test_a_subspace_that_turns_by_a_known_angle(weight: torch.Tensor) -> None:
     turn[0, 0] = turn[5, 5] = math.cos(angle)
     turn[0, 5], turn[5, 0] = -math.sin(angle), math.sin(angle)
     after = (vectors.U @ turn @ torch.diag(vectors.S) @ vectors.Vh).float()
-    found = measure(weight, after)
-    assert found["rotation_1pct"] == pytest.approx(math.sin(angle), rel=1e-3)
-    assert found["rotation_10pct"] == pytest.approx(math.sin(angle) / 2, rel=1e-3), "one of the two directions turned"
-    assert found["spectral_drift"] == pytest.approx(0, abs=1e-6)
+    result = measure(weight, after)
+    assert result["rotation_1pct"] == pytest.approx(math.sin(angle), rel=1e-3)
+    assert result["rotation_10pct"] == pytest.approx(math.sin(angle) / 2, rel=1e-3), "one of the two directions turned"
+    assert result["spectral_drift"] == pytest.approx(0, abs=1e-6)
     assert measure(weight, 1.01 * weight)["spectral_drift"] == pytest.approx(0.01, rel=1e-3)
 
 
 def test_a_sparse_update_is_counted_exactly(weight: torch.Tensor) -> None:
     after = weight.clone()
     after[0, :8] = torch.arange(8) + 100.0
-    found = measure(weight, after)
-    assert found["unchanged"] == found["below_1e-05"] == 1 - 8 / SIZE**2
-    assert found["energy_coordinates_5pct"] == pytest.approx(1), "20 coordinates hold all that changed"
+    result = measure(weight, after)
+    assert result["unchanged"] == result["below_1e-05"] == 1 - 8 / SIZE**2
+    assert result["energy_coordinates_5pct"] == pytest.approx(1), "20 coordinates hold all that changed"
     tiny = measure(torch.ones(10, 10), torch.ones(10, 10) + 5e-6)
     assert (tiny["unchanged"], tiny["below_1e-05"], tiny["below_1e-06"], tiny["below_rms_1e-04"]) == (0, 1, 0, 1)
 
@@ -105,12 +105,12 @@ def test_updates_on_the_smallest_weights_are_enriched_there_and_a_random_mask_is
     before = torch.arange(1.0, 401.0).reshape(20, 20)
     after = before.clone()
     after.view(-1)[:20] += 1  # the smallest 5 %
-    found = measure(before, after)
-    assert found["overlap_low_5pct_0e+00"] == found["coverage_low_5pct_0e+00"] == 1
-    assert found["enrichment_low_5pct_0e+00"] == pytest.approx(20) and found[
+    result = measure(before, after)
+    assert result["overlap_low_5pct_0e+00"] == result["coverage_low_5pct_0e+00"] == 1
+    assert result["enrichment_low_5pct_0e+00"] == pytest.approx(20) and result[
         "enrichment_low_10pct_0e+00"
     ] == pytest.approx(10)
-    assert found["enrichment_principal_20pct_0e+00"] == 0, "the largest coordinates lie elsewhere"
+    assert result["enrichment_principal_20pct_0e+00"] == 0, "the largest coordinates lie elsewhere"
     generator = torch.Generator().manual_seed(1)
     large = torch.randn(300, 300, generator=generator)
     moved = large + (torch.rand(300, 300, generator=generator) < 0.3)
@@ -145,12 +145,12 @@ def test_two_checkpoints_are_compared_tensor_by_tensor(weight: torch.Tensor, tmp
         norm: torch.ones(SIZE) * 1.5,
         "counter": torch.ones(1, dtype=torch.long),
     }
-    found = compare(*(open_weights(save(tmp_path / name, **one)) for name, one in (("a", source), ("b", target))))
-    assert found.left_out == ("counter",) and len(found.tensors) == 8
-    assert set(columns()) <= set(found.tensors.columns)
-    for _, own in found.tensors.groupby(["precision", "delta"]):
-        assert own["energy_share"].sum() == pytest.approx(1)
-    groups = found.groups.set_index(["group", "precision", "delta"])
+    result = compare(*(open_weights(save(tmp_path / name, **item)) for name, item in (("a", source), ("b", target))))
+    assert result.left_out == ("counter",) and len(result.tensors) == 8
+    assert set(columns()) <= set(result.tensors.columns)
+    for _, values in result.tensors.groupby(["precision", "delta"]):
+        assert values["energy_share"].sum() == pytest.approx(1)
+    groups = result.groups.set_index(["group", "precision", "delta"])
     whole = groups.loc["all", "float32", "update"]
     assert whole["delta_norm"] == pytest.approx(math.sqrt(0.01 + SIZE * 0.25), rel=1e-4)
     assert whole["stable_rank"] == pytest.approx(1, abs=1e-3) and whole["coordinates"] == SIZE**2 + SIZE
@@ -215,17 +215,17 @@ def test_shards_are_read_as_one_model(tmp_path: Path) -> None:
     ],
 )
 def test_every_family_s_names_have_a_module(name: str, group: str, layer: int | None) -> None:
-    place = group_of(name)
-    assert place.group == group
-    assert place.layer == (None if name == "multi_modal_projector.linear_1.weight" else layer)
+    position = group_of(name)
+    assert position.group == group
+    assert position.layer == (None if name == "multi_modal_projector.linear_1.weight" else layer)
 
 
 def test_of_a_large_matrix_the_directions_are_drawn_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(geometry, "MAX_EXACT", 4)
     before, moved = torch.randn(2, 60, 60, generator=torch.Generator().manual_seed(0))
-    state, found = torch.get_rng_state(), []
+    state, result = torch.get_rng_state(), []
     for seed in (3, 3, 4):
-        found.append(measure(before, before + 0.1 * moved, seed=seed))
+        result.append(measure(before, before + 0.1 * moved, seed=seed))
         torch.rand(1)
     torch.set_rng_state(state)
-    assert found[0] == found[1] != found[2]
+    assert result[0] == result[1] != result[2]

@@ -65,8 +65,8 @@ def test_masks_are_written_from_the_command_line(folder: Path, capsys: pytest.Ca
         )
         == 0
     )
-    said = capsys.readouterr().out
-    assert "changed by more than 0 in bfloat16" in said and "in every tensor" in said
+    output = capsys.readouterr().out
+    assert "changed by more than 0 in bfloat16" in output and "in every tensor" in output
     assert mask_facts(files[0])["dtype"] == "bfloat16" and mask_facts(files[1])["random_like"] == files[0]
     assert main(["geometry", str(folder / "opd"), "--random-mask", files[1]]) == 2
     assert "--save-mask FILE" in capsys.readouterr().err
@@ -93,13 +93,15 @@ def test_the_tab_draws_what_was_measured_and_else_says_what_to_do(folder: Path, 
     context = AppContext(folder, folder)
     words, *drawn, rows = tab.draw(context, "opd", theme)
     figures, asides = drawn[:5], drawn[5:]
-    assert "workbench geometry" in words and all("wbu-aside" in one for one in asides) and len(asides) == len(figures)
-    assert all("opd, step 4, learning rate 0.001" in one.layout.title.text and one.data for one in figures)
+    assert (
+        "workbench geometry" in words and all("wbu-aside" in aside for aside in asides) and len(asides) == len(figures)
+    )
+    assert all("opd, step 4, learning rate 0.001" in figure.layout.title.text and figure.data for figure in figures)
     assert "random" in rows and "bfloat16" in rows and "vision tower" in rows
-    for made, same in zip(
+    for created, same in zip(
         figures, geometry_figures.all_figures(geometry_files.read(folder / "opd/geometry"), theme), strict=True
     ):
-        assert made == same
+        assert created == same
     _, *nothing, rows = tab.draw(context, "dopd", theme)
     assert "not measured yet" in rows and not any(nothing)
     assert "workbench geometry RUN" in rows
@@ -107,7 +109,7 @@ def test_the_tab_draws_what_was_measured_and_else_says_what_to_do(folder: Path, 
 
 def test_the_tab_measures_unless_it_is_read_only(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "dopd", tmp_path / "runs/dopd")
-    said, *drawn = tab.measure(AppContext(tmp_path / "runs", tmp_path), "dopd", "light")
-    assert "Measured: dopd, step 4" in said and drawn[1].data
+    output, *drawn = tab.measure(AppContext(tmp_path / "runs", tmp_path), "dopd", "light")
+    assert "Measured: dopd, step 4" in output and drawn[1].data
     with raises(RunError, "read-only"):
         tab.measure(AppContext(tmp_path / "runs", tmp_path, read_only=True), "dopd", "light")

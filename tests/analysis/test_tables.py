@@ -32,12 +32,12 @@ def test_runs_are_listed_with_their_progress_and_last_metrics(runs: Path) -> Non
 
 
 def test_curves_are_the_lines_of_the_metrics_file(dopd: Path) -> None:
-    found = run_tables.metrics(dopd, ("loss", "share/HT"))
+    result = run_tables.metrics(dopd, ("loss", "share/HT"))
     lines = RunFolder.open(dopd).metrics("train")
     for name in ("loss", "share/HT"):
-        own = found.frame[found.frame["metric"] == name]
-        assert own["value"].tolist() == [line[name] for line in lines]
-    assert found.units == {"loss": "nats", "share/HT": "share of tokens"}
+        values = result.frame[result.frame["metric"] == name]
+        assert values["value"].tolist() == [line[name] for line in lines]
+    assert result.units == {"loss": "nats", "share/HT": "share of tokens"}
     assert set(run_tables.metrics(dopd, kind="eval").frame["step"]) == {0, 2, 4}
 
 
@@ -61,8 +61,8 @@ def test_values_that_differ_are_written_as_the_file_writes_them(tmp_path: Path) 
     for name, text in (("a", "x: null\ny: true\nz: {}\nw: [1, b]\n"), ("b", "x: 3\ny: false\nz: {c: d}\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(text)
-    found = run_tables.config_difference(tmp_path / "a", tmp_path / "b").rows
-    assert [(row["key"], row["a"], row["b"]) for row in found] == [
+    result = run_tables.config_difference(tmp_path / "a", tmp_path / "b").rows
+    assert [(row["key"], row["a"], row["b"]) for row in result] == [
         ("x", "null", "3"),
         ("y", "true", "false"),
         ("z", "{}", "not set"),
@@ -75,13 +75,13 @@ def test_a_page_is_what_the_filters_say(dopd: Path) -> None:
     traces = open_traces(dopd)
     assert tokens.count(dopd) == 4 * 6
     first, second = (tokens.page(traces, page_idx=idx, size=13) for idx in (0, 1))
-    keys = [(row["step"], row["rollout"]) for one in (first, second) for row in one.rows]
+    keys = [(row["step"], row["rollout"]) for item in (first, second) for row in item.rows]
     assert len(set(keys)) == 24 and keys[0][0] == 4
     chosen = tokens.Selection(regime="HS", order="information_gap")
-    found = tokens.page(traces, chosen)
-    assert len(found.frame) == min(25, tokens.count(traces, chosen))
-    assert all("HS" in row["regimes"] for row in found.rows)
-    assert found.frame["information_gap"].abs().is_monotonic_decreasing
+    result = tokens.page(traces, chosen)
+    assert len(result.frame) == min(25, tokens.count(traces, chosen))
+    assert all("HS" in row["regimes"] for row in result.rows)
+    assert result.frame["information_gap"].abs().is_monotonic_decreasing
     assert tokens.page(traces, tokens.Selection(domain="no such")).empty.startswith("No answer matches")
     choices = tokens.choices(traces)
     assert choices["step"] == [1, 2, 3, 4] and choices["regime"] == REGIMES
@@ -127,26 +127,26 @@ def test_shares_of_a_stretch_and_gaps_agree_with_the_positions(dopd: Path) -> No
     assert part["num_positions"].sum() == counted
     gaps = regimes.gaps_over_steps(dopd).frame
     expected = open_traces(dopd).sql("SELECT avg(abs(information_gap)) AS gap FROM tokens WHERE step = 3")["gap"][0]
-    own = gaps[gaps["step"] == 3]
-    mean = (own["abs_information_gap"] * own["num_positions"]).sum() / own["num_positions"].sum()
+    values = gaps[gaps["step"] == 3]
+    mean = (values["abs_information_gap"] * values["num_positions"]).sum() / values["num_positions"].sum()
     assert mean == pytest.approx(expected.as_py(), rel=1e-4)
 
 
 def test_a_probe_over_training_is_a_rectangle_that_can_be_drawn(dopd: Path) -> None:
-    found = movement.of_probe(dopd, 1)
-    assert found.steps == [0, 2, 4]
-    assert {len(row) for row in found.regimes} == {len(found.tokens)}
-    assert {name for row in found.regimes for name in row} <= set(REGIMES)
-    assert "<svg" in render_movement(found.steps, found.tokens, found.regimes, found.notes)
+    result = movement.of_probe(dopd, 1)
+    assert result.steps == [0, 2, 4]
+    assert {len(row) for row in result.regimes} == {len(result.tokens)}
+    assert {name for row in result.regimes for name in row} <= set(REGIMES)
+    assert "<svg" in render_movement(result.steps, result.tokens, result.regimes, result.notes)
     assert movement.of_probe(dopd, 77).empty.startswith("Probe 77 does not exist")
 
 
 def test_transitions_keep_every_probe_token(dopd: Path) -> None:
-    found = movement.transitions(dopd)
+    result = movement.transitions(dopd)
     tokens_of_probes = sum(row["tokens"] for row in movement.probes(dopd).rows)
-    assert found.frame["num_positions"].sum() == tokens_of_probes
-    assert found.frame["share"].sum() == pytest.approx(1.0)
-    assert (found.frame["first_step"].iloc[0], found.frame["last_step"].iloc[0]) == (0, 4)
+    assert result.frame["num_positions"].sum() == tokens_of_probes
+    assert result.frame["share"].sum() == pytest.approx(1.0)
+    assert (result.frame["first_step"].iloc[0], result.frame["last_step"].iloc[0]) == (0, 4)
     same = movement.transitions(dopd, 2, 2).frame
     assert (same["source"] == same["target"]).all()
     with raises(TraceError, "step 3"):
@@ -156,10 +156,10 @@ def test_transitions_keep_every_probe_token(dopd: Path) -> None:
 def test_changes_of_hands_are_counted_as_one_counts_them(dopd: Path) -> None:
     expected = 0
     for probe in movement.probes(dopd).rows:
-        found = movement.of_probe(dopd, probe["rollout"])
+        result = movement.of_probe(dopd, probe["rollout"])
         changes = sum(
             a != b
-            for before, after in zip(found.regimes, found.regimes[1:], strict=False)
+            for before, after in zip(result.regimes, result.regimes[1:], strict=False)
             for a, b in zip(before, after, strict=True)
         )
         assert probe["changes"] == changes
@@ -186,18 +186,22 @@ def test_other_answers_are_aligned_by_their_common_stretches() -> None:
 
 
 def test_accuracies_and_curves_of_two_runs(dopd: Path, opd: Path) -> None:
-    found = compare.accuracy_beside(dopd, opd)
-    (row,) = (row for row in found.rows if (row["policy"], row["context"], row["truth"]) == ("student", "plain", "all"))
+    result = compare.accuracy_beside(dopd, opd)
+    (row,) = (
+        row for row in result.rows if (row["policy"], row["context"], row["truth"]) == ("student", "plain", "all")
+    )
     for run, side in ((dopd, "a"), (opd, "b")):
         for step, name in ((0, "first"), (4, "last")):
-            asked = [
-                one for one in load_records(run) if (one.step, one.policy, one.context) == (step, "student", "plain")
+            requested = [
+                record
+                for record in load_records(run)
+                if (record.step, record.policy, record.context) == (step, "student", "plain")
             ]
-            assert row[f"{name}_{side}"] == pytest.approx(np.mean([one.reward for one in asked]))
-            assert row[f"count_{side}"] == len(asked)
+            assert row[f"{name}_{side}"] == pytest.approx(np.mean([item.reward for item in requested]))
+            assert row[f"count_{side}"] == len(requested)
     long = compare.accuracy_of(dopd, opd).frame.set_index(["run", "policy", "context", "truth", "step"])
     assert long.loc[("opd", "student", "plain", "all", 4)]["accuracy"] == row["last_b"]
-    assert found.units["first_a"] == "dopd, step 0" and found.units["last_b"] == "opd, step 4"
+    assert result.units["first_a"] == "dopd, step 0" and result.units["last_b"] == "opd, step 4"
     assert compare.evaluated_apart(dopd, opd)[::2] == (0, 0)
     assert set(compare.metrics_of(dopd, opd, ("loss",)).frame["run"]) == {"dopd", "opd"}
 
@@ -213,11 +217,13 @@ def test_a_run_evaluated_once_has_no_newest_accuracy_and_other_questions_are_cou
     kept = first.read_text().splitlines(keepends=True)
     (gone,) = {json.loads(line)["example_id"] for line in kept[:1]}
     first.write_text("".join(line for line in kept if json.loads(line)["example_id"] != gone))
-    found = compare.accuracy_beside(dopd, once)
-    (row,) = (row for row in found.rows if (row["policy"], row["context"], row["truth"]) == ("student", "plain", "all"))
+    result = compare.accuracy_beside(dopd, once)
+    (row,) = (
+        row for row in result.rows if (row["policy"], row["context"], row["truth"]) == ("student", "plain", "all")
+    )
     assert row["last_a"] is not None and row["last_b"] is None and row["confidence_b"] is not None
     assert row["count_b"] == row["count_a"] - 1
-    assert found.units["last_b"] == "once, no later evaluation" and found.units["confidence_b"] == "once, step 0"
+    assert result.units["last_b"] == "once, no later evaluation" and result.units["confidence_b"] == "once, step 0"
     assert compare.evaluated_apart(dopd, once)[0] == 1 and compare.evaluated_apart(dopd, once)[2] == 0
 
 
@@ -227,22 +233,22 @@ def test_shares_bought_by_information_are_those_of_the_positions(dopd: Path) -> 
                       sum(abs(contribution)) FILTER (abs(information_gap) > abs(capability_gap)) / sum(abs(contribution)) AS loss
                FROM tokens GROUP BY step ORDER BY step"""
     expected = open_traces(dopd).sql(query).to_pandas()
-    own = frame[frame["truth"] == "all"]
-    np.testing.assert_allclose(own["position_share"], expected["share"])
-    np.testing.assert_allclose(own["loss_share"], expected["loss"].fillna(0.0), rtol=1e-5)
+    values = frame[frame["truth"] == "all"]
+    np.testing.assert_allclose(values["position_share"], expected["share"])
+    np.testing.assert_allclose(values["loss_share"], expected["loss"].fillna(0.0), rtol=1e-5)
     assert illusion.loss_by_truth(dopd).frame["position_share"].sum() == pytest.approx(1.0)
 
 
 def test_of_a_long_run_neighbouring_steps_are_one_point(dopd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(illusion, "MAX_POINTS", 2)
     frame = illusion.information_dominated_loss(dopd).frame
-    own = frame[frame["truth"] == "all"]
+    values = frame[frame["truth"] == "all"]
     steps = sorted(open_traces(dopd).steps("tokens"))
     half = -(-len(steps) // 2)
-    assert own[["first_step", "step"]].to_numpy().tolist() == [[steps[0], steps[half - 1]], [steps[half], steps[-1]]]
+    assert values[["first_step", "step"]].to_numpy().tolist() == [[steps[0], steps[half - 1]], [steps[half], steps[-1]]]
     query = "SELECT avg(CAST(abs(information_gap) > abs(capability_gap) AS INT)) AS share FROM tokens WHERE step < ?"
     expected = open_traces(dopd).sql(query.replace("?", str(steps[half]))).to_pandas()["share"]
-    np.testing.assert_allclose(own["position_share"].iloc[0], expected.iloc[0])
+    np.testing.assert_allclose(values["position_share"].iloc[0], expected.iloc[0])
 
 
 def test_auroc_by_hand() -> None:
@@ -252,12 +258,12 @@ def test_auroc_by_hand() -> None:
 
 
 def test_worst_cases_are_ranked_and_open_in_the_token_view(dopd: Path) -> None:
-    found = illusion.worst_cases(dopd)
-    for row in found.rows:
+    result = illusion.worst_cases(dopd)
+    for row in result.rows:
         assert row["information_gap"] > abs(row["capability_gap"]) and row["source"]
-    if not found.empty:
-        assert found.frame["loss"].is_monotonic_decreasing
-        row = found.rows[0]
+    if not result.empty:
+        assert result.frame["loss"].is_monotonic_decreasing
+        row = result.rows[0]
         view = tokens.answer(dopd, row["step"], row["rollout"], process=row["process"])
         assert view.tokens[row["position"]].text == row["token"]
     wrong = illusion.confidently_wrong(dopd).frame
@@ -282,8 +288,8 @@ def test_worst_cases_of_a_long_run_are_those_of_all_its_tokens(
 ) -> None:
     every = illusion.worst_cases(long_run, limit=20).rows
     monkeypatch.setattr(illusion, "MAX_RANKED_TOKENS", 200)
-    few, known = illusion._even_steps(long_run, 200, "truth = 'privileged'")
-    assert len(few) < known, "the first look reads a part of the run only"
+    few, recorded = illusion._even_steps(long_run, 200, "truth = 'privileged'")
+    assert len(few) < recorded, "the first look reads a part of the run only"
     assert illusion.worst_cases(long_run, limit=20).rows == every and len(every) == 20
     losses = long_run.sql(
         "SELECT loss FROM tokens WHERE information_gap > greatest(capability_gap, 0) AND truth = 'privileged' "

@@ -49,7 +49,7 @@ def test_the_loss_can_be_where_the_answer_is_stated_alone() -> None:
 def test_the_final_answer_is_found_in_the_tokens() -> None:
     texts = {(1, 2, 3, 4): ["so ", "the answer is ", "4", "."], (6,): ["."]}
     rollouts = tuple(
-        Rollout(example(), 0, ids, "".join(own), finished=False, logprobs=None) for ids, own in texts.items()
+        Rollout(example(), 0, ids, "".join(values), finished=False, logprobs=None) for ids, values in texts.items()
     )
     zeros = torch.zeros(5, dtype=torch.long)
     batch = RouteBatch({}, zeros, zeros, zeros, rollouts, 0, lambda ids: texts[ids])

@@ -57,12 +57,12 @@ def scored(folder: Path, *, seed: int = 3, **options: object) -> tuple[StepResul
         seed=(seed,),
     )
     scored_batch = score_batch(method, learner.policies, Batch(tuple(written)))
-    found = compute_step(method, learner.policies, scored_batch, seed=0, backward=lambda total: total.backward())
-    return found, learner.student.model
+    result = compute_step(method, learner.policies, scored_batch, seed=0, backward=lambda total: total.backward())
+    return result, learner.student.model
 
 
 def largest_gradient(model: torch.nn.Module) -> float:
-    return max(float(one.grad.abs().max()) for one in model.parameters() if one.grad is not None)
+    return max(float(parameter.grad.abs().max()) for parameter in model.parameters() if parameter.grad is not None)
 
 
 def test_a_clipped_entry_adds_no_more_than_the_limit() -> None:
@@ -92,18 +92,18 @@ def test_only_right_answers_with_blocks_to_come_are_supervised() -> None:
     method, policies = load_method("d_opsd"), table_policies()
     right, wrong, unknown, long = rollouts(3, 3, 3, 7)
     batch = Batch((right, replace(wrong, reward=0.0), replace(unknown, reward=None), long))
-    found = compute_step(method, policies, score_batch(method, policies, batch), seed=0)
+    result = compute_step(method, policies, score_batch(method, policies, batch), seed=0)
     # blocks of two on a canvas of eight: the seventh token is in the last block
-    assert found.routing.regime.tolist() == [FUTURE] * 3 + [WRONG] * 6 + [FUTURE] * 6 + [LAST]
+    assert result.routing.regime.tolist() == [FUTURE] * 3 + [WRONG] * 6 + [FUTURE] * 6 + [LAST]
 
 
 def test_a_step_without_a_right_answer_changes_nothing_and_is_named() -> None:
     method, policies = load_method("d_opsd"), table_policies()
-    batch = Batch(tuple(replace(one, reward=0.0) for one in rollouts(3, 4)))
-    found = compute_step(
+    batch = Batch(tuple(replace(rollout, reward=0.0) for rollout in rollouts(3, 4)))
+    result = compute_step(
         method, policies, score_batch(method, policies, batch), seed=0, backward=lambda total: total.backward()
     )
-    assert found.loss.abs().sum() == 0.0
+    assert result.loss.abs().sum() == 0.0
     assert all(table.grad is None or not table.grad.any() for table in policies["student"].tables.values())
     watch, seen = HealthMonitor(), []
     for step in range(1, 21):
@@ -142,10 +142,10 @@ def test_the_shipped_model_reads_its_future(monkeypatch: pytest.MonkeyPatch) -> 
         written = sample_rollouts(
             learner.student, examples, context="caption", sampling=SamplingOptions(24), num_generations=1, seed=(1,)
         )
-        found = compute_step(
+        result = compute_step(
             method, learner.policies, score_batch(method, learner.policies, Batch(tuple(written))), seed=0
         )
-        nats.append(float(-found.scores["self"].logprob[found.routing.regime == FUTURE].mean()))
+        nats.append(float(-result.scores["self"].logprob[result.routing.regime == FUTURE].mean()))
     assert nats[0] - nats[1] > 0.02 and nats[1] - nats[2] > 0.02, nats
 
 
@@ -160,10 +160,10 @@ def test_gradient_comes_from_the_selected_positions_alone(folder: Path, monkeypa
         return output
 
     monkeypatch.setattr(DiffusionPolicy, "forward", watched)
-    found, _ = scored(folder, fraction=1.0)
+    result, _ = scored(folder, fraction=1.0)
     (learned,) = hidden  # of all that is read, the learner's pass alone has a gradient
-    assert set(found.routing.regime.tolist()) == {FUTURE, LAST}
-    assert torch.equal(learned.grad.abs().sum(-1) > 0, found.routing.regime == FUTURE)
+    assert set(result.routing.regime.tolist()) == {FUTURE, LAST}
+    assert torch.equal(learned.grad.abs().sum(-1) > 0, result.routing.regime == FUTURE)
 
 
 def test_a_run_is_recorded_with_its_denoising_steps_and_resumed_bit_for_bit(folder: Path, tmp_path: Path) -> None:
@@ -179,11 +179,12 @@ def test_a_run_is_recorded_with_its_denoising_steps_and_resumed_bit_for_bit(fold
     assert RunFolder.open(stopped.run_dir).status["steps_done"] == 2
     train(stopped, resume=True)
     ends = [
-        load_policy(list_checkpoints(one.run_dir)[-1].student, "end").model.state_dict() for one in (whole, stopped)
+        load_policy(list_checkpoints(entry.run_dir)[-1].student, "end").model.state_dict() for entry in (whole, stopped)
     ]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
     probes = [
-        open_traces(one.run_dir).sql("SELECT * FROM probe_tokens ORDER BY ALL").to_pylist() for one in (whole, stopped)
+        open_traces(item.run_dir).sql("SELECT * FROM probe_tokens ORDER BY ALL").to_pylist()
+        for item in (whole, stopped)
     ]
     assert probes[0] == probes[1]
 
@@ -194,6 +195,6 @@ def test_a_student_that_writes_from_left_to_right_is_refused(tmp_path: Path) -> 
 
 
 def test_examples_without_an_answer_are_skipped_by_name(folder: Path, tmp_path: Path) -> None:
-    asked = config(folder, tmp_path, method={"name": "d_opsd"}, data__eval=None)
+    requested = config(folder, tmp_path, method={"name": "d_opsd"}, data__eval=None)
     with raises(DataError, "no answer"):
-        train(asked, load=lambda *args, **options: [replace(example(0), answer=None)])
+        train(requested, load=lambda *args, **options: [replace(example(0), answer=None)])

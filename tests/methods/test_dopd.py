@@ -21,14 +21,14 @@ SELF = [0.80, 0.10, 0.10, 0.60, 0.50, 0.25]
 BY_HAND = [LH, LL, HT, HS, LH, LL]
 
 
-def batch_of(teacher: list[float], own: list[float], micro_batch: list[int] | None = None) -> RouteBatch:
+def batch_of(teacher: list[float], settings: list[float], micro_batch: list[int] | None = None) -> RouteBatch:
     def scores(values: list[float]) -> TokenScores:
         logprob = torch.tensor(values).log()
         return TokenScores(logprob, torch.zeros_like(logprob), logprob, torch.zeros(len(values), dtype=torch.long))
 
     count = len(teacher)
     micro = torch.tensor(micro_batch or [0] * count)
-    views = {"self": scores(own), "teacher": scores(teacher)}
+    views = {"self": scores(settings), "teacher": scores(teacher)}
     return RouteBatch(views, torch.zeros(count, dtype=torch.long), torch.arange(count), micro, (), 0)
 
 
@@ -110,17 +110,17 @@ def test_means_per_micro_batch_are_those_of_its_own_tokens() -> None:
 
 def test_losses_of_the_regimes_are_those_of_the_paper() -> None:
     regimes = load_method("dopd").regimes
-    found = {
-        name: (one.losses[0].target, one.losses[0].divergence.kind, one.losses[0].weight)
-        for name, one in regimes.items()
+    result = {
+        name: (entry.losses[0].target, entry.losses[0].divergence.kind, entry.losses[0].weight)
+        for name, entry in regimes.items()
     }
-    assert found == {
+    assert result == {
         "LH": ("teacher", "reverse_kl", 0.6),
         "LL": ("self", "reverse_kl", 0.3),
         "HT": ("teacher", "jensen_shannon", 1.0),
         "HS": ("self", "reverse_kl", 0.6),
     }
-    assert {name: one.losses[0].divergence.top_k for name, one in regimes.items()} == {
+    assert {name: item.losses[0].divergence.top_k for name, item in regimes.items()} == {
         "LH": 128,
         "LL": 128,
         "HT": 0,
@@ -134,10 +134,10 @@ def test_without_privilege_a_live_self_teaches_nothing() -> None:
     method = load_method("dopd", {"privilege": "plain"})
     scored_batch = score_batch(method, policies, Batch(rollouts(7, 7, 7, 7)))
     scored = compute_step(method, policies, scored_batch, seed=0, backward=lambda total: total.backward())
-    own = (scored.routing.regime == LL) | (scored.routing.regime == HS)
-    assert own.any() and not own.all()
-    assert scored.loss[own].abs().max() < 1e-6
-    assert scored.loss[~own].abs().max() > 1e-2
+    settings = (scored.routing.regime == LL) | (scored.routing.regime == HS)
+    assert settings.any() and not settings.all()
+    assert scored.loss[settings].abs().max() < 1e-6
+    assert scored.loss[~settings].abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(

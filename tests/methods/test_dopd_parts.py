@@ -9,15 +9,15 @@ from workbench.methods import load_method
 def parts(**options: object) -> dict[str, tuple]:
     regimes = load_method("dopd_parts", options).regimes
     return {
-        name: tuple((one.target, one.divergence.label, one.weight) for one in regime.losses)
+        name: tuple((loss.target, loss.divergence.label, loss.weight) for loss in regime.losses)
         for name, regime in regimes.items()
     }
 
 
 def test_nothing_taken_away_is_dopd() -> None:
-    own, whole = load_method("dopd_parts"), load_method("dopd")
-    assert own.views == whole.views
-    assert {name: regime.losses for name, regime in own.regimes.items()} == {
+    values, whole = load_method("dopd_parts"), load_method("dopd")
+    assert values.views == whole.views
+    assert {name: regime.losses for name, regime in values.regimes.items()} == {
         name: regime.losses for name, regime in whole.regimes.items()
     }
 

@@ -51,7 +51,7 @@ def test_every_position_has_exactly_one_regime_and_a_finite_loss(name: str) -> N
     masks = torch.stack([regime == idx for idx in range(len(scored.method.regimes))])
     assert (masks.sum(0) == 1).all()
     assert torch.isfinite(scored.loss).all()
-    without = [idx for idx, one in enumerate(scored.method.regimes.values()) if not one.losses]
+    without = [idx for idx, item in enumerate(scored.method.regimes.values()) if not item.losses]
     for idx in without:
         assert scored.loss[regime == idx].abs().sum() == 0.0
 
@@ -60,9 +60,9 @@ def test_every_position_has_exactly_one_regime_and_a_finite_loss(name: str) -> N
 def test_only_the_learner_gets_gradient(name: str) -> None:
     scored, policies = run(name, backward=True)
     grads = {key: table.grad for key, table in policies["student"].tables.items()}
-    shown = scored.method.views[scored.method.learner].context
-    assert grads[shown].abs().sum() > 0
-    assert all(grad is None for key, grad in grads.items() if key != shown)
+    displayed = scored.method.views[scored.method.learner].context
+    assert grads[displayed].abs().sum() > 0
+    assert all(grad is None for key, grad in grads.items() if key != displayed)
     for policy_name, policy in policies.items():
         if policy_name != "student":
             assert all(table.grad is None for table in policy.tables.values())
@@ -72,10 +72,12 @@ def test_only_the_learner_gets_gradient(name: str) -> None:
 def test_micro_batches_change_neither_routing_nor_gradient(name: str) -> None:
     whole, policies = run(name, backward=True)
     pieces, others = run(name, micro_batch_size=1, backward=True)
-    shown = whole.method.views[whole.method.learner].context
+    displayed = whole.method.views[whole.method.learner].context
     assert torch.equal(whole.routing.regime, pieces.routing.regime)
     assert torch.allclose(whole.loss, pieces.loss, atol=1e-6)
-    assert torch.allclose(policies["student"].tables[shown].grad, others["student"].tables[shown].grad, atol=1e-6)
+    assert torch.allclose(
+        policies["student"].tables[displayed].grad, others["student"].tables[displayed].grad, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", list_methods())
@@ -98,8 +100,8 @@ def test_ten_steps_lower_the_loss_under_the_first_routing(name: str) -> None:
 def test_what_the_router_saw_is_what_is_recorded(name: str) -> None:
     scored, _ = run(name)
     assert list(scored.scores) == list(scored.method.views)
-    for one in scored.scores.values():
-        assert one.logprob.shape == (sum(LENGTHS),)
-        read = ~one.logprob.isnan()
-        assert (one.logprob <= one.max_logprob + 1e-6)[read].all()
-        assert (one.entropy >= 0)[read].all()
+    for score in scored.scores.values():
+        assert score.logprob.shape == (sum(LENGTHS),)
+        read = ~score.logprob.isnan()
+        assert (score.logprob <= score.max_logprob + 1e-6)[read].all()
+        assert (score.entropy >= 0)[read].all()

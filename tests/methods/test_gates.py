@@ -21,7 +21,7 @@ def routed(name: str, scores: dict[str, TokenScores], **options):
     return load_method(name, options).route(RouteBatch(scores, zeros, torch.arange(count), zeros, (), 0))
 
 
-def said(logprob: list[float], entropy: list[float] | None = None) -> TokenScores:
+def printed(logprob: list[float], entropy: list[float] | None = None) -> TokenScores:
     values = torch.tensor(logprob)
     return TokenScores(values, torch.tensor(entropy or [0.0] * len(logprob)), values, torch.zeros(len(logprob)).long())
 
@@ -38,7 +38,7 @@ def supervised(name: str, **options) -> tuple[StepResult, torch.Tensor, torch.Te
 
 @pytest.mark.parametrize(("threshold", "undecided"), [(0.0, [0, 1, 1, 1]), (0.8, [0, 0, 0, 1]), (1.5, [0, 0, 0, 0])])
 def test_eopd_gates_by_the_entropy_of_the_teacher(threshold: float, undecided: list[int]) -> None:
-    scores = {"teacher": said([-1.0] * 4, [0.0, 0.3, 0.8, 1.5])}  # at the threshold itself: not above it
+    scores = {"teacher": printed([-1.0] * 4, [0.0, 0.3, 0.8, 1.5])}  # at the threshold itself: not above it
     routing = routed("eopd", scores, threshold=threshold)
     assert routing.regime.tolist() == undecided
     assert routing.thresholds == {"teacher_entropy": threshold}
@@ -78,7 +78,7 @@ def test_a_student_that_cannot_follow_keeps_more_of_the_choices_under_eopd() -> 
 
 
 # entropy 0..1 of its range: 0, 1, 0.5, 0; distance 0, 0, 0.5, 1; either: 0, 1, 0.75, 1
-STUDENT, TEACHER = said([-1.0, -1, -2, -1], [0.2, 2.2, 1.2, 0.2]), said([-1.0, -1, -1, -3])
+STUDENT, TEACHER = printed([-1.0, -1, -2, -1], [0.2, 2.2, 1.2, 0.2]), printed([-1.0, -1, -1, -3])
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_tip_keeps_the_highest_scores(select: str, fraction: float, kept: list[i
 
 
 def test_tip_scores_are_finite_where_all_tokens_are_alike() -> None:
-    same = said([-1.0] * 4, [0.5] * 4)
+    same = printed([-1.0] * 4, [0.5] * 4)
     assert routed("tip", {"student": same, "teacher": same}).regime.tolist() == [0, 0, 1, 1]
 
 

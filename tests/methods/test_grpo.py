@@ -14,7 +14,7 @@ from workbench.methods import load_method
 def graded(*rewards: float | None) -> tuple:
     """Two answers to each question, graded so."""
     lengths = (3, 2, 4, 5)[: len(rewards)]
-    return tuple(replace(one, reward=reward) for one, reward in zip(groups(*lengths), rewards, strict=True))
+    return tuple(replace(item, reward=reward) for item, reward in zip(groups(*lengths), rewards, strict=True))
 
 
 def gradient(rollouts: tuple) -> tuple[torch.Tensor, list[int]]:
@@ -25,16 +25,16 @@ def gradient(rollouts: tuple) -> tuple[torch.Tensor, list[int]]:
 
 
 def test_a_right_answer_is_raised_and_a_wrong_one_lowered_by_as_much() -> None:
-    found, regimes = gradient(graded(0.0, 1.0))
+    result, regimes = gradient(graded(0.0, 1.0))
     assert regimes == [1] * 3 + [0] * 2
     table = table_policies()["student"].tables["plain"].detach().requires_grad_()
-    wrong, right = (one.ids for one in groups(3, 2))
+    wrong, right = (group.ids for group in groups(3, 2))
     means = [table.log_softmax(-1)[range(len(ids)), list(ids)].mean() for ids in (wrong, right)]
     ((means[0] - means[1]) / 2 * 0.5 / (0.5 + 1e-4)).backward()  # two answers, half the deviation each way
-    assert torch.allclose(found, table.grad, atol=1e-6)
+    assert torch.allclose(result, table.grad, atol=1e-6)
 
 
 @pytest.mark.parametrize("rewards", [(0.0, 0.0), (1.0, 1.0), (None, None)])
 def test_a_question_whose_answers_are_all_alike_says_nothing(rewards: tuple) -> None:
-    found, regimes = gradient(graded(*rewards))
-    assert regimes == [2] * 5 and not found.any()
+    result, regimes = gradient(graded(*rewards))
+    assert regimes == [2] * 5 and not result.any()

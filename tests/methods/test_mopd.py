@@ -27,11 +27,11 @@ DOMAINS = ("color", "count", "color", "count")
 
 def of_domains(*lengths: int):
     pairs = zip(rollouts(*lengths), DOMAINS, strict=True)
-    return tuple(replace(one, example=example(idx, domain=domain)) for idx, (one, domain) in enumerate(pairs))
+    return tuple(replace(item, example=example(idx, domain=domain)) for idx, (item, domain) in enumerate(pairs))
 
 
-def supervised(policies: dict, made, micro_batch_size: int = 0, **options: object):
-    method, batch = load_method("mopd", options), Batch(made, micro_batch_size)
+def supervised(policies: dict, created, micro_batch_size: int = 0, **options: object):
+    method, batch = load_method("mopd", options), Batch(created, micro_batch_size)
     scored_batch = score_batch(method, policies, batch)
     return compute_step(method, policies, scored_batch, seed=0, backward=lambda total: total.backward())
 
@@ -69,20 +69,20 @@ def test_tokens_outside_the_band_are_dropped_and_not_clipped() -> None:
 
 
 def test_the_gradient_is_that_of_the_formula_and_nothing_else_is_differentiated() -> None:
-    made = tuple(replace(one, logprobs=tuple([-2.0] * len(one.ids))) for one in rollouts(3, 5))
+    created = tuple(replace(rollout, logprobs=tuple([-2.0] * len(rollout.ids))) for rollout in rollouts(3, 5))
     policies = table_policies()
     for table in policies["teacher"].tables.values():
         table.requires_grad_()
-    scored = supervised(policies, made, ratio_low=0.0, ratio_high=1e9, outcome=0.5)
+    scored = supervised(policies, created, ratio_low=0.0, ratio_high=1e9, outcome=0.5)
     assert all(table.grad is None for table in policies["teacher"].tables.values())
     table = policies["student"].tables["plain"].detach().clone().requires_grad_()
     total = torch.zeros(())
-    for row, one in enumerate(made):
-        places, ids = torch.arange(len(one.ids)), torch.tensor(one.ids)
-        own = table.log_softmax(-1)[places, ids]
+    for row, item in enumerate(created):
+        places, ids = torch.arange(len(item.ids)), torch.tensor(item.ids)
+        logprob = table.log_softmax(-1)[places, ids]
         taught = policies["teacher"].tables["plain"].log_softmax(-1)[places, ids].detach()
-        advantage = (taught - own.detach()) + 0.5 * group_advantage(made)[row]
-        total = total - ((own.detach() + 2.0).exp() * advantage * own).mean() / len(made)
+        advantage = (taught - logprob.detach()) + 0.5 * group_advantage(created)[row]
+        total = total - ((logprob.detach() + 2.0).exp() * advantage * logprob).mean() / len(created)
     total.backward()
     assert torch.allclose(grad(policies), table.grad, atol=1e-6)
     assert scored.method.regimes["KEPT"].source == "teacher"
@@ -90,19 +90,19 @@ def test_the_gradient_is_that_of_the_formula_and_nothing_else_is_differentiated(
 
 def test_the_band_lowers_the_variance_of_gradients_from_stale_answers() -> None:
     writer, options = table_policy("stale", 7), SamplingOptions(5)
-    found = {}
+    result = {}
     for band in ({}, {"ratio_low": 0.0, "ratio_high": 1e9}):
         gradients = []
         for seed in range(25):
             ((written,),) = writer.sample([Prompt((), "")], [[seed]], options)
             policies = table_policies()
-            made = (replace(rollouts(1)[0], ids=written.ids, logprobs=written.logprobs),)
-            scored = supervised(policies, made, **band)
+            created = (replace(rollouts(1)[0], ids=written.ids, logprobs=written.logprobs),)
+            scored = supervised(policies, created, **band)
             gradients.append(grad(policies).flatten())
-            found.setdefault(bool(band), set()).update(scored.routing.regime.tolist())
-        found["without" if band else "with"] = float(torch.stack(gradients).var(0).sum())
-    assert found[False] == {KEPT, DROPPED} and found[True] == {KEPT}
-    assert found["without"] > 5 * found["with"], found
+            result.setdefault(bool(band), set()).update(scored.routing.regime.tolist())
+        result["without" if band else "with"] = float(torch.stack(gradients).var(0).sum())
+    assert result[False] == {KEPT, DROPPED} and result[True] == {KEPT}
+    assert result["without"] > 5 * result["with"], result
 
 
 def test_truncation_without_the_correction_pulls_at_equality_and_with_it_does_not() -> None:
@@ -110,20 +110,25 @@ def test_truncation_without_the_correction_pulls_at_equality_and_with_it_does_no
     written = torch.zeros(6, dtype=torch.long)
     ids = logits.topk(4).indices
     naive = logits.clone().requires_grad_()
-    own, target = naive.log_softmax(-1).gather(1, ids), logits.log_softmax(-1).gather(1, ids)
-    (own.exp() * (own - target)).sum().backward()
+    values, target = naive.log_softmax(-1).gather(1, ids), logits.log_softmax(-1).gather(1, ids)
+    (values.exp() * (values - target)).sum().backward()
     assert naive.grad.abs().max() > 0.05
     corrected = logits.clone().requires_grad_()
-    (loss,) = (one for one in load_method("mopd", {"objective": "bregman", "top_k": 4}).regimes["KEPT"].losses)
+    (loss,) = (item for item in load_method("mopd", {"objective": "bregman", "top_k": 4}).regimes["KEPT"].losses)
     assert loss.divergence == Divergence("reverse_kl", "top_k", top_k=4, of="target", tail="bregman")
     loss.divergence(corrected, logits, written).sum().backward()
     assert corrected.grad.abs().max() < 1e-6
 
 
 def test_outcomes_are_compared_inside_a_group() -> None:
-    one, two = example(0), example(1)
-    made = zip(rollouts(1, 1, 1, 1, 1, 1), (one, one, one, one, two, two), (1.0, 0.0, 0.0, 0.0, 1.0, 1.0), strict=True)
-    advantage = group_advantage(tuple(replace(wrote, example=who, reward=reward) for wrote, who, reward in made))
+    first, second = example(0), example(1)
+    created = zip(
+        rollouts(1, 1, 1, 1, 1, 1),
+        (first, first, first, first, second, second),
+        (1.0, 0.0, 0.0, 0.0, 1.0, 1.0),
+        strict=True,
+    )
+    advantage = group_advantage(tuple(replace(wrote, example=who, reward=reward) for wrote, who, reward in created))
     deviation = math.sqrt(0.25 * 0.75)
     assert advantage.tolist() == pytest.approx([0.75 / deviation, *[-0.25 / deviation] * 3, 0.0, 0.0], rel=1e-3)
 
@@ -147,21 +152,24 @@ def test_each_teacher_reads_its_own_domain_once_and_no_other(size: int, objectiv
         members[domain] = Counted(f"teacher:{domain}", dict(table_policy("", seed).tables))
         members[domain].domains = []
     policies["teacher"] = PolicyByDomain("teacher", members)
-    made = of_domains(3, 4, 1, 5)
-    scored = supervised(policies, made, size, objective=objective, top_k=4, ratio_high=0.0)
-    assert {domain: one.domains for domain, one in members.items()} == {"color": ["color"] * 2, "count": ["count"] * 2}
+    created = of_domains(3, 4, 1, 5)
+    scored = supervised(policies, created, size, objective=objective, top_k=4, ratio_high=0.0)
+    assert {domain: entry.domains for domain, entry in members.items()} == {
+        "color": ["color"] * 2,
+        "count": ["count"] * 2,
+    }
     assert scored.readers["teacher"] == tuple(f"teacher:{domain}" for domain in DOMAINS)
-    position = Batch(made).position.tolist()
-    for place, row in enumerate(Batch(made).sequence.tolist()):
+    position = Batch(created).position.tolist()
+    for index, row in enumerate(Batch(created).sequence.tolist()):
         table = members[DOMAINS[row]].tables["plain"].log_softmax(-1)
-        expected = float(table[position[place], made[row].ids[position[place]]])
-        assert float(scored.scores["teacher"].logprob[place]) == pytest.approx(expected, abs=1e-6)
+        expected = float(table[position[index], created[row].ids[position[index]]])
+        assert float(scored.scores["teacher"].logprob[index]) == pytest.approx(expected, abs=1e-6)
     reference, alone = torch.zeros_like(grad(policies)), table_policies()
     for domain in members:  # as if each were the only teacher, on its half
         alone["teacher"], alone["student"].tables["plain"].grad = members[domain], None
         supervised(
             alone,
-            tuple(one for one in made if one.example.domain == domain),
+            tuple(item for item in created if item.example.domain == domain),
             objective=objective,
             top_k=4,
             ratio_high=0.0,
@@ -173,7 +181,11 @@ def test_each_teacher_reads_its_own_domain_once_and_no_other(size: int, objectiv
 def test_a_domain_without_a_teacher_is_named_and_counted() -> None:
     examples = [example(idx, domain=domain) for idx, domain in enumerate(("color", "tag", "tag", "shape"))]
     usable, lacking = split_by_teacher(examples, ("color", "count"))
-    assert [one.domain for one in usable] == ["color"] and [one.domain for one, _ in lacking] == ["tag", "tag", "shape"]
+    assert [entry.domain for entry in usable] == ["color"] and [item.domain for item, _ in lacking] == [
+        "tag",
+        "tag",
+        "shape",
+    ]
     assert '"tag"' in lacking[0][1] and "models.teachers.DOMAIN" in lacking[0][1]
     with raises(DataError, "3 examples", "tag", "shape"):
         split_by_teacher(examples[1:], ("color", "count"))

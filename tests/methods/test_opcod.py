@@ -24,18 +24,18 @@ WRONG = {STAR.id: "at bottom, color blue, answer blue", REDS.id: "at bottom, ans
 
 def answers(star: str, reds: str) -> tuple[Rollout, ...]:
     """Answers to both questions, one per letter: r right, w wrong."""
-    made = []
-    for one, outcomes in ((STAR, star), (REDS, reds)):
+    created = []
+    for item, outcomes in ((STAR, star), (REDS, reds)):
         for number, letter in enumerate(outcomes):
-            text = (RIGHT if letter == "r" else WRONG)[one.id]
-            made.append(Rollout(one, number, (number,), text, True, None, float(letter == "r")))
-    return tuple(made)
+            text = (RIGHT if letter == "r" else WRONG)[item.id]
+            created.append(Rollout(item, number, (number,), text, True, None, float(letter == "r")))
+    return tuple(created)
 
 
-def annotated(own: tuple[Rollout, ...], *peers: tuple[Rollout, ...], **options: object) -> list[tuple]:
+def annotated(values: tuple[Rollout, ...], *peers: tuple[Rollout, ...], **options: object) -> list[tuple]:
     """Feedback and facts of each of `own`. Without the anchor, unless asked for: clauses of `answers` name only places."""
-    rollouts = load_method("opcod", {"anchor": False} | options).annotate(own, *peers)
-    return [(one.feedback, dict(one.annotations)) for one in rollouts]
+    rollouts = load_method("opcod", {"anchor": False} | options).annotate(values, *peers)
+    return [(rollout.feedback, dict(rollout.annotations)) for rollout in rollouts]
 
 
 @pytest.mark.parametrize(
@@ -50,23 +50,23 @@ def annotated(own: tuple[Rollout, ...], *peers: tuple[Rollout, ...], **options: 
 )
 def test_a_peer_speaks_if_it_knows_the_question(exchange: str, star: str, heard: bool) -> None:
     (feedback, facts), *_ = annotated(answers("ww", "ww"), answers(star, "ww"), exchange=exchange)
-    place = "top left" if "r" in star else "bottom"
-    assert feedback == (f"hint: at {place}" if heard else None)
+    position = "top left" if "r" in star else "bottom"
+    assert feedback == (f"hint: at {position}" if heard else None)
     assert facts["gate_open"] == float(star in ("rw",)) and facts["lines_kept"] == float(heard)
 
 
 def test_a_line_that_tells_an_answer_is_dropped_unless_the_control_keeps_it() -> None:
-    own, peer = answers("w", "w"), answers("r", "r")
-    (star, facts), (reds, _) = annotated(own, peer)
+    values, peer = answers("w", "w"), answers("r", "r")
+    (star, facts), (reds, _) = annotated(values, peer)
     assert (star, reds) == (
         "hint: at top left",
         "hint: at top left and at middle right",
     )
     assert facts["lines_telling"] == 2.0
-    (star, facts), _ = annotated(own, peer, leak=True)
+    (star, facts), _ = annotated(values, peer, leak=True)
     assert star == "hint: at top left and color red and answer red"
     assert facts["lines_telling"] == 0.0
-    wrong, _ = annotated(own, answers("w", "w"), exchange="ungated")  # wrong answers give hints neither
+    wrong, _ = annotated(values, answers("w", "w"), exchange="ungated")  # wrong answers give hints neither
     assert wrong[0] == "hint: at bottom"
 
 
@@ -76,18 +76,20 @@ def test_the_anchor_keeps_the_clauses_that_name_what_the_question_asks_about() -
     neither; "color red" and "answer red" hold the answer.
     """
     text = "two stars, at top left, I like trains, color red, answer red"
-    own, peer = (Rollout(STAR, 0, (0,), said, True, None, right) for said, right in (("answer blue", 0.0), (text, 1.0)))
+    values, peer = (
+        Rollout(STAR, 0, (0,), output, True, None, right) for output, right in (("answer blue", 0.0), (text, 1.0))
+    )
     kept = {True: "hint: two stars", False: "hint: two stars and at top left and I like trains"}
     dropped = {True: (3.0, 1.0), False: (0.0, 2.0)}  # off topic: place, trains, "answer red"; telling: "color red"
     for anchor in (True, False):
-        ((feedback, facts),) = annotated((own,), (peer,), anchor=anchor)
+        ((feedback, facts),) = annotated((values,), (peer,), anchor=anchor)
         assert feedback == kept[anchor]
         assert (facts["lines_off_topic"], facts["lines_telling"]) == dropped[anchor]
     assert load_method("opcod").options.anchor  # as in the paper
 
 
 def test_a_line_about_something_else_is_dropped() -> None:
-    peer = [replace(one, remarks=("look at the stars\nI like trains\nit is red",)) for one in answers("w", "w")]
+    peer = [replace(answer, remarks=("look at the stars\nI like trains\nit is red",)) for answer in answers("w", "w")]
     (star, facts), (reds, _) = annotated(tuple(peer), answers("r", "r"), feedback="written", anchor=True)
     assert star == "hint: look at the stars" and facts["lines_off_topic"] == 2.0
     assert reds == "hint: it is red"
@@ -98,39 +100,39 @@ def test_a_line_about_something_else_is_dropped() -> None:
 def test_words_that_a_whole_family_shares_anchor_nothing() -> None:
     pairs = ("red star", "blue ring"), ("green cross", "pink square"), ("black disc", "white bar")
     family = [
-        example(idx, question=f"do the {one} and the {other} have the same tag?", domain="compare", answer="yes")
-        for idx, (one, other) in enumerate(pairs)
+        example(idx, question=f"do the {element} and the {other} have the same tag?", domain="compare", answer="yes")
+        for idx, (element, other) in enumerate(pairs)
     ]
-    told = (
+    printed = (
         "compare the same tag of both\nthe pink square has the same tag\nlook at the stars\nthe ring is at the bottom"
     )
-    own = tuple(Rollout(one, 0, (0,), "answer no", True, None, 0.0, remarks=(told,)) for one in family)
-    peer = tuple(Rollout(one, 0, (0,), "at top left, answer yes", True, None, 1.0) for one in family)
-    shown = annotated(own, peer, feedback="written", anchor=True)
-    assert [feedback for feedback, _ in shown] == [
+    answers_of_peer = tuple(Rollout(each, 0, (0,), "answer no", True, None, 0.0, remarks=(printed,)) for each in family)
+    peer = tuple(Rollout(entry, 0, (0,), "at top left, answer yes", True, None, 1.0) for entry in family)
+    displayed = annotated(answers_of_peer, peer, feedback="written", anchor=True)
+    assert [feedback for feedback, _ in displayed] == [
         "hint: look at the stars and the ring is at the bottom",
         "hint: the pink square has the same tag",
         None,
     ]
-    assert [facts["lines_off_topic"] for _, facts in shown] == [2.0, 3.0, 4.0]
-    unsure = tuple(replace(one, reward=0.0, text=f"answer {place}") for place, one in enumerate(peer))
+    assert [facts["lines_off_topic"] for _, facts in displayed] == [2.0, 3.0, 4.0]
+    unsure = tuple(replace(item, reward=0.0, text=f"answer {position}") for position, item in enumerate(peer))
     speaking = {"exchange": "ungated", "noise": 1.0, "leak": True}  # of the next question
-    assert [feedback for feedback, _ in annotated(own, unsure, **speaking, anchor=True)] == [None] * 3
-    assert annotated(own, unsure, **speaking)[0][0] == "hint: answer 1"
-    assert annotated(own, unsure, exchange="ungated", leak=True)[0][0] == "hint: answer 0"
+    assert [feedback for feedback, _ in annotated(answers_of_peer, unsure, **speaking, anchor=True)] == [None] * 3
+    assert annotated(answers_of_peer, unsure, **speaking)[0][0] == "hint: answer 1"
+    assert annotated(answers_of_peer, unsure, exchange="ungated", leak=True)[0][0] == "hint: answer 0"
 
 
 def test_a_peer_that_does_not_know_may_be_made_to_speak_of_another_question() -> None:
-    own, peer = answers("w", "w"), answers("w", "r")
-    (star, facts), _ = annotated(own, peer, exchange="ungated", noise=1.0, leak=True, anchor=True)
+    values, peer = answers("w", "w"), answers("w", "r")
+    (star, facts), _ = annotated(values, peer, exchange="ungated", noise=1.0, leak=True, anchor=True)
     assert star is None and facts["lines_off_topic"] == 3.0
-    (star, _), (reds, _) = annotated(own, peer, exchange="ungated", noise=1.0, leak=True)
+    (star, _), (reds, _) = annotated(values, peer, exchange="ungated", noise=1.0, leak=True)
     assert star == f"hint: {' and '.join(RIGHT[REDS.id].split(', '))}" == reds  # of the question that it knows
 
 
 def test_another_right_answer_of_its_own_is_shown_and_never_the_answer_itself() -> None:
-    found = [feedback for feedback, _ in annotated(answers("rw", "rr"), exchange="none")]
-    assert found == [
+    matches = [feedback for feedback, _ in annotated(answers("rw", "rr"), exchange="none")]
+    assert matches == [
         None,
         f"reference: {RIGHT[STAR.id]}",
         f"reference: {RIGHT[REDS.id]}",
@@ -148,7 +150,7 @@ def supervised(rollouts: tuple[Rollout, ...], *peers: tuple[Rollout, ...]):
 
 
 def test_nothing_to_show_is_no_loss_and_no_gradient_at_all() -> None:
-    rollouts = tuple(replace(one, reward=0.0) for one in groups(3, 1, 7, 5))
+    rollouts = tuple(replace(group, reward=0.0) for group in groups(3, 1, 7, 5))
     scored, gradient = supervised(rollouts, rollouts)
     assert scored.loss.tolist() == [0.0] * 16 and bool((gradient == 0).all())
     assert set(scored.routing.regime.tolist()) == {0} and next(iter(scored.method.regimes)) == "NONE"
@@ -162,12 +164,12 @@ def test_each_peer_is_asked_about_each_answer() -> None:
     students = table_policies()
     students = {"student": students["student"], "ann": students["teacher"]}
     written = {name: groups(3, 2) for name in students}
-    found = request_peer_feedback(written, students, "say {text}", sampling=SamplingOptions(4), seed=(0,))
-    remarks = {name: [one.remarks for one in found[name]] for name in students}
-    assert all(len(one) == 1 for own in remarks.values() for one in own)
+    result = request_peer_feedback(written, students, "say {text}", sampling=SamplingOptions(4), seed=(0,))
+    remarks = {name: [each.remarks for each in result[name]] for name in students}
+    assert all(len(entry) == 1 for remark in remarks.values() for entry in remark)
     assert remarks["student"] != remarks["ann"]
     again = request_peer_feedback(written, students, "say {text}", sampling=SamplingOptions(4), seed=(0,))
-    assert [one.remarks for one in again["ann"]] == remarks["ann"]
+    assert [item.remarks for item in again["ann"]] == remarks["ann"]
 
 
 def test_a_run_without_a_peer_is_refused(models: dict, tmp_path) -> None:

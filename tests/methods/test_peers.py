@@ -56,12 +56,12 @@ def test_the_student_learns_as_it_would_alone(pair: RunConfig, models: dict, tmp
 
 def test_each_draws_and_learns_for_itself(pair: RunConfig) -> None:
     assert all(line["loss"] != line["ann/loss"] for line in metrics(pair))
-    own, other = weights(pair, "student"), weights(pair, "ann")
-    assert any(not torch.equal(own[name], other[name]) for name in own)
+    values, other = weights(pair, "student"), weights(pair, "ann")
+    assert any(not torch.equal(values[name], other[name]) for name in values)
     newest = list_checkpoints(pair.run_dir)[-1].path
     assert (newest / "ann_ema").is_dir() and (newest / "optimizer_ann.safetensors").is_file()
-    asked = {(row.step, row.policy) for row in load_records(pair.run_dir)}
-    assert asked == {(0, "student"), (0, "ann"), (4, "student"), (4, "ann")}
+    requested = {(row.step, row.policy) for row in load_records(pair.run_dir)}
+    assert requested == {(0, "student"), (0, "ann"), (4, "student"), (4, "ann")}
 
 
 def test_every_row_says_whose_it_is(pair: RunConfig) -> None:
@@ -97,18 +97,18 @@ def test_a_name_that_means_something_else_is_refused(name: str, models: dict, tm
 
 
 def test_every_student_of_a_run_is_asked_again(pair: RunConfig) -> None:
-    found = evaluate_run(pair.run_dir, contexts=["plain"], count=2)
+    result = evaluate_run(pair.run_dir, contexts=["plain"], count=2)
     before = {
         (row.policy, row.example_id): row.text
         for row in load_records(pair.run_dir)
         if row.step == 4 and row.context == "plain"
     }
-    assert {row.policy for row in found} == {"student", "ann"}
-    assert all(row.text == before[row.policy, row.example_id] for row in found)
+    assert {row.policy for row in result} == {"student", "ann"}
+    assert all(row.text == before[row.policy, row.example_id] for row in result)
 
 
 def test_check_looks_at_every_learner(pair: RunConfig) -> None:
-    names = [one.name for one in check_config(pair)]
+    names = [item.name for item in check_config(pair)]
     assert "loss in chunks = at once" in names and "ann: loss in chunks = at once" in names
 
 
@@ -130,13 +130,13 @@ def test_a_study_asks_each_learner_and_compares_it_with_its_own_start(models: di
     evaluate_study_run(run, study.evaluate)
     results = collect(study)
     assert [row.name for row in results.rows] == ["base", "teacher", "one"]
-    asked = [
-        (one.variant, one.data, one.against)
-        for one in results.comparisons
-        if one.measure == "accuracy" and one.truth == "all"
+    requested = [
+        (comparison.variant, comparison.data, comparison.against)
+        for comparison in results.comparisons
+        if comparison.measure == "accuracy" and comparison.truth == "all"
     ]
     assert {
         ("one", data, against) for data in ("scenes:eval", "scenes:eval, asked of ann") for against in (None, "base")
-    } <= set(asked)
+    } <= set(requested)
     text = markdown(results)
     assert "## scenes:eval, shown plain" in text and "## scenes:eval, asked of ann, shown plain" in text

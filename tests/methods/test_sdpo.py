@@ -20,7 +20,7 @@ from workbench.training.run import train
 def graded(*rewards: float | None) -> tuple:
     """Two answers to each question, graded so."""
     lengths = (3, 2, 4, 5, 2, 3)[: len(rewards)]
-    return tuple(replace(one, reward=reward) for one, reward in zip(groups(*lengths), rewards, strict=True))
+    return tuple(replace(item, reward=reward) for item, reward in zip(groups(*lengths), rewards, strict=True))
 
 
 def gradient(rollouts: tuple, **options: object) -> torch.Tensor:
@@ -31,8 +31,8 @@ def gradient(rollouts: tuple, **options: object) -> torch.Tensor:
 
 
 def test_a_wrong_answer_is_shown_the_first_right_sibling() -> None:
-    shown = [one.feedback for one in show_siblings(graded(0.0, 1.0, 1.0, 0.0, 0.0, None), "feedback")]
-    assert shown == ["feedback: text 1", None, None, "feedback: text 2", None, None]
+    displayed = [sibling.feedback for sibling in show_siblings(graded(0.0, 1.0, 1.0, 0.0, 0.0, None), "feedback")]
+    assert displayed == ["feedback: text 1", None, None, "feedback: text 2", None, None]
 
 
 def test_tokens_go_where_their_answer_goes() -> None:
@@ -70,7 +70,7 @@ def test_a_fresh_answer_has_ratio_1_whatever_it_was_sampled_with(sampling: dict)
         num_generations=2,
         seed=(0,),
     )
-    rollouts = show_siblings(tuple(replace(one, reward=float(one.sample_idx)) for one in rollouts))
+    rollouts = show_siblings(tuple(replace(rollout, reward=float(rollout.sample_idx)) for rollout in rollouts))
     scored = compute_step(method, policies, score_batch(method, policies, Batch(rollouts)), seed=0)
     assert torch.allclose(scored.routing.weight, torch.ones_like(scored.routing.weight), atol=1e-6)
 
@@ -88,7 +88,7 @@ def test_steps_without_any_right_answer_move_nothing_and_are_counted(models, tmp
     )
     result = train(config, on_step=lambda step, metrics: steps.append(metrics))  # random weights answer nothing right
     assert result.steps == 4
-    assert [(one["share/ALONE"], one["supervised"], one["loss"], one["grad_norm"]) for one in steps] == [
+    assert [(item["share/ALONE"], item["supervised"], item["loss"], item["grad_norm"]) for item in steps] == [
         (1, 0, 0, 0)
     ] * 4
     first, last = ((tmp_path / f"run/checkpoint-{step:06d}/student/model.safetensors").read_bytes() for step in (2, 4))

@@ -75,8 +75,8 @@ def test_sdft_learns_nothing_from_a_copy_that_is_shown_nothing_more(top_k: int, 
     )
     assert scored.loss.abs().max() < 1e-6
     assert policies["student"].tables["plain"].grad.abs().max() < 1e-6
-    shown = learn(load_method("sdft", {"top_k": top_k, "tail": tail}), table_policies(), Batch(rollouts(7, 4)))
-    assert shown.loss.max() > 1e-2
+    displayed = learn(load_method("sdft", {"top_k": top_k, "tail": tail}), table_policies(), Batch(rollouts(7, 4)))
+    assert displayed.loss.max() > 1e-2
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
@@ -91,7 +91,7 @@ def test_lm_kd_mixes_the_tokens_of_the_data_and_the_teacher(alpha: float) -> Non
         sampling=SamplingOptions(8),
         dataset_share=method.dataset_share,
     )
-    assert [(one.source, one.ids) for one in written] == [("dataset", (5, 3, 0)), ("dataset", (7, 0))]
+    assert [(item.source, item.ids) for item in written] == [("dataset", (5, 3, 0)), ("dataset", (7, 0))]
     batch = Batch(tuple(written))
     scored = learn(method, policies, batch)
     student, teacher = (policies[who].tables["plain"].detach()[batch.position] for who in ("student", "teacher"))

@@ -48,7 +48,7 @@ def test_all_end_tokens_are_one_action_of_every_policy(models: dict, tmp_path: P
         alone = load_policy(folder, name)
         with torch.no_grad():
             merged, apart = (
-                one.forward([prompt], [(300, 301)]).logits(torch.arange(2)).softmax(-1) for one in (policy, alone)
+                item.forward([prompt], [(300, 301)]).logits(torch.arange(2)).softmax(-1) for item in (policy, alone)
             )
         assert torch.allclose(merged[:, first], apart[:, [first, *others]].sum(-1))
         assert (merged[:, others] == 0).all() and torch.allclose(merged.sum(-1), torch.ones(2))
@@ -65,11 +65,11 @@ def test_the_sampler_writes_one_end_and_its_log_prob_is_of_all(models: dict, tmp
     try:
         prompt = build_prompt(example(), "plain")
         (written,) = policy.sample([prompt], [list(range(40))], SamplingOptions(6))
-        assert {one.ids[-1] for one in written if one.finished} == {policy.end_id}
-        assert not any(token in policy.stop_ids for one in written for token in one.ids[:-1])
-        one = next(one for one in written if one.finished)
-        read = score(policy.forward([prompt], [one.ids]), torch.tensor(one.ids)).logprob
-        assert torch.allclose(read, torch.tensor(one.logprobs), atol=2e-5)
+        assert {element.ids[-1] for element in written if element.finished} == {policy.end_id}
+        assert not any(token in policy.stop_ids for each in written for token in each.ids[:-1])
+        item = next(entry for entry in written if entry.finished)
+        read = score(policy.forward([prompt], [item.ids]), torch.tensor(item.ids)).logprob
+        assert torch.allclose(read, torch.tensor(item.logprobs), atol=2e-5)
     finally:
         handle.remove()
 
@@ -89,7 +89,7 @@ def test_a_student_that_stops_with_another_token_is_not_punished(divergence: str
             linear.weight.copy_(torch.eye(3))
         head = Head(linear, eos_ids=ends)
         hidden = learner.clone().requires_grad_()
-        found = compute_losses(
+        result = compute_losses(
             ViewOutput(hidden, head, 3),
             {"teacher": ViewOutput(target, head, 3)},
             torch.tensor([0]),
@@ -97,8 +97,8 @@ def test_a_student_that_stops_with_another_token_is_not_punished(divergence: str
             routing=everywhere,
             loss_normalizer=torch.ones(1),
         )
-        found.total.backward()
-        totals.append(float(found.total))
+        result.total.backward()
+        totals.append(float(result.total))
         gradients.append(hidden.grad)
     assert totals[0] > 0.3 and totals[1] == pytest.approx(0.0, abs=1e-6)
     assert gradients[0].abs().max() > 0.05 and gradients[1].abs().max() < 1e-6
@@ -114,14 +114,14 @@ def test_the_gradient_of_merged_ends_is_that_of_the_sum_of_their_probabilities()
         logprob = logits.log_softmax(-1)
         return torch.cat((logprob[:, rest], logprob[:, ends].logsumexp(-1, keepdim=True)), -1)
 
-    own, matrix = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    loss = (grouped(own @ matrix.T).exp() * (grouped(own @ matrix.T) - grouped(target))).sum()
+    values, matrix = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    loss = (grouped(values @ matrix.T).exp() * (grouped(values @ matrix.T) - grouped(target))).sum()
     loss.backward()
     linear = nn.Linear(4, 7, bias=False)
     with torch.no_grad():
         linear.weight.copy_(weight)
     mine = hidden.clone().requires_grad_()
-    found = compute_losses(
+    result = compute_losses(
         ViewOutput(mine, Head(linear, eos_ids=tuple(ends)), 7),
         {"teacher": ViewOutput(target, Head(nn.Identity(), eos_ids=tuple(ends)), 7)},
         torch.tensor([2, 0, 1, 3, 4]),
@@ -129,9 +129,9 @@ def test_the_gradient_of_merged_ends_is_that_of_the_sum_of_their_probabilities()
         routing=Routing(torch.zeros(5, dtype=torch.long), torch.ones(5)),
         loss_normalizer=torch.ones(5),
     )
-    found.total.backward()
-    assert float(found.total) == pytest.approx(float(loss), rel=1e-5)
-    assert torch.allclose(mine.grad, own.grad, atol=1e-5)
+    result.total.backward()
+    assert float(result.total) == pytest.approx(float(loss), rel=1e-5)
+    assert torch.allclose(mine.grad, values.grad, atol=1e-5)
     assert torch.allclose(linear.weight.grad, matrix.grad, atol=1e-5)
 
 

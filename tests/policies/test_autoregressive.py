@@ -26,8 +26,8 @@ def logprobs(policy: AutoregressivePolicy, prompts: list[Prompt], completions: l
 
 def flat(prompts: list[Prompt], written: list[list[Completion]]) -> tuple[list[Prompt], list[Completion]]:
     """A prompt and a completion for every row."""
-    rows = [(prompt, one) for prompt, own in zip(prompts, written, strict=True) for one in own]
-    return [prompt for prompt, _ in rows], [one for _, one in rows]
+    rows = [(prompt, entry) for prompt, values in zip(prompts, written, strict=True) for entry in values]
+    return [prompt for prompt, _ in rows], [item for _, item in rows]
 
 
 def written(policy: AutoregressivePolicy, prompts: list[Prompt]) -> tuple[list[Prompt], list[Completion]]:
@@ -35,24 +35,24 @@ def written(policy: AutoregressivePolicy, prompts: list[Prompt]) -> tuple[list[P
 
 
 def test_what_is_sampled_is_read_with_the_same_log_probs(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
-    shown, rows = written(policy, prompts)
-    sampled = torch.tensor([logprob for one in rows for logprob in one.logprobs])
-    assert torch.allclose(logprobs(policy, shown, [one.ids for one in rows]), sampled, atol=CLOSE)
+    displayed, rows = written(policy, prompts)
+    sampled = torch.tensor([logprob for item in rows for logprob in item.logprobs])
+    assert torch.allclose(logprobs(policy, displayed, [row.ids for row in rows]), sampled, atol=CLOSE)
 
 
 def test_a_row_alone_is_read_as_in_a_padded_batch(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
-    shown, rows = written(policy, prompts)
-    completions = [one.ids[: 1 + row % LENGTH] for row, one in enumerate(rows)]  # all of another length
-    alone = [logprobs(policy, [prompt], [ids]) for prompt, ids in zip(shown, completions, strict=True)]
-    assert torch.allclose(logprobs(policy, shown, completions), torch.cat(alone), atol=CLOSE)
+    displayed, rows = written(policy, prompts)
+    completions = [item.ids[: 1 + row % LENGTH] for row, item in enumerate(rows)]  # all of another length
+    alone = [logprobs(policy, [prompt], [ids]) for prompt, ids in zip(displayed, completions, strict=True)]
+    assert torch.allclose(logprobs(policy, displayed, completions), torch.cat(alone), atol=CLOSE)
 
 
 def test_no_completion_token_sees_the_ones_after_it(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     ids = (300, 301, 302, 303, 304, 305)
     changed = (*ids[:3], 310, 311, 312)
-    one, other = (logprobs(policy, prompts[:1], [completion]) for completion in (ids, changed))
-    assert torch.allclose(one[:3], other[:3], atol=CLOSE)
-    assert not torch.allclose(one[4:], other[4:], atol=CLOSE)
+    first, second = (logprobs(policy, prompts[:1], [completion]) for completion in (ids, changed))
+    assert torch.allclose(first[:3], second[:3], atol=CLOSE)
+    assert not torch.allclose(first[4:], second[4:], atol=CLOSE)
 
 
 def test_logits_are_those_of_the_model_itself(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
@@ -67,8 +67,8 @@ def test_logits_are_those_of_the_model_itself(policy: AutoregressivePolicy, prom
 def test_images_count(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     """A view that lost its pixels would be scored silently."""
     other = dataclasses.replace(prompts[0], images=prompts[2].images, key="other|plain")
-    one, two = (logprobs(policy, [prompt], [(300, 301)]) for prompt in (prompts[0], other))
-    assert not torch.allclose(one, two, atol=1e-3)
+    first, second = (logprobs(policy, [prompt], [(300, 301)]) for prompt in (prompts[0], other))
+    assert not torch.allclose(first, second, atol=1e-3)
 
 
 def test_views_of_other_prompt_lengths_agree_on_the_completion(
@@ -96,16 +96,16 @@ def test_shared_prompts_give_the_hidden_states_and_the_gradient_of_prompts_read_
     policy.model.requires_grad_(True).train()  # no family here has dropout
     if recomputes:
         policy.model.gradient_checkpointing_enable()
-    found = []
-    for shown in (rows, copies):
+    matches = []
+    for displayed in (rows, copies):
         policy.model.zero_grad()
-        hidden = policy.forward(shown, completions).hidden
+        hidden = policy.forward(displayed, completions).hidden
         hidden.square().sum().backward()
-        found.append((hidden.detach(), {n: p.grad for n, p in policy.model.named_parameters() if p.grad is not None}))
+        matches.append((hidden.detach(), {n: p.grad for n, p in policy.model.named_parameters() if p.grad is not None}))
     policy.model.zero_grad()
     policy.model.gradient_checkpointing_disable()
     policy.model.requires_grad_(False).eval()
-    (hidden, gradient), (expected, expected_gradient) = found
+    (hidden, gradient), (expected, expected_gradient) = matches
     assert torch.allclose(hidden, expected, atol=1e-4)
     assert gradient.keys() == expected_gradient.keys()
     assert any("vis" in name for name in gradient)  # "vision_tower", "visual"
@@ -119,22 +119,24 @@ def test_rows_with_and_without_images_share_a_batch(policy: AutoregressivePolicy
         with pytest.raises(PolicyError, match="prompt"):
             policy.check_prompt(text)
         return
-    shown = [prompts[0], text, prompts[1], text, prompts[0]]
+    displayed = [prompts[0], text, prompts[1], text, prompts[0]]
     completions = [(300, 301), (302, 303, 304), (305,), (306,), (307,)]
-    alone = [logprobs(policy, [prompt], [ids]) for prompt, ids in zip(shown, completions, strict=True)]
-    assert torch.allclose(logprobs(policy, shown, completions), torch.cat(alone), atol=CLOSE)
+    alone = [logprobs(policy, [prompt], [ids]) for prompt, ids in zip(displayed, completions, strict=True)]
+    assert torch.allclose(logprobs(policy, displayed, completions), torch.cat(alone), atol=CLOSE)
 
 
 def test_a_completion_depends_on_its_own_seed_alone(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     options = SamplingOptions(LENGTH)
     together = policy.sample(prompts, SEEDS, options)
-    for place, own in enumerate(SEEDS):
-        assert [one.ids for one in policy.sample([prompts[place]], [own], options)[0]] == [
-            one.ids for one in together[place]
+    for position, values in enumerate(SEEDS):
+        assert [single.ids for single in policy.sample([prompts[position]], [values], options)[0]] == [
+            element.ids for element in together[position]
         ]
-    turned = policy.sample(prompts[::-1], [own[::-1] for own in SEEDS[::-1]], options)
-    assert [[one.ids for one in own[::-1]] for own in turned[::-1]] == [[one.ids for one in own] for own in together]
-    assert len({one.ids for own in together for one in own}) == 6
+    turned = policy.sample(prompts[::-1], [particular[::-1] for particular in SEEDS[::-1]], options)
+    assert [[each.ids for each in local[::-1]] for local in turned[::-1]] == [
+        [entry.ids for entry in selected] for selected in together
+    ]
+    assert len({item.ids for settings in together for item in settings}) == 6
 
 
 def test_answers_that_ended_leave_an_evaluation_and_change_nothing(
@@ -142,23 +144,25 @@ def test_answers_that_ended_leave_an_evaluation_and_change_nothing(
 ) -> None:
     sampled = SamplingOptions(LENGTH, temperature=1.0)
     _, before = flat(prompts, policy.sample(prompts, SEEDS, sampled))
-    ends = frozenset(one.ids[place] for one, place in zip(before, (1, 3, 5, 2, 8, 6), strict=True))  # all end elsewhere
+    ends = frozenset(
+        one_value.ids[position] for one_value, position in zip(before, (1, 3, 5, 2, 8, 6), strict=True)
+    )  # all end elsewhere
     monkeypatch.setattr(policy, "stop_ids", ends)
-    shown, stayed = flat(prompts, policy.sample(prompts, SEEDS, sampled))
+    displayed, stayed = flat(prompts, policy.sample(prompts, SEEDS, sampled))
     sizes, sent = [], policy._go_on
     monkeypatch.setattr(
         policy, "_go_on", lambda inputs, cache: sizes.append(len(inputs["input_ids"])) or sent(inputs, cache)
     )
     _, left = flat(prompts, policy.sample(prompts, SEEDS, dataclasses.replace(sampled, evaluates=True)))
     assert sizes[0] == 6 and sizes[-1] <= 2, "half of the rows ended, and the batch kept them"
-    assert [(one.ids, one.finished) for one in left] == [(one.ids, one.finished) for one in stayed]
-    assert len({len(one.ids) for one in left}) > 2
-    ids = torch.tensor([token for one in left for token in one.ids])
-    scores = score(policy.forward(shown, [one.ids for one in left]), ids)
+    assert [(this.ids, this.finished) for this in left] == [(member.ids, member.finished) for member in stayed]
+    assert len({len(single.ids) for single in left}) > 2
+    ids = torch.tensor([token for element in left for token in element.ids])
+    scores = score(policy.forward(displayed, [each.ids for each in left]), ids)
     for name, kept in (("logprob", "logprobs"), ("entropy", "entropies")):
-        own = torch.tensor([value for one in left for value in getattr(one, kept)])
-        assert torch.allclose(own, getattr(scores, name), atol=CLOSE), name
-    assert all(one.entropies is None for one in stayed)
+        values = torch.tensor([value for entry in left for value in getattr(entry, kept)])
+        assert torch.allclose(values, getattr(scores, name), atol=CLOSE), name
+    assert all(item.entropies is None for item in stayed)
 
 
 def test_image_placeholders_are_never_sampled(policy: AutoregressivePolicy, prompts: list[Prompt]) -> None:
@@ -168,16 +172,16 @@ def test_image_placeholders_are_never_sampled(policy: AutoregressivePolicy, prom
     handle = policy.model.get_output_embeddings().register_forward_hook(lambda _, __, logits: logits + bias)
     try:
         for temperature in (0.0, 1.0):
-            ((one,),) = policy.sample(prompts[:1], [[1]], SamplingOptions(4, temperature=temperature))
-            assert placeholder not in one.ids
+            ((item,),) = policy.sample(prompts[:1], [[1]], SamplingOptions(4, temperature=temperature))
+            assert placeholder not in item.ids
     finally:
         handle.remove()
 
 
 def test_a_longer_limit_does_not_change_the_beginning(idefics3: AutoregressivePolicy, prompts: list[Prompt]) -> None:
     short, long = (idefics3.sample(prompts, SEEDS, SamplingOptions(length)) for length in (4, 20))
-    for one, other in zip(flat(prompts, short)[1], flat(prompts, long)[1], strict=True):
-        assert other.ids[: len(one.ids)] == one.ids
+    for first, second in zip(flat(prompts, short)[1], flat(prompts, long)[1], strict=True):
+        assert second.ids[: len(first.ids)] == first.ids
 
 
 @pytest.mark.parametrize(
@@ -186,12 +190,14 @@ def test_a_longer_limit_does_not_change_the_beginning(idefics3: AutoregressivePo
 def test_all_ways_to_ask_for_the_most_likely_token_agree(
     options: dict, idefics3: AutoregressivePolicy, prompts: list[Prompt]
 ) -> None:
-    for one in flat(prompts, idefics3.sample(prompts, SEEDS, SamplingOptions(LENGTH, **options)))[1]:
-        assert one.logprobs  # of the whole distribution, not of the one that was cut
-        assert max(one.logprobs) < -1e-3
+    for item in flat(prompts, idefics3.sample(prompts, SEEDS, SamplingOptions(LENGTH, **options)))[1]:
+        assert item.logprobs  # of the whole distribution, not of the one that was cut
+        assert max(item.logprobs) < -1e-3
     greedy = idefics3.sample(prompts, SEEDS, SamplingOptions(LENGTH, temperature=0.0))
     other = idefics3.sample(prompts, SEEDS, SamplingOptions(LENGTH, **options))
-    assert [[one.ids for one in own] for own in greedy] == [[one.ids for one in own] for own in other]
+    assert [[each.ids for each in settings] for settings in greedy] == [
+        [entry.ids for entry in values] for values in other
+    ]
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.5}, {"top_k": 3, "top_p": 0.5}, {"temperature": 2}])
@@ -214,7 +220,7 @@ def test_tokens_come_as_often_as_their_probability_says(
             break
         kept.append(token)
         mass += float(expected[token])
-    tokens = [one.ids[0] for one in drawn]
+    tokens = [item.ids[0] for item in drawn]
     assert set(tokens) <= set(kept)
     for token in kept[:3]:
         share = float(expected[token]) / mass
@@ -239,14 +245,14 @@ def test_all_declared_end_tokens_end_an_answer(idefics3: AutoregressivePolicy, p
     others = (usual[0].ids[2], usual[1].ids[4])
     several = with_stops(idefics3, list(others), "<end_of_utterance>")
     assert several.stop_ids == {*others, idefics3.tokenizer.eos_token_id}
-    for before, one in zip(
+    for before, item in zip(
         usual, flat(prompts, several.sample(prompts, SEEDS, SamplingOptions(LENGTH)))[1], strict=True
     ):
-        assert one.ids == before.ids[: len(one.ids)]
-        ends = [place for place, token in enumerate(before.ids) if token in several.stop_ids]
-        assert len(one.ids) == (ends[0] + 1 if ends else LENGTH)
-        assert one.finished == bool(ends)
-        assert len(one.logprobs) == len(one.ids)
+        assert item.ids == before.ids[: len(item.ids)]
+        ends = [position for position, token in enumerate(before.ids) if token in several.stop_ids]
+        assert len(item.ids) == (ends[0] + 1 if ends else LENGTH)
+        assert item.finished == bool(ends)
+        assert len(item.logprobs) == len(item.ids)
 
 
 def test_a_model_without_an_end_token_is_refused(idefics3: AutoregressivePolicy) -> None:
@@ -259,8 +265,8 @@ def test_the_pad_token_may_be_the_end_token(folders: dict, idefics3: Autoregress
     other.tokenizer.pad_token = other.tokenizer.eos_token
     completions = [(300, other.tokenizer.eos_token_id), (301,), (302, 303, other.tokenizer.eos_token_id)]
     assert other.encoder.pad_id == other.tokenizer.eos_token_id
-    one, two = (logprobs(policy, prompts, completions) for policy in (other, idefics3))
-    assert torch.allclose(one, two, atol=CLOSE)  # the end token is scored as any other
+    first, second = (logprobs(policy, prompts, completions) for policy in (other, idefics3))
+    assert torch.allclose(first, second, atol=CLOSE)  # the end token is scored as any other
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from workbench.policies.average import average_models
 
 def test_the_average_is_a_model_of_mean_weights(models: dict[str, Path], tmp_path: Path) -> None:
     output = average_models([models["student"], models["teacher"]], tmp_path / "mean")
-    one, two, mean = (
+    first, second, mean = (
         dict(load_policy(folder, "one").model.named_parameters())
         for folder in (models["student"], models["teacher"], output)
     )
-    assert all(torch.allclose(mean[name], (one[name] + two[name]) / 2, atol=1e-6) for name in one)
+    assert all(torch.allclose(mean[name], (first[name] + second[name]) / 2, atol=1e-6) for name in first)
 
 
 def test_models_of_other_shapes_are_refused(models: dict[str, Path], tmp_path: Path) -> None:

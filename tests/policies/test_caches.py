@@ -32,8 +32,8 @@ def test_answers_to_one_prompt_are_read_as_the_model_itself_reads_each(hybrid: A
 
 def test_what_is_sampled_has_the_log_probs_of_the_model_itself(hybrid: AutoregressivePolicy) -> None:
     written = hybrid.sample([SHORT, LONG], [[1, 2, 3], [4, 5]], SamplingOptions(9))
-    for prompt, own in zip((SHORT, LONG), written, strict=True):
-        assert len({one.ids for one in own}) == len(own)
-        for one in own:
-            expected = plain_logprobs(hybrid, prompt, one.ids)
-            assert torch.allclose(torch.tensor(one.logprobs), expected, atol=1e-4)  # a scan adds in another order
+    for prompt, values in zip((SHORT, LONG), written, strict=True):
+        assert len({entry.ids for entry in values}) == len(values)
+        for item in values:
+            expected = plain_logprobs(hybrid, prompt, item.ids)
+            assert torch.allclose(torch.tensor(item.logprobs), expected, atol=1e-4)  # a scan adds in another order

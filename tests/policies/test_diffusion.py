@@ -49,26 +49,26 @@ def prompts() -> list[Prompt]:
 
 @pytest.fixture(scope="module")
 def written(policy: DiffusionPolicy, prompts: list[Prompt]) -> list[Completion]:
-    return [one for own in policy.sample(prompts, [[1, 2], [3], [4, 5]], OPTIONS) for one in own]
+    return [item for values in policy.sample(prompts, [[1, 2], [3], [4, 5]], OPTIONS) for item in values]
 
 
 def logprobs(policy: DiffusionPolicy, prompts: list[Prompt], written: list[Completion]) -> torch.Tensor:
-    output = policy.forward(prompts, [one.ids for one in written], [one.denoising for one in written])
-    return score(output, torch.tensor([token for one in written for token in one.ids])).logprob
+    output = policy.forward(prompts, [each.ids for each in written], [entry.denoising for entry in written])
+    return score(output, torch.tensor([token for item in written for token in item.ids])).logprob
 
 
 def test_what_is_written_is_read_with_the_same_log_probs(policy, prompts, written) -> None:
     rows = [prompts[row] for row in (0, 0, 1, 2, 2)]
-    sampled = torch.tensor([value for one in written for value in one.logprobs])
+    sampled = torch.tensor([value for entry in written for value in entry.logprobs])
     assert torch.allclose(logprobs(policy, rows, written), sampled, atol=1e-4)
-    alone = torch.cat([logprobs(policy, [row], [one]) for row, one in zip(rows, written, strict=True)])
+    alone = torch.cat([logprobs(policy, [row], [item]) for row, item in zip(rows, written, strict=True)])
     assert torch.allclose(alone, sampled, atol=1e-4)
 
 
 def test_two_tokens_a_step_block_after_block(written) -> None:
-    for one in written:
-        steps = one.denoising.steps
-        assert sorted(set(steps)) == list(range(one.denoising.num_steps))
+    for item in written:
+        steps = item.denoising.steps
+        assert sorted(set(steps)) == list(range(item.denoising.num_steps))
         assert all(1 <= steps.count(step) <= 2 for step in steps)
         blocks = [max(steps[start : start + 4]) for start in range(0, len(steps), 4)]
         assert blocks == sorted(blocks)
@@ -89,61 +89,61 @@ def test_one_end_closes_the_canvas_and_padding_is_never_written(policy, prompts)
     end = eager.tokenizer.eos_token_id
     with torch.no_grad():  # a head that likes the end token at every position
         eager.model.lm_head.bias[end] += 4.0
-    ended = [one for one in eager.sample([prompts[0]], [list(range(24))], OPTIONS)[0] if one.finished]
+    ended = [element for element in eager.sample([prompts[0]], [list(range(24))], OPTIONS)[0] if element.finished]
     assert len(ended) > 12
-    assert len({len(one.ids) for one in ended}) > 1
-    for one in ended:
-        assert one.ids.count(end) == 1 == one.ids[::-1].index(end) + 1
-        assert not {eager.mask_id, eager.pad_id} & set(one.ids)
-    sampled = torch.tensor([value for one in ended for value in one.logprobs])
+    assert len({len(each.ids) for each in ended}) > 1
+    for item in ended:
+        assert item.ids.count(end) == 1 == item.ids[::-1].index(end) + 1
+        assert not {eager.mask_id, eager.pad_id} & set(item.ids)
+    sampled = torch.tensor([value for entry in ended for value in entry.logprobs])
     assert torch.allclose(logprobs(eager, [prompts[0]] * len(ended), ended), sampled, atol=1e-4)
 
 
 def test_a_token_is_read_before_its_step_and_sees_nothing_later(policy, prompts, written) -> None:
-    one = max(written, key=lambda one: len(one.ids))
-    before = logprobs(policy, [prompts[0]], [one])
-    steps, changed = torch.tensor(one.denoising.steps), one.denoising.num_steps - 3
-    ids = tuple(token if step < changed else 40 for token, step in zip(one.ids, one.denoising.steps, strict=True))
-    other = replace(one, ids=ids)
-    output = [policy.forward([prompts[0]], [each.ids], [each.denoising]).hidden for each in (one, other)]
+    item = max(written, key=lambda entry: len(entry.ids))
+    before = logprobs(policy, [prompts[0]], [item])
+    steps, changed = torch.tensor(item.denoising.steps), item.denoising.num_steps - 3
+    ids = tuple(token if step < changed else 40 for token, step in zip(item.ids, item.denoising.steps, strict=True))
+    other = replace(item, ids=ids)
+    output = [policy.forward([prompts[0]], [each.ids], [each.denoising]).hidden for each in (item, other)]
     same = (output[0] - output[1]).abs().amax(-1) < 1e-5
     assert bool(same[steps <= changed].all())
     assert not bool(same[steps > changed].any())
-    assert before.shape == (len(one.ids),)
+    assert before.shape == (len(item.ids),)
 
 
-def rollout(one: Completion) -> Rollout:
-    return Rollout(example(0), 0, one.ids, "", one.finished, one.logprobs, 1.0, denoising=one.denoising)
+def rollout(item: Completion) -> Rollout:
+    return Rollout(example(0), 0, item.ids, "", item.finished, item.logprobs, 1.0, denoising=item.denoising)
 
 
 def test_the_future_shows_a_share_of_later_blocks_and_nothing_of_the_own_one(policy, written) -> None:
-    one = rollout(written[0])
-    shown = build_prompt(example(0), "future:0.5", one).future
-    assert shown == build_prompt(example(0), "future:0.5", one).future
-    order = one.denoising
-    for step, places in enumerate(shown):
+    item = rollout(written[0])
+    displayed = build_prompt(example(0), "future:0.5", item).future
+    assert displayed == build_prompt(example(0), "future:0.5", item).future
+    order = item.denoising
+    for step, places in enumerate(displayed):
         later = order.canvas - 4 * (order.block_of(step) + 1)
         assert len(places) == later // 2
-        assert all(place >= 4 * (order.block_of(step) + 1) for place in places)
+        assert all(position >= 4 * (order.block_of(step) + 1) for position in places)
     other = rollout(replace(written[0], denoising=replace(order, seed=order.seed + 1)))
-    assert build_prompt(example(0), "future:0.5", other).future != shown
-    assert not any(build_prompt(example(0), "future:0", one).future)
-    assert build_prompt(example(0), "future", one).future != shown
+    assert build_prompt(example(0), "future:0.5", other).future != displayed
+    assert not any(build_prompt(example(0), "future:0", item).future)
+    assert build_prompt(example(0), "future", item).future != displayed
 
 
 def test_behind_a_committed_end_there_is_no_future() -> None:
     order = DenoisingTrace((0, 1, 0, 1, 3, 2), 4, 16)
-    shown = build_prompt(
+    displayed = build_prompt(
         example(0), "future:1", Rollout(example(0), 0, (9, 9, 9, 9, 9, 2), "", True, denoising=order)
     ).future
-    assert [len(places) for places in shown] == [12, 12, 8, 0]
+    assert [len(places) for places in displayed] == [12, 12, 8, 0]
 
 
 def test_reading_with_a_future_changes_what_is_before_it_and_share_zero_nothing(policy, written) -> None:
-    one = rollout(written[0])
+    item = rollout(written[0])
     hidden = {}
     for context in ("plain", "future:0", "future:0.5"):
-        hidden[context] = policy.forward([build_prompt(example(0), context, one)], [one.ids], [one.denoising]).hidden
+        hidden[context] = policy.forward([build_prompt(example(0), context, item)], [item.ids], [item.denoising]).hidden
     assert torch.equal(hidden["plain"], hidden["future:0"])
     differs = (hidden["plain"] - hidden["future:0.5"]).abs().amax(-1) > 1e-6
     assert bool(differs[:12].all()) and not bool(differs[12:].any())
@@ -179,15 +179,15 @@ def test_a_run_sets_the_pace_of_all_and_a_saved_model_keeps_it(folder: Path, tmp
     policies = load_policies(
         names, student=folder, teacher=folder, block=8, steps_per_block=3, max_completion_length=24
     )
-    assert {(one.block, one.steps_per_block, one.canvas) for one in policies.values()} == {(8, 3, 24)}
-    own = policies["student"]
-    assert own.encoder.max_prompt_length == 512 - 24
-    own.model.save_pretrained(tmp_path)
-    own.processor.save_pretrained(tmp_path)
+    assert {(item.block, item.steps_per_block, item.canvas) for item in policies.values()} == {(8, 3, 24)}
+    loaded = policies["student"]
+    assert loaded.encoder.max_prompt_length == 512 - 24
+    loaded.model.save_pretrained(tmp_path)
+    loaded.processor.save_pretrained(tmp_path)
     again = load_policy(tmp_path, "again")
     assert (again.block, again.steps_per_block, again.canvas) == (8, 3, 24)
     with raises(ConfigError, "9 denoising", "8 positions"):
-        own.set_denoising_steps(8, 9)
+        loaded.set_denoising_steps(8, 9)
 
 
 def test_kinds_of_models_are_not_mixed(folder: Path, tmp_path: Path) -> None:
@@ -208,9 +208,13 @@ def test_too_long_a_prompt_is_refused_with_its_length(folder: Path) -> None:
 
 def test_a_masked_model_without_images_reads_text(policy: DiffusionPolicy, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    own = policy.tokenizer
+    values = policy.tokenizer
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=own.backend_tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token=EOS, mask_token="<mask>"
+        tokenizer_object=values.backend_tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token=EOS,
+        mask_token="<mask>",
     )
     config = EuroBertConfig(
         vocab_size=len(tokenizer),
@@ -228,8 +232,8 @@ def test_a_masked_model_without_images_reads_text(policy: DiffusionPolicy, tmp_p
     tokenizer.save_pretrained(tmp_path)
     text = load_policy(tmp_path, "text")
     prompts = [Prompt((), "what is the tag?", key="one"), Prompt((), "a longer question than the other one", key="two")]
-    written = [one for own in text.sample(prompts, [[1], [2]], SamplingOptions(8)) for one in own]
-    sampled = torch.tensor([value for one in written for value in one.logprobs])
+    written = [entry for settings in text.sample(prompts, [[1], [2]], SamplingOptions(8)) for entry in settings]
+    sampled = torch.tensor([value for item in written for value in item.logprobs])
     assert torch.allclose(logprobs(text, prompts, written), sampled, atol=1e-4)
     with raises(PolicyError, "image processor"):
         text.check_prompt(build_prompt(example(0), "plain"))

@@ -41,39 +41,39 @@ def test_a_prompt_starts_once_whether_template_or_tokenizer_says_so(
     policy: AutoregressivePolicy, prompts: list
 ) -> None:
     """Of every family, with a tokenizer that adds a start token; and an engine is handed the same tokens."""
-    own = PromptEncoder(copy.deepcopy(policy.processor))
-    tokenizer, bos = own.tokenizer, own.tokenizer.bos_token
+    encoder_of_copy = PromptEncoder(copy.deepcopy(policy.processor))
+    tokenizer, bos = encoder_of_copy.tokenizer, encoder_of_copy.tokenizer.bos_token
     if (
-        own.processor.chat_template
+        encoder_of_copy.processor.chat_template
     ):  # PaliGemma has none: its processor writes the start token, and has the tokenizer add none
         start = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)])
         tokenizer.backend_tokenizer.post_processor = start
         assert tokenizer("red")["input_ids"][0] == tokenizer.bos_token_id
     for prompt in prompts:
-        assert own.encode(prompt)["input_ids"][0].tolist().count(tokenizer.bos_token_id) == 1
-        text, handed, images = own.request(prompt)
-        assert handed.count(tokenizer.bos_token_id) == bool(own.processor.chat_template)
+        assert encoder_of_copy.encode(prompt)["input_ids"][0].tolist().count(tokenizer.bos_token_id) == 1
+        text, handed, images = encoder_of_copy.request(prompt)
+        assert handed.count(tokenizer.bos_token_id) == bool(encoder_of_copy.processor.chat_template)
         assert len(images) == len(prompt.images) and prompt.text in text
 
 
 def test_pictures_are_prepared_once_for_all_texts_beside_them(policy: AutoregressivePolicy, prompts: list) -> None:
-    own, fresh = PromptEncoder(policy.processor), PromptEncoder(policy.processor)
+    values, fresh = PromptEncoder(policy.processor), PromptEncoder(policy.processor)
     for prompt in prompts:
         for text in (prompt.text, "and now?"):
-            asked = dataclasses.replace(prompt, text=text, key="")
-            one, other = (
-                own.encode(asked),
-                fresh.encode(dataclasses.replace(asked, images=tuple(image.copy() for image in asked.images))),
+            requested = dataclasses.replace(prompt, text=text, key="")
+            first, second = (
+                values.encode(requested),
+                fresh.encode(dataclasses.replace(requested, images=tuple(image.copy() for image in requested.images))),
             )
-            assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+            assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     prepared, prepare = [], type(policy.processor.image_processor).preprocess
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             type(policy.processor.image_processor),
             "preprocess",
-            lambda *own, **options: prepared.append(1) or prepare(*own, **options),
+            lambda *settings, **options: prepared.append(1) or prepare(*settings, **options),
         )
-        own.encode(dataclasses.replace(prompts[0], text="a third time", key=""))
+        values.encode(dataclasses.replace(prompts[0], text="a third time", key=""))
         assert not prepared
         fresh.encode(dataclasses.replace(prompts[0], key=""))
     assert prepared
@@ -85,7 +85,7 @@ def test_images_stay_in_the_turn_that_brings_them(encoder: PromptEncoder) -> Non
     ids = encoder.encode(prompt)
     text = text_of(encoder, ids)
     assert [part.count("<image>") for part in text.split("<end_of_utterance>")] == [9, 0, 9, 0]
-    single = [encoder.encode(Prompt((picture(place),), "x"))["pixel_values"][0, 0] for place in (1, 2)]
+    single = [encoder.encode(Prompt((picture(position),), "x"))["pixel_values"][0, 0] for position in (1, 2)]
     assert torch.equal(ids["pixel_values"][0], torch.stack(single))
 
 
@@ -105,9 +105,9 @@ def test_two_prompts_of_one_name_are_not_mixed_up(encoder: PromptEncoder) -> Non
         dataclasses.replace(prompt, history=(Turn("user", "hello"), Turn("assistant", "yes"))),
     ]
     kept = [encoder.encode(variant) for variant in variants]
-    for variant, found in zip(variants, kept, strict=True):
+    for variant, result in zip(variants, kept, strict=True):
         fresh = encoder.encode(dataclasses.replace(variant, key=""))
-        assert all(torch.equal(found[name], fresh[name]) for name in fresh)
+        assert all(torch.equal(result[name], fresh[name]) for name in fresh)
 
 
 def test_rows_of_two_files_without_ids_are_different_prompts(encoder: PromptEncoder, tmp_path: Path) -> None:
@@ -144,8 +144,8 @@ def test_the_oldest_prompts_are_forgotten_when_there_is_no_room(
 @pytest.mark.parametrize("where", ["question", "turn"])
 @pytest.mark.parametrize("token", ["<image>", "<end_of_utterance>", "<global-img>", "<bos>"])
 def test_a_special_token_as_text_is_refused(where: str, token: str, policy: AutoregressivePolicy) -> None:
-    said = f"what is {token} here"
-    prompt = Prompt((), said) if where == "question" else Prompt((), "what?", (Turn("user", said),))
+    output = f"what is {token} here"
+    prompt = Prompt((), output) if where == "question" else Prompt((), "what?", (Turn("user", output),))
     with pytest.raises(PolicyError, match=f'contains the special token "{token}" as text'):
         policy.check_prompt(prompt)
 
@@ -190,7 +190,7 @@ def test_a_language_model_alone_takes_text_and_no_images(idefics3: Autoregressiv
 
 
 def test_collate_pads_ids_on_the_left_and_pixels_with_zeros() -> None:
-    one = {
+    item = {
         "input_ids": torch.tensor([[5, 6]]),
         "attention_mask": torch.ones(1, 2).long(),
         "pixel_values": torch.ones(1, 1, 3),
@@ -201,7 +201,7 @@ def test_collate_pads_ids_on_the_left_and_pixels_with_zeros() -> None:
         "pixel_values": torch.ones(1, 2, 3),
         "token_type_ids": torch.tensor([[1, 1, 0]]),
     }
-    batch = collate([one, two], pad_id=4)
+    batch = collate([item, two], pad_id=4)
     assert batch["input_ids"].tolist() == [[4, 5, 6], [7, 8, 9]]
     assert batch["attention_mask"].tolist() == [[0, 1, 1], [1, 1, 1]]
     assert batch["token_type_ids"].tolist() == [[0, 0, 0], [1, 1, 0]]

@@ -39,10 +39,10 @@ class OtherModel:
     def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         self.loads += 1
         given = dict(weights)
-        own = dict(weights_of(self.policy.model))
-        assert given.keys() == own.keys() and all(given[name].shape == own[name].shape for name in own)
+        settings = dict(weights_of(self.policy.model))
+        assert given.keys() == settings.keys() and all(given[name].shape == settings[name].shape for name in settings)
         if not (self.stale and self.loads > 1):
-            for name, value in own.items():
+            for name, value in settings.items():
                 value.copy_(given[name])
 
     def generate(
@@ -55,11 +55,14 @@ class OtherModel:
     ) -> list[list[Sampled]]:
         assert stop == self.policy.stop_ids and never == self.policy._placeholders
         encoded = [self._encode(request) for request in requests]
-        prompts = [Prompt((), "", key=str(place)) for place in range(len(requests))]
+        prompts = [Prompt((), "", key=str(index)) for index in range(len(requests))]
         self.policy.encoder = _Encoder(encoded, self.policy.encoder.pad_id)
         written = self.policy.sample(prompts, seeds, options)
-        read = [tuple(one["input_ids"][0].tolist()) + (7,) * self.shift for one in encoded]
-        return [[Sampled(one.ids, one.logprobs, ids) for one in own] for ids, own in zip(read, written, strict=True)]
+        read = [tuple(entry["input_ids"][0].tolist()) + (7,) * self.shift for entry in encoded]
+        return [
+            [Sampled(item.ids, item.logprobs, ids) for item in values]
+            for ids, values in zip(read, written, strict=True)
+        ]
 
     def _encode(self, request: Request) -> dict:
         pictures = {"images": [list(request.images)]} if request.images else {}
@@ -89,16 +92,18 @@ def steps(models: dict, folder: Path, engine: OtherModel | None) -> Trainer:
 def test_a_run_with_an_engine_is_the_run_without_and_stale_weights_show(models: dict, tmp_path: Path) -> None:
     without = steps(models, tmp_path / "without", None)
     engine = OtherModel(models["teacher"])
-    found = steps(models, tmp_path / "with", engine)
+    result = steps(models, tmp_path / "with", engine)
     assert engine.loads == 3  # before every generation
-    for own, theirs in zip(found.measured, without.measured, strict=True):
-        assert own["loss"] == pytest.approx(theirs["loss"], rel=1e-4) and own["sampler_gap"] < 1e-4
+    for values, theirs in zip(result.measured, without.measured, strict=True):
+        assert values["loss"] == pytest.approx(theirs["loss"], rel=1e-4) and values["sampler_gap"] < 1e-4
     stale = steps(models, tmp_path / "stale", OtherModel(models["teacher"], stale=True)).measured
     assert stale[0]["sampler_gap"] < 1e-4 < 1e-3 < stale[2]["sampler_gap"]
     traced = open_traces(tmp_path / "stale" / "run").sql(
         "SELECT step, avg(abs(logprob_student - sampler_logprob)) AS gap FROM tokens GROUP BY step ORDER BY step"
     )
-    assert [row["gap"] for row in traced.to_pylist()] == pytest.approx([one["sampler_gap"] for one in stale], abs=1e-5)
+    assert [row["gap"] for row in traced.to_pylist()] == pytest.approx(
+        [item["sampler_gap"] for item in stale], abs=1e-5
+    )
 
 
 def test_an_engine_that_reads_another_prompt_is_refused(models: dict, prompts: list) -> None:
@@ -131,7 +136,10 @@ def test_whichever_end_an_engine_draws_is_written_as_the_one_that_stands_for_all
     class EndsOtherwise(OtherModel):
         def generate(self, requests: list, seeds: list, options: SamplingOptions, stop: frozenset, never: list) -> list:
             read = [tuple(self._encode(request)["input_ids"][0].tolist()) for request in requests]
-            return [[Sampled((5, other), (-1.0, -2.0), ids) for _ in own] for ids, own in zip(read, seeds, strict=True)]
+            return [
+                [Sampled((5, other), (-1.0, -2.0), ids) for _ in values]
+                for ids, values in zip(read, seeds, strict=True)
+            ]
 
     student = load_policy(models["student"], "student")
     end, other = student.end_id, 6
@@ -175,26 +183,26 @@ def test_what_an_engine_would_leave_out_is_refused(models: dict, tmp_path: Path)
 
 def given(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> tuple[list[Learner], list[dict]]:
     """A run's learners, and what engines were made of to write for them."""
-    asked: list[dict] = []
+    requests: list[dict] = []
 
     class Made:
         def __init__(self, path: str, **options: object) -> None:
-            asked.append({"path": path, **options})
+            requests.append({"path": path, **options})
 
     monkeypatch.setattr(workbench.training.learner, "VllmEngine", Made)
     method = config.load_method()
     learners = [build_learner(config, method, name) for name in config.models.learners]
     attach_engine(learners, config)
-    return learners, asked
+    return learners, requests
 
 
 def test_students_of_a_run_share_one_engine(models: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     of = {"student": str(models["student"]), "peers": {"ann": str(models["teacher"])}}
     config = run_config(models, tmp_path, method={"name": "opcod"}, models=of, sampling__backend="vllm")
-    learners, asked = given(monkeypatch, config)
+    learners, requested = given(monkeypatch, config)
     assert len(learners) == 2 and learners[0].student.engine is learners[1].student.engine
-    (one,) = asked
-    assert one["path"] == of["student"] and one["dtype"] == "float32"
+    (item,) = requested
+    assert item["path"] == of["student"] and item["dtype"] == "float32"
     of["peers"] = {"ann": str(save_llama(tmp_path / "other"))}
     other = run_config(models, tmp_path, method={"name": "opcod"}, models=of, sampling__backend="vllm")
     with raises(ConfigError, "ann", "student", "architecture"):

@@ -105,14 +105,14 @@ def test_a_teacher_that_numbers_a_token_differently_is_refused(models: dict, fol
 
 
 def test_teachers_by_domain_are_one_policy_and_load_each_model_once(models: dict) -> None:
-    one, two = str(models["teacher"]), str(models["student"])
+    first, second = str(models["teacher"]), str(models["student"])
     policies = load_policies(
-        ("teacher",), student=two, teacher=two, teachers={"color": one, "count": two, "shape": one}
+        ("teacher",), student=second, teacher=second, teachers={"color": first, "count": second, "shape": first}
     )
     assert set(policies) == {"student", "teacher:color+shape", "teacher:count", "teacher:other", "teacher"}
     teacher = policies["teacher"]
     assert teacher.of("shape") is policies["teacher:color+shape"] and teacher.of("tag") is policies["teacher:other"]
-    alone = load_policies(("teacher",), student=two, teachers={"color": one})["teacher"]
+    alone = load_policies(("teacher",), student=second, teachers={"color": first})["teacher"]
     with raises(PolicyError, "tag"):
         alone.check_prompt(build_prompt(example(domain="tag"), "plain"))
 

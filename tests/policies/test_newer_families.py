@@ -38,15 +38,15 @@ def test_log_probs_are_those_of_the_model_s_own_forward_pass(family: str, tmp_pa
         Prompt((), "?", key="c"),
     ]
     words = tuple(policy.tokenizer("a small red circle left of the large blue square")["input_ids"])
-    rows = [prompts[place] for place in (0, 1, 0, 2, 1)]
+    rows = [prompts[position] for position in (0, 1, 0, 2, 1)]
     completions = [words[start:stop] for start, stop in ((1, 5), (2, 4), (1, 9), (3, 4), (5, 9))]
     with torch.no_grad():
-        found = score(policy.forward(rows, completions), torch.tensor(sum(completions, ()))).logprob
+        result = score(policy.forward(rows, completions), torch.tensor(sum(completions, ()))).logprob
     expected = torch.cat([plain_logprobs(policy, *row) for row in zip(rows, completions, strict=True)])
-    assert torch.allclose(found, expected, atol=1e-4)
-    for prompt, own in zip(prompts, policy.sample(prompts, [[1, 2], [3, 4], [5]], SamplingOptions(6)), strict=True):
-        for one in own:
-            assert torch.allclose(torch.tensor(one.logprobs), plain_logprobs(policy, prompt, one.ids), atol=1e-4)
+    assert torch.allclose(result, expected, atol=1e-4)
+    for prompt, values in zip(prompts, policy.sample(prompts, [[1, 2], [3, 4], [5]], SamplingOptions(6)), strict=True):
+        for item in values:
+            assert torch.allclose(torch.tensor(item.logprobs), plain_logprobs(policy, prompt, item.ids), atol=1e-4)
 
 
 def test_indices_into_patches_go_on_counting_from_prompt_to_prompt() -> None:

@@ -32,12 +32,12 @@ def policy(family: str, folders: dict[str, Path]) -> AutoregressivePolicy:
     return load_policy(folders[family], "student")
 
 
-def expansion(family: str, made: dict) -> list[str]:
+def expansion(family: str, created: dict) -> list[str]:
     """What each image's one token becomes, by the families' published rules, of what the image processor made."""
     if family in QWEN:  # a token for each 2 x 2 patches
-        return ["<|image_pad|>" * (int(grid.prod()) // 4) for grid in made["image_grid_thw"]]
+        return ["<|image_pad|>" * (int(grid.prod()) // 4) for grid in created["image_grid_thw"]]
     if family == "internvl":  # 256 tokens for each tile, here 4
-        return [f"<img>{'<IMG_CONTEXT>' * 4 * int(tiles)}</img>" for tiles in made["num_patches"]]
+        return [f"<img>{'<IMG_CONTEXT>' * 4 * int(tiles)}</img>" for tiles in created["num_patches"]]
     if family == "smolvlm":  # each tile of a split image with its row and column, then the whole
         return [
             "".join(
@@ -46,7 +46,7 @@ def expansion(family: str, made: dict) -> list[str]:
                 for row in range(rows)
             )
             + f"\n<fake_token_around_image><global-img>{'<image>' * 9}<fake_token_around_image>"
-            for rows, cols in zip(made["rows"][0], made["cols"][0], strict=True)
+            for rows, cols in zip(created["rows"][0], created["cols"][0], strict=True)
         ]
     return ["<image>" * 17] * len(PICTURES)  # llava_onevision: of several images, 16 patches and a new line each
 
@@ -67,12 +67,12 @@ def test_ids_and_pixels_are_those_of_the_familys_rules(
         tokenize=False,
     )
     if images:
-        asked = {"internvl": {"crop_to_patches": True}, "smolvlm": {"return_row_col_info": True}}.get(family, {})
-        shown = [images] if family in ("smolvlm", "llava_onevision") else images  # families that batch by prompt
-        made = AutoImageProcessor.from_pretrained(folders[family])(shown, return_tensors="pt", **asked)
-        assert torch.equal(encoded["pixel_values"], made["pixel_values"])
+        requested = {"internvl": {"crop_to_patches": True}, "smolvlm": {"return_row_col_info": True}}.get(family, {})
+        displayed = [images] if family in ("smolvlm", "llava_onevision") else images  # families that batch by prompt
+        created = AutoImageProcessor.from_pretrained(folders[family])(displayed, return_tensors="pt", **requested)
+        assert torch.equal(encoded["pixel_values"], created["pixel_values"])
         before, *rest = template.split(mark)
-        pieces = zip(expansion(family, made), rest, strict=True)
+        pieces = zip(expansion(family, created), rest, strict=True)
         template = before + "".join(whole + text for whole, text in pieces)
     else:
         assert "pixel_values" not in encoded
@@ -85,13 +85,13 @@ def test_the_official_processors_read_the_same(folders: dict) -> None:
         config = AutoConfig.from_pretrained(folders[family])
         official = load_processor(folders[family], config)
         assert type(official) is PROCESSOR_MAPPING[type(config)]
-        own = load_images_only(type(official), folders[family])
+        images_only = load_images_only(type(official), folders[family])
         for sizes in (PICTURES, PICTURES[:1], ()):
             prompt = Prompt(tuple(picture(seed, size) for seed, size in enumerate(sizes)), "what is this?")
-            one, two = (PromptEncoder(processor).encode(prompt) for processor in (official, own))
-            assert one.keys() == two.keys()
-            for name in one:  # values of pixels are in -1 .. 1, and resized by another library
-                assert torch.allclose(one[name].float(), two[name].float(), atol=0.05), (family, name)
+            first, second = (PromptEncoder(processor).encode(prompt) for processor in (official, images_only))
+            assert first.keys() == second.keys()
+            for name in first:  # images_only of pixels are in -1 .. 1, and resized by another library
+                assert torch.allclose(first[name].float(), second[name].float(), atol=0.05), (family, name)
 
 
 def test_every_rule_is_the_official_classs_own(policy: AutoregressivePolicy) -> None:
@@ -128,8 +128,8 @@ def test_folders_of_older_layouts_load(folders: dict, tmp_path: Path) -> None:
     (folder / "video_preprocessor_config.json").write_text(json.dumps(settings["video_processor"]))
     prompt = Prompt((picture(1),), "what?")
     old, new = (load_policy(path, "student") for path in (folder, folders["qwen2_vl"]))
-    one, two = (policy.encoder.encode(prompt) for policy in (old, new))
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    first, second = (policy.encoder.encode(prompt) for policy in (old, new))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     old.processor.save_pretrained(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "processor_config.json").read_text())
     assert settings["video_processor"].items() <= saved["video_processor"].items()
@@ -170,10 +170,10 @@ def test_positions_of_three_axes_do_not_depend_on_the_padding(name: str, folders
         Prompt((picture(2), picture(3, (30, 60))), "long " * 9, key="2"),
     ]
 
-    def positions(shown: list[Prompt]) -> torch.Tensor:
-        encoded = policy.encoder.batch(shown)
-        known = {key: encoded[key] for key in ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw")}
-        return policy.model.model.get_rope_index(**known)[0]
+    def positions(displayed: list[Prompt]) -> torch.Tensor:
+        encoded = policy.encoder.batch(displayed)
+        recorded = {key: encoded[key] for key in ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw")}
+        return policy.model.model.get_rope_index(**recorded)[0]
 
     together = positions(prompts)
     for row, prompt in enumerate(prompts):

@@ -51,7 +51,7 @@ def logits(policy: AutoregressivePolicy, example: Example) -> torch.Tensor:
 
 def written(policy: AutoregressivePolicy, examples: list[Example]) -> list[tuple[int, ...]]:
     prompts = [build_prompt(example, "plain") for example in examples]
-    return [one.ids for own in policy.sample(prompts, [[1, 2]] * len(prompts), OPTIONS) for one in own]
+    return [item.ids for values in policy.sample(prompts, [[1, 2]] * len(prompts), OPTIONS) for item in values]
 
 
 def num_hooks(model: nn.Module) -> int:
@@ -60,8 +60,8 @@ def num_hooks(model: nn.Module) -> int:
 
 @pytest.mark.parametrize("rank", [1, 5, 16])
 def test_a_projector_is_symmetric_idempotent_and_has_its_rank(moments: dict, rank: int) -> None:
-    for own in (*moments.values(), torch.zeros(16, 16, dtype=torch.float64)):
-        for space in (gradient_subspace(own, rank), random_subspace(16, rank, 0)):
+    for values in (*moments.values(), torch.zeros(16, 16, dtype=torch.float64)):
+        for space in (gradient_subspace(values, rank), random_subspace(16, rank, 0)):
             P = space.projector
             assert torch.equal(P, P.T)
             assert torch.allclose(P @ P, P, atol=1e-6)
@@ -74,9 +74,9 @@ def test_the_subspace_is_that_of_the_stacked_gradients(student: AutoregressivePo
     name = next(name for name in find_projections(student.model, "last") if name.endswith("v_proj"))
     moments = calibrate(student, [example], count=1, kind="answer", layers="last").moments[name]
     texts = student.token_texts(student.answer_ids(example.reference))
-    place = len(texts) - 2  # the answer is the word before the end token
-    assert texts[place].strip() == example.answer
-    module, wanted = student.model.get_submodule(name), student.answer_ids(example.reference)[place]
+    index = len(texts) - 2  # the answer is the word before the end token
+    assert texts[index].strip() == example.answer
+    module, wanted = student.model.get_submodule(name), student.answer_ids(example.reference)[index]
 
     def loss(direction: torch.Tensor, position: int) -> float:
         def nudge(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
@@ -86,7 +86,7 @@ def test_the_subspace_is_that_of_the_stacked_gradients(student: AutoregressivePo
 
         handle = module.register_forward_hook(nudge)
         try:
-            return -float(logits(student, example).double().log_softmax(-1)[place, wanted])
+            return -float(logits(student, example).double().log_softmax(-1)[index, wanted])
         finally:
             handle.remove()
 
@@ -96,14 +96,14 @@ def test_the_subspace_is_that_of_the_stacked_gradients(student: AutoregressivePo
     by_hand = [
         (loss(step * direction, at) - loss(-step * direction, at)) / (2 * step) for at in range(length)
     ]  # d loss along `direction`, at every position
-    asked = float(direction.double() @ moments @ direction.double())
-    assert sum(value**2 for value in by_hand) == pytest.approx(asked, rel=2e-2)
+    requested = float(direction.double() @ moments @ direction.double())
+    assert sum(value**2 for value in by_hand) == pytest.approx(requested, rel=2e-2)
 
 
 def test_full_rank_changes_neither_logits_nor_samples(
     student: AutoregressivePolicy, examples: list[Example], moments: dict
 ) -> None:
-    projectors = {name: gradient_subspace(own, len(own)).projector for name, own in moments.items()}
+    projectors = {name: gradient_subspace(values, len(values)).projector for name, values in moments.items()}
     plain, answers = logits(student, examples[0]), written(student, examples)
     with projected(student, projectors):
         assert torch.allclose(logits(student, examples[0]), plain, atol=1e-5)
@@ -114,7 +114,7 @@ def test_folded_weights_write_as_hooks_do_and_no_hook_is_left(
     student: AutoregressivePolicy, examples: list[Example], moments: dict
 ) -> None:
     before, plain = num_hooks(student.model), logits(student, examples[0])
-    projectors = {name: gradient_subspace(own, 4).projector for name, own in moments.items()}
+    projectors = {name: gradient_subspace(values, 4).projector for name, values in moments.items()}
     with projected(student, projectors):
         hooked, answers = logits(student, examples[0]), written(student, examples)
     assert num_hooks(student.model) == before
@@ -145,7 +145,7 @@ def test_only_the_asked_tokens_carry_the_loss(student: AutoregressivePolicy, exa
     every = calibrate(student, examples, count=4, kind=EVERY_TOKEN)
     assert answer.used == every.used == 4 and answer.left_out == 0
     assert answer.tokens == 4  # the built-in world's answers are one word
-    assert every.tokens == sum(len(student.answer_ids(one.reference)) for one in examples[:4])
+    assert every.tokens == sum(len(student.answer_ids(example.reference)) for example in examples[:4])
     unmarked = Example("x", "what is it?", answer="red", reference="at red, answer red")
     alone = calibrate(student, [unmarked, Example("y", "?")], count=2, kind="answer")
     assert (alone.used, alone.tokens, alone.left_out) == (1, 1, 1)
@@ -169,11 +169,11 @@ def test_a_subspace_larger_than_the_layer_names_both() -> None:
 @pytest.mark.parametrize("save", [save_llava, save_gemma3, save_paligemma, save_aya_vision])
 def test_the_text_decoder_of_every_family_is_found(save, tmp_path: Path) -> None:
     model = load_policy(save(tmp_path / "model"), "student").model
-    found = find_projections(model, "middle+last")
-    assert [name.rpartition("layers.")[2] for name in found] == [
+    result = find_projections(model, "middle+last")
+    assert [name.rpartition("layers.")[2] for name in result] == [
         f"{layer}.self_attn.{kind}" for layer in (1,) for kind in ("k_proj", "v_proj")
     ]
-    assert not any("vision" in name for name in found)
+    assert not any("vision" in name for name in result)
 
 
 def test_fused_projections_are_refused_by_name(student: AutoregressivePolicy) -> None:

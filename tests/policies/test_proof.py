@@ -49,13 +49,13 @@ def expected(policy: AutoregressivePolicy) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", list(UNUSUAL))
 def test_what_does_not_hold_is_off_and_numbers_are_the_model_s_own(family: str, tmp_path: Path) -> None:
-    own, off = UNUSUAL[family]
-    policy = text_policy(tmp_path, family, own)
+    values, off = UNUSUAL[family]
+    policy = text_policy(tmp_path, family, values)
     assert policy.prove().off.keys() == off and not policy.proof.differs
     assert torch.allclose(read(policy), expected(policy), atol=1e-5)
     (first, second), _ = policy.sample([SHORT, LONG], [[1, 2], [3]], SamplingOptions(5))
-    for one in (first, second):
-        assert torch.allclose(torch.tensor(one.logprobs), plain_logprobs(policy, SHORT, one.ids), atol=1e-5)
+    for item in (first, second):
+        assert torch.allclose(torch.tensor(item.logprobs), plain_logprobs(policy, SHORT, item.ids), atol=1e-5)
 
 
 def test_a_scale_that_transformers_leaves_out_is_left_out(tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_logits_that_are_no_head_over_hidden_states_are_the_model_s_own(tmp_path
     own_forward(policy.model, lambda logits: logits * slope)
     policy.model.requires_grad_(True)
     assert policy.prove().off.keys() == {"head"}
-    found = read(policy)
-    assert torch.allclose(found, expected(policy), atol=1e-5)
+    result = read(policy)
+    assert torch.allclose(result, expected(policy), atol=1e-5)
     policy.forward(ROWS, COMPLETIONS).hidden.sum().backward()
     assert policy.model.get_output_embeddings().weight.grad.abs().sum() > 0
 
@@ -131,9 +131,9 @@ def test_scoring_and_asking_follow_the_rule_of_check(
     config = run_config(models, tmp_path)
     with raises(PolicyError, "accept_differences=true"):
         open_scorer(config)
-    own = replace(config.models, accept_differences=True)
+    values = replace(config.models, accept_differences=True)
     with caplog.at_level(logging.INFO, "workbench"):
-        open_scorer(replace(config, models=own))
+        open_scorer(replace(config, models=values))
         assert "teacher: what it reads is not as in its own forward pass" in caplog.text
         caplog.clear()
         evaluate_model(models["student"], data="scenes:eval?count=1", max_completion_length=2)
@@ -151,7 +151,7 @@ def test_a_proof_is_made_once_for_a_model_s_files(
     monkeypatch.setattr(workbench.policies.proven, "_known", {})
     monkeypatch.setattr(AutoregressivePolicy, "prove", lambda _: pytest.fail("proven again"))
     again = load_policies(names, student=models["student"], teacher=models["teacher"])
-    assert {name: one.proof for name, one in again.items()} == {name: one.proof for name, one in policies.items()}
+    assert {name: entry.proof for name, entry in again.items()} == {name: item.proof for name, item in policies.items()}
     file = next((tmp_path / "proofs").glob("*.json"))
     file.write_text(file.read_text()[:20])  # a proof that was cut is made anew
     monkeypatch.undo()

@@ -45,17 +45,17 @@ def teacher(models: dict[str, Path], **options: object) -> AutoregressivePolicy:
 def test_an_offloaded_teacher_says_the_same_and_is_away_only_while_it_reads(models: dict, prompts: list) -> None:
     resident, offloaded = teacher(models), teacher(models, offload_teachers=True)
     head = offloaded.model.get_output_embeddings().weight
-    at_home = {name: one.data_ptr() for name, one in offloaded.model.named_parameters()}
+    at_home = {name: element.data_ptr() for name, element in offloaded.model.named_parameters()}
     abroad = {}
     offloaded.model.base_model.register_forward_hook(
-        lambda *_: abroad.update({name: one.data_ptr() for name, one in offloaded.model.named_parameters()})
+        lambda *_: abroad.update({name: each.data_ptr() for name, each in offloaded.model.named_parameters()})
     )
     assert torch.allclose(logprobs(offloaded, prompts), logprobs(resident, prompts), atol=2e-5)
     written = [policy.sample(prompts[:1], [[1]], SamplingOptions(4))[0][0].ids for policy in (offloaded, resident)]
     assert written[0] == written[1]
-    assert {name: one.data_ptr() for name, one in offloaded.model.named_parameters()} == at_home
-    moved = {name for name, place in abroad.items() if place != at_home[name]}
-    assert moved == {name for name, one in offloaded.model.named_parameters() if one is not head}
+    assert {name: entry.data_ptr() for name, entry in offloaded.model.named_parameters()} == at_home
+    moved = {name for name, position in abroad.items() if position != at_home[name]}
+    assert moved == {name for name, item in offloaded.model.named_parameters() if item is not head}
 
 
 def test_attention_is_passed_on(models: dict, prompts: list) -> None:
@@ -75,10 +75,10 @@ def test_a_compiled_run_is_the_run_that_is_not(models: dict, tmp_path: Path) -> 
             lost[compiler] = [trainer.step(step)["loss"] for step in (1, 2, 3)]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 4
     assert lost["aot_eager"] == pytest.approx(lost[None], rel=1e-4) and len(set(lost[None])) == 3
-    average, own = (trainer.learners[0].policies[name].model for name in ("student@ema", "student"))
+    average, live = (trainer.learners[0].policies[name].model for name in ("student@ema", "student"))
     parts = {name: part for name, part in average.named_modules() if "forward" in vars(part)}
     assert len(parts) > 6 and all(part.forward.__self__ is part for part in parts.values())
-    assert average.state_dict().keys() == own.state_dict().keys()
+    assert average.state_dict().keys() == live.state_dict().keys()
 
 
 def test_a_model_without_parts_to_compile_is_said() -> None:
@@ -122,7 +122,7 @@ def test_the_same_weights_look_at_the_same_pictures_once(models: dict) -> None:
     def step(enabled: bool) -> StepResult:
         looks.clear()
         with cached_image_features(enabled):
-            own = sample_rollouts(
+            settings = sample_rollouts(
                 policies["student"],
                 examples,
                 context="plain",
@@ -130,7 +130,7 @@ def test_the_same_weights_look_at_the_same_pictures_once(models: dict) -> None:
                 num_generations=2,
                 seed=(0,),
             )
-            return scored(method, policies, Batch(tuple(own)))
+            return scored(method, policies, Batch(tuple(settings)))
 
     with_memory, seen = step(True), sorted(looks)
     without, seen_without = step(False), sorted(looks)
@@ -154,18 +154,18 @@ def test_features_of_a_picture_serve_every_prompt_that_shows_it(policy: Autoregr
     first, second = prompts[0], dataclasses.replace(prompts[1], images=(*prompts[0].images, prompts[2].images[0]))
     looks, look = [], policy.model.get_image_features
     with torch.no_grad():
-        alone = [logprobs(policy, [one]) for one in (first, second, prompts[2])]
+        alone = [logprobs(policy, [each]) for each in (first, second, prompts[2])]
         counted = lambda **inputs: looks.append(len(inputs["pixel_values"])) or look(**inputs)  # noqa: E731
         policy.model.get_image_features = functools.wraps(look)(counted)  # the policy inspects its signature
         try:
             with cached_image_features():
-                again = [logprobs(policy, [one]) for one in (first, second, prompts[2])]
+                again = [logprobs(policy, [entry]) for entry in (first, second, prompts[2])]
                 seen = len(looks)
                 both = logprobs(policy, [second, first])
         finally:
             del policy.model.get_image_features
-    for one, other in zip(alone, again, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=5e-5)
+    for item_value, other_value in zip(alone, again, strict=True):
+        torch.testing.assert_close(item_value, other_value, rtol=0, atol=5e-5)
     torch.testing.assert_close(both, torch.cat((alone[1], alone[0])), rtol=0, atol=5e-5)
     assert len(looks) == seen <= 3
     if policy.model.config.model_type in ("idefics3", "llava", "gemma3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
@@ -182,18 +182,18 @@ def test_tokens_are_drawn_a_few_rows_at_a_time_and_are_the_same(
     cut = idefics3.sample(prompts, seeds, SamplingOptions(5))
     hook.remove()
     assert set(rows) == {2}
-    for one, other in zip(chain(*whole), chain(*cut), strict=True):
-        assert one.ids == other.ids and one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    for first, second in zip(chain(*whole), chain(*cut), strict=True):
+        assert first.ids == second.ids and first.logprobs == pytest.approx(second.logprobs, abs=1e-5)
 
 
 def test_buckets_change_the_order_of_work_and_no_number(models: dict) -> None:
     method = load_method("dopd", {"privilege": "boxes"})
     policies = load_policies(method.policies, **models)
     prompt = build_prompt(example(0), "plain")
-    own = policies["student"].sample([prompt], [[1, 2, 3, 4, 5]], SamplingOptions(9))[0]
+    settings = policies["student"].sample([prompt], [[1, 2, 3, 4, 5]], SamplingOptions(9))[0]
     shaped = [
-        dataclasses.replace(one, ids=written.ids[:length], logprobs=written.logprobs[:length])
-        for one, written, length in zip(
+        dataclasses.replace(each, ids=written.ids[:length], logprobs=written.logprobs[:length])
+        for each, written, length in zip(
             sample_rollouts(
                 policies["student"],
                 [example(idx) for idx in range(5)],
@@ -202,37 +202,47 @@ def test_buckets_change_the_order_of_work_and_no_number(models: dict) -> None:
                 num_generations=1,
                 seed=(0,),
             ),
-            own,
+            settings,
             (9, 2, 7, 1, 4),
             strict=True,
         )
     ]
-    found = []
+    matches = []
     for bucket in (False, True):
         policies["student"].model.zero_grad()
         result = scored(method, policies, Batch(tuple(shaped), 2, bucket))
-        found.append(
-            (result, [one.grad.clone() for one in policies["student"].model.parameters() if one.grad is not None])
+        matches.append(
+            (
+                result,
+                [
+                    parameter.grad.clone()
+                    for parameter in policies["student"].model.parameters()
+                    if parameter.grad is not None
+                ],
+            )
         )
-    (plain, of_plain), (bucketed, of_bucketed) = found
+    (plain, of_plain), (bucketed, of_bucketed) = matches
     assert torch.allclose(plain.loss, bucketed.loss, atol=1e-5)
     assert torch.equal(plain.routing.regime, bucketed.routing.regime)
     for view, values in plain.scores.items():
         assert torch.allclose(values.logprob, bucketed.scores[view].logprob, atol=2e-5)
-        for one, other in zip(plain.alternatives.top[view], bucketed.alternatives.top[view], strict=True):
-            assert torch.allclose(one.float(), other.float(), atol=2e-5)
-    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(of_plain, of_bucketed, strict=True))
+        for first, second in zip(plain.alternatives.top[view], bucketed.alternatives.top[view], strict=True):
+            assert torch.allclose(first.float(), second.float(), atol=2e-5)
+    assert all(
+        torch.allclose(entry_value, other_value, atol=1e-5)
+        for entry_value, other_value in zip(of_plain, of_bucketed, strict=True)
+    )
 
 
 def test_a_teacher_in_eight_bits_reads_nearly_the_same() -> None:
     pytest.importorskip("bitsandbytes", reason="the extra int8 is not installed")
     examples = make_examples("eval", count=8)
-    own, small = (load_policy("data/models/teacher", "teacher", dtype=dtype) for dtype in ("float32", "int8"))
+    values, small = (load_policy("data/models/teacher", "teacher", dtype=dtype) for dtype in ("float32", "int8"))
     prompts = [build_prompt(example, "plain") for example in examples]
-    written = [tuple(own.tokenizer.encode(example.reference, add_special_tokens=False)) for example in examples]
-    ids = torch.tensor([token for one in written for token in one])
+    written = [tuple(values.tokenizer.encode(example.reference, add_special_tokens=False)) for example in examples]
+    ids = torch.tensor([token for item in written for token in item])
     with torch.no_grad():
-        first, second = (score(policy.forward(prompts, written), ids).logprob for policy in (own, small))
+        first, second = (score(policy.forward(prompts, written), ids).logprob for policy in (values, small))
     assert not torch.equal(first, second) and float((first - second).abs().median()) < 0.05
 
 

@@ -15,23 +15,23 @@ def test_keeps_the_promises_of_a_policy() -> None:
     assert isinstance(policy, Policy)
     prompts = [build_prompt(example(idx), context) for idx, context in enumerate(("plain", "boxes"))]
     rows = policy.sample(prompts, [[1, 2], [3]], SamplingOptions(6))
-    assert [len(own) for own in rows] == [2, 1]
-    shown, written = [prompts[0], prompts[0], prompts[1]], [*rows[0], *rows[1]]
-    ids = torch.tensor([token for one in written for token in one.ids])
-    read = score(policy.forward(shown, [one.ids for one in written]), ids).logprob
-    assert torch.allclose(read, torch.tensor([value for one in written for value in one.logprobs]), atol=1e-6)
-    for one in written:
-        assert one.finished == (one.ids[-1] == END)
-        assert END not in one.ids[:-1]
-        assert "".join(policy.token_texts(one.ids)).split() == [str(t) if t else "." for t in one.ids]
+    assert [len(row) for row in rows] == [2, 1]
+    displayed, written = [prompts[0], prompts[0], prompts[1]], [*rows[0], *rows[1]]
+    ids = torch.tensor([token for element in written for token in element.ids])
+    read = score(policy.forward(displayed, [each.ids for each in written]), ids).logprob
+    assert torch.allclose(read, torch.tensor([value for entry in written for value in entry.logprobs]), atol=1e-6)
+    for item in written:
+        assert item.finished == (item.ids[-1] == END)
+        assert END not in item.ids[:-1]
+        assert "".join(policy.token_texts(item.ids)).split() == [str(t) if t else "." for t in item.ids]
     assert policy.sample(prompts[1:], [[3]], SamplingOptions(6))[0] == rows[1]  # its own seed alone
 
 
 def test_an_example_whose_name_has_a_bar_is_shown_its_context() -> None:
     policy = table_policy("student", 0)
     prompts = [build_prompt(example(0, origin=origin), "boxes") for origin in ("a|plain", "b")]
-    one, two = (policy.forward([prompt], [(1, 2)]).hidden for prompt in prompts)
-    assert torch.equal(one, two)
+    first, second = (policy.forward([prompt], [(1, 2)]).hidden for prompt in prompts)
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}], ids=str)
@@ -39,8 +39,8 @@ def test_the_most_likely_token_is_written_when_asked_for(options: dict) -> None:
     table = torch.tensor([[0.0, 1.0, 2.0, 0.5], [3.0, 1.0, 2.0, 0.5]])
     policy = LogitTablePolicy("student", {"plain": table})
     for seed in range(20):
-        ((one,),) = policy.sample([build_prompt(example(), "plain")], [[seed]], SamplingOptions(5, **options))
-        assert one.ids == (2, END)
+        ((item,),) = policy.sample([build_prompt(example(), "plain")], [[seed]], SamplingOptions(5, **options))
+        assert item.ids == (2, END)
 
 
 def test_a_temperature_and_a_cut_change_what_is_drawn_and_not_the_log_prob() -> None:
@@ -48,8 +48,8 @@ def test_a_temperature_and_a_cut_change_what_is_drawn_and_not_the_log_prob() -> 
     policy = LogitTablePolicy("student", {"plain": table})
     prompt = build_prompt(example(), "plain")
     (drawn,) = policy.sample([prompt], [list(range(3000))], SamplingOptions(1, top_k=2))
-    shares = [sum(one.ids == (token,) for one in drawn) / 3000 for token in range(3)]
+    shares = [sum(each.ids == (token,) for each in drawn) / 3000 for token in range(3)]
     assert shares == pytest.approx([0.0, 5 / 8, 3 / 8], abs=0.05)  # over five standard deviations
-    assert {round(one.logprobs[0], 4) for one in drawn} == {round(math.log(0.5), 4), round(math.log(0.3), 4)}
+    assert {round(entry.logprobs[0], 4) for entry in drawn} == {round(math.log(0.5), 4), round(math.log(0.3), 4)}
     (drawn,) = policy.sample([prompt], [list(range(3000))], SamplingOptions(1, temperature=0.5))
-    assert sum(one.ids == (1,) for one in drawn) / 3000 == pytest.approx(25 / 38, abs=0.05)  # squares: 4, 25, 9
+    assert sum(item.ids == (1,) for item in drawn) / 3000 == pytest.approx(25 / 38, abs=0.05)  # squares: 4, 25, 9

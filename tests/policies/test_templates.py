@@ -22,18 +22,18 @@ PRINTS = OF_TEXT.replace("message['role'] + ': ' + message['content']", "message
 PLACES = ["jinja", "tokenizer_config", "named in tokenizer_config", "chat_template.json", "processor_config"]
 
 
-def moved(source: Path, folder: Path, place: str, template: str | None = None) -> Path:
+def moved(source: Path, folder: Path, position: str, template: str | None = None) -> Path:
     """The model with its template where other tools leave it."""
     shutil.copytree(source, folder)
     template = template or (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").unlink()
-    if place == "jinja":
+    if position == "jinja":
         (folder / "chat_template.jinja").write_text(template)
         return folder
     value = template
-    if place.startswith("named"):
+    if position.startswith("named"):
         value = [{"name": "default", "template": template}, {"name": "tool_use", "template": "tools"}]
-    file = folder / ("chat_template.json" if place == "chat_template.json" else f"{place.split()[-1]}.json")
+    file = folder / ("chat_template.json" if position == "chat_template.json" else f"{position.split()[-1]}.json")
     values = json.loads(file.read_text()) if file.is_file() else {}
     file.write_text(json.dumps(values | {"chat_template": value}))
     return folder
@@ -43,12 +43,12 @@ def text_of(policy: AutoregressivePolicy, prompt: Prompt) -> str:
     return policy.tokenizer.decode(policy.encoder.encode(prompt)["input_ids"][0])
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("position", PLACES)
 @pytest.mark.parametrize("family", ["gemma3", "llava", "qwen3_vl"])
-def test_a_template_is_found_where_it_lies(family: str, place: str, folders: dict, tmp_path: Path) -> None:
+def test_a_template_is_found_where_it_lies(family: str, position: str, folders: dict, tmp_path: Path) -> None:
     prompt = Prompt((picture(1),), "what is this?")
     wanted = text_of(load_policy(folders[family], "student"), prompt)
-    policy = load_policy(moved(folders[family], tmp_path / "model", place), "student")
+    policy = load_policy(moved(folders[family], tmp_path / "model", position), "student")
     assert text_of(policy, prompt) == wanted and "assistant" in wanted
     policy.processor.save_pretrained(tmp_path / "saved")  # as a checkpoint and an export are
     assert (tmp_path / "saved/chat_template.jinja").read_text() == policy.processor.chat_template

@@ -39,12 +39,12 @@ def as_vllm_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
 def gap(policy: AutoregressivePolicy, prompts: list[Prompt]) -> float:
     """Largest distance between a token's log-prob under the engine that drew it, and as its student reads it, in nats."""
     written = policy.sample(prompts, [[1, 2], [3], [4]], SamplingOptions(8))
-    rows = [(prompt, one) for prompt, own in zip(prompts, written, strict=True) for one in own]
+    rows = [(prompt, element) for prompt, values in zip(prompts, written, strict=True) for element in values]
     with torch.no_grad():
-        output = policy.forward([prompt for prompt, _ in rows], [one.ids for _, one in rows])
+        output = policy.forward([prompt for prompt, _ in rows], [each.ids for _, each in rows])
         logprobs = output.logits(torch.arange(len(output.hidden))).log_softmax(-1)
-    drawn = torch.tensor([token for _, one in rows for token in one.ids])
-    engine = torch.tensor([logprob for _, one in rows for logprob in one.logprobs])
+    drawn = torch.tensor([token for _, entry in rows for token in entry.ids])
+    engine = torch.tensor([logprob for _, item in rows for logprob in item.logprobs])
     return float((logprobs.gather(-1, drawn.unsqueeze(-1)).squeeze(-1) - engine).abs().max())
 
 

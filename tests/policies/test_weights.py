@@ -213,9 +213,9 @@ def test_adapters_stay_in_float32_on_a_model_in_half_precision(models: dict, tmp
     folder = save_adapter(models["student"], tmp_path / "adapter", use_dora=True)
     saved = safetensors.torch.load_file(folder / "adapter_model.safetensors")
     model = load_policies((), student=folder, dtype="bfloat16")["student"].model
-    own = peft.get_peft_model_state_dict(model)
-    assert {f"base_model.model.{key}": value for key, value in own.items()}.keys() == saved.keys()
-    assert all(torch.equal(value, saved[f"base_model.model.{key}"]) for key, value in own.items())
+    values = peft.get_peft_model_state_dict(model)
+    assert {f"base_model.model.{key}": value for key, value in values.items()}.keys() == saved.keys()
+    assert all(torch.equal(value, saved[f"base_model.model.{key}"]) for key, value in values.items())
 
 
 def test_adapters_are_not_averaged(models: dict, tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ def whole_figures(page: Page, least: int = 1) -> None:
     """No visible figure has a reference that leads out of the page or nowhere; at least so many lead to their part."""
     page.wait_for_function("() => document.querySelectorAll('.js-plotly-plot').length > 0")
     page.wait_for_timeout(300)  # the address is written and figures are drawn anew by and by
-    found = page.evaluate(REFERENCES)
-    assert found["broken"] == [] and found["local"] >= least, (page.url, found)
+    result = page.evaluate(REFERENCES)
+    assert result["broken"] == [] and result["local"] >= least, (page.url, result)
 
 
 def test_figures_stay_whole_through_every_choice_of_their_tab(visit) -> None:
@@ -196,7 +196,7 @@ def test_long_answers_are_cut_in_lists_and_keep_their_lines(visit, long_run: str
     page.locator("#movement-value").get_by_text("capability gap").click()
     ticks = page.locator("#tab-movement .js-plotly-plot:has(.hm) .xtick text")
     ticks.first.wait_for()
-    boxes = sorted((box["x"], box["x"] + box["width"]) for box in (one.bounding_box() for one in ticks.all()))
+    boxes = sorted((box["x"], box["x"] + box["width"]) for box in (element.bounding_box() for element in ticks.all()))
     assert len(boxes) < 40 and all(left[1] <= right[0] for left, right in pairwise(boxes))
 
 
@@ -216,8 +216,8 @@ def test_a_wrong_answer_opens_with_its_picture(visit, runs: Path) -> None:
     page = visit("run=dopd", "illusion")
     row = page.locator("#illusion-wrong tr[data-key]").nth(1)
     key = json.loads(row.get_attribute("data-key"))
-    answered = [one for one in load_records(runs / "dopd") if (one.step, one.policy) == (4, "student")]
-    given = next(one.text for one in answered if (one.example_id, one.context) == (key["example"], key["context"]))
+    answered = [record for record in load_records(runs / "dopd") if (record.step, record.policy) == (4, "student")]
+    given = next(item.text for item in answered if (item.example_id, item.context) == (key["example"], key["context"]))
     row.click()
     page.locator(SHOWS["data"]).first.wait_for()
     expect(page).to_have_url(re.compile("tab=data"))
@@ -233,15 +233,15 @@ def test_titles_say_what_their_axes_say_and_a_truth_has_one_color(visit, runs: P
         tints: one.data.map(trace => [trace.name, trace.line?.color || trace.marker?.color]), bars: one.data[0]?.y }))"""
     for run in ("dopd", "photos"):
         page = visit(f"run={run}", "illusion")
-        found = page.evaluate(drawn)
+        result = page.evaluate(drawn)
         tints: dict[str, set] = {}
-        for figure in found:
+        for figure in result:
             for name, tint in figure["tints"]:
                 for truth in ("visible", "privileged"):
                     if name and name.split()[0] == truth:
                         tints.setdefault(truth, set()).add(tint)
         assert all(len(each) == 1 for each in tints.values()) and (tints or run != "dopd")
-        for figure in found:
+        for figure in result:
             group = re.search(r"Over-confidence on (\w+) questions", figure["title"])
             if group and figure["bars"]:
                 assert f"accuracy on {group[1]} questions" in figure["axis"]

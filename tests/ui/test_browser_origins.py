@@ -133,9 +133,9 @@ def test_a_name_that_was_pointed_at_this_machine_gets_a_sentence(browser: Browse
         page = rebound.new_page()
         answer = page.goto(f"http://evil.example:{port}/")
         assert answer.status == 403 and "--allow-host" in page.locator("body").inner_text()
-        for asked in (*READS, *WRITES):
-            method = "POST" if asked in WRITES else "GET"
-            assert page.evaluate(ASK, ["", asked, method, "cors"])[0] == 403, asked
+        for requested in (*READS, *WRITES):
+            method = "POST" if requested in WRITES else "GET"
+            assert page.evaluate(ASK, ["", requested, method, "cors"])[0] == 403, requested
     finally:
         rebound.close()
 

@@ -60,7 +60,7 @@ def test_runs_of_two_studies_with_the_same_name_stay_apart(context: AppContext) 
     drawn = draw(context, run="one/x-s0", other="two/x-s0", metric="entropy")
     heads = re.findall(r"<th[^>]*>(.*?)</th>", drawn[ACCURACY])
     assert sum("<small>one/x-s0" in head for head in heads) == 4 == sum("<small>two/x-s0" in head for head in heads)
-    assert {one["name"] for one in json.loads(drawn[CURVES].value["plot"])["data"]} == {"one/x-s0", "two/x-s0"}
+    assert {load["name"] for load in json.loads(drawn[CURVES].value["plot"])["data"]} == {"one/x-s0", "two/x-s0"}
     assert all(name in drawn[DIFFERENCE] for name in ("one/x-s0", "two/x-s0"))
     for study in ("one", "two"):
         shutil.rmtree(context.runs_dir / study)

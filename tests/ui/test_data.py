@@ -91,14 +91,14 @@ def test_read_only_reads_the_run_s_own_data_and_scores_nothing(runs: Path, tmp_p
 def test_boxes_are_lines_and_a_wrong_one_is_named() -> None:
     boxes = data.parse_boxes("1 2 30 20 red door\n\n 0, 0, 60, 40", (60, 40))
     assert [(box.x0, box.y1, box.label) for box in boxes] == [(1, 20, "red door"), (0, 40, "")]
-    for text, said in (
+    for text, output in (
         ("1 2 3", "line 1"),
         ("\n5 5 5 9", "line 2"),
         ("0 0 61 40", "60 x 40"),
         ("nan 0 1 1", "line 1"),
         ("a b c d", "Expected x0"),
     ):
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=output):
             data.parse_boxes(text, (60, 40))
 
 
@@ -134,8 +134,8 @@ def test_an_own_image_needs_a_question(picture: str) -> None:
 
 
 def test_an_own_image_is_scored_under_every_view_with_one_scorer_in_memory(context: AppContext, picture: str) -> None:
-    shown = data.score_own(context, "dopd", picture, "what is it?", "", "", "", "5 5 30 30 thing", "at top left")
-    assert "wb-tokens" in shown and "your image" in shown and "checkpoint of step 4" in shown
+    displayed = data.score_own(context, "dopd", picture, "what is it?", "", "", "", "5 5 30 30 thing", "at top left")
+    assert "wb-tokens" in displayed and "your image" in displayed and "checkpoint of step 4" in displayed
     first = data.SCORER._scorer
     data.score_listed(context, "dopd", {}, None, "at top left")
     assert data.SCORER._scorer is first, "the same run's policies are used again"
@@ -146,7 +146,7 @@ def test_an_own_image_is_scored_under_every_view_with_one_scorer_in_memory(conte
 
 
 @pytest.mark.parametrize(
-    ("method", "said"),
+    ("method", "output"),
     [
         (
             "opsd",
@@ -155,9 +155,9 @@ def test_an_own_image_is_scored_under_every_view_with_one_scorer_in_memory(conte
         ("sdft", "cannot have reference"),
     ],
 )
-def test_what_an_own_image_lacks_is_said_field_by_field(models: dict, picture: str, method: str, said: str) -> None:
+def test_what_an_own_image_lacks_is_said_field_by_field(models: dict, picture: str, method: str, output: str) -> None:
     config = run_config(models, "runs", method={"name": method})
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=output):
         data.check_evidence(config, data.own_example(picture, "what?", "", "", "", ""))
 
 

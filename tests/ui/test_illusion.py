@@ -28,9 +28,9 @@ def test_reliability_can_be_asked_of_each_policy_and_context(context: AppContext
 
 def test_overconfidence_is_of_the_first_and_the_newest_evaluation_of_each_policy(context: AppContext) -> None:
     accuracy = measured.accuracy(context.run_dir("dopd"))
-    found, group = illusion.overconfidence(accuracy)
-    rows = found.rows
-    assert group in found.units["overconfidence"] and any(row["policy"] == "student, plain (step 0)" for row in rows)
+    result, group = illusion.overconfidence(accuracy)
+    rows = result.rows
+    assert group in result.units["overconfidence"] and any(row["policy"] == "student, plain (step 0)" for row in rows)
     assert len(rows) == len({row["policy"] for row in rows})
     assert any(row["policy"] == "student, plain (step 4)" for row in rows) and any(
         "step 0" in row["policy"] for row in rows
@@ -44,8 +44,8 @@ def test_what_is_not_known_says_what_to_do(context: AppContext, run: str) -> Non
 
 
 def test_a_run_that_evaluates_nothing_says_which_key_to_set(context: AppContext) -> None:
-    said = illusion.draw(context, "photos", "light", "")[ACCURACY].layout.annotations[0].text.replace("<br>", " ")
-    assert "its data.eval is null" in said and "data.eval=SOURCE" in said
+    output = illusion.draw(context, "photos", "light", "")[ACCURACY].layout.annotations[0].text.replace("<br>", " ")
+    assert "its data.eval is null" in output and "data.eval=SOURCE" in output
 
 
 def test_confidence_is_explained_and_over_confidence_is_in_points(context: AppContext) -> None:

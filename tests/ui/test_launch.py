@@ -59,10 +59,10 @@ def entered(context: AppContext, **changes: object) -> list[object]:
     """What the form sends after a recipe was chosen and some keys were changed; __ for the dot."""
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     values = recipe_values(context, FORM, RECIPE)
-    return [changes.get(next(iter(place.values())).key, value) for place, value in zip(FORM, values, strict=True)]
+    return [changes.get(next(iter(position.values())).key, value) for position, value in zip(FORM, values, strict=True)]
 
 
-def shown(context: AppContext, more: str = "", **changes: object) -> str:
+def displayed(context: AppContext, more: str = "", **changes: object) -> str:
     return preview(context, FORM, RECIPE, more, *entered(context, **changes))[0]
 
 
@@ -70,8 +70,8 @@ def test_nothing_that_the_command_line_has_is_missing() -> None:
     common = {field.key for field in fields() if field.method is None}
     assert common == set(describe_config())
     for name in list_methods():
-        own = {field.key for field in fields() if field.method == name}
-        assert own == {f"method.{key}" for key in describe_options(name)}
+        values = {field.key for field in fields() if field.method == name}
+        assert values == {f"method.{key}" for key in describe_options(name)}
 
 
 def test_an_option_has_a_component_in_every_method_and_shows_that_methods_words_and_default(
@@ -79,15 +79,15 @@ def test_an_option_has_a_component_in_every_method_and_shows_that_methods_words_
 ) -> None:
     for name in list_methods():
         _, *updates = show_method(context, FORM, None, name)
-        options = [place for place in FORM if None not in place]
-        shown_now = {place[name].key for place, update in zip(options, updates, strict=True) if update["visible"]}
+        options = [location for location in FORM if None not in location]
+        shown_now = {spot[name].key for spot, update in zip(options, updates, strict=True) if update["visible"]}
         assert shown_now == {f"method.{key}" for key in describe_options(name)}
-        for place, update in zip(options, updates, strict=True):
+        for position, update in zip(options, updates, strict=True):
             if update["visible"]:
-                assert update["info"] == place[name].hint and update["value"] == place[name].to_widget(
-                    place[name].default
+                assert update["info"] == position[name].hint and update["value"] == position[name].to_widget(
+                    position[name].default
                 )
-    keys = [next(iter(place.values())).key for place in FORM]
+    keys = [next(iter(index.values())).key for index in FORM]
     assert len(keys) == len(set(keys)), "components are found by their key"
     about = [show_method(context, FORM, None, name)[0] for name in ("gkd", "dpod")]
     assert "GKD" in about[0] and about[1] == '<p class="app-about"></p>'
@@ -96,8 +96,10 @@ def test_an_option_has_a_component_in_every_method_and_shows_that_methods_words_
 def test_a_method_that_is_chosen_again_has_the_recipes_values_again(context: AppContext) -> None:
     file = context.configs_dir / "tiny.yaml"
     file.write_text(file.read_text().replace("privilege: crop", "privilege: boxes+caption"))
-    places_of_options = [place for place in FORM if None not in place]
-    at = next(k for k, place in enumerate(places_of_options) if next(iter(place.values())).key == "method.privilege")
+    places_of_options = [index for index in FORM if None not in index]
+    at = next(
+        k for k, position in enumerate(places_of_options) if next(iter(position.values())).key == "method.privilege"
+    )
     held = [show_method(context, FORM, RECIPE, name)[1 + at]["value"] for name in ("opd", "dopd")]
     assert held == ["plain", "boxes+caption"]
 
@@ -134,7 +136,7 @@ def test_the_shipped_recipes_come_through_the_form_unchanged(tmp_path: Path) -> 
 
 
 def test_the_command_does_what_the_form_says(context: AppContext) -> None:
-    command = shown(context, training__steps=7, name="x", evaluation__contexts=["plain"], more="trace.every=2\n\n")
+    command = displayed(context, training__steps=7, name="x", evaluation__contexts=["plain"], more="trace.every=2\n\n")
     program, verb, recipe, *overrides = shlex.split(command)
     assert (program, verb) == ("workbench", "train")
     config = load_config(recipe, overrides)
@@ -147,14 +149,14 @@ def test_the_command_does_what_the_form_says(context: AppContext) -> None:
 def test_another_method_brings_its_own_options(context: AppContext) -> None:
     values = iter(update.get("value") for update in show_method(context, FORM, RECIPE, "opd")[1:])
     held = entered(context, method__name="opd")
-    after = [value if None in place else next(values) for place, value in zip(FORM, held, strict=True)]
+    after = [value if None in position else next(values) for position, value in zip(FORM, held, strict=True)]
     overrides = shlex.split(preview(context, FORM, RECIPE, "", *after)[0])[3:]
     assert overrides[0] == "method.name=opd"
-    assert not any("self_policy" in one for one in overrides)
+    assert not any("self_policy" in override for override in overrides)
 
 
 @pytest.mark.parametrize(
-    ("changes", "more", "said"),
+    ("changes", "more", "output"),
     [
         ({"training__steps": 0}, "", "training.steps must be at least 1, got 0"),
         ({"training__steps": 2.5}, "", "training.steps must be a whole number, got 2.5"),
@@ -168,11 +170,11 @@ def test_another_method_brings_its_own_options(context: AppContext) -> None:
         ({"models__teacher": " "}, "", "needs a teacher"),
     ],
 )
-def test_a_mistake_is_a_sentence_beside_the_form(context: AppContext, changes: dict, more: str, said: str) -> None:
+def test_a_mistake_is_a_sentence_beside_the_form(context: AppContext, changes: dict, more: str, output: str) -> None:
     call = with_message(partial(preview, context, FORM), 1)
     ((message, command),) = call(RECIPE, more, *entered(context, **changes))
     assert 'role="alert"' in message
-    assert said.replace('"', "&quot;").lower() in message.lower()
+    assert output.replace('"', "&quot;").lower() in message.lower()
     assert command == {"__type__": "update"}, "the command stays as it was"
 
 
@@ -275,7 +277,7 @@ def test_only_mistakes_become_messages() -> None:
 
 
 def test_yaml_values_are_read_as_on_the_command_line() -> None:
-    field = next(one for one in fields() if one.key == "models.teachers")
+    field = next(item for item in fields() if item.key == "models.teachers")
     assert field.from_widget("{maths: a/b}") == yaml.safe_load("{maths: a/b}")
     assert isinstance(field, Field) and field.to_widget({}) == "{}"
 

@@ -101,14 +101,14 @@ def test_every_event_of_the_page_takes_any_value_or_says_what_is_wrong_with_it(
     "click", [None, 5, "x", [], {}, {"key": 5}, {"key": {"step": [1]}}, {"direction": "up"}, {"corners": []}]
 )
 def test_a_click_on_nothing_is_a_sentence(app: object, visitor: httpx.Client, click: object) -> None:
-    found = 0
+    result = 0
     for event in app.fns.values():
         if event.fn is not None and takes_click(event.fn):
-            found += 1
-            data = [{} if one.get_block_name() == "json" else None for one in event.inputs]
+            result += 1
+            data = [{} if item.get_block_name() == "json" else None for item in event.inputs]
             body = {"data": data, "fn_index": event._id, "session_hash": "s", "event_data": click}
             assert is_sentence(outcome(visitor, event, body) or ""), event.name
-    assert found >= 6
+    assert result >= 6
 
 
 @pytest.mark.parametrize(

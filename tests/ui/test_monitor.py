@@ -72,26 +72,26 @@ def add_step(folder: Path, step: int) -> None:
 
 
 def look(context: AppContext, seen: str = "", run: str = "one", theme: str = "light", **how: bool) -> list:
-    found = list(update(context, run, theme, seen, None, **how))
-    assert len(found) == 12 + len(CURVES) + len(PANELS)
-    return found
+    result = list(update(context, run, theme, seen, None, **how))
+    assert len(result) == 12 + len(CURVES) + len(PANELS)
+    return result
 
 
-def figures(found: list) -> list:
-    return found[11:-1]
+def figures(result: list) -> list:
+    return result[11:-1]
 
 
 def test_a_run_is_drawn_with_its_curves_and_its_log(context: AppContext) -> None:
     a_run(context)
-    found = look(context)
-    assert "3 of 9" in found[STATUS] and "finished" in found[STATUS] and found[LOG].strip() == "hello"
+    result = look(context)
+    assert "3 of 9" in result[STATUS] and "finished" in result[STATUS] and result[LOG].strip() == "hello"
     titles = [title for title, _ in CURVES]
-    for title, made in zip(titles, figures(found), strict=False):
-        assert title in made.layout.title.text
-    assert list(figures(found)[0].data[0].y) == [1.0, 0.5, 1 / 3]
-    assert "No tokens are recorded" in figures(found)[-1].layout.annotations[0].text
-    assert not found[TIMER].active
-    assert found[QUESTION].value == "scene-1" and "later" in found[ANSWERS]
+    for title, created in zip(titles, figures(result), strict=False):
+        assert title in created.layout.title.text
+    assert list(figures(result)[0].data[0].y) == [1.0, 0.5, 1 / 3]
+    assert "No tokens are recorded" in figures(result)[-1].layout.annotations[0].text
+    assert not result[TIMER].active
+    assert result[QUESTION].value == "scene-1" and "later" in result[ANSWERS]
 
 
 def test_a_peer_that_learns_in_the_same_run_has_its_own_curve(context: AppContext) -> None:
@@ -99,25 +99,25 @@ def test_a_peer_that_learns_in_the_same_run_has_its_own_curve(context: AppContex
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 4, "loss": 0.25, "ann/loss": 0.75, "ann/entropy": 0.5}\n')
     loss, _, entropy = figures(look(context))[:3]
-    assert [one.name for one in loss.data] == ["loss", "ann: loss"] and list(loss.data[1].y) == [0.75]
-    assert "ann: entropy" in [one.name for one in entropy.data]
+    assert [entry.name for entry in loss.data] == ["loss", "ann: loss"] and list(loss.data[1].y) == [0.75]
+    assert "ann: entropy" in [item.name for item in entropy.data]
 
 
 def test_traces_that_cannot_be_read_do_not_hide_the_curves(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     TRACES.close()
     monkeypatch.setattr("workbench.traces.schema.READABLE", (98, 99))
-    found = look(AppContext(runs, runs), run="dopd", redraw_all=True)
-    loss, *_, shares, _, gaps = figures(found)
-    assert len(loss.data[0].y) == 4 and "has trace version" in found[ANSWERS]
-    for made in (shares, gaps):
-        assert "has trace version" in made.layout.annotations[0].text.replace("<br>", " ")
+    result = look(AppContext(runs, runs), run="dopd", redraw_all=True)
+    loss, *_, shares, _, gaps = figures(result)
+    assert len(loss.data[0].y) == 4 and "has trace version" in result[ANSWERS]
+    for created in (shares, gaps):
+        assert "has trace version" in created.layout.annotations[0].text.replace("<br>", " ")
 
 
 def test_nothing_is_drawn_again_before_something_has_changed(context: AppContext) -> None:
     folder = a_run(context)
     seen = look(context)[SEEN]
     again = look(context, seen)
-    assert all(one == SKIP for one in figures(again)) and again[LOG] == SKIP and again[PICKER] == SKIP
+    assert all(figure == SKIP for figure in figures(again)) and again[LOG] == SKIP and again[PICKER] == SKIP
     add_step(folder, 4)
     assert len(figures(look(context, again[SEEN]))[0].data[0].y) == 4
 
@@ -126,11 +126,11 @@ def test_a_living_run_is_drawn_no_more_often_than_drawing_costs(
     context: AppContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = a_run(context, status="running", pid=os.getpid())
-    found = look(context)
-    assert found[TIMER].active and found[STOP].interactive and not found[RESUME].interactive
+    result = look(context)
+    assert result[TIMER].active and result[STOP].interactive and not result[RESUME].interactive
     add_step(folder, 4)
-    soon = look(context, found[SEEN])
-    assert all(one == SKIP for one in figures(soon)), "it was drawn a moment ago"
+    soon = look(context, result[SEEN])
+    assert all(figure == SKIP for figure in figures(soon)), "it was drawn a moment ago"
     assert json.loads(soon[SEEN])["next"] >= time.time() + monitor.MIN_REDRAW_S - 2
     now = time.time()
     monkeypatch.setattr(monitor.time, "time", lambda: now + 3600)
@@ -173,9 +173,9 @@ def test_the_run_picker_learns_that_a_run_has_ended(context: AppContext) -> None
     seen = look(context)[SEEN]
     facts = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**facts, "status": "finished"}))
-    found = look(context, seen)
-    assert [label for label, _ in found[PICKER].choices] == ["one  ·  finished"]
-    assert not found[TIMER].active
+    result = look(context, seen)
+    assert [label for label, _ in result[PICKER].choices] == ["one  ·  finished"]
+    assert not result[TIMER].active
 
 
 def test_no_run_and_a_deleted_run_say_what_to_do(context: AppContext) -> None:
@@ -222,23 +222,23 @@ def test_the_state_says_what_went_wrong_and_escapes_it() -> None:
 def test_the_command_of_a_run_that_the_page_started_can_be_typed(tmp_path: Path) -> None:
     started = ("python", "-m", "workbench", "train", str(tmp_path / "runs" / ".jobs" / "one" / "config.yaml"))
     state = JobState("study/one", tmp_path / "runs" / "one", "running", command=started)
-    said = status_html(state)
-    assert ".jobs" not in said and f"workbench train {tmp_path}/runs/one/config.yaml name=one-again" in said
+    output = status_html(state)
+    assert ".jobs" not in output and f"workbench train {tmp_path}/runs/one/config.yaml name=one-again" in output
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "output"),
     [(None, "–"), (0, "0 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h"), (10**6, "12 days")],
 )
-def test_times_are_said_as_people_say_them(seconds: float | None, said: str) -> None:
-    assert span(seconds) == said
+def test_times_are_said_as_people_say_them(seconds: float | None, output: str) -> None:
+    assert span(seconds) == output
 
 
 def test_buttons_offer_what_can_be_done(context: AppContext) -> None:
     a_run(context, status="stopped")
-    found = look(context)
-    assert not found[STOP].interactive and found[RESUME].interactive and not found[KILL].visible
-    assert found[MORE].visible
+    result = look(context)
+    assert not result[STOP].interactive and result[RESUME].interactive and not result[KILL].visible
+    assert result[MORE].visible
     locked = AppContext(context.runs_dir, context.configs_dir, read_only=True)
     assert not look(locked)[RESUME].interactive
 

@@ -52,8 +52,8 @@ def test_flows_between_steps_that_were_not_probed_are_refused(context: AppContex
 
 def test_shares_split_by_domain_have_a_panel_each(context: AppContext) -> None:
     traces = TRACES.of(context.run_dir("dopd"))
-    one, many = (movement.draw_shares(traces, split, "loss_share", "light") for split in ("", "domain"))
-    assert len(many.data) == 3 * len(one.data), "three probes, each of a domain of its own"
+    item, many = (movement.draw_shares(traces, split, "loss_share", "light") for split in ("", "domain"))
+    assert len(many.data) == 3 * len(item.data), "three probes, each of a domain of its own"
 
 
 def test_choosing_a_token_that_moved_opens_it_at_the_last_probed_step(context: AppContext) -> None:

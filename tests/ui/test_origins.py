@@ -9,7 +9,7 @@ from workbench.errors import ConfigError
 PROXIED = Origins("127.0.0.1", read_allowed(["wb.example.org", "other.example.org:8443"]))
 
 
-def asked(
+def requested(
     host: str | None,
     origins: Origins = PROXIED,
     *,
@@ -41,7 +41,7 @@ def asked(
     ],
 )
 def test_the_page_answers_under_the_addresses_it_serves_and_the_allowed_names(host: str, at: str) -> None:
-    assert asked(host, at=at) is None
+    assert requested(host, at=at) is None
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_page_answers_under_the_addresses_it_serves_and_the_allowed_names(ho
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
 def test_another_name_is_refused_whatever_is_asked(host: str | None, at: str, method: str) -> None:
     for path in ("/", "/config", "/gradio_api/upload"):
-        assert "--allow-host NAME" in asked(host, at=at, method=method, path=path)
+        assert "--allow-host NAME" in requested(host, at=at, method=method, path=path)
 
 
 def test_two_hosts_are_refused() -> None:
@@ -83,9 +83,9 @@ def test_a_wildcard_address_answers_under_the_address_of_the_connection_and_the_
     monkeypatch.setattr("socket.gethostname", lambda: "Box.lan")
     everywhere = Origins("0.0.0.0")
     for host in ("10.0.0.4:7860", "box.lan:7860", "box:7860", "0.0.0.0:7860"):
-        assert asked(host, everywhere, at="10.0.0.4") is None, host
-    assert asked("localhost:7860", everywhere) is None
-    assert asked("10.0.0.5:7860", everywhere, at="10.0.0.4") is not None
+        assert requested(host, everywhere, at="10.0.0.4") is None, host
+    assert requested("localhost:7860", everywhere) is None
+    assert requested("10.0.0.5:7860", everywhere, at="10.0.0.4") is not None
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
@@ -109,8 +109,8 @@ def test_a_wildcard_address_answers_under_the_address_of_the_connection_and_the_
     ],
 )
 def test_what_another_page_asks_is_refused(method: str, headers: dict[str, str]) -> None:
-    assert "Expected the page itself" in asked("127.0.0.1:7860", method=method, **headers)
-    assert asked("127.0.0.1:7860", kind="websocket", **headers) is not None
+    assert "Expected the page itself" in requested("127.0.0.1:7860", method=method, **headers)
+    assert requested("127.0.0.1:7860", kind="websocket", **headers) is not None
 
 
 @pytest.mark.parametrize(
@@ -129,20 +129,20 @@ def test_what_another_page_asks_is_refused(method: str, headers: dict[str, str])
     ],
 )
 def test_what_the_page_itself_or_a_program_asks_is_answered(host: str, headers: dict[str, str]) -> None:
-    assert asked(host, at="::1" if "::" in host else "127.0.0.1", **headers) is None
+    assert requested(host, at="::1" if "::" in host else "127.0.0.1", **headers) is None
 
 
 def test_a_link_elsewhere_opens_the_page_and_a_frame_does_not_unless_it_is_allowed() -> None:
     link = {"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate", "sec_fetch_dest": "document"}
     frame = {**link, "sec_fetch_dest": "iframe"}
     framed = Origins(frames=read_frames(["https://huggingface.co"]))
-    assert asked("localhost:7860", method="GET", path="/", **link) is None
-    assert asked("localhost:7860", method="GET", path="/", **frame) is not None
-    assert asked("localhost:7860", framed, method="GET", path="/", **frame) is None
+    assert requested("localhost:7860", method="GET", path="/", **link) is None
+    assert requested("localhost:7860", method="GET", path="/", **frame) is not None
+    assert requested("localhost:7860", framed, method="GET", path="/", **frame) is None
     for path in ("/logout", "/config", "/gradio_api/deep_link", "/gradio_api/file=/x"):
-        assert asked("localhost:7860", framed, method="GET", path=path, **link) is not None, path
+        assert requested("localhost:7860", framed, method="GET", path=path, **link) is not None, path
     picture = {"sec_fetch_site": "cross-site", "sec_fetch_mode": "no-cors", "sec_fetch_dest": "image"}
-    assert asked("localhost:7860", method="GET", path="/", **picture) is not None
+    assert requested("localhost:7860", method="GET", path="/", **picture) is not None
 
 
 def test_names_and_frames_that_are_none_are_a_sentence() -> None:

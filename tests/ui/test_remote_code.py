@@ -55,18 +55,18 @@ def picture(tmp_path: Path) -> str:
 def call(app: gr.Blocks, event: object, values: dict[str, object]) -> str | None:
     """All text that an event answers with the components' values as the page has them; None if it needs a click's data."""
     handler = inspect.unwrap(getattr(event.fn, "func", event.fn))
-    if any(one.annotation is gr.EventData for one in inspect.signature(handler).parameters.values()):
+    if any(parameter.annotation is gr.EventData for parameter in inspect.signature(handler).parameters.values()):
         return None
     blank = [
-        one.value or "" if isinstance(one, gr.Textbox) or one.get_block_name() == "api" else one.value
-        for one in event.inputs
+        each.value or "" if isinstance(each, gr.Textbox) or each.get_block_name() == "api" else each.value
+        for each in event.inputs
     ]
-    given = [values.get(one.elem_id, value) for one, value in zip(event.inputs, blank, strict=True)]
-    with warnings.catch_warnings(record=True) as said:
+    given = [values.get(entry.elem_id, value) for entry, value in zip(event.inputs, blank, strict=True)]
+    with warnings.catch_warnings(record=True) as output:
         warnings.simplefilter("always")
         answered = event.fn(*given)
         answered = list(answered) if inspect.isgenerator(answered) else answered
-    return f"{answered} {' '.join(str(one.message) for one in said)}"
+    return f"{answered} {' '.join(str(item.message) for item in output)}"
 
 
 def test_every_door_of_the_page_refuses_code_of_models(
@@ -94,7 +94,7 @@ def test_every_door_of_the_page_refuses_code_of_models(
         "data-own-given": "a",
         "data-given": "a",
     }
-    trust = next(one for one in app.blocks.values() if one.elem_id == "launch-models-trust_remote_code")
+    trust = next(item for item in app.blocks.values() if item.elem_id == "launch-models-trust_remote_code")
     assert trust.value is True
     for event in app.fns.values():
         text = call(app, event, values) if event.fn is not None else None

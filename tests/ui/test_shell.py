@@ -113,28 +113,28 @@ def test_the_page_is_built_with_its_tabs_in_order(context: AppContext) -> None:
 
 def test_a_mistake_leaves_every_output_as_it_is(context: AppContext) -> None:
     """A callback that fails must answer for as many components as its event changes."""
-    wrong, found = [], 0
+    wrong, result = [], 0
     for event in build_app(context).fns.values():
         told_of = getattr(event.fn, "outputs", None)
         if told_of is not None:
-            found += 1
+            result += 1
             wrong += [] if told_of == len(event.outputs) else [(event.name, told_of, len(event.outputs))]
-    assert not wrong and found > 20
+    assert not wrong and result > 20
 
 
 def shown_instead(context: AppContext, run: str) -> dict[str, str]:
     """By tab: all texts that it has after the page turned to a run."""
-    app, found = build_app(context), {}
+    app, result = build_app(context), {}
     for event in app.fns.values():
         woken = [app.blocks[block].elem_id or "" for block, _ in event.targets if block in app.blocks]
-        for name in (one.removeprefix("app-trigger-") for one in woken if one.startswith("app-trigger-")):
+        for name in (each.removeprefix("app-trigger-") for each in woken if each.startswith("app-trigger-")):
             if event.fn is not None:
-                values = [run if one.elem_id == "app-run" else one.value for one in event.inputs]
+                values = [run if entry.elem_id == "app-run" else entry.value for entry in event.inputs]
                 drawn = event.fn(*values)
                 drawn = drawn if isinstance(drawn, tuple) else (drawn,)
-                texts = [value for value, one in zip(drawn, event.outputs, strict=True) if isinstance(one, gr.HTML)]
-                found[name] = "".join(text for text in texts if isinstance(text, str))
-    return found
+                texts = [value for value, item in zip(drawn, event.outputs, strict=True) if isinstance(item, gr.HTML)]
+                result[name] = "".join(text for text in texts if isinstance(text, str))
+    return result
 
 
 def test_a_run_that_was_deleted_or_is_of_an_older_schema_is_said_where_another_was_drawn(
@@ -230,8 +230,8 @@ def test_a_port_in_use_is_a_sentence(capsys: pytest.CaptureFixture, tmp_path: Pa
         taken.listen()
         port = taken.getsockname()[1]
         assert main(["app", "--port", str(port), "--runs", str(tmp_path / "runs")]) == 2
-    said = capsys.readouterr().err
-    assert f"port {port} on 127.0.0.1 cannot be used" in said and "--port" in said and "Traceback" not in said
+    output = capsys.readouterr().err
+    assert f"port {port} on 127.0.0.1 cannot be used" in output and "--port" in output and "Traceback" not in output
 
 
 def test_a_host_or_port_that_does_not_exist_is_a_sentence() -> None:

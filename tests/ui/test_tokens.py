@@ -23,22 +23,22 @@ def keys(listed: str) -> list[dict]:
     return [json.loads(html.unescape(text)) for text in re.findall(r'data-key="([^"]*)"', listed)]
 
 
-def title(shown: str) -> dict:
-    return dict(re.findall(r"<span class='wb-key'>(\w+)</span> ([^<]*)</span>", shown))
+def title(displayed: str) -> dict:
+    return dict(re.findall(r"<span class='wb-key'>(\w+)</span> ([^<]*)</span>", displayed))
 
 
 def test_without_an_address_the_newest_answers_and_the_first_of_them(context: AppContext) -> None:
     drawn = tokens.draw(context, "dopd", {})
-    found = keys(drawn[LISTED])
-    assert len(found) == tokens.PAGE_SIZE and found[0] == {"step": 4, "process": 0, "rollout": 0}
+    result = keys(drawn[LISTED])
+    assert len(result) == tokens.PAGE_SIZE and result[0] == {"step": 4, "process": 0, "rollout": 0}
     assert "1–20 of 24 answers" in drawn[WHERE]
     assert title(drawn[SHOWN])["step"] == "4" and title(drawn[SHOWN])["rollout"] == "0"
     assert drawn[LISTED].count('aria-selected="true"') == 1
 
 
 def test_the_address_opens_an_answer_and_pins_a_token(context: AppContext) -> None:
-    shown = tokens.draw(context, "dopd", {"step": "2", "rollout": "3", "token": "1"})[SHOWN]
-    assert title(shown)["step"] == "2" and title(shown)["rollout"] == "3" and 'data-pin="1"' in shown
+    displayed = tokens.draw(context, "dopd", {"step": "2", "rollout": "3", "token": "1"})[SHOWN]
+    assert title(displayed)["step"] == "2" and title(displayed)["rollout"] == "3" and 'data-pin="1"' in displayed
 
 
 @pytest.mark.parametrize(
@@ -116,15 +116,15 @@ def test_regimes_of_an_answer_stand_in_the_methods_order(context: AppContext) ->
 def test_rows_show_hostile_text_as_text() -> None:
     nasty = '<script>alert(1)</script> & "עברית" 🙂'
     frame = pd.DataFrame([{"question": nasty, "token": nasty, "n": float("nan")}])
-    made = rows_html(
+    created = rows_html(
         Table(frame, run=nasty, units={"n": nasty}),
         [Column("question"), Column("token", kind="token"), Column("n", kind="number")],
         label=nasty,
         key=("question",),
         title=nasty,
     )
-    assert "<script" not in made and "&lt;script&gt;" in made and "עברית" in made and "🙂" in made
-    assert keys(made) == [{"question": nasty}] and ">–</td>" in made
+    assert "<script" not in created and "&lt;script&gt;" in created and "עברית" in created and "🙂" in created
+    assert keys(created) == [{"question": nasty}] and ">–</td>" in created
 
 
 def test_another_fragment_has_another_element() -> None:
