@@ -1,16 +1,15 @@
 """Measure a study's time outside its runs, and what a run loses beside another one.
 
-    python -m benchmarks study parts     one worker's life: imports, models, examples, everything else
+    python -m benchmarks study parts     its processor time: imports, models, examples, everything else
     python -m benchmarks study beside    a run alone and two at a time, beside the same of a plain matrix product
 
-parts   The tasks of a study in this process, as a worker of `workbench study` does them; processor time, one thread.
+parts   The tasks of a study, all in this process; processor time, one thread.
         Imports are timed in a separate process, the second time, so that files are cached.
 beside  Every run is a process of one thread. Steps per second come from the runs' own records, without their start;
         products per second show how much the machine itself loses when both cores work.
 """
 
 import argparse
-import functools
 import os
 import statistics
 import subprocess
@@ -19,18 +18,17 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from workbench.data.examples import load_examples
-from workbench.policies.teacher_cache import cache_teachers
 from workbench.runs.folder import RunFolder
-from workbench.studies import evaluate
-from workbench.studies import worker as work
+from workbench.studies import evaluate, task
 from workbench.studies.plan import load_study
 from workbench.studies.run import _tasks
-from workbench.training import learner
+from workbench.training import learner, loop
 
 PRODUCT = """
 import time, torch
@@ -61,22 +59,21 @@ def parts(args: argparse.Namespace, folder: Path) -> None:
     took: dict[str, float] = defaultdict(float)
     for _ in range(2):
         start = os.times().children_user + os.times().children_system
-        subprocess.run([sys.executable, "-c", "import workbench.studies.worker"], check=True)
+        subprocess.run([sys.executable, "-c", "import workbench.studies.task"], check=True)
         took["importing, once a study"] = os.times().children_user + os.times().children_system - start
     start = time.process_time()
     study = load_study(args.study, ["seeds=[0]", f"overrides.training.steps={args.steps}", f"name={folder.name}"])
     took["reading the study, once"] = time.process_time() - start
     for module in (learner, evaluate):
         module.load_policies = timed(module.load_policies, took, "loading models")
-    load = functools.lru_cache(maxsize=8)(timed(load_examples, took, "rendering examples"))
+    for module in (loop, evaluate):
+        module.load_examples = timed(load_examples, took, "rendering examples")
     start = time.process_time()
-    with cache_teachers():
-        for task in _tasks(study):
-            if task.reference is not None:
-                evaluate.evaluate_reference(task.reference, task.evaluate, folder / task.file.name, load=load)
-            else:
-                config = work.RunConfig(**{**vars(task.config), "output_dir": str(folder)})
-                work._do_run(work.Task(task.name, task.evaluate, config), load)
+    for job in _tasks(study):
+        if job.reference is not None:
+            evaluate.evaluate_reference(job.reference, job.evaluate, folder / job.file.name)
+        else:
+            task._do_run(replace(job, config=replace(job.config, output_dir=str(folder)), starts=()))
     tasks = time.process_time() - start
     print(
         f"{args.study}: {len(study.usable)} runs of {args.steps} steps and {len(study.references())} models as they are"

@@ -271,7 +271,7 @@ def test_half_a_run_and_a_dead_worker_go_on_and_end_the_same(own: Study, finishe
     killer.join()
     assert said[0] == "2 of 6 tasks are done already"
     assert re.match(r"\[2/4\] dopd-s0 finished in", said[2])
-    assert re.match(r"\[3/4\] opd-s1 failed in .* \(signal 9\).*worker-0.log", said[3])
+    assert re.match(r"\[3/4\] opd-s1 failed in .* \(signal 9\).*opd-s1.log", said[3])
     assert json.loads((own.folder / RECORD).read_text())["runs"]["opd-s1"]["seconds"] > 0, "it had worked"
     assert "dopd-s1 finished" in said[4]
     assert list(collect(own).unfinished) == ["opd-s1"]

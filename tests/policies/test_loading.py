@@ -1,7 +1,6 @@
 """Policies that do not fit together are refused before anything is compared."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from workbench.data.contexts import build_prompt
 from workbench.errors import ConfigError, PolicyError
 from workbench.policies.autoregressive import AutoregressivePolicy, load_policy
 from workbench.policies.loading import load_policies
-from workbench.policies.teacher_cache import cache_teachers
 
 
 @pytest.fixture
@@ -124,29 +122,6 @@ def resized(folder: Path, extra: int, target: Path) -> Path:
     policy.model.save_pretrained(target)
     policy.processor.save_pretrained(target)
     return target
-
-
-def test_a_process_of_many_runs_loads_a_teacher_once_and_again_if_it_was_touched(models: dict, folder: Path) -> None:
-    def load(teacher: Path = models["teacher"]) -> dict:
-        return load_policies(("teacher",), student=models["student"], teacher=teacher)
-
-    assert load()["teacher"].model is not load()["teacher"].model  # a process of one run keeps nothing
-    with cache_teachers():
-        first, second = load(), load()
-        assert first["teacher"].model is second["teacher"].model and first["teacher"] is not second["teacher"]
-        assert first["student"].model is not second["student"].model  # students are trained
-        load_policies((), student=models["student"])  # asked something, without a teacher
-        assert load()["teacher"].model is first["teacher"].model
-        with torch.no_grad():
-            next(first["teacher"].model.parameters()).add_(1)
-        third = load()
-        assert third["teacher"].model is not first["teacher"].model
-        load(folder)  # one at a time
-        assert load()["teacher"].model is not third["teacher"].model
-        kept = load(folder)["teacher"].model
-        file = folder / "model.safetensors"
-        os.utime(file, ns=(0, 0))
-        assert load(folder)["teacher"].model is not kept
 
 
 def test_a_padded_head_is_cut_to_the_entries_that_both_have(models: dict, tmp_path: Path) -> None:

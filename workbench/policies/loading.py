@@ -1,6 +1,6 @@
 """Load the policies that views name (`student`, `student@ema`, `teacher:ocr`), compatible with each other."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,12 @@ from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.models import is_masked_lm, load_model
 from workbench.policies.offload import offload
 from workbench.policies.proven import prove_all
-from workbench.policies.teacher_cache import evict_teachers, load_teacher
 from workbench.types import STUDENT
 
 
-def load_policy(path: str | Path, name: str, *, load: Callable = load_model, **options) -> AutoregressivePolicy:
+def load_policy(path: str | Path, name: str, **options: Any) -> AutoregressivePolicy:
     """Load a model folder or hub name as a policy; options as in models.load_model."""
-    model, processor = load(path, name, **options)
+    model, processor = load_model(path, name, **options)
     kind = DiffusionPolicy if is_masked_lm(model.config) else AutoregressivePolicy
     policy = kind(model, processor, name)
     policy.source = path
@@ -64,9 +63,6 @@ def load_policies(
     """
     options = {"device": device, **options}
     of_teachers = {**options, "dtype": teacher_dtype or dtype, "device": "cpu" if offload_teachers else device}
-    of_teachers["load"] = load_model if offload_teachers else load_teacher  # offloaded weights are not shared
-    if any(name.startswith("teacher") for name in names):
-        evict_teachers(but=[path for path in (teacher, *(teachers or {}).values()) if path is not None])
     student_policy = _student(student, learner, adapter, dtype=dtype, **options)
     policies, by_domain = {STUDENT: student_policy}, None
     for name in names:

@@ -19,7 +19,6 @@ from workbench.policies.autoregressive import AutoregressivePolicy
 from workbench.policies.diffusion import DiffusionPolicy
 from workbench.policies.proof import Proof
 from workbench.policies.shortcuts import Shortcuts
-from workbench.policies.teacher_cache import files_of
 
 FOLDER = "WORKBENCH_CACHE"  # overrides ~/.cache/vlm-distillation-workbench
 _CODE = (
@@ -81,6 +80,13 @@ def prove_once(policy: AutoregressivePolicy) -> Proof:
     return proof
 
 
+def _files_of(folder: Path) -> tuple:
+    """Files of a folder; () for a name on the hub."""
+    if not folder.is_dir():
+        return ()
+    return tuple(sorted((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in folder.iterdir()))
+
+
 def _fingerprint(policy: AutoregressivePolicy, path: str | Path) -> str | None:
     """Fingerprint of all that a proof depends on; None for a hub name without a commit."""
     folders, config = [Path(path), Path(base_of(path))], policy.model.config
@@ -90,7 +96,7 @@ def _fingerprint(policy: AutoregressivePolicy, path: str | Path) -> str | None:
     facts = {
         "code": _code(),
         "versions": [torch.__version__, transformers.__version__],
-        "files": [[str(folder.resolve()), files_of(folder)] for folder in folders],
+        "files": [[str(folder.resolve()), _files_of(folder)] for folder in folders],
         "commit": commit,
         "weights": [str(policy.device.type), str(next(policy.model.parameters()).dtype), policy.adapter],
         "attention": getattr(config, "_attn_implementation", None),

@@ -1,9 +1,8 @@
 """Studies: run a grid of methods, options and seeds from one file, and compare its variants with paired intervals.
 
 plan.py        parse and validate the file: variants with their configurations
-run.py         start, stop and resume worker processes
-worker.py      train and evaluate many runs in one process
-forkserver.py  process that workers are forked from
+run.py         start, stop and resume the processes of the tasks
+task.py        train and evaluate one run, in its process
 evaluate.py    evaluate each model once
 records.py     store every answer of every run, one row each
 compare.py     compare every row with any other, from stored answers

@@ -1,6 +1,5 @@
 """Evaluate the models of a study on its questions. Stored results (records.py) are reused."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from workbench.training.scorer import default_device
 from workbench.types import STUDENT
 
 
-def evaluate_study_run(config: RunConfig, evaluate: tuple[EvalSet, ...], *, load: Callable = load_examples) -> Path:
+def evaluate_study_run(config: RunConfig, evaluate: tuple[EvalSet, ...]) -> Path:
     """Evaluate the students of a finished run's newest checkpoint, unless the results are stored already."""
     checkpoint, torn = latest_checkpoint(config.run_dir)
     if checkpoint is None:
@@ -37,7 +36,7 @@ def evaluate_study_run(config: RunConfig, evaluate: tuple[EvalSet, ...], *, load
     }
     for name in config.models.learners:
         policies = load_policies([], student=checkpoint.weights(name), learner=name, **options)
-        by_label, sentences = _ask(policies[STUDENT], config, evaluate, checkpoint.step, load)
+        by_label, sentences = _ask(policies[STUDENT], config, evaluate, checkpoint.step)
         left_out += sentences
         for label, rows in by_label.items():
             answered.setdefault(label, []).extend(rows)
@@ -46,9 +45,7 @@ def evaluate_study_run(config: RunConfig, evaluate: tuple[EvalSet, ...], *, load
     return file
 
 
-def evaluate_reference(
-    reference: ReferenceModel, evaluate: tuple[EvalSet, ...], file: Path, *, load: Callable = load_examples
-) -> Path:
+def evaluate_reference(reference: ReferenceModel, evaluate: tuple[EvalSet, ...], file: Path) -> Path:
     """Evaluate a reference model, unless the results are stored already."""
     config = reference.config
     description = describe_reference(reference, evaluate)
@@ -67,13 +64,13 @@ def evaluate_reference(
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     questions = tuple(entry.for_references() for entry in evaluate)
-    answered, left_out = _ask(policies[reference.role], config, questions, 0, load)
+    answered, left_out = _ask(policies[reference.role], config, questions, 0)
     write(file, answered, description, left_out)
     return file
 
 
 def _ask(
-    policy: Any, config: RunConfig, evaluate: tuple[EvalSet, ...], step: int, load: Callable
+    policy: Any, config: RunConfig, evaluate: tuple[EvalSet, ...], step: int
 ) -> tuple[dict[str, list[EvalRecord]], list[str]]:
     """Return the answers by label, and a sentence for each reason why questions were skipped."""
     answered: dict[str, list[EvalRecord]] = {}
@@ -82,7 +79,7 @@ def _ask(
     for questions in evaluate:
         tally = Tally()
         examples = filter_encodable(
-            load(questions.data, limit=questions.max_examples), [policy], questions.contexts, tally
+            load_examples(questions.data, limit=questions.max_examples), [policy], questions.contexts, tally
         )
         if tally.counts:
             left_out.append(f"{questions.label}, skipped {tally}")

@@ -1,8 +1,8 @@
-"""Run a study: send tasks to worker processes, record outcomes in study.json, and stop so that it can be resumed.
+"""Run a study: one process per task, outcomes in study.json, and a stop after which it can be resumed.
 
 1. References (the starting student, every teacher) are evaluated first, once per study.
 2. Runs follow, all variants of the first seed, then of the second, so that finished runs are balanced at any time.
-3. The error of a failed run is recorded, and the others continue. A process that dies is replaced.
+3. The error of a failed run is recorded, and the others continue. So is the exit status of a process that dies.
 4. On SIGINT or SIGTERM every run finishes its step and saves. A second signal kills the processes.
 """
 
@@ -14,10 +14,11 @@ import multiprocessing
 import os
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
-from typing import Any
+from multiprocessing.process import BaseProcess
 
 from workbench.errors import RunError
 from workbench.files.atomic import write_text
@@ -27,7 +28,9 @@ from workbench.runs.processes import identify
 from workbench.runs.threads import asked_threads, num_cores
 from workbench.studies.plan import Study, other_settings
 from workbench.studies.records import FILE, describe, describe_reference, is_evaluated
-from workbench.studies.worker import Outcome, Task, work
+from workbench.studies.task import FAILED, STOP_SIGNALS, STOPPED, Task, do_task
+
+_LOGS = ".logs"  # what the tasks print
 
 log = logging.getLogger("workbench")
 
@@ -42,14 +45,15 @@ def run_study(study: Study, *, say: Callable[[str], None] = print) -> bool:
         record = Record(study)
         _refuse_another(study, record.facts.get("plan") or {})
         todo = _tasks(study)
-        tasks = deque(task for task in todo if not _is_done(task))
+        tasks = [task for task in todo if not _is_done(task)]
         if len(tasks) < len(todo):
             say(f"{len(todo) - len(tasks)} of {len(todo)} tasks are done already")
         if not tasks:
             return True
-        conductor = Scheduler(study, record, len(tasks), say)
-        with conductor.signals():
-            return conductor.run(tasks)
+        (study.folder / _LOGS).mkdir(exist_ok=True)
+        scheduler = Scheduler(study, record, len(tasks), say)
+        with scheduler.signals():
+            return scheduler.run(tasks)
 
 
 class Record:
@@ -91,13 +95,9 @@ class Record:
         self._begun = time.perf_counter()
         self.write()
 
-    def add(self, outcome: Outcome) -> None:
-        seconds = self.facts["runs"].get(outcome.name, {}).get("seconds", 0.0) + outcome.seconds
-        self.facts["runs"][outcome.name] = {
-            "status": outcome.status,
-            "error": outcome.error,
-            "seconds": round(seconds, 2),
-        }
+    def add(self, name: str, status: str, error: str | None, seconds: float) -> None:
+        seconds += self.facts["runs"].get(name, {}).get("seconds", 0.0)
+        self.facts["runs"][name] = {"status": status, "error": error, "seconds": round(seconds, 2)}
         self.write()
 
     def write(self) -> None:
@@ -105,131 +105,109 @@ class Record:
         write_text(self.file, json.dumps(self.facts, indent=1, default=str))
 
 
-class _Worker:
-    """A worker process with its pipe and its current task."""
+@dataclass
+class _Running:
+    """A task with its process. is_new: whether it trains a run, for the estimate of the time left."""
 
-    def __init__(self, study: Study, number: int, num_threads: int) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["workbench.studies.forkserver"])
-        self.pipe, theirs = context.Pipe()
-        arguments = (theirs, num_threads, study.folder / f".worker-{number}.log", dict(os.environ))
-        self.process = context.Process(target=work, args=arguments, name=f"worker {number}", daemon=True)
-        try:
-            self.process.start()
-        except (EOFError, ConnectionError) as error:
-            raise RunError(
-                f"the process that workers are forked from has exited ({error or 'it was killed'}). Run the same "
-                "command again: it resumes the study."
-            ) from None
-        theirs.close()
-        self.number, self.ready, self.given = number, False, 0.0
-        self.task: Task | None = None
-
-    def assign(self, task: Task) -> bool:
-        """Send a task to the process. Returns False if the process has exited."""
-        try:
-            self.pipe.send(task)
-        except BrokenPipeError:
-            return False
-        self.task, self.given = task, time.perf_counter()
-        return True
+    task: Task
+    process: BaseProcess
+    is_new: bool
+    start: float
 
 
 class Scheduler:
+    """Run the tasks of a study, each in a new process. `run` is the loop."""
+
     def __init__(self, study: Study, record: Record, total: int, say: Callable[[str], None]) -> None:
         self.study, self.record, self.total, self.say = study, record, total, say
-        self.workers: list[_Worker] = []
-        self.asked, self.done, self.num_trained = False, 0, 0
+        self.running: list[_Running] = []
+        self.stopping, self.done, self.num_trained = False, 0, 0
         self.num_threads = asked_threads() or max(1, num_cores() // study.parallel)
+        threads = {"OMP_NUM_THREADS": str(self.num_threads), "TOKENIZERS_PARALLELISM": "false"}
+        self.environment = {**os.environ, **threads}
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["workbench.studies.task"])  # imports torch and transformers once
 
-    def run(self, tasks: deque[Task]) -> bool:
+    def run(self, tasks: list[Task]) -> bool:
+        """Run the tasks. Returns False if a signal stopped the study."""
         self.record.begin(self.study, self.num_threads)
-        self.begun = time.perf_counter()
-        with _environment(self.num_threads):
-            self.workers = [
-                _Worker(self.study, number, self.num_threads) for number in range(min(self.study.parallel, len(tasks)))
-            ]
-            try:
-                while self.workers:
-                    self._wait(tasks)
-            finally:
-                for worker in self.workers:
-                    worker.process.kill()
+        self.begun, has_stopped = time.perf_counter(), False
+        try:
+            while self.running or (tasks and not self.stopping):
+                while not self.stopping and (task := self._next(tasks)) is not None:
+                    tasks.remove(task)
+                    self.running.append(self._start(task))
+                if self.stopping and not has_stopped:
+                    has_stopped = True
+                    for running in self.running:
+                        running.process.terminate()
+                ended = wait([running.process.sentinel for running in self.running], timeout=0.2)
+                for running in [running for running in self.running if running.process.sentinel in ended]:
+                    self.running.remove(running)
+                    self._record(running, len(tasks))
+        finally:
+            for running in self.running:
+                running.process.kill()
         self.record.write()
-        return not self.asked
+        return not self.stopping
 
-    def _wait(self, tasks: deque[Task]) -> None:
-        """Wait for results or exits of workers, record them, and assign the next tasks."""
-        handles: dict[Any, _Worker] = {
-            handle: worker for worker in self.workers for handle in (worker.pipe, worker.process.sentinel)
-        }
-        for worker in dict.fromkeys(handles[ready] for ready in wait(list(handles))):
-            try:
-                if worker.pipe.poll():
-                    outcome, worker.ready = worker.pipe.recv(), True
-                else:
-                    outcome = self._on_exit(worker)
-            except (EOFError, ConnectionResetError):
-                outcome = self._on_exit(worker)
-            if outcome is not None:
-                self._record(outcome, len(tasks))
-            worker.task = None
-        for worker in list(self.workers):
-            if worker.task is None and (worker.ready or not worker.process.is_alive()):
-                self._assign(worker, tasks)
-
-    def _assign(self, worker: _Worker, tasks: deque[Task]) -> None:
-        """Assign the first task that can start. If none can, the worker waits until another one has finished."""
-        if self.asked or not tasks:
-            worker.pipe.close()  # the worker then exits
-            worker.process.join(timeout=30)
-            self.workers.remove(worker)
-            return
-        coming = {task.name for task in tasks} | {
-            candidate.task.name for candidate in self.workers if candidate.task is not None
-        }
-        task = next((candidate for candidate in tasks if candidate.after not in coming), None)
-        if task is not None and worker.process.is_alive() and worker.assign(task):
-            tasks.remove(task)
-        elif task is not None or not worker.process.is_alive():
-            self.workers.remove(worker)
-            self.workers.append(_Worker(self.study, worker.number, self.num_threads))
-
-    def _on_exit(self, worker: _Worker) -> Outcome | None:
-        worker.process.join(timeout=30)
-        if worker.task is None:
-            if not worker.ready and not self.asked:
-                self.asked = True
-                log_file = f"{self.study.folder}/.worker-{worker.number}.log"
-                raise RunError(f"a worker process exited before its first task. Read {log_file}.")
+    def _next(self, tasks: list[Task]) -> Task | None:
+        """Return the first task that can start now."""
+        if len(self.running) == self.study.parallel:
             return None
-        seconds = time.perf_counter() - worker.given
-        if self.asked:
-            return Outcome(worker.task.name, "stopped", None, seconds)
-        code = worker.process.exitcode
-        why = f"signal {-code}" if code and code < 0 else f"exit status {code}"
-        log_file = f"{self.study.folder}/.worker-{worker.number}.log"
-        return Outcome(
-            worker.task.name,
-            "failed",
-            f"its process exited unexpectedly ({why}): killed, or out of memory. See {log_file}; "
-            "the same command tries again.",
-            seconds,
-        )
+        unfinished = {task.name for task in tasks} | {running.task.name for running in self.running}
+        return next((task for task in tasks if task.after not in unfinished), None)
 
-    def _record(self, outcome: Outcome, num_left: int) -> None:
-        self.record.add(outcome)
+    def _start(self, task: Task) -> _Running:
+        is_new = task.config is not None and self.record.facts["runs"].get(task.name, {}).get("status") != "finished"
+        arguments = (task, self.num_threads, self.environment)
+        process = self.context.Process(target=do_task, args=arguments, name=task.name, daemon=True)
+        resource_tracker.ensure_running()  # it unblocks the signals when it starts
+        # Ctrl-C must not end the process that tasks are forked from; a task unblocks the signals when it handles them
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            process.start()
+        except (EOFError, ConnectionError) as error:
+            raise RunError(
+                f"the process that tasks are forked from has exited ({error or 'it was killed'}). Run the same "
+                "command again: it resumes the study."
+            ) from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        return _Running(task, process, is_new, time.perf_counter())
+
+    def _record(self, running: _Running, num_left: int) -> None:
+        """Record the outcome of an exited process, and print it with the time left."""
+        name, seconds = running.task.name, time.perf_counter() - running.start
+        status, error = self._outcome(running)
+        self.record.add(name, status, error, seconds)
         self.done += 1
-        self.num_trained += outcome.trained
+        self.num_trained += running.is_new
         spent = time.perf_counter() - self.begun
-        line = f"[{self.done}/{self.total}] {outcome.name} {outcome.status} in {outcome.seconds:.0f} s"
+        line = f"[{self.done}/{self.total}] {name} {status} in {seconds:.0f} s"
         if self.num_trained and num_left:
             line += f"; about {spent / self.num_trained * num_left / 60:.0f} min left"
-        self.say(line if outcome.error is None else f"{line}: {outcome.error}")
+        self.say(line if error is None else f"{line}: {error}")
+
+    def _outcome(self, running: _Running) -> tuple[str, str | None]:
+        """Return status and error of a task by the exit status of its process."""
+        code, log_file = running.process.exitcode, running.task.log_file
+        if code == 0:
+            return "finished", None
+        if code == STOPPED:
+            return "stopped", None
+        if code in (1, FAILED):
+            *_, error = ["", *log_file.read_text(encoding="utf-8", errors="replace").splitlines()]
+            return "failed", error if code == FAILED else f"{error} (traceback in {log_file})"
+        why = f"signal {-code}" if code < 0 else f"exit status {code}"
+        return "failed", (
+            f"its process exited unexpectedly ({why}): killed, or out of memory. See {log_file}; the same command "
+            "tries again."
+        )
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
         try:
             yield
         finally:
@@ -237,14 +215,10 @@ class Scheduler:
                 signal.signal(number, handler)
 
     def _stop(self, number: int, frame: object) -> None:
-        if self.asked:
-            for worker in self.workers:
-                worker.process.kill()
+        if self.stopping:
             raise KeyboardInterrupt
-        self.asked = True
+        self.stopping = True
         log.info("stopping: every run finishes its step and saves; the same command resumes the study")
-        for worker in self.workers:
-            worker.process.terminate()
 
 
 def _refuse_another(study: Study, plan: dict) -> None:
@@ -270,16 +244,18 @@ def _refuse_another(study: Study, plan: dict) -> None:
 
 def _tasks(study: Study) -> list[Task]:
     references = {reference: study.reference_file(reference.row) for reference in study.references()}
+    logs = study.folder / _LOGS
     tasks = [
-        Task(reference.row, study.evaluate, reference=reference, file=file) for reference, file in references.items()
+        Task(reference.row, study.evaluate, logs / f"{file.stem}.log", reference=reference, file=file)
+        for reference, file in references.items()
     ]
     for seed in study.seeds:
         for variant in study.usable:
             config = study.config(variant, seed)
             starts = tuple(file for reference, file in references.items() if reference.belongs_to(config))
             before = study.before(variant, seed)
-            after = None if before is None else before.name
-            tasks.append(Task(config.name, study.evaluate, config=config, starts=starts, after=after))
+            after, log_file = None if before is None else before.name, logs / f"{config.name}.log"
+            tasks.append(Task(config.name, study.evaluate, log_file, config=config, starts=starts, after=after))
     return tasks
 
 
@@ -298,16 +274,3 @@ def _claim(study: Study) -> Iterator[None]:
         except BlockingIOError:
             raise RunError(f"study {study.folder} is being run by another process. Wait for it, or stop it.") from None
         yield
-
-
-@contextlib.contextmanager
-def _environment(num_threads: int) -> Iterator[None]:
-    """Set the environment variables of worker processes."""
-    variables = {"OMP_NUM_THREADS": str(num_threads), "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
