@@ -1,5 +1,6 @@
 """Small inputs that several test files use."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,15 @@ def example(idx: int = 0, **values: object) -> Example:
         "evidence": Evidence((Box(2, 2, 8, 8, "thing"),), caption="a caption", hint="a hint"),
     }
     return Example(f"example-{idx}", **{**facts, **values})
+
+
+def write_without_answer(file: Path) -> Path:
+    """Write one example whose answer is unknown."""
+    samples = Path("data/samples/samples.jsonl").resolve()
+    row = json.loads(samples.read_text().splitlines()[0])
+    values = {key: row[key] for key in ("id", "question", "boxes", "caption", "hint", "reference")}
+    file.write_text(json.dumps(values | {"images": [str(samples.parent / name) for name in row["images"]]}) + "\n")
+    return file
 
 
 def rollouts(*lengths: int, seed: int = 0) -> tuple[Rollout, ...]:

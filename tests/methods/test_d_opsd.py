@@ -10,7 +10,7 @@ import pytest
 import torch
 from failures import raises
 from families import save_idefics3, save_modernvbert
-from small import example, rollouts, run_config, table_policies
+from small import rollouts, run_config, table_policies, write_without_answer
 
 from workbench.config.schema import RunConfig, load_config
 from workbench.data.examples import load_examples
@@ -195,6 +195,6 @@ def test_a_student_that_writes_from_left_to_right_is_refused(tmp_path: Path) -> 
 
 
 def test_examples_without_an_answer_are_skipped_by_name(folder: Path, tmp_path: Path) -> None:
-    requested = config(folder, tmp_path, method={"name": "d_opsd"}, data__eval=None)
+    data = write_without_answer(tmp_path / "rows.jsonl")
     with raises(DataError, "no answer"):
-        train(requested, load=lambda *args, **options: [replace(example(0), answer=None)])
+        train(config(folder, tmp_path, method={"name": "d_opsd"}, data__train=str(data), data__eval=None))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from failures import raises
-from small import example, groups, run_config, table_policies
+from small import example, groups, run_config, table_policies, write_without_answer
 
 from workbench.distill.rollouts import sample_rollouts
 from workbench.distill.scoring import Batch
@@ -107,6 +107,7 @@ def test_groups_of_one_are_refused_where_answers_are_compared(method: dict, mode
 @pytest.mark.parametrize("name", ["sdpo", "opcod"])
 def test_data_without_answers_are_refused_by_what_judges_them(name: str, models, tmp_path) -> None:
     peers = {"ann": str(models["student"])} if name == "opcod" else {}
-    config = run_config(models, tmp_path, method={"name": name}, models__peers=peers, data__eval=None)
+    values = {"models__peers": peers, "data__train": str(write_without_answer(tmp_path / "rows.jsonl"))}
+    config = run_config(models, tmp_path, method={"name": name}, data__eval=None, **values)
     with raises(DataError, "no answer: 1"):
-        train(config, load=lambda *args, **options: [replace(example(0), answer=None)])
+        train(config)

@@ -58,8 +58,6 @@ from workbench.training.rollout_source import RolloutSource
 from workbench.training.tracking import build_accelerator
 from workbench.types import STUDENT, Example, Rollout
 
-Loader = Callable[..., list[Example]]  # signature of load_examples
-
 log = logging.getLogger("workbench")
 
 
@@ -83,7 +81,6 @@ class Trainer:
         folder: RunFolder,
         *,
         resume: bool = False,
-        load: Loader = load_examples,
         group: Group = ALONE,
     ) -> None:
         self.config, self.folder, self.group = config, folder, group
@@ -92,7 +89,7 @@ class Trainer:
         check_engine(config, self.method)
         self.accelerator = build_accelerator(config, folder.path)
         self.skipped = SkippedExamples(folder)
-        data = self._load_data(load, resume)
+        data = self._load_data(resume)
         examples = filter_by_teacher(data["data.train"], config.teacher_domains, self.skipped)
         examples = filter_by_evidence(examples, self.method, self.skipped)
         report_leaks(examples, self.method, folder)
@@ -128,22 +125,22 @@ class Trainer:
         )
         self.probes = self._open_probes(eval_examples if config.data.probes is None else data["data.probes"])
 
-    def _load_data(self, load: Loader, resume: bool) -> dict[str, list[Example]]:
+    def _load_data(self, resume: bool) -> dict[str, list[Example]]:
         """Load all examples by configuration key. On resume, data and models must equal those at the start.
 
         Raises: DataError if no example of data.eval has an answer; RunError if data or models changed.
         """
         config = self.config
         data = {
-            "data.train": load(config.data.train, limit=config.data.max_train_examples),
+            "data.train": load_examples(config.data.train, limit=config.data.max_train_examples),
             "data.eval": [],
             "data.probes": [],
         }
         if config.data.eval is not None:
-            data["data.eval"] = load(config.data.eval, limit=config.evaluation.max_examples or None)
+            data["data.eval"] = load_examples(config.data.eval, limit=config.evaluation.max_examples or None)
             require_answers(data["data.eval"])
         if config.data.probes is not None:
-            data["data.probes"] = load(config.data.probes)
+            data["data.probes"] = load_examples(config.data.probes)
         self.group.main_first(lambda: require_same_data(self.folder, data, resume=resume))
         self.group.main_first(
             lambda: require_same_models(self.folder, models_read_again(config, self.method), resume=resume)

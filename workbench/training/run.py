@@ -28,7 +28,7 @@ from workbench.runs.folder import ReadOnlyFolder, RunFolder, StopSignal
 from workbench.runs.processes import identify
 from workbench.runs.threads import asked_threads
 from workbench.training.learner import require_shardable
-from workbench.training.loop import Loader, Trainer, TrainResult
+from workbench.training.loop import Trainer, TrainResult
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 
@@ -45,7 +45,6 @@ def train(
     *,
     resume: bool = False,
     on_step: Callable[[int, dict], None] | None = None,
-    load: Loader = load_examples,
 ) -> TrainResult:
     """Train as configured. SIGTERM and SIGINT stop the run after the current step, with a checkpoint.
 
@@ -53,7 +52,6 @@ def train(
 
     resume   continue from the newest complete checkpoint of the run folder
     on_step  called after each step with its number and metrics
-    load     reads examples; runs in one process can share a caching one
 
     Raises: WorkbenchError with a remedy. If a loss is not finite, the weights before that step are saved first.
     """
@@ -68,23 +66,23 @@ def train(
             choose_device(config.models.device, group)
             if group.sharding is not None:
                 require_shardable(config)
-            group.main_first(lambda: _prepare(config, resume, load))
+            group.main_first(lambda: _prepare(config, resume))
             with folder.claim():
                 group.all_gather_object("claimed")
                 if resume:
                     folder.write_config(config.to_yaml())  # with the changed keys, for the next resume
-                return _train_in(folder, config, resume, on_step, load, group)
+                return _train_in(folder, config, resume, on_step, group)
     except WorkbenchError as error:
         error.print_anyway = not group.is_main and isinstance(error, LostProcess) and _inherits(config, error)
         raise
 
 
-def _prepare(config: RunConfig, resume: bool, load: Loader) -> None:
+def _prepare(config: RunConfig, resume: bool) -> None:
     if resume:
         RunFolder.open(config.run_dir)
     else:
         check_models(config)  # before creating the folder
-        load(config.data.train, limit=1)
+        load_examples(config.data.train, limit=1)
         facts = {"config": config.to_dict()}  # config.yaml can be edited
         RunFolder.create(
             config.run_dir, config.to_yaml(), seed=config.seed, method=config.method["name"], facts_too=facts
@@ -126,7 +124,6 @@ def _train_in(
     config: RunConfig,
     resume: bool,
     on_step: Callable[[int, dict], None] | None,
-    load: Loader,
     group: Group,
 ) -> TrainResult:
     handler, before = folder.log_to_file(), folder.status.get("status")
@@ -143,7 +140,7 @@ def _train_in(
             threads=_settle_threads(folder.status.get("threads") if resume else None),
         )
         with StopSignal() as stop:
-            trainer = Trainer(config, folder, resume=resume, load=load, group=group)
+            trainer = Trainer(config, folder, resume=resume, group=group)
             outcome = "failed"
             with trainer.trace_writer:
                 result = trainer.run(stop, on_step)
