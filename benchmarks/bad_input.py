@@ -21,7 +21,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import yaml
@@ -30,7 +30,7 @@ from benchmarks.kills import recipe
 from workbench.cli import main as command_line
 from workbench.config.schema import describe_config
 from workbench.runs.jobs import find_jobs
-from workbench.studies.plan import KEYS as STUDY_KEYS
+from workbench.studies.plan import StudyConfig
 
 MOST_CHARACTERS, MOST_SECONDS = 3000, 20
 BOMB = "a: &a [1, 1, 1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghijk"))
@@ -207,7 +207,7 @@ def value_cases(folder: Path) -> Iterator[Case]:
         )
     study = folder / "study.yaml"
     _write(study, yaml.safe_dump(_study(good)).encode())
-    for key, (name, value) in itertools.product(STUDY_KEYS, VALUES.items()):
+    for key, (name, value) in itertools.product((entry.name for entry in fields(StudyConfig)), VALUES.items()):
         yield Case(f"study {key}={name}", ("study", str(study), f"{key}={value}"))
 
 

@@ -86,7 +86,7 @@ def test_another_method_starts_from_its_own_defaults(file: Path) -> None:
         (["training.schedule=constant", "training.warmup_steps=2"], "Set training.schedule=constant_with_warmup"),
         (["training.optimizer=sgd", "training.betas=[0.9, 0.95]"], "training.betas.*training.optimizer=sgd"),
         (["evaluation.contexts=[plan]"], 'Did you mean "plain"'),
-        (["evaluation.contexts=plain"], "must be list"),
+        (["evaluation.contexts=plain"], "must be a list"),
         (["evaluation.tolerance=0.1"], 'rule "numeric" only'),
         (["models.teacher=null"], "needs a teacher: set models.teacher"),
         (["models.student=null"], "models.student must be text"),

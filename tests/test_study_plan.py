@@ -152,11 +152,11 @@ def test_two_students_are_two_rows_of_what_they_started_from(base: Path, models:
     [
         ({"variannts": {}}, 'key "variannts" is unknown.*Did you mean "variants"'),
         ({"variants": None}, "variants is missing"),
-        ({"extends": None}, "extends is missing: a recipe's file, as in extends: configs/demo.yaml"),
+        ({"extends": None}, "extends is missing.*configs/demo.yaml"),
         ({"extends": "nowhere.yaml"}, r"study .*study.yaml: extends: .*nowhere.yaml does not exist"),
-        ({"extends": "configs/studies/main.yaml"}, "extends must be a recipe.*configs/studies/main.yaml"),
-        ({"extends": 5}, r"study .*: extends must be a recipe's file such as .*, got 5\."),
-        ({"extends": ["x"]}, r"extends must be a recipe's file such as .*, got \['x'\]"),
+        ({"extends": "configs/studies/main.yaml"}, "extends: .*recipe.*configs/studies/main.yaml"),
+        ({"extends": 5}, r"study .*: extends must be text, got 5\."),
+        ({"extends": ["x"]}, r"extends must be text, got \['x'\]"),
         ({"evaluate": None}, "evaluate is missing"),
         ({"evaluate": {"data": "scenes:eval"}}, "evaluate must be a list"),
         ({"evaluate": [{"datta": "scenes:eval"}]}, 'key "datta" is unknown.*Did you mean "data"'),
@@ -168,24 +168,27 @@ def test_two_students_are_two_rows_of_what_they_started_from(base: Path, models:
         ),
         (
             {"evaluate": [{"data": "scenes:eval", "max_examples": 0}]},
-            "max_examples must be a whole number of at least 1",
+            r"evaluate\[0\]: max_examples must be at least 1",
         ),
         ({"evaluate": [{"data": "scenes:eval"}, {"data": "scenes:eval"}.copy()]}, "names the same data twice"),
         ({"baseline": "opdd"}, 'baseline "opdd" is unknown.*Did you mean "opd"'),
         ({"seeds": [0, 0]}, "seeds must be a list of different whole numbers"),
         ({"seeds": []}, "seeds must be a list"),
-        ({"parallel": 0}, "parallel must be a whole number of at least 1"),
+        ({"parallel": 0}, "parallel must be at least 1"),
         ({"name": "a/b"}, "must be a plain folder name"),
         ({"overrides": {"training": {"steps": 3}}}, "training is a whole section"),
         ({"overrides": {"training.stepz": 3}}, "none of its 2 variants can be built. opd, dopd: key"),
         ({"overrides": {"seed": 3}}, "seed, .*seeds"),
         ({"variants": {"a": {"data.eval": "scenes:eval"}}}, "data.eval, .*evaluate"),
-        ({"variants": {"a": {"note": 10}}}, "variants.a: note must be text, got 10. Put quotes around it"),
+        ({"variants": {"a": {"note": 10}}}, "variants.a.note must be text, got 10"),
         ({"variants": {"base": {}}}, '"base" is reserved'),
         ({"variants": {"a b": {}, "a-b": {}}}, 'variants "a b" and "a-b"'),
         ({"variants": ["opd"]}, "variants must be a mapping"),
         ({"grid": {"training.steps": 3}}, "grid.training.steps must be a list"),
-        ({"variants": {"opd": {"grid": "off", "method.name": "opd"}}}, "grid must be true or false.*got 'off'"),
+        (
+            {"variants": {"opd": {"grid": "off", "method.name": "opd"}}},
+            "variants.opd.grid must be true or false, got 'off'",
+        ),
         ({"grid": {"method.name": ["opd"]}}, "variants.opd sets method.name.*grid: false"),
         ({"variants": {"a": {"method.name": "dpod"}}}, 'none of its 1 variants can be built. a: .*Did you mean "dopd"'),
     ],
@@ -270,7 +273,7 @@ def test_a_variant_may_start_where_another_ended(base: Path) -> None:
 
 
 def test_what_a_variant_starts_after_must_stand_above_it(base: Path) -> None:
-    with pytest.raises(ConfigError, match=r'variants\.a: starts_from: .*"b".*none'):
+    with pytest.raises(ConfigError, match=r'variants\.a\.starts_from: .*"b".*none'):
         load(base, variants={"a": {"starts_from": "b"}, "b": {}})
     study = load(base, variants={"ok": {}, "broken": {"method.name": "nosuch"}, "next": {"starts_from": "broken"}})
     assert study.faults["next"] == 'it starts after "broken", which cannot be built'

@@ -42,7 +42,16 @@ class Option:
 
 
 _LARGEST = 2**63 - 1  # largest integer in files and tensors
-_IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+_IN_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    tuple: "a list",
+    dict: "a mapping of keys to values",
+    type(None): "null",
+}
 
 
 def check_option(key: str, value: Any, value_type: type | types.UnionType, option: Option) -> object:
@@ -54,6 +63,8 @@ def check_option(key: str, value: Any, value_type: type | types.UnionType, optio
         raise ConfigError(f"{key} must be at most {_LARGEST}, got {show(value)}. Meaning: {option.help}.")
     if float in allowed and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST:
         value = float(value)
+    if tuple in allowed and isinstance(value, list):
+        value = tuple(value)
     if isinstance(value, str):
         try:
             value = check_text(value)

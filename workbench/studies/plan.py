@@ -25,16 +25,17 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from workbench.config.models import check_models
-from workbench.config.renamed import refuse_renamed_study_key
+from workbench.config.renamed import RENAMED_STUDY_KEYS, refuse_renamed_study_key
 from workbench.config.schema import (
     RunConfig,
     as_it_ran,
     build_config,
+    build_section,
     describe_config,
     override,
     read_recipe,
@@ -42,6 +43,7 @@ from workbench.config.schema import (
 )
 from workbench.data.contexts import require_promptable
 from workbench.data.examples import load_examples
+from workbench.distill.method import Option
 from workbench.errors import ConfigError, WorkbenchError, at, show, unknown
 from workbench.files.parsing import PLAIN_NAME, flatten
 from workbench.files.shipped import find_recipe
@@ -49,8 +51,6 @@ from workbench.runs.folder import checkpoint_path
 from workbench.studies.checks import check_evidence, check_questions
 from workbench.types import STUDENT
 
-_QUESTION_KEYS = ("data", "contexts", "reference_contexts", "max_examples")
-KEYS = ("name", "extends", "overrides", "seeds", "parallel", "baseline", "variants", "grid", "evaluate")
 BASE, TEACHER = "base", "teacher"  # names of rows, reserved
 _OWN = {  # keys that the study sets itself -> what to do instead
     "name": "It is the variant's name",
@@ -62,11 +62,6 @@ _OWN = {  # keys that the study sets itself -> what to do instead
     ),
 }
 _SECTIONS = {key.partition(".")[0] for key in describe_config() if "." in key}
-_NEEDED = {
-    "extends": "a recipe's file, as in extends: configs/demo.yaml",
-    "variants": "the variants to compare, as in variants: {opd: {method.name: opd}}",
-    "evaluate": 'the questions, as in evaluate: [{data: "scenes:eval?count=512", contexts: [plain]}]',
-}
 # keys that may differ between an existing run and the study's configuration: a run's numbers do not depend on them
 _FREE = (
     "name",
@@ -81,14 +76,58 @@ _FREE = (
 
 
 @dataclass(frozen=True)
-class EvalSet:
-    """One entry of `evaluate`: a data set and the contexts in which all are evaluated. `label` names it in tables."""
+class StudyConfig:
+    """A study's file. The classes below build the entries of `variants` and `evaluate`."""
 
-    data: str
-    contexts: tuple[str, ...]
-    max_examples: int | None
-    label: str
-    reference_contexts: tuple[str, ...] = ()  # contexts for untrained students and teachers alone
+    extends: Annotated[str, Option("File of a recipe, as in extends: configs/demo.yaml")]
+    variants: Annotated[dict, Option("Variants to compare, as in variants: {opd: {method.name: opd}}")]
+    evaluate: Annotated[
+        tuple, Option('Questions, as in evaluate: [{data: "scenes:eval?count=512", contexts: [plain]}]')
+    ]
+    name: Annotated[str, Option("Name of the study and of its folder. Empty = the file's name")] = ""
+    overrides: Annotated[dict | None, Option("Dotted keys for all runs")] = None
+    seeds: Annotated[tuple, Option("Seeds, each of a run of every variant")] = (0, 1, 2, 3, 4)
+    parallel: Annotated[int, Option("Runs at a time", low=1)] = 2
+    baseline: Annotated[str | None, Option("Variant that the others are compared with. null = the first")] = None
+    grid: Annotated[dict | None, Option("Lists of values by dotted key, multiplied into every variant")] = None
+
+    def __post_init__(self) -> None:
+        good = self.seeds and all(type(seed) is int and seed >= 0 for seed in self.seeds)
+        if not good or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(
+                f"seeds must be a list of different whole numbers such as [0, 1, 2], got {show(list(self.seeds))}."
+            )
+        _refuse_own(self.overrides or {}, "overrides")
+        _refuse_own(self.grid or {}, "grid")
+        for key, several in (self.grid or {}).items():
+            if not isinstance(several, list) or not several:
+                raise ConfigError(f"grid.{key} must be a list of values, got {show(several)}.")
+
+
+@dataclass(frozen=True)
+class VariantKeys:
+    """Keys of a variant that are not overrides of its runs."""
+
+    note: Annotated[str, Option("Text beside the variant's name in the report")] = ""
+    starts_from: Annotated[str | None, Option("Earlier variant from whose final students its runs start")] = None
+    grid: Annotated[bool, Option("Whether grid is multiplied into it. false = run the variant once")] = True
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """One entry of `evaluate`. `label` names it in tables."""
+
+    data: Annotated[str, Option("Examples: scenes:SPLIT?count=N, a file, or hf:NAME")]
+    contexts: Annotated[tuple, Option("Contexts in which all are evaluated")] = ("plain",)
+    reference_contexts: Annotated[tuple, Option("Contexts for untrained students and teachers alone")] = ()
+    max_examples: Annotated[int | None, Option("Use only the first N examples. null = all", low=1)] = None
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.contexts:
+            raise ConfigError("contexts is empty. Name one, as in [plain].")
+        for context in (*self.contexts, *self.reference_contexts):
+            require_promptable(str(context))
 
     def for_references(self) -> "EvalSet":
         """These questions with every context in which a reference is evaluated."""
@@ -229,121 +268,100 @@ def load_study(
     load = functools.cache(load) if check else None  # all variants check the same examples
     path = find_recipe(path)
     values = _own_overrides(read_yaml(path), overrides)
-    where = f"study {path}"
-    _check_keys(values, where)
-    name = values.get("name", Path(path).stem)
-    if not isinstance(name, str) or run_name(name, 0) != f"{name}-s0":
-        raise ConfigError(f"{where}: name {show(name)} must be a plain folder name: {PLAIN_NAME}.")
-    common = _mapping(values.get("overrides"), f"{where}: overrides")
-    _refuse_own(common, f"{where}: overrides")
-    with at(f"{where}: extends"):
-        if "variants" in read_yaml(find_recipe(values["extends"])):
-            raise ConfigError(
-                f"extends must be a recipe's file such as configs/demo.yaml, got the study {values['extends']}."
-            )
-        base = read_recipe(values["extends"])
-    questions = _questions(values["evaluate"], where, load)
+    with at(f"study {path}"):
+        return _load(path, _build(StudyConfig, values), load)
+
+
+def _load(path: Path, config: StudyConfig, load: Callable | None) -> Study:
+    name = config.name or path.stem
+    if run_name(name, 0) != f"{name}-s0":
+        raise ConfigError(f"name {show(name)} must be a plain folder name: {PLAIN_NAME}.")
+    with at("extends"):
+        if "variants" in read_yaml(find_recipe(config.extends)):
+            raise ConfigError(f"expected a recipe's file such as configs/demo.yaml, got the study {config.extends}.")
+        base = read_recipe(config.extends)
+    questions, common = _eval_sets(config.evaluate, load), config.overrides or {}
     folder = Path(str(base.get("output_dir", "runs"))) / name
     fixed = {"output_dir": str(folder), "data.eval": None}
     if override(base, _texts(common)).get("data", {}).get("probes") is None:
         fixed["data.probes"] = questions[0].data
-    variants, seeds = [], _seeds(values.get("seeds", [0, 1, 2, 3, 4]), where)
-    for variant, note, after, variant_overrides in _expanded(values, where):
-        built = _variant(variant, note, base, {**common, **variant_overrides, **fixed}, load, seeds[0])
-        variants.append(_placed(built, after, variants, where))
-    _refuse_twins(variants, where)
-    parallel, baseline = (
-        _count(values.get("parallel", 2), f"{where}: parallel"),
-        values.get("baseline", variants[0].name),
+    variants: list[Variant] = []
+    for variant, keys, overrides in _expanded(config):
+        built = _variant(variant, keys.note, base, {**common, **overrides, **fixed}, load, config.seeds[0])
+        variants.append(_placed(built, keys.starts_from, variants))
+    _refuse_twins(variants)
+    names = [variant.name for variant in variants]
+    study = Study(
+        name, folder, path, config.seeds, config.parallel, config.baseline or names[0], tuple(variants), questions
     )
-    study = Study(name, folder, Path(path), seeds, parallel, str(baseline), tuple(variants), questions)
-    if study.baseline not in [variant.name for variant in variants]:
-        raise ConfigError(f"{where}: {unknown('baseline', study.baseline, [candidate.name for candidate in variants])}")
+    if study.baseline not in names:
+        raise ConfigError(unknown("baseline", study.baseline, names))
     if not study.usable:
-        names: dict[str, list[str]] = {}
+        affected: dict[str, list[str]] = {}
         for variant, fault in study.faults.items():
-            names.setdefault(fault, []).append(variant)
-        faults = "; ".join(f"{', '.join(affected)}: {fault}" for fault, affected in names.items())
-        raise ConfigError(f"{where}: none of its {len(variants)} variants can be built. {faults}")
+            affected.setdefault(fault, []).append(variant)
+        faults = "; ".join(f"{', '.join(group)}: {fault}" for fault, group in affected.items())
+        raise ConfigError(f"none of its {len(variants)} variants can be built. {faults}")
     return study
 
 
-def _check_keys(values: dict, where: str) -> None:
-    """Raise ConfigError for an unknown, a former or a missing key of a study's file."""
-    for key in values:
-        if key not in KEYS:
-            with at(where):
-                refuse_renamed_study_key(key)
-            raise ConfigError(f"{where}: {unknown('key', key, KEYS)}")
-    for key, meaning in _NEEDED.items():
-        if not values.get(key):
-            raise ConfigError(f"{where}: {key} is missing: {meaning}.")
-    if not isinstance(values["extends"], str):
-        raise ConfigError(
-            f"{where}: extends must be a recipe's file such as configs/demo.yaml, got {show(values['extends'])}."
-        )
+def _build(section: type, values: object, prefix: str = "") -> Any:
+    for key in values if isinstance(values, dict) else ():
+        refuse_renamed_study_key(key)
+    return build_section(section, values, prefix)
 
 
-def _placed(variant: Variant, after: str | None, earlier: list[Variant], where: str) -> Variant:
+def _placed(variant: Variant, after: str | None, earlier: list[Variant]) -> Variant:
     """Set the variant that this one starts from, which must be an earlier one that can be built."""
     if after is None:
         return variant
     before = next((candidate for candidate in earlier if candidate.name == after), None)
     if before is None:
         names = [candidate.name for candidate in earlier]
-        raise ConfigError(f"{where}: variants.{variant.name}: starts_from: {unknown('earlier variant', after, names)}")
+        raise ConfigError(f"variants.{variant.name}.starts_from: {unknown('earlier variant', after, names)}")
     fault = variant.fault or (before.fault and f'it starts after "{after}", which cannot be built')
     return replace(variant, after=after, fault=fault, config=None if fault else variant.config)
 
 
-def _expanded(values: dict, where: str) -> list[tuple[str, str, str | None, dict]]:
-    """List every variant of the file and grid as (name, note, after, overrides). Names are unique as folders."""
-    variants = _mapping(values["variants"], f"{where}: variants")
-    grid = _mapping(values.get("grid"), f"{where}: grid")
-    _refuse_own(grid, f"{where}: grid")
-    for key, several in grid.items():
-        if not isinstance(several, list) or not several:
-            raise ConfigError(f"{where}: grid.{key} must be a list of values, got {show(several)}.")
+def _expanded(config: StudyConfig) -> list[tuple[str, VariantKeys, dict]]:
+    """List every variant of the file and grid as (name, keys, overrides). Names are unique as folders."""
+    grid = config.grid or {}
     last = [key.rpartition(".")[2] for key in grid]
     short = {key: name if last.count(name) == 1 else key for key, name in zip(grid, last, strict=True)}
     expanded = []
-    for name, variant_overrides in variants.items():
-        variant_overrides = _mapping(variant_overrides, f"{where}: variants.{name}")
-        _refuse_own(variant_overrides, f"{where}: variants.{name}")
-        with at(f"{where}: variants.{name}"):
-            for key in variant_overrides:
-                refuse_renamed_study_key(key)
-        note, after = variant_overrides.pop("note", ""), variant_overrides.pop("starts_from", None)
-        if not isinstance(note, str):
-            raise ConfigError(f"{where}: variants.{name}: note must be text, got {show(note)}. Put quotes around it.")
-        is_varied = variant_overrides.pop("grid", True)
-        if not isinstance(is_varied, bool):
-            raise ConfigError(
-                f"{where}: variants.{name}: grid must be true or false, got {show(is_varied)}. Set grid: false to "
-                "run the variant once."
-            )
-        varied = grid if is_varied else {}
-        twice = next((key for key in varied if key in variant_overrides), None)
+    for name, values in config.variants.items():
+        keys, overrides = _split_variant(f"variants.{name}", {} if values is None else values)
+        varied = grid if keys.grid else {}
+        twice = next((key for key in varied if key in overrides), None)
         if twice is not None:
             raise ConfigError(
-                f"{where}: variants.{name} sets {twice}, which grid varies. Remove it, or set grid: false to run the "
-                "variant once."
+                f"variants.{name} sets {twice}, which grid varies. Remove it, or set grid: false to run the variant "
+                "once."
             )
         for chosen in itertools.product(*varied.values()):
             point = dict(zip(varied, chosen, strict=True))
             label = " ".join([str(name), *(f"{short[key]}={_plain(value)}" for key, value in point.items())])
-            expanded.append((label, note, None if after is None else str(after), {**variant_overrides, **point}))
+            expanded.append((label, keys, {**overrides, **point}))
     folders: dict[str, str] = {}
     for name, *_ in expanded:
         if name in (BASE, TEACHER):
-            raise ConfigError(f'{where}: the name "{name}" is reserved for a row of every table. Rename the variant.')
+            raise ConfigError(f'the name "{name}" is reserved for a row of every table. Rename the variant.')
         other = folders.setdefault(run_name(name, 0), name)
         if other != name or sum(name == other_name for other_name, *_ in expanded) > 1:
-            raise ConfigError(f'{where}: variants "{other}" and "{name}" would share one folder. Rename one of them.')
+            raise ConfigError(f'variants "{other}" and "{name}" would share one folder. Rename one of them.')
     return expanded
 
 
-def _refuse_twins(variants: list[Variant], where: str) -> None:
+def _split_variant(where: str, values: Any) -> tuple[VariantKeys, dict]:
+    """Split an entry of `variants` into its own keys and the overrides of its runs."""
+    names = {*RENAMED_STUDY_KEYS, *(entry.name for entry in fields(VariantKeys))}
+    study_keys = {key: values[key] for key in values if key in names} if isinstance(values, dict) else values
+    keys = _build(VariantKeys, study_keys, f"{where}.")
+    _refuse_own(values, where)
+    return keys, {key: value for key, value in values.items() if key not in study_keys}
+
+
+def _refuse_twins(variants: list[Variant]) -> None:
     """Raise ConfigError if two variants have the same settings, and so would be the same run."""
     first_with: dict[str, str] = {}
     for variant in variants:
@@ -353,7 +371,7 @@ def _refuse_twins(variants: list[Variant], where: str) -> None:
         twin = first_with.setdefault(key, variant.name)
         if twin != variant.name:
             raise ConfigError(
-                f'{where}: variants "{twin}" and "{variant.name}" have the same settings, so they would be the same '
+                f'variants "{twin}" and "{variant.name}" have the same settings, so they would be the same '
                 "run. Set what differs, such as method.privilege (naming a method resets its options), or remove one."
             )
 
@@ -375,39 +393,20 @@ def _of_seed(config: RunConfig, seed: int) -> dict:
     return json.loads(json.dumps(config.to_dict()).replace("{seed}", str(seed)))
 
 
-def _questions(entries: object, where: str, load: Callable | None) -> tuple[EvalSet, ...]:
-    if not isinstance(entries, list):
-        raise ConfigError(f"{where}: evaluate must be a list of {{data, contexts, max_examples}}, got {show(entries)}.")
-    question_sets = []
+def _eval_sets(entries: tuple, load: Callable | None) -> tuple[EvalSet, ...]:
+    eval_sets = []
     for idx, entry in enumerate(entries):
-        here = f"{where}: evaluate[{idx}]"
-        entry = _mapping(entry, here)
-        for key in entry:
-            if key not in _QUESTION_KEYS:
-                with at(here):
-                    refuse_renamed_study_key(key)
-                raise ConfigError(f"{here}: {unknown('key', key, _QUESTION_KEYS)}")
-        if not isinstance(entry.get("data"), str):
-            raise ConfigError(f"{here}: data is missing. Set it to scenes:SPLIT?count=N, a file, or hf:NAME.")
-        contexts, extra = entry.get("contexts", ["plain"]), entry.get("reference_contexts", [])
-        if not isinstance(contexts, list) or not contexts:
-            raise ConfigError(f"{here}: contexts must be a list such as [plain, crop], got {show(contexts)}.")
-        if not isinstance(extra, list):
-            raise ConfigError(
-                f"{here}: reference_contexts must be a list such as [crop, wrong_crop], got {show(extra)}."
-            )
-        count = None if entry.get("max_examples") is None else _count(entry["max_examples"], f"{here}: max_examples")
-        with at(here):
-            for context in (*contexts, *extra):
-                require_promptable(str(context))
+        with at(f"evaluate[{idx}]"):
+            eval_set = _build(EvalSet, entry)
             if load is not None:
-                check_questions(entry["data"], [*contexts, *extra], count, load)
-        question_sets.append(EvalSet(entry["data"], tuple(contexts), count, entry["data"], tuple(extra)))
-    short = [item.data.partition("?")[0] for item in question_sets]
-    labels = short if len(set(short)) == len(short) else [item.data for item in question_sets]
+                contexts = [*eval_set.contexts, *eval_set.reference_contexts]
+                check_questions(eval_set.data, contexts, eval_set.max_examples, load)
+        eval_sets.append(eval_set)
+    short = [item.data.partition("?")[0] for item in eval_sets]
+    labels = short if len(set(short)) == len(short) else [item.data for item in eval_sets]
     if len(set(labels)) < len(labels):
-        raise ConfigError(f"{where}: evaluate names the same data twice. Merge the contexts into one entry.")
-    return tuple(replace(item, label=label) for item, label in zip(question_sets, labels, strict=True))
+        raise ConfigError("evaluate names the same data twice. Merge the contexts into one entry.")
+    return tuple(replace(item, label=label) for item, label in zip(eval_sets, labels, strict=True))
 
 
 def _own_overrides(values: dict, overrides: Iterable[str]) -> dict:
@@ -415,7 +414,7 @@ def _own_overrides(values: dict, overrides: Iterable[str]) -> dict:
     plain = []
     for text in overrides:
         key, _, value = text.partition("=")
-        if key.startswith("overrides."):
+        if key.startswith("overrides.") and isinstance(values.get("overrides") or {}, dict):
             (parsed,) = override({}, [f"value={value}"]).values()
             merged = {**(values.get("overrides") or {}), key.removeprefix("overrides."): parsed}
             values = {**values, "overrides": merged}
@@ -424,35 +423,12 @@ def _own_overrides(values: dict, overrides: Iterable[str]) -> dict:
     return override(values, plain)
 
 
-def _mapping(value: object, what: str) -> dict:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise ConfigError(f"{what} must be a mapping of keys to values, got {show(value)}.")
-    return dict(value)
-
-
 def _refuse_own(values: dict, what: str) -> None:
     for key in values:
         if key in _OWN:
             raise ConfigError(f"{what}: cannot set {key}, which the study sets itself. {_OWN[key]}.")
         if key in _SECTIONS:  # would replace the recipe's whole section
             raise ConfigError(f"{what}: {key} is a whole section. Set dotted keys, each as {key}.KEY: VALUE.")
-
-
-def _seeds(seeds: Any, where: str) -> tuple[int, ...]:
-    good = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
-    if not good or len(set(seeds)) < len(seeds):
-        raise ConfigError(
-            f"{where}: seeds must be a list of different whole numbers such as [0, 1, 2], got {show(seeds)}."
-        )
-    return tuple(seeds)
-
-
-def _count(value: object, what: str) -> int:
-    if type(value) is not int or value < 1:
-        raise ConfigError(f"{what} must be a whole number of at least 1, got {show(value)}.")
-    return value
 
 
 def _texts(values: dict) -> list[str]:

@@ -9,16 +9,13 @@ standard deviation near 0.1 (at the usual 0.02 nothing happens in a thousand ste
 
 import dataclasses
 import json
-import math
 import os
 import platform
-import sys
 import time
-import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +23,12 @@ import transformers
 from tqdm import tqdm
 from transformers import GenerationConfig, Idefics3Config, Idefics3ForConditionalGeneration, ModernVBertForMaskedLM
 
+from workbench.config.schema import build_section
 from workbench.data.contexts import build_prompt
 from workbench.data.grading import grade
 from workbench.data.scenes import check_split, family_places, make_examples
-from workbench.errors import ConfigError, show, unknown
+from workbench.distill.method import Option, check_option
+from workbench.errors import ConfigError, at, unknown
 from workbench.files.folders import new_folder, saving
 from workbench.files.parsing import parse_override, read_yaml
 from workbench.files.shipped import find_recipe
@@ -52,52 +51,38 @@ ANSWER_TOKENS = 32  # room for the longest answer of the world, which has 23
 class PretrainConfig:
     """One pretraining; every field can be written in the YAML file."""
 
-    output_dir: str  # folder of the finished model
-    seed: int = 0  # of weights and lessons
-    steps: int = 2000
-    batch_size: int = 32  # lessons a step
-    learning_rate: float = 1e-3  # reached after `warmup` steps, then falling in a line to zero
-    matrix_learning_rate: float = 5e-3  # of the matrices inside the layers, which Muon trains; same course
-    caption_steps: int = (
-        0  # first steps that are captions of whole scenes alone: finding things is learned before answering
-    )
-    warmup: int = 50  # steps
-    weight_decay: float = 0.01
-    init_std: float = 0.1  # of the weights at the start
-    text_width: int = 128
-    text_layers: int = 3
-    vision_width: int = 128
-    vision_layers: int = 2
-    heads: int = 4  # of attention, in both parts
-    start_from: str | None = None  # folder of a saved model to go on from, which decides the sizes; null = from nothing
-    mix: dict[str, float] | None = None  # weights of kinds of lessons that replace those of scenes.lessons.MIX
-    families: tuple[str, ...] | None = None  # ask questions of these families only; null = all
-    masked: bool = False  # a masked diffusion model that reads captions, saved in half precision
-    eval_count: int = 400  # questions asked after training; 0 = none
+    output_dir: Annotated[str, Option("Folder of the finished model")]
+    seed: Annotated[int, Option("Seed of weights and lessons", low=0)] = 0
+    steps: Annotated[int, Option("Number of optimizer steps", low=1)] = 2000
+    batch_size: Annotated[int, Option("Lessons per step", low=1)] = 32
+    learning_rate: Annotated[float, Option("Peak learning rate, after warmup; then it falls to 0", low=1e-9)] = 1e-3
+    matrix_learning_rate: Annotated[float, Option("Peak rate of the layers' matrices, which Muon trains", low=0)] = 5e-3
+    caption_steps: Annotated[int, Option("First steps, on captions of whole scenes alone", low=0)] = 0
+    warmup: Annotated[int, Option("Steps of linear warmup", low=0)] = 50
+    weight_decay: Annotated[float, Option("Weight decay", low=0)] = 0.01
+    init_std: Annotated[float, Option("Standard deviation of the weights at the start", low=1e-9)] = 0.1
+    text_width: Annotated[int, Option("Hidden size of the text model", low=1)] = 128
+    text_layers: Annotated[int, Option("Layers of the text model", low=1)] = 3
+    vision_width: Annotated[int, Option("Hidden size of the vision model", low=1)] = 128
+    vision_layers: Annotated[int, Option("Layers of the vision model", low=1)] = 2
+    heads: Annotated[int, Option("Attention heads of both models", low=1)] = 4
+    start_from: Annotated[str | None, Option("Model folder to continue from, which sets the sizes. null = none")] = None
+    mix: Annotated[dict | None, Option("Weights by kind of lesson that replace those of lessons.MIX")] = None
+    families: Annotated[tuple | None, Option("Ask questions of these families only. null = all")] = None
+    masked: Annotated[bool, Option("Make a masked diffusion model, saved in half precision")] = False
+    eval_count: Annotated[int, Option("Number of questions to evaluate on. 0 = none", low=0)] = 400
 
     def __post_init__(self) -> None:
-        family_places(self.families)
-        for name in ("steps", "batch_size", "text_width", "text_layers", "vision_width", "vision_layers", "heads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"pretrain: {name} is {getattr(self, name)}; it must be 1 or more.")
-        for name in ("learning_rate", "init_std"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"pretrain: {name} is {getattr(self, name)}; it must be greater than 0.")
-        for name in ("seed", "warmup", "weight_decay", "eval_count", "caption_steps"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"pretrain: {name} is {getattr(self, name)}; it must be 0 or more.")
+        family_places(self.families and tuple(map(str, self.families)))
         for kind, weight in (self.mix or {}).items():
             if kind not in MIX:
-                raise ConfigError("pretrain: " + unknown("kind of lesson", str(kind), MIX))
-            if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 <= weight < math.inf:
-                raise ConfigError(
-                    f'pretrain: weight of "{kind}" lessons is {weight!r}; it must be a number, 0 or more.'
-                )
+                raise ConfigError(unknown("kind of lesson", kind, MIX))
+            check_option(f"mix.{kind}", weight, float, Option("Weight of these lessons", low=0))
         for name in ("text_width", "vision_width"):
             if getattr(self, name) % (2 * self.heads):
                 raise ConfigError(
-                    f"pretrain: {name} is {getattr(self, name)}; it must be a multiple of {2 * self.heads}, two for "
-                    f"each of the {self.heads} heads."
+                    f"{name} must be a multiple of {2 * self.heads}, two for each of the {self.heads} heads, got "
+                    f"{getattr(self, name)}."
                 )
 
 
@@ -114,39 +99,9 @@ class WorldScore:
 
 def load_pretrain_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> PretrainConfig:
     """A PretrainConfig from a YAML file and `key=value` overrides. Raises ConfigError naming the file and the key."""
-    fields = read_yaml(find_recipe(path)) | dict(map(parse_override, overrides))
-    types = typing.get_type_hints(PretrainConfig)
-    for key, value in fields.items():
-        if key not in types:
-            raise ConfigError(f"{path}: " + unknown("key", str(key), types))
-        _check_type(path, key, value, types[key])
-    if "output_dir" not in fields:
-        raise ConfigError(f"{path} has no output_dir: the folder where the finished model is to be written.")
-    convert: dict[Any, Any] = {float: float, tuple[str, ...] | None: lambda value: value and tuple(value)}
-    return PretrainConfig(**{key: convert.get(types[key], lambda value: value)(value) for key, value in fields.items()})
-
-
-def _check_type(path: str | Path, key: str, value: Any, kind: Any) -> None:
-    allowed: dict[Any, bool] = {
-        int: isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63,
-        bool: isinstance(value, bool),
-        float: isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max,
-        str: isinstance(value, str),
-        str | None: value is None or isinstance(value, str),
-        dict[str, float] | None: value is None or isinstance(value, dict),
-        tuple[str, ...] | None: value is None
-        or (isinstance(value, list) and all(isinstance(part, str) for part in value)),
-    }
-    if not allowed[kind]:
-        wanted: dict[Any, str] = {
-            int: "a whole number",
-            bool: "true or false",
-            float: "a number such as 0.001",
-            str: "a text",
-            str | None: "a text or null",
-        }
-        wanted |= {dict[str, float] | None: "kinds of lessons with their weights, or null"}
-        raise ConfigError(f"{path}: {key} is {show(value)}; it must be {wanted.get(kind, 'a list of texts or null')}.")
+    values = read_yaml(find_recipe(path)) | dict(map(parse_override, overrides))
+    with at(str(path)):
+        return build_section(PretrainConfig, values)
 
 
 def pretrain(config: PretrainConfig, *, progress: bool = True) -> Path:
