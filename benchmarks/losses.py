@@ -173,8 +173,8 @@ def prepared(
             total = liger(variant, LIGER_BETA[name], liger_chunk)(hidden, learner.weight, other, target.weight, ids)
         else:
             total = compute_losses(
-                ViewOutput(hidden, Head(learner), V),
-                {"teacher": ViewOutput(other, Head(target), V)},
+                ViewOutput.of(hidden, Head(learner), V),
+                {"teacher": ViewOutput.of(other, Head(target), V)},
                 ids,
                 regimes=(Regime((Loss("teacher", divergence),)),),
                 routing=Routing(torch.zeros(N, dtype=torch.long), torch.ones(N)),

@@ -59,7 +59,7 @@ def batch(step: int, num_rollouts: int, num_tokens: int, *, top: int = 0) -> Tra
     }
     ids = torch.distributions.Categorical(logits=views["student"]).sample()
     scores = {
-        name: score(ViewOutput(values, Head(torch.nn.Identity()), VOCABULARY), ids) for name, values in views.items()
+        name: score(ViewOutput.of(values, Head(torch.nn.Identity()), VOCABULARY), ids) for name, values in views.items()
     }
     gap = scores["teacher"].logprob - scores["self"].logprob
     regime = 2 * (gap.abs() > gap.abs().mean()).long() + (gap < 0).long()

@@ -45,7 +45,7 @@ class LogitTablePolicy:
         denoisings: list[DenoisingTrace | None] | None = None,
     ) -> ViewOutput:
         rows = [self._rows(prompt, len(ids)) for prompt, ids in zip(prompts, completions, strict=True)]
-        return ViewOutput(torch.cat(rows), self._head, self.vocabulary)
+        return ViewOutput.of(torch.cat(rows), self._head, self.vocabulary)
 
     context_length = None
 

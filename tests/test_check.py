@@ -82,7 +82,7 @@ def shifted(policy: AutoregressivePolicy) -> None:
     """Every token is read by the state after it, as when a view is cut one column late."""
     read = policy.forward
     policy.forward = lambda prompts, completions, denoisings=None: (
-        lambda result: replace(result, hidden=torch.roll(result.hidden, -1, 0))
+        lambda result: replace(result, row=result.row.roll(-1))
     )(read(prompts, completions, denoisings))
 
 

@@ -26,10 +26,10 @@ def setup(
     torch.manual_seed(seed)
     linear = nn.Linear(D, V, bias=bias)
     hidden = torch.randn(N, D, requires_grad=True)
-    targets = {name: ViewOutput(torch.randn(N, D), Head(nn.Linear(D, V)), V) for name in ("teacher", "self")}
+    targets = {name: ViewOutput.of(torch.randn(N, D), Head(nn.Linear(D, V)), V) for name in ("teacher", "self")}
     ids = torch.randint(0, V, (N,))
     routing = Routing(torch.randint(0, len(REGIMES), (N,)), torch.rand(N), torch.randn(N))
-    return ViewOutput(hidden, Head(linear, **head), V), targets, ids, routing
+    return ViewOutput.of(hidden, Head(linear, **head), V), targets, ids, routing
 
 
 def at_once(learner: ViewOutput, targets: dict[str, ViewOutput], ids: torch.Tensor, routing: Routing) -> torch.Tensor:
@@ -52,7 +52,7 @@ def test_values_and_gradients_equal_those_of_one_piece(head: dict, monkeypatch: 
     monkeypatch.setattr(workbench.policies.view_output, "CHUNK_BYTES", 1)  # 16 positions a chunk
     learner, targets, ids, routing = setup(**head)
     loss_normalizer = torch.rand(N)
-    parameters = list(learner.head.linear.parameters())
+    parameters = list(learner.parts[0].head.linear.parameters())
     result = compute_losses(learner, targets, ids, regimes=REGIMES, routing=routing, loss_normalizer=loss_normalizer)
     (3.0 * result.total).backward()
     chunked = [learner.hidden.grad, *(parameter.grad for parameter in parameters)]
@@ -72,8 +72,8 @@ def test_two_halves_add_up_to_the_whole() -> None:
     expected, learner.hidden.grad = learner.hidden.grad.clone(), None
     for part in (slice(0, 17), slice(17, N)):
         half = compute_losses(
-            ViewOutput(learner.hidden[part], learner.head, V),
-            {name: ViewOutput(target.hidden[part], target.head, V) for name, target in targets.items()},
+            ViewOutput.of(learner.hidden[part], learner.parts[0].head, V),
+            {name: ViewOutput.of(target.hidden[part], target.parts[0].head, V) for name, target in targets.items()},
             ids[part],
             regimes=REGIMES,
             routing=Routing(routing.regime[part], routing.weight[part], routing.advantage[part]),
@@ -92,7 +92,7 @@ def test_no_gradient_reaches_a_target() -> None:
     ).total.backward()
     for target in targets.values():
         assert target.hidden.grad is None
-        assert all(parameter.grad is None for parameter in target.head.linear.parameters())
+        assert all(parameter.grad is None for parameter in target.parts[0].head.linear.parameters())
 
 
 def test_scores_are_those_of_the_softmax() -> None:
@@ -115,10 +115,10 @@ def test_the_learners_scores_come_with_its_losses_in_order() -> None:
 
 def test_no_position_at_all_is_no_loss() -> None:
     learner, targets, _, _ = setup()
-    empty = ViewOutput(learner.hidden[:0], learner.head, V)
+    empty = ViewOutput.of(learner.hidden[:0], learner.parts[0].head, V)
     result = compute_losses(
         empty,
-        {name: ViewOutput(target.hidden[:0], target.head, V) for name, target in targets.items()},
+        {name: ViewOutput.of(target.hidden[:0], target.parts[0].head, V) for name, target in targets.items()},
         torch.zeros(0, dtype=torch.long),
         regimes=REGIMES,
         routing=Routing(torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0)),
@@ -139,7 +139,7 @@ def test_weight_zero_everywhere_is_no_gradient() -> None:
 
 def test_a_padded_head_is_cut_to_the_shared_vocabulary() -> None:
     learner, _, ids, _ = setup()
-    longer = ViewOutput(learner.hidden, Head(nn.Linear(D, V + 3)), V)
+    longer = ViewOutput.of(learner.hidden, Head(nn.Linear(D, V + 3)), V)
     assert longer.logits(torch.arange(4)).shape == (4, V)
     assert score(longer, ids).logprob.exp().sum() > 0
 
@@ -160,7 +160,7 @@ def test_half_precision_hidden_states_get_half_precision_gradients() -> None:
     hidden = torch.randn(N, D).bfloat16().requires_grad_()
     _, targets, ids, routing = setup()
     result = compute_losses(
-        ViewOutput(hidden, Head(linear), V),
+        ViewOutput.of(hidden, Head(linear), V),
         targets,
         ids,
         regimes=REGIMES,

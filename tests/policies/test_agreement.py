@@ -90,8 +90,8 @@ def test_a_student_that_stops_with_another_token_is_not_punished(divergence: str
         head = Head(linear, eos_ids=ends)
         hidden = learner.clone().requires_grad_()
         result = compute_losses(
-            ViewOutput(hidden, head, 3),
-            {"teacher": ViewOutput(target, head, 3)},
+            ViewOutput.of(hidden, head, 3),
+            {"teacher": ViewOutput.of(target, head, 3)},
             torch.tensor([0]),
             regimes=(Regime((Loss("teacher", Divergence(divergence)),)),),
             routing=everywhere,
@@ -122,8 +122,8 @@ def test_the_gradient_of_merged_ends_is_that_of_the_sum_of_their_probabilities()
         linear.weight.copy_(weight)
     mine = hidden.clone().requires_grad_()
     result = compute_losses(
-        ViewOutput(mine, Head(linear, eos_ids=tuple(ends)), 7),
-        {"teacher": ViewOutput(target, Head(nn.Identity(), eos_ids=tuple(ends)), 7)},
+        ViewOutput.of(mine, Head(linear, eos_ids=tuple(ends)), 7),
+        {"teacher": ViewOutput.of(target, Head(nn.Identity(), eos_ids=tuple(ends)), 7)},
         torch.tensor([2, 0, 1, 3, 4]),
         regimes=(Regime((Loss("teacher", Divergence("reverse_kl")),)),),
         routing=Routing(torch.zeros(5, dtype=torch.long), torch.ones(5)),

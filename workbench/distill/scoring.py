@@ -17,7 +17,7 @@ from workbench.distill.losses import missing_scores, score
 from workbench.distill.method import Method
 from workbench.policies import Policy
 from workbench.policies.fsdp import unsharded
-from workbench.policies.view_output import MixedViewOutput, ViewOutput, join_outputs
+from workbench.policies.view_output import ViewOutput, join_outputs
 from workbench.types import Prompt, Rollout, RouteBatch, Routing, TokenScores
 
 Positions = slice | Int[Tensor, " M"]
@@ -127,9 +127,7 @@ def view_prompts(method: Method, rollouts: tuple[Rollout, ...]) -> dict[str, Pro
     return prompts
 
 
-def forward_micro_batch(
-    policy: Policy, prompts: Prompts, batch: Batch, rows: list[int]
-) -> ViewOutput | MixedViewOutput:
+def forward_micro_batch(policy: Policy, prompts: Prompts, batch: Batch, rows: list[int]) -> ViewOutput:
     """Forward pass of the rollouts `rows` under one view, all of which have a prompt."""
     rollouts = [batch.rollouts[row] for row in rows]
     return policy.forward(
@@ -140,7 +138,7 @@ def forward_micro_batch(
 
 
 @torch.no_grad()
-def forward_view(policy: Policy, prompts: Prompts, batch: Batch) -> ViewOutput | MixedViewOutput | None:
+def forward_view(policy: Policy, prompts: Prompts, batch: Batch) -> ViewOutput | None:
     """Forward pass of the whole batch under one view, without gradient; keeps hidden states of completions only.
 
     Rollouts without a prompt are not scored (ViewOutput.is_scored). None if no rollout has a prompt.
@@ -152,13 +150,13 @@ def forward_view(policy: Policy, prompts: Prompts, batch: Batch) -> ViewOutput |
     scored_prompts = tuple(prompt for prompt in prompts if prompt is not None)
     outputs = [forward_micro_batch(policy, scored_prompts, scored, rows) for rows, _ in scored.micro_batches()]
     output = join_outputs(outputs)
-    output = output if scored.rollout_order is None else output.part(scored.inverse_order)
+    output = output if scored.rollout_order is None else output.select(scored.inverse_order)
     return output if all(has_prompt) else output.spread(torch.tensor(has_prompt)[batch.sequence].to(output.device))
 
 
 def score_views(
     method: Method, policies: dict[str, Policy], prompts: dict[str, Prompts], batch: Batch
-) -> tuple[dict[str, ViewOutput | MixedViewOutput], dict[str, TokenScores]]:
+) -> tuple[dict[str, ViewOutput], dict[str, TokenScores]]:
     """Outputs and scores of all views but the learner's; a view that scores no rollout has scores of NaN only."""
     outputs, scores = {}, {}
     for name, view in method.views.items():

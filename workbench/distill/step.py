@@ -10,7 +10,6 @@ import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -37,10 +36,9 @@ from workbench.errors import RunError
 from workbench.policies import Policy
 from workbench.policies.by_domain import member
 from workbench.policies.fsdp import lockstep_forward, num_synced_passes, unsharded
-from workbench.policies.view_output import MixedViewOutput, ViewOutput
+from workbench.policies.view_output import ViewOutput
 from workbench.types import Evidence, Rollout, Routing, TokenScores
 
-Output = ViewOutput | MixedViewOutput
 TopTokens = tuple[Tensor, Tensor]  # ids and log-probs (M, K) of the most likely tokens; M differs by micro-batch
 
 
@@ -62,7 +60,7 @@ class ScoredBatch:
 
     batch: Batch
     prompts: dict[str, Prompts]
-    outputs: dict[str, Output]
+    outputs: dict[str, ViewOutput]
     scores: dict[str, TokenScores]
 
 
@@ -189,7 +187,7 @@ def _score_learner(
     scored_batch: ScoredBatch,
     num_passes: int,
     backward: Callable[[Tensor], None] | None,
-) -> tuple[TokenScores, Output | None]:
+) -> tuple[TokenScores, ViewOutput | None]:
     """Scores of the learner for the routing rule, and its output if that forward pass also serves the loss.
 
     num_passes  as in _forward_backward; only a single pass, with gradient, serves both
@@ -213,7 +211,7 @@ def _forward_backward(
     method: Method,
     student: Policy,
     scored_batch: ScoredBatch,
-    learner_output: Output | None,
+    learner_output: ViewOutput | None,
     num_passes: int,
     routing: Routing,
     loss_normalizer: Float[Tensor, " N"],
@@ -235,7 +233,7 @@ def _forward_backward(
     losses, top_tokens = [], []
     with _lockstep(student, backward):
         for rows, positions in micro_batches:
-            output: Any = learner_output or forward_micro_batch(student, prompts, batch, rows)
+            output = learner_output or forward_micro_batch(student, prompts, batch, rows)
             result = _micro_batch_losses(method, scored_batch, output, positions, token_ids, routing, loss_normalizer)
             losses.append(result)
             top_tokens.append(alternatives(output, is_recorded[positions].nonzero().squeeze(-1), num_alternatives))
@@ -258,7 +256,7 @@ def _micro_batch_losses(
 ) -> LossResult:
     """Losses of one micro-batch; token ids, routing and loss_normalizer cover the whole batch."""
     targets = {
-        target: scored_batch.outputs[target].part(positions)
+        target: scored_batch.outputs[target].select(positions)
         for target in method.targets
         if target in scored_batch.outputs
     }

@@ -228,9 +228,9 @@ class AutoregressivePolicy(Passes):
         self.prove()
         rows = [row for row, ids in enumerate(completions) if ids]
         if not rows:
-            return ViewOutput(torch.zeros(0, self.head_width, device=self.device), self.head, self.vocabulary)
+            return ViewOutput.of(torch.zeros(0, self.head_width, device=self.device), self.head, self.vocabulary)
         hidden = self.read_states([prompts[row] for row in rows], [completions[row] for row in rows])
-        return ViewOutput(hidden, self.head, self.vocabulary)
+        return ViewOutput.of(hidden, self.head, self.vocabulary)
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """Tokenize an answer, with an end token."""

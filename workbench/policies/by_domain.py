@@ -7,7 +7,7 @@ import torch
 
 from workbench.errors import PolicyError
 from workbench.policies import Completion, Policy, SamplingOptions
-from workbench.policies.view_output import MixedViewOutput, ViewOutput, mix_outputs
+from workbench.policies.view_output import ViewOutput, join_outputs
 from workbench.types import DenoisingTrace, Prompt
 
 
@@ -63,18 +63,22 @@ class PolicyByDomain:
         prompts: list[Prompt],
         completions: list[tuple[int, ...]],
         denoisings: list[DenoisingTrace | None] | None = None,
-    ) -> ViewOutput | MixedViewOutput:
+    ) -> ViewOutput:
         denoisings = denoisings or [None] * len(completions)
         lengths = [len(ids) for ids in completions]
         ends = torch.tensor(lengths).cumsum(0).tolist()
-        pieces = []
+        outputs, positions = [], []
         for policy, rows in self._groups(prompts):
-            positions = [torch.arange(ends[row] - lengths[row], ends[row]) for row in rows]
-            output = policy.forward(
-                [prompts[row] for row in rows], [completions[row] for row in rows], [denoisings[row] for row in rows]
+            positions += [torch.arange(ends[row] - lengths[row], ends[row]) for row in rows]
+            outputs.append(
+                policy.forward(
+                    [prompts[row] for row in rows],
+                    [completions[row] for row in rows],
+                    [denoisings[row] for row in rows],
+                )
             )
-            pieces.append((output, torch.cat(positions).to(output.device)))
-        return mix_outputs(pieces)
+        output = join_outputs(outputs)
+        return output.select(torch.cat(positions).argsort().to(output.device))
 
     def denoising_schedule(self, ids: tuple[int, ...]) -> DenoisingTrace | None:
         return self._any.denoising_schedule(ids)

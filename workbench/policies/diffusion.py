@@ -216,7 +216,7 @@ class DiffusionPolicy(AutoregressivePolicy):
             rows += [row] * len(canvases)
             cells += [(first + step, column) for column, step in enumerate(order.steps)]
         if not cells:
-            return ViewOutput(torch.zeros(0, self.head_width, device=self.device), self.head, self.vocabulary)
+            return ViewOutput.of(torch.zeros(0, self.head_width, device=self.device), self.head, self.vocabulary)
         context, at = _Context(self, prompts, list(range(len(prompts)))), torch.tensor(cells)
         order = at[:, 0].argsort(stable=True)
         parts = []
@@ -226,7 +226,7 @@ class DiffusionPolicy(AutoregressivePolicy):
             hidden = self._canvas_hidden(context, torch.tensor(rows[chunk]), canvas.to(self.device), lengths)
             inside = at[order][(at[order, 0] >= start) & (at[order, 0] < start + STATES)]
             parts.append(hidden[inside[:, 0] - start, inside[:, 1]])
-        return ViewOutput(torch.cat(parts)[order.argsort().to(self.device)], self.head, self.vocabulary)
+        return ViewOutput.of(torch.cat(parts)[order.argsort().to(self.device)], self.head, self.vocabulary)
 
     def _states(self, prompt: Prompt, ids: tuple[int, ...], order: DenoisingTrace) -> list[list[int]]:
         """Canvas before each step, with the future that the prompt reveals."""

@@ -3,8 +3,9 @@
 Logits of a whole batch are never in memory: `ViewOutput.logits` computes those of some positions, one chunk at a time.
 """
 
+import itertools
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -47,99 +48,83 @@ class Head:
         return logits
 
 
+class Part(NamedTuple):
+    """Hidden states of one policy, and the head that maps them to logits."""
+
+    hidden: Float[Tensor, "M D"]
+    head: Head
+
+
 @dataclass(frozen=True)
 class ViewOutput:
-    """Output of one view at N positions: the hidden states that predict each token, and the head."""
+    """Output of one view at N positions: the hidden states that predict each token, with their heads.
 
-    hidden: Float[Tensor, "N D"]
-    head: Head
-    vocabulary: int  # V, entries shared by learner and targets; a longer (padded) head is truncated
-    is_scored: Bool[Tensor, " N"] | None = None  # mask of scored positions, None = all; the others have no hidden state
+    parts       one per policy; several if each domain has a teacher
+    vocabulary  V, entries shared by learner and targets; a longer (padded) head is truncated
+    row         row of each position in the parts, laid end to end; `num_rows` = not scored
+    """
+
+    parts: tuple[Part, ...]
+    vocabulary: int
+    row: Int[Tensor, " N"]
+
+    @classmethod
+    def of(cls, hidden: Float[Tensor, "N D"], head: Head, vocabulary: int) -> "ViewOutput":
+        """Output of one policy, which scores every position."""
+        return cls((Part(hidden, head),), vocabulary, torch.arange(len(hidden), device=hidden.device))
+
+    @property
+    def hidden(self) -> Float[Tensor, "M D"]:
+        """Hidden states of the first policy; the only one of a learner."""
+        return self.parts[0].hidden
 
     @property
     def device(self) -> torch.device:
-        return self.hidden.device
+        return self.row.device
+
+    @property
+    def num_rows(self) -> int:
+        return sum(len(part.hidden) for part in self.parts)
+
+    @property
+    def is_scored(self) -> Bool[Tensor, " N"]:
+        return self.row < self.num_rows
 
     def logits(self, index: Int[Tensor, " M"]) -> Float[Tensor, "M V"]:
-        return cut(self.head(self.hidden[index]), self.vocabulary)
+        """Logits at scored positions."""
+        rows, start = self.row[index], 0
+        if len(self.parts) == 1:
+            return cut(self.parts[0].head(self.hidden[rows]), self.vocabulary)
+        logits = torch.full((len(rows), self.vocabulary), torch.nan, device=self.device)
+        for hidden, head in self.parts:
+            positions = ((rows >= start) & (rows < start + len(hidden))).nonzero().squeeze(-1)
+            if len(positions):
+                logits[positions] = cut(head(hidden[rows[positions] - start]), self.vocabulary)
+            start += len(hidden)
+        return logits
 
-    def part(self, positions: slice | Int[Tensor, " M"]) -> "ViewOutput":
+    def select(self, positions: slice | Int[Tensor, " M"]) -> "ViewOutput":
         """Select some positions."""
-        is_scored = None if self.is_scored is None else self.is_scored[positions]
-        return replace(self, hidden=self.hidden[positions], is_scored=is_scored)
+        return replace(self, row=self.row[positions])
 
     def spread(self, is_scored: Bool[Tensor, " M"]) -> "ViewOutput":
         """Scatter the positions, in order, to those of the mask `is_scored`; the others are not scored."""
-        hidden = self.hidden.new_full((is_scored.numel(), self.hidden.shape[1]), torch.nan)
-        hidden[is_scored] = self.hidden
-        return replace(self, hidden=hidden, is_scored=is_scored)
+        row = self.row.new_full(is_scored.shape, self.num_rows)
+        row[is_scored] = self.row
+        return replace(self, row=row)
 
 
-@dataclass(frozen=True)
-class MixedViewOutput:
-    """Outputs of several policies, each for its own positions: position n is row `row[n]` of `parts[which[n]]`."""
-
-    parts: tuple[ViewOutput, ...]
-    which: Int[Tensor, " N"]
-    row: Int[Tensor, " N"]
-    is_scored: Bool[Tensor, " N"] | None = None  # as in ViewOutput
-
-    @property
-    def device(self) -> torch.device:
-        return self.which.device
-
-    @property
-    def vocabulary(self) -> int:
-        return min(part.vocabulary for part in self.parts)
-
-    def logits(self, index: Int[Tensor, " M"]) -> Float[Tensor, "M V"]:
-        which, row = self.which[index], self.row[index]
-        logits = torch.empty(index.numel(), self.vocabulary, device=self.device)
-        for part_idx, part in enumerate(self.parts):
-            positions = (which == part_idx).nonzero().squeeze(-1)
-            if positions.numel():
-                logits[positions] = part.logits(row[positions])
-        return logits
-
-    def part(self, positions: slice | Int[Tensor, " M"]) -> "MixedViewOutput":
-        """Select some positions."""
-        is_scored = None if self.is_scored is None else self.is_scored[positions]
-        return replace(self, which=self.which[positions], row=self.row[positions], is_scored=is_scored)
-
-    def spread(self, is_scored: Bool[Tensor, " M"]) -> "MixedViewOutput":
-        """Scatter the positions, in order, to those of the mask `is_scored`; the others are not scored."""
-        which, row = torch.full((2, is_scored.numel()), -1, device=self.device)
-        which[is_scored], row[is_scored] = self.which, self.row
-        return replace(self, which=which, row=row, is_scored=is_scored)
-
-
-def mix_outputs(pieces: list[tuple[ViewOutput, Tensor]]) -> MixedViewOutput:
-    """Merge outputs with their positions, which together are 0 .. N - 1; outputs of one head become one part."""
-    by_head: dict[int, list[tuple[ViewOutput, Tensor]]] = {}
-    for piece in pieces:
-        by_head.setdefault(id(piece[0].head), []).append(piece)
-    parts = []
-    num_positions = sum(len(positions) for _, positions in pieces)
-    which, row = torch.empty(2, num_positions, dtype=torch.long, device=pieces[0][0].device)
-    for part_idx, group in enumerate(by_head.values()):
-        positions = torch.cat([piece_positions for _, piece_positions in group]).to(which.device)
-        which[positions] = part_idx
-        row[positions] = torch.arange(positions.numel(), device=which.device)
-        parts.append(replace(group[0][0], hidden=torch.cat([output.hidden for output, _ in group])))
-    return MixedViewOutput(tuple(parts), which, row)
-
-
-def join_outputs(outputs: list[Any]) -> ViewOutput | MixedViewOutput:
-    """Concatenate outputs of one policy."""
-    if isinstance(outputs[0], ViewOutput):
-        return replace(outputs[0], hidden=torch.cat([output.hidden for output in outputs]))
-    pieces, start = [], 0
-    for output in outputs:
-        for part_idx, part in enumerate(output.parts):
-            positions = (output.which == part_idx).nonzero().squeeze(-1)
-            pieces.append((part, start + positions[output.row[positions].argsort()]))
-        start += output.which.numel()
-    return mix_outputs(pieces)
+def join_outputs(outputs: list[ViewOutput]) -> ViewOutput:
+    """Concatenate outputs; parts with the same head become one part."""
+    parts = [part for output in outputs for part in output.parts]
+    heads = list({id(part.head): part.head for part in parts}.values())
+    starts = itertools.accumulate((output.num_rows for output in outputs), initial=0)
+    row = torch.cat([output.row + start for output, start in zip(outputs, starts, strict=False)])
+    num_rows = [len(part.hidden) for part in parts]
+    rows = torch.arange(sum(num_rows), device=row.device).split(num_rows)
+    order = torch.cat([rows[idx] for head in heads for idx, part in enumerate(parts) if part.head is head])
+    joined = (Part(torch.cat([part.hidden for part in parts if part.head is head]), head) for head in heads)
+    return ViewOutput(tuple(joined), outputs[0].vocabulary, order.argsort()[row])
 
 
 def chunk_size(vocabulary: int) -> int:
