@@ -33,7 +33,8 @@ def test_parts_cover_every_rollout_and_position_once(size: int) -> None:
 
 
 def test_buckets_are_of_like_length_and_keep_answers_to_one_prompt_together() -> None:
-    apart, pairs = Batch(rollouts(*LENGTHS), 2, bucket=True), Batch(groups(9, 1, 2, 3, 4, 8), 2, bucket=True)
+    apart = Batch(rollouts(*LENGTHS), 2, group_by_length=True)
+    pairs = Batch(groups(9, 1, 2, 3, 4, 8), 2, group_by_length=True)
     assert [rows for rows, _ in apart.micro_batches()] == [[1, 4], [0, 3], [2]]
     assert [rows for rows, _ in pairs.micro_batches()] == [[2, 3], [4, 5], [1, 0]]
     for batch in (apart, pairs):
@@ -42,7 +43,7 @@ def test_buckets_are_of_like_length_and_keep_answers_to_one_prompt_together() ->
         for number, (rows, places) in enumerate(batch.micro_batches()):
             assert batch.micro_batch[places].unique().tolist() == [number]
             assert batch.sequence[places].unique_consecutive().tolist() == rows
-    assert Batch(rollouts(*LENGTHS), 0, bucket=True).rollout_order is None
+    assert Batch(rollouts(*LENGTHS), 0, group_by_length=True).rollout_order is None
 
 
 def kept(*regime: int) -> Routing:
@@ -178,8 +179,8 @@ def test_a_view_reads_only_rollouts_that_have_what_it_is_shown(size: int, places
         policies,
         scored_batch,
         seed=0,
-        num_alternatives=2,
-        alternatives_of=4,
+        top_k=2,
+        top_k_rollouts=4,
         backward=lambda total: total.backward(),
     )
     read = torch.tensor([place in places for place in batch.sequence.tolist()])

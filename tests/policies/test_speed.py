@@ -104,8 +104,8 @@ def scored(method: Method, policies: dict, batch: Batch) -> StepResult:
         policies,
         score_batch(method, policies, batch),
         seed=0,
-        num_alternatives=3,
-        alternatives_of=2,
+        top_k=3,
+        top_k_rollouts=2,
         backward=lambda total: total.backward(),
     )
 
@@ -208,9 +208,9 @@ def test_buckets_change_the_order_of_work_and_no_number(models: dict) -> None:
         )
     ]
     matches = []
-    for bucket in (False, True):
+    for group_by_length in (False, True):
         policies["student"].model.zero_grad()
-        result = scored(method, policies, Batch(tuple(shaped), 2, bucket))
+        result = scored(method, policies, Batch(tuple(shaped), 2, group_by_length))
         matches.append(
             (
                 result,

@@ -28,12 +28,12 @@ class Batch:
     """Rollouts whose N completion positions are laid end to end, split into micro-batches.
 
     micro_batch_size  rollouts per micro-batch, 0 = all
-    bucket            sort rollouts by length first, keeping those of one example together
+    group_by_length   sort rollouts by length first, keeping those of one example together
     """
 
     rollouts: tuple[Rollout, ...]
     micro_batch_size: int = 0
-    bucket: bool = False
+    group_by_length: bool = False
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -57,8 +57,8 @@ class Batch:
 
     @cached_property
     def rollout_order(self) -> list[int] | None:
-        """EpochOrder in which rollouts fill the micro-batches; None = unchanged."""
-        if not self.bucket or not 0 < self.micro_batch_size < len(self.rollouts):
+        """Order in which rollouts fill the micro-batches; None = unchanged."""
+        if not self.group_by_length or not 0 < self.micro_batch_size < len(self.rollouts):
             return None
         longest: dict[int, int] = {}  # completion length by example
         for rollout, length in zip(self.rollouts, self.lengths, strict=True):

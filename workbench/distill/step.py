@@ -125,18 +125,18 @@ def compute_step(
     scored_batch: ScoredBatch,
     *,
     seed: int,
-    num_alternatives: int = 0,
-    alternatives_of: int = 0,
+    top_k: int = 0,
+    top_k_rollouts: int = 0,
     backward: Callable[[Tensor], None] | None = None,
     group: Group = ALONE,
 ) -> StepResult:
     """Route the whole batch, then compute the learner's losses micro-batch by micro-batch.
 
-    seed              of routing rules that draw at random
-    num_alternatives  most likely tokens to record per view, at positions of the first `alternatives_of` rollouts
-    backward          called with each micro-batch's share of the total loss; None = no gradient
-    group             ranks that each hold a slice of the batch; routing and loss_normalizers cover the whole batch
-    Raises            NonFiniteError naming the first position
+    seed       of routing rules that draw at random
+    top_k      most likely tokens to record per view, at positions of the first `top_k_rollouts` rollouts
+    backward   called with each micro-batch's share of the total loss; None = no gradient
+    group      ranks that each hold a slice of the batch; routing and loss_normalizers cover the whole batch
+    Raises     NonFiniteError naming the first position
     """
     student, learner, batch = policies["student"], method.learner, scored_batch.batch
     scores, learner_output = dict(scored_batch.scores), None
@@ -151,8 +151,8 @@ def compute_step(
         global_loss_normalizer = normalizers.to(global_routing.regime.device)
         routing = slice_routing(global_routing, global_batch.positions)
         loss_normalizer = global_loss_normalizer[global_batch.positions]
-        num_rollouts = max(0, alternatives_of - global_batch.first_rollout)
-        num_recorded = sum(batch.lengths[:num_rollouts]) if num_alternatives else 0
+        num_rollouts = max(0, top_k_rollouts - global_batch.first_rollout)
+        num_recorded = sum(batch.lengths[:num_rollouts]) if top_k else 0
         losses, top_tokens = _forward_backward(
             method,
             student,
@@ -162,7 +162,7 @@ def compute_step(
             routing,
             loss_normalizer,
             num_recorded,
-            num_alternatives,
+            top_k,
             backward,
         )
     _require_finite(batch, losses, scores)
@@ -175,7 +175,7 @@ def compute_step(
         routing,
         torch.cat([part.loss for part in losses])[batch.inverse_order],
         loss_normalizer,
-        _collect_alternatives(method, scored_batch, top_tokens, num_recorded, num_alternatives),
+        _collect_alternatives(method, scored_batch, top_tokens, num_recorded, top_k),
         _readers(method, policies, batch),
     )
     return _with_global_result(result, global_batch, global_routing, global_loss_normalizer, group)
@@ -216,7 +216,7 @@ def _forward_backward(
     routing: Routing,
     loss_normalizer: Float[Tensor, " N"],
     num_recorded: int,
-    num_alternatives: int,
+    top_k: int,
     backward: Callable[[Tensor], None] | None,
 ) -> tuple[list[LossResult], list[TopTokens]]:
     """Losses of each micro-batch, with a backward pass each, and the learner's most likely tokens.
@@ -236,7 +236,7 @@ def _forward_backward(
             output = learner_output or forward_micro_batch(student, prompts, batch, rows)
             result = _micro_batch_losses(method, scored_batch, output, positions, token_ids, routing, loss_normalizer)
             losses.append(result)
-            top_tokens.append(alternatives(output, is_recorded[positions].nonzero().squeeze(-1), num_alternatives))
+            top_tokens.append(alternatives(output, is_recorded[positions].nonzero().squeeze(-1), top_k))
             if backward is not None:
                 backward(result.total)
         for _ in range(num_passes - len(micro_batches)):  # another rank has more micro-batches: join its passes

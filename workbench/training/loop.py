@@ -347,8 +347,8 @@ class Trainer:
                     learner.policies,
                     scored_batch,
                     seed=derive_seed("route", config.seed, step, *learner.seed),
-                    num_alternatives=config.trace.top_k,
-                    alternatives_of=config.trace.top_k_rollouts,
+                    top_k=config.trace.top_k,
+                    top_k_rollouts=config.trace.top_k_rollouts,
                     backward=self.accelerator.backward,
                     group=self.group,
                 )
@@ -385,8 +385,8 @@ class Trainer:
                         learner.policies,
                         scored_batch,
                         seed=derive_seed("probe", self.config.seed),
-                        num_alternatives=self.config.trace.top_k,
-                        alternatives_of=len(probes),
+                        top_k=self.config.trace.top_k,
+                        top_k_rollouts=len(probes),
                     )
             batches.append(to_traced_batch(result, step, learner.student))
             metrics |= prefix_by_learner(learner.name, step_metrics(self.method, result))

@@ -70,8 +70,8 @@ class Scorer:
                 policies,
                 score_batch(self.method, policies, Batch((rollout,))),
                 seed=seed,
-                num_alternatives=max(5, config.trace.top_k),
-                alternatives_of=1,
+                top_k=max(5, config.trace.top_k),
+                top_k_rollouts=1,
             )
         # a new writer, since writers cache images by example and the caller may have changed this one
         student = self.learner.student
