@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from workbench.analysis import illusion as tables
+from workbench.analysis.regimes import shares_by, shares_over_steps
 from workbench.app.context import AppContext, run_choices
 from workbench.app.tabs import compare, illusion, monitor, movement, tokens
 from workbench.config.schema import build_config
@@ -334,11 +335,11 @@ def summaries(traces: Traces) -> dict[str, Callable]:
     """Run the queries of the other tabs."""
     return {
         "summary": traces.summary,
-        "regime shares over steps": traces.regime_shares,
-        "regime shares by kind": lambda: traces.regime_shares("kind"),
-        "regime shares by truth": lambda: traces.regime_shares("truth"),
-        "regime shares by domain": lambda: traces.regime_shares("domain"),
-        "regime shares of probes": lambda: traces.regime_shares(probe=True),
+        "regime shares over steps": lambda: shares_over_steps(traces),
+        "regime shares by kind": lambda: shares_by(traces, "kind"),
+        "regime shares by truth": lambda: shares_by(traces, "truth"),
+        "regime shares by domain": lambda: shares_by(traces, "domain"),
+        "regime shares of probes": lambda: shares_over_steps(traces, probe=True),
         "which gap finds privileged tokens": lambda: tables.separation(traces),
         "worst cases": lambda: tables.worst_cases(traces),
         "information-dominated": lambda: tables.information_dominated_loss(traces),

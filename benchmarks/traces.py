@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from workbench.analysis.regimes import shares_over_steps
 from workbench.data.contexts import build_prompt
 from workbench.distill.divergences import Divergence
 from workbench.distill.losses import score
@@ -126,7 +127,7 @@ def main() -> None:
         traces = open_traces(folder)
         for title, query in {
             "summary": traces.summary,
-            "regime_shares": traces.regime_shares,
+            "regime shares": lambda: shares_over_steps(traces),
             "rollouts": lambda: traces.rollouts(args.steps // 2),
             "rollouts, all steps by gap": lambda: traces.rollouts(order="information_gap"),
             "rollout": lambda: traces.rollout(args.steps // 2, 3),

@@ -18,7 +18,7 @@ from workbench.distill.method import Loss, Regime
 from workbench.errors import TraceError
 from workbench.traces import schema
 from workbench.traces.parts import compact
-from workbench.traces.reader import open_traces
+from workbench.traces.reader import Traces, open_traces
 from workbench.traces.schema import TracedRegime
 from workbench.traces.writer import TraceWriter
 from workbench.types import TokenScores
@@ -155,16 +155,17 @@ def test_list_of_answers_reads_their_previews(tmp_path, make_batch):
     assert row["answer"] == long.text[: schema.PREVIEW_LENGTH - 1] + "…"
 
 
-def test_what_was_asked_is_remembered_until_a_step_comes(run, make_batch):
-    traces, asked = open_traces(run), []
+def test_results_are_cached_until_a_step_comes(run, make_batch):
+    traces, calls = open_traces(run), []
 
-    def count() -> int:
-        asked.append(True)
-        return traces.count_rollouts()
+    def count(traces: Traces, domain: str | None) -> int:
+        calls.append(domain)
+        return traces.count_rollouts(domain=domain)
 
-    assert [traces.remembered("count", count) for _ in range(3)] == [16, 16, 16] and len(asked) == 1
+    assert [traces.cached(count, None) for _ in range(3)] == [16, 16, 16] and calls == [None]
+    assert traces.cached(count, "count") == 8 and calls == [None, "count"]
     writer(run).write(make_batch(5))
-    assert traces.remembered("count", count) == traces.count_rollouts() > 16 and len(asked) == 2
+    assert traces.cached(count, None) == traces.count_rollouts() > 16 and len(calls) == 3
 
 
 def test_aggregates_of_a_rollout_are_those_of_its_positions(run, make_batch):
@@ -204,6 +205,8 @@ def test_a_regime_keeps_rollouts_with_such_a_position(run):
         traces.rollouts(regime="hihg")
     with pytest.raises(TraceError, match='order "token" is unknown'):
         traces.rollouts(order="token")
+    with pytest.raises(TraceError, match=r'filter "regimes" is unknown.*Did you mean "regime"'):
+        traces.rollouts(regimes="high")
 
 
 def test_filters_of_tokens_hold_of_one_and_the_same_token(run):
@@ -234,30 +237,6 @@ def test_one_rollout_comes_with_its_positions_in_order(run, make_batch):
     assert len(open_traces(run).rollout(2, 1, probe=True).positions) == 2
     with pytest.raises(TraceError, match="no rollout 9 of step 3"):
         open_traces(run).rollout(3, 9)
-
-
-@pytest.mark.parametrize("by", ["step", "kind", "truth", "domain"])
-def test_regimes_partition_the_positions_and_the_loss(run, by):
-    rows = open_traces(run).regime_shares(by).to_pylist()
-    groups = {row[by] for row in rows}
-    assert len(rows) == 3 * len(groups)
-    assert sum(row["num_positions"] for row in rows) == 4 * 9
-    for group in groups:
-        shares = [(row["position_share"], row["loss_share"]) for row in rows if row[by] == group]
-        assert np.sum(shares, axis=0) == pytest.approx([1.0, 1.0])
-
-
-def test_regime_shares_of_one_step_by_hand(tmp_path, make_batch):
-    batch = make_batch(lengths=(4,))
-    routing = dataclasses.replace(batch.routing, regime=torch.tensor([0, 1, 1, 0]))
-    loss, loss_normalizer = torch.tensor([1.0, 2.0, -4.0, 1.0]), torch.tensor([0.5, 0.5, 0.25, 1.0])
-    writer(tmp_path).write(dataclasses.replace(batch, routing=routing, loss=loss, loss_normalizer=loss_normalizer))
-    found = open_traces(tmp_path).regime_shares().to_pylist()
-    assert [row["regime"] for row in found] == ["low", "high", "none"]
-    assert [row["position_share"] for row in found] == [0.5, 0.5, 0.0]
-    assert [row["loss_share"] for row in found] == pytest.approx([1.5 / 3.5, 2.0 / 3.5, 0.0])
-    with pytest.raises(TraceError, match='group "reward" is unknown'):
-        open_traces(tmp_path).regime_shares("reward")
 
 
 def test_the_summary_by_hand(tmp_path, make_batch):
@@ -301,7 +280,7 @@ def test_a_file_cut_short_is_named(run, size):
     traces = open_traces(run)
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(TraceError, match=r"tokens/step-000002-rank-0.parquet cannot be read"):
-        traces.regime_shares()
+        traces.steps()
 
 
 def test_a_file_damaged_inside_is_named(run):

@@ -65,9 +65,7 @@ def page(run: str | Path | Traces, selection: Selection = Selection(), *, page_i
     traces = traces_of(run)
     if traces is None:
         return table([], PAGE_COLUMNS, run="", empty=NO_TRACES)
-    page_rows = traces.remembered(
-        ("page", selection, page_idx, size), lambda: _read_page(traces, selection, page_idx, size)
-    )
+    page_rows = traces.cached(_read_page, selection, page_idx, size)
     rows = [
         {
             "step": row["step"],
@@ -100,8 +98,11 @@ def keys(
     traces = traces_of(run)
     if traces is None:
         return [], 0
-    chosen = {**selection.filters, "order": selection.order, "limit": size, "offset": max(0, page_idx) * size}
-    return traces.remembered(("keys", selection, page_idx, size), lambda: traces.rollout_keys(**chosen))
+    return traces.cached(_read_keys, selection, page_idx, size)
+
+
+def _read_keys(traces: Traces, selection: Selection, page_idx: int, size: int) -> tuple[list[Key], int]:
+    return traces.rollout_keys(**selection.filters, order=selection.order, limit=size, offset=max(0, page_idx) * size)
 
 
 def _read_page(traces: Traces, selection: Selection, page_idx: int, size: int) -> list[dict]:
@@ -123,7 +124,7 @@ def choices(run: str | Path | Traces) -> dict[str, list]:
     traces = traces_of(run)
     if traces is None:
         return {name: [] for name in ("step", "regime", *_CHOSEN)}
-    return {**traces.remembered("choices", lambda: _read_choices(traces))}
+    return {**traces.cached(_read_choices)}
 
 
 def _read_choices(traces: Traces) -> dict[str, list]:

@@ -7,20 +7,20 @@ Each query lists the files again and sees only complete steps. Tables and column
 """
 
 import contextlib
+import functools
 import os
 import re
 import tempfile
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar, Unpack
 
 import duckdb
 import pyarrow as pa
 
 from workbench.errors import TraceError, unknown
 from workbench.traces.checksums import check_rows_once, has_checksums, torn
-from workbench.traces.memory import LRUCache
 from workbench.traces.parts import TraceFile, list_parts, traces_folder
 from workbench.traces.schema import PROBE, TABLES, Header, TracedRegime, TracedView, merge_headers, stored_schema
 from workbench.traces.views import regime_table, view_sql, without_rows
@@ -28,8 +28,17 @@ from workbench.traces.views import regime_table, view_sql, without_rows
 Result = TypeVar("Result")
 Key = tuple[int, int, int]  # step, process_rank, rollout_idx
 ORDERS = ("step", "capability_gap", "information_gap", "loss")
-GROUPS = ("step", "kind", "truth", "domain")
 _KEY = "step, process_rank, rollout_idx"
+_CONDITIONS = {
+    "step": "step = $step",
+    "domain": "domain = $domain",
+    "right": "(reward = 1) = $right",
+    "example": "example_id = $example",
+    "regime": "list_contains(map_keys(regime_counts), $regime)",
+    "kind": "list_contains(kinds, $kind)",
+    "truth": "list_contains(truths, $truth)",
+    "before": "(-step, process_rank, rollout_idx) < (-$before[1], $before[2], $before[3])",
+}
 MEMORY = "512MB"  # limit for queries, which spill to disk beyond it
 _MOST_IDLE = 8  # idle cursors kept
 _MOST_REMEMBERED = 32  # cached results
@@ -38,6 +47,22 @@ _ATTEMPTS = 20  # a file may be merged away between listing and reading, at most
 
 class NoTraces(TraceError):
     """A folder without traces."""
+
+
+class Filters(TypedDict, total=False):
+    """Filters of rollouts; None = any. One position must match all of regime, kind and truth.
+
+    right   True: rewards of 1, False: below
+    before  only rollouts before this key, newest first
+    """
+
+    regime: str | None
+    domain: str | None
+    kind: str | None
+    truth: str | None
+    right: bool | None
+    example: str | None
+    before: Key | None
 
 
 @dataclass(frozen=True)
@@ -82,8 +107,8 @@ class Traces:
         )
         self._database.execute("SET GLOBAL parquet_metadata_cache = true")
         self._headers: dict = {}
-        self._cache = LRUCache(_MOST_REMEMBERED)
-        self._idle: list[tuple[object, duckdb.DuckDBPyConnection]] = []  # (files, cursor with views over them)
+        self._results = functools.lru_cache(_MOST_REMEMBERED)(lambda files, read, *arguments: read(self, *arguments))
+        self._idle: dict[tuple, duckdb.DuckDBPyConnection] = {}  # by files: cursors with views over them
 
     def sql(self, query: str, params: Sequence | dict | None = None) -> pa.Table:
         """Run one SELECT, with parameters as `?` or `$name`; `.to_pandas()` converts the result.
@@ -123,41 +148,30 @@ class Traces:
         self,
         step: int | None = None,
         *,
-        regime: str | None = None,
-        domain: str | None = None,
-        kind: str | None = None,
-        truth: str | None = None,
-        right: bool | None = None,
-        example: str | None = None,
         order: str = "step",
         limit: int = 50,
         offset: int = 0,
         probe: bool = False,
+        **filters: Unpack[Filters],
     ) -> pa.Table:
-        """Return a page of rollouts, by latest step or by largest absolute mean per position.
-
-        regime, kind and truth keep rollouts with a position that matches all of them; right keeps rewards of 1 (True)
-        or below (False).
-        """
-        filters: dict[str, Any] = {
-            "step": step,
-            "regime": regime,
-            "domain": domain,
-            "kind": kind,
-            "truth": truth,
-            "right": right,
-            "example": example,
-        }
-        page: dict[str, Any] = {"order": order, "limit": limit, "offset": offset, "probe": probe}
-        return self.rollouts_at(self.rollout_keys(**filters, **page)[0], probe=probe)
+        """Return a page of rollouts, by latest step or by largest absolute mean per position."""
+        keys, _ = self.rollout_keys(step, order=order, limit=limit, offset=offset, probe=probe, **filters)
+        return self.rollouts_at(keys, probe=probe)
 
     def rollout_keys(
-        self, *, order: str = "step", limit: int = 50, offset: int = 0, probe: bool = False, **filters: Any
+        self,
+        step: int | None = None,
+        *,
+        order: str = "step",
+        limit: int = 50,
+        offset: int = 0,
+        probe: bool = False,
+        **filters: Unpack[Filters],
     ) -> tuple[list[Key], int]:
         """Return the keys of a page of `rollouts`, and the number of rollouts on all pages."""
         if order not in ORDERS:
             raise TraceError(unknown("order", order, ORDERS))
-        where, params = self._filters(probe=probe, **filters)
+        where, params = self._filters(step, probe, filters)
         table = f"{PROBE if probe else ''}rollouts"
         value = order if order == "step" else f"abs(mean_{order})"
         query = f"""
@@ -167,8 +181,8 @@ class Traces:
                 LIMIT $limit OFFSET $offset)
             SELECT {_KEY}, total FROM (SELECT count(*) AS total FROM kept) LEFT JOIN page ON true
             ORDER BY value DESC NULLS LAST, step DESC, process_rank, rollout_idx"""
-        of = {filters["step"]} if filters.get("step") is not None else None
-        rows = self._run((query, {**params, "limit": limit, "offset": offset}), steps=of)[0].to_pylist()
+        steps = None if step is None else {step}
+        rows = self._run((query, {**params, "limit": limit, "offset": offset}), steps=steps)[0].to_pylist()
         keys = [(row["step"], row["process_rank"], row["rollout_idx"]) for row in rows if row["step"] is not None]
         return keys, rows[0]["total"]
 
@@ -183,13 +197,11 @@ class Traces:
             FROM {PROBE if probe else ""}rollouts
             JOIN (VALUES {values or "(NULL, NULL, NULL, NULL)"}) AS page(idx, {_KEY}) USING ({_KEY})
             ORDER BY page.idx"""
-        rollouts = self._run((query, None), steps={key[0] for key in keys})[0]
-        # files before version 5 have no openings
-        return rollouts
+        return self._run((query, None), steps={key[0] for key in keys})[0]
 
-    def count_rollouts(self, step: int | None = None, *, probe: bool = False, **filters: Any) -> int:
-        """Count the rollouts that match the filters of `rollouts`. before: only those before this key, newest first."""
-        where, params = self._filters(step, probe=probe, **filters)
+    def count_rollouts(self, step: int | None = None, *, probe: bool = False, **filters: Unpack[Filters]) -> int:
+        """Count the rollouts that match the filters."""
+        where, params = self._filters(step, probe, filters)
         table = f"{PROBE if probe else ''}rollouts"
         return self._run((f"SELECT count(*) FROM {table} WHERE {where}", params))[0][0][0].as_py()
 
@@ -213,34 +225,6 @@ class Traces:
             header.regimes,
             self.folder,
         )
-
-    def regime_shares(self, by: str = "step", *, probe: bool = False) -> pa.Table:
-        """Return each regime's share of positions and of absolute loss by step (or kind, truth, domain).
-
-        Every group lists every regime, also with share 0.
-        """
-        if by not in GROUPS:
-            raise TraceError(unknown("group", by, GROUPS))
-        if probe:
-            joined = f"JOIN {PROBE}rollouts USING ({_KEY})" if by == "domain" else ""
-            table = f"{PROBE}tokens"
-            cells = (
-                f"SELECT {by}, {table}.regime, count(*) AS positions, sum(abs({table}.contribution)) AS loss "
-                f"FROM {table} {joined}"
-            )
-        else:
-            cells = f"SELECT {by}, regime, sum(num_positions) AS positions, sum(abs_loss) AS loss FROM aggregates"
-        query = f"""
-            WITH counted AS ({cells} GROUP BY ALL),
-            totals AS (SELECT {by}, sum(positions) AS positions, sum(loss) AS loss FROM counted GROUP BY {by})
-            SELECT totals.{by}, regimes.regime, regimes.source,
-                   CAST(coalesce(counted.positions, 0) AS BIGINT) AS num_positions,
-                   coalesce(counted.positions, 0) / totals.positions AS position_share,
-                   coalesce(counted.loss, 0) / nullif(totals.loss, 0) AS loss_share
-            FROM totals CROSS JOIN regimes
-            LEFT JOIN counted ON counted.{by} IS NOT DISTINCT FROM totals.{by} AND counted.regime = regimes.regime
-            ORDER BY totals.{by}, regimes.idx"""
-        return self._run((query, None))[0]
 
     def summary(self) -> dict:
         """Return counts, sizes on disk and headline shares (None where unknown).
@@ -276,14 +260,9 @@ class Traces:
             "image_bytes": sizes["images"],
         }
 
-    def remembered(self, question: Hashable, read: Callable[[], Result]) -> Result:
-        """Return `read()`, cached by `question` and the current files."""
-        return self._cache.get_or_compute((question, self._again(self._files)), read)
-
-    def _files(self) -> tuple:
-        return tuple(
-            (part.file, part.hidden, id(part.header)) for of_table in self._list().values() for part in of_table
-        )
+    def cached(self, read: Callable[..., Result], *arguments: Hashable) -> Result:
+        """Return `read(traces, *arguments)`, cached by `read`, its arguments and the current files."""
+        return self._results(_stamps(self._again(self._list)), read, *arguments)
 
     def _what_there_is(self, step: int, rollout_idx: int, process_rank: int, probe: bool) -> str:
         """Build the error message for a missing rollout, with the recorded ones."""
@@ -299,33 +278,14 @@ class Traces:
         recorded = self._run((query, [step, process_rank]))[0]["rollout_idx"].to_pylist()
         return f"{missing} Its {word}s are {_few(recorded) or 'of other processes'}. Choose one of them."
 
-    def _filters(
-        self,
-        step: int | None = None,
-        regime: str | None = None,
-        domain: str | None = None,
-        kind: str | None = None,
-        truth: str | None = None,
-        right: bool | None = None,
-        example: str | None = None,
-        before: Key | None = None,
-        *,
-        probe: bool = False,
-    ) -> tuple[str, dict]:
-        if regime is not None and regime not in self.regimes:
-            raise TraceError(unknown("regime", regime, self.regimes))
-        conditions = {
-            "step": ("step = $step", step),
-            "domain": ("domain = $domain", domain),
-            "right": ("(reward = 1) = $right", right),
-            "example": ("example_id = $example", example),
-            "regime": ("list_contains(map_keys(regime_counts), $regime)", regime),
-            "kind": ("list_contains(kinds, $kind)", kind),
-            "truth": ("list_contains(truths, $truth)", truth),
-            "before": ("(-step, process_rank, rollout_idx) < (-$before[1], $before[2], $before[3])", before),
-        }
-        params = {name: value for name, (_, value) in conditions.items() if value is not None}
-        kept = [conditions[name][0] for name in params]
+    def _filters(self, step: int | None, probe: bool, filters: Filters) -> tuple[str, dict]:
+        """Build the WHERE clause of filters, and its parameters."""
+        params = {name: value for name, value in {"step": step, **filters}.items() if value is not None}
+        for name in params.keys() - _CONDITIONS.keys():
+            raise TraceError(unknown("filter", name, _CONDITIONS))
+        if "regime" in params and params["regime"] not in self.regimes:
+            raise TraceError(unknown("regime", params["regime"], self.regimes))
+        kept = [_CONDITIONS[name] for name in params]
         of_position = sorted(params.keys() & {"regime", "kind", "truth"})
         if len(of_position) > 1:  # columns of rollouts hold each alone; all must hold for one position
             same = " AND ".join(f"{name} = ${name}" for name in of_position)
@@ -346,14 +306,16 @@ class Traces:
     def _run_once(self, queries: tuple, steps: Container[int] | None) -> list[pa.Table]:
         parts = self._list()
         header = _header(parts)
-        if steps is not None:
-            parts = {table: [part for part in parts[table] if part.has(steps)] for table in parts}
         text = " ".join(query for query, _ in queries)
-        used = tuple(table for table in TABLES if re.search(rf"\b{table}\b", text, re.IGNORECASE))
-        files = [part.file for table in used for part in parts[table]]
+        parts = {
+            table: [part for part in of_table if steps is None or part.has(steps)]
+            for table, of_table in parts.items()
+            if re.search(rf"\b{table}\b", text, re.IGNORECASE)
+        }
+        files = [part.file for of_table in parts.values() for part in of_table]
         check_rows_once(files)
         try:
-            with self._cursor(used, parts, header) as cursor:
+            with self._cursor(parts, header) as cursor:
                 return [cursor.sql(query, params=params).to_arrow_table() for query, params in queries]
         except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
             raise _query_error(error) from error
@@ -375,28 +337,21 @@ class Traces:
                 raise torn(file, error) from error
 
     @contextlib.contextmanager
-    def _cursor(self, used: tuple[str, ...], parts: dict[str, list[TraceFile]], header: Header) -> Iterator:
+    def _cursor(self, parts: dict[str, list[TraceFile]], header: Header) -> Iterator:
         """Provide a cursor with views over these files, reusing an idle one for the same files."""
-        files = {table: tuple((part.file, part.hidden, id(part.header)) for part in parts[table]) for table in used}
-        key = (files, header)
-        idle = next((pair for pair in self._idle if pair[0] == key), None)
-        cursor = None
-        if idle is not None:
-            with contextlib.suppress(ValueError):  # another thread took it
-                self._idle.remove(idle)
-                cursor = idle[1]
+        key = _stamps(parts), repr(header)
+        cursor = self._idle.pop(key, None)  # no other thread can take it now
         if cursor is None:
             cursor = self._database.cursor()  # with its own views
             cursor.register("regimes", regime_table(header))
-            for table in used:
+            for table in parts:
                 schema = stored_schema(table, tuple(header.views))
                 cursor.register(f"no_{table}", without_rows(schema))
                 cursor.execute(view_sql(table, parts[table], header, set(schema.names)))
         yield cursor  # not given back after an error
-        self._idle.append((key, cursor))
-        for _, oldest in self._idle[:-_MOST_IDLE]:
-            oldest.close()
-        del self._idle[:-_MOST_IDLE]
+        self._idle[key] = cursor
+        for oldest in list(self._idle)[:-_MOST_IDLE]:
+            self._idle.pop(oldest, None)
 
     def _again(self, read: Callable[[], Result]) -> Result:
         """Return `read()`, and repeat it if a file was merged away meanwhile."""
@@ -406,6 +361,12 @@ class Traces:
             except FileNotFoundError as error:
                 gone = error.filename
         raise TraceError(f"{gone} and other files were deleted during the query. Check that the run exists, and retry.")
+
+
+def _stamps(parts: dict[str, list[TraceFile]]) -> tuple:
+    """Key of a cache: the files, and which of their rows count."""
+    files = ((table, part.file, part.hidden, id(part.header)) for table in parts for part in parts[table])
+    return tuple(parts), tuple(files)
 
 
 def _few(numbers: list[int]) -> str:
