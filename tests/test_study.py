@@ -338,7 +338,7 @@ def test_a_seed_that_failed_is_named_and_the_rest_is_reported(own: Study, capsys
     table = (own.folder / "table.md").read_text()
     assert "- finished: 3 runs; not: 3" in table
     assert "- run dopd-s1: " in table and "was made with other settings (training.learning_rate=0.25 there" in table
-    assert re.search(r"- runs? wild-s0.*: step \d: .*lower training.learning_rate", table), table
+    assert re.search(r"- runs? wild-s0[^:]*: step \d: .*lower training.learning_rate", table), table
     assert '- variant typo was not run: method "opdd" is unknown' in table
     assert re.search(r"\| dopd \| 1 \|", table) and re.search(r"\| \*\*opd\*\* \| 2 \|", table)
     assert "wild" not in table.split("## scenes:eval")[1]

@@ -53,9 +53,7 @@ def test_a_resumed_run_computes_with_as_many_threads_as_before(
     assert torch.get_num_threads() == 2 and "2 threads instead of 4" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "entry", ["import workbench", "import workbench.cli", "from workbench.studies import forkserver"]
-)
+@pytest.mark.parametrize("entry", ["import workbench", "import workbench.cli", "from workbench.studies import task"])
 def test_threads_sleep_while_they_wait_however_the_workbench_is_entered(entry: str) -> None:
     plain = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")}
 

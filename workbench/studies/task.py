@@ -4,7 +4,6 @@ The exit status is the outcome: 0 finished, STOPPED, FAILED (the last line of th
 traceback. SIGTERM stops a run after the current step, with a checkpoint.
 """
 
-import functools
 import multiprocessing
 import os
 import shutil
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from workbench.config.schema import RunConfig
@@ -57,14 +55,13 @@ def do_task(task: Task, num_threads: int, environment: dict[str, str]) -> None:
     os.dup2(stream.fileno(), 2)
     torch.set_num_threads(num_threads)
     transformers_logging.disable_progress_bar()
-    tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)  # type: ignore[assignment]
     try:
         if task.reference is not None:
             evaluate_reference(task.reference, task.evaluate, task.file)
         elif not _do_run(task):
             sys.exit(STOPPED)
     except WorkbenchError as error:
-        sys.stderr.write(f"{' '.join(str(error).split())}\n")
+        sys.stderr.write(f"\n{' '.join(str(error).split())}\n")  # below the progress bar
         sys.exit(FAILED)
 
 
