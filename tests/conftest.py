@@ -21,13 +21,19 @@ TESTS = Path(__file__).parent
 LONGEST = (
     "ui/test_browser_runs.py",
     "test_study.py",
-    "ui/test_browser_tokens.py",
     "test_train.py",
+    "ui/test_browser_tokens.py",
+    "ui/test_browser_figures.py",
     "test_notebooks.py",
     "test_distributed.py",
     "test_jobs.py",
     "test_cli.py",
     "test_families.py",
+    "ui/test_browser_origins.py",
+    "ui/test_browser_states.py",
+    "test_render_browser.py",
+    "test_installed.py",
+    "test_api_pages.py",
 )
 
 # What `make test-fast` leaves out, beside tests with a browser and tests of models on disk: files that start programs, and
@@ -94,8 +100,8 @@ ARGUMENTS = [
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, the rest as they stand; marks by file and fixture."""
-    place = {TESTS / file: order for order, file in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path, len(place)))
+    position = {TESTS / file: order for order, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: position.get(item.path, len(position)))
     for item in items:
         file = item.path.relative_to(TESTS).as_posix()
         marks = {mark for mark, files in (("subprocess", SUBPROCESS), ("slow", SLOW)) if file in files}
@@ -141,12 +147,12 @@ def trained(models: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """Path of the browser."""
-    found = os.environ.get("CHROMIUM") or next(
+    result = os.environ.get("CHROMIUM") or next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
-    if found is None:
+    if result is None:
         pytest.fail("These tests need Chromium: apt-get install chromium, or set CHROMIUM to the path of a browser.")
-    return found
+    return result
 
 
 @pytest.fixture(scope="module")

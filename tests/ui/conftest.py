@@ -45,11 +45,14 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def address(runs: Path) -> Iterator[str]:
-    """The page over the runs, and a study beside them."""
+def address(runs: Path, models: dict) -> Iterator[str]:
+    """The page over the runs, a study beside them, and one recipe."""
     port = free_port()
     write(AppContext(runs, runs), compared=True)
-    app = serve(runs, configs=runs, port=port)
+    recipes = runs.parent / "recipes"
+    recipes.mkdir(exist_ok=True)
+    (recipes / "tiny.yaml").write_text(run_config(models, "runs", name="tiny").to_yaml())
+    app = serve(runs, configs=recipes, port=port)
     yield f"http://127.0.0.1:{port}"
     app.close()
     shutil.rmtree(runs / "small")

@@ -3,6 +3,7 @@
 from playwright.sync_api import Page
 
 SHOWS = {  # what a tab has when it is drawn
+    "launch": "#launch-start",
     "tokens": "#tokens-answer .wb-detail .wb-views",
     "movement": "#movement-shares .js-plotly-plot .main-svg",
     "compare": "#compare-config table",

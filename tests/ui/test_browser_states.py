@@ -11,6 +11,7 @@ import pytest
 from conftest import PATIENCE_MS, free_port
 from playwright.sync_api import BrowserContext, Page, expect
 
+from workbench.app import layout, live_updates
 from workbench.app.server import serve
 from workbench.runs.processes import identify
 
@@ -27,8 +28,12 @@ def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page_of(folder: Path) -> Iterator[str]:
+    """The page over the runs; it looks for news twice a second."""
     port = free_port()
-    app = serve(folder / "runs", configs=folder, port=port)
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((layout, "ALERT_POLL_S"), (live_updates, "POLL_S")):
+            patch.setattr(module, name, 0.5)
+        app = serve(folder / "runs", configs=folder, port=port)
     yield f"http://127.0.0.1:{port}"
     app.close()
 

@@ -1,6 +1,6 @@
 """The tabs that read a run, in a real browser over a real server: hover, pin, keyboard, links, comparison, own image, report.
 
-Screenshots of every tab, light and dark, narrow and wide, go to $WORKBENCH_SCREENSHOTS or a temporary folder.
+Screenshots of every tab, light and dark, narrow and wide, go to the folder $WORKBENCH_SCREENSHOTS if it is set.
 """
 
 import json
@@ -44,23 +44,7 @@ def test_the_first_answer_is_open_and_hover_and_pin_work(visit) -> None:
     expect(page).to_have_url(re.compile("step=4&rollout=1$"))
 
 
-def test_choosing_an_answer_replaces_all_its_numbers_and_the_address_follows(visit) -> None:
-    page = visit("run=dopd", "tokens")
-    page.locator("#tokens-list tr[data-key]").nth(3).click()
-    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 3")
-    expect(page).to_have_url(re.compile("step=4.*rollout=3"))
-    expect(page.locator("#tokens-list tr[aria-selected='true']")).to_have_attribute(
-        "data-key", re.compile('"rollout": 3')
-    )
-    shown, told = page.evaluate(
-        """() => { const root = document.querySelector('#tokens-answer .wb-tokens');
-                   const data = JSON.parse(root.querySelector('template.wb-data').content.textContent);
-                   return [[...root.querySelectorAll('.wb-t')].length, data.text.length]; }"""
-    )
-    assert shown == told, "the numbers are those of this answer"
-
-
-def test_up_and_down_move_through_answers_and_keep_color_and_focus(visit) -> None:
+def test_keys_and_mouse_move_through_answers_and_all_numbers_follow(visit) -> None:
     page = visit("run=dopd", "tokens")
     page.locator("#tokens-answer .wb-chip[data-by='entropy']").click()
     page.locator("#tokens-answer .wb-t").first.click()
@@ -72,6 +56,26 @@ def test_up_and_down_move_through_answers_and_keep_color_and_focus(visit) -> Non
     page.keyboard.press("ArrowUp")
     expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 1")
 
+    page.locator("#tokens-list tr[data-key]").nth(3).click()
+    expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 3")
+    expect(page).to_have_url(re.compile("step=4.*rollout=3"))
+    expect(page.locator("#tokens-list tr[aria-selected='true']")).to_have_attribute(
+        "data-key", re.compile('"rollout": 3')
+    )
+    num_tokens, num_texts = page.evaluate(
+        """() => { const root = document.querySelector('#tokens-answer .wb-tokens');
+                   const data = JSON.parse(root.querySelector('template.wb-data').content.textContent);
+                   return [[...root.querySelectorAll('.wb-t')].length, data.text.length]; }"""
+    )
+    assert num_tokens == num_texts, "the numbers are those of this answer"
+
+    first, second = (page.locator(f"#tokens-{name} input") for name in ("step", "regime"))
+    first.focus()
+    expect(first).to_have_attribute("aria-expanded", "true")
+    page.keyboard.press("Tab")  # a list closes when the Tab key leaves it
+    expect(second).to_be_focused()
+    expect(first).to_have_attribute("aria-expanded", "false")
+
 
 def test_a_link_opens_the_same_token_again(visit) -> None:
     page = visit("run=dopd&step=2&rollout=5&token=1", "tokens")
@@ -80,6 +84,14 @@ def test_a_link_opens_the_same_token_again(visit) -> None:
     expect(page.locator("#tokens-answer .wb-detail")).to_contain_text("token 2 of")
     page.reload()
     expect(page.locator("#tokens-answer .wb-meta")).to_contain_text("rollout 5")
+
+
+def test_a_link_keeps_its_step_on_another_tab_and_a_link_to_no_run_is_a_sentence(visit, address: str) -> None:
+    page = visit("run=dopd&step=2&rollout=1", "monitor")
+    expect(page.locator("#monitor-status h2")).to_have_text("dopd")
+    page.wait_for_url(re.compile("step=2&rollout=1"))
+    page.goto(f"{address}/?run=gone&tab=monitor")
+    expect(page.get_by_text('Run "gone" does not exist')).to_be_visible()
 
 
 def test_pages_and_filters_ask_the_server(visit) -> None:
@@ -152,16 +164,6 @@ def test_filters_of_tokens_hold_of_one_token_that_is_marked_and_opened(visit, sc
     expect(first).to_have_attribute("aria-pressed", "true")
     expect(first).to_be_in_viewport()
     expect(page.locator("#tokens-answer .wb-detail")).to_contain_text(f"token {positions[0] + 1} of")
-
-
-def test_a_list_closes_when_the_tab_key_leaves_it(visit) -> None:
-    page = visit("run=dopd", "tokens")
-    first, second = (page.locator(f"#tokens-{name} input") for name in ("step", "regime"))
-    first.focus()
-    expect(first).to_have_attribute("aria-expanded", "true")
-    page.keyboard.press("Tab")
-    expect(second).to_be_focused()
-    expect(first).to_have_attribute("aria-expanded", "false")
 
 
 def test_a_token_that_moved_opens_in_tokens(visit) -> None:
@@ -246,19 +248,29 @@ def test_the_report_is_written_and_opens_alone(visit, runs: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_no_tab_is_wider_than_its_window_in_light_and_dark(visit, theme: str, tmp_path: Path) -> None:
-    folder = Path(os.environ.get("WORKBENCH_SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
+def test_no_tab_is_wider_than_its_window_in_light_and_dark(visit, theme: str) -> None:
+    screenshots = os.environ.get("WORKBENCH_SCREENSHOTS")
     page = visit(f"run=dopd&other=opd&__theme={theme}", "tokens")
+    assert nameless(page, "#app-header") == []
     for tab, shows in SHOWS.items():
-        if tab == "monitor":  # test_browser_runs.py looks at it
-            continue
         page.get_by_role("tab", name=tab.capitalize(), exact=True).click()
         page.locator(shows).first.wait_for()
         assert nameless(page, f"#tab-{tab}") == [], tab
         for width in (1920, 1280):
             page.set_viewport_size({"width": width, "height": 1000})
             page.wait_for_function(FITS, arg=f"#tab-{tab}")
-            if tab == "movement":
+            if screenshots is not None:
                 page.wait_for_timeout(800)  # Plotly moves a Sankey's nodes to their new places by and by
-            page.screenshot(path=folder / f"{tab}-{width}-{theme}.png", full_page=True, animations="disabled")
+                file = Path(screenshots) / f"{tab}-{width}-{theme}.png"
+                page.screenshot(path=file, full_page=True, animations="disabled")
+
+
+def test_the_theme_is_chosen_and_kept(visit) -> None:
+    page = visit("run=dopd", "monitor")
+    assert not page.evaluate("document.body.classList.contains('dark')")
+    page.locator("#app-theme").click()
+    assert page.evaluate("document.body.classList.contains('dark')")
+    page.reload()
+    expect(page.locator("#monitor-status h2")).to_have_text("dopd")
+    assert page.evaluate("document.body.classList.contains('dark')")
+    page.locator("#app-theme").click()  # the next visitor is the same
