@@ -1,7 +1,7 @@
 # make demo    train the demo, some 40 seconds, and print what it did
 # make app     open the page over runs/
 # make test    the checks and the whole suite
-# make test-fast   what needs no browser, no subprocess and no models on disk, in two minutes
+# make test-fast   what needs no browser, no subprocess and no models on disk, in a minute
 # make check   formatting, lint, types, layers
 # make docs    pages of the API in build/docs, of the docstrings
 # make campaigns   kills and bad input, some twenty minutes: nothing lost, no traceback

@@ -70,6 +70,7 @@ SLOW = (
     "policies/test_caches.py",
     "policies/test_diffusion.py",
     "policies/test_drawing.py",
+    "policies/test_encoding.py",
     "policies/test_newer_families.py",
     "policies/test_proof.py",
     "policies/test_table.py",
@@ -83,6 +84,7 @@ SLOW = (
     "test_opd_loop.py",
     "test_pretrain.py",
     "traces/test_checksums.py",
+    "traces/test_reader.py",
 )
 FIXTURES = {"browser": ("browser", "chromium"), "slow": ("models", "trained")}  # mark -> what a test with it asks for
 

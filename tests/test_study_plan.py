@@ -250,6 +250,7 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(base: Path) -> None:
     assert "training.learning_rate=0.001 there, 0.5 here" in said and "keep" not in said
 
 
+@pytest.mark.slow
 def test_shipped_studies_can_be_built_but_for_what_has_to_be_made() -> None:
     load = functools.cache(load_examples)  # they share most of their questions
     for file in sorted(Path("configs/studies").glob("*.yaml")):
