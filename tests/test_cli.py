@@ -257,7 +257,7 @@ def test_faulty_data_is_a_sentence(
     data = rows(tmp_path, *make(tmp_path))
     settings = ["data.eval=null", *(text.format(data=data) for text in overrides)]
     error = printed(capsys, "train", config_file, f"output_dir={tmp_path}", f"data.train={data}", *settings, status=2)
-    assert pytest.raises(AssertionError, match=sentence).matches(AssertionError(error)), error
+    assert re.search(sentence, error), error
 
 
 def test_an_unreadable_image_among_good_ones_is_skipped_and_said(
@@ -303,7 +303,7 @@ def test_a_faulty_configuration_is_a_sentence(
     overrides: list[str], sentence: str, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     error = printed(capsys, "train", config_file, f"output_dir={tmp_path}", "name=bad", *overrides, status=2)
-    assert pytest.raises(AssertionError, match=sentence).matches(AssertionError(error)), error
+    assert re.search(sentence, error), error
     # what never began leaves nothing that would stand in the way of the corrected command
     assert printed(capsys, "train", config_file, f"output_dir={tmp_path}", "name=bad", *overrides, status=2) == error
 

@@ -119,7 +119,7 @@ def test_a_flipped_byte_in_a_trace_is_found(run: Path) -> None:
             break
     assert result >= 20
     file.write_bytes(raw[:40] + bytes([raw[40] ^ 0x10]) + raw[41:])
-    with pytest.raises(WorkbenchError, match=rf"{file.name} cannot be read: it is truncated or damaged"):
+    with raises(WorkbenchError, file.name, "truncated"):
         resume(run)
 
 

@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from failures import raises
 from PIL import Image
 from small import run_config
 
@@ -69,13 +70,13 @@ SETTINGS = {
 QUICK = SETTINGS | {"training__steps": 2, "training__save_every": 1, "evaluation__contexts": ["plain"]}
 
 
-def data(folder: Path, shown: str) -> dict[str, str]:
+def data(folder: Path, displayed: str) -> dict[str, str]:
     """Rows with hints; those marked p have a picture beside their question."""
     rows = [
         {"id": str(n), "question": f"what is {n}?", "answer": str(n), "hint": f"below {n + 2}"}
-        for n in range(len(shown))
+        for n in range(len(displayed))
     ]
-    for row, kind in zip(rows, shown, strict=True):
+    for row, kind in zip(rows, displayed, strict=True):
         if kind == "p":
             Image.new("RGB", (40, 30), (20 * int(row["id"]), 90, 200)).save(folder / f"{row['id']}.png")
             row["images"] = [f"{row['id']}.png"]
@@ -91,9 +92,9 @@ def text_config(models: dict, folder: Path) -> RunConfig:
 
 def lora_config(models: dict, folder: Path) -> RunConfig:
     """Adapters on questions with pictures and without; one step's are in one process with, in the other without."""
-    own = {"student": str(models["student"]), "teacher": str(models["teacher"]), "lora": {"rank": 4}}
+    settings = {"student": str(models["student"]), "teacher": str(models["teacher"]), "lora": {"rank": 4}}
     method = {"name": "dopd", "privilege": "hint", "self_policy": "student@start"}
-    return run_config(models, folder, **QUICK | {"models": own, "method": method, "data": data(folder, "p.p.p.")})
+    return run_config(models, folder, **QUICK | {"models": settings, "method": method, "data": data(folder, "p.p.p.")})
 
 
 def launch(*command: str, processes: int = 2) -> list[subprocess.CompletedProcess]:
@@ -107,8 +108,11 @@ def launch(*command: str, processes: int = 2) -> list[subprocess.CompletedProces
         environment = os.environ | there | {"RANK": rank, "LOCAL_RANK": rank}
         options = {"cwd": ROOT, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         started.append(subprocess.Popen([sys.executable, *command], **options))
-    said = [one.communicate() for one in started]
-    return [subprocess.CompletedProcess(command, one.returncode, *own) for one, own in zip(started, said, strict=True)]
+    output = [entry.communicate() for entry in started]
+    return [
+        subprocess.CompletedProcess(command, item.returncode, *values)
+        for item, values in zip(started, output, strict=True)
+    ]
 
 
 def numbers(config: RunConfig, kind: str) -> list[dict]:
@@ -119,17 +123,17 @@ def numbers(config: RunConfig, kind: str) -> list[dict]:
     ]
 
 
-def assert_same_run(one: RunConfig, other: RunConfig, rel: float = 1e-3) -> None:
+def assert_same_run(item: RunConfig, other: RunConfig, rel: float = 1e-3) -> None:
     for kind in ("train", "eval", "probe"):
-        own, theirs = numbers(one, kind), numbers(other, kind)
-        assert [line["step"] for line in own] == [line["step"] for line in theirs]
-        for line, again in zip(own, theirs, strict=True):
+        values, theirs = numbers(item, kind), numbers(other, kind)
+        assert [line["step"] for line in values] == [line["step"] for line in theirs]
+        for line, again in zip(values, theirs, strict=True):
             assert line == pytest.approx(again, rel=rel, abs=1e-5)
     tokens = "SELECT step, example_id, sample_idx, position, token_id, regime, loss, loss_normalizer"
     joined = f"{tokens} FROM tokens JOIN rollouts USING (step, process_rank, rollout_idx) ORDER BY ALL"
-    own, theirs = (open_traces(config.run_dir).sql(joined).to_pylist() for config in (one, other))
-    assert len(own) == len(theirs) == sum(line["tokens"] for line in numbers(one, "train"))
-    for row, again in zip(own, theirs, strict=True):
+    values, theirs = (open_traces(config.run_dir).sql(joined).to_pylist() for config in (item, other))
+    assert len(values) == len(theirs) == sum(line["tokens"] for line in numbers(item, "train"))
+    for row, again in zip(values, theirs, strict=True):
         assert row.pop("loss") == pytest.approx(again.pop("loss"), rel=rel, abs=1e-5)
         assert row.pop("loss_normalizer") == pytest.approx(again.pop("loss_normalizer"))
         assert row == again
@@ -175,14 +179,14 @@ def test_two_processes_train_what_one_trains(pair: tuple, alone: RunConfig, mode
     shares = open_traces(config.run_dir).sql(
         "SELECT step, process_rank AS rank, count(*) AS n FROM rollouts GROUP BY ALL"
     )
-    found = {(row["step"], row["rank"]): row["n"] for row in shares.to_pylist()}
-    assert found == {(step, rank): count for step in (1, 2, 3) for rank, count in ((0, 2), (1, 4))}
+    result = {(row["step"], row["rank"]): row["n"] for row in shares.to_pylist()}
+    assert result == {(step, rank): count for step in (1, 2, 3) for rank, count in ((0, 2), (1, 4))}
     ours, theirs = (
-        [(row.step, row.policy, row.context, row.example_id, row.text) for row in load_records(one.run_dir)]
-        for one in (config, alone)
+        [(row.step, row.policy, row.context, row.example_id, row.text) for row in load_records(item.run_dir)]
+        for item in (config, alone)
     )
     assert ours == theirs
-    assert [one.step for one in list_checkpoints(config.run_dir)] == [1, 2, 3]
+    assert [checkpoint.step for checkpoint in list_checkpoints(config.run_dir)] == [1, 2, 3]
     going_on = killed_after_first_checkpoint(config, models, tmp_path)
     resume(going_on.run_dir)  # in one process
     assert_same_run(alone, going_on)
@@ -191,42 +195,42 @@ def test_two_processes_train_what_one_trains(pair: tuple, alone: RunConfig, mode
 def test_sharded_they_train_the_same_and_write_the_same_files(pair: tuple, alone: RunConfig) -> None:
     config = pair[2]
     assert_same_run(alone, config)
-    saved = [list_checkpoints(one.run_dir)[-1].path for one in (alone, config)]
-    own, theirs = ({str(path.relative_to(one)) for path in one.rglob("*")} for one in saved)
-    assert own == theirs
+    saved = [list_checkpoints(each.run_dir)[-1].path for each in (alone, config)]
+    values, theirs = ({str(path.relative_to(entry)) for path in entry.rglob("*")} for entry in saved)
+    assert values == theirs
     for file in ("student/model.safetensors", "student_ema/model.safetensors", "optimizer.safetensors"):
-        own, theirs = (safetensors.torch.load_file(one / file) for one in saved)
-        assert own.keys() == theirs.keys() and not all(torch.equal(own[name], theirs[name]) for name in own)
-        for name in own:
-            torch.testing.assert_close(own[name], theirs[name], rtol=1e-3, atol=2e-4)
+        values, theirs = (safetensors.torch.load_file(item / file) for item in saved)
+        assert values.keys() == theirs.keys() and not all(torch.equal(values[name], theirs[name]) for name in values)
+        for name in values:
+            torch.testing.assert_close(values[name], theirs[name], rtol=1e-3, atol=2e-4)
 
 
 def test_sharded_adapters_are_trained_as_in_one_process(pair: tuple, models: dict, tmp_path: Path) -> None:
     """The start is the same weights with the adapters off; what is saved is the adapters alone."""
     pytest.importorskip("peft")
-    config, one = pair[3], lora_config(models, tmp_path)
-    train(one)
+    config, item = pair[3], lora_config(models, tmp_path)
+    train(item)
     assert_same_run(
-        one, config, rel=1e-2
+        item, config, rel=1e-2
     )  # adapters begin at zero: AdamW's first steps are as long, however small a gradient
-    saved = [list_checkpoints(own.run_dir)[-1].path / "student" for own in (one, config)]
+    saved = [list_checkpoints(settings.run_dir)[-1].path / "student" for settings in (item, config)]
     assert {path.name for path in saved[0].iterdir()} == {path.name for path in saved[1].iterdir()}
-    own, theirs = (safetensors.torch.load_file(path / "adapter_model.safetensors") for path in saved)
-    assert own.keys() == theirs.keys() and any(value.any() for name, value in own.items() if "lora_B" in name)
-    for name in own:
-        torch.testing.assert_close(own[name], theirs[name], rtol=1e-3, atol=2e-4)
+    values, theirs = (safetensors.torch.load_file(path / "adapter_model.safetensors") for path in saved)
+    assert values.keys() == theirs.keys() and any(value.any() for name, value in values.items() if "lora_B" in name)
+    for name in values:
+        torch.testing.assert_close(values[name], theirs[name], rtol=1e-3, atol=2e-4)
     shutil.rmtree(list_checkpoints(config.run_dir)[-1].path)
     resume(config.run_dir)  # in one process
-    assert_same_run(one, config, rel=1e-2)
+    assert_same_run(item, config, rel=1e-2)
 
 
 def test_text_alone_is_trained_as_in_one_process(pair: tuple, models: dict, tmp_path: Path) -> None:
-    one = text_config(models, tmp_path)
-    train(one)
-    assert_same_run(one, pair[1])
+    item = text_config(models, tmp_path)
+    train(item)
+    assert_same_run(item, pair[1])
     saved = [
-        safetensors.torch.load_file(list_checkpoints(own.run_dir)[-1].path / "optimizer.safetensors")
-        for own in (one, pair[1])
+        safetensors.torch.load_file(list_checkpoints(values.run_dir)[-1].path / "optimizer.safetensors")
+        for values in (item, pair[1])
     ]
     assert saved[0].keys() == saved[1].keys() and not any("vision" in name for name in saved[0])
 
@@ -245,19 +249,19 @@ def test_when_a_process_dies_the_others_stop_with_one_sentence_and_the_run_goes_
     assert len(errors) == 1 and f"--resume {config.run_dir}" in errors[0]
     assert "Traceback" not in survivor.stderr
     assert RunFolder.open(config.run_dir).status["status"] == "failed"
-    assert [one.step for one in list_checkpoints(config.run_dir)] == [1, 2]  # of one process; of two
+    assert [checkpoint.step for checkpoint in list_checkpoints(config.run_dir)] == [1, 2]  # of one process; of two
     resume(config.run_dir)
     assert_same_run(alone, config)
 
 
 def test_what_accelerate_is_told_of_sharding_is_done_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for recipe in ("one-node-8", "several-nodes", "one-node-8-fsdp2"):
-        found = load_config_from_file(str(ROOT / "configs" / "accelerate" / f"{recipe}.yaml"))
+        result = load_config_from_file(str(ROOT / "configs" / "accelerate" / f"{recipe}.yaml"))
         kind = "FSDP" if recipe.endswith("fsdp2") else "MULTI_GPU"
-        assert found.distributed_type == kind and found.num_processes == 8 * found.num_machines
+        assert result.distributed_type == kind and result.num_processes == 8 * result.num_machines
     assert requested_sharding() is None
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    for name, value in found.fsdp_config.items():
+    for name, value in result.fsdp_config.items():
         monkeypatch.setenv(name.upper(), str(value).lower())
     assert requested_sharding() == Sharding(reshard=True)
     for name, value in (
@@ -266,17 +270,17 @@ def test_what_accelerate_is_told_of_sharding_is_done_or_refused(monkeypatch: pyt
         ("TRANSFORMER_CLS_TO_WRAP", "Layer"),
         ("RESHARD_AFTER_FORWARD", "FULL_SHARD"),
     ):
-        with monkeypatch.context() as patch, pytest.raises(ConfigError, match=f"fsdp_{name.lower()}={value}"):
+        with monkeypatch.context() as patch, raises(ConfigError, f"fsdp_{name.lower()}={value}"):
             patch.setenv(f"FSDP_{name}", value)
             requested_sharding()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match="strategy DEEPSPEED"):
+    with raises(ConfigError, "DEEPSPEED"):
         requested_sharding()
 
 
 def test_blocks_are_even_and_every_process_needs_a_prompt() -> None:
     assert [list(Group(rank, 3).local_range(8)) for rank in range(3)] == [[0, 1], [2, 3, 4], [5, 6, 7]]
-    with pytest.raises(ConfigError, match=r"training\.batch_size=2 "):
+    with raises(ConfigError, "training.batch_size=2"):
         Group(0, 3).require_prompts(2)
 
 
@@ -285,7 +289,7 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(
 ) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     for name in ("cuda", "gpu", "cuda:1"):
-        with pytest.raises(ConfigError, match=f"models.device={name} is not available .*Expected one of cpu"):
+        with raises(ConfigError, f"models.device={name}", "cpu"):
             train(
                 run_config(
                     models,
@@ -295,23 +299,23 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(
                 )
             )
     assert not list(tmp_path.iterdir()) and choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(ConfigError, match=r"models\.device=cpu:0 conflicts"):
+    with raises(ConfigError, "models.device=cpu:0"):
         choose_device("cpu:0", Group(0, 2))
 
 
 def test_what_does_not_go_with_shards_is_refused(models: dict, tmp_path: Path) -> None:
     for key, value in (("models.compile", "inductor"), ("models.teacher_dtype", "int8")):
-        own = {"student": str(models["student"]), "teacher": str(models["teacher"]), key.partition(".")[2]: value}
-        with pytest.raises(ConfigError, match=f"^{key}.* sharded weights"):
-            require_shardable(run_config(models, tmp_path, models=own))
+        settings = {"student": str(models["student"]), "teacher": str(models["teacher"]), key.partition(".")[2]: value}
+        with raises(ConfigError, key, "sharded weights"):
+            require_shardable(run_config(models, tmp_path, models=settings))
     require_shardable(run_config(models, tmp_path))
 
 
 def test_who_fails_in_a_pass_of_all_leaves_and_who_is_left_says_so() -> None:
     group = Group(0, 2)  # without connections: a message would fail
     group.in_lockstep, group.remedy = True, "start again"
-    with pytest.raises(MemoryError) as own, group.propagate_errors():
+    with pytest.raises(MemoryError) as values, group.propagate_errors():
         raise MemoryError("no memory")
-    assert own.value.print_anyway and own.value.reported
-    with pytest.raises(LostProcess, match=r"1 of 2 ranks.*start again"), group.propagate_errors():
+    assert values.value.print_anyway and values.value.reported
+    with raises(LostProcess, "1 of 2 ranks", "start again"), group.propagate_errors():
         raise RuntimeError("gloo/transport/tcp/pair.cc: Connection closed by peer")

@@ -73,7 +73,7 @@ def two_runs(models: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
     for config in (short, long):
         state = start_run(config, runs)
         assert state.status == "starting" and state.run_dir == runs / config.name
-    with pytest.raises(RunError, match=r'"short" is already starting|exists'):
+    with raises(RunError, "short"):
         start_run(short, runs)
     assert {state.name for state in find_jobs(runs)} == {"short", "long"}
     running = wait_for(runs / "long", lambda state: state.step >= 3)

@@ -100,7 +100,7 @@ def test_a_folder_on_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
-        with pytest.raises(RunError, match=r"cannot be (made|written) \(File too large\)"):
+        with raises(RunError, "File too large"):
             create(tmp_path / "run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

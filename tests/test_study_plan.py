@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from failures import raises
 from PIL import Image
 from small import run_config
 
@@ -61,16 +62,16 @@ def test_reference_contexts_are_evaluated_by_references_alone(base: Path) -> Non
     entry = {"data": "scenes:eval?count=8", "contexts": ["plain"], "reference_contexts": ["plain", "crop"]}
     (questions,) = load(base, evaluate=[entry]).evaluate
     assert (questions.contexts, questions.for_references().contexts) == (("plain",), ("plain", "crop"))
-    with pytest.raises(ConfigError, match=r"evaluate\[0\]: reference_contexts"):
+    with raises(ConfigError, "evaluate[0]", "reference_contexts"):
         load(base, evaluate=[entry | {"reference_contexts": "crop"}])
-    with pytest.raises(ConfigError, match=r"evaluate\[0\].*nonsense"):
+    with raises(ConfigError, "evaluate[0]"):
         load(base, evaluate=[entry | {"reference_contexts": ["nonsense"]}])
 
 
 def test_two_variants_of_equal_settings_are_refused(base: Path) -> None:
     """Naming a method resets its options, so "naive" below has lost its crop and is vanilla under another name."""
     variants = {"vanilla": {"method.name": "opd", "method.privilege": "plain"}, "naive": {"method.name": "opd"}}
-    with pytest.raises(ConfigError, match='"vanilla" and "naive"'):
+    with raises(ConfigError, "vanilla", "naive"):
         load(base, variants=variants)
     variants["naive"]["method.privilege"] = "crop"
     assert len(load(base, variants=variants).usable) == 2
@@ -111,7 +112,7 @@ def test_the_seed_in_a_path_is_that_of_the_run_and_checked_so(base: Path, tmp_pa
     }
     study = load(base, variants=variants, seeds=[3])
     assert study.faults == {} and study.config(study.variants[0], 3).data.train == f"{tmp_path}/d-3.jsonl"
-    with pytest.raises(ConfigError, match=r"d-4\.jsonl"):
+    with raises(ConfigError, "d-4.jsonl"):
         load(base, variants=variants, seeds=[4])
 
 
@@ -222,10 +223,10 @@ def test_evidence_that_the_data_lack_is_found_before_anything_runs(base: Path, t
     variants = {"opd": {"method.name": "opd"}, "hinted": {"method.name": "opd", "method.privilege": "hint"}}
     study = load(base, overrides={"data.train": str(data)}, variants=variants)
     assert "none of the 3 examples" in study.faults["hinted"] and "no hint" in study.faults["hinted"]
-    with pytest.raises(DataError, match=r'evaluate\[0\]: no example of .* has "hint"'):
+    with raises(DataError, "evaluate[0]", "hint"):
         load(base, evaluate=[{"data": str(data), "contexts": ["plain", "hint"]}])
     data.write_text(json.dumps({"question": "what?"}) + "\n")
-    with pytest.raises(DataError, match='none of the 1 evaluation examples has an "answer"'):
+    with raises(DataError, "1 evaluation", "answer"):
         load(base, evaluate=[{"data": str(data)}])
 
 
@@ -274,7 +275,7 @@ def test_a_variant_may_start_where_another_ended(base: Path) -> None:
 
 
 def test_what_a_variant_starts_after_must_stand_above_it(base: Path) -> None:
-    with pytest.raises(ConfigError, match=r'variants\.a\.starts_from: .*"b".*none'):
+    with raises(ConfigError, "variants.a.starts_from", "b"):
         load(base, variants={"a": {"starts_from": "b"}, "b": {}})
     study = load(base, variants={"ok": {}, "broken": {"method.name": "nosuch"}, "next": {"starts_from": "broken"}})
     assert study.faults["next"] == 'it starts after "broken", which cannot be built'

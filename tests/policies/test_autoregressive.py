@@ -290,7 +290,7 @@ def test_an_answer_cut_inside_a_character_keeps_every_token(idefics3: Autoregres
 
 def test_answers_of_the_data_hold_no_image_and_no_end(idefics3: AutoregressivePolicy) -> None:
     for token in ("<image>", "<end_of_utterance>"):
-        with pytest.raises(DataError, match=f'contains the special token "{token}" as text'):
+        with raises(DataError, f'"{token}"'):
             idefics3.answer_ids(f"red {token} blue")
     assert idefics3.answer_ids("red")[-1] == idefics3.tokenizer.eos_token_id
 

@@ -146,7 +146,7 @@ def test_the_oldest_prompts_are_forgotten_when_there_is_no_room(
 def test_a_special_token_as_text_is_refused(where: str, token: str, policy: AutoregressivePolicy) -> None:
     output = f"what is {token} here"
     prompt = Prompt((), output) if where == "question" else Prompt((), "what?", (Turn("user", output),))
-    with pytest.raises(PolicyError, match=f'contains the special token "{token}" as text'):
+    with raises(PolicyError, f'"{token}"'):
         policy.check_prompt(prompt)
 
 
