@@ -4,7 +4,7 @@
 
 The folder is kept if --folder names it, and read again if it is there. The numbers are drawn, not computed by models:
 log-probs of a sharp or unsure student, of a privileged copy that knows some tokens better, and of a teacher near it.
-Regimes follow DOPD's rule, so that their shares over kinds and truths are like those of a run. It has metrics of every
+Regimes follow DOPD's rule, so that their shares over token types are like those of a run. It has metrics of every
 step and ten evaluations of 256 questions.
 """
 
@@ -44,7 +44,7 @@ REGIMES = {
     "HT": Regime((Loss("teacher", Divergence("jensen_shannon")),), "high gap, teacher leads: teacher, strong"),
     "HS": Regime((Loss("self", Divergence("reverse_kl")),), "high gap, self leads: privileged self, light"),
 }
-KINDS = (("template", "visible"),) * 5 + (("location", "visible"), ("attribute", "visible"), ("tag", "privileged"))
+LABELS = (("template", "visible"),) * 5 + (("location", "visible"), ("attribute", "visible"), ("tag", "privileged"))
 DOMAINS = ("read", "count", "compare", "locate")
 WORDS = [f" w{idx}" for idx in range(5000)]
 EXAMPLES = 20_000
@@ -124,8 +124,8 @@ def make_answers(progress: float) -> list[EvalRecord]:
     chooser, rows = random.Random(progress), []
     for policy, context in (("student", "plain"), ("student", "boxes"), ("teacher", "plain"), ("teacher", "boxes")):
         for idx in range(EVALUATED):
-            truth = "privileged" if idx % 4 == 0 else "visible"
-            knows = 0.9 if truth == "visible" or context == "boxes" else 0.3
+            visibility = "privileged" if idx % 4 == 0 else "visible"
+            knows = 0.9 if visibility == "visible" or context == "boxes" else 0.3
             is_right, sure = (
                 chooser.random() < knows * (0.7 + 0.3 * progress),
                 min(1.0, 0.5 + 0.4 * progress + chooser.random() / 10),
@@ -137,7 +137,7 @@ def make_answers(progress: float) -> list[EvalRecord]:
                     context,
                     f"scene-{idx:06d}",
                     DOMAINS[idx % 4],
-                    truth,
+                    visibility,
                     str(idx % 97),
                     f"answer {idx}",
                     float(is_right),
@@ -169,8 +169,8 @@ def make_batch(
     ids = (torch.rand(num_positions, generator=generator) ** 3 * len(WORDS)).long()
     if probe:
         generator.manual_seed(step)
-    kind_of = torch.arange(num_positions) % len(KINDS)
-    scores = make_scores(kind_of == len(KINDS) - 1, 1 / (1 + step / 500), generator)
+    label_of = torch.arange(num_positions) % len(LABELS)
+    scores = make_scores(label_of == len(LABELS) - 1, 1 / (1 + step / 500), generator)
     gap = scores["teacher"].logprob - scores["self"].logprob
     sure = scores["teacher"].logprob.exp() + scores["self"].logprob.exp()
     high = gap.abs() >= gap.abs().mean()
@@ -179,9 +179,9 @@ def make_batch(
     rows = [tuple(row.tolist()) for row in ids.split(lengths)]
     texts = [tuple(WORDS[token] for token in row) for row in rows]
     logprobs = [tuple(row.tolist()) for row in scores["student"].logprob.split(lengths)]
-    kinds, start = [], 0
+    labels, start = [], 0
     for length in lengths:
-        kinds.append(tuple(KINDS[idx % len(KINDS)] for idx in range(start, start + length)))
+        labels.append(tuple(LABELS[idx % len(LABELS)] for idx in range(start, start + length)))
         start += length
     index = torch.arange(sum(lengths[:4]))  # the first four answers have alternatives
     top = {
@@ -213,7 +213,7 @@ def make_batch(
         loss_normalizer=torch.full((num_positions,), 1 / num_positions),
         loss=torch.rand(num_positions, generator=generator) * gap.abs(),
         token_texts=tuple(texts),
-        kinds=tuple(kinds),
+        labels=tuple(labels),
         alternatives=Alternatives(index, top),
     )
 
@@ -283,8 +283,8 @@ def selections(traces: Traces, steps: list[int], chooser: random.Random) -> dict
         "all steps, page 1000": lambda: traces.rollouts(offset=50_000),
         "all steps, largest information gap": lambda: traces.rollouts(order="information_gap"),
         "all steps, HS, wrong, largest loss": lambda: traces.rollouts(regime="HS", right=False, order="loss"),
-        "all steps, privileged, one domain": lambda: traces.rollouts(truth="privileged", domain="read"),
-        "count of the same": lambda: traces.count_rollouts(truth="privileged", domain="read"),
+        "all steps, privileged, one domain": lambda: traces.rollouts(visibility="privileged", domain="read"),
+        "count of the same": lambda: traces.count_rollouts(visibility="privileged", domain="read"),
         "list of steps": lambda: traces.steps(),
     }
 
@@ -307,7 +307,7 @@ def tokens_tab(folder: Path, steps: list[int], chooser: random.Random) -> dict[s
         "one step": lambda: tokens.draw(context, folder.name, {"at_step": str(next(unseen))}),
         "largest information gap": filtered(order="information_gap"),
         "HS, wrong, largest loss": filtered(regime="HS", right="wrong", order="loss"),
-        "privileged, one domain": filtered(domain="read", truth="privileged"),
+        "privileged, one domain": filtered(domain="read", visibility="privileged"),
         "probes": filtered(probe="1"),
         "down to the next answer": lambda: tokens.step_selection(
             context, folder.name, {**one(), "list_page": str(next(unseen))}, 1
@@ -336,8 +336,8 @@ def summaries(traces: Traces) -> dict[str, Callable]:
     return {
         "summary": traces.summary,
         "regime shares over steps": lambda: shares_over_steps(traces),
-        "regime shares by kind": lambda: shares_by(traces, "kind"),
-        "regime shares by truth": lambda: shares_by(traces, "truth"),
+        "regime shares by token type": lambda: shares_by(traces, "token_type"),
+        "regime shares by visibility": lambda: shares_by(traces, "visibility"),
         "regime shares by domain": lambda: shares_by(traces, "domain"),
         "regime shares of probes": lambda: shares_over_steps(traces, probe=True),
         "which gap finds privileged tokens": lambda: tables.separation(traces),

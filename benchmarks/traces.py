@@ -36,7 +36,7 @@ REGIMES = {
     "HS": Regime((Loss("self", Divergence("reverse_kl")),), "high gap, self leads: privileged self, light"),
 }
 VOCABULARY = 512
-KINDS = (("template", "visible"), ("location", "visible"), ("tag", "privileged"), ("answer", "privileged"))
+LABELS = (("template", "visible"), ("location", "visible"), ("tag", "privileged"), ("answer", "privileged"))
 
 
 def example(idx: int) -> Example:
@@ -85,7 +85,7 @@ def batch(step: int, num_rollouts: int, num_tokens: int, *, top: int = 0) -> Tra
         loss_normalizer=torch.full((num_positions,), 1 / num_positions),
         loss=torch.rand(num_positions, generator=generator) * gap.abs(),
         token_texts=tuple(tuple(f" w{token}" for token in row) for row in rows),
-        kinds=tuple(tuple(KINDS[min(3, position % 9 // 2)] for position in range(num_tokens)) for _ in rows),
+        labels=tuple(tuple(LABELS[min(3, position % 9 // 2)] for position in range(num_tokens)) for _ in rows),
         alternatives=_alternatives(index, views, top) if top else None,
     )
 

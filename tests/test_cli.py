@@ -98,7 +98,7 @@ def test_every_reading_command_works_on_a_run(run: Path, capsys: pytest.CaptureF
     assert re.search("student +caption +all +all +3 ", table) and re.search("teacher +plain", table)
 
 
-def test_eval_asks_runs_and_models_by_kind_and_truth(
+def test_eval_asks_runs_and_models_by_kind_and_visibility(
     run: Path, models: dict, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     data = "scenes:eval?count=16"

@@ -56,7 +56,7 @@ def test_questions_without_an_answer_are_not_counted() -> None:
 
 
 def test_tables_have_every_group_and_all() -> None:
-    rows = answered((1.0, 0.9), truth="visible") + answered((0.0, 0.8), (0.0, 0.7), truth="privileged")
+    rows = answered((1.0, 0.9), visibility="visible") + answered((0.0, 0.8), (0.0, 0.7), visibility="privileged")
     table = tabulate(rows)
     assert {key[3]: measured.count for key, measured in table.items()} == {"all": 3, "visible": 1, "privileged": 2}
     flat = summarize(table)
@@ -75,7 +75,7 @@ def test_confidence_is_that_of_the_answer_where_the_answer_is_marked() -> None:
     (row,) = evaluate_policy(
         policy(), [example(marks=(Mark(r"(\d) $", "answer", "privileged"),))], "plain", step=7, max_completion_length=5
     )
-    assert (row.text, row.reward, row.truth, row.step, row.finished, row.length) == (
+    assert (row.text, row.reward, row.visibility, row.step, row.finished, row.length) == (
         "5 3",
         1.0,
         "privileged",
@@ -89,10 +89,10 @@ def test_confidence_is_that_of_the_answer_where_the_answer_is_marked() -> None:
 def test_confidence_is_of_the_tokens_that_only_the_evidence_shows() -> None:
     """Writes 5 3 END: 5 is read where all can see, 3 is what the evidence shows, and both are the answer's if visible."""
     position = Mark(r"^(\d)", "location", "visible")
-    for truth, expected in (("privileged", 0.6), ("visible", 0.8 * 0.6)):
-        marked = example(marks=(position, Mark(r"(\d) $", "answer", truth)))
+    for visibility, expected in (("privileged", 0.6), ("visible", 0.8 * 0.6)):
+        marked = example(marks=(position, Mark(r"(\d) $", "answer", visibility)))
         (row,) = evaluate_policy(policy(), [marked], "plain", step=0, max_completion_length=5)
-        assert row.confidence == pytest.approx(expected, abs=1e-5), truth
+        assert row.confidence == pytest.approx(expected, abs=1e-5), visibility
 
 
 def test_entropy_is_the_mean_over_the_written_tokens() -> None:
@@ -145,7 +145,7 @@ def test_data_without_any_answer_is_refused_and_with_some_is_not() -> None:
 
 
 def test_an_example_is_privileged_if_any_part_of_its_answer_is() -> None:
-    marks = tuple(Mark("(x)", "answer", truth) for truth in ("visible", None, "privileged"))
+    marks = tuple(Mark("(x)", "answer", visibility) for visibility in ("visible", None, "privileged"))
     assert visibility_of(example(marks=marks)) == "privileged"
     assert visibility_of(example(marks=marks[:2])) == "visible"
     assert visibility_of(example(marks=(Mark("(x)", "tag", "privileged"),))) is None

@@ -12,10 +12,12 @@ from workbench.runs.folder import RunFolder
 
 
 def rows(
-    step: int, policy: str, context: str, rewards: str, truth: str | None, confidence: float = 0.5
+    step: int, policy: str, context: str, rewards: str, visibility: str | None, confidence: float = 0.5
 ) -> list[EvalRecord]:
     return [
-        EvalRecord(step, policy, context, f"{truth}{number}", "", truth, "3", "3", float(reward), confidence, 2, True)
+        EvalRecord(
+            step, policy, context, f"{visibility}{number}", "", visibility, "3", "3", float(reward), confidence, 2, True
+        )
         for number, reward in enumerate(rewards)
     ]
 
@@ -101,7 +103,7 @@ def test_without_a_teacher_the_student_before_training_is_the_source() -> None:
     )
 
 
-def test_where_no_truth_is_known_all_questions_are_meant() -> None:
+def test_where_no_visibility_is_known_all_questions_are_meant() -> None:
     answered = rows(0, "student", "plain", "10", None) + rows(4, "student", "plain", "11", None, 0.75)
     result = find(answered, None)
     assert (result.group, result.claimed_group, result.gain[0], result.source) == ("all", "all", 0.5, None)

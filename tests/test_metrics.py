@@ -13,7 +13,7 @@ def test_rollouts_are_counted_by_hand() -> None:
     one, two, three, four = rollouts(2, 4, 4, 2)
     twin = replace(two, example=one.example, ids=one.ids)
     other = replace(three, example=one.example, finished=False, reward=0.0)
-    given = replace(four, source="dataset", logprobs=None, reward=None)
+    given = replace(four, sampled_by="dataset", logprobs=None, reward=None)
     assert rollout_metrics((one, twin, other, given)) == pytest.approx(
         {
             "completion_length": (2 + 2 + 4 + 2) / 4,

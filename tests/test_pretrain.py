@@ -60,9 +60,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return AutoModelForImageTextToText.from_pretrained(folder).state_dict()
 
 
-def accuracy(policy, truth: str, context: str, count: int, families=None) -> float:
+def accuracy(policy, visibility: str, context: str, count: int, families=None) -> float:
     scores = evaluate_world(policy, "eval", count, contexts=(context,), families=families)
-    (score,) = [score for score in scores if score.domain == "all" and score.truth == truth]
+    (score,) = [score for score in scores if score.domain == "all" and score.visibility == visibility]
     return score.accuracy
 
 
@@ -103,8 +103,8 @@ def test_shipped_student_has_much_to_learn_and_something_to_start_from(student):
 @pytest.mark.parametrize("name", ["student", "teacher"])
 def test_shipped_models_read_a_tag_in_a_crop(name, request):
     policy = request.getfixturevalue(name)
-    for truth in (VISIBLE, PRIVILEGED):
-        assert accuracy(policy, truth, "crop", 80, families=("tag",)) >= 0.95
+    for visibility in (VISIBLE, PRIVILEGED):
+        assert accuracy(policy, visibility, "crop", 80, families=("tag",)) >= 0.95
 
 
 @pytest.mark.parametrize("name", ["student", "teacher"])
@@ -256,10 +256,10 @@ def test_shipped_configurations_load(name):
     assert load_pretrain_config(ROOT / "configs" / f"pretrain-{name}.yaml").output_dir == f"data/models/{name}"
 
 
-def test_score_table_has_a_row_for_each_family_and_truth():
+def test_score_table_has_a_row_for_each_family_and_visibility():
     scores = [WorldScore("tag", PRIVILEGED, "plain", 8, 0.125), WorldScore("all", VISIBLE, "crop", 40, 1.0)]
     assert score_table({"student": scores}).splitlines() == [
-        "| truth | family | questions | student, plain | student, crop |",
+        "| visibility | family | questions | student, plain | student, crop |",
         "|---|---|--:|--:|--:|",
         "| visible | all | 40 |  | 100.0 |",
         "| privileged | tag | 8 | 12.5 |  |",

@@ -46,7 +46,7 @@ def cell(text="4", regime="LH", student=-0.5, self_=-0.2, teacher=-0.1, **fields
     note = REGIMES.get(regime, RegimeNote())
     logprobs = {"student": student, "self": self_, "teacher": teacher}
     logprobs = {name: value for name, value in logprobs.items() if value is not None}
-    return TokenCell(text, 7, regime, note.source, note.divergence, logprobs=logprobs, **fields)
+    return TokenCell(text, 7, regime, note.target, note.divergence, logprobs=logprobs, **fields)
 
 
 def view(*tokens, **fields):
@@ -91,7 +91,7 @@ def test_a_gap_without_its_view_is_none_and_drawn_as_a_dash():
     "hostile", ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<!--", "\"'>&"]
 )
 def test_no_text_can_become_markup(hostile):
-    token = cell(hostile, "LH", kind=hostile, alternatives={"student": [(hostile, -0.5)]})
+    token = cell(hostile, "LH", token_type=hostile, alternatives={"student": [(hostile, -0.5)]})
     drawn = view(
         token,
         title=hostile,
@@ -144,7 +144,7 @@ def test_json_holds_every_number_and_no_nan():
 
 
 def test_a_token_carries_a_class_for_every_quantity_that_it_has():
-    token = cell(loss=1.0, weight=1.0, effective=1.0, entropies={"student": 1.0}, truth="privileged")
+    token = cell(loss=1.0, weight=1.0, effective=1.0, entropies={"student": 1.0}, visibility="privileged")
     html = render_tokens(view(token), color_by="loss")
     classes = re.search(r'class="(wb-t [^"]*)"', html)[1].split()
     assert classes == [
@@ -163,14 +163,14 @@ def test_a_token_carries_a_class_for_every_quantity_that_it_has():
 def test_quantities_that_were_not_recorded_cannot_be_chosen():
     html = render_tokens(view(cell(self_=None)))
     disabled = re.findall(r'data-by="(\w+)" aria-pressed="false" disabled', html)
-    assert disabled == ["capability", "information", "weight", "loss", "entropy", "truth"]
+    assert disabled == ["capability", "information", "weight", "loss", "entropy", "visibility"]
 
 
 @pytest.mark.parametrize(
     "call", [lambda v: render_tokens(v, color_by="color"), lambda v: render_terminal(v, color_by="x")]
 )
 def test_an_unknown_quantity_is_refused_with_the_allowed_ones(call):
-    with raises(ConfigError, "capability, denoising, entropy, information, loss, regime, truth, weight"):
+    with raises(ConfigError, "capability, denoising, entropy, information, loss, regime, visibility, weight"):
         call(view(cell()))
 
 
@@ -180,7 +180,7 @@ def test_an_unknown_theme_is_refused():
 
 
 def test_every_text_has_a_contrast_of_at_least_four_and_a_half():
-    fills = [*colors.SLOTS.values(), *colors.TRUTH.values(), *colors.DIVERGING, *colors.GROWING]
+    fills = [*colors.SLOTS.values(), *colors.VISIBILITY.values(), *colors.DIVERGING, *colors.GROWING]
     for background in (color for fill in fills for color in (fill.light, fill.dark)):
         assert colors.contrast(colors.ink(background), background) >= 4.5, background
 
@@ -193,9 +193,9 @@ def test_contrast_of_black_on_white_is_21():
     "method", [{"ALL": "teacher"}, {"KEPT": "teacher", "REST": None}, {"LOW": "reward", "REST": None}]
 )
 def test_regimes_of_other_methods_get_colors_by_their_source(method):
-    slots = colors.regime_slots({name: RegimeNote("", source) for name, source in method.items()})
+    slots = colors.regime_slots({name: RegimeNote("", target) for name, target in method.items()})
     expected = {"teacher": "teacher-light", "reward": "reward", None: "none"}
-    assert slots == {name: expected[source] for name, source in method.items()}
+    assert slots == {name: expected[target] for name, target in method.items()}
 
 
 def test_four_teachers_get_four_colors():
@@ -307,12 +307,12 @@ def test_a_recorded_answer_becomes_a_view(tmp_path):
         "token_text": "4",
         "token_id": 9,
         "regime": "ALL",
-        "source": "teacher",
+        "target": "teacher",
         "divergence": "JSD",
         "weight": 1.0,
         "loss": 0.5,
-        "kind": None,
-        "truth": None,
+        "token_type": None,
+        "visibility": None,
         "sampler_logprob": -0.3,
         "logprob_student": -0.3,
         "logprob_teacher": -0.1,

@@ -20,13 +20,13 @@ def cell(text, regime, student, self_, teacher, **fields):
     logprobs = {"student": student, "self": self_, "teacher": teacher}
     best = {name: [(text, value), ("other", -3.0)] for name, value in logprobs.items()}
     note = REGIMES[regime]
-    return TokenCell(text, 5, regime, note.source, note.divergence, 1.0, logprobs=logprobs, alternatives=best, **fields)
+    return TokenCell(text, 5, regime, note.target, note.divergence, 1.0, logprobs=logprobs, alternatives=best, **fields)
 
 
 TOKENS = (
-    cell("the", "LH", -0.125, -0.25, -0.375, loss=0.1, effective=0.6, truth="visible", entropies={"student": 0.5}),
-    cell(" digit", "HT", -2.5, -1.5, -0.0624, loss=0.7, truth="visible", entropies={"student": 1.5}),
-    cell(" <b>&2", "HS", -1.83, -8.97, -11.82, loss=3.0, truth="privileged", entropies={"student": 2.0}),
+    cell("the", "LH", -0.125, -0.25, -0.375, loss=0.1, effective=0.6, visibility="visible", entropies={"student": 0.5}),
+    cell(" digit", "HT", -2.5, -1.5, -0.0624, loss=0.7, visibility="visible", entropies={"student": 1.5}),
+    cell(" <b>&2", "HS", -1.83, -8.97, -11.82, loss=3.0, visibility="privileged", entropies={"student": 2.0}),
 )
 VIEW = TokenView(
     "a run",
@@ -192,7 +192,7 @@ def test_up_and_down_are_offered_to_the_host_page(open_page):
 def test_another_quantity_changes_the_colors_and_the_legend(open_page):
     opened = open_page()
     seen = {}
-    for quantity in ("regime", "capability", "information", "loss", "entropy", "truth"):
+    for quantity in ("regime", "capability", "information", "loss", "entropy", "visibility"):
         opened.page.locator(f".wb-chip[data-by='{quantity}']").click()
         assert opened.page.locator(".wb-chip[aria-pressed='true'][data-by]").get_attribute("data-by") == quantity
         visible = [
@@ -203,7 +203,7 @@ def test_another_quantity_changes_the_colors_and_the_legend(open_page):
         assert visible == [quantity]
         seen[quantity] = tuple(opened.fill(k) for k in range(3))
     assert len(set(seen.values())) == 6
-    assert seen["truth"][0] == seen["truth"][1] != seen["truth"][2]
+    assert seen["visibility"][0] == seen["visibility"][1] != seen["visibility"][2]
     assert seen["regime"][2] == "rgb(230, 159, 0)", "self leads: orange"
 
 

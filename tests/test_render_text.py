@@ -21,7 +21,7 @@ def cell(text="4", regime="LH", student=-0.5, self_=-0.2, teacher=-0.1, **fields
     note = REGIMES.get(regime, RegimeNote())
     logprobs = {"student": student, "self": self_, "teacher": teacher}
     logprobs = {name: value for name, value in logprobs.items() if value is not None}
-    return TokenCell(text, 7, regime, note.source, note.divergence, logprobs=logprobs, **fields)
+    return TokenCell(text, 7, regime, note.target, note.divergence, logprobs=logprobs, **fields)
 
 
 def view(*tokens, **fields):
@@ -86,7 +86,7 @@ def test_other_methods_get_their_meaning_and_thresholds():
 
 def test_the_consequence_names_the_target_and_that_only_the_evidence_shows_it():
     best = {"self": [("4", math.log(0.97))]}
-    token = cell("2", "HS", -1.83, -8.97, -11.82, truth="privileged", alternatives=best)
+    token = cell("2", "HS", -1.83, -8.97, -11.82, visibility="privileged", alternatives=best)
     assert consequence(token) == (
         "The loss moves the student towards “4”: probability 97 % under the privileged student. "
         "Only the evidence determines this value, not the student's prompt."
@@ -136,7 +136,7 @@ def test_terminal_text_without_color_has_no_escapes_and_marks_the_regimes():
 @pytest.mark.parametrize("color", [False, True])
 @pytest.mark.parametrize("width", [40, 80, 132])
 def test_terminal_lines_of_tokens_and_table_fit_the_width(width, color):
-    tokens = [cell(f" 数字{k}", loss=0.5, weight=1.0, truth="visible") for k in range(30)]
+    tokens = [cell(f" 数字{k}", loss=0.5, weight=1.0, visibility="visible") for k in range(30)]
     text = re.sub(r"\x1b\[[\d;]*m", "", render_terminal(view(*tokens), width=width, color=color))
     table = text[text.index("#") :].splitlines()[:-2]
     tokens_shown = [line for line in text.splitlines() if line.startswith(("·数", "[LH]"))]
@@ -146,5 +146,5 @@ def test_terminal_lines_of_tokens_and_table_fit_the_width(width, color):
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_every_quantity_has_colors_in_the_terminal(quantity):
-    token = cell(loss=1.0, weight=1.0, effective=1.0, entropies={"student": 1.0}, truth="privileged")
+    token = cell(loss=1.0, weight=1.0, effective=1.0, entropies={"student": 1.0}, visibility="privileged")
     assert "\x1b[48;2;" in render_terminal(view(token), color_by=quantity)

@@ -21,7 +21,7 @@ def test_rollouts_of_an_example_are_next_to_each_other() -> None:
     assert [rollout.example.id for rollout in rollouts] == [item.id for item in EXAMPLES for _ in range(3)]
     assert [rollout.sample_idx for rollout in rollouts] == [0, 1, 2] * 4
     assert all(len(rollout.ids) == len(rollout.logprobs) <= 5 for rollout in rollouts)
-    assert all(rollout.source == "student" for rollout in rollouts)
+    assert all(rollout.sampled_by == "student" for rollout in rollouts)
     assert len({rollout.ids for rollout in rollouts}) > 6
 
 
@@ -38,7 +38,7 @@ def test_an_answer_depends_on_its_place_and_not_on_its_neighbours() -> None:
 
 def test_a_share_of_the_answers_comes_from_the_data() -> None:
     rollouts = write([example(idx) for idx in range(300)], num_generations=1, dataset_share=0.4)
-    given = [rollout for rollout in rollouts if rollout.source == "dataset"]
+    given = [rollout for rollout in rollouts if rollout.sampled_by == "dataset"]
     assert len(given) / 300 == pytest.approx(0.4, abs=0.15)  # five standard deviations
     assert {(rollout.ids, rollout.logprobs, rollout.text, rollout.finished) for rollout in given} == {
         ((5, 3, 0), None, "5 3", True)
@@ -47,14 +47,14 @@ def test_a_share_of_the_answers_comes_from_the_data() -> None:
     same = [
         (entry_value.ids, two_value.ids)
         for entry_value, two_value in zip(rollouts, mixed, strict=True)
-        if entry_value.source == "student"
+        if entry_value.sampled_by == "student"
     ]
     assert all(first == second for first, second in same)  # the student's answers do not know of the others
 
 
 def test_all_or_none_can_come_from_the_data() -> None:
-    assert all(entry.source == "dataset" for entry in write(dataset_share=1.0))
-    assert all(item.source == "student" for item in write(dataset_share=0.0))
+    assert all(entry.sampled_by == "dataset" for entry in write(dataset_share=1.0))
+    assert all(item.sampled_by == "student" for item in write(dataset_share=0.0))
 
 
 def test_a_row_without_an_answer_cannot_be_taken_from_the_data() -> None:

@@ -1,4 +1,4 @@
-"""The built-in world: what is hidden is hidden byte for byte, and every answer token has the truth it should have."""
+"""The built-in world: what is hidden is hidden byte for byte, and every answer token has the visibility it should have."""
 
 import dataclasses
 import random
@@ -51,17 +51,17 @@ def with_tag(scene: Scene, cell: int, tag: str) -> Scene:
     return Scene(tuple(dataclasses.replace(t, tag=tag) if t.cell == cell else t for t in scene.things))
 
 
-def requested(family: str, truth: str, question: str, *, same: bool = False, number: int = 1):
+def requested(family: str, visibility: str, question: str, *, same: bool = False, number: int = 1):
     """The example about SCENE with this very question."""
     for seed in range(300):
-        example = ask(SCENE, Wish(family, truth, same, number), random.Random(seed))
+        example = ask(SCENE, Wish(family, visibility, same, number), random.Random(seed))
         if example is not None and example.question == question:
             return example
     raise AssertionError(f"never asked: {question}")
 
 
 def marked(example, text: str | None = None) -> list[tuple[str, str, str]]:
-    """(word, kind, truth) of the words that are not template."""
+    """(word, kind, visibility) of the words that are not template."""
     text = text or example.reference
     spans = [match.span() for match in re.finditer(r"\w+", text)]
     marks = mark_tokens(spans, text, example.marks)
@@ -180,17 +180,17 @@ def test_marks_also_hold_in_a_wrong_answer():
 
 
 @pytest.mark.parametrize(
-    ("question", "truths", "answer"),
+    ("question", "visibilities", "answer"),
     [
         ("do the red star and the red square have the same tag?", [VISIBLE, PRIVILEGED], "yes"),
         ("do the red square and the red star have the same tag?", [PRIVILEGED, VISIBLE], "yes"),
         ("do the black cross and the blue circle have the same tag?", [PRIVILEGED, VISIBLE], "no"),
     ],
 )
-def test_of_two_compared_tags_one_is_privileged_and_so_is_the_answer(question, truths, answer):
+def test_of_two_compared_tags_one_is_privileged_and_so_is_the_answer(question, visibilities, answer):
     example = requested("compare", PRIVILEGED, question, same=answer == "yes")
     words = [word for word in marked(example) if word[1] != "location"]
-    assert [word[2] for word in words if word[1] == "tag"] == truths
+    assert [word[2] for word in words if word[1] == "tag"] == visibilities
     assert words[-1] == (answer, "answer", PRIVILEGED)
     small = "red square" if "square" in question else "black cross"
     assert example.evidence.boxes[0].label == small
@@ -199,7 +199,7 @@ def test_of_two_compared_tags_one_is_privileged_and_so_is_the_answer(question, t
 def test_a_comparison_of_two_large_tags_is_visible():
     example = requested("compare", VISIBLE, "do the red star and the blue circle have the same tag?")
     assert example.reference == "at top left, tag A, at middle left, tag L, answer no"
-    assert {truth for _, _, truth in marked(example)} == {VISIBLE}
+    assert {visibility for _, _, visibility in marked(example)} == {VISIBLE}
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_comparison_of_two_large_tags_is_visible():
 def test_other_families_are_answered_from_the_full_view(family, question, reference, number):
     example = requested(family, VISIBLE, question, number=number)
     assert example.reference == reference
-    assert {truth for _, _, truth in marked(example)} == {VISIBLE}
+    assert {visibility for _, _, visibility in marked(example)} == {VISIBLE}
     assert marked(example)[-1] == (example.answer, "answer", VISIBLE)
 
 

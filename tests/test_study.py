@@ -128,7 +128,7 @@ def test_questions_that_lack_what_a_context_shows_are_counted_in_the_report(mode
     for row in answers(study):
         if row["data"] == "scenes:hard":
             contexts.setdefault(row["variant"], set()).add(row["context"])
-    assert contexts == {"base": {"plain", "crop"}, "teacher": {"plain", "crop"}, "opd": {"plain"}}
+    assert contexts == {"untrained": {"plain", "crop"}, "teacher": {"plain", "crop"}, "opd": {"plain"}}
     assert re.search("scenes:hard: privilege can(not)? pay", text)
     assert f"not evaluated: {data}, context caption is not evaluated on 1 of 4 questions (no caption: 1" in text
     assert text.count("not evaluated:") == 1
@@ -140,7 +140,11 @@ def test_every_row_was_asked_the_same_questions(finished: Study) -> None:
     asked: dict[tuple, set] = {}
     for row in rows:
         asked.setdefault((row["variant"], row["seed"]), set()).add((row["data"], row["context"], row["example_id"]))
-    assert set(asked) == {("base", None), ("teacher", None), *((name, seed) for name in VARIANTS for seed in (0, 1))}
+    assert set(asked) == {
+        ("untrained", None),
+        ("teacher", None),
+        *((name, seed) for name in VARIANTS for seed in (0, 1)),
+    }
     assert len({frozenset(one) for one in asked.values()}) == 1
 
 
@@ -155,7 +159,7 @@ def test_the_tables_numbers_are_those_of_its_questions(finished: Study) -> None:
             row
             for row in rows
             if all(row[key] == value[key] for key in ("variant", "seed", "data", "context", "policy"))
-            and value["truth"] in ("all", row["truth"], f"{row['domain']} questions")
+            and value["visibility"] in ("all", row["visibility"], f"{row['domain']} questions")
         ]
         assert len(own) == value["count"]
         means = {
@@ -166,7 +170,7 @@ def test_the_tables_numbers_are_those_of_its_questions(finished: Study) -> None:
         assert value["value"] == pytest.approx(means[value["measure"]])
         checked += 1
     domains = [len({row["domain"] for row in rows if row["data"] == data}) for data in ("scenes:eval", "scenes:hard")]
-    # measures, runs and models, truths, sets of questions; and accuracy by domain
+    # measures, runs and models, visibilities, sets of questions; and accuracy by domain
     assert checked == 6 * 6 * 3 * 3 + 6 * (2 * domains[0] + domains[1])
     table = (finished.folder / "table.md").read_text()
     by_domain = table.split("### accuracy by domain (questions); against opd [95 %]")[1].split("###")[0]
@@ -181,7 +185,7 @@ def test_the_tables_numbers_are_those_of_its_questions(finished: Study) -> None:
         own = [
             row["confidence"] - row["accuracy"]
             for row in rows
-            if (row["variant"], row["data"], row["context"], row["truth"])
+            if (row["variant"], row["data"], row["context"], row["visibility"])
             == (name, "scenes:eval", "plain", "privileged")
         ]
         section = table.split("### over-confidence, privileged")[1].split("###")[0]
@@ -347,7 +351,7 @@ def test_a_seed_that_failed_is_named_and_the_rest_is_reported(own: Study, capsys
     (found,) = [
         one
         for one in collect(load_study(own.source)).comparisons
-        if (one.variant, one.against, one.measure, one.truth, one.data, one.context)
+        if (one.variant, one.against, one.measure, one.visibility, one.data, one.context)
         == ("dopd", "opd", "accuracy", "all", "scenes:eval", "plain")
     ]
     assert found.num_seeds == 1
@@ -361,7 +365,7 @@ def test_a_difference_says_over_how_many_seeds_where_the_baseline_lost_one(own: 
         line = next(line for line in table.split(heading)[1].splitlines() if line.startswith("| dopd |"))
         assert line.startswith("| dopd | 2 |") and "] (1 seed)" in line, line
     section = table.split("### accuracy, visible")[1].split("###")[0]
-    assert section.count("(1 seed)") == 1, "against base it is over both seeds, and opd's own row says 1"
+    assert section.count("(1 seed)") == 1, "against untrained it is over both seeds, and opd's own row says 1"
     found = compared(read_study(own.folder.parent, own.name), "scenes:eval", "plain", "accuracy", "visible")
     row = found.frame.set_index("variant").loc["dopd"]
     assert row["seeds"] == 2 and row["difference_interval"].endswith("(1 seed)")

@@ -103,19 +103,19 @@ def row(
     kind: str,
     accuracy: list[list[float]],
     confidence: list[list[float]],
-    truth: str = "vvvp",
+    visibility: str = "vvvp",
     **values: object,
 ) -> Arm:
-    """A row whose answers are given; truth: v or p per question."""
+    """A row whose answers are given; visibility: v or p per question."""
     right = np.array(accuracy)
-    truths = np.array([{"v": "visible", "p": "privileged"}[letter] for letter in truth], dtype=object)
+    visibilities = np.array([{"v": "visible", "p": "privileged"}[letter] for letter in visibility], dtype=object)
     rest = {"entropy": right * 0.1, "length": right + 3.0, "truncated": 1.0 - right}
     answers = {
         "accuracy": right,
         "confidence": np.array(confidence),
         **rest,
-        "truth": truths,
-        "domain": np.full(len(truths), "tag", dtype=object),
+        "visibility": visibilities,
+        "domain": np.full(len(visibilities), "tag", dtype=object),
     }
     return Arm(name, kind, tuple(range(len(right))), {("data", "plain"): answers}, **values)
 
@@ -124,9 +124,9 @@ def test_measures_of_a_run_are_those_of_evaluate() -> None:
     rng = np.random.default_rng(3)
     right, sure = (rng.random((2, 40)) < 0.6).astype(float), rng.random((2, 40))
     one = row("x", "variant", right.tolist(), sure.tolist(), "vvvp" * 10)
-    found = {(value.seed, value.truth, value.measure): value for value in values_of([one])}
+    found = {(value.seed, value.visibility, value.measure): value for value in values_of([one])}
     for seed in (0, 1):
-        for truth, chosen in (("all", range(40)), ("privileged", range(3, 40, 4))):
+        for visibility, chosen in (("all", range(40)), ("privileged", range(3, 40, 4))):
             answered = [
                 EvalRecord(
                     0,
@@ -155,14 +155,18 @@ def test_measures_of_a_run_are_those_of_evaluate() -> None:
                 "length",
                 "truncated",
             ):
-                assert found[seed, truth, name].value == pytest.approx(getattr(expected, name)), (seed, truth, name)
-            assert found[seed, truth, "accuracy"].count == expected.count
+                assert found[seed, visibility, name].value == pytest.approx(getattr(expected, name)), (
+                    seed,
+                    visibility,
+                    name,
+                )
+            assert found[seed, visibility, "accuracy"].count == expected.count
 
 
 def test_the_gap_recovered_is_between_the_start_and_the_teacher() -> None:
     """Start 40 % of 200 questions, teacher 90 %, variant 65 %: half of the gap; nothing where the teacher is no better."""
     questions = np.arange(200) / 200
-    base = row("base", "student", [(questions < 0.4).astype(float).tolist()], [[0.5] * 200], "v" * 200)
+    base = row("untrained", "student", [(questions < 0.4).astype(float).tolist()], [[0.5] * 200], "v" * 200)
     teacher = row("teacher", "teacher", [(questions < 0.9).astype(float).tolist()], [[0.5] * 200], "v" * 200)
     variant = row(
         "x", "variant", [(questions < 0.65).astype(float).tolist()] * 3, [[0.5] * 200] * 3, "v" * 200, teacher="teacher"
@@ -170,14 +174,14 @@ def test_the_gap_recovered_is_between_the_start_and_the_teacher() -> None:
     found = {
         (one.variant, one.against, one.measure): one
         for one in compare([base, teacher, variant], "x", num_replicates=REPLICATES)
-        if one.truth == "visible"
+        if one.visibility == "visible"
     }
     recovered = found["x", None, "gap_recovered"]
     assert recovered.value == pytest.approx(0.5) and 0.3 < recovered.low < 0.5 < recovered.high < 0.7
-    against = found["x", "base", "accuracy"]
+    against = found["x", "untrained", "accuracy"]
     assert (against.value, against.verdict, against.num_seeds) == (pytest.approx(0.25), "better", 3)
-    assert found["base", "x", "accuracy"].value == pytest.approx(-0.25)
-    assert found["base", "x", "accuracy"].verdict == "worse"
+    assert found["untrained", "x", "accuracy"].value == pytest.approx(-0.25)
+    assert found["untrained", "x", "accuracy"].verdict == "worse"
     weak = row("teacher", "teacher", [(questions < 0.41).astype(float).tolist()], [[0.5] * 200], "v" * 200)
     assert not [
         one for one in compare([base, weak, variant], "x", num_replicates=REPLICATES) if one.measure == "gap_recovered"
@@ -191,7 +195,7 @@ def test_only_seeds_that_both_have_are_compared() -> None:
     found = {
         (one.variant, one.against): one
         for one in compare([first, second], "b", num_replicates=REPLICATES)
-        if (one.measure, one.truth) == ("accuracy", "all")
+        if (one.measure, one.visibility) == ("accuracy", "all")
     }
     assert (found["a", "b"].value, found["a", "b"].num_seeds) == (0.0, 1)
     assert (found["a", None].value, found["a", None].num_seeds) == (0.5, 2)
@@ -225,8 +229,10 @@ def test_a_verdict_needs_an_interval_clear_of_zero(measure: str, low: float, hig
 
 
 def test_what_training_repaired_and_broke_is_counted_against_the_start() -> None:
-    base = row("base", "student", [[1, 1, 0, 0]], [[0.5] * 4])
+    base = row("untrained", "student", [[1, 1, 0, 0]], [[0.5] * 4])
     trained = row("x", "variant", [[1, 0, 1, 1], [1, 1, 0, 0]], [[0.5] * 4] * 2)
-    found = {(value.seed, value.measure): value.value for value in values_of([base, trained]) if value.truth == "all"}
+    found = {
+        (value.seed, value.measure): value.value for value in values_of([base, trained]) if value.visibility == "all"
+    }
     assert [found[seed, name] for seed in (0, 1) for name in ("repaired", "broken")] == [0.5, 0.25, 0.0, 0.0]
     assert (None, "repaired") not in found

@@ -4,8 +4,10 @@ from workbench.studies.measures import Value
 from workbench.studies.payoff import payoff
 
 
-def value(context: str, number: float, truth: str = "visible", row: str = "teacher", data: str = "eval") -> Value:
-    return Value(row, None, data, context, "teacher" if row != "base" else "student", truth, "accuracy", number, 100)
+def value(context: str, number: float, visibility: str = "visible", row: str = "teacher", data: str = "eval") -> Value:
+    return Value(
+        row, None, data, context, "teacher" if row != "untrained" else "student", visibility, "accuracy", number, 100
+    )
 
 
 def test_evidence_that_helps_its_reader_can_pay() -> None:
@@ -23,7 +25,7 @@ def test_less_than_two_points_cannot_pay_whatever_is_shown() -> None:
     assert line.endswith("93.2% with crop, 96.0% with hint")
 
 
-def test_where_no_truth_is_known_all_questions_count() -> None:
+def test_where_no_visibility_is_known_all_questions_count() -> None:
     (line,) = payoff([value("plain", 0.5, "all"), value("boxes", 0.6, "all")])
     assert "50.0% of all questions right without evidence, 60.0% with boxes" in line
 
@@ -31,4 +33,4 @@ def test_where_no_truth_is_known_all_questions_count() -> None:
 def test_nothing_is_claimed_of_what_was_not_asked() -> None:
     assert payoff([value("plain", 0.5)]) == []
     assert payoff([value("crop", 0.5)]) == []
-    assert payoff([value("plain", 0.5, row="base"), value("crop", 0.9, row="base")]) == []
+    assert payoff([value("plain", 0.5, row="untrained"), value("crop", 0.9, row="untrained")]) == []

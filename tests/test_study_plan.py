@@ -55,7 +55,7 @@ def test_a_file_is_variants_times_seeds(base: Path) -> None:
         ("scenes:eval", ("plain", "crop"), None),
         ("scenes:hard", ("plain",), 4),
     ]
-    assert [(one.role, one.row) for one in study.references()] == [("student", "base"), ("teacher", "teacher")]
+    assert [(one.role, one.row) for one in study.references()] == [("student", "untrained"), ("teacher", "teacher")]
 
 
 def test_reference_contexts_are_evaluated_by_references_alone(base: Path) -> None:
@@ -125,14 +125,14 @@ def test_a_peer_is_asked_as_it_starts_too(base: Path, models: dict) -> None:
     peers = {"models.peers": {"ann": str(models["teacher"])}}
     study = load(base, variants={"alone": {"method.name": "opd"}, "both": {"method.name": "opd", **peers}})
     assert [(one.row, one.learner) for one in study.references()] == [
-        ("base", "student"),
-        ("base ann", "ann"),
+        ("untrained", "student"),
+        ("untrained ann", "ann"),
         ("teacher", "student"),
     ]
     alone, both = (study.config(variant, 0) for variant in study.variants)
     assert [[one.row for one in study.references() if one.belongs_to(config)] for config in (alone, both)] == [
-        ["base", "teacher"],
-        ["base", "base ann", "teacher"],
+        ["untrained", "teacher"],
+        ["untrained", "untrained ann", "teacher"],
     ]
     missing = load(
         base, variants={"a": {"method.name": "opd"}, "b": {"method.name": "opd", "models.peers": {"ann": "./no"}}}
@@ -145,7 +145,7 @@ def test_two_students_are_two_rows_of_what_they_started_from(base: Path, models:
         base,
         variants={"a": {"method.name": "opd"}, "b": {"method.name": "opd", "models.teacher": str(models["student"])}},
     )
-    assert [one.row for one in study.references()] == ["base", "teacher teacher", "teacher student"]
+    assert [one.row for one in study.references()] == ["untrained", "teacher teacher", "teacher student"]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_two_students_are_two_rows_of_what_they_started_from(base: Path, models:
         ({"overrides": {"seed": 3}}, "seed, .*seeds"),
         ({"variants": {"a": {"data.eval": "scenes:eval"}}}, "data.eval, .*evaluate"),
         ({"variants": {"a": {"note": 10}}}, "variants.a.note must be text, got 10"),
-        ({"variants": {"base": {}}}, '"base" is reserved'),
+        ({"variants": {"untrained": {}}}, '"untrained" is reserved'),
         ({"variants": {"a b": {}, "a-b": {}}}, 'variants "a b" and "a-b"'),
         ({"variants": ["opd"]}, "variants must be a mapping"),
         ({"grid": {"training.steps": 3}}, "grid.training.steps must be a list"),
@@ -271,7 +271,7 @@ def test_a_variant_may_start_where_another_ended(base: Path) -> None:
     second, third = study.config(study.variants[1], 3), study.config(study.variants[2], 3)
     assert second.models.student == str(study.folder / "first-s3" / "checkpoint-000002" / "student")
     assert third.models.student == str(study.folder / "second-s3" / "checkpoint-000002" / "student")
-    assert [one.row for one in study.references()] == ["base", "teacher"]
+    assert [one.row for one in study.references()] == ["untrained", "teacher"]
 
 
 def test_what_a_variant_starts_after_must_stand_above_it(base: Path) -> None:

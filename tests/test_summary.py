@@ -10,8 +10,8 @@ from workbench.evals.records import EvalRecord, save_records
 from workbench.runs.folder import RunFolder
 
 
-def row(step: int, policy: str, context: str, reward: float | None, truth: str | None = None) -> EvalRecord:
-    return EvalRecord(step, policy, context, "e", "", truth, "3", "3", reward, 0.5, 2, True)
+def row(step: int, policy: str, context: str, reward: float | None, visibility: str | None = None) -> EvalRecord:
+    return EvalRecord(step, policy, context, "e", "", visibility, "3", "3", reward, 0.5, 2, True)
 
 
 def test_columns_are_aligned_text_left_and_numbers_right() -> None:

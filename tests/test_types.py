@@ -7,7 +7,7 @@ def rollout(ids: int, *marks: Mark, finished: bool = True) -> Rollout:
     return Rollout(Example("e", "q", marks=marks), 0, tuple(range(ids)), "", finished)
 
 
-def test_tokens_under_a_mark_have_its_kind_and_truth() -> None:
+def test_tokens_under_a_mark_have_its_kind_and_visibility() -> None:
     marks = (Mark(r"at (\w+ \w+)", "location", "visible"), Mark(r"answer (\w+)", "answer", "privileged"))
     texts = ["at ", "top", " left", ", ", "answer", " K", "7"]
     assert label_tokens(texts, marks) == [

@@ -11,8 +11,10 @@ from failures import raises
 from workbench.cli import main
 from workbench.config.schema import load_config
 from workbench.errors import ConfigError, RunError, TraceError
+from workbench.evals.records import load_records
 from workbench.runs.upgrade import TABLES, Upgrade, upgrade_run
 from workbench.traces.reader import open_traces
+from workbench.traces.schema import HEADER_KEY
 
 FORMER_RUN = Path(__file__).parent / "former_run"
 
@@ -33,7 +35,7 @@ def test_configuration_of_the_former_version_is_refused_with_the_command(run: Pa
 
 
 def test_upgraded_run_has_present_keys_in_both_copies_of_its_configuration(run: Path) -> None:
-    assert upgrade_run(run) == Upgrade(3, ("run.json", "config.yaml"))
+    assert upgrade_run(run) == Upgrade(3, ("step-000000.jsonl", "step-000002.jsonl", "run.json", "config.yaml"))
     config = load_config(run / "config.yaml")
     assert (config.method["loss_aggregation"], config.trace.top_k, config.evaluation.max_examples) == (
         "token_mean",
@@ -81,10 +83,36 @@ def test_second_upgrade_changes_nothing(run: Path, capsys: pytest.CaptureFixture
 
 def test_stored_rollouts_are_renamed(run: Path) -> None:
     (run / "probes.json").write_text('[{"example": "a", "facts": [["gate", 1.0]]}]')
-    (run / "sequences.jsonl").write_text('{"example": "a", "facts": []}\n')
+    (run / "sequences.jsonl").write_text('{"example": "a", "facts": [], "source": "student"}\n')
     upgrade_run(run)
     assert json.loads((run / "probes.json").read_text()) == [{"example": "a", "annotations": [["gate", 1.0]]}]
-    assert json.loads((run / "sequences.jsonl").read_text()) == {"example": "a", "annotations": []}
+    assert json.loads((run / "sequences.jsonl").read_text()) == {
+        "example": "a",
+        "annotations": [],
+        "sampled_by": "student",
+    }
+
+
+def test_stored_answers_are_renamed(run: Path) -> None:
+    upgrade_run(run)
+    assert {row.visibility for row in load_records(run)} == {"visible", "privileged"}
+
+
+def test_traces_of_version_6_become_equal_to_those_of_version_5(run: Path) -> None:
+    upgrade_run(run)
+    (file,) = (run / "traces" / "tokens").glob("*.parquet")
+    upgraded = pq.read_table(file)
+    header = json.loads(upgraded.schema.metadata[HEADER_KEY.encode()])
+    header |= {
+        "version": 6,
+        "regimes": {"ALL": {"source" if k == "target" else k: v for k, v in header["regimes"]["ALL"].items()}},
+    }
+    former = {"token_type": "kind", "visibility": "truth"}
+    table = upgraded.rename_columns([former.get(name, name) for name in upgraded.column_names])
+    pq.write_table(table.replace_schema_metadata({HEADER_KEY: json.dumps(header)}), file)
+    assert upgrade_run(run).num_trace_files == 1
+    assert pq.read_table(file).equals(upgraded)
+    assert open_traces(run).regimes["ALL"].target == "teacher"
 
 
 def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:

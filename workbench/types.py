@@ -48,8 +48,8 @@ class Evidence:
 class Mark:
     """Labels parts of an answer: the first group of `pattern` at every match in the answer's text.
 
-    kind   template | location | attribute | tag | answer, or a kind of the data set
-    truth  "visible" if the plain prompt determines the part, "privileged" if only the evidence does, None if unknown
+    kind   token type: template | location | attribute | tag | answer, or one of the data set
+    truth  visibility: "visible" if the plain prompt determines the part, "privileged" if only the evidence does, None
     """
 
     pattern: str
@@ -148,7 +148,7 @@ class Rollout:
     finished: bool  # False: truncated at max_completion_length
     logprobs: tuple[float, ...] | None = None  # of the sampler, per token; None for sequences of the dataset
     reward: float | None = None  # 1.0 right, 0.0 wrong, None not graded
-    source: str = STUDENT  # policy that sampled it, or "dataset"
+    sampled_by: str = STUDENT  # policy that sampled it, or "dataset"
     replies: tuple[str, ...] = ()  # replies to the early turns; part of the prompt, without loss
     remarks: tuple[str, ...] = ()  # of each peer, in reply to Method.peer_request
     annotations: tuple[tuple[str, float], ...] = ()  # facts of Method.annotate for the trace
@@ -198,7 +198,7 @@ class Routing:
 
 
 def mark_tokens(text_spans: list[tuple[int, int]], text: str, marks: tuple[Mark, ...]) -> list[tuple[str, str | None]]:
-    """Kind and truth of each token, from its (start, end) characters in the answer's `text`.
+    """Token type and visibility of each token, from its (start, end) characters in the answer's `text`.
 
     Later marks override earlier ones. Other tokens are ("template", "visible") if the example has marks, else ("",
     None).
@@ -220,7 +220,7 @@ def label_completion(texts: list[str], rollout: Rollout) -> list[tuple[str, str 
 
 
 def label_tokens(texts: list[str], marks: tuple[Mark, ...]) -> list[tuple[str, str | None]]:
-    """Kind and truth of each token, from the tokens' texts, which joined are the answer."""
+    """Token type and visibility of each token, from the tokens' texts, which joined are the answer."""
     spans, end = [], 0
     for text in texts:
         spans.append((end, end + len(text)))

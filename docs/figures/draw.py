@@ -36,7 +36,7 @@ BATCH = ["training.steps=1", "training.batch_size=32", "training.save_every=0", 
 FACTS = """SELECT regime, count(*) AS tokens, avg(CAST(rank_teacher > 0 AS INT)) AS teacher_prefers_another,
            avg(exp(logprob_teacher)) AS teacher, avg(exp(logprob_self)) AS self
            FROM tokens GROUP BY ALL ORDER BY ALL"""
-FACTS_OF_HS = """SELECT kind, truth, count(*) AS tokens,
+FACTS_OF_HS = """SELECT token_type, visibility, count(*) AS tokens,
                  sum(contribution) / sum(sum(contribution)) OVER () AS share_of_loss
                  FROM tokens WHERE regime = 'HS' GROUP BY ALL ORDER BY tokens DESC"""
 SUBTITLE = "first step of configs/ordinary.yaml, 32 prompts x 4 answers"
@@ -55,7 +55,7 @@ def views_html() -> str:
     """Show one token under the three views: the images of each, and its most likely tokens."""
     example = wb.load_examples("scenes:eval?count=5")[4]
     scored = wb.open_scorer("configs/ordinary.yaml").score(example, seed=1)
-    position_idx = [position["kind"] for position in scored.positions].index("tag")
+    position_idx = [position["token_type"] for position in scored.positions].index("tag")
     token = scored.positions[position_idx]
     before = "".join(position["token_text"] for position in scored.positions[:position_idx]).strip()
     full, crop = (_uri(image) for image in (example.images[0], evidence_crop(example)))
@@ -98,12 +98,12 @@ def views_html() -> str:
 def regimes_figure(traces: Traces) -> go.Figure:
     """Draw the rule as a map of log-probs under privileged student and teacher, with the batch's tokens."""
     rows = traces.sql(
-        "SELECT logprob_self, logprob_teacher, truth, thresholds FROM tokens JOIN rollouts USING (step, "
+        "SELECT logprob_self, logprob_teacher, visibility, thresholds FROM tokens JOIN rollouts USING (step, "
         "process_rank, rollout_idx)"
     ).to_pylist()
     thresholds = dict(rows[0]["thresholds"])
     fills = regime_fills(
-        {name: RegimeNote(regime.meaning, regime.source) for name, regime in traces.regimes.items()}, THEME
+        {name: RegimeNote(regime.meaning, regime.target) for name, regime in traces.regimes.items()}, THEME
     )
     low = -12.0
     axis = torch.linspace(low, 0, 481, dtype=torch.float64)
@@ -124,15 +124,15 @@ def regimes_figure(traces: Traces) -> go.Figure:
     )
     edges, heat = axis.tolist(), {"colorscale": scale, "zmin": 0, "zmax": 3, "showscale": False, "opacity": 0.55}
     figure.add_heatmap(x=edges, y=edges, z=index.tolist(), **heat)
-    for truth, color, symbol in (("visible", INK[THEME], "circle"), ("privileged", INFO, "diamond")):
-        chosen = [row for row in rows if row["truth"] == truth]
+    for visibility, color, symbol in (("visible", INK[THEME], "circle"), ("privileged", INFO, "diamond")):
+        chosen = [row for row in rows if row["visibility"] == visibility]
         figure.add_scatter(
             x=[max(low, row["logprob_self"]) for row in chosen],
             y=[max(low, row["logprob_teacher"]) for row in chosen],
             mode="markers",
-            name=f"{truth} tokens, {len(chosen):,}",
+            name=f"{visibility} tokens, {len(chosen):,}",
             marker={
-                "size": 6 if truth == "visible" else 8,
+                "size": 6 if visibility == "visible" else 8,
                 "color": color,
                 "symbol": symbol,
                 "opacity": 0.55,
@@ -176,14 +176,14 @@ def _label_regimes(figure: go.Figure) -> None:
 
 def gaps_figure(traces: Traces) -> go.Figure:
     """Every token by its two gaps, visible beside privileged."""
-    rows = traces.sql("SELECT information_gap, capability_gap, truth FROM tokens").to_pylist()
+    rows = traces.sql("SELECT information_gap, capability_gap, visibility FROM tokens").to_pylist()
     figure = make_subplots(
         1, 2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=["visible tokens", "privileged tokens"]
     )
     figure.update_layout(layout(THEME, title="The two gaps of every token", subtitle=SUBTITLE, height=430))
     bound = 10.0
-    for panel, (truth, color) in enumerate((("visible", INK[THEME]), ("privileged", INFO)), start=1):
-        chosen = [row for row in rows if row["truth"] == truth]
+    for panel, (visibility, color) in enumerate((("visible", INK[THEME]), ("privileged", INFO)), start=1):
+        chosen = [row for row in rows if row["visibility"] == visibility]
         figure.add_scatter(
             x=[_cut(row["information_gap"], bound) for row in chosen],
             y=[_cut(row["capability_gap"], bound) for row in chosen],
@@ -269,9 +269,9 @@ def main() -> None:
         loss = [
             figures.share_bars(regimes.shares_by(traces, split), by=by, title=title, theme=THEME)
             for split, by, title in (
-                ("truth", "position_share", "by truth"),
-                ("truth", "loss_share", "by truth"),
-                ("kind", "loss_share", "by kind of token"),
+                ("visibility", "position_share", "by visibility"),
+                ("visibility", "loss_share", "by visibility"),
+                ("token_type", "loss_share", "by token type"),
             )
         ]
         for panel in loss:

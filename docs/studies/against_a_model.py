@@ -18,7 +18,7 @@ from workbench.studies.bootstrap import paired_interval
 
 def main(folder: str, model: str, variant: str) -> None:
     questions = pd.read_parquet(Path(folder) / "questions.parquet")
-    questions = questions[(questions["context"] == "plain") & (questions["truth"] == "visible")]
+    questions = questions[(questions["context"] == "plain") & (questions["visibility"] == "visible")]
     for data, rows in questions.groupby("data", observed=True):
         trained = rows[rows["variant"] == variant].pivot(index="seed", columns="example_id", values="accuracy")
         as_it_is = rows[rows["variant"] == model].set_index("example_id")["accuracy"][trained.columns]

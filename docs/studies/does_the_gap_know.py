@@ -34,9 +34,9 @@ SCORES = {
     "regime is HS (privileged self leads)": "CAST(regime = 'HS' AS FLOAT)",
 }
 TASKS = {
-    "privileged or visible, tags alone": ("kind = 'tag'", "truth = 'privileged'"),
-    "privileged or visible, all tokens": ("truth IS NOT NULL", "truth = 'privileged'"),
-    "says something (tag, place, attribute) or template": ("true", "kind IN ('tag', 'location', 'attribute')"),
+    "privileged or visible, tags alone": ("token_type = 'tag'", "visibility = 'privileged'"),
+    "privileged or visible, all tokens": ("visibility IS NOT NULL", "visibility = 'privileged'"),
+    "says something (tag, place, attribute) or template": ("true", "token_type IN ('tag', 'location', 'attribute')"),
 }
 KINDS = {
     "tag": "tags",
@@ -87,10 +87,10 @@ def measured(run, seed: int) -> pd.DataFrame:
 def by_kind(run, seed: int) -> pd.DataFrame:
     """AUROC of every score for one kind of token against all others, over all steps."""
     columns = ", ".join(f"{sql} AS score_{idx}" for idx, sql in enumerate(SCORES.values()))
-    positions = run.sql(f"SELECT kind, {columns} FROM tokens").to_pandas()
+    positions = run.sql(f"SELECT token_type, {columns} FROM tokens").to_pandas()
     rows = []
     for kind in KINDS:
-        is_kind = (positions["kind"] == kind).to_numpy(dtype=bool)
+        is_kind = (positions["token_type"] == kind).to_numpy(dtype=bool)
         for idx, score in enumerate(SCORES):
             value = auroc(positions[f"score_{idx}"].to_numpy(dtype=float), is_kind)
             rows.append((seed, kind, score, value, int(is_kind.sum())))
@@ -99,9 +99,10 @@ def by_kind(run, seed: int) -> pd.DataFrame:
 
 def probed(run, seed: int) -> pd.DataFrame:
     """Mean sizes of both gaps on the tags of the probes, the same tokens throughout."""
-    query = """SELECT step, truth, avg(abs(information_gap)) AS information, avg(abs(capability_gap)) AS capability,
+    query = """SELECT step, visibility,
+               avg(abs(information_gap)) AS information, avg(abs(capability_gap)) AS capability,
                count(*) AS num
-               FROM probe_tokens WHERE kind = 'tag' AND truth IS NOT NULL GROUP BY ALL ORDER BY ALL"""
+               FROM probe_tokens WHERE token_type = 'tag' AND visibility IS NOT NULL GROUP BY ALL ORDER BY ALL"""
     return run.sql(query).to_pandas().assign(seed=seed)
 
 
@@ -221,13 +222,15 @@ def _drift_table(drift: pd.DataFrame) -> list[str]:
         "in nats; in",
         "brackets its change since step 0, seed by seed.",
         "",
-        "| step | truth | information | capability | tags a seed |",
+        "| step | visibility | information | capability | tags a seed |",
         "|---|---|---|---|---|",
     ]
-    start = drift[drift["step"] == 0].set_index(["truth", "seed"])
+    start = drift[drift["step"] == 0].set_index(["visibility", "seed"])
     for step in sorted(drift["step"].unique()):
-        for truth in ("visible", "privileged"):
-            selected = drift[(drift["step"] == step) & (drift["truth"] == truth)].set_index(["truth", "seed"])
+        for visibility in ("visible", "privileged"):
+            selected = drift[(drift["step"] == step) & (drift["visibility"] == visibility)].set_index(
+                ["visibility", "seed"]
+            )
             if len(selected) < 2:
                 continue
             cells = []
@@ -235,7 +238,7 @@ def _drift_table(drift: pd.DataFrame) -> list[str]:
                 cell = "{:.2f} ± {:.2f}".format(*interval(selected[name]))
                 change = interval((selected[name] - start[name]).dropna())
                 cells.append(cell + (" ({:+.2f} ± {:.2f})".format(*change) if step else ""))
-            lines.append(f"| {step} | {truth} | {' | '.join(cells)} | {selected['num'].mean():.0f} |")
+            lines.append(f"| {step} | {visibility} | {' | '.join(cells)} | {selected['num'].mean():.0f} |")
     return lines
 
 

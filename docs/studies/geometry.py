@@ -21,7 +21,7 @@ from workbench.analysis.geometry.files import measure_pair, pair_of_run
 from workbench.analysis.geometry.measure import RANDOM, UPDATE
 from workbench.runs.folder import RunFolder
 from workbench.studies.measures import values_of
-from workbench.studies.plan import BASE, TEACHER, Study, load_study
+from workbench.studies.plan import TEACHER, UNTRAINED, Study, load_study
 from workbench.studies.report import came_about, collect, unfinished, write_report
 from workbench.studies.run import run_study
 from workbench.training.update_mask import mask_facts, overlap, write_mask, write_random_mask
@@ -134,7 +134,7 @@ def asked(study: Study) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(values)
     wanted = [("accuracy", "visible"), ("overconfidence", "privileged"), ("entropy", "all")]
-    return frame[[pair in wanted for pair in zip(frame["measure"], frame["truth"], strict=True)]]
+    return frame[[pair in wanted for pair in zip(frame["measure"], frame["visibility"], strict=True)]]
 
 
 def interval(values: pd.Series, show: str = "{:.3f}") -> str:
@@ -247,7 +247,7 @@ def _recovered_table(study: Study, loss: pd.DataFrame, answers: pd.DataFrame) ->
         "entropy, nats a token |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name in [BASE, *(variant.name for variant in study.usable), TEACHER]:
+    for name in [UNTRAINED, *(variant.name for variant in study.usable), TEACHER]:
         values, variant_answers = loss[loss["variant"] == name], answers[answers["variant"] == name]
         cells = [
             interval(values["before"], "{:.4f}"),

@@ -23,7 +23,7 @@ from workbench.data.scenes.world import PLACES
 from workbench.runs.folder import RunFolder
 from workbench.studies.bootstrap import paired_interval
 
-UNTRAINED, TEACHER, WRONG = "base", "teacher", "_wrong"
+UNTRAINED, TEACHER, WRONG = "untrained", "teacher", "_wrong"
 CONTRASTS = (
     ("naive", "opd"),
     ("dopd", "opd"),
@@ -65,14 +65,14 @@ def main() -> None:
 
 
 class Accuracies:
-    """Answers on the plain view. `of(name, truth)` is a row's accuracy as a table, seeds by questions."""
+    """Answers on the plain view. `of(name, visibility)` is a row's accuracy as a table, seeds by questions."""
 
     def __init__(self, rows: pd.DataFrame) -> None:
         self.rows = rows.assign(seed=rows["seed"].fillna(-1))
         self.names = [name for name in dict.fromkeys(self.rows["variant"]) if name not in (UNTRAINED, TEACHER)]
 
-    def of(self, name: str, truth: str, column: str = "accuracy") -> pd.DataFrame:
-        rows = self.rows[(self.rows["variant"] == name) & (self.rows["truth"] == truth)]
+    def of(self, name: str, visibility: str, column: str = "accuracy") -> pd.DataFrame:
+        rows = self.rows[(self.rows["variant"] == name) & (self.rows["visibility"] == visibility)]
         return rows.pivot(index="seed", columns="example_id", values=column).astype(float)
 
     def overconfidence(self, name: str) -> pd.DataFrame:
@@ -96,7 +96,7 @@ def _apart(first: pd.DataFrame, second: pd.DataFrame) -> tuple[float, float, flo
 
 
 def by_evidence(rows: pd.DataFrame) -> str:
-    references = rows[rows["variant"].isin([UNTRAINED, TEACHER]) & (rows["truth"] == "visible")]
+    references = rows[rows["variant"].isin([UNTRAINED, TEACHER]) & (rows["visibility"] == "visible")]
     table = references.pivot_table(index="variant", columns="context", values="accuracy", observed=True, sort=False)
     return markdown(
         ["visible questions", *table.columns],
@@ -147,7 +147,7 @@ def contrasts(answers: Accuracies) -> str:
 
 
 def by_family(answers: Accuracies) -> str:
-    visible = answers.rows[answers.rows["truth"] == "visible"]
+    visible = answers.rows[answers.rows["visibility"] == "visible"]
     table = visible.pivot_table(index="variant", columns="domain", values="accuracy", observed=True, sort=False)
     counts = visible.groupby("domain", observed=True)["example_id"].nunique()
     return markdown(
@@ -158,7 +158,7 @@ def by_family(answers: Accuracies) -> str:
 
 def by_error(rows: pd.DataFrame) -> str:
     """Share of all answers that are wrong because of their form, the place or the attribute read there."""
-    visible = rows[rows["truth"] == "visible"]
+    visible = rows[rows["visibility"] == "visible"]
     references = {example.id: example.reference for example in load_scenes(visible["example_id"].unique())}
     kinds = [
         "right" if right else error_of(text, references[example])

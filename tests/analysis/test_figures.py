@@ -23,8 +23,8 @@ def drawn(dopd: Path, opd: Path, theme: str) -> dict[str, go.Figure]:
     return {
         "curves": figures.curves(run_tables.metrics(dopd, ("loss",)), title="Loss", theme=theme),
         "compared": figures.curves(compare.metrics_of(dopd, opd, ("loss",)), title="Loss", theme=theme),
-        "stacked": figures.stacked_shares(regimes.shares_over_steps(dopd, split="kind"), theme=theme),
-        "bars of shares": figures.share_bars(regimes.shares_by(dopd, "kind"), title="Kinds", theme=theme),
+        "stacked": figures.stacked_shares(regimes.shares_over_steps(dopd, split="token_type"), theme=theme),
+        "bars of shares": figures.share_bars(regimes.shares_by(dopd, "token_type"), title="Kinds", theme=theme),
         "gaps": figures.gap_curves(regimes.gaps_over_steps(dopd), theme=theme),
         "sankey": figures.sankey(movement.transitions(dopd), notes, theme=theme),
         "regimes": figures.heatmap(probe, title="Probe", notes=notes, theme=theme),
@@ -117,7 +117,7 @@ def test_an_axis_of_a_constant_begins_at_zero() -> None:
         [
             {
                 "step": step,
-                "truth": "visible",
+                "visibility": "visible",
                 "abs_capability_gap": 0.1,
                 "abs_information_gap": 0.1,
                 "num_positions": 3,

@@ -96,7 +96,7 @@ def test_one_answer_is_ready_to_be_drawn(dopd: Path) -> None:
         tokens.answer(dopd, 2, 99)
 
 
-@pytest.mark.parametrize("split", [None, "kind", "truth", "domain"])
+@pytest.mark.parametrize("split", [None, "token_type", "visibility", "domain"])
 @pytest.mark.parametrize("probe", [False, True])
 def test_shares_partition_each_step_and_group(dopd: Path, split: str | None, probe: bool) -> None:
     frame = regimes.shares_over_steps(dopd, split=split, probe=probe).frame
@@ -122,7 +122,7 @@ def test_long_runs_are_taken_together_without_losing_a_token(dopd: Path) -> None
 
 
 def test_shares_of_a_stretch_and_gaps_agree_with_the_positions(dopd: Path) -> None:
-    part = regimes.shares_by(dopd, "kind", first=2, last=3).frame
+    part = regimes.shares_by(dopd, "token_type", first=2, last=3).frame
     counted = open_traces(dopd).sql("SELECT count(*) AS n FROM tokens WHERE step BETWEEN 2 AND 3")["n"][0].as_py()
     assert part["num_positions"].sum() == counted
     gaps = regimes.gaps_over_steps(dopd).frame
@@ -188,7 +188,7 @@ def test_other_answers_are_aligned_by_their_common_stretches() -> None:
 def test_accuracies_and_curves_of_two_runs(dopd: Path, opd: Path) -> None:
     result = compare.accuracy_beside(dopd, opd)
     (row,) = (
-        row for row in result.rows if (row["policy"], row["context"], row["truth"]) == ("student", "plain", "all")
+        row for row in result.rows if (row["policy"], row["context"], row["visibility"]) == ("student", "plain", "all")
     )
     for run, side in ((dopd, "a"), (opd, "b")):
         for step, name in ((0, "first"), (4, "last")):
@@ -199,7 +199,7 @@ def test_accuracies_and_curves_of_two_runs(dopd: Path, opd: Path) -> None:
             ]
             assert row[f"{name}_{side}"] == pytest.approx(np.mean([item.reward for item in requested]))
             assert row[f"count_{side}"] == len(requested)
-    long = compare.accuracy_of(dopd, opd).frame.set_index(["run", "policy", "context", "truth", "step"])
+    long = compare.accuracy_of(dopd, opd).frame.set_index(["run", "policy", "context", "visibility", "step"])
     assert long.loc[("opd", "student", "plain", "all", 4)]["accuracy"] == row["last_b"]
     assert result.units["first_a"] == "dopd, step 0" and result.units["last_b"] == "opd, step 4"
     assert compare.evaluated_apart(dopd, opd)[::2] == (0, 0)
@@ -219,7 +219,7 @@ def test_a_run_evaluated_once_has_no_newest_accuracy_and_other_questions_are_cou
     first.write_text("".join(line for line in kept if json.loads(line)["example_id"] != gone))
     result = compare.accuracy_beside(dopd, once)
     (row,) = (
-        row for row in result.rows if (row["policy"], row["context"], row["truth"]) == ("student", "plain", "all")
+        row for row in result.rows if (row["policy"], row["context"], row["visibility"]) == ("student", "plain", "all")
     )
     assert row["last_a"] is not None and row["last_b"] is None and row["confidence_b"] is not None
     assert row["count_b"] == row["count_a"] - 1
@@ -233,16 +233,16 @@ def test_shares_bought_by_information_are_those_of_the_positions(dopd: Path) -> 
                       sum(abs(contribution)) FILTER (abs(information_gap) > abs(capability_gap)) / sum(abs(contribution)) AS loss
                FROM tokens GROUP BY step ORDER BY step"""
     expected = open_traces(dopd).sql(query).to_pandas()
-    values = frame[frame["truth"] == "all"]
+    values = frame[frame["visibility"] == "all"]
     np.testing.assert_allclose(values["position_share"], expected["share"])
     np.testing.assert_allclose(values["loss_share"], expected["loss"].fillna(0.0), rtol=1e-5)
-    assert illusion.loss_by_truth(dopd).frame["position_share"].sum() == pytest.approx(1.0)
+    assert illusion.loss_by_visibility(dopd).frame["position_share"].sum() == pytest.approx(1.0)
 
 
 def test_of_a_long_run_neighbouring_steps_are_one_point(dopd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(illusion, "MAX_POINTS", 2)
     frame = illusion.information_dominated_loss(dopd).frame
-    values = frame[frame["truth"] == "all"]
+    values = frame[frame["visibility"] == "all"]
     steps = sorted(open_traces(dopd).steps("tokens"))
     half = -(-len(steps) // 2)
     assert values[["first_step", "step"]].to_numpy().tolist() == [[steps[0], steps[half - 1]], [steps[half], steps[-1]]]
@@ -260,7 +260,7 @@ def test_auroc_by_hand() -> None:
 def test_worst_cases_are_ranked_and_open_in_the_token_view(dopd: Path) -> None:
     result = illusion.worst_cases(dopd)
     for row in result.rows:
-        assert row["information_gap"] > abs(row["capability_gap"]) and row["source"]
+        assert row["information_gap"] > abs(row["capability_gap"]) and row["target"]
     if not result.empty:
         assert result.frame["loss"].is_monotonic_decreasing
         row = result.rows[0]
@@ -269,7 +269,7 @@ def test_worst_cases_are_ranked_and_open_in_the_token_view(dopd: Path) -> None:
     wrong = illusion.confidently_wrong(dopd).frame
     assert wrong["confidence"].is_monotonic_decreasing
     reliable = illusion.reliability(dopd).frame
-    assert reliable.loc[reliable["truth"] == "all", "count"].sum() == 6
+    assert reliable.loc[reliable["visibility"] == "all", "count"].sum() == 6
 
 
 @pytest.fixture(scope="module")
@@ -288,11 +288,11 @@ def test_worst_cases_of_a_long_run_are_those_of_all_its_tokens(
 ) -> None:
     every = illusion.worst_cases(long_run, limit=20).rows
     monkeypatch.setattr(illusion, "MAX_RANKED_TOKENS", 200)
-    few, recorded = illusion._even_steps(long_run, 200, "truth = 'privileged'")
+    few, recorded = illusion._even_steps(long_run, 200, "visibility = 'privileged'")
     assert len(few) < recorded, "the first look reads a part of the run only"
     assert illusion.worst_cases(long_run, limit=20).rows == every and len(every) == 20
     losses = long_run.sql(
-        "SELECT loss FROM tokens WHERE information_gap > greatest(capability_gap, 0) AND truth = 'privileged' "
+        "SELECT loss FROM tokens WHERE information_gap > greatest(capability_gap, 0) AND visibility = 'privileged' "
         "ORDER BY loss DESC LIMIT 20"
     )
     assert [row["loss"] for row in every] == losses["loss"].to_pylist()
@@ -325,11 +325,11 @@ def test_a_separation_that_reads_some_steps_only_says_so(long_run: Traces, monke
         illusion.accuracy,
         illusion.reliability,
         illusion.information_dominated_loss,
-        illusion.loss_by_truth,
+        illusion.loss_by_visibility,
         illusion.separation,
         illusion.worst_cases,
         illusion.confidently_wrong,
-        lambda run: regimes.shares_by(run, "kind"),
+        lambda run: regimes.shares_by(run, "token_type"),
         lambda run: movement.of_probe(run, 0),
         lambda run: compare.shared_examples(run, run),
         lambda run: compare.accuracy_beside(run, run),

@@ -85,7 +85,7 @@ def test_the_gradient_is_that_of_the_formula_and_nothing_else_is_differentiated(
         total = total - ((logprob.detach() + 2.0).exp() * advantage * logprob).mean() / len(created)
     total.backward()
     assert torch.allclose(grad(policies), table.grad, atol=1e-6)
-    assert scored.method.regimes["KEPT"].source == "teacher"
+    assert scored.method.regimes["KEPT"].target == "teacher"
 
 
 def test_the_band_lowers_the_variance_of_gradients_from_stale_answers() -> None:

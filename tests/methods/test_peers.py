@@ -129,14 +129,16 @@ def test_a_study_asks_each_learner_and_compares_it_with_its_own_start(models: di
     train(run)
     evaluate_study_run(run, study.evaluate)
     results = collect(study)
-    assert [row.name for row in results.rows] == ["base", "teacher", "one"]
+    assert [row.name for row in results.rows] == ["untrained", "teacher", "one"]
     requested = [
         (comparison.variant, comparison.data, comparison.against)
         for comparison in results.comparisons
-        if comparison.measure == "accuracy" and comparison.truth == "all"
+        if comparison.measure == "accuracy" and comparison.visibility == "all"
     ]
     assert {
-        ("one", data, against) for data in ("scenes:eval", "scenes:eval, asked of ann") for against in (None, "base")
+        ("one", data, against)
+        for data in ("scenes:eval", "scenes:eval, asked of ann")
+        for against in (None, "untrained")
     } <= set(requested)
     text = markdown(results)
     assert "## scenes:eval, shown plain" in text and "## scenes:eval, asked of ann, shown plain" in text

@@ -91,7 +91,7 @@ def test_lm_kd_mixes_the_tokens_of_the_data_and_the_teacher(alpha: float) -> Non
         sampling=SamplingOptions(8),
         dataset_share=method.dataset_share,
     )
-    assert [(item.source, item.ids) for item in written] == [("dataset", (5, 3, 0)), ("dataset", (7, 0))]
+    assert [(item.sampled_by, item.ids) for item in written] == [("dataset", (5, 3, 0)), ("dataset", (7, 0))]
     batch = Batch(tuple(written))
     scored = learn(method, policies, batch)
     student, teacher = (policies[who].tables["plain"].detach()[batch.position] for who in ("student", "teacher"))

@@ -50,7 +50,9 @@ def make_batch():
             loss_normalizer=draw().abs(),
             loss=draw().abs(),
             token_texts=tuple(tuple(f"w{token}" for token in row.tolist()) for row in ids),
-            kinds=tuple(tuple(("tag", "privileged") if at % 2 else ("", None) for at in range(one)) for one in lengths),
+            labels=tuple(
+                tuple(("tag", "privileged") if at % 2 else ("", None) for at in range(one)) for one in lengths
+            ),
             alternatives=_alternatives(num_positions, top, generator) if top else None,
         )
 

@@ -70,9 +70,9 @@ def test_gaps_of_missing_views_are_null(tmp_path, make_batch):
 
 
 def test_positions_know_source_and_divergence_of_their_regime(run):
-    rows = open_traces(run).sql("SELECT DISTINCT regime, source, divergence FROM tokens").to_pylist()
-    assert {row["regime"]: row["source"] for row in rows} == {"low": "teacher", "high": "self", "none": None}
-    assert all(row["divergence"] for row in rows if row["source"])
+    rows = open_traces(run).sql("SELECT DISTINCT regime, target, divergence FROM tokens").to_pylist()
+    assert {row["regime"]: row["target"] for row in rows} == {"low": "teacher", "high": "self", "none": None}
+    assert all(row["divergence"] for row in rows if row["target"])
 
 
 def test_the_header_tells_method_views_and_regimes(run):
@@ -185,8 +185,8 @@ def test_aggregates_of_a_rollout_are_those_of_its_positions(run, make_batch):
         ({"domain": "count"}, 8),
         ({"right": True}, 8),
         ({"right": False}, 4),
-        ({"truth": "privileged"}, 8),  # the two of three and five tokens, at four steps
-        ({"truth": "visible"}, 0),
+        ({"visibility": "privileged"}, 8),  # the two of three and five tokens, at four steps
+        ({"visibility": "visible"}, 0),
         ({"step": 1, "right": True, "domain": "read"}, 1),
         ({"domain": "'; DROP TABLE x; --"}, 0),
     ],
@@ -211,8 +211,8 @@ def test_a_regime_keeps_rollouts_with_such_a_position(run):
 
 def test_filters_of_tokens_hold_of_one_and_the_same_token(run):
     traces = open_traces(run)
-    names = ("regime", "kind", "truth")
-    found = traces.sql("SELECT step, rollout_idx, regime, kind, truth FROM tokens").to_pylist()
+    names = ("regime", "token_type", "visibility")
+    found = traces.sql("SELECT step, rollout_idx, regime, token_type, visibility FROM tokens").to_pylist()
     values = [[None, *sorted({row[name] for row in found if row[name]})] for name in names]
     differing = 0
     for chosen in itertools.product(*values):
@@ -388,7 +388,7 @@ def test_the_effective_weight_is_the_rules_times_that_of_the_losses(tmp_path, ma
 
 
 def test_traces_that_do_not_say_what_losses_weigh_have_no_effective_weight(tmp_path, make_batch, monkeypatch):
-    older = lambda regime: TracedRegime(regime.source, regime.divergence, regime.meaning)  # noqa: E731
+    older = lambda regime: TracedRegime(regime.target, regime.divergence, regime.meaning)  # noqa: E731
     monkeypatch.setattr("workbench.traces.writer._traced_regime", older)
     writer(tmp_path).write(make_batch())
     rows = open_traces(tmp_path).sql("SELECT DISTINCT regime, effective_weight AS known FROM tokens").to_pylist()

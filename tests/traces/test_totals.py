@@ -14,7 +14,7 @@ SUMS = """
     sum(CAST(abs(information_gap) > abs(capability_gap) AS INT)) AS num_information_dominated,
     sum(abs(contribution) * CAST(abs(information_gap) > abs(capability_gap) AS INT)) AS information_dominated_abs_loss,
     sum(entropy_student) AS entropy_student, sum(exp(max_logprob_student)) AS confidence_student"""
-KEY = "step, process_rank, domain, kind, truth, regime"
+KEY = "step, process_rank, domain, token_type, visibility, regime"
 
 
 @pytest.fixture
@@ -46,15 +46,20 @@ def test_rollouts_hold_the_means_of_their_positions(traces):
         """SELECT step, process_rank, rollout_idx, avg(capability_gap) AS mean_capability_gap,
                   avg(information_gap) AS mean_information_gap, avg(loss) AS mean_loss,
                   sum(contribution) AS total_contribution, histogram(regime) AS regime_counts,
-                  list_sort(list_distinct(list(kind))) AS kinds, list_sort(list_distinct(list(truth))) AS truths
+                  list_sort(list_distinct(list(token_type))) AS token_types, list_sort(list_distinct(list(visibility))) AS visibilities
            FROM tokens GROUP BY ALL ORDER BY ALL"""
     ).to_pylist()
-    columns = ", ".join(f"list_sort({name}) AS {name}" if name in ("kinds", "truths") else name for name in expected[0])
+    columns = ", ".join(
+        f"list_sort({name}) AS {name}" if name in ("token_types", "visibilities") else name for name in expected[0]
+    )
     found = traces.sql(f"SELECT {columns} FROM rollouts WHERE num_positions > 0 ORDER BY ALL").to_pylist()
     assert len(found) == len(expected) == 4 * 3
     for one, other in zip(found, expected, strict=True):
         assert sorted(one.pop("regime_counts")) == sorted(other.pop("regime_counts"))
-        assert (one.pop("kinds"), one.pop("truths")) == (other.pop("kinds"), other.pop("truths") or [])
+        assert (one.pop("token_types"), one.pop("visibilities")) == (
+            other.pop("token_types"),
+            other.pop("visibilities") or [],
+        )
         assert one == pytest.approx(other, rel=1e-5)
 
 
@@ -62,7 +67,7 @@ def test_an_empty_answer_has_no_means_and_no_part_of_the_loss(traces):
     row = traces.sql("SELECT * FROM rollouts WHERE num_positions = 0 LIMIT 1").to_pylist()[0]
     assert row["mean_loss"] is None and row["mean_capability_gap"] is None
     assert row["total_contribution"] == 0
-    assert (row["regime_counts"], row["kinds"], row["truths"]) == ([], [], [])
+    assert (row["regime_counts"], row["token_types"], row["visibilities"]) == ([], [], [])
 
 
 def test_sums_of_gaps_that_a_method_lacks_are_null(tmp_path, make_batch):
@@ -71,7 +76,7 @@ def test_sums_of_gaps_that_a_method_lacks_are_null(tmp_path, make_batch):
     traces = open_traces(tmp_path)
     assert traces.sql("SELECT count(*) AS n FROM aggregates WHERE information_gap IS NOT NULL")["n"][0].as_py() == 0
     assert traces.sql("SELECT sum(entropy_teacher) > 0 AS known FROM aggregates")["known"][0].as_py()
-    assert traces.rollouts(kind="tag").num_rows == traces.count_rollouts(kind="tag") == 2
+    assert traces.rollouts(token_type="tag").num_rows == traces.count_rollouts(token_type="tag") == 2
     assert traces.rollouts(example="e2").num_rows == 1
 
 

@@ -40,8 +40,8 @@ def test_positions_come_back_bit_for_bit(tmp_path, make_batch):
     np.testing.assert_array_equal(floats(tmp_path, "weight"), batch.routing.weight.numpy())
     assert column(tmp_path, "token_id") == [token for one in batch.rollouts for token in one.ids]
     assert column(tmp_path, "token_text") == [text for texts in batch.token_texts for text in texts]
-    assert column(tmp_path, "kind") == [kind for kinds in batch.kinds for kind, _ in kinds]
-    assert column(tmp_path, "truth") == [truth for kinds in batch.kinds for _, truth in kinds]
+    assert column(tmp_path, "token_type") == [token_type for labels in batch.labels for token_type, _ in labels]
+    assert column(tmp_path, "visibility") == [visibility for labels in batch.labels for _, visibility in labels]
     assert column(tmp_path, "regime") == [list(batch.regimes)[idx] for idx in batch.routing.regime]
     assert column(tmp_path, "rollout_idx") == [0] * 3 + [2] * 5 + [3]
     assert column(tmp_path, "position") == [0, 1, 2, 0, 1, 2, 3, 4, 0]

@@ -50,8 +50,8 @@ def test_figures_stay_whole_through_every_choice_of_their_tab(visit) -> None:
     choose(page, "#movement-last", "2")
     expect(page).to_have_url(re.compile("to=2"))
     whole_figures(page)
-    choose(page, "#movement-split", "by truth")
-    expect(page).to_have_url(re.compile("panels=truth"))
+    choose(page, "#movement-split", "by visibility")
+    expect(page).to_have_url(re.compile("panels=visibility"))
     whole_figures(page)
     page.locator("#movement-probes tr[data-key]").nth(1).click()
     expect(page).to_have_url(re.compile("probe=1"))
@@ -227,7 +227,7 @@ def test_a_wrong_answer_opens_with_its_picture(visit, runs: Path) -> None:
     expect(page.locator("#data-given textarea, #data-given input").first).to_have_value(given)
 
 
-def test_titles_say_what_their_axes_say_and_a_truth_has_one_color(visit, runs: Path) -> None:
+def test_titles_say_what_their_axes_say_and_a_visibility_has_one_color(visit, runs: Path) -> None:
     drawn = """() => [...document.querySelectorAll('#tab-illusion .js-plotly-plot')].map(one => ({
         title: one._fullLayout.title.text, axis: one._fullLayout.xaxis?.title?.text || '',
         tints: one.data.map(trace => [trace.name, trace.line?.color || trace.marker?.color]), bars: one.data[0]?.y }))"""
@@ -237,9 +237,9 @@ def test_titles_say_what_their_axes_say_and_a_truth_has_one_color(visit, runs: P
         tints: dict[str, set] = {}
         for figure in result:
             for name, tint in figure["tints"]:
-                for truth in ("visible", "privileged"):
-                    if name and name.split()[0] == truth:
-                        tints.setdefault(truth, set()).add(tint)
+                for visibility in ("visible", "privileged"):
+                    if name and name.split()[0] == visibility:
+                        tints.setdefault(visibility, set()).add(tint)
         assert all(len(each) == 1 for each in tints.values()) and (tints or run != "dopd")
         for figure in result:
             group = re.search(r"Over-confidence on (\w+) questions", figure["title"])

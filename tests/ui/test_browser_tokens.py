@@ -127,20 +127,24 @@ def scenes(runs: Path) -> Iterator[str]:
 def test_filters_of_tokens_hold_of_one_token_that_is_marked_and_opened(visit, scenes: str, runs: Path) -> None:
     found = (
         open_traces(runs / scenes)
-        .sql("SELECT step, rollout_idx, position, regime, kind, truth FROM tokens")
+        .sql("SELECT step, rollout_idx, position, regime, token_type, visibility FROM tokens")
         .to_pylist()
     )
     fitting = {}
     for row in found:
-        for kind, truth in ((row["kind"], row["truth"]), (row["kind"], None), (None, row["truth"])):
-            if kind or truth:
-                fitting.setdefault((row["regime"], kind, truth), {}).setdefault(
+        for token_type, visibility in (
+            (row["token_type"], row["visibility"]),
+            (row["token_type"], None),
+            (None, row["visibility"]),
+        ):
+            if token_type or visibility:
+                fitting.setdefault((row["regime"], token_type, visibility), {}).setdefault(
                     (row["step"], row["rollout_idx"]), []
                 ).append(row["position"])
 
     def apart(chosen: tuple) -> int:
         """Answers that have a token for each of the three."""
-        names = ("regime", "kind", "truth")
+        names = ("regime", "token_type", "visibility")
         each = [
             {(row["step"], row["rollout_idx"]) for row in found if row[name] == value}
             for name, value in zip(names, chosen, strict=True)
@@ -152,7 +156,7 @@ def test_filters_of_tokens_hold_of_one_token_that_is_marked_and_opened(visit, sc
     answers = fitting[chosen]
     assert apart(chosen) > len(answers), "a filter that asked for each by itself would keep more"
     query = "&".join(
-        f"{name}={value}" for name, value in zip(("regime", "kind", "truth"), chosen, strict=True) if value
+        f"{name}={value}" for name, value in zip(("regime", "token_type", "visibility"), chosen, strict=True) if value
     )
     page = visit(f"run={scenes}&{query}", "tokens")
     expect(page.locator("#tokens-where")).to_contain_text(f"of {len(answers)} answers")

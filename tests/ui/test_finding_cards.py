@@ -17,9 +17,13 @@ from workbench.runs.folder import RunFolder
 CONFIG = "models: {teacher: t}\nmethod: {name: dopd, privilege: crop}\n"
 
 
-def rows(step: int, policy: str, context: str, rewards: str, truth: str | None, sure: float = 0.5) -> list[EvalRecord]:
+def rows(
+    step: int, policy: str, context: str, rewards: str, visibility: str | None, sure: float = 0.5
+) -> list[EvalRecord]:
     return [
-        EvalRecord(step, policy, context, f"{truth}{number}", "", truth, "3", "3", float(reward), sure, 2, True)
+        EvalRecord(
+            step, policy, context, f"{visibility}{number}", "", visibility, "3", "3", float(reward), sure, 2, True
+        )
         for number, reward in enumerate(rewards)
     ]
 

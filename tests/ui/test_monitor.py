@@ -51,7 +51,7 @@ def a_run(context: AppContext, name: str = "one", steps_done: int = 3, **facts: 
             "context": "plain",
             "example_id": "scene-1",
             "domain": "",
-            "truth": None,
+            "visibility": None,
             "answer": "4",
             "text": text,
             "reward": float(step > 0),

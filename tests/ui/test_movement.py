@@ -8,7 +8,7 @@ from workbench.app.context import AppContext
 from workbench.app.tabs import movement
 from workbench.errors import TraceError
 
-VALUE, FIRST, LAST, TRUTH, SPLIT, MEASURE, LISTED, MAP, HEATMAP, FLOW, SHARES, MOVED = range(12)
+VALUE, FIRST, LAST, VISIBILITY, SPLIT, MEASURE, LISTED, MAP, HEATMAP, FLOW, SHARES, MOVED = range(12)
 
 
 def draw(context: AppContext, run: str = "dopd", **values: str) -> tuple:
@@ -47,7 +47,7 @@ def test_flows_between_steps_that_were_not_probed_are_refused(context: AppContex
         movement.draw_flow(traces, "0", "3", "", "light")
     drawn = draw(context, **{"from": "3", "to": "2", "of": "visible", "panels": "no such"})
     assert drawn[FIRST].value == "0", "a step of another run falls back"
-    assert drawn[LAST].value == "2" and drawn[TRUTH] == "visible" and drawn[SPLIT] == ""
+    assert drawn[LAST].value == "2" and drawn[VISIBILITY] == "visible" and drawn[SPLIT] == ""
 
 
 def test_shares_split_by_domain_have_a_panel_each(context: AppContext) -> None:
@@ -58,9 +58,9 @@ def test_shares_split_by_domain_have_a_panel_each(context: AppContext) -> None:
 
 def test_choosing_a_token_that_moved_opens_it_at_the_last_probed_step(context: AppContext) -> None:
     address = movement.moved_address(
-        context, "dopd", {"panels": "kind", "regime": "HT"}, {"process": 0, "rollout": 2, "position": 5}
+        context, "dopd", {"panels": "token_type", "regime": "HT"}, {"process": 0, "rollout": 2, "position": 5}
     )
-    assert address == {"panels": "kind", "step": "4", "rollout": "2", "probe": "1", "token": "5"}
+    assert address == {"panels": "token_type", "step": "4", "rollout": "2", "probe": "1", "token": "5"}
     assert movement.probe_address({"step": "2"}, {"process": 0, "rollout": 1}) == {
         "step": "2",
         "rollout": "1",

@@ -44,7 +44,7 @@ def write(
             Comparison("opd", None, *shared, 0.612, 0.60, 0.63, 2, 96, ""),
             Comparison("dopd", None, *shared, 0.642, 0.62, 0.66, 2, 96, ""),
             Comparison("dopd", "opd", *shared, 0.03, 0.011, 0.049, 2, 96, "better"),
-            Comparison("dopd", "base", *shared, -0.01, -0.03, 0.01, 2, 96, "not distinguishable"),
+            Comparison("dopd", "untrained", *shared, -0.01, -0.03, 0.01, 2, 96, "not distinguishable"),
         ]
         _write_parquet(folder / "comparisons.parquet", rows, "small")
     return folder

@@ -3,7 +3,7 @@
 table.py      a table with its run, its units, and a message if it is empty
 runs.py       list of runs, metric curves, difference of two configurations
 tokens.py     pages of answers; one answer as a TokenView
-regimes.py    regime shares by tokens and by loss, over steps, kinds, truths and domains
+regimes.py    regime shares by tokens and by loss, over steps, kinds, visibilities and domains
 movement.py   probes: regime changes of fixed tokens over training
 compare.py    two runs on the same example; their metrics and accuracies side by side
 illusion.py   accuracy, calibration, and loss on tokens that only the evidence explains

@@ -132,23 +132,23 @@ def metrics_of(first: str | Path, second: str | Path, names: tuple[str, ...], *,
 
 
 def accuracy_of(*runs: str | Path) -> Table:
-    """Accuracy and confidence of every policy at the first and the last evaluation, per context and truth."""
-    columns = ["run", "policy", "context", "truth", "step", "count", "accuracy", "confidence", "change"]
+    """Accuracy and confidence of every policy at the first and the last evaluation, per context and visibility."""
+    columns = ["run", "policy", "context", "visibility", "step", "count", "accuracy", "confidence", "change"]
     rows = []
     run_names = names_of(*runs)
     for run, name in zip(runs, run_names, strict=True):
         answered = answers_of(run)
         measures = tabulate(answered)
-        for (step, policy, context, truth), measured in measures.items():
-            steps = sorted({key[0] for key in measures if key[1:] == (policy, context, truth)})
+        for (step, policy, context, visibility), measured in measures.items():
+            steps = sorted({key[0] for key in measures if key[1:] == (policy, context, visibility)})
             if step in (steps[0], steps[-1]):
-                before = measures[(steps[0], policy, context, truth)].accuracy
+                before = measures[(steps[0], policy, context, visibility)].accuracy
                 rows.append(
                     {
                         "run": name,
                         "policy": policy,
                         "context": context,
-                        "truth": truth,
+                        "visibility": visibility,
                         "step": step,
                         "count": measured.count,
                         "accuracy": measured.accuracy,
@@ -166,7 +166,7 @@ def accuracy_of(*runs: str | Path) -> Table:
 
 
 def accuracy_beside(first: str | Path, second: str | Path) -> Table:
-    """Evaluations of both runs side by side: a row per policy, context and truth.
+    """Evaluations of both runs side by side: a row per policy, context and visibility.
 
     Columns of each run (suffix _a or _b): questions, accuracy at its first and its newest evaluation, newest
     confidence. A run with a single evaluation has no newest accuracy. The units name the run and the step.
@@ -177,7 +177,7 @@ def accuracy_beside(first: str | Path, second: str | Path) -> Table:
         measured = tabulate(answers_of(run))
         steps = sorted({key[0] for key in measured}) or [None]
         for (step, *group), measured_group in measured.items():
-            row = rows.setdefault(tuple(group), dict(zip(("policy", "context", "truth"), group, strict=True)))
+            row = rows.setdefault(tuple(group), dict(zip(("policy", "context", "visibility"), group, strict=True)))
             row.setdefault(f"count_{side}", measured_group.count)
             if step == steps[0]:
                 row[f"first_{side}"] = measured_group.accuracy
@@ -192,7 +192,7 @@ def accuracy_beside(first: str | Path, second: str | Path) -> Table:
     columns = [
         "policy",
         "context",
-        "truth",
+        "visibility",
         *(f"{column}_{side}" for side in "ab" for column in ("count", "first", "last", "confidence")),
     ]
     return table(

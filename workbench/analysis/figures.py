@@ -22,7 +22,7 @@ from workbench.analysis.style import (
     SANS,
     SERIES,
     SURFACE,
-    TRUTHS,
+    VISIBILITIES,
     base_figure,
     bound,
     colorscale,
@@ -170,7 +170,7 @@ def _add_share(
 
 
 def share_bars(table: Table, *, by: str = "position_share", title: str, theme: str = "light") -> go.Figure:
-    """Regime shares per kind, truth or domain as stacked bars with token counts; `title` as in stacked_shares."""
+    """Regime shares per token type, visibility or domain, stacked, with token counts; `title` as in stacked_shares."""
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     frame = table.frame.fillna({by: 0.0})
@@ -216,35 +216,35 @@ def share_bars(table: Table, *, by: str = "position_share", title: str, theme: s
 def gap_curves(
     table: Table, *, title: str = "Capability and information gap", theme: str = "light", by_size: bool = True
 ) -> go.Figure:
-    """Mean capability and information gap per token over steps, a panel per truth."""
+    """Mean capability and information gap per token over steps, a panel per visibility."""
     columns = ("abs_capability_gap", "abs_information_gap") if by_size else ("capability_gap", "information_gap")
     if table.empty or table.frame[list(columns)].isna().all(axis=None):
         message = table.empty or "This method has no privileged student, so its gap cannot be split."
         return empty_figure(message, theme, title=title)
-    truths = list(table.frame["truth"].unique())
+    visibilities = list(table.frame["visibility"].unique())
     figure = make_subplots(
         1,
-        len(truths),
+        len(visibilities),
         shared_yaxes=True,
         horizontal_spacing=0.04,
-        subplot_titles=[escaped(f"{truth} tokens") for truth in truths],
+        subplot_titles=[escaped(f"{visibility} tokens") for visibility in visibilities],
     )
     _style_panels(figure, theme, title=title, subtitle=table.run)
-    for panel_idx, truth in enumerate(truths):
-        of_truth = table.frame[table.frame["truth"] == truth]
+    for panel_idx, visibility in enumerate(visibilities):
+        of_visibility = table.frame[table.frame["visibility"] == visibility]
         for column, color, dash in zip(columns, (CAPABILITY, INFORMATION), DASHES, strict=False):
             name = column.split("_")[0] + " gap"
             figure.add_scatter(
-                x=of_truth["step"],
-                y=of_truth[column],
+                x=of_visibility["step"],
+                y=of_visibility[column],
                 name=name,
                 legendgroup=name,
                 showlegend=panel_idx == 0,
-                mode="lines" if len(of_truth) > 1 else "markers",
+                mode="lines" if len(of_visibility) > 1 else "markers",
                 line={"width": 2, "color": color[theme], "dash": dash},
-                customdata=of_truth["num_positions"],
-                hovertemplate=f"<b>{name}</b> %{{y:.3f}} nats per token<br>%{{customdata:,}} {escaped(truth)} tokens, "
-                "step %{x}<extra></extra>",
+                customdata=of_visibility["num_positions"],
+                hovertemplate=f"<b>{name}</b> %{{y:.3f}} nats per token<br>%{{customdata:,}} {escaped(visibility)}"
+                " tokens, step %{x}<extra></extra>",
                 row=1,
                 col=panel_idx + 1,
             )
@@ -437,24 +437,26 @@ def separation_bars(table: Table, *, theme: str = "light") -> go.Figure:
 
 
 def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", theme: str = "light") -> go.Figure:
-    """Accuracy (solid) and confidence (dotted) of each policy in each context over steps, a panel per truth."""
+    """Accuracy (solid) and confidence (dotted) of each policy in each context over steps, a panel per visibility."""
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     frame = table.frame
-    truths = [name for name in ("all", "visible", "privileged") if (frame["truth"] == name).any()]
-    counts = [int(frame.loc[frame["truth"] == truth, "count"].max()) for truth in truths]
+    visibilities = [name for name in ("all", "visible", "privileged") if (frame["visibility"] == name).any()]
+    counts = [int(frame.loc[frame["visibility"] == visibility, "count"].max()) for visibility in visibilities]
     figure = make_subplots(
         1,
-        len(truths),
+        len(visibilities),
         shared_yaxes=True,
         horizontal_spacing=0.035,
-        subplot_titles=[f"{truth} · {n:,} questions" for truth, n in zip(truths, counts, strict=True)],
+        subplot_titles=[f"{visibility} · {n:,} questions" for visibility, n in zip(visibilities, counts, strict=True)],
     )
     _style_panels(figure, theme, title=title, subtitle=f"{table.run} · solid: accuracy, dotted: confidence", height=380)
     pairs = list(dict.fromkeys(zip(frame["policy"], frame["context"], strict=True)))
-    for panel_idx, truth in enumerate(truths):
+    for panel_idx, visibility in enumerate(visibilities):
         for number, (policy, context) in enumerate(pairs):
-            curve = frame[(frame["truth"] == truth) & (frame["policy"] == policy) & (frame["context"] == context)]
+            curve = frame[
+                (frame["visibility"] == visibility) & (frame["policy"] == policy) & (frame["context"] == context)
+            ]
             name = escaped(f"{policy}, {context}")
             for column, dash in (("accuracy", "solid"), ("confidence", "dot")):
                 figure.add_scatter(
@@ -471,7 +473,7 @@ def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", the
                         "opacity": 1 if dash == "solid" else 0.6,
                     },
                     customdata=curve["count"],
-                    hovertemplate=f"<b>{name}</b> {column} %{{y:.1%}}<br>%{{customdata}} {truth} questions, "
+                    hovertemplate=f"<b>{name}</b> {column} %{{y:.1%}}<br>%{{customdata}} {visibility} questions, "
                     "step %{x}<extra></extra>",
                     row=1,
                     col=panel_idx + 1,
@@ -481,7 +483,7 @@ def accuracy_curves(table: Table, *, title: str = "Accuracy and confidence", the
 
 
 def reliability(table: Table, *, title: str = "Calibration", theme: str = "light") -> go.Figure:
-    """Accuracy over confidence per truth; points below the diagonal are over-confident."""
+    """Accuracy over confidence per visibility; points below the diagonal are over-confident."""
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     figure = base_figure(theme, title=title, subtitle=table.run, height=400)
@@ -493,21 +495,21 @@ def reliability(table: Table, *, title: str = "Calibration", theme: str = "light
         name="calibrated",
         hoverinfo="skip",
     )
-    for number, (truth, curve) in enumerate(table.frame.groupby("truth", sort=False)):
+    for number, (visibility, curve) in enumerate(table.frame.groupby("visibility", sort=False)):
         figure.add_scatter(
             x=curve["confidence"],
             y=curve["accuracy"],
-            name=escaped(truth),
+            name=escaped(visibility),
             mode="lines+markers",
             customdata=curve["count"],
-            line={"width": 1.5, "color": TRUTHS[theme].get(truth, MUTED[theme])},
+            line={"width": 1.5, "color": VISIBILITIES[theme].get(visibility, MUTED[theme])},
             marker={
                 "size": [7 + 20 * (n / curve["count"].max()) ** 0.5 for n in curve["count"]],
                 "symbol": ("circle", "square", "diamond")[number % 3],
                 "opacity": 0.85,
                 "line": {"width": 1, "color": SURFACE[theme]},
             },
-            hovertemplate=f"<b>{escaped(truth)}</b> accuracy %{{y:.1%}}, confidence %{{x:.1%}}<br>"
+            hovertemplate=f"<b>{escaped(visibility)}</b> accuracy %{{y:.1%}}, confidence %{{x:.1%}}<br>"
             "%{customdata} questions<extra></extra>",
         )
     figure.update_xaxes(title_text="confidence, mean over questions", range=[-0.02, 1.03], tickformat=".0%")
@@ -515,7 +517,7 @@ def reliability(table: Table, *, title: str = "Calibration", theme: str = "light
 
 
 def information_share(table: Table, *, title: str = "Information-dominated loss", theme: str = "light") -> go.Figure:
-    """Shares of loss (solid) and tokens (dotted) whose information gap is the larger in size, by truth."""
+    """Shares of loss (solid) and tokens (dotted) whose information gap is the larger in size, by visibility."""
     if table.empty:
         return empty_figure(table.empty, theme, title=title)
     grouped = (
@@ -524,19 +526,19 @@ def information_share(table: Table, *, title: str = "Information-dominated loss"
         else " · each point: the steps since the last one"
     )
     figure = base_figure(theme, title=title, subtitle=f"{table.run} · solid: of loss, dotted: of tokens{grouped}")
-    for truth, curve in table.frame.groupby("truth", sort=False):
+    for visibility, curve in table.frame.groupby("visibility", sort=False):
         for column, dash in (("loss_share", "solid"), ("position_share", "dot")):
             figure.add_scatter(
                 x=curve["step"],
                 y=curve[column],
-                name=escaped(truth),
-                legendgroup=truth,
+                name=escaped(visibility),
+                legendgroup=visibility,
                 showlegend=dash == "solid",
                 mode="lines",
-                line={"width": 2, "color": TRUTHS[theme].get(truth, MUTED[theme]), "dash": dash},
+                line={"width": 2, "color": VISIBILITIES[theme].get(visibility, MUTED[theme]), "dash": dash},
                 customdata=curve["num_positions"],
-                hovertemplate=f"<b>{escaped(truth)}</b> %{{y:.1%}} {MEASURES[column]}<br>%{{customdata:,}} tokens, "
-                "step %{x}<extra></extra>",
+                hovertemplate=f"<b>{escaped(visibility)}</b> %{{y:.1%}} {MEASURES[column]}<br>%{{customdata:,}} tokens,"
+                " step %{x}<extra></extra>",
             )
     figure.update_yaxes(range=[0, 1.02], tickformat=".0%", title_text="information-dominated share")
     return step_axis(figure, table.frame["step"])
@@ -567,9 +569,9 @@ def _below_title(figure: go.Figure, pixels: int) -> int:
 
 
 def _notes_of(frame: pd.DataFrame) -> dict[str, RegimeNote]:
-    """The regimes in order, each with its source, which determines its color."""
+    """The regimes in order, each with its target, which determines its color."""
     named = frame.drop_duplicates("regime")
-    return {row.regime: RegimeNote("", None if pd.isna(row.source) else row.source) for row in named.itertuples()}
+    return {row.regime: RegimeNote("", None if pd.isna(row.target) else row.target) for row in named.itertuples()}
 
 
 def _series(theme: str, number: int) -> str:

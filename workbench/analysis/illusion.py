@@ -19,7 +19,7 @@ ACCURACY_COLUMNS = [
     "step",
     "policy",
     "context",
-    "truth",
+    "visibility",
     "count",
     "accuracy",
     "confidence",
@@ -47,11 +47,11 @@ MAX_RANKED_TOKENS = 100_000  # for an AUROC, about; of longer runs evenly spaced
 
 
 def accuracy(run_dir: str | Path) -> Table:
-    """Accuracy, confidence and calibration of every policy, context and truth, over steps."""
+    """Accuracy, confidence and calibration of every policy, context and visibility, over steps."""
     table_of = tabulate(answers_of(run_dir))
     rows = [
-        {"step": step, "policy": policy, "context": context, "truth": truth, **vars(measured)}
-        for (step, policy, context, truth), measured in table_of.items()
+        {"step": step, "policy": policy, "context": context, "visibility": visibility, **vars(measured)}
+        for (step, policy, context, visibility), measured in table_of.items()
     ]
     return table(rows, ACCURACY_COLUMNS, run=Path(run_dir).name, empty=no_evals(run_dir), units=ACCURACY_UNITS)
 
@@ -60,31 +60,35 @@ def reliability(
     run_dir: str | Path, *, step: int | None = None, policy: str = "student", context: str = "plain"
 ) -> Table:
     """Calibration curve: count, mean confidence and accuracy per tenth of confidence; default: the last evaluation."""
-    columns = ["truth", "bin", "count", "confidence", "accuracy"]
+    columns = ["visibility", "bin", "count", "confidence", "accuracy"]
     answered = [row for row in answers_of(run_dir) if row.policy == policy and row.context == context]
     answered = [row for row in answered if row.reward is not None]
     step = max((row.step for row in answered), default=0) if step is None else step
     rows = []
-    for truth in ("all", VISIBLE, PRIVILEGED):
-        of_truth = [row for row in answered if row.step == step and truth in ("all", row.truth)]
+    for visibility in ("all", VISIBLE, PRIVILEGED):
+        of_visibility = [row for row in answered if row.step == step and visibility in ("all", row.visibility)]
         for bin_idx in range(10):
-            part = [row for row in of_truth if min(9, int(10 * row.confidence)) == bin_idx]
+            part = [row for row in of_visibility if min(9, int(10 * row.confidence)) == bin_idx]
             if part:
                 confidence, accuracy = np.mean([row.confidence for row in part]), np.mean([row.reward for row in part])
                 rows.append(
                     dict(
-                        zip(columns, (truth, bin_idx / 10, len(part), float(confidence), float(accuracy)), strict=True)
+                        zip(
+                            columns,
+                            (visibility, bin_idx / 10, len(part), float(confidence), float(accuracy)),
+                            strict=True,
+                        )
                     )
                 )
     return table(rows, columns, run=Path(run_dir).name, empty=no_evals(run_dir), units={"count": "questions"})
 
 
 def information_dominated_loss(run: str | Path | Traces) -> Table:
-    """Shares of tokens and loss whose information gap is larger in size than their capability gap, per step and truth.
+    """Shares of tokens and loss whose information gap is larger than the capability gap, per step and visibility.
 
     If a run has more than MAX_POINTS recorded steps, neighbors are merged into one row, `first_step` to `step`.
     """
-    columns = ["first_step", "step", "truth", "num_positions", "position_share", "loss_share"]
+    columns = ["first_step", "step", "visibility", "num_positions", "position_share", "loss_share"]
     traces = traces_of(run)
     if traces is None or not has_gaps(traces):
         return table([], columns, run=run_name(traces), empty=NO_TRACES if traces is None else NO_SELF)
@@ -96,29 +100,30 @@ def information_dominated_loss(run: str | Path | Traces) -> Table:
         named AS (SELECT step, min(step) OVER same AS first_step, max(step) OVER same AS last_step FROM parts
                   WINDOW same AS (PARTITION BY part)),
         grouped AS (SELECT 'all' AS group_name, * FROM known
-                 UNION ALL SELECT coalesce(truth, 'not known') AS group_name, * FROM known)
-        SELECT first_step, last_step AS step, group_name AS truth, CAST(sum(num_positions) AS BIGINT) AS num_positions,
+                 UNION ALL SELECT coalesce(visibility, 'not known') AS group_name, * FROM known)
+        SELECT first_step, last_step AS step, group_name AS visibility,
+               CAST(sum(num_positions) AS BIGINT) AS num_positions,
                sum(num_information_dominated) / sum(num_positions) AS position_share,
                sum(information_dominated_abs_loss) / nullif(sum(abs_loss), 0) AS loss_share
-        FROM grouped JOIN named USING (step) GROUP BY ALL ORDER BY step, truth"""
+        FROM grouped JOIN named USING (step) GROUP BY ALL ORDER BY step, visibility"""
     units = {"num_positions": "tokens", "position_share": "share of tokens", "loss_share": "share of loss"}
     frame = traces.sql(query, {"points": MAX_POINTS}).to_pandas()
     return table(frame, columns, run=run_name(traces), empty=NO_TRACES, units=units)
 
 
-def loss_by_truth(run: str | Path | Traces) -> Table:
-    """Tokens, loss and mean gaps per truth, over the whole run."""
-    columns = ["truth", "num_positions", "position_share", "loss_share", "capability_gap", "information_gap"]
+def loss_by_visibility(run: str | Path | Traces) -> Table:
+    """Tokens, loss and mean gaps per visibility, over the whole run."""
+    columns = ["visibility", "num_positions", "position_share", "loss_share", "capability_gap", "information_gap"]
     traces = traces_of(run)
     if traces is None:
         return table([], columns, run="", empty=NO_TRACES)
     query = """
-        SELECT coalesce(truth, 'not known') AS truth, CAST(sum(num_positions) AS BIGINT) AS num_positions,
+        SELECT coalesce(visibility, 'not known') AS visibility, CAST(sum(num_positions) AS BIGINT) AS num_positions,
                sum(num_positions) / sum(sum(num_positions)) OVER () AS position_share,
                sum(abs_loss) / nullif(sum(sum(abs_loss)) OVER (), 0) AS loss_share,
                sum(capability_gap) / sum(num_positions) AS capability_gap,
                sum(information_gap) / sum(num_positions) AS information_gap
-        FROM aggregates GROUP BY ALL ORDER BY truth"""
+        FROM aggregates GROUP BY ALL ORDER BY visibility"""
     units = {
         "num_positions": "tokens",
         "position_share": "share of tokens",
@@ -139,13 +144,14 @@ def separation(run: str | Path | Traces) -> Table:
     traces = traces_of(run)
     if traces is None or not has_gaps(traces):
         return table([], columns, run=run_name(traces), empty=NO_TRACES if traces is None else NO_SELF)
-    steps, num_steps = _even_steps(traces, MAX_RANKED_TOKENS, "truth IS NOT NULL")
+    steps, num_steps = _even_steps(traces, MAX_RANKED_TOKENS, "visibility IS NOT NULL")
     names = ("information_gap", "capability_gap", "total_gap", "information_gap_size", "capability_gap_size")
-    query = """SELECT truth, information_gap, capability_gap, total_gap, abs(information_gap) AS information_gap_size,
+    query = """SELECT visibility, information_gap, capability_gap, total_gap,
+                abs(information_gap) AS information_gap_size,
                 abs(capability_gap) AS capability_gap_size FROM tokens
-                WHERE truth IN ('privileged', 'visible') AND list_contains($steps, step)"""
+                WHERE visibility IN ('privileged', 'visible') AND list_contains($steps, step)"""
     frame = traces.sql(query, {"steps": steps}).to_pandas()
-    is_privileged = (frame["truth"] == PRIVILEGED).to_numpy()
+    is_privileged = (frame["visibility"] == PRIVILEGED).to_numpy()
     rows = []
     if 0 < is_privileged.sum() < len(frame):
         rows = [
@@ -190,10 +196,10 @@ def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None =
         "process",
         "position",
         "token",
-        "kind",
-        "truth",
+        "token_type",
+        "visibility",
         "regime",
-        "source",
+        "target",
         "information_gap",
         "capability_gap",
         "loss",
@@ -205,7 +211,7 @@ def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None =
     if traces is None or not has_gaps(traces):
         return table([], columns, run=run_name(traces), empty=NO_TRACES if traces is None else NO_SELF)
     where = """($step IS NULL OR step = $step) AND information_gap > abs(capability_gap)
-               AND source IS NOT NULL AND coalesce(truth, 'privileged') = 'privileged'"""
+               AND target IS NOT NULL AND coalesce(visibility, 'privileged') = 'privileged'"""
     values = {"step": step, "limit": limit}
     steps, _ = _even_steps(traces, MAX_RANKED_TOKENS, "true")
     query = f"SELECT loss FROM tokens WHERE {where} AND list_contains($steps, step) ORDER BY loss DESC LIMIT $limit"
@@ -213,12 +219,13 @@ def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None =
     threshold = sampled[-1] if len(sampled) == limit else None
     query = f"""
         WITH worst AS (
-            SELECT step, process_rank, rollout_idx, position, token_text, kind, truth, regime, source,
+            SELECT step, process_rank, rollout_idx, position, token_text, token_type, visibility, regime, target,
                    information_gap, capability_gap, loss
             FROM tokens WHERE {where} {"" if threshold is None else "AND loss >= $least"}
             ORDER BY loss DESC, step DESC, rollout_idx, position LIMIT $limit)
         SELECT worst.step, worst.rollout_idx AS rollout, worst.process_rank AS process, position, token_text AS token,
-               kind, truth, regime, source, information_gap, capability_gap, loss, question, completion AS answer,
+               token_type, visibility, regime, target, information_gap, capability_gap, loss, question,
+               completion AS answer,
                answer AS expected
         FROM worst JOIN rollouts USING (step, process_rank, rollout_idx)
         ORDER BY loss DESC, worst.step DESC, rollout, position"""
@@ -230,7 +237,7 @@ def worst_cases(run: str | Path | Traces, *, limit: int = 50, step: int | None =
 
 def confidently_wrong(run_dir: str | Path, *, limit: int = 50) -> Table:
     """Wrong answers of the student in the last evaluation, by confidence."""
-    columns = ["step", "policy", "context", "example", "question", "truth", "confidence", "text", "answer"]
+    columns = ["step", "policy", "context", "example", "question", "visibility", "confidence", "text", "answer"]
     answered = answers_of(run_dir)
     last = max((row.step for row in answered), default=0)
     wrong = [row for row in answered if row.step == last and row.policy == "student" and row.reward == 0]

@@ -70,18 +70,19 @@ def of_probe(run: str | Path | Traces, rollout: int, *, process: int = 0) -> Mov
 
 
 def values_of_probe(run: str | Path | Traces, rollout: int, *, value: str = "regime", process: int = 0) -> Table:
-    """One probe in long form: step, position, token, kind, truth, and a value of each token at each step.
+    """One probe in long form: step, position, token, token_type, visibility, and a value of each token at each step.
 
     Raises: TraceError for an unknown value.
     """
     if value not in VALUES:
         raise TraceError(unknown("value", value, VALUES))
-    columns = ["step", "position", "token", "kind", "truth", "example", "value"]
+    columns = ["step", "position", "token", "token_type", "visibility", "example", "value"]
     traces = traces_of(run)
     if traces is None:
         return table([], columns, run="", empty=NO_PROBES)
     query = f"""
-        SELECT p.step, p.position, p.token_text AS token, p.kind, p.truth, r.example_id AS example, p.{value} AS value
+        SELECT p.step, p.position, p.token_text AS token, p.token_type, p.visibility,
+               r.example_id AS example, p.{value} AS value
         FROM probe_tokens AS p JOIN probe_rollouts AS r USING ({_KEY})
         WHERE p.rollout_idx = $rollout AND p.process_rank = $process ORDER BY p.step, p.position"""
     frame = traces.sql(query, {"rollout": rollout, "process": process}).to_pandas()
@@ -92,7 +93,7 @@ def values_of_probe(run: str | Path | Traces, rollout: int, *, value: str = "reg
 
 
 def transitions(
-    run: str | Path | Traces, first: int | None = None, last: int | None = None, *, truth: str | None = None
+    run: str | Path | Traces, first: int | None = None, last: int | None = None, *, visibility: str | None = None
 ) -> Table:
     """Numbers of probe tokens by regime at step `first` and at step `last`; default: the first and last probed step.
 
@@ -114,13 +115,13 @@ def transitions(
         FROM probe_tokens AS a
         JOIN probe_tokens AS b USING (process_rank, rollout_idx, position)
         LEFT JOIN regimes AS x ON x.regime = a.regime LEFT JOIN regimes AS y ON y.regime = b.regime
-        WHERE a.step = $first AND b.step = $last AND ($truth IS NULL OR a.truth = $truth)
+        WHERE a.step = $first AND b.step = $last AND ($visibility IS NULL OR a.visibility = $visibility)
         GROUP BY a.regime, b.regime, x.idx, y.idx ORDER BY x.idx, y.idx"""
-    frame = traces.sql(query, {"first": first, "last": last, "truth": truth}).to_pandas()
+    frame = traces.sql(query, {"first": first, "last": last, "visibility": visibility}).to_pandas()
     frame["examples"] = frame["examples"].str.slice(0, 80) if len(frame) else frame["examples"]
     empty = (
-        f"No probe token is {truth}. Choose all tokens."
-        if truth
+        f"No probe token is {visibility}. Choose all tokens."
+        if visibility
         else "The probes of these steps have no common tokens."
     )
     units = {"num_positions": "tokens", "share": "share of tokens"}
@@ -134,8 +135,8 @@ def most_moved(run: str | Path | Traces, *, limit: int = 50) -> Table:
         "process",
         "position",
         "token",
-        "kind",
-        "truth",
+        "token_type",
+        "visibility",
         "example",
         "changes",
         "way",
@@ -150,7 +151,8 @@ def most_moved(run: str | Path | Traces, *, limit: int = 50) -> Table:
                 PARTITION BY process_rank, rollout_idx, position ORDER BY step), true) AS changed
             FROM probe_tokens)
         SELECT m.rollout_idx AS rollout, m.process_rank AS process, m.position, any_value(m.token_text) AS token,
-               any_value(m.kind) AS kind, any_value(m.truth) AS truth, any_value(r.example_id) AS example,
+               any_value(m.token_type) AS token_type, any_value(m.visibility) AS visibility,
+               any_value(r.example_id) AS example,
                CAST(sum(CAST(changed AS INT)) - 1 AS BIGINT) AS changes,
                string_agg(m.regime, ' → ' ORDER BY m.step) FILTER (changed) AS way,
                avg(information_gap) AS information_gap
@@ -163,13 +165,13 @@ def most_moved(run: str | Path | Traces, *, limit: int = 50) -> Table:
     return table(frame, columns, run=run_name(traces), empty=empty, units=units)
 
 
-def changes_by(run: str | Path | Traces, split: str = "kind") -> Table:
-    """Regime changes per probe token, by kind or truth.
+def changes_by(run: str | Path | Traces, split: str = "token_type") -> Table:
+    """Regime changes per probe token, by token_type or visibility.
 
     Raises: TraceError for an unknown split.
     """
-    if split not in ("kind", "truth"):
-        raise TraceError(unknown("split", split, ("kind", "truth")))
+    if split not in ("token_type", "visibility"):
+        raise TraceError(unknown("split", split, ("token_type", "visibility")))
     columns = ["group", "tokens", "changes", "changes_per_token"]
     traces = traces_of(run)
     if traces is None:

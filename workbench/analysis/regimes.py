@@ -1,4 +1,4 @@
-"""Regime shares by tokens and by loss over steps, split by kind, truth or domain of the tokens."""
+"""Regime shares by tokens and by loss over steps, split by token_type, visibility or domain of the tokens."""
 
 from pathlib import Path
 
@@ -6,15 +6,15 @@ from workbench.analysis.table import NO_PROBES, NO_TRACES, Table, run_name, tabl
 from workbench.errors import TraceError, unknown
 from workbench.traces.reader import Traces
 
-SPLITS = ("kind", "truth", "domain")
-COLUMNS = ["step", "group", "regime", "source", "num_positions", "position_share", "loss_share"]
+SPLITS = ("token_type", "visibility", "domain")
+COLUMNS = ["step", "group", "regime", "target", "num_positions", "position_share", "loss_share"]
 UNITS = {"num_positions": "tokens", "position_share": "share of tokens", "loss_share": "share of loss"}
 
 
 def shares_over_steps(
     run: str | Path | Traces, *, split: str | None = None, bins: int = 200, probe: bool = False
 ) -> Table:
-    """Each regime's share of tokens and of loss, per step and, with `split`, per kind, truth or domain.
+    """Each regime's share of tokens and of loss, per step and, with `split`, per token_type, visibility or domain.
 
     bins   largest number of rows over steps; a longer run is merged into stretches, `step` is the first of each
     probe  use probes instead of training answers
@@ -44,7 +44,7 @@ def shares_over_steps(
             FROM raw JOIN steps USING (step)),
         merged AS (SELECT step, grp, regime, sum(positions) AS positions, sum(loss) AS loss FROM counted GROUP BY ALL),
         totals AS (SELECT step, grp, sum(positions) AS positions, sum(loss) AS loss FROM merged GROUP BY ALL)
-        SELECT totals.step, totals.grp AS "group", regimes.regime, regimes.source,
+        SELECT totals.step, totals.grp AS "group", regimes.regime, regimes.target,
                CAST(coalesce(merged.positions, 0) AS BIGINT) AS num_positions,
                CAST(coalesce(merged.positions, 0) / totals.positions AS DOUBLE) AS position_share,
                CAST(coalesce(merged.loss, 0) / nullif(totals.loss, 0) AS DOUBLE) AS loss_share
@@ -56,14 +56,14 @@ def shares_over_steps(
 
 
 def shares_by(run: str | Path | Traces, split: str, *, first: int | None = None, last: int | None = None) -> Table:
-    """Each regime's share of tokens and of loss per kind, truth or domain, from step `first` to `last`.
+    """Each regime's share of tokens and of loss per token_type, visibility or domain, from step `first` to `last`.
 
     Raises: TraceError for an unknown split.
     """
     if split not in SPLITS:
         raise TraceError(unknown("split", split, SPLITS))
     traces = traces_of(run)
-    columns = ["group", "regime", "source", "num_positions", "position_share", "loss_share"]
+    columns = ["group", "regime", "target", "num_positions", "position_share", "loss_share"]
     if traces is None:
         return table([], columns, run="", empty=NO_TRACES)
     query = f"""
@@ -72,7 +72,7 @@ def shares_by(run: str | Path | Traces, split: str, *, first: int | None = None,
                    sum(num_positions) AS positions, sum(abs_loss) AS loss
             FROM aggregates WHERE step BETWEEN $first AND $last GROUP BY ALL),
         totals AS (SELECT grp, sum(positions) AS positions, sum(loss) AS loss FROM merged GROUP BY ALL)
-        SELECT totals.grp AS "group", regimes.regime, regimes.source,
+        SELECT totals.grp AS "group", regimes.regime, regimes.target,
                CAST(coalesce(merged.positions, 0) AS BIGINT) AS num_positions,
                CAST(coalesce(merged.positions, 0) / totals.positions AS DOUBLE) AS position_share,
                CAST(coalesce(merged.loss, 0) / nullif(totals.loss, 0) AS DOUBLE) AS loss_share
@@ -84,10 +84,10 @@ def shares_by(run: str | Path | Traces, split: str, *, first: int | None = None,
 
 
 def gaps_over_steps(run: str | Path | Traces) -> Table:
-    """Per step and truth: mean signed gaps, mean absolute gaps, and the student's mean entropy and confidence."""
+    """Per step and visibility: mean signed gaps, mean absolute gaps, and the student's mean entropy and confidence."""
     columns = [
         "step",
-        "truth",
+        "visibility",
         "num_positions",
         "capability_gap",
         "information_gap",
@@ -101,10 +101,10 @@ def gaps_over_steps(run: str | Path | Traces) -> Table:
         return table([], columns, run="", empty=NO_TRACES)
     means = ", ".join(f"sum({name}) / sum(num_positions) AS {name}" for name in columns[3:7])
     query = f"""
-        SELECT step, coalesce(truth, 'not known') AS truth,
+        SELECT step, coalesce(visibility, 'not known') AS visibility,
                CAST(sum(num_positions) AS BIGINT) AS num_positions, {means},
                sum(entropy_student) / sum(num_positions) AS entropy,
                sum(confidence_student) / sum(num_positions) AS confidence
-        FROM aggregates GROUP BY ALL ORDER BY step, truth"""
+        FROM aggregates GROUP BY ALL ORDER BY step, visibility"""
     units = dict.fromkeys(columns[3:8], "nats per token") | {"confidence": "mean probability of the most likely token"}
     return table(traces.sql(query).to_pandas(), columns, run=run_name(traces), empty=NO_TRACES, units=units)

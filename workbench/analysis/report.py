@@ -125,7 +125,7 @@ def _learned(run_dir: Path, theme: str) -> str:
     formats = {
         "policy": str,
         "context": str,
-        "truth": str,
+        "visibility": str,
         "step": str,
         "count": str,
         "accuracy": _share,
@@ -153,12 +153,12 @@ def _supervised(traces: Traces | None, theme: str) -> str:
     if traces is None:
         return _none(NO_TRACES)
     over_steps = regimes.shares_over_steps(traces)
-    by_kind, by_truth = regimes.shares_by(traces, "kind"), regimes.shares_by(traces, "truth")
+    by_token_type, by_visibility = regimes.shares_by(traces, "token_type"), regimes.shares_by(traces, "visibility")
     return _pair(
         figures.stacked_shares(over_steps, theme=theme),
         figures.stacked_shares(over_steps, by="loss_share", theme=theme),
-        figures.share_bars(by_kind, title="by kind of token", theme=theme),
-        figures.share_bars(by_truth, title="by truth", theme=theme),
+        figures.share_bars(by_token_type, title="by token type", theme=theme),
+        figures.share_bars(by_visibility, title="by visibility", theme=theme),
     ) + _plot(figures.gap_curves(regimes.gaps_over_steps(traces), theme=theme))
 
 
@@ -178,8 +178,8 @@ def _moved(traces: Traces | None, theme: str) -> str:
         maps.append(f'<div class="rp-card">{heatmap}</div>')
     formats = {
         "token": _token,
-        "kind": str,
-        "truth": str,
+        "token_type": str,
+        "visibility": str,
         "changes": str,
         "way": str,
         "information_gap": _signed,
@@ -201,9 +201,9 @@ def _imitated(run_dir: Path, traces: Traces | None, theme: str) -> str:
     bars = figures.separation_bars(illusion.separation(traces), theme=theme)
     formats = {
         "token": _token,
-        "truth": str,
+        "visibility": str,
         "regime": str,
-        "source": str,
+        "target": str,
         "information_gap": _signed,
         "capability_gap": _signed,
         "loss": _number,

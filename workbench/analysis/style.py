@@ -25,11 +25,11 @@ SERIES = {
     "light": ("#0072b2", "#c25a00", "#00785a", "#b5588c", "#8a6d00", "#2b7bab", "#565e68"),
     "dark": ("#4aa9e6", "#f08f4c", "#3fbf97", "#dd93bd", "#e6c229", "#8ad0f5", "#a4adb7"),
 }
-# without the hues of truths, which appear on the same page
+# without the hues of visibilities, which appear on the same page
 POLICIES = {
     theme: tuple(hue for hue_idx, hue in enumerate(hues) if hue_idx not in (2, 3)) for theme, hues in SERIES.items()
 }
-TRUTHS = {
+VISIBILITIES = {
     theme: {"all": INK[theme], "visible": hues[2], "privileged": hues[3], "not known": MUTED[theme]}
     for theme, hues in SERIES.items()
 }

@@ -105,8 +105,10 @@ def accuracy_table(answered: list[EvalRecord]) -> str:
         return NOT_EVALUATED
     steps = sorted({row.step for row in answered})
     first, last = steps[0], steps[-1]
-    truths = [truth for truth in (VISIBLE, PRIVILEGED) if any(row.truth == truth for row in answered)]
-    groups = ["all", *truths] if truths else ["all"]
+    visibilities = [
+        visibility for visibility in (VISIBLE, PRIVILEGED) if any(row.visibility == visibility for row in answered)
+    ]
+    groups = ["all", *visibilities] if visibilities else ["all"]
     header = ["accuracy", "context", "questions"]
     for name in (*groups, "tokens", "cut"):
         header += [f"{name} @{first}", f"@{last}"] if last != first else [f"{name} @{first}"]
@@ -116,7 +118,7 @@ def accuracy_table(answered: list[EvalRecord]) -> str:
         cells = [policy, context, str(sum(row.step == of_policy[0].step for row in of_policy))]
         for group in groups:
             for step in dict.fromkeys((first, last)):
-                chosen = [row for row in of_policy if row.step == step and group in ("all", row.truth)]
+                chosen = [row for row in of_policy if row.step == step and group in ("all", row.visibility)]
                 cells.append(_percent(measure(chosen)))
         measured = [measure(row for row in of_policy if row.step == step) for step in dict.fromkeys((first, last))]
         cells += ["-" if aggregate is None else f"{aggregate.length:.1f}" for aggregate in measured]
@@ -160,14 +162,14 @@ def peer_table(answered: list[EvalRecord]) -> list[str]:
 
 
 def evaluation_table(answered: list[EvalRecord]) -> str:
-    """All metrics of every policy and context: over all questions, by truth, and by kind of question."""
+    """All metrics of every policy and context: over all questions, by visibility, and by kind of question."""
     if not answered:
         return NOT_EVALUATED
     header = [
         "policy",
         "context",
         "kind",
-        "truth",
+        "visibility",
         "questions",
         "accuracy",
         "confidence",
@@ -180,8 +182,8 @@ def evaluation_table(answered: list[EvalRecord]) -> str:
     rows = []
     for policy, context in dict.fromkeys((row.policy, row.context) for row in answered):
         of_policy = [row for row in answered if (row.policy, row.context) == (policy, context)]
-        for kind, truth in _kinds(of_policy):
-            chosen = [row for row in of_policy if kind in ("all", row.domain) and truth in ("all", row.truth)]
+        for kind, visibility in _kinds(of_policy):
+            chosen = [row for row in of_policy if kind in ("all", row.domain) and visibility in ("all", row.visibility)]
             measured = measure(chosen)
             if measured is not None:
                 entropy = "-" if measured.entropy is None else f"{measured.entropy:.3f}"
@@ -192,7 +194,7 @@ def evaluation_table(answered: list[EvalRecord]) -> str:
                         policy,
                         context,
                         kind,
-                        truth,
+                        visibility,
                         str(measured.count),
                         *shares,
                         f"{measured.length:.1f}",
@@ -234,12 +236,18 @@ def _state(status: dict) -> str:
 
 
 def _kinds(answered: list[EvalRecord]) -> list[tuple[str, str]]:
-    """(kind, truth) of the table's rows: all, each truth, each kind, and each truth of a kind that has several."""
-    truths = [truth for truth in (VISIBLE, PRIVILEGED) if any(row.truth == truth for row in answered)]
-    kinds = [("all", "all"), *(("all", truth) for truth in truths)]
+    """(kind, visibility) of the table's rows: all, each visibility, each kind, and a kind's visibilities."""
+    visibilities = [
+        visibility for visibility in (VISIBLE, PRIVILEGED) if any(row.visibility == visibility for row in answered)
+    ]
+    kinds = [("all", "all"), *(("all", visibility) for visibility in visibilities)]
     for kind in sorted({row.domain for row in answered if row.domain}):
-        own_truths = [truth for truth in truths if any((row.domain, row.truth) == (kind, truth) for row in answered)]
-        kinds += [(kind, truth) for truth in own_truths] if own_truths else [(kind, "all")]
+        own_visibilities = [
+            visibility
+            for visibility in visibilities
+            if any((row.domain, row.visibility) == (kind, visibility) for row in answered)
+        ]
+        kinds += [(kind, visibility) for visibility in own_visibilities] if own_visibilities else [(kind, "all")]
     return kinds
 
 

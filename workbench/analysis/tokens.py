@@ -35,7 +35,7 @@ PAGE_UNITS = {
 NO_ANSWERS = (
     "No training answer is recorded yet; step 1 records the first ones. Probes may be recorded before: choose probes."
 )
-_CHOSEN = ("domain", "kind", "truth")
+_CHOSEN = ("domain", "token_type", "visibility")
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Selection:
     step: int | None = None
     regime: str | None = None
     domain: str | None = None
-    kind: str | None = None
-    truth: str | None = None
+    token_type: str | None = None
+    visibility: str | None = None
     right: bool | None = None
     example: str | None = None
     order: str = "step"
@@ -143,8 +143,10 @@ def answer(
 
 
 def matches(view: TokenView, selection: Selection) -> list[int]:
-    """Indices of tokens with the selection's regime, kind and truth; empty if it filters by none of them."""
-    wanted = {name: getattr(selection, name) for name in ("regime", "kind", "truth") if getattr(selection, name)}
+    """Indices of tokens with the selection's regime, token_type and visibility; empty if it filters by none of them."""
+    wanted = {
+        name: getattr(selection, name) for name in ("regime", "token_type", "visibility") if getattr(selection, name)
+    }
     fits = (all(getattr(token, name) == value for name, value in wanted.items()) for token in view.tokens)
     return [token_idx for token_idx, fit in enumerate(fits) if fit] if wanted else []
 

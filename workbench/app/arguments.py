@@ -10,7 +10,7 @@ from workbench.data.layouts import LAYOUTS
 from workbench.errors import cut
 from workbench.files.shipped import locate
 
-COLORS = ("regime", "capability", "information", "weight", "loss", "entropy", "truth")
+COLORS = ("regime", "capability", "information", "weight", "loss", "entropy", "visibility")
 _LONGEST = 400  # longest error message about arguments, in characters
 _RENAMED = {"--rule": "--grader", "--by": "--color-by", "--colour": "--color", "--no-colour": "--no-color"}
 

@@ -28,7 +28,15 @@ from workbench.runs.folder import find_run_dir
 from workbench.runs.jobs import JobState, find_jobs, read_job
 
 CHOICES = {  # by tab: the parameters that its lists and switches have in the address, with their defaults
-    "tokens": {"at_step": "", "regime": "", "domain": "", "kind": "", "truth": "", "right": "", "order": "step"},
+    "tokens": {
+        "at_step": "",
+        "regime": "",
+        "domain": "",
+        "token_type": "",
+        "visibility": "",
+        "right": "",
+        "order": "step",
+    },
     "movement": {"color": "regime", "from": "", "to": "", "of": "", "panels": "", "share": "position_share"},
     "compare": {"metric": "", "layout": "under"},
 }

@@ -34,7 +34,7 @@ NO_OWN_EVIDENCE = "The evidence of this run, {context}, was not evaluated. Add i
 NO_WRONG_EVIDENCE = "Not evaluated with wrong evidence. Add {context} to evaluation.contexts."
 ONE_STEP = "Only step {step} is evaluated so far. The last step will be evaluated; for more, set evaluation.every=N."
 TOO_FEW = "Fewer than two questions were graded at both steps. Increase evaluation.max_examples."
-NO_TRUTH = "The data has no marks, so questions that only the evidence answers cannot be separated."
+NO_MARKS = "The data has no marks, so questions that only the evidence answers cannot be separated."
 
 
 GAIN, OVERCONFIDENCE = "Accuracy gain", "Over-confidence"
@@ -118,7 +118,7 @@ def _claimed(findings: Findings) -> str:
         )
     ]
     of = f"confidence minus accuracy of the student on {after.count:,} {questions(findings.claimed_group)}"
-    notes = [NO_TRUTH] if findings.claimed_group == "all" else []
+    notes = [NO_MARKS] if findings.claimed_group == "all" else []
     beside = f"{_points(before.overconfidence)} before"
     if findings.more_claimed:
         beside += f", change {_change(findings.more_claimed)}"

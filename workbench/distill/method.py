@@ -138,7 +138,7 @@ class Regime:
     meaning: str = ""
 
     @property
-    def source(self) -> str | None:
+    def target(self) -> str | None:
         """Targets of the losses, joined by "+" (for a reward its view), or None."""
         return "+".join(dict.fromkeys(loss.by or loss.target for loss in self.losses)) or None
 

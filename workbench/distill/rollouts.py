@@ -82,7 +82,7 @@ def _to_rollout(
         policy.text(completion.ids),
         completion.finished,
         None if from_data else completion.logprobs,
-        source=DATASET if from_data else policy.name,
+        sampled_by=DATASET if from_data else policy.name,
         replies=replies,
         denoising=completion.denoising,
         entropies=completion.entropies,

@@ -86,10 +86,10 @@ def teachers(policies: dict[str, Policy], config: RunConfig) -> list[Policy]:
 
 def visibility_of(example: Example) -> str | None:
     """Return the visibility of the example's final answer, visible or privileged; None without a mark for it."""
-    truths = {mark.truth for mark in example.marks if mark.kind == "answer"}
-    if PRIVILEGED in truths:
+    visibilities = {mark.truth for mark in example.marks if mark.kind == "answer"}
+    if PRIVILEGED in visibilities:
         return PRIVILEGED
-    return next(iter(truths - {None}), None)
+    return next(iter(visibilities - {None}), None)
 
 
 class Evaluation:
@@ -169,9 +169,9 @@ def _entropies(policy: Policy, rollouts: list[Rollout], context: str, batch_size
 
 def _answered(policy: Policy, rollout: Rollout, entropy: float, context: str, step: int) -> EvalRecord:
     example = rollout.example
-    truth = visibility_of(example)
+    visibility = visibility_of(example)
     labels = label_completion(policy.token_texts(rollout.ids), rollout)
-    decides = [kind not in ("", "template") and token_truth == truth for kind, token_truth in labels]
+    decides = [kind not in ("", "template") and token_visibility == visibility for kind, token_visibility in labels]
     answers = [logprob for logprob, is_own in zip(rollout.logprobs, decides, strict=True) if is_own]
     if answers:
         confidence = math.exp(math.fsum(answers))
@@ -183,7 +183,7 @@ def _answered(policy: Policy, rollout: Rollout, entropy: float, context: str, st
         context=context,
         example_id=example.id,
         domain=example.domain,
-        truth=truth,
+        visibility=visibility,
         answer=example.answer,
         text=rollout.text,
         reward=rollout.reward,

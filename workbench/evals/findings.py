@@ -201,8 +201,8 @@ def _as_used(answered: Iterable[EvalRecord]) -> list[EvalRecord]:
     return [row for row in rows if row.context == rows[0].context and row.reward is not None]
 
 
-def _group(rows: Iterable[EvalRecord], truth: str) -> str:
-    return truth if any(row.truth == truth for row in rows) else "all"
+def _group(rows: Iterable[EvalRecord], visibility: str) -> str:
+    return visibility if any(row.visibility == visibility for row in rows) else "all"
 
 
 def _share(context: str, rows: list[EvalRecord]) -> Share:
@@ -214,7 +214,7 @@ def _share(context: str, rows: list[EvalRecord]) -> Share:
 
 
 def _of(rows: Iterable[EvalRecord], group: str) -> list[EvalRecord]:
-    return [row for row in rows if group in ("all", row.truth)]
+    return [row for row in rows if group in ("all", row.visibility)]
 
 
 def questions(group: str) -> str:

@@ -35,7 +35,7 @@ class EvalRecord:
     context: str
     example_id: str
     domain: str
-    truth: str | None
+    visibility: str | None
     answer: str | None
     text: str
     reward: float | None  # 1 right, 0 wrong, None unknown
@@ -88,7 +88,7 @@ def measure(answered: Iterable[EvalRecord]) -> Accuracy | None:
     return Accuracy(len(rows), accuracy, confidence, confidence - accuracy, error, truncated, length, entropy)
 
 
-def tabulate(answered: list[EvalRecord], by: str = "truth") -> dict[tuple[int, str, str, str], Accuracy]:
+def tabulate(answered: list[EvalRecord], by: str = "visibility") -> dict[tuple[int, str, str, str], Accuracy]:
     """Measure groups (step, policy, context, value of `by`), and "all" of each, in order of first appearance."""
     groups: dict[tuple[int, str, str, str], list[EvalRecord]] = {}
     for row in answered:

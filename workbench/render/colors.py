@@ -1,6 +1,6 @@
 """Colors and scales of the page and the terminal. Hues are Okabe and Ito's; text has a contrast of at least 4.5 : 1.
 
-A regime gets a *slot* by its name (DOPD's four) or else by its source: blue is always the teacher, orange the
+A regime gets a *slot* by its name (DOPD's four) or else by its target: blue is always the teacher, orange the
 privileged student, and an empty dashed cell no supervision. Numbers get a *step* of a diverging or a growing scale.
 """
 
@@ -38,14 +38,14 @@ SLOTS = {
     "yellow": Fill("#f0e442", "#d9cd2c", _DOTS),
 }
 _NAMED = {"LH": "teacher-light", "LL": "weak", "HT": "teacher", "HS": "self"}
-_BY_SOURCE = {
+_BY_TARGET = {
     "none": ("none",),
     "teacher": ("teacher-light", "teacher", "sky"),
     "self": ("self-light", "self"),
     "tokens": ("data",),
     "reward": ("reward",),
 }
-TRUTH = {
+VISIBILITY = {
     "privileged": Fill("#e3b3ce", "#8d4a70", _HATCH),
     "visible": Fill("#d9ece4", "#1f4f42"),
     "unknown": Fill("#f1f1ef", "#30343a"),
@@ -84,19 +84,19 @@ QUANTITIES = {  # that color the tokens: label, unit, letter of the CSS class
     "loss": ("loss", "nats", "l"),
     "entropy": ("entropy", "nats", "e"),
     "denoising": ("denoising step", "", "d"),
-    "truth": ("truth", "", "t"),
+    "visibility": ("visibility", "", "t"),
 }
 
 
 def regime_slots(regimes: dict[str, RegimeNote]) -> dict[str, str]:
-    """The slot of each regime: DOPD's by name, others by source; distinct as long as slots suffice."""
+    """The slot of each regime: DOPD's by name, others by target; distinct as long as slots suffice."""
     slots = {name: _NAMED[name] for name in regimes if name in _NAMED}
     for name, note in regimes.items():
         if name in slots:
             continue
-        source = (note.source or "none").split("+")[0].split(":")[0].split("@")[0]
-        wanted = (*_BY_SOURCE.get(source, ()), *SLOTS) if source != "none" else ("none",)
-        free = [slot for slot in wanted if slot not in slots.values() and (slot != "none" or source == "none")]
+        target = (note.target or "none").split("+")[0].split(":")[0].split("@")[0]
+        wanted = (*_BY_TARGET.get(target, ()), *SLOTS) if target != "none" else ("none",)
+        free = [slot for slot in wanted if slot not in slots.values() and (slot != "none" or target == "none")]
         slots[name] = free[0] if free else wanted[0]
     return slots
 
@@ -178,13 +178,13 @@ def palette_css() -> str:
     for scale, fills in (
         ("diverging", dict(enumerate(DIVERGING))),
         ("growing", dict(enumerate(GROWING))),
-        ("truth", TRUTH),
+        ("visibility", VISIBILITY),
     ):
         rules += [_rule(f".wb-{scale}-{name}", fill) for name, fill in fills.items()]
     for quantity, (_, _, letter) in QUANTITIES.items():
         named: dict
-        if quantity == "truth":
-            named = TRUTH
+        if quantity == "visibility":
+            named = VISIBILITY
         elif quantity != "regime":
             named = dict(enumerate(DIVERGING if quantity in ("capability", "information") else GROWING))
         else:

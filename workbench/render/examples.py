@@ -57,7 +57,7 @@ def example_html(example: Example) -> str:
         "reference": example.reference,
         "question family": example.domain,
         "from": example.origin,
-        "marks": "; ".join(f"{mark.kind}: {mark.truth or 'truth unknown'}" for mark in example.marks),
+        "marks": "; ".join(f"{mark.kind}: {mark.truth or 'visibility unknown'}" for mark in example.marks),
     }
     lines = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'

@@ -46,7 +46,7 @@ def token_view(traced: TracedRollout, *, run: str = "") -> TokenView:
 def regime_note(regime: TracedRegime) -> RegimeNote:
     """Convert a recorded regime to its displayed description."""
     losses = tuple((loss.target, loss.divergence, loss.weight) for loss in regime.losses)
-    return RegimeNote(regime.meaning, regime.source, regime.divergence, losses)
+    return RegimeNote(regime.meaning, regime.target, regime.divergence, losses)
 
 
 def _prompt(row: dict, name: str) -> str:
@@ -64,13 +64,13 @@ def _cell(position: dict, traced: TracedRollout) -> TokenCell:
         text=position["token_text"],
         token_id=position["token_id"],
         regime=position["regime"],
-        source=position.get("source"),
+        target=position.get("target"),
         divergence=position.get("divergence"),
         weight=position.get("weight"),
         effective=position.get("effective_weight"),
         loss=position.get("loss"),
-        kind=position.get("kind") or "",
-        truth=position.get("truth"),
+        token_type=position.get("token_type") or "",
+        visibility=position.get("visibility"),
         logprobs=by_view("logprob"),
         entropies=by_view("entropy"),
         max_logprobs=by_view("max_logprob"),

@@ -138,8 +138,8 @@ def _question(view: TokenView) -> str:
 def _chips(view: TokenView, color_by: str) -> str:
     chips = []
     for quantity, (label, _, _) in colors.QUANTITIES.items():
-        if quantity == "truth":
-            is_recorded = any(token.truth for token in view.tokens)
+        if quantity == "visibility":
+            is_recorded = any(token.visibility for token in view.tokens)
         else:
             is_recorded = quantity == "regime" or any(value is not None for value in colors.values_of(view, quantity))
         if quantity == "denoising" and not is_recorded:
@@ -170,7 +170,8 @@ def _answer(view: TokenView, pinned: int, marked: Collection[int]) -> str:
             ("i", colors.diverging_step(colors.finite(token.information_gap), bound)),
             *((name[0], colors.growing_step(values[token_idx], bounds[name])) for name, values in growing.items()),
         ]
-        classes = f"wb-t wb-r-{slots[token.regime]} wb-t-{token.truth if token.truth in colors.TRUTH else 'unknown'}"
+        visibility = token.visibility if token.visibility in colors.VISIBILITY else "unknown"
+        classes = f"wb-t wb-r-{slots[token.regime]} wb-t-{visibility}"
         classes += "".join(f" wb-{letter}-{step}" for letter, step in steps if step is not None)
         classes += " wb-match" if token_idx in marked else ""
         parts.append(
@@ -232,10 +233,10 @@ def _columns(view: TokenView) -> dict[str, object]:
         "text": [visible_text(token.text, special=token.special) for token in tokens],
         "id": [token.token_id for token in tokens],
         "regime": [token.regime for token in tokens],
-        "source": [token.source for token in tokens],
+        "target": [token.target for token in tokens],
         "divergence": [token.divergence for token in tokens],
-        "kind": [token.kind for token in tokens],
-        "truth": [token.truth for token in tokens],
+        "token_type": [token.token_type for token in tokens],
+        "visibility": [token.visibility for token in tokens],
         "weight": column(lambda token: token.weight),
         "effective": column(lambda token: token.effective),
         "loss": column(lambda token: token.loss),

@@ -13,7 +13,7 @@ def legends(view: TokenView) -> str:
         return ""
     gaps = [*colors.values_of(view, "capability"), *colors.values_of(view, "information")]
     bound = colors.scale_bound(gaps)
-    parts = [_regimes(view), _truth(view)]
+    parts = [_regimes(view), _visibility(view)]
     for quantity in ("capability", "information"):
         parts.append(_ramp(view, quantity, "diverging", len(colors.DIVERGING), bound))
     for quantity in ("weight", "loss", "entropy", "denoising"):
@@ -54,13 +54,13 @@ def _regimes(view: TokenView) -> str:
     rows = "".join(_regime_row(name, note, slots[name], *shares[name]) for name, note in view.all_regimes.items())
     return (
         '<table class="wb-legend" data-for="regime"><thead><tr><th scope="col">regime</th><th scope="col">meaning</th>'
-        '<th scope="col">source · divergence</th><th scope="col" class="wb-num">tokens</th>'
+        '<th scope="col">target · divergence</th><th scope="col" class="wb-num">tokens</th>'
         f'<th scope="col" class="wb-num">of loss</th></tr></thead><tbody>{rows}</tbody></table>'
     )
 
 
 def _regime_row(name: str, note: RegimeNote, slot: str, count: int, of_tokens: float, of_loss: float | None) -> str:
-    how = " · ".join(part for part in (note.source, note.divergence) if part) or "none"
+    how = " · ".join(part for part in (note.target, note.divergence) if part) or "none"
     if note.losses:  # ×0.6: the method's weight of this loss
         how = " + ".join(
             f"{target} · {by}{f' ×{weight:g}' if weight != 1 else ''}" for target, by, weight in note.losses
@@ -76,19 +76,21 @@ def _regime_row(name: str, note: RegimeNote, slot: str, count: int, of_tokens: f
     )
 
 
-def _truth(view: TokenView) -> str:
-    counts = {name: sum(1 for token in view.tokens if (token.truth or "unknown") == name) for name in colors.TRUTH}
+def _visibility(view: TokenView) -> str:
+    counts = {
+        name: sum(1 for token in view.tokens if (token.visibility or "unknown") == name) for name in colors.VISIBILITY
+    }
     meanings = {
         "privileged": "determined by the evidence only",
         "visible": "determined by the student's prompt",
         "unknown": "not marked in the data",
     }
     items = "".join(
-        f'<span class="wb-item"><span class="wb-swatch wb-truth-{name}"></span><b>{name}</b> {meanings[name]} '
+        f'<span class="wb-item"><span class="wb-swatch wb-visibility-{name}"></span><b>{name}</b> {meanings[name]} '
         f'<span class="wb-faint">{counts[name]}</span></span>'
-        for name in colors.TRUTH
+        for name in colors.VISIBILITY
     )
-    return f'<div class="wb-legend wb-row" data-for="truth">{items}</div>'
+    return f'<div class="wb-legend wb-row" data-for="visibility">{items}</div>'
 
 
 def _ramp(view: TokenView, quantity: str, scale: str, steps: int, bound: float) -> str:

@@ -63,8 +63,10 @@ def _fills(view: TokenView, color_by: str) -> list[colors.Fill | None]:
     if color_by == "regime":
         slots = colors.regime_slots(view.all_regimes)
         return [colors.SLOTS[slots[token.regime]] for token in view.tokens]
-    if color_by == "truth":
-        return [colors.TRUTH.get(token.truth or "unknown", colors.TRUTH["unknown"]) for token in view.tokens]
+    if color_by == "visibility":
+        return [
+            colors.VISIBILITY.get(token.visibility or "unknown", colors.VISIBILITY["unknown"]) for token in view.tokens
+        ]
     values = colors.values_of(view, color_by)
     if color_by in ("capability", "information"):
         gaps = [*colors.values_of(view, "capability"), *colors.values_of(view, "information")]
@@ -80,7 +82,7 @@ def _answer(view: TokenView, fills: list, color_by: str, width: int, color: bool
     lines, line, used, before = [], [], 0, None
     for token, fill in zip(view.tokens, fills, strict=True):
         text = visible_text(token.text, special=token.special)
-        label = (token.truth or "unknown") if color_by == "truth" else token.regime
+        label = (token.visibility or "unknown") if color_by == "visibility" else token.regime
         tag = f"[{label}]" if not color and label != before else ""
         before = label
         text = _pad(text, min(_cells(text), width - _cells(tag) - bool(tag)))
@@ -107,9 +109,9 @@ def _legend(view: TokenView, color_by: str, color: bool) -> list[str]:
             swatch = _paint(f" {_pad(name, wide)} ", colors.SLOTS[slots[name]], color)
             loss = NONE if of_loss is None else share(of_loss)
             numbers = f"{count:>5} {share(of_tokens):>6} of tokens {loss:>6} of loss"
-            lines.append(f"{swatch} {numbers}  {_safe(names[name].meaning or names[name].source or '')}")
-    elif color_by == "truth":
-        lines.append("  ".join(_paint(f" {name} ", fill, color) for name, fill in colors.TRUTH.items()))
+            lines.append(f"{swatch} {numbers}  {_safe(names[name].meaning or names[name].target or '')}")
+    elif color_by == "visibility":
+        lines.append("  ".join(_paint(f" {name} ", fill, color) for name, fill in colors.VISIBILITY.items()))
     else:
         label, unit, _ = colors.QUANTITIES[color_by]
         is_gap = color_by in ("capability", "information")
@@ -133,8 +135,8 @@ def _table(view: TokenView, fills: list, width: int, color: bool) -> list[str]:
     columns.append(
         ("step", [str(NONE if token.denoising_step is None else token.denoising_step) for token in view.tokens])
     )
-    columns.append(("source", [token.source or "none" for token in view.tokens]))
-    columns.append(("truth", [token.truth or "" for token in view.tokens]))
+    columns.append(("target", [token.target or "none" for token in view.tokens]))
+    columns.append(("visibility", [token.visibility or "" for token in view.tokens]))
     columns = [(name, cells) for name, cells in columns if any(cell not in (NONE, "") for cell in cells)]
     words = [visible_text(token.text, special=token.special) for token in view.tokens]
     wide = min(16, max(5, *(_cells(word) for word in words)))

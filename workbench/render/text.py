@@ -105,18 +105,18 @@ def _dopd_reason(cell: TokenCell, limits: dict[str, float]) -> str:
 
 def consequence(cell: TokenCell) -> str:
     """The effect of the supervision: its target, the target's probability, and whether the evidence explains it."""
-    if cell.source is None or cell.weight == 0:
+    if cell.target is None or cell.weight == 0:
         return "No supervision here."
-    best = (cell.alternatives.get(cell.source) or [None])[0]
+    best = (cell.alternatives.get(cell.target) or [None])[0]
     parts = []
     if best is not None:
         verb = "reinforces" if best[0] == cell.text else "moves the student towards"
         parts.append(
             f"The loss {verb} “{visible_text(best[0].strip() or best[0])}”: probability {share(math.exp(best[1]))} "
             "under "
-            f"{_title(cell.source)}."
+            f"{_title(cell.target)}."
         )
-    if cell.truth == PRIVILEGED and cell.source in (TEACHER, SELF):
+    if cell.visibility == PRIVILEGED and cell.target in (TEACHER, SELF):
         parts.append("Only the evidence determines this value, not the student's prompt.")
     elif cell.information_gap is not None and cell.capability_gap is not None:
         info, capability = abs(cell.information_gap), abs(cell.capability_gap)
@@ -125,5 +125,5 @@ def consequence(cell: TokenCell) -> str:
     return " ".join(parts)
 
 
-def _title(source: str) -> str:
-    return {SELF: "the privileged student", TEACHER: "the teacher"}.get(source, source)
+def _title(target: str) -> str:
+    return {SELF: "the privileged student", TEACHER: "the teacher"}.get(target, target)

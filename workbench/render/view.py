@@ -21,7 +21,7 @@ class RegimeNote(NamedTuple):
     """Description of a regime. losses: a (target, divergence, weight in the method) each; () if unknown."""
 
     meaning: str = ""
-    source: str | None = None
+    target: str | None = None
     divergence: str | None = None
     losses: tuple[tuple[str, str, float], ...] = ()
 
@@ -40,13 +40,13 @@ class TokenCell:
     text: str
     token_id: int
     regime: str
-    source: str | None = None
+    target: str | None = None
     divergence: str | None = None
     weight: float | None = None
     effective: float | None = None
     loss: float | None = None
-    kind: str = ""
-    truth: str | None = None
+    token_type: str = ""
+    visibility: str | None = None
     logprobs: dict[str, float] = field(default_factory=dict)
     entropies: dict[str, float] = field(default_factory=dict)
     max_logprobs: dict[str, float] = field(default_factory=dict)
@@ -125,7 +125,7 @@ class TokenView:
         """The method's regimes, and further regimes of the tokens."""
         named = {name: RegimeNote(*note) for name, note in self.regimes.items()}
         for token in self.tokens:
-            named.setdefault(token.regime, RegimeNote("", token.source, token.divergence))
+            named.setdefault(token.regime, RegimeNote("", token.target, token.divergence))
         return named
 
 

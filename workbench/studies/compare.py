@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from workbench.errors import ConfigError, RunError, unknown
 from workbench.studies.measures import OF_DOMAIN, Arm, compare
-from workbench.studies.plan import BASE, TEACHER
+from workbench.studies.plan import TEACHER, UNTRAINED
 from workbench.studies.report import (
     READING,
     aligned,
@@ -46,24 +46,24 @@ def compare_with_baseline(folder: str | Path, name: str) -> str:
     parts = [f"# {Path(folder).name}, against {name}", READING]
     for data, context in dict.fromkeys((item.data, item.context) for item in comparisons):
         group = [item for item in comparisons if (item.data, item.context) == (data, context)]
-        domains = dict.fromkeys(item.truth for item in group if item.truth.endswith(OF_DOMAIN))
+        domains = dict.fromkeys(item.visibility for item in group if item.visibility.endswith(OF_DOMAIN))
         parts.append(f"## {data}, shown {context}")
-        for measure, truth in (*SHOWN, *(("accuracy", domain) for domain in domains)):
+        for measure, visibility in (*SHOWN, *(("accuracy", domain) for domain in domains)):
             alone = {
                 item.variant: item
                 for item in group
-                if (item.measure, item.truth, item.against) == (measure, truth, None)
+                if (item.measure, item.visibility, item.against) == (measure, visibility, None)
             }
             apart = {
                 item.variant: item
                 for item in group
-                if (item.measure, item.truth, item.against) == (measure, truth, name)
+                if (item.measure, item.visibility, item.against) == (measure, visibility, name)
             }
             if apart:
                 lines = [[row, value_text(item), *_difference(apart.get(row), item)] for row, item in alone.items()]
                 count = next(iter(alone.values())).count
                 parts += [
-                    f"### {title_of(measure, truth)} ({count} questions)",
+                    f"### {title_of(measure, visibility)} ({count} questions)",
                     markdown_table(["", "mean", "difference [95 %]", ""], lines),
                 ]
     return "\n\n".join(parts) + "\n"
@@ -86,13 +86,15 @@ def read_rows(folder: str | Path) -> list[Arm]:
             f"{file} belongs to a single run. Give the folder of its study, {Path(folder).resolve().parent}, or the "
             "study's file."
         )
+    if "visibility" not in questions.column_names:
+        raise RunError(f"{file} is of an earlier version of the workbench. Write it again: workbench study FILE.")
     rows = []
     for name in dict.fromkeys(questions["variant"].to_pylist()):
         answers = questions.filter(pc.equal(questions["variant"], name))
         seeds = [seed for seed in dict.fromkeys(answers["seed"].to_pylist()) if seed is not None]
         tables = [answers.filter(pc.equal(answers["seed"], seed)) for seed in seeds] or [answers]
         kind = "variant" if seeds else TEACHER if name.split()[0] == TEACHER else "student"
-        rows.append(Arm(name, kind, tuple(seeds) or (0,), aligned(tables), base=BASE))
+        rows.append(Arm(name, kind, tuple(seeds) or (0,), aligned(tables), untrained=UNTRAINED))
     return rows
 
 

@@ -36,8 +36,10 @@ def figure(
     """
     data = next((comparison.data for comparison in comparisons), None) if data is None else data
     selected = [comparison for comparison in comparisons if (comparison.data, comparison.context) == (data, context)]
-    by_row = {(row.variant, row.measure, row.truth): row for row in selected if row.against == baseline}
-    baselines = {(row.measure, row.truth): row for row in selected if (row.variant, row.against) == (baseline, None)}
+    by_row = {(row.variant, row.measure, row.visibility): row for row in selected if row.against == baseline}
+    baselines = {
+        (row.measure, row.visibility): row for row in selected if (row.variant, row.against) == (baseline, None)
+    }
     names = [name for name in dict.fromkeys(row.variant for row in selected) if any(key[0] == name for key in by_row)]
     panels = [panel for panel in PANELS if any(key[1:] == panel for key in by_row)]
     if ("accuracy", VISIBLE) in panels:
@@ -107,8 +109,8 @@ def _seeds(comparisons: Iterable[Comparison]) -> str:
     return f"{numbers} {'seed' if counts[-1] == 1 else 'seeds'}"
 
 
-def _panel_title(measure: str, truth: str, baseline_mean: Comparison | None, baseline: str) -> str:
-    name = title_of(measure, truth)
+def _panel_title(measure: str, visibility: str, baseline_mean: Comparison | None, baseline: str) -> str:
+    name = title_of(measure, visibility)
     if baseline_mean is None:
         return escaped(name)
     return f"{escaped(name)}<br>{escaped(baseline)}: {value_text(baseline_mean)}"

@@ -5,9 +5,9 @@
     compare     means over seeds, and differences to the baseline and to the student before training, with paired
                 intervals and a verdict
 
-Over-confidence is mean confidence minus accuracy. Gap recovered is (accuracy - base) / (teacher on plain - base) on
-visible questions, as the 89.8 % and 53.0 % of arXiv 2606.30626, section 4.2. It is empty where the teacher is not
-clearly better.
+Over-confidence is mean confidence minus accuracy. Gap recovered is (accuracy - untrained) /
+(teacher on plain - untrained) on visible questions, as the 89.8 % and 53.0 % of arXiv 2606.30626, section 4.2. It is
+empty where the teacher is not clearly better.
 """
 
 from dataclasses import dataclass, field
@@ -17,13 +17,13 @@ import numpy as np
 
 from workbench.evals.records import NUM_BINS
 from workbench.studies.bootstrap import NUM_REPLICATES, interval, over_questions, over_seeds, seed_key, weights
-from workbench.studies.plan import BASE
+from workbench.studies.plan import UNTRAINED
 from workbench.traces.reader import NoTraces, open_traces
 from workbench.types import PRIVILEGED, VISIBLE
 
 TRAINING = "training"  # value of `data` for measures taken from the trace
 GAP_RECOVERED = "gap_recovered"
-OF_DOMAIN = " questions"  # suffix of a domain's name in `truth`, for accuracy by domain
+OF_DOMAIN = " questions"  # suffix of a domain's name in `visibility`, for accuracy by domain
 _LINEAR = ("accuracy", "confidence", "entropy", "length", "truncated")
 
 
@@ -68,7 +68,7 @@ class Arm:
     seeds     finished seeds; of an untrained model, a single seed that stands for all
     answers   (data, context) -> column -> (seeds, questions); all rows have the same questions in the same order
     trace     measure -> (seeds,), nan where a run has no trace
-    base, teacher   names of the rows between which its gap is measured
+    untrained, teacher  names of the rows between which its gap is measured
     """
 
     name: str
@@ -76,7 +76,7 @@ class Arm:
     seeds: tuple[int, ...]
     answers: dict[tuple[str, str], dict[str, np.ndarray]] = field(default_factory=dict)
     trace: dict[str, np.ndarray] = field(default_factory=dict)
-    base: str = BASE
+    untrained: str = UNTRAINED
     teacher: str | None = None
 
 
@@ -89,7 +89,7 @@ class Value:
     data: str
     context: str | None
     policy: str
-    truth: str
+    visibility: str
     measure: str
     value: float
     count: int
@@ -99,7 +99,7 @@ class Value:
 class Comparison:
     """Mean of a row over seeds, or its difference to another row, with a 95 % interval.
 
-    truth     visible, privileged or all; or a domain's name and "questions"
+    visibility     visible, privileged or all; or a domain's name and "questions"
     against   the other row; None = the mean of the row itself
     verdict   better, worse, higher, lower or not distinguishable; "" for a mean
     num_seeds number of seeds that both rows have
@@ -110,7 +110,7 @@ class Comparison:
     data: str
     context: str | None
     policy: str
-    truth: str
+    visibility: str
     measure: str
     value: float
     low: float
@@ -135,7 +135,7 @@ def values_of(rows: list[Arm]) -> list[Value]:
                                 group.data,
                                 group.context,
                                 _policy(row),
-                                group.truth,
+                                group.visibility,
                                 name,
                                 float(value),
                                 group.count,
@@ -155,7 +155,7 @@ def compare(rows: list[Arm], baseline: str, *, num_replicates: int = NUM_REPLICA
         points = {row.name: group.points(row) for row in group.rows}
         by_name = {row.name: row for row in group.rows}
         for row in group.rows:
-            others = [None, *dict.fromkeys((baseline, row.base))]
+            others = [None, *dict.fromkeys((baseline, row.untrained))]
             for other in others:
                 if other == row.name or (other is not None and (other not in by_name or row.kind == "teacher")):
                     continue
@@ -242,7 +242,7 @@ def _compared(
                 group.data,
                 group.context,
                 _policy(row),
-                group.truth,
+                group.visibility,
                 name,
                 float(mean.mean()),
                 low,
@@ -269,8 +269,8 @@ def _policy(row: Arm) -> str:
 class _Group:
     """All rows that answered the same questions: one data set, context and visibility."""
 
-    def __init__(self, data: str, context: str | None, truth: str, rows: list[Arm], chosen: np.ndarray) -> None:
-        self.data, self.context, self.truth, self.rows, self.chosen = data, context, truth, rows, chosen
+    def __init__(self, data: str, context: str | None, visibility: str, rows: list[Arm], chosen: np.ndarray) -> None:
+        self.data, self.context, self.visibility, self.rows, self.chosen = data, context, visibility, rows, chosen
         self.count = int(chosen.sum())
         self._by_name = {row.name: row for row in rows}
 
@@ -282,36 +282,38 @@ class _Group:
     def replicates(self, row: Arm, num_replicates: int, seed: int) -> dict[str, np.ndarray]:
         """Measure -> (R, S); the drawn questions are the same for every row of the group."""
         drawn = weights(
-            self.count, key=f"{self.data} {self.context} {self.truth}", num_replicates=num_replicates, seed=seed
+            self.count, key=f"{self.data} {self.context} {self.visibility}", num_replicates=num_replicates, seed=seed
         )
         return self._measured(row, drawn, drawn)
 
     def _measured(self, row: Arm, question_weights: np.ndarray, drawn: np.ndarray | None) -> dict[str, np.ndarray]:
         lines = self._lines(row)
         measured = _measured(lines, question_weights)
-        if row.kind == "variant" and row.base in self._by_name:
-            before, after = self._lines(self._by_name[row.base])[0], lines[0]  # (1, Q), (S, Q)
+        if row.kind == "variant" and row.untrained in self._by_name:
+            before, after = self._lines(self._by_name[row.untrained])[0], lines[0]  # (1, Q), (S, Q)
             changed = over_questions(np.stack([(1 - before) * after, before * (1 - after)]), question_weights)
             measured |= {"repaired": changed[:, 0], "broken": changed[:, 1]}
         if (
             self.context == "plain"
-            and self.truth in (VISIBLE, "all")
-            and {row.base, row.teacher} <= self._by_name.keys()
+            and self.visibility in (VISIBLE, "all")
+            and {row.untrained, row.teacher} <= self._by_name.keys()
         ):
             gap = self._gap(row, question_weights)
             if gap is not None:
-                base, teacher = gap
+                untrained, teacher = gap
                 # a gap of at least one question, since the drawn questions may show none
-                measured[GAP_RECOVERED] = (measured["accuracy"] - base) / np.maximum(teacher - base, 1.0 / self.count)
+                measured[GAP_RECOVERED] = (measured["accuracy"] - untrained) / np.maximum(
+                    teacher - untrained, 1.0 / self.count
+                )
         return measured
 
     def _gap(self, row: Arm, question_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Accuracies (R, 1) of the untrained student and the teacher; None if the teacher is not clearly better."""
-        outcomes = [self._lines(self._by_name[name])[:1] for name in (row.base, row.teacher)]
-        base, teacher = (over_questions(accuracy, question_weights)[:, 0] for accuracy in outcomes)
+        outcomes = [self._lines(self._by_name[name])[:1] for name in (row.untrained, row.teacher)]
+        untrained, teacher = (over_questions(accuracy, question_weights)[:, 0] for accuracy in outcomes)
         difference = (outcomes[1] - outcomes[0])[0, 0]
         error = difference.std() / np.sqrt(difference.size)
-        return (base, teacher) if difference.mean() > 4.0 * error and difference.mean() > 0.0 else None
+        return (untrained, teacher) if difference.mean() > 4.0 * error and difference.mean() > 0.0 else None
 
     def _lines(self, row: Arm) -> np.ndarray:
         """Quantities averaged over questions (L, S, Q): the linear measures, then confidence - accuracy in each bin."""
@@ -353,9 +355,9 @@ def _groups(rows: list[Arm]) -> list[_Group]:
     groups: list[_Group] = []
     for key in dict.fromkeys(key for row in rows for key in row.answers):
         members = [row for row in rows if key in row.answers]
-        truth, is_graded = members[0].answers[key]["truth"], ~np.isnan(members[0].answers[key]["accuracy"][0])
+        visibility, is_graded = members[0].answers[key]["visibility"], ~np.isnan(members[0].answers[key]["accuracy"][0])
         for name in ("all", VISIBLE, PRIVILEGED):
-            chosen = is_graded & ((truth == name) | (name == "all"))
+            chosen = is_graded & ((visibility == name) | (name == "all"))
             if chosen.any():
                 groups.append(_Group(*key, name, members, chosen))
         domains = np.where(is_graded, members[0].answers[key]["domain"], None)

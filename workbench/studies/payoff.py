@@ -16,18 +16,22 @@ def payoff(values: Iterable[Value]) -> list[str]:
     """
     accuracy: dict[tuple[str, str, str], dict[str, float]] = {}
     for value in values:
-        if value.policy == "teacher" and value.measure == "accuracy" and value.truth in (VISIBLE, "all"):
-            accuracy.setdefault((value.variant, value.data, value.truth), {})[value.context] = value.value
+        if value.policy == "teacher" and value.measure == "accuracy" and value.visibility in (VISIBLE, "all"):
+            accuracy.setdefault((value.variant, value.data, value.visibility), {})[value.context] = value.value
     lines = []
-    for (teacher, data, truth), by_context in accuracy.items():
+    for (teacher, data, visibility), by_context in accuracy.items():
         privileged = {context: share for context, share in by_context.items() if is_privileged(context)}
-        if "plain" not in by_context or not privileged or (truth == "all" and (teacher, data, VISIBLE) in accuracy):
+        if (
+            "plain" not in by_context
+            or not privileged
+            or (visibility == "all" and (teacher, data, VISIBLE) in accuracy)
+        ):
             continue
         plain = by_context["plain"]
         pays = max(privileged.values()) - plain > CANNOT_PAY
         gains = ", ".join(f"{share:.1%} with {context}" for context, share in privileged.items())
         lines.append(
-            f"- **{data}: privilege {'can' if pays else 'cannot'} pay**: {teacher} has {plain:.1%} of {truth} "
+            f"- **{data}: privilege {'can' if pays else 'cannot'} pay**: {teacher} has {plain:.1%} of {visibility} "
             f"questions right without evidence, {gains}"
         )
     return lines

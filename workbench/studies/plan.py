@@ -51,7 +51,7 @@ from workbench.runs.folder import checkpoint_path
 from workbench.studies.checks import check_evidence, check_questions
 from workbench.types import STUDENT
 
-BASE, TEACHER = "base", "teacher"  # names of rows, reserved
+UNTRAINED, TEACHER = "untrained", "teacher"  # names of rows, reserved
 _OWN = {  # keys that the study sets itself -> what to do instead
     "name": "It is the variant's name",
     "seed": "Set seeds: [...]",
@@ -219,7 +219,7 @@ class Study:
                 configs.setdefault((TEACHER, STUDENT, model), variant.config)
         rows = []
         for (role, learner, model), config in sorted(configs.items(), key=lambda item: item[0][0] == TEACHER):
-            row = TEACHER if role == TEACHER else BASE if learner == STUDENT else f"{BASE} {learner}"
+            row = TEACHER if role == TEACHER else UNTRAINED if learner == STUDENT else f"{UNTRAINED} {learner}"
             several = sum(other[:2] == (role, learner) for other in configs) > 1
             rows.append(ReferenceModel(role, model, f"{row} {Path(model).name}" if several else row, config, learner))
         return rows
@@ -344,7 +344,7 @@ def _expanded(config: StudyConfig) -> list[tuple[str, VariantKeys, dict]]:
             expanded.append((label, keys, {**overrides, **point}))
     folders: dict[str, str] = {}
     for name, *_ in expanded:
-        if name in (BASE, TEACHER):
+        if name in (UNTRAINED, TEACHER):
             raise ConfigError(f'the name "{name}" is reserved for a row of every table. Rename the variant.')
         other = folders.setdefault(run_name(name, 0), name)
         if other != name or sum(name == other_name for other_name, *_ in expanded) > 1:

@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
         ("context", TEXT),
         ("example_id", pa.string()),
         ("domain", TEXT),
-        ("truth", TEXT),
+        ("visibility", TEXT),
         ("answer", TEXT),
         ("text", pa.string()),
         ("accuracy", pa.float64()),  # 1 right, 0 wrong, null: no answer is known
@@ -53,7 +53,7 @@ def show_start(run_dir: Path, files: list[Path], evaluate: tuple[EvalSet, ...]) 
             row["context"],
             row["example_id"],
             row["domain"],
-            row["truth"],
+            row["visibility"],
             row["answer"],
             row["text"],
             row["accuracy"],
@@ -125,7 +125,7 @@ def read(file: Path) -> pa.Table:
     """Read a file of answers. Raises RunError if it cannot be read."""
     try:
         return pq.read_table(file).cast(SCHEMA)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{file} cannot be read ({error}). Delete it; the same study evaluates again.") from None
 
 
@@ -146,7 +146,7 @@ def write(file: Path, answered: dict[str, list[EvalRecord]], description: dict, 
             "context": row.context,
             "example_id": row.example_id,
             "domain": row.domain,
-            "truth": row.truth,
+            "visibility": row.visibility,
             "answer": row.answer,
             "text": row.text,
             "accuracy": row.reward,

@@ -178,10 +178,10 @@ def markdown(results: Results) -> str:
         for context in questions.contexts:
             parts.append(f"## {label}, shown {context}")
             parts += [_overview(results, label, context), _by_domain(results, label, context)]
-            for measure, truth in HEADLINES:
-                table = _compared_table(results, label, context, measure, truth)
+            for measure, visibility in HEADLINES:
+                table = _compared_table(results, label, context, measure, visibility)
                 if table:
-                    parts += [f"### {title_of(measure, truth)}", table]
+                    parts += [f"### {title_of(measure, visibility)}", table]
     trace = _trace_table(results)
     if trace:
         parts += ["## While training", trace]
@@ -200,7 +200,7 @@ def came_about(results: Results) -> str:
 def _overview(results: Results, data: str, context: str) -> str:
     """Table of means over seeds, for every row and headline measure."""
     means = {
-        (item.variant, item.measure, item.truth): item
+        (item.variant, item.measure, item.visibility): item
         for item in results.comparisons
         if item.against is None and (item.data, item.context) == (data, context)
     }
@@ -217,14 +217,15 @@ def _overview(results: Results, data: str, context: str) -> str:
 def _by_domain(results: Results, data: str, context: str) -> str:
     """Table of accuracy by domain, with differences to the baseline; "" if the data has a single domain."""
     by_row = {
-        (comparison.variant, comparison.against, comparison.truth): comparison
+        (comparison.variant, comparison.against, comparison.visibility): comparison
         for comparison in results.comparisons
-        if (comparison.data, comparison.context) == (data, context) and comparison.truth.endswith(OF_DOMAIN)
+        if (comparison.data, comparison.context) == (data, context) and comparison.visibility.endswith(OF_DOMAIN)
     }
     if not by_row:
         return ""
     domains = {
-        truth: f"{truth.removesuffix(OF_DOMAIN)} ({comparison.count})" for (*_, truth), comparison in by_row.items()
+        visibility: f"{visibility.removesuffix(OF_DOMAIN)} ({comparison.count})"
+        for (*_, visibility), comparison in by_row.items()
     }
     lines = []
     for row in results.rows:
@@ -267,12 +268,12 @@ def _trace_table(results: Results) -> str:
     return markdown_table(["", "seeds", "share", "mean", "95 % over seeds"], lines) if lines else ""
 
 
-def _compared_table(results: Results, data: str, context: str, measure: str, truth: str) -> str:
+def _compared_table(results: Results, data: str, context: str, measure: str, visibility: str) -> str:
     by = {
         (comparison.variant, comparison.against): comparison
         for comparison in results.comparisons
-        if (comparison.data, comparison.context, comparison.measure, comparison.truth)
-        == (data, context, measure, truth)
+        if (comparison.data, comparison.context, comparison.measure, comparison.visibility)
+        == (data, context, measure, visibility)
     }
     baseline = results.study.baseline
     lines = []
@@ -281,14 +282,14 @@ def _compared_table(results: Results, data: str, context: str, measure: str, tru
         if alone is None:
             continue
         cells = [row.name, _seeds_text(row), value_text(alone)]
-        for against in (baseline, row.base):
+        for against in (baseline, row.untrained):
             comparison = by.get((row.name, against))
             difference = f"{difference_text(comparison)} {interval_text(comparison, alone)}" if comparison else ""
             cells += [difference, comparison.verdict if comparison else ""]
         lines.append(cells)
     if len(lines) < 2:
         return ""
-    header = ["", "seeds", "mean", f"against {baseline} [95 %]", "", "against base [95 %]", ""]
+    header = ["", "seeds", "mean", f"against {baseline} [95 %]", "", "against untrained [95 %]", ""]
     used = [idx for idx in range(len(header)) if idx < 3 or any(line[idx] for line in lines)]
     return markdown_table([header[idx] for idx in used], [[line[idx] for idx in used] for line in lines])
 
@@ -311,9 +312,9 @@ def _row_name(results: Results, row: Arm) -> str:
     return f"**{row.name}**" if row.name == results.study.baseline else row.name
 
 
-def title_of(measure: str, truth: str) -> str:
+def title_of(measure: str, visibility: str) -> str:
     """Title of a measure in tables."""
-    return measure_of(measure).label + ("" if truth == "all" else f", {truth}")
+    return measure_of(measure).label + ("" if visibility == "all" else f", {visibility}")
 
 
 def value_text(comparison: Comparison | None) -> str:
@@ -359,7 +360,7 @@ def aligned(tables: list[pa.Table]) -> dict[tuple[str, str], dict[str, np.ndarra
     for table in tables:
         columns = {
             name: np.asarray(table[name].to_pylist(), dtype=object)
-            for name in ("data", "policy", "context", "example_id", "truth", "domain")
+            for name in ("data", "policy", "context", "example_id", "visibility", "domain")
         }
         columns["data"] = np.array(
             [labelled(*pair) for pair in zip(columns["data"], columns["policy"], strict=True)], dtype=object
@@ -379,7 +380,7 @@ def aligned(tables: list[pa.Table]) -> dict[tuple[str, str], dict[str, np.ndarra
         if any(list(run["example_id"]) != list(runs[0]["example_id"]) for run in runs):
             raise RunError(f"runs of one variant answered different questions of {key[0]}. Delete their {FILE}.")
         aligned[key] = {name: np.stack([run[name] for run in runs]) for name in _COLUMNS}
-        aligned[key] |= {name: runs[0][name] for name in ("example_id", "truth", "domain")}
+        aligned[key] |= {name: runs[0][name] for name in ("example_id", "visibility", "domain")}
     return aligned
 
 

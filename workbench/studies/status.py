@@ -17,6 +17,7 @@ from workbench.runs.folder import safe_run_dir
 from workbench.runs.jobs import JobState, find_jobs
 from workbench.runs.processes import identify
 from workbench.studies.measures import Comparison
+from workbench.studies.plan import UNTRAINED
 from workbench.studies.report import HEADLINES, difference_text, interval_text, value_text
 
 RECORD = "study.json"
@@ -71,7 +72,7 @@ class StudyStatus:
         others = {
             comparison.against
             for comparison in self.comparisons
-            if comparison.against and comparison.against.split()[0] != "base"
+            if comparison.against and comparison.against.split()[0] != UNTRAINED
         }
         return planned or next(iter(others), "")
 
@@ -163,20 +164,20 @@ def groups_of(study: StudyStatus) -> list[tuple[str, str]]:
 def measures_of(study: StudyStatus, data: str, context: str) -> list[tuple[str, str]]:
     """List the (measure, visibility) pairs of a data set and context, the report's headlines first."""
     compared_keys = dict.fromkeys(
-        (comparison.measure, comparison.truth)
+        (comparison.measure, comparison.visibility)
         for comparison in study.comparisons
         if (comparison.data, comparison.context) == (data, context)
     )
     return [key for key in HEADLINES if key in compared_keys] + [key for key in compared_keys if key not in HEADLINES]
 
 
-def compared(study: StudyStatus, data: str, context: str, measure: str, truth: str) -> Table:
+def compared(study: StudyStatus, data: str, context: str, measure: str, visibility: str) -> Table:
     """Table of every row's mean and its differences to the baseline and to the untrained student, with intervals."""
     comparisons = [
         comparison
         for comparison in study.comparisons
-        if (comparison.data, comparison.context, comparison.measure, comparison.truth)
-        == (data, context, measure, truth)
+        if (comparison.data, comparison.context, comparison.measure, comparison.visibility)
+        == (data, context, measure, visibility)
     ]
     rows = []
     for comparison in comparisons:

@@ -35,8 +35,8 @@ _CONDITIONS = {
     "right": "(reward = 1) = $right",
     "example": "example_id = $example",
     "regime": "list_contains(map_keys(regime_counts), $regime)",
-    "kind": "list_contains(kinds, $kind)",
-    "truth": "list_contains(truths, $truth)",
+    "token_type": "list_contains(token_types, $token_type)",
+    "visibility": "list_contains(visibilities, $visibility)",
     "before": "(-step, process_rank, rollout_idx) < (-$before[1], $before[2], $before[3])",
 }
 MEMORY = "512MB"  # limit for queries, which spill to disk beyond it
@@ -50,7 +50,7 @@ class NoTraces(TraceError):
 
 
 class Filters(TypedDict, total=False):
-    """Filters of rollouts; None = any. One position must match all of regime, kind and truth.
+    """Filters of rollouts; None = any. One position must match all of regime, token_type and visibility.
 
     right   True: rewards of 1, False: below
     before  only rollouts before this key, newest first
@@ -58,8 +58,8 @@ class Filters(TypedDict, total=False):
 
     regime: str | None
     domain: str | None
-    kind: str | None
-    truth: str | None
+    token_type: str | None
+    visibility: str | None
     right: bool | None
     example: str | None
     before: Key | None
@@ -286,7 +286,7 @@ class Traces:
         if "regime" in params and params["regime"] not in self.regimes:
             raise TraceError(unknown("regime", params["regime"], self.regimes))
         kept = [_CONDITIONS[name] for name in params]
-        of_position = sorted(params.keys() & {"regime", "kind", "truth"})
+        of_position = sorted(params.keys() & {"regime", "token_type", "visibility"})
         if len(of_position) > 1:  # columns of rollouts hold each alone; all must hold for one position
             same = " AND ".join(f"{name} = ${name}" for name in of_position)
             kept.append(f"({_KEY}) IN (SELECT ({_KEY}) FROM {PROBE if probe else ''}tokens WHERE {same})")

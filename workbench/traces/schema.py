@@ -1,7 +1,7 @@
 """Schema of a trace: the single definition of every column.
 
 1. Tables: rollouts, tokens, the same two for probes (fixed answers, re-scored regularly), and aggregates (sums over
-   positions of one step, domain, kind, visibility and regime, so that a query over a run need not read every position).
+   positions of one step, domain, token type, visibility and regime: a query over a run need not read every position).
 2. A name with {view} stands for one column per view of the method: logprob_{view} -> logprob_student, logprob_teacher.
 3. A column with `sql` is not stored. The reader computes it, so a gap is always the difference of two recorded numbers.
 4. Every file has a Header: version of the schema, method, views and regimes.
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from workbench.errors import TraceError
 
-VERSION = 6  # `workbench upgrade RUN` converts version 5
+VERSION = 7  # `workbench upgrade RUN` converts versions 5 and 6
 READABLE = (VERSION,)
 PREVIEW_LENGTH = 160  # characters
 HEADER_KEY = "workbench.traces"
@@ -92,8 +92,8 @@ ROLLOUTS = (
     Column("mean_loss", _REAL, "nats", "mean over its positions"),
     Column("total_contribution", _REAL, "nats", "its part of the step's loss"),
     Column("regime_counts", pa.map_(_TEXT, _WHOLE), "tokens", "positions in each regime that it has"),
-    Column("kinds", pa.list_(_TEXT), "", "kinds that its positions have"),
-    Column("truths", pa.list_(_TEXT), "", "truths that its positions have"),
+    Column("token_types", pa.list_(_TEXT), "", "token types that its positions have"),
+    Column("visibilities", pa.list_(_TEXT), "", "visibilities that its positions have"),
     Column("policy_{view}", _TEXT, "", "policy that read it for the view; of several teachers the one of its domain"),
     Column("prompt_{view}", _TEXT, "", "text that the view was shown after its images"),
     Column("images_{view}", pa.list_(_TEXT), "path", "images that the view was shown"),
@@ -106,8 +106,12 @@ TOKENS = (
     Column("position", _WHOLE, "tokens", "index in the completion, from 0"),
     Column("token_id", _WHOLE, "", "the written token"),
     Column("token_text", _TEXT, "", "its text, special tokens included"),
-    Column("kind", _TEXT, "", "template, location, attribute, tag, answer or the data's own word; empty: not known"),
-    Column("truth", _TEXT, "", '"visible" or "privileged": does the plain prompt determine the token? NULL not known'),
+    Column(
+        "token_type", _TEXT, "", "template, location, attribute, tag, answer or the data's own word; empty: not known"
+    ),
+    Column(
+        "visibility", _TEXT, "", '"visible" or "privileged": does the plain prompt determine the token? NULL not known'
+    ),
     Column(
         "denoising_step",
         _WHOLE,
@@ -170,7 +174,7 @@ TOKENS = (
     Column(
         "contribution", _REAL, "nats", "the position's part of the step's loss", "loss * loss_normalizer", ("loss",)
     ),
-    Column("source", _TEXT, "", "what the regime pulls towards: a view, tokens or reward", "regimes.source"),
+    Column("target", _TEXT, "", "what the regime pulls towards: a view, tokens or reward", "regimes.target"),
     Column("divergence", _TEXT, "", "the regime's divergence", "regimes.divergence"),
 )
 
@@ -178,8 +182,8 @@ AGGREGATES = (
     *_KEY[:2],
     _LEARNER,
     Column("domain", _TEXT, "", "question family"),
-    Column("kind", _TEXT, "", "as in tokens"),
-    Column("truth", _TEXT, "", "as in tokens"),
+    Column("token_type", _TEXT, "", "as in tokens"),
+    Column("visibility", _TEXT, "", "as in tokens"),
     Column("regime", _TEXT, "", "as in tokens"),
     Column("num_positions", _WHOLE, "tokens", "how many positions the sums are over"),
     Column("loss", _SUM, "nats", "sum of the weighted losses before averaging"),
@@ -230,7 +234,7 @@ class TracedLoss:
 class TracedRegime:
     """A regime: target, divergence, meaning and losses. losses: empty in older traces."""
 
-    source: str | None
+    target: str | None
     divergence: str | None
     meaning: str
     losses: tuple[TracedLoss, ...] = ()
@@ -238,7 +242,7 @@ class TracedRegime:
     @property
     def loss_weight(self) -> float | None:
         """Total weight of its losses; 0 without supervision, None if not recorded."""
-        if self.source is None:
+        if self.target is None:
             return 0.0
         return sum(loss.weight for loss in self.losses) if self.losses else None
 
@@ -328,9 +332,9 @@ def column_names(column: Column, views: tuple[str, ...]) -> list[str]:
 
 EXAMPLES = {
     "Where did the loss go? Each regime's share, by what is known of the token.": """\
-SELECT truth, regime, any_value(source) AS source, count(*) AS positions,
+SELECT visibility, regime, any_value(target) AS target, count(*) AS positions,
        sum(contribution) / sum(sum(contribution)) OVER () AS loss_share
-FROM tokens GROUP BY truth, regime ORDER BY loss_share DESC""",
+FROM tokens GROUP BY visibility, regime ORDER BY loss_share DESC""",
     "Which tokens are imitated although only the evidence explains them?": """\
 SELECT token_text, count(*) AS positions, avg(information_gap) AS information_gap, sum(contribution) AS loss
 FROM tokens WHERE abs(information_gap) > abs(capability_gap)
@@ -352,9 +356,9 @@ Training records every token: its score under each view, its regime, and its par
 |---|---|
 | `rollouts` | a sampled answer, with its prompts, evidence and outcome |
 | `tokens` | a token of such an answer |
-| `aggregates` | sums over a step's positions of the same learner, domain, kind, truth and regime |
+| `aggregates` | sums over a step's positions of the same learner, domain, token type, visibility and regime |
 | `probe_rollouts`, `probe_tokens` | the same columns for probes: fixed answers, scored again every few steps |
-| `regimes` | a regime of the method: `regime`, `source`, `divergence`, `meaning`, `loss_weight` (total of its losses) |
+| `regimes` | a regime of the method: `regime`, `target`, `divergence`, `meaning`, `loss_weight` (total of its losses) |
 
 Rows of one answer share `step`, `process_rank` and `rollout_idx`. A name with `{view}` stands for one column per view:
 `student` (the learner, plain prompt), `self` (the student with the evidence), `teacher`, or the method's own names.

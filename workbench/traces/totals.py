@@ -1,4 +1,4 @@
-"""Aggregate the positions of a step: per rollout, and per cell of equal domain, kind, visibility and regime.
+"""Aggregate the positions of a step: per rollout, and per cell of equal domain, token type, visibility and regime.
 
 Both are stored beside the positions, so that a list of answers or a curve over steps need not read every position.
 Input are the columns of the tokens table as NumPy arrays.
@@ -12,7 +12,7 @@ Columns = dict[str, Any]  # arrays and lists
 
 
 def sum_rollouts(positions: Columns, num_rollouts: int) -> Columns:
-    """Compute for each rollout: mean gaps and loss, its part of the step's loss, regimes, kinds and visibilities."""
+    """Compute each rollout's mean gaps and loss, its part of the step's loss, regimes, token types, visibilities."""
     index = np.asarray(positions["rollout_idx"], dtype=np.int64)
 
     def mean(values: np.ndarray | None) -> list[float | None]:
@@ -23,30 +23,32 @@ def sum_rollouts(positions: Columns, num_rollouts: int) -> Columns:
         return [total / count if count else None for total, count in pairs]
 
     regimes: list[dict[str, int]] = [{} for _ in range(num_rollouts)]
-    kinds: list[dict[str, None]] = [{} for _ in range(num_rollouts)]
-    truths: list[dict[str, None]] = [{} for _ in range(num_rollouts)]
-    texts = zip(index.tolist(), positions["regime"], positions["kind"], positions["truth"], strict=True)
-    for rollout_idx, regime, kind, truth in texts:
+    token_types: list[dict[str, None]] = [{} for _ in range(num_rollouts)]
+    visibilities: list[dict[str, None]] = [{} for _ in range(num_rollouts)]
+    texts = zip(index.tolist(), positions["regime"], positions["token_type"], positions["visibility"], strict=True)
+    for rollout_idx, regime, token_type, visibility in texts:
         regimes[rollout_idx][regime] = regimes[rollout_idx].get(regime, 0) + 1
-        kinds[rollout_idx][kind] = None
-        if truth is not None:
-            truths[rollout_idx][truth] = None
+        token_types[rollout_idx][token_type] = None
+        if visibility is not None:
+            visibilities[rollout_idx][visibility] = None
     return {
         "mean_capability_gap": mean(_gap(positions, "teacher", "self")),
         "mean_information_gap": mean(_gap(positions, "self", "student")),
         "mean_loss": mean(np.asarray(positions["loss"], dtype=np.float64)),
         "total_contribution": _sums(index, _contribution(positions), num_rollouts, empty=0.0).tolist(),
         "regime_counts": [list(entries.items()) for entries in regimes],
-        "kinds": [list(entries) for entries in kinds],
-        "truths": [list(entries) for entries in truths],
+        "token_types": [list(entries) for entries in token_types],
+        "visibilities": [list(entries) for entries in visibilities],
     }
 
 
 def sum_aggregates(positions: Columns, domains: list[str]) -> Columns:
-    """Sum one learner's positions of equal domain, kind, visibility and regime. domains: one per rollout."""
+    """Sum one learner's positions of equal domain, token type, visibility and regime. domains: one per rollout."""
     keys: dict[tuple, int] = {}
     position_domains = [domains[rollout_idx] for rollout_idx in np.asarray(positions["rollout_idx"]).tolist()]
-    keys_of_positions = zip(position_domains, positions["kind"], positions["truth"], positions["regime"], strict=True)
+    keys_of_positions = zip(
+        position_domains, positions["token_type"], positions["visibility"], positions["regime"], strict=True
+    )
     cell = np.array([keys.setdefault(key, len(keys)) for key in keys_of_positions], dtype=np.int64)
 
     def total(values: np.ndarray | None) -> np.ndarray | list[None]:
@@ -60,7 +62,7 @@ def sum_aggregates(positions: Columns, domains: list[str]) -> Columns:
         name: np.full(len(keys), np.asarray(positions[name])[0] if len(keys) else 0, dtype=np.int32)
         for name in ("step", "process_rank")
     }
-    for idx, name in enumerate(("domain", "kind", "truth", "regime")):
+    for idx, name in enumerate(("domain", "token_type", "visibility", "regime")):
         columns[name] = [key[idx] for key in keys]
     columns |= {
         "num_positions": np.bincount(cell, minlength=len(keys)).astype(np.int32),

@@ -17,7 +17,7 @@ def regime_table(header: Header) -> pa.Table:
         {"idx": idx, "regime": name, **vars(spec), "loss_weight": spec.loss_weight}
         for idx, (name, spec) in enumerate(header.regimes.items())
     ]
-    texts = [(name, pa.string()) for name in ("regime", "source", "divergence", "meaning")]
+    texts = [(name, pa.string()) for name in ("regime", "target", "divergence", "meaning")]
     return pa.Table.from_pylist(regimes, pa.schema([("idx", pa.int32()), *texts, ("loss_weight", pa.float32())]))
 
 

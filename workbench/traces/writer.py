@@ -53,7 +53,7 @@ class TracedBatch:
     loss_normalizer  factor of a position's loss in the step's total
     loss         weighted, in nats, before averaging
     token_texts  per rollout, one text per token
-    kinds        per rollout, kind and visibility of each token, from workbench.types.mark_tokens
+    labels       per rollout, token type and visibility of each token, from workbench.types.mark_tokens
     """
 
     step: int
@@ -66,7 +66,7 @@ class TracedBatch:
     loss_normalizer: Float[Tensor, " N"]
     loss: Float[Tensor, " N"]
     token_texts: tuple[tuple[str, ...], ...]
-    kinds: tuple[tuple[tuple[str, str | None], ...], ...]
+    labels: tuple[tuple[tuple[str, str | None], ...], ...]
     alternatives: Alternatives | None = None
     learner: str = STUDENT
     readers: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class TracedBatch:
 def to_traced_batch(scored: StepResult, step: int, student: Policy) -> TracedBatch:
     """Convert the result of a training step of `student` to the values to store."""
     texts = tuple(tuple(student.token_texts(rollout.ids)) for rollout in scored.batch.rollouts)
-    kinds = tuple(
+    labels = tuple(
         tuple(label_completion(list(words), rollout))
         for words, rollout in zip(texts, scored.batch.rollouts, strict=True)
     )
@@ -91,7 +91,7 @@ def to_traced_batch(scored: StepResult, step: int, student: Policy) -> TracedBat
         loss_normalizer=scored.loss_normalizer,
         loss=scored.loss,
         token_texts=texts,
-        kinds=kinds,
+        labels=labels,
         alternatives=scored.alternatives,
         readers=scored.readers,
     )
@@ -200,14 +200,14 @@ class TraceWriter:
         num_positions = int(lengths.sum())
         assert batch.loss.numel() == num_positions, (batch.loss.shape, num_positions)
         starts = np.cumsum(lengths, dtype=np.int32) - lengths
-        kinds = list(chain.from_iterable(batch.kinds))
+        labels = list(chain.from_iterable(batch.labels))
         routing, regime_names = batch.routing, np.array(list(batch.regimes), dtype=object)
         columns = self._key(batch, np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)) | {
             "position": np.arange(num_positions, dtype=np.int32) - np.repeat(starts, lengths),
             "token_id": list(chain.from_iterable(rollout.ids for rollout in batch.rollouts)),
             "token_text": list(chain.from_iterable(batch.token_texts)),
-            "kind": [kind for kind, _ in kinds],
-            "truth": [truth for _, truth in kinds],
+            "token_type": [token_type for token_type, _ in labels],
+            "visibility": [visibility for _, visibility in labels],
             "denoising_step": list(chain.from_iterable(_denoising_steps(rollout) for rollout in batch.rollouts)),
             "sampler_logprob": list(chain.from_iterable(_sampler_logprobs(rollout) for rollout in batch.rollouts)),
             "regime": regime_names[_numpy(routing.regime)] if num_positions else [],
@@ -268,7 +268,7 @@ class TraceWriter:
             "reference": [example.reference for example in examples],
             "completion": [rollout.text for rollout in rollouts],
             "completion_preview": [rollout.text[:PREVIEW_LENGTH] for rollout in rollouts],
-            "sampled_by": [rollout.source for rollout in rollouts],
+            "sampled_by": [rollout.sampled_by for rollout in rollouts],
             "finished": [rollout.finished for rollout in rollouts],
             "reward": [rollout.reward for rollout in rollouts],
             "num_positions": [len(rollout.ids) for rollout in rollouts],
@@ -325,7 +325,7 @@ class TraceWriter:
 
 def _traced_regime(regime: Regime) -> TracedRegime:
     losses = tuple(TracedLoss(loss.target, loss.divergence.label, loss.weight) for loss in regime.losses)
-    return TracedRegime(regime.source, regime.divergence, regime.meaning, losses)
+    return TracedRegime(regime.target, regime.divergence, regime.meaning, losses)
 
 
 def _turn(turn: Turn) -> dict[str, str]:

@@ -88,7 +88,7 @@ def rollout_metrics(rollouts: tuple[Rollout, ...]) -> dict[str, float]:
     metrics = {
         "completion_length": sum(len(rollout.ids) for rollout in rollouts) / count,
         "truncated": sum(not rollout.finished for rollout in rollouts) / count,
-        "dataset_share": sum(rollout.source == "dataset" for rollout in rollouts) / count,
+        "dataset_share": sum(rollout.sampled_by == "dataset" for rollout in rollouts) / count,
         "agreement": _duplicate_rate(rollouts),
         "distinct_tokens": float(len({token for rollout in rollouts for token in rollout.ids})),
     }
@@ -101,7 +101,7 @@ def _duplicate_rate(rollouts: tuple[Rollout, ...]) -> float:
     """Share of pairs of answers to one example with equal tokens."""
     groups: dict[int, list[tuple[int, ...]]] = {}
     for rollout in rollouts:
-        if rollout.source != "dataset":
+        if rollout.sampled_by != "dataset":
             groups.setdefault(id(rollout.example), []).append(rollout.ids)
     same = pairs = 0
     for group in groups.values():

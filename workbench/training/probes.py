@@ -29,7 +29,7 @@ def open_probes(
         examples_by_id = {example.id: example for example in pool}
         restored = [from_row(probe, examples_by_id, "data.eval (or data.probes)") for probe in kept]
         return {
-            name: tuple(rollout for rollout in restored if rollout.source == policy.name)
+            name: tuple(rollout for rollout in restored if rollout.sampled_by == policy.name)
             for name, policy in students.items()
         }
     written = {}

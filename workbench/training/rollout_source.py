@@ -99,8 +99,8 @@ class RolloutSource:
         if prepare is None:
             return rollouts
         return [
-            replace(rollout, source=f"{rollout.source}+{prepare.suffix}")
-            if rollout.source == self.student.name
+            replace(rollout, sampled_by=f"{rollout.sampled_by}+{prepare.suffix}")
+            if rollout.sampled_by == self.student.name
             else rollout
             for rollout in rollouts
         ]

@@ -223,14 +223,14 @@ def known_metrics(first: Path, second: Path) -> list[str]:
 
 
 def draw_accuracy(first: Path, second: Path) -> str:
-    """Per policy, context and truth: accuracy of both runs at first and newest evaluation, and newest confidence."""
+    """Per policy, context and visibility: both runs' first and newest accuracy, and newest confidence."""
     accuracies = compare.accuracy_beside(first, second)
     if accuracies.empty:
         return empty_html(accuracies.empty, title="Accuracy")
     columns = [
         Column("policy", kind="short"),
         Column("context", kind="short"),
-        Column("truth", "questions", "short"),
+        Column("visibility", "questions", "short"),
     ]
     for side in "ab":
         columns += [

@@ -8,7 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 from workbench.analysis import figures, illusion, regimes
-from workbench.analysis.style import TRUTHS
+from workbench.analysis.style import VISIBILITIES
 from workbench.analysis.table import Table, table
 from workbench.app.components import (
     TRACES,
@@ -31,9 +31,9 @@ KEY = ("step", "process", "rollout", "position")
 SURE_KEY = ("example", "context")
 WORST_COLUMNS = (
     Column("token", kind="token"),
-    Column("truth", kind="short"),
+    Column("visibility", kind="short"),
     Column("regime", kind="short"),
-    Column("source", kind="short"),
+    Column("target", kind="short"),
     Column("information_gap", "information", "signed"),
     Column("capability_gap", "capability", "signed"),
     Column("loss", kind="number"),
@@ -48,13 +48,13 @@ SURE_COLUMNS = (
     Column("question"),
     Column("text", "answer"),
     Column("answer", "expected", "short"),
-    Column("truth", kind="short"),
+    Column("visibility", kind="short"),
     Column("context", kind="short"),
 )
 ACCURACY_COLUMNS = (
     Column("policy", kind="short"),
     Column("context", kind="short"),
-    Column("truth", "questions", "short"),
+    Column("visibility", "questions", "short"),
     Column("step", kind="number"),
     Column("count", kind="number"),
     Column("accuracy", kind="share"),
@@ -93,14 +93,14 @@ def draw(context: AppContext, run: str | None, theme: str, curve_of: str | None)
             theme=theme,
             reference=0.0,
             meaning="calibrated",
-            tints=[TRUTHS[theme][group]] * len(over.frame),
+            tints=[VISIBILITIES[theme][group]] * len(over.frame),
         ),
         figures.information_share(dominated, theme=theme),
         figures.curves(
             entropies(traces, run_dir),
             title="Student entropy",
             theme=theme,
-            tints={f"{truth} tokens": tint for truth, tint in TRUTHS[theme].items()},
+            tints={f"{visibility} tokens": tint for visibility, tint in VISIBILITIES[theme].items()},
         ),
         figures.separation_bars(separation, theme=theme),
         rows_html(
@@ -135,7 +135,7 @@ def headline(run_dir: Path, accuracy: Table, dominated: Table, separation: Table
     if accuracy.empty:
         return empty_html(accuracy.empty)
     tiles = []
-    shares = [row for row in dominated.rows if row["truth"] == "all" and row["loss_share"] is not None]
+    shares = [row for row in dominated.rows if row["visibility"] == "all" and row["loss_share"] is not None]
     if shares:
         end = shares[-1]
         tiles.append(
@@ -199,8 +199,8 @@ def overconfidence(accuracy: Table) -> tuple[Table, str]:
     is_end = (frame["step"] == steps.transform("min")) | (frame["step"] == steps.transform("max"))
     ends = frame[is_end].sort_values(["policy", "context", "step"], kind="stable")
     rows = Table(ends.reset_index(drop=True), accuracy.run).rows
-    truths = {row["truth"] for row in rows}
-    group = PRIVILEGED if PRIVILEGED in truths else "all"
+    visibilities = {row["visibility"] for row in rows}
+    group = PRIVILEGED if PRIVILEGED in visibilities else "all"
     in_group = [
         {
             **row,
@@ -208,7 +208,7 @@ def overconfidence(accuracy: Table) -> tuple[Table, str]:
             "overconfidence": 100 * row["overconfidence"],
         }
         for row in rows
-        if row["truth"] == group
+        if row["visibility"] == group
     ]
     columns = ["policy", "overconfidence", "count"]
     units = {"overconfidence": f"points: confidence minus accuracy on {group} questions"}
@@ -216,10 +216,10 @@ def overconfidence(accuracy: Table) -> tuple[Table, str]:
 
 
 def entropies(traces: Traces | None, run_dir: Path) -> Table:
-    """The student's entropy over steps, a curve per truth, for figures.curves."""
+    """The student's entropy over steps, a curve per visibility, for figures.curves."""
     gaps = regimes.gaps_over_steps(traces or run_dir)
     rows = [
-        {"step": row["step"], "metric": f"{row['truth']} tokens", "value": row["entropy"]}
+        {"step": row["step"], "metric": f"{row['visibility']} tokens", "value": row["entropy"]}
         for row in gaps.rows
         if row["entropy"] is not None
     ]

@@ -32,9 +32,9 @@ VALUES = (
     ("loss", "loss"),
     ("student entropy", "entropy_student"),
 )
-SPLITS = (("all tokens", ""), ("by kind", "kind"), ("by truth", "truth"), ("by domain", "domain"))
+SPLITS = (("all tokens", ""), ("by token type", "token_type"), ("by visibility", "visibility"), ("by domain", "domain"))
 MEASURES = (("tokens", "position_share"), ("loss", "loss_share"))
-TRUTHS = (("all tokens", ""), ("visible tokens", "visible"), ("privileged tokens", "privileged"))
+VISIBILITIES = (("all tokens", ""), ("visible tokens", "visible"), ("privileged tokens", "privileged"))
 PROBE_KEY = ("process", "rollout")
 PROBES = "Probes: fixed answers, scored again every few steps. Choose one to see its tokens over training"
 PROBE_COLUMNS = (
@@ -49,8 +49,8 @@ PROBE_COLUMNS = (
 MOVED_KEY = ("process", "rollout", "position")
 MOVED_COLUMNS = (
     Column("token", kind="token"),
-    Column("kind", kind="short"),
-    Column("truth", kind="short"),
+    Column("token_type", "token type", "short"),
+    Column("visibility", kind="short"),
     Column("changes", kind="number"),
     Column("way", "regime path", "short"),
     Column("information_gap", "information", "signed"),
@@ -68,14 +68,14 @@ def draw(
     """Choices, probes, one probe as a fragment or a figure, flow between steps, shares, moved tokens."""
     traces = TRACES.of(context.run_dir(run))
     chosen = partial(choice, address, "movement")
-    value, truth, split, measure = (
+    value, visibility, split, measure = (
         chosen(name, [option for _, option in allowed])
-        for name, allowed in (("color", VALUES), ("of", TRUTHS), ("panels", SPLITS), ("share", MEASURES))
+        for name, allowed in (("color", VALUES), ("of", VISIBILITIES), ("panels", SPLITS), ("share", MEASURES))
     )
     if traces is None or not traces.steps("probe_rollouts"):
         nothing = gr.Plot(visible=False)
         steps = gr.Dropdown(choices=[], value=None)
-        return value, steps, steps, truth, split, measure, "", empty_html(NO_PROBES), nothing, nothing, nothing, ""
+        return value, steps, steps, visibility, split, measure, "", empty_html(NO_PROBES), nothing, nothing, nothing, ""
     steps = [str(step) for step in traces.steps("probe_rollouts")]
     first, last = chosen("from", steps) or steps[0], chosen("to", steps) or steps[-1]
     listed, key = draw_probes(traces, address)
@@ -84,13 +84,13 @@ def draw(
         value,
         gr.Dropdown(choices=evenly_spaced(steps), value=first, allow_custom_value=True),
         gr.Dropdown(choices=evenly_spaced(steps), value=last, allow_custom_value=True),
-        truth,
+        visibility,
         split,
         measure,
         listed,
         gr.HTML(value=fragment, visible=figure is None),
         gr.Plot(value=figure, visible=figure is not None),
-        gr.Plot(value=draw_flow(traces, first, last, truth, theme), visible=True),
+        gr.Plot(value=draw_flow(traces, first, last, visibility, theme), visible=True),
         gr.Plot(value=draw_shares(traces, split, measure, theme), visible=True),
         draw_moved(traces),
     )
@@ -132,9 +132,9 @@ def draw_probe(traces: Traces, key: Mapping | None, value: str, theme: str) -> t
     return "", figures.heatmap(values, title=f"Probe {rollout}: {value.replace('_', ' ')}", theme=theme)
 
 
-def draw_flow(traces: Traces, first: str, last: str, truth: str | None, theme: str) -> object:
+def draw_flow(traces: Traces, first: str, last: str, visibility: str | None, theme: str) -> object:
     """Sankey diagram of the tokens' regimes at two probed steps."""
-    flows = movement.transitions(traces, int(first), int(last), truth=truth or None)
+    flows = movement.transitions(traces, int(first), int(last), visibility=visibility or None)
     return figures.sankey(flows, movement.regime_notes(traces), theme=theme)
 
 
@@ -188,7 +188,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
                     [], label="from step", min_width=90, allow_custom_value=True, elem_id="movement-first"
                 )
                 last = gr.Dropdown([], label="to step", min_width=90, allow_custom_value=True, elem_id="movement-last")
-                truth = gr.Dropdown(TRUTHS, value="", label="tokens", min_width=140)
+                visibility = gr.Dropdown(VISIBILITIES, value="", label="tokens", min_width=140)
             flow = plot_component("where supervision moved", elem_id="movement-flow")
         with gr.Column(min_width=420):
             with gr.Row():
@@ -198,7 +198,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
     moved = rows_component("tokens that moved", elem_id="movement-moved")
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    boxes = [value, first, last, truth, split, measure]
+    boxes = [value, first, last, visibility, split, measure]
     outputs = [*boxes, listed, fragment, heatmap, flow, shares, moved]
     shared.on_show(
         "movement",

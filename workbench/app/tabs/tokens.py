@@ -48,13 +48,8 @@ from workbench.traces.reader import Traces
 
 PAGE_SIZE = 20
 KEY = ("step", "process", "rollout")
-FILTERS = {
-    "at_step": "step",
-    "regime": "regime",
-    "domain": "domain",
-    "kind": "kind",
-    "truth": "truth",
-}  # choices come from the run
+# parameter of the address -> field of the selection; choices come from the run
+FILTERS = {"at_step": "step"} | {name: name for name in ("regime", "domain", "token_type", "visibility")}
 ORDERS = (
     ("newest first", "step"),
     ("largest information gap", "information_gap"),
@@ -189,7 +184,11 @@ def draw_answer(
 
 def _counted(selection: Selection, count: int, total: int) -> str:
     """Number of tokens of the open answer that match the filters, as HTML."""
-    criteria = [f"{name} {value}" for name in ("regime", "kind", "truth") if (value := getattr(selection, name))]
+    criteria = [
+        f"{name.replace('_', ' ')} {value}"
+        for name in ("regime", "token_type", "visibility")
+        if (value := getattr(selection, name))
+    ]
     if not criteria:
         return ""
     matches = "no tokens in this answer" if count == 0 else f"{count:,} of {total:,} tokens, outlined"
@@ -267,7 +266,7 @@ def build_tab(context: AppContext, shared: Shared) -> None:
             gr.Dropdown(
                 [("any", "")],
                 value="",
-                label=name,
+                label=name.replace("_", " "),
                 min_width=104,
                 elem_id=f"tokens-{name}",
                 allow_custom_value=name == "step",

@@ -61,10 +61,10 @@ def family_places(families: tuple[str, ...] | None) -> tuple[int, ...]:
 
 
 def _make_example(split: str, seed: int, index: int) -> Example:
-    family, truth = CYCLE[index % len(CYCLE)]
-    rng = random.Random(f"{split}:{seed}:{index}:{family}:{truth}")
+    family, visibility = CYCLE[index % len(CYCLE)]
+    rng = random.Random(f"{split}:{seed}:{index}:{family}:{visibility}")
     wanted = WITHHELD if split == "combos" else None
-    wish = Wish(family, truth, same=rng.random() < 0.5, number=rng.randint(1, 3), wanted=wanted)
+    wish = Wish(family, visibility, same=rng.random() < 0.5, number=rng.randint(1, 3), wanted=wanted)
     while True:
         example = ask(make_scene(split, rng), wish, rng)
         if example is not None:

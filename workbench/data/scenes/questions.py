@@ -35,14 +35,14 @@ _TAG = rf"\btag ([{''.join(TAGS)}])"
 class Wish:
     """Requirements of a question, drawn before scenes are tried, so that answers do not depend on what is easy to find.
 
-    truth   visibility: whether the full view determines the answer
+    visibility   visibility: whether the full view determines the answer
     same    compare questions: whether the two tags are the same
     number  count questions: the answer
     wanted  (shape, color) pairs to ask about; None = any
     """
 
     family: str
-    truth: str
+    visibility: str
     same: bool
     number: int
     wanted: frozenset | None = None
@@ -82,9 +82,9 @@ def describe_crop(thing: Thing) -> str:
 
 
 def _ask_tag(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> Example | None:
-    if thing.readable != (wish.truth == VISIBLE):
+    if thing.readable != (wish.visibility == VISIBLE):
         return None
-    marks = (_location(), Mark(_TAG, "tag", wish.truth), _answer(wish.truth))
+    marks = (_location(), Mark(_TAG, "tag", wish.visibility), _answer(wish.visibility))
     reference = f"at {thing.place}, tag {thing.tag}, answer {thing.tag}"
     return _example(scene, "tag", f"what is the tag of the {thing.name}?", reference, marks, [thing])
 
@@ -95,7 +95,7 @@ def _ask_compare(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> 
     fitting = [
         other
         for other in others
-        if thing.readable + other.readable == (2 if wish.truth == VISIBLE else 1)
+        if thing.readable + other.readable == (2 if wish.visibility == VISIBLE else 1)
         and (other.tag == thing.tag) == wish.same
     ]
     if not fitting:
@@ -104,12 +104,12 @@ def _ask_compare(scene: Scene, thing: Thing, wish: Wish, rng: random.Random) -> 
     rng.shuffle(pair)
     first, second = pair
     answer = "yes" if wish.same else "no"
-    truths = [VISIBLE if item.readable else PRIVILEGED for item in pair]
+    visibilities = [VISIBLE if item.readable else PRIVILEGED for item in pair]
     marks = (
         _location(),
-        Mark(rf"^\D*?{_TAG}", "tag", truths[0]),
-        Mark(rf"\btag .*{_TAG}", "tag", truths[1]),
-        _answer(wish.truth),
+        Mark(rf"^\D*?{_TAG}", "tag", visibilities[0]),
+        Mark(rf"\btag .*{_TAG}", "tag", visibilities[1]),
+        _answer(wish.visibility),
     )
     reference = f"at {first.place}, tag {first.tag}, at {second.place}, tag {second.tag}, answer {answer}"
     question = f"do the {first.name} and the {second.name} have the same tag?"
@@ -163,8 +163,8 @@ def _location() -> Mark:
     return Mark(rf"\bat {_PLACE}", "location", VISIBLE)
 
 
-def _answer(truth: str) -> Mark:
-    return Mark(r"\banswer (\w+)", "answer", truth)
+def _answer(visibility: str) -> Mark:
+    return Mark(r"\banswer (\w+)", "answer", visibility)
 
 
 def _example(

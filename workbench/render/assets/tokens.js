@@ -55,8 +55,8 @@
   const heading = (data, i) => {
     const badge = make("span", `wb-badge wb-s-${data.regimes[data.regime[i]].slot}`, data.regime[i]);
     const sub = [`token ${i + 1} of ${data.text.length}`, `id ${data.id[i]}`];
-    if (data.kind[i]) sub.push(data.kind[i]);
-    if (data.truth[i]) sub.push(data.truth[i]);
+    if (data.token_type[i]) sub.push(data.token_type[i]);
+    if (data.visibility[i]) sub.push(data.visibility[i]);
     return make("div", "wb-name", make("code", "", data.text[i]), badge, make("span", "wb-sub", sub.join(" · ")));
   };
 
@@ -64,7 +64,7 @@
     const row = make("div", "wb-facts");
     const add = (label, text) => row.append(make("span", "", make("span", "wb-sub", label + " "), text));
     const { losses } = data.regimes[data.regime[i]];
-    add("source", data.source[i] || "none");
+    add("target", data.target[i] || "none");
     if (data.divergence[i]) add("by", data.divergence[i]);
     if (data.effective[i] !== null) add("effective weight", weights(losses, data.weight[i], data.effective[i]));
     else if (data.weight[i] !== null) add("router weight (the loss weight is not recorded)", number(data.weight[i], 2));

@@ -1,4 +1,4 @@
-"""A picture of the built-in world for its readme: what is seen, what is hidden, and the truth of every answer token.
+"""A picture of the built-in world for its readme: what is seen and hidden, and the visibility of every answer token.
 
 python -c "from workbench.training.pretraining.picture import draw_figure; draw_figure().save('data/scene.png')"
 """
@@ -23,7 +23,7 @@ KIND_COLORS = {
 }
 _INK, _MUTED, _HIDDEN = (32, 34, 38), (105, 109, 116), (196, 30, 34)
 _WIDTH, _PANEL, _GAP, _MARGIN = 1880, 420, 34, 49
-_QUESTIONS = (  # family, truth, and whether two compared tags are the same
+_QUESTIONS = (  # family, visibility, and whether two compared tags are the same
     ("tag", PRIVILEGED, False),
     ("compare", PRIVILEGED, False),
     ("relation", VISIBLE, False),
@@ -31,7 +31,7 @@ _QUESTIONS = (  # family, truth, and whether two compared tags are the same
 
 
 def draw_figure(seed: int = 11) -> Image.Image:
-    """One scene in four pictures, and three questions with the kind and truth of every token."""
+    """One scene in four pictures, and three questions with the kind and visibility of every token."""
     scene, examples = _scene_with_questions(random.Random(seed))
     figure = Image.new("RGB", (_WIDTH, 1080), (255, 255, 255))
     draw = ImageDraw.Draw(figure)
@@ -59,7 +59,7 @@ def draw_figure(seed: int = 11) -> Image.Image:
 def _scene_with_questions(rng: random.Random) -> tuple[Scene, list[Example]]:
     while True:
         scene = make_scene("eval", rng)
-        examples = [ask(scene, Wish(family, truth, same, 2), rng) for family, truth, same in _QUESTIONS]
+        examples = [ask(scene, Wish(family, visibility, same, 2), rng) for family, visibility, same in _QUESTIONS]
         one_of_each = {thing.readable for thing in scene.things} == {True, False}
         if all(examples) and one_of_each and len(scene.things) >= 6:
             return scene, examples
@@ -71,10 +71,12 @@ def _draw_answer(draw: ImageDraw.ImageDraw, tokenizer, example: Example, y: int)
     encoded = tokenizer(example.reference, return_offsets_mapping=True, add_special_tokens=False)
     spans = encoded["offset_mapping"]
     x, y, height = _MARGIN, y + 44, 46
-    for (start, end), (kind, truth) in zip(spans, mark_tokens(spans, example.reference, example.marks), strict=True):
+    for (start, end), (kind, visibility) in zip(
+        spans, mark_tokens(spans, example.reference, example.marks), strict=True
+    ):
         text = example.reference[start:end].strip()
         width = round(draw.textlength(text, font=_font(25))) + 26
-        hidden = truth == PRIVILEGED
+        hidden = visibility == PRIVILEGED
         box = (x, y, x + width, y + height)
         edge = {"outline": _HIDDEN, "width": 4} if hidden else {}
         draw.rounded_rectangle(box, radius=9, fill=KIND_COLORS[kind], **edge)

@@ -91,7 +91,7 @@ class WorldScore:
     """How often the final answer is exactly right."""
 
     domain: str  # question family, or "all"
-    truth: str  # visible | privileged: whether the full view determines the answer
+    visibility: str  # visible | privileged: whether the full view determines the answer
     context: str
     count: int
     accuracy: float
@@ -273,7 +273,7 @@ def evaluate_world(
 ) -> list[WorldScore]:
     """Asks the first `count` questions of a split under each context; the most likely token is written each time.
 
-    Returns a row for each family, truth and context, and rows of domain "all".
+    Returns a row for each family, visibility and context, and rows of domain "all".
     """
     check_split(split)
     right: dict[tuple[str, str, str], list[bool]] = {}
@@ -287,26 +287,30 @@ def evaluate_world(
             for example, (completion,) in zip(examples, written, strict=True):
                 is_right = grade(policy.text(completion.ids), example.answer) == 1.0
                 for domain in (example.domain, "all"):
-                    right.setdefault((domain, answer_truth(example), context), []).append(is_right)
+                    right.setdefault((domain, answer_visibility(example), context), []).append(is_right)
     return [WorldScore(*key, count=len(rows), accuracy=sum(rows) / len(rows)) for key, rows in sorted(right.items())]
 
 
 def score_table(scores: dict[str, list[WorldScore]]) -> str:
     """Scores of several models, by name, as a Markdown table: percent right, and the number of questions."""
-    by_cell = {(name, s.domain, s.truth, s.context): s for name, rows in scores.items() for s in rows}
+    by_cell = {(name, s.domain, s.visibility, s.context): s for name, rows in scores.items() for s in rows}
     columns = list(dict.fromkeys((name, context) for name, _, _, context in by_cell))
-    rows = sorted({(truth, domain) for _, domain, truth, _ in by_cell}, key=lambda row: (row[0] != VISIBLE, row))
-    lines = ["| truth | family | questions | " + " | ".join(f"{name}, {context}" for name, context in columns) + " |"]
+    rows = sorted(
+        {(visibility, domain) for _, domain, visibility, _ in by_cell}, key=lambda row: (row[0] != VISIBLE, row)
+    )
+    lines = [
+        "| visibility | family | questions | " + " | ".join(f"{name}, {context}" for name, context in columns) + " |"
+    ]
     lines.append("|---|---|--:|" + "--:|" * len(columns))
-    for truth, domain in rows:
-        cells = [by_cell.get((name, domain, truth, context)) for name, context in columns]
+    for visibility, domain in rows:
+        cells = [by_cell.get((name, domain, visibility, context)) for name, context in columns]
         number = max(cell.count for cell in cells if cell)
         percents = " | ".join(f"{100 * cell.accuracy:.1f}" if cell else "" for cell in cells)
-        lines.append(f"| {truth} | {domain} | {number} | {percents} |")
+        lines.append(f"| {visibility} | {domain} | {number} | {percents} |")
     return "\n".join(lines)
 
 
-def answer_truth(example: Example) -> str:
+def answer_visibility(example: Example) -> str:
     """Whether the full view determines the final answer of an example of the built-in world."""
     return PRIVILEGED if any(m.kind == "answer" and m.truth == PRIVILEGED for m in example.marks) else VISIBLE
 
