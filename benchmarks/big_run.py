@@ -114,7 +114,7 @@ def make_metrics(batch: TracedBatch) -> dict[str, float]:
         "accuracy": 0.6,
         "completion_length": batch.loss.numel() / len(batch.rollouts),
         "truncated": 0.05,
-        "agreement": 0.9,
+        "duplicate_rate": 0.9,
         **{name: float(gap.mean()) for name, gap in gaps.items()},
     }
 

@@ -53,7 +53,7 @@ def gaps(folder: Path, output: Path, **values: object) -> list[float]:
     settings |= {"evaluation": {"contexts": ["plain"]}, "training__steps": 2, "models": models, "trace__probes": 0}
     config = run_config({"student": folder, "teacher": folder}, output, **settings, **values)
     train(config)
-    return [line["sampler_gap"] for line in RunFolder(config.run_dir).metrics("train")]
+    return [line["sampler_logprob_gap"] for line in RunFolder(config.run_dir).metrics("train")]
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -71,7 +71,7 @@ def test_answers_are_sampled_in_the_precision_in_which_they_are_scored(
 ) -> None:
     config = run_config(models, tmp_path, training__mixed_precision=precision)
     train(config)
-    steps = [line["sampler_gap"] for line in RunFolder(config.run_dir).metrics("train")]
+    steps = [line["sampler_logprob_gap"] for line in RunFolder(config.run_dir).metrics("train")]
     # in bfloat16 a pass of one token may round otherwise than one of several; two precisions would differ in every step
     assert min(steps) < 1e-6 and max(steps) < (1e-5 if precision == "no" else 3e-3)
 

@@ -20,7 +20,7 @@ def test_rollouts_are_counted_by_hand() -> None:
             "truncated": 0.25,
             "dataset_share": 0.25,
             "distinct_tokens": len({*one.ids, *other.ids, *given.ids}),
-            "agreement": 1 / 3,  # of the three pairs of answers to the first example
+            "duplicate_rate": 1 / 3,  # of the three pairs of answers to the first example
             "accuracy": 2 / 3,
         }
     )
@@ -41,12 +41,12 @@ def test_shares_of_a_step_sum_to_one_and_gaps_add_up() -> None:
     assert metrics["teacher_share"] == pytest.approx(metrics["share/LH"] + metrics["share/HT"])
     assert metrics["total_gap"] == pytest.approx(metrics["capability_gap"] + metrics["information_gap"], abs=1e-6)
     assert metrics["loss"] == pytest.approx(float((scored.loss * scored.loss_normalizer).sum()), abs=1e-6)
-    assert metrics["capability_gap_abs"] >= abs(metrics["capability_gap"])
+    assert metrics["abs_capability_gap"] >= abs(metrics["capability_gap"])
 
 
 def test_the_clock_adds_up() -> None:
     clock = StepTimer()
-    for name in ("write", "read"):
+    for name in ("sample", "score"):
         clock.mark(name)
     seconds = clock.seconds()
-    assert seconds["seconds/step"] == pytest.approx(seconds["seconds/write"] + seconds["seconds/read"])
+    assert seconds["seconds/step"] == pytest.approx(seconds["seconds/sample"] + seconds["seconds/score"])

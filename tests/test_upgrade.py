@@ -35,7 +35,16 @@ def test_configuration_of_the_former_version_is_refused_with_the_command(run: Pa
 
 
 def test_upgraded_run_has_present_keys_in_both_copies_of_its_configuration(run: Path) -> None:
-    assert upgrade_run(run) == Upgrade(3, ("step-000000.jsonl", "step-000002.jsonl", "run.json", "config.yaml"))
+    assert upgrade_run(run) == Upgrade(
+        3,
+        (
+            "step-000000.jsonl",
+            "step-000002.jsonl",
+            "metrics.jsonl",
+            "run.json",
+            "config.yaml",
+        ),
+    )
     config = load_config(run / "config.yaml")
     assert (config.method["loss_aggregation"], config.trace.top_k, config.evaluation.max_examples) == (
         "token_mean",
@@ -96,6 +105,29 @@ def test_stored_rollouts_are_renamed(run: Path) -> None:
 def test_stored_answers_are_renamed(run: Path) -> None:
     upgrade_run(run)
     assert {row.visibility for row in load_records(run)} == {"visible", "privileged"}
+
+
+def test_metrics_are_renamed_also_those_of_a_peer_and_an_incomplete_line_stays(run: Path) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 3, "ann/sampler_gap": 0.5, "ann/fact/gate": 1.0}\n{"kind": "tr')
+    upgrade_run(run)
+    *lines, last = (run / "metrics.jsonl").read_text().split("\n")
+    assert json.loads(lines[-1]) == {
+        "kind": "train",
+        "step": 3,
+        "ann/sampler_logprob_gap": 0.5,
+        "ann/annotation/gate": 1.0,
+    }
+    train = json.loads(lines[1])
+    assert {
+        "duplicate_rate",
+        "sampler_logprob_gap",
+        "seconds/sample",
+        "seconds/score",
+        "seconds/update",
+    } <= train.keys()
+    assert not {"agreement", "sampler_gap", "seconds/write", "seconds/read", "seconds/learn"} & train.keys()
+    assert last == '{"kind": "tr'
 
 
 def test_traces_of_version_6_become_equal_to_those_of_version_5(run: Path) -> None:

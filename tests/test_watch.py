@@ -6,7 +6,7 @@ import pytest
 
 from workbench.training.health import WINDOW, HealthMonitor
 
-HEALTHY = {"entropy": 1.0, "agreement": 0.3, "truncated": 0.1, "teacher_share": 0.6, "loss": 0.5}
+HEALTHY = {"entropy": 1.0, "duplicate_rate": 0.3, "truncated": 0.1, "teacher_share": 0.6, "loss": 0.5}
 
 
 def watched(*spans: tuple[int, dict]) -> HealthMonitor:
@@ -22,20 +22,20 @@ def test_steps_that_are_rounded_away_are_told_but_not_of_a_schedule_s_ends() -> 
     def printed(*steps: tuple[float, float]) -> dict[str, str]:
         watch = HealthMonitor(learning_rate=1.0)
         for step, (rate, moved) in enumerate(steps, start=1):
-            watch.update(step, {**HEALTHY, "learning_rate": rate, "weights_moved": moved})
+            watch.update(step, {**HEALTHY, "learning_rate": rate, "updated_weight_fraction": moved})
         return watch.warnings
 
     assert printed((0.01, 0.1), (1.0, 0.9), (0.4, 0.3), (0.0, 0.0)) == {}
-    assert "step 2: only 20% of" in printed((0.01, 0.1), (1.0, 0.2))["weights_moved"]
+    assert "step 2: only 20% of" in printed((0.01, 0.1), (1.0, 0.2))["updated_weight_fraction"]
 
 
 @pytest.mark.parametrize(("precision", "normal", "strange"), [("float32", 1e-6, 4e-3), ("bfloat16", 0.07, 0.3)])
 def test_a_sampler_gap_above_rounding_is_warned_of(precision: str, normal: float, strange: float) -> None:
     watch = HealthMonitor(precision=precision)
-    assert watch.update(1, {**HEALTHY, "sampler_gap": normal}) == []
-    (warning,) = watch.update(2, {**HEALTHY, "sampler_gap": strange})
+    assert watch.update(1, {**HEALTHY, "sampler_logprob_gap": normal}) == []
+    (warning,) = watch.update(2, {**HEALTHY, "sampler_logprob_gap": strange})
     assert f"{strange:.1e} nats" in warning and f"in {precision}" in warning
-    assert watch.update(3, {**HEALTHY, "sampler_gap": strange}) == []
+    assert watch.update(3, {**HEALTHY, "sampler_logprob_gap": strange}) == []
 
 
 def test_a_healthy_run_is_left_alone() -> None:
@@ -44,7 +44,8 @@ def test_a_healthy_run_is_left_alone() -> None:
     for step in range(1, 200):
         wave = math.sin(step)
         noisy.update(
-            step, {**HEALTHY, "entropy": 1.0 + 0.4 * wave, "agreement": 0.4 + 0.3 * wave, "truncated": 0.2 + 0.2 * wave}
+            step,
+            {**HEALTHY, "entropy": 1.0 + 0.4 * wave, "duplicate_rate": 0.4 + 0.3 * wave, "truncated": 0.2 + 0.2 * wave},
         )
     assert noisy.warnings == {}
 
@@ -53,7 +54,7 @@ def test_a_healthy_run_is_left_alone() -> None:
     ("change", "name", "words"),
     [
         ({"entropy": 0.4}, "entropy", "entropy fell from 1.000 to 0.400 nats"),
-        ({"agreement": 0.95}, "agreement", "95%"),
+        ({"duplicate_rate": 0.95}, "duplicate_rate", "95%"),
         ({"truncated": 0.8}, "truncated", "80%"),
         ({"teacher_share": 0.1}, "teacher_share", "from 60% to 10%"),
     ],
@@ -66,14 +67,14 @@ def test_each_collapse_is_told_once(change: dict, name: str, words: str) -> None
 
 
 @pytest.mark.parametrize(
-    "change", [{"entropy": 0.6}, {"agreement": 0.85}, {"truncated": 0.45}, {"teacher_share": 0.2}], ids=str
+    "change", [{"entropy": 0.6}, {"duplicate_rate": 0.85}, {"truncated": 0.45}, {"teacher_share": 0.2}], ids=str
 )
 def test_less_than_a_collapse_is_none(change: dict) -> None:
     assert watched((WINDOW, {}), (3 * WINDOW, change)).warnings == {}
 
 
 def test_what_was_so_from_the_start_is_no_collapse() -> None:
-    for change in ({"entropy": 0.01}, {"agreement": 1.0}, {"teacher_share": 0.0}):
+    for change in ({"entropy": 0.01}, {"duplicate_rate": 1.0}, {"teacher_share": 0.0}):
         assert watched((5 * WINDOW, change)).warnings == {}
 
 
@@ -87,4 +88,4 @@ def test_a_single_bad_step_is_no_collapse() -> None:
 def test_metrics_that_a_method_lacks_are_not_missed() -> None:
     watch = HealthMonitor()
     for step in range(1, 50):
-        assert watch.update(step, {"entropy": 1.0, "agreement": None, "truncated": 0.0}) == []
+        assert watch.update(step, {"entropy": 1.0, "duplicate_rate": None, "truncated": 0.0}) == []

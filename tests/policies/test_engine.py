@@ -95,14 +95,14 @@ def test_a_run_with_an_engine_is_the_run_without_and_stale_weights_show(models: 
     result = steps(models, tmp_path / "with", engine)
     assert engine.loads == 3  # before every generation
     for values, theirs in zip(result.measured, without.measured, strict=True):
-        assert values["loss"] == pytest.approx(theirs["loss"], rel=1e-4) and values["sampler_gap"] < 1e-4
+        assert values["loss"] == pytest.approx(theirs["loss"], rel=1e-4) and values["sampler_logprob_gap"] < 1e-4
     stale = steps(models, tmp_path / "stale", OtherModel(models["teacher"], stale=True)).measured
-    assert stale[0]["sampler_gap"] < 1e-4 < 1e-3 < stale[2]["sampler_gap"]
+    assert stale[0]["sampler_logprob_gap"] < 1e-4 < 1e-3 < stale[2]["sampler_logprob_gap"]
     traced = open_traces(tmp_path / "stale" / "run").sql(
         "SELECT step, avg(abs(logprob_student - sampler_logprob)) AS gap FROM tokens GROUP BY step ORDER BY step"
     )
     assert [row["gap"] for row in traced.to_pylist()] == pytest.approx(
-        [item["sampler_gap"] for item in stale], abs=1e-5
+        [item["sampler_logprob_gap"] for item in stale], abs=1e-5
     )
 
 

@@ -76,7 +76,7 @@ def test_a_run_whose_answers_vllm_writes(options: dict, most: float, as_vllm_tak
     trainer = Trainer(config, RunFolder.create(config.run_dir, config.to_yaml(), seed=0, method="dopd"))
     with trainer.trace_writer:
         for step in (1, 2, 3):
-            assert trainer.step(step)["sampler_gap"] < most
+            assert trainer.step(step)["sampler_logprob_gap"] < most
 
 
 def test_a_model_that_vllm_cannot_take_is_said(tmp_path: Path) -> None:

@@ -236,8 +236,10 @@ def from_row(row: dict, examples: dict[str, Example], key: str) -> Rollout:
     """Convert a row of to_row back to a rollout.
 
     key  configuration key of the examples, for the message
-    Raises: RunError if the example is not in the data.
+    Raises: RunError if the example is not in the data, or if the row is of an earlier version.
     """
+    if "sampled_by" not in row:
+        raise RunError("a saved rollout is of an earlier version of the workbench. Run: workbench upgrade RUN")
     if row["example"] not in examples:
         raise RunError(
             f"example {row['example']} of a saved rollout is missing from the data. Restore the file that config.yaml "

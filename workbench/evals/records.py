@@ -119,7 +119,10 @@ def load_records(run_dir: str | Path) -> list[EvalRecord]:
                 rows.append(_answered(line))
         except (OSError, ValueError, TypeError) as error:
             where = f"{file}:{line_number}" if line_number else str(file)
-            raise RunError(f"{where} cannot be read ({reason(error)}). Delete the file and evaluate again.") from None
+            raise RunError(
+                f"{where} cannot be read ({reason(error)}). If an earlier version wrote it, run: "
+                f"workbench upgrade {run_dir}. Otherwise delete the file and evaluate again."
+            ) from None
     return rows
 
 

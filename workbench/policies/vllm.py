@@ -2,7 +2,7 @@
 
 An engine loads the weights before every generation and returns the log-prob of each sampled token. Traces store it
 (sampler_logprob) beside the student's own, so every run measures the effect of the engine's kernels and precision
-(metric `sampler_gap`).
+(metric `sampler_logprob_gap`).
 
 The engine's prompt tokens are compared with the student's, since an engine that processes an image or a template
 differently would answer another prompt.

@@ -1,11 +1,12 @@
 """Convert the folder of a run that a former version of the workbench wrote: `workbench upgrade RUN`.
 
 This is the only reader of former files. It renames configuration keys (config.yaml, run.json), tables and columns of
-traces, and fields of stored rollouts and answers; values stay as they are. Files are replaced one by one, config.yaml
-last, so an interrupted conversion is completed by the same command.
+traces, metrics, and fields of stored rollouts and answers; values stay as they are. Files are replaced one by one,
+config.yaml last, so an interrupted conversion is completed by the same command.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,17 @@ PREFIXES = {"alternatives_": "top_k_"}  # of columns with the name of a view
 REGIME_FIELDS = {"source": "target"}
 ROLLOUT_FIELDS = {"facts": "annotations", "source": "sampled_by"}
 RECORD_FIELDS = {"truth": "visibility"}
+METRICS = {
+    "sampler_gap": "sampler_logprob_gap",
+    "agreement": "duplicate_rate",
+    "weights_moved": "updated_weight_fraction",
+    "capability_gap_abs": "abs_capability_gap",
+    "information_gap_abs": "abs_information_gap",
+    "seconds/write": "seconds/sample",
+    "seconds/read": "seconds/score",
+    "seconds/learn": "seconds/update",
+    "fact": "annotation",
+}
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,7 @@ def upgrade_run(path: str | Path) -> Upgrade:
             *((file, _upgrade_rollouts) for file in sorted(folder.path.glob("sequences*.jsonl"))),
             (folder.path / "probes.json", _upgrade_rollouts),
             *((file, _upgrade_records) for file in sorted(folder.path.glob("evals/step-*.jsonl"))),
+            (folder.path / "metrics.jsonl", _upgrade_metrics),
             (folder.path / "run.json", _upgrade_status),
             (folder.path / "config.yaml", _upgrade_yaml),
         ]
@@ -143,6 +156,13 @@ def _upgrade_rollouts(file: Path) -> str:
 
 def _upgrade_records(file: Path) -> str:
     return _rename_lines(file, RECORD_FIELDS)
+
+
+def _upgrade_metrics(file: Path) -> str:
+    text = file.read_text(encoding="utf-8")
+    for old, new in METRICS.items():
+        text = re.sub(rf'"((?:[^"/]+/)?){old}(?=[/"])', rf'"\1{new}', text)  # a peer's metrics begin with its name
+    return text
 
 
 def _rename_lines(file: Path, names: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from workbench.types import STUDENT
 
 WINDOW = 10  # steps of a moving average
 ENTROPY_LOST = 0.5  # fraction of the first window's entropy
-AGREEMENT = 0.9
+DUPLICATES = 0.9
 TRUNCATED = 0.5
 RIGHT_LOST = 0.5  # fraction of the first window's accuracy
 TOKENS_LOST = 0.5  # fraction of the first window's number of different tokens
@@ -21,7 +21,7 @@ NORMAL_GAP = {
     "float32": 5e-4,
     "float16": 0.01,
     "bfloat16": 0.1,
-}  # rounding in sampler_gap, in nats, by precision of the student
+}  # rounding in sampler_logprob_gap, in nats, by precision of the student
 TEACHER_LOST = 0.25  # fraction of the first window's teacher_share
 
 
@@ -45,17 +45,17 @@ class HealthMonitor:
         self._steps.append({name[start:]: value for name, value in metrics.items() if name.startswith(self._prefix)})
         warnings = {}
         is_at_rate = (self._steps[-1].get("learning_rate") or 0.0) >= self.learning_rate / 2  # not in warm-up or decay
-        if is_at_rate and self._steps[-1].get("weights_moved", 1.0) < MIN_FRACTION:
-            warnings["weights_moved"] = (
-                f"only {self._steps[-1]['weights_moved']:.0%} of the student's weights changed in this step; half "
-                f"precision rounded away the other updates. {REMEDY}"
+        if is_at_rate and self._steps[-1].get("updated_weight_fraction", 1.0) < MIN_FRACTION:
+            warnings["updated_weight_fraction"] = (
+                f"only {self._steps[-1]['updated_weight_fraction']:.0%} of the student's weights changed in this step; "
+                f"half precision rounded away the other updates. {REMEDY}"
             )
-        gap, normal = self._steps[-1].get("sampler_gap") or 0.0, NORMAL_GAP[self.precision]
+        gap, normal = self._steps[-1].get("sampler_logprob_gap") or 0.0, NORMAL_GAP[self.precision]
         if gap > normal:
-            warnings["sampler_gap"] = (
-                f"log-probs of sampler and student differ by {gap:.1e} nats on average (sampler_gap; up to {normal:g} "
-                f"is rounding in {self.precision}). The sampler's weights, precision or kernels differ from the "
-                "student's, which biases importance ratios. See docs/devices.md"
+            warnings["sampler_logprob_gap"] = (
+                f"log-probs of sampler and student differ by {gap:.1e} nats on average (sampler_logprob_gap; up to "
+                f"{normal:g} is rounding in {self.precision}). The sampler's weights, precision or kernels differ from "
+                "the student's, which biases importance ratios. See docs/devices.md"
             )
         if len(self._steps) >= 2 * WINDOW:
             warnings |= self._collapse()
@@ -75,9 +75,9 @@ class HealthMonitor:
                 f"the student's entropy fell from {first('entropy'):.3f} to {last('entropy'):.3f} nats; it may be "
                 "collapsing"
             )
-        if last("agreement") > AGREEMENT > first("agreement"):
-            warnings["agreement"] = (
-                f"{last('agreement'):.0%} of the answers to one prompt are equal, so samples no longer explore"
+        if last("duplicate_rate") > DUPLICATES > first("duplicate_rate"):
+            warnings["duplicate_rate"] = (
+                f"{last('duplicate_rate'):.0%} of the answers to one prompt are equal, so samples no longer explore"
             )
         if last("truncated") > max(TRUNCATED, 2 * first("truncated")):
             warnings["truncated"] = (

@@ -51,7 +51,7 @@ from workbench.training.filter import (
 )
 from workbench.training.health import HealthMonitor
 from workbench.training.learner import Learner, attach_engine, autocast, build_learner, check_engine
-from workbench.training.metrics import StepTimer, prefix_by_learner, sampler_gap, step_metrics
+from workbench.training.metrics import StepTimer, prefix_by_learner, sampler_logprob_gap, step_metrics
 from workbench.training.probes import open_probes
 from workbench.training.resume_records import resume_from_latest
 from workbench.training.rollout_source import RolloutSource
@@ -282,7 +282,7 @@ class Trainer:
                 cached_image_features(self.config.models.cache_image_features),
             ):
                 rollouts = self._sample(step, examples)  # all learners sample before any is trained
-                timer.mark("write")
+                timer.mark("sample")
                 results = [self._forward_backward(learner, rollouts, step, timer) for learner in self.learners]
             for learner in self.learners:
                 learner.all_reduce_gradients(self.group)
@@ -292,7 +292,7 @@ class Trainer:
         metrics = {}
         for learner, result, grad_norm in zip(self.learners, results, grad_norms, strict=True):
             metrics |= self._update(learner, result, grad_norm, step)
-        timer.mark("learn")
+        timer.mark("update")
         if self.config.trace.every and step % self.config.trace.every == 0:
             pairs = zip(self.learners, results, strict=True)
             self.trace_writer.write(*(to_traced_batch(result, step, learner.student) for learner, result in pairs))
@@ -339,7 +339,7 @@ class Trainer:
         batch = Batch(rollouts[learner.name], config.training.micro_batch_size, config.training.group_by_length)
         with self._autocast():
             scored_batch = score_batch(method, learner.policies, batch, _of_peers(rollouts, learner))
-            timer.mark("read")
+            timer.mark("score")
             torch.manual_seed(derive_seed("dropout", config.seed, step, *learner.seed, *self.group.seed))
             with learner.training_mode():
                 result = compute_step(
@@ -352,14 +352,14 @@ class Trainer:
                     backward=self.accelerator.backward,
                     group=self.group,
                 )
-        timer.mark("learn")
+        timer.mark("update")
         return result
 
     def _update(self, learner: Learner, result: StepResult, grad_norm: dict[str, float], step: int) -> dict[str, float]:
         """Optimizer step of one learner, skipped if no position had supervision; returns its metrics."""
         metrics = step_metrics(self.method, result.global_result)
         if self.method.resample:  # otherwise the student before training sampled the sequences
-            metrics |= sampler_gap(self.method, result.global_result)
+            metrics |= sampler_logprob_gap(self.method, result.global_result)
         update = learner.step(step) if metrics["supervised"] else learner.skip_step(step)
         return prefix_by_learner(learner.name, metrics | grad_norm | update)
 

@@ -11,7 +11,7 @@ from workbench.distill.step import StepResult
 from workbench.types import STUDENT, Rollout
 
 
-def sampler_gap(method: Method, scored: StepResult) -> dict[str, float]:
+def sampler_logprob_gap(method: Method, scored: StepResult) -> dict[str, float]:
     """Mean absolute difference (nats) between sampler and learner log-probs of the sampled tokens.
 
     Rounding error in a healthy run; larger if kernels, precision or weights differ. Empty if all sequences come from
@@ -26,7 +26,7 @@ def sampler_gap(method: Method, scored: StepResult) -> dict[str, float]:
     gap = _known(
         learner_logprobs - torch.tensor(sampled, dtype=learner_logprobs.dtype, device=learner_logprobs.device)
     ).abs()
-    return {"sampler_gap": float(gap.mean())} if gap.numel() else {}
+    return {"sampler_logprob_gap": float(gap.mean())} if gap.numel() else {}
 
 
 def step_metrics(method: Method, scored: StepResult) -> dict[str, float]:
@@ -58,10 +58,10 @@ def step_metrics(method: Method, scored: StepResult) -> dict[str, float]:
     logprob = {name: view.logprob for name, view in scores.items()}
     if {"teacher", "self"} <= logprob.keys():
         gap = _known(logprob["teacher"] - logprob["self"])
-        metrics |= {"capability_gap": float(gap.mean()), "capability_gap_abs": float(gap.abs().mean())}
+        metrics |= {"capability_gap": float(gap.mean()), "abs_capability_gap": float(gap.abs().mean())}
     if {"self", "student"} <= logprob.keys():
         gap = _known(logprob["self"] - logprob["student"])
-        metrics |= {"information_gap": float(gap.mean()), "information_gap_abs": float(gap.abs().mean())}
+        metrics |= {"information_gap": float(gap.mean()), "abs_information_gap": float(gap.abs().mean())}
     if {"teacher", "student"} <= logprob.keys():
         metrics["total_gap"] = float(_known(logprob["teacher"] - logprob["student"]).mean())
     metrics = {
@@ -70,7 +70,7 @@ def step_metrics(method: Method, scored: StepResult) -> dict[str, float]:
     facts: dict[str, list[float]] = {}
     for name, value in (fact for rollout in scored.batch.rollouts for fact in rollout.annotations):
         facts.setdefault(name, []).append(value)
-    metrics |= {f"fact/{name}": sum(values) / len(values) for name, values in facts.items()}
+    metrics |= {f"annotation/{name}": sum(values) / len(values) for name, values in facts.items()}
     return metrics | {f"threshold/{name}": value for name, value in routing.thresholds.items()}
 
 
@@ -89,7 +89,7 @@ def rollout_metrics(rollouts: tuple[Rollout, ...]) -> dict[str, float]:
         "completion_length": sum(len(rollout.ids) for rollout in rollouts) / count,
         "truncated": sum(not rollout.finished for rollout in rollouts) / count,
         "dataset_share": sum(rollout.sampled_by == "dataset" for rollout in rollouts) / count,
-        "agreement": _duplicate_rate(rollouts),
+        "duplicate_rate": _duplicate_rate(rollouts),
         "distinct_tokens": float(len({token for rollout in rollouts for token in rollout.ids})),
     }
     if rewards:

@@ -32,7 +32,7 @@ class UpdateUnderflow:
         self._before = [(weight, _part(weight).clone(), _part(weight.grad) != 0) for weight in with_gradient]
 
     def after(self) -> dict[str, float]:
-        """Return weights_moved: the fraction of the compared weights with a gradient that the step changed."""
+        """Return updated_weight_fraction: of the compared weights with a gradient, those that the step changed."""
         counts = [
             ((_part(weight) != before)[has_gradient].sum(), has_gradient.sum())
             for weight, before, has_gradient in self._before
@@ -41,7 +41,7 @@ class UpdateUnderflow:
         if not counts:
             return {}
         moved, total = (int(torch.stack(column).sum()) for column in zip(*counts, strict=True))
-        return {"weights_moved": moved / total} if total else {}
+        return {"updated_weight_fraction": moved / total} if total else {}
 
     @property
     def dtype(self) -> str | None:

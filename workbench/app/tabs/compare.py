@@ -39,7 +39,7 @@ from workbench.render import TokenView, colors, render_tokens
 from workbench.render.text import NONE, signed, visible_text
 from workbench.runs.jobs import find_jobs
 
-METRICS = ("loss", "accuracy", "entropy", "completion_length", "capability_gap_abs", "information_gap_abs")
+METRICS = ("loss", "accuracy", "entropy", "completion_length", "abs_capability_gap", "abs_information_gap")
 EXAMPLE_COLUMNS = (
     Column("example", kind="short"),
     Column("question"),

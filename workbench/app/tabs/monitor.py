@@ -60,7 +60,7 @@ CURVES = (  # title, metrics
     ("Accuracy of training answers", ("accuracy",)),
     ("Student entropy", ("entropy",)),
     ("Answer length", ("completion_length",)),
-    ("Truncated and duplicate answers", ("truncated", "agreement")),
+    ("Truncated and duplicate answers", ("truncated", "duplicate_rate")),
     ("Learning rate", ("learning_rate",)),
 )
 PANELS = {  # title
