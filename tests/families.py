@@ -237,7 +237,7 @@ def save_llama(folder: Path, seed: int = 0) -> Path:
 
 
 def save_qwen3(folder: Path, seed: int = 0) -> Path:
-    """A language model alone, with normalised queries and keys."""
+    """A language model alone, with normalized queries and keys."""
     return _save_text(folder, Qwen3ForCausalLM, Qwen3Config, seed)
 
 

@@ -212,7 +212,7 @@ def test_final_answer_is_the_text_as_written():
     assert final_answer("") == ""
 
 
-def test_normalise_gives_one_spelling():
+def test_normalize_gives_one_spelling():
     assert normalize(" **The  Café’s** ! ") == "the café's"
 
 

@@ -134,9 +134,9 @@ def test_swift_objects_carry_labels_units_and_image_numbers(folder):
         ([20, 50, 60, 80], "xyxy", "pixels"),
         ([20, 50, 40, 30], "xywh", "pixels"),
         ([40, 65, 40, 30], "cxcywh", "pixels"),
-        ([0.1, 0.5, 0.3, 0.8], "xyxy", "normalised"),
-        ([0.1, 0.5, 0.2, 0.3], "xywh", "normalised"),
-        ([0.2, 0.65, 0.2, 0.3], "cxcywh", "normalised"),
+        ([0.1, 0.5, 0.3, 0.8], "xyxy", "normalized"),
+        ([0.1, 0.5, 0.2, 0.3], "xywh", "normalized"),
+        ([0.2, 0.65, 0.2, 0.3], "cxcywh", "normalized"),
         ([10, 50, 30, 80], "xyxy", "percent"),
         ([10, 50, 20, 30], "xywh", "percent"),
         ([20, 65, 20, 30], "cxcywh", "percent"),
@@ -264,7 +264,7 @@ def test_limit_counts_rows_of_the_source(folder):
     ("options", "message"),
     [
         ({"box_format": "xyhw"}, 'box format "xyhw" is unknown.*Did you mean "xyxy"|Did you mean "xywh"'),
-        ({"box_units": "normalized"}, 'box units "normalized" is unknown.*Did you mean "normalised"'),
+        ({"box_units": "normalised"}, 'box units "normalised" is unknown.*Did you mean "normalized"'),
         ({"privileged_as": "hnt"}, 'privileged_as "hnt" is unknown.*Did you mean "hint"'),
         ({"columns": {"anser": "x"}}, 'column "anser" is unknown.*Did you mean "answer"'),
         ({"columns": {"answer": "labl"}}, 'answer=labl: .*column "labl" is unknown.*Did you mean "label"'),
@@ -429,7 +429,7 @@ def test_rows_of_published_layouts_are_read_by_their_declaration(folder, layout)
 
 def test_what_is_asked_for_goes_before_the_layout(folder):
     row = {"text": "What?", "bbox": [[0.1, 0.1, 0.5, 0.5]], "image": "a.png", "name": "x"}
-    options = {"layout": "vstar", "box_format": "xyxy", "box_units": "normalised", "columns": {"domain": "name"}}
+    options = {"layout": "vstar", "box_format": "xyxy", "box_units": "normalized", "columns": {"domain": "name"}}
     _, (example,) = imported(folder, row, **options)
     assert example.evidence.boxes == (Box(20, 10, 100, 50),) and example.domain == "x"
     with raises(ConfigError, "v*star", "vstar"):

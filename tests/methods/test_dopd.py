@@ -91,7 +91,7 @@ def test_a_trimmed_mean_moves_a_token_to_the_high_regimes() -> None:
     assert load_method("dopd").route(batch).regime.tolist()[3:] == [HT, HT]
 
 
-def test_normalising_the_gap_moves_no_token_between_high_and_low() -> None:
+def test_normalizing_the_gap_moves_no_token_between_high_and_low() -> None:
     # an increasing affine map on values and mean alike
     plain = load_method("dopd").route(batch_of(TEACHER, SELF)).regime
     for kind in ("zscore", "minmax"):

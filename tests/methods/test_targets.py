@@ -67,7 +67,7 @@ def test_exopd_of_strength_one_is_opd_on_the_sampled_token() -> None:
 
 
 @pytest.mark.parametrize("top_k", [0, 4])
-@pytest.mark.parametrize("tail", ["bucket", "renormalise"])
+@pytest.mark.parametrize("tail", ["bucket", "renormalize"])
 def test_sdft_learns_nothing_from_a_copy_that_is_shown_nothing_more(top_k: int, tail: str) -> None:
     policies = table_policies()
     scored = learn(

@@ -156,7 +156,7 @@ def _add_exchange(add: Add) -> None:
     command.add_argument("--layout", default="plain", help=f"layout of the columns: {', '.join(LAYOUTS)}")
     command.add_argument("--box-format", choices=("xyxy", "xywh", "cxcywh"), help="default: the layout's")
     command.add_argument(
-        "--box-units", choices=("pixels", "normalised", "percent", "thousand"), help="default: the layout's"
+        "--box-units", choices=("pixels", "normalized", "percent", "thousand"), help="default: the layout's"
     )
     command.add_argument("--privileged-as", default="caption", choices=("caption", "hint"))
     command.add_argument("--split")

@@ -27,7 +27,8 @@ RENAMED = {
     "evaluation.rule": "evaluation.grader",
 }
 RENAMED_VALUES = {
-    "method.loss_aggregation": {"sequence": "sequence_mean", "position": "token_mean", "domain": "domain_mean"}
+    "method.loss_aggregation": {"sequence": "sequence_mean", "position": "token_mean", "domain": "domain_mean"},
+    "method.tail": {"renormalise": "renormalize"},
 }
 # keys of a study's file; `after` stands in a variant and `count` in an entry of evaluate
 RENAMED_STUDY_KEYS = {"base": "extends", "after": "starts_from", "count": "max_examples"}

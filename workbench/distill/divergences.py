@@ -8,7 +8,7 @@ A `Divergence` adds the support, the set of vocabulary entries that are compared
     full          every entry
     top_k         the K most likely entries of the learner, of the target, or of both; `tail` treats the others:
         bucket        all other entries form one more entry on both sides (a true divergence of K + 1 entries)
-        renormalise   both sides are divided by their mass on the K entries
+        renormalize   both sides are divided by their mass on the K entries
         bregman       sum of p log(p/q) - p + q over the K entries (MOPD, arXiv 2606.30406, variant c)
       A plain sum over K entries is not an option: its gradient is not zero at equality (arXiv 2605.11182).
     sampled       only the sampled token: value log p - log q, gradient through sg[log p - log q] * log p
@@ -34,7 +34,7 @@ from workbench.errors import ConfigError, unknown
 KINDS = ("nll", "forward_kl", "reverse_kl", "jensen_shannon", "generalized_jsd", "policy_gradient")
 SUPPORTS = ("full", "top_k", "sampled")
 TOP_K_OF = ("learner", "target", "union", "intersection")
-TAILS = ("bucket", "renormalise", "bregman")
+TAILS = ("bucket", "renormalize", "bregman")
 _NO_MASS = -1e4  # log-prob of an entry without mass: its exp is 0, and unlike minus infinity it causes no NaN
 
 

@@ -50,7 +50,7 @@ class Options:
 
 def build(options: Options) -> Method:
     support: dict[str, Any] = (
-        {"support": "top_k", "top_k": options.top_k, "of": "target", "tail": "renormalise"} if options.top_k else {}
+        {"support": "top_k", "top_k": options.top_k, "of": "target", "tail": "renormalize"} if options.top_k else {}
     )
     to_self = Loss("self", Divergence(options.divergence, clip=options.clip, **support))
     loss = to_self if options.source == "self" else Loss(TOKENS, Divergence("nll"))

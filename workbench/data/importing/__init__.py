@@ -44,7 +44,7 @@ def import_dataset(
 
     layout         layout of the columns, one of LAYOUTS
     box_format     xyxy corners, xywh corner and size, cxcywh center and size; None = the layout's
-    box_units      pixels, normalised (0 to 1), percent (0 to 100), thousand (0 to 1000); None = the layout's
+    box_units      pixels, normalized (0 to 1), percent (0 to 100), thousand (0 to 1000); None = the layout's
     privileged_as  column for the text of `privileged_context`: caption or hint
     columns        our column -> theirs, where COLUMN_NAMES does not apply
     limit          convert only the first N rows

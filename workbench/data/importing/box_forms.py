@@ -10,27 +10,27 @@ from workbench.errors import show
 
 _FORMAT_KEYS = ("format", "bbox_format", "box_format", "bbox_mode", "box_mode")
 _UNIT_KEYS = ("bbox_type", "bbox_types", "bbox_units", "box_units", "unit", "units")
-_NORMALISED_KEYS = ("normalized", "normalised", "is_normalized", "is_normalised", "relative", "is_relative")
+_NORMALIZED_KEYS = ("normalized", "normalised", "is_normalized", "is_normalised", "relative", "is_relative")
 _ANGLE_KEYS = ("rotation", "angle", "theta")
 _PERCENT_KEY = "rectanglelabels"  # Label Studio, whose numbers are percentages
-FORM_KEYS = (*_FORMAT_KEYS, *_UNIT_KEYS, *_NORMALISED_KEYS, *_ANGLE_KEYS)
+FORM_KEYS = (*_FORMAT_KEYS, *_UNIT_KEYS, *_NORMALIZED_KEYS, *_ANGLE_KEYS)
 _FORMATS = {
     "xyxy": ("xyxy", None),
     "pascalvoc": ("xyxy", None),
     "voc": ("xyxy", None),
-    "albumentations": ("xyxy", "normalised"),
+    "albumentations": ("xyxy", "normalized"),
     "xywh": ("xywh", None),
     "coco": ("xywh", None),
     "cxcywh": ("cxcywh", None),
-    "yolo": ("cxcywh", "normalised"),
+    "yolo": ("cxcywh", "normalized"),
     "xyxyabs": ("xyxy", "pixels"),
     "xywhabs": ("xywh", "pixels"),
-    "xyxyrel": ("xyxy", "normalised"),
-    "xywhrel": ("xywh", "normalised"),
+    "xyxyrel": ("xyxy", "normalized"),
+    "xywhrel": ("xywh", "normalized"),
     "0": ("xyxy", "pixels"),  # detectron2's BoxMode
     "1": ("xywh", "pixels"),
-    "2": ("xyxy", "normalised"),
-    "3": ("xywh", "normalised"),
+    "2": ("xyxy", "normalized"),
+    "3": ("xywh", "normalized"),
 }
 _UNITS = {
     "real": "pixels",
@@ -38,10 +38,10 @@ _UNITS = {
     "pixels": "pixels",
     "px": "pixels",
     "absolute": "pixels",
-    "norm1": "normalised",
-    "normalized": "normalised",
-    "normalised": "normalised",
-    "relative": "normalised",
+    "norm1": "normalized",
+    "normalized": "normalized",
+    "normalised": "normalized",
+    "relative": "normalized",
     "percent": "percent",
     "norm1000": "thousand",
     "thousand": "thousand",
@@ -72,11 +72,11 @@ def stated_form(entry: dict[str, Any]) -> tuple[str | None, str | None]:
             if not isinstance(value, str) or _plain(value) not in _UNITS:
                 raise Refused(f"{key} is none of real, norm1 and norm1000", show(value))
             box_units = _UNITS[_plain(value)]
-    for key in _NORMALISED_KEYS:
+    for key in _NORMALIZED_KEYS:
         if (value := _single(entry.get(key))) is not None and value not in (0, False):
             if value not in (1, True):
                 raise Refused(f"{key} is neither true nor false", show(value))
-            box_units = "normalised"
+            box_units = "normalized"
     if _PERCENT_KEY in entry and box_units is None:
         box_units = "percent"
     return box_format, box_units

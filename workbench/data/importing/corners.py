@@ -10,7 +10,7 @@ from workbench.data.conversations import Refused
 from workbench.errors import show
 
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
-BOX_UNITS = {"pixels": None, "normalised": 1.0, "percent": 100.0, "thousand": 1000.0}  # number for a whole side
+BOX_UNITS = {"pixels": None, "normalized": 1.0, "percent": 100.0, "thousand": 1000.0}  # number for a whole side
 _MOST_OVERSHOOT = 1.0  # pixels by which rounding may move a box out of the image; it is then clipped and counted
 _SAME_AREA = 0.01  # largest relative difference between a stated area and that of the box
 
