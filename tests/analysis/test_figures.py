@@ -29,9 +29,7 @@ def drawn(dopd: Path, opd: Path, theme: str) -> dict[str, go.Figure]:
         "sankey": figures.sankey(movement.transitions(dopd), notes, theme=theme),
         "regimes": figures.heatmap(probe, title="Probe", notes=notes, theme=theme),
         "numbers": figures.heatmap(movement.values_of_probe(dopd, 0, value="loss"), title="Probe", theme=theme),
-        "bars": figures.bars(
-            movement.changes_by(dopd), "group", "changes_per_token", count="tokens", title="Changes", theme=theme
-        ),
+        "bars": figures.separation_bars(illusion.separation(dopd), theme=theme),
         "accuracy": figures.accuracy_curves(illusion.accuracy(dopd), theme=theme),
         "reliability": figures.reliability(illusion.reliability(dopd), theme=theme),
         "information": figures.information_share(illusion.information_dominated_loss(dopd), theme=theme),

@@ -164,7 +164,6 @@ def test_changes_of_hands_are_counted_as_one_counts_them(dopd: Path) -> None:
         )
         assert probe["changes"] == changes
         expected += changes
-    assert movement.changes_by(dopd).frame["changes"].sum() == expected
     moved = movement.most_moved(dopd, limit=1000)
     assert (0 if moved.empty else moved.frame["changes"].sum()) == expected
     assert all(row["way"].count("→") == row["changes"] for row in moved.rows)
@@ -236,7 +235,6 @@ def test_shares_bought_by_information_are_those_of_the_positions(dopd: Path) -> 
     values = frame[frame["visibility"] == "all"]
     np.testing.assert_allclose(values["position_share"], expected["share"])
     np.testing.assert_allclose(values["loss_share"], expected["loss"].fillna(0.0), rtol=1e-5)
-    assert illusion.loss_by_visibility(dopd).frame["position_share"].sum() == pytest.approx(1.0)
 
 
 def test_of_a_long_run_neighbouring_steps_are_one_point(dopd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,11 +319,9 @@ def test_a_separation_that_reads_some_steps_only_says_so(long_run: Traces, monke
         movement.probes,
         movement.transitions,
         movement.most_moved,
-        movement.changes_by,
         illusion.accuracy,
         illusion.reliability,
         illusion.information_dominated_loss,
-        illusion.loss_by_visibility,
         illusion.separation,
         illusion.worst_cases,
         illusion.confidently_wrong,

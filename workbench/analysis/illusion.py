@@ -111,29 +111,6 @@ def information_dominated_loss(run: str | Path | Traces) -> Table:
     return table(frame, columns, run=run_name(traces), empty=NO_TRACES, units=units)
 
 
-def loss_by_visibility(run: str | Path | Traces) -> Table:
-    """Tokens, loss and mean gaps per visibility, over the whole run."""
-    columns = ["visibility", "num_positions", "position_share", "loss_share", "capability_gap", "information_gap"]
-    traces = traces_of(run)
-    if traces is None:
-        return table([], columns, run="", empty=NO_TRACES)
-    query = """
-        SELECT coalesce(visibility, 'not known') AS visibility, CAST(sum(num_positions) AS BIGINT) AS num_positions,
-               sum(num_positions) / sum(sum(num_positions)) OVER () AS position_share,
-               sum(abs_loss) / nullif(sum(sum(abs_loss)) OVER (), 0) AS loss_share,
-               sum(capability_gap) / sum(num_positions) AS capability_gap,
-               sum(information_gap) / sum(num_positions) AS information_gap
-        FROM aggregates GROUP BY ALL ORDER BY visibility"""
-    units = {
-        "num_positions": "tokens",
-        "position_share": "share of tokens",
-        "loss_share": "share of loss",
-        "capability_gap": "nats per token",
-        "information_gap": "nats per token",
-    }
-    return table(traces.sql(query).to_pandas(), columns, run=run_name(traces), empty=NO_TRACES, units=units)
-
-
 def separation(run: str | Path | Traces) -> Table:
     """AUROC of each gap for privileged against visible tokens; 0.5 = no separation, 1 = perfect.
 

@@ -6,8 +6,6 @@ Rollouts differ from step to step, so their tokens cannot be followed. A probe's
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from workbench.analysis.table import NO_PROBES, Table, run_name, table, traces_of
 from workbench.errors import TraceError, unknown
 from workbench.render.from_trace import regime_note
@@ -163,30 +161,6 @@ def most_moved(run: str | Path | Traces, *, limit: int = 50) -> Table:
     empty = "No probe token changed its regime." if traces.steps("probe_rollouts") else NO_PROBES
     units = {"information_gap": "nats, mean over steps"}
     return table(frame, columns, run=run_name(traces), empty=empty, units=units)
-
-
-def changes_by(run: str | Path | Traces, split: str = "token_type") -> Table:
-    """Regime changes per probe token, by token_type or visibility.
-
-    Raises: TraceError for an unknown split.
-    """
-    if split not in ("token_type", "visibility"):
-        raise TraceError(unknown("split", split, ("token_type", "visibility")))
-    columns = ["group", "tokens", "changes", "changes_per_token"]
-    traces = traces_of(run)
-    if traces is None:
-        return table([], columns, run="", empty=NO_PROBES)
-    query = f"""
-        SELECT coalesce(nullif({split}, ''), 'not known') AS "group",
-               count(DISTINCT (process_rank, rollout_idx, position)) AS tokens,
-               CAST(sum(CAST(changed AS INT)) AS BIGINT) AS changes, changes / tokens AS changes_per_token
-        FROM (SELECT *, coalesce(regime <> lag(regime) OVER (
-                  PARTITION BY process_rank, rollout_idx, position ORDER BY step), false) AS changed
-              FROM probe_tokens) GROUP BY 1 ORDER BY changes_per_token DESC"""
-    frame: pd.DataFrame = traces.sql(query).to_pandas()
-    return table(
-        frame, columns, run=run_name(traces), empty=NO_PROBES, units={"tokens": "tokens", "changes": "changes"}
-    )
 
 
 def regime_notes(run: str | Path | Traces) -> dict[str, RegimeNote]:

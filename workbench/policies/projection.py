@@ -155,22 +155,6 @@ def projected(policy, projectors: dict[str, Float[Tensor, "W W"]]) -> Iterator[N
         yield
 
 
-@torch.no_grad()
-def fold(model: nn.Module, projectors: dict[str, Float[Tensor, "W W"]]) -> None:
-    """Fold projectors into the weights, with the same effect as `projected`: W' = P W, b' = P b.
-
-    Raises: PolicyError for a layer that is not linear, such as one with an adapter.
-    """
-    for name, projector in projectors.items():
-        linear = model.get_submodule(name)
-        if type(linear) is not nn.Linear:
-            raise PolicyError(
-                f"{name} is a {type(linear).__name__}. Expected a plain linear layer. Merge adapters first."
-            )
-        for values in filter(None.__ne__, (linear.weight, linear.bias)):
-            values.copy_(projector.to(values.device) @ values.float())
-
-
 def _places(texts: list[str], example: Example, kind: str, kinds: set[str]) -> list[int]:
     """Indices of the tokens with the calibration loss; adds the kinds of this example to `kinds`."""
     if kind == EVERY_TOKEN:
