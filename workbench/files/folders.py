@@ -6,7 +6,6 @@ remains first and logs them.
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from workbench.errors import RunError
+from workbench.files.locks import lock
 
 log = logging.getLogger("workbench")
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
@@ -30,38 +30,26 @@ def new_folder(target: Path) -> Iterator[Path]:
     Raises: FileExistsError if `target` exists by then; OSError if the folder cannot be created.
     """
     clear_remains(target.parent)
-    folder, lock = _locked_folder(target)
-    try:
-        yield folder
-        if os.path.lexists(target):
-            raise FileExistsError(target)
-        folder.rename(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # no effect after the rename
-        os.close(lock)
+    with contextlib.ExitStack() as stack:
+        folder = _locked_folder(target, stack)
+        try:
+            yield folder
+            if os.path.lexists(target):
+                raise FileExistsError(target)
+            folder.rename(target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # no effect after the rename
 
 
-def _locked_folder(target: Path) -> tuple[Path, int]:
+def _locked_folder(target: Path, stack: contextlib.ExitStack) -> Path:
+    """Create and lock a folder; again if `clear_remains` of another process took it before the lock."""
     while True:
         folder = target.parent / f".{target.name[:100]}.{uuid.uuid4().hex[:8]}.partial"
         folder.mkdir(parents=True)
-        lock = _lock(folder)
-        if lock is not None:
-            return folder, lock
-
-
-def _lock(folder: Path) -> int | None:
-    """Lock a folder and return the handle; None if another process holds it, or has just deleted it."""
-    try:
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return None
-    with contextlib.suppress(OSError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(lock).st_nlink and os.path.exists(folder):
-            return lock
-    os.close(lock)
-    return None
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            stack.enter_context(lock(folder, wait=False, create=False))
+            if folder.exists():
+                return folder
 
 
 def clear_remains(parent: Path) -> None:
@@ -69,14 +57,9 @@ def clear_remains(parent: Path) -> None:
     for folder in sorted(parent.glob(".*.partial")):
         if not _PARTIAL.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
             continue
-        lock = _lock(folder)
-        if lock is None:
-            continue
-        try:
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), lock(folder, wait=False, create=False):
             shutil.rmtree(folder, ignore_errors=True)
             log.info("deleted %s: its process was killed while creating it", folder)
-        finally:
-            os.close(lock)
 
 
 @contextlib.contextmanager

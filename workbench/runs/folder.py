@@ -14,7 +14,6 @@ checkpoint-N/   see workbench.runs.checkpoints
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -35,6 +34,7 @@ from workbench.errors import RunError, show
 from workbench.files.atomic import TEMPORARY, clear_temporaries, write_text
 from workbench.files.folders import new_folder, reason, saving
 from workbench.files.jsonlines import split_lines
+from workbench.files.locks import lock
 from workbench.files.parsing import PLAIN_NAME, Malformed, is_plain_name, parse_json, read_object
 from workbench.files.terminal import clean
 
@@ -118,9 +118,9 @@ class RunFolder:
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
         """Lock the run for training by this process. The system releases the lock when the process exits."""
-        with (self.path / ".claim").open("a") as file:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(lock(self.path / ".claim", wait=False))
             except BlockingIOError:
                 raise RunError(
                     f"{self.path} is being trained by process {self.status.get('pid')}. Wait for it, or stop it first."

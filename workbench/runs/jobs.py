@@ -10,14 +10,14 @@
 """
 
 import contextlib
-import fcntl
 import json
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from workbench.config.schema import RunConfig, read_yaml
 from workbench.data.picture_bounds import as_variable
 from workbench.errors import ConfigError, RunError
 from workbench.files.atomic import write_text
+from workbench.files.locks import lock
 from workbench.files.parsing import read_object
 from workbench.runs.checkpoints import list_checkpoints
 from workbench.runs.commands import unedited_config
@@ -302,12 +303,9 @@ def _job_folder(run_dir: Path, *, make: bool = False) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> AbstractContextManager[None]:
     """Serialize starts, stops and resumes of a run, also between two apps."""
-    with (folder / "lock").open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+    return lock(folder / "lock")
 
 
 def _read_record(run_dir: Path) -> _Record | None:

@@ -6,16 +6,16 @@ killing the page neither loses a queued run nor starts it twice, and a queued ru
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.errors import RunError
 from workbench.files.atomic import write_text
+from workbench.files.locks import lock
 from workbench.runs.processes import identify
 
 MAX_WAITING = 50
@@ -111,12 +111,9 @@ def processes_at_work(runs_dir: Path) -> set[int]:
     return pids - {ticket.pid for ticket in waiting(runs_dir)}
 
 
-@contextlib.contextmanager
-def lock(runs_dir: Path) -> Iterator[None]:
+def lock_queue(runs_dir: Path) -> AbstractContextManager[None]:
     """Lock the queue, so that one process at a time decides whose turn it is."""
-    with (runs_dir / _FOLDER / "lock").open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+    return lock(runs_dir / _FOLDER / "lock")
 
 
 def default_limit() -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from workbench.files.atomic import write_text
 from workbench.runs.processes import identify
-from workbench.runs.run_queue import Ticket, limit_of, lock, processes_at_work, take_ticket, waiting
+from workbench.runs.run_queue import Ticket, limit_of, lock_queue, processes_at_work, take_ticket, waiting
 
 POLL_S = 1.0
 
@@ -40,7 +40,7 @@ def _takes_turn(runs_dir: Path, ticket: Ticket) -> bool:
     first = next(iter(waiting(runs_dir)), None)
     if first is None or first.pid != ticket.pid:
         return False
-    with lock(runs_dir):
+    with lock_queue(runs_dir):
         limit = limit_of(runs_dir)
         if limit is not None and len(processes_at_work(runs_dir)) >= limit:
             return False
