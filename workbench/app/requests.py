@@ -8,10 +8,11 @@ import inspect
 import json
 import math
 from collections.abc import Callable
-from typing import Any
 
 import gradio as gr
 from gradio.components import Component
+
+from workbench.app.gradio_private import find_event
 
 CALLS = ("/gradio_api/run/", "/gradio_api/api/", "/gradio_api/call/", "/gradio_api/queue/join")
 
@@ -29,7 +30,7 @@ def request_fault(blocks: gr.Blocks, path: str, body: bytes) -> str | None:
     session, number, data = values.get("session_hash"), values.get("fn_index"), values.get("data")
     if session is not None and not (isinstance(session, str) and len(session) <= 64):
         return f"session_hash is {_excerpt(session)}. Expected text of at most 64 characters. Load the page again."
-    event = _event(blocks, path, number)
+    event = find_event(blocks, path, number)
     if event is None:
         return f"Unknown event: fn_index {_excerpt(number)} at {path[:100]}. Load the page again."
     if event.fn is None:
@@ -44,14 +45,6 @@ def request_fault(blocks: gr.Blocks, path: str, body: bytes) -> str | None:
         name = wrong[0].label or wrong[0].elem_id or "a value"
         return f'"{name}" is {_excerpt(wrong[1])}. Expected {_kind(wrong[0])[1]}. Enter it again.'
     return _click_fault(values.get("event_data")) if takes_click(event.fn) else None
-
-
-def _event(blocks: gr.Blocks, path: str, number: object) -> Any:
-    """The event of a request, looked up as Gradio does: by number, or else by name."""
-    if number is not None:
-        return blocks.fns.get(number) if isinstance(number, int) and not isinstance(number, bool) else None
-    name = path.removesuffix("/").rpartition("/")[2]
-    return next((event for event in blocks.fns.values() if event.api_name == name), None)
 
 
 def _is_text(value: object) -> bool:

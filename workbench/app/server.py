@@ -9,17 +9,15 @@
 
 import ipaddress
 import os
-import re
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode
 
 import gradio as gr
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from workbench.app.context import MAX_UPLOAD_MB, AppContext
+from workbench.app.gradio_private import EarlyHead, slow_queue
 from workbench.app.layout import build_app, early_head, page_style
 from workbench.app.limits import MAX_SESSIONS, MAX_WAITING, LoginDelay, RequestLimits
 from workbench.app.origins import OriginGuard, Origins, read_allowed, read_frames
@@ -27,8 +25,6 @@ from workbench.errors import ConfigError, RunError
 from workbench.files.shipped import RECIPES
 from workbench.runs.run_queue import default_limit, set_limit
 
-QUEUE_PAUSE_S = 0.02  # between two polls of Gradio's queue
-_BASE = re.compile(rb"<base\b[^>]*>")
 _LOCAL = ("localhost", "localhost.localdomain")
 
 
@@ -69,8 +65,7 @@ def serve(
         set_limit(runs, max_runs)
     app = build_app(AppContext(runs, _recipes(configs), read_only, read_folders(allow_dirs), max_runs))
     app.queue(default_concurrency_limit=8, max_size=MAX_WAITING)
-    app._queue.sleep_when_free = QUEUE_PAUSE_S  # Gradio's default, a poll per millisecond, takes 5 % of a core
-    app._queue.progress_update_sleep_when_free = 10 * QUEUE_PAUSE_S
+    slow_queue(app)
     app.launch(
         server_name=host,
         server_port=port,
@@ -115,44 +110,6 @@ def _recipes(configs: str | Path | None) -> Path:
     if configs is not None:
         return Path(configs)
     return Path("configs") if Path("configs").is_dir() else RECIPES
-
-
-class EarlyHead:
-    """ASGI middleware that changes the page's HTML and address before Gradio does.
-
-    1. It inserts `head` at once. Gradio would insert its own `head` argument about a second later.
-    2. It removes <base href="./">. With it, Plotly refers to areas, clips and gradients by the page's address of that
-       moment. After the page changes its address (assets/app.js), those references no longer resolve and nothing is
-       drawn.
-    3. It removes the parameter `page`, which Gradio would take as the name of one of its own pages.
-    """
-
-    def __init__(self, app: ASGIApp, head: str) -> None:
-        self.app, self.head = app, head.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].removeprefix(scope.get("root_path", "")) not in ("", "/"):
-            await self.app(scope, receive, send)
-            return
-        start: Message = {}
-        page = b""
-
-        async def changed(message: Message) -> None:
-            nonlocal start, page
-            if message["type"] == "http.response.start":
-                start = message
-                return
-            page += message.get("body", b"")
-            if message.get("more_body"):
-                return
-            body = _BASE.sub(b"", page, count=1).replace(b"</head>", self.head + b"</head>", 1)
-            headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
-            await send({**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
-            await send({"type": "http.response.body", "body": body})
-
-        params = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        query = urlencode([(name, value) for name, value in params if name != "page"]).encode()
-        await self.app({**scope, "query_string": query}, receive, changed)
 
 
 def read_users(file: str | Path) -> list[tuple[str, str]]:

@@ -1,0 +1,21 @@
+"""Gradio's internals that the page relies on, all in workbench/app/gradio_private.py."""
+
+import gradio as gr
+
+from workbench.app.gradio_private import QUEUE_PAUSE_S, find_event, slow_queue
+
+VERSION = "6.31.0"  # in which the internals were checked
+
+
+def test_queue_and_events_have_the_attributes_that_the_page_uses() -> None:
+    with gr.Blocks() as app:
+        button = gr.Button()
+        button.click(str.upper, gr.Textbox(), gr.Textbox(), api_name="shout")
+    app.queue()
+    attributes = {"sleep_when_free", "progress_update_sleep_when_free"}
+    assert attributes <= vars(app._queue).keys(), f"Gradio is {gr.__version__}, checked was {VERSION}"
+    slow_queue(app)
+    assert app._queue.sleep_when_free == QUEUE_PAUSE_S
+    (number,) = app.fns
+    assert find_event(app, "/gradio_api/run/shout", None) is find_event(app, "", number) is app.fns[number]
+    assert find_event(app, "/gradio_api/run/shout", True) is None
