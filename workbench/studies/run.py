@@ -7,7 +7,6 @@
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import multiprocessing
@@ -22,6 +21,7 @@ from multiprocessing.process import BaseProcess
 
 from workbench.errors import RunError
 from workbench.files.atomic import write_text
+from workbench.files.locks import lock
 from workbench.runs.commands import called
 from workbench.runs.folder import _surroundings
 from workbench.runs.processes import identify
@@ -268,9 +268,9 @@ def _is_done(task: Task) -> bool:
 @contextlib.contextmanager
 def _claim(study: Study) -> Iterator[None]:
     """Lock the study for this process. The system releases the lock when the process exits."""
-    with (study.folder / ".claim").open("a") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(lock(study.folder / ".claim", wait=False))
         except BlockingIOError:
             raise RunError(f"study {study.folder} is being run by another process. Wait for it, or stop it.") from None
         yield
