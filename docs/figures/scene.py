@@ -1,6 +1,6 @@
-"""A picture of the built-in world for its readme: what is seen and hidden, and the visibility of every answer token.
+"""Draw data/scene.png, the built-in world in its readme: python docs/figures/scene.py
 
-python -c "from workbench.training.pretraining.picture import draw_figure; draw_figure().save('data/scene.png')"
+It shows what is seen and what is hidden, and the visibility of every answer token.
 """
 
 import random
@@ -98,3 +98,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, y: int) -> None:
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
+
+
+if __name__ == "__main__":
+    draw_figure().save("data/scene.png")
