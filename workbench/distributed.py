@@ -7,7 +7,8 @@ writes the files of the run; every rank writes its own traces. A run of one proc
 collective returns at once.
 
 Python objects travel over gloo, which detects a lost rank; gradients use the device's backend (NCCL or gloo). If one
-rank raises an error, the next object all-gather raises it on every rank, so no rank waits for a failed one.
+rank raises an error, the next object all-gather raises it on every rank, so that all can save the weights before a step
+that failed. In a lockstep pass of sharded weights a rank prints its error and exits, and the launcher ends the others.
 """
 
 import contextlib
@@ -28,7 +29,6 @@ from workbench.errors import ConfigError, RunError, WorkbenchError
 
 PATIENCE = timedelta(hours=2)  # timeout of an object all-gather
 _UNSUPPORTED = ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # accelerate sets ACCELERATE_USE_<name>
-_COLLECTIVES = ("gloo", "NCCL", "Connection", "imed out")  # parts of messages of a collective that lost a rank
 _FSDP, _SHARD = "ACCELERATE_USE_FSDP", "WORKBENCH_SHARDS"
 # FSDP settings of accelerate's launcher: the one accepted value (None = leave it out), and the reason
 _FSDP_SETTINGS = {
@@ -46,6 +46,8 @@ R = TypeVar("R")
 
 class LostProcess(RunError):
     """A rank of the run exited without reporting an error."""
+
+    reported = True
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,9 @@ class Group:
 
     def on_main(self, work: Callable[[], T], elsewhere: T) -> T:
         """Run `work` on rank 0 and return its result there; every other rank waits and returns `elsewhere`."""
-        done: list[T] = []
-        self.main_first(lambda: done.append(work()))
-        return done[0] if self.is_main else elsewhere
+        result = work() if self.is_main else elsewhere
+        self.all_gather_object("done")
+        return result
 
     def local_range(self, count: int) -> range:
         """Indices of this rank's slice of `count` items. Slices are contiguous by rank and differ by at most one
@@ -118,12 +120,8 @@ class Group:
         ]
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """Run `work` on rank 0 and broadcast its result; every rank raises its error."""
-        if not self.is_main:
-            return self._all_gather(None, None)[0]
-        with self.propagate_errors():
-            done = work()
-        return self._all_gather(None, done)[0]
+        """Run `work` on rank 0 and broadcast its result."""
+        return self.all_gather_object(work() if self.is_main else None)[0]
 
     @contextlib.contextmanager
     def propagate_errors(self) -> Iterator[None]:
@@ -132,22 +130,22 @@ class Group:
             yield
         except Exception as error:
             if self.size > 1 and not getattr(error, "reported", False):
-                self._report(error)
                 error.reported = True  # type: ignore[attr-defined]
+                self._report(error)
             raise
 
     def _report(self, error: Exception) -> None:
-        """Report `error` to the other ranks. Raise LostProcess instead if `error` means that a rank exited."""
-        of_others = type(error) is RuntimeError and any(word in str(error) for word in _COLLECTIVES)
+        """Report `error` to the other ranks. Raise LostProcess if a collective of the model raised it."""
+        of_collective = type(error) is RuntimeError or isinstance(error, dist.DistError)
         if self.in_lockstep:  # the other ranks wait in an FSDP collective; they only notice that this rank exits
-            if of_others:
-                raise self._lost() from error
+            if of_collective:
+                raise self._lost(error) from error
             error.print_anyway = True  # type: ignore[attr-defined]
             return
         try:
             self._all_gather(_sendable(error, self.rank, self.remedy), None)
         except LostProcess as lost:
-            if of_others:
+            if of_collective:
                 raise lost from error
         except Exception:
             pass  # the error of another rank; the caller raises its own
@@ -176,7 +174,7 @@ class Group:
         try:
             dist.all_reduce(values, op=how)
         except RuntimeError as error:
-            raise self._lost() from error
+            raise self._lost(error) from error
 
     def _all_gather(self, error: Exception | None, value: T) -> list[T]:
         if self.size == 1:
@@ -185,17 +183,18 @@ class Group:
         try:
             dist.all_gather_object(received, (error, value), group=self._messages)
         except RuntimeError as lost:
-            raise self._lost() from lost
+            raise self._lost(lost) from lost
         for raised, _ in received:
             if raised is not None:
                 raised.reported = True
                 raise raised
         return [other_value for _, other_value in received]
 
-    def _lost(self) -> LostProcess:
+    def _lost(self, cause: Exception) -> LostProcess:
+        reason = str(cause).partition("\n")[0]
         return LostProcess(
             f"a worker process exited unexpectedly (1 of {self.size} ranks; possibly out of memory or killed). All "
-            f"ranks stopped. {self.remedy}"
+            f"ranks stopped, rank {self.rank} with: {reason}. {self.remedy}"
         )
 
 

@@ -72,8 +72,11 @@ def train(
                 if resume:
                     folder.write_config(config.to_yaml())  # with the changed keys, for the next resume
                 return _train_in(folder, config, resume, on_step, group)
-    except WorkbenchError as error:
-        error.print_anyway = not group.is_main and isinstance(error, LostProcess) and _inherits(config, error)
+    except LostProcess as error:
+        folder = RunFolder(config.run_dir)
+        with contextlib.suppress(RunError, OSError), folder.claim():  # this rank gets it if rank 0 is the lost one
+            error.print_anyway = True
+            folder.update(status="failed", error=str(error))
         raise
 
 
@@ -104,19 +107,6 @@ def _settle_threads(before: int | None) -> int:
             *(threads, before, before),
         )
     return threads
-
-
-def _inherits(config: RunConfig, error: WorkbenchError) -> bool:
-    """Return whether this rank reports the loss of rank 0: it is the first to lock the run folder."""
-    folder = RunFolder(config.run_dir)
-    try:
-        with folder.claim():
-            if folder.status.get("error") == str(error):
-                return False
-            folder.update(status="failed", error=str(error))
-            return True
-    except RunError:
-        return False
 
 
 def _train_in(
