@@ -11,9 +11,8 @@ however a family packs its pixels:
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -126,7 +125,9 @@ class PromptEncoder:
     def _opened(self, sources: tuple) -> "_ImageInputs":
         """Open the images of a prompt, cached for the next prompts with the same images."""
         key = tuple(source if isinstance(source, Path) else id(source) for source in sources)
-        pictures = self._pictures.pop(key, None) or _ImageInputs(sources, [open_image(source) for source in sources])
+        pictures = self._pictures.pop(key, None)
+        if pictures is None:
+            pictures = _ImageInputs(sources, [open_image(source) for source in sources], {})
         self._pictures[key] = pictures
         while len(self._pictures) > RECENT_PICTURES:
             self._pictures.popitem(last=False)
@@ -136,7 +137,7 @@ class PromptEncoder:
         processor = self.processor
         if pictures.opened:
             processor = copy.copy(processor)
-            processor.image_processor = pictures.preparing(processor.image_processor)
+            processor.image_processor = _ImageProcessorProxy(processor.image_processor, pictures.outputs)
         if getattr(processor, "chat_template", None) is None:
             images = {"images": [pictures.opened]} if pictures.opened else {}
             return _inputs(processor(text=[self._plain_text(prompt)], **images, return_tensors="pt"))
@@ -214,30 +215,26 @@ class PromptEncoder:
             self._kept_bytes -= _num_bytes(*self._kept.popitem(last=False)[1])
 
 
-@dataclass
-class _ImageInputs:
+class _ImageInputs(NamedTuple):
     """Images of a prompt, and the outputs of the image processor, which do not depend on the text."""
 
     sources: tuple  # references, so that their ids stay unique
     opened: list[Image.Image]
-    prepared: dict[str, Mapping] = field(default_factory=dict)
-
-    def preparing(self, image_processor: Any) -> "_ImageProcessorProxy":
-        return _ImageProcessorProxy(image_processor, self.prepared)
+    outputs: dict[str, Mapping]
 
 
 class _ImageProcessorProxy:
     """Image processor of one prompt that returns cached outputs for the same images."""
 
-    def __init__(self, image_processor: Any, prepared: dict[str, Mapping]) -> None:
-        self._image_processor, self._prepared, self._calls = image_processor, prepared, 0
+    def __init__(self, image_processor: Any, outputs: dict[str, Mapping]) -> None:
+        self._image_processor, self._outputs, self._calls = image_processor, outputs, 0
 
     def __call__(self, *images: object, **options: Any) -> Mapping:
         self._calls += 1  # some families process the images of a prompt one by one
         key = f"{self._calls} { {name: value for name, value in options.items() if name != 'images'} }"
-        if key not in self._prepared:
-            self._prepared[key] = self._image_processor(*images, **options)
-        return copy.copy(self._prepared[key])  # processors pop items from it
+        if key not in self._outputs:
+            self._outputs[key] = self._image_processor(*images, **options)
+        return copy.copy(self._outputs[key])  # processors pop items from it
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._image_processor, name)

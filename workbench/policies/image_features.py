@@ -70,14 +70,14 @@ class ImageFeatureCache:
         self._output, self._one_tensor = BaseModelOutputWithPooling, True
 
     def inputs(
-        self, prompts: list[Prompt], encoded: list[Encoded], rows: list[int], look: Callable, weights: Hashable
+        self, prompts: list[Prompt], encoded: list[Encoded], rows: list[int], encode: Callable, weights: Hashable
     ) -> dict:
         """Model inputs with image features in place of images, for rows that refer to prompts.
 
-        look     image inputs -> output of the model's `get_image_features`
+        encode   image inputs -> output of the model's `get_image_features`
         weights  key of the current weights
         """
-        per_prompt = self._features(prompts, encoded, look, weights)
+        per_prompt = self._features(prompts, encoded, encode, weights)
         layers = list(zip(*(features for row in rows for features in per_prompt[row]), strict=True))
         pooled = (
             torch.cat(layers[0]) if self._one_tensor else list(layers[0])
@@ -88,48 +88,48 @@ class ImageFeatureCache:
         return shared | ({GRID: torch.cat(grids).to(pooled[0].device)} if grids else {})
 
     def _features(
-        self, prompts: list[Prompt], encoded: list[Encoded], look: Callable, weights: Hashable
+        self, prompts: list[Prompt], encoded: list[Encoded], encode: Callable, weights: Hashable
     ) -> list[list[Features]]:
-        looks = self._looks(prompts, encoded)
+        per_prompt = self._split(prompts, encoded)
         cache = _kept.get() if caching_enabled() else {}
         state = weights, torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
         todo: dict[Hashable, _ImageBatch] = {}
-        for batch in itertools.chain.from_iterable(looks):
+        for batch in itertools.chain.from_iterable(per_prompt):
             cached, _ = cache.get((state, batch.key), (None, None))
             if cached is None or not cached.same_as(batch):
                 todo[state, batch.key] = batch
         if todo:
-            features = self._encode_images(list(todo.values()), look)
+            features = self._encode_images(list(todo.values()), encode)
             if features is None:
                 self._apart = False
-                return self._features(prompts, encoded, look, weights)
+                return self._features(prompts, encoded, encode, weights)
             cache.update(zip(todo, zip(todo.values(), features, strict=True), strict=True))
-        return [[cache[state, batch.key][1] for batch in batches] for batches in looks]
+        return [[cache[state, batch.key][1] for batch in batches] for batches in per_prompt]
 
-    def _looks(self, prompts: list[Prompt], encoded: list[Encoded]) -> list[list[_ImageBatch]]:
+    def _split(self, prompts: list[Prompt], encoded: list[Encoded]) -> list[list[_ImageBatch]]:
         """Split the images of each prompt into single images, if that is possible for all prompts."""
         pairs = [(prompt.all_images, inputs) for prompt, inputs in zip(prompts, encoded, strict=True)]
         apart = [picture_by_picture(inputs, len(images)) if images else [] for images, inputs in pairs]
         if not self._apart or None in apart:
             apart = [picture_by_picture(inputs, 1) if images else [] for images, inputs in pairs]
-        looks = []
+        per_prompt = []
         for (images, inputs), parts in zip(pairs, apart, strict=True):
             if len(parts) == 1:
                 num_tokens = int((inputs["input_ids"] == self._image_token).sum())
-                looks.append([_ImageBatch(images, parts[0], num_tokens)])
+                per_prompt.append([_ImageBatch(images, parts[0], num_tokens)])
             else:
-                looks.append([_ImageBatch(images[idx : idx + 1], part, 0) for idx, part in enumerate(parts)])
-        return looks
+                per_prompt.append([_ImageBatch(images[idx : idx + 1], part, 0) for idx, part in enumerate(parts)])
+        return per_prompt
 
-    def _encode_images(self, looks: list[_ImageBatch], look: Callable) -> list[Features] | None:
+    def _encode_images(self, batches: list[_ImageBatch], encode: Callable) -> list[Features] | None:
         """Encode images; None if the family's features cannot be split by image."""
-        features = look(collate_pictures([batch.inputs for batch in looks]))
+        features = encode(collate_pictures([batch.inputs for batch in batches]))
         self._output, self._one_tensor = type(features), isinstance(features.pooler_output, Tensor)
         layers = [features.pooler_output, *(getattr(features, "deepstack_features", None) or ())]
         flat = [torch.cat([image.reshape(-1, layer[0].shape[-1]) for image in layer]) for layer in layers]
-        counts = [batch.tokens for batch in looks]
+        counts = [batch.tokens for batch in batches]
         if not all(counts):
-            if len(features.pooler_output) != len(looks):
+            if len(features.pooler_output) != len(batches):
                 return None
             counts = [image.numel() // flat[0].shape[-1] for image in features.pooler_output]
         return list(zip(*(layer.split(counts) for layer in flat), strict=True))

@@ -45,7 +45,7 @@ class Passes:
         self.model, self.encoder, self.adapter = model, encoder, adapter
         self.shards: Any = None  # FsdpModel, if the weights are sharded
         self._can_share_pictures = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
-        self._eyes = ImageFeatureCache(getattr(model.config, "image_token_id", -1))
+        self._feature_cache = ImageFeatureCache(getattr(model.config, "image_token_id", -1))
         self._cache_argument = _cache_argument(model)
         self.shortcuts = _plausible(model, self._cache_argument)
         takes = "position_ids" in inspect.signature(model.base_model.forward).parameters
@@ -201,9 +201,11 @@ class Passes:
         inputs = {name: value[row_idx] for name, value in unique.items()}
         if not any(image_inputs(encoded[row]) for row in rows):
             return inputs
-        return inputs | self._eyes.inputs(prompts, encoded, rows, self._look, (id(self.model), self.adapter))
+        return inputs | self._feature_cache.inputs(
+            prompts, encoded, rows, self._image_features, (id(self.model), self.adapter)
+        )
 
-    def _look(self, pictures: Encoded) -> BaseModelOutputWithPooling:
+    def _image_features(self, pictures: Encoded) -> BaseModelOutputWithPooling:
         shows = self.model if hasattr(self.model, "get_image_features") else self.model.base_model  # the latter in Emu3
         taken = inspect.signature(shows.get_image_features).parameters
         inputs = {name: value for name, value in pictures.items() if name in taken}
